@@ -1,0 +1,1 @@
+"""The judge: pytest plugin, verdicts, reports, self-test."""

@@ -1,0 +1,1 @@
+"""The meter: locust users, histograms, SLOs, load report."""

@@ -1,0 +1,1 @@
+"""The groups of the `iamroles` command that belong to the agent."""

@@ -1,0 +1,1 @@
+"""From roles to routes: model, decision, analysis."""

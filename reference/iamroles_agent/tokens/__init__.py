@@ -1,0 +1,1 @@
+"""Credentials: JWS and claims, JWKS cache, STS verifier."""

@@ -1,0 +1,1 @@
+"""The stage: HAProxy, agent, mocks and backends as processes or containers."""
