@@ -1,0 +1,80 @@
+"""The closed list of refusal reasons (SPEC.md section 4) and what each tells the client (RFC 6750)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a request was refused. Goes to the audit line and HAProxy's log, never to the client."""
+
+    NO_CREDENTIALS = "no_credentials"
+    MULTIPLE_CREDENTIALS = "multiple_credentials"
+    TOKEN_MALFORMED = "token_malformed"  # noqa: S105 - the name of a reason, not a secret
+    TOKEN_TOO_LARGE = "token_too_large"  # noqa: S105
+    ALGORITHM_NOT_ALLOWED = "algorithm_not_allowed"
+    KEY_UNKNOWN = "key_unknown"
+    SIGNATURE_INVALID = "signature_invalid"
+    TOKEN_EXPIRED = "token_expired"  # noqa: S105
+    TOKEN_NOT_YET_VALID = "token_not_yet_valid"  # noqa: S105
+    TOKEN_LIFETIME = "token_lifetime"  # noqa: S105
+    ISSUER_UNTRUSTED = "issuer_untrusted"
+    AUDIENCE_MISMATCH = "audience_mismatch"
+    TYPE_NOT_ALLOWED = "type_not_allowed"
+    CLAIM_INVALID = "claim_invalid"
+    ROLE_MISSING = "role_missing"
+    ROLE_MALFORMED = "role_malformed"
+    ROLE_NOT_IN_TOKEN = "role_not_in_token"  # noqa: S105
+    AMBIGUOUS_ROLE = "ambiguous_role"
+    NO_GRANT = "no_grant"
+    DENIED_BY_RULE = "denied_by_rule"
+    PATH_AMBIGUOUS = "path_ambiguous"
+    SCOPE_INSUFFICIENT = "scope_insufficient"
+    STS_REJECTED = "sts_rejected"
+    STS_UNAVAILABLE = "sts_unavailable"
+    KEYS_UNAVAILABLE = "keys_unavailable"
+    INTERNAL_ERROR = "internal_error"
+
+    @property
+    def status(self) -> int:
+        """HTTP status the proxy answers with: 400, 401, 403 or 503."""
+        return _ANSWER[self][0]
+
+    @property
+    def error(self) -> str:
+        """RFC 6750 section 3.1 error code, or "" where the challenge stays bare or there is none."""
+        return _ANSWER[self][1]
+
+
+_BAD_REQUEST = (400, "invalid_request")
+_FORBIDDEN = (403, "insufficient_scope")
+_UNAVAILABLE = (503, "")
+_ANSWER: dict[Reason, tuple[int, str]] = {reason: (401, "invalid_token") for reason in Reason}
+_ANSWER |= {
+    Reason.NO_CREDENTIALS: (401, ""),
+    Reason.MULTIPLE_CREDENTIALS: _BAD_REQUEST,
+    Reason.PATH_AMBIGUOUS: _BAD_REQUEST,
+    Reason.ROLE_MISSING: _FORBIDDEN,
+    Reason.ROLE_NOT_IN_TOKEN: _FORBIDDEN,
+    Reason.AMBIGUOUS_ROLE: _FORBIDDEN,
+    Reason.NO_GRANT: _FORBIDDEN,
+    Reason.DENIED_BY_RULE: _FORBIDDEN,
+    Reason.SCOPE_INSUFFICIENT: _FORBIDDEN,
+    Reason.STS_UNAVAILABLE: _UNAVAILABLE,
+    Reason.KEYS_UNAVAILABLE: _UNAVAILABLE,
+    Reason.INTERNAL_ERROR: _UNAVAILABLE,
+}
+
+
+class Refusal(Exception):  # noqa: N818 - a verdict, not a fault
+    """A credential or request that is refused.
+
+    Args:
+        reason: one of the closed list.
+        detail: what exactly was wrong, for the audit line; never holds a token, signature or secret.
+    """
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
+        self.detail = detail
