@@ -49,7 +49,7 @@ class Reason(StrEnum):
 _BAD_REQUEST = (400, "invalid_request")
 _FORBIDDEN = (403, "insufficient_scope")
 _UNAVAILABLE = (503, "")
-_ANSWER: dict[Reason, tuple[int, str]] = {reason: (401, "invalid_token") for reason in Reason}
+_ANSWER: dict[Reason, tuple[int, str]] = dict.fromkeys(Reason, (401, "invalid_token"))
 _ANSWER |= {
     Reason.NO_CREDENTIALS: (401, ""),
     Reason.MULTIPLE_CREDENTIALS: _BAD_REQUEST,
