@@ -1,0 +1,522 @@
+"""HAProxy's side of SPOP: one connection to an agent, and the one-line question `decide`.
+
+`Connection` is asyncio: frames whole, byte by byte or many in one segment, strict answers, a transcript of
+all that passed. `decide` and `Asker` are synchronous and may be called from any thread, also beside a running
+event loop: their connections live on one background loop.
+
+How a connection ends is three things on the network and one to the protocol: FIN, RST, or an
+AGENT-DISCONNECT before either. Only `Connection.receive` tells them apart; checks ask `Connection.ended`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar, cast
+
+from iamroles_scenarios.wire.codec import Typed, Value, WireFormatError
+from iamroles_scenarios.wire.codec import address as ip
+from iamroles_scenarios.wire.frames import (
+    HELLO,
+    Flags,
+    Frame,
+    FrameType,
+    as_hello,
+    encode_message,
+    hello,
+    notify,
+    read_kv,
+    variables,
+)
+from iamroles_scenarios.wire.transcript import (
+    FROM_AGENT,
+    NOTE,
+    TO_AGENT,
+    Transcript,
+    shorten,
+)
+
+_T = TypeVar("_T")
+OMIT = object()
+"""As a value of `check` or `context`: leave this argument out of the message."""
+MAX_ANSWER = 1 << 20
+"""No sane frame is longer, whatever was negotiated."""
+
+
+class WireError(Exception):
+    """The agent did not do what the caller asked for.
+
+    Args:
+        message: what happened instead.
+        transcript: the conversation so far.
+    """
+
+    def __init__(self, message: str, transcript: Transcript | None = None) -> None:
+        super().__init__(f"{message}\n{transcript}" if transcript and transcript.lines else message)
+        self.message = message
+        self.transcript = transcript or Transcript()
+
+
+class SilenceError(WireError):
+    """Nothing came before the deadline."""
+
+
+class UnreachableError(WireError):
+    """No connection: refused, no route, no such socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The agent's side of the connection is over."""
+
+    how: str
+    """`FIN` or `RST`."""
+
+
+class _Pipe(asyncio.Protocol):
+    """Keeps what arrives, and in which pieces."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+        self.pieces: list[int] = []
+        self.ended: Ended | None = None
+        self.arrived = asyncio.Event()
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        self.pieces.append(len(data))
+        self.arrived.set()
+
+    def eof_received(self) -> bool:
+        self.ended = self.ended or Ended("FIN")
+        self.arrived.set()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = self.ended or Ended("RST" if exc else "FIN")
+        self.arrived.set()
+        self.writable.set()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+
+class Connection:
+    """One connection to an agent. Use `open_connection`."""
+
+    def __init__(
+        self, transport: asyncio.Transport, pipe: _Pipe, transcript: Transcript, timeout: float
+    ) -> None:
+        self._transport = transport
+        self._pipe = pipe
+        self.transcript = transcript
+        self.timeout = timeout
+        """Seconds that `receive` waits by default."""
+
+    # --- sending -------------------------------------------------------------------------------------------
+
+    async def send(self, *frames: Frame | bytes, piece: int | None = None, gap: float = 0.0) -> None:
+        """Send frames or raw bytes, all in one segment unless told otherwise.
+
+        Args:
+            frames: frames, or bytes as they are (length prefix and all).
+            piece: send in pieces of so many bytes, each in a segment of its own.
+            gap: seconds between pieces.
+        """
+        raw = b"".join(frame if isinstance(frame, bytes) else frame.encode() for frame in frames)
+        how = "" if piece is None else f" [in pieces of {piece}]"
+        self.transcript.add(TO_AGENT, raw, how)
+        for start in range(0, len(raw), piece or max(len(raw), 1)):
+            self._transport.write(raw[start : start + (piece or len(raw))])
+            if piece is not None:
+                await asyncio.sleep(gap)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._pipe.writable.wait(), self.timeout)
+
+    def half_close(self) -> None:
+        """Send FIN; answers may still come."""
+        self.transcript.add(TO_AGENT, "(FIN, reading on)")
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+
+    def reset(self) -> None:
+        """End with RST, as a killed peer does."""
+        self.transcript.add(TO_AGENT, "(RST)")
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    def close(self) -> None:
+        """End with FIN."""
+        self._transport.close()
+
+    # --- receiving -----------------------------------------------------------------------------------------
+
+    async def receive(self, within: float | None = None) -> Frame | Ended:
+        """The next frame, or how the connection ended.
+
+        Raises:
+            SilenceError: neither came in time.
+            WireError: bytes that are no frame.
+        """
+        seconds = self.timeout if within is None else within
+        deadline = asyncio.get_running_loop().time() + seconds
+        while (frame := self._next()) is None:
+            if self._pipe.ended is not None:
+                left = f", {len(self._pipe.buffer)} bytes of a frame before it" if self._pipe.buffer else ""
+                self.transcript.add(FROM_AGENT, f"({self._pipe.ended.how}{left})")
+                return self._pipe.ended
+            self._pipe.arrived.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._pipe.arrived.wait()
+            except TimeoutError:
+                self.transcript.add(NOTE, f"nothing for {seconds:g} s")
+                raise SilenceError(f"the agent sent nothing for {seconds:g} s", self.transcript) from None
+        self.transcript.add(FROM_AGENT, frame)
+        return frame
+
+    def _next(self) -> Frame | None:
+        buffer = self._pipe.buffer
+        if len(buffer) < 4:
+            return None
+        length = int.from_bytes(buffer[:4], "big")
+        if not 7 <= length <= MAX_ANSWER:
+            self.transcript.add(FROM_AGENT, f"RAW {shorten(bytes(buffer))}")
+            raise WireError(f"the agent sent a frame length of {length}: not SPOP", self.transcript)
+        if len(buffer) < 4 + length:
+            return None
+        body = bytes(buffer[4 : 4 + length])
+        del buffer[: 4 + length]
+        try:
+            return Frame.decode(body)
+        except WireFormatError as error:
+            self.transcript.add(FROM_AGENT, f"BROKEN FRAME {error}; {shorten(body)}")
+            raise WireError(f"the agent sent a broken frame: {error}", self.transcript) from error
+
+    async def expect(self, kind: FrameType, within: float | None = None) -> Frame:
+        """The next frame, which must be of a type.
+
+        Raises:
+            WireError: another frame, an end, or silence.
+        """
+        answer = await self.receive(within)
+        if isinstance(answer, Ended):
+            raise WireError(
+                f"expected {kind.name}, but the agent closed the connection ({answer.how})", self.transcript
+            )
+        if answer.type != kind:
+            raise WireError(f"expected {kind.name}, got {answer.name}", self.transcript)
+        return answer
+
+    async def ended(self, within: float | None = None) -> list[Frame]:
+        """Read to the end of the connection, however it ends, and give the frames before it.
+
+        Raises:
+            SilenceError: it did not end in time.
+        """
+        seconds = self.timeout if within is None else within
+        frames: list[Frame] = []
+        try:
+            async with asyncio.timeout(seconds):
+                while isinstance(answer := await self.receive(seconds * 2), Frame):
+                    frames.append(answer)
+        except TimeoutError:
+            self.transcript.add(NOTE, f"still open after {seconds:g} s")
+            raise SilenceError(
+                f"the agent did not close the connection within {seconds:g} s", self.transcript
+            ) from None
+        return frames
+
+    @property
+    def pieces(self) -> list[int]:
+        """Sizes of the reads so far: on one machine, a single write of a small frame is never split."""
+        return self._pipe.pieces
+
+    # --- conversations -------------------------------------------------------------------------------------
+
+    async def hello(self, items: Mapping[str, Value | Typed] | None = None) -> dict[str, Value]:
+        """Shake hands and give what the AGENT-HELLO said.
+
+        Args:
+            items: the HELLO's items; by default those of HAProxy 3.
+        """
+        await self.send(hello(None if items is None else as_hello(items)))
+        frame = await self.expect(FrameType.AGENT_HELLO)
+        return {name: value.value for name, value in read_kv(frame)}
+
+    async def ask(self, frame: Frame, within: float | None = None) -> Frame:
+        """Send a NOTIFY and give its ACK; one question at a time.
+
+        Raises:
+            WireError: anything but an ACK with the same ids and FIN.
+        """
+        await self.send(frame)
+        ack = await self.expect(FrameType.ACK, within)
+        if (ack.stream_id, ack.frame_id) != (frame.stream_id, frame.frame_id):
+            raise WireError(
+                f"the ACK answers {ack.stream_id}/{ack.frame_id}, "
+                f"the NOTIFY was {frame.stream_id}/{frame.frame_id}",
+                self.transcript,
+            )
+        if not ack.flags & Flags.FIN:
+            raise WireError("the ACK has no FIN", self.transcript)
+        return ack
+
+
+async def open_connection(address: str, *, within: float = 5.0) -> Connection:
+    """Connect to an agent.
+
+    Args:
+        address: `host:port` or `unix:/path`.
+        within: seconds to connect, and the default for each answer.
+
+    Raises:
+        UnreachableError: no connection in time.
+    """
+    loop = asyncio.get_running_loop()
+    transcript = Transcript()
+    try:
+        async with asyncio.timeout(within):
+            if address.startswith("unix:"):
+                transport, pipe = await loop.create_unix_connection(_Pipe, address.removeprefix("unix:"))
+            else:
+                host, _, port = address.rpartition(":")
+                transport, pipe = await loop.create_connection(_Pipe, host.strip("[]"), int(port))
+    except (OSError, TimeoutError) as error:
+        why = str(error) or f"no answer in {within:g} s"
+        raise UnreachableError(f"cannot connect to the agent at {address}: {why}", transcript) from error
+    transcript.add(NOTE, f"connected to {address}")
+    return Connection(transport, pipe, transcript, within)
+
+
+# --- questions in the terms of SPEC.md section 2 -----------------------------------------------------------
+
+_CHECK = ("authorization", "authorization-count", "role", "method", "host", "path", "src")
+
+
+def check_arguments(check: Mapping[str, Any]) -> dict[str, Value | Typed]:
+    """Fill an `iam-check` up to SPEC.md section 2: as HAProxy sends it for such a request.
+
+    Args:
+        check: any of the section's arguments; `src` as text or address; `OMIT` leaves one out. Defaults: no
+            credential, GET / from 127.0.0.1.
+    """
+    given = dict(check)
+    if isinstance(given.get("src"), str):
+        given["src"] = ip(given["src"])
+    defaults: dict[str, Any] = {
+        "authorization": None,
+        "authorization-count": 0 if given.get("authorization") in (None, OMIT) else 1,
+        "role": None,
+        "method": "GET",
+        "host": "localhost",
+        "path": "/",
+        "src": ip("127.0.0.1"),
+    }
+    merged = {name: given.pop(name, defaults[name]) for name in _CHECK} | given
+    return {name: value for name, value in merged.items() if value is not OMIT}
+
+
+def context_arguments(context: Mapping[str, Any] | None = None) -> dict[str, Value | Typed]:
+    """Fill an `iam-context` up to SPEC.md section 2."""
+    merged: dict[str, Any] = {"request-id": "wire-1", "src-port": 40000, "stream": 1} | dict(context or {})
+    return {name: value for name, value in merged.items() if value is not OMIT}
+
+
+def question(
+    check: Mapping[str, Any],
+    context: Mapping[str, Any] | None = None,
+    *,
+    stream_id: int = 1,
+    frame_id: int = 1,
+) -> Frame:
+    """The NOTIFY that HAProxy sends for the group `iam-check-group`."""
+    return notify(
+        stream_id,
+        frame_id,
+        encode_message("iam-context", context_arguments(context)),
+        encode_message("iam-check", check_arguments(check)),
+    )
+
+
+# --- synchronous ------------------------------------------------------------------------------------------
+
+
+class _Background:
+    """One event loop in one daemon thread, started when first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine there and wait for it here."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="spop-client", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+_background = _Background()
+
+
+class Asker:
+    """A connection kept open for many questions; synchronous, safe to share between threads.
+
+    Questions of several threads are pipelined: each has a stream-id of its own and gets its own ACK.
+    After the connection broke, the next question opens a new one.
+
+    Args:
+        address: `host:port` or `unix:/path`.
+        timeout: seconds for each answer.
+    """
+
+    def __init__(self, address: str, *, timeout: float = 5.0) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._connection: Connection | None = None
+        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._stream_id = 1
+        self._reading: asyncio.Task[None] | None = None
+        self._opening: asyncio.Lock | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, object]:
+        """Ask for one verdict; as the function `decide`."""
+        return cast("dict[str, object]", _background.run(self._decide(check, context)))
+
+    def decide_many(
+        self, checks: Sequence[Mapping[str, Any]], *, window: int = 20
+    ) -> list[dict[str, object]]:
+        """Ask for many verdicts, up to `window` at a time, and give them in the order of the questions."""
+
+        async def all_of_them() -> list[dict[str, Value]]:
+            bound = asyncio.Semaphore(window)
+
+            async def one(check: Mapping[str, Any]) -> dict[str, Value]:
+                async with bound:
+                    return await self._decide(check, None)
+
+            return list(await asyncio.gather(*map(one, checks)))
+
+        return cast("list[dict[str, object]]", _background.run(all_of_them()))
+
+    def close(self) -> None:
+        """Close the connection; the next question opens another."""
+
+        async def drop() -> None:
+            self._drop(WireError("the asker was closed"))
+
+        _background.run(drop())
+
+    async def _decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None) -> dict[str, Value]:
+        connection = await self._connected()
+        stream_id, self._stream_id = self._stream_id, self._stream_id + 2
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting[stream_id] = waiting
+        try:
+            await connection.send(question(check, context, stream_id=stream_id))
+            async with asyncio.timeout(self.timeout):
+                ack = await waiting
+            return variables(ack)
+        except TimeoutError:
+            raise SilenceError(
+                f"no ACK for stream {stream_id} in {self.timeout:g} s", connection.transcript
+            ) from None
+        except WireFormatError as error:
+            raise WireError(f"the ACK is malformed: {error}", connection.transcript) from error
+        finally:
+            self._waiting.pop(stream_id, None)
+
+    async def _connected(self) -> Connection:
+        self._opening = self._opening or asyncio.Lock()
+        async with self._opening:
+            if self._connection is None:
+                connection = await open_connection(self.address, within=self.timeout)
+                try:
+                    await connection.hello()
+                except BaseException:
+                    connection.close()
+                    raise
+                self._connection = connection
+                self._reading = asyncio.create_task(self._read(connection))
+            return self._connection
+
+    async def _read(self, connection: Connection) -> None:
+        try:
+            while True:
+                try:
+                    answer = await connection.receive(3600.0)
+                except SilenceError:
+                    continue
+                if isinstance(answer, Ended):
+                    raise WireError(f"the agent closed the connection ({answer.how})", connection.transcript)
+                waiting = self._waiting.get(answer.stream_id) if answer.type == FrameType.ACK else None
+                if waiting is None:
+                    raise WireError(f"an unexpected {answer.name}", connection.transcript)
+                if not waiting.done():
+                    waiting.set_result(answer)
+        except WireError as error:
+            if self._connection is connection:
+                self._drop(error)
+
+    def _drop(self, error: WireError) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        reading, self._reading = self._reading, None
+        if reading is not None and reading is not asyncio.current_task():
+            reading.cancel()
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+
+
+def decide(
+    address: str, check: dict[str, Any], context: dict[str, Any] | None = None, *, timeout: float = 5.0
+) -> dict[str, object]:
+    """Ask an agent one question over a fresh connection and give the variables it set.
+
+    Args:
+        address: `host:port` or `unix:/path`.
+        check: arguments of `iam-check`, as `check_arguments` takes them.
+        context: arguments of `iam-context`; by default some.
+        timeout: seconds to connect, and for each answer.
+
+    Returns:
+        Variables in scope `txn` (SPEC.md section 3); unset ones are absent.
+
+    Raises:
+        WireError: no connection, no handshake, no ACK, or a malformed one; its text holds the transcript.
+    """
+
+    async def once() -> dict[str, Value]:
+        connection = await open_connection(address, within=timeout)
+        try:
+            await connection.hello(HELLO)
+            ack = await connection.ask(question(check, context))
+            return variables(ack)
+        except WireFormatError as error:
+            raise WireError(f"the agent's answer is malformed: {error}", connection.transcript) from error
+        finally:
+            connection.close()
+
+    return cast("dict[str, object]", _background.run(once()))

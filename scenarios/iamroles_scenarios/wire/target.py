@@ -1,0 +1,70 @@
+"""What the wire lane is pointed at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Process(Protocol):
+    """A freshly started agent that a check may end: its own process, its own port, the same policy.
+
+    `address`: as `WireTarget.address`. `pid`: of the process itself, None for a container. `terminate()`
+    sends SIGTERM and returns at once. `wait(seconds)` gives the exit status, None where it still runs.
+    `logs()` gives standard error so far.
+    """
+
+    @property
+    def address(self) -> str: ...  # noqa: D102
+    @property
+    def pid(self) -> int | None: ...  # noqa: D102
+    def terminate(self) -> None: ...  # noqa: D102
+    def wait(self, seconds: float) -> int | None: ...  # noqa: D102
+    def logs(self) -> str: ...  # noqa: D102
+
+
+Launcher = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
+"""Starts a fresh agent; the mapping is merged into the world's `agent` table: `{"max_connections": 4}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WireTarget:
+    """One running agent and what is needed to judge it over SPOP alone.
+
+    Args:
+        address: `host:port` or `unix:/path` where it speaks SPOP.
+        time_scale: multiplies every deadline of the lane; above 1 for slow hosts.
+        allowed: arguments of an `iam-check` (see `wire.client.check_arguments`) that the agent's policy
+            allows: `{"authorization": "Bearer …", "method": "GET", "host": "…", "path": "/…", "src": "…"}`.
+            None where no credential is known (`--agent-address` alone): checks that need an allow are then
+            untestable, the others use a request without a credential.
+        refused: as `allowed`, with a *verified* credential that the policy refuses (403). None: a request
+            without a credential stands in, which every agent refuses.
+        slow: as `allowed`, but the agent must fetch something to judge it (a first token under a `kid` it
+            does not know, whose issuer delays its JWKS): for the check that a slow one blocks nobody. A
+            callable, because each use needs a fresh one; None makes that check use `allowed`.
+        features: what `agent.toml` declares.
+        pid: the agent's process, where it runs on this host: memory and descriptors are then watched.
+        logs: gives the agent's log so far.
+        launch: starts a fresh agent for checks that end one (SIGTERM, connection limits); they are
+            untestable without.
+        tuning: whether `launch` honours settings of the reference agent's `[agent]` table
+            (`max_connections`, `handshake_timeout` as durations); checks of limits need it.
+    """
+
+    address: str
+    time_scale: float = 1.0
+    allowed: Mapping[str, Any] | None = None
+    refused: Mapping[str, Any] | None = None
+    slow: Callable[[], Mapping[str, Any]] | None = None
+    features: frozenset[str] = field(default_factory=frozenset)
+    pid: int | None = None
+    logs: Callable[[], str] | None = None
+    launch: Launcher | None = None
+    tuning: bool = False
+
+    def seconds(self, seconds: float) -> float:
+        """A deadline, scaled."""
+        return seconds * self.time_scale
