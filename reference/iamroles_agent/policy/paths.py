@@ -1,0 +1,74 @@
+"""One reading of a path, or a refusal (SPEC.md section 7, requirement O7).
+
+Why so strict: the agent judges a string, the proxy forwards a string, and the backend resolves a string.
+Every known bypass lives where two of the three read it differently: `/orders/%2e%2e/admin` is below
+`/orders` to a plain comparison and is `/admin` to a server that decodes; `/admin;x` is another segment here
+and `/admin` to a servlet container. A path that could be read in two ways is therefore not repaired but
+refused. The only things repaired are those on which RFC 3986 section 6.2.2 lets nobody differ: the case of
+hex digits and the encoding of unreserved characters, and HAProxy's `normalize-uri` does the same to what
+it forwards.
+"""
+
+from __future__ import annotations
+
+import re
+
+from iamroles_agent.reasons import Reason, Refusal
+
+_PLAIN = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*)+/?", re.ASCII)
+"""Paths that need no second look: no `%`, no segment that starts with a dot. Nearly all traffic."""
+_ENCODED = re.compile(r"%([0-9A-Fa-f]{2})?")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_DOUBLE = re.compile(r"%25[0-9A-Fa-f]{2}")
+_FORBIDDEN_ENCODED = frozenset({0x2F, 0x5C, 0x3B, 0x7F, *range(0x20)})
+_FORBIDDEN_PLAIN = re.compile(r"[^\x21-\x7e]|[;\\#?]")
+
+
+def canonical(path: str) -> str:
+    """Normalise a request's path, without query, as the proxy forwards it.
+
+    Args:
+        path: begins with `/`; percent-encoding as sent.
+
+    Returns:
+        The path with unreserved characters decoded and hex digits upper-case. A trailing `/` is kept:
+        `segments` ignores it.
+
+    Raises:
+        Refusal: `path_ambiguous`, its detail says which trick it was.
+    """
+    if _PLAIN.fullmatch(path) or path == "/":
+        return path
+    if not path.startswith("/"):
+        raise _ambiguous("does not start with /")
+    if _FORBIDDEN_PLAIN.search(path):
+        raise _ambiguous("holds `;`, `\\`, `#`, `?`, a space, a control byte or a byte above 0x7E")
+    decoded = _ENCODED.sub(_decode, path)
+    if _DOUBLE.search(decoded):
+        raise _ambiguous("is percent-encoded twice")
+    parts = decoded[1:].split("/")
+    if "." in parts or ".." in parts:
+        raise _ambiguous("holds a dot segment")
+    if "" in parts[:-1]:
+        raise _ambiguous("holds an empty segment")
+    return decoded
+
+
+def segments(path: str) -> tuple[str, ...]:
+    """Split a canonical path; one trailing `/` is ignored, and `/` has no segments."""
+    trimmed = path[1:-1] if path.endswith("/") else path[1:]
+    return tuple(trimmed.split("/")) if trimmed else ()
+
+
+def _decode(match: re.Match[str]) -> str:
+    digits = match[1]
+    if digits is None:
+        raise _ambiguous("has broken percent-encoding")
+    byte = int(digits, 16)
+    if byte in _FORBIDDEN_ENCODED:
+        raise _ambiguous(f"holds an encoded delimiter or control byte, %{digits.upper()}")
+    return chr(byte) if byte in _UNRESERVED else f"%{digits.upper()}"
+
+
+def _ambiguous(what: str) -> Refusal:
+    return Refusal(Reason.PATH_AMBIGUOUS, f"the path {what}")

@@ -1,0 +1,155 @@
+"""Regions: the sets of requests that rules speak of, and the values they are compared by.
+
+A region is a product of four independent conditions: method, path, host, source network. The decision
+(`policy.compiled`) and the analysis (`policy.atoms`) both read rules through this module, so that what is
+proven is what is enforced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
+
+from iamroles_agent import config
+from iamroles_agent.policy.paths import canonical, segments
+
+Network = IPv4Network | IPv6Network
+Address = IPv4Address | IPv6Address
+
+_HOST = re.compile(r"(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::[0-9]{0,5})?", re.ASCII)
+_HOST_PATTERN = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]", re.ASCII)
+
+MALFORMED_HOST = "\0"
+"""What `canonical_host` makes of a Host header that is none: equal to no pattern."""
+
+
+def canonical_host(text: str) -> str:
+    """Lower-case a Host header and drop its port and the root's trailing dot (RFC 9110 section 7.2).
+
+    Returns:
+        The host; "" for an absent header; `MALFORMED_HOST` where the text is not one host.
+    """
+    if not text:
+        return ""
+    match = _HOST.fullmatch(text.lower())
+    return match["host"] if match else MALFORMED_HOST
+
+
+def host_pattern(text: str) -> str:
+    """Check a host of the policy: a name, `*.` and a name, or an IPv6 literal in brackets; no port.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    lowered = text.lower().removesuffix(".")
+    if not _HOST_PATTERN.fullmatch(lowered):
+        raise ValueError(f"{text!r} is not a host name or `*.` and a host name, without scheme and port")
+    return lowered
+
+
+def host_patterns_of(host: str) -> Iterator[str]:
+    """All patterns that match a canonical host, the most specific first: itself, then `*.` suffixes."""
+    if host:
+        yield host
+        rest = host
+        while (dot := rest.find(".")) >= 0:
+            rest = rest[dot + 1 :]
+            yield f"*.{rest}"
+
+
+def plain_address(address: Address) -> Address:
+    """An IPv4-mapped IPv6 address as the IPv4 address it is: a dual-stack socket shows clients so."""
+    if isinstance(address, IPv6Address) and (mapped := address.ipv4_mapped) is not None:
+        return mapped
+    return address
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rule's conditions, canonical. None stands for any."""
+
+    methods: frozenset[str] | None
+    path: str
+    """Canonical, without a trailing `/` except the root's."""
+    exact: bool
+    hosts: frozenset[str] | None
+    sources: tuple[Network, ...] | None
+
+    @classmethod
+    def of(cls, rule: config.Grant | config.Deny | config.Scope) -> Region:
+        """Compile a rule of a checked configuration.
+
+        Raises:
+            Refusal, ValueError: the rule was not checked by `policy.load`.
+        """
+        sources = getattr(rule, "sources", [])
+        return cls(
+            methods=None if "*" in rule.methods else frozenset(rule.methods),
+            path="/" + "/".join(segments(canonical(rule.path))),
+            exact=rule.match == "exact",
+            hosts=frozenset(map(host_pattern, rule.hosts)) or None,
+            sources=merge_networks(map(ip_network, sources)) if sources else None,
+        )
+
+    @property
+    def specificity(self) -> tuple[bool, int]:
+        """Greater wins (O8): exact before prefix, then more segments."""
+        return self.exact, 0 if self.path == "/" else self.path.count("/")
+
+    def has_path(self, path: str) -> bool:
+        """Whether a canonical path without trailing `/` lies in it, by whole segments."""
+        if path == self.path:
+            return True
+        return not self.exact and (self.path == "/" or path.startswith(self.path + "/"))
+
+    def has_source(self, address: Address) -> bool:
+        """Whether a `plain_address` lies in it."""
+        return self.sources is None or any(address in network for network in self.sources)
+
+    def meets(self, other: Region) -> bool:
+        """Whether one request lies in both."""
+        return (
+            (self.methods is None or other.methods is None or not self.methods.isdisjoint(other.methods))
+            and self._path_meets(other)
+            and _hosts_meet(self.hosts, other.hosts)
+            and _sources_meet(self.sources, other.sources)
+        )
+
+    def _path_meets(self, other: Region) -> bool:
+        return self.has_path(other.path) or other.has_path(self.path)
+
+
+def _hosts_meet(one: frozenset[str] | None, two: frozenset[str] | None) -> bool:
+    if one is None or two is None:
+        return True
+    # A wildcard meets what it covers, and a wildcard below or above it.
+    return any(a == b or _covers(a, b) or _covers(b, a) for a in one for b in two)
+
+
+def _covers(pattern: str, host: str) -> bool:
+    return pattern.startswith("*.") and host.removeprefix("*").endswith(pattern[1:])
+
+
+def _sources_meet(one: tuple[Network, ...] | None, two: tuple[Network, ...] | None) -> bool:
+    if one is None or two is None:
+        return True
+    return any(a.version == b.version and a.overlaps(b) for a in one for b in two)
+
+
+def merge_networks(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """The fewest networks that hold the same addresses, IPv4 before IPv6.
+
+    A network of IPv4-mapped IPv6 addresses is the IPv4 network: see `plain_address`.
+    """
+    four: list[IPv4Network] = []
+    six: list[IPv6Network] = []
+    for network in networks:
+        if isinstance(network, IPv4Network):
+            four.append(network)
+        elif network.prefixlen >= 96 and (mapped := network.network_address.ipv4_mapped) is not None:
+            four.append(IPv4Network((int(mapped), network.prefixlen - 96)))
+        else:
+            six.append(network)
+    return (*collapse_addresses(four), *collapse_addresses(six))
