@@ -1,0 +1,289 @@
+"""Prometheus metrics: plain counters on the hot path, turned into samples when somebody scrapes.
+
+`prometheus-client`'s own counters take a lock and a dictionary look-up for each label set; here a decision
+costs an addition and a bisection. The collector reads the plain numbers at scrape time: each is one Python
+integer, so a scrape may be a few decisions behind itself but never sees a torn value.
+
+Several workers are several processes. Their numbers are not merged behind the operator's back: worker `k`
+serves on port `listen + k`, and Prometheus, which is made for that, sums them. A port of 0 stays ephemeral
+for each worker; the agent's ready line names it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from iamroles_agent import __version__
+from iamroles_agent.audit import AuditState
+from iamroles_agent.config import MetricsSettings
+from iamroles_agent.errors import StartError
+from iamroles_agent.reasons import Reason
+
+BUCKETS = (
+    *(5e-6, 10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6),
+    *(1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0),
+)
+"""Upper bounds of the latency histogram, seconds: a cached verdict takes microseconds, an STS call longer."""
+
+
+class Metrics:
+    """The numbers of one worker process. Call from the event loop's thread; scraping happens in another.
+
+    Args:
+        settings: `[metrics]`.
+        worker: number of the worker process.
+        clock: epoch seconds.
+    """
+
+    def __init__(
+        self, settings: MetricsSettings, *, worker: int = 0, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.settings = settings
+        self.worker = worker
+        self.clock = clock
+        self.started = clock()
+        self.allowed = 0
+        self.refused: dict[Reason, int] = dict.fromkeys(Reason, 0)
+        self.shadowed = 0
+        """Decisions that a shadow rule would have changed (O12)."""
+        self.buckets = [0] * (len(BUCKETS) + 1)
+        self.seconds = 0.0
+        self.verdict_hits = self.verdict_misses = 0
+        """Verdicts found by the bytes of `iam-check`, or not."""
+        self.identity_hits = self.identity_misses = 0
+        """Credentials verified before, or not."""
+        self.cache_sizes: dict[str, Callable[[], int]] = {}
+        """`verdict`, `identity`: entries at scrape time."""
+        self.fetches: dict[tuple[str, str], int] = {}
+        self.key_sets: dict[str, tuple[float, int]] = {}
+        self.sts_calls: dict[tuple[str, str], int] = {}
+        self.policy_version = ""
+        self.policy_since = 0.0
+        self.reloads = {"accepted": 0, "rejected": 0}
+        self.connections = 0
+        self.connections_total = 0
+        self.frame_errors = 0
+        """Connections ended by an AGENT-DISCONNECT with an error status."""
+        self.terminations: dict[str, int] = {}
+        self.audit: Callable[[], AuditState] | None = None
+        self.registry = CollectorRegistry()
+        self.registry.register(_Scrape(self))
+        self._server: tuple[WSGIServer, threading.Thread] | None = None
+
+    def decided(self, reason: Reason | None, seconds: float) -> None:
+        """Count a decision: its reason (None: allowed) and how long it took."""
+        if reason is None:
+            self.allowed += 1
+        else:
+            self.refused[reason] += 1
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+        self.seconds += seconds
+
+    def fetched(self, issuer: str, outcome: str) -> None:
+        """Count a key-set fetch: `ok`, `unchanged`, `error`, `rejected` (the set was poisoned)…"""
+        self.fetches[issuer, outcome] = self.fetches.get((issuer, outcome), 0) + 1
+
+    def keys(self, issuer: str, *, fetched_at: float, count: int) -> None:
+        """Note the key set in force: when it was fetched (epoch seconds) and how many keys it holds."""
+        self.key_sets[issuer] = (fetched_at, count)
+
+    def sts(self, name: str, outcome: str) -> None:
+        """Count an STS call: `ok`, `rejected`, `unavailable`."""
+        self.sts_calls[name, outcome] = self.sts_calls.get((name, outcome), 0) + 1
+
+    def policy(self, version: str) -> None:
+        """Note the policy in force."""
+        self.policy_version, self.policy_since = version, self.clock()
+        self.reloads["accepted"] += 1
+
+    def policy_rejected(self) -> None:
+        """Count a policy that was turned down; the old one stays (O13)."""
+        self.reloads["rejected"] += 1
+
+    def connected(self) -> None:
+        """Count a connection from HAProxy."""
+        self.connections += 1
+        self.connections_total += 1
+
+    def disconnected(self) -> None:
+        """A connection ended."""
+        self.connections -= 1
+
+    def terminated(self, cause: str) -> None:
+        """Count a live connection that was cut."""
+        self.terminations[cause] = self.terminations.get(cause, 0) + 1
+
+    def serve(self) -> str:
+        """Serve `/metrics` on this worker's port, from a thread.
+
+        Returns:
+            `host:port`, or "" where `metrics.listen` is empty.
+
+        Raises:
+            StartError: the port is busy or not ours to use.
+        """
+        if not self.settings.listen:
+            return ""
+        host, _, port = self.settings.listen.rpartition(":")
+        host = host.strip("[]")
+        number = int(port) and int(port) + self.worker
+        try:
+            self._server = start_http_server(number, host, self.registry)
+        except OSError as error:
+            raise StartError(
+                f"metrics.listen {host}:{number} cannot be used: {error.strerror or error}. "
+                "Choose a free port; worker k uses the port plus k"
+            ) from error
+        bound = self._server[0].server_port
+        return f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            server, thread = self._server
+            server.shutdown()
+            server.server_close()
+            thread.join()
+            self._server = None
+
+
+class _Scrape(Collector):
+    """Reads a `Metrics` when Prometheus asks."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # nothing to collide with: the registry is our own
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._decisions()
+        yield from self._caches()
+        yield from self._identity()
+        yield from self._process()
+        yield from self._audit()
+
+    def _decisions(self) -> Iterator[Metric]:
+        numbers = self._metrics
+        decisions = CounterMetricFamily(
+            "iamroles_decisions", "Decisions by verdict and reason.", labels=["verdict", "reason"]
+        )
+        decisions.add_metric(["allow", ""], numbers.allowed)
+        for reason, count in numbers.refused.items():
+            decisions.add_metric(["deny", reason], count)
+        yield decisions
+        yield CounterMetricFamily(
+            "iamroles_shadow_decisions",
+            "Decisions that a shadow rule would have changed.",
+            value=numbers.shadowed,
+        )
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, BUCKETS), "+Inf"), list(numbers.buckets), strict=True):
+            total += count
+            buckets.append((bound, total))
+        latency = HistogramMetricFamily(
+            "iamroles_decision_seconds", "Time from the frame to its verdict, inside the agent."
+        )
+        latency.add_metric([], buckets, numbers.seconds)
+        yield latency
+
+    def _caches(self) -> Iterator[Metric]:
+        numbers = self._metrics
+        lookups = CounterMetricFamily(
+            "iamroles_cache_lookups", "Look-ups by cache and outcome.", labels=["cache", "outcome"]
+        )
+        lookups.add_metric(["verdict", "hit"], numbers.verdict_hits)
+        lookups.add_metric(["verdict", "miss"], numbers.verdict_misses)
+        lookups.add_metric(["identity", "hit"], numbers.identity_hits)
+        lookups.add_metric(["identity", "miss"], numbers.identity_misses)
+        yield lookups
+        sizes = GaugeMetricFamily("iamroles_cache_entries", "Entries by cache.", labels=["cache"])
+        for cache, size in numbers.cache_sizes.items():
+            sizes.add_metric([cache], size())
+        yield sizes
+
+    def _identity(self) -> Iterator[Metric]:
+        numbers = self._metrics
+        yield _counter(
+            "iamroles_key_set_fetches",
+            "Key-set fetches by issuer and outcome.",
+            ["issuer", "outcome"],
+            numbers.fetches,
+        )
+        age = GaugeMetricFamily(
+            "iamroles_key_set_age_seconds", "Age of the key set in force.", labels=["issuer"]
+        )
+        size = GaugeMetricFamily("iamroles_key_set_keys", "Keys in the set in force.", labels=["issuer"])
+        now = numbers.clock()
+        for issuer, (fetched_at, count) in list(numbers.key_sets.items()):
+            age.add_metric([issuer], max(0.0, now - fetched_at))
+            size.add_metric([issuer], count)
+        yield age
+        yield size
+        yield _counter(
+            "iamroles_sts_calls", "STS calls by endpoint and outcome.", ["sts", "outcome"], numbers.sts_calls
+        )
+
+    def _process(self) -> Iterator[Metric]:
+        numbers = self._metrics
+        info = InfoMetricFamily("iamroles_agent", "The agent and the policy in force.")
+        info.add_metric(
+            [], {"version": __version__, "policy": numbers.policy_version, "worker": str(numbers.worker)}
+        )
+        yield info
+        yield GaugeMetricFamily(
+            "iamroles_policy_since_seconds", "When the policy came into force, epoch.", numbers.policy_since
+        )
+        yield _counter(
+            "iamroles_policy_loads",
+            "Policies put into force or turned down.",
+            ["outcome"],
+            {(outcome,): count for outcome, count in numbers.reloads.items()},
+        )
+        yield GaugeMetricFamily("iamroles_connections", "Open connections.", numbers.connections)
+        yield CounterMetricFamily(
+            "iamroles_connections_opened", "Connections since the start.", numbers.connections_total
+        )
+        yield CounterMetricFamily(
+            "iamroles_frame_errors", "Connections ended for a protocol error.", numbers.frame_errors
+        )
+        yield _counter(
+            "iamroles_terminations",
+            "Live connections that were cut.",
+            ["cause"],
+            {(cause,): count for cause, count in list(numbers.terminations.items())},
+        )
+        yield GaugeMetricFamily("iamroles_start_time_seconds", "When the worker started.", numbers.started)
+
+    def _audit(self) -> Iterator[Metric]:
+        if self._metrics.audit is None:
+            return
+        state = self._metrics.audit()
+        yield CounterMetricFamily("iamroles_audit_records", "Records linked into the chain.", state.records)
+        yield CounterMetricFamily("iamroles_audit_lost", "Decisions that are not on record.", state.lost)
+        yield CounterMetricFamily("iamroles_audit_failures", "Failed attempts to write.", state.failures)
+        yield GaugeMetricFamily(
+            "iamroles_audit_failing", "1 while decisions can not be recorded.", float(state.failing)
+        )
+        yield GaugeMetricFamily("iamroles_audit_buffered_bytes", "Not on disk yet.", state.buffered)
+
+
+def _counter(name: str, text: str, labels: list[str], counts: Mapping[tuple[str, ...], int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in list(counts.items()):
+        family.add_metric(list(values), count)
+    return family
