@@ -1,0 +1,311 @@
+"""The state machine of one connection: bytes in, events and bytes out.
+
+Theory of operation
+-------------------
+A connection is OPEN until a HAPROXY-HELLO has been answered, READY while NOTIFYs are answered, CLOSED once
+a DISCONNECT was sent or received. `_TRANSITIONS` says what each frame means in each state; what stands
+there for no handler is the peer's fault and ends the connection.
+
+`receive_data` handles everything that one read brought. Most NOTIFYs ask what was asked before: the gate
+recalls the encoded actions by the bytes of the question (`messages` tells why that is sound), and the ACK
+goes to the outgoing bytes at once. Only a new question becomes a `CheckRequested` event; its ACK follows
+whenever `acknowledge` is called, in any order, because SPOP's pipelining lets ACKs overtake each other.
+`data_to_send` then yields all ACKs and replies since the last call as one run of bytes, each frame whole,
+for one write.
+
+The agent announces `pipelining` if HAProxy does, never fragmentation or async: so each frame must carry FIN.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar, Protocol
+
+from iamroles_agent.spop import actions as action_codec
+from iamroles_agent.spop import frames, messages
+from iamroles_agent.spop.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    Status,
+    invalid,
+)
+from iamroles_agent.spop.frames import ABORT, FIN, FrameBuffer, FrameType, RawFrame
+from iamroles_agent.spop.messages import Check, Context
+from iamroles_agent.spop.values import INTEGERS, DataType, Value
+
+VERSION = "2.0"
+_MAJOR = VERSION.partition(".")[0]
+_PIPELINING = "pipelining"
+_MAX_MESSAGE = 255
+"""Bytes of a DISCONNECT's `message`."""
+_ACK_HEAD = struct.Struct(">IBI")
+
+
+class Recall(Protocol):
+    """The gate's memory."""
+
+    def __call__(self, key: bytes, context: Context, /) -> bytes | None:
+        """The encoded actions for a question asked before, or None."""
+
+
+class State(Enum):
+    """Where a connection is in its life."""
+
+    OPEN = auto()
+    READY = auto()
+    CLOSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class HelloReceived:
+    """The handshake is over."""
+
+    max_frame_size: int
+    """Bytes, as negotiated; binds both sides."""
+    pipelining: bool
+    engine_id: str
+    """"" if HAProxy sent none."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequested:
+    """A question not asked before: judge it, then `acknowledge(ids, actions)`."""
+
+    ids: bytes
+    context: Context
+    check: Check
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckUnusable:
+    """A question that cannot be answered but with a deny: `acknowledge(ids, <deny>)`."""
+
+    ids: bytes
+    context: Context
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The connection is over: send `data_to_send()`, forget what is pending, close."""
+
+    status: Status | int
+    """What was sent, or what HAProxy sent (any integer)."""
+    message: str
+    fault: bool
+    """Whether the peer broke the protocol; False for the normal ends."""
+
+
+Event = HelloReceived | CheckRequested | CheckUnusable | Closed
+
+
+class Connection:
+    """The agent's side of one SPOP connection, without its socket.
+
+    Args:
+        recall: looks up the actions of a question by its bytes; must not block.
+        max_frame_size: the greatest frame this agent accepts or sends, in bytes.
+    """
+
+    def __init__(self, recall: Recall, *, max_frame_size: int) -> None:
+        if max_frame_size < frames.MIN_NEGOTIABLE:
+            raise LocalProtocolError(f"max_frame_size is at least {frames.MIN_NEGOTIABLE}")
+        self.state = State.OPEN
+        self.recalled = 0
+        """NOTIFYs answered from the gate's memory."""
+        self.notifies = 0
+        self._recall = recall
+        self._buffer = FrameBuffer(max_frame_size)
+        self._outgoing: list[bytes] = []
+        self._events: list[Event] = []
+
+    @property
+    def max_frame_size(self) -> int:
+        """Bytes; negotiated, or the agent's own limit before that."""
+        return self._buffer.limit
+
+    @property
+    def inside_frame(self) -> bool:
+        """Whether part of a frame has arrived: an end of the stream now cuts it off."""
+        return self._buffer.pending > 0
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take what one read brought and say what happened, in order.
+
+        Never raises for what the peer does: a broken frame ends in `Closed`. Call `data_to_send` after it.
+        """
+        if self._is_closed():
+            return []
+        events: list[Event] = []
+        self._events = events
+        outgoing, recall, glance = self._outgoing, self._recall, messages.glance
+        try:
+            for frame in self._buffer.split(data):
+                kind, flags, ids, buffer, start, end = frame
+                if kind != FrameType.NOTIFY or flags & 3 != FIN or self.state is not State.READY:
+                    self._dispatch(frame)
+                    if self._is_closed():
+                        break
+                    continue
+                self.notifies += 1
+                missed = None
+                if (seen := glance(buffer, start, end)) is not None:
+                    context, missed = seen
+                    if (actions := recall(missed, context)) is not None:
+                        self.recalled += 1
+                        length = 5 + len(ids) + len(actions)
+                        if length <= self._buffer.limit:
+                            outgoing += (_ACK_HEAD.pack(length, FrameType.ACK, FIN), ids, actions)
+                        else:
+                            self.acknowledge(ids, actions)
+                        continue
+                self._inquire(frame, missed)
+        except RemoteProtocolError as error:
+            self._close(error.status, error.message, fault=True)
+        return events
+
+    def acknowledge(self, ids: bytes, actions: bytes) -> None:
+        """Answer a NOTIFY; tags are dropped where the frame would be too long, never the verdict.
+
+        Raises:
+            LocalProtocolError: the connection is not READY.
+        """
+        if self.state is not State.READY:
+            raise LocalProtocolError("there is nothing to acknowledge before HELLO or after DISCONNECT")
+        fitting = action_codec.fit(actions, self._buffer.limit - 5 - len(ids))
+        self._outgoing.append(frames.encode(FrameType.ACK, ids, fitting))
+
+    def disconnect(self, status: Status, message: str) -> None:
+        """End the connection from this side; does nothing if it is over."""
+        if self.state is not State.CLOSED:
+            self._close(status, message, fault=False)
+
+    def data_to_send(self) -> bytes:
+        """All bytes since the last call; only whole frames."""
+        data = b"".join(self._outgoing)
+        self._outgoing.clear()
+        return data
+
+    def _is_closed(self) -> bool:
+        return self.state is State.CLOSED
+
+    def _inquire(self, frame: RawFrame, missed: bytes | None) -> None:
+        """The long way for a NOTIFY: parse it, try the memory if that was not done under this key, else ask."""
+        inquiry = messages.parse(frame.data, frame.start, frame.end)
+        if inquiry.problem:
+            self._events.append(CheckUnusable(frame.ids, inquiry.context, inquiry.problem))
+        elif inquiry.check is None:
+            self.acknowledge(frame.ids, b"")
+        elif inquiry.key != missed and (actions := self._recall(inquiry.key, inquiry.context)) is not None:
+            self.recalled += 1
+            self.acknowledge(frame.ids, actions)
+        else:
+            self._events.append(CheckRequested(frame.ids, inquiry.context, inquiry.check, inquiry.key))
+
+    def _dispatch(self, frame: RawFrame) -> None:
+        if frame.type not in _KNOWN:
+            return  # a type of a later protocol: skipped
+        if not frame.flags & FIN or frame.type == FrameType.UNSET:
+            raise RemoteProtocolError(Status.NO_FRAGMENTATION, "fragmentation was not negotiated")
+        handle = self._TRANSITIONS.get((self.state, FrameType(frame.type)))
+        if handle is None:
+            raise invalid(f"{FrameType(frame.type).name} is not expected while {self.state.name}")
+        handle(self, frame)
+
+    def _hello(self, frame: RawFrame) -> None:
+        pairs = frames.read_pairs(frame)
+        versions = _text(pairs, b"supported-versions", Status.NO_VERSION)
+        if _MAJOR not in {version.strip().partition(".")[0] for version in versions.split(",")}:
+            raise RemoteProtocolError(Status.BAD_VERSION, f"this agent speaks SPOP {VERSION}")
+        size = _size(pairs)
+        offered = _text(pairs, b"capabilities", Status.NO_CAPABILITIES)
+        pipelining = _PIPELINING in {name.strip() for name in offered.split(",")}
+        self._buffer.limit = min(size, self._buffer.limit)
+        answer: dict[str, tuple[DataType, Value]] = {
+            "version": (DataType.STRING, VERSION.encode()),
+            "max-frame-size": (DataType.UINT32, self._buffer.limit),
+            "capabilities": (DataType.STRING, _PIPELINING.encode() if pipelining else b""),
+        }
+        self._outgoing.append(
+            frames.encode(FrameType.AGENT_HELLO, frames.NO_IDS, frames.encode_pairs(answer))
+        )
+        if pairs.get(b"healthcheck") == (DataType.BOOL, True):
+            self.state = State.CLOSED
+            self._events.append(Closed(Status.NORMAL, "health check", fault=False))
+            return
+        self.state = State.READY
+        engine = pairs.get(b"engine-id", (DataType.NULL, None))[1]
+        name = engine.decode("latin-1") if isinstance(engine, bytes) else ""
+        self._events.append(HelloReceived(self._buffer.limit, pipelining, name))
+
+    def _aborted(self, frame: RawFrame) -> None:
+        """A NOTIFY that HAProxy gave up (ABORT): one ACK as for each NOTIFY, and nothing in it."""
+        if not frame.flags & ABORT:
+            raise invalid("NOTIFY is not expected here")
+        self.notifies += 1
+        self.acknowledge(frame.ids, b"")
+
+    def _goodbye(self, frame: RawFrame) -> None:
+        """HAPROXY-DISCONNECT, answered by status 0 whatever it says, even if it cannot be read."""
+        status, message = int(Status.NORMAL), "HAProxy disconnected"
+        try:
+            pairs = frames.read_pairs(frame)
+        except RemoteProtocolError:
+            pairs = {}
+        match pairs.get(b"status-code"):
+            case (kind, int(number)) if kind in INTEGERS:
+                status = number
+        match pairs.get(b"message"):
+            case (DataType.STRING, bytes(text)):
+                message = text[:_MAX_MESSAGE].decode("latin-1")
+        self._disconnect_frame(Status.NORMAL, "goodbye")
+        self._events.append(Closed(status, message, fault=False))
+
+    def _close(self, status: Status, message: str, *, fault: bool) -> None:
+        self._disconnect_frame(status, message)
+        self._events.append(Closed(status, message, fault))
+
+    def _disconnect_frame(self, status: Status, message: str) -> None:
+        self.state = State.CLOSED
+        pairs: dict[str, tuple[DataType, Value]] = {
+            "status-code": (DataType.UINT32, int(status)),
+            "message": (DataType.STRING, message.encode("ascii", "replace")[:_MAX_MESSAGE]),
+        }
+        payload = frames.encode_pairs(pairs)
+        self._outgoing.append(frames.encode(FrameType.AGENT_DISCONNECT, frames.NO_IDS, payload))
+
+    _TRANSITIONS: ClassVar[dict[tuple[State, FrameType], Callable[[Connection, RawFrame], None]]] = {
+        (State.OPEN, FrameType.HAPROXY_HELLO): _hello,
+        (State.OPEN, FrameType.HAPROXY_DISCONNECT): _goodbye,
+        (State.READY, FrameType.NOTIFY): _aborted,
+        (State.READY, FrameType.HAPROXY_DISCONNECT): _goodbye,
+    }
+
+
+_KNOWN = frozenset(FrameType)
+
+
+def _text(pairs: dict[bytes, tuple[DataType, Value]], key: bytes, absent: Status) -> str:
+    kind, value = pairs.get(key, (DataType.NULL, None))
+    if kind is DataType.NULL:
+        raise RemoteProtocolError(absent, f"HELLO has no {key.decode()}")
+    if kind is not DataType.STRING or not isinstance(value, bytes):
+        raise invalid(f"{key.decode()} is not a string")
+    return value.decode("latin-1")
+
+
+def _size(pairs: dict[bytes, tuple[DataType, Value]]) -> int:
+    kind, value = pairs.get(b"max-frame-size", (DataType.NULL, None))
+    if kind is DataType.NULL:
+        raise RemoteProtocolError(Status.NO_FRAME_SIZE, "HELLO has no max-frame-size")
+    if kind not in INTEGERS or not isinstance(value, int):
+        raise invalid("max-frame-size is not an integer")
+    if value < frames.MIN_NEGOTIABLE:
+        raise RemoteProtocolError(
+            Status.BAD_FRAME_SIZE, f"max-frame-size is {value}, the least is {frames.MIN_NEGOTIABLE}"
+        )
+    return value

@@ -1,0 +1,214 @@
+"""What HAProxy asks: the messages `iam-context` and `iam-check` (SPEC.md section 2).
+
+How a decision is found by bytes
+--------------------------------
+A NOTIFY is parsed in full only once for each question. `iam-context` changes with every request and
+never influences the verdict; `iam-check` is the same from request to request. So the bytes of the whole
+`iam-check` message, its name included, are the key under which the gate remembers its actions.
+
+`glance` finds that key without parsing: if the payload begins with an `iam-context` exactly as HAProxy
+writes it for our configuration, its few short arguments are read by comparison with constants, and *the
+rest of the payload* is taken for the key. Nothing has checked by then that the rest is one well-formed
+`iam-check` message. Nothing needs to: keys enter the gate's memory only from `parse`, which has checked
+just that, and equal bytes parse equally. Bytes that never passed `parse` are not remembered, so they miss
+and go there. The gate must hold to its half: remember only under keys given to `judge`.
+
+Any deviation (another order, more arguments, more messages) makes `glance` return None, and `parse` finds
+messages and arguments by name as the contract demands, with the same key if there is exactly one `iam-check`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from iamroles_agent.spop import values, varint
+from iamroles_agent.spop.errors import invalid
+from iamroles_agent.spop.values import INTEGERS, DataType, Value
+
+CONTEXT = b"iam-context"
+CHECK = b"iam-check"
+_CONTEXT_START = b"\x0biam-context"
+_REQUEST_ID = b"\x0arequest-id\x08"
+_SRC_PORT = b"\x08src-port\x04"
+_STREAM = b"\x06stream\x04"
+_HEADS = {_CONTEXT_START + bytes((count,)) + _REQUEST_ID: count for count in (2, 3)}
+_HEAD_LENGTH = len(_CONTEXT_START + b"\x03" + _REQUEST_ID)
+_MAX_PORT, _MAX_STREAM = 0xFFFF, 0xFFFFFFFF
+"""What is greater, a negative number among them, is not what HAProxy sends: left to `parse`."""
+
+_Arguments = dict[bytes, tuple[DataType, Value]]
+
+
+@dataclass(slots=True)
+class Context:
+    """`iam-context`: for the audit line and live expiry, never for the decision.
+
+    Not frozen only because a frozen one costs three times as much on the path that every request takes.
+    """
+
+    request_id: str = ""
+    src_port: int | None = None
+    stream: int | None = None
+    """HAProxy's `txn.id32`; None before HAProxy 2.9."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`iam-check`: the question. Texts have one character per byte (Latin-1), so nothing is lost."""
+
+    authorization: str | None
+    """The whole header, None if the client sent none."""
+    authorization_count: int
+    role: str | None
+    """The requested role."""
+    method: str
+    host: str | None
+    path: str
+    src: IPv4Address | IPv6Address | None
+    missing: tuple[str, ...] = ()
+    """Required arguments that are absent, NULL where that is forbidden, or of a wrong type, in the order
+    of SPEC.md section 2. If there are any, the verdict is a deny with `internal_error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """A NOTIFY parsed in full."""
+
+    context: Context
+    check: Check | None = None
+    """None: nothing is asked, or `problem` says why it cannot be answered."""
+    key: bytes = b""
+    """The bytes of the `iam-check` message that `check` was read from."""
+    problem: str = ""
+    """Why the question is ambiguous; the answer must be a deny."""
+
+
+def glance(data: bytes, start: int, end: int) -> tuple[Context, bytes] | None:
+    """Read the context and take the rest for the key, if the payload has the usual form.
+
+    Returns:
+        The context and the bytes after it, or None: then `parse`.
+    """
+    pos = start + _HEAD_LENGTH
+    count = _HEADS.get(data[start:pos])
+    if count is None or pos >= end or (length := data[pos]) >= 240:
+        return None
+    pos += 1
+    request_id = data[pos : pos + length].decode("latin-1")
+    pos += length
+    if not data.startswith(_SRC_PORT, pos, end):
+        return None
+    src_port, pos = varint.read(data, pos + 10, end)
+    stream = None
+    if count == 3:
+        if not data.startswith(_STREAM, pos, end):
+            return None
+        stream, pos = varint.read(data, pos + 8, end)
+    if src_port > _MAX_PORT or (stream or 0) > _MAX_STREAM:
+        return None
+    return Context(request_id, src_port, stream), data[pos:end]
+
+
+def parse(data: bytes, start: int, end: int) -> Inquiry:
+    """Parse the payload of a NOTIFY; messages and arguments are found by name, unknown ones ignored.
+
+    Raises:
+        RemoteProtocolError: status 4, the payload cannot be read.
+    """
+    context, problem = Context(), ""
+    contexts, checks = 0, 0
+    check, key = None, b""
+    pos = start
+    while pos < end:
+        first = pos
+        name, arguments, doubled, pos = _read_message(data, pos, end)
+        if name == CONTEXT:
+            contexts += 1
+            context = _context(arguments)
+        elif name == CHECK:
+            checks += 1
+            check, key = _check(arguments), data[first:pos]
+        else:
+            continue
+        if doubled:
+            problem = f"{name.decode()} has an argument twice"
+    if checks > 1:
+        problem = f"{checks} iam-check messages in one NOTIFY"
+    elif contexts > 1:
+        problem = f"{contexts} iam-context messages in one NOTIFY"
+    if check is None:
+        return Inquiry(context)
+    if problem:
+        return Inquiry(context, problem=problem)
+    return Inquiry(context, check, key)
+
+
+def _read_message(data: bytes, pos: int, end: int) -> tuple[bytes, _Arguments, bool, int]:
+    """Name, arguments, whether an argument's name came twice, position after the message."""
+    name, pos = values.read_string(data, pos, end)
+    if pos >= end:
+        raise invalid("a message has no argument count")
+    count = data[pos]
+    pos += 1
+    arguments: _Arguments = {}
+    for _ in range(count):
+        argument, pos = values.read_string(data, pos, end)
+        kind, value, pos = values.read(data, pos, end)
+        arguments[argument] = kind, value
+    return name, arguments, len(arguments) < count, pos
+
+
+def _context(arguments: _Arguments) -> Context:
+    return Context(
+        _text(arguments, b"request-id") or "",
+        _integer(arguments, b"src-port"),
+        _integer(arguments, b"stream"),
+    )
+
+
+def _check(arguments: _Arguments) -> Check:
+    authorization = _text(arguments, b"authorization")
+    count = _integer(arguments, b"authorization-count")
+    method, path = _text(arguments, b"method"), _text(arguments, b"path")
+    src = arguments.get(b"src", (None, None))[1]
+    source = src if isinstance(src, IPv4Address | IPv6Address) else None
+    missing = []
+    if not _nullable(arguments, b"authorization", DataType.STRING):
+        missing.append("authorization")
+    if b"authorization-count" in arguments and (count is None or count < 0):
+        missing.append("authorization-count")
+    missing += [
+        name
+        for name in ("role", "host")
+        if name.encode() in arguments and not _nullable(arguments, name.encode(), DataType.STRING)
+    ]
+    missing += [
+        name for name, value in (("method", method), ("path", path), ("src", source)) if value is None
+    ]
+    if count is None:
+        count = 0 if authorization is None else 1
+    return Check(
+        authorization=authorization,
+        authorization_count=count,
+        role=_text(arguments, b"role"),
+        method=method or "",
+        host=_text(arguments, b"host"),
+        path=path or "",
+        src=source,
+        missing=tuple(missing),
+    )
+
+
+def _text(arguments: _Arguments, name: bytes) -> str | None:
+    kind, value = arguments.get(name, (None, None))
+    return value.decode("latin-1") if kind is DataType.STRING and isinstance(value, bytes) else None
+
+
+def _integer(arguments: _Arguments, name: bytes) -> int | None:
+    kind, value = arguments.get(name, (None, None))
+    return value if kind in INTEGERS and isinstance(value, int) else None
+
+
+def _nullable(arguments: _Arguments, name: bytes, kind: DataType) -> bool:
+    return name in arguments and arguments[name][0] in (kind, DataType.NULL)
