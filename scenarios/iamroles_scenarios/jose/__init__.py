@@ -9,9 +9,9 @@ Claims
 ``shape``         where roles and the rest live: ``generic`` (default), ``rfc9068``, ``okta``, ``cognito``
                   (access token), ``cognito-id``, ``entra``, ``keycloak``, ``github``, ``aws``
 ``base``          ``valid`` (default: iss, aud, sub, iat, nbf, exp, jti) or ``empty``
-``roles``         list; a bare word becomes ``arn:aws:iam::<account>:role/<word>``, anything with ``:`` or
-                  ``/`` is kept
-``account`` (``111111111111``), ``sub`` (``alice``), ``aud`` (``edge``), ``iss``, ``scope``, ``preferred_role``
+``roles``         a list; a bare word becomes ``arn:aws:iam::<account>:role/<word>``, anything with ``:``
+                  or ``/`` is kept; ``preferred_role`` likewise, one
+``account`` (``111111111111``), ``sub`` (``alice``), ``aud`` (``edge``), ``iss``, ``scope``
 ``exp`` ``nbf``   a duration string is relative to now (``"-120s"``, ``"+5m"``, ``"1.5h"``); a number is taken
 ``iat`` ...       as it is; also ``auth_time``; any other string is an error (use ``raw``)
 ``claims``        claims set or replaced, verbatim JSON values

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable
+from typing import Any, TypeAlias
 
+Json: TypeAlias = Any
+"""Any JSON value."""
 Members = list[tuple[str, str]]
 """An object's members in order, values as JSON text: room for duplicates and for what no value can say."""
 

@@ -1,7 +1,7 @@
 """From a recipe to a compact token. The table of keys is in the package's docstring.
 
-The order of work is the order of the table: claims, header, key, bytes. Broken things are made by changing the
-finished sound thing as late as possible, so that a token has one flaw, not several.
+The order of work is the order of the table: claims, header, key, bytes. Broken things are made by changing
+the finished sound thing as late as possible, so that a token has one flaw, not several.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from iamroles_scenarios.jose import broken
 from iamroles_scenarios.jose.encoding import (
+    Json,
     Members,
     b64url,
     json_text,
@@ -33,10 +34,36 @@ Recipe = Mapping[str, Any]
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TIMES = ("exp", "nbf", "iat", "auth_time")
 _WORDS = frozenset(
-    "issuer signer shape base roles preferred_role account sub aud iss scope claims merge drop raw duplicate depth"
-    " size key alg kid typ header drop_header raw_header_member duplicate_header header_depth embed confusion"
-    " unencoded deflate nested raw_payload raw_header signature encoding segments jwe prefix suffix text".split()
-) | frozenset(_TIMES)
+    {
+        *(
+            "issuer",
+            "signer",
+            "shape",
+            "base",
+            "roles",
+            "preferred_role",
+            "account",
+            "sub",
+            "aud",
+            "iss",
+            "scope",
+        ),
+        *("claims", "merge", "drop", "raw", "duplicate", "depth", "size", *_TIMES),
+        *("key", "alg", "kid", "typ", "header", "drop_header", "raw_header_member", "duplicate_header"),
+        *("header_depth", "embed", "confusion", "unencoded", "deflate", "nested"),
+        *(
+            "raw_payload",
+            "raw_header",
+            "signature",
+            "encoding",
+            "segments",
+            "jwe",
+            "prefix",
+            "suffix",
+            "text",
+        ),
+    }
+)
 
 
 class RecipeError(ValueError):
@@ -154,7 +181,7 @@ class _Minting:
 
     # claims
 
-    def _time(self, value: Any) -> Any:
+    def _time(self, value: Json) -> Json:
         return int(self.now + seconds(value)) if isinstance(value, str) else value
 
     def _shape(self) -> Shape:
@@ -273,7 +300,7 @@ class _Minting:
             header.pop(name, None)
         return header
 
-    def _located(self, value: Any) -> Any:
+    def _located(self, value: Json) -> Json:
         if not isinstance(value, str):
             return value
         value = value.replace("{issuer}", self.issuer_url)
@@ -364,7 +391,7 @@ def _drop(claims: dict[str, Any], path: list[str]) -> None:
     claims.pop(path[-1], None)
 
 
-def _embedded(name: str, key: SigningKey) -> Any:
+def _embedded(name: str, key: SigningKey) -> Json:
     if name == "jwk":
         return key.public_jwk()
     if name == "x5c":

@@ -6,7 +6,7 @@ valid token *without* iss, times and jti, which are the same everywhere.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import re
 import uuid
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def role_arn(word: str, account: str = DEFAULT_ACCOUNT) -> str:
     return word if re.search("[:/]", word) else f"arn:aws:iam::{account}:role/{word}"
 
 
-def _present(**claims: Any) -> dict[str, Any]:
+def _present(**claims: object) -> dict[str, Any]:
     return {name: value for name, value in claims.items() if value is not None and value != []}
 
 
@@ -63,10 +63,12 @@ def _okta(who: Subject) -> dict[str, Any]:
 
 def _cognito(who: Subject) -> dict[str, Any]:
     """Access token: no `aud`, `client_id` stands for it."""
+    use = {"token_use": "access"}
     client = who.audience if isinstance(who.audience, str) else who.client
     return _present(
-        sub=who.sub, token_use="access", client_id=client, username=who.sub, version=2, auth_time=who.now,
+        sub=who.sub, client_id=client, username=who.sub, version=2, auth_time=who.now,
         scope=who.scope, event_id=str(uuid.uuid4()), origin_jti=str(uuid.uuid4()),
+        **use,
         **{
             "cognito:groups": [role.rsplit("/", 1)[-1] for role in who.roles],
             "cognito:roles": list(who.roles),
@@ -128,7 +130,7 @@ def _aws(who: Subject) -> dict[str, Any]:
 
 
 def _iso(epoch: int) -> str:
-    return datetime.datetime.fromtimestamp(epoch, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return dt.datetime.fromtimestamp(epoch, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)
