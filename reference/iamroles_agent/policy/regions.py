@@ -18,7 +18,9 @@ from iamroles_agent.policy.paths import canonical, segments
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
 
-_HOST = re.compile(r"(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::[0-9]{0,5})?", re.ASCII)
+_HOST = re.compile(
+    r"(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::[0-9]{0,5})?", re.ASCII
+)
 _HOST_PATTERN = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]", re.ASCII)
 
 MALFORMED_HOST = "\0"

@@ -1,0 +1,476 @@
+"""What must hold across the tables of a configuration before it may be enforced.
+
+Each check takes the sound items of a file and yields every fault with the key it stands at and what to do.
+What is merely unwise is not refused here: that is `policy.lint`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from itertools import combinations
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ValidationError
+
+from iamroles_agent import config
+from iamroles_agent.config import Config
+from iamroles_agent.identity import RoleArn
+from iamroles_agent.policy.compiled import Rule, compile_rule
+from iamroles_agent.policy.paths import canonical
+from iamroles_agent.policy.regions import host_pattern
+from iamroles_agent.policy.witness import describe, witness_in_both
+from iamroles_agent.reasons import Refusal
+
+ALGORITHMS = frozenset(
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+)
+"""Signatures that an issuer may be pinned to (J1): none of them is keyed by a shared secret."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}", re.ASCII)
+_COMMON_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
+_ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
+_LISTEN = re.compile(r"unix:/.+|(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong, at one key."""
+
+    key: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """The items of a file that have the right shape, each with its key; and the names of all others."""
+
+    union: bool
+    whole: Config | None
+    """None where some part has the wrong shape."""
+    issuers: list[tuple[str, config.Issuer]]
+    sts: list[tuple[str, config.Sts]]
+    roles: list[tuple[str, config.Role]]
+    backends: list[tuple[str, config.Backend]]
+    grants: list[tuple[str, config.Grant]]
+    denies: list[tuple[str, config.Deny]]
+    scopes: list[tuple[str, config.Scope]]
+    role_names: frozenset[str]
+    backend_names: frozenset[str]
+
+    @property
+    def rules(self) -> list[tuple[str, config.Grant | config.Deny]]:
+        """Grants and denies."""
+        return [*self.grants, *self.denies]
+
+    @classmethod
+    def of_config(cls, whole: Config) -> Sound:
+        """All items of a configuration of the right shape."""
+        return cls._of(lambda table, _: list(getattr(whole, table)), whole.multi_role == "union", whole)
+
+    @classmethod
+    def of_data(cls, data: dict[str, Any]) -> Sound:
+        """What is sound in a file that is not; an unsound role or backend still lends its name."""
+
+        def items(table: str, model: type[_M]) -> list[_M | None]:
+            raw = data.get(table)
+            return [_validated(model, item) for item in raw] if isinstance(raw, list) else []
+
+        sound = cls._of(items, data.get("multi_role") == "union", None)
+        return cls(
+            **{
+                **{name: getattr(sound, name) for name in cls.__slots__},
+                "role_names": _raw_names(data.get("roles")),
+                "backend_names": _raw_names(data.get("backends")),
+            }
+        )
+
+    @classmethod
+    def _of(cls, items: Callable[[str, Any], list[Any]], union: bool, whole: Config | None) -> Sound:
+        def keyed(table: str, model: type[_M]) -> list[tuple[str, _M]]:
+            found = items(table, model)
+            return [(f"{table}[{index}]", item) for index, item in enumerate(found) if item is not None]
+
+        roles, backends = keyed("roles", config.Role), keyed("backends", config.Backend)
+        return cls(
+            union=union,
+            whole=whole,
+            issuers=keyed("issuers", config.Issuer),
+            sts=keyed("sts", config.Sts),
+            roles=roles,
+            backends=backends,
+            grants=keyed("grants", config.Grant),
+            denies=keyed("denies", config.Deny),
+            scopes=keyed("scopes", config.Scope),
+            role_names=frozenset(role.name for _, role in roles),
+            backend_names=frozenset(backend.name for _, backend in backends),
+        )
+
+
+def _validated(model: type[_M], item: object) -> _M | None:
+    try:
+        return model.model_validate(item)
+    except ValidationError:
+        return None
+
+
+def _raw_names(raw: object) -> frozenset[str]:
+    items = raw if isinstance(raw, list) else []
+    names = (item.get("name") for item in items if isinstance(item, dict))
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+def check(sound: Sound) -> Iterator[Fault]:
+    """Every fault of a file, in no particular order."""
+    yield from _names(sound)
+    for key, issuer in sound.issuers:
+        yield from _issuer(key, issuer)
+    for key, sts in sound.sts:
+        yield from _sts(key, sts)
+    for key, backend in sound.backends:
+        yield from _backend(key, backend)
+    yield from _roles(sound)
+    regions_faulty = False
+    for key, rule in (*sound.rules, *sound.scopes):
+        for fault in _region(key, rule):
+            regions_faulty = True
+            yield fault
+    yield from _references(sound)
+    if not regions_faulty:
+        yield from _conflicts(sound)
+    if sound.whole is not None:
+        yield from _whole(sound.whole)
+
+
+def _names(sound: Sound) -> Iterator[Fault]:
+    sources = [(f"{key}.name", issuer.name) for key, issuer in sound.issuers]
+    sources += [(f"{key}.name", sts.name) for key, sts in sound.sts]
+    tables: list[tuple[str, list[tuple[str, str]]]] = [
+        ("issuer or STS endpoint", sources),
+        ("role", [(f"{key}.name", role.name) for key, role in sound.roles]),
+        ("backend", [(f"{key}.name", backend.name) for key, backend in sound.backends]),
+        ("grant or deny", [(f"{key}.id", rule.id) for key, rule in sound.rules]),
+    ]
+    for what, names in tables:
+        yield from _unique(what, names)
+        for key, name in names:
+            if not _NAME.fullmatch(name):
+                yield Fault(key, f"{name!r} is not a name", "Use 1 to 64 letters, digits, `_`, `.`, `-`")
+    yield from _unique("issuer", [(f"{key}.issuer", issuer.issuer) for key, issuer in sound.issuers])
+    for key, scope in sound.scopes:  # several regions may share a scope: their union opens
+        if not scope.name or re.search(r"[^\x21\x23-\x5b\x5d-\x7e]", scope.name):
+            yield Fault(
+                f"{key}.name",
+                f"{scope.name!r} is not a scope",
+                "RFC 6749 section 3.3 allows no such character",
+            )
+
+
+def _unique(what: str, names: Iterable[tuple[str, str]]) -> Iterator[Fault]:
+    first: dict[str, str] = {}
+    for key, name in names:
+        if name in first:
+            yield Fault(key, f"a second {what} is called {name!r}; the first is {first[name]}", "Rename one")
+        first.setdefault(name, key.rpartition(".")[0])
+
+
+def _issuer(key: str, issuer: config.Issuer) -> Iterator[Fault]:
+    yield from _url(f"{key}.issuer", issuer.issuer, issuer.insecure_http, query=False)
+    if issuer.jwks_uri is not None:
+        yield from _url(f"{key}.jwks_uri", issuer.jwks_uri, issuer.insecure_http)
+    if not issuer.audiences and not issuer.client_ids:
+        yield Fault(
+            f"{key}.audiences",
+            "neither `audiences` nor `client_ids` says whom tokens are for, so tokens for others would pass",
+            'Write the `aud` that this issuer puts into tokens for you, e.g. audiences = ["api"]',
+        )
+    if not issuer.algorithms:
+        yield Fault(f"{key}.algorithms", "is empty", 'Pin what the issuer signs with, e.g. ["RS256"]')
+    for index, algorithm in enumerate(issuer.algorithms):
+        if algorithm not in ALGORITHMS:
+            yield Fault(f"{key}.algorithms[{index}]", *_bad_algorithm(algorithm))
+    if not issuer.types:
+        yield Fault(
+            f"{key}.types", "is empty, so every token would be refused", 'Leave it out, or ["at+jwt"]'
+        )
+    for name in ("roles_claim", "preferred_role_claim", "scope_claim", "session_claim", "principal_claim"):
+        claim = getattr(issuer, name)
+        if claim is not None and (not claim or (isinstance(claim, list) and not all(claim))):
+            yield Fault(
+                f"{key}.{name}", "names no claim", "Write a claim's name, or the names on the way to it"
+            )
+    if issuer.max_lifetime <= 0:
+        yield Fault(f"{key}.max_lifetime", "is not above zero", 'Write a duration such as "1h"')
+    if issuer.leeway < 0:
+        yield Fault(f"{key}.leeway", "is below zero", 'Write a duration from "0s" to "60s"')
+    yield from _accounts(key, issuer.accounts)
+
+
+def _bad_algorithm(algorithm: str) -> tuple[str, str]:
+    if algorithm.lower() == "none":
+        return "`none` would accept unsigned tokens", "Pin what the issuer signs with, e.g. RS256"
+    if algorithm.upper().startswith("HS"):
+        return (
+            f"{algorithm} is keyed by a shared secret; with a public key set anyone could sign",
+            "Have the issuer sign with an asymmetric algorithm, e.g. RS256 or ES256",
+        )
+    near = difflib.get_close_matches(algorithm, ALGORITHMS, n=1, cutoff=0.4)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"{algorithm!r} is not a known algorithm", f"{hint}Known: {', '.join(sorted(ALGORITHMS))}"
+
+
+def _sts(key: str, sts: config.Sts) -> Iterator[Fault]:
+    yield from _url(f"{key}.endpoint", sts.endpoint, sts.insecure_http)
+    if not sts.hosts:
+        yield Fault(f"{key}.hosts", "is empty, so no credential would be accepted", "Write STS's host names")
+    for index, host in enumerate(sts.hosts):
+        if "*" in host or not _host_and_port(host):
+            yield Fault(
+                f"{key}.hosts[{index}]",
+                f"{host!r} is not a host name",
+                "Write each host in full, without scheme or wildcard, e.g. sts.eu-west-1.amazonaws.com",
+            )
+    if not _HEADER.fullmatch(sts.binding_header):
+        yield Fault(f"{key}.binding_header", "is not a header name", 'Write e.g. "x-iam-edge"')
+    if not sts.binding_value or not sts.binding_value.isprintable():
+        yield Fault(f"{key}.binding_value", "is empty or unprintable", "Write this proxy's own name")
+    yield from _accounts(key, sts.accounts)
+
+
+def _host_and_port(host: str) -> bool:
+    name, _, port = host.partition(":")
+    try:
+        return bool(host_pattern(name)) and (not port or port.isdigit())
+    except ValueError:
+        return False
+
+
+def _accounts(key: str, accounts: list[str]) -> Iterator[Fault]:
+    for index, account in enumerate(accounts):
+        if not _ACCOUNT.fullmatch(account):
+            yield Fault(
+                f"{key}.accounts[{index}]", f"{account!r} is not an AWS account", "Write its 12 digits"
+            )
+
+
+def _url(key: str, text: str, insecure: bool, *, query: bool = True) -> Iterator[Fault]:
+    try:
+        url = urlsplit(text)
+        port_ok = url.port is None or url.port > 0
+    except ValueError:
+        yield Fault(key, f"{text!r} is not a URL", "Write it in full, e.g. https://idp.example.com/")
+        return
+    if url.scheme not in ("http", "https") or not url.hostname or not port_ok or re.search(r"\s", text):
+        yield Fault(
+            key, f"{text!r} is not an http or https URL", "Write it in full, e.g. https://idp.example.com/"
+        )
+    elif url.username is not None or url.fragment or (url.query and not query):
+        yield Fault(key, "holds a user, a query or a fragment", "Leave them out")
+    elif url.scheme == "http" and not insecure:
+        yield Fault(
+            key,
+            "is not https: keys and answers could be forged on the way",
+            "Write https, or insecure_http = true in a test",
+        )
+
+
+def _backend(key: str, backend: config.Backend) -> Iterator[Fault]:
+    for index, server in enumerate(backend.servers):
+        if not _SERVER.fullmatch(server) or not 0 < int(server.rpartition(":")[2]) < 65536:
+            yield Fault(
+                f"{key}.servers[{index}]", f"{server!r} is not host:port", 'Write e.g. "10.0.0.7:8080"'
+            )
+
+
+def _roles(sound: Sound) -> Iterator[Fault]:
+    owner: dict[RoleArn, str] = {}
+    for key, role in sound.roles:
+        written = [] if role.arn is None else [(f"{key}.arn", role.arn)]
+        written += [(f"{key}.arns[{index}]", arn) for index, arn in enumerate(role.arns)]
+        if not written:
+            yield Fault(f"{key}.arn", "is missing", "Write the role's ARN as `arn`, or several as `arns`")
+        if role.name.startswith("arn:") or role.name == "*":
+            yield Fault(f"{key}.name", "would be read as something else", "Use a plain name")
+        if role.max_lifetime is not None and role.max_lifetime < 1:
+            yield Fault(f"{key}.max_lifetime", "is below one second", 'Write a duration such as "15m"')
+        for place, text in written:
+            fault = _arn(place, text)
+            if fault is not None:
+                yield fault
+                continue
+            arn = RoleArn.parse(text)
+            if arn in owner:
+                yield Fault(
+                    place,
+                    f"{arn} is already the role {owner[arn]!r}: it would have two meanings",
+                    "Keep it under one name",
+                )
+            owner.setdefault(arn, role.name)
+
+
+def _arn(key: str, text: str) -> Fault | None:
+    try:
+        arn = RoleArn.parse(text)
+    except Refusal:
+        remedy = "Write arn:aws:iam::<12-digit account>:role/<name>"
+        return Fault(key, f"{text!r} is not an IAM role ARN", remedy)
+    if text != str(arn):
+        return Fault(
+            key,
+            "is not canonical: STS's ARNs lose a role's path, so this would never be compared",
+            f"Write {arn}",
+        )
+    return None
+
+
+def _region(key: str, rule: config.Grant | config.Deny | config.Scope) -> Iterator[Fault]:
+    try:
+        canonical(rule.path)
+    except Refusal as refusal:
+        yield Fault(
+            f"{key}.path", f"no request can match it: {refusal.detail}", "Write the path as it is forwarded"
+        )
+    else:
+        if any(part in ("*", "**") for part in rule.path.split("/")):
+            remedy = 'Leave the `*` away: match = "prefix" opens whole segments below'
+            yield Fault(f"{key}.path", "has a wildcard, which would be taken literally", remedy)
+    if not rule.methods:
+        yield Fault(
+            f"{key}.methods", "is empty, so the rule never matches", 'Write methods, or ["*"] for all'
+        )
+    for index, method in enumerate(rule.methods):
+        if not _METHOD.fullmatch(method) or (method != "*" and "*" in method):
+            yield Fault(f"{key}.methods[{index}]", f"{method!r} is not a method", 'Write e.g. "GET"')
+        elif method not in _COMMON_METHODS and method.upper() in _COMMON_METHODS:
+            yield Fault(
+                f"{key}.methods[{index}]",
+                f"{method!r} never matches: methods are case-sensitive",
+                f'Write "{method.upper()}"',
+            )
+    for index, host in enumerate(rule.hosts):
+        try:
+            host_pattern(host)
+        except ValueError as error:
+            yield Fault(
+                f"{key}.hosts[{index}]", str(error), 'Write e.g. "api.example.com" or "*.example.com"'
+            )
+    for index, source in enumerate(getattr(rule, "sources", [])):
+        yield from _network(f"{key}.sources[{index}]", source)
+
+
+def _network(key: str, text: str) -> Iterator[Fault]:
+    try:
+        ip_network(text)
+    except ValueError as error:
+        try:
+            meant = ip_network(text, strict=False)
+        except ValueError:
+            yield Fault(
+                key, f"{text!r} is not a network: {error}", 'Write e.g. "10.0.0.0/8" or "2001:db8::/32"'
+            )
+        else:
+            yield Fault(
+                key,
+                f"{text!r} has bits set beyond its prefix",
+                f'Write "{meant}", or the address with no prefix',
+            )
+
+
+def _references(sound: Sound) -> Iterator[Fault]:
+    for key, rule in sound.rules:
+        grant = isinstance(rule, config.Grant)
+        if not rule.roles:
+            remedy = "Name the roles it opens to" if grant else 'Name roles, or ["*"] for every token'
+            yield Fault(f"{key}.roles", "is empty, so the rule never applies", remedy)
+        for index, name in enumerate(rule.roles):
+            if name == "*" and grant:
+                yield Fault(
+                    f"{key}.roles[{index}]",
+                    "a grant may not be for every role (least privilege)",
+                    "Name each role; only a deny may say `*`",
+                )
+            elif name == "*" and len(rule.roles) > 1:
+                yield Fault(
+                    f"{key}.roles[{index}]", "`*` already stands for every token", 'Write roles = ["*"]'
+                )
+            elif name != "*" and name not in sound.role_names:
+                yield Fault(
+                    f"{key}.roles[{index}]",
+                    f"no role is called {name!r}",
+                    _nearest(name, sound.role_names, "[[roles]]"),
+                )
+    for key, item in sound.grants:
+        if item.backend not in sound.backend_names:
+            yield Fault(
+                f"{key}.backend",
+                f"no backend is called {item.backend!r}",
+                _nearest(item.backend, sound.backend_names, "[[backends]]"),
+            )
+
+
+def _nearest(name: str, known: frozenset[str], table: str) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else f"Add it as {table}, or correct the name"
+
+
+def _conflicts(sound: Sound) -> Iterator[Fault]:
+    """O8: grants of equal specificity that could match one request and name different backends.
+
+    Both match one request, so equal specificity means the same path and match: only such pairs are tried.
+    """
+    same_path: dict[tuple[str, bool], list[tuple[str, Rule]]] = {}
+    for key, grant in sound.grants:
+        if not grant.shadow:
+            rule = compile_rule(grant)
+            same_path.setdefault((rule.region.path, rule.region.exact), []).append((key, rule))
+    for rules in same_path.values():
+        for (_, one), (key, two) in combinations(rules, 2):
+            if one.backend == two.backend or not one.region.meets(two.region):
+                continue
+            shared = sorted(one.roles & two.roles)
+            if shared:
+                who = f"the role {shared[0]!r}"
+            elif sound.union:
+                who = (
+                    f'a token with the roles {min(one.roles)!r} and {min(two.roles)!r} (multi_role = "union")'
+                )
+            else:
+                continue
+            request = describe(witness_in_both(one.region, two.region))
+            yield Fault(
+                f"{key}.backend",
+                f"grants {one.id!r} and {two.id!r} are equally specific, and {who} would reach both "
+                f"{one.backend!r} and {two.backend!r} with {request}",
+                "Name one backend, or set them apart by path, method, host, source or role",
+            )
+
+
+def _whole(whole: Config) -> Iterator[Fault]:
+    if not whole.issuers and not whole.sts:
+        yield Fault("", "trusts nobody: neither [[issuers]] nor [[sts]]", "Add at least one")
+    for key, text in (("agent.listen", whole.agent.listen), ("metrics.listen", whole.metrics.listen)):
+        if (text or key == "agent.listen") and not _LISTEN.fullmatch(text):
+            yield Fault(
+                key, f"{text!r} is not an address", 'Write "host:port", port 0 for any, or "unix:/path"'
+            )
+    for name in ("refresh", "max_stale", "timeout"):
+        if getattr(whole.keys, name) <= 0:
+            yield Fault(f"keys.{name}", "is not above zero", 'Write a duration such as "5m"')
+    if whole.keys.max_stale < whole.keys.refresh:
+        yield Fault(
+            "keys.max_stale",
+            "is shorter than keys.refresh: keys would go stale between two fetches",
+            "Make max_stale the longer of the two",
+        )
+    if whole.limits.max_lifetime is not None and whole.limits.max_lifetime < 1:
+        yield Fault("limits.max_lifetime", "is below one second", 'Write a duration such as "1h"')

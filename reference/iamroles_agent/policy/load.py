@@ -1,0 +1,203 @@
+"""From a TOML or JSON file to a `Config`, or to every problem of the file at once (requirement O13).
+
+Three passes, each as far as the ones before it allow: the format's own parser, the models' shapes and types,
+and the checks that span tables (`policy.checks`), which also run over the sound part of a file whose other
+part has errors. So an operator mends a file in one round.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from iamroles_agent.config import Config
+from iamroles_agent.errors import ConfigError, Problem
+from iamroles_agent.policy.checks import Sound, check
+from iamroles_agent.policy.lines import Lines, json_lines, line_of, toml_lines
+
+_MAX_BYTES = 64 << 20
+_VENDOR = "x-"
+"""Top-level tables of vendors (`[x-acme]`) are theirs: SPEC.md section 6."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A configuration and where its parts stand, for tools that point at lines."""
+
+    config: Config
+    lines: Lines
+    name: str
+
+    def line(self, key: str) -> int | None:
+        """1-based line of a key such as `grants[2].backend`, or of what encloses it."""
+        return line_of(self.lines, key)
+
+
+def load(path: Path | str) -> Config:
+    """Read a configuration; the suffix `.json` means JSON, any other TOML.
+
+    Raises:
+        ConfigError: with every problem of the file.
+    """
+    return load_document(path).config
+
+
+def load_text(text: str, format: Literal["toml", "json"] = "toml", name: str = "<policy>") -> Config:  # noqa: A002
+    """Read a configuration from memory; `name` stands for the file in problems.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    return parse_document(text, format, name).config
+
+
+def load_document(path: Path | str) -> Document:
+    """Like `load`, and keep the line numbers."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        remedy = "Name a file that exists and that this user may read"
+        raise ConfigError(
+            [Problem(str(path), "", f"cannot be read: {error.strerror or error}", remedy)]
+        ) from error
+    if len(raw) > _MAX_BYTES:
+        raise ConfigError(
+            [Problem(str(path), "", f"is larger than {_MAX_BYTES >> 20} MiB", "Name a policy file")]
+        )
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(str(path), "", "is not UTF-8", "Save it as UTF-8", line)]) from error
+    return parse_document(text, "json" if path.suffix == ".json" else "toml", str(path))
+
+
+def parse_document(text: str, format: Literal["toml", "json"], name: str) -> Document:  # noqa: A002
+    """Like `load_text`, and keep the line numbers."""
+    data, lines, problems = _parse(text, format, name)
+    data = {key: value for key, value in data.items() if not key.startswith(_VENDOR)}
+    try:
+        config = Config.model_validate(data)
+        sound = Sound.of_config(config)
+    except ValidationError as error:
+        problems += _shape_problems(error, data, lines, name)
+        config = None
+        sound = Sound.of_data(data)
+    for finding in check(sound):
+        problems.append(
+            Problem(name, finding.key, finding.message, finding.remedy, line_of(lines, finding.key))
+        )
+    if problems or config is None:
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.line or 0, problem.key)))
+    return Document(config, lines, name)
+
+
+def _parse(
+    text: str,
+    format: Literal["toml", "json"],  # noqa: A002
+    name: str,
+) -> tuple[dict[str, Any], Lines, list[Problem]]:
+    """Run the format's own parser.
+
+    Raises:
+        ConfigError: the text cannot be parsed, so nothing else can be said of it.
+    """
+    if format == "toml":
+        try:
+            return tomllib.loads(text), toml_lines(text), []
+        except tomllib.TOMLDecodeError as error:
+            where = re.search(r"line (\d+)", str(error))
+            line = int(where[1]) if where else text.count("\n") + 1
+            raise ConfigError(
+                [Problem(name, "", f"is not TOML: {error}", "Mend the syntax", line)]
+            ) from error
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        at = error.lineno if isinstance(error, json.JSONDecodeError) else None
+        raise ConfigError([Problem(name, "", f"is not JSON: {error}", "Mend the syntax", at)]) from error
+    if not isinstance(data, dict):
+        raise ConfigError([Problem(name, "", "is not a JSON object", "Write the tables as members", 1)])
+    lines, twice = json_lines(text)
+    problems = [
+        Problem(name, key, "is written twice in one object", "Keep one of the two", line)
+        for key, line in twice
+    ]
+    return data, lines, problems
+
+
+def _shape_problems(error: ValidationError, data: object, lines: Lines, name: str) -> Iterator[Problem]:
+    for item in error.errors(include_url=False):
+        loc = _real_location(item["loc"], data)
+        key = _dotted(loc)
+        message, remedy = _explain(item["type"], item["msg"], item.get("ctx", {}), loc)
+        yield Problem(name, key, message, remedy, line_of(lines, key))
+
+
+def _real_location(loc: tuple[int | str, ...], data: object) -> tuple[int | str, ...]:
+    """Drop what pydantic adds for the members of a union (`roles_claim.str`)."""
+    real: list[int | str] = []
+    for part in loc:
+        if isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif isinstance(data, dict):
+            data = data.get(part)
+        else:
+            continue
+        real.append(part)
+    return tuple(real)
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    key = ""
+    for part in loc:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    return key
+
+
+def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | str, ...]) -> tuple[str, str]:
+    """What is wrong and what to do, in the operator's words."""
+    last = str(loc[-1]) if loc else ""
+    if kind == "extra_forbidden":
+        known = _known_keys(loc[:-1])
+        near = difflib.get_close_matches(last.lower(), known, n=1, cutoff=0.5)
+        meant = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}."
+        return "is not a known key", f"{meant} A vendor's own tables begin with `{_VENDOR}`" if len(
+            loc
+        ) == 1 else meant
+    if kind == "missing":
+        if last == "version":
+            return "is missing", "Write `version = 1` at the top of the file"
+        return "is missing", f"Add `{last} = …`; it has no default"
+    if kind == "literal_error":
+        return f"is none of {context.get('expected', '')}", "Write one of them"
+    if kind in ("string_type", "list_type", "int_type", "bool_type", "float_type"):
+        noun = {"string": "a string in quotes", "list": "a list in brackets", "int": "a whole number"}
+        noun |= {"bool": "true or false", "float": "a number"}
+        wanted = noun[kind.removesuffix("_type")]
+        return f"is not {wanted}", f"Write {wanted}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "is not a table", f"Write it as `[{last}]` or `[[{last}]]`"
+    if kind == "value_error":
+        return f"is wrong: {context.get('error', message)}", "Write it so"
+    return message[:1].lower() + message[1:], "Choose a value within the bounds"
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    """Keys of the model at a location."""
+    model: type[BaseModel] = Config
+    for part in loc:
+        if isinstance(part, str) and (field := model.model_fields.get(part)) is not None:
+            kinds = (field.annotation, *get_args(field.annotation))
+            model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
+    return list(model.model_fields)
