@@ -1,0 +1,116 @@
+"""TOML documents of the suite, read strictly: every problem with its file, line, key and what to do.
+
+`tomllib` keeps no positions, so `lines_of` walks the text once more and notes where each key was written.
+It is exact for the plain style of this project's files (headers, `key = value`, values over several lines);
+for a key inside an inline table it answers with the line of that table, which is where a reader looks.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_ASSIGNMENT = re.compile(r"""^\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|[A-Za-z0-9_-]+))*)\s*=""")
+_PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
+
+_M = TypeVar("_M", bound=BaseModel)
+Place = tuple[str | int, ...]
+"""Where a value stands in a document: keys and list indices."""
+
+
+class Model(BaseModel):
+    """Strict: unknown keys are errors, nothing is coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DocumentError(Exception):
+    """A file of the suite that is not what it should be; all its problems, one a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def read(path: Path, model: type[_M]) -> _M:
+    """Read a TOML file into a model.
+
+    Raises:
+        DocumentError: the file is missing, not TOML, or not of the model's shape.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DocumentError([f"{path.name}: cannot be read ({error.strerror}). Give a readable file."]) from error
+    return parse(text, model, path.name)
+
+
+def parse(text: str, model: type[_M], name: str) -> _M:
+    """Like `read`, for a text; `name` stands for the file in messages."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DocumentError([f"{name}: not TOML: {error}. Mend the line it names."]) from error
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = lines_of(text)
+        raise DocumentError([_problem(name, lines, item) for item in error.errors()]) from error
+
+
+def lines_of(text: str) -> dict[Place, int]:
+    """The 1-based line of every table and key written in a TOML text."""
+    lines: dict[Place, int] = {}
+    counts: Counter[Place] = Counter()
+    base: Place = ()
+    open_quote = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if open_quote:
+            open_quote = "" if open_quote in line else open_quote
+            continue
+        if header := _HEADER.match(line):
+            base = _resolve(_parts(header[2]), counts)
+            if header[1] == "[[":
+                counts[base] += 1
+                base = (*base, counts[base] - 1)
+            lines.setdefault(base, number)
+        elif assignment := _ASSIGNMENT.match(line):
+            place = base
+            for part in _parts(assignment[1]):
+                place = (*place, part)
+                lines.setdefault(place, number)
+            open_quote = next((q for q in ('"""', "'''") if line.count(q) % 2), "")
+    return lines
+
+
+def _parts(dotted: str) -> list[str]:
+    return [a or b or c for a, b, c in _PART.findall(dotted)]
+
+
+def _resolve(parts: list[str], counts: Counter[Place]) -> Place:
+    """A header's absolute place: below `[[steps]]`, `[steps.expect]` speaks of the last step."""
+    place: Place = ()
+    for index, part in enumerate(parts):
+        place = (*place, part)
+        if index < len(parts) - 1 and counts[place]:
+            place = (*place, counts[place] - 1)
+    return place
+
+
+def _problem(name: str, lines: dict[Place, int], item: Any) -> str:
+    place = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+    line = next((lines[place[:end]] for end in range(len(place), -1, -1) if place[:end] in lines), None)
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    where = name if line is None else f"{name}:{line}"
+    message = item["msg"].removeprefix("Value error, ")
+    remedies = {
+        "extra_forbidden": "Unknown key: remove it or mend its spelling.",
+        "missing": "Add it.",
+    }
+    return f"{where}: {key or '(top)'}: {message}. {remedies.get(item['type'], '')}".rstrip()
