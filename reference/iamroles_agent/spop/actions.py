@@ -94,10 +94,6 @@ def encode_verdict(decision: Decision) -> bytes:
     )
 
 
-LAST_RESORT = encode_verdict(Decision(allow=False, reason=Reason.INTERNAL_ERROR))
-"""The answer when even the gate's own way to fail has failed."""
-
-
 def fit(actions: bytes, limit: int) -> bytes:
     """Make an action list at most `limit` bytes long by unsetting tags, never the verdict.
 
@@ -157,3 +153,7 @@ def _encode_name(scope: Scope, name: str) -> bytes:
     if _NAME.fullmatch(name) is None or len(f"{scope.keyword}.{PREFIX}.{name}") > _MAX_FULL_NAME:
         raise LocalProtocolError(f"HAProxy accepts no variable of the name {name!r}")
     return values.encode_string(name.encode())
+
+
+LAST_RESORT = encode_verdict(Decision(allow=False, reason=Reason.INTERNAL_ERROR))
+"""The answer when even the gate's own way to fail has failed."""

@@ -194,7 +194,7 @@ class Connection:
         return self.state is State.CLOSED
 
     def _inquire(self, frame: RawFrame, missed: bytes | None) -> None:
-        """The long way for a NOTIFY: parse it, try the memory if that was not done under this key, else ask."""
+        """The long way for a NOTIFY: parse it, try the memory unless `missed` was the key, else ask."""
         inquiry = messages.parse(frame.data, frame.start, frame.end)
         if inquiry.problem:
             self._events.append(CheckUnusable(frame.ids, inquiry.context, inquiry.problem))
