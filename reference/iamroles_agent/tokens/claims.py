@@ -1,0 +1,294 @@
+"""From a verified payload to an identity, by the rules of one issuer (requirements J7 to J10, A16 to A20).
+
+The order is the contract's (SPEC.md section 4): times, audience, other claims, roles. Each failure is one
+typed reason. The clock is an argument, so that exact boundaries can be tested: at `now >= exp` a token is
+expired, to the second.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from iamroles_agent.config import ClaimPath, Issuer, Limits
+from iamroles_agent.errors import ConfigError, Problem
+from iamroles_agent.identity import Identity, RoleArn
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens.jws import Header
+from iamroles_agent.tokens.keys import ALGORITHMS
+
+AWS_CLAIMS = "https://sts.amazonaws.com/"
+"""Where STS nests what it says of a principal (GetWebIdentityToken)."""
+
+_MAX_SECONDS = 1 << 53
+_MAX_LABEL = 512
+_OTHER_PRINCIPAL = re.compile(
+    r"arn:aws[a-z-]*:(?:iam|sts)::(?P<account>[0-9]{12}):(?:root|user/\S+|federated-user/\S+)", re.ASCII
+)
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
+
+Payload = dict[str, Any]
+
+# Interned: 100,000 identities of a few roles share a few objects. Only verified tokens get here.
+role_arn = lru_cache(maxsize=4096)(RoleArn.parse)
+
+
+def _path(claim: ClaimPath | None) -> tuple[str, ...]:
+    return () if claim is None else (claim,) if isinstance(claim, str) else tuple(claim)
+
+
+def _find(payload: Payload, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - a claim may be anything
+    """The claim at a path; None where it is absent, null, or something on the way is no object."""
+    value: Any = payload
+    for name in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
+
+
+def _seconds(payload: Payload, name: str) -> int | None:
+    """A NumericDate that is a JSON integer (J7, J8: stricter than RFC 7519, which permits fractions)."""
+    value = payload.get(name)
+    if value is None and name not in payload:
+        return None
+    if type(value) is not int or not 0 <= value <= _MAX_SECONDS:
+        raise Refusal(Reason.CLAIM_INVALID, f"{name} is not a JSON integer from 0 to 2^53")
+    return value
+
+
+def _label(value: object, name: str) -> str:
+    """A string that may travel in a header and a log line: bounded, no control characters."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_LABEL or not value.isprintable():
+        raise Refusal(Reason.CLAIM_INVALID, f"{name} is not a printable string of 1 to {_MAX_LABEL}")
+    return value
+
+
+class ClaimRules:
+    """One issuer's rules, compiled.
+
+    Args:
+        issuer: the policy's entry.
+        limits: bounds that hold for every issuer.
+
+    Raises:
+        ConfigError: the entry asks for something that must not be (an unknown algorithm, the caller's own
+            tags as authority).
+    """
+
+    def __init__(self, issuer: Issuer, limits: Limits) -> None:
+        self.issuer = issuer
+        self.name = issuer.name
+        self.algorithms = frozenset(issuer.algorithms)
+        types = {typ.lower().removeprefix("application/") for typ in issuer.types}
+        self.types = frozenset(types & {"at+jwt"} if issuer.profile == "rfc9068" else types)
+        """Accepted `typ`, as `Header.typ` is written."""
+        self._leeway = issuer.leeway
+        self._lifetime = min(issuer.max_lifetime, limits.max_lifetime or issuer.max_lifetime)
+        self._audiences = frozenset(issuer.audiences)
+        self._client_ids = frozenset(issuer.client_ids)
+        self._accounts = frozenset(issuer.accounts)
+        roles, preferred = issuer.roles_claim, issuer.preferred_role_claim
+        if issuer.profile == "cognito" and "roles_claim" not in issuer.model_fields_set:
+            roles, preferred = "cognito:roles", preferred or "cognito:preferred_role"
+        self._roles_claim, self._preferred_claim = _path(roles), _path(preferred)
+        self._scope_claim = _path(issuer.scope_claim)
+        self._session_claim = _path(issuer.session_claim or "jti")
+        self._principal_claim = _path(issuer.principal_claim)
+        self._audience: Callable[[Payload], None] = (
+            self._cognito_audience if issuer.profile == "cognito" else self._plain_audience
+        )
+        self._refuse_impossible()
+
+    def _refuse_impossible(self) -> None:
+        problems = [
+            Problem("", f"issuers[{self.name}].algorithms", f"{alg!r} is not accepted", "Name one or more of "
+                    + ", ".join(ALGORITHMS))
+            for alg in self.issuer.algorithms
+            if alg not in ALGORITHMS
+        ]  # fmt: skip
+        problems += [
+            Problem(
+                "",
+                f"issuers[{self.name}].{key}",
+                "request_tags are the caller's own choice and prove nothing (A18)",
+                "Use principal_tags",
+            )
+            for key in ("roles_claim", "preferred_role_claim", "scope_claim")
+            if "request_tags" in _path(getattr(self.issuer, key))
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+    def identity(self, payload: Payload, header: Header, now: float, credential: str) -> Identity:
+        """Judge the claims of a verified token.
+
+        Args:
+            payload: the decoded claims; `iss` is already matched.
+            header: the JOSE header.
+            now: epoch seconds.
+            credential: the credential's name for the audit.
+
+        Raises:
+            Refusal: the first reason, in the order of SPEC.md section 4.
+        """
+        exp, iat = self._times(payload, now)
+        self._audience(payload)
+        profile = self.issuer.profile
+        if profile == "rfc9068":
+            _check_rfc9068(payload, iat)
+        end = exp + self._leeway
+        principal = _label(_find(payload, self._principal_claim), "the principal claim")
+        session = _find(payload, self._session_claim)
+        session = "" if session is None else _label(session, "the session claim")
+        scopes = self._scopes(payload) if self._scope_claim else None
+        preferred: RoleArn | None = None
+        if profile == "aws":
+            roles, outer = self._aws(payload, now)
+            end = min(end, outer) if outer is not None else end
+        else:
+            roles = self._roles(_find(payload, self._roles_claim))
+            if self._preferred_claim and (wish := _find(payload, self._preferred_claim)) is not None:
+                preferred = _role(wish)
+        return Identity(
+            self.name,
+            principal,
+            session,
+            roles,
+            int(end),
+            iat,
+            preferred,
+            scopes,
+            credential,
+            header.kid or "",
+        )
+
+    def _times(self, payload: Payload, now: float) -> tuple[int, int | None]:
+        exp, iat, nbf = _seconds(payload, "exp"), _seconds(payload, "iat"), _seconds(payload, "nbf")
+        if exp is None:
+            raise Refusal(Reason.CLAIM_INVALID, "exp is missing: a token without an end is not accepted")
+        if now >= exp + self._leeway:
+            raise Refusal(Reason.TOKEN_EXPIRED, f"expired {now - exp:.0f} s ago")
+        if nbf is not None and nbf > now + self._leeway:
+            raise Refusal(Reason.TOKEN_NOT_YET_VALID, f"nbf is {nbf - now:.0f} s ahead")
+        if iat is not None and iat > now + self._leeway:
+            raise Refusal(Reason.TOKEN_NOT_YET_VALID, f"iat is {iat - now:.0f} s ahead")
+        lifetime = exp - (now if iat is None else iat)
+        if lifetime > self._lifetime:
+            raise Refusal(
+                Reason.TOKEN_LIFETIME, f"lives {lifetime:.0f} s, at most {self._lifetime:.0f} are accepted"
+            )
+        return exp, iat
+
+    def _plain_audience(self, payload: Payload) -> None:
+        aud = payload.get("aud")
+        if aud is None and "aud" not in payload and self._client_ids:
+            self._check_client(payload)
+            return
+        if isinstance(aud, str):
+            found = aud in self._audiences
+        elif isinstance(aud, list) and aud and all(isinstance(one, str) for one in aud):
+            found = not self._audiences.isdisjoint(aud)
+        else:
+            raise Refusal(Reason.AUDIENCE_MISMATCH, "aud is missing, or not a string or array of strings")
+        if not found:
+            raise Refusal(Reason.AUDIENCE_MISMATCH, "aud names none of the audiences of this issuer")
+
+    def _check_client(self, payload: Payload) -> None:
+        client = payload.get("client_id")
+        if not isinstance(client, str) or client not in self._client_ids:
+            raise Refusal(Reason.AUDIENCE_MISMATCH, "client_id is not one of this issuer's client_ids")
+
+    def _cognito_audience(self, payload: Payload) -> None:
+        """Access tokens carry `client_id`, ID tokens `aud`; `token_use` says which one it is.
+
+        `client_ids` in the policy opens the door to access tokens, `audiences` to ID tokens: whoever expects
+        access tokens only never takes an ID token for one (J10).
+        """
+        use = payload.get("token_use")
+        if use == "access" and self._client_ids:
+            self._check_client(payload)
+        elif use == "id" and self._audiences:
+            if payload.get("aud") not in self._audiences:
+                raise Refusal(Reason.AUDIENCE_MISMATCH, "aud names none of the audiences of this issuer")
+        else:
+            said = use if use in ("access", "id") else "something else"
+            raise Refusal(Reason.TYPE_NOT_ALLOWED, f"token_use is {said}")
+
+    def _scopes(self, payload: Payload) -> frozenset[str] | None:
+        value = _find(payload, self._scope_claim)
+        if value is None:
+            return frozenset() if self.issuer.scope_required else None
+        if isinstance(value, str):
+            return frozenset(value.split(" ")) - {""}
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return frozenset(value)
+        raise Refusal(Reason.CLAIM_INVALID, "the scope claim is not a string or array of strings")
+
+    def _roles(self, value: object) -> tuple[RoleArn, ...]:
+        if value is None or value == []:
+            raise Refusal(Reason.ROLE_MISSING, "the token has no role")
+        entries = [value] if isinstance(value, str) else value
+        if not isinstance(entries, list):
+            raise Refusal(Reason.ROLE_MALFORMED, "the roles claim is not a string or array of strings")
+        roles = tuple(dict.fromkeys(_role(entry) for entry in entries))
+        if self._accounts and any(role.account not in self._accounts for role in roles):
+            raise Refusal(Reason.CLAIM_INVALID, "a role of an account that this issuer may not assert")
+        return roles
+
+    def _aws(self, payload: Payload, now: float) -> tuple[tuple[RoleArn, ...], int | None]:
+        """Roles and the outer session's end of an STS GetWebIdentityToken JWT (A16 to A20)."""
+        said = payload.get(AWS_CLAIMS)
+        if not isinstance(said, dict):
+            # EKS service-account tokens come from AWS too, and say nothing of a role (A20).
+            raise Refusal(Reason.CLAIM_INVALID, f"{AWS_CLAIMS!r} is missing: not a GetWebIdentityToken JWT")
+        account = said.get("aws_account")
+        if not isinstance(account, str) or account not in self._accounts:
+            raise Refusal(Reason.CLAIM_INVALID, "aws_account is not an account configured for this issuer")
+        origin = said.get("subject_mode") == "OriginIdentity"
+        arn = said.get("principal_id") if origin else payload.get("sub")
+        if not isinstance(arn, str):
+            raise Refusal(Reason.CLAIM_INVALID, "the principal's ARN is missing")
+        if other := _OTHER_PRINCIPAL.fullmatch(arn):
+            if other["account"] != account:
+                raise Refusal(Reason.CLAIM_INVALID, "the principal's account is not aws_account")
+            raise Refusal(Reason.ROLE_MISSING, "the principal is a user or root, not a role")
+        role = _role(arn)
+        if role.account != account:
+            raise Refusal(Reason.CLAIM_INVALID, "the principal's account is not aws_account")
+        outer = _outer_end(said)
+        if outer is not None and now >= outer:
+            raise Refusal(Reason.TOKEN_EXPIRED, "the session that asked for the token is over")
+        return (role,), outer
+
+
+def _role(entry: object) -> RoleArn:
+    if not isinstance(entry, str):
+        raise Refusal(Reason.ROLE_MALFORMED, "a role is not a string")
+    return role_arn(entry)
+
+
+def _check_rfc9068(payload: Payload, iat: int | None) -> None:
+    """RFC 9068 section 2.2: which claims an access token must carry."""
+    if iat is None:
+        raise Refusal(Reason.CLAIM_INVALID, "iat is missing (RFC 9068)")
+    for name in ("sub", "client_id", "jti"):
+        _label(payload.get(name), name)
+
+
+def _outer_end(said: Payload) -> int | None:
+    """`original_session_exp`: epoch seconds, or an instant in UTC."""
+    value = said.get("original_session_exp")
+    if value is None:
+        return None
+    if isinstance(value, str) and _INSTANT.fullmatch(value):
+        try:
+            return int(datetime.fromisoformat(value).timestamp())
+        except ValueError:
+            pass
+    elif type(value) is int and 0 <= value <= _MAX_SECONDS:
+        return value
+    raise Refusal(Reason.CLAIM_INVALID, "original_session_exp is not a time")

@@ -1,0 +1,112 @@
+"""Canonical base64url and strict JSON: two spellings of one token must never both be accepted.
+
+The platform's decoders are lenient: `base64` skips unknown bytes and ignores stray trailing bits, `json`
+keeps the last of two equal members and reads NaN. Each leniency lets two parsers read one signed text in two
+ways, so both are refused here (requirements J5 and J6; RFC 7515 section 2; RFC 8725 section 2.4).
+"""
+
+from __future__ import annotations
+
+import json
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
+from typing import Any
+
+MAX_DEPTH = 16
+"""Nesting of objects and arrays in a header, payload or key set; real ones need four."""
+
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+# One translation turns base64url into base64 and everything foreign ("+", "/", "=", white space) into "!",
+# which a strict a2b_base64 refuses: the alphabet is checked at C speed, without a regular expression.
+_TO_BASE64 = bytes(byte if byte in _ALPHABET else {45: 43, 95: 47}.get(byte, 33) for byte in range(256))
+_PADDING = (b"", None, b"==", b"=")
+# A canonical last character leaves the bits beyond the last byte zero (RFC 4648 section 3.5).
+_LAST: tuple[frozenset[int], ...] = (
+    frozenset(),
+    frozenset(),
+    frozenset(b"AQgw"),
+    frozenset(b"AEIMQUYcgkosw048"),
+)
+
+
+def decode_base64url(text: bytes) -> bytes:
+    """Decode unpadded, canonical base64url.
+
+    Raises:
+        ValueError: padding, white space, a foreign character, an impossible length, stray trailing bits.
+    """
+    rest = len(text) & 3
+    if rest:
+        padding = _PADDING[rest]
+        if padding is None:
+            raise ValueError("not base64url: an impossible length")
+        if text[-1] not in _LAST[rest]:
+            raise ValueError("not canonical base64url")
+        try:
+            return a2b_base64(text.translate(_TO_BASE64) + padding, strict_mode=True)
+        except Base64Error:
+            raise ValueError("not base64url") from None
+    try:
+        return a2b_base64(text.translate(_TO_BASE64), strict_mode=True)
+    except Base64Error:
+        raise ValueError("not base64url") from None
+
+
+def encode_base64url(data: bytes) -> str:
+    """Encode as unpadded base64url."""
+    return b2a_base64(data, newline=False).translate(bytes.maketrans(b"+/", b"-_")).rstrip(b"=").decode()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a duplicate JSON member")
+    return members
+
+
+def _no_constant(name: str) -> Any:  # noqa: ANN401 - json's hook
+    raise ValueError(f"{name} is not JSON")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+
+
+def decode_object(data: bytes) -> dict[str, Any]:
+    """Decode a JSON object.
+
+    Raises:
+        ValueError: not UTF-8, a BOM, not one JSON object, a duplicate member at any level, a lone surrogate,
+            NaN or an infinity, or nesting deeper than `MAX_DEPTH`.
+    """
+    # A flat object, the usual case, has few brackets and needs no walk.
+    if data.count(b"{") + data.count(b"[") > MAX_DEPTH:
+        _check_depth(data)
+    text = data.decode("utf-8")
+    value = _decode(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    # "\ud800" is good JSON and bad Unicode: it could not be written to a log or sent in a header.
+    if b"\\ud" in data or b"\\uD" in data:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _check_depth(data: bytes) -> None:
+    depth = 0
+    in_string = escaped = False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"{[":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"JSON nested deeper than {MAX_DEPTH}")
+        elif byte in b"}]":
+            depth -= 1

@@ -1,0 +1,110 @@
+"""Strict reading of a compact JWS (RFC 7515 section 7.1; requirements J2 to J6).
+
+Everything here happens before any signature is checked, so every byte is an attacker's. The size is judged
+first; then the form; nothing in a header is ever followed (`jku`, `x5u`, `jwk`, `x5c` are not even looked
+at), and a `kid` is a dictionary key and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens.encoding import decode_base64url, decode_object
+from iamroles_agent.tokens.keys import kid_allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What of a JOSE header is used."""
+
+    alg: str
+    kid: str | None
+    typ: str
+    """Lower-case, without `application/`; "jwt" if the header has none (SPEC.md section 6, `types`)."""
+
+
+@dataclass(slots=True)
+class Jws:
+    """A token that is well formed; nothing in it is verified."""
+
+    header: Header
+    payload: dict[str, Any]
+    signing_input: bytes
+    signature: bytes
+
+
+def parse(token: bytes, max_bytes: int = 8192) -> Jws:
+    """Split and decode a compact JWS.
+
+    Raises:
+        Refusal: `token_too_large` above `max_bytes`, before anything is decoded; `token_malformed`.
+    """
+    if len(token) > max_bytes:
+        raise Refusal(Reason.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {max_bytes} are read")
+    parts = token.split(b".")
+    if len(parts) != 3:
+        kind = "an encrypted token (JWE) is not accepted" if len(parts) == 5 else "a JWS has three"
+        raise Refusal(Reason.TOKEN_MALFORMED, f"{len(parts)} parts: {kind}")
+    protected, body, seal = parts
+    try:
+        header = read_header(protected)
+    except ValueError as error:
+        raise Refusal(Reason.TOKEN_MALFORMED, f"header: {_said(error)}") from None
+    try:
+        payload = decode_object(decode_base64url(body))
+    except (ValueError, RecursionError) as error:
+        raise Refusal(Reason.TOKEN_MALFORMED, f"payload: {_said(error)}") from None
+    try:
+        signature = decode_base64url(seal)
+    except ValueError as error:
+        raise Refusal(Reason.TOKEN_MALFORMED, f"signature: {error}") from None
+    return Jws(header, payload, token[: len(protected) + len(body) + 1], signature)
+
+
+def _said(error: Exception) -> str:
+    # The JSON and UTF-8 decoders quote their input: only our own sentences may reach the audit line.
+    return str(error) if type(error) is ValueError else "not UTF-8 JSON"
+
+
+# All tokens of one key have the same header, byte for byte. Errors are not cached, and a flood of different
+# headers only costs their parsing.
+@lru_cache(maxsize=256)
+def read_header(protected: bytes) -> Header:
+    """Decode and judge a protected header; a pure function of its bytes.
+
+    Raises:
+        ValueError: it breaks J3 to J6; the sentence holds nothing of the header.
+    """
+    try:
+        members = decode_object(decode_base64url(protected))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    alg, kid, typ = members.get("alg"), members.get("kid"), members.get("typ", "JWT")
+    if not isinstance(alg, str) or len(alg) > 32:
+        raise ValueError("`alg` is not a short string")
+    if "kid" in members and not kid_allowed(kid):
+        raise ValueError("`kid` is not 1 to 256 visible ASCII characters")
+    if not isinstance(typ, str):
+        raise ValueError("`typ` is not a string")
+    # No extension is implemented, so none may be critical (RFC 7515 section 4.1.11), an empty list included.
+    for name, why in _FORBIDDEN:
+        if name in members:
+            raise ValueError(why)
+    cty = members.get("cty")
+    if cty is not None and (not isinstance(cty, str) or _media(cty) == "jwt"):
+        raise ValueError("`cty` says that a token is nested in it")
+    return Header(alg, kid, _media(typ))
+
+
+_FORBIDDEN = (
+    ("crit", "`crit`: no critical extension is understood"),
+    ("b64", "`b64` (RFC 7797) is not accepted in a JWT"),
+    ("zip", "`zip`: compression is not accepted"),
+)
+
+
+def _media(typ: str) -> str:
+    return typ.lower().removeprefix("application/")

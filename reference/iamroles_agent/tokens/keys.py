@@ -1,0 +1,302 @@
+"""Signature algorithms, public keys, and the reading of a JWK set.
+
+The table of algorithms is closed: asymmetric ones only. `none` and HMAC are absent rather than forbidden, so
+that no configuration can switch them on (J1): an HMAC keyed with a public key would let anyone sign.
+A key set is read with suspicion (J12): what cannot be used is dropped, what is contradictory refuses the set,
+and the last good set stays in force.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jwt
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from iamroles_agent.tokens.encoding import decode_base64url
+
+MIN_RSA_BITS = 2048
+MAX_RSA_BITS = 8192
+MAX_KEYS = 100
+"""More keys than that in one set refuse it."""
+
+Verify = Callable[[bytes, bytes], bool]
+"""`(signature, signing input) -> good`."""
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
+
+_KID = re.compile(r"[\x21-\x7e]{1,256}", re.ASCII)
+
+
+def kid_allowed(kid: object) -> bool:
+    """Whether a `kid` is a string of 1 to 256 visible ASCII characters (J3)."""
+    return isinstance(kid, str) and _KID.fullmatch(kid) is not None
+
+
+def _rsa(pad: Callable[[HashAlgorithm], padding.AsymmetricPadding], digest: HashAlgorithm) -> Any:  # noqa: ANN401
+    chosen = pad(digest)
+
+    def bind(key: rsa.RSAPublicKey) -> Verify:
+        check, length = key.verify, (key.key_size + 7) // 8
+
+        def verify(signature: bytes, data: bytes) -> bool:
+            if len(signature) != length:
+                return False
+            try:
+                check(signature, data, chosen, digest)
+            except InvalidSignature:
+                return False
+            return True
+
+        return verify
+
+    return bind
+
+
+def _ecdsa(digest: HashAlgorithm) -> Any:  # noqa: ANN401
+    scheme = ec.ECDSA(digest)
+
+    def bind(key: ec.EllipticCurvePublicKey) -> Verify:
+        check, half = key.verify, (key.key_size + 7) // 8
+
+        def verify(signature: bytes, data: bytes) -> bool:
+            # RFC 7518 section 3.4: R || S, each of the curve's exact length; so DER never fits, and zero (the
+            # "psychic signature", CVE-2022-21449) is refused before any arithmetic.
+            if len(signature) != 2 * half:
+                return False
+            r, s = int.from_bytes(signature[:half]), int.from_bytes(signature[half:])
+            if r == 0 or s == 0:
+                return False
+            try:
+                check(encode_dss_signature(r, s), data, scheme)
+            except InvalidSignature:
+                return False
+            return True
+
+        return verify
+
+    return bind
+
+
+def _eddsa(key: ed25519.Ed25519PublicKey | ed448.Ed448PublicKey) -> Verify:
+    check = key.verify
+
+    def verify(signature: bytes, data: bytes) -> bool:
+        try:
+            check(signature, data)
+        except InvalidSignature:
+            return False
+        return True
+
+    return verify
+
+
+def _pkcs1(_digest: HashAlgorithm) -> padding.AsymmetricPadding:
+    return padding.PKCS1v15()
+
+
+def _pss(digest: HashAlgorithm) -> padding.AsymmetricPadding:
+    # RFC 7518 section 3.5: the salt is as long as the hash, MGF1 over the same hash.
+    return padding.PSS(mgf=padding.MGF1(digest), salt_length=digest.digest_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """One row of the closed table: which keys it takes, and how it verifies."""
+
+    kty: str
+    curves: tuple[str, ...]
+    bind: Callable[[Any], Verify]
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "RS256": Algorithm("RSA", (), _rsa(_pkcs1, SHA256())),
+    "RS384": Algorithm("RSA", (), _rsa(_pkcs1, SHA384())),
+    "RS512": Algorithm("RSA", (), _rsa(_pkcs1, SHA512())),
+    "PS256": Algorithm("RSA", (), _rsa(_pss, SHA256())),
+    "PS384": Algorithm("RSA", (), _rsa(_pss, SHA384())),
+    "PS512": Algorithm("RSA", (), _rsa(_pss, SHA512())),
+    "ES256": Algorithm("EC", ("P-256",), _ecdsa(SHA256())),
+    "ES384": Algorithm("EC", ("P-384",), _ecdsa(SHA384())),
+    "ES512": Algorithm("EC", ("P-521",), _ecdsa(SHA512())),
+    "EdDSA": Algorithm("OKP", ("Ed25519", "Ed448"), _eddsa),
+}
+"""Every `alg` that an issuer may be configured with."""
+
+_SHAPES = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
+_PRIVATE = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth", "k"))
+
+
+class KeySetError(ValueError):
+    """A JWK set that must not be used at all; the last good one stays."""
+
+
+@dataclass(slots=True, eq=False)
+class Key:
+    """A public key of an issuer.
+
+    `live` turns false, for good, when the issuer's set loses or changes the key, or grows too stale: whoever
+    cached something that the key proved looks at this flag, so removal needs no search through caches.
+    """
+
+    kid: str | None
+    kty: str
+    crv: str
+    alg: str | None
+    public: PublicKey
+    material: tuple[str, ...]
+    """The public members: two keys are the same if these are."""
+    live: bool = True
+    _verifiers: dict[str, Verify] = field(default_factory=dict, repr=False)
+
+    def fits(self, alg: str) -> bool:
+        """Whether the key may verify `alg`: its type, its curve, and its own `alg` member if it has one."""
+        row = ALGORITHMS[alg]
+        return (
+            self.kty == row.kty
+            and (not row.curves or self.crv in row.curves)
+            and (self.alg is None or self.alg == alg)
+        )
+
+    def verifier(self, alg: str) -> Verify:
+        """The verification for an `alg` that fits; built once."""
+        verify = self._verifiers.get(alg)
+        if verify is None:
+            verify = self._verifiers[alg] = ALGORITHMS[alg].bind(self.public)
+        return verify
+
+
+def _problem(jwk: dict[str, Any]) -> str:
+    """Why a JWK is dropped, or ""."""
+    kty = jwk.get("kty")
+    if not isinstance(kty, str) or kty not in _SHAPES:
+        return "its kty is unknown"
+    if jwk.get("use", "sig") != "sig":
+        return "its use is not sig"
+    operations = jwk.get("key_ops", ["verify"])
+    if not isinstance(operations, list) or "verify" not in operations:
+        return "its key_ops lack verify"
+    if not _PRIVATE.isdisjoint(jwk):
+        return "it publishes private members: whoever read it can sign"
+    if jwk.get("alg") is not None and jwk["alg"] not in ALGORITHMS:
+        return "its alg is not one that is supported"
+    if "kid" in jwk and not kid_allowed(jwk["kid"]):
+        return "its kid is not 1 to 256 visible ASCII characters"
+    for name in _SHAPES[kty]:
+        if not isinstance(jwk.get(name), str):
+            return f"its {name!r} is missing or not a string"
+    return ""
+
+
+def parse_key(jwk: dict[str, Any]) -> Key:
+    """Read one public JWK (RFC 7517, 7518 section 6, 8037 section 2).
+
+    Raises:
+        ValueError: it cannot verify signatures here, and why.
+    """
+    if problem := _problem(jwk):
+        raise ValueError(problem)
+    kty, names = jwk["kty"], _SHAPES[jwk["kty"]]
+    public_members = {"kty": kty} | {name: jwk[name] for name in names}
+    for name in names:
+        if name != "crv":
+            decode_base64url(jwk[name].encode("ascii", "replace"))
+    try:
+        public = _load(kty, public_members)
+    except (jwt.InvalidKeyError, ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"not a good {kty} key ({type(error).__name__})") from None
+    if isinstance(public, rsa.RSAPublicKey):
+        if not MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS:
+            raise ValueError(f"RSA of {public.key_size} bits: {MIN_RSA_BITS} to {MAX_RSA_BITS} are accepted")
+        if public.public_numbers().e.bit_length() > 32:
+            raise ValueError("an RSA exponent above 32 bits")
+    key = Key(
+        jwk.get("kid"),
+        kty,
+        jwk.get("crv", ""),
+        jwk.get("alg"),
+        public,
+        (*public_members.values(), jwk.get("alg") or ""),
+    )
+    if not any(key.fits(alg) for alg in ALGORITHMS):
+        raise ValueError("no supported algorithm takes its type, curve and alg")
+    return key
+
+
+def _load(kty: str, members: dict[str, str]) -> PublicKey:
+    loader = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}[kty]
+    public = loader.from_jwk(members)  # type: ignore[attr-defined]
+    if not isinstance(
+        public, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
+    ):
+        raise ValueError("not a public signature key")
+    return public
+
+
+class KeySet:
+    """The usable keys of one JWK set; immutable but for `Key.live`."""
+
+    def __init__(self, keys: list[Key], dropped: tuple[str, ...] = ()) -> None:
+        self._keys = tuple(keys)
+        self._by_kid = {key.kid: key for key in keys if key.kid is not None}
+        self.dropped = dropped
+        """Why keys of the document were not taken, one sentence each."""
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def get(self, kid: str) -> Key | None:
+        """The key of that `kid`."""
+        return self._by_kid.get(kid)
+
+    def only(self, alg: str) -> Key | None:
+        """The single key that fits `alg`, for a token without a `kid`; None if there are several."""
+        fitting = [key for key in self._keys if key.fits(alg)]
+        return fitting[0] if len(fitting) == 1 else None
+
+    @classmethod
+    def parse(cls, document: dict[str, Any], previous: KeySet | None = None) -> KeySet:
+        """Read a JWK set (RFC 7517 section 5) by the rules of J12.
+
+        Args:
+            document: the decoded set.
+            previous: the set in force; keys that did not change keep their object, so that what they proved
+                stays cached.
+
+        Raises:
+            KeySetError: not a set, too many keys, a `kid` twice, or a symmetric key among them.
+        """
+        entries = document.get("keys")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise KeySetError("`keys` is not an array of objects")
+        if len(entries) > MAX_KEYS:
+            raise KeySetError(f"{len(entries)} keys: at most {MAX_KEYS} are accepted")
+        if any(entry.get("kty") == "oct" for entry in entries):
+            raise KeySetError("a symmetric key is published: the set cannot be trusted")
+        kids = [entry["kid"] for entry in entries if isinstance(entry.get("kid"), str)]
+        if len(set(kids)) != len(kids):
+            raise KeySetError("two keys have the same kid")
+        keys, dropped = [], []
+        for index, entry in enumerate(entries):
+            try:
+                key = parse_key(entry)
+            except ValueError as error:
+                dropped.append(f"keys[{index}] dropped: {error}")
+                continue
+            keys.append(previous._kept(key) if previous else key)  # noqa: SLF001 - its own class
+        return cls(keys, tuple(dropped))
+
+    def _kept(self, key: Key) -> Key:
+        for old in self._keys:
+            if old.live and old.kid == key.kid and old.material == key.material:
+                return old
+        return key

@@ -1,0 +1,355 @@
+"""A pre-signed STS GetCallerIdentity URL as a credential (requirements A1 to A10, A14, A15).
+
+The caller signs a question that only STS can answer, "who am I?", and gives the signed question to the agent,
+which asks it. What has gone wrong with this elsewhere is always the same: the caller got to choose more of
+the request than the signature (CVE-2020-16250, CVE-2022-2385, CVE-2025-11621). So the URL is taken apart
+against a closed list, and the request is built anew from the parts: the endpoint and the headers are the
+policy's, the parameter names are the agent's spelling, and only five values (credential, date, expires,
+security token, signature) are the caller's, each of a checked form. The binding header is signed, and its
+value is the agent's: a credential made for another edge does not verify here.
+
+STS judges the signature and the credentials; the agent judges the date, because STS and its emulators are
+lenient with `X-Amz-Expires`. Throttling and failures are not verdicts on the caller: `sts_unavailable`, never
+remembered against the credential, with a pause that grows to two seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from calendar import timegm
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from iamroles_agent.config import Sts
+from iamroles_agent.identity import Identity, RoleArn
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens.encoding import decode_base64url
+from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read_answer
+from iamroles_agent.tokens.transport import Answer, Transport, TransportError, check_url, in_thread
+
+_log = logging.getLogger(__name__)
+
+PREFIX = b"iam-sts-v1."
+MAX_CREDENTIAL = 4096
+LIFETIME = 15 * 60
+"""Seconds from `X-Amz-Date` at which the credential is dead, whatever `X-Amz-Expires` says (A7)."""
+CLOCK_SKEW = 5
+"""Seconds by which a date may be ahead: two machines' clocks, not the caller's wish."""
+_MAX_ANSWER = 64 * 1024
+_MAX_CALLS = 16
+_MAX_WAITING = 1024
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+_REJECTED_FOR = 30.0
+_MAX_REJECTED = 1024
+
+_PARAMETERS = {
+    name.lower(): name
+    for name in (
+        "Action", "Version", "X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires",
+        "X-Amz-Security-Token", "X-Amz-Signature", "X-Amz-SignedHeaders",
+    )
+}  # fmt: skip
+_REQUIRED = frozenset(_PARAMETERS) - {"x-amz-security-token"}
+_CREDENTIAL = re.compile(
+    r"(?P<key>[A-Z0-9]{16,128})/(?P<date>\d{8})/[a-z0-9-]{1,32}/sts/aws4_request", re.ASCII
+)
+_DATE = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
+_EXPIRES = re.compile(r"\d{1,3}", re.ASCII)
+_SIGNATURE = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_SECURITY_TOKEN = re.compile(r"[A-Za-z0-9+/=_-]{1,3000}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A credential taken apart: what of it may travel to STS."""
+
+    endpoint: Sts
+    host: str
+    """The signed Host: one of the policy's `hosts`, to the letter."""
+    key_id: str
+    signed_at: int
+    """Epoch seconds of `X-Amz-Date`."""
+    values: tuple[tuple[str, str], ...]
+    """The query, by our spelling of the names."""
+    signature: str
+
+    def url(self) -> str:
+        """The request line built anew (A9): the policy's endpoint, our encoding of the checked values."""
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in self.values)
+        return f"{self.endpoint.endpoint.rstrip('/')}/?{query}"
+
+    def headers(self) -> dict[str, str]:
+        """All headers that travel; none is the caller's."""
+        return {
+            "Host": self.host,
+            self.endpoint.binding_header.lower(): self.endpoint.binding_value,
+            "Accept": "application/json",
+        }
+
+
+def _rejected(detail: str) -> Refusal:
+    return Refusal(Reason.STS_REJECTED, detail)
+
+
+def read_credential(token: bytes, endpoints: dict[str, Sts], now: float) -> Question:
+    """Take a credential apart (A1 to A7).
+
+    Args:
+        token: with its prefix.
+        endpoints: the policy's, by each host that it accepts.
+        now: epoch seconds.
+
+    Raises:
+        Refusal: `token_too_large`, `token_malformed`, `issuer_untrusted` (host), `sts_rejected`,
+            `token_expired`, `token_not_yet_valid`.
+    """
+    if len(token) > MAX_CREDENTIAL:
+        raise Refusal(Reason.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {MAX_CREDENTIAL} are read")
+    try:
+        url = decode_base64url(token[len(PREFIX) :]).decode("ascii")
+        if not url.isprintable() or any(sign in url for sign in ' \\#"<>'):
+            raise ValueError("not a URL")
+        parts = urlsplit(url)
+    except ValueError:
+        raise Refusal(Reason.TOKEN_MALFORMED, "not the unpadded base64url of an ASCII URL") from None
+    # The whole authority is compared: user info, a port or a trailing dot make another string.
+    endpoint = endpoints.get(parts.netloc)
+    if endpoint is None:
+        raise Refusal(Reason.ISSUER_UNTRUSTED, "the URL's host is not one of the policy's STS hosts")
+    if not (parts.scheme == "https" or (parts.scheme == "http" and endpoint.insecure_http)):
+        raise _rejected("the URL is not https")
+    if parts.path != "/":
+        raise _rejected("the URL's path is not exactly /")
+    values = _read_query(parts.query)
+    signed_at = _check_values(values, endpoint)
+    if now < signed_at - CLOCK_SKEW:
+        raise Refusal(Reason.TOKEN_NOT_YET_VALID, f"signed {signed_at - now:.0f} s ahead")
+    if now >= signed_at + LIFETIME:
+        raise Refusal(Reason.TOKEN_EXPIRED, f"signed {now - signed_at:.0f} s ago, good for {LIFETIME}")
+    return Question(
+        endpoint,
+        parts.netloc,
+        values["x-amz-credential"].partition("/")[0],
+        signed_at,
+        tuple((_PARAMETERS[name], value) for name, value in sorted(values.items())),
+        values["x-amz-signature"],
+    )
+
+
+def _read_query(query: str) -> dict[str, str]:
+    """Parameters by lower-case name: each of the closed list, each once (A4)."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=16)
+    except ValueError:
+        raise _rejected("the query is malformed or has too many parameters") from None
+    values = {name.lower(): value for name, value in pairs}
+    if len(values) != len(pairs):
+        raise _rejected("a query parameter is given twice")
+    if unknown := values.keys() - _PARAMETERS.keys():
+        raise _rejected(f"{len(unknown)} query parameters are not on the list")
+    if missing := _REQUIRED - values.keys():
+        raise _rejected(f"query parameters are missing: {', '.join(sorted(missing))}")
+    return values
+
+
+def _check_values(values: dict[str, str], endpoint: Sts) -> int:
+    """Check each value's form (A5 to A7); the date, in epoch seconds."""
+    if values["action"] != "GetCallerIdentity" or values["version"] != "2011-06-15":
+        raise _rejected("not GetCallerIdentity of 2011-06-15")
+    if values["x-amz-algorithm"] != "AWS4-HMAC-SHA256":
+        raise _rejected("not signed with AWS4-HMAC-SHA256")
+    scope = _CREDENTIAL.fullmatch(values["x-amz-credential"])
+    date = values["x-amz-date"]
+    if scope is None or _DATE.fullmatch(date) is None or scope["date"] != date[:8]:
+        raise _rejected("X-Amz-Credential or X-Amz-Date is malformed, or they disagree")
+    if not _EXPIRES.fullmatch(values["x-amz-expires"]) or int(values["x-amz-expires"]) > 900:
+        raise _rejected("X-Amz-Expires is not 0 to 900")
+    if not _SIGNATURE.fullmatch(values["x-amz-signature"]):
+        raise _rejected("X-Amz-Signature is not 64 hex digits")
+    security_token = values.get("x-amz-security-token")
+    if security_token is not None and not _SECURITY_TOKEN.fullmatch(security_token):
+        raise _rejected("X-Amz-Security-Token is malformed")
+    # Exactly these two: a header more would be one whose value the caller wants to travel.
+    wanted = sorted(("host", endpoint.binding_header.lower()))
+    if values["x-amz-signedheaders"].split(";") != wanted:
+        raise _rejected(f"the signed headers are not exactly {';'.join(wanted)}")
+    try:
+        return timegm(time.strptime(date, "%Y%m%dT%H%M%SZ"))
+    except ValueError:
+        raise _rejected("X-Amz-Date is no date") from None
+
+
+class _Endpoint:
+    """Calls to one STS: how many at once, and when again after trouble."""
+
+    def __init__(self) -> None:
+        self.calls = asyncio.Semaphore(_MAX_CALLS)
+        self.waiting = 0
+        self.troubles = 0
+        self.resume_at = 0.0
+
+
+class StsVerifier:
+    """Asks STS who signed a credential; each credential is in flight once.
+
+    Args:
+        endpoints: the policy's `[[sts]]`.
+        transport: how STS is called.
+        clock: epoch seconds.
+        monotonic: seconds on a clock that never jumps.
+    """
+
+    def __init__(
+        self,
+        endpoints: list[Sts],
+        transport: Transport,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._by_host = {host: endpoint for endpoint in endpoints for host in endpoint.hosts}
+        self._state = {endpoint.name: _Endpoint() for endpoint in endpoints}
+        self._transport, self._clock, self._monotonic = transport, clock, monotonic
+        self._flights: dict[bytes, asyncio.Task[Identity]] = {}
+        self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
+        self._used: OrderedDict[str, int] = OrderedDict()
+        self.counts = {"asked": 0, "accepted": 0, "rejected": 0, "throttled": 0, "unavailable": 0}
+        """What became of the calls, for metrics."""
+
+    async def close(self) -> None:
+        """End what is in flight; its waiters get `sts_unavailable`."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+    async def verify(self, token: bytes, digest: bytes) -> tuple[Identity, bool]:
+        """Verify a credential.
+
+        Args:
+            token: with its prefix.
+            digest: its SHA-256.
+
+        Returns:
+            The identity, and whether the credential may be used again (`replay_cache` off).
+
+        Raises:
+            Refusal: as `read_credential`; `sts_rejected`, `sts_unavailable`, `claim_invalid` (account),
+                `role_missing` (a user), `role_malformed`.
+        """
+        now = self._clock()
+        question = read_credential(token, self._by_host, now)
+        once = question.endpoint.replay_cache
+        if once:
+            self._use(question, now)
+        if (known := self._rejected.get(digest)) and self._monotonic() < known[0]:
+            raise _rejected(known[1])
+        flight = self._flights.get(digest)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(self._ask(question, digest))
+            self._flights[digest] = flight
+            flight.add_done_callback(lambda done: self._landed(digest, done))
+        try:
+            return await asyncio.shield(flight), not once
+        except asyncio.CancelledError:
+            if flight.cancelled():
+                raise Refusal(Reason.STS_UNAVAILABLE, "the agent is closing") from None
+            raise
+        except Refusal as refusal:
+            if once and refusal.reason is Reason.STS_UNAVAILABLE:
+                self._used.pop(question.signature, None)  # it was never judged: it may come again
+            raise
+
+    def _landed(self, digest: bytes, flight: asyncio.Task[Identity]) -> None:
+        self._flights.pop(digest, None)
+        if not flight.cancelled():
+            flight.exception()  # seen, also when every waiter has gone
+
+    def _use(self, question: Question, now: float) -> None:
+        """A signature counts once (A14); those that are dead anyway are forgotten."""
+        while self._used and next(iter(self._used.values())) <= now:
+            self._used.popitem(last=False)
+        if question.signature in self._used:
+            raise _rejected("this signature was used before")
+        if len(self._used) >= 1 << 20:
+            raise Refusal(Reason.STS_UNAVAILABLE, "the replay cache is full")
+        # In order of use, not of death: an entry lives on a little behind an older one with a later end.
+        self._used[question.signature] = question.signed_at + LIFETIME
+
+    async def _ask(self, question: Question, digest: bytes) -> Identity:
+        state = self._state[question.endpoint.name]
+        if self._monotonic() < state.resume_at:
+            raise Refusal(Reason.STS_UNAVAILABLE, "STS is throttling or failing: not asked again yet")
+        if state.waiting >= _MAX_WAITING:
+            raise Refusal(Reason.STS_UNAVAILABLE, "too many questions wait for STS")
+        state.waiting += 1
+        try:
+            async with state.calls:
+                caller = await self._call(question, state)
+        except Rejected as error:
+            self.counts["rejected"] += 1
+            if error.final:
+                self._remember(digest, str(error))
+            raise _rejected(str(error)) from None
+        finally:
+            state.waiting -= 1
+        self.counts["accepted"] += 1
+        return self._identity(question, caller, digest)
+
+    async def _call(self, question: Question, state: _Endpoint) -> Caller:
+        endpoint = question.endpoint
+        self.counts["asked"] += 1
+        try:
+            url = check_url(question.url(), insecure_http=endpoint.insecure_http)
+            fetch: Callable[[], Answer] = partial(
+                self._transport.get,
+                url,
+                timeout=endpoint.timeout,
+                max_bytes=_MAX_ANSWER,
+                headers=question.headers(),
+            )
+            caller = read_answer(await in_thread(fetch))
+        except (TransportError, Unavailable) as error:
+            throttled = isinstance(error, Unavailable) and error.throttled
+            self.counts["throttled" if throttled else "unavailable"] += 1
+            state.troubles += 1
+            pause = min(_FIRST_PAUSE * 2 ** min(state.troubles - 1, 8), _LONGEST_PAUSE)
+            state.resume_at = self._monotonic() + pause
+            _log.warning("sts %s: %s, paused %.1f s", endpoint.name, error, pause)
+            raise Refusal(Reason.STS_UNAVAILABLE, str(error)) from None
+        state.troubles = 0
+        return caller
+
+    def _remember(self, digest: bytes, detail: str) -> None:
+        self._rejected[digest] = (self._monotonic() + _REJECTED_FOR, detail)
+        self._rejected.move_to_end(digest)
+        if len(self._rejected) > _MAX_REJECTED:
+            self._rejected.popitem(last=False)
+
+    def _identity(self, question: Question, caller: Caller, digest: bytes) -> Identity:
+        accounts = question.endpoint.accounts
+        if accounts and caller.account not in accounts:
+            raise Refusal(Reason.CLAIM_INVALID, "an account that this STS endpoint may not assert")
+        if ":assumed-role/" not in caller.arn:
+            raise Refusal(Reason.ROLE_MISSING, "the caller is a user, not a role")
+        role = RoleArn.parse(caller.arn)
+        session = caller.arn.rpartition("/")[2]
+        # The unique id is "<role id>:<session>" for a role; parts that disagree are not STS's (A12).
+        if role.account != caller.account or caller.user_id.partition(":")[2] != session:
+            raise _rejected("the answer's ARN, account and unique id disagree")
+        return Identity(
+            issuer=question.endpoint.name,
+            principal=caller.arn,
+            session=session,
+            roles=(role,),
+            not_after=question.signed_at + LIFETIME,
+            issued_at=question.signed_at,
+            credential=f"sha256:{digest.hex()[:16]}",
+            key_id=question.key_id,
+        )
