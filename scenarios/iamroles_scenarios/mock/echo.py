@@ -2,11 +2,11 @@
 
     python -m iamroles_scenarios.mock.echo --listen 127.0.0.1:0 --backend orders-ro --backend orders-rw=9002
 
-prints `{"ready": true, "backends": {"orders-ro": "127.0.0.1:40001", "orders-rw": "127.0.0.1:9002"}}`.
+prints one ready line, `{"ready": true, "backends": {"orders-ro": "127.0.0.1:40001", ...}}`.
 
 Every request on any path is answered 200 with
-`{"backend", "method", "path", "headers": [[name, value], ...], "client", "body"}`: path is the request target
-as received, headers keep order, spelling and repetition, body is its length in bytes. Also:
+`{"backend", "method", "path", "headers": [[name, value], ...], "client", "body"}`: path is the target as
+received, headers keep order, spelling and repetition, body is its length in bytes. Also:
 
 - `Upgrade: websocket`: a WebSocket that echoes (RFC 6455); ping, close and fragments are honoured;
 - `Accept: text/event-stream`: server-sent events, the first one the answer above, then one each 50 ms;

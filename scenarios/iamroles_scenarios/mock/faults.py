@@ -1,0 +1,147 @@
+"""Faults on command: what a mock does instead of, or to, its sound answer.
+
+==============  ========================================================================================
+kind            effect (parameters)
+==============  ========================================================================================
+``slow``        the sound answer after `seconds`
+``stall``       no answer until the fault is cleared, then the sound one
+``cut``         the connection is reset without an answer; a server that is down, seen from a client
+``truncated``   the sound answer cut in the middle of its body, Content-Length telling more
+``status``      `status` (503) with `body` and `headers`
+``redirect``    `status` (302) to `location`
+``malformed``   status 200 with `body` (``{"keys": [``) and `content_type`
+``content-type``  the sound body as `content_type` (text/html)
+``oversized``   the sound object with one more member, `size` bytes in all (2 MiB)
+``patch``       the sound object with `members` set (a discovery document's issuer, for example)
+==============  ========================================================================================
+
+`times` limits a fault to so many requests; without it, it stays until cleared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from aiohttp import web
+
+KINDS = frozenset(
+    {
+        *("slow", "stall", "cut", "truncated", "status", "redirect", "malformed", "content-type"),
+        *("oversized", "patch"),
+    }
+)
+Sound = Callable[[], Awaitable[web.Response]]
+
+
+@dataclass
+class Fault:
+    """One fault; see the table above."""
+
+    kind: str
+    times: int | None = None
+    seconds: float = 1.0
+    status: int | None = None
+    body: str = '{"keys": ['
+    headers: dict[str, str] = field(default_factory=dict)
+    location: str = ""
+    content_type: str = "text/html"
+    size: int = 2 << 20
+    members: dict[str, Any] = field(default_factory=dict)
+    cleared: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any], kinds: frozenset[str] = KINDS) -> Fault:
+        """Read a control request.
+
+        Raises:
+            ValueError: an unknown kind or parameter.
+        """
+        known = {each.name for each in fields(cls)} - {"cleared"}
+        if unknown := set(table) - known:
+            raise ValueError(f"unknown fault parameters {sorted(unknown)}; known are {sorted(known)}")
+        if table.get("kind") not in kinds:
+            raise ValueError(f"unknown fault kind {table.get('kind')!r}; known are {sorted(kinds)}")
+        return cls(**table)
+
+
+class Faults:
+    """The faults in force, by endpoint; `*` is for every endpoint without its own."""
+
+    def __init__(self) -> None:
+        self._by_endpoint: dict[str, Fault] = {}
+
+    def set(self, endpoint: str, fault: Fault) -> None:
+        """Put a fault in force instead of any other on this endpoint."""
+        self.clear(endpoint)
+        self._by_endpoint[endpoint] = fault
+
+    def clear(self, endpoint: str | None = None) -> None:
+        """End the fault on one endpoint, or all."""
+        for name in [endpoint] if endpoint else list(self._by_endpoint):
+            if fault := self._by_endpoint.pop(name, None):
+                fault.cleared.set()
+
+    def take(self, endpoint: str) -> Fault | None:
+        """The fault this request meets, counted down."""
+        for name in (endpoint, "*"):
+            fault = self._by_endpoint.get(name)
+            if fault is None:
+                continue
+            if fault.times is not None:
+                fault.times -= 1
+                if fault.times <= 0:
+                    del self._by_endpoint[name]
+            return fault
+        return None
+
+
+async def answer(fault: Fault | None, request: web.Request, sound: Sound) -> web.StreamResponse:
+    """The sound answer, or what the fault makes of it."""
+    if fault is None:
+        return await sound()
+    if fault.kind == "slow":
+        await asyncio.sleep(fault.seconds)
+        return await sound()
+    if fault.kind == "stall":
+        await fault.cleared.wait()
+        return await sound()
+    if fault.kind == "cut":
+        return cut(request)
+    if fault.kind == "status":
+        return web.Response(status=fault.status or 503, text=fault.body, headers=fault.headers)
+    if fault.kind == "redirect":
+        return web.Response(status=fault.status or 302, headers={"Location": fault.location})
+    if fault.kind == "malformed":
+        return web.Response(text=fault.body, content_type="application/json")
+    return await _altered(fault, request, await sound())
+
+
+async def _altered(fault: Fault, request: web.Request, response: web.Response) -> web.StreamResponse:
+    text = response.text or ""
+    if fault.kind == "content-type":
+        return web.Response(text=text, content_type=fault.content_type)
+    if fault.kind == "truncated":
+        half = web.StreamResponse(headers={"Content-Type": response.content_type})
+        half.content_length = len(text.encode())
+        await half.prepare(request)
+        await half.write(text.encode()[: len(text) // 2])
+        if request.transport is not None:
+            request.transport.close()
+        return half
+    table = json.loads(text)
+    if fault.kind == "patch":
+        table.update(fault.members)
+    else:
+        table["padding"] = "x" * max(0, fault.size - len(text))
+    return web.json_response(table, status=response.status)
+
+
+def cut(request: web.Request) -> web.Response:
+    """Reset the connection."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()

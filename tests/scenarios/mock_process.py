@@ -1,0 +1,33 @@
+"""Start a mock as its own process and wait for its ready line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Mock:
+    process: subprocess.Popen[str]
+    ready: dict[str, Any]
+
+
+@contextmanager
+def running(module: str, *arguments: str) -> Iterator[Mock]:
+    command = [sys.executable, "-m", f"iamroles_scenarios.mock.{module}", "--exit-with-parent", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, f"{module} ended with {process.wait(10)}"
+        yield Mock(process, json.loads(line))
+    finally:
+        process.stdin.close()
+        assert process.wait(10) is not None
+        process.stdout.close()

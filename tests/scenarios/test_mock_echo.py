@@ -1,0 +1,184 @@
+"""The echo backends, as a process, over sockets."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import urllib3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mock_process import Mock, running
+
+from iamroles_scenarios.mock import websocket
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[Mock]:
+    with running("echo", "--backend", "orders-ro", "--backend", "orders-rw") as mock:
+        yield mock
+
+
+@contextmanager
+def connected(echo: Mock, backend: str = "orders-ro") -> Iterator[socket.socket]:
+    host, port = echo.ready["backends"][backend].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        yield connection
+
+
+def answer(connection: socket.socket) -> tuple[str, dict[str, Any]]:
+    stream = connection.makefile("rb")
+    status = stream.readline().decode().strip()
+    length = 0
+    while (line := stream.readline().strip()) != b"":
+        name, _, value = line.partition(b":")
+        length = int(value) if name.lower() == b"content-length" else length
+    return status, json.loads(stream.read(length))
+
+
+def test_each_backend_tells_its_name_and_what_it_received(echo: Mock) -> None:
+    for name, address in echo.ready["backends"].items():
+        report = urllib3.request(
+            "POST", f"http://{address}/a%2Fb//c?q=1", body=b"12345", headers={"X-A": "1"}
+        ).json()
+
+        assert (report["backend"], report["method"], report["path"]) == (name, "POST", "/a%2Fb//c?q=1")
+        assert ["X-A", "1"] in report["headers"]
+        assert report["body"] == 5
+
+
+def test_headers_keep_order_spelling_and_repetition(echo: Mock) -> None:
+    with connected(echo) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nx-iam-Role: a\r\nHost: h\r\nx-iam-Role:  b \r\n\r\n")
+
+        _, report = answer(connection)
+
+    assert report["headers"] == [["x-iam-Role", "a"], ["Host", "h"], ["x-iam-Role", "b"]]
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_pipelined_requests_in_any_segments_are_answered_in_order(echo: Mock, step: int) -> None:
+    chunked = (
+        b"POST /1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: 1\r\n\r\n"
+    )
+    sized = b"PUT /2 HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET "
+    data = chunked + sized + b"GET /3 HTTP/1.1\r\n\r\n"
+    with connected(echo) as connection:
+        for start in range(0, len(data), step):
+            connection.sendall(data[start : start + step])
+        connection.shutdown(socket.SHUT_WR)
+        stream = connection.makefile("rb")
+        reports = []
+        for _ in range(3):
+            while not (line := stream.readline()).startswith(b"Content-Length"):
+                assert line
+            stream.readline()
+            reports.append(json.loads(stream.read(int(line.split(b":")[1]))))
+
+    assert [(each["path"], each["body"]) for each in reports] == [("/1", 5), ("/2", 4), ("/3", 0)]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"x" * 70_000,
+    ],
+)
+def test_what_is_not_http_is_refused(echo: Mock, bad: bytes) -> None:
+    with connected(echo) as connection:
+        connection.sendall(bad)
+
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+        while connection.recv(4096):
+            pass
+
+
+def test_connection_close_is_honoured(echo: Mock) -> None:
+    with connected(echo) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+
+        data = b""
+        while received := connection.recv(65536):
+            data += received
+
+    assert b"Connection: close" in data
+
+
+def masked(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
+    mask, size = os.urandom(4), len(payload)
+    first = (0x80 if final else 0) | opcode
+    head = struct.pack("!BB", first, 0x80 | size) if size < 126 else struct.pack("!BBH", first, 0xFE, size)
+    return head + mask + bytes(octet ^ mask[index % 4] for index, octet in enumerate(payload))
+
+
+def test_websocket_echoes_pongs_and_closes(echo: Mock) -> None:
+    key = base64.b64encode(bytes(16)).decode()
+    handshake = (
+        f"GET /live HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+    )
+    with connected(echo) as connection:
+        connection.sendall(handshake.encode() + masked(1, b"hello") + masked(9, b"p"))
+        connection.sendall(masked(1, b"a" * 200, final=False) + masked(0, b"b") + masked(8, b"\x03\xe8"))
+        data = b""
+        while received := connection.recv(65536):
+            data += received
+
+    head, _, frames = data.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert b"X-Echo-Backend: orders-ro" in head
+    expected = [(1, b"hello"), (10, b"p"), (1, b"a" * 200 + b"b"), (8, b"\x03\xe8")]
+    assert frames == b"".join(websocket.frame(*each) for each in expected)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 50))
+@settings(max_examples=50, deadline=None)
+def test_websocket_echo_does_not_depend_on_segments(messages: list[bytes], step: int) -> None:
+    data, echo = b"".join(masked(2, message) for message in messages), websocket.Echo()
+
+    out = b"".join(echo.feed(data[start : start + step]) for start in range(0, len(data), step))
+
+    assert out == b"".join(websocket.frame(2, message) for message in messages)
+
+
+def test_unmasked_frames_are_a_protocol_error() -> None:
+    echo = websocket.Echo()
+
+    assert echo.feed(websocket.frame(1, b"x")) == websocket.frame(8, struct.pack("!H", 1002))
+    assert echo.closed
+
+
+def test_event_stream_goes_on_until_the_client_leaves(echo: Mock) -> None:
+    with connected(echo) as connection:
+        connection.sendall(b"GET /live HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n")
+        stream = connection.makefile("rb")
+        lines = []
+        while len(lines) < 3:
+            line = stream.readline().strip()
+            assert line is not None
+            if line.startswith(b"data: "):
+                lines.append(line.removeprefix(b"data: "))
+
+    assert json.loads(lines[0])["path"] == "/live"
+    assert lines[1:] == [b"1", b"2"]
+
+
+def test_requests_are_counted_and_the_question_is_not(echo: Mock) -> None:
+    address = echo.ready["backends"]["orders-rw"]
+    url = f"http://{address}/_control/counters"
+    before = urllib3.request("GET", url).json()["requests"]
+
+    urllib3.request("GET", f"http://{address}/")
+
+    assert urllib3.request("GET", url).json() == {"backend": "orders-rw", "requests": before + 1}

@@ -1,0 +1,297 @@
+"""The mock IdP, as a process, over HTTP."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import jwt
+import pytest
+import urllib3
+from cryptography.hazmat.primitives.asymmetric import rsa
+from mock_process import Mock, running
+
+from iamroles_scenarios.jose import SHAPES, role_arn
+from iamroles_scenarios.mock.clients import ControlError, IdpClient, WaitTimeoutError
+from iamroles_scenarios.mock.issuer import POISONS
+
+READER = role_arn("reader")
+HTTP = urllib3.PoolManager(retries=False)
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Mock]:
+    with running("idp") as mock:
+        yield mock
+
+
+@pytest.fixture(scope="module")
+def idp(process: Mock) -> IdpClient:
+    return IdpClient(process.ready["url"])
+
+
+def fetch(url: str) -> dict[str, object]:
+    answer = HTTP.request("GET", url, redirect=False)
+    assert answer.status == 200
+    document = answer.json()
+    assert isinstance(document, dict)
+    return document
+
+
+def verify(token: str, url: str) -> dict[str, object]:
+    """As a relying party does: discovery, JWKS, signature, issuer, audience, times."""
+    discovery = fetch(f"{url}/.well-known/openid-configuration")
+    assert discovery["issuer"] == url
+    keys = {key["kid"]: key for key in fetch(str(discovery["jwks_uri"]))["keys"]}  # type: ignore[attr-defined]
+    header = jwt.get_unverified_header(token)
+    key = jwt.PyJWK(keys[header["kid"]])
+    claims: dict[str, object] = jwt.decode(
+        token, key, [header["alg"]], issuer=url, options={"verify_aud": False}
+    )
+    return claims
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_minted_tokens_verify_against_the_published_keys(idp: IdpClient, shape: str) -> None:
+    issuer = idp.issuer(f"shape-{shape}", shape, keys=["ES256"])
+
+    claims = verify(issuer.mint({"roles": ["reader"]}), issuer.url)
+
+    assert READER in str(claims)
+
+
+def test_new_issuers_sign_rs256_and_es256(idp: IdpClient) -> None:
+    issuer = idp.issuer("default")
+
+    assert [key.algorithm for key in issuer.keys] == ["RS256", "ES256"]
+    for algorithm in ("RS256", "ES256", "PS384"):
+        verify_ok = issuer.mint({"alg": algorithm})
+        assert jwt.get_unverified_header(verify_ok)["alg"] == algorithm
+    verify(issuer.mint({"alg": "ES256"}), issuer.url)
+
+
+def test_metadata_of_rfc_8414_stands_in_both_places(idp: IdpClient) -> None:
+    issuer = idp.issuer("meta", keys=["ES256"])
+
+    inserted = fetch(f"{idp.url}/.well-known/oauth-authorization-server/meta")
+
+    assert inserted == fetch(f"{issuer.url}/.well-known/oauth-authorization-server")
+    assert inserted["issuer"] == issuer.url
+
+
+def test_token_endpoint_gives_tokens_to_known_clients_only(idp: IdpClient) -> None:
+    clients = {"svc": {"secret": "s3", "roles": [READER, role_arn("writer")], "scope": "orders:read"}}
+    issuer = idp.issuer("token", "rfc9068", keys=["ES256"], clients=clients)
+    form = {"grant_type": "client_credentials", "client_id": "svc", "client_secret": "s3", "roles": READER}
+
+    good = HTTP.request_encode_body("POST", f"{issuer.url}/token", form, encode_multipart=False)
+    basic = urllib3.make_headers(basic_auth="svc:wrong")
+    bad = HTTP.request_encode_body(
+        "POST",
+        f"{issuer.url}/token",
+        {"grant_type": "client_credentials"},
+        headers=basic,
+        encode_multipart=False,
+    )
+
+    claims = verify(good.json()["access_token"], issuer.url)
+    assert (claims["roles"], claims["sub"], claims["scope"]) == ([READER], "svc", "orders:read")
+    assert (bad.status, bad.json()["error"]) == (401, "invalid_client")
+
+
+def test_rotation_with_overlap_and_removal(idp: IdpClient) -> None:
+    issuer = idp.issuer("rotate", keys=["ES256"])
+    old = issuer.keys[0]
+    before = issuer.mint({})
+
+    new = issuer.rotate()
+
+    assert issuer.keys[0] == new
+    verify(before, issuer.url)
+    verify(issuer.mint({}), issuer.url)
+    issuer.remove(old.kid)
+    assert [entry["kid"] for entry in issuer.jwks()] == [new.kid]
+    still_mintable = issuer.mint({"key": old.kid})
+    with pytest.raises(KeyError):
+        verify(still_mintable, issuer.url)
+
+
+def test_rotation_without_overlap_withdraws_the_old_key_at_once(idp: IdpClient) -> None:
+    issuer = idp.issuer("abrupt", keys=["ES256"])
+
+    new = issuer.rotate(overlap=False)
+
+    assert [entry["kid"] for entry in issuer.jwks()] == [new.kid]
+
+
+def test_a_key_may_sign_before_it_is_published(idp: IdpClient) -> None:
+    issuer = idp.issuer("early", keys=["ES256"])
+
+    key = issuer.add_key("ES256", publish=False)
+
+    assert issuer.keys[0] == key
+    assert key.kid not in [entry["kid"] for entry in issuer.jwks()]
+
+
+@pytest.mark.parametrize("kind", POISONS)
+def test_poison_is_published(idp: IdpClient, kind: str) -> None:
+    issuer = idp.issuer(f"poison-{kind}", keys=["ES256"])
+
+    key = issuer.poison(kind)
+
+    shown = fetch(f"{issuer.url}/jwks")["keys"]
+    assert isinstance(shown, list)
+    assert len(shown) > 1
+    if kind == "weak-rsa":
+        assert key is not None
+        assert isinstance(key.private, rsa.RSAPrivateKey)
+        assert key.private.key_size == 1024
+    if kind == "duplicate":
+        assert [entry["kid"] for entry in shown] == [issuer.keys[0].kid] * 2
+    if kind == "private":
+        assert "d" in shown[-1]
+
+
+def test_waiting_ends_when_the_count_is_reached(idp: IdpClient) -> None:
+    issuer = idp.issuer("wait", keys=["ES256"])
+    reached: list[dict[str, int]] = []
+    waiter = threading.Thread(target=lambda: reached.append(issuer.wait_for("jwks-done", 2)))
+    waiter.start()
+
+    fetch(f"{issuer.url}/jwks")
+    fetch(f"{issuer.url}/jwks")
+    waiter.join(10)
+
+    assert reached[0]["jwks"] == 2
+    assert issuer.counters()["jwks-done"] == 2
+
+
+def test_waiting_has_a_deadline(idp: IdpClient) -> None:
+    issuer = idp.issuer("deadline", keys=["ES256"])
+
+    with pytest.raises(WaitTimeoutError):
+        issuer.wait_for("jwks", 1, deadline=0.05)
+
+
+def test_faults(idp: IdpClient) -> None:
+    issuer = idp.issuer("faults", keys=["ES256"])
+    url = f"{issuer.url}/jwks"
+
+    issuer.fault("jwks", "status", status=500)
+    assert HTTP.request("GET", url).status == 500
+    issuer.fault("jwks", "cut")
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        HTTP.request("GET", url)
+    issuer.fault("jwks", "truncated")
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        HTTP.request("GET", url)
+    issuer.fault("jwks", "malformed")
+    with pytest.raises(ValueError, match="Expecting value"):
+        HTTP.request("GET", url).json()
+    issuer.fault("jwks", "oversized", size=100_000)
+    assert len(HTTP.request("GET", url).data) >= 100_000
+    issuer.fault("jwks", "content-type")
+    assert HTTP.request("GET", url).headers["Content-Type"].startswith("text/html")
+    issuer.fault("jwks", "slow", seconds=0.2)
+    start = time.monotonic()
+    fetch(url)
+    assert time.monotonic() - start >= 0.2
+    issuer.clear("jwks")
+    fetch(url)
+
+
+def test_a_fault_may_be_for_the_next_requests_only(idp: IdpClient) -> None:
+    issuer = idp.issuer("twice", keys=["ES256"])
+
+    issuer.fault("*", "status", status=503, times=2)
+
+    statuses = [HTTP.request("GET", f"{issuer.url}/jwks").status for _ in range(3)]
+    assert statuses == [503, 503, 200]
+
+
+def test_redirects_lead_to_the_sound_answer_and_are_counted(idp: IdpClient) -> None:
+    issuer = idp.issuer("redirect", keys=["ES256"])
+    issuer.fault("jwks", "redirect")
+
+    stayed = HTTP.request("GET", f"{issuer.url}/jwks", redirect=False)
+    followed = urllib3.PoolManager().request("GET", f"{issuer.url}/jwks")
+
+    assert stayed.status == 302
+    assert followed.json()["keys"] == issuer.jwks()
+    assert issuer.counters()["jwks-moved"] == 1
+
+
+def test_a_discovery_document_can_lie_about_its_issuer(idp: IdpClient) -> None:
+    issuer = idp.issuer("liar", keys=["ES256"])
+
+    issuer.fault("discovery", "patch", members={"issuer": "https://elsewhere.example"})
+
+    assert fetch(f"{issuer.url}/.well-known/openid-configuration")["issuer"] == "https://elsewhere.example"
+
+
+def test_a_stalled_answer_comes_when_the_fault_is_cleared(idp: IdpClient) -> None:
+    issuer = idp.issuer("stall", keys=["ES256"])
+    issuer.fault("jwks", "stall")
+    got: list[object] = []
+    reader = threading.Thread(target=lambda: got.append(fetch(f"{issuer.url}/jwks")))
+    reader.start()
+    issuer.wait_for("jwks", 1)
+    assert got == []
+
+    issuer.clear()
+    reader.join(10)
+
+    assert len(got) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda idp: idp.issuer("bad", "no-such-shape"),
+        lambda idp: idp.issuer("_control"),
+        lambda idp: idp.issuer("bad", keys=["HS256"]),
+        lambda idp: idp.issuer("bad", keys=["ES256"]).fault("jwks", "no-such-kind"),
+        lambda idp: idp.issuer("bad", keys=["ES256"]).fault("jwks", "slow", second=1),
+        lambda idp: idp.issuer("bad", keys=["ES256"]).poison("no-such-poison"),
+        lambda idp: idp.issuer("bad", keys=["ES256"]).remove("no-such-kid"),
+        lambda idp: idp.get("nobody"),
+    ],
+)
+def test_mistaken_commands_are_refused(idp: IdpClient, command: object) -> None:
+    with pytest.raises(ControlError):
+        command(idp)  # type: ignore[operator]
+
+
+def test_public_url_is_what_tokens_and_documents_carry() -> None:
+    with running("idp", "--public-url", "http://idp.test:8080/") as mock:
+        idp = IdpClient(f"http://{mock.ready['address']}", "http://idp.test:8080")
+        issuer = idp.issuer("corp", keys=["ES256"])
+
+        document = fetch(f"http://{mock.ready['address']}/corp/.well-known/openid-configuration")
+
+    assert (issuer.url, document["jwks_uri"]) == (
+        "http://idp.test:8080/corp",
+        "http://idp.test:8080/corp/jwks",
+    )
+
+
+def test_ends_on_sigterm_and_when_its_input_closes() -> None:
+    with running("idp") as mock:
+        mock.process.send_signal(signal.SIGTERM)
+        assert mock.process.wait(10) == 0
+    with running("idp") as mock:
+        assert mock.process.stdin is not None
+        mock.process.stdin.close()
+        assert mock.process.wait(10) == 0
+
+
+def test_a_busy_port_is_one_sentence(process: Mock, capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(AssertionError, match="ended with 3"),
+        running("idp", "--listen", process.ready["address"]),
+    ):
+        pass
+
+    assert "Free the address" in capfd.readouterr().err
