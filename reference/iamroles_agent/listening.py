@@ -67,6 +67,43 @@ def listen_on(sock: socket.socket) -> None:
     sock.setblocking(False)
 
 
+def reserve(listen: str) -> socket.socket:
+    """Hold an address for several processes: TCP for each to `join`, a Unix socket for all to share.
+
+    SO_REUSEPORT is set only after binding. So the kernel lets this user's processes join, but the binding
+    itself still fails where another agent listens: two agents never share a port by mistake. As the
+    reservation itself does not listen, it gets no connections.
+
+    Raises:
+        StartError: as `bind`.
+    """
+    sock = bind(listen)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    else:
+        listen_on(sock)
+    return sock
+
+
+def join(reservation: socket.socket) -> socket.socket:
+    """This process's own socket on a reserved address; the kernel spreads connections over them.
+
+    Raises:
+        StartError: the address cannot be joined.
+    """
+    if reservation.family == socket.AF_UNIX:
+        return reservation.dup()
+    sock = socket.socket(reservation.family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        sock.bind(reservation.getsockname())
+    except OSError as error:
+        sock.close()
+        raise _refused(address_of(reservation), error) from None
+    return sock
+
+
 def address_of(sock: socket.socket) -> str:
     """The address in the form that the configuration and HAProxy use, the real port in place of 0."""
     name = sock.getsockname()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -86,7 +87,7 @@ class Server:
     Args:
         gate: who decides.
         settings: address, limits and timeouts.
-        sock: a bound socket to use in place of `settings.listen`.
+        sock: a bound socket of someone else to use in place of `settings.listen`.
         stats: counters to fill; a new object if absent.
     """
 
@@ -120,8 +121,16 @@ class Server:
         listening.listen_on(sock)
         self.address = listening.address_of(sock)
         loop = asyncio.get_running_loop()
-        create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._listener = await create(lambda: _Peer(self), sock=sock, backlog=listening.BACKLOG)
+        if sock.family == socket.AF_UNIX:
+            # From Python 3.13 on the loop would remove the file, though other workers may still serve it.
+            keep_file = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+            self._listener = await loop.create_unix_server(
+                lambda: _Peer(self), sock=sock, backlog=listening.BACKLOG, **keep_file
+            )
+        else:
+            self._listener = await loop.create_server(
+                lambda: _Peer(self), sock=sock, backlog=listening.BACKLOG
+            )
         return self.address
 
     async def drain(self) -> None:
@@ -131,7 +140,8 @@ class Server:
         """
         if self._listener is not None:
             self._listener.close()
-            listening.remove_unix(self.address)
+            if self._sock is None:
+                listening.remove_unix(self.address)
         for peer in tuple(self.peers):
             peer.drain()
         if await self._all_gone(self.settings.drain_timeout):
