@@ -68,9 +68,9 @@ class Metrics:
         """Credentials verified before, or not."""
         self.cache_sizes: dict[str, Callable[[], int]] = {}
         """`verdict`, `identity`: entries at scrape time."""
-        self.fetches: dict[tuple[str, str], int] = {}
+        self.fetches: dict[tuple[str, ...], int] = {}
         self.key_sets: dict[str, tuple[float, int]] = {}
-        self.sts_calls: dict[tuple[str, str], int] = {}
+        self.sts_calls: dict[tuple[str, ...], int] = {}
         self.policy_version = ""
         self.policy_since = 0.0
         self.reloads = {"accepted": 0, "rejected": 0}

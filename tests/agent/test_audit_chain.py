@@ -1,0 +1,260 @@
+"""The chain: what `audit verify` proves, and that no tampering escapes it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from iamroles_agent.audit import Audit
+from iamroles_agent.audit_file import Head, head_path
+from iamroles_agent.audit_verify import Proof, verify
+from iamroles_agent.commands.audit import audit as command
+from iamroles_agent.config import AuditSettings
+from iamroles_agent.identity import Decision
+from iamroles_agent.reasons import Reason
+
+ROLE = "arn:aws:iam::111122223333:role/reader"
+ALLOW = Decision(
+    allow=True,
+    role=ROLE,
+    principal="alice",
+    session="jti-1",
+    issuer="corp",
+    rule="R1",
+    backend="orders-ro",
+    expires=1790000000,
+    credential="sha256:0123456789abcdef",
+    roles=(ROLE,),
+)
+DENY = Decision(allow=False, reason=Reason.NO_GRANT, principal="bob", roles=(ROLE,), unmapped=(ROLE,))
+
+
+def record(log: Audit, count: int = 1, decision: Decision = ALLOW) -> None:
+    for number in range(count):
+        assert log.decision(
+            decision,
+            request_id=f"req-{number}",
+            src="192.0.2.7",
+            src_port=40000 + number,
+            method="GET",
+            host="orders.example.com",
+            path="/orders/1",
+            policy_version="sha256:feed",
+            generation=3,
+        )
+
+
+def written(path: Path, count: int = 8) -> Path:
+    log = Audit(AuditSettings(path=str(path)))
+    record(log, count)
+    log.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    path = written(tmp_path_factory.mktemp("genuine") / "audit.jsonl")
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def judged(lines: list[bytes], directory: Path, head: Head | None = None) -> Proof:
+    path = directory / "judged.jsonl"
+    path.write_bytes(b"".join(lines))
+    head_path(path).unlink(missing_ok=True)
+    if head is not None:
+        head_path(path).write_text(str(head))
+    return verify([path])
+
+
+def last_head(lines: list[bytes]) -> Head:
+    record = json.loads(lines[-1])
+    return Head(record["seq"], record["hash"])
+
+
+def test_a_genuine_log_is_whole(genuine, tmp_path):
+    proof = judged(genuine, tmp_path, last_head(genuine))
+
+    assert proof.whole
+    assert proof.records == 10  # start, 8 decisions, end
+    assert not proof.notes
+
+
+def test_a_record_says_who_did_what_when_with_which_role(genuine):
+    found = json.loads(genuine[1])
+
+    assert found.pop("time").endswith("Z")
+    assert len(found.pop("prev")) == len(found.pop("hash")) == 64
+    assert found == {
+        "seq": 2,
+        "request": "req-0",
+        "port": 40000,
+        "kind": "decision",
+        "verdict": "allow",
+        "status": 200,
+        "principal": "alice",
+        "session": "jti-1",
+        "issuer": "corp",
+        "role": ROLE,
+        "roles": [ROLE],
+        "rule": "R1",
+        "src": "192.0.2.7",
+        "method": "GET",
+        "host": "orders.example.com",
+        "path": "/orders/1",
+        "backend": "orders-ro",
+        "credential": "sha256:0123456789abcdef",
+        "expires": 1790000000,
+        "policy": "sha256:feed",
+        "keys": 3,
+        "worker": 0,
+        "agent": found["agent"],
+    }
+
+
+def test_the_chain_can_be_checked_without_this_tool(genuine):
+    before = "0" * 64
+    for line in genuine:
+        body, _, rest = line.partition(b',"hash":"')
+        found = json.loads(line)
+        assert found["prev"] == before
+        assert rest == hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+        before = found["hash"]
+
+
+@pytest.mark.parametrize("line", range(10))
+def test_a_removed_line_is_named(genuine, tmp_path, line):
+    proof = judged(genuine[:line] + genuine[line + 1 :], tmp_path, last_head(genuine))
+
+    [finding] = proof.findings
+    if line == 0:
+        assert "begins with record 2, in the middle" in finding.message
+    elif line == 9:
+        assert "the end was cut off" in finding.message
+    else:
+        assert finding.line == line + 1
+        assert f"record {line + 1} is missing before record {line + 2}" in finding.message
+
+
+@pytest.mark.parametrize("line", range(9))
+def test_reordered_lines_are_named(genuine, tmp_path, line):
+    swapped = [*genuine]
+    swapped[line : line + 2] = reversed(swapped[line : line + 2])
+
+    proof = judged(swapped, tmp_path, last_head(genuine))
+
+    assert [finding.line for finding in proof.findings if finding.line][:2] in (
+        [line + 1, line + 2],
+        [line + 1, line + 1],
+    )
+    assert any(
+        "out of order" in found.message or "begins a new chain" in found.message for found in proof.findings
+    )
+
+
+def test_a_changed_line_is_named(genuine, tmp_path):
+    changed = [*genuine]
+    changed[4] = changed[4].replace(b'"alice"', b'"mallo"')
+
+    [finding] = judged(changed, tmp_path, last_head(genuine)).findings
+
+    assert finding.line == 5
+    assert "record 5 was changed" in finding.message
+
+
+def test_a_changed_line_with_a_new_hash_breaks_the_next(genuine, tmp_path):
+    changed = [*genuine]
+    body = changed[4].partition(b',"hash":"')[0].replace(b'"alice"', b'"mallo"')
+    changed[4] = body + b',"hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+
+    [finding] = judged(changed, tmp_path, last_head(genuine)).findings
+
+    assert finding.line == 6
+    assert "record 6 does not follow record 5" in finding.message
+
+
+def test_members_smuggled_in_after_the_hash_are_found(genuine, tmp_path):
+    changed = [*genuine]
+    changed[4] = changed[4].replace(b'"}\n', b'","verdict":"deny"}\n')
+
+    assert "record 5 was changed" in judged(changed, tmp_path).findings[0].message
+
+
+def test_a_rewritten_log_is_betrayed_by_a_head_kept_elsewhere(genuine, tmp_path):
+    path = written(tmp_path / "audit.jsonl", 8)
+
+    assert verify([path], heads=[json.loads(path.read_bytes().splitlines()[-1])["hash"]]).whole
+    [finding] = verify([path], heads=[json.loads(genuine[-1])["hash"]]).findings
+    assert "the log was rewritten" in finding.message
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_tampering_escapes(genuine, tmp_path, data):
+    head = last_head(genuine)
+    lines = data.draw(
+        st.one_of(
+            st.permutations(genuine),
+            st.lists(st.sampled_from(genuine), max_size=12),
+            st.sets(st.integers(0, 9)).map(lambda keep: [genuine[index] for index in sorted(keep)]),
+            st.tuples(st.integers(0, sum(map(len, genuine)) - 1), st.integers(0, 255)).map(
+                lambda change: _with_byte(genuine, *change)
+            ),
+        )
+    )
+
+    proof = judged(list(lines), tmp_path, head)
+
+    assert proof.whole == (list(lines) == genuine)
+
+
+def _with_byte(lines: list[bytes], index: int, value: int) -> list[bytes]:
+    whole = bytearray(b"".join(lines))
+    whole[index] = value
+    return bytes(whole).splitlines(keepends=True) if bytes(whole) != b"".join(lines) else lines
+
+
+class TestCommand:
+    def test_whole(self, tmp_path):
+        path = written(tmp_path / "audit.jsonl")
+
+        result = CliRunner().invoke(command, ["verify", str(path), str(head_path(path))])
+
+        assert result.exit_code == 0
+        assert "WHOLE: 10 records in 1 file, nothing removed, changed or reordered" in result.output
+
+    def test_not_whole(self, tmp_path):
+        path = written(tmp_path / "audit.jsonl")
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:3] + lines[4:]))
+
+        result = CliRunner().invoke(command, ["verify", str(path)])
+
+        assert result.exit_code == 1
+        assert f"{path}:4: record 4 is missing before record 5" in result.output
+
+    def test_json(self, tmp_path):
+        path = written(tmp_path / "audit.jsonl")
+
+        result = CliRunner().invoke(command, ["verify", "--format", "json", str(path)])
+
+        assert json.loads(result.output)["whole"] is True
+
+    def test_nothing_proven_by_nothing(self, tmp_path):
+        (tmp_path / "empty.jsonl").touch()
+
+        result = CliRunner().invoke(command, ["verify", str(tmp_path / "empty.jsonl")])
+
+        assert result.exit_code == 1
+        assert "NOT PROVEN" in result.output
+
+    def test_a_captured_standard_error_is_verified_among_other_lines(self, tmp_path):
+        path = written(tmp_path / "audit.jsonl")
+        captured = tmp_path / "captured.log"
+        captured.write_bytes(b"agent: ready\n" + path.read_bytes() + b"agent: bye\n")
+
+        assert CliRunner().invoke(command, ["verify", "--mixed", str(captured)]).exit_code == 0
+        assert CliRunner().invoke(command, ["verify", str(captured)]).exit_code == 1
