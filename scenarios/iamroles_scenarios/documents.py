@@ -16,10 +16,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
-_ASSIGNMENT = re.compile(r"""^\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|[A-Za-z0-9_-]+))*)\s*=""")
+_ASSIGNMENT = re.compile(
+    r"""^\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|[A-Za-z0-9_-]+))*)\s*="""
+)
 _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 
 _M = TypeVar("_M", bound=BaseModel)
+Json = Any
+"""Whatever TOML or JSON can hold."""
 Place = tuple[str | int, ...]
 """Where a value stands in a document: keys and list indices."""
 
@@ -47,7 +51,9 @@ def read(path: Path, model: type[_M]) -> _M:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DocumentError([f"{path.name}: cannot be read ({error.strerror}). Give a readable file."]) from error
+        raise DocumentError(
+            [f"{path.name}: cannot be read ({error.strerror}). Give a readable file."]
+        ) from error
     return parse(text, model, path.name)
 
 
@@ -103,7 +109,7 @@ def _resolve(parts: list[str], counts: Counter[Place]) -> Place:
     return place
 
 
-def _problem(name: str, lines: dict[Place, int], item: Any) -> str:
+def _problem(name: str, lines: dict[Place, int], item: Json) -> str:
     place = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
     line = next((lines[place[:end]] for end in range(len(place), -1, -1) if place[:end] in lines), None)
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")

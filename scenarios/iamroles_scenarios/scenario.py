@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from iamroles_scenarios.documents import DocumentError, Model, read
+from iamroles_scenarios.documents import DocumentError, Json, Model, read
 
 Lane = Literal["gate", "gate-spop"]
 LANES: tuple[Lane, ...] = ("gate", "gate-spop")
@@ -75,7 +75,8 @@ class RequestSpec(Model):
     """Requested role; "" for none. A name in the policy, or an ARN."""
     authorization: list[str] = Field(default_factory=list)
     """Authorization headers as they stand, `{token}` for `token`'s text; instead of `Bearer {token}`."""
-    headers: list[tuple[str, str]] = Field(default_factory=list)
+    headers: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
+    """Pairs of name and value, as they stand."""
     connection: str = ""
     """Requests of one name share a keep-alive connection; "" opens one for each."""
 
@@ -104,6 +105,10 @@ class Expectation(Model):
     """Headers as the backend got them, by lower-case name: every value, in order."""
     absent: list[str] = Field(default_factory=list)
     """Headers (lower-case) that the backend must not have got, in any spelling."""
+    only: list[str] = Field(default_factory=list)
+    """The identity headers (`x-iam-*`, lower-case) that the backend may have got, each at most once."""
+    path: str | None = None
+    """The path as the backend got it."""
     within: Duration | None = None
     """Ask for at most so long until it holds (key removal, an agent coming back)."""
 
@@ -116,7 +121,9 @@ class Expectation(Model):
     @property
     def proxy_only(self) -> bool:
         """Whether it looks at something that does not exist over SPOP."""
-        return bool(self.headers or self.absent or self.challenge is not None)
+        return bool(
+            self.headers or self.absent or self.only or self.path is not None or self.challenge is not None
+        )
 
 
 class KeysStep(Model):
@@ -147,6 +154,10 @@ class ReloadStep(Model):
 
     override: dict[str, Any]
     """Merged over the world's policy as it stands (see `WorldSpec.override`)."""
+    accepted: bool = True
+    """Whether the agent must take it up. One that is refused must leave the old policy in force."""
+    check: str = ""
+    """The check that this is evidence for; without one, another outcome ends the scenario as a failure."""
 
 
 class CloudStep(Model):
@@ -187,7 +198,7 @@ class Step(Model):
             raise ValueError("a step is exactly one of request, agent, keys, wait, reload, cloud")
         if self.each and self.request is None:
             raise ValueError("`each` belongs to a request")
-        if self.expect and self.request is None and self.reload is None:
+        if self.expect and self.request is None:
             raise ValueError("`expect` belongs to a request")
         return self
 
@@ -220,14 +231,16 @@ class Scenario(Model):
     world: WorldSpec
     tokens: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Recipes for `iamroles_scenarios.jose`, minted when first sent and kept for the rest of the scenario.
-    `lives = "3s"` stands for an `exp` so far ahead, times the run's time scale; `issuer` names the mock issuer
-    (the first path segment of its URL; default `corp`); strings may hold `{name.part}` of saved answers."""
+    `lives = "3s"` stands for an `exp` so far ahead, times the run's time scale; `issuer` names the mock
+    issuer (the first path segment of its URL; default `corp`); strings may hold `{name.part}` of saved
+    answers."""
     checks: dict[str, CheckSpec] = Field(min_length=1)
     steps: list[Step] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         expected = {name for step in self.steps for name in step.expect}
+        expected |= {step.reload.check for step in self.steps if step.reload and step.reload.check}
         if unknown := expected - self.checks.keys():
             raise ValueError(f"steps expect {sorted(unknown)}, which `checks` does not declare")
         if idle := self.checks.keys() - expected:
@@ -295,7 +308,7 @@ def policy_of(world: WorldSpec) -> dict[str, Any]:
     return merged(_world(world.policy), world.override)
 
 
-def merged(base: Any, over: Any) -> Any:
+def merged(base: Json, over: Json) -> Json:
     """Merge an override: tables by key, lists of tables by their `name` or `id`; other values replace."""
     if isinstance(base, dict) and isinstance(over, dict):
         return base | {key: merged(base.get(key), value) for key, value in over.items()}

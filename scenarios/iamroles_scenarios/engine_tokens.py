@@ -1,0 +1,125 @@
+"""Tokens of one playing of a scenario: minted when first sent, by recipe or by the mock cloud."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from iamroles_scenarios.documents import Json
+from iamroles_scenarios.engine_lanes import HarnessFault
+from iamroles_scenarios.engine_worlds import DEFAULT_ISSUER, Place, Worlds
+from iamroles_scenarios.jose import mint_for
+from iamroles_scenarios.jose.recipe import seconds
+from iamroles_scenarios.scenario import CloudStep, Scenario
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A token as it travels."""
+
+    text: str
+    expires: int
+    """Its `exp`, epoch seconds; 0 if it has none."""
+    short: bool = False
+    """Whether it lives so briefly that a slow host may miss it."""
+
+
+class Mint:
+    """Makes and keeps the tokens of one playing.
+
+    Args:
+        scenario: whose recipes.
+        stage: its cloud.
+        worlds: their issuers.
+        place: the world, which may have issuers of its own.
+        scale: multiplies `lives`.
+    """
+
+    def __init__(self, scenario: Scenario, stage: Stage, worlds: Worlds, place: Place, scale: float) -> None:
+        self._scenario = scenario
+        self._stage = stage
+        self._worlds = worlds
+        self._place = place
+        self._scale = scale
+        self._tokens: dict[str, Minted] = {}
+        self._saved: dict[str, dict[str, str]] = {}
+
+    @property
+    def expiries(self) -> dict[str, int]:
+        """`exp` of each token minted so far."""
+        return {name: token.expires for name, token in self._tokens.items()}
+
+    def token(self, name: str) -> Minted:
+        """The token of a name, minted now if it was not yet."""
+        if name not in self._tokens:
+            self._tokens[name] = self._minted(name)
+        return self._tokens[name]
+
+    def _minted(self, name: str) -> Minted:
+        if name not in self._scenario.tokens:
+            raise HarnessFault(f"the token {name!r} is neither a recipe nor saved by a step before")
+        recipe: dict[str, Any] = self._filled(self._scenario.tokens[name])
+        lives = recipe.pop("lives", None)
+        now = time.time()
+        if lives is not None:
+            recipe["exp"] = math.ceil(now + seconds(lives) * self._scale)
+        wanted = [recipe.get("issuer", DEFAULT_ISSUER), recipe.get("signer", DEFAULT_ISSUER), DEFAULT_ISSUER]
+        issuers = {issuer: self._worlds.issuer(self._place.issuer(issuer)) for issuer in wanted}
+        recipe = _located(recipe, {name: issuer.url for name, issuer in issuers.items()})
+        text = mint_for(recipe, issuers, now, default=DEFAULT_ISSUER)
+        return Minted(text, _expiry(text), short=lives is not None)
+
+    def _filled(self, value: Json) -> Json:
+        """A recipe with `{name.part}` of saved answers, and nothing else, put in."""
+        if isinstance(value, dict):
+            return {key: self._filled(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._filled(item) for item in value]
+        if isinstance(value, str) and "{" in value:
+            for name, parts in self._saved.items():
+                for part, text in parts.items():
+                    value = value.replace(f"{{{name}.{part}}}", text)
+        return value
+
+    def cloud(self, step: CloudStep) -> None:
+        """Call the mock cloud and keep the answer.
+
+        Raises:
+            HarnessFault: it refused; the cloud is part of the suite.
+        """
+        cloud = self._stage.cloud
+        if step.do == "create_role":
+            self._saved[step.save] = {"arn": cloud.create_role(step.role)}
+        elif step.do == "assume_role":
+            session = cloud.assume_role(step.role, step.session)
+            self._saved[step.save] = dict(session)
+        else:
+            text = cloud.web_identity_token(self._saved[step.with_], step.audience)
+            self._tokens[step.save] = Minted(text, _expiry(text))
+
+
+def _located(value: Json, urls: dict[str, str]) -> Json:
+    """`{issuer:corp}` in claims becomes that issuer's URL."""
+    if isinstance(value, dict):
+        return {key: _located(item, urls) for key, item in value.items()}
+    if isinstance(value, str):
+        for name, url in urls.items():
+            value = value.replace(f"{{issuer:{name}}}", url)
+    return value
+
+
+def _expiry(token: str) -> int:
+    """The `exp` of a compact JWS, unverified; 0 where it cannot be read."""
+    try:
+        payload = token.split(".")[1]
+        value = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return 0
+    return value if isinstance(value, int) else 0
