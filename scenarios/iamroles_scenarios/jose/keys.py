@@ -46,7 +46,7 @@ ALGORITHMS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SigningKey:
     """A private key with the kid and the algorithm it is published under."""
 
@@ -54,6 +54,12 @@ class SigningKey:
     algorithm: str
     """Its own JWS algorithm; `sign` may use another of the same family."""
     private: PrivateKey
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SigningKey) and self.public_jwk() == other.public_jwk()
+
+    def __hash__(self) -> int:
+        return hash((self.kid, self.algorithm))
 
     @classmethod
     def generate(

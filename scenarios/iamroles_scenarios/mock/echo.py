@@ -13,7 +13,7 @@ received, headers keep order, spelling and repetition, body is its length in byt
 - `/_control/counters`: `{"backend", "requests"}`, itself not counted.
 
 Load tests run through this, so the parser is written by hand: it takes what HAProxy sends (HTTP/1.1,
-keep-alive, pipelining, Content-Length or chunked bodies) and refuses the rest with 400 and a closed connection.
+keep-alive, pipelining, Content-Length or chunked bodies) and refuses the rest with 400 and a close.
 """
 
 from __future__ import annotations

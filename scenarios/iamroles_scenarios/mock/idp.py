@@ -19,7 +19,7 @@ Control, JSON in and out (`mock.clients.IdpClient` speaks it):
 `PUT    /_control/issuers/corp`                 create or replace: `shape`, `keys` (algorithms), `clients`
 `GET    /_control/issuers/corp`                 url, shape, private keys, published entries
 `DELETE /_control/issuers/corp`                 forget it
-`POST   /_control/issuers/corp/keys`            new key: `algorithm`, `kid`, `bits`, `curve`, `publish`, `sign`
+`POST   /_control/issuers/corp/keys`            `algorithm`, `kid`, `bits`, `curve`, `publish`, `sign`
 `POST   /_control/issuers/corp/rotate`          `algorithm`, `overlap`
 `POST   /_control/issuers/corp/remove`          `kid`
 `POST   /_control/issuers/corp/publish`         `entries`, `replace`: raw JWKS entries
