@@ -32,6 +32,8 @@ from iamroles_agent.audit import AuditState
 from iamroles_agent.config import MetricsSettings
 from iamroles_agent.errors import StartError
 from iamroles_agent.reasons import Reason
+from iamroles_agent.server import ConnectionStats
+from iamroles_agent.tokens import Authenticator
 
 BUCKETS = (
     *(5e-6, 10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6),
@@ -68,16 +70,13 @@ class Metrics:
         """Credentials verified before, or not."""
         self.cache_sizes: dict[str, Callable[[], int]] = {}
         """`verdict`, `identity`: entries at scrape time."""
-        self.fetches: dict[tuple[str, ...], int] = {}
-        self.key_sets: dict[str, tuple[float, int]] = {}
-        self.sts_calls: dict[tuple[str, ...], int] = {}
         self.policy_version = ""
         self.policy_since = 0.0
         self.reloads = {"accepted": 0, "rejected": 0}
-        self.connections = 0
-        self.connections_total = 0
-        self.frame_errors = 0
-        """Connections ended by an AGENT-DISCONNECT with an error status."""
+        self.connections: ConnectionStats | None = None
+        """The server's own counters, read at scrape time."""
+        self.authenticator: Authenticator | None = None
+        """Whose key sources, identity cache and STS counters are read at scrape time."""
         self.terminations: dict[str, int] = {}
         self.audit: Callable[[], AuditState] | None = None
         self.registry = CollectorRegistry()
@@ -93,18 +92,6 @@ class Metrics:
         self.buckets[bisect_left(BUCKETS, seconds)] += 1
         self.seconds += seconds
 
-    def fetched(self, issuer: str, outcome: str) -> None:
-        """Count a key-set fetch: `ok`, `unchanged`, `error`, `rejected` (the set was poisoned)…"""
-        self.fetches[issuer, outcome] = self.fetches.get((issuer, outcome), 0) + 1
-
-    def keys(self, issuer: str, *, fetched_at: float, count: int) -> None:
-        """Note the key set in force: when it was fetched (epoch seconds) and how many keys it holds."""
-        self.key_sets[issuer] = (fetched_at, count)
-
-    def sts(self, name: str, outcome: str) -> None:
-        """Count an STS call: `ok`, `rejected`, `unavailable`."""
-        self.sts_calls[name, outcome] = self.sts_calls.get((name, outcome), 0) + 1
-
     def policy(self, version: str) -> None:
         """Note the policy in force."""
         self.policy_version, self.policy_since = version, self.clock()
@@ -113,15 +100,6 @@ class Metrics:
     def policy_rejected(self) -> None:
         """Count a policy that was turned down; the old one stays (O13)."""
         self.reloads["rejected"] += 1
-
-    def connected(self) -> None:
-        """Count a connection from HAProxy."""
-        self.connections += 1
-        self.connections_total += 1
-
-    def disconnected(self) -> None:
-        """A connection ended."""
-        self.connections -= 1
 
     def terminated(self, cause: str) -> None:
         """Count a live connection that was cut."""
@@ -212,30 +190,39 @@ class _Scrape(Collector):
         lookups.add_metric(["identity", "miss"], numbers.identity_misses)
         yield lookups
         sizes = GaugeMetricFamily("iamroles_cache_entries", "Entries by cache.", labels=["cache"])
+        if numbers.authenticator is not None:
+            sizes.add_metric(["identity"], numbers.authenticator.cached[0])
         for cache, size in numbers.cache_sizes.items():
             sizes.add_metric([cache], size())
         yield sizes
 
     def _identity(self) -> Iterator[Metric]:
-        numbers = self._metrics
-        yield _counter(
-            "iamroles_key_set_fetches",
-            "Key-set fetches by issuer and outcome.",
-            ["issuer", "outcome"],
-            numbers.fetches,
+        authenticator = self._metrics.authenticator
+        if authenticator is None:
+            return
+        fetches = CounterMetricFamily("iamroles_key_set_fetches", "Key-set fetches begun.", labels=["issuer"])
+        failing = GaugeMetricFamily(
+            "iamroles_key_set_failures", "Key-set fetches failed in a row.", labels=["issuer"]
         )
         age = GaugeMetricFamily(
             "iamroles_key_set_age_seconds", "Age of the key set in force.", labels=["issuer"]
         )
         size = GaugeMetricFamily("iamroles_key_set_keys", "Keys in the set in force.", labels=["issuer"])
-        now = numbers.clock()
-        for issuer, (fetched_at, count) in list(numbers.key_sets.items()):
-            age.add_metric([issuer], max(0.0, now - fetched_at))
-            size.add_metric([issuer], count)
-        yield age
-        yield size
+        for issuer, source in authenticator.sources.items():
+            fetches.add_metric([issuer], source.fetches)
+            failing.add_metric([issuer], source.failures)
+            size.add_metric([issuer], len(source.kids))
+            if source.age is not None:
+                age.add_metric([issuer], source.age)
+        yield from (fetches, failing, age, size)
+        yield GaugeMetricFamily(
+            "iamroles_key_set_generation", "Grows when a key is lost or changed.", authenticator.generation
+        )
         yield _counter(
-            "iamroles_sts_calls", "STS calls by endpoint and outcome.", ["sts", "outcome"], numbers.sts_calls
+            "iamroles_sts_calls",
+            "STS calls by outcome.",
+            ["outcome"],
+            {(outcome,): count for outcome, count in authenticator.sts.counts.items()},
         )
 
     def _process(self) -> Iterator[Metric]:
@@ -254,13 +241,14 @@ class _Scrape(Collector):
             ["outcome"],
             {(outcome,): count for outcome, count in numbers.reloads.items()},
         )
-        yield GaugeMetricFamily("iamroles_connections", "Open connections.", numbers.connections)
-        yield CounterMetricFamily(
-            "iamroles_connections_opened", "Connections since the start.", numbers.connections_total
-        )
-        yield CounterMetricFamily(
-            "iamroles_frame_errors", "Connections ended for a protocol error.", numbers.frame_errors
-        )
+        if (peers := numbers.connections) is not None:
+            yield GaugeMetricFamily("iamroles_connections", "Open connections.", peers.open)
+            yield GaugeMetricFamily("iamroles_pending_decisions", "Decisions under way.", peers.pending)
+            yield CounterMetricFamily("iamroles_connections_opened", "Accepted connections.", peers.accepted)
+            yield CounterMetricFamily("iamroles_connections_refused", "Over the limit.", peers.refused)
+            yield CounterMetricFamily(
+                "iamroles_frame_errors", "Connections ended for a protocol error.", peers.protocol_errors
+            )
         yield _counter(
             "iamroles_terminations",
             "Live connections that were cut.",
