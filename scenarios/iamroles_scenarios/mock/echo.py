@@ -266,8 +266,7 @@ async def serve(options: process.Options, wanted: list[tuple[str, int]]) -> None
         servers.append(server)
         backends.append(backend)
         addresses[name] = process.joined(*server.sockets[0].getsockname()[:2])
-    process.announce(backends=addresses)
-    await process.until_stopped(options.exit_with_parent)
+    await process.until_stopped(options, backends=addresses)
     for server in servers:
         server.close()
     for backend in backends:

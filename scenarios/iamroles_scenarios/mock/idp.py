@@ -234,8 +234,7 @@ async def serve(options: process.Options) -> None:
     idp = Idp()
     async with control.serving(idp.routes(), options) as address:
         idp.url = options.public_url or f"http://{address}"
-        process.announce(address=address, url=idp.url)
-        await process.until_stopped(options.exit_with_parent)
+        await process.until_stopped(options, address=address, url=idp.url)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -65,12 +65,6 @@ def options(arguments: argparse.Namespace) -> Options:
     return Options(host.strip("[]"), int(port), public, arguments.exit_with_parent)
 
 
-def announce(**fields: object) -> None:
-    """Print the ready line: `{"ready": true, ...}`."""
-    sys.stdout.write(json.dumps({"ready": True, **fields}) + "\n")
-    sys.stdout.flush()
-
-
 def joined(host: str, port: int) -> str:
     """`host:port`, brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -86,14 +80,20 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         raise SystemExit(3) from fault
 
 
-async def until_stopped(exit_with_parent: bool) -> None:
-    """Return on SIGTERM or SIGINT, or when standard input closes where that is asked for."""
+async def until_stopped(options: Options, **ready: object) -> None:
+    """Print the ready line `{"ready": true, ...}` and return on SIGTERM or SIGINT.
+
+    With `exit_with_parent` it returns also when standard input closes. The handlers stand before the line is
+    out: who has read it may already send the signal.
+    """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if exit_with_parent:
+    if options.exit_with_parent:
         # A thread, not a pipe transport: standard input may be a file or /dev/null, which no selector takes.
         threading.Thread(target=_watch_stdin, args=(loop, stop), daemon=True).start()
+    sys.stdout.write(json.dumps({"ready": True, **ready}) + "\n")
+    sys.stdout.flush()
     await stop.wait()
 
 
