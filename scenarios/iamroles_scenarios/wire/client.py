@@ -46,6 +46,10 @@ OMIT = object()
 """As a value of `check` or `context`: leave this argument out of the message."""
 MAX_ANSWER = 1 << 20
 """No sane frame is longer, whatever was negotiated."""
+MAX_UNREAD = 4 << 20
+"""Bytes kept unread before reading pauses."""
+MAX_FRAMES = 2000
+"""Frames that `ended` reads before it calls them a flood."""
 
 
 class WireError(Exception):
@@ -88,9 +92,15 @@ class _Pipe(asyncio.Protocol):
         self.arrived = asyncio.Event()
         self.writable = asyncio.Event()
         self.writable.set()
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
+        if len(self.buffer) > MAX_UNREAD:  # an agent that floods fills its own socket, not our memory
+            self.transport.pause_reading()
         self.pieces.append(len(data))
         self.arrived.set()
 
@@ -199,6 +209,8 @@ class Connection:
             return None
         body = bytes(buffer[4 : 4 + length])
         del buffer[: 4 + length]
+        if len(buffer) <= MAX_UNREAD and not self._transport.is_reading():
+            self._transport.resume_reading()
         try:
             return Frame.decode(body)
         except WireFormatError as error:
@@ -232,6 +244,8 @@ class Connection:
             async with asyncio.timeout(seconds):
                 while isinstance(answer := await self.receive(seconds * 2), Frame):
                     frames.append(answer)
+                    if len(frames) > MAX_FRAMES:
+                        raise WireError(f"the agent floods: over {MAX_FRAMES} frames", self.transcript)
         except TimeoutError:
             self.transcript.add(NOTE, f"still open after {seconds:g} s")
             raise SilenceError(
@@ -398,6 +412,11 @@ class Asker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def transcript(self) -> Transcript:
+        """What passed on the present connection lately; empty if there is none."""
+        return self._connection.transcript if self._connection else Transcript()
 
     def decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, object]:
         """Ask for one verdict; as the function `decide`."""

@@ -44,7 +44,9 @@ class WireTarget:
             without a credential stands in, which every agent refuses.
         slow: as `allowed`, but the agent must fetch something to judge it (a first token under a `kid` it
             does not know, whose issuer delays its JWKS): for the check that a slow one blocks nobody. A
-            callable, because each use needs a fresh one; None makes that check use `allowed`.
+            callable, because each use needs a fresh one; None: blocking is not judged.
+        crowded: as `allowed`, where the tags of the answer (a rule id of many hundred bytes, say) do not fit
+            a frame of the question's own size; None: dropping tags is not judged.
         features: what `agent.toml` declares.
         pid: the agent's process, where it runs on this host: memory and descriptors are then watched.
         logs: gives the agent's log so far.
@@ -59,6 +61,7 @@ class WireTarget:
     allowed: Mapping[str, Any] | None = None
     refused: Mapping[str, Any] | None = None
     slow: Callable[[], Mapping[str, Any]] | None = None
+    crowded: Mapping[str, Any] | None = None
     features: frozenset[str] = field(default_factory=frozenset)
     pid: int | None = None
     logs: Callable[[], str] | None = None
