@@ -7,11 +7,9 @@ becomes the section ``route-x``: the prefix keeps whatever an agent answers from
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
-import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +18,7 @@ import click
 
 from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError, Problem
+from iamroles_agent.policy.load import load
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
@@ -46,7 +45,8 @@ backend iam-agents from iam-defaults
     retries 1
     option redispatch 1
     # A silent agent is out after two checks, its connections closed; one good check brings it back.
-    default-server check inter 1s fastinter 250ms downinter 250ms fall 2 rise 1 on-marked-down shutdown-sessions init-addr last,libc,none
+    default-server check inter 1s fastinter 250ms downinter 250ms fall 2 rise 1
+    default-server on-marked-down shutdown-sessions init-addr last,libc,none
 {servers}
 """
 
@@ -206,11 +206,6 @@ def _is_host_port(text: str) -> bool:
     return found is not None and 0 < int(found["port"]) < 65536
 
 
-def _load(path: Path) -> Config:
-    text = path.read_text(encoding="utf-8")
-    return Config.model_validate(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
-
-
 @click.command("render")
 @click.option(
     "--config",
@@ -236,7 +231,7 @@ def _load(path: Path) -> Config:
 @click.option(
     "--timeout-processing", help="How long a request waits for its verdict (IAM_TIMEOUT_PROCESSING)."
 )
-def render(
+def render(  # noqa: PLR0917 - click's options, by name
     path: Path,
     output: Path,
     agents: tuple[str, ...],
@@ -249,7 +244,7 @@ def render(
 ) -> None:
     """Write HAProxy's configuration for a policy: haproxy.cfg, iam.spoe.cfg, iam-routes.cfg."""
     try:
-        config = _load(path)
+        config = load(path)
         settings = Settings(
             agents or (config.agent.listen,), bind, stats_socket, log, realm, maxconn, timeout_processing
         )

@@ -1,1 +1,20 @@
-"""The stage: HAProxy, agent, mocks and backends as processes or containers."""
+"""The stage: HAProxy, agent, mocks and backends as processes or containers, behind one interface."""
+
+from __future__ import annotations
+
+from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.stage.spec import AgentSpec
+from iamroles_scenarios.stage.stage import KINDS, Stage, open_stage
+from iamroles_scenarios.stage.world import AgentHandle, HaproxyHandle, Proxy, World
+
+__all__ = [
+    "KINDS",
+    "AgentHandle",
+    "AgentSpec",
+    "HaproxyHandle",
+    "Proxy",
+    "Stage",
+    "StageError",
+    "World",
+    "open_stage",
+]

@@ -1,0 +1,88 @@
+"""The guard: a process that clears up after a stage whose own process died.
+
+A finally clause does not run after SIGKILL. So each stage starts this script, with one pipe as its standard
+input, and tells it what exists: ``+pgid`` and ``-pgid`` for process groups, ``dir path`` for directories,
+``docker label`` for containers and networks. When the pipe closes, however the stage ended, the guard kills
+and removes whatever was not struck off. (PR_SET_PDEATHSIG would be simpler and wrong: it fires when the
+*thread* that started a child ends.)
+
+Run by path with ``-I``: it needs the standard library alone, and docker's client only for containers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+
+
+class Guard:
+    """The stage's end of the pipe. Thread-safe: each note is one short write."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - this very file
+            [sys.executable, "-I", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in the terminal must not reach it
+        )
+
+    def note(self, line: str) -> None:
+        """Tell the guard what to clear up, or no longer."""
+        assert self._process.stdin is not None  # noqa: S101 - asked for above
+        with suppress(BrokenPipeError):
+            os.write(self._process.stdin.fileno(), line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Let the guard clear up what is left, and wait for it."""
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+def watch(lines: Iterable[str]) -> None:
+    """Follow the notes to their end, then clear up."""
+    groups: set[int] = set()
+    directories: list[str] = []
+    label = ""
+    for note in map(str.strip, lines):
+        if note.startswith("+"):
+            groups.add(int(note[1:]))
+        elif note.startswith("-"):
+            groups.discard(int(note[1:]))
+        elif note.startswith("dir "):
+            directories.append(note[4:])
+        elif note.startswith("docker "):
+            label = note[7:]
+    for group in groups:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
+    if label:
+        remove_labelled(label)
+
+
+def remove_labelled(label: str) -> None:
+    """Remove the containers and networks that carry a label (`key` or `key=value`)."""
+    import docker  # noqa: PLC0415 - only the containers stage has it, and it is slow to import
+    from docker.errors import DockerException  # noqa: PLC0415
+
+    with suppress(DockerException):
+        client = docker.from_env()
+        for container in client.containers.list(all=True, filters={"label": label}):
+            with suppress(DockerException):
+                container.remove(force=True, v=True)
+        for network in client.networks.list(filters={"label": label}):
+            with suppress(DockerException):
+                network.remove()
+        client.close()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    watch(sys.stdin)

@@ -1,0 +1,44 @@
+"""What the stage can do to a running part, whether it is a process or a container."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any, Protocol
+
+from iamroles_scenarios.stage.output import Output
+
+
+class Part(Protocol):
+    """A running part: `process.Child` or `container.Box`."""
+
+    name: str
+    stdout: Output
+    stderr: Output
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+
+    def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
+        """Wait for its JSON line with `key` on standard output."""
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to its main process."""
+
+    def pause(self) -> None:
+        """Freeze it."""
+
+    def resume(self) -> None:
+        """Let it run again."""
+
+    def stop(self, within: float = 3.0) -> int:
+        """SIGTERM, then SIGKILL after `within` seconds; returns the exit code."""
+
+    def wait(self, within: float) -> int | None:
+        """The exit code, or None if it still runs at the deadline."""
+
+    def kill(self) -> int:
+        """SIGKILL; idempotent."""
+
+    def log(self) -> str:
+        """The tail of what it said."""

@@ -1,0 +1,161 @@
+"""One child process of the stage: its own group, its output kept, gone when the stage is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.stage.guard import Guard
+from iamroles_scenarios.stage.output import Output
+
+
+class Child:
+    """A running part. Its process group dies with `kill`, and with the stage through the guard.
+
+    Args:
+        name: the part, for messages and logs.
+        argv: command and arguments.
+        guard: is told of the process group.
+        env: additions to the environment.
+        fds: descriptors that the child keeps, under the same numbers.
+
+    Raises:
+        StageError: the command cannot be started.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        guard: Guard,
+        *,
+        env: Mapping[str, str] | None = None,
+        fds: Sequence[int] = (),
+        cwd: Path | None = None,
+    ) -> None:
+        self.name = name
+        self._guard = guard
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - a part of the stage, or agent.toml's command
+                argv,
+                stdin=subprocess.PIPE,  # never written: its end tells a part that the stage has gone
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                pass_fds=fds,
+                cwd=cwd,
+                process_group=0,
+            )
+        except OSError as error:
+            raise StageError(
+                f"{name}: cannot start {argv[0]!r}: {error.strerror}. Is it installed, and the path right?"
+            ) from error
+        guard.note(f"+{self._process.pid}")
+        assert self._process.stdout is not None  # noqa: S101 - asked for above
+        assert self._process.stderr is not None  # noqa: S101
+        self.stdout = Output(f"{name}-out", self._process.stdout)
+        self.stderr = Output(f"{name}-err", self._process.stderr)
+
+    @property
+    def pid(self) -> int:
+        """Process id, also of the group."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
+        """Wait for the JSON line on standard output that has `key`.
+
+        Raises:
+            StageError: the part ended, or the deadline passed.
+        """
+        line = self.stdout.wait(lambda text: _json_with(text, key) is not None, within=within, since=since)
+        if line is None:
+            raise self._silent(within, key)
+        found = _json_with(line, key)
+        assert found is not None  # noqa: S101 - accepted above
+        return found
+
+    def _silent(self, within: float, key: str) -> StageError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.2)  # its streams have ended: it is about to be reaped, or lives on without
+        if self.alive:
+            why = f'printed no line with "{key}" on standard output within {within:g} s'
+        else:
+            self.stderr.finish()
+            why = f"ended {_how(self._process.returncode)} before it was ready"
+        return StageError(f"{self.name} {why}.", {self.name: self.log()})
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process itself."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def pause(self) -> None:
+        """Freeze the whole group (SIGSTOP)."""
+        self._signal_group(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the group run again (SIGCONT)."""
+        self._signal_group(signal.SIGCONT)
+
+    def stop(self, within: float = 3.0) -> int:
+        """SIGTERM, and SIGKILL after `within` seconds; returns the exit code (negative: the signal)."""
+        self._signal_group(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(within)
+        return self.kill()
+
+    def wait(self, within: float) -> int | None:
+        """The exit code, or None if it still runs at the deadline."""
+        try:
+            return self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> int:
+        """SIGKILL to the whole group; idempotent."""
+        self._signal_group(signal.SIGKILL)
+        code = self._process.wait()
+        self._guard.note(f"-{self.pid}")
+        for output, stream in ((self.stdout, self._process.stdout), (self.stderr, self._process.stderr)):
+            # A grandchild that left the group may hold the stream open; closing it under its reader blocks.
+            if output.finish() and stream is not None:
+                stream.close()
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+        return code
+
+    def log(self) -> str:
+        """The tail of standard error, and of standard output if that says more."""
+        return self.stderr.tail() or self.stdout.tail()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+
+def _json_with(text: str, key: str) -> dict[str, Any] | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and key in found else None
+
+
+def _how(code: int) -> str:
+    return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"

@@ -1,0 +1,73 @@
+"""HAProxy's files for a world, made by the command that the agent's `agent.toml` names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.stage.spec import AgentSpec, find_program
+
+SHIPPED = ("iamroles", "policy", "render", "--config", "{world}", "--output", "{output}")
+"""What `[haproxy] render` is when `agent.toml` says nothing: the shipped configuration."""
+ENTRY = ("haproxy.cfg", "iam-routes.cfg")
+"""The files HAProxy is started on, in this order; the second may be absent."""
+
+
+class Renderer:
+    """Runs the render command; remembers what it wrote. Thread-safe.
+
+    Args:
+        spec: its `[haproxy]` table may hold `render`, a command with the placeholders `{world}` (the world
+            file) and `{output}` (a directory). It writes `haproxy.cfg` and whatever that one includes by
+            relative name; HAProxy is started with the variables of docs/stage.md.
+    """
+
+    def __init__(self, spec: AgentSpec) -> None:
+        self._directory = spec.directory
+        self._command = tuple(spec.haproxy.get("render", SHIPPED))
+        self._known: dict[str, dict[str, str]] = {}
+        self._lock = threading.Lock()
+
+    def render(self, document: Mapping[str, Any]) -> dict[str, str]:
+        """The files' texts by name.
+
+        Raises:
+            StageError: the command failed; with what it said.
+        """
+        # Of a valid policy the shipped configuration takes the backends alone; of a vendor's nothing is known.
+        facts = document.get("backends", []) if self._command == SHIPPED else document
+        key = json.dumps(facts, sort_keys=True)
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = self._run(document)
+            return self._known[key]
+
+    def _run(self, document: Mapping[str, Any]) -> dict[str, str]:
+        with tempfile.TemporaryDirectory(prefix="iamroles-render-") as scratch:
+            world, output = Path(scratch, "world.json"), Path(scratch, "haproxy")
+            world.write_text(json.dumps(document), encoding="utf-8")
+            output.mkdir()
+            program, *words = self._command
+            argv = [find_program(program, self._directory)]
+            argv += [word.format(world=world, output=output) for word in words]
+            try:
+                done = subprocess.run(  # noqa: S603 - agent.toml's command
+                    argv, capture_output=True, text=True, timeout=60, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise StageError(f"Rendering HAProxy's configuration failed: {error}") from error
+            if done.returncode != 0:
+                raise StageError(
+                    f"Rendering HAProxy's configuration failed with exit code {done.returncode}: "
+                    f"{' '.join(self._command)}",
+                    {"render": done.stderr or done.stdout},
+                )
+            return {
+                path.name: path.read_text(encoding="utf-8") for path in output.iterdir() if path.is_file()
+            }

@@ -1,0 +1,148 @@
+"""`agent.toml`: how an agent is started and what it declares (SPEC.md section 8)."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iamroles_scenarios.stage.errors import StageError
+
+_TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
+_LAUNCH = {"command", "image", "address", "build", "env", "ready_within"}
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """An agent under test. Exactly one of command, image and address is set."""
+
+    name: str
+    version: str
+    directory: Path
+    """Where `agent.toml` is: a relative command or build path starts here."""
+    command: tuple[str, ...] = ()
+    image: str = ""
+    address: str = ""
+    build: str = ""
+    """With `command`: "python" runs it in the stage's own Python image where the stage uses containers, a
+    directory with a Dockerfile builds an image for it; "" runs it as a process of the host there too."""
+    env: dict[str, str] = field(default_factory=dict)
+    ready_within: float = 20.0
+    """Seconds until the ready line."""
+    features: dict[str, Any] = field(default_factory=dict)
+    haproxy: dict[str, Any] = field(default_factory=dict)
+    known_failures: dict[str, str] = field(default_factory=dict)
+    """Reason by check id."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> AgentSpec:
+        """Read and check an `agent.toml`.
+
+        Raises:
+            StageError: naming the file, the key and the remedy.
+        """
+        path = Path(path)
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StageError(f"{path}: cannot be read: {error.strerror}.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise StageError(f"{path}: is not TOML: {error}.") from error
+        return cls.of(document, path)
+
+    @classmethod
+    def of(cls, document: dict[str, Any], path: Path) -> AgentSpec:
+        """Check a parsed `agent.toml`; `path` names it in errors and anchors relative paths."""
+        _known(document, _TABLES, path, "")
+        if document.get("spec") != 1:
+            raise StageError(f"{path}: spec: must be 1, the version of the contract.")
+        launch = _table(document, "launch", path)
+        _known(launch, _LAUNCH, path, "launch.")
+        ways = [key for key in ("command", "image", "address") if launch.get(key)]
+        if len(ways) != 1:
+            raise StageError(f"{path}: launch: needs exactly one of command, image and address.")
+        command = launch.get("command", [])
+        if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
+            raise StageError(
+                f'{path}: launch.command: must be a list of strings, e.g. ["my-agent", "serve"].'
+            )
+        spec = cls(
+            name=_text(document, "name", path) or path.parent.name,
+            version=_text(document, "version", path),
+            directory=path.resolve().parent,
+            command=tuple(command),
+            image=_text(launch, "image", path),
+            address=_text(launch, "address", path),
+            build=_text(launch, "build", path),
+            env={key: str(value) for key, value in _table(launch, "env", path).items()},
+            ready_within=float(launch.get("ready_within", 20.0)),
+            features=_table(document, "features", path),
+            haproxy=_table(document, "haproxy", path),
+            known_failures={key: str(why) for key, why in _table(document, "known_failures", path).items()},
+        )
+        if spec.reload_signal_name and not hasattr(signal, spec.reload_signal_name):
+            raise StageError(
+                f'{path}: features.reload: {spec.reload_signal_name!r} is not a signal; write e.g. "SIGHUP".'
+            )
+        return spec
+
+    @property
+    def reload_signal_name(self) -> str:
+        """The signal that makes the agent read its world again, "" if it cannot."""
+        return str(self.features.get("reload", "") or "")
+
+    def argv(self) -> list[str]:
+        """The command with its program found: beside `agent.toml`, beside this Python, or on PATH.
+
+        Raises:
+            StageError: it is in none of these places.
+        """
+        program, *rest = self.command
+        return [find_program(program, self.directory), *rest]
+
+
+def find_program(program: str, directory: Path) -> str:
+    """A program's path; one of this virtual environment counts even when it is not on PATH.
+
+    Raises:
+        StageError: it is nowhere.
+    """
+    if "/" in program:
+        found = directory / program
+        if found.is_file():
+            return str(found)
+    else:
+        if program in ("python", "python3"):
+            return sys.executable
+        beside = Path(sys.executable).parent / program
+        if beside.is_file():
+            return str(beside)
+        if on_path := shutil.which(program):
+            return on_path
+    raise StageError(
+        f"{program!r} is neither in {directory}, nor beside {sys.executable}, nor on PATH: install the "
+        "agent, or give launch.command its full path."
+    )
+
+
+def _known(table: dict[str, Any], known: set[str], path: Path, prefix: str) -> None:
+    for key in table.keys() - known:
+        raise StageError(f"{path}: {prefix}{key}: unknown key; known are {', '.join(sorted(known))}.")
+
+
+def _table(table: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise StageError(f"{path}: {key}: must be a table, [{key}].")
+    return value
+
+
+def _text(table: dict[str, Any], key: str, path: Path) -> str:
+    value = table.get(key, "")
+    if not isinstance(value, str):
+        raise StageError(f"{path}: {key}: must be a string.")
+    return value

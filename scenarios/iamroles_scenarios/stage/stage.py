@@ -1,0 +1,192 @@
+"""One interface over the kinds of stage."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.stage.ground import Ground, Mock
+from iamroles_scenarios.stage.rendering import Renderer
+from iamroles_scenarios.stage.spec import AgentSpec
+from iamroles_scenarios.stage.world import World
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import CloudClient, IdpClient
+
+KINDS = ("auto", "containers", "processes")
+
+
+class _Urls(Mapping[str, str]):
+    """`{idp}` and `{sts}` as the agent sees them; asking for one waits until that mock is ready."""
+
+    _PARTS: ClassVar[dict[str, str]] = {"idp": "idp", "sts": "cloud"}
+
+    def __init__(self, mocks: Mapping[str, Mock]) -> None:
+        self._mocks = mocks
+
+    def __getitem__(self, name: str) -> str:
+        return self._mocks[self._PARTS[name]].url
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._PARTS)
+
+    def __len__(self) -> int:
+        return len(self._PARTS)
+
+
+class Stage:
+    """A place to put worlds up, with the mocks they share; a context manager. Thread-safe.
+
+    Attributes:
+        kind: "containers" or "processes".
+        why: one sentence: which kind, and why.
+        urls: `idp` and `sts`, as the agent sees them.
+    """
+
+    def __init__(self, ground: Ground, why: str) -> None:
+        self.kind = ground.kind
+        self.why = why
+        self._ground = ground
+        self._mocks = ground.start_mocks()
+        self.urls: Mapping[str, str] = _Urls(self._mocks)
+        self._worlds: set[World] = set()
+        self._numbers = itertools.count(1)
+        self._renderers: dict[str, Renderer] = {}
+        self._lock = threading.Lock()
+        self._idp: IdpClient | None = None
+        self._cloud: CloudClient | None = None
+
+    @property
+    def idp(self) -> IdpClient:
+        """The mock identity provider's client."""
+        from iamroles_scenarios.mock.clients import IdpClient  # noqa: PLC0415 - worlds without mocks start faster
+
+        if self._idp is None:
+            self._idp = IdpClient(self._mocks["idp"].control_url)
+        return self._idp
+
+    @property
+    def cloud(self) -> CloudClient:
+        """The mock cloud's client."""
+        from iamroles_scenarios.mock.clients import CloudClient  # noqa: PLC0415
+
+        if self._cloud is None:
+            self._cloud = CloudClient(self._mocks["cloud"].control_url)
+        return self._cloud
+
+    def world(
+        self,
+        agent: AgentSpec,
+        policy: Mapping[str, Any],
+        *,
+        haproxy: bool = True,
+        settings: Mapping[str, str] | None = None,
+    ) -> World:
+        """Start an agent under a policy, and HAProxy before it.
+
+        Args:
+            agent: what to start.
+            policy: SPEC.md section 6 as JSON; `{idp}` and `{sts}` stand for the mocks' URLs, and backends
+                without servers get an echo backend.
+            haproxy: False: the agent alone.
+            settings: HAProxy's settings by environment variable, e.g. {"IAM_TIMEOUT_PROCESSING": "500ms"},
+                over those of `[haproxy.settings]` in `agent.toml`; {"IAM_LOG_LEVEL": "emerg"} silences its
+                record.
+
+        Raises:
+            StageError: a part did not start; with its log.
+        """
+        world = World(self._ground, self.urls, agent, f"w{next(self._numbers)}")
+        with self._lock:
+            self._worlds.add(world)
+        try:
+            renderer = self._renderer(agent) if haproxy else None
+            world.start(policy, renderer, {**agent.haproxy.get("settings", {}), **(settings or {})})
+        except BaseException:
+            self.release(world)
+            raise
+        world.on_close = self.forget
+        return world
+
+    def _renderer(self, agent: AgentSpec) -> Renderer:
+        key = f"{agent.directory}\n{agent.haproxy.get('render')}"
+        with self._lock:
+            return self._renderers.setdefault(key, Renderer(agent))
+
+    def forget(self, world: World) -> None:
+        """A world was closed."""
+        with self._lock:
+            self._worlds.discard(world)
+
+    def release(self, world: World) -> None:
+        """Close a world."""
+        world.close()
+        self.forget(world)
+
+    def logs(self) -> dict[str, str]:
+        """Log tails of the mocks."""
+        return {name: mock.part.log() for name, mock in self._mocks.items()}
+
+    def close(self) -> None:
+        """Close every world, then the mocks; idempotent."""
+        with self._lock:
+            worlds, self._worlds = list(self._worlds), set()
+        for world in worlds:
+            world.close()
+        for client in (self._idp, self._cloud):
+            close = getattr(client, "close", None)
+            if close is not None:
+                close()
+        self._idp = self._cloud = None
+        self._ground.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_stage(kind: str = "auto", require: str | None = None, haproxy: str | None = None) -> Stage:
+    """Open a stage.
+
+    Args:
+        kind: "processes", "containers", or "auto": containers where an engine answers, else processes.
+        require: "containers" turns a missing engine into an error under "auto" too.
+        haproxy: which HAProxy: a version ("2.6", "2.8", "3.0", "3.2"), or for processes a path, "path" or
+            "wheel". None: the environment's IAMROLES_HAPROXY, else the kind's default.
+
+    Raises:
+        StageError: the kind that was asked for is not possible here, or HAProxy is missing.
+    """
+    if kind not in KINDS:
+        raise StageError(f"{kind!r} is not a kind of stage: say {', '.join(KINDS)}.")
+    if require not in (None, "", "containers"):
+        raise StageError(f'{require!r} cannot be required: say "containers".')
+    if require and kind == "processes":
+        raise StageError(
+            "Containers are required, but the stage of processes was asked for: drop one of the two."
+        )
+    why = "The stage is processes: asked for."
+    if kind != "processes":
+        from iamroles_scenarios.stage.engine import find_engine  # noqa: PLC0415 - docker's client is slow
+
+        engine, reason = find_engine()
+        if engine is not None:
+            from iamroles_scenarios.stage.containers import Containers  # noqa: PLC0415
+
+            return Stage(Containers(engine, haproxy), f"The stage is containers: {reason}.")
+        if kind == "containers" or require:
+            raise StageError(
+                f"Containers are required, but {reason}: start a Docker engine, or choose processes."
+            )
+        why = f"The stage is processes: {reason}."
+    from iamroles_scenarios.stage.processes import Processes  # noqa: PLC0415
+
+    return Stage(Processes(haproxy), why)

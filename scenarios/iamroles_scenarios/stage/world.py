@@ -1,0 +1,437 @@
+"""A world: one agent under one policy, and HAProxy before it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.stage.ground import AgentPlace, Ground, HaproxyPlace, HaproxyRun
+from iamroles_scenarios.stage.part import Part
+from iamroles_scenarios.stage.rendering import Renderer
+from iamroles_scenarios.stage.spec import AgentSpec
+
+_POLL = 0.005
+"""Seconds between two looks at a socket that cannot announce itself."""
+_START = 10.0
+"""Seconds until HAProxy must answer."""
+
+
+class Composer:
+    """Makes a policy of the suite into a world document: placeholders replaced, servers filled in."""
+
+    def __init__(self, ground: Ground, urls: Mapping[str, str]) -> None:
+        self._ground = ground
+        self._urls = urls
+        self.echo: dict[str, Part] = {}
+
+    def document(self, policy: Mapping[str, Any]) -> dict[str, Any]:
+        """A new document; the given policy stays as it is.
+
+        `{idp}` and `{sts}` in any string become URLs as the agent sees them. Backends that name servers keep
+        them; the others get an echo backend each.
+        """
+        document = _replaced(policy, self._urls)
+        assert isinstance(document, dict)  # noqa: S101 - a mapping went in
+        bare = [
+            backend
+            for backend in document.get("backends", [])
+            if isinstance(backend, dict)
+            and not backend.get("servers")
+            and isinstance(backend.get("name"), str)
+        ]
+        if bare:
+            part, addresses = self._ground.echo(frozenset(backend["name"] for backend in bare))
+            self.echo[part.name] = part
+            for backend in bare:
+                backend["servers"] = [addresses[backend["name"]]]
+        return document
+
+
+def _replaced(value: Any, urls: Mapping[str, str]) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(value, str):
+        for name in urls:
+            place = "{" + name + "}"
+            if place in value:  # asking for a URL waits for its mock
+                value = value.replace(place, urls[name])
+        return value
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, urls) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(item, urls) for item in value]
+    return copy.copy(value)
+
+
+class AgentHandle:
+    """The agent of a world."""
+
+    def __init__(self, spec: AgentSpec, place: AgentPlace | None, composer: Composer) -> None:
+        self.spec = spec
+        self._place = place
+        self._composer = composer
+        self._part: Part | None = None
+        self._past: list[str] = []
+        self._paused = False
+        self._lock = threading.RLock()
+        self.inner_address = spec.address
+        """`host:port` as HAProxy reaches it."""
+        self.spop_address = spec.address
+        """`host:port` as the suite reaches it."""
+        self.ready: dict[str, Any] = {}
+        """The ready line."""
+
+    def write(self, document: Mapping[str, Any]) -> None:
+        """Put down the world file that the next start or reload reads."""
+        if self._place is not None:
+            self._place.write(document)
+
+    def start(self) -> None:
+        """Start it, or start it again after `kill` or `stop`, on the same address; wait until it is ready.
+
+        Raises:
+            StageError: it did not become ready; with the tail of its log.
+        """
+        with self._lock:
+            if self._place is None or (self._part is not None and self._part.alive):
+                return
+            self._keep_log()
+            part = self._place.start()
+            try:
+                self.ready = part.ready(self.spec.ready_within)
+            except StageError:
+                part.kill()
+                raise
+            self._part = part
+            self._paused = False
+            if not isinstance(self.ready.get("address"), str):
+                part.kill()
+                raise StageError(
+                    f'{self.spec.name}: the ready line lacks "address": "host:port": {json.dumps(self.ready)}'
+                )
+            self.inner_address, self.spop_address = self._place.reached(self.ready)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        with self._lock:
+            self._running("killed").kill()
+
+    def stop(self, within: float = 15.0) -> int:
+        """SIGTERM, and SIGKILL after `within` seconds; returns the exit code (0: it drained and left)."""
+        with self._lock:
+            return self._running("stopped").stop(within)
+
+    def pause(self) -> None:
+        """Freeze it: it keeps its connections and says nothing."""
+        with self._lock:
+            self._running("paused").pause()
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let it go on."""
+        with self._lock:
+            self._running("resumed").resume()
+            self._paused = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._part is not None and self._part.alive
+
+    def reload(self, policy: Mapping[str, Any], *, within: float = 10.0) -> dict[str, Any]:
+        """Replace the world file, send the reload signal, and wait for the `{"reloaded": …}` line.
+
+        Returns:
+            That line: `{"reloaded": true}` or `{"reloaded": false, "error": "…"}`.
+
+        Raises:
+            StageError: the agent declares no reload signal, or does not answer by the deadline.
+        """
+        return self.reload_document(self._composer.document(policy), within=within)
+
+    def reload_document(self, document: Mapping[str, Any], *, within: float = 10.0) -> dict[str, Any]:
+        """`reload` with the document as it is: nothing replaced, nothing filled in."""
+        with self._lock:
+            part = self._running("reloaded")
+            if not self.spec.reload_signal_name:
+                raise StageError(f"{self.spec.name} declares no features.reload signal in agent.toml.")
+            self.write(document)
+            mark = part.stdout.mark
+            part.send(signal.Signals[self.spec.reload_signal_name])
+            return part.ready(within, "reloaded", mark)
+
+    def logs(self) -> str:
+        """What it said last, over its restarts."""
+        with self._lock:
+            return "\n".join([*self._past, self._part.log() if self._part else ""]).strip()
+
+    def lines(self) -> list[str]:
+        """Standard error of the running process, line by line."""
+        return self._part.stderr.lines() if self._part else []
+
+    def close(self) -> None:
+        """Stop it and clear up."""
+        with self._lock:
+            if self._part is not None:
+                if self._paused:
+                    self._part.kill()
+                self._part.stop(2.0)
+            if self._place is not None:
+                self._place.close()
+
+    def _keep_log(self) -> None:
+        if self._part is not None:
+            self._past = [*self._past[-2:], self._part.log()]
+
+    def _running(self, verb: str) -> Part:
+        if self._part is None:
+            raise StageError(
+                f"{self.spec.name} runs at {self.spec.address}, outside the stage: it cannot be {verb}."
+            )
+        return self._part
+
+
+class HaproxyHandle:
+    """The HAProxy of a world."""
+
+    def __init__(
+        self,
+        place: HaproxyPlace,
+        render: Callable[[Mapping[str, Any]], dict[str, str]],
+        composer: Composer,
+        settings: Mapping[str, str],
+    ) -> None:
+        self._place = place
+        self._render = render
+        self._composer = composer
+        self._settings = dict(settings)
+        self._files: dict[str, str] = {}
+        self._runs: list[HaproxyRun] = []
+        self._lock = threading.RLock()
+
+    @property
+    def version(self) -> str:
+        """E.g. "3.0.11"."""
+        return self._place.version
+
+    def start(self, files: Mapping[str, str], agent: str) -> None:
+        """Start on rendered files, asking the agent at `host:port`; wait until the Runtime API answers.
+
+        Raises:
+            StageError: HAProxy refused its configuration or did not answer; with its log.
+        """
+        with self._lock:
+            self._files = dict(files)
+            self._settings["IAM_AGENT_1"] = agent
+            self._begin(None)
+
+    def reload(self, policy: Mapping[str, Any] | None = None) -> None:
+        """Start a new process on the same listening socket; the old one keeps its live connections and ends.
+
+        Args:
+            policy: render the configuration for this one; None: the same configuration again.
+        """
+        with self._lock:
+            if policy is not None:
+                self._files = self._render(self._composer.document(policy))
+            self._begin(self._runs[-1])
+
+    def _begin(self, replaced: HaproxyRun | None) -> None:
+        run = self._place.start(self._files, self._settings, replaced)
+        deadline = time.monotonic() + _START
+        while True:
+            with suppress(OSError):
+                if "Pid:" in run.runtime("show info"):
+                    break
+            if not run.part.alive:
+                run.part.wait(1.0)
+                log = run.part.log()
+                run.part.kill()
+                raise StageError("HAProxy refused its configuration.", {"haproxy": log})
+            if time.monotonic() > deadline:
+                log = run.part.log()
+                run.part.kill()
+                raise StageError(f"HAProxy did not answer within {_START:g} s.", {"haproxy": log})
+            time.sleep(_POLL)
+        self._runs.append(run)
+
+    def runtime(self, command: str) -> str:
+        """Send a Runtime API command, return the answer.
+
+        Raises:
+            OSError: HAProxy is gone.
+        """
+        return self._runs[-1].runtime(command)
+
+    def agent_is_up(self) -> bool:
+        """Whether HAProxy's health check holds the agent for good."""
+        rows = [
+            line.split(",") for line in self.runtime("show stat iam-agents 4 -1").splitlines() if "," in line
+        ]
+        if len(rows) < 2:
+            return False
+        status = rows[0].index("status")
+        return any(row[status].startswith(("UP", "no check")) for row in rows[1:])
+
+    def wait_agent(self, up: bool, within: float = 10.0) -> bool:
+        """Wait until the health check says so; returns whether it did by the deadline."""
+        deadline = time.monotonic() + within
+        while self.agent_is_up() != up:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL)
+        return True
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """HAProxy's own record, one object for each request (docs/haproxy.md has the fields)."""
+        return [
+            found
+            for run in self._runs
+            for line in run.part.stdout.lines()
+            if (found := _record(line)) is not None
+        ]
+
+    def wait_log(
+        self, accept: Callable[[dict[str, Any]], bool], within: float = 5.0
+    ) -> dict[str, Any] | None:
+        """The first record that is accepted; None at the deadline. A record is written after the answer."""
+
+        def fits(line: str) -> bool:
+            found = _record(line)
+            return found is not None and accept(found)
+
+        for run in self._runs[:-1]:
+            if (line := next(filter(fits, run.part.stdout.lines()), None)) is not None:
+                return _record(line)
+        last = self._runs[-1].part.stdout.wait(fits, within=within)
+        return None if last is None else _record(last)
+
+    def logs(self) -> str:
+        """What it said last: warnings, then records."""
+        return "\n".join(
+            text
+            for run in self._runs[-2:]
+            for text in (run.part.stderr.tail(), run.part.stdout.tail())
+            if text
+        )
+
+    def close(self) -> None:
+        """Stop every generation."""
+        with self._lock:
+            for run in self._runs:
+                run.part.kill()
+            self._place.close()
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    if not line.startswith("{"):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class Proxy:
+    """Where the suite speaks HTTP."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`."""
+        return f"http://{self.host}:{self.port}"
+
+
+class World:
+    """An agent under a policy, and HAProxy before it; a context manager.
+
+    Attributes:
+        agent: the agent.
+        document: the world file as it was at the start.
+    """
+
+    def __init__(self, ground: Ground, urls: Mapping[str, str], spec: AgentSpec, name: str) -> None:
+        self.name = name
+        self._ground = ground
+        self._composer = Composer(ground, urls)
+        self._spec = spec
+        self._haproxy: HaproxyHandle | None = None
+        self._proxy: Proxy | None = None
+        self.document: dict[str, Any] = {}
+        self.on_close: Callable[[World], None] | None = None
+        place = None if spec.address else ground.agent_place(spec, name)
+        self.agent = AgentHandle(spec, place, self._composer)
+
+    def start(
+        self, policy: Mapping[str, Any], renderer: Renderer | None, settings: Mapping[str, str]
+    ) -> None:
+        """Bring it up: the agent starts while HAProxy's files are rendered."""
+        self.document = self._composer.document(policy)
+        self.agent.write(self.document)
+        if renderer is None:
+            self.agent.start()
+            return
+        place = self._ground.haproxy_place(self.name)
+        self._haproxy = HaproxyHandle(place, renderer.render, self._composer, settings)
+        with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
+            files = pool.submit(renderer.render, self.document)
+            self.agent.start()
+            self._haproxy.start(files.result(), self.agent.inner_address)
+        self._proxy = Proxy(place.host, place.port)
+
+    @property
+    def proxy(self) -> Proxy:
+        """Where HAProxy listens.
+
+        Raises:
+            StageError: the world has no HAProxy.
+        """
+        if self._proxy is None:
+            raise StageError("This world has no HAProxy: it was made with haproxy=False.")
+        return self._proxy
+
+    @property
+    def haproxy(self) -> HaproxyHandle:
+        """HAProxy.
+
+        Raises:
+            StageError: the world has no HAProxy.
+        """
+        if self._haproxy is None:
+            raise StageError("This world has no HAProxy: it was made with haproxy=False.")
+        return self._haproxy
+
+    def logs(self) -> dict[str, str]:
+        """Log tails by part."""
+        found = {"agent": self.agent.logs()}
+        if self._haproxy is not None:
+            found["haproxy"] = self._haproxy.logs()
+        found |= {name: part.log() for name, part in self._composer.echo.items()}
+        return found
+
+    def close(self) -> None:
+        """Stop HAProxy and the agent; idempotent."""
+        if self._haproxy is not None:
+            self._haproxy.close()
+        self.agent.close()
+        if self.on_close is not None:
+            self.on_close(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,98 @@
+"""A puppet agent for tests of the stage and of HAProxy's configuration: the request says the answer.
+
+`Authorization: Puppet {"allow": true, "status": 200, …}` sets these variables, the verdict last. Tricks:
+`{"_silent": true}` gives no ACK, `{"_broken": true}` puts an action that cannot be decoded before the
+verdict. What it was asked goes to standard error as JSON. It follows SPEC.md section 8.
+"""
+
+import json
+import os
+import signal
+import socketserver
+import sys
+import threading
+from pathlib import Path
+
+from iamroles_scenarios.wire.codec import string
+from iamroles_scenarios.wire.frames import (
+    Frame,
+    FrameType,
+    Scope,
+    Typed,
+    as_hello,
+    encode_kv,
+    read_kv,
+    read_messages,
+)
+
+WORLD = Path(os.environ["IAMROLES_WORLD"])
+
+
+def set_var(name, value):
+    return bytes([1, 3, Scope.txn]) + string(name) + Typed.of(value).encode()
+
+
+def actions(answer):
+    encoded = b"".join(set_var(k, v) for k, v in answer.items() if k != "allow" and not k.startswith("_"))
+    if answer.get("_broken"):
+        encoded += bytes([1, 3, 9])
+    return encoded + (set_var("allow", answer["allow"]) if "allow" in answer else b"")
+
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        while len(head := self.rfile.read(4)) == 4:
+            frame = Frame.decode(self.rfile.read(int.from_bytes(head, "big")))
+            if frame.type == FrameType.HAPROXY_HELLO:
+                items = dict(read_kv(frame))
+                hello = {"version": "2.0", "max-frame-size": 16380, "capabilities": "pipelining"}
+                self.send(Frame(FrameType.AGENT_HELLO, payload=encode_kv(as_hello(hello))))
+                if "healthcheck" in items and items["healthcheck"].value:
+                    return
+            elif frame.type == FrameType.NOTIFY:
+                self.answer(frame)
+            else:
+                return
+
+    def answer(self, frame):
+        asked = {m.name: {k: v.value for k, v in m.arguments} for m in read_messages(frame)}
+        print(json.dumps({"asked": asked}, default=str), file=sys.stderr, flush=True)
+        authorization = asked["iam-check"]["authorization"]
+        scheme, _, text = (authorization or "").partition(" ")
+        answer = json.loads(text) if scheme == "Puppet" else {"status": 401, "reason": "none", "allow": False}
+        if not answer.get("_silent"):
+            self.send(Frame(FrameType.ACK, frame.stream_id, frame.frame_id, actions(answer)))
+
+    def send(self, frame):
+        self.wfile.write(frame.encode())
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+def reload(*_):
+    try:
+        world = json.loads(WORLD.read_text())
+        line = {"reloaded": True, "backends": len(world["backends"])}
+    except (ValueError, KeyError) as error:
+        line = {"reloaded": False, "error": str(error)}
+    print(json.dumps(line), flush=True)
+
+
+def main():
+    world = json.loads(WORLD.read_text())
+    if "dies" in world.get("x-puppet", {}):
+        sys.exit("puppet: told to die at start")
+    host, _, port = world["agent"]["listen"].rpartition(":")
+    server = Server((host, int(port)), Handler)
+    signal.signal(signal.SIGHUP, reload)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(json.dumps({"ready": True, "address": "{}:{}".format(*server.server_address)}), flush=True)
+    while True:
+        signal.pause()
+
+
+main()
