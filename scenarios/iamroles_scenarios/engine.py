@@ -18,7 +18,7 @@ from iamroles_scenarios.engine_lanes import AgentFault, HarnessFault, Player, pl
 from iamroles_scenarios.engine_observe import Observation, describe, mismatches
 from iamroles_scenarios.engine_tokens import Mint, Minted
 from iamroles_scenarios.engine_worlds import Place, Worlds
-from iamroles_scenarios.mock.clients import WaitTimeout
+from iamroles_scenarios.mock.clients import WaitTimeoutError
 from iamroles_scenarios.results import CheckResult, Evidence, Verdict
 from iamroles_scenarios.scenario import (
     Expectation,
@@ -220,7 +220,7 @@ class _Timeline:
         seconds = EVENT_DEADLINE * self._target.scale
         try:
             issuer.wait_for("jwks", self._fetches.get(issuer.name, 0) + 1, seconds)
-        except WaitTimeout as error:
+        except WaitTimeoutError as error:
             message = f"the agent did not renew the key set of {step.fetched!r} within {seconds:g} s"
             raise AgentFault(message) from error
 

@@ -300,12 +300,14 @@ def _world(name: str) -> dict[str, Any]:
     path = Path(str(files("iamroles_scenarios") / "data" / "worlds" / f"{name}.toml"))
     if not path.is_file():
         raise DocumentError([f"worlds/{name}.toml: there is no such world. Mend `world.policy`."])
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return document
 
 
 def policy_of(world: WorldSpec) -> dict[str, Any]:
     """The world's policy document, overrides merged, placeholders such as `{idp}` still in it."""
-    return merged(_world(world.policy), world.override)
+    document: dict[str, Any] = merged(_world(world.policy), world.override)
+    return document
 
 
 def merged(base: Json, over: Json) -> Json:

@@ -141,6 +141,20 @@ class AgentHandle:
             self._paused = False
 
     @property
+    def pid(self) -> int | None:
+        """Its process on this host; None for a container, or while it does not run."""
+        pid = getattr(self._part, "pid", None)
+        return pid if isinstance(pid, int) else None
+
+    def terminate(self) -> None:
+        """SIGTERM, without waiting for what it does."""
+        self._running("terminated").send(signal.SIGTERM)
+
+    def wait(self, within: float) -> int | None:
+        """The exit code, or None if it still runs after `within` seconds."""
+        return self._running("waited for").wait(within)
+
+    @property
     def alive(self) -> bool:
         """Whether it runs."""
         return self._part is not None and self._part.alive
