@@ -16,7 +16,7 @@ import logging
 import socket
 import sys
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from iamroles_agent import listening
 from iamroles_agent.config import AgentSettings
@@ -123,7 +123,7 @@ class Server:
         loop = asyncio.get_running_loop()
         if sock.family == socket.AF_UNIX:
             # From Python 3.13 on the loop would remove the file, though other workers may still serve it.
-            keep_file = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+            keep_file: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
             self._listener = await loop.create_unix_server(
                 lambda: _Peer(self), sock=sock, backlog=listening.BACKLOG, **keep_file
             )

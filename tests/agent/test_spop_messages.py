@@ -1,0 +1,242 @@
+"""Questions: by name, in any order; and the shortcut by bytes, which must mean what parsing would read."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from spop_transcript import CHECK_ARGUMENTS, argument, check_message, context_message, message
+
+from iamroles_agent.spop.errors import RemoteProtocolError, Status
+from iamroles_agent.spop.messages import Check, Context, Inquiry, glance, parse
+from iamroles_agent.spop.values import DataType
+
+USUAL = Check(
+    authorization="Bearer x",
+    authorization_count=1,
+    role=None,
+    method="GET",
+    host="a.example",
+    path="/orders",
+    src=IPv4Address("192.0.2.1"),
+)
+
+NO_TOKEN = {"authorization": None, "missing": ("authorization",)}
+NO_COUNT = {"missing": ("authorization-count",)}
+A_NULL = argument("", DataType.NULL, None)
+PATHS = argument("path", DataType.STRING, b"/a"), argument("path", DataType.STRING, b"/b")
+
+
+def read(payload: bytes) -> Inquiry:
+    """Parse amid other bytes, as in a buffer of several frames."""
+    return parse(b"\xff\xff" + payload + b"\xff\xff", 2, 2 + len(payload))
+
+
+def seen(payload: bytes) -> tuple[Context, bytes] | None:
+    return glance(b"\xff\xff" + payload + b"\xff\xff", 2, 2 + len(payload))
+
+
+class TestParse:
+    def test_the_usual(self):
+        asked = check_message()
+
+        assert read(context_message() + asked) == Inquiry(Context("r1", 40000, 7), USUAL, asked)
+
+    def test_order_of_messages_and_arguments_is_free(self):
+        arguments = [argument(name, *pair) for name, pair in CHECK_ARGUMENTS.items()]
+        asked = message("iam-check", *reversed(arguments))
+
+        assert read(asked + context_message()) == Inquiry(Context("r1", 40000, 7), USUAL, asked)
+
+    def test_unknown_messages_and_arguments_are_ignored(self):
+        asked = check_message(extra=(DataType.BOOL, True))
+        other = message(
+            "other", argument("path", DataType.STRING, b"/x"), argument("path", DataType.NULL, None)
+        )
+
+        assert read(other + asked + other) == Inquiry(Context(), USUAL, asked)
+
+    @pytest.mark.parametrize("payload", [b"", message("other"), context_message(), message("IAM-CHECK")])
+    def test_nothing_asked(self, payload):
+        inquiry = read(payload)
+
+        assert (inquiry.check, inquiry.problem) == (None, "")
+
+    @pytest.mark.parametrize(
+        ("change", "value", "expected"),
+        [
+            ("authorization", (DataType.NULL, None), {"authorization": None}),
+            ("authorization", (DataType.STRING, b""), {"authorization": ""}),
+            ("authorization", (DataType.STRING, b"\xc3\xa9\xff\x00"), {"authorization": "Ã©ÿ\x00"}),
+            ("authorization_count", (DataType.UINT64, 2), {"authorization_count": 2}),
+            ("role", (DataType.STRING, b"reader"), {"role": "reader"}),
+            ("host", (DataType.NULL, None), {"host": None}),
+            ("src", (DataType.IPV6, ip_address("::1")), {"src": ip_address("::1")}),
+            ("authorization", (DataType.BINARY, b"x"), NO_TOKEN),
+            ("authorization_count", (DataType.INT64, -1), {"authorization_count": -1} | NO_COUNT),
+            ("authorization_count", (DataType.STRING, b"1"), NO_COUNT),
+            ("method", (DataType.NULL, None), {"method": "", "missing": ("method",)}),
+            ("path", (DataType.NULL, None), {"path": "", "missing": ("path",)}),
+            ("path", (DataType.BOOL, True), {"path": "", "missing": ("path",)}),
+            ("role", (DataType.INT64, 1), {"missing": ("role",)}),
+            ("host", (DataType.BOOL, False), {"host": None, "missing": ("host",)}),
+            ("src", (DataType.STRING, b"192.0.2.1"), {"src": None, "missing": ("src",)}),
+        ],
+    )  # fmt: skip
+    def test_values(self, change, value, expected):
+        assert read(check_message(**{change: value})).check == replace(USUAL, **expected)
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            (
+                "authorization",
+                {"authorization": None, "authorization_count": 1, "missing": ("authorization",)},
+            ),
+            ("authorization-count", {}),
+            ("role", {}),
+            ("method", {"method": "", "missing": ("method",)}),
+            ("host", {"host": None}),
+            ("path", {"path": "", "missing": ("path",)}),
+            ("src", {"src": None, "missing": ("src",)}),
+        ],
+    )
+    def test_absent_arguments(self, name, expected):
+        assert read(check_message(without=name)).check == replace(USUAL, **expected)
+
+    def test_no_arguments(self):
+        inquiry = read(message("iam-check"))
+
+        assert inquiry.check is not None
+        assert inquiry.check.missing == ("authorization", "method", "path", "src")
+
+    @pytest.mark.parametrize(
+        ("payload", "problem"),
+        [
+            (check_message() + check_message(), "2 iam-check messages in one NOTIFY"),
+            (message("iam-check", *PATHS), "iam-check has an argument twice"),
+            (context_message() * 2 + check_message(), "2 iam-context messages in one NOTIFY"),
+            (
+                message("iam-context", *[argument("stream", DataType.INT64, 1)] * 2) + check_message(),
+                "iam-context has an argument twice",
+            ),
+            (message("iam-check", A_NULL, A_NULL), "iam-check has an argument twice"),
+        ],
+    )
+    def test_ambiguous(self, payload, problem):
+        inquiry = read(payload)
+
+        assert (inquiry.check, inquiry.key, inquiry.problem) == (None, b"", problem)
+
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            b"\xff",
+            b"\x20iam-check\x00",
+            b"\x09iam-check",
+            message("iam-check", count=1),
+            message("iam-check", argument("path", DataType.STRING, b"/"), count=2),
+            message("other", b"\x01a\x0a"),
+            message("other", b"\x01a\x08\x7fabc"),
+            message("other", argument("a", DataType.STRING, b""), count=0),
+        ],
+    )
+    def test_unreadable(self, payload):
+        with pytest.raises(RemoteProtocolError) as caught:
+            read(payload)
+
+        assert caught.value.status is Status.INVALID
+
+    @given(st.binary(max_size=200))
+    def test_never_crashes(self, payload):
+        with contextlib.suppress(RemoteProtocolError):
+            read(payload)
+
+
+PIECES = [check_message(), context_message(), message("x"), b"\xff", b"\x09iam-check"]
+
+
+class TestGlance:
+    @pytest.mark.parametrize("stream", [None, 0, 7, 0xFFFFFFFF])
+    @pytest.mark.parametrize("port", [0, 239, 240, 65535])
+    def test_agrees_with_parsing(self, stream, port):
+        asked = check_message()
+        payload = context_message(b"r" * 239, port, stream) + asked
+
+        inquiry = read(payload)
+
+        assert seen(payload) == (inquiry.context, inquiry.key)
+
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            b"",
+            check_message(),
+            check_message() + context_message(),
+            context_message(b"r" * 240) + check_message(),
+            context_message(src_port=-1) + check_message(),
+            context_message(src_port=65536) + check_message(),
+            context_message(stream=1 << 32) + check_message(),
+            message("iam-context") + check_message(),
+            message("iam-context", argument("request-id", DataType.STRING, b"r")) + check_message(),
+            message(
+                "iam-context",
+                argument("request-id", DataType.STRING, b"r"),
+                argument("stream", DataType.INT64, 1),
+                argument("src-port", DataType.INT64, 1),
+            ),
+            message(
+                "iam-context",
+                argument("request-id", DataType.STRING, b"r"),
+                argument("src-port", DataType.UINT32, 1),
+            ),
+            context_message()[:-1],
+        ],
+    )
+    def test_leaves_the_unusual_to_parsing(self, payload):
+        try:
+            found = seen(payload)
+        except RemoteProtocolError:
+            with pytest.raises(RemoteProtocolError):
+                read(payload)
+        else:
+            assert found is None
+
+    @given(
+        st.builds(
+            context_message,
+            st.binary(max_size=12),
+            st.integers(0, 65535),
+            st.none() | st.integers(0, 1 << 32),
+        ),
+        st.lists(st.sampled_from(PIECES), max_size=3),
+        st.integers(0, 80),
+        st.binary(max_size=2),
+    )
+    def test_law_a_key_that_parsing_vouched_for_means_the_same(self, context_bytes, rest, at, noise):
+        """If `glance` finds a key, and it is the bytes of exactly one `iam-check` message, then parsing the
+        same payload gives that key and that context, whatever was done to the bytes.
+        """
+        payload = context_bytes + b"".join(rest)
+        payload = payload[:at] + noise + payload[at + len(noise) :] if at < len(payload) else payload
+        try:
+            found = seen(payload)
+        except RemoteProtocolError:
+            with pytest.raises(RemoteProtocolError):
+                read(payload)
+            return
+        if found is None:
+            return
+        context, key = found
+        try:
+            vouched = read(key)
+        except RemoteProtocolError:
+            with pytest.raises(RemoteProtocolError):
+                read(payload)
+            return
+        if vouched.key == key and vouched.check is not None:
+            assert read(payload) == Inquiry(context, vouched.check, key)
