@@ -222,7 +222,7 @@ class _Scrape(Collector):
             "iamroles_sts_calls",
             "STS calls by outcome.",
             ["outcome"],
-            {(outcome,): count for outcome, count in authenticator.sts.counts.items()},
+            {(name,): count for name, count in authenticator.sts.counts.items() if name != "asked"},
         )
 
     def _process(self) -> Iterator[Metric]:

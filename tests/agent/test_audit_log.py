@@ -86,7 +86,8 @@ class TestRotation:
         log.close()
 
         proof = verify([path, old])
-        assert proof.whole and not proof.notes
+        assert proof.whole
+        assert not proof.notes
         assert records(old)[-1]["kind"] == "end"
         assert records(path)[0] | {"kind": "start", "reason": "rotated"} == records(path)[0]
         assert requests(old, path) == ["a", "b", "c"]
@@ -289,7 +290,8 @@ class TestFullDisk:
         assert told["during"] == [False] * 5
         assert told["after"] is True
         assert told["failures"] >= 1
-        assert "cannot be written" in err and "now refused" in err and "written again" in err
+        for said in ("cannot be written", "now refused", "written again"):
+            assert said in err
         assert verify([path]).whole
         on_record = requests(path)
         acknowledged = [f"before-{number}" for number, answer in enumerate(told["before"]) if answer]
@@ -303,7 +305,7 @@ class TestFullDisk:
 
         told, err = self.run(path, on_error="allow")
 
-        assert all(told["before"]) and all(told["during"]) and told["after"]
+        assert all([*told["before"], *told["during"], told["after"]])
         assert "answered unrecorded" in err
         assert verify([path]).whole
         expected = [f"before-{number}" for number in range(len(told["before"]))]
@@ -396,9 +398,16 @@ class TestSecrets:
         )
         log.policy("v2", accepted=False, detail=f"line 3: {secret}")
         log.termination(
-            request_id="r", src="192.0.2.7", src_port=1, principal=secret, session=secret, role="", backend="",
-            cause="token_expired", expires=1,
-        )  # fmt: skip
+            request_id="r",
+            src="192.0.2.7",
+            src_port=1,
+            principal=secret,
+            session=secret,
+            role="",
+            backend="",
+            cause="token_expired",
+            expires=1,
+        )
         log.close()
 
         text = path.read_text()

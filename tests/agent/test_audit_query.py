@@ -1,0 +1,138 @@
+"""Questions to the log: who did what, when, with which role."""
+
+import csv
+import gzip
+import json
+from datetime import UTC, datetime
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_agent.audit import Audit
+from iamroles_agent.audit_query import moment
+from iamroles_agent.commands.audit import audit as command
+from iamroles_agent.config import AuditSettings
+from iamroles_agent.identity import Decision
+from iamroles_agent.reasons import Reason
+
+READER = "arn:aws:iam::111122223333:role/reader"
+WRITER = "arn:aws:iam::111122223333:role/writer"
+HOUR = 1772366400  # 2026-03-01T12:00:00Z
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "audit.jsonl"
+    now = [float(HOUR)]
+    audit = Audit(AuditSettings(path=str(path)), clock=lambda: now[0])
+    decisions = [
+        (
+            Decision(allow=True, role=READER, principal="alice", roles=(READER,), backend="ro", rule="R1"),
+            "/orders",
+        ),
+        (Decision(allow=True, role=WRITER, principal="bob", roles=(READER, WRITER), rule="R2"), "/orders/9"),
+        (Decision(allow=False, reason=Reason.NO_GRANT, principal="alice", roles=(READER,)), "/admin"),
+        (Decision(allow=False, reason=Reason.TOKEN_EXPIRED, detail="two minutes ago"), "/orders"),
+        (Decision(allow=False, reason=Reason.PATH_AMBIGUOUS), "/\x1b]0;owned\x07"),
+        (Decision(allow=False, reason=Reason.NO_GRANT, principal="=cmd()", roles=(READER,)), "/x"),
+    ]
+    for number, (decision, path_asked) in enumerate(decisions):
+        audit.decision(
+            decision, request_id=f"r{number}", src="192.0.2.7", method="GET", host="shop", path=path_asked,
+            policy_version="v", generation=1,
+        )  # fmt: skip
+        now[0] += 600
+    audit.termination(
+        request_id="r1", src="192.0.2.7", src_port=1, principal="bob", session="s", role=WRITER, backend="rw",
+        cause="token_expired", expires=HOUR + 3600,
+    )  # fmt: skip
+    audit.close()
+    return path
+
+
+def asked(log, *arguments):
+    result = CliRunner().invoke(command, ["query", str(log), "--format", "json", *arguments])
+    assert result.exit_code == 0, result.output
+    return [json.loads(line)["request"] for line in result.output.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), ["r0", "r1", "r2", "r3", "r4", "r5", "r1"]),
+        (("--who", "alice"), ["r0", "r2"]),
+        (("--who", "b*"), ["r1", "r1"]),
+        (("--role", "writer"), ["r1", "r1"]),
+        (("--role", READER), ["r0", "r1", "r2", "r5"]),
+        (("--verdict", "allow"), ["r0", "r1"]),
+        (("--reason", "token_expired"), ["r3"]),
+        (("--path", "/orders*"), ["r0", "r1", "r3"]),
+        (("--request", "r2"), ["r2"]),
+        (("--since", "2026-03-01T12:10:00Z", "--until", "2026-03-01T12:30:00Z"), ["r1", "r2"]),
+        (("--since", "2026-03-01", "--until", "2026-03-01T14:05:00+02:00"), ["r0"]),
+        (("--kind", "termination"), ["r1"]),
+        (("--who", "alice", "--verdict", "deny"), ["r2"]),
+    ],
+)
+def test_filters(log, arguments, expected):
+    assert asked(log, *arguments) == expected
+
+
+def test_table_is_for_people(log):
+    result = CliRunner().invoke(command, ["query", str(log)])
+
+    lines = result.output.splitlines()
+    assert lines[0] == (
+        "2026-03-01T12:00:00.000Z  ALLOW  alice as reader from 192.0.2.7  GET shop/orders -> ro  R1"
+    )
+    assert "DENY" in lines[3]
+    assert lines[3].endswith("token_expired (two minutes ago)")
+    assert "CUT    bob as writer" in lines[6]
+
+
+def test_a_path_has_no_power_over_the_terminal(log):
+    for form in ("table", "summary"):
+        result = CliRunner().invoke(command, ["query", str(log), "--format", form])
+
+        assert "\x1b" not in result.output
+        assert "\x07" not in result.output
+
+
+def test_csv_holds_no_formula(log):
+    result = CliRunner().invoke(command, ["query", str(log), "--format", "csv", "--who", "=*"])
+
+    [found] = csv.DictReader(result.output.splitlines())
+    assert found["principal"] == "'=cmd()"
+
+
+def test_summary_counts(log):
+    result = CliRunner().invoke(command, ["query", str(log), "--format", "summary", "--reason", "no_grant"])
+
+    assert result.output.splitlines()[1].split()[:4] == ["1", "deny", "alice", "as"]
+
+
+def test_compressed_rotated_files_are_read_in_the_order_they_were_written(log, tmp_path):
+    lines = log.read_bytes().splitlines(keepends=True)
+    (tmp_path / "audit.jsonl").write_bytes(b"".join(lines[3:]))
+    with gzip.open(tmp_path / "audit.jsonl.1.gz", "wb") as stream:
+        stream.write(b"".join(lines[:3]))
+    both = [str(tmp_path / "audit.jsonl"), str(tmp_path / "audit.jsonl.1.gz")]
+
+    result = CliRunner().invoke(command, ["query", "--format", "json", *both])
+    assert [json.loads(line)["request"] for line in result.output.splitlines()][:3] == ["r0", "r1", "r2"]
+    assert CliRunner().invoke(command, ["verify", *both]).exit_code == 0
+
+
+def test_bad_arguments(log):
+    result = CliRunner().invoke(command, ["query", str(log), "--since", "yesterday"])
+
+    assert result.exit_code == 2
+    assert "how long ago: 15m, 2h, 7d" in result.output
+    assert CliRunner().invoke(command, ["query", "absent.jsonl"]).exit_code == 2
+
+
+def test_moments():
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    assert moment("90m", now) == datetime(2026, 3, 1, 10, 30, tzinfo=UTC)
+    assert moment("2026-03-01", now) == datetime(2026, 3, 1, tzinfo=UTC)
