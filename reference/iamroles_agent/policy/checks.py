@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import combinations
 from typing import Any, TypeVar
@@ -67,6 +67,8 @@ class Sound:
     scopes: list[tuple[str, config.Scope]]
     role_names: frozenset[str]
     backend_names: frozenset[str]
+    stand_ins: frozenset[str] = frozenset()
+    """Keys whose values are not the file's."""
 
     @property
     def rules(self) -> list[tuple[str, config.Grant | config.Deny]]:
@@ -79,20 +81,29 @@ class Sound:
         return cls._of(lambda table, _: list(getattr(whole, table)), whole.multi_role == "union", whole)
 
     @classmethod
-    def of_data(cls, data: dict[str, Any]) -> Sound:
-        """What is sound in a file that is not; an unsound role or backend still lends its name."""
+    def of_data(cls, data: dict[str, Any], wrong: set[tuple[int | str, ...]]) -> Sound:
+        """What can be checked of a file whose shape is wrong in places.
+
+        An item keeps its sound fields; a wrong one gets a stand-in, of which nothing is said.
+
+        Args:
+            data: the file's content.
+            wrong: locations of what has the wrong shape.
+        """
+        fields = {(loc[0], loc[1], loc[2]) for loc in wrong if len(loc) > 2}
 
         def items(table: str, model: type[_M]) -> list[_M | None]:
             raw = data.get(table)
-            return [_validated(model, item) for item in raw] if isinstance(raw, list) else []
+            listed = raw if isinstance(raw, list) else []
+            names = [{str(f[2]) for f in fields if f[:2] == (table, index)} for index in range(len(listed))]
+            return [_mended(model, item, bad) for item, bad in zip(listed, names, strict=True)]
 
         sound = cls._of(items, data.get("multi_role") == "union", None)
-        return cls(
-            **{
-                **{name: getattr(sound, name) for name in cls.__slots__},
-                "role_names": _raw_names(data.get("roles")),
-                "backend_names": _raw_names(data.get("backends")),
-            }
+        return replace(
+            sound,
+            role_names=_raw_names(data.get("roles")),
+            backend_names=_raw_names(data.get("backends")),
+            stand_ins=frozenset(f"{table}[{index}].{name}" for table, index, name in fields),
         )
 
     @classmethod
@@ -117,9 +128,16 @@ class Sound:
         )
 
 
-def _validated(model: type[_M], item: object) -> _M | None:
+def _mended(model: type[_M], item: object, wrong: set[str]) -> _M | None:
+    """An item with stand-ins for its wrong fields, None where not even that helps."""
+    if not isinstance(item, dict):
+        return None
+    mended = {name: value for name, value in item.items() if name in model.model_fields and name not in wrong}
+    for name, about in model.model_fields.items():
+        if name not in mended and about.is_required():
+            mended[name] = "/" if about.annotation is str else []
     try:
-        return model.model_validate(item)
+        return model.model_validate(mended)
     except ValidationError:
         return None
 
@@ -132,6 +150,12 @@ def _raw_names(raw: object) -> frozenset[str]:
 
 def check(sound: Sound) -> Iterator[Fault]:
     """Every fault of a file, in no particular order."""
+    for fault in _check(sound):
+        if not any(fault.key == key or fault.key.startswith(f"{key}[") for key in sound.stand_ins):
+            yield fault
+
+
+def _check(sound: Sound) -> Iterator[Fault]:
     yield from _names(sound)
     for key, issuer in sound.issuers:
         yield from _issuer(key, issuer)
@@ -430,7 +454,8 @@ def _conflicts(sound: Sound) -> Iterator[Fault]:
     """
     same_path: dict[tuple[str, bool], list[tuple[str, Rule]]] = {}
     for key, grant in sound.grants:
-        if not grant.shadow:
+        mended = any(name.startswith(f"{key}.") for name in sound.stand_ins)
+        if not grant.shadow and not mended:
             rule = compile_rule(grant)
             same_path.setdefault((rule.region.path, rule.region.exact), []).append((key, rule))
     for rules in same_path.values():

@@ -200,6 +200,13 @@ class Policy:
         """The policy's name for a role, None where it has none."""
         return self._name_of.get(arn)
 
+    def active(self, identity: Identity, request: Request) -> tuple[RoleArn, ...]:
+        """The roles whose grants count for a request (O3); none where the choice itself is refused."""
+        try:
+            return self._roles_of(identity, request.requested_role).active
+        except Refusal:
+            return ()
+
     def decide(self, identity: Identity, request: Request, now: float | None = None) -> Decision:
         """Judge one request of a verified identity; pure, and independent of the order of rules and roles.
 
@@ -250,7 +257,7 @@ class Policy:
             raise Refusal(Reason.ROLE_MISSING, "the credential carries no role")
         names = frozenset(name for arn in held if (name := self._name_of.get(arn)) is not None)
         if requested is not None:
-            active = held & self._arns_named(requested)
+            active = held & self.arns_named(requested)
             if not active:
                 raise Refusal(Reason.ROLE_NOT_IN_TOKEN, "the requested role is not in the credential")
         elif identity.preferred in held:
@@ -263,7 +270,7 @@ class Policy:
             )
         return _Roles(tuple(sorted(active)), names)
 
-    def _arns_named(self, requested: str) -> frozenset[RoleArn]:
+    def arns_named(self, requested: str) -> frozenset[RoleArn]:
         """What `X-IAM-Role` asks for: an ARN, or a role's name in the policy with all its ARNs."""
         if not requested.startswith("arn:"):
             return self._arns_of.get(requested, frozenset())

@@ -85,14 +85,14 @@ def load_document(path: Path | str) -> Document:
 def parse_document(text: str, format: Literal["toml", "json"], name: str) -> Document:  # noqa: A002
     """Like `load_text`, and keep the line numbers."""
     data, lines, problems = _parse(text, format, name)
-    data = {key: value for key, value in data.items() if not key.startswith(_VENDOR)}
+    data = {key: value for key, value in data.items() if not key.startswith(_VENDOR) and key != "$schema"}
     try:
         config = Config.model_validate(data)
         sound = Sound.of_config(config)
     except ValidationError as error:
         problems += _shape_problems(error, data, lines, name)
         config = None
-        sound = Sound.of_data(data)
+        sound = Sound.of_data(data, {_real_location(item["loc"], data) for item in error.errors()})
     for finding in check(sound):
         problems.append(
             Problem(name, finding.key, finding.message, finding.remedy, line_of(lines, finding.key))

@@ -9,7 +9,7 @@ from iamroles_agent.policy.regions import Address, Network, Region
 
 USUAL_SOURCE = IPv4Address("192.0.2.1")
 """A client of no particular network (RFC 5737)."""
-_USUAL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+USUAL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
 def witness_in_both(one: Region, two: Region) -> Request:
@@ -39,7 +39,7 @@ def _method(one: frozenset[str] | None, two: frozenset[str] | None) -> str:
     if one is None and two is None:
         return "GET"
     shared = one & two if one is not None and two is not None else (one or two or frozenset())
-    return next((method for method in _USUAL_METHODS if method in shared), None) or min(shared)
+    return next((method for method in USUAL_METHODS if method in shared), None) or min(shared)
 
 
 def _host(one: frozenset[str] | None, two: frozenset[str] | None) -> str:

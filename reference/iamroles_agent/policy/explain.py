@@ -1,0 +1,171 @@
+"""Why a request is allowed or refused: the decision, the rules that matched, and those that nearly did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from iamroles_agent.config import ClaimPath, Config
+from iamroles_agent.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.policy.compiled import Policy, Query, Rule
+from iamroles_agent.policy.model import Rules
+from iamroles_agent.reasons import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """One rule, and which of its conditions the request does not meet."""
+
+    id: str
+    key: str
+    effect: str
+    """`grant`, `deny`, `shadow grant` or `shadow deny`."""
+    misses: tuple[str, ...]
+    """In words; empty: it matches."""
+    backend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was decided and what was considered."""
+
+    decision: Decision
+    matching: tuple[Considered, ...]
+    close: tuple[Considered, ...]
+    """Rules that fail by one condition only, those on the longest path first."""
+
+
+def explain(config: Config, identity: Identity, request: Request) -> Explanation:
+    """Decide, and say why.
+
+    Args:
+        config: checked.
+        identity: as a credential would prove it; nothing is verified here.
+        request: as the proxy would forward it.
+    """
+    policy = Policy(config)
+    decision = policy.decide(identity, request)
+    try:
+        query = Query.of(request)
+    except Refusal:  # an ambiguous path meets no rule
+        return Explanation(decision, (), ())
+    considered = list(_consider(config, policy, identity, request, query))
+    matching = tuple(item for item, _ in considered if not item.misses)
+    near = [(depth, item) for item, depth in considered if len(item.misses) == 1]
+    near.sort(key=lambda entry: (-entry[0], entry[1].id))
+    return Explanation(decision, matching, tuple(item for _, item in near[:8]))
+
+
+def _consider(
+    config: Config, policy: Policy, identity: Identity, request: Request, query: Query
+) -> Iterator[tuple[Considered, int]]:
+    rules = Rules.of(config)
+    every = {name for arn in identity.roles if (name := policy.name_of(arn)) is not None}
+    active = {name for arn in policy.active(identity, request) if (name := policy.name_of(arn)) is not None}
+    for effect, listed in (
+        ("deny", rules.denies),
+        ("grant", rules.grants),
+        ("shadow deny", rules.shadow_denies),
+        ("shadow grant", rules.shadow_grants),
+    ):
+        deny = effect.endswith("deny")
+        for key, rule in listed:
+            misses = tuple(_misses(rule, query, every if deny else active, deny=deny, held=every))
+            yield Considered(rule.id, key, effect, misses, rule.backend), rule.region.specificity[1]
+
+
+def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[str]) -> Iterator[str]:
+    region = rule.region
+    if "*" not in rule.roles and rule.roles.isdisjoint(roles):
+        wanted = " or ".join(sorted(rule.roles))
+        if rule.roles & held:
+            yield f"the role {wanted} is in the token, but not active"
+        else:
+            yield f"is for the role {wanted}"
+    if region.methods is not None and query.method not in region.methods:
+        yield f"the method is {query.method}, not {' or '.join(sorted(region.methods))}"
+    path = query.paths[1]
+    if not region.has_path(path):
+        yield f"the path {path} is not {'exactly' if region.exact else 'below'} {region.path}"
+    if region.hosts is not None and region.hosts.isdisjoint(query.hosts):
+        unreadable = query.hosts[0] == "\0"
+        if not (deny and unreadable):  # O6
+            shown = "unreadable" if unreadable else query.hosts[0] if len(query.hosts) > 1 else "absent"
+            yield f"the host is {shown}, not {' or '.join(sorted(region.hosts))}"
+    if not region.has_source(query.src):
+        yield f"the source {query.src} is not in {' or '.join(map(str, region.sources or ()))}"
+
+
+def identity_of(
+    policy: Policy, roles: list[str], preferred: str | None, scopes: frozenset[str] | None, issuer: str = ""
+) -> Identity:
+    """A made-up identity for questions.
+
+    Args:
+        policy: whose role names may stand for ARNs.
+        roles: names or ARNs.
+        preferred: name or ARN.
+        scopes: None for unrestricted.
+        issuer: its name.
+
+    Raises:
+        Refusal: `role_malformed`.
+    """
+    arns = [arn for text in roles for arn in _arns(policy, text)]
+    chosen = _arns(policy, preferred)[0] if preferred else None
+    return Identity(issuer, "", "", tuple(dict.fromkeys(arns)), 1 << 40, 0, chosen, scopes)
+
+
+def _arns(policy: Policy, text: str) -> list[RoleArn]:
+    named = policy.arns_named(text)
+    return sorted(named) if named else [RoleArn.parse(text)]
+
+
+def identity_of_claims(config: Config, claims: dict[str, Any], issuer_name: str = "") -> Identity:
+    """The identity that unverified claims would prove under an issuer's claim names.
+
+    Args:
+        config: checked.
+        claims: a token's payload.
+        issuer_name: `name` in the policy; "" for the issuer whose `issuer` is the claims' `iss`.
+
+    Raises:
+        ValueError: no such issuer, or the claims are no object.
+        Refusal: `role_malformed`.
+    """
+    if not isinstance(claims, dict):
+        raise ValueError("claims are a JSON object")
+    issuer = next(
+        (
+            i
+            for i in config.issuers
+            if (i.name == issuer_name if issuer_name else i.issuer == claims.get("iss"))
+        ),
+        None,
+    )
+    if issuer is None:
+        raise ValueError("no issuer of the policy has this name or `iss`: give --issuer NAME")
+    roles = _words(_claim(claims, issuer.roles_claim), split=False)
+    preferred = _words(_claim(claims, issuer.preferred_role_claim), split=False)
+    scopes: frozenset[str] | None = None
+    if issuer.scope_claim is not None:
+        value = _claim(claims, issuer.scope_claim)
+        if value is not None or issuer.scope_required:
+            scopes = frozenset(_words(value, split=True))
+    arns = tuple(dict.fromkeys(RoleArn.parse(role) for role in roles))
+    chosen = RoleArn.parse(preferred[0]) if preferred else None
+    return Identity(issuer.name, str(claims.get("sub", "")), "", arns, 1 << 40, 0, chosen, scopes)
+
+
+def _claim(claims: dict[str, Any], path: ClaimPath | None) -> object:
+    value: object = claims if path is not None else None
+    for name in [path] if isinstance(path, str) else path or ():
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _words(value: object, *, split: bool) -> list[str]:
+    if isinstance(value, str):
+        return value.split(" ") if split else [value]
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
