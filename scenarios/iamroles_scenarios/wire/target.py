@@ -47,13 +47,12 @@ class WireTarget:
             callable, because each use needs a fresh one; None: blocking is not judged.
         crowded: as `allowed`, where the tags of the answer (a rule id of many hundred bytes, say) do not fit
             a frame of the question's own size; None: dropping tags is not judged.
-        features: what `agent.toml` declares.
+        features: what `agent.toml` declares. `limits`: the agent takes `max_connections` (a number) and
+            `handshake_timeout` (a duration) in the world's `agent` table.
         pid: the agent's process, where it runs on this host: memory and descriptors are then watched.
         logs: gives the agent's log so far.
         launch: starts a fresh agent for checks that end one (SIGTERM, connection limits); they are
             untestable without.
-        tuning: whether `launch` honours settings of the reference agent's `[agent]` table
-            (`max_connections`, `handshake_timeout` as durations); checks of limits need it.
     """
 
     address: str
@@ -66,7 +65,6 @@ class WireTarget:
     pid: int | None = None
     logs: Callable[[], str] | None = None
     launch: Launcher | None = None
-    tuning: bool = False
 
     def seconds(self, seconds: float) -> float:
         """A deadline, scaled."""
