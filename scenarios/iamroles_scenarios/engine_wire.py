@@ -19,23 +19,47 @@ if TYPE_CHECKING:
 
 _SLOW = 2.0
 """Seconds, times the scale, that the slow issuer keeps its key set back."""
-_CROWD = "crowd-" + "x" * 2000
-"""A rule id that does not fit a frame of its own question's size."""
+_LONG = "x" * 58
+_CROWD = {
+    "issuer": "crowd",
+    "key": "ES256",
+    "drop_header": ["typ"],
+    "drop": ["nbf", "jti"],
+    "sub": "s" * 500,
+    "claims": {"roles": "arn:aws:iam::111111111111:role/reader"},
+}
+"""A small token whose subject returns twice in the answer's tags, as principal and as session, beside long
+names of issuer, rule and backend: the answer is longer than the question."""
 _WORLD = WorldSpec(
     policy="orders",
     override={
+        "backends": [{"name": f"crowd-{_LONG}"}],
         "grants": [
-            {"id": _CROWD, "roles": ["reader"], "methods": ["GET"], "path": "/crowded", "backend": "export"}
+            {
+                "id": f"crowd-{_LONG}",
+                "roles": ["reader"],
+                "methods": ["GET"],
+                "path": "/c",
+                "backend": f"crowd-{_LONG}",
+            }
         ],
         "keys": {"cooldown": "100ms", "timeout": "10s"},
         "issuers": [
+            {
+                "name": f"crowd-{_LONG}",
+                "issuer": "{idp}/crowd",
+                "insecure_http": True,
+                "audiences": ["edge"],
+                "algorithms": ["RS256", "ES256"],
+                "session_claim": "sub",
+            },
             {
                 "name": "slow",
                 "issuer": "{idp}/slow",
                 "insecure_http": True,
                 "audiences": ["edge"],
                 "algorithms": ["RS256", "ES256"],
-            }
+            },
         ],
     },
     own=True,
@@ -77,7 +101,7 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
             allowed=_question(target, place, {"roles": ["reader"]}, "/orders/1"),
             refused=_question(target, place, {"roles": ["reader"]}, "/admin"),
             slow=_Slow(target, place),
-            crowded=_question(target, place, {"roles": ["reader"]}, "/crowded"),
+            crowded=_question(target, place, _CROWD, "/c"),
             features=frozenset(name for name, value in target.agent.features.items() if value),
             pid=agent.pid,
             logs=agent.logs,
@@ -86,7 +110,7 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
 
 
 def _question(target: Target, place: Place, recipe: Mapping[str, Any], path: str) -> dict[str, Any]:
-    issuers = {name: target.worlds.issuer(place.issuer(name)) for name in ("corp", "slow")}
+    issuers = {name: target.worlds.issuer(place.issuer(name)) for name in ("corp", "slow", "crowd")}
     token = mint_for({"exp": "+15m", **recipe}, issuers, time.time(), default="corp")
     return {
         "authorization": f"Bearer {token}",
