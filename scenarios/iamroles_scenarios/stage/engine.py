@@ -1,8 +1,99 @@
-"""Finding the Docker engine."""
+"""Finding a Docker engine that the containers stage can use, and clearing up after stages that crashed."""
 
 from __future__ import annotations
 
+import os
+import platform
+import socket
+from contextlib import suppress
+from pathlib import Path
 
-def find_engine() -> tuple[None, str]:
-    """Not yet."""
-    return None, "the stage of containers is not built yet"
+import docker
+from docker.errors import DockerException
+from testcontainers.core.docker_client import DockerClient as Discovery
+
+LABEL = "iamroles.stage"
+"""On everything the stage makes; the value is the stage's id."""
+OWNER = "iamroles.owner"
+"""Who made it: host name, process id and that process's start time."""
+
+
+def find_engine() -> tuple[docker.DockerClient | None, str]:
+    """A client of an engine on this host, or None; and why, as the end of a sentence.
+
+    The stage reaches its containers by their addresses on the bridge, and its host processes listen on the
+    bridge's gateway, so the engine must run on this very Linux host.
+    """
+    if platform.system() != "Linux":
+        return None, f"the stage's containers need Linux, this is {platform.system()}"
+    try:
+        # testcontainers knows DOCKER_HOST, contexts and ~/.testcontainers.properties.
+        client = Discovery(timeout=120, max_pool_size=200).client
+        info = client.info()
+    except (DockerException, OSError) as error:
+        return None, f"no Docker engine answers ({_short(error)})"
+    if info.get("OSType") != "linux":
+        return None, f"the Docker engine runs {info.get('OSType')} containers"
+    gateway = _bridge_gateway(client)
+    if gateway is None or not _is_local(gateway):
+        return None, "the Docker engine that answers is not on this host"
+    return client, f"Docker engine {info.get('ServerVersion', '?')} answers"
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _bridge_gateway(client: docker.DockerClient) -> str | None:
+    with suppress(DockerException, KeyError, IndexError, TypeError):
+        settings = client.networks.get("bridge").attrs["IPAM"]["Config"]
+        return str(settings[0]["Gateway"])
+    return None
+
+
+def _is_local(address: str) -> bool:
+    """Whether an address belongs to this host: then, and only then, it can be bound."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+        return True
+
+
+def owner() -> str:
+    """This process, told apart from another one that gets its number later."""
+    return f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}"
+
+
+def sweep(client: docker.DockerClient) -> int:
+    """Remove what stages of dead processes of this host left; returns how many things that were."""
+    removed = 0
+    for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
+        if _is_orphan(container.labels):
+            with suppress(DockerException):
+                container.remove(force=True, v=True)
+                removed += 1
+    for network in client.networks.list(filters={"label": LABEL}):
+        if _is_orphan(network.attrs.get("Labels") or {}):
+            with suppress(DockerException):
+                network.remove()
+                removed += 1
+    return removed
+
+
+def _is_orphan(labels: dict[str, str]) -> bool:
+    host, _, rest = labels.get(OWNER, "").partition("/")
+    number, _, started = rest.partition("/")
+    if host != socket.gethostname() or not number.isdecimal():
+        return False
+    return _started(int(number)) != started
+
+
+def _started(pid: int) -> str:
+    """Start time of a process in clock ticks since boot (proc(5), field 22 of stat); "" if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[19]

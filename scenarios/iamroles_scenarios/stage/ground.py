@@ -45,9 +45,12 @@ class HaproxyRun:
 class HaproxyPlace(Protocol):
     """Where HAProxy runs. The listening address stays the same over reloads."""
 
-    version: str
     host: str
     port: int
+
+    @property
+    def version(self) -> str:
+        """E.g. "3.0.11"."""
 
     def start(
         self, files: Mapping[str, str], settings: Mapping[str, str], replaced: HaproxyRun | None

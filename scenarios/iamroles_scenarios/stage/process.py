@@ -79,10 +79,10 @@ class Child:
         Raises:
             StageError: the part ended, or the deadline passed.
         """
-        line = self.stdout.wait(lambda text: _json_with(text, key) is not None, within=within, since=since)
+        line = self.stdout.wait(lambda text: json_with(text, key) is not None, within=within, since=since)
         if line is None:
             raise self._silent(within, key)
-        found = _json_with(line, key)
+        found = json_with(line, key)
         assert found is not None  # noqa: S101 - accepted above
         return found
 
@@ -147,7 +147,8 @@ class Child:
             os.killpg(self._process.pid, number)
 
 
-def _json_with(text: str, key: str) -> dict[str, Any] | None:
+def json_with(text: str, key: str) -> dict[str, Any] | None:
+    """The JSON object on a line, if it has this key."""
     if not text.startswith("{"):
         return None
     try:

@@ -112,7 +112,6 @@ class HaproxyProcess:
 
     def __init__(self, binary: str, directory: Path, guard: Guard) -> None:
         self._binary = binary
-        self.version = haproxies.version(binary)
         self._directory = directory
         self._guard = guard
         self._generation = 0
@@ -120,6 +119,11 @@ class HaproxyProcess:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((LOOPBACK, 0))
         self.port: int = self._socket.getsockname()[1]
+
+    @property
+    def version(self) -> str:
+        """E.g. "3.0.11"."""
+        return haproxies.version(self._binary)
 
     def start(
         self, files: Mapping[str, str], settings: Mapping[str, str], replaced: HaproxyRun | None

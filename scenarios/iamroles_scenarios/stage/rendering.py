@@ -40,7 +40,7 @@ class Renderer:
         Raises:
             StageError: the command failed; with what it said.
         """
-        # Of a valid policy the shipped configuration takes the backends alone; of a vendor's nothing is known.
+        # Of a valid policy the shipped configuration takes the backends alone; of a vendor's who knows.
         facts = document.get("backends", []) if self._command == SHIPPED else document
         key = json.dumps(facts, sort_keys=True)
         with self._lock:

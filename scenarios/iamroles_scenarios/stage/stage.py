@@ -66,7 +66,7 @@ class Stage:
         from iamroles_scenarios.mock.clients import IdpClient  # noqa: PLC0415 - worlds without mocks start faster
 
         if self._idp is None:
-            self._idp = IdpClient(self._mocks["idp"].control_url)
+            self._idp = IdpClient(self._mocks["idp"].control_url, self.urls["idp"])
         return self._idp
 
     @property
@@ -75,7 +75,7 @@ class Stage:
         from iamroles_scenarios.mock.clients import CloudClient  # noqa: PLC0415
 
         if self._cloud is None:
-            self._cloud = CloudClient(self._mocks["cloud"].control_url)
+            self._cloud = CloudClient(self._mocks["cloud"].control_url, self.urls["sts"])
         return self._cloud
 
     def world(

@@ -274,7 +274,8 @@ class HaproxyHandle:
                 run.part.kill()
                 raise StageError(f"HAProxy did not answer within {_START:g} s.", {"haproxy": log})
             time.sleep(_POLL)
-        self._runs.append(run)
+        if run is not replaced:  # a container's master reloads in place
+            self._runs.append(run)
 
     def runtime(self, command: str) -> str:
         """Send a Runtime API command, return the answer.

@@ -1,0 +1,181 @@
+"""One container of the stage, with the same face as a child process."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+
+from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.stage.images import pack
+from iamroles_scenarios.stage.output import Output, chunked_lines
+from iamroles_scenarios.stage.process import json_with
+
+HOME = "/iamroles"
+"""Where the stage puts files in a container."""
+
+
+class Box:
+    """A running container. Implements `part.Part`.
+
+    Args:
+        engine: where it runs.
+        name: the part, for messages and logs.
+        image: image name.
+        command: its command; empty: the image's own.
+        network: network to join.
+        address: its address there.
+        files: contents by path, put there before it starts.
+        env: its environment.
+        labels: on the container.
+
+    Raises:
+        StageError: the engine cannot create or start it.
+    """
+
+    def __init__(
+        self,
+        engine: docker.DockerClient,
+        name: str,
+        image: str,
+        command: Sequence[str],
+        *,
+        network: str,
+        address: str,
+        files: Mapping[str, str],
+        env: Mapping[str, str],
+        labels: Mapping[str, str],
+    ) -> None:
+        self.name = name
+        api = engine.api
+        try:
+            created = api.create_container(
+                image,
+                list(command) or None,
+                environment=dict(env),
+                labels=dict(labels),
+                stdin_open=True,  # a mock that ends with its standard input must not end at once
+                host_config=api.create_host_config(
+                    network_mode=network,
+                    extra_hosts={"host.docker.internal": "host-gateway"},
+                    cap_add=["NET_BIND_SERVICE"],
+                ),
+                networking_config={
+                    "EndpointsConfig": {network: {"IPAMConfig": {"IPv4Address": address}}},
+                },
+            )
+            self._container = engine.containers.get(created["Id"])
+            self.put(files)
+            streams = [
+                self._container.attach(stdout=out, stderr=not out, stream=True, logs=True)
+                for out in (True, False)
+            ]
+            self._container.start()
+        except DockerException as error:
+            raise StageError(f"{name}: the engine cannot start {image}: {_said(error)}") from error
+        self.stdout, self.stderr = (Output(name, chunked_lines(_until_gone(stream))) for stream in streams)
+        self._code: int | None = None
+
+    def put(self, files: Mapping[str, str]) -> None:
+        """Write files into the container."""
+        if files:
+            self._container.put_archive(
+                "/", pack({path.lstrip("/"): text.encode() for path, text in files.items()})
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs (a paused one does)."""
+        if self._code is not None:
+            return False
+        try:
+            self._container.reload()
+        except NotFound:
+            return False
+        return self._container.status in ("running", "paused")
+
+    def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
+        """Wait for the JSON line on standard output that has `key`.
+
+        Raises:
+            StageError: the container ended, or the deadline passed.
+        """
+        line = self.stdout.wait(lambda text: json_with(text, key) is not None, within=within, since=since)
+        found = None if line is None else json_with(line, key)
+        if found is not None:
+            return found
+        code = self.wait(0.5)
+        if code is None:
+            why = f'printed no line with "{key}" on standard output within {within:g} s'
+        else:
+            self.stderr.finish()
+            why = f"ended with exit code {code} before it was ready"
+        raise StageError(f"{self.name} {why}.", {self.name: self.log()})
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to its main process."""
+        with suppress(APIError):
+            self._container.kill(signal=number.name)
+
+    def pause(self) -> None:
+        """Freeze it (cgroup freezer)."""
+        with suppress(APIError):
+            self._container.pause()
+
+    def resume(self) -> None:
+        """Let it run again."""
+        with suppress(APIError):
+            self._container.unpause()
+
+    def stop(self, within: float = 3.0) -> int:
+        """SIGTERM, and SIGKILL after `within` seconds; returns the exit code; the container is removed."""
+        if self._code is None:
+            self.resume()
+            self.send(signal.SIGTERM)
+            self.wait(within)
+        return self.kill()
+
+    def wait(self, within: float) -> int | None:
+        """The exit code, or None if it still runs at the deadline."""
+        if self._code is not None:
+            return self._code
+        deadline = time.monotonic() + within
+        try:
+            return int(self._container.wait(timeout=max(0.05, deadline - time.monotonic()))["StatusCode"])
+        except (requests.exceptions.RequestException, DockerException):
+            return None
+
+    def kill(self) -> int:
+        """SIGKILL and removal; idempotent. Returns the exit code, negative for a signal as for processes."""
+        if self._code is not None:
+            return self._code
+        with suppress(APIError):
+            self._container.kill()
+        code = self.wait(10.0)
+        with suppress(DockerException):
+            self._container.remove(force=True, v=True)
+        for output in (self.stdout, self.stderr):
+            output.finish()
+        code = 137 if code is None else code
+        self._code = 128 - code if code > 128 else code
+        return self._code
+
+    def log(self) -> str:
+        """The tail of standard error, and of standard output if that says more."""
+        return self.stderr.tail() or self.stdout.tail()
+
+
+def _until_gone(stream: Iterator[bytes]) -> Iterator[bytes]:
+    """A stream's pieces; a connection that breaks off ends it."""
+    with suppress(requests.exceptions.RequestException, DockerException, OSError, ValueError):
+        yield from stream
+
+
+def _said(error: DockerException) -> str:
+    return str(getattr(error, "explanation", None) or error)[:300]

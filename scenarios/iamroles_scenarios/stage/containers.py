@@ -1,0 +1,347 @@
+"""The stage of containers: one network, one container for each part.
+
+The network has an explicit subnet, so that addresses can be given out: a part listens on an address known
+before it starts, keeps it when it is restarted, and is reached under it by its neighbours and by the suite
+alike. (Docker gives fixed addresses only in such a network; which subnet is free it is asked first.) An
+agent that has only a `command` is a process of the host; it listens on the network's gateway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import APIError, DockerException
+from docker.types import IPAMConfig, IPAMPool
+
+from iamroles_scenarios.stage import engine as engines
+from iamroles_scenarios.stage import haproxies
+from iamroles_scenarios.stage.container import HOME, Box
+from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.stage.ground import AgentPlace, Ground, HaproxyPlace, HaproxyRun, Mock
+from iamroles_scenarios.stage.guard import Guard
+from iamroles_scenarios.stage.images import Images
+from iamroles_scenarios.stage.part import Part
+from iamroles_scenarios.stage.processes import AgentProcess
+from iamroles_scenarios.stage.rendering import ENTRY
+from iamroles_scenarios.stage.runtime import ask
+from iamroles_scenarios.stage.spec import AgentSpec
+
+DEFAULT_HAPROXY = "3.0"
+_MOCK_READY = 60.0
+_PORT = 8080
+_RUNTIME_PORT = 9999
+_AGENT_PORT = 9901
+_MAXCONN = "8000"
+"""An engine may allow its containers no more than 20,000 descriptors; a connection takes two."""
+_WORLD = f"{HOME}/world.json"
+
+
+class Net:
+    """The stage's network, its addresses, and how to start a container in it."""
+
+    def __init__(self, client: docker.DockerClient, guard: Guard) -> None:
+        self.client = client
+        self.id = uuid.uuid4().hex[:12]
+        self.labels = {engines.LABEL: self.id, engines.OWNER: engines.owner()}
+        guard.note(f"docker {engines.LABEL}={self.id}")
+        self._network, subnet, self.gateway = self._create()
+        self._free = self._addresses(subnet)
+        self._returned: list[str] = []
+        self._lock = threading.Lock()
+
+    def _create(self) -> tuple[Any, IPv4Network, str]:
+        name = f"iamroles-{self.id}"
+        for _ in range(10):
+            scout = self.client.networks.create(f"{name}-scout", labels=self.labels)
+            scout.reload()
+            pool = scout.attrs["IPAM"]["Config"][0]
+            scout.remove()
+            try:
+                network = self.client.networks.create(
+                    name,
+                    labels=self.labels,
+                    ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=pool["Subnet"], gateway=pool["Gateway"])]),
+                )
+            except APIError as error:  # another took the subnet between the two calls
+                last = error
+                continue
+            return network, IPv4Network(pool["Subnet"]), str(pool["Gateway"])
+        raise StageError(f"The Docker engine gives no network: {last}")
+
+    def _addresses(self, subnet: IPv4Network) -> Iterator[IPv4Address]:
+        return (host for host in subnet.hosts() if str(host) != self.gateway)
+
+    def take(self) -> str:
+        """An address that no part has."""
+        with self._lock:
+            if self._returned:
+                return self._returned.pop()
+            found = next(self._free, None)
+            if found is None:
+                raise StageError("The stage's network has no address left: close worlds that are done with.")
+            return str(found)
+
+    def give_back(self, address: str) -> None:
+        """The part at this address is gone."""
+        with self._lock:
+            self._returned.append(address)
+
+    def start(
+        self,
+        name: str,
+        image: str,
+        command: list[str],
+        address: str,
+        *,
+        files: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Box:
+        """Start a container at an address."""
+        return Box(
+            self.client,
+            name,
+            image,
+            command,
+            network=self._network.name,
+            address=address,
+            files=files or {},
+            env=env or {},
+            labels=self.labels,
+        )
+
+
+class MockBox:
+    """A mock in a container."""
+
+    def __init__(self, name: str, net: Net, image: str) -> None:
+        address = net.take()
+        command = ["python3", "-m", f"iamroles_scenarios.mock.{name}", "--listen", f"{address}:{_PORT}"]
+        self.part: Part = net.start(name, image, command, address)
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`."""
+        return f"http://{self.part.ready(_MOCK_READY)['address']}"
+
+    @property
+    def control_url(self) -> str:
+        """The same: the host reaches the network's addresses."""
+        return self.url
+
+
+class AgentBox:
+    """Where an agent runs in a container, always at the same address."""
+
+    def __init__(self, spec: AgentSpec, net: Net, image: str) -> None:
+        self._spec = spec
+        self._net = net
+        self._image = image
+        self._address = net.take()
+        self._text = ""
+        self._box: Box | None = None
+
+    def write(self, document: Mapping[str, Any]) -> None:
+        """Put down the world file, in the running container too."""
+        world = dict(document)
+        settings = world.get("agent")
+        if settings is None or isinstance(settings, dict):
+            world["agent"] = {**(settings or {}), "listen": f"{self._address}:{_AGENT_PORT}"}
+        self._text = json.dumps(world, indent=1)
+        if self._box is not None and self._box.alive:
+            self._box.put({_WORLD: self._text})
+
+    def start(self) -> Part:
+        """A new container from the same image."""
+        if self._box is not None:
+            self._box.kill()
+        self._box = self._net.start(
+            "agent",
+            self._image,
+            list(self._spec.command),
+            self._address,
+            files={_WORLD: self._text},
+            env={**self._spec.env, "IAMROLES_WORLD": _WORLD},
+        )
+        return self._box
+
+    def reached(self, ready: Mapping[str, Any]) -> tuple[str, str]:
+        """The ready line's port at the container's address, for HAProxy and the suite alike."""
+        port = str(ready["address"]).rpartition(":")[2]
+        return (f"{self._address}:{port}",) * 2
+
+    def close(self) -> None:
+        """Remove the container."""
+        if self._box is not None:
+            self._box.kill()
+        self._net.give_back(self._address)
+
+
+class HaproxyBox:
+    """Where HAProxy runs in a container, as master and worker, so that it can be reloaded in place."""
+
+    port = _PORT
+
+    def __init__(self, net: Net, image: str) -> None:
+        self._net = net
+        self._image = image
+        self.host = net.take()
+        self._exact = ""
+
+    @property
+    def version(self) -> str:
+        """E.g. "3.0.11"."""
+        if not self._exact:
+            said = self._net.client.containers.run(self._image, ["haproxy", "-v"], remove=True)
+            self._exact = haproxies.parse_version(said.decode(errors="replace"), self._image)
+        return self._exact
+
+    def start(
+        self, files: Mapping[str, str], settings: Mapping[str, str], replaced: HaproxyRun | None
+    ) -> HaproxyRun:
+        """Start the container, or reload it: the same master, a new worker, the same sockets."""
+        placed = {f"{HOME}/haproxy/{name}": text for name, text in files.items()}
+        if replaced is not None and replaced.part.alive:
+            return self._reload(replaced, placed)
+        command = ["haproxy", "-W", "-db"]
+        for name in ENTRY:
+            if name in files:
+                command += ["-f", f"{HOME}/haproxy/{name}"]
+        env = {
+            "IAM_MAXCONN": _MAXCONN,
+            **settings,
+            "IAM_BIND": f"{self.host}:{_PORT}",
+            "IAM_STATS_SOCKET": f"ipv4@{self.host}:{_RUNTIME_PORT}",
+        }
+        box = self._net.start("haproxy", self._image, command, self.host, files=placed, env=env)
+        return HaproxyRun(box, self._ask)
+
+    def _reload(self, run: HaproxyRun, files: Mapping[str, str]) -> HaproxyRun:
+        assert isinstance(run.part, Box)  # noqa: S101 - made by start
+        before = _worker(run.runtime("show info"))
+        run.part.put(files)
+        run.part.send(signal.SIGUSR2)
+        deadline = time.monotonic() + 10.0
+        while True:
+            with contextlib.suppress(OSError):
+                if _worker(run.runtime("show info")) not in ("", before):
+                    return run
+            if time.monotonic() > deadline:
+                raise StageError("HAProxy was not reloaded within 10 s.", {"haproxy": run.part.log()})
+            time.sleep(0.01)
+
+    def _ask(self, command: str) -> str:
+        return ask(f"{self.host}:{_RUNTIME_PORT}", command)
+
+    def close(self) -> None:
+        """Its address may be used again."""
+        self._net.give_back(self.host)
+
+
+def _worker(info: str) -> str:
+    return next((line for line in info.splitlines() if line.startswith("Pid:")), "")
+
+
+class Containers(Ground):
+    """Parts as containers.
+
+    Args:
+        client: an engine of this host.
+        haproxy: "2.6", "2.8", "3.0" (None) or "3.2".
+
+    Raises:
+        StageError: images cannot be built, or the engine refuses.
+    """
+
+    kind = "containers"
+
+    def __init__(self, client: docker.DockerClient, haproxy: str | None = None) -> None:
+        self._client = client
+        self._haproxy = haproxy or DEFAULT_HAPROXY
+        self._images = Images(client)
+        self._guard = Guard()
+        self._directory = Path(tempfile.mkdtemp(prefix="iamroles-"))
+        self._guard.note(f"dir {self._directory}")
+        self._echoes: dict[frozenset[str], tuple[Part, dict[str, str]]] = {}
+        self._mocks: dict[str, MockBox] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="stage")
+        try:
+            engines.sweep(client)
+            haproxy_image = self._pool.submit(self._images.haproxy, self._haproxy)
+            self._net = Net(client, self._guard)
+            self._python = self._images.python()
+            self._haproxy_image = haproxy_image.result()
+        except DockerException as error:
+            self._abandon()
+            raise StageError(f"The Docker engine refuses: {str(error)[:300]}") from error
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        self._pool.shutdown()
+        self._guard.close()
+
+    def start_mocks(self) -> dict[str, Mock]:
+        """Both at once; neither is waited for."""
+        started: dict[str, Future[MockBox]] = {
+            name: self._pool.submit(MockBox, name, self._net, self._python) for name in ("idp", "cloud")
+        }
+        self._mocks = {name: future.result() for name, future in started.items()}
+        return dict(self._mocks)
+
+    def echo(self, names: frozenset[str]) -> tuple[Part, dict[str, str]]:
+        """One container serves all names of a world; worlds with the same names share it."""
+        with self._lock:
+            known = self._echoes.get(names)
+            if known is None or not known[0].alive:
+                address = self._net.take()
+                command = ["python3", "-m", "iamroles_scenarios.mock.echo", "--listen", f"{address}:0"]
+                for name in sorted(names):
+                    command += ["--backend", name]
+                part = self._net.start("echo", self._python, command, address)
+                try:
+                    known = part, part.ready(_MOCK_READY)["backends"]
+                except StageError:
+                    part.kill()
+                    raise
+                self._echoes[names] = known
+            return known
+
+    def agent_place(self, spec: AgentSpec, world: str) -> AgentPlace:
+        """A container from the agent's image, or a host process on the network's gateway."""
+        if spec.image:
+            return AgentBox(spec, self._net, spec.image)
+        if spec.build == "python":
+            return AgentBox(spec, self._net, self._python)
+        if spec.build:
+            return AgentBox(spec, self._net, self._images.directory(spec.directory / spec.build))
+        directory = self._directory / world
+        directory.mkdir(exist_ok=True)
+        return AgentProcess(spec, directory, self._guard, self._net.gateway)
+
+    def haproxy_place(self, world: str) -> HaproxyPlace:  # noqa: ARG002 - a container is its own place
+        """A container of the chosen HAProxy."""
+        return HaproxyBox(self._net, self._haproxy_image)
+
+    def close(self) -> None:
+        """Remove containers and network; the guard does what remains."""
+        boxes = [mock.part for mock in self._mocks.values()] + [part for part, _ in self._echoes.values()]
+        for done in [self._pool.submit(box.kill) for box in boxes]:
+            done.result()
+        self._pool.shutdown()
+        self._guard.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
