@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pkgutil import iter_modules
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from iamroles_scenarios.engine import Target, owner_of, play
 from iamroles_scenarios.engine_wire import wire_target
@@ -74,6 +74,8 @@ class Options:
     scale: float = 1.0
     """Multiplies deadlines and short lives."""
     threads: int = THREADS
+    allowed: Mapping[str, Any] | None = None
+    """For an agent that already runs: arguments of an `iam-check` that it allows."""
 
 
 def plan(
@@ -147,8 +149,8 @@ class Run:
         self.options = options or Options()
         self.stage: Stage | None = None
         self.haproxy_version = ""
-        self.seconds = 0.0
         self._started = time.monotonic()
+        self._ended: float | None = None
         self._worlds: Worlds | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._futures: dict[tuple[str, str], Future[CheckResult]] = {
@@ -197,16 +199,22 @@ class Run:
         return sorted(jobs.values(), key=lambda job: (not _waits(job[0]), not job[0].world.own))
 
     def close(self) -> None:
-        """Stop everything; results not yet there are cancelled."""
+        """Stop everything, idempotent; results not yet there are cancelled."""
         for future in self._futures.values():
             future.cancel()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._worlds is not None:
-            self._worlds.close()
-        if self.stage is not None:
-            self.stage.close()
-        self.seconds = time.monotonic() - self._started
+        if self._ended is None:
+            self._ended = time.monotonic()
+            if self._worlds is not None:
+                self._worlds.close()
+            if self.stage is not None:
+                self.stage.close()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run was made, until it was closed."""
+        return (self._ended or time.monotonic()) - self._started
 
     def __enter__(self) -> Self:
         self.open()
@@ -293,6 +301,7 @@ class Run:
             target = WireTarget(
                 self.agent.address,
                 time_scale=self.options.scale,
+                allowed=self.options.allowed,
                 features=frozenset(name for name, value in self.agent.features.items() if value),
             )
             return wire_lane.run(target, checks, on_result=self._settle)

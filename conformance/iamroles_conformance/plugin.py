@@ -1,0 +1,203 @@
+"""The pytest plugin: one item for each check, the same engine behind it as behind `iamroles conformance run`.
+
+This module is imported by every pytest run of an environment that has the distribution installed, so at its
+top it imports pytest and nothing of the suite; the rest comes when `test_conformance.py` is collected.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from iamroles_conformance.subject import Request
+    from iamroles_scenarios.engine_run import PlannedCheck, Run
+    from iamroles_scenarios.results import CheckResult
+
+_HERE = Path(__file__).parent
+_STAGE_FAULT = 3
+_RUN: pytest.StashKey[Run] = pytest.StashKey()
+_REQUEST: pytest.StashKey[Request] = pytest.StashKey()
+_RESULTS: pytest.StashKey[list[tuple[PlannedCheck, CheckResult]]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the suite; all begin with `--iamroles-`."""
+    group = parser.getgroup("iamroles", "role-check conformance")
+    add = group.addoption
+    add(
+        "--iamroles-agent",
+        metavar="FILE",
+        help="agent.toml of the agent to judge; default: the reference's",
+    )
+    add("--iamroles-agent-address", metavar="HOST:PORT", help="a running agent, judged on the wire")
+    add(
+        "--iamroles-allowed",
+        metavar="FILE",
+        help="JSON: an iam-check that the running agent allows",
+    )
+    add("--iamroles-stage", default="auto", choices=("auto", "containers", "processes"), help="kind of stage")
+    add("--iamroles-require", choices=("containers",), help="a missing container engine is an error")
+    add("--iamroles-haproxy", metavar="VERSION", help="HAProxy to put before the agent: 2.6, 2.8, 3.0, 3.2")
+    add("--iamroles-lane", action="append", default=[], help="wire, gate or gate-spop; may be repeated")
+    add(
+        "--iamroles-time-scale",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="times X for all deadlines",
+    )
+    add("--iamroles-report", metavar="DIR", help="write report.json, report.html and junit.xml there")
+
+
+def _request(config: pytest.Config) -> Request:
+    from iamroles_conformance.subject import Request  # noqa: PLC0415 - see above
+
+    if _REQUEST not in config.stash:
+        option = config.getoption
+        config.stash[_REQUEST] = Request(
+            agent=option("--iamroles-agent"),
+            address=option("--iamroles-agent-address"),
+            allowed=option("--iamroles-allowed"),
+            lanes=tuple(option("--iamroles-lane")),
+            stage=option("--iamroles-stage"),
+            require=option("--iamroles-require"),
+            haproxy=option("--iamroles-haproxy"),
+            scale=option("--iamroles-time-scale"),
+        )
+    return config.stash[_REQUEST]
+
+
+# --- collecting --------------------------------------------------------------------------------------------
+
+
+class ConformanceModule(pytest.Module):
+    """`test_conformance.py`: its items are the checks, declared in the catalogue's data, not in Python."""
+
+    def collect(self) -> Iterator[CheckItem]:
+        """One item for each check of the lanes asked for; starts nothing."""
+        from iamroles_scenarios.documents import DocumentError  # noqa: PLC0415
+        from iamroles_scenarios.stage import StageError  # noqa: PLC0415
+
+        try:
+            planned = _request(self.config).planned()
+        except (StageError, DocumentError) as error:
+            raise self.CollectError(str(error)) from error
+        for check in planned:
+            yield CheckItem.from_parent(self, name=check.name, check=check)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Take over the one file of this package whose tests are data."""
+    if module_path.name == "test_conformance.py" and module_path.parent.resolve() == _HERE.resolve():
+        module: pytest.Module = ConformanceModule.from_parent(parent, path=module_path)
+        return module
+    return None
+
+
+class ConformanceFailure(Exception):  # noqa: N818 - pytest shows it as a failure
+    """A check that did not pass; its text is the explanation."""
+
+
+class CheckItem(pytest.Item):
+    """One check in one lane."""
+
+    def __init__(self, *, check: PlannedCheck, **kwargs: Any) -> None:  # noqa: ANN401 - pytest's own
+        super().__init__(**kwargs)
+        self.check = check
+        self.user_properties.append(("requirements", " ".join(check.requirements)))
+        self.add_marker(pytest.mark.iamroles)
+
+    def runtest(self) -> None:
+        """Wait for the check's result and say it in pytest's words."""
+        from iamroles_conformance import explain  # noqa: PLC0415
+        from iamroles_scenarios.results import Verdict  # noqa: PLC0415
+
+        result = self.config.stash[_RUN].result(self.check)
+        self.config.stash[_RESULTS].append((self.check, result))
+        self.user_properties.append(("verdict", result.verdict.value))
+        if result.verdict is Verdict.NOT_APPLICABLE:
+            pytest.skip(f"not applicable: {result.message}")
+        if result.verdict is Verdict.KNOWN_FAILURE:
+            pytest.xfail(result.message)
+        if not result.verdict.good:
+            raise ConformanceFailure(explain.failure(self.check, result, self._again()))
+
+    def _again(self) -> str:
+        options = _request(self.config).arguments("--iamroles-")
+        return shlex.join(["pytest", *options, self.nodeid])
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:  # noqa: ANN401
+        """The explanation alone: a Python traceback would be of the engine, not of the agent."""
+        if isinstance(excinfo.value, ConformanceFailure):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where a report says that it is."""
+        return self.path, None, self.check.name
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker that all checks carry."""
+    config.addinivalue_line("markers", "iamroles: a conformance check of the role-check contract")
+
+
+# --- the run -----------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Bring up the stage for the checks that were selected; a stage that cannot work ends pytest with 3."""
+    checks = [item.check for item in session.items if isinstance(item, CheckItem)]
+    config = session.config
+    if not checks or config.option.collectonly or config.getoption("numprocesses", None):
+        return
+    from iamroles_scenarios.stage import StageError  # noqa: PLC0415
+
+    try:
+        run = _request(config).run(checks)
+        config.add_cleanup(run.close)
+        run.open()
+    except StageError as error:
+        _give_up(error)
+    config.stash[_RUN] = run
+    config.stash[_RESULTS] = []
+    if not hasattr(config, "workerinput"):
+        run.start()  # under xdist each worker plays what it is asked for, no more
+
+
+def _give_up(error: Exception) -> NoReturn:
+    pytest.exit(f"the stage cannot be used: {error}", returncode=_STAGE_FAULT)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Say who is judged, on which stage, and why on that one."""
+    run = config.stash.get(_RUN, None)
+    if run is None:
+        return []
+    lines = [f"iamroles: judging {run.agent.name} {run.agent.version}".rstrip()]
+    if run.stage is not None:
+        lines[0] += f", HAProxy {run.haproxy_version or 'not needed'}"
+        lines.append(f"iamroles: {run.stage.why}")
+    return lines
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop everything; write the report where one was asked for."""
+    config = session.config
+    run = config.stash.get(_RUN, None)
+    if run is None:
+        return
+    run.close()
+    directory = config.getoption("--iamroles-report")
+    results = config.stash[_RESULTS]
+    if directory and results and not hasattr(config, "workerinput"):
+        from iamroles_conformance import report  # noqa: PLC0415
+
+        report.write(report.document(_request(config), run, results), Path(directory))

@@ -1,0 +1,101 @@
+"""Who is judged: an `agent.toml`, or an address that already answers. Shared by pytest and the CLI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from iamroles_scenarios.engine_run import ALL_LANES, Options, PlannedCheck, Run, plan
+from iamroles_scenarios.stage import AgentSpec, StageError
+
+
+def default_agent_toml() -> Path:
+    """The reference agent's: of the checkout if this is one, else the packaged copy."""
+    package = Path(str(files("iamroles_conformance")))
+    checkout = package.parent / "agent.toml"
+    return checkout if checkout.is_file() else package / "agent.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for, as the command line said it."""
+
+    agent: str | None = None
+    """Path of an `agent.toml`; None: the default one."""
+    address: str | None = None
+    """`host:port` or `unix:/path` of an agent that already runs."""
+    allowed: str | None = None
+    """File with arguments of an `iam-check` that this running agent allows."""
+    lanes: tuple[str, ...] = ()
+    """() for all that can be played."""
+    stage: str = "auto"
+    require: str | None = None
+    haproxy: str | None = None
+    scale: float = 1.0
+
+    def spec(self) -> AgentSpec:
+        """The agent.
+
+        Raises:
+            StageError: the file is missing or wrong.
+        """
+        if self.address and self.agent is None:
+            return AgentSpec(
+                name=f"agent at {self.address}", version="", directory=Path.cwd(), address=self.address
+            )
+        spec = AgentSpec.load(Path(self.agent) if self.agent else default_agent_toml())
+        return replace(spec, command=(), image="", address=self.address) if self.address else spec
+
+    def planned(self) -> list[PlannedCheck]:
+        """The checks of the lanes asked for; of a running agent, by default those of the wire.
+
+        Raises:
+            StageError: an unknown lane.
+        """
+        if unknown := set(self.lanes) - set(ALL_LANES):
+            raise StageError(f"There is no lane {', '.join(sorted(unknown))}: say {', '.join(ALL_LANES)}.")
+        return plan(self.lanes or (("wire",) if self.address else ALL_LANES))
+
+    def run(self, planned: list[PlannedCheck]) -> Run:
+        """A run of these checks, not yet opened.
+
+        Raises:
+            StageError: see `Run` and `spec`.
+        """
+        options = Options(
+            stage=self.stage,
+            require=self.require,
+            haproxy=self.haproxy,
+            scale=self.scale,
+            allowed=_arguments(self.allowed),
+        )
+        return Run(self.spec(), planned, options)
+
+    def arguments(self, prefix: str) -> list[str]:
+        """The options that say the same again, with `--iamroles-` or `--` before each."""
+        said = {
+            "agent": self.agent,
+            "agent-address": self.address,
+            "allowed": self.allowed,
+            "stage": None if self.stage == "auto" else self.stage,
+            "require": self.require,
+            "haproxy": self.haproxy,
+            "time-scale": None if self.scale == 1.0 else f"{self.scale:g}",
+        }
+        return [f"{prefix}{name}={value}" for name, value in said.items() if value]
+
+
+def _arguments(path: str | None) -> Mapping[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path}: cannot be read as JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise StageError(f"{path}: must be an object with the arguments of an iam-check (SPEC.md section 2).")
+    return found
