@@ -142,6 +142,10 @@ class TestFit:
         with pytest.raises(LocalProtocolError):
             actions.fit(actions.LAST_RESORT, 20)
 
+    def test_what_is_no_action_list_is_this_side_s_fault(self):
+        with pytest.raises(LocalProtocolError):
+            actions.fit(b"\x01\x03\x02" + b"x" * 50, 20)
+
 
 @pytest.mark.parametrize("name", ["", "a b", "ä", "a-b", "a" * 56, "a\n"])
 def test_names_that_haproxy_refuses(name):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from iamroles_agent.identity import Decision
 from iamroles_agent.reasons import Reason
 from iamroles_agent.spop import values
-from iamroles_agent.spop.errors import LocalProtocolError, invalid
+from iamroles_agent.spop.errors import LocalProtocolError, RemoteProtocolError, invalid
 from iamroles_agent.spop.values import DataType, Value
 
 PREFIX = "iam"
@@ -98,12 +98,15 @@ def fit(actions: bytes, limit: int) -> bytes:
     """Make an action list at most `limit` bytes long by unsetting tags, never the verdict.
 
     Raises:
-        LocalProtocolError: it is too long without any tag; cannot happen with `limit` of 231 or more, which
-            the smallest frame of the protocol leaves, and actions from `encode_verdict`.
+        LocalProtocolError: it is too long without any tag, or no action list; cannot happen with `limit` of
+            231 or more, which the smallest frame of the protocol leaves, and actions from `encode_verdict`.
     """
     if len(actions) <= limit:
         return actions
-    kept = list(decode(actions))
+    try:
+        kept = list(decode(actions))
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"these actions cannot be read back: {error.message}") from None
     for tag in TAGS:
         kept = [action._replace(kind=None) if action.name == tag else action for action in kept]
         shorter = b"".join(map(_encode, kept))
