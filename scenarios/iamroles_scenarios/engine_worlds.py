@@ -69,10 +69,12 @@ class Worlds:
         stage: where they are started.
         agent: what is started.
         haproxy: whether HAProxy stands before the agent; without, only the lanes over SPOP can be played.
+        namespace: what the names of all issuers end in, so that several `Worlds` share one stage.
     """
 
-    def __init__(self, stage: Stage, agent: AgentSpec, *, haproxy: bool = True) -> None:
+    def __init__(self, stage: Stage, agent: AgentSpec, *, haproxy: bool = True, namespace: str = "") -> None:
         self._stage = stage
+        self._namespace = namespace
         self._agent = agent
         self._haproxy = haproxy
         self._slots: dict[str, _Slot] = {}
@@ -116,7 +118,7 @@ class Worlds:
             if slot.fault is not None:
                 raise slot.fault
             if slot.place is None:
-                suffix = f"-{_slug(owner)}" if spec.own else ""
+                suffix = self._namespace + (f"-{_slug(owner)}" if spec.own else "")
                 policy = _renamed(policy_of(spec), suffix)
                 try:
                     for name in _ISSUER.findall(json.dumps(policy)):
