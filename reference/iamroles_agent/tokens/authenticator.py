@@ -176,29 +176,28 @@ class Authenticator:
         token = bearer(authorization)
         if token is None:
             raise Refusal(Reason.NO_CREDENTIALS, "no Bearer credential")
-        sha = hashlib.sha256(token)
-        digest = sha.digest()
+        digest = hashlib.sha256(token).digest()
         if identity := self._cache.get(digest):
             return identity
-        epoch, key, reusable = self._epoch, None, True
+        epoch, reusable = self._epoch, True
+        key: Key | None = None
         if token.startswith(PREFIX):
             identity, reusable = await self._sts.verify(token, digest)
         else:
-            identity, key = await self._verify_jwt(token, f"sha256:{sha.hexdigest()[:16]}")
+            jws = parse(token, self._max_bytes)
+            issuer = self._issuer_of(jws)
+            alg = check_header(jws, issuer.rules)
+            kid = jws.header.kid
+            key = issuer.keys.lookup(kid, alg) or await issuer.keys.obtain(kid, alg)
+            if not key.verifier(alg)(jws.signature, jws.signing_input):
+                raise Refusal(Reason.SIGNATURE_INVALID, f"the {alg} signature does not verify")
+            name = "sha256:" + digest[:8].hex()
+            identity = issuer.rules.identity(jws.payload, jws.header, self._clock(), name)
         if epoch != self._epoch:
             return await self.authenticate(authorization)  # a new policy came while this one waited
         if reusable:
             self._cache.put(digest, identity, key)
         return identity
-
-    async def _verify_jwt(self, token: bytes, credential: str) -> tuple[Identity, Key]:
-        jws = parse(token, self._max_bytes)
-        issuer = self._issuer_of(jws)
-        alg = check_header(jws, issuer.rules)
-        key = issuer.keys.lookup(jws.header.kid, alg) or await issuer.keys.obtain(jws.header.kid, alg)
-        if not key.verifier(alg)(jws.signature, jws.signing_input):
-            raise Refusal(Reason.SIGNATURE_INVALID, f"the {alg} signature does not verify")
-        return issuer.rules.identity(jws.payload, jws.header, self._clock(), credential), key
 
     def _issuer_of(self, jws: Jws) -> _Issuer:
         iss = jws.payload.get("iss")
@@ -229,6 +228,8 @@ def bearer(authorization: str) -> bytes | None:
         None for another scheme or none. A credential with bytes beyond ASCII keeps them, so that its form is
         judged, and refused, like any other.
     """
+    if authorization.startswith("Bearer ") and authorization.isascii() and " " not in authorization[7:]:
+        return authorization[7:].encode()
     scheme, _, rest = authorization.strip(" \t").partition(" ")
     if scheme.lower() != "bearer":
         return None

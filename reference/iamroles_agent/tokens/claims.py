@@ -25,6 +25,7 @@ AWS_CLAIMS = "https://sts.amazonaws.com/"
 
 _MAX_SECONDS = 1 << 53
 _MAX_LABEL = 512
+_MAX_ROLE_SETS = 4096
 _OTHER_PRINCIPAL = re.compile(
     r"arn:aws[a-z-]*:(?:iam|sts)::(?P<account>[0-9]{12}):(?:root|user/\S+|federated-user/\S+)", re.ASCII
 )
@@ -40,14 +41,21 @@ def _path(claim: ClaimPath | None) -> tuple[str, ...]:
     return () if claim is None else (claim,) if isinstance(claim, str) else tuple(claim)
 
 
-def _find(payload: Payload, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - a claim may be anything
-    """The claim at a path; None where it is absent, null, or something on the way is no object."""
-    value: Any = payload
-    for name in path:
-        if not isinstance(value, dict):
-            return None
-        value = value.get(name)
-    return value
+def _finder(path: tuple[str, ...]) -> Callable[[Payload], Any]:
+    """A reader of the claim at a path; None where it is absent, null, or the way leads through no object."""
+    if len(path) == 1:
+        (only,) = path
+        return lambda payload: payload.get(only)
+
+    def find(payload: Payload) -> Any:  # noqa: ANN401 - a claim may be anything
+        value: Any = payload
+        for name in path:
+            if not isinstance(value, dict):
+                return None
+            value = value.get(name)
+        return value
+
+    return find
 
 
 def _seconds(payload: Payload, name: str) -> int | None:
@@ -94,10 +102,12 @@ class ClaimRules:
         roles, preferred = issuer.roles_claim, issuer.preferred_role_claim
         if issuer.profile == "cognito" and "roles_claim" not in issuer.model_fields_set:
             roles, preferred = "cognito:roles", preferred or "cognito:preferred_role"
-        self._roles_claim, self._preferred_claim = _path(roles), _path(preferred)
-        self._scope_claim = _path(issuer.scope_claim)
-        self._session_claim = _path(issuer.session_claim or "jti")
-        self._principal_claim = _path(issuer.principal_claim)
+        self._find_roles = _finder(_path(roles))
+        self._find_preferred = _finder(_path(preferred)) if preferred else None
+        self._find_scope = _finder(_path(issuer.scope_claim)) if issuer.scope_claim else None
+        self._find_session = _finder(_path(issuer.session_claim or "jti"))
+        self._find_principal = _finder(_path(issuer.principal_claim))
+        self._role_sets: dict[tuple[str, ...], tuple[RoleArn, ...]] = {}
         self._audience: Callable[[Payload], None] = (
             self._cognito_audience if issuer.profile == "cognito" else self._plain_audience
         )
@@ -141,17 +151,17 @@ class ClaimRules:
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
         end = exp + self._leeway
-        principal = _label(_find(payload, self._principal_claim), "the principal claim")
-        session = _find(payload, self._session_claim)
+        principal = _label(self._find_principal(payload), "the principal claim")
+        session = self._find_session(payload)
         session = "" if session is None else _label(session, "the session claim")
-        scopes = self._scopes(payload) if self._scope_claim else None
+        scopes = self._scopes(self._find_scope(payload)) if self._find_scope else None
         preferred: RoleArn | None = None
         if profile == "aws":
             roles, outer = self._aws(payload, now)
             end = min(end, outer) if outer is not None else end
         else:
-            roles = self._roles(_find(payload, self._roles_claim))
-            if self._preferred_claim and (wish := _find(payload, self._preferred_claim)) is not None:
+            roles = self._roles(self._find_roles(payload))
+            if self._find_preferred and (wish := self._find_preferred(payload)) is not None:
                 preferred = _role(wish)
         return Identity(
             self.name,
@@ -218,8 +228,7 @@ class ClaimRules:
             said = use if use in ("access", "id") else "something else"
             raise Refusal(Reason.TYPE_NOT_ALLOWED, f"token_use is {said}")
 
-    def _scopes(self, payload: Payload) -> frozenset[str] | None:
-        value = _find(payload, self._scope_claim)
+    def _scopes(self, value: object) -> frozenset[str] | None:
         if value is None:
             return frozenset() if self.issuer.scope_required else None
         if isinstance(value, str):
@@ -234,6 +243,21 @@ class ClaimRules:
         entries = [value] if isinstance(value, str) else value
         if not isinstance(entries, list):
             raise Refusal(Reason.ROLE_MALFORMED, "the roles claim is not a string or array of strings")
+        # Few sets of roles, many tokens: only sets out of verified and accepted tokens are kept.
+        spelled = tuple(entries)
+        try:
+            known = self._role_sets.get(spelled)
+        except TypeError:  # an object or array among them
+            known = None
+        if known is not None:
+            return known
+        roles = self._judge_roles(entries)
+        if len(self._role_sets) >= _MAX_ROLE_SETS:
+            self._role_sets.clear()
+        self._role_sets[spelled] = roles
+        return roles
+
+    def _judge_roles(self, entries: list[object]) -> tuple[RoleArn, ...]:
         roles = tuple(dict.fromkeys(_role(entry) for entry in entries))
         if self._accounts and any(role.account not in self._accounts for role in roles):
             raise Refusal(Reason.CLAIM_INVALID, "a role of an account that this issuer may not assert")

@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
+from collections.abc import Callable
 from typing import Any
+
+from pydantic_core import from_json
 
 MAX_DEPTH = 16
 """Nesting of objects and arrays in a header, payload or key set; real ones need four."""
@@ -21,12 +24,7 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 _TO_BASE64 = bytes(byte if byte in _ALPHABET else {45: 43, 95: 47}.get(byte, 33) for byte in range(256))
 _PADDING = (b"", None, b"==", b"=")
 # A canonical last character leaves the bits beyond the last byte zero (RFC 4648 section 3.5).
-_LAST: tuple[frozenset[int], ...] = (
-    frozenset(),
-    frozenset(),
-    frozenset(b"AQgw"),
-    frozenset(b"AEIMQUYcgkosw048"),
-)
+_LAST = (frozenset(b""), frozenset(b""), frozenset(b"AQgw"), frozenset(b"AEIMQUYcgkosw048"))
 
 
 def decode_base64url(text: bytes) -> bytes:
@@ -68,7 +66,12 @@ def _no_constant(name: str) -> Any:  # noqa: ANN401 - json's hook
     raise ValueError(f"{name} is not JSON")
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+# The scanner itself: `decode` around it costs a third more, for two regular expressions over white space.
+_scan: Callable[[str, int], tuple[Any, int]] = vars(
+    json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+)["scan_once"]
+_SPACE = " \t\r\n"
+_BLANK_COLONS = (b" :", b"\t:", b"\r:", b"\n:")
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
@@ -78,15 +81,33 @@ def decode_object(data: bytes) -> dict[str, Any]:
         ValueError: not UTF-8, a BOM, not one JSON object, a duplicate member at any level, a lone surrogate,
             NaN or an infinity, or nesting deeper than `MAX_DEPTH`.
     """
-    # A flat object, the usual case, has few brackets and needs no walk.
+    # The usual case, a flat object without escapes, is read by pydantic's parser in half the time, if it is
+    # plain that no member is there twice: each member has a colon, and each colon follows a quote where no
+    # blank stands before one. So `colons` is at least the number of members, and as many different names
+    # leave none for a duplicate.
+    colons = data.count(b'":')
+    if b"\\" not in data and not any(map(data.__contains__, _BLANK_COLONS)):
+        try:
+            quick = from_json(data, allow_inf_nan=False, cache_strings="keys")
+        except ValueError:
+            quick = None  # the strict parser says what is wrong
+        if type(quick) is dict and len(quick) == colons and data.count(b"[") < MAX_DEPTH:
+            return quick
     if data.count(b"{") + data.count(b"[") > MAX_DEPTH:
         _check_depth(data)
     text = data.decode("utf-8")
-    value = _decode(text)
-    if not isinstance(value, dict):
+    if not text.startswith("{"):
+        text = text.lstrip(_SPACE)
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        raise ValueError("not JSON") from None
+    if end != len(text) and text[end:].strip(_SPACE):
+        raise ValueError("more than one JSON value")
+    if type(value) is not dict:
         raise ValueError("not a JSON object")
     # "\ud800" is good JSON and bad Unicode: it could not be written to a log or sent in a header.
-    if b"\\ud" in data or b"\\uD" in data:
+    if "\\" in text and ("\\ud" in text or "\\uD" in text):
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
