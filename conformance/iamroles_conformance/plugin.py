@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -81,11 +81,11 @@ class ConformanceModule(pytest.Module):
     def collect(self) -> Iterator[CheckItem]:
         """One item for each check of the lanes asked for; starts nothing."""
         from iamroles_scenarios.documents import DocumentError  # noqa: PLC0415
-        from iamroles_scenarios.stage import StageError  # noqa: PLC0415
+        from iamroles_scenarios.engine_run import SelectionError  # noqa: PLC0415
 
         try:
             planned = _request(self.config).planned()
-        except (StageError, DocumentError) as error:
+        except (SelectionError, DocumentError) as error:
             raise self.CollectError(str(error)) from error
         for check in planned:
             yield CheckItem.from_parent(self, name=check.name, check=check)
@@ -157,22 +157,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if not checks or config.option.collectonly or config.getoption("numprocesses", None):
         return
+    from iamroles_scenarios.engine_run import SelectionError  # noqa: PLC0415
     from iamroles_scenarios.stage import StageError  # noqa: PLC0415
 
     try:
         run = _request(config).run(checks)
         config.add_cleanup(run.close)
         run.open()
+    except SelectionError as error:
+        raise pytest.UsageError(str(error)) from error
     except StageError as error:
-        _give_up(error)
+        pytest.exit(f"the stage cannot be used: {error}", returncode=_STAGE_FAULT)
     config.stash[_RUN] = run
     config.stash[_RESULTS] = []
     if not hasattr(config, "workerinput"):
         run.start()  # under xdist each worker plays what it is asked for, no more
-
-
-def _give_up(error: Exception) -> NoReturn:
-    pytest.exit(f"the stage cannot be used: {error}", returncode=_STAGE_FAULT)
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:

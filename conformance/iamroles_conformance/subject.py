@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.engine_run import ALL_LANES, Options, PlannedCheck, Run, plan
-from iamroles_scenarios.stage import AgentSpec, StageError
+from iamroles_scenarios.engine_run import ALL_LANES, Options, PlannedCheck, Run, SelectionError, plan
+from iamroles_scenarios.stage import AgentSpec
 
 
 def default_agent_toml() -> Path:
@@ -54,17 +54,19 @@ class Request:
         """The checks of the lanes asked for; of a running agent, by default those of the wire.
 
         Raises:
-            StageError: an unknown lane.
+            SelectionError: an unknown lane.
         """
         if unknown := set(self.lanes) - set(ALL_LANES):
-            raise StageError(f"There is no lane {', '.join(sorted(unknown))}: say {', '.join(ALL_LANES)}.")
+            raise SelectionError(
+                f"There is no lane {', '.join(sorted(unknown))}: say {', '.join(ALL_LANES)}."
+            )
         return plan(self.lanes or (("wire",) if self.address else ALL_LANES))
 
     def run(self, planned: list[PlannedCheck]) -> Run:
         """A run of these checks, not yet opened.
 
         Raises:
-            StageError: see `Run` and `spec`.
+            SelectionError, StageError: see `Run` and `spec`.
         """
         options = Options(
             stage=self.stage,
@@ -95,7 +97,9 @@ def _arguments(path: str | None) -> Mapping[str, Any] | None:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StageError(f"{path}: cannot be read as JSON: {error}.") from error
+        raise SelectionError(f"{path}: cannot be read as JSON: {error}.") from error
     if not isinstance(found, dict):
-        raise StageError(f"{path}: must be an object with the arguments of an iam-check (SPEC.md section 2).")
+        raise SelectionError(
+            f"{path}: must be an object with the arguments of an iam-check (SPEC.md section 2)."
+        )
     return found

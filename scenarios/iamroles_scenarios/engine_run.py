@@ -39,6 +39,10 @@ ALL_LANES: tuple[str, ...] = ("wire", *LANES)
 THREADS = 8
 
 
+class SelectionError(Exception):
+    """What was asked for cannot be played: a mistake of the caller, not of stage or agent."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedCheck:
     """A check in a lane."""
@@ -132,14 +136,14 @@ class Run:
         options: how.
 
     Raises:
-        StageError: nothing to run, or known failures that name no check or give no reason.
+        SelectionError: nothing to run, or known failures that name no check or give no reason.
     """
 
     def __init__(self, agent: AgentSpec, planned: list[PlannedCheck], options: Options | None = None) -> None:
         if not planned:
-            raise StageError("No check was selected: zero checks prove nothing. Mend the selection.")
+            raise SelectionError("No check was selected: zero checks prove nothing. Mend the selection.")
         if agent.address and (lanes := {check.lane for check in planned} - {"wire"}):
-            raise StageError(
+            raise SelectionError(
                 f"The agent already runs at {agent.address}: the stage cannot give it the policies of the "
                 f"lanes {', '.join(sorted(lanes))}. Select the lane wire, or give a command."
             )
@@ -366,4 +370,6 @@ def _check_known(agent: AgentSpec, ids: set[str]) -> None:
                 f"agent.toml: known_failures.{name}: a known failure needs a reason. Say why it fails."
             )
         if name not in ids:
-            raise StageError(f"agent.toml: known_failures.{name}: there is no such check. Mend or remove it.")
+            raise SelectionError(
+                f"agent.toml: known_failures.{name}: there is no such check. Mend or remove it."
+            )
