@@ -1,0 +1,93 @@
+"""The demo: what a newcomer sees, and that it does not say "as told" of what went otherwise."""
+
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_scenarios.demo import ACTS, Told, demo
+from iamroles_scenarios.engine_observe import Observation
+
+LYING = """
+import asyncio, json, os, pathlib, sys
+from iamroles_agent import gate, reasons
+from iamroles_agent.main import main
+real = gate.Gate._decide
+async def mislead(self, state, check):
+    decision, last = await real(self, state, check)
+    if decision.reason is reasons.Reason.TOKEN_EXPIRED:
+        raise RuntimeError("never mind")
+    return decision, last
+gate.Gate._decide = mislead
+main(["agent", "run"])
+"""
+
+
+def test_every_step_goes_as_told():
+    done = CliRunner().invoke(demo, ["--stage", "processes"])
+
+    assert done.exit_code == 0, done.output
+    assert f"{len(ACTS)} of {len(ACTS)} steps went as told." in done.output
+    assert not re.search(r"eyJ[\w-]{8}", done.output)
+    for told in (
+        "X-IAM-Principal",
+        "ambiguous_role",
+        "orders-rw",
+        "token_expired",
+        "key_unknown",
+        "no verdict",
+    ):
+        assert told in done.output
+
+
+def test_a_step_that_goes_otherwise_fails_it(tmp_path):
+    """An agent that calls an expired token an internal error is caught at exactly that step."""
+    program = tmp_path / "lying.py"
+    program.write_text(LYING)
+    agent = tmp_path / "agent.toml"
+    agent.write_text(
+        f'spec = 1\nname = "lying"\n[launch]\ncommand = ["python", "{program}"]\n'
+        '[features]\noidc = true\nreload = "SIGHUP"\n'
+    )
+
+    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", str(agent)])
+
+    assert done.exit_code == 1, done.output
+    assert f"{len(ACTS) - 1} of {len(ACTS)} steps went as told." in done.output
+    assert done.output.count("NOT AS TOLD") == 2
+    assert "status: told 401, got 503" in done.output
+
+
+def test_an_agent_that_does_not_start_is_a_fault_of_the_stage(tmp_path):
+    agent = tmp_path / "agent.toml"
+    agent.write_text('spec = 1\nname = "gone"\n[launch]\ncommand = ["python", "-c", "raise SystemExit(4)"]\n')
+
+    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", str(agent)])
+
+    assert done.exit_code == 3
+    assert "ended with exit code 4 before it was ready" in done.output
+
+
+@pytest.mark.parametrize("name", ["status", "backend", "reason", "rule"])
+def test_each_part_of_an_answer_is_compared(name):
+    told = Told(200, "orders-ro", rule="R1")
+    seen = {"status": 200, "backend": "orders-ro", "reason": "-", "rule": "R1"}
+    other = seen | {name: 503 if name == "status" else "other"}
+
+    def observed(parts):
+        return Observation(
+            status=parts["status"],
+            allow=True,
+            error="",
+            backend=parts["backend"],
+            reason=parts["reason"],
+            tags={"rule": parts["rule"]},
+        )
+
+    assert told.differs(observed(seen)) == []
+    [difference] = told.differs(observed(other))
+    assert difference.startswith(name)
+
+
+def test_help_needs_no_stage():
+    assert "allow, deny, overlap" in CliRunner().invoke(demo, ["--help"]).output
