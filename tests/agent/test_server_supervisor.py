@@ -1,0 +1,316 @@
+"""Worker processes: one address, one ready line, one outcome of a reload, none left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from spop_transcript import cut, hello, notify
+
+from iamroles_agent import __version__
+from iamroles_agent.spop import actions
+
+PROGRAM = Path(__file__).with_name("supervised_agent.py")
+PATIENCE = 20.0
+
+
+class Agent:
+    """The program as a child process."""
+
+    def __init__(self, state: Path, workers: int, listen: str) -> None:
+        self.state = state
+        self.process = subprocess.Popen(
+            [sys.executable, PROGRAM, listen, str(workers), state],
+            stdout=subprocess.PIPE, stderr=(state.parent / "stderr").open("w"), bufsize=0,
+        )  # fmt: skip
+        self._unread = b""
+
+    def line(self) -> dict[str, object]:
+        """The next line of standard output."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._unread:
+            assert select.select([self.process.stdout], [], [], PATIENCE)[0], self.errors()
+            data = os.read(self.process.stdout.fileno(), 4096)
+            assert data, f"the agent ended: {self.errors()}"
+            self._unread += data
+        line, self._unread = self._unread.split(b"\n", 1)
+        return json.loads(line)
+
+    def errors(self) -> str:
+        return (self.state.parent / "stderr").read_text()
+
+    def reload(self, state: str) -> dict[str, object]:
+        self.state.write_text(state)
+        self.process.send_signal(signal.SIGHUP)
+        return self.line()
+
+    def children(self) -> set[int]:
+        tasks = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return {int(pid) for pid in tasks.split()}
+
+    def ended(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def running(
+    tmp_path: Path, workers: int, *, state: str = "one", listen: str = "127.0.0.1:0"
+) -> Iterator[Agent]:
+    file = tmp_path / "state"
+    file.write_text(state)
+    agent = Agent(file, workers, listen)
+    try:
+        yield agent
+    finally:
+        agent.process.kill()
+        agent.process.wait()
+        assert agent.process.stdout is not None
+        agent.process.stdout.close()
+
+
+def connect(address: object) -> socket.socket:
+    assert isinstance(address, str)
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE)
+        sock.connect(address.removeprefix("unix:"))
+        return sock
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), PATIENCE)
+
+
+def receive(sock: socket.socket) -> dict[str, object]:
+    """The variables of the next ACK (none of another frame)."""
+
+    def exactly(size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = sock.recv(size - len(data))
+            assert more, "the agent closed"
+            data += more
+        return data
+
+    head = exactly(4)
+    (raw,) = cut(head + exactly(int.from_bytes(head, "big")))
+    if raw.type != 103:
+        return {}
+    told = actions.decode(raw.data[raw.start : raw.end])
+    return {action.name: action.value for action in told if action.kind is not None}
+
+
+def ask(address: object) -> tuple[int, str]:
+    """Pid and state of the worker that answers a new connection."""
+    with connect(address) as sock:
+        sock.sendall(hello() + notify())
+        receive(sock)
+        answer = receive(sock)
+    return int(answer["principal"]), answer["session"].decode()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def ask_until_heard(address: object, pids: set[int]) -> set[str]:
+    """States of these workers, asked until each has answered."""
+    states: dict[int, str] = {}
+
+    def all_heard() -> bool:
+        pid, state = ask(address)
+        states[pid] = state
+        return pids <= set(states)
+
+    until(all_heard)
+    return {states[pid] for pid in pids}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_life(tmp_path, workers):
+    with running(tmp_path, workers) as agent:
+        ready = agent.line()
+        pids = agent.children() or {agent.process.pid}
+
+        assert ready == {
+            "ready": True,
+            "address": ready["address"],
+            "pid": agent.process.pid,
+            "version": __version__,
+            "workers": workers,
+        }
+        assert len(pids) == workers
+        assert ask_until_heard(ready["address"], pids) == {"one"}
+
+        expected = {"reloaded": True, "policy": "two"} | ({"workers": 3} if workers > 1 else {})
+        assert agent.reload("two") == expected
+        assert ask_until_heard(ready["address"], pids) == {"two"}
+
+        agent.process.terminate()
+        assert agent.ended() == 0
+        assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("state", "error"), [("bad", "the file is bad"), ("crash", "the reload crashed")])
+def test_a_bad_reload_changes_nothing(tmp_path, workers, state, error):
+    with running(tmp_path, workers) as agent:
+        address = agent.line()["address"]
+
+        assert agent.reload(state) == {"reloaded": False, "error": error}
+        assert ask(address)[1] == "one"
+
+
+def test_a_reload_that_fails_in_one_worker_has_failed(tmp_path):
+    with running(tmp_path, 2) as agent:
+        agent.line()
+
+        assert agent.reload("bad for one") == {
+            "reloaded": False,
+            "error": "the file is bad",
+            "failed_workers": [1],
+        }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_terminated_with_work_under_way(tmp_path, workers):
+    with running(tmp_path, workers) as agent, connect(agent.line()["address"]) as sock:
+        sock.sendall(hello() + notify())
+        agent.process.terminate()
+
+        assert receive(sock) == {}
+        assert receive(sock)["allow"] is True
+        assert receive(sock) == {}
+        assert agent.ended() == 0
+
+
+def test_a_dead_worker_is_replaced(tmp_path):
+    with running(tmp_path, 2) as agent:
+        address = agent.line()["address"]
+        before = agent.children()
+        victim = ask(address)[0]
+        agent.state.write_text("new")
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(agent.children() - before) == 1)
+        (fresh,) = agent.children() - before
+
+        assert ask_until_heard(address, {fresh}) == {"new"}
+        assert "ended with signal 9" in agent.errors()
+        assert agent.reload("newer") == {"reloaded": True, "policy": "newer", "workers": 2}
+        agent.process.terminate()
+        assert agent.ended() == 0
+
+
+def test_unix_socket_outlives_a_worker(tmp_path):
+    path = tmp_path / "agent.sock"
+    with running(tmp_path, 2, listen=f"unix:{path}") as agent:
+        address = agent.line()["address"]
+        before = agent.children()
+        os.kill(min(before), signal.SIGTERM)
+        until(lambda: len(agent.children() - before) == 1)
+
+        assert ask(address)[1] == "one"
+        agent.process.terminate()
+        assert agent.ended() == 0
+        assert not path.exists()
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    with running(tmp_path, 2) as agent:
+        agent.line()
+        pids = agent.children()
+        agent.process.kill()
+
+        until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.parametrize(
+    ("state", "why"), [("refuse", "worker 1 will not"), ("die", "worker 1 ended with status 7")]
+)
+def test_a_worker_that_cannot_start_stops_everything(tmp_path, state, why):
+    with running(tmp_path, 3, state=state) as agent:
+        assert agent.ended() == 3
+        assert why in agent.errors()
+        assert agent.process.stdout.read() == b""
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_busy_port(tmp_path, first, second):
+    """Even workers that share a port never share it with another agent."""
+    (tmp_path / "second").mkdir()
+    with running(tmp_path, first) as agent:
+        address = agent.line()["address"]
+        with running(tmp_path / "second", second, listen=str(address)) as other:
+            assert other.ended() == 3
+            assert other.errors().splitlines()[-1] == (
+                f"cannot listen on {address}: another process listens there; "
+                "stop it, or choose another `agent.listen`"
+            )
+        assert ask(address)[1] == "one"
+
+
+def test_a_stuck_worker_is_killed_in_the_end(tmp_path):
+    with running(tmp_path, 2, state="stuck") as agent:
+        agent.line()
+        pids = agent.children()
+        agent.process.terminate()
+
+        assert agent.ended() == 1
+        assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("listen", "why"),
+    [
+        ("nonsense", 'write "host:port", "[ipv6]:port" or "unix:/path"'),
+        ("127.0.0.1:99999", 'write "host:port"'),
+        ("192.0.2.1:0", "it is no address of this host"),
+        ("no-such-host.invalid:0", "is no address of this host"),
+        ("unix:/proc/agent.sock", "cannot listen on unix:/proc/agent.sock"),
+    ],
+)
+def test_addresses_that_cannot_be(tmp_path, listen, why):
+    with running(tmp_path, 1, listen=listen) as agent:
+        assert agent.ended() == 3
+        assert why in agent.errors().splitlines()[-1]
+
+
+def test_a_stale_unix_socket_is_replaced_but_a_live_one_or_a_file_is_not(tmp_path):
+    path = tmp_path / "agent.sock"
+    listen = f"unix:{path}"
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with running(tmp_path / "a", 1, listen=listen) as agent:
+        agent.line()
+        with running(tmp_path / "b", 1, listen=listen) as other:
+            assert other.ended() == 3
+            assert "another process listens there" in other.errors()
+        agent.process.kill()
+        agent.ended()
+    assert path.is_socket()
+    with running(tmp_path / "a", 1, listen=listen) as agent:
+        assert ask(agent.line()["address"])[1] == "one"
+    path.unlink()
+    path.write_text("precious")
+    with running(tmp_path / "a", 1, listen=listen) as agent:
+        assert agent.ended() == 3
+        assert "a file that is no socket is there" in agent.errors()
+    assert path.read_text() == "precious"
