@@ -17,6 +17,7 @@ import sys
 import tarfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.resources import files
 from pathlib import Path
@@ -136,9 +137,10 @@ class Images:
         return tag
 
     def _drop_older(self, repository: str, tag: str) -> None:
-        """Each change of the source makes an image; those that no container uses can go."""
+        """Each change of the source makes an image; those of an hour ago that no container uses can go."""
         for image in self._engine.images.list(name=repository):
-            if tag not in image.tags:
+            made = datetime.fromisoformat(str(image.attrs["Created"])[:19]).replace(tzinfo=UTC)
+            if tag not in image.tags and datetime.now(UTC) - made > timedelta(hours=1):
                 for old in image.tags:
                     with suppress(DockerException):  # in use by another run
                         self._engine.images.remove(old)

@@ -190,6 +190,10 @@ class AgentHandle:
         """Standard error of the running process, line by line."""
         return self._part.stderr.lines() if self._part else []
 
+    def wait_line(self, accept: Callable[[str], bool], within: float = 5.0) -> str | None:
+        """The first line on standard error that is accepted; None at the deadline."""
+        return self._part.stderr.wait(accept, within=within) if self._part else None
+
     def close(self) -> None:
         """Stop it and clear up."""
         with self._lock:

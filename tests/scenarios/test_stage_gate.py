@@ -1,0 +1,507 @@
+"""The shipped HAProxy configuration, each step of it, on every HAProxy of this host, against a puppet agent."""
+
+import http.client
+import io
+import json
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from iamroles_scenarios.stage import AgentSpec, StageError, haproxies, open_stage
+from iamroles_scenarios.stage.engine import find_engine
+
+HERE = Path(__file__).parent
+ISSUER = {
+    "name": "corp",
+    "issuer": "https://idp.example",
+    "audiences": ["edge"],
+    "algorithms": ["RS256"],
+    "accounts": ["111111111111"],
+}
+POLICY = {"version": 1, "issuers": [ISSUER], "backends": [{"name": "alpha"}, {"name": "beta"}]}
+YES = {
+    "status": 200,
+    "role": "arn:aws:iam::111111111111:role/reader",
+    "principal": "alice",
+    "session": "s-1",
+    "issuer": "corp",
+    "rule": "R1",
+    "backend": "alpha",
+    "expires": 4102444800,
+    "allow": True,
+}
+
+
+def puppet_spec():
+    document = {
+        "spec": 1,
+        "name": "puppet",
+        "launch": {"command": [sys.executable, str(HERE / "stage_puppet.py")]},
+        "features": {"reload": "SIGHUP"},
+    }
+    return AgentSpec.of(document, HERE / "agent.toml")
+
+
+def binaries():
+    found = {}
+    for choice in ("path", "wheel"):
+        try:
+            binary = haproxies.find(choice)
+        except StageError:
+            continue
+        found.setdefault(haproxies.version(binary), binary)
+    return [pytest.param(("processes", path), id=f"haproxy-{version}") for version, path in found.items()]
+
+
+def images():
+    """The versions that only come as containers, where an engine answers."""
+    client, _ = find_engine()
+    return [pytest.param(("containers", one), id=f"haproxy-{one}") for one in ("2.6", "3.2") if client]
+
+
+@pytest.fixture(scope="module", params=[*binaries(), *images()])
+def world(request):
+    kind, haproxy = request.param
+    with open_stage(kind, haproxy=haproxy) as stage:
+        yield stage.world(puppet_spec(), POLICY, settings={"IAM_TIMEOUT_PROCESSING": "500ms"})
+
+
+class Answer:
+    """One answer of the gate."""
+
+    def __init__(self, connection, method="GET"):
+        response = http.client.HTTPResponse(connection, method=method)
+        response.begin()
+        self.status = response.status
+        self.challenge = response.getheader("WWW-Authenticate")
+        self.headers = response.getheaders()
+        self.body = response.read() if response.status != 101 else b""
+
+    @property
+    def echo(self):
+        return json.loads(self.body)
+
+    def header(self, name):
+        return [value for key, value in self.echo["headers"] if key == name]
+
+
+def connect(world):
+    connection = socket.create_connection((world.proxy.host, world.proxy.port), timeout=10)
+    connection.settimeout(10)
+    return connection
+
+
+def raw(target="/orders/1", answer=YES, *, method="GET", headers=(), host="api.example", body=b""):
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
+    if answer is not None:
+        lines.append(f"Authorization: Puppet {json.dumps(answer)}")
+    return "\r\n".join([*lines, *headers, "", ""]).encode("latin-1") + body
+
+
+def ask(world, *arguments, **options):
+    with connect(world) as connection:
+        connection.sendall(raw(*arguments, **options))
+        return Answer(connection, options.get("method", "GET"))
+
+
+def asked(world, request_id):
+    """What the agent was asked for one request."""
+    line = world.agent.wait_line(lambda text: text.startswith('{"asked"') and request_id in text)
+    return json.loads(line)["asked"]["iam-check"]
+
+
+def all_asked(world):
+    """Everything the agent was asked so far: a marker request flushes what is on its way."""
+    asked(world, ask(world, "/marker").header("x-iam-request-id")[0])
+    return [line for line in world.agent.lines() if line.startswith('{"asked"') and "/marker" not in line]
+
+
+# --- strip ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-IAM-Principal",
+        "x-iam-rule",
+        "X_IAM_PRINCIPAL",
+        "X_IAM-Role",
+        "X-IAM_Session",
+        "X.IAM.Role",
+        "X-IAM-Anything-New",
+        "X-IAM",
+        "X-HTTP-Method-Override",
+        "X-Method-Override",
+        "X-HTTP-Method",
+        "X-Original-URL",
+        "X-Rewrite-URI",
+        "X_Rewrite_URL",
+    ],
+)
+def test_a_header_that_only_the_gate_may_set_does_not_pass(world, name):
+    answer = ask(world, headers=[f"{name}: forged"])
+
+    assert answer.status == 200
+    assert "forged" not in answer.body.decode()
+
+
+def test_other_headers_pass(world):
+    answer = ask(world, headers=["X-Iamb: verse", "X-Request: 1"])
+
+    assert answer.header("x-iamb") == ["verse"]
+    assert answer.header("x-request") == ["1"]
+
+
+def test_connection_cannot_name_a_tag_as_hop_by_hop(world):
+    answer = ask(world, headers=["Connection: X-IAM-Role, close, X-IAM-Principal"])
+
+    assert answer.header("x-iam-role") == [YES["role"]]
+    assert "iam" not in "".join(answer.header("connection"))
+
+
+def test_tags_in_trailers_do_not_pass_as_headers(world):
+    headers = ["Transfer-Encoding: chunked", "Trailer: X-IAM-Role"]
+    body = b"2\r\nhi\r\n0\r\nX-IAM-Role: forged\r\n\r\n"
+
+    answer = ask(world, method="POST", headers=headers, body=body)
+
+    assert answer.status == 200
+    assert answer.header("x-iam-role") == [YES["role"]]
+
+
+def test_the_requested_role_reaches_the_agent_whole(world):
+    answer = ask(world, headers=["X-IAM-Role: reader, admin"])
+
+    assert answer.status == 200
+    assert asked(world, answer.header("x-iam-request-id")[0])["role"] == "reader, admin"
+
+
+@pytest.mark.parametrize("second", ["X-IAM-Role: b", "x-iam-role: a"])
+def test_two_requested_roles_are_refused(world, second):
+    answer = ask(world, headers=["X-IAM-Role: a", second])
+
+    assert answer.status == 400
+    assert 'error="invalid_request"' in answer.challenge
+
+
+# --- refuse what is ambiguous --------------------------------------------------------------------------------
+
+AMBIGUOUS = [
+    "//orders",
+    "/orders//1",
+    "/orders/1//",
+    "/orders/./1",
+    "/orders/../export",
+    "/orders/..",
+    "/.",
+    "/orders/%2e%2e/export",
+    "/orders/%2E/1",
+    "/orders/.%2e/export",
+    "/orders%2F1",
+    "/orders%2f..%2fexport",
+    "/orders%5c1",
+    "/orders\\1",
+    "/orders;v=1/1",
+    "/orders%3b1",
+    "/orders%00",
+    "/orders%1f",
+    "/orders%0d%0aX-IAM-Role:admin",
+    "/orders%7f",
+    "/orders/%",
+    "/orders/%2",
+    "/orders/%zz",
+    "/orders/%a",
+    "/orders/%g1/x",
+    "/orders/%252e%252e/export",
+    "/orders/%25%32%65",
+    "/orders/%2541",
+    "/orders/\xe9",
+    "/orders#x",
+    "orders",
+    "*",
+    "",
+]
+
+
+@pytest.mark.parametrize("path", AMBIGUOUS)
+def test_an_ambiguous_path_reaches_nobody(world, path):
+    before = all_asked(world)
+    answer = ask(world, path)
+
+    assert answer.status == 400
+    assert all_asked(world) == before
+
+
+@pytest.mark.parametrize("path", ["/orders//1", "/orders/%2e%2e/x", "/orders;a"])
+def test_a_refused_path_gets_the_challenge_and_no_reason(world, path):
+    answer = ask(world, path)
+
+    assert answer.challenge == 'Bearer realm="iam", error="invalid_request"'
+    assert answer.body == b"Bad Request\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "forwarded"),
+    [
+        ("/", "/"),
+        ("/orders/", "/orders/"),
+        ("/%6frders/%41", "/orders/A"),
+        ("/orders/a%20b", "/orders/a%20b"),
+        ("/orders/%c3%a9", "/orders/%C3%A9"),
+        ("/orders/%25", "/orders/%25"),
+        ("/orders/100%25", "/orders/100%25"),
+        ("/orders/..x/x../...", "/orders/..x/x../..."),
+        ("/a~b_c-d.e!$&'()*+,=:@", "/a~b_c-d.e!$&'()*+,=:@"),
+    ],
+)
+def test_the_agent_judges_what_is_forwarded(world, sent, forwarded):
+    answer = ask(world, sent)
+
+    assert answer.status == 200
+    assert answer.echo["path"] == forwarded
+    assert asked(world, answer.header("x-iam-request-id")[0])["path"] == forwarded
+
+
+@pytest.mark.parametrize("query", ["q=100%", "next=//x/../y;z", "a=%2F%252e"])
+def test_a_query_is_not_a_path(world, query):
+    answer = ask(world, f"/orders?{query}")
+
+    assert answer.status == 200
+    assert answer.echo["path"] == f"/orders?{query}"
+
+
+def test_an_absolute_target_is_judged_by_its_path(world):
+    assert ask(world, "http://api.example/orders/1").status == 200
+    assert ask(world, "http://api.example/orders/../1").status == 400
+    assert ask(world, "http://other.example/orders/1").status == 400
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "CONNECT"])
+def test_a_target_without_a_path_is_refused(world, method):
+    target = "*" if method == "OPTIONS" else "api.example:443"
+
+    assert ask(world, target, method=method, host="api.example:443").status == 400
+
+
+# --- refuse unless the answer is yes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "challenge"),
+    [
+        (400, "invalid_request", 'Bearer realm="iam", error="invalid_request"'),
+        (401, None, 'Bearer realm="iam"'),
+        (401, "invalid_token", 'Bearer realm="iam", error="invalid_token"'),
+        (403, "insufficient_scope", 'Bearer realm="iam", error="insufficient_scope"'),
+        (401, 'x"\r\nSet-Cookie: a=b', 'Bearer realm="iam"'),
+        (503, None, None),
+        (503, "invalid_token", None),
+    ],
+)
+def test_a_refusal_has_its_status_and_challenge(world, status, error, challenge):
+    answer = {"status": status, "reason": "token_expired", "allow": False}
+    if error is not None:
+        answer["error"] = error
+
+    found = ask(world, answer=answer)
+
+    assert (found.status, found.challenge) == (status, challenge)
+    assert b"expired" not in found.body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"allow": False},
+        {**YES, "allow": False},
+        {**YES, "allow": "true"},
+        {**YES, "allow": None},
+        {**YES, "allow": 0},
+        {**YES, "status": 401},
+        {**YES, "status": "ok"},
+        {key: value for key, value in YES.items() if key != "status"},
+        {key: value for key, value in YES.items() if key != "allow"},
+        {**YES, "_broken": True},
+        {**YES, "fault": 1},
+        {"status": 401, "error": "invalid_token"},
+        {"status": 204, "allow": False},
+        {"status": 302, "allow": False},
+    ],
+    ids=lambda answer: json.dumps({k: answer[k] for k in answer if answer[k] != YES.get(k)}) or "same",
+)
+def test_whatever_is_not_a_clear_answer_is_503(world, answer):
+    found = ask(world, answer=answer)
+
+    assert (found.status, found.challenge) == (503, None)
+
+
+def test_a_silent_agent_costs_the_processing_timeout_and_gives_503(world):
+    assert ask(world, "/silent", answer={"_silent": True}).status == 503
+    record = world.haproxy.wait_log(lambda line: line["path"] == "/silent")
+
+    assert record["fault"] == "1"
+    assert 400 <= record["ms"] <= 3000
+
+
+def test_nothing_is_kept_from_the_request_before(world):
+    with connect(world) as connection:
+        statuses = []
+        for answer in (YES, {"_silent": True}, {}, {"status": 401, "allow": False}, YES, {"_broken": True}):
+            connection.sendall(raw(answer=answer))
+            statuses.append(Answer(connection).status)
+            if statuses[-1] != 200:  # a refusal may end the connection; a new one is no proof of a leak
+                break
+        assert statuses == [200, 503]
+
+
+# --- tag -----------------------------------------------------------------------------------------------------
+
+
+def test_the_backend_gets_the_identity_and_not_the_token(world):
+    answer = ask(world, headers=["X-IAM-Role: reader"])
+    tags = {key: value for key, value in answer.echo["headers"] if key.startswith("x-iam-")}
+
+    request_id = tags.pop("x-iam-request-id")
+    assert tags == {
+        "x-iam-role": YES["role"],
+        "x-iam-principal": "alice",
+        "x-iam-session": "s-1",
+        "x-iam-issuer": "corp",
+        "x-iam-rule": "R1",
+        "x-iam-expires": "4102444800",
+    }
+    assert answer.header("authorization") == []
+    record = world.haproxy.wait_log(lambda line: line["request_id"] == request_id)
+    assert record["principal"] == "alice"
+
+
+@pytest.mark.parametrize("tag", ["role", "principal", "session", "issuer", "rule"])
+@pytest.mark.parametrize("text", ["a\r\nX-Admin: 1", "a\nb", "a\x00b", "\x7f"])
+def test_a_tag_cannot_forge_a_header(world, tag, text):
+    assert ask(world, answer={**YES, tag: text}).status == 503
+
+
+def test_a_tag_keeps_its_letters(world):
+    answer = ask(world, answer={**YES, "principal": 'José "J" <j@x>, 50% \\'})
+
+    assert answer.status == 200
+    assert answer.header("x-iam-principal")[0].encode("latin-1", "replace") != b""
+    record = world.haproxy.wait_log(lambda line: "José" in line["principal"])
+    assert record["principal"] == 'José "J" <j@x>, 50% \\'
+
+
+# --- route ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_the_named_backend_answers(world, name):
+    assert ask(world, answer={**YES, "backend": name}).echo["backend"] == name
+
+
+@pytest.mark.parametrize(
+    "name", ["gamma", "", "iam-agents", "route-alpha", "iam-unrouted", "ALPHA", "alpha "]
+)
+def test_an_unknown_backend_is_503(world, name):
+    assert ask(world, answer={**YES, "backend": name}).status == 503
+
+
+def test_a_missing_backend_is_503(world):
+    assert ask(world, answer={key: value for key, value in YES.items() if key != "backend"}).status == 503
+
+
+# --- streams, large requests, many at once ---------------------------------------------------------------------
+
+
+def test_a_websocket_passes(world):
+    headers = [
+        "Connection: keep-alive, Upgrade, X-IAM-Role",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ]
+    with connect(world) as connection:
+        connection.sendall(raw("/orders/live", headers=headers))
+        answer = Answer(connection)
+
+    assert answer.status == 101
+
+
+def test_a_live_connection_survives_a_reload(world):
+    with connect(world) as connection:
+        connection.sendall(raw(method="POST", headers=["Content-Length: 4"], body=b"ab"))
+        world.haproxy.reload()
+        assert ask(world).status == 200
+        connection.sendall(b"cd")
+        assert Answer(connection, "POST").status == 200
+
+
+def test_a_large_token_reaches_the_agent(world):
+    assert ask(world, answer={**YES, "pad": "x" * 12_000}).status == 200
+
+
+def test_many_at_once_never_mix(world):
+    def one(number):
+        backend = ("alpha", "beta")[number % 2]
+        answer = ask(world, f"/n/{number}", answer={**YES, "backend": backend, "principal": f"p{number}"})
+        return answer.echo["backend"] == backend and answer.header("x-iam-principal") == [f"p{number}"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(one, range(100)))
+
+
+# --- the record ------------------------------------------------------------------------------------------------
+
+
+def test_every_request_has_one_record_and_no_token(world):
+    ask(world, "/record/allowed")
+    ask(world, "/record/refused", answer={"status": 401, "reason": "token_expired", "allow": False})
+    ask(world, "/record/../up")
+
+    allowed = world.haproxy.wait_log(lambda line: line["path"] == "/record/allowed")
+    refused = world.haproxy.wait_log(lambda line: line["path"] == "/record/refused")
+    unclear = world.haproxy.wait_log(lambda line: line["path"] == "/record/../up")
+    assert (allowed["status"], allowed["reason"], allowed["route"]) == (200, "-", "alpha")
+    assert (refused["status"], refused["reason"], refused["route"]) == (401, "token_expired", "-")
+    assert (unclear["status"], unclear["reason"]) == (400, "path_ambiguous")
+    assert "Puppet" not in world.haproxy.logs()
+
+
+def test_a_record_is_json_whatever_the_client_sends(world):
+    ask(world, '/quote"and\\back', host='a"b')
+    ask(world, "/quote'\xff", host="x\xfe")
+    ask(world, "/marker/1")
+
+    assert world.haproxy.wait_log(lambda line: line["path"] == "/marker/1") is not None
+    lines = io.StringIO("\n".join(run for run in world.haproxy.logs().splitlines() if run.startswith("{")))
+    for line in lines:
+        json.loads(line)
+
+
+# --- agents that go away (last: they disturb the world) ---------------------------------------------------------
+
+
+def test_an_agent_that_is_down_costs_nothing_and_comes_back(world):
+    world.agent.kill()
+    assert ask(world).status == 503
+    assert world.haproxy.wait_agent(up=False)
+    assert ask(world, "/down").status == 503
+    record = world.haproxy.wait_log(lambda line: line["path"] == "/down")
+    assert record["fault"] != "-"
+    assert record["ms"] < 250
+    world.agent.start()
+    assert world.haproxy.wait_agent(up=True)
+    assert ask(world).status == 200
+
+
+def test_a_frozen_agent_is_taken_out_and_comes_back(world):
+    world.agent.pause()
+    assert ask(world).status == 503
+    assert world.haproxy.wait_agent(up=False)
+    assert ask(world).status == 503
+    world.agent.resume()
+    assert world.haproxy.wait_agent(up=True)
+    assert ask(world).status == 200
