@@ -116,7 +116,7 @@ class Linter:
                 yield self._redundant(grant, won[grant.key][0], covering)
 
     def _denied(self, grant: Placed) -> Finding:
-        by = self._meeting(grant, self.model.denies)
+        by = _enough(grant.box, self._meeting(grant, self.model.denies))
         return Finding(
             Kind.UNREACHABLE,
             grant.key,
@@ -193,6 +193,7 @@ class Linter:
             by = [other for other in kept if other is not deny and other.box.meets(deny.box)]
             if not less_all([deny.box], (other.box for other in by)):
                 kept.remove(deny)
+                by = _enough(deny.box, by)
                 yield Finding(
                     Kind.REDUNDANT,
                     deny.key,
@@ -251,6 +252,19 @@ class Linter:
 
     def _shown(self, box: Box) -> tuple[str, Request]:
         return self._universe.role_labels(box.roles)[0], self._universe.witness(box)
+
+
+def _enough(box: Box, covering: list[Placed]) -> list[Placed]:
+    """Of rules that cover a box together, one that does so alone, else those that are needed."""
+    for rule in covering:
+        if not box.less(rule.box):
+            return [rule]
+    needed = list(covering)
+    for rule in covering:
+        rest = [other for other in needed if other is not rule]
+        if not less_all([box], (other.box for other in rest)):
+            needed = rest
+    return needed
 
 
 def _by_path(grants: list[Placed]) -> dict[tuple[str, bool], list[Placed]]:

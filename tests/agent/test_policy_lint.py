@@ -1,0 +1,220 @@
+"""Findings are exact: judged by brute force over every request that rules can tell apart."""
+
+from __future__ import annotations
+
+import time
+from itertools import combinations
+from typing import Any
+
+import policy_worlds as worlds
+import pytest
+from hypothesis import given, settings
+
+from iamroles_agent.config import Config
+from iamroles_agent.identity import Identity, Request, RoleArn
+from iamroles_agent.policy import Policy, load_text
+from iamroles_agent.policy.lint import Finding, Kind, lint
+
+ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
+SETS = [roles for size in (1, 2, 3) for roles in combinations(ARNS, size)]
+USELESS = {Kind.UNREACHABLE, Kind.SHADOWED, Kind.REDUNDANT}
+
+
+def outcomes(config: Config, requests: list[Request] = worlds.NARROW_REQUESTS) -> list[str]:
+    """Backend or "" for each set of roles, each active role under `deny`, each request."""
+    policy = Policy(config)
+    found = []
+    for roles in SETS:
+        chosen = [None] if config.multi_role == "union" else roles
+        for preferred in chosen:
+            who = Identity("idp", "me", "s", roles, 2000, 1000, preferred)
+            found += [policy.decide(who, request).backend for request in requests]
+    return found
+
+
+def without(config: Config, keys: set[str]) -> Config:
+    kept = {
+        table: [rule for index, rule in enumerate(getattr(config, table)) if f"{table}[{index}]" not in keys]
+        for table in ("grants", "denies")
+    }
+    return config.model_copy(update=kept)
+
+
+@settings(max_examples=30, deadline=None)
+@given(worlds.worlds(grants=4, denies=2, narrow=True))
+def test_what_is_called_useless_can_go_and_what_is_not_matters(data: dict[str, Any]) -> None:
+    config = Config.model_validate(data)
+    useless = {
+        item.key for item in lint(config) if item.kind in USELESS and item.key[:6] in ("grants", "denies")
+    }
+
+    before = outcomes(config)
+    lean = without(config, useless)
+    assert outcomes(lean) == before
+    for index in range(len(lean.grants)):
+        assert outcomes(without(lean, {f"grants[{index}]"})) != before, lean.grants[index]
+    for index in range(len(lean.denies)):
+        assert outcomes(without(lean, {f"denies[{index}]"})) != before or not _opened(
+            lean, lean.denies[index]
+        )
+
+
+def _opened(config: Config, deny: Any) -> bool:
+    """Whether a kept deny stands alone against some grant: with other denies it may overlap in part."""
+    others = [other for other in config.denies if other is not deny]
+    return any(
+        worlds.matches(deny, request, deny=True)
+        and any(worlds.matches(grant, request, deny=False) for grant in config.grants)
+        and not any(worlds.matches(other, request, deny=True) for other in others)
+        for request in worlds.NARROW_REQUESTS
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(worlds.worlds(grants=5, denies=2, narrow=True))
+def test_every_witness_shows_what_its_finding_says(data: dict[str, Any]) -> None:
+    config = Config.model_validate(data)
+    policy = Policy(config)
+
+    for item in lint(config):
+        if item.witness is None or item.key[:6] != "grants" or item.role == "*":
+            continue
+        grant = config.grants[int(item.key[7:-1])]
+        assert worlds.matches(grant, item.witness, deny=False), item
+        who = Identity("idp", "me", "s", (RoleArn.parse(worlds.ARNS[item.role]),), 2000, 1000)
+        decision = policy.decide(who, item.witness)
+        if item.kind is Kind.UNREACHABLE:
+            assert decision.reason == "denied_by_rule", item
+        elif item.kind is Kind.SHADOWED:
+            assert decision.allow, item
+            assert decision.rule in item.others, item
+        elif item.kind is Kind.REDUNDANT:
+            assert decision.rule == item.subject, item
+        elif item.kind is Kind.ESCALATION:
+            assert decision.allow, item
+
+
+@settings(max_examples=30, deadline=None)
+@given(worlds.worlds(grants=4, denies=2, narrow=True))
+def test_escalating_pairs_are_exactly_those_by_brute_force(data: dict[str, Any]) -> None:
+    config = Config.model_validate({**data, "multi_role": "deny"})
+    policy = Policy(config)
+    names = dict(zip(worlds.ARNS, ARNS, strict=True))
+
+    def reach(active: str, pair: set[str]) -> dict[tuple[str, str, str], set[str]]:
+        held = tuple(names[name] for name in sorted(pair))
+        who = Identity("idp", "me", "s", held, 2000, 1000, names[active])
+        found: dict[tuple[str, str, str], set[str]] = {}
+        for request in worlds.NARROW_REQUESTS:
+            if policy.decide(who, request).allow:
+                where = request.host, request.path, str(request.src)
+                found.setdefault(where, set()).add(request.method)
+        return found
+
+    expected = set()
+    for one, two in combinations(sorted(names), 2):
+        for reader, writer in ((one, two), (two, one)):
+            read, write = reach(reader, {one, two}), reach(writer, {one, two})
+            for where in read.keys() & write.keys():
+                if "GET" in read[where] - write[where] and {"POST", "PUT"} & (write[where] - read[where]):
+                    expected.add((one, two))
+
+    found = set()
+    for item in lint(config):
+        if item.kind is Kind.ESCALATION:
+            pair = [name for name in names if f"'{name}'" in item.message]
+            found.add((min(pair), max(pair)))
+    assert found == expected
+
+
+def by_subject(text: str) -> dict[tuple[str, str], Finding]:
+    return {(item.subject, item.kind): item for item in lint(load_text(text))}
+
+
+HEAD = """
+version = 1
+[[issuers]]
+name = "idp"
+issuer = "https://idp.test"
+audiences = ["api"]
+algorithms = ["RS256"]
+accounts = ["111111111111"]
+[[roles]]
+name = "reader"
+arn = "arn:aws:iam::111111111111:role/reader"
+[[roles]]
+name = "writer"
+arn = "arn:aws:iam::111111111111:role/writer"
+[[roles]]
+name = "idle"
+arns = ["arn:aws:iam::222222222222:role/idle", "arn:aws:iam::111111111111:role/idle"]
+[[backends]]
+name = "b"
+[[backends]]
+name = "lonely"
+"""
+GRANT = '[[grants]]\nid = "{}"\nroles = ["{}"]\nmethods = {}\npath = "{}"\nbackend = "b"\n{}\n'
+
+
+def test_planted_findings_are_named() -> None:
+    found = by_subject(
+        HEAD
+        + GRANT.format("all", "reader", '["*"]', "/", "")
+        + GRANT.format("world", "writer", '["POST"]', "/w", 'sources = ["0.0.0.0/0"]')
+        + GRANT.format("wide", "writer", '["POST"]', "/v", 'sources = ["10.0.0.0/7"]')
+        + GRANT.format("tld", "writer", '["GET"]', "/t", 'hosts = ["*.com"]')
+        + GRANT.format("inner", "reader", '["GET"]', "/a", "")
+        + GRANT.format("secret", "writer", '["GET"]', "/secret", "")
+        + '[[denies]]\nid = "shut"\nroles = ["*"]\npath = "/secret"\n'
+        + '[[denies]]\nid = "shut-again"\nroles = ["writer"]\npath = "/secret/deep"\n'
+    )
+
+    assert {key for key, item in found.items() if not item.note} == {
+        ("all", "too-wide"),
+        ("world", "too-wide"),
+        ("wide", "too-wide"),
+        ("tld", "too-wide"),
+        ("inner", "redundant"),
+        ("secret", "unreachable"),
+        ("shut-again", "redundant"),
+        ("idle", "unused"),
+        ("idle", "unreachable"),
+        ("lonely", "unused"),
+    }
+    assert found["secret", "unreachable"].others == {"shut": "denies[0]"}
+    assert found["inner", "redundant"].others == {"all": "grants[0]"}
+
+
+@pytest.mark.parametrize(("multi_role", "note"), [("deny", True), ("union", False)])
+def test_union_escalation(multi_role: str, note: bool) -> None:
+    text = f'multi_role = "{multi_role}"\n' + HEAD
+    found = by_subject(
+        text
+        + GRANT.format("r", "reader", '["GET"]', "/a", "")
+        + GRANT.format("w", "writer", '["PUT"]', "/a/b", "")
+    )
+
+    item = found["w", "escalation"]
+    assert item.note is note
+    assert item.witness is not None
+    assert (item.witness.method, item.witness.path, item.role) == ("PUT", "/a/b", "writer")
+    assert item.others == {"r": "grants[0]"}
+
+
+def test_a_thousand_grants_within_five_seconds() -> None:
+    """CPU time, so that a busy machine does not decide."""
+    parts = [HEAD]
+    for index in range(1000):
+        role = "reader" if index % 2 else "writer"
+        extra = f'hosts = ["h{index % 7}.test"]\nsources = ["10.{index % 200}.0.0/16"]'
+        path = f"/s{index % 40}/t{index % 90}" + (f"/u{index}" if index % 3 else "")
+        parts.append(GRANT.format(f"g{index}", role, '["GET"]' if index % 5 else '["*"]', path, extra))
+    parts += [
+        f'[[denies]]\nid = "d{index}"\nroles = ["reader"]\npath = "/s{index}"\nmethods = ["DELETE"]\n'
+        for index in range(40)
+    ]
+    config = load_text("".join(parts))
+
+    before = time.process_time()
+    lint(config)
+    assert time.process_time() - before < 5
