@@ -28,6 +28,11 @@ from iamroles_scenarios.wire.frames import (
 WORLD = Path(os.environ["IAMROLES_WORLD"])
 
 
+def say(stream, line):
+    stream.write(json.dumps(line, default=str) + "\n")
+    stream.flush()
+
+
 def set_var(name, value):
     return bytes([1, 3, Scope.txn]) + string(name) + Typed.of(value).encode()
 
@@ -56,7 +61,7 @@ class Handler(socketserver.StreamRequestHandler):
 
     def answer(self, frame):
         asked = {m.name: {k: v.value for k, v in m.arguments} for m in read_messages(frame)}
-        print(json.dumps({"asked": asked}, default=str), file=sys.stderr, flush=True)
+        say(sys.stderr, {"asked": asked})
         authorization = asked["iam-check"]["authorization"]
         scheme, _, text = (authorization or "").partition(" ")
         answer = json.loads(text) if scheme == "Puppet" else {"status": 401, "reason": "none", "allow": False}
@@ -78,7 +83,7 @@ def reload(*_):
         line = {"reloaded": True, "backends": len(world["backends"])}
     except (ValueError, KeyError) as error:
         line = {"reloaded": False, "error": str(error)}
-    print(json.dumps(line), flush=True)
+    say(sys.stdout, line)
 
 
 def main():
@@ -90,7 +95,7 @@ def main():
     signal.signal(signal.SIGHUP, reload)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(json.dumps({"ready": True, "address": "{}:{}".format(*server.server_address)}), flush=True)
+    say(sys.stdout, {"ready": True, "address": "{}:{}".format(*server.server_address)})
     while True:
         signal.pause()
 

@@ -1,4 +1,4 @@
-"""The shipped HAProxy configuration, each step of it, on every HAProxy of this host, against a puppet agent."""
+"""The shipped HAProxy configuration, step by step, on every HAProxy of this host, with a puppet agent."""
 
 import http.client
 import io
@@ -119,7 +119,7 @@ def all_asked(world):
     return [line for line in world.agent.lines() if line.startswith('{"asked"') and "/marker" not in line]
 
 
-# --- strip ---------------------------------------------------------------------------------------------------
+# --- strip ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_two_requested_roles_are_refused(world, second):
     assert 'error="invalid_request"' in answer.challenge
 
 
-# --- refuse what is ambiguous --------------------------------------------------------------------------------
+# --- refuse what is ambiguous ---------------------------------------------------------------------------
 
 AMBIGUOUS = [
     "//orders",
@@ -286,7 +286,7 @@ def test_a_target_without_a_path_is_refused(world, method):
     assert ask(world, target, method=method, host="api.example:443").status == 400
 
 
-# --- refuse unless the answer is yes -------------------------------------------------------------------------
+# --- refuse unless the answer is yes --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_nothing_is_kept_from_the_request_before(world):
         assert statuses == [200, 503]
 
 
-# --- tag -----------------------------------------------------------------------------------------------------
+# --- tag ------------------------------------------------------------------------------------------------
 
 
 def test_the_backend_gets_the_identity_and_not_the_token(world):
@@ -394,7 +394,7 @@ def test_a_tag_keeps_its_letters(world):
     assert record["principal"] == 'José "J" <j@x>, 50% \\'
 
 
-# --- route ---------------------------------------------------------------------------------------------------
+# --- route ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
@@ -413,7 +413,7 @@ def test_a_missing_backend_is_503(world):
     assert ask(world, answer={key: value for key, value in YES.items() if key != "backend"}).status == 503
 
 
-# --- streams, large requests, many at once ---------------------------------------------------------------------
+# --- streams, large requests, many at once --------------------------------------------------------------
 
 
 def test_a_websocket_passes(world):
@@ -453,7 +453,7 @@ def test_many_at_once_never_mix(world):
         assert all(pool.map(one, range(100)))
 
 
-# --- the record ------------------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------------
 
 
 def test_every_request_has_one_record_and_no_token(world):
@@ -481,7 +481,7 @@ def test_a_record_is_json_whatever_the_client_sends(world):
         json.loads(line)
 
 
-# --- agents that go away (last: they disturb the world) ---------------------------------------------------------
+# --- agents that go away (last: they disturb the world) -------------------------------------------------
 
 
 def test_an_agent_that_is_down_costs_nothing_and_comes_back(world):

@@ -75,7 +75,7 @@ class Stage:
         from iamroles_scenarios.mock.clients import CloudClient  # noqa: PLC0415
 
         if self._cloud is None:
-            self._cloud = CloudClient(self._mocks["cloud"].control_url, self.urls["sts"])
+            self._cloud = CloudClient(self._mocks["cloud"].control_url)
         return self._cloud
 
     def world(
