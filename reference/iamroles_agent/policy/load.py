@@ -187,7 +187,8 @@ def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | 
         wanted = noun[kind.removesuffix("_type")]
         return f"is not {wanted}", f"Write {wanted}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return "is not a table", f"Write it as `[{last}]` or `[[{last}]]`"
+        table, listed = str(loc[0]), len(loc) > 1
+        return "is not a table", f"Write it as `[[{table}]]`" if listed else f"Write it as `[{table}]`"
     if kind == "value_error":
         return f"is wrong: {context.get('error', message)}", "Write it so"
     return message[:1].lower() + message[1:], "Choose a value within the bounds"

@@ -1,0 +1,191 @@
+"""`iamroles policy` as people and CI gates use it: output and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iamroles_agent.commands.policy import policy
+
+EXAMPLE = Path(__file__).parents[2] / "reference" / "examples" / "policy.toml"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(policy, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.toml"
+    path.write_text('version = 1\n[[roles]]\nname = "r"\narn = "x"\n')
+    return path
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Path:
+    """The example with one more method, and without the deny for contractors."""
+    text = EXAMPLE.read_text().replace('id = "read-orders"\nroles', 'id = "read-orders"\n#\nroles')
+    head, _, rest = text.partition('[[denies]]\nid = "no-export-for-contractors"')
+    rest = rest[rest.index("# A guard rail") :]
+    first, _, second = head.partition('methods = ["GET", "HEAD"]')
+    path = tmp_path / "new.toml"
+    path.write_text(f'{first}methods = ["GET", "HEAD", "PUT"]{second}{rest}')
+    return path
+
+
+def test_check() -> None:
+    result = run("check", EXAMPLE)
+
+    assert result.exit_code == 0
+    assert "good, policy sha256:" in result.output
+    assert json.loads(run("check", EXAMPLE, "--format", "json").output)["grants"] == 3
+
+
+@pytest.mark.parametrize("command", ["check", "lint", "matrix"])
+def test_bad_input_is_exit_2_with_every_problem(command: str, bad: Path) -> None:
+    result = run(command, bad)
+
+    assert result.exit_code == 2
+    assert f"{bad}:4: roles[0].arn: 'x' is not an IAM role ARN" in result.output
+    assert "2 problems" in result.output
+    machine = json.loads(run(command, bad, "--format", "json").output)
+    assert {problem["key"] for problem in machine["problems"]} == {"", "roles[0].arn"}
+
+
+def test_a_missing_file_is_exit_2(tmp_path: Path) -> None:
+    result = run("check", tmp_path / "none.toml")
+
+    assert result.exit_code == 2
+    assert "cannot be read" in result.output
+
+
+def test_lint_exits_1_on_findings_and_on_notes_when_strict(tmp_path: Path) -> None:
+    assert run("lint", EXAMPLE).exit_code == 0
+    assert run("lint", EXAMPLE, "--strict").exit_code == 1
+    worse = tmp_path / "worse.toml"
+    worse.write_text(
+        EXAMPLE.read_text()
+        + '\n[[grants]]\nid = "again"\nroles = ["reader"]\nmethods = ["GET"]\npath = "/orders/7"\n'
+        + 'hosts = ["shop.example.com"]\nbackend = "orders-ro"\n'
+    )
+    line = worse.read_text().splitlines().index('id = "again"')
+
+    result = run("lint", worse)
+    assert result.exit_code == 1
+    assert f"{worse}:{line}: warning: redundant: again" in result.output
+    assert "witness: reader: GET shop.example.com/orders/7" in result.output
+    assert "see: read-orders at" in result.output
+    found = json.loads(run("lint", worse, "--format", "json").output)
+    [finding] = [item for item in found if item["level"] == "warning"]
+    assert (finding["subject"], finding["line"], finding["witness"]["method"]) == ("again", line, "GET")
+
+
+def test_explain() -> None:
+    allowed = run("explain", EXAMPLE, "GET", "shop.example.com/orders/7", "--role", "reader")
+    assert allowed.exit_code == 0
+    assert (
+        "ALLOW by read-orders, to orders-ro, as arn:aws:iam::111111111111:role/orders-reader"
+        in allowed.output
+    )
+
+    refused = run("explain", EXAMPLE, "POST", "shop.example.com/orders/7", "--role", "reader")
+    assert refused.exit_code == 1
+    assert "DENY 403 no_grant" in refused.output
+    assert "is for the role clerk" in refused.output
+    assert "the method is POST, not GET or HEAD" in refused.output
+
+    ambiguous = run("explain", EXAMPLE, "GET", "shop.example.com/orders/%2e%2e/x", "--role", "reader")
+    assert "DENY 400 path_ambiguous: the path holds a dot segment" in ambiguous.output
+
+    denied = run(
+        "explain", EXAMPLE, "GET", "shop.example.com/orders/export",
+        "--role", "clerk", "--role", "contractor", "--request-role", "clerk",
+        "--src", "10.1.1.1", "--format", "json",
+    )  # fmt: skip
+    machine = json.loads(denied.output)
+    assert machine["verdict"]["reason"] == "denied_by_rule"
+    assert [item["id"] for item in machine["matching"]] == [
+        "no-export-for-contractors",
+        "export-orders",
+        "keep-orders",
+    ]
+
+
+def test_explain_claims(tmp_path: Path) -> None:
+    claims = tmp_path / "claims.json"
+    claims.write_text(
+        json.dumps(
+            {
+                "iss": "https://agents.example.com/",
+                "roles": ["arn:aws:iam::111111111111:role/ai-agent"],
+                "scope": "orders:read-one",
+            }
+        )
+    )
+
+    assert run("explain", EXAMPLE, "GET", "shop.example.com/orders/today", "--claims", claims).exit_code == 0
+    refused = run("explain", EXAMPLE, "GET", "shop.example.com/orders/7", "--claims", claims)
+    assert "DENY 403 scope_insufficient" in refused.output
+    stranger = run("explain", EXAMPLE, "GET", "/x", "--claims", claims, "--issuer", "nobody")
+    assert (stranger.exit_code, "no issuer" in stranger.output) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [["--role", "nobody"], ["--role", "reader", "--src", "ten"]])
+def test_explain_bad_input(arguments: list[str]) -> None:
+    assert run("explain", EXAMPLE, "GET", "/x", *arguments).exit_code == 2
+
+
+def test_diff_gates_until_exactly_these_differences_are_acknowledged(opened: Path) -> None:
+    assert run("diff", EXAMPLE, EXAMPLE).exit_code == 0
+
+    result = run("diff", EXAMPLE, opened)
+    assert result.exit_code == 1
+    reader, agent, clerk, contractor = (
+        f"arn:aws:iam::111111111111:role/{name}"
+        for name in ("orders-reader", "ai-agent", "orders-clerk", "contractor")
+    )
+    assert f"+ {reader}: PUT shop.example.com/orders -> orders-ro  [read-orders]" in result.output
+    assert f"+ {agent}: PUT shop.example.com/orders" in result.output
+    assert (
+        f"+ {clerk} (in a token that also carries {contractor}): GET shop.example.com/orders/export"
+        in result.output
+    )
+    assert "No longer reachable" not in result.output
+    digest = result.output.rsplit("--acknowledge ", 1)[1].strip()
+
+    assert run("diff", EXAMPLE, opened, "--acknowledge", digest).exit_code == 0
+    other = run("diff", opened, EXAMPLE, "--acknowledge", digest)
+    assert other.exit_code == 1
+    assert "No longer reachable" in other.output
+    assert "names other differences" in other.output
+    assert json.loads(run("diff", EXAMPLE, opened, "--format", "json").output)["digest"] == digest
+
+
+def test_matrix_as_text_json_and_page(tmp_path: Path) -> None:
+    text = run("matrix", EXAMPLE)
+    assert "part  GET,HEAD,PATCH,POST shop.example.com/orders and below  ->  orders-rw" in text.output
+    assert "contractor  (arn:aws:iam::111111111111:role/contractor)\n  reaches nothing" in text.output
+
+    page = tmp_path / "matrix.html"
+    assert run("matrix", EXAMPLE, "--html", page).exit_code == 0
+    html = page.read_text()
+    assert html.startswith("<!doctype html>")
+    assert '<th scope="col">clerk' in html
+    assert "less export-orders" in html
+    assert not [word for word in ("<script", "<link", "src=", "url(", "@import") if word in html]
+    assert run("matrix", EXAMPLE, "--html", tmp_path / "no" / "where.html").exit_code == 2
+
+    machine = json.loads(run("matrix", EXAMPLE, "--format", "json").output)
+    [route] = [route for route in machine["routes"] if route["id"] == "keep-orders"]
+    assert route["cells"]["clerk"] == {"reach": "part", "because": ["export-orders"]}
+
+
+def test_schema_is_json_schema() -> None:
+    schema = json.loads(run("schema").output)
+
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["additionalProperties"] is False
+    assert "^x-" in schema["patternProperties"]
