@@ -1,0 +1,393 @@
+"""Pre-signed GetCallerIdentity (A1 to A15), signed by botocore, against a real HTTP server that checks SigV4."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+import pytest
+from botocore.auth import SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from tokens_support import ACCOUNT, NOW, Clock, Server, serving
+
+from iamroles_agent.config import Config
+from iamroles_agent.identity import RoleArn
+from iamroles_agent.reasons import Refusal
+from iamroles_agent.tokens import Authenticator
+from iamroles_agent.tokens.encoding import encode_base64url
+
+KEY_ID, SECRET, TOKEN = "ASIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG", "FwoGZXIvYXdzEBY+/=="
+HOST = "sts.eu-west-1.amazonaws.com"
+EDGE = "edge-a.example.com"
+ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Reader/me"
+
+
+def presign(
+    now: float = NOW, edge: str = EDGE, secret: str = SECRET, expires: int = 60, **changes: str
+) -> str:
+    """The URL that a caller signs with botocore; `changes` add signed headers."""
+    url = f"https://{HOST}/?Action=GetCallerIdentity&Version=2011-06-15"
+    request = AWSRequest("GET", url, headers={"x-iam-edge": edge} | changes)
+    signer = SigV4QueryAuth(Credentials(KEY_ID, secret, TOKEN), "sts", "eu-west-1", expires=expires)
+    moment = datetime.fromtimestamp(now, UTC)
+    request.context["timestamp"] = moment.strftime("%Y%m%dT%H%M%SZ")
+    signer._modify_request_before_signing(request)
+    canonical = signer.canonical_request(request)
+    signer._inject_signature_to_request(
+        request, signer.signature(signer.string_to_sign(request, canonical), request)
+    )
+    return str(request.url)
+
+
+def credential(url: str) -> str:
+    return "Bearer iam-sts-v1." + encode_base64url(url.encode())
+
+
+def signature_holds(path: str, headers: dict[str, str], secret: str = SECRET) -> bool:
+    """SigV4 by hand, from what arrived: the judge shares no code with signer or agent."""
+    query = parse_qsl(urlsplit(path).query, keep_blank_values=True)
+    values = dict(query)
+    given = values.pop("X-Amz-Signature")
+    canonical_query = "&".join(sorted(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in values.items()))
+    names = values["X-Amz-SignedHeaders"].split(";")
+    canonical = "\n".join(
+        ["GET", "/", canonical_query, *(f"{n}:{headers[n]}" for n in names), "", ";".join(names),
+         hashlib.sha256(b"").hexdigest()]
+    )  # fmt: skip
+    scope = values["X-Amz-Credential"].partition("/")[2]
+    to_sign = "\n".join(
+        ["AWS4-HMAC-SHA256", values["X-Amz-Date"], scope, hashlib.sha256(canonical.encode()).hexdigest()]
+    )
+    key = ("AWS4" + secret).encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return hmac.new(key, to_sign.encode(), "sha256").hexdigest() == given
+
+
+def as_json(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
+    result = {"Arn": arn, "UserId": user_id, "Account": account}
+    answer = {"GetCallerIdentityResult": result, "ResponseMetadata": {"RequestId": "r"}}
+    return json.dumps({"GetCallerIdentityResponse": answer}).encode()
+
+
+def as_xml(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+  <GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{user_id}</UserId><Account>{account}</Account>
+  </GetCallerIdentityResult><ResponseMetadata><RequestId>r</RequestId></ResponseMetadata>
+</GetCallerIdentityResponse>""".encode()
+
+
+def honest(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+    headers = {name.lower(): value for name, value in handler.headers.items()}
+    if signature_holds(handler.path, headers):
+        return 200, {"Content-Type": "application/json"}, as_json()
+    return 403, {"Content-Type": "text/xml"}, error_xml("SignatureDoesNotMatch")
+
+
+def error_xml(code: str) -> bytes:
+    return (
+        f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>'
+        f"<Code>{code}</Code><Message>m</Message></Error></ErrorResponse>"
+    ).encode()
+
+
+def play(
+    scenario: Callable[[Server, Authenticator], Awaitable[None]], clock: Clock | None = None, **changes
+) -> None:
+    with serving() as server:
+        server.replies["/"] = honest
+        entry = {
+            "name": "sts", "endpoint": server.url, "hosts": [HOST], "binding_value": EDGE, "insecure_http": True,
+            "timeout": "2s",
+        }  # fmt: skip
+        config = Config.model_validate({"version": 1, "sts": [entry | changes]})
+        asyncio.run(scenario(server, Authenticator(config, clock=clock or Clock())))
+
+
+async def reason(agent: Authenticator, header: str) -> str:
+    try:
+        await agent.authenticate(header)
+    except Refusal as refusal:
+        assert TOKEN not in refusal.detail  # A15
+        assert SECRET not in refusal.detail
+        return str(refusal.reason)
+    return ""
+
+
+def test_the_request_is_rebuilt_and_its_signature_still_holds():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        header = credential(presign())
+        identity = await agent.authenticate(header)
+        assert identity.roles == (RoleArn("aws", ACCOUNT, "Reader"),)
+        assert (identity.issuer, identity.principal, identity.session) == ("sts", ARN, "me")
+        assert (identity.not_after, identity.issued_at, identity.key_id) == (NOW + 900, NOW, KEY_ID)
+        assert identity.credential.startswith("sha256:")
+        _, headers = server.requests[0]
+        assert headers["host"] == HOST
+        assert headers["x-iam-edge"] == EDGE
+        assert set(headers) == {"host", "x-iam-edge", "accept", "accept-encoding", "user-agent"}
+        assert agent.recall(header) == identity
+        await agent.authenticate(header)
+        assert server.counts["/"] == 1
+
+    play(scenario)
+
+
+def test_lifetime_is_the_dates_whatever_expires_says():
+    clock = Clock(NOW + 899.9)
+
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        header = credential(presign(expires=1))
+        assert await reason(agent, header) == ""
+        clock.now = NOW + 900
+        assert agent.recall(header) is None
+        assert await reason(agent, header) == "token_expired"
+        assert await reason(agent, credential(presign(expires=900))) == "token_expired"
+        assert await reason(agent, credential(presign(now=NOW + 905.5))) == ""
+        assert await reason(agent, credential(presign(now=NOW + 907))) == "token_not_yet_valid"
+        assert await reason(agent, credential(presign(now=NOW - 3 * 86400))) == "token_expired"
+        assert server.counts["/"] == 2
+
+    play(scenario, clock)
+
+
+def test_a_credential_for_another_edge_or_with_a_wrong_secret_is_refused():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        other = credential(presign(edge="edge-b.example.com"))
+        wrong = credential(presign(secret="other"))
+        assert await reason(agent, other) == "sts_rejected"
+        assert await reason(agent, wrong) == "sts_rejected"
+        assert await reason(agent, wrong) == "sts_rejected"
+        assert server.counts["/"] == 2  # a final answer is not asked for again
+        assert agent.cached == (0, 0)
+
+    play(scenario)
+
+
+def changed(**values: str | None) -> str:
+    """A good URL with query values changed, by name with `_` for `-`; None removes."""
+    parts = urlsplit(presign())
+    query = dict(parse_qsl(parts.query))
+    for name, value in values.items():
+        query[name.replace("_", "-")] = value  # type: ignore[assignment]
+    return f"https://{HOST}/?" + urlencode({k: v for k, v in query.items() if v is not None})
+
+
+GOOD = presign()
+LONG = "x" * 3001
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (GOOD.replace(HOST, HOST + ".evil.example"), "issuer_untrusted"),
+        (GOOD.replace(HOST, HOST + ":443"), "issuer_untrusted"),
+        (GOOD.replace(HOST, HOST + "."), "issuer_untrusted"),
+        (GOOD.replace(HOST, HOST.upper()), "issuer_untrusted"),
+        (GOOD.replace(HOST, f"{HOST}@evil.example"), "issuer_untrusted"),
+        (GOOD.replace(HOST, f"evil@{HOST}"), "issuer_untrusted"),
+        (GOOD.replace("https://", "ftp://"), "sts_rejected"),
+        (GOOD.replace("https://", "//"), "sts_rejected"),
+        (GOOD.replace(HOST + "/", HOST + "//"), "sts_rejected"),
+        (GOOD.replace(HOST + "/", HOST + "/x"), "sts_rejected"),
+        (GOOD.replace(HOST + "/", HOST), "sts_rejected"),
+        (GOOD + "#x", "token_malformed"), (GOOD + "\n", "token_malformed"), (GOOD + " ", "token_malformed"),
+        (GOOD + "\\", "token_malformed"), ("", "issuer_untrusted"), ("https://[", "token_malformed"),
+        (GOOD + "&Action=GetCallerIdentity", "sts_rejected"), (GOOD + "&action=AssumeRole", "sts_rejected"),
+        (GOOD + "&X-Amz-Extra=1", "sts_rejected"), (GOOD + "&RoleArn=x", "sts_rejected"),
+        (GOOD + "&" + "&".join(f"a{n}=1" for n in range(50)), "sts_rejected"), (GOOD + "&", "sts_rejected"),
+        (GOOD + ";x=1", "sts_rejected"),
+        (changed(Action="AssumeRole"), "sts_rejected"), (changed(Action="getcalleridentity"), "sts_rejected"),
+        (changed(Action=None), "sts_rejected"), (changed(Version="2010-01-01"), "sts_rejected"),
+        (changed(X_Amz_Algorithm="AWS4-ECDSA-P256-SHA256"), "sts_rejected"),
+        (changed(X_Amz_Expires="901"), "sts_rejected"), (changed(X_Amz_Expires="-1"), "sts_rejected"),
+        (changed(X_Amz_Expires="٦٠"), "sts_rejected"), (changed(X_Amz_Expires=None), "sts_rejected"),
+        (changed(X_Amz_Date="20270115T080000"), "sts_rejected"),
+        (changed(X_Amz_Date="20270115T250000Z"), "sts_rejected"),
+        (changed(X_Amz_Date="20270114T080000Z"), "sts_rejected"),
+        (changed(X_Amz_Credential=f"{KEY_ID}/20270115/eu-west-1/s3/aws4_request"), "sts_rejected"),
+        (changed(X_Amz_Credential="x/20270115/eu-west-1/sts/aws4_request"), "sts_rejected"),
+        (changed(X_Amz_SignedHeaders="host"), "sts_rejected"),
+        (changed(X_Amz_SignedHeaders="host;x-iam-edge;x-evil"), "sts_rejected"),
+        (changed(X_Amz_SignedHeaders="x-iam-edge"), "sts_rejected"),
+        (changed(X_Amz_Signature="0" * 63), "sts_rejected"), (changed(X_Amz_Signature="G" * 64), "sts_rejected"),
+        (changed(X_Amz_Security_Token=LONG), "token_too_large"),
+        (changed(X_Amz_Security_Token="a b"), "sts_rejected"),
+    ],
+    ids=range(45),
+)  # fmt: skip
+def test_what_is_wrong_with_the_url_never_reaches_sts(url, expected):
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        assert await reason(agent, credential(url)) == expected
+        assert server.counts.total() == 0
+
+    play(scenario)
+
+
+def test_form_of_the_credential():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        good = credential(GOOD)
+        assert await reason(agent, good + "=") == "token_malformed"
+        assert await reason(agent, good + "." + "x") == "token_malformed"
+        assert await reason(agent, "Bearer iam-sts-v1." + "A" * 4096) == "token_too_large"
+        assert await reason(agent, "Bearer iam-sts-v1.") == "issuer_untrusted"
+        assert await reason(agent, "Bearer IAM-STS-V1." + good.partition(".")[2]) == "token_malformed"
+        assert server.counts.total() == 0
+
+    play(scenario)
+
+
+def test_other_spellings_of_the_names_are_rebuilt_to_ours():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        url = GOOD.replace("X-Amz-Date", "x-amz-date").replace("Action=", "ACTION=")
+        assert await reason(agent, credential(url)) == ""
+        assert "&X-Amz-Date=" in server.requests[0][0]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("text/xml", as_xml(), ""), ("application/xml; charset=utf-8", as_xml(), ""),
+        ("application/json", as_json(arn=f"arn:aws:iam::{ACCOUNT}:user/alice", user_id="AIDA"), "role_missing"),
+        ("application/json", as_json(arn=f"arn:aws:iam::{ACCOUNT}:root", user_id=ACCOUNT), "role_missing"),
+        ("text/html", as_json(), "sts_rejected"), ("", as_json(), "sts_rejected"),
+        ("application/json", as_xml(), "sts_rejected"), ("text/xml", as_json(), "sts_rejected"),
+        ("application/json", as_json(account="999999999999"), "sts_rejected"),
+        ("application/json", as_json(account="12345"), "sts_rejected"),
+        ("application/json", as_json(user_id="AROAEXAMPLE:other"), "sts_rejected"),
+        ("application/json", as_json(arn=ARN.replace("/me", "/a/me")), "role_malformed"),
+        ("application/json", as_json(arn=ARN.replace(":aws:", ":aws-evil:")), "role_malformed"),
+        ("application/json", as_json().replace(b"{", b'{"x":1,', 1), "sts_rejected"),
+        ("application/json", as_json().replace(b'"Arn"', b'"Arn":"x","Arn"'), "sts_rejected"),
+        ("application/json", as_json()[:-1], "sts_rejected"), ("application/json", b"[" * 9999, "sts_rejected"),
+        ("text/xml", as_xml().replace(b"<Arn>", b"<Arn>x</Arn><Arn>", 1), "sts_rejected"),
+        ("text/xml", as_xml().replace(b"https://sts", b"https://evil"), "sts_rejected"),
+        ("text/xml", b"<x>" + as_xml().partition(b"?>")[2] + b"</x>", "sts_rejected"),
+        ("text/xml", as_xml().replace(b"?>", b'?><!DOCTYPE a [<!ENTITY b "c">]>', 1), "sts_rejected"),
+        ("text/xml", as_xml().decode().encode("utf-16"), "sts_rejected"),
+        ("text/xml", b"", "sts_rejected"), ("text/xml", b"<" * 70_000, "sts_unavailable"),
+    ],
+    ids=range(24),
+)  # fmt: skip
+def test_only_stss_own_answer_is_believed(kind, body, expected):
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        server.raw("/", body, Content_Type=kind)
+        assert await reason(agent, credential(GOOD)) == expected
+
+    play(scenario)
+
+
+def test_accounts_of_the_endpoint():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        assert await reason(agent, credential(GOOD)) == "claim_invalid"
+
+    play(scenario, accounts=["999999999999"])
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "counter"),
+    [
+        (400, "text/xml", error_xml("Throttling"), "throttled"),
+        (400, "text/xml", error_xml("RequestLimitExceeded"), "throttled"),
+        (400, "application/json", b'{"Error":{"Code":"ThrottlingException"}}', "throttled"),
+        (429, "text/plain", b"", "throttled"), (503, "text/xml", error_xml("SlowDown"), "throttled"),
+        (500, "text/xml", error_xml("InternalFailure"), "unavailable"), (302, "text/html", b"", "unavailable"),
+    ],
+)  # fmt: skip
+def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body, counter):
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        header = credential(GOOD)
+        server.raw("/", body, status, Content_Type=kind)
+        assert await reason(agent, header) == "sts_unavailable"
+        assert agent.sts.counts[counter] == 1
+        assert await reason(agent, header) == "sts_unavailable"
+        assert server.counts["/"] == 1  # not hammered
+        server.replies["/"] = honest
+        async with asyncio.timeout(5):
+            while await reason(agent, header):
+                await asyncio.sleep(0.01)
+
+    play(scenario)
+
+
+def test_a_refusal_by_sts_is_final_for_the_credential_only():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        server.raw("/", error_xml("ExpiredToken"), 403, Content_Type="text/xml")
+        assert await reason(agent, credential(GOOD)) == "sts_rejected"
+        server.replies["/"] = honest
+        assert await reason(agent, credential(presign(now=NOW - 1))) == ""
+
+    play(scenario)
+
+
+def test_one_flight_per_credential_and_a_stalled_sts_holds_up_nothing_else():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        release = threading.Event()
+        server.replies["/"] = lambda handler: (release.wait(5), honest(handler))[1]
+        waiting = [asyncio.ensure_future(reason(agent, credential(GOOD))) for _ in range(20)]
+        await asyncio.sleep(0)
+        before = time.monotonic()
+        assert await reason(agent, "Bearer a.b.c") == "token_malformed"
+        assert time.monotonic() - before < 1
+        release.set()
+        assert await asyncio.gather(*waiting) == [""] * 20
+        assert server.counts["/"] == 1
+
+    play(scenario)
+
+
+def test_a_dead_sts_times_out():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        hang = threading.Event()
+        server.replies["/"] = lambda _: (hang.wait(10), None)[1]
+        assert await reason(agent, credential(GOOD)) == "sts_unavailable"
+        hang.set()
+
+    play(scenario, timeout="300ms")
+
+
+def test_replay_cache_lets_a_signature_count_once():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        header = credential(GOOD)
+        assert await reason(agent, header) == ""
+        assert agent.recall(header) is None
+        assert await reason(agent, header) == "sts_rejected"
+        respelled = credential(GOOD.replace("Action", "action"))
+        assert await reason(agent, respelled) == "sts_rejected"
+        assert await reason(agent, credential(presign(now=NOW - 1))) == ""
+
+    play(scenario, replay_cache=True)
+
+
+def test_replay_cache_does_not_count_what_was_never_judged():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        server.raw("/", b"", 500)
+        assert await reason(agent, credential(GOOD)) == "sts_unavailable"
+        server.replies["/"] = honest
+        async with asyncio.timeout(5):
+            while (got := await reason(agent, credential(GOOD))) == "sts_unavailable":
+                await asyncio.sleep(0.01)
+        assert got == ""
+
+    play(scenario, replay_cache=True)
+
+
+def test_http_is_for_tests_only():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        assert await reason(agent, credential(GOOD)) == "sts_unavailable"
+        assert await reason(agent, credential(GOOD.replace("https", "http"))) == "sts_rejected"
+        assert server.counts.total() == 0
+
+    play(scenario, insecure_http=False)
