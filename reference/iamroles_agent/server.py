@@ -359,6 +359,8 @@ class _Peer(asyncio.Protocol):
 
     def _regulate(self) -> None:
         """Read while HAProxy takes our answers and not too much is under way, and on to any end."""
+        if self._eof:
+            return
         wanted = self._ending or not (self._writing_paused or len(self._pending) >= MAX_PENDING)
         if wanted == self._reading or self._transport.is_closing():
             return

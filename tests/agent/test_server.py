@@ -519,6 +519,29 @@ class TestFlow:
 
         run(main())
 
+    def test_half_closed_while_reading_is_paused(self, monkeypatch):
+        monkeypatch.setattr("iamroles_agent.server.MAX_PENDING", 2)
+
+        async def main():
+            gone_on = asyncio.Event()
+
+            async def judge(check):
+                await gone_on.wait()
+                return ALLOW
+
+            gate = DictatedGate(judge)
+            async with serving(gate) as server:
+                client = await Client.connect(server.address)
+                client.send(notify() * 3)
+                client.half_close()
+                await until(lambda: len(gate.asked) == 3)
+                gone_on.set()
+
+                assert await client.receive_all() == [f"ACK 1/1 FIN {ALLOWED}"] * 3
+                await client.close()
+
+        run(main())
+
     def test_reading_stops_while_too_much_is_under_way(self, monkeypatch):
         monkeypatch.setattr("iamroles_agent.server.MAX_PENDING", 2)
 

@@ -266,6 +266,12 @@ class TestFrameSize:
 
         assert talk.lines[-1:] == ["<< ACK 1/1 FIN status=200 allow=True"]
 
+    def test_a_remembered_answer_that_cannot_be_sent_is_not_swallowed(self):
+        asked = check_message()
+        talk = greeted({asked: b"\x01\x03\x02" + b"x" * 20000}).send(notify(context_message() + asked))
+
+        assert talk.lines == ["-- unusable r1: these actions cannot be read back: not an action"]
+
 
 class TestEnd:
     @pytest.mark.parametrize("status", [0, 1, 2, 99])

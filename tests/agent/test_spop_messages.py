@@ -40,6 +40,47 @@ def seen(payload: bytes) -> tuple[Context, bytes] | None:
     return glance(b"\xff\xff" + payload + b"\xff\xff", 2, 2 + len(payload))
 
 
+CAPTURED = {
+    "HAProxy 3.0.11": (
+        (
+            "0b69616d2d636f6e74657874030a726571756573742d6964082e37463030303030313a433337325f37463030303030313a"
+            "383237395f36423035413439345f303030303a31464434087372632d706f727404f2a8170673747265616d040009"
+            "69616d2d636865636b070d617574686f72697a6174696f6e080a4265617265722061626313617574686f72697a6174696f"
+            "6e2d636f756e74040104726f6c6500066d6574686f64080347455404686f7374080f3132372e302e302e313a3333343031"
+            "047061746808092f6f72646572732f3103737263067f000001"
+        ),
+        Context("7F000001:C372_7F000001:8279_6B05A494_0000:1FD4", 50034, 0),
+        "127.0.0.1:33401",
+    ),
+    "HAProxy 2.8": (
+        (
+            "0b69616d2d636f6e74657874020a726571756573742d6964082e37463030303030313a413744435f37463030303030313a"
+            "434331425f36423035413439355f303030303a31464635087372632d706f727404fcee1309"
+            "69616d2d636865636b070d617574686f72697a6174696f6e080a4265617265722061626313617574686f72697a6174696f"
+            "6e2d636f756e74040104726f6c6500066d6574686f64080347455404686f7374080f3132372e302e302e313a3532323531"
+            "047061746808092f6f72646572732f3103737263067f000001"
+        ),
+        Context("7F000001:A7DC_7F000001:CC1B_6B05A495_0000:1FF5", 42972, None),
+        "127.0.0.1:52251",
+    ),
+}
+"""Payloads as HAProxy sent them for `iam.spoe.cfg`."""
+
+
+@pytest.mark.parametrize("version", CAPTURED)
+def test_as_haproxy_writes_it(version):
+    """The shortcut is worth its trouble only if it fits what really comes."""
+    encoded, context, host = CAPTURED[version]
+    payload = bytes.fromhex(encoded)
+    key = payload[payload.index(b"\x09iam-check") :]
+    check = replace(
+        USUAL, authorization="Bearer abc", host=host, path="/orders/1", src=IPv4Address("127.0.0.1")
+    )
+
+    assert seen(payload) == (context, key)
+    assert read(payload) == Inquiry(context, check, key)
+
+
 class TestParse:
     def test_the_usual(self):
         asked = check_message()

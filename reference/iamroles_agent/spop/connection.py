@@ -161,7 +161,7 @@ class Connection:
                         if length <= self._buffer.limit:
                             outgoing += (_ACK_HEAD.pack(length, FrameType.ACK, FIN), ids, actions)
                         else:
-                            self.acknowledge(ids, actions)
+                            self._shorten(ids, context, actions)
                         continue
                 self._inquire(frame, missed)
         except RemoteProtocolError as error:
@@ -202,9 +202,16 @@ class Connection:
             self.acknowledge(frame.ids, b"")
         elif inquiry.key != missed and (actions := self._recall(inquiry.key, inquiry.context)) is not None:
             self.recalled += 1
-            self.acknowledge(frame.ids, actions)
+            self._shorten(frame.ids, inquiry.context, actions)
         else:
             self._events.append(CheckRequested(frame.ids, inquiry.context, inquiry.check, inquiry.key))
+
+    def _shorten(self, ids: bytes, context: Context, actions: bytes) -> None:
+        """Acknowledge with remembered actions that may have to lose tags."""
+        try:
+            self.acknowledge(ids, actions)
+        except LocalProtocolError as error:
+            self._events.append(CheckUnusable(ids, context, str(error)))
 
     def _dispatch(self, frame: RawFrame) -> None:
         if frame.type not in _KNOWN:
