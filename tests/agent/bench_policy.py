@@ -48,7 +48,7 @@ def build(grants: int, roles: int) -> Config:
 
 def questions(grants: int, roles: int) -> list[tuple[Identity, Request]]:
     """Allowed requests, spread over all grants."""
-    rng = random.Random(7)  # noqa: S311 - the same questions each time
+    rng = random.Random(7)
     asked = []
     for _ in range(_SAMPLE):
         n = rng.randrange(grants)

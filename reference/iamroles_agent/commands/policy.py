@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from iamroles_agent.commands.policy_text import change_lines, considered_line, f
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.identity import Request
 from iamroles_agent.policy.load import Document, load_document
+from iamroles_agent.policy.render import render
 from iamroles_agent.reasons import Refusal
 
 FILE = click.Path(exists=False, dir_okay=False, path_type=Path)
@@ -263,8 +263,4 @@ def schema() -> None:
     click.echo(schema_text(), nl=False)
 
 
-# Rendering HAProxy's part is another module's matter; without it there is no such command.
-if importlib.util.find_spec("iamroles_agent.policy.render"):
-    from iamroles_agent.policy.render import render
-
-    policy.add_command(render)
+policy.add_command(render)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import combinations
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
-
-from pydantic import BaseModel, ValidationError
 
 from iamroles_agent import config
 from iamroles_agent.config import Config
@@ -23,6 +20,7 @@ from iamroles_agent.identity import RoleArn
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.paths import canonical
 from iamroles_agent.policy.regions import host_pattern
+from iamroles_agent.policy.sound import Sound
 from iamroles_agent.policy.witness import describe, witness_in_both
 from iamroles_agent.reasons import Refusal
 
@@ -39,8 +37,6 @@ _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
 _LISTEN = re.compile(r"unix:/.+|(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
 
-_M = TypeVar("_M", bound=BaseModel)
-
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -49,103 +45,6 @@ class Fault:
     key: str
     message: str
     remedy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sound:
-    """The items of a file that have the right shape, each with its key; and the names of all others."""
-
-    union: bool
-    whole: Config | None
-    """None where some part has the wrong shape."""
-    issuers: list[tuple[str, config.Issuer]]
-    sts: list[tuple[str, config.Sts]]
-    roles: list[tuple[str, config.Role]]
-    backends: list[tuple[str, config.Backend]]
-    grants: list[tuple[str, config.Grant]]
-    denies: list[tuple[str, config.Deny]]
-    scopes: list[tuple[str, config.Scope]]
-    role_names: frozenset[str]
-    backend_names: frozenset[str]
-    stand_ins: frozenset[str] = frozenset()
-    """Keys whose values are not the file's."""
-
-    @property
-    def rules(self) -> list[tuple[str, config.Grant | config.Deny]]:
-        """Grants and denies."""
-        return [*self.grants, *self.denies]
-
-    @classmethod
-    def of_config(cls, whole: Config) -> Sound:
-        """All items of a configuration of the right shape."""
-        return cls._of(lambda table, _: list(getattr(whole, table)), whole.multi_role == "union", whole)
-
-    @classmethod
-    def of_data(cls, data: dict[str, Any], wrong: set[tuple[int | str, ...]]) -> Sound:
-        """What can be checked of a file whose shape is wrong in places.
-
-        An item keeps its sound fields; a wrong one gets a stand-in, of which nothing is said.
-
-        Args:
-            data: the file's content.
-            wrong: locations of what has the wrong shape.
-        """
-        fields = {(loc[0], loc[1], loc[2]) for loc in wrong if len(loc) > 2}
-
-        def items(table: str, model: type[_M]) -> list[_M | None]:
-            raw = data.get(table)
-            listed = raw if isinstance(raw, list) else []
-            names = [{str(f[2]) for f in fields if f[:2] == (table, index)} for index in range(len(listed))]
-            return [_mended(model, item, bad) for item, bad in zip(listed, names, strict=True)]
-
-        sound = cls._of(items, data.get("multi_role") == "union", None)
-        return replace(
-            sound,
-            role_names=_raw_names(data.get("roles")),
-            backend_names=_raw_names(data.get("backends")),
-            stand_ins=frozenset(f"{table}[{index}].{name}" for table, index, name in fields),
-        )
-
-    @classmethod
-    def _of(cls, items: Callable[[str, Any], list[Any]], union: bool, whole: Config | None) -> Sound:
-        def keyed(table: str, model: type[_M]) -> list[tuple[str, _M]]:
-            found = items(table, model)
-            return [(f"{table}[{index}]", item) for index, item in enumerate(found) if item is not None]
-
-        roles, backends = keyed("roles", config.Role), keyed("backends", config.Backend)
-        return cls(
-            union=union,
-            whole=whole,
-            issuers=keyed("issuers", config.Issuer),
-            sts=keyed("sts", config.Sts),
-            roles=roles,
-            backends=backends,
-            grants=keyed("grants", config.Grant),
-            denies=keyed("denies", config.Deny),
-            scopes=keyed("scopes", config.Scope),
-            role_names=frozenset(role.name for _, role in roles),
-            backend_names=frozenset(backend.name for _, backend in backends),
-        )
-
-
-def _mended(model: type[_M], item: object, wrong: set[str]) -> _M | None:
-    """An item with stand-ins for its wrong fields, None where not even that helps."""
-    if not isinstance(item, dict):
-        return None
-    mended = {name: value for name, value in item.items() if name in model.model_fields and name not in wrong}
-    for name, about in model.model_fields.items():
-        if name not in mended and about.is_required():
-            mended[name] = "/" if about.annotation is str else []
-    try:
-        return model.model_validate(mended)
-    except ValidationError:
-        return None
-
-
-def _raw_names(raw: object) -> frozenset[str]:
-    items = raw if isinstance(raw, list) else []
-    names = (item.get("name") for item in items if isinstance(item, dict))
-    return frozenset(name for name in names if isinstance(name, str))
 
 
 def check(sound: Sound) -> Iterator[Fault]:

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ValidationError
 
 from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError, Problem
-from iamroles_agent.policy.checks import Sound, check
+from iamroles_agent.policy.checks import check
 from iamroles_agent.policy.lines import Lines, json_lines, line_of, toml_lines
+from iamroles_agent.policy.sound import Sound
 
 _MAX_BYTES = 64 << 20
 _VENDOR = "x-"
