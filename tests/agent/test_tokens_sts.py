@@ -1,4 +1,4 @@
-"""Pre-signed GetCallerIdentity (A1 to A15), signed by botocore, against a real HTTP server that checks SigV4."""
+"""Pre-signed GetCallerIdentity (A1 to A15), signed by botocore, against a server that checks SigV4."""
 
 from __future__ import annotations
 
@@ -41,10 +41,8 @@ def presign(
     moment = datetime.fromtimestamp(now, UTC)
     request.context["timestamp"] = moment.strftime("%Y%m%dT%H%M%SZ")
     signer._modify_request_before_signing(request)
-    canonical = signer.canonical_request(request)
-    signer._inject_signature_to_request(
-        request, signer.signature(signer.string_to_sign(request, canonical), request)
-    )
+    to_sign = signer.string_to_sign(request, signer.canonical_request(request))
+    signer._inject_signature_to_request(request, signer.signature(to_sign, request))
     return str(request.url)
 
 
@@ -107,8 +105,8 @@ def play(
     with serving() as server:
         server.replies["/"] = honest
         entry = {
-            "name": "sts", "endpoint": server.url, "hosts": [HOST], "binding_value": EDGE, "insecure_http": True,
-            "timeout": "2s",
+            "name": "sts", "endpoint": server.url, "hosts": [HOST], "binding_value": EDGE,
+            "insecure_http": True, "timeout": "2s",
         }  # fmt: skip
         config = Config.model_validate({"version": 1, "sts": [entry | changes]})
         asyncio.run(scenario(server, Authenticator(config, clock=clock or Clock())))
@@ -118,10 +116,20 @@ async def reason(agent: Authenticator, header: str) -> str:
     try:
         await agent.authenticate(header)
     except Refusal as refusal:
-        assert TOKEN not in refusal.detail  # A15
-        assert SECRET not in refusal.detail
-        return str(refusal.reason)
-    return ""
+        refused = refusal
+    else:
+        return ""
+    assert TOKEN not in refused.detail  # A15
+    assert SECRET not in refused.detail
+    return str(refused.reason)
+
+
+async def once_available(agent: Authenticator, header: str) -> str:
+    """The reason, when STS is asked again: after a pause of a tenth of a second or so."""
+    async with asyncio.timeout(5):
+        while (got := await reason(agent, header)) == "sts_unavailable":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return got
 
 
 def test_the_request_is_rebuilt_and_its_signature_still_holds():
@@ -220,7 +228,8 @@ LONG = "x" * 3001
         (changed(X_Amz_SignedHeaders="host"), "sts_rejected"),
         (changed(X_Amz_SignedHeaders="host;x-iam-edge;x-evil"), "sts_rejected"),
         (changed(X_Amz_SignedHeaders="x-iam-edge"), "sts_rejected"),
-        (changed(X_Amz_Signature="0" * 63), "sts_rejected"), (changed(X_Amz_Signature="G" * 64), "sts_rejected"),
+        (changed(X_Amz_Signature="0" * 63), "sts_rejected"),
+        (changed(X_Amz_Signature="G" * 64), "sts_rejected"),
         (changed(X_Amz_Security_Token=LONG), "token_too_large"),
         (changed(X_Amz_Security_Token="a b"), "sts_rejected"),
     ],
@@ -260,7 +269,7 @@ def test_other_spellings_of_the_names_are_rebuilt_to_ours():
     ("kind", "body", "expected"),
     [
         ("text/xml", as_xml(), ""), ("application/xml; charset=utf-8", as_xml(), ""),
-        ("application/json", as_json(arn=f"arn:aws:iam::{ACCOUNT}:user/alice", user_id="AIDA"), "role_missing"),
+        ("application/json", as_json(arn=f"arn:aws:iam::{ACCOUNT}:user/a", user_id="AIDA"), "role_missing"),
         ("application/json", as_json(arn=f"arn:aws:iam::{ACCOUNT}:root", user_id=ACCOUNT), "role_missing"),
         ("text/html", as_json(), "sts_rejected"), ("", as_json(), "sts_rejected"),
         ("application/json", as_xml(), "sts_rejected"), ("text/xml", as_json(), "sts_rejected"),
@@ -271,7 +280,8 @@ def test_other_spellings_of_the_names_are_rebuilt_to_ours():
         ("application/json", as_json(arn=ARN.replace(":aws:", ":aws-evil:")), "role_malformed"),
         ("application/json", as_json().replace(b"{", b'{"x":1,', 1), "sts_rejected"),
         ("application/json", as_json().replace(b'"Arn"', b'"Arn":"x","Arn"'), "sts_rejected"),
-        ("application/json", as_json()[:-1], "sts_rejected"), ("application/json", b"[" * 9999, "sts_rejected"),
+        ("application/json", as_json()[:-1], "sts_rejected"),
+        ("application/json", b"[" * 9999, "sts_rejected"),
         ("text/xml", as_xml().replace(b"<Arn>", b"<Arn>x</Arn><Arn>", 1), "sts_rejected"),
         ("text/xml", as_xml().replace(b"https://sts", b"https://evil"), "sts_rejected"),
         ("text/xml", b"<x>" + as_xml().partition(b"?>")[2] + b"</x>", "sts_rejected"),
@@ -303,7 +313,8 @@ def test_accounts_of_the_endpoint():
         (400, "text/xml", error_xml("RequestLimitExceeded"), "throttled"),
         (400, "application/json", b'{"Error":{"Code":"ThrottlingException"}}', "throttled"),
         (429, "text/plain", b"", "throttled"), (503, "text/xml", error_xml("SlowDown"), "throttled"),
-        (500, "text/xml", error_xml("InternalFailure"), "unavailable"), (302, "text/html", b"", "unavailable"),
+        (500, "text/xml", error_xml("InternalFailure"), "unavailable"),
+        (302, "text/html", b"", "unavailable"),
     ],
 )  # fmt: skip
 def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body, counter):
@@ -315,9 +326,7 @@ def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body
         assert await reason(agent, header) == "sts_unavailable"
         assert server.counts["/"] == 1  # not hammered
         server.replies["/"] = honest
-        async with asyncio.timeout(5):
-            while await reason(agent, header):
-                await asyncio.sleep(0.01)
+        assert await once_available(agent, header) == ""
 
     play(scenario)
 
@@ -376,10 +385,7 @@ def test_replay_cache_does_not_count_what_was_never_judged():
         server.raw("/", b"", 500)
         assert await reason(agent, credential(GOOD)) == "sts_unavailable"
         server.replies["/"] = honest
-        async with asyncio.timeout(5):
-            while (got := await reason(agent, credential(GOOD))) == "sts_unavailable":
-                await asyncio.sleep(0.01)
-        assert got == ""
+        assert await once_available(agent, credential(GOOD)) == ""
 
     play(scenario, replay_cache=True)
 
