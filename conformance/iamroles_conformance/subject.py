@@ -99,7 +99,5 @@ def _arguments(path: str | None) -> Mapping[str, Any] | None:
     except (OSError, ValueError) as error:
         raise SelectionError(f"{path}: cannot be read as JSON: {error}.") from error
     if not isinstance(found, dict):
-        raise SelectionError(
-            f"{path}: must be an object with the arguments of an iam-check (SPEC.md section 2)."
-        )
+        raise SelectionError(f"{path}: must be an object: the arguments of an iam-check.")
     return found

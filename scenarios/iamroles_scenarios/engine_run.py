@@ -370,6 +370,4 @@ def _check_known(agent: AgentSpec, ids: set[str]) -> None:
                 f"agent.toml: known_failures.{name}: a known failure needs a reason. Say why it fails."
             )
         if name not in ids:
-            raise SelectionError(
-                f"agent.toml: known_failures.{name}: there is no such check. Mend or remove it."
-            )
+            raise SelectionError(f"agent.toml: known_failures.{name}: no such check. Mend or remove it.")

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from iamroles_scenarios.documents import Json
 from iamroles_scenarios.engine_lanes import HarnessFault
 from iamroles_scenarios.engine_worlds import DEFAULT_ISSUER, Place, Worlds
@@ -17,6 +19,8 @@ from iamroles_scenarios.jose.recipe import seconds
 from iamroles_scenarios.scenario import CloudStep, Scenario
 
 if TYPE_CHECKING:
+    from iamroles_scenarios.mock.cloud_client import Account
+    from iamroles_scenarios.mock.presign import SessionKeys
     from iamroles_scenarios.stage import Stage
 
 
@@ -49,6 +53,7 @@ class Mint:
         self._place = place
         self._scale = scale
         self._tokens: dict[str, Minted] = {}
+        self._sessions: dict[str, SessionKeys] = {}
         self._saved: dict[str, dict[str, str]] = {}
 
     @property
@@ -95,14 +100,26 @@ class Mint:
             HarnessFault: it refused; the cloud is part of the suite.
         """
         cloud = self._stage.cloud
-        if step.do == "create_role":
-            self._saved[step.save] = {"arn": cloud.create_role(step.role)}
-        elif step.do == "assume_role":
-            session = cloud.assume_role(step.role, step.session)
-            self._saved[step.save] = dict(session)
-        else:
-            text = cloud.web_identity_token(self._saved[step.with_], step.audience)
-            self._tokens[step.save] = Minted(text, _expiry(text))
+        try:
+            if step.do == "create_role":
+                self._saved[step.save] = {"arn": _role(cloud.account(), step.role)}
+            elif step.do == "assume_role":
+                session = cloud.assume(_role(cloud.account(), step.role), step.session)
+                self._sessions[step.save] = session
+                self._saved[step.save] = {"arn": session.arn}
+            else:
+                text = cloud.web_identity_token(self._sessions[step.with_], step.audience or "edge")
+                self._tokens[step.save] = Minted(text, _expiry(text))
+        except (BotoCoreError, ClientError, KeyError) as error:
+            raise HarnessFault(f"the mock cloud did not {step.do} {step.role}: {error}") from error
+
+
+def _role(account: Account, name: str) -> str:
+    """The role's ARN; created unless another scenario, or another lane of this one, did so before."""
+    try:
+        return account.role(name)
+    except account.iam.exceptions.EntityAlreadyExistsException:
+        return account.iam.get_role(RoleName=name)["Role"]["Arn"]
 
 
 def _located(value: Json, urls: dict[str, str]) -> Json:

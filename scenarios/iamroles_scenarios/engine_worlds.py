@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from iamroles_scenarios.stage import AgentSpec, Stage, World
 
 DEFAULT_ISSUER = "corp"
+FEDERATION = "{federation}"
 _ISSUER = re.compile(r"(\{idp\}/)([A-Za-z0-9_-]+)")
 
 
@@ -79,6 +80,7 @@ class Worlds:
         self._haproxy = haproxy
         self._slots: dict[str, _Slot] = {}
         self._planned: Counter[str] = Counter()
+        self._lent: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._issuers: dict[str, IssuerHandle] = {}
 
@@ -108,6 +110,7 @@ class Worlds:
         key = _key(spec, owner)
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
+            self._lent[key] += 1
         try:
             yield self._opened(slot, spec, owner)
         finally:
@@ -119,8 +122,8 @@ class Worlds:
                 raise slot.fault
             if slot.place is None:
                 suffix = self._namespace + (f"-{_slug(owner)}" if spec.own else "")
-                policy = _renamed(policy_of(spec), suffix)
                 try:
+                    policy = self._located(_renamed(policy_of(spec), suffix))
                     for name in _ISSUER.findall(json.dumps(policy)):
                         self.issuer(name[1])
                     world = self._stage.world(self._agent, policy, haproxy=self._haproxy)
@@ -130,12 +133,21 @@ class Worlds:
                 slot.place = Place(world, policy, suffix)
             return slot.place
 
+    def _located(self, policy: dict[str, Any]) -> dict[str, Any]:
+        """`{federation}` becomes the URL of the mock cloud's outbound issuer, the default account's."""
+        text = json.dumps(policy)
+        if FEDERATION in text:
+            text = text.replace(FEDERATION, self._stage.cloud.account().issuer.url)
+        located: dict[str, Any] = json.loads(text)
+        return located
+
     def _release(self, key: str, slot: _Slot) -> None:
         with self._lock:
+            self._lent[key] -= 1
             if key not in self._planned:
                 return
             self._planned[key] -= 1
-            if self._planned[key] > 0:
+            if self._planned[key] > 0 or self._lent[key] > 0:
                 return
             del self._planned[key]
             self._slots.pop(key, None)
