@@ -24,6 +24,9 @@ _NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _PRESET = re.compile(r'^(?P<lead>\s*presetenv (?P<name>IAM_[A-Z_]+)\s+)"[^"]*"$', re.MULTILINE)
 
+_OPTIONS = "command line"
+_ADDRESSES = 'Give one "host:port" or more; an agent may also be "unix:/path"'
+
 _AGENTS = """\
 # Written by `iamroles policy render` from {source}: change the policy, not this file.
 
@@ -158,42 +161,37 @@ def _address(agent: str) -> str:
 
 
 def _problems(config: Config, settings: Settings, source: str) -> list[Problem]:
+    """What HAProxy cannot express, or what would add words to its configuration.
+
+    The loader refuses most of it; a `Config` made in code has not been through the loader.
+    """
     found = []
     for index, backend in enumerate(config.backends):
         key = f"backends[{index}]"
         if not _NAME.fullmatch(backend.name):
-            found.append(
-                Problem(
-                    source,
-                    f"{key}.name",
-                    f"{backend.name!r} cannot name an HAProxy section",
-                    "Use up to 100 letters, digits, '.', '_', ':' and '-'",
-                )
-            )
+            remedy = "Use up to 100 letters, digits, '.', '_', ':' and '-'"
+            found.append(Problem(source, f"{key}.name", f"{backend.name!r} cannot name a section", remedy))
         if not backend.servers:
-            found.append(
-                Problem(source, f"{key}.servers", "no servers to route to", 'Give one "host:port" or more')
-            )
+            found.append(Problem(source, f"{key}.servers", "no servers to route to", _ADDRESSES))
         found += [
-            Problem(
-                source, f"{key}.servers[{place}]", f"{server!r} is not an address", 'Write it as "host:port"'
-            )
+            Problem(source, f"{key}.servers[{place}]", f"{server!r} is not an address", _ADDRESSES)
             for place, server in enumerate(backend.servers)
             if not _is_host_port(server)
         ]
     found += [
-        Problem(source, "--agent", f"{agent!r} is not an address", 'Write "host:port" or "unix:/path"')
+        Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)
         for agent in settings.agents
         if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,100}", agent))
     ]
     if not settings.agents:
-        found.append(Problem(source, "--agent", "no agent to ask", 'Give one "host:port" or more'))
+        found.append(Problem(_OPTIONS, "--agent", "no agent to ask", _ADDRESSES))
+    remedy = "Leave out quotes, backslashes, dollar signs and control characters"
     found += [
         Problem(
-            source,
+            _OPTIONS,
             f"--{name.removeprefix('IAM_').lower().replace('_', '-')}",
             f"{value!r} cannot stand in HAProxy's configuration",
-            "Leave out quotes, backslashes, dollar signs and control characters",
+            remedy,
         )
         for name, value in settings.presets().items()
         if not re.fullmatch(r'[^"\\$\x00-\x1f\x7f]{1,200}', value)

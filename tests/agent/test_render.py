@@ -1,0 +1,206 @@
+"""Rendering HAProxy's configuration: what is written, what is refused, and that HAProxy takes it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iamroles_agent.config import Backend, Config
+from iamroles_agent.errors import ConfigError
+from iamroles_agent.policy import render
+from iamroles_scenarios.stage import StageError, haproxies
+
+POLICY = """
+version = 1
+[[issuers]]
+name = "corp"
+issuer = "https://idp.example"
+audiences = ["edge"]
+algorithms = ["RS256"]
+accounts = ["111111111111"]
+[[roles]]
+name = "reader"
+arn = "arn:aws:iam::111111111111:role/reader"
+[[backends]]
+name = "orders-ro"
+servers = ["127.0.0.1:8001", "orders.internal:8001"]
+[[backends]]
+name = "export"
+servers = ["[::1]:8002"]
+[[grants]]
+id = "R1"
+roles = ["reader"]
+methods = ["GET"]
+path = "/orders"
+backend = "orders-ro"
+[[grants]]
+id = "R2"
+roles = ["reader"]
+methods = ["GET"]
+path = "/export"
+backend = "export"
+"""
+
+
+def binaries():
+    found = {}
+    for choice in ("path", "wheel"):
+        try:
+            binary = haproxies.find(choice)
+        except StageError:
+            continue
+        found.setdefault(haproxies.version(binary), binary)
+    return [pytest.param(binary, id=f"haproxy-{version}") for version, binary in found.items()]
+
+
+def run(tmp_path, *options, policy=POLICY):
+    path = tmp_path / "policy.toml"
+    path.write_text(policy)
+    output = tmp_path / "haproxy"
+    return CliRunner().invoke(
+        render.render, ["--config", str(path), "--output", str(output), *options]
+    ), output
+
+
+def config(*backends):
+    return Config(version=1, backends=[Backend(name=name, servers=servers) for name, servers in backends])
+
+
+@pytest.mark.parametrize("binary", binaries())
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--agent", "10.0.0.1:9901", "--agent", "unix:/run/iamroles/agent.sock"],
+        [
+            "--bind",
+            "127.0.0.1:8443",
+            "--realm",
+            "the edge",
+            "--maxconn",
+            "100",
+            "--timeout-processing",
+            "900ms",
+        ],
+    ],
+)
+def test_haproxy_takes_the_set_without_a_warning(tmp_path, binary, options):
+    result, output = run(tmp_path, "--stats-socket", str(tmp_path / "s"), *options)
+    assert result.exit_code == 0, result.output
+
+    files = [word for name in ("haproxy.cfg", "iam-routes.cfg") for word in ("-f", str(output / name))]
+    checked = subprocess.run([binary, "-c", *files], capture_output=True, text=True, check=False, cwd="/")
+
+    assert checked.returncode == 0, checked.stderr
+    assert "WARNING" not in checked.stderr
+
+
+def test_the_command_says_what_it_wrote(tmp_path):
+    result, output = run(tmp_path)
+
+    assert result.output.split() == [
+        str(output / name) for name in ("haproxy.cfg", "iam.spoe.cfg", "iam-routes.cfg")
+    ]
+    assert sorted(path.name for path in output.iterdir()) == ["haproxy.cfg", "iam-routes.cfg", "iam.spoe.cfg"]
+
+
+def test_the_static_files_are_the_shipped_ones(tmp_path):
+    _, output = run(tmp_path)
+    shipped = Path(render.__file__).parents[1] / "haproxy"
+
+    assert (output / "haproxy.cfg").read_text() == (shipped / "haproxy.cfg").read_text()
+    assert (output / "iam.spoe.cfg").read_text() == (shipped / "iam.spoe.cfg").read_text()
+
+
+def test_settings_fill_in_the_presets_and_nothing_else(tmp_path):
+    _, output = run(tmp_path, "--bind", ":443", "--realm", "edge")
+    shipped = (Path(render.__file__).parents[1] / "haproxy" / "haproxy.cfg").read_text().splitlines()
+    changed = [
+        new
+        for old, new in zip(shipped, (output / "haproxy.cfg").read_text().splitlines(), strict=True)
+        if old != new
+    ]
+
+    assert [line.split() for line in changed] == [
+        ["presetenv", "IAM_BIND", '":443"'],
+        ["presetenv", "IAM_REALM", '"edge"'],
+    ]
+
+
+def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
+    _, output = run(tmp_path, "--agent", "a:1", "--agent", "unix:/run/a.sock")
+    text = (output / "iam-routes.cfg").read_text()
+
+    assert re.findall(r"^backend (\S+)", text, re.MULTILINE) == [
+        "iam-agents",
+        "route-orders-ro",
+        "route-export",
+    ]
+    assert re.findall(r"^    server (.*)", text, re.MULTILINE) == [
+        'agent-1 "${IAM_AGENT_1}"',
+        'agent-2 "${IAM_AGENT_2}"',
+        "orders-ro-1 127.0.0.1:8001",
+        "orders-ro-2 orders.internal:8001",
+        "export-1 [::1]:8002",
+    ]
+    assert 'presetenv IAM_AGENT_2 "unix@/run/a.sock"' in text
+
+
+def test_every_problem_of_the_policy_is_named_at_once(tmp_path):
+    policy = POLICY.replace('"orders-ro"', '"orders ro"').replace('"[::1]:8002"', '"nowhere", "h:99999"')
+
+    result, output = run(tmp_path, policy=policy)
+
+    assert result.exit_code == 2
+    for key in ("backends[0].name", "backends[1].servers[0]", "backends[1].servers[1]"):
+        assert key in result.output
+    assert not output.exists()
+
+
+def test_every_problem_of_the_options_is_named_at_once(tmp_path):
+    policy = POLICY.replace('servers = ["[::1]:8002"]', "servers = []")
+
+    result, output = run(tmp_path, "--agent", "9901", "--agent", "h:0", "--realm", 'a"b', policy=policy)
+
+    assert result.exit_code == 2
+    assert len(result.output.splitlines()) == 4
+    for words in ("backends[1].servers", "'9901' is not an address", "'h:0' is not", "--realm"):
+        assert words in result.output
+    assert not output.exists()
+
+
+def test_a_broken_policy_writes_nothing(tmp_path):
+    result, output = run(tmp_path, policy="version = 1\ncolour = 1\n")
+
+    assert result.exit_code == 2
+    assert "policy.toml" in result.output
+    assert not output.exists()
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "haproxy").mkdir()
+    (tmp_path / "haproxy" / "haproxy.cfg").mkdir()
+
+    result, output = run(tmp_path)
+
+    assert result.exit_code == 3
+    assert str(output) in result.output
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=12), st.text(max_size=16), st.text(max_size=16))
+def test_nothing_in_a_policy_can_add_a_line(name, server, agent):
+    """Either a problem, or a configuration of as many lines and words as any other of its shape."""
+    plain = render.configuration(config(("n", ["h:1"])), render.Settings(("a:1",)))["iam-routes.cfg"]
+    try:
+        texts = render.configuration(config((name, [server])), render.Settings((agent,)))
+    except ConfigError:
+        return
+
+    words = [len(line.split()) for line in texts["iam-routes.cfg"].splitlines()]
+    assert words == [len(line.split()) for line in plain.splitlines()]

@@ -1,0 +1,291 @@
+"""The stage as its users meet it: choosing a kind, a part that fails, a crash that must leave nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from iamroles_scenarios.stage import AgentSpec, StageError, open_stage
+from iamroles_scenarios.stage.engine import LABEL, find_engine, sweep
+
+HERE = Path(__file__).parent
+PUPPET = [sys.executable, str(HERE / "stage_puppet.py")]
+ISSUER = {
+    "name": "corp",
+    "issuer": "https://idp.example",
+    "audiences": ["edge"],
+    "algorithms": ["RS256"],
+    "accounts": ["111111111111"],
+}
+POLICY = {"version": 1, "issuers": [ISSUER], "backends": [{"name": "alpha"}]}
+KINDS = ["processes", *(["containers"] if find_engine()[0] else [])]
+
+
+def spec(command=PUPPET, **tables):
+    document = {"spec": 1, "name": "puppet", "launch": {"command": command}, **tables}
+    return AgentSpec.of(document, HERE / "agent.toml")
+
+
+RELOADS = {"features": {"reload": "SIGHUP"}}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def stage(request):
+    with open_stage(request.param) as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def world(stage):
+    with stage.world(spec(**RELOADS), POLICY, haproxy=False) as world:
+        yield world
+
+
+# --- choosing ---------------------------------------------------------------------------------------------
+
+
+def test_auto_without_an_engine_is_processes_and_says_why(monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+
+    with open_stage("auto") as stage:
+        assert stage.kind == "processes"
+        assert "no Docker engine answers" in stage.why
+
+
+def test_required_containers_without_an_engine_fail(monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+
+    with pytest.raises(StageError, match="Containers are required, but no Docker engine answers"):
+        open_stage("auto", require="containers")
+    with pytest.raises(StageError, match="Containers are required"):
+        open_stage("containers")
+
+
+def test_required_containers_and_processes_contradict():
+    with pytest.raises(StageError, match="drop one of the two"):
+        open_stage("processes", require="containers")
+
+
+def test_an_unknown_kind_names_the_known_ones():
+    with pytest.raises(StageError, match="auto, containers, processes"):
+        open_stage("vm")
+
+
+def test_a_missing_haproxy_is_one_sentence(monkeypatch):
+    with pytest.raises(StageError, match=r"HAProxy '1\.8' is missing \(found: .*pip install"):
+        open_stage("processes", haproxy="1.8")
+    with pytest.raises(StageError, match="not an executable HAProxy"):
+        open_stage("processes", haproxy="/nonexistent/haproxy")
+
+
+# --- a world ----------------------------------------------------------------------------------------------
+
+
+def test_the_mocks_are_up_and_known_by_their_urls(stage):
+    assert set(stage.urls) == {"idp", "sts"}
+    assert all(url.startswith("http://") for url in stage.urls.values())
+    assert stage.idp.healthy()
+
+
+def test_a_policy_is_filled_in_and_left_as_it_was(stage):
+    policy = {
+        "version": 1,
+        "issuers": [{**ISSUER, "issuer": "{idp}/corp"}],
+        "sts": [{"endpoint": "{sts}/"}],
+        "backends": [{"name": "alpha"}, {"name": "own", "servers": ["192.0.2.1:80"]}],
+    }
+    before = json.dumps(policy)
+
+    with stage.world(spec(), policy, haproxy=False) as world:
+        assert world.document["issuers"][0]["issuer"] == f"{stage.urls['idp']}/corp"
+        assert world.document["sts"][0]["endpoint"] == f"{stage.urls['sts']}/"
+        echo, own = world.document["backends"]
+        assert own["servers"] == ["192.0.2.1:80"]
+        assert len(echo["servers"]) == 1
+    assert json.dumps(policy) == before
+
+
+def test_reload_waits_for_the_agents_word(world):
+    assert world.agent.reload({**POLICY, "backends": []}) == {"reloaded": True, "backends": 0}
+    assert world.agent.reload(POLICY) == {"reloaded": True, "backends": 1}
+    assert world.agent.reload_document({})["reloaded"] is False
+
+
+def test_an_agent_comes_back_where_it_was(world):
+    address = world.agent.spop_address
+    world.agent.kill()
+    assert not world.agent.alive
+    world.agent.start()
+
+    assert world.agent.alive
+    assert world.agent.spop_address == address
+
+
+def test_a_drained_agent_says_zero(stage):
+    with stage.world(spec(), POLICY, haproxy=False) as world:
+        assert world.agent.stop() == 0
+        world.agent.start()
+        assert world.agent.alive
+
+
+def test_reload_without_a_signal_is_a_clear_fault(stage):
+    with (
+        stage.world(spec(), POLICY, haproxy=False) as world,
+        pytest.raises(StageError, match=r"declares no features\.reload"),
+    ):
+        world.agent.reload(POLICY)
+
+
+def test_a_world_without_haproxy_says_so(world):
+    with pytest.raises(StageError, match="haproxy=False"):
+        _ = world.proxy
+
+
+def test_worlds_start_side_by_side(stage):
+    worlds = []
+
+    def start():
+        worlds.append(stage.world(spec(), POLICY))
+
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    try:
+        assert len({world.proxy.url for world in worlds}) == 3
+        assert all(world.haproxy.agent_is_up() for world in worlds)
+        assert set(worlds[0].logs()) == {"agent", "haproxy", "echo"}
+    finally:
+        for world in worlds:
+            world.close()
+
+
+# --- faults -----------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_dies_at_start_is_one_sentence_and_its_log(stage):
+    with pytest.raises(StageError) as caught:
+        stage.world(spec(), {**POLICY, "x-puppet": {"dies": True}}, haproxy=False)
+
+    assert caught.value.message == "agent ended with exit code 1 before it was ready."
+    assert "puppet: told to die at start" in caught.value.logs["agent"]
+
+
+def test_an_agent_that_is_missing_is_named(stage):
+    with pytest.raises(StageError, match="'no-such-agent' is neither in"):
+        stage.world(spec(["no-such-agent"]), POLICY, haproxy=False)
+
+
+def test_an_agent_that_never_gets_ready_is_given_up(stage):
+    document = {
+        "spec": 1,
+        "name": "mute",
+        "launch": {"command": [sys.executable, "-c", "input()"], "ready_within": 0.2},
+    }
+
+    with pytest.raises(StageError, match=r"printed no line with \"ready\" on standard output within 0\.2 s"):
+        stage.world(AgentSpec.of(document, HERE / "agent.toml"), POLICY, haproxy=False)
+
+
+def test_a_policy_that_cannot_be_rendered_is_a_stage_error(stage):
+    policy = {**POLICY, "backends": [{"name": "not a name"}]}
+
+    with pytest.raises(StageError) as caught:
+        stage.world(spec(), policy)
+
+    assert "exit code 2" in caught.value.message
+    assert "backends[0].name" in caught.value.logs["render"]
+
+
+def test_a_configuration_that_haproxy_refuses_shows_haproxys_words(stage, tmp_path):
+    render = tmp_path / "render"
+    render.write_text('#!/bin/sh\necho nonsense > "$1/haproxy.cfg"\n')
+    render.chmod(0o755)
+
+    with pytest.raises(StageError) as caught:
+        stage.world(spec(haproxy={"render": [str(render), "{output}"]}), POLICY)
+
+    assert caught.value.message == "HAProxy refused its configuration."
+    assert "nonsense" in caught.value.logs["haproxy"]
+
+
+def test_a_running_agent_is_left_alone(stage):
+    outside = AgentSpec.of({"spec": 1, "launch": {"address": "192.0.2.1:9901"}}, HERE / "agent.toml")
+
+    with stage.world(outside, POLICY, haproxy=False) as world:
+        assert world.agent.spop_address == "192.0.2.1:9901"
+        with pytest.raises(StageError, match="outside the stage: it cannot be killed"):
+            world.agent.kill()
+
+
+# --- nothing is left --------------------------------------------------------------------------------------
+
+CRASHING = """
+import sys, time
+sys.path.insert(0, {here!r})
+from test_stage import POLICY, spec, open_stage
+stage = open_stage({kind!r})
+world = stage.world(spec(), POLICY)
+sys.stdout.write(f"{{world.agent.ready['address']}} {{world.proxy.url}}\\n")
+sys.stdout.flush()
+time.sleep(600)
+"""
+
+
+def listening(port):
+    """Whether any socket of this host listens on a port (proc(5), /proc/net/tcp: state 0A)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[3] == "0A" and row[1].endswith(f":{port:04X}") for row in rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stage_that_is_killed_leaves_nothing(kind):
+    victim = subprocess.Popen(
+        [sys.executable, "-c", CRASHING.format(here=str(HERE), kind=kind)], stdout=subprocess.PIPE, text=True
+    )
+    agent, _ = victim.stdout.readline().split()
+    port = int(agent.rpartition(":")[2])
+    assert listening(port)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    victim.stdout.close()
+
+    client = find_engine()[0] if kind == "containers" else None
+    owner = f"/{victim.pid}/"
+
+    def left():
+        containers = client.containers.list(all=True, filters={"label": LABEL}) if client else []
+        return listening(port) or any(owner in str(one.labels) for one in containers)
+
+    deadline = time.monotonic() + 20
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left()
+
+
+@pytest.mark.skipif("containers" not in KINDS, reason="no Docker engine answers")
+def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_kept():
+    client = find_engine()[0]
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = os.uname().nodename
+    dead = client.networks.create(
+        "iamroles-test-dead", labels={LABEL: "t", "iamroles.owner": f"{host}/{gone.pid}/1"}
+    )
+    foreign = client.networks.create(
+        "iamroles-test-foreign", labels={LABEL: "t", "iamroles.owner": "elsewhere/1/1"}
+    )
+    try:
+        assert sweep(client) >= 1
+        names = {network.name for network in client.networks.list()}
+        assert dead.name not in names
+        assert foreign.name in names
+    finally:
+        foreign.remove()

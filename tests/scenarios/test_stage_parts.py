@@ -1,0 +1,144 @@
+"""Pieces of the stage by themselves: agent.toml, output, finding programs, names of images."""
+
+import io
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_scenarios.stage import AgentSpec, StageError, haproxies
+from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
+from iamroles_scenarios.stage.output import Output, chunked_lines
+from iamroles_scenarios.stage.spec import find_program
+from iamroles_scenarios.stage.world import Composer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_reference_agent_is_described_by_the_contract():
+    spec = AgentSpec.load(ROOT / "conformance" / "agent.toml")
+
+    assert spec.command == ("iamroles", "agent", "run")
+    assert Path(spec.argv()[0]).parent == Path(sys.executable).parent
+    assert spec.reload_signal_name == "SIGHUP"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("spec = 1\n", "launch: needs exactly one of command, image and address"),
+        ('spec = 2\n[launch]\naddress = "a:1"', "spec: must be 1"),
+        ('spec = 1\n[launch]\naddress = "a:1"\nimage = "i"', "needs exactly one"),
+        ('spec = 1\n[launch]\ncommand = "run me"', "must be a list of strings"),
+        ('spec = 1\n[launch]\naddress = "a:1"\nport = 1', r"launch\.port: unknown key; known are address"),
+        ('spec = 1\ncolour = "red"', "colour: unknown key"),
+        ('spec = 1\nname = 3\n[launch]\naddress = "a:1"', "name: must be a string"),
+        ('spec = 1\n[launch]\naddress = "a:1"\n[features]\nreload = "SIGFOO"', "'SIGFOO' is not a signal"),
+        ("spec =", "is not TOML"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_bad_agent_toml_names_file_key_and_remedy(tmp_path, text, message):
+    path = tmp_path / "agent.toml"
+    if text is not None:
+        path.write_text(text)
+
+    with pytest.raises(StageError, match=message) as caught:
+        AgentSpec.load(path)
+
+    assert str(path) in caught.value.message
+
+
+def test_a_program_is_found_beside_this_python_first(tmp_path):
+    assert find_program("python3", tmp_path) == sys.executable
+    assert find_program("pytest", tmp_path) == str(Path(sys.executable).parent / "pytest")
+    (tmp_path / "run.sh").touch()
+    assert find_program("./run.sh", tmp_path) == str(tmp_path / "run.sh")
+    with pytest.raises(StageError, match="neither in"):
+        find_program("no-such-program", tmp_path)
+
+
+def test_output_is_waited_for_from_a_mark():
+    output = Output("test", iter([b"one\n", b"two\n", b"one\n"]))
+
+    assert output.wait(lambda line: line == "two", within=5) == "two"
+    assert output.finish()
+    assert output.mark == 3
+    assert output.wait(lambda line: line == "two", within=5, since=2) is None
+    assert output.lines(since=2) == ["one"]
+    assert output.tail(2) == "two\none"
+
+
+def test_output_that_ends_ends_the_wait_at_once():
+    assert Output("test", iter([])).wait(lambda line: True, within=60) is None
+
+
+def test_output_that_stays_silent_ends_at_the_deadline():
+    reader = io.BytesIO(b"noise\n")
+
+    assert Output("test", reader).wait(lambda line: line == "never", within=0.05) is None
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
+def test_lines_do_not_depend_on_how_a_stream_is_cut(data, cuts):
+    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    chunks = [data[a:b] for a, b in itertools.pairwise(places)]
+
+    lines = list(chunked_lines(chunks))
+
+    assert lines == [*data.split(b"\n")[:-1], *([tail] if (tail := data.split(b"\n")[-1]) else [])]
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=5).filter(lambda key: key != "backends"), _JSON, max_size=4)
+)
+def test_a_document_without_placeholders_stays_what_it_is(policy):
+    assert Composer(None, {"idp": "http://i", "sts": "http://s"}).document(policy) == policy
+
+
+def test_placeholders_are_replaced_wherever_they_are():
+    composer = Composer(None, {"idp": "http://i", "sts": "http://s"})
+
+    document = composer.document({"a": ["{idp}/x", {"b": "{sts}{idp}"}], "c": "{other}"})
+
+    assert document == {"a": ["http://i/x", {"b": "http://shttp://i"}], "c": "{other}"}
+
+
+def test_haproxy_is_chosen_by_version_path_or_variable(monkeypatch):
+    wheel = haproxies.find("wheel")
+
+    assert haproxies.version(wheel).startswith("2.8.")
+    assert haproxies.find(wheel) == wheel
+    assert haproxies.version(haproxies.find("2.8")).startswith("2.8.")
+    monkeypatch.setenv(haproxies.VARIABLE, "wheel")
+    assert haproxies.find() == wheel
+    monkeypatch.delenv(haproxies.VARIABLE)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert haproxies.find()
+
+
+def test_an_images_name_follows_its_content():
+    assert _digest({"a": b"1", "b": b""}, "base") == _digest({"b": b"", "a": b"1"}, "base")
+    assert len({_digest({"a": b"1"}, "x"), _digest({"a": b"2"}, "x"), _digest({"a": b"1"}, "y")}) == 3
+    assert pack({"a": b"1"}) == pack({"a": b"1"})
+
+
+def test_the_image_has_the_project_and_not_the_suites_tools():
+    names = [name.partition("[")[0].partition(">")[0] for name in _requirements()]
+
+    assert {"click", "cryptography", "moto", "boto3"} <= set(names)
+    assert not {"pytest", "docker", "locust", "mypy"} & set(names)
+    source = _source()
+    assert "source/iamroles_agent/haproxy/haproxy.cfg" in source
+    assert any(path.endswith("dist-info/entry_points.txt") for path in source)
+    assert not any("__pycache__" in path for path in source)
