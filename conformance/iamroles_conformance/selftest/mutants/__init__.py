@@ -1,0 +1,1 @@
+"""Overrides of the reference agent, one module for each lane: the only code of the suite that imports it."""

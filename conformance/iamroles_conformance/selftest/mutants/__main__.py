@@ -1,0 +1,20 @@
+"""The child process: `python -m iamroles_conformance.selftest.mutants MUTANT agent run`."""
+
+from __future__ import annotations
+
+import sys
+
+from iamroles_conformance.selftest.registry import mutants
+
+
+def main(argv: list[str]) -> None:
+    """Apply the mutant named first, then run the `iamroles` command with the rest."""
+    name, arguments = argv[0], argv[1:]
+    mutants((name.partition(".")[0],))[name].apply()
+    from iamroles_agent.main import main as agent_main
+
+    agent_main(arguments, prog_name="iamroles")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

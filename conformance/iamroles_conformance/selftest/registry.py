@@ -1,0 +1,70 @@
+"""The mutants: what each breaks, and which requirements must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import MappingProxyType
+
+MUTANT_LANES = ("wire", "gate", "identity", "policy")
+"""One module of `selftest.mutants` each; those that do not exist yet have no mutants."""
+Apply = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One small override of the reference agent."""
+
+    id: str
+    """`<lane>.<what>`; never reused."""
+    title: str
+    """What the agent then does wrong, as a clause: "accepts expired tokens"."""
+    kills: tuple[str, ...]
+    """Ids of the catalogue; each needs a check of its own that turns red."""
+    apply: Apply
+    """Overrides the agent in this process; imports it."""
+    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Additions to the mutant's environment."""
+
+    @property
+    def lane(self) -> str:
+        """The part before the first dot."""
+        return self.id.partition(".")[0]
+
+
+_MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(
+    id: str,  # noqa: A002 - the catalogue's word
+    *,
+    kills: Iterable[str],
+    title: str,
+    env: Mapping[str, str] | None = None,
+) -> Callable[[Apply], Apply]:
+    """Declare a function as a mutant."""
+
+    def declare(function: Apply) -> Apply:
+        if id in _MUTANTS:
+            raise ValueError(f"mutant {id!r} is declared twice")
+        wanted = tuple(kills)
+        if id.partition(".")[0] not in MUTANT_LANES or not wanted:
+            raise ValueError(f"mutant {id!r}: begin with one of {MUTANT_LANES} and name what it kills")
+        _MUTANTS[id] = Mutant(id, title, wanted, function, dict(env or {}))
+        return function
+
+    return declare
+
+
+def mutants(lanes: Iterable[str] = MUTANT_LANES) -> dict[str, Mutant]:
+    """All mutants of some lanes by id; imports their modules, never the agent."""
+    wanted = tuple(lanes)
+    package = f"{__package__}.mutants"
+    for lane in wanted:
+        try:
+            import_module(f"{package}.{lane}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{package}.{lane}":
+                raise
+    return {name: found for name, found in sorted(_MUTANTS.items()) if found.lane in wanted}

@@ -1,0 +1,188 @@
+"""Runs mutants against the checks that must catch them, side by side on one stage.
+
+For each mutant the checks are those that name one of its ids, in the cheapest lane that has them: straight
+over SPOP where a check can be played there, through HAProxy only where it cannot. An id counts as killed when
+one of its checks FAILs; UNTESTABLE and HARNESS_ERROR kill nothing. Checks that do not pass on the sound agent
+cannot kill either, so that agent runs first, as mutant of nothing.
+
+A mutant that survives is run once more against everything else in its lanes, only to say whether others
+caught it: then the check is right and its ids are wrong, or the other way round.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from iamroles_conformance.selftest.registry import Mutant
+from iamroles_scenarios.engine import Target, play
+from iamroles_scenarios.engine_run import PlannedCheck, plan
+from iamroles_scenarios.engine_wire import wire_target
+from iamroles_scenarios.engine_worlds import Worlds
+from iamroles_scenarios.results import CheckResult, Verdict
+from iamroles_scenarios.scenario import LANES, Lane
+from iamroles_scenarios.stage import AgentSpec, Stage
+from iamroles_scenarios.wire import lane as wire_lane
+
+_CHILD = "iamroles_conformance.selftest.mutants"
+_CHEAPEST = ("wire", "gate-spop", "gate")
+SIDE_BY_SIDE = 3
+"""Mutants at a time: each is an agent of its own, and two cores are the least host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one mutant."""
+
+    mutant: Mutant
+    killed: dict[str, list[str]]
+    """By id: the checks that turned red."""
+    also: list[str] = field(default_factory=list)
+    """Other checks, among those that were run, that turned red."""
+    trouble: str = ""
+    """Why the mutant could not be judged at all."""
+    seconds: float = 0.0
+
+    @property
+    def survived(self) -> list[str]:
+        """Ids that did not catch it."""
+        return [name for name, checks in self.killed.items() if not checks]
+
+    @property
+    def caught(self) -> bool:
+        """Whether every id did."""
+        return not self.trouble and not self.survived
+
+
+class Selftest:
+    """One run of the self-test; thread-safe after `baseline`.
+
+    Args:
+        stage: where the agents are started; shared, each mutant has issuers of its own.
+        spec: the reference agent's `agent.toml`.
+        scale: multiplies deadlines.
+    """
+
+    def __init__(self, stage: Stage, spec: AgentSpec, *, scale: float = 1.0) -> None:
+        self._stage = stage
+        self._spec = spec
+        self._scale = scale
+        self._numbers = itertools.count(1)
+        self._planned = cheapest(plan())
+        self._sound: dict[str, Verdict] = {}
+        self._lock = threading.Lock()
+
+    def checks_for(self, ids: Iterable[str]) -> list[PlannedCheck]:
+        """The checks that name any of these ids."""
+        wanted = set(ids)
+        return [check for check in self._planned if wanted & set(check.requirements)]
+
+    def baseline(self, chosen: Sequence[Mutant]) -> list[CheckResult]:
+        """Run the sound agent; what does not pass on it is given back, and kills nothing later."""
+        ids = {name for found in chosen for name in found.kills}
+        results = self._run(self._spec, self.checks_for(ids))
+        self._sound.update({result.check: result.verdict for result in results})
+        return [result for result in results if result.verdict is not Verdict.PASS]
+
+    def run(
+        self,
+        chosen: Sequence[Mutant],
+        *,
+        side_by_side: int = SIDE_BY_SIDE,
+        on_outcome: Callable[[Outcome], None] | None = None,
+    ) -> list[Outcome]:
+        """Judge mutants; the outcomes are in the order given."""
+
+        def one(mutant: Mutant) -> Outcome:
+            outcome = self.judge(mutant)
+            if on_outcome is not None:
+                with self._lock:
+                    on_outcome(outcome)
+            return outcome
+
+        with ThreadPoolExecutor(side_by_side, thread_name_prefix="mutant") as pool:
+            return list(pool.map(one, chosen))
+
+    def judge(self, mutant: Mutant) -> Outcome:
+        """One mutant against its checks; never raises for what the mutant does."""
+        started = time.monotonic()
+        checks = self.checks_for(mutant.kills)
+        lacking = [name for name in mutant.kills if not any(name in check.requirements for check in checks)]
+        if lacking:
+            return Outcome(mutant, {}, trouble=f"no check names {', '.join(lacking)}")
+        spec = self._mutated(mutant)
+        try:
+            results = self._run(spec, checks)
+        except Exception as error:  # noqa: BLE001 - a mutant that cannot be started has proven nothing
+            return Outcome(mutant, {}, trouble=f"{type(error).__name__}: {error}")
+        red = [result for result in results if self._turned_red(result)]
+        killed = {name: [r.check for r in red if name in r.requirements] for name in mutant.kills}
+        outcome = Outcome(mutant, killed, seconds=time.monotonic() - started)
+        if outcome.survived:
+            outcome = self._explained(outcome, spec, results)
+        return replace(outcome, seconds=time.monotonic() - started)
+
+    def _explained(self, outcome: Outcome, spec: AgentSpec, results: list[CheckResult]) -> Outcome:
+        """Who else would have caught a survivor; and what kept its own checks from judging."""
+        strange = [r for r in results if r.verdict in (Verdict.UNTESTABLE, Verdict.HARNESS_ERROR)]
+        if strange:
+            return replace(outcome, trouble=f"{strange[0].check}: {strange[0].verdict}: {strange[0].message}")
+        lanes = {check.lane for check in self.checks_for(outcome.mutant.kills)}
+        tried = {result.check for result in results}
+        others = [check for check in self._planned if check.lane in lanes and check.id not in tried]
+        try:
+            rest = self._run(spec, others)
+        except Exception:  # noqa: BLE001 - only an explanation
+            return outcome
+        return replace(outcome, also=[result.check for result in rest if result.verdict is Verdict.FAIL])
+
+    def _turned_red(self, result: CheckResult) -> bool:
+        sound = self._sound.get(result.check, Verdict.PASS)
+        return result.verdict is Verdict.FAIL and sound is Verdict.PASS
+
+    def _mutated(self, mutant: Mutant) -> AgentSpec:
+        """The reference agent with the mutant in it, started as a plain process."""
+        arguments = self._spec.command[1:]
+        command = (sys.executable, "-m", _CHILD, mutant.id, *arguments)
+        env = {**self._spec.env, **mutant.env}
+        return replace(self._spec, name=f"mutant {mutant.id}", command=command, build="", env=env)
+
+    def _run(self, spec: AgentSpec, checks: list[PlannedCheck]) -> list[CheckResult]:
+        """Play checks of any lanes against an agent started for them."""
+        through_haproxy = any(check.lane == "gate" for check in checks)
+        namespace = f"-s{next(self._numbers)}"
+        worlds = Worlds(self._stage, spec, haproxy=through_haproxy, namespace=namespace)
+        try:
+            return self._played(spec, worlds, checks)
+        finally:
+            worlds.close()
+
+    def _played(self, spec: AgentSpec, worlds: Worlds, checks: list[PlannedCheck]) -> list[CheckResult]:
+        results: list[CheckResult] = []
+        wire = [check.function for check in checks if check.lane == "wire" and check.function]
+        if wire:
+            with wire_target(self._target("gate-spop", spec, worlds)) as target:
+                results += wire_lane.run(target, wire)
+        chosen = {check.id for check in checks}
+        for lane in LANES:
+            scenarios = {c.scenario.id: c.scenario for c in checks if c.scenario and c.lane == lane}
+            target_of_lane = self._target(lane, spec, worlds)
+            for scenario in scenarios.values():
+                results += [r for r in play(scenario, target_of_lane) if r.check in chosen]
+        return results
+
+    def _target(self, lane: Lane, spec: AgentSpec, worlds: Worlds) -> Target:
+        return Target(lane, self._stage, spec, worlds, self._scale)
+
+
+def cheapest(planned: list[PlannedCheck]) -> list[PlannedCheck]:
+    """Each check once, in the cheapest lane that has it."""
+    found: dict[str, PlannedCheck] = {}
+    for check in sorted(planned, key=lambda check: _CHEAPEST.index(check.lane)):
+        found.setdefault(check.id, check)
+    return list(found.values())
