@@ -191,7 +191,7 @@ class _Peer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's own class
-        self._name = str(transport.get_extra_info("peername") or "unix")
+        self._name = _name_of(transport.get_extra_info("peername"))
         self._stats.accepted += 1
         if len(self._server.peers) >= self._server.settings.max_connections:
             self._stats.refused += 1
@@ -414,3 +414,12 @@ class _Peer(asyncio.Protocol):
         self._stats.forgotten += len(pending)
         for task in pending:
             task.cancel()
+
+
+def _name_of(peer: object) -> str:
+    """A peer in the log; a Unix socket's has no name."""
+    match peer:
+        case (str(host), int(port), *_):
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        case _:
+            return "the peer of a Unix socket"

@@ -648,4 +648,5 @@ def test_a_frame_that_haproxy_never_sends_is_named_in_the_log(caplog):
         run(main())
     (record,) = caplog.records
     assert "ACK is not expected while READY (status 4)" in record.getMessage()
+    assert record.getMessage().startswith("127.0.0.1:")
     assert "secret" not in record.getMessage()
