@@ -59,8 +59,20 @@ class Idp:
         self.url = ""
         self._issuers: dict[str, Issuer] = {}
 
-    def routes(self) -> list[web.RouteDef]:
-        """Control first: no issuer's name begins with an underscore."""
+    def find(self, name: str) -> Issuer | None:
+        """An issuer, or None."""
+        return self._issuers.get(name)
+
+    def put(self, issuer: Issuer) -> None:
+        """Serve an issuer made elsewhere."""
+        self._issuers[issuer.name] = issuer
+
+    def routes(self, *, own_wait: bool = True) -> list[web.RouteDef]:
+        """Control first: no issuer's name begins with an underscore.
+
+        Args:
+            own_wait: False: the caller serves `/_control/wait` and passes on to `wait`.
+        """
         one = "/_control/issuers/{issuer}"
         posts = {"keys": self._keys, "rotate": self._rotate, "remove": self._remove, "publish": self._publish}
         posts |= {"poison": self._poison, "fault": self._fault}
@@ -71,12 +83,13 @@ class Idp:
             web.get(one, self._show),
             web.delete(one, self._delete),
             web.get(one + "/counters", self._counters),
-            web.get("/_control/wait", self._wait),
+            *([web.get("/_control/wait", self.wait)] if own_wait else []),
             *(web.post(f"{one}/{name}", handler) for name, handler in posts.items()),
             web.get(well_known + "/openid-configuration", self._public("discovery")),
             web.get(well_known + "/oauth-authorization-server", self._public("metadata")),
             web.get("/.well-known/oauth-authorization-server/{issuer}", self._public("metadata")),
             web.get("/{issuer}/jwks", self._public("jwks")),
+            web.get(well_known + "/jwks.json", self._public("jwks")),
             web.post("/{issuer}/token", self._public("token")),
             web.get("/{issuer}/moved/{endpoint}", self._moved),
         ]
@@ -194,7 +207,8 @@ class Idp:
     async def _counters(self, request: web.Request) -> web.Response:
         return web.json_response(self._issuer(request).counters.snapshot())
 
-    async def _wait(self, request: web.Request) -> web.Response:
+    async def wait(self, request: web.Request) -> web.Response:
+        """Answer when an issuer's count is reached."""
         return await control.wait(request, self._issuer(request).counters)
 
 

@@ -45,6 +45,9 @@ class Issuer:
     faults: Faults = field(default_factory=Faults)
     counters: Counters = field(default_factory=Counters)
     serial: int = 0
+    jwks_path: str = "jwks"
+    rsa_alg: bool = True
+    """Whether RSA entries of the JWKS have `alg`; AWS's have not."""
 
     def new_key(
         self, algorithm: str, *, kid: str | None = None, bits: int = 2048, curve: str | None = None
@@ -59,7 +62,10 @@ class Issuer:
         if sign:
             self.signing.insert(0, key)
         if publish:
-            self.published.insert(0, key.public_jwk())
+            entry = key.public_jwk()
+            if entry["kty"] == "RSA" and not self.rsa_alg:
+                del entry["alg"]
+            self.published.insert(0, entry)
 
     def remove(self, kid: str) -> bool:
         """Withdraw a key; whether there was one."""
@@ -92,7 +98,7 @@ class Issuer:
         """RFC 8414 section 2."""
         return {
             "issuer": self.url,
-            "jwks_uri": f"{self.url}/jwks",
+            "jwks_uri": f"{self.url}/{self.jwks_path}",
             "token_endpoint": f"{self.url}/token",
             "response_types_supported": ["code"],
             "grant_types_supported": ["client_credentials"],

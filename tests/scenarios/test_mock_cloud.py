@@ -1,0 +1,472 @@
+"""The mock cloud as a process: boto3 unchanged against it, and moto's open doors closed."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jwt
+import pytest
+import urllib3
+from botocore.exceptions import ClientError
+from mock_process import Mock, running
+from moto.server import ThreadedMotoServer
+
+from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
+from iamroles_scenarios.mock import presign
+from iamroles_scenarios.mock.clients import (
+    Account,
+    CloudClient,
+    ControlError,
+    IdpClient,
+    SessionKeys,
+    trusting,
+)
+
+ONE, TWO = "111111111111", "222222222222"
+EDGE = "edge-a.example"
+HTTP = urllib3.PoolManager(retries=False)
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Mock]:
+    with running("cloud") as mock:
+        yield mock
+
+
+@pytest.fixture(scope="module")
+def cloud(process: Mock) -> CloudClient:
+    return CloudClient(process.ready["url"])
+
+
+@pytest.fixture(scope="module")
+def account(cloud: CloudClient) -> Account:
+    return cloud.account(ONE)
+
+
+@pytest.fixture(scope="module")
+def reader(cloud: CloudClient, account: Account) -> SessionKeys:
+    return cloud.assume(account.role("reader", tags={"team": "orders"}), "alice")
+
+
+@pytest.fixture(scope="module")
+def idp() -> Iterator[IdpClient]:
+    with running("idp") as mock:
+        yield IdpClient(mock.ready["url"])
+
+
+def refused(call: Callable[[], object]) -> tuple[int, str]:
+    with pytest.raises(ClientError) as caught:
+        call()
+    response = caught.value.response
+    return response["ResponseMetadata"]["HTTPStatusCode"], response["Error"]["Code"]
+
+
+def ask(
+    cloud: CloudClient, credential: str, *, edge: str = EDGE, accept: str = "application/json"
+) -> tuple[int, Any]:
+    """Send what an agent rebuilds from a credential: its query, its Host, the edge's own binding header."""
+    url = base64.urlsafe_b64decode(credential.removeprefix(presign.PREFIX) + "==").decode()
+    query = url.partition("?")[2]
+    headers = {"Host": presign.HOST, presign.BINDING_HEADER: edge, "Accept": accept}
+    answer = HTTP.request("GET", f"{cloud.url}/?{query}", headers=headers)
+    return answer.status, answer.json() if "json" in answer.headers["Content-Type"] else answer.data.decode()
+
+
+def code(answer: tuple[int, Any]) -> tuple[int, str]:
+    return answer[0], answer[1]["Error"]["Code"]
+
+
+def test_an_assumed_role_knows_itself(cloud: CloudClient, reader: SessionKeys) -> None:
+    identity = cloud.sts(reader).get_caller_identity()
+
+    assert identity["Arn"] == f"arn:aws:sts::{ONE}:assumed-role/reader/alice" == reader.arn
+    assert identity["Account"] == ONE
+    assert identity["UserId"].startswith("AROA")
+    assert identity["UserId"].endswith(":alice")
+
+
+def test_role_paths_are_lost_in_sessions(cloud: CloudClient, account: Account) -> None:
+    arn = account.role("deployer", path="/ci/prod/")
+
+    assert arn == f"arn:aws:iam::{ONE}:role/ci/prod/deployer"
+    assert cloud.assume(arn).arn == f"arn:aws:sts::{ONE}:assumed-role/deployer/alice"
+
+
+def test_iam_calls_work_unchanged(account: Account) -> None:
+    account.role("listed")
+
+    assert "listed" in [role["RoleName"] for role in account.iam.list_roles()["Roles"]]
+    account.iam.delete_role(RoleName="listed")
+    with pytest.raises(account.iam.exceptions.NoSuchEntityException):
+        account.iam.get_role(RoleName="listed")
+
+
+def test_wrong_secret(cloud: CloudClient, reader: SessionKeys) -> None:
+    wrong = replace(reader, secret_access_key=reader.secret_access_key[::-1])
+
+    assert refused(cloud.sts(wrong).get_caller_identity) == (403, "SignatureDoesNotMatch")
+
+
+def test_unknown_key(cloud: CloudClient) -> None:
+    nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+
+    assert refused(cloud.sts(nobody).get_caller_identity) == (403, "InvalidClientTokenId")
+
+
+@pytest.mark.parametrize("token", [None, "forged"])
+def test_wrong_or_missing_session_token(cloud: CloudClient, reader: SessionKeys, token: str | None) -> None:
+    assert refused(cloud.sts(replace(reader, session_token=token)).get_caller_identity) == (
+        403,
+        "InvalidClientTokenId",
+    )
+
+
+def test_expired_credential(cloud: CloudClient, account: Account) -> None:
+    keys = cloud.assume(account.role("brief"))
+    cloud.sts(keys).get_caller_identity()
+
+    cloud.expire(keys)
+
+    assert refused(cloud.sts(keys).get_caller_identity) == (403, "ExpiredToken")
+    assert code(ask(cloud, cloud.presign_caller_identity(keys, EDGE))) == (403, "ExpiredToken")
+
+
+def test_lifetimes_can_be_shorter_than_awss_minimum(cloud: CloudClient, account: Account) -> None:
+    cloud.lifetime(3)
+    try:
+        keys = cloud.assume(account.role("short"))
+    finally:
+        cloud.lifetime(None)
+
+    assert keys.expiration is not None
+    assert keys.expiration.timestamp() - time.time() <= 3
+    assert refused(lambda: cloud.assume(f"arn:aws:iam::{ONE}:role/short", duration=60)) == (
+        400,
+        "ValidationError",
+    )
+
+
+@pytest.mark.parametrize("shift", [-3 * 86400, -16 * 60, 16 * 60])
+def test_old_and_future_dates_in_the_header(
+    cloud: CloudClient, reader: SessionKeys, monkeypatch: pytest.MonkeyPatch, shift: int
+) -> None:
+    import datetime as dt
+
+    import botocore.auth
+
+    moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=shift)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: moment)
+
+    assert refused(cloud.sts(reader).get_caller_identity) == (403, "SignatureDoesNotMatch")
+
+
+def test_deactivated_and_deleted_keys_and_roles(cloud: CloudClient, account: Account) -> None:
+    account.iam.create_user(UserName="bob")
+    made = account.iam.create_access_key(UserName="bob")["AccessKey"]
+    bob = SessionKeys(made["AccessKeyId"], made["SecretAccessKey"])
+    assert cloud.sts(bob).get_caller_identity()["Arn"] == f"arn:aws:iam::{ONE}:user/bob"
+
+    account.iam.update_access_key(UserName="bob", AccessKeyId=bob.access_key_id, Status="Inactive")
+    assert refused(cloud.sts(bob).get_caller_identity) == (403, "InvalidClientTokenId")
+    account.iam.update_access_key(UserName="bob", AccessKeyId=bob.access_key_id, Status="Active")
+    cloud.sts(bob).get_caller_identity()
+    account.iam.delete_access_key(UserName="bob", AccessKeyId=bob.access_key_id)
+    assert refused(cloud.sts(bob).get_caller_identity) == (403, "InvalidClientTokenId")
+
+    session = cloud.assume(account.role("doomed"))
+    account.iam.delete_role(RoleName="doomed")
+    assert refused(cloud.sts(session).get_caller_identity) == (403, "InvalidClientTokenId")
+
+
+def test_session_tokens_are_the_users_and_reach_little(cloud: CloudClient, account: Account) -> None:
+    given = cloud.sts(account.administrator).get_session_token()["Credentials"]
+    keys = SessionKeys(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"])
+
+    assert cloud.sts(keys).get_caller_identity()["Arn"] == account.administrator.arn
+    assert refused(cloud.iam(keys).list_roles) == (403, "AccessDenied")
+    assert refused(cloud.sts(keys).get_session_token) == (403, "AccessDenied")
+
+
+def test_federated_users_are_not_roles(cloud: CloudClient, account: Account) -> None:
+    answer = cloud.sts(account.administrator).get_federation_token(Name="carol")
+    given = answer["Credentials"]
+    keys = SessionKeys(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"])
+
+    assert cloud.sts(keys).get_caller_identity()["Arn"] == f"arn:aws:sts::{ONE}:federated-user/carol"
+
+
+def test_trust_policies_decide_who_assumes(cloud: CloudClient, account: Account, reader: SessionKeys) -> None:
+    stranger = cloud.account(TWO).administrator
+    own = account.role("own-only")
+    chained = account.role("chained", trust=trusting(f"arn:aws:iam::{ONE}:role/reader"))
+    condition = {"sts:ExternalId": "partner-7"}
+    partner = account.role("partner", trust=trusting(f"arn:aws:iam::{TWO}:root", StringEquals=condition))
+    odd = account.role(
+        "odd", trust=trusting(f"arn:aws:iam::{ONE}:root", NumericEquals={"aws:MultiFactorAuthAge": "1"})
+    )
+
+    assert refused(lambda: cloud.assume(own, by=stranger)) == (403, "AccessDenied")
+    assert refused(lambda: cloud.assume(f"arn:aws:iam::{ONE}:role/absent")) == (403, "AccessDenied")
+    assert refused(lambda: cloud.assume(partner, by=stranger)) == (403, "AccessDenied")
+    assert refused(lambda: cloud.assume(odd)) == (403, "AccessDenied")
+    assert cloud.assume(chained, by=reader).arn.endswith("assumed-role/chained/alice")
+    assert cloud.assume(partner, by=stranger, ExternalId="partner-7").arn.startswith(f"arn:aws:sts::{ONE}:")
+
+
+def test_the_same_role_name_in_two_accounts_is_two_principals(cloud: CloudClient) -> None:
+    keys = cloud.assume(cloud.account(TWO).role("reader"))
+
+    assert cloud.sts(keys).get_caller_identity()["Account"] == TWO
+
+
+def test_web_identities_are_checked(cloud: CloudClient, account: Account, idp: IdpClient) -> None:
+    issuer = idp.issuer("corp")
+    provider = account.provider(issuer.url, ["sts.amazonaws.com"])
+    name = issuer.url.partition("://")[2]
+    trust = trusting(provider, StringEquals={f"{name}:sub": "alice", f"{name}:aud": "sts.amazonaws.com"})
+    role = account.role("web", trust=trust)
+
+    def assume(**recipe: object) -> SessionKeys:
+        return cloud.assume_with_token(role, issuer.mint({"aud": "sts.amazonaws.com", **recipe}))
+
+    assert cloud.sts(assume()).get_caller_identity()["Arn"] == f"arn:aws:sts::{ONE}:assumed-role/web/alice"
+    assert assume(key="ES256").arn
+    assert refused(lambda: assume(exp="-1s")) == (400, "ExpiredTokenException")
+    assert refused(lambda: assume(key="other")) == (400, "InvalidIdentityToken")
+    assert refused(lambda: assume(alg="none")) == (400, "InvalidIdentityToken")
+    assert refused(lambda: assume(confusion="hs256-with-public-key")) == (400, "InvalidIdentityToken")
+    assert refused(lambda: assume(aud="someone-else")) == (400, "InvalidIdentityToken")
+    assert refused(lambda: assume(iss="http://elsewhere.test")) == (400, "InvalidIdentityToken")
+    assert refused(lambda: assume(sub="mallory")) == (403, "AccessDenied")
+    issuer.fault("jwks", "status")
+    assert refused(assume) == (400, "IDPCommunicationError")
+
+
+def verify(token: str, url: str) -> dict[str, Any]:
+    document = HTTP.request("GET", f"{url}/.well-known/openid-configuration").json()
+    assert document["issuer"] == url
+    entries = {entry["kid"]: entry for entry in HTTP.request("GET", document["jwks_uri"]).json()["keys"]}
+    header = jwt.get_unverified_header(token)
+    key = jwt.PyJWK(entries[header["kid"]], algorithm=header["alg"])
+    claims: dict[str, Any] = jwt.decode(
+        token, key, [header["alg"]], issuer=url, options={"verify_aud": False}
+    )
+    return claims
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES384"])
+def test_outbound_tokens_have_awss_layout(
+    cloud: CloudClient, account: Account, reader: SessionKeys, algorithm: str
+) -> None:
+    token = cloud.web_identity_token(
+        reader, "edge", algorithm=algorithm, Tags=[{"Key": "team", "Value": "whatever-i-say"}]
+    )
+
+    claims = verify(token, account.issuer.url)
+    facts = claims[AWS_NAMESPACE]
+    assert (claims["sub"], claims["aud"]) == (f"arn:aws:iam::{ONE}:role/reader", "edge")
+    assert claims["exp"] - claims["iat"] == 300
+    assert facts["aws_account"] == ONE
+    assert facts["principal_tags"] == {"team": "orders"}
+    assert facts["request_tags"] == {"team": "whatever-i-say"}
+    assert "original_session_exp" in facts
+
+
+def test_outbound_jwks_rsa_entries_have_no_alg(account: Account) -> None:
+    entries = {entry["kty"]: entry for entry in account.issuer.jwks()}
+
+    assert "alg" not in entries["RSA"]
+    assert entries["EC"]["alg"] == "ES384"
+
+
+def test_outbound_keys_rotate(cloud: CloudClient, reader: SessionKeys, account: Account) -> None:
+    before = cloud.web_identity_token(reader, "edge", algorithm="ES384")
+    old = jwt.get_unverified_header(before)["kid"]
+
+    new = account.issuer.rotate("ES384")
+
+    after = cloud.web_identity_token(reader, "edge", algorithm="ES384")
+    assert jwt.get_unverified_header(after)["kid"] == new.kid
+    verify(before, account.issuer.url)
+    account.issuer.remove(old)
+    with pytest.raises(KeyError):
+        verify(before, account.issuer.url)
+
+
+def test_outbound_origin_identity_keeps_the_role_out_of_sub(cloud: CloudClient, account: Account) -> None:
+    keys = cloud.assume(account.role("app"), SourceIdentity="dana")
+
+    token = cloud.web_identity_token(keys, "edge", SubjectMode="OriginIdentity", Scope="orders:read")
+
+    claims = verify(token, account.issuer.url)
+    assert (claims["sub"], claims["scope"]) == ("dana", "orders:read")
+    assert claims[AWS_NAMESPACE]["principal_id"] == f"arn:aws:iam::{ONE}:role/app"
+
+
+def test_outbound_limits(cloud: CloudClient, account: Account, reader: SessionKeys) -> None:
+    cloud.lifetime(120)
+    try:
+        brief = cloud.assume(account.role("nearly-over"))
+    finally:
+        cloud.lifetime(None)
+
+    escalation = refused(lambda: cloud.web_identity_token(brief, "edge", duration=600))
+    assert escalation == (403, "SessionDurationEscalationException")
+    assert refused(lambda: cloud.web_identity_token(reader, "edge", duration=59)) == (400, "ValidationError")
+    other = cloud.account(TWO)
+    other.iam.disable_outbound_web_identity_federation()
+    disabled = refused(lambda: cloud.web_identity_token(other.administrator, "edge"))
+    assert disabled == (403, "OutboundWebIdentityFederationDisabledException")
+    other.iam.enable_outbound_web_identity_federation()
+    info = other.iam.get_outbound_web_identity_federation_info()
+    assert (info["IssuerIdentifier"], info["JwtVendingEnabled"]) == (other.issuer.url, True)
+    assert other.issuer.url != account.issuer.url
+
+
+def test_presigned_caller_identity(cloud: CloudClient, reader: SessionKeys) -> None:
+    credential = cloud.presign_caller_identity(reader, EDGE)
+
+    status, answer = ask(cloud, credential)
+    _, xml = ask(cloud, credential, accept="*/*")
+
+    assert status == 200
+    result = answer["GetCallerIdentityResponse"]["GetCallerIdentityResult"]
+    assert (result["Arn"], result["Account"]) == (reader.arn, ONE)
+    assert f"<Arn>{reader.arn}</Arn>" in xml
+    assert 'xmlns="https://sts.amazonaws.com/doc/2011-06-15/"' in xml
+
+
+def test_presigned_by_boto3_itself(cloud: CloudClient, reader: SessionKeys) -> None:
+    url = cloud.sts(reader).generate_presigned_url("get_caller_identity")
+
+    answer = HTTP.request("GET", url)
+
+    assert answer.status == 200
+    assert reader.arn.encode() in answer.data
+
+
+def test_a_credential_bound_to_one_edge_fails_at_another(cloud: CloudClient, reader: SessionKeys) -> None:
+    credential = cloud.presign_caller_identity(reader, EDGE)
+
+    assert code(ask(cloud, credential, edge="edge-b.example")) == (403, "SignatureDoesNotMatch")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        ({"date": "-16m"}, (403, "SignatureDoesNotMatch")),
+        ({"date": "-3d", "expires": 604800}, (403, "SignatureDoesNotMatch")),
+        ({"date": "+16m"}, (403, "SignatureDoesNotMatch")),
+        ({"secret": "wrong"}, (403, "SignatureDoesNotMatch")),
+        ({"signature": "flipped"}, (403, "SignatureDoesNotMatch")),
+        ({"signature": "empty"}, (403, "SignatureDoesNotMatch")),
+        ({"token": "drop"}, (403, "InvalidClientTokenId")),
+        ({"token": "wrong"}, (403, "InvalidClientTokenId")),
+        ({"key_id": "AKIAIOSFODNN7EXAMPLE"}, (403, "InvalidClientTokenId")),
+        ({"service": "iam"}, (403, "SignatureDoesNotMatch")),
+        ({"binding_header": ""}, None),
+        ({"extra": [["Action", "GetCallerIdentity"]]}, (400, "IncompleteSignature")),
+        ({"unsigned": [["Foo", "1"]]}, (403, "SignatureDoesNotMatch")),
+        ({"drop": ["X-Amz-Expires"]}, (400, "IncompleteSignature")),
+        ({"drop": ["X-Amz-Signature", "X-Amz-Algorithm"]}, (403, "MissingAuthenticationToken")),
+        ({"signed_headers": "x-iam-edge"}, (403, "SignatureDoesNotMatch")),
+        ({"action": "GetUser"}, (400, "InvalidAction")),
+    ],
+    ids=str,
+)
+def test_presigned_recipes(
+    cloud: CloudClient, reader: SessionKeys, recipe: dict[str, Any], wanted: tuple[int, str] | None
+) -> None:
+    answer = ask(cloud, cloud.presign_caller_identity(reader, EDGE, recipe))
+
+    assert (answer[0], None)[0] == 200 if wanted is None else code(answer) == wanted
+
+
+def test_the_last_request_can_be_looked_at_without_its_secrets(
+    cloud: CloudClient, reader: SessionKeys
+) -> None:
+    ask(cloud, cloud.presign_caller_identity(reader, EDGE))
+
+    last = cloud.last()
+
+    assert [presign.BINDING_HEADER, EDGE] in [[name.lower(), value] for name, value in last["headers"]]
+    assert reader.session_token is not None
+    assert reader.session_token[:20] not in str(last)
+    assert "X-Amz-Signature=..." in last["query"]
+
+
+def test_faults(cloud: CloudClient, reader: SessionKeys) -> None:
+    credential = cloud.presign_caller_identity(reader, EDGE)
+    cloud.fault("GetCallerIdentity", "throttle", times=1)
+    assert code(ask(cloud, credential)) == (400, "Throttling")
+    cloud.fault("GetCallerIdentity", "status", status=500, times=1)
+    assert ask(cloud, credential)[0] == 500
+    cloud.fault("GetCallerIdentity", "cut", times=1)
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        ask(cloud, credential)
+    cloud.fault("GetCallerIdentity", "oversized", size=100_000, times=1)
+    assert len(ask(cloud, credential, accept="*/*")[1]) == 100_000
+    forged = {"Arn": f"arn:aws:sts::{ONE}:assumed-role/admin/x", "Account": ONE, "UserId": "AROAX:x"}
+    cloud.fault("GetCallerIdentity", "forge", members=forged, times=1)
+    answer = ask(cloud, cloud.presign_caller_identity(reader, EDGE, {"secret": "wrong"}))
+    assert answer[1]["GetCallerIdentityResponse"]["GetCallerIdentityResult"] == forged
+    assert ask(cloud, credential)[0] == 200
+
+
+def test_calls_are_counted(cloud: CloudClient, reader: SessionKeys) -> None:
+    before = cloud.counters()
+
+    ask(cloud, cloud.presign_caller_identity(reader, EDGE))
+    ask(cloud, cloud.presign_caller_identity(reader, EDGE, {"secret": "wrong"}))
+
+    after = cloud.wait_for("GetCallerIdentity", before["GetCallerIdentity"] + 2)
+    assert after["GetCallerIdentity-refused"] == before.get("GetCallerIdentity-refused", 0) + 1
+    assert after["GetCallerIdentity-done"] == before["GetCallerIdentity-done"] + 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda cloud: cloud.account("42"),
+        lambda cloud: cloud.fault("*", "no-such-kind"),
+        lambda cloud: cloud.expire(SessionKeys("AKIAIOSFODNN7EXAMPLE", "")),
+        lambda cloud: cloud.last("NeverCalled"),
+    ],
+)
+def test_mistaken_commands_are_refused(cloud: CloudClient, command: Callable[[CloudClient], object]) -> None:
+    with pytest.raises(ControlError):
+        command(cloud)
+
+
+class TestMotoAlone:
+    """What moto does without the front: the reason why the front exists. If moto mends one, we want to know."""
+
+    @pytest.fixture(scope="class")
+    def moto(self) -> Iterator[CloudClient]:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield CloudClient(f"http://{host}:{port}")
+        server.stop()
+
+    def test_it_knows_everybody(self, moto: CloudClient) -> None:
+        nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
+
+        assert moto.sts(nobody).get_caller_identity()["Arn"].endswith(":user/moto")
+
+    def test_it_lets_anybody_assume_what_does_not_exist(self, moto: CloudClient) -> None:
+        nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
+
+        assert moto.assume(f"arn:aws:iam::{ONE}:role/absent", by=nobody).arn.endswith(
+            "assumed-role/absent/alice"
+        )
+
+    def test_it_answers_a_presigned_caller_identity_with_buckets(self, moto: CloudClient) -> None:
+        nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
+        url = moto.sts(nobody).generate_presigned_url("get_caller_identity")
+
+        assert b"ListAllMyBucketsResult" in HTTP.request("GET", url).data
