@@ -27,9 +27,12 @@ ClaimPath = str | list[str]
 
 
 class Model(BaseModel):
-    """Strict: unknown keys are errors, nothing is coerced, nothing changes after loading."""
+    """Strict: unknown keys are errors, nothing is coerced, nothing changes after loading.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    A field's docstring is its description in the published JSON Schema: editors show it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 class AgentSettings(Model):
@@ -38,10 +41,15 @@ class AgentSettings(Model):
     listen: str = "127.0.0.1:9901"
     """`host:port` (port 0: ephemeral) or `unix:/path`."""
     workers: int = Field(default=1, ge=1, le=256)
+    """Processes that share the port."""
     max_frame_size: int = Field(default=16380, ge=256, le=1 << 20)
+    """The largest SPOP frame that is agreed on, in bytes."""
     max_connections: int = Field(default=4096, ge=1)
+    """SPOP connections at a time; more are closed at once."""
     handshake_timeout: Duration = 5.0
+    """How long a connection may take until its HELLO."""
     drain_timeout: Duration = 10.0
+    """How long SIGTERM waits for answers in flight."""
     decision_timeout: Duration = 10.0
     """A decision that takes longer is answered `internal_error`."""
 
@@ -56,6 +64,7 @@ class AuditSettings(Model):
     sync: Duration = 1.0
     """The declared window: a kill -9 may lose at most the last so many seconds (0s: fsync each batch)."""
     required: bool = False
+    """Refuse to start where the path is `none`."""
 
 
 class MetricsSettings(Model):
@@ -69,123 +78,194 @@ class KeySettings(Model):
     """Timing of JWKS caching."""
 
     refresh: Duration = 300.0
+    """How often a key set is renewed; a removed key is refused within this and the fetch."""
     cooldown: Duration = 10.0
+    """How soon an unknown key id may cause another fetch."""
     max_stale: Duration = 3600.0
+    """How long the last good set serves through an outage."""
     timeout: Duration = 5.0
+    """How long one fetch may take."""
 
 
 class Issuer(Model):
     """An OIDC issuer that may assert roles."""
 
     name: str
+    """Names it in the audit log and the tags."""
     issuer: str
+    """Exactly the `iss` of its tokens; a trailing slash differs."""
     jwks_uri: str | None = None
+    """Where its keys are; left out: its discovery document says."""
     insecure_http: bool = False
+    """Permit http, for tests."""
     audiences: list[str] = Field(default_factory=list)
+    """Accepted `aud` values."""
     client_ids: list[str] = Field(default_factory=list)
+    """Accepted `client_id` values, where these stand for `aud` (Cognito access tokens)."""
     algorithms: list[str]
+    """What it signs with; never none, never HS*."""
     types: list[str] = Field(default_factory=lambda: ["JWT", "at+jwt"])
+    """Accepted `typ`, case-insensitive, without `application/`; an absent one counts as JWT."""
     profile: Literal["generic", "rfc9068", "cognito", "aws"] = "generic"
+    """Whose claim layout and rules its tokens follow."""
     roles_claim: ClaimPath = "roles"
+    """Where the role ARNs are."""
     preferred_role_claim: ClaimPath | None = None
+    """Where the role is that is active if none is asked for."""
     scope_claim: ClaimPath | None = None
+    """Where the scopes are, which limit what the roles open."""
     scope_required: bool = True
+    """Whether a token without scopes opens nothing."""
     session_claim: ClaimPath | None = None
+    """Where the session label is."""
     principal_claim: ClaimPath = "sub"
+    """Where it says who."""
     accounts: list[str] = Field(default_factory=list)
+    """AWS accounts whose roles it may assert; none listed: any."""
     max_lifetime: Duration = 3600.0
+    """The longest time from `iat` to `exp` that is accepted."""
     leeway: Duration = Field(default=0.0, le=60.0)
+    """Tolerated difference of clocks, at most 60s."""
 
 
 class Sts(Model):
     """An AWS STS endpoint whose pre-signed GetCallerIdentity proves a role."""
 
     name: str
+    """Names it in the audit log and the tags."""
     endpoint: str
+    """The URL that the agent calls."""
     hosts: list[str]
+    """Hosts accepted in a pre-signed URL."""
     binding_header: str = "x-iam-edge"
+    """The signed header that binds a credential to this proxy."""
     binding_value: str
+    """This proxy's own name, the header's value."""
     accounts: list[str] = Field(default_factory=list)
+    """AWS accounts whose roles are accepted; none listed: any."""
     insecure_http: bool = False
+    """Permit http, for tests."""
     timeout: Duration = 10.0
+    """How long one call may take."""
     replay_cache: bool = False
+    """Accept each credential once only."""
 
 
 class Limits(Model):
     """Bounds that hold for every issuer."""
 
     max_lifetime: Duration | None = None
+    """The longest lifetime of a token of any issuer."""
     max_token_bytes: int = Field(default=8192, ge=256, le=65536)
+    """A longer credential is refused unread."""
 
 
 class Role(Model):
     """A name for one or more role ARNs."""
 
     name: str
+    """What grants and denies call it, and `X-IAM-Role` may."""
     arn: str | None = None
+    """`arn:aws:iam::<account>:role/<name>`, without a role path."""
     arns: list[str] = Field(default_factory=list)
+    """Several ARNs under one name."""
     max_lifetime: Duration | None = None
+    """Access ends so long after the token was issued, if it has not before."""
 
 
 class Backend(Model):
     """A destination that grants may name."""
 
     name: str
+    """What grants call it."""
     servers: list[str] = Field(default_factory=list)
+    """`host:port` each."""
 
 
 class Region(Model):
     """Which requests a rule is about."""
 
     methods: list[str] = Field(default_factory=lambda: ["*"])
+    """Case-sensitive; `["*"]` for all."""
     path: str
+    """Canonical, without query or wildcard."""
     match: Literal["prefix", "exact"] = "prefix"
+    """`prefix` opens whole segments below the path too."""
     hosts: list[str] = Field(default_factory=list)
+    """Host names, or `*.` and a name for any below it; none: any."""
     sources: list[str] = Field(default_factory=list)
+    """Networks of the client's address; none: any."""
 
 
 class Grant(Region):
     """Opens a region to roles and names the backend behind it."""
 
     id: str
+    """Names it in the audit log and the tags; of two equal winners the smaller id wins."""
     roles: list[str]
+    """Names of the roles it opens to."""
     methods: list[str]
+    """Case-sensitive; `["*"]` for all."""
     backend: str
+    """Name of the backend it leads to."""
     shadow: bool = False
+    """Evaluate and record, do not enforce."""
 
 
 class Deny(Region):
     """Closes a region to tokens that hold any of the roles, whatever else they hold."""
 
     id: str
+    """Names it in the audit log."""
     roles: list[str]
+    """Names of the roles whose tokens it refuses, or `["*"]` for every token."""
     shadow: bool = False
+    """Evaluate and record, do not enforce."""
 
 
 class Scope(Model):
     """What a scope value in a token opens, at most."""
 
     name: str
+    """The value in the token; several regions may share it."""
     methods: list[str] = Field(default_factory=lambda: ["*"])
+    """Case-sensitive; `["*"]` for all."""
     path: str
+    """Canonical, without query or wildcard."""
     match: Literal["prefix", "exact"] = "prefix"
+    """`prefix` opens whole segments below the path too."""
     hosts: list[str] = Field(default_factory=list)
+    """As in a grant."""
 
 
 class Config(Model):
     """The whole file."""
 
     version: Literal[1]
+    """Of this format."""
     multi_role: Literal["deny", "union"] = "deny"
+    """What a token with several roles and no choice gets: a refusal, or all of them."""
     agent: AgentSettings = AgentSettings()
+    """How the process runs."""
     audit: AuditSettings = AuditSettings()
+    """Where decisions are recorded."""
     metrics: MetricsSettings = MetricsSettings()
+    """Where metrics are served."""
     keys: KeySettings = KeySettings()
+    """How key sets are kept."""
     limits: Limits = Limits()
+    """Bounds for every issuer."""
     issuers: list[Issuer] = Field(default_factory=list)
+    """OIDC issuers that may assert roles."""
     sts: list[Sts] = Field(default_factory=list)
+    """AWS STS endpoints that may prove roles."""
     roles: list[Role] = Field(default_factory=list)
+    """Names of role ARNs."""
     backends: list[Backend] = Field(default_factory=list)
+    """Where grants may lead."""
     grants: list[Grant] = Field(default_factory=list)
+    """What roles open."""
     denies: list[Deny] = Field(default_factory=list)
+    """What is closed whatever is open."""
     scopes: list[Scope] = Field(default_factory=list)
+    """What scope values open, at most."""

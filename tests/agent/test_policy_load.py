@@ -336,3 +336,36 @@ def test_whatever_a_field_holds_only_config_errors_come_out(table: str, data: st
 def test_the_published_schema_is_current() -> None:
     """Else: `iamroles policy schema > reference/policy.schema.json`."""
     assert (ROOT / "reference" / "policy.schema.json").read_text() == schema_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "good"),
+    [
+        (GOOD, True),
+        ({**GOOD, "x-acme": {"a": 1}, "$schema": "policy.schema.json"}, True),
+        ({**GOOD, "keys": {"refresh": "5m"}}, True),
+        ({**GOOD, "keys": {"refresh": 300}}, False),
+        ({**GOOD, "grant": []}, False),
+        (changed("grants[0].match", "regex"), False),
+        (changed("issuers[0].roles_claim", ["a", "b"]), True),
+    ],
+)
+def test_the_schema_agrees_with_the_loader(data: dict[str, Any], good: bool) -> None:
+    import jsonschema  # of moto's extra `server`
+
+    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
+
+    assert validator.is_valid(data) is good
+    assert (problems_of(data) == []) is good
+
+
+def test_the_schema_tells_what_each_key_means() -> None:
+    definitions = json.loads(schema_text())["$defs"]
+
+    silent = [
+        f"{name}.{key}"
+        for name, model in definitions.items()
+        for key, about in model["properties"].items()
+        if "description" not in about
+    ]
+    assert silent == []
