@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spop_transcript import (
     ALLOW,
+    ALLOWED,
+    DENIED,
     DENY,
     GREETED,
     Talk,
@@ -27,9 +29,6 @@ from iamroles_agent.spop.errors import LocalProtocolError, Status
 from iamroles_agent.spop.frames import ABORT, FIN, FrameType
 from iamroles_agent.spop.messages import Context
 from iamroles_agent.spop.values import DataType
-
-ALLOWED = "status=200 role=b'arn:aws:iam::111111111111:role/r' backend=b'b' expires=9 allow=True"
-DENIED = "status=403 reason=b'no_grant' error=b'insufficient_scope' allow=False"
 
 
 def ended(status: int, message: str, said: str | None = None) -> list[str]:
