@@ -1,0 +1,130 @@
+"""Test tokens from a recipe and a private key, for `iamroles token mint`.
+
+A recipe is a table: `alg`, `kid`, `typ`, `header` (more header members), `claims`. Times among the claims may
+be relative to now: `exp = "+5m"`, `iat = "-10s"`. Nothing is checked: a recipe may ask for a bad token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from iamroles_agent.tokens.keys import ALGORITHMS
+
+PrivateKey = (
+    rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
+)
+
+_RELATIVE = re.compile(r"(?P<sign>[+-])(?P<count>\d{1,9})(?P<unit>[smhd])", re.ASCII)
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_TIMES = frozenset(("exp", "iat", "nbf", "auth_time"))
+_RECIPE_KEYS = frozenset(("alg", "kid", "typ", "header", "claims"))
+_CURVE_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+
+class RecipeError(ValueError):
+    """A recipe or key that cannot be used, said for people."""
+
+
+def load_private_key(path: Path) -> tuple[PrivateKey, str | None]:
+    """Read a private key, PEM (unencrypted) or JWK, and the `kid` of a JWK.
+
+    Raises:
+        RecipeError: not such a key.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    kid: str | None = None
+    try:
+        if data.lstrip().startswith(b"{"):
+            members = json.loads(data)
+            kid = members.get("kid")
+            loader = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}[members.get("kty")]
+            key: object = loader.from_jwk(members)  # type: ignore[attr-defined]
+        else:
+            key = load_pem_private_key(data, None)
+    except (ValueError, TypeError, KeyError, jwt.InvalidKeyError):
+        # The cause is not repeated: parsers quote their input, and this one is a secret.
+        raise RecipeError(f"{path}: not an unencrypted PEM or JWK private key (RSA, EC, Ed25519)") from None
+    if not isinstance(key, PrivateKey):
+        raise RecipeError(f"{path}: a public key cannot sign; give the private one")
+    return key, kid
+
+
+def default_algorithm(key: PrivateKey) -> str:
+    """The usual algorithm of a key.
+
+    Raises:
+        RecipeError: a curve that no algorithm takes.
+    """
+    if isinstance(key, rsa.RSAPrivateKey):
+        return "RS256"
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        if key.curve.name not in _CURVE_ALGORITHMS:
+            raise RecipeError(f"no algorithm for the curve {key.curve.name}")
+        return _CURVE_ALGORITHMS[key.curve.name]
+    return "EdDSA"
+
+
+def public_jwk(key: PrivateKey, kid: str | None, alg: str) -> dict[str, Any]:
+    """The public half, as an issuer would publish it."""
+    public = key.public_key()
+    if isinstance(public, rsa.RSAPublicKey):
+        members = RSAAlgorithm.to_jwk(public, as_dict=True)
+    elif isinstance(public, ec.EllipticCurvePublicKey):
+        members = ECAlgorithm.to_jwk(public, as_dict=True)
+    else:
+        members = OKPAlgorithm.to_jwk(public, as_dict=True)
+    kept = {name: value for name, value in members.items() if name != "key_ops"}
+    return {**kept, "use": "sig", "alg": alg} | ({"kid": kid} if kid else {})
+
+
+def _absolute(name: str, value: object, now: int) -> object:
+    if name in _TIMES and isinstance(value, str) and (match := _RELATIVE.fullmatch(value)):
+        seconds = int(match["count"]) * _UNITS[match["unit"]]
+        return now + seconds if match["sign"] == "+" else now - seconds
+    return value
+
+
+def mint(recipe: dict[str, Any], key: PrivateKey, kid: str | None, now: int) -> str:
+    """Sign a recipe's claims.
+
+    Args:
+        recipe: see the module; `iat` and `exp` default to now and five minutes later.
+        key: fits the recipe's `alg`.
+        kid: of the key, where the recipe has none.
+        now: epoch seconds.
+
+    Raises:
+        RecipeError: an unknown recipe key, or an algorithm that does not fit the key.
+    """
+    if unknown := recipe.keys() - _RECIPE_KEYS:
+        known = ", ".join(sorted(_RECIPE_KEYS))
+        raise RecipeError(f"unknown recipe keys: {', '.join(sorted(unknown))}. Known are {known}")
+    claims, header = recipe.get("claims", {}), recipe.get("header", {})
+    if not isinstance(claims, dict) or not isinstance(header, dict):
+        raise RecipeError("`claims` and `header` are tables")
+    alg = recipe.get("alg", default_algorithm(key))
+    if alg not in ALGORITHMS:
+        raise RecipeError(f"alg {alg!r} is not one of {', '.join(ALGORITHMS)}")
+    timed: dict[str, Any] = {"iat": now, "exp": now + 300} | claims
+    payload = {name: _absolute(name, value, now) for name, value in timed.items()}
+    kid = recipe.get("kid", kid)
+    members = {"typ": recipe.get("typ", "JWT")} | ({"kid": kid} if kid else {}) | header
+    # PyJWS, not PyJWT: it signs the bytes as they are, also claims that no issuer should write.
+    body = json.dumps(payload, separators=(",", ":")).encode()
+    try:
+        return jwt.api_jws.PyJWS().encode(body, key, alg, headers=members)
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
+        raise RecipeError(
+            f"the key does not fit {alg}, or the header is not one that can be signed"
+        ) from None
