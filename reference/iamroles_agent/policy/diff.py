@@ -105,16 +105,16 @@ class _Side:
     """One policy in the universe of both."""
 
     model: Model
-    opened: list[tuple[Placed, list[Box]]]
-    """What each grant opens to tokens with one role."""
+    won: list[tuple[Placed, list[Box]]]
+    """Where each grant decides for tokens with one role: together, all that is open to them."""
 
     @classmethod
     def of(cls, model: Model) -> _Side:
-        return cls(model, [(grant, model.opened(grant)) for grant in model.grants])
+        return cls(model, [(grant, model.won(grant)) for grant in model.grants])
 
     @property
     def boxes(self) -> list[Box]:
-        return [box for _, boxes in self.opened for box in boxes]
+        return [box for _, boxes in self.won for box in boxes]
 
 
 def _models(old: Config, new: Config) -> tuple[_Side, _Side]:
@@ -155,9 +155,9 @@ def _changes(before: _Side, after: _Side) -> Iterator[Change]:
 
 def _singles(before: _Side, after: _Side) -> Iterator[Change]:
     old = before.boxes
-    for grant, opened in after.opened:
+    for grant, won in after.won:
         shown: set[int] = set()
-        for box in less_all(opened, old):
+        for box in less_all(won, old):
             for bit in bits(box.roles):
                 if bit not in shown:
                     shown.add(bit)
@@ -172,8 +172,8 @@ def _pairs(before: _Side, after: _Side) -> Iterator[Change]:
     shown: set[tuple[str, int, int]] = set()
     for deny in gone:
         region = universe.anyone(deny.box)
-        for grant, opened in after.opened:
-            shared = [piece for box in opened if (piece := box.meet(region)) is not None]
+        for grant, won in after.won:
+            shared = [piece for box in won if (piece := box.meet(region)) is not None]
             shared = [piece for box in shared for other in old if (piece := box.meet(other)) is not None]
             if not shared:
                 continue
@@ -195,11 +195,9 @@ def _change(universe: Universe, grant: Placed, box: Box, bit: int, companion: in
 def _moved(before: _Side, after: _Side) -> Iterator[Change]:
     """What a role reaches in both, but at another backend."""
     universe = after.model.universe
-    won_before = [(grant, before.model.won(grant, opened)) for grant, opened in before.opened]
-    for grant, opened in after.opened:
-        won = after.model.won(grant, opened)
+    for grant, won in after.won:
         shown: set[int] = set()
-        for old, boxes in won_before:
+        for old, boxes in before.won:
             if old.rule.backend == grant.rule.backend or not old.box.meets(grant.box):
                 continue
             for box in (piece for one in won for two in boxes if (piece := one.meet(two)) is not None):
@@ -241,4 +239,6 @@ def _flat(value: Any, key: str = "") -> dict[str, str]:  # noqa: ANN401 - JSON
         return found
     if isinstance(value, list) and not key.endswith("_claim"):
         value = sorted(value)
+    if isinstance(value, float):  # every float of the models is a duration
+        return {key: f"{value:g}s"}
     return {key: json.dumps(value)}
