@@ -54,7 +54,7 @@ backend iam-agents from iam-defaults
 """
 
 _BACKEND = """
-backend route-{name} from iam-defaults
+backend route-{name} from iam-routes
     balance roundrobin
     default-server check inter 2s init-addr last,libc,none
 {servers}
