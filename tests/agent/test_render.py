@@ -78,7 +78,7 @@ def config(*backends):
         ["--agent", "10.0.0.1:9901", "--agent", "unix:/run/iamroles/agent.sock"],
         [
             "--bind",
-            "127.0.0.1:8443",
+            "127.0.0.1:8443 accept-proxy name edge",
             "--realm",
             "the edge",
             "--maxconn",

@@ -465,6 +465,7 @@ def test_every_request_has_one_record_and_no_token(world):
     refused = world.haproxy.wait_log(lambda line: line["path"] == "/record/refused")
     unclear = world.haproxy.wait_log(lambda line: line["path"] == "/record/../up")
     assert (allowed["status"], allowed["reason"], allowed["route"]) == (200, "-", "alpha")
+    assert (allowed["method"], allowed["host"], allowed["verdict"]) == ("GET", "api.example", "200")
     assert (refused["status"], refused["reason"], refused["route"]) == (401, "token_expired", "-")
     assert (unclear["status"], unclear["reason"]) == (400, "path_ambiguous")
     assert "Puppet" not in world.haproxy.logs()
