@@ -25,6 +25,10 @@ _LOG_WITHIN = 3.0
 """Seconds, times the scale, until HAProxy's log line of an answered request is there."""
 
 
+_SILENT = frozenset({"realm", "error", "scope", ""})
+"""Parameters of a challenge that say nothing about why a token was refused (RFC 6750 section 3)."""
+
+
 class AgentFault(Exception):  # noqa: N818 - whose fault it is, is the point
     """The agent did not do what an event of the timeline asked of it.
 
@@ -84,15 +88,17 @@ class ProxyPlayer:
         secrets = [token, *request.authorization]
         sent = redacted(raw.decode("latin-1").replace("\r\n", "\n").strip(), secrets)
         echo = _echo(answer)
+        challenge = _challenge(answer)
         headers = tuple((str(name).lower(), str(value)) for name, value in echo.get("headers", []))
         line = self._log_line(answer.port) if with_reason else None
         return Observation(
             status=answer.status,
             allow=bool(echo),
-            error=_challenge(answer).get("error", ""),
+            error=challenge.get("error", ""),
             backend=str(echo.get("backend", "")),
             reason=None if line is None else str(line.get("reason", "")),
-            challenge="www-authenticate" in dict(answer.headers),
+            challenge=any(value.lower().startswith("bearer") for value in answer.all("www-authenticate")),
+            talkative=tuple(sorted(challenge.keys() - _SILENT)),
             tags={name: value for name in TAGS for key, value in headers if key == f"x-iam-{name}"},
             headers=headers,
             path=str(echo.get("path", "")),

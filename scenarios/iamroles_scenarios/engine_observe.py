@@ -23,6 +23,8 @@ class Observation:
     """"" if none was reached (through HAProxy) or none was named (over SPOP)."""
     reason: str | None = None
     challenge: bool | None = None
+    talkative: tuple[str, ...] = ()
+    """Parameters of the challenge that tell a client, or an attacker, more than it needs."""
     tags: Mapping[str, str] = field(default_factory=dict)
     headers: tuple[tuple[str, str], ...] = ()
     """As the backend got them, names lower-case, in order."""
@@ -46,6 +48,8 @@ def mismatches(expectation: Expectation, seen: Observation, expires: Mapping[str
     found = [*_status(expectation, seen)]
     for name in ("error", "backend"):
         found += _text(name, getattr(expectation, name), getattr(seen, name))
+    if expectation.error is not None and seen.talkative:
+        found.append(f"the challenge says more than it must: {', '.join(seen.talkative)}")
     if expectation.reason is not None:
         if seen.reason is None:
             found.append("reason: HAProxy's log has no line for this request")
