@@ -26,6 +26,7 @@ from rich.text import Text
 from iamroles_scenarios.engine_lanes import HarnessFault, ProxyPlayer
 from iamroles_scenarios.engine_observe import Observation
 from iamroles_scenarios.mock.clients import ControlError, IssuerHandle
+from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.scenario import RequestSpec, WorldSpec, policy_of
 from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, StageError, World, open_stage
 
@@ -35,12 +36,6 @@ LIFE = 3
 REFRESH = 1
 """Seconds after which the agent looks at the issuer's keys again; minutes in production."""
 _POLL = 0.1
-_REFERENCE = {
-    "spec": 1,
-    "name": "iamroles",
-    "launch": {"command": ["iamroles", "agent", "run"], "build": "python"},
-    "features": {"oidc": True, "sts": True, "reload": "SIGHUP"},
-}
 _STATUS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
 _TAGS = ("principal", "role", "session", "issuer", "rule", "expires", "request-id")
 
@@ -437,7 +432,7 @@ def demo(*, kind: str, haproxy: str | None, agent_file: Path | None, pause: bool
             click.pause()
 
     try:
-        agent = AgentSpec.load(agent_file) if agent_file else AgentSpec.of(_REFERENCE, Path(__file__))
+        agent = AgentSpec.load(agent_file) if agent_file else reference_agent()
         with console.status("Setting the stage: identity provider, backends, agent, HAProxy..."):
             stage = open_stage(kind, haproxy=haproxy)
         with stage:
