@@ -54,6 +54,7 @@ class Net:
 
     def __init__(self, client: docker.DockerClient, guard: Guard) -> None:
         self.client = client
+        self._guard = guard
         self.id = uuid.uuid4().hex[:12]
         self.labels = {engines.LABEL: self.id, engines.OWNER: engines.owner()}
         guard.note(f"docker {engines.LABEL}={self.id}")
@@ -93,6 +94,16 @@ class Net:
             if found is None:
                 raise StageError("The stage's network has no address left: close worlds that are done with.")
             return str(found)
+
+    def close(self) -> None:
+        """Remove the network, and whatever still stands in it."""
+        label = f"{engines.LABEL}={self.id}"
+        for box in self.client.containers.list(all=True, filters={"label": label}, ignore_removed=True):
+            with contextlib.suppress(DockerException):
+                box.remove(force=True, v=True)
+        with contextlib.suppress(DockerException):
+            self._network.remove()
+            self._guard.note("docker ")
 
     def give_back(self, address: str) -> None:
         """The part at this address is gone."""
@@ -338,10 +349,11 @@ class Containers(Ground):
         return HaproxyBox(self._net, self._haproxy_image)
 
     def close(self) -> None:
-        """Remove containers and network; the guard does what remains."""
+        """Remove containers and network; the guard does what could not be removed."""
         boxes = [mock.part for mock in self._mocks.values()] + [part for part, _ in self._echoes.values()]
         for done in [self._pool.submit(box.kill) for box in boxes]:
             done.result()
         self._pool.shutdown()
+        self._net.close()
         self._guard.close()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -2,9 +2,9 @@
 
 A finally clause does not run after SIGKILL. So each stage starts this script, with one pipe as its standard
 input, and tells it what exists: ``+pgid`` and ``-pgid`` for process groups, ``dir path`` for directories,
-``docker label`` for containers and networks. When the pipe closes, however the stage ended, the guard kills
-and removes whatever was not struck off. (PR_SET_PDEATHSIG would be simpler and wrong: it fires when the
-*thread* that started a child ends.)
+``docker label`` for containers and networks (``docker`` alone: no longer). When the pipe closes, however the
+stage ended, the guard kills and removes whatever was not struck off. (PR_SET_PDEATHSIG would be simpler and
+wrong: it fires when the *thread* that started a child ends.)
 
 Run by path with ``-I``: it needs the standard library alone, and docker's client only for containers.
 """
@@ -56,8 +56,8 @@ def watch(lines: Iterable[str]) -> None:
             groups.discard(int(note[1:]))
         elif note.startswith("dir "):
             directories.append(note[4:])
-        elif note.startswith("docker "):
-            label = note[7:]
+        elif note.startswith("docker"):
+            label = note[6:].strip()
     for group in groups:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)

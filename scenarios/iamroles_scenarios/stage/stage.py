@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -135,8 +136,8 @@ class Stage:
         """Close every world, then the mocks; idempotent."""
         with self._lock:
             worlds, self._worlds = list(self._worlds), set()
-        for world in worlds:
-            world.close()
+        with ThreadPoolExecutor(4, thread_name_prefix="close") as pool:
+            list(pool.map(World.close, worlds))
         for client in (self._idp, self._cloud):
             close = getattr(client, "close", None)
             if close is not None:
