@@ -17,7 +17,7 @@ from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.gate import Gate
 from iamroles_agent.metrics import Metrics
-from iamroles_agent.policy import Policy, load
+from iamroles_agent.policy import Policy, load, load_policy
 from iamroles_agent.server import ConnectionStats
 from iamroles_agent.tokens import Authenticator
 
@@ -51,7 +51,7 @@ class Application:
             StartError, ConfigError: see their text.
         """
         config = self._config
-        policy = Policy(config)
+        policy = load_policy(self._path, config)
         self._audit = audit = Audit(config.audit, worker=self._worker)
         self._close.append(audit.close)
         self._metrics = metrics = Metrics(config.metrics, worker=self._worker)
@@ -70,7 +70,7 @@ class Application:
         self._audit.reopen()
         try:
             config = await asyncio.to_thread(load, self._path)
-            policy = await asyncio.to_thread(Policy, config)
+            policy = await asyncio.to_thread(load_policy, self._path, config)
             await self._put_in_force(policy, config)
         except ConfigError as error:
             self._metrics.policy_rejected()

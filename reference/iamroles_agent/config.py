@@ -52,6 +52,8 @@ class AgentSettings(Model):
     """How long SIGTERM waits for answers in flight."""
     decision_timeout: Duration = 10.0
     """A decision that takes longer is answered `internal_error`."""
+    shadow_policy: str | None = None
+    """Another policy file, relative to this one: recorded where it would decide differently, never enforced."""
 
 
 class AuditSettings(Model):

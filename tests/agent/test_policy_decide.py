@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import policy_worlds as worlds
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.identity import Decision, Identity, Request, RoleArn
-from iamroles_agent.policy import Policy, load_text
+from iamroles_agent.policy import Policy, load_policy, load_text
 from iamroles_agent.reasons import Reason
 
 ACCOUNT = "arn:aws:iam::111111111111:role"
@@ -249,6 +250,26 @@ shadow = true
     assert (granted.reason, granted.shadow) == (Reason.NO_GRANT, ("S2",))
     assert ask(policy, identity("reader"), "GET /orders/2").shadow == ()
     assert ask(policy, identity("writer"), "PUT /orders").shadow == ()
+
+
+def test_a_whole_policy_can_be_tried_without_being_enforced(tmp_path: Path) -> None:
+    text = EXAMPLES.replace("MULTI", '[agent]\nshadow_policy = "next.toml"')
+    (tmp_path / "policy.toml").write_text(text)
+    closed = '[[denies]]\nid = "D"\nroles = ["*"]\npath = "/orders/1"\n'
+    wider = text.replace('methods = ["GET"]', 'methods = ["GET", "PUT"]').replace(
+        'shadow_policy = "next.toml"', ""
+    )
+    (tmp_path / "next.toml").write_text(wider + closed)
+    policy = load_policy(tmp_path / "policy.toml")
+
+    denied = ask(policy, identity("reader"), "GET /orders/1")
+    assert (denied.allow, denied.rule, denied.shadow) == (True, "R1", ("policy:denied_by_rule",))
+    opened = ask(policy, identity("reader"), "PUT /orders")
+    assert (opened.reason, opened.shadow) == (Reason.NO_GRANT, ("policy:allow:R1",))
+    assert ask(policy, identity("reader"), "GET /orders").shadow == ()
+    (tmp_path / "next.toml").write_text("version = 3\n")
+    with pytest.raises(ConfigError, match=r"next\.toml"):
+        load_policy(tmp_path / "policy.toml")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from iamroles_agent.policy.compiled import Policy
-from iamroles_agent.policy.load import load, load_text
+from iamroles_agent.policy.load import load, load_policy, load_text
 
-__all__ = ["Policy", "load", "load_text"]
+__all__ = ["Policy", "load", "load_policy", "load_text"]

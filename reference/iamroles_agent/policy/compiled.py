@@ -170,13 +170,19 @@ class _Roles:
 class Policy:
     """What a checked configuration (`policy.load`) says, compiled. Immutable; share it freely.
 
+    Args:
+        config: checked.
+        shadow: a whole policy to try: it judges each request too, and where its verdict or backend differs
+            the decision's `shadow` says so (`policy:no_grant`, `policy:allow:<grant>`); never enforced (O12).
+
     Attributes:
         version: `sha256:` and 16 hex digits over everything that bears on a verdict; the order of tables
             and of list entries does not change it.
     """
 
-    def __init__(self, config: config.Config) -> None:
+    def __init__(self, config: config.Config, shadow: Policy | None = None) -> None:
         self.config = config
+        self._shadow_policy = shadow
         self.version = version_of(config)
         self._union = config.multi_role == "union"
         self._name_of: dict[RoleArn, str] = {}
@@ -219,6 +225,16 @@ class Policy:
         Returns:
             The decision; never raises a `Refusal`.
         """
+        decision = self._decide(identity, request, now)
+        if self._shadow_policy is None:
+            return decision
+        other = self._shadow_policy.decide(identity, request, now)
+        if (other.allow, other.backend) == (decision.allow, decision.backend):
+            return decision
+        said = f"policy:allow:{other.rule}" if other.allow else f"policy:{other.reason}"
+        return replace(decision, shadow=(*decision.shadow, said))
+
+    def _decide(self, identity: Identity, request: Request, now: float | None) -> Decision:
         base = Decision(
             allow=False,
             principal=identity.principal,
@@ -299,7 +315,7 @@ class Policy:
                 base, identity, [arn for arn in roles.active if self._name_of.get(arn) in able], grant
             )
         if self._shadow_grants or self._shadow_denies:
-            shadow = self._shadow(decision, grant, every, able, query, scoped=scoped)
+            shadow = self._shadow_rules(decision, grant, every, able, query, scoped=scoped)
             decision = replace(decision, shadow=shadow)
         return decision
 
@@ -338,7 +354,7 @@ class Policy:
             expires=expires,
         )
 
-    def _shadow(
+    def _shadow_rules(
         self,
         decision: Decision,
         grant: Rule | None,

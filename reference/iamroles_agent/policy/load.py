@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError, Problem
 from iamroles_agent.policy.checks import check
+from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.lines import Lines, json_lines, line_of, toml_lines
 from iamroles_agent.policy.sound import Sound
 
@@ -58,6 +59,22 @@ def load_text(text: str, format: Literal["toml", "json"] = "toml", name: str = "
         ConfigError: with every problem.
     """
     return parse_document(text, format, name).config
+
+
+def load_policy(path: Path | str, config: Config | None = None) -> Policy:
+    """Read and compile a policy, and the one that it names as `agent.shadow_policy`.
+
+    Args:
+        path: of the file; a relative `shadow_policy` is relative to it.
+        config: what the file says, where it has been read.
+
+    Raises:
+        ConfigError: with every problem of the file, or of the shadow policy's.
+    """
+    config = load(path) if config is None else config
+    if config.agent.shadow_policy is None:
+        return Policy(config)
+    return Policy(config, Policy(load(Path(path).parent / config.agent.shadow_policy)))
 
 
 def load_document(path: Path | str) -> Document:
