@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,10 +25,17 @@ def running(module: str, *arguments: str) -> Iterator[Mock]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
+        assert select.select([process.stdout], [], [], 30)[0], f"{module} says nothing"
         line = process.stdout.readline()
         assert line, f"{module} ended with {process.wait(10)}"
         yield Mock(process, json.loads(line))
     finally:
         process.stdin.close()
-        assert process.wait(10) is not None
-        process.stdout.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+            raise
+        finally:
+            process.stdout.close()

@@ -135,7 +135,7 @@ def test_expired_credential(cloud: CloudClient, account: Account) -> None:
     assert code(ask(cloud, cloud.presign_caller_identity(keys, EDGE))) == (403, "ExpiredToken")
 
 
-def test_lifetimes_can_be_shorter_than_awss_minimum(cloud: CloudClient, account: Account) -> None:
+def test_lifetimes_are_as_commanded_or_within_the_roles_limits(cloud: CloudClient, account: Account) -> None:
     cloud.lifetime(3)
     try:
         keys = cloud.assume(account.role("short"))
@@ -144,7 +144,7 @@ def test_lifetimes_can_be_shorter_than_awss_minimum(cloud: CloudClient, account:
 
     assert keys.expiration is not None
     assert keys.expiration.timestamp() - time.time() <= 3
-    assert refused(lambda: cloud.assume(f"arn:aws:iam::{ONE}:role/short", duration=60)) == (
+    assert refused(lambda: cloud.assume(f"arn:aws:iam::{ONE}:role/short", duration=7200)) == (
         400,
         "ValidationError",
     )
@@ -316,7 +316,10 @@ def test_outbound_limits(cloud: CloudClient, account: Account, reader: SessionKe
 
     escalation = refused(lambda: cloud.web_identity_token(brief, "edge", duration=600))
     assert escalation == (403, "SessionDurationEscalationException")
-    assert refused(lambda: cloud.web_identity_token(reader, "edge", duration=59)) == (400, "ValidationError")
+    assert refused(lambda: cloud.web_identity_token(reader, "edge", duration=3601)) == (
+        400,
+        "ValidationError",
+    )
     other = cloud.account(TWO)
     other.iam.disable_outbound_web_identity_federation()
     disabled = refused(lambda: cloud.web_identity_token(other.administrator, "edge"))
@@ -341,7 +344,7 @@ def test_presigned_caller_identity(cloud: CloudClient, reader: SessionKeys) -> N
 
 
 def test_presigned_by_boto3_itself(cloud: CloudClient, reader: SessionKeys) -> None:
-    url = cloud.sts(reader).generate_presigned_url("get_caller_identity")
+    url = cloud.sts(reader).generate_presigned_url("get_caller_identity", HttpMethod="GET")
 
     answer = HTTP.request("GET", url)
 
@@ -383,7 +386,7 @@ def test_presigned_recipes(
 ) -> None:
     answer = ask(cloud, cloud.presign_caller_identity(reader, EDGE, recipe))
 
-    assert (answer[0], None)[0] == 200 if wanted is None else code(answer) == wanted
+    assert answer[0] == 200 if wanted is None else code(answer) == wanted
 
 
 def test_the_last_request_can_be_looked_at_without_its_secrets(
@@ -442,16 +445,17 @@ def test_mistaken_commands_are_refused(cloud: CloudClient, command: Callable[[Cl
         command(cloud)
 
 
-class TestMotoAlone:
-    """What moto does without the front: the reason why the front exists. If moto mends one, we want to know."""
+@pytest.fixture(scope="module")
+def moto() -> Iterator[CloudClient]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield CloudClient(f"http://{host}:{port}")
+    server.stop()
 
-    @pytest.fixture(scope="class")
-    def moto(self) -> Iterator[CloudClient]:
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        yield CloudClient(f"http://{host}:{port}")
-        server.stop()
+
+class TestMotoAlone:
+    """What moto does without the front: why the front exists. If moto mends one, we want to know."""
 
     def test_it_knows_everybody(self, moto: CloudClient) -> None:
         nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
@@ -467,6 +471,6 @@ class TestMotoAlone:
 
     def test_it_answers_a_presigned_caller_identity_with_buckets(self, moto: CloudClient) -> None:
         nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
-        url = moto.sts(nobody).generate_presigned_url("get_caller_identity")
+        url = moto.sts(nobody).generate_presigned_url("get_caller_identity", HttpMethod="GET")
 
         assert b"ListAllMyBucketsResult" in HTTP.request("GET", url).data

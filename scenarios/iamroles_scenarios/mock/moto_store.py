@@ -36,7 +36,8 @@ def texts(element: ET.Element) -> dict[str, str]:
 class MotoStore:
     """A moto server of this process, on loopback and a port of its own.
 
-    It checks nothing: only the front may reach it.
+    It checks nothing: only the front may reach it. It lives on a daemon thread and ends with the process;
+    stopping it takes its server another second that nobody needs.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,6 @@ class MotoStore:
     ) -> None:
         if self._session is not None:
             await self._session.close()
-        await asyncio.to_thread(self._server.stop)
 
     async def raw(
         self, service: str, body: bytes, account: str, key_id: str | None = None
