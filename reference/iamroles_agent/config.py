@@ -53,7 +53,7 @@ class AgentSettings(Model):
     decision_timeout: Duration = 10.0
     """A decision that takes longer is answered `internal_error`."""
     shadow_policy: str | None = None
-    """Another policy file, relative to this one: recorded where it would decide differently, never enforced."""
+    """Another policy file, relative to this one: noted where it would decide otherwise, never enforced."""
 
 
 class AuditSettings(Model):

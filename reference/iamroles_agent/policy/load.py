@@ -189,10 +189,10 @@ def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | 
     if kind == "extra_forbidden":
         known = _known_keys(loc[:-1])
         near = difflib.get_close_matches(last.lower(), known, n=1, cutoff=0.5)
-        meant = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}."
-        return "is not a known key", f"{meant} A vendor's own tables begin with `{_VENDOR}`" if len(
-            loc
-        ) == 1 else meant
+        if near:
+            return "is not a known key", f"Did you mean `{near[0]}`?"
+        vendor = f" A vendor's own tables begin with `{_VENDOR}`" if len(loc) == 1 else ""
+        return "is not a known key", f"Known here: {', '.join(known)}.{vendor}"
     if kind == "missing":
         if last == "version":
             return "is missing", "Write `version = 1` at the top of the file"
