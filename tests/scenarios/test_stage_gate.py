@@ -159,7 +159,14 @@ def test_connection_cannot_name_a_tag_as_hop_by_hop(world):
     answer = ask(world, headers=["Connection: X-IAM-Role, close, X-IAM-Principal"])
 
     assert answer.header("x-iam-role") == [YES["role"]]
-    assert "iam" not in "".join(answer.header("connection"))
+    assert "iam" not in "".join(answer.header("connection")).lower()
+
+
+def test_an_upgrade_names_nothing_else_as_hop_by_hop(world):
+    answer = ask(world, headers=["Connection: Upgrade, X-IAM-Role", "Upgrade: other"])
+
+    assert answer.header("connection") == ["upgrade"]
+    assert answer.header("upgrade") == ["other"]
 
 
 def test_tags_in_trailers_do_not_pass_as_headers(world):
