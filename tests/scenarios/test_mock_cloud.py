@@ -177,6 +177,12 @@ def test_deactivated_and_deleted_keys_and_roles(cloud: CloudClient, account: Acc
     account.iam.delete_access_key(UserName="bob", AccessKeyId=bob.access_key_id)
     assert refused(cloud.sts(bob).get_caller_identity) == (403, "InvalidClientTokenId")
 
+    made = account.iam.create_access_key(UserName="bob")["AccessKey"]
+    bob = SessionKeys(made["AccessKeyId"], made["SecretAccessKey"])
+    account.iam.delete_access_key(UserName="bob", AccessKeyId=bob.access_key_id)
+    account.iam.delete_user(UserName="bob")
+    assert refused(cloud.sts(bob).get_caller_identity) == (403, "InvalidClientTokenId")
+
     session = cloud.assume(account.role("doomed"))
     account.iam.delete_role(RoleName="doomed")
     assert refused(cloud.sts(session).get_caller_identity) == (403, "InvalidClientTokenId")

@@ -233,11 +233,13 @@ def test_a_discovery_document_can_lie_about_its_issuer(idp: IdpClient) -> None:
 
 def test_a_stalled_answer_comes_when_the_fault_is_cleared(idp: IdpClient) -> None:
     issuer = idp.issuer("stall", keys=["ES256"])
-    issuer.fault("jwks", "stall")
+    issuer.fault("jwks", "stall", times=1)
     got: list[object] = []
     reader = threading.Thread(target=lambda: got.append(fetch(f"{issuer.url}/jwks")))
     reader.start()
     issuer.wait_for("jwks", 1)
+    assert got == []
+    fetch(f"{issuer.url}/jwks")
     assert got == []
 
     issuer.clear()

@@ -73,6 +73,8 @@ class Faults:
 
     def __init__(self) -> None:
         self._by_endpoint: dict[str, Fault] = {}
+        self._spent: list[tuple[str, Fault]] = []
+        """Stalls that no further request meets, while those that met them still wait."""
 
     def set(self, endpoint: str, fault: Fault) -> None:
         """Put a fault in force instead of any other on this endpoint."""
@@ -84,6 +86,10 @@ class Faults:
         for name in [endpoint] if endpoint else list(self._by_endpoint):
             if fault := self._by_endpoint.pop(name, None):
                 fault.cleared.set()
+        for name, fault in self._spent:
+            if endpoint in (None, name):
+                fault.cleared.set()
+        self._spent = [each for each in self._spent if not each[1].cleared.is_set()]
 
     def take(self, endpoint: str) -> Fault | None:
         """The fault this request meets, counted down."""
@@ -95,6 +101,8 @@ class Faults:
                 fault.times -= 1
                 if fault.times <= 0:
                     del self._by_endpoint[name]
+                    if fault.kind == "stall":
+                        self._spent.append((name, fault))
             return fault
         return None
 
