@@ -157,7 +157,10 @@ class Gate:
         if not self._audit.record(record, context.request_id, context.src_port, context.stream):
             return self._unrecorded()
         actions = encode_verdict(decision)
-        if key is not None and last_second is not None and generation == state.authenticator.generation:
+        # What `recall` does not know may be used once only (a replay cache): its verdict is not kept either.
+        known = state.authenticator.recall(check.authorization or "") is not None
+        sound = known and generation == state.authenticator.generation
+        if key is not None and last_second is not None and sound:
             self._remember(
                 state, key, _Verdict(actions, record, last_second, decision.reason, bool(decision.shadow))
             )

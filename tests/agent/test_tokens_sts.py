@@ -390,6 +390,32 @@ def test_replay_cache_does_not_count_what_was_never_judged():
     play(scenario, replay_cache=True)
 
 
+def test_a_used_signature_stays_used_and_counters_go_on_through_a_reload():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        assert await reason(agent, credential(GOOD)) == ""
+        entry = agent.sts._by_host[HOST]
+        await agent.reconfigure(Config(version=1, sts=[entry]))
+        assert await reason(agent, credential(GOOD)) == "sts_rejected"
+        assert agent.sts.counts["accepted"] == 1
+
+    play(scenario, replay_cache=True)
+
+
+def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_policy():
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        release = threading.Event()
+        server.replies["/"] = lambda handler: (release.wait(5), honest(handler))[1]
+        waiting = asyncio.ensure_future(reason(agent, credential(GOOD)))
+        await asyncio.to_thread(server.wait_for, "/", 1)
+        stricter = agent.sts._by_host[HOST].model_copy(update={"accounts": ["999999999999"]})
+        await agent.reconfigure(Config(version=1, sts=[stricter]))
+        release.set()
+        assert await waiting == "claim_invalid"
+        assert agent.recall(credential(GOOD)) is None
+
+    play(scenario)
+
+
 def test_http_is_for_tests_only():
     async def scenario(server: Server, agent: Authenticator) -> None:
         assert await reason(agent, credential(GOOD)) == "sts_unavailable"

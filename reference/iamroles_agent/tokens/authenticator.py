@@ -93,7 +93,10 @@ class Authenticator:
             issuers[url] = _Issuer(claim_rules, keys)
         self._issuers = issuers
         self._max_bytes = config.limits.max_token_bytes
+        former = getattr(self, "_sts", None)
         self._sts = StsVerifier(config.sts, self._transport, clock=self._clock, monotonic=self._monotonic)
+        if former is not None:
+            self._sts.succeed(former)
         self._epoch += 1
 
     @property
@@ -131,7 +134,7 @@ class Authenticator:
         Raises:
             ConfigError: the new configuration is bad; the old one stays in force.
         """
-        old, old_sts = self._issuers, self._sts
+        old = self._issuers
         self._configure(config)
         self._cache.clear()
         self._changed()
@@ -141,7 +144,6 @@ class Authenticator:
             for issuer in self._issuers.values():
                 if id(issuer.keys) not in held:
                     issuer.keys.start()
-        await old_sts.close()
         for issuer in old.values():
             if id(issuer.keys) not in kept:
                 await issuer.keys.close()
@@ -179,25 +181,34 @@ class Authenticator:
         digest = hashlib.sha256(token).digest()
         if identity := self._cache.get(digest):
             return identity
-        epoch, reusable = self._epoch, True
-        key: Key | None = None
+        epoch = self._epoch
+        try:
+            identity, key, reusable = await self._verify(token, digest)
+        except Refusal:
+            if epoch == self._epoch:
+                raise
+        else:
+            if epoch == self._epoch:
+                if reusable:
+                    self._cache.put(digest, identity, key)
+                return identity
+        # A new configuration came while this one waited for keys or STS: it alone may judge.
+        return await self.authenticate(authorization)
+
+    async def _verify(self, token: bytes, digest: bytes) -> tuple[Identity, Key | None, bool]:
+        """The identity, the key that proved it if it is ours, and whether the credential may come again."""
         if token.startswith(PREFIX):
             identity, reusable = await self._sts.verify(token, digest)
-        else:
-            jws = parse(token, self._max_bytes)
-            issuer = self._issuer_of(jws)
-            alg = check_header(jws, issuer.rules)
-            kid = jws.header.kid
-            key = issuer.keys.lookup(kid, alg) or await issuer.keys.obtain(kid, alg)
-            if not key.verifier(alg)(jws.signature, jws.signing_input):
-                raise Refusal(Reason.SIGNATURE_INVALID, f"the {alg} signature does not verify")
-            name = "sha256:" + digest[:8].hex()
-            identity = issuer.rules.identity(jws.payload, jws.header, self._clock(), name)
-        if epoch != self._epoch:
-            return await self.authenticate(authorization)  # a new policy came while this one waited
-        if reusable:
-            self._cache.put(digest, identity, key)
-        return identity
+            return identity, None, reusable
+        jws = parse(token, self._max_bytes)
+        issuer = self._issuer_of(jws)
+        alg = check_header(jws, issuer.rules)
+        kid = jws.header.kid
+        key = issuer.keys.lookup(kid, alg) or await issuer.keys.obtain(kid, alg)
+        if not key.verifier(alg)(jws.signature, jws.signing_input):
+            raise Refusal(Reason.SIGNATURE_INVALID, f"the {alg} signature does not verify")
+        name = "sha256:" + digest[:8].hex()
+        return issuer.rules.identity(jws.payload, jws.header, self._clock(), name), key, True
 
     def _issuer_of(self, jws: Jws) -> _Issuer:
         iss = jws.payload.get("iss")

@@ -222,6 +222,10 @@ class StsVerifier:
         self.counts = {"asked": 0, "accepted": 0, "rejected": 0, "throttled": 0, "unavailable": 0}
         """What became of the calls, for metrics."""
 
+    def succeed(self, former: StsVerifier) -> None:
+        """Take over after a reload: counters go on, and a signature that was used stays used."""
+        self.counts, self._used = former.counts, former._used
+
     async def close(self) -> None:
         """End what is in flight; its waiters get `sts_unavailable`."""
         flights = list(self._flights.values())
