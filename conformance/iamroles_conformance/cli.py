@@ -18,6 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _STAGE_FAULT = 3
 _ELSEWHERE = {
     "selftest": ("iamroles_conformance.selftest.command", "selftest", "Run mutants against their checks."),
+    "fuzz": ("iamroles_conformance.fuzz_command", "fuzz", "Send broken SPOP by the thousand."),
     "matrix": ("iamroles_conformance.selftest.command", "matrix", "Play the gate lanes on several HAProxy."),
 }
 """Commands of other modules: attached by name, imported when called."""
@@ -165,9 +166,7 @@ def explain(name: str) -> None:
 
     lines = list(about(name, plan()))
     if not lines:
-        raise click.ClickException(
-            f"nothing is called {name!r}: `iamroles conformance list` shows the names."
-        )
+        raise click.UsageError(f"nothing is called {name!r}: see `iamroles conformance list`.")
     click.echo("\n".join(lines))
 
 

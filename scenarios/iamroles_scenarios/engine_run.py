@@ -31,7 +31,7 @@ from iamroles_scenarios.results import (
     declared,
 )
 from iamroles_scenarios.scenario import LANES, SITES, Lane, Scenario, WorldSpec, scenarios
-from iamroles_scenarios.stage import AgentSpec, Stage, StageError, open_stage
+from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire import lane as wire_lane
 from iamroles_scenarios.wire.target import WireTarget
 
@@ -147,7 +147,7 @@ class Run:
                 f"The agent already runs at {agent.address}: the stage cannot give it the policies of the "
                 f"lanes {', '.join(sorted(lanes))}. Select the lane wire, or give a command."
             )
-        _check_known(agent, {check.id for check in plan()} | {check.name for check in plan()})
+        _check_known(agent)
         self.agent = agent
         self.planned = planned
         self.options = options or Options()
@@ -363,11 +363,14 @@ def with_known(result: CheckResult, known: Mapping[str, str]) -> CheckResult:
     return result
 
 
-def _check_known(agent: AgentSpec, ids: set[str]) -> None:
+def _check_known(agent: AgentSpec) -> None:
+    """Hold the vendor's list to its rules: a reason for each entry, and a check of that name."""
+    if not agent.known_failures:
+        return
+    ids = {name for check in plan() for name in (check.id, check.name)}
     for name, reason in agent.known_failures.items():
+        where = f"agent.toml: known_failures.{name}"
         if not reason.strip():
-            raise StageError(
-                f"agent.toml: known_failures.{name}: a known failure needs a reason. Say why it fails."
-            )
+            raise SelectionError(f"{where}: a known failure needs a reason. Say why it fails.")
         if name not in ids:
-            raise SelectionError(f"agent.toml: known_failures.{name}: no such check. Mend or remove it.")
+            raise SelectionError(f"{where}: no such check. Mend or remove it.")

@@ -1,0 +1,184 @@
+"""pytest and the command line as people use them: what is printed, and the exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_conformance.cli import conformance
+
+_ROOT = Path(__file__).parents[2]
+_BLUNT = Path(__file__).parent / "agents" / "blunt.py"
+
+
+def _pytest(*arguments: str, cwd: Path = _ROOT) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--iamroles-stage=processes",
+        *arguments,
+    ]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def agent_toml(tmp_path: Path) -> Path:
+    """An agent that refuses everybody."""
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        f"""spec = 1
+name = "blunt"
+version = "1"
+[launch]
+command = ["python", "{_BLUNT}", "deny"]
+[features]
+oidc = true
+[known_failures]
+"gate.two-credentials.reason" = "ticket 7"
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_the_plugin_is_cheap_where_it_is_not_used() -> None:
+    program = (
+        "import sys, iamroles_conformance.plugin;"
+        "heavy = ('iamroles_scenarios', 'docker', 'boto', 'jinja2');"
+        "print([name for name in sys.modules if name.startswith(heavy)])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_pytest_has_an_item_for_each_check_and_says_why_one_failed(agent_toml: Path) -> None:
+    done = _pytest(
+        "conformance",
+        f"--iamroles-agent={agent_toml}",
+        "--iamroles-lane=gate-spop",
+        "-k",
+        "no-token or two-cred",
+    )
+
+    assert done.returncode == 1
+    assert "iamroles: judging blunt 1" in done.stdout
+    assert "iamroles: The stage is processes: asked for." in done.stdout
+    assert "FAIL: gate.two-credentials.refused[spop]" in done.stdout
+    assert "TOKEN-COUNT-001 (MUST, RFC 6750 section 2" in done.stdout
+    assert "test_conformance.py::gate.two-credentials.refused[spop]" in done.stdout
+    assert "XFAIL" in done.stdout
+    assert "known: ticket 7" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_pytest_runs_the_installed_suite_by_its_package_name(agent_toml: Path, tmp_path: Path) -> None:
+    done = _pytest(
+        "--pyargs",
+        "iamroles_conformance",
+        f"--iamroles-agent={agent_toml}",
+        f"--iamroles-report={tmp_path / 'report'}",
+        "-k",
+        "gate.no-token.refused and spop",
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_a_stage_that_cannot_work_ends_pytest_with_3(agent_toml: Path) -> None:
+    agent_toml.write_text(
+        agent_toml.read_text(encoding="utf-8")
+        .replace('"deny"]', '"deny", "x"]')
+        .replace("blunt.py", "gone.py"),
+        encoding="utf-8",
+    )
+    done = _pytest(
+        "conformance", f"--iamroles-agent={agent_toml}", "--iamroles-lane=gate-spop", "-k", "no-token"
+    )
+
+    assert done.returncode == 3
+    assert "the stage cannot be used" in done.stdout + done.stderr
+    assert "gone.py" in done.stdout + done.stderr
+
+
+def test_pytest_refuses_a_lane_that_does_not_exist() -> None:
+    done = _pytest("conformance", "--iamroles-lane=gait")
+
+    assert done.returncode != 0
+    assert "There is no lane gait: say wire, gate, gate-spop" in done.stdout
+
+
+def _run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(conformance, list(arguments))
+    return done.exit_code, done.output
+
+
+def test_run_exits_0_when_all_passed(agent_toml: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "report"
+    code, output = _run(
+        *("run", "--stage=processes", f"--agent={agent_toml}", "--lane=gate-spop"),
+        *("--check=gate.no-token", f"--report={directory}"),
+    )
+
+    assert code == 0, output
+    assert "pass           gate.no-token.refused[spop]" in output
+    assert (directory / "report.json").is_file()
+
+
+def test_run_exits_1_when_one_did_not(agent_toml: Path) -> None:
+    code, output = _run(
+        "run", "--stage=processes", f"--agent={agent_toml}", "--lane=gate-spop", "--check=gate.expired.reason"
+    )
+
+    assert code == 1
+    assert "FAIL: gate.expired.reason[spop]" in output
+    assert f"iamroles conformance run --agent={agent_toml} --stage=processes --check" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "--check=nonsense"], 2, "zero checks"),
+        (
+            ["run", "--agent=/nowhere/agent.toml", "--check=gate.expired"],
+            3,
+            "/nowhere/agent.toml: cannot be read",
+        ),
+        (["run", "--agent-address=127.0.0.1:1", "--lane=gate"], 2, "already runs at 127.0.0.1:1"),
+        (["run", "--agent-address=127.0.0.1:1", "--allowed=/nowhere"], 2, "cannot be read as JSON"),
+        (
+            ["run", "--stage=processes", "--require=containers", "--check=gate.expired"],
+            3,
+            "drop one of the two",
+        ),
+        (["explain", "TOKEN-TIME-002"], 0, "gate.expires-midway.after[haproxy]"),
+        (["explain", "gate.paths"], 0, "PATH-AMBIGUOUS-001"),
+        (["explain", "nonsense"], 2, "nothing is called 'nonsense'"),
+        (["list", "--lane=gate"], 0, "gate.expired.refused[haproxy]"),
+        (["list", "--requirements"], 0, "ROTATE-KEY-003"),
+        (["--help"], 0, "selftest"),
+    ],
+)
+def test_the_command_says_what_it_did_not_do(arguments: list[str], code: int, said: str) -> None:
+    found, output = _run(*arguments)
+
+    assert found == code, output
+    assert said in output
+
+
+def test_a_running_agent_is_judged_on_the_wire_alone() -> None:
+    code, output = _run("run", "--agent-address=127.0.0.1:1", "--check=wire.hello", "--time-scale=0.1")
+
+    assert code == 1
+    assert "cannot connect to the agent at 127.0.0.1:1" in output
+    assert "HARNESS" not in output

@@ -1,0 +1,185 @@
+"""Strict TOML: every problem with file, line, key and what to do."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_scenarios.catalogue import catalogue
+from iamroles_scenarios.catalogue import load as load_catalogue
+from iamroles_scenarios.documents import DocumentError, lines_of, parse
+from iamroles_scenarios.engine_run import ALL_LANES, plan
+from iamroles_scenarios.scenario import Scenario, merged, policy_of, scenarios
+from iamroles_scenarios.scenario import load as load_scenarios
+
+_GOOD = """id = "gate.example"
+title = "An example"
+why = "It shows what a scenario file holds."
+
+[world]
+policy = "orders"
+
+[tokens.reader]
+roles = ["reader"]
+
+[checks.opens]
+title = "the reader gets in"
+requirements = ["GATE-ALLOW-001"]
+
+[[steps]]
+request = { token = "reader" }
+expect.opens = { status = 200 }
+"""
+
+
+def _problems(text: str) -> list[str]:
+    with pytest.raises(DocumentError) as caught:
+        parse(text, Scenario, "example.toml")
+    return caught.value.problems
+
+
+def test_a_good_scenario_loads() -> None:
+    assert parse(_GOOD, Scenario, "example.toml").check_ids("gate") == ["gate.example.opens"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "what"),
+    [
+        ('token = "reader" }', 'tokken = "reader" }', ":16: steps[0].request.tokken", "Unknown key"),
+        ("status = 200", 'status = "200"', ":17: steps[0].expect.opens.status", "valid integer"),
+        ("status = 200", "", ":17: steps[0].expect.opens", "at least one thing"),
+        ('policy = "orders"', "", ":5: world.policy", "Add it"),
+        ("expect.opens", "expect.closes", "example.toml", "does not declare"),
+        ('token = "reader"', 'token = "writer"', "example.toml", "which `tokens` does not declare"),
+        ('title = "the reader gets in"', "title = 7", ":12: checks.opens.title", "valid string"),
+        ("status = 200", "absent = ['cookie']", "example.toml", 'lanes = ["gate"]'),
+    ],
+)
+def test_a_problem_names_file_line_key_and_remedy(old: str, new: str, place: str, what: str) -> None:
+    assert old in _GOOD
+    problems = _problems(_GOOD.replace(old, new))
+
+    assert any(place in problem and what in problem for problem in problems), problems
+
+
+def test_a_step_is_exactly_one_thing() -> None:
+    assert "exactly one of" in _problems(_GOOD.replace("expect.opens", 'agent = "kill"\nexpect.opens'))[0]
+
+
+def test_all_problems_of_all_files_come_at_once(tmp_path: object) -> None:
+    from pathlib import Path
+
+    directory = Path(str(tmp_path))
+    (directory / "a.toml").write_text(_GOOD.replace("gate.example", "GATE"), encoding="utf-8")
+    (directory / "b.toml").write_text("id = ", encoding="utf-8")
+    (directory / "c.toml").write_text(_GOOD, encoding="utf-8")
+    (directory / "d.toml").write_text(_GOOD, encoding="utf-8")
+    with pytest.raises(DocumentError) as caught:
+        load_scenarios(directory)
+
+    text = str(caught.value)
+    assert "a.toml:1: id" in text
+    assert "b.toml: not TOML" in text
+    assert "d.toml: id: gate.example is taken" in text
+
+
+_REQUIREMENT = """[[requirement]]
+id = "{id}"
+level = "MUST"
+source = "SPEC.md"
+since = 1
+origin = ["gate 1"]
+text = "It must be so."
+attack = "It is not so."
+"""
+
+
+def test_an_id_is_given_once(tmp_path: object) -> None:
+    from pathlib import Path
+
+    directory = Path(str(tmp_path))
+    (directory / "a.toml").write_text(_REQUIREMENT.format(id="A-B-001"), encoding="utf-8")
+    (directory / "b.toml").write_text("\n" + _REQUIREMENT.format(id="A-B-001"), encoding="utf-8")
+    with pytest.raises(
+        DocumentError, match=r"b\.toml:3: requirement\[0\]\.id: A-B-001 is already in a\.toml:2"
+    ):
+        load_catalogue(directory)
+
+
+def test_a_requirement_has_every_field(tmp_path: object) -> None:
+    from pathlib import Path
+
+    directory = Path(str(tmp_path))
+    text = _REQUIREMENT.format(id="a-b-1").replace('attack = "It is not so."\n', "")
+    (directory / "a.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(DocumentError) as caught:
+        load_catalogue(directory)
+
+    assert any("requirement[0].attack" in problem for problem in caught.value.problems)
+    assert any("a.toml:2: requirement[0].id" in problem for problem in caught.value.problems)
+
+
+def test_checks_name_requirements_that_exist() -> None:
+    known = set(catalogue())
+    unknown = {check.name: set(check.requirements) - known for check in plan(ALL_LANES)}
+
+    assert {name: missing for name, missing in unknown.items() if missing} == {}
+
+
+def test_every_must_of_the_gate_is_proved_by_a_check() -> None:
+    proved = {name for check in plan(ALL_LANES) for name in check.requirements}
+    families = {"GATE", "TOKEN", "ROLE", "POLICY", "PATH", "ROTATE", "CLOUD"}
+    gate = load_catalogue_file_ids("gate.toml")
+
+    assert {name.partition("-")[0] for name in gate} <= families
+    assert sorted(gate - proved) == []
+
+
+def load_catalogue_file_ids(name: str) -> set[str]:
+    """Ids of one file of the shipped catalogue."""
+    from importlib.resources import files
+
+    text = (files("iamroles_scenarios") / "catalogue" / name).read_text(encoding="utf-8")
+    return {entry["id"] for entry in tomllib.loads(text)["requirement"]}
+
+
+def test_every_world_of_a_scenario_exists() -> None:
+    assert all(policy_of(scenario.world)["version"] == 1 for scenario in scenarios().values())
+
+
+_KEYS = st.text("abcdefghij", min_size=1, max_size=3)
+_PLAIN = st.recursive(
+    st.integers(0, 9), lambda inner: st.dictionaries(_KEYS, inner, max_size=3), max_leaves=8
+)
+_TABLES = st.dictionaries(_KEYS, _PLAIN, max_size=4)
+
+
+@given(_TABLES, _TABLES)
+def test_merging_twice_is_merging_once(base: dict[str, object], over: dict[str, object]) -> None:
+    once = merged(base, over)
+
+    assert merged(once, over) == once
+    assert merged(base, {}) == base
+    assert set(once) == set(base) | set(over)
+
+
+def test_lists_of_named_tables_merge_by_name() -> None:
+    base = {"grants": [{"id": "R1", "roles": ["a"], "path": "/x"}, {"id": "R2"}]}
+    over = {"grants": [{"id": "R1", "roles": ["b"]}, {"id": "R3"}]}
+
+    assert merged(base, over) == {
+        "grants": [{"id": "R1", "roles": ["b"], "path": "/x"}, {"id": "R2"}, {"id": "R3"}]
+    }
+
+
+@given(st.lists(_KEYS, min_size=1, max_size=6, unique=True), st.integers(1, 4))
+def test_lines_of_finds_every_key_where_it_was_written(names: list[str], gap: int) -> None:
+    text = ("\n" * gap).join(f"[[steps]]\n{name} = 1" for name in names)
+    lines = lines_of(text)
+    written = text.splitlines()
+
+    for index, name in enumerate(names):
+        assert written[lines["steps", index, name] - 1] == f"{name} = 1"

@@ -1,0 +1,85 @@
+"""The blunt HTTP client: what is written is what travels."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from iamroles_scenarios.engine_http import HttpConnection, HttpFault, redacted, request_bytes
+
+
+@contextmanager
+def _server(*answers: bytes) -> Iterator[tuple[tuple[str, int], list[bytes]]]:
+    """Answers each request of one connection with the next answer, then closes."""
+    received: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for answer in answers:
+                data = b""
+                while b"\r\n\r\n" not in data:
+                    data += connection.recv(4096)
+                received.append(data)
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname(), received
+    finally:
+        thread.join(5)
+        listener.close()
+
+
+def test_bytes_travel_as_they_are() -> None:
+    raw = request_bytes("GET", "/a//..\\\x01\u00e9", [("X_Odd", "1"), ("X_Odd", "2")])
+    with _server(b"HTTP/1.1 204 No Content\r\n\r\n") as (address, received):
+        connection = HttpConnection(address, 5)
+        answer = connection.exchange("GET", raw)
+        connection.close()
+
+    assert received == [b"GET /a//..\\\x01\xe9 HTTP/1.1\r\nX_Odd: 1\r\nX_Odd: 2\r\n\r\n"]
+    assert answer.status == 204
+
+
+def test_a_connection_is_kept() -> None:
+    one = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nWWW-Authenticate: Bearer\r\n\r\none"
+    two = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo"
+    raw = request_bytes("GET", "/", [])
+    with _server(one, two) as (address, _):
+        connection = HttpConnection(address, 5)
+        first, second = connection.exchange("GET", raw), connection.exchange("GET", raw)
+        connection.close()
+
+    assert (first.body, second.body) == (b"one", b"two")
+    assert first.port == second.port
+    assert first.all("www-authenticate") == ["Bearer"]
+
+
+def test_a_closed_connection_is_a_fault() -> None:
+    with _server(b"") as (address, _):
+        connection = HttpConnection(address, 5)
+        with pytest.raises(HttpFault):
+            connection.exchange("GET", request_bytes("GET", "/", []))
+        connection.close()
+
+
+def test_nobody_there_is_a_fault() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    with pytest.raises(HttpFault, match="no connection to HAProxy"):
+        HttpConnection(address, 5)
+
+
+def test_tokens_are_not_shown() -> None:
+    token = "eyJhbGciOiJSUzI1NiJ9." + "x" * 40
+    shown = redacted(f"Authorization: Bearer {token}", [token])
+
+    assert token not in shown
+    assert "<61 characters>" in shown

@@ -1,0 +1,88 @@
+"""What is expected against what is seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from iamroles_scenarios.engine_observe import Observation, describe, mismatches
+from iamroles_scenarios.scenario import Expectation
+
+_ALLOWED = Observation(
+    status=200,
+    allow=True,
+    error="",
+    backend="orders-ro",
+    challenge=False,
+    tags={"role": "r", "expires": "100"},
+    headers=(("x-iam-role", "r"), ("accept", "*/*")),
+    path="/orders/1",
+)
+_REFUSED = Observation(status=401, allow=False, error="invalid_token", backend="", reason="token_expired")
+
+
+def _differ(seen: Observation, **expected: object) -> list[str]:
+    return mismatches(Expectation.model_validate(expected), seen, {"t": 100})
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        {"status": 200, "allow": True, "backend": "orders-ro", "role": "r", "expires": "t"},
+        {"status": [200, 204]},
+        {"backend": {"one_of": ["x", "orders-ro"]}},
+        {"headers": {"x-iam-role": ["r"]}, "absent": ["authorization"], "only": ["x-iam-role"]},
+        {"challenge": False, "path": "/orders/1"},
+    ],
+)
+def test_what_fits(expected: dict[str, object]) -> None:
+    assert _differ(_ALLOWED, **expected) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected", "said"),
+    [
+        (_ALLOWED, {"status": 401}, "status: expected 401, got 200"),
+        (_ALLOWED, {"allow": False}, "allow: expected False, got True"),
+        (_ALLOWED, {"backend": ""}, "backend: expected '', got 'orders-ro'"),
+        (_ALLOWED, {"reason": "no_grant"}, "HAProxy's log has no line"),
+        (_ALLOWED, {"challenge": True}, "expected present, is absent"),
+        (_ALLOWED, {"headers": {"x-iam-role": ["r", "r"]}}, "expected ['r', 'r'], got ['r']"),
+        (_ALLOWED, {"absent": ["x_iam-role"]}, "must not reach the backend"),
+        (_ALLOWED, {"only": ["x-iam-rule"]}, "identity headers ['x-iam-role'] reached"),
+        (_ALLOWED, {"path": "/orders"}, "path at the backend"),
+        (_REFUSED, {"reason": {"one_of": ["key_unknown", "no_grant"]}}, "'key_unknown' or 'no_grant'"),
+        (_REFUSED, {"error": ""}, "error: expected '', got 'invalid_token'"),
+        (_REFUSED, {"expires": "t"}, "expires: expected '100', got ''"),
+        (
+            Observation(
+                status=401, allow=False, error="invalid_token", backend="", talkative=("error_description",)
+            ),
+            {"error": "invalid_token"},
+            "says more than it must: error_description",
+        ),
+        (
+            Observation(
+                status=200,
+                allow=True,
+                error="",
+                backend="b",
+                headers=(("x_iam_role", "admin"), ("x-iam-role", "r")),
+            ),
+            {"only": ["x-iam-role"]},
+            "['x_iam_role'] reached the backend",
+        ),
+    ],
+)
+def test_what_does_not(seen: Observation, expected: dict[str, object], said: str) -> None:
+    found = _differ(seen, **expected)
+
+    assert len(found) == 1 or "no line" in said
+    assert any(said in sentence for sentence in found), found
+
+
+def test_an_expectation_is_described_whole() -> None:
+    expectation = Expectation.model_validate(
+        {"status": 401, "reason": {"one_of": ["a", "b"]}, "within": "5s"}
+    )
+
+    assert describe(expectation) == "reason = 'a' or 'b', status = 401 (within 5 s)"

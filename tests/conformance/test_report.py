@@ -1,0 +1,144 @@
+"""The result document and its forms."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_conformance import report
+from iamroles_conformance.cli import conformance
+from iamroles_conformance.subject import Request
+from iamroles_scenarios.engine_run import Run, plan, selected_by
+from iamroles_scenarios.results import CheckResult, Evidence, Verdict
+from iamroles_scenarios.stage import AgentSpec
+
+
+def _document(verdicts: dict[str, Verdict], message: str = "why") -> report.Document:
+    planned = plan(["gate-spop"], selected_by(["gate.expired"]))
+    spec = AgentSpec(name="mine <b>", version="7", directory=Path(), command=("x",), features={"oidc": True})
+    run = Run(spec, planned)
+    pairs = []
+    for check in planned:
+        verdict = verdicts.get(check.id.rpartition(".")[2], Verdict.PASS)
+        evidence = Evidence(sent="GET <script>", trace=">> NOTIFY", logs={"agent": "\x1b[31mred\x00"})
+        result = CheckResult(
+            check.id, check.requirements, verdict, message, evidence, 0.5, check.lane, check.title
+        )
+        pairs.append((check, result))
+    return report.document(Request(agent="agent.toml", lanes=("gate-spop",)), run, pairs)
+
+
+def test_a_document_says_who_what_and_how_to_reproduce() -> None:
+    found = _document({})
+
+    assert found["product"] == {"name": "mine <b>", "version": "7"}
+    assert found["totals"] == {"pass": 3}
+    assert found["passed"] is True
+    assert found["reproduce"] == "iamroles conformance run --agent=agent.toml --lane=gate-spop"
+    assert {item["id"]: item["verdict"] for item in found["requirements"]} == {
+        "TOKEN-TIME-001": "pass",
+        "TOKEN-REASON-001": "pass",
+        "TOKEN-ERROR-001": "pass",
+    }
+
+
+@pytest.mark.parametrize(
+    ("verdict", "passed"),
+    [
+        (Verdict.FAIL, False),
+        (Verdict.UNTESTABLE, False),
+        (Verdict.HARNESS_ERROR, False),
+        (Verdict.KNOWN_FAILURE, True),
+        (Verdict.NOT_APPLICABLE, True),
+    ],
+)
+def test_what_lets_a_run_pass(verdict: Verdict, passed: bool) -> None:
+    found = _document({"reason": verdict})
+
+    assert found["passed"] is passed
+    assert {"id": "TOKEN-REASON-001", "verdict": verdict.value}.items() <= next(
+        item for item in found["requirements"] if item["id"] == "TOKEN-REASON-001"
+    ).items()
+
+
+def test_evidence_is_kept_for_what_did_not_pass() -> None:
+    checks = {check["check"]: check for check in _document({"refused": Verdict.FAIL})["checks"]}
+
+    assert checks["gate.expired.refused"]["evidence"]["trace"] == ">> NOTIFY"
+    assert "evidence" not in checks["gate.expired.reason"]
+
+
+@given(st.text())
+def test_junit_is_xml_whatever_an_agent_wrote(message: str) -> None:
+    found = {
+        "product": {"name": "n", "version": "1"},
+        "seconds": 1,
+        "finished": "now",
+        "checks": [
+            {
+                "lane": "gate",
+                "name": "gate.x.y[haproxy]",
+                "seconds": 0.1,
+                "verdict": "fail",
+                "message": message,
+                "evidence": {"sent": message, "logs": {"agent": message}},
+            }
+        ],
+    }
+    suite = ET.fromstring(report.as_junit(found))[0]
+
+    assert suite.attrib["failures"] == "1"
+    assert suite[0].attrib["name"] == "gate.x.y[haproxy]"
+
+
+def test_junit_counts_by_kind() -> None:
+    found = _document(
+        {"refused": Verdict.FAIL, "reason": Verdict.HARNESS_ERROR, "challenge": Verdict.KNOWN_FAILURE}
+    )
+    suite = ET.fromstring(report.as_junit(found))[0]
+
+    assert {name: suite.attrib[name] for name in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "3",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "1",
+    }
+
+
+def test_the_page_escapes_what_it_shows() -> None:
+    page = report.as_html(_document({"refused": Verdict.FAIL}))
+
+    assert "does not conform" in page
+    assert "mine &lt;b&gt;" in page
+    assert "GET &lt;script&gt;" in page
+    assert "<script>" not in page
+
+
+def test_forms_are_made_from_a_saved_run(tmp_path: Path) -> None:
+    saved, page = tmp_path / "out" / "report.json", tmp_path / "page.html"
+    report.write(_document({"refused": Verdict.FAIL}), tmp_path / "out")
+    made = CliRunner().invoke(conformance, ["report", str(saved), "--html", str(page)])
+    summed = CliRunner().invoke(conformance, ["report", str(saved)])
+
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html", "junit.xml"}
+    assert made.exit_code == 0
+    assert "gate.expired.refused" in page.read_text(encoding="utf-8")
+    assert "fail           gate.expired.refused[spop]: why" in summed.output
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", json.dumps({"schema": 1}), json.dumps({"schema": 2, "checks": [1]})]
+)
+def test_what_is_no_report_is_said_to_be_none(tmp_path: Path, text: str) -> None:
+    saved = tmp_path / "report.json"
+    saved.write_text(text, encoding="utf-8")
+    found = CliRunner().invoke(conformance, ["report", str(saved)])
+
+    assert found.exit_code == 2
+    assert "report.json of a run" in found.output

@@ -1,0 +1,221 @@
+"""The engine on real processes: broken agents fail where they are broken, and only the agent is blamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from iamroles_conformance import explain
+from iamroles_scenarios.documents import parse
+from iamroles_scenarios.engine import Target, play
+from iamroles_scenarios.engine_run import (
+    Options,
+    PlannedCheck,
+    Run,
+    SelectionError,
+    plan,
+    selected_by,
+    with_known,
+)
+from iamroles_scenarios.engine_worlds import Worlds
+from iamroles_scenarios.results import CheckResult, Verdict
+from iamroles_scenarios.scenario import Scenario, scenarios
+from iamroles_scenarios.stage import AgentSpec, Stage, StageError, open_stage
+
+_AGENT = Path(__file__).parent / "agents" / "blunt.py"
+
+
+def _spec(mode: str, **features: object) -> AgentSpec:
+    return AgentSpec(
+        name=f"blunt {mode}",
+        version="1",
+        directory=_AGENT.parent,
+        command=("python", str(_AGENT), mode),
+        features=features,
+    )
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with open_stage("processes") as opened:
+        yield opened
+
+
+def _play(
+    stage: Stage, mode: str, name: str, *, scale: float = 1.0, **features: object
+) -> dict[str, CheckResult]:
+    spec = _spec(mode, **features)
+    worlds = Worlds(stage, spec, haproxy=False, namespace=f"-{mode}")
+    try:
+        results = play(scenarios()[name], Target("gate-spop", stage, spec, worlds, scale))
+    finally:
+        worlds.close()
+    return {result.check: result for result in results}
+
+
+def test_an_agent_that_allows_everybody_fails_and_is_told_why(stage: Stage) -> None:
+    found = _play(stage, "allow", "gate.expired")
+    result = found["gate.expired.refused"]
+
+    assert {each.verdict for each in found.values()} == {Verdict.FAIL}
+    assert "status: expected 401, got 200" in result.message
+    assert "allow: expected False, got True" in result.message
+    assert "txn.allow=true" in result.evidence.trace
+    assert "agent" in result.evidence.logs
+
+
+def test_a_failure_is_printed_in_the_agreed_order(stage: Stage) -> None:
+    result = _play(stage, "allow", "gate.expired")["gate.expired.refused"]
+    check = next(check for check in plan(["gate-spop"]) if check.id == result.check)
+    text = explain.failure(check, result, "COMMAND")
+    order = (
+        "TOKEN-TIME-001 (MUST",
+        "--- sent",
+        "--- expected",
+        "--- received",
+        "--- trace",
+        "--- log of agent",
+    )
+    places = [text.index(part) for part in (*order, "--- run it again\nCOMMAND")]
+
+    assert places == sorted(places)
+    assert "eyJ" not in text.replace("eyJhbG…", ""), "a token was printed"
+
+
+def test_an_agent_that_refuses_everybody_fails_where_it_must_allow(stage: Stage) -> None:
+    found = _play(stage, "deny", "gate.no-token")
+    allow = _play(stage, "deny", "gate.allow")
+
+    assert {each.verdict for each in found.values()} == {Verdict.PASS}
+    assert allow["gate.allow.route"].verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(("mode", "said"), [("silent", "no ACK"), ("garbage", "malformed")])
+def test_an_agent_that_does_not_answer_fails_by_its_deadline(stage: Stage, mode: str, said: str) -> None:
+    found = _play(stage, mode, "gate.no-token", scale=0.1)
+
+    assert {each.verdict for each in found.values()} == {Verdict.FAIL}
+    assert all(said in each.message for each in found.values()), found
+
+
+def test_a_feature_declared_absent_is_not_applicable(stage: Stage) -> None:
+    found = _play(stage, "allow", "gate.cloud-role", oidc=False)
+
+    assert {each.verdict for each in found.values()} == {Verdict.NOT_APPLICABLE}
+    assert all("declares no oidc" in each.message for each in found.values())
+
+
+_BROKEN = """id = "gate.broken"
+title = "A scenario with a mistake in it"
+why = "Its author misspelt a word of a recipe."
+
+[world]
+policy = "orders"
+
+[tokens.odd]
+exxp = "-1s"
+
+[checks.refused]
+title = "something is refused"
+requirements = ["TOKEN-TIME-001"]
+
+[[steps]]
+request = { token = "odd" }
+expect.refused = { status = 401 }
+"""
+
+
+def test_a_mistake_of_the_suite_is_never_the_agents(stage: Stage) -> None:
+    spec = _spec("deny")
+    worlds = Worlds(stage, spec, haproxy=False, namespace="-broken")
+    scenario = parse(_BROKEN, Scenario, "broken.toml")
+    try:
+        (result,) = play(scenario, Target("gate-spop", stage, spec, worlds))
+    finally:
+        worlds.close()
+
+    assert result.verdict is Verdict.HARNESS_ERROR
+    assert "exxp" in result.message
+
+
+def test_a_run_shares_what_its_checks_share() -> None:
+    planned = plan(["gate-spop"], selected_by(["gate.no-token", "gate.two-credentials"]))
+    with Run(_spec("deny"), planned, Options(stage="processes")) as run:
+        results = list(run.results())
+
+    assert [result.check for result in results] == [check.id for check in planned]
+    assert {r.check: r.verdict for r in results}["gate.no-token.refused"] is Verdict.PASS
+    assert {r.check: r.verdict for r in results}["gate.two-credentials.refused"] is Verdict.FAIL
+
+
+def test_an_agent_that_dies_at_start_ends_the_run_with_its_log() -> None:
+    spec = replace(_spec("deny"), command=("sh", "-c", "echo no such licence >&2; exit 9"))
+    run = Run(spec, plan(["gate-spop"], selected_by(["gate.no-token"])), Options(stage="processes"))
+
+    with pytest.raises(StageError, match="exit code 9") as caught:
+        run.open()
+    assert "no such licence" in str(caught.value)
+
+
+# --- without a stage ---------------------------------------------------------------------------------------
+
+
+def test_zero_checks_are_an_error() -> None:
+    with pytest.raises(SelectionError, match="zero checks"):
+        Run(_spec("deny"), plan(["gate"], selected_by(["nonsense"])))
+
+
+def test_a_running_agent_cannot_be_given_policies() -> None:
+    spec = replace(_spec("deny"), command=(), address="127.0.0.1:1")
+    with pytest.raises(SelectionError, match="already runs"):
+        Run(spec, plan(["gate"]))
+
+
+def test_a_known_failure_needs_a_reason_and_a_check() -> None:
+    planned = plan(["gate"], selected_by(["gate.expired"]))
+    with pytest.raises(SelectionError, match="needs a reason"):
+        Run(replace(_spec("deny"), known_failures={"gate.expired.reason": " "}), planned)
+    with pytest.raises(SelectionError, match="no such check"):
+        Run(replace(_spec("deny"), known_failures={"gate.expired.reazon": "ticket 7"}), planned)
+
+
+@pytest.mark.parametrize(
+    ("listed", "came", "becomes"),
+    [
+        ("gate.x.y", Verdict.FAIL, Verdict.KNOWN_FAILURE),
+        ("gate.x.y[spop]", Verdict.FAIL, Verdict.KNOWN_FAILURE),
+        ("gate.x.y[haproxy]", Verdict.FAIL, Verdict.FAIL),
+        ("gate.x.y", Verdict.PASS, Verdict.FAIL),
+        ("gate.x.y", Verdict.HARNESS_ERROR, Verdict.HARNESS_ERROR),
+        ("gate.x.y", Verdict.UNTESTABLE, Verdict.UNTESTABLE),
+        ("gate.x.z", Verdict.PASS, Verdict.PASS),
+    ],
+)
+def test_known_failures(listed: str, came: Verdict, becomes: Verdict) -> None:
+    result = CheckResult("gate.x.y", ("A-B-001",), came, "as it was", lane="gate-spop")
+    found = with_known(result, {listed: "ticket 7"})
+
+    assert found.verdict is becomes
+    assert ("ticket 7" in found.message) == (found.verdict is not came)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "chosen"),
+    [
+        ("gate.expired", True),
+        ("gate.expired.refused", True),
+        ("gate.expired.refused[spop]", True),
+        ("gate.expired.refused[haproxy]", False),
+        ("TOKEN-TIME-001", True),
+        ("TOKEN-TIME", True),
+        ("TOKEN-TI", False),
+        ("gate.exp", False),
+    ],
+)
+def test_selection(pattern: str, chosen: bool) -> None:
+    check = PlannedCheck("gate.expired.refused", "gate-spop", "title", ("TOKEN-TIME-001",))
+
+    assert selected_by([pattern])(check) is chosen
