@@ -73,9 +73,17 @@ class Request:
             require=self.require,
             haproxy=self.haproxy,
             scale=self.scale,
-            allowed=_arguments(self.allowed),
+            allowed=self.allowed_arguments(),
         )
         return Run(self.spec(), planned, options)
+
+    def allowed_arguments(self) -> Mapping[str, Any] | None:
+        """What `allowed` holds.
+
+        Raises:
+            StageError: the file is missing or wrong.
+        """
+        return _arguments(self.allowed)
 
     def arguments(self, prefix: str) -> list[str]:
         """The options that say the same again, with `--iamroles-` or `--` before each."""

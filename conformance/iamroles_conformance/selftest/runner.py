@@ -31,7 +31,7 @@ from iamroles_scenarios.wire import lane as wire_lane
 
 _CHILD = "iamroles_conformance.selftest.mutants"
 _CHEAPEST = ("wire", "gate-spop", "gate")
-SIDE_BY_SIDE = 3
+SIDE_BY_SIDE = 4
 """Mutants at a time: each is an agent of its own, and two cores are the least host."""
 
 

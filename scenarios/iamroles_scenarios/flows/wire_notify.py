@@ -261,6 +261,7 @@ async def null_token(target: WireTarget) -> None:
     """NULL: the header was absent. Empty: the client sent one."""
     async with session(target) as connection:
         absent = tokenless(probe(target))
+        must_judge(target, connection, await connection.ask(question(probe(target))))
         found = must_deny(connection, await connection.ask(question(absent)), "no_credentials")
         if found.get("status") != 401:
             raise fail(connection, "no credential", expected="status 401", received=str(found.get("status")))

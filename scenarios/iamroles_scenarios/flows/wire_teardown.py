@@ -140,12 +140,12 @@ async def bye_abrupt(target: WireTarget) -> None:
     title="A half-close after NOTIFY: the ACK is flushed, then the connection closed",
 )
 async def half_close(target: WireTarget) -> None:
-    """Several NOTIFYs in flight, then FIN."""
+    """Several NOTIFYs in flight, a slow one among them if one is known, then FIN."""
     async with session(target) as connection:
-        asked = [question(probe(target), stream_id=number) for number in range(1, 6)]
+        asked = _in_flight(target, 5)
         await connection.send(*asked)
         connection.half_close()
-        acks = await collect(target, connection, len(asked))
+        acks = await collect(target, connection, len(asked), seconds=8.0)
         must_answer_each(connection, asked, acks)
         for ack in acks:
             must_judge(target, connection, ack)
@@ -179,6 +179,14 @@ async def bye_form(target: WireTarget) -> str:
             if number == 0 and not seen:
                 raise fail(connection, "closed without AGENT-DISCONNECT", expected="AGENT-DISCONNECT 0")
     return f"{seen} of {len(provoked)} ends had an AGENT-DISCONNECT"
+
+
+def _in_flight(target: WireTarget, count: int) -> list[Frame]:
+    """Questions of which the first keeps the agent waiting, where such a one is known."""
+    first = probe(target) if target.slow is None else target.slow()
+    return [
+        question(first if number == 1 else probe(target), stream_id=number) for number in range(1, count + 1)
+    ]
 
 
 # --- life -------------------------------------------------------------------------------------------------
@@ -280,12 +288,14 @@ async def sigterm(target: WireTarget) -> None:
     """A fresh agent is ended with NOTIFYs in flight."""
     async with _launched(target, {}) as process, session(target, address=process.address) as connection:
         await must_serve(target, connection)
-        asked = [question(probe(target), stream_id=number) for number in range(1, 21)]
+        asked = _in_flight(target, 20)
         await connection.send(*asked)
         first = await connection.expect(FrameType.ACK)
         process.terminate()
-        acks = [first, *await collect(target, connection, len(asked) - 1)]
+        acks = [first, *await collect(target, connection, len(asked) - 1, seconds=8.0)]
         must_answer_each(connection, asked, acks)
+        for ack in acks:
+            must_judge(target, connection, ack)
         if not await eventually(target, lambda: _refuses(process.address)):
             raise fail(connection, "still accepts connections after SIGTERM")
         connection.close()

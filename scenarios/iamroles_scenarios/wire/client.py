@@ -15,6 +15,7 @@ import contextlib
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
@@ -147,11 +148,18 @@ class Connection:
         how = "" if piece is None else f" [in pieces of {piece}]"
         self.transcript.add(TO_AGENT, raw, how)
         for start in range(0, len(raw), piece or max(len(raw), 1)):
+            if self._transport.is_closing():
+                self.transcript.add(NOTE, f"closed by the agent, {len(raw) - start} bytes not sent")
+                return
             self._transport.write(raw[start : start + (piece or len(raw))])
             if piece is not None:
                 await asyncio.sleep(gap)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._pipe.writable.wait(), self.timeout)
+
+    def keep_only(self, lines: int) -> None:
+        """Shorten the transcript: for those who say much on one connection."""
+        self.transcript.lines = deque(self.transcript.lines, maxlen=lines)
 
     def half_close(self) -> None:
         """Send FIN; answers may still come."""

@@ -34,6 +34,7 @@ def checks() -> list[Check]:
     """The checks of this lane, by id."""
     from iamroles_scenarios.flows import (  # noqa: F401, PLC0415 - importing them declares them
         wire_frames,
+        wire_fuzz,
         wire_hello,
         wire_notify,
         wire_teardown,
