@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import gevent
 from locust import FastHttpUser, events, task
 from locust.env import Environment
+from locust.runners import Runner
 
 from iamroles_loadtests.ledger import Ledger
 from iamroles_loadtests.mix import Case, Plan, Question, judge
@@ -74,7 +75,7 @@ class GateUser(FastHttpUser):
     max_retries = 0
     max_redirects = 0
     all_users: ClassVar[list[GateUser]] = []
-    asking: str
+    asking = ""
     """The case that is under way; "" while none is."""
 
     def on_start(self) -> None:
@@ -83,7 +84,6 @@ class GateUser(FastHttpUser):
         self.all_users.append(self)
         self._rate = PLAN.rate / PLAN.users
         self._free_at = 0.0
-        self.asking = ""
         self._due = time.perf_counter() + self._deck.gap(self._rate)
 
     def wait_time(self) -> float:
@@ -145,28 +145,37 @@ class GateUser(FastHttpUser):
                 answer.success()
 
 
-def _watch() -> None:
-    """Measure how late this process wakes: what it adds to latencies without being the gate's fault."""
-    while True:
+def _watch(runner: Runner) -> None:
+    """Measure how late this process wakes, and end the run when its time is over.
+
+    Its own clock ends it, not locust's `--run-time`, which begins before the users are there.
+    """
+    while LEDGER.open:
         due = time.perf_counter() + _TICK
         gevent.sleep(_TICK)  # type: ignore[no-untyped-call]
         LEDGER.late(max(0.0, time.perf_counter() - due))
-
-
-def _begin(user_count: int, **_more: object) -> None:  # noqa: ARG001 - locust's signature
-    gc.collect()
-    gc.freeze()
-    LEDGER.begin()
-    gevent.spawn(_watch)  # type: ignore[no-untyped-call]
-
-
-def _end(environment: Environment, **_more: object) -> None:  # noqa: ARG001
+    last = time.perf_counter() + PLAN.patience
+    while any(user.asking for user in GateUser.all_users) and time.perf_counter() < last:
+        gevent.sleep(_TICK)  # type: ignore[no-untyped-call]
     for user in GateUser.all_users:
         if user.asking:
             LEDGER.fault(user.asking, "no answer by the end of the run")
     LEDGER.owe(sum(user.arrears(LEDGER.end) for user in GateUser.all_users))
     Path(os.environ["IAMROLES_LOAD_RESULT"]).write_text(LEDGER.as_json(), encoding="utf-8")
+    runner.quit()
 
 
-events.spawning_complete.add_listener(_begin)  # type: ignore[no-untyped-call]
-events.quitting.add_listener(_end)  # type: ignore[no-untyped-call]
+def _prepare(environment: Environment, **_more: object) -> None:
+    runner = environment.runner
+    assert runner is not None  # noqa: S101 - headless locust has one
+
+    def begin(user_count: int, **_more: object) -> None:  # noqa: ARG001 - locust's signature
+        gc.collect()
+        gc.freeze()
+        LEDGER.begin()
+        gevent.spawn(_watch, runner)  # type: ignore[no-untyped-call]
+
+    environment.events.spawning_complete.add_listener(begin)  # type: ignore[no-untyped-call]
+
+
+events.init.add_listener(_prepare)  # type: ignore[no-untyped-call]

@@ -81,6 +81,8 @@ class Plan(Model):
     warmup: float
     """Seconds at the start whose verdicts count and whose latencies do not."""
     seed: int
+    patience: float = 5.0
+    """Seconds after the end in which what was sent may still be answered."""
     cases: list[Case]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -22,10 +21,8 @@ from iamroles_scenarios.stage import AgentSpec, Stage, StageError, World, open_s
 FORMAT = 1
 """Version of `result.json`."""
 _LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-_GRACE = 30.0
+_GRACE = 60.0
 """Seconds beyond the run until a generator that does not end is killed."""
-_STOP = 5
-"""Seconds in which requests under way may still be answered."""
 _SETTINGS = {"IAM_LOG_LEVEL": "emerg"}
 """HAProxy's record is silenced: on a shared machine the suite's own reading of it would be measured."""
 
@@ -100,8 +97,8 @@ def generate(plan: Plan, url: str) -> dict[str, Any]:
         result = place / "result.json"
         command = [
             *(sys.executable, "-m", "locust", "-f", str(_LOCUSTFILE), "--headless", "--only-summary"),
-            *("-u", str(plan.users), "-r", str(plan.users), "-t", f"{math.ceil(plan.duration) + 1}s"),
-            *("--host", url, "--stop-timeout", str(_STOP), "--exit-code-on-error", "0"),
+            *("-u", str(plan.users), "-r", str(plan.users)),
+            *("--host", url, "--exit-code-on-error", "0"),
             *("--loglevel", "WARNING"),
         ]
         environment = {
@@ -117,7 +114,7 @@ def generate(plan: Plan, url: str) -> dict[str, Any]:
                 check=False,
                 capture_output=True,
                 text=True,
-                timeout=plan.duration + _STOP + _GRACE,
+                timeout=plan.duration + plan.patience + _GRACE,
             )
         except subprocess.TimeoutExpired as error:
             raise GeneratorError(f"locust did not end within {error.timeout:g} s") from error

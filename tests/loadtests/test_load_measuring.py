@@ -71,10 +71,9 @@ def test_a_stall_is_paid_by_all_who_would_have_come():
     assert ledger["service"]["p90"] < 150_000  # what a closed loop would have reported
 
 
-def test_what_was_not_answered_is_a_fault_and_what_could_not_be_sent_is_owed(monkeypatch):
-    monkeypatch.setattr("iamroles_loadtests.runner._STOP", 1)
+def test_what_was_not_answered_is_a_fault_and_what_could_not_be_sent_is_owed():
     with Server(after=0.0, stall=5.0) as url:
-        ledger = generate(plan(duration=1.0, warmup=0.0), url)
+        ledger = generate(plan(duration=1.0, warmup=0.0, patience=1.0), url)
 
     assert ledger["faults"] == 4  # one for each user
     assert ledger["owed"] > 100
