@@ -349,6 +349,12 @@ def test_presigned_caller_identity(cloud: CloudClient, reader: SessionKeys) -> N
     assert 'xmlns="https://sts.amazonaws.com/doc/2011-06-15/"' in xml
 
 
+def test_no_two_credentials_are_the_same(cloud: CloudClient, reader: SessionKeys) -> None:
+    now = time.time()
+
+    assert len({cloud.presign_caller_identity(reader, EDGE, now=now) for _ in range(100)}) == 100
+
+
 def test_presigned_by_boto3_itself(cloud: CloudClient, reader: SessionKeys) -> None:
     url = cloud.sts(reader).generate_presigned_url("get_caller_identity", HttpMethod="GET")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -34,6 +35,7 @@ class CloudClient:
         self.url = control_url.rstrip("/")
         self._control = Control(control_url)
         self._lock = threading.RLock()  # an account makes a client while it is made
+        self._serial = itertools.count()
         self._accounts: dict[str, Account] = {}
         self._sessions = boto3.session.Session()
 
@@ -117,10 +119,15 @@ class CloudClient:
         host: str = presign.HOST,
         now: float | None = None,
     ) -> str:
-        """An `iam-sts-v1` credential, sound or by recipe (see `mock.presign`)."""
+        """An `iam-sts-v1` credential, sound or by recipe (see `mock.presign`).
+
+        Each call makes another one, by `X-Amz-Expires`, which STS does not enforce: two of one second would
+        else be the same bytes, and an agent could answer the second from its cache.
+        """
         moment = time.time() if now is None else now
+        distinct = {"expires": 60 + next(self._serial) % 840, **(recipe or {})}
         return presign.credential(
-            recipe or {}, keys, moment, binding_value=binding_value, binding_header=binding_header, host=host
+            distinct, keys, moment, binding_value=binding_value, binding_header=binding_header, host=host
         )
 
     def fault(self, action: str, kind: str, **parameters: object) -> None:
