@@ -31,6 +31,7 @@ from iamroles_scenarios.scenario import (
     WaitStep,
     merged,
 )
+from iamroles_scenarios.stage import StageError
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import AgentSpec, Stage
@@ -198,13 +199,23 @@ class _Timeline:
 
     def _agent(self, action: str) -> None:
         handle = self._place.world.agent
-        {"kill": handle.kill, "pause": handle.pause, "resume": handle.resume, "start": handle.start}[action]()
+        acts = {"kill": handle.kill, "pause": handle.pause, "resume": handle.resume, "start": handle.start}
+        try:
+            acts[action]()
+        except StageError as error:
+            if action != "start":
+                raise
+            raise AgentFault(f"the agent did not start again: {error.message}") from error
 
     def _keys(self, step: KeysStep) -> None:
         issuer = self._target.worlds.issuer(self._place.issuer(step.issuer))
         if step.do == "rotate":
             self._retiring.setdefault(issuer.name, []).append(issuer.keys[0].kid)
             issuer.rotate()
+        elif step.do == "slow":
+            issuer.fault("jwks", "slow", seconds=step.seconds * self._target.scale)
+        elif step.do == "mend":
+            issuer.clear("jwks")
         else:
             for kid in self._retiring.pop(issuer.name, []):
                 issuer.remove(kid)
@@ -226,7 +237,10 @@ class _Timeline:
 
     def _reload(self, step: ReloadStep) -> None:
         policy = merged(self._place.policy, self._place.own(step.override))
-        answer = self._place.world.agent.reload(policy, within=EVENT_DEADLINE * self._target.scale)
+        try:
+            answer = self._place.world.agent.reload(policy, within=EVENT_DEADLINE * self._target.scale)
+        except StageError as error:
+            raise AgentFault(f"the agent did not say what came of the reload: {error.message}") from error
         if answer["reloaded"]:
             self._place.policy = policy
         if step.check:

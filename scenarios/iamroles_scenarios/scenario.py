@@ -130,8 +130,11 @@ class KeysStep(Model):
     """Something happens to an issuer's keys."""
 
     issuer: str
-    do: Literal["rotate", "retire"]
-    """rotate: a new key is published beside the old and signs from now on; retire: the old are withdrawn."""
+    do: Literal["rotate", "retire", "slow", "mend"]
+    """rotate: a new key is published beside the old and signs from now on; retire: the old are withdrawn;
+    slow: the key set is answered late; mend: it is answered at once again."""
+    seconds: Duration = 5.0
+    """How late, for `slow`; times the run's time scale."""
 
 
 class WaitStep(Model):
