@@ -123,6 +123,16 @@ def test_claims_replace_merge_and_drop() -> None:
     assert claims["resource_access"] == {"orders-client": {}}
 
 
+def test_times_and_urls_within_claims() -> None:
+    facts = {"original_session_exp": "{iso+60}", "at": ["{now}", "{now-5}x"]}
+    claims = payload(made(shape="aws", merge={"https://sts.amazonaws.com/": facts}, iss="{issuer}/"))
+
+    said = claims["https://sts.amazonaws.com/"]
+    assert said["original_session_exp"] == "2027-01-15T08:01:00Z"
+    assert (said["at"], said["aws_account"]) == ([int(NOW), "{now-5}x"], "111111111111")
+    assert claims["iss"] == f"{ISSUER}/"
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_carries_subject_roles_and_times(shape: str) -> None:
     claims = payload(made(shape=shape, roles=["reader"], account="222222222222"))

@@ -14,8 +14,9 @@ Claims
 ``account`` (``111111111111``), ``sub`` (``alice``), ``aud`` (``edge``), ``iss``, ``scope``
 ``exp`` ``nbf``   a duration string is relative to now (``"-120s"``, ``"+5m"``, ``"1.5h"``); a number is taken
 ``iat`` ...       as it is; also ``auth_time``; any other string is an error (use ``raw``)
-``claims``        claims set or replaced, verbatim JSON values
-``merge``         claims merged into nested tables
+``claims``        claims set or replaced, verbatim JSON values, but that a whole string ``{now+60}`` becomes
+                  epoch seconds and ``{iso+60}`` an instant
+``merge``         likewise, but merged into nested tables
 ``drop``          names of claims to leave out, last of all; a list in the list is a path
 ``raw``           claim name to raw JSON text: ``{exp = "1e400"}``; ``{now}``, ``{now+300}`` are replaced
 ``duplicate``     claim name to the list of values it has in turn: ``{exp = ["-60s", "+5m"]}``
@@ -59,8 +60,8 @@ Bytes
 =================  ===================================================================================
 
 ``issuer`` and ``signer`` name issuers (``signer``: whose keys sign, default the issuer): `mint_for` resolves
-them; `mint` ignores them. Strings in ``header`` may hold ``{issuer}``, the issuer's URL, and with `mint_for`
-``{url:evil}``, the URL of the issuer named evil.
+them; `mint` ignores them. ``iss`` and strings in ``header`` may hold ``{issuer}``, the issuer's URL, and with
+`mint_for` ``{url:evil}``, the URL of the issuer named evil.
 """
 
 from iamroles_scenarios.jose.keys import ALGORITHMS, SigningKey

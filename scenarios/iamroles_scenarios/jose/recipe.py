@@ -27,7 +27,15 @@ from iamroles_scenarios.jose.encoding import (
     object_text,
 )
 from iamroles_scenarios.jose.keys import ALGORITHMS, SigningKey
-from iamroles_scenarios.jose.shapes import DEFAULT_ACCOUNT, DEFAULT_AUDIENCE, SHAPES, Shape, Subject, role_arn
+from iamroles_scenarios.jose.shapes import (
+    DEFAULT_ACCOUNT,
+    DEFAULT_AUDIENCE,
+    SHAPES,
+    Shape,
+    Subject,
+    iso,
+    role_arn,
+)
 
 Recipe = Mapping[str, Any]
 
@@ -216,10 +224,10 @@ class _Minting:
     def _claims(self) -> dict[str, Any]:
         recipe, claims = self.recipe, self._base()
         if "iss" in recipe:
-            claims["iss"] = recipe["iss"]
+            claims["iss"] = self._located(recipe["iss"])
         claims.update({name: self._time(recipe[name]) for name in _TIMES if name in recipe})
-        claims.update(recipe.get("claims", {}))
-        _merge(claims, recipe.get("merge", {}))
+        claims.update({name: self._timed(value) for name, value in recipe.get("claims", {}).items()})
+        _merge(claims, self._timed(recipe.get("merge", {})))
         for path in recipe.get("drop", []):
             _drop(claims, [path] if isinstance(path, str) else list(path))
         return claims
@@ -235,6 +243,18 @@ class _Minting:
         if depth in recipe:
             members.append(("deep", nested_list(recipe[depth])))
         return members
+
+    def _timed(self, value: Json) -> Json:
+        """`{now+60}` becomes a number, `{iso+60}` an instant, wherever they are a whole string."""
+        if isinstance(value, Mapping):
+            return {name: self._timed(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [self._timed(each) for each in value]
+        match = re.fullmatch(r"\{(now|iso)([+-]\d+)?\}", value) if isinstance(value, str) else None
+        if match is None:
+            return value
+        epoch = int(self.now) + int(match[2] or 0)
+        return epoch if match[1] == "now" else iso(epoch)
 
     def _at(self, text: str) -> str:
         return re.sub(r"\{now([+-]\d+)?\}", lambda found: str(int(self.now) + int(found[1] or 0)), text)

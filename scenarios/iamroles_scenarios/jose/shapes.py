@@ -124,12 +124,13 @@ def _aws(who: Subject) -> dict[str, Any]:
             "source_region": "us-east-1",
             "org_id": "o-abcd1234",
             "principal_id": arn,
-            "original_session_exp": _iso(who.now + 3600),
+            "original_session_exp": iso(who.now + 3600),
         },
     }
 
 
-def _iso(epoch: int) -> str:
+def iso(epoch: float) -> str:
+    """`2026-01-02T03:04:05Z`."""
     return dt.datetime.fromtimestamp(epoch, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iamroles_scenarios.jose import mint
-from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
-from iamroles_scenarios.mock.answers import iso
+from iamroles_scenarios.jose.shapes import AWS_NAMESPACE, iso
 from iamroles_scenarios.mock.credentials import AwsError, Credential
 from iamroles_scenarios.mock.idp import Idp
 from iamroles_scenarios.mock.issuer import Issuer

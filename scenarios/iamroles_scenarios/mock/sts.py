@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from iamroles_scenarios.jose.shapes import iso
 from iamroles_scenarios.mock import trust, web_identity
-from iamroles_scenarios.mock.answers import iso
 from iamroles_scenarios.mock.credentials import AwsError, Credential, Registry
 from iamroles_scenarios.mock.moto_store import MotoStore, new_key_id, texts
 from iamroles_scenarios.mock.outbound import Outbound, members
