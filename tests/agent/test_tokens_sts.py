@@ -11,19 +11,31 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import pytest
 from botocore.auth import SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokens_support import ACCOUNT, NOW, Clock, Server, serving
 
-from iamroles_agent.config import Config
+from iamroles_agent.audit import Audit
+from iamroles_agent.config import AuditSettings, Config, MetricsSettings, Sts
+from iamroles_agent.gate import Gate
 from iamroles_agent.identity import RoleArn
+from iamroles_agent.metrics import Metrics
+from iamroles_agent.policy import Policy
 from iamroles_agent.reasons import Refusal
+from iamroles_agent.spop.actions import decode
+from iamroles_agent.spop.messages import Check, Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.encoding import encode_base64url
+from iamroles_agent.tokens.sts import read_credential
+from iamroles_agent.tokens.sts_answer import Rejected, Unavailable, read_answer
+from iamroles_agent.tokens.transport import Answer
 
 KEY_ID, SECRET, TOKEN = "ASIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG", "FwoGZXIvYXdzEBY+/=="
 HOST = "sts.eu-west-1.amazonaws.com"
@@ -90,6 +102,15 @@ def honest(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]
     if signature_holds(handler.path, headers):
         return 200, {"Content-Type": "application/json"}, as_json()
     return 403, {"Content-Type": "text/xml"}, error_xml("SignatureDoesNotMatch")
+
+
+def _mangled(body: bytes) -> st.SearchStrategy[bytes]:
+    return st.builds(
+        lambda at, insert, cut: body[:at] + insert + body[at + cut :],
+        st.integers(0, len(body)),
+        st.binary(max_size=6),
+        st.integers(0, 20),
+    )
 
 
 def error_xml(code: str) -> bytes:
@@ -380,6 +401,24 @@ def test_replay_cache_lets_a_signature_count_once():
     play(scenario, replay_cache=True)
 
 
+@pytest.mark.parametrize("once", [True, False])
+def test_the_gate_remembers_no_verdict_for_a_credential_that_counts_once(once):
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        table = {"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}
+        policy = {
+            "version": 1, "roles": [{"name": "reader", "arn": f"arn:aws:iam::{ACCOUNT}:role/Reader"}],
+            "backends": [{"name": "b"}], "grants": [table],
+        }  # fmt: skip
+        audit, metrics = Audit(AuditSettings(path="none")), Metrics(MetricsSettings())
+        gate = Gate(Policy(Config.model_validate(policy)), agent, audit, metrics, clock=Clock())
+        check = Check(credential(GOOD), 1, None, "GET", "api", "/x", ip_address("10.0.0.1"))
+        actions = await gate.judge(check, Context("r", 1, 1), b"key")
+        assert {action.name: action.value for action in decode(actions)}["allow"] is True
+        assert (gate.recall(b"key", Context("r", 1, 1)) is None) is once
+
+    play(scenario, replay_cache=once)
+
+
 def test_replay_cache_does_not_count_what_was_never_judged():
     async def scenario(server: Server, agent: Authenticator) -> None:
         server.raw("/", b"", 500)
@@ -423,3 +462,34 @@ def test_http_is_for_tests_only():
         assert server.counts.total() == 0
 
     play(scenario, insecure_http=False)
+
+
+@given(st.integers(0, len(GOOD)), st.text(max_size=6), st.integers(0, 40))
+@settings(deadline=None)
+def test_a_mangled_url_is_refused_and_nothing_else(position, insert, cut):
+    """Whatever passes is a question built from the policy and checked values: nothing else can travel."""
+    entry = Sts(name="sts", endpoint="https://endpoint.example", hosts=[HOST], binding_value=EDGE)
+    url = GOOD[:position] + insert + GOOD[position + cut :]
+    token = b"iam-sts-v1." + encode_base64url(url.encode()).encode()
+    try:
+        question = read_credential(token, {HOST: entry}, NOW)
+    except Refusal:
+        return
+    start = "https://endpoint.example/?Action=GetCallerIdentity&Version=2011-06-15&X-Amz-"
+    assert question.url().startswith(start)
+    assert question.headers() == {"Host": HOST, "x-iam-edge": EDGE, "Accept": "application/json"}
+
+
+@given(
+    st.sampled_from([200, 400, 403, 500]),
+    st.sampled_from(["application/json", "text/xml", ""]),
+    st.binary(max_size=200) | st.sampled_from([as_json(), as_xml()]).flatmap(_mangled),
+)
+@settings(deadline=None)
+def test_a_mangled_answer_never_crashes(status, kind, body):
+    try:
+        caller = read_answer(Answer(status, kind, body))
+    except (Rejected, Unavailable):
+        return
+    assert status == 200
+    assert f":{caller.account}:" in caller.arn
