@@ -1,13 +1,15 @@
 """A puppet agent for tests of the stage and of HAProxy's configuration: the request says the answer.
 
 `Authorization: Puppet {"allow": true, "status": 200, …}` sets these variables, the verdict last. Tricks:
-`{"_silent": true}` gives no ACK, `{"_broken": true}` puts an action that cannot be decoded before the
-verdict. What it was asked goes to standard error as JSON. It follows SPEC.md section 8.
+`{"_silent": true}` gives no ACK, `{"_garbage": "<hex>"}` gives these bytes instead, `{"_close": true}` ends
+the connection, `{"_broken": true}` puts an action that cannot be decoded before the verdict. What it was
+asked goes to standard error as JSON. It follows SPEC.md section 8.
 """
 
 import json
 import os
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -65,7 +67,11 @@ class Handler(socketserver.StreamRequestHandler):
         authorization = asked["iam-check"]["authorization"]
         scheme, _, text = (authorization or "").partition(" ")
         answer = json.loads(text) if scheme == "Puppet" else {"status": 401, "reason": "none", "allow": False}
-        if not answer.get("_silent"):
+        if garbage := answer.get("_garbage"):
+            self.wfile.write(bytes.fromhex(garbage))
+        elif answer.get("_close"):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif not answer.get("_silent"):
             self.send(Frame(FrameType.ACK, frame.stream_id, frame.frame_id, actions(answer)))
 
     def send(self, frame):

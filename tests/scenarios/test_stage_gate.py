@@ -5,13 +5,16 @@ import io
 import json
 import socket
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from iamroles_scenarios.stage import AgentSpec, StageError, haproxies, open_stage
 from iamroles_scenarios.stage.engine import find_engine
+from iamroles_scenarios.stage.rendering import SHIPPED
 
 HERE = Path(__file__).parent
 ISSUER = {
@@ -35,8 +38,9 @@ YES = {
 }
 
 
-def puppet_spec():
+def puppet_spec(**tables):
     document = {
+        **tables,
         "spec": 1,
         "name": "puppet",
         "launch": {"command": [sys.executable, str(HERE / "stage_puppet.py")]},
@@ -66,7 +70,8 @@ def images():
 def world(request):
     kind, haproxy = request.param
     with open_stage(kind, haproxy=haproxy) as stage:
-        yield stage.world(puppet_spec(), POLICY, settings={"IAM_TIMEOUT_PROCESSING": "500ms"})
+        world = stage.world(puppet_spec(), POLICY, settings={"IAM_TIMEOUT_PROCESSING": "500ms"})
+        yield SimpleNamespace(agent=world.agent, haproxy=world.haproxy, proxy=world.proxy, stage=stage)
 
 
 class Answer:
@@ -293,6 +298,54 @@ def test_a_target_without_a_path_is_refused(world, method):
     assert ask(world, target, method=method, host="api.example:443").status == 400
 
 
+def h2(world, path, answer=YES, headers=()):
+    """The status of one HTTP/2 request (RFC 9113, prior knowledge); literal header fields only (RFC 7541)."""
+
+    def frame(kind, flags, stream, payload):
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    def integer(value):
+        out = bytearray([min(value, 127)])
+        value -= 127
+        while value >= 0:
+            out.append((value & 127) | (128 if value > 127 else 0))
+            value = (value >> 7) if value > 127 else -1
+        return bytes(out)
+
+    def field(name, value):
+        return b"\x00" + integer(len(name)) + name + integer(len(value)) + value
+
+    fields = [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "api.example")]
+    fields += [("authorization", f"Puppet {json.dumps(answer)}"), *headers]
+    block = b"".join(field(name.encode(), value.encode("latin-1")) for name, value in fields)
+    with connect(world) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 5, 1, block))
+        stream = connection.makefile("rb")
+        while head := stream.read(9):
+            payload = stream.read(int.from_bytes(head[:3], "big"))
+            if head[3] == 1:
+                known = {0x88: 200, 0x8C: 400}
+                return known.get(payload[0]) or int(payload[2:5])
+            if head[3] in (3, 7):  # RST_STREAM, GOAWAY: refused below HTTP
+                return 0
+        return 0
+
+
+# HAProxy makes "/" of the HTTP/2 path "*", before any rule: judged and forwarded as that.
+@pytest.mark.parametrize("path", [path for path in AMBIGUOUS if path not in ("", "*")])
+def test_an_ambiguous_path_reaches_nobody_over_http2_either(world, path):
+    before = all_asked(world)
+
+    assert h2(world, path) in (400, 0)
+    assert all_asked(world) == before
+
+
+def test_http2_is_judged_like_http1(world):
+    assert h2(world, "/orders/%61") == 200
+    assert h2(world, "/orders", {"status": 503, "allow": False}) == 503
+    assert h2(world, "/orders", headers=[("x-iam-role", "a"), ("x-iam-role", "b")]) == 400
+
+
 # --- refuse unless the answer is yes --------------------------------------------------------------------
 
 
@@ -350,8 +403,28 @@ def test_a_silent_agent_costs_the_processing_timeout_and_gives_503(world):
     assert ask(world, "/silent", answer={"_silent": True}).status == 503
     record = world.haproxy.wait_log(lambda line: line["path"] == "/silent")
 
-    assert record["fault"] == "1"
+    assert (record["fault"], record["verdict"]) == ("1", "503")
     assert 400 <= record["ms"] <= 3000
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        {"_close": True},
+        {"_garbage": "00000000"},
+        {"_garbage": "ffffffff00"},
+        {"_garbage": "00000007" + "ff" * 7},
+        {"_garbage": b"HTTP/1.1 200 OK\r\n\r\n".hex()},
+    ],
+    ids=["close", "length-0", "length-max", "no-such-frame", "http"],
+)
+def test_an_agent_that_breaks_the_protocol_is_503_and_the_gate_recovers(world, trick):
+    assert ask(world, answer={**YES, **trick}).status == 503
+    # HAProxy keeps the broken connection for a while on some releases; a request on it times out, closed.
+    after = [ask(world).status for _ in range(4)]
+
+    assert set(after) <= {200, 503}
+    assert 200 in after
 
 
 def test_nothing_is_kept_from_the_request_before(world):
@@ -487,6 +560,28 @@ def test_a_record_is_json_whatever_the_client_sends(world):
     lines = io.StringIO("\n".join(run for run in world.haproxy.logs().splitlines() if run.startswith("{")))
     for line in lines:
         json.loads(line)
+
+
+# --- several agents ---------------------------------------------------------------------------------------
+
+
+def test_one_of_two_agents_may_go(world):
+    stage = world.stage
+    render = [*SHIPPED, "--agent", "127.0.0.1:9902"]
+    with (
+        stage.world(puppet_spec(), POLICY, haproxy=False) as second,
+        stage.world(
+            puppet_spec(haproxy={"render": render}),
+            POLICY,
+            settings={"IAM_AGENT_2": second.agent.inner_address},
+        ) as pair,
+    ):
+        assert {ask(pair).status for _ in range(20)} == {200}
+        second.agent.kill()
+        deadline = time.monotonic() + 10
+        while ",DOWN," not in pair.haproxy.runtime("show stat iam-agents 4 -1"):
+            assert time.monotonic() < deadline
+        assert {ask(pair).status for _ in range(20)} == {200}
 
 
 # --- agents that go away (last: they disturb the world) -------------------------------------------------
