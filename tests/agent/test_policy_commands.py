@@ -97,6 +97,9 @@ def test_explain() -> None:
     assert "is for the role clerk" in refused.output
     assert "the method is POST, not GET or HEAD" in refused.output
 
+    beside = run("explain", EXAMPLE, "GET", "shop.example.com/ordersx", "--role", "reader")
+    assert "the path /ordersx is not below /orders" in beside.output
+
     ambiguous = run("explain", EXAMPLE, "GET", "shop.example.com/orders/%2e%2e/x", "--role", "reader")
     assert "DENY 400 path_ambiguous: the path holds a dot segment" in ambiguous.output
 

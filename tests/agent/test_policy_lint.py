@@ -10,10 +10,12 @@ import policy_worlds as worlds
 import pytest
 from hypothesis import given, settings
 
-from iamroles_agent.config import Config
+from iamroles_agent.config import Config, Deny
 from iamroles_agent.identity import Identity, Request, RoleArn
 from iamroles_agent.policy import Policy, load_text
+from iamroles_agent.policy.atoms import Universe
 from iamroles_agent.policy.lint import Finding, Kind, lint
+from iamroles_agent.policy.regions import Region
 
 ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
 SETS = [roles for size in (1, 2, 3) for roles in combinations(ARNS, size)]
@@ -40,7 +42,7 @@ def without(config: Config, keys: set[str]) -> Config:
     return config.model_copy(update=kept)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(worlds.worlds(grants=4, denies=2, narrow=True))
 def test_what_is_called_useless_can_go_and_what_is_not_matters(data: dict[str, Any]) -> None:
     config = Config.model_validate(data)
@@ -199,6 +201,50 @@ def test_union_escalation(multi_role: str, note: bool) -> None:
     assert item.witness is not None
     assert (item.witness.method, item.witness.path, item.role) == ("PUT", "/a/b", "writer")
     assert item.others == {"r": "grants[0]"}
+
+
+def test_of_two_equal_denies_one_may_go() -> None:
+    deny = '[[denies]]\nid = "{}"\nroles = ["reader"]\npath = "/a"\n'
+    found = by_subject(
+        HEAD + GRANT.format("g", "reader", '["GET"]', "/", "") + deny.format("d1") + deny.format("d2")
+    )
+
+    assert [subject for subject, kind in found if kind == "redundant"] == ["d2"]
+
+
+def test_roles_that_a_deny_keeps_apart_do_not_escalate() -> None:
+    apart = '[[denies]]\nid = "d"\nroles = ["reader"]\nmethods = ["PUT"]\npath = "/a"\n'
+    text = (
+        HEAD
+        + GRANT.format("r", "reader", '["GET"]', "/a", "")
+        + GRANT.format("w", "writer", '["PUT"]', "/a", "")
+    )
+
+    assert ("w", "escalation") in by_subject(text)
+    assert ("w", "escalation") not in by_subject(text + apart)
+
+
+def test_a_deny_s_box_holds_the_host_that_cannot_be_read() -> None:
+    region = Region.of(Deny(id="d", roles=["*"], path="/a", hosts=["x.test"]))
+    universe = Universe([region], ["r"])
+
+    hosts = universe.box(region, 1, deny=True).hosts ^ universe.box(region, 1).hosts
+    left = universe.box(region, 1, deny=True)._replace(hosts=hosts)
+    assert universe.witness(left).host == "not a host"
+
+
+@pytest.mark.parametrize(("multi_role", "redundant"), [("deny", True), ("union", False)])
+def test_in_a_union_another_role_s_grant_may_make_one_matter(multi_role: str, redundant: bool) -> None:
+    """Without `g`, a token with both roles would be led by `other` to the other backend."""
+    found = by_subject(
+        f'multi_role = "{multi_role}"\n'
+        + HEAD
+        + GRANT.format("g", "reader", '["GET"]', "/a/b", "")
+        + GRANT.format("under", "reader", '["GET"]', "/", "")
+        + GRANT.format("other", "writer", '["GET"]', "/a", "").replace('"b"', '"lonely"')
+    )
+
+    assert (("g", "redundant") in found) is redundant
 
 
 def test_a_thousand_grants_within_five_seconds() -> None:

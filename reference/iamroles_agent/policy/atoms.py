@@ -84,7 +84,8 @@ def less_all(boxes: Iterable[Box], others: Iterable[Box]) -> list[Box]:
     for other in others:
         if not left:
             break
-        left = [piece for box in left for piece in box.less(other)]
+        if any(box.meets(other) for box in left):
+            left = [piece for box in left for piece in box.less(other)]
     return left
 
 

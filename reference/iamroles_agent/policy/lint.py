@@ -63,14 +63,14 @@ class Finding:
 
 def lint(config: Config) -> list[Finding]:
     """Every finding about a checked configuration, in the order of its tables."""
-    from iamroles_agent.policy import lint_wide  # noqa: PLC0415 - it shares this module's types
+    from iamroles_agent.policy import lint_pairs, lint_wide  # noqa: PLC0415 - they share this module's types
 
     linter = Linter(config)
     findings = [
         *linter.grants(),
         *linter.denies(),
         *linter.conflicts(),
-        *lint_wide.escalations(config, linter.model),
+        *lint_pairs.escalations(config, linter.model),
         *lint_wide.too_wide(config),
         *lint_wide.unused(config),
     ]

@@ -1,4 +1,4 @@
-"""Findings beyond single rules: wildcards, pairs of roles, and what nothing speaks of."""
+"""Findings that need no analysis of regions: wildcards, and what nothing speaks of."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from ipaddress import ip_network
 
 from iamroles_agent.config import Config, Grant, Issuer
 from iamroles_agent.identity import Request, RoleArn
-from iamroles_agent.policy.atoms import Box, less_all
 from iamroles_agent.policy.compiled import arns_of
 from iamroles_agent.policy.lint import Finding, Kind
-from iamroles_agent.policy.model import Model, Placed
-from iamroles_agent.policy.witness import USUAL_SOURCE
+from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE
 
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-"""RFC 9110 section 9.2.1."""
 _WIDE_FOUR, _WIDE_SIX = 8, 32
 """Networks at least this wide (in bits of prefix) belong to nobody in particular."""
 
@@ -57,7 +53,7 @@ def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
     every_path = grant.path == "/" and grant.match == "prefix"
     if every_path and "*" in grant.methods:
         yield finding("opens every method on every path of its backend", "Name the methods and a path")
-    elif every_path and not _SAFE.issuperset(grant.methods):
+    elif every_path and not SAFE_METHODS.issuperset(grant.methods):
         yield finding("opens methods that change things on every path", "Give it the path it is for")
     for source in grant.sources:
         network = ip_network(source)
@@ -69,90 +65,6 @@ def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
     for host in grant.hosts:
         if host.startswith("*.") and "." not in host[2:]:
             yield finding(f"host {host} is a whole top-level domain", "Name your own domain")
-
-
-def escalations(config: Config, model: Model) -> Iterator[Finding]:
-    """Pairs of roles of which one may only read a resource and the other only change it.
-
-    A token with both does both, which neither role's owner decided. Under `multi_role = "union"` in one
-    request after another without asking; under `"deny"` by choosing, so there it is a note.
-    """
-    universe = model.universe
-    pairs: set[tuple[str, str]] = set()
-    denies = [deny.box for deny in model.denies]
-    for one, two in _read_write(model.grants):
-        names = [(a, b) for a in sorted(one.rule.roles) for b in sorted(two.rule.roles) if a != b]
-        for pair in names:
-            key = (min(pair), max(pair))
-            if key in pairs:
-                continue
-            witness = _together(model, one, two, pair, denies)
-            if witness is None:
-                continue
-            pairs.add(key)
-            reader, writer = pair
-            request = universe.witness(witness)
-            yield Finding(
-                Kind.ESCALATION,
-                two.key,
-                two.id,
-                f"the role {writer!r} may change what the role {reader!r} may only read ({one.id}): "
-                "a token with both does both",
-                "Check that no one should hold both, or give one role both rights",
-                writer,
-                request,
-                {one.id: one.key},
-                note=config.multi_role == "deny",
-            )
-
-
-def _read_write(grants: list[Placed]) -> Iterator[tuple[Placed, Placed]]:
-    """Pairs of a grant with safe methods and one with unsafe ones, of roles apart, that share a resource."""
-    for one in grants:
-        if not one.rule.region.methods or _SAFE.isdisjoint(one.rule.region.methods):
-            continue
-        for two in grants:
-            methods = two.rule.region.methods
-            if methods is None or _SAFE.issuperset(methods) or one.rule.roles == two.rule.roles:
-                continue
-            if (
-                one.box.paths & two.box.paths
-                and one.box.hosts & two.box.hosts
-                and one.box.sources & two.box.sources
-            ):
-                yield one, two
-
-
-def _together(model: Model, one: Placed, two: Placed, pair: tuple[str, str], denies: list[Box]) -> Box | None:
-    """Where the first role reads and cannot write, and the second writes and cannot read, if anywhere."""
-    universe = model.universe
-    reader, writer = (universe.role_mask([role]) for role in pair)
-    held = reader | writer
-    refused = [box._replace(roles=universe.all_roles) for box in denies if box.roles & held]
-    safe = sum(1 << bit for bit, method in enumerate(universe.methods) if method in _SAFE)
-    readable = one.box._replace(roles=universe.all_roles, methods=one.box.methods & safe)
-    writable = two.box._replace(roles=universe.all_roles, methods=two.box.methods & ~safe)
-    reads = _only(model, readable, writable, refused, other=writer)
-    writes = _only(model, writable, readable, refused, other=reader)
-    for read in reads:
-        for write in writes:
-            shared = read._replace(methods=write.methods).meet(write)
-            if shared is not None:
-                return shared
-    return None
-
-
-def _only(model: Model, box: Box, resource: Box, refused: list[Box], *, other: int) -> list[Box]:
-    """The part of a box on the resource that is not refused, and not open to the other role."""
-    shared = box._replace(methods=resource.methods).meet(resource)
-    if shared is None:
-        return []
-    theirs = (
-        grant.box._replace(roles=model.universe.all_roles)
-        for grant in model.grants
-        if grant.box.roles & other
-    )
-    return less_all([shared._replace(methods=box.methods)], [*refused, *theirs])
 
 
 def unused(config: Config) -> Iterator[Finding]:

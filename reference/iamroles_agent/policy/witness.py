@@ -9,6 +9,8 @@ from iamroles_agent.policy.regions import Address, Network, Region
 
 USUAL_SOURCE = IPv4Address("192.0.2.1")
 """A client of no particular network (RFC 5737)."""
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""RFC 9110 section 9.2.1."""
 USUAL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
