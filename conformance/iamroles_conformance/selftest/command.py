@@ -92,7 +92,10 @@ def line(outcome: Outcome) -> str:
 
 def uncovered(lanes: tuple[str, ...], chosen: list[Mutant]) -> list[str]:
     """MUST requirements that checks of these lanes prove, but that no mutant is there for."""
-    families = {"wire": ("SPOP",)}
+    families = {
+        "wire": ("SPOP",),
+        "gate": ("GATE", "TOKEN", "ROLE", "PATH", "POLICY", "ROTATE", "CLOUD"),
+    }
     wanted = {family for lane in lanes for family in families.get(lane, ())}
     covered = {name for found in chosen for name in found.kills}
     return [

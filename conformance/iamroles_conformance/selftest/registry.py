@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib import import_module
-from types import MappingProxyType
 
 MUTANT_LANES = ("wire", "gate", "identity", "policy")
 """One module of `selftest.mutants` each; those that do not exist yet have no mutants."""
@@ -24,8 +23,8 @@ class Mutant:
     """Ids of the catalogue; each needs a check of its own that turns red."""
     apply: Apply
     """Overrides the agent in this process; imports it."""
-    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Additions to the mutant's environment."""
+    proxy: bool = False
+    """Whether it breaks what is rendered for HAProxy, in place of the agent."""
 
     @property
     def lane(self) -> str:
@@ -41,7 +40,7 @@ def mutant(
     *,
     kills: Iterable[str],
     title: str,
-    env: Mapping[str, str] | None = None,
+    proxy: bool = False,
 ) -> Callable[[Apply], Apply]:
     """Declare a function as a mutant."""
 
@@ -51,7 +50,7 @@ def mutant(
         wanted = tuple(kills)
         if id.partition(".")[0] not in MUTANT_LANES or not wanted:
             raise ValueError(f"mutant {id!r}: begin with one of {MUTANT_LANES} and name what it kills")
-        _MUTANTS[id] = Mutant(id, title, wanted, function, dict(env or {}))
+        _MUTANTS[id] = Mutant(id, title, wanted, function, proxy)
         return function
 
     return declare

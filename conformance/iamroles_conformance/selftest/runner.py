@@ -27,6 +27,7 @@ from iamroles_scenarios.engine_worlds import Worlds
 from iamroles_scenarios.results import CheckResult, Verdict
 from iamroles_scenarios.scenario import LANES, Lane
 from iamroles_scenarios.stage import AgentSpec, Stage
+from iamroles_scenarios.stage.rendering import SHIPPED
 from iamroles_scenarios.wire import lane as wire_lane
 
 _CHILD = "iamroles_conformance.selftest.mutants"
@@ -146,11 +147,12 @@ class Selftest:
         return result.verdict is Verdict.FAIL and sound is Verdict.PASS
 
     def _mutated(self, mutant: Mutant) -> AgentSpec:
-        """The reference agent with the mutant in it, started as a plain process."""
-        arguments = self._spec.command[1:]
-        command = (sys.executable, "-m", _CHILD, mutant.id, *arguments)
-        env = {**self._spec.env, **mutant.env}
-        return replace(self._spec, name=f"mutant {mutant.id}", command=command, build="", env=env)
+        """The reference agent, or its rendering for HAProxy, with the mutant in it; a plain process."""
+        child = (sys.executable, "-m", _CHILD, mutant.id)
+        spec = replace(self._spec, name=f"mutant {mutant.id}", build="")
+        if mutant.proxy:
+            return replace(spec, haproxy={**spec.haproxy, "render": [*child, *SHIPPED[1:]]})
+        return replace(spec, command=(*child, *spec.command[1:]))
 
     def _run(self, spec: AgentSpec, checks: list[PlannedCheck]) -> list[CheckResult]:
         """Play checks of any lanes against an agent started for them."""

@@ -1,0 +1,98 @@
+"""Mutants of HAProxy's configuration: GATE-TAG, GATE-FORGE, GATE-CLOSED. Each edits the rendered text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iamroles_conformance.selftest.registry import mutant
+
+_ASK = "    http-request send-spoe-group iam iam-check-group\n"
+
+
+def _text(edit: Any) -> None:
+    """Change `haproxy.cfg`; an edit that changes nothing is an error of the mutant."""
+    from iamroles_agent.policy import render
+    from iamroles_conformance.selftest.mutants.edits import override
+
+    def make(sound: Any) -> Any:
+        def configuration(*args: Any, **kwargs: Any) -> dict[str, str]:
+            texts: dict[str, str] = sound(*args, **kwargs)
+            edited = edit(texts["haproxy.cfg"])
+            if edited == texts["haproxy.cfg"]:
+                raise RuntimeError("the mutant found nothing to change in haproxy.cfg")
+            return texts | {"haproxy.cfg": edited}
+
+        return configuration
+
+    override(render, "configuration", make)
+
+
+def _without(part: str) -> None:
+    """Drop every line that holds this text."""
+    _text(
+        lambda text: "".join(
+            line
+            for line in text.splitlines(keepends=True)
+            if part not in line or line.strip().startswith("#")
+        )
+    )
+
+
+@mutant(
+    "gate.passes-token-on", kills=["GATE-TAG-002"], title="passes the token on to the backend", proxy=True
+)
+def passes_token_on() -> None:
+    _without("http-request del-header Authorization")
+
+
+@mutant(
+    "gate.forged-headers", kills=["GATE-FORGE-001"], title="passes the client's own X-IAM headers", proxy=True
+)
+def forged_headers() -> None:
+    _without("del-header ^x[^a-z0-9]iam")
+
+
+@mutant("gate.repeated-role", kills=["GATE-FORGE-002"], title="takes the last of two X-IAM-Role", proxy=True)
+def repeated_role() -> None:
+    _without("{ var(txn.iam_role_repeated) -m bool }")
+
+
+def _fails_open(condition: str) -> Any:
+    """The agent's answer counts only where it said no."""
+    verdict = f"    http-request set-var(txn.iam_verdict) int(200) {condition}\n"
+    backend = (
+        "    http-request set-var(txn.iam.backend) str(orders-ro) unless { var(txn.iam.backend) -m found }\n"
+    )
+
+    def edit(text: str) -> str:
+        mark = "    # The challenge of RFC 6750"
+        return text.replace(mark, verdict + backend + mark).replace(
+            "default_backend iam-unrouted", "use_backend route-orders-ro\n    default_backend iam-unrouted"
+        )
+
+    return edit
+
+
+@mutant(
+    "gate.down-is-open",
+    kills=["GATE-CLOSED-001"],
+    title="lets requests pass while the agent is down",
+    proxy=True,
+)
+def down_is_open() -> None:
+    _text(_fails_open("unless iam_answered"))
+
+
+@mutant("gate.silent-is-open", kills=["GATE-CLOSED-002"], title="lets requests pass on a timeout", proxy=True)
+def silent_is_open() -> None:
+    _text(_fails_open("if iam_faulty"))
+
+
+@mutant(
+    "gate.late-is-open",
+    kills=["GATE-CLOSED-003"],
+    title="lets requests pass whose verdict is late",
+    proxy=True,
+)
+def late_is_open() -> None:
+    _text(_fails_open("unless iam_answered"))
