@@ -347,7 +347,7 @@ class Audit:
                 )
             )
 
-    def _start_body(self, reason: str, file: LogFile) -> str:
+    def _start_body(self, reason: str, file: LogFile, after: int | None = None) -> str:
         return members(
             {
                 "kind": "start",
@@ -356,6 +356,7 @@ class Audit:
                 "pid": os.getpid(),
                 "sync": self.settings.sync,
                 "on_error": self.settings.on_error,
+                "after": after,
                 "torn": file.torn or None,
                 "missing": file.missing or None,
             }
@@ -386,8 +387,9 @@ class Audit:
             self._hurry.wait(self._linger)
             self._wake.clear()
             self._hurry.clear()
-            done = self._drain()
-            if self._closing:
+            closing = self._closing  # read once: what is recorded until `close` must still be taken below
+            done = self._drain(closing)
+            if closing:
                 if not done:
                     _log.error("audit: the last records of %s are lost", self._name)
                 return
@@ -396,10 +398,10 @@ class Audit:
                 self._hurry.wait(_RETRY)
                 self._wake.set()
 
-    def _drain(self) -> bool:
+    def _drain(self, closing: bool) -> bool:
         """Write and sync what is there; False if it has to be tried again."""
         try:
-            self._flow()
+            self._flow(closing)
         except Exception as error:  # noqa: BLE001 - whatever it is, decisions must not go on unrecorded
             self._failures += 1
             with self._lock:
@@ -412,7 +414,7 @@ class Audit:
             self._unblock()
         return True
 
-    def _flow(self) -> None:
+    def _flow(self, closing: bool) -> None:
         file = self._file
         assert file is not None  # noqa: S101 - the thread only runs while a file is open
         if file.emptied():
@@ -420,21 +422,24 @@ class Audit:
         moved = file.moved()
         if self._hand:  # what could not be written before; where to is wherever the path leads now
             if moved:
-                file, moved = self._follow(file), False
+                old, self._file = file, self._open()
+                old.close()
+                file, moved = self._file, False
+                self._continue("rotated", file)
             self._put(file)
         if moved:
-            self._take("end", "rotated")
-            self._put(file)
             file = self._follow(file)
-        self._take("end" if self._closing else "", "stopped")
+        self._take("end" if closing else "", "stopped")
         self._put(file)
 
-    def _take(self, mark: str, reason: str) -> None:
+    def _take(self, mark: str, reason: str, following: LogFile | None = None) -> None:
         with self._lock:
             if mark:
                 self._append(members({"kind": mark, "reason": reason}))
             self._hand, self._pending = self._pending, bytearray()
             self._hand_head = Head(self._chain.seq, self._chain.head)
+            if following is not None:  # in the same breath, so that no decision slips in before it
+                self._append(self._start_body("rotated", following, after=self._chain.seq))
 
     def _put(self, file: LogFile) -> None:
         file.write(self._hand)
@@ -444,12 +449,18 @@ class Audit:
             self._written.notify_all()
 
     def _follow(self, old: LogFile) -> LogFile:
-        """Open what the path names now and say in it which record it continues."""
-        self._file = file = self._open()
+        """End the old file, open what the path names now, and say in it which record it continues."""
+        new = self._open()
+        self._take("end", "rotated", following=new)
+        try:
+            self._put(old)
+        except OSError:
+            new.close()
+            raise
+        self._file = new
         old.close()
-        self._continue("rotated", file)
-        return file
+        return new
 
     def _continue(self, reason: str, file: LogFile) -> None:
         with self._lock:
-            self._append(self._start_body(reason, file))
+            self._append(self._start_body(reason, file, after=self._safe))

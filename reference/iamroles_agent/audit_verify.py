@@ -58,6 +58,8 @@ class Span:
     until: str = ""
     ended: bool = False
     """Whether the last record is an `end`."""
+    headless: Finding | None = None
+    """That it does not begin with a `start`, as long as no later one explains why."""
     sync: float | None = None
     """The window that the last `start` declared, seconds."""
     records: int = 0
@@ -188,7 +190,7 @@ def _follow(proof: Proof, name: str, number: int, record: dict[str, Any]) -> Spa
     span = proof.spans.get(record["worker"])
     if span is None:
         span = proof.spans[record["worker"]] = Span(record["worker"], seq, record["time"], place)
-        _begin(proof, name, number, record)
+        span.headless = _begin(proof, name, number, record)
     elif record["prev"] != span.last.hash or seq != span.last.seq + 1:
         proof.findings.append(Finding(name, number, _break(span, record)))
         if seq <= span.last.seq and record["prev"] != GENESIS:
@@ -202,19 +204,28 @@ def _follow(proof: Proof, name: str, number: int, record: dict[str, Any]) -> Spa
     return span
 
 
-def _begin(proof: Proof, name: str, number: int, record: dict[str, Any]) -> None:
+def _begin(proof: Proof, name: str, number: int, record: dict[str, Any]) -> Finding | None:
+    """Judge the first record that was given; returns what a later `start` may still explain."""
     if record.get("kind") != "start":
-        proof.findings.append(
-            Finding(
-                name, number, f"begins with record {record['seq']}, in the middle: what came before is gone"
-            )
+        found = Finding(
+            name, number, f"begins with record {record['seq']}, in the middle: what came before is gone"
         )
-    elif record["prev"] != GENESIS:
-        told = f"continues record {record['seq'] - 1}, in a file that was not given"
-        if proof.complete:
-            proof.findings.append(Finding(name, number, told))
-        else:
-            proof.notes.append(f"{name}:{number}: {told}")
+        proof.findings.append(found)
+        return found
+    if record["prev"] != GENESIS:
+        _continued(proof, f"{name}:{number}", Finding(name, number, _earlier(record["seq"])))
+    return None
+
+
+def _continued(proof: Proof, place: str, found: Finding) -> None:
+    if proof.complete:
+        proof.findings.append(found)
+    else:
+        proof.notes.append(f"{place}: {found.message}")
+
+
+def _earlier(seq: int) -> str:
+    return f"continues record {seq - 1}, in a file that was not given"
 
 
 def _break(span: Span, record: dict[str, Any]) -> str:
@@ -239,6 +250,11 @@ def _note(proof: Proof, place: str, span: Span, record: dict[str, Any]) -> None:
         )
     if kind == "start":
         span.sync = record.get("sync")
+        if span.headless is not None and record.get("after") == span.first - 1:
+            # Emptied in place by logrotate: what was buffered then stands before the start that says so.
+            proof.findings.remove(span.headless)
+            _continued(proof, place, Finding(span.headless.file, span.headless.line, _earlier(span.first)))
+            span.headless = None
     if kind == "gap":
         proof.notes.append(
             f"{place}: the agent declares {record.get('lost')} decisions without a record since "

@@ -128,13 +128,54 @@ class TestRotation:
         assert log.flush()
         copy.write_bytes(path.read_bytes())
         os.truncate(path, 0)
-        log.reopen()
         decide(log, "b")
+        log.reopen()
         assert log.flush()
         log.close()
 
         assert verify([copy, path]).whole
         assert requests(copy, path) == ["a", "b"]
+        alone = verify([path])
+        assert alone.whole
+        assert "in a file that was not given" in alone.notes[0]
+        assert not verify([path], complete=True).whole
+
+    def test_an_emptied_file_that_lost_its_first_lines_is_found(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decide(log, "a")
+        assert log.flush()
+        os.truncate(path, 0)
+        for request in "bcd":
+            decide(log, request)
+        log.close()
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert verify([path]).whole
+        path.write_bytes(b"".join(lines[1:]))
+
+        assert "in the middle: what came before is gone" in verify([path]).findings[0].message
+
+    def test_no_decision_is_lost_or_misplaced_while_the_log_rotates(self, tmp_path):
+        """Decisions, rotations and the end race; whatever the interleaving, all is there and in order."""
+        for attempt in range(30):
+            path, old = tmp_path / f"{attempt}.jsonl", tmp_path / f"{attempt}.jsonl.1"
+            log = opened(path, sync="0.0s" if attempt % 2 else "4ms")
+            asked = []
+            for number in range(40):
+                asked.append(str(number))
+                assert decide(log, str(number))
+                if number == 20:
+                    path.rename(old)
+                    log.reopen()
+            log.close()
+
+            assert requests(old, *([path] if path.exists() else [])) == asked
+            proof = verify([found for found in (old, path) if found.exists()])
+            assert proof.whole
+            assert not proof.notes
+            if path.exists():
+                assert records(path)[0]["kind"] == "start"
+                assert records(path)[-1]["kind"] == "end"
 
     def test_rotated_while_the_agent_was_down(self, tmp_path):
         path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
