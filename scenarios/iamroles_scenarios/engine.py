@@ -36,6 +36,8 @@ from iamroles_scenarios.stage import StageError
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import AgentSpec, Stage
 
+_AGENT = "agent"
+"""The agent's part in the stage's logs."""
 _LOG_TAIL = 25
 _ATTEMPTS = 3
 _CLOCK_MARGIN = 0.05
@@ -76,17 +78,23 @@ def play(scenario: Scenario, target: Target) -> list[CheckResult]:
     started = time.monotonic()
     names = [name for name, spec in scenario.checks.items() if target.lane in spec.lanes]
 
-    def all_of_them(verdict: Verdict, message: str, trace: str = "") -> list[CheckResult]:
-        return [_result(scenario, target, name, (verdict, message, Evidence(trace=trace))) for name in names]
+    def all_of_them(verdict: Verdict, message: str, evidence: Evidence | None = None) -> list[CheckResult]:
+        return [_result(scenario, target, name, (verdict, message, evidence or Evidence())) for name in names]
 
     if missing := target.lacks(scenario.features):
         return all_of_them(Verdict.NOT_APPLICABLE, f"the agent declares no {', '.join(missing)}")
     try:
         with target.worlds.borrow(scenario.world, owner_of(scenario.id, target.lane)) as place:
             timeline = _replayed(scenario, target, place)
+    except StageError as error:
+        # The run's first world came up. An agent that ends, or never gets ready, under another policy that
+        # SPEC.md allows is at fault itself; the stage then gives its log and no other.
+        verdict = Verdict.FAIL if set(error.logs) == {_AGENT} else Verdict.HARNESS_ERROR
+        return all_of_them(verdict, error.message, Evidence(logs=error.logs))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is not the agent's
         trace = "".join(traceback.format_exception(error)[-6:])
-        return all_of_them(Verdict.HARNESS_ERROR, f"{type(error).__name__}: {error}", trace)
+        evidence = Evidence(trace=trace)
+        return all_of_them(Verdict.HARNESS_ERROR, f"{type(error).__name__}: {error}", evidence)
     seconds = time.monotonic() - started
     return [replace(timeline.verdict(name), seconds=seconds) for name in names]
 
@@ -184,6 +192,7 @@ class _Timeline:
                 break
             time.sleep(_POLL)
         where = f"step {number}" + (f" ({step.note})" if step.note else "")
+        where += f", token {request.token!r}" if request.token and len(step.each) > 1 else ""
         for name, differing in differences.items():
             self._proven[name] += 1
             if differing and name not in self._failures:

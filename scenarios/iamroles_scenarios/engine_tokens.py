@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from iamroles_scenarios.stage import Stage
 
 
+_PRESIGNED_FOR = 15 * 60
+"""Seconds from its date that a pre-signed GetCallerIdentity is good for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Minted:
     """A token as it travels."""
@@ -71,6 +75,8 @@ class Mint:
         if name not in self._scenario.tokens:
             raise HarnessFault(f"the token {name!r} is neither a recipe nor saved by a step before")
         recipe: dict[str, Any] = self._filled(self._scenario.tokens[name])
+        if "sts" in recipe:
+            return self._presigned(recipe)
         lives = recipe.pop("lives", None)
         now = time.time()
         if lives is not None:
@@ -80,6 +86,21 @@ class Mint:
         recipe = _located(recipe, {name: issuer.url for name, issuer in issuers.items()})
         text = mint_for(recipe, issuers, now, default=DEFAULT_ISSUER)
         return Minted(text, _expiry(text), short=lives is not None)
+
+    def _presigned(self, recipe: dict[str, Any]) -> Minted:
+        """`{ sts = {…}, with = "…" }`: a pre-signed URL for the world's first STS endpoint (`mock.presign`)."""
+        if set(recipe) != {"sts", "with"} or recipe["with"] not in self._sessions:
+            raise HarnessFault(f"{recipe}: say sts = {{…}} and with = the name of a saved assume_role")
+        endpoint, now = self._place.policy["sts"][0], time.time()
+        text = self._stage.cloud.presign_caller_identity(
+            self._sessions[recipe["with"]],
+            endpoint["binding_value"],
+            recipe["sts"],
+            binding_header=endpoint["binding_header"],
+            host=endpoint["hosts"][0],
+            now=now,
+        )
+        return Minted(text, int(now + seconds(recipe["sts"].get("date", "0s"))) + _PRESIGNED_FOR)
 
     def _filled(self, value: Json) -> Json:
         """A recipe with `{name.part}` of saved answers, and nothing else, put in."""
@@ -100,11 +121,12 @@ class Mint:
             HarnessFault: it refused; the cloud is part of the suite.
         """
         cloud = self._stage.cloud
+        account = cloud.account(step.account)
         try:
             if step.do == "create_role":
-                self._saved[step.save] = {"arn": _role(cloud.account(), step.role)}
+                self._saved[step.save] = {"arn": _role(account, step.role)}
             elif step.do == "assume_role":
-                session = cloud.assume(_role(cloud.account(), step.role), step.session)
+                session = cloud.assume(_role(account, step.role), step.session)
                 self._sessions[step.save] = session
                 self._saved[step.save] = {"arn": session.arn}
             else:

@@ -123,7 +123,7 @@ class Worlds:
             if slot.place is None:
                 suffix = self._namespace + (f"-{_slug(owner)}" if spec.own else "")
                 try:
-                    policy = self._located(_renamed(policy_of(spec), suffix))
+                    policy = self._located(_renamed(policy_of(spec), suffix), suffix)
                     for name in _ISSUER.findall(json.dumps(policy)):
                         self.issuer(name[1])
                     world = self._stage.world(self._agent, policy, haproxy=self._haproxy)
@@ -133,9 +133,12 @@ class Worlds:
                 slot.place = Place(world, policy, suffix)
             return slot.place
 
-    def _located(self, policy: dict[str, Any]) -> dict[str, Any]:
-        """`{federation}` becomes the URL of the mock cloud's outbound issuer, the default account's."""
-        text = json.dumps(policy)
+    def _located(self, policy: dict[str, Any], suffix: str) -> dict[str, Any]:
+        """`{federation}` becomes the URL of the mock cloud's outbound issuer, the default account's.
+
+        `{suffix}` is what this world's own names end in: hosts of STS that no other world shares.
+        """
+        text = json.dumps(policy).replace("{suffix}", suffix)
         if FEDERATION in text:
             text = text.replace(FEDERATION, self._stage.cloud.account().issuer.url)
         located: dict[str, Any] = json.loads(text)

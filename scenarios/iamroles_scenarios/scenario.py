@@ -168,7 +168,8 @@ class CloudStep(Model):
 
     do: Literal["create_role", "assume_role", "web_identity"]
     role: str = ""
-    """Role name, in the mock cloud's default account."""
+    """Role name; created by `assume_role` too, if need be."""
+    account: str = "111111111111"
     session: str = "scenario"
     audience: str = ""
     with_: str = Field(default="", alias="with")
@@ -236,7 +237,8 @@ class Scenario(Model):
     """Recipes for `iamroles_scenarios.jose`, minted when first sent and kept for the rest of the scenario.
     `lives = "3s"` stands for an `exp` so far ahead, times the run's time scale; `issuer` names the mock
     issuer (the first path segment of its URL; default `corp`); strings may hold `{name.part}` of saved
-    answers."""
+    answers. `{ sts = {…}, with = "session" }` is a pre-signed GetCallerIdentity instead: a recipe of
+    `mock.presign`, signed by a saved `assume_role`, for the first `[[sts]]` of the world."""
     checks: dict[str, CheckSpec] = Field(min_length=1)
     steps: list[Step] = Field(min_length=1)
 

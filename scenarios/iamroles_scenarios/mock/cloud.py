@@ -17,6 +17,7 @@ unchanged with `endpoint_url` set to it, for `sts` and `iam`. Differences from A
 `/_control/issuers/<uuid>/...`               as in `mock.idp`, for the outbound issuers
 ===========================================  ===============================================================
 
+Faults, counts and `last` also go by `<action>@<Host>`: whoever signs for a host of its own has them to itself.
 `throttle` answers 400 `Throttling` (`status`, `body` as code); `forge` answers a GetCallerIdentity 200 with
 `members` Arn, Account, UserId, whoever asks, however badly signed.
 """
@@ -81,9 +82,11 @@ class Cloud:
         received = sigv4.Received(request.method, path, query, headers, await request.read())
         parameters = dict(received.parameters()) | _form(received)
         action = parameters.get("Action", "none")
-        self._note(action, received)
-        self._counters.add(action)
-        fault = self._faults.take(action)
+        here = f"{action}@{received.header('host') or ''}"
+        for name in (here, action):
+            self._note(name, received)
+            self._counters.add(name)
+        fault = self._faults.take(here, action)
         if fault is not None and fault.kind in ("throttle", "forge"):
             response: web.StreamResponse = _misbehave(fault, request)
         else:

@@ -91,9 +91,9 @@ class Faults:
                 fault.cleared.set()
         self._spent = [each for each in self._spent if not each[1].cleared.is_set()]
 
-    def take(self, endpoint: str) -> Fault | None:
-        """The fault this request meets, counted down."""
-        for name in (endpoint, "*"):
+    def take(self, *endpoints: str) -> Fault | None:
+        """The fault this request meets, by the first of its names that has one; counted down."""
+        for name in (*endpoints, "*"):
             fault = self._by_endpoint.get(name)
             if fault is None:
                 continue
