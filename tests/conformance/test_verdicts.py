@@ -141,6 +141,18 @@ def test_a_mistake_of_the_suite_is_never_the_agents(stage: Stage) -> None:
     assert "exxp" in result.message
 
 
+def test_an_agent_that_cannot_take_a_lawful_policy_fails(stage: Stage) -> None:
+    spec = replace(_spec("deny"), command=("sh", "-c", "echo no union here >&2; exit 9"))
+    worlds = Worlds(stage, spec, haproxy=False, namespace="-picky")
+    try:
+        results = play(scenarios()["gate.union"], Target("gate-spop", stage, spec, worlds))
+    finally:
+        worlds.close()
+
+    assert {result.verdict for result in results} == {Verdict.FAIL}
+    assert "no union here" in results[0].evidence.logs["agent"]
+
+
 def test_a_run_shares_what_its_checks_share() -> None:
     planned = plan(["gate-spop"], selected_by(["gate.no-token", "gate.two-credentials"]))
     with Run(_spec("deny"), planned, Options(stage="processes")) as run:
