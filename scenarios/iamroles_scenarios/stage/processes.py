@@ -206,6 +206,10 @@ class Processes(Ground):
             )
         return AgentProcess(spec, self._made(world), self._guard)
 
+    def reaches(self, address: str) -> bool:  # noqa: ARG002 - HAProxy is a process like any other here
+        """Everything that this host reaches."""
+        return True
+
     def haproxy_place(self, world: str) -> HaproxyPlace:
         """HAProxy on a socket bound now."""
         return HaproxyProcess(haproxies.find(self._haproxy), self._made(world), self._guard)

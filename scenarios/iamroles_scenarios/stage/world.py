@@ -401,6 +401,11 @@ class World:
         if renderer is None:
             self.agent.start()
             return
+        if self._spec.address and not self._ground.reaches(self._spec.address):
+            raise StageError(
+                f"HAProxy in a container cannot reach {self._spec.address} on the host: let the agent "
+                "listen on an address of the host's, or choose the stage of processes."
+            )
         place = self._ground.haproxy_place(self.name)
         self._haproxy = HaproxyHandle(place, renderer.render, self._composer, settings)
         with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
