@@ -38,3 +38,15 @@ def test_prefixes_are_whole_segments() -> None:
         False,
         False,
     ]
+
+
+def test_hosts_meet_from_either_side() -> None:
+    name, wide = (
+        Region.of(Deny(id="d", roles=["*"], path="/", hosts=[host])) for host in ("a.x.test", "*.x.test")
+    )
+    other = Region.of(Deny(id="d", roles=["*"], path="/", hosts=["x.test"]))
+
+    assert name.meets(wide)
+    assert wide.meets(name)
+    assert not other.meets(wide)
+    assert not wide.meets(other)
