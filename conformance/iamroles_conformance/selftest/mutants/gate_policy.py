@@ -64,8 +64,8 @@ def unknown_role_is_known() -> None:
 
     def make(sound: Any) -> Any:
         def decide(self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
-            known = sorted(self._name_of)
-            roles = tuple(arn if arn in self._name_of else known[0] for arn in identity.roles)
+            first = min(self._name_of)
+            roles = tuple(arn if arn in self._name_of else first for arn in identity.roles)
             return sound(self, replace(identity, roles=roles), request, now)
 
         return decide
@@ -101,7 +101,7 @@ def ignores_account() -> None:
     _policy("decide", make)
 
 
-@mutant("gate.no-role-is-any", kills=["ROLE-MISSING-001"], title="gives a token without roles the first role")
+@mutant("gate.no-role-is-any", kills=["ROLE-MISSING-001"], title="allows a token without roles")
 def no_role_is_any() -> None:
     from dataclasses import replace
 
@@ -118,15 +118,13 @@ def no_role_is_any() -> None:
 
         return roles
 
-    def make(sound: Any) -> Any:
-        def decide(self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
-            roles = identity.roles or (sorted(self._name_of)[0],)
-            return sound(self, replace(identity, roles=roles), request, now)
-
-        return decide
+    def edit(policy: Any, identity: Any, _request: Any, found: Any) -> Any:
+        if identity.roles:
+            return found
+        return replace(found, allow=True, reason=None, backend=policy.config.backends[0].name, rule="any")
 
     override(ClaimRules, "_roles", make_roles)
-    _policy("decide", make)
+    _decided(edit)
 
 
 @mutant(
@@ -146,7 +144,7 @@ def every_role_every_route() -> None:
 def ignores_method() -> None:
     from iamroles_agent.policy.compiled import Index
 
-    def at(self: Any, by_method: Any, query: Any) -> Iterator[Any]:
+    def at(_self: Any, by_method: Any, query: Any) -> Iterator[Any]:
         for by_host in by_method.values():
             for host in query.hosts:
                 yield from by_host.get(host, ())
@@ -203,19 +201,22 @@ def request_adds_nothing() -> None:
 
 
 @mutant(
-    "gate.request-is-claim",
-    kills=["ROLE-OVERLAP-003"],
-    title="activates a requested role that nobody granted",
+    "gate.request-ignored", kills=["ROLE-OVERLAP-003"], title="ignores a requested role that is not carried"
 )
-def request_is_claim() -> None:
+def request_ignored() -> None:
     from dataclasses import replace
+
+    from iamroles_agent.reasons import Refusal
 
     def make(sound: Any) -> Any:
         def roles_of(self: Any, identity: Any, requested: str | None) -> Any:
-            if requested:
-                asked = tuple(self.arns_named(requested))
-                identity = replace(identity, roles=(*identity.roles, *asked))
-            return sound(self, identity, requested)
+            try:
+                return sound(self, identity, requested)
+            except Refusal:
+                if not requested or not identity.roles:
+                    raise
+                first = sound(self, replace(identity, roles=identity.roles[:1]), None)
+                return replace(first, active=tuple(sorted(identity.roles)))
 
         return roles_of
 
@@ -241,7 +242,11 @@ def denies_active_only() -> None:
 def shortest_path_wins() -> None:
     from iamroles_agent.policy.compiled import Index
 
-    Index.best = lambda self, roles, query: (list(self.matches(roles, query)) or [None])[-1]
+    def best(self: Any, roles: Any, query: Any) -> Any:
+        found: list[Any] = list(self.matches(roles, query))
+        return found[-1] if found else None
+
+    Index.best = best
 
 
 @mutant("gate.loads-conflicts", kills=["POLICY-CONFLICT-001"], title="loads a policy whose grants conflict")
@@ -286,9 +291,10 @@ def memory_survives_reload() -> None:
 def any_path() -> None:
     from iamroles_agent import gate
     from iamroles_agent.policy import compiled
+    from iamroles_conformance.selftest.mutants.edits import override
 
-    gate.canonical = lambda path: path
-    compiled.canonical = lambda path: path
+    for module in (gate, compiled):
+        override(module, "canonical", lambda sound: lambda path: path)
 
 
 @mutant("gate.prefix-of-text", kills=["PATH-SEGMENT-001"], title="takes `/ordersx` for below `/orders`")

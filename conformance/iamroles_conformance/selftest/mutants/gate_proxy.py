@@ -1,4 +1,4 @@
-"""Mutants of HAProxy's configuration: GATE-TAG, GATE-FORGE, GATE-CLOSED. Each edits the rendered text."""
+"""Mutants of the proxy's side: GATE-TAG, GATE-FORGE, GATE-CLOSED. Most edit the rendered text."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from typing import Any
 
 from iamroles_conformance.selftest.registry import mutant
 
-_ASK = "    http-request send-spoe-group iam iam-check-group\n"
 
-
-def _text(edit: Any) -> None:
-    """Change `haproxy.cfg`; an edit that changes nothing is an error of the mutant."""
+def _text(edit: Any, *, name: str = "haproxy.cfg") -> None:
+    """Change a rendered file; an edit that changes nothing is an error of the mutant."""
     from iamroles_agent.policy import render
     from iamroles_conformance.selftest.mutants.edits import override
 
     def make(sound: Any) -> Any:
         def configuration(*args: Any, **kwargs: Any) -> dict[str, str]:
             texts: dict[str, str] = sound(*args, **kwargs)
-            edited = edit(texts["haproxy.cfg"])
-            if edited == texts["haproxy.cfg"]:
-                raise RuntimeError("the mutant found nothing to change in haproxy.cfg")
-            return texts | {"haproxy.cfg": edited}
+            edited = edit(texts[name])
+            if edited == texts[name]:
+                raise RuntimeError(f"the mutant found nothing to change in {name}")
+            return texts | {name: edited}
 
         return configuration
 
@@ -89,10 +87,22 @@ def silent_is_open() -> None:
 
 
 @mutant(
-    "gate.late-is-open",
-    kills=["GATE-CLOSED-003"],
-    title="lets requests pass whose verdict is late",
-    proxy=True,
+    "gate.stays-down", kills=["GATE-CLOSED-004"], title="never takes an agent back that was down", proxy=True
 )
-def late_is_open() -> None:
-    _text(_fails_open("unless iam_answered"))
+def stays_down() -> None:
+    _text(lambda text: text.replace("rise 1\n", "rise 100000\n"), name="iam-routes.cfg")
+
+
+@mutant(
+    "gate.one-behind", kills=["GATE-CLOSED-003"], title="gives each question the answer of the one before"
+)
+def one_behind() -> None:
+    from iamroles_conformance.selftest.mutants.edits import actions_out
+
+    held: list[bytes] = []
+
+    def edit(actions: bytes) -> bytes:
+        held.append(actions)
+        return held.pop(0) if len(held) > 1 else actions
+
+    actions_out(edit)
