@@ -88,7 +88,7 @@ class Mint:
         return Minted(text, _expiry(text), short=lives is not None)
 
     def _presigned(self, recipe: dict[str, Any]) -> Minted:
-        """`{ sts = {…}, with = "…" }`: a pre-signed URL for the world's first STS endpoint (`mock.presign`)."""
+        """`{ sts = {…}, with = "…" }`: a pre-signed URL for the first STS of the world (`mock.presign`)."""
         if set(recipe) != {"sts", "with"} or recipe["with"] not in self._sessions:
             raise HarnessFault(f"{recipe}: say sts = {{…}} and with = the name of a saved assume_role")
         endpoint, now = self._place.policy["sts"][0], time.time()
@@ -159,6 +159,6 @@ def _expiry(token: str) -> int:
     try:
         payload = token.split(".")[1]
         value = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return 0
     return value if isinstance(value, int) else 0
