@@ -234,6 +234,7 @@ def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path):
     (tmp_path / "Dockerfile").write_text(
         f'FROM {base}\nCOPY puppet.py /puppet.py\nCMD ["python3", "/puppet.py"]\n'
     )
+    before = {image.id for image in client.images.list(name="iamroles/vendor")}
     built = {"command": ["python3", "/puppet.py"], "build": "."}
     client.images.build(path=str(tmp_path), tag="iamroles-test-vendor:1", rm=True)
     try:
@@ -246,6 +247,9 @@ def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path):
                     assert world.agent.stop() == 0
     finally:
         client.images.remove("iamroles-test-vendor:1")
+        for image in client.images.list(name="iamroles/vendor"):
+            if image.id not in before:
+                client.images.remove(image.tags[0])
 
 
 def test_an_image_needs_containers():
