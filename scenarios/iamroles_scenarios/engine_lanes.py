@@ -80,7 +80,8 @@ class ProxyPlayer:
         self._asked: dict[int, int] = {}
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: D102
-        raw = request_bytes(request.method, request.path, self._headers(request, token))
+        target = request.path.replace("{token}", token)
+        raw = request_bytes(request.method, target, self._headers(request, token))
         try:
             answer = self._exchange(request, raw)
         except HttpFault as error:

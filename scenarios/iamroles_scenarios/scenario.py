@@ -67,7 +67,8 @@ class RequestSpec(Model):
 
     method: str = "GET"
     path: str = "/orders/1"
-    """Request target, byte for byte; `\\u0000`-style escapes stand for bytes up to 0xFF."""
+    """Request target, byte for byte; `\\u0000`-style escapes stand for bytes up to 0xFF, `{token}` for
+    `token`'s text."""
     host: str = "api.example.com"
     token: str = ""
     """Name in `[tokens]`; "" for none."""

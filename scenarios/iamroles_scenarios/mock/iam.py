@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from urllib.parse import urlencode
 from xml.etree import ElementTree as ET
@@ -24,14 +25,16 @@ class Iam:
         self._store = store
         self._outbound = outbound
         self._administrators: dict[str, str] = {}
+        self._making = asyncio.Lock()
 
     async def administrator(self, account: str) -> Credential:
         """The account's first user and key; made when first asked for."""
-        if account not in self._administrators:
-            await self._store.call("iam", "CreateUser", {"UserName": ADMINISTRATOR}, account)
-            key = await self._store.call("iam", "CreateAccessKey", {"UserName": ADMINISTRATOR}, account)
-            credential = await self._learn_key(texts(key), account)
-            self._administrators[account] = credential.access_key_id
+        async with self._making:
+            if account not in self._administrators:
+                await self._store.call("iam", "CreateUser", {"UserName": ADMINISTRATOR}, account)
+                key = await self._store.call("iam", "CreateAccessKey", {"UserName": ADMINISTRATOR}, account)
+                credential = await self._learn_key(texts(key), account)
+                self._administrators[account] = credential.access_key_id
         return self._registry[self._administrators[account]]
 
     async def perform(

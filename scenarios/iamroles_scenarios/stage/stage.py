@@ -66,18 +66,20 @@ class Stage:
         """The mock identity provider's client."""
         from iamroles_scenarios.mock.clients import IdpClient  # noqa: PLC0415 - worlds without mocks start faster
 
-        if self._idp is None:
-            self._idp = IdpClient(self._mocks["idp"].control_url, self.urls["idp"])
-        return self._idp
+        with self._lock:
+            if self._idp is None:
+                self._idp = IdpClient(self._mocks["idp"].control_url, self.urls["idp"])
+            return self._idp
 
     @property
     def cloud(self) -> CloudClient:
         """The mock cloud's client."""
         from iamroles_scenarios.mock.clients import CloudClient  # noqa: PLC0415
 
-        if self._cloud is None:
-            self._cloud = CloudClient(self._mocks["cloud"].control_url)
-        return self._cloud
+        with self._lock:
+            if self._cloud is None:
+                self._cloud = CloudClient(self._mocks["cloud"].control_url)
+            return self._cloud
 
     def world(
         self,
