@@ -83,6 +83,11 @@ class Ledger:
         return self._began is not None and time.perf_counter() - self._began < self._duration
 
     @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self._began is not None and not self.open
+
+    @property
     def _warm(self) -> bool:
         return self._began is not None and time.perf_counter() - self._began >= self._warmup
 

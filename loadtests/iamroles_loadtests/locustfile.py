@@ -88,6 +88,8 @@ class GateUser(FastHttpUser):
 
     def wait_time(self) -> float:
         """Seconds until the next arrival; 0 if it is past."""
+        if LEDGER.over:
+            return _MAX_SLEEP
         return max(0.0, min(_MAX_SLEEP, self._due - time.perf_counter()))
 
     def arrears(self, end: float) -> int:
@@ -102,11 +104,11 @@ class GateUser(FastHttpUser):
     def ask(self) -> None:
         """Ask what is due, judge the answer."""
         start = time.perf_counter()
-        if self._due - start > _TICK:
-            return  # slept in parts
+        if self._due - start > _TICK or LEDGER.over:
+            return  # slept in parts; or what is due from now on is owed
         due, self._due = self._due, self._due + self._deck.gap(self._rate)
         if not LEDGER.open:
-            return
+            return  # not all users are there yet
         case, question = self._deck.deal()
         self.asking = case.name
         origin = due if self._free_at > due else start

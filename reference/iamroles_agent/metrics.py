@@ -6,7 +6,7 @@ integer, so a scrape may be a few decisions behind itself but never sees a torn 
 
 Several workers are several processes. Their numbers are not merged behind the operator's back: worker `k`
 serves on port `listen + k`, and Prometheus, which is made for that, sums them. A port of 0 stays ephemeral
-for each worker; the agent's ready line names it.
+for each worker; the agent's log names it.
 """
 
 from __future__ import annotations

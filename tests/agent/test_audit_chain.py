@@ -257,4 +257,7 @@ class TestCommand:
         captured.write_bytes(b"agent: ready\n" + path.read_bytes() + b"agent: bye\n")
 
         assert CliRunner().invoke(command, ["verify", "--mixed", str(captured)]).exit_code == 0
+        piped = CliRunner().invoke(command, ["verify", "--mixed", "-"], input=captured.read_bytes())
+        assert "2 other lines passed over" in piped.output
+        assert piped.exit_code == 0
         assert CliRunner().invoke(command, ["verify", str(captured)]).exit_code == 1

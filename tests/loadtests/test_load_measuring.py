@@ -18,10 +18,13 @@ PLAIN = Question(path="/", right=Answer(status=400))
 
 
 class Server:
-    """Answers 400 to everything; freezes once for `stall` seconds when `after` seconds have passed."""
+    """Answers 400 to everything; freezes once for `stall` seconds when `after` seconds have passed.
 
-    def __init__(self, after: float, stall: float) -> None:
-        self._after, self._stall = after, stall
+    Each answer keeps the whole server busy for `each` seconds.
+    """
+
+    def __init__(self, after: float, stall: float, each: float = 0.0) -> None:
+        self._after, self._stall, self._each = after, stall, each
         self._address: Future[str] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
@@ -49,6 +52,8 @@ class Server:
                 if self._stall and time.monotonic() - self._first > self._after:
                     stall, self._stall = self._stall, 0.0
                     time.sleep(stall)  # noqa: ASYNC251 - the whole server stands still, as a frozen process
+                if self._each:
+                    time.sleep(self._each)  # noqa: ASYNC251
                 writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -79,6 +84,16 @@ def test_what_was_not_answered_is_a_fault_and_what_could_not_be_sent_is_owed():
     assert ledger["owed"] > 100
     [share] = [found for found in judged(Slo(), _with_pair(ledger)) if "offered load" in found.name]
     assert not share.met
+
+
+def test_a_gate_that_is_too_slow_for_the_load_leaves_requests_owed():
+    """Twenty answers a second for four users who want two hundred: most are never sent."""
+    with Server(after=0.0, stall=0.0, each=0.05) as url:
+        ledger = generate(plan(duration=2.0), url)
+
+    assert ledger["wrong"] == ledger["faults"] == 0
+    assert ledger["owed"] > 200
+    assert ledger["latency"]["p50"] > 300_000
 
 
 def test_no_gate_at_all_is_counted_as_faults():
