@@ -100,7 +100,7 @@ class Audit:
         self._hand = bytearray()
         self._hand_head = Head()
         self._blocked = ""
-        self._lost = self._lost_ever = self._failures = self._linked = 0
+        self._lost = self._lost_ever = self._failures = self._first = 0
         self._lost_since = 0.0
         self._overruled: int | None = None
         self._safe = 0
@@ -114,7 +114,7 @@ class Audit:
     def _start(self) -> None:
         self._file = file = self._open()
         self._chain = Chain(worker=self._worker, clock=self._clock, seq=file.last.seq, head=file.last.hash)
-        self._safe = file.last.seq
+        self._safe = self._first = file.last.seq
         if file.missing:
             _log.error(
                 "the audit log %s ends %d records before its head says: records were removed. "
@@ -260,7 +260,7 @@ class Audit:
     def state(self) -> AuditState:
         """Counters since the start."""
         return AuditState(
-            self._linked,
+            self._chain.seq - self._first,
             self._lost_ever,
             self._failures,
             self._blocked != "",
@@ -300,8 +300,7 @@ class Audit:
         pending = self._pending
         if not pending:
             self._wake.set()
-        pending += self._chain.link(body, request_id, src_port, stream)
-        self._linked += 1
+        self._chain.link(pending, body, request_id, src_port, stream)
         if len(pending) >= _BATCH:
             self._hurry.set()
             if len(pending) >= _LIMIT and not self._blocked:

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
@@ -28,6 +29,7 @@ FORMAT = 1
 GENESIS = "0" * 64
 """The `prev` of the first record of a chain that follows no other."""
 HASH_MARK = b',"hash":"'
+_sha256 = hashlib.sha256
 
 _SECOND = "%Y-%m-%dT%H:%M:%S"
 
@@ -131,8 +133,13 @@ def prepare(
 
 def timestamp(epoch: float) -> str:
     """RFC 3339 in UTC with milliseconds."""
-    second = int(epoch)
-    return f"{time.strftime(_SECOND, time.gmtime(second))}.{int((epoch - second) * 1000):03d}Z"
+    second, millisecond = divmod(int(epoch * 1000), 1000)
+    return f"{_second(second)}.{millisecond:03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(epoch: int) -> str:
+    return time.strftime(_SECOND, time.gmtime(epoch))
 
 
 class Chain:
@@ -150,30 +157,31 @@ class Chain:
         self.head = head
         self._clock = clock
         self._tail = f',"worker":{worker},"agent":"{__version__}","prev":"'
-        self._second = -1
+        self._millisecond = -1
         self._prefix = ""
 
     def link(
-        self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
-    ) -> bytes:
-        """The next line of the chain, newline included."""
+        self,
+        buffer: bytearray,
+        body: str,
+        request_id: str | None = None,
+        src_port: int | None = None,
+        stream: int | None = None,
+    ) -> None:
+        """Append the next line of the chain to a buffer."""
         now = self._clock()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._prefix = '{"time":"' + time.strftime(_SECOND, time.gmtime(second)) + "."
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._prefix = f'{{"time":"{timestamp(now)}","seq":'
         self.seq = seq = self.seq + 1
         request = "" if request_id is None else f',"request":{_request(request_id)}'
-        if src_port is not None:
-            request += f',"port":{src_port}'
-        if stream is not None:
-            request += f',"stream":{stream}'
-        line = (
-            f'{self._prefix}{int((now - second) * 1000):03d}Z","seq":{seq}{request}{body}'
-            f'{self._tail}{self.head}"'
-        ).encode()
-        self.head = head = hashlib.sha256(line).hexdigest()
-        return line + HASH_MARK + head.encode() + b'"}\n'
+        port = "" if src_port is None else f',"port":{src_port}'
+        last = "" if stream is None else f',"stream":{stream}'
+        line = f'{self._prefix}{seq}{request}{port}{last}{body}{self._tail}{self.head}"'.encode()
+        self.head = head = _sha256(line).hexdigest()
+        buffer += line
+        buffer += f',"hash":"{head}"}}\n'.encode()
 
 
 def _request(request_id: str) -> str:
