@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,12 +21,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from iamroles_scenarios.engine import Target, owner_of, play
+from iamroles_scenarios.engine_lanes import AgentFault
 from iamroles_scenarios.engine_wire import wire_target
 from iamroles_scenarios.engine_worlds import Worlds
 from iamroles_scenarios.results import (
     Check,
     CheckFailed,
     CheckResult,
+    Evidence,
     Untestable,
     Verdict,
     declared,
@@ -291,7 +294,7 @@ class Run:
 
     def _submit_function(self, check: PlannedCheck) -> None:
         lane: Lane = "gate" if check.lane == "gate" else "gate-spop"
-        self._once(f"{check.id} {lane}", lambda: [_called(check, self._target(lane))], [check])
+        self._once(f"{check.id} {lane}", lambda: [called(check, self._target(lane))], [check])
 
     def _submit_wire(self) -> None:
         covers = [check for check in self.planned if check.lane == "wire"]
@@ -326,8 +329,8 @@ def _waits(scenario: Scenario) -> bool:
     )
 
 
-def _called(check: PlannedCheck, target: Target) -> CheckResult:
-    """Run a function check of a gate lane."""
+def called(check: PlannedCheck, target: Target) -> CheckResult:
+    """Run a function check of a gate lane; never raises for what the agent does."""
     assert check.function is not None  # noqa: S101 - planned as one
     started = time.monotonic()
     base = CheckResult(check.id, check.requirements, Verdict.PASS, lane=check.lane, title=check.title)
@@ -338,8 +341,12 @@ def _called(check: PlannedCheck, target: Target) -> CheckResult:
         check.function.run(target)
     except CheckFailed as failure:
         base = replace(base, verdict=Verdict.FAIL, message=failure.message, evidence=failure.evidence)
+    except AgentFault as fault:
+        base = replace(base, verdict=Verdict.FAIL, message=str(fault), evidence=Evidence(trace=fault.trace))
     except Untestable as reason:
         base = replace(base, verdict=Verdict.UNTESTABLE, message=str(reason))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the agent's
+        base = replace(_fault(check, error), evidence=Evidence(trace=traceback.format_exc(limit=-6)))
     return replace(base, seconds=time.monotonic() - started)
 
 

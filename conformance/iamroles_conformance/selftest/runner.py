@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from iamroles_conformance.selftest.registry import Mutant
 from iamroles_scenarios.engine import Target, play
-from iamroles_scenarios.engine_run import PlannedCheck, plan
+from iamroles_scenarios.engine_run import PlannedCheck, called, plan
 from iamroles_scenarios.engine_wire import wire_target
 from iamroles_scenarios.engine_worlds import Worlds
 from iamroles_scenarios.results import CheckResult, Verdict
@@ -176,6 +176,9 @@ class Selftest:
             target_of_lane = self._target(lane, spec, worlds)
             for scenario in scenarios.values():
                 results += [r for r in play(scenario, target_of_lane) if r.check in chosen]
+            results += [
+                called(check, target_of_lane) for check in checks if check.function and check.lane == lane
+            ]
         return results
 
     def _target(self, lane: Lane, spec: AgentSpec, worlds: Worlds) -> Target:
