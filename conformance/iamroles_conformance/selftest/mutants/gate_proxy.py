@@ -106,3 +106,26 @@ def one_behind() -> None:
         return held.pop(0) if len(held) > 1 else actions
 
     actions_out(edit)
+
+
+@mutant(
+    "gate.tires-of-connections",
+    kills=["GATE-RELOAD-001"],
+    title="takes the connections of its start, and none of those after a reload",
+)
+def tires_of_connections() -> None:
+    import asyncio
+
+    from iamroles_agent import server
+
+    sound = server._Peer.connection_made
+    made = [0]
+
+    def connection_made(self: server._Peer, transport: asyncio.BaseTransport) -> None:
+        made[0] += 1
+        if made[0] > 4:
+            transport.close()
+        else:
+            sound(self, transport)
+
+    setattr(server._Peer, "connection_made", connection_made)  # noqa: B010
