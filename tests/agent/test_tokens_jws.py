@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from hashlib import sha256
 from hmac import digest as hmac_digest
 from pathlib import Path
 
@@ -227,6 +228,50 @@ def test_every_algorithm_end_to_end(alg):
 
     assert judge(token, authenticator) == ""
     assert judge(f"{head}.{body}.{encode_base64url(bytes(flipped))}", authenticator) == "signature_invalid"
+
+
+DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
+NO_NULL = bytes.fromhex("302f300b0609608648016503040201" + "0420")
+HASH = sha256(b"header.payload").digest()
+
+
+def block(content: bytes, *, lead: bytes = b"\x00\x01", fill: bytes = b"\xff", length: int = 256) -> bytes:
+    """An encoded message (RFC 8017 section 9.2), right or wrong, as long as the modulus."""
+    return lead + fill * (length - len(lead) - 1 - len(content)) + b"\x00" + content
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        block(DIGEST_INFO + HASH)[:-1] + bytes([HASH[-1] ^ 1]),  # another hash
+        (b"\x00\x01" + b"\xff" * 8 + b"\x00" + DIGEST_INFO + HASH).ljust(256, b"\x00"),  # Bleichenbacher 2006
+        block(NO_NULL + HASH),  # BER variants of one DigestInfo
+        block(DIGEST_INFO.replace(b"\x30\x31", b"\x30\x81\x31") + HASH),
+        block(HASH),  # no DigestInfo
+        block(DIGEST_INFO + HASH + b"\x00"),
+        block(DIGEST_INFO + HASH, lead=b"\x00\x02"),
+        block(DIGEST_INFO + HASH, lead=b"\x00\x00"),
+        block(DIGEST_INFO + HASH, fill=b"\xfe"),
+        block(DIGEST_INFO.replace(b"\x02\x01\x05", b"\x02\x02\x05") + HASH),  # says SHA-384
+        block(b""),
+    ],
+    ids=range(11),
+)
+def test_only_one_encoding_of_an_rsa_signature_is_good(encoded):
+    numbers = RSA_KEY.private_numbers()
+    verify = parse_key(public_jwk(RSA_KEY, "k1")).verifier("RS256")
+
+    def sign(message: bytes) -> bytes:
+        return pow(int.from_bytes(message), numbers.d, numbers.public_numbers.n).to_bytes(256)
+
+    good = sign(block(DIGEST_INFO + HASH))
+    assert verify(good, b"header.payload")
+    assert not verify(good, b"header.payloae")
+    assert not verify(b"\x00" + good, b"header.payload")
+    assert not verify(
+        (int.from_bytes(good) + numbers.public_numbers.n).to_bytes(257)[-256:], b"header.payload"
+    )
+    assert not verify(sign(encoded), b"header.payload")
 
 
 def test_a_key_is_for_its_own_algorithm():
