@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from iamroles_loadtests.mix import FLOOR, KNOWN
@@ -52,8 +53,9 @@ def write(result: dict[str, Any], directory: Path) -> Path:
 def summary(result: dict[str, Any], console: Console) -> None:
     """Print one run."""
     offered, stage = result["offered"], result["stage"]
+    agent = f"{result['agent']['name']} {result['agent']['version']}".strip()
     console.print(
-        f"[bold]{result['agent']['name']} {result['agent']['version']}[/] behind HAProxy {stage['haproxy']}, "
+        f"[bold]{escape(agent)}[/] behind HAProxy {stage['haproxy']}, "
         f"{stage['kind']}, {result['machine']['cpus']} cores shared by all parts"
     )
     console.print(
@@ -79,7 +81,8 @@ def summary(result: dict[str, Any], console: Console) -> None:
     for example in result["examples"][:8]:
         what = example.get("wrong") or f"no answer: {example.get('fault')}"
         role = f" as {example['role']}" if example.get("role") else ""
-        console.print(f"[red]wrong[/] {example['case']}: {example.get('request', '')}{role}: {what}")
+        told = escape(f"{example['case']}: {example.get('request', '')}{role}: {what}")
+        console.print(f"[red]wrong[/] {told}")
     console.print(_objectives(result))
     console.print("[bold green]SLO met[/]" if result["met"] else "[bold red]SLO NOT met[/]")
 

@@ -339,7 +339,7 @@ class Narrator:
         self._tags(seen)
         differences = act.told.differs(seen)
         for difference in differences:
-            self._console.print(f"   [bold red]NOT AS TOLD[/] {difference}")
+            self._console.print(Text.assemble(("   NOT AS TOLD ", "bold red"), difference))
         return not differences
 
     def _tags(self, seen: Observation) -> None:
