@@ -296,11 +296,13 @@ def test_aws_role_comes_from_the_arn_never_from_a_claim():
         (aws(sub="system:serviceaccount:ns:sa"), "role_malformed"),
         (aws({"subject_mode": "OriginIdentity", "principal_id": ROLE}, sub="bob@corp"), ""),
         (aws({"subject_mode": "OriginIdentity"}, sub=ROLE), "claim_invalid"),
+        (aws({"principal_id": ROLE}, sub="bob@corp", subject_mode="OriginIdentity"), ""),
+        (aws(sub=ROLE, subject_mode="OriginIdentity"), "claim_invalid"),
         (aws({"subject_mode": "OriginIdentity", "principal_id": "bob"}, sub=ROLE), "role_malformed"),
         (claims(sub=ROLE), "claim_invalid"),
         (claims(sub="system:serviceaccount:ns:sa", **{"kubernetes.io": {}}), "claim_invalid"),
     ],
-    ids=range(14),
+    ids=range(16),
 )  # fmt: skip
 def test_aws_accounts_and_subjects(payload, expected):
     assert reason(payload, **AWS) == expected

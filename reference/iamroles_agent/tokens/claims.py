@@ -272,7 +272,8 @@ class ClaimRules:
         account = said.get("aws_account")
         if not isinstance(account, str) or account not in self._accounts:
             raise Refusal(Reason.CLAIM_INVALID, "aws_account is not an account configured for this issuer")
-        origin = said.get("subject_mode") == "OriginIdentity"
+        # In whichever place the mode is named: `sub` is then the origin's name, which a caller chose (A17).
+        origin = "OriginIdentity" in (payload.get("subject_mode"), said.get("subject_mode"))
         arn = said.get("principal_id") if origin else payload.get("sub")
         if not isinstance(arn, str):
             raise Refusal(Reason.CLAIM_INVALID, "the principal's ARN is missing")
