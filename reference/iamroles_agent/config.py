@@ -175,6 +175,15 @@ class Role(Model):
     """Access ends so long after the token was issued, if it has not before."""
 
 
+class Group(Model):
+    """A name for several roles, so that an intent is said once."""
+
+    name: str
+    """What grants and denies call it."""
+    roles: list[str]
+    """Names of roles; a group holds no groups."""
+
+
 class Backend(Model):
     """A destination that grants may name."""
 
@@ -263,6 +272,8 @@ class Config(Model):
     """AWS STS endpoints that may prove roles."""
     roles: list[Role] = Field(default_factory=list)
     """Names of role ARNs."""
+    groups: list[Group] = Field(default_factory=list)
+    """Names of sets of roles."""
     backends: list[Backend] = Field(default_factory=list)
     """Where grants may lead."""
     grants: list[Grant] = Field(default_factory=list)

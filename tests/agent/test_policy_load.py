@@ -100,7 +100,7 @@ def test_the_example_loads_and_lints_clean_of_warnings() -> None:
         ("roles[0].max_lifetime", "0s", "below one second", "15m"),
         ("backends[0].servers", ["10.0.0.1"], "not host:port", "8080"),
         ("backends[0].servers", ["10.0.0.1:99999"], "not host:port", "8080"),
-        ("grants[0].roles", ["raeder"], "no role is called 'raeder'", "'reader'"),
+        ("grants[0].roles", ["raeder"], "no role or group is called 'raeder'", "'reader'"),
         ("grants[0].roles", ["*"], "may not be for every role", "Name each role"),
         ("grants[0].roles", [], "is empty", "Name the roles"),
         ("grants[0].backend", "order", "no backend is called 'order'", "'orders'"),

@@ -18,6 +18,7 @@ from iamroles_agent import config
 from iamroles_agent.config import Config
 from iamroles_agent.identity import RoleArn
 from iamroles_agent.policy.compiled import Rule, compile_rule
+from iamroles_agent.policy.groups import members_of, spelled_out
 from iamroles_agent.policy.paths import canonical
 from iamroles_agent.policy.regions import host_pattern
 from iamroles_agent.policy.sound import Sound
@@ -68,6 +69,7 @@ def _check(sound: Sound) -> Iterator[Fault]:
         for fault in _region(key, rule):
             regions_faulty = True
             yield fault
+    yield from _groups(sound)
     yield from _references(sound)
     if not regions_faulty:
         yield from _conflicts(sound)
@@ -80,7 +82,13 @@ def _names(sound: Sound) -> Iterator[Fault]:
     sources += [(f"{key}.name", sts.name) for key, sts in sound.sts]
     tables: list[tuple[str, list[tuple[str, str]]]] = [
         ("issuer or STS endpoint", sources),
-        ("role", [(f"{key}.name", role.name) for key, role in sound.roles]),
+        (
+            "role or group",
+            [
+                *((f"{key}.name", role.name) for key, role in sound.roles),
+                *((f"{key}.name", group.name) for key, group in sound.groups),
+            ],
+        ),
         ("backend", [(f"{key}.name", backend.name) for key, backend in sound.backends]),
         ("grant or deny", [(f"{key}.id", rule.id) for key, rule in sound.rules]),
     ]
@@ -309,7 +317,22 @@ def _network(key: str, text: str) -> Iterator[Fault]:
             )
 
 
+def _groups(sound: Sound) -> Iterator[Fault]:
+    names = frozenset(group.name for _, group in sound.groups)
+    for key, group in sound.groups:
+        if not group.roles:
+            yield Fault(f"{key}.roles", "is empty, so the group stands for nobody", "Name its roles")
+        for index, name in enumerate(group.roles):
+            if name in names:
+                remedy = "Name the roles themselves"
+                yield Fault(f"{key}.roles[{index}]", f"{name!r} is a group: groups hold no groups", remedy)
+            elif name not in sound.role_names:
+                remedy = _nearest(name, sound.role_names, "[[roles]]")
+                yield Fault(f"{key}.roles[{index}]", f"no role is called {name!r}", remedy)
+
+
 def _references(sound: Sound) -> Iterator[Fault]:
+    known = sound.role_names | {group.name for _, group in sound.groups}
     for key, rule in sound.rules:
         grant = isinstance(rule, config.Grant)
         if not rule.roles:
@@ -326,11 +349,11 @@ def _references(sound: Sound) -> Iterator[Fault]:
                 yield Fault(
                     f"{key}.roles[{index}]", "`*` already stands for every token", 'Write roles = ["*"]'
                 )
-            elif name != "*" and name not in sound.role_names:
+            elif name != "*" and name not in known:
                 yield Fault(
                     f"{key}.roles[{index}]",
-                    f"no role is called {name!r}",
-                    _nearest(name, sound.role_names, "[[roles]]"),
+                    f"no role or group is called {name!r}",
+                    _nearest(name, known, "[[roles]] or [[groups]]"),
                 )
     for key, item in sound.grants:
         if item.backend not in sound.backend_names:
@@ -352,10 +375,11 @@ def _conflicts(sound: Sound) -> Iterator[Fault]:
     Both match one request, so equal specificity means the same path and match: only such pairs are tried.
     """
     same_path: dict[tuple[str, bool], list[tuple[str, Rule]]] = {}
+    members = members_of([group for _, group in sound.groups])
     for key, grant in sound.grants:
         mended = any(name.startswith(f"{key}.") for name in sound.stand_ins)
         if not grant.shadow and not mended:
-            rule = compile_rule(grant)
+            rule = compile_rule(spelled_out(grant, members))
             same_path.setdefault((rule.region.path, rule.region.exact), []).append((key, rule))
     for rules in same_path.values():
         for (_, one), (key, two) in combinations(rules, 2):

@@ -22,6 +22,7 @@ from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError, Problem
 from iamroles_agent.policy.checks import check
 from iamroles_agent.policy.compiled import Policy
+from iamroles_agent.policy.groups import ungrouped
 from iamroles_agent.policy.lines import Lines, json_lines, line_of, toml_lines
 from iamroles_agent.policy.sound import Sound
 
@@ -117,7 +118,7 @@ def parse_document(text: str, format: Literal["toml", "json"], name: str) -> Doc
         )
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.line or 0, problem.key)))
-    return Document(config, lines, name)
+    return Document(ungrouped(config), lines, name)
 
 
 def _parse(

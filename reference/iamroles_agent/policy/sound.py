@@ -24,6 +24,7 @@ class Sound:
     issuers: list[tuple[str, config.Issuer]]
     sts: list[tuple[str, config.Sts]]
     roles: list[tuple[str, config.Role]]
+    groups: list[tuple[str, config.Group]]
     backends: list[tuple[str, config.Backend]]
     grants: list[tuple[str, config.Grant]]
     denies: list[tuple[str, config.Deny]]
@@ -82,6 +83,7 @@ class Sound:
             issuers=keyed("issuers", config.Issuer),
             sts=keyed("sts", config.Sts),
             roles=roles,
+            groups=keyed("groups", config.Group),
             backends=backends,
             grants=keyed("grants", config.Grant),
             denies=keyed("denies", config.Deny),
