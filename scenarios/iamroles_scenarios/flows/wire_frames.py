@@ -13,6 +13,7 @@ from iamroles_scenarios.wire.client import (
 )
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string, varint
 from iamroles_scenarios.wire.frames import (
+    HELLO,
     Flags,
     Frame,
     FrameType,
@@ -34,6 +35,7 @@ from iamroles_scenarios.wire.judge import (
     must_judge,
     must_live,
     must_not_allow,
+    must_serve,
     probe,
     session,
 )
@@ -448,8 +450,13 @@ async def type_strings(target: WireTarget) -> None:
                 must_deny(connection, ack)
             for name in ("method", "host", "role"):
                 await connection.ask(question({**probe(target), name: foreign}))
+            must_not_allow(
+                connection, await connection.ask(notify(1, 1, encode_message(raw, {"x-text": foreign})))
+            )
         context = {"request-id": Typed(DataType.STRING, b"\xff\x00\xfe")}
         must_judge(target, connection, await connection.ask(question(probe(target), context)))
+    async with session(target, {**HELLO, "x-text": "é\x00"}) as connection:
+        await must_serve(target, connection)
 
 
 @check(

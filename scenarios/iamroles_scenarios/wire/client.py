@@ -11,12 +11,12 @@ AGENT-DISCONNECT before either. Only `Connection.receive` tells them apart; chec
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 import threading
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
@@ -154,7 +154,7 @@ class Connection:
             self._transport.write(raw[start : start + (piece or len(raw))])
             if piece is not None:
                 await asyncio.sleep(gap)
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._pipe.writable.wait(), self.timeout)
 
     def keep_only(self, lines: int) -> None:
@@ -165,7 +165,8 @@ class Connection:
         """Send FIN; answers may still come."""
         self.transcript.add(TO_AGENT, "(FIN, reading on)")
         if self._transport.can_write_eof() and not self._transport.is_closing():
-            self._transport.write_eof()
+            with suppress(OSError):  # the agent was faster and the connection is gone
+                self._transport.write_eof()
 
     def reset(self) -> None:
         """End with RST, as a killed peer does."""

@@ -136,7 +136,7 @@ def _parse_again(keep: Any) -> None:
     override(messages, "parse", make)
 
 
-@mutant("wire.last-message-wins", kills=["SPOP-MSG-002"], title="judges the last of two iam-check messages")
+@mutant("wire.last-message-wins", kills=["SPOP-MSG-008"], title="judges the last of two iam-check messages")
 def last_message_wins() -> None:
     def keep(messages: Any, found: Any, data: bytes, start: int, end: int) -> Any:
         if "messages" not in found.problem:
@@ -167,6 +167,26 @@ def last_argument_wins() -> None:
         return read_message
 
     override(messages, "_read_message", make)
+
+
+@mutant("wire.stops-at-unknown", kills=["SPOP-MSG-002"], title="stops reading at an unknown message")
+def stops_at_unknown() -> None:
+    from iamroles_agent.spop import messages
+    from iamroles_conformance.selftest.mutants.edits import override
+
+    def make(sound: Any) -> Any:
+        def parse(data: bytes, start: int, end: int) -> Any:
+            pos = start
+            while pos < end:
+                name, _, _, after = messages._read_message(data, pos, end)
+                if name not in (messages.CONTEXT, messages.CHECK):
+                    break
+                pos = after
+            return sound(data, start, pos)
+
+        return parse
+
+    override(messages, "parse", make)
 
 
 def _check(edit: Any) -> None:
