@@ -210,13 +210,15 @@ class Run:
         for future in self._futures.values():
             future.cancel()
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
         if self._ended is None:
             self._ended = time.monotonic()
             if self._worlds is not None:
-                self._worlds.close()
+                self._worlds.close()  # ends what is still being played: after Ctrl-C nobody waits for it
             if self.stage is not None:
                 self.stage.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
 
     @property
     def elapsed(self) -> float:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.scenario import WorldSpec, policy_of
+from iamroles_scenarios.stage import StageError
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
@@ -81,6 +82,7 @@ class Worlds:
         self._slots: dict[str, _Slot] = {}
         self._planned: Counter[str] = Counter()
         self._lent: Counter[str] = Counter()
+        self._closed = False
         self._lock = threading.Lock()
         self._issuers: dict[str, IssuerHandle] = {}
 
@@ -120,6 +122,8 @@ class Worlds:
         with slot.lock:
             if slot.fault is not None:
                 raise slot.fault
+            if self._closed:
+                raise StageError("The run is over: no world is started any more.")
             if slot.place is None:
                 suffix = self._namespace + (f"-{_slug(owner)}" if spec.own else "")
                 try:
@@ -160,8 +164,9 @@ class Worlds:
                 slot.place = None
 
     def close(self) -> None:
-        """Stop every world that still runs."""
+        """Stop every world that still runs, also under scenarios that are being played; start no other."""
         with self._lock:
+            self._closed = True
             slots, self._slots = list(self._slots.values()), {}
         for slot in slots:
             with slot.lock:

@@ -153,6 +153,17 @@ def test_an_agent_that_cannot_take_a_lawful_policy_fails(stage: Stage) -> None:
     assert "no union here" in results[0].evidence.logs["agent"]
 
 
+def test_no_world_is_started_once_a_run_is_over(stage: Stage) -> None:
+    worlds = Worlds(stage, _spec("deny"), haproxy=False)
+    worlds.close()
+
+    with (
+        pytest.raises(StageError, match="run is over"),
+        worlds.borrow(scenarios()["gate.expired"].world, "late"),
+    ):
+        pass
+
+
 def test_a_run_shares_what_its_checks_share() -> None:
     planned = plan(["gate-spop"], selected_by(["gate.no-token", "gate.two-credentials"]))
     with Run(_spec("deny"), planned, Options(stage="processes")) as run:
