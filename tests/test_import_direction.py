@@ -34,7 +34,9 @@ def imported(source: str) -> set[str]:
         elif isinstance(node, ast.Call) and any(
             isinstance(argument, ast.Constant) and isinstance(argument.value, str) for argument in node.args
         ):
-            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            function = (
+                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            )
             if function in {"import_module", "__import__"}:
                 first = node.args[0]
                 if isinstance(first, ast.Constant):
