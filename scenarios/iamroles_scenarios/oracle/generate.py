@@ -72,14 +72,24 @@ class World:
 
 
 def worlds(seed: int, count: int, cases: int) -> Iterator[World]:
-    """`count` worlds of `cases` questions each; about one in eight must be refused when it loads."""
+    """`count` worlds of `cases` questions each; those that `may_conflict` says may be unloadable."""
     for number in range(count):
-        chance = random.Random(f"{seed}/{number}")  # noqa: S311 - reproducible, not secret
-        policy = _policy(chance)
-        if number % 8 != 7:
-            while conflict := load_error(policy):
-                policy["grants"] = [grant for grant in policy["grants"] if grant["id"] != conflict[1]]
-        yield World(policy, tuple(_case(chance, policy) for _ in range(cases)))
+        yield world(seed, number, cases)
+
+
+def world(seed: int, number: int, cases: int) -> World:
+    """One world of a seed: its policy, and as many of its questions as are asked for."""
+    chance = random.Random(f"{seed}/{number}")  # noqa: S311 - reproducible, not secret
+    policy = _policy(chance)
+    if not may_conflict(number):
+        while conflict := load_error(policy):
+            policy["grants"] = [grant for grant in policy["grants"] if grant["id"] != conflict[1]]
+    return World(policy, tuple(_case(chance, policy) for _ in range(cases)))
+
+
+def may_conflict(number: int) -> bool:
+    """Whether a world keeps grants that conflict, if chance gave it some; one in eight does."""
+    return number % 8 == 7
 
 
 def _policy(chance: random.Random) -> dict[str, Any]:

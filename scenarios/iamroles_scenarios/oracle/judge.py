@@ -228,9 +228,13 @@ def seconds(duration: str) -> float:
 
 
 def load_error(policy: Policy) -> tuple[str, str] | None:
-    """The two grants of which a loader must say that they conflict (equal specificity, another backend)."""
+    """The two grants of which a loader must say that they conflict (equal specificity, another backend).
+
+    A grant in shadow leads nowhere, so it conflicts with nothing.
+    """
     union = policy.get("multi_role", "deny") == "union"
-    for one, two in itertools.combinations(policy.get("grants", ()), 2):
+    enforced = [grant for grant in policy.get("grants", ()) if not grant.get("shadow")]
+    for one, two in itertools.combinations(enforced, 2):
         if (
             one["backend"] != two["backend"]
             and _specificity(one) == _specificity(two)
