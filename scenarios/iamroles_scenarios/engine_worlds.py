@@ -76,7 +76,7 @@ class Worlds:
 
     def __init__(self, stage: Stage, agent: AgentSpec, *, haproxy: bool = True, namespace: str = "") -> None:
         self._stage = stage
-        self._namespace = namespace
+        self.namespace = namespace
         self._agent = agent
         self._haproxy = haproxy
         self._slots: dict[str, _Slot] = {}
@@ -125,7 +125,7 @@ class Worlds:
             if self._closed:
                 raise StageError("The run is over: no world is started any more.")
             if slot.place is None:
-                suffix = self._namespace + (f"-{_slug(owner)}" if spec.own else "")
+                suffix = self.namespace + (f"-{_slug(owner)}" if spec.own else "")
                 try:
                     policy = self._located(_renamed(policy_of(spec), suffix), suffix)
                     for name in _ISSUER.findall(json.dumps(policy)):

@@ -1,7 +1,8 @@
 """Zero egress: nothing that a token says makes the agent open a connection, and no key comes with a token.
 
 The listener is an issuer of the mock IdP that no policy names: the agent could reach it, it counts every
-request, and its keys would verify these tokens. A bare TCP listener beside it hears what asks for anything else.
+request, and its keys would verify these tokens. A bare TCP listener beside it hears who asks for anything
+else.
 """
 
 from __future__ import annotations
@@ -91,13 +92,12 @@ def header(target: Target) -> None:
         evil = here.issuer("evil")
         for base in (listener.url, evil.url):
             for members in _pointing(base):
-                signed = {"header": members, "key": "ES256"}
-                token = here.token("corp", **signed)
+                token = here.token("corp", header=members, key="ES256")
                 if "kid" in members:
                     here.expect(f"header {members}", token, refused("key_unknown", "token_malformed"))
                 else:
                     here.expect(f"header {members}", token, ALLOWED)
-                foreign = here.token("corp", "evil", **signed)
+                foreign = here.token("corp", "evil", header=members, key="ES256")
                 here.expect(
                     f"header {members}, signed by a stranger",
                     foreign,
@@ -120,8 +120,8 @@ def own_key(target: Target) -> None:
         answer = refused("key_unknown", "signature_invalid", "token_malformed")
         for algorithm in ("RS256", "ES256"):
             for embed in ("jwk", "x5c", ["jwk", "x5c", "x5t"]):
-                for change in ({}, {"drop_header": ["kid"]}):
-                    token = here.token("corp", "evil", key=algorithm, embed=embed, **change)
+                for dropped in ([], ["kid"]):
+                    token = here.token("corp", "evil", key=algorithm, embed=embed, drop_header=dropped)
                     here.expect(f"{algorithm} with its own {embed}", token, answer)
                 token = here.token("corp", key="other", alg=algorithm, embed=embed)
                 here.expect(f"{algorithm} with {embed} under a published kid", token, answer)

@@ -58,17 +58,30 @@ class Ground:
         """Ask for the reader's route."""
         return self.player.ask(RequestSpec(**request), token, with_reason=True)
 
-    def expect(self, what: str, token: str, expected: Expectation, *, within: float = 0.0) -> Observation:
-        """Ask until it is as expected, for at most `within` seconds times the scale.
+    def expect(
+        self, what: str, token: str, expected: Expectation, *, within: float = 0.0, prompt: float = 0.0
+    ) -> Observation:
+        """Ask until it is as expected.
+
+        Args:
+            what: names the question in a failure.
+            token: the credential.
+            expected: the answer.
+            within: ask again for so many seconds, times the scale.
+            prompt: the answer may take at most so many seconds, times the scale; 0: as long as it likes.
 
         Raises:
             CheckFailed: it was not.
         """
+        began = time.monotonic()
         deadline = time.monotonic() + within * self.target.scale
         while True:
             seen = self.ask(token)
             differing = mismatches(expected, seen, {})
-            if not differing:
+            took = time.monotonic() - began
+            if not differing and prompt and took > prompt * self.target.scale:
+                differing = [f"the answer took {took:.1f} s, at most {prompt:g} s"]
+            elif not differing:
                 return seen
             if time.monotonic() >= deadline:
                 raise CheckFailed(f"{what}: {'; '.join(differing)}", self.evidence(seen, describe(expected)))

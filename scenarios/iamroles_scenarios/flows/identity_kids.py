@@ -48,7 +48,7 @@ def storm(target: Target) -> None:
         most = math.ceil(elapsed / COOLDOWN) + 1
         if made > most:
             raise CheckFailed(
-                f"{_STORM} random kids in {elapsed:.1f} s caused {made} fetches; the cooldown is {COOLDOWN:g} s",
+                f"{_STORM} random kids in {elapsed:.1f} s caused {made} fetches, cooldown {COOLDOWN:g} s",
                 Evidence(expected=f"at most {most} fetches", received=f"{made} fetches"),
             )
         here.expect("after the storm", here.token("storm", key="ES256", sub=f"s{next(_numbers)}"), ALLOWED)
@@ -71,12 +71,9 @@ def unnoticed(target: Target) -> None:
         try:
             stuck = [Pending(here.another(), _stray(here, "stall")) for _ in range(3)]
             keys.wait_for("jwks", before + 1, 10.0 * target.scale)
-            began = time.monotonic()
             for number in range(5):
                 token = here.token("stall", key="ES256", sub=f"guest-{number}")
-                here.expect("a known key beside a stalled fetch", token, ALLOWED)
-            if (took := time.monotonic() - began) > _PROMPT * target.scale:
-                raise CheckFailed(f"five tokens of a known key took {took:.1f} s beside a stalled fetch")
+                here.expect("a known key beside a stalled fetch", token, ALLOWED, prompt=_PROMPT)
         finally:
             keys.clear()
         for question in stuck:
