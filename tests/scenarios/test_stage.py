@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ ISSUER = {
     "accounts": ["111111111111"],
 }
 POLICY = {"version": 1, "issuers": [ISSUER], "backends": [{"name": "alpha"}]}
-KINDS = ["processes", *(["containers"] if find_engine()[0] else [])]
+KINDS = ["processes", "containers"]
 
 
 def spec(command=PUPPET, **tables):
@@ -37,8 +38,15 @@ RELOADS = {"features": {"reload": "SIGHUP"}}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def stage(request):
-    with open_stage(request.param) as stage:
+def kind(request):
+    if request.param == "containers":
+        request.getfixturevalue("engine")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def stage(kind):
+    with open_stage(kind) as stage:
         yield stage
 
 
@@ -56,7 +64,53 @@ def test_auto_without_an_engine_is_processes_and_says_why(monkeypatch):
 
     with open_stage("auto") as stage:
         assert stage.kind == "processes"
-        assert "no Docker engine answers" in stage.why
+        reason = "no Docker engine answers (there is no socket at /nonexistent/docker.sock)"
+        assert stage.why == f"The stage is processes: {reason}."
+
+
+def test_a_refused_connection_to_an_engine_is_said_in_words(monkeypatch, tmp_path):
+    stale = tmp_path / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(stale))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{stale}")
+
+    assert find_engine() == (None, f"no Docker engine answers (connection refused at {stale})")
+
+
+def test_a_name_that_is_no_address_is_said_in_words(monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:port")
+
+    client, why = find_engine()
+
+    assert client is None
+    assert "no Docker engine answers (at tcp://127.0.0.1:port: Port could not be cast" in why
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody whom a socket refuses")
+def test_a_socket_of_others_is_said_in_words(tmp_path):
+    denied = Path("/run") / f"iamroles-test-{os.getpid()}.sock"
+    script = (
+        "import os; from iamroles_scenarios.stage.engine import find_engine; os.setuid(65534); "
+        "print(find_engine()[1])"
+    )
+    try:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(denied))
+            listening.listen()
+            denied.chmod(0o600)
+            env = {**os.environ, "DOCKER_HOST": f"unix://{denied}", "HOME": str(tmp_path)}
+            done = subprocess.run(
+                [sys.executable, "-c", script],
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+    finally:
+        denied.unlink(missing_ok=True)
+
+    assert f"permission denied on {denied}: join the group that owns it" in done.stdout
 
 
 def test_required_containers_without_an_engine_fail(monkeypatch):
@@ -226,9 +280,8 @@ def test_a_running_agent_is_left_alone(stage):
             world.agent.kill()
 
 
-@pytest.mark.skipif("containers" not in KINDS, reason="no Docker engine answers")
-def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path):
-    client = find_engine()[0]
+def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path, engine):
+    client = engine
     base = Images(client).python()
     (tmp_path / "puppet.py").write_text((HERE / "stage_puppet.py").read_text())
     (tmp_path / "Dockerfile").write_text(
@@ -293,8 +346,7 @@ def listening(port):
     return any(row[3] == "0A" and row[1].endswith(f":{port:04X}") for row in rows)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stage_that_is_killed_leaves_nothing(kind):
+def test_a_stage_that_is_killed_leaves_nothing(kind, request):
     victim = subprocess.Popen(
         [sys.executable, "-c", CRASHING.format(here=str(HERE), kind=kind)], stdout=subprocess.PIPE, text=True
     )
@@ -305,11 +357,13 @@ def test_a_stage_that_is_killed_leaves_nothing(kind):
     victim.wait()
     victim.stdout.close()
 
-    client = find_engine()[0] if kind == "containers" else None
+    client = request.getfixturevalue("engine") if kind == "containers" else None
     owner = f"/{victim.pid}/"
 
     def left():
-        containers = client.containers.list(all=True, filters={"label": LABEL}) if client else []
+        containers = (
+            client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True) if client else []
+        )
         return listening(port) or any(owner in str(one.labels) for one in containers)
 
     deadline = time.monotonic() + 20
@@ -318,9 +372,8 @@ def test_a_stage_that_is_killed_leaves_nothing(kind):
     assert not left()
 
 
-@pytest.mark.skipif("containers" not in KINDS, reason="no Docker engine answers")
-def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_kept():
-    client = find_engine()[0]
+def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_kept(engine):
+    client = engine
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     host = os.uname().nodename

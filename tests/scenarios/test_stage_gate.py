@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from iamroles_scenarios.stage import AgentSpec, StageError, haproxies, open_stage
-from iamroles_scenarios.stage.engine import find_engine
+from iamroles_scenarios.stage.images import RELEASES
 from iamroles_scenarios.stage.rendering import SHIPPED
 
 HERE = Path(__file__).parent
@@ -49,26 +49,26 @@ def puppet_spec(**tables):
     return AgentSpec.of(document, HERE / "agent.toml")
 
 
-def binaries():
+def places():
+    """Each version of HAProxy once: as a process where this host has it, else as a container."""
     found = {}
     for choice in ("path", "wheel"):
         try:
             binary = haproxies.find(choice)
         except StageError:
             continue
-        found.setdefault(haproxies.version(binary), binary)
-    return [pytest.param(("processes", path), id=f"haproxy-{version}") for version, path in found.items()]
+        found.setdefault(haproxies.version(binary), ("processes", binary))
+    for release in RELEASES:
+        if not any(version.startswith(f"{release}.") for version in found):
+            found[release] = ("containers", release)
+    return [pytest.param(place, id=f"haproxy-{version}") for version, place in sorted(found.items())]
 
 
-def images():
-    """The versions that only come as containers, where an engine answers."""
-    client, _ = find_engine()
-    return [pytest.param(("containers", one), id=f"haproxy-{one}") for one in ("2.6", "3.2") if client]
-
-
-@pytest.fixture(scope="module", params=[*binaries(), *images()])
+@pytest.fixture(scope="module", params=places())
 def world(request):
     kind, haproxy = request.param
+    if kind == "containers":
+        request.getfixturevalue("engine")
     with open_stage(kind, haproxy=haproxy) as stage:
         world = stage.world(puppet_spec(), POLICY, settings={"IAM_TIMEOUT_PROCESSING": "500ms"})
         yield SimpleNamespace(agent=world.agent, haproxy=world.haproxy, proxy=world.proxy, stage=stage)

@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import docker
+from docker.constants import DEFAULT_UNIX_SOCKET
 from docker.errors import DockerException
 from testcontainers.core.docker_client import DockerClient as Discovery
+from testcontainers.core.docker_client import get_docker_host
 
 LABEL = "iamroles.stage"
 """On everything the stage makes; the value is the stage's id."""
@@ -30,8 +32,8 @@ def find_engine() -> tuple[docker.DockerClient | None, str]:
         # testcontainers knows DOCKER_HOST, contexts and ~/.testcontainers.properties.
         client = Discovery(timeout=120, max_pool_size=200).client
         info = client.info()
-    except (DockerException, OSError) as error:
-        return None, f"no Docker engine answers ({_short(error)})"
+    except (DockerException, OSError, ValueError) as error:  # ValueError: a DOCKER_HOST that is no address
+        return None, f"no Docker engine answers ({_said(error)})"
     if info.get("OSType") != "linux":
         return None, f"the Docker engine runs {info.get('OSType')} containers"
     gateway = _bridge_gateway(client)
@@ -40,8 +42,39 @@ def find_engine() -> tuple[docker.DockerClient | None, str]:
     return client, f"Docker engine {info.get('ServerVersion', '?')} answers"
 
 
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+def _said(error: BaseException) -> str:
+    """Why nothing answers, in words; the client's own message buries it under three layers of libraries."""
+    place = (get_docker_host() or DEFAULT_UNIX_SOCKET).replace("http+unix://", "unix://")
+    if place.startswith("unix://"):
+        place = "/" + place.removeprefix("unix://").lstrip("/")
+    cause = _cause(error)
+    match cause:
+        case FileNotFoundError():
+            return f"there is no socket at {place}"
+        case PermissionError():
+            return f"permission denied on {place}: join the group that owns it, or run as root"
+        case ConnectionRefusedError():
+            return f"connection refused at {place}"
+        case TimeoutError():
+            return f"silence at {place}"
+        case socket.gaierror():
+            return f"the host of {place} is unknown"
+        case _:
+            text = str(cause).splitlines()
+            return f"at {place}: {text[0][:200] if text else type(cause).__name__}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The system's error at the bottom of a chain of exceptions, else the last of the chain."""
+    found = error
+    while True:
+        if isinstance(found, OSError) and found.errno is not None:
+            return found
+        below = [part for part in found.args if isinstance(part, BaseException)]
+        below += [part for part in (found.__cause__, found.__context__) if part is not None]
+        if not below:
+            return found
+        found = below[0]
 
 
 def _bridge_gateway(client: docker.DockerClient) -> str | None:

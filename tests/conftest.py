@@ -1,0 +1,26 @@
+"""One rule for tests that need a Docker engine.
+
+Where none answers they are skipped, and pytest says why. Under `--iamroles-require=containers`, or with
+`IAMROLES_REQUIRE=containers` in the environment (as in `.ci/run`), they fail instead: a run that should have
+covered containers never passes without.
+"""
+
+import os
+
+import pytest
+
+REQUIRE = "IAMROLES_REQUIRE"
+
+
+@pytest.fixture(scope="session")
+def engine(pytestconfig):
+    """A client of the Docker engine."""
+    from iamroles_scenarios.stage.engine import find_engine
+
+    client, why = find_engine()
+    if client is None:
+        wanted = pytestconfig.getoption("--iamroles-require") or os.environ.get(REQUIRE)
+        if wanted == "containers":
+            pytest.fail(f"Containers are required, but {why}.", pytrace=False)
+        pytest.skip(f"needs containers, but {why}")
+    return client
