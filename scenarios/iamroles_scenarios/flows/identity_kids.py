@@ -8,11 +8,13 @@ from itertools import count
 
 from iamroles_scenarios.engine import Target
 from iamroles_scenarios.flows.identity_ground import ALLOWED, Ground, Pending, ground, refused
-from iamroles_scenarios.results import CheckFailed, Evidence, check
+from iamroles_scenarios.results import CheckFailed, Evidence, Untestable, check
 
 COOLDOWN = 2.0
 """Seconds; as in the world `identity-kids`."""
 _STORM = 300
+_STORMY = 3.0
+"""Seconds: longer than a cooldown; an agent may hold a question back until the cooldown ends."""
 _HERD = 12
 _PROMPT = 4.0
 """Seconds, times the scale: what is answered sooner did not wait for a key set that takes twice as long."""
@@ -41,14 +43,20 @@ def storm(target: Target) -> None:
         here.expect("before the storm", here.token("storm", key="ES256"), ALLOWED)
         tokens = [_stray(here, "storm") for _ in range(_STORM)]
         before, began = _fetches(here, "storm"), time.monotonic()
+        sent = 0
         for token in tokens:
+            if time.monotonic() - began > _STORMY:
+                break
             here.expect("a random kid", token, refused("key_unknown"))
+            sent += 1
         elapsed = time.monotonic() - began
         made = _fetches(here, "storm") - before
         most = math.ceil(elapsed / COOLDOWN) + 1
+        if sent <= 2 * most:
+            raise Untestable(f"only {sent} questions were answered in {elapsed:.1f} s: too few for a storm")
         if made > most:
             raise CheckFailed(
-                f"{_STORM} random kids in {elapsed:.1f} s caused {made} fetches, cooldown {COOLDOWN:g} s",
+                f"{sent} random kids in {elapsed:.1f} s caused {made} fetches, cooldown {COOLDOWN:g} s",
                 Evidence(expected=f"at most {most} fetches", received=f"{made} fetches"),
             )
         here.expect("after the storm", here.token("storm", key="ES256", sub=f"s{next(_numbers)}"), ALLOWED)
