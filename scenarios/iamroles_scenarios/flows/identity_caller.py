@@ -41,9 +41,7 @@ class Caller:
 
     def session(self, role: str = "reader", account: str = "111111111111", name: str = "") -> SessionKeys:
         """A session of a role, which is created if need be."""
-        return self.cloud.assume(
-            _role(self.cloud.account(account), role), name or f"s-{secrets.token_hex(4)}"
-        )
+        return session_of(self.cloud, role, account, name)
 
     def credential(self, keys: SessionKeys, **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
         """A pre-signed GetCallerIdentity, sound or by recipe (`mock.presign`)."""
@@ -64,6 +62,11 @@ class Caller:
     def wait_for(self, calls: int) -> None:
         """Until this host was asked so often."""
         self.cloud.wait_for(f"{ACTION}@{self.host}", calls, 10.0 * self.here.target.scale)
+
+
+def session_of(cloud: CloudClient, role: str, account: str = "111111111111", name: str = "") -> SessionKeys:
+    """A session of a role, which is created if need be."""
+    return cloud.assume(_role(cloud.account(account), role), name or f"s-{secrets.token_hex(4)}")
 
 
 def _role(account: Account, name: str) -> str:

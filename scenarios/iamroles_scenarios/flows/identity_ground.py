@@ -59,7 +59,14 @@ class Ground:
         return self.player.ask(RequestSpec(**request), token, with_reason=True)
 
     def expect(
-        self, what: str, token: str, expected: Expectation, *, within: float = 0.0, prompt: float = 0.0
+        self,
+        what: str,
+        token: str,
+        expected: Expectation,
+        *,
+        within: float = 0.0,
+        prompt: float = 0.0,
+        **request: Any,  # noqa: ANN401 - fields of RequestSpec
     ) -> Observation:
         """Ask until it is as expected.
 
@@ -69,6 +76,7 @@ class Ground:
             expected: the answer.
             within: ask again for so many seconds, times the scale.
             prompt: the answer may take at most so many seconds, times the scale; 0: as long as it likes.
+            request: what else is asked for than the reader's route.
 
         Raises:
             CheckFailed: it was not.
@@ -76,7 +84,7 @@ class Ground:
         began = time.monotonic()
         deadline = time.monotonic() + within * self.target.scale
         while True:
-            seen = self.ask(token)
+            seen = self.ask(token, **request)
             differing = mismatches(expected, seen, {})
             took = time.monotonic() - began
             if not differing and prompt and took > prompt * self.target.scale:
