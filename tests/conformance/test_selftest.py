@@ -1,0 +1,132 @@
+"""The self-test: mutants are declared rightly and caught for the right reason."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_conformance.selftest import command, registry
+from iamroles_conformance.selftest.command import line, selftest, uncovered
+from iamroles_conformance.selftest.registry import Mutant, mutants
+from iamroles_conformance.selftest.runner import Outcome, Selftest
+from iamroles_scenarios.catalogue import catalogue
+from iamroles_scenarios.results import CheckResult, Verdict
+
+
+def test_every_id_is_in_the_catalogue():
+    unknown = {name for found in mutants().values() for name in found.kills} - set(catalogue())
+
+    assert unknown == set()
+
+
+@pytest.mark.parametrize("lane", ["wire", "gate"])
+def test_every_must_has_a_mutant(lane):
+    assert uncovered((lane,), list(mutants((lane,)).values())) == []
+
+
+def test_listing_does_not_import_the_agent():
+    code = (
+        "import sys; from iamroles_conformance.selftest.registry import mutants; assert mutants();"
+        "print([name for name in sys.modules if name.startswith('iamroles_agent')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_mutant_that_is_caught_and_exit_status():
+    done = CliRunner().invoke(selftest, ["--mutant", "wire.ack-no-fin"])
+
+    assert done.exit_code == 0, done.output
+    assert "caught" in done.output
+    assert "1 mutants, 1 caught, 0 not" in done.output
+
+
+def test_no_such_mutant():
+    done = CliRunner().invoke(selftest, ["--mutant", "wire.nothing"])
+
+    assert done.exit_code == 2
+    assert "--list" in done.output
+
+
+@pytest.fixture
+def harmless():
+    """A mutant that does nothing, named as if it broke the FIN flag."""
+    return Mutant("wire.harmless", "does nothing", ("SPOP-FRAG-001",), lambda: None)
+
+
+class Fake(Selftest):
+    """Gives prepared verdicts in place of playing."""
+
+    def __init__(self, verdicts):
+        super().__init__(None, None)
+        self._verdicts = verdicts
+
+    def _mutated(self, mutant):
+        return None
+
+    def _run(self, spec, checks):
+        return [
+            CheckResult(check.id, check.requirements, self._verdicts.get(check.id, Verdict.PASS))
+            for check in checks
+        ]
+
+
+def test_an_uncaught_mutant(harmless):
+    outcome = Fake({}).judge(harmless)
+
+    assert not outcome.caught
+    assert outcome.survived == ["SPOP-FRAG-001"]
+    assert "SURVIVED" in line(outcome)
+
+
+def test_a_mutant_caught_by_others_only(harmless):
+    outcome = Fake({"wire.ack.exactly-one": Verdict.FAIL}).judge(harmless)
+
+    assert not outcome.caught
+    assert outcome.also == ["wire.ack.exactly-one"]
+    assert "only by wire.ack.exactly-one" in line(outcome)
+
+
+def test_harness_errors_kill_nothing(harmless):
+    outcome = Fake({"wire.fragment.refused": Verdict.HARNESS_ERROR}).judge(harmless)
+
+    assert not outcome.caught
+    assert "harness-error" in outcome.trouble
+
+
+def test_a_check_that_fails_on_the_sound_agent_kills_nothing(harmless):
+    run = Fake({"wire.fragment.refused": Verdict.FAIL})
+    assert [result.check for result in run.baseline([harmless])] == ["wire.fragment.refused"]
+
+    assert not run.judge(harmless).caught
+
+
+def test_caught_by_each_id(harmless):
+    both = replace(harmless, kills=("SPOP-FRAG-001", "SPOP-ACK-001"))
+    one = Fake({"wire.fragment.refused": Verdict.FAIL}).judge(both)
+    two = Fake({"wire.fragment.refused": Verdict.FAIL, "wire.ack.exactly-one": Verdict.FAIL}).judge(both)
+
+    assert one.survived == ["SPOP-ACK-001"]
+    assert two.caught
+
+
+def test_declaring():
+    strange = registry.mutant("nothing.x", kills=["A"], title="")
+    again = registry.mutant(next(iter(mutants())), kills=["SPOP-ACK-001"], title="again")
+
+    with pytest.raises(ValueError, match="begin with one of"):
+        strange(lambda: None)
+    with pytest.raises(ValueError, match="twice"):
+        again(lambda: None)
+
+
+def test_the_commands_exit_status_for_a_survivor(monkeypatch, harmless):
+    monkeypatch.setattr(command, "_chosen", lambda lanes, names: [harmless])
+    monkeypatch.setattr(command, "_judged", lambda chosen, jobs, scale: [Outcome(harmless, {"X": []})])
+
+    assert CliRunner().invoke(selftest, ["--mutant", "x"]).exit_code == 1

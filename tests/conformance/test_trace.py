@@ -1,0 +1,82 @@
+"""`iamroles trace`: transcripts of captured streams, whole and broken."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_conformance.trace_command import from_hex, trace, trace_stream
+from iamroles_scenarios.wire.blunt import ack
+from iamroles_scenarios.wire.client import question
+from iamroles_scenarios.wire.codec import string
+from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, hello
+
+ASKED = question({"authorization": "Bearer very-secret"}, stream_id=7)
+ALLOW = b"\x01\x03\x02" + string("allow") + b"\x11"
+STREAM = hello().encode() + ASKED.encode() + ack(ASKED, ALLOW) + disconnect(2, "timeout").encode()
+
+
+def run(data, *options):
+    return CliRunner().invoke(trace, options, input=data)
+
+
+def test_both_directions_in_one_stream():
+    done = run(STREAM)
+    lines = done.output.splitlines()
+
+    assert done.exit_code == 0, done.output
+    assert [line.split()[1:3] for line in lines] == [
+        [">>", "HAPROXY-HELLO"],
+        [">>", "NOTIFY"],
+        ["<<", "ACK"],
+        [">>", "HAPROXY-DISCONNECT"],
+    ]
+    assert "txn.allow=true:BOOL" in lines[2]
+    assert "status-code=2 (timeout)" in lines[3]
+    assert int(lines[1].split()[0]) == len(hello().encode())
+
+
+def test_credentials_are_hidden_unless_asked_for():
+    assert "very-secret" not in run(STREAM).output
+    assert "very-secret" in run(STREAM, "--reveal").output
+
+
+def test_hexadecimal_input():
+    assert run(STREAM.hex(" ").encode(), "--hex").output == run(STREAM).output
+    assert run(b"zz", "--hex").exit_code == 2
+    assert from_hex(b"0x01 02:03") == b"\x01\x02\x03"
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (STREAM[:-3], "are there"),
+        (STREAM + b"\x00\x00", "ends inside a length prefix"),
+        (b"GET / HTTP/1.1\r\n\r\n", "not SPOP, or out of step"),
+        (Frame(FrameType.ACK, 1, 1, b"\x09").encode(), "at byte 11 (payload): unknown action type 9"),
+        (Frame(FrameType.NOTIFY, 1, 1, string("iam-check")).encode(), "runs 1 past the end"),
+        (b"\x00\x00\x00\x10\x03\x00\x00\x00\x01" + b"\xff" * 11, "more than ten bytes"),
+        (Frame(42, 1, 1).encode(), "unknown frame type 42"),
+    ],
+)
+def test_broken_streams_say_where_and_why(data, why):
+    done = run(data)
+
+    assert done.exit_code == 1
+    assert why in done.output
+
+
+def test_the_direction_is_checked_where_it_is_known():
+    assert "does not come from an agent" in run(ASKED.encode(), "--from", "agent").output
+    assert run(ASKED.encode(), "--from", "haproxy").exit_code == 0
+
+
+def test_nothing_to_read():
+    assert run(b"").exit_code == 2
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_give_a_trace(data):
+    assert all(0 <= line.offset < len(data) for line in trace_stream(data))

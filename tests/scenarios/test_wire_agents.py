@@ -1,0 +1,179 @@
+"""The wire client and the lane against agents that are processes, each with one way of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from iamroles_scenarios.results import Verdict
+from iamroles_scenarios.wire import fuzz, lane
+from iamroles_scenarios.wire.blunt import BEHAVIOURS
+from iamroles_scenarios.wire.client import Asker, UnreachableError, WireError, decide
+from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
+from iamroles_scenarios.wire.target import WireTarget
+
+
+@contextmanager
+def blunt(behaviour, *options):
+    command = [sys.executable, "-m", "iamroles_scenarios.wire.blunt", "--behaviour", behaviour, *options]
+    process = subprocess.Popen(
+        [*command, "--exit-with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        yield json.loads(process.stdout.readline())["address"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_decide_gives_the_variables():
+    with blunt("allow-after-timeout", "--delay", "0", "--backend", "orders") as address:
+        found = decide(address, {"path": "/x"})
+
+    assert found["allow"] is True
+    assert found["backend"] == "orders"
+
+
+def test_an_asker_pipelines_and_keeps_the_order_of_its_questions():
+    with blunt("allow-after-timeout", "--delay", "0.2") as address, Asker(address) as asker:
+        started = time.monotonic()
+        found = asker.decide_many([{"path": f"/{number}"} for number in range(10)])
+        # The blunt agent answers one after the other: ten times 0.2 s on one connection.
+        assert len(found) == 10
+        assert all(one["allow"] is True for one in found)
+        assert time.monotonic() - started >= 2.0
+        assert asker.decide({})["allow"] is True
+
+
+def test_an_asker_reconnects_after_the_agent_came_back():
+    with blunt("allow-after-timeout", "--delay", "0") as address, Asker(address) as asker:
+        assert asker.decide({})["allow"] is True
+    with pytest.raises(WireError):
+        asker.decide({})
+    with blunt("allow-after-timeout", "--delay", "0") as address:
+        asker.address = address
+        assert asker.decide({})["allow"] is True
+    asker.close()
+
+
+@pytest.mark.parametrize("behaviour", ["silent", "mute", "closes", "http", "garbage", "wrong-id", "half-ack"])
+def test_decide_says_what_went_wrong_with_a_transcript(behaviour):
+    with blunt(behaviour) as address, pytest.raises(WireError) as caught:
+        decide(address, {"authorization": "Bearer secret-of-mine"}, timeout=0.5)
+
+    assert ">> HAPROXY-HELLO" in str(caught.value)
+    assert "secret-of-mine" not in str(caught.value)
+
+
+def test_nobody_there():
+    with pytest.raises(UnreachableError, match="cannot connect"):
+        decide("127.0.0.1:1", {})
+    with pytest.raises(UnreachableError, match="cannot connect"):
+        decide("unix:/nonexistent/socket", {})
+
+
+def test_an_action_that_is_none_is_an_error_of_the_agent():
+    with blunt("bad-action-first") as address, pytest.raises(WireError, match="unknown action type 9"):
+        decide(address, {})
+
+
+QUICK = {
+    "wire.hello.first-frame",
+    "wire.hello.version",
+    "wire.ack.exactly-one",
+    "wire.frame.byte-by-byte",
+    "wire.message.lies",
+    "wire.life.burst",
+    "wire.bye.answered",
+    "wire.fuzz.survives",
+}
+
+
+@pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS))
+def test_each_check_ends_with_a_verdict_on_the_agent(behaviour):
+    chosen = [check for check in lane.checks() if check.id in QUICK]
+    with blunt(behaviour, "--delay", "2") as address:
+        results = lane.run(WireTarget(address, time_scale=0.1), chosen, twice=False)
+
+    assert [result.check for result in results] == [check.id for check in chosen]
+    assert {result.verdict for result in results} <= {Verdict.PASS, Verdict.FAIL}
+    assert sum(result.verdict is Verdict.FAIL for result in results) >= len(chosen) // 2
+
+
+def test_a_fault_of_the_suite_is_never_the_agents():
+    class Broken:
+        id, requirements, lane, title, features = "wire.broken", (), "wire", "broken", frozenset()
+
+        @staticmethod
+        async def run(_target):
+            raise KeyError("a bug of ours")
+
+    [result] = lane.run(WireTarget("127.0.0.1:1"), [Broken])
+
+    assert result.verdict is Verdict.HARNESS_ERROR
+    assert "a bug of ours" in result.message
+
+
+def test_silence_of_a_few_is_judged_twice():
+    calls = []
+
+    class Late:
+        id, requirements, lane, title, features = "wire.late", (), "wire", "late", frozenset()
+
+        @staticmethod
+        async def run(target):
+            calls.append(target.time_scale)
+            if len(calls) == 1:
+                raise TimeoutError
+
+    seen = []
+    [result] = lane.run(WireTarget("127.0.0.1:1"), [Late], on_result=seen.append)
+
+    assert result.verdict is Verdict.PASS
+    assert calls == [1.0, lane.PATIENCE]
+    assert seen == [result]
+
+
+# --- the fuzzer -------------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_the_same_inputs():
+    assert list(inputs(7, 60)) == list(inputs(7, 60))
+    assert list(inputs(7, 60)) != list(inputs(8, 60))
+
+
+@pytest.mark.parametrize(
+    ("raw", "whole"),
+    [
+        (b"\x00\x00\x00\x07" + bytes(7), True),
+        (b"\x00\x00\x00\x07" + bytes(6), False),
+        (b"\x00\x00\x00\x06" + bytes(6), False),
+        (b"\x00\x00\x00\x07" + bytes(7) + b"\x00", False),
+        (b"\xff\xff\xff\xff" + bytes(7), False),
+    ],
+)
+def test_finishes(raw, whole):
+    assert fuzz.finishes(raw) is whole
+
+
+def test_a_failure_is_kept_and_replays(tmp_path):
+    target_of = lambda address: WireTarget(address, time_scale=0.1)  # noqa: E731
+    with blunt("allow-then-bad-action") as address:
+        report = fuzz.Report(1, failure="it", suspects=[Input(b"\x01\x02"), Input(b"", greeted=False)])
+        report.save(tmp_path / "kept.json")
+        kept = fuzz.load(tmp_path / "kept.json")
+        assert kept == report.suspects
+        with pytest.raises(Exception, match=r"malformed|no longer serves"):
+            asyncio.run(fuzz.replay(target_of(address), kept))
+
+
+def test_what_is_no_file_of_the_fuzzer(tmp_path):
+    (tmp_path / "x").write_text("{}")
+    with pytest.raises(ValueError, match="not a file of the fuzzer"):
+        fuzz.load(tmp_path / "x")

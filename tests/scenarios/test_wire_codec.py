@@ -1,0 +1,186 @@
+"""The suite's own SPOP codec: round trips, strictness, the vectors of SPOE.txt and of a running HAProxy."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_scenarios.wire.codec import DataType, Reader, Typed, WireFormatError, address, string, varint
+from iamroles_scenarios.wire.frames import (
+    Action,
+    Frame,
+    FrameType,
+    Scope,
+    encode_kv,
+    encode_message,
+    notify,
+    read_actions,
+    read_kv,
+    read_messages,
+    variables,
+)
+
+BOUNDARIES = [
+    (0, "00"),
+    (239, "ef"),
+    (240, "f000"),
+    (2287, "ff7f"),
+    (2288, "f08000"),
+    (264431, "ffff7f"),
+    (264432, "f0808000"),
+    (33818863, "ffffff7f"),
+    (33818864, "f080808000"),
+    (2**64 - 1, "fff0fefefefefefefe0e"),
+]
+ips = st.ip_addresses()
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.text(),
+    st.binary(),
+    ips,
+)
+
+
+@pytest.mark.parametrize(("value", "encoded"), BOUNDARIES)
+def test_varint_vectors(value, encoded):
+    assert varint(value).hex() == encoded
+    assert Reader(bytes.fromhex(encoded)).varint("it") == value
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varint_round_trip(value):
+    assert Reader(varint(value)).varint("it") == value
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_a_varint_has_one_encoding(one, other):
+    assert (varint(one) == varint(other)) == (one == other)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff", b"\xff\xff", b"\xff" * 11 + b"\x00", b"\xff" * 9 + b"\x7f"])
+def test_varint_refuses(raw):
+    with pytest.raises(WireFormatError):
+        Reader(raw).varint("it")
+
+
+def test_minus_one_as_haproxy_sends_it():
+    assert Typed.of(-1).encode() == bytes.fromhex("04fff0fefefefefefefe0e")
+
+
+def test_booleans_have_their_flag_in_the_high_nibble():
+    assert Typed.of(True).encode() == b"\x11"
+    assert Typed.of(False).encode() == b"\x01"
+    assert Reader(b"\x11").typed("it").value is True
+    assert Reader(b"\x01").typed("it").value is False
+
+
+@given(values)
+def test_typed_round_trip(value):
+    typed = Typed.of(value)
+
+    assert Reader(typed.encode()).typed("it") == typed
+
+
+@pytest.mark.parametrize("kind", range(10, 16))
+def test_reserved_types_are_refused(kind):
+    with pytest.raises(WireFormatError, match="reserved type"):
+        Reader(bytes([kind]) + b"\x00").typed("it")
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [(DataType.INT32, 2**31), (DataType.UINT32, 2**32), (DataType.UINT32, 2**64 - 1)],
+)
+def test_integers_beyond_their_type_are_refused(kind, number):
+    with pytest.raises(WireFormatError, match="outside"):
+        Reader(bytes([kind]) + varint(number)).typed("it")
+
+
+@given(st.binary(max_size=300))
+def test_reading_never_does_anything_but_refuse(raw):
+    for read in (read_kv, read_messages, read_actions):
+        offset = 0
+        try:
+            read(Frame.decode(raw))
+        except WireFormatError as error:
+            offset = error.offset
+        assert 0 <= offset <= len(raw)
+
+
+frames = st.builds(
+    Frame,
+    st.integers(0, 255),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
+    st.binary(max_size=64),
+    st.integers(0, 2**32 - 1),
+)
+
+
+@given(frames)
+def test_frame_round_trip(frame):
+    raw = frame.encode()
+
+    assert int.from_bytes(raw[:4], "big") == len(raw) - 4
+    assert Frame.decode(raw[4:]) == frame
+
+
+@given(st.lists(st.tuples(st.text(max_size=20), values), max_size=6))
+def test_messages_round_trip(pairs):
+    frame = notify(1, 2, encode_message("m", pairs), encode_message("n", {}))
+    first, second = read_messages(frame)
+
+    assert first.name == "m"
+    assert [(name, value.value) for name, value in first.arguments] == pairs
+    assert second.arguments == ()
+
+
+def test_offsets_count_from_the_start_of_the_frame():
+    frame = Frame(FrameType.ACK, 1, 1, b"\x09\x01")
+
+    with pytest.raises(WireFormatError) as caught:
+        read_actions(frame)
+    assert caught.value.offset == 7
+
+
+def _ack(*actions):
+    return Frame(FrameType.ACK, 1, 1, b"".join(actions))
+
+
+SET = b"\x01\x03\x02" + string("a") + b"\x11"
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"\x03\x02\x02" + string("a"), "unknown action type"),
+        (b"\x01\x02\x02" + string("a"), "takes 3 arguments"),
+        (b"\x02\x03\x02" + string("a"), "takes 2 arguments"),
+        (b"\x02\x02\x05" + string("a"), "unknown scope"),
+        (b"\x02\x02\x02\x08" + string("a"), "the frame has 2 left"),
+        (SET[:-1], "runs 1 past the end"),
+    ],
+)
+def test_actions_are_read_strictly(raw, why):
+    with pytest.raises(WireFormatError, match=why):
+        read_actions(_ack(SET, raw))
+
+
+def test_actions_in_order_and_what_they_leave_set():
+    null = b"\x01\x03\x02" + string("a") + b"\x00"
+    other = b"\x01\x03\x01" + string("b") + b"\x11"
+
+    assert read_actions(_ack(SET)) == [Action(Scope.txn, "a", Typed.of(True))]
+    assert variables(_ack(SET, other)) == {"a": True}
+    assert variables(_ack(SET, null)) == {}
+    assert variables(_ack(SET, b"\x02\x02\x02" + string("a"))) == {}
+
+
+def test_kv_with_addresses():
+    items = {"four": address("192.0.2.1"), "six": address("2001:db8::1")}
+    frame = Frame(FrameType.HAPROXY_HELLO, payload=encode_kv(items))
+
+    assert {name: value.value for name, value in read_kv(frame)} == items
