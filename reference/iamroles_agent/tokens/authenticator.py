@@ -239,8 +239,9 @@ def bearer(authorization: str) -> bytes | None:
         None for another scheme or none. A credential with bytes beyond ASCII keeps them, so that its form is
         judged, and refused, like any other.
     """
-    if authorization.startswith("Bearer ") and authorization.isascii() and " " not in authorization[7:]:
-        return authorization[7:].encode()
+    token = authorization[7:]
+    if authorization[:7] == "Bearer " and token.isascii() and " " not in token:
+        return token.encode()
     scheme, _, rest = authorization.strip(" \t").partition(" ")
     if scheme.lower() != "bearer":
         return None

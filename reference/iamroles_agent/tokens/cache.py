@@ -19,15 +19,9 @@ _BASE_SIZE = 760
 
 def size_of(identity: Identity) -> int:
     """Roughly the bytes that an entry takes; roles are interned and cost a pointer."""
-    scopes = 0 if identity.scopes is None else 216 + sum(60 + len(scope) for scope in identity.scopes)
-    return (
-        _BASE_SIZE
-        + 8 * len(identity.roles)
-        + len(identity.principal)
-        + len(identity.session)
-        + len(identity.key_id)
-        + scopes
-    )
+    _, principal, session, roles, _, _, _, scopes, _, key_id = identity
+    size = _BASE_SIZE + 8 * len(roles) + len(principal) + len(session) + len(key_id)
+    return size if scopes is None else size + 216 + 60 * len(scopes) + sum(map(len, scopes))
 
 
 class IdentityCache:
@@ -64,7 +58,8 @@ class IdentityCache:
 
     def put(self, digest: bytes, identity: Identity, key: Key | None) -> None:
         """Keep an identity; `key` is what proved it, None where no key of ours did (STS)."""
-        self.drop(digest)
+        if digest in self._entries:
+            self.drop(digest)
         size = size_of(identity)
         self._entries[digest] = (identity, key, size)
         self.bytes += size

@@ -25,7 +25,7 @@ AWS_CLAIMS = "https://sts.amazonaws.com/"
 
 _MAX_SECONDS = 1 << 53
 _MAX_LABEL = 512
-_MAX_ROLE_SETS = 4096
+_MAX_SETS = 1024
 _OTHER_PRINCIPAL = re.compile(
     r"arn:aws[a-z-]*:(?:iam|sts)::(?P<account>[0-9]{12}):(?:root|user/\S+|federated-user/\S+)", re.ASCII
 )
@@ -61,11 +61,11 @@ def _finder(path: tuple[str, ...]) -> Callable[[Payload], Any]:
 def _seconds(payload: Payload, name: str) -> int | None:
     """A NumericDate that is a JSON integer (J7, J8: stricter than RFC 7519, which permits fractions)."""
     value = payload.get(name)
-    if value is None and name not in payload:
-        return None
-    if type(value) is not int or not 0 <= value <= _MAX_SECONDS:
+    if type(value) is int and 0 <= value <= _MAX_SECONDS:
+        return value
+    if name in payload:
         raise Refusal(Reason.CLAIM_INVALID, f"{name} is not a JSON integer from 0 to 2^53")
-    return value
+    return None
 
 
 def _label(value: object, name: str) -> str:
@@ -94,6 +94,7 @@ class ClaimRules:
         types = {typ.lower().removeprefix("application/") for typ in issuer.types}
         self.types = frozenset(types & {"at+jwt"} if issuer.profile == "rfc9068" else types)
         """Accepted `typ`, as `Header.typ` is written."""
+        self._profile = issuer.profile
         self._leeway = issuer.leeway
         self._lifetime = min(issuer.max_lifetime, limits.max_lifetime or issuer.max_lifetime)
         self._audiences = frozenset(issuer.audiences)
@@ -108,6 +109,7 @@ class ClaimRules:
         self._find_session = _finder(_path(issuer.session_claim or "jti"))
         self._find_principal = _finder(_path(issuer.principal_claim))
         self._role_sets: dict[tuple[str, ...], tuple[RoleArn, ...]] = {}
+        self._scope_sets: dict[str, frozenset[str]] = {}
         self._audience: Callable[[Payload], None] = (
             self._cognito_audience if issuer.profile == "cognito" else self._plain_audience
         )
@@ -147,7 +149,7 @@ class ClaimRules:
         """
         exp, iat = self._times(payload, now)
         self._audience(payload)
-        profile = self.issuer.profile
+        profile = self._profile
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
         end = exp + self._leeway
@@ -195,11 +197,11 @@ class ClaimRules:
 
     def _plain_audience(self, payload: Payload) -> None:
         aud = payload.get("aud")
-        if aud is None and "aud" not in payload and self._client_ids:
-            self._check_client(payload)
-            return
         if isinstance(aud, str):
             found = aud in self._audiences
+        elif aud is None and "aud" not in payload and self._client_ids:
+            self._check_client(payload)
+            return
         elif isinstance(aud, list) and aud and all(isinstance(one, str) for one in aud):
             found = not self._audiences.isdisjoint(aud)
         else:
@@ -232,7 +234,13 @@ class ClaimRules:
         if value is None:
             return frozenset() if self.issuer.scope_required else None
         if isinstance(value, str):
-            return frozenset(value.split(" ")) - {""}
+            # Few scope strings, many tokens; as with roles, only accepted tokens get here.
+            known = self._scope_sets.get(value)
+            if known is None:
+                if len(self._scope_sets) >= _MAX_SETS:
+                    self._scope_sets.clear()
+                known = self._scope_sets[value] = frozenset(value.split(" ")) - {""}
+            return known
         if isinstance(value, list) and all(isinstance(one, str) for one in value):
             return frozenset(value)
         raise Refusal(Reason.CLAIM_INVALID, "the scope claim is not a string or array of strings")
@@ -252,7 +260,7 @@ class ClaimRules:
         if known is not None:
             return known
         roles = self._judge_roles(entries)
-        if len(self._role_sets) >= _MAX_ROLE_SETS:
+        if len(self._role_sets) >= _MAX_SETS:
             self._role_sets.clear()
         self._role_sets[spelled] = roles
         return roles
