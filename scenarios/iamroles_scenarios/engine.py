@@ -252,16 +252,24 @@ class _Timeline:
             raise AgentFault(f"the agent did not say what came of the reload: {error.message}") from error
         if answer["reloaded"]:
             self._place.policy = policy
-        if step.check:
-            self._proven[step.check] += 1
-        if answer["reloaded"] == step.accepted:
-            return
         message = f"the agent answered the reload with {answer}, expected reloaded = {step.accepted}"
-        if not step.check:
+        right = answer["reloaded"] == step.accepted
+        if not right and not step.check:
             raise AgentFault(message)
-        sent = f"policy change: {step.override}"
-        evidence = Evidence(sent=sent, received=str(answer), logs=self._log_tails())
-        self._failures.setdefault(step.check, (message, evidence))
+        if step.check:
+            self._reloaded(step, step.check, answer, "" if right else message)
+        if step.error is not None:
+            named = not answer["reloaded"] and step.error.names in str(answer.get("error"))
+            message = f"the refusal does not name {step.error.names!r}: {answer}"
+            self._reloaded(step, step.error.check, answer, "" if named else message)
+
+    def _reloaded(self, step: ReloadStep, name: str, answer: dict[str, Any], message: str) -> None:
+        """Keep what a reload showed of a check; no message: all was well."""
+        self._proven[name] += 1
+        if message:
+            sent = f"policy change: {step.override}"
+            evidence = Evidence(sent=sent, received=str(answer), logs=self._log_tails())
+            self._failures.setdefault(name, (message, evidence))
 
     # --- judging -------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from iamroles_scenarios.documents import DocumentError, Json, Model, read
 
 Lane = Literal["gate", "gate-spop"]
 LANES: tuple[Lane, ...] = ("gate", "gate-spop")
+PROXY_LANES = ("gate", "proxy")
+"""Lanes that need HAProxy; "proxy" has checks of HAProxy's own workings, in Python alone."""
 SITES: dict[str, str] = {"gate": "haproxy", "gate-spop": "spop"}
 """What stands in brackets after a check's id, where one check is played in several lanes."""
 
@@ -153,6 +155,15 @@ class WaitStep(Model):
         return self
 
 
+class ReloadError(Model):
+    """What the answer to a refused reload must say."""
+
+    names: str = Field(min_length=1)
+    """A text that its `error` must hold: the key at fault."""
+    check: str
+    """The check that this is evidence for."""
+
+
 class ReloadStep(Model):
     """The world file changes and the agent is told."""
 
@@ -162,6 +173,8 @@ class ReloadStep(Model):
     """Whether the agent must take it up. One that is refused must leave the old policy in force."""
     check: str = ""
     """The check that this is evidence for; without one, another outcome ends the scenario as a failure."""
+    error: ReloadError | None = None
+    """What must be said of a policy that is not `accepted`."""
 
 
 class CloudStep(Model):
@@ -246,7 +259,9 @@ class Scenario(Model):
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         expected = {name for step in self.steps for name in step.expect}
-        expected |= {step.reload.check for step in self.steps if step.reload and step.reload.check}
+        reloads = [step.reload for step in self.steps if step.reload]
+        expected |= {reload.check for reload in reloads if reload.check}
+        expected |= {reload.error.check for reload in reloads if reload.error}
         if unknown := expected - self.checks.keys():
             raise ValueError(f"steps expect {sorted(unknown)}, which `checks` does not declare")
         if idle := self.checks.keys() - expected:
