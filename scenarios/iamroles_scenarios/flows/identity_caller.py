@@ -164,6 +164,54 @@ def _looks_rebuilt(one: Caller) -> None:
 
 
 @check(
+    "identity.caller.action",
+    requirements=["STS-ACTION-001"],
+    lane="gate-spop",
+    title="another action never reaches STS",
+    features={"sts"},
+)
+def action(target: Target) -> None:
+    """The agent is nobody's proxy: read from the cloud's counts under this flow's host."""
+    with caller(target, "actions") as one:
+        keys = one.session()
+        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        answer = refused("sts_rejected", "token_malformed")
+        for name in ("AssumeRole", "GetSessionToken", "GetWebIdentityToken", "GetCallerIdentityX", "none"):
+            one.here.expect(f"Action={name}", one.credential(keys, action=name), answer)
+            if one.cloud.counters().get(f"{name}@{one.host}", 0):
+                raise CheckFailed(f"Action={name} reached STS", Evidence(expected="no call"))
+
+
+@check(
+    "identity.caller.dates",
+    requirements=["STS-DATE-001", "STS-DATE-002", "STS-EXPIRES-001"],
+    lane="gate-spop",
+    title="old and future dates are refused though STS would accept them",
+    features={"sts"},
+)
+def dates(target: Target) -> None:
+    """The STS of this flow vouches for whoever asks, as a lenient emulator does."""
+    with caller(target, "dates") as one:
+        keys = one.session()
+        arn = keys.arn
+        one.fault(
+            "forge",
+            members={"Arn": arn, "UserId": f"AROAX:{arn.rpartition('/')[2]}", "Account": arn.split(":")[4]},
+        )
+        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        for date in ("-17m", "-3h", "-72h"):
+            old = one.credential(keys, date=date, expires=900)
+            one.here.expect(f"a date of {date}", old, refused("token_expired", "sts_rejected"))
+        for date in ("+3m", "+24h"):
+            future = one.credential(keys, date=date, expires=900)
+            one.here.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
+        for expires in (901, 604800):
+            long = one.credential(keys, expires=expires)
+            one.here.expect(f"X-Amz-Expires={expires}", long, refused("sts_rejected", "token_malformed"))
+        one.clear()
+
+
+@check(
     "identity.caller.auth",
     requirements=["STS-AUTH-001"],
     lane="gate-spop",

@@ -130,14 +130,14 @@ def answer_parts(target: Target) -> None:
     features={"sts"},
 )
 def answer_size(target: Target) -> None:
-    """The true answer, two megabytes longer."""
+    """An answer that is STS's own in all but its length: two megabytes of white space follow."""
     with caller(target, "large") as one:
         one.here.expect("before", one.credential(one.session()), ALLOWED)
-        one.fault("oversized")
-        before = one.calls()
-        one.here.expect("an oversized answer", one.credential(one.session(), expires=_next()), _NOT_BELIEVED)
-        if one.calls() == before:
-            raise Untestable("the agent did not ask STS")
+        one.fault("malformed", body=json.dumps(_response(_READER)) + " " * (2 << 20))
+        _disbelieved(one, "an answer of two megabytes")
+        one.fault("malformed", body=json.dumps(_response(_READER)) + " ")
+        keys = one.session()
+        one.here.expect("the same answer, short", one.credential(keys), ALLOWED, within=_RECOVERY)
         one.clear()
 
 
