@@ -33,12 +33,12 @@ from iamroles_scenarios.results import (
     Verdict,
     declared,
 )
-from iamroles_scenarios.scenario import LANES, SITES, Lane, Scenario, WorldSpec, scenarios
+from iamroles_scenarios.scenario import LANES, PROXY_LANES, SITES, Lane, Scenario, WorldSpec, scenarios
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire import lane as wire_lane
 from iamroles_scenarios.wire.target import WireTarget
 
-ALL_LANES: tuple[str, ...] = ("wire", *LANES)
+ALL_LANES: tuple[str, ...] = ("wire", *LANES, "proxy")
 THREADS = 8
 
 
@@ -179,7 +179,7 @@ class Run:
             return
         try:
             self.stage = open_stage(self.options.stage, self.options.require, self.options.haproxy)
-            through_haproxy = any(check.lane == "gate" for check in self.planned)
+            through_haproxy = any(check.lane in PROXY_LANES for check in self.planned)
             self._worlds = Worlds(self.stage, self.agent, haproxy=through_haproxy)
             self._announce()
             shared = [check.scenario.world for check in self.planned if check.scenario]
@@ -295,7 +295,7 @@ class Run:
         self._once(f"{scenario.id} {lane}", lambda: play(scenario, self._target(lane)), covers)
 
     def _submit_function(self, check: PlannedCheck) -> None:
-        lane: Lane = "gate" if check.lane == "gate" else "gate-spop"
+        lane: Lane = "gate" if check.lane in PROXY_LANES else "gate-spop"
         self._once(f"{check.id} {lane}", lambda: [called(check, self._target(lane))], [check])
 
     def _submit_wire(self) -> None:

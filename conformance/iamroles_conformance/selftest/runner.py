@@ -25,13 +25,13 @@ from iamroles_scenarios.engine_run import PlannedCheck, called, plan
 from iamroles_scenarios.engine_wire import wire_target
 from iamroles_scenarios.engine_worlds import Worlds
 from iamroles_scenarios.results import CheckResult, Verdict
-from iamroles_scenarios.scenario import LANES, Lane
+from iamroles_scenarios.scenario import LANES, PROXY_LANES, Lane
 from iamroles_scenarios.stage import AgentSpec, Stage
 from iamroles_scenarios.stage.rendering import SHIPPED
 from iamroles_scenarios.wire import lane as wire_lane
 
 _CHILD = "iamroles_conformance.selftest.mutants"
-_CHEAPEST = ("wire", "gate-spop", "gate")
+_CHEAPEST = ("wire", "gate-spop", "gate", "proxy")
 SIDE_BY_SIDE = 4
 """Mutants at a time: each is an agent of its own, and two cores are the least host."""
 
@@ -156,7 +156,7 @@ class Selftest:
 
     def _run(self, spec: AgentSpec, checks: list[PlannedCheck]) -> list[CheckResult]:
         """Play checks of any lanes against an agent started for them."""
-        through_haproxy = any(check.lane == "gate" for check in checks)
+        through_haproxy = any(check.lane in PROXY_LANES for check in checks)
         namespace = f"-s{next(self._numbers)}"
         worlds = Worlds(self._stage, spec, haproxy=through_haproxy, namespace=namespace)
         try:
@@ -179,6 +179,8 @@ class Selftest:
             results += [
                 called(check, target_of_lane) for check in checks if check.function and check.lane == lane
             ]
+        through = self._target("gate", spec, worlds)
+        results += [called(check, through) for check in checks if check.function and check.lane == "proxy"]
         return results
 
     def _target(self, lane: Lane, spec: AgentSpec, worlds: Worlds) -> Target:

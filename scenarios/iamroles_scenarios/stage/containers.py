@@ -306,6 +306,11 @@ class Containers(Ground):
         self._pool.shutdown()
         self._guard.close()
 
+    @property
+    def host(self) -> str:
+        """The network's gateway is this host."""
+        return self._net.gateway
+
     def start_mocks(self) -> dict[str, Mock]:
         """Both at once; neither is waited for."""
         started: dict[str, Future[MockBox]] = {

@@ -80,6 +80,11 @@ class Ground(ABC):
 
     kind: str
 
+    @property
+    @abstractmethod
+    def host(self) -> str:
+        """An address of this host on which HAProxy reaches what listens in this process."""
+
     @abstractmethod
     def start_mocks(self) -> dict[str, Mock]:
         """Start `idp` and `cloud`, side by side, without waiting for them."""

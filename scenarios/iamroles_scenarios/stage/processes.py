@@ -175,6 +175,11 @@ class Processes(Ground):
         self._mocks: dict[str, MockProcess] = {}
         self._lock = threading.Lock()
 
+    @property
+    def host(self) -> str:
+        """Loopback."""
+        return LOOPBACK
+
     def start_mocks(self) -> dict[str, Mock]:
         """Both at once; neither is waited for."""
         self._mocks = {name: MockProcess(name, self._guard) for name in ("idp", "cloud")}

@@ -13,7 +13,7 @@ from iamroles_scenarios.stage.errors import StageError
 from iamroles_scenarios.stage.ground import Ground, Mock
 from iamroles_scenarios.stage.rendering import Renderer
 from iamroles_scenarios.stage.spec import AgentSpec
-from iamroles_scenarios.stage.world import World
+from iamroles_scenarios.stage.world import Between, World
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import CloudClient, IdpClient
@@ -88,6 +88,7 @@ class Stage:
         *,
         haproxy: bool = True,
         settings: Mapping[str, str] | None = None,
+        between: Between | None = None,
     ) -> World:
         """Start an agent under a policy, and HAProxy before it.
 
@@ -99,6 +100,7 @@ class Stage:
             settings: HAProxy's settings by environment variable, e.g. {"IAM_TIMEOUT_PROCESSING": "500ms"},
                 over those of `[haproxy.settings]` in `agent.toml`; {"IAM_LOG_LEVEL": "emerg"} silences its
                 record.
+            between: what stands between HAProxy and the agent, e.g. a `relay.Relay`; its caller ends it.
 
         Raises:
             StageError: a part did not start; with its log.
@@ -108,7 +110,8 @@ class Stage:
             self._worlds.add(world)
         try:
             renderer = self._renderer(agent) if haproxy else None
-            world.start(policy, renderer, {**agent.haproxy.get("settings", {}), **(settings or {})})
+            chosen = {**agent.haproxy.get("settings", {}), **(settings or {})}
+            world.start(policy, renderer, chosen, between)
         except BaseException:
             self.release(world)
             raise

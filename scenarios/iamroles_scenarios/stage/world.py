@@ -25,6 +25,11 @@ _START = 10.0
 """Seconds until HAProxy must answer."""
 
 
+Between = Callable[[str, str], str]
+"""Puts something between HAProxy and the agent: from an address of this host that HAProxy reaches, and the
+agent's `host:port`, to the `host:port` that HAProxy shall ask (`relay.Relay`)."""
+
+
 class Composer:
     """Makes a policy of the suite into a world document: placeholders replaced, servers filled in."""
 
@@ -393,7 +398,11 @@ class World:
         self.agent = AgentHandle(spec, place, self._composer)
 
     def start(
-        self, policy: Mapping[str, Any], renderer: Renderer | None, settings: Mapping[str, str]
+        self,
+        policy: Mapping[str, Any],
+        renderer: Renderer | None,
+        settings: Mapping[str, str],
+        between: Between | None = None,
     ) -> None:
         """Bring it up: the agent starts while HAProxy's files are rendered."""
         self.document = self._composer.document(policy)
@@ -411,7 +420,10 @@ class World:
         with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
             files = pool.submit(renderer.render, self.document)
             self.agent.start()
-            self._haproxy.start(files.result(), self.agent.inner_address)
+            asked = self.agent.inner_address
+            if between is not None:
+                asked = between(self._ground.host, self.agent.spop_address)
+            self._haproxy.start(files.result(), asked)
         self._proxy = Proxy(place.host, place.port)
 
     @property
