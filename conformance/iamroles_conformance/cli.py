@@ -19,6 +19,7 @@ _STAGE_FAULT = 3
 _ELSEWHERE = {
     "selftest": ("iamroles_conformance.selftest.command", "selftest", "Run mutants against their checks."),
     "fuzz": ("iamroles_conformance.fuzz_command", "fuzz", "Send broken SPOP by the thousand."),
+    "oracle": ("iamroles_conformance.oracle_command", "oracle", "Decide random policies twice, and compare."),
     "matrix": ("iamroles_conformance.matrix", "matrix", "Play the gate lanes on several HAProxy."),
 }
 """Commands of other modules: attached by name, imported when called."""

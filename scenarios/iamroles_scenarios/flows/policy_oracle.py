@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 
 from iamroles_scenarios.engine import Target
+from iamroles_scenarios.oracle import through_proxy
 from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, campaign, numbers_for
 from iamroles_scenarios.results import check
 
 _CASES = 3_000
 _SEED = 1
+_SHUFFLED = 600
+_PROXY_WORLDS = 8
+_PROXY_CASES = 30
 
 
 def chosen(name: str, default: int) -> int:
@@ -40,3 +44,28 @@ def agrees(target: Target) -> str:
     cases = chosen("IAMROLES_ORACLE_CASES", _CASES)
     with campaign(target, chosen("IAMROLES_ORACLE_SEED", _SEED)) as played:
         return str(played.run(numbers_for(cases), CASES_PER_WORLD))
+
+
+@check(
+    "policy.oracle.order",
+    requirements=["ORACLE-ORDER-001"],
+    lane="gate-spop",
+    title="With every list of policy and token in another order the agent decides the same",
+)
+def order(target: Target) -> str:
+    """Each world twice, as it was drawn and shuffled."""
+    with campaign(target, chosen("IAMROLES_ORACLE_SEED", _SEED) + 1, shuffled=True) as played:
+        return str(played.run(numbers_for(_SHUFFLED), CASES_PER_WORLD))
+
+
+@check(
+    "policy.oracle.proxy",
+    requirements=["ORACLE-PROXY-001"],
+    lane="gate",
+    title="Through HAProxy a client gets what the specification decides, backend and tags included",
+    features={"reload"},
+)
+def proxy(target: Target) -> str:
+    """A sample of the worlds, with the requests that HTTP can carry."""
+    seed = chosen("IAMROLES_ORACLE_SEED", _SEED)
+    return through_proxy.play(target, seed, _PROXY_WORLDS, _PROXY_CASES)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.jose import mint
 from iamroles_scenarios.oracle.answer import differences, said
-from iamroles_scenarios.oracle.generate import Case, World, may_conflict, world
+from iamroles_scenarios.oracle.generate import Case, World, may_conflict, shuffled, world
 from iamroles_scenarios.oracle.judge import Outcome, judge, load_error
 from iamroles_scenarios.results import CheckFailed, Evidence
 from iamroles_scenarios.scenario import WorldSpec
@@ -94,10 +94,11 @@ class Campaign:
         target: the agent, its stage.
         place: a running world of `WORLD`.
         seed: of the worlds.
-        agent_place: how the agent takes a policy; default by what it declares.
+        shuffled: ask everything a second time, with every list of the policy and of the tokens in another
+            order: no answer may change.
     """
 
-    def __init__(self, target: Target, place: Place, seed: int) -> None:
+    def __init__(self, target: Target, place: Place, seed: int, *, shuffled: bool = False) -> None:
         self._target = target
         self._place = place
         self._issuer: IssuerHandle = target.worlds.issuer(place.issuer("corp"))
@@ -106,6 +107,7 @@ class Campaign:
             _Reloading(target, place) if target.agent.features.get("reload") else _Restarting(target, place)
         )
         self.report = Report(seed)
+        self._shuffled = shuffled
         self._before: tuple[World, list[Question]] | None = None
 
     def run(self, numbers: Sequence[int], cases: int) -> Report:
@@ -143,6 +145,17 @@ class Campaign:
         self._ask(number, played, questions)
         self.report.worlds += 1
         self._before = (played, questions)
+        if self._shuffled:
+            self._again_shuffled(number, played)
+
+    def _again_shuffled(self, number: int, played: World) -> None:
+        """The same world in another order: the oracle says the same, and so must the agent."""
+        other = shuffled(played, self.report.seed + number)
+        answer = self._force.take(self._completed(other.policy))
+        if not answer.get("reloaded"):
+            what = "the agent refuses a policy in another order"
+            raise self._failure(number, other, what, received=str(answer))
+        self._ask(number, other, self._questions(other), "in another order: ")
 
     def _must_refuse(self, number: int, played: World, answer: Mapping[str, Any]) -> None:
         conflict = load_error(played.policy) or ("", "")
@@ -349,10 +362,10 @@ class _Restarting:
 
 
 @contextmanager
-def campaign(target: Target, seed: int) -> Iterator[Campaign]:
+def campaign(target: Target, seed: int, *, shuffled: bool = False) -> Iterator[Campaign]:
     """A campaign on a world of its own that ends with it."""
-    with target.worlds.borrow(WORLD, f"policy.oracle-{target.lane}") as place:
-        yield Campaign(target, place, seed)
+    with target.worlds.borrow(WORLD, "policy.oracle.order" if shuffled else "policy.oracle") as place:
+        yield Campaign(target, place, seed, shuffled=shuffled)
 
 
 def numbers_for(cases: int) -> list[int]:

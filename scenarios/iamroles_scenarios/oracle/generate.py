@@ -92,6 +92,21 @@ def may_conflict(number: int) -> bool:
     return number % 8 == 7
 
 
+def shuffled(played: World, seed: int) -> World:
+    """The same world with every list whose order must not matter in another one, roles of tokens included."""
+    chance = random.Random(seed)  # noqa: S311
+
+    def turned(value: Any) -> Any:  # noqa: ANN401 - any JSON
+        if isinstance(value, dict):
+            return {key: turned(item) for key, item in reversed(value.items())}
+        if isinstance(value, list):
+            return [turned(item) for item in chance.sample(value, len(value))]
+        return value
+
+    cases = tuple(Case(turned(case.claims), case.request) for case in played.cases)
+    return World(turned(played.policy), cases)
+
+
 def _policy(chance: random.Random) -> dict[str, Any]:
     roles = []
     for name in chance.sample(_NAMES, chance.randint(2, 4)):
