@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+import tomllib
+from importlib.resources import files
 
 import click
 
@@ -11,6 +13,7 @@ from iamroles_conformance.selftest.registry import MUTANT_LANES, Mutant, mutants
 from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Outcome, Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.catalogue import catalogue
+from iamroles_scenarios.engine_run import plan
 from iamroles_scenarios.stage import AgentSpec, StageError, open_stage
 
 _STAGE_FAULT = 3
@@ -42,7 +45,7 @@ def selftest(
         click.echo(f"iamroles conformance selftest: {error}", err=True)
         sys.exit(_STAGE_FAULT)
     failed = [outcome for outcome in outcomes if not outcome.caught]
-    bare = [] if names else uncovered(lanes or MUTANT_LANES, chosen)
+    bare = [] if names else uncovered(lanes or tuple({found.lane for found in chosen}), chosen)
     for name in bare:
         click.echo(f"{'NO MUTANT':10} {name}: {catalogue()[name].text}")
     click.echo(
@@ -91,15 +94,21 @@ def line(outcome: Outcome) -> str:
 
 
 def uncovered(lanes: tuple[str, ...], chosen: list[Mutant]) -> list[str]:
-    """MUST requirements that checks of these lanes prove, but that no mutant is there for."""
-    families = {
-        "wire": ("SPOP",),
-        "gate": ("GATE", "TOKEN", "ROLE", "PATH", "POLICY", "ROTATE", "CLOUD"),
-    }
-    wanted = {family for lane in lanes for family in families.get(lane, ())}
+    """MUST requirements of these lanes' catalogue files that have a check, but no mutant."""
     covered = {name for found in chosen for name in found.kills}
+    proven = {name for check in plan() for name in check.requirements}
     return [
-        requirement.id
-        for requirement in catalogue().values()
-        if requirement.family in wanted and requirement.level == "MUST" and requirement.id not in covered
+        name
+        for name, requirement in catalogue().items()
+        if name in _names(lanes) & proven - covered and requirement.level == "MUST"
     ]
+
+
+def _names(lanes: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    for lane in lanes:
+        path = files("iamroles_scenarios") / "catalogue" / f"{lane}.toml"
+        if path.is_file():
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            found |= {str(entry["id"]) for entry in document["requirement"]}
+    return found

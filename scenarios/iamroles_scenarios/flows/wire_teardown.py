@@ -398,6 +398,7 @@ async def loopback(target: WireTarget) -> str:
     host, _, port = address.rpartition(":")
     if not host.strip("[]").startswith(("127.", "::1", "localhost")):
         return f"told to listen on {host}, and does; its default is judged on the stage of processes"
+    await must_live(target, "its start")
     outer = await asyncio.to_thread(_outer_address)
     if outer is None:
         return "this host has no address but loopback"
