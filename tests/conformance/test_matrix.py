@@ -1,45 +1,162 @@
-"""The support table over several versions of HAProxy."""
+"""Several versions of HAProxy: which can be played, what the tables say, and what the command ends with."""
 
 from __future__ import annotations
 
-import pytest
-from click.testing import CliRunner
+import json
+from pathlib import Path
+from typing import Any
 
-from iamroles_conformance.matrix import Column, as_markdown, matrix
+import pytest
+from click.testing import CliRunner, Result
+
+from iamroles_conformance.matrix import Column, chosen, exit_code, matrix
+from iamroles_conformance.matrix_table import BEGIN, END, Page, PageError, as_markdown
+from iamroles_scenarios.catalogue import catalogue
+from iamroles_scenarios.stage import StageError
+from iamroles_scenarios.stage.stage import Offer, offered
+
+PROCESSES = Offer("processes", "The stage is processes: asked for.", ("2.8", "3.0"))
+CONTAINERS = Offer("containers", "The stage is containers: it answers.", ("2.6", "2.8", "3.0", "3.2"))
 
 
 def _column(version: str, **verdicts: str) -> Column:
-    requirements = [
-        {"id": name.replace("_", "-"), "text": f"text of {name}", "verdict": verdict}
-        for name, verdict in verdicts.items()
-    ]
-    return Column(version, {"haproxy": f"{version}.1", "requirements": requirements})
+    names = {name.replace("_", "-"): verdict for name, verdict in verdicts.items()}
+    checks = [{"name": name, "lane": "gate", "verdict": verdict} for name, verdict in names.items()]
+    return Column(
+        version,
+        {
+            "haproxy": f"{version}.1",
+            "product": {"name": "an|agent", "version": "1"},
+            "stage": {"kind": "containers"},
+            "finished": "2026-11-24T10:00:00+00:00",
+            "passed": "fail" not in names.values(),
+            "checks": checks,
+            "requirements": [{"id": name, "verdict": verdict} for name, verdict in names.items()],
+        },
+    )
+
+
+# --- which versions ---------------------------------------------------------------------------------------
+
+
+def test_nothing_asked_for_is_all_that_is_there() -> None:
+    assert chosen([], PROCESSES) == ["2.8", "3.0"]
+
+
+def test_versions_are_a_list_or_repeated_and_each_is_played_once() -> None:
+    assert chosen(["3.2, 2.6", "3.2"], CONTAINERS) == ["3.2", "2.6"]
+
+
+def test_a_version_that_cannot_run_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(StageError) as caught:
+        chosen(["2.6,3.0,3.2"], PROCESSES)
+
+    assert caught.value.message == (
+        "HAProxy 2.6, 3.2 cannot run on the stage of processes, which has 2.8, 3.0: --stage=containers, "
+        "with a Docker engine, has 2.6, 2.8, 3.0, 3.2. The stage is processes: asked for."
+    )
+
+
+def test_a_host_without_any_is_an_error() -> None:
+    with pytest.raises(StageError, match="which has none"):
+        chosen([], Offer("processes", "", ()))
+
+
+def test_processes_offer_the_wheels_release() -> None:
+    assert "2.8" in offered("processes").versions
+
+
+# --- tables -----------------------------------------------------------------------------------------------
 
 
 def test_the_table_has_every_requirement_and_every_version() -> None:
     columns = [
-        _column("2.8", A_001="pass"),
-        _column("3.0", A_001="fail", B_001="pass"),
-        Column("3.2", fault="none"),
+        _column("2.8", GATE_ALLOW_001="pass"),
+        _column("3.0", GATE_ALLOW_001="fail", GATE_TAG_002="pass"),
+        Column("3.2", fault="no | image"),
     ]
 
     assert as_markdown(columns).splitlines() == [
-        "| requirement | HAProxy 2.8.1 | HAProxy 3.0.1 | HAProxy 3.2 |",
-        "|---|---|---|---|",
-        "| `A-001` text of A_001 | pass | fail | not played |",
-        "| `B-001` text of B_001 |  | pass | not played |",
+        "| HAProxy | stage | agent | checks | verdicts | played |",
+        "|---|---|---|---|---|---|",
+        "| 2.8.1 | containers | an\\|agent 1 | 1 | 1 pass | 2026-11-24 |",
+        "| 3.0.1 | containers | an\\|agent 1 | 2 | 1 pass, 1 fail | 2026-11-24 |",
+        "| 3.2 | | | 0 | not played: no \\| image | |",
+        "",
+        "| requirement | | 2.8.1 | 3.0.1 | 3.2 |",
+        "|---|---|---|---|---|",
+        f"| `GATE-ALLOW-001` | {catalogue()['GATE-ALLOW-001'].text} | pass | fail | not played |",
+        f"| `GATE-TAG-002` | {catalogue()['GATE-TAG-002'].text} |  | pass | not played |",
     ]
+
+
+def test_a_page_keeps_what_stands_around_the_table(tmp_path: Path) -> None:
+    page = tmp_path / "support.md"
+    page.write_text(f"# Ours\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
+
+    for _ in range(2):
+        Page(page).write([_column("2.8", GATE_ALLOW_001="pass")])
+
+    text = page.read_text()
+    assert text.startswith(f"# Ours\n\n{BEGIN}\n| HAProxy |")
+    assert text.endswith(f"|\n{END}\n\nThe end.\n")
+    assert "old" not in text
+    assert text.count("GATE-ALLOW-001") == 1
+
+
+@pytest.mark.parametrize("text", ["# no place\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"])
+def test_a_page_without_a_place_for_the_table_says_what_to_do(tmp_path: Path, text: str) -> None:
+    page = tmp_path / "support.md"
+    page.write_text(text)
+
+    with pytest.raises(PageError, match="Put these two lines there"):
+        Page(page)
+
+
+# --- the command ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "code"),
+    [
+        ([_column("2.8", A="pass"), _column("3.0", A="pass")], 0),
+        ([_column("2.8", A="pass"), _column("3.0", A="fail")], 1),
+        ([_column("2.8", A="pass"), Column("3.0", fault="gone")], 3),
+        ([_column("2.8", A="fail"), Column("3.0", fault="gone")], 1),
+    ],
+)
+def test_the_exit_code_is_the_worst_of_all(columns: list[Column], code: int) -> None:
+    assert exit_code(columns) == code
+
+
+def invoked(*arguments: Any) -> Result:
+    return CliRunner().invoke(matrix, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--check=nonsense"], 2, "zero checks"),
-        (["--haproxy=9.9", "--stage=processes", "--check=gate.expired"], 3, "HAProxy 9.9: not played"),
+        (["--stage=processes", "--check=nonsense"], 2, "zero checks"),
+        (["--haproxy=9.9", "--stage=processes"], 3, "HAProxy 9.9 cannot run on the stage of processes"),
+        (["--stage=processes", "--require=containers"], 3, "drop one of the two"),
+        (["--check=gate.expired", "--docs=page.md"], 2, "leave out --check"),
     ],
 )
 def test_nothing_is_skipped_in_silence(arguments: list[str], code: int, said: str) -> None:
-    done = CliRunner().invoke(matrix, arguments)
+    done = invoked(*arguments)
 
     assert done.exit_code == code
     assert said in done.output
+
+
+def test_each_version_has_its_result_and_a_failure_its_command(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    done = invoked("--stage=processes", "--haproxy=2.8", "--check=gate.expired", "--output", output)
+
+    assert done.exit_code == 0, done.output
+    found = json.loads((output / "haproxy-2.8" / "report.json").read_text())
+    assert found["haproxy"].startswith("2.8.")
+    assert found["passed"] is True
+    assert "HAProxy 2.8." in done.output
+    assert "left out: 2.6" in done.output

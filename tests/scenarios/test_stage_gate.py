@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 
 from iamroles_scenarios.stage import AgentSpec, StageError, haproxies, open_stage
-from iamroles_scenarios.stage.images import RELEASES
 from iamroles_scenarios.stage.rendering import SHIPPED
 
 HERE = Path(__file__).parent
@@ -58,7 +57,7 @@ def places():
         except StageError:
             continue
         found.setdefault(haproxies.version(binary), ("processes", binary))
-    for release in RELEASES:
+    for release in haproxies.RELEASES:
         if not any(version.startswith(f"{release}.") for version in found):
             found[release] = ("containers", release)
     return [pytest.param(place, id=f"haproxy-{version}") for version, place in sorted(found.items())]
@@ -289,6 +288,14 @@ def test_an_absolute_target_is_judged_by_its_path(world):
     assert ask(world, "http://api.example/orders/1").status == 200
     assert ask(world, "http://api.example/orders/../1").status == 400
     assert ask(world, "http://other.example/orders/1").status == 400
+
+
+@pytest.mark.parametrize("target", ["file:///orders/1", "ftp://api.example/orders/1", "FILE:/orders/1"])
+def test_a_target_of_another_scheme_reaches_nobody(world, target):
+    before = all_asked(world)
+
+    assert ask(world, target).status == 400
+    assert all_asked(world) == before
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "CONNECT"])

@@ -8,9 +8,12 @@ import re
 import resource
 import shutil
 import subprocess
+from contextlib import suppress
 
 from iamroles_scenarios.stage.errors import StageError
 
+RELEASES = {"2.6": "bookworm", "2.8": "trixie", "3.0": "trixie", "3.2": "forky"}
+"""The versions that the stage of containers has, and the Debian release of each; 2.8 comes from the wheel."""
 VARIABLE = "IAMROLES_HAPROXY"
 """Environment variable that chooses where no argument does."""
 
@@ -43,7 +46,7 @@ def find(choice: str | None = None) -> str:
             found = wheel
         case _:
             found = next(
-                (binary for binary in (installed, wheel) if binary and version(binary).startswith(choice)),
+                (binary for binary in (installed, wheel) if binary and _is(version(binary), choice)),
                 None,
             )
     if found is None:
@@ -56,6 +59,20 @@ def find(choice: str | None = None) -> str:
             "or name a binary by its path."
         )
     return found
+
+
+def here() -> list[str]:
+    """The releases that this host has as binaries, e.g. ["2.8", "3.0"], oldest first."""
+    releases: set[tuple[int, ...]] = set()
+    for choice in ("path", "wheel"):
+        with suppress(StageError):
+            releases.add(tuple(int(part) for part in version(find(choice)).split(".")[:2]))
+    return [".".join(map(str, release)) for release in sorted(releases)]
+
+
+def _is(exact: str, choice: str) -> bool:
+    """Whether a version is the one, or of the release, that was asked for: 3.1 is not 3.10."""
+    return exact == choice or exact.startswith(f"{choice}.")
 
 
 def _wheel() -> str | None:

@@ -26,14 +26,13 @@ import docker
 from docker.errors import BuildError, DockerException, ImageNotFound
 
 from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.stage.haproxies import RELEASES
 
 BASE = "IAMROLES_BASE_IMAGE"
 """Environment variable: the base of Python images, `debian:trixie-slim` if unset."""
 CA = "IAMROLES_CA"
 """Environment variable: a PEM file with one more certificate authority for the images."""
 LABEL = "iamroles.image"
-RELEASES = {"2.6": "bookworm", "2.8": "trixie", "3.0": "trixie", "3.2": "forky"}
-"""Debian release of each HAProxy; 2.8 comes from the wheel."""
 DISTRIBUTION = "haproxy-iam-roles"
 _PACKAGES = ("iamroles_agent", "iamroles_scenarios")
 """What runs in containers: agent, mocks, backends. The judge and the meter stay on the host."""

@@ -6,9 +6,11 @@ import itertools
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.errors import StageError
 from iamroles_scenarios.stage.ground import Ground, Mock
 from iamroles_scenarios.stage.rendering import Renderer
@@ -16,6 +18,8 @@ from iamroles_scenarios.stage.spec import AgentSpec
 from iamroles_scenarios.stage.world import Between, World
 
 if TYPE_CHECKING:
+    from docker import DockerClient
+
     from iamroles_scenarios.mock.clients import CloudClient, IdpClient
 
 KINDS = ("auto", "containers", "processes")
@@ -171,6 +175,42 @@ def open_stage(kind: str = "auto", require: str | None = None, haproxy: str | No
     Raises:
         StageError: the kind that was asked for is not possible here, or HAProxy is missing.
     """
+    engine, why = _engine(kind, require)
+    if engine is not None:
+        from iamroles_scenarios.stage.containers import Containers  # noqa: PLC0415
+
+        return Stage(Containers(engine, haproxy), why)
+    from iamroles_scenarios.stage.processes import Processes  # noqa: PLC0415
+
+    return Stage(Processes(haproxy), why)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a stage would be, before it is opened."""
+
+    kind: str
+    why: str
+    """As `Stage.why`."""
+    versions: tuple[str, ...]
+    """Releases of HAProxy it can put up, oldest first."""
+
+
+def offered(kind: str = "auto", require: str | None = None) -> Offer:
+    """What `open_stage` would open, and which HAProxy it has; starts nothing.
+
+    Raises:
+        StageError: the kind that was asked for is not possible here.
+    """
+    engine, why = _engine(kind, require)
+    if engine is None:
+        return Offer("processes", why, tuple(haproxies.here()))
+    engine.close()
+    return Offer("containers", why, tuple(haproxies.RELEASES))
+
+
+def _engine(kind: str, require: str | None) -> tuple[DockerClient | None, str]:
+    """The engine for a stage of containers, None for one of processes; and why."""
     if kind not in KINDS:
         raise StageError(f"{kind!r} is not a kind of stage: say {', '.join(KINDS)}.")
     if require not in (None, "", "containers"):
@@ -179,20 +219,15 @@ def open_stage(kind: str = "auto", require: str | None = None, haproxy: str | No
         raise StageError(
             "Containers are required, but the stage of processes was asked for: drop one of the two."
         )
-    why = "The stage is processes: asked for."
-    if kind != "processes":
-        from iamroles_scenarios.stage.engine import find_engine  # noqa: PLC0415 - docker's client is slow
+    if kind == "processes":
+        return None, "The stage is processes: asked for."
+    from iamroles_scenarios.stage.engine import find_engine  # noqa: PLC0415 - docker's client is slow
 
-        engine, reason = find_engine()
-        if engine is not None:
-            from iamroles_scenarios.stage.containers import Containers  # noqa: PLC0415
-
-            return Stage(Containers(engine, haproxy), f"The stage is containers: {reason}.")
-        if kind == "containers" or require:
-            raise StageError(
-                f"Containers are required, but {reason}: start a Docker engine, or choose processes."
-            )
-        why = f"The stage is processes: {reason}."
-    from iamroles_scenarios.stage.processes import Processes  # noqa: PLC0415
-
-    return Stage(Processes(haproxy), why)
+    engine, reason = find_engine()
+    if engine is not None:
+        return engine, f"The stage is containers: {reason}."
+    if kind == "containers" or require:
+        raise StageError(
+            f"Containers are required, but {reason}: start a Docker engine, or choose processes."
+        )
+    return None, f"The stage is processes: {reason}."
