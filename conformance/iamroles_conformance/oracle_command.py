@@ -29,8 +29,8 @@ def oracle(
 ) -> None:
     """Compare an agent's decisions with a second, simple implementation of the specification.
 
-    Each world is a random policy that the agent takes up by a reload; its questions go straight over SPOP, with
-    tokens that were signed for them. The first disagreement is made small and shown.
+    Each world is a random policy that the agent takes up by a reload; its questions go straight over SPOP,
+    with tokens that were signed for them. The first disagreement is made small and shown.
 
     Exit status: 0 if all agree, 1 if not, 2 for a wrong option, 3 if the agent or the stage cannot be used.
     """

@@ -81,15 +81,32 @@ def world(seed: int, number: int, cases: int) -> World:
     """One world of a seed: its policy, and as many of its questions as are asked for."""
     chance = random.Random(f"{seed}/{number}")  # noqa: S311 - reproducible, not secret
     policy = _policy(chance)
-    if not may_conflict(number):
+    if may_conflict(number):
+        _clash(chance, policy)
+    else:
         while conflict := load_error(policy):
             policy["grants"] = [grant for grant in policy["grants"] if grant["id"] != conflict[1]]
     return World(policy, tuple(_case(chance, policy) for _ in range(cases)))
 
 
 def may_conflict(number: int) -> bool:
-    """Whether a world keeps grants that conflict, if chance gave it some; one in eight does."""
+    """Whether a world is given grants that conflict (unless all are in shadow); one in eight is."""
     return number % 8 == 7
+
+
+def _clash(chance: random.Random, policy: dict[str, Any]) -> None:
+    """Add a grant that meets another one and leads elsewhere, as little like it in text as may be."""
+    enforced = [grant for grant in policy["grants"] if not grant.get("shadow")]
+    if not enforced or load_error(policy):
+        return
+    clashing = dict(chance.choice(enforced))
+    for key in ("hosts", "sources"):
+        if chance.random() < 0.5:
+            clashing.pop(key, None)
+    if chance.random() < 0.5:
+        clashing["methods"] = ["*"]
+    others = [name for name in _BACKENDS if name != clashing["backend"]]
+    policy["grants"].append(clashing | {"id": "G99", "backend": chance.choice(others)})
 
 
 def shuffled(played: World, seed: int) -> World:

@@ -193,11 +193,13 @@ def _decode(part: str) -> str | None:
         digits = part[at + 1 : at + 3]
         if len(digits) < 2 or not set(digits) <= _HEX:
             return None
-        byte, after = int(digits, 16), part[at + 3 : at + 5]
-        if byte in _REFUSED_ENCODED or (byte == ord("%") and len(after) == 2 and set(after) <= _HEX):
+        byte = int(digits, 16)
+        if byte in _REFUSED_ENCODED:
             return None
         out, at = out + (chr(byte) if byte in _UNRESERVED else f"%{byte:02X}"), at + 3
-    return out
+    # A `%25` that two hex digits follow would decode twice; `%25%32%65` is one too, its digits decoded.
+    after = [text[:2] for text in out.split("%25")[1:]]
+    return None if any(len(two) == 2 and set(two) <= _HEX for two in after) else out
 
 
 def arn(text: str) -> str | None:

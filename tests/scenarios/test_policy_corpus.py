@@ -1,0 +1,109 @@
+"""The path corpus: its classes against the oracle, and HAProxy's own rules without an agent's help."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_scenarios.engine_http import HttpConnection, request_bytes
+from iamroles_scenarios.oracle.corpus import careless, tricks
+from iamroles_scenarios.oracle.judge import segments
+from iamroles_scenarios.stage import AgentSpec, open_stage
+
+_HERE = Path(__file__).parent
+_YES = {
+    "status": 200,
+    "role": "r",
+    "principal": "p",
+    "session": "s",
+    "issuer": "i",
+    "rule": "R",
+    "backend": "alpha",
+}
+_POLICY = {
+    "version": 1,
+    "issuers": [
+        {"name": "corp", "issuer": "https://idp.example", "audiences": ["edge"], "algorithms": ["RS256"]}
+    ],
+    "backends": [{"name": "alpha"}],
+}
+
+
+def test_the_corpus_is_large_and_says_nothing_twice() -> None:
+    counts = Counter(trick.kind for trick in tricks())
+
+    assert counts["refused"] >= 150
+    assert counts["served"] >= 40
+    assert counts["closed"] >= 15
+    assert [path for path, count in Counter(trick.path for trick in tricks()).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("trick", tricks(), ids=lambda trick: ascii(trick.path))
+def test_a_class_is_what_the_oracle_says(trick) -> None:
+    parts = segments(trick.path.partition("?")[0])
+
+    if trick.kind == "refused":
+        assert trick.proxy or parts is None
+    elif trick.kind == "served":
+        assert parts is not None
+        assert parts[0] == "orders"
+        assert parts == segments(trick.forwarded)
+    else:
+        assert parts is not None
+        assert parts[:1] != ["orders"]
+
+
+def test_a_careless_server_falls_for_the_tricks() -> None:
+    """The reading by which `policy.traversal.backend` judges is careless enough to be worth something."""
+    for path in (
+        "/orders/../private",
+        "/orders/%2e%2e/private",
+        "/orders/%252e%252e/private",
+        "/orders/..;x=1/private",
+        "/orders\\..\\private",
+        "//private",
+        "/orders/..%2fprivate",
+        "/private%00.png",
+        "/private;.css",
+    ):
+        assert careless(path) == "/private"
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1), max_size=6))
+def test_a_careless_server_reads_plain_paths_as_they_are(parts) -> None:
+    assert careless("/" + "/".join(parts)) == "/" + "/".join(parts)
+
+
+def test_haproxy_alone_lets_no_trick_pass() -> None:
+    """The agent here allows everything: what gets through, HAProxy's rules have let through."""
+    spec = AgentSpec.of(
+        {
+            "spec": 1,
+            "name": "puppet",
+            "launch": {"command": [sys.executable, str(_HERE / "stage_puppet.py")]},
+            "features": {"reload": "SIGHUP"},
+        },
+        _HERE / "agent.toml",
+    )
+    verdict = json.dumps(_YES | {"expires": 4102444800, "allow": True})
+    passed = []
+    with open_stage("processes") as stage, stage.world(spec, _POLICY) as world:
+        for trick in tricks():
+            headers = [
+                ("Host", "api.example.com"),
+                ("Authorization", f"Puppet {verdict}"),
+                ("Connection", "close"),
+            ]
+            connection = HttpConnection((world.proxy.host, world.proxy.port), 10.0)
+            answer = connection.exchange("GET", request_bytes("GET", trick.path, headers))
+            connection.close()
+            if (answer.status == 200) == (trick.kind == "refused"):
+                passed.append((trick.kind, trick.path, answer.status))
+
+    assert passed == []
