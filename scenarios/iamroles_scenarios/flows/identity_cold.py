@@ -7,6 +7,7 @@ serves all flows; a sound issuer in the same policy must not notice.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 _RECOVERY = 6.0
 """Seconds, times the scale, within which an issuer that answers again is believed."""
 _PROMPT = 2.0
+"""Seconds, times the scale: half as long as the agent waits for a dead issuer."""
+_ON_ITS_WAY = 0.2
+"""Seconds, times the scale, until a question that was sent is being judged."""
 _ELSEWHERE = "444444444444"
 """An account of the mock cloud, whose issuer lives on another host than the mock IdP."""
 _prepared: WeakKeyDictionary[Worlds, bool] = WeakKeyDictionary()
@@ -89,8 +93,9 @@ def isolation(target: Target) -> None:
     with _cold(target) as here:
         keys = here.issuer("dead")
         before = keys.counters().get("discovery", 0)
+        keys.wait_for("discovery", before + 1, 10.0 * target.scale)  # an attempt that has just begun
         stuck = [Pending(here.another(), here.token("dead", key="ES256", sub=f"d{n}")) for n in range(5)]
-        keys.wait_for("discovery", before + 1, 10.0 * target.scale)
+        time.sleep(_ON_ITS_WAY * target.scale)
         for number in range(5):
             token = here.token("sound", key="ES256", sub=f"guest-{number}")
             here.expect("a sound issuer beside a dead one", token, ALLOWED, prompt=_PROMPT)
