@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 
-MUTANT_LANES = ("wire", "gate", "identity", "policy")
+MUTANT_LANES = ("wire", "gate", "identity", "policy", "proxy")
 """One module of `selftest.mutants` each; those that do not exist yet have no mutants."""
 Apply = Callable[[], None]
 
