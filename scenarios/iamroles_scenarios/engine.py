@@ -167,6 +167,7 @@ class _Timeline:
             (step.wait, self._wait),
             (step.reload, self._reload),
             (step.cloud, self._mint.cloud),
+            (step.mint, self._mint_now),
         ]
         for event, act in events:
             if event is not None:
@@ -229,6 +230,10 @@ class _Timeline:
             for kid in self._retiring.pop(issuer.name, []):
                 issuer.remove(kid)
         self._fetches[issuer.name] = issuer.counters().get("jwks", 0)
+
+    def _mint_now(self, names: list[str]) -> None:
+        for name in names:
+            self._mint.token(name)
 
     def _wait(self, step: WaitStep) -> None:
         if step.expired:

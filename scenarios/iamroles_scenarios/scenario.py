@@ -207,13 +207,15 @@ class Step(Model):
     wait: WaitStep | None = None
     reload: ReloadStep | None = None
     cloud: CloudStep | None = None
+    mint: list[str] | None = None
+    """Tokens to mint now, though they are sent later: under a key that is about to change, say."""
     lanes: list[Lane] = Field(default_factory=lambda: list(LANES))
 
     @model_validator(mode="after")
     def _one_thing(self) -> Step:
-        events = [self.request, self.agent, self.keys, self.wait, self.reload, self.cloud]
+        events = [self.request, self.agent, self.keys, self.wait, self.reload, self.cloud, self.mint]
         if sum(event is not None for event in events) != 1:
-            raise ValueError("a step is exactly one of request, agent, keys, wait, reload, cloud")
+            raise ValueError("a step is exactly one of request, agent, keys, wait, reload, cloud, mint")
         if self.each and self.request is None:
             raise ValueError("`each` belongs to a request")
         if self.expect and self.request is None:
@@ -266,6 +268,9 @@ class Scenario(Model):
             raise ValueError(f"steps expect {sorted(unknown)}, which `checks` does not declare")
         if idle := self.checks.keys() - expected:
             raise ValueError(f"no step bears on the checks {sorted(idle)}: they could never fail")
+        minted = {name for step in self.steps for name in step.mint or ()}
+        if missing := minted - self.tokens.keys():
+            raise ValueError(f"steps mint the tokens {sorted(missing)}, which `tokens` does not declare")
         used = {request.token for step in self.steps for request in step.requests() if request.token}
         saved = {step.cloud.save for step in self.steps if step.cloud and step.cloud.do == "web_identity"}
         if missing := used - self.tokens.keys() - saved:
