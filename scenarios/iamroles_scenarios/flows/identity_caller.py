@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,6 +34,11 @@ class Caller:
 
     here: Ground
     host: str
+
+    @cached_property
+    def keys(self) -> SessionKeys:
+        """A session of the reader's role."""
+        return self.session()
 
     @property
     def cloud(self) -> CloudClient:
@@ -139,6 +145,9 @@ def rebuilt(target: Target) -> None:
         for recipe in chosen:
             one.here.ask(one.credential(keys, **recipe))
             _looks_rebuilt(one)
+        here = f"@{one.host}"
+        if others := [name for name in one.cloud.counters() if name.endswith(here) and name != ACTION + here]:
+            raise CheckFailed(f"STS was asked for {others}", Evidence(expected=f"{ACTION} alone"))
 
 
 _HEADERS = {"host", "x-iam-edge", "accept", "accept-encoding", "user-agent", "connection", "content-length"}

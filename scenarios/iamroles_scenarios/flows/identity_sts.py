@@ -28,10 +28,10 @@ _READER = {
 
 def _disbelieved(one: Caller, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
     """Ask with credentials that STS would refuse, until it was asked; none may be believed."""
-    keys, before = one.session(), one.calls()
+    before = one.calls()
     deadline = time.monotonic() + _RECOVERY * one.here.target.scale
     while one.calls() == before:
-        forged = one.credential(keys, secret="wrong", expires=_next(), **recipe)  # noqa: S106
+        forged = one.credential(one.keys, secret="wrong", expires=_next(), **recipe)  # noqa: S106
         one.here.expect(what, forged, _NOT_BELIEVED)
         if time.monotonic() > deadline:
             raise Untestable(f"{what}: the agent did not ask STS for {_RECOVERY:g} s")
@@ -158,7 +158,7 @@ def throttled(target: Target) -> None:
             "a 503": {"kind": "status", "status": 503, "body": ""},
         }
         for what, fault in faults.items():
-            text = one.credential(one.session())
+            text = one.credential(one.keys, expires=_next())
             before = one.calls()
             one.fault(**fault)
             one.here.expect(what, text, _TROUBLE)
