@@ -148,7 +148,7 @@ def _policy(chance: random.Random) -> dict[str, Any]:
             "backend": chance.choice(_BACKENDS),
         }
         | _region(chance, methods=True)
-        for number in range(chance.randint(1, 9))
+        for number in range(chance.randint(1, 12))
     ]
     denies = [
         {"id": f"D{number:02}", "roles": ["*"] if chance.random() < 0.1 else chance.sample(names, 1)}

@@ -292,7 +292,7 @@ def oracle_last_grant() -> None:
     def change(policy: Any) -> None:
         from iamroles_agent.policy import compiled
 
-        enforced = [grant for grant in policy.config.grants[:8] if not grant.shadow]
+        enforced = [grant for grant in policy.config.grants[:6] if not grant.shadow]
         policy._grants = compiled.Index(map(compiled.compile_rule, enforced), deny=False)
 
     edit.built(change)
