@@ -134,9 +134,7 @@ async def run(address: str, issuer: str, count_fetches: object) -> int:
     fetched = count_fetches() - fetched
     elapsed = time.perf_counter() - began
     allowance = int(elapsed / COOLDOWN) + 1
-    sys.stdout.write(
-        f"{STORM} random kids: {fetched} fetches in {elapsed:.1f} s, at most {allowance} (one in {COOLDOWN:g} s)\n"
-    )
+    sys.stdout.write(f"{STORM} random kids, {elapsed:.0f} s: {fetched} fetches, at most {allowance}\n")
     worst = 0.0
     for kind in ("cached", "uncached"):
         quiet, rough = (p99(seen[weather, kind]) for weather in ("quiet", "storm"))
