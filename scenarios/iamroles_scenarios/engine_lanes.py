@@ -78,6 +78,8 @@ class ProxyPlayer:
         self._address = (world.proxy.host, world.proxy.port)
         self._connections: dict[str, HttpConnection] = {}
         self._asked: dict[int, int] = {}
+        self._marks: dict[int, tuple[int, ...]] = {}
+        """How many lines HAProxy had logged when a connection was opened, by its port: ports come again."""
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: D102
         target = request.path.replace("{token}", token)
@@ -123,7 +125,9 @@ class ProxyPlayer:
         connection = self._connections.pop(name, None) if name else None
         fresh = connection is None
         if connection is None:
+            mark = self._world.haproxy.log_mark
             connection = HttpConnection(self._address, _ANSWER_WITHIN * self._scale)
+            self._marks[connection.port], self._asked[connection.port] = mark, 0
         try:
             answer = connection.exchange(request.method, raw)
         except HttpFault:
@@ -142,7 +146,8 @@ class ProxyPlayer:
         """HAProxy's line for the last request on a connection: the n-th of its client port."""
         deadline = time.monotonic() + _LOG_WITHIN * self._scale
         while True:
-            lines = [line for line in self._world.haproxy.log_lines() if line.get("client_port") == port]
+            since = self._world.haproxy.log_lines(self._marks[port])
+            lines = [line for line in since if line.get("client_port") == port]
             if len(lines) >= self._asked[port]:
                 return dict(lines[-1])
             if time.monotonic() >= deadline:

@@ -47,6 +47,9 @@ _AGENT_PORT = 9901
 _MAXCONN = "8000"
 """An engine may allow its containers no more than 20,000 descriptors; a connection takes two."""
 _WORLD = f"{HOME}/world.json"
+_RELOAD_WITHIN = 15.0
+_RELOAD_AGAIN = 1.5
+"""Seconds after which the signal is sent again: a master still busy with the reload before loses it."""
 
 
 class Net:
@@ -232,6 +235,7 @@ class HaproxyBox:
                 command += ["-f", f"{HOME}/haproxy/{name}"]
         env = {
             "IAM_MAXCONN": _MAXCONN,
+            "IAM_THREADS": haproxies.THREADS,
             **settings,
             "IAM_BIND": f"{self.host}:{_PORT}",
             "IAM_STATS_SOCKET": f"ipv4@{self.host}:{_RUNTIME_PORT}",
@@ -243,15 +247,17 @@ class HaproxyBox:
         assert isinstance(run.part, Box)  # noqa: S101 - made by start
         before = _worker(run.runtime("show info"))
         run.part.put(files)
-        run.part.send(signal.SIGUSR2)
-        deadline = time.monotonic() + 10.0
-        while True:
-            with contextlib.suppress(OSError):
-                if _worker(run.runtime("show info")) not in ("", before):
-                    return run
-            if time.monotonic() > deadline:
-                raise StageError("HAProxy was not reloaded within 10 s.", {"haproxy": run.part.log()})
-            time.sleep(0.01)
+        deadline = time.monotonic() + _RELOAD_WITHIN
+        while time.monotonic() < deadline:
+            run.part.send(signal.SIGUSR2)
+            again = time.monotonic() + _RELOAD_AGAIN
+            while time.monotonic() < again:
+                with contextlib.suppress(OSError):
+                    if _worker(run.runtime("show info")) not in ("", before):
+                        return run
+                time.sleep(0.01)
+        message = f"HAProxy was not reloaded within {_RELOAD_WITHIN:g} s."
+        raise StageError(message, {"haproxy": run.part.log()})
 
     def _ask(self, command: str) -> str:
         return ask(f"{self.host}:{_RUNTIME_PORT}", command)

@@ -143,6 +143,7 @@ class HaproxyProcess:
             argv += ["-sf", str(replaced.part.pid)]
         env = {
             "IAM_MAXCONN": str(haproxies.affordable_maxconn()),
+            "IAM_THREADS": haproxies.THREADS,
             **settings,
             "IAM_BIND": f"fd@{self._socket.fileno()}",
             "IAM_STATS_SOCKET": str(control),

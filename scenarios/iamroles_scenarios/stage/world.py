@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Self
 
@@ -313,12 +314,21 @@ class HaproxyHandle:
             time.sleep(_POLL)
         return True
 
-    def log_lines(self) -> list[dict[str, Any]]:
-        """HAProxy's own record, one object for each request (docs/haproxy.md has the fields)."""
+    @property
+    def log_mark(self) -> tuple[int, ...]:
+        """How many lines each generation has said so far, for `log_lines`."""
+        return tuple(run.part.stdout.mark for run in list(self._runs))
+
+    def log_lines(self, since: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+        """HAProxy's own record, one object for each request (docs/haproxy.md has the fields).
+
+        Args:
+            since: a `log_mark`; lines before it are left out.
+        """
         return [
             found
-            for run in self._runs
-            for line in run.part.stdout.lines()
+            for run, first in zip(list(self._runs), chain(since, repeat(0)), strict=False)
+            for line in run.part.stdout.lines(first)
             if (found := _record(line)) is not None
         ]
 
