@@ -50,6 +50,7 @@ def oracle(
             ("expected", evidence.expected),
             ("received", evidence.received),
             ("trace", evidence.trace),
+            ("options that the run had beside", " ".join(request.arguments("--"))),
         ):
             if text.strip():
                 click.echo(f"\n--- {title}\n{text.strip()}")

@@ -1,4 +1,4 @@
-"""The policy lane as a whole: each requirement has a check and a mutant, or a test that sees it from within."""
+"""The policy lane as a whole: each requirement has a check and a mutant, or a test from within."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ class Campaign:
             sent="\n".join(sent),
             expected="" if question is None else said(question.expected),
             received=received,
-            trace=trace + f"\nagain: {again(self.report.seed, number)}",
+            trace=trace,
             logs={"agent": "\n".join(self._force.logs().splitlines()[-10:])},
         )
         return CheckFailed(f"{what} (again: {again(self.report.seed, number)})", evidence)
