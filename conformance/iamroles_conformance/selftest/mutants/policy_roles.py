@@ -27,7 +27,9 @@ def union_tags_first() -> None:
 
 
 @mutant(
-    "policy.union-is-first-role", kills=["GRANT-UNION-001"], title="takes the first role of the token for all"
+    "policy.union-is-first-role",
+    kills=["GRANT-UNION-001", "ORACLE-ORDER-001"],
+    title="takes the first role of the token for all",
 )
 def union_is_first_role() -> None:
     edit.roles(
@@ -186,24 +188,18 @@ def scope_ignored() -> None:
     edit.asked(lambda _policy, identity, request: (replace(identity, scopes=None), request))
 
 
-@mutant(
-    "policy.scope-is-a-grant",
-    kills=["SCOPE-BOTH-001", "AIAGENT-SCOPE-001"],
-    title="lets a scope open what no grant does",
-)
+@mutant("policy.scope-is-a-grant", kills=["SCOPE-BOTH-001"], title="lets a scope open what no grant does")
 def scope_is_a_grant() -> None:
     def change(policy: Any, identity: Any, request: Any, found: Any) -> Any:
         from iamroles_agent.policy.compiled import Query
 
-        if found.reason != "no_grant" or not identity.scopes:
-            if not (found.reason == "role_not_in_token" and identity.scopes):
-                return found
-            request = replace(request, requested_role=None)
-            return policy.decide(identity, request)
-        if any(policy._scopes.matches(identity.scopes, Query.of(request))):
-            return replace(
-                found, allow=True, reason=None, backend=policy.config.backends[0].name, rule="none"
-            )
+        if (
+            found.reason == "no_grant"
+            and identity.scopes
+            and any(policy._scopes.matches(identity.scopes, Query.of(request)))
+        ):
+            backend = policy.config.backends[0].name
+            return replace(found, allow=True, reason=None, backend=backend, rule="none")
         return found
 
     edit.decided(change)

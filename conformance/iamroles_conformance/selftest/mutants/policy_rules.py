@@ -326,7 +326,7 @@ def oracle_conflicts() -> None:
 
 
 @mutant(
-    "policy.oracle-order", kills=["ORACLE-ORDER-001"], title="names the equal grant that the file has last"
+    "policy.oracle-order", kills=["ORACLE-AGREE-001"], title="names the equal grant that the file has last"
 )
 def oracle_order() -> None:
     from iamroles_agent.policy.compiled import Index
