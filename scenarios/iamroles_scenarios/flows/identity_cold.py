@@ -21,7 +21,7 @@ from iamroles_scenarios.results import CheckFailed, Evidence, check
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
 
-_RECOVERY = 6.0
+_RECOVERY = 12.0
 """Seconds, times the scale, within which an issuer that answers again is believed."""
 _PROMPT = 2.0
 """Seconds, times the scale: half as long as the agent waits for a dead issuer."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
 
 MAX_STALE = 6.0
-"""Seconds; as in the world `identity-keys`."""
-_TAKEN = 6.0
+"""Seconds; as in the world `identity-stale`."""
+_TAKEN = 12.0
 """Seconds, times the scale, within which a new set is in force."""
 _NOT_A_KEY = refused("key_unknown", "signature_invalid", "algorithm_not_allowed", "token_malformed")
 _NOT_TAKEN = refused("key_unknown", "signature_invalid", "keys_unavailable", status=[401, 503])
@@ -283,13 +283,13 @@ def _asked(here: Ground, keys: IssuerHandle) -> None:
 )
 def stale(target: Target) -> None:
     """The hard limit of an outage, and its end."""
-    with ground(target, "identity-keys") as here:
+    with ground(target, "identity-stale") as here:
         keys = here.issuer("stale")
         known = here.token("stale", key="ES256")
         here.expect("before", known, ALLOWED, within=_TAKEN)
         keys.fault("*", "cut")
         try:
-            here.expect("a known token, keys too stale", known, UNAVAILABLE, within=MAX_STALE + 4)
+            here.expect("a known token, keys too stale", known, UNAVAILABLE, within=MAX_STALE + _TAKEN)
             here.expect(
                 "a new token, keys too stale", here.token("stale", key="ES256", sub="bob"), UNAVAILABLE
             )

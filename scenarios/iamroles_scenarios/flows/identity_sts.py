@@ -16,7 +16,7 @@ _TROUBLE = refused("sts_unavailable", status=503)
 _NOT_BELIEVED = refused(
     "sts_rejected", "sts_unavailable", "role_malformed", "claim_invalid", status=[401, 403, 503]
 )
-_RECOVERY = 8.0
+_RECOVERY = 12.0
 """Seconds, times the scale, within which an STS that answers again is asked again."""
 _PROMPT = 3.0
 _READER = {
