@@ -1,0 +1,78 @@
+"""Campaigns of the oracle against real agents: sound, without reload, and broken in ways it must find."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from iamroles_scenarios.engine import Target
+from iamroles_scenarios.engine_worlds import Worlds
+from iamroles_scenarios.oracle.campaign import campaign
+from iamroles_scenarios.oracle.generate import world
+from iamroles_scenarios.results import CheckFailed
+from iamroles_scenarios.stage import AgentSpec, open_stage
+
+SPEC = replace(AgentSpec.load(Path(__file__).parents[2] / "conformance" / "agent.toml"), build="")
+CONFLICT = next(number for number in range(100) if not world(1, number, 0).loads)
+
+
+@pytest.fixture(scope="module")
+def stage():
+    with open_stage("processes") as stage:
+        yield stage
+
+
+def play(stage, spec, numbers, cases, *, shuffled=False, name=""):
+    worlds = Worlds(stage, spec, haproxy=False, namespace=f"-{name}")
+    try:
+        with campaign(Target("gate-spop", stage, spec, worlds), 1, shuffled=shuffled) as played:
+            return played.run(numbers, cases)
+    finally:
+        worlds.close()
+
+
+def broken(mutant):
+    child = (sys.executable, "-m", "iamroles_conformance.selftest.mutants", mutant)
+    return replace(SPEC, name=mutant, command=(*child, *SPEC.command[1:]))
+
+
+def test_a_sound_agent_agrees_and_refuses_conflicts(stage):
+    report = play(stage, SPEC, [0, CONFLICT, 1], 20, shuffled=True, name="sound")
+
+    assert (report.worlds, report.refused) == (2, 1)
+    assert report.cases == 2 * 2 * 20 + 10  # each world twice, and the one before asked again
+    assert report.verdicts["allowed"] > 0
+    assert "seed 1: 90 cases in 2 worlds agree, 1 worlds refused" in str(report)
+
+
+def test_an_agent_that_cannot_reload_is_started_for_each_world(stage):
+    spec = replace(SPEC, features={**SPEC.features, "reload": False})
+    report = play(stage, spec, [0, CONFLICT, 1], 10, name="fresh")
+
+    assert (report.worlds, report.refused, report.cases) == (2, 1, 20)
+
+
+def test_a_disagreement_is_made_small_and_says_how_to_see_it_again(stage):
+    with pytest.raises(CheckFailed) as caught:
+        play(stage, broken("policy.first-match"), range(12), 60, name="first")
+
+    message, evidence = caught.value.message, caught.value.evidence
+    number = int(message.partition(" of world ")[2].partition(":")[0])
+    assert f"iamroles conformance oracle --seed 1 --world {number}" in message
+    assert 1 <= evidence.sent.count("grants: ") <= 2 < len(world(1, number, 0).policy["grants"])
+    assert "token roles: " in evidence.sent
+    assert "allowed by " in evidence.expected
+    assert "rule = " in evidence.received
+
+
+def test_an_agent_that_takes_conflicts_is_found(stage):
+    with pytest.raises(CheckFailed, match=r"takes up a policy whose grants .* conflict"):
+        play(stage, broken("gate.loads-conflicts"), [0, CONFLICT], 5, name="conflicts")
+
+
+def test_an_agent_that_refuses_sound_policies_is_found(stage):
+    with pytest.raises(CheckFailed, match="refuses a policy that is sound"):
+        play(stage, broken("policy.deaf-after-refusal"), [CONFLICT, 0], 5, name="deaf")
