@@ -269,6 +269,26 @@ def expired(target: Target) -> None:
 
 
 @check(
+    "identity.caller.end-to-end",
+    requirements=["STS-AUTH-001", "STS-EXPIRY-002", "STS-DATE-001", "STS-BIND-002"],
+    lane="gate",
+    title="through HAProxy: a wrong secret, an expired session, an old date and another edge are refused",
+    features={"sts"},
+)
+def end_to_end(target: Target) -> None:
+    """The four that a gate with a lenient cloud behind it lets in."""
+    with caller(target, "proxied") as one:
+        keys = one.session()
+        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        one.here.expect("a wrong secret", one.credential(keys, secret="wrong"), REJECTED)  # noqa: S106
+        old = one.credential(keys, date="-17m", expires=900)
+        one.here.expect("an old date", old, refused("token_expired", "sts_rejected"))
+        one.here.expect("another edge", one.credential(keys, binding_value="edge-b"), REJECTED)
+        one.cloud.expire(keys)
+        one.here.expect("an expired session", one.credential(keys, date="-2s"), REJECTED)
+
+
+@check(
     "identity.caller.account",
     requirements=["STS-ACCOUNT-001"],
     lane="gate-spop",
