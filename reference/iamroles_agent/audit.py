@@ -43,7 +43,7 @@ _log = logging.getLogger("iamroles.audit")
 
 _BATCH = 1 << 20
 """Bytes after which the writer does not wait any longer."""
-_LIMIT = 16 << 20
+_LIMIT = 64 << 20
 """Bytes the buffer may hold before decisions count as not recordable."""
 _LINGER = 0.25
 _RETRY = 0.2
