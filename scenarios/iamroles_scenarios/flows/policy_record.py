@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from iamroles_scenarios.stage import World
 
 _WORLD = WorldSpec(policy="policy")
+_OWN = WorldSpec(policy="policy", own=True)
 _WITHIN = 5.0
 """Seconds, times the scale, until a line of the log is there."""
 
@@ -125,7 +126,7 @@ def _compare(case: _Case, seen: Observation, record: dict[str, Any]) -> None:
 )
 def secret(target: Target) -> str:
     """Allowed, refused, malformed and repeated tokens; then both logs are searched for pieces of them."""
-    with target.worlds.borrow(_WORLD, "policy.record.secret") as place:
+    with target.worlds.borrow(_OWN, "policy.record.secret") as place:
         issuer = target.worlds.issuer(place.issuer("corp"))
         tokens = [mint(case.recipe, issuer.keys, time.time(), issuer.url) for case in _CASES]
         tokens += [f"{tokens[0][:-40]}.{tokens[0][-40:]}", tokens[0] + "A" * 40, tokens[0].replace(".", ",")]
@@ -134,6 +135,7 @@ def secret(target: Target) -> str:
             for form in _FORMS:
                 player.ask(RequestSpec(path="/orders/1", authorization=form), token, with_reason=True)
         player.close()
+        place.world.agent.stop()  # an agent may write late; what it has not written by its end it never will
         written = _written(place.world)
     if not any(written.values()):
         raise Untestable("neither the agent nor HAProxy wrote anything that could be searched")
