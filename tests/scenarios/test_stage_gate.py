@@ -427,9 +427,14 @@ def test_a_silent_agent_costs_the_processing_timeout_and_gives_503(world):
 )
 def test_an_agent_that_breaks_the_protocol_is_503_and_the_gate_recovers(world, trick):
     # A world of its own: some releases keep the broken connection for a while, and a request on it times out.
-    with world.stage.world(puppet_spec(), POLICY, settings={"IAM_TIMEOUT_PROCESSING": "500ms"}) as own:
+    # 2.6 with a single thread never leaves one that sent a length of 0 (docs/haproxy.md).
+    settings = {"IAM_TIMEOUT_PROCESSING": "500ms", "IAM_THREADS": "2"}
+    with world.stage.world(puppet_spec(), POLICY, settings=settings) as own:
         assert ask(own, answer={**YES, **trick}).status == 503
-        after = [ask(own).status for _ in range(4)]
+        after = []
+        deadline = time.monotonic() + 20
+        while 200 not in after and time.monotonic() < deadline:
+            after.append(ask(own).status)
 
     assert set(after) <= {200, 503}
     assert 200 in after
