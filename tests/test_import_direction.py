@@ -59,7 +59,10 @@ def test_imports_point_one_way(package):
 
 
 def test_the_test_sees_each_way_to_import():
-    source = "import iamroles_agent.spop\ndef f():\n  from iamroles_conformance import x\n  import_module('iamroles_loadtests.y')"
+    source = (
+        "import iamroles_agent.spop\ndef f():\n"
+        "  from iamroles_conformance import x\n  import_module('iamroles_loadtests.y')"
+    )
 
     assert imported(source) == {"iamroles_agent", "iamroles_conformance", "iamroles_loadtests"}
 

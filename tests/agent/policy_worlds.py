@@ -38,7 +38,8 @@ REQUESTS = [
 ]
 """At least one request of each kind that rules of these worlds can tell apart."""
 
-NARROW_HOSTS, NARROW_SOURCES, NARROW_PATHS = ("x.test", "*.x.test"), ("10.0.0.0/8",), ("/", "/a", "/a/b", "/b")
+NARROW_HOSTS, NARROW_SOURCES = ("x.test", "*.x.test"), ("10.0.0.0/8",)
+NARROW_PATHS = ("/", "/a", "/a/b", "/b")
 NARROW_REQUESTS = [
     Request(method, host, path, ip_address(src))
     for method, host, path, src in product(
@@ -52,9 +53,7 @@ NARROW_REQUESTS = [
 
 BASE: dict[str, Any] = {
     "version": 1,
-    "issuers": [
-        {"name": "idp", "issuer": "https://idp.test", "audiences": ["api"], "algorithms": ["RS256"]}
-    ],
+    "issuers": [{"name": "idp", "issuer": "https://idp.test", "audiences": ["api"], "algorithms": ["RS256"]}],
     "roles": [{"name": name, "arn": arn} for name, arn in ARNS.items()],
     "backends": [{"name": name} for name in BACKENDS],
 }
@@ -82,9 +81,14 @@ def worlds(
     grants: int = 5, denies: int = 3, *, consistent: bool = True, shadow: bool = False, narrow: bool = False
 ) -> st.SearchStrategy[dict[str, Any]]:
     """Configurations as data. Consistent: the backend follows from the path, so that O8 never objects."""
-    flag = st.booleans() if shadow else st.just(False)  # noqa: FBT003
+    flag = st.booleans() if shadow else st.just(False)
     grant = st.fixed_dictionaries(
-        {**regions(narrow=narrow), "roles": some(tuple(ARNS)), "backend": st.sampled_from(BACKENDS), "shadow": flag}
+        {
+            **regions(narrow=narrow),
+            "roles": some(tuple(ARNS)),
+            "backend": st.sampled_from(BACKENDS),
+            "shadow": flag,
+        }
     )
     deny = st.fixed_dictionaries(
         {**regions(narrow=narrow), "roles": st.one_of(st.just(["*"]), some(tuple(ARNS))), "shadow": flag}

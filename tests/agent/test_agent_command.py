@@ -134,7 +134,7 @@ def test_a_missing_file_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_busy_port_is_one_sentence(tmp_path, workers):
     with socket.create_server(("127.0.0.1", 0)) as busy:
-        listen = "127.0.0.1:%d" % busy.getsockname()[1]
+        listen = f"127.0.0.1:{busy.getsockname()[1]}"
         done = refused(write(tmp_path / "world.json", agent={"listen": listen, "workers": workers}))
 
     assert done.returncode == 3

@@ -11,6 +11,7 @@ AGENT-DISCONNECT before either. Only `Connection.receive` tells them apart; chec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
@@ -49,6 +50,8 @@ MAX_ANSWER = 1 << 20
 """No sane frame is longer, whatever was negotiated."""
 MAX_UNREAD = 4 << 20
 """Bytes kept unread before reading pauses."""
+_TIMEOUT = 2
+"""The status code of SPOE.txt section 3.3 for "a timeout occurred"."""
 MAX_FRAMES = 2000
 """Frames that `ended` reads before it calls them a flood."""
 
@@ -231,11 +234,16 @@ class Connection:
 
         Raises:
             WireError: another frame, an end, or silence.
+            SilenceError: the agent's patience ended first: that is the host's slowness, or the agent's.
         """
         answer = await self.receive(within)
         if isinstance(answer, Ended):
             raise WireError(
                 f"expected {kind.name}, but the agent closed the connection ({answer.how})", self.transcript
+            )
+        if answer.type == FrameType.AGENT_DISCONNECT and kind != answer.type and _gave_up(answer):
+            raise SilenceError(
+                f"expected {kind.name}, got {answer.name} with status 2, timeout", self.transcript
             )
         if answer.type != kind:
             raise WireError(f"expected {kind.name}, got {answer.name}", self.transcript)
@@ -296,6 +304,13 @@ class Connection:
         if not ack.flags & Flags.FIN:
             raise WireError("the ACK has no FIN", self.transcript)
         return ack
+
+
+def _gave_up(bye: Frame) -> bool:
+    """Whether an AGENT-DISCONNECT says that the agent would not wait any longer (status 2)."""
+    with contextlib.suppress(WireFormatError):
+        return any(name == "status-code" and item.value == _TIMEOUT for name, item in read_kv(bye))
+    return False
 
 
 async def open_connection(address: str, *, within: float = 5.0) -> Connection:

@@ -81,8 +81,3 @@ def hello_text(edit: Callable[[bytes, str], str]) -> None:
         return edit(key, sound(pairs, key, absent))
 
     setattr(connection, "_text", text)  # noqa: B010
-
-
-def override(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace `owner.name` by what `make` makes of it."""
-    setattr(owner, name, make(getattr(owner, name)))

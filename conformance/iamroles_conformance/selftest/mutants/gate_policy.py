@@ -10,7 +10,7 @@ from iamroles_conformance.selftest.registry import mutant
 
 def _policy(name: str, make: Any) -> None:
     from iamroles_agent.policy.compiled import Policy
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(Policy, name, make)
 
@@ -107,7 +107,7 @@ def no_role_is_any() -> None:
 
     from iamroles_agent.reasons import Refusal
     from iamroles_agent.tokens.claims import ClaimRules
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make_roles(sound: Any) -> Any:
         def roles(self: Any, value: Any) -> Any:
@@ -135,7 +135,7 @@ def every_role_every_route() -> None:
         return lambda self, roles, query: sound(self, list(self._roles), query)
 
     from iamroles_agent.policy.compiled import Index
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(Index, "best", make)
 
@@ -263,7 +263,7 @@ def loads_conflicts() -> None:
 )
 def memory_survives_reload() -> None:
     from iamroles_agent.gate import Gate
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def replace(self: Any, policy: Any, authenticator: Any) -> None:
@@ -291,7 +291,7 @@ def memory_survives_reload() -> None:
 def any_path() -> None:
     from iamroles_agent import gate
     from iamroles_agent.policy import compiled
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     for module in (gate, compiled):
         override(module, "canonical", lambda sound: lambda path: path)
@@ -300,7 +300,7 @@ def any_path() -> None:
 @mutant("gate.prefix-of-text", kills=["PATH-SEGMENT-001"], title="takes `/ordersx` for below `/orders`")
 def prefix_of_text() -> None:
     from iamroles_agent.policy import compiled
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def of(request: Any) -> Any:
@@ -322,7 +322,7 @@ def encoded_differs() -> None:
 
     from iamroles_agent import gate
     from iamroles_agent.reasons import Reason, Refusal
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def canonical(path: str) -> str:

@@ -10,7 +10,7 @@ from iamroles_conformance.selftest.registry import mutant
 def _text(edit: Any, *, name: str = "haproxy.cfg") -> None:
     """Change a rendered file; an edit that changes nothing is an error of the mutant."""
     from iamroles_agent.policy import render
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def configuration(*args: Any, **kwargs: Any) -> dict[str, str]:

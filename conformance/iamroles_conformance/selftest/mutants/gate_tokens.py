@@ -9,7 +9,7 @@ from iamroles_conformance.selftest.registry import mutant
 
 def _claims(name: str, make: Any) -> None:
     from iamroles_agent.tokens.claims import ClaimRules
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(ClaimRules, name, make)
 
@@ -33,7 +33,7 @@ def accepts_expired() -> None:
 )
 def cache_outlives_token() -> None:
     from iamroles_agent import gate
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def remember(self: Any, state: Any, key: bytes, verdict: Any) -> None:
@@ -66,7 +66,7 @@ def any_issuer() -> None:
 
 def _issuer(find: Any) -> None:
     from iamroles_agent.tokens.authenticator import Authenticator
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def issuer_of(self: Any, jws: Any) -> Any:
@@ -89,7 +89,7 @@ def no_signature() -> None:
 def alg_none() -> None:
     from iamroles_agent.tokens.authenticator import Authenticator
     from iamroles_agent.tokens.jws import parse
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         async def verify(self: Any, token: bytes, digest: bytes) -> Any:
@@ -107,7 +107,7 @@ def alg_none() -> None:
 
 def _identify(make: Any) -> None:
     from iamroles_agent.gate import Gate
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(Gate, "_identify", make)
 
@@ -142,7 +142,7 @@ def no_token_invalid() -> None:
 @mutant("gate.scheme-case", kills=["TOKEN-SCHEME-001"], title="takes only `Bearer` in this spelling")
 def scheme_case() -> None:
     from iamroles_agent.tokens import authenticator
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         return lambda text: sound(text) if text.startswith("Bearer") else None
@@ -190,7 +190,7 @@ def one_reason() -> None:
 
 def _keys(name: str, make: Any) -> None:
     from iamroles_agent.tokens.jwks import KeySource
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(KeySource, name, make)
 
@@ -198,7 +198,7 @@ def _keys(name: str, make: Any) -> None:
 @mutant("gate.one-key", kills=["ROTATE-KEY-001"], title="knows only the first key of a set")
 def one_key() -> None:
     from iamroles_agent.tokens.keys import KeySet
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(KeySet, "__init__", lambda sound: lambda self, keys, dropped=(): sound(self, keys[:1], dropped))
 

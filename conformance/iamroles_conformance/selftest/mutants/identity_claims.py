@@ -270,7 +270,7 @@ def mapping_with_path() -> None:
     from dataclasses import replace
 
     from iamroles_agent.identity import RoleArn
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def parse(text: str) -> RoleArn:

@@ -15,7 +15,7 @@ def _override(path: str, name: str, make: Callable[[Any], Any]) -> None:
     """Replace a name of a module of `iamroles_agent.tokens`, or of a class in it (`keys.Key`)."""
     from importlib import import_module
 
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     module, _, inner = path.partition(".")
     owner: Any = import_module(f"iamroles_agent.tokens.{module}")

@@ -248,7 +248,7 @@ def any_discovery() -> None:
 @mutant("identity.plain-http", kills=["JWKS-DISCOVERY-002"], title="calls issuers of plain http")
 def plain_http() -> None:
     from iamroles_agent.policy import checks
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(checks, "_url", lambda sound: lambda key, text, insecure, **how: sound(key, text, True, **how))
     _override("jwks", "check_url", lambda sound: lambda url, *, insecure_http: sound(url, insecure_http=True))

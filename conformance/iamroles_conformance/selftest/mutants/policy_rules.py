@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from iamroles_conformance.selftest.mutants import policy_edits as edit
-from iamroles_conformance.selftest.mutants.edits import override
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 # --- grants

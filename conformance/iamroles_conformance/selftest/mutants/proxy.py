@@ -16,7 +16,7 @@ from iamroles_conformance.selftest.registry import mutant
 )
 def newest_only() -> None:
     from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def connection_made(self: Any, transport: Any) -> None:

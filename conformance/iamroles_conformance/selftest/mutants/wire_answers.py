@@ -93,7 +93,7 @@ def tags_not_dropped() -> None:
 
 def _inquire(make: Any) -> None:
     from iamroles_agent.spop.connection import Connection
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(Connection, "_inquire", make)
 
@@ -124,7 +124,7 @@ def empty_silent() -> None:
 def _parse_again(keep: Any) -> None:
     """Where the parser found the question ambiguous, take one of the readings after all."""
     from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def parse(data: bytes, start: int, end: int) -> Any:
@@ -157,7 +157,7 @@ def last_message_wins() -> None:
 )
 def last_argument_wins() -> None:
     from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def read_message(data: bytes, pos: int, end: int) -> Any:
@@ -172,7 +172,7 @@ def last_argument_wins() -> None:
 @mutant("wire.stops-at-unknown", kills=["SPOP-MSG-002"], title="stops reading at an unknown message")
 def stops_at_unknown() -> None:
     from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def parse(data: bytes, start: int, end: int) -> Any:
@@ -192,7 +192,7 @@ def stops_at_unknown() -> None:
 def _check(edit: Any) -> None:
     """Change what `iam-check` is read as (`messages._check`)."""
     from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(messages, "_check", lambda sound: lambda arguments: edit(sound, arguments))
 
@@ -236,7 +236,7 @@ def null_is_last_token() -> None:
 def lies_believed() -> None:
     from iamroles_agent.spop import messages
     from iamroles_agent.spop.errors import RemoteProtocolError
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def parse(data: bytes, start: int, end: int) -> Any:
@@ -262,7 +262,7 @@ def _actions(edit: Any) -> None:
 @mutant("wire.unset-three-arguments", kills=["SPOP-ACTION-001"], title="says UNSET-VAR has three arguments")
 def unset_three_arguments() -> None:
     from iamroles_agent.spop import actions
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(actions, "unset_var", lambda sound: lambda *args: b"\x02\x03" + sound(*args)[2:])
 
@@ -299,7 +299,7 @@ def never_unsets() -> None:
 @mutant("wire.in-order", kills=["SPOP-PIPE-001"], title="answers in order: a slow token blocks the others")
 def in_order() -> None:
     from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         async def judge(self: Any, event: Any) -> None:
@@ -347,7 +347,7 @@ def waits_for_second() -> None:
 def other_connection() -> None:
     from iamroles_agent.server import _Peer
     from iamroles_agent.spop.connection import HelloReceived
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make_handle(sound: Any) -> Any:
         def handle(self: Any, event: Any) -> None:
@@ -380,7 +380,7 @@ def other_connection() -> None:
 @mutant("wire.failure-silent", kills=["SPOP-FAIL-001"], title="does not answer where the handler fails")
 def failure_silent() -> None:
     from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         async def judge(self: Any, event: Any) -> None:

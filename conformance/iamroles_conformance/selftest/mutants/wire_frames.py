@@ -21,7 +21,7 @@ def no_reassembly() -> None:
 @mutant("wire.one-frame-per-read", kills=["SPOP-FRAME-002"], title="looks at the first frame of a read only")
 def one_frame_per_read() -> None:
     from iamroles_agent.spop.frames import FrameBuffer
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def split(self: Any, data: bytes) -> Iterator[Any]:
@@ -90,7 +90,7 @@ def no_size_limit() -> None:
 @mutant("wire.zero-length", kills=["SPOP-FRAME-006"], title="waits for ever on a length of 0 to 6")
 def zero_length() -> None:
     from iamroles_agent.spop.connection import Connection
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def receive_data(self: Any, data: bytes) -> Any:
@@ -106,7 +106,7 @@ def zero_length() -> None:
 @mutant("wire.believes-length", kills=["SPOP-FRAME-007"], title="allocates what a length prefix asks for")
 def believes_length() -> None:
     from iamroles_agent.spop.frames import FrameBuffer
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def refuse(self: Any, length: int) -> Any:
@@ -122,7 +122,7 @@ def believes_length() -> None:
 @mutant("wire.wedges", kills=["SPOP-FRAME-008"], title="stops reading after an unknown frame type")
 def wedges() -> None:
     from iamroles_agent.spop import connection
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def dispatch(self: Any, frame: Any) -> None:
@@ -187,7 +187,7 @@ def varint_unbounded() -> None:
 @mutant("wire.varint-leb128", kills=["SPOP-VARINT-002"], title="drops the continuation bits of a varint")
 def varint_leb128() -> None:
     from iamroles_agent.spop import varint
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> tuple[int, int]:
@@ -229,7 +229,7 @@ def negative_integer() -> None:
 def ipv6_short() -> None:
     from iamroles_agent.spop import values
     from iamroles_agent.spop.values import DataType
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:
@@ -244,7 +244,7 @@ def ipv6_short() -> None:
 def _refusing_values(bad: Any) -> None:
     from iamroles_agent.spop import values
     from iamroles_agent.spop.errors import invalid
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:
@@ -262,7 +262,7 @@ def _refusing_values(bad: Any) -> None:
 def reserved_type() -> None:
     from iamroles_agent.spop import values
     from iamroles_agent.spop.values import DataType
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:
@@ -305,7 +305,7 @@ def fatal_frame() -> None:
     import os
 
     from iamroles_agent.spop import values
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:
@@ -321,7 +321,7 @@ def fatal_frame() -> None:
 @mutant("wire.spins", kills=["SPOP-FUZZ-001"], title="works five seconds on a message of over 200 arguments")
 def spins() -> None:
     from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def read_message(data: bytes, pos: int, end: int) -> Any:

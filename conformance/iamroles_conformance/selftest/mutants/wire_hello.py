@@ -11,7 +11,7 @@ from iamroles_conformance.selftest.registry import mutant
 def no_handshake() -> None:
     from iamroles_agent.spop.connection import Connection, State
     from iamroles_agent.spop.frames import FrameType
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -29,7 +29,7 @@ def no_handshake() -> None:
 def hello_ids() -> None:
     from iamroles_agent.spop import frames
     from iamroles_agent.spop.frames import FrameType
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         return lambda kind, ids, payload, flags=1: sound(
@@ -136,7 +136,7 @@ def hello_again() -> None:
 def handshake_timer() -> None:
     from iamroles_agent.server import _Peer
     from iamroles_agent.spop.connection import HelloReceived
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(
         _Peer,
@@ -164,7 +164,7 @@ def size_tiny() -> None:
 @mutant("wire.size-echo", kills=["SPOP-SIZE-003"], title="echoes HAProxy's max-frame-size")
 def size_echo() -> None:
     from iamroles_agent.spop.connection import Connection
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(
         Connection,
@@ -208,7 +208,7 @@ def health_stays() -> None:
 def bool_nibble() -> None:
     from iamroles_agent.spop import values
     from iamroles_agent.spop.values import DataType
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:

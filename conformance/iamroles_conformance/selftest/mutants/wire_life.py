@@ -34,7 +34,7 @@ def bye_unanswered() -> None:
 def bye_is_error() -> None:
     from iamroles_agent import server
     from iamroles_agent.spop.connection import Closed
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def handle(self: Any, event: Any) -> None:
@@ -69,7 +69,7 @@ def bye_strict() -> None:
 @mutant("wire.reset-is-fatal", kills=["SPOP-BYE-004"], title="stops accepting after a reset connection")
 def reset_is_fatal() -> None:
     from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def connection_lost(self: Any, exc: Exception | None) -> None:
@@ -106,7 +106,7 @@ def bye_long() -> None:
 @mutant("wire.leaks", kills=["SPOP-LIFE-001"], title="keeps the descriptor of a peer that vanished")
 def leaks() -> None:
     from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def connection_made(self: Any, transport: Any) -> None:
@@ -124,7 +124,7 @@ def leaks() -> None:
 def all_or_none() -> None:
     from iamroles_agent.server import _Peer
     from iamroles_agent.spop.connection import Closed
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def handle(self: Any, event: Any) -> None:
@@ -154,7 +154,7 @@ def drops_at_sigterm() -> None:
 @mutant("wire.slow-accept", kills=["SPOP-LIFE-004"], title="takes 80 ms for each new connection")
 def slow_accept() -> None:
     from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def connection_made(self: Any, transport: Any) -> None:
@@ -168,7 +168,7 @@ def slow_accept() -> None:
 
 def _settings(**changed: object) -> None:
     from iamroles_agent.server import Server
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def init(self: Any, gate: Any, settings: Any, **kwargs: Any) -> None:
@@ -192,7 +192,7 @@ def no_handshake_timeout() -> None:
 @mutant("wire.all-interfaces", kills=["SPOP-LIFE-007"], title="listens on all interfaces")
 def all_interfaces() -> None:
     from iamroles_agent import listening
-    from iamroles_conformance.selftest.mutants.edits import override
+    from iamroles_conformance.selftest.mutants.override import override
 
     override(listening, "bind", lambda sound: lambda listen: sound(listen.replace("127.0.0.1", "0.0.0.0")))
     override(listening, "address_of", lambda sound: lambda sock: sound(sock).replace("0.0.0.0", "127.0.0.1"))
