@@ -149,6 +149,9 @@ class Sts(Model):
     """Permit http, for tests."""
     timeout: Duration = 10.0
     """How long one call may take."""
+    recheck: Duration = Field(default=60.0, gt=0.0)
+    """How long an answer is believed before STS is asked anew: STS does not say when the caller's own
+    credentials end, so a session that is over dies within this."""
     replay_cache: bool = False
     """Accept each credential once only."""
 

@@ -198,7 +198,8 @@ class Gate:
                 None,
             )
         decision = state.policy.decide(identity, request, now=self._clock())
-        return decision, identity.not_after if decision.expires is None else decision.expires
+        ends = identity.believed_until
+        return decision, ends if decision.expires is None else min(ends, decision.expires)
 
     async def _identify(self, authenticator: Authenticator, check: Check) -> Identity:
         """Who is asking.

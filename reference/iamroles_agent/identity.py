@@ -73,6 +73,13 @@ class Identity(NamedTuple):
     """`sha256:` and 16 hex digits of the credential's hash: names it in the audit, never reveals it."""
     key_id: str = ""
     """The JWS `kid` or AWS access key id."""
+    check_again: int | None = None
+    """Epoch seconds at which the credential must be verified anew, if before `not_after`."""
+
+    @property
+    def believed_until(self) -> int:
+        """Epoch seconds until which nothing remembered of this identity may be used."""
+        return self.not_after if self.check_again is None else min(self.not_after, self.check_again)
 
 
 @dataclass(frozen=True, slots=True)

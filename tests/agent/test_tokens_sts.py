@@ -133,6 +133,17 @@ def play(
         asyncio.run(scenario(server, Authenticator(config, clock=clock or Clock())))
 
 
+def gate_of(agent: Authenticator, clock: Clock) -> Gate:
+    """A gate that lets the reader in everywhere."""
+    table = {"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}
+    policy = {
+        "version": 1, "roles": [{"name": "reader", "arn": f"arn:aws:iam::{ACCOUNT}:role/Reader"}],
+        "backends": [{"name": "b"}], "grants": [table],
+    }  # fmt: skip
+    audit, metrics = Audit(AuditSettings(path="none")), Metrics(MetricsSettings())
+    return Gate(Policy(Config.model_validate(policy)), agent, audit, metrics, clock=clock)
+
+
 async def reason(agent: Authenticator, header: str) -> str:
     try:
         await agent.authenticate(header)
@@ -404,19 +415,33 @@ def test_replay_cache_lets_a_signature_count_once():
 @pytest.mark.parametrize("once", [True, False])
 def test_the_gate_remembers_no_verdict_for_a_credential_that_counts_once(once):
     async def scenario(server: Server, agent: Authenticator) -> None:
-        table = {"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}
-        policy = {
-            "version": 1, "roles": [{"name": "reader", "arn": f"arn:aws:iam::{ACCOUNT}:role/Reader"}],
-            "backends": [{"name": "b"}], "grants": [table],
-        }  # fmt: skip
-        audit, metrics = Audit(AuditSettings(path="none")), Metrics(MetricsSettings())
-        gate = Gate(Policy(Config.model_validate(policy)), agent, audit, metrics, clock=Clock())
+        gate = gate_of(agent, Clock())
         check = Check(credential(GOOD), 1, None, "GET", "api", "/x", ip_address("10.0.0.1"))
         actions = await gate.judge(check, Context("r", 1, 1), b"key")
         assert {action.name: action.value for action in decode(actions)}["allow"] is True
         assert (gate.recall(b"key", Context("r", 1, 1)) is None) is once
 
     play(scenario, replay_cache=once)
+
+
+def test_a_session_that_ends_dies_within_the_recheck_remembered_verdicts_included():
+    clock = Clock()
+
+    async def scenario(server: Server, agent: Authenticator) -> None:
+        gate = gate_of(agent, clock)
+        check = Check(credential(GOOD), 1, None, "GET", "api", "/x", ip_address("10.0.0.1"))
+        first = {action.name: action.value for action in decode(await gate.judge(check, Context(), b"key"))}
+        server.raw("/", error_xml("ExpiredToken"), 403, Content_Type="text/xml")
+        clock.now = NOW + 59
+        assert gate.recall(b"key", Context()) is not None
+        assert agent.recall(credential(GOOD)) is not None
+        clock.now = NOW + 60
+        assert gate.recall(b"key", Context()) is None
+        assert agent.recall(credential(GOOD)) is None
+        assert await reason(agent, credential(GOOD)) == "sts_rejected"
+        assert first["expires"] == NOW + 900
+
+    play(scenario, clock)
 
 
 def test_replay_cache_does_not_count_what_was_never_judged():

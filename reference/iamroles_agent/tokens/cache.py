@@ -19,7 +19,7 @@ _BASE_SIZE = 760
 
 def size_of(identity: Identity) -> int:
     """Roughly the bytes that an entry takes; roles are interned and cost a pointer."""
-    _, principal, session, roles, _, _, _, scopes, _, key_id = identity
+    _, principal, session, roles, _, _, _, scopes, _, key_id, _ = identity
     size = _BASE_SIZE + 8 * len(roles) + len(principal) + len(session) + len(key_id)
     return size if scopes is None else size + 216 + 60 * len(scopes) + sum(map(len, scopes))
 
@@ -49,7 +49,7 @@ class IdentityCache:
         if entry is None:
             return None
         identity, key, size = entry
-        if self._clock() >= identity.not_after or (key is not None and not key.live):
+        if self._clock() >= identity.believed_until or (key is not None and not key.live):
             del self._entries[digest]
             self.bytes -= size
             return None

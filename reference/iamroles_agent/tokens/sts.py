@@ -356,4 +356,5 @@ class StsVerifier:
             issued_at=question.signed_at,
             credential=f"sha256:{digest.hex()[:16]}",
             key_id=question.key_id,
+            check_again=int(self._clock() + question.endpoint.recheck),
         )

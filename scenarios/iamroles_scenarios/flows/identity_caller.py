@@ -269,6 +269,24 @@ def expired(target: Target) -> None:
 
 
 @check(
+    "identity.caller.ended",
+    requirements=["STS-EXPIRY-003"],
+    lane="gate-spop",
+    title="a session that ends after its credential was accepted is refused within `recheck`",
+    features={"sts"},
+)
+def ended(target: Target) -> None:
+    """The world says `recheck = "1s"`; the credential itself would be good for another fifteen minutes."""
+    with caller(target, "ended") as one:
+        keys = one.session()
+        credential = one.credential(keys)
+        one.here.expect("while the session lives", credential, ALLOWED)
+        one.here.expect("again, from memory", credential, ALLOWED)
+        one.cloud.expire(keys)
+        one.here.expect("after the session", credential, refused("sts_rejected", "token_expired"), within=6.0)
+
+
+@check(
     "identity.caller.end-to-end",
     requirements=["STS-AUTH-001", "STS-EXPIRY-002", "STS-DATE-001", "STS-BIND-002"],
     lane="gate",

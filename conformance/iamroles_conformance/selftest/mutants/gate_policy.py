@@ -60,13 +60,12 @@ def tags_all_roles() -> None:
 
 def unknown_role_is_known() -> None:
     """A role that the policy does not map counts as its first one."""
-    from dataclasses import replace
 
     def make(sound: Any) -> Any:
         def decide(self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
             first = min(self._name_of)
             roles = tuple(arn if arn in self._name_of else first for arn in identity.roles)
-            return sound(self, replace(identity, roles=roles), request, now)
+            return sound(self, identity._replace(roles=roles), request, now)
 
         return decide
 
@@ -88,13 +87,12 @@ def allows_unknown_role() -> None:
 
 @mutant("gate.ignores-account", kills=["ROLE-ACCOUNT-001"], title="compares roles by name alone")
 def ignores_account() -> None:
-    from dataclasses import replace
 
     def make(sound: Any) -> Any:
         def decide(self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
             by_name = {arn.name: arn for arn in self._name_of}
             roles = tuple(by_name.get(arn.name, arn) for arn in identity.roles)
-            return sound(self, replace(identity, roles=roles), request, now)
+            return sound(self, identity._replace(roles=roles), request, now)
 
         return decide
 
@@ -215,7 +213,7 @@ def request_ignored() -> None:
             except Refusal:
                 if not requested or not identity.roles:
                     raise
-                first = sound(self, replace(identity, roles=identity.roles[:1]), None)
+                first = sound(self, identity._replace(roles=identity.roles[:1]), None)
                 return replace(first, active=tuple(sorted(identity.roles)))
 
         return roles_of

@@ -14,12 +14,11 @@ _VERIFIER = "sts.StsVerifier"
 
 def _identity(edit: Callable[..., Any]) -> None:
     """Change the identity that an answer gives."""
-    from dataclasses import replace
 
     def make(sound: Any) -> Any:
         def identity(self: Any, question: Any, caller: Any, digest: bytes) -> Any:
             found = sound(self, question, caller, digest)
-            return replace(found, **edit(found))
+            return found._replace(**edit(found))
 
         return identity
 
@@ -150,6 +149,15 @@ def sts_future_date() -> None:
 @mutant("identity.sts-long-life", kills=["STS-EXPIRY-001"], title="lets access live an hour")
 def sts_long_life() -> None:
     _identity(lambda found: {"not_after": found.issued_at + 3600})
+
+
+@mutant(
+    "identity.sts-asks-once",
+    kills=["STS-EXPIRY-003"],
+    title="believes an answer of STS for as long as the credential could last",
+)
+def sts_asks_once() -> None:
+    _identity(lambda found: {"check_again": None})
 
 
 @mutant(
