@@ -8,7 +8,6 @@ and the last good set stays in force.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -40,38 +39,12 @@ def kid_allowed(kid: object) -> bool:
     return isinstance(kid, str) and _KID.fullmatch(kid) is not None
 
 
-def _pkcs1(hashed: Callable[[bytes], Any], prefix: str) -> Any:  # noqa: ANN401
-    """RSASSA-PKCS1-v1_5 by comparison of the whole encoding, as RFC 8017 section 8.2.2 describes it.
-
-    The public operation recovers what was signed, its padding checked and removed by OpenSSL, and it must be
-    `prefix` (the DER of DigestInfo up to the hash, section 9.2 note 1) and the hash, byte for byte. Nothing
-    is parsed, so there is nothing to be lenient about (Bleichenbacher 2006); and it is cheaper than `verify`,
-    which looks its digest up for each signature.
-    """
-    pad, head = padding.PKCS1v15(), bytes.fromhex(prefix)
-
-    def bind(key: rsa.RSAPublicKey) -> Verify:
-        recover, length = key.recover_data_from_signature, (key.key_size + 7) // 8
-
-        def verify(signature: bytes, data: bytes) -> bool:
-            if len(signature) != length:
-                return False
-            try:
-                signed = recover(signature, pad, None)
-            except InvalidSignature:
-                return False
-            wanted: bytes = head + hashed(data).digest()
-            return signed == wanted
-
-        return verify
-
-    return bind
-
-
-def _pss(digest: HashAlgorithm) -> Any:  # noqa: ANN401
+def _pss(digest: HashAlgorithm) -> padding.AsymmetricPadding:
     # RFC 7518 section 3.5: the salt is as long as the hash, MGF1 over the same hash.
-    chosen = padding.PSS(mgf=padding.MGF1(digest), salt_length=digest.digest_size)
+    return padding.PSS(mgf=padding.MGF1(digest), salt_length=digest.digest_size)
 
+
+def _rsa(chosen: padding.AsymmetricPadding, digest: HashAlgorithm) -> Any:  # noqa: ANN401
     def bind(key: rsa.RSAPublicKey) -> Verify:
         check, length = key.verify, (key.key_size + 7) // 8
 
@@ -137,12 +110,12 @@ class Algorithm:
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "RS256": Algorithm("RSA", (), _pkcs1(hashlib.sha256, "3031300d060960864801650304020105000420")),
-    "RS384": Algorithm("RSA", (), _pkcs1(hashlib.sha384, "3041300d060960864801650304020205000430")),
-    "RS512": Algorithm("RSA", (), _pkcs1(hashlib.sha512, "3051300d060960864801650304020305000440")),
-    "PS256": Algorithm("RSA", (), _pss(SHA256())),
-    "PS384": Algorithm("RSA", (), _pss(SHA384())),
-    "PS512": Algorithm("RSA", (), _pss(SHA512())),
+    "RS256": Algorithm("RSA", (), _rsa(padding.PKCS1v15(), SHA256())),
+    "RS384": Algorithm("RSA", (), _rsa(padding.PKCS1v15(), SHA384())),
+    "RS512": Algorithm("RSA", (), _rsa(padding.PKCS1v15(), SHA512())),
+    "PS256": Algorithm("RSA", (), _rsa(_pss(SHA256()), SHA256())),
+    "PS384": Algorithm("RSA", (), _rsa(_pss(SHA384()), SHA384())),
+    "PS512": Algorithm("RSA", (), _rsa(_pss(SHA512()), SHA512())),
     "ES256": Algorithm("EC", ("P-256",), _ecdsa(SHA256())),
     "ES384": Algorithm("EC", ("P-384",), _ecdsa(SHA384())),
     "ES512": Algorithm("EC", ("P-521",), _ecdsa(SHA512())),
