@@ -61,8 +61,8 @@ def run(config: Path, log_level: str) -> None:
         sys.exit(2)
     # What loading made lives as long as the process: keep the collector, and forks, from touching it.
     gc.freeze()
-    # Fetches, STS calls and the audit's writer are threads. Python lets one of them keep the event loop waiting
-    # for 5 ms by default, which is fifty decisions.
+    # Fetches, STS calls and the audit's writer are threads. Python lets one of them keep the event loop
+    # waiting for 5 ms by default, which is fifty decisions and more.
     sys.setswitchinterval(0.0005)
     try:
         status = supervisor.serve(settings.agent, partial(Application, config, settings))
