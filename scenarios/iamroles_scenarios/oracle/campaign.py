@@ -289,7 +289,7 @@ def _smaller_ones(policy: Mapping[str, Any], case: Case) -> Iterator[tuple[Mappi
 def _shown(policy: Mapping[str, Any]) -> str:
     """A policy with one rule a line."""
     lines = [f'multi_role = "{policy["multi_role"]}", issuer {json.dumps(policy["issuers"][0])}']
-    for table in ("roles", "grants", "denies", "scopes"):
+    for table in ("roles", "groups", "grants", "denies", "scopes"):
         lines += [f"{table}: {json.dumps(entry)}" for entry in policy[table]]
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from iamroles_scenarios.oracle.judge import load_error
+from iamroles_scenarios.oracle.judge import load_error, roles_of
 
 _ACCOUNTS = ("111122223333", "444455556666")
 _NAMES = ("reader", "writer", "contractor", "agent", "admin")
@@ -155,13 +155,17 @@ def _policy(chance: random.Random) -> dict[str, Any]:
         | _region(chance)
         for number in range(chance.randint(0, 4))
     ]
+    groups = [{"name": "staff", "roles": chance.sample(names, chance.randint(1, 2))}]
     for rule in (*grants, *denies):
         if chance.random() < 0.08:
             rule["shadow"] = True
+        if chance.random() < 0.15:
+            rule["roles"] = ["staff", *rule["roles"][1:]]
     return {
         "multi_role": chance.choice(("deny", "union")),
         "issuers": [issuer],
         "roles": roles,
+        "groups": groups,
         "backends": [{"name": name} for name in _BACKENDS],
         "grants": grants,
         "denies": denies,
@@ -224,7 +228,8 @@ def _aim(
     """Fit the question to a grant in all but, sometimes, one respect."""
     grant = chance.choice(policy["grants"])
     spared = chance.choice(("", "", "roles", "method", "path", "host", "src", "role"))
-    role = next(role for role in policy["roles"] if role["name"] == grant["roles"][0])
+    named = min(roles_of(policy, grant))
+    role = next(role for role in policy["roles"] if role["name"] == named)
     arn = role.get("arn") or role["arns"][0]
     below = "" if grant.get("match") == "exact" else chance.choice(("", "/1"))
     fitting = {

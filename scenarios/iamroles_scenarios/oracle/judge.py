@@ -69,7 +69,7 @@ def judge(policy: Policy, claims: Mapping[str, Any], request: Mapping[str, Any],
         rule
         for rule in policy.get("denies", ())
         if not rule.get("shadow")
-        and ("*" in rule["roles"] or names & set(rule["roles"]))
+        and ("*" in rule["roles"] or names & roles_of(policy, rule))
         and matches(rule, request)
     ]
     if denies:
@@ -83,7 +83,7 @@ def _allowed(
     by_name = _arns_by_name(policy)
     granted: list[tuple[tuple[int, int], Rule, list[str]]] = []
     for rule in policy.get("grants", ()):
-        roles = [held for held in active if any(held in by_name[name] for name in rule["roles"])]
+        roles = [held for held in active if any(held in by_name[name] for name in roles_of(policy, rule))]
         if roles and not rule.get("shadow") and matches(rule, request):
             granted.append((_specificity(rule), rule, roles))
     if not granted:
@@ -138,6 +138,12 @@ def _expires(policy: Policy, claims: Mapping[str, Any], roles: list[str]) -> int
         if "max_lifetime" in entry and _arns_of(entry) & set(roles)
     ]
     return int(min([claims["exp"], *limits]))
+
+
+def roles_of(policy: Policy, rule: Rule) -> set[str]:
+    """The names of roles in a rule, groups written out."""
+    groups = {group["name"]: group["roles"] for group in policy.get("groups", ())}
+    return {role for name in rule["roles"] for role in groups.get(name, [name])}
 
 
 def matches(rule: Rule, request: Mapping[str, Any]) -> bool:
@@ -241,7 +247,7 @@ def load_error(policy: Policy) -> tuple[str, str] | None:
             one["backend"] != two["backend"]
             and _specificity(one) == _specificity(two)
             and segments(one["path"]) == segments(two["path"])
-            and (union or set(one["roles"]) & set(two["roles"]))
+            and (union or roles_of(policy, one) & roles_of(policy, two))
             and _meet(one.get("methods", ["*"]), two.get("methods", ["*"]))
             and _hosts_meet(one.get("hosts", ()), two.get("hosts", ()))
             and _sources_meet(one.get("sources", ()), two.get("sources", ()))

@@ -25,6 +25,19 @@ def default_allow() -> None:
     edit.decided(change)
 
 
+@mutant(
+    "policy.group-of-one", kills=["GRANT-GROUP-001"], title="takes a group for the first of its roles only"
+)
+def group_of_one() -> None:
+    from iamroles_agent.policy import groups
+
+    override(
+        groups,
+        "members_of",
+        lambda sound: lambda given: {name: roles[:1] for name, roles in sound(given).items()},
+    )
+
+
 @mutant("policy.head-is-get", kills=["GRANT-METHOD-001"], title="takes HEAD for GET")
 def head_is_get() -> None:
     edit.queries(
