@@ -16,7 +16,7 @@ REQUIRE = "IAMROLES_REQUIRE"
 @pytest.fixture(scope="session")
 def engine(pytestconfig):
     """A client of the Docker engine."""
-    from iamroles_scenarios.stage.engine import find_engine
+    from iamroles_scenarios.stage.docker import find_engine
 
     client, why = find_engine()
     if client is None:

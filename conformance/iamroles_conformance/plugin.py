@@ -15,8 +15,8 @@ import pytest
 
 if TYPE_CHECKING:
     from iamroles_conformance.subject import Request
-    from iamroles_scenarios.engine_run import PlannedCheck, Run
-    from iamroles_scenarios.results import CheckResult
+    from iamroles_scenarios.declarations.results import CheckResult
+    from iamroles_scenarios.engine.run import PlannedCheck, Run
 
 _HERE = Path(__file__).parent
 _STAGE_FAULT = 3
@@ -80,8 +80,8 @@ class ConformanceModule(pytest.Module):
 
     def collect(self) -> Iterator[CheckItem]:
         """One item for each check of the lanes asked for; starts nothing."""
-        from iamroles_scenarios.documents import DocumentError  # noqa: PLC0415
-        from iamroles_scenarios.engine_run import SelectionError  # noqa: PLC0415
+        from iamroles_scenarios.declarations.documents import DocumentError  # noqa: PLC0415
+        from iamroles_scenarios.engine.run import SelectionError  # noqa: PLC0415
 
         try:
             planned = _request(self.config).planned()
@@ -114,8 +114,8 @@ class CheckItem(pytest.Item):
 
     def runtest(self) -> None:
         """Wait for the check's result and say it in pytest's words."""
-        from iamroles_conformance import explain  # noqa: PLC0415
-        from iamroles_scenarios.results import Verdict  # noqa: PLC0415
+        from iamroles_conformance.reports import explain  # noqa: PLC0415
+        from iamroles_scenarios.declarations.results import Verdict  # noqa: PLC0415
 
         result = self.config.stash[_RUN].result(self.check)
         self.config.stash[_RESULTS].append((self.check, result))
@@ -157,7 +157,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if not checks or config.option.collectonly or config.getoption("numprocesses", None):
         return
-    from iamroles_scenarios.engine_run import SelectionError  # noqa: PLC0415
+    from iamroles_scenarios.engine.run import SelectionError  # noqa: PLC0415
     from iamroles_scenarios.stage import StageError  # noqa: PLC0415
 
     try:
@@ -197,6 +197,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     directory = config.getoption("--iamroles-report")
     results = config.stash[_RESULTS]
     if directory and results and not hasattr(config, "workerinput"):
-        from iamroles_conformance import report  # noqa: PLC0415
+        from iamroles_conformance.reports import report  # noqa: PLC0415
 
         report.write(report.document(_request(config), run, results), Path(directory))

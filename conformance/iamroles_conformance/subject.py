@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.engine_run import ALL_LANES, Options, PlannedCheck, Run, SelectionError, plan
+from iamroles_scenarios.engine.run import ALL_LANES, Options, PlannedCheck, Run, SelectionError, plan
 from iamroles_scenarios.stage import AgentSpec
 
 

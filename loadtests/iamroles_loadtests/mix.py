@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import Field
 
-from iamroles_scenarios.documents import Model
+from iamroles_scenarios.declarations.documents import Model
 
 ACCOUNT = "111111111111"
 FLOOR = "not-asked"

@@ -15,7 +15,7 @@ from typing import Any
 
 from iamroles_loadtests.mix import Plan, cases
 from iamroles_loadtests.slo import Slo, cost, judged
-from iamroles_scenarios.scenario import WorldSpec, policy_of
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, Stage, StageError, World, open_stage
 
 FORMAT = 1

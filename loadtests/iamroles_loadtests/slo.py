@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from iamroles_loadtests.mix import FLOOR, KNOWN
-from iamroles_scenarios.documents import Model, read
+from iamroles_scenarios.declarations.documents import Model, read
 
 DEFAULT = Path(__file__).with_name("slo.toml")
 _UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from iamroles_agent.audit import Audit
+from iamroles_agent.audit.log import Audit
 from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.gate import Gate

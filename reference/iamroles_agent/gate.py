@@ -26,8 +26,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from iamroles_agent.audit import Audit
-from iamroles_agent.audit_record import PreparedRecord, credential_hash, prepare
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.record import PreparedRecord, credential_hash, prepare
 from iamroles_agent.identity import Decision, Identity, Request
 from iamroles_agent.metrics import Metrics
 from iamroles_agent.policy.compiled import Policy

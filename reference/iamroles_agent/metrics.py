@@ -28,7 +28,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from iamroles_agent import __version__
-from iamroles_agent.audit import AuditState
+from iamroles_agent.audit.log import AuditState
 from iamroles_agent.config import MetricsSettings
 from iamroles_agent.errors import StartError
 from iamroles_agent.reasons import Reason

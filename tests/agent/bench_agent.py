@@ -33,7 +33,7 @@ from spop_client import Client
 from spop_transcript import check_message, context_message, hello, notify
 from tokens_support import AUDIENCE, EC_KEY, ROLE, mint, public_jwk, serving
 
-from iamroles_agent.audit import Audit
+from iamroles_agent.audit.log import Audit
 from iamroles_agent.config import AuditSettings, Config, MetricsSettings
 from iamroles_agent.gate import Gate
 from iamroles_agent.metrics import Metrics

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iamroles_agent.audit import Audit
-from iamroles_agent.audit_file import Head, head_path
-from iamroles_agent.audit_verify import Proof, verify
+from iamroles_agent.audit.file import Head, head_path
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.verify import Proof, verify
 from iamroles_agent.commands.audit import audit as command
 from iamroles_agent.config import AuditSettings
 from iamroles_agent.identity import Decision

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from iamroles_agent.audit_verify import verify
+from iamroles_agent.audit.verify import verify
 from iamroles_agent.commands.audit import audit as command
-from iamroles_scenarios.engine_lanes import ProxyPlayer
+from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec, policy_of
+from iamroles_scenarios.engine.players import ProxyPlayer
 from iamroles_scenarios.reference import reference_agent
-from iamroles_scenarios.scenario import RequestSpec, WorldSpec, policy_of
 from iamroles_scenarios.stage import open_stage
 
 QUESTIONS = [

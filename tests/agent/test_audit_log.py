@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from iamroles_agent.audit import Audit
-from iamroles_agent.audit_file import head_path
-from iamroles_agent.audit_record import credential_hash, redacted
-from iamroles_agent.audit_verify import verify
+from iamroles_agent.audit.file import head_path
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.record import credential_hash, redacted
+from iamroles_agent.audit.verify import verify
 from iamroles_agent.config import AuditSettings
 from iamroles_agent.errors import StartError
 from iamroles_agent.identity import Decision
 
 CHILD = """
     import json, resource, signal, sys, time
-    from iamroles_agent.audit import Audit
+    from iamroles_agent.audit.log import Audit
     from iamroles_agent.config import AuditSettings
     from iamroles_agent.identity import Decision
 
@@ -488,8 +488,8 @@ def test_hostile_strings_stay_one_line_of_json(tmp_path):
 
 def test_a_disk_slower_than_the_load_is_said_and_declared(tmp_path, monkeypatch, caplog):
     """The buffer's bound is lowered; the disk is a pipe that nobody reads, until somebody does."""
-    monkeypatch.setattr("iamroles_agent.audit._LIMIT", 1 << 18)
-    monkeypatch.setattr("iamroles_agent.audit._BATCH", 1 << 17)
+    monkeypatch.setattr("iamroles_agent.audit.log._LIMIT", 1 << 18)
+    monkeypatch.setattr("iamroles_agent.audit.log._BATCH", 1 << 17)
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from click.testing import CliRunner
 
-from iamroles_agent.audit import Audit
-from iamroles_agent.audit_query import moment
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.query import moment
 from iamroles_agent.commands.audit import audit as command
 from iamroles_agent.config import AuditSettings
 from iamroles_agent.identity import Decision

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import pytest
 from tokens_support import EC_KEY, ISSUER, NOW, OTHER_EC_KEY, ROLE, Clock, claims, mint, public_jwk
 
-from iamroles_agent.audit import Audit
+from iamroles_agent.audit.log import Audit
 from iamroles_agent.config import AuditSettings, Config, MetricsSettings
 from iamroles_agent.gate import Gate
 from iamroles_agent.metrics import Metrics

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from iamroles_agent.audit import Audit, AuditState
+from iamroles_agent.audit.log import Audit, AuditState
 from iamroles_agent.config import AuditSettings, Config, MetricsSettings
 from iamroles_agent.errors import StartError
 from iamroles_agent.metrics import BUCKETS, Metrics

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokens_support import ACCOUNT, NOW, Clock, Server, serving
 
-from iamroles_agent.audit import Audit
+from iamroles_agent.audit.log import Audit
 from iamroles_agent.config import AuditSettings, Config, MetricsSettings, Sts
 from iamroles_agent.gate import Gate
 from iamroles_agent.identity import RoleArn

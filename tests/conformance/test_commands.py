@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from iamroles_conformance.cli import conformance
+from iamroles_conformance.commands.conformance import conformance
 
 _ROOT = Path(__file__).parents[2]
 _BLUNT = Path(__file__).parent / "agents" / "blunt.py"

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_scenarios.catalogue import catalogue
-from iamroles_scenarios.catalogue import load as load_catalogue
-from iamroles_scenarios.documents import DocumentError, lines_of, parse
-from iamroles_scenarios.engine_run import ALL_LANES, plan
-from iamroles_scenarios.scenario import Scenario, merged, policy_of, scenarios
-from iamroles_scenarios.scenario import load as load_scenarios
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.declarations.catalogue import load as load_catalogue
+from iamroles_scenarios.declarations.documents import DocumentError, lines_of, parse
+from iamroles_scenarios.declarations.scenario import Scenario, merged, policy_of, scenarios
+from iamroles_scenarios.declarations.scenario import load as load_scenarios
+from iamroles_scenarios.engine.run import ALL_LANES, plan
 
 _GOOD = """id = "gate.example"
 title = "An example"
@@ -142,7 +142,7 @@ def load_catalogue_file_ids(name: str) -> set[str]:
     """Ids of one file of the shipped catalogue."""
     from importlib.resources import files
 
-    text = (files("iamroles_scenarios") / "catalogue" / name).read_text(encoding="utf-8")
+    text = (files("iamroles_scenarios") / "data" / "requirements" / name).read_text(encoding="utf-8")
     return {entry["id"] for entry in tomllib.loads(text)["requirement"]}
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from iamroles_scenarios.engine_http import HttpConnection, HttpFault, redacted, request_bytes
+from iamroles_scenarios.engine.http import HttpConnection, HttpFault, redacted, request_bytes
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from iamroles_scenarios.engine_observe import Observation, describe, mismatches
-from iamroles_scenarios.scenario import Expectation
+from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 
 _ALLOWED = Observation(
     status=200,

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_conformance import report
-from iamroles_conformance.cli import conformance
+from iamroles_conformance.commands.conformance import conformance
+from iamroles_conformance.reports import report
 from iamroles_conformance.subject import Request
-from iamroles_scenarios.engine_run import Run, plan, selected_by
-from iamroles_scenarios.results import CheckResult, Evidence, Verdict
+from iamroles_scenarios.declarations.results import CheckResult, Evidence, Verdict
+from iamroles_scenarios.engine.run import Run, plan, selected_by
 from iamroles_scenarios.stage import AgentSpec
 
 

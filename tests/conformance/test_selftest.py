@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from iamroles_conformance.selftest import command, registry
-from iamroles_conformance.selftest.command import line, selftest, uncovered
+from iamroles_conformance.commands import selftest as command
+from iamroles_conformance.commands.selftest import line, selftest, uncovered
+from iamroles_conformance.selftest import registry
 from iamroles_conformance.selftest.registry import Mutant, mutants
 from iamroles_conformance.selftest.runner import Outcome, Selftest
-from iamroles_scenarios.catalogue import catalogue
-from iamroles_scenarios.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
 
 
 def test_every_id_is_in_the_catalogue():

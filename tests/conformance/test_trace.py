@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_conformance.trace_command import from_hex, trace, trace_stream
+from iamroles_conformance.commands.trace import from_hex, trace, trace_stream
 from iamroles_scenarios.wire.blunt import ack
 from iamroles_scenarios.wire.client import question
 from iamroles_scenarios.wire.codec import string

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from iamroles_conformance import explain
-from iamroles_scenarios.documents import parse
-from iamroles_scenarios.engine import Target, play
-from iamroles_scenarios.engine_run import (
+from iamroles_conformance.reports import explain
+from iamroles_scenarios.declarations.documents import parse
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.scenario import Scenario, scenarios
+from iamroles_scenarios.engine.play import Target, play
+from iamroles_scenarios.engine.run import (
     Options,
     PlannedCheck,
     Run,
@@ -20,9 +22,7 @@ from iamroles_scenarios.engine_run import (
     selected_by,
     with_known,
 )
-from iamroles_scenarios.engine_worlds import Worlds
-from iamroles_scenarios.results import CheckResult, Verdict
-from iamroles_scenarios.scenario import Scenario, scenarios
+from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, Stage, StageError, open_stage
 
 _AGENT = Path(__file__).parent / "agents" / "blunt.py"

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 from click.testing import CliRunner
 
-from iamroles_loadtests.cli import load
+from iamroles_loadtests.commands.load import load
 
 SHORT = ("--stage", "processes", "--rate", "150", "--duration", "2.5", "--warmup", "0.5", "--users", "4")
 LENIENT = """

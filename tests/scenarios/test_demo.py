@@ -5,8 +5,8 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from iamroles_scenarios.demo import ACTS, Told, demo
-from iamroles_scenarios.engine_observe import Observation
+from iamroles_scenarios.commands.demo import ACTS, Told, demo
+from iamroles_scenarios.engine.observation import Observation
 
 LYING = """
 import asyncio, json, os, pathlib, sys

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from iamroles_conformance.selftest.registry import mutants
-from iamroles_scenarios.catalogue import Catalogue, catalogue, load
-from iamroles_scenarios.engine_run import plan
+from iamroles_scenarios.declarations.catalogue import Catalogue, catalogue, load
+from iamroles_scenarios.declarations.scenario import scenarios
+from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.jose import SigningKey, mint_for
 from iamroles_scenarios.mock import presign
-from iamroles_scenarios.scenario import scenarios
 
 ROOT = Path(__file__).parents[2]
 WITHIN = re.compile(r"Seen only from within: (\S+)::(\w+)$")
 
 
 def identity() -> Catalogue:
-    directory = ROOT / "scenarios" / "iamroles_scenarios" / "catalogue"
+    directory = ROOT / "scenarios" / "iamroles_scenarios" / "data" / "requirements"
     return Catalogue(
         item for item in load(directory).values() if f'id = "{item.id}"' in _text(directory / "identity.toml")
     )

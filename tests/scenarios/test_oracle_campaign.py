@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from iamroles_scenarios.engine import Target
-from iamroles_scenarios.engine_worlds import Worlds
+from iamroles_scenarios.declarations.results import CheckFailed
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.oracle.campaign import campaign
 from iamroles_scenarios.oracle.generate import world
-from iamroles_scenarios.results import CheckFailed
 from iamroles_scenarios.stage import AgentSpec, open_stage
 
 SPEC = replace(AgentSpec.load(Path(__file__).parents[2] / "conformance" / "agent.toml"), build="")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from iamroles_conformance.selftest.registry import mutants
-from iamroles_scenarios.engine_run import plan
+from iamroles_scenarios.engine.run import plan
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = tomllib.loads(
-    (files("iamroles_scenarios") / "catalogue" / "policy.toml").read_text(encoding="utf-8")
+    (files("iamroles_scenarios") / "data" / "requirements" / "policy.toml").read_text(encoding="utf-8")
 )["requirement"]
 WITHIN = re.compile(r"Seen only from within: (\S+)::(\w+)$")
 CHECKS = plan()

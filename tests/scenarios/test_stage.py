@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from iamroles_scenarios.stage import AgentSpec, StageError, open_stage
-from iamroles_scenarios.stage.engine import LABEL, find_engine, sweep
+from iamroles_scenarios.stage.docker import LABEL, find_engine, sweep
 from iamroles_scenarios.stage.images import Images
 
 HERE = Path(__file__).parent
@@ -90,7 +90,7 @@ def test_a_name_that_is_no_address_is_said_in_words(monkeypatch):
 def test_a_socket_of_others_is_said_in_words(tmp_path):
     denied = Path("/run") / f"iamroles-test-{os.getpid()}.sock"
     script = (
-        "import os; from iamroles_scenarios.stage.engine import find_engine; os.setuid(65534); "
+        "import os; from iamroles_scenarios.stage.docker import find_engine; os.setuid(65534); "
         "print(find_engine()[1])"
     )
     try:

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from iamroles_scenarios.results import Verdict
-from iamroles_scenarios.wire import fuzz, lane
+from iamroles_scenarios.declarations.results import Verdict
+from iamroles_scenarios.engine import wire_lane as lane
+from iamroles_scenarios.wire import fuzz
 from iamroles_scenarios.wire.blunt import BEHAVIOURS
 from iamroles_scenarios.wire.client import Asker, UnreachableError, WireError, decide
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from iamroles_scenarios.catalogue import catalogue
-from iamroles_scenarios.wire import lane
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.engine import wire_lane as lane
 
 
 def spop():

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from pkgutil import iter_modules
 
 MUTANT_LANES = ("wire", "gate", "identity", "policy", "proxy")
-"""One module of `selftest.mutants` each; those that do not exist yet have no mutants."""
+"""One folder of `selftest.mutants` each."""
 Apply = Callable[[], None]
 
 
@@ -59,11 +60,8 @@ def mutant(
 def mutants(lanes: Iterable[str] = MUTANT_LANES) -> dict[str, Mutant]:
     """All mutants of some lanes by id; imports their modules, never the agent."""
     wanted = tuple(lanes)
-    package = f"{__package__}.mutants"
     for lane in wanted:
-        try:
-            import_module(f"{package}.{lane}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{package}.{lane}":
-                raise
+        package = import_module(f"{__package__}.mutants.{lane}")
+        for module in iter_modules(package.__path__, f"{package.__name__}."):
+            import_module(module.name)
     return {name: found for name, found in sorted(_MUTANTS.items()) if found.lane in wanted}

@@ -20,15 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from iamroles_conformance.selftest.registry import Mutant
-from iamroles_scenarios.engine import Target, play
-from iamroles_scenarios.engine_run import PlannedCheck, called, plan
-from iamroles_scenarios.engine_wire import wire_target
-from iamroles_scenarios.engine_worlds import Worlds
-from iamroles_scenarios.results import CheckResult, Verdict
-from iamroles_scenarios.scenario import LANES, PROXY_LANES, Lane
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.scenario import LANES, PROXY_LANES, Lane
+from iamroles_scenarios.engine import wire_lane
+from iamroles_scenarios.engine.play import Target, play
+from iamroles_scenarios.engine.run import PlannedCheck, called, plan
+from iamroles_scenarios.engine.wire_target import wire_target
+from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, Stage
 from iamroles_scenarios.stage.rendering import SHIPPED
-from iamroles_scenarios.wire import lane as wire_lane
 
 _CHILD = "iamroles_conformance.selftest.mutants"
 _CHEAPEST = ("wire", "gate-spop", "gate", "proxy")

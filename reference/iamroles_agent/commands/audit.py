@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from iamroles_agent.audit_query import Query, moment, rows, search, summary, table
-from iamroles_agent.audit_verify import Proof
-from iamroles_agent.audit_verify import verify as verify_log
+from iamroles_agent.audit.query import Query, moment, rows, search, summary, table
+from iamroles_agent.audit.verify import Proof
+from iamroles_agent.audit.verify import verify as verify_log
 from iamroles_agent.reasons import Reason
 
 _FILES = click.argument(

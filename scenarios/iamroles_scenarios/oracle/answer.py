@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from iamroles_scenarios.engine_observe import Observation
+from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.oracle.judge import Outcome
 
 _PATH = (400, "invalid_request")

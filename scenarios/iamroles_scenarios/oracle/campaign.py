@@ -20,18 +20,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence
+from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.jose import mint
 from iamroles_scenarios.oracle.answer import differences, said
 from iamroles_scenarios.oracle.generate import Case, World, may_conflict, shuffled, world
 from iamroles_scenarios.oracle.judge import Outcome, judge, load_error
-from iamroles_scenarios.results import CheckFailed, Evidence
-from iamroles_scenarios.scenario import WorldSpec
 from iamroles_scenarios.stage import StageError
 from iamroles_scenarios.wire.client import Asker, WireError
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine import Target
-    from iamroles_scenarios.engine_worlds import Place
+    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.worlds import Place
     from iamroles_scenarios.mock.clients import IssuerHandle
 
 CASES_PER_WORLD = 60

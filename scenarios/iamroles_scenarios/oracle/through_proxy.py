@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.engine_lanes import player_for
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable
+from iamroles_scenarios.declarations.scenario import RequestSpec
+from iamroles_scenarios.engine.players import player_for
 from iamroles_scenarios.jose import mint
 from iamroles_scenarios.oracle.answer import differences_seen, said
 from iamroles_scenarios.oracle.campaign import WORLD, again
 from iamroles_scenarios.oracle.generate import World, may_conflict, world
 from iamroles_scenarios.oracle.judge import judge
-from iamroles_scenarios.results import CheckFailed, Evidence, Untestable
-from iamroles_scenarios.scenario import RequestSpec
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine import Target
-    from iamroles_scenarios.engine_worlds import Place
+    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.worlds import Place
 
 _RELOAD_WITHIN = 10.0
 _LOG_WITHIN = 5.0

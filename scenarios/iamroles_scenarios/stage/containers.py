@@ -26,7 +26,7 @@ import docker
 from docker.errors import APIError, DockerException
 from docker.types import IPAMConfig, IPAMPool
 
-from iamroles_scenarios.stage import engine as engines
+from iamroles_scenarios.stage import docker as engines
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.container import HOME, Box
 from iamroles_scenarios.stage.errors import StageError

@@ -221,7 +221,7 @@ def _engine(kind: str, require: str | None) -> tuple[DockerClient | None, str]:
         )
     if kind == "processes":
         return None, "The stage is processes: asked for."
-    from iamroles_scenarios.stage.engine import find_engine  # noqa: PLC0415 - docker's client is slow
+    from iamroles_scenarios.stage.docker import find_engine  # noqa: PLC0415 - docker's client is slow
 
     engine, reason = find_engine()
     if engine is not None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iamroles_scenarios.results import CheckFailed
+from iamroles_scenarios.declarations.results import CheckFailed
 from iamroles_scenarios.wire.client import Connection, Ended, WireError, question
 from iamroles_scenarios.wire.codec import WireFormatError
 from iamroles_scenarios.wire.frames import HELLO, FrameType, variables

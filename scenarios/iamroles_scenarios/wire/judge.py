@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from iamroles_scenarios.results import CheckFailed, Evidence, Untestable
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.wire.client import (
     Connection,
     WireError,

@@ -1,0 +1,113 @@
+"""`iamroles conformance fuzz`: broken inputs by the thousand, and the replay of one that did harm."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from iamroles_conformance.subject import Request
+from iamroles_scenarios.declarations.results import CheckFailed
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.wire_target import wire_target
+from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.stage import StageError, open_stage
+from iamroles_scenarios.wire.client import WireError
+from iamroles_scenarios.wire.fuzz import Report, load, replay
+from iamroles_scenarios.wire.fuzz import fuzz as run_fuzz
+from iamroles_scenarios.wire.target import WireTarget
+
+_STAGE_FAULT = 3
+
+
+@click.command()
+@click.option("--agent", type=click.Path(), help="agent.toml; default: the reference agent's.")
+@click.option("--agent-address", metavar="HOST:PORT", help="A running agent.")
+@click.option("--allowed", type=click.Path(), help="JSON: an iam-check that the running agent allows.")
+@click.option("--seed", type=int, help="Of the inputs; default: by chance, and printed.")
+@click.option("--count", default=10_000, show_default=True, help="How many inputs.")
+@click.option("--replay", "kept", type=click.Path(path_type=Path), help="Send the inputs of this file again.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    default=Path("iamroles-fuzz.json"),
+    show_default=True,
+    help="Where a failure is kept.",
+)
+@click.option("--time-scale", type=click.FloatRange(min=0.1), default=1.0, help="Times this for deadlines.")
+def fuzz(
+    *,
+    agent: str | None,
+    agent_address: str | None,
+    allowed: str | None,
+    seed: int | None,
+    count: int,
+    kept: Path | None,
+    save: Path,
+    time_scale: float,
+) -> None:
+    """Send broken SPOP to an agent; it must stay alive, bounded, and right about good requests.
+
+    Exit status: 0 if it did, 1 if not (the inputs are kept, and the command that replays them is printed),
+    2 for a wrong option or file, 3 if the agent or the stage cannot be used.
+    """
+    request = Request(agent=agent, address=agent_address, allowed=allowed, scale=time_scale)
+    number = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+    try:
+        inputs = None if kept is None else load(kept)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        with target_of(request) as target:
+            work = run_fuzz(target, seed=number, count=count) if inputs is None else replay(target, inputs)
+            report = asyncio.run(work)
+            log = "" if target.logs is None else target.logs()
+    except (StageError, WireError, CheckFailed) as error:
+        click.echo(f"iamroles conformance fuzz: {error}", err=True)
+        sys.exit(_STAGE_FAULT)
+    _say(report, replayed=kept is not None)
+    if report.failure:
+        if kept is None:
+            report.save(save)
+            again = " ".join(["iamroles conformance fuzz", *request.arguments("--"), f"--replay {save}"])
+            click.echo(f"kept: {len(report.suspects)} inputs that were on their way; again:\n  {again}")
+        elif report.suspects:
+            click.echo(f"it was: {report.suspects[0].raw.hex()}")
+        click.echo("\n".join(log.splitlines()[-15:]), err=True)
+        sys.exit(1)
+
+
+def _say(report: Report, *, replayed: bool) -> None:
+    grown = "memory not watched" if report.grown is None else f"grew by {report.grown >> 10} KiB"
+    what = "replayed" if replayed else f"seed {report.seed}"
+    click.echo(
+        f"{report.sent} inputs in {report.seconds:.1f} s ({what}): {report.answered} answered, "
+        f"{report.ended} ended their connection; {grown}"
+    )
+    if report.failure:
+        click.echo(f"FAILED: {report.failure}")
+
+
+@contextmanager
+def target_of(request: Request) -> Iterator[WireTarget]:
+    """The agent that was asked for, as the wire lane sees it.
+
+    Raises:
+        StageError: it cannot be started.
+    """
+    spec = request.spec()
+    if spec.address:
+        yield WireTarget(spec.address, time_scale=request.scale, allowed=request.allowed_arguments())
+        return
+    with open_stage("processes") as stage:
+        worlds = Worlds(stage, spec, haproxy=False)
+        try:
+            with wire_target(Target("gate-spop", stage, spec, worlds, request.scale)) as target:
+                yield target
+        finally:
+            worlds.close()

@@ -1,0 +1,114 @@
+"""`iamroles conformance selftest`: the kill table."""
+
+from __future__ import annotations
+
+import sys
+import time
+import tomllib
+from importlib.resources import files
+
+import click
+
+from iamroles_conformance.selftest.registry import MUTANT_LANES, Mutant, mutants
+from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Outcome, Selftest
+from iamroles_conformance.subject import default_agent_toml
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.stage import AgentSpec, StageError, open_stage
+
+_STAGE_FAULT = 3
+
+
+@click.command()
+@click.option("--lane", "lanes", multiple=True, type=click.Choice(MUTANT_LANES), help="Default: all.")
+@click.option("--mutant", "names", multiple=True, metavar="ID", help="Only these; an id or a prefix of ids.")
+@click.option("--list", "listing", is_flag=True, help="List mutants and what must catch them; run nothing.")
+@click.option("--jobs", default=SIDE_BY_SIDE, show_default=True, help="Mutants side by side.")
+@click.option("--time-scale", default=1.0, show_default=True, help="Times this for all deadlines.")
+def selftest(
+    *, lanes: tuple[str, ...], names: tuple[str, ...], listing: bool, jobs: int, time_scale: float
+) -> None:
+    """Break the reference agent in many small ways; each must be caught by the checks that name it.
+
+    Exit status: 0 if every mutant was caught by each id it names, 1 if one was not, or if a MUST of a lane
+    that was run whole has no mutant, 2 for a wrong option, 3 if the stage cannot be used.
+    """
+    chosen = _chosen(lanes, names)
+    if listing:
+        for found in chosen:
+            click.echo(f"{found.id:34} {found.title}  [{' '.join(found.kills)}]")
+        return
+    started = time.monotonic()
+    try:
+        outcomes = _judged(chosen, jobs, time_scale)
+    except StageError as error:
+        click.echo(f"iamroles conformance selftest: {error}", err=True)
+        sys.exit(_STAGE_FAULT)
+    failed = [outcome for outcome in outcomes if not outcome.caught]
+    bare = [] if names else uncovered(lanes or tuple({found.lane for found in chosen}), chosen)
+    for name in bare:
+        click.echo(f"{'NO MUTANT':10} {name}: {catalogue()[name].text}")
+    click.echo(
+        f"{len(outcomes)} mutants, {len(outcomes) - len(failed)} caught, {len(failed)} not; "
+        f"{time.monotonic() - started:.1f} s"
+    )
+    sys.exit(1 if failed or bare else 0)
+
+
+def _chosen(lanes: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
+    found = mutants(lanes or MUTANT_LANES)
+    if not names:
+        return list(found.values())
+    chosen = [one for one in found.values() if any(_named(one.id, name) for name in names)]
+    if not chosen:
+        raise click.UsageError(f"no mutant is called {' or '.join(names)}; `--list` shows all")
+    return chosen
+
+
+def _named(found: str, wanted: str) -> bool:
+    return found == wanted or found.startswith((f"{wanted}.", f"{wanted}-"))
+
+
+def _judged(chosen: list[Mutant], jobs: int, time_scale: float) -> list[Outcome]:
+    with open_stage("processes") as stage:
+        run = Selftest(stage, AgentSpec.load(default_agent_toml()), scale=time_scale)
+        for result in run.baseline(chosen):
+            click.echo(f"{'SOUND':10} {result.check} does not pass on the sound agent: {result.message}")
+        return run.run(chosen, side_by_side=jobs, on_outcome=lambda outcome: click.echo(line(outcome)))
+
+
+def line(outcome: Outcome) -> str:
+    """One line of the kill table, with a second where there is something to mend."""
+    mutant = outcome.mutant
+    if outcome.caught:
+        by = sorted({check for checks in outcome.killed.values() for check in checks})
+        shown = f"{by[0]} and {len(by) - 1} more" if len(by) > 1 else by[0]
+        return f"{'caught':10} {mutant.id:34} {mutant.title} — {shown}"
+    text = f"{'SURVIVED':10} {mutant.id:34} {mutant.title}\n{'':10}   "
+    if outcome.trouble:
+        return text + f"could not be judged: {outcome.trouble}"
+    text += f"not caught by {', '.join(outcome.survived)}"
+    if outcome.also:
+        text += f"; only by {', '.join(sorted(outcome.also)[:6])}, which name other ids"
+    return text
+
+
+def uncovered(lanes: tuple[str, ...], chosen: list[Mutant]) -> list[str]:
+    """MUST requirements of these lanes' catalogue files that have a check, but no mutant."""
+    covered = {name for found in chosen for name in found.kills}
+    proven = {name for check in plan() for name in check.requirements}
+    return [
+        name
+        for name, requirement in catalogue().items()
+        if name in _names(lanes) & proven - covered and requirement.level == "MUST"
+    ]
+
+
+def _names(lanes: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    for lane in lanes:
+        path = files("iamroles_scenarios") / "data" / "requirements" / f"{lane}.toml"
+        if path.is_file():
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            found |= {str(entry["id"]) for entry in document["requirement"]}
+    return found

@@ -1,0 +1,68 @@
+"""A result for people: requirement, sent, expected, received, trace, logs, and how to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.engine.run import PlannedCheck
+
+_WORDS = {
+    Verdict.FAIL: "FAIL",
+    Verdict.UNTESTABLE: "UNTESTABLE, which counts as a failure",
+    Verdict.HARNESS_ERROR: "HARNESS ERROR: the suite's own fault, no verdict on the agent",
+}
+
+
+def failure(check: PlannedCheck, result: CheckResult, again: str) -> str:
+    """The text of a check that did not pass.
+
+    Args:
+        check: which.
+        result: what came of it.
+        again: the command that runs it again.
+    """
+    head = f"{_WORDS.get(result.verdict, result.verdict)}: {check.name}\n  {check.title}\n  {result.message}"
+    evidence = result.evidence
+    parts = [
+        ("requirement", "\n".join(catalogue().quote(name) for name in result.requirements)),
+        ("sent", evidence.sent),
+        ("expected", evidence.expected),
+        ("received", evidence.received),
+        ("trace", evidence.trace),
+        *((f"log of {part}", text) for part, text in evidence.logs.items()),
+        ("run it again", again),
+    ]
+    return "\n".join([head, *(_section(title, text) for title, text in parts if text.strip())])
+
+
+def _section(title: str, text: str) -> str:
+    return f"\n--- {title}\n{text.rstrip()}"
+
+
+def about(name: str, planned: list[PlannedCheck]) -> Iterator[str]:
+    """Lines that explain a requirement, a scenario or a check; none if there is no such thing."""
+    known = catalogue()
+    if name in known:
+        item = known[name]
+        yield f"{item.id}  {item.level}  since version {item.since} of the specification"
+        yield f"  requires   {item.text}"
+        yield f"  against    {item.attack}"
+        yield f"  source     {item.source} ({', '.join(item.origin)})"
+        for check in planned:
+            if name in check.requirements:
+                yield f"  proved by  {check.name}: {check.title}"
+        return
+    base = name.partition("[")[0]
+    found = [check for check in planned if check.id == base or check.id.startswith(f"{base}.")]
+    scenario = next((check.scenario for check in found if check.scenario), None)
+    if scenario is not None:
+        yield f"{scenario.id}: {scenario.title}"
+        yield from (f"  {line}" for line in scenario.why.strip().splitlines())
+    for check in found:
+        yield f"{check.name}: {check.title}"
+        function = check.function
+        if function is not None and function.run.__doc__:
+            yield f"  {function.run.__doc__.strip()}"
+        yield from (f"  {known.quote(requirement)}" for requirement in check.requirements)

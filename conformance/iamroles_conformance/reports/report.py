@@ -1,0 +1,193 @@
+"""The result document of a run, and its published forms: JSON, JUnit XML, one HTML page.
+
+The JSON document is the truth; the others are made from it, also later (`iamroles conformance report`). It
+says what a reader needs to believe it: product and version, specification, stage, HAProxy, features claimed
+and not, every verdict with its requirements, and the command that reproduces it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from iamroles_conformance.subject import Request
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.engine.run import PlannedCheck, Run
+
+SCHEMA = 1
+SPEC = 1
+"""The version of SPEC.md that was judged."""
+Document = dict[str, Any]
+_BAD = {verdict.value for verdict in Verdict if not verdict.good}
+
+
+class ReportError(Exception):
+    """A saved run that cannot be read."""
+
+
+def document(request: Request, run: Run, results: Iterable[tuple[PlannedCheck, CheckResult]]) -> Document:
+    """The result document of a run, as JSON can hold it."""
+    pairs = list(results)
+    checks = [_check(check, result) for check, result in pairs]
+    stage = run.stage
+    command = ["iamroles", "conformance", "run", *request.arguments("--")]
+    command += [f"--lane={lane}" for lane in request.lanes]
+    return {
+        "schema": SCHEMA,
+        "specification": SPEC,
+        "suite": version("haproxy-iam-roles"),
+        "product": {"name": run.agent.name, "version": run.agent.version},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(run.elapsed, 2),
+        "stage": {"kind": stage.kind if stage else "none", "why": stage.why if stage else "running agent"},
+        "haproxy": run.haproxy_version,
+        "features": run.agent.features,
+        "known_failures": run.agent.known_failures,
+        "reproduce": shlex.join(command),
+        "totals": dict(Counter(check["verdict"] for check in checks)),
+        "passed": bool(checks) and not any(check["verdict"] in _BAD for check in checks),
+        "requirements": _requirements(checks),
+        "checks": checks,
+    }
+
+
+def _check(check: PlannedCheck, result: CheckResult) -> Document:
+    evidence = result.evidence
+    found: Document = {
+        "check": check.id,
+        "lane": check.lane,
+        "name": check.name,
+        "title": check.title,
+        "requirements": list(check.requirements),
+        "verdict": result.verdict.value,
+        "message": result.message,
+        "seconds": round(result.seconds, 3),
+    }
+    if not result.verdict.good or result.verdict is Verdict.KNOWN_FAILURE:
+        found["evidence"] = {
+            "sent": evidence.sent,
+            "expected": evidence.expected,
+            "received": evidence.received,
+            "trace": evidence.trace,
+            "logs": evidence.logs,
+        }
+    return found
+
+
+def _requirements(checks: list[Document]) -> list[Document]:
+    """Each requirement that a check bears on, with the worst verdict of its checks."""
+    worst = [Verdict.FAIL, Verdict.HARNESS_ERROR, Verdict.UNTESTABLE, Verdict.KNOWN_FAILURE]
+    order = [*(verdict.value for verdict in worst), Verdict.PASS.value, Verdict.NOT_APPLICABLE.value]
+    found: list[Document] = []
+    for name, item in catalogue().items():
+        verdicts = {check["verdict"] for check in checks if name in check["requirements"]}
+        if verdicts:
+            verdict = min(verdicts, key=order.index)
+            found.append(
+                {
+                    "id": name,
+                    "level": item.level,
+                    "source": item.source,
+                    "text": item.text,
+                    "verdict": verdict,
+                }
+            )
+    return found
+
+
+def load(path: Path) -> Document:
+    """Read a saved document.
+
+    Raises:
+        ReportError: it is missing, or no document of this schema.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: cannot be read: {error}. Give the report.json of a run.") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA or not found.get("checks"):
+        raise ReportError(f"{path}: is no result document of schema {SCHEMA}. Give the report.json of a run.")
+    return found
+
+
+def as_json(found: Document) -> str:
+    """Indented, keys in their order."""
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+
+
+def as_junit(found: Document) -> str:
+    """JUnit XML: one test case for each check, its class name the lane."""
+    suite = ET.Element("testsuite", name=f"{found['product']['name']} {found['product']['version']}".strip())
+    counts: Counter[str] = Counter()
+    for check in found["checks"]:
+        case = ET.SubElement(
+            suite, "testcase", classname=check["lane"], name=check["name"], time=str(check["seconds"])
+        )
+        kind = _JUNIT.get(check["verdict"])
+        if kind is not None:
+            counts[kind] += 1
+            ET.SubElement(case, kind, message=_printable(check["message"])).text = _printable(
+                _evidence(check)
+            )
+    suite.attrib |= {
+        "tests": str(len(found["checks"])),
+        "failures": str(counts["failure"]),
+        "errors": str(counts["error"]),
+        "skipped": str(counts["skipped"]),
+        "time": str(found["seconds"]),
+        "timestamp": found["finished"],
+    }
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+_JUNIT = {
+    Verdict.FAIL.value: "failure",
+    Verdict.UNTESTABLE.value: "failure",
+    Verdict.HARNESS_ERROR.value: "error",
+    Verdict.KNOWN_FAILURE.value: "skipped",
+    Verdict.NOT_APPLICABLE.value: "skipped",
+}
+
+
+def _evidence(check: Document) -> str:
+    evidence = check.get("evidence", {})
+    parts = [(name, evidence.get(name, "")) for name in ("sent", "expected", "received", "trace")]
+    parts += [(f"log of {part}", text) for part, text in evidence.get("logs", {}).items()]
+    return "\n\n".join(f"--- {name}\n{text}" for name, text in parts if text)
+
+
+_NOT_XML = re.compile("[^\\t\\n -~\\x80-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+
+
+def _printable(text: str) -> str:
+    """XML 1.0 has no place for most control characters, not even escaped."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def as_html(found: Document) -> str:
+    """One page that needs no other file."""
+    environment = Environment(loader=PackageLoader("iamroles_conformance"), autoescape=select_autoescape())
+    return environment.get_template("report.html").render(report=found, bad=_BAD, evidence=_evidence)
+
+
+def write(found: Document, directory: Path) -> list[Path]:
+    """Write `report.json`, `report.html` and `junit.xml` into a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    forms = {"report.json": as_json(found), "report.html": as_html(found), "junit.xml": as_junit(found)}
+    for name, text in forms.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    return [directory / name for name in forms]

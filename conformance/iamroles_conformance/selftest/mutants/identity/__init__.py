@@ -1,0 +1,1 @@
+"""Mutants of the identity family: tokens, claims, key sets, callers of STS."""

@@ -1,0 +1,175 @@
+"""Answer from the audit log: who did what, when, with which role."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from iamroles_agent.audit.verify import in_order, opened, parsed
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+COLUMNS = (
+    "time",
+    "verdict",
+    "principal",
+    "role",
+    "method",
+    "host",
+    "path",
+    "backend",
+    "rule",
+    "reason",
+    "src",
+)
+"""Fields of a table or CSV row, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to look for; None or empty: anything."""
+
+    who: str = ""
+    """A pattern (`*`, `?`) for the principal, the session or the credential's hash."""
+    since: datetime | None = None
+    until: datetime | None = None
+    """Exclusive."""
+    role: str = ""
+    """A role's ARN or its last part, as the granting role or any role of the credential; `*` as in `who`."""
+    verdict: str = ""
+    """`allow` or `deny`."""
+    reason: str = ""
+    path: str = ""
+    """A pattern for the path."""
+    request: str = ""
+    kinds: frozenset[str] = frozenset({"decision", "termination"})
+
+    def matches(self, record: dict[str, Any]) -> bool:
+        """Whether a record answers the query."""
+        return (
+            record.get("kind") in self.kinds
+            and (not self.verdict or record.get("verdict") == self.verdict)
+            and (not self.reason or record.get("reason") == self.reason)
+            and (not self.request or record.get("request") == self.request)
+            and (not self.path or fnmatchcase(record.get("path", ""), self.path))
+            and (not self.who or self._is_who(record))
+            and (not self.role or self._has_role(record))
+            and self._in_time(record["time"])
+        )
+
+    def _is_who(self, record: dict[str, Any]) -> bool:
+        return any(
+            fnmatchcase(record.get(name, ""), self.who) for name in ("principal", "session", "credential")
+        )
+
+    def _has_role(self, record: dict[str, Any]) -> bool:
+        roles = [record.get("role", ""), *record.get("roles", ())]
+        return any(
+            fnmatchcase(arn, self.role) or fnmatchcase(arn.rpartition("/")[2], self.role) for arn in roles
+        )
+
+    def _in_time(self, text: str) -> bool:
+        if self.since is None and self.until is None:
+            return True
+        time = datetime.fromisoformat(text)
+        return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
+
+
+def moment(text: str, now: datetime | None = None) -> datetime:
+    """A point in time: RFC 3339, a date (midnight UTC), or how long ago (`15m`, `2h`, `7d`).
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if match := re.fullmatch(r"(\d+)([smhdw])", text):
+        return (now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def search(paths: Iterable[Path], query: Query) -> Iterator[dict[str, Any]]:
+    """The records that answer the query, file by file in the order in which they were written.
+
+    Lines that are no records are passed over: `audit verify` is the command that judges the log.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for path in in_order(paths):
+        with opened(path) as stream:
+            for line in stream:
+                record = parsed(line)
+                if record is not None and query.matches(record):
+                    yield record
+
+
+def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """One line for people: when, verdict, who, as which role, what, where to, why."""
+    for record in records:
+        if record["kind"] == "termination":
+            what, verdict = f"connection cut: {record.get('cause', '')}", "CUT"
+        else:
+            what = f"{record.get('method', '')} {record.get('host', '')}{record.get('path', '')}"
+            verdict = record.get("verdict", record["kind"]).upper()
+        role = record.get("role", "").rpartition("/")[2] or "-"
+        why = record.get("reason") or record.get("rule") or ""
+        detail = f" ({record['detail']})" if record.get("detail") else ""
+        to = f" -> {record['backend']}" if record.get("backend") else ""
+        yield _visible(
+            f"{record['time']}  {verdict:5}  {record.get('principal') or '-'} as {role} "
+            f"from {record.get('src', '-')}  {what}{to}  {why}{detail}"
+        )
+
+
+def rows(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """CSV with a header line."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="")
+    for row in _cells(records):
+        buffer.seek(0)
+        buffer.truncate()
+        writer.writerow(row)
+        yield buffer.getvalue()
+
+
+def _cells(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    yield COLUMNS
+    for record in records:
+        yield tuple(_harmless(str(record.get(name, ""))) for name in COLUMNS)
+
+
+def _harmless(cell: str) -> str:
+    # A spreadsheet runs a cell that begins like a formula; a path or a principal is the client's to choose.
+    return "'" + cell if cell[:1] in "=+-@\t\r" else cell
+
+
+def summary(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Who used which role for what, how often, first and last; the most frequent first."""
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for record in records:
+        key = (
+            record.get("principal") or "-",
+            record.get("role", "").rpartition("/")[2] or "-",
+            record.get("verdict") or record["kind"],
+            record.get("reason") or record.get("rule") or record.get("cause") or "",
+            record.get("backend") or "-",
+        )
+        group = groups.setdefault(key, [0, record["time"], record["time"]])
+        group[0] += 1
+        group[1], group[2] = min(group[1], record["time"]), max(group[2], record["time"])
+    for (who, role, verdict, why, backend), (count, first, last) in sorted(
+        groups.items(), key=lambda item: (-item[1][0], item[0])
+    ):
+        yield _visible(f"{count:>8}  {verdict:5}  {who} as {role}  {why} -> {backend}  {first} to {last}")
+
+
+def _visible(line: str) -> str:
+    """The line without power over a terminal: a refused path may hold escape sequences."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line)

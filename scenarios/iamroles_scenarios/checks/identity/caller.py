@@ -1,0 +1,392 @@
+"""Callers that sign for STS: who they are, and what must not become of what they sign (A3, A9, A12 to A15).
+
+Every flow signs for a host of its own, `<flow>.sts.example`. The agent calls the mock cloud whatever the
+host, and sends it as `Host`, so the cloud's counts, faults and last request are by flow.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
+from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.jose import RecipeError
+from iamroles_scenarios.jose.encoding import b64url_decode
+from iamroles_scenarios.mock.clients import Account, CloudClient, SessionKeys
+
+ACTION = "GetCallerIdentity"
+OTHER_ACCOUNT = "222222222222"
+EDGE = "edge-a"
+REJECTED = refused("sts_rejected")
+
+
+@dataclass
+class Caller:
+    """Sessions of the mock cloud, and credentials signed with them for one host."""
+
+    here: Ground
+    host: str
+
+    @cached_property
+    def keys(self) -> SessionKeys:
+        """A session of the reader's role."""
+        return self.session()
+
+    @property
+    def cloud(self) -> CloudClient:
+        """The mock cloud."""
+        return self.here.target.stage.cloud
+
+    def session(self, role: str = "reader", account: str = "111111111111", name: str = "") -> SessionKeys:
+        """A session of a role, which is created if need be."""
+        return session_of(self.cloud, role, account, name)
+
+    def credential(self, keys: SessionKeys, **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
+        """A pre-signed GetCallerIdentity, sound or by recipe (`mock.presign`)."""
+        return self.cloud.presign_caller_identity(keys, EDGE, recipe, host=self.host)
+
+    def calls(self) -> int:
+        """How often this host was asked."""
+        return self.cloud.counters().get(f"{ACTION}@{self.host}", 0)
+
+    def fault(self, kind: str, **parameters: Any) -> None:  # noqa: ANN401 - parameters of a fault
+        """Put a fault on this host's answers."""
+        self.cloud.fault(f"{ACTION}@{self.host}", kind, **parameters)
+
+    def clear(self) -> None:
+        """End it."""
+        self.cloud.clear(f"{ACTION}@{self.host}")
+
+    def wait_for(self, calls: int) -> None:
+        """Until this host was asked so often."""
+        self.cloud.wait_for(f"{ACTION}@{self.host}", calls, 10.0 * self.here.target.scale)
+
+
+def session_of(cloud: CloudClient, role: str, account: str = "111111111111", name: str = "") -> SessionKeys:
+    """A session of a role, which is created if need be."""
+    return cloud.assume(_role(cloud.account(account), role), name or f"s-{secrets.token_hex(4)}")
+
+
+def _role(account: Account, name: str) -> str:
+    try:
+        return account.role(name)
+    except account.iam.exceptions.EntityAlreadyExistsException:
+        return account.iam.get_role(RoleName=name)["Role"]["Arn"]
+
+
+@contextmanager
+def caller(target: Target, flow: str) -> Iterator[Caller]:
+    """A caller for a flow, in the shared world `identity-sts`."""
+    with ground(target, "identity-sts") as here:
+        yield Caller(here, f"{flow}{here.place.suffix}.sts.example")
+
+
+@check(
+    "identity.caller.host",
+    requirements=["STS-HOST-001"],
+    lane="gate-spop",
+    title="look-alike hosts, user info, ports and other spellings are refused without a call",
+    features={"sts"},
+)
+def host(target: Target) -> None:
+    """The signature is sound for the true host; only the URL's authority differs, or both do."""
+    with caller(target, "hosts") as one, listening() as listener:
+        keys = one.session()
+        one.here.expect("the host itself", one.credential(keys), ALLOWED)
+        calls = one.calls()
+        true = one.host
+        for false in (
+            f"{true}.evil.example", f"evil-{true}", f"{true}:443", f"{true}:80", f"{true}.", f"user@{true}",
+            f"user:pass@{true}", f"{true}@{listener.host}", f"{listener.host}", f"{true}%2f@{listener.host}",
+            f"{true}%00", f"{true}\\@{listener.host}", true.upper(), f"{true}#@{listener.host}",
+            f"{true}?@{listener.host}", "169.254.169.254", "sts.amazonaws.com", "", "localhost",
+            true.replace(".", "\u3002"), true.replace("s", "\u017f"),
+        ):  # fmt: skip
+            answer = refused("issuer_untrusted", "token_malformed", "sts_rejected")
+            one.here.expect(f"host {false!r}", one.credential(keys, url_host=false), answer)
+            one.here.expect(f"host {false!r}, signed", one.credential(keys, host=false), answer)
+        must_be_silent(one.here, listener, None, "a host")
+        if one.calls() != calls:
+            raise CheckFailed("a URL of a false host made the agent call STS", Evidence(expected="no call"))
+
+
+@check(
+    "identity.caller.rebuilt",
+    requirements=["STS-REBUILD-001"],
+    lane="gate-spop",
+    title="what reaches STS is the agent's own request, with nothing of the caller's choosing",
+    features={"sts"},
+)
+def rebuilt(target: Target) -> None:
+    """Read from the last request that reached the cloud under this flow's host."""
+    with caller(target, "rebuilt") as one:
+        keys = one.session()
+        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        _looks_rebuilt(one)
+        chosen: list[dict[str, Any]] = [
+            {"order": "reversed"},
+            {"case": "lower"},
+            {"case": "upper"},
+            {"headers": {"accept": "text/x-evil"}},
+            {"headers": {"x-amz-target": "evil", "x-evil": "1"}},
+            {"headers": {"content-type": "text/x-evil"}},
+            {"extra": [["X-Evil", "1"]]},
+            {"unsigned": [["X-Amz-Meta", "evil"]]},
+            {"fragment": "evil"},
+        ]
+        for recipe in chosen:
+            one.here.ask(one.credential(keys, **recipe))
+            _looks_rebuilt(one)
+        here = f"@{one.host}"
+        if others := [name for name in one.cloud.counters() if name.endswith(here) and name != ACTION + here]:
+            raise CheckFailed(f"STS was asked for {others}", Evidence(expected=f"{ACTION} alone"))
+
+
+_HEADERS = {"host", "x-iam-edge", "accept", "accept-encoding", "user-agent", "connection", "content-length"}
+_QUERY = {
+    "Action", "Version", "X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires",
+    "X-Amz-Security-Token", "X-Amz-Signature", "X-Amz-SignedHeaders",
+}  # fmt: skip
+
+
+def _looks_rebuilt(one: Caller) -> None:
+    last = one.cloud.last(f"{ACTION}@{one.host}")
+    headers = [(name.lower(), value) for name, value in last["headers"]]
+    query = parse_qs(last["query"], keep_blank_values=True)
+    strange = {name for name, _ in headers} - _HEADERS
+    strange |= {f"?{name}" for name in query if name not in _QUERY or len(query[name]) != 1}
+    wrong = [value for name, value in headers if name == "x-iam-edge" and value != EDGE]
+    wrong += [f"{name}: {value}" for name, value in headers if "evil" in value]
+    if strange or wrong or last["path"] != "/" or last["method"] not in ("GET", "POST"):
+        raise CheckFailed(
+            f"the caller's own choice reached STS: {sorted(strange)} {wrong}",
+            Evidence(expected=f"headers {sorted(_HEADERS)}, query {sorted(_QUERY)}", received=str(last)),
+        )
+
+
+@check(
+    "identity.caller.action",
+    requirements=["STS-ACTION-001"],
+    lane="gate-spop",
+    title="another action never reaches STS",
+    features={"sts"},
+)
+def action(target: Target) -> None:
+    """The agent is nobody's proxy: read from the cloud's counts under this flow's host."""
+    with caller(target, "actions") as one:
+        keys = one.session()
+        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        answer = refused("sts_rejected", "token_malformed")
+        for name in ("AssumeRole", "GetSessionToken", "GetWebIdentityToken", "GetCallerIdentityX", "none"):
+            one.here.expect(f"Action={name}", one.credential(keys, action=name), answer)
+            if one.cloud.counters().get(f"{name}@{one.host}", 0):
+                raise CheckFailed(f"Action={name} reached STS", Evidence(expected="no call"))
+
+
+@check(
+    "identity.caller.dates",
+    requirements=["STS-DATE-001", "STS-DATE-002", "STS-EXPIRES-001"],
+    lane="gate-spop",
+    title="old and future dates are refused though STS would accept them",
+    features={"sts"},
+)
+def dates(target: Target) -> None:
+    """The STS of this flow vouches for whoever asks, as a lenient emulator does."""
+    with caller(target, "dates") as one:
+        keys = one.session()
+        arn = keys.arn
+        one.fault(
+            "forge",
+            members={"Arn": arn, "UserId": f"AROAX:{arn.rpartition('/')[2]}", "Account": arn.split(":")[4]},
+        )
+        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        for date in ("-17m", "-3h", "-72h"):
+            old = one.credential(keys, date=date, expires=900)
+            one.here.expect(f"a date of {date}", old, refused("token_expired", "sts_rejected"))
+        for date in ("+3m", "+24h"):
+            future = one.credential(keys, date=date, expires=900)
+            one.here.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
+        for expires in (901, 604800):
+            long = one.credential(keys, expires=expires)
+            one.here.expect(f"X-Amz-Expires={expires}", long, refused("sts_rejected", "token_malformed"))
+        one.clear()
+
+
+@check(
+    "identity.caller.auth",
+    requirements=["STS-AUTH-001"],
+    lane="gate-spop",
+    title="a wrong secret, key, signature or security token is refused",
+    features={"sts"},
+)
+def auth(target: Target) -> None:
+    """Each of them is well formed: only STS can tell."""
+    with caller(target, "auth") as one:
+        keys, other = one.session(), one.session("passer-by")
+        mixed = SessionKeys(keys.access_key_id, keys.secret_access_key, other.session_token)
+        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        wrong: dict[str, str] = {
+            "a wrong secret": one.credential(keys, secret="wrong"),  # noqa: S106 - a recipe's word
+            "an unknown key": one.credential(keys, key_id="ASIA" + "Z" * 16),
+            "another's key id": one.credential(keys, key_id=other.access_key_id),
+            "a changed signature": one.credential(keys, signature="flipped"),
+            "a short signature": one.credential(keys, signature="truncated"),
+            "an upper-case signature": one.credential(keys, signature="upper"),
+            "no signature": one.credential(keys, signature="empty"),
+            "no security token": one.credential(keys, token="drop"),  # noqa: S106 - a recipe's word
+            "a wrong security token": one.credential(keys, token="wrong"),  # noqa: S106 - a recipe's word
+            "another's security token": one.credential(mixed),
+        }
+        for what, text in wrong.items():
+            for _ in range(2):
+                one.here.expect(what, text, REJECTED)
+
+
+@check(
+    "identity.caller.expired",
+    requirements=["STS-EXPIRY-002"],
+    lane="gate-spop",
+    title="a credential of a session that is over opens nothing",
+    features={"sts"},
+)
+def expired(target: Target) -> None:
+    """Signed while the session lived, asked when it is over."""
+    with caller(target, "expired") as one:
+        keys = one.session()
+        one.here.expect("while the session lives", one.credential(keys), ALLOWED)
+        late = one.credential(keys, date="-5s")
+        one.cloud.expire(keys)
+        one.here.expect("after the session", late, refused("sts_rejected", "token_expired"))
+        one.here.expect("signed after the session", one.credential(keys, date="-2s"), REJECTED)
+
+
+@check(
+    "identity.caller.ended",
+    requirements=["STS-EXPIRY-003"],
+    lane="gate-spop",
+    title="a session that ends after its credential was accepted is refused within `recheck`",
+    features={"sts"},
+)
+def ended(target: Target) -> None:
+    """The world says `recheck = "1s"`; the credential itself would be good for another fifteen minutes."""
+    with caller(target, "ended") as one:
+        keys = one.session()
+        credential = one.credential(keys)
+        one.here.expect("while the session lives", credential, ALLOWED)
+        one.here.expect("again, from memory", credential, ALLOWED)
+        one.cloud.expire(keys)
+        one.here.expect("after the session", credential, refused("sts_rejected", "token_expired"), within=6.0)
+
+
+@check(
+    "identity.caller.end-to-end",
+    requirements=["STS-AUTH-001", "STS-EXPIRY-002", "STS-DATE-001", "STS-BIND-002"],
+    lane="gate",
+    title="through HAProxy: a wrong secret, an expired session, an old date and another edge are refused",
+    features={"sts"},
+)
+def end_to_end(target: Target) -> None:
+    """The four that a gate with a lenient cloud behind it lets in."""
+    with caller(target, "proxied") as one:
+        keys = one.session()
+        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        one.here.expect("a wrong secret", one.credential(keys, secret="wrong"), REJECTED)  # noqa: S106
+        old = one.credential(keys, date="-17m", expires=900)
+        one.here.expect("an old date", old, refused("token_expired", "sts_rejected"))
+        one.here.expect("another edge", one.credential(keys, binding_value="edge-b"), REJECTED)
+        one.cloud.expire(keys)
+        one.here.expect("an expired session", one.credential(keys, date="-2s"), REJECTED)
+
+
+@check(
+    "identity.caller.account",
+    requirements=["STS-ACCOUNT-001"],
+    lane="gate-spop",
+    title="a role of an account that this STS may not assert opens nothing",
+    features={"sts"},
+)
+def account(target: Target) -> None:
+    """Anyone can open an account, create the role and sign perfectly."""
+    with caller(target, "accounts") as one:
+        one.here.expect("the right account", one.credential(one.session()), ALLOWED)
+        foreign = one.credential(one.session(account=OTHER_ACCOUNT))
+        for _ in range(2):
+            one.here.expect("another account", foreign, refused("claim_invalid", "sts_rejected"))
+
+
+@check(
+    "identity.caller.same-name",
+    requirements=["PRINCIPAL-ACCOUNT-001", "PRINCIPAL-SESSION-001"],
+    lane="gate-spop",
+    title="role and session of the same names in another account get no verdict of the first's",
+    features={"sts"},
+)
+def same_name(target: Target) -> None:
+    """The first verdict is in every cache; the second caller has all names alike but the account."""
+    with caller(target, "labels") as one:
+        mine, foreign = (
+            one.session(account=number, name="alice") for number in ("111111111111", OTHER_ACCOUNT)
+        )
+        for _ in range(2):
+            one.here.expect("the role", one.credential(mine), ALLOWED)
+        one.here.expect("its namesake", one.credential(foreign), refused("no_grant", status=403))
+        passer = one.session("passer-by", name="reader")
+        one.here.expect("a session called reader", one.credential(passer), refused("no_grant", status=403))
+        one.here.expect("the role again", one.credential(mine), ALLOWED)
+
+
+@check(
+    "identity.caller.secrets",
+    requirements=["PRINCIPAL-SECRET-001"],
+    lane="gate-spop",
+    title="no token, signature, security token or secret is in the agent's log",
+    features={"sts"},
+)
+def no_secrets(target: Target) -> None:
+    """Good credentials and bad ones: a log says most of what it refuses."""
+    with caller(target, "secrets") as one:
+        here, keys = one.here, one.session()
+        tokens = [here.token("corp", sub="secretive", **change) for change in _CHANGES]
+        credentials = [one.credential(keys, **change) for change in _CREDENTIAL_CHANGES]
+        for text in [*tokens, *credentials]:
+            here.ask(text)
+        here.ask("", authorization=[f"Bearer {tokens[0]} {tokens[0]}"])
+        here.ask("", authorization=[f"Basic {tokens[0]}"])
+        logs = here.place.world.agent.logs()
+        hidden = {"the secret": keys.secret_access_key, "the security token": keys.session_token or ""}
+        for text in tokens:
+            hidden |= {f"part {number} of a token": part for number, part in enumerate(text.split("."))}
+        for text in credentials:
+            hidden |= {"a credential": text, "a signature": _signature(text)}
+        found = sorted({what for what, secret in hidden.items() if len(secret) > 20 and secret in logs})
+        if found:
+            raise CheckFailed(
+                f"the agent's log holds {', '.join(found)}", Evidence(expected="a hash at most")
+            )
+
+
+_CHANGES: list[dict[str, Any]] = [
+    {}, {"exp": "-1h", "iat": "-2h", "nbf": "-2h"}, {"signature": "flipped"}, {"aud": "canteen"},
+    {"encoding": "padded"}, {"segments": 2}, {"raw_payload": "not json at all, but long enough to be seen"},
+    {"duplicate": {"exp": ["-60s", "+5m"]}}, {"size": 9000},
+]  # fmt: skip
+_CREDENTIAL_CHANGES: list[dict[str, Any]] = [
+    {}, {"secret": "wrong"}, {"action": "AssumeRole"}, {"date": "-1h"}, {"url_host": "evil.example"},
+    {"extra": [["X-Evil", "1"]]}, {"encoding": "padded"},
+]  # fmt: skip
+
+
+def _signature(credential: str) -> str:
+    try:
+        url = b64url_decode(credential.partition(".")[2].partition(".")[2] or credential.partition(".")[2])
+    except (ValueError, RecipeError):
+        return ""
+    return parse_qs(urlsplit(url.decode()).query).get("X-Amz-Signature", [""])[0]

@@ -1,0 +1,152 @@
+"""Issuers that are wrong from the start: down, of another name, or leading elsewhere (requirements J14, J15).
+
+The faults are in place before the agent starts, so it never sees a sound key set of these issuers. One agent
+serves all flows; a sound issuer in the same policy must not notice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from iamroles_scenarios.checks.identity.ground import ALLOWED, UNAVAILABLE, Ground, Pending, ground, refused
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.worlds import Worlds
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import IssuerHandle
+
+_RECOVERY = 12.0
+"""Seconds, times the scale, within which an issuer that answers again is believed."""
+_PROMPT = 2.0
+"""Seconds, times the scale: half as long as the agent waits for a dead issuer."""
+_ON_ITS_WAY = 0.2
+"""Seconds, times the scale, until a question that was sent is being judged."""
+_ELSEWHERE = "444444444444"
+"""An account of the mock cloud, whose issuer lives on another host than the mock IdP."""
+_prepared: WeakKeyDictionary[Worlds, bool] = WeakKeyDictionary()
+_preparing = threading.Lock()
+
+
+def _elsewhere(target: Target) -> IssuerHandle:
+    """A sound issuer on another host, which no policy names."""
+    return target.stage.cloud.account(_ELSEWHERE).issuer
+
+
+def _prepare(target: Target) -> None:
+    """Put the faults in place, once for each run."""
+    with _preparing:
+        if target.worlds in _prepared:
+            return
+        suffix = target.worlds.namespace
+        evil = _elsewhere(target)
+        keys = {
+            name: target.worlds.issuer(name + suffix) for name in ("down", "dead", "mixed", "led", "moved")
+        }
+        keys["down"].fault("*", "status", status=503)
+        keys["dead"].fault("*", "stall")
+        other = {"issuer": f"{keys['mixed'].url}/", "jwks_uri": f"{evil.url}/.well-known/jwks.json"}
+        keys["mixed"].fault("discovery", "patch", members=other)
+        keys["led"].fault("jwks", "redirect", location=f"{evil.url}/.well-known/jwks.json")
+        keys["moved"].fault("discovery", "redirect", location=f"{evil.url}/.well-known/openid-configuration")
+        _prepared[target.worlds] = True
+
+
+@contextmanager
+def _cold(target: Target) -> Iterator[Ground]:
+    _prepare(target)
+    with ground(target, "identity-cold") as here:
+        yield here
+
+
+@check(
+    "identity.cold.first-keys",
+    requirements=["JWKS-OUTAGE-003"],
+    lane="gate-spop",
+    title="before the first key set all is 503, and passes once the issuer answers",
+    features={"oidc"},
+)
+def first_keys(target: Target) -> None:
+    """An identity provider that comes up after the agent."""
+    with _cold(target) as here:
+        keys = here.issuer("down")
+        token = here.token("down", key="ES256")
+        here.expect("without a key set", token, UNAVAILABLE)
+        keys.clear()
+        here.expect("once the issuer answers", token, ALLOWED, within=_RECOVERY)
+
+
+@check(
+    "identity.cold.isolation",
+    requirements=["JWKS-ISOLATION-001"],
+    lane="gate-spop",
+    title="an issuer that never answers holds up no token of another",
+    features={"oidc"},
+)
+def isolation(target: Target) -> None:
+    """Questions about a stalled issuer are pending; those about a sound one are answered."""
+    with _cold(target) as here:
+        keys = here.issuer("dead")
+        before = keys.counters().get("discovery", 0)
+        keys.wait_for("discovery", before + 1, 10.0 * target.scale)  # an attempt that has just begun
+        stuck = [Pending(here.another(), here.token("dead", key="ES256", sub=f"d{n}")) for n in range(5)]
+        time.sleep(_ON_ITS_WAY * target.scale)
+        for number in range(5):
+            token = here.token("sound", key="ES256", sub=f"guest-{number}")
+            here.expect("a sound issuer beside a dead one", token, ALLOWED, prompt=_PROMPT)
+        keys.clear()
+        for question in stuck:
+            question.answer(15.0 * target.scale)
+
+
+@check(
+    "identity.cold.mix-up",
+    requirements=["JWKS-DISCOVERY-001"],
+    lane="gate-spop",
+    title="a discovery document of another issuer is not used",
+    features={"oidc"},
+)
+def mix_up(target: Target) -> None:
+    """The document names the issuer with a slash, and keys that would verify the token."""
+    with _cold(target) as here:
+        evil, keys = _elsewhere(target), here.issuer("mixed")
+        token = here.target.worlds.issuer(keys.name).mint({"roles": ["reader"], "key": "ES256"})
+        forged = _forged(evil, keys)
+        here.expect("keys of a document of another issuer", forged, UNAVAILABLE)
+        here.expect("the issuer's own token", token, UNAVAILABLE)
+        keys.clear()
+        here.expect("once the document is the issuer's own", token, ALLOWED, within=_RECOVERY)
+        here.expect("the forged token, then", forged, refused("key_unknown", "signature_invalid"))
+
+
+@check(
+    "identity.cold.redirect",
+    requirements=["JWKS-REDIRECT-001"],
+    lane="gate-spop",
+    title="a redirect to another host is not followed, for keys or for discovery",
+    features={"oidc"},
+)
+def redirect(target: Target) -> None:
+    """The other host would serve a key set that verifies the token."""
+    with _cold(target) as here:
+        evil = _elsewhere(target)
+        before = evil.counters()
+        for name in ("led", "moved"):
+            keys = here.issuer(name)
+            answer = refused("keys_unavailable", "key_unknown", status=[401, 503])
+            here.expect(f"{name}: keys behind a redirect", _forged(evil, keys), answer)
+        after = evil.counters()
+        if after != before:
+            raise CheckFailed(
+                f"the agent followed a redirect to another host: {after}", Evidence(expected=f"{before}")
+            )
+
+
+def _forged(evil: IssuerHandle, keys: IssuerHandle) -> str:
+    """A token in one issuer's name by a key of another."""
+    return evil.mint({"shape": "generic", "key": "RS256", "roles": ["reader"], "iss": keys.url})

@@ -1,0 +1,147 @@
+"""Zero egress: nothing that a token says makes the agent open a connection, and no key comes with a token.
+
+The listener is an issuer of the mock IdP that no policy names: the agent could reach it, it counts every
+request, and its keys would verify these tokens. A bare TCP listener beside it hears who asks for anything
+else.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.engine.play import Target
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import IssuerHandle
+
+_QUIET = 0.3
+"""Seconds, times the scale, that the listeners must stay silent after the last answer."""
+
+
+class Listener:
+    """A TCP port that nobody has a reason to call."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.setblocking(False)
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.host = self.url.removeprefix("http://")
+
+    def calls(self) -> int:
+        """Connections since the last time."""
+        count = 0
+        while True:
+            try:
+                self._socket.accept()[0].close()
+            except BlockingIOError:
+                return count
+            count += 1
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+
+@contextmanager
+def listening() -> Iterator[Listener]:
+    """A listener for a flow."""
+    listener = Listener()
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def must_be_silent(here: Ground, listener: Listener, evil: IssuerHandle | None, what: str) -> None:
+    """Fail if anybody called; waits a little for a call that is made after the answer."""
+    time.sleep(_QUIET * here.target.scale)
+    calls = {"listener": listener.calls(), **(evil.counters() if evil else {})}
+    if any(calls.values()):
+        logs = {part: text[-2000:] for part, text in here.place.world.logs().items()}
+        raise CheckFailed(f"{what} made the agent call: {calls}", Evidence(expected="no call", logs=logs))
+
+
+def _pointing(base: str) -> list[dict[str, Any]]:
+    """Headers that name an address."""
+    return [
+        {"jku": f"{base}/jwks"},
+        {"x5u": f"{base}/cert.pem"},
+        {"jku": f"{base}/jwks", "x5u": f"{base}/cert.pem", "jwk": {"kty": "oct", "k": "AAAA"}},
+        {"kid": f"{base}/jwks"},
+        {"iss": base, "jku": f"{base}/.well-known/openid-configuration"},
+        {"x5c": [f"{base}/cert.pem"], "x5t": base},
+    ]
+
+
+@check(
+    "identity.fetch.header",
+    requirements=["JWT-FETCH-001"],
+    lane="gate-spop",
+    title="jku, x5u, jwk, x5c and kid make the agent call nobody",
+    features={"oidc"},
+)
+def header(target: Target) -> None:
+    """Tokens of the issuer's own key and of a stranger's, each with headers that name an address."""
+    with ground(target, "identity") as here, listening() as listener:
+        evil = here.issuer("evil")
+        for base in (listener.url, evil.url):
+            for members in _pointing(base):
+                token = here.token("corp", header=members, key="ES256")
+                if "kid" in members:
+                    here.expect(f"header {members}", token, refused("key_unknown", "token_malformed"))
+                else:
+                    here.expect(f"header {members}", token, ALLOWED)
+                foreign = here.token("corp", "evil", header=members, key="ES256")
+                here.expect(
+                    f"header {members}, signed by a stranger",
+                    foreign,
+                    refused("key_unknown", "token_malformed", "signature_invalid"),
+                )
+        must_be_silent(here, listener, evil, "a header")
+
+
+@check(
+    "identity.fetch.own-key",
+    requirements=["JWT-FETCH-002"],
+    lane="gate-spop",
+    title="a key that comes with the token does not verify it",
+    features={"oidc"},
+)
+def own_key(target: Target) -> None:
+    """jwk injection, x5c injection, and a JWKS of the attacker's own behind jku."""
+    with ground(target, "identity") as here:
+        evil = here.issuer("evil")
+        answer = refused("key_unknown", "signature_invalid", "token_malformed")
+        for algorithm in ("RS256", "ES256"):
+            for embed in ("jwk", "x5c", ["jwk", "x5c", "x5t"]):
+                for dropped in ([], ["kid"]):
+                    token = here.token("corp", "evil", key=algorithm, embed=embed, drop_header=dropped)
+                    here.expect(f"{algorithm} with its own {embed}", token, answer)
+                token = here.token("corp", key="other", alg=algorithm, embed=embed)
+                here.expect(f"{algorithm} with {embed} under a published kid", token, answer)
+            for member in ("jku", "x5u"):
+                token = here.token("corp", "evil", key=algorithm, header={member: f"{evil.url}/jwks"})
+                here.expect(f"{algorithm} with {member}", token, answer)
+
+
+@check(
+    "identity.fetch.issuer",
+    requirements=["JWT-FETCH-003"],
+    lane="gate-spop",
+    title="an unknown iss makes the agent call nobody",
+    features={"oidc"},
+)
+def issuer(target: Target) -> None:
+    """Sound tokens of an issuer with discovery and keys, which no policy names."""
+    with ground(target, "identity") as here, listening() as listener:
+        stranger = here.issuer("stranger")
+        for iss in (stranger.url, listener.url, f"{listener.url}/corp", f"http://{listener.host}@idp/corp"):
+            token = here.token("stranger", key="ES256", iss=iss)
+            here.expect(f"iss {iss}", token, refused("issuer_untrusted", "key_unknown"))
+        must_be_silent(here, listener, stranger, "an iss")

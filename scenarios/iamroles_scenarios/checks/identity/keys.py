@@ -1,0 +1,298 @@
+"""Key sets that change, lie and fail (requirements J11, J12, J14), in a world that renews them every second.
+
+A key that must not verify is published *together with* a new good one. When a token of the good one passes,
+the set has been read, and the bad key has had its chance. A set that must be refused whole is the other way
+round: a new good key in it must not verify, though it was fetched, and the old one must still; once the set
+is mended the new key verifies, which shows that it was the set and not the key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from iamroles_scenarios.checks.identity.ground import ALLOWED, UNAVAILABLE, Ground, ground, refused
+from iamroles_scenarios.declarations.results import CheckFailed, check
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.jose import SigningKey, mint
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import IssuerHandle
+
+MAX_STALE = 6.0
+"""Seconds; as in the world `identity-stale`."""
+_TAKEN = 12.0
+"""Seconds, times the scale, within which a new set is in force."""
+_NOT_A_KEY = refused("key_unknown", "signature_invalid", "algorithm_not_allowed", "token_malformed")
+_NOT_TAKEN = refused("key_unknown", "signature_invalid", "keys_unavailable", status=[401, 503])
+
+
+def _by(keys: IssuerHandle, key: SigningKey, **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
+    """A token of an issuer by a key that is not one of its own."""
+    return mint({"roles": ["reader"], "alg": key.algorithm, **recipe}, [key], time.time(), keys.url)
+
+
+def _never_verifies(target: Target, issuer: str, poisons: dict[str, dict[str, Any]]) -> None:
+    """Publish bad keys and a good one; the good one verifies, no bad one does, the old one still does.
+
+    Args:
+        target: of the check.
+        issuer: of the flow.
+        poisons: kinds of `mock.issuer.POISONS`, and what a token by that key says besides.
+    """
+    with ground(target, "identity-keys") as here:
+        keys = here.issuer(issuer)
+        old = here.token(issuer, key="ES256")
+        here.expect("before", old, ALLOWED, within=_TAKEN)
+        bad = {kind: keys.poison(kind) for kind in poisons}
+        good = keys.add_key("ES256")
+        fresh = here.token(issuer, key=good.kid, sub="bob")
+        here.expect("a good key beside a bad one", fresh, ALLOWED, within=_TAKEN)
+        for kind, key in bad.items():
+            if key is not None:
+                here.expect(f"the key {kind}", _by(keys, key, **poisons[kind]), _NOT_A_KEY)
+        here.expect("the old key beside a bad one", old, ALLOWED)
+
+
+@check(
+    "identity.keys.weak",
+    requirements=["JWT-RSA-001"],
+    lane="gate-spop",
+    title="a published RSA key of 1024 bits verifies nothing",
+    features={"oidc"},
+)
+def weak(target: Target) -> None:
+    """RSA-1024."""
+    _never_verifies(target, "weak", {"weak-rsa": {}})
+
+
+@check(
+    "identity.keys.unknown-type",
+    requirements=["JWKS-KEY-001"],
+    lane="gate-spop",
+    title="a key of an unknown type is ignored and its neighbours serve",
+    features={"oidc"},
+)
+def unknown_type(target: Target) -> None:
+    """A key type of the future."""
+    _never_verifies(target, "future", {"unknown-kty": {}})
+
+
+@check(
+    "identity.keys.use",
+    requirements=["JWKS-KEY-002"],
+    lane="gate-spop",
+    title="a key for encryption verifies nothing",
+    features={"oidc"},
+)
+def use(target: Target) -> None:
+    """`use: enc`."""
+    _never_verifies(target, "encrypts", {"use-enc": {}})
+
+
+@check(
+    "identity.keys.operations",
+    requirements=["JWKS-KEY-003"],
+    lane="gate-spop",
+    title="a key whose key_ops lack verify verifies nothing",
+    features={"oidc"},
+)
+def operations(target: Target) -> None:
+    """`key_ops: ["deriveKey"]`."""
+    _never_verifies(target, "derives", {"no-verify": {}})
+
+
+@check(
+    "identity.keys.private",
+    requirements=["JWKS-KEY-004"],
+    lane="gate-spop",
+    title="a key that is published with its private members verifies nothing",
+    features={"oidc"},
+)
+def private(target: Target) -> None:
+    """Everyone can sign with it."""
+    _never_verifies(target, "private", {"private": {}})
+
+
+@check(
+    "identity.keys.malformed",
+    requirements=["JWKS-KEY-005"],
+    lane="gate-spop",
+    title="malformed keys, off their curve or at odds with their alg, are passed over",
+    features={"oidc"},
+)
+def malformed(target: Target) -> None:
+    """One bad entry must neither verify nor take the others down."""
+    poisons: dict[str, dict[str, Any]] = {
+        "malformed": {},
+        "off-curve": {},
+        "wrong-curve": {},
+        "wrong-alg": {},
+        "numeric-kid": {"kid": "7"},
+    }
+    _never_verifies(target, "crooked", poisons)
+
+
+Spoil = Callable[["IssuerHandle"], SigningKey | None]
+"""Breaks an issuer's set, or the answer with it; the key that it put there, if any."""
+
+
+def _refused_whole(target: Target, spoils: dict[str, Spoil]) -> None:
+    """Spoil sets that have a new key in them: the last good ones stay in force until they are mended.
+
+    Args:
+        target: of the check.
+        spoils: what befalls which issuer, all at the same time.
+    """
+    with ground(target, "identity-keys") as here:
+        issuers = {name: here.issuer(name) for name in spoils}
+        old = {name: here.token(name, key="ES256") for name in spoils}
+        for name, token in old.items():
+            here.expect(f"{name}: before", token, ALLOWED, within=_TAKEN)
+        sound = {name: keys.jwks() for name, keys in issuers.items()}
+        bad = {name: spoil(issuers[name]) for name, spoil in spoils.items()}
+        new = {name: keys.add_key("ES256") for name, keys in issuers.items()}
+        marks = {name: keys.counters().get("jwks", 0) for name, keys in issuers.items()}
+        for name, keys in issuers.items():
+            # The first fetch from now may have begun before; the second has seen the spoilt set.
+            keys.wait_for("jwks", marks[name] + 2, 10.0 * target.scale)
+            keys.wait_for("jwks-done", marks[name] + 1, 10.0 * target.scale)
+            here.expect(f"{name}: the old key, after the bad set", old[name], ALLOWED)
+            fresh = here.token(name, key=new[name].kid)
+            here.expect(f"{name}: a new key out of the bad set", fresh, _NOT_TAKEN)
+            if (key := bad[name]) is not None:
+                here.expect(f"{name}: the key that spoilt it", _by(keys, key), _NOT_TAKEN)
+            keys.clear()
+            keys.publish(new[name].public_jwk(), *sound[name], replace=True)
+        for name in issuers:
+            fresh = here.token(name, key=new[name].kid)
+            here.expect(f"{name}: the new key in a mended set", fresh, ALLOWED, within=_TAKEN)
+
+
+@check(
+    "identity.keys.duplicate",
+    requirements=["JWKS-SET-001"],
+    lane="gate-spop",
+    title="a set with one kid twice is refused and the last good set serves",
+    features={"oidc"},
+)
+def duplicate(target: Target) -> None:
+    """Two keys under one kid."""
+    _refused_whole(target, {"doubled": lambda keys: keys.poison("duplicate")})
+
+
+@check(
+    "identity.keys.symmetric",
+    requirements=["JWKS-SET-002"],
+    lane="gate-spop",
+    title="a set with a symmetric key is refused and the last good set serves",
+    features={"oidc"},
+)
+def symmetric(target: Target) -> None:
+    """`kty: oct` among public keys."""
+    _refused_whole(target, {"symmetric": lambda keys: keys.poison("oct")})
+
+
+_CROWD = 1000
+"""Keys in one set: small enough that no cap on bytes stops it."""
+
+
+def _crowd(keys: IssuerHandle) -> list[dict[str, Any]]:
+    key = next(key for key in keys.keys if key.algorithm == "ES256")
+    return [key.public_jwk(kid=f"{keys.name}-many-{number}") for number in range(_CROWD)]
+
+
+@check(
+    "identity.keys.many",
+    requirements=["JWKS-SET-003"],
+    lane="gate-spop",
+    title="a set of a thousand keys, or of two megabytes, is refused and the last good set serves",
+    features={"oidc"},
+)
+def many(target: Target) -> None:
+    """Caps on number and size."""
+    spoils: dict[str, Spoil] = {
+        "many": lambda keys: keys.publish(*_crowd(keys)),
+        "large": lambda keys: keys.fault("jwks", "oversized"),
+    }
+    _refused_whole(target, spoils)
+
+
+_NO_SETS = ("<html>Back soon</html>", "[]", '{"keys": {}}', '{"keys": null}', "{}")
+
+
+def _answering(body: str) -> Spoil:
+    return lambda keys: keys.fault("jwks", "malformed", body=body)
+
+
+@check(
+    "identity.keys.broken",
+    requirements=["JWKS-SET-004"],
+    lane="gate-spop",
+    title="an answer that is no key set leaves the last good set in force",
+    features={"oidc"},
+)
+def broken(target: Target) -> None:
+    """An error, half a document, a document of another kind."""
+    spoils: dict[str, Spoil] = {
+        "broken-status": lambda keys: keys.fault("jwks", "status", status=500),
+        "broken-half": lambda keys: keys.fault("jwks", "truncated"),
+    }
+    spoils |= {f"broken-{number}": _answering(body) for number, body in enumerate(_NO_SETS)}
+    _refused_whole(target, spoils)
+
+
+@check(
+    "identity.keys.outage",
+    requirements=["JWKS-OUTAGE-001"],
+    lane="gate-spop",
+    title="while the issuer is down the last good set serves",
+    features={"oidc"},
+)
+def outage(target: Target) -> None:
+    """For three renewals that fail, and tokens that were never seen before."""
+    with ground(target, "identity-keys") as here:
+        keys = here.issuer("outage")
+        here.expect("before", here.token("outage", key="ES256"), ALLOWED, within=_TAKEN)
+        keys.fault("*", "cut")
+        try:
+            for turn in range(2):
+                _asked(here, keys)
+                here.expect("in an outage", here.token("outage", key="ES256", sub=f"guest-{turn}"), ALLOWED)
+        finally:
+            keys.clear()
+
+
+def _asked(here: Ground, keys: IssuerHandle) -> None:
+    """Wait for one more question to the issuer, discovery or keys."""
+    before = sum(keys.counters().values())
+    deadline = time.monotonic() + 10.0 * here.target.scale
+    while sum(keys.counters().values()) <= before:
+        if time.monotonic() > deadline:
+            raise CheckFailed("the agent did not try to renew its keys within 10 s; refresh is 1 s")
+        time.sleep(0.05)
+
+
+@check(
+    "identity.keys.stale",
+    requirements=["JWKS-OUTAGE-002"],
+    lane="gate-spop",
+    title="after max_stale without fresh keys all is 503, cached verdicts too, until they are back",
+    features={"oidc"},
+)
+def stale(target: Target) -> None:
+    """The hard limit of an outage, and its end."""
+    with ground(target, "identity-stale") as here:
+        keys = here.issuer("stale")
+        known = here.token("stale", key="ES256")
+        here.expect("before", known, ALLOWED, within=_TAKEN)
+        keys.fault("*", "cut")
+        try:
+            here.expect("a known token, keys too stale", known, UNAVAILABLE, within=MAX_STALE + _TAKEN)
+            here.expect(
+                "a new token, keys too stale", here.token("stale", key="ES256", sub="bob"), UNAVAILABLE
+            )
+        finally:
+            keys.clear()
+        here.expect("after the outage", known, ALLOWED, within=_TAKEN)

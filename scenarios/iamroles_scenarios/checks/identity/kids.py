@@ -1,0 +1,149 @@
+"""Unknown kids: who may ask the issuer for its keys, how often, and who must not notice (requirement J13)."""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import count
+
+from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, Pending, ground, refused
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable, check
+from iamroles_scenarios.engine.play import Target
+
+COOLDOWN = 2.0
+"""Seconds; as in the world `identity-kids`."""
+_STORM = 300
+_STORMY = 3.0
+"""Seconds: longer than a cooldown; an agent may hold a question back until the cooldown ends."""
+_HERD = 12
+_PROMPT = 4.0
+"""Seconds, times the scale: what is answered sooner did not wait for a key set that takes twice as long."""
+_LATE = 8.0
+"""Seconds, times the scale, by which a busy host may be late."""
+_numbers = count(1)
+
+
+def _stray(here: Ground, issuer: str) -> str:
+    """A token under a kid that nobody has."""
+    return here.token(issuer, key="unknown-kid", alg="ES256")
+
+
+def _fetches(here: Ground, issuer: str) -> int:
+    return here.issuer(issuer).counters().get("jwks", 0)
+
+
+@check(
+    "identity.kids.storm",
+    requirements=["JWKS-STORM-001"],
+    lane="gate-spop",
+    title="hundreds of random kids cause at most one fetch in each cooldown",
+    features={"oidc"},
+)
+def storm(target: Target) -> None:
+    """The refresh storm, read from the issuer's own counter."""
+    with ground(target, "identity-kids") as here:
+        here.expect("before the storm", here.token("storm", key="ES256"), ALLOWED)
+        tokens = [_stray(here, "storm") for _ in range(_STORM)]
+        before, began = _fetches(here, "storm"), time.monotonic()
+        sent = 0
+        for token in tokens:
+            if time.monotonic() - began > _STORMY:
+                break
+            here.expect("a random kid", token, refused("key_unknown"))
+            sent += 1
+        elapsed = time.monotonic() - began
+        made = _fetches(here, "storm") - before
+        most = math.ceil(elapsed / COOLDOWN) + 1
+        if sent <= 2 * most:
+            raise Untestable(f"only {sent} questions were answered in {elapsed:.1f} s: too few for a storm")
+        if made > most:
+            raise CheckFailed(
+                f"{sent} random kids in {elapsed:.1f} s caused {made} fetches, cooldown {COOLDOWN:g} s",
+                Evidence(expected=f"at most {most} fetches", received=f"{made} fetches"),
+            )
+        here.expect("after the storm", here.token("storm", key="ES256", sub=f"s{next(_numbers)}"), ALLOWED)
+
+
+@check(
+    "identity.kids.unnoticed",
+    requirements=["JWKS-STORM-002"],
+    lane="gate-spop",
+    title="while an unknown kid waits for a stalled issuer, known keys verify at once",
+    features={"oidc"},
+)
+def unnoticed(target: Target) -> None:
+    """A question is stuck at the issuer; others of the same issuer must not be."""
+    with ground(target, "identity-kids") as here:
+        keys = here.issuer("stall")
+        here.expect("before", here.token("stall", key="ES256"), ALLOWED)
+        before = _fetches(here, "stall")
+        keys.fault("jwks", "stall", times=1)
+        try:
+            stuck = [Pending(here.another(), _stray(here, "stall")) for _ in range(3)]
+            keys.wait_for("jwks", before + 1, 10.0 * target.scale)
+            for number in range(5):
+                token = here.token("stall", key="ES256", sub=f"guest-{number}")
+                here.expect("a known key beside a stalled fetch", token, ALLOWED, prompt=_PROMPT)
+        finally:
+            keys.clear()
+        for question in stuck:
+            question.answer(15.0 * target.scale)
+
+
+@check(
+    "identity.kids.herd",
+    requirements=["JWKS-FETCH-002"],
+    lane="gate-spop",
+    title="tokens that wait for one new key share one fetch, and all are accepted",
+    features={"oidc"},
+)
+def herd(target: Target) -> None:
+    """The first second after a rotation, with a slow issuer."""
+    with ground(target, "identity-kids") as here:
+        keys = here.issuer("herd")
+        here.expect("before", here.token("herd", key="ES256"), ALLOWED)
+        key = keys.add_key("ES256")
+        tokens = [here.token("herd", key=key.kid, sub=f"guest-{number}") for number in range(_HERD)]
+        before = _fetches(here, "herd")
+        keys.fault("jwks", "slow", seconds=0.8 * target.scale)
+        try:
+            waiting = [Pending(here.another(), token) for token in tokens]
+            seen = [question.answer(15.0 * target.scale) for question in waiting]
+        finally:
+            keys.clear()
+        if lost := [answer for answer in seen if not answer.allow]:
+            raise CheckFailed(
+                f"{len(lost)} of {_HERD} tokens of a new key were refused while it was fetched",
+                here.evidence(lost[0], "all allowed"),
+            )
+        if (made := _fetches(here, "herd") - before) > 2:
+            raise CheckFailed(
+                f"{_HERD} tokens of one new key caused {made} fetches",
+                Evidence(expected="one fetch (two at most)", received=f"{made} fetches"),
+            )
+
+
+@check(
+    "identity.kids.rotation",
+    requirements=["JWKS-FETCH-001"],
+    lane="gate-spop",
+    title="a key rotated right after a fetch, or after a failed ask, is accepted within the cooldown",
+    features={"oidc"},
+)
+def rotation(target: Target) -> None:
+    """Twice in a row, then once inside the cooldown that a random kid began. No renewal helps here."""
+    with ground(target, "identity-kids") as here:
+        keys = here.issuer("rotating")
+        here.expect("before", here.token("rotating", key="ES256"), ALLOWED)
+        for turn in ("first", "second"):
+            key = keys.rotate("ES256")
+            here.expect(
+                f"the {turn} of two rotations",
+                here.token("rotating", key=key.kid),
+                ALLOWED,
+                within=COOLDOWN + _LATE,
+            )
+        here.expect("a random kid", _stray(here, "rotating"), refused("key_unknown"), within=COOLDOWN)
+        key = keys.rotate("ES256")
+        token = here.token("rotating", key=key.kid)
+        here.expect("rotated inside the cooldown of a failed ask", token, ALLOWED, within=COOLDOWN + _LATE)

@@ -1,0 +1,75 @@
+"""Tokens that the mock cloud itself issues to a role (GetWebIdentityToken; requirements A16, A18, A19)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import time
+from typing import Any
+
+from iamroles_scenarios.checks.identity.caller import session_of
+from iamroles_scenarios.checks.identity.ground import ground, refused
+from iamroles_scenarios.declarations.results import CheckFailed, check
+from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
+
+_DEPLOYS = "/deploys/7"
+_OPEN = Expectation(
+    status=200, allow=True, backend="deploys", role="arn:aws:iam::111111111111:role/deployer", issuer="cloud"
+)
+
+
+def _claims(token: str) -> dict[str, Any]:
+    payload = token.split(".")[1]
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return claims
+
+
+@check(
+    "identity.outbound.algorithms",
+    requirements=["OUTBOUND-ALLOW-001"],
+    lane="gate-spop",
+    title="the cloud's tokens under RS256 and ES384 open the role's route",
+    features={"oidc"},
+)
+def algorithms(target: Target) -> None:
+    """The published RSA key names no `alg`; the request tags name another role."""
+    with ground(target, "cloud") as here:
+        cloud = target.stage.cloud
+        keys = session_of(cloud, "deployer")
+        tags = [{"Key": "role", "Value": "arn:aws:iam::111111111111:role/nobody"}]
+        for algorithm in ("RS256", "ES384"):
+            token = cloud.web_identity_token(keys, "edge", algorithm=algorithm, Tags=tags)
+            here.expect(f"a token under {algorithm}", token, _OPEN, path=_DEPLOYS)
+        stranger = cloud.web_identity_token(session_of(cloud, "passer-by"), "edge", Tags=tags)
+        here.expect("another role's token", stranger, refused("no_grant", status=403), path=_DEPLOYS)
+
+
+@check(
+    "identity.outbound.session-end",
+    requirements=["OUTBOUND-SESSION-001"],
+    lane="gate-spop",
+    title="access ends with the session that asked for the token, before exp",
+    features={"oidc"},
+)
+def session_end(target: Target) -> None:
+    """The variable `expires` says when; a token of a session that goes on ends at its own exp."""
+    with ground(target, "identity") as here:
+        for minutes in (2, 30):
+            end = int(time.time()) + 60 * minutes
+            token = here.token(
+                "outbound",
+                shape="aws",
+                merge={AWS_NAMESPACE: {"original_session_exp": f"{{iso+{60 * minutes}}}"}},
+                sub=secrets.token_hex(4),
+            )
+            seen = here.ask(token)
+            exp = _claims(token)["exp"]
+            got = int(seen.tags.get("expires") or 0)
+            if not seen.allow or abs(got - min(exp, end)) > 2:
+                raise CheckFailed(
+                    f"exp is {exp}, the session ends at {end}, and access at {got}",
+                    here.evidence(seen, f"expires {min(exp, end)}"),
+                )

@@ -1,0 +1,138 @@
+"""Policies that would weaken the check of credentials: an agent refuses them, or does not let them.
+
+Whether such a policy is an error when it loads, or is read in the one safe way, is the agent's choice; what
+must not happen is that it is taken up and does what it says. The flows take turns on one agent, and each puts
+the sound policy back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.scenario import merged
+from iamroles_scenarios.engine.play import EVENT_DEADLINE, Target
+from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
+
+_turn = threading.Lock()
+_FORGED = refused("algorithm_not_allowed", "token_malformed", "key_unknown", "signature_invalid")
+
+
+@contextmanager
+def _taken_up(target: Target, **override: Any) -> Iterator[Ground | None]:  # noqa: ANN401 - a policy's tables
+    """The ground under a changed policy; None where the agent refused it, and the old one holds."""
+    with _turn, ground(target, "identity", limits={"max_token_bytes": 8000}) as here:
+        here.expect("the sound policy", here.token("corp"), ALLOWED)
+        if not _reloaded(here, merged(here.place.policy, override)):
+            here.expect("the sound policy, after a refused one", here.token("corp", sub="bob"), ALLOWED)
+            yield None
+            return
+        try:
+            yield here
+        finally:
+            if not _reloaded(here, here.place.policy):
+                raise CheckFailed("the sound policy was refused", Evidence(expected="reloaded"))
+
+
+def _reloaded(here: Ground, policy: dict[str, Any]) -> bool:
+    within = EVENT_DEADLINE * here.target.scale
+    return bool(here.place.world.agent.reload(policy, within=within)["reloaded"])
+
+
+@check(
+    "identity.policy.none",
+    requirements=["JWT-ALG-001"],
+    lane="gate-spop",
+    title="no policy can switch the algorithm none on",
+    features={"oidc", "reload"},
+)
+def none(target: Target) -> None:
+    """`algorithms = ["RS256", "none"]`."""
+    with _taken_up(target, issuers=[{"name": "corp", "algorithms": ["RS256", "none"]}]) as here:
+        if here is not None:
+            here.expect("alg none under such a policy", here.token("corp", alg="none"), _FORGED)
+
+
+@check(
+    "identity.policy.hmac",
+    requirements=["JWT-ALG-002"],
+    lane="gate-spop",
+    title="no policy can switch an HMAC on",
+    features={"oidc", "reload"},
+)
+def hmac(target: Target) -> None:
+    """`algorithms = ["RS256", "HS256"]`."""
+    with _taken_up(target, issuers=[{"name": "corp", "algorithms": ["RS256", "HS256"]}]) as here:
+        if here is not None:
+            for secret in ("public-key", "public-der", "public-jwk", "certificate", "kid", "empty-key"):
+                token = here.token("corp", confusion=f"hs256-with-{secret}")
+                here.expect(f"an HMAC with {secret} under such a policy", token, _FORGED)
+
+
+@check(
+    "identity.policy.plain-http",
+    requirements=["JWKS-DISCOVERY-002"],
+    lane="gate-spop",
+    title="an issuer of plain http is not called unless the policy says that it may be",
+    features={"oidc", "reload"},
+)
+def plain_http(target: Target) -> None:
+    """The issuer answers, but over http."""
+    name = f"plain-{target.worlds.namespace}".rstrip("-")
+    keys = target.stage.idp.issuer(name)
+    entry = {"name": "plain", "issuer": keys.url, "audiences": ["edge"], "algorithms": ["ES256"]}
+    with _taken_up(target, issuers=[entry]) as here:
+        if here is not None:
+            token = keys.mint({"roles": ["reader"], "key": "ES256"})
+            here.expect("an issuer of plain http", token, refused("keys_unavailable", status=503))
+    if any(keys.counters().values()):
+        raise CheckFailed(
+            f"an issuer of plain http was called: {keys.counters()}", Evidence(expected="no call")
+        )
+
+
+@check(
+    "identity.policy.role-path",
+    requirements=["PRINCIPAL-ARN-004"],
+    lane="gate-spop",
+    title="a mapping with a role path is refused, or matches without its path",
+    features={"oidc", "reload"},
+)
+def role_path(target: Target) -> None:
+    """The session of such a role has lost the path."""
+    arn = "arn:aws:iam::111111111111:role/team/orders/reader"
+    with _taken_up(target, roles=[{"name": "reader", "arn": arn}]) as here:
+        if here is not None:
+            token = here.token("corp", roles=["arn:aws:sts::111111111111:assumed-role/reader/pipeline-1"])
+            here.expect("a session of a role that is mapped with its path", token, ALLOWED)
+
+
+@check(
+    "identity.policy.request-tags",
+    requirements=["OUTBOUND-TAGS-001"],
+    lane="gate-spop",
+    title="no policy can read roles or scopes out of request tags",
+    features={"oidc", "reload"},
+)
+def request_tags(target: Target) -> None:
+    """`roles_claim`, and `scope_claim`, in the caller's own tags."""
+    path = [AWS_NAMESPACE, "request_tags", "role"]
+    admin = "arn:aws:iam::111111111111:role/admin"
+    closed = refused("no_grant", "role_missing", "role_malformed", "claim_invalid", status=[401, 403])
+    for profile, issuer in (("aws", "outbound"), ("generic", "corp")):
+        entry = {"name": issuer, "profile": profile, "roles_claim": path}
+        with _taken_up(target, issuers=[entry]) as here:
+            if here is not None:
+                tags = {AWS_NAMESPACE: {"request_tags": {"role": [admin]}}}
+                token = here.token(issuer, shape="aws", merge=tags)
+                here.expect("a role out of request tags", token, closed, path="/admin")
+    with _taken_up(target, issuers=[{"name": "outbound", "scope_claim": path}]) as here:
+        if here is not None:
+            scope = {AWS_NAMESPACE: {"request_tags": {"role": "orders"}}}
+            token = here.token("outbound", shape="aws", merge=scope)
+            closed = refused("scope_insufficient", "claim_invalid", status=[401, 403])
+            here.expect("a scope out of request tags", token, closed)

@@ -1,0 +1,263 @@
+"""STS that throttles, stalls, lies or leads elsewhere (requirements A2, A9, A10): all of the mock cloud."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from iamroles_scenarios.checks.identity.caller import ACTION, Caller, caller
+from iamroles_scenarios.checks.identity.ground import ALLOWED, Pending, refused
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable, check
+from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.play import Target
+
+_TROUBLE = refused("sts_unavailable", status=503)
+_NOT_BELIEVED = refused(
+    "sts_rejected", "sts_unavailable", "role_malformed", "claim_invalid", status=[401, 403, 503]
+)
+_RECOVERY = 12.0
+"""Seconds, times the scale, within which an STS that answers again is asked again."""
+_PROMPT = 3.0
+_READER = {
+    "Arn": "arn:aws:sts::111111111111:assumed-role/reader/mallory",
+    "UserId": "AROAQABCDEFGHIJKLMNOP:mallory",
+    "Account": "111111111111",
+}
+
+
+def _disbelieved(one: Caller, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
+    """Ask with credentials that STS would refuse, until it was asked; none may be believed."""
+    before = one.calls()
+    deadline = time.monotonic() + _RECOVERY * one.here.target.scale
+    while one.calls() == before:
+        forged = one.credential(one.keys, secret="wrong", expires=_next(), **recipe)  # noqa: S106
+        one.here.expect(what, forged, _NOT_BELIEVED)
+        if time.monotonic() > deadline:
+            raise Untestable(f"{what}: the agent did not ask STS for {_RECOVERY:g} s")
+
+
+_count = iter(range(1, 900))
+
+
+def _next() -> int:
+    """Another `X-Amz-Expires` each time: no two credentials are alike, none is answered from a cache."""
+    return next(_count)
+
+
+def _response(result: dict[str, Any], **beside: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    return {"GetCallerIdentityResponse": {"GetCallerIdentityResult": result, **beside}}
+
+
+_SHAPES: dict[str, Any] = {
+    "the result alone": _READER,
+    "the result at the top": {"GetCallerIdentityResult": _READER},
+    "a response within something": {"Error": _response(_READER)},
+    "a response in a list": [_response(_READER)],
+    "a result in a list": _response([_READER]),  # type: ignore[arg-type]
+    "no account": _response({name: text for name, text in _READER.items() if name != "Account"}),
+    "no user id": _response({name: text for name, text in _READER.items() if name != "UserId"}),
+    "a number for the account": _response({**_READER, "Account": 111111111111}),
+    "another action's answer": {"AssumeRoleResponse": {"AssumeRoleResult": {"AssumedRoleUser": _READER}}},
+}
+_TEXTS: dict[str, str] = {
+    "a page": f"<html><body>{json.dumps(_response(_READER))}</body></html>",
+    "two answers": json.dumps(_response(_READER)) * 2,
+    "a member twice": json.dumps(_response(_READER)).replace('"Account"', '"Arn": "x", "Account"'),
+    "XML called JSON": "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>"
+    + _READER["Arn"]
+    + "</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>",
+    "nothing": "",
+}
+
+
+@check(
+    "identity.sts.answer",
+    requirements=["STS-ANSWER-001"],
+    lane="gate-spop",
+    title="a forged answer of another shape, type, status or length is not believed",
+    features={"sts"},
+)
+def answer(target: Target) -> None:
+    """Whoever asks signs with a wrong secret; what comes back says that it is the reader."""
+    with caller(target, "forged") as one:
+        bodies = {what: json.dumps(shape) for what, shape in _SHAPES.items()} | _TEXTS
+        for what, body in bodies.items():
+            one.fault("malformed", body=body)
+            _disbelieved(one, what)
+        good = json.dumps(_response(_READER, ResponseMetadata={"RequestId": "x"}))
+        for status in (201, 203, 206, 400, 403, 500):
+            one.fault("status", status=status, body=good, headers={"Content-Type": "application/json"})
+            _disbelieved(one, f"status {status}")
+        for kind in ("text/html", "application/octet-stream", "text/plain"):
+            one.fault("status", status=200, body=good, headers={"Content-Type": kind})
+            _disbelieved(one, f"content type {kind}")
+        one.clear()
+
+
+@check(
+    "identity.sts.answer-parts",
+    requirements=["STS-ANSWER-002"],
+    lane="gate-spop",
+    title="an answer whose parts are malformed or disagree is not believed",
+    features={"sts"},
+)
+def answer_parts(target: Target) -> None:
+    """The shape is STS's own."""
+    arn = _READER["Arn"]
+    with caller(target, "parts") as one:
+        for what, change in {
+            "another account": {"Account": "222222222222"},
+            "an account of 11 digits": {"Account": "11111111111"},
+            "no account": {"Account": ""},
+            "an ARN of another account": {"Account": "222222222222", "Arn": arn},
+            "an ARN with more parts": {"Arn": f"{arn}/more"},
+            "an ARN of another partition": {"Arn": arn.replace("arn:aws:", "arn:evil:")},
+            "an ARN of another service": {"Arn": arn.replace(":sts:", ":s3:")},
+            "an ARN with a line break": {"Arn": f"{arn}\n"},
+            "an ARN without a session": {"Arn": arn.rpartition("/")[0]},
+        }.items():
+            one.fault("forge", members={**_READER, **change})
+            _disbelieved(one, what)
+        one.clear()
+
+
+@check(
+    "identity.sts.answer-size",
+    requirements=["STS-ANSWER-003"],
+    lane="gate-spop",
+    title="an answer of megabytes is not believed",
+    features={"sts"},
+)
+def answer_size(target: Target) -> None:
+    """An answer that is STS's own in all but its length: two megabytes of white space follow."""
+    with caller(target, "large") as one:
+        one.here.expect("before", one.credential(one.session()), ALLOWED)
+        one.fault("malformed", body=json.dumps(_response(_READER)) + " " * (2 << 20))
+        _disbelieved(one, "an answer of two megabytes")
+        one.fault("malformed", body=json.dumps(_response(_READER)) + " ")
+        keys = one.session()
+        one.here.expect("the same answer, short", one.credential(keys), ALLOWED, within=_RECOVERY)
+        one.clear()
+
+
+@check(
+    "identity.sts.throttled",
+    requirements=["STS-THROTTLE-001", "STS-THROTTLE-002"],
+    lane="gate-spop",
+    title="throttling is 503 and forgotten: the same credential passes once STS answers",
+    features={"sts"},
+)
+def throttled(target: Target) -> None:
+    """As a 400 Throttling, a 429 and a 503."""
+    with caller(target, "throttled") as one:
+        faults: dict[str, dict[str, Any]] = {
+            "a 400 Throttling": {"kind": "throttle"},
+            "a 400 ThrottlingException": {"kind": "throttle", "body": "ThrottlingException"},
+            "a 429": {"kind": "throttle", "status": 429, "body": "TooManyRequestsException"},
+            "a 503": {"kind": "status", "status": 503, "body": ""},
+        }
+        for what, fault in faults.items():
+            text = one.credential(one.keys, expires=_next())
+            before = one.calls()
+            one.fault(**fault)
+            one.here.expect(what, text, _TROUBLE)
+            if one.calls() == before:
+                raise Untestable(f"{what}: the agent did not ask STS")
+            one.clear()
+            one.here.expect(f"after {what}", text, ALLOWED, within=_RECOVERY)
+
+
+@check(
+    "identity.sts.backoff",
+    requirements=["STS-THROTTLE-003"],
+    lane="gate-spop",
+    title="while STS throttles, requests do not each become a call",
+    features={"sts"},
+)
+def backoff(target: Target) -> None:
+    """Sixty credentials, one after another."""
+    with caller(target, "backoff") as one:
+        keys = one.session()
+        texts = [one.credential(keys, expires=seconds) for seconds in range(100, 160)]
+        one.fault("throttle")
+        before, began = one.calls(), time.monotonic()
+        for text in texts:
+            one.here.expect("a throttled question", text, _TROUBLE)
+        elapsed, made = time.monotonic() - began, one.calls() - before
+        one.clear()
+        if made > len(texts) // 2:
+            raise CheckFailed(
+                f"{len(texts)} questions in {elapsed:.1f} s became {made} calls of an STS that throttles",
+                Evidence(expected="at most half as many", received=f"{made} calls"),
+            )
+        one.here.expect("afterwards", one.credential(keys), ALLOWED, within=_RECOVERY)
+
+
+@check(
+    "identity.sts.redirect",
+    requirements=["STS-REDIRECT-001"],
+    lane="gate-spop",
+    title="a redirect is not followed, and opens nothing",
+    features={"sts"},
+)
+def redirect(target: Target) -> None:
+    """Where it leads, somebody vouches for anybody."""
+    with caller(target, "redirected") as one:
+        place = target.stage.urls["sts"]
+        elsewhere = f"{ACTION}@{place.partition('://')[2]}"
+        one.cloud.fault(
+            elsewhere, "forge", members=_READER
+        )  # never cleared: nobody else asks under this name
+        for status in (301, 302, 303, 307, 308):
+            one.fault("redirect", status=status, location=f"{place}/?Action={ACTION}&Version=2011-06-15")
+            _disbelieved(one, f"a redirect {status}")
+        one.clear()
+        if one.cloud.counters().get(elsewhere, 0):
+            raise CheckFailed("the agent followed STS's redirect", Evidence(expected="no second call"))
+
+
+@check(
+    "identity.sts.stalled",
+    requirements=["STS-TIMEOUT-001"],
+    lane="gate-spop",
+    title="a stalled STS holds up no other credential",
+    features={"sts"},
+)
+def stalled(target: Target) -> None:
+    """Questions are stuck at STS; tokens, and credentials for another STS, are answered at once."""
+    with caller(target, "stalled") as one, caller(target, "brisk") as other:
+        keys, brisk = one.session(), other.session()
+        texts = [one.credential(keys, expires=seconds) for seconds in range(100, 105)]
+        one.fault("stall")
+        try:
+            before = one.calls()
+            stuck = [Pending(one.here.another(), text) for text in texts]
+            one.wait_for(before + 1)
+            for number in range(3):
+                token = one.here.token("corp", key="ES256", sub=f"guest-{number}")
+                one.here.expect("a token beside a stalled STS", token, ALLOWED, prompt=_PROMPT)
+                text = other.credential(brisk, expires=100 + number)
+                other.here.expect("another STS beside a stalled one", text, ALLOWED, prompt=_PROMPT)
+        finally:
+            one.clear()
+        for question in stuck:
+            question.answer(15.0 * target.scale)
+
+
+@check(
+    "identity.sts.stalled-proxy",
+    requirements=["STS-TIMEOUT-001"],
+    lane="gate",
+    title="through HAProxy, a credential whose STS stalls is refused with 503",
+    features={"sts"},
+)
+def stalled_proxy(target: Target) -> None:
+    """Whoever gives up first, the proxy or the agent: it is a refusal."""
+    with caller(target, "stalled-proxy") as one:
+        text = one.credential(one.session())
+        one.fault("stall")
+        try:
+            one.here.expect("a stalled STS", text, Expectation(status=503, allow=False, backend=""))
+        finally:
+            one.clear()

@@ -1,0 +1,71 @@
+"""Policy checks by oracle: random policies, tokens and requests, judged a second time and compared.
+
+The number of questions and the seed are the environment's: `IAMROLES_ORACLE_CASES` (default 3,000),
+`IAMROLES_ORACLE_SEED` (default 1: a run is repeatable). `iamroles conformance oracle` is the long run.
+"""
+
+from __future__ import annotations
+
+import os
+
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.oracle import through_proxy
+from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, campaign, numbers_for
+
+_CASES = 3_000
+_SEED = 1
+_SHUFFLED = 600
+_PROXY_WORLDS = 8
+_PROXY_CASES = 30
+
+
+def chosen(name: str, default: int) -> int:
+    """A whole number of the environment.
+
+    Raises:
+        ValueError: it is none; the suite's fault, or its caller's, and reported as such.
+    """
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError as error:
+        raise ValueError(f"{name}={text!r} is not a whole number: mend or unset it") from error
+
+
+@check(
+    "policy.oracle.agrees",
+    requirements=["ORACLE-AGREE-001", "ORACLE-LOAD-001"],
+    lane="gate-spop",
+    title="On random policies, tokens and requests the agent decides as the specification does",
+)
+def agrees(target: Target) -> str:
+    """Verdict, reason, rule, backend, role and expiry of each; a policy that conflicts is refused."""
+    cases = chosen("IAMROLES_ORACLE_CASES", _CASES)
+    with campaign(target, chosen("IAMROLES_ORACLE_SEED", _SEED)) as played:
+        return str(played.run(numbers_for(cases), CASES_PER_WORLD))
+
+
+@check(
+    "policy.oracle.order",
+    requirements=["ORACLE-ORDER-001"],
+    lane="gate-spop",
+    title="With every list of policy and token in another order the agent decides the same",
+)
+def order(target: Target) -> str:
+    """Each world twice, as it was drawn and shuffled."""
+    with campaign(target, chosen("IAMROLES_ORACLE_SEED", _SEED) + 1, shuffled=True) as played:
+        return str(played.run(numbers_for(_SHUFFLED), CASES_PER_WORLD))
+
+
+@check(
+    "policy.oracle.proxy",
+    requirements=["ORACLE-PROXY-001"],
+    lane="gate",
+    title="Through HAProxy a client gets what the specification decides, backend and tags included",
+    features={"reload"},
+)
+def proxy(target: Target) -> str:
+    """A sample of the worlds, with the requests that HTTP can carry."""
+    seed = chosen("IAMROLES_ORACLE_SEED", _SEED)
+    return through_proxy.play(target, seed, _PROXY_WORLDS, _PROXY_CASES)

@@ -1,0 +1,177 @@
+"""Policy checks of the record: what HAProxy's log says of each request, and what no log may say."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable, check
+from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec
+from iamroles_scenarios.engine.observation import Observation
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.players import player_for
+from iamroles_scenarios.jose import mint
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.stage import World
+
+_WORLD = WorldSpec(policy="policy")
+_OWN = WorldSpec(policy="policy", own=True)
+_WITHIN = 5.0
+"""Seconds, times the scale, until a line of the log is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    name: str
+    recipe: dict[str, Any]
+    request: dict[str, Any]
+    record: dict[str, str]
+    """What HAProxy's line must hold."""
+
+
+_CASES = (
+    _Case(
+        "an allowed request",
+        {"roles": ["reader"], "sub": "alice", "claims": {"jti": "session-1"}},
+        {"path": "/orders/1"},
+        {
+            "principal": "alice",
+            "session": "session-1",
+            "issuer": "corp",
+            "role": "arn:aws:iam::111111111111:role/reader",
+            "rule": "R1",
+            "route": "orders-ro",
+            "method": "GET",
+            "path": "/orders/1",
+        },
+    ),
+    _Case(
+        "a request that a deny refused",
+        {"roles": ["reader", "contractor"], "sub": "bob"},
+        {"path": "/orders/export", "role": "reader"},
+        {"reason": "denied_by_rule", "principal": "bob", "issuer": "corp", "rule": "R3"},
+    ),
+    _Case(
+        "a request without a grant",
+        {"roles": ["idle"], "sub": "carol"},
+        {"path": "/orders/1"},
+        {"reason": "no_grant", "principal": "carol", "role": "arn:aws:iam::111111111111:role/idle"},
+    ),
+    _Case(
+        "an ambiguous token",
+        {"roles": ["reader", "writer"], "sub": "dave"},
+        {"path": "/orders/1"},
+        {"reason": "ambiguous_role", "principal": "dave"},
+    ),
+    _Case("an expired token", {"roles": ["reader"], "exp": "-60s"}, {}, {"reason": "token_expired"}),
+    _Case("a forged token", {"roles": ["reader"], "key": "other"}, {}, {"reason": "signature_invalid"}),
+    _Case(
+        "an ambiguous path", {"roles": ["reader"]}, {"path": "/orders/%2e%2e/x"}, {"reason": "path_ambiguous"}
+    ),
+)
+
+
+@check(
+    "policy.record.line",
+    requirements=["AUDIT-LOG-001"],
+    lane="gate",
+    title="The proxy's record says who did what with which role, or why not, and joins the backend's log",
+)
+def line(target: Target) -> str:
+    """One line for each request, found by a host of its own; its request id is the backend's."""
+    with target.worlds.borrow(_WORLD, "policy.record.line") as place:
+        issuer = target.worlds.issuer(place.issuer("corp"))
+        player = player_for("gate", place.world, target.scale)
+        for number, case in enumerate(_CASES):
+            host = f"record-{number}.example.com"
+            token = mint(case.recipe, issuer.keys, time.time(), issuer.url)
+            seen = player.ask(RequestSpec(**case.request, host=host), token, with_reason=False)
+            record = place.world.haproxy.wait_log(_of_host(host), _WITHIN * target.scale)
+            if record is None:
+                raise CheckFailed(f"{case.name}: HAProxy's log has no line for it", Evidence(sent=seen.sent))
+            _compare(case, seen, record)
+        player.close()
+    return f"{len(_CASES)} requests"
+
+
+def _of_host(host: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda found: found.get("host") == host
+
+
+def _compare(case: _Case, seen: Observation, record: dict[str, Any]) -> None:
+    wanted = dict(case.record)
+    if seen.allow:
+        ids = [value for name, value in seen.headers if name == "x-iam-request-id"]
+        wanted["request_id"] = ids[0] if len(ids) == 1 else "the one X-IAM-Request-Id that the backend got"
+        wanted["expires"] = seen.tags.get("expires", "")
+    wrong = [
+        f"{name}: expected {value!r}, got {record.get(name)!r}"
+        for name, value in wanted.items()
+        if record.get(name) != value
+    ]
+    if wrong:
+        evidence = Evidence(sent=seen.sent, expected=str(wanted), received=json.dumps(record))
+        raise CheckFailed(f"{case.name}: {'; '.join(wrong)}", evidence)
+
+
+@check(
+    "policy.record.secret",
+    requirements=["AUDIT-SECRET-001"],
+    lane="gate",
+    title="No token, and no signature of one, appears in what agent and proxy write",
+)
+def secret(target: Target) -> str:
+    """Allowed, refused, malformed and repeated tokens; then both logs are searched for pieces of them."""
+    with target.worlds.borrow(_OWN, "policy.record.secret") as place:
+        issuer = target.worlds.issuer(place.issuer("corp"))
+        tokens = [mint(case.recipe, issuer.keys, time.time(), issuer.url) for case in _CASES]
+        tokens += [f"{tokens[0][:-40]}.{tokens[0][-40:]}", tokens[0] + "A" * 40, tokens[0].replace(".", ",")]
+        player = player_for("gate", place.world, target.scale)
+        for token in tokens:
+            for form in _FORMS:
+                player.ask(RequestSpec(path="/orders/1", authorization=form), token, with_reason=True)
+        player.close()
+        place.world.agent.stop()  # an agent may write late; what it has not written by its end it never will
+        written = _written(place.world)
+    if not any(written.values()):
+        raise Untestable("neither the agent nor HAProxy wrote anything that could be searched")
+    for token in tokens:
+        for part, text in written.items():
+            if any(piece in text for piece in _pieces(token)):
+                raise CheckFailed(
+                    f"what the {part} writes holds a piece of a token",
+                    Evidence(sent=f"{len(tokens)} tokens in {len(_FORMS)} forms", logs=place.world.logs()),
+                )
+    return f"{len(tokens)} tokens, {sum(map(len, written.values()))} characters written"
+
+
+_FORMS = (
+    ["Bearer {token}"],
+    ["Bearer {token}", "Bearer {token}"],
+    ["Basic {token}"],
+    ["{token}"],
+    ["bearer  {token} x"],
+)
+
+
+def _written(world: World) -> dict[str, str]:
+    """All that the agent and HAProxy have written so far."""
+    return {
+        "agent": "\n".join(world.agent.lines()),
+        "proxy": "\n".join(
+            [*(json.dumps(found) for found in world.haproxy.log_lines()), world.haproxy.logs()]
+        ),
+    }
+
+
+def _pieces(token: str) -> list[str]:
+    """Parts by which a token could be pieced together: ends of its payload and its signature.
+
+    Not its beginning, which all tokens of an issuer share and which says nothing.
+    """
+    payload, _, signature = token.rpartition(".")
+    return [piece for piece in (payload[-24:], signature[:24], signature[-24:]) if len(piece) == 24]

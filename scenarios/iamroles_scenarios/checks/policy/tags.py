@@ -1,0 +1,73 @@
+"""Policy check of tags on the wire: each answer says of every variable whether it is set or not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.jose import mint
+from iamroles_scenarios.wire.client import WireError, open_connection, question
+from iamroles_scenarios.wire.codec import WireFormatError
+from iamroles_scenarios.wire.frames import Scope, read_actions
+
+_WORLD = WorldSpec(policy="policy")
+_VARIABLES = frozenset(
+    ("status", "reason", "error", "role", "principal", "session", "issuer", "rule", "backend")
+) | {"expires", "allow"}
+_ANSWER_WITHIN = 10.0
+
+
+@check(
+    "policy.tags.every-variable",
+    requirements=["TAG-CLEAR-001"],
+    lane="gate-spop",
+    title="Each answer sets or unsets every variable of the contract",
+)
+def every_variable(target: Target) -> str:
+    """HAProxy keeps what an answer does not mention, so that is never left to it: allow, 400, 401, 403."""
+    with target.worlds.borrow(_WORLD, "policy.tags.every-variable") as place:
+        issuer = target.worlds.issuer(place.issuer("corp"))
+        now = time.time()
+        token = f"Bearer {mint({'roles': ['reader']}, issuer.keys, now, issuer.url)}"
+        stranger = f"Bearer {mint({'roles': ['reader'], 'exp': '-60s'}, issuer.keys, now, issuer.url)}"
+        asked = [
+            {"authorization": token, "path": "/orders/1"},
+            {"authorization": token, "path": "/orders/1"},
+            {"authorization": token, "path": "/private"},
+            {"authorization": token, "path": "/orders/../private"},
+            {"authorization": stranger, "path": "/orders/1"},
+            {"path": "/orders/1"},
+        ]
+        within = _ANSWER_WITHIN * target.scale
+        asyncio.run(_ask(place.world.agent.spop_address, asked, within))
+    return f"{len(asked)} answers"
+
+
+async def _ask(address: str, asked: list[dict[str, Any]], within: float) -> None:
+    try:
+        connection = await open_connection(address, within=within)
+        try:
+            await connection.hello()
+            for number, arguments in enumerate(asked, 1):
+                ack = await connection.ask(question(arguments, stream_id=2 * number + 1))
+                named = {action.name for action in read_actions(ack) if action.scope is Scope.txn}
+                if missing := sorted(_VARIABLES - named):
+                    raise CheckFailed(
+                        f"the answer leaves {', '.join(missing)} as the request before may have set them",
+                        Evidence(
+                            sent=f"path={arguments['path']!r}",
+                            expected="each variable of SPEC.md section 3 set or unset",
+                            received=", ".join(map(str, read_actions(ack))),
+                            trace=str(connection.transcript),
+                        ),
+                    )
+        finally:
+            connection.close()
+    except WireError as error:
+        raise CheckFailed(error.message, Evidence(trace=str(error.transcript))) from error
+    except WireFormatError as error:
+        raise CheckFailed(f"the answer is malformed: {error}") from error

@@ -1,0 +1,149 @@
+"""HAProxy's connections to the agent: of several threads, pipelined and not, and across reloads.
+
+Each check asks traffic whose every answer is known (`proxy_traffic`). Where it matters what waits beside
+what, a relay between the two holds the answers until enough are there: an event, never a guess of time.
+"""
+
+from __future__ import annotations
+
+from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Case, Gate, Tally, at_once, gate, traffic
+from iamroles_scenarios.declarations.results import Untestable, check
+from iamroles_scenarios.engine.play import Target
+
+_THREADS = 4
+_PEOPLE = 12
+_SIDE_BY_SIDE = 8
+_BETWEEN = 60
+"""Requests that must end before, between and after the reloads."""
+_RELOADS = 3
+_ROUND = 20.0
+"""Seconds, times the scale, for so many requests."""
+
+
+@check(
+    "proxy.threads.verdicts",
+    requirements=["PROXY-THREADS-001"],
+    lane="proxy",
+    title="HAProxy with four threads: every request gets its own verdict",
+)
+def threads(target: Target) -> None:
+    """Twelve people ask side by side through four threads, each with connections of its own to the agent."""
+    with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as place:
+        said = place.world.haproxy.runtime("show info")
+        if f"Nbthread: {_THREADS}" not in said.splitlines():
+            raise Untestable(
+                f"HAProxy does not run with {_THREADS} threads: its configuration must set nbthread from "
+                "IAM_THREADS (docs/stage.md)"
+            )
+        with traffic(place, _PEOPLE) as tally:
+            _flows(place, tally, _PEOPLE * 12)
+        tally.judge(place, f"through {_THREADS} threads")
+
+
+@check(
+    "proxy.pipelined.verdicts",
+    requirements=["PROXY-PIPELINE-001"],
+    lane="proxy",
+    title="questions that wait side by side on one connection each get their own answer",
+)
+def pipelined(target: Target) -> None:
+    """Answers are held until all questions wait, then let go in reverse order."""
+    with gate(target, settings={"IAM_THREADS": "1"}, pipelining=True) as place:
+        tally = Tally()
+        _warm(place, tally)
+        place.frames.hold()
+        with at_once(place, _different(place), tally):
+            _held(place, _SIDE_BY_SIDE)
+            place.frames.release()
+        tally.judge(place, "on pipelined connections")
+        links = place.frames.asking()
+        if place.frames.deepest < 2 and any("pipelining" in link.announced for link in links):
+            raise Untestable("HAProxy asked one question at a time although the agent announced pipelining")
+
+
+@check(
+    "proxy.one-by-one.verdicts",
+    requirements=["PROXY-PIPELINE-002"],
+    lane="proxy",
+    title="without pipelining one question at a time waits on a connection, and each is answered",
+)
+def one_by_one(target: Target) -> None:
+    """The capability is struck from both HELLOs; HAProxy opens more connections instead.
+
+    Answers are not held here: HAProxy 2.6 may forget a queued request when all its connections are busy and
+    then fall free at once, which is no fault of the agent (docs/haproxy.md).
+    """
+    with gate(target, settings={"IAM_THREADS": "1"}, pipelining=False) as place:
+        with traffic(place, _PEOPLE) as tally:
+            _flows(place, tally, _PEOPLE * 12)
+        tally.judge(place, "on connections without pipelining")
+        if place.frames.deepest != 1:
+            raise Untestable(f"HAProxy pipelined {place.frames.deepest} questions to an agent without it")
+
+
+@check(
+    "proxy.reload.in-flight",
+    requirements=["PROXY-RELOAD-001"],
+    lane="proxy",
+    title="requests that wait for their verdict while HAProxy reloads are answered rightly",
+)
+def in_flight(target: Target) -> None:
+    """The old process waits for answers, the new one already asks: neither gets the other's."""
+    with gate(target, pipelining=True) as place:
+        tally = Tally()
+        _warm(place, tally)
+        place.frames.hold()
+        with at_once(place, _different(place), tally):
+            _held(place, _SIDE_BY_SIDE)
+            place.world.haproxy.reload()
+            with at_once(place, _different(place), tally):
+                _held(place, 2 * _SIDE_BY_SIDE)
+                place.frames.release()
+        tally.judge(place, "in flight during a reload")
+
+
+@check(
+    "proxy.reload.traffic",
+    requirements=["PROXY-RELOAD-002"],
+    lane="proxy",
+    title="reloads of HAProxy under keep-alive traffic lose no request and change no verdict",
+)
+def under_traffic(target: Target) -> None:
+    """Four threads, twelve people, three reloads: each brings a burst of connections to the agent."""
+    with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as place:
+        with traffic(place, _PEOPLE) as tally:
+            for _ in range(_RELOADS):
+                _flows(place, tally, _BETWEEN)
+                place.world.haproxy.reload()
+            _flows(place, tally, _BETWEEN)
+        tally.judge(place, f"during {_RELOADS} reloads")
+
+
+def _warm(place: Gate, tally: Tally) -> None:
+    """One person first: afterwards a connection stands and keys are fetched."""
+    player = place.player()
+    try:
+        for case in place.person("first"):
+            tally.ask(player, case)
+    finally:
+        player.close()
+
+
+def _different(place: Gate) -> list[Case]:
+    """One question of each of some people, allowed and refused mixed."""
+    people = [place.person(f"person-{number}") for number in range(_SIDE_BY_SIDE)]
+    return [cases[number % len(cases)] for number, cases in enumerate(people)]
+
+
+def _held(place: Gate, count: int) -> None:
+    within = PROCESSING / 2 * place.scale
+    if not place.frames.wait_held(count, within):
+        held = place.frames.held
+        place.frames.release()
+        raise place.failed(f"{held} of {count} questions were answered by the agent within {within:g} s")
+
+
+def _flows(place: Gate, tally: Tally, requests: int) -> None:
+    within = _ROUND * place.scale
+    if not tally.wait(requests, within):
+        raise place.failed(f"fewer than {requests} requests ended within {within:g} s")

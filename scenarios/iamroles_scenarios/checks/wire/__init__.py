@@ -1,0 +1,1 @@
+"""Checks of the wire family: SPOP, frame by frame."""

@@ -1,0 +1,480 @@
+"""Wire checks: reassembly and bad frames (SPOE.txt 3.2), varints and data types (3.1)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.wire.client import (
+    Connection,
+    WireError,
+    check_arguments,
+    question,
+)
+from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string, varint
+from iamroles_scenarios.wire.frames import (
+    HELLO,
+    Flags,
+    Frame,
+    FrameType,
+    encode_message,
+    hello,
+    notify,
+    prefixed,
+)
+from iamroles_scenarios.wire.judge import (
+    DEADLINE,
+    PIECE_GAP,
+    allowed,
+    collect,
+    connected,
+    fail,
+    must_answer_each,
+    must_deny,
+    must_end,
+    must_judge,
+    must_live,
+    must_not_allow,
+    must_serve,
+    probe,
+    session,
+)
+from iamroles_scenarios.wire.process import resident
+from iamroles_scenarios.wire.target import WireTarget
+
+_BOUNDARIES = (0, 239, 240, 2287, 2288, 264431, 264432, 33818863, 33818864)
+
+
+@check(
+    "wire.frame.byte-by-byte",
+    requirements=["SPOP-FRAME-001"],
+    lane="wire",
+    title="HELLO and NOTIFY arrive byte by byte",
+)
+async def byte_by_byte(target: WireTarget) -> None:
+    """The length prefix included: TCP keeps no boundaries."""
+    async with connected(target) as connection:
+        await connection.send(hello(), piece=1, gap=PIECE_GAP)
+        await connection.expect(FrameType.AGENT_HELLO)
+        await connection.send(question(probe(target)), piece=1, gap=PIECE_GAP)
+        must_judge(target, connection, await connection.expect(FrameType.ACK))
+
+
+@check(
+    "wire.frame.split-anywhere",
+    requirements=["SPOP-FRAME-001", "SPOP-FRAME-002"],
+    lane="wire",
+    title="A stream of frames may be cut anywhere",
+)
+async def split_anywhere(target: WireTarget) -> None:
+    """Three NOTIFYs in pieces of sizes that never meet a frame's end."""
+    asked = [question(probe(target), stream_id=number) for number in (1, 2, 3)]
+    for piece in (3, 7, 64):
+        async with session(target) as connection:
+            await connection.send(*asked, piece=piece, gap=PIECE_GAP)
+            acks = await collect(target, connection, 3)
+            must_answer_each(connection, asked, acks)
+            for ack in acks:
+                must_judge(target, connection, ack)
+
+
+@check(
+    "wire.frame.many-in-one-segment",
+    requirements=["SPOP-FRAME-002"],
+    lane="wire",
+    title="Several frames in one segment, the HELLO among them",
+)
+async def many_in_one_segment(target: WireTarget) -> None:
+    """Each is answered; none waits for the next read."""
+    asked = [question(probe(target), stream_id=number) for number in range(1, 13)]
+    async with connected(target) as connection:
+        await connection.send(hello(), *asked)
+        await connection.expect(FrameType.AGENT_HELLO)
+        must_answer_each(connection, asked, await collect(target, connection, len(asked)))
+
+
+@check(
+    "wire.frame.one-write",
+    requirements=["SPOP-FRAME-003"],
+    lane="wire",
+    title="Each frame is written with one write",
+)
+async def one_write(target: WireTarget) -> None:
+    """HAProxy 3.2 until mid-2026 resets a connection whose AGENT-HELLO comes in two reads.
+
+    On one machine a single write of a small frame is never split, so a partial read is proof.
+    """
+    for _ in range(12):
+        async with connected(target) as connection:
+            await connection.send(hello())
+            frame = await connection.expect(FrameType.AGENT_HELLO)
+            _one_piece(connection, frame)
+            await connection.send(question(probe(target)))
+            _one_piece(connection, await connection.expect(FrameType.ACK))
+
+
+def _one_piece(connection: Connection, frame: Frame) -> None:
+    length = len(frame.encode())
+    if connection.pieces != [length]:
+        raise fail(
+            connection,
+            f"{frame.name} of {length} bytes came in reads of {connection.pieces}",
+            expected="one read: one write",
+        )
+    connection.pieces.clear()
+
+
+@check(
+    "wire.frame.no-interleaving",
+    requirements=["SPOP-FRAME-004", "SPOP-ACK-001"],
+    lane="wire",
+    title="Concurrent ACKs never interleave their bytes",
+)
+async def no_interleaving(target: WireTarget) -> None:
+    """Four connections with 64 pipelined NOTIFYs each; every ACK decodes strictly."""
+
+    async def one(connection: Connection) -> None:
+        asked = [question(probe(target), stream_id=number) for number in range(1, 65)]
+        for start in range(0, 64, 16):
+            await connection.send(*asked[start : start + 16])
+        acks = await collect(target, connection, 64, seconds=6.0)
+        must_answer_each(connection, asked, acks)
+        for ack in acks:
+            must_judge(target, connection, ack)
+
+    async with session(target) as a, session(target) as b, session(target) as c, session(target) as d:
+        await asyncio.gather(*map(one, (a, b, c, d)))
+
+
+@check(
+    "wire.frame.above-negotiated",
+    requirements=["SPOP-FRAME-005"],
+    lane="wire",
+    title="A length above the negotiated one: AGENT-DISCONNECT 3, without waiting for the body",
+)
+async def above_negotiated(target: WireTarget) -> None:
+    """Only the prefix is sent: an agent that waits for the body, or makes room for it, is caught."""
+    async with connected(target) as connection:
+        limit = (await connection.hello())["max-frame-size"]
+        if not isinstance(limit, int):
+            raise fail(connection, "no max-frame-size")
+        await connection.send((limit + 1).to_bytes(4, "big"))
+        await must_end(target, connection, f"length {limit + 1}, negotiated {limit}", 3)
+    await must_live(target, "a length above the negotiated one")
+
+
+@check(
+    "wire.frame.too-short",
+    requirements=["SPOP-FRAME-006"],
+    lane="wire",
+    title="A length of 0 to 6: AGENT-DISCONNECT 4 promptly",
+)
+async def too_short(target: WireTarget) -> None:
+    """A frame has at least seven bytes; agents hang or spin on zero."""
+    for length in range(7):
+        async with session(target) as connection:
+            await connection.send(prefixed(bytes([FrameType.NOTIFY, 0, 0, 0, 1, 1][:length])))
+            await must_end(target, connection, f"length {length}", 4, seconds=2.0)
+    async with connected(target) as connection:
+        await connection.send(bytes(4))
+        await must_end(target, connection, "length 0 before HELLO", 4, seconds=2.0)
+
+
+@check(
+    "wire.frame.garbage",
+    requirements=["SPOP-FRAME-007"],
+    lane="wire",
+    title="Length 0xFFFFFFFF or another protocol: no crash, bounded memory",
+)
+async def garbage(target: WireTarget) -> str:
+    """HTTP, TLS, all ones, all zeroes, before and after the handshake."""
+    before = None if target.pid is None else resident(target.pid)
+    texts = (
+        b"\xff" * 64,
+        b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n",
+        bytes.fromhex("16030100c8010000c40303") + bytes(64),
+        bytes(64),
+    )
+    for text in texts:
+        async with connected(target) as connection:
+            await connection.send(text)
+            await must_end(target, connection, "garbage before HELLO")
+        async with session(target) as connection:
+            await connection.send(text)
+            await must_end(target, connection, "garbage after HELLO")
+    await must_live(target, "garbage")
+    if target.pid is None or before is None:
+        return "memory not watched: the agent's process is not on this host"
+    grown = (resident(target.pid) or before) - before
+    if grown > 64 << 20:
+        raise fail(None, f"garbage made the agent grow by {grown >> 20} MiB", expected="under 64 MiB")
+    return f"grew by {grown >> 10} KiB"
+
+
+@check(
+    "wire.frame.unknown-type",
+    requirements=["SPOP-FRAME-008"],
+    lane="wire",
+    title="An unknown frame type is skipped, or ends the connection; it never wedges",
+)
+async def unknown_type(target: WireTarget) -> None:
+    """Both are right (SPOE.txt 3.2.2: may be skipped); silence to the next good frame is not."""
+    for kind in (4, 42, 100, 104, 255):
+        async with session(target) as connection:
+            await connection.send(Frame(kind, 5, 1, b"\x00"), question(probe(target), stream_id=7))
+            frames = await _until_ack_or_end(target, connection)
+            if frames and frames[-1].type == FrameType.ACK:
+                if frames[-1].stream_id != 7:
+                    raise fail(connection, f"an unknown frame of type {kind} got an ACK")
+                must_judge(target, connection, frames[-1])
+    await must_live(target, "unknown frame types")
+
+
+async def _until_ack_or_end(target: WireTarget, connection: Connection) -> list[Frame]:
+    frames: list[Frame] = []
+    deadline = target.seconds(DEADLINE)
+    try:
+        while isinstance(answer := await connection.receive(deadline), Frame):
+            frames.append(answer)
+            if answer.type == FrameType.ACK:
+                break
+    except WireError as error:
+        raise fail(connection, error.message, expected="an ACK to the good NOTIFY, or an end") from error
+    return frames
+
+
+@check(
+    "wire.frame.reserved-flags",
+    requirements=["SPOP-FRAME-009"],
+    lane="wire",
+    title="Reserved flag bits are ignored",
+)
+async def reserved_flags(target: WireTarget) -> None:
+    """All thirty of them, beside FIN."""
+    asked = question(probe(target))
+    for flags in (0x8000_0001, 0xFFFF_FFFD, 0x0000_0005):
+        async with session(target) as connection:
+            frame = Frame(asked.type, asked.stream_id, asked.frame_id, asked.payload, flags)
+            must_judge(target, connection, await connection.ask(frame))
+
+
+@check(
+    "wire.varint.broken",
+    requirements=["SPOP-VARINT-001"],
+    lane="wire",
+    title="An overlong or unterminated varint: AGENT-DISCONNECT 4",
+)
+async def varint_broken(target: WireTarget) -> None:
+    """In ids, lengths and values: eleven bytes, an overflow of 64 bits, an end in the middle."""
+    head = bytes([FrameType.NOTIFY, 0, 0, 0, 1])
+    overlong, overflow, cut = b"\xff" * 11 + b"\x00", b"\xff" * 9 + b"\x7f", b"\xff\xff"
+    check_ = string("iam-check") + b"\x01" + string("src")
+    cases = {
+        "stream-id of eleven bytes": head + overlong + b"\x01",
+        "stream-id above 2**64": head + overflow + b"\x01",
+        "stream-id that does not end": head + cut,
+        "frame-id that does not end": head + b"\x01" + b"\xf0\x80",
+        "a value of eleven bytes": head + b"\x01\x01" + check_ + b"\x05" + overlong,
+        "a length that does not end": head + b"\x01\x01" + string("iam-check") + b"\x01\xf5",
+    }
+    for what, body in cases.items():
+        async with session(target) as connection:
+            await connection.send(prefixed(body))
+            if await must_end(target, connection, what, 4):
+                raise fail(connection, f"{what} was answered")
+    await must_live(target, "broken varints")
+
+
+@check(
+    "wire.varint.boundaries",
+    requirements=["SPOP-VARINT-002"],
+    lane="wire",
+    title="Varints right at every boundary, up to 2**64 - 1",
+)
+async def varint_boundaries(target: WireTarget) -> None:
+    """As ids, which come back; as lengths and values, which must be skipped by their exact size."""
+    async with session(target) as connection:
+        for number in _BOUNDARIES:
+            must_judge(
+                target, connection, await connection.ask(question(probe(target), stream_id=number or 1))
+            )
+            ack = await connection.ask(question(probe(target), stream_id=77, frame_id=number))
+            must_judge(target, connection, ack)
+        for number in (*_BOUNDARIES, 2**32 - 1, 2**63 - 1, 2**64 - 1):
+            extra = {**probe(target), "x-number": Typed(DataType.UINT64, number)}
+            must_judge(target, connection, await connection.ask(question(extra)))
+        for length in (0, 239, 240, 2287, 2288):
+            extra = {**probe(target), "x-text": "x" * length}
+            must_judge(target, connection, await connection.ask(question(extra)))
+
+
+@check(
+    "wire.fragment.refused",
+    requirements=["SPOP-FRAG-001"],
+    lane="wire",
+    title="A NOTIFY without FIN where fragmentation was not announced: AGENT-DISCONNECT 10",
+)
+async def fragment_refused(target: WireTarget) -> None:
+    """An agent that did announce it must put the fragments together."""
+    asked = question(probe(target))
+    first = Frame(FrameType.NOTIFY, 1, 1, asked.payload[:20], 0)
+    async with connected(target) as connection:
+        said = str((await connection.hello()).get("capabilities", ""))
+        await connection.send(first)
+        if "fragmentation" in said:
+            await connection.send(Frame(FrameType.UNSET, 1, 1, asked.payload[20:]))
+            must_judge(target, connection, await connection.expect(FrameType.ACK))
+        elif await must_end(target, connection, "a NOTIFY without FIN", 10):
+            raise fail(connection, "half a NOTIFY was answered")
+    async with session(target) as connection:
+        whole = Frame(FrameType.NOTIFY, 1, 1, asked.payload, 0)
+        await connection.send(whole)
+        if "fragmentation" not in said and await must_end(target, connection, "no FIN", 10):
+            raise fail(connection, "a NOTIFY without FIN was answered")
+
+
+@check(
+    "wire.fragment.unset",
+    requirements=["SPOP-FRAG-002"],
+    lane="wire",
+    title="A frame of type 0 with nothing to continue ends the connection",
+)
+async def fragment_unset(target: WireTarget) -> None:
+    """Status 10 or 4 (or 11, 12: interlaced, unknown id)."""
+    async with session(target) as connection:
+        await connection.send(Frame(FrameType.UNSET, 1, 1, question(probe(target)).payload))
+        if await must_end(target, connection, "an UNSET frame", 10, 4, 11, 12):
+            raise fail(connection, "an UNSET frame was answered")
+
+
+@check(
+    "wire.fragment.abort",
+    requirements=["SPOP-FRAG-003"],
+    lane="wire",
+    title="A NOTIFY with ABORT and FIN neither wedges nor applies an allow",
+)
+async def fragment_abort(target: WireTarget) -> None:
+    """Nothing, an ACK without an allow, or an end; the next frame is then served, or the connection over."""
+    asked = question(allowed(target), stream_id=5)
+    aborted = Frame(asked.type, 5, 1, asked.payload, Flags.FIN | Flags.ABORT)
+    async with session(target) as connection:
+        await connection.send(aborted, question(allowed(target), stream_id=7))
+        while frames := await _until_ack_or_end(target, connection):
+            ack = frames[-1]
+            if ack.type != FrameType.ACK or ack.stream_id == 7:
+                break
+            must_not_allow(connection, ack)
+    await must_live(target, "an aborted NOTIFY")
+
+
+# --- typed data -------------------------------------------------------------------------------------------
+
+_VALUES: dict[str, Value | Typed] = {
+    "null": None,
+    "true": True,
+    "false": False,
+    "int32": Typed(DataType.INT32, 7),
+    "int32-negative": Typed(DataType.INT32, -1),
+    "int32-least": Typed(DataType.INT32, -(2**31)),
+    "uint32": Typed(DataType.UINT32, 2**32 - 1),
+    "int64-negative": Typed(DataType.INT64, -1),
+    "int64-least": Typed(DataType.INT64, -(2**63)),
+    "int64-greatest": Typed(DataType.INT64, 2**63 - 1),
+    "uint64": Typed(DataType.UINT64, 2**64 - 1),
+    "ipv4": address("192.0.2.1"),
+    "ipv6": address("2001:db8::1"),
+    "binary": b"\x00\xff",
+    "string": "text",
+    "empty": "",
+}
+
+
+@check(
+    "wire.type.all",
+    requirements=["SPOP-TYPE-001"],
+    lane="wire",
+    title="Every data type is read: integers of both widths and signs, both booleans, addresses, bytes",
+)
+async def type_all(target: WireTarget) -> None:
+    """Each alone in front of the arguments that decide: misread by one byte, the rest is lost."""
+    async with session(target) as connection:
+        for name, value in _VALUES.items():
+            arguments = [(f"x-{name}", value), *check_arguments(probe(target)).items()]
+            ack = await connection.ask(notify(1, 1, encode_message("iam-check", arguments)))
+            must_judge(target, connection, ack)
+        everything = [*_VALUES.items(), *check_arguments(probe(target)).items()]
+        must_judge(
+            target, connection, await connection.ask(notify(3, 1, encode_message("iam-check", everything)))
+        )
+        for kind in (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64):
+            count = {**probe(target), "authorization-count": Typed(kind, 2)}
+            must_deny(connection, await connection.ask(question(count)), "multiple_credentials")
+        for src in ("192.0.2.77", "2001:db8::77"):
+            ack = await connection.ask(question({**probe(target), "authorization": None, "src": src}))
+            must_deny(connection, ack)
+
+
+@check(
+    "wire.type.reserved",
+    requirements=["SPOP-TYPE-002"],
+    lane="wire",
+    title="Reserved types 10 to 15: AGENT-DISCONNECT 4",
+)
+async def type_reserved(target: WireTarget) -> None:
+    """Their length is unknown, so nothing after them can be read."""
+    for kind in range(10, 16):
+        async with session(target) as connection:
+            broken = string("iam-check") + b"\x01" + string("x") + bytes([kind]) + varint(1) + b"x"
+            await connection.send(Frame(FrameType.NOTIFY, 1, 1, broken))
+            if await must_end(target, connection, f"type {kind}", 4):
+                raise fail(connection, f"a NOTIFY with the reserved type {kind} was answered")
+
+
+@check(
+    "wire.type.strings",
+    requirements=["SPOP-TYPE-003"],
+    lane="wire",
+    title="UTF-8, invalid UTF-8, NUL bytes, the empty string",
+)
+async def type_strings(target: WireTarget) -> None:
+    """Each as an extra argument changes nothing; in arguments that decide it never opens a door."""
+    texts = ("é€𝄞", b"\xff\xfe", b"\xc3", "a\x00b", "", b"\xed\xa0\x80")
+    async with session(target) as connection:
+        for text in texts:
+            raw = text.encode() if isinstance(text, str) else text
+            foreign = Typed(DataType.STRING, raw)
+            extra = {**probe(target), "x-text": foreign}
+            must_judge(target, connection, await connection.ask(question(extra)))
+            for name in ("authorization", "path"):
+                ack = await connection.ask(question({**probe(target), name: foreign}))
+                must_deny(connection, ack)
+            for name in ("method", "host", "role"):
+                await connection.ask(question({**probe(target), name: foreign}))
+            must_not_allow(
+                connection, await connection.ask(notify(1, 1, encode_message(raw, {"x-text": foreign})))
+            )
+        context = {"request-id": Typed(DataType.STRING, b"\xff\x00\xfe")}
+        must_judge(target, connection, await connection.ask(question(probe(target), context)))
+    async with session(target, {**HELLO, "x-text": "é\x00"}) as connection:
+        await must_serve(target, connection)
+
+
+@check(
+    "wire.type.near-maximum",
+    requirements=["SPOP-TYPE-004"],
+    lane="wire",
+    title="A NOTIFY that fills the negotiated size to the byte",
+)
+async def near_maximum(target: WireTarget) -> None:
+    """HAProxy sends up to the limit; one byte more was refused in `wire.frame.above-negotiated`."""
+    async with connected(target) as connection:
+        limit = (await connection.hello())["max-frame-size"]
+        if not isinstance(limit, int):
+            raise fail(connection, "no max-frame-size")
+        for size in (limit, limit - 1, limit - 2):
+            bare = len(question({**probe(target), "x-fill": ""}).body())
+            fill = size - bare
+            while len(question({**probe(target), "x-fill": "x" * fill}).body()) > size:
+                fill -= 1
+            frame = question({**probe(target), "x-fill": "x" * fill})
+            must_judge(target, connection, await connection.ask(frame))

@@ -1,0 +1,48 @@
+"""Wire check: the fuzzer, a short run of it. `iamroles conformance fuzz` is the long one."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.wire.fuzz import SEED, Report, fuzz
+from iamroles_scenarios.wire.target import WireTarget
+
+_COUNT = 1200
+
+
+@check(
+    "wire.fuzz.survives",
+    requirements=["SPOP-FUZZ-001"],
+    lane="wire",
+    title="Broken inputs of every kind leave the agent alive, bounded and right",
+)
+async def survives(target: WireTarget) -> str:
+    """On an agent of its own where the suite can start one: a crash must not blame other checks."""
+    if target.launch is None:
+        return _judged(await fuzz(target, count=_COUNT))
+    manager = target.launch({})
+    process = await asyncio.to_thread(manager.__enter__)
+    try:
+        alone = replace(target, address=process.address, pid=process.pid, logs=process.logs)
+        return _judged(await fuzz(alone, count=_COUNT))
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
+def _judged(report: Report) -> str:
+    if report.failure:
+        path = Path(tempfile.gettempdir()) / f"iamroles-fuzz-{SEED}.json"
+        report.save(path)
+        raise CheckFailed(
+            f"after {report.sent} inputs: {report.failure}",
+            Evidence(
+                sent="\n".join(one.raw.hex() for one in report.suspects),
+                expected="the right answer to the good request behind each input, or an end",
+                received=f"kept: iamroles conformance fuzz --replay {path}",
+            ),
+        )
+    return f"{report.sent} inputs: {report.answered} survived by their connection, {report.ended} ended it"

@@ -1,0 +1,362 @@
+"""Wire checks: the handshake (SPOE.txt 3.2.4, 3.2.5), frame sizes, capabilities, health checks."""
+
+from __future__ import annotations
+
+import asyncio
+
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.wire.client import Ended, SilenceError, question
+from iamroles_scenarios.wire.codec import DataType, Typed, Value, address
+from iamroles_scenarios.wire.frames import HELLO, Frame, FrameType, as_hello, disconnect, hello, read_kv
+from iamroles_scenarios.wire.judge import (
+    connected,
+    fail,
+    must_end,
+    must_live,
+    must_serve,
+    probe,
+    session,
+)
+from iamroles_scenarios.wire.target import WireTarget
+
+_EVERY_TYPE: dict[str, Value | Typed] = {
+    "x-null": None,
+    "x-true": True,
+    "x-false": False,
+    "x-int32": Typed(DataType.INT32, -1),
+    "x-uint32": Typed(DataType.UINT32, 2**32 - 1),
+    "x-int64": Typed(DataType.INT64, -(2**63)),
+    "x-uint64": Typed(DataType.UINT64, 2**64 - 1),
+    "x-ipv4": address("192.0.2.1"),
+    "x-ipv6": address("2001:db8::1"),
+    "x-string": "text",
+    "x-binary": b"\xff\x00",
+}
+
+
+@check(
+    "wire.hello.first-frame",
+    requirements=["SPOP-HELLO-001"],
+    lane="wire",
+    title="Anything before HAPROXY-HELLO is refused",
+)
+async def first_frame(target: WireTarget) -> None:
+    """A NOTIFY, a DISCONNECT and an agent's own frame come first: no ACK, the connection ends."""
+    for first in (question(probe(target)), Frame(FrameType.AGENT_HELLO), Frame(FrameType.ACK, 1, 1)):
+        async with connected(target) as connection:
+            await connection.send(first)
+            before = await must_end(target, connection, f"{first.name} before HELLO")
+            if before:
+                raise fail(connection, f"{first.name} before HELLO was answered with {before[0].name}")
+    async with connected(target) as connection:
+        await connection.send(disconnect())
+        before = await must_end(target, connection, "DISCONNECT before HELLO", *range(14))
+        if before:
+            raise fail(connection, f"DISCONNECT before HELLO was answered with {before[0].name}")
+
+
+@check(
+    "wire.hello.ids-and-fin",
+    requirements=["SPOP-HELLO-002"],
+    lane="wire",
+    title="AGENT-HELLO has stream-id 0, frame-id 0 and FIN",
+)
+async def ids_and_fin(target: WireTarget) -> None:
+    """HAProxy refuses a HELLO with other ids."""
+    async with connected(target) as connection:
+        await connection.send(hello())
+        frame = await connection.expect(FrameType.AGENT_HELLO)
+        if (frame.stream_id, frame.frame_id) != (0, 0) or frame.flags & 3 != 1:
+            raise fail(
+                connection,
+                "AGENT-HELLO with wrong ids or flags",
+                expected="stream=0 frame=0 FIN",
+                received=f"stream={frame.stream_id} frame={frame.frame_id} flags={frame.flags:#x}",
+            )
+
+
+@check(
+    "wire.hello.items",
+    requirements=["SPOP-HELLO-003"],
+    lane="wire",
+    title="AGENT-HELLO carries version, max-frame-size and capabilities, each of its type",
+)
+async def items(target: WireTarget) -> None:
+    """SPOE.txt 3.2.5: STRING, UINT32, STRING; other integer types are let pass, as HAProxy does."""
+    async with connected(target) as connection:
+        await connection.send(hello())
+        said = dict(read_kv(await connection.expect(FrameType.AGENT_HELLO)))
+        for name, kind in (("version", str), ("max-frame-size", int), ("capabilities", str)):
+            item = said.get(name)
+            if item is None or not isinstance(item.value, kind) or isinstance(item.value, bool):
+                raise fail(
+                    connection,
+                    f"AGENT-HELLO lacks `{name}` of its type",
+                    expected=f"{name}: {'STRING' if kind is str else 'UINT32'}",
+                    received="absent" if item is None else f"{item}:{item.type.name}",
+                )
+
+
+@check(
+    "wire.hello.version",
+    requirements=["SPOP-HELLO-004"],
+    lane="wire",
+    title="AGENT-HELLO says version 2.0",
+)
+async def version(target: WireTarget) -> None:
+    """Of a major version that HAProxy announced."""
+    async with connected(target) as connection:
+        said = await connection.hello()
+        if said.get("version") != "2.0":
+            raise fail(connection, "wrong version", expected="2.0", received=repr(said.get("version")))
+
+
+@check(
+    "wire.hello.supported-versions",
+    requirements=["SPOP-HELLO-005"],
+    lane="wire",
+    title="supported-versions is a list: spaces and several entries parse",
+)
+async def supported_versions(target: WireTarget) -> None:
+    """`2.0, 1.5`, `1.5 ,2.0`, spaces around, a newer minor of the same major."""
+    for versions in ("2.0, 1.5", "1.5 ,2.0", "  2.0  ", "1.0,2.0,3.0", "3.0, 2.5"):
+        async with connected(target) as connection:
+            said = await connection.hello({**HELLO, "supported-versions": versions})
+            if said.get("version") != "2.0":
+                raise fail(connection, f"answered {said.get('version')!r} to versions {versions!r}")
+
+
+@check(
+    "wire.hello.no-common-version",
+    requirements=["SPOP-HELLO-006"],
+    lane="wire",
+    title="No common version: AGENT-DISCONNECT 8",
+)
+async def no_common_version(target: WireTarget) -> None:
+    """Also where `2.0` is only a part of the text."""
+    for versions in ("1.0", "3.0", "12.0", "1.2.0", "3.0, 1.0", "20", "two"):
+        async with connected(target) as connection:
+            await connection.send(hello(as_hello({**HELLO, "supported-versions": versions})))
+            await must_end(target, connection, f"supported-versions {versions!r}", 8, disconnect=True)
+
+
+@check(
+    "wire.hello.missing-items",
+    requirements=["SPOP-HELLO-007"],
+    lane="wire",
+    title="A HELLO without a mandatory item: AGENT-DISCONNECT 5, 6 or 7",
+)
+async def missing_items(target: WireTarget) -> None:
+    """The status names what is missing."""
+    for name, status in (("supported-versions", 5), ("max-frame-size", 6), ("capabilities", 7)):
+        async with connected(target) as connection:
+            rest = {key: value for key, value in HELLO.items() if key != name}
+            await connection.send(hello(as_hello(rest)))
+            await must_end(target, connection, f"HELLO without {name}", status, disconnect=True)
+
+
+@check(
+    "wire.hello.unknown-keys",
+    requirements=["SPOP-HELLO-008"],
+    lane="wire",
+    title="Unknown HELLO keys of every data type are ignored",
+)
+async def unknown_keys(target: WireTarget) -> None:
+    """Before, between and after the known ones."""
+    for extended in ({**_EVERY_TYPE, **HELLO}, {**HELLO, **_EVERY_TYPE}):
+        async with session(target, extended) as connection:
+            await must_serve(target, connection)
+
+
+@check(
+    "wire.hello.key-order",
+    requirements=["SPOP-HELLO-009"],
+    lane="wire",
+    title="The order of HELLO keys does not matter",
+)
+async def key_order(target: WireTarget) -> None:
+    """Reversed and sorted."""
+    for order in (list(reversed(HELLO)), sorted(HELLO), sorted(HELLO, key=len)):
+        async with session(target, {name: HELLO[name] for name in order}) as connection:
+            await must_serve(target, connection)
+
+
+@check(
+    "wire.hello.engine-id",
+    requirements=["SPOP-HELLO-010"],
+    lane="wire",
+    title="engine-id may be absent, or the same on many connections",
+)
+async def engine_id(target: WireTarget) -> None:
+    """HAProxy 3.1 has one for all threads, older ones one each, a health check none."""
+    without = {name: value for name, value in HELLO.items() if name != "engine-id"}
+    async with session(target, without) as connection:
+        await must_serve(target, connection)
+    async with session(target) as one, session(target) as other, session(target) as third:
+        await asyncio.gather(*(must_serve(target, connection) for connection in (one, other, third)))
+
+
+@check(
+    "wire.hello.twice",
+    requirements=["SPOP-HELLO-011"],
+    lane="wire",
+    title="A second HELLO on one connection ends it",
+)
+async def twice(target: WireTarget) -> None:
+    """Status 4, no second AGENT-HELLO."""
+    async with session(target) as connection:
+        await connection.send(hello())
+        if await must_end(target, connection, "a second HELLO", 4):
+            raise fail(connection, "a second HELLO was answered")
+
+
+@check(
+    "wire.hello.idle",
+    requirements=["SPOP-HELLO-012"],
+    lane="wire",
+    title="A connection may idle after HELLO",
+)
+async def idle(target: WireTarget) -> str:
+    """Longer than any handshake timeout; HAProxy opens connections ahead of need."""
+    seconds = target.seconds(8.0)
+    async with session(target) as connection:
+        try:
+            answer = await connection.receive(seconds)
+        except SilenceError:
+            await must_serve(target, connection)
+            return f"idled {seconds:g} s"
+        what = f"closed it ({answer.how})" if isinstance(answer, Ended) else f"sent {answer.name}"
+        raise fail(connection, f"on an idle connection the agent {what}", expected="nothing")
+
+
+# --- frame sizes ------------------------------------------------------------------------------------------
+
+
+async def _negotiated(target: WireTarget, size: int) -> int:
+    async with connected(target) as connection:
+        said = (await connection.hello({**HELLO, "max-frame-size": size})).get("max-frame-size")
+        if not isinstance(said, int):
+            raise fail(connection, f"AGENT-HELLO has max-frame-size {said!r}")
+        if not 256 <= said <= size:
+            raise fail(
+                connection,
+                "max-frame-size out of bounds",
+                expected=f"256 to {size}, what HAProxy offered",
+                received=str(said),
+            )
+        return said
+
+
+@check(
+    "wire.size.bounds",
+    requirements=["SPOP-SIZE-001"],
+    lane="wire",
+    title="The agent's max-frame-size is at least 256 and at most HAProxy's",
+)
+async def bounds(target: WireTarget) -> None:
+    """For the least that HAProxy offers, odd ones, and its default."""
+    for size in (256, 257, 1024, 4095, 16380):
+        await _negotiated(target, size)
+
+
+@check(
+    "wire.size.too-small",
+    requirements=["SPOP-SIZE-002"],
+    lane="wire",
+    title="A max-frame-size under 256: AGENT-DISCONNECT 9",
+)
+async def too_small(target: WireTarget) -> None:
+    """0, 1 and 255."""
+    for size in (255, 1, 0):
+        async with connected(target) as connection:
+            await connection.send(hello(as_hello({**HELLO, "max-frame-size": size})))
+            await must_end(target, connection, f"max-frame-size {size}", 9, disconnect=True)
+
+
+@check(
+    "wire.size.smaller-of-two",
+    requirements=["SPOP-SIZE-003"],
+    lane="wire",
+    title="A max-frame-size above the agent's limit is answered with the smaller of the two",
+)
+async def smaller_of_two(target: WireTarget) -> str:
+    """Blind echo promises to take frames of 4 GiB."""
+    limit = await _negotiated(target, 2**32 - 1)
+    if limit > 1 << 26:
+        raise fail(None, f"to 4294967295 the agent said {limit}: it echoes", expected="its own limit")
+    for size in (limit, limit + 1, limit + 4, limit * 2, 1 << 31):
+        said = await _negotiated(target, size)
+        if said != limit:
+            raise fail(None, f"offered {size}, its limit is {limit}", received=str(said))
+    return f"its limit is {limit}"
+
+
+# --- capabilities -----------------------------------------------------------------------------------------
+
+
+@check(
+    "wire.capabilities.honest",
+    requirements=["SPOP-CAPS-001"],
+    lane="wire",
+    title="Only implemented capabilities are announced; never async or fragmentation",
+)
+async def capabilities_honest(target: WireTarget) -> None:
+    """HAProxy 3.1 dropped both; an agent that echoes the list claims them."""
+    offers = ("pipelining", "pipelining,async,fragmentation", "async, fragmentation", "")
+    for offered in offers:
+        async with connected(target) as connection:
+            said = str((await connection.hello({**HELLO, "capabilities": offered})).get("capabilities", ""))
+            claimed = {item.strip() for item in said.split(",") if item.strip()}
+            if not claimed <= {"pipelining"}:
+                raise fail(
+                    connection,
+                    "claims capabilities that no HAProxy uses well",
+                    expected="pipelining or nothing",
+                    received=said,
+                )
+
+
+@check(
+    "wire.capabilities.unknown",
+    requirements=["SPOP-CAPS-002"],
+    lane="wire",
+    title="Unknown capabilities are ignored",
+)
+async def capabilities_unknown(target: WireTarget) -> None:
+    """With spaces, empty entries and names of the future, never echoed."""
+    for offered in ("pipelining, teleport", " teleport ,, pipelining ", "teleport"):
+        async with connected(target) as connection:
+            said = str((await connection.hello({**HELLO, "capabilities": offered})).get("capabilities", ""))
+            if "teleport" in said:
+                raise fail(connection, "an unknown capability was claimed", received=said)
+            await must_serve(target, connection)
+
+
+# --- health checks ----------------------------------------------------------------------------------------
+
+
+@check(
+    "wire.health.closes",
+    requirements=["SPOP-HEALTH-001"],
+    lane="wire",
+    title="healthcheck TRUE: AGENT-HELLO, then close",
+)
+async def health_closes(target: WireTarget) -> None:
+    """An agent that keeps them leaks a connection for each `option spop-check`."""
+    async with connected(target) as connection:
+        await connection.hello({**HELLO, "healthcheck": True})
+        if await must_end(target, connection, "a health check", *range(14)):
+            raise fail(connection, "more than AGENT-HELLO answered a health check")
+    await must_live(target, "a health check")
+
+
+@check(
+    "wire.health.false",
+    requirements=["SPOP-HEALTH-002"],
+    lane="wire",
+    title="healthcheck FALSE behaves as absent",
+)
+async def health_false(target: WireTarget) -> None:
+    """TRUE is 0x11, FALSE is 0x01: an agent that reads the nibbles the other way closes here."""
+    async with session(target, {**HELLO, "healthcheck": False}) as connection:
+        await must_serve(target, connection)

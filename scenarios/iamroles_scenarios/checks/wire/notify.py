@@ -1,0 +1,555 @@
+"""Wire checks: NOTIFY and ACK (SPOE.txt 3.2.6, 3.2.7), messages, actions (3.4), pipelining (3.2.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from iamroles_scenarios.declarations.results import Untestable, check
+from iamroles_scenarios.wire.client import (
+    OMIT,
+    Connection,
+    check_arguments,
+    context_arguments,
+    question,
+)
+from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string
+from iamroles_scenarios.wire.frames import (
+    HELLO,
+    Frame,
+    FrameType,
+    encode_message,
+    notify,
+    read_actions,
+)
+from iamroles_scenarios.wire.judge import (
+    allowed,
+    collect,
+    fail,
+    must_allow,
+    must_answer_each,
+    must_be_quiet,
+    must_be_well_formed,
+    must_deny,
+    must_end,
+    must_judge,
+    must_live,
+    must_not_allow,
+    must_serve,
+    probe,
+    refused,
+    session,
+    tokenless,
+    verdict,
+)
+from iamroles_scenarios.wire.target import WireTarget
+
+_PREFIX = "txn.iam."
+_SLOW = 0.5
+"""Seconds, before scaling, from which on an answer counts as slow."""
+
+
+# --- ids --------------------------------------------------------------------------------------------------
+
+
+@check(
+    "wire.ack.exactly-one",
+    requirements=["SPOP-ACK-001"],
+    lane="wire",
+    title="Exactly one ACK for each NOTIFY: its ids, FIN set",
+)
+async def exactly_one(target: WireTarget) -> None:
+    """One by one and pipelined, allowed and refused, and nothing after."""
+    async with session(target) as connection:
+        for number in (1, 3, 5):
+            await connection.ask(question(probe(target), stream_id=number))
+        asked = [
+            question((probe, refused)[number % 2](target), stream_id=number, frame_id=number % 3 + 1)
+            for number in range(10, 30)
+        ]
+        await connection.send(*asked)
+        must_answer_each(connection, asked, await collect(target, connection, len(asked)))
+        await must_be_quiet(target, connection, "each NOTIFY had its ACK")
+
+
+@check(
+    "wire.ack.stream-zero",
+    requirements=["SPOP-ACK-002"],
+    lane="wire",
+    title="stream-id 0 is valid in NOTIFY",
+)
+async def stream_zero(target: WireTarget) -> None:
+    """The first stream of HAProxy up to 3.0 has it."""
+    async with session(target) as connection:
+        ack = await connection.ask(question(probe(target), stream_id=0))
+        must_judge(target, connection, ack)
+
+
+@check(
+    "wire.ack.large-ids",
+    requirements=["SPOP-ACK-003"],
+    lane="wire",
+    title="Ids up to 2**31 - 1, even or odd, reused on other connections",
+)
+async def large_ids(target: WireTarget) -> None:
+    """Ids truncated to 8, 16 or 24 bits come back wrong."""
+    async with session(target) as one, session(target) as other:
+        for number in (2, 255, 256, 65535, 65536, 2**24 + 1, 2**31 - 2, 2**31 - 1):
+            for connection in (one, other):
+                ack = await connection.ask(question(probe(target), stream_id=number, frame_id=number))
+                must_judge(target, connection, ack)
+
+
+@check(
+    "wire.ack.frame-id",
+    requirements=["SPOP-ACK-004"],
+    lane="wire",
+    title="A frame-id above 1 on the same stream comes back",
+)
+async def frame_id(target: WireTarget) -> None:
+    """A second event or group on the stream has frame-id 2."""
+    async with session(target) as connection:
+        for number in (1, 2, 3, 7):
+            must_judge(
+                target,
+                connection,
+                await connection.ask(question(probe(target), stream_id=11, frame_id=number)),
+            )
+
+
+@check(
+    "wire.ack.same-ids-twice",
+    requirements=["SPOP-ACK-005"],
+    lane="wire",
+    title="The same ids twice on one connection: two ACKs, each with its own verdict",
+)
+async def same_ids_twice(target: WireTarget) -> None:
+    """After one another, and pipelined with different questions: no state is kept by id."""
+    async with session(target) as connection:
+        must_judge(target, connection, await connection.ask(question(probe(target), stream_id=4)))
+        must_deny(connection, await connection.ask(question(refused(target), stream_id=4)))
+        asked = [question(probe(target), stream_id=4), question(refused(target), stream_id=4)]
+        await connection.send(*asked)
+        acks = await collect(target, connection, 2)
+        must_answer_each(connection, asked, acks)
+        await must_be_quiet(target, connection, "both NOTIFYs had their ACK")
+        if target.allowed is not None:
+            allows = [_explicit(connection, ack) for ack in acks]
+            if sorted(allows) != [False, True]:
+                raise fail(connection, "one allow and one deny expected", received=str(allows))
+
+
+def _explicit(connection: Connection, ack: Frame) -> bool:
+    """The explicit verdict of an ACK."""
+    found = {action.name: action.value for action in read_actions(ack)}.get("allow")
+    if found is None or not isinstance(found.value, bool):
+        raise fail(connection, "no explicit verdict in the ACK")
+    return found.value
+
+
+# --- messages ---------------------------------------------------------------------------------------------
+
+
+@check(
+    "wire.message.unknown",
+    requirements=["SPOP-MSG-001"],
+    lane="wire",
+    title="An unknown message name: an ACK that allows nothing, within the deadline",
+)
+async def message_unknown(target: WireTarget) -> None:
+    """HAProxy would otherwise wait out `timeout processing`."""
+    arguments = check_arguments(probe(target))
+    async with session(target) as connection:
+        for name in ("no-such-message", "", "IAM-CHECK", "iam-check2", "n" * 300):
+            ack = await connection.ask(notify(1, 1, encode_message(name, arguments)))
+            must_not_allow(connection, ack)
+
+
+@check(
+    "wire.message.mixed",
+    requirements=["SPOP-MSG-002"],
+    lane="wire",
+    title="Known and unknown messages mixed, in any order; two of the same name",
+)
+async def message_mixed(target: WireTarget) -> None:
+    """Messages are found by name; each NOTIFY has one ACK, whatever is in it."""
+    known = encode_message("iam-check", check_arguments(probe(target)))
+    context = encode_message("iam-context", context_arguments())
+    unknown = encode_message("no-such-message", {"x": -1, "y": "text", "z": None})
+    async with session(target) as connection:
+        for messages in (
+            (unknown, known),
+            (known, unknown),
+            (unknown, context, unknown, known),
+            (known, context),
+            (context, unknown, known, unknown),
+        ):
+            must_judge(target, connection, await connection.ask(notify(1, 1, *messages)))
+        await connection.ask(notify(1, 1, known, known))
+        await must_be_quiet(target, connection, "each NOTIFY had its ACK")
+
+
+@check(
+    "wire.message.contradiction",
+    requirements=["SPOP-MSG-008"],
+    lane="wire",
+    title="Of two iam-check messages that disagree, neither allows",
+)
+async def message_contradiction(target: WireTarget) -> None:
+    """HAProxy never sends two; whoever does wants one of them overlooked."""
+    known = encode_message("iam-check", check_arguments(allowed(target)))
+    other = encode_message("iam-check", check_arguments(refused(target)))
+    context = encode_message("iam-context", context_arguments())
+    async with session(target) as connection:
+        for pair in ((known, other), (other, known), (other, context, known)):
+            must_not_allow(connection, await connection.ask(notify(1, 1, *pair)))
+
+
+@check(
+    "wire.message.none",
+    requirements=["SPOP-MSG-003"],
+    lane="wire",
+    title="An empty NOTIFY: an ACK that allows nothing",
+)
+async def message_none(target: WireTarget) -> None:
+    """And one with `iam-context` alone."""
+    async with session(target) as connection:
+        must_not_allow(connection, await connection.ask(notify(1, 1)))
+        only_context = encode_message("iam-context", context_arguments())
+        must_not_allow(connection, await connection.ask(notify(3, 1, only_context)))
+
+
+@check(
+    "wire.message.odd-arguments",
+    requirements=["SPOP-MSG-004"],
+    lane="wire",
+    title="No arguments, unnamed arguments, duplicate names: an ACK, never an allow",
+)
+async def odd_arguments(target: WireTarget) -> None:
+    """A duplicate decides nothing: which of the two HAProxy meant is unknown."""
+    pairs = list(check_arguments(probe(target)).items())
+    other = check_arguments({**probe(target), "authorization": "Bearer x", "path": "/other", "role": "x"})
+    cases = {
+        "no arguments": [],
+        "unnamed arguments": [("", value) for _, value in pairs],
+        **{
+            f"{name} twice": [*pairs, (name, other[name])]
+            for name in ("authorization", "authorization-count", "method", "path", "src", "role")
+        },
+        "authorization twice, the good one last": [("authorization", "Bearer x"), *pairs],
+    }
+    async with session(target) as connection:
+        for arguments in cases.values():
+            must_not_allow(
+                connection, await connection.ask(notify(1, 1, encode_message("iam-check", arguments)))
+            )
+    await must_live(target, "odd arguments")
+
+
+@check(
+    "wire.message.extra-and-missing",
+    requirements=["SPOP-MSG-005"],
+    lane="wire",
+    title="Extra arguments are ignored; a missing required one is an explicit deny",
+)
+async def extra_and_missing(target: WireTarget) -> None:
+    """SPEC.md section 2: `authorization`, `method`, `path`, `src`; `internal_error`."""
+    async with session(target) as connection:
+        extra = {"x-before": -1, **check_arguments(probe(target)), "x-after": None}
+        message = encode_message("iam-check", extra)
+        must_judge(target, connection, await connection.ask(notify(1, 1, message)))
+        for name in ("method", "path", "src"):
+            ack = await connection.ask(question({**probe(target), name: OMIT}))
+            must_deny(connection, ack, "internal_error")
+        for name in ("method", "path"):
+            ack = await connection.ask(question({**probe(target), name: None}))
+            must_deny(connection, ack, "internal_error")
+        ack = await connection.ask(question({**probe(target), "authorization": OMIT}))
+        must_deny(connection, ack, "internal_error", "no_credentials")
+
+
+@check(
+    "wire.message.null-token",
+    requirements=["SPOP-MSG-006"],
+    lane="wire",
+    title="A NULL token is a deny, and not the same as an empty one",
+)
+async def null_token(target: WireTarget) -> None:
+    """NULL: the header was absent. Empty: the client sent one."""
+    async with session(target) as connection:
+        absent = tokenless(probe(target))
+        must_judge(target, connection, await connection.ask(question(probe(target))))
+        found = must_deny(connection, await connection.ask(question(absent)), "no_credentials")
+        if found.get("status") != 401:
+            raise fail(connection, "no credential", expected="status 401", received=str(found.get("status")))
+        for text in ("", " ", "Bearer", "Bearer "):
+            empty = {**absent, "authorization": text, "authorization-count": 1}
+            ack = await connection.ask(question(empty))
+            must_deny(connection, ack, "no_credentials", "token_malformed")
+
+
+@check(
+    "wire.message.lies",
+    requirements=["SPOP-MSG-007"],
+    lane="wire",
+    title="A count that does not match, or a length past the end: AGENT-DISCONNECT 4, never silence",
+)
+async def message_lies(target: WireTarget) -> None:
+    """The truncated messages that make agents panic."""
+    pairs = check_arguments(probe(target))
+    whole = encode_message("iam-check", pairs)
+    cases = {
+        "one argument more than there are": encode_message("iam-check", pairs, count=len(pairs) + 1),
+        "255 arguments": encode_message("iam-check", pairs, count=255),
+        "one argument less than there are": encode_message("iam-check", pairs, count=len(pairs) - 1),
+        "a name past the end": string("iam-check") + b"\x01\xef" + b"src",
+        "a string past the end": string("iam-check") + b"\x01" + string("host") + b"\x08\xef" + b"x",
+        "a message name past the end": b"\xefiam-check",
+        "an address cut short": string("iam-check") + b"\x01" + string("src") + b"\x06\x7f\x00",
+        "an IPv6 address cut short": string("iam-check") + b"\x01" + string("src") + b"\x07" + bytes(15),
+        "a name without a value": string("iam-check") + b"\x01" + string("src"),
+        "a message without a count": string("iam-check"),
+        "the last byte missing": whole[:-1],
+    }
+    for what, payload in cases.items():
+        async with session(target) as connection:
+            await connection.send(Frame(FrameType.NOTIFY, 1, 1, payload))
+            if await must_end(target, connection, what, 4):
+                raise fail(connection, f"{what}: answered, as if it were whole")
+    await must_live(target, "messages that lie")
+
+
+# --- the answer -------------------------------------------------------------------------------------------
+
+
+@check(
+    "wire.ack.fits",
+    requirements=["SPOP-ACK-006"],
+    lane="wire",
+    title="An ACK fits the negotiated size; tags are dropped before the verdict",
+)
+async def ack_fits(target: WireTarget) -> str:
+    """The least size that the question itself fits, so that the answer's tags may not."""
+    remark = "a refusal alone was judged: no allowed credential"
+    for asked, judge in ((probe(target), None), (refused(target), must_deny)):
+        frame = question(asked, {"request-id": "x", "src-port": OMIT, "stream": OMIT})
+        size = max(256, len(frame.body()))
+        async with session(target, {**HELLO, "max-frame-size": size}) as connection:
+            ack = await connection.ask(frame)
+            if len(ack.body()) > size:
+                raise fail(connection, f"an ACK of {len(ack.body())} bytes, negotiated {size}")
+            if judge is None:
+                must_judge(target, connection, ack)
+            else:
+                judge(connection, ack)
+    if target.crowded is not None:
+        frame = question(target.crowded)
+        size = max(256, len(frame.body()))
+        async with session(target, {**HELLO, "max-frame-size": size}) as connection:
+            ack = await connection.ask(frame)
+            must_allow(connection, ack)
+            if len(ack.body()) > size:
+                raise fail(connection, f"an ACK of {len(ack.body())} bytes, negotiated {size}")
+            return f"tags too long for {size} bytes were dropped: the ACK has {len(ack.body())}"
+    return remark if target.allowed is None else "no request is known whose tags exceed its own size"
+
+
+@check(
+    "wire.action.well-formed",
+    requirements=["SPOP-ACTION-001"],
+    lane="wire",
+    title="Actions are well formed: SET-VAR 3 arguments, UNSET-VAR 2, a known scope",
+)
+async def action_well_formed(target: WireTarget) -> None:
+    """HAProxy stops at the first bad action without an error and keeps those before it."""
+    async with session(target) as connection:
+        for asked in (probe(target), refused(target), tokenless(probe(target))):
+            must_be_well_formed(connection, await connection.ask(question(asked)))
+        broken = {**probe(target), "method": OMIT}
+        must_be_well_formed(connection, await connection.ask(question(broken)))
+
+
+@check(
+    "wire.action.verdict-last",
+    requirements=["SPOP-ACTION-002"],
+    lane="wire",
+    title="The verdict is the last action, and every other variable is set or unset before it",
+)
+async def verdict_last(target: WireTarget) -> None:
+    """What was cut off then cannot leave an allow with tags of another request."""
+    every = {"status", "reason", "error", "role", "principal", "session", "issuer", "rule", "backend"}
+    async with session(target) as connection:
+        for asked in (probe(target), refused(target)):
+            actions = read_actions(await connection.ask(question(asked)))
+            names = [action.name for action in actions]
+            if not names or names[-1] != "allow" or names.count("allow") != 1:
+                raise fail(connection, "the verdict is not the last action", received=" ".join(names))
+            if missing := (every | {"expires"}) - set(names):
+                raise fail(connection, f"neither set nor unset: {' '.join(sorted(missing))}")
+
+
+@check(
+    "wire.action.name-length",
+    requirements=["SPOP-ACTION-003"],
+    lane="wire",
+    title="scope.prefix.name has at most 63 characters",
+)
+async def name_length(target: WireTarget) -> None:
+    """HAProxy drops longer ones."""
+    async with session(target) as connection:
+        for asked in (probe(target), refused(target)):
+            for action in read_actions(await connection.ask(question(asked))):
+                if len(_PREFIX + action.name) > 63:
+                    raise fail(connection, f"{_PREFIX}{action.name} has over 63 characters")
+
+
+@check(
+    "wire.action.name-characters",
+    requirements=["SPOP-ACTION-004"],
+    lane="wire",
+    title="Variable names use only A-Z a-z 0-9 . _",
+)
+async def name_characters(target: WireTarget) -> None:
+    """HAProxy's variable names allow nothing else."""
+    async with session(target) as connection:
+        for asked in (probe(target), refused(target)):
+            for action in read_actions(await connection.ask(question(asked))):
+                bare = action.name.replace(".", "").replace("_", "")
+                if not (bare.isascii() and bare.isalnum()):
+                    raise fail(connection, f"variable name {action.name!r}")
+
+
+@check(
+    "wire.action.null-is-unset",
+    requirements=["SPOP-ACTION-005"],
+    lane="wire",
+    title="A variable without a value is unset (or SET to NULL), never left from the request before",
+)
+async def null_is_unset(target: WireTarget) -> None:
+    """An allow, then a refusal on the same stream: backend, rule and role must be gone."""
+    must_be_gone = {"backend"} if target.refused is not None else {"backend", "rule", "role", "principal"}
+    async with session(target) as connection:
+        state: dict[str, Any] = {}
+        for asked in (probe(target), refused(target)):
+            for action in read_actions(await connection.ask(question(asked))):
+                value = None if action.value is None else action.value.value
+                if action.value is not None and action.value.type is DataType.STRING and value == "":
+                    raise fail(connection, f"{action.name} is set to an empty string", expected="unset")
+                state[action.name] = value
+        if left := {name for name in must_be_gone if state.get(name) is not None}:
+            raise fail(connection, f"left from the allowed request before: {' '.join(sorted(left))}")
+        ack = await connection.ask(question(probe(target)))
+        found = must_judge(target, connection, ack)
+        if target.allowed is not None and (found.get("reason") or found.get("error")):
+            raise fail(connection, "an allow with the reason of a refusal", received=str(found))
+
+
+# --- pipelining -------------------------------------------------------------------------------------------
+
+
+@check(
+    "wire.pipeline.out-of-order",
+    requirements=["SPOP-PIPE-001"],
+    lane="wire",
+    title="Pipelined: one slow token never blocks the others",
+)
+async def pipeline(target: WireTarget) -> str:
+    """The slow one is asked first; all others must be answered while it is still waiting."""
+    if target.slow is None:
+        async with session(target) as connection:
+            asked = [question(probe(target), stream_id=number) for number in range(1, 21)]
+            await connection.send(*asked)
+            must_answer_each(connection, asked, await collect(target, connection, 20))
+        if target.allowed is None:
+            return "20 pipelined were answered; no slow credential is known, so blocking was not judged"
+        raise Untestable("no slow credential is known: `WireTarget.slow`")
+    async with session(target) as connection:
+        slow = question(target.slow(), stream_id=1)
+        quick = [question(probe(target), stream_id=number) for number in range(3, 13)]
+        started = time.monotonic()
+        await connection.send(slow, *quick)
+        order: list[int] = []
+        acks: list[Frame] = []
+        waited = 0.0
+        for ack in range(len(quick) + 1):
+            acks.append(await connection.expect(FrameType.ACK, target.seconds(12.0)))
+            order.append(acks[ack].stream_id)
+            if order[-1] == 1:
+                waited = time.monotonic() - started
+        must_answer_each(connection, [slow, *quick], acks)
+        if waited < target.seconds(_SLOW):
+            return "the slow question was answered at once: whether it would block others was not judged"
+        late = len(quick) - order.index(1)
+        if late:
+            raise fail(connection, f"{late} quick requests had to wait {waited:.1f} s for a slow one")
+        return f"ten were answered while a slow one waited {waited:.1f} s"
+
+
+@check(
+    "wire.pipeline.off",
+    requirements=["SPOP-PIPE-002"],
+    lane="wire",
+    title="Without pipelining: still right, one by one",
+)
+async def pipeline_off(target: WireTarget) -> None:
+    """`no option pipelining`: HAProxy announces no capability."""
+    async with session(target, {**HELLO, "capabilities": ""}) as connection:
+        for number in range(1, 9):
+            asked = (probe, refused)[number % 2](target)
+            ack = await connection.ask(question(asked, stream_id=number))
+            if number % 2:
+                must_deny(connection, ack)
+            else:
+                must_judge(target, connection, ack)
+
+
+@check(
+    "wire.pipeline.own-connection",
+    requirements=["SPOP-PIPE-003"],
+    lane="wire",
+    title="An ACK goes back on the connection of its NOTIFY",
+)
+async def own_connection(target: WireTarget) -> None:
+    """Also for two connections of one engine that would allow `async`."""
+    items = {**HELLO, "capabilities": "pipelining,async", "engine-id": "one-engine"}
+    async with session(target, items) as one, session(target, items) as other:
+        asked = [question(probe(target), stream_id=number) for number in range(1, 17)]
+        await one.send(*asked)
+        must_answer_each(one, asked, await collect(target, one, len(asked)))
+        await must_be_quiet(target, other, "nothing was asked here")
+        both = [question(refused(target), stream_id=number) for number in range(1, 9)]
+        await asyncio.gather(one.send(*both), other.send(*both))
+        for connection in (one, other):
+            must_answer_each(connection, both, await collect(target, connection, len(both)))
+
+
+@check(
+    "wire.failure.denies",
+    requirements=["SPOP-FAIL-001"],
+    lane="wire",
+    title="A handler failure gives an immediate ACK with a deny, not silence",
+)
+async def failure_denies(target: WireTarget) -> None:
+    """Arguments of types that no handler expects."""
+    wrong: list[tuple[str, Value | Typed]] = [
+        *(("authorization", value) for value in (7, True, address("127.0.0.1"))),
+        *(("method", value) for value in (7, False)),
+        *(("path", value) for value in (-1, True, address("::1"))),
+        *(("src", value) for value in ("not an address", 1, None)),
+    ]
+    odd: list[tuple[str, Value | Typed]] = [
+        *(("authorization-count", value) for value in ("one", None, -1, True)),
+        *((name, b"\xff") for name in ("authorization", "method", "path", "src")),
+        *(("role", value) for value in (7, b"\xff")),
+        *(("host", value) for value in (7, b"\xff")),
+    ]
+    async with session(target) as connection:
+        for name, value in (*wrong, *odd):
+            arguments = {**check_arguments(probe(target)), name: value}
+            ack = await connection.ask(notify(1, 1, encode_message("iam-check", arguments)))
+            if (name, value) in wrong:
+                must_deny(connection, ack)
+            else:
+                verdict(connection, ack)
+        await must_serve(target, connection)

@@ -1,0 +1,437 @@
+"""Wire checks: teardown (SPOE.txt 3.2.8, 3.2.9) and a life among many connections."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable, check
+from iamroles_scenarios.wire.client import (
+    SilenceError,
+    UnreachableError,
+    WireError,
+    open_connection,
+    question,
+)
+from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, prefixed
+from iamroles_scenarios.wire.judge import (
+    DEADLINE,
+    QUIET,
+    check_disconnect,
+    collect,
+    connected,
+    eventually,
+    fail,
+    must_answer_each,
+    must_end,
+    must_judge,
+    must_live,
+    must_serve,
+    probe,
+    session,
+)
+from iamroles_scenarios.wire.process import descriptors
+from iamroles_scenarios.wire.target import Process, WireTarget
+
+_ERROR_LINE = re.compile(
+    r"Traceback|panic|\b(ERROR|CRITICAL|FATAL)\b|\"(level|severity)\": ?\"(error|critical|fatal)\"",
+)
+
+
+@check(
+    "wire.bye.answered",
+    requirements=["SPOP-BYE-001"],
+    lane="wire",
+    title="HAPROXY-DISCONNECT: AGENT-DISCONNECT 0, then close",
+)
+async def bye_answered(target: WireTarget) -> None:
+    """HAProxy waits for it."""
+    async with session(target) as connection:
+        await connection.send(disconnect())
+        await must_end(target, connection, "HAPROXY-DISCONNECT", 0, disconnect=True)
+    async with session(target) as connection:
+        await must_serve(target, connection)
+        await connection.send(disconnect())
+        await must_end(target, connection, "HAPROXY-DISCONNECT after a NOTIFY", 0, disconnect=True)
+
+
+@check(
+    "wire.bye.normal",
+    requirements=["SPOP-BYE-002"],
+    lane="wire",
+    title="Status 0, 1 and 2 are normal: answered, and nothing at error level in the log",
+)
+async def bye_normal(target: WireTarget) -> str:
+    """HAProxy ends every idle connection with status 2; that must not page anyone."""
+
+    async def say(address: str) -> None:
+        for status, message in ((0, "normal"), (1, "I/O error"), (2, "a timeout occurred")):
+            async with session(target, address=address) as connection:
+                await connection.send(disconnect(status, message))
+                await must_end(target, connection, f"DISCONNECT {status}", 0, disconnect=True)
+        await must_live(target, "normal disconnects", address=address)
+
+    if target.launch is None:
+        await say(target.address)
+        return "the log was not judged: it takes an agent that the suite starts"
+    async with _launched(target, {}) as process:
+        await say(process.address)
+        for line in process.logs().splitlines():
+            if _ERROR_LINE.search(line):
+                raise CheckFailed(
+                    "a normal disconnect is logged as an error",
+                    Evidence(received=line, expected="no error line"),
+                )
+    return "the log has no error line"
+
+
+@check(
+    "wire.bye.odd-payload",
+    requirements=["SPOP-BYE-003"],
+    lane="wire",
+    title="DISCONNECT with an empty payload or unknown keys: no crash",
+)
+async def bye_odd(target: WireTarget) -> None:
+    """The connection ends, the agent lives."""
+    payloads: tuple[bytes, ...] = (
+        b"",
+        encode_kv([("x", -1), ("status-code", 2), ("message", "bye"), ("y", None)]),
+        encode_kv([("status-code", "two"), ("message", 7)]),
+        encode_kv({"message": "é" * 400}),
+        b"\xff\xff\xff",
+    )
+    for payload in payloads:
+        async with session(target) as connection:
+            await connection.send(Frame(FrameType.HAPROXY_DISCONNECT, payload=payload))
+            await must_end(target, connection, "an odd DISCONNECT", *range(14))
+    await must_live(target, "odd disconnects")
+
+
+@check(
+    "wire.bye.abrupt",
+    requirements=["SPOP-BYE-004"],
+    lane="wire",
+    title="EOF, RST and a peer that does not read are normal",
+)
+async def bye_abrupt(target: WireTarget) -> None:
+    """Before HELLO, after it, in the middle of a frame, before the ACK."""
+    asked = question(probe(target))
+    for reset in (False, True):
+        for stage in ("connected", "greeted", "half a frame", "asked"):
+            async with connected(target) as connection:
+                if stage != "connected":
+                    await connection.hello()
+                if stage == "half a frame":
+                    await connection.send(asked.encode()[:30])
+                elif stage == "asked":
+                    await connection.send(*[asked] * 20)
+                if reset:
+                    connection.reset()
+    await must_live(target, "EOF and RST at every stage")
+
+
+@check(
+    "wire.bye.half-close",
+    requirements=["SPOP-BYE-005"],
+    lane="wire",
+    title="A half-close after NOTIFY: the ACK is flushed, then the connection closed",
+)
+async def half_close(target: WireTarget) -> None:
+    """Several NOTIFYs in flight, a slow one among them if one is known, then FIN."""
+    async with session(target) as connection:
+        asked = _in_flight(target, 5)
+        await connection.send(*asked)
+        connection.half_close()
+        acks = await collect(target, connection, len(asked), seconds=8.0)
+        must_answer_each(connection, asked, acks)
+        for ack in acks:
+            must_judge(target, connection, ack)
+        await must_end(target, connection, "a half-close", *range(14))
+
+
+@check(
+    "wire.bye.form",
+    requirements=["SPOP-BYE-006"],
+    lane="wire",
+    title="AGENT-DISCONNECT: ids 0, FIN, status-code and a message of at most 255 bytes",
+)
+async def bye_form(target: WireTarget) -> str:
+    """In reply to HAProxy's, and after errors of several kinds, one with a long name in it."""
+    long_name = prefixed(bytes([FrameType.NOTIFY, 0, 0, 0, 1, 1, 1, 0xFF, 0x10]) + b"n" * 400)
+    provoked: tuple[Frame | bytes, ...] = (
+        disconnect(),
+        bytes(4),
+        long_name,
+        Frame(FrameType.NOTIFY, 1, 1, b"\xef", 1),
+    )
+    seen = 0
+    for number, cause in enumerate(provoked):
+        async with session(target) as connection:
+            await connection.send(cause)
+            try:
+                frames = await connection.ended(target.seconds(DEADLINE))
+            except SilenceError:
+                continue  # that it does not end is the matter of other checks
+            for frame in frames:
+                if frame.type != FrameType.AGENT_DISCONNECT:
+                    raise fail(connection, f"{frame.name} where only AGENT-DISCONNECT may come")
+                check_disconnect(connection, frame)
+                seen += 1
+            if number == 0 and not seen:
+                raise fail(connection, "closed without AGENT-DISCONNECT", expected="AGENT-DISCONNECT 0")
+    return f"{seen} of {len(provoked)} ends had an AGENT-DISCONNECT"
+
+
+def _in_flight(target: WireTarget, count: int) -> list[Frame]:
+    """Questions of which the first keeps the agent waiting, where such a one is known."""
+    first = probe(target) if target.slow is None else target.slow()
+    return [
+        question(first if number == 1 else probe(target), stream_id=number) for number in range(1, count + 1)
+    ]
+
+
+# --- life -------------------------------------------------------------------------------------------------
+
+
+@check(
+    "wire.life.no-leak",
+    requirements=["SPOP-LIFE-001"],
+    lane="wire",
+    title="Peers that vanish in the middle of a question leak no descriptor",
+)
+async def no_leak(target: WireTarget) -> str:
+    """150 connections are reset with questions in flight."""
+    count = 150
+    asked = question(probe(target) if target.slow is None else target.slow())
+    if target.launch is None:
+        # Other checks hold connections of their own meanwhile, so the bound is far from both.
+        return await _descriptors_back(target, target.address, target.pid, asked, count, slack=count // 2)
+    async with _launched(target, {}) as process:
+        return await _descriptors_back(target, process.address, process.pid, asked, count, slack=10)
+
+
+async def _descriptors_back(
+    target: WireTarget, address: str, pid: int | None, asked: Frame, count: int, *, slack: int
+) -> str:
+    await must_live(target, "its start", address=address)
+    before = 0 if pid is None else descriptors(pid)
+    for _ in range(0, count, 30):
+        await asyncio.gather(*(_vanish(target, address, asked) for _ in range(30)))
+    await must_live(target, f"{count} vanished peers", address=address)
+    if pid is None:
+        return "descriptors not watched: the agent's process is not on this host"
+
+    async def given_back() -> bool:
+        return descriptors(pid) <= before + slack
+
+    if not await eventually(target, given_back, seconds=8.0):
+        raise CheckFailed(
+            f"{descriptors(pid) - before} more descriptors after {count} vanished peers",
+            Evidence(expected=f"at most {before + slack}", received=str(descriptors(pid))),
+        )
+    return f"{before} descriptors before, {descriptors(pid)} after"
+
+
+async def _vanish(target: WireTarget, address: str, asked: Frame) -> None:
+    async with session(target, address=address) as connection:
+        await connection.send(asked)
+        connection.reset()
+
+
+@check(
+    "wire.life.isolation",
+    requirements=["SPOP-LIFE-002"],
+    lane="wire",
+    title="A crash on one connection never touches another",
+)
+async def isolation(target: WireTarget) -> None:
+    """A good connection is used between bad ones of every kind."""
+    bad: tuple[bytes, ...] = (
+        bytes(4),
+        b"\xff" * 16,
+        prefixed(b"\x03\x00\x00\x00\x01\x01\x01\xef"),
+        prefixed(b"\x03\x00\x00\x00\x01\x01\x01\x09iam-check\x01\x03src\x0f"),
+        prefixed(b"\x03\x00\x00\x00\x00\x01\x01"),
+        Frame(FrameType.HAPROXY_HELLO, payload=b"\x01").encode(),
+    )
+    async with session(target) as good:
+        for number, raw in enumerate(bad):
+            async with session(target) as broken:
+                await broken.send(raw)
+                # Whether this one must end is the matter of other checks; it has had time to do harm.
+                with suppress(WireError):
+                    await broken.ended(target.seconds(QUIET))
+            await must_serve(target, good, stream_id=number + 1)
+
+
+@check(
+    "wire.life.burst",
+    requirements=["SPOP-LIFE-004"],
+    lane="wire",
+    title="A burst of reconnects, as after a HAProxy reload, is served",
+)
+async def burst(target: WireTarget) -> None:
+    """120 connections at once, each with a handshake and a question."""
+
+    async def one() -> None:
+        async with session(target) as connection:
+            await must_serve(target, connection)
+
+    async with asyncio.timeout(target.seconds(10.0)):
+        await asyncio.gather(*(one() for _ in range(120)))
+
+
+@check(
+    "wire.life.sigterm",
+    requirements=["SPOP-LIFE-003"],
+    lane="wire",
+    title="SIGTERM: stop accepting, finish the ACKs in flight, exit 0",
+)
+async def sigterm(target: WireTarget) -> None:
+    """A fresh agent is ended with NOTIFYs in flight."""
+    async with _launched(target, {}) as process, session(target, address=process.address) as connection:
+        await must_serve(target, connection)
+        asked = _in_flight(target, 20)
+        await connection.send(*asked)
+        first = await connection.expect(FrameType.ACK)
+        process.terminate()
+        acks = [first, *await collect(target, connection, len(asked) - 1, seconds=8.0)]
+        must_answer_each(connection, asked, acks)
+        for ack in acks:
+            must_judge(target, connection, ack)
+        if not await eventually(target, lambda: _refuses(process.address)):
+            raise fail(connection, "still accepts connections after SIGTERM")
+        connection.close()
+        status = await asyncio.to_thread(process.wait, target.seconds(12.0))
+        if status != 0:
+            what = "still runs" if status is None else f"exited with {status}"
+            raise fail(connection, f"after SIGTERM the agent {what}", expected="exit 0")
+
+
+async def _accepts(address: str) -> bool:
+    """Whether a new connection is served: a listening socket without an agent behind it does not count."""
+    try:
+        connection = await open_connection(address, within=1.0)
+    except UnreachableError:
+        return False
+    try:
+        await connection.hello()
+    except WireError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+async def _refuses(address: str) -> bool:
+    return not await _accepts(address)
+
+
+@check(
+    "wire.life.connection-limit",
+    requirements=["SPOP-LIFE-005"],
+    lane="wire",
+    title="Connections above the limit are refused at once, those below it served",
+    features={"limits"},
+)
+async def connection_limit(target: WireTarget) -> None:
+    """A fresh agent with `max_connections = 4`."""
+    async with _launched(target, {"max_connections": 4}) as process:
+        held = [await open_connection(process.address, within=target.seconds(DEADLINE)) for _ in range(4)]
+        try:
+            for connection in held:
+                await connection.hello()
+            async with connected(target, process.address) as extra:
+                await must_end(target, extra, "a connection above the limit", *range(1, 14))
+            for connection in held:
+                await must_serve(target, connection)
+            held.pop().close()
+            if not await eventually(target, lambda: _accepts(process.address)):
+                raise fail(held[0], "a connection was freed, but no new one is served")
+        finally:
+            for connection in held:
+                connection.close()
+
+
+@check(
+    "wire.life.handshake-timeout",
+    requirements=["SPOP-LIFE-006"],
+    lane="wire",
+    title="A connection that never says HELLO is closed",
+)
+async def handshake_timeout(target: WireTarget) -> str:
+    """A fresh agent with `handshake_timeout = "1s"`; else twelve seconds of patience."""
+    if target.launch is not None and "limits" in target.features:
+        async with _launched(target, {"handshake_timeout": "1s"}) as process:
+            async with connected(target, process.address) as silent:
+                await must_end(target, silent, "no HELLO for over a second", *range(14), seconds=4.0)
+            async with connected(target, process.address) as trickle:
+                await trickle.send(b"\x00\x00")
+                await must_end(target, trickle, "half a length prefix", *range(14), seconds=4.0)
+        return "closed by a timeout of 1 s"
+    async with connected(target) as silent:
+        try:
+            await silent.ended(target.seconds(12.0))
+        except SilenceError as error:
+            raise Untestable(
+                "the agent kept a silent connection for 12 s; whether it has a longer handshake timeout "
+                "takes an agent whose timeout the suite can set"
+            ) from error
+    return "closed within 12 s"
+
+
+@check(
+    "wire.life.loopback",
+    requirements=["SPOP-LIFE-007"],
+    lane="wire",
+    title="Loopback or a Unix socket by default",
+)
+async def loopback(target: WireTarget) -> str:
+    """SPOP has no authentication: whoever connects may ask. Tried from this host's outer address."""
+    address = target.address
+    if address.startswith("unix:"):
+        return "a Unix socket"
+    host, _, port = address.rpartition(":")
+    if not host.strip("[]").startswith(("127.", "::1", "localhost")):
+        return f"told to listen on {host}, and does; its default is judged on the stage of processes"
+    await must_live(target, "its start")
+    outer = await asyncio.to_thread(_outer_address)
+    if outer is None:
+        return "this host has no address but loopback"
+    try:
+        connection = await open_connection(f"{outer}:{port}", within=target.seconds(DEADLINE))
+    except UnreachableError:
+        return f"not reachable through {outer}"
+    connection.close()
+    raise CheckFailed(
+        f"the agent, on loopback by its own word, is reachable at {outer}:{port}",
+        Evidence(expected="127.0.0.1, ::1 or a Unix socket", received=f"{outer}:{port} accepts"),
+    )
+
+
+def _outer_address() -> str | None:
+    """This host's address towards others; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_socket:
+        try:
+            probe_socket.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        found = str(probe_socket.getsockname()[0])
+    return None if found.startswith("127.") else found
+
+
+@asynccontextmanager
+async def _launched(target: WireTarget, settings: Mapping[str, Any]) -> AsyncIterator[Process]:
+    """A fresh agent for a check that ends or limits it."""
+    if target.launch is None:
+        raise Untestable("takes an agent that the suite starts itself: give its agent.toml with a `command`")
+    manager = target.launch(settings)
+    process = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield process
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)

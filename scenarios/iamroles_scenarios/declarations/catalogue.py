@@ -1,0 +1,111 @@
+"""The requirement catalogue: `data/requirements/*.toml`, one entry for each thing an agent must do.
+
+An id is given once and never reused, so that a report of last year still means what it said. A check names
+the requirements it proves; a requirement names its source, and the bug or attack it stands for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from iamroles_scenarios.declarations.documents import DocumentError, Model, lines_of, read
+
+_ID = re.compile(r"[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)+-[0-9]{3}")
+
+
+class Requirement(Model):
+    """One thing an agent must, or should, do."""
+
+    id: str
+    level: Literal["MUST", "SHOULD"]
+    source: str = Field(min_length=1)
+    """Where it is written, e.g. `SPOE.txt 3.2.4` or `RFC 7519 section 4.1.4`."""
+    since: int = Field(ge=1)
+    """The version of SPEC.md that first held it."""
+    origin: list[str] = Field(min_length=1)
+    """Numbers in the project's requirement notes: `spop 29`, `J7`, `A6`, `O5`, `gate 1`."""
+    text: str = Field(min_length=10)
+    attack: str = Field(min_length=5)
+
+    @field_validator("id")
+    @classmethod
+    def _well_formed(cls, value: str) -> str:
+        if not _ID.fullmatch(value):
+            raise ValueError("an id is FAMILY-TOPIC-NNN: capitals, then three digits")
+        return value
+
+    @property
+    def family(self) -> str:
+        """The part before the first dash."""
+        return self.id.partition("-")[0]
+
+
+class _File(Model):
+    requirement: list[Requirement] = Field(min_length=1)
+
+
+class Catalogue(Mapping[str, Requirement]):
+    """All requirements by id, in the order of the files."""
+
+    def __init__(self, requirements: Iterable[Requirement]) -> None:
+        self._by_id = {item.id: item for item in requirements}
+
+    def __getitem__(self, key: str) -> Requirement:
+        return self._by_id[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_id)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def quote(self, key: str) -> str:
+        """The requirement as a failed check prints it: id, level, source, text."""
+        item = self._by_id.get(key)
+        if item is None:
+            return f"{key}: not in the catalogue"
+        return f"{item.id} ({item.level}, {item.source}): {item.text}"
+
+
+def load(directory: Path) -> Catalogue:
+    """Read every `*.toml` of a directory.
+
+    Raises:
+        DocumentError: a malformed file, or an id given twice; all problems at once.
+    """
+    problems: list[str] = []
+    found: dict[str, tuple[Requirement, str]] = {}
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            entries = read(path, _File).requirement
+        except DocumentError as error:
+            problems += error.problems
+            continue
+        lines = lines_of(path.read_text(encoding="utf-8"))
+        for index, item in enumerate(entries):
+            where = f"{path.name}:{lines.get(('requirement', index, 'id'), 1)}"
+            if item.id in found:
+                problems.append(
+                    f"{where}: requirement[{index}].id: {item.id} is already in {found[item.id][1]}. "
+                    "Ids are never reused: take the next free number."
+                )
+            else:
+                found[item.id] = (item, where)
+    if problems:
+        raise DocumentError(problems)
+    if not found:
+        raise DocumentError([f"{directory.name}: no requirement in it. The package's data is incomplete."])
+    return Catalogue(item for item, _ in found.values())
+
+
+@cache
+def catalogue() -> Catalogue:
+    """The catalogue that ships with the package."""
+    return load(Path(str(files("iamroles_scenarios") / "data" / "requirements")))

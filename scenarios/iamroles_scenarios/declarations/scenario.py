@@ -1,0 +1,356 @@
+"""The scenario model: a world, tokens as recipes, steps on a timeline, and what must be seen.
+
+A scenario file is TOML and says nothing twice. `[checks.<name>]` declares a check: what it proves. A step's
+`expect.<name>` is evidence for that check; several steps may bear on one check, and all must hold. What is
+expected is said in the words of SPEC.md section 3, so that the same file is played through HAProxy (status,
+challenge, the backend that answered and the headers it saw, HAProxy's log line) and straight over SPOP (the
+variables). docs/writing-scenarios.md is the guide.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from iamroles_scenarios.declarations.documents import DocumentError, Json, Model, read
+
+Lane = Literal["gate", "gate-spop"]
+LANES: tuple[Lane, ...] = ("gate", "gate-spop")
+PROXY_LANES = ("gate", "proxy")
+"""Lanes that need HAProxy; "proxy" has checks of HAProxy's own workings, in Python alone."""
+SITES: dict[str, str] = {"gate": "haproxy", "gate-spop": "spop"}
+"""What stands in brackets after a check's id, where one check is played in several lanes."""
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)", value)):
+        return float(match[1]) * _UNITS[match[2]]
+    raise ValueError('a duration is a string such as "500ms", "3s", "1m"')
+
+
+Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str)]
+"""Seconds, written with a unit."""
+
+
+class OneOf(Model):
+    """Any of these will do: for places where the standards leave a choice."""
+
+    one_of: list[str] = Field(min_length=2)
+
+
+Text = str | OneOf
+
+
+def choices(value: Text) -> tuple[str, ...]:
+    """The acceptable values."""
+    return (value,) if isinstance(value, str) else tuple(value.one_of)
+
+
+class WorldSpec(Model):
+    """The policy a scenario needs. Scenarios with the same policy share one running agent and HAProxy."""
+
+    policy: str
+    """Name of a file in `data/worlds/`."""
+    override: dict[str, Any] = Field(default_factory=dict)
+    """Merged over it: tables by key, lists of tables by their `name` or `id`; other values replace."""
+    own: bool = False
+    """True for a scenario that disturbs its world (kills the agent, reloads): it shares with nobody."""
+
+
+class RequestSpec(Model):
+    """One HTTP request, or the SPOP arguments that HAProxy would make of it."""
+
+    method: str = "GET"
+    path: str = "/orders/1"
+    """Request target, byte for byte; `\\u0000`-style escapes stand for bytes up to 0xFF, `{token}` for
+    `token`'s text."""
+    host: str = "api.example.com"
+    token: str = ""
+    """Name in `[tokens]`; "" for none."""
+    role: str = ""
+    """Requested role; "" for none. A name in the policy, or an ARN."""
+    authorization: list[str] = Field(default_factory=list)
+    """Authorization headers as they stand, `{token}` for `token`'s text; instead of `Bearer {token}`."""
+    headers: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
+    """Pairs of name and value, as they stand."""
+    connection: str = ""
+    """Requests of one name share a keep-alive connection; "" opens one for each."""
+
+
+class Expectation(Model):
+    """What must be seen. Fields left out are not looked at."""
+
+    status: int | list[int] | None = None
+    allow: bool | None = None
+    """Over SPOP the `allow` variable; through HAProxy, whether a backend was reached."""
+    reason: Text | None = None
+    error: Text | None = None
+    """RFC 6750 code; "" for a bare challenge, or none."""
+    challenge: bool | None = None
+    """Through HAProxy: whether `WWW-Authenticate: Bearer` is there."""
+    backend: Text | None = None
+    """The backend's `name`; "" for none reached."""
+    role: Text | None = None
+    principal: Text | None = None
+    session: Text | None = None
+    issuer: Text | None = None
+    rule: Text | None = None
+    expires: str | None = None
+    """Name of the token whose `exp` it must be."""
+    headers: dict[str, list[str]] = Field(default_factory=dict)
+    """Headers as the backend got them, by lower-case name: every value, in order."""
+    absent: list[str] = Field(default_factory=list)
+    """Headers (lower-case) that the backend must not have got, in any spelling."""
+    only: list[str] = Field(default_factory=list)
+    """The identity headers (`x-iam-*`, lower-case) that the backend may have got, each at most once."""
+    path: str | None = None
+    """The path as the backend got it."""
+    within: Duration | None = None
+    """Ask for at most so long until it holds (key removal, an agent coming back)."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Expectation:
+        if not self.model_fields_set - {"within"}:
+            raise ValueError("an expectation must name at least one thing to look at")
+        return self
+
+    @property
+    def proxy_only(self) -> bool:
+        """Whether it looks at something that does not exist over SPOP."""
+        return bool(
+            self.headers or self.absent or self.only or self.path is not None or self.challenge is not None
+        )
+
+
+class KeysStep(Model):
+    """Something happens to an issuer's keys."""
+
+    issuer: str
+    do: Literal["rotate", "retire", "slow", "mend"]
+    """rotate: a new key is published beside the old and signs from now on; retire: the old are withdrawn;
+    slow: the key set is answered late; mend: it is answered at once again."""
+    seconds: Duration = 5.0
+    """How late, for `slow`; times the run's time scale."""
+
+
+class WaitStep(Model):
+    """Wait for the clock or a counter, with a deadline; never for a guess of time."""
+
+    expired: str = ""
+    """Name of a token: until its `exp` has passed."""
+    fetched: str = ""
+    """Name of an issuer: until its JWKS has been fetched once more than when the last `keys` step ended."""
+
+    @model_validator(mode="after")
+    def _one(self) -> WaitStep:
+        if bool(self.expired) == bool(self.fetched):
+            raise ValueError("wait for exactly one of `expired`, `fetched`")
+        return self
+
+
+class ReloadError(Model):
+    """What the answer to a refused reload must say."""
+
+    names: str = Field(min_length=1)
+    """A text that its `error` must hold: the key at fault."""
+    check: str
+    """The check that this is evidence for."""
+
+
+class ReloadStep(Model):
+    """The world file changes and the agent is told."""
+
+    override: dict[str, Any]
+    """Merged over the world's policy as it stands (see `WorldSpec.override`)."""
+    accepted: bool = True
+    """Whether the agent must take it up. One that is refused must leave the old policy in force."""
+    check: str = ""
+    """The check that this is evidence for; without one, another outcome ends the scenario as a failure."""
+    error: ReloadError | None = None
+    """What must be said of a policy that is not `accepted`."""
+
+
+class CloudStep(Model):
+    """A call to the mock cloud; the answer is saved for token recipes."""
+
+    do: Literal["create_role", "assume_role", "web_identity"]
+    role: str = ""
+    """Role name; created by `assume_role` too, if need be."""
+    account: str = "111111111111"
+    session: str = "scenario"
+    audience: str = ""
+    with_: str = Field(default="", alias="with")
+    """Name of a saved assume_role whose credentials make the call; "" for the account's own."""
+    save: str
+    """Name under which `{save.arn}` (create_role, assume_role) or the token (web_identity) is kept."""
+
+
+class Step(Model):
+    """One step: a request with its expectations, or one event."""
+
+    note: str = ""
+    request: RequestSpec | None = None
+    each: list[dict[str, Any]] = Field(default_factory=list)
+    """The request, once for each of these, merged over it: a corpus under one expectation."""
+    repeat: int = Field(default=1, ge=1, le=100)
+    """Send it so often; each answer must hold (cached verdicts included)."""
+    expect: dict[str, Expectation] = Field(default_factory=dict)
+    agent: Literal["kill", "pause", "resume", "start"] | None = None
+    keys: KeysStep | None = None
+    wait: WaitStep | None = None
+    reload: ReloadStep | None = None
+    cloud: CloudStep | None = None
+    mint: list[str] | None = None
+    """Tokens to mint now, though they are sent later: under a key that is about to change, say."""
+    lanes: list[Lane] = Field(default_factory=lambda: list(LANES))
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Step:
+        events = [self.request, self.agent, self.keys, self.wait, self.reload, self.cloud, self.mint]
+        if sum(event is not None for event in events) != 1:
+            raise ValueError("a step is exactly one of request, agent, keys, wait, reload, cloud, mint")
+        if self.each and self.request is None:
+            raise ValueError("`each` belongs to a request")
+        if self.expect and self.request is None:
+            raise ValueError("`expect` belongs to a request")
+        return self
+
+    def requests(self) -> list[RequestSpec]:
+        """The requests of this step, in order."""
+        if self.request is None:
+            return []
+        base = self.request.model_dump(exclude_unset=True)
+        variants = [RequestSpec.model_validate(base | variant) for variant in self.each or [{}]]
+        return [request for request in variants for _ in range(self.repeat)]
+
+
+class CheckSpec(Model):
+    """One check of a scenario: what it proves."""
+
+    title: str = Field(min_length=5)
+    requirements: list[str] = Field(min_length=1)
+    lanes: list[Lane] = Field(default_factory=lambda: list(LANES), min_length=1)
+
+
+class Scenario(Model):
+    """One scenario file."""
+
+    id: str = Field(pattern=r"^[a-z]+(\.[a-z0-9-]+)+$")
+    title: str = Field(min_length=5)
+    level: Literal["MUST", "SHOULD"] = "MUST"
+    features: list[str] = Field(default_factory=list)
+    """Features of `agent.toml` without which it is not-applicable."""
+    why: str = Field(min_length=20)
+    world: WorldSpec
+    tokens: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Recipes for `iamroles_scenarios.jose`, minted when first sent and kept for the rest of the scenario.
+    `lives = "3s"` stands for an `exp` so far ahead, times the run's time scale; `issuer` names the mock
+    issuer (the first path segment of its URL; default `corp`); strings may hold `{name.part}` of saved
+    answers. `{ sts = {…}, with = "session" }` is a pre-signed GetCallerIdentity instead: a recipe of
+    `mock.presign`, signed by a saved `assume_role`, for the first `[[sts]]` of the world."""
+    checks: dict[str, CheckSpec] = Field(min_length=1)
+    steps: list[Step] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        expected = {name for step in self.steps for name in step.expect}
+        reloads = [step.reload for step in self.steps if step.reload]
+        expected |= {reload.check for reload in reloads if reload.check}
+        expected |= {reload.error.check for reload in reloads if reload.error}
+        if unknown := expected - self.checks.keys():
+            raise ValueError(f"steps expect {sorted(unknown)}, which `checks` does not declare")
+        if idle := self.checks.keys() - expected:
+            raise ValueError(f"no step bears on the checks {sorted(idle)}: they could never fail")
+        minted = {name for step in self.steps for name in step.mint or ()}
+        if missing := minted - self.tokens.keys():
+            raise ValueError(f"steps mint the tokens {sorted(missing)}, which `tokens` does not declare")
+        used = {request.token for step in self.steps for request in step.requests() if request.token}
+        saved = {step.cloud.save for step in self.steps if step.cloud and step.cloud.do == "web_identity"}
+        if missing := used - self.tokens.keys() - saved:
+            raise ValueError(f"steps send the tokens {sorted(missing)}, which `tokens` does not declare")
+        for step in self.steps:
+            for name, expectation in step.expect.items():
+                if expectation.proxy_only and self.checks[name].lanes != ["gate"]:
+                    raise ValueError(f'checks.{name} looks at headers: give it lanes = ["gate"]')
+        return self
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """The lanes in which at least one of its checks is played."""
+        return [lane for lane in LANES if any(lane in spec.lanes for spec in self.checks.values())]
+
+    def check_ids(self, lane: str) -> list[str]:
+        """Ids of the checks played in a lane, in the file's order."""
+        return [f"{self.id}.{name}" for name, spec in self.checks.items() if lane in spec.lanes]
+
+
+def load(directory: Path) -> dict[str, Scenario]:
+    """Read every `*.toml` of a directory (not of those below), by id.
+
+    Raises:
+        DocumentError: all problems of all files at once.
+    """
+    problems: list[str] = []
+    found: dict[str, Scenario] = {}
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            scenario = read(path, Scenario)
+        except DocumentError as error:
+            problems += error.problems
+            continue
+        if scenario.id in found:
+            problems.append(f"{path.name}: id: {scenario.id} is taken. Give the scenario a name of its own.")
+        found[scenario.id] = scenario
+    if problems:
+        raise DocumentError(problems)
+    return found
+
+
+@cache
+def scenarios() -> dict[str, Scenario]:
+    """The scenarios that ship with the package."""
+    return load(Path(str(files("iamroles_scenarios") / "data" / "scenarios")))
+
+
+@cache
+def _world(name: str) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415 - only worlds are read without a model
+
+    path = Path(str(files("iamroles_scenarios") / "data" / "worlds" / f"{name}.toml"))
+    if not path.is_file():
+        raise DocumentError([f"worlds/{name}.toml: there is no such world. Mend `world.policy`."])
+    document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def policy_of(world: WorldSpec) -> dict[str, Any]:
+    """The world's policy document, overrides merged, placeholders such as `{idp}` still in it."""
+    document: dict[str, Any] = merged(_world(world.policy), world.override)
+    return document
+
+
+def merged(base: Json, over: Json) -> Json:
+    """Merge an override: tables by key, lists of tables by their `name` or `id`; other values replace."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return base | {key: merged(base.get(key), value) for key, value in over.items()}
+    if isinstance(base, list) and isinstance(over, list) and _named(base) and _named(over):
+        result = {_name(entry): entry for entry in base}
+        for entry in over:
+            result[_name(entry)] = merged(result.get(_name(entry)), entry)
+        return list(result.values())
+    return over
+
+
+def _named(entries: list[Any]) -> bool:
+    return all(isinstance(entry, dict) and _name(entry) for entry in entries)
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return str(entry.get("name") or entry.get("id") or "")

@@ -1,0 +1,1 @@
+"""Plays scenarios and checks against an agent on a stage, and gives verdicts."""

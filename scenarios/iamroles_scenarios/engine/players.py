@@ -1,0 +1,250 @@
+"""The two ways to put a scenario's request to an agent: through HAProxy, and straight over SPOP.
+
+Both give an `Observation` in the words of SPEC.md section 3. Through HAProxy that is what a client, a backend
+and the operator's log see; over SPOP it is the variables, with the arguments that HAProxy would have sent.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
+from iamroles_scenarios.engine.http import Answer, HttpConnection, HttpFault, redacted, request_bytes
+from iamroles_scenarios.engine.observation import TAGS, Observation
+from iamroles_scenarios.wire.client import Asker, WireError
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.stage import World
+
+_ANSWER_WITHIN = 10.0
+"""Seconds, times the scale: above the proxy's own deadline for a verdict."""
+_LOG_WITHIN = 3.0
+"""Seconds, times the scale, until HAProxy's log line of an answered request is there."""
+
+
+_SILENT = frozenset({"realm", "error", "scope", ""})
+"""Parameters of a challenge that say nothing about why a token was refused (RFC 6750 section 3)."""
+
+
+class AgentFault(Exception):  # noqa: N818 - whose fault it is, is the point
+    """The agent did not do what an event of the timeline asked of it.
+
+    Args:
+        message: what it did instead.
+        trace: the decoded conversation, if there is one.
+    """
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
+class HarnessFault(Exception):  # noqa: N818
+    """Something else than the agent broke."""
+
+
+class Player(Protocol):
+    """Asks one request at a time, keeps named connections."""
+
+    def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:
+        """Send a request and observe the answer; `with_reason` also waits for HAProxy's log line."""
+
+    def close(self) -> None:
+        """End all connections."""
+
+
+def player_for(lane: Lane, world: World, scale: float) -> Player:
+    """The player of a lane."""
+    if lane == "gate":
+        return ProxyPlayer(world, scale)
+    return SpopPlayer(world, scale)
+
+
+def _credentials(request: RequestSpec, token: str) -> list[str]:
+    if request.authorization:
+        return [value.replace("{token}", token) for value in request.authorization]
+    return [f"Bearer {token}"] if token else []
+
+
+class ProxyPlayer:
+    """As a client of HAProxy, beside the backends and the log."""
+
+    def __init__(self, world: World, scale: float) -> None:
+        self._world = world
+        self._scale = scale
+        self._address = (world.proxy.host, world.proxy.port)
+        self._connections: dict[str, HttpConnection] = {}
+        self._asked: dict[int, int] = {}
+        self._marks: dict[int, tuple[int, ...]] = {}
+        """How many lines HAProxy had logged when a connection was opened, by its port: ports come again."""
+
+    def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: D102
+        target = request.path.replace("{token}", token)
+        raw = request_bytes(request.method, target, self._headers(request, token))
+        try:
+            answer = self._exchange(request, raw)
+        except HttpFault as error:
+            raise HarnessFault(str(error)) from error
+        secrets = [token, *request.authorization]
+        sent = redacted(raw.decode("latin-1").replace("\r\n", "\n").strip(), secrets)
+        echo = _echo(answer)
+        challenge = _challenge(answer)
+        headers = tuple((str(name).lower(), str(value)) for name, value in echo.get("headers", []))
+        line = self._log_line(answer.port) if with_reason else None
+        return Observation(
+            status=answer.status,
+            allow=bool(echo),
+            error=challenge.get("error", ""),
+            backend=str(echo.get("backend", "")),
+            reason=None if line is None else str(line.get("reason", "")),
+            challenge=any(value.lower().startswith("bearer") for value in answer.all("www-authenticate")),
+            talkative=tuple(sorted(challenge.keys() - _SILENT)),
+            tags={name: value for name in TAGS for key, value in headers if key == f"x-iam-{name}"},
+            headers=headers,
+            path=str(echo.get("path", "")),
+            sent=sent,
+            received=redacted(str(answer), secrets) + _logged(line),
+            at=answer.at,
+        )
+
+    def _headers(self, request: RequestSpec, token: str) -> list[tuple[str, str]]:
+        headers = [("Host", request.host), ("User-Agent", "iamroles-conformance")]
+        headers += [("Authorization", value) for value in _credentials(request, token)]
+        if request.role:
+            headers.append(("X-IAM-Role", request.role))
+        headers += [(name, value) for name, value in request.headers]
+        if not request.connection:
+            headers.append(("Connection", "close"))
+        return headers
+
+    def _exchange(self, request: RequestSpec, raw: bytes) -> Answer:
+        name = request.connection
+        connection = self._connections.pop(name, None) if name else None
+        fresh = connection is None
+        if connection is None:
+            mark = self._world.haproxy.log_mark
+            connection = HttpConnection(self._address, _ANSWER_WITHIN * self._scale)
+            self._marks[connection.port], self._asked[connection.port] = mark, 0
+        try:
+            answer = connection.exchange(request.method, raw)
+        except HttpFault:
+            connection.close()
+            if fresh:
+                raise
+            return self._exchange(request, raw)  # HAProxy may close an idle connection at any time
+        self._asked[connection.port] = self._asked.get(connection.port, 0) + 1
+        if name and "close" not in answer.all("connection"):
+            self._connections[name] = connection
+        else:
+            connection.close()
+        return answer
+
+    def _log_line(self, port: int) -> dict[str, Any] | None:
+        """HAProxy's line for the last request on a connection: the n-th of its client port."""
+        deadline = time.monotonic() + _LOG_WITHIN * self._scale
+        while True:
+            since = self._world.haproxy.log_lines(self._marks[port])
+            lines = [line for line in since if line.get("client_port") == port]
+            if len(lines) >= self._asked[port]:
+                return dict(lines[-1])
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.02)
+
+    def close(self) -> None:  # noqa: D102
+        for connection in self._connections.values():
+            connection.close()
+
+
+def _logged(line: Mapping[str, Any] | None) -> str:
+    return "" if line is None else f"\nHAProxy's log: {json.dumps(line)}"
+
+
+def _echo(answer: Answer) -> dict[str, Any]:
+    """What the backend said it got; empty if no backend was reached."""
+    if answer.status != 200:
+        return {}
+    try:
+        echo = json.loads(answer.body)
+    except ValueError:
+        return {}
+    return echo if isinstance(echo, dict) and "backend" in echo else {}
+
+
+def _challenge(answer: Answer) -> dict[str, str]:
+    """Parameters of the Bearer challenge (RFC 6750 section 3); empty if there is none."""
+    found: dict[str, str] = {}
+    for value in answer.all("www-authenticate"):
+        scheme, _, parameters = value.partition(" ")
+        if scheme.lower() == "bearer":
+            for parameter in parameters.split(","):
+                name, _, text = parameter.strip().partition("=")
+                found[name.lower()] = text.strip('"')
+    return found
+
+
+class SpopPlayer:
+    """As HAProxy: one kept-open connection for each name, the variables of each answer."""
+
+    def __init__(self, world: World, scale: float) -> None:
+        self._address = world.agent.spop_address
+        self._scale = scale
+        self._askers: dict[str, Asker] = {}
+        self._count = 0
+
+    def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: ARG002, D102
+        credentials = _credentials(request, token)
+        check: dict[str, Any] = {
+            "authorization": credentials[-1] if credentials else None,
+            "authorization-count": len(credentials),
+            "role": request.role or None,
+            "method": request.method,
+            "host": request.host,
+            "path": request.path.partition("?")[0],
+            "src": "127.0.0.1",
+        }
+        self._count += 1
+        context = {"request-id": f"{id(self):x}-{self._count}", "src-port": 40000 + self._count % 20000}
+        asker = self._askers.get(request.connection)
+        if asker is None:
+            asker = self._askers[request.connection] = Asker(
+                self._address, timeout=_ANSWER_WITHIN * self._scale
+            )
+        try:
+            variables = asker.decide(check, context)
+        except WireError as error:
+            raise AgentFault(error.message, str(error.transcript)) from error
+        secrets = [token, *request.authorization]
+        return _observed(variables, redacted(_shown(check), secrets), str(asker.transcript))
+
+    def close(self) -> None:  # noqa: D102
+        for asker in self._askers.values():
+            asker.close()
+
+
+def _observed(variables: Mapping[str, Any], sent: str, trace: str) -> Observation:
+    def text(name: str) -> str:
+        value = variables.get(name)
+        return "" if value is None else str(value)
+
+    allow = variables.get("allow") is True
+    status = variables.get("status")
+    return Observation(
+        status=status if isinstance(status, int) else None,
+        allow=allow,
+        error=text("error"),
+        backend=text("backend"),
+        reason=text("reason"),
+        tags={name: text(name) for name in TAGS},
+        sent=sent,
+        received="\n".join(f"{name} = {value!r}" for name, value in sorted(variables.items())),
+        trace=trace,
+        at=time.time(),
+    )
+
+
+def _shown(arguments: Mapping[str, Any]) -> str:
+    return "iam-check " + " ".join(f"{name}={value!r}" for name, value in arguments.items())

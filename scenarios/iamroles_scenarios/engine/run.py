@@ -1,0 +1,387 @@
+"""A run: many checks against one agent on one stage. pytest, the CLI, mutants and the matrix share it.
+
+A scenario is played once for each lane and its result shared by its checks. Everything is submitted at once
+to a few threads, those that wait for the clock first, so that their waiting overlaps with the work of the
+others; whoever wants a result waits for that one (`Run.result`). The wire lane runs its checks side by side
+by itself and is one job here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from iamroles_scenarios.checks import all_checks
+from iamroles_scenarios.declarations.results import (
+    Check,
+    CheckFailed,
+    CheckResult,
+    Evidence,
+    Untestable,
+    Verdict,
+)
+from iamroles_scenarios.declarations.scenario import (
+    LANES,
+    PROXY_LANES,
+    SITES,
+    Lane,
+    Scenario,
+    WorldSpec,
+    scenarios,
+)
+from iamroles_scenarios.engine import wire_lane
+from iamroles_scenarios.engine.play import Target, owner_of, play
+from iamroles_scenarios.engine.players import AgentFault
+from iamroles_scenarios.engine.wire_target import wire_target
+from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
+from iamroles_scenarios.wire.target import WireTarget
+
+ALL_LANES: tuple[str, ...] = ("wire", *LANES, "proxy")
+THREADS = 8
+
+
+class SelectionError(Exception):
+    """What was asked for cannot be played: a mistake of the caller, not of stage or agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCheck:
+    """A check in a lane."""
+
+    id: str
+    lane: str
+    title: str
+    requirements: tuple[str, ...]
+    scenario: Scenario | None = None
+    function: Check | None = None
+
+    @property
+    def name(self) -> str:
+        """The id with the place where it is played: `gate.expired.refused[haproxy]`."""
+        return f"{self.id}[{SITES[self.lane]}]" if self.lane in SITES else self.id
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Features without which it is not-applicable."""
+        if self.function is not None:
+            return self.function.features
+        return frozenset(self.scenario.features if self.scenario else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run."""
+
+    stage: str = "auto"
+    require: str | None = None
+    haproxy: str | None = None
+    """HAProxy version; None: the stage's default."""
+    scale: float = 1.0
+    """Multiplies deadlines and short lives."""
+    threads: int = THREADS
+    allowed: Mapping[str, Any] | None = None
+    """For an agent that already runs: arguments of an `iam-check` that it allows."""
+
+
+def plan(
+    lanes: Iterable[str] = ALL_LANES, select: Callable[[PlannedCheck], bool] | None = None
+) -> list[PlannedCheck]:
+    """Every declared check of some lanes; starts nothing.
+
+    Args:
+        lanes: names among `ALL_LANES`.
+        select: keeps those for which it is true.
+    """
+    found: list[PlannedCheck] = []
+    for lane in lanes:
+        found += [
+            PlannedCheck(check.id, lane, check.title, check.requirements, function=check)
+            for check in all_checks()
+            if check.lane == lane
+        ]
+        if lane in LANES:
+            found += [
+                PlannedCheck(f"{scenario.id}.{name}", lane, spec.title, tuple(spec.requirements), scenario)
+                for scenario in scenarios().values()
+                for name, spec in scenario.checks.items()
+                if lane in spec.lanes
+            ]
+    return [check for check in found if select is None or select(check)]
+
+
+def selected_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
+    """Selects by check id, scenario id, requirement id, or a prefix of one that ends before a dot or dash."""
+    wanted = list(patterns)
+
+    def select(check: PlannedCheck) -> bool:
+        names = (check.id, check.name, *check.requirements)
+        return not wanted or any(
+            name == pattern or name.startswith((f"{pattern}.", f"{pattern}-"))
+            for name in names
+            for pattern in wanted
+        )
+
+    return select
+
+
+class Run:
+    """A run in progress; a context manager. Nothing it started outlives it.
+
+    Args:
+        agent: what is judged.
+        planned: which checks; none at all is an error.
+        options: how.
+
+    Raises:
+        SelectionError: nothing to run, or known failures that name no check or give no reason.
+    """
+
+    def __init__(self, agent: AgentSpec, planned: list[PlannedCheck], options: Options | None = None) -> None:
+        if not planned:
+            raise SelectionError("No check was selected: zero checks prove nothing. Mend the selection.")
+        if agent.address and (lanes := {check.lane for check in planned} - {"wire"}):
+            raise SelectionError(
+                f"The agent already runs at {agent.address}: the stage cannot give it the policies of the "
+                f"lanes {', '.join(sorted(lanes))}. Select the lane wire, or give a command."
+            )
+        _check_known(agent)
+        self.agent = agent
+        self.planned = planned
+        self.options = options or Options()
+        self.stage: Stage | None = None
+        self.haproxy_version = ""
+        self._started = time.monotonic()
+        self._ended: float | None = None
+        self._worlds: Worlds | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._futures: dict[tuple[str, str], Future[CheckResult]] = {
+            (check.id, check.lane): Future() for check in planned
+        }
+        self._lock = threading.Lock()
+        self._submitted: set[str] = set()
+
+    # --- life ----------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the stage, and bring up one world on it, so that a stage that cannot work fails here.
+
+        Raises:
+            StageError: with one sentence and the logs' tails; nothing is left running.
+        """
+        self._pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="scenario")
+        if self.agent.address:
+            return
+        try:
+            self.stage = open_stage(self.options.stage, self.options.require, self.options.haproxy)
+            through_haproxy = any(check.lane in PROXY_LANES for check in self.planned)
+            self._worlds = Worlds(self.stage, self.agent, haproxy=through_haproxy)
+            self._announce()
+            shared = [check.scenario.world for check in self.planned if check.scenario]
+            first = replace_own(shared[0]) if shared else WorldSpec(policy="orders")
+            self._worlds.plan(first, "first")
+            with self._worlds.borrow(first, "first") as place:
+                self.haproxy_version = place.world.haproxy.version if through_haproxy else ""
+        except BaseException:
+            self.close()
+            raise
+
+    def _announce(self) -> None:
+        assert self._worlds is not None  # noqa: S101 - opened just before
+        for scenario, lane in self._scenario_jobs():
+            self._worlds.plan(scenario.world, owner_of(scenario.id, lane))
+
+    def _scenario_jobs(self) -> list[tuple[Scenario, Lane]]:
+        jobs = {
+            (check.scenario.id, check.lane): (check.scenario, lane)
+            for check in self.planned
+            for lane in LANES
+            if check.scenario is not None and check.lane == lane
+        }
+        return sorted(jobs.values(), key=lambda job: (not _waits(job[0]), not job[0].world.own))
+
+    def close(self) -> None:
+        """Stop everything, idempotent; results not yet there are cancelled."""
+        for future in self._futures.values():
+            future.cancel()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._ended is None:
+            self._ended = time.monotonic()
+            if self._worlds is not None:
+                self._worlds.close()  # ends what is still being played: after Ctrl-C nobody waits for it
+            if self.stage is not None:
+                self.stage.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run was made, until it was closed."""
+        return (self._ended or time.monotonic()) - self._started
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- playing -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Submit every planned check; idempotent."""
+        for check in sorted(self.planned, key=lambda check: check.lane == "wire"):
+            if check.scenario is None and check.lane != "wire":
+                self._submit_function(check)
+        for scenario, lane in self._scenario_jobs():
+            self._submit_scenario(scenario, lane)
+        self._submit_wire()
+
+    def result(self, check: PlannedCheck) -> CheckResult:
+        """The result of one check; submits what it needs if `start` was not called, and waits."""
+        if check.scenario is not None:
+            self._submit_scenario(check.scenario, "gate" if check.lane == "gate" else "gate-spop")
+        elif check.lane == "wire":
+            self._submit_wire()
+        else:
+            self._submit_function(check)
+        return self._futures[check.id, check.lane].result()
+
+    def results(self) -> Iterator[CheckResult]:
+        """All results in the order of the plan, each as soon as it and those before it are there."""
+        self.start()
+        for check in self.planned:
+            yield self.result(check)
+
+    def _once(self, job: str, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
+        with self._lock:
+            if job in self._submitted:
+                return
+            self._submitted.add(job)
+        assert self._pool is not None  # noqa: S101 - open() made it
+        self._pool.submit(self._work, work, covers)
+
+    def _work(self, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
+        try:
+            for result in work():
+                self._settle(result)
+        except Exception as error:  # noqa: BLE001 - the suite's own fault, and said to be
+            for check in covers:
+                self._settle(_fault(check, error))
+        for check in covers:
+            self._settle(_fault(check, RuntimeError("the check was played, but gave no result")))
+
+    def _settle(self, result: CheckResult) -> None:
+        future = self._futures.get((result.check, result.lane))
+        if future is not None and not future.done():
+            with suppress(Exception):  # cancelled by close() meanwhile
+                future.set_result(with_known(result, self.agent.known_failures))
+
+    def _target(self, lane: Lane) -> Target:
+        assert self.stage is not None  # noqa: S101
+        assert self._worlds is not None  # noqa: S101
+        return Target(lane, self.stage, self.agent, self._worlds, self.options.scale)
+
+    def _submit_scenario(self, scenario: Scenario, lane: Lane) -> None:
+        covers = [check for check in self.planned if check.scenario is scenario and check.lane == lane]
+        self._once(f"{scenario.id} {lane}", lambda: play(scenario, self._target(lane)), covers)
+
+    def _submit_function(self, check: PlannedCheck) -> None:
+        lane: Lane = "gate" if check.lane in PROXY_LANES else "gate-spop"
+        self._once(f"{check.id} {lane}", lambda: [called(check, self._target(lane))], [check])
+
+    def _submit_wire(self) -> None:
+        covers = [check for check in self.planned if check.lane == "wire"]
+        if covers:
+            self._once(
+                "wire", lambda: self._wire([check.function for check in covers if check.function]), covers
+            )
+
+    def _wire(self, checks: list[Check]) -> list[CheckResult]:
+        if self._worlds is None:
+            target = WireTarget(
+                self.agent.address,
+                time_scale=self.options.scale,
+                allowed=self.options.allowed,
+                features=frozenset(name for name, value in self.agent.features.items() if value),
+            )
+            return wire_lane.run(target, checks, on_result=self._settle)
+        with wire_target(self._target("gate-spop")) as target:
+            return wire_lane.run(target, checks, on_result=self._settle)
+
+
+def replace_own(world: WorldSpec) -> WorldSpec:
+    """The same world, shared."""
+    return world.model_copy(update={"own": False})
+
+
+def _waits(scenario: Scenario) -> bool:
+    """Whether its time goes by mostly in waiting: such a scenario starts first."""
+    return any(
+        step.wait or step.agent or any(item.within for item in step.expect.values())
+        for step in scenario.steps
+    )
+
+
+def called(check: PlannedCheck, target: Target) -> CheckResult:
+    """Run a function check of a gate lane; never raises for what the agent does."""
+    assert check.function is not None  # noqa: S101 - planned as one
+    started = time.monotonic()
+    base = CheckResult(check.id, check.requirements, Verdict.PASS, lane=check.lane, title=check.title)
+    if missing := target.lacks(check.features):
+        message = f"the agent declares no {', '.join(missing)}"
+        return replace(base, verdict=Verdict.NOT_APPLICABLE, message=message)
+    try:
+        check.function.run(target)
+    except CheckFailed as failure:
+        base = replace(base, verdict=Verdict.FAIL, message=failure.message, evidence=failure.evidence)
+    except AgentFault as fault:
+        base = replace(base, verdict=Verdict.FAIL, message=str(fault), evidence=Evidence(trace=fault.trace))
+    except Untestable as reason:
+        base = replace(base, verdict=Verdict.UNTESTABLE, message=str(reason))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the agent's
+        base = replace(_fault(check, error), evidence=Evidence(trace=traceback.format_exc(limit=-6)))
+    return replace(base, seconds=time.monotonic() - started)
+
+
+def _fault(check: PlannedCheck, error: Exception) -> CheckResult:
+    message = f"{type(error).__name__}: {error}"
+    return CheckResult(
+        check.id, check.requirements, Verdict.HARNESS_ERROR, message, lane=check.lane, title=check.title
+    )
+
+
+def with_known(result: CheckResult, known: Mapping[str, str]) -> CheckResult:
+    """Apply the vendor's list: a listed failure is known, a listed pass is stale and fails."""
+    reason = known.get(result.check) or known.get(f"{result.check}[{SITES.get(result.lane, '')}]")
+    if reason is None:
+        return result
+    if result.verdict is Verdict.FAIL:
+        return replace(result, verdict=Verdict.KNOWN_FAILURE, message=f"known: {reason} ({result.message})")
+    if result.verdict is Verdict.PASS:
+        message = f"listed as a known failure ({reason}), but it passes: take it off agent.toml's list"
+        return replace(result, verdict=Verdict.FAIL, message=message)
+    return result
+
+
+def _check_known(agent: AgentSpec) -> None:
+    """Hold the vendor's list to its rules: a reason for each entry, and a check of that name."""
+    if not agent.known_failures:
+        return
+    ids = {name for check in plan() for name in (check.id, check.name)}
+    for name, reason in agent.known_failures.items():
+        where = f"agent.toml: known_failures.{name}"
+        if not reason.strip():
+            raise SelectionError(f"{where}: a known failure needs a reason. Say why it fails.")
+        if name not in ids:
+            raise SelectionError(f"{where}: no such check. Mend or remove it.")

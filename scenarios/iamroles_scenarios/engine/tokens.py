@@ -1,0 +1,164 @@
+"""Tokens of one playing of a scenario: minted when first sent, by recipe or by the mock cloud."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from iamroles_scenarios.declarations.documents import Json
+from iamroles_scenarios.declarations.scenario import CloudStep, Scenario
+from iamroles_scenarios.engine.players import HarnessFault
+from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place, Worlds
+from iamroles_scenarios.jose import mint_for
+from iamroles_scenarios.jose.recipe import seconds
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.cloud_client import Account
+    from iamroles_scenarios.mock.presign import SessionKeys
+    from iamroles_scenarios.stage import Stage
+
+
+_PRESIGNED_FOR = 15 * 60
+"""Seconds from its date that a pre-signed GetCallerIdentity is good for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A token as it travels."""
+
+    text: str
+    expires: int
+    """Its `exp`, epoch seconds; 0 if it has none."""
+    short: bool = False
+    """Whether it lives so briefly that a slow host may miss it."""
+
+
+class Mint:
+    """Makes and keeps the tokens of one playing.
+
+    Args:
+        scenario: whose recipes.
+        stage: its cloud.
+        worlds: their issuers.
+        place: the world, which may have issuers of its own.
+        scale: multiplies `lives`.
+    """
+
+    def __init__(self, scenario: Scenario, stage: Stage, worlds: Worlds, place: Place, scale: float) -> None:
+        self._scenario = scenario
+        self._stage = stage
+        self._worlds = worlds
+        self._place = place
+        self._scale = scale
+        self._tokens: dict[str, Minted] = {}
+        self._sessions: dict[str, SessionKeys] = {}
+        self._saved: dict[str, dict[str, str]] = {}
+
+    @property
+    def expiries(self) -> dict[str, int]:
+        """`exp` of each token minted so far."""
+        return {name: token.expires for name, token in self._tokens.items()}
+
+    def token(self, name: str) -> Minted:
+        """The token of a name, minted now if it was not yet."""
+        if name not in self._tokens:
+            self._tokens[name] = self._minted(name)
+        return self._tokens[name]
+
+    def _minted(self, name: str) -> Minted:
+        if name not in self._scenario.tokens:
+            raise HarnessFault(f"the token {name!r} is neither a recipe nor saved by a step before")
+        recipe: dict[str, Any] = self._filled(self._scenario.tokens[name])
+        if "sts" in recipe:
+            return self._presigned(recipe)
+        lives = recipe.pop("lives", None)
+        now = time.time()
+        if lives is not None:
+            recipe["exp"] = math.ceil(now + seconds(lives) * self._scale)
+        wanted = [recipe.get("issuer", DEFAULT_ISSUER), recipe.get("signer", DEFAULT_ISSUER), DEFAULT_ISSUER]
+        issuers = {issuer: self._worlds.issuer(self._place.issuer(issuer)) for issuer in wanted}
+        recipe = _located(recipe, {name: issuer.url for name, issuer in issuers.items()})
+        text = mint_for(recipe, issuers, now, default=DEFAULT_ISSUER)
+        return Minted(text, _expiry(text), short=lives is not None)
+
+    def _presigned(self, recipe: dict[str, Any]) -> Minted:
+        """`{ sts = {…}, with = "…" }`: a pre-signed URL for the first STS of the world (`mock.presign`)."""
+        if set(recipe) != {"sts", "with"} or recipe["with"] not in self._sessions:
+            raise HarnessFault(f"{recipe}: say sts = {{…}} and with = the name of a saved assume_role")
+        endpoint, now = self._place.policy["sts"][0], time.time()
+        text = self._stage.cloud.presign_caller_identity(
+            self._sessions[recipe["with"]],
+            endpoint["binding_value"],
+            recipe["sts"],
+            binding_header=endpoint["binding_header"],
+            host=endpoint["hosts"][0],
+            now=now,
+        )
+        return Minted(text, int(now + seconds(recipe["sts"].get("date", "0s"))) + _PRESIGNED_FOR)
+
+    def _filled(self, value: Json) -> Json:
+        """A recipe with `{name.part}` of saved answers, and nothing else, put in."""
+        if isinstance(value, dict):
+            return {key: self._filled(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._filled(item) for item in value]
+        if isinstance(value, str) and "{" in value:
+            for name, parts in self._saved.items():
+                for part, text in parts.items():
+                    value = value.replace(f"{{{name}.{part}}}", text)
+        return value
+
+    def cloud(self, step: CloudStep) -> None:
+        """Call the mock cloud and keep the answer.
+
+        Raises:
+            HarnessFault: it refused; the cloud is part of the suite.
+        """
+        cloud = self._stage.cloud
+        account = cloud.account(step.account)
+        try:
+            if step.do == "create_role":
+                self._saved[step.save] = {"arn": _role(account, step.role)}
+            elif step.do == "assume_role":
+                session = cloud.assume(_role(account, step.role), step.session)
+                self._sessions[step.save] = session
+                self._saved[step.save] = {"arn": session.arn}
+            else:
+                text = cloud.web_identity_token(self._sessions[step.with_], step.audience or "edge")
+                self._tokens[step.save] = Minted(text, _expiry(text))
+        except (BotoCoreError, ClientError, KeyError) as error:
+            raise HarnessFault(f"the mock cloud did not {step.do} {step.role}: {error}") from error
+
+
+def _role(account: Account, name: str) -> str:
+    """The role's ARN; created unless another scenario, or another lane of this one, did so before."""
+    try:
+        return account.role(name)
+    except account.iam.exceptions.EntityAlreadyExistsException:
+        return account.iam.get_role(RoleName=name)["Role"]["Arn"]
+
+
+def _located(value: Json, urls: dict[str, str]) -> Json:
+    """`{issuer:corp}` in claims becomes that issuer's URL."""
+    if isinstance(value, dict):
+        return {key: _located(item, urls) for key, item in value.items()}
+    if isinstance(value, str):
+        for name, url in urls.items():
+            value = value.replace(f"{{issuer:{name}}}", url)
+    return value
+
+
+def _expiry(token: str) -> int:
+    """The `exp` of a compact JWS, unverified; 0 where it cannot be read."""
+    try:
+        payload = token.split(".")[1]
+        value = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return 0
+    return value if isinstance(value, int) else 0

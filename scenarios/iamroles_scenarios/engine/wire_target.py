@@ -1,0 +1,148 @@
+"""A target for the wire lane: an agent of the stage, with questions whose right answers are known."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
+from iamroles_scenarios.jose import mint_for
+from iamroles_scenarios.wire.target import Process, WireTarget
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.worlds import Place
+    from iamroles_scenarios.stage import World
+
+_SLOW = 2.0
+"""Seconds, times the scale, that the slow issuer keeps its key set back."""
+_LONG = "x" * 58
+_CROWD = {
+    "issuer": "crowd",
+    "key": "ES256",
+    "drop_header": ["typ"],
+    "drop": ["nbf", "jti"],
+    "sub": "s" * 500,
+    "claims": {"roles": "arn:aws:iam::111111111111:role/reader"},
+}
+"""A small token whose subject returns twice in the answer's tags, as principal and as session, beside long
+names of issuer, rule and backend: the answer is longer than the question."""
+_WORLD = WorldSpec(
+    policy="orders",
+    override={
+        "backends": [{"name": f"crowd-{_LONG}"}],
+        "grants": [
+            {
+                "id": f"crowd-{_LONG}",
+                "roles": ["reader"],
+                "methods": ["GET"],
+                "path": "/c",
+                "backend": f"crowd-{_LONG}",
+            }
+        ],
+        "keys": {"cooldown": "100ms", "timeout": "10s"},
+        "issuers": [
+            {
+                "name": f"crowd-{_LONG}",
+                "issuer": "{idp}/crowd",
+                "insecure_http": True,
+                "audiences": ["edge"],
+                "algorithms": ["RS256", "ES256"],
+                "session_claim": "sub",
+            },
+            {
+                "name": "slow",
+                "issuer": "{idp}/slow",
+                "insecure_http": True,
+                "audiences": ["edge"],
+                "algorithms": ["RS256", "ES256"],
+            },
+        ],
+    },
+    own=True,
+)
+
+
+class _Fresh:
+    """A world of an agent alone, as `wire.target.Process`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    @property
+    def address(self) -> str:
+        return self._world.agent.spop_address
+
+    @property
+    def pid(self) -> int | None:
+        return self._world.agent.pid
+
+    def terminate(self) -> None:
+        self._world.agent.terminate()
+
+    def wait(self, seconds: float) -> int | None:
+        return self._world.agent.wait(seconds)
+
+    def logs(self) -> str:
+        return self._world.agent.logs()
+
+
+@contextmanager
+def wire_target(target: Target) -> Iterator[WireTarget]:
+    """The wire lane's target, on a world of its own that ends with it."""
+    with target.worlds.borrow(_WORLD, "wire") as place:
+        agent = place.world.agent
+        yield WireTarget(
+            agent.spop_address,
+            time_scale=target.scale,
+            allowed=_question(target, place, {"roles": ["reader"]}, "/orders/1"),
+            refused=_question(target, place, {"roles": ["reader"]}, "/admin"),
+            slow=_Slow(target, place),
+            crowded=_question(target, place, _CROWD, "/c"),
+            features=frozenset(name for name, value in target.agent.features.items() if value),
+            pid=agent.pid,
+            logs=agent.logs,
+            launch=lambda settings: _launched(target, place, settings),
+        )
+
+
+def _question(target: Target, place: Place, recipe: Mapping[str, Any], path: str) -> dict[str, Any]:
+    issuers = {name: target.worlds.issuer(place.issuer(name)) for name in ("corp", "slow", "crowd")}
+    token = mint_for({"exp": "+15m", **recipe}, issuers, time.time(), default="corp")
+    return {
+        "authorization": f"Bearer {token}",
+        "method": "GET",
+        "host": "api.example.com",
+        "path": path,
+        "src": "127.0.0.1",
+    }
+
+
+class _Slow:
+    """Questions that the agent cannot answer before a slow issuer has shown it a new key."""
+
+    def __init__(self, target: Target, place: Place) -> None:
+        self._target = target
+        self._place = place
+        self._count = itertools.count(1)
+
+    def __call__(self) -> Mapping[str, Any]:
+        issuer = self._target.worlds.issuer(self._place.issuer("slow"))
+        issuer.fault("jwks", "slow", seconds=_SLOW * self._target.scale)
+        key = issuer.add_key("ES256", kid=f"slow-{next(self._count)}")
+        return _question(
+            self._target, self._place, {"issuer": "slow", "key": key.kid, "roles": ["reader"]}, "/orders/1"
+        )
+
+
+@contextmanager
+def _launched(target: Target, place: Place, settings: Mapping[str, Any]) -> Iterator[Process]:
+    policy = place.own(merged(policy_of(_WORLD), {"agent": dict(settings)} if settings else {}))
+    world = target.stage.world(target.agent, policy, haproxy=False)
+    try:
+        yield _Fresh(world)
+    finally:
+        world.close()

@@ -1,0 +1,184 @@
+"""Worlds: a running agent, and HAProxy before it, for one policy; started once and shared by its scenarios.
+
+Scenarios of one policy share a world, because starting one costs a second and most only ask questions. A
+scenario that disturbs its world (kills the agent, rotates keys, reloads) says `own = true` and gets one to
+itself, with issuers of its own: every `{idp}/corp` becomes `{idp}/corp-<scenario>`, so that rotating the keys
+of one never shows in another. A world is closed when the last scenario that was planned for it has let go.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.stage import StageError
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import IssuerHandle
+    from iamroles_scenarios.stage import AgentSpec, Stage, World
+
+DEFAULT_ISSUER = "corp"
+FEDERATION = "{federation}"
+_ISSUER = re.compile(r"(\{idp\}/)([A-Za-z0-9_-]+)")
+
+
+@dataclass(slots=True)
+class Place:
+    """A world on loan to a scenario."""
+
+    world: World
+    policy: dict[str, Any]
+    """The policy it runs, placeholders still in it."""
+    suffix: str = ""
+    """What the names of its issuers end in."""
+
+    def issuer(self, name: str) -> str:
+        """The mock issuer that a scenario means by a name."""
+        return (name or DEFAULT_ISSUER) + self.suffix
+
+    def own(self, policy: dict[str, Any]) -> dict[str, Any]:
+        """A policy with this world's own issuers in place of the general ones."""
+        return _renamed(policy, self.suffix)
+
+
+def _renamed(policy: dict[str, Any], suffix: str) -> dict[str, Any]:
+    if not suffix:
+        return copy.deepcopy(policy)
+    text = _ISSUER.sub(rf"\g<1>\g<2>{suffix}", json.dumps(policy))
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+@dataclass(slots=True)
+class _Slot:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    place: Place | None = None
+    fault: Exception | None = None
+
+
+class Worlds:
+    """All worlds of a run; safe to use from many threads.
+
+    Args:
+        stage: where they are started.
+        agent: what is started.
+        haproxy: whether HAProxy stands before the agent; without, only the lanes over SPOP can be played.
+        namespace: what the names of all issuers end in, so that several `Worlds` share one stage.
+    """
+
+    def __init__(self, stage: Stage, agent: AgentSpec, *, haproxy: bool = True, namespace: str = "") -> None:
+        self._stage = stage
+        self.namespace = namespace
+        self._agent = agent
+        self._haproxy = haproxy
+        self._slots: dict[str, _Slot] = {}
+        self._planned: Counter[str] = Counter()
+        self._lent: Counter[str] = Counter()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._issuers: dict[str, IssuerHandle] = {}
+
+    def issuer(self, name: str) -> IssuerHandle:
+        """The mock issuer of a name, created when first asked for."""
+        with self._lock:
+            if name not in self._issuers:
+                self._issuers[name] = self._stage.idp.issuer(name)
+            return self._issuers[name]
+
+    def plan(self, spec: WorldSpec, owner: str) -> None:
+        """Announce a loan to come, so that the world is neither closed too early nor kept too long."""
+        with self._lock:
+            self._planned[_key(spec, owner)] += 1
+
+    @contextmanager
+    def borrow(self, spec: WorldSpec, owner: str) -> Iterator[Place]:
+        """A running world for a scenario.
+
+        Args:
+            spec: what it must be like.
+            owner: scenario and lane; names an own world and its issuers.
+
+        Raises:
+            StageError: it cannot be started; also for those who ask for the same world afterwards.
+        """
+        key = _key(spec, owner)
+        with self._lock:
+            slot = self._slots.setdefault(key, _Slot())
+            self._lent[key] += 1
+        try:
+            yield self._opened(slot, spec, owner)
+        finally:
+            self._release(key, slot)
+
+    def _opened(self, slot: _Slot, spec: WorldSpec, owner: str) -> Place:
+        with slot.lock:
+            if slot.fault is not None:
+                raise slot.fault
+            if self._closed:
+                raise StageError("The run is over: no world is started any more.")
+            if slot.place is None:
+                suffix = self.namespace + (f"-{_slug(owner)}" if spec.own else "")
+                try:
+                    policy = self._located(_renamed(policy_of(spec), suffix), suffix)
+                    for name in _ISSUER.findall(json.dumps(policy)):
+                        self.issuer(name[1])
+                    world = self._stage.world(self._agent, policy, haproxy=self._haproxy)
+                except Exception as error:
+                    slot.fault = error
+                    raise
+                slot.place = Place(world, policy, suffix)
+            return slot.place
+
+    def _located(self, policy: dict[str, Any], suffix: str) -> dict[str, Any]:
+        """`{federation}` becomes the URL of the mock cloud's outbound issuer, the default account's.
+
+        `{suffix}` is what this world's own names end in: hosts of STS that no other world shares.
+        """
+        text = json.dumps(policy).replace("{suffix}", suffix)
+        if FEDERATION in text:
+            text = text.replace(FEDERATION, self._stage.cloud.account().issuer.url)
+        located: dict[str, Any] = json.loads(text)
+        return located
+
+    def _release(self, key: str, slot: _Slot) -> None:
+        with self._lock:
+            self._lent[key] -= 1
+            if key not in self._planned:
+                return
+            self._planned[key] -= 1
+            if self._planned[key] > 0 or self._lent[key] > 0:
+                return
+            del self._planned[key]
+            self._slots.pop(key, None)
+        with slot.lock:
+            if slot.place is not None:
+                slot.place.world.close()
+                slot.place = None
+
+    def close(self) -> None:
+        """Stop every world that still runs, also under scenarios that are being played; start no other."""
+        with self._lock:
+            self._closed = True
+            slots, self._slots = list(self._slots.values()), {}
+        for slot in slots:
+            with slot.lock:
+                if slot.place is not None:
+                    slot.place.world.close()
+                    slot.place = None
+
+
+def _key(spec: WorldSpec, owner: str) -> str:
+    text = json.dumps(policy_of(spec), sort_keys=True)
+    return f"{owner}\n{text}" if spec.own else text
+
+
+def _slug(owner: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", owner.lower()).strip("-")
