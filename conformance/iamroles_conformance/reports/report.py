@@ -180,7 +180,8 @@ def _printable(text: str) -> str:
 
 def as_html(found: Document) -> str:
     """One page that needs no other file."""
-    environment = Environment(loader=PackageLoader("iamroles_conformance.reports"), autoescape=select_autoescape())
+    templates = PackageLoader("iamroles_conformance.reports")
+    environment = Environment(loader=templates, autoescape=select_autoescape())
     return environment.get_template("report.html").render(report=found, bad=_BAD, evidence=_evidence)
 
 
