@@ -90,8 +90,6 @@ _REQUIREMENT = """[[requirement]]
 id = "{id}"
 level = "MUST"
 source = "SPEC.md"
-since = 1
-origin = ["gate 1"]
 text = "It must be so."
 attack = "It is not so."
 """

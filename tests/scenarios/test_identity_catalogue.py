@@ -36,12 +36,6 @@ def unseen() -> dict[str, re.Match[str]]:
     return {name: match for name, match in found.items() if match}
 
 
-def test_each_requirement_of_the_notes_has_an_entry():
-    numbers = {origin for item in catalogue().values() for origin in item.origin}
-
-    assert {f"J{number}" for number in range(1, 17)} | {f"A{number}" for number in range(1, 21)} <= numbers
-
-
 def test_each_entry_is_proven_by_a_check_or_by_the_agents_own_test():
     proven = {name for check in plan() for name in check.requirements}
 

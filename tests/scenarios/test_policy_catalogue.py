@@ -40,12 +40,6 @@ def test_each_must_that_is_seen_has_a_mutant() -> None:
     assert musts - killed == set()
 
 
-def test_each_of_o1_to_o13_has_an_entry() -> None:
-    origins = {origin for entry in ENTRIES for origin in entry["origin"]}
-
-    assert {f"O{number}" for number in range(1, 14)} <= origins
-
-
 def test_checks_of_this_lane_name_its_requirements() -> None:
     known = {entry["id"] for entry in ENTRIES}
     strange = [

@@ -1,4 +1,4 @@
-"""The wire lane and its catalogue belong together, and none of the seventy requirements is lost."""
+"""The wire lane and its catalogue belong together."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from iamroles_scenarios.engine import wire_lane as lane
 
 def spop():
     return {name: item for name, item in catalogue().items() if item.family == "SPOP"}
-
-
-def test_all_seventy_are_there():
-    numbers = {origin for item in spop().values() for origin in item.origin}
-
-    assert numbers == {f"spop {number}" for number in range(1, 71)}
 
 
 def test_every_requirement_has_a_check_and_every_check_a_requirement():

@@ -46,10 +46,10 @@ def about(name: str, planned: list[PlannedCheck]) -> Iterator[str]:
     known = catalogue()
     if name in known:
         item = known[name]
-        yield f"{item.id}  {item.level}  since version {item.since} of the specification"
+        yield f"{item.id}  {item.level}"
         yield f"  requires   {item.text}"
         yield f"  against    {item.attack}"
-        yield f"  source     {item.source} ({', '.join(item.origin)})"
+        yield f"  source     {item.source}"
         for check in planned:
             if name in check.requirements:
                 yield f"  proved by  {check.name}: {check.title}"

@@ -27,10 +27,6 @@ class Requirement(Model):
     level: Literal["MUST", "SHOULD"]
     source: str = Field(min_length=1)
     """Where it is written, e.g. `SPOE.txt 3.2.4` or `RFC 7519 section 4.1.4`."""
-    since: int = Field(ge=1)
-    """The version of SPEC.md that first held it."""
-    origin: list[str] = Field(min_length=1)
-    """Numbers in the project's requirement notes: `spop 29`, `J7`, `A6`, `O5`, `gate 1`."""
     text: str = Field(min_length=10)
     attack: str = Field(min_length=5)
 

@@ -70,7 +70,7 @@ class SigningKey:
         Args:
             algorithm: one of `ALGORITHMS`.
             kid: key id.
-            bits: RSA modulus length; less than 2048 is a deliberate weakness (J11).
+            bits: RSA modulus length; less than 2048 is a deliberate weakness (JWT-RSA-001).
             curve: another curve than the algorithm's own (a deliberate mismatch), or `Ed448`.
         """
         private: PrivateKey

@@ -113,7 +113,7 @@ AWS_NAMESPACE = "https://sts.amazonaws.com/"
 
 
 def _aws(who: Subject) -> dict[str, Any]:
-    """GetWebIdentityToken: `sub` is the principal's ARN, AWS facts are nested (requirements A16 to A19)."""
+    """GetWebIdentityToken: `sub` is the principal's ARN, AWS facts are nested."""
     arn = who.roles[0] if who.roles else who.sub
     account = arn.split(":")[4] if arn.startswith("arn:") and arn.count(":") >= 5 else who.account
     return {

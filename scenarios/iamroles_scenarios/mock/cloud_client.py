@@ -198,7 +198,7 @@ class Account:
 
         Args:
             name: of the role.
-            path: IAM path, lost in the sessions' ARNs (A11).
+            path: IAM path, lost in the sessions' ARNs (PRINCIPAL-ARN-004).
             trust: policy document; default: this account may assume it.
             tags: principal tags of its outbound tokens.
         """

@@ -200,5 +200,5 @@ POISONS: dict[str, Callable[[Issuer], Poisoned]] = {
         None,
     ),
 }
-"""What a JWKS may hold that an agent must refuse or pass over (J11, J12): entries, and the key that signs for
+"""What a JWKS may hold that an agent must refuse or pass over (JWKS-KEY, JWKS-SET): entries, and the key that signs for
 them where one can. `no-alg` and `unknown-kty` are lawful."""

@@ -1,4 +1,4 @@
-"""Callers that sign for STS: who they are, and what must not become of what they sign (A3, A9, A12 to A15).
+"""Callers that sign for STS: who they are, and what must not become of what they sign.
 
 Every flow signs for a host of its own, `<flow>.sts.example`. The agent calls the mock cloud whatever the
 host, and sends it as `Host`, so the cloud's counts, faults and last request are by flow.

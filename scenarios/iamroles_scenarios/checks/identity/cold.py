@@ -1,4 +1,4 @@
-"""Issuers that are wrong from the start: down, of another name, or leading elsewhere (requirements J14, J15).
+"""Issuers that are wrong from the start: down, of another name, or leading elsewhere.
 
 The faults are in place before the agent starts, so it never sees a sound key set of these issuers. One agent
 serves all flows; a sound issuer in the same policy must not notice.

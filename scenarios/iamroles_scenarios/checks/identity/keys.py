@@ -1,4 +1,4 @@
-"""Key sets that change, lie and fail (requirements J11, J12, J14), in a world that renews them every second.
+"""Key sets that change, lie and fail, in a world that renews them every second.
 
 A key that must not verify is published *together with* a new good one. When a token of the good one passes,
 the set has been read, and the bad key has had its chance. A set that must be refused whole is the other way

@@ -1,4 +1,4 @@
-"""Unknown kids: who may ask the issuer for its keys, how often, and who must not notice (requirement J13)."""
+"""Unknown kids: who may ask the issuer for its keys, how often, and who must not notice (JWKS-STORM, JWKS-FETCH)."""
 
 from __future__ import annotations
 

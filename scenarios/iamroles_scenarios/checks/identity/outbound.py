@@ -1,4 +1,4 @@
-"""Tokens that the mock cloud itself issues to a role (GetWebIdentityToken; requirements A16, A18, A19)."""
+"""Tokens that the mock cloud itself issues to a role (GetWebIdentityToken)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""STS that throttles, stalls, lies or leads elsewhere (requirements A2, A9, A10): all of the mock cloud."""
+"""STS that throttles, stalls, lies or leads elsewhere: all of the mock cloud."""
 
 from __future__ import annotations
 
