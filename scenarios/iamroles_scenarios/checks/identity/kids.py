@@ -1,4 +1,4 @@
-"""Unknown kids: who may ask the issuer for its keys, how often, and who must not notice (JWKS-STORM, JWKS-FETCH)."""
+"""Unknown kids: who may ask the issuer for its keys, how often, and who must not notice."""
 
 from __future__ import annotations
 
