@@ -200,5 +200,5 @@ POISONS: dict[str, Callable[[Issuer], Poisoned]] = {
         None,
     ),
 }
-"""What a JWKS may hold that an agent must refuse or pass over (JWKS-KEY, JWKS-SET): the entries, and the key that
-signs for them where one can. `no-alg` and `unknown-kty` are lawful."""
+"""Entries of a JWKS that an agent must refuse or pass over (JWKS-KEY, JWKS-SET), and the key that signs for
+them where one can. `no-alg` and `unknown-kty` are lawful."""
