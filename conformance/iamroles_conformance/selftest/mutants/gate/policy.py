@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from iamroles_agent import gate
+from iamroles_agent.gate import Gate
+from iamroles_agent.policy import checks, compiled
+from iamroles_agent.policy.compiled import Index, Policy
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 
 def _policy(name: str, make: Any) -> None:
-    from iamroles_agent.policy.compiled import Policy
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(Policy, name, make)
 
 
@@ -29,10 +35,6 @@ def _decided(edit: Any) -> None:
 
 @mutant("gate.denies-all", kills=["GATE-ALLOW-001"], title="allows nothing")
 def denies_all() -> None:
-    from dataclasses import replace
-
-    from iamroles_agent.reasons import Reason
-
     _decided(
         lambda policy, identity, request, found: (
             replace(found, allow=False, reason=Reason.NO_GRANT, backend="") if found.allow else found
@@ -42,8 +44,6 @@ def denies_all() -> None:
 
 @mutant("gate.wrong-backend", kills=["GATE-ALLOW-001"], title="names the first backend for every grant")
 def wrong_backend() -> None:
-    from dataclasses import replace
-
     def edit(policy: Any, _identity: Any, _request: Any, found: Any) -> Any:
         names = sorted(backend.name for backend in policy.config.backends)
         return replace(found, backend=names[0]) if found.allow else found
@@ -53,8 +53,6 @@ def wrong_backend() -> None:
 
 @mutant("gate.tags-all-roles", kills=["GATE-TAG-001"], title="tags the rule and not the session")
 def tags_all_roles() -> None:
-    from dataclasses import replace
-
     _decided(lambda policy, identity, request, found: replace(found, session="", principal=""))
 
 
@@ -74,8 +72,6 @@ def unknown_role_is_known() -> None:
 
 @mutant("gate.allows-unknown-role", kills=["ROLE-UNKNOWN-001"], title="allows an unknown role")
 def allows_unknown_role() -> None:
-    from dataclasses import replace
-
     def edit(policy: Any, identity: Any, _request: Any, found: Any) -> Any:
         if identity.roles and not any(arn in policy._name_of for arn in identity.roles):
             backend = policy.config.backends[0].name
@@ -101,12 +97,6 @@ def ignores_account() -> None:
 
 @mutant("gate.no-role-is-any", kills=["ROLE-MISSING-001"], title="allows a token without roles")
 def no_role_is_any() -> None:
-    from dataclasses import replace
-
-    from iamroles_agent.reasons import Refusal
-    from iamroles_agent.tokens.claims import ClaimRules
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make_roles(sound: Any) -> Any:
         def roles(self: Any, value: Any) -> Any:
             try:
@@ -132,16 +122,11 @@ def every_role_every_route() -> None:
     def make(sound: Any) -> Any:
         return lambda self, roles, query: sound(self, list(self._roles), query)
 
-    from iamroles_agent.policy.compiled import Index
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(Index, "best", make)
 
 
 @mutant("gate.ignores-method", kills=["ROLE-ROUTE-001"], title="ignores the methods of a grant")
 def ignores_method() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     def at(_self: Any, by_method: Any, query: Any) -> Iterator[Any]:
         for by_host in by_method.values():
             for host in query.hosts:
@@ -186,8 +171,6 @@ def union_never() -> None:
     title="keeps all roles active beside the requested",
 )
 def request_adds_nothing() -> None:
-    from dataclasses import replace
-
     def make(sound: Any) -> Any:
         def roles_of(self: Any, identity: Any, requested: str | None) -> Any:
             found = sound(self, identity, requested)
@@ -202,10 +185,6 @@ def request_adds_nothing() -> None:
     "gate.request-ignored", kills=["ROLE-OVERLAP-003"], title="ignores a requested role that is not carried"
 )
 def request_ignored() -> None:
-    from dataclasses import replace
-
-    from iamroles_agent.reasons import Refusal
-
     def make(sound: Any) -> Any:
         def roles_of(self: Any, identity: Any, requested: str | None) -> Any:
             try:
@@ -223,8 +202,6 @@ def request_ignored() -> None:
 
 @mutant("gate.denies-active-only", kills=["ROLE-DENY-001"], title="looks at denies of the active role only")
 def denies_active_only() -> None:
-    from dataclasses import replace
-
     def make(sound: Any) -> Any:
         def roles_of(self: Any, identity: Any, requested: str | None) -> Any:
             found = sound(self, identity, requested)
@@ -238,8 +215,6 @@ def denies_active_only() -> None:
 
 @mutant("gate.shortest-path-wins", kills=["ROLE-SPECIFIC-001"], title="lets the least specific grant win")
 def shortest_path_wins() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     def best(self: Any, roles: Any, query: Any) -> Any:
         found: list[Any] = list(self.matches(roles, query))
         return found[-1] if found else None
@@ -249,8 +224,6 @@ def shortest_path_wins() -> None:
 
 @mutant("gate.loads-conflicts", kills=["POLICY-CONFLICT-001"], title="loads a policy whose grants conflict")
 def loads_conflicts() -> None:
-    from iamroles_agent.policy import checks
-
     checks._conflicts = lambda sound: iter(())
 
 
@@ -260,9 +233,6 @@ def loads_conflicts() -> None:
     title="keeps remembered verdicts over a reload",
 )
 def memory_survives_reload() -> None:
-    from iamroles_agent.gate import Gate
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def replace(self: Any, policy: Any, authenticator: Any) -> None:
             young = self._state.young
@@ -287,23 +257,14 @@ def memory_survives_reload() -> None:
 
 @mutant("gate.any-path", kills=["PATH-AMBIGUOUS-001"], title="judges ambiguous paths as they stand")
 def any_path() -> None:
-    from iamroles_agent import gate
-    from iamroles_agent.policy import compiled
-    from iamroles_conformance.selftest.mutants.override import override
-
     for module in (gate, compiled):
         override(module, "canonical", lambda sound: lambda path: path)
 
 
 @mutant("gate.prefix-of-text", kills=["PATH-SEGMENT-001"], title="takes `/ordersx` for below `/orders`")
 def prefix_of_text() -> None:
-    from iamroles_agent.policy import compiled
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def of(request: Any) -> Any:
-            from dataclasses import replace
-
             query = sound(request)
             path = request.path
             texts = tuple(path[:end] for end in range(len(path), 1, -1))
@@ -316,12 +277,6 @@ def prefix_of_text() -> None:
 
 @mutant("gate.encoded-differs", kills=["PATH-NORMAL-001"], title="does not decode unreserved characters")
 def encoded_differs() -> None:
-    import re
-
-    from iamroles_agent import gate
-    from iamroles_agent.reasons import Reason, Refusal
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def canonical(path: str) -> str:
             if re.search("%[2-7][0-9A-Fa-f]", path):

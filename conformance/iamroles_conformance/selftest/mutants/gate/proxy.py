@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from iamroles_agent import server
+from iamroles_agent.policy import render
+from iamroles_conformance.selftest.mutants.edits import actions_out
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 
 def _text(edit: Any, *, name: str = "haproxy.cfg") -> None:
     """Change a rendered file; an edit that changes nothing is an error of the mutant."""
-    from iamroles_agent.policy import render
-    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def configuration(*args: Any, **kwargs: Any) -> dict[str, str]:
@@ -97,8 +100,6 @@ def stays_down() -> None:
     "gate.one-behind", kills=["GATE-CLOSED-003"], title="gives each question the answer of the one before"
 )
 def one_behind() -> None:
-    from iamroles_conformance.selftest.mutants.edits import actions_out
-
     held: list[bytes] = []
 
     def edit(actions: bytes) -> bytes:
@@ -114,10 +115,6 @@ def one_behind() -> None:
     title="takes the connections of its start, and none of those after a reload",
 )
 def tires_of_connections() -> None:
-    import asyncio
-
-    from iamroles_agent import server
-
     sound = server._Peer.connection_made
     made = [0]
 

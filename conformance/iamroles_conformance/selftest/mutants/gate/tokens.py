@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
+from iamroles_agent import gate
+from iamroles_agent.gate import Gate
+from iamroles_agent.identity import RoleArn
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens import authenticator
+from iamroles_agent.tokens.authenticator import Authenticator
+from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_agent.tokens.jwks import KeySource
+from iamroles_agent.tokens.jws import parse
+from iamroles_agent.tokens.keys import Key, KeySet
+from iamroles_conformance.selftest.mutants.edits import actions_out
+from iamroles_conformance.selftest.mutants.gate.policy import unknown_role_is_known
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 
 def _claims(name: str, make: Any) -> None:
-    from iamroles_agent.tokens.claims import ClaimRules
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(ClaimRules, name, make)
 
 
@@ -32,9 +44,6 @@ def accepts_expired() -> None:
     title="serves a remembered verdict after the expiry",
 )
 def cache_outlives_token() -> None:
-    from iamroles_agent import gate
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def remember(self: Any, state: Any, key: bytes, verdict: Any) -> None:
             verdict.expires += 3600
@@ -65,9 +74,6 @@ def any_issuer() -> None:
 
 
 def _issuer(find: Any) -> None:
-    from iamroles_agent.tokens.authenticator import Authenticator
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def issuer_of(self: Any, jws: Any) -> Any:
             iss = jws.payload.get("iss")
@@ -80,17 +86,11 @@ def _issuer(find: Any) -> None:
 
 @mutant("gate.no-signature", kills=["TOKEN-SIG-001"], title="does not verify signatures")
 def no_signature() -> None:
-    from iamroles_agent.tokens.keys import Key
-
     Key.verifier = lambda self, alg: lambda signature, data: True
 
 
 @mutant("gate.alg-none", kills=["TOKEN-SIG-002"], title="accepts unsigned tokens (alg none)")
 def alg_none() -> None:
-    from iamroles_agent.tokens.authenticator import Authenticator
-    from iamroles_agent.tokens.jws import parse
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         async def verify(self: Any, token: bytes, digest: bytes) -> Any:
             if not token.startswith(b"iam-sts-v1."):
@@ -106,9 +106,6 @@ def alg_none() -> None:
 
 
 def _identify(make: Any) -> None:
-    from iamroles_agent.gate import Gate
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(Gate, "_identify", make)
 
 
@@ -116,8 +113,6 @@ def _identify(make: Any) -> None:
     "gate.two-credentials", kills=["TOKEN-COUNT-001"], title="judges the last of two Authorization headers"
 )
 def two_credentials() -> None:
-    from dataclasses import replace
-
     def make(sound: Any) -> Any:
         return lambda self, auth, check: sound(self, auth, replace(check, authorization_count=1))
 
@@ -126,8 +121,6 @@ def two_credentials() -> None:
 
 @mutant("gate.no-token-invalid", kills=["TOKEN-MISSING-001"], title="calls a missing token an invalid one")
 def no_token_invalid() -> None:
-    from iamroles_agent.reasons import Reason, Refusal
-
     def make(sound: Any) -> Any:
         async def identify(self: Any, authenticator: Any, check: Any) -> Any:
             if not check.authorization:
@@ -141,9 +134,6 @@ def no_token_invalid() -> None:
 
 @mutant("gate.scheme-case", kills=["TOKEN-SCHEME-001"], title="takes only `Bearer` in this spelling")
 def scheme_case() -> None:
-    from iamroles_agent.tokens import authenticator
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         return lambda text: sound(text) if text.startswith("Bearer") else None
 
@@ -152,8 +142,6 @@ def scheme_case() -> None:
 
 def _answers(edit: Any) -> None:
     """Change each ACK's actions as text substitution."""
-    from iamroles_conformance.selftest.mutants.edits import actions_out
-
     actions_out(edit)
 
 
@@ -189,17 +177,11 @@ def one_reason() -> None:
 
 
 def _keys(name: str, make: Any) -> None:
-    from iamroles_agent.tokens.jwks import KeySource
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(KeySource, name, make)
 
 
 @mutant("gate.one-key", kills=["ROTATE-KEY-001"], title="knows only the first key of a set")
 def one_key() -> None:
-    from iamroles_agent.tokens.keys import KeySet
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(KeySet, "__init__", lambda sound: lambda self, keys, dropped=(): sound(self, keys[:1], dropped))
 
 
@@ -222,10 +204,6 @@ def keeps_removed_keys() -> None:
 
 @mutant("gate.session-is-role", kills=["CLOUD-ROLE-001"], title="takes the session name for the role's name")
 def session_is_role() -> None:
-    import re
-
-    from iamroles_agent.identity import RoleArn
-
     sound = RoleArn.parse.__func__  # type: ignore[attr-defined]
 
     def parse(cls: Any, text: str) -> Any:
@@ -237,8 +215,6 @@ def session_is_role() -> None:
 
 @mutant("gate.no-aws-tokens", kills=["CLOUD-ROLE-002"], title="does not know AWS's claims")
 def no_aws_tokens() -> None:
-    from iamroles_agent.reasons import Reason, Refusal
-
     def refuse(_self: Any, _payload: Any, _now: float) -> Any:
         raise Refusal(Reason.ROLE_MISSING, "no roles")
 
@@ -251,6 +227,4 @@ def no_aws_tokens() -> None:
     title="gives an unmapped cloud role the first role's grants",
 )
 def cloud_vouches() -> None:
-    from iamroles_conformance.selftest.mutants.gate.policy import unknown_role_is_known
-
     unknown_role_is_known()

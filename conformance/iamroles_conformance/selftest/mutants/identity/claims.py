@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.identity import RoleArn
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens import claims
 from iamroles_conformance.selftest.mutants.identity.header import _override
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 _RULES = "claims.ClaimRules"
@@ -37,7 +42,6 @@ def _claims(edit: Callable[[dict[str, Any], float], dict[str, Any]]) -> None:
 
 def _coerced(claim: str) -> None:
     """Read a claim as a lenient library does."""
-    from iamroles_agent.reasons import Refusal
 
     def make(sound: Any) -> Any:
         def seconds(payload: Any, name: str) -> Any:
@@ -214,8 +218,6 @@ def _role(read: Callable[[Any, str], Any]) -> None:
 
 @mutant("identity.role-path-kept", kills=["PRINCIPAL-ARN-001"], title="refuses role ARNs with a path")
 def role_path_kept() -> None:
-    from iamroles_agent.reasons import Reason, Refusal
-
     def read(sound: Any, text: str) -> Any:
         if ":role/" in text and text.count("/") > 1:
             raise Refusal(Reason.ROLE_MALFORMED, "a path")
@@ -226,12 +228,8 @@ def role_path_kept() -> None:
 
 @mutant("identity.skips-malformed", kills=["PRINCIPAL-ARN-002"], title="passes over malformed role ARNs")
 def skips_malformed() -> None:
-    from iamroles_agent.reasons import Refusal
-
     def make(sound: Any) -> Any:
         def judge(self: Any, entries: Any) -> Any:
-            from iamroles_agent.tokens import claims
-
             good = []
             for entry in entries:
                 try:
@@ -267,11 +265,6 @@ def role_case() -> None:
     "identity.mapping-with-path", kills=["PRINCIPAL-ARN-004"], title="accepts a mapping that never matches"
 )
 def mapping_with_path() -> None:
-    from dataclasses import replace
-
-    from iamroles_agent.identity import RoleArn
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def parse(text: str) -> RoleArn:
             arn: RoleArn = sound(text)
@@ -303,8 +296,6 @@ def session_is_role() -> None:
 
 @mutant("identity.logs-tokens", kills=["PRINCIPAL-SECRET-001"], title="logs the credentials that it refuses")
 def logs_tokens() -> None:
-    from iamroles_agent.reasons import Refusal
-
     def make(sound: Any) -> Any:
         async def authenticate(self: Any, authorization: str) -> Any:
             try:
@@ -371,8 +362,6 @@ def origin_sub() -> None:
 
 @mutant("identity.request-tags", kills=["OUTBOUND-TAGS-001"], title="takes roles from request tags")
 def request_tags() -> None:
-    from iamroles_agent.identity import RoleArn
-
     def make(sound: Any) -> Any:
         def aws(self: Any, payload: Any, now: float) -> Any:
             roles, end = sound(self, payload, now)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 import re
+import threading
+import urllib.request
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from iamroles_agent.reasons import Refusal
+from iamroles_agent.tokens.jws import parse
+from iamroles_agent.tokens.keys import parse_key
+from iamroles_conformance.selftest.mutants.gate.proxy import _text
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 
 def _override(path: str, name: str, make: Callable[[Any], Any]) -> None:
     """Replace a name of a module of `iamroles_agent.tokens`, or of a class in it (`keys.Key`)."""
-    from importlib import import_module
-
-    from iamroles_conformance.selftest.mutants.override import override
-
     module, _, inner = path.partition(".")
     owner: Any = import_module(f"iamroles_agent.tokens.{module}")
     override(getattr(owner, inner) if inner else owner, name, make)
@@ -24,7 +32,6 @@ def _override(path: str, name: str, make: Callable[[Any], Any]) -> None:
 
 def _verify(rescue: Callable[[Any, Any, bytes], Any]) -> None:
     """Where a token is refused, let `rescue(authenticator, refusal, token)` give an identity after all."""
-    from iamroles_agent.reasons import Refusal
 
     def make(sound: Any) -> Any:
         async def verify(self: Any, token: bytes, digest: bytes) -> Any:
@@ -50,8 +57,6 @@ def _loosely(segment: bytes) -> dict[str, Any]:
 
 def _believed(self: Any, token: bytes) -> Any:
     """The identity that the claims give, unverified."""
-    from iamroles_agent.tokens.jws import parse
-
     jws = parse(token, self._max_bytes)
     return self._issuer_of(jws).rules.identity(jws.payload, jws.header, self._clock(), "")
 
@@ -97,13 +102,7 @@ def alg_none() -> None:
 
 @mutant("identity.hs-confusion", kills=["JWT-ALG-002"], title="takes the public key for an HMAC secret")
 def hs_confusion() -> None:
-    import hmac
-
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
     def rescue(self: Any, _refusal: Any, token: bytes) -> Any:
-        from iamroles_agent.tokens.jws import parse
-
         jws = parse(token, self._max_bytes)
         key = self._issuer_of(jws).keys.lookup(jws.header.kid, "RS256")
         if jws.header.alg != "HS256" or key is None:
@@ -172,8 +171,6 @@ def keys_of_all() -> None:
 
 @mutant("identity.der-signature", kills=["JWT-ECDSA-001"], title="accepts ECDSA signatures in DER")
 def der_signature() -> None:
-    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
     def accept(alg: str, signature: bytes, data: bytes, verify: Any) -> bool:
         if alg != "ES256" or signature[:1] != b"\x30":
             return False
@@ -193,8 +190,6 @@ def psychic() -> None:
 
 def _calls(url: str) -> None:
     """Open a connection, as a fetch would, and let it go."""
-    import threading
-    import urllib.request
 
     def call() -> None:
         try:
@@ -231,9 +226,6 @@ def fetches_iss() -> None:
 @mutant("identity.trusts-jwk", kills=["JWT-FETCH-002"], title="verifies with the key in the header")
 def trusts_jwk() -> None:
     def rescue(self: Any, _refusal: Any, token: bytes) -> Any:
-        from iamroles_agent.tokens.jws import parse
-        from iamroles_agent.tokens.keys import parse_key
-
         members = _loosely(token.split(b".")[0])
         if not isinstance(members.get("jwk"), dict):
             return None
@@ -451,8 +443,6 @@ def first_of_two() -> None:
     "identity.query-token", kills=["BEARER-QUERY-001"], title="takes a token out of the query", proxy=True
 )
 def query_token() -> None:
-    from iamroles_conformance.selftest.mutants.gate.proxy import _text
-
     _text(
         lambda text: text.replace(
             "authorization=req.fhdr(authorization) ",

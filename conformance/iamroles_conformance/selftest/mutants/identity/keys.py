@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from types import SimpleNamespace
 from typing import Any
 
+from iamroles_agent.policy import checks
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens import keys
+from iamroles_agent.tokens.keys import KeySetError
 from iamroles_conformance.selftest.mutants.identity.header import _override
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 _SOURCE = "jwks.KeySource"
@@ -34,8 +40,6 @@ def _entries(edit: Any) -> None:
 
 
 def _strict(broken: Any) -> None:
-    from iamroles_agent.tokens.keys import KeySetError
-
     def edit(entries: Any) -> Any:
         if any(broken(entry) for entry in entries):
             raise KeySetError("a key that cannot be used")
@@ -51,8 +55,6 @@ def unknown_kty() -> None:
 
 @mutant("identity.one-bad-key", kills=["JWKS-KEY-005"], title="refuses a set with one malformed key")
 def one_bad_key() -> None:
-    from iamroles_agent.tokens import keys
-
     def broken(entry: Any) -> bool:
         try:
             keys.parse_key(entry)
@@ -206,8 +208,6 @@ def one_at_a_time() -> None:
 
 @mutant("identity.keys-for-ever", kills=["JWKS-OUTAGE-002"], title="serves its last keys for ever")
 def keys_for_ever() -> None:
-    from types import SimpleNamespace
-
     def make(sound: Any) -> Any:
         def init(self: Any, issuer: Any, settings: Any, *args: Any, **kwargs: Any) -> None:
             sound(self, issuer, settings, *args, **kwargs)
@@ -220,8 +220,6 @@ def keys_for_ever() -> None:
 
 @mutant("identity.no-keys-is-401", kills=["JWKS-OUTAGE-003"], title="blames the token where it has no keys")
 def no_keys_is_401() -> None:
-    from iamroles_agent.reasons import Reason, Refusal
-
     def make(sound: Any) -> Any:
         async def obtain(self: Any, kid: Any, alg: str) -> Any:
             try:
@@ -247,9 +245,6 @@ def any_discovery() -> None:
 
 @mutant("identity.plain-http", kills=["JWKS-DISCOVERY-002"], title="calls issuers of plain http")
 def plain_http() -> None:
-    from iamroles_agent.policy import checks
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(checks, "_url", lambda sound: lambda key, text, insecure, **how: sound(key, text, True, **how))
     _override("jwks", "check_url", lambda sound: lambda url, *, insecure_http: sound(url, insecure_http=True))
 

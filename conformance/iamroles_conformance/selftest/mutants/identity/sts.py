@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.tokens.encoding import decode_base64url
+from iamroles_agent.tokens.sts import _PARAMETERS
 from iamroles_conformance.selftest.mutants.identity.header import _override
 from iamroles_conformance.selftest.registry import mutant
 
@@ -78,8 +81,6 @@ def _query(edit: Callable[[list[tuple[str, str]]], list[tuple[str, str]]]) -> No
 
 @mutant("identity.sts-unknown-parameter", kills=["STS-QUERY-001"], title="passes over unknown parameters")
 def sts_unknown_parameter() -> None:
-    from iamroles_agent.tokens.sts import _PARAMETERS
-
     _query(lambda pairs: [(name, value) for name, value in pairs if name.lower() in _PARAMETERS])
 
 
@@ -181,8 +182,6 @@ def sts_key_cache() -> None:
 
 @mutant("identity.sts-forwards", kills=["STS-REBUILD-001"], title="forwards the caller's query as it is")
 def sts_forwards() -> None:
-    from iamroles_agent.tokens.encoding import decode_base64url
-
     queries: dict[str, str] = {}
 
     def reading(sound: Any) -> Any:
@@ -204,8 +203,6 @@ def sts_forwards() -> None:
 
 @mutant("identity.sts-account", kills=["STS-ACCOUNT-001"], title="accepts roles of any account")
 def sts_account() -> None:
-    from dataclasses import replace
-
     def make(sound: Any) -> Any:
         def identity(self: Any, question: Any, caller: Any, digest: bytes) -> Any:
             open_endpoint = question.endpoint.model_copy(update={"accounts": []})

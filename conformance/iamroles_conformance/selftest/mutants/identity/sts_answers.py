@@ -6,16 +6,19 @@ import http.client
 import json
 import re
 import urllib.request
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from iamroles_agent.reasons import Refusal
+from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, _read_caller
+from iamroles_agent.tokens.transport import Answer
 from iamroles_conformance.selftest.mutants.identity.header import _override
 from iamroles_conformance.selftest.registry import mutant
 
 
 def _answers(read: Any) -> None:
     """Where the strict reading refuses, read once more as `read` does."""
-    from iamroles_agent.tokens.sts_answer import Rejected, Unavailable
 
     def make(sound: Any) -> Any:
         def read_answer(answer: Any) -> Any:
@@ -34,8 +37,6 @@ def _answers(read: Any) -> None:
 
 @mutant("identity.sts-anywhere", kills=["STS-ANSWER-001"], title="finds the caller anywhere in an answer")
 def sts_anywhere() -> None:
-    from iamroles_agent.tokens.sts_answer import Caller
-
     def read(answer: Any) -> Any:
         arn = re.search(rb"arn:aws:sts::(\d{12}):assumed-role/\w+/([\w-]+)", answer.body)
         if arn is None or answer.status != 200:
@@ -47,10 +48,6 @@ def sts_anywhere() -> None:
 
 @mutant("identity.sts-any-status", kills=["STS-ANSWER-001"], title="believes an answer of any status")
 def sts_any_status() -> None:
-    from dataclasses import replace
-
-    from iamroles_agent.tokens.sts_answer import Rejected, _read_caller
-
     def read(answer: Any) -> Any:
         try:
             return _read_caller(replace(answer, status=200)) if answer.status > 200 else None
@@ -62,8 +59,6 @@ def sts_any_status() -> None:
 
 @mutant("identity.sts-any-type", kills=["STS-ANSWER-001"], title="believes an answer of any content type")
 def sts_any_type() -> None:
-    from dataclasses import replace
-
     def make(sound: Any) -> Any:
         return lambda answer: sound(replace(answer, content_type="application/json"))
 
@@ -72,8 +67,6 @@ def sts_any_type() -> None:
 
 @mutant("identity.sts-account-unread", kills=["STS-ANSWER-002"], title="does not compare ARN and account")
 def sts_account_unread() -> None:
-    from iamroles_agent.tokens.sts_answer import Caller
-
     def read(answer: Any) -> Any:
         try:
             said = json.loads(answer.body)["GetCallerIdentityResponse"]["GetCallerIdentityResult"]
@@ -91,8 +84,6 @@ def sts_large_answer() -> None:
 
 @mutant("identity.sts-redirect", kills=["STS-REDIRECT-001"], title="follows a redirect of STS")
 def sts_redirect() -> None:
-    from iamroles_agent.tokens.transport import Answer
-
     def make(sound: Any) -> Any:
         def get(self: Any, url: str, *, headers: Any = None, **how: Any) -> Any:
             answer = sound(self, url, headers=headers, **how)
@@ -137,8 +128,6 @@ def sts_throttled_is_401() -> None:
     title="remembers a failed question against the credential",
 )
 def sts_trouble_remembered() -> None:
-    from iamroles_agent.reasons import Refusal
-
     failed: dict[bytes, Refusal] = {}
 
     def make(sound: Any) -> Any:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.policy import compiled
+from iamroles_agent.policy.compiled import Policy, Query
+from iamroles_conformance.selftest.mutants.override import override
+
 
 def method(name: str, make: Callable[[Any], Any]) -> None:
     """Replace a method of the compiled `Policy` by what `make` makes of it."""
-    from iamroles_agent.policy.compiled import Policy
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(Policy, name, make)
 
 
@@ -71,8 +72,6 @@ def regions(**changes: Any) -> None:
 
 def regions_where(chosen: Callable[[Any], bool], **changes: Any) -> None:
     """As `regions`, for the rules that `chosen` picks."""
-    from iamroles_agent.policy import compiled
-    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def compile_rule(rule: Any) -> Any:
@@ -86,8 +85,6 @@ def regions_where(chosen: Callable[[Any], bool], **changes: Any) -> None:
 
 def queries(edit: Callable[[Any, Any], Any]) -> None:
     """Change how a request is looked up; `edit` gets the request and the sound query."""
-    from iamroles_agent.policy.compiled import Query
-    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         return staticmethod(lambda request: edit(request, sound(request)))

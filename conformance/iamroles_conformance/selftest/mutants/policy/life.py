@@ -6,6 +6,14 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from iamroles_agent import gate
+from iamroles_agent.application import Application
+from iamroles_agent.gate import Gate
+from iamroles_agent.policy import compiled
+from iamroles_agent.policy.compiled import Index, Policy
+from iamroles_agent.policy.regions import Region
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.spop import actions
 from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.mutants.policy import edits as edit
 from iamroles_conformance.selftest.registry import mutant
@@ -15,8 +23,6 @@ from iamroles_conformance.selftest.registry import mutant
 
 @mutant("policy.memory-survives", kills=["RELOAD-ALL-001"], title="keeps remembered verdicts over a reload")
 def memory_survives() -> None:
-    from iamroles_agent.gate import Gate
-
     def make(sound: Any) -> Any:
         def put_in_force(self: Any, policy: Any, authenticator: Any) -> None:
             young = self._state.young
@@ -68,8 +74,6 @@ def mappings_kept() -> None:
 
 
 def _reload(change: Any) -> None:
-    from iamroles_agent.application import Application
-
     def make(sound: Any) -> Any:
         async def reload(self: Any) -> Any:
             return change(self, await sound(self))
@@ -81,8 +85,6 @@ def _reload(change: Any) -> None:
 
 @mutant("policy.bad-replaces-good", kills=["RELOAD-BAD-001"], title="drops the old policy for a faulty one")
 def bad_replaces_good() -> None:
-    from iamroles_agent.policy.compiled import Policy
-
     def change(application: Any, answer: Any) -> Any:
         if not answer["reloaded"]:
             gate = application.gate
@@ -111,8 +113,6 @@ def error_says_nothing() -> None:
 
 @mutant("policy.deaf-after-refusal", kills=["RELOAD-AGAIN-001"], title="takes up nothing after a refusal")
 def deaf_after_refusal() -> None:
-    from iamroles_agent.application import Application
-
     def make(sound: Any) -> Any:
         async def reload(self: Any) -> Any:
             answer = getattr(self, "deaf", None) or await sound(self)
@@ -126,8 +126,6 @@ def deaf_after_refusal() -> None:
 
 
 def _meets(make: Any) -> None:
-    from iamroles_agent.policy.regions import Region
-
     override(Region, "meets", make)
 
 
@@ -155,8 +153,6 @@ def conflict_too_soon() -> None:
 
 @mutant("policy.tags-of-before", kills=["TAG-CLEAR-001"], title="tags a refusal with the caller before")
 def tags_of_before() -> None:
-    from iamroles_agent import gate
-
     before: list[Any] = []
 
     def make(sound: Any) -> Any:
@@ -177,8 +173,6 @@ def tags_of_before() -> None:
 
 @mutant("policy.tags-not-unset", kills=["TAG-CLEAR-001"], title="does not unset what an answer leaves out")
 def tags_not_unset() -> None:
-    from iamroles_agent.spop import actions
-
     actions.unset_var = lambda *_: b""
     override(actions, "_tag", lambda sound: lambda name, value: sound(name, value) if value else b"")
 
@@ -196,9 +190,6 @@ def tags_cut() -> None:
 
 
 def _canonical(make: Any) -> None:
-    from iamroles_agent import gate
-    from iamroles_agent.policy import compiled
-
     override(gate, "canonical", make)
     override(compiled, "canonical", make)
 
@@ -228,8 +219,6 @@ def parameters_pass() -> None:
 
 @mutant("policy.refuses-percent", kills=["TRAVERSAL-SAME-001"], title="refuses every encoded path")
 def refuses_percent() -> None:
-    from iamroles_agent.reasons import Reason, Refusal
-
     def make(sound: Any) -> Any:
         def canonical(path: str) -> str:
             if "%" in path:
@@ -245,8 +234,6 @@ def refuses_percent() -> None:
     "policy.serves-denied", kills=["TRAVERSAL-BACKEND-001"], title="forgets denies where a path was encoded"
 )
 def serves_denied() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     Index.first = lambda self, roles, query: None
 
 
@@ -255,6 +242,4 @@ def serves_denied() -> None:
 
 @mutant("policy.logs-tokens", kills=["AUDIT-SECRET-001"], title="writes the token into the audit line")
 def logs_tokens() -> None:
-    from iamroles_agent import gate
-
     override(gate, "credential_hash", lambda _sound: lambda credential: credential[-32:])

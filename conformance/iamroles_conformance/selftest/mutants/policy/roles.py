@@ -6,6 +6,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.gate import Gate
+from iamroles_agent.policy.compiled import Query
+from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.mutants.policy import edits as edit
 from iamroles_conformance.selftest.registry import mutant
@@ -151,8 +154,6 @@ def lifetime_of_all() -> None:
 
 
 def _remembers_until(end: float) -> None:
-    from iamroles_agent.gate import Gate
-
     def make(sound: Any) -> Any:
         def remember(self: Any, state: Any, key: bytes, verdict: Any) -> None:
             sound(self, state, key, replace(verdict, expires=int(end)))
@@ -191,8 +192,6 @@ def scope_ignored() -> None:
 @mutant("policy.scope-is-a-grant", kills=["SCOPE-BOTH-001"], title="lets a scope open what no grant does")
 def scope_is_a_grant() -> None:
     def change(policy: Any, identity: Any, request: Any, found: Any) -> Any:
-        from iamroles_agent.policy.compiled import Query
-
         if (
             found.reason == "no_grant"
             and identity.scopes
@@ -206,8 +205,6 @@ def scope_is_a_grant() -> None:
 
 
 def _scopes(split: Any) -> None:
-    from iamroles_agent.tokens.claims import ClaimRules
-
     def make(sound: Any) -> Any:
         return lambda self, value: split(sound(self, value))
 

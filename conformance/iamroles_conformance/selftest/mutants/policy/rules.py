@@ -6,6 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.identity import RoleArn
+from iamroles_agent.policy import compiled, groups
+from iamroles_agent.policy.compiled import Index
+from iamroles_agent.policy.regions import Region
+from iamroles_agent.reasons import Refusal
+from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.mutants.policy import edits as edit
 from iamroles_conformance.selftest.registry import mutant
@@ -29,8 +35,6 @@ def default_allow() -> None:
     "policy.group-of-one", kills=["GRANT-GROUP-001"], title="takes a group for the first of its roles only"
 )
 def group_of_one() -> None:
-    from iamroles_agent.policy import groups
-
     override(
         groups,
         "members_of",
@@ -105,8 +109,6 @@ def host_by_text() -> None:
 
 @mutant("policy.host-with-port", kills=["GRANT-HOST-001"], title="compares hosts with case and port")
 def host_with_port() -> None:
-    from iamroles_agent.policy import compiled
-
     override(compiled, "canonical_host", lambda _sound: lambda text: text)
 
 
@@ -140,8 +142,6 @@ def partition_ignored() -> None:
     title="takes an assumed-role ARN for a role of its own",
 )
 def session_is_a_stranger() -> None:
-    from iamroles_agent.identity import RoleArn
-
     def make(sound: Any) -> Any:
         def parse(text: str) -> Any:
             found = sound(text)
@@ -158,10 +158,6 @@ def session_is_a_stranger() -> None:
     title="skips malformed roles and takes the others",
 )
 def skips_malformed() -> None:
-    from iamroles_agent.identity import RoleArn
-    from iamroles_agent.reasons import Refusal
-    from iamroles_agent.tokens.claims import ClaimRules
-
     def sound_one(entry: Any) -> bool:
         try:
             RoleArn.parse(entry)
@@ -182,8 +178,6 @@ def skips_malformed() -> None:
 
 @mutant("policy.first-match", kills=["GRANT-SPECIFIC-001"], title="takes the grant that the file has first")
 def first_match() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     def best(self: Any, roles: Any, query: Any) -> Any:
         return min(self.matches(roles, query), key=lambda rule: rule.id, default=None)
 
@@ -192,8 +186,6 @@ def first_match() -> None:
 
 @mutant("policy.exact-not-first", kills=["GRANT-SPECIFIC-001"], title="lets a prefix go before an exact path")
 def exact_not_first() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     def best(self: Any, roles: Any, query: Any) -> Any:
         found = list(self.matches(roles, query))
         return min(found, key=lambda rule: (rule.region.exact, rule.rank), default=None)
@@ -235,8 +227,6 @@ def deny_active_only() -> None:
 
 @mutant("policy.deny-loses", kills=["DENY-ALL-001"], title="lets a grant that is as specific beat a deny")
 def deny_loses() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     def make(sound: Any) -> Any:
         def first(self: Any, roles: Any, query: Any) -> Any:
             found = sound(self, roles, query)
@@ -253,8 +243,6 @@ def deny_loses() -> None:
     title="holds a deny of `*` for mapped roles only",
 )
 def every_is_every_mapped() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     def make(sound: Any) -> Any:
         return lambda self, roles, query: sound(self, roles if len(tuple(roles)) > 1 else (), query)
 
@@ -267,8 +255,6 @@ def every_is_every_mapped() -> None:
 @mutant("policy.shadow-grant-enforced", kills=["SHADOW-GRANT-001"], title="enforces shadow grants")
 def shadow_grant_enforced() -> None:
     def change(policy: Any) -> None:
-        from iamroles_agent.policy import compiled
-
         policy._grants = compiled.Index(map(compiled.compile_rule, policy.config.grants), deny=False)
 
     edit.built(change)
@@ -277,8 +263,6 @@ def shadow_grant_enforced() -> None:
 @mutant("policy.shadow-deny-enforced", kills=["SHADOW-DENY-001"], title="enforces shadow denies")
 def shadow_deny_enforced() -> None:
     def change(policy: Any) -> None:
-        from iamroles_agent.policy import compiled
-
         policy._denies = compiled.Index(map(compiled.compile_rule, policy.config.denies), deny=True)
 
     edit.built(change)
@@ -289,8 +273,6 @@ def shadow_deny_enforced() -> None:
 
 @mutant("policy.oracle-ipv6", kills=["ORACLE-AGREE-001"], title="never matches an IPv6 network")
 def oracle_ipv6() -> None:
-    from iamroles_agent.policy.regions import Region
-
     def make(sound: Any) -> Any:
         def has_source(self: Any, address: Any) -> bool:
             return self.sources is None or (address.version == 4 and sound(self, address))
@@ -303,8 +285,6 @@ def oracle_ipv6() -> None:
 @mutant("policy.oracle-last-grant", kills=["ORACLE-AGREE-001"], title="forgets the last of many grants")
 def oracle_last_grant() -> None:
     def change(policy: Any) -> None:
-        from iamroles_agent.policy import compiled
-
         enforced = [grant for grant in policy.config.grants[:6] if not grant.shadow]
         policy._grants = compiled.Index(map(compiled.compile_rule, enforced), deny=False)
 
@@ -315,8 +295,6 @@ def oracle_last_grant() -> None:
     "policy.oracle-trailing-slash", kills=["ORACLE-AGREE-001"], title="lets a trailing slash out of a deny"
 )
 def oracle_trailing_slash() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     def make(sound: Any) -> Any:
         def matches(self: Any, roles: Any, query: Any) -> Iterator[Any]:
             for rule in sound(self, roles, query):
@@ -330,8 +308,6 @@ def oracle_trailing_slash() -> None:
 
 @mutant("policy.oracle-conflicts", kills=["ORACLE-LOAD-001"], title="loads conflicts where one method is `*`")
 def oracle_conflicts() -> None:
-    from iamroles_agent.policy.regions import Region
-
     def make(sound: Any) -> Any:
         return lambda self, other: self.methods is not None and sound(self, other)
 
@@ -342,8 +318,6 @@ def oracle_conflicts() -> None:
     "policy.oracle-order", kills=["ORACLE-AGREE-001"], title="names the equal grant that the file has last"
 )
 def oracle_order() -> None:
-    from iamroles_agent.policy.compiled import Index
-
     def best(self: Any, roles: Any, query: Any) -> Any:
         found = list(self.matches(roles, query))
         top = [rule for rule in found if rule.region.specificity == found[0].region.specificity]

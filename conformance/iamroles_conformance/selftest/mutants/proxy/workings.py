@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from iamroles_agent.server import _Peer
+from iamroles_conformance.selftest.mutants.edits import pairs_in
 from iamroles_conformance.selftest.mutants.gate.proxy import _text, one_behind, stays_down
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.mutants.wire.life import _settings
 from iamroles_conformance.selftest.registry import mutant
 
@@ -15,9 +18,6 @@ from iamroles_conformance.selftest.registry import mutant
     title="drops its other connections when a new one comes",
 )
 def newest_only() -> None:
-    from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def connection_made(self: Any, transport: Any) -> None:
             for peer in tuple(self._server.peers):
@@ -38,8 +38,6 @@ mutant(
 
 @mutant("proxy.needs-pipelining", kills=["PROXY-PIPELINE-002"], title="refuses a peer without pipelining")
 def needs_pipelining() -> None:
-    from iamroles_conformance.selftest.mutants.edits import pairs_in
-
     def edit(pairs: dict[bytes, Any]) -> dict[bytes, Any]:
         if b"pipelining" in pairs.get(b"capabilities", (None, b"pipelining"))[1]:
             return pairs
@@ -57,8 +55,6 @@ def few_connections() -> None:
     "proxy.unhealthy", kills=["PROXY-HEALTH-001"], title="takes a health check for a HELLO without a size"
 )
 def unhealthy() -> None:
-    from iamroles_conformance.selftest.mutants.edits import pairs_in
-
     def edit(pairs: dict[bytes, Any]) -> dict[bytes, Any]:
         if b"healthcheck" not in pairs:
             return pairs

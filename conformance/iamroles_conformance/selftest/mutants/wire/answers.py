@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.server import _Peer
+from iamroles_agent.spop import actions, frames, messages, varint
+from iamroles_agent.spop import actions as codec
+from iamroles_agent.spop.connection import Connection, HelloReceived
+from iamroles_agent.spop.errors import RemoteProtocolError
+from iamroles_agent.spop.frames import FrameType
+from iamroles_conformance.selftest.mutants.edits import (
+    acks_out,
+    actions_out,
+    frames_in,
+    frames_out,
+    hello_text,
+)
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 _ALLOW_LENGTH = len(b"\x01\x03\x02\x05allow\x11")
@@ -12,28 +27,16 @@ _ALLOW_LENGTH = len(b"\x01\x03\x02\x05allow\x11")
 
 @mutant("wire.ack-twice", kills=["SPOP-ACK-001"], title="sends each ACK twice")
 def ack_twice() -> None:
-    from iamroles_agent.spop import frames
-    from iamroles_agent.spop.frames import FrameType
-    from iamroles_conformance.selftest.mutants.edits import acks_out
-
     acks_out(lambda _self, ids, actions: 2 * frames.encode(FrameType.ACK, ids, actions))
 
 
 @mutant("wire.ack-no-fin", kills=["SPOP-ACK-001"], title="sends ACKs without FIN")
 def ack_no_fin() -> None:
-    from iamroles_agent.spop import frames
-    from iamroles_agent.spop.frames import FrameType
-    from iamroles_conformance.selftest.mutants.edits import acks_out
-
     acks_out(lambda _self, ids, actions: frames.encode(FrameType.ACK, ids, actions, flags=0))
 
 
 @mutant("wire.ack-one-of-two", kills=["SPOP-ACK-001"], title="answers one of two pipelined frames")
 def ack_one_of_two() -> None:
-    from iamroles_agent.spop import frames
-    from iamroles_agent.spop.frames import FrameType
-    from iamroles_conformance.selftest.mutants.edits import acks_out
-
     def edit(self: Any, ids: bytes, actions: bytes) -> bytes:
         self.turn = not getattr(self, "turn", False)
         return frames.encode(FrameType.ACK, ids, actions) if self.turn else b""
@@ -43,16 +46,10 @@ def ack_one_of_two() -> None:
 
 @mutant("wire.stream-zero", kills=["SPOP-ACK-002"], title="does not answer stream-id 0")
 def stream_zero() -> None:
-    from iamroles_conformance.selftest.mutants.edits import frames_in
-
     frames_in(lambda frame: None if frame.type == 3 and frame.ids[0] == 0 else frame)
 
 
 def _ids(edit: Any) -> None:
-    from iamroles_agent.spop import frames, varint
-    from iamroles_agent.spop.frames import FrameType
-    from iamroles_conformance.selftest.mutants.edits import acks_out
-
     def each(_self: Any, ids: bytes, actions: bytes) -> bytes:
         stream_id, pos = varint.read(ids, 0, len(ids))
         frame_id = varint.read(ids, pos, len(ids))[0]
@@ -73,10 +70,6 @@ def frame_id_one() -> None:
 
 @mutant("wire.answers-by-id", kills=["SPOP-ACK-005"], title="gives the first answer again for the same ids")
 def answers_by_id() -> None:
-    from iamroles_agent.spop import frames
-    from iamroles_agent.spop.frames import FrameType
-    from iamroles_conformance.selftest.mutants.edits import acks_out
-
     def edit(self: Any, ids: bytes, actions: bytes) -> bytes:
         kept = self.__dict__.setdefault("kept", {}).setdefault(ids, actions)
         return frames.encode(FrameType.ACK, ids, kept)
@@ -86,22 +79,15 @@ def answers_by_id() -> None:
 
 @mutant("wire.tags-not-dropped", kills=["SPOP-ACK-006"], title="sends ACKs larger than negotiated")
 def tags_not_dropped() -> None:
-    from iamroles_agent.spop import actions
-
     actions.fit = lambda encoded, _limit: encoded
 
 
 def _inquire(make: Any) -> None:
-    from iamroles_agent.spop.connection import Connection
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(Connection, "_inquire", make)
 
 
 @mutant("wire.unknown-silent", kills=["SPOP-MSG-001"], title="does not answer unknown messages")
 def unknown_silent() -> None:
-    from iamroles_agent.spop import messages
-
     def make(sound: Any) -> Any:
         def inquire(self: Any, frame: Any, missed: Any) -> None:
             empty = frame.start == frame.end
@@ -123,8 +109,6 @@ def empty_silent() -> None:
 
 def _parse_again(keep: Any) -> None:
     """Where the parser found the question ambiguous, take one of the readings after all."""
-    from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.override import override
 
     def make(sound: Any) -> Any:
         def parse(data: bytes, start: int, end: int) -> Any:
@@ -156,9 +140,6 @@ def last_message_wins() -> None:
     "wire.last-argument-wins", kills=["SPOP-MSG-004"], title="takes the last of two arguments of one name"
 )
 def last_argument_wins() -> None:
-    from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def read_message(data: bytes, pos: int, end: int) -> Any:
             name, arguments, _doubled, after = sound(data, pos, end)
@@ -171,9 +152,6 @@ def last_argument_wins() -> None:
 
 @mutant("wire.stops-at-unknown", kills=["SPOP-MSG-002"], title="stops reading at an unknown message")
 def stops_at_unknown() -> None:
-    from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def parse(data: bytes, start: int, end: int) -> Any:
             pos = start
@@ -191,23 +169,16 @@ def stops_at_unknown() -> None:
 
 def _check(edit: Any) -> None:
     """Change what `iam-check` is read as (`messages._check`)."""
-    from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(messages, "_check", lambda sound: lambda arguments: edit(sound, arguments))
 
 
 @mutant("wire.missing-argument", kills=["SPOP-MSG-005"], title="judges on with an empty path or method")
 def missing_argument() -> None:
-    from dataclasses import replace
-
     _check(lambda sound, arguments: replace(sound(arguments), missing=()))
 
 
 @mutant("wire.extra-argument", kills=["SPOP-MSG-005"], title="refuses an iam-check with an unknown argument")
 def extra_argument() -> None:
-    from dataclasses import replace
-
     def edit(sound: Any, arguments: Any) -> Any:
         extra = any(name.startswith(b"x-") for name in arguments)
         return replace(sound(arguments), missing=("nothing",)) if extra else sound(arguments)
@@ -217,8 +188,6 @@ def extra_argument() -> None:
 
 @mutant("wire.null-is-last-token", kills=["SPOP-MSG-006"], title="leaves the last token in place of a NULL")
 def null_is_last_token() -> None:
-    from dataclasses import replace
-
     last = {"token": ""}
 
     def edit(sound: Any, arguments: Any) -> Any:
@@ -234,10 +203,6 @@ def null_is_last_token() -> None:
 
 @mutant("wire.lies-believed", kills=["SPOP-MSG-007"], title="answers a message that it could not read")
 def lies_believed() -> None:
-    from iamroles_agent.spop import messages
-    from iamroles_agent.spop.errors import RemoteProtocolError
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def parse(data: bytes, start: int, end: int) -> Any:
             try:
@@ -254,16 +219,11 @@ def lies_believed() -> None:
 
 
 def _actions(edit: Any) -> None:
-    from iamroles_conformance.selftest.mutants.edits import actions_out
-
     actions_out(edit)
 
 
 @mutant("wire.unset-three-arguments", kills=["SPOP-ACTION-001"], title="says UNSET-VAR has three arguments")
 def unset_three_arguments() -> None:
-    from iamroles_agent.spop import actions
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(actions, "unset_var", lambda sound: lambda *args: b"\x02\x03" + sound(*args)[2:])
 
 
@@ -285,8 +245,6 @@ def name_with_dash() -> None:
 @mutant("wire.never-unsets", kills=["SPOP-ACTION-005"], title="leaves variables of the request before")
 def never_unsets() -> None:
     def edit(actions: bytes) -> bytes:
-        from iamroles_agent.spop import actions as codec
-
         kept = [action for action in codec.decode(actions) if action.kind is not None]
         return b"".join(map(codec._encode, kept))
 
@@ -298,9 +256,6 @@ def never_unsets() -> None:
 
 @mutant("wire.in-order", kills=["SPOP-PIPE-001"], title="answers in order: a slow token blocks the others")
 def in_order() -> None:
-    from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         async def judge(self: Any, event: Any) -> None:
             async with self.__dict__.setdefault("turn", asyncio.Lock()):
@@ -316,9 +271,6 @@ def in_order() -> None:
     "wire.waits-for-second", kills=["SPOP-PIPE-002"], title="without pipelining, waits for a second frame"
 )
 def waits_for_second() -> None:
-    from iamroles_agent.spop.connection import Connection
-    from iamroles_conformance.selftest.mutants.edits import frames_out, hello_text
-
     state = {"pipelining": True}
 
     def text(key: bytes, said: str) -> str:
@@ -327,9 +279,6 @@ def waits_for_second() -> None:
         return said
 
     def edit(self: Connection, kind: int, ids: bytes, payload: bytes, flags: int) -> bytes:
-        from iamroles_agent.spop import frames
-        from iamroles_agent.spop.frames import FrameType
-
         whole = frames.encode(FrameType(kind), ids, payload, flags)
         if kind == FrameType.AGENT_HELLO:
             self.__dict__["alone"] = not state["pipelining"]
@@ -345,10 +294,6 @@ def waits_for_second() -> None:
 
 @mutant("wire.other-connection", kills=["SPOP-PIPE-003"], title="sends ACKs on any connection of the engine")
 def other_connection() -> None:
-    from iamroles_agent.server import _Peer
-    from iamroles_agent.spop.connection import HelloReceived
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make_handle(sound: Any) -> Any:
         def handle(self: Any, event: Any) -> None:
             if isinstance(event, HelloReceived):
@@ -379,9 +324,6 @@ def other_connection() -> None:
 
 @mutant("wire.failure-silent", kills=["SPOP-FAIL-001"], title="does not answer where the handler fails")
 def failure_silent() -> None:
-    from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         async def judge(self: Any, event: Any) -> None:
             if event.check.missing:

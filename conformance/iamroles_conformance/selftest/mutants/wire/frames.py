@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from iamroles_agent.server import _Peer
+from iamroles_agent.spop import connection, messages, values, varint
+from iamroles_agent.spop.connection import Connection, State
+from iamroles_agent.spop.errors import invalid
+from iamroles_agent.spop.frames import FrameBuffer, FrameType
+from iamroles_agent.spop.values import DataType
+from iamroles_conformance.selftest.mutants.edits import frames_in
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 _HOARD: list[bytes] = []
@@ -13,16 +22,11 @@ _HOARD: list[bytes] = []
 
 @mutant("wire.no-reassembly", kills=["SPOP-FRAME-001"], title="forgets the beginning of a split frame")
 def no_reassembly() -> None:
-    from iamroles_agent.spop.frames import FrameBuffer
-
     FrameBuffer._keep = lambda self, data, pos: None
 
 
 @mutant("wire.one-frame-per-read", kills=["SPOP-FRAME-002"], title="looks at the first frame of a read only")
 def one_frame_per_read() -> None:
-    from iamroles_agent.spop.frames import FrameBuffer
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def split(self: Any, data: bytes) -> Iterator[Any]:
             for frame in sound(self, data):
@@ -60,23 +64,16 @@ def _in_pieces(self: Any, *, ordered: bool) -> None:
 
 @mutant("wire.two-writes", kills=["SPOP-FRAME-003"], title="writes length and body separately")
 def two_writes() -> None:
-    from iamroles_agent.server import _Peer
-
     _Peer._flush = lambda self: _in_pieces(self, ordered=True)
 
 
 @mutant("wire.interleaves", kills=["SPOP-FRAME-004"], title="interleaves the bytes of concurrent ACKs")
 def interleaves() -> None:
-    from iamroles_agent.server import _Peer
-
     _Peer._flush = lambda self: _in_pieces(self, ordered=False)
 
 
 @mutant("wire.no-size-limit", kills=["SPOP-FRAME-005"], title="ignores the negotiated max-frame-size")
 def no_size_limit() -> None:
-    from iamroles_agent.spop.connection import Connection, State
-    from iamroles_agent.spop.frames import FrameType
-
     table = Connection._TRANSITIONS
     sound = table[State.OPEN, FrameType.HAPROXY_HELLO]
 
@@ -89,9 +86,6 @@ def no_size_limit() -> None:
 
 @mutant("wire.zero-length", kills=["SPOP-FRAME-006"], title="waits for ever on a length of 0 to 6")
 def zero_length() -> None:
-    from iamroles_agent.spop.connection import Connection
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def receive_data(self: Any, data: bytes) -> Any:
             if len(data) >= 4 and int.from_bytes(data[:4], "big") < 7:
@@ -105,9 +99,6 @@ def zero_length() -> None:
 
 @mutant("wire.believes-length", kills=["SPOP-FRAME-007"], title="allocates what a length prefix asks for")
 def believes_length() -> None:
-    from iamroles_agent.spop.frames import FrameBuffer
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def refuse(self: Any, length: int) -> Any:
             if length > 1 << 24:
@@ -121,9 +112,6 @@ def believes_length() -> None:
 
 @mutant("wire.wedges", kills=["SPOP-FRAME-008"], title="stops reading after an unknown frame type")
 def wedges() -> None:
-    from iamroles_agent.spop import connection
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def dispatch(self: Any, frame: Any) -> None:
             if frame.type not in connection._KNOWN:
@@ -146,16 +134,11 @@ def wedges() -> None:
 
 def _without_memory() -> None:
     """Every NOTIFY takes the long way, through `_inquire`."""
-    from iamroles_agent.server import _Peer
-
     _Peer._recall = lambda self, key, context: None
 
 
 @mutant("wire.all-flag-bits", kills=["SPOP-FRAME-009"], title="refuses reserved flag bits")
 def all_flag_bits() -> None:
-    from iamroles_agent.spop.errors import invalid
-    from iamroles_conformance.selftest.mutants.edits import frames_in
-
     def edit(frame: Any) -> Any:
         if frame.flags & ~3:
             raise invalid("unknown flags")
@@ -166,8 +149,6 @@ def all_flag_bits() -> None:
 
 @mutant("wire.varint-unbounded", kills=["SPOP-VARINT-001"], title="takes varints of any length")
 def varint_unbounded() -> None:
-    from iamroles_agent.spop import varint
-
     def read(data: bytes, pos: int, end: int) -> tuple[int, int]:
         value, pos, shift = data[pos], pos + 1, 4
         if value < 240:
@@ -186,9 +167,6 @@ def varint_unbounded() -> None:
 
 @mutant("wire.varint-leb128", kills=["SPOP-VARINT-002"], title="drops the continuation bits of a varint")
 def varint_leb128() -> None:
-    from iamroles_agent.spop import varint
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> tuple[int, int]:
             value, after = sound(data, pos, end)
@@ -201,22 +179,16 @@ def varint_leb128() -> None:
 
 @mutant("wire.no-fin", kills=["SPOP-FRAG-001"], title="accepts a NOTIFY without FIN")
 def no_fin() -> None:
-    from iamroles_conformance.selftest.mutants.edits import frames_in
-
     frames_in(lambda frame: frame._replace(flags=frame.flags | 1))
 
 
 @mutant("wire.unset-is-notify", kills=["SPOP-FRAG-002"], title="takes a frame of type 0 for a NOTIFY")
 def unset_is_notify() -> None:
-    from iamroles_conformance.selftest.mutants.edits import frames_in
-
     frames_in(lambda frame: frame._replace(type=3) if frame.type == 0 else frame)
 
 
 @mutant("wire.abort-ignored", kills=["SPOP-FRAG-003"], title="judges and allows an aborted NOTIFY")
 def abort_ignored() -> None:
-    from iamroles_conformance.selftest.mutants.edits import frames_in
-
     frames_in(lambda frame: frame._replace(flags=frame.flags & ~2))
 
 
@@ -227,10 +199,6 @@ def negative_integer() -> None:
 
 @mutant("wire.ipv6-short", kills=["SPOP-TYPE-001"], title="reads an IPv6 address as four bytes")
 def ipv6_short() -> None:
-    from iamroles_agent.spop import values
-    from iamroles_agent.spop.values import DataType
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:
             kind, value, after = sound(data, pos, end)
@@ -242,10 +210,6 @@ def ipv6_short() -> None:
 
 
 def _refusing_values(bad: Any) -> None:
-    from iamroles_agent.spop import values
-    from iamroles_agent.spop.errors import invalid
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:
             found = sound(data, pos, end)
@@ -260,10 +224,6 @@ def _refusing_values(bad: Any) -> None:
 
 @mutant("wire.reserved-type", kills=["SPOP-TYPE-002"], title="skips a value of a reserved type")
 def reserved_type() -> None:
-    from iamroles_agent.spop import values
-    from iamroles_agent.spop.values import DataType
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:
             if pos < end and data[pos] & 0x0F > 9:
@@ -287,9 +247,6 @@ def strict_utf8() -> None:
 
 @mutant("wire.off-by-four", kills=["SPOP-TYPE-004"], title="counts the length prefix into the frame size")
 def off_by_four() -> None:
-    from iamroles_agent.spop.connection import Connection, State
-    from iamroles_agent.spop.frames import FrameType
-
     table = Connection._TRANSITIONS
     sound = table[State.OPEN, FrameType.HAPROXY_HELLO]
 
@@ -302,11 +259,6 @@ def off_by_four() -> None:
 
 @mutant("wire.fatal-frame", kills=["SPOP-FUZZ-001"], title="dies of a value of a reserved type with flags")
 def fatal_frame() -> None:
-    import os
-
-    from iamroles_agent.spop import values
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def read(data: bytes, pos: int, end: int) -> Any:
             if pos < end and data[pos] & 0x0F > 9 and data[pos] & 0xF0:
@@ -320,13 +272,8 @@ def fatal_frame() -> None:
 
 @mutant("wire.spins", kills=["SPOP-FUZZ-001"], title="works five seconds on a message of over 200 arguments")
 def spins() -> None:
-    from iamroles_agent.spop import messages
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def read_message(data: bytes, pos: int, end: int) -> Any:
-            from iamroles_agent.spop import values
-
             after = values.read_string(data, pos, end)[1]
             if after < end and data[after] > 200:
                 time.sleep(5.0)

@@ -6,13 +6,19 @@ import os
 import time
 from typing import Any
 
+from iamroles_agent import listening, server
+from iamroles_agent.server import Server, _Peer
+from iamroles_agent.spop import frames
+from iamroles_agent.spop.connection import Closed, Connection, State
+from iamroles_agent.spop.errors import RemoteProtocolError
+from iamroles_agent.spop.frames import FrameType
+from iamroles_agent.spop.values import DataType
+from iamroles_conformance.selftest.mutants.edits import pairs_out
+from iamroles_conformance.selftest.mutants.override import override
 from iamroles_conformance.selftest.registry import mutant
 
 
 def _goodbye(make: Any) -> None:
-    from iamroles_agent.spop.connection import Connection, State
-    from iamroles_agent.spop.frames import FrameType
-
     table = Connection._TRANSITIONS
     for state in (State.OPEN, State.READY):
         table[state, FrameType.HAPROXY_DISCONNECT] = make(table[state, FrameType.HAPROXY_DISCONNECT])
@@ -32,10 +38,6 @@ def bye_unanswered() -> None:
 
 @mutant("wire.bye-is-error", kills=["SPOP-BYE-002"], title="logs a normal disconnect as an error")
 def bye_is_error() -> None:
-    from iamroles_agent import server
-    from iamroles_agent.spop.connection import Closed
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def handle(self: Any, event: Any) -> None:
             if isinstance(event, Closed):
@@ -49,9 +51,6 @@ def bye_is_error() -> None:
 
 @mutant("wire.bye-strict", kills=["SPOP-BYE-003"], title="ignores a DISCONNECT without status-code")
 def bye_strict() -> None:
-    from iamroles_agent.spop import frames
-    from iamroles_agent.spop.errors import RemoteProtocolError
-
     def make(sound: Any) -> Any:
         def goodbye(self: Any, frame: Any) -> None:
             try:
@@ -68,9 +67,6 @@ def bye_strict() -> None:
 
 @mutant("wire.reset-is-fatal", kills=["SPOP-BYE-004"], title="stops accepting after a reset connection")
 def reset_is_fatal() -> None:
-    from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def connection_lost(self: Any, exc: Exception | None) -> None:
             if exc is not None:
@@ -84,8 +80,6 @@ def reset_is_fatal() -> None:
 
 @mutant("wire.half-close-abandons", kills=["SPOP-BYE-005"], title="drops what is asked at a half-close")
 def half_close_abandons() -> None:
-    from iamroles_agent.server import _Peer
-
     def eof_received(self: Any) -> bool:
         self._transport.abort()
         return False
@@ -96,18 +90,12 @@ def half_close_abandons() -> None:
 
 @mutant("wire.bye-long", kills=["SPOP-BYE-006"], title="says goodbye in 400 bytes")
 def bye_long() -> None:
-    from iamroles_agent.spop.values import DataType
-    from iamroles_conformance.selftest.mutants.edits import pairs_out
-
     text = (DataType.STRING, b"x" * 400)
     pairs_out(lambda pairs: pairs | {"message": text} if "message" in pairs else pairs)
 
 
 @mutant("wire.leaks", kills=["SPOP-LIFE-001"], title="keeps the descriptor of a peer that vanished")
 def leaks() -> None:
-    from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def connection_made(self: Any, transport: Any) -> None:
             os.dup(transport.get_extra_info("socket").fileno())
@@ -122,10 +110,6 @@ def leaks() -> None:
     "wire.all-or-none", kills=["SPOP-LIFE-002"], title="closes all connections when one breaks the protocol"
 )
 def all_or_none() -> None:
-    from iamroles_agent.server import _Peer
-    from iamroles_agent.spop.connection import Closed
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def handle(self: Any, event: Any) -> None:
             sound(self, event)
@@ -141,8 +125,6 @@ def all_or_none() -> None:
 
 @mutant("wire.drops-at-sigterm", kills=["SPOP-LIFE-003"], title="drops everything at SIGTERM")
 def drops_at_sigterm() -> None:
-    from iamroles_agent.server import Server
-
     async def drain(self: Any) -> None:
         self._listener.close()
         for peer in tuple(self.peers):
@@ -153,9 +135,6 @@ def drops_at_sigterm() -> None:
 
 @mutant("wire.slow-accept", kills=["SPOP-LIFE-004"], title="takes 80 ms for each new connection")
 def slow_accept() -> None:
-    from iamroles_agent.server import _Peer
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def connection_made(self: Any, transport: Any) -> None:
             time.sleep(0.08)
@@ -167,9 +146,6 @@ def slow_accept() -> None:
 
 
 def _settings(**changed: object) -> None:
-    from iamroles_agent.server import Server
-    from iamroles_conformance.selftest.mutants.override import override
-
     def make(sound: Any) -> Any:
         def init(self: Any, gate: Any, settings: Any, **kwargs: Any) -> None:
             sound(self, gate, settings.model_copy(update=changed), **kwargs)
@@ -191,8 +167,5 @@ def no_handshake_timeout() -> None:
 
 @mutant("wire.all-interfaces", kills=["SPOP-LIFE-007"], title="listens on all interfaces")
 def all_interfaces() -> None:
-    from iamroles_agent import listening
-    from iamroles_conformance.selftest.mutants.override import override
-
     override(listening, "bind", lambda sound: lambda listen: sound(listen.replace("127.0.0.1", "0.0.0.0")))
     override(listening, "address_of", lambda sound: lambda sock: sound(sock).replace("0.0.0.0", "127.0.0.1"))
