@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import click
 
-from iamroles_conformance.selftest.registry import MUTANT_LANES, Mutant, mutants
+from iamroles_conformance.selftest.registry import FAMILIES, Mutant, mutants
 from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Outcome, Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.catalogue import catalogue
@@ -20,20 +20,20 @@ _STAGE_FAULT = 3
 
 
 @click.command()
-@click.option("--lane", "lanes", multiple=True, type=click.Choice(MUTANT_LANES), help="Default: all.")
+@click.option("--family", "families", multiple=True, type=click.Choice(FAMILIES), help="Default: all.")
 @click.option("--mutant", "names", multiple=True, metavar="ID", help="Only these; an id or a prefix of ids.")
 @click.option("--list", "listing", is_flag=True, help="List mutants and what must catch them; run nothing.")
 @click.option("--jobs", default=SIDE_BY_SIDE, show_default=True, help="Mutants side by side.")
 @click.option("--time-scale", default=1.0, show_default=True, help="Times this for all deadlines.")
 def selftest(
-    *, lanes: tuple[str, ...], names: tuple[str, ...], listing: bool, jobs: int, time_scale: float
+    *, families: tuple[str, ...], names: tuple[str, ...], listing: bool, jobs: int, time_scale: float
 ) -> None:
     """Break the reference agent in many small ways; each must be caught by the checks that name it.
 
-    Exit status: 0 if every mutant was caught by each id it names, 1 if one was not, or if a MUST of a lane
+    Exit status: 0 if every mutant was caught by each id it names, 1 if one was not, or if a MUST of a family
     that was run whole has no mutant, 2 for a wrong option, 3 if the stage cannot be used.
     """
-    chosen = _chosen(lanes, names)
+    chosen = _chosen(families, names)
     if listing:
         for found in chosen:
             click.echo(f"{found.id:34} {found.title}  [{' '.join(found.kills)}]")
@@ -45,7 +45,7 @@ def selftest(
         click.echo(f"iamroles conformance selftest: {error}", err=True)
         sys.exit(_STAGE_FAULT)
     failed = [outcome for outcome in outcomes if not outcome.caught]
-    bare = [] if names else uncovered(lanes or tuple({found.lane for found in chosen}), chosen)
+    bare = [] if names else uncovered(families or tuple({found.family for found in chosen}), chosen)
     for name in bare:
         click.echo(f"{'NO MUTANT':10} {name}: {catalogue()[name].text}")
     click.echo(
@@ -55,8 +55,8 @@ def selftest(
     sys.exit(1 if failed or bare else 0)
 
 
-def _chosen(lanes: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
-    found = mutants(lanes or MUTANT_LANES)
+def _chosen(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
+    found = mutants(families or FAMILIES)
     if not names:
         return list(found.values())
     chosen = [one for one in found.values() if any(_named(one.id, name) for name in names)]
@@ -93,21 +93,21 @@ def line(outcome: Outcome) -> str:
     return text
 
 
-def uncovered(lanes: tuple[str, ...], chosen: list[Mutant]) -> list[str]:
-    """MUST requirements of these lanes' catalogue files that have a check, but no mutant."""
+def uncovered(families: tuple[str, ...], chosen: list[Mutant]) -> list[str]:
+    """MUST requirements of these families' catalogue files that have a check, but no mutant."""
     covered = {name for found in chosen for name in found.kills}
     proven = {name for check in plan() for name in check.requirements}
     return [
         name
         for name, requirement in catalogue().items()
-        if name in _names(lanes) & proven - covered and requirement.level == "MUST"
+        if name in _names(families) & proven - covered and requirement.level == "MUST"
     ]
 
 
-def _names(lanes: tuple[str, ...]) -> set[str]:
+def _names(families: tuple[str, ...]) -> set[str]:
     found: set[str] = set()
-    for lane in lanes:
-        path = files("iamroles_scenarios") / "data" / "requirements" / f"{lane}.toml"
+    for family in families:
+        path = files("iamroles_scenarios") / "data" / "requirements" / f"{family}.toml"
         if path.is_file():
             document = tomllib.loads(path.read_text(encoding="utf-8"))
             found |= {str(entry["id"]) for entry in document["requirement"]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 
-MUTANT_LANES = ("wire", "gate", "identity", "policy", "proxy")
+FAMILIES = ("wire", "gate", "identity", "policy", "proxy")
 """One folder of `selftest.mutants` each."""
 Apply = Callable[[], None]
 
@@ -17,18 +17,18 @@ class Mutant:
     """One small override of the reference agent."""
 
     id: str
-    """`<lane>.<what>`; never reused."""
+    """`<family>.<what>`; never reused."""
     title: str
     """What the agent then does wrong, as a clause: "accepts expired tokens"."""
     kills: tuple[str, ...]
     """Ids of the catalogue; each needs a check of its own that turns red."""
     apply: Apply
-    """Overrides the agent in this process; imports it."""
+    """Overrides the agent in this process."""
     proxy: bool = False
     """Whether it breaks what is rendered for HAProxy, in place of the agent."""
 
     @property
-    def lane(self) -> str:
+    def family(self) -> str:
         """The part before the first dot."""
         return self.id.partition(".")[0]
 
@@ -42,26 +42,29 @@ def mutant(
     kills: Iterable[str],
     title: str,
     proxy: bool = False,
+    apply: Apply | None = None,
 ) -> Callable[[Apply], Apply]:
-    """Declare a function as a mutant."""
+    """Declare a mutant: with `apply`, or as a decorator of it."""
 
     def declare(function: Apply) -> Apply:
         if id in _MUTANTS:
             raise ValueError(f"mutant {id!r} is declared twice")
-        wanted = tuple(kills)
-        if id.partition(".")[0] not in MUTANT_LANES or not wanted:
-            raise ValueError(f"mutant {id!r}: begin with one of {MUTANT_LANES} and name what it kills")
-        _MUTANTS[id] = Mutant(id, title, wanted, function, proxy)
+        found = Mutant(id, title, tuple(kills), function, proxy)
+        if found.family not in FAMILIES or not found.kills:
+            raise ValueError(f"mutant {id!r}: begin with one of {FAMILIES} and name what it kills")
+        _MUTANTS[id] = found
         return function
 
+    if apply is not None:
+        declare(apply)
     return declare
 
 
-def mutants(lanes: Iterable[str] = MUTANT_LANES) -> dict[str, Mutant]:
-    """All mutants of some lanes by id; imports their modules, never the agent."""
-    wanted = tuple(lanes)
-    for lane in wanted:
-        package = import_module(f"{__package__}.mutants.{lane}")
+def mutants(families: Iterable[str] = FAMILIES) -> dict[str, Mutant]:
+    """All mutants of some families by id; imports their modules and the agent, and changes neither."""
+    wanted = tuple(families)
+    for family in wanted:
+        package = import_module(f"{__package__}.mutants.{family}")
         for module in iter_modules(package.__path__, f"{package.__name__}."):
             import_module(module.name)
-    return {name: found for name, found in sorted(_MUTANTS.items()) if found.lane in wanted}
+    return {name: found for name, found in sorted(_MUTANTS.items()) if found.family in wanted}

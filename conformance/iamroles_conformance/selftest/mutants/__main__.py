@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from iamroles_agent.main import main as agent_main
 from iamroles_conformance.selftest.registry import mutants
 
 
@@ -11,8 +12,6 @@ def main(argv: list[str]) -> None:
     """Apply the mutant named first, then run the `iamroles` command with the rest."""
     name, arguments = argv[0], argv[1:]
     mutants((name.partition(".")[0],))[name].apply()
-    from iamroles_agent.main import main as agent_main
-
     agent_main(arguments, prog_name="iamroles")
 
 

@@ -1,6 +1,6 @@
 """Handles on the agent that several mutants pull: its frames in, its frames out, its HELLO.
 
-They override names where the agent looks them up, so each says which one that is.
+Each takes a function that edits, and gives the `Apply` of a mutant; most stand as a decorator.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from iamroles_agent.spop import connection, frames, varint
+from iamroles_agent.spop.connection import Connection
 from iamroles_agent.spop.frames import FrameBuffer, FrameType, RawFrame
+from iamroles_conformance.selftest.mutants.override import around
+from iamroles_conformance.selftest.registry import Apply
 
 
-def frames_in(edit: Callable[[RawFrame], RawFrame | None]) -> None:
+def frames_in(edit: Callable[[RawFrame], RawFrame | None]) -> Apply:
     """Change each frame as it is cut from the stream (`FrameBuffer.split`); None drops it."""
-    sound = FrameBuffer.split
 
-    def split(self: FrameBuffer, data: bytes) -> Iterator[RawFrame]:
-        for frame in sound(self, data):
-            edited = edit(frame)
-            if edited is not None:
-                yield edited
+    @around(FrameBuffer, "split")
+    def split(sound: Any, self: FrameBuffer, data: bytes) -> Iterator[RawFrame]:
+        yield from (edited for frame in sound(self, data) if (edited := edit(frame)) is not None)
 
-    setattr(FrameBuffer, "split", split)  # noqa: B010 - assigning a method is what mypy forbids
+    return split
 
 
-def frames_out(edit: Callable[[connection.Connection, int, bytes, bytes, int], bytes]) -> None:
+def frames_out(edit: Callable[[Connection, int, bytes, bytes, int], bytes]) -> Apply:
     """Change each frame as it leaves (`Connection.data_to_send`).
 
     `edit` gets the connection, type, both ids' bytes, payload and flags; it gives whole frames.
     """
-    sound = connection.Connection.data_to_send
 
-    def data_to_send(self: connection.Connection) -> bytes:
+    @around(Connection, "data_to_send")
+    def data_to_send(sound: Any, self: Connection) -> bytes:
         data, out = sound(self), b""
         while data:
             length, kind = int.from_bytes(data[:4], "big"), data[4]
@@ -42,42 +42,41 @@ def frames_out(edit: Callable[[connection.Connection, int, bytes, bytes, int], b
             data = data[end:]
         return out
 
-    setattr(connection.Connection, "data_to_send", data_to_send)  # noqa: B010
+    return data_to_send
 
 
-def acks_out(edit: Callable[[connection.Connection, bytes, bytes], bytes]) -> None:
+def acks_out(edit: Callable[[Connection, bytes, bytes], bytes]) -> Apply:
     """Change each ACK as it leaves; `edit` gets the connection, both ids' bytes and the actions."""
 
-    def each(self: connection.Connection, kind: int, ids: bytes, payload: bytes, flags: int) -> bytes:
+    @frames_out
+    def each(self: Connection, kind: int, ids: bytes, payload: bytes, flags: int) -> bytes:
         if kind == FrameType.ACK:
             return edit(self, ids, payload)
         return frames.encode(FrameType(kind), ids, payload, flags)
 
-    frames_out(each)
+    return each
 
 
-def actions_out(edit: Callable[[bytes], bytes]) -> None:
+def actions_out(edit: Callable[[bytes], bytes]) -> Apply:
     """Change the actions of each ACK as it leaves."""
-    acks_out(lambda _self, ids, actions: frames.encode(FrameType.ACK, ids, edit(actions)))
+    return acks_out(lambda _self, ids, actions: frames.encode(FrameType.ACK, ids, edit(actions)))
 
 
-def pairs_out(edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def pairs_out(edit: Callable[[dict[str, Any]], dict[str, Any]]) -> Apply:
     """Change the items of AGENT-HELLO and AGENT-DISCONNECT (`frames.encode_pairs`)."""
-    sound = frames.encode_pairs
-    setattr(frames, "encode_pairs", lambda pairs: sound(edit(dict(pairs))))  # noqa: B010
+    return around(frames, "encode_pairs")(lambda sound, pairs: sound(edit(dict(pairs))))
 
 
-def pairs_in(edit: Callable[[dict[bytes, Any]], dict[bytes, Any]]) -> None:
+def pair_out(key: str, value: Any) -> Apply:
+    """Say another value for one of these items, where it is said at all."""
+    return pairs_out(lambda pairs: pairs | {key: value} if key in pairs else pairs)
+
+
+def pairs_in(edit: Callable[[dict[bytes, Any]], dict[bytes, Any]]) -> Apply:
     """Change the items of HELLO and DISCONNECT as they are read (`frames.read_pairs`)."""
-    sound = frames.read_pairs
-    setattr(frames, "read_pairs", lambda frame: edit(sound(frame)))  # noqa: B010
+    return around(frames, "read_pairs")(lambda sound, frame: edit(sound(frame)))
 
 
-def hello_text(edit: Callable[[bytes, str], str]) -> None:
+def hello_text(edit: Callable[[bytes, str], str]) -> Apply:
     """Change a text of the HELLO as it is read (`connection._text`); `edit` gets its key and the text."""
-    sound = connection._text
-
-    def text(pairs: Any, key: bytes, absent: Any) -> str:
-        return edit(key, sound(pairs, key, absent))
-
-    setattr(connection, "_text", text)  # noqa: B010
+    return around(connection, "_text")(lambda sound, pairs, key, absent: edit(key, sound(pairs, key, absent)))

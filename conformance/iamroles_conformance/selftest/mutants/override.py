@@ -1,11 +1,67 @@
-"""The one way in which a mutant changes the agent; imports nothing of it, so that listing does not."""
+"""The ways in which a mutant changes the agent.
+
+Listing the mutants imports their modules in the process of the judge, and no import may change the agent. So
+each function here gives an `Apply`, and the child process that is to be the mutated agent calls it. A name is
+replaced where the agent looks it up; each mutant says which name that is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from inspect import getattr_static
 from typing import Any
 
+from iamroles_agent.server import _Peer
+from iamroles_agent.spop.connection import Connection
+from iamroles_conformance.selftest.registry import Apply
 
-def override(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace `owner.name` by what `make` makes of it."""
-    setattr(owner, name, make(getattr(owner, name)))
+
+def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Apply]:
+    """Put a function in the place of `owner.name`.
+
+    The function gets the sound one, and then what the agent passes: for a method, `self` first.
+    """
+
+    def given(replacement: Callable[..., Any]) -> Apply:
+        def apply() -> None:
+            sound = getattr(owner, name)
+
+            def instead(*args: Any, **kwargs: Any) -> Any:
+                return replacement(sound, *args, **kwargs)
+
+            static = isinstance(getattr_static(owner, name), staticmethod | classmethod)
+            setattr(owner, name, staticmethod(instead) if static else instead)
+
+        return apply
+
+    return given
+
+
+def transition(state: Any, kind: Any) -> Callable[[Callable[..., None]], Apply]:
+    """As `around`, for what a connection does with a frame of this kind in this state."""
+
+    def given(replacement: Callable[..., None]) -> Apply:
+        table = Connection._TRANSITIONS
+        return lambda: table.update({(state, kind): partial(replacement, table.get((state, kind)))})
+
+    return given
+
+
+def setting(owner: Any, name: str, value: Any) -> Apply:
+    """Put a value in the place of `owner.name`."""
+    return lambda: setattr(owner, name, value)
+
+
+def both(*applies: Apply) -> Apply:
+    """Apply all of them, in this order."""
+
+    def apply() -> None:
+        for each in applies:
+            each()
+
+    return apply
+
+
+without_memory = setting(_Peer, "_recall", lambda _self, _key, _context: None)
+"""Every NOTIFY takes the long way, through `Connection._inquire`."""

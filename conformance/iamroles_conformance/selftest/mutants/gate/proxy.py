@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 from typing import Any
 
-from iamroles_agent import server
 from iamroles_agent.policy import render
+from iamroles_agent.server import _Peer
 from iamroles_conformance.selftest.mutants.edits import actions_out
-from iamroles_conformance.selftest.mutants.override import override
-from iamroles_conformance.selftest.registry import mutant
+from iamroles_conformance.selftest.mutants.override import around
+from iamroles_conformance.selftest.registry import Apply, mutant
 
 
-def _text(edit: Any, *, name: str = "haproxy.cfg") -> None:
+def text(edit: Any, *, name: str = "haproxy.cfg") -> Apply:
     """Change a rendered file; an edit that changes nothing is an error of the mutant."""
 
-    def make(sound: Any) -> Any:
-        def configuration(*args: Any, **kwargs: Any) -> dict[str, str]:
-            texts: dict[str, str] = sound(*args, **kwargs)
-            edited = edit(texts[name])
-            if edited == texts[name]:
-                raise RuntimeError(f"the mutant found nothing to change in {name}")
-            return texts | {name: edited}
+    @around(render, "configuration")
+    def configuration(sound: Any, *args: Any, **kwargs: Any) -> dict[str, str]:
+        texts: dict[str, str] = sound(*args, **kwargs)
+        edited = edit(texts[name])
+        if edited == texts[name]:
+            raise RuntimeError(f"the mutant found nothing to change in {name}")
+        return texts | {name: edited}
 
-        return configuration
-
-    override(render, "configuration", make)
+    return configuration
 
 
-def _without(part: str) -> None:
+def without(part: str) -> Apply:
     """Drop every line that holds this text."""
-    _text(
+    return text(
         lambda text: "".join(
             line
             for line in text.splitlines(keepends=True)
@@ -39,23 +37,31 @@ def _without(part: str) -> None:
     )
 
 
-@mutant(
-    "gate.passes-token-on", kills=["GATE-TAG-002"], title="passes the token on to the backend", proxy=True
+mutant(
+    "gate.passes-token-on",
+    kills=["GATE-TAG-002"],
+    title="passes the token on to the backend",
+    proxy=True,
+    apply=without("http-request del-header Authorization"),
 )
-def passes_token_on() -> None:
-    _without("http-request del-header Authorization")
 
 
-@mutant(
-    "gate.forged-headers", kills=["GATE-FORGE-001"], title="passes the client's own X-IAM headers", proxy=True
+mutant(
+    "gate.forged-headers",
+    kills=["GATE-FORGE-001"],
+    title="passes the client's own X-IAM headers",
+    proxy=True,
+    apply=without("del-header ^x[^a-z0-9]iam"),
 )
-def forged_headers() -> None:
-    _without("del-header ^x[^a-z0-9]iam")
 
 
-@mutant("gate.repeated-role", kills=["GATE-FORGE-002"], title="takes the last of two X-IAM-Role", proxy=True)
-def repeated_role() -> None:
-    _without("{ var(txn.iam_role_repeated) -m bool }")
+mutant(
+    "gate.repeated-role",
+    kills=["GATE-FORGE-002"],
+    title="takes the last of two X-IAM-Role",
+    proxy=True,
+    apply=without("{ var(txn.iam_role_repeated) -m bool }"),
+)
 
 
 def _fails_open(condition: str) -> Any:
@@ -74,39 +80,53 @@ def _fails_open(condition: str) -> Any:
     return edit
 
 
-@mutant(
+mutant(
     "gate.down-is-open",
     kills=["GATE-CLOSED-001"],
     title="lets requests pass while the agent is down",
     proxy=True,
+    apply=text(_fails_open("unless iam_answered")),
 )
-def down_is_open() -> None:
-    _text(_fails_open("unless iam_answered"))
 
 
-@mutant("gate.silent-is-open", kills=["GATE-CLOSED-002"], title="lets requests pass on a timeout", proxy=True)
-def silent_is_open() -> None:
-    _text(_fails_open("if iam_faulty"))
-
-
-@mutant(
-    "gate.stays-down", kills=["GATE-CLOSED-004"], title="never takes an agent back that was down", proxy=True
+mutant(
+    "gate.silent-is-open",
+    kills=["GATE-CLOSED-002"],
+    title="lets requests pass on a timeout",
+    proxy=True,
+    apply=text(_fails_open("if iam_faulty")),
 )
-def stays_down() -> None:
-    _text(lambda text: text.replace("rise 1\n", "rise 100000\n"), name="iam-routes.cfg")
 
 
-@mutant(
-    "gate.one-behind", kills=["GATE-CLOSED-003"], title="gives each question the answer of the one before"
+stays_down = text(lambda text: text.replace("rise 1\n", "rise 100000\n"), name="iam-routes.cfg")
+mutant(
+    "gate.stays-down",
+    kills=["GATE-CLOSED-004"],
+    title="never takes an agent back that was down",
+    proxy=True,
+    apply=stays_down,
 )
-def one_behind() -> None:
-    held: list[bytes] = []
 
-    def edit(actions: bytes) -> bytes:
-        held.append(actions)
-        return held.pop(0) if len(held) > 1 else actions
 
-    actions_out(edit)
+_held: list[bytes] = []
+
+
+@actions_out
+def one_behind(actions: bytes) -> bytes:
+    """Give each question the answer of the one before."""
+    _held.append(actions)
+    return _held.pop(0) if len(_held) > 1 else actions
+
+
+mutant(
+    "gate.one-behind",
+    kills=["GATE-CLOSED-003"],
+    title="gives each question the answer of the one before",
+    apply=one_behind,
+)
+
+
+_numbers = itertools.count(1)
 
 
 @mutant(
@@ -114,15 +134,9 @@ def one_behind() -> None:
     kills=["GATE-RELOAD-001"],
     title="takes the connections of its start, and none of those after a reload",
 )
-def tires_of_connections() -> None:
-    sound = server._Peer.connection_made
-    made = [0]
-
-    def connection_made(self: server._Peer, transport: asyncio.BaseTransport) -> None:
-        made[0] += 1
-        if made[0] > 4:
-            transport.close()
-        else:
-            sound(self, transport)
-
-    setattr(server._Peer, "connection_made", connection_made)  # noqa: B010
+@around(_Peer, "connection_made")
+def tires_of_connections(sound: Any, self: Any, transport: Any) -> None:
+    if next(_numbers) > 4:
+        transport.close()
+    else:
+        sound(self, transport)

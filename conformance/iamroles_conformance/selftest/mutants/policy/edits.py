@@ -6,87 +6,109 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from iamroles_agent import gate
+from iamroles_agent.gate import Gate
 from iamroles_agent.policy import compiled
-from iamroles_agent.policy.compiled import Policy, Query
-from iamroles_conformance.selftest.mutants.override import override
+from iamroles_agent.policy.compiled import Index, Policy, Query
+from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.registry import Apply
 
 
-def method(name: str, make: Callable[[Any], Any]) -> None:
-    """Replace a method of the compiled `Policy` by what `make` makes of it."""
-    override(Policy, name, make)
-
-
-def decided(edit: Callable[[Any, Any, Any, Any], Any]) -> None:
+def decided(edit: Callable[[Any, Any, Any, Any], Any]) -> Apply:
     """Change each decision; `edit` gets the policy, the identity, the request and the sound decision."""
 
-    def make(sound: Any) -> Any:
-        def decide(self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
-            return edit(self, identity, request, sound(self, identity, request, now))
+    @around(Policy, "decide")
+    def decide(sound: Any, self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
+        return edit(self, identity, request, sound(self, identity, request, now))
 
-        return decide
-
-    method("decide", make)
+    return decide
 
 
-def asked(edit: Callable[[Any, Any, Any], tuple[Any, Any]]) -> None:
+def asked(edit: Callable[[Any, Any, Any], tuple[Any, Any]]) -> Apply:
     """Change what is judged; `edit` gets the policy, the identity and the request, and gives the last two."""
 
-    def make(sound: Any) -> Any:
-        def decide(self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
-            return sound(self, *edit(self, identity, request), now)
+    @around(Policy, "decide")
+    def decide(sound: Any, self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
+        return sound(self, *edit(self, identity, request), now)
 
-        return decide
-
-    method("decide", make)
+    return decide
 
 
-def roles(edit: Callable[[Any, Any, str | None, Any], Any]) -> None:
+@asked
+def by_name(policy: Any, identity: Any, request: Any) -> Any:
+    """Compare roles by name alone."""
+    by_name = {arn.name: arn for arn in policy._name_of}
+    return identity._replace(roles=tuple(by_name.get(arn.name, arn) for arn in identity.roles)), request
+
+
+def roles(edit: Callable[[Any, Any, str | None, Any], Any]) -> Apply:
     """Change the choice of roles; `edit` gets policy, identity, requested role and the sound choice."""
 
-    def make(sound: Any) -> Any:
-        def roles_of(self: Any, identity: Any, requested: str | None) -> Any:
-            return edit(self, identity, requested, sound(self, identity, requested))
+    @around(Policy, "_roles_of")
+    def roles_of(sound: Any, self: Any, identity: Any, requested: str | None) -> Any:
+        return edit(self, identity, requested, sound(self, identity, requested))
 
-        return roles_of
-
-    method("_roles_of", make)
+    return roles_of
 
 
-def built(edit: Callable[[Any], None]) -> None:
+@roles
+def denies_of_active_role(policy: Any, _identity: Any, _requested: Any, found: Any) -> Any:
+    """Hold the denies of the active role alone."""
+    names = frozenset(name for arn in found.active if (name := policy._name_of.get(arn)))
+    return replace(found, all_names=names)
+
+
+def built(edit: Callable[[Any], None]) -> Apply:
     """Change each `Policy` once it is compiled."""
 
-    def make(sound: Any) -> Any:
-        def init(self: Any, *args: Any, **kwargs: Any) -> None:
-            sound(self, *args, **kwargs)
-            edit(self)
+    @around(Policy, "__init__")
+    def init(sound: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        sound(self, *args, **kwargs)
+        edit(self)
 
-        return init
-
-    method("__init__", make)
+    return init
 
 
-def regions(**changes: Any) -> None:
+def regions(**changes: Any) -> Apply:
     """Compile every rule's region with these values in place of its own."""
-    regions_where(lambda _rule: True, **changes)
+    return regions_where(lambda _rule: True, **changes)
 
 
-def regions_where(chosen: Callable[[Any], bool], **changes: Any) -> None:
+def regions_where(chosen: Callable[[Any], bool], **changes: Any) -> Apply:
     """As `regions`, for the rules that `chosen` picks."""
 
-    def make(sound: Any) -> Any:
-        def compile_rule(rule: Any) -> Any:
-            found = sound(rule)
-            return replace(found, region=replace(found.region, **changes)) if chosen(rule) else found
+    @around(compiled, "compile_rule")
+    def compile_rule(sound: Any, rule: Any) -> Any:
+        found = sound(rule)
+        return replace(found, region=replace(found.region, **changes)) if chosen(rule) else found
 
-        return compile_rule
-
-    override(compiled, "compile_rule", make)
+    return compile_rule
 
 
-def queries(edit: Callable[[Any, Any], Any]) -> None:
+def queries(edit: Callable[[Any, Any], Any]) -> Apply:
     """Change how a request is looked up; `edit` gets the request and the sound query."""
+    return around(Query, "of")(lambda sound, request: edit(request, sound(request)))
 
-    def make(sound: Any) -> Any:
-        return staticmethod(lambda request: edit(request, sound(request)))
 
-    override(Query, "of", make)
+def best_grant(choose: Callable[[list[Any]], Any]) -> Apply:
+    """Choose otherwise among the grants that match, most specific first; `choose` gets at least one."""
+
+    @around(Index, "best")
+    def best(_sound: Any, self: Any, roles: Any, query: Any) -> Any:
+        found = list(self.matches(roles, query))
+        return choose(found) if found else None
+
+    return best
+
+
+def canonical(read: Callable[[Any, str], Any]) -> Apply:
+    """Read paths otherwise: `read` gets the sound function and the path."""
+    return both(around(gate, "canonical")(read), around(compiled, "canonical")(read))
+
+
+@around(Gate, "replace")
+def memory_kept(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
+    """Keep what is remembered over a reload."""
+    young = self._state.young
+    sound(self, policy, authenticator)
+    self._state.young.update(young)

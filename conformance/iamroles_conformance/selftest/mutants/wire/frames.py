@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from iamroles_agent.server import _Peer
@@ -14,28 +14,37 @@ from iamroles_agent.spop.errors import invalid
 from iamroles_agent.spop.frames import FrameBuffer, FrameType
 from iamroles_agent.spop.values import DataType
 from iamroles_conformance.selftest.mutants.edits import frames_in
-from iamroles_conformance.selftest.mutants.override import override
-from iamroles_conformance.selftest.registry import mutant
+from iamroles_conformance.selftest.mutants.override import around, both, setting, transition, without_memory
+from iamroles_conformance.selftest.registry import Apply, mutant
 
 _HOARD: list[bytes] = []
 
 
-@mutant("wire.no-reassembly", kills=["SPOP-FRAME-001"], title="forgets the beginning of a split frame")
-def no_reassembly() -> None:
-    FrameBuffer._keep = lambda self, data, pos: None
+mutant(
+    "wire.no-reassembly",
+    kills=["SPOP-FRAME-001"],
+    title="forgets the beginning of a split frame",
+    apply=setting(FrameBuffer, "_keep", lambda self, data, pos: None),
+)
 
 
 @mutant("wire.one-frame-per-read", kills=["SPOP-FRAME-002"], title="looks at the first frame of a read only")
-def one_frame_per_read() -> None:
-    def make(sound: Any) -> Any:
-        def split(self: Any, data: bytes) -> Iterator[Any]:
-            for frame in sound(self, data):
-                yield frame
-                return
+@around(FrameBuffer, "split")
+def one_frame_per_read(sound: Any, self: Any, data: bytes) -> Iterator[Any]:
+    for frame in sound(self, data):
+        yield frame
+        return
 
-        return split
 
-    override(FrameBuffer, "split", make)
+def _after_hello(change: Callable[[Any], None]) -> Apply:
+    """Change a connection once its HELLO is read."""
+
+    @transition(State.OPEN, FrameType.HAPROXY_HELLO)
+    def hello(sound: Any, self: Any, frame: Any) -> None:
+        sound(self, frame)
+        change(self)
+
+    return hello
 
 
 def _in_pieces(self: Any, *, ordered: bool) -> None:
@@ -62,223 +71,180 @@ def _in_pieces(self: Any, *, ordered: bool) -> None:
         more()
 
 
-@mutant("wire.two-writes", kills=["SPOP-FRAME-003"], title="writes length and body separately")
-def two_writes() -> None:
-    _Peer._flush = lambda self: _in_pieces(self, ordered=True)
+mutant(
+    "wire.two-writes",
+    kills=["SPOP-FRAME-003"],
+    title="writes length and body separately",
+    apply=setting(_Peer, "_flush", lambda self: _in_pieces(self, ordered=True)),
+)
 
 
-@mutant("wire.interleaves", kills=["SPOP-FRAME-004"], title="interleaves the bytes of concurrent ACKs")
-def interleaves() -> None:
-    _Peer._flush = lambda self: _in_pieces(self, ordered=False)
+mutant(
+    "wire.interleaves",
+    kills=["SPOP-FRAME-004"],
+    title="interleaves the bytes of concurrent ACKs",
+    apply=setting(_Peer, "_flush", lambda self: _in_pieces(self, ordered=False)),
+)
 
 
 @mutant("wire.no-size-limit", kills=["SPOP-FRAME-005"], title="ignores the negotiated max-frame-size")
-def no_size_limit() -> None:
-    table = Connection._TRANSITIONS
-    sound = table[State.OPEN, FrameType.HAPROXY_HELLO]
-
-    def hello(self: Any, frame: Any) -> None:
-        sound(self, frame)
-        self._buffer.limit = 1 << 30
-
-    table[State.OPEN, FrameType.HAPROXY_HELLO] = hello
+@_after_hello
+def no_size_limit(connection: Any) -> None:
+    connection._buffer.limit = 1 << 30
 
 
 @mutant("wire.zero-length", kills=["SPOP-FRAME-006"], title="waits for ever on a length of 0 to 6")
-def zero_length() -> None:
-    def make(sound: Any) -> Any:
-        def receive_data(self: Any, data: bytes) -> Any:
-            if len(data) >= 4 and int.from_bytes(data[:4], "big") < 7:
-                return []
-            return sound(self, data)
-
-        return receive_data
-
-    override(Connection, "receive_data", make)
+@around(Connection, "receive_data")
+def zero_length(sound: Any, self: Any, data: bytes) -> Any:
+    if len(data) >= 4 and int.from_bytes(data[:4], "big") < 7:
+        return []
+    return sound(self, data)
 
 
 @mutant("wire.believes-length", kills=["SPOP-FRAME-007"], title="allocates what a length prefix asks for")
-def believes_length() -> None:
-    def make(sound: Any) -> Any:
-        def refuse(self: Any, length: int) -> Any:
-            if length > 1 << 24:
-                _HOARD.append(b"\xff" * (48 << 20))
-            return sound(self, length)
-
-        return refuse
-
-    override(FrameBuffer, "_refuse", make)
+@around(FrameBuffer, "_refuse")
+def believes_length(sound: Any, self: Any, length: int) -> Any:
+    if length > 1 << 24:
+        _HOARD.append(b"\xff" * (48 << 20))
+    return sound(self, length)
 
 
-@mutant("wire.wedges", kills=["SPOP-FRAME-008"], title="stops reading after an unknown frame type")
-def wedges() -> None:
-    def make(sound: Any) -> Any:
-        def dispatch(self: Any, frame: Any) -> None:
-            if frame.type not in connection._KNOWN:
-                self.wedged = True
-            sound(self, frame)
-
-        return dispatch
-
-    def make_recall(sound: Any) -> Any:
-        def inquire(self: Any, frame: Any, missed: Any) -> None:
-            if not getattr(self, "wedged", False):
-                sound(self, frame, missed)
-
-        return inquire
-
-    override(connection.Connection, "_dispatch", make)
-    override(connection.Connection, "_inquire", make_recall)
-    _without_memory()
+@around(Connection, "_dispatch")
+def _wedging(sound: Any, self: Any, frame: Any) -> None:
+    if frame.type not in connection._KNOWN:
+        self.wedged = True
+    sound(self, frame)
 
 
-def _without_memory() -> None:
-    """Every NOTIFY takes the long way, through `_inquire`."""
-    _Peer._recall = lambda self, key, context: None
+@around(Connection, "_inquire")
+def _unless_wedged(sound: Any, self: Any, frame: Any, missed: Any) -> None:
+    if not getattr(self, "wedged", False):
+        sound(self, frame, missed)
+
+
+mutant(
+    "wire.wedges",
+    kills=["SPOP-FRAME-008"],
+    title="stops reading after an unknown frame type",
+    apply=both(_wedging, _unless_wedged, without_memory),
+)
 
 
 @mutant("wire.all-flag-bits", kills=["SPOP-FRAME-009"], title="refuses reserved flag bits")
-def all_flag_bits() -> None:
-    def edit(frame: Any) -> Any:
-        if frame.flags & ~3:
-            raise invalid("unknown flags")
-        return frame
-
-    frames_in(edit)
+@frames_in
+def all_flag_bits(frame: Any) -> Any:
+    if frame.flags & ~3:
+        raise invalid("unknown flags")
+    return frame
 
 
 @mutant("wire.varint-unbounded", kills=["SPOP-VARINT-001"], title="takes varints of any length")
-def varint_unbounded() -> None:
-    def read(data: bytes, pos: int, end: int) -> tuple[int, int]:
-        value, pos, shift = data[pos], pos + 1, 4
-        if value < 240:
-            return value, pos
-        while pos < end:
-            byte = data[pos]
-            pos += 1
-            value += byte << shift
-            if byte < 128:
-                break
-            shift += 7
+@around(varint, "read")
+def varint_unbounded(_sound: Any, data: bytes, pos: int, end: int) -> tuple[int, int]:
+    value, pos, shift = data[pos], pos + 1, 4
+    if value < 240:
         return value, pos
-
-    varint.read = read
+    while pos < end:
+        byte = data[pos]
+        pos += 1
+        value += byte << shift
+        if byte < 128:
+            break
+        shift += 7
+    return value, pos
 
 
 @mutant("wire.varint-leb128", kills=["SPOP-VARINT-002"], title="drops the continuation bits of a varint")
-def varint_leb128() -> None:
-    def make(sound: Any) -> Any:
-        def read(data: bytes, pos: int, end: int) -> tuple[int, int]:
-            value, after = sound(data, pos, end)
-            return (value - (128 << 4) if after - pos > 2 else value), after
-
-        return read
-
-    override(varint, "read", make)
+@around(varint, "read")
+def varint_leb128(sound: Any, data: bytes, pos: int, end: int) -> tuple[int, int]:
+    value, after = sound(data, pos, end)
+    return (value - (128 << 4) if after - pos > 2 else value), after
 
 
-@mutant("wire.no-fin", kills=["SPOP-FRAG-001"], title="accepts a NOTIFY without FIN")
-def no_fin() -> None:
-    frames_in(lambda frame: frame._replace(flags=frame.flags | 1))
+mutant(
+    "wire.no-fin",
+    kills=["SPOP-FRAG-001"],
+    title="accepts a NOTIFY without FIN",
+    apply=frames_in(lambda frame: frame._replace(flags=frame.flags | 1)),
+)
 
 
-@mutant("wire.unset-is-notify", kills=["SPOP-FRAG-002"], title="takes a frame of type 0 for a NOTIFY")
-def unset_is_notify() -> None:
-    frames_in(lambda frame: frame._replace(type=3) if frame.type == 0 else frame)
+mutant(
+    "wire.unset-is-notify",
+    kills=["SPOP-FRAG-002"],
+    title="takes a frame of type 0 for a NOTIFY",
+    apply=frames_in(lambda frame: frame._replace(type=3) if frame.type == 0 else frame),
+)
 
 
-@mutant("wire.abort-ignored", kills=["SPOP-FRAG-003"], title="judges and allows an aborted NOTIFY")
-def abort_ignored() -> None:
-    frames_in(lambda frame: frame._replace(flags=frame.flags & ~2))
+mutant(
+    "wire.abort-ignored",
+    kills=["SPOP-FRAG-003"],
+    title="judges and allows an aborted NOTIFY",
+    apply=frames_in(lambda frame: frame._replace(flags=frame.flags & ~2)),
+)
 
 
-@mutant("wire.negative-integer", kills=["SPOP-TYPE-001"], title="breaks on a negative integer")
-def negative_integer() -> None:
-    _refusing_values(lambda value: isinstance(value, int) and value < 0)
+def _refusing_values(bad: Any) -> Apply:
+    @around(values, "read")
+    def read(sound: Any, data: bytes, pos: int, end: int) -> Any:
+        found = sound(data, pos, end)
+        if bad(found[1]):
+            raise invalid("what is that?")
+        return found
+
+    return read
+
+
+mutant(
+    "wire.negative-integer",
+    kills=["SPOP-TYPE-001"],
+    title="breaks on a negative integer",
+    apply=_refusing_values(lambda value: isinstance(value, int) and value < 0),
+)
 
 
 @mutant("wire.ipv6-short", kills=["SPOP-TYPE-001"], title="reads an IPv6 address as four bytes")
-def ipv6_short() -> None:
-    def make(sound: Any) -> Any:
-        def read(data: bytes, pos: int, end: int) -> Any:
-            kind, value, after = sound(data, pos, end)
-            return kind, value, (after - 12 if kind is DataType.IPV6 else after)
-
-        return read
-
-    override(values, "read", make)
-
-
-def _refusing_values(bad: Any) -> None:
-    def make(sound: Any) -> Any:
-        def read(data: bytes, pos: int, end: int) -> Any:
-            found = sound(data, pos, end)
-            if bad(found[1]):
-                raise invalid("what is that?")
-            return found
-
-        return read
-
-    override(values, "read", make)
+@around(values, "read")
+def ipv6_short(sound: Any, data: bytes, pos: int, end: int) -> Any:
+    kind, value, after = sound(data, pos, end)
+    return kind, value, (after - 12 if kind is DataType.IPV6 else after)
 
 
 @mutant("wire.reserved-type", kills=["SPOP-TYPE-002"], title="skips a value of a reserved type")
-def reserved_type() -> None:
-    def make(sound: Any) -> Any:
-        def read(data: bytes, pos: int, end: int) -> Any:
-            if pos < end and data[pos] & 0x0F > 9:
-                return DataType.NULL, None, values.read_string(data, pos + 1, end)[1]
-            return sound(data, pos, end)
-
-        return read
-
-    override(values, "read", make)
+@around(values, "read")
+def reserved_type(sound: Any, data: bytes, pos: int, end: int) -> Any:
+    if pos < end and data[pos] & 0x0F > 9:
+        return DataType.NULL, None, values.read_string(data, pos + 1, end)[1]
+    return sound(data, pos, end)
 
 
 @mutant("wire.strict-utf8", kills=["SPOP-TYPE-003"], title="dies of a string that is not UTF-8")
-def strict_utf8() -> None:
-    def bad(value: object) -> bool:
-        if isinstance(value, bytes):
-            value.decode()
-        return False
-
-    _refusing_values(bad)
+@_refusing_values
+def strict_utf8(value: object) -> bool:
+    if isinstance(value, bytes):
+        value.decode()
+    return False
 
 
 @mutant("wire.off-by-four", kills=["SPOP-TYPE-004"], title="counts the length prefix into the frame size")
-def off_by_four() -> None:
-    table = Connection._TRANSITIONS
-    sound = table[State.OPEN, FrameType.HAPROXY_HELLO]
-
-    def hello(self: Any, frame: Any) -> None:
-        sound(self, frame)
-        self._buffer.limit -= 4
-
-    table[State.OPEN, FrameType.HAPROXY_HELLO] = hello
+@_after_hello
+def off_by_four(connection: Any) -> None:
+    connection._buffer.limit -= 4
 
 
 @mutant("wire.fatal-frame", kills=["SPOP-FUZZ-001"], title="dies of a value of a reserved type with flags")
-def fatal_frame() -> None:
-    def make(sound: Any) -> Any:
-        def read(data: bytes, pos: int, end: int) -> Any:
-            if pos < end and data[pos] & 0x0F > 9 and data[pos] & 0xF0:
-                os._exit(70)
-            return sound(data, pos, end)
-
-        return read
-
-    override(values, "read", make)
+@around(values, "read")
+def fatal_frame(sound: Any, data: bytes, pos: int, end: int) -> Any:
+    if pos < end and data[pos] & 0x0F > 9 and data[pos] & 0xF0:
+        os._exit(70)
+    return sound(data, pos, end)
 
 
 @mutant("wire.spins", kills=["SPOP-FUZZ-001"], title="works five seconds on a message of over 200 arguments")
-def spins() -> None:
-    def make(sound: Any) -> Any:
-        def read_message(data: bytes, pos: int, end: int) -> Any:
-            after = values.read_string(data, pos, end)[1]
-            if after < end and data[after] > 200:
-                time.sleep(5.0)
-            return sound(data, pos, end)
-
-        return read_message
-
-    override(messages, "_read_message", make)
+@around(messages, "_read_message")
+def spins(sound: Any, data: bytes, pos: int, end: int) -> Any:
+    after = values.read_string(data, pos, end)[1]
+    if after < end and data[after] > 200:
+        time.sleep(5.0)
+    return sound(data, pos, end)
