@@ -1,7 +1,7 @@
 """The pytest plugin: one item for each check, the same engine behind it as behind `iamroles conformance run`.
 
-This module is imported by every pytest run of an environment that has the distribution installed, so at its
-top it imports pytest and nothing of the suite; the rest comes when `test_conformance.py` is collected.
+Every pytest run in an environment that has the distribution imports this module. So its top imports pytest
+and `errors`, which cost nothing; the rest of the suite is imported when `test_conformance.py` is collected.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from iamroles_conformance.errors import ConformanceFailure, ExitCode
+
 if TYPE_CHECKING:
-    from iamroles_conformance.subject import Request
+    from iamroles_conformance.subject import Subject
     from iamroles_scenarios.declarations.results import CheckResult
     from iamroles_scenarios.engine.run import PlannedCheck, Run
 
 _HERE = Path(__file__).parent
-_STAGE_FAULT = 3
 _RUN: pytest.StashKey[Run] = pytest.StashKey()
-_REQUEST: pytest.StashKey[Request] = pytest.StashKey()
+_SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 _RESULTS: pytest.StashKey[list[tuple[PlannedCheck, CheckResult]]] = pytest.StashKey()
 
 
@@ -43,7 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--iamroles-stage", default="auto", choices=("auto", "containers", "processes"), help="kind of stage")
     add("--iamroles-require", choices=("containers",), help="a missing container engine is an error")
     add("--iamroles-haproxy", metavar="VERSION", help="HAProxy to put before the agent: 2.6, 2.8, 3.0, 3.2")
-    add("--iamroles-lane", action="append", default=[], help="wire, gate or gate-spop; may be repeated")
+    add(
+        "--iamroles-lane", action="append", default=[], help="wire, gate, gate-spop or proxy; may be repeated"
+    )
     add(
         "--iamroles-time-scale",
         type=float,
@@ -54,12 +57,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--iamroles-report", metavar="DIR", help="write report.json, report.html and junit.xml there")
 
 
-def _request(config: pytest.Config) -> Request:
-    from iamroles_conformance.subject import Request  # noqa: PLC0415 - see above
+def _subject(config: pytest.Config) -> Subject:
+    from iamroles_conformance.subject import Subject  # noqa: PLC0415 - see above
 
-    if _REQUEST not in config.stash:
+    if _SUBJECT not in config.stash:
         option = config.getoption
-        config.stash[_REQUEST] = Request(
+        config.stash[_SUBJECT] = Subject(
             agent=option("--iamroles-agent"),
             address=option("--iamroles-agent-address"),
             allowed=option("--iamroles-allowed"),
@@ -69,7 +72,7 @@ def _request(config: pytest.Config) -> Request:
             haproxy=option("--iamroles-haproxy"),
             scale=option("--iamroles-time-scale"),
         )
-    return config.stash[_REQUEST]
+    return config.stash[_SUBJECT]
 
 
 # --- collecting --------------------------------------------------------------------------------------------
@@ -84,7 +87,7 @@ class ConformanceModule(pytest.Module):
         from iamroles_scenarios.engine.run import SelectionError  # noqa: PLC0415
 
         try:
-            planned = _request(self.config).planned()
+            planned = _subject(self.config).planned()
         except (SelectionError, DocumentError) as error:
             raise self.CollectError(str(error)) from error
         for check in planned:
@@ -97,10 +100,6 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
         module: pytest.Module = ConformanceModule.from_parent(parent, path=module_path)
         return module
     return None
-
-
-class ConformanceFailure(Exception):  # noqa: N818 - pytest shows it as a failure
-    """A check that did not pass; its text is the explanation."""
 
 
 class CheckItem(pytest.Item):
@@ -128,7 +127,7 @@ class CheckItem(pytest.Item):
             raise ConformanceFailure(explain.failure(self.check, result, self._again()))
 
     def _again(self) -> str:
-        options = _request(self.config).arguments("--iamroles-")
+        options = _subject(self.config).arguments("--iamroles-")
         return shlex.join(["pytest", *options, self.nodeid])
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:  # noqa: ANN401
@@ -161,13 +160,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     from iamroles_scenarios.stage import StageError  # noqa: PLC0415
 
     try:
-        run = _request(config).run(checks)
+        run = _subject(config).run(checks)
         config.add_cleanup(run.close)
         run.open()
     except SelectionError as error:
         raise pytest.UsageError(str(error)) from error
     except StageError as error:
-        pytest.exit(f"the stage cannot be used: {error}", returncode=_STAGE_FAULT)
+        pytest.exit(f"the stage cannot be used: {error}", returncode=ExitCode.STAGE_FAULT)
     config.stash[_RUN] = run
     config.stash[_RESULTS] = []
     if not hasattr(config, "workerinput"):
@@ -199,4 +198,4 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if directory and results and not hasattr(config, "workerinput"):
         from iamroles_conformance.reports import report  # noqa: PLC0415
 
-        report.write(report.document(_request(config), run, results), Path(directory))
+        report.write(report.document(_subject(config), run, results), Path(directory))

@@ -21,7 +21,7 @@ def default_agent_toml() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Subject:
     """What the user asked for, as the command line said it."""
 
     agent: str | None = None

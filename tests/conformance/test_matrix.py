@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from iamroles_conformance.commands.matrix import Column, chosen, exit_code, matrix
-from iamroles_conformance.reports.matrix import BEGIN, END, Page, PageError, as_markdown
+from iamroles_conformance.commands.matrix import chosen, exit_code, matrix
+from iamroles_conformance.errors import PageError
+from iamroles_conformance.reports.matrix import BEGIN, END, Column, Page, as_markdown
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.stage import StageError
 from iamroles_scenarios.stage.stage import Offer, offered

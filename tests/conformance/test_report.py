@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
-from iamroles_conformance.subject import Request
+from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.results import CheckResult, Evidence, Verdict
 from iamroles_scenarios.engine.run import Run, plan, selected_by
 from iamroles_scenarios.stage import AgentSpec
@@ -31,7 +31,7 @@ def _document(verdicts: dict[str, Verdict], message: str = "why") -> report.Docu
             check.id, check.requirements, verdict, message, evidence, 0.5, check.lane, check.title
         )
         pairs.append((check, result))
-    return report.document(Request(agent="agent.toml", lanes=("gate-spop",)), run, pairs)
+    return report.document(Subject(agent="agent.toml", lanes=("gate-spop",)), run, pairs)
 
 
 def test_a_document_says_who_what_and_how_to_reproduce() -> None:

@@ -13,7 +13,7 @@ from iamroles_conformance.commands import selftest as command
 from iamroles_conformance.commands.selftest import line, selftest, uncovered
 from iamroles_conformance.selftest import registry
 from iamroles_conformance.selftest.registry import Mutant, mutants
-from iamroles_conformance.selftest.runner import Outcome, Selftest
+from iamroles_conformance.selftest.runner import MutantResult, Selftest
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 
@@ -149,6 +149,6 @@ def test_declaring():
 
 def test_the_commands_exit_status_for_a_survivor(monkeypatch, harmless):
     monkeypatch.setattr(command, "_chosen", lambda families, names: [harmless])
-    monkeypatch.setattr(command, "_judged", lambda chosen, jobs, scale: [Outcome(harmless, {"X": []})])
+    monkeypatch.setattr(command, "_judged", lambda chosen, jobs, scale: [MutantResult(harmless, {"X": []})])
 
     assert CliRunner().invoke(selftest, ["--mutant", "x"]).exit_code == 1

@@ -1,1 +1,1 @@
-"""Commands of the conformance package."""
+"""Commands of the conformance package: one module each, joined in `conformance`; `trace` stands alone."""

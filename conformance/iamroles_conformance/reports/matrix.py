@@ -5,26 +5,55 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from iamroles_conformance.errors import PageError
+from iamroles_conformance.reports.report import Document
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.stage.stage import Offer
-
-if TYPE_CHECKING:
-    from iamroles_conformance.commands.matrix import Column
 
 BEGIN = "<!-- matrix: begin (written by `iamroles conformance matrix --docs`) -->"
 END = "<!-- matrix: end -->"
 _NEW_PAGE = f"# Support\n\n{BEGIN}\n{END}\n"
 _NOT_PLAYED = "not played"
 _GOOD = {verdict.value for verdict in Verdict if verdict.good}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One version of HAProxy and what came of it."""
+
+    asked: str
+    found: Document | None = None
+    fault: str = ""
+    """Why the stage could not be set up with it."""
+
+    @property
+    def version(self) -> str:
+        """The exact version, or the one asked for."""
+        return str(self.found["haproxy"]) if self.found else self.asked
+
+    @property
+    def checks(self) -> list[Document]:
+        """Its checks as the result document has them."""
+        return list(self.found["checks"]) if self.found else []
+
+    @property
+    def bad(self) -> list[Document]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not Verdict(check["verdict"]).good]
+
+    def verdict(self, requirement: str) -> str:
+        """The worst verdict of a requirement's checks; "" if none was played."""
+        found = self.found["requirements"] if self.found else []
+        return next((str(item["verdict"]) for item in found if item["id"] == requirement), "")
 
 
 class Screen:
@@ -103,10 +132,6 @@ def _all_pass(columns: Sequence[Column], name: str) -> bool:
 
 
 # --- the page ----------------------------------------------------------------------------------------------
-
-
-class PageError(Exception):
-    """A page that the table cannot be put into; says what to do."""
 
 
 class Page:

@@ -20,7 +20,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from iamroles_conformance.subject import Request
+from iamroles_conformance.errors import ReportError
+from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.engine.run import PlannedCheck, Run
@@ -32,17 +33,13 @@ Document = dict[str, Any]
 _BAD = {verdict.value for verdict in Verdict if not verdict.good}
 
 
-class ReportError(Exception):
-    """A saved run that cannot be read."""
-
-
-def document(request: Request, run: Run, results: Iterable[tuple[PlannedCheck, CheckResult]]) -> Document:
+def document(subject: Subject, run: Run, results: Iterable[tuple[PlannedCheck, CheckResult]]) -> Document:
     """The result document of a run, as JSON can hold it."""
     pairs = list(results)
     checks = [_check(check, result) for check, result in pairs]
     stage = run.stage
-    command = ["iamroles", "conformance", "run", *request.arguments("--")]
-    command += [f"--lane={lane}" for lane in request.lanes]
+    command = ["iamroles", "conformance", "run", *subject.arguments("--")]
+    command += [f"--lane={lane}" for lane in subject.lanes]
     return {
         "schema": SCHEMA,
         "specification": SPEC,

@@ -3,7 +3,7 @@
 For each mutant the checks are those that name one of its ids, in the cheapest lane that has them: straight
 over SPOP where a check can be played there, through HAProxy only where it cannot. An id counts as killed when
 one of its checks FAILs; UNTESTABLE and HARNESS_ERROR kill nothing. Checks that do not pass on the sound agent
-cannot kill either, so that agent runs first, as mutant of nothing.
+cannot kill either, so the unmodified agent runs first, as the baseline.
 
 A mutant that survives is run once more against everything else in its lanes, only to say whether others
 caught it: then the check is right and its ids are wrong, or the other way round.
@@ -37,7 +37,7 @@ SIDE_BY_SIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MutantResult:
     """What came of one mutant."""
 
     mutant: Mutant
@@ -95,11 +95,11 @@ class Selftest:
         chosen: Sequence[Mutant],
         *,
         side_by_side: int = SIDE_BY_SIDE,
-        on_outcome: Callable[[Outcome], None] | None = None,
-    ) -> list[Outcome]:
+        on_outcome: Callable[[MutantResult], None] | None = None,
+    ) -> list[MutantResult]:
         """Judge mutants; the outcomes are in the order given."""
 
-        def one(mutant: Mutant) -> Outcome:
+        def one(mutant: Mutant) -> MutantResult:
             outcome = self.judge(mutant)
             if on_outcome is not None:
                 with self._lock:
@@ -109,26 +109,26 @@ class Selftest:
         with ThreadPoolExecutor(side_by_side, thread_name_prefix="mutant") as pool:
             return list(pool.map(one, chosen))
 
-    def judge(self, mutant: Mutant) -> Outcome:
+    def judge(self, mutant: Mutant) -> MutantResult:
         """One mutant against its checks; never raises for what the mutant does."""
         started = time.monotonic()
         checks = self.checks_for(mutant.kills)
         lacking = [name for name in mutant.kills if not any(name in check.requirements for check in checks)]
         if lacking:
-            return Outcome(mutant, {}, trouble=f"no check names {', '.join(lacking)}")
+            return MutantResult(mutant, {}, trouble=f"no check names {', '.join(lacking)}")
         spec = self._mutated(mutant)
         try:
             results = self._run(spec, checks)
         except Exception as error:  # noqa: BLE001 - a mutant that cannot be started has proven nothing
-            return Outcome(mutant, {}, trouble=f"{type(error).__name__}: {error}")
+            return MutantResult(mutant, {}, trouble=f"{type(error).__name__}: {error}")
         red = [result for result in results if self._turned_red(result)]
         killed = {name: [r.check for r in red if name in r.requirements] for name in mutant.kills}
-        outcome = Outcome(mutant, killed, seconds=time.monotonic() - started)
+        outcome = MutantResult(mutant, killed, seconds=time.monotonic() - started)
         if outcome.survived:
             outcome = self._explained(outcome, spec, results)
         return replace(outcome, seconds=time.monotonic() - started)
 
-    def _explained(self, outcome: Outcome, spec: AgentSpec, results: list[CheckResult]) -> Outcome:
+    def _explained(self, outcome: MutantResult, spec: AgentSpec, results: list[CheckResult]) -> MutantResult:
         """Who else would have caught a survivor; and what kept its own checks from judging."""
         strange = [r for r in results if r.verdict in (Verdict.UNTESTABLE, Verdict.HARNESS_ERROR)]
         if strange:

@@ -1,0 +1,55 @@
+"""`iamroles conformance run`: play checks, give verdicts."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from iamroles_conformance.commands.options import Command, judges
+from iamroles_conformance.errors import ExitCode
+from iamroles_conformance.reports import explain, report
+from iamroles_conformance.subject import Subject
+from iamroles_scenarios.engine.run import Run, selected_by
+
+
+@click.command(cls=Command)
+@judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale")
+@click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
+@click.option("--report", "directory", type=click.Path(path_type=Path), help="Write the report there.")
+@click.option("--quiet", "-q", is_flag=True, help="Say only what did not pass, and the sum.")
+def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, quiet: bool) -> None:
+    """Play checks and give verdicts.
+
+    Exit code 0 if all passed, 1 if not, 2 for a mistake in the command, 3 if the stage cannot be used.
+    A running agent is judged on the wire alone.
+    """
+    select = selected_by(checks)
+    planned = [check for check in subject.planned() if select(check)]
+    pairs = []
+    with subject.run(planned) as started:
+        _introduce(started)
+        for check, result in zip(planned, started.results(), strict=True):
+            pairs.append((check, result))
+            if not result.verdict.good:
+                again = ["iamroles", "conformance", "run", *subject.arguments("--"), "--check", check.name]
+                click.echo(explain.failure(check, result, shlex.join(again)) + "\n")
+            elif not quiet:
+                click.echo(f"{result.verdict.value:14} {check.name}")
+        found = report.document(subject, started, pairs)
+    for path in report.write(found, directory) if directory else ():
+        click.echo(f"wrote {path}")
+    counts = Counter(result.verdict.value for _, result in pairs)
+    totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    click.echo(f"{totals} in {found['seconds']} s")
+    sys.exit(ExitCode.PASSED if found["passed"] else ExitCode.FAILED)
+
+
+def _introduce(started: Run) -> None:
+    haproxy = f", HAProxy {started.haproxy_version}" if started.haproxy_version else ""
+    click.echo(f"judging {started.agent.name} {started.agent.version}".rstrip() + haproxy)
+    if started.stage is not None:
+        click.echo(started.stage.why)

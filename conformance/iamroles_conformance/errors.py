@@ -1,0 +1,36 @@
+"""All that the judge itself raises, and what its commands end with.
+
+`SelectionError` and `StageError` come from the scenarios and pass through. No error is a verdict on an agent,
+except `ConformanceFailure`, which carries one to pytest.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command ends with, and pytest for a stage."""
+
+    PASSED = 0
+    FAILED = 1
+    MISTAKE = 2
+    """In the command or a file it names; click's own code."""
+    STAGE_FAULT = 3
+    """The stage, or the agent on it, cannot be used: nothing was judged."""
+
+
+class ConformanceError(Exception):
+    """Root of this package's errors."""
+
+
+class ReportError(ConformanceError):
+    """A saved run that cannot be read."""
+
+
+class PageError(ConformanceError):
+    """A page that the table of the matrix cannot be put into; says what to do."""
+
+
+class ConformanceFailure(ConformanceError):  # noqa: N818 - pytest shows it as a failure
+    """A check that did not pass, for pytest; its text is the explanation."""
