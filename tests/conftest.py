@@ -5,12 +5,17 @@ Where none answers they are skipped, and pytest says why. Under `--iamroles-requ
 covered containers never passes without.
 """
 
+import asyncio
+import inspect
 import os
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 
 REQUIRE = "IAMROLES_REQUIRE"
+PATIENCE = 20.0
+"""Seconds before an asynchronous test fails; none waits that long when all is well."""
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +35,19 @@ def engine(pytestconfig):
 # Two shared cores may be busy with something else: a slow draw is no fault of the property under test.
 settings.register_profile("iamroles", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("iamroles")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test that is a coroutine function, on the loop that the agent uses."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    given = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+
+    async def patiently():
+        async with asyncio.timeout(PATIENCE):
+            await pyfuncitem.obj(**given)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(patiently())
+    return True

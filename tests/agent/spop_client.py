@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import uvloop
 from spop_transcript import DENY, Talk, cut, frame, hello, notify, show
 
 from iamroles_agent.config import AgentSettings
@@ -19,25 +18,11 @@ from iamroles_agent.server import ConnectionStats, Server
 from iamroles_agent.spop import actions
 from iamroles_agent.spop.messages import Check, Context
 
-__all__ = ["Client", "DictatedGate", "Talk", "frame", "notify", "run", "serving", "until"]
-
-PATIENCE = 20.0
-"""Seconds before a test that waits for an event fails; no test waits that long when all is well."""
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a test on the loop that the agent uses."""
-
-    async def patient() -> None:
-        async with asyncio.timeout(PATIENCE):
-            await main
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(patient())
+__all__ = ["Client", "DictatedGate", "Talk", "frame", "notify", "serving", "until"]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop turn until the condition holds; `run` bounds it."""
+    """Let the loop turn until the condition holds; the runner of `conftest.py` bounds it."""
     while not condition():  # noqa: ASYNC110 - what is waited for must not know that it is watched
         await asyncio.sleep(0.001)
 

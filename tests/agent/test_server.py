@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from spop_client import Client, DictatedGate, run, serving, until
+from spop_client import Client, DictatedGate, serving, until
 from spop_transcript import (
     ALLOW,
     ALLOWED,
@@ -35,118 +35,97 @@ def question(path: str, number: int = 1) -> bytes:
 
 
 class TestAnswers:
-    def test_many_questions_in_one_segment(self):
-        async def main():
-            gate = DictatedGate()
-            gate.memory[check_message()] = ALLOW
-            async with serving(gate) as server:
-                client = await Client.connect(server.address)
-                client.send(*(notify(ids=(n, 1)) for n in range(300)))
+    async def test_many_questions_in_one_segment(self):
+        gate = DictatedGate()
+        gate.memory[check_message()] = ALLOW
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(*(notify(ids=(n, 1)) for n in range(300)))
 
-                assert [await client.receive() for _ in range(300)] == [
-                    f"ACK {n}/1 FIN {ALLOWED}" for n in range(300)
-                ]
-                assert (server.stats.notifies, server.stats.recalled, server.stats.judged) == (300, 300, 0)
-                await client.close()
+            assert [await client.receive() for _ in range(300)] == [
+                f"ACK {n}/1 FIN {ALLOWED}" for n in range(300)
+            ]
+            assert (server.stats.notifies, server.stats.recalled, server.stats.judged) == (300, 300, 0)
+            await client.close()
 
-        run(main())
+    async def test_byte_by_byte(self):
+        async with serving(DictatedGate()) as server:
+            client = await Client.connect(server.address, greet=False)
+            for byte in hello() + notify():
+                client.send(bytes((byte,)))
+                await asyncio.sleep(0)
 
-    def test_byte_by_byte(self):
-        async def main():
-            async with serving(DictatedGate()) as server:
-                client = await Client.connect(server.address, greet=False)
-                for byte in hello() + notify():
-                    client.send(bytes((byte,)))
-                    await asyncio.sleep(0)
+            assert (await client.receive()).startswith("AGENT-HELLO")
+            assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
+            await client.close()
 
-                assert (await client.receive()).startswith("AGENT-HELLO")
-                assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
-                await client.close()
+    async def test_the_gate_gets_the_key_that_it_will_be_asked_by(self):
+        gate = DictatedGate()
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
+            await client.receive()
+            assert gate.keys == [check_message()]
+            gate.memory[gate.keys[0]] = ALLOW
+            client.send(notify(context_message(b"r2", 999, None) + check_message(), ids=(3, 1)))
 
-        run(main())
+            assert await client.receive() == f"ACK 3/1 FIN {ALLOWED}"
+            await client.close()
 
-    def test_the_gate_gets_the_key_that_it_will_be_asked_by(self):
-        async def main():
-            gate = DictatedGate()
-            async with serving(gate) as server:
-                client = await Client.connect(server.address)
-                client.send(notify())
-                await client.receive()
-                assert gate.keys == [check_message()]
-                gate.memory[gate.keys[0]] = ALLOW
-                client.send(notify(context_message(b"r2", 999, None) + check_message(), ids=(3, 1)))
+    async def test_a_slow_question_delays_no_other(self):
+        gone_on = asyncio.Event()
 
-                assert await client.receive() == f"ACK 3/1 FIN {ALLOWED}"
-                await client.close()
+        async def judge(check):
+            if check.path == "/slow":
+                await gone_on.wait()
+                return ALLOW
+            return DENY
 
-        run(main())
+        async with serving(DictatedGate(judge)) as server:
+            client, other = await Client.connect(server.address), await Client.connect(server.address)
+            client.send(question("/slow", 1), question("/quick", 3), notify(b"", ids=(5, 1)))
+            other.send(question("/quick", 1))
 
-    def test_a_slow_question_delays_no_other(self):
-        async def main():
-            gone_on = asyncio.Event()
+            assert await client.receive() == "ACK 5/1 FIN (nothing)"
+            assert await client.receive() == f"ACK 3/1 FIN {DENIED}"
+            assert await other.receive() == f"ACK 1/1 FIN {DENIED}"
+            gone_on.set()
+            assert await client.receive() == f"ACK 1/1 FIN {ALLOWED}"
+            await client.close()
+            await other.close()
 
-            async def judge(check):
-                if check.path == "/slow":
-                    await gone_on.wait()
-                    return ALLOW
-                return DENY
+    async def test_a_broken_connection_harms_no_other(self):
+        async with serving(DictatedGate()) as server:
+            good = await Client.connect(server.address)
+            for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000, b"\x00" * 9, hello() + hello()):
+                bad = await Client.connect(server.address, greet=False)
+                bad.send(garbage)
+                assert (await bad.receive_all())[-1].startswith("AGENT-DISCONNECT")
+                await bad.close()
+            good.send(notify())
 
-            async with serving(DictatedGate(judge)) as server:
-                client, other = await Client.connect(server.address), await Client.connect(server.address)
-                client.send(question("/slow", 1), question("/quick", 3), notify(b"", ids=(5, 1)))
-                other.send(question("/quick", 1))
+            assert await good.receive() == f"ACK 1/1 FIN {DENIED}"
+            assert server.stats.protocol_errors == 4
+            await good.close()
 
-                assert await client.receive() == "ACK 5/1 FIN (nothing)"
-                assert await client.receive() == f"ACK 3/1 FIN {DENIED}"
-                assert await other.receive() == f"ACK 1/1 FIN {DENIED}"
-                gone_on.set()
-                assert await client.receive() == f"ACK 1/1 FIN {ALLOWED}"
-                await client.close()
-                await other.close()
+    async def test_unix_socket(self, tmp_path):
+        path = tmp_path / "agent.sock"
+        async with serving(DictatedGate(), listen=f"unix:{path}") as server:
+            assert server.address == f"unix:{path}"
+            client = await Client.connect(server.address)
+            client.send(notify())
 
-        run(main())
+            assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
+            await client.close()
+        assert not path.exists()
 
-    def test_a_broken_connection_harms_no_other(self):
-        async def main():
-            async with serving(DictatedGate()) as server:
-                good = await Client.connect(server.address)
-                for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000, b"\x00" * 9, hello() + hello()):
-                    bad = await Client.connect(server.address, greet=False)
-                    bad.send(garbage)
-                    assert (await bad.receive_all())[-1].startswith("AGENT-DISCONNECT")
-                    await bad.close()
-                good.send(notify())
-
-                assert await good.receive() == f"ACK 1/1 FIN {DENIED}"
-                assert server.stats.protocol_errors == 4
-                await good.close()
-
-        run(main())
-
-    def test_unix_socket(self, tmp_path):
-        async def main():
-            path = tmp_path / "agent.sock"
-            async with serving(DictatedGate(), listen=f"unix:{path}") as server:
-                assert server.address == f"unix:{path}"
-                client = await Client.connect(server.address)
-                client.send(notify())
-
-                assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
-                await client.close()
-            assert not path.exists()
-
-        run(main())
-
-    def test_ipv6(self):
-        async def main():
-            try:
-                async with serving(DictatedGate(), listen="[::1]:0") as server:
-                    assert server.address.startswith("[::1]:")
-                    await (await Client.connect(server.address)).close()
-            except OSError as error:  # pragma: no cover
-                pytest.skip(f"this host has no IPv6: {error}")
-
-        run(main())
+    async def test_ipv6(self):
+        try:
+            async with serving(DictatedGate(), listen="[::1]:0") as server:
+                assert server.address.startswith("[::1]:")
+                await (await Client.connect(server.address)).close()
+        except OSError as error:  # pragma: no cover
+            pytest.skip(f"this host has no IPv6: {error}")
 
 
 class TestFailures:
@@ -158,170 +137,143 @@ class TestFailures:
             (RecursionError(), "the decision failed: RecursionError"),
         ],
     )
-    def test_a_decision_that_fails_is_a_deny(self, fault, detail):
-        async def main():
-            async def judge(check):
-                raise fault
+    async def test_a_decision_that_fails_is_a_deny(self, fault, detail):
+        async def judge(check):
+            raise fault
 
-            gate = DictatedGate(judge)
-            async with serving(gate) as server:
-                client = await Client.connect(server.address)
-                client.send(notify())
+        gate = DictatedGate(judge)
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
 
-                assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
-                assert (gate.details, server.stats.failed) == ([detail], 1)
-                await client.close()
+            assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
+            assert (gate.details, server.stats.failed) == ([detail], 1)
+            await client.close()
 
-        run(main())
+    async def test_a_decision_that_takes_too_long_is_a_deny(self):
+        async def judge(check):
+            await asyncio.Event().wait()
 
-    def test_a_decision_that_takes_too_long_is_a_deny(self):
-        async def main():
-            async def judge(check):
-                await asyncio.Event().wait()
+        gate = DictatedGate(judge)
+        async with serving(gate, decision_timeout="20ms") as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
 
-            gate = DictatedGate(judge)
-            async with serving(gate, decision_timeout="20ms") as server:
-                client = await Client.connect(server.address)
-                client.send(notify())
+            assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
+            assert gate.details == ["no decision within 0.02 s"]
+            await client.close()
 
-                assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
-                assert gate.details == ["no decision within 0.02 s"]
-                await client.close()
+    async def test_a_memory_that_fails_is_no_memory(self):
+        gate = DictatedGate()
+        gate.memory = None
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
 
-        run(main())
+            assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
+            await client.close()
 
-    def test_a_memory_that_fails_is_no_memory(self):
-        async def main():
-            gate = DictatedGate()
-            gate.memory = None
-            async with serving(gate) as server:
-                client = await Client.connect(server.address)
-                client.send(notify())
+    async def test_even_failing_may_fail(self):
+        gate = DictatedGate()
+        gate.asked = gate.details = None
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
 
-                assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
-                await client.close()
+            assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
+            await client.close()
 
-        run(main())
+    async def test_an_answer_that_cannot_be_sent_is_a_deny(self):
+        async def judge(check):
+            return ALLOW + b"\x01\x03\x02" + b"x" * 20000
 
-    def test_even_failing_may_fail(self):
-        async def main():
-            gate = DictatedGate()
-            gate.asked = gate.details = None
-            async with serving(gate) as server:
-                client = await Client.connect(server.address)
-                client.send(notify())
+        async with serving(DictatedGate(judge)) as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
 
-                assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
-                await client.close()
+            assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
+            await client.close()
 
-        run(main())
+    async def test_an_ambiguous_question_is_a_deny(self):
+        gate = DictatedGate()
+        gate.memory[check_message()] = ALLOW
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(notify(context_message() + check_message() * 2))
 
-    def test_an_answer_that_cannot_be_sent_is_a_deny(self):
-        async def main():
-            async def judge(check):
-                return ALLOW + b"\x01\x03\x02" + b"x" * 20000
-
-            async with serving(DictatedGate(judge)) as server:
-                client = await Client.connect(server.address)
-                client.send(notify())
-
-                assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
-                await client.close()
-
-        run(main())
-
-    def test_an_ambiguous_question_is_a_deny(self):
-        async def main():
-            gate = DictatedGate()
-            gate.memory[check_message()] = ALLOW
-            async with serving(gate) as server:
-                client = await Client.connect(server.address)
-                client.send(notify(context_message() + check_message() * 2))
-
-                assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
-                assert gate.details == ["2 iam-check messages in one NOTIFY"]
-                await client.close()
-
-        run(main())
+            assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
+            assert gate.details == ["2 iam-check messages in one NOTIFY"]
+            await client.close()
 
 
 class TestDisappearance:
-    def test_a_peer_that_vanishes_leaves_no_task(self):
-        async def main():
-            ended = asyncio.Event()
+    async def test_a_peer_that_vanishes_leaves_no_task(self):
+        ended = asyncio.Event()
 
-            async def judge(check):
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    ended.set()
+        async def judge(check):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
 
-            gate = DictatedGate(judge)
-            async with serving(gate) as server:
-                before = descriptors()
-                client = await Client.connect(server.address)
-                client.send(notify())
-                await until(lambda: len(gate.asked) == 1)
-                client.vanish()
-                await ended.wait()
-                await until(lambda: not server.peers)
+        gate = DictatedGate(judge)
+        async with serving(gate) as server:
+            before = descriptors()
+            client = await Client.connect(server.address)
+            client.send(notify())
+            await until(lambda: len(gate.asked) == 1)
+            client.vanish()
+            await ended.wait()
+            await until(lambda: not server.peers)
 
-                assert (server.stats.pending, server.stats.forgotten, gate.details) == (0, 1, [])
-                await until(lambda: len(asyncio.all_tasks()) == 1)
-                await until(lambda: descriptors() <= before)
+            assert (server.stats.pending, server.stats.forgotten, gate.details) == (0, 1, [])
+            await until(lambda: len(asyncio.all_tasks()) == 1)
+            await until(lambda: descriptors() <= before)
 
-        run(main())
-
-    def test_a_peer_that_closes_while_its_question_is_judged(self):
+    async def test_a_peer_that_closes_while_its_question_is_judged(self):
         """Not to be told from one that closed only its half: judged, and the answer is lost in peace."""
 
-        async def main():
-            gone_on = asyncio.Event()
+        gone_on = asyncio.Event()
 
-            async def judge(check):
-                await gone_on.wait()
-                return ALLOW
+        async def judge(check):
+            await gone_on.wait()
+            return ALLOW
 
-            gate = DictatedGate(judge)
-            async with serving(gate) as server:
-                client = await Client.connect(server.address)
-                client.send(notify() * 2)
-                await until(lambda: len(gate.asked) == 2)
-                await client.close()
-                gone_on.set()
-                await until(lambda: not server.peers)
+        gate = DictatedGate(judge)
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(notify() * 2)
+            await until(lambda: len(gate.asked) == 2)
+            await client.close()
+            gone_on.set()
+            await until(lambda: not server.peers)
 
-                assert (server.stats.pending, server.stats.judged) == (0, 2)
+            assert (server.stats.pending, server.stats.judged) == (0, 2)
 
-        run(main())
+    async def test_half_closed_after_the_question(self):
+        gone_on = asyncio.Event()
 
-    def test_half_closed_after_the_question(self):
-        async def main():
-            gone_on = asyncio.Event()
+        async def judge(check):
+            await gone_on.wait()
+            return ALLOW
 
-            async def judge(check):
-                await gone_on.wait()
-                return ALLOW
+        gate = DictatedGate(judge)
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(notify(ids=(1, 1)), notify(ids=(3, 1)))
+            client.half_close()
+            await until(lambda: len(gate.asked) == 2)
+            gone_on.set()
 
-            gate = DictatedGate(judge)
-            async with serving(gate) as server:
-                client = await Client.connect(server.address)
-                client.send(notify(ids=(1, 1)), notify(ids=(3, 1)))
-                client.half_close()
-                await until(lambda: len(gate.asked) == 2)
-                gone_on.set()
-
-                assert sorted(await client.receive_all()) == [f"ACK {n}/1 FIN {ALLOWED}" for n in (1, 3)]
-                await until(lambda: not server.peers)
-                await client.close()
-
-        run(main())
+            assert sorted(await client.receive_all()) == [f"ACK {n}/1 FIN {ALLOWED}" for n in (1, 3)]
+            await until(lambda: not server.peers)
+            await client.close()
 
     @pytest.mark.parametrize("cut_off", [b"", notify()[:-3], b"\x00"])
-    def test_closed_by_haproxy(self, cut_off, caplog):
+    async def test_closed_by_haproxy(self, cut_off, caplog):
         """A plain close is how HAProxy 3.1 and later end an idle connection: nothing to complain of."""
 
-        async def main():
+        with caplog.at_level(logging.WARNING):
             async with serving(DictatedGate()) as server:
                 client = await Client.connect(server.address)
                 client.send(cut_off)
@@ -329,14 +281,11 @@ class TestDisappearance:
 
                 assert await client.receive_all() == []
                 await client.close()
-
-        with caplog.at_level(logging.WARNING):
-            run(main())
         assert caplog.records == []
 
     @pytest.mark.parametrize("status", [0, 1, 2])
-    def test_disconnected_by_haproxy(self, status, caplog):
-        async def main():
+    async def test_disconnected_by_haproxy(self, status, caplog):
+        with caplog.at_level(logging.WARNING):
             async with serving(DictatedGate()) as server:
                 client = await Client.connect(server.address)
                 client.send(disconnect(status))
@@ -345,61 +294,47 @@ class TestDisappearance:
                     "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'goodbye'"
                 ]
                 await client.close()
-
-        with caplog.at_level(logging.WARNING):
-            run(main())
         assert caplog.records == []
 
-    def test_health_check(self):
-        async def main():
-            async with serving(DictatedGate()) as server:
-                client = await Client.connect(server.address, greet=False)
-                client.send(hello(healthcheck=(DataType.BOOL, True)))
-                lines = await client.receive_all()
+    async def test_health_check(self):
+        async with serving(DictatedGate()) as server:
+            client = await Client.connect(server.address, greet=False)
+            client.send(hello(healthcheck=(DataType.BOOL, True)))
+            lines = await client.receive_all()
 
-                assert [line.split()[0] for line in lines] == ["AGENT-HELLO"]
-                await client.close()
+            assert [line.split()[0] for line in lines] == ["AGENT-HELLO"]
+            await client.close()
 
-        run(main())
-
-    def test_the_reason_survives_a_peer_that_goes_on_sending(self):
+    async def test_the_reason_survives_a_peer_that_goes_on_sending(self):
         """Without the lingering close, what is unread turns our FIN into RST and the frame may be lost."""
 
-        async def main():
-            async with serving(DictatedGate()) as server:
-                client = await Client.connect(server.address)
-                client.send(b"\x7f\xff\xff\xff" + b"x" * 100_000)
-                await until(lambda: server.stats.protocol_errors == 1)
-                client.send(b"x" * 100_000)
+        async with serving(DictatedGate()) as server:
+            client = await Client.connect(server.address)
+            client.send(b"\x7f\xff\xff\xff" + b"x" * 100_000)
+            await until(lambda: server.stats.protocol_errors == 1)
+            client.send(b"x" * 100_000)
 
-                (line,) = await client.receive_all()
-                assert line.startswith("AGENT-DISCONNECT 0/0 FIN status-code=3")
-                await client.close()
+            (line,) = await client.receive_all()
+            assert line.startswith("AGENT-DISCONNECT 0/0 FIN status-code=3")
+            await client.close()
 
-        run(main())
-
-    def test_a_peer_that_never_closes_is_closed(self):
-        async def main():
-            async with serving(DictatedGate()) as server:
-                client = await Client.connect(server.address)
-                client.send(disconnect())
-                await client.receive_all()
-                await until(lambda: not server.peers)
-                await client.close()
-
-        run(main())
+    async def test_a_peer_that_never_closes_is_closed(self):
+        async with serving(DictatedGate()) as server:
+            client = await Client.connect(server.address)
+            client.send(disconnect())
+            await client.receive_all()
+            await until(lambda: not server.peers)
+            await client.close()
 
 
-def test_a_frame_that_haproxy_never_sends_is_named_in_the_log(caplog):
-    async def main():
+async def test_a_frame_that_haproxy_never_sends_is_named_in_the_log(caplog):
+    with caplog.at_level(logging.WARNING):
         async with serving(DictatedGate()) as server:
             client = await Client.connect(server.address)
             client.send(frame(FrameType.ACK, b"secret"))
             await client.receive_all()
             await client.close()
 
-    with caplog.at_level(logging.WARNING):
-        run(main())
     (record,) = caplog.records
     assert "ACK is not expected while READY (status 4)" in record.getMessage()
     assert record.getMessage().startswith("127.0.0.1:")

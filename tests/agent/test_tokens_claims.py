@@ -346,20 +346,17 @@ def test_a_cached_identity_dies_at_the_second():
         asyncio.run(authenticator.authenticate(header))
 
 
-def test_bad_tokens_do_not_evict_good_ones_and_the_cache_is_bounded():
+async def test_bad_tokens_do_not_evict_good_ones_and_the_cache_is_bounded():
     config = Config(version=1, issuers=[issuer()])
     authenticator = Authenticator(config, clock=Clock(), max_identities=3)
     authenticator._issuers = authenticator_with([public_jwk(EC_KEY, "k1")], Clock())._issuers
     good = ["Bearer " + mint(claims(jti=str(n))) for n in range(4)]
 
-    async def run() -> None:
-        for header in good[:3]:
-            await authenticator.authenticate(header)
-        for n in range(50):
-            with pytest.raises(Refusal):
-                await authenticator.authenticate("Bearer " + mint(claims(jti=str(n), exp=1)))
-        assert [authenticator.recall(header) is not None for header in good] == [True, True, True, False]
-        await authenticator.authenticate(good[3])
-
-    asyncio.run(run())
+    for header in good[:3]:
+        await authenticator.authenticate(header)
+    for n in range(50):
+        with pytest.raises(Refusal):
+            await authenticator.authenticate("Bearer " + mint(claims(jti=str(n), exp=1)))
+    assert [authenticator.recall(header) is not None for header in good] == [True, True, True, False]
+    await authenticator.authenticate(good[3])
     assert [authenticator.recall(header) is not None for header in good] == [False, True, True, True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler
 
@@ -82,207 +82,168 @@ def stranger(server: Server) -> str:
     return "Bearer " + mint(claims(iss=server.url), kid="stranger")
 
 
-def run(scenario: Callable[[Server], Awaitable[None]]) -> None:
+@pytest.fixture
+def server():
+    """An issuer's server with one key in its set."""
     with serving() as server:
         server.json("/jwks", keys(OLD))
-        asyncio.run(scenario(server))
+        yield server
 
 
-def test_a_token_before_the_first_set_waits_for_one_flight():
+async def test_a_token_before_the_first_set_waits_for_one_flight(server):
     gate = threading.Event()
 
-    async def scenario(server: Server) -> None:
-        good = server.replies["/jwks"]
-        server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
-        async with running(config(server)) as agent:
-            waiting = [
-                asyncio.ensure_future(reason(agent, old(iss=server.url, jti=str(n)))) for n in range(50)
-            ]
-            await asyncio.sleep(0)
-            gate.set()
-            assert await asyncio.gather(*waiting) == [""] * 50
-        assert server.counts["/jwks"] == 1
-
-    run(scenario)
+    good = server.replies["/jwks"]
+    server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+    async with running(config(server)) as agent:
+        waiting = [asyncio.ensure_future(reason(agent, old(iss=server.url, jti=str(n)))) for n in range(50)]
+        await asyncio.sleep(0)
+        gate.set()
+        assert await asyncio.gather(*waiting) == [""] * 50
+    assert server.counts["/jwks"] == 1
 
 
-def test_start_does_not_wait_for_a_dead_issuer():
-    async def scenario(server: Server) -> None:
-        hang = threading.Event()
-        server.replies["/jwks"] = lambda _: (hang.wait(10), None)[1]
-        before = time.monotonic()
-        async with running(config(server, timeout="1s")) as agent:
-            assert time.monotonic() - before < 0.5
-            assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
-        hang.set()
-
-    run(scenario)
+async def test_start_does_not_wait_for_a_dead_issuer(server):
+    hang = threading.Event()
+    server.replies["/jwks"] = lambda _: (hang.wait(10), None)[1]
+    before = time.monotonic()
+    async with running(config(server, timeout="1s")) as agent:
+        assert time.monotonic() - before < 0.5
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+    hang.set()
 
 
-def test_discovery():
-    async def scenario(server: Server) -> None:
-        path = "/corp/.well-known/openid-configuration"
-        iss = server.url + "/corp"
-        server.json(path, {"issuer": iss, "jwks_uri": server.url + "/jwks"})
-        entry = issuer(issuer=iss, jwks_uri=None, insecure_http=True)
-        async with running(Config(version=1, issuers=[entry])) as agent:
-            assert await reason(agent, old(iss=iss)) == ""
-            assert await reason(agent, old(iss=iss + "/")) == "issuer_untrusted"
-        server.json(path, {"issuer": iss + "/", "jwks_uri": server.url + "/jwks"})
-        async with running(Config(version=1, issuers=[entry])) as agent:
-            assert await reason(agent, old(iss=iss)) == "keys_unavailable"
-
-    run(scenario)
+async def test_discovery(server):
+    path = "/corp/.well-known/openid-configuration"
+    iss = server.url + "/corp"
+    server.json(path, {"issuer": iss, "jwks_uri": server.url + "/jwks"})
+    entry = issuer(issuer=iss, jwks_uri=None, insecure_http=True)
+    async with running(Config(version=1, issuers=[entry])) as agent:
+        assert await reason(agent, old(iss=iss)) == ""
+        assert await reason(agent, old(iss=iss + "/")) == "issuer_untrusted"
+    server.json(path, {"issuer": iss + "/", "jwks_uri": server.url + "/jwks"})
+    async with running(Config(version=1, issuers=[entry])) as agent:
+        assert await reason(agent, old(iss=iss)) == "keys_unavailable"
 
 
-def test_http_needs_the_policys_word():
-    async def scenario(server: Server) -> None:
-        entry = issuer(issuer=server.url, jwks_uri=server.url + "/jwks")
-        async with running(Config(version=1, issuers=[entry])) as agent:
-            assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
-        assert server.counts.total() == 0
-
-    run(scenario)
+async def test_http_needs_the_policys_word(server):
+    entry = issuer(issuer=server.url, jwks_uri=server.url + "/jwks")
+    async with running(Config(version=1, issuers=[entry])) as agent:
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+    assert server.counts.total() == 0
 
 
-def test_redirects_are_not_followed():
-    async def scenario(server: Server) -> None:
-        server.json("/elsewhere", keys(OLD))
-        server.raw("/jwks", b"", 302, Location=server.url + "/elsewhere")
-        async with running(config(server)) as agent:
-            assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
-        assert server.counts["/elsewhere"] == 0
-
-    run(scenario)
+async def test_redirects_are_not_followed(server):
+    server.json("/elsewhere", keys(OLD))
+    server.raw("/jwks", b"", 302, Location=server.url + "/elsewhere")
+    async with running(config(server)) as agent:
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+    assert server.counts["/elsewhere"] == 0
 
 
-def test_ten_thousand_random_kids_cause_one_fetch_and_good_tokens_do_not_notice():
-    async def scenario(server: Server) -> None:
-        async with running(config(server)) as agent:
-            good = old(iss=server.url)
-            assert await reason(agent, good) == ""
-            storm = ["Bearer " + mint(claims(iss=server.url), kid=f"random-{n}") for n in range(2000)]
-            answers = await asyncio.gather(*(reason(agent, token) for token in storm))
-            assert set(answers) == {"key_unknown"}
-            for n in range(8000):  # the same path, without the cost of signing
-                with pytest.raises(Refusal, match="key_unknown"):
-                    await agent.sources["i0"].obtain(f"more-{n}", "ES256")
-            assert agent.recall(good) is not None
-            assert await reason(agent, old(iss=server.url, jti="another")) == ""
-            assert len(agent.sources["i0"]._asked) <= 1024
-        assert server.counts["/jwks"] == 2
-
-    run(scenario)
+async def test_ten_thousand_random_kids_cause_one_fetch_and_good_tokens_do_not_notice(server):
+    async with running(config(server)) as agent:
+        good = old(iss=server.url)
+        assert await reason(agent, good) == ""
+        storm = ["Bearer " + mint(claims(iss=server.url), kid=f"random-{n}") for n in range(2000)]
+        answers = await asyncio.gather(*(reason(agent, token) for token in storm))
+        assert set(answers) == {"key_unknown"}
+        for n in range(8000):  # the same path, without the cost of signing
+            with pytest.raises(Refusal, match="key_unknown"):
+                await agent.sources["i0"].obtain(f"more-{n}", "ES256")
+        assert agent.recall(good) is not None
+        assert await reason(agent, old(iss=server.url, jti="another")) == ""
+        assert len(agent.sources["i0"]._asked) <= 1024
+    assert server.counts["/jwks"] == 2
 
 
 @pytest.mark.parametrize("cooldown", ["10s", "1h"])
-def test_a_key_rotated_right_after_a_fetch_is_accepted_at_once(cooldown):
+async def test_a_key_rotated_right_after_a_fetch_is_accepted_at_once(server, cooldown):
     """The trap of J13: a cooldown that starts at each successful fetch would refuse it."""
 
-    async def scenario(server: Server) -> None:
-        async with running(config(server, cooldown=cooldown)) as agent:
-            assert await reason(agent, old(iss=server.url)) == ""
-            server.json("/jwks", keys(OLD, NEW))
-            assert await reason(agent, new(iss=server.url)) == ""
-            third = public_jwk(EC_KEY, "third")  # and once more, right after that fetch
-            server.json("/jwks", keys(OLD, NEW, third))
-            token = "Bearer " + mint(claims(iss=server.url), EC_KEY, kid="third")
-            assert await reason(agent, token) == ""
-            assert await reason(agent, old(iss=server.url, jti="x")) == ""
-        assert server.counts["/jwks"] == 3
-
-    run(scenario)
-
-
-def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends():
-    async def scenario(server: Server) -> None:
-        async with running(config(server, cooldown="600ms")) as agent:
-            assert await reason(agent, old(iss=server.url)) == ""
-            assert await reason(agent, stranger(server)) == "key_unknown"
-            server.json("/jwks", keys(OLD, NEW))
-            assert await reason(agent, new(iss=server.url)) == ""  # waits for the end, then is right
-        assert server.counts["/jwks"] == 3
-
-    run(scenario)
-
-
-def test_a_long_cooldown_answers_at_once_and_recovers_by_itself():
-    async def scenario(server: Server) -> None:
-        async with running(config(server, cooldown="2s")) as agent:
-            assert await reason(agent, old(iss=server.url)) == ""
-            assert await reason(agent, stranger(server)) == "key_unknown"
-            server.json("/jwks", keys(OLD, NEW))
-            assert await reason(agent, new(iss=server.url)) == "key_unknown"
-            await until(lambda: "new" in agent.sources["i0"].kids)
-            assert await reason(agent, new(iss=server.url)) == ""
-
-    run(scenario)
-
-
-def test_a_removed_key_is_refused_within_refresh_and_so_are_cached_verdicts():
-    async def scenario(server: Server) -> None:
-        changes = []
+    async with running(config(server, cooldown=cooldown)) as agent:
+        assert await reason(agent, old(iss=server.url)) == ""
         server.json("/jwks", keys(OLD, NEW))
-        async with running(config(server, refresh="400ms")) as agent:
-            agent.on_change.append(lambda: changes.append(agent.generation))
-            token, other = old(iss=server.url), new(iss=server.url)
-            assert await reason(agent, token) == await reason(agent, other) == ""
-            assert agent.recall(token) is not None
-            removed = time.monotonic()
-            server.json("/jwks", keys(NEW))
-            await until(lambda: agent.recall(token) is None)
-            assert time.monotonic() - removed < 2
-            assert changes == [1]
-            assert await reason(agent, token) == "key_unknown"
-            assert agent.recall(other) is not None
-
-    run(scenario)
+        assert await reason(agent, new(iss=server.url)) == ""
+        third = public_jwk(EC_KEY, "third")  # and once more, right after that fetch
+        server.json("/jwks", keys(OLD, NEW, third))
+        token = "Bearer " + mint(claims(iss=server.url), EC_KEY, kid="third")
+        assert await reason(agent, token) == ""
+        assert await reason(agent, old(iss=server.url, jti="x")) == ""
+    assert server.counts["/jwks"] == 3
 
 
-def test_a_key_that_changed_under_its_kid_is_another_key():
-    async def scenario(server: Server) -> None:
-        async with running(config(server, refresh="300ms")) as agent:
-            token = old(iss=server.url)
-            assert await reason(agent, token) == ""
-            server.json("/jwks", keys(public_jwk(OTHER_EC_KEY, "old")))
-            await until(lambda: agent.generation == 1)
-            assert agent.recall(token) is None
-            assert await reason(agent, token) == "signature_invalid"
-
-    run(scenario)
+async def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends(server):
+    async with running(config(server, cooldown="600ms")) as agent:
+        assert await reason(agent, old(iss=server.url)) == ""
+        assert await reason(agent, stranger(server)) == "key_unknown"
+        server.json("/jwks", keys(OLD, NEW))
+        assert await reason(agent, new(iss=server.url)) == ""  # waits for the end, then is right
+    assert server.counts["/jwks"] == 3
 
 
-def test_renewal_without_change_keeps_what_is_cached():
-    async def scenario(server: Server) -> None:
-        async with running(config(server, refresh="200ms")) as agent:
-            token = old(iss=server.url)
-            assert await reason(agent, token) == ""
-            await until(lambda: server.counts["/jwks"] >= 4)
-            assert agent.recall(token) is not None
-            assert agent.generation == 0
-
-    run(scenario)
+async def test_a_long_cooldown_answers_at_once_and_recovers_by_itself(server):
+    async with running(config(server, cooldown="2s")) as agent:
+        assert await reason(agent, old(iss=server.url)) == ""
+        assert await reason(agent, stranger(server)) == "key_unknown"
+        server.json("/jwks", keys(OLD, NEW))
+        assert await reason(agent, new(iss=server.url)) == "key_unknown"
+        await until(lambda: "new" in agent.sources["i0"].kids)
+        assert await reason(agent, new(iss=server.url)) == ""
 
 
-def test_outage_serves_the_last_good_set_up_to_max_stale():
-    async def scenario(server: Server) -> None:
-        timing = {"refresh": "200ms", "max_stale": "1500ms", "cooldown": "300ms"}
-        async with running(config(server, **timing)) as agent:
-            token = old(iss=server.url)
-            assert await reason(agent, token) == ""
-            good = server.replies["/jwks"]
-            server.raw("/jwks", b"", 500)
-            await until(lambda: agent.sources["i0"].failures >= 2)
-            assert await reason(agent, old(iss=server.url, jti="during")) == ""
-            assert agent.recall(token) is not None
-            await until(lambda: agent.recall(token) is None)
-            assert agent.generation == 1
-            assert await reason(agent, token) == "keys_unavailable"
-            server.replies["/jwks"] = good
-            await until(lambda: agent.sources["i0"].age is not None)
-            assert await reason(agent, token) == ""
+async def test_a_removed_key_is_refused_within_refresh_and_so_are_cached_verdicts(server):
+    changes = []
+    server.json("/jwks", keys(OLD, NEW))
+    async with running(config(server, refresh="400ms")) as agent:
+        agent.on_change.append(lambda: changes.append(agent.generation))
+        token, other = old(iss=server.url), new(iss=server.url)
+        assert await reason(agent, token) == await reason(agent, other) == ""
+        assert agent.recall(token) is not None
+        removed = time.monotonic()
+        server.json("/jwks", keys(NEW))
+        await until(lambda: agent.recall(token) is None)
+        assert time.monotonic() - removed < 2
+        assert changes == [1]
+        assert await reason(agent, token) == "key_unknown"
+        assert agent.recall(other) is not None
 
-    run(scenario)
+
+async def test_a_key_that_changed_under_its_kid_is_another_key(server):
+    async with running(config(server, refresh="300ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.json("/jwks", keys(public_jwk(OTHER_EC_KEY, "old")))
+        await until(lambda: agent.generation == 1)
+        assert agent.recall(token) is None
+        assert await reason(agent, token) == "signature_invalid"
+
+
+async def test_renewal_without_change_keeps_what_is_cached(server):
+    async with running(config(server, refresh="200ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        await until(lambda: server.counts["/jwks"] >= 4)
+        assert agent.recall(token) is not None
+        assert agent.generation == 0
+
+
+async def test_outage_serves_the_last_good_set_up_to_max_stale(server):
+    timing = {"refresh": "200ms", "max_stale": "1500ms", "cooldown": "300ms"}
+    async with running(config(server, **timing)) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        good = server.replies["/jwks"]
+        server.raw("/jwks", b"", 500)
+        await until(lambda: agent.sources["i0"].failures >= 2)
+        assert await reason(agent, old(iss=server.url, jti="during")) == ""
+        assert agent.recall(token) is not None
+        await until(lambda: agent.recall(token) is None)
+        assert agent.generation == 1
+        assert await reason(agent, token) == "keys_unavailable"
+        server.replies["/jwks"] = good
+        await until(lambda: agent.sources["i0"].age is not None)
+        assert await reason(agent, token) == ""
 
 
 @pytest.mark.parametrize(
@@ -294,28 +255,22 @@ def test_outage_serves_the_last_good_set_up_to_max_stale():
     ],
     ids=range(9),
 )  # fmt: skip
-def test_a_poisoned_set_leaves_the_last_good_one(poison):
-    async def scenario(server: Server) -> None:
-        async with running(config(server, refresh="100ms")) as agent:
-            token = old(iss=server.url)
-            assert await reason(agent, token) == ""
-            server.raw("/jwks", poison)
-            await until(lambda: agent.sources["i0"].failures >= 1)
-            assert agent.recall(token) is not None
-            assert await reason(agent, old(iss=server.url, jti="later")) == ""
-
-    run(scenario)
+async def test_a_poisoned_set_leaves_the_last_good_one(server, poison):
+    async with running(config(server, refresh="100ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.raw("/jwks", poison)
+        await until(lambda: agent.sources["i0"].failures >= 1)
+        assert agent.recall(token) is not None
+        assert await reason(agent, old(iss=server.url, jti="later")) == ""
 
 
-def test_an_empty_set_revokes_every_key():
-    async def scenario(server: Server) -> None:
-        async with running(config(server, refresh="100ms")) as agent:
-            token = old(iss=server.url)
-            assert await reason(agent, token) == ""
-            server.json("/jwks", keys())
-            await until(lambda: agent.recall(token) is None)
-
-    run(scenario)
+async def test_an_empty_set_revokes_every_key(server):
+    async with running(config(server, refresh="100ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.json("/jwks", keys())
+        await until(lambda: agent.recall(token) is None)
 
 
 def _cut(handler: BaseHTTPRequestHandler) -> Reply:
@@ -324,106 +279,88 @@ def _cut(handler: BaseHTTPRequestHandler) -> Reply:
 
 
 @pytest.mark.parametrize("reply", [lambda _: None, _cut], ids=["closed", "cut"])
-def test_cut_answers_are_failures(reply):
-    async def scenario(server: Server) -> None:
-        server.replies["/jwks"] = reply
-        async with running(config(server)) as agent:
-            assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
-
-    run(scenario)
+async def test_cut_answers_are_failures(server, reply):
+    server.replies["/jwks"] = reply
+    async with running(config(server)) as agent:
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
 
 
-def test_a_slow_issuer_delays_only_its_own():
-    async def scenario(server: Server) -> None:
-        with serving() as slow:
-            release = threading.Event()
-            slow.replies["/jwks"] = lambda _: (release.wait(10), None)[1]
-            async with running(config(server, slow)) as agent:
-                stuck = asyncio.ensure_future(reason(agent, old(iss=slow.url)))
-                assert await reason(agent, old(iss=server.url)) == ""
-                assert not stuck.done()
-                release.set()
-                assert await stuck == "keys_unavailable"
-
-    run(scenario)
+async def test_a_slow_issuer_delays_only_its_own(server):
+    with serving() as slow:
+        release = threading.Event()
+        slow.replies["/jwks"] = lambda _: (release.wait(10), None)[1]
+        async with running(config(server, slow)) as agent:
+            stuck = asyncio.ensure_future(reason(agent, old(iss=slow.url)))
+            assert await reason(agent, old(iss=server.url)) == ""
+            assert not stuck.done()
+            release.set()
+            assert await stuck == "keys_unavailable"
 
 
-def test_a_trickling_issuer_meets_the_deadline():
-    async def scenario(server: Server) -> None:
-        ended = threading.Event()
+async def test_a_trickling_issuer_meets_the_deadline(server):
+    ended = threading.Event()
 
-        def trickle(handler):
-            handler.send_response(200)
-            handler.send_header("Content-Length", "100000")
-            handler.end_headers()
-            try:
-                while not ended.wait(0.02):
-                    handler.wfile.write(b" ")
-                    handler.wfile.flush()
-            except OSError:
-                pass
+    def trickle(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        try:
+            while not ended.wait(0.02):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+        except OSError:
+            pass
 
-        server.replies["/jwks"] = trickle
-        async with running(config(server, timeout="500ms")) as agent:
-            before = time.monotonic()
-            assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
-            assert time.monotonic() - before < 5
-        ended.set()
-
-    run(scenario)
+    server.replies["/jwks"] = trickle
+    async with running(config(server, timeout="500ms")) as agent:
+        before = time.monotonic()
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+        assert time.monotonic() - before < 5
+    ended.set()
 
 
-def test_reconfigure_keeps_keys_of_unchanged_issuers_and_forgets_identities():
-    async def scenario(server: Server) -> None:
-        async with running(config(server)) as agent:
-            token = old(iss=server.url)
-            assert await reason(agent, token) == ""
-            await agent.reconfigure(config(server))
-            assert agent.generation == 1
-            assert agent.recall(token) is None
-            assert await reason(agent, token) == ""
-            stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
-            await agent.reconfigure(config(server).model_copy(update={"issuers": [stricter]}))
-            assert await reason(agent, token) == "audience_mismatch"
-            await agent.reconfigure(config())
-            assert await reason(agent, token) == "issuer_untrusted"
-        assert server.counts["/jwks"] == 1
-
-    run(scenario)
+async def test_reconfigure_keeps_keys_of_unchanged_issuers_and_forgets_identities(server):
+    async with running(config(server)) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        await agent.reconfigure(config(server))
+        assert agent.generation == 1
+        assert agent.recall(token) is None
+        assert await reason(agent, token) == ""
+        stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
+        await agent.reconfigure(config(server).model_copy(update={"issuers": [stricter]}))
+        assert await reason(agent, token) == "audience_mismatch"
+        await agent.reconfigure(config())
+        assert await reason(agent, token) == "issuer_untrusted"
+    assert server.counts["/jwks"] == 1
 
 
-def test_a_token_that_waited_through_a_reload_is_judged_by_the_new_policy():
-    async def scenario(server: Server) -> None:
-        gate = threading.Event()
-        good = server.replies["/jwks"]
-        server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
-        async with running(config(server)) as agent:
-            token = old(iss=server.url)
-            waiting = asyncio.ensure_future(reason(agent, token))
-            await asyncio.sleep(0)
-            stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
-            await agent.reconfigure(config(server).model_copy(update={"issuers": [stricter]}))
-            gate.set()
-            assert await waiting == "audience_mismatch"
-            assert agent.recall(token) is None
-
-    run(scenario)
+async def test_a_token_that_waited_through_a_reload_is_judged_by_the_new_policy(server):
+    gate = threading.Event()
+    good = server.replies["/jwks"]
+    server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+    async with running(config(server)) as agent:
+        token = old(iss=server.url)
+        waiting = asyncio.ensure_future(reason(agent, token))
+        await asyncio.sleep(0)
+        stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
+        await agent.reconfigure(config(server).model_copy(update={"issuers": [stricter]}))
+        gate.set()
+        assert await waiting == "audience_mismatch"
+        assert agent.recall(token) is None
 
 
-def test_a_cancelled_waiter_leaves_the_flight_to_the_others():
-    async def scenario(server: Server) -> None:
-        gate = threading.Event()
-        good = server.replies["/jwks"]
-        server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
-        async with running(config(server)) as agent:
-            gone = asyncio.ensure_future(agent.authenticate(old(iss=server.url)))
-            stays = asyncio.ensure_future(reason(agent, old(iss=server.url, jti="stays")))
-            await asyncio.sleep(0)
-            gone.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await gone
-            gate.set()
-            assert await stays == ""
-        assert server.counts["/jwks"] == 1
-
-    run(scenario)
+async def test_a_cancelled_waiter_leaves_the_flight_to_the_others(server):
+    gate = threading.Event()
+    good = server.replies["/jwks"]
+    server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+    async with running(config(server)) as agent:
+        gone = asyncio.ensure_future(agent.authenticate(old(iss=server.url)))
+        stays = asyncio.ensure_future(reason(agent, old(iss=server.url, jti="stays")))
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        gate.set()
+        assert await stays == ""
+    assert server.counts["/jwks"] == 1

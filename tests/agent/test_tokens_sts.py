@@ -8,7 +8,8 @@ import hmac
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
@@ -120,9 +121,9 @@ def error_xml(code: str) -> bytes:
     ).encode()
 
 
-def play(
-    scenario: Callable[[Server, Authenticator], Awaitable[None]], clock: Clock | None = None, **changes
-) -> None:
+@contextmanager
+def playing(clock: Clock | None = None, **changes) -> Iterator[tuple[Server, Authenticator]]:
+    """An honest STS and an agent that asks it; `changes` go into its entry of the policy."""
     with serving() as server:
         server.replies["/"] = honest
         entry = {
@@ -130,7 +131,7 @@ def play(
             "insecure_http": True, "timeout": "2s",
         }  # fmt: skip
         config = Config.model_validate({"version": 1, "sts": [entry | changes]})
-        asyncio.run(scenario(server, Authenticator(config, clock=clock or Clock())))
+        yield server, Authenticator(config, clock=clock or Clock())
 
 
 def gate_of(agent: Authenticator, clock: Clock) -> Gate:
@@ -164,8 +165,8 @@ async def once_available(agent: Authenticator, header: str) -> str:
     return got
 
 
-def test_the_request_is_rebuilt_and_its_signature_still_holds():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_the_request_is_rebuilt_and_its_signature_still_holds():
+    with playing() as (server, agent):
         header = credential(presign())
         identity = await agent.authenticate(header)
         assert identity.roles == (RoleArn("aws", ACCOUNT, "Reader"),)
@@ -180,13 +181,11 @@ def test_the_request_is_rebuilt_and_its_signature_still_holds():
         await agent.authenticate(header)
         assert server.counts["/"] == 1
 
-    play(scenario)
 
-
-def test_lifetime_is_the_dates_whatever_expires_says():
+async def test_lifetime_is_the_dates_whatever_expires_says():
     clock = Clock(NOW + 899.9)
 
-    async def scenario(server: Server, agent: Authenticator) -> None:
+    with playing(clock) as (server, agent):
         header = credential(presign(expires=1))
         assert await reason(agent, header) == ""
         clock.now = NOW + 900
@@ -198,11 +197,9 @@ def test_lifetime_is_the_dates_whatever_expires_says():
         assert await reason(agent, credential(presign(now=NOW - 3 * 86400))) == "token_expired"
         assert server.counts["/"] == 2
 
-    play(scenario, clock)
 
-
-def test_a_credential_for_another_edge_or_with_a_wrong_secret_is_refused():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_a_credential_for_another_edge_or_with_a_wrong_secret_is_refused():
+    with playing() as (server, agent):
         other = credential(presign(edge="edge-b.example.com"))
         wrong = credential(presign(secret="other"))
         assert await reason(agent, other) == "sts_rejected"
@@ -210,8 +207,6 @@ def test_a_credential_for_another_edge_or_with_a_wrong_secret_is_refused():
         assert await reason(agent, wrong) == "sts_rejected"
         assert server.counts["/"] == 2  # a final answer is not asked for again
         assert agent.cached == (0, 0)
-
-    play(scenario)
 
 
 def changed(**values: str | None) -> str:
@@ -267,16 +262,14 @@ LONG = "x" * 3001
     ],
     ids=range(45),
 )  # fmt: skip
-def test_what_is_wrong_with_the_url_never_reaches_sts(url, expected):
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_what_is_wrong_with_the_url_never_reaches_sts(url, expected):
+    with playing() as (server, agent):
         assert await reason(agent, credential(url)) == expected
         assert server.counts.total() == 0
 
-    play(scenario)
 
-
-def test_form_of_the_credential():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_form_of_the_credential():
+    with playing() as (server, agent):
         good = credential(GOOD)
         assert await reason(agent, good + "=") == "token_malformed"
         assert await reason(agent, good + "." + "x") == "token_malformed"
@@ -285,16 +278,12 @@ def test_form_of_the_credential():
         assert await reason(agent, "Bearer IAM-STS-V1." + good.partition(".")[2]) == "token_malformed"
         assert server.counts.total() == 0
 
-    play(scenario)
 
-
-def test_other_spellings_of_the_names_are_rebuilt_to_ours():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_other_spellings_of_the_names_are_rebuilt_to_ours():
+    with playing() as (server, agent):
         url = GOOD.replace("X-Amz-Date", "x-amz-date").replace("Action=", "ACTION=")
         assert await reason(agent, credential(url)) == ""
         assert "&X-Amz-Date=" in server.requests[0][0]
-
-    play(scenario)
 
 
 @pytest.mark.parametrize(
@@ -323,19 +312,15 @@ def test_other_spellings_of_the_names_are_rebuilt_to_ours():
     ],
     ids=range(24),
 )  # fmt: skip
-def test_only_stss_own_answer_is_believed(kind, body, expected):
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_only_stss_own_answer_is_believed(kind, body, expected):
+    with playing() as (server, agent):
         server.raw("/", body, Content_Type=kind)
         assert await reason(agent, credential(GOOD)) == expected
 
-    play(scenario)
 
-
-def test_accounts_of_the_endpoint():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_accounts_of_the_endpoint():
+    with playing(accounts=["999999999999"]) as (_server, agent):
         assert await reason(agent, credential(GOOD)) == "claim_invalid"
-
-    play(scenario, accounts=["999999999999"])
 
 
 @pytest.mark.parametrize(
@@ -349,8 +334,8 @@ def test_accounts_of_the_endpoint():
         (302, "text/html", b"", "unavailable"),
     ],
 )  # fmt: skip
-def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body, counter):
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body, counter):
+    with playing() as (server, agent):
         header = credential(GOOD)
         server.raw("/", body, status, Content_Type=kind)
         assert await reason(agent, header) == "sts_unavailable"
@@ -360,21 +345,17 @@ def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body
         server.replies["/"] = honest
         assert await once_available(agent, header) == ""
 
-    play(scenario)
 
-
-def test_a_refusal_by_sts_is_final_for_the_credential_only():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_a_refusal_by_sts_is_final_for_the_credential_only():
+    with playing() as (server, agent):
         server.raw("/", error_xml("ExpiredToken"), 403, Content_Type="text/xml")
         assert await reason(agent, credential(GOOD)) == "sts_rejected"
         server.replies["/"] = honest
         assert await reason(agent, credential(presign(now=NOW - 1))) == ""
 
-    play(scenario)
 
-
-def test_one_flight_per_credential_and_a_stalled_sts_holds_up_nothing_else():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_one_flight_per_credential_and_a_stalled_sts_holds_up_nothing_else():
+    with playing() as (server, agent):
         release = threading.Event()
         server.replies["/"] = lambda handler: (release.wait(5), honest(handler))[1]
         waiting = [asyncio.ensure_future(reason(agent, credential(GOOD))) for _ in range(20)]
@@ -386,21 +367,17 @@ def test_one_flight_per_credential_and_a_stalled_sts_holds_up_nothing_else():
         assert await asyncio.gather(*waiting) == [""] * 20
         assert server.counts["/"] == 1
 
-    play(scenario)
 
-
-def test_a_dead_sts_times_out():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_a_dead_sts_times_out():
+    with playing(timeout="300ms") as (server, agent):
         hang = threading.Event()
         server.replies["/"] = lambda _: (hang.wait(10), None)[1]
         assert await reason(agent, credential(GOOD)) == "sts_unavailable"
         hang.set()
 
-    play(scenario, timeout="300ms")
 
-
-def test_replay_cache_lets_a_signature_count_once():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_replay_cache_lets_a_signature_count_once():
+    with playing(replay_cache=True) as (_server, agent):
         header = credential(GOOD)
         assert await reason(agent, header) == ""
         assert agent.recall(header) is None
@@ -409,25 +386,21 @@ def test_replay_cache_lets_a_signature_count_once():
         assert await reason(agent, respelled) == "sts_rejected"
         assert await reason(agent, credential(presign(now=NOW - 1))) == ""
 
-    play(scenario, replay_cache=True)
-
 
 @pytest.mark.parametrize("once", [True, False])
-def test_the_gate_remembers_no_verdict_for_a_credential_that_counts_once(once):
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_the_gate_remembers_no_verdict_for_a_credential_that_counts_once(once):
+    with playing(replay_cache=once) as (_server, agent):
         gate = gate_of(agent, Clock())
         check = Check(credential(GOOD), 1, None, "GET", "api", "/x", ip_address("10.0.0.1"))
         actions = await gate.judge(check, Context("r", 1, 1), b"key")
         assert {action.name: action.value for action in decode(actions)}["allow"] is True
         assert (gate.recall(b"key", Context("r", 1, 1)) is None) is once
 
-    play(scenario, replay_cache=once)
 
-
-def test_a_session_that_ends_dies_within_the_recheck_remembered_verdicts_included():
+async def test_a_session_that_ends_dies_within_the_recheck_remembered_verdicts_included():
     clock = Clock()
 
-    async def scenario(server: Server, agent: Authenticator) -> None:
+    with playing(clock) as (server, agent):
         gate = gate_of(agent, clock)
         check = Check(credential(GOOD), 1, None, "GET", "api", "/x", ip_address("10.0.0.1"))
         first = {action.name: action.value for action in decode(await gate.judge(check, Context(), b"key"))}
@@ -441,32 +414,26 @@ def test_a_session_that_ends_dies_within_the_recheck_remembered_verdicts_include
         assert await reason(agent, credential(GOOD)) == "sts_rejected"
         assert first["expires"] == NOW + 900
 
-    play(scenario, clock)
 
-
-def test_replay_cache_does_not_count_what_was_never_judged():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_replay_cache_does_not_count_what_was_never_judged():
+    with playing(replay_cache=True) as (server, agent):
         server.raw("/", b"", 500)
         assert await reason(agent, credential(GOOD)) == "sts_unavailable"
         server.replies["/"] = honest
         assert await once_available(agent, credential(GOOD)) == ""
 
-    play(scenario, replay_cache=True)
 
-
-def test_a_used_signature_stays_used_and_counters_go_on_through_a_reload():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_a_used_signature_stays_used_and_counters_go_on_through_a_reload():
+    with playing(replay_cache=True) as (_server, agent):
         assert await reason(agent, credential(GOOD)) == ""
         entry = agent.sts._by_host[HOST]
         await agent.reconfigure(Config(version=1, sts=[entry]))
         assert await reason(agent, credential(GOOD)) == "sts_rejected"
         assert agent.sts.counts["accepted"] == 1
 
-    play(scenario, replay_cache=True)
 
-
-def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_policy():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_policy():
+    with playing() as (server, agent):
         release = threading.Event()
         server.replies["/"] = lambda handler: (release.wait(5), honest(handler))[1]
         waiting = asyncio.ensure_future(reason(agent, credential(GOOD)))
@@ -477,16 +444,12 @@ def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_policy(
         assert await waiting == "claim_invalid"
         assert agent.recall(credential(GOOD)) is None
 
-    play(scenario)
 
-
-def test_http_is_for_tests_only():
-    async def scenario(server: Server, agent: Authenticator) -> None:
+async def test_http_is_for_tests_only():
+    with playing(insecure_http=False) as (server, agent):
         assert await reason(agent, credential(GOOD)) == "sts_unavailable"
         assert await reason(agent, credential(GOOD.replace("https", "http"))) == "sts_rejected"
         assert server.counts.total() == 0
-
-    play(scenario, insecure_http=False)
 
 
 @given(st.integers(0, len(GOOD)), st.text(max_size=6), st.integers(0, 40))
