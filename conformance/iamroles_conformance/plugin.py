@@ -18,7 +18,8 @@ from iamroles_conformance.errors import ConformanceFailure, ExitCode
 if TYPE_CHECKING:
     from iamroles_conformance.subject import Subject
     from iamroles_scenarios.declarations.results import CheckResult
-    from iamroles_scenarios.engine.run import PlannedCheck, Run
+    from iamroles_scenarios.declarations.scenario import PlannedCheck
+    from iamroles_scenarios.engine.run import Run
 
 _HERE = Path(__file__).parent
 _RUN: pytest.StashKey[Run] = pytest.StashKey()
@@ -83,8 +84,7 @@ class ConformanceModule(pytest.Module):
 
     def collect(self) -> Iterator[CheckItem]:
         """One item for each check of the lanes asked for; starts nothing."""
-        from iamroles_scenarios.declarations.documents import DocumentError  # noqa: PLC0415
-        from iamroles_scenarios.engine.run import SelectionError  # noqa: PLC0415
+        from iamroles_scenarios.errors import DocumentError, SelectionError  # noqa: PLC0415
 
         try:
             planned = _subject(self.config).planned()
@@ -156,8 +156,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if not checks or config.option.collectonly or config.getoption("numprocesses", None):
         return
-    from iamroles_scenarios.engine.run import SelectionError  # noqa: PLC0415
-    from iamroles_scenarios.stage import StageError  # noqa: PLC0415
+    from iamroles_scenarios.errors import SelectionError, StageError  # noqa: PLC0415
 
     try:
         run = _subject(config).run(checks)

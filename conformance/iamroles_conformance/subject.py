@@ -9,7 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.engine.run import ALL_LANES, Options, PlannedCheck, Run, SelectionError, plan
+from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck
+from iamroles_scenarios.engine.run import Options, Run, plan
+from iamroles_scenarios.errors import SelectionError
 from iamroles_scenarios.stage import AgentSpec
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from iamroles_loadtests.mix import Plan, cases
 from iamroles_loadtests.slo import Slo, cost, judged
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
-from iamroles_scenarios.stage import AgentSpec, Stage, StageError, World, open_stage
+from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
 
 FORMAT = 1
 """Version of `result.json`."""

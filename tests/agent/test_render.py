@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from iamroles_agent.config import Backend, Config
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.policy import render
-from iamroles_scenarios.stage import StageError, haproxies
+from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.stage import haproxies
 
 POLICY = """
 version = 1

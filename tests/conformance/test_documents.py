@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.catalogue import load as load_catalogue
-from iamroles_scenarios.declarations.documents import DocumentError, lines_of, parse
-from iamroles_scenarios.declarations.scenario import Scenario, merged, policy_of, scenarios
+from iamroles_scenarios.declarations.documents import lines_of, parse
+from iamroles_scenarios.declarations.scenario import ALL_LANES, Scenario, merged, policy_of, scenarios
 from iamroles_scenarios.declarations.scenario import load as load_scenarios
-from iamroles_scenarios.engine.run import ALL_LANES, plan
+from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.errors import DocumentError
 
 _GOOD = """id = "gate.example"
 title = "An example"
@@ -42,7 +43,9 @@ def _problems(text: str) -> list[str]:
 
 
 def test_a_good_scenario_loads() -> None:
-    assert parse(_GOOD, Scenario, "example.toml").check_ids("gate") == ["gate.example.opens"]
+    scenario = parse(_GOOD, Scenario, "example.toml")
+
+    assert [check.id for check in scenario.planned("gate")] == ["gate.example.opens"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from iamroles_scenarios.engine.http import HttpConnection, HttpFault, redacted, request_bytes
+from iamroles_scenarios.engine.http import HttpConnection, redacted, request_bytes
+from iamroles_scenarios.errors import HttpFault
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.declarations.results import CheckResult, Evidence, Verdict
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.engine.run import Run, plan, selected_by
+from iamroles_scenarios.errors import Evidence
 from iamroles_scenarios.stage import AgentSpec
 
 

@@ -11,19 +11,12 @@ import pytest
 from iamroles_conformance.reports import explain
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.declarations.scenario import Scenario, scenarios
+from iamroles_scenarios.declarations.scenario import PlannedCheck, Scenario, scenarios
 from iamroles_scenarios.engine.play import Target, play
-from iamroles_scenarios.engine.run import (
-    Options,
-    PlannedCheck,
-    Run,
-    SelectionError,
-    plan,
-    selected_by,
-    with_known,
-)
+from iamroles_scenarios.engine.run import Options, Run, plan, selected_by, with_known
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.stage import AgentSpec, Stage, StageError, open_stage
+from iamroles_scenarios.errors import SelectionError, StageError
+from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 
 _AGENT = Path(__file__).parent / "agents" / "blunt.py"
 

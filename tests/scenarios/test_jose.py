@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iamroles_scenarios.jose import ALGORITHMS, SHAPES, RecipeError, SigningKey, mint, mint_for, role_arn
+from iamroles_scenarios.errors import RecipeError
+from iamroles_scenarios.jose import ALGORITHMS, SHAPES, SigningKey, mint, mint_for, role_arn
 from iamroles_scenarios.jose.encoding import b64url, b64url_decode, stray_bits
 from iamroles_scenarios.jose.keys import CURVES
 

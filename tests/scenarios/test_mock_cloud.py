@@ -15,16 +15,10 @@ from botocore.exceptions import ClientError
 from mock_process import Mock, running
 from moto.server import ThreadedMotoServer
 
+from iamroles_scenarios.errors import ControlError
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 from iamroles_scenarios.mock import presign
-from iamroles_scenarios.mock.clients import (
-    Account,
-    CloudClient,
-    ControlError,
-    IdpClient,
-    SessionKeys,
-    trusting,
-)
+from iamroles_scenarios.mock.clients import Account, CloudClient, IdpClient, SessionKeys, trusting
 
 ONE, TWO = "111111111111", "222222222222"
 EDGE = "edge-a.example"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.oracle.answer import differences, differences_seen, said
+from iamroles_scenarios.oracle.answer import said, unlike, unlike_seen
 from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, numbers_for
 from iamroles_scenarios.oracle.generate import may_conflict, shuffled, world, worlds
 from iamroles_scenarios.oracle.judge import Outcome, arn, judge, load_error, seconds, segments
@@ -175,9 +175,9 @@ REFUSAL = {
 }  # fmt: skip
 
 
-def test_a_right_answer_has_no_differences() -> None:
-    assert differences(ALLOWED, ANSWER) == []
-    assert differences(DENIED, REFUSAL) == []
+def test_a_right_answer_has_no_unlike() -> None:
+    assert unlike(ALLOWED, ANSWER) == []
+    assert unlike(DENIED, REFUSAL) == []
 
 
 @pytest.mark.parametrize(
@@ -196,28 +196,28 @@ def test_a_right_answer_has_no_differences() -> None:
     ],
 )  # fmt: skip
 def test_each_wrong_variable_is_seen(expected, answer, name, value) -> None:
-    (difference,) = differences(expected, answer | {name: value})
+    (difference,) = unlike(expected, answer | {name: value})
 
     assert difference.startswith(f"{name}: ")
 
 
 def test_a_missing_variable_is_seen() -> None:
     for name in ANSWER:
-        assert differences(ALLOWED, {key: value for key, value in ANSWER.items() if key != name})
+        assert unlike(ALLOWED, {key: value for key, value in ANSWER.items() if key != name})
 
 
 def test_what_the_proxy_shows_is_compared_too() -> None:
     tags = {"rule": "R1", "role": READER, "expires": str(NOW)}
     seen = Observation(status=200, allow=True, error="", backend="orders-ro", tags=tags)
 
-    assert differences_seen(ALLOWED, seen) == []
+    assert unlike_seen(ALLOWED, seen) == []
     for wrong in (
         replace(seen, status=403),
         replace(seen, allow=False),
         replace(seen, backend="export"),
         *(replace(seen, tags=tags | {name: "other"}) for name in tags),
     ):
-        assert len(differences_seen(ALLOWED, wrong)) == 1
+        assert len(unlike_seen(ALLOWED, wrong)) == 1
 
 
 def test_outcomes_are_said_in_words() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from iamroles_scenarios.declarations.results import CheckFailed
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.errors import CheckFailed
 from iamroles_scenarios.oracle.campaign import campaign
 from iamroles_scenarios.oracle.generate import world
 from iamroles_scenarios.stage import AgentSpec, open_stage

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from iamroles_scenarios.stage import AgentSpec, StageError, haproxies, open_stage
+from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.stage import AgentSpec, haproxies, open_stage
 from iamroles_scenarios.stage.rendering import SHIPPED
 
 HERE = Path(__file__).parent

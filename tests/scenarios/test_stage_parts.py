@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_scenarios.stage import AgentSpec, StageError, haproxies
+from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.stage import AgentSpec, haproxies
 from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
 from iamroles_scenarios.stage.spec import find_program

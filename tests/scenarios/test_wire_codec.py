@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_scenarios.wire.codec import DataType, Reader, Typed, WireFormatError, address, string, varint
+from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.wire.codec import DataType, Reader, Typed, address, string, varint
 from iamroles_scenarios.wire.frames import (
     Action,
     Frame,

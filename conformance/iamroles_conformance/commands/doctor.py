@@ -14,7 +14,8 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
-from iamroles_scenarios.stage import AgentSpec, Stage, StageError, haproxies, open_stage
+from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.stage import AgentSpec, Stage, haproxies, open_stage
 
 _PACKAGES = ("aiohttp", "boto3", "docker", "jinja2", "moto", "pytest", "rich", "testcontainers")
 

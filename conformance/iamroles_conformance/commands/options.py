@@ -11,9 +11,9 @@ import click
 
 from iamroles_conformance.errors import ConformanceError, ExitCode
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.engine.run import ALL_LANES, SelectionError
-from iamroles_scenarios.stage import KINDS, StageError
-from iamroles_scenarios.wire.client import WireError
+from iamroles_scenarios.declarations.scenario import ALL_LANES
+from iamroles_scenarios.errors import SelectionError, StageError, WireError
+from iamroles_scenarios.stage import KINDS
 
 _OPTIONS = {
     "agent": click.option(

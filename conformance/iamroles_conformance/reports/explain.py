@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.engine.run import PlannedCheck
+from iamroles_scenarios.declarations.scenario import PlannedCheck
 
 _WORDS = {
     Verdict.FAIL: "FAIL",

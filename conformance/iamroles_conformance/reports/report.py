@@ -24,7 +24,8 @@ from iamroles_conformance.errors import ReportError
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.engine.run import PlannedCheck, Run
+from iamroles_scenarios.declarations.scenario import PlannedCheck
+from iamroles_scenarios.engine.run import Run
 
 SCHEMA = 1
 SPEC = 1

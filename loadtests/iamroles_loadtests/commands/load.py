@@ -11,10 +11,9 @@ from rich.console import Console
 from iamroles_loadtests import report as reports
 from iamroles_loadtests import slo as slos
 from iamroles_loadtests.runner import GeneratorError, Run, run
-from iamroles_scenarios.declarations.documents import DocumentError
-from iamroles_scenarios.mock.clients import ControlError
+from iamroles_scenarios.errors import ControlError, DocumentError, StageError
 from iamroles_scenarios.reference import reference_agent
-from iamroles_scenarios.stage import KINDS, AgentSpec, StageError
+from iamroles_scenarios.stage import KINDS, AgentSpec
 
 
 @click.group()

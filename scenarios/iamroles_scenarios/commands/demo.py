@@ -25,10 +25,11 @@ from rich.text import Text
 
 from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec, policy_of
 from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.engine.players import HarnessFault, ProxyPlayer
-from iamroles_scenarios.mock.clients import ControlError, IssuerHandle
+from iamroles_scenarios.engine.players import ProxyPlayer
+from iamroles_scenarios.errors import ControlError, HarnessFault, StageError
+from iamroles_scenarios.mock.clients import IssuerHandle
 from iamroles_scenarios.reference import reference_agent
-from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, StageError, World, open_stage
+from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, World, open_stage
 
 HOST = "api.example.com"
 LIFE = 3

@@ -15,7 +15,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from iamroles_scenarios.declarations.documents import DocumentError, Model, lines_of, read
+from iamroles_scenarios.declarations.documents import Model, lines_of, read
+from iamroles_scenarios.errors import DocumentError
 
 _ID = re.compile(r"[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)+-[0-9]{3}")
 
@@ -36,11 +37,6 @@ class Requirement(Model):
         if not _ID.fullmatch(value):
             raise ValueError("an id is FAMILY-TOPIC-NNN: capitals, then three digits")
         return value
-
-    @property
-    def family(self) -> str:
-        """The part before the first dash."""
-        return self.id.partition("-")[0]
 
 
 class _File(Model):

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from iamroles_scenarios.errors import DocumentError
+
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
 _ASSIGNMENT = re.compile(
     r"""^\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|[A-Za-z0-9_-]+))*)\s*="""
@@ -32,14 +34,6 @@ class Model(BaseModel):
     """Strict: unknown keys are errors, nothing is coerced, nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class DocumentError(Exception):
-    """A file of the suite that is not what it should be; all its problems, one a line."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 def read(path: Path, model: type[_M]) -> _M:

@@ -7,10 +7,12 @@ statically, so they can be listed without starting a stage. Simple ones are Pyth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
+
+from iamroles_scenarios.errors import Evidence
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -35,30 +37,9 @@ class Verdict(StrEnum):
         return self in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE)
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What a reader needs to believe, and mend, a failure."""
-
-    sent: str = ""
-    expected: str = ""
-    received: str = ""
-    trace: str = ""
-    """Decoded transcript: `>> NOTIFY …`, `<< ACK …`."""
-    logs: dict[str, str] = field(default_factory=dict)
-    """Log tails by part: agent, haproxy, idp, cloud, echo."""
-
-
-class CheckFailed(Exception):  # noqa: N818 - a verdict on the agent, not a fault of the suite
-    """Raised inside a check: the agent broke the requirement."""
-
-    def __init__(self, message: str, evidence: Evidence | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.evidence = evidence or Evidence()
-
-
-class Untestable(Exception):  # noqa: N818
-    """Raised inside a check: this stage cannot judge it, and why."""
+def tails(logs: Mapping[str, str], lines: int = 25) -> dict[str, str]:
+    """The last lines of each log."""
+    return {part: "\n".join(text.splitlines()[-lines:]) for part, text in logs.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +51,7 @@ class CheckResult:
     requirements: tuple[str, ...]
     verdict: Verdict
     message: str = ""
-    evidence: Evidence = Evidence()
+    evidence: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
     lane: str = ""
     title: str = ""

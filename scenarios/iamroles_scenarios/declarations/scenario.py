@@ -9,34 +9,29 @@ variables). docs/writing-scenarios.md is the guide.
 
 from __future__ import annotations
 
-import re
+import tomllib
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from iamroles_scenarios.declarations.documents import DocumentError, Json, Model, read
+from iamroles_scenarios.declarations.documents import Json, Model, read
+from iamroles_scenarios.declarations.durations import Duration
+from iamroles_scenarios.declarations.results import Check
+from iamroles_scenarios.errors import DocumentError
 
 Lane = Literal["gate", "gate-spop"]
 LANES: tuple[Lane, ...] = ("gate", "gate-spop")
+"""How a scenario can be played: through HAProxy, and straight over SPOP."""
 PROXY_LANES = ("gate", "proxy")
 """Lanes that need HAProxy; "proxy" has checks of HAProxy's own workings, in Python alone."""
+ALL_LANES: tuple[str, ...] = ("wire", *LANES, "proxy")
+"""How any check can be played; what a check is about is its family."""
 SITES: dict[str, str] = {"gate": "haproxy", "gate-spop": "spop"}
 """What stands in brackets after a check's id, where one check is played in several lanes."""
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)", value)):
-        return float(match[1]) * _UNITS[match[2]]
-    raise ValueError('a duration is a string such as "500ms", "3s", "1m"')
-
-
-Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str)]
-"""Seconds, written with a unit."""
 
 
 class OneOf(Model):
@@ -286,9 +281,42 @@ class Scenario(Model):
         """The lanes in which at least one of its checks is played."""
         return [lane for lane in LANES if any(lane in spec.lanes for spec in self.checks.values())]
 
-    def check_ids(self, lane: str) -> list[str]:
-        """Ids of the checks played in a lane, in the file's order."""
-        return [f"{self.id}.{name}" for name, spec in self.checks.items() if lane in spec.lanes]
+    def planned(self, lane: str) -> list[PlannedCheck]:
+        """The checks played in a lane, in the file's order."""
+        return [
+            PlannedCheck(f"{self.id}.{name}", lane, spec.title, tuple(spec.requirements), self)
+            for name, spec in self.checks.items()
+            if lane in spec.lanes
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCheck:
+    """A check in a lane."""
+
+    id: str
+    lane: str
+    title: str
+    requirements: tuple[str, ...]
+    scenario: Scenario | None = None
+    function: Check | None = None
+
+    @property
+    def name(self) -> str:
+        """The id with the place where it is played: `gate.expired.refused[haproxy]`."""
+        return f"{self.id}[{SITES[self.lane]}]" if self.lane in SITES else self.id
+
+    @property
+    def family(self) -> str:
+        """What it is about: the id's first part."""
+        return self.id.partition(".")[0]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Features without which it is not-applicable."""
+        if self.function is not None:
+            return self.function.features
+        return frozenset(self.scenario.features if self.scenario else ())
 
 
 def load(directory: Path) -> dict[str, Scenario]:
@@ -321,8 +349,6 @@ def scenarios() -> dict[str, Scenario]:
 
 @cache
 def _world(name: str) -> dict[str, Any]:
-    import tomllib  # noqa: PLC0415 - only worlds are read without a model
-
     path = Path(str(files("iamroles_scenarios") / "data" / "worlds" / f"{name}.toml"))
     if not path.is_file():
         raise DocumentError([f"worlds/{name}.toml: there is no such world. Mend `world.policy`."])

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 
-
-class HttpFault(Exception):  # noqa: N818 - whose fault it is, is the point
-    """The proxy gave no HTTP answer: refused, closed, garbled or silent."""
+from iamroles_scenarios.errors import HttpFault
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from iamroles_scenarios.declarations.scenario import Expectation, Text, choices
+from iamroles_scenarios.declarations.scenario import Expectation, choices
 
 TAGS = ("role", "principal", "session", "issuer", "rule", "expires")
 """Variables that become headers (SPEC.md section 1, step 5)."""
+_TEXT_TAGS = TAGS[:-1]
+_SEEN = ("status", "allow", "error", "backend", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,26 @@ class Observation:
     at: float = 0.0
     """Epoch seconds at which the answer was complete."""
 
+    @property
+    def shown(self) -> dict[str, object]:
+        """What `differences` compares, by name."""
+        return {**dict.fromkeys(TAGS, ""), **self.tags, **{name: getattr(self, name) for name in _SEEN}}
+
+
+def differences(wanted: Mapping[str, object], got: Mapping[str, object]) -> list[str]:
+    """What differs, one sentence each: the one place that says whether an answer is right.
+
+    Args:
+        wanted: what must be seen by name; of a set, any member will do. What is not named is not looked at.
+        got: what was seen. A value of another type is wrong: `1` is not `True`.
+    """
+    found = []
+    for name, wish in wanted.items():
+        good, value = wish if isinstance(wish, AbstractSet) else {wish}, got.get(name)
+        if not any(type(value) is type(each) and value == each for each in good):
+            found.append(f"{name}: expected {' or '.join(sorted(map(repr, good)))}, got {value!r}")
+    return found
+
 
 def mismatches(expectation: Expectation, seen: Observation, expires: Mapping[str, int]) -> list[str]:
     """What differs, one sentence each; empty if all is as expected.
@@ -45,41 +68,29 @@ def mismatches(expectation: Expectation, seen: Observation, expires: Mapping[str
         seen: what was.
         expires: the `exp` of each minted token, for `expectation.expires`.
     """
-    found = [*_status(expectation, seen)]
-    for name in ("error", "backend"):
-        found += _text(name, getattr(expectation, name), getattr(seen, name))
+    wanted: dict[str, object] = {}
+    if expectation.status is not None:
+        wanted["status"] = (
+            expectation.status if isinstance(expectation.status, int) else set(expectation.status)
+        )
+    if expectation.allow is not None:
+        wanted["allow"] = expectation.allow
+    for name in ("error", "backend", "reason", *_TEXT_TAGS):
+        if (text := getattr(expectation, name)) is not None:
+            wanted[name] = set(choices(text))
+    if expectation.expires is not None:
+        wanted["expires"] = str(expires[expectation.expires])
+    found = []
+    if expectation.reason is not None and seen.reason is None:
+        found.append("reason: HAProxy's log has no line for this request")
+        del wanted["reason"]
     if expectation.error is not None and seen.talkative:
         found.append(f"the challenge says more than it must: {', '.join(seen.talkative)}")
-    if expectation.reason is not None:
-        if seen.reason is None:
-            found.append("reason: HAProxy's log has no line for this request")
-        found += _text("reason", expectation.reason, seen.reason)
-    for name in ("role", "principal", "session", "issuer", "rule"):
-        found += _text(name, getattr(expectation, name), seen.tags.get(name, ""))
-    if expectation.expires is not None:
-        found += _text("expires", str(expires[expectation.expires]), seen.tags.get("expires", ""))
-    return [*found, *_headers(expectation, seen)]
-
-
-def _status(expectation: Expectation, seen: Observation) -> list[str]:
-    found = []
-    if expectation.status is not None:
-        wanted = [expectation.status] if isinstance(expectation.status, int) else expectation.status
-        if seen.status not in wanted:
-            found.append(f"status: expected {' or '.join(map(str, wanted))}, got {seen.status}")
-    if expectation.allow is not None and seen.allow != expectation.allow:
-        found.append(f"allow: expected {expectation.allow}, got {seen.allow}")
     if expectation.challenge is not None and seen.challenge != expectation.challenge:
         found.append(
             f"WWW-Authenticate: Bearer: expected {_there(expectation.challenge)}, is {_there(seen.challenge)}"
         )
-    return found
-
-
-def _text(name: str, expected: Text | None, got: str | None) -> list[str]:
-    if expected is None or got is None or got in choices(expected):
-        return []
-    return [f"{name}: expected {' or '.join(repr(choice) for choice in choices(expected))}, got {got!r}"]
+    return [*differences(wanted, seen.shown), *found, *_headers(expectation, seen)]
 
 
 def _headers(expectation: Expectation, seen: Observation) -> list[str]:

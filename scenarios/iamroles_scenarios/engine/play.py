@@ -9,16 +9,16 @@ died before it could be used, because the host was too slow, is played again wit
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.results import CheckResult, Evidence, Verdict
+from iamroles_scenarios.declarations.results import CheckResult, tails
 from iamroles_scenarios.declarations.scenario import (
     Expectation,
     KeysStep,
     Lane,
+    PlannedCheck,
     ReloadStep,
     RequestSpec,
     Scenario,
@@ -27,18 +27,23 @@ from iamroles_scenarios.declarations.scenario import (
     merged,
 )
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
-from iamroles_scenarios.engine.players import AgentFault, HarnessFault, Player, player_for
+from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.tokens import Mint, Minted
+from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.worlds import Place, Worlds
-from iamroles_scenarios.mock.clients import WaitTimeoutError
-from iamroles_scenarios.stage import StageError
+from iamroles_scenarios.errors import (
+    AgentFault,
+    CheckFailed,
+    Evidence,
+    HarnessFault,
+    StageError,
+    TooSlow,
+    WaitTimeoutError,
+)
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import AgentSpec, Stage
 
-_AGENT = "agent"
-"""The agent's part in the stage's logs."""
-_LOG_TAIL = 25
 _ATTEMPTS = 3
 _CLOCK_MARGIN = 0.05
 """Seconds beyond a token's `exp`, for clocks that are read by another process."""
@@ -46,10 +51,6 @@ _POLL = 0.05
 """Seconds between two questions of an expectation that has time to come true."""
 EVENT_DEADLINE = 10.0
 """Seconds, times the time scale, for events of the agent: starting again, a reload, a fetch of keys."""
-
-
-class TooSlow(Exception):  # noqa: N818 - of the host, not of the agent
-    """A short-lived token expired before the agent could be asked: nothing was learnt about the agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,74 +74,56 @@ def owner_of(scenario_id: str, lane: str) -> str:
     return f"{scenario_id}-{lane}"
 
 
-def play(scenario: Scenario, target: Target) -> list[CheckResult]:
+class Watcher:
+    """Is told how a scenario goes while it is played; does nothing by itself."""
+
+    def begins(self, place: Place) -> None:
+        """The world runs, nothing has been asked; also when the scenario is played again."""
+
+    def asks(self, step: Step, request: RequestSpec) -> None:
+        """A request is about to be sent, perhaps several times."""
+
+    def saw(self, step: Step, seen: Observation, differing: list[str]) -> None:
+        """Its answer is final; what differs from what all checks expect, one sentence each."""
+
+
+def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> list[CheckResult]:
     """Play a scenario in one lane and judge its checks there; never raises for what the agent does."""
     started = time.monotonic()
-    names = [name for name, spec in scenario.checks.items() if target.lane in spec.lanes]
-
-    def all_of_them(verdict: Verdict, message: str, evidence: Evidence | None = None) -> list[CheckResult]:
-        return [_result(scenario, target, name, (verdict, message, evidence or Evidence())) for name in names]
-
+    checks = scenario.planned(target.lane)
     if missing := target.lacks(scenario.features):
-        return all_of_them(Verdict.NOT_APPLICABLE, f"the agent declares no {', '.join(missing)}")
+        return [lacking(check, missing) for check in checks]
     try:
         with target.worlds.borrow(scenario.world, owner_of(scenario.id, target.lane)) as place:
-            timeline = _replayed(scenario, target, place)
-    except StageError as error:
-        # The run's first world came up. An agent that ends, or never gets ready, under another policy that
-        # SPEC.md allows is at fault itself; the stage then gives its log and no other.
-        verdict = Verdict.FAIL if set(error.logs) == {_AGENT} else Verdict.HARNESS_ERROR
-        return all_of_them(verdict, error.message, Evidence(logs=error.logs))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the agent's
-        trace = "".join(traceback.format_exception(error)[-6:])
-        evidence = Evidence(trace=trace)
-        return all_of_them(Verdict.HARNESS_ERROR, f"{type(error).__name__}: {error}", evidence)
+            timeline = _replayed(scenario, target, place, watcher or Watcher())
+    except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
+        return [blamed(check, error) for check in checks]
     seconds = time.monotonic() - started
-    return [replace(timeline.verdict(name), seconds=seconds) for name in names]
+    return [replace(timeline.verdict(check), seconds=seconds) for check in checks]
 
 
-def _replayed(scenario: Scenario, target: Target, place: Place) -> _Timeline:
+def _replayed(scenario: Scenario, target: Target, place: Place, watcher: Watcher) -> _Timeline:
     for attempt in range(_ATTEMPTS):
-        slower = replace(target, scale=target.scale * 2**attempt)
-        timeline = _Timeline(scenario, slower, place)
-        try:
-            timeline.run()
-        except TooSlow as error:
-            if attempt == _ATTEMPTS - 1:
-                timeline.broke(HarnessFault(f"{error}; raise the time scale"))
-        else:
-            return timeline
+        timeline = _Timeline(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
+        timeline.run()
+        if not isinstance(timeline.fault, TooSlow):
+            break
     return timeline
-
-
-_Outcome = tuple[Verdict, str, Evidence]
-
-
-def _result(scenario: Scenario, target: Target, name: str, outcome: _Outcome) -> CheckResult:
-    spec = scenario.checks[name]
-    verdict, message, evidence = outcome
-    return CheckResult(
-        check=f"{scenario.id}.{name}",
-        requirements=tuple(spec.requirements),
-        verdict=verdict,
-        message=message,
-        evidence=evidence,
-        lane=target.lane,
-        title=spec.title,
-    )
 
 
 class _Timeline:
     """One playing of one scenario: tokens minted so far, and what each check has seen."""
 
-    def __init__(self, scenario: Scenario, target: Target, place: Place) -> None:
+    def __init__(self, scenario: Scenario, target: Target, place: Place, watcher: Watcher) -> None:
+        self._watcher = watcher
         self._scenario = scenario
         self._target = target
         self._place = place
         self._mint = Mint(scenario, target.stage, target.worlds, place, target.scale)
         self._failures: dict[str, tuple[str, Evidence]] = {}
         self._proven: dict[str, int] = dict.fromkeys(scenario.checks, 0)
-        self._fault: Exception | None = None
+        self.fault: AgentFault | HarnessFault | None = None
+        """What ended it early."""
         self._fetches: dict[str, int] = {}
         self._retiring: dict[str, list[str]] = {}
 
@@ -150,16 +133,18 @@ class _Timeline:
         """Play every step of the lane; a fault ends the timeline, a failed expectation does not."""
         player = player_for(self._target.lane, self._place.world, self._target.scale)
         try:
+            self._watcher.begins(self._place)
             for number, step in enumerate(self._scenario.steps, 1):
                 if self._target.lane in step.lanes:
                     self._step(number, step, player)
         except (AgentFault, HarnessFault) as error:
-            self.broke(error)
+            self.fault = error
         finally:
             player.close()
 
     def _step(self, number: int, step: Step, player: Player) -> None:
         for request in step.requests():
+            self._watcher.asks(step, request)
             self._request(number, step, request, player)
         events: list[tuple[Any, Callable[[Any], None]]] = [
             (step.agent, self._agent),
@@ -192,6 +177,7 @@ class _Timeline:
             if not any(differences.values()) or time.monotonic() >= deadline:
                 break
             time.sleep(_POLL)
+        self._watcher.saw(step, seen, [text for each in differences.values() for text in each])
         where = f"step {number}" + (f" ({step.note})" if step.note else "")
         where += f", token {request.token!r}" if request.token and len(step.each) > 1 else ""
         for name, differing in differences.items():
@@ -203,7 +189,8 @@ class _Timeline:
         """A refusal of a token that has expired meanwhile is right: it says nothing against the agent."""
         hopeful = any(item.allow or item.status == 200 for item in expectations.values())
         if token is not None and token.short and hopeful and not seen.allow and seen.at >= token.expires:
-            raise TooSlow(f"the token lived until {token.expires}, the answer came at {seen.at:.1f}")
+            late = f"the token lived until {token.expires}, the answer came at {seen.at:.1f}"
+            raise TooSlow(f"{late}; raise the time scale")
 
     # --- events --------------------------------------------------------------------------------------------
 
@@ -295,23 +282,14 @@ class _Timeline:
             logs = self._place.world.logs()
         except Exception as error:  # noqa: BLE001 - a missing log must not hide the failure
             return {"logs": f"could not be read: {error}"}
-        return {part: "\n".join(text.splitlines()[-_LOG_TAIL:]) for part, text in logs.items()}
+        return tails(logs)
 
-    def broke(self, error: Exception) -> None:
-        """The timeline ended early: checks not yet settled take the fault."""
-        self._fault = error
-
-    def verdict(self, name: str) -> CheckResult:
-        """The check's result after `run`."""
-        outcome: _Outcome
+    def verdict(self, check: PlannedCheck) -> CheckResult:
+        """The check's result after `run`: its own failure, else the fault that ended the timeline early."""
+        name = check.id.removeprefix(f"{self._scenario.id}.")
         if name in self._failures:
-            outcome = (Verdict.FAIL, *self._failures[name])
-        elif self._fault is None and self._proven[name]:
-            outcome = (Verdict.PASS, "", Evidence())
-        elif isinstance(self._fault, AgentFault):
-            evidence = Evidence(trace=self._fault.trace, logs=self._log_tails())
-            outcome = (Verdict.FAIL, str(self._fault), evidence)
-        else:
-            message = str(self._fault) if self._fault else "no step of this lane bears on it"
-            outcome = (Verdict.HARNESS_ERROR, message, Evidence(logs=self._log_tails()))
-        return _result(self._scenario, self._target, name, outcome)
+            return blamed(check, CheckFailed(*self._failures[name]))
+        if self.fault is None and self._proven[name]:
+            return passed(check)
+        result = blamed(check, self.fault or HarnessFault("no step of this lane bears on it"))
+        return replace(result, evidence=replace(result.evidence, logs=self._log_tails()))

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
-from iamroles_scenarios.engine.http import Answer, HttpConnection, HttpFault, redacted, request_bytes
+from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
-from iamroles_scenarios.wire.client import Asker, WireError
+from iamroles_scenarios.errors import HttpFault
+from iamroles_scenarios.wire.client import Asker
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import World
@@ -27,23 +28,6 @@ _LOG_WITHIN = 3.0
 
 _SILENT = frozenset({"realm", "error", "scope", ""})
 """Parameters of a challenge that say nothing about why a token was refused (RFC 6750 section 3)."""
-
-
-class AgentFault(Exception):  # noqa: N818 - whose fault it is, is the point
-    """The agent did not do what an event of the timeline asked of it.
-
-    Args:
-        message: what it did instead.
-        trace: the decoded conversation, if there is one.
-    """
-
-    def __init__(self, message: str, trace: str = "") -> None:
-        super().__init__(message)
-        self.trace = trace
-
-
-class HarnessFault(Exception):  # noqa: N818
-    """Something else than the agent broke."""
 
 
 class Player(Protocol):
@@ -84,10 +68,7 @@ class ProxyPlayer:
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: D102
         target = request.path.replace("{token}", token)
         raw = request_bytes(request.method, target, self._headers(request, token))
-        try:
-            answer = self._exchange(request, raw)
-        except HttpFault as error:
-            raise HarnessFault(str(error)) from error
+        answer = self._exchange(request, raw)
         secrets = [token, *request.authorization]
         sent = redacted(raw.decode("latin-1").replace("\r\n", "\n").strip(), secrets)
         echo = _echo(answer)
@@ -213,10 +194,7 @@ class SpopPlayer:
             asker = self._askers[request.connection] = Asker(
                 self._address, timeout=_ANSWER_WITHIN * self._scale
             )
-        try:
-            variables = asker.decide(check, context)
-        except WireError as error:
-            raise AgentFault(error.message, str(error.transcript)) from error
+        variables = asker.decide(check, context)
         secrets = [token, *request.authorization]
         return _observed(variables, redacted(_shown(check), secrets), str(asker.transcript))
 

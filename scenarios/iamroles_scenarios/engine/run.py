@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -19,61 +18,28 @@ from types import TracebackType
 from typing import Any, Self
 
 from iamroles_scenarios.checks import all_checks
-from iamroles_scenarios.declarations.results import (
-    Check,
-    CheckFailed,
-    CheckResult,
-    Evidence,
-    Untestable,
-    Verdict,
-)
+from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import (
+    ALL_LANES,
     LANES,
     PROXY_LANES,
     SITES,
     Lane,
+    PlannedCheck,
     Scenario,
     WorldSpec,
     scenarios,
 )
 from iamroles_scenarios.engine import wire_lane
 from iamroles_scenarios.engine.play import Target, owner_of, play
-from iamroles_scenarios.engine.players import AgentFault
+from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.errors import SelectionError
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire.target import WireTarget
 
-ALL_LANES: tuple[str, ...] = ("wire", *LANES, "proxy")
 THREADS = 8
-
-
-class SelectionError(Exception):
-    """What was asked for cannot be played: a mistake of the caller, not of stage or agent."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedCheck:
-    """A check in a lane."""
-
-    id: str
-    lane: str
-    title: str
-    requirements: tuple[str, ...]
-    scenario: Scenario | None = None
-    function: Check | None = None
-
-    @property
-    def name(self) -> str:
-        """The id with the place where it is played: `gate.expired.refused[haproxy]`."""
-        return f"{self.id}[{SITES[self.lane]}]" if self.lane in SITES else self.id
-
-    @property
-    def features(self) -> frozenset[str]:
-        """Features without which it is not-applicable."""
-        if self.function is not None:
-            return self.function.features
-        return frozenset(self.scenario.features if self.scenario else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +73,7 @@ def plan(
             for check in all_checks()
             if check.lane == lane
         ]
-        if lane in LANES:
-            found += [
-                PlannedCheck(f"{scenario.id}.{name}", lane, spec.title, tuple(spec.requirements), scenario)
-                for scenario in scenarios().values()
-                for name, spec in scenario.checks.items()
-                if lane in spec.lanes
-            ]
+        found += [check for scenario in scenarios().values() for check in scenario.planned(lane)]
     return [check for check in found if select is None or select(check)]
 
 
@@ -277,9 +237,9 @@ class Run:
                 self._settle(result)
         except Exception as error:  # noqa: BLE001 - the suite's own fault, and said to be
             for check in covers:
-                self._settle(_fault(check, error))
+                self._settle(blamed(check, error))
         for check in covers:
-            self._settle(_fault(check, RuntimeError("the check was played, but gave no result")))
+            self._settle(blamed(check, RuntimeError("the check was played, but gave no result")))
 
     def _settle(self, result: CheckResult) -> None:
         future = self._futures.get((result.check, result.lane))
@@ -336,29 +296,14 @@ def _waits(scenario: Scenario) -> bool:
 def called(check: PlannedCheck, target: Target) -> CheckResult:
     """Run a function check of a gate lane; never raises for what the agent does."""
     assert check.function is not None  # noqa: S101 - planned as one
-    started = time.monotonic()
-    base = CheckResult(check.id, check.requirements, Verdict.PASS, lane=check.lane, title=check.title)
     if missing := target.lacks(check.features):
-        message = f"the agent declares no {', '.join(missing)}"
-        return replace(base, verdict=Verdict.NOT_APPLICABLE, message=message)
+        return lacking(check, missing)
+    started = time.monotonic()
     try:
-        check.function.run(target)
-    except CheckFailed as failure:
-        base = replace(base, verdict=Verdict.FAIL, message=failure.message, evidence=failure.evidence)
-    except AgentFault as fault:
-        base = replace(base, verdict=Verdict.FAIL, message=str(fault), evidence=Evidence(trace=fault.trace))
-    except Untestable as reason:
-        base = replace(base, verdict=Verdict.UNTESTABLE, message=str(reason))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the agent's
-        base = replace(_fault(check, error), evidence=Evidence(trace=traceback.format_exc(limit=-6)))
-    return replace(base, seconds=time.monotonic() - started)
-
-
-def _fault(check: PlannedCheck, error: Exception) -> CheckResult:
-    message = f"{type(error).__name__}: {error}"
-    return CheckResult(
-        check.id, check.requirements, Verdict.HARNESS_ERROR, message, lane=check.lane, title=check.title
-    )
+        result = passed(check, check.function.run(target))
+    except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
+        result = blamed(check, error)
+    return replace(result, seconds=time.monotonic() - started)
 
 
 def with_known(result: CheckResult, known: Mapping[str, str]) -> CheckResult:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from iamroles_scenarios.declarations.documents import Json
+from iamroles_scenarios.declarations.durations import seconds
 from iamroles_scenarios.declarations.scenario import CloudStep, Scenario
-from iamroles_scenarios.engine.players import HarnessFault
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place, Worlds
+from iamroles_scenarios.errors import HarnessFault
 from iamroles_scenarios.jose import mint_for
-from iamroles_scenarios.jose.recipe import seconds
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.mock.cloud_client import Account
     from iamroles_scenarios.mock.presign import SessionKeys
     from iamroles_scenarios.stage import Stage
 
@@ -124,9 +123,9 @@ class Mint:
         account = cloud.account(step.account)
         try:
             if step.do == "create_role":
-                self._saved[step.save] = {"arn": _role(account, step.role)}
+                self._saved[step.save] = {"arn": account.ensure_role(step.role)}
             elif step.do == "assume_role":
-                session = cloud.assume(_role(account, step.role), step.session)
+                session = cloud.assume(account.ensure_role(step.role), step.session)
                 self._sessions[step.save] = session
                 self._saved[step.save] = {"arn": session.arn}
             else:
@@ -134,14 +133,6 @@ class Mint:
                 self._tokens[step.save] = Minted(text, _expiry(text))
         except (BotoCoreError, ClientError, KeyError) as error:
             raise HarnessFault(f"the mock cloud did not {step.do} {step.role}: {error}") from error
-
-
-def _role(account: Account, name: str) -> str:
-    """The role's ARN; created unless another scenario, or another lane of this one, did so before."""
-    try:
-        return account.role(name)
-    except account.iam.exceptions.EntityAlreadyExistsException:
-        return account.iam.get_role(RoleName=name)["Role"]["Arn"]
 
 
 def _located(value: Json, urls: dict[str, str]) -> Json:

@@ -13,25 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
-from iamroles_scenarios.checks import all_checks
-from iamroles_scenarios.declarations.results import (
-    Check,
-    CheckFailed,
-    CheckResult,
+from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
+from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
+from iamroles_scenarios.errors import (
     Evidence,
-    Untestable,
-    Verdict,
+    SilenceError,
 )
-from iamroles_scenarios.wire.client import Connection, SilenceError, WireError
-from iamroles_scenarios.wire.codec import WireFormatError
+from iamroles_scenarios.wire.client import Connection
 from iamroles_scenarios.wire.judge import opened
 from iamroles_scenarios.wire.target import WireTarget
 
+_CONCURRENCY = 16
+"""Checks side by side."""
 CHECK_DEADLINE = 25.0
 """Seconds, before scaling, after which a check that still runs is a failure of the agent."""
 FEW = 24
@@ -40,15 +37,9 @@ PATIENCE = 2.0
 """Deadlines are multiplied by this the second time."""
 
 
-def checks() -> list[Check]:
-    """The checks of this lane, by id."""
-    return [found for found in all_checks() if found.lane == "wire"]
-
-
 def run(
     target: WireTarget,
-    chosen: Sequence[Check] | None = None,
-    concurrency: int = 16,
+    chosen: Sequence[Check],
     *,
     on_result: Callable[[CheckResult], None] | None = None,
     twice: bool = True,
@@ -57,23 +48,20 @@ def run(
 
     Args:
         target: the running agent.
-        chosen: checks of this lane; by default all.
-        concurrency: how many run side by side.
+        chosen: checks of this lane.
         on_result: called with each result once it is final.
         twice: judge a few failures by silence again (see the module).
     """
-    return asyncio.run(run_async(target, chosen, concurrency, on_result=on_result, twice=twice))
+    return asyncio.run(_run(target, chosen, on_result, twice=twice))
 
 
-async def run_async(
+async def _run(
     target: WireTarget,
-    chosen: Sequence[Check] | None = None,
-    concurrency: int = 16,
+    chosen: Sequence[Check],
+    on_result: Callable[[CheckResult], None] | None,
     *,
-    on_result: Callable[[CheckResult], None] | None = None,
-    twice: bool = True,
+    twice: bool,
 ) -> list[CheckResult]:
-    """As `run`, inside a running event loop."""
     final: dict[str, CheckResult] = {}
     silent: list[Check] = []
 
@@ -83,20 +71,19 @@ async def run_async(
             on_result(result)
 
     async def first(check: Check) -> None:
-        outcome = await _judged(target, check)
-        if outcome.silent and twice:
+        result, by_silence = await _judged(target, check)
+        if by_silence and twice:
             silent.append(check)
-            final[check.id] = outcome.result
+            final[check.id] = result
         else:
-            settle(outcome.result)
+            settle(result)
 
-    planned = list(checks() if chosen is None else chosen)
-    await _side_by_side(concurrency, [partial(first, check) for check in planned])
+    await _side_by_side(_CONCURRENCY, [partial(first, check) for check in chosen])
 
     patient = replace(target, time_scale=target.time_scale * PATIENCE)
 
     async def again(check: Check) -> None:
-        second = (await _judged(patient, check)).result
+        second, _ = await _judged(patient, check)
         if second.verdict is Verdict.FAIL:
             second = final[check.id]
         settle(second)
@@ -106,7 +93,7 @@ async def run_async(
     else:
         for check in silent:
             settle(final[check.id])
-    return [final[check.id] for check in planned]
+    return [final[check.id] for check in chosen]
 
 
 async def _side_by_side(bound: int, jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
@@ -119,56 +106,29 @@ async def _side_by_side(bound: int, jobs: Sequence[Callable[[], Awaitable[None]]
     await asyncio.gather(*map(one, jobs))
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """A verdict, and whether the agent's silence alone is the reason for it."""
-
-    result: CheckResult
-    silent: bool
-
-
-async def _judged(target: WireTarget, check: Check) -> _Outcome:
-    """One check, its verdict, and the transcripts of all connections it opened."""
+async def _judged(target: WireTarget, check: Check) -> tuple[CheckResult, bool]:
+    """One check's result, and whether the agent's silence alone is the reason for it."""
+    if missing := sorted(check.features - target.features):
+        return lacking(check, missing), False
     connections: list[Connection] = []
     opened.set(connections)
     started = time.monotonic()
-    verdict, message, evidence, silent = await _verdict(target, check)
-    if verdict is Verdict.FAIL:
-        evidence = _with_trace(evidence, connections, target)
-    result = CheckResult(
-        check=check.id,
-        requirements=check.requirements,
-        verdict=verdict,
-        message=message,
-        evidence=evidence,
-        seconds=time.monotonic() - started,
-        lane=check.lane,
-        title=check.title,
-    )
-    return _Outcome(result, silent)
+    silent = False
+    try:
+        result = passed(check, await _within(target.seconds(CHECK_DEADLINE), check.run(target)))
+    except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
+        result, silent = blamed(check, error), _by_silence(error)
+    if result.verdict is Verdict.FAIL:
+        result = replace(result, evidence=_with_trace(result.evidence, connections, target))
+    return replace(result, seconds=time.monotonic() - started), silent and result.verdict is Verdict.FAIL
 
 
-async def _verdict(target: WireTarget, check: Check) -> tuple[Verdict, str, Evidence, bool]:
-    if missing := check.features - target.features:
-        message = f"the agent declares no {', '.join(sorted(missing))}"
-        return Verdict.NOT_APPLICABLE, message, Evidence(), False
-    limit = target.seconds(CHECK_DEADLINE)
+async def _within(limit: float, work: Awaitable[object]) -> object:
     try:
         async with asyncio.timeout(limit):
-            remark = await check.run(target)
-    except CheckFailed as failure:
-        return Verdict.FAIL, failure.message, failure.evidence, _by_silence(failure)
-    except WireError as error:
-        return Verdict.FAIL, error.message, Evidence(trace=str(error.transcript)), _by_silence(error)
-    except WireFormatError as error:
-        return Verdict.FAIL, f"the agent's answer is malformed: {error}", Evidence(), False
-    except Untestable as reason:
-        return Verdict.UNTESTABLE, str(reason), Evidence(), False
-    except TimeoutError:
-        return Verdict.FAIL, f"the agent kept the check busy for {limit:g} s", Evidence(), True
-    except Exception:  # noqa: BLE001 - whatever else goes wrong is the suite's own fault, and said to be
-        return Verdict.HARNESS_ERROR, traceback.format_exc(limit=-4), Evidence(), False
-    return Verdict.PASS, remark if isinstance(remark, str) else "", Evidence(), False
+            return await work
+    except TimeoutError as error:
+        raise SilenceError(f"the agent kept the check busy for {limit:g} s") from error
 
 
 def _by_silence(error: BaseException | None) -> bool:
@@ -184,5 +144,5 @@ def _with_trace(evidence: Evidence, connections: list[Connection], target: WireT
     trace = evidence.trace or (str(connections[-1].transcript) if connections else "")
     logs = dict(evidence.logs)
     if target.logs is not None:
-        logs["agent"] = "\n".join(target.logs().splitlines()[-30:])
+        logs |= tails({"agent": target.logs()})
     return replace(evidence, trace=trace, logs=logs)

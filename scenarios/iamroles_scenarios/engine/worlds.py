@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
-from iamroles_scenarios.stage import StageError
+from iamroles_scenarios.errors import StageError
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from iamroles_scenarios.declarations.durations import seconds
+from iamroles_scenarios.errors import RecipeError
 from iamroles_scenarios.jose import broken
 from iamroles_scenarios.jose.encoding import (
     Json,
@@ -39,7 +41,6 @@ from iamroles_scenarios.jose.shapes import (
 
 Recipe = Mapping[str, Any]
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TIMES = ("exp", "nbf", "iat", "auth_time")
 _WORDS = frozenset(
     {
@@ -72,10 +73,6 @@ _WORDS = frozenset(
         ),
     }
 )
-
-
-class RecipeError(ValueError):
-    """The recipe says something the minter does not know: the scenario's author must mend it."""
 
 
 class Signer(Protocol):
@@ -124,7 +121,7 @@ def mint(
     except RecipeError:
         raise
     except (ValueError, KeyError) as fault:
-        raise RecipeError(f"recipe {dict(recipe)!r}: {fault}") from fault
+        raise RecipeError(f"recipe {dict(recipe)!r}: {fault}. Verbatim text belongs under `raw`.") from fault
 
 
 def mint_for(recipe: Recipe, issuers: Mapping[str, Signer], now: float, *, default: str | None = None) -> str:
@@ -141,20 +138,6 @@ def mint_for(recipe: Recipe, issuers: Mapping[str, Signer], now: float, *, defau
     full = {"shape": issuers[name].shape, **recipe}
     urls = {known: issuer.url for known, issuer in issuers.items()}
     return mint(full, issuers[signer].keys, now, issuers[name].url, urls=urls)
-
-
-def seconds(duration: str) -> float:
-    """Signed seconds of `"-120s"`, `"+5m"`, `"1.5h"`, `"250ms"`.
-
-    Raises:
-        RecipeError: not a duration.
-    """
-    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)(ms|s|m|h|d)", duration)
-    if match is None:
-        raise RecipeError(
-            f'{duration!r} is not a duration such as "-120s"; verbatim text belongs under `raw`'
-        )
-    return float(match[1]) * _UNITS[match[2]]
 
 
 @functools.lru_cache(maxsize=32)

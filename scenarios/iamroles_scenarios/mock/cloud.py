@@ -31,6 +31,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from iamroles_scenarios.errors import CommandError
 from iamroles_scenarios.mock import answers, control, faults, process, sigv4
 from iamroles_scenarios.mock.counters import Counters
 from iamroles_scenarios.mock.credentials import AwsError, Credential, Registry
@@ -152,7 +153,7 @@ class Cloud:
     async def _account(self, request: web.Request) -> web.Response:
         account = request.match_info["account"]
         if not re.fullmatch(r"\d{12}", account):
-            raise control.CommandError(f"account {account!r} is not 12 digits")
+            raise CommandError(f"account {account!r} is not 12 digits")
         administrator: Credential = await self.iam.administrator(account)
         issuer = await self.outbound.issuer(account)
         return web.json_response(
@@ -184,7 +185,7 @@ class Cloud:
         table = await control.table(request, {"access_key_id"})
         credential = self.registry.get(table.get("access_key_id", ""))
         if credential is None or credential.expires is None:
-            raise control.CommandError("no session with this access_key_id", status=404)
+            raise CommandError("no session with this access_key_id", status=404)
         credential.expires = 0.0
         return web.json_response({})
 
@@ -199,7 +200,7 @@ class Cloud:
     async def _show_last(self, request: web.Request) -> web.Response:
         action = request.query.get("action", "GetCallerIdentity")
         if action not in self._last:
-            raise control.CommandError(f"no {action} yet", status=404)
+            raise CommandError(f"no {action} yet", status=404)
         return web.json_response(self._last[action])
 
 

@@ -211,6 +211,13 @@ class Account:
         )
         return answer["Role"]["Arn"]
 
+    def ensure_role(self, name: str) -> str:
+        """The ARN of a role, which is created unless somebody did so before."""
+        try:
+            return self.role(name)
+        except self.iam.exceptions.EntityAlreadyExistsException:
+            return self.iam.get_role(RoleName=name)["Role"]["Arn"]
+
     def provider(self, url: str, client_ids: Sequence[str]) -> str:
         """Create an OIDC provider and return its ARN."""
         answer = self.iam.create_open_id_connect_provider(

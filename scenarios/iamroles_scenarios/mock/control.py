@@ -10,20 +10,12 @@ from typing import Any
 
 from aiohttp import web
 
-from iamroles_scenarios.jose import RecipeError
+from iamroles_scenarios.errors import CommandError, RecipeError
 from iamroles_scenarios.mock import process
 from iamroles_scenarios.mock.counters import Counters
 
 _log = logging.getLogger("iamroles.mock.control")
 _MAX_BODY = 16 << 20
-
-
-class CommandError(ValueError):
-    """The caller of the control interface erred; the answer says how."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 async def table(request: web.Request, known: set[str] | None = None) -> dict[str, Any]:

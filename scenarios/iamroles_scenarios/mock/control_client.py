@@ -11,15 +11,8 @@ from urllib.parse import urlencode
 
 import urllib3
 
+from iamroles_scenarios.errors import ControlError, WaitTimeoutError
 from iamroles_scenarios.jose import SigningKey, mint
-
-
-class ControlError(RuntimeError):
-    """A mock refused a command, or is not there: a fault of the suite, never of the agent."""
-
-
-class WaitTimeoutError(ControlError):
-    """A counter did not reach its mark by the deadline."""
 
 
 class Control:

@@ -44,6 +44,7 @@ from typing import Any
 
 from aiohttp import web
 
+from iamroles_scenarios.errors import CommandError
 from iamroles_scenarios.jose import SHAPES, SigningKey
 from iamroles_scenarios.mock import control, faults, process
 from iamroles_scenarios.mock.issuer import DEFAULT_ALGORITHMS, ENDPOINTS, POISONS, Client, Issuer
@@ -128,16 +129,16 @@ class Idp:
     def _issuer(self, request: web.Request) -> Issuer:
         name = request.match_info.get("issuer") or request.query.get("issuer", "")
         if name not in self._issuers:
-            raise control.CommandError(f"no issuer {name!r}; there are {sorted(self._issuers)}", status=404)
+            raise CommandError(f"no issuer {name!r}; there are {sorted(self._issuers)}", status=404)
         return self._issuers[name]
 
     async def _create(self, request: web.Request) -> web.Response:
         name, table = request.match_info["issuer"], await control.table(request, {"shape", "keys", "clients"})
         if not _NAME.fullmatch(name):
-            raise control.CommandError(f"issuer name {name!r} is not {_NAME.pattern}")
+            raise CommandError(f"issuer name {name!r} is not {_NAME.pattern}")
         shape = table.get("shape", "generic")
         if shape not in SHAPES:
-            raise control.CommandError(f"unknown shape {shape!r}; known are {sorted(SHAPES)}")
+            raise CommandError(f"unknown shape {shape!r}; known are {sorted(SHAPES)}")
         issuer = Issuer(name, f"{self.url}/{name}", shape)
         issuer.clients = {key: Client(**client) for key, client in table.get("clients", {}).items()}
         for algorithm in reversed(table.get("keys", DEFAULT_ALGORITHMS)):
@@ -173,7 +174,7 @@ class Idp:
     async def _remove(self, request: web.Request) -> web.Response:
         issuer, table = self._issuer(request), await control.table(request, {"kid"})
         if not issuer.remove(table.get("kid", "")):
-            raise control.CommandError(f"issuer {issuer.name} has no key {table.get('kid')!r}", status=404)
+            raise CommandError(f"issuer {issuer.name} has no key {table.get('kid')!r}", status=404)
         return web.json_response(issuer.report())
 
     async def _publish(self, request: web.Request) -> web.Response:
@@ -186,7 +187,7 @@ class Idp:
         issuer, table = self._issuer(request), await control.table(request, {"kind"})
         poison = POISONS.get(table.get("kind", ""))
         if poison is None:
-            raise control.CommandError(f"unknown poison {table.get('kind')!r}; known are {sorted(POISONS)}")
+            raise CommandError(f"unknown poison {table.get('kind')!r}; known are {sorted(POISONS)}")
         entries, key = await asyncio.to_thread(poison, issuer)
         issuer.published = [*issuer.published, *entries]
         return _with_key(issuer, key)
@@ -195,7 +196,7 @@ class Idp:
         issuer, table = self._issuer(request), await control.table(request)
         endpoint = table.pop("endpoint", "jwks")
         if endpoint not in (*ENDPOINTS, "*"):
-            raise control.CommandError(f"unknown endpoint {endpoint!r}; known are {[*ENDPOINTS, '*']}")
+            raise CommandError(f"unknown endpoint {endpoint!r}; known are {[*ENDPOINTS, '*']}")
         if table.pop("clear", False):
             issuer.faults.clear(None if endpoint == "*" else endpoint)
         else:

@@ -20,14 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence
+from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.errors import CheckFailed, Evidence, StageError, WireError
 from iamroles_scenarios.jose import mint
-from iamroles_scenarios.oracle.answer import differences, said
+from iamroles_scenarios.oracle.answer import said, unlike
 from iamroles_scenarios.oracle.generate import Case, World, may_conflict, shuffled, world
 from iamroles_scenarios.oracle.judge import Outcome, judge, load_error
-from iamroles_scenarios.stage import StageError
-from iamroles_scenarios.wire.client import Asker, WireError
+from iamroles_scenarios.wire.client import Asker
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.play import Target
@@ -174,7 +174,7 @@ class Campaign:
     def _ask(self, number: int, played: World, questions: list[Question], when: str = "") -> None:
         answers = self._answers(number, played, questions)
         for question, answer in zip(questions, answers, strict=True):
-            if found := differences(question.expected, answer):
+            if found := unlike(question.expected, answer):
                 what = f"{when}case {question.number} of world {number}: {'; '.join(found)}"
                 raise self._failure(number, played, what, question, answer)
             self.report.cases += 1
@@ -185,7 +185,7 @@ class Campaign:
             try:
                 return asker.decide_many([question.check for question in questions], window=_WINDOW)
             except WireError as error:
-                raise self._failure(number, played, error.message, trace=str(error.transcript)) from error
+                raise self._failure(number, played, error.message, trace=error.trace) from error
 
     def _questions(self, played: World) -> list[Question]:
         now = int(time.time())
@@ -232,7 +232,7 @@ class Campaign:
             expected="" if question is None else said(question.expected),
             received=received,
             trace=trace,
-            logs={"agent": "\n".join(self._force.logs().splitlines()[-10:])},
+            logs=tails({"agent": self._force.logs()}),
         )
         return CheckFailed(f"{what} (again: {again(self.report.seed, number)})", evidence)
 
@@ -266,7 +266,7 @@ class Campaign:
                 answer = asker.decide(question.check)
         except (CheckFailed, WireError):
             return None
-        return (question, answer) if differences(question.expected, answer) else None
+        return (question, answer) if unlike(question.expected, answer) else None
 
 
 def _smaller_ones(policy: Mapping[str, Any], case: Case) -> Iterator[tuple[Mapping[str, Any], Case]]:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.declarations.scenario import RequestSpec
 from iamroles_scenarios.engine.players import player_for
+from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.jose import mint
-from iamroles_scenarios.oracle.answer import differences_seen, said
+from iamroles_scenarios.oracle.answer import said, unlike_seen
 from iamroles_scenarios.oracle.campaign import WORLD, again
 from iamroles_scenarios.oracle.generate import World, may_conflict, world
 from iamroles_scenarios.oracle.judge import judge
@@ -104,7 +104,7 @@ def _world(
             connection="oracle",
         )
         seen = player.ask(spec, token, with_reason=False)
-        if found := differences_seen(expected, seen):
+        if found := unlike_seen(expected, seen):
             sent = f"{json.dumps(played.policy)}\ntoken: {claims}\n{seen.sent}"
             evidence = Evidence(sent=sent, expected=said(expected), received=seen.received)
             where = f"seed {seed}, world {number}, through HAProxy"

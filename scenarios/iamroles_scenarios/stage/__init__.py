@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from iamroles_scenarios.stage.errors import StageError
 from iamroles_scenarios.stage.spec import AgentSpec
 from iamroles_scenarios.stage.stage import KINDS, Stage, open_stage
 from iamroles_scenarios.stage.world import AgentHandle, HaproxyHandle, Proxy, World
@@ -14,7 +13,6 @@ __all__ = [
     "HaproxyHandle",
     "Proxy",
     "Stage",
-    "StageError",
     "World",
     "open_stage",
 ]

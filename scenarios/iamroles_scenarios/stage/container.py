@@ -12,7 +12,7 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
 
-from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.images import pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
 from iamroles_scenarios.stage.process import json_with

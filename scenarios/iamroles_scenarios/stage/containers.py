@@ -26,10 +26,10 @@ import docker
 from docker.errors import APIError, DockerException
 from docker.types import IPAMConfig, IPAMPool
 
+from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import docker as engines
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.container import HOME, Box
-from iamroles_scenarios.stage.errors import StageError
 from iamroles_scenarios.stage.ground import AgentPlace, Ground, HaproxyPlace, HaproxyRun, Mock
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import Images

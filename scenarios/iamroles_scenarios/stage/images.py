@@ -25,7 +25,7 @@ from pathlib import Path
 import docker
 from docker.errors import BuildError, DockerException, ImageNotFound
 
-from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.haproxies import RELEASES
 
 BASE = "IAMROLES_BASE_IMAGE"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.output import Output
 

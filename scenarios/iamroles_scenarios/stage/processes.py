@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import haproxies
-from iamroles_scenarios.stage.errors import StageError
 from iamroles_scenarios.stage.ground import AgentPlace, Ground, HaproxyPlace, HaproxyRun, Mock
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.part import Part

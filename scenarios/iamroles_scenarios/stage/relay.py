@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from iamroles_scenarios.wire.codec import Typed, WireFormatError
+from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.wire.codec import Typed
 from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, prefixed, read_kv
 
 _CONNECT = 5.0

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.spec import AgentSpec, find_program
 
 SHIPPED = (

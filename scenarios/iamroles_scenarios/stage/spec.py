@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.errors import StageError
 
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
 _LAUNCH = {"command", "image", "address", "build", "env", "ready_within"}

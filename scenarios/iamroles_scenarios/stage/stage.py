@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import haproxies
-from iamroles_scenarios.stage.errors import StageError
 from iamroles_scenarios.stage.ground import Ground, Mock
 from iamroles_scenarios.stage.rendering import Renderer
 from iamroles_scenarios.stage.spec import AgentSpec

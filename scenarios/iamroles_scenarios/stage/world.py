@@ -14,7 +14,7 @@ from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Self
 
-from iamroles_scenarios.stage.errors import StageError
+from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.ground import AgentPlace, Ground, HaproxyPlace, HaproxyRun
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.rendering import Renderer

@@ -21,7 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
-from iamroles_scenarios.wire.codec import Typed, Value, WireFormatError
+from iamroles_scenarios.errors import SilenceError, UnreachableError, WireError, WireFormatError
+from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.codec import address as ip
 from iamroles_scenarios.wire.frames import (
     HELLO,
@@ -54,28 +55,6 @@ _TIMEOUT = 2
 """The status code of SPOE.txt section 3.3 for "a timeout occurred"."""
 MAX_FRAMES = 2000
 """Frames that `ended` reads before it calls them a flood."""
-
-
-class WireError(Exception):
-    """The agent did not do what the caller asked for.
-
-    Args:
-        message: what happened instead.
-        transcript: the conversation so far.
-    """
-
-    def __init__(self, message: str, transcript: Transcript | None = None) -> None:
-        super().__init__(f"{message}\n{transcript}" if transcript and transcript.lines else message)
-        self.message = message
-        self.transcript = transcript or Transcript()
-
-
-class SilenceError(WireError):
-    """Nothing came before the deadline."""
-
-
-class UnreachableError(WireError):
-    """No connection: refused, no route, no such socket."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,22 +17,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from iamroles_scenarios.errors import WireFormatError
+
 _U64 = 1 << 64
 _S63 = 1 << 63
-
-
-class WireFormatError(Exception):
-    """Bytes that are not SPOP.
-
-    Args:
-        why: what is wrong, for a reader of transcripts.
-        offset: where, in bytes from the start of what was decoded.
-    """
-
-    def __init__(self, why: str, offset: int) -> None:
-        super().__init__(f"at byte {offset}: {why}")
-        self.why = why
-        self.offset = offset
 
 
 class DataType(IntEnum):

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from iamroles_scenarios.wire.codec import DataType, Reader, Typed, Value, WireFormatError, string, varint
+from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.wire.codec import DataType, Reader, Typed, Value, string, varint
 
 
 class FrameType(IntEnum):

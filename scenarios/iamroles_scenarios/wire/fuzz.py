@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iamroles_scenarios.declarations.results import CheckFailed
-from iamroles_scenarios.wire.client import Connection, Ended, WireError, question
-from iamroles_scenarios.wire.codec import WireFormatError
+from iamroles_scenarios.errors import CheckFailed, WireError, WireFormatError
+from iamroles_scenarios.wire.client import Connection, Ended, question
 from iamroles_scenarios.wire.frames import HELLO, FrameType, variables
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
 from iamroles_scenarios.wire.judge import (

@@ -13,14 +13,9 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable
-from iamroles_scenarios.wire.client import (
-    Connection,
-    WireError,
-    open_connection,
-    question,
-)
-from iamroles_scenarios.wire.codec import Typed, Value, WireFormatError
+from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable, WireError, WireFormatError
+from iamroles_scenarios.wire.client import Connection, open_connection, question
+from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.frames import Frame, FrameType, Scope, read_actions, read_kv, variables
 from iamroles_scenarios.wire.target import WireTarget
 
@@ -168,7 +163,7 @@ async def must_live(target: WireTarget, after: str, *, address: str | None = Non
     except WireError as error:
         raise CheckFailed(
             f"after {after} the agent no longer serves: {error.message}",
-            Evidence(trace=str(error.transcript)),
+            Evidence(trace=str(error.trace)),
         ) from error
 
 

@@ -7,12 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.players import ProxyPlayer
 from iamroles_scenarios.engine.worlds import Place
+from iamroles_scenarios.errors import CheckFailed, Evidence
 
 _CLIENTS = 3
 _RELOADS = 3

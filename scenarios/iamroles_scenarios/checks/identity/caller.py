@@ -16,9 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
 from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.play import Target
-from iamroles_scenarios.jose import RecipeError
+from iamroles_scenarios.errors import CheckFailed, Evidence, RecipeError
 from iamroles_scenarios.jose.encoding import b64url_decode
 from iamroles_scenarios.mock.clients import Account, CloudClient, SessionKeys
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from iamroles_scenarios.checks.identity.ground import ALLOWED, UNAVAILABLE, Ground, Pending, ground, refused
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.errors import CheckFailed, Evidence
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import CheckFailed, Evidence
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.worlds import Place
+from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.jose import mint_for
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.checks.identity.ground import ALLOWED, UNAVAILABLE, Ground, ground, refused
-from iamroles_scenarios.declarations.results import CheckFailed, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import CheckFailed
 from iamroles_scenarios.jose import SigningKey, mint
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import time
 from itertools import count
 
 from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, Pending, ground, refused
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
 COOLDOWN = 2.0
 """Seconds; as in the world `identity-kids`."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from iamroles_scenarios.checks.identity.caller import session_of
 from iamroles_scenarios.checks.identity.ground import ground, refused
-from iamroles_scenarios.declarations.results import CheckFailed, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import CheckFailed
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 
 _DEPLOYS = "/deploys/7"

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import merged
 from iamroles_scenarios.engine.play import EVENT_DEADLINE, Target
+from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 
 _turn = threading.Lock()

@@ -8,9 +8,10 @@ from typing import Any
 
 from iamroles_scenarios.checks.identity.caller import ACTION, Caller, caller
 from iamroles_scenarios.checks.identity.ground import ALLOWED, Pending, refused
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
 _TROUBLE = refused("sts_unavailable", status=503)
 _NOT_BELIEVED = refused(

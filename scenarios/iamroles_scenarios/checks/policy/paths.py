@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Target
-from iamroles_scenarios.engine.players import AgentFault, Player, player_for
+from iamroles_scenarios.engine.players import Player, player_for
+from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence
 from iamroles_scenarios.jose import mint
 from iamroles_scenarios.oracle.corpus import Kind, Trick, careless, tricks
 

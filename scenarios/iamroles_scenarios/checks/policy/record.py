@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.players import player_for
+from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.jose import mint
 
 if TYPE_CHECKING:

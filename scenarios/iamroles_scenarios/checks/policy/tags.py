@@ -6,12 +6,12 @@ import asyncio
 import time
 from typing import Any
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import CheckFailed, Evidence, WireError, WireFormatError
 from iamroles_scenarios.jose import mint
-from iamroles_scenarios.wire.client import WireError, open_connection, question
-from iamroles_scenarios.wire.codec import WireFormatError
+from iamroles_scenarios.wire.client import open_connection, question
 from iamroles_scenarios.wire.frames import Scope, read_actions
 
 _WORLD = WorldSpec(policy="policy")
@@ -68,6 +68,6 @@ async def _ask(address: str, asked: list[dict[str, Any]], within: float) -> None
         finally:
             connection.close()
     except WireError as error:
-        raise CheckFailed(error.message, Evidence(trace=str(error.transcript))) from error
+        raise CheckFailed(error.message, Evidence(trace=str(error.trace))) from error
     except WireFormatError as error:
         raise CheckFailed(f"the answer is malformed: {error}") from error

@@ -7,8 +7,9 @@ what, a relay between the two holds the answers until enough are there: an event
 from __future__ import annotations
 
 from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Case, Gate, Tally, at_once, gate, traffic
-from iamroles_scenarios.declarations.results import Untestable, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import Untestable
 
 _THREADS = 4
 _PEOPLE = 12

@@ -11,9 +11,10 @@ import time
 from io import StringIO
 
 from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Case, Gate, gate
-from iamroles_scenarios.declarations.results import Untestable, check
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import Untestable
 
 _NOTICED = 15.0
 """Seconds, times the scale, until a check's outcome must be known: some rounds of checks."""

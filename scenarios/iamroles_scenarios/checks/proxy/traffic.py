@@ -16,11 +16,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence
 from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec, policy_of
 from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.engine.players import AgentFault, HarnessFault, ProxyPlayer
-from iamroles_scenarios.stage import StageError
+from iamroles_scenarios.engine.players import ProxyPlayer
+from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence, HarnessFault, StageError
 from iamroles_scenarios.stage.relay import Relay
 
 if TYPE_CHECKING:

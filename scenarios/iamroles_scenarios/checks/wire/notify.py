@@ -6,7 +6,8 @@ import asyncio
 import time
 from typing import Any
 
-from iamroles_scenarios.declarations.results import Untestable, check
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.errors import Untestable
 from iamroles_scenarios.wire.client import (
     OMIT,
     Connection,

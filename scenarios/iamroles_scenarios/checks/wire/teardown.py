@@ -9,14 +9,16 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from iamroles_scenarios.declarations.results import CheckFailed, Evidence, Untestable, check
-from iamroles_scenarios.wire.client import (
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.errors import (
+    CheckFailed,
+    Evidence,
     SilenceError,
     UnreachableError,
+    Untestable,
     WireError,
-    open_connection,
-    question,
 )
+from iamroles_scenarios.wire.client import open_connection, question
 from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, prefixed
 from iamroles_scenarios.wire.judge import (
     DEADLINE,

@@ -1,0 +1,32 @@
+"""Durations as people write them: a number and a unit."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+_UNITS = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: object) -> float:
+    """Seconds of `"800us"`, `"250ms"`, `"1.5h"`; signed in `"-120s"`, `"+5m"`.
+
+    Raises:
+        ValueError: not a duration.
+    """
+    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)(us|ms|s|m|h|d)", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'{value!r} is not a duration: write a string such as "500ms", "3s", "1m"')
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _length(value: object) -> float:
+    if (found := seconds(value)) < 0:
+        raise ValueError(f"{value!r} is less than nothing: a duration here has no sign")
+    return found
+
+
+Duration = Annotated[float, BeforeValidator(_length, json_schema_input_type=str)]
+"""Seconds from a text with a unit, for models."""

@@ -1,0 +1,156 @@
+"""Every exception of this package, on one page, by whose fault it is.
+
+A verdict ends a check: `CheckFailed`, `Untestable`. An `AgentFault` is the agent's, and fails the check that
+meets it. A `SuiteError` is a fault of the suite, its stage or its caller, and never becomes a verdict on the
+agent. `engine.verdicts` is the one place that turns them into verdicts.
+
+The mock cloud's `AwsError`, `Unsigned` and `Incomplete` stay in `mock`: they are answers of AWS, and nobody
+else meets them.
+"""
+
+# ruff: noqa: N818 - many are named by whose fault they are, which is the point
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a reader needs to believe, and mend, a failure."""
+
+    sent: str = ""
+    expected: str = ""
+    received: str = ""
+    trace: str = ""
+    """Decoded transcript: `>> NOTIFY …`, `<< ACK …`."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """Log tails by part: agent, haproxy, idp, cloud, echo."""
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------
+
+
+class CheckFailed(Exception):
+    """Raised inside a check: the agent broke the requirement."""
+
+    def __init__(self, message: str, evidence: Evidence | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.evidence = evidence or Evidence()
+
+
+class Untestable(Exception):
+    """Raised inside a check: this stage cannot judge it, and why."""
+
+
+# --- the agent's faults -------------------------------------------------------------------------------------
+
+
+class AgentFault(Exception):
+    """The agent did not do what was asked of it.
+
+    Args:
+        message: what it did instead.
+        trace: the decoded conversation, if there is one.
+    """
+
+    def __init__(self, message: str, trace: object = "") -> None:
+        self.message = message
+        self.trace = str(trace)
+        super().__init__(f"{message}\n{self.trace}" if self.trace else message)
+
+
+class WireError(AgentFault):
+    """On a connection over SPOP."""
+
+
+class SilenceError(WireError):
+    """Nothing came before the deadline."""
+
+
+class UnreachableError(WireError):
+    """No connection: refused, no route, no such socket."""
+
+
+class WireFormatError(AgentFault):
+    """Bytes that are not SPOP.
+
+    Args:
+        why: what is wrong, for a reader of transcripts.
+        offset: where, in bytes from the start of what was decoded.
+    """
+
+    def __init__(self, why: str, offset: int) -> None:
+        super().__init__(f"at byte {offset}: {why}")
+        self.why = why
+        self.offset = offset
+
+
+# --- the suite's own faults ---------------------------------------------------------------------------------
+
+
+class SuiteError(Exception):
+    """A fault of the suite, its stage, its data or its caller."""
+
+
+class SelectionError(SuiteError):
+    """What was asked for cannot be played: a mistake of the caller, not of stage or agent."""
+
+
+class DocumentError(SuiteError):
+    """A file of the suite that is not what it should be; all its problems, one a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RecipeError(SuiteError, ValueError):
+    """A recipe says something that the minter does not know: the author of the scenario must mend it."""
+
+
+class StageError(SuiteError):
+    """The stage cannot be set up or used. Commands exit 3.
+
+    Args:
+        message: one clear sentence: what is wrong and what to do.
+        logs: tails of the logs concerned, by part.
+    """
+
+    def __init__(self, message: str, logs: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.logs = logs or {}
+
+    def __str__(self) -> str:
+        tails = (f"--- {part}\n{text}" for part, text in self.logs.items() if text)
+        return "\n".join([self.message, *tails])
+
+
+class HarnessFault(SuiteError):
+    """Something else than the agent broke while a check was played."""
+
+
+class HttpFault(HarnessFault):
+    """The proxy gave no HTTP answer: refused, closed, garbled or silent."""
+
+
+class TooSlow(HarnessFault):
+    """A short-lived token expired before the agent could be asked: nothing was learnt about the agent."""
+
+
+class ControlError(SuiteError, RuntimeError):
+    """A mock does not answer its control port, or refuses a command."""
+
+
+class WaitTimeoutError(ControlError):
+    """A counter of a mock did not reach its mark in time."""
+
+
+class CommandError(SuiteError, ValueError):
+    """The caller of a mock's control interface erred; the answer says how."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
