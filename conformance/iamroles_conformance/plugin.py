@@ -110,13 +110,15 @@ class CheckItem(pytest.Item):
         self.check = check
         self.user_properties.append(("requirements", " ".join(check.requirements)))
         self.add_marker(pytest.mark.iamroles)
+        if self.config.pluginmanager.hasplugin("xdist"):
+            self.add_marker(pytest.mark.xdist_group("iamroles"))
 
     def runtest(self) -> None:
         """Wait for the check's result and say it in pytest's words."""
         from iamroles_conformance.reports import explain  # noqa: PLC0415
         from iamroles_scenarios.declarations.results import Verdict  # noqa: PLC0415
 
-        result = self.config.stash[_RUN].result(self.check)
+        result = _running(self.session).result(self.check)
         self.config.stash[_RESULTS].append((self.check, result))
         self.user_properties.append(("verdict", result.verdict.value))
         if result.verdict is Verdict.NOT_APPLICABLE:
@@ -151,15 +153,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Bring up the stage for the checks that were selected; a stage that cannot work ends pytest with 3."""
-    checks = [item.check for item in session.items if isinstance(item, CheckItem)]
+    """Bring up the stage for the checks that were selected, unless xdist spreads them."""
     config = session.config
-    if not checks or config.option.collectonly or config.getoption("numprocesses", None):
-        return
+    spread = config.getoption("numprocesses", None) or hasattr(config, "workerinput")
+    if not (config.option.collectonly or spread) and any(
+        isinstance(item, CheckItem) for item in session.items
+    ):
+        _running(session)
+
+
+def _running(session: pytest.Session) -> Run:
+    """The run of the checks that were selected; a stage that cannot work ends pytest with 3.
+
+    Under xdist a worker starts it when its first check is due. With `--dist loadgroup` that is one worker,
+    which plays all of them side by side as a run without xdist does; else each plays what it is asked for.
+    """
+    config = session.config
+    if _RUN in config.stash:
+        return config.stash[_RUN]
     from iamroles_scenarios.errors import SelectionError, StageError  # noqa: PLC0415
 
     try:
-        run = _subject(config).run(checks)
+        run = _subject(config).run([item.check for item in session.items if isinstance(item, CheckItem)])
         config.add_cleanup(run.close)
         run.open()
     except SelectionError as error:
@@ -168,8 +183,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         pytest.exit(f"the stage cannot be used: {error}", returncode=ExitCode.STAGE_FAULT)
     config.stash[_RUN] = run
     config.stash[_RESULTS] = []
-    if not hasattr(config, "workerinput"):
-        run.start()  # under xdist each worker plays what it is asked for, no more
+    if _has_all(config):
+        run.start()
+    return run
+
+
+def _has_all(config: pytest.Config) -> bool:
+    """Whether every check comes to this process; `loadgroup` is how xdist tells a worker of its `--dist`."""
+    return not hasattr(config, "workerinput") or getattr(config.option, "loadgroup", False)
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
@@ -194,7 +215,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     run.close()
     directory = config.getoption("--iamroles-report")
     results = config.stash[_RESULTS]
-    if directory and results and not hasattr(config, "workerinput"):
+    if directory and results and _has_all(config):
         from iamroles_conformance.reports import report  # noqa: PLC0415
 
         report.write(report.document(_subject(config), run, results), Path(directory))

@@ -8,7 +8,6 @@ from typing import Any
 
 from iamroles_agent import gate
 from iamroles_agent.gate import Gate
-from iamroles_agent.identity import RoleArn
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens import authenticator
 from iamroles_agent.tokens.authenticator import Authenticator
@@ -19,6 +18,7 @@ from iamroles_agent.tokens.keys import Key, KeySet
 from iamroles_conformance.selftest.mutants.edits import actions_out
 from iamroles_conformance.selftest.mutants.gate.policy import unknown_role_is_known
 from iamroles_conformance.selftest.mutants.override import around, both, setting
+from iamroles_conformance.selftest.mutants.policy.edits import role_arns
 from iamroles_conformance.selftest.registry import Apply, mutant
 
 
@@ -186,7 +186,7 @@ mutant(
     "gate.session-is-role",
     kills=["CLOUD-ROLE-001"],
     title="takes the session name for the role's name",
-    apply=around(RoleArn, "parse")(
+    apply=role_arns(
         lambda sound, text: sound(re.sub(r"assumed-role/([^/]+)/([^/]+)$", r"assumed-role/\2/\1", text))
     ),
 )

@@ -14,6 +14,7 @@ from iamroles_agent.tokens import claims, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.mutants.policy.edits import role_arns
 from iamroles_conformance.selftest.registry import Apply, mutant
 
 
@@ -248,7 +249,7 @@ def role_case(sound: Any, text: str) -> Any:
 @mutant(
     "identity.mapping-with-path", kills=["PRINCIPAL-ARN-004"], title="accepts a mapping that never matches"
 )
-@around(RoleArn, "parse")
+@role_arns
 def mapping_with_path(sound: Any, text: str) -> RoleArn:
     arn: RoleArn = sound(text)
     return replace(arn, name=text.partition(":role/")[2]) if ":role/" in text else arn

@@ -8,8 +8,10 @@ from typing import Any
 
 from iamroles_agent import gate
 from iamroles_agent.gate import Gate
+from iamroles_agent.identity import RoleArn
 from iamroles_agent.policy import compiled
 from iamroles_agent.policy.compiled import Index, Policy, Query
+from iamroles_agent.tokens import claims
 from iamroles_conformance.selftest.mutants.override import around, both
 from iamroles_conformance.selftest.registry import Apply
 
@@ -112,3 +114,8 @@ def memory_kept(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
     young = self._state.young
     sound(self, policy, authenticator)
     self._state.young.update(young)
+
+
+def role_arns(read: Callable[[Any, str], Any]) -> Apply:
+    """Read role ARNs otherwise, those of policies and those of tokens; `read` gets the sound function."""
+    return both(around(RoleArn, "parse")(read), around(claims, "role_arn")(read))

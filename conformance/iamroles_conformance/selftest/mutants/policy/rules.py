@@ -151,7 +151,7 @@ def partition_ignored(_policy: Any, identity: Any, request: Any) -> Any:
     kills=["GRANT-SPELLING-001"],
     title="takes an assumed-role ARN for a role of its own",
 )
-@around(RoleArn, "parse")
+@edit.role_arns
 def session_is_a_stranger(sound: Any, text: str) -> Any:
     found = sound(text)
     return replace(found, name=f"{found.name}@session") if ":sts:" in text else found
