@@ -17,7 +17,8 @@ asked, but not remembered: `_remember` compares the state it began in with the o
 What is never remembered: refusals of the credential itself. They would let whoever sends garbage push good
 verdicts out, and a key unknown now may be fetched a moment later. The memory has two halves: new verdicts go
 to the young one; when it is full it becomes the old one and the former old one is dropped; a hit in the old
-half moves back. That costs nothing on a hit and keeps what is in use, within a bound in bytes.
+half moves back. That costs nothing on a hit and keeps what is in use, within a bound in bytes. Nor does a
+long question take more of it than a short one: beyond 2 kB the key is the hash of the bytes.
 """
 
 from __future__ import annotations
@@ -25,24 +26,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from iamroles_agent.audit.log import Audit
-from iamroles_agent.audit.record import PreparedRecord, credential_hash, prepare
+from iamroles_agent.audit.record import PreparedRecord, prepare
+from iamroles_agent.audit.redaction import credential_hash
 from iamroles_agent.identity import Decision, Identity, Request
 from iamroles_agent.metrics import Metrics
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.paths import canonical
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.spop.actions import encode_verdict
-from iamroles_agent.spop.messages import Check, Context
+from iamroles_agent.spop.messages import LIMITS, Check, Context
 from iamroles_agent.tokens import Authenticator
 
 _HALF = 16 << 20
 """Bytes of keys and actions that one half of the memory holds, at most."""
 _ENTRY_OVERHEAD = 600
 """About what an entry takes beside its key and actions: objects, audit record, table slot."""
-_LONGEST_KEY = 6 << 10
-"""A longer question is answered but not remembered."""
+_LONGEST_KEY = 2 << 10
+"""A longer question is remembered under its hash: a key that a client makes long takes no more room."""
 
 
 @dataclass(slots=True)
@@ -117,6 +120,8 @@ class Gate:
         state = self._state
         if state.generation != state.authenticator.generation:
             state = self._state = _State(state.policy, state.authenticator, state.authenticator.generation)
+        if len(key) > _LONGEST_KEY:
+            key = sha256(key).digest()
         verdict = state.young.get(key)
         if verdict is None:
             verdict = state.old.pop(key, None)
@@ -219,8 +224,8 @@ class Gate:
         return await authenticator.authenticate(check.authorization)
 
     def _remember(self, state: _State, key: bytes, verdict: _Verdict) -> None:
-        if state is self._state and len(key) <= _LONGEST_KEY:
-            self._keep(state, key, verdict)
+        if state is self._state:
+            self._keep(state, key if len(key) <= _LONGEST_KEY else sha256(key).digest(), verdict)
 
     def _keep(self, state: _State, key: bytes, verdict: _Verdict) -> None:
         size = len(key) + len(verdict.actions) + 2 * len(verdict.record.body) + _ENTRY_OVERHEAD
@@ -238,11 +243,15 @@ def _request(check: Check) -> Request:
     """The request to judge.
 
     Raises:
-        Refusal: `internal_error` where HAProxy left out what a decision needs, `path_ambiguous`.
+        Refusal: `internal_error` where HAProxy left out what a decision needs, `text_too_long`,
+            `path_ambiguous`.
     """
     if check.missing or check.src is None:
         what = ", ".join(check.missing) or "src"
         raise Refusal(Reason.INTERNAL_ERROR, f"iam-check came without a usable {what}")
+    if check.too_long:
+        what = ", ".join(f"{name} above {LIMITS[name]} bytes" for name in check.too_long)
+        raise Refusal(Reason.TEXT_TOO_LONG, what)
     return Request(
         method=check.method,
         host=check.host or "",

@@ -8,6 +8,9 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a request was refused. Goes to the audit line and HAProxy's log, never to the client."""
 
+    TEXT_TOO_LONG = "text_too_long"
+    HOST_AMBIGUOUS = "host_ambiguous"
+    """Only the proxy refuses with it: what reaches the agent is the host that the proxy settled on."""
     NO_CREDENTIALS = "no_credentials"
     MULTIPLE_CREDENTIALS = "multiple_credentials"
     TOKEN_MALFORMED = "token_malformed"  # noqa: S105 - the name of a reason, not a secret
@@ -15,6 +18,7 @@ class Reason(StrEnum):
     ALGORITHM_NOT_ALLOWED = "algorithm_not_allowed"
     KEY_UNKNOWN = "key_unknown"
     SIGNATURE_INVALID = "signature_invalid"
+    CREDENTIAL_REVOKED = "credential_revoked"
     TOKEN_EXPIRED = "token_expired"  # noqa: S105
     TOKEN_NOT_YET_VALID = "token_not_yet_valid"  # noqa: S105
     TOKEN_LIFETIME = "token_lifetime"  # noqa: S105
@@ -52,6 +56,8 @@ _UNAVAILABLE = (503, "")
 _ANSWER: dict[Reason, tuple[int, str]] = dict.fromkeys(Reason, (401, "invalid_token"))
 _ANSWER |= {
     Reason.NO_CREDENTIALS: (401, ""),
+    Reason.TEXT_TOO_LONG: _BAD_REQUEST,
+    Reason.HOST_AMBIGUOUS: _BAD_REQUEST,
     Reason.MULTIPLE_CREDENTIALS: _BAD_REQUEST,
     Reason.PATH_AMBIGUOUS: _BAD_REQUEST,
     Reason.ROLE_MISSING: _FORBIDDEN,

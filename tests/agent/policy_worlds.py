@@ -44,7 +44,7 @@ NARROW_REQUESTS = [
     Request(method, host, path, ip_address(src))
     for method, host, path, src in product(
         (*METHODS, "PUT"),
-        ("", "x.test", "q.x.test", "no host"),
+        ("", "x.test", "q.x.test", "other.test", "no host"),
         (*NARROW_PATHS, "/z", "/a/z", "/a/b/z", "/b/z"),
         ("10.0.0.1", "192.0.2.1"),
     )
@@ -126,7 +126,7 @@ def matches(rule: Any, request: Request, *, deny: bool) -> bool:
     if asked != wanted if rule.match == "exact" else asked[: len(wanted)] != wanted:
         return False
     if rule.hosts:
-        if " " in request.host:
+        if not request.host or " " in request.host:
             return_deny = deny  # O6: cannot be told
             if not return_deny:
                 return False

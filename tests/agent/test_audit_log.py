@@ -14,7 +14,7 @@ import pytest
 
 from iamroles_agent.audit.file import head_path
 from iamroles_agent.audit.log import Audit
-from iamroles_agent.audit.record import credential_hash, redacted
+from iamroles_agent.audit.redaction import credential_hash, redacted
 from iamroles_agent.audit.verify import verify
 from iamroles_agent.config import AuditSettings
 from iamroles_agent.errors import StartError

@@ -17,7 +17,7 @@ from iamroles_agent.metrics import Metrics
 from iamroles_agent.policy import Policy
 from iamroles_agent.reasons import Refusal
 from iamroles_agent.spop.actions import decode
-from iamroles_agent.spop.messages import Check, Context
+from iamroles_agent.spop.messages import LIMITS, Check, Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.keys import KeySet
 
@@ -259,3 +259,50 @@ def test_a_credential_refusal_escapes_nowhere(bench):
     with pytest.raises(Refusal):
         asyncio.run(bench.authenticator.authenticate("Bearer x"))
     assert bench.judge(question("x"))["reason"] == "token_malformed"
+
+
+@pytest.mark.parametrize(("name", "longest"), LIMITS.items())
+def test_a_text_of_the_limit_is_judged_and_one_byte_more_is_not(bench, name, longest):
+    def text(length):
+        return ("/orders/" if name == "path" else "").ljust(length, "a")
+
+    assert bench.judge(question(**{name: text(longest)})).get("reason") != "text_too_long"
+    answer = bench.judge(question(**{name: text(longest + 1)}))
+
+    assert (answer["status"], answer["reason"], answer["error"]) == (400, "text_too_long", "invalid_request")
+    assert not answer["allow"]
+
+
+def test_length_is_judged_before_path_and_credential(bench):
+    answer = bench.judge(question("rubbish", path="//" + "%zz" * 4000, authorization_count=2))
+
+    assert answer["reason"] == "text_too_long"
+
+
+@pytest.mark.parametrize("path", ["/orders/" + "a" * 4000, "/orders" + "/b" * 2000])
+def test_a_long_question_is_remembered_and_takes_no_more_room(bench, path):
+    key = b"\x09iam-check" + path.encode()
+    answer = bench.judge(question(path=path), key)
+    taken = bench.gate._state.young_bytes
+    bench.gate._state.young_bytes = 0
+    bench.judge(question(), b"\x09iam-check short")
+
+    assert answer["allow"]
+    assert bench.recall(key) == answer
+    assert bench.recall(key + b"x") is None
+    assert taken < 4 * bench.gate._state.young_bytes
+    assert all(len(held) < 2100 for held in bench.gate._state.young)
+
+
+def test_refusals_of_strangers_leave_nothing_behind_and_push_nothing_out(bench):
+    bench.judge(question())
+    held = bench.gate._state.young_bytes
+
+    for n in range(300):
+        bench.judge(question(f"{n}.{n}.{n}"), b"a" * n)
+        bench.judge(question(path=f"/orders/{n}" + "a" * 5000), b"b" * n)
+        bench.judge(question(authorization=None, authorization_count=0), b"c" * n)
+
+    assert bench.gate.remembered == 1
+    assert bench.gate._state.young_bytes == held
+    assert bench.recall() is not None

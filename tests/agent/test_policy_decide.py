@@ -11,6 +11,7 @@ from typing import Any
 
 import policy_worlds as worlds
 import pytest
+from counting import steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.identity import Decision, Identity, Request, RoleArn
 from iamroles_agent.policy import Policy, load_policy, load_text
+from iamroles_agent.policy.compiled import Query
 from iamroles_agent.reasons import Reason
 
 ACCOUNT = "arn:aws:iam::111111111111:role"
@@ -80,6 +82,16 @@ id = "R5"
 roles = ["writer"]
 methods = ["GET"]
 path = "/orders"
+backend = "orders-rw"
+"""
+
+R6 = """
+[[grants]]
+id = "R6"
+roles = ["reader"]
+methods = ["GET"]
+path = "/hosts"
+hosts = ["*.d.example.com"]
 backend = "orders-rw"
 """
 
@@ -419,3 +431,40 @@ def test_version_follows_what_bears_on_verdicts_only() -> None:
     assert Policy(base.config.model_copy(update={"multi_role": "union"})).version != base.version
     agent = base.config.agent.model_copy(update={"workers": 7})
     assert Policy(base.config.model_copy(update={"agent": agent})).version == base.version
+
+
+def test_a_deny_by_host_also_denies_a_request_without_host() -> None:
+    """P1: the back end of an HTTP/1.0 request without Host takes the host from the request line."""
+    more = '[[denies]]\nid = "D1"\nroles = ["*"]\npath = "/orders"\nhosts = ["admin.example.com"]\n'
+
+    assert ask(examples(more=more), identity("reader"), "GET /orders", host="").rule == "D1"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("GET", "", "/orders" + "/a" * 2000, SRC),
+        Request("GET", "", "/" + "a" * 4000, SRC),
+        Request("GET", "a." * 129 + "a", "/orders", SRC),
+        Request("GET", "", "/" + "%41%3a" * 680, SRC),
+    ],
+    ids=["deep", "long", "labels", "triplets"],
+)
+def test_the_work_grows_with_the_length_and_not_with_its_square(request_: Request) -> None:
+    """S2: all prefixes of a deep path, and all suffixes of a host of many labels, are its square."""
+    policy = examples(more=R6)
+    long = steps(lambda: policy.decide(identity("reader"), request_))
+    usual = steps(lambda: policy.decide(identity("reader"), Request("GET", "", "/orders/1", SRC)))
+
+    assert long < usual + 20 * len(request_.host) + 3 * request_.path.count("%")
+    assert sum(map(len, Query.of(request_, policy._reach).paths)) < 6 * len(request_.path)
+
+
+def test_rules_deeper_than_most_requests_still_match() -> None:
+    deep = "/a" * 40
+    policy = examples(more=R5.replace("/orders", deep).replace("writer", "reader") + R6)
+
+    assert ask(policy, identity("reader"), f"GET {deep}/b/c").rule == "R5"
+    assert ask(policy, identity("reader"), f"GET {deep}").rule == "R5"
+    assert ask(policy, identity("reader"), f"GET {deep[:-2]}").reason is Reason.NO_GRANT
+    assert ask(policy, identity("reader"), "GET /hosts", host="a.b.c.d.example.com").rule == "R6"

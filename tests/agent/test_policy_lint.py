@@ -224,13 +224,14 @@ def test_roles_that_a_deny_keeps_apart_do_not_escalate() -> None:
     assert ("w", "escalation") not in by_subject(text + apart)
 
 
-def test_a_deny_s_box_holds_the_host_that_cannot_be_read() -> None:
+def test_a_deny_s_box_holds_the_absent_host_and_one_that_cannot_be_read() -> None:
     region = Region.of(Deny(id="d", roles=["*"], path="/a", hosts=["x.test"]))
     universe = Universe([region], ["r"])
 
     hosts = universe.box(region, 1, deny=True).hosts ^ universe.box(region, 1).hosts
     left = universe.box(region, 1, deny=True)._replace(hosts=hosts)
-    assert universe.witness(left).host == "not a host"
+    assert universe.witness(left).host == ""
+    assert universe.witness(left._replace(hosts=hosts & (hosts - 1))).host == "not a host"
 
 
 @pytest.mark.parametrize(("multi_role", "redundant"), [("deny", True), ("union", False)])

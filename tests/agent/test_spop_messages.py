@@ -120,6 +120,7 @@ class TestParse:
             ("authorization", (DataType.BINARY, b"x"), NO_TOKEN),
             ("authorization_count", (DataType.INT64, -1), {"authorization_count": -1} | NO_COUNT),
             ("authorization_count", (DataType.STRING, b"1"), NO_COUNT),
+            ("authorization_count", (DataType.UINT32, 0), {"authorization_count": 0} | NO_COUNT),
             ("method", (DataType.NULL, None), {"method": "", "missing": ("method",)}),
             ("path", (DataType.NULL, None), {"path": "", "missing": ("path",)}),
             ("path", (DataType.BOOL, True), {"path": "", "missing": ("path",)}),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from iamroles_agent import __version__
+from iamroles_agent.audit.redaction import redacted, shown
 from iamroles_agent.identity import Decision
 
 FORMAT = 1
@@ -30,27 +30,10 @@ GENESIS = "0" * 64
 """The `prev` of the first record of a chain that follows no other."""
 HASH_MARK = b',"hash":"'
 _sha256 = hashlib.sha256
+_NAME, _HOST, _PATH = 256, 320, 1536
+"""Bytes that a client's method or role, its host, and its path take in a record, at most."""
 
 _SECOND = "%Y-%m-%dT%H:%M:%S"
-
-# A path, a role name or a host may hold what looks like a credential, because a client put it there. The
-# Authorization header is never handed over, so this is the second fence, not the first.
-_SECRET = re.compile(
-    r"ey[JK][A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){1,4}"  # JWS and JWE compact: base64url of '{"'
-    r"|iam-sts-v1\.[A-Za-z0-9_=-]*"
-    r"|(?i:X-Amz-(?:Signature|Security-Token|Credential)(?:=|%3D)[^&\s]*)"
-    r"|(?i:bearer(?:\s|%20|\+)+[A-Za-z0-9._~+/=-]{8,})"
-)
-
-
-def redacted(text: str) -> str:
-    """The text with anything that looks like a credential replaced by a hash that still names it."""
-    return _SECRET.sub(lambda found: f"[redacted {credential_hash(found[0])}]", text)
-
-
-def credential_hash(credential: str) -> str:
-    """`sha256:` and 16 hex digits: names a credential in the audit without revealing it (A15)."""
-    return "sha256:" + hashlib.sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +94,16 @@ def prepare(
                 "session": decision.session or None,
                 "issuer": decision.issuer or None,
                 "role": decision.role or None,
-                "requested_role": requested_role,
+                "requested_role": None if requested_role is None else shown(requested_role, _NAME),
                 "roles": decision.roles or None,
                 "unmapped": decision.unmapped or None,
                 "rule": decision.rule or None,
                 "shadow": decision.shadow or None,
                 "enforced": None if enforced else False,
                 "src": src,
-                "method": method,
-                "host": host,
-                "path": path,
+                "method": shown(method, _NAME),
+                "host": shown(host, _HOST),
+                "path": shown(path, _PATH),
                 "backend": decision.backend or None,
                 "credential": decision.credential or None,
                 "expires": decision.expires,

@@ -8,8 +8,8 @@ falls into finitely many *atoms*, each with one representative:
 
 - methods: each that is named, and one that is not;
 - paths: each that is named, and for each one something just below it that no rule names;
-- hosts: each that is named, for each `*.suffix` a name of no rule's below it, one of none, and a Host header
-  that is no host at all;
+- hosts: each that is named, for each `*.suffix` a name of no rule's below it, one of no rule's at all, none, and
+  a Host header that is no host;
 - sources: the intervals between the bounds of all networks, IPv4 and IPv6.
 
 A set of atoms is an integer used as a bit set, and a region is a product of five such sets: a `Box`. Meeting
@@ -153,7 +153,11 @@ class Universe:
             while f"{label}{pattern[1:]}" in patterns or f"*.{label}{pattern[1:]}" in patterns:
                 label += "y"
             names.add(f"{label}{pattern[1:]}")
-        self._hosts = ["", *sorted(names), MALFORMED_HOST]
+        other = "elsewhere"
+        while other in names:
+            other += "x"
+        # Where some rule has hosts, an absent host is not like one that no rule names: denies hold for it.
+        self._hosts = ["", *sorted(names), *([other] if patterns else []), MALFORMED_HOST]
         self._host_masks: dict[str, int] = dict.fromkeys(patterns, 0)
         for index, host in enumerate(self._hosts):
             for pattern in host_patterns_of(host):
@@ -195,7 +199,7 @@ class Universe:
             methods = sum(self._method_bit[method] for method in region.methods)
         hosts = self._all_hosts
         if region.hosts is not None:
-            hosts = self._malformed if deny else 0
+            hosts = self._malformed | 1 if deny else 0  # the first is the absent host
             for pattern in region.hosts:
                 hosts |= self._host_masks[pattern]
         sources = self._all_sources

@@ -13,6 +13,10 @@ A rule is found by dictionary, never by walking the rules: role, then each prefi
 method, then each suffix of its host. What is left to test one by one are the source networks of rules that
 agree in all of these. So the cost grows with the roles of the token and the depth of the path, not with the
 policy: 10,000 grants among 1,000 roles cost what 10 do.
+
+A client chooses the path, and all prefixes of a deep one together are as long as its square. Prefixes are
+therefore built only as deep as some rule's path is, and only those suffixes of the host are asked for that
+some rule names: `Reach` says which.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from iamroles_agent import config
 from iamroles_agent.identity import Decision, Identity, Request, RoleArn
@@ -36,6 +41,8 @@ from iamroles_agent.policy.regions import (
 from iamroles_agent.reasons import Reason, Refusal
 
 _ANY = "*"
+_ARN_ORDER = attrgetter("partition", "account", "name")
+"""The order of `RoleArn`s, without calling its comparison for each pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,23 @@ def compile_rule(rule: config.Grant | config.Deny) -> Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How far the rules of a policy look: what lies beyond can match none of them."""
+
+    depth: int
+    """Segments of the deepest path."""
+    hosts: frozenset[str]
+    """Host patterns."""
+
+    @classmethod
+    def of(cls, regions: Iterable[Region]) -> Reach:
+        """Of all these rules together."""
+        regions = list(regions)
+        depth = max((region.specificity[1] for region in regions), default=0)
+        return cls(depth, frozenset().union(*(region.hosts or () for region in regions)))
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """A request as the index is asked for it."""
 
@@ -70,20 +94,28 @@ class Query:
     paths: tuple[str, ...]
     """Keys of the paths that match, the most specific first: `=` and the path, then each prefix."""
     hosts: tuple[str, ...]
-    """Patterns that match, then `*` for rules without hosts."""
+    """Patterns that match, `MALFORMED_HOST` where the host is absent or none; `*` for rules without hosts."""
     src: Address
 
     @classmethod
-    def of(cls, request: Request) -> Query:
+    def of(cls, request: Request, reach: Reach | None = None) -> Query:
         """Canonicalise a request.
+
+        Args:
+            request: as the proxy will forward it.
+            reach: of the rules that will be asked. None: keys for any rule, at a cost of the depth's square.
 
         Raises:
             Refusal: `path_ambiguous`.
         """
         parts = segments(canonical(request.path))
-        prefixes = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-        hosts = (*host_patterns_of(canonical_host(request.host)), _ANY)
-        return cls(request.method, (f"={prefixes[0]}", *prefixes), hosts, plain_address(request.src))
+        deepest = len(parts) if reach is None else min(len(parts), reach.depth)
+        prefixes = ["/" + "/".join(parts[:depth]) for depth in range(deepest, -1, -1)]
+        paths = (f"=/{'/'.join(parts)}", *prefixes)
+        hosts = list(host_patterns_of(canonical_host(request.host) or MALFORMED_HOST))
+        if reach is not None:
+            hosts = [host for host in hosts if host in reach.hosts or host == MALFORMED_HOST]
+        return cls(request.method, paths, (*hosts, _ANY), plain_address(request.src))
 
 
 _ByHost = dict[str, list[Rule]]
@@ -105,7 +137,7 @@ class Index:
         region = rule.region
         hosts: set[str] = set(region.hosts or {_ANY})
         if self._deny and region.hosts:
-            # O6: whether a Host header that is no host lies in a deny cannot be told, so it does.
+            # O6: whether a Host header that is absent or no host lies in a deny cannot be told, so it does.
             hosts.add(MALFORMED_HOST)
         by_method = by_path.setdefault(f"={region.path}" if region.exact else region.path, {})
         for method in region.methods or {_ANY}:
@@ -194,13 +226,17 @@ class Policy:
             self._name_of.update(dict.fromkeys(arns, role.name))
             if role.max_lifetime is not None:
                 self._lifetime[role.name] = role.max_lifetime
-        self._grants = Index((compile_rule(g) for g in config.grants if not g.shadow), deny=False)
-        self._denies = Index((compile_rule(d) for d in config.denies if not d.shadow), deny=True)
-        self._shadow_grants = Index((compile_rule(g) for g in config.grants if g.shadow), deny=False)
-        self._shadow_denies = Index((compile_rule(d) for d in config.denies if d.shadow), deny=True)
-        self._scopes = Index(
-            (Rule(s.name, frozenset({s.name}), Region.of(s)) for s in config.scopes), deny=False
-        )
+        grants = [compile_rule(g) for g in config.grants if not g.shadow]
+        denies = [compile_rule(d) for d in config.denies if not d.shadow]
+        shadow_grants = [compile_rule(g) for g in config.grants if g.shadow]
+        shadow_denies = [compile_rule(d) for d in config.denies if d.shadow]
+        scopes = [Rule(s.name, frozenset({s.name}), Region.of(s)) for s in config.scopes]
+        self._grants, self._denies = Index(grants, deny=False), Index(denies, deny=True)
+        self._shadow_grants = Index(shadow_grants, deny=False)
+        self._shadow_denies = Index(shadow_denies, deny=True)
+        self._scopes = Index(scopes, deny=False)
+        rules = (*grants, *denies, *shadow_grants, *shadow_denies, *scopes)
+        self._reach = Reach.of(rule.region for rule in rules)
 
     def name_of(self, arn: RoleArn) -> str | None:
         """The policy's name for a role, None where it has none."""
@@ -246,7 +282,7 @@ class Policy:
             unmapped=tuple(str(arn) for arn in identity.roles if arn not in self._name_of),
         )
         try:
-            query = Query.of(request)
+            query = Query.of(request, self._reach)
             roles = self._roles_of(identity, request.requested_role)
         except Refusal as refusal:
             return replace(base, reason=refusal.reason, detail=refusal.detail)
@@ -284,7 +320,7 @@ class Policy:
             raise Refusal(
                 Reason.AMBIGUOUS_ROLE, f"the credential carries {len(held)} roles and none was chosen"
             )
-        return _Roles(tuple(sorted(active)), names)
+        return _Roles(tuple(sorted(active, key=_ARN_ORDER)), names)
 
     def arns_named(self, requested: str) -> frozenset[RoleArn]:
         """What `X-IAM-Role` asks for: an ARN, or a role's name in the policy with all its ARNs."""

@@ -37,6 +37,10 @@ _HEAD_LENGTH = len(_CONTEXT_START + b"\x03" + _REQUEST_ID)
 _MAX_PORT, _MAX_STREAM = 0xFFFF, 0xFFFFFFFF
 """What is greater, a negative number among them, is not what HAProxy sends: left to `parse`."""
 
+LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640}
+"""The most bytes of each text that is judged (SPEC.md section 2); a longer one is refused, unread. A host
+name has 253, then a dot and a port; the longest role ARN that is read has 613."""
+
 _Arguments = dict[bytes, tuple[DataType, Value]]
 
 
@@ -69,6 +73,12 @@ class Check:
     missing: tuple[str, ...] = ()
     """Required arguments that are absent, NULL where that is forbidden, or of a wrong type, in the order
     of SPEC.md section 2. If there are any, the verdict is a deny with `internal_error`."""
+
+    @property
+    def too_long(self) -> tuple[str, ...]:
+        """Arguments above `LIMITS`: the verdict is a deny with `text_too_long`."""
+        texts = (("method", self.method), ("host", self.host), ("path", self.path), ("role", self.role))
+        return tuple(name for name, text in texts if text is not None and len(text) > LIMITS[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +186,8 @@ def _check(arguments: _Arguments) -> Check:
     missing = []
     if not _nullable(arguments, b"authorization", DataType.STRING):
         missing.append("authorization")
-    if b"authorization-count" in arguments and (count is None or count < 0):
+    # A count of none beside a credential: one of the two is not true, and nobody can tell which.
+    if b"authorization-count" in arguments and (count is None or count < bool(authorization)):
         missing.append("authorization-count")
     missing += [
         name

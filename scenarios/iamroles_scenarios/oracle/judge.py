@@ -70,7 +70,7 @@ def judge(policy: Policy, claims: Mapping[str, Any], request: Mapping[str, Any],
         for rule in policy.get("denies", ())
         if not rule.get("shadow")
         and ("*" in rule["roles"] or names & roles_of(policy, rule))
-        and matches(rule, request)
+        and matches(rule, request, deny=True)
     ]
     if denies:
         return Outcome("denied_by_rule", frozenset(rule["id"] for rule in denies))
@@ -146,15 +146,19 @@ def roles_of(policy: Policy, rule: Rule) -> set[str]:
     return {role for name in rule["roles"] for role in groups.get(name, [name])}
 
 
-def matches(rule: Rule, request: Mapping[str, Any]) -> bool:
-    """Whether a request lies in a rule's region: methods, path, hosts, sources."""
+def matches(rule: Rule, request: Mapping[str, Any], *, deny: bool = False) -> bool:
+    """Whether a request lies in a rule's region: methods, path, hosts, sources.
+
+    A deny with hosts holds for a request without one: nobody can tell that it is for another host.
+    """
     methods = rule.get("methods", ["*"])
     hosts, sources = rule.get("hosts", ()), rule.get("sources", ())
+    host = request.get("host") or ""
     address = ipaddress.ip_address(request["src"])
     return (
         ("*" in methods or request["method"] in methods)
         and _path_matches(rule, segments(request["path"]) or [])
-        and (not hosts or any(_host_matches(pattern, request.get("host") or "") for pattern in hosts))
+        and (not hosts or (deny and not host) or any(_host_matches(pattern, host) for pattern in hosts))
         and (not sources or any(address in ipaddress.ip_network(network) for network in sources))
     )
 

@@ -1,0 +1,109 @@
+"""What a record shows of client text: no credential, no more than its share, at a flat cost for each byte."""
+
+from __future__ import annotations
+
+import base64
+import json
+from json.encoder import encode_basestring_ascii as quoted
+
+import pytest
+from counting import seconds
+from hypothesis import given
+from hypothesis import strategies as st
+from tokens_support import claims, mint
+
+from iamroles_agent.audit.redaction import credential_hash, redacted, shown
+
+
+def part(members: object, before: str = "", indent: int | None = None) -> str:
+    text = before + json.dumps(members, indent=indent)
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+
+
+HEADER, BODY, SEAL = {"alg": "ES256"}, {"iss": "https://idp.example.com", "sub": "alice"}, "c2ln" * 21 + "cw"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        part(HEADER),
+        part(HEADER, indent=1),  # ewog…
+        base64.urlsafe_b64encode(b'{ "alg":"ES256"}').rstrip(b"=").decode(),  # eyAi…, which once escaped
+        base64.urlsafe_b64encode(b'{\t"alg":"ES256"}').rstrip(b"=").decode(),
+        base64.urlsafe_b64encode(b'{\r\n"alg":"ES256"}').rstrip(b"=").decode(),
+        part(HEADER, before=" "),
+        part(HEADER, before="\n\n"),
+        part([1, 2, 3, 4, 5, 6, 7, 8]),  # no object at all: three parts are enough
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "/t/{}/x", "?t={}&u=1", "a-{}", "Bearer {}", "{}/{}"])
+def test_any_three_part_token_goes(header, around):
+    token = f"{header}.{part(BODY)}.{SEAL}"
+
+    text = redacted(around.format(token, token))
+
+    assert not any(secret in text for secret in token.split("."))
+    assert "[redacted sha256:" in text
+
+
+def test_a_token_is_still_named_by_its_hash():
+    token = mint(claims())
+
+    assert redacted(f"/a/{token}/b") == f"/a/[redacted {credential_hash(token)}]/b"
+
+
+@pytest.mark.parametrize("dot", ["%2e", "%2E"])
+def test_an_encoded_dot_is_a_dot(dot):
+    token = mint(claims()).replace(".", dot)
+
+    assert token.split(dot)[1] not in redacted(f"/a/{token}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/orders/1",
+        "/files/eyeglasses.jpg",
+        "/releases/v1.12.3/my-very-long-package-name-1.2.3-py3-none-any.whl",
+        "ec2-203-0-113-25.eu-west-1.compute.amazonaws.com",
+        "internal-orders-load-balancer-1234567890.eu-central-1.elb.amazonaws.com",
+        "https://sts.amazonaws.com/",
+        "forbearers-and-bearer/x",
+    ],
+)
+def test_names_stay(text):
+    assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("eyJ", "eyJ.", "/eyJabcdef.", "a.", "-%2ea%2", "%2e", "aaaaaaaaaaaaaaaa.", "eyJaaaaaa%2E"),
+        *("bearer+", "bearer   %", "bearer=========", "x-amz-credential", "x-amz-signature=", "iam-sts-v1."),
+        *("bbbbbbbbbbbbbbbbbbbb.cccccccccccccccccccc./", "İ", "\x00", "\xff."),
+    ],
+)
+def test_the_cost_of_a_byte_is_flat(unit):
+    """Eight times the text costs about eight times the time; squared it would be sixty-four."""
+    short, long = ((unit * size)[:size] for size in (4096, 32768))
+
+    assert seconds(lambda: redacted(long)) < 24 * max(seconds(lambda: redacted(short)), 2e-5)
+
+
+@given(st.text(max_size=400), st.integers(64, 300))
+def test_what_is_shown_fits_as_json(text, limit):
+    assert len(quoted(shown(text, limit))) - 2 <= limit
+
+
+@pytest.mark.parametrize("at", [0, 100, 590, 1100, 1190])
+def test_a_cut_never_shows_half_a_token(at):
+    token = mint(claims())
+
+    text = shown("/" * at + token + "/" * 4000, 600)
+
+    assert not any(token[n : n + 12] in text for n in range(len(token) - 12))
+    assert text.endswith("]")
+
+
+def test_short_text_is_shown_as_it_is():
+    assert shown("/orders/1", 64) == "/orders/1"
