@@ -8,8 +8,8 @@ falls into finitely many *atoms*, each with one representative:
 
 - methods: each that is named, and one that is not;
 - paths: each that is named, and for each one something just below it that no rule names;
-- hosts: each that is named, for each `*.suffix` a name of no rule's below it, one of no rule's at all, none, and
-  a Host header that is no host;
+- hosts: each that is named, for each `*.suffix` a name of no rule's below it, one of no rule's at all, none,
+  and a Host header that is no host;
 - sources: the intervals between the bounds of all networks, IPv4 and IPv6.
 
 A set of atoms is an integer used as a bit set, and a region is a product of five such sets: a `Box`. Meeting
