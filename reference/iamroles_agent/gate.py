@@ -90,6 +90,7 @@ class Gate:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._audit = audit
+        self._durable = audit.durable
         self._metrics = metrics
         self._clock = clock
         metrics.cache_sizes["verdict"] = lambda: self.remembered
@@ -116,28 +117,15 @@ class Gate:
 
     def recall(self, key: bytes, context: Context) -> bytes | None:
         """The remembered answer to this very question, recorded in the audit; None if there is none."""
+        if self._durable:
+            return None  # the answer has to wait for the disk: `judge` looks it up
         began = time.perf_counter()
-        state = self._state
-        if state.generation != state.authenticator.generation:
-            state = self._state = _State(state.policy, state.authenticator, state.authenticator.generation)
-        if len(key) > _LONGEST_KEY:
-            key = sha256(key).digest()
-        verdict = state.young.get(key)
+        verdict = self._remembered(key)
         if verdict is None:
-            verdict = state.old.pop(key, None)
-            if verdict is None:
-                return None
-            self._keep(state, key, verdict)
-        if self._clock() >= verdict.expires:
-            state.young.pop(key, None)
             return None
         if not self._audit.record(verdict.record, context.request_id, context.src_port, context.stream):
             return self._unrecorded()
-        metrics = self._metrics
-        metrics.verdict_hits += 1
-        metrics.shadowed += verdict.shadowed
-        metrics.decided(verdict.reason, time.perf_counter() - began)
-        return verdict.actions
+        return self._used(verdict, began)
 
     async def judge(self, check: Check, context: Context, key: bytes | None) -> bytes:
         """Work out the answer, record it, remember it where that is sound.
@@ -146,6 +134,12 @@ class Gate:
             Encoded SPOP actions.
         """
         began = time.perf_counter()
+        if self._durable and key is not None and (verdict := self._remembered(key)) is not None:
+            return (
+                self._used(verdict, began)
+                if await self._put_down(verdict.record, context)
+                else self._unrecorded()
+            )
         state = self._state
         generation = state.authenticator.generation
         decision, last_second = await self._decide(state, check)
@@ -159,7 +153,7 @@ class Gate:
             policy_version=state.policy.version,
             generation=generation,
         )
-        if not self._audit.record(record, context.request_id, context.src_port, context.stream):
+        if not await self._put_down(record, context):
             return self._unrecorded()
         actions = encode_verdict(decision)
         # What `recall` does not know may be used once only (a replay cache): its verdict is not kept either.
@@ -190,6 +184,12 @@ class Gate:
         self._audit.record(record, context.request_id, context.src_port, context.stream)
         self._metrics.decided(Reason.INTERNAL_ERROR, 0.0)
         return encode_verdict(decision)
+
+    async def _put_down(self, record: PreparedRecord, context: Context) -> bool:
+        """Record, and wait for the disk where that was asked for; whether the verdict may be answered."""
+        if not self._audit.record(record, context.request_id, context.src_port, context.stream):
+            return False
+        return not self._durable or await self._audit.settled()
 
     async def _decide(self, state: _State, check: Check) -> tuple[Decision, int | None]:
         """The decision, and until when it would be decided the same, None where that is not known."""
@@ -222,6 +222,30 @@ class Gate:
             return identity
         self._metrics.identity_misses += 1
         return await authenticator.authenticate(check.authorization)
+
+    def _remembered(self, key: bytes) -> _Verdict | None:
+        state = self._state
+        if state.generation != state.authenticator.generation:
+            state = self._state = _State(state.policy, state.authenticator, state.authenticator.generation)
+        if len(key) > _LONGEST_KEY:
+            key = sha256(key).digest()
+        verdict = state.young.get(key)
+        if verdict is None:
+            verdict = state.old.pop(key, None)
+            if verdict is None:
+                return None
+            self._keep(state, key, verdict)
+        if self._clock() >= verdict.expires:
+            state.young.pop(key, None)
+            return None
+        return verdict
+
+    def _used(self, verdict: _Verdict, began: float) -> bytes:
+        metrics = self._metrics
+        metrics.verdict_hits += 1
+        metrics.shadowed += verdict.shadowed
+        metrics.decided(verdict.reason, time.perf_counter() - began)
+        return verdict.actions
 
     def _remember(self, state: _State, key: bytes, verdict: _Verdict) -> None:
         if state is self._state:

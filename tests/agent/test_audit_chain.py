@@ -10,8 +10,10 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iamroles_agent.audit.file import Head, head_path
+from iamroles_agent.audit.chain import GENESIS, SEALED, Head, Tree, seal
+from iamroles_agent.audit.file import head_path
 from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.record import prepare
 from iamroles_agent.audit.verify import Proof, verify
 from iamroles_agent.commands.audit import audit as command
 from iamroles_agent.config import AuditSettings
@@ -50,7 +52,9 @@ def record(log: Audit, count: int = 1, decision: Decision = ALLOW) -> None:
 
 
 def written(path: Path, count: int = 8) -> Path:
+    """A log of two batches: the start, and the decisions with the end."""
     log = Audit(AuditSettings(path=str(path)))
+    assert log.flush()
     record(log, count)
     log.close()
     return path
@@ -72,8 +76,11 @@ def judged(lines: list[bytes], directory: Path, head: Head | None = None) -> Pro
 
 
 def last_head(lines: list[bytes]) -> Head:
-    record = json.loads(lines[-1])
-    return Head(record["seq"], record["hash"])
+    sealed = [json.loads(line) for line in lines if SEALED.search(line)]
+    tree = Tree()
+    for record in sealed:
+        tree = tree.grown(bytes.fromhex(record["hash"]))
+    return Head(sealed[-1]["seq"], sealed[-1]["hash"], tree)
 
 
 def test_a_genuine_log_is_whole(genuine, tmp_path):
@@ -88,7 +95,6 @@ def test_a_record_says_who_did_what_when_with_which_role(genuine):
     found = json.loads(genuine[1])
 
     assert found.pop("time").endswith("Z")
-    assert len(found.pop("prev")) == len(found.pop("hash")) == 64
     assert found == {
         "seq": 2,
         "request": "req-0",
@@ -111,30 +117,41 @@ def test_a_record_says_who_did_what_when_with_which_role(genuine):
         "expires": 1790000000,
         "policy": "sha256:feed",
         "keys": 3,
-        "worker": 0,
-        "agent": found["agent"],
     }
 
 
+def test_a_verdict_is_said_once_in_a_file(genuine):
+    again = json.loads(genuine[2])
+
+    assert again.pop("time").endswith("Z")
+    assert again == {"seq": 3, "request": "req-1", "port": 40001, "use": 2}
+
+
 def test_the_chain_can_be_checked_without_this_tool(genuine):
-    before = "0" * 64
+    before, batch, batches = GENESIS, b"", 0
     for line in genuine:
-        body, _, rest = line.partition(b',"hash":"')
-        found = json.loads(line)
-        assert found["prev"] == before
+        batch += line
+        if b',"hash":"' not in line:
+            continue
+        body, _, rest = batch.rpartition(b',"hash":"')
+        assert json.loads(line)["prev"] == before
         assert rest == hashlib.sha256(body).hexdigest().encode() + b'"}\n'
-        before = found["hash"]
+        before, batch, batches = json.loads(line)["hash"], b"", batches + 1
+
+    assert (batch, batches) == (b"", 2)
 
 
 @pytest.mark.parametrize("line", range(10))
 def test_a_removed_line_is_named(genuine, tmp_path, line):
     proof = judged(genuine[:line] + genuine[line + 1 :], tmp_path, last_head(genuine))
 
-    [finding] = proof.findings
+    finding = proof.findings[-1]
+    assert len(proof.findings) == (2 if line == 9 else 1)
     if line == 0:
         assert "begins with record 2, in the middle" in finding.message
     elif line == 9:
-        assert "the end was cut off" in finding.message
+        assert "the end was cut off" in proof.findings[0].message
+        assert "records 2 to 9 are sealed by nothing" in finding.message
     else:
         assert finding.line == line + 1
         assert f"record {line + 1} is missing before record {line + 2}" in finding.message
@@ -156,40 +173,97 @@ def test_reordered_lines_are_named(genuine, tmp_path, line):
     )
 
 
-def test_a_changed_line_is_named(genuine, tmp_path):
+@pytest.mark.parametrize("line", range(10))
+def test_a_changed_line_is_named_with_its_batch(genuine, tmp_path, line):
     changed = [*genuine]
-    changed[4] = changed[4].replace(b'"alice"', b'"mallo"')
+    changed[line] = changed[line].replace(b'"time":"2', b'"time":"1')
 
     [finding] = judged(changed, tmp_path, last_head(genuine)).findings
 
-    assert finding.line == 5
-    assert "record 5 was changed" in finding.message
+    if line == 0:
+        assert (finding.line, "record 1 was changed" in finding.message) == (1, True)
+    else:
+        assert finding.line == 2
+        assert "one of records 2 to 10 (up to" in finding.message
 
 
-def test_a_changed_line_with_a_new_hash_breaks_the_next(genuine, tmp_path):
-    changed = [*genuine]
-    body = changed[4].partition(b',"hash":"')[0].replace(b'"alice"', b'"mallo"')
-    changed[4] = body + b',"hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+def test_a_changed_batch_with_a_new_seal_breaks_the_next(genuine, tmp_path):
+    changed = bytearray(genuine[0].replace(b'"reason":"started"', b'"reason":"falsely"'))
+    body = changed[: changed.index(b',"worker"')] + b"}\n"
+    who = genuine[0][genuine[0].index(b',"worker"') : genuine[0].index(b',"prev"')]
+    seal(body, Head(), who)
 
-    [finding] = judged(changed, tmp_path, last_head(genuine)).findings
+    findings = judged([bytes(body), *genuine[1:]], tmp_path).findings
 
-    assert finding.line == 6
-    assert "record 6 does not follow record 5" in finding.message
+    assert [finding.line for finding in findings] == [2]
+    assert "record 2 does not follow record 1" in findings[0].message
 
 
 def test_members_smuggled_in_after_the_hash_are_found(genuine, tmp_path):
     changed = [*genuine]
-    changed[4] = changed[4].replace(b'"}\n', b'","verdict":"deny"}\n')
+    changed[0] = changed[0].replace(b'"}\n', b'","verdict":"deny"}\n')
 
-    assert "record 5 was changed" in judged(changed, tmp_path).findings[0].message
+    assert "one of records 1 to 10" in judged(changed, tmp_path).findings[0].message
+
+
+@pytest.mark.parametrize("line", range(11))
+def test_one_foreign_line_is_one_finding(genuine, tmp_path, line):
+    theirs = written(tmp_path / "theirs.jsonl").read_bytes().splitlines(keepends=True)
+    for foreign in (b"hello\n", theirs[1], theirs[0], theirs[-1]):
+        proof = judged([*genuine[:line], foreign, *genuine[line:]], tmp_path, last_head(genuine))
+
+        assert proof.findings, foreign
+        assert line + 1 in [finding.line for finding in proof.findings] or line in (0, 1)
+
+
+def test_lines_of_another_worker_are_foreign(genuine, tmp_path):
+    """Seen before (S6): a chain inserted under another worker's number was taken for a second worker's."""
+    other = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")), worker=7)
+    record(other, 3)
+    other.close()
+    theirs = (tmp_path / "audit.w7.jsonl").read_bytes().splitlines(keepends=True)
+    heads = [json.loads(genuine[-1])["hash"]]
+
+    for at in range(11):
+        path = tmp_path / "judged.jsonl"
+        path.write_bytes(b"".join([*genuine[:at], *theirs, *genuine[at:]]))
+        proof = verify([path], complete=True, heads=heads)
+        assert not proof.whole, at
+
+
+def test_lines_that_nothing_seals_are_found(genuine, tmp_path):
+    forged = genuine[2].replace(b'"seq":3', b'"seq":11')
+
+    [finding] = judged([*genuine, forged], tmp_path, last_head(genuine)).findings
+
+    assert (finding.line, "sealed by nothing" in finding.message) == (11, True)
+
+
+def test_a_log_is_verified_while_it_is_written(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    log = Audit(AuditSettings(path=str(path)))
+    assert log.flush()
+    lines = path.read_bytes()
+    path.write_bytes(
+        lines
+        + lines.partition(b',"worker"')[0].replace(b'"seq":1,"kind":"start"', b'"seq":2,"kind":"event"')
+        + b"}\n"
+    )
+
+    proof = verify([path])
+    log.close()
+
+    assert proof.whole
+    assert "not sealed yet" in proof.notes[0]
 
 
 def test_a_rewritten_log_is_betrayed_by_a_head_kept_elsewhere(genuine, tmp_path):
     path = written(tmp_path / "audit.jsonl", 8)
 
     assert verify([path], heads=[json.loads(path.read_bytes().splitlines()[-1])["hash"]]).whole
-    [finding] = verify([path], heads=[json.loads(genuine[-1])["hash"]]).findings
-    assert "the log was rewritten" in finding.message
+    findings = verify([path], heads=[json.loads(genuine[-1])["hash"]]).findings
+    assert [str(finding).count("the log was rewritten") for finding in findings] == [0, 1]
+    assert "its log was rewritten, or is foreign" in findings[0].message
 
 
 @given(data=st.data())
@@ -252,23 +326,20 @@ class TestCommand:
         assert result.exit_code == 1
         assert "NOT PROVEN" in result.output
 
-    def test_a_captured_standard_error_is_verified_among_other_lines(self, tmp_path):
-        path = written(tmp_path / "audit.jsonl")
-        captured = tmp_path / "captured.log"
-        captured.write_bytes(b"agent: ready\n" + path.read_bytes() + b"agent: bye\n")
 
-        assert CliRunner().invoke(command, ["verify", "--mixed", str(captured)]).exit_code == 0
-        piped = CliRunner().invoke(command, ["verify", "--mixed", "-"], input=captured.read_bytes())
-        assert "2 other lines passed over" in piped.output
-        assert piped.exit_code == 0
-        assert CliRunner().invoke(command, ["verify", str(captured)]).exit_code == 1
-
-
-def test_a_record_costs_little_more_than_its_hash(tmp_path):
-    """The hot path: the caller's own CPU time, against the SHA-256 that no chain can do without."""
+def test_a_record_costs_no_more_than_the_hash_of_its_full_line(tmp_path):
+    """The hot path: the caller's own CPU time for one more use of a verdict, which no hash delays."""
     log = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")))
-    fields = {"src": "192.0.2.7", "method": "GET", "host": "orders.example.com", "path": "/orders/1"}
-    prepared = log.prepare(ALLOW, **fields, policy_version="sha256:feed", generation=3)
+    prepared = prepare(
+        ALLOW,
+        src="192.0.2.7",
+        method="GET",
+        host="orders.example.com",
+        path="/orders/1",
+        requested_role=None,
+        policy_version="sha256:feed",
+        generation=3,
+    )
     line = b"x" * 600
 
     def cost(call) -> float:
@@ -284,4 +355,4 @@ def test_a_record_costs_little_more_than_its_hash(tmp_path):
     recording = cost(lambda: log.record(prepared, "56e307bc-a7c1-4211-844c-d0ca1ae55a6a", 40000, 7))
     log.close()
 
-    assert recording < 10 * hashing  # about 3.5
+    assert recording < 5 * hashing  # about 1.2

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.query import moment
+from iamroles_agent.audit.record import prepare
 from iamroles_agent.commands.audit import audit as command
 from iamroles_agent.config import AuditSettings
 from iamroles_agent.identity import Decision
@@ -111,16 +113,62 @@ def test_summary_counts(log):
     assert result.output.splitlines()[1].split()[:4] == ["1", "deny", "alice", "as"]
 
 
-def test_compressed_rotated_files_are_read_in_the_order_they_were_written(log, tmp_path):
-    lines = log.read_bytes().splitlines(keepends=True)
-    (tmp_path / "audit.jsonl").write_bytes(b"".join(lines[3:]))
+@pytest.fixture
+def rotated(tmp_path):
+    """One verdict used three times in a file that was then rotated and compressed, and twice in the next."""
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(AuditSettings(path=str(path)))
+    prepared = prepare(
+        Decision(allow=True, role=READER, principal="alice", roles=(READER,)),
+        src="192.0.2.7", method="GET", host="h", path="/x", requested_role=None,
+        policy_version="v", generation=1,
+    )  # fmt: skip
+    for number in range(5):
+        if number == 3:
+            audit.flush()
+            path.rename(tmp_path / "old")
+            audit.reopen()
+            deadline = time.monotonic() + 20
+            while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
+                time.sleep(0.002)
+        audit.record(prepared, f"r{number}")
+    audit.close()
     with gzip.open(tmp_path / "audit.jsonl.1.gz", "wb") as stream:
-        stream.write(b"".join(lines[:3]))
-    both = [str(tmp_path / "audit.jsonl"), str(tmp_path / "audit.jsonl.1.gz")]
+        stream.write((tmp_path / "old").read_bytes())
+    return path, tmp_path / "audit.jsonl.1.gz"
 
-    result = CliRunner().invoke(command, ["query", "--format", "json", *both])
-    assert [json.loads(line)["request"] for line in result.output.splitlines()][:3] == ["r0", "r1", "r2"]
+
+def test_compressed_rotated_files_are_read_in_the_order_they_were_written(rotated):
+    both = list(map(str, rotated))
+
+    result = CliRunner().invoke(command, ["query", "--format", "json", *both, "--who", "alice"])
+
+    found = [json.loads(line) for line in result.output.splitlines()]
+    assert [record["request"] for record in found] == ["r0", "r1", "r2", "r3", "r4"]
+    own = {"time", "seq", "request"}
+    assert len({json.dumps({k: v for k, v in record.items() if k not in own}) for record in found}) == 1
     assert CliRunner().invoke(command, ["verify", *both]).exit_code == 0
+
+
+@pytest.mark.parametrize(("which", "expected"), [(0, ["r3", "r4"]), (1, ["r0", "r1", "r2"])])
+def test_each_file_stands_alone(rotated, which, expected):
+    assert asked(rotated[which], "--who", "alice") == expected
+
+
+def test_a_use_whose_verdict_is_not_given_is_told(log, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(AuditSettings(path=str(path)))
+    for number in range(2):
+        audit.decision(
+            Decision(allow=True), request_id=f"r{number}", src="", method="", host="", path="",
+            policy_version="v", generation=1,
+        )  # fmt: skip
+    audit.close()
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[2:]))
+
+    result = CliRunner().invoke(command, ["query", str(path)])
+
+    assert "note: 1 uses name a verdict that stands in a file that was not given" in result.output
 
 
 def test_bad_arguments(log):

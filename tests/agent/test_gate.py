@@ -11,6 +11,7 @@ import pytest
 from tokens_support import EC_KEY, ISSUER, NOW, OTHER_EC_KEY, ROLE, Clock, claims, mint, public_jwk
 
 from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.reading import readings
 from iamroles_agent.config import AuditSettings, Config, MetricsSettings
 from iamroles_agent.gate import Gate
 from iamroles_agent.metrics import Metrics
@@ -219,8 +220,8 @@ def test_every_answer_is_on_record_and_no_token_is(tmp_path):
     bench.recall()
     bench.judge(question("garbage.garbage.garbage"))
     bench.audit.close()
-    records = [json.loads(line) for line in log.read_text().splitlines()]
-    decisions = [record for record in records if record["kind"] == "decision"]
+    [reading] = readings([log])
+    decisions = [record for record in reading if record["kind"] == "decision"]
 
     assert [(r["verdict"], r.get("reason"), r["request"]) for r in decisions] == [
         ("allow", None, "r-1"),
@@ -241,8 +242,8 @@ def test_a_refused_and_an_accepted_token_have_the_same_hash(tmp_path):
     bench.clock.now = NOW + 300
     bench.judge(check)
     bench.audit.close()
-    records = [json.loads(line) for line in log.read_text().splitlines()]
-    accepted, refused = (record["credential"] for record in records if record["kind"] == "decision")
+    [reading] = readings([log])
+    accepted, refused = (record["credential"] for record in reading if record["kind"] == "decision")
 
     assert accepted == refused
 

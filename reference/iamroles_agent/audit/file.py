@@ -1,8 +1,16 @@
 """The file under an audit chain: opened by one writer, continued after a crash, followed through rotation.
 
-Beside `audit.jsonl` stands `audit.jsonl.head`: sequence number and hash of the last record that is on disk,
-renewed after each sync. It lets a chain go on when the log was rotated while the agent was down, and it
-betrays a log whose end was cut off: the head then names a record that is nowhere to be found.
+Beside `audit.jsonl` stands `audit.jsonl.head` (`chain.Head`): where the chain stands on disk, renewed after
+each sync. It lets a chain go on when the log was rotated while the agent was down, and it betrays a log
+whose end was cut off: the head then names a record that is nowhere to be found.
+
+One writer. The head file is locked as long as a writer lives. It is never rotated, so two writers exclude
+each other also in the moment when the log itself has been moved away and not been opened anew. The log is
+locked too, which holds off a second agent that reaches it by another name. The locks end with the process
+that holds them, however it ends.
+
+After a crash the file may end in lines that no seal covers. Those that are whole stay, and the next batch's
+seal covers them; a fragment is cut off.
 """
 
 from __future__ import annotations
@@ -12,33 +20,14 @@ import fcntl
 import json
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from iamroles_agent.audit.record import GENESIS
+from iamroles_agent.audit.chain import SEALED, Head, Tree
 from iamroles_agent.errors import StartError
 
-_ATOMIC = 4096
-"""Bytes that one write puts into a pipe unbroken by other writers (POSIX PIPE_BUF on Linux)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The last record of a chain."""
-
-    seq: int = 0
-    hash: str = GENESIS
-
-    def __str__(self) -> str:
-        return f"{self.seq:020d} {self.hash}\n"
-
-    @classmethod
-    def parse(cls, text: str) -> Head | None:
-        """Read a head file's content; None for anything else."""
-        seq, _, digest = text.strip().partition(" ")
-        if not (seq.isdecimal() and len(digest) == 64 and digest.isalnum()):
-            return None
-        return cls(int(seq), digest)
+_BLOCK = 1 << 16
 
 
 def head_path(path: Path) -> Path:
@@ -46,40 +35,54 @@ def head_path(path: Path) -> Path:
     return path.with_name(path.name + ".head")
 
 
-def worker_path(path: str, worker: int) -> Path:
-    """The log of one worker: `audit.jsonl`, then `audit.w1.jsonl`, `audit.w2.jsonl`…"""
+def worker_path(path: str, worker: int, turn: int = 0) -> Path:
+    """The log of one worker: `audit.jsonl`, `audit.w1.jsonl`…; of one that takes over, `audit.w1.t1.jsonl`.
+
+    What is no regular file (a pipe, a terminal) is shared by all workers.
+    """
     first = Path(path)
-    return first if worker == 0 else first.with_name(f"{first.stem}.w{worker}{first.suffix}")
+    if first.exists() and not first.is_file():
+        return first
+    mark = (f".w{worker}" if worker else "") + (f".t{turn}" if turn else "")
+    return first.with_name(f"{first.stem}{mark}{first.suffix}")
 
 
 class LogFile:
-    """A log that is open for appending, and locked, so that two agents never braid two chains into one file.
+    """A log that is open for appending, and locked.
 
     Args:
         path: the file; created with mode 0640 if absent. None: standard error.
+        held: the locked head file of the log that this one follows.
 
     Raises:
         OSError: it cannot be opened.
-        StartError: another agent writes it, or it holds something else than audit records.
+        FileInUseError: another process writes it.
+        StartError: it holds something else than audit records.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, held: int | None = None) -> None:
         self.path = path
         self.torn = 0
         """Bytes of an unfinished last line, left by a crash and cut off."""
         self.last = Head()
-        """The last record in the file, or where the head file says that the chain stands."""
+        """The chain as sealed in the file, or where the head file says that it stands."""
+        self.seq = 0
+        """The last record, sealed or not."""
+        self.unsealed = b""
+        """Whole lines at the end that no seal covers."""
         self.missing = 0
         """Records that the head file vouches for and the log no longer has."""
         self._head: int | None = None
         if path is None:
-            self._fd = 2
-            self.regular = False
+            self._fd, self.regular = 2, False
             return
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             self.regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
             if self.regular:
+                self._head = _open_head(head_path(path), held)
+                for locked in (self._head, self._fd):
+                    _lock(locked, path)
                 self._take_over(path)
         except BaseException:
             self.close()
@@ -87,65 +90,64 @@ class LogFile:
         self._size = os.fstat(self._fd).st_size
 
     def _take_over(self, path: Path) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartError(
-                f"the audit log {path} is being written by another process. "
-                "Stop that one, or give each agent its own audit.path"
-            ) from None
-        found = self._read_tail(path)
-        self._head = os.open(head_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        vouched = Head.parse(os.pread(self._head, 200, 0).decode("ascii", "replace"))
-        if vouched is None or vouched.seq <= found.seq:
-            self.last = found
-        else:
+        assert self._head is not None  # noqa: S101 - opened just before
+        vouched = Head.parse(os.pread(self._head, 1 << 14, 0).decode("ascii", "replace"))
+        sealed, rest = self._read_tail(path)
+        whole, self.torn = _whole_lines(rest), len(rest) - len(_whole_lines(rest))
+        found = _head_of(sealed, path) if sealed else Head()
+        self.seq = _follows(whole, found.seq, path)
+        if self.torn:
+            if not rest[-self.torn :].startswith(b'{"time":"'[: self.torn]):
+                raise _foreign(path)
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - self.torn)
+        self.unsealed = whole
+        if vouched is not None and vouched.seq > found.seq:
             # An empty log was rotated while the agent was down; one that ends before its head lost records,
             # and linking to the head makes `audit verify` say so at exactly this place.
             self.last = vouched
-            self.missing = vouched.seq - found.seq if found.seq else 0
+            begun = not sealed and _first(whole) in (None, vouched.seq + 1)
+            if not begun:
+                self.missing, self.unsealed = max(1, vouched.seq - self.seq), b""
+            self.seq = max(self.seq, vouched.seq)
+        elif vouched is not None and vouched.hash == found.hash:
+            self.last = vouched
+        else:
+            self.last = found._replace(tree=tree_of(path))
 
-    def _read_tail(self, path: Path) -> Head:
+    def _read_tail(self, path: Path) -> tuple[bytes, bytes]:
+        """The last line that seals a batch, b"" if there is none, and all that comes after it."""
         size = os.fstat(self._fd).st_size
-        block = 65536
+        block = _BLOCK
         while True:
-            tail = os.pread(self._fd, block, max(0, size - block))
-            end = tail.rfind(b"\n") + 1
-            begin = tail.rfind(b"\n", 0, end - 1) + 1 if end else 0
-            if begin or block >= size:
-                break
+            begin = max(0, size - block)
+            lines = os.pread(self._fd, block, begin).splitlines(keepends=True)
+            first = 1 if begin else 0  # the block may begin inside a line
+            for at in range(len(lines) - 1, first - 1, -1):
+                if SEALED.search(lines[at]):
+                    return lines[at], b"".join(lines[at + 1 :])
+            if not begin:
+                if lines and not _parsed(lines[0]) and not b'{"time":"'.startswith(lines[0][:9]):
+                    raise _foreign(path)
+                return b"", b"".join(lines)
             block *= 4
-        line, rest = tail[begin:end], tail[end:]
-        head = _head_of(line) if line else Head()
-        if head is None or (rest and not rest.startswith(b'{"time":"'[: len(rest)])):
-            raise StartError(
-                f"{path} does not end in an audit record, so nothing is appended to it. "
-                "Set audit.path to a file of its own, or move this one away"
-            )
-        if rest:
-            self.torn = len(rest)
-            os.ftruncate(self._fd, size - len(rest))
-        return head
 
-    def write(self, data: bytearray) -> None:
-        """Append whole lines; what was written is removed from the front of `data`.
+    def write(self, data: bytes) -> None:
+        """Append a batch.
 
         Raises:
-            OSError: as the system says. A regular file then ends in a whole line, and `data` begins with one.
+            OSError: as the system says. A regular file then ends where it did before.
         """
-        while data:
-            written = os.write(self._fd, data if self.regular else data[: _chunk(data)])
-            if self.regular:
-                if written < len(data):
-                    # The disk is full in the middle of a line. Take the fragment back: a file that ends in
-                    # whole lines can be rotated away, read or verified at any moment.
-                    whole = data.rfind(b"\n", 0, written) + 1
-                    os.ftruncate(self._fd, self._size + whole)
-                    if not whole:
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    written = whole
-                self._size += written
-            del data[:written]
+        rest = memoryview(data)
+        while rest:
+            written = os.write(self._fd, rest)
+            if self.regular and written < len(rest):
+                # The disk is full in the middle. Take the fragment back: a file that ends in whole batches
+                # can be rotated away, read or verified at any moment.
+                os.ftruncate(self._fd, self._size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            rest = rest[written:]
+        if self.regular:
+            self._size += len(data)
 
     def sync(self, head: Head) -> None:
         """Make what was written durable and note the head.
@@ -153,10 +155,8 @@ class LogFile:
         Raises:
             OSError: the disk does not confirm it.
         """
-        if not self.regular:
-            return
-        os.fdatasync(self._fd)
-        if self._head is not None:
+        if self.regular and self._head is not None:
+            os.fdatasync(self._fd)
             os.pwrite(self._head, str(head).encode(), 0)
 
     def moved(self) -> bool:
@@ -170,6 +170,14 @@ class LogFile:
         mine = os.fstat(self._fd)
         return (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino)
 
+    def follow(self) -> LogFile:
+        """Open what the path names now. The lock on the head is handed over, never let go in between.
+
+        Raises:
+            OSError, StartError: as at the start. This file stays as it was.
+        """
+        return LogFile(self.path, held=self._head)
+
     def emptied(self) -> bool:
         """Whether the file was cut short in place (logrotate's `copytruncate`) since this was last asked."""
         if not self.regular:
@@ -179,7 +187,7 @@ class LogFile:
         return shorter
 
     def close(self) -> None:
-        """Let go of the file and its lock; standard error stays open."""
+        """Let go of the file and its locks; standard error stays open."""
         if self.path is not None:
             os.close(self._fd)
         if self._head is not None:
@@ -187,16 +195,95 @@ class LogFile:
             self._head = None
 
 
-def _chunk(data: bytearray) -> int:
-    """Length of as many whole lines as one atomic write to a pipe may hold, at least one."""
-    if len(data) <= _ATOMIC:
-        return len(data)
-    return (data.rfind(b"\n", 0, _ATOMIC) + 1) or (data.find(b"\n") + 1)
+class FileInUseError(StartError):
+    """Another process writes this log."""
 
 
-def _head_of(line: bytes) -> Head | None:
+def _open_head(path: Path, held: int | None) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    if held is None or not os.path.sameopenfile(fd, held):
+        return fd
+    os.close(fd)
+    return os.dup(held)  # shares the lock
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileInUseError(
+            f"the audit log {path} is being written by another process. "
+            "Stop that one, or give each agent its own audit.path"
+        ) from None
+
+
+def _foreign(path: Path) -> StartError:
+    return StartError(
+        f"{path} does not end in an audit record, so nothing is appended to it. "
+        "Set audit.path to a file of its own, or move this one away"
+    )
+
+
+def _whole_lines(data: bytes) -> bytes:
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _follows(lines: bytes, seq: int, path: Path) -> int:
+    """The number of the last of these records, which must count on from `seq`."""
+    for line in lines.splitlines():
+        record = _parsed(line)
+        if record is None or (seq and record["seq"] != seq + 1):
+            raise _foreign(path)
+        seq = record["seq"]
+    return seq
+
+
+def _first(lines: bytes) -> int | None:
+    record = _parsed(lines.partition(b"\n")[0])
+    return None if record is None else int(record["seq"])
+
+
+def _head_of(line: bytes, path: Path) -> Head:
+    record = _parsed(line)
+    if record is None or not isinstance(record.get("hash"), str):
+        raise _foreign(path)
+    return Head(record["seq"], record["hash"])
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-        return Head(int(record["seq"]), str(record["hash"]))
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return None
+    return record if isinstance(record, dict) and type(record.get("seq")) is int else None
+
+
+def tree_of(path: Path) -> Tree:
+    """The tree at the end of a file, worked out from what its `start` record states and its seals."""
+    base, after, entries = Tree(), 0, list(_entries(path))
+    for seq, entry in entries:
+        if isinstance(entry, Tree):
+            base, after = entry, seq
+            break
+    for seq, entry in entries:
+        if isinstance(entry, bytes) and seq > after:
+            base = base.grown(entry)
+    return base
+
+
+def _entries(path: Path) -> Iterator[tuple[int, Tree | bytes]]:
+    """What a file says of the tree: `(after, tree)` of each start, `(seq, hash)` of each batch."""
+    with path.open("rb") as stream:
+        for line in stream:
+            sealed = SEALED.search(line)
+            if not sealed and b'"kind":"start"' not in line:
+                continue
+            record = _parsed(line)
+            if record is None:
+                continue
+            if record.get("kind") == "start":
+                tree = Tree.stated(record.get("batches"), record.get("peaks"))
+                if tree is not None:
+                    yield record.get("after") or 0, tree
+            if sealed:
+                yield record["seq"], bytes.fromhex(record["hash"])

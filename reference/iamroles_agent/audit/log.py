@@ -1,37 +1,50 @@
 """The audit log: every decision and termination on record, in a chain that shows what was tampered with.
 
-Theory of operation. The event loop formats a record, links it into the chain (`audit_record.Chain`) and
-appends its bytes to a buffer: a few microseconds, no system call. One thread takes the buffer, at most a
-quarter of the declared `sync` window after its first record, writes it and makes it durable; writing and
-syncing release the interpreter, so a slow disk never delays a verdict. The chain is linked in the caller,
-not in the thread, because a thread that computes would hold the interpreter for milliseconds at a time.
+Theory of operation. The event loop formats a line and appends its bytes to a buffer: about a microsecond, no
+system call, no hash. One thread takes the buffer, at most a quarter of the declared `sync` window after its
+first record, seals it (`chain`), writes it and makes it durable. Hashing, writing and syncing release the
+interpreter, so neither a long batch nor a slow disk delays a verdict.
+
+A verdict is said once. Its full record is written when it is first used in a file; each later use is one
+short line with the number of that record. After a rotation all is said again, so each file stands alone. A
+stream has no files and may be cut anywhere: there every record is full.
 
 What may be lost. A killed process loses what its buffer held: less than `sync`. A power cut loses what was
-not yet synced: `sync`. With `sync = "0s"` a decision is answered only when its record is on disk.
+not yet synced: `sync`. With `sync = "0s"` a decision is answered only when its record is on disk: `record`
+takes it at once, `settled` waits for it, and whoever asks meanwhile shares the next write.
 
-What happens when the log cannot be written (a full disk, a disk slower than the load). Records that were
-acknowledged stay in memory, in order, and are written as soon as it works again. New decisions are, by
-`on_error`, refused, or answered and buffered up to a bound and then dropped. Either way it is said at once
-on standard error, counted in the metrics, and afterwards stated in the log itself by a `gap` record with how
-many decisions it does not hold, from when to when, and why.
+What happens when the log cannot be written: a full or read-only disk, one that is slower than the load, one
+that has not answered for longer than `sync` and a patience of 2 s, a reader of standard error that stalls.
+Records that were acknowledged stay in memory, in order, and are written as soon as it works again. New
+decisions are, by `on_error`, refused, or answered and buffered up to a bound and then dropped. Either way
+it is said at once on standard error, counted in the metrics, and afterwards stated in the log itself by a
+`gap` record with how many decisions it does not hold, from when to when, and why.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from iamroles_agent.audit.file import Head, LogFile, worker_path
+from iamroles_agent import __version__
+from iamroles_agent.audit.chain import Head, portions, seal
+from iamroles_agent.audit.file import FileInUseError, LogFile, worker_path
 from iamroles_agent.audit.record import (
     FORMAT,
-    Chain,
     PreparedRecord,
+    Value,
+    happened,
     members,
     prepare,
+    request_member,
     termination,
     timestamp,
 )
@@ -43,13 +56,23 @@ _log = logging.getLogger("iamroles.audit")
 
 _BATCH = 1 << 20
 """Bytes after which the writer does not wait any longer."""
+_SEALED = 1 << 18
+"""Bytes of one batch in a file, at most: what proves a line holds its batch."""
+_UNBROKEN = 4096 - 256
+"""Bytes of one batch in a stream, without its seal: Linux writes up to 4,096 bytes into a pipe unbroken by
+other writers (PIPE_BUF)."""
 _LIMIT = 64 << 20
 """Bytes the buffer may hold before decisions count as not recordable."""
 _LINGER = 0.25
 _RETRY = 0.2
 """Seconds between attempts to write while that fails."""
-_SYNC_PATIENCE = 5.0
-"""Seconds a `sync = "0s"` decision waits for the disk before it counts as not recorded."""
+_PATIENCE = 2.0
+"""Seconds beyond `sync` that the disk may take before decisions count as not recordable."""
+_LAST_PATIENCE = 5.0
+"""Seconds that `close` waits for the disk."""
+_KNOWN = 1024
+"""Verdicts that no one remembers (refusals of a credential) and that are still said once in a file."""
+_TURNS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +80,7 @@ class AuditState:
     """What the metrics and the operator see."""
 
     records: int
-    """Records linked since the start."""
+    """Records made since the start."""
     lost: int
     """Decisions that are not on record, since the start."""
     failures: int
@@ -69,52 +92,81 @@ class AuditState:
 
 
 class Audit:
-    """The log of one worker process. Thread-safe; one per process and path.
+    """The log of one worker process. Thread-safe, but for `settled`; one per process and path.
 
     Args:
         settings: `[audit]`.
         worker: number of the worker process; workers after the first have files of their own
-            (`audit_file.worker_path`), each with its own chain.
+            (`file.worker_path`), each with its own chain.
         clock: epoch seconds.
+        takeover: whether to use a file of its own where another process still writes the usual one.
 
     Raises:
         StartError: the log cannot be opened, is in use, is not an audit log, or is required and absent.
     """
 
     def __init__(
-        self, settings: AuditSettings, *, worker: int = 0, clock: Callable[[], float] = time.time
+        self,
+        settings: AuditSettings,
+        *,
+        worker: int = 0,
+        clock: Callable[[], float] = time.time,
+        takeover: bool = False,
     ) -> None:
         if settings.path == "none" and settings.required:
             raise StartError('audit.required is true and audit.path is "none". Name a file, or "stderr"')
         self.settings = settings
         self._worker = worker
+        self._turns = range(_TURNS + 1 if takeover else 1)
+        self._turn_taken = 0
         self._clock = clock
         self._admit_unrecorded = settings.on_error == "allow"
-        self._durable = settings.sync == 0.0
         self._linger = min(settings.sync / 4, _LINGER)
+        self._patience = settings.sync + _PATIENCE
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._hurry = threading.Event()
         self._written = threading.Condition()
-        self._pending = bytearray()
-        self._hand = bytearray()
-        self._hand_head = Head()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[tuple[int, asyncio.Future[bool]]] = deque()
         self._blocked = ""
-        self._lost = self._lost_ever = self._failures = self._first = 0
+        self._writing_since = 0.0
+        self._lost = self._lost_ever = self._failures = 0
         self._lost_since = 0.0
         self._overruled: int | None = None
-        self._safe = 0
         self._closing = False
+        # Lines, in the caller's thread and under the lock.
+        self._pending = bytearray()
+        self._seq = self._first = 0
+        self._millisecond = -1
+        self._prefix = ""
+        self._end = "}\n"
+        self._file_token = object()
+        self._known: dict[str, str] = {}
+        # The chain, in the writer's thread.
+        self._opening = b""
+        self._hand: deque[tuple[bytes, Head]] = deque()
+        self._hand_bytes = 0
+        self._head = self._stands = Head()
+        """The chain as sealed, and as it stands in the file."""
+        self._already = b""
+        self._safe = 0
+        self._who = b""
         self._file: LogFile | None = None
-        self._chain = Chain(worker=worker, clock=clock)
         self._thread: threading.Thread | None = None
         if settings.path != "none":
             self._start()
 
     def _start(self) -> None:
         self._file = file = self._open()
-        self._chain = Chain(worker=self._worker, clock=self._clock, seq=file.last.seq, head=file.last.hash)
-        self._safe = self._first = file.last.seq
+        self._head = self._stands = file.last
+        self._already = file.unsealed
+        self._safe = self._first = self._seq = max(file.seq, file.last.seq)
+        writer = f',"writer":"{secrets.token_hex(4)}"'
+        turn = f',"turn":{self._turn_taken}' if self._turn_taken else ""
+        who = f',"worker":{self._worker}{turn},"agent":"{__version__}"'
+        self._who = (who + writer if file.regular else who).encode()
+        self._end = "}\n" if file.regular else writer + "}\n"
         if file.missing:
             _log.error(
                 "the audit log %s ends %d records before its head says: records were removed. "
@@ -122,49 +174,41 @@ class Audit:
                 file.path,
                 file.missing,
             )
-        self._append(self._start_body("started", file))
+        with self._lock:
+            self._append(self._start_members("started", file, self._stands))
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
     def _open(self) -> LogFile:
         if self.settings.path == "stderr":
             return LogFile(None)
-        path = worker_path(self.settings.path, self._worker)
-        try:
-            return LogFile(path)
-        except OSError as error:
-            raise StartError(
-                f"the audit log {path} cannot be opened: {error.strerror}. "
-                "Create its directory, writable for the agent, or change audit.path"
-            ) from error
+        for turn in self._turns:
+            self._turn_taken = turn
+            path = worker_path(self.settings.path, self._worker, turn)
+            try:
+                return LogFile(path)
+            except FileInUseError:
+                if turn == self._turns[-1]:
+                    raise
+            except OSError as error:
+                raise StartError(
+                    f"the audit log {path} cannot be opened: {error.strerror}. "
+                    "Create its directory, writable for the agent, or change audit.path"
+                ) from error
+        raise AssertionError  # the last turn returned or raised
 
     # What the gate calls.
 
-    @staticmethod
-    def prepare(
-        decision: Decision,
-        *,
-        src: str,
-        method: str,
-        host: str,
-        path: str,
-        requested_role: str | None = None,
-        policy_version: str,
-        generation: int,
-        enforced: bool = True,
-    ) -> PreparedRecord:
-        """All of the record that requests with the same verdict share; see `audit_record.prepare`."""
-        return prepare(
-            decision,
-            src=src,
-            method=method,
-            host=host,
-            path=path,
-            requested_role=requested_role,
-            policy_version=policy_version,
-            generation=generation,
-            enforced=enforced,
-        )
+    @property
+    def durable(self) -> bool:
+        """Whether an answer has to wait for `settled`."""
+        return self._file is not None and self.settings.sync == 0.0
+
+    @property
+    def refusing(self) -> bool:
+        """Whether no decision but `internal_error` could be answered right now."""
+        with self._lock:
+            return not self._admit_unrecorded and self._failing()
 
     def record(
         self,
@@ -173,20 +217,46 @@ class Audit:
         src_port: int | None = None,
         stream: int | None = None,
     ) -> bool:
-        """Record one use of a verdict.
+        """Record one use of a verdict. Never waits for the disk.
 
         Returns:
-            Whether the decision may be answered as it is: False where it could not be recorded and
-            `on_error` is `deny`; the caller then refuses with `internal_error`.
+            Whether the decision may be answered as it is, where `durable` after `settled`: False where it
+            could not be recorded and `on_error` is `deny`; the caller then refuses with `internal_error`.
         """
         if self._file is None:
             return True
         with self._lock:
-            if self._blocked and not self._room():
+            if (self._writing_since or self._blocked) and self._failing() and not self._room():
                 return self._admit_unrecorded
-            self._append(prepared.body, request_id, src_port, stream)
-            seq = self._chain.seq
-        return self._await_disk(seq) if self._durable else True
+            self._append(
+                prepared.use if prepared.said_in is self._file_token else self._say(prepared),
+                request_id,
+                src_port,
+                stream,
+            )
+        return True
+
+    async def settled(self) -> bool:
+        """Wait until all that this event loop has recorded is on disk.
+
+        Returns:
+            As `record` does.
+        """
+        seq = self._seq
+        if self._file is None or self._safe >= seq:
+            return True
+        self._loop = loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        self._waiting.append((seq, future))
+        if self._safe >= seq or self._blocked:
+            self._settle()
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), self._patience)
+        except TimeoutError:
+            with self._lock:
+                self._block(f"no answer from the disk within {self._patience:g} s")
+            self._settle()
+            return await future
 
     def decision(
         self,
@@ -244,13 +314,42 @@ class Audit:
         )
         return self.record(prepared, request_id, src_port, stream)
 
+    def event(
+        self,
+        name: str,
+        fields: Mapping[str, Value] | None = None,
+        *,
+        request_id: str | None = None,
+        src_port: int | None = None,
+        stream: int | None = None,
+    ) -> None:
+        """Record what happened beside decisions: a worker was replaced, a stream was cut, a file removed.
+
+        Never refused and never waited for: what happened has happened.
+
+        Args:
+            name: what; one word.
+            fields: about what; see `record.happened` for their bounds.
+            request_id: the request that it belongs to.
+            src_port: the client's port.
+            stream: HAProxy's stream.
+        """
+        self._note(happened(name, fields or {}), request_id, src_port, stream)
+
     def policy(self, version: str, *, accepted: bool, detail: str = "") -> None:
         """Record that a policy was put into force or turned down (change management)."""
+        self._note(
+            members({"kind": "policy", "policy": version, "accepted": accepted, "detail": detail or None})
+        )
+
+    def _note(
+        self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
+    ) -> None:
         if self._file is None:
             return
-        body = members({"kind": "policy", "policy": version, "accepted": accepted, "detail": detail or None})
         with self._lock:
-            self._append(body)
+            if len(self._pending) < 2 * _LIMIT:  # a disk that has been stuck for days
+                self._append(body, request_id, src_port, stream)
 
     def reopen(self) -> None:
         """Look now whether the log was rotated (SIGHUP); before each batch it is looked at anyway."""
@@ -259,22 +358,22 @@ class Audit:
 
     def state(self) -> AuditState:
         """Counters since the start."""
-        return AuditState(
-            self._chain.seq - self._first,
-            self._lost_ever,
-            self._failures,
-            self._blocked != "",
-            len(self._pending) + len(self._hand),
-        )
+        with self._lock:
+            return AuditState(
+                self._seq - self._first,
+                self._lost_ever,
+                self._failures,
+                self._failing(),
+                len(self._pending) + self._hand_bytes,
+            )
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything recorded so far is on disk; False if that did not happen in time."""
         if self._file is None:
             return True
         with self._lock:
-            seq = self._chain.seq
-        self._hurry.set()
-        self._wake.set()
+            seq = self._seq
+        self.reopen()
         with self._written:
             return self._written.wait_for(lambda: self._safe >= seq, timeout)
 
@@ -283,16 +382,15 @@ class Audit:
         if self._thread is None or self._file is None:
             return
         self._closing = True
-        self._hurry.set()
-        self._wake.set()
-        self._thread.join(_SYNC_PATIENCE)
+        self.reopen()
+        self._thread.join(_LAST_PATIENCE)
         if self._thread.is_alive():  # stuck in a write that never returns
             _log.error("the audit log %s does not take its last records", self._name)
             return
         self._file.close()
         self._file = self._thread = None
 
-    # Under the lock, in the caller's thread.
+    # Lines: under the lock, in the caller's thread.
 
     def _append(
         self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
@@ -300,11 +398,74 @@ class Audit:
         pending = self._pending
         if not pending:
             self._wake.set()
-        self._chain.link(pending, body, request_id, src_port, stream)
+        pending += self._line(body, request_id, src_port, stream)
         if len(pending) >= _BATCH:
             self._hurry.set()
-            if len(pending) >= _LIMIT and not self._blocked:
+            if len(pending) + self._hand_bytes >= _LIMIT:
                 self._block(f"the disk is slower than the load: {_LIMIT >> 20} MiB wait to be written")
+
+    def _line(
+        self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
+    ) -> bytes:
+        now = self._clock()
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._prefix = f'{{"time":"{timestamp(now)}","seq":'
+        self._seq = seq = self._seq + 1
+        request = "" if request_id is None else f',"request":{request_member(request_id)}'
+        port = "" if src_port is None else f',"port":{src_port}'
+        last = "" if stream is None else f',"stream":{stream}'
+        return f"{self._prefix}{seq}{request}{port}{last}{body}{self._end}".encode()
+
+    def _say(self, prepared: PreparedRecord) -> str:
+        """What to write where this file does not have the verdict yet, as far as its object knows."""
+        if self._file is None or not self._file.regular:
+            return prepared.body
+        prepared.said_in = self._file_token
+        use = self._known.get(prepared.body)
+        if use is not None:
+            prepared.use = use
+            return use
+        prepared.use = f',"use":{self._seq + 1}'
+        if len(self._known) >= _KNOWN:
+            self._known.clear()
+        self._known[prepared.body] = prepared.use
+        return prepared.body
+
+    def _say_all_again(self) -> None:
+        self._file_token = object()
+        self._known.clear()
+
+    def _start_members(self, reason: str, file: LogFile, after: Head) -> str:
+        peaks = ",".join(f'"{peak.hex()}"' for peak in after.tree.peaks)
+        return (
+            members(
+                {
+                    "kind": "start",
+                    "format": FORMAT,
+                    "reason": reason,
+                    "pid": os.getpid(),
+                    "sync": self.settings.sync,
+                    "on_error": self.settings.on_error,
+                    "after": after.seq or None,
+                    "torn": file.torn or None,
+                    "missing": file.missing or None,
+                }
+            )
+            + f',"batches":{after.tree.size},"peaks":[{peaks}]'
+        )
+
+    # When it cannot be written.
+
+    def _failing(self) -> bool:
+        if self._blocked:
+            return True
+        since = self._writing_since
+        if not since or time.monotonic() - since < self._patience:
+            return False
+        self._block(f"the disk has not answered for {self._patience:g} s")
+        return True
 
     def _room(self) -> bool:
         """Whether a record may still be buffered while the log fails; counts the decision as lost if not."""
@@ -315,8 +476,11 @@ class Audit:
         return False
 
     def _block(self, why: str) -> None:
+        if self._blocked:
+            return
         self._blocked = why
         self._lost_since = self._clock()
+        self._wake.set()  # whatever holds it up, the writer tries, and says when it works again
         _log.error(
             "audit: %s cannot be written: %s; decisions are now %s (audit.on_error = %s)",
             self._name,
@@ -346,37 +510,27 @@ class Audit:
                 )
             )
 
-    def _start_body(self, reason: str, file: LogFile, after: int | None = None) -> str:
-        return members(
-            {
-                "kind": "start",
-                "format": FORMAT,
-                "reason": reason,
-                "pid": os.getpid(),
-                "sync": self.settings.sync,
-                "on_error": self.settings.on_error,
-                "after": after,
-                "torn": file.torn or None,
-                "missing": file.missing or None,
-            }
-        )
-
     @property
     def _name(self) -> str:
         return "standard error" if self._file is None or self._file.path is None else str(self._file.path)
 
-    def _await_disk(self, seq: int) -> bool:
-        self._hurry.set()
-        with self._written:
-            self._written.wait_for(lambda: self._safe >= seq or self._blocked != "", _SYNC_PATIENCE)
-            if self._safe >= seq:
-                return True
-        with self._lock:
-            if not self._blocked:
-                self._block(f"no answer from the disk within {_SYNC_PATIENCE:g} s")
-            if not self._admit_unrecorded and self._overruled is None:
+    def _settle(self) -> None:
+        """Tell those whose record is on disk, or will not be in time; on the event loop."""
+        waiting = self._waiting
+        while waiting and (waiting[0][0] <= self._safe or self._blocked):
+            seq, future = waiting.popleft()
+            if future.done():
+                continue
+            if seq > self._safe and not self._admit_unrecorded and self._overruled is None:
                 self._overruled = seq
-        return self._admit_unrecorded
+            future.set_result(seq <= self._safe or self._admit_unrecorded)
+
+    def _tell(self) -> None:
+        with self._written:
+            self._written.notify_all()
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
+                self._loop.call_soon_threadsafe(self._settle)
 
     # The writer thread.
 
@@ -399,59 +553,86 @@ class Audit:
 
     def _drain(self, closing: bool) -> bool:
         """Write and sync what is there; False if it has to be tried again."""
+        self._writing_since = time.monotonic()
         try:
             self._flow(closing)
         except Exception as error:  # noqa: BLE001 - whatever it is, decisions must not go on unrecorded
             self._failures += 1
             with self._lock:
-                if not self._blocked:
-                    self._block(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
-            with self._written:
-                self._written.notify_all()
+                self._block(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
             return False
-        with self._lock:
-            self._unblock()
-        return True
+        else:
+            with self._lock:
+                self._unblock()
+            return True
+        finally:
+            self._writing_since = 0.0
+            self._tell()
 
     def _flow(self, closing: bool) -> None:
         file = self._file
         assert file is not None  # noqa: S101 - the thread only runs while a file is open
+        if self._already:  # what a crash left is sealed where it stands
+            self._take()
+            self._put(file)
         if file.emptied():
             self._continue("truncated", file)
         moved = file.moved()
         if self._hand:  # what could not be written before; where to is wherever the path leads now
             if moved:
-                old, self._file = file, self._open()
+                old, self._file = file, file.follow()
                 old.close()
                 file, moved = self._file, False
                 self._continue("rotated", file)
             self._put(file)
         if moved:
-            file = self._follow(file)
-        self._take("end" if closing else "", "stopped")
+            file = self._turn(file)
+        self._take("end" if closing else "")
         self._put(file)
 
-    def _take(self, mark: str, reason: str, following: LogFile | None = None) -> None:
+    def _take(self, mark: str = "", reason: str = "stopped") -> None:
+        """Seal what is pending."""
         with self._lock:
             if mark:
                 self._append(members({"kind": mark, "reason": reason}))
-            self._hand, self._pending = self._pending, bytearray()
-            self._hand_head = Head(self._chain.seq, self._chain.head)
-            if following is not None:  # in the same breath, so that no decision slips in before it
-                self._append(self._start_body("rotated", following, after=self._chain.seq))
+            lines, self._pending = self._pending, bytearray()
+        self._seal(lines)
+
+    def _seal(self, lines: bytearray) -> None:
+        assert self._file is not None  # noqa: S101 - as in `_flow`
+        lines[:0] = self._opening
+        self._opening = b""
+        for batch in portions(lines, _SEALED if self._file.regular else _UNBROKEN):
+            self._head = seal(batch, self._head, self._who, self._already)
+            self._already = b""
+            self._hand.append((bytes(batch), self._head))
+            self._hand_bytes += len(batch)
 
     def _put(self, file: LogFile) -> None:
-        file.write(self._hand)
-        file.sync(self._hand_head)
-        with self._written:
-            self._safe = self._hand_head.seq
-            self._written.notify_all()
+        while self._hand:
+            batch, head = self._hand[0]
+            file.write(batch)
+            self._stands = head
+            self._hand.popleft()
+            self._hand_bytes -= len(batch)
+        if self._safe < self._stands.seq:
+            file.sync(self._stands)
+            self._safe = self._stands.seq
+            self._tell()
 
-    def _follow(self, old: LogFile) -> LogFile:
+    def _turn(self, old: LogFile) -> LogFile:
         """End the old file, open what the path names now, and say in it which record it continues."""
-        new = self._open()
-        self._take("end", "rotated", following=new)
+        new = old.follow()
         try:
+            with self._lock:
+                self._append(members({"kind": "end", "reason": "rotated"}))
+                lines, self._pending = self._pending, bytearray()
+                # In the same breath, so that no decision slips in before the new file's first record. Its
+                # number and time are taken now, the tree it states is known when the old file is sealed.
+                opening = self._line("\0")
+                self._say_all_again()
+            self._seal(lines)
+            self._opening = opening.replace(b"\0", self._start_members("rotated", new, self._head).encode())
             self._put(old)
         except OSError:
             new.close()
@@ -461,5 +642,7 @@ class Audit:
         return new
 
     def _continue(self, reason: str, file: LogFile) -> None:
+        """Say in the middle of a file which record its first one follows."""
         with self._lock:
-            self._append(self._start_body(reason, file, after=self._safe))
+            self._say_all_again()
+            self._append(self._start_members(reason, file, self._stands))

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from heapq import merge
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from iamroles_agent.audit.verify import in_order, opened, parsed
+from iamroles_agent.audit.reading import readings
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -94,30 +96,44 @@ def moment(text: str, now: datetime | None = None) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def search(paths: Iterable[Path], query: Query) -> Iterator[dict[str, Any]]:
-    """The records that answer the query, file by file in the order in which they were written.
+def search(paths: Iterable[Path], query: Query, asides: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The records that answer the query, by time; each use of a verdict with all fields of the verdict.
 
     Lines that are no records are passed over: `audit verify` is the command that judges the log.
+
+    Args:
+        paths: files of the log, in any order.
+        query: what to look for.
+        asides: gets what the reader should know of the answer, once it is complete.
 
     Raises:
         OSError: a file cannot be read.
     """
-    for path in in_order(paths):
-        with opened(path) as stream:
-            for line in stream:
-                record = parsed(line)
-                if record is not None and query.matches(record):
-                    yield record
+    sources = readings(paths)
+    for record in merge(*sources, key=itemgetter("time")):
+        if query.matches(record):
+            yield record
+    unresolved = sum(source.unresolved for source in sources)
+    if unresolved and asides is not None:
+        asides.append(
+            f"{unresolved} uses name a verdict that stands in a file that was not given: "
+            "they were compared without its fields"
+        )
 
 
 def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """One line for people: when, verdict, who, as which role, what, where to, why."""
     for record in records:
-        if record["kind"] == "termination":
+        kind = record.get("kind", "")
+        if kind == "termination":
             what, verdict = f"connection cut: {record.get('cause', '')}", "CUT"
+        elif kind == "event":
+            about = record.get("about", {})
+            what = " ".join((record.get("event", ""), *(f"{name}={value}" for name, value in about.items())))
+            verdict = "EVENT"
         else:
             what = f"{record.get('method', '')} {record.get('host', '')}{record.get('path', '')}"
-            verdict = record.get("verdict", record["kind"]).upper()
+            verdict = record.get("verdict", kind).upper()
         role = record.get("role", "").rpartition("/")[2] or "-"
         why = record.get("reason") or record.get("rule") or ""
         detail = f" ({record['detail']})" if record.get("detail") else ""
@@ -157,8 +173,8 @@ def summary(records: Iterable[dict[str, Any]]) -> Iterator[str]:
         key = (
             record.get("principal") or "-",
             record.get("role", "").rpartition("/")[2] or "-",
-            record.get("verdict") or record["kind"],
-            record.get("reason") or record.get("rule") or record.get("cause") or "",
+            record.get("verdict") or record.get("kind", ""),
+            record.get("reason") or record.get("rule") or record.get("cause") or record.get("event") or "",
             record.get("backend") or "-",
         )
         group = groups.setdefault(key, [0, record["time"], record["time"]])

@@ -1,60 +1,93 @@
-"""One audit record: its fields, its bytes, its place in the chain.
+"""One audit record: its fields, in which order, and how much room each may take.
 
-A record is one line of ASCII JSON. Its last two members are always `prev`, the hash of the line before, and
-`hash`, the SHA-256 of every byte of the line up to the comma before `"hash"`. The bytes are hashed as they
-stand, so there is no canonical form to argue about: what is on disk is what was hashed.
+A record is one line of ASCII JSON. What was decided comes first, what the client wrote comes after it, and
+every text has a bound of its own, in bytes as they stand on disk: so whatever was sent, a line is shorter
+than 4,000 bytes with all that is added to it, no cut takes a decision's fields, and one write puts it whole
+into a pipe.
 
-A cached verdict repeats everything but the time, the sequence number, the request id, the client's port and
-the stream. So a record is built in two steps: `prepare` once for each verdict, `Chain.link` for each request,
-which formats five values and hashes one line.
+A remembered verdict is used again and again. All that its uses share is prepared once (`prepare`) and written
+once in each file; a later use is one short line that names the first by its number, `"use":4200`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
-from iamroles_agent import __version__
-from iamroles_agent.audit.redaction import redacted, shown
+from iamroles_agent.audit.redaction import shown
 from iamroles_agent.identity import Decision
 
-FORMAT = 1
-"""Version of the record format, in each chain's `start` record."""
-GENESIS = "0" * 64
-"""The `prev` of the first record of a chain that follows no other."""
-HASH_MARK = b',"hash":"'
-_sha256 = hashlib.sha256
-_NAME, _HOST, _PATH = 256, 320, 1536
-"""Bytes that a client's method or role, its host, and its path take in a record, at most."""
+FORMAT = 2
+"""Version of the record format, in each `start` record."""
 
 _SECOND = "%Y-%m-%dT%H:%M:%S"
+_ROOM = {
+    "principal": 256, "session": 128, "issuer": 64, "role": 128, "rule": 128, "backend": 128,
+    "credential": 64, "policy": 96, "src": 64, "method": 64, "host": 256,
+    "requested_role": 128, "roles": 384, "unmapped": 192, "shadow": 192, "detail": 192, "cause": 64,
+}  # fmt: skip
+"""Bytes that a text, or all texts of a list, may take on disk."""
+_USUAL = 192
+_DECISION = 3400
+"""Bytes for all members of a decision, where the path takes what the others leave."""
+_PATH = 640
+"""Bytes that the path gets whatever the others take."""
+_EVENT = 2400
+"""Bytes for all fields of an event."""
+_REQUEST = 96
+_LEAST = 64
+"""The least that `shown` can cut to."""
+
+Value = str | int | float | bool | Sequence[str] | None
+"""What a field may hold; None: it is left out."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PreparedRecord:
     """All of a record that does not change from one request with the same verdict to the next."""
 
     body: str
     """JSON members, each with a comma before it."""
+    said_in: object = None
+    """Which file has it already: a token of `log.Audit`."""
+    use: str = ""
+    """The member that names it there."""
 
 
-def members(fields: dict[str, Any]) -> str:
-    """JSON members `,"key":value` in the order given; None is left out, strings are redacted."""
-    return "".join(f",{quoted(key)}:{_value(value)}" for key, value in fields.items() if value is not None)
+def members(fields: Mapping[str, Any]) -> str:
+    """JSON members `,"key":value` in the order given; None is left out, texts are redacted and cut."""
+    return "".join(
+        f",{quoted(key)}:{_value(value, _ROOM.get(key, _USUAL))}"
+        for key, value in fields.items()
+        if value is not None
+    )
 
 
-def _value(value: Any) -> str:  # noqa: ANN401 - a JSON value
+def _value(value: Any, room: int) -> str:  # noqa: ANN401 - a JSON value
     if isinstance(value, str):
-        return quoted(redacted(value))
+        return quoted(shown(value, room))
     if isinstance(value, tuple | list):
-        return "[" + ",".join(map(_value, value)) + "]"
+        return _list(value, room)
     return json.dumps(value)
+
+
+def _list(values: Sequence[str], room: int) -> str:
+    """As many as there is room for, then how many more there were."""
+    kept: list[str] = []
+    room -= _LEAST
+    for number, value in enumerate(values):
+        text = quoted(shown(value, max(room, _LEAST)))
+        room -= len(text) + 1
+        if room < 0:
+            kept.append(f'"\\u2026[+{len(values) - number}]"')
+            break
+        kept.append(text)
+    return "[" + ",".join(kept) + "]"
 
 
 def prepare(
@@ -82,36 +115,84 @@ def prepare(
         generation: `Authenticator.generation`, the key sets' version.
         enforced: False where a whole policy is evaluated in shadow (O12).
     """
+    decided = members(
+        {
+            "kind": "decision",
+            "verdict": "allow" if decision.allow else "deny",
+            "status": decision.status,
+            "reason": None if decision.reason is None else str(decision.reason),
+            "rule": decision.rule or None,
+            "backend": decision.backend or None,
+            "role": decision.role or None,
+            "principal": decision.principal or None,
+            "session": decision.session or None,
+            "issuer": decision.issuer or None,
+            "expires": decision.expires,
+            "credential": decision.credential or None,
+            "policy": policy_version,
+            "keys": generation,
+            "enforced": None if enforced else False,
+            "shadow": decision.shadow or None,
+            "src": src,
+            "method": method,
+            "host": host,
+        }
+    )
+    beside = members(
+        {
+            "requested_role": requested_role,
+            "detail": decision.detail or None,
+            "roles": decision.roles or None,
+            "unmapped": decision.unmapped or None,
+        }
+    )
+    room = max(_PATH, _DECISION - len(decided) - len(beside))
+    return PreparedRecord(f'{decided},"path":{quoted(shown(path, room))}{beside}')
+
+
+def termination(
+    *, principal: str, session: str, role: str, src: str, backend: str, cause: str, expires: int | None
+) -> PreparedRecord:
+    """A `termination` record: a live connection that was cut, and why."""
     return PreparedRecord(
         members(
             {
-                "kind": "decision",
-                "verdict": "allow" if decision.allow else "deny",
-                "status": decision.status,
-                "reason": None if decision.reason is None else str(decision.reason),
-                "detail": decision.detail or None,
-                "principal": decision.principal or None,
-                "session": decision.session or None,
-                "issuer": decision.issuer or None,
-                "role": decision.role or None,
-                "requested_role": None if requested_role is None else shown(requested_role, _NAME),
-                "roles": decision.roles or None,
-                "unmapped": decision.unmapped or None,
-                "rule": decision.rule or None,
-                "shadow": decision.shadow or None,
-                "enforced": None if enforced else False,
+                "kind": "termination",
+                "cause": cause,
+                "backend": backend or None,
+                "role": role or None,
+                "principal": principal or None,
+                "session": session or None,
+                "expires": expires,
                 "src": src,
-                "method": shown(method, _NAME),
-                "host": shown(host, _HOST),
-                "path": shown(path, _PATH),
-                "backend": decision.backend or None,
-                "credential": decision.credential or None,
-                "expires": decision.expires,
-                "policy": policy_version,
-                "keys": generation,
             }
         )
     )
+
+
+def happened(name: str, fields: Mapping[str, Value]) -> str:
+    """The members of an `event` record: what happened beside decisions, and about what.
+
+    Fields keep their order and nest under `about`, so that their names are free. Those that no room is left
+    for are named in `cut`.
+    """
+    room, kept, cut = _EVENT, "", []
+    for key, value in fields.items():
+        member = members({key[:_LEAST]: value})
+        if len(member) > room:
+            cut.append(key)
+            continue
+        room -= len(member)
+        kept += member
+    return (
+        members({"kind": "event", "event": name}) + f',"about":{{{kept[1:]}}}' + members({"cut": cut or None})
+    )
+
+
+def request_member(request_id: str) -> str:
+    """The id as JSON. HAProxy makes it, so it is short; a long one is a client's and is cut."""
+    text = quoted(request_id)
+    return text if len(text) <= _REQUEST else quoted(shown(request_id, _REQUEST))
 
 
 def timestamp(epoch: float) -> str:
@@ -123,70 +204,3 @@ def timestamp(epoch: float) -> str:
 @lru_cache(maxsize=4)
 def _second(epoch: int) -> str:
     return time.strftime(_SECOND, time.gmtime(epoch))
-
-
-class Chain:
-    """The hash chain of one file: who comes next, and after whom. Not thread-safe.
-
-    Args:
-        worker: the number of the worker process, in each record.
-        clock: epoch seconds.
-        seq: sequence number of the last record.
-        head: hash of the last record.
-    """
-
-    def __init__(self, *, worker: int, clock: Callable[[], float], seq: int = 0, head: str = GENESIS) -> None:
-        self.seq = seq
-        self.head = head
-        self._clock = clock
-        self._tail = f',"worker":{worker},"agent":"{__version__}","prev":"'
-        self._millisecond = -1
-        self._prefix = ""
-
-    def link(
-        self,
-        buffer: bytearray,
-        body: str,
-        request_id: str | None = None,
-        src_port: int | None = None,
-        stream: int | None = None,
-    ) -> None:
-        """Append the next line of the chain to a buffer."""
-        now = self._clock()
-        millisecond = int(now * 1000)
-        if millisecond != self._millisecond:
-            self._millisecond = millisecond
-            self._prefix = f'{{"time":"{timestamp(now)}","seq":'
-        self.seq = seq = self.seq + 1
-        request = "" if request_id is None else f',"request":{_request(request_id)}'
-        port = "" if src_port is None else f',"port":{src_port}'
-        last = "" if stream is None else f',"stream":{stream}'
-        line = f'{self._prefix}{seq}{request}{port}{last}{body}{self._tail}{self.head}"'.encode()
-        self.head = head = _sha256(line).hexdigest()
-        buffer += line
-        buffer += f',"hash":"{head}"}}\n'.encode()
-
-
-def _request(request_id: str) -> str:
-    # HAProxy makes the id, so it is short; a long one is a client's and gets the full treatment.
-    return quoted(request_id if len(request_id) <= 64 else redacted(request_id))
-
-
-def termination(
-    *, principal: str, session: str, role: str, src: str, backend: str, cause: str, expires: int | None
-) -> PreparedRecord:
-    """A `termination` record: a live connection that was cut, and why."""
-    return PreparedRecord(
-        members(
-            {
-                "kind": "termination",
-                "principal": principal or None,
-                "session": session or None,
-                "role": role or None,
-                "src": src,
-                "backend": backend or None,
-                "cause": cause,
-                "expires": expires,
-            }
-        )
-    )

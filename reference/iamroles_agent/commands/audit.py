@@ -135,7 +135,7 @@ def _as_json(proof: Proof) -> str:
     "--kind",
     "kinds",
     multiple=True,
-    type=click.Choice(["decision", "termination", "policy", "start", "end", "gap"]),
+    type=click.Choice(["decision", "termination", "event", "policy", "start", "end", "gap"]),
     default=("decision", "termination"),
     help="Kinds of records.  [default: decision, termination]",
 )
@@ -163,7 +163,7 @@ def query(
 ) -> None:
     """Answer who did what, when, with which role.
 
-    Reads FILES in the order in which they were written. Does not judge them: run `audit verify` first.
+    Answers by time, each use of a verdict with all its fields. Does not judge FILES: run `audit verify` first.
     """
     asked = Query(
         who=who,
@@ -176,9 +176,12 @@ def query(
         request=request,
         kinds=frozenset(kinds),
     )
+    asides: list[str] = []
     try:
-        for line in _SHAPES[form](search(files, asked)):
+        for line in _SHAPES[form](search(files, asked, asides)):
             click.echo(line)
+        for aside in asides:
+            click.echo(f"note: {aside}", err=True)
     except OSError as error:
         raise _unreadable(error) from error
 

@@ -1,0 +1,171 @@
+"""Logs on disk, for whoever reads them: which files, in which order, which lines are records."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from iamroles_agent.audit.chain import SEALED
+
+STDIN = Path("-")
+
+Record = dict[str, Any]
+Owner = tuple[int, int]
+"""Whose file it is: number of the worker, and its turn (`log.Audit`, `takeover`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A file that was given."""
+
+    path: Path
+    owner: Owner | None
+    """None: it holds no sealed record."""
+    first: int
+    """Sequence number of its first record."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A log for reading: a file, a gzip-compressed one (`.gz`), or `-` for standard input."""
+    if path == STDIN:
+        yield sys.stdin.buffer
+    elif path.suffix == ".gz":
+        with gzip.open(path, "rb") as stream:
+            yield stream  # type: ignore[misc]  # a GzipFile reads as any binary file does
+    else:
+        with path.open("rb") as stream:
+            yield stream
+
+
+def parsed(line: bytes) -> Record | None:
+    """The record in a line; None where it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if (
+        isinstance(record, dict)
+        and type(record.get("seq")) is int
+        and isinstance(record.get("time"), str)
+        and line.endswith(b"}\n")
+    ):
+        return record
+    return None
+
+
+def owner_of(record: Record) -> Owner | None:
+    """Whose file a sealing record belongs to."""
+    worker, turn = record.get("worker"), record.get("turn", 0)
+    return (worker, turn) if type(worker) is int and type(turn) is int else None
+
+
+def in_order(paths: Iterable[Path]) -> list[Log]:
+    """The logs as they were written, whatever order a shell's glob gave: by worker, then by first record.
+
+    Head files are left out, so that `audit.jsonl*` may be given. Files without a record come last.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return sorted(
+        (_log(path) for path in dict.fromkeys(paths) if path.suffix != ".head"),
+        key=lambda log: (log.owner or (sys.maxsize, 0), log.first),
+    )
+
+
+def _log(path: Path) -> Log:
+    if path == STDIN:
+        return Log(path, None, 0)
+    first = 0
+    with opened(path) as stream:
+        for line in stream:
+            sealed = SEALED.search(line)
+            record = parsed(line) if sealed or not first else None
+            if record is None:
+                continue
+            first = first or record["seq"]
+            if sealed and (owner := owner_of(record)):
+                return Log(path, owner, first)
+    return Log(path, None, first)
+
+
+_OWN = ("time", "seq", "request", "port", "stream")
+"""Members of one use; all others belong to the verdict."""
+_SEAL = ("writer", "agent", "prev", "hash")
+"""Members that seal a batch and say nothing of the record that carries them."""
+_KEPT = 1 << 16
+"""Full records held for later uses; an older one is looked up in its file again."""
+
+
+class Reading:
+    """The records of one log's files, each with all its fields: a short line gets those of the verdict it names.
+
+    Args:
+        logs: files of one owner in their order.
+    """
+
+    def __init__(self, logs: Iterable[Log]) -> None:
+        self.unresolved = 0
+        """Uses whose verdict stands in a file that was not given; they have only what their line says."""
+        self._logs = list(logs)
+        self._verdicts: dict[int, Record] = {}
+
+    def __iter__(self) -> Iterator[Record]:
+        for log in self._logs:
+            with opened(log.path) as stream:
+                for line in stream:
+                    record = parsed(line)
+                    if record is not None:
+                        yield self._complete(record, log)
+
+    def _complete(self, record: Record, log: Log) -> Record:
+        if log.owner is not None and "writer" not in record:  # in a stream others write too
+            record["worker"] = log.owner[0]
+        for name in _SEAL:
+            record.pop(name, None)
+        use = record.pop("use", None)
+        if use is None:
+            if record.get("kind") == "decision":
+                self._keep(record["seq"], record)
+            return record
+        verdict = self._verdicts.get(use) or self._found_again(use)
+        if verdict is None:
+            self.unresolved += 1
+            return record | {"kind": "decision", "use": use}
+        own = {name: record[name] for name in _OWN if name in record}
+        return own | {name: value for name, value in verdict.items() if name not in _OWN}
+
+    def _keep(self, seq: int, record: Record) -> None:
+        self._verdicts[seq] = record
+        if len(self._verdicts) > _KEPT:
+            del self._verdicts[next(iter(self._verdicts))]
+
+    def _found_again(self, seq: int) -> Record | None:
+        mark = b'"seq":%d,' % seq
+        for log in self._logs:
+            if log.path == STDIN or log.first > seq:
+                continue
+            with opened(log.path) as stream:
+                for line in stream:
+                    if mark in line and (record := parsed(line)) and record["seq"] == seq:
+                        record = self._complete(record, log)
+                        self._keep(seq, record)
+                        return record
+        return None
+
+
+def readings(paths: Iterable[Path]) -> list[Reading]:
+    """One reading for each chain in these files.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return [Reading(logs) for _, logs in groupby(in_order(paths), key=lambda log: log.owner)]
