@@ -106,7 +106,7 @@ _KEPT = 1 << 16
 
 
 class Reading:
-    """The records of one log's files, each with all its fields: a short line gets those of the verdict it names.
+    """The records of one log's files, each with all fields: a short line gets those of the verdict it names.
 
     Args:
         logs: files of one owner in their order.

@@ -163,7 +163,8 @@ def query(
 ) -> None:
     """Answer who did what, when, with which role.
 
-    Answers by time, each use of a verdict with all its fields. Does not judge FILES: run `audit verify` first.
+    Answers by time, each use of a verdict with all its fields. Does not judge FILES: run `audit verify`
+    first.
     """
     asked = Query(
         who=who,
