@@ -35,8 +35,8 @@ _ROOM = {
 _USUAL = 192
 _DECISION = 3400
 """Bytes for all members of a decision, where the path takes what the others leave."""
-_PATH = 640
-"""Bytes that the path gets whatever the others take."""
+_PATH, _LONG_PATH = 640, 1536
+"""Bytes that the path gets whatever the others take, and at most."""
 _EVENT = 2400
 """Bytes for all fields of an event."""
 _REQUEST = 96
@@ -146,7 +146,7 @@ def prepare(
             "unmapped": decision.unmapped or None,
         }
     )
-    room = max(_PATH, _DECISION - len(decided) - len(beside))
+    room = max(_PATH, min(_LONG_PATH, _DECISION - len(decided) - len(beside)))
     return PreparedRecord(f'{decided},"path":{quoted(shown(path, room))}{beside}')
 
 
