@@ -60,7 +60,7 @@ mutant(
     kills=["GATE-FORGE-002"],
     title="takes the last of two X-IAM-Role",
     proxy=True,
-    apply=without("{ var(txn.iam_role_repeated) -m bool }"),
+    apply=without("if iam_role_repeated"),
 )
 
 

@@ -1,0 +1,525 @@
+"""What a hostile review found at the proxy's edge, on every HAProxy: hosts, queries, encodings, headers.
+
+Clients here write bytes, because what is tested is what an HTTP library would never send.
+"""
+
+import json
+import random
+import re
+import subprocess
+
+import puppet_gate
+import pytest
+from puppet_gate import (
+    POLICY,
+    YES,
+    Answer,
+    all_asked,
+    ask,
+    asked,
+    connect,
+    fields_of,
+    h2,
+    h2_exchange,
+    puppet_spec,
+    raw,
+)
+
+from iamroles_agent.policy.load import load_text
+from iamroles_agent.policy.render import Settings, configuration, write
+from iamroles_scenarios.stage.images import Images
+
+world = puppet_gate.world
+AUTH = f"Authorization: Puppet {json.dumps(YES)}"
+
+
+def send(world, *lines):
+    with connect(world) as connection:
+        connection.sendall("\r\n".join([*lines, AUTH, "Connection: close", "", ""]).encode("latin-1"))
+        return Answer(connection)
+
+
+def record_of(world, accept):
+    return world.haproxy.wait_log(accept)
+
+
+# --- the host -------------------------------------------------------------------------------------------
+
+NO_ONE_HOST = [
+    ("GET http://admin.example.com/pub HTTP/1.0",),
+    ("GET http://admin.example.com/pub HTTP/1.1",),
+    ("GET http://admin.example.com/pub HTTP/1.1", "Host:"),
+    ("GET http://admin.example.com/pub HTTP/1.0", "Host: "),
+    ("GET http://admin.example.com/pub HTTP/1.0", "Host: public.example.com"),
+    ("GET http://admin.example.com/pub HTTP/1.1", "Host: public.example.com"),
+    ("GET http://public.example.com@admin.example.com/pub HTTP/1.1", "Host: admin.example.com"),
+    ("GET http://admin.example.com@public.example.com/pub HTTP/1.1", "Host: public.example.com"),
+    ("GET http:///pub HTTP/1.1", "Host: admin.example.com"),
+    ("GET http:///pub HTTP/1.1", "Host:"),
+    ("GET http://admin.example.com?x=/pub HTTP/1.1", "Host: admin.example.com"),
+    ("GET /pub HTTP/1.0",),
+    ("GET /pub HTTP/1.1",),
+    ("GET /pub HTTP/1.1", "Host:"),
+    ("GET /pub HTTP/1.0", "Host: \t"),
+    ("GET /pub HTTP/1.1", "Host: a.example", "Host: b.example"),
+]
+
+
+@pytest.mark.parametrize("lines", NO_ONE_HOST, ids=" ".join)
+def test_a_request_without_one_host_reaches_nobody(world, lines):
+    before = all_asked(world)
+
+    assert send(world, *lines).status == 400
+    assert all_asked(world) == before
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("target", ["/host/none", "http://admin.example.com/host/none"])
+def test_the_record_says_that_the_host_was_the_reason(world, version, target):
+    path = f"/host/none/{version}/{len(target)}"
+    answer = send(world, f"GET {target.replace('/host/none', path)} HTTP/{version}")
+
+    assert answer.challenge == 'Bearer realm="iam", error="invalid_request"'
+    assert record_of(world, lambda line: line["path"] == path)["reason"] == "host_ambiguous"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("host", ["api.example", "API.example", "api.example:80"])
+def test_an_absolute_target_goes_on_as_a_path_with_its_host(world, version, host):
+    answer = send(world, f"GET http://api.example/orders/1?q=%zz&r=%%32 HTTP/{version}", f"Host: {host}")
+
+    assert answer.status == 200
+    assert answer.echo["path"] == "/orders/1?q=%zz&r=%%32"
+    assert answer.header("host") == [host]
+    assert asked(world, answer.header("x-iam-request-id")[0])["host"] == host
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        fields_of("/pub", authority=None),
+        fields_of("/pub", authority=""),
+        fields_of("/pub", authority="", headers=[("host", "admin.example.com")]),
+        fields_of("/pub", authority="public.example.com@admin.example.com"),
+        fields_of("/pub", authority=None, headers=[("host", "")]),
+    ],
+    ids=["none", "empty", "empty-beside-host", "user", "empty-host"],
+)
+def test_http2_without_one_host_reaches_nobody(world, fields):
+    before = all_asked(world)
+
+    assert h2_exchange(world, fields)[0] in (400, 0)
+    assert all_asked(world) == before
+
+
+@pytest.mark.parametrize(
+    ("authority", "headers"),
+    [("api.example", ()), ("api.example", [("host", "other.example")]), (None, [("host", "api.example")])],
+)
+def test_over_http2_the_server_gets_the_host_that_was_judged(world, authority, headers):
+    status, body = h2_exchange(world, fields_of(authority=authority, headers=headers))
+    got = dict(json.loads(body)["headers"])
+
+    assert status == 200
+    assert got["host"] == "api.example"
+    assert asked(world, got["x-iam-request-id"])["host"] == "api.example"
+
+
+def test_a_host_is_judged_whole(world):
+    """Some releases let a list pass; the agent must see what the server will see."""
+    answer = send(world, "GET /orders HTTP/1.1", "Host: admin.example.com, api.example")
+
+    if answer.status != 400:
+        assert answer.header("host") == ["admin.example.com, api.example"]
+        request = answer.header("x-iam-request-id")[0]
+        assert asked(world, request)["host"] == "admin.example.com, api.example"
+
+
+# --- lengths --------------------------------------------------------------------------------------------
+
+LIMITS = {"path": 4096, "host": 260, "method": 32, "role": 640}
+
+
+def of_length(what, length, mark):
+    """A request whose one text has this length."""
+    path, host, method, role = f"/{mark}", "api.example", "GET", "reader"
+    if what == "path":
+        path += "/" + "a" * (length - len(path) - 1)
+    elif what == "host":
+        host = "h" * length
+    elif what == "method":
+        method = "M" * length
+    else:
+        role = "r" * length
+    return [f"{method} {path} HTTP/1.1", f"Host: {host}", f"X-IAM-Role: {role}"]
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_a_text_of_the_limit_passes_and_one_byte_more_does_not(world, what):
+    before = None
+    assert send(world, *of_length(what, LIMITS[what], f"limit-{what}")).status == 200
+    before = all_asked(world)
+    over = send(world, *of_length(what, LIMITS[what] + 1, f"over-{what}"))
+
+    assert over.status == 400
+    assert all_asked(world) == before
+    record = record_of(world, lambda line: line["path"].startswith(f"/over-{what}"))
+    assert record["reason"] == "text_too_long"
+
+
+def test_a_path_is_measured_as_it_is_forwarded(world):
+    assert ask(world, "/" + "%61" * 4095).status == 200
+    assert ask(world, "/" + "%61" * 4096).status == 400
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_whatever_a_client_sends_the_record_is_json_that_says_the_decision(world, what):
+    """8.5 kB of quotes, which JSON doubles; the decision stands before any of them."""
+    mark = f"flood-{what}"
+    lines = of_length(what, 50, mark)
+    text = '"' * 8500
+    swollen = {
+        "path": [f"GET /{mark}/{text} HTTP/1.1", *lines[1:]],
+        "host": [lines[0], "Host: " + "h" * 8500, lines[2]],
+        "method": ["M" * 8500 + f" /{mark} HTTP/1.1", *lines[1:]],
+        "role": [*lines[:2], f"X-IAM-Role: {text}"],
+    }[what]
+    assert send(world, *swollen).status == 400
+    asked_after = ask(world, f"/after/{mark}").header("x-iam-request-id")[0]
+    record_of(world, lambda line: line["request_id"] == asked_after)
+
+    found = [
+        line for line in world.haproxy.logs().splitlines() if f"/{mark}" in line and "/after" not in line
+    ]
+    assert found
+    for line in found:
+        assert len(line) < 4096
+        assert json.loads(line)["status"] == 400
+        assert line.index('"status"') < line.index('"reason"') < line.index('"principal"') < 600
+        assert (
+            line.index('"principal"') < line.index('"method"') < line.index('"host"') < line.index('"path"')
+        )
+
+
+# --- tokens in a path or a query ------------------------------------------------------------------------
+
+HEADER = "eyAiYWxnIjogIlJTMjU2IiB9"  # JSON that begins with a space: not "eyJ"
+PAYLOAD = "eyAic3ViIjogImFsaWNlIiwgImV4cCI6IDE3MDAwMDAwMDB9"
+SIGNATURE = "c2lnbmF0dXJl" * 8
+TOKEN = f"{HEADER}.{PAYLOAD}.{SIGNATURE}"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"/login/{TOKEN}",
+        f"/login/{TOKEN}/x",
+        f"/login/x={TOKEN}",
+        f"/{TOKEN}/{TOKEN}",
+        f"/login/{HEADER}%2E{PAYLOAD}%2e{SIGNATURE}",
+        f"/login/%65{TOKEN[1:]}",
+        f"/login/{TOKEN}.{SIGNATURE}.{SIGNATURE}",
+        f"/login/{'a' * 980}/{TOKEN}",
+        f"/login//{TOKEN}",
+        f"/login/%zz{TOKEN}",
+        f"/login?access_token={TOKEN}",
+        f"/login/%41?access_token={TOKEN}",
+        f"/login//?access_token={TOKEN}",
+        f"http://api.example/login/{TOKEN}?id_token={TOKEN}",
+    ],
+)
+def test_a_token_in_the_target_is_not_in_the_record(world, target):
+    before = len(world.haproxy.logs())
+    answer = ask(world, target)
+    marker = ask(world, "/token/marker").header("x-iam-request-id")[0]
+    record_of(world, lambda line: line["request_id"] == marker)
+    logged = world.haproxy.logs()
+
+    assert answer.status in (200, 400)
+    assert "/login" in logged[-min(len(logged) - before, len(logged)) :] or "/login" in logged
+    for part in (HEADER[1:], PAYLOAD, SIGNATURE[:24]):
+        assert part not in logged
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/assets/application.min.js",
+        "/orders/2026-11-25/report.final.pdf",
+        "/org.springframework.boot/actuator.health.groups",
+        "/downloads/haproxy-iam-roles-1.2.3.tar.gz",
+    ],
+)
+def test_a_path_that_is_no_token_is_recorded_as_sent(world, path):
+    ask(world, path)
+
+    assert record_of(world, lambda line: line["path"] == path)["status"] == 200
+
+
+# --- queries --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/orders", "/%6frders", "/orders/caf%c3%a9"])
+@pytest.mark.parametrize(
+    "query",
+    ["", "?", "?x=%zz%%32%65", "?%61=%2e%7e", "??", "?a?b=%3f", "?%", "?next=//%2e%2e/x;y\\z", "?'\"<>`{}|^"],
+)
+def test_a_query_travels_byte_for_byte(world, path, query):
+    answer = ask(world, path + query)
+
+    assert answer.status == 200
+    assert answer.echo["path"].removeprefix("/orders").removeprefix("/caf%C3%A9") == query
+
+
+# --- OPTIONS * ------------------------------------------------------------------------------------------
+
+
+def test_options_of_the_server_itself_are_refused(world):
+    before = all_asked(world)
+
+    assert h2(world, "*", method="OPTIONS") in (400, 0)
+    assert ask(world, "*", method="OPTIONS").status == 400
+    assert all_asked(world) == before
+
+
+def test_options_of_a_path_are_judged(world):
+    assert h2(world, "/orders", method="OPTIONS") == 200
+    assert ask(world, "/", method="OPTIONS").status == 200
+    assert h2(world, "/") == 200
+
+
+# --- encodings ------------------------------------------------------------------------------------------
+
+BLANKS = "\u0020\u0085\u00a0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+MASKS = "\uff0e\uff0f\uff3c\uff1b\uff05\u2024\u2025\ufe52\ufe54\ufe68\ufe6a\ufe14\ufe30\u037e"
+MASKS += "\u2100\u2101\u2105\u2106"
+
+
+def encoded(text):
+    return "".join(f"%{byte:02X}" for byte in (text if isinstance(text, bytes) else text.encode()))
+
+
+@pytest.mark.parametrize("blank", BLANKS, ids=lambda blank: f"U+{ord(blank):04X}")
+def test_a_blank_at_the_edge_of_a_segment_is_refused_and_inside_it_is_not(world, blank):
+    there = encoded(blank)
+
+    for path in (
+        f"/..{there}",
+        f"/..{there}/x",
+        f"/a/{there}..",
+        f"/{there}",
+        f"/a/{there}/b",
+        f"/a{there}/b",
+    ):
+        assert ask(world, path).status == 400, path
+        assert ask(world, path.lower()).status == 400, path
+    assert ask(world, f"/a{there}b/c").status == 200
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"U+{ord(mask):04X}")
+def test_a_letter_that_folds_into_a_delimiter_is_refused(world, mask):
+    assert ask(world, f"/orders/{encoded(mask)}").status == 400
+    assert ask(world, f"/orders/a{encoded(mask).lower()}b").status == 400
+
+
+def judged(text):
+    """What the rule says of a path of encoded bytes: these are UTF-8, or they are refused."""
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        return 400
+    parts = decoded.split("/")
+    blank = any(part != part.strip() or part.strip("\ufeff") != part for part in parts)
+    return 400 if blank or set(decoded) & set(MASKS) else 200
+
+
+def test_the_rules_for_utf8_agree_with_a_decoder(world):
+    """Every first byte with every kind of what may follow, and 1,500 random runs; failures name the seed."""
+    tails = [
+        b"",
+        b"a",
+        b"\x80",
+        b"\xbf",
+        b"\x80\x80",
+        b"\xbf\xbf",
+        b"\x80\x80\x80",
+        b"\x8f\xbf\xbf",
+        b"\x90\x80\x80",
+    ]
+    tails += [b"\x9f\xbf", b"\xa0\x80", b"\x80a", b"\x80\x80\x80\x80", b"\xa0\x80\xc3\xa9", b"\xc3"]
+    cases = [bytes([first]) + tail for first in range(0x80, 0x100) for tail in tails]
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    kinds = [
+        b"a",
+        b"\xc3\xa9",
+        b"\xe2\x82\xac",
+        b"\xf0\x9f\x98\x80",
+        b"\xed\x9f\xbf",
+        b"\xef\xbf\xbd",
+        b"\x80",
+        b"\xff",
+    ]
+    cases += [
+        b"".join(chance.choice(kinds) for _ in range(chance.randrange(1, 9)))[: chance.randrange(1, 20)]
+        for _ in range(1500)
+    ]
+    wrong = []
+    connection = connect(world)
+    for case in cases:
+        connection.sendall(raw("/" + encoded(case) + chance.choice(["", "/x", "x"])))
+        try:
+            status = Answer(connection).status
+        except ConnectionError:
+            status = 0
+        if status != judged(case):
+            wrong.append((case, status))
+        if status != 200:
+            connection.close()
+            connection = connect(world)
+    connection.close()
+
+    assert wrong == [], f"seed {seed}"
+
+
+# --- headers that speak of the client -------------------------------------------------------------------
+
+SPOKEN = [
+    "Forwarded",
+    "X-Forwarded",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Prefix",
+    "X_Forwarded_For",
+    "X-Forwarded_User",
+    "X-Real-IP",
+    "x_real_ip",
+    "X-Remote-User",
+    "Remote-User",
+    "REMOTE_USER",
+]
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_a_client_cannot_say_whom_it_speaks_for(world, name):
+    answer = ask(world, headers=[f"{name}: 10.9.8.7", f"{name}: forged"])
+
+    assert answer.status == 200
+    assert not re.search("forged|10.9.8.7", answer.body.decode())
+
+
+def test_names_that_only_look_alike_pass(world):
+    answer = ask(
+        world, headers=["X-Forwardedness: 1", "Not-Forwarded: 2", "X-Real-IPv: 3", "Remote-Users: 4"]
+    )
+
+    for name, value in (("x-forwardedness", "1"), ("not-forwarded", "2"), ("x-real-ipv", "3")):
+        assert answer.header(name) == [value]
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (
+            "x-forwarded",
+            {"x-forwarded-for": r"[0-9.]+", "x-forwarded-proto": "http", "x-forwarded-host": "api.example"},
+        ),
+        ("forwarded", {"forwarded": r"for=[0-9.]+;proto=http"}),
+    ],
+)
+def test_the_gate_says_it_where_the_operator_wants(world, choice, said):
+    with world.stage.world(puppet_spec(), POLICY, settings={"IAM_FORWARDED": choice}) as own:
+        answer = ask(own, headers=[f"{name}: forged" for name in SPOKEN])
+
+    assert "forged" not in answer.body.decode()
+    for name, pattern in said.items():
+        (value,) = answer.header(name)
+        assert re.fullmatch(pattern, value)
+
+
+# --- upgrades -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Upgrade: websocket"],
+        ["Upgrade: websocket", "Connection: keep-alive"],
+        ["Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__"],
+        ["Upgrade: other, h2c", "Connection: Upgrade"],
+        ["Upgrade: TLS/1.0", "Connection: Upgrade"],
+    ],
+    ids=lambda headers: " ".join(headers[:2]),
+)
+def test_an_upgrade_is_passed_on_only_as_asked_and_only_to_a_websocket(world, headers):
+    answer = ask(world, headers=headers)
+
+    assert answer.status == 200
+    assert answer.header("upgrade") == []
+    assert "upgrade" not in "".join(answer.header("connection")).lower()
+
+
+def test_the_operator_names_the_upgrades(world):
+    with world.stage.world(puppet_spec(), POLICY, settings={"IAM_UPGRADES": "websocket other"}) as own:
+        answer = ask(own, headers=["Connection: x-iam-role, UPGRADE", "Upgrade: other"])
+
+    assert answer.header("connection") == ["upgrade"]
+    assert answer.header("upgrade") == ["other"]
+
+
+# --- the files themselves -------------------------------------------------------------------------------
+
+CHOICES = {
+    "plain": (Settings(("127.0.0.1:9901",)), {}),
+    "more": (
+        Settings(("10.0.0.1:9901", "unix:/run/agent.sock"), bind=":8080", realm="edge", maxconn=100),
+        {},
+    ),
+    "x-forwarded": (Settings(("127.0.0.1:9901",)), {"IAM_FORWARDED": "x-forwarded"}),
+    "forwarded": (Settings(("127.0.0.1:9901",)), {"IAM_FORWARDED": "forwarded", "IAM_THREADS": "2"}),
+}
+
+
+def check_files(kind, haproxy, directory, env, engine):
+    """Exit status of `haproxy -c -dW` with no environment but this, and what it said."""
+    words = ["haproxy", "-c", "-dW", "-f", "/c/haproxy.cfg", "-f", "/c/iam-routes.cfg"]
+    if kind == "processes":
+        words = [haproxy, *(word.replace("/c/", f"{directory}/") for word in words[1:])]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stdout + done.stderr
+    box = engine().containers.create(
+        Images(engine()).haproxy(haproxy), words, environment=env, volumes={str(directory): {"bind": "/c"}}
+    )
+    try:
+        box.start()
+        return box.wait(timeout=60)["StatusCode"], box.logs().decode()
+    finally:
+        box.remove(force=True)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("place", puppet_gate.places())
+def test_the_files_are_taken_without_a_warning_and_without_an_environment(place, choice, tmp_path, request):
+    kind, haproxy = place
+    settings, env = CHOICES[choice]
+    policy = {**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}
+    write(configuration(load_text(json.dumps(policy), "json"), settings), tmp_path)
+
+    status, said = check_files(kind, haproxy, tmp_path, env, lambda: request.getfixturevalue("engine"))
+
+    assert status == 0, said
+    assert "WARNING" not in said
+
+
+@pytest.mark.parametrize("place", puppet_gate.places())
+def test_a_choice_that_does_not_exist_is_an_error(place, tmp_path, request):
+    kind, haproxy = place
+    policy = {**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}
+    write(configuration(load_text(json.dumps(policy), "json"), CHOICES["plain"][0]), tmp_path)
+    env = {"IAM_FORWARDED": "yes"}
+
+    status, said = check_files(kind, haproxy, tmp_path, env, lambda: request.getfixturevalue("engine"))
+
+    assert status == 1
+    assert "IAM_FORWARDED must be none, x-forwarded or forwarded" in said
