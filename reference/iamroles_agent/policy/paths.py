@@ -3,8 +3,8 @@
 Why so strict: the agent judges a string, the proxy forwards a string, and the backend resolves a string.
 Every known bypass lives where two of the three read it differently: `/orders/%2e%2e/admin` is below
 `/orders` to a plain comparison and is `/admin` to a server that decodes; `/admin;x` is another segment here
-and `/admin` to a servlet container. A path that could be read in two ways is therefore not repaired but
-refused. The only things repaired are those on which RFC 3986 section 6.2.2 lets nobody differ: the case of
+and `/admin` to a servlet container; `%C0%AE` is no text here and a dot to a lax decoder; `..%20` is a name here
+and `..` to a server that trims. A path that could be read in two ways is therefore not repaired but refused. The only things repaired are those on which RFC 3986 section 6.2.2 lets nobody differ: the case of
 hex digits and the encoding of unreserved characters, and HAProxy's `normalize-uri` does the same to what
 it forwards.
 """
@@ -12,6 +12,7 @@ it forwards.
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote_to_bytes
 
 from iamroles_agent.reasons import Reason, Refusal
 
@@ -59,6 +60,8 @@ def canonical(path: str) -> str:
         raise _ambiguous("holds a dot segment")
     if "" in parts[:-1]:
         raise _ambiguous("holds an empty segment")
+    if _TEXT.search(decoded):
+        _check_text(decoded)
     return decoded
 
 
@@ -77,6 +80,27 @@ def _decoded(path: str) -> str:
     if len(digits) < 2 or digits.strip(_HEX):
         raise _ambiguous("has broken percent-encoding")
     raise _ambiguous(f"holds an encoded delimiter or control byte, %{digits.upper()}")
+
+
+def _check_text(decoded: str) -> None:
+    """Look at what the escapes spell.
+
+    Raises:
+        Refusal: `path_ambiguous`.
+    """
+    try:
+        text = unquote_to_bytes(decoded).decode("utf-8")
+    except UnicodeDecodeError:
+        raise _ambiguous("is not UTF-8") from None
+    if _FOLDS.search(text):
+        raise _ambiguous("holds a letter that folds into a delimiter or a dot")
+    for part in text.split("/"):
+        if part and (_is_blank(part[0]) or _is_blank(part[-1])):
+            raise _ambiguous("holds a segment that begins or ends with a blank")
+
+
+def _is_blank(letter: str) -> bool:
+    return letter.isspace() or letter == "\ufeff"
 
 
 def _ambiguous(what: str) -> Refusal:

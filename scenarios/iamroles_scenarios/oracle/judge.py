@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 Policy = Mapping[str, Any]
 Rule = Mapping[str, Any]
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _REFUSED_ENCODED = frozenset({*range(0x20), 0x7F, ord("/"), ord("\\"), ord(";")})
+_BLANKS = " \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_FORBIDDEN_LETTERS = frozenset("./\\;%")
 _HEX = frozenset("0123456789abcdefABCDEF")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -207,9 +211,26 @@ def _decode(part: str) -> str | None:
         if byte in _REFUSED_ENCODED:
             return None
         out, at = out + (chr(byte) if byte in _UNRESERVED else f"%{byte:02X}"), at + 3
+    if not _is_plain_text(out):
+        return None
     # A `%25` that two hex digits follow would decode twice; `%25%32%65` is one too, its digits decoded.
     after = [text[:2] for text in out.split("%25")[1:]]
     return None if any(len(two) == 2 and set(two) <= _HEX for two in after) else out
+
+
+def _is_plain_text(part: str) -> bool:
+    """Whether what a segment's escapes spell is UTF-8 without outer blanks and without a delimiter in disguise."""
+    try:
+        text = unquote(part, errors="strict")
+    except UnicodeDecodeError:
+        return False
+    if text.strip(_BLANKS) != text:
+        return False
+    for letter in text:
+        folded = unicodedata.normalize("NFKC", letter)
+        if folded != letter and (folded in (".", "..") or set(folded) & (_FORBIDDEN_LETTERS - {"."})):
+            return False
+    return True
 
 
 def arn(text: str) -> str | None:
