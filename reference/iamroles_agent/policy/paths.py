@@ -3,8 +3,9 @@
 Why so strict: the agent judges a string, the proxy forwards a string, and the backend resolves a string.
 Every known bypass lives where two of the three read it differently: `/orders/%2e%2e/admin` is below
 `/orders` to a plain comparison and is `/admin` to a server that decodes; `/admin;x` is another segment here
-and `/admin` to a servlet container; `%C0%AE` is no text here and a dot to a lax decoder; `..%20` is a name here
-and `..` to a server that trims. A path that could be read in two ways is therefore not repaired but refused. The only things repaired are those on which RFC 3986 section 6.2.2 lets nobody differ: the case of
+and `/admin` to a servlet container; `%C0%AE` is no text here and a dot to a lax decoder; `..%20` is a name
+here and `..` to a server that trims. A path that could be read in two ways is therefore not repaired but
+refused. The only things repaired are those on which RFC 3986 section 6.2.2 lets nobody differ: the case of
 hex digits and the encoding of unreserved characters, and HAProxy's `normalize-uri` does the same to what
 it forwards.
 """
@@ -22,6 +23,13 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _DOUBLE = re.compile(r"%25[0-9A-Fa-f]{2}")
 _FORBIDDEN_ENCODED = frozenset({0x2F, 0x5C, 0x3B, 0x7F, *range(0x20)})
 _FORBIDDEN_PLAIN = re.compile(r"[^\x21-\x7e]|[;\\#?]")
+_TEXT = re.compile(r"%(?:[89A-F]|20)")
+"""What makes a closer look at the decoded text necessary."""
+_FOLDS = re.compile(
+    "[\u037e\u2024\u2025\u2100\u2101\u2105\u2106\ufe14\ufe30\ufe52\ufe54\ufe68\ufe6a"
+    "\uff05\uff0e\uff0f\uff1b\uff3c]"
+)
+"""Letters of which Unicode's compatibility forms (NFKC) make `.`, `..`, `;`, `%`, `\\` or a text with `/`."""
 _HEX = "0123456789ABCDEFabcdef"
 # What each pair of digits stands for, looked up: a path may be nothing but triplets, and a call of a function
 # for each costs ten times as much.

@@ -15,8 +15,8 @@ Rule = Mapping[str, Any]
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _REFUSED_ENCODED = frozenset({*range(0x20), 0x7F, ord("/"), ord("\\"), ord(";")})
-_BLANKS = " \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
-_FORBIDDEN_LETTERS = frozenset("./\\;%")
+_BLANKS = " \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
+_DELIMITERS = frozenset("/\\;%")
 _HEX = frozenset("0123456789abcdefABCDEF")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -219,7 +219,7 @@ def _decode(part: str) -> str | None:
 
 
 def _is_plain_text(part: str) -> bool:
-    """Whether what a segment's escapes spell is UTF-8 without outer blanks and without a delimiter in disguise."""
+    """Whether a segment spells UTF-8, without outer blanks and without a delimiter in disguise."""
     try:
         text = unquote(part, errors="strict")
     except UnicodeDecodeError:
@@ -228,7 +228,7 @@ def _is_plain_text(part: str) -> bool:
         return False
     for letter in text:
         folded = unicodedata.normalize("NFKC", letter)
-        if folded != letter and (folded in (".", "..") or set(folded) & (_FORBIDDEN_LETTERS - {"."})):
+        if folded != letter and (folded in (".", "..") or set(folded) & _DELIMITERS):
             return False
     return True
 
