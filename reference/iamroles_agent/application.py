@@ -1,8 +1,8 @@
 """One worker's parts, put together: policy, credentials, audit, metrics, gate; and how they reload.
 
-A reload is all or nothing (O13). The new file is read and compiled first; only when nothing can fail any more
-do policy, issuers and memory change, in one step of the event loop. A bad file changes nothing, and the line
-that answers SIGHUP says where it is wrong.
+A reload is all or nothing (RELOAD-BAD-001). The new file is read and compiled first; only when nothing can
+fail any more do policy, issuers and memory change, in one step of the event loop. A bad file changes nothing,
+and the line that answers SIGHUP says where it is wrong.
 """
 
 from __future__ import annotations

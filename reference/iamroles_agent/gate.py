@@ -112,7 +112,7 @@ class Gate:
         return len(self._state.young) + len(self._state.old)
 
     def replace(self, policy: Policy, authenticator: Authenticator) -> None:
-        """Put a new policy in force at once; nothing remembered survives (O13)."""
+        """Put a new policy in force at once; nothing remembered survives (RELOAD-ALL-001)."""
         self._state = _State(policy, authenticator, authenticator.generation)
 
     def recall(self, key: bytes, context: Context) -> bytes | None:

@@ -20,7 +20,7 @@ _ROLE_ARN = re.compile(
 
 @dataclass(frozen=True, slots=True, order=True)
 class RoleArn:
-    """An IAM role, canonical: partition, 12-digit account, name; case-sensitive (requirement A11).
+    """An IAM role, canonical: partition, 12-digit account, name; case-sensitive (PRINCIPAL-ARN-003).
 
     A role's path is dropped, because STS loses it: an assumed-role ARN never has one. A path with a colon
     is refused: `role/a,arn:aws:iam::…:saml-provider/b`, the pair that SAML makes, would be a role named b.
@@ -59,7 +59,7 @@ class Identity(NamedTuple):
     """The issuer's or STS endpoint's `name` in the policy."""
     principal: str
     session: str
-    """An audit label (`jti`, session name); never authorises (A13)."""
+    """An audit label (`jti`, session name); never authorises (PRINCIPAL-SESSION-001)."""
     roles: tuple[RoleArn, ...]
     """All roles of the credential, canonical, each once, in their order."""
     not_after: int
@@ -113,9 +113,9 @@ class Decision:
     roles: tuple[str, ...] = ()
     """All roles of the credential, for the audit line."""
     unmapped: tuple[str, ...] = ()
-    """Roles of the credential that the policy does not know (O1: recorded)."""
+    """Roles of the credential that the policy does not know; recorded."""
     shadow: tuple[str, ...] = field(default=())
-    """Ids of shadow rules that would have changed the verdict (O12)."""
+    """Ids of shadow rules that would have changed the verdict (SHADOW-RECORD-001)."""
 
     @property
     def status(self) -> int:

@@ -61,7 +61,7 @@ class Metrics:
         self.allowed = 0
         self.refused: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.shadowed = 0
-        """Decisions that a shadow rule would have changed (O12)."""
+        """Decisions that a shadow rule would have changed (SHADOW-RECORD-001)."""
         self.buckets = [0] * (len(BUCKETS) + 1)
         self.seconds = 0.0
         self.verdict_hits = self.verdict_misses = 0
@@ -98,7 +98,7 @@ class Metrics:
         self.reloads["accepted"] += 1
 
     def policy_rejected(self) -> None:
-        """Count a policy that was turned down; the old one stays (O13)."""
+        """Count a policy that was turned down; the old one stays (RELOAD-BAD-001)."""
         self.reloads["rejected"] += 1
 
     def terminated(self, cause: str) -> None:

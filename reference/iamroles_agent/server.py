@@ -220,7 +220,7 @@ class _Peer(asyncio.Protocol):
             self._regulate()
 
     def eof_received(self) -> bool:
-        """Half-closed: what was asked is still answered (requirement 63)."""
+        """Half-closed: what was asked is still answered (SPOP-BYE-005)."""
         self._eof = True
         return bool(self._pending) and not self._ending
 

@@ -5,8 +5,9 @@ knows, and one that it never saw, each of them once. The issuer is a real local 
 Three kinds of spell alternate, so that all see the same machine: quiet, storm, and as many forged tokens of a
 known kid, which cost the agent work but no fetch, so that what is due to the refresh can be told from load.
 
-What must hold (J13): at most one fetch in each cooldown, and a p99 of good tokens within twice its quiet
-value. The second is only worth something where the agent and this program have a core each for themselves.
+What must hold (JWKS-STORM-001): at most one fetch in each cooldown, and a p99 of good tokens within
+twice its quiet value. The second is only worth something where the agent and this program have a core each
+for themselves.
 """
 
 from __future__ import annotations

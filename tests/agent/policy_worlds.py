@@ -80,7 +80,7 @@ def numbered(prefix: str, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def worlds(
     grants: int = 5, denies: int = 3, *, consistent: bool = True, shadow: bool = False, narrow: bool = False
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """Configurations as data. Consistent: the backend follows from the path, so that O8 never objects."""
+    """Configurations as data. Consistent: the backend follows from the path, so that no grants conflict."""
     flag = st.booleans() if shadow else st.just(False)
     grant = st.fixed_dictionaries(
         {
@@ -127,7 +127,7 @@ def matches(rule: Any, request: Request, *, deny: bool) -> bool:
         return False
     if rule.hosts:
         if not request.host or " " in request.host:
-            return_deny = deny  # O6: cannot be told
+            return_deny = deny  # DENY-ERROR-001: cannot be told
             if not return_deny:
                 return False
         elif not any(_host(pattern, request.host) for pattern in rule.hosts):

@@ -1,4 +1,4 @@
-"""The decision: worked examples, agreement with a slow reading of the specification, laws of O1 to O12."""
+"""The decision: worked examples, agreement with a slow reading of the specification, laws of order."""
 
 from __future__ import annotations
 

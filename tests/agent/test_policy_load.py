@@ -1,4 +1,4 @@
-"""A bad file is refused with every problem at once: file, line, key, what is wrong, what to do (O13)."""
+"""A bad file is refused with every problem at once: file, line, key, what is wrong, what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims: J7 to J10, A16 to A20, with exact boundaries on an injected clock."""
+"""Claims (JWT-EXP to JWT-AT, OUTBOUND), with exact boundaries on an injected clock."""
 
 from __future__ import annotations
 

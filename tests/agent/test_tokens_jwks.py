@@ -1,4 +1,4 @@
-"""The key cache (J12 to J15) against a real HTTP server that counts what it is asked."""
+"""The key cache (JWKS) against a real HTTP server that counts what it is asked."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ async def test_ten_thousand_random_kids_cause_one_fetch_and_good_tokens_do_not_n
 
 @pytest.mark.parametrize("cooldown", ["10s", "1h"])
 async def test_a_key_rotated_right_after_a_fetch_is_accepted_at_once(server, cooldown):
-    """The trap of J13: a cooldown that starts at each successful fetch would refuse it."""
+    """The trap of JWKS-FETCH-001: a cooldown that starts at each successful fetch would refuse it."""
 
     async with running(config(server, cooldown=cooldown)) as agent:
         assert await reason(agent, old(iss=server.url)) == ""

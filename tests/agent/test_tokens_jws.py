@@ -1,4 +1,4 @@
-"""Form and signature: J1 to J6, J11; published vectors of RFC 7515, 7520 and 8037."""
+"""Form and signature (JWT-ALG to JWT-SIZE); published vectors of RFC 7515, 7520 and 8037."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-signed GetCallerIdentity (A1 to A15), signed by botocore, against a server that checks SigV4."""
+"""Pre-signed GetCallerIdentity (STS), signed by botocore, against a server that checks SigV4."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def reason(agent: Authenticator, header: str) -> str:
         refused = refusal
     else:
         return ""
-    assert TOKEN not in refused.detail  # A15
+    assert TOKEN not in refused.detail  # PRINCIPAL-SECRET-001
     assert SECRET not in refused.detail
     return str(refused.reason)
 

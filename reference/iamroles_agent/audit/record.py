@@ -113,7 +113,7 @@ def prepare(
         requested_role: the value of `X-IAM-Role`.
         policy_version: `Policy.version`.
         generation: `Authenticator.generation`, the key sets' version.
-        enforced: False where a whole policy is evaluated in shadow (O12).
+        enforced: False where a whole policy is evaluated in shadow (SHADOW-RECORD-001).
     """
     decided = members(
         {

@@ -28,7 +28,7 @@ from iamroles_agent.reasons import Refusal
 ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
-"""Signatures that an issuer may be pinned to (J1): none of them is keyed by a shared secret."""
+"""Signatures that an issuer may be pinned to (JWT-ALG-002): none of them is keyed by a shared secret."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}", re.ASCII)
@@ -370,7 +370,7 @@ def _nearest(name: str, known: frozenset[str], table: str) -> str:
 
 
 def _conflicts(sound: Sound) -> Iterator[Fault]:
-    """O8: grants of equal specificity that could match one request and name different backends.
+    """POLICY-CONFLICT-001: equal grants that could match one request and name different backends.
 
     Both match one request, so equal specificity means the same path and match: only such pairs are tried.
     """

@@ -1,4 +1,4 @@
-"""A policy ready to decide: an index by role, path, method and host (SPEC.md section 6, O1 to O12).
+"""A policy ready to decide: an index by role, path, method and host (SPEC.md section 6).
 
 Deny over all roles
 -------------------
@@ -58,7 +58,7 @@ class Rule:
 
     @property
     def rank(self) -> tuple[bool, int, str]:
-        """Sorts grants, the winner first: the most specific path, then the smaller id (O8)."""
+        """Sorts grants, the winner first: the most specific path, then the smaller id."""
         exact, depth = self.region.specificity
         return not exact, -depth, self.id
 
@@ -137,7 +137,7 @@ class Index:
         region = rule.region
         hosts: set[str] = set(region.hosts or {_ANY})
         if self._deny and region.hosts:
-            # O6: whether a Host header that is absent or no host lies in a deny cannot be told, so it does.
+            # DENY-ERROR-001: whether a Host header that is absent or no host lies in a deny cannot be told, so it does.
             hosts.add(MALFORMED_HOST)
         by_method = by_path.setdefault(f"={region.path}" if region.exact else region.path, {})
         for method in region.methods or {_ANY}:
@@ -168,7 +168,7 @@ class Index:
                         yield rule
 
     def _has_source(self, rule: Rule, src: Address) -> bool:
-        """O6: a condition that cannot be evaluated holds for a deny and fails for a grant."""
+        """A condition that cannot be evaluated holds for a deny and fails for a grant (DENY-ERROR-001)."""
         try:
             return rule.region.has_source(src)
         except Exception:  # noqa: BLE001 - whatever it is, the safe side is known
@@ -205,7 +205,7 @@ class Policy:
     Args:
         config: checked.
         shadow: a whole policy to try: it judges each request too, and where its verdict or backend differs
-            the decision's `shadow` says so (`policy:no_grant`, `policy:allow:<grant>`); never enforced (O12).
+            the decision's `shadow` says so (`policy:no_grant`, `policy:allow:<grant>`); never enforced.
 
     Attributes:
         version: `sha256:` and 16 hex digits over everything that bears on a verdict; the order of tables
@@ -243,7 +243,7 @@ class Policy:
         return self._name_of.get(arn)
 
     def active(self, identity: Identity, request: Request) -> tuple[RoleArn, ...]:
-        """The roles whose grants count for a request (O3); none where the choice itself is refused."""
+        """The roles whose grants count for a request; none where the choice itself is refused."""
         try:
             return self._roles_of(identity, request.requested_role).active
         except Refusal:
@@ -299,7 +299,7 @@ class Policy:
         return verdict
 
     def _roles_of(self, identity: Identity, requested: str | None) -> _Roles:
-        """The active set (O3), and the names of all roles, for the denies (O4).
+        """The active set, and the names of all roles, for the denies (DENY-ALL-001).
 
         Raises:
             Refusal: `role_missing`, `role_not_in_token`, `ambiguous_role`.
@@ -359,7 +359,7 @@ class Policy:
         """Names of the active roles whose grants count.
 
         A role with a `max_lifetime` grants nothing to a credential that does not say when it was issued:
-        the limit could not be applied (O6).
+        the limit could not be applied (DENY-ERROR-001).
         """
         names = {name for arn in active if (name := self._name_of.get(arn)) is not None}
         if identity.issued_at is None and self._lifetime:
@@ -400,7 +400,7 @@ class Policy:
         *,
         scoped: bool,
     ) -> tuple[str, ...]:
-        """Ids of shadow rules each of which alone, enforced, would change verdict or backend (O12)."""
+        """Ids of shadow rules each of which alone, enforced, would change verdict or backend."""
         noted: set[str] = set()
         if decision.allow:
             noted.update(rule.id for rule in self._shadow_denies.matches(every, query))
@@ -418,7 +418,7 @@ def arns_of(role: config.Role) -> list[str]:
 
 
 def version_of(config: config.Config) -> str:
-    """Hash what bears on a verdict, in an order of its own (O5: order never matters)."""
+    """Hash what bears on a verdict, in an order of its own (ORACLE-ORDER-001: order never matters)."""
     content = config.model_dump(mode="json", exclude={"agent", "audit", "metrics"})
     text = json.dumps(_sorted(content), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"

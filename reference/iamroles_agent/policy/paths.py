@@ -1,4 +1,4 @@
-"""One reading of a path, or a refusal (SPEC.md section 7, requirement O7).
+"""One reading of a path, or a refusal (SPEC.md section 7; PATH-AMBIGUOUS-001, PATH-NORMAL-001).
 
 Why so strict: the agent judges a string, the proxy forwards a string, and the backend resolves a string.
 Every known bypass lives where two of the three read it differently: `/orders/%2e%2e/admin` is below

@@ -97,7 +97,7 @@ class Region:
 
     @property
     def specificity(self) -> tuple[bool, int]:
-        """Greater wins (O8): exact before prefix, then more segments."""
+        """Greater wins (GRANT-SPECIFIC-001): exact before prefix, then more segments."""
         return self.exact, 0 if self.path == "/" else self.path.count("/")
 
     def has_path(self, path: str) -> bool:

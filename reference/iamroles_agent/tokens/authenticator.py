@@ -219,7 +219,7 @@ class Authenticator:
 
 
 def check_header(jws: Jws, rules: ClaimRules) -> str:
-    """The algorithm, if it and the type are the issuer's (J1, J10).
+    """The algorithm, if it and the type are the issuer's (JWT-ALG-003, JWT-TYP-001).
 
     Raises:
         Refusal: `algorithm_not_allowed`, `type_not_allowed`.

@@ -1,4 +1,4 @@
-"""From a verified payload to an identity, by the rules of one issuer (requirements J7 to J10, A16 to A20).
+"""From a verified payload to an identity, by the rules of one issuer (JWT-EXP to JWT-AT, OUTBOUND).
 
 The order is the contract's (SPEC.md section 4): times, audience, other claims, roles. Each failure is one
 typed reason. The clock is an argument, so that exact boundaries can be tested: at `now >= exp` a token is
@@ -59,7 +59,7 @@ def _finder(path: tuple[str, ...]) -> Callable[[Payload], Any]:
 
 
 def _seconds(payload: Payload, name: str) -> int | None:
-    """A NumericDate that is a JSON integer (J7, J8: stricter than RFC 7519, which permits fractions)."""
+    """A NumericDate that is a JSON integer (JWT-EXP-002; stricter than RFC 7519, which permits fractions)."""
     value = payload.get(name)
     if type(value) is int and 0 <= value <= _MAX_SECONDS:
         return value
@@ -126,7 +126,7 @@ class ClaimRules:
             Problem(
                 "",
                 f"issuers[{self.name}].{key}",
-                "request_tags are the caller's own choice and prove nothing (A18)",
+                "request_tags are the caller's own choice and prove nothing",
                 "Use principal_tags",
             )
             for key in ("roles_claim", "preferred_role_claim", "scope_claim")
@@ -218,7 +218,7 @@ class ClaimRules:
         """Access tokens carry `client_id`, ID tokens `aud`; `token_use` says which one it is.
 
         `client_ids` in the policy opens the door to access tokens, `audiences` to ID tokens: whoever expects
-        access tokens only never takes an ID token for one (J10).
+        access tokens only never takes an ID token for one (JWT-COGNITO-002).
         """
         use = payload.get("token_use")
         if use == "access" and self._client_ids:
@@ -272,15 +272,15 @@ class ClaimRules:
         return roles
 
     def _aws(self, payload: Payload, now: float) -> tuple[tuple[RoleArn, ...], int | None]:
-        """Roles and the outer session's end of an STS GetWebIdentityToken JWT (A16 to A20)."""
+        """Roles and the outer session's end of an STS GetWebIdentityToken JWT (OUTBOUND)."""
         said = payload.get(AWS_CLAIMS)
         if not isinstance(said, dict):
-            # EKS service-account tokens come from AWS too, and say nothing of a role (A20).
+            # EKS service-account tokens come from AWS too, and say nothing of a role (OUTBOUND-IRSA-001).
             raise Refusal(Reason.CLAIM_INVALID, f"{AWS_CLAIMS!r} is missing: not a GetWebIdentityToken JWT")
         account = said.get("aws_account")
         if not isinstance(account, str) or account not in self._accounts:
             raise Refusal(Reason.CLAIM_INVALID, "aws_account is not an account configured for this issuer")
-        # In whichever place the mode is named: `sub` is then the origin's name, which a caller chose (A17).
+        # OUTBOUND-ORIGIN-001: wherever the mode is named, `sub` is the origin's name, which a caller chose.
         origin = "OriginIdentity" in (payload.get("subject_mode"), said.get("subject_mode"))
         arn = said.get("principal_id") if origin else payload.get("sub")
         if not isinstance(arn, str):

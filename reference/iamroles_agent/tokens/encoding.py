@@ -2,7 +2,7 @@
 
 The platform's decoders are lenient: `base64` skips unknown bytes and ignores stray trailing bits, `json`
 keeps the last of two equal members and reads NaN. Each leniency lets two parsers read one signed text in two
-ways, so both are refused here (requirements J5 and J6; RFC 7515 section 2; RFC 8725 section 2.4).
+ways, so both are refused here (JWT-B64-001, JWT-JSON-001; RFC 7515 section 2; RFC 8725 section 2.4).
 """
 
 from __future__ import annotations

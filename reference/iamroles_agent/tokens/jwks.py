@@ -1,4 +1,4 @@
-"""The keys of one issuer: fetched, renewed, believed only so long (requirements J12 to J15).
+"""The keys of one issuer: fetched, renewed, believed only so long (JWKS-SET to JWKS-REDIRECT).
 
 How the set stays right. Four forces pull at it:
 
@@ -295,7 +295,7 @@ class KeySource:
         return self._get(uri)
 
     def _discover(self) -> str:
-        """OpenID Connect Discovery 1.0 section 4: the document must name this very issuer (J15)."""
+        """OpenID Connect Discovery 1.0 section 4: the document must name this very issuer."""
         document = self._get(self.issuer.issuer.rstrip("/") + "/.well-known/openid-configuration")
         if document.get("issuer") != self.issuer.issuer:
             raise TransportError("the discovery document is of another issuer")

@@ -1,4 +1,4 @@
-"""Strict reading of a compact JWS (RFC 7515 section 7.1; requirements J2 to J6).
+"""Strict reading of a compact JWS (RFC 7515 section 7.1; JWT-FORM, JWT-B64, JWT-JSON).
 
 Everything here happens before any signature is checked, so every byte is an attacker's. The size is judged
 first; then the form; nothing in a header is ever followed (`jku`, `x5u`, `jwk`, `x5c` are not even looked
@@ -76,7 +76,7 @@ def read_header(protected: bytes) -> Header:
     """Decode and judge a protected header; a pure function of its bytes.
 
     Raises:
-        ValueError: it breaks J3 to J6; the sentence holds nothing of the header.
+        ValueError: it is malformed; the sentence holds nothing of the header.
     """
     try:
         members = decode_object(decode_base64url(protected))

@@ -1,8 +1,8 @@
 """Signature algorithms, public keys, and the reading of a JWK set.
 
 The table of algorithms is closed: asymmetric ones only. `none` and HMAC are absent rather than forbidden, so
-that no configuration can switch them on (J1): an HMAC keyed with a public key would let anyone sign.
-A key set is read with suspicion (J12): what cannot be used is dropped, what is contradictory refuses the set,
+that no configuration can switch them on (JWT-ALG-002): an HMAC keyed with a public key would let anyone sign.
+A key set is read with suspicion: what cannot be used is dropped, what is contradictory refuses the set,
 and the last good set stays in force.
 """
 
@@ -35,7 +35,7 @@ _KID = re.compile(r"[\x21-\x7e]{1,256}", re.ASCII)
 
 
 def kid_allowed(kid: object) -> bool:
-    """Whether a `kid` is a string of 1 to 256 visible ASCII characters (J3)."""
+    """Whether a `kid` is a string of 1 to 256 visible ASCII characters (JWT-KID-001)."""
     return isinstance(kid, str) and _KID.fullmatch(kid) is not None
 
 
@@ -259,7 +259,7 @@ class KeySet:
 
     @classmethod
     def parse(cls, document: dict[str, Any], previous: KeySet | None = None) -> KeySet:
-        """Read a JWK set (RFC 7517 section 5) by the rules of J12.
+        """Read a JWK set (RFC 7517 section 5) by the rules above.
 
         Args:
             document: the decoded set.

@@ -1,4 +1,4 @@
-"""A pre-signed STS GetCallerIdentity URL as a credential (requirements A1 to A10, A14, A15).
+"""A pre-signed STS GetCallerIdentity URL as a credential (STS-ALLOW to STS-REPLAY).
 
 The caller signs a question that only STS can answer, "who am I?", and gives the signed question to the agent,
 which asks it. What has gone wrong with this elsewhere is always the same: the caller got to choose more of
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 PREFIX = b"iam-sts-v1."
 MAX_CREDENTIAL = 4096
 LIFETIME = 15 * 60
-"""Seconds from `X-Amz-Date` at which the credential is dead, whatever `X-Amz-Expires` says (A7)."""
+"""Seconds from `X-Amz-Date` at which the credential is dead, whatever `X-Amz-Expires` says (STS-DATE-001)."""
 CLOCK_SKEW = 5
 """Seconds by which a date may be ahead: two machines' clocks, not the caller's wish."""
 _MAX_ANSWER = 64 * 1024
@@ -80,7 +80,7 @@ class Question:
     signature: str
 
     def url(self) -> str:
-        """The request line built anew (A9): the policy's endpoint, our encoding of the checked values."""
+        """The request line built anew: the policy's endpoint, our encoding of the checked values."""
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in self.values)
         return f"{self.endpoint.endpoint.rstrip('/')}/?{query}"
 
@@ -98,7 +98,7 @@ def _rejected(detail: str) -> Refusal:
 
 
 def read_credential(token: bytes, endpoints: dict[str, Sts], now: float) -> Question:
-    """Take a credential apart (A1 to A7).
+    """Take a credential apart (STS-FORM to STS-DATE).
 
     Args:
         token: with its prefix.
@@ -143,7 +143,7 @@ def read_credential(token: bytes, endpoints: dict[str, Sts], now: float) -> Ques
 
 
 def _read_query(query: str) -> dict[str, str]:
-    """Parameters by lower-case name: each of the closed list, each once (A4)."""
+    """Parameters by lower-case name: each of the closed list, each once (STS-QUERY-001, STS-QUERY-002)."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=16)
     except ValueError:
@@ -159,7 +159,7 @@ def _read_query(query: str) -> dict[str, str]:
 
 
 def _check_values(values: dict[str, str], endpoint: Sts) -> int:
-    """Check each value's form (A5 to A7); the date, in epoch seconds."""
+    """Check each value's form; the date, in epoch seconds."""
     if values["action"] != "GetCallerIdentity" or values["version"] != "2011-06-15":
         raise _rejected("not GetCallerIdentity of 2011-06-15")
     if values["x-amz-algorithm"] != "AWS4-HMAC-SHA256":
@@ -276,7 +276,7 @@ class StsVerifier:
             flight.exception()  # seen, also when every waiter has gone
 
     def _use(self, question: Question, now: float) -> None:
-        """A signature counts once (A14); those that are dead anyway are forgotten."""
+        """A signature counts once (STS-REPLAY-001); those that are dead anyway are forgotten."""
         while self._used and next(iter(self._used.values())) <= now:
             self._used.popitem(last=False)
         if question.signature in self._used:
@@ -344,7 +344,7 @@ class StsVerifier:
             raise Refusal(Reason.ROLE_MISSING, "the caller is a user, not a role")
         role = RoleArn.parse(caller.arn)
         session = caller.arn.rpartition("/")[2]
-        # The unique id is "<role id>:<session>" for a role; parts that disagree are not STS's (A12).
+        # The unique id is "<role id>:<session>" for a role; parts that disagree are not STS's.
         if role.account != caller.account or caller.user_id.partition(":")[2] != session:
             raise _rejected("the answer's ARN, account and unique id disagree")
         return Identity(

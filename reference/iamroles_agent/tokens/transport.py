@@ -36,7 +36,7 @@ class Answer:
 
 
 def check_url(url: str, *, insecure_http: bool) -> str:
-    """The URL, if the agent may call it (J15, A2): https, or http where the policy says so.
+    """The URL, if the agent may call it (JWKS-DISCOVERY-002): https, or http where the policy says so.
 
     Raises:
         TransportError: another scheme, credentials inside, no host.
