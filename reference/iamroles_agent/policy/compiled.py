@@ -137,7 +137,7 @@ class Index:
         region = rule.region
         hosts: set[str] = set(region.hosts or {_ANY})
         if self._deny and region.hosts:
-            # DENY-ERROR-001: it cannot be told whether an absent or malformed Host lies in a deny, so it does.
+            # DENY-ERROR-001: nobody can say whether an absent or malformed Host lies in a deny: it does.
             hosts.add(MALFORMED_HOST)
         by_method = by_path.setdefault(f"={region.path}" if region.exact else region.path, {})
         for method in region.methods or {_ANY}:
