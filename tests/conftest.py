@@ -1,13 +1,14 @@
 """One rule for tests that need a Docker engine.
 
-Where none answers they are skipped, and pytest says why. Under `--iamroles-require=containers`, or with
-`IAMROLES_REQUIRE=containers` in the environment (as in `.ci/run`), they fail instead: a run that should have
-covered containers never passes without.
+Where none answers they are skipped, and one line says how many, why, and how to have them run. Under
+`--iamroles-require=containers`, or with `IAMROLES_REQUIRE=containers` in the environment (as in `.ci/run`),
+they fail instead: a run that should have covered containers never passes without.
 """
 
 import asyncio
 import inspect
 import os
+from collections import Counter
 
 import pytest
 import uvloop
@@ -28,8 +29,19 @@ def engine(pytestconfig):
         wanted = pytestconfig.getoption("--iamroles-require") or os.environ.get(REQUIRE)
         if wanted == "containers":
             pytest.fail(f"Containers are required, but {why}.", pytrace=False)
-        pytest.skip(f"needs containers, but {why}")
+        pytest.skip(f"needs containers, but {why}. Start a Docker engine to have them run.")
     return client
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line for each reason to skip, in place of one for each test; `-rs` lists them all."""
+    skipped = [
+        found
+        for found in terminalreporter.getreports("skipped")
+        if "/test_conformance.py" not in found.nodeid
+    ]
+    for reason, count in Counter(found.longrepr[2] for found in skipped).items():
+        terminalreporter.write_line(f"{count} tests skipped: {reason.removeprefix('Skipped: ')}")
 
 
 # Two shared cores may be busy with something else: a slow draw is no fault of the property under test.

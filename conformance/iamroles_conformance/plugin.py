@@ -7,6 +7,7 @@ and `errors`, which cost nothing; the rest of the suite is imported when `test_c
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,15 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
         lines[0] += f", HAProxy {run.haproxy_version or 'not needed'}"
         lines.append(f"iamroles: {run.stage.why}")
     return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason why checks are not applicable, in place of one for each check."""
+    skipped = [
+        one for one in terminalreporter.getreports("skipped") if "/test_conformance.py::" in one.nodeid
+    ]
+    for reason, count in Counter(one.longrepr[2] for one in skipped).items():
+        terminalreporter.write_line(f"{count} checks {reason.removeprefix('Skipped: ')}")
 
 
 @pytest.hookimpl(trylast=True)
