@@ -149,8 +149,8 @@ def test_a_verdict_begun_under_the_old_policy_is_not_remembered_under_the_new(be
         obtained = asyncio.Event()
         real = bench.authenticator.authenticate
 
-        async def slow(authorization):
-            identity = await real(authorization)
+        async def slow(*question):
+            identity = await real(*question)
             await obtained.wait()
             return identity
 

@@ -34,7 +34,7 @@ from iamroles_agent.spop.actions import decode
 from iamroles_agent.spop.messages import Check, Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.encoding import encode_base64url
-from iamroles_agent.tokens.sts import read_credential
+from iamroles_agent.tokens.sts import StsVerifier, read_credential
 from iamroles_agent.tokens.sts_answer import Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Answer
 
@@ -481,3 +481,94 @@ def test_a_mangled_answer_never_crashes(status, kind, body):
         return
     assert status == 200
     assert f":{caller.account}:" in caller.arn
+
+
+class Stuck:
+    """A transport whose STS answers only those who sign with a good key; every other call hangs."""
+
+    def __init__(self, good: set[str]):
+        self.good, self.asked, self.release = good, [], threading.Event()
+
+    def get(self, url: str, **_options: object) -> Answer:
+        key_id = dict(parse_qsl(urlsplit(url).query))["X-Amz-Credential"].partition("/")[0]
+        self.asked.append(key_id)
+        if key_id in self.good:
+            return Answer(200, "application/json", as_json())
+        self.release.wait(20)
+        return Answer(403, "text/xml", error_xml("InvalidClientTokenId"))
+
+
+def signed_by(key_id: str, at: int = 0) -> str:
+    return credential(presign(now=NOW - at).replace(KEY_ID, key_id))
+
+
+@contextmanager
+def stuck() -> Iterator[tuple[Stuck, StsVerifier]]:
+    entry = Sts(name="sts", endpoint="https://sts.test", hosts=[HOST], binding_value=EDGE)
+    transport = Stuck({KEY_ID})
+    try:
+        yield transport, StsVerifier([entry], transport, clock=Clock())
+    finally:
+        transport.release.set()
+
+
+async def asked(verifier: StsVerifier, header: str, source: str) -> str:
+    token = header.removeprefix("Bearer ").encode()
+    try:
+        await verifier.verify(token, hashlib.sha256(token).digest(), source)
+    except Refusal as refusal:
+        return str(refusal.reason)
+    return ""
+
+
+def flood(verifier: StsVerifier, sources: int, count: int = 400) -> list[asyncio.Task[str]]:
+    """So many forged credentials at once, each with an access key id of its own."""
+    return [
+        asyncio.create_task(asked(verifier, signed_by(f"AKIA{n:016d}"), f"192.0.2.{n % sources}"))
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("sources", [1, 100])
+async def test_forged_credentials_do_not_starve_a_caller_that_is_known(sources):
+    """S4. The forged calls hang as long as they like; the good one does not wait for them."""
+    with stuck() as (transport, verifier):
+        assert await asked(verifier, signed_by(KEY_ID), "198.51.100.1") == ""
+        forged = flood(verifier, sources)
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asked(verifier, signed_by(KEY_ID, at=5), "198.51.100.1"), 20) == ""
+        assert transport.asked.count(KEY_ID) == 2
+        assert len(transport.asked) - 2 <= 12
+        transport.release.set()
+        assert set(await asyncio.gather(*forged)) <= {"sts_rejected", "sts_unavailable"}
+
+
+async def test_a_flood_from_one_source_does_not_starve_a_new_caller_from_another():
+    with stuck() as (transport, verifier):
+        forged = flood(verifier, 1)
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asked(verifier, signed_by(KEY_ID), "198.51.100.1"), 20) == ""
+        transport.release.set()
+        assert set(await asyncio.gather(*forged)) <= {"sts_rejected", "sts_unavailable"}
+
+
+async def test_a_flood_leaves_nothing_behind():
+    with stuck() as (transport, verifier):
+        forged = flood(verifier, 7)
+        await asyncio.sleep(0.01)
+        for task in forged[:50]:
+            task.cancel()
+        transport.release.set()
+        await asyncio.gather(*forged, *verifier._flights.values(), return_exceptions=True)
+        await asyncio.sleep(0)  # the last flights land
+        state = verifier._state["sts"]
+        assert (state.admission.waiting, state.admission.flying, state._turns) == (0, 0, {})
+        assert verifier._flights == {}
+
+
+async def test_names_of_the_query_are_ascii_before_their_case_is_dropped():
+    """The Kelvin sign folds to `k`: the agent would have read X-Amz-Security-Token where STS does not."""
+    with playing() as (server, agent):
+        url = presign().replace("X-Amz-Security-Token", "X-Amz-Security-To%E2%84%AAen")
+        assert await reason(agent, credential(url)) == "sts_rejected"
+        assert server.counts["/"] == 0

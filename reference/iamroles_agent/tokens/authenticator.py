@@ -166,11 +166,12 @@ class Authenticator:
         token = bearer(authorization)
         return self._cache.get(hashlib.sha256(token).digest()) if token else None
 
-    async def authenticate(self, authorization: str) -> Identity:
+    async def authenticate(self, authorization: str, source: str = "") -> Identity:
         """Verify a credential.
 
         Args:
             authorization: the whole header value; that it is the only one is the caller's to check.
+            source: whence it comes, as `admission.place_of` names it.
 
         Raises:
             Refusal: with the first reason in the order of SPEC.md section 4.
@@ -183,7 +184,7 @@ class Authenticator:
             return identity
         epoch = self._epoch
         try:
-            identity, key, reusable = await self._verify(token, digest)
+            identity, key, reusable = await self._verify(token, digest, source)
         except Refusal:
             if epoch == self._epoch:
                 raise
@@ -193,12 +194,12 @@ class Authenticator:
                     self._cache.put(digest, identity, key)
                 return identity
         # A new configuration came while this one waited for keys or STS: it alone may judge.
-        return await self.authenticate(authorization)
+        return await self.authenticate(authorization, source)
 
-    async def _verify(self, token: bytes, digest: bytes) -> tuple[Identity, Key | None, bool]:
+    async def _verify(self, token: bytes, digest: bytes, source: str) -> tuple[Identity, Key | None, bool]:
         """The identity, the key that proved it if it is ours, and whether the credential may come again."""
         if token.startswith(PREFIX):
-            identity, reusable = await self._sts.verify(token, digest)
+            identity, reusable = await self._sts.verify(token, digest, source)
             return identity, None, reusable
         jws = parse(token, self._max_bytes)
         issuer = self._issuer_of(jws)

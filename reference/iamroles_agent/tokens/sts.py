@@ -21,7 +21,7 @@ import re
 import time
 from calendar import timegm
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -29,6 +29,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from iamroles_agent.config import Sts
 from iamroles_agent.identity import Identity, RoleArn
 from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens.admission import MAX_WAIT, Admission
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Answer, Transport, TransportError, check_url, in_thread
@@ -42,8 +43,6 @@ LIFETIME = 15 * 60
 CLOCK_SKEW = 5
 """Seconds by which a date may be ahead: two machines' clocks, not the caller's wish."""
 _MAX_ANSWER = 64 * 1024
-_MAX_CALLS = 16
-_MAX_WAITING = 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _REJECTED_FOR = 30.0
 _MAX_REJECTED = 1024
@@ -148,6 +147,9 @@ def _read_query(query: str) -> dict[str, str]:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=16)
     except ValueError:
         raise _rejected("the query is malformed or has too many parameters") from None
+    # ASCII first: lower-casing folds the Kelvin sign to a `k`, and STS would read another name than we do.
+    if not all(name.isascii() for name, _ in pairs):
+        raise _rejected("the name of a query parameter is not ASCII")
     values = {name.lower(): value for name, value in pairs}
     if len(values) != len(pairs):
         raise _rejected("a query parameter is given twice")
@@ -186,13 +188,49 @@ def _check_values(values: dict[str, str], endpoint: Sts) -> int:
 
 
 class _Endpoint:
-    """Calls to one STS: how many at once, and when again after trouble."""
+    """Calls to one STS: whose turn it is, and when again after trouble."""
 
-    def __init__(self) -> None:
-        self.calls = asyncio.Semaphore(_MAX_CALLS)
-        self.waiting = 0
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self.admission = Admission(monotonic)
         self.troubles = 0
         self.resume_at = 0.0
+        self._turns: dict[Hashable, asyncio.Future[bool]] = {}
+
+    async def turn(self, digest: bytes, key_id: str, source: str) -> None:
+        """Wait for the turn of a question; `done` must follow.
+
+        Raises:
+            Refusal: `sts_unavailable`, too many others ask.
+        """
+        turn = self._turns[digest] = asyncio.get_running_loop().create_future()
+        self.admission.ask(digest, key_id, source)
+        try:
+            self._carry_out()
+            async with asyncio.timeout(MAX_WAIT):
+                granted = await asyncio.shield(turn)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if turn.done() and turn.result():
+                self.done(digest, proved=False)
+            self.admission.withdraw(digest)
+            self._carry_out()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            granted = False
+        finally:
+            del self._turns[digest]
+        if not granted:
+            raise Refusal(Reason.STS_UNAVAILABLE, "too many questions wait for STS")
+
+    def done(self, digest: bytes, *, proved: bool) -> None:
+        """The call of a question is over."""
+        self.admission.done(digest, proved=proved)
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        start, refuse = self.admission.due()
+        for tickets, granted in ((start, True), (refuse, False)):
+            for ticket in tickets:
+                self._turns[ticket].set_result(granted)
 
 
 class StsVerifier:
@@ -214,7 +252,7 @@ class StsVerifier:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._by_host = {host: endpoint for endpoint in endpoints for host in endpoint.hosts}
-        self._state = {endpoint.name: _Endpoint() for endpoint in endpoints}
+        self._state = {endpoint.name: _Endpoint(monotonic) for endpoint in endpoints}
         self._transport, self._clock, self._monotonic = transport, clock, monotonic
         self._flights: dict[bytes, asyncio.Task[Identity]] = {}
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
@@ -223,8 +261,9 @@ class StsVerifier:
         """What became of the calls, for metrics."""
 
     def succeed(self, former: StsVerifier) -> None:
-        """Take over after a reload: counters go on, and a signature that was used stays used."""
+        """Take over after a reload: counters and queues go on, and a signature that was used stays used."""
         self.counts, self._used = former.counts, former._used
+        self._state |= {name: state for name, state in former._state.items() if name in self._state}
 
     async def close(self) -> None:
         """End what is in flight; its waiters get `sts_unavailable`."""
@@ -233,12 +272,13 @@ class StsVerifier:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
 
-    async def verify(self, token: bytes, digest: bytes) -> tuple[Identity, bool]:
+    async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
         """Verify a credential.
 
         Args:
             token: with its prefix.
             digest: its SHA-256.
+            source: whence it comes, as `admission.place_of` names it; each source has its share of the calls.
 
         Returns:
             The identity, and whether the credential may be used again (`replay_cache` off).
@@ -256,7 +296,7 @@ class StsVerifier:
             raise _rejected(known[1])
         flight = self._flights.get(digest)
         if flight is None:
-            flight = asyncio.get_running_loop().create_task(self._ask(question, digest))
+            flight = asyncio.get_running_loop().create_task(self._ask(question, digest, source))
             self._flights[digest] = flight
             flight.add_done_callback(lambda done: self._landed(digest, done))
         try:
@@ -286,25 +326,28 @@ class StsVerifier:
         # In order of use, not of death: an entry lives on a little behind an older one with a later end.
         self._used[question.signature] = question.signed_at + LIFETIME
 
-    async def _ask(self, question: Question, digest: bytes) -> Identity:
+    async def _ask(self, question: Question, digest: bytes, source: str) -> Identity:
         state = self._state[question.endpoint.name]
-        if self._monotonic() < state.resume_at:
-            raise Refusal(Reason.STS_UNAVAILABLE, "STS is throttling or failing: not asked again yet")
-        if state.waiting >= _MAX_WAITING:
-            raise Refusal(Reason.STS_UNAVAILABLE, "too many questions wait for STS")
-        state.waiting += 1
+        self._pausing(state)
+        await state.turn(digest, question.key_id, source)
+        proved = False
         try:
-            async with state.calls:
-                caller = await self._call(question, state)
+            self._pausing(state)  # others may have found out meanwhile
+            caller = await self._call(question, state)
+            proved = True
         except Rejected as error:
             self.counts["rejected"] += 1
             if error.final:
                 self._remember(digest, str(error))
             raise _rejected(str(error)) from None
         finally:
-            state.waiting -= 1
+            state.done(digest, proved=proved)
         self.counts["accepted"] += 1
         return self._identity(question, caller, digest)
+
+    def _pausing(self, state: _Endpoint) -> None:
+        if self._monotonic() < state.resume_at:
+            raise Refusal(Reason.STS_UNAVAILABLE, "STS is throttling or failing: not asked again yet")
 
     async def _call(self, question: Question, state: _Endpoint) -> Caller:
         endpoint = question.endpoint
