@@ -33,6 +33,17 @@ def engine(pytestconfig):
     return client
 
 
+def pytest_collection_modifyitems(config, items):
+    """Keep the tests of one stage in one worker of xdist, so that the stage is put up once."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        for place in {"world", "kind"} & (parameters.params.keys() if parameters else set()):
+            group = f"{item.path.stem}-{parameters.params[place]}"
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_terminal_summary(terminalreporter):
     """One line for each reason to skip, in place of one for each test; `-rs` lists them all."""
     skipped = [

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from iamroles_scenarios.engine.run import Run
 
 _HERE = Path(__file__).parent
+_GROUP = "iamroles"
+"""All checks, for xdist: they share one run."""
 _RUN: pytest.StashKey[Run] = pytest.StashKey()
 _SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 _RESULTS: pytest.StashKey[list[tuple[PlannedCheck, CheckResult]]] = pytest.StashKey()
@@ -112,7 +114,7 @@ class CheckItem(pytest.Item):
         self.user_properties.append(("requirements", " ".join(check.requirements)))
         self.add_marker(pytest.mark.iamroles)
         if self.config.pluginmanager.hasplugin("xdist"):
-            self.add_marker(pytest.mark.xdist_group("iamroles"))
+            self.add_marker(pytest.mark.xdist_group(_GROUP))
 
     def runtest(self) -> None:
         """Wait for the check's result and say it in pytest's words."""
@@ -131,7 +133,8 @@ class CheckItem(pytest.Item):
 
     def _again(self) -> str:
         options = _subject(self.config).arguments("--iamroles-")
-        return shlex.join(["pytest", *options, self.nodeid])
+        nodeid = self.nodeid.removesuffix(f"@{_GROUP}")  # which xdist adds
+        return shlex.join(["pytest", *options, nodeid])
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:  # noqa: ANN401
         """The explanation alone: a Python traceback would be of the engine, not of the agent."""
