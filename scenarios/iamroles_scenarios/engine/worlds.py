@@ -127,15 +127,25 @@ class Worlds:
             if slot.place is None:
                 suffix = self.namespace + (f"-{_slug(owner)}" if spec.own else "")
                 try:
-                    policy = self._located(_renamed(policy_of(spec), suffix), suffix)
-                    for name in _ISSUER.findall(json.dumps(policy)):
-                        self.issuer(name[1])
-                    world = self._stage.world(self._agent, policy, haproxy=self._haproxy)
+                    slot.place = self.start(spec, suffix)
                 except Exception as error:
                     slot.fault = error
                     raise
-                slot.place = Place(world, policy, suffix)
             return slot.place
+
+    def start(self, spec: WorldSpec, suffix: str, **how: Any) -> Place:  # noqa: ANN401 - of `Stage.world`
+        """A world that nobody else gets; the caller closes it.
+
+        Args:
+            spec: what it must be like.
+            suffix: what the names of its issuers end in.
+            how: passed to `Stage.world`.
+        """
+        policy = self._located(_renamed(policy_of(spec), suffix), suffix)
+        for name in _ISSUER.findall(json.dumps(policy)):
+            self.issuer(name[1])
+        world = self._stage.world(self._agent, policy, **{"haproxy": self._haproxy, **how})
+        return Place(world, policy, suffix)
 
     def _located(self, policy: dict[str, Any], suffix: str) -> dict[str, Any]:
         """`{federation}` becomes the URL of the mock cloud's outbound issuer, the default account's.

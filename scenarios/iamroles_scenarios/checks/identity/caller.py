@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
-from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, refused
 from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.worlds import Place
 from iamroles_scenarios.errors import CheckFailed, Evidence, RecipeError
 from iamroles_scenarios.jose.encoding import b64url_decode
-from iamroles_scenarios.mock.clients import Account, CloudClient, SessionKeys
+from iamroles_scenarios.mock.clients import CloudClient, SessionKeys
 
 ACTION = "GetCallerIdentity"
 OTHER_ACCOUNT = "222222222222"
@@ -28,12 +29,18 @@ EDGE = "edge-a"
 REJECTED = refused("sts_rejected")
 
 
-@dataclass
-class Caller:
-    """Sessions of the mock cloud, and credentials signed with them for one host."""
+class Caller(Bench):
+    """Sessions of the mock cloud, and credentials signed with them for one host.
 
-    here: Ground
-    host: str
+    Args:
+        target: agent and stage.
+        place: the world.
+        flow: names the host.
+    """
+
+    def __init__(self, target: Target, place: Place, flow: str) -> None:
+        super().__init__(target, place)
+        self.host = f"{flow}{place.suffix}.sts.example"
 
     @cached_property
     def keys(self) -> SessionKeys:
@@ -43,7 +50,7 @@ class Caller:
     @property
     def cloud(self) -> CloudClient:
         """The mock cloud."""
-        return self.here.target.stage.cloud
+        return self.target.stage.cloud
 
     def session(self, role: str = "reader", account: str = "111111111111", name: str = "") -> SessionKeys:
         """A session of a role, which is created if need be."""
@@ -67,26 +74,22 @@ class Caller:
 
     def wait_for(self, calls: int) -> None:
         """Until this host was asked so often."""
-        self.cloud.wait_for(f"{ACTION}@{self.host}", calls, 10.0 * self.here.target.scale)
+        self.cloud.wait_for(f"{ACTION}@{self.host}", calls, self.seconds(10.0))
 
 
 def session_of(cloud: CloudClient, role: str, account: str = "111111111111", name: str = "") -> SessionKeys:
     """A session of a role, which is created if need be."""
-    return cloud.assume(_role(cloud.account(account), role), name or f"s-{secrets.token_hex(4)}")
-
-
-def _role(account: Account, name: str) -> str:
-    try:
-        return account.role(name)
-    except account.iam.exceptions.EntityAlreadyExistsException:
-        return account.iam.get_role(RoleName=name)["Role"]["Arn"]
+    return cloud.assume(cloud.account(account).ensure_role(role), name or f"s-{secrets.token_hex(4)}")
 
 
 @contextmanager
 def caller(target: Target, flow: str) -> Iterator[Caller]:
     """A caller for a flow, in the shared world `identity-sts`."""
-    with ground(target, "identity-sts") as here:
-        yield Caller(here, f"{flow}{here.place.suffix}.sts.example")
+    with (
+        target.worlds.borrow(WorldSpec(policy="identity-sts"), "") as place,
+        closing(Caller(target, place, flow)) as found,
+    ):
+        yield found
 
 
 @check(
@@ -100,7 +103,7 @@ def host(target: Target) -> None:
     """The signature is sound for the true host; only the URL's authority differs, or both do."""
     with caller(target, "hosts") as one, listening() as listener:
         keys = one.session()
-        one.here.expect("the host itself", one.credential(keys), ALLOWED)
+        one.expect("the host itself", one.credential(keys), ALLOWED)
         calls = one.calls()
         true = one.host
         for false in (
@@ -111,9 +114,9 @@ def host(target: Target) -> None:
             true.replace(".", "\u3002"), true.replace("s", "\u017f"),
         ):  # fmt: skip
             answer = refused("issuer_untrusted", "token_malformed", "sts_rejected")
-            one.here.expect(f"host {false!r}", one.credential(keys, url_host=false), answer)
-            one.here.expect(f"host {false!r}, signed", one.credential(keys, host=false), answer)
-        must_be_silent(one.here, listener, None, "a host")
+            one.expect(f"host {false!r}", one.credential(keys, url_host=false), answer)
+            one.expect(f"host {false!r}, signed", one.credential(keys, host=false), answer)
+        must_be_silent(one, listener, None, "a host")
         if one.calls() != calls:
             raise CheckFailed("a URL of a false host made the agent call STS", Evidence(expected="no call"))
 
@@ -129,7 +132,7 @@ def rebuilt(target: Target) -> None:
     """Read from the last request that reached the cloud under this flow's host."""
     with caller(target, "rebuilt") as one:
         keys = one.session()
-        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        one.expect("a sound credential", one.credential(keys), ALLOWED)
         _looks_rebuilt(one)
         chosen: list[dict[str, Any]] = [
             {"order": "reversed"},
@@ -143,7 +146,7 @@ def rebuilt(target: Target) -> None:
             {"fragment": "evil"},
         ]
         for recipe in chosen:
-            one.here.ask(one.credential(keys, **recipe))
+            one.ask(one.credential(keys, **recipe))
             _looks_rebuilt(one)
         here = f"@{one.host}"
         if others := [name for name in one.cloud.counters() if name.endswith(here) and name != ACTION + here]:
@@ -183,10 +186,10 @@ def action(target: Target) -> None:
     """The agent is nobody's proxy: read from the cloud's counts under this flow's host."""
     with caller(target, "actions") as one:
         keys = one.session()
-        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        one.expect("a sound credential", one.credential(keys), ALLOWED)
         answer = refused("sts_rejected", "token_malformed")
         for name in ("AssumeRole", "GetSessionToken", "GetWebIdentityToken", "GetCallerIdentityX", "none"):
-            one.here.expect(f"Action={name}", one.credential(keys, action=name), answer)
+            one.expect(f"Action={name}", one.credential(keys, action=name), answer)
             if one.cloud.counters().get(f"{name}@{one.host}", 0):
                 raise CheckFailed(f"Action={name} reached STS", Evidence(expected="no call"))
 
@@ -207,16 +210,16 @@ def dates(target: Target) -> None:
             "forge",
             members={"Arn": arn, "UserId": f"AROAX:{arn.rpartition('/')[2]}", "Account": arn.split(":")[4]},
         )
-        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        one.expect("a sound credential", one.credential(keys), ALLOWED)
         for date in ("-17m", "-3h", "-72h"):
             old = one.credential(keys, date=date, expires=900)
-            one.here.expect(f"a date of {date}", old, refused("token_expired", "sts_rejected"))
+            one.expect(f"a date of {date}", old, refused("token_expired", "sts_rejected"))
         for date in ("+3m", "+24h"):
             future = one.credential(keys, date=date, expires=900)
-            one.here.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
+            one.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
         for expires in (901, 604800):
             long = one.credential(keys, expires=expires)
-            one.here.expect(f"X-Amz-Expires={expires}", long, refused("sts_rejected", "token_malformed"))
+            one.expect(f"X-Amz-Expires={expires}", long, refused("sts_rejected", "token_malformed"))
         one.clear()
 
 
@@ -232,7 +235,7 @@ def auth(target: Target) -> None:
     with caller(target, "auth") as one:
         keys, other = one.session(), one.session("passer-by")
         mixed = SessionKeys(keys.access_key_id, keys.secret_access_key, other.session_token)
-        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
+        one.expect("a sound credential", one.credential(keys), ALLOWED)
         wrong: dict[str, str] = {
             "a wrong secret": one.credential(keys, secret="wrong"),  # noqa: S106 - a recipe's word
             "an unknown key": one.credential(keys, key_id="ASIA" + "Z" * 16),
@@ -247,7 +250,7 @@ def auth(target: Target) -> None:
         }
         for what, text in wrong.items():
             for _ in range(2):
-                one.here.expect(what, text, REJECTED)
+                one.expect(what, text, REJECTED)
 
 
 @check(
@@ -261,11 +264,11 @@ def expired(target: Target) -> None:
     """Signed while the session lived, asked when it is over."""
     with caller(target, "expired") as one:
         keys = one.session()
-        one.here.expect("while the session lives", one.credential(keys), ALLOWED)
+        one.expect("while the session lives", one.credential(keys), ALLOWED)
         late = one.credential(keys, date="-5s")
         one.cloud.expire(keys)
-        one.here.expect("after the session", late, refused("sts_rejected", "token_expired"))
-        one.here.expect("signed after the session", one.credential(keys, date="-2s"), REJECTED)
+        one.expect("after the session", late, refused("sts_rejected", "token_expired"))
+        one.expect("signed after the session", one.credential(keys, date="-2s"), REJECTED)
 
 
 @check(
@@ -280,10 +283,10 @@ def ended(target: Target) -> None:
     with caller(target, "ended") as one:
         keys = one.session()
         credential = one.credential(keys)
-        one.here.expect("while the session lives", credential, ALLOWED)
-        one.here.expect("again, from memory", credential, ALLOWED)
+        one.expect("while the session lives", credential, ALLOWED)
+        one.expect("again, from memory", credential, ALLOWED)
         one.cloud.expire(keys)
-        one.here.expect("after the session", credential, refused("sts_rejected", "token_expired"), within=6.0)
+        one.expect("after the session", credential, refused("sts_rejected", "token_expired"), within=6.0)
 
 
 @check(
@@ -297,13 +300,13 @@ def end_to_end(target: Target) -> None:
     """The four that a gate with a lenient cloud behind it lets in."""
     with caller(target, "proxied") as one:
         keys = one.session()
-        one.here.expect("a sound credential", one.credential(keys), ALLOWED)
-        one.here.expect("a wrong secret", one.credential(keys, secret="wrong"), REJECTED)  # noqa: S106
+        one.expect("a sound credential", one.credential(keys), ALLOWED)
+        one.expect("a wrong secret", one.credential(keys, secret="wrong"), REJECTED)  # noqa: S106
         old = one.credential(keys, date="-17m", expires=900)
-        one.here.expect("an old date", old, refused("token_expired", "sts_rejected"))
-        one.here.expect("another edge", one.credential(keys, binding_value="edge-b"), REJECTED)
+        one.expect("an old date", old, refused("token_expired", "sts_rejected"))
+        one.expect("another edge", one.credential(keys, binding_value="edge-b"), REJECTED)
         one.cloud.expire(keys)
-        one.here.expect("an expired session", one.credential(keys, date="-2s"), REJECTED)
+        one.expect("an expired session", one.credential(keys, date="-2s"), REJECTED)
 
 
 @check(
@@ -316,10 +319,10 @@ def end_to_end(target: Target) -> None:
 def account(target: Target) -> None:
     """Anyone can open an account, create the role and sign perfectly."""
     with caller(target, "accounts") as one:
-        one.here.expect("the right account", one.credential(one.session()), ALLOWED)
+        one.expect("the right account", one.credential(one.session()), ALLOWED)
         foreign = one.credential(one.session(account=OTHER_ACCOUNT))
         for _ in range(2):
-            one.here.expect("another account", foreign, refused("claim_invalid", "sts_rejected"))
+            one.expect("another account", foreign, refused("claim_invalid", "sts_rejected"))
 
 
 @check(
@@ -336,11 +339,11 @@ def same_name(target: Target) -> None:
             one.session(account=number, name="alice") for number in ("111111111111", OTHER_ACCOUNT)
         )
         for _ in range(2):
-            one.here.expect("the role", one.credential(mine), ALLOWED)
-        one.here.expect("its namesake", one.credential(foreign), refused("no_grant", status=403))
+            one.expect("the role", one.credential(mine), ALLOWED)
+        one.expect("its namesake", one.credential(foreign), refused("no_grant", status=403))
         passer = one.session("passer-by", name="reader")
-        one.here.expect("a session called reader", one.credential(passer), refused("no_grant", status=403))
-        one.here.expect("the role again", one.credential(mine), ALLOWED)
+        one.expect("a session called reader", one.credential(passer), refused("no_grant", status=403))
+        one.expect("the role again", one.credential(mine), ALLOWED)
 
 
 @check(
@@ -353,14 +356,14 @@ def same_name(target: Target) -> None:
 def no_secrets(target: Target) -> None:
     """Good credentials and bad ones: a log says most of what it refuses."""
     with caller(target, "secrets") as one:
-        here, keys = one.here, one.session()
-        tokens = [here.token("corp", sub="secretive", **change) for change in _CHANGES]
+        keys = one.session()
+        tokens = [one.token("corp", sub="secretive", **change) for change in _CHANGES]
         credentials = [one.credential(keys, **change) for change in _CREDENTIAL_CHANGES]
         for text in [*tokens, *credentials]:
-            here.ask(text)
-        here.ask("", authorization=[f"Bearer {tokens[0]} {tokens[0]}"])
-        here.ask("", authorization=[f"Basic {tokens[0]}"])
-        logs = here.place.world.agent.logs()
+            one.ask(text)
+        one.ask("", authorization=[f"Bearer {tokens[0]} {tokens[0]}"])
+        one.ask("", authorization=[f"Basic {tokens[0]}"])
+        logs = one.world.agent.logs()
         hidden = {"the secret": keys.secret_access_key, "the security token": keys.session_token or ""}
         for text in tokens:
             hidden |= {f"part {number} of a token": part for number, part in enumerate(text.split("."))}

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from iamroles_scenarios.checks.identity.ground import ALLOWED, UNAVAILABLE, Ground, Pending, ground, refused
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.errors import CheckFailed, Evidence
@@ -59,9 +59,9 @@ def _prepare(target: Target) -> None:
 
 
 @contextmanager
-def _cold(target: Target) -> Iterator[Ground]:
+def _cold(target: Target) -> Iterator[Bench]:
     _prepare(target)
-    with ground(target, "identity-cold") as here:
+    with bench(target, "identity-cold") as here:
         yield here
 
 

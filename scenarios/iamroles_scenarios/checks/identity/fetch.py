@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
 from iamroles_scenarios.engine.play import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
@@ -49,23 +47,17 @@ class Listener:
         self._socket.close()
 
 
-@contextmanager
-def listening() -> Iterator[Listener]:
-    """A listener for a flow."""
-    listener = Listener()
-    try:
-        yield listener
-    finally:
-        listener.close()
+def listening() -> closing[Listener]:
+    """A listener for a check, closed when its context ends."""
+    return closing(Listener())
 
 
-def must_be_silent(here: Ground, listener: Listener, evil: IssuerHandle | None, what: str) -> None:
+def must_be_silent(here: Bench, listener: Listener, evil: IssuerHandle | None, what: str) -> None:
     """Fail if anybody called; waits a little for a call that is made after the answer."""
     time.sleep(_QUIET * here.target.scale)
     calls = {"listener": listener.calls(), **(evil.counters() if evil else {})}
     if any(calls.values()):
-        logs = {part: text[-2000:] for part, text in here.place.world.logs().items()}
-        raise CheckFailed(f"{what} made the agent call: {calls}", Evidence(expected="no call", logs=logs))
+        raise here.failed(f"{what} made the agent call: {calls}", expected="no call")
 
 
 def _pointing(base: str) -> list[dict[str, Any]]:
@@ -89,7 +81,7 @@ def _pointing(base: str) -> list[dict[str, Any]]:
 )
 def header(target: Target) -> None:
     """Tokens of the issuer's own key and of a stranger's, each with headers that name an address."""
-    with ground(target, "identity") as here, listening() as listener:
+    with bench(target, "identity") as here, listening() as listener:
         evil = here.issuer("evil")
         for base in (listener.url, evil.url):
             for members in _pointing(base):
@@ -116,7 +108,7 @@ def header(target: Target) -> None:
 )
 def own_key(target: Target) -> None:
     """jwk injection, x5c injection, and a JWKS of the attacker's own behind jku."""
-    with ground(target, "identity") as here:
+    with bench(target, "identity") as here:
         evil = here.issuer("evil")
         answer = refused("key_unknown", "signature_invalid", "token_malformed")
         for algorithm in ("RS256", "ES256"):
@@ -140,7 +132,7 @@ def own_key(target: Target) -> None:
 )
 def issuer(target: Target) -> None:
     """Sound tokens of an issuer with discovery and keys, which no policy names."""
-    with ground(target, "identity") as here, listening() as listener:
+    with bench(target, "identity") as here, listening() as listener:
         stranger = here.issuer("stranger")
         for iss in (stranger.url, listener.url, f"{listener.url}/corp", f"http://{listener.host}@idp/corp"):
             token = here.token("stranger", key="ES256", iss=iss)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.checks.identity.ground import ALLOWED, UNAVAILABLE, Ground, ground, refused
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.errors import CheckFailed
 from iamroles_scenarios.jose import SigningKey, mint
@@ -42,7 +42,7 @@ def _never_verifies(target: Target, issuer: str, poisons: dict[str, dict[str, An
         issuer: of the flow.
         poisons: kinds of `mock.issuer.POISONS`, and what a token by that key says besides.
     """
-    with ground(target, "identity-keys") as here:
+    with bench(target, "identity-keys") as here:
         keys = here.issuer(issuer)
         old = here.token(issuer, key="ES256")
         here.expect("before", old, ALLOWED, within=_TAKEN)
@@ -56,83 +56,70 @@ def _never_verifies(target: Target, issuer: str, poisons: dict[str, dict[str, An
         here.expect("the old key beside a bad one", old, ALLOWED)
 
 
-@check(
+def _poisoned(remark: str, issuer: str, poisons: dict[str, dict[str, Any]]) -> Callable[[Target], None]:
+    """A check by `_never_verifies`."""
+
+    def run(target: Target) -> None:
+        _never_verifies(target, issuer, poisons)
+
+    run.__doc__ = remark
+    return run
+
+
+check(
     "identity.keys.weak",
     requirements=["JWT-RSA-001"],
     lane="gate-spop",
     title="a published RSA key of 1024 bits verifies nothing",
     features={"oidc"},
-)
-def weak(target: Target) -> None:
-    """RSA-1024."""
-    _never_verifies(target, "weak", {"weak-rsa": {}})
-
-
-@check(
+)(_poisoned("RSA-1024.", "weak", {"weak-rsa": {}}))
+check(
     "identity.keys.unknown-type",
     requirements=["JWKS-KEY-001"],
     lane="gate-spop",
     title="a key of an unknown type is ignored and its neighbours serve",
     features={"oidc"},
-)
-def unknown_type(target: Target) -> None:
-    """A key type of the future."""
-    _never_verifies(target, "future", {"unknown-kty": {}})
-
-
-@check(
+)(_poisoned("A key type of the future.", "future", {"unknown-kty": {}}))
+check(
     "identity.keys.use",
     requirements=["JWKS-KEY-002"],
     lane="gate-spop",
     title="a key for encryption verifies nothing",
     features={"oidc"},
-)
-def use(target: Target) -> None:
-    """`use: enc`."""
-    _never_verifies(target, "encrypts", {"use-enc": {}})
-
-
-@check(
+)(_poisoned("`use: enc`.", "encrypts", {"use-enc": {}}))
+check(
     "identity.keys.operations",
     requirements=["JWKS-KEY-003"],
     lane="gate-spop",
     title="a key whose key_ops lack verify verifies nothing",
     features={"oidc"},
-)
-def operations(target: Target) -> None:
-    """`key_ops: ["deriveKey"]`."""
-    _never_verifies(target, "derives", {"no-verify": {}})
-
-
-@check(
+)(_poisoned('`key_ops: ["deriveKey"]`.', "derives", {"no-verify": {}}))
+check(
     "identity.keys.private",
     requirements=["JWKS-KEY-004"],
     lane="gate-spop",
     title="a key that is published with its private members verifies nothing",
     features={"oidc"},
-)
-def private(target: Target) -> None:
-    """Everyone can sign with it."""
-    _never_verifies(target, "private", {"private": {}})
-
-
-@check(
+)(_poisoned("Everyone can sign with it.", "private", {"private": {}}))
+check(
     "identity.keys.malformed",
     requirements=["JWKS-KEY-005"],
     lane="gate-spop",
     title="malformed keys, off their curve or at odds with their alg, are passed over",
     features={"oidc"},
+)(
+    _poisoned(
+        "One bad entry must neither verify nor take the others down.",
+        "crooked",
+        {
+            "malformed": {},
+            "off-curve": {},
+            "wrong-curve": {},
+            "wrong-alg": {},
+            "numeric-kid": {"kid": "7"},
+        },
+    )
 )
-def malformed(target: Target) -> None:
-    """One bad entry must neither verify nor take the others down."""
-    poisons: dict[str, dict[str, Any]] = {
-        "malformed": {},
-        "off-curve": {},
-        "wrong-curve": {},
-        "wrong-alg": {},
-        "numeric-kid": {"kid": "7"},
-    }
-    _never_verifies(target, "crooked", poisons)
 
 
 Spoil = Callable[["IssuerHandle"], SigningKey | None]
@@ -146,7 +133,7 @@ def _refused_whole(target: Target, spoils: dict[str, Spoil]) -> None:
         target: of the check.
         spoils: what befalls which issuer, all at the same time.
     """
-    with ground(target, "identity-keys") as here:
+    with bench(target, "identity-keys") as here:
         issuers = {name: here.issuer(name) for name in spoils}
         old = {name: here.token(name, key="ES256") for name in spoils}
         for name, token in old.items():
@@ -171,30 +158,6 @@ def _refused_whole(target: Target, spoils: dict[str, Spoil]) -> None:
             here.expect(f"{name}: the new key in a mended set", fresh, ALLOWED, within=_TAKEN)
 
 
-@check(
-    "identity.keys.duplicate",
-    requirements=["JWKS-SET-001"],
-    lane="gate-spop",
-    title="a set with one kid twice is refused and the last good set serves",
-    features={"oidc"},
-)
-def duplicate(target: Target) -> None:
-    """Two keys under one kid."""
-    _refused_whole(target, {"doubled": lambda keys: keys.poison("duplicate")})
-
-
-@check(
-    "identity.keys.symmetric",
-    requirements=["JWKS-SET-002"],
-    lane="gate-spop",
-    title="a set with a symmetric key is refused and the last good set serves",
-    features={"oidc"},
-)
-def symmetric(target: Target) -> None:
-    """`kty: oct` among public keys."""
-    _refused_whole(target, {"symmetric": lambda keys: keys.poison("oct")})
-
-
 _CROWD = 1000
 """Keys in one set: small enough that no cap on bytes stops it."""
 
@@ -204,22 +167,6 @@ def _crowd(keys: IssuerHandle) -> list[dict[str, Any]]:
     return [key.public_jwk(kid=f"{keys.name}-many-{number}") for number in range(_CROWD)]
 
 
-@check(
-    "identity.keys.many",
-    requirements=["JWKS-SET-003"],
-    lane="gate-spop",
-    title="a set of a thousand keys, or of two megabytes, is refused and the last good set serves",
-    features={"oidc"},
-)
-def many(target: Target) -> None:
-    """Caps on number and size."""
-    spoils: dict[str, Spoil] = {
-        "many": lambda keys: keys.publish(*_crowd(keys)),
-        "large": lambda keys: keys.fault("jwks", "oversized"),
-    }
-    _refused_whole(target, spoils)
-
-
 _NO_SETS = ("<html>Back soon</html>", "[]", '{"keys": {}}', '{"keys": null}', "{}")
 
 
@@ -227,21 +174,61 @@ def _answering(body: str) -> Spoil:
     return lambda keys: keys.fault("jwks", "malformed", body=body)
 
 
-@check(
+def _spoilt(remark: str, spoils: dict[str, Spoil]) -> Callable[[Target], None]:
+    """A check by `_refused_whole`."""
+
+    def run(target: Target) -> None:
+        _refused_whole(target, spoils)
+
+    run.__doc__ = remark
+    return run
+
+
+check(
+    "identity.keys.duplicate",
+    requirements=["JWKS-SET-001"],
+    lane="gate-spop",
+    title="a set with one kid twice is refused and the last good set serves",
+    features={"oidc"},
+)(_spoilt("Two keys under one kid.", {"doubled": lambda keys: keys.poison("duplicate")}))
+check(
+    "identity.keys.symmetric",
+    requirements=["JWKS-SET-002"],
+    lane="gate-spop",
+    title="a set with a symmetric key is refused and the last good set serves",
+    features={"oidc"},
+)(_spoilt("`kty: oct` among public keys.", {"symmetric": lambda keys: keys.poison("oct")}))
+check(
+    "identity.keys.many",
+    requirements=["JWKS-SET-003"],
+    lane="gate-spop",
+    title="a set of a thousand keys, or of two megabytes, is refused and the last good set serves",
+    features={"oidc"},
+)(
+    _spoilt(
+        "Caps on number and size.",
+        {
+            "many": lambda keys: keys.publish(*_crowd(keys)),
+            "large": lambda keys: keys.fault("jwks", "oversized"),
+        },
+    )
+)
+check(
     "identity.keys.broken",
     requirements=["JWKS-SET-004"],
     lane="gate-spop",
     title="an answer that is no key set leaves the last good set in force",
     features={"oidc"},
+)(
+    _spoilt(
+        "An error, half a document, a document of another kind.",
+        {
+            "broken-status": lambda keys: keys.fault("jwks", "status", status=500),
+            "broken-half": lambda keys: keys.fault("jwks", "truncated"),
+            **{f"broken-{number}": _answering(body) for number, body in enumerate(_NO_SETS)},
+        },
+    )
 )
-def broken(target: Target) -> None:
-    """An error, half a document, a document of another kind."""
-    spoils: dict[str, Spoil] = {
-        "broken-status": lambda keys: keys.fault("jwks", "status", status=500),
-        "broken-half": lambda keys: keys.fault("jwks", "truncated"),
-    }
-    spoils |= {f"broken-{number}": _answering(body) for number, body in enumerate(_NO_SETS)}
-    _refused_whole(target, spoils)
 
 
 @check(
@@ -253,7 +240,7 @@ def broken(target: Target) -> None:
 )
 def outage(target: Target) -> None:
     """For three renewals that fail, and tokens that were never seen before."""
-    with ground(target, "identity-keys") as here:
+    with bench(target, "identity-keys") as here:
         keys = here.issuer("outage")
         here.expect("before", here.token("outage", key="ES256"), ALLOWED, within=_TAKEN)
         keys.fault("*", "cut")
@@ -265,7 +252,7 @@ def outage(target: Target) -> None:
             keys.clear()
 
 
-def _asked(here: Ground, keys: IssuerHandle) -> None:
+def _asked(here: Bench, keys: IssuerHandle) -> None:
     """Wait for one more question to the issuer, discovery or keys."""
     before = sum(keys.counters().values())
     deadline = time.monotonic() + 10.0 * here.target.scale
@@ -284,7 +271,7 @@ def _asked(here: Ground, keys: IssuerHandle) -> None:
 )
 def stale(target: Target) -> None:
     """The hard limit of an outage, and its end."""
-    with ground(target, "identity-stale") as here:
+    with bench(target, "identity-stale") as here:
         keys = here.issuer("stale")
         known = here.token("stale", key="ES256")
         here.expect("before", known, ALLOWED, within=_TAKEN)

@@ -6,8 +6,8 @@ import math
 import time
 from itertools import count
 
-from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, Pending, ground, refused
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
@@ -24,12 +24,12 @@ _LATE = 8.0
 _numbers = count(1)
 
 
-def _stray(here: Ground, issuer: str) -> str:
+def _stray(here: Bench, issuer: str) -> str:
     """A token under a kid that nobody has."""
     return here.token(issuer, key="unknown-kid", alg="ES256")
 
 
-def _fetches(here: Ground, issuer: str) -> int:
+def _fetches(here: Bench, issuer: str) -> int:
     return here.issuer(issuer).counters().get("jwks", 0)
 
 
@@ -42,7 +42,7 @@ def _fetches(here: Ground, issuer: str) -> int:
 )
 def storm(target: Target) -> None:
     """The refresh storm, read from the issuer's own counter."""
-    with ground(target, "identity-kids") as here:
+    with bench(target, "identity-kids") as here:
         here.expect("before the storm", here.token("storm", key="ES256"), ALLOWED)
         tokens = [_stray(here, "storm") for _ in range(_STORM)]
         before, began = _fetches(here, "storm"), time.monotonic()
@@ -74,7 +74,7 @@ def storm(target: Target) -> None:
 )
 def unnoticed(target: Target) -> None:
     """A question is stuck at the issuer; others of the same issuer must not be."""
-    with ground(target, "identity-kids") as here:
+    with bench(target, "identity-kids") as here:
         keys = here.issuer("stall")
         here.expect("before", here.token("stall", key="ES256"), ALLOWED)
         before = _fetches(here, "stall")
@@ -100,7 +100,7 @@ def unnoticed(target: Target) -> None:
 )
 def herd(target: Target) -> None:
     """The first second after a rotation, with a slow issuer."""
-    with ground(target, "identity-kids") as here:
+    with bench(target, "identity-kids") as here:
         keys = here.issuer("herd")
         here.expect("before", here.token("herd", key="ES256"), ALLOWED)
         key = keys.add_key("ES256")
@@ -113,9 +113,10 @@ def herd(target: Target) -> None:
         finally:
             keys.clear()
         if lost := [answer for answer in seen if not answer.allow]:
-            raise CheckFailed(
+            raise here.failed(
                 f"{len(lost)} of {_HERD} tokens of a new key were refused while it was fetched",
-                here.evidence(lost[0], "all allowed"),
+                lost[0],
+                "all allowed",
             )
         if (made := _fetches(here, "herd") - before) > 2:
             raise CheckFailed(
@@ -133,7 +134,7 @@ def herd(target: Target) -> None:
 )
 def rotation(target: Target) -> None:
     """Twice in a row, then once inside the cooldown that a random kid began. No renewal helps here."""
-    with ground(target, "identity-kids") as here:
+    with bench(target, "identity-kids") as here:
         keys = here.issuer("rotating")
         here.expect("before", here.token("rotating", key="ES256"), ALLOWED)
         for turn in ("first", "second"):

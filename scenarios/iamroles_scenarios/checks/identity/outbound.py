@@ -9,11 +9,10 @@ import time
 from typing import Any
 
 from iamroles_scenarios.checks.identity.caller import session_of
-from iamroles_scenarios.checks.identity.ground import ground, refused
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.bench import bench, refused
 from iamroles_scenarios.engine.play import Target
-from iamroles_scenarios.errors import CheckFailed
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 
 _DEPLOYS = "/deploys/7"
@@ -37,7 +36,7 @@ def _claims(token: str) -> dict[str, Any]:
 )
 def algorithms(target: Target) -> None:
     """The published RSA key names no `alg`; the request tags name another role."""
-    with ground(target, "cloud") as here:
+    with bench(target, "cloud") as here:
         cloud = target.stage.cloud
         keys = session_of(cloud, "deployer")
         tags = [{"Key": "role", "Value": "arn:aws:iam::111111111111:role/nobody"}]
@@ -57,7 +56,7 @@ def algorithms(target: Target) -> None:
 )
 def session_end(target: Target) -> None:
     """The variable `expires` says when; a token of a session that goes on ends at its own exp."""
-    with ground(target, "identity") as here:
+    with bench(target, "identity") as here:
         for minutes in (2, 30):
             end = int(time.time()) + 60 * minutes
             token = here.token(
@@ -70,7 +69,5 @@ def session_end(target: Target) -> None:
             exp = _claims(token)["exp"]
             got = int(seen.tags.get("expires") or 0)
             if not seen.allow or abs(got - min(exp, end)) > 2:
-                raise CheckFailed(
-                    f"exp is {exp}, the session ends at {end}, and access at {got}",
-                    here.evidence(seen, f"expires {min(exp, end)}"),
-                )
+                message = f"exp is {exp}, the session ends at {end}, and access at {got}"
+                raise here.failed(message, seen, f"expires {min(exp, end)}")

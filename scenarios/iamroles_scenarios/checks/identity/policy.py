@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from iamroles_scenarios.checks.identity.ground import ALLOWED, Ground, ground, refused
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import merged
-from iamroles_scenarios.engine.play import EVENT_DEADLINE, Target
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
+from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 
@@ -24,24 +24,19 @@ _FORGED = refused("algorithm_not_allowed", "token_malformed", "key_unknown", "si
 
 
 @contextmanager
-def _taken_up(target: Target, **override: Any) -> Iterator[Ground | None]:  # noqa: ANN401 - a policy's tables
-    """The ground under a changed policy; None where the agent refused it, and the old one holds."""
-    with _turn, ground(target, "identity", limits={"max_token_bytes": 8000}) as here:
+def _taken_up(target: Target, **override: Any) -> Iterator[Bench | None]:  # noqa: ANN401 - a policy's tables
+    """The bench under a changed policy; None where the agent refused it, and the old one holds."""
+    with _turn, bench(target, "identity", limits={"max_token_bytes": 8000}) as here:
         here.expect("the sound policy", here.token("corp"), ALLOWED)
-        if not _reloaded(here, merged(here.place.policy, override)):
+        if not here.reload(merged(here.place.policy, override))["reloaded"]:
             here.expect("the sound policy, after a refused one", here.token("corp", sub="bob"), ALLOWED)
             yield None
             return
         try:
             yield here
         finally:
-            if not _reloaded(here, here.place.policy):
+            if not here.reload(here.place.policy)["reloaded"]:
                 raise CheckFailed("the sound policy was refused", Evidence(expected="reloaded"))
-
-
-def _reloaded(here: Ground, policy: dict[str, Any]) -> bool:
-    within = EVENT_DEADLINE * here.target.scale
-    return bool(here.place.world.agent.reload(policy, within=within)["reloaded"])
 
 
 @check(

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 from iamroles_scenarios.checks.identity.caller import ACTION, Caller, caller
-from iamroles_scenarios.checks.identity.ground import ALLOWED, Pending, refused
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.bench import ALLOWED, Pending, refused
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
@@ -30,10 +30,10 @@ _READER = {
 def _disbelieved(one: Caller, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
     """Ask with credentials that STS would refuse, until it was asked; none may be believed."""
     before = one.calls()
-    deadline = time.monotonic() + _RECOVERY * one.here.target.scale
+    deadline = time.monotonic() + _RECOVERY * one.target.scale
     while one.calls() == before:
         forged = one.credential(one.keys, secret="wrong", expires=_next(), **recipe)  # noqa: S106
-        one.here.expect(what, forged, _NOT_BELIEVED)
+        one.expect(what, forged, _NOT_BELIEVED)
         if time.monotonic() > deadline:
             raise Untestable(f"{what}: the agent did not ask STS for {_RECOVERY:g} s")
 
@@ -133,12 +133,12 @@ def answer_parts(target: Target) -> None:
 def answer_size(target: Target) -> None:
     """An answer that is STS's own in all but its length: two megabytes of white space follow."""
     with caller(target, "large") as one:
-        one.here.expect("before", one.credential(one.session()), ALLOWED)
+        one.expect("before", one.credential(one.session()), ALLOWED)
         one.fault("malformed", body=json.dumps(_response(_READER)) + " " * (2 << 20))
         _disbelieved(one, "an answer of two megabytes")
         one.fault("malformed", body=json.dumps(_response(_READER)) + " ")
         keys = one.session()
-        one.here.expect("the same answer, short", one.credential(keys), ALLOWED, within=_RECOVERY)
+        one.expect("the same answer, short", one.credential(keys), ALLOWED, within=_RECOVERY)
         one.clear()
 
 
@@ -162,11 +162,11 @@ def throttled(target: Target) -> None:
             text = one.credential(one.keys, expires=_next())
             before = one.calls()
             one.fault(**fault)
-            one.here.expect(what, text, _TROUBLE)
+            one.expect(what, text, _TROUBLE)
             if one.calls() == before:
                 raise Untestable(f"{what}: the agent did not ask STS")
             one.clear()
-            one.here.expect(f"after {what}", text, ALLOWED, within=_RECOVERY)
+            one.expect(f"after {what}", text, ALLOWED, within=_RECOVERY)
 
 
 @check(
@@ -184,7 +184,7 @@ def backoff(target: Target) -> None:
         one.fault("throttle")
         before, began = one.calls(), time.monotonic()
         for text in texts:
-            one.here.expect("a throttled question", text, _TROUBLE)
+            one.expect("a throttled question", text, _TROUBLE)
         elapsed, made = time.monotonic() - began, one.calls() - before
         one.clear()
         if made > len(texts) // 2:
@@ -192,7 +192,7 @@ def backoff(target: Target) -> None:
                 f"{len(texts)} questions in {elapsed:.1f} s became {made} calls of an STS that throttles",
                 Evidence(expected="at most half as many", received=f"{made} calls"),
             )
-        one.here.expect("afterwards", one.credential(keys), ALLOWED, within=_RECOVERY)
+        one.expect("afterwards", one.credential(keys), ALLOWED, within=_RECOVERY)
 
 
 @check(
@@ -233,13 +233,13 @@ def stalled(target: Target) -> None:
         one.fault("stall")
         try:
             before = one.calls()
-            stuck = [Pending(one.here.another(), text) for text in texts]
+            stuck = [Pending(one.another(), text) for text in texts]
             one.wait_for(before + 1)
             for number in range(3):
-                token = one.here.token("corp", key="ES256", sub=f"guest-{number}")
-                one.here.expect("a token beside a stalled STS", token, ALLOWED, prompt=_PROMPT)
+                token = one.token("corp", key="ES256", sub=f"guest-{number}")
+                one.expect("a token beside a stalled STS", token, ALLOWED, prompt=_PROMPT)
                 text = other.credential(brisk, expires=100 + number)
-                other.here.expect("another STS beside a stalled one", text, ALLOWED, prompt=_PROMPT)
+                other.expect("another STS beside a stalled one", text, ALLOWED, prompt=_PROMPT)
         finally:
             one.clear()
         for question in stuck:
@@ -259,6 +259,6 @@ def stalled_proxy(target: Target) -> None:
         text = one.credential(one.session())
         one.fault("stall")
         try:
-            one.here.expect("a stalled STS", text, Expectation(status=503, allow=False, backend=""))
+            one.expect("a stalled STS", text, Expectation(status=503, allow=False, backend=""))
         finally:
             one.clear()

@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec
+from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Target
-from iamroles_scenarios.engine.players import Player, player_for
-from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence
-from iamroles_scenarios.jose import mint
+from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.oracle.corpus import Kind, Trick, careless, tricks
 
-_WORLD = WorldSpec(policy="policy")
 _STATUS: dict[Kind, int] = {"refused": 400, "served": 200, "closed": 403}
 _FORBIDDEN = ("/private", "/orders/export")
 """Where a contractor's reader must not get: no grant for the one, a deny for the other."""
 
 
-class _Asking:
-    """Sends paths of the corpus as one caller."""
-
-    def __init__(self, player: Player, token: str) -> None:
-        self._player = player
-        self._token = token
-
-    def __call__(self, trick: Trick, *, role: str = "") -> Observation:
-        request = RequestSpec(path=trick.path, role=role, connection="corpus")
-        try:
-            return self._player.ask(request, self._token, with_reason=False)
-        except AgentFault as fault:
-            raise CheckFailed(
-                f"{trick.path!r} ({trick.name}): {fault}", Evidence(trace=fault.trace)
-            ) from fault
-
-
-@contextmanager
-def _asking(target: Target, owner: str, *roles: str) -> Iterator[_Asking]:
-    with target.worlds.borrow(_WORLD, owner) as place:
-        issuer = target.worlds.issuer(place.issuer("corp"))
-        token = mint({"roles": list(roles)}, issuer.keys, time.time(), issuer.url)
-        player = player_for(target.lane, place.world, target.scale)
-        try:
-            yield _Asking(player, token)
-        finally:
-            player.close()
+def _ask(here: Bench, token: str, trick: Trick, *, role: str = "") -> Observation:
+    return here.ask(token, with_reason=False, path=trick.path, role=role, connection="corpus")
 
 
 def _must(right: bool, trick: Trick, seen: Observation, what: str) -> None:
@@ -61,12 +29,13 @@ def _got(seen: Observation) -> str:
     return f"{seen.status}{where}" + (f" with the path {seen.path!r}" if seen.path else "")
 
 
-def _judge(target: Target, owner: str, kinds: tuple[Kind, ...]) -> str:
+def _judge(target: Target, *kinds: Kind) -> str:
     """Send every path of some classes, each must be answered as its class says."""
     chosen = [one for one in tricks() if one.kind in kinds and (target.lane == "gate" or not one.proxy)]
-    with _asking(target, owner, "reader") as ask:
+    with bench(target, "policy") as here:
+        token = here.token()
         for trick in chosen:
-            seen = ask(trick)
+            seen = _ask(here, token, trick)
             open_ = trick.kind == "served"
             _must(seen.status == _STATUS[trick.kind], trick, seen, str(_STATUS[trick.kind]))
             _must(seen.allow == open_, trick, seen, "a backend" if open_ else "no backend")
@@ -83,20 +52,15 @@ def _judge(target: Target, owner: str, kinds: tuple[Kind, ...]) -> str:
     lane="gate",
     title="Every trick of the corpus is refused with 400 at the proxy",
 )
-def refused(target: Target) -> str:
-    """By HAProxy or by the agent: the client cannot tell, and must not."""
-    return _judge(target, "policy.traversal.refused", ("refused",))
-
-
 @check(
     "policy.traversal.refused-by-agent",
     requirements=["TRAVERSAL-REFUSED-001"],
     lane="gate-spop",
     title="The agent refuses the tricks by itself, whatever the proxy lets through",
 )
-def refused_by_agent(target: Target) -> str:
-    """As if HAProxy had looked at none of them."""
-    return _judge(target, "policy.traversal.refused-by-agent", ("refused",))
+def refused(target: Target) -> str:
+    """By HAProxy or by the agent: the client cannot tell, and must not. Over SPOP by the agent alone."""
+    return _judge(target, "refused")
 
 
 @check(
@@ -105,20 +69,15 @@ def refused_by_agent(target: Target) -> str:
     lane="gate",
     title="Odd but unambiguous paths are served, and the backend gets the path that was judged",
 )
-def served(target: Target) -> str:
-    """Look-alikes of an open path are paths of their own: 403, never 400."""
-    return _judge(target, "policy.traversal.served", ("served", "closed"))
-
-
 @check(
     "policy.traversal.served-by-agent",
     requirements=["TRAVERSAL-SAME-001"],
     lane="gate-spop",
     title="The agent judges odd but unambiguous paths as what they are",
 )
-def served_by_agent(target: Target) -> str:
-    """Neither refuses them for their looks nor takes them for another path."""
-    return _judge(target, "policy.traversal.served-by-agent", ("served", "closed"))
+def served(target: Target) -> str:
+    """Look-alikes of an open path are paths of their own: 403, never 400."""
+    return _judge(target, "served", "closed")
 
 
 @check(
@@ -130,9 +89,10 @@ def served_by_agent(target: Target) -> str:
 def backend(target: Target) -> str:
     """A contractor who is also a reader, whose export is denied: what a backend gets is read carelessly."""
     reached = 0
-    with _asking(target, "policy.traversal.backend", "reader", "contractor") as ask:
+    with bench(target, "policy") as here:
+        token = here.token(roles=["reader", "contractor"])
         for trick in tricks():
-            seen = ask(trick, role="reader")
+            seen = _ask(here, token, trick, role="reader")
             _must(seen.backend in ("", "orders-ro"), trick, seen, "no backend but orders-ro")
             if seen.backend:
                 reached += 1

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec
-from iamroles_scenarios.engine.observation import Observation
+from iamroles_scenarios.engine.bench import bench
+from iamroles_scenarios.engine.observation import Observation, differences
 from iamroles_scenarios.engine.play import Target
-from iamroles_scenarios.engine.players import player_for
 from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
-from iamroles_scenarios.jose import mint
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import World
 
-_WORLD = WorldSpec(policy="policy")
-_OWN = WorldSpec(policy="policy", own=True)
 _WITHIN = 5.0
 """Seconds, times the scale, until a line of the log is there."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
+class _Recorded:
     name: str
     recipe: dict[str, Any]
     request: dict[str, Any]
@@ -35,7 +30,7 @@ class _Case:
 
 
 _CASES = (
-    _Case(
+    _Recorded(
         "an allowed request",
         {"roles": ["reader"], "sub": "alice", "claims": {"jti": "session-1"}},
         {"path": "/orders/1"},
@@ -50,27 +45,27 @@ _CASES = (
             "path": "/orders/1",
         },
     ),
-    _Case(
+    _Recorded(
         "a request that a deny refused",
         {"roles": ["reader", "contractor"], "sub": "bob"},
         {"path": "/orders/export", "role": "reader"},
         {"reason": "denied_by_rule", "principal": "bob", "issuer": "corp", "rule": "R3"},
     ),
-    _Case(
+    _Recorded(
         "a request without a grant",
         {"roles": ["idle"], "sub": "carol"},
         {"path": "/orders/1"},
         {"reason": "no_grant", "principal": "carol", "role": "arn:aws:iam::111111111111:role/idle"},
     ),
-    _Case(
+    _Recorded(
         "an ambiguous token",
         {"roles": ["reader", "writer"], "sub": "dave"},
         {"path": "/orders/1"},
         {"reason": "ambiguous_role", "principal": "dave"},
     ),
-    _Case("an expired token", {"roles": ["reader"], "exp": "-60s"}, {}, {"reason": "token_expired"}),
-    _Case("a forged token", {"roles": ["reader"], "key": "other"}, {}, {"reason": "signature_invalid"}),
-    _Case(
+    _Recorded("an expired token", {"roles": ["reader"], "exp": "-60s"}, {}, {"reason": "token_expired"}),
+    _Recorded("a forged token", {"roles": ["reader"], "key": "other"}, {}, {"reason": "signature_invalid"}),
+    _Recorded(
         "an ambiguous path", {"roles": ["reader"]}, {"path": "/orders/%2e%2e/x"}, {"reason": "path_ambiguous"}
     ),
 )
@@ -84,18 +79,14 @@ _CASES = (
 )
 def line(target: Target) -> str:
     """One line for each request, found by a host of its own; its request id is the backend's."""
-    with target.worlds.borrow(_WORLD, "policy.record.line") as place:
-        issuer = target.worlds.issuer(place.issuer("corp"))
-        player = player_for("gate", place.world, target.scale)
+    with bench(target, "policy") as here:
         for number, case in enumerate(_CASES):
             host = f"record-{number}.example.com"
-            token = mint(case.recipe, issuer.keys, time.time(), issuer.url)
-            seen = player.ask(RequestSpec(**case.request, host=host), token, with_reason=False)
-            record = place.world.haproxy.wait_log(_of_host(host), _WITHIN * target.scale)
+            seen = here.ask(here.token(**case.recipe), with_reason=False, host=host, **case.request)
+            record = here.world.haproxy.wait_log(_of_host(host), here.seconds(_WITHIN))
             if record is None:
                 raise CheckFailed(f"{case.name}: HAProxy's log has no line for it", Evidence(sent=seen.sent))
             _compare(case, seen, record)
-        player.close()
     return f"{len(_CASES)} requests"
 
 
@@ -103,18 +94,13 @@ def _of_host(host: str) -> Callable[[dict[str, Any]], bool]:
     return lambda found: found.get("host") == host
 
 
-def _compare(case: _Case, seen: Observation, record: dict[str, Any]) -> None:
-    wanted = dict(case.record)
+def _compare(case: _Recorded, seen: Observation, record: dict[str, Any]) -> None:
+    wanted: dict[str, object] = dict(case.record)
     if seen.allow:
         ids = [value for name, value in seen.headers if name == "x-iam-request-id"]
         wanted["request_id"] = ids[0] if len(ids) == 1 else "the one X-IAM-Request-Id that the backend got"
         wanted["expires"] = seen.tags.get("expires", "")
-    wrong = [
-        f"{name}: expected {value!r}, got {record.get(name)!r}"
-        for name, value in wanted.items()
-        if record.get(name) != value
-    ]
-    if wrong:
+    if wrong := differences(wanted, record):
         evidence = Evidence(sent=seen.sent, expected=str(wanted), received=json.dumps(record))
         raise CheckFailed(f"{case.name}: {'; '.join(wrong)}", evidence)
 
@@ -127,17 +113,14 @@ def _compare(case: _Case, seen: Observation, record: dict[str, Any]) -> None:
 )
 def secret(target: Target) -> str:
     """Allowed, refused, malformed and repeated tokens; then both logs are searched for pieces of them."""
-    with target.worlds.borrow(_OWN, "policy.record.secret") as place:
-        issuer = target.worlds.issuer(place.issuer("corp"))
-        tokens = [mint(case.recipe, issuer.keys, time.time(), issuer.url) for case in _CASES]
+    with bench(target, "policy", "policy.record.secret", own=True) as here:
+        tokens = [here.token(**case.recipe) for case in _CASES]
         tokens += [f"{tokens[0][:-40]}.{tokens[0][-40:]}", tokens[0] + "A" * 40, tokens[0].replace(".", ",")]
-        player = player_for("gate", place.world, target.scale)
         for token in tokens:
             for form in _FORMS:
-                player.ask(RequestSpec(path="/orders/1", authorization=form), token, with_reason=True)
-        player.close()
-        place.world.agent.stop()  # an agent may write late; what it has not written by its end it never will
-        written = _written(place.world)
+                here.ask(token, authorization=form)
+        here.world.agent.stop()  # an agent may write late; what it has not written by its end it never will
+        written = _written(here.world)
     if not any(written.values()):
         raise Untestable("neither the agent nor HAProxy wrote anything that could be searched")
     for token in tokens:
@@ -145,7 +128,7 @@ def secret(target: Target) -> str:
             if any(piece in text for piece in _pieces(token)):
                 raise CheckFailed(
                     f"what the {part} writes holds a piece of a token",
-                    Evidence(sent=f"{len(tokens)} tokens in {len(_FORMS)} forms", logs=place.world.logs()),
+                    Evidence(sent=f"{len(tokens)} tokens in {len(_FORMS)} forms", logs=here.world.logs()),
                 )
     return f"{len(tokens)} tokens, {sum(map(len, written.values()))} characters written"
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from contextlib import closing
 from typing import Any
 
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.play import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence, WireError, WireFormatError
-from iamroles_scenarios.jose import mint
+from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.wire.client import open_connection, question
 from iamroles_scenarios.wire.frames import Scope, read_actions
 
-_WORLD = WorldSpec(policy="policy")
 _VARIABLES = frozenset(
     ("status", "reason", "error", "role", "principal", "session", "issuer", "rule", "backend")
 ) | {"expires", "allow"}
@@ -29,11 +27,9 @@ _ANSWER_WITHIN = 10.0
 )
 def every_variable(target: Target) -> str:
     """HAProxy keeps what an answer does not mention, so that is never left to it: allow, 400, 401, 403."""
-    with target.worlds.borrow(_WORLD, "policy.tags.every-variable") as place:
-        issuer = target.worlds.issuer(place.issuer("corp"))
-        now = time.time()
-        token = f"Bearer {mint({'roles': ['reader']}, issuer.keys, now, issuer.url)}"
-        stranger = f"Bearer {mint({'roles': ['reader'], 'exp': '-60s'}, issuer.keys, now, issuer.url)}"
+    with bench(target, "policy") as here:
+        token = f"Bearer {here.token()}"
+        stranger = f"Bearer {here.token(exp='-60s')}"
         asked = [
             {"authorization": token, "path": "/orders/1"},
             {"authorization": token, "path": "/orders/1"},
@@ -42,32 +38,23 @@ def every_variable(target: Target) -> str:
             {"authorization": stranger, "path": "/orders/1"},
             {"path": "/orders/1"},
         ]
-        within = _ANSWER_WITHIN * target.scale
-        asyncio.run(_ask(place.world.agent.spop_address, asked, within))
+        asyncio.run(_ask(here.world.agent.spop_address, asked, here.seconds(_ANSWER_WITHIN)))
     return f"{len(asked)} answers"
 
 
 async def _ask(address: str, asked: list[dict[str, Any]], within: float) -> None:
-    try:
-        connection = await open_connection(address, within=within)
-        try:
-            await connection.hello()
-            for number, arguments in enumerate(asked, 1):
-                ack = await connection.ask(question(arguments, stream_id=2 * number + 1))
-                named = {action.name for action in read_actions(ack) if action.scope is Scope.txn}
-                if missing := sorted(_VARIABLES - named):
-                    raise CheckFailed(
-                        f"the answer leaves {', '.join(missing)} as the request before may have set them",
-                        Evidence(
-                            sent=f"path={arguments['path']!r}",
-                            expected="each variable of SPEC.md section 3 set or unset",
-                            received=", ".join(map(str, read_actions(ack))),
-                            trace=str(connection.transcript),
-                        ),
-                    )
-        finally:
-            connection.close()
-    except WireError as error:
-        raise CheckFailed(error.message, Evidence(trace=str(error.trace))) from error
-    except WireFormatError as error:
-        raise CheckFailed(f"the answer is malformed: {error}") from error
+    with closing(await open_connection(address, within=within)) as connection:
+        await connection.hello()
+        for number, arguments in enumerate(asked, 1):
+            ack = await connection.ask(question(arguments, stream_id=2 * number + 1))
+            named = {action.name for action in read_actions(ack) if action.scope is Scope.txn}
+            if missing := sorted(_VARIABLES - named):
+                raise CheckFailed(
+                    f"the answer leaves {', '.join(missing)} as the request before may have set them",
+                    Evidence(
+                        sent=f"path={arguments['path']!r}",
+                        expected="each variable of SPEC.md section 3 set or unset",
+                        received=", ".join(map(str, read_actions(ack))),
+                        trace=str(connection.transcript),
+                    ),
+                )

@@ -6,7 +6,9 @@ what, a relay between the two holds the answers until enough are there: an event
 
 from __future__ import annotations
 
-from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Case, Gate, Tally, at_once, gate, traffic
+from contextlib import closing
+
+from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Gate, Tally, Turn, at_once, gate, traffic
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.errors import Untestable
@@ -36,7 +38,7 @@ def threads(target: Target) -> None:
                 f"HAProxy does not run with {_THREADS} threads: its configuration must set nbthread from "
                 "IAM_THREADS (docs/stage.md)"
             )
-        with traffic(place, _PEOPLE) as tally:
+        with traffic(place, _people(place, _PEOPLE)) as tally:
             _flows(place, tally, _PEOPLE * 12)
         tally.judge(place, f"through {_THREADS} threads")
 
@@ -75,7 +77,7 @@ def one_by_one(target: Target) -> None:
     then fall free at once, which is no fault of the agent (docs/haproxy.md).
     """
     with gate(target, settings={"IAM_THREADS": "1"}, pipelining=False) as place:
-        with traffic(place, _PEOPLE) as tally:
+        with traffic(place, _people(place, _PEOPLE)) as tally:
             _flows(place, tally, _PEOPLE * 12)
         tally.judge(place, "on connections without pipelining")
         if place.frames.deepest != 1:
@@ -112,7 +114,7 @@ def in_flight(target: Target) -> None:
 def under_traffic(target: Target) -> None:
     """Four threads, twelve people, three reloads: each brings a burst of connections to the agent."""
     with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as place:
-        with traffic(place, _PEOPLE) as tally:
+        with traffic(place, _people(place, _PEOPLE)) as tally:
             for _ in range(_RELOADS):
                 _flows(place, tally, _BETWEEN)
                 place.world.haproxy.reload()
@@ -122,22 +124,24 @@ def under_traffic(target: Target) -> None:
 
 def _warm(place: Gate, tally: Tally) -> None:
     """One person first: afterwards a connection stands and keys are fetched."""
-    player = place.player()
-    try:
-        for case in place.person("first"):
-            tally.ask(player, case)
-    finally:
-        player.close()
+    client = place.another()
+    with closing(client.client):
+        for turn in place.person("first"):
+            tally.ask(client, turn)
 
 
-def _different(place: Gate) -> list[Case]:
+def _different(place: Gate) -> list[Turn]:
     """One question of each of some people, allowed and refused mixed."""
-    people = [place.person(f"person-{number}") for number in range(_SIDE_BY_SIDE)]
-    return [cases[number % len(cases)] for number, cases in enumerate(people)]
+    people = _people(place, _SIDE_BY_SIDE)
+    return [turns[number % len(turns)] for number, turns in enumerate(people)]
+
+
+def _people(place: Gate, count: int) -> list[list[Turn]]:
+    return [place.person(f"person-{number}") for number in range(count)]
 
 
 def _held(place: Gate, count: int) -> None:
-    within = PROCESSING / 2 * place.scale
+    within = place.seconds(PROCESSING / 2)
     if not place.frames.wait_held(count, within):
         held = place.frames.held
         place.frames.release()
@@ -145,6 +149,6 @@ def _held(place: Gate, count: int) -> None:
 
 
 def _flows(place: Gate, tally: Tally, requests: int) -> None:
-    within = _ROUND * place.scale
+    within = place.seconds(_ROUND)
     if not tally.wait(requests, within):
         raise place.failed(f"fewer than {requests} requests ended within {within:g} s")

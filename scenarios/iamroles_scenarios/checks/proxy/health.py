@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import time
+from contextlib import closing
 from io import StringIO
 
-from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Case, Gate, gate
+from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Gate, Turn, gate
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Target
@@ -32,7 +33,7 @@ _POLL = 0.02
 def passes(target: Target) -> None:
     """The check has ended, and ended well: UP alone is only HAProxy's first assumption."""
     with gate(target) as place:
-        deadline = time.monotonic() + _NOTICED * target.scale
+        deadline = time.monotonic() + place.seconds(_NOTICED)
         while (status := _check_status(place)) != "L7OK":
             if time.monotonic() > deadline:
                 raise place.failed(f"the health check says {status or 'nothing'}, not L7OK")
@@ -50,19 +51,19 @@ def passes(target: Target) -> None:
 def silent(target: Target) -> None:
     """Freeze it, wait for the health check, ask; then the same with a kill; each time it must come back."""
     with gate(target) as place:
-        case, *_ = place.person("alice")
-        _open(place, case, "before anything happened")
+        turn, *_ = place.person("alice")
+        _open(place, turn, "before anything happened")
         agent = place.world.agent
         agent.pause()
         try:
-            _shut(place, case, "frozen")
+            _shut(place, turn, "frozen")
         finally:
             agent.resume()
-        _open(place, case, "after it was frozen")
+        _open(place, turn, "after it was frozen")
         agent.kill()
-        _shut(place, case, "killed")
+        _shut(place, turn, "killed")
         agent.start()
-        _open(place, case, "after it was killed")
+        _open(place, turn, "after it was killed")
 
 
 def _check_status(place: Gate) -> str:
@@ -74,31 +75,28 @@ def _check_status(place: Gate) -> str:
     return str(rows[0].get("check_status") or "").removeprefix("* ")
 
 
-def _shut(place: Gate, case: Case, what: str) -> None:
+def _shut(place: Gate, turn: Turn, what: str) -> None:
     """HAProxy must notice, and then refuse without waiting for the agent."""
-    if not place.world.haproxy.wait_agent(up=False, within=_NOTICED * place.scale):
-        raise place.failed(f"HAProxy did not take the {what} agent out within {_NOTICED * place.scale:g} s")
+    if not place.world.haproxy.wait_agent(up=False, within=place.seconds(_NOTICED)):
+        raise place.failed(f"HAProxy did not take the {what} agent out within {place.seconds(_NOTICED):g} s")
     started = time.monotonic()
-    seen = _asked(place, case)
+    seen = _asked(place, turn)
     seconds = time.monotonic() - started
     if seen.status != 503 or seen.allow:
-        raise place.failed(f"status {seen.status} while the agent is {what}, expected 503", None, seen)
-    if seconds > _AT_ONCE * place.scale:
-        raise place.failed(f"503 took {seconds:.1f} s while the {what} agent is out, not at once", None, seen)
+        raise place.failed(f"status {seen.status} while the agent is {what}, expected 503", seen)
+    if seconds > place.seconds(_AT_ONCE):
+        raise place.failed(f"503 took {seconds:.1f} s while the {what} agent is out, not at once", seen)
 
 
-def _open(place: Gate, case: Case, when: str) -> None:
+def _open(place: Gate, turn: Turn, when: str) -> None:
     """HAProxy must hold the agent for up, and its verdict must come through."""
-    if not place.world.haproxy.wait_agent(up=True, within=_NOTICED * place.scale):
-        raise place.failed(f"HAProxy did not take the agent back within {_NOTICED * place.scale:g} s {when}")
-    seen = _asked(place, case)
-    if not case.right(seen):
-        raise place.failed(f"the answer {when} is wrong", case, seen)
+    if not place.world.haproxy.wait_agent(up=True, within=place.seconds(_NOTICED)):
+        raise place.failed(f"HAProxy did not take the agent back within {place.seconds(_NOTICED):g} s {when}")
+    seen = _asked(place, turn)
+    if turn.wrong(seen):
+        raise place.misjudged(f"the answer {when} is wrong", turn, seen)
 
 
-def _asked(place: Gate, case: Case) -> Observation:
-    player = place.player()
-    try:
-        return player.ask(case.request, case.token, with_reason=False)
-    finally:
-        player.close()
+def _asked(place: Gate, turn: Turn) -> Observation:
+    with closing(place.another().client) as client:
+        return client.ask(turn.request, turn.token, with_reason=False)

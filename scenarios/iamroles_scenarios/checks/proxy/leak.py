@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from iamroles_scenarios.checks.proxy.traffic import Case, Gate, gate
+from iamroles_scenarios.checks.proxy.traffic import Gate, Turn, gate
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.observation import Observation
+from iamroles_scenarios.engine.observation import Observation, differences
 from iamroles_scenarios.engine.play import Target
 
 _ROUNDS = 3
@@ -28,35 +28,32 @@ def nothing_leaks(target: Target) -> None:
     """Two people take turns on one connection; every answer and every line of the record is compared."""
     with gate(target) as place:
         people = [place.person("alice"), place.person("bob")]
-        turns = [case for cases in zip(*people, strict=True) for case in cases] * _ROUNDS
-        player = place.player()
-        try:
-            seen = []
-            for case in turns:
-                shared = case.request.model_copy(update={"connection": "one"})
-                seen.append(player.ask(shared, case.token, with_reason=False))
-        finally:
-            player.close()
-        for case, answer in zip(turns, seen, strict=True):
-            _answer(place, case, answer)
+        turns = [turn for both in zip(*people, strict=True) for turn in both] * _ROUNDS
+        seen = []
+        for turn in turns:
+            shared = turn.request.model_copy(update={"connection": "one"})
+            seen.append(place.client.ask(shared, turn.token, with_reason=False))
+        place.client.close()
+        for turn, answer in zip(turns, seen, strict=True):
+            _answer(place, turn, answer)
         lines = _record(place, len(turns))
-        for case, answer, line in zip(turns, seen, lines, strict=True):
-            if leaked := _leaked(case, line):
-                raise place.failed(f"HAProxy's record of a request holds {leaked}", case, answer)
+        for turn, answer, line in zip(turns, seen, lines, strict=True):
+            if leaked := _leaked(turn, line):
+                raise place.misjudged(f"HAProxy's record of a request is another's: {leaked}", turn, answer)
 
 
-def _answer(place: Gate, case: Case, seen: Observation) -> None:
-    if not case.right(seen):
-        raise place.failed("the answer on a shared connection is wrong", case, seen)
-    error = {403: "insufficient_scope", 401: "invalid_token" if case.token else ""}.get(case.status, "")
-    if seen.error != error:
-        message = f"the challenge says error={seen.error!r}, this request's own is {error!r}"
-        raise place.failed(message, case, seen)
+def _answer(place: Gate, turn: Turn, seen: Observation) -> None:
+    if turn.wrong(seen):
+        raise place.misjudged("the answer on a shared connection is wrong", turn, seen)
+    bearer = "invalid_token" if turn.token else ""
+    error = {403: "insufficient_scope", 401: bearer}.get(seen.status or 0, "")
+    if found := differences({"error": error}, seen.shown):
+        raise place.misjudged(f"the challenge is not this request's own: {found[0]}", turn, seen)
 
 
 def _record(place: Gate, count: int) -> list[dict[str, Any]]:
     """HAProxy's lines of these requests, in order; each is written after its answer."""
-    deadline = time.monotonic() + _LOG_WITHIN * place.scale
+    deadline = time.monotonic() + _LOG_WITHIN * place.target.scale
     while len(lines := place.world.haproxy.log_lines()) < count:
         if time.monotonic() > deadline:
             raise place.failed(f"HAProxy recorded {len(lines)} of {count} requests")
@@ -64,12 +61,14 @@ def _record(place: Gate, count: int) -> list[dict[str, Any]]:
     return lines
 
 
-def _leaked(case: Case, line: dict[str, Any]) -> str:
+def _leaked(turn: Turn, line: dict[str, Any]) -> str:
     """What a line says that its own request cannot have said."""
-    if case.backend:
-        own = {"reason": _ABSENT, "route": case.backend, "principal": case.principal, "verdict": "200"}
-    elif case.status == 401:
-        own = {**dict.fromkeys(_IDENTITY, _ABSENT), "verdict": "401"}
+    expected = turn.expected
+    own: dict[str, object] = {"verdict": str(expected.status)}
+    if expected.backend:
+        own |= {"reason": _ABSENT, "route": expected.backend, "principal": expected.principal}
+    elif expected.status == 401:
+        own |= dict.fromkeys(_IDENTITY, _ABSENT)
     else:
-        own = {"route": _ABSENT, "rule": _ABSENT, "verdict": str(case.status)}
-    return ", ".join(f"{name}={line.get(name)!r}" for name, value in own.items() if line.get(name) != value)
+        own |= {"route": _ABSENT, "rule": _ABSENT}
+    return ", ".join(differences(own, line))

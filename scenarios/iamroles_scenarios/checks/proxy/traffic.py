@@ -7,62 +7,52 @@ way it got there, is seen as a wrong status, a wrong backend, or another person'
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec, policy_of
-from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.engine.players import ProxyPlayer
-from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence, HarnessFault, StageError
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
+from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.engine.observation import Observation, describe, mismatches
+from iamroles_scenarios.errors import CheckFailed, HarnessFault
 from iamroles_scenarios.stage.relay import Relay
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.play import Target
-    from iamroles_scenarios.mock.clients import IssuerHandle
-    from iamroles_scenarios.stage import World
 
 PROCESSING = 10.0
 """Seconds, times the scale, that HAProxy waits for a verdict here: more than any wait of these checks."""
-_READER = {"roles": ["arn:aws:iam::111111111111:role/reader"]}
-_WRITER = {"roles": ["arn:aws:iam::111111111111:role/writer"]}
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Turn:
     """One request and what must come of it."""
 
     request: RequestSpec
     token: str
-    status: int
-    backend: str = ""
-    """"" for a refusal: no backend may be reached."""
-    principal: str = ""
+    expected: Expectation
 
-    @property
-    def expected(self) -> str:
-        """For a reader."""
-        reached = f"backend {self.backend!r}, principal {self.principal!r}" if self.backend else "no backend"
-        return f"status {self.status}, {reached}"
-
-    def right(self, seen: Observation) -> bool:
-        """Whether the answer is the one this request must get."""
-        told = (seen.status, seen.backend, seen.tags.get("principal", ""))
-        return told == (self.status, self.backend, self.principal)
+    def wrong(self, seen: Observation) -> list[str]:
+        """How the answer differs from the one that this request must get."""
+        return mismatches(self.expected, seen, {})
 
 
-@dataclass(slots=True)
-class Gate:
-    """A world to itself, and its tokens."""
+def _open(backend: str, principal: str) -> Expectation:
+    return Expectation(status=200, backend=backend, principal=principal)
 
-    world: World
-    issuer: IssuerHandle
-    scale: float
+
+def shut(status: int) -> Expectation:
+    """A refusal: no backend may be reached, no name told."""
+    return Expectation(status=status, backend="", principal="")
+
+
+class Gate(Bench):
+    """A world to itself; its policy is that of the orders."""
+
     relay: Relay | None = None
 
     @property
@@ -71,86 +61,52 @@ class Gate:
         assert self.relay is not None  # noqa: S101 - the check asked for it
         return self.relay
 
-    def player(self) -> ProxyPlayer:
-        """One client; to be closed."""
-        return ProxyPlayer(self.world, self.scale)
-
-    def person(self, name: str) -> list[Case]:
+    def person(self, name: str) -> list[Turn]:
         """What one person asks, in this order, on one keep-alive connection: yes, no, yes, no, no, yes."""
-
-        def token(claims: Mapping[str, Any], exp: str = "+15m") -> str:
-            return self.issuer.mint({**claims, "claims": {"sub": name}, "exp": exp})
-
-        reader, writer, dead = token(_READER), token(_WRITER), token(_READER, "-5m")
+        reader, dead = (self.token(sub=name, exp=exp) for exp in ("+15m", "-5m"))
+        writer = self.token(roles=["writer"], sub=name, exp="+15m")
         look = RequestSpec(path="/orders/1", connection=name)
         place = RequestSpec(method="POST", path="/orders", connection=name)
         return [
-            Case(look, reader, 200, "orders-ro", name),
-            Case(place, reader, 403),
-            Case(place, writer, 200, "orders-rw", name),
-            Case(look, "", 401),
-            Case(look, dead, 401),
-            Case(look, reader, 200, "orders-ro", name),
+            Turn(look, reader, _open("orders-ro", name)),
+            Turn(place, reader, shut(403)),
+            Turn(place, writer, _open("orders-rw", name)),
+            Turn(look, "", shut(401)),
+            Turn(look, dead, shut(401)),
+            Turn(look, reader, _open("orders-ro", name)),
         ]
 
-    def failed(self, message: str, case: Case | None = None, seen: Observation | None = None) -> CheckFailed:
-        """A failure with what a reader needs to believe it."""
-        logs = {part: "\n".join(text.splitlines()[-25:]) for part, text in self.world.logs().items()}
-        return CheckFailed(
-            message,
-            Evidence(
-                sent=seen.sent if seen else "",
-                expected=case.expected if case else "",
-                received=seen.received if seen else "",
-                logs=logs,
-            ),
-        )
+    def misjudged(self, message: str, turn: Turn, seen: Observation) -> CheckFailed:
+        """A failure of one turn."""
+        return self.failed(message, seen, describe(turn.expected))
 
 
 @contextmanager
 def gate(
     target: Target, *, settings: Mapping[str, str] | None = None, pipelining: bool | None = None
 ) -> Iterator[Gate]:
-    """A gate of the orders policy, with an issuer of its own.
+    """A gate with an issuer of its own.
 
     Args:
         target: agent and stage.
         settings: HAProxy's, over a patient IAM_TIMEOUT_PROCESSING.
         pipelining: puts a relay before the agent, with or without that capability; None: no relay.
-
-    Raises:
-        AgentFault: the agent does not come up under this policy.
     """
-    name = f"proxy-{uuid.uuid4().hex[:8]}"
-    policy = json.loads(
-        json.dumps(policy_of(WorldSpec(policy="orders"))).replace("{idp}/corp", f"{{idp}}/{name}")
-    )
-    issuer = target.worlds.issuer(name)
     chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(PROCESSING * target.scale * 1000)}ms", **(settings or {})}
     relays: list[Relay] = []
-
-    def between(host: str, agent: str) -> str:
-        relays.append(Relay(host, agent, pipelining=pipelining is True))
-        return relays[0].address
-
-    def end() -> None:
-        for relay in relays:
-            relay.close()
-
     with ExitStack() as stack:
-        stack.callback(end)
-        try:
-            world = target.stage.world(
-                target.agent, policy, settings=chosen, between=None if pipelining is None else between
-            )
-        except StageError as error:
-            if set(error.logs) == {"agent"}:
-                raise AgentFault(
-                    f"the agent did not come up: {error.message}", error.logs["agent"]
-                ) from error
-            raise
-        stack.enter_context(world)
-        yield Gate(world, issuer, target.scale, relays[0] if relays else None)
+
+        def between(host: str, agent: str) -> str:
+            relays.append(stack.enter_context(closing(Relay(host, agent, pipelining=pipelining is True))))
+            return relays[0].address
+
+        suffix = f"-{uuid.uuid4().hex[:8]}"
+        how: dict[str, Any] = {"settings": chosen, "between": None if pipelining is None else between}
+        place = target.worlds.start(WorldSpec(policy="orders"), suffix, **how)
+        stack.enter_context(place.world)
+        found = stack.enter_context(closing(Gate(target, place)))
+        found.relay = relays[0] if relays else None
+        yield found
 
 
 @dataclass(slots=True)
@@ -160,22 +116,22 @@ class Tally:
     answered: int = 0
     lost: list[str] = field(default_factory=list)
     """Requests on a new connection that got no HTTP answer."""
-    wrong: list[tuple[Case, Observation]] = field(default_factory=list)
+    wrong: list[tuple[Turn, Observation]] = field(default_factory=list)
     moved: threading.Condition = field(default_factory=threading.Condition)
 
-    def ask(self, player: ProxyPlayer, case: Case) -> None:
+    def ask(self, client: Bench, turn: Turn) -> None:
         """Ask one and count it."""
         try:
-            seen = player.ask(case.request, case.token, with_reason=False)
+            seen = client.client.ask(turn.request, turn.token, with_reason=False)
         except HarnessFault as error:
             with self.moved:
-                self.lost.append(f"{case.request.method} {case.request.path}: {error}")
+                self.lost.append(f"{turn.request.method} {turn.request.path}: {error}")
                 self.moved.notify_all()
             return
         with self.moved:
             self.answered += 1
-            if not case.right(seen):
-                self.wrong.append((case, seen))
+            if turn.wrong(seen):
+                self.wrong.append((turn, seen))
             self.moved.notify_all()
 
     def wait(self, more: int, within: float) -> bool:
@@ -188,7 +144,7 @@ class Tally:
     def _ended(self) -> int:
         return self.answered + len(self.lost)
 
-    def judge(self, gate: Gate, when: str) -> None:
+    def judge(self, bench: Bench, when: str) -> None:
         """Hold that nothing was wrong and nothing was lost.
 
         Raises:
@@ -196,50 +152,45 @@ class Tally:
         """
         total = self._ended
         if self.wrong:
-            raise gate.failed(f"{len(self.wrong)} of {total} answers {when} were wrong", *self.wrong[0])
+            turn, seen = self.wrong[0]
+            message = f"{len(self.wrong)} of {total} answers {when} were wrong"
+            raise bench.failed(message, seen, describe(turn.expected))
         if self.lost:
-            raise gate.failed(f"{len(self.lost)} of {total} requests {when} were lost: {self.lost[0]}")
+            raise bench.failed(f"{len(self.lost)} of {total} requests {when} were lost: {self.lost[0]}")
 
 
 @contextmanager
-def traffic(gate: Gate, people: int) -> Iterator[Tally]:
-    """People who ask without a pause, each on a connection of its own, until the context ends."""
+def traffic(bench: Bench, people: Sequence[Sequence[Turn]]) -> Iterator[Tally]:
+    """People who take their turns without a pause, each on a client of its own, until the context ends."""
     tally = Tally()
     stop = threading.Event()
-    cases = [gate.person(f"person-{number}") for number in range(people)]
 
-    def client(mine: Sequence[Case]) -> None:
-        player = gate.player()
-        try:
+    def person(client: Bench, turns: Sequence[Turn]) -> None:
+        with closing(client.client):
             while not stop.is_set():
-                for case in mine:
-                    tally.ask(player, case)
-        finally:
-            player.close()
+                for turn in turns:
+                    tally.ask(client, turn)
 
-    with ThreadPoolExecutor(people, thread_name_prefix="client") as pool:
-        clients = [pool.submit(client, mine) for mine in cases]
+    with ThreadPoolExecutor(len(people), thread_name_prefix="client") as pool:
+        asking = [pool.submit(person, bench.another(), turns) for turns in people]
         try:
             yield tally
         finally:
             stop.set()
-    for done in clients:
+    for done in asking:
         done.result()  # a client that fell is a fault of the harness
 
 
 @contextmanager
-def at_once(gate: Gate, cases: Sequence[Case], tally: Tally) -> Iterator[None]:
-    """Ask all of these side by side, each on a connection of its own; all have ended when the context has."""
+def at_once(bench: Bench, turns: Sequence[Turn], tally: Tally) -> Iterator[None]:
+    """Ask all of these side by side, each on a client of its own; all have ended when the context has."""
 
-    def client(case: Case) -> None:
-        player = gate.player()
-        try:
-            tally.ask(player, case)
-        finally:
-            player.close()
+    def once(client: Bench, turn: Turn) -> None:
+        with closing(client.client):
+            tally.ask(client, turn)
 
-    with ThreadPoolExecutor(len(cases), thread_name_prefix="client") as pool:
-        asked: list[Callable[[], None]] = [pool.submit(client, case).result for case in cases]
+    with ThreadPoolExecutor(len(turns), thread_name_prefix="client") as pool:
+        asked = [pool.submit(once, bench.another(), turn) for turn in turns]
         yield
-        for result in asked:
-            result()
+        for done in asked:
+            done.result()
