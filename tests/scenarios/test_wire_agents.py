@@ -168,7 +168,7 @@ def test_finishes(raw, whole):
 def test_a_failure_is_kept_and_replays(tmp_path):
     target_of = lambda address: WireTarget(address, time_scale=0.1)  # noqa: E731
     with blunt("allow-then-bad-action") as address:
-        report = fuzz.Report(1, failure="it", suspects=[Input(b"\x01\x02"), Input(b"", greeted=False)])
+        report = fuzz.FuzzReport(1, failure="it", suspects=[Input(b"\x01\x02"), Input(b"", greeted=False)])
         report.save(tmp_path / "kept.json")
         kept = fuzz.load(tmp_path / "kept.json")
         assert kept == report.suspects

@@ -19,7 +19,7 @@ from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.errors import CheckFailed, StageError
 from iamroles_scenarios.stage import open_stage
-from iamroles_scenarios.wire.fuzz import Report, load, replay
+from iamroles_scenarios.wire.fuzz import FuzzReport, load, replay
 from iamroles_scenarios.wire.fuzz import fuzz as run_fuzz
 from iamroles_scenarios.wire.target import WireTarget
 
@@ -66,7 +66,7 @@ def fuzz(*, subject: Subject, seed: int | None, count: int, kept: Path | None, s
         sys.exit(ExitCode.FAILED)
 
 
-def _say(report: Report, *, replayed: bool) -> None:
+def _say(report: FuzzReport, *, replayed: bool) -> None:
     grown = "memory not watched" if report.grown is None else f"grew by {report.grown >> 10} KiB"
     what = "replayed" if replayed else f"seed {report.seed}"
     click.echo(

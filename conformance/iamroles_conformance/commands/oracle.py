@@ -13,7 +13,7 @@ from iamroles_conformance.subject import Subject
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.errors import CheckFailed
-from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, Report, campaign, numbers_for
+from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, CampaignReport, campaign, numbers_for
 from iamroles_scenarios.stage import open_stage
 
 
@@ -50,7 +50,7 @@ def oracle(*, subject: Subject, seed: int | None, cases: int, number: int | None
         sys.exit(ExitCode.FAILED)
 
 
-def _played(subject: Subject, seed: int, numbers: list[int], *, shuffled: bool) -> Report:
+def _played(subject: Subject, seed: int, numbers: list[int], *, shuffled: bool) -> CampaignReport:
     with open_stage("processes") as stage:
         spec = subject.spec()
         worlds = Worlds(stage, spec, haproxy=False)

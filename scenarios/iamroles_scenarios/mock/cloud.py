@@ -218,7 +218,7 @@ def _misbehave(fault: faults.Fault, request: web.Request) -> web.Response:
     return answers.failure(request, "sts", AwsError(fault.status or 400, code, "Rate exceeded"))
 
 
-async def serve(options: process.Options) -> None:
+async def serve(options: process.MockOptions) -> None:
     """Run until stopped."""
     async with MotoStore() as store:
         cloud = Cloud(store)

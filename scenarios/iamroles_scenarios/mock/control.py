@@ -68,7 +68,7 @@ async def _explain(
 
 
 @asynccontextmanager
-async def serving(routes: Iterable[web.AbstractRouteDef], options: process.Options) -> AsyncIterator[str]:
+async def serving(routes: Iterable[web.AbstractRouteDef], options: process.MockOptions) -> AsyncIterator[str]:
     """Serve `routes` where the options say; yields `host:port`.
 
     A handler is cancelled when its client leaves, so that a stalled answer holds nothing.

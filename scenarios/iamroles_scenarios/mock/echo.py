@@ -254,7 +254,7 @@ def _plain(status: bytes, text: bytes) -> bytes:
     )  # fmt: skip
 
 
-async def serve(options: process.Options, wanted: list[tuple[str, int]]) -> None:
+async def serve(options: process.MockOptions, wanted: list[tuple[str, int]]) -> None:
     """Run the backends until stopped."""
     loop = asyncio.get_running_loop()
     servers, addresses, backends = [], {}, []

@@ -244,7 +244,7 @@ async def _token(issuer: Issuer, request: web.Request) -> web.Response:
     return web.json_response(document, headers={"Cache-Control": "no-store"})
 
 
-async def serve(options: process.Options) -> None:
+async def serve(options: process.MockOptions) -> None:
     """Run until stopped."""
     idp = Idp()
     async with control.serving(idp.routes(), options) as address:

@@ -22,7 +22,7 @@ import uvloop
 
 
 @dataclass(frozen=True)
-class Options:
+class MockOptions:
     """Where a mock serves."""
 
     host: str
@@ -44,7 +44,7 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def options(arguments: argparse.Namespace) -> Options:
+def options(arguments: argparse.Namespace) -> MockOptions:
     """Read the common arguments and set up logging to standard error.
 
     Raises:
@@ -62,7 +62,7 @@ def options(arguments: argparse.Namespace) -> Options:
         sys.stderr.write(f"--listen {arguments.listen!r} is not host:port. Say for example 127.0.0.1:0\n")
         raise SystemExit(2)
     public = arguments.public_url.rstrip("/") if arguments.public_url else None
-    return Options(host.strip("[]"), int(port), public, arguments.exit_with_parent)
+    return MockOptions(host.strip("[]"), int(port), public, arguments.exit_with_parent)
 
 
 def joined(host: str, port: int) -> str:
@@ -80,7 +80,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         raise SystemExit(3) from fault
 
 
-async def until_stopped(options: Options, **ready: object) -> None:
+async def until_stopped(options: MockOptions, **ready: object) -> None:
     """Print the ready line `{"ready": true, ...}` and return on SIGTERM or SIGINT.
 
     With `exit_with_parent` it returns also when standard input closes. The handlers stand before the line is

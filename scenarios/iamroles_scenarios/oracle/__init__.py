@@ -2,8 +2,3 @@
 
 Shares no code with any agent. Where the agent compiles and indexes, this reads every rule for every request.
 """
-
-from iamroles_scenarios.oracle.generate import Case, World, world, worlds
-from iamroles_scenarios.oracle.judge import Outcome, judge, load_error
-
-__all__ = ["Case", "Outcome", "World", "judge", "load_error", "world", "worlds"]

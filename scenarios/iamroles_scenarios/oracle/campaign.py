@@ -25,7 +25,7 @@ from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.errors import CheckFailed, Evidence, StageError, WireError
 from iamroles_scenarios.jose import mint
 from iamroles_scenarios.oracle.answer import said, unlike
-from iamroles_scenarios.oracle.generate import Case, World, may_conflict, shuffled, world
+from iamroles_scenarios.oracle.generate import Case, DrawnWorld, may_conflict, shuffled, world
 from iamroles_scenarios.oracle.judge import Outcome, judge, load_error
 from iamroles_scenarios.wire.client import Asker
 
@@ -62,7 +62,7 @@ class Question:
 
 
 @dataclass(slots=True)
-class Report:
+class CampaignReport:
     """What came of a campaign."""
 
     seed: int
@@ -106,11 +106,11 @@ class Campaign:
         self._force: _Reloading | _Restarting = (
             _Reloading(target, place) if target.agent.features.get("reload") else _Restarting(target, place)
         )
-        self.report = Report(seed)
+        self.report = CampaignReport(seed)
         self._shuffled = shuffled
-        self._before: tuple[World, list[Question]] | None = None
+        self._before: tuple[DrawnWorld, list[Question]] | None = None
 
-    def run(self, numbers: Sequence[int], cases: int) -> Report:
+    def run(self, numbers: Sequence[int], cases: int) -> CampaignReport:
         """Play worlds in this order.
 
         Args:
@@ -148,7 +148,7 @@ class Campaign:
         if self._shuffled:
             self._again_shuffled(number, played)
 
-    def _again_shuffled(self, number: int, played: World) -> None:
+    def _again_shuffled(self, number: int, played: DrawnWorld) -> None:
         """The same world in another order: the oracle says the same, and so must the agent."""
         other = shuffled(played, self.report.seed + number)
         answer = self._force.take(self._completed(other.policy))
@@ -157,7 +157,7 @@ class Campaign:
             raise self._failure(number, other, what, received=str(answer))
         self._ask(number, other, self._questions(other), "in another order: ")
 
-    def _must_refuse(self, number: int, played: World, answer: Mapping[str, Any]) -> None:
+    def _must_refuse(self, number: int, played: DrawnWorld, answer: Mapping[str, Any]) -> None:
         conflict = load_error(played.policy) or ("", "")
         if answer.get("reloaded"):
             what = f"the agent takes up a policy whose grants {conflict[0]} and {conflict[1]} conflict"
@@ -171,7 +171,7 @@ class Campaign:
             former, questions = self._before
             self._ask(number, former, questions[:_ASKED_AGAIN], "after another policy was refused: ")
 
-    def _ask(self, number: int, played: World, questions: list[Question], when: str = "") -> None:
+    def _ask(self, number: int, played: DrawnWorld, questions: list[Question], when: str = "") -> None:
         answers = self._answers(number, played, questions)
         for question, answer in zip(questions, answers, strict=True):
             if found := unlike(question.expected, answer):
@@ -180,14 +180,14 @@ class Campaign:
             self.report.cases += 1
             self.report.verdicts[question.expected.reason or "allowed"] += 1
 
-    def _answers(self, number: int, played: World, questions: list[Question]) -> list[dict[str, object]]:
+    def _answers(self, number: int, played: DrawnWorld, questions: list[Question]) -> list[dict[str, object]]:
         with Asker(self._force.address, timeout=_ANSWER_WITHIN * self._target.scale) as asker:
             try:
                 return asker.decide_many([question.check for question in questions], window=_WINDOW)
             except WireError as error:
                 raise self._failure(number, played, error.message, trace=error.trace) from error
 
-    def _questions(self, played: World) -> list[Question]:
+    def _questions(self, played: DrawnWorld) -> list[Question]:
         now = int(time.time())
         return [self._question(played.policy, number, case, now) for number, case in enumerate(played.cases)]
 
@@ -207,7 +207,7 @@ class Campaign:
     def _failure(
         self,
         number: int,
-        played: World,
+        played: DrawnWorld,
         what: str,
         question: Question | None = None,
         answer: Mapping[str, object] | None = None,

@@ -59,7 +59,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class DrawnWorld:
     """One policy and questions about it. `policy` lacks what a stage adds: the issuer's URL and keys."""
 
     policy: dict[str, Any]
@@ -71,13 +71,13 @@ class World:
         return load_error(self.policy) is None
 
 
-def worlds(seed: int, count: int, cases: int) -> Iterator[World]:
+def worlds(seed: int, count: int, cases: int) -> Iterator[DrawnWorld]:
     """`count` worlds of `cases` questions each; those that `may_conflict` says may be unloadable."""
     for number in range(count):
         yield world(seed, number, cases)
 
 
-def world(seed: int, number: int, cases: int) -> World:
+def world(seed: int, number: int, cases: int) -> DrawnWorld:
     """One world of a seed: its policy, and as many of its questions as are asked for."""
     chance = random.Random(f"{seed}/{number}")  # noqa: S311 - reproducible, not secret
     policy = _policy(chance)
@@ -86,7 +86,7 @@ def world(seed: int, number: int, cases: int) -> World:
     else:
         while conflict := load_error(policy):
             policy["grants"] = [grant for grant in policy["grants"] if grant["id"] != conflict[1]]
-    return World(policy, tuple(_case(chance, policy) for _ in range(cases)))
+    return DrawnWorld(policy, tuple(_case(chance, policy) for _ in range(cases)))
 
 
 def may_conflict(number: int) -> bool:
@@ -109,7 +109,7 @@ def _clash(chance: random.Random, policy: dict[str, Any]) -> None:
     policy["grants"].append(clashing | {"id": "G99", "backend": chance.choice(others)})
 
 
-def shuffled(played: World, seed: int) -> World:
+def shuffled(played: DrawnWorld, seed: int) -> DrawnWorld:
     """The same world with every list whose order must not matter in another one, roles of tokens included."""
     chance = random.Random(seed)  # noqa: S311
 
@@ -121,7 +121,7 @@ def shuffled(played: World, seed: int) -> World:
         return value
 
     cases = tuple(Case(turned(case.claims), case.request) for case in played.cases)
-    return World(turned(played.policy), cases)
+    return DrawnWorld(turned(played.policy), cases)
 
 
 def _policy(chance: random.Random) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.jose import mint
 from iamroles_scenarios.oracle.answer import said, unlike_seen
 from iamroles_scenarios.oracle.campaign import WORLD, again
-from iamroles_scenarios.oracle.generate import World, may_conflict, world
+from iamroles_scenarios.oracle.generate import DrawnWorld, may_conflict, world
 from iamroles_scenarios.oracle.judge import judge
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _source(target: Target, place: Place) -> str:
     return str(ip_address(found["client"]))
 
 
-def _moved(played: World, source: str) -> World:
+def _moved(played: DrawnWorld, source: str) -> DrawnWorld:
     bits = ip_address(source).max_prefixlen
     networks = {
         old: str(ip_network(f"{source}/{bits - above}", strict=False)) for old, above in _MOVED.items()
@@ -73,11 +73,11 @@ def _moved(played: World, source: str) -> World:
     text = json.dumps(played.policy)
     for old, new in networks.items():
         text = text.replace(f'"{old}"', f'"{new}"')
-    return World(json.loads(text), played.cases)
+    return DrawnWorld(json.loads(text), played.cases)
 
 
 def _world(
-    target: Target, place: Place, seed: int, number: int, *, played: World, source: str
+    target: Target, place: Place, seed: int, number: int, *, played: DrawnWorld, source: str
 ) -> tuple[int, int]:
     """How many questions were asked, and how many were allowed."""
     issuer = target.worlds.issuer(place.issuer("corp"))
@@ -114,7 +114,7 @@ def _world(
     return asked, allowed
 
 
-def _askable(played: World, source: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _askable(played: DrawnWorld, source: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Claims and requests of the questions that are HTTP requests of this client."""
     for case in played.cases:
         request = {**case.request, "src": source}

@@ -30,9 +30,9 @@ from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import docker as engines
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.container import HOME, Box
-from iamroles_scenarios.stage.ground import AgentPlace, Ground, HaproxyPlace, HaproxyRun, Mock
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import Images
+from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, Mock, StageKind
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.processes import AgentProcess
 from iamroles_scenarios.stage.rendering import ENTRY
@@ -271,7 +271,7 @@ def _worker(info: str) -> str:
     return next((line for line in info.splitlines() if line.startswith("Pid:")), "")
 
 
-class Containers(Ground):
+class Containers(StageKind):
     """Parts as containers.
 
     Args:

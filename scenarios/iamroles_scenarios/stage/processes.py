@@ -21,8 +21,8 @@ from typing import Any
 
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import haproxies
-from iamroles_scenarios.stage.ground import AgentPlace, Ground, HaproxyPlace, HaproxyRun, Mock
 from iamroles_scenarios.stage.guard import Guard
+from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, Mock, StageKind
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.process import Child
 from iamroles_scenarios.stage.rendering import ENTRY
@@ -156,7 +156,7 @@ class HaproxyProcess:
         self._socket.close()
 
 
-class Processes(Ground):
+class Processes(StageKind):
     """Parts as child processes.
 
     Args:

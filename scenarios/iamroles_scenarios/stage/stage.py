@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import haproxies
-from iamroles_scenarios.stage.ground import Ground, Mock
+from iamroles_scenarios.stage.kind import Mock, StageKind
 from iamroles_scenarios.stage.rendering import Renderer
 from iamroles_scenarios.stage.spec import AgentSpec
 from iamroles_scenarios.stage.world import Between, World
@@ -52,11 +52,11 @@ class Stage:
         urls: `idp` and `sts`, as the agent sees them.
     """
 
-    def __init__(self, ground: Ground, why: str) -> None:
-        self.kind = ground.kind
+    def __init__(self, kind: StageKind, why: str) -> None:
+        self.kind = kind.kind
         self.why = why
-        self._ground = ground
-        self._mocks = ground.start_mocks()
+        self._kind = kind
+        self._mocks = kind.start_mocks()
         self.urls: Mapping[str, str] = _Urls(self._mocks)
         self._worlds: set[World] = set()
         self._numbers = itertools.count(1)
@@ -109,7 +109,7 @@ class Stage:
         Raises:
             StageError: a part did not start; with its log.
         """
-        world = World(self._ground, self.urls, agent, f"w{next(self._numbers)}")
+        world = World(self._kind, self.urls, agent, f"w{next(self._numbers)}")
         with self._lock:
             self._worlds.add(world)
         try:
@@ -152,7 +152,7 @@ class Stage:
             if close is not None:
                 close()
         self._idp = self._cloud = None
-        self._ground.close()
+        self._kind.close()
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from iamroles_scenarios.errors import StageError
-from iamroles_scenarios.stage.ground import AgentPlace, Ground, HaproxyPlace, HaproxyRun
+from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.rendering import Renderer
 from iamroles_scenarios.stage.spec import AgentSpec
@@ -34,8 +34,8 @@ agent's `host:port`, to the `host:port` that HAProxy shall ask (`relay.Relay`)."
 class Composer:
     """Makes a policy of the suite into a world document: placeholders replaced, servers filled in."""
 
-    def __init__(self, ground: Ground, urls: Mapping[str, str]) -> None:
-        self._ground = ground
+    def __init__(self, kind: StageKind, urls: Mapping[str, str]) -> None:
+        self._kind = kind
         self._urls = urls
         self.echo: dict[str, Part] = {}
 
@@ -55,7 +55,7 @@ class Composer:
             and isinstance(backend.get("name"), str)
         ]
         if bare:
-            part, addresses = self._ground.echo(frozenset(backend["name"] for backend in bare))
+            part, addresses = self._kind.echo(frozenset(backend["name"] for backend in bare))
             self.echo[part.name] = part
             for backend in bare:
                 backend["servers"] = [addresses[backend["name"]]]
@@ -395,16 +395,16 @@ class World:
         document: the world file as it was at the start.
     """
 
-    def __init__(self, ground: Ground, urls: Mapping[str, str], spec: AgentSpec, name: str) -> None:
+    def __init__(self, kind: StageKind, urls: Mapping[str, str], spec: AgentSpec, name: str) -> None:
         self.name = name
-        self._ground = ground
-        self._composer = Composer(ground, urls)
+        self._kind = kind
+        self._composer = Composer(kind, urls)
         self._spec = spec
         self._haproxy: HaproxyHandle | None = None
         self._proxy: Proxy | None = None
         self.document: dict[str, Any] = {}
         self.on_close: Callable[[World], None] | None = None
-        place = None if spec.address else ground.agent_place(spec, name)
+        place = None if spec.address else kind.agent_place(spec, name)
         self.agent = AgentHandle(spec, place, self._composer)
 
     def start(
@@ -420,19 +420,19 @@ class World:
         if renderer is None:
             self.agent.start()
             return
-        if self._spec.address and not self._ground.reaches(self._spec.address):
+        if self._spec.address and not self._kind.reaches(self._spec.address):
             raise StageError(
                 f"HAProxy in a container cannot reach {self._spec.address} on the host: let the agent "
                 "listen on an address of the host's, or choose the stage of processes."
             )
-        place = self._ground.haproxy_place(self.name)
+        place = self._kind.haproxy_place(self.name)
         self._haproxy = HaproxyHandle(place, renderer.render, self._composer, settings)
         with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
             files = pool.submit(renderer.render, self.document)
             self.agent.start()
             asked = self.agent.inner_address
             if between is not None:
-                asked = between(self._ground.host, self.agent.spop_address)
+                asked = between(self._kind.host, self.agent.spop_address)
             self._haproxy.start(files.result(), asked)
         self._proxy = Proxy(place.host, place.port)
 

@@ -212,7 +212,9 @@ BEHAVIOURS: dict[str, Callable[[Peer], Awaitable[None]]] = {
 }
 
 
-async def serve(behave: Callable[[Peer], Awaitable[None]], options: process.Options, manner: Manner) -> None:
+async def serve(
+    behave: Callable[[Peer], Awaitable[None]], options: process.MockOptions, manner: Manner
+) -> None:
     """Serve until stopped."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -44,7 +44,7 @@ _LARGEST = int(str(HELLO["max-frame-size"]))
 
 
 @dataclass(slots=True)
-class Report:
+class FuzzReport:
     """What came of a run."""
 
     seed: int
@@ -94,7 +94,9 @@ def finishes(raw: bytes) -> bool:
     return at == len(raw)
 
 
-async def fuzz(target: WireTarget, *, seed: int = SEED, count: int = 10_000, concurrency: int = 6) -> Report:
+async def fuzz(
+    target: WireTarget, *, seed: int = SEED, count: int = 10_000, concurrency: int = 6
+) -> FuzzReport:
     """Send generated inputs; stops at the first failure.
 
     Args:
@@ -103,26 +105,26 @@ async def fuzz(target: WireTarget, *, seed: int = SEED, count: int = 10_000, con
         count: how many.
         concurrency: connections side by side.
     """
-    return await _Fuzzer(target, Report(seed)).run(inputs(seed, count), concurrency)
+    return await _Fuzzer(target, FuzzReport(seed)).run(inputs(seed, count), concurrency)
 
 
-async def replay(target: WireTarget, kept: list[Input]) -> Report:
+async def replay(target: WireTarget, kept: list[Input]) -> FuzzReport:
     """Send inputs one by one, each on a connection of its own; stops at the first that fails."""
-    fuzzer = _Fuzzer(target, Report(0), fresh=True)
+    fuzzer = _Fuzzer(target, FuzzReport(0), fresh=True)
     return await fuzzer.run(iter(kept), 1)
 
 
 class _Fuzzer:
     """One run."""
 
-    def __init__(self, target: WireTarget, report: Report, *, fresh: bool = False) -> None:
+    def __init__(self, target: WireTarget, report: FuzzReport, *, fresh: bool = False) -> None:
         self._target = target
         self._report = report
         self._fresh = fresh
         self._marker = question(probe(target), stream_id=_MARKER)
         self._on_the_way: dict[int, Input] = {}
 
-    async def run(self, source: Iterator[Input], concurrency: int) -> Report:
+    async def run(self, source: Iterator[Input], concurrency: int) -> FuzzReport:
         started = time.monotonic()
         await must_live(self._target, "its start")
         before = None if self._target.pid is None else resident(self._target.pid)

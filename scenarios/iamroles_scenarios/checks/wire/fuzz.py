@@ -9,7 +9,7 @@ from pathlib import Path
 
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.errors import CheckFailed, Evidence
-from iamroles_scenarios.wire.fuzz import SEED, Report, fuzz
+from iamroles_scenarios.wire.fuzz import SEED, FuzzReport, fuzz
 from iamroles_scenarios.wire.target import WireTarget
 
 _COUNT = 1200
@@ -34,7 +34,7 @@ async def survives(target: WireTarget) -> str:
         await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
-def _judged(report: Report) -> str:
+def _judged(report: FuzzReport) -> str:
     if report.failure:
         path = Path(tempfile.gettempdir()) / f"iamroles-fuzz-{SEED}.json"
         report.save(path)

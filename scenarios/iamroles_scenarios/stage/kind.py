@@ -75,7 +75,7 @@ class Mock(Protocol):
         """As the suite sees it."""
 
 
-class Ground(ABC):
+class StageKind(ABC):
     """A kind of stage."""
 
     kind: str
