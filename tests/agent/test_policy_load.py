@@ -76,6 +76,7 @@ def test_the_example_loads_and_lints_clean_of_warnings() -> None:
         ("issuers[0].issuer", "https://[::1", "is not a URL", "https://"),
         ("issuers[0].issuer", "https://u@idp.test", "holds a user", "Leave"),
         ("issuers[0].jwks_uri", "http://idp.test/keys", "not https", "insecure_http"),
+        ("metrics", {"listen": "unix:/run/m.sock"}, "served on TCP", "host:port"),
         ("issuers[0].accounts", ["123"], "not an AWS account", "12 digits"),
         ("issuers[0].leeway", "61s", "less than or equal to 60", "bounds"),
         ("issuers[0].leeway", 5, "duration is a string", "Write"),
@@ -369,3 +370,19 @@ def test_the_schema_tells_what_each_key_means() -> None:
         if "description" not in about
     ]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("iss", "good"),
+    [
+        ("accounts.google.com", True), ("urn:example:idp", True), ("spiffe://example.org", True),
+        ("https://idp.test", True), ("http://idp.test", True), ("", False), (" idp", False),
+        ("a b: c", False), ("9:x", False), ("idp\n", False),
+    ],
+)  # fmt: skip
+def test_an_issuer_with_a_jwks_uri_may_be_any_string_or_uri(iss: str, good: bool) -> None:
+    """RFC 7519 section 2; without `jwks_uri` the keys are found below it, so that it is a URL then."""
+    data = changed("issuers[0].issuer", iss)
+    data["issuers"][0]["jwks_uri"] = "https://idp.test/keys"
+
+    assert [problem.key for problem in problems_of(data)] == ([] if good else ["issuers[0].issuer"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokens_support import (
     ACCOUNT,
     AUDIENCE,
@@ -360,3 +362,61 @@ async def test_bad_tokens_do_not_evict_good_ones_and_the_cache_is_bounded():
     assert [authenticator.recall(header) is not None for header in good] == [True, True, True, False]
     await authenticator.authenticate(good[3])
     assert [authenticator.recall(header) is not None for header in good] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("name", ["sub", "jti"])
+@pytest.mark.parametrize("value", [" alice", "alice ", " ", "alice\u00a0"])
+def test_a_tag_has_no_outer_blanks(name, value):
+    """P7: ` alice` reaches back ends that trim their headers as `alice`."""
+    assert reason(claims(**{name: value})) == "claim_invalid"
+    assert reason(claims(**{name: "alice smith"})) == ""
+
+
+@pytest.mark.parametrize(
+    ("aud", "expected"),
+    [
+        (["other", AUDIENCE], ""),
+        (["other"], "audience_mismatch"),
+        ({}, "audience_mismatch"),
+        ([[]], "audience_mismatch"),
+    ],
+    ids=str,
+)
+def test_an_array_of_audiences_in_a_cognito_id_token(aud, expected):
+    """P11: once a TypeError, for a list is no member of a set."""
+    token = claims(token_use="id", aud=aud, roles=..., **{"cognito:roles": [ROLE]})
+
+    assert reason(token, profile="cognito") == expected
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+CLAIMS = (
+    *("exp", "iat", "nbf", "aud", "sub", "jti", "roles", "scope", "client_id", "token_use", "cognito:roles"),
+    *("cognito:preferred_role", "subject_mode", AWS_CLAIMS),
+)
+
+
+@pytest.mark.parametrize("profile", ["generic", "rfc9068", "cognito", "aws"])
+@given(
+    changes=st.dictionaries(st.sampled_from(CLAIMS), ANY_JSON, max_size=4),
+    use=st.sampled_from(["id", "access"]),
+)
+def test_whatever_a_claim_holds_only_refusals_come_out(profile, changes, use):
+    changes = {"token_use": use, AWS_CLAIMS: {"aws_account": ACCOUNT}} | changes
+    rules = {"profile": profile, "client_ids": ["app"], "scope_claim": "scope", "accounts": [ACCOUNT]}
+
+    assert isinstance(reason(claims(**changes), **rules), str)
+
+
+def test_a_token_of_very_many_roles_and_scopes_leaves_nothing_in_the_tables():
+    rules = ClaimRules(issuer(scope_claim="scope"), Limits())
+    for n in range(20):
+        many = [ROLE + str(i + n) for i in range(200)]
+        scopes = " ".join(map(str, range(1000 + n)))
+        assert len(rules.identity(claims(roles=many, scope=scopes), HEADER, NOW, "").roles) == 200
+
+    assert (len(rules._role_sets), len(rules._scope_sets)) == (0, 0)

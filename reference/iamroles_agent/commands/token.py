@@ -124,8 +124,8 @@ async def _inspect(
 
 def _from_file(keys: KeySet) -> ObtainKey:
     async def obtain(_issuer: str, kid: str | None, alg: str) -> Key:
-        key = keys.only(alg) if kid is None else keys.get(kid)
-        if key is None or not key.fits(alg):
+        key = keys.find(kid, alg)
+        if key is None:
             raise Refusal(Reason.KEY_UNKNOWN, f"no key of that kid for {alg} in the file")
         return key
 

@@ -26,7 +26,7 @@ from iamroles_agent.policy.witness import describe, witness_in_both
 from iamroles_agent.reasons import Refusal
 
 ALGORITHMS = frozenset(
-    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"}
 )
 """Signatures that an issuer may be pinned to (JWT-ALG-002): none of them is keyed by a shared secret."""
 
@@ -36,6 +36,7 @@ _COMMON_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
 _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+", re.ASCII)
 _LISTEN = re.compile(r"unix:/.+|(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
 
 
@@ -116,8 +117,10 @@ def _unique(what: str, names: Iterable[tuple[str, str]]) -> Iterator[Fault]:
 
 
 def _issuer(key: str, issuer: config.Issuer) -> Iterator[Fault]:
-    yield from _url(f"{key}.issuer", issuer.issuer, issuer.insecure_http, query=False)
-    if issuer.jwks_uri is not None:
+    if issuer.jwks_uri is None:  # then the discovery document is below it
+        yield from _url(f"{key}.issuer", issuer.issuer, issuer.insecure_http, query=False)
+    else:
+        yield from _string_or_uri(f"{key}.issuer", issuer.issuer)
         yield from _url(f"{key}.jwks_uri", issuer.jwks_uri, issuer.insecure_http)
     if not issuer.audiences and not issuer.client_ids:
         yield Fault(
@@ -192,6 +195,16 @@ def _accounts(key: str, accounts: list[str]) -> Iterator[Fault]:
             yield Fault(
                 f"{key}.accounts[{index}]", f"{account!r} is not an AWS account", "Write its 12 digits"
             )
+
+
+def _string_or_uri(key: str, text: str) -> Iterator[Fault]:
+    """RFC 7519 section 2: any string, but one with a colon is a URI."""
+    if not text or not text.isprintable() or text != text.strip():
+        yield Fault(key, "is empty, unprintable or has blanks around it", "Write the `iss` of its tokens")
+    elif ":" in text and not _URI.fullmatch(text):
+        yield Fault(
+            key, f"{text!r} has a colon and is not a URI", "Write the `iss` of its tokens, to the letter"
+        )
 
 
 def _url(key: str, text: str, insecure: bool, *, query: bool = True) -> Iterator[Fault]:
@@ -411,6 +424,8 @@ def _whole(whole: Config) -> Iterator[Fault]:
             yield Fault(
                 key, f"{text!r} is not an address", 'Write "host:port", port 0 for any, or "unix:/path"'
             )
+    if whole.metrics.listen.startswith("unix:"):
+        yield Fault("metrics.listen", "is a Unix socket, and metrics are served on TCP", 'Write "host:port"')
     for name in ("refresh", "max_stale", "timeout"):
         if getattr(whole.keys, name) <= 0:
             yield Fault(f"keys.{name}", "is not above zero", 'Write a duration such as "5m"')

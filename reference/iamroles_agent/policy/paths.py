@@ -13,7 +13,6 @@ it forwards.
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote_to_bytes
 
 from iamroles_agent.reasons import Reason, Refusal
 
@@ -30,6 +29,7 @@ _FOLDS = re.compile(
     "\uff05\uff0e\uff0f\uff1b\uff3c]"
 )
 """Letters of which Unicode's compatibility forms (NFKC) make `.`, `..`, `;`, `%`, `\\` or a text with `/`."""
+_OUTER_BLANK = re.compile(r"(?:^|/)[\s\ufeff]|[\s\ufeff](?:/|\Z)")
 _HEX = "0123456789ABCDEFabcdef"
 # What each pair of digits stands for, looked up: a path may be nothing but triplets, and a call of a function
 # for each costs ten times as much.
@@ -39,6 +39,8 @@ _TRIPLETS = {
     for low in _HEX
     if int(high + low, 16) not in _FORBIDDEN_ENCODED
 }
+
+_BYTES = {triplet: chr(int(triplet, 16)) for triplet in _TRIPLETS}
 
 
 def canonical(path: str) -> str:
@@ -97,18 +99,18 @@ def _check_text(decoded: str) -> None:
         Refusal: `path_ambiguous`.
     """
     try:
-        text = unquote_to_bytes(decoded).decode("utf-8")
+        first, *rest = decoded.split("%")
+        text = (
+            (first + "".join([_BYTES[part[:2]] + part[2:] for part in rest]))
+            .encode("latin-1")
+            .decode("utf-8")
+        )
     except UnicodeDecodeError:
         raise _ambiguous("is not UTF-8") from None
     if _FOLDS.search(text):
         raise _ambiguous("holds a letter that folds into a delimiter or a dot")
-    for part in text.split("/"):
-        if part and (_is_blank(part[0]) or _is_blank(part[-1])):
-            raise _ambiguous("holds a segment that begins or ends with a blank")
-
-
-def _is_blank(letter: str) -> bool:
-    return letter.isspace() or letter == "\ufeff"
+    if _OUTER_BLANK.search(text):
+        raise _ambiguous("holds a segment that begins or ends with a blank")
 
 
 def _ambiguous(what: str) -> Refusal:

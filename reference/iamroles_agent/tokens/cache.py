@@ -16,11 +16,20 @@ from iamroles_agent.tokens.keys import Key
 _BASE_SIZE = 760
 """Bytes of an entry without its strings: table slots, digest, identity, tuples (measured, CPython 3.11)."""
 
+_FEW, _ROLE_SIZE = 16, 320
+"""Roles of an identity with few are shared with others; of one with many, hardly."""
+
 
 def size_of(identity: Identity) -> int:
-    """Roughly the bytes that an entry takes; roles are interned and cost a pointer."""
+    """Roughly the bytes that an entry takes; interned roles cost a pointer."""
     _, principal, session, roles, _, _, _, scopes, _, key_id, _ = identity
-    size = _BASE_SIZE + 8 * len(roles) + len(principal) + len(session) + len(key_id)
+    size = (
+        _BASE_SIZE
+        + (8 if len(roles) <= _FEW else _ROLE_SIZE) * len(roles)
+        + len(principal)
+        + len(session)
+        + len(key_id)
+    )
     return size if scopes is None else size + 216 + 60 * len(scopes) + sum(map(len, scopes))
 
 

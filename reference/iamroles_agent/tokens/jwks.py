@@ -123,8 +123,7 @@ class KeySource:
         keys = self._keys
         if keys is None or self._monotonic() - self._fetched_at >= self.settings.max_stale:
             return None
-        key = keys.only(alg) if kid is None else keys.get(kid)
-        return key if key is not None and key.fits(alg) else None
+        return keys.find(kid, alg)
 
     async def obtain(self, kid: str | None, alg: str) -> Key:
         """The key for a header, fetched if need be.
@@ -151,7 +150,7 @@ class KeySource:
         raise Refusal(Reason.KEY_UNKNOWN, f"no key of that kid for {alg}")
 
     def _known(self, kid: str) -> bool:
-        return self._keys is not None and self._keys.get(kid) is not None
+        return self._keys is not None and kid in self._keys
 
     def _stale(self) -> bool:
         return self._keys is None or self._monotonic() - self._fetched_at >= self.settings.max_stale

@@ -44,11 +44,10 @@ def parse(token: bytes, max_bytes: int = 8192) -> Jws:
     """
     if len(token) > max_bytes:
         raise Refusal(Reason.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {max_bytes} are read")
-    parts = token.split(b".")
-    if len(parts) != 3:
-        kind = "an encrypted token (JWE) is not accepted" if len(parts) == 5 else "a JWS has three"
-        raise Refusal(Reason.TOKEN_MALFORMED, f"{len(parts)} parts: {kind}")
-    protected, body, seal = parts
+    if (dots := token.count(b".")) != 2:
+        kind = "an encrypted token (JWE) is not accepted" if dots == 4 else "a JWS has three"
+        raise Refusal(Reason.TOKEN_MALFORMED, f"{dots + 1} parts: {kind}")
+    protected, body, seal = token.split(b".")
     try:
         header = read_header(protected)
     except ValueError as error:
@@ -69,10 +68,12 @@ def _said(error: Exception) -> str:
     return str(error) if type(error) is ValueError else "not UTF-8 JSON"
 
 
-# All tokens of one key have the same header, byte for byte. Errors are not cached, and a flood of different
-# headers only costs their parsing.
-@lru_cache(maxsize=256)
 def read_header(protected: bytes) -> Header:
+    """As `_read_header`; headers of a usual length are read once."""
+    return _usual_header(protected) if len(protected) <= _USUAL else _read_header(protected)
+
+
+def _read_header(protected: bytes) -> Header:
     """Decode and judge a protected header; a pure function of its bytes.
 
     Raises:
@@ -87,8 +88,8 @@ def read_header(protected: bytes) -> Header:
         raise ValueError("`alg` is not a short string")
     if "kid" in members and not kid_allowed(kid):
         raise ValueError("`kid` is not 1 to 256 visible ASCII characters")
-    if not isinstance(typ, str):
-        raise ValueError("`typ` is not a string")
+    if not isinstance(typ, str) or len(typ) > 127:
+        raise ValueError("`typ` is not a short string")
     # No extension is implemented, so none may be critical (RFC 7515 section 4.1.11), an empty list included.
     for name, why in _FORBIDDEN:
         if name in members:
@@ -98,6 +99,12 @@ def read_header(protected: bytes) -> Header:
         raise ValueError("`cty` says that a token is nested in it")
     return Header(alg, kid, _media(typ))
 
+
+# All tokens of one key have the same header, byte for byte. Errors are not cached, and a flood of different
+# headers only costs their parsing.
+_usual_header = lru_cache(maxsize=256)(_read_header)
+_USUAL = 512
+"""Bytes of a header that is kept."""
 
 _FORBIDDEN = (
     ("crit", "`crit`: no critical extension is understood"),

@@ -120,6 +120,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ES384": Algorithm("EC", ("P-384",), _ecdsa(SHA384())),
     "ES512": Algorithm("EC", ("P-521",), _ecdsa(SHA512())),
     "EdDSA": Algorithm("OKP", ("Ed25519", "Ed448"), _eddsa),
+    "Ed25519": Algorithm("OKP", ("Ed25519",), _eddsa),  # RFC 9864: the same signature, its curve in its name
 }
 """Every `alg` that an issuer may be configured with."""
 
@@ -155,7 +156,7 @@ class Key:
         return (
             self.kty == row.kty
             and (not row.curves or self.crv in row.curves)
-            and (self.alg is None or self.alg == alg)
+            and (self.alg is None or self.alg == alg or (self.alg == "EdDSA" and alg == "Ed25519"))
         )
 
     def verifier(self, alg: str) -> Verify:
@@ -178,7 +179,8 @@ def _problem(jwk: dict[str, Any]) -> str:
         return "its key_ops lack verify"
     if not _PRIVATE.isdisjoint(jwk):
         return "it publishes private members: whoever read it can sign"
-    if jwk.get("alg") is not None and jwk["alg"] not in ALGORITHMS:
+    alg = jwk.get("alg")
+    if alg is not None and (not isinstance(alg, str) or alg not in ALGORITHMS):
         return "its alg is not one that is supported"
     if "kid" in jwk and not kid_allowed(jwk["kid"]):
         return "its kid is not 1 to 256 visible ASCII characters"
@@ -238,7 +240,10 @@ class KeySet:
 
     def __init__(self, keys: list[Key], dropped: tuple[str, ...] = ()) -> None:
         self._keys = tuple(keys)
-        self._by_kid = {key.kid: key for key in keys if key.kid is not None}
+        self._by_kid: dict[str, list[Key]] = {}
+        for key in keys:
+            if key.kid is not None:
+                self._by_kid.setdefault(key.kid, []).append(key)
         self.dropped = dropped
         """Why keys of the document were not taken, one sentence each."""
 
@@ -248,13 +253,13 @@ class KeySet:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def get(self, kid: str) -> Key | None:
-        """The key of that `kid`."""
-        return self._by_kid.get(kid)
+    def __contains__(self, kid: object) -> bool:
+        return kid in self._by_kid
 
-    def only(self, alg: str) -> Key | None:
-        """The single key that fits `alg`, for a token without a `kid`; None if there are several."""
-        fitting = [key for key in self._keys if key.fits(alg)]
+    def find(self, kid: str | None, alg: str) -> Key | None:
+        """The one key that fits `alg` and has that `kid`; of all keys, for a token without a `kid`."""
+        named = self._keys if kid is None else self._by_kid.get(kid, ())
+        fitting = [key for key in named if key.fits(alg)]
         return fitting[0] if len(fitting) == 1 else None
 
     @classmethod
@@ -267,7 +272,8 @@ class KeySet:
                 stays cached.
 
         Raises:
-            KeySetError: not a set, too many keys, a `kid` twice, or a symmetric key among them.
+            KeySetError: not a set, too many keys, a `kid` twice for one `kty` (keys of different types may
+                share one, RFC 7517 section 4.5), or a symmetric key among them.
         """
         entries = document.get("keys")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -276,9 +282,11 @@ class KeySet:
             raise KeySetError(f"{len(entries)} keys: at most {MAX_KEYS} are accepted")
         if any(entry.get("kty") == "oct" for entry in entries):
             raise KeySetError("a symmetric key is published: the set cannot be trusted")
-        kids = [entry["kid"] for entry in entries if isinstance(entry.get("kid"), str)]
+        kids = [
+            (entry["kid"], str(entry.get("kty"))) for entry in entries if isinstance(entry.get("kid"), str)
+        ]
         if len(set(kids)) != len(kids):
-            raise KeySetError("two keys have the same kid")
+            raise KeySetError("two keys of one type have the same kid")
         keys, dropped = [], []
         for index, entry in enumerate(entries):
             try:
