@@ -80,6 +80,9 @@ class Watcher:
     def begins(self, place: Place) -> None:
         """The world runs, nothing has been asked; also when the scenario is played again."""
 
+    def happens(self, step: Step) -> None:
+        """An event is about to happen."""
+
     def asks(self, step: Step, request: RequestSpec) -> None:
         """A request is about to be sent, perhaps several times."""
 
@@ -156,6 +159,7 @@ class _Timeline:
         ]
         for event, act in events:
             if event is not None:
+                self._watcher.happens(step)
                 act(event)
 
     def _request(self, number: int, step: Step, request: RequestSpec, player: Player) -> None:
