@@ -9,12 +9,19 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _seconds(value: object) -> float:
+CHECKED = {"checked": True}
+"""Validation context of what the agent itself wrote down from a checked configuration: durations are numbers
+of seconds there."""
+
+
+def _seconds(value: object, info: ValidationInfo) -> float:
+    if info.context is CHECKED and isinstance(value, float):
+        return value
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value)):
         return float(match[1]) * _UNITS[match[2]]
     raise ValueError('a duration is a string such as "500ms", "90s", "15m", "1h"')
@@ -50,6 +57,12 @@ class AgentSettings(Model):
     """How long a connection may take until its HELLO."""
     drain_timeout: Duration = 10.0
     """How long SIGTERM waits for answers in flight."""
+    state_dir: str | None = None
+    """A directory, only this user's, where what is in force is kept: the accepted policy, key sets and
+    revocations then outlive the death of the agent. Relative to this file."""
+    control_socket: str | None = None
+    """Path of the local socket that `iamroles agent status` asks; left out: `agent.sock` in `state_dir`.
+    Relative to this file."""
     decision_timeout: Duration = 10.0
     """A decision that takes longer is answered `internal_error`."""
     shadow_policy: str | None = None

@@ -11,8 +11,8 @@ It may be used again only as long as asking anew would give the same answer. Fou
 - policy: a reload puts a new `_State` in place, memory included.
 - the proxy: the bytes are the whole question, the client's address included.
 
-A verdict that was being worked out while one of these changed is answered, for it was right when it was
-asked, but not remembered: `_remember` compares the state it began in with the one in force.
+A verdict that was being worked out while one of these changed is worked out again, by what is in force now:
+once a reload is confirmed, nobody is answered by what it replaced, however long a question had waited.
 
 What is never remembered: refusals of the credential itself. They would let whoever sends garbage push good
 verdicts out, and a key unknown now may be fetched a moment later. The memory has two halves: new verdicts go
@@ -136,31 +136,24 @@ class Gate:
         """
         began = time.perf_counter()
         if self._durable and key is not None and (verdict := self._remembered(key)) is not None:
-            return (
-                self._used(verdict, began)
-                if await self._put_down(verdict.record, context)
-                else self._unrecorded()
-            )
-        state = self._state
-        generation = state.authenticator.generation
-        decision, last_second = await self._decide(state, check)
-        record = prepare(
-            decision,
-            src="" if check.src is None else str(check.src),
-            method=check.method,
-            host=check.host or "",
-            path=check.path,
-            requested_role=check.role,
-            policy_version=state.policy.version,
-            generation=generation,
-        )
-        if not await self._put_down(record, context):
-            return self._unrecorded()
+            if not await self._put_down(verdict.record, context):
+                return self._unrecorded()
+            if verdict is self._remembered(key):  # still in force after the disk has answered
+                return self._used(verdict, began)
+        while True:
+            state = self._current()
+            decision, last_second = await self._decide(state, check)
+            if state is not self._current():
+                continue  # by what is in force now
+            record = self._prepared(check, decision, state)
+            if not await self._put_down(record, context):
+                return self._unrecorded()
+            if state is self._current():
+                break
         actions = encode_verdict(decision)
         # What `recall` does not know may be used once only (a replay cache): its verdict is not kept either.
         known = state.authenticator.recall(check.authorization or "") is not None
-        sound = known and generation == state.authenticator.generation
-        if key is not None and last_second is not None and sound:
+        if key is not None and last_second is not None and known:
             self._remember(
                 state, key, _Verdict(actions, record, last_second, decision.reason, bool(decision.shadow))
             )
@@ -168,6 +161,12 @@ class Gate:
         self._metrics.shadowed += bool(decision.shadow)
         self._metrics.decided(decision.reason, time.perf_counter() - began)
         return actions
+
+    def unhealthy(self) -> str:
+        """Why nothing but `internal_error` can be answered now, "" where decisions can be made."""
+        if self._audit.refusing:
+            return "the audit log cannot be written"
+        return ""
 
     def failed(self, context: Context, detail: str) -> bytes:
         """The answer where there can be no verdict: refuse with `internal_error`, and the audit says why."""
@@ -186,11 +185,30 @@ class Gate:
         self._metrics.decided(Reason.INTERNAL_ERROR, 0.0)
         return encode_verdict(decision)
 
+    def _prepared(self, check: Check, decision: Decision, state: _State) -> PreparedRecord:
+        return prepare(
+            decision,
+            src="" if check.src is None else str(check.src),
+            method=check.method,
+            host=check.host or "",
+            path=check.path,
+            requested_role=check.role,
+            policy_version=state.policy.version,
+            generation=state.generation,
+        )
+
     async def _put_down(self, record: PreparedRecord, context: Context) -> bool:
         """Record, and wait for the disk where that was asked for; whether the verdict may be answered."""
         if not self._audit.record(record, context.request_id, context.src_port, context.stream):
             return False
         return not self._durable or await self._audit.settled()
+
+    def _current(self) -> _State:
+        """What is in force now; without its memory where a key was lost since."""
+        state = self._state
+        if state.generation != state.authenticator.generation:
+            state = self._state = _State(state.policy, state.authenticator, state.authenticator.generation)
+        return state
 
     async def _decide(self, state: _State, check: Check) -> tuple[Decision, int | None]:
         """The decision, and until when it would be decided the same, None where that is not known."""

@@ -67,40 +67,44 @@ def listen_on(sock: socket.socket) -> None:
     sock.setblocking(False)
 
 
-def reserve(listen: str) -> socket.socket:
-    """Hold an address for several processes: TCP for each to `join`, a Unix socket for all to share.
+def listeners(listen: str, places: int) -> tuple[socket.socket, ...]:
+    """Listen on an address for several processes: a socket each for TCP, a shared one for a Unix path.
 
-    SO_REUSEPORT is set only after binding. So the kernel lets this user's processes join, but the binding
-    itself still fails where another agent listens: two agents never share a port by mistake. As the
-    reservation itself does not listen, it gets no connections.
+    The parent holds them all its life, so a connection that waits in a dead worker's queue is answered by the
+    worker that comes after. SO_REUSEPORT is set only after the first is bound. So the kernel lets this user's
+    sockets join, but the binding itself still fails where another agent listens: two agents never share a
+    port by mistake.
 
     Raises:
         StartError: as `bind`.
     """
-    sock = bind(listen)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    else:
-        listen_on(sock)
-    return sock
+    first = bind(listen)
+    if first.family == socket.AF_UNIX or places == 1:
+        listen_on(first)
+        return (first,) * places
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    socks = [first]
+    try:
+        socks += [_join(first) for _ in range(places - 1)]
+        for sock in socks:
+            listen_on(sock)
+    except StartError:
+        for sock in socks:
+            sock.close()
+        raise
+    return tuple(socks)
 
 
-def join(reservation: socket.socket) -> socket.socket:
-    """This process's own socket on a reserved address; the kernel spreads connections over them.
-
-    Raises:
-        StartError: the address cannot be joined.
-    """
-    if reservation.family == socket.AF_UNIX:
-        return reservation.dup()
-    sock = socket.socket(reservation.family, socket.SOCK_STREAM)
+def _join(first: socket.socket) -> socket.socket:
+    """One more socket on an address; the kernel spreads connections over them."""
+    sock = socket.socket(first.family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        sock.bind(reservation.getsockname())
+        sock.bind(first.getsockname())
     except OSError as error:
         sock.close()
-        raise _refused(address_of(reservation), error) from None
+        raise _refused(address_of(first), error) from None
     return sock
 
 

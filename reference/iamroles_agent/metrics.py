@@ -11,13 +11,18 @@ for each worker; the agent's log names it.
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
-from wsgiref.simple_server import WSGIServer
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from socketserver import ThreadingMixIn
+from typing import Any, cast
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import start_http_server
+from prometheus_client import make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -79,6 +84,8 @@ class Metrics:
         """Whose key sources, identity cache and STS counters are read at scrape time."""
         self.terminations: dict[str, int] = {}
         self.audit: Callable[[], AuditState] | None = None
+        self.health: Callable[[], tuple[bool, Mapping[str, Any]]] = lambda: (True, {})
+        """Whether decisions can be made, and what `/healthz` tells; called in another thread."""
         self.registry = CollectorRegistry()
         self.registry.register(_Scrape(self))
         self._server: tuple[WSGIServer, threading.Thread] | None = None
@@ -106,7 +113,10 @@ class Metrics:
         self.terminations[cause] = self.terminations.get(cause, 0) + 1
 
     def serve(self) -> str:
-        """Serve `/metrics` on this worker's port, from a thread.
+        """Serve `/metrics` and `/healthz` on this worker's port, from a thread.
+
+        `/healthz` answers 200, or 503 while nothing but `internal_error` could be answered, with what this
+        worker knows of the agent, in JSON: the version in force, and how many workers have confirmed it.
 
         Returns:
             `host:port`, or "" where `metrics.listen` is empty.
@@ -120,14 +130,32 @@ class Metrics:
         host = host.strip("[]")
         number = int(port) and int(port) + self.worker
         try:
-            self._server = start_http_server(number, host, self.registry)
+            kind = _Http6Server if ":" in host else _HttpServer
+            server = make_server(host, number, self._app(), kind, _QuietHandler)
         except OSError as error:
             raise StartError(
                 f"metrics.listen {host}:{number} cannot be used: {error.strerror or error}. "
                 "Choose a free port; worker k uses the port plus k"
             ) from error
-        bound = self._server[0].server_port
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
+        self._server = server, thread
+        bound = server.server_port
         return f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+
+    def _app(self) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
+        metrics = make_wsgi_app(self.registry)
+
+        def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            if environ.get("PATH_INFO") != "/healthz":
+                return cast("Iterable[bytes]", metrics(environ, start_response))
+            healthy, about = self.health()
+            body = json.dumps(about).encode() + b"\n"
+            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+            start_response("200 OK" if healthy else "503 Service Unavailable", headers)
+            return [body]
+
+        return app
 
     def close(self) -> None:
         """Stop serving."""
@@ -137,6 +165,23 @@ class Metrics:
             server.server_close()
             thread.join()
             self._server = None
+
+
+class _HttpServer(ThreadingMixIn, WSGIServer):
+    """A thread for each connection: one that says nothing keeps no scrape waiting."""
+
+    daemon_threads = True
+
+
+class _Http6Server(_HttpServer):
+    address_family = socket.AF_INET6
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10.0
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
+        """Scrapes are no news."""
 
 
 class _Scrape(Collector):

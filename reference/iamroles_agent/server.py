@@ -55,6 +55,9 @@ class Gate(Protocol):
     async def judge(self, check: Check, context: Context, key: bytes | None, /) -> bytes:
         """Decide, audit, remember under `key`. May be cancelled when the peer is gone."""
 
+    def unhealthy(self) -> str:
+        """Why nothing but `internal_error` could be answered now, "" where decisions can be made."""
+
     def failed(self, context: Context, detail: str, /) -> bytes:
         """Deny with `internal_error`, audited."""
 
@@ -177,7 +180,9 @@ class _Peer(asyncio.Protocol):
         self._gate = server.gate
         self._stats = server.stats
         self._loop = asyncio.get_running_loop()
-        self._connection = Connection(self._recall, max_frame_size=server.settings.max_frame_size)
+        self._connection = Connection(
+            self._recall, max_frame_size=server.settings.max_frame_size, unhealthy=self._gate.unhealthy
+        )
         self._pending: dict[asyncio.Task[None], CheckRequested] = {}
         self._handshake: asyncio.TimerHandle | None = None
         self._farewell: asyncio.TimerHandle | None = None

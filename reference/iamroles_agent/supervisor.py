@@ -1,14 +1,15 @@
-"""Processes and signals: `workers = N` on one address, each with its own event loop, or one process alone.
+"""The parent: forks the members of the agent, watches them, and owns what is in force.
 
-With one worker this process serves itself. With more, it forks them and only watches: it never starts an
-event loop or a thread, so that a fork is always of a simple process and a replacement can be made at any
-time. It and each worker share a socket pair. Down go the commands `reload` and `drain`; up come JSON lines:
-`ready`, `reloaded`, `failed`. An end of file says that the other one is dead, whatever killed it: a worker
-without its parent drains, a parent without a worker makes a new one. Terminal and process-group signals
-therefore do no harm: workers ignore SIGINT and SIGHUP, the parent passes them on as commands.
+This is the shell around `control.plane`: processes, socket pairs, signals and the clock. The parent has no
+event loop and no thread, so that a fork is always of a simple process and a replacement can be made at any
+time; and no contact with the outside, so that nobody can keep it busy. Nothing that it does waits: channels,
+standard output and standard error are written as far as they take it.
+
+Signals: SIGHUP reloads, SIGTERM and SIGINT drain. Members ignore SIGINT and SIGHUP, because a terminal sends
+these to the whole group. A member whose channel ends drains, so a killed parent leaves nobody behind.
 
 What is printed on standard output is the launch contract (SPEC.md section 8): one `ready` line when all
-workers are ready, and one line for each reload.
+members are ready, and one line for each reload.
 """
 
 from __future__ import annotations
@@ -18,431 +19,405 @@ import contextlib
 import json
 import logging
 import os
+import random
 import selectors
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import uvloop
 
 from iamroles_agent import __version__, listening
 from iamroles_agent.config import AgentSettings
+from iamroles_agent.control.channel import ChannelError, Frames, Message, message
+from iamroles_agent.control.document import Document, Part
+from iamroles_agent.control.plane import COURIER, LOADER, Fail, Fork, Kill, Plane, Say, Send, Timing
 from iamroles_agent.errors import ConfigError, StartError
-from iamroles_agent.server import LINGER, ConnectionStats, Gate, Server
+from iamroles_agent.link import Birth
+from iamroles_agent.output import output
+from iamroles_agent.server import LINGER
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
-"""Seconds before a dead worker is replaced; doubled each time, until one lives `HEALTHY` seconds."""
-HEALTHY = 10.0
 _KILL_MARGIN = 3.0
-"""Seconds beyond the drain in which a worker must be gone, else it is killed."""
-_RELOAD, _DRAIN = "reload", "drain"
+"""Seconds beyond the drain in which a member must be gone, else it is killed."""
+_READ = 1 << 18
 
 log = logging.getLogger("iamroles.supervisor")
 
-Line = dict[str, object]
-"""A line of JSON."""
+
+Life = Coroutine[Any, Any, None]
 
 
-class App(Protocol):
-    """What one worker runs beside the sockets."""
+class Crew(Protocol):
+    """Who the members are."""
 
-    @property
-    def gate(self) -> Gate:
-        """Who decides; asked for after `start`."""
+    def worker(self, birth: Birth) -> Life:
+        """A worker's life. Raises StartError, ConfigError: it cannot start."""
 
-    async def start(self, connections: ConnectionStats, /) -> None:
-        """Get ready to decide. `connections` are the counters that the server of this worker fills.
+    def courier(self, birth: Birth) -> Life:
+        """The courier's life. Raises as `worker`."""
+
+    def load(self) -> Part:
+        """Read and check the configuration, in a process of its own.
 
         Raises:
-            StartError, ConfigError: the worker cannot start.
+            ConfigError: every problem of it.
         """
-
-    async def reload(self) -> Line:
-        """Take up a changed file, or keep all as it was.
-
-        Returns:
-            `{"reloaded": true, …}` or `{"reloaded": false, "error": "…"}`.
-        """
-
-    async def close(self) -> None:
-        """Release everything; all connections are closed by then. Called after a failed `start`, too."""
-
-
-Build = Callable[[int], App]
-"""Makes the app of the worker with this index, 0 to workers - 1; called in the worker's own process."""
-
-
-def serve(settings: AgentSettings, build: Build) -> int:
-    """Run until SIGTERM or SIGINT.
-
-    Returns:
-        The exit status: 0, or 1 if a worker had to be killed.
-
-    Raises:
-        StartError, ConfigError: nothing runs any more.
-    """
-    if settings.workers == 1:
-        return _serve_alone(settings, build)
-    return Supervisor(settings, build).run()
-
-
-async def _work(
-    app: App,
-    settings: AgentSettings,
-    sock: socket.socket | None,
-    commands: asyncio.Queue[str],
-    report: Callable[[Line], None],
-) -> None:
-    """The life of one worker."""
-    connections = ConnectionStats()
-    try:
-        await app.start(connections)
-        server = Server(app.gate, settings, sock=sock, stats=connections)
-        report({"ready": True, "address": await server.start()})
-        while await commands.get() == _RELOAD:
-            report(await _reload(app))
-        await server.drain()
-    finally:
-        await app.close()
-
-
-async def _reload(app: App) -> Line:
-    try:
-        return await app.reload()
-    except Exception as error:
-        log.exception("the reload failed; what was in force stays in force")
-        return {"reloaded": False, "error": str(error) or type(error).__name__}
-
-
-def _say(line: Line) -> None:
-    """Print a line of the launch contract. A reader that went away is no reason to stop serving."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-
-
-def _ready_line(address: object, workers: int) -> Line:
-    return {
-        "ready": True,
-        "address": address,
-        "pid": os.getpid(),
-        "version": __version__,
-        "workers": workers,
-    }
-
-
-# One process
-
-
-def _serve_alone(settings: AgentSettings, build: Build) -> int:
-    def report(line: Line) -> None:
-        _say(_ready_line(line["address"], 1) if "ready" in line else line)
-
-    async def main() -> None:
-        commands: asyncio.Queue[str] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, commands.put_nowait, _RELOAD)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, commands.put_nowait, _DRAIN)
-        await _work(build(0), settings, None, commands, report)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
-    return 0
-
-
-# Several processes: the worker's side
-
-
-async def _work_for(
-    parent: socket.socket, settings: AgentSettings, build: Build, index: int, reservation: socket.socket
-) -> None:
-    """A worker: commands come from the parent, whose death is the command to drain."""
-    commands: asyncio.Queue[str] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, commands.put_nowait, _DRAIN)
-    reader, _ = await asyncio.open_unix_connection(sock=parent.dup())
-
-    async def listen() -> None:
-        while command := await reader.readline():
-            commands.put_nowait(command.decode().strip())
-        commands.put_nowait(_DRAIN)
-
-    listener = loop.create_task(listen())
-    try:
-        sock = listening.join(reservation)
-        await _work(build(index), settings, sock, commands, lambda line: _send(parent, line))
-    finally:
-        listener.cancel()
-
-
-def _send(channel: socket.socket, line: Line) -> None:
-    with contextlib.suppress(OSError):
-        channel.sendall(json.dumps(line).encode() + b"\n")
-
-
-def _run_worker(
-    parent: socket.socket, settings: AgentSettings, build: Build, index: int, reservation: socket.socket
-) -> int:
-    """Exit status of a worker."""
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work_for(parent, settings, build, index, reservation))
-    except (StartError, ConfigError) as error:
-        _send(parent, {"failed": str(error)})
-        return 3
-    except Exception as error:
-        log.exception("worker %d failed", index)
-        _send(parent, {"failed": f"worker {index} failed: {type(error).__name__}: {error}"})
-        return 1
-    return 0
-
-
-# Several processes: the parent's side
 
 
 @dataclass(slots=True)
-class _Worker:
-    """One of N places; the process in it may change."""
+class _Process:
+    """A member's process and the parent's end of its channel."""
 
     index: int
-    pid: int = 0
-    """0 while there is no process."""
-    channel: socket.socket | None = None
-    received: bytes = b""
-    ready: bool = False
-    since: float = 0.0
-    """Monotonic time of the start, or, without a process, of the next attempt."""
-    backoff: float = FIRST_BACKOFF
-    error: str = ""
-
-
-@dataclass(slots=True)
-class _Reload:
-    """A reload that is going round."""
-
-    waiting: set[int]
-    outcomes: dict[int, Line] = field(default_factory=dict)
-
-    def line(self) -> Line:
-        """One outcome for all: only true if it is for each."""
-        failed = {index: line for index, line in self.outcomes.items() if line.get("reloaded") is not True}
-        if not self.outcomes:
-            return {"reloaded": False, "error": "no worker lived to reload", "workers": 0}
-        if not failed:
-            return {**next(iter(self.outcomes.values())), "workers": len(self.outcomes)}
-        line = {**next(iter(failed.values())), "reloaded": False}
-        return line if len(failed) == len(self.outcomes) else {**line, "failed_workers": sorted(failed)}
+    pid: int
+    channel: socket.socket
+    frames: Frames = field(default_factory=Frames)
+    out: deque[memoryview] = field(default_factory=deque)
+    open: bool = True
 
 
 class Supervisor:
-    """Forks the workers and watches them.
+    """See the module.
 
     Args:
-        settings: with `workers` of 2 or more.
-        build: makes the app of a worker, in its process.
+        settings: `[agent]` of the start.
+        document: in force at the start.
+        crew: who the members are.
+        timing: of the control plane.
+        saves: whether there is a state directory.
+        listeners: sockets of a former agent that is to be taken over from.
     """
 
-    def __init__(self, settings: AgentSettings, build: Build) -> None:
-        self._settings = settings
-        self._build = build
-        self._workers = [_Worker(index) for index in range(settings.workers)]
+    def __init__(
+        self,
+        settings: AgentSettings,
+        document: Document,
+        crew: Crew,
+        *,
+        timing: Timing | None = None,
+        saves: bool = False,
+        on_ready: Callable[[], None] = lambda: None,
+        listeners: tuple[socket.socket, ...] = (),
+    ) -> None:
+        self._settings, self._crew = settings, crew
+        self._processes: dict[int, _Process] = {}
+        self.plane = Plane(
+            document, settings.workers, clock=time.monotonic, timing=timing, waits=self._waits, saves=saves
+        )
         self._selector = selectors.DefaultSelector()
-        self._served = False
-        """Whether all have been ready once: from then on a dead worker is replaced."""
-        self._reload: _Reload | None = None
-        self._reload_again = False
+        self._on_ready = on_ready
+        self._listeners = listeners
         self._stop_at: float | None = None
         """Monotonic time at which what still lives is killed."""
         self._failure = ""
         self._killed = False
+        self._out = output(1)
 
     def run(self) -> int:
-        """As `serve`."""
-        self._reservation = listening.reserve(self._settings.listen)
-        address = listening.address_of(self._reservation)
+        """Run until SIGTERM or SIGINT.
+
+        Returns:
+            The exit status: 0, or 1 if a member had to be killed in the end.
+
+        Raises:
+            StartError: nothing runs any more.
+        """
+        self._listeners = self._listeners or listening.listeners(
+            self._settings.listen, self._settings.workers
+        )
+        self._address = listening.address_of(self._listeners[0])
         wake, waker = socket.socketpair()
         wake.setblocking(False)
         waker.setblocking(False)
-        handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
         before = {number: signal.signal(number, lambda *_: None) for number in handled}
-        former = signal.set_wakeup_fd(waker.fileno())
-        self._selector.register(wake, selectors.EVENT_READ, lambda: self._signalled(wake.recv(64)))
+        former = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        self._selector.register(wake, selectors.EVENT_READ, lambda _: self._signalled(wake.recv(4096)))
         try:
-            for worker in self._workers:
-                self._fork(worker)
-            self._watch(address)
+            self.plane.start()
+            self._watch()
         finally:
             self._kill_all()
             signal.set_wakeup_fd(former)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._selector.close()
-            for sock in (wake, waker, self._reservation):
+            for sock in (wake, waker, *self._listeners):
                 sock.close()
-            listening.remove_unix(address)
+            listening.remove_unix(self._address)
+            self._out.drain(1.0)
         if self._failure:
             raise StartError(self._failure)
         return 1 if self._killed else 0
 
-    def _watch(self, address: str) -> None:
-        while self._stop_at is None or any(worker.pid for worker in self._workers):
-            for key, _ in self._selector.select(self._patience()):
-                key.data()
-            now = time.monotonic()
-            if self._stop_at is not None:
-                if now >= self._stop_at:
-                    self._kill_all()
-                continue
-            for worker in self._workers:
-                if not worker.pid and now >= worker.since:
-                    self._fork(worker)
-            if not self._served and all(worker.ready for worker in self._workers):
-                self._served = True
-                _say(_ready_line(address, len(self._workers)))
+    def _watch(self) -> None:
+        self._perform()
+        while not self.plane.finished:
+            timeout = max(0.0, self.plane.due() - time.monotonic())
+            for key, mask in self._selector.select(timeout):
+                key.data(mask)
+            self._reap()
+            self.plane.tick()
+            self._perform()
+            self._out.flush()
+            output(2).flush()
+            if self._stop_at is not None and time.monotonic() >= self._stop_at:
+                self._kill_all()
 
-    def _patience(self) -> float | None:
-        """Seconds until something is due without an event."""
-        due = [worker.since for worker in self._workers if not worker.pid]
-        if self._stop_at is not None:
-            due = [self._stop_at]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+    def _perform(self) -> None:
+        while effects := self.plane.take():
+            for effect in effects:
+                match effect:
+                    case Fork():
+                        self._fork(effect)
+                    case Kill():
+                        self._kill(effect)
+                    case Send():
+                        self._send(effect.place, effect.message)
+                    case Say():
+                        self._say(effect.line)
+                    case Fail():
+                        self._failure = self._failure or effect.why
+                        self._stop()
 
-    def _fork(self, worker: _Worker) -> None:
+    def _say(self, line: dict[str, Any]) -> None:
+        if "ready" in line:
+            line = {
+                "ready": True,
+                "address": self._address,
+                "pid": os.getpid(),
+                "version": __version__,
+                "workers": self._settings.workers,
+                "policy": self.plane.document.policy,
+                "in_force": self.plane.document.version,
+            }
+            self._on_ready()
+        self._out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    # Processes
+
+    def _fork(self, effect: Fork) -> None:
+        if effect.why:
+            log.error("%s is replaced: %s", _name(effect.place), effect.why)
         ours, theirs = socket.socketpair()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            log.error("%s cannot be made: %s", _name(effect.place), error.strerror)
+            self.plane.died(effect.place, f"fork failed: {error.strerror}")
+            return
         if pid == 0:
             status = 1
             try:
                 ours.close()
-                self._become_worker()
-                status = _run_worker(theirs, self._settings, self._build, worker.index, self._reservation)
-                sys.stdout.flush()
-                sys.stderr.flush()
+                self._become_child()
+                status = self._live(effect, theirs)
             finally:
+                output(1).flush()
+                output(2).drain(0.5)
                 os._exit(status)
         theirs.close()
         ours.setblocking(False)
-        worker.pid, worker.channel, worker.received = pid, ours, b""
-        worker.ready, worker.since, worker.error = False, time.monotonic(), ""
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._heard(worker))
+        process = self._processes[effect.place] = _Process(effect.place, pid, ours)
+        self._selector.register(ours, selectors.EVENT_READ, lambda mask: self._ready(process, mask))
+        self.plane.forked(effect.place, pid)
 
-    def _become_worker(self) -> None:
-        """In the child: let go of all that is the parent's, above all the other workers' channels."""
+    def _become_child(self) -> None:
+        """Let go of all that is the parent's, above all the other members' channels."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
         self._selector.close()
+        random.seed()
 
-    def _heard(self, worker: _Worker) -> None:
-        """Something came from a worker, or its end."""
-        assert worker.channel is not None  # noqa: S101 - it has just been selected
+    def _live(self, effect: Fork, channel: socket.socket) -> int:
+        """A child's life; its exit status."""
+        index = effect.place
+        if index == LOADER:
+            return _load(self._crew, channel)
+        listener = self._listeners[max(index, 0)]
+        if index >= 0:
+            for other in self._listeners:
+                if other is not listener:
+                    other.close()
+        with contextlib.suppress(OSError):
+            name = "iamroles-courier" if index == COURIER else f"iamroles-w{index}"
+            Path("/proc/self/comm").write_text(name[:15], encoding="ascii")
+        birth = Birth(index, self.plane.document, channel, listener, self._listeners, effect.why)
+        life = self._crew.courier if index == COURIER else self._crew.worker
+        last_words = channel.dup()  # the loop closes the channel
         try:
-            data = worker.channel.recv(65536)
-        except BlockingIOError:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(life(birth))
+        except (StartError, ConfigError) as error:
+            _tell(last_words, message("failed", error=str(error)))
+            return 3
+        except Exception as error:
+            log.exception("%s failed", _name(index))
+            _tell(
+                last_words, message("failed", error=f"{_name(index)} failed: {type(error).__name__}: {error}")
+            )
+            return 1
+        return 0
+
+    def _kill(self, effect: Kill) -> None:
+        process = self._processes.get(effect.place)
+        if process is not None:
+            if effect.place != LOADER:
+                log.error("%s (pid %d) is killed: %s", _name(effect.place), process.pid, effect.why)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        for process in list(self._processes.values()):
+            try:
+                pid, status = os.waitpid(process.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = process.pid, 0
+            if pid:
+                self._died(process, os.waitstatus_to_exitcode(status))
+
+    def _died(self, process: _Process, code: int) -> None:
+        while process.open and self._read(process):
+            pass  # its last words
+        self._shut(process)
+        del self._processes[process.index]
+        how = f"signal {-code}" if code < 0 else f"status {code}"
+        if process.index != LOADER and (code != 0 or self._stop_at is None):
+            log.error("%s (pid %d) ended with %s", _name(process.index), process.pid, how)
+        self.plane.died(process.index, how)
+
+    def _waits(self, index: int) -> float:
+        """Seconds that a member waited for a processor (`/proc/<pid>/schedstat`, its second number)."""
+        process = self._processes.get(index)
+        if process is None:
+            return 0.0
+        try:
+            with open(f"/proc/{process.pid}/schedstat", "rb") as file:  # noqa: PTH123 - it is asked often
+                return int(file.read().split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):
+            return 0.0
+
+    # Channels
+
+    def _send(self, place: int, said: Message) -> None:
+        process = self._processes.get(place)
+        if process is None or not process.open:
             return
+        process.out.append(memoryview(said.encode()))
+        self._write(process)
+
+    def _write(self, process: _Process) -> None:
+        out = process.out
+        try:
+            while out:
+                sent = process.channel.send(out[0])
+                if sent < len(out[0]):
+                    out[0] = out[0][sent:]
+                    break
+                out.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            out.clear()  # it is dying; `_reap` will see
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if out else 0)
+        key = self._selector.get_key(process.channel)
+        if key.events != events:
+            self._selector.modify(process.channel, events, key.data)
+
+    def _ready(self, process: _Process, mask: int) -> None:
+        if process.open and mask & selectors.EVENT_WRITE:
+            self._write(process)
+        if process.open and mask & selectors.EVENT_READ:
+            self._read(process)
+
+    def _read(self, process: _Process) -> bool:
+        """Take what a member said; whether there may be more."""
+        try:
+            data = process.channel.recv(_READ)
+        except BlockingIOError:
+            return False
         except OSError:
             data = b""
         if not data:
-            self._died(worker)
-            return
-        *lines, worker.received = (worker.received + data).split(b"\n")
-        for raw in lines:
-            line = json.loads(raw)
-            if "ready" in line:
-                worker.ready = True
-                if self._stop_at is not None:
-                    self._command(worker, _DRAIN)
-            elif "failed" in line:
-                worker.error = line["failed"]
-            else:
-                self._reloaded(worker.index, line)
+            self._shut(process)
+            return False
+        try:
+            for said in process.frames.receive(data):
+                self.plane.heard(process.index, said)
+        except ChannelError as error:
+            self._shut(process)
+            self.plane.nonsense(process.index, str(error))
+            return False
+        return True
 
-    def _died(self, worker: _Worker) -> None:
-        assert worker.channel is not None  # noqa: S101 - see `_heard`
-        self._selector.unregister(worker.channel)
-        worker.channel.close()
-        worker.channel = None
-        _, status = os.waitpid(worker.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        how = f"signal {-code}" if code < 0 else f"status {code}"
-        lived = time.monotonic() - worker.since
-        worker.pid = 0
-        was_ready, worker.ready = worker.ready, False
-        if self._stop_at is None:
-            if not self._served:
-                self._failure = worker.error or f"worker {worker.index} ended with {how} before it was ready"
-                self._stop()
-            else:
-                worker.backoff = FIRST_BACKOFF if was_ready and lived >= HEALTHY else worker.backoff
-                log.error(
-                    "worker %d ended with %s after %.1f s, replaced in %.1f s%s",
-                    worker.index, how, lived, worker.backoff, f": {worker.error}" if worker.error else "",
-                )  # fmt: skip
-                worker.since = time.monotonic() + worker.backoff
-                worker.backoff = min(2 * worker.backoff, LONGEST_BACKOFF)
-        self._reloaded(worker.index, None)
+    def _shut(self, process: _Process) -> None:
+        """A channel is over. A member without one is of no use: what remains is its end."""
+        if process.open:
+            process.open = False
+            self._selector.unregister(process.channel)
+            process.channel.close()
+            process.out.clear()
+
+    # Signals
 
     def _signalled(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stop()
         elif signal.SIGHUP in numbers:
-            self._start_reload()
+            self.plane.load()
 
     def _stop(self) -> None:
         if self._stop_at is None:
             self._stop_at = time.monotonic() + self._settings.drain_timeout + 2 * LINGER + _KILL_MARGIN
-            for worker in self._workers:
-                self._command(worker, _DRAIN)
-
-    def _start_reload(self) -> None:
-        if self._stop_at is not None:
-            return
-        if self._reload is not None:
-            self._reload_again = True  # the file may have changed after some worker has read it
-            return
-        self._reload = _Reload({worker.index for worker in self._workers if worker.pid})
-        for worker in self._workers:
-            self._command(worker, _RELOAD)
-        self._finish_reload()
-
-    def _reloaded(self, index: int, outcome: Line | None) -> None:
-        """A worker has reloaded, or (None) died: the one that takes its place reads the file anew."""
-        if self._reload is None or index not in self._reload.waiting:
-            return
-        self._reload.waiting.discard(index)
-        if outcome is not None:
-            self._reload.outcomes[index] = outcome
-        self._finish_reload()
-
-    def _finish_reload(self) -> None:
-        if self._reload is None or self._reload.waiting:
-            return
-        _say(self._reload.line())
-        self._reload = None
-        if self._reload_again:
-            self._reload_again = False
-            self._start_reload()
-
-    def _command(self, worker: _Worker, command: str) -> None:
-        if worker.channel is not None:
-            with contextlib.suppress(OSError):
-                worker.channel.sendall(command.encode() + b"\n")
+            self.plane.stop()
 
     def _kill_all(self) -> None:
-        for worker in self._workers:
-            if worker.pid:
-                self._killed = True
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker.pid, signal.SIGKILL)
-                self._died(worker)
+        for process in list(self._processes.values()):
+            self._killed = self._killed or process.index != LOADER
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, 0)
+            self._shut(process)
+            del self._processes[process.index]
+            self.plane.died(process.index, "signal 9")
+
+
+def _load(crew: Crew, channel: socket.socket) -> int:
+    """The loader's life."""
+    try:
+        part = crew.load()
+    except ConfigError as error:
+        return _tell(channel, message("refused", error=str(error)))
+    except Exception as error:
+        log.exception("the configuration cannot be read")
+        return _tell(channel, message("refused", error=str(error) or type(error).__name__))
+    for piece in part.pieces:
+        _tell(channel, message("piece", piece))
+    about = {"digest": part.digest, "pieces": len(part.pieces), "stamp": part.stamp}
+    return _tell(channel, message("loaded", part=about))
+
+
+def _tell(channel: socket.socket, said: Message) -> int:
+    """Say something from a process without an event loop; 0, as its exit status."""
+    with contextlib.suppress(OSError):
+        channel.setblocking(True)
+        channel.sendall(said.encode())
+    return 0
+
+
+def _name(index: int) -> str:
+    return {COURIER: "the courier", LOADER: "the loader"}.get(index, f"worker {index}")

@@ -37,6 +37,7 @@ class DictatedGate:
     def __init__(self, judge: Callable[[Check], Awaitable[bytes]] | None = None) -> None:
         self.memory: dict[bytes, bytes] = {}
         self.details: list[str] = []
+        self.problem = ""
         self.asked: list[Check] = []
         self.keys: list[bytes | None] = []
         self._judge = judge
@@ -48,6 +49,9 @@ class DictatedGate:
         self.asked.append(check)
         self.keys.append(key)
         return DENY if self._judge is None else await self._judge(check)
+
+    def unhealthy(self) -> str:
+        return self.problem
 
     def failed(self, context: Context, detail: str, /) -> bytes:
         self.details.append(detail)

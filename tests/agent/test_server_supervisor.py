@@ -1,4 +1,7 @@
-"""Worker processes: one address, one ready line, one outcome of a reload, none left over."""
+"""The processes of an agent: one address, one ready line, one outcome of a reload, nobody left over.
+
+Faults are real ones: SIGKILL, SIGSTOP, a worker that talks nonsense or never answers.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,10 @@ class Agent:
         self.process.send_signal(signal.SIGHUP)
         return self.line()
 
-    def children(self) -> set[int]:
+    def children(self, name: str = "iamroles-w") -> set[int]:
+        """Pids of the workers, or of members by another name."""
         tasks = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return {int(pid) for pid in tasks.split()}
+        return {int(pid) for pid in tasks.split() if comm(int(pid)).startswith(name)}
 
     def ended(self) -> int:
         return self.process.wait(PATIENCE)
@@ -137,6 +141,13 @@ def ask_until_heard(address: object, pids: set[int]) -> set[str]:
     return {states[pid] for pid in pids}
 
 
+def comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -148,7 +159,7 @@ def alive(pid: int) -> bool:
 def test_life(tmp_path, workers):
     with running(tmp_path, workers) as agent:
         ready = agent.line()
-        pids = agent.children() or {agent.process.pid}
+        pids = agent.children()
 
         assert ready == {
             "ready": True,
@@ -156,17 +167,28 @@ def test_life(tmp_path, workers):
             "pid": agent.process.pid,
             "version": __version__,
             "workers": workers,
+            "policy": "one",
+            "in_force": 1,
         }
         assert len(pids) == workers
         assert ask_until_heard(ready["address"], pids) == {"one"}
 
-        expected = {"reloaded": True, "policy": "two"} | ({"workers": 3} if workers > 1 else {})
-        assert agent.reload("two") == expected
+        assert agent.reload("two") == confirmed("two", 2, workers)
         assert ask_until_heard(ready["address"], pids) == {"two"}
 
         agent.process.terminate()
         assert agent.ended() == 0
         assert not any(alive(pid) for pid in pids)
+
+
+def confirmed(policy: str, version: int, workers: int) -> dict[str, object]:
+    return {
+        "reloaded": True,
+        "policy": policy,
+        "version": version,
+        "workers": workers,
+        "confirmed": workers,
+    }
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -175,19 +197,78 @@ def test_a_bad_reload_changes_nothing(tmp_path, workers, state, error):
     with running(tmp_path, workers) as agent:
         address = agent.line()["address"]
 
-        assert agent.reload(state) == {"reloaded": False, "error": error}
+        line = agent.reload(state)
+        assert line["reloaded"] is False
+        assert error in line["error"]
+        assert (line["policy"], line["version"]) == ("one", 1)
         assert ask(address)[1] == "one"
 
 
-def test_a_reload_that_fails_in_one_worker_has_failed(tmp_path):
-    with running(tmp_path, 2) as agent:
+def test_a_reload_that_one_worker_refuses_changes_nothing_anywhere(tmp_path):
+    with running(tmp_path, 3) as agent:
+        address = agent.line()["address"]
+
+        line = agent.reload("bad for one")
+
+        assert line["reloaded"] is False
+        assert "it is bad for worker 1" in line["error"]
+        assert ask_until_heard(address, agent.children()) == {"one"}
+        assert agent.reload("two")["reloaded"] is True
+        assert ask_until_heard(address, agent.children()) == {"two"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_report_of_any_length_arrives_and_the_next_reload_is_answered(tmp_path, workers):
+    """H4: 3,000 errors are more than a socket's buffer holds."""
+    with running(tmp_path, workers) as agent:
         agent.line()
 
-        assert agent.reload("bad for one") == {
-            "reloaded": False,
-            "error": "the file is bad",
-            "failed_workers": [1],
-        }
+        line = agent.reload("long report")
+        assert line["reloaded"] is False
+        assert str(line["error"]).count("\n") == 2999
+        assert agent.reload("two")["reloaded"] is True
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
+    """H3, H5."""
+    with running(tmp_path, workers) as agent:
+        address = agent.line()["address"]
+        before = agent.children()
+        victim = ask(address)[0]
+        os.kill(victim, signal.SIGSTOP)
+
+        line = agent.reload("two")
+        assert line["reloaded"] is True
+        until(lambda: len(agent.children() - before) == 1)
+        (fresh,) = agent.children() - before
+
+        assert ask_until_heard(address, {fresh, *(before - {victim})}) == {"two"}
+        assert "no heartbeat" in agent.errors()
+        assert not alive(victim)
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ("slow for one", "it did not prepare version 2"),
+        ("deaf for one", ""),
+        ("nonsense of one", "it talked nonsense: a head that is no JSON"),
+    ],
+)
+def test_a_worker_that_fails_a_phase_is_replaced_with_the_new_version(tmp_path, state, why):
+    """H3, H4: also one that is killed for silence, because it blocks its event loop."""
+    with running(tmp_path, 3) as agent:
+        address = agent.line()["address"]
+        before = agent.children()
+
+        line = agent.reload(state)
+
+        assert line["reloaded"] is True
+        assert why in agent.errors()
+        until(lambda: len(agent.children() - before) == 1 and len(agent.children()) == 3)
+        assert ask_until_heard(address, agent.children()) == {state}
+        assert agent.reload("after")["confirmed"] == 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -202,21 +283,48 @@ def test_terminated_with_work_under_way(tmp_path, workers):
         assert agent.ended() == 0
 
 
-def test_a_dead_worker_is_replaced(tmp_path):
-    with running(tmp_path, 2) as agent:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_killed_workers_are_replaced_with_the_version_in_force(tmp_path, workers):
+    """H1: whatever the file says meanwhile."""
+    with running(tmp_path, workers) as agent:
         address = agent.line()["address"]
+        agent.reload("two")
+        agent.state.write_text("three, which nobody took up")
         before = agent.children()
-        victim = ask(address)[0]
-        agent.state.write_text("new")
-        os.kill(victim, signal.SIGKILL)
-        until(lambda: len(agent.children() - before) == 1)
-        (fresh,) = agent.children() - before
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(agent.children() - before) == workers)
 
-        assert ask_until_heard(address, {fresh}) == {"new"}
+        assert ask_until_heard(address, agent.children()) == {"two"}
         assert "ended with signal 9" in agent.errors()
-        assert agent.reload("newer") == {"reloaded": True, "policy": "newer", "workers": 2}
+        assert agent.reload("four") == confirmed("four", 3, workers)
         agent.process.terminate()
         assert agent.ended() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_dead_courier_is_replaced(tmp_path, number):
+    with running(tmp_path, 2) as agent:
+        agent.line()
+        (courier,) = agent.children("iamroles-c")
+        os.kill(courier, number)
+
+        assert agent.reload("two")["reloaded"] is True
+        until(lambda: bool(agent.children("iamroles-c") - {courier}))
+        agent.process.terminate()
+        assert agent.ended() == 0
+
+
+def test_connections_that_wait_for_a_killed_worker_are_answered_by_the_next(tmp_path):
+    with running(tmp_path, 1) as agent:
+        address = agent.line()["address"]
+        (victim,) = agent.children()
+        os.kill(victim, signal.SIGSTOP)
+        with connect(address) as sock:
+            sock.sendall(hello() + notify())
+            os.kill(victim, signal.SIGKILL)
+            receive(sock)
+            assert receive(sock)["principal"] != str(victim)
 
 
 def test_unix_socket_outlives_a_worker(tmp_path):

@@ -6,15 +6,13 @@ import gc
 import logging
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 import click
 
-from iamroles_agent import supervisor
-from iamroles_agent.application import Application
+from iamroles_agent.agent import Agent
 from iamroles_agent.errors import ConfigError, StartError
-from iamroles_agent.policy import load
+from iamroles_agent.output import log_to_stderr
 
 WORLD = "IAMROLES_WORLD"
 """Environment variable with the path of the world file (SPEC.md section 8)."""
@@ -48,13 +46,9 @@ def run(config: Path, log_level: str) -> None:
     Exit status: 0 after a drain, 2 if the file is wrong (every error is listed, nothing is started), 3 if the
     agent cannot start (a busy port, an audit file that cannot be opened).
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(log_level.upper())
     try:
-        settings = load(config)
+        made = Agent.read(config)
     except ConfigError as error:
         click.echo(str(error), err=True)
         click.echo(f"iamroles agent: {_count(error)} in {config}; nothing was started", err=True)
@@ -65,7 +59,7 @@ def run(config: Path, log_level: str) -> None:
     # waiting for 5 ms by default, which is fifty decisions and more.
     sys.setswitchinterval(0.0005)
     try:
-        status = supervisor.serve(settings.agent, partial(Application, config, settings))
+        status = made.run()
     except (StartError, ConfigError) as error:
         click.echo(f"iamroles agent: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 3)

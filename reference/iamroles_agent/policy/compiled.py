@@ -204,6 +204,7 @@ class Policy:
 
     Args:
         config: checked.
+        version: what `version_of` says of the configuration, where that is known.
         shadow: a whole policy to try: it judges each request too, and where its verdict or backend differs
             the decision's `shadow` says so (`policy:no_grant`, `policy:allow:<grant>`); never enforced.
 
@@ -212,10 +213,12 @@ class Policy:
             and of list entries does not change it.
     """
 
-    def __init__(self, config: config.Config, shadow: Policy | None = None) -> None:
+    def __init__(
+        self, config: config.Config, shadow: Policy | None = None, *, version: str | None = None
+    ) -> None:
         self.config = config
         self._shadow_policy = shadow
-        self.version = version_of(config)
+        self.version = version_of(config) if version is None else version
         self._union = config.multi_role == "union"
         self._name_of: dict[RoleArn, str] = {}
         self._arns_of: dict[str, frozenset[RoleArn]] = {}
@@ -237,6 +240,11 @@ class Policy:
         self._scopes = Index(scopes, deny=False)
         rules = (*grants, *denies, *shadow_grants, *shadow_denies, *scopes)
         self._reach = Reach.of(rule.region for rule in rules)
+
+    @property
+    def shadow(self) -> Policy | None:
+        """The policy that is only tried."""
+        return self._shadow_policy
 
     def name_of(self, arn: RoleArn) -> str | None:
         """The policy's name for a role, None where it has none."""

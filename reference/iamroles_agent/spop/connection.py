@@ -109,9 +109,12 @@ class Connection:
     Args:
         recall: looks up the actions of a question by its bytes; must not block.
         max_frame_size: the greatest frame this agent accepts or sends, in bytes.
+        unhealthy: why a health check must fail now, "" where it need not.
     """
 
-    def __init__(self, recall: Recall, *, max_frame_size: int) -> None:
+    def __init__(
+        self, recall: Recall, *, max_frame_size: int, unhealthy: Callable[[], str] = lambda: ""
+    ) -> None:
         if max_frame_size < frames.MIN_NEGOTIABLE:
             raise LocalProtocolError(f"max_frame_size is at least {frames.MIN_NEGOTIABLE}")
         self.state = State.OPEN
@@ -119,6 +122,7 @@ class Connection:
         """NOTIFYs answered from the gate's memory."""
         self.notifies = 0
         self._recall = recall
+        self._unhealthy = unhealthy
         self._buffer = FrameBuffer(max_frame_size)
         self._outgoing: list[bytes] = []
         self._events: list[Event] = []
@@ -231,6 +235,11 @@ class Connection:
         size = _size(pairs)
         offered = _text(pairs, b"capabilities", Status.NO_CAPABILITIES)
         pipelining = _PIPELINING in {name.strip() for name in offered.split(",")}
+        checked = pairs.get(b"healthcheck") == (DataType.BOOL, True)
+        if checked and (problem := self._unhealthy()):
+            # An agent that can only refuse must not be kept in use by its health check.
+            self._close(Status.RESOURCES, problem, fault=False)
+            return
         self._buffer.limit = min(size, self._buffer.limit)
         answer: dict[str, tuple[DataType, Value]] = {
             "version": (DataType.STRING, VERSION.encode()),
@@ -240,7 +249,7 @@ class Connection:
         self._outgoing.append(
             frames.encode(FrameType.AGENT_HELLO, frames.NO_IDS, frames.encode_pairs(answer))
         )
-        if pairs.get(b"healthcheck") == (DataType.BOOL, True):
+        if checked:
             self.state = State.CLOSED
             self._events.append(Closed(Status.NORMAL, "health check", fault=False))
             return

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from iamroles_agent.config import Config
+from iamroles_agent.config import Config, Issuer, KeySettings, Sts
 from iamroles_agent.identity import Identity
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens.cache import IdentityCache
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.jws import Jws, parse
+from iamroles_agent.tokens.keyring import Keyring, source_of
 from iamroles_agent.tokens.keys import ALGORITHMS, Key
 from iamroles_agent.tokens.sts import PREFIX, StsVerifier
 from iamroles_agent.tokens.transport import Transport
@@ -25,11 +27,84 @@ MAX_IDENTITIES = 100_000
 MAX_IDENTITY_BYTES = 128 << 20
 
 
+class Prover(Protocol):
+    """Who asks STS."""
+
+    counts: dict[str, int]
+    """What became of the calls, for metrics."""
+
+    async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
+        """As `sts.StsVerifier.verify`."""
+
+    async def close(self) -> None:
+        """Let go of what is under way."""
+
+
+class Outside(Protocol):
+    """Who goes out for an authenticator: this process itself, or the courier on behalf of a worker."""
+
+    def keyring(
+        self,
+        issuer: Issuer,
+        settings: KeySettings,
+        *,
+        on_loss: Callable[[], None],
+        monotonic: Callable[[], float],
+    ) -> Keyring:
+        """The keys of an issuer."""
+
+    def prover(self, endpoints: list[Sts], former: Prover | None) -> Prover:
+        """For these STS endpoints, in place of the former one."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+class _Itself:
+    """This process fetches keys and calls STS itself: the command line, and tests."""
+
+    def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._clock, self._monotonic = clock, monotonic
+        self._transport = Transport()
+
+    def keyring(
+        self,
+        issuer: Issuer,
+        settings: KeySettings,
+        *,
+        on_loss: Callable[[], None],
+        monotonic: Callable[[], float],
+    ) -> KeySource:
+        return KeySource(issuer, settings, self._transport, on_loss=on_loss, monotonic=monotonic)
+
+    def prover(self, endpoints: list[Sts], former: Prover | None) -> StsVerifier:
+        prover = StsVerifier(endpoints, self._transport, clock=self._clock, monotonic=self._monotonic)
+        if isinstance(former, StsVerifier):
+            prover.succeed(former)
+        return prover
+
+    def close(self) -> None:
+        self._transport.close()
+
+
 class _Issuer:
     """Rules and keys of one issuer, side by side."""
 
-    def __init__(self, rules: ClaimRules, keys: KeySource) -> None:
+    def __init__(self, rules: ClaimRules, keys: Keyring) -> None:
         self.rules, self.keys = rules, keys
+
+
+Rules = dict[str, ClaimRules]
+"""By `iss`."""
+
+
+def rules_of(config: Config) -> Rules:
+    """How to judge the tokens of each issuer.
+
+    Raises:
+        ConfigError: an issuer that must not be (an algorithm that is no signature, …).
+    """
+    return {issuer.issuer: ClaimRules(issuer, config.limits) for issuer in config.issuers}
 
 
 class Authenticator:
@@ -37,6 +112,7 @@ class Authenticator:
 
     Args:
         config: the whole file.
+        outside: who fetches keys and calls STS; this process if absent.
         clock: epoch seconds.
         monotonic: seconds on a clock that never jumps; ages of key sets.
         max_identities: entries of the identity cache.
@@ -49,6 +125,7 @@ class Authenticator:
     def __init__(
         self,
         config: Config,
+        outside: Outside | None = None,
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -60,53 +137,44 @@ class Authenticator:
         self.on_change: list[Callable[[], None]] = []
         """Called on the event loop after `generation` grew."""
         self._clock, self._monotonic = clock, monotonic
-        self._transport = Transport()
+        self._outside: Outside = outside or _Itself(clock, monotonic)
         self._cache = IdentityCache(clock, max_identities, max_identity_bytes)
         self._started = False
         self._epoch = 0
         self._issuers: dict[str, _Issuer] = {}
-        self._configure(config)
+        self._former: list[Keyring] = []
+        self._sts: Prover | None = None
+        self._configure(config, rules_of(config))
 
-    def _configure(self, config: Config) -> None:
-        # All rules first: a ConfigError must leave what is in force untouched.
-        rules = {issuer.issuer: ClaimRules(issuer, config.limits) for issuer in config.issuers}
+    def _configure(self, config: Config, rules: Rules) -> None:
+        held = {source_of(issuer.keys.issuer): issuer.keys for issuer in self._issuers.values()}
         issuers = {}
         for url, claim_rules in rules.items():
-            held = self._issuers.get(url)
-            same = held is not None and (
-                held.keys.settings == config.keys
-                and held.keys.issuer.name == claim_rules.name
-                and held.keys.issuer.jwks_uri == claim_rules.issuer.jwks_uri
-                and held.keys.issuer.insecure_http == claim_rules.issuer.insecure_http
-            )
-            keys = (
-                held.keys
-                if same and held is not None
-                else KeySource(
-                    claim_rules.issuer,
-                    config.keys,
-                    self._transport,
-                    on_loss=self._changed,
-                    monotonic=self._monotonic,
+            keys = held.pop(source_of(claim_rules.issuer), None)
+            if keys is None:
+                keys = self._outside.keyring(
+                    claim_rules.issuer, config.keys, on_loss=self._changed, monotonic=self._monotonic
                 )
-            )
+                if self._started:
+                    keys.start()
+            else:
+                keys.configure(claim_rules.issuer, config.keys)
             issuers[url] = _Issuer(claim_rules, keys)
         self._issuers = issuers
+        self._former += held.values()
         self._max_bytes = config.limits.max_token_bytes
-        former = getattr(self, "_sts", None)
-        self._sts = StsVerifier(config.sts, self._transport, clock=self._clock, monotonic=self._monotonic)
-        if former is not None:
-            self._sts.succeed(former)
+        self._sts = self._outside.prover(config.sts, self._sts)
         self._epoch += 1
 
     @property
-    def sources(self) -> dict[str, KeySource]:
+    def sources(self) -> dict[str, Keyring]:
         """Key sources by the issuer's `name`: ages, failures and kids for metrics and the audit."""
         return {issuer.rules.name: issuer.keys for issuer in self._issuers.values()}
 
     @property
-    def sts(self) -> StsVerifier:
+    def sts(self) -> Prover:
         """The STS side: its counters are for metrics."""
+        assert self._sts is not None  # noqa: S101 - configured once at least
         return self._sts
 
     @property
@@ -123,10 +191,11 @@ class Authenticator:
     async def close(self) -> None:
         """Stop fetching; what waits is refused."""
         self._started = False
-        await self._sts.close()
+        await self.sts.close()
         for issuer in self._issuers.values():
             await issuer.keys.close()
-        self._transport.close()
+        await self._close_former()
+        self._outside.close()
 
     async def reconfigure(self, config: Config) -> None:
         """Put a new configuration in force: cached identities are judged anew, unchanged issuers keep keys.
@@ -134,19 +203,23 @@ class Authenticator:
         Raises:
             ConfigError: the new configuration is bad; the old one stays in force.
         """
-        old = self._issuers
-        self._configure(config)
+        self.adopt(config, rules_of(config))
+        await self._close_former()
+
+    def adopt(self, config: Config, rules: Rules) -> None:
+        """Put a new configuration in force at once; `rules` are what `rules_of` made of it."""
+        self._configure(config, rules)
         self._cache.clear()
         self._changed()
-        kept = {id(issuer.keys) for issuer in self._issuers.values()}
-        if self._started:
-            held = {id(issuer.keys) for issuer in old.values()}
-            for issuer in self._issuers.values():
-                if id(issuer.keys) not in held:
-                    issuer.keys.start()
-        for issuer in old.values():
-            if id(issuer.keys) not in kept:
-                await issuer.keys.close()
+
+    def invalidate(self) -> None:
+        """What was remembered may not be used any more, though neither keys nor configuration changed."""
+        self._changed()
+
+    async def _close_former(self) -> None:
+        former, self._former = self._former, []
+        for keys in former:
+            await keys.close()
 
     def _changed(self) -> None:
         self.generation += 1
@@ -199,7 +272,7 @@ class Authenticator:
     async def _verify(self, token: bytes, digest: bytes, source: str) -> tuple[Identity, Key | None, bool]:
         """The identity, the key that proved it if it is ours, and whether the credential may come again."""
         if token.startswith(PREFIX):
-            identity, reusable = await self._sts.verify(token, digest, source)
+            identity, reusable = await self.sts.verify(token, digest, source)
             return identity, None, reusable
         jws = parse(token, self._max_bytes)
         issuer = self._issuer_of(jws)

@@ -32,9 +32,9 @@ from functools import partial
 from typing import Any
 
 from iamroles_agent.config import Issuer, KeySettings
-from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens.encoding import decode_object
-from iamroles_agent.tokens.keys import Key, KeySet, KeySetError
+from iamroles_agent.tokens.keyring import Keyring
+from iamroles_agent.tokens.keys import KeySet, KeySetError
 from iamroles_agent.tokens.transport import Answer, Transport, TransportError, check_url, in_thread
 
 _log = logging.getLogger(__name__)
@@ -48,14 +48,16 @@ _MAX_ASKED = 1024
 _FIRST_RETRY = 0.5
 
 
-class KeySource:
-    """The keys of one issuer.
+class KeySource(Keyring):
+    """The keys of one issuer, fetched by this process.
 
     Args:
         issuer: where they are published.
         settings: `[keys]` of the policy.
         transport: how they are fetched.
         on_loss: called on the event loop after a key was removed, changed, or grew too stale.
+        on_taken: called on the event loop with each document that was fetched and put in force, and when the
+            fetch began.
         monotonic: seconds on a clock that never jumps.
     """
 
@@ -66,24 +68,16 @@ class KeySource:
         transport: Transport,
         *,
         on_loss: Callable[[], None],
+        on_taken: Callable[[dict[str, Any], float], None] = lambda _document, _at: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.issuer = issuer
-        self.settings = settings
-        self.fetches = 0
-        """Downloads begun."""
-        self.failures = 0
-        """Downloads failed in a row."""
+        super().__init__(issuer, settings, on_loss=on_loss, monotonic=monotonic)
         self._transport = transport
-        self._on_loss = on_loss
-        self._monotonic = monotonic
-        self._keys: KeySet | None = None
-        self._fetched_at = 0.0
+        self._on_taken = on_taken
         self._jwks_uri = issuer.jwks_uri
         self._discovered_at = 0.0
         self._flight: asyncio.Task[None] | None = None
         self._renewal: asyncio.TimerHandle | None = None
-        self._expiry: asyncio.TimerHandle | None = None
         self._trailing: asyncio.TimerHandle | None = None
         self._cooldown_end = 0.0
         self._retry_at = 0.0
@@ -91,26 +85,35 @@ class KeySource:
         self._asked: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._asking = False
         self._changed = False
-        self._closed = False
-
-    @property
-    def age(self) -> float | None:
-        """Seconds since the set in force was fetched; None without a set."""
-        return None if self._keys is None else self._monotonic() - self._fetched_at
-
-    @property
-    def kids(self) -> tuple[str, ...]:
-        """The `kid`s in force, sorted."""
-        return tuple(sorted(key.kid or "" for key in self._keys or ()))
 
     def start(self) -> None:
-        """Begin to fetch; returns at once."""
-        self._launch()
+        """Begin to fetch, or to renew in time what was restored; returns at once."""
+        if self._keys is None:
+            self._launch()
+        else:
+            self._schedule(self._lifetime() - (self._monotonic() - self._fetched_at))
+
+    def restore(self, document: dict[str, Any], fetched_at: float) -> None:
+        """Before `start`: put in force what was fetched earlier, by this process or another.
+
+        Raises:
+            KeySetError: it is no good set.
+        """
+        keys = KeySet.parse(document)
+        if self._monotonic() - fetched_at < self.settings.max_stale:
+            self.put(keys, fetched_at)
+
+    def configure(self, issuer: Issuer, settings: KeySettings) -> None:
+        """The policy changed; the source of the keys did not, so the keys live on."""
+        super().configure(issuer, settings)
+        if self._flight is None and self._renewal is not None and not self.failures:
+            self._renewal.cancel()
+            self._schedule(self._lifetime() - (self._monotonic() - self._fetched_at))
 
     async def close(self) -> None:
         """Stop timers and the flight; tokens that wait get `keys_unavailable`."""
-        self._closed = True
-        for timer in (self._renewal, self._expiry, self._trailing):
+        await super().close()
+        for timer in (self._renewal, self._trailing):
             if timer is not None:
                 timer.cancel()
         self._release()
@@ -118,42 +121,19 @@ class KeySource:
             self._flight.cancel()
             await asyncio.gather(self._flight, return_exceptions=True)
 
-    def lookup(self, kid: str | None, alg: str) -> Key | None:
-        """The key for a header, from the set in force; never waits."""
-        keys = self._keys
-        if keys is None or self._monotonic() - self._fetched_at >= self.settings.max_stale:
-            return None
-        return keys.find(kid, alg)
-
-    async def obtain(self, kid: str | None, alg: str) -> Key:
-        """The key for a header, fetched if need be.
-
-        Raises:
-            Refusal: `keys_unavailable`, `key_unknown`.
-        """
-        if key := self.lookup(kid, alg):
-            return key
-        if self._closed:
-            raise Refusal(Reason.KEYS_UNAVAILABLE, f"issuer {self.issuer.name} was closed")
-        if self._stale():
+    async def want(self, kid: str | None) -> None:
+        """Fetch, where that is due for a `kid` that is not known or for a set that is too old."""
+        if self.stale():
             await self._first_set()
-        elif kid is not None and self._known(kid):
-            raise Refusal(Reason.KEY_UNKNOWN, f"the key of that kid is not for {alg}")
-        elif kid is None:
-            raise Refusal(Reason.KEY_UNKNOWN, f"no kid, and not exactly one key fits {alg}")
-        else:
+        elif kid is not None and not self.known(kid):
             await self._ask(kid)
-        if key := self.lookup(kid, alg):
-            return key
-        if self._stale():
-            raise Refusal(Reason.KEYS_UNAVAILABLE, f"no keys of {self.issuer.name} within max_stale")
-        raise Refusal(Reason.KEY_UNKNOWN, f"no key of that kid for {alg}")
 
-    def _known(self, kid: str) -> bool:
-        return self._keys is not None and kid in self._keys
-
-    def _stale(self) -> bool:
-        return self._keys is None or self._monotonic() - self._fetched_at >= self.settings.max_stale
+    @property
+    def pause(self) -> float:
+        """Seconds for which no other unknown `kid` can cause or await a fetch."""
+        if self._trailing is None:
+            return 0.0
+        return max(0.0, self._cooldown_end - self._monotonic() - MAX_HOLD)
 
     async def _first_set(self) -> None:
         if self._flight is None and self._monotonic() < self._retry_at:
@@ -164,7 +144,7 @@ class KeySource:
         """An unknown kid asks for a fetch; see the essay above for who may."""
         if self._flight is not None:
             await self._shared()  # it may bring the kid already
-            if self._known(kid):
+            if self.known(kid):
                 return
         now = self._monotonic()
         misses, until = self._asked.get(kid, (0, 0.0))
@@ -174,7 +154,7 @@ class KeySource:
             await self._hold(self._cooldown_end - now)
             return
         await self._shared(asking=True)
-        if self._known(kid):
+        if self.known(kid):
             return
         pause = min(self.settings.cooldown * 2**misses, max(self.settings.refresh, self.settings.cooldown))
         self._asked[kid] = (min(misses + 1, 16), now + pause)
@@ -226,7 +206,7 @@ class KeySource:
         began = self._monotonic()
         try:
             document = await in_thread(self._download)
-            self._take(KeySet.parse(document, self._keys), began)
+            self._take(document, KeySet.parse(document, self._keys), began)
         except (TransportError, KeySetError) as error:
             self._failed(str(error))
         except Exception as error:  # noqa: BLE001 - the source must live on, whatever an issuer sends
@@ -236,25 +216,19 @@ class KeySource:
             if self._asking and not self._changed:
                 self._cooldown_end = began + self.settings.cooldown
 
-    def _take(self, keys: KeySet, fetched_at: float) -> None:
-        old = self._keys
-        now_in = set(keys)
-        lost = [key for key in old or () if key not in now_in]
-        self._changed = bool(lost) or len(keys) != len(old or ())
-        self._keys, self._fetched_at = keys, fetched_at
+    def _take(self, document: dict[str, Any], keys: KeySet, fetched_at: float) -> None:
+        self._changed = self.put(keys, fetched_at)
         self.failures, self._retry_at = 0, 0.0
         for sentence in keys.dropped:
             _log.warning("issuer %s: %s", self.issuer.name, sentence)
         if self._changed:
             self._asked.clear()
-            _log.info("issuer %s: %d keys in force", self.issuer.name, len(keys))
+        self._schedule(self._lifetime())
+        self._on_taken(document, fetched_at)
+
+    def _lifetime(self) -> float:
         # 0.8 and a little chance: many agents that started together must not ask together.
-        self._schedule(self.settings.refresh * random.uniform(0.7, 0.8))  # noqa: S311 - no secret
-        if self._expiry is not None:
-            self._expiry.cancel()
-        left = self.settings.max_stale - (self._monotonic() - fetched_at)
-        self._expiry = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire)
-        self._kill(lost)
+        return self.settings.refresh * random.uniform(0.7, 0.8)  # noqa: S311 - no secret
 
     def _failed(self, why: str) -> None:
         self.failures += 1
@@ -267,18 +241,6 @@ class KeySource:
     def _schedule(self, delay: float) -> None:
         if not self._closed:
             self._renewal = asyncio.get_running_loop().call_later(max(delay, 0.05), self._launch)
-
-    def _expire(self) -> None:
-        """The set grew `max_stale` old: what it proved is proved no more."""
-        keys, self._keys = self._keys, None
-        _log.error("issuer %s: no fresh keys for %.0f s", self.issuer.name, self.settings.max_stale)
-        self._kill(list(keys or ()))
-
-    def _kill(self, keys: list[Key]) -> None:
-        for key in keys:
-            key.live = False
-        if keys:
-            self._on_loss()
 
     # In a thread from here on.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jwt
@@ -296,6 +296,10 @@ class KeySet:
                 continue
             keys.append(previous._kept(key) if previous else key)  # noqa: SLF001 - its own class
         return cls(keys, tuple(dropped))
+
+    def revived(self) -> KeySet:
+        """The same keys, as new ones: what was proved by one that died stays unproved."""
+        return KeySet([replace(key, live=True) for key in self._keys], self.dropped)
 
     def _kept(self, key: Key) -> Key:
         for old in self._keys:

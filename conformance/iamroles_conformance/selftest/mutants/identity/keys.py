@@ -13,6 +13,7 @@ from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens import jwks, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.jwks import KeySource
+from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError
 from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.registry import Apply, mutant
@@ -134,7 +135,7 @@ mutant(
 @around(KeySource, "_failed")
 def failure_drops_keys(sound: Any, self: Any, why: str) -> None:
     sound(self, why)
-    self._expire()
+    self._on_taken({"keys": []}, self._monotonic())
 
 
 @mutant("identity.failure-is-a-set", kills=["JWKS-SET-004"], title="takes any answer for an empty key set")
@@ -187,14 +188,14 @@ async def one_at_a_time(sound: Any, self: Any, token: bytes, digest: bytes) -> A
 
 
 @mutant("identity.keys-for-ever", kills=["JWKS-OUTAGE-002"], title="serves its last keys for ever")
-@around(KeySource, "__init__")
-def keys_for_ever(sound: Any, self: Any, issuer: Any, settings: Any, *args: Any, **kwargs: Any) -> None:
-    sound(self, issuer, settings, *args, **kwargs)
+@around(Keyring, "__init__")
+def keys_for_ever(sound: Any, self: Any, issuer: Any, settings: Any, **kwargs: Any) -> None:
+    sound(self, issuer, settings, **kwargs)
     self.settings = SimpleNamespace(**{**settings.model_dump(), "max_stale": 1e6})
 
 
 @mutant("identity.no-keys-is-401", kills=["JWKS-OUTAGE-003"], title="blames the token where it has no keys")
-@around(KeySource, "obtain")
+@around(Keyring, "obtain")
 async def no_keys_is_401(sound: Any, self: Any, kid: Any, alg: str) -> Any:
     try:
         return await sound(self, kid, alg)

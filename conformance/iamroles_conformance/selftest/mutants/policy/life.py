@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from iamroles_agent import gate
-from iamroles_agent.application import Application
+from iamroles_agent.control.plane import Plane
 from iamroles_agent.gate import Gate
 from iamroles_agent.policy.compiled import Index, Policy
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.spop import actions
+from iamroles_agent.worker import Worker
 from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.mutants.policy import edits as edit
 from iamroles_conformance.selftest.registry import Apply, mutant
@@ -77,29 +78,24 @@ mutant(
 )
 
 
-def _reload(change: Any) -> Apply:
-    @around(Application, "reload")
-    async def reload(sound: Any, self: Any) -> Any:
-        return change(self, await sound(self))
-
-    return reload
+def _answered(change: Any) -> Apply:
+    """Change what is said of each reload; `change` gets its outcome."""
+    return around(Plane, "_say_reload")(lambda sound, self, outcome: sound(self, change(outcome)))
 
 
 @mutant("policy.bad-replaces-good", kills=["RELOAD-BAD-001"], title="drops the old policy for a faulty one")
-@_reload
-def bad_replaces_good(application: Any, answer: Any) -> Any:
-    if not answer["reloaded"]:
-        gate = application.gate
-        empty = Policy(gate.policy.config.model_copy(update={"grants": []}))
-        gate.replace(empty, gate.authenticator)
-    return answer
+@around(Worker, "_noted")
+def bad_replaces_good(sound: Any, self: Any, note: Any) -> None:
+    sound(self, note)
+    empty = Policy(self.gate.policy.config.model_copy(update={"grants": []}))
+    self.gate.replace(empty, self.gate.authenticator)
 
 
 mutant(
     "policy.takes-faulty",
     kills=["RELOAD-BAD-001"],
     title="says that it took up a faulty policy",
-    apply=_reload(lambda _application, answer: {"reloaded": True} if not answer["reloaded"] else answer),
+    apply=_answered(lambda _outcome: {"done": True}),
 )
 
 
@@ -107,21 +103,35 @@ mutant(
     "policy.error-says-nothing",
     kills=["RELOAD-ERROR-001"],
     title="does not say what is wrong with a policy",
-    apply=_reload(
-        lambda _application, answer: (
-            answer if answer["reloaded"] else {**answer, "error": "invalid configuration"}
-        )
+    apply=_answered(
+        lambda outcome: outcome if outcome["done"] else {**outcome, "error": "invalid configuration"}
     ),
 )
 
 
-@mutant("policy.deaf-after-refusal", kills=["RELOAD-AGAIN-001"], title="takes up nothing after a refusal")
-@around(Application, "reload")
-async def deaf_after_refusal(sound: Any, self: Any) -> Any:
-    answer = getattr(self, "deaf", None) or await sound(self)
-    if not answer["reloaded"]:
-        self.deaf = answer
-    return answer
+_refused: list[Any] = []
+
+
+def _noticed(outcome: Any) -> Any:
+    if not outcome["done"]:
+        _refused.append(outcome)
+    return outcome
+
+
+@around(Plane, "load")
+def _deaf(sound: Any, self: Any) -> None:
+    if _refused:
+        self._say_reload(_refused[0])
+    else:
+        sound(self)
+
+
+mutant(
+    "policy.deaf-after-refusal",
+    kills=["RELOAD-AGAIN-001"],
+    title="takes up nothing after a refusal",
+    apply=both(_deaf, _answered(_noticed)),
+)
 
 
 mutant(

@@ -1,0 +1,85 @@
+"""The part `policy`: a checked configuration, cut in pieces of JSON.
+
+The loader checks the file and cuts; members validate each piece's shape again and compile. A piece holds at
+most `_ROWS` rows of one table, so decoding it keeps the event loop waiting for less than a millisecond. The
+first piece of each configuration holds what is not in the long tables: all that the courier needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from iamroles_agent.config import CHECKED, Backend, Config, Deny, Grant, Group, Role, Scope
+from iamroles_agent.control.document import Part
+from iamroles_agent.policy.compiled import Policy
+
+_ROWS = 100
+_MAIN, _SHADOW = "policy", "shadow"
+_TABLES: dict[str, TypeAdapter[list[Any]]] = {
+    "roles": TypeAdapter(list[Role]),
+    "groups": TypeAdapter(list[Group]),
+    "backends": TypeAdapter(list[Backend]),
+    "grants": TypeAdapter(list[Grant]),
+    "denies": TypeAdapter(list[Deny]),
+    "scopes": TypeAdapter(list[Scope]),
+}
+
+
+def encode(policy: Policy) -> Part:
+    """The part of a policy that was loaded, with the one that shadows it."""
+    pieces = list(_cut(policy.config, _MAIN))
+    if policy.shadow is not None:
+        pieces += _cut(policy.shadow.config, _SHADOW)
+    return Part.of(pieces, digest=policy.version)
+
+
+def _cut(config: Config, which: str) -> Iterator[bytes]:
+    base = config.model_dump(mode="json", exclude=set(_TABLES))
+    yield _piece(which, "", base)
+    for table in _TABLES:
+        rows = getattr(config, table)
+        for start in range(0, len(rows), _ROWS):
+            yield _piece(which, table, [row.model_dump(mode="json") for row in rows[start : start + _ROWS]])
+
+
+def _piece(which: str, table: str, content: object) -> bytes:
+    return json.dumps([which, table, content], separators=(",", ":")).encode()
+
+
+def decode(part: Part) -> Policy:
+    """Compile the policy of a part, in small steps.
+
+    Raises:
+        ValueError: it is none.
+    """
+    bases: dict[str, Config] = {}
+    rows: dict[str, dict[str, list[Any]]] = {}
+    for piece in part.pieces:
+        which, table, content = json.loads(piece)
+        if table == "":
+            bases[which] = Config.model_validate(content, context=CHECKED)
+            rows[which] = {name: [] for name in _TABLES}
+        else:
+            rows[which][table] += _TABLES[table].validate_python(content, context=CHECKED)
+    if _MAIN not in bases:
+        raise ValueError("a policy part without its first piece")
+    shadow = None
+    if _SHADOW in bases:
+        shadow = Policy(bases[_SHADOW].model_copy(update=rows[_SHADOW]))
+    return Policy(bases[_MAIN].model_copy(update=rows[_MAIN]), shadow, version=part.digest)
+
+
+def decode_base(part: Part) -> Config:
+    """The configuration without its long tables: issuers, STS, keys, limits.
+
+    Raises:
+        ValueError: it is none.
+    """
+    which, table, content = json.loads(part.pieces[0])
+    if which != _MAIN or table != "":
+        raise ValueError("a policy part without its first piece")
+    return Config.model_validate(content, context=CHECKED)

@@ -1,0 +1,184 @@
+"""The courier: the one process of the agent that goes out, on behalf of all.
+
+It fetches each key set once for all workers, calls STS within one budget, saves what is in force, and answers
+on the local socket. It decides nothing about what is in force: it proposes parts, and the parent puts them in
+force everywhere. When it dies, the next one begins with what the parent has; questions that it had not
+answered are asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from functools import partial
+from typing import Any
+
+from iamroles_agent.config import Config
+from iamroles_agent.control import policy_part
+from iamroles_agent.control.channel import message
+from iamroles_agent.control.document import KEYS, POLICY, Edits, Part, Parts
+from iamroles_agent.control.member import Holding, Holdings, Step
+from iamroles_agent.link import Birth, Body, Link, LinkLost
+from iamroles_agent.tokens.jwks import KeySource
+from iamroles_agent.tokens.keyring import source_of
+from iamroles_agent.tokens.keys import KeySetError
+from iamroles_agent.tokens.remote import KEYS as KEYS_TOPIC
+from iamroles_agent.tokens.remote import STS, answer_sts
+from iamroles_agent.tokens.sts import StsVerifier
+from iamroles_agent.tokens.transport import Transport
+
+log = logging.getLogger("iamroles.courier")
+
+
+class Courier:
+    """What the courier's process runs.
+
+    Args:
+        config: of the start.
+        birth: what it is born with.
+    """
+
+    def __init__(self, config: Config, birth: Birth) -> None:
+        self.config, self._birth = config, birth
+        self.link = Link(birth.channel, birth.document, self._stats)
+        self.sources: dict[str, KeySource] = {}
+        """Of keys, by `source_of`."""
+        self.sts: StsVerifier | None = None
+        self.kinds: dict[str, Holding] = {POLICY: _Policy(self)}
+        """What the courier makes of each kind of part; more kinds are added here."""
+        self._transport = Transport()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._proposed: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Live until the parent says to drain, or is gone.
+
+        Raises:
+            ConfigError: what is in force cannot be.
+        """
+        self.link.on_ask[KEYS_TOPIC] = self._want_keys
+        self.link.on_ask[STS] = self._ask_sts
+        await self.link.open()
+        try:
+            await self.link.build(Holdings(self.kinds))
+            self.link.up()
+            await self.link.drained.wait()
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self.sts is not None:
+            await self.sts.close()
+        for source in self.sources.values():
+            await source.close()
+        self._transport.close()
+        self.link.close()
+
+    def spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
+        """Run something beside all else, until the courier ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _stats(self) -> Body:
+        keys = {
+            source.issuer.name: {
+                "age": None if source.age is None else round(source.age, 3),
+                "kids": len(source.kids),
+                "fetches": source.fetches,
+                "failures": source.failures,
+            }
+            for source in self.sources.values()
+        }
+        return {"keys": keys, "sts": {} if self.sts is None else dict(self.sts.counts)}
+
+    # Keys
+
+    def configure(self, config: Config) -> None:
+        """Fetch the keys of these issuers, and of no others; call these STS endpoints."""
+        wanted = {source_of(issuer): issuer for issuer in config.issuers}
+        for name in [name for name in self.sources if name not in wanted]:
+            self.spawn(self.sources.pop(name).close())
+            self._proposed.pop(name, None)
+        gone = [name for name in self.link.document.parts if name.startswith(KEYS)]
+        edits: dict[str, Part | None] = {name: None for name in gone if name.removeprefix(KEYS) not in wanted}
+        if edits:
+            self.spawn(self._propose(edits))
+        for name, issuer in wanted.items():
+            if name in self.sources:
+                self.sources[name].configure(issuer, config.keys)
+                continue
+            source = KeySource(
+                issuer,
+                config.keys,
+                self._transport,
+                on_loss=lambda: None,
+                on_taken=partial(self._taken, name),
+            )
+            self.sources[name] = source
+            self._restore(name, source)
+            source.start()
+        former, self.sts = self.sts, StsVerifier(config.sts, self._transport)
+        if former is not None:
+            self.sts.succeed(former)
+
+    def _restore(self, name: str, source: KeySource) -> None:
+        part = self.link.document.parts.get(KEYS + name)
+        if part is None:
+            return
+        try:
+            source.restore(json.loads(part.pieces[0]), part.stamp)
+        except (ValueError, KeySetError) as error:
+            log.warning("issuer %s: its key set is fetched anew: %s", source.issuer.name, error)
+        else:
+            self._proposed[name] = part.digest
+
+    def _taken(self, name: str, document: dict[str, Any], fetched_at: float) -> None:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+        digest = hashlib.sha256(text).hexdigest()[:16]
+        part = Part.of((text,), digest=f"sha256:{digest}", stamp=fetched_at)
+        if self._proposed.get(name) == part.digest:
+            self.link.send(message("stamp", name=KEYS + name, at=fetched_at))
+        else:
+            self._proposed[name] = part.digest
+            self.spawn(self._propose({KEYS + name: part}))
+
+    async def _propose(self, edits: Edits) -> None:
+        try:
+            outcome = await self.link.propose(edits)
+        except LinkLost:
+            return
+        if not outcome["done"]:
+            log.error("%s could not be put in force: %s", ", ".join(edits), outcome["error"])
+            for name in edits:
+                self._proposed.pop(name.removeprefix(KEYS), None)
+
+    async def _want_keys(self, worker: int, body: Body) -> Body:
+        del worker
+        source = self.sources.get(str(body["source"]))
+        if source is None:
+            return {"pause": 0.0}
+        await source.want(body["kid"])
+        return {"pause": source.pause, "after": True}
+
+    async def _ask_sts(self, worker: int, body: Body) -> Body:
+        del worker
+        assert self.sts is not None  # noqa: S101 - configured before the courier is up
+        return await answer_sts(self.sts, body)
+
+
+class _Policy:
+    """Kind `policy`: only who is to be asked for keys and proofs."""
+
+    def __init__(self, courier: Courier) -> None:
+        self._courier = courier
+
+    def prepare(self, edits: Edits, coming: Parts) -> Step:
+        """See `Holding`."""
+        del edits
+        config = policy_part.decode_base(coming[POLICY])
+        return lambda: self._courier.configure(config)

@@ -1,0 +1,312 @@
+"""A member's connection to the parent: the socket around `control.member`, and the messages of the topics.
+
+Reading never stops, so a ping is answered while a change is being built in a thread. When the parent is gone
+(the stream ends), whoever waits is told so, and `drained` is set: a member without a parent goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, ClassVar
+
+from iamroles_agent import output
+from iamroles_agent.control.channel import ChannelError, Frames, Message, message
+from iamroles_agent.control.document import Document, Edits
+from iamroles_agent.control.member import Abort, Holdings, Member, Prepare, Step, Switch
+from iamroles_agent.errors import ConfigError
+
+log = logging.getLogger("iamroles.link")
+
+Body = dict[str, Any]
+_STUCK = 1 << 20
+"""Bytes that may wait for the parent before reports are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a member is born with."""
+
+    index: int
+    document: Document
+    channel: socket.socket
+    listener: socket.socket
+    """Of a worker: its place's socket, listening. Of the courier: the first one's."""
+    listeners: tuple[socket.socket, ...]
+    """Of all places."""
+    why: str
+    """What became of the member before it, "" for the first."""
+
+
+class LinkLost(Exception):  # noqa: N818 - what happened
+    """The parent or the courier is gone, or too much is asked; the question has no answer."""
+
+
+class Link:
+    """See the module.
+
+    Args:
+        sock: the member's end of the socket pair.
+        document: what the member was born with.
+        stats: what each pong tells, bounded.
+    """
+
+    def __init__(self, sock: socket.socket, document: Document, stats: Callable[[], Body]) -> None:
+        self._sock = sock
+        self._member = Member(document)
+        self._stats = stats
+        self._frames = Frames()
+        self._steps: dict[int, Step] = {}
+        self._holdings = Holdings({})
+        self._asks: dict[int, asyncio.Future[Body]] = {}
+        self._numbers = count(1)
+        self._building = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._transport: asyncio.WriteTransport | None = None
+        self._lost = False
+        self.drained = asyncio.Event()
+        """Set when this member has to drain and go."""
+        self.serve = asyncio.Event()
+        """Set when this member may serve."""
+        self.summary: Body = {}
+        """What the parent last told of the whole agent: `version`, `policy`, `workers`, `confirmed`,
+        `courier`."""
+        self.dropped = 0
+        """Reports that were dropped because the channel was stuck."""
+        self.on_tell: dict[str, Callable[[Body], None]] = {}
+        self.on_note: Callable[[Body], None] = lambda _body: None
+        self.on_stamp: Callable[[str, float], None] = lambda _name, _at: None
+        self.on_switch: Callable[[Document], None] = lambda _document: None
+        self.on_ask: dict[str, Callable[[int, Body], Awaitable[Body]]] = {}
+        """Of the courier: answers questions of workers. `after` in the answer: not before what the courier
+        has proposed is in force."""
+        self.on_report: dict[str, Callable[[int, Body], None]] = {}
+        self.on_gone: list[Callable[[int], None]] = []
+        """Of the courier: called with the index of a worker that died."""
+
+    @property
+    def document(self) -> Document:
+        """What is in force."""
+        return self._member.document
+
+    async def open(self) -> None:
+        """Begin to read, and to answer pings. SIGTERM to this process alone drains it."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.drained.set)
+        self._sock.setblocking(False)
+        self._transport, _ = await loop.create_connection(lambda: _Reader(self), sock=self._sock)
+
+    def close(self) -> None:
+        """Let go of the parent, after all that was said has been sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    async def build(self, holdings: Holdings) -> None:
+        """Build and put in force what this member was born with, and take changes from now on.
+
+        Raises:
+            ConfigError: it cannot be.
+        """
+        self._holdings = holdings
+        async with self._building:
+            parts = self._member.document.parts
+            step = await asyncio.to_thread(holdings.prepare, parts, parts)
+            step()
+
+    def up(self) -> None:
+        """Say that what this member was born with is in force here."""
+        self.send(message("up", version=self._member.document.version))
+
+    # Topics
+
+    def send(self, said: Message) -> None:
+        """Say something to the parent; into the void where it is gone."""
+        if self._transport is not None and not self._lost:
+            self._transport.write(said.encode())
+
+    def report(self, topic: str, body: Body) -> None:
+        """Tell the courier something of small size; dropped where the channel is stuck."""
+        if self._transport is None or self._transport.get_write_buffer_size() > _STUCK:
+            self.dropped += 1
+            return
+        self.send(message("report", topic=topic, body=body))
+
+    def tell(self, topic: str, body: Body) -> None:
+        """Of the courier: tell all workers something."""
+        self.send(message("tell", topic=topic, body=body))
+
+    async def ask(self, topic: str, body: Body) -> Body:
+        """Ask the courier.
+
+        Raises:
+            LinkLost: there is no answer to be had.
+        """
+        answer = await self._request(lambda number: message("ask", id=number, topic=topic, body=body))
+        if answer.get("error") == "busy":
+            raise LinkLost("too many questions are under way")
+        return answer
+
+    async def propose(self, edits: Edits) -> Body:
+        """Of the courier: put parts in force everywhere.
+
+        Returns:
+            The outcome: `{"done": true, "version": …, "workers": …, "confirmed": …}`, or
+            `{"done": false, "error": …}`.
+
+        Raises:
+            LinkLost: the parent is gone.
+        """
+        return await self._request(lambda number: self._proposal(edits, number))
+
+    def _proposal(self, edits: Edits, number: int) -> Message:
+        parts: dict[str, Body | None] = {}
+        for name, part in edits.items():
+            parts[name] = None
+            if part is not None:
+                parts[name] = {"digest": part.digest, "pieces": len(part.pieces), "stamp": part.stamp}
+                for piece in part.pieces:
+                    self.send(message("piece", piece))
+        return message("propose", ticket=number, parts=parts)
+
+    async def status(self) -> Body:
+        """Of the courier: what the parent knows of the members.
+
+        Raises:
+            LinkLost: the parent is gone.
+        """
+        return await self._request(lambda number: message("status", ticket=number))
+
+    async def _request(self, make: Callable[[int], Message]) -> Body:
+        if self._lost:
+            raise LinkLost("the parent is gone")
+        number = next(self._numbers)
+        future = self._asks[number] = asyncio.get_running_loop().create_future()
+        self.send(make(number))
+        try:
+            answer: Body = await future
+        finally:
+            self._asks.pop(number, None)
+        return answer
+
+    # What the parent says
+
+    def receive(self, data: bytes) -> None:
+        """Take what one read brought."""
+        try:
+            for said in self._frames.receive(data):
+                self._heard(said)
+        except ChannelError:
+            log.exception("the parent talks nonsense")
+            self.lost()
+
+    def lost(self) -> None:
+        """The parent is gone."""
+        self._lost = True
+        for future in self._asks.values():
+            if not future.done():
+                future.set_exception(LinkLost("the parent is gone"))
+        self.drained.set()
+
+    def _heard(self, said: Message) -> None:
+        handle = self._HEARD.get(said.say)
+        if handle is not None:
+            handle(self, said)
+        else:
+            self._follow(said)
+
+    def _ping(self, said: Message) -> None:
+        self.summary = said.table("summary")
+        self.send(message("pong", n=said.number("n"), stats=self._stats()))
+        output.flush()
+
+    def _told(self, said: Message) -> None:
+        if handle := self.on_tell.get(said.text("topic")):
+            handle(said.table("body"))
+
+    def _reported(self, said: Message) -> None:
+        if handle := self.on_report.get(said.text("topic")):
+            handle(said.number("worker"), said.table("body"))
+
+    def _gone(self, said: Message) -> None:
+        for call in self.on_gone:
+            call(said.number("worker"))
+
+    _HEARD: ClassVar[dict[str, Callable[[Link, Message], None]]] = {
+        "ping": _ping,
+        "serve": lambda self, _said: self.serve.set(),
+        "drain": lambda self, _said: self.drained.set(),
+        "note": lambda self, said: self.on_note(dict(said.head)),
+        "answer": lambda self, said: self._settle(said.number("id"), said.table("body")),
+        "outcome": lambda self, said: self._settle(said.number("ticket"), said.table("outcome")),
+        "status": lambda self, said: self._settle(said.number("ticket"), said.table("status")),
+        "tell": _told,
+        "report": _reported,
+        "gone": _gone,
+        "ask": lambda self, said: self._spawn(self._answer(said)),
+    }
+
+    def _follow(self, said: Message) -> None:
+        match self._member.heard(said):
+            case Prepare(document, edits):
+                self._spawn(self._prepare(document, edits))
+            case Switch(version):
+                self._steps.pop(version)()
+                self.send(message("switched", version=version))
+                self.on_switch(self._member.document)
+            case Abort(version):
+                self._steps.pop(version, None)
+            case None if said.say == "stamp":
+                self.on_stamp(said.text("name"), said.head["at"])
+
+    async def _prepare(self, document: Document, edits: Edits) -> None:
+        async with self._building:
+            try:
+                step = await asyncio.to_thread(self._holdings.prepare, edits, document.parts)
+            except ConfigError as error:
+                self.send(message("refused", version=document.version, error=str(error)))
+            except Exception as error:
+                log.exception("version %d cannot be built", document.version)
+                what = f"it cannot be built: {type(error).__name__}: {error}"
+                self.send(message("refused", version=document.version, error=what))
+            else:
+                self._steps[document.version] = step
+                self.send(message("prepared", version=document.version))
+
+    async def _answer(self, said: Message) -> None:
+        handle = self.on_ask.get(said.text("topic"))
+        body: Body = {"error": "unknown topic"}
+        try:
+            if handle is not None:
+                body = await handle(said.number("worker"), said.table("body"))
+        except Exception as error:
+            log.exception("a question could not be answered")
+            body = {"error": f"{type(error).__name__}"}
+        after = bool(body.pop("after", False))
+        self.send(message("answer", serial=said.number("serial"), body=body, after=after))
+
+    def _settle(self, number: int, body: Body) -> None:
+        future = self._asks.get(number)
+        if future is not None and not future.done():
+            future.set_result(body)
+
+    def _spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Reader(asyncio.Protocol):
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def data_received(self, data: bytes) -> None:
+        self._link.receive(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._link.lost()

@@ -1,0 +1,155 @@
+"""Writing to standard output and standard error without ever waiting for whoever reads them.
+
+A reader that stops (a full pipe, a stopped terminal, a stalled journal) must cost no decision, no heartbeat,
+no reload. `O_NONBLOCK` on the descriptor that we were given would be set for all other processes that share
+it, so a pipe or terminal is opened anew through /proc, and a socket is sent to with `MSG_DONTWAIT`. A file
+is written to as it is.
+
+What does not go out at once waits in order, up to a bound; what is over the bound is dropped, counted, and
+said when the reader is back. Each line leaves in one write of at most `PIPE_BUF` bytes where it is that
+short, so lines of several processes do not tear.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import stat
+import threading
+import time
+from collections import deque
+
+_LONGEST = select.PIPE_BUF - 1
+"""Bytes of a line of the log."""
+
+
+class Output:
+    """One descriptor.
+
+    Args:
+        fd: 1 or 2.
+        limit: bytes that may wait.
+    """
+
+    def __init__(self, fd: int, limit: int) -> None:
+        self.dropped = 0
+        """Lines that did not get out and never will."""
+        self._limit = limit
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._unsaid = 0
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._fd = fd
+        self._open(fd)
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _open(self, fd: int) -> None:
+        try:
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISSOCK(mode):
+                self._socket = socket.socket(fileno=os.dup(fd))
+            elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                self._fd = os.open(f"/proc/self/fd/{fd}", flags)
+        except OSError:
+            pass  # what cannot be opened anew is written to as it is
+
+    def _forget(self) -> None:
+        """In a forked child: what waits is the parent's to write."""
+        self._lock = threading.Lock()
+        self._waiting.clear()
+        self._size = self._unsaid = 0
+
+    def write(self, line: bytes) -> None:
+        """Write a line, now or when it can be."""
+        with self._lock:
+            if self._size + len(line) > self._limit:
+                self.dropped += 1
+                self._unsaid += 1
+                return
+            self._waiting.append(line)
+            self._size += len(line)
+            self._flush()
+
+    def flush(self) -> bool:
+        """Write what waits, as far as it can be now; whether nothing is left."""
+        with self._lock:
+            self._flush()
+            return not self._waiting
+
+    def drain(self, seconds: float) -> None:
+        """Before the end: wait so long for the reader."""
+        deadline = time.monotonic() + seconds
+        while not self.flush() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _flush(self) -> None:
+        waiting = self._waiting
+        while waiting:
+            line = waiting[0]
+            try:
+                sent = self._send(line)
+            except BlockingIOError:
+                return
+            except OSError:
+                sent = len(line)  # nobody will ever read it
+            self._size -= sent
+            if sent < len(line):
+                waiting[0] = line[sent:]
+                continue
+            waiting.popleft()
+            if self._unsaid and not waiting:
+                lost, self._unsaid = self._unsaid, 0
+                note = f"{lost} lines of the log were dropped: nobody read them\n".encode()
+                waiting.append(note)
+                self._size += len(note)
+
+    def _send(self, data: bytes) -> int:
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        return os.write(self._fd, data)
+
+
+class Handler(logging.Handler):
+    """Writes the log to an `Output`."""
+
+    def __init__(self, out: Output) -> None:
+        super().__init__()
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, cut where it is longer than a pipe takes at once, but for reports of many lines."""
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+            return
+        if len(line) > _LONGEST and b"\n" not in line[:-1]:
+            line = line[: _LONGEST - 4] + "…\n".encode()
+        self._out.write(line)
+
+
+_outputs: dict[int, Output] = {}
+
+
+def output(fd: int) -> Output:
+    """The output on 1 or 2, opened once."""
+    if fd not in _outputs:
+        _outputs[fd] = Output(fd, (16 if fd == 1 else 1) << 20)
+    return _outputs[fd]
+
+
+def log_to_stderr(level: str) -> None:
+    """Send the log to standard error, without ever waiting for it."""
+    handler = Handler(output(2))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def flush() -> None:
+    """Write what waits, on all outputs; never waits."""
+    for out in _outputs.values():
+        out.flush()

@@ -1,0 +1,207 @@
+"""One worker: policy, credentials, audit, metrics and gate, put together and kept as the parent says.
+
+A worker reads no file of the operator's. What is in force comes from the parent (`link`), at birth by fork,
+later by changes. Each change is built in a thread, in small steps, and put in force in one step of the event
+loop: policy, keys and memory together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.config import Config
+from iamroles_agent.control import policy_part
+from iamroles_agent.control.channel import message
+from iamroles_agent.control.document import KEYS, POLICY, Edits, Parts
+from iamroles_agent.control.member import Holding, Holdings, Step
+from iamroles_agent.gate import Gate
+from iamroles_agent.link import Birth, Body, Link
+from iamroles_agent.metrics import Metrics
+from iamroles_agent.server import ConnectionStats, Server
+from iamroles_agent.tokens.authenticator import Authenticator, rules_of
+from iamroles_agent.tokens.keys import KeySet
+from iamroles_agent.tokens.remote import Remote
+
+_log = logging.getLogger("iamroles.agent")
+
+
+class Worker:
+    """What one worker process runs.
+
+    Args:
+        config: of the start; `[agent]`, `[audit]` and `[metrics]` hold until a restart.
+        birth: what it is born with.
+    """
+
+    def __init__(self, config: Config, birth: Birth) -> None:
+        self.index, self.config, self._birth = birth.index, config, birth
+        self.connections = ConnectionStats()
+        self.link = Link(birth.channel, birth.document, self._stats)
+        self.gate: Gate | None = None
+        self.authenticator: Authenticator | None = None
+        self.kinds: dict[str, Holding] = {POLICY: _Policy(self), KEYS: _Keys(self)}
+        """What this worker makes of each kind of part; more kinds are added here."""
+
+    async def run(self) -> None:
+        """Live until the parent says to drain, or is gone.
+
+        Raises:
+            StartError, ConfigError: it cannot start; see their text.
+        """
+        await self.link.open()
+        self.remote = Remote(self.link)
+        self.link.on_stamp = self._stamped
+        self.link.on_note = self._noted
+        self.audit = audit = await asyncio.to_thread(Audit, self.config.audit, worker=self.index)
+        self.metrics = metrics = Metrics(self.config.metrics, worker=self.index)
+        try:
+            metrics.connections, metrics.audit = self.connections, audit.state
+            await self.link.build(Holdings(self.kinds))
+            if self._birth.why:
+                audit.event("replaced", {"why": self._birth.why[:500], "version": self.link.document.version})
+            metrics.health = self.health
+            if address := metrics.serve():
+                _log.info("worker %d: metrics on http://%s/metrics", self.index, address)
+            assert self.authenticator is not None  # noqa: S101 - the policy was built
+            await self.authenticator.start()
+            self.link.up()
+            await self._serve()
+        finally:
+            await self._close()
+
+    async def _serve(self) -> None:
+        may, end = (asyncio.ensure_future(event.wait()) for event in (self.link.serve, self.link.drained))
+        await asyncio.wait((may, end), return_when=asyncio.FIRST_COMPLETED)
+        may.cancel()
+        if not self.link.serve.is_set():
+            end.cancel()
+            return
+        assert self.gate is not None  # noqa: S101 - the policy was built
+        server = Server(self.gate, self.config.agent, sock=self._birth.listener, stats=self.connections)
+        await server.start()
+        self.link.send(message("serving"))
+        await end
+        await server.drain()
+
+    async def _close(self) -> None:
+        if self.authenticator is not None:
+            await self.authenticator.close()
+        await asyncio.to_thread(self.metrics.close)
+        await asyncio.to_thread(self.audit.close)
+        self.link.close()
+
+    def health(self) -> tuple[bool, Mapping[str, Any]]:
+        """Whether this worker can answer with more than `internal_error`, and what it knows of the agent."""
+        gate = self.gate
+        problem = "not ready" if gate is None else gate.unhealthy()
+        summary = self.link.summary
+        about = {
+            "healthy": not problem,
+            **({"problem": problem} if problem else {}),
+            "worker": self.index,
+            "version": self.link.document.version,
+            "policy": self.link.document.policy,
+            "workers": summary.get("workers"),
+            "confirmed": summary.get("confirmed"),
+            "in_force": summary.get("version"),
+        }
+        return not problem, about
+
+    def _stats(self) -> Body:
+        stats: Body = {"connections": self.connections.open, "pending": self.connections.pending}
+        if self.gate is None:
+            return stats
+        numbers, audit = self.metrics, self.audit.state()
+        self.remote.counts.update(self.link.summary.get("courier", {}).get("sts", {}))
+        return stats | {
+            "accepted": self.connections.accepted,
+            "questions": self.connections.notifies,
+            "allowed": numbers.allowed,
+            "refused": sum(numbers.refused.values()),
+            "problem": self.gate.unhealthy(),
+            "audit": {
+                "records": audit.records,
+                "lost": audit.lost,
+                "failing": audit.failing,
+                "buffered": audit.buffered,
+            },
+        }
+
+    def _stamped(self, name: str, at: float) -> None:
+        if name.startswith(KEYS):
+            self.remote.confirm(name.removeprefix(KEYS), at)
+
+    def _noted(self, note: Body) -> None:
+        """A reload was refused."""
+        self.audit.reopen()
+        self.metrics.policy_rejected()
+        self.audit.policy(self.link.document.policy, accepted=False, detail=str(note.get("detail", "")))
+
+
+class _Policy:
+    """Kind `policy`."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def prepare(self, edits: Edits, coming: Parts) -> Step:
+        """Compile it; see `Holding`."""
+        del edits
+        # A full collection holds the interpreter for long where a large policy is being built; and what is
+        # built here lives as long as the policy, so the collector need never look at it again.
+        gc.disable()
+        try:
+            policy = policy_part.decode(coming[POLICY])
+            rules = rules_of(policy.config)
+        finally:
+            gc.freeze()
+            gc.enable()
+        worker = self._worker
+
+        def switch() -> None:
+            authenticator = worker.authenticator
+            if authenticator is None:
+                authenticator = worker.authenticator = Authenticator(policy.config, worker.remote)
+                worker.metrics.authenticator = authenticator
+                worker.gate = Gate(policy, authenticator, worker.audit, worker.metrics)
+            else:
+                assert worker.gate is not None  # noqa: S101 - made with the authenticator
+                authenticator.adopt(policy.config, rules)
+                worker.gate.replace(policy, authenticator)
+                worker.audit.reopen()
+            worker.metrics.policy(policy.version)
+            worker.audit.policy(policy.version, accepted=True)
+
+        return switch
+
+
+class _Keys:
+    """Kind `keys/…`: one set each."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def prepare(self, edits: Edits, coming: Parts) -> Step:
+        """Read the sets; see `Holding`."""
+        del coming
+        remote = self._worker.remote
+        sets: list[tuple[str, KeySet | None, float]] = []
+        for name, part in edits.items():
+            source = name.removeprefix(KEYS)
+            if part is None:
+                sets.append((source, None, 0.0))
+                continue
+            document = json.loads(part.pieces[0])
+            sets.append((source, KeySet.parse(document, remote.held(source)), part.stamp))
+
+        def switch() -> None:
+            for source, keys, stamp in sets:
+                remote.put(source, keys, stamp)
+
+        return switch
