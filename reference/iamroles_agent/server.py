@@ -36,7 +36,7 @@ from iamroles_agent.spop.messages import Check, Context
 LINGER = 1.0
 """Seconds that a connection that is over may take to be closed by its peer."""
 DRAIN_GRACE = 0.05
-"""Seconds after SIGTERM in which frames already on their way are still read."""
+"""Seconds after SIGTERM in which connections, and then frames, already on their way are still taken."""
 MAX_PENDING = 1024
 """Decisions under way on one connection before its reading pauses; HAProxy itself keeps to 20 frames."""
 
@@ -142,6 +142,8 @@ class Server:
         After `drain_timeout` what is still undecided is denied with `internal_error`.
         """
         if self._listener is not None:
+            # Whoever connected before the end was told to this process is still accepted and answered.
+            await asyncio.sleep(DRAIN_GRACE)
             self._listener.close()
             if self._sock is None:
                 listening.remove_unix(self.address)
