@@ -153,6 +153,7 @@ class _Policy:
     def prepare(self, edits: Edits, coming: Parts) -> Step:
         """Compile it; see `Holding`."""
         del edits
+        self._worker.audit.reopen()
         # A full collection holds the interpreter for long where a large policy is being built; and what is
         # built here lives as long as the policy, so the collector need never look at it again.
         gc.disable()
@@ -174,7 +175,6 @@ class _Policy:
                 assert worker.gate is not None  # noqa: S101 - made with the authenticator
                 authenticator.adopt(policy.config, rules)
                 worker.gate.replace(policy, authenticator)
-                worker.audit.reopen()
             worker.metrics.policy(policy.version)
             worker.audit.policy(policy.version, accepted=True)
 

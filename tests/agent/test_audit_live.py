@@ -96,15 +96,12 @@ def test_the_chain_is_whole_over_rotation_and_end(happened):
 
     assert proof.whole, proof.findings
     assert not proof.notes
-    kinds = [found["kind"] for found in happened["records"]]
-    assert [kind for kind in kinds if kind != "decision"] == [
-        "start",
-        "policy",
-        "end",
-        "start",
-        "policy",
-        "end",
-    ]
+    kinds = [found["kind"] for found in happened["records"] if found["kind"] != "decision"]
+    # The second policy is the last record of the old file, or the first of the new one.
+    assert kinds in (
+        ["start", "policy", "end", "start", "policy", "end"],
+        ["start", "policy", "policy", "end", "start", "end"],
+    )
 
 
 def test_records_join_with_haproxys_log_by_request_id(happened):
@@ -169,6 +166,8 @@ def test_an_audit_log_that_cannot_be_written_refuses_every_request(tmp_path):
             player = ProxyPlayer(world, 3.0)
             for _ in range(3):
                 seen = player.ask(RequestSpec(path="/orders/1"), token, with_reason=True)
-                assert (seen.status, seen.reason) == (503, "internal_error")
+                # Its health check fails as well, so HAProxy soon stops asking it: then there is no reason.
+                assert seen.status == 503
+                assert seen.reason in ("internal_error", "-")
             player.close()
             assert "No space left on device; decisions are now refused" in world.agent.logs()
