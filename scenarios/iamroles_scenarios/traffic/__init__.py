@@ -1,0 +1,30 @@
+"""Traffic: many connections driven by one epoll loop, timed by the kernel's stamps, every answer judged.
+
+The meter (`iamroles_loadtests`) measures with it, and a check can put traffic under what it tests. It needs
+nothing beyond the standard library. `loop` opens with how it works.
+"""
+
+from iamroles_scenarios.traffic.http import HttpLine
+from iamroles_scenarios.traffic.lines import Address, Line
+from iamroles_scenarios.traffic.loop import Loop, Tally
+from iamroles_scenarios.traffic.questions import Case, Deck, Question, Right
+from iamroles_scenarios.traffic.records import FIELDS, Records
+from iamroles_scenarios.traffic.spop import SpopLine
+from iamroles_scenarios.traffic.timetable import Segment, arrivals
+
+__all__ = [
+    "FIELDS",
+    "Address",
+    "Case",
+    "Deck",
+    "HttpLine",
+    "Line",
+    "Loop",
+    "Question",
+    "Records",
+    "Right",
+    "Segment",
+    "SpopLine",
+    "Tally",
+    "arrivals",
+]

@@ -1,0 +1,296 @@
+"""The loop: one thread, one epoll, many connections, and a stop-watch that it does not hold itself.
+
+How it measures
+    A request has three moments. *Due*: when the timetable wanted it. *Sent*: the clock just before `send`.
+    *Received*: the kernel's stamp on the last byte of the answer. From sent to received is what the gate
+    took; from due to received is what a user suffered, waiting for a free connection included. Both are kept,
+    and so is `noticed`, when this process saw the answer: how a generator without the kernel's help would
+    have measured.
+
+    All three are of CLOCK_REALTIME, because the kernel's stamps are. `Steps` says when that clock jumped.
+
+How it knows that it was late
+    This process may itself be busy, or not be run. Received does not suffer from that, due and sent do: a
+    request that was due, on a connection that was free, was sent late by this process's own fault. That is
+    its *lag*, recorded with each sample. Besides, each turn of the loop has a planned length; what a turn
+    took beyond it is a *stall*.
+
+How it drives
+    Open: requests are due by a timetable, whatever the answers do. With no connection free they queue, and
+    their clock runs. Closed: each connection sends its next request when it has its answer; due is then sent.
+    Nothing here allocates, logs or computes more than it must while it measures; the caller runs the loop in
+    slices and does its own work in between, at the price of lag.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from iamroles_scenarios.traffic.lines import Line
+from iamroles_scenarios.traffic.polling import NANO, Poller, Steps, now
+from iamroles_scenarios.traffic.questions import Asked, Case, Question
+from iamroles_scenarios.traffic.records import Records
+
+NEVER = 1 << 62
+_KEEP = 100_000_000
+"""Nanoseconds between two looks at deadlines and clocks."""
+STALL = 5_000_000
+"""Nanoseconds beyond its plan from which on a turn of the loop is noted as a stall."""
+_REST = 10_000_000
+"""Nanoseconds until a line of a closed loop asks again after a fault."""
+_EXAMPLES = 20
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a loop did.
+
+    Args:
+        answers: how many came, right or wrong.
+        wrong: answers that were not the right ones.
+        faults: requests without an answer.
+        stray: times that a server sent what nobody had asked for.
+        owed: requests that were due and never sent.
+        stalls: begin and length of turns that took too long, nanoseconds.
+        steps: of the clock, nanoseconds.
+        unstamped: answers without a kernel stamp.
+        lost: connections that a server closed between two requests.
+        examples: of what went wrong, in words.
+    """
+
+    answers: int = 0
+    wrong: int = 0
+    faults: int = 0
+    stray: int = 0
+    owed: int = 0
+    stalls: list[tuple[int, int]] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    unstamped: int = 0
+    lost: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+class Loop:
+    """Drives lines.
+
+    Args:
+        questions: deals what is asked, without an end.
+        timetable: nanoseconds from `start` at which requests are due (`timetable.arrivals`); None: closed.
+        patience: seconds after which a request without an answer is a fault.
+        records: where samples go.
+    """
+
+    def __init__(
+        self,
+        questions: Iterator[Question],
+        timetable: Iterator[int] | None = None,
+        *,
+        patience: float = 5.0,
+        records: Records | None = None,
+    ) -> None:
+        self.records = Records() if records is None else records
+        self.tally = Tally()
+        self._deal = questions.__next__
+        self._timetable = timetable
+        self._patience = round(patience * NANO)
+        self._epoll = Poller()
+        self._by_number: dict[int, Line] = {}
+        self._lines: list[Line] = []
+        self._idle: deque[Line] = deque()
+        self._backlog: deque[int] = deque()
+        self._resting: deque[tuple[int, Line]] = deque()
+        self._steps = Steps()
+        self._begin = 0
+        self._due = NEVER
+        self._planned = 0
+        self._checked = 0
+        self._opening = self._ending = False
+
+    @property
+    def stamped(self) -> bool:
+        """Whether latencies are by the kernel's stamps: one answer is outstanding on each connection."""
+        return all(line.slots == 1 for line in self._lines) and not self.tally.unstamped
+
+    # --- for lines -----------------------------------------------------------------------------------------
+
+    def watch(self, line: Line, number: int, mask: int) -> None:
+        """Wait for a new socket."""
+        self._epoll.register(number, mask)
+        self._by_number[number] = line
+
+    def modify(self, line: Line, number: int, mask: int) -> None:
+        """Wait for something else."""
+        self._epoll.modify(number, mask)
+        self._by_number[number] = line
+
+    def forget(self, number: int) -> None:
+        """A socket is about to be closed."""
+        if self._by_number.pop(number, None) is not None:
+            self._epoll.unregister(number)
+
+    def idle_again(self, line: Line) -> None:
+        """A line has opened that nothing waits for."""
+        self._idle.extend([line] * line.slots)
+
+    def answered(self, line: Line, asked: Asked, status: int, text: bytes) -> None:
+        """Judge and record an answer, and let the line go on."""
+        question = asked.question
+        wrong = question.judge(status, text, asked.sent, asked.received)
+        if wrong:
+            self.tally.wrong += 1
+            question.case.wrong += 1
+            self._example(question.case, wrong)
+        self.right(line, asked, question.right.number(text) if question.right.told else -1)
+
+    def right(self, line: Line, asked: Asked, told: int = -1) -> None:
+        """Record an answer that needs no judging, and let the line go on."""
+        received, noticed = asked.received, asked.noticed
+        if received == noticed and line.slots == 1:
+            self.tally.unstamped += 1
+        self.records.add(
+            asked.question.case.number, asked.due, asked.sent, received, noticed, asked.lag, told
+        )
+        self._next(line)
+
+    def broke(self, line: Line, question: Question | None, why: str) -> None:
+        """A line lost its connection; `question` had no answer."""
+        if question is None:
+            if self._opening:
+                self._example(None, why)
+                self.idle_again(line)
+            else:
+                self.tally.lost += 1
+            return
+        self.tally.faults += 1
+        question.case.faults += 1
+        self._example(question.case, why)
+        if self._timetable is None:
+            self._resting.append((now() + _REST, line))
+        else:
+            self._idle.append(line)
+
+    def stray(self, why: str) -> None:
+        """A server sent what nobody had asked for."""
+        self.tally.stray += 1
+        self._example(None, why)
+
+    def _next(self, line: Line) -> None:
+        self.tally.answers += 1
+        if self._ending:
+            return
+        if self._timetable is None:
+            line.ask(0, self._deal())
+        elif self._backlog:
+            line.ask(self._backlog.popleft(), self._deal())
+        else:
+            self._idle.append(line)
+
+    def _example(self, case: Case | None, what: str) -> None:
+        kept = self.tally.examples if case is None else case.examples
+        if len(kept) < _EXAMPLES:
+            kept.append(what)
+
+    # --- for the caller ------------------------------------------------------------------------------------
+
+    def open(self, lines: Sequence[Line], within: float = 5.0) -> None:
+        """Take lines and connect them, before anything is measured.
+
+        One that cannot connect tries again when it is first asked something; `tally.examples` says why.
+        """
+        self._lines = list(lines)
+        self._opening = True
+        deadline = now() + round(within * NANO)
+        for line in self._lines:
+            line.connect()
+        wanted = sum(line.slots for line in self._lines)
+        while len(self._idle) < wanted and now() < deadline:
+            self._poll(_KEEP)
+        self._opening = False
+        late = {id(line): line for line in self._lines}
+        for line in self._idle:
+            late.pop(id(line), None)
+        for line in late.values():
+            self._example(None, "no connection in time")
+            line.close()
+            self.idle_again(line)
+
+    def start(self, at: int | None = None) -> int:
+        """Let the timetable begin, now or at a given moment; a closed loop sends its first requests."""
+        begin = now() if at is None else at
+        self._begin = self._planned = self._checked = begin
+        if self._timetable is None:
+            first, self._idle = list(self._idle), deque()
+            for line in first:
+                line.ask(0, self._deal())
+        else:
+            self._due = begin + next(self._timetable, NEVER)
+        return begin
+
+    def run(self, until: int) -> None:
+        """Drive the lines until this moment of CLOCK_REALTIME."""
+        idle, backlog, deal = self._idle, self._backlog, self._deal
+        while True:
+            at = now()
+            if at - self._planned > STALL:
+                self.tally.stalls.append((self._planned, at - self._planned))
+            due, last = self._due, min(at, until)
+            while due <= last:
+                if idle:
+                    idle.popleft().ask(due, deal())
+                else:
+                    backlog.append(due)
+                due = self._begin + next(self._timetable, NEVER)  # type: ignore[arg-type]
+            self._due = due
+            if at >= until:
+                self._planned = at
+                return
+            wait = min(until, due) - at
+            self._planned = at + wait
+            self._poll(wait)
+            if at - self._checked > _KEEP:
+                self._look(at)
+
+    def _poll(self, wait: int) -> None:
+        lines = self._by_number
+        for number, mask in self._epoll.poll(wait):
+            line = lines.get(number)
+            if line is not None:
+                line.event(mask)
+
+    def _look(self, at: int) -> None:
+        """Deadlines, resting lines, the clock."""
+        self._checked = at
+        while self._resting and self._resting[0][0] <= at and not self._ending:
+            self._resting.popleft()[1].ask(0, self._deal())
+        before = at - self._patience
+        for line in self._lines:
+            if line.overdue(before):
+                line.lost(f"no answer within {self._patience / NANO:g} s")
+        if step := self._steps.look():
+            self.tally.steps.append(step)
+
+    def finish(self, stop: Callable[[], bool] | None = None) -> None:
+        """Send nothing more; wait for what is under way, for as long as patience allows; close all lines.
+
+        Args:
+            stop: asked now and then: whether to give up waiting.
+        """
+        self._ending = True
+        self._due = NEVER
+        self.tally.owed += len(self._backlog)
+        self._backlog.clear()
+        deadline = now() + self._patience
+        while any(line.busy for line in self._lines) and now() < deadline:
+            self._poll(_KEEP)
+            if stop is not None and stop():
+                break
+        if step := self._steps.look():
+            self.tally.steps.append(step)
+        for line in self._lines:
+            if line.busy:
+                line.lost("no answer by the end")
+            line.close()
+        self._epoll.close()
+        self._epoll = Poller()

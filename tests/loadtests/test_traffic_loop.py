@@ -1,0 +1,428 @@
+"""The loop against servers that behave in every way a server can."""
+
+import contextlib
+import itertools
+import socket
+import ssl
+import threading
+
+import pytest
+
+from iamroles_scenarios.traffic import (
+    Address,
+    Case,
+    Deck,
+    HttpLine,
+    Loop,
+    Question,
+    Right,
+    Segment,
+    SpopLine,
+    arrivals,
+)
+from iamroles_scenarios.traffic.polling import NANO, now
+from iamroles_scenarios.wire.codec import Typed, string
+from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, encode_message, prefixed
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+OKAY = Right(200)
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Server:
+    """Answers each request on a connection with what `talk(connection number, request number)` gives.
+
+    None closes the connection; an answer that ends with CLOSE is sent and the connection closed.
+    """
+
+    CLOSE = b"<close>"
+
+    def __init__(self, talk, tls=None):
+        self._talk, self._tls = talk, tls
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self.address = "{}:{}".format(*self._listener.getsockname())
+        self.connections = itertools.count()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                number = next(self.connections)
+                threading.Thread(target=self._serve, args=(connection, number), daemon=True).start()
+
+    def _serve(self, connection, number):
+        with contextlib.suppress(OSError), connection:
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            for request in itertools.count():
+                received = b""
+                while not received.endswith(b"\r\n\r\n"):
+                    piece = connection.recv(65_536)
+                    if not piece:
+                        return
+                    received += piece
+                answer = self._talk(number, request)
+                if answer is None:
+                    return
+                if answer.endswith(self.CLOSE):
+                    connection.sendall(answer.removesuffix(self.CLOSE))
+                    return
+                connection.sendall(answer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._listener.close()
+
+
+def drive(address, *, rate=200.0, seconds=0.5, lines=4, right=OKAY, patience=5.0, **more):
+    """An open loop (rate 0: a closed one); returns the finished loop and its case."""
+    case = Case("x")
+    question = Question(case, more.pop("payload", GET), right)
+    timetable = arrivals([Segment(seconds, rate)], constant=True) if rate else None
+    loop = Loop(Deck([(1.0, [question])]).deal(), timetable, patience=patience)
+    kind = more.pop("kind", HttpLine)
+    loop.open([kind(loop, Address.of(address), **more) for _ in range(lines)])
+    loop.run(loop.start() + round(seconds * NANO))
+    loop.finish()
+    return loop, case
+
+
+def ended(loop):
+    """All that was due. A busy host leaves some of it in the queue at the end."""
+    assert loop.tally.owed <= 20
+    return loop.tally.answers + loop.tally.faults + loop.tally.owed
+
+
+def test_an_open_loop_asks_what_is_due_and_stamps_it():
+    with Server(lambda *_: OK) as server:
+        loop, _ = drive(server.address)
+
+    assert loop.tally.answers == len(loop.records) == 100
+    assert loop.stamped
+    tally = loop.tally
+    assert (tally.wrong, tally.faults, tally.owed, tally.stray) == (0, 0, 0, 0)
+    for _, due, sent, received, noticed, lag, told in loop.records:
+        assert due <= sent < received < noticed
+        assert 0 <= lag <= sent - due
+        assert told == -1
+
+
+def test_a_closed_loop_keeps_each_line_busy():
+    with Server(lambda *_: OK) as server:
+        loop, _ = drive(server.address, rate=0, seconds=0.2)
+        assert next(server.connections) == 4
+
+    assert loop.tally.answers > 50
+    assert all(due == sent for _, due, sent, *_ in loop.records)
+
+
+def test_wrong_answers_are_told():
+    with Server(lambda *_: OK) as server:
+        loop, case = drive(server.address, right=Right(403))
+        assert case.examples[0] == "status 200 where 403 is right"
+        assert loop.tally.wrong == loop.tally.answers == case.wrong == 100
+        loop, case = drive(server.address, right=Right(200, holds=(b"alice",)))
+        assert "lacks 'alice'" in case.examples[0]
+        loop, case = drive(server.address, right=Right(200, lacks=(b"ok",)))
+        assert "holds 'ok'" in case.examples[0]
+
+
+def test_a_number_in_the_answer_is_recorded():
+    with Server(lambda *_: b"HTTP/1.1 200 OK\r\nX-Took: 17\r\nContent-Length: 0\r\n\r\n") as server:
+        loop, _ = drive(server.address, right=Right(200, told=b"X-Took: "))
+
+    assert {record[-1] for record in loop.records} == {17}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok" + Server.CLOSE,
+        b"HTTP/1.0 200 OK\r\n\r\nok" + Server.CLOSE,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        OK + Server.CLOSE,
+    ],
+    ids=["close", "until-close", "chunked", "drops-idle"],
+)
+def test_whatever_ends_an_answer(answer):
+    with Server(lambda *_: answer) as server:
+        loop, _ = drive(server.address, right=Right(200, holds=(b"ok",)))
+
+    assert ended(loop) == 100
+    assert not loop.tally.wrong
+    # A server that closes without a word may do so while the next request is on its way.
+    assert loop.tally.faults <= (20 if answer == OK + Server.CLOSE else 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "closed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok" + Server.CLOSE, "closed"),
+        (b"nonsense\r\n\r\n", "status line"),
+    ],
+)
+def test_what_is_no_answer_is_a_fault(answer, said):
+    with Server(lambda *_: answer) as server:
+        loop, case = drive(server.address)
+
+    assert ended(loop) == 100
+    assert loop.tally.faults == case.faults
+    assert loop.tally.answers == 0
+    assert any(said in example or "reset" in example for example in case.examples)
+
+
+def test_no_server_is_faults():
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = "{}:{}".format(*gone.getsockname())
+    loop, case = drive(address)
+
+    assert loop.tally.answers == 0
+    assert ended(loop) == 100
+    assert "refused" in case.examples[0].lower()
+    loop, case = drive(address, rate=0, seconds=0.1)
+    assert 4 <= loop.tally.faults < 100  # it rests between two tries
+
+
+def test_silence_is_a_fault_and_what_waits_for_it_is_owed():
+    with Server(lambda *_: b"") as server:
+        loop, _ = drive(server.address, seconds=0.3, patience=1.0)
+
+    assert loop.tally.faults == 4
+    assert loop.tally.owed == 56
+    assert loop.tally.answers == 0
+
+
+def test_patience_ends_within_a_run():
+    with Server(lambda connection, _: b"" if connection < 4 else OK) as server:
+        loop, case = drive(server.address, seconds=1.0, patience=0.2)
+
+    assert loop.tally.faults == 4
+    assert loop.tally.answers == 196
+    assert case.examples[0] == "no answer within 0.2 s"
+
+
+def test_more_than_was_asked_for_is_stray():
+    with Server(lambda *_: OK + OK) as server:
+        loop, _ = drive(server.address)
+
+    assert loop.tally.stray >= 50
+    assert "nobody asked" in loop.tally.examples[0]
+
+
+def test_a_connection_for_each_request():
+    with Server(lambda *_: OK) as server:
+        loop, _ = drive(server.address, fresh=True)
+        assert next(server.connections) >= 100
+
+    assert ended(loop) == 100
+    assert loop.tally.faults == loop.tally.lost == 0
+
+
+def test_a_queue_pays_from_due_and_not_from_sent():
+    """One line, answers that take 20 ms, 100 a second: half of what is due waits for the line."""
+    pause = threading.Event()
+    with Server(lambda *_: pause.wait(0.02) or OK) as server:
+        loop, _ = drive(server.address, rate=100.0, lines=1)
+    rows = list(loop.records)
+
+    assert max(received - due for _, due, _, received, *_ in rows) > 100_000_000
+    # What waited was sent when the line came free: no lag of the generator.
+    assert sorted(row[5] for row in rows)[len(rows) // 2] < 5_000_000
+    assert loop.tally.owed + loop.tally.answers == 50
+
+
+def test_tls(tmp_path):
+    both = _certificate(tmp_path)
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(both)
+    client_side = ssl.create_default_context(cafile=both)
+    with Server(lambda *_: OK, server_side) as server:
+        loop, _ = drive(server.address, rate=100.0, tls=client_side)
+        assert (ended(loop), loop.tally.faults, loop.stamped) == (50, 0, True)
+        loop, _ = drive(server.address, rate=100.0, tls=client_side, fresh=True)
+        assert (ended(loop), loop.tally.faults) == (50, 0)
+        loop, case = drive(server.address, rate=100.0, tls=ssl.create_default_context())
+        assert (ended(loop), loop.tally.answers) == (50, 0)
+        assert "TLS" in case.examples[0]
+
+
+def _certificate(directory):
+    import datetime as dt
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "meter")])
+    today = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - dt.timedelta(days=1))
+        .not_valid_after(today + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    path = directory / "both.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return str(path)
+
+
+# --- SPOP ---
+
+
+class Agent:
+    """Answers NOTIFYs with `status` and `allow`; those of one read last first."""
+
+    def __init__(self, status=200, talk=None):
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self.address = "{}:{}".format(*self._listener.getsockname())
+        self.seen = []
+        self._status, self._talk = status, talk
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        received = b""
+        with contextlib.suppress(OSError), connection:
+            while piece := connection.recv(65_536):
+                received += piece
+                answers = []
+                while len(received) >= 4 and len(received) >= 4 + int.from_bytes(received[:4], "big"):
+                    size = int.from_bytes(received[:4], "big")
+                    frame = Frame.decode(received[4 : 4 + size])
+                    received = received[4 + size :]
+                    answers.append(self._answer(frame))
+                connection.sendall(b"".join(reversed(answers)))
+
+    def _answer(self, frame):
+        if frame.type == FrameType.HAPROXY_HELLO:
+            payload = encode_kv({"version": "2.0", "max-frame-size": 16380, "capabilities": "pipelining"})
+            return Frame(FrameType.AGENT_HELLO, payload=payload).encode()
+        self.seen.append(frame)
+        if self._talk is not None:
+            return self._talk(frame)
+        actions = b"".join(
+            b"\x01\x03\x02" + string(name) + Typed.of(value).encode()
+            for name, value in {"status": self._status, "allow": self._status == 200}.items()
+        )
+        return Frame(FrameType.ACK, frame.stream_id, frame.frame_id, actions).encode()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._listener.close()
+
+
+CONTEXT = encode_message("iam-context", {"request-id": "@" * 16})
+
+
+@pytest.mark.parametrize("in_flight", [1, 16])
+def test_spop(in_flight):
+    right = Right(200, holds=(b"allow=true\n",))
+    with Agent() as agent:
+        loop, case = drive(agent.address, kind=SpopLine, payload=CONTEXT, right=right, in_flight=in_flight)
+        assert (loop.tally.answers, loop.tally.wrong, loop.tally.faults) == (100, 0, 0), case.examples
+        assert loop.stamped == (in_flight == 1)
+        loop, _ = drive(
+            agent.address,
+            kind=SpopLine,
+            payload=CONTEXT,
+            right=right,
+            in_flight=in_flight,
+            rate=0,
+            seconds=0.2,
+        )
+        assert loop.tally.answers > 100
+        assert loop.tally.wrong == loop.tally.faults == 0
+    numbers = [frame.payload for frame in agent.seen]
+    assert len(set(numbers)) == len(numbers)  # each has a request-id of its own
+
+
+def test_spop_wrong_verdicts_are_told():
+    with Agent(status=403) as agent:
+        loop, case = drive(agent.address, kind=SpopLine, payload=CONTEXT, in_flight=4)
+
+    assert loop.tally.wrong == loop.tally.answers == 100
+    assert case.examples[0] == "status 403 where 200 is right"
+
+
+@pytest.mark.parametrize(
+    ("talk", "said"),
+    [
+        (lambda frame: Frame(FrameType.ACK, frame.stream_id + 5000, 1).encode(), "nothing that was asked"),
+        (lambda frame: prefixed(b"\x67"), "malformed"),
+        (lambda frame: Frame(FrameType.ACK, frame.stream_id, 1, b"\x09").encode(), "malformed"),
+        (
+            lambda frame: Frame(
+                FrameType.AGENT_DISCONNECT, payload=encode_kv({"status-code": 3, "message": "x"})
+            ).encode(),
+            "frame is too big",
+        ),
+        (lambda frame: b"\x7f\xff\xff\xff", "malformed"),
+    ],
+)
+def test_spop_faults(talk, said):
+    with Agent(talk=talk) as agent:
+        loop, case = drive(agent.address, kind=SpopLine, payload=CONTEXT, in_flight=2, rate=100.0, lines=2)
+
+    assert (ended(loop), loop.tally.answers) == (50, 0)
+    assert any(said in example for example in case.examples)
+
+
+# --- the timetable ---
+
+
+def test_a_timetable_keeps_its_rates():
+    segments = [Segment(10, 100), Segment(10, 100, 300), Segment(5, 1000)]
+    due = list(arrivals(segments, seed=3))
+
+    assert due == sorted(due)
+    counts = [
+        sum(low * NANO <= at < high * NANO for at in due) for low, high in ((0, 10), (10, 20), (20, 25))
+    ]
+    for count, expected in zip(counts, (1000, 2000, 5000), strict=True):
+        assert abs(count - expected) < 5 * expected**0.5
+    assert due == list(arrivals(segments, seed=3)) != list(arrivals(segments, seed=4))
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_generators_share_a_timetable(constant):
+    parts = [list(arrivals([Segment(10, 300)], part=part, parts=3, constant=constant)) for part in range(3)]
+
+    together = sorted(at for part in parts for at in part)
+    assert abs(len(together) - 3000) < 300
+    if constant:
+        gaps = {round((b - a) / 1000) for a, b in itertools.pairwise(together)}
+        assert gaps == {3333}
+
+
+def test_a_frozen_generator_counts_its_stall():
+    with Server(lambda *_: OK) as server:
+        loop = Loop(Deck([(1.0, [Question(Case("x"), GET, Right())])]).deal(), arrivals([Segment(0.3, 100)]))
+        loop.open([HttpLine(loop, Address.of(server.address))])
+        loop.start()
+        loop.run(now() + 50_000_000)
+        threading.Event().wait(0.1)  # whatever kept it: here the test itself
+        loop.run(now() + 50_000_000)
+        loop.finish()
+
+    assert max(took for _, took in loop.tally.stalls) >= 90_000_000

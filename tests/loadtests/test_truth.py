@@ -1,0 +1,61 @@
+"""The meter says what the server really did, and says when it could not know.
+
+The whole table, with 10,000 samples and more for each row, is `python tests/loadtests/bench_truth.py`.
+"""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from truth import PILES, Compared, phase, truth
+
+from iamroles_loadtests.generator import Generator
+from iamroles_loadtests.histogram import Histogram
+from iamroles_loadtests.validity import Bounds, doubts
+
+TRIES = 5
+"""On a busy host the server may be interrupted between its record and its answer: then it was not right."""
+
+
+@pytest.mark.parametrize(
+    ("plan", "rate", "samples"),
+    [("fixed", 300, 600), ("stall", 2_000, 10_000), ("bimodal", 10_000, 10_000), ("quick", 2_000, 2_000)],
+)
+def test_the_figures_are_the_servers_own(plan, rate, samples):
+    for left in reversed(range(TRIES)):
+        found = Compared(plan, rate, samples / rate)
+        assert found.known  # each sample is in the server's record
+        assert (found.over > 0).all()  # nothing was answered faster than it was held
+        if found.off() <= 1.0:
+            break
+        assert left, f"{plan} at {rate}/s: {found.figures}"
+    assert found.measured["stamped"]
+    assert not found.measured["faults"]
+
+
+def test_a_frozen_generator_keeps_the_figures_from_sent_and_says_so():
+    """Frozen for 100 ms in the middle: what was under way keeps its stamp, what was due meanwhile is late."""
+    with truth("fixed") as server, Generator(PILES) as generator:
+        thread = threading.Thread(target=_freeze, args=(generator.pid,))
+        thread.start()
+        measured = generator.play(phase(server.address, 1_000, 3.0))
+        thread.join()
+    sent, due = (Histogram.decoded(measured["cases"]["all"][name]) for name in ("sent", "due"))
+    held = server.record[:, 2] / 1e3
+
+    assert any(took > 80 for _, took in measured["stalls"])
+    why = doubts(measured, Bounds())
+    assert any("stood still" in reason for reason in why), why
+    # 3 % of the samples were due in the freeze.
+    assert due.at(99.0) > 40_000
+    true = sorted(held)[int(len(held) * 0.99)]
+    assert abs(sent.at(99.0) - true) < max(0.1 * true, 40_000 * 0.1)
+
+
+def _freeze(pid):
+    time.sleep(1.8)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGCONT)
