@@ -16,11 +16,11 @@ import secrets
 import ssl
 from typing import TYPE_CHECKING
 
+from iamroles_scenarios.errors import WireFormatError
 from iamroles_scenarios.traffic.lines import Address, Line
 from iamroles_scenarios.traffic.polling import now
 from iamroles_scenarios.traffic.questions import Asked, Question
 from iamroles_scenarios.wire.codec import varint
-from iamroles_scenarios.wire..py import WireFormatError
 from iamroles_scenarios.wire.frames import STATUS, Frame, FrameType, hello, read_kv, variables
 
 if TYPE_CHECKING:
