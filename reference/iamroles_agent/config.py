@@ -89,6 +89,17 @@ class MetricsSettings(Model):
     """`host:port`, port 0: ephemeral; "" for none."""
 
 
+class IdentityHeader(Model):
+    """The signed identity header `X-IAM-Identity`, which servers can verify by themselves."""
+
+    issuer: str
+    """`iss` of the tokens: this gate's own name."""
+    lifetime: Duration = 60.0
+    """How long a token is good, 2s to 60s."""
+    rotate: Duration = 86400.0
+    """How long one key signs; the next is published an hour before."""
+
+
 class KeySettings(Model):
     """Timing of JWKS caching."""
 
@@ -200,6 +211,17 @@ class Group(Model):
     """Names of roles; a group holds no groups."""
 
 
+class BackendTls(Model):
+    """How HAProxy speaks TLS to a backend's servers, and proves to them that it is the gate."""
+
+    ca: str
+    """PEM file of the authorities that a server's certificate must come from, a full path."""
+    certificate: str | None = None
+    """PEM file with the gate's own certificate and key, a full path: servers can ask for it (mutual TLS)."""
+    name: str | None = None
+    """The DNS name that the servers' certificate carries; left out: each server's own host name."""
+
+
 class Backend(Model):
     """A destination that grants may name."""
 
@@ -207,6 +229,8 @@ class Backend(Model):
     """What grants call it."""
     servers: list[str] = Field(default_factory=list)
     """`host:port` each."""
+    tls: BackendTls | None = None
+    """Speak TLS to the servers; left out: plain HTTP."""
 
 
 class Region(Model):
@@ -278,6 +302,8 @@ class Config(Model):
     """Where decisions are recorded."""
     metrics: MetricsSettings = MetricsSettings()
     """Where metrics are served."""
+    identity_header: IdentityHeader | None = None
+    """Sign the identity of allowed requests; left out: the plain headers alone."""
     keys: KeySettings = KeySettings()
     """How key sets are kept."""
     limits: Limits = Limits()

@@ -3,13 +3,14 @@
 How long a verdict may be remembered
 ------------------------------------
 The same client asks the same question over and over, so a verdict is kept under the bytes of `iam-check`.
-It may be used again only as long as asking anew would give the same answer. Four things can change that:
+It may be used again only as long as asking anew would give the same answer. Five things can change that:
 
 - time: an allow dies at its `expires`, a refusal by policy at the end of the identity. Both are epoch
   seconds and compared with the clock at every use (`now >= expires` is dead).
 - keys: a key that left its issuer's set takes the verdicts with it. `Authenticator.generation` grows then.
 - policy: a reload puts a new `_State` in place, memory included.
 - the proxy: the bytes are the whole question, the client's address included.
+- the signed identity that it holds, if any: half its life (`identity_header.signer`).
 
 A verdict that was being worked out while one of these changed is worked out again, by what is in force now:
 once a reload is confirmed, nobody is answered by what it replaced, however long a question had waited.
@@ -32,6 +33,7 @@ from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import PreparedRecord, prepare
 from iamroles_agent.audit.redaction import credential_hash
 from iamroles_agent.identity import Decision, Identity, Request
+from iamroles_agent.identity_header import Signer
 from iamroles_agent.metrics import Metrics
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.paths import canonical
@@ -95,6 +97,8 @@ class Gate:
         self._metrics = metrics
         self._clock = clock
         metrics.cache_sizes["verdict"] = lambda: self.remembered
+        self.signer: Signer | None = None
+        """Who signs the identity of allowed requests; None: nobody."""
         self._state = _State(policy, authenticator, authenticator.generation)
 
     @property
@@ -151,6 +155,10 @@ class Gate:
             if state is self._current():
                 break
         actions = encode_verdict(decision)
+        if self.signer is not None and decision.allow:
+            signed = self.signer.sign(decision, self._clock())
+            actions = encode_verdict(decision, signed.token)
+            last_second = None if last_second is None else min(last_second, signed.fresh_until)
         # What `recall` does not know may be used once only (a replay cache): its verdict is not kept either.
         known = state.authenticator.recall(check.authorization or "") is not None
         if key is not None and last_second is not None and known:

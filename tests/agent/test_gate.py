@@ -13,6 +13,7 @@ from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.reading import readings
 from iamroles_agent.config import AuditSettings, Config, MetricsSettings
 from iamroles_agent.gate import Gate
+from iamroles_agent.identity_header import KeyRing, Signer
 from iamroles_agent.metrics import Metrics
 from iamroles_agent.policy import Policy
 from iamroles_agent.reasons import Refusal
@@ -308,3 +309,26 @@ def test_refusals_of_strangers_leave_nothing_behind_and_push_nothing_out(bench):
     assert bench.gate.remembered == 1
     assert bench.gate._state.young_bytes == held
     assert bench.recall() is not None
+
+
+def test_a_verdict_with_a_signed_identity_is_remembered_for_half_the_identity_s_life():
+    bench = Bench()
+    bench.gate.signer = Signer(KeyRing.first(bench.clock.now, 86400.0), "https://gate.example.com")
+
+    first = bench.judge(question())
+    assert first["identity"].count(".") == 2
+    bench.clock.now += 29
+    assert bench.recall() == first
+    bench.clock.now += 1
+    assert bench.recall() is None
+    second = bench.judge(question())
+    assert second["identity"] != first["identity"]
+    assert {**second, "identity": ""} == {**first, "identity": ""}
+
+
+def test_a_refusal_has_no_signed_identity():
+    bench = Bench()
+    bench.gate.signer = Signer(KeyRing.first(bench.clock.now, 86400.0), "https://gate.example.com")
+
+    assert "identity" not in bench.judge(question(path="/elsewhere"))
+    assert "identity" not in bench.judge(question(token="rubbish"))

@@ -386,3 +386,51 @@ def test_an_issuer_with_a_jwks_uri_may_be_any_string_or_uri(iss: str, good: bool
     data["issuers"][0]["jwks_uri"] = "https://idp.test/keys"
 
     assert [problem.key for problem in problems_of(data)] == ([] if good else ["issuers[0].issuer"])
+
+
+def _tls(**members: Any) -> dict[str, Any]:
+    return {"name": "orders", "servers": ["orders:80"], "tls": {"ca": "/etc/iam/ca.pem", **members}}
+
+
+@pytest.mark.parametrize(
+    ("table", "value", "key", "says", "remedy"),
+    [
+        ("metrics", {"listen": "unix:/run/m.sock"}, "metrics.listen", "not an address of TCP", "TCP only"),
+        ("metrics", {"listen": "127.0.0.1:99999"}, "metrics.listen", "not an address of TCP", "host:port"),
+        ("agent", {"listen": "127.0.0.1:99999"}, "agent.listen", "not an address", "unix:/path"),
+        ("backends", [_tls(ca="ca.pem")], "backends[0].tls.ca", "not a full path", "HAProxy sees"),
+        (
+            "backends",
+            [_tls(certificate='/x" y')],
+            "backends[0].tls.certificate",
+            "not a full path",
+            "letters",
+        ),
+        ("backends", [_tls(name="orders.internal/x")], "backends[0].tls.name", "not a DNS name", "carries"),
+        (
+            "backends",
+            [_tls() | {"servers": ["orders:80", "[::1]:8443"]}],
+            "backends[0].tls.name",
+            "named by its address",
+            "name =",
+        ),
+        ("identity_header", {"issuer": ""}, "identity_header.issuer", "is empty", "own name"),
+        ("identity_header", {"issuer": "g", "lifetime": "61s"}, "identity_header.lifetime", "bounds", "60s"),
+        ("identity_header", {"issuer": "g", "lifetime": "500ms"}, "identity_header.lifetime", "bounds", "2s"),
+        ("identity_header", {"issuer": "g", "rotate": "1m"}, "identity_header.rotate", "two minutes", "24h"),
+    ],
+)
+def test_what_faces_the_back_ends_and_the_operator_is_checked(
+    table: str, value: Any, key: str, says: str, remedy: str
+) -> None:
+    found = problems_of(GOOD | {table: value})
+
+    assert [problem.key for problem in found] == [key]
+    assert says in found[0].message
+    assert remedy in found[0].remedy
+
+
+def test_tls_and_the_identity_header_load() -> None:
+    tls = _tls(certificate="/etc/iam/gate.pem", name="orders.internal")
+
+    assert problems_of(GOOD | {"backends": [tls], "identity_header": {"issuer": "https://gate.test"}}) == []

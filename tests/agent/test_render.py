@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iamroles_agent.config import Backend, Config
+from iamroles_agent.config import Backend, BackendTls, Config
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.policy import render
 from iamroles_scenarios.errors import StageError
@@ -205,3 +205,44 @@ def test_nothing_in_a_policy_can_add_a_line(name, server, agent):
 
     words = [len(line.split()) for line in texts["iam-routes.cfg"].splitlines()]
     assert words == [len(line.split()) for line in plain.splitlines()]
+
+
+TLS = """servers = ["[::1]:8002"]
+tls = { ca = "/etc/iam/ca.pem", certificate = "/etc/iam/gate.pem", name = "export.internal" }"""
+
+
+def test_a_backend_that_speaks_tls_is_verified_by_name_also_by_the_health_check(tmp_path):
+    _, output = run(tmp_path, policy=POLICY.replace('servers = ["[::1]:8002"]', TLS))
+    (line,) = [line for line in (output / "iam-routes.cfg").read_text().splitlines() if "export-1" in line]
+
+    assert line.split()[2:] == [
+        *(
+            "[::1]:8002",
+            "ssl",
+            "verify",
+            "required",
+            "ca-file",
+            "/etc/iam/ca.pem",
+            "sni",
+            "str(export.internal)",
+        ),
+        *("check-sni", "export.internal", "verifyhost", "export.internal", "crt", "/etc/iam/gate.pem"),
+    ]
+
+
+def test_without_a_name_each_server_s_own_is_asked_for(tmp_path):
+    servers = 'servers = ["127.0.0.1:8001", "orders.internal:8001"]'
+    named = 'servers = ["a.internal:1", "b.internal:1"]\ntls = { ca = "/etc/iam/ca.pem" }'
+    _, output = run(tmp_path, policy=POLICY.replace(servers, named))
+
+    text = (output / "iam-routes.cfg").read_text()
+    assert re.findall(r"verifyhost (\S+)", text) == ["a.internal", "b.internal"]
+    assert "crt" not in text
+
+
+def test_tls_of_a_configuration_made_in_code_cannot_add_words():
+    tls = BackendTls(ca="/ca.pem verify none")
+    backend = Backend(name="n", servers=["h:1"], tls=tls)
+
+    with pytest.raises(ConfigError, match=r"backends\[0\].tls.ca"):
+        render.configuration(Config(version=1, backends=[backend]), render.Settings(("a:1",)))

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from iamroles_agent import config
 from iamroles_agent.config import Config
 from iamroles_agent.identity import RoleArn
+from iamroles_agent.identity_header import LONGEST_LIFE
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.groups import members_of, spelled_out
 from iamroles_agent.policy.paths import canonical
@@ -34,6 +35,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}", re.ASCII)
 _COMMON_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
+_FILE = re.compile(r"/[A-Za-z0-9._/@+-]{1,200}", re.ASCII)
+_TLS_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
 _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+", re.ASCII)
@@ -234,6 +237,33 @@ def _backend(key: str, backend: config.Backend) -> Iterator[Fault]:
             yield Fault(
                 f"{key}.servers[{index}]", f"{server!r} is not host:port", 'Write e.g. "10.0.0.7:8080"'
             )
+    yield from tls_faults(key, backend)
+
+
+def tls_faults(key: str, backend: config.Backend) -> Iterator[Fault]:
+    """What is wrong with how a backend speaks TLS."""
+    tls = backend.tls
+    if tls is None:
+        return
+    for which, text in (("ca", tls.ca), ("certificate", tls.certificate)):
+        if text is not None and not _FILE.fullmatch(text):
+            # Relative ones are looked up in different places by different releases.
+            remedy = "Write a full path of letters, digits and `._/@+-`, as HAProxy sees it"
+            yield Fault(f"{key}.tls.{which}", f"{text!r} is not a full path of plain letters", remedy)
+    if tls.name is not None and not _TLS_NAME.fullmatch(tls.name):
+        remedy = "Write the DNS name that the servers' certificate carries"
+        yield Fault(f"{key}.tls.name", f"{tls.name!r} is not a DNS name", remedy)
+    if tls.name is None and any(_is_address(server) for server in backend.servers):
+        remedy = 'Write `name = "…"`: the DNS name that the servers\' certificate carries'
+        yield Fault(f"{key}.tls.name", "is missing, and a server is named by its address", remedy)
+
+
+def _is_address(server: str) -> bool:
+    try:
+        ip_network(server.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _roles(sound: Sound) -> Iterator[Fault]:
@@ -416,16 +446,35 @@ def _conflicts(sound: Sound) -> Iterator[Fault]:
             )
 
 
+def _is_listen(text: str) -> bool:
+    if not _LISTEN.fullmatch(text):
+        return False
+    return text.startswith("unix:") or int(text.rpartition(":")[2]) < 65536
+
+
+def _identity_header(header: config.IdentityHeader) -> Iterator[Fault]:
+    if not header.issuer or not header.issuer.isprintable() or len(header.issuer) > 256:
+        remedy = 'Write this gate\'s own name, which servers compare, e.g. "https://gate.example.com"'
+        yield Fault("identity_header.issuer", "is empty, unprintable or longer than 256", remedy)
+    if not 2 <= header.lifetime <= LONGEST_LIFE or header.lifetime % 1:
+        remedy = f'Write whole seconds from "2s" to "{LONGEST_LIFE}s"'
+        yield Fault("identity_header.lifetime", "is out of bounds", remedy)
+    if header.rotate < 2 * LONGEST_LIFE:
+        remedy = 'A server\'s copy of the keys must keep up: write "24h", or "2m" at the least'
+        yield Fault("identity_header.rotate", "is shorter than two minutes", remedy)
+
+
 def _whole(whole: Config) -> Iterator[Fault]:
     if not whole.issuers and not whole.sts:
         yield Fault("", "trusts nobody: neither [[issuers]] nor [[sts]]", "Add at least one")
-    for key, text in (("agent.listen", whole.agent.listen), ("metrics.listen", whole.metrics.listen)):
-        if (text or key == "agent.listen") and not _LISTEN.fullmatch(text):
-            yield Fault(
-                key, f"{text!r} is not an address", 'Write "host:port", port 0 for any, or "unix:/path"'
-            )
-    if whole.metrics.listen.startswith("unix:"):
-        yield Fault("metrics.listen", "is a Unix socket, and metrics are served on TCP", 'Write "host:port"')
+    if not _is_listen(whole.agent.listen):
+        remedy = 'Write "host:port", port 0 for any, or "unix:/path"'
+        yield Fault("agent.listen", f"{whole.agent.listen!r} is not an address", remedy)
+    if (text := whole.metrics.listen) and (text.startswith("unix:") or not _is_listen(text)):
+        remedy = 'Write "host:port", port 0 for any: metrics are served over TCP only'
+        yield Fault("metrics.listen", f"{text!r} is not an address of TCP", remedy)
+    if whole.identity_header is not None:
+        yield from _identity_header(whole.identity_header)
     for name in ("refresh", "max_stale", "timeout"):
         if getattr(whole.keys, name) <= 0:
             yield Fault(f"keys.{name}", "is not above zero", 'Write a duration such as "5m"')

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import click
 
-from iamroles_agent.config import Config
+from iamroles_agent.config import Backend, Config
 from iamroles_agent.errors import ConfigError, Problem
+from iamroles_agent.policy.checks import tls_faults
 from iamroles_agent.policy.load import load
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
@@ -148,12 +149,21 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
         _BACKEND.format(
             name=backend.name,
             servers="\n".join(
-                f"    server {backend.name}-{index} {server}"
+                f"    server {backend.name}-{index} {server}{_tls(backend, server)}"
                 for index, server in enumerate(backend.servers, 1)
             ),
         )
         for backend in config.backends
     )
+
+
+def _tls(backend: Backend, server: str) -> str:
+    """Words of a `server` line: the certificate must come from `ca` and carry the name."""
+    if (tls := backend.tls) is None:
+        return ""
+    name = tls.name or server.rpartition(":")[0]
+    words = f" ssl verify required ca-file {tls.ca} sni str({name}) check-sni {name} verifyhost {name}"
+    return f"{words} crt {tls.certificate}" if tls.certificate else words
 
 
 def _address(agent: str) -> str:
@@ -177,6 +187,9 @@ def _problems(config: Config, settings: Settings, source: str) -> list[Problem]:
             Problem(source, f"{key}.servers[{place}]", f"{server!r} is not an address", _ADDRESSES)
             for place, server in enumerate(backend.servers)
             if not _is_host_port(server)
+        ]
+        found += [
+            Problem(source, fault.key, fault.message, fault.remedy) for fault in tls_faults(key, backend)
         ]
     found += [
         Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)

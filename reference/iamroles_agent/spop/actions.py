@@ -19,7 +19,7 @@ from iamroles_agent.spop.values import DataType, Value
 
 PREFIX = "iam"
 """`option var-prefix` of the engine: HAProxy's name of a variable is `<scope>.iam.<name>`."""
-TAGS = ("session", "principal", "issuer", "rule", "role", "expires", "backend")
+TAGS = ("identity", "session", "principal", "issuer", "rule", "role", "expires", "backend")
 """What may be dropped where a frame is too small, in this order: never `status`, `reason`, `error`, `allow`.
 Without its backend an allowed request is refused by the proxy: too small a frame fails closed."""
 _SET_VAR, _UNSET_VAR = 1, 2
@@ -71,8 +71,13 @@ def unset_var(scope: Scope, name: str) -> bytes:
     return bytes((_UNSET_VAR, 2, scope)) + _encode_name(scope, name)
 
 
-def encode_verdict(decision: Decision) -> bytes:
-    """Every variable of SPEC.md section 3, set or unset, so that nothing leaks from the request before."""
+def encode_verdict(decision: Decision, identity: str = "") -> bytes:
+    """Every variable of SPEC.md section 3, set or unset, so that nothing leaks from the request before.
+
+    Args:
+        decision: what was decided.
+        identity: the signed identity for the backend, "" where the agent makes none.
+    """
     if decision.allow == (decision.reason is not None):
         raise LocalProtocolError("a decision has a reason if and only if it refuses")
     return b"".join(
@@ -89,6 +94,7 @@ def encode_verdict(decision: Decision) -> bytes:
             unset_var(Scope.TRANSACTION, "expires")
             if decision.expires is None
             else set_var(Scope.TRANSACTION, "expires", DataType.INT64, decision.expires),
+            _tag("identity", identity) if identity else b"",
             set_var(Scope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
         )
     )

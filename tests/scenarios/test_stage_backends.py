@@ -1,0 +1,202 @@
+"""What a server can rely on, on every HAProxy: mutual TLS to it, and the signed identity header."""
+
+import contextlib
+import datetime as dt
+import json
+import ssl
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import puppet_gate
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from puppet_gate import ISSUER, YES, ask, puppet_spec
+
+from iamroles_scenarios.stage.container import HOME
+
+world = puppet_gate.world
+NAME = "orders.internal"
+
+
+# --- the signed identity header -------------------------------------------------------------------------
+
+
+def test_a_server_gets_the_signed_identity_of_the_agent_and_no_other(world):
+    answer = ask(world, answer={**YES, "identity": "aaa.bbb.ccc"}, headers=["X-IAM-Identity: forged"])
+    without = ask(world, headers=["X-IAM-Identity: forged", "x_iam_identity: forged"])
+
+    assert answer.header("x-iam-identity") == ["aaa.bbb.ccc"]
+    assert without.header("x-iam-identity") == []
+    assert "forged" not in without.body.decode()
+
+
+@pytest.mark.parametrize("text", ["a\r\nX-Admin: 1", "a\nb"])
+def test_a_signed_identity_cannot_forge_a_header(world, text):
+    assert ask(world, answer={**YES, "identity": text}).status == 503
+
+
+def test_a_signed_identity_is_not_in_the_record(world):
+    request = ask(world, answer={**YES, "identity": "secret.secret.secret"}).header("x-iam-request-id")[0]
+    world.haproxy.wait_log(lambda line: line["request_id"] == request)
+
+    assert "secret.secret" not in world.haproxy.logs()
+
+
+# --- mutual TLS -----------------------------------------------------------------------------------------
+
+
+class Authority:
+    """Signs certificates for this test."""
+
+    def __init__(self):
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._signed("authority", self.key, "authority", ca=True)
+
+    def _signed(self, name, key, issuer, *, ca=False):
+        now = dt.datetime.now(dt.UTC)
+        subject, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
+        builder = x509.CertificateBuilder(by, subject, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - dt.timedelta(hours=1))
+        builder = builder.not_valid_after(now + dt.timedelta(hours=1))
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+    def pem(self):
+        return self.certificate.public_bytes(Encoding.PEM).decode()
+
+    def issued(self, name):
+        """A certificate and its key, PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        return self._signed(name, key, "authority").public_bytes(Encoding.PEM).decode() + private
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        peer = self.connection.getpeercert() or {}
+        names = [value for pairs in peer.get("subject", ()) for key, value in pairs if key == "commonName"]
+        body = json.dumps({"caller": names, "identity": self.headers["X-IAM-Principal"]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class TlsServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host, context):
+        self.context = context
+        super().__init__((host, 0), Handler)
+
+    def finish_request(self, request, client_address):
+        request.settimeout(10)
+        with contextlib.suppress(OSError), self.context.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
+
+
+@pytest.fixture
+def authority():
+    return Authority()
+
+
+@pytest.fixture
+def serve(world, authority, tmp_path):
+    """Starts a server that asks for a certificate of the authority; gives its address."""
+    servers = []
+
+    def start(certificate):
+        (tmp_path / "server.pem").write_text(certificate)
+        (tmp_path / "ca.pem").write_text(authority.pem())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "server.pem")
+        context.load_verify_locations(tmp_path / "ca.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        host = world.agent.inner_address.rpartition(":")[0]
+        server = TlsServer(host, context)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"{host}:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+_RENDER = """
+import pathlib, subprocess, sys
+world, output, *files = sys.argv[1:]
+command = pathlib.Path(sys.executable).with_name("iamroles")
+options = ["--config", world, "--output", output, "--agent", "127.0.0.1:9901"]
+subprocess.run([command, "policy", "render", *options], check=True)
+for name in files:
+    path = pathlib.Path(name)
+    (pathlib.Path(output) / path.name).write_text(path.read_text())
+"""
+
+
+@pytest.fixture
+def through(world, tmp_path):
+    """The gate's answer where its backend speaks TLS with these files."""
+
+    def answer(address, files, tls):
+        # A container has the files beside its configuration.
+        place = Path(HOME) / "haproxy" if world.stage.kind == "containers" else tmp_path
+        tls = {key: str(place / text) if text in files else text for key, text in tls.items()}
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        script = tmp_path / "render.py"
+        script.write_text(_RENDER)
+        render = [
+            sys.executable,
+            str(script),
+            "{world}",
+            "{output}",
+            *(str(tmp_path / name) for name in files),
+        ]
+        policy = {
+            "version": 1,
+            "issuers": [ISSUER],
+            "backends": [{"name": "alpha", "servers": [address], "tls": tls}],
+        }
+        with world.stage.world(puppet_spec(haproxy={"render": render}), policy) as own:
+            return ask(own)
+
+    return answer
+
+
+def test_server_and_gate_prove_themselves_to_each_other(authority, serve, through):
+    address = serve(authority.issued(NAME))
+    files = {"backends.pem": authority.pem(), "gate.pem": authority.issued("gate.internal")}
+
+    answer = through(address, files, {"ca": "backends.pem", "certificate": "gate.pem", "name": NAME})
+
+    assert answer.status == 200
+    assert answer.echo == {"caller": ["gate.internal"], "identity": "alice"}
+
+
+@pytest.mark.parametrize("wrong", ["authority", "name", "no-certificate", "foreign-certificate"])
+def test_who_cannot_prove_it_gets_no_request(authority, serve, through, wrong):
+    stranger = Authority()
+    server = stranger if wrong == "authority" else authority
+    address = serve(server.issued("export.internal" if wrong == "name" else NAME))
+    gate = stranger if wrong == "foreign-certificate" else authority
+    files = {"backends.pem": authority.pem(), "gate.pem": gate.issued("gate.internal")}
+    tls = {"ca": "backends.pem", "certificate": "gate.pem", "name": NAME}
+    if wrong == "no-certificate":
+        del tls["certificate"]
+
+    assert through(address, files, tls).status in (502, 503)
