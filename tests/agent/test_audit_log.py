@@ -32,7 +32,10 @@ CHILD = """
         return Audit(AuditSettings.model_validate({"path": sys.argv[1], **settings}))
 
     def decide(log, request):
-        return recorded(log, request) and (not log.durable or asyncio.run(log.settled()))
+        return recorded(log, request) and (not log.durable or asyncio.run(settled(log)))
+
+    async def settled(log):
+        return await log.settled()
 
     def recorded(log, request):
         return log.decision(
@@ -71,7 +74,11 @@ def decide(log: Audit, request: str, **more: object) -> bool:
         "generation": 1,
     }
     recorded = log.decision(Decision(allow=True, principal="alice"), **(arguments | more))
-    return recorded and (not log.durable or asyncio.run(log.settled()))
+    return recorded and (not log.durable or asyncio.run(settled(log)))
+
+
+async def settled(log: Audit) -> bool:
+    return await log.settled()
 
 
 def requests(*paths: Path) -> list[str]:

@@ -31,7 +31,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from iamroles_agent import __version__
@@ -236,13 +236,15 @@ class Audit:
             )
         return True
 
-    async def settled(self) -> bool:
-        """Wait until all that this event loop has recorded is on disk.
+    def settled(self) -> Awaitable[bool]:
+        """Wait until all that has been recorded when this is called is on disk. From one event loop only.
 
         Returns:
             As `record` does.
         """
-        seq = self._seq
+        return self._settled(self._seq)
+
+    async def _settled(self, seq: int) -> bool:
         if self._file is None or self._safe >= seq:
             return True
         self._loop = loop = asyncio.get_running_loop()
@@ -615,6 +617,9 @@ class Audit:
             self._stands = head
             self._hand.popleft()
             self._hand_bytes -= len(batch)
+            if not file.regular:
+                self._safe = head.seq
+                self._tell()
         if self._safe < self._stands.seq:
             file.sync(self._stands)
             self._safe = self._stands.seq

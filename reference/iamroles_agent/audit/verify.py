@@ -145,7 +145,10 @@ def verify(
         OSError: a file cannot be read.
     """
     proof = Proof(complete)
-    wanted, given = set(heads), bool(heads)
+    wanted, given, paths = set(heads), bool(heads), list(paths)
+    for beside in paths:
+        if beside.suffix == ".head" and not beside.with_suffix("").exists():
+            proof.found(beside, 0, f"vouches for {beside.stem}, which is gone")
     for log in in_order(paths):
         proof.files += 1
         beside = head_path(log.path)
