@@ -395,8 +395,8 @@ def _tls(**members: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("table", "value", "key", "says", "remedy"),
     [
-        ("metrics", {"listen": "unix:/run/m.sock"}, "metrics.listen", "not an address of TCP", "TCP only"),
-        ("metrics", {"listen": "127.0.0.1:99999"}, "metrics.listen", "not an address of TCP", "host:port"),
+        ("metrics", {"listen": "unix:/run/m.sock"}, "metrics.listen", "served on TCP", "host:port"),
+        ("metrics", {"listen": "127.0.0.1:99999"}, "metrics.listen", "served on TCP", "host:port"),
         ("agent", {"listen": "127.0.0.1:99999"}, "agent.listen", "not an address", "unix:/path"),
         ("backends", [_tls(ca="ca.pem")], "backends[0].tls.ca", "not a full path", "HAProxy sees"),
         (

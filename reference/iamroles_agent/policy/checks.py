@@ -471,8 +471,8 @@ def _whole(whole: Config) -> Iterator[Fault]:
         remedy = 'Write "host:port", port 0 for any, or "unix:/path"'
         yield Fault("agent.listen", f"{whole.agent.listen!r} is not an address", remedy)
     if (text := whole.metrics.listen) and (text.startswith("unix:") or not _is_listen(text)):
-        remedy = 'Write "host:port", port 0 for any: metrics are served over TCP only'
-        yield Fault("metrics.listen", f"{text!r} is not an address of TCP", remedy)
+        remedy = 'Write "host:port", port 0 for any'
+        yield Fault("metrics.listen", f"{text!r} is no address: metrics are served on TCP", remedy)
     if whole.identity_header is not None:
         yield from _identity_header(whole.identity_header)
     for name in ("refresh", "max_stale", "timeout"):
