@@ -315,7 +315,7 @@ class _Minting:
         token, size = self._compact(key, kid, 0), self.recipe.get("size", 0)
         if len(token) >= size:
             return token
-        token = self._compact(key, kid, (size - len(token)) * 3 // 4)
+        token = self._compact(key, kid, -(-(size - len(token)) * 3 // 4))
         return token if len(token) >= size else self._compact(key, kid, (size - len(token)) + size * 3 // 4)
 
     def _compact(self, key: SigningKey, kid: str, padding: int) -> str:
