@@ -468,9 +468,7 @@ def main() -> int:
             lines.append(said)
             good = kept and good
         left = retained(target, options.seed)
-    lines += [
-        f"seed {options.seed}; memory: 400 more requests of strangers leave {left} bytes (bound {MEMORY_BYTES})"
-    ]
+    lines += [f"seed {options.seed}; memory: 400 requests more leave {left} bytes (bound {MEMORY_BYTES})"]
     good = good and left < MEMORY_BYTES
     lines.append("the law holds" if good else "THE LAW IS BROKEN")
     sys.stdout.write("\n".join(lines) + "\n")
