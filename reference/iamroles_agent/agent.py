@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import time
 from pathlib import Path
 
+from iamroles_agent import __version__, desk
 from iamroles_agent.config import Config
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.document import POLICY, Document, Part
+from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.courier import Courier
+from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.link import Birth
 from iamroles_agent.policy import load, load_policy
 from iamroles_agent.supervisor import Life, Supervisor
@@ -17,6 +23,12 @@ from iamroles_agent.worker import Worker
 
 log = logging.getLogger("iamroles.agent")
 
+_SOCKET = "agent.sock"
+_WITHOUT_STATE = (
+    "agent.state_dir is not set: if the whole agent dies, the file decides at the next start, whatever was "
+    "accepted; key sets are fetched anew; revocations are lost"
+)
+
 
 class Agent:
     """One `iamroles agent run`.
@@ -24,22 +36,43 @@ class Agent:
     Args:
         path: the configuration, read again at each reload.
         config: what it said at the start.
-        policy: the part that was made of it.
+        document: what is in force at the start.
+        store: where that is kept.
     """
 
-    def __init__(self, path: Path, config: Config, policy: Part) -> None:
+    def __init__(self, path: Path, config: Config, document: Document, store: Store | None) -> None:
         self.path, self.config = path, config
-        self._policy = policy
+        self._document, self._store = document, store
+        self._desk: socket.socket | None = None
+        self._began = time.time()
 
     @classmethod
-    def read(cls, path: Path) -> Agent:
-        """Read and check the configuration.
+    def read(cls, path: Path, state_dir: Path | None = None) -> Agent:
+        """Read and check the configuration, and what was kept of the agent before.
+
+        Args:
+            path: the configuration.
+            state_dir: in place of the configuration's; then what was accepted comes back even where the
+                configuration cannot be read any more.
 
         Raises:
-            ConfigError: every problem of it.
+            ConfigError: every problem of the configuration.
+            StartError: what was kept cannot be trusted.
         """
-        config, part = _read(path)
-        return cls(path, config, part)
+        store, restored = _opened(state_dir)
+        try:
+            config, part = _read(path)
+        except ConfigError as error:
+            if restored is None or not restored.died or POLICY not in restored.document.parts:
+                raise
+            log.error("%s\nthe policy that was accepted last is in force", error)
+            part = restored.document.parts[POLICY]
+            config = policy_part.decode_base(part)
+        if store is None and config.agent.state_dir is not None:
+            store, restored = _opened(path.parent / config.agent.state_dir)
+        if store is None:
+            log.warning(_WITHOUT_STATE)
+        return cls(path, config, _at_start(restored, part), store)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit status.
@@ -47,18 +80,60 @@ class Agent:
         Raises:
             StartError: see its text.
         """
-        document = Document(1, {POLICY: self._policy})
-        return Supervisor(self.config.agent, document, self).run()
+        self._desk_path = self._socket_path()
+        if self._desk_path is not None:
+            self._desk = desk.bind(self._desk_path)
+        try:
+            if self._store is not None:
+                self._save(self._document, running=True)
+            supervisor = Supervisor(self.config.agent, self._document, self, saves=self._store is not None)
+            try:
+                status = supervisor.run()
+            except StartError:
+                if self._store is not None:
+                    self._save(self._document, running=False)
+                raise
+            if self._store is not None:
+                self._save(supervisor.plane.document, running=False)
+            return status
+        finally:
+            if self._desk is not None and self._desk_path is not None:
+                self._desk.close()
+                desk.remove(self._desk_path)
+
+    def _save(self, document: Document, *, running: bool) -> None:
+        assert self._store is not None  # noqa: S101 - only called with one
+        try:
+            self._store.write(document, running=running)
+        except OSError as error:
+            raise StartError(f"what is in force cannot be saved: {error.strerror or error}") from None
+
+    def _socket_path(self) -> Path | None:
+        if self.config.agent.control_socket is not None:
+            return self.path.parent / self.config.agent.control_socket
+        return None if self._store is None else self._store.directory / _SOCKET
 
     # The members: see `supervisor.Crew`.
 
     def worker(self, birth: Birth) -> Life:
         """A worker's life."""
+        if self._desk is not None:
+            self._desk.close()
         return Worker(self.config, birth).run()
 
     def courier(self, birth: Birth) -> Life:
         """The courier's life."""
-        return Courier(self.config, birth).run()
+        courier = Courier(self.config, birth, self._store)
+        if self._desk is not None:
+            courier.desk = desk.Desk(self._desk)
+            courier.about = {
+                "agent": __version__,
+                "pid": os.getppid(),
+                "started": self._began,
+                "listen": self.config.agent.listen,
+                "state_dir": None if self._store is None else str(self._store.directory),
+            }
+        return courier.run()
 
     def load(self) -> Part:
         """Read the file anew.
@@ -71,6 +146,53 @@ class Agent:
             if getattr(config, table) != getattr(self.config, table):
                 log.warning("[%s] has changed: that takes a restart, not a reload", table)
         return part
+
+
+def socket_of(path: Path, state_dir: Path | None = None) -> Path | None:
+    """Where the agent of a configuration answers; None where it does not.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
+    if state_dir is not None:
+        return state_dir / _SOCKET
+    settings = load(path).agent
+    if settings.control_socket is not None:
+        return path.parent / settings.control_socket
+    return None if settings.state_dir is None else path.parent / settings.state_dir / _SOCKET
+
+
+def _opened(directory: Path | None) -> tuple[Store | None, Restored | None]:
+    if directory is None:
+        return None, None
+    store = Store(directory)
+    store.lock()
+    return store, store.read()
+
+
+def _at_start(restored: Restored | None, part: Part) -> Document:
+    """What is in force at a start: all that was kept, and after an orderly end the policy of the file."""
+    if restored is None:
+        return Document(1, {POLICY: part})
+    kept = restored.document
+    if not restored.died or POLICY not in kept.parts:
+        return kept if kept.parts.get(POLICY) == part else kept.edited({POLICY: part}, kept.version + 1)
+    accepted = kept.parts[POLICY]
+    try:
+        policy_part.decode(accepted)
+    except ValueError as error:
+        raise StartError(
+            f"the agent before died, and the policy that it had accepted ({accepted.digest}) cannot be read "
+            f"by this release: {error}. Move the state directory away to start from the configuration"
+        ) from None
+    if accepted.digest != part.digest:
+        log.warning(
+            "the agent before died: the policy that it had accepted (%s) is in force, not the file's (%s). "
+            "SIGHUP takes up the file",
+            accepted.digest,
+            part.digest,
+        )
+    return kept
 
 
 def _read(path: Path) -> tuple[Config, Part]:

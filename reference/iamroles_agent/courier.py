@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, Edits, Part, Parts
 from iamroles_agent.control.member import Holding, Holdings, Step
+from iamroles_agent.control.store import Store
+from iamroles_agent.desk import Desk
 from iamroles_agent.link import Birth, Body, Link, LinkLost
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import source_of
@@ -28,6 +31,9 @@ from iamroles_agent.tokens.remote import KEYS as KEYS_TOPIC
 from iamroles_agent.tokens.remote import STS, answer_sts
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_agent.tokens.transport import Transport
+
+_SAVE_AGAIN = 5.0
+"""Seconds after which saving is tried again."""
 
 log = logging.getLogger("iamroles.courier")
 
@@ -38,19 +44,25 @@ class Courier:
     Args:
         config: of the start.
         birth: what it is born with.
+        store: where to save what is in force.
     """
 
-    def __init__(self, config: Config, birth: Birth) -> None:
-        self.config, self._birth = config, birth
+    def __init__(self, config: Config, birth: Birth, store: Store | None = None) -> None:
+        self.config, self._birth, self._store = config, birth, store
         self.link = Link(birth.channel, birth.document, self._stats)
         self.sources: dict[str, KeySource] = {}
         """Of keys, by `source_of`."""
         self.sts: StsVerifier | None = None
         self.kinds: dict[str, Holding] = {POLICY: _Policy(self)}
         """What the courier makes of each kind of part; more kinds are added here."""
+        self.desk: Desk | None = None
+        """Where people of this host ask."""
+        self.about: Body = {}
+        """What `status` tells beside what the parent knows."""
         self._transport = Transport()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._proposed: dict[str, str] = {}
+        self._unsaved = asyncio.Event()
 
     async def run(self) -> None:
         """Live until the parent says to drain, or is gone.
@@ -64,11 +76,21 @@ class Courier:
         try:
             await self.link.build(Holdings(self.kinds))
             self.link.up()
+            self.link.on_switch = lambda _document: self._unsaved.set()
+            self.link.on_stamp = lambda _name, _at: self._unsaved.set()
+            self._unsaved.set()
+            if self.desk is not None:
+                self.desk.commands["status"] = self._status
+                await self.desk.open()
+            if self._store is not None:
+                self.spawn(self._keep_saved(self._store))
             await self.link.drained.wait()
         finally:
             await self._close()
 
     async def _close(self) -> None:
+        if self.desk is not None:
+            self.desk.close()
         for task in self._tasks:
             task.cancel()
         if self.sts is not None:
@@ -95,6 +117,25 @@ class Courier:
             for source in self.sources.values()
         }
         return {"keys": keys, "sts": {} if self.sts is None else dict(self.sts.counts)}
+
+    async def _status(self, question: Body) -> Body:
+        del question
+        return {**self.about, **await self.link.status(), "now": time.time()}
+
+    async def _keep_saved(self, store: Store) -> None:
+        """Save what is in force whenever it changed, and say so; again after a while where that failed."""
+        while True:
+            await self._unsaved.wait()
+            self._unsaved.clear()
+            document = self.link.document
+            error = ""
+            try:
+                await asyncio.to_thread(store.write, document)
+            except OSError as failed:
+                error = failed.strerror or str(failed)
+                log.error("what is in force cannot be saved: %s", error)
+                asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._unsaved.set)
+            self.link.send(message("saved", version=document.version, error=error))
 
     # Keys
 

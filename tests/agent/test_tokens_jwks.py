@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -317,6 +318,68 @@ async def test_a_trickling_issuer_meets_the_deadline(server):
         assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
         assert time.monotonic() - before < 5
     ended.set()
+
+
+def drip(*before: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A reply that goes on one byte at a time, for as long as anybody reads it."""
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        try:
+            for part in before:
+                handler.wfile.write(part)
+            while True:
+                handler.wfile.write(b"x")
+                handler.wfile.flush()
+                time.sleep(0.02)
+        except OSError:
+            handler.close_connection = True
+
+    return reply
+
+
+@pytest.mark.parametrize("before", [(), (b"HTTP/1.1 200 OK\r\n", b"X-Drip: ")])
+async def test_a_key_server_that_drips_its_headers_stops_no_renewal(server, before):
+    """H8: a key that was removed is refused, though the server drips at every renewal but some."""
+    good = server.replies["/jwks"]
+    async with running(config(server, timeout="300ms", refresh="400ms", max_stale="1500ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.replies["/jwks"] = drip(*before)
+        source = agent.sources["i0"]
+        await until(lambda: source.failures >= 2)
+        await until(lambda: source.age is None)
+        assert await reason(agent, token) == "keys_unavailable"
+        server.replies["/jwks"] = good
+        await until(lambda: source.age is not None)
+        assert await reason(agent, token) == ""
+
+
+async def test_a_flight_that_never_ends_is_left_behind(server, monkeypatch):
+    """H8: a resolver that hangs cannot be cut, but the next flight begins."""
+    hang = threading.Event()
+    real, asked = socket.getaddrinfo, []
+
+    def getaddrinfo(*args, **kwargs):
+        asked.append(args)
+        if len(asked) == 1:
+            hang.wait(30)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    async with running(config(server, timeout="100ms")) as agent:
+        await until(lambda: len(asked) > 1 and agent.sources["i0"].age is not None)
+        assert await reason(agent, old(iss=server.url)) == ""
+    hang.set()
+
+
+async def test_new_timing_for_an_unchanged_issuer_keeps_its_keys_through_an_outage(server):
+    """H7: a reload that changes `cooldown` alone, while the issuer is down."""
+    async with running(config(server)) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.replies["/jwks"] = lambda _: (500, {}, b"")
+        await agent.reconfigure(config(server, cooldown="3s", refresh="2h"))
+        assert await reason(agent, token) == ""
 
 
 async def test_reconfigure_keeps_keys_of_unchanged_issuers_and_forgets_identities(server):

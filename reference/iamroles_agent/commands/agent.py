@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import sys
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import click
 
-from iamroles_agent.agent import Agent
+from iamroles_agent import desk
+from iamroles_agent.agent import Agent, socket_of
+from iamroles_agent.commands import status_text
 from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.output import log_to_stderr
 
 WORLD = "IAMROLES_WORLD"
 """Environment variable with the path of the world file (SPEC.md section 8)."""
+STATE_DIR = "IAMROLES_STATE_DIR"
+"""Environment variable with the path of the state directory."""
 
 
 @click.group()
@@ -32,13 +37,20 @@ def agent() -> None:
     help=f"Configuration and policy, TOML or JSON. Default: the file named by ${WORLD}.",
 )
 @click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    envvar=STATE_DIR,
+    help="Where what is in force is kept, in place of the configuration's `agent.state_dir`. Then the "
+    f"accepted policy comes back even where CONFIG cannot be read any more. Default: ${STATE_DIR}.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
     help="What goes to standard error.",
 )
-def run(config: Path, log_level: str) -> None:
+def run(config: Path, state_dir: Path | None, log_level: str) -> None:
     """Serve until SIGTERM (drains) or SIGINT; SIGHUP reloads CONFIG, all or nothing.
 
     Prints one line of JSON on standard output when it serves, and one for each reload.
@@ -48,7 +60,10 @@ def run(config: Path, log_level: str) -> None:
     """
     log_to_stderr(log_level.upper())
     try:
-        made = Agent.read(config)
+        made = Agent.read(config, state_dir)
+    except StartError as error:
+        click.echo(f"iamroles agent: {error}", err=True)
+        sys.exit(3)
     except ConfigError as error:
         click.echo(str(error), err=True)
         click.echo(f"iamroles agent: {_count(error)} in {config}; nothing was started", err=True)
@@ -73,3 +88,46 @@ def run(config: Path, log_level: str) -> None:
 def _count(error: ConfigError) -> str:
     number = len(error.problems)
     return "1 error" if number == 1 else f"{number} errors"
+
+
+@agent.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar=WORLD,
+    help=f"The agent's configuration, which says where it answers. Default: the file named by ${WORLD}.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    envvar=STATE_DIR,
+    help=f"The agent's state directory, where it was given on the command line. Default: ${STATE_DIR}.",
+)
+@click.option("--socket", "path", type=click.Path(path_type=Path), help="The agent's local socket.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
+def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as_json: bool) -> None:
+    """Ask the running agent: what is in force, who has confirmed it, how old keys are, how the audit does.
+
+    Exit status: 0 if all workers serve the version in force and can decide, 1 if not, 3 if nobody answers.
+    """
+    try:
+        if path is None and (config is not None or state_dir is not None):
+            path = socket_of(config or Path(), state_dir)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    if path is None:
+        raise click.UsageError(
+            "say which agent: --config with agent.state_dir or agent.control_socket in it, --state-dir, "
+            "or --socket"
+        )
+    try:
+        found = desk.ask(path, {"command": "status"})
+    except (OSError, ValueError) as error:
+        click.echo(f"iamroles agent: nobody answers at {path}: {error}", err=True)
+        sys.exit(3)
+    if "error" in found:
+        click.echo(f"iamroles agent: {found['error']}", err=True)
+        sys.exit(3)
+    click.echo(json.dumps(found, indent=2) if as_json else status_text.as_text(found))
+    sys.exit(0 if status_text.well(found) else 1)

@@ -205,7 +205,8 @@ class KeySource(Keyring):
         self._changed = False
         began = self._monotonic()
         try:
-            document = await in_thread(self._download)
+            # Discovery and the set: two exchanges, and a little for a resolver.
+            document = await in_thread(self._download, 2 * self.settings.timeout + 1.0)
             self._take(document, KeySet.parse(document, self._keys), began)
         except (TransportError, KeySetError) as error:
             self._failed(str(error))

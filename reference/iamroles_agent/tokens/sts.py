@@ -361,7 +361,7 @@ class StsVerifier:
                 max_bytes=_MAX_ANSWER,
                 headers=question.headers(),
             )
-            caller = read_answer(await in_thread(fetch))
+            caller = read_answer(await in_thread(fetch, endpoint.timeout + 1.0))
         except (TransportError, Unavailable) as error:
             throttled = isinstance(error, Unavailable) and error.throttled
             self.counts["throttled" if throttled else "unavailable"] += 1

@@ -3,16 +3,24 @@
 urllib3 blocks, so each call has a thread of its own. A pool would let a few dead issuers occupy every worker
 and starve the living; single flight per issuer already bounds the number of threads, and STS has its own
 limit. The threads are daemons: a server that never answers must not keep the agent from ending.
+
+One deadline holds for a whole exchange. A socket's own timeout begins anew with each byte, so a server that
+drips its headers, its TLS handshake or its body would never meet it. So a watch knows the socket of each
+exchange, and shuts it down when its time is over: whatever the thread was waiting for then fails. What no
+socket can end, a resolver that hangs, is abandoned: its thread is left behind, and the next flight begins.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
@@ -55,16 +63,123 @@ def check_url(url: str, *, insecure_http: bool) -> str:
     return url
 
 
+class _Exchange:
+    """One request and its answer, with the socket that they travel on."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.over = False
+        """Whether its time was over before it had ended."""
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+
+    def travels_on(self, sock: socket.socket) -> None:
+        """Note the socket. A copy of its descriptor: TLS takes the original one over."""
+        with self._lock:
+            self._forget()
+            self._sock = socket.socket(fileno=os.dup(sock.fileno()))
+            if self.over:
+                self._cut()
+
+    def end(self) -> None:
+        """It has its answer, or never will."""
+        with self._lock:
+            self._forget()
+
+    def cut(self) -> None:
+        """Its time is over."""
+        with self._lock:
+            self.over = True
+            self._cut()
+
+    def _cut(self) -> None:
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _forget(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+class _Watch:
+    """Cuts exchanges whose time is over, in a thread of its own that lives while there are any."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._open: set[_Exchange] = set()
+        self._watching = False
+
+    def begin(self, deadline: float) -> _Exchange:
+        exchange = _Exchange(deadline)
+        with self._changed:
+            self._open.add(exchange)
+            if not self._watching:
+                self._watching = True
+                threading.Thread(target=self._run, name="iamroles-deadlines", daemon=True).start()
+            self._changed.notify()
+        return exchange
+
+    def end(self, exchange: _Exchange) -> None:
+        with self._changed:
+            self._open.discard(exchange)
+        exchange.end()
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._open:
+                now = time.monotonic()
+                for exchange in [exchange for exchange in self._open if exchange.deadline <= now]:
+                    self._open.discard(exchange)
+                    exchange.cut()
+                soonest = min((exchange.deadline for exchange in self._open), default=now)
+                self._changed.wait(max(soonest - now, 0.001))
+            self._watching = False
+
+
+_here = threading.local()
+"""The exchange of this thread."""
+
+
+class _Watched(urllib3.connection.HTTPConnection):
+    """A connection that says which socket its exchanges travel on."""
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        _here.exchange.travels_on(sock)
+        return sock
+
+    def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as inherited
+        if self.sock is not None:  # an idle connection of the pool
+            _here.exchange.travels_on(self.sock)
+        super().request(*args, **kwargs)
+
+
+class _WatchedTls(_Watched, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Watched
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _WatchedTls
+
+
 class Transport:
     """A connection pool: TLS by the system's authorities, no redirect followed, nothing retried."""
 
     def __init__(self) -> None:
         self._pool = urllib3.PoolManager(num_pools=64, maxsize=16, retries=False)
+        self._pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        self._watch = _Watch()
 
     def get(
         self, url: str, *, timeout: float, max_bytes: int, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """GET, blocking for at most `timeout` seconds plus one read.
+        """GET, blocking for at most `timeout` seconds, but for a resolver that hangs.
 
         Args:
             url: passed by `check_url`.
@@ -75,7 +190,19 @@ class Transport:
         Raises:
             TransportError: no complete answer.
         """
-        deadline = time.monotonic() + timeout
+        exchange = _here.exchange = self._watch.begin(time.monotonic() + timeout)
+        try:
+            return self._exchange(url, timeout, max_bytes, headers)
+        except TransportError:
+            if exchange.over:
+                raise TransportError("the answer took too long") from None
+            raise
+        finally:
+            self._watch.end(exchange)
+
+    def _exchange(
+        self, url: str, timeout: float, max_bytes: int, headers: Mapping[str, str] | None
+    ) -> Answer:
         try:
             response = self._pool.request(
                 "GET",
@@ -90,7 +217,7 @@ class Transport:
             raise TransportError(_cause(error)) from None
         finished = False
         try:
-            body = self._read(response, deadline, max_bytes)
+            body = self._read(response, max_bytes)
             finished = True
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise TransportError(_cause(error)) from None
@@ -103,15 +230,12 @@ class Transport:
         return Answer(response.status, kind, body)
 
     @staticmethod
-    def _read(response: urllib3.BaseHTTPResponse, deadline: float, max_bytes: int) -> bytes:
-        # read1 returns what one recv gave: a server that trickles bytes meets the deadline, not a longer one.
+    def _read(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
         body = bytearray()
         while chunk := response.read1(_CHUNK):
             body += chunk
             if len(body) > max_bytes:
                 raise TransportError(f"an answer above {max_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise TransportError("the answer took too long")
         return bytes(body)
 
     def close(self) -> None:
@@ -121,15 +245,23 @@ class Transport:
 
 def _cause(error: Exception) -> str:
     """A sentence without the URL, which may hold a credential."""
-    if isinstance(error, urllib3.exceptions.TimeoutError):
-        return "timed out"
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         return "cannot connect"
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "timed out"
     return type(error).__name__
 
 
-async def in_thread(work: Callable[[], _T]) -> _T:
-    """Run blocking work in a daemon thread and await its result."""
+async def in_thread(work: Callable[[], _T], patience: float | None = None) -> _T:
+    """Run blocking work in a daemon thread and await its result.
+
+    Args:
+        work: what to do.
+        patience: seconds after which the thread is left behind.
+
+    Raises:
+        TransportError: it was.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
@@ -154,4 +286,8 @@ async def in_thread(work: Callable[[], _T]) -> _T:
             return  # the loop ended first: nobody awaits
 
     threading.Thread(target=run, name="iamroles-http", daemon=True).start()
-    return await future
+    try:
+        async with asyncio.timeout(patience):
+            return await future
+    except TimeoutError:
+        raise TransportError("no end of it within its time: left behind") from None

@@ -1,0 +1,208 @@
+"""What is in force, on disk: so that it outlives the death of the whole agent.
+
+The state directory holds an index and a file for each part, named by its content. Files are made beside the
+old ones, synced and renamed; the index is replaced last, so at every moment it names files that are whole.
+Everything is owner-only, and is checked when it is read: owner, mode, form, and each part's hash. What fails
+the check stops the start: a revocation that cannot be read back must not be forgotten in silence.
+
+`running` in the index tells a death from an end. After a death the policy in force is the one that was
+accepted, whatever the file says by then; after an orderly end the file is read as at a first start. Key sets
+and all other parts come back in both cases. Stamps are epoch seconds on disk, because the monotonic clock
+does not outlive a reboot; an age below zero counts as unknown, and such a part is stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iamroles_agent.control.document import Document, Part
+from iamroles_agent.errors import StartError
+
+_INDEX = "in-force.json"
+_LOCK = "lock"
+_FORMAT = 1
+_MAX_INDEX = 4 << 20
+_MAX_PART = 64 << 20
+_FILE = re.compile(r"part-[0-9a-f]{64}")
+_LENGTH = struct.Struct(">I")
+_LONG_AGO = 1e9
+"""Seconds of age of a part whose stamp lies in the future."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a state directory held."""
+
+    document: Document
+    died: bool
+    """Whether the agent before did not end in an orderly way."""
+
+
+class Store:
+    """A state directory.
+
+    Args:
+        directory: made where it is not there; its parent must be.
+
+    Raises:
+        StartError: it cannot be used, or it is somebody else's.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        """The directory."""
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            _check_private(directory, stat.S_ISDIR)
+        except OSError as error:
+            raise self._unusable(error.strerror or str(error)) from None
+        self._lock: int | None = None
+
+    def lock(self, *, takeover: bool = False) -> None:
+        """Be the only agent of this directory until this process has ended.
+
+        Raises:
+            StartError: another agent uses it.
+        """
+        path = self.directory / _LOCK
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not takeover:
+                raise self._unusable("another agent uses it") from None
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def _let_go(self) -> None:
+        # The lock is the parent's: it must not outlive it in a child that still drains.
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _unusable(self, why: str) -> StartError:
+        return StartError(
+            f"the state directory {self.directory} cannot be used: {why}. Name a directory of this user "
+            "alone (mode 0700) in agent.state_dir; or, to start from the configuration and forget what was "
+            "in force, move this one away"
+        )
+
+    def read(self) -> Restored | None:
+        """What is there; None for a directory that was never used.
+
+        Raises:
+            StartError: what is there cannot be trusted.
+        """
+        try:
+            index = json.loads(self._read(_INDEX, _MAX_INDEX))
+            return Restored(self._document(index), died=bool(index["running"]))
+        except FileNotFoundError as error:
+            if str(error.filename).endswith(_INDEX):
+                return None
+            raise self._unusable(f"{error.filename} is missing") from None
+        except OSError as error:
+            raise self._unusable(error.strerror or str(error)) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._unusable(f"{_INDEX} is damaged ({type(error).__name__}: {error})") from None
+
+    def _document(self, index: dict[str, Any]) -> Document:
+        if index["format"] != _FORMAT:
+            raise ValueError(f"format {index['format']}, this agent reads {_FORMAT}")
+        parts = {name: self._part(about) for name, about in index["parts"].items()}
+        return Document(int(index["version"]), parts)
+
+    def _part(self, about: dict[str, Any]) -> Part:
+        file = about["file"]
+        if not _FILE.fullmatch(file):
+            raise ValueError(f"the file name {file!r}")
+        content = self._read(file, _MAX_PART)
+        if f"part-{hashlib.sha256(content).hexdigest()}" != file:
+            raise ValueError(f"{file} does not hold what its name says")
+        pieces = tuple(_unpack(content))
+        age = time.time() - float(about["stamp"])
+        return Part.of(
+            pieces, digest=str(about["digest"]), stamp=time.monotonic() - (age if age >= 0 else _LONG_AGO)
+        )
+
+    def _read(self, name: str, limit: int) -> bytes:
+        path = self.directory / name
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            _check_private(path, stat.S_ISREG, os.fstat(file.fileno()))
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError(f"{name} is larger than {limit} bytes")
+        return content
+
+    def write(self, document: Document, *, running: bool = True) -> None:
+        """Save a document, durably.
+
+        Raises:
+            OSError: it is not saved; what was saved before still is.
+        """
+        now, mono = time.time(), time.monotonic()
+        parts: dict[str, Any] = {}
+        for name, part in document.parts.items():
+            content = b"".join(_LENGTH.pack(len(piece)) + piece for piece in part.pieces)
+            file = f"part-{hashlib.sha256(content).hexdigest()}"
+            if not (self.directory / file).exists():
+                self._put(file, content)
+            parts[name] = {"file": file, "digest": part.digest, "stamp": now - (mono - part.stamp)}
+        index = {"format": _FORMAT, "version": document.version, "running": running, "parts": parts}
+        self._put(_INDEX, json.dumps(index, indent=1).encode() + b"\n")
+        self._sync()
+        self._sweep({part["file"] for part in parts.values()})
+
+    def _put(self, name: str, content: bytes) -> None:
+        beside = self.directory / f".{name}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.directory / name)
+
+    def _sync(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _sweep(self, wanted: set[str]) -> None:
+        """Remove what no index names any more."""
+        for path in self.directory.iterdir():
+            if _FILE.fullmatch(path.name) and path.name not in wanted:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def _unpack(content: bytes) -> Iterator[bytes]:
+    """Pieces, each behind its length."""
+    start = 0
+    while start < len(content):
+        (length,) = _LENGTH.unpack_from(content, start)
+        start += _LENGTH.size
+        yield content[start : start + length]
+        start += length
+
+
+def _check_private(path: Path, kind: Any, found: os.stat_result | None = None) -> None:  # noqa: ANN401
+    found = found or path.lstat()
+    if not kind(found.st_mode):
+        raise ValueError(f"{path.name} is of the wrong kind")
+    if found.st_uid != os.geteuid():
+        raise ValueError(f"{path.name} belongs to user {found.st_uid}")
+    if found.st_mode & 0o077:
+        raise ValueError(f"others may read or write {path.name} (mode {stat.S_IMODE(found.st_mode):04o})")

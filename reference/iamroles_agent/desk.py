@@ -1,0 +1,136 @@
+"""The local socket: whoever is at this host, and is this user, may ask the running agent.
+
+One connection, one question: a line of JSON with a `command`, answered by a line of JSON. The socket is
+owner-only by its mode, and each peer's user is checked as well (SO_PEERCRED), because a mode says nothing
+about who holds a descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from iamroles_agent import listening
+from iamroles_agent.errors import StartError
+
+log = logging.getLogger("iamroles.desk")
+
+Body = dict[str, Any]
+Command = Callable[[Body], Awaitable[Body]]
+_LONGEST = 1 << 20
+"""Bytes of a question."""
+_PATIENCE = 5.0
+"""Seconds for a question to arrive."""
+_CREDENTIALS = struct.Struct("3i")
+
+
+def bind(path: Path) -> socket.socket:
+    """Listen, for this user alone.
+
+    Raises:
+        StartError: the path cannot be used, or another agent answers there.
+    """
+    before = os.umask(0o177)
+    try:
+        sock = listening.bind(f"{listening.UNIX}{path}")
+    except StartError as error:
+        raise StartError(f"agent.control_socket: {error}") from None
+    finally:
+        os.umask(before)
+    sock.listen(64)
+    return sock
+
+
+class Desk:
+    """Answers on a socket that `bind` made.
+
+    Args:
+        sock: listening.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.commands: dict[str, Command] = {}
+        """By the `command` of a question; gets the whole question. An answer with `error` means no."""
+        self._sock = sock
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Begin to answer."""
+        # A copy: a server that is closed closes its socket, and the next courier needs it.
+        self._server = await asyncio.start_unix_server(self._meet, sock=self._sock.dup(), limit=_LONGEST)
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                line = await reader.readline()
+            peer = writer.get_extra_info("socket")
+            answer = await self._answer(line) if _is_own(peer) else {"error": "you are another user"}
+            writer.write(json.dumps(answer).encode() + b"\n")
+            async with asyncio.timeout(_PATIENCE):
+                await writer.drain()
+        except (TimeoutError, OSError, ValueError):
+            pass  # whoever does not ask, or does not listen, gets nothing
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> Body:
+        try:
+            question = json.loads(line)
+            command = self.commands.get(question["command"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return {"error": 'ask with a line of JSON: {"command": "status"}'}
+        if command is None:
+            return {"error": f"no such command here; known: {', '.join(sorted(self.commands))}"}
+        try:
+            return await command(question)
+        except Exception as error:
+            log.exception("the command %r failed", question["command"])
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _is_own(peer: Any) -> bool:  # noqa: ANN401 - uvloop's own class
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(raw)
+    return user in (os.geteuid(), 0)
+
+
+def ask(path: Path, question: Body, *, timeout: float = 10.0) -> Body:
+    """Ask a running agent; blocks.
+
+    Raises:
+        OSError: nobody answers there.
+        ValueError: the answer is none.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        sock.connect(str(path))
+        sock.sendall(json.dumps(question).encode() + b"\n")
+        answer = b""
+        while not answer.endswith(b"\n"):
+            more = sock.recv(1 << 16)
+            if not more:
+                break
+            answer += more
+    found = json.loads(answer)
+    if not isinstance(found, dict):
+        raise ValueError("an answer that is no object")
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove the socket's file."""
+    with contextlib.suppress(OSError):
+        path.unlink()
