@@ -60,9 +60,12 @@ def happened(tmp_path_factory):
             path.rename(old)
             assert world.agent.reload(policy)["reloaded"] is True
             seen += [player.ask(request, tokens[name], with_reason=True) for name, request in QUESTIONS]
-            player.close()
+            ambiguous = player.ask(RequestSpec(path="/orders//1"), tokens["reader"], with_reason=False)
             metrics = _metrics(world.agent.logs())
             assert world.agent.stop() == 0
+            away = player.ask(RequestSpec(path="/orders/1"), tokens["reader"], with_reason=False)
+            assert (ambiguous.status, away.status) == (400, 503)
+            player.close()
             log = world.agent.logs()
             lines = world.haproxy.log_lines()
     return {
@@ -124,6 +127,33 @@ def test_who_did_what_with_which_role(happened):
     for line in answer.output.splitlines():
         assert re.search(r"ALLOW  alice as writer from 127\.0\.0\.1  POST \S+/orders -> orders-rw  R2$", line)
     assert len(answer.output.splitlines()) == 2
+
+
+def test_what_haproxy_refused_by_itself_is_joined_in_with_its_cause(happened, tmp_path):
+    log = tmp_path / "haproxy.log"
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in happened["haproxy"]))
+
+    answer = CliRunner().invoke(
+        command,
+        [
+            "query",
+            *map(str, happened["paths"]),
+            "--haproxy-log",
+            str(log),
+            "--kind",
+            "proxy",
+            "--format",
+            "json",
+        ],
+    )
+
+    found = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [(one["status"], one["cause"]) for one in found] == [
+        (400, "refused_by_proxy"),
+        (503, found[1]["cause"]),
+    ]
+    assert found[0]["reason"] == "path_ambiguous"
+    assert found[1]["cause"] in ("agent_away", "agent_fault")  # by release: SPOE names a fault or none
 
 
 def test_no_token_and_no_query_anywhere(happened):

@@ -14,7 +14,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from iamroles_agent.audit.reading import readings
+from iamroles_agent.audit.proxy import ProxyLog
+from iamroles_agent.audit.reading import in_order, readings_of
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -48,6 +49,8 @@ class Query:
     verdict: str = ""
     """`allow` or `deny`."""
     reason: str = ""
+    cause: str = ""
+    """Why HAProxy refused by itself (`proxy.CAUSES`), or why a connection was cut."""
     path: str = ""
     """A pattern for the path."""
     request: str = ""
@@ -59,6 +62,7 @@ class Query:
             record.get("kind") in self.kinds
             and (not self.verdict or record.get("verdict") == self.verdict)
             and (not self.reason or record.get("reason") == self.reason)
+            and (not self.cause or self.cause in _causes(record))
             and (not self.request or record.get("request") == self.request)
             and (not self.path or fnmatchcase(record.get("path", ""), self.path))
             and (not self.who or self._is_who(record))
@@ -80,8 +84,15 @@ class Query:
     def _in_time(self, text: str) -> bool:
         if self.since is None and self.until is None:
             return True
-        time = datetime.fromisoformat(text)
+        try:
+            time = datetime.fromisoformat(text)
+        except ValueError:
+            return False
         return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
+
+
+def _causes(record: dict[str, Any]) -> tuple[Any, Any]:
+    return record.get("cause"), record.get("proxy", {}).get("cause")
 
 
 def moment(text: str, now: datetime | None = None) -> datetime:
@@ -96,7 +107,13 @@ def moment(text: str, now: datetime | None = None) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def search(paths: Iterable[Path], query: Query, asides: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def search(
+    paths: Iterable[Path],
+    query: Query,
+    *,
+    proxy: ProxyLog | None = None,
+    asides: list[str] | None = None,
+) -> Iterator[dict[str, Any]]:
     """The records that answer the query, by time; each use of a verdict with all fields of the verdict.
 
     Lines that are no records are passed over: `audit verify` is the command that judges the log.
@@ -104,20 +121,33 @@ def search(paths: Iterable[Path], query: Query, asides: list[str] | None = None)
     Args:
         paths: files of the log, in any order.
         query: what to look for.
+        proxy: HAProxy's log, whose own refusals are joined in.
         asides: gets what the reader should know of the answer, once it is complete.
 
     Raises:
         OSError: a file cannot be read.
     """
-    sources = readings(paths)
+    logs = in_order(paths)
+    readings = readings_of(logs)
+    sources: list[Iterable[dict[str, Any]]] = [*readings]
+    if proxy is not None:
+        proxy.join(logs)
+        sources.append(proxy.alone())
     for record in merge(*sources, key=itemgetter("time")):
-        if query.matches(record):
-            yield record
-    unresolved = sum(source.unresolved for source in sources)
+        joined = record if proxy is None else proxy.beside(record)
+        if query.matches(joined):
+            yield joined
+    unresolved = sum(reading.unresolved for reading in readings)
     if unresolved and asides is not None:
         asides.append(
             f"{unresolved} uses name a verdict that stands in a file that was not given: "
             "they were compared without its fields"
+        )
+    if proxy is not None and asides is not None:
+        asides.append(
+            f"HAProxy's log: {proxy.lines} requests; {len(proxy.refused)} refused without the agent's "
+            f"answer, {len(proxy.recorded)} of them in the audit too; {proxy.bad} lines could not be read, "
+            f"{proxy.others} others passed over"
         )
 
 
@@ -133,9 +163,13 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
             verdict = "EVENT"
         else:
             what = f"{record.get('method', '')} {record.get('host', '')}{record.get('path', '')}"
-            verdict = record.get("verdict", kind).upper()
+            verdict = "PROXY" if kind == "proxy" else record.get("verdict", kind).upper()
+        if beside := record.get("proxy"):
+            what += f" (HAProxy answered {beside.get('status')}: {beside['cause']})"
         role = record.get("role", "").rpartition("/")[2] or "-"
         why = record.get("reason") or record.get("rule") or ""
+        if kind == "proxy":
+            why = f"{record['cause']} {why}".rstrip()
         detail = f" ({record['detail']})" if record.get("detail") else ""
         to = f" -> {record['backend']}" if record.get("backend") else ""
         yield _visible(

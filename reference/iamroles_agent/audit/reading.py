@@ -168,4 +168,9 @@ def readings(paths: Iterable[Path]) -> list[Reading]:
     Raises:
         OSError: a file cannot be read.
     """
-    return [Reading(logs) for _, logs in groupby(in_order(paths), key=lambda log: log.owner)]
+    return readings_of(in_order(paths))
+
+
+def readings_of(logs: Iterable[Log]) -> list[Reading]:
+    """One reading for each chain in these files, which are in order."""
+    return [Reading(files) for _, files in groupby(logs, key=lambda log: log.owner)]

@@ -10,7 +10,10 @@ from typing import Any
 
 import click
 
+from iamroles_agent.audit.proxy import CAUSES
+from iamroles_agent.audit.proxy import read as read_proxy_log
 from iamroles_agent.audit.query import Query, moment, rows, search, summary, table
+from iamroles_agent.audit.reading import STDIN
 from iamroles_agent.audit.verify import Proof
 from iamroles_agent.audit.verify import verify as verify_log
 from iamroles_agent.reasons import Reason
@@ -129,15 +132,29 @@ def _as_json(proof: Proof) -> str:
 @click.option("--role", default="", metavar="PATTERN", help="A role's ARN or name, granted or carried.")
 @click.option("--verdict", type=click.Choice(["allow", "deny"]), default=None)
 @click.option("--reason", type=click.Choice([str(reason) for reason in Reason]), default=None)
+@click.option(
+    "--cause",
+    default="",
+    metavar="CAUSE",
+    help=f"Why HAProxy refused by itself ({', '.join(CAUSES)}), or why a connection was cut.",
+)
 @click.option("--path", default="", metavar="PATTERN", help="The request's path.")
 @click.option("--request", default="", metavar="ID", help="One request, by its X-IAM-Request-Id.")
 @click.option(
     "--kind",
     "kinds",
     multiple=True,
-    type=click.Choice(["decision", "termination", "event", "policy", "start", "end", "gap"]),
-    default=("decision", "termination"),
-    help="Kinds of records.  [default: decision, termination]",
+    type=click.Choice(["decision", "termination", "proxy", "event", "policy", "start", "end", "gap"]),
+    default=("decision", "termination", "proxy"),
+    help="Kinds of records.  [default: decision, termination, proxy]",
+)
+@click.option(
+    "--haproxy-log",
+    "proxy_logs",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="HAProxy's log, several times for rotated files: joins in what HAProxy refused by itself.",
 )
 @click.option(
     "--format",
@@ -156,9 +173,11 @@ def query(
     role: str,
     verdict: str | None,
     reason: str | None,
+    cause: str,
     path: str,
     request: str,
     kinds: tuple[str, ...],
+    proxy_logs: tuple[Path, ...],
     form: str,
 ) -> None:
     """Answer who did what, when, with which role.
@@ -173,13 +192,17 @@ def query(
         role=role,
         verdict=verdict or "",
         reason=reason or "",
+        cause=cause,
         path=path,
         request=request,
         kinds=frozenset(kinds),
     )
+    if proxy_logs and STDIN in files:
+        raise click.UsageError("With --haproxy-log the audit is read twice: give files, not standard input")
     asides: list[str] = []
     try:
-        for line in _SHAPES[form](search(files, asked, asides)):
+        proxy = read_proxy_log(proxy_logs) if proxy_logs else None
+        for line in _SHAPES[form](search(files, asked, proxy=proxy, asides=asides)):
             click.echo(line)
         for aside in asides:
             click.echo(f"note: {aside}", err=True)
