@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import urllib.request
 from pathlib import Path
 
@@ -67,7 +68,10 @@ def happened(tmp_path_factory):
             assert (ambiguous.status, away.status) == (400, 503)
             player.close()
             log = world.agent.logs()
-            lines = world.haproxy.log_lines()
+            deadline = time.monotonic() + 20
+            while len(lines := world.haproxy.log_lines()) < 2 * len(QUESTIONS) + 2:
+                assert time.monotonic() < deadline, "HAProxy's log is not complete"
+                time.sleep(0.01)
     return {
         "paths": [old, path],
         "seen": seen,
