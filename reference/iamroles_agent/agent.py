@@ -15,6 +15,7 @@ from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.courier import Courier
 from iamroles_agent.errors import ConfigError, StartError
+from iamroles_agent.identity_header import part as identity_keys
 from iamroles_agent.link import Birth
 from iamroles_agent.policy import load, load_policy
 from iamroles_agent.supervisor import Life, Supervisor
@@ -26,7 +27,7 @@ log = logging.getLogger("iamroles.agent")
 _SOCKET = "agent.sock"
 _WITHOUT_STATE = (
     "agent.state_dir is not set: if the whole agent dies, the file decides at the next start, whatever was "
-    "accepted; key sets are fetched anew; revocations are lost"
+    "accepted; key sets are fetched anew; revocations are lost; an identity header has new keys"
 )
 
 
@@ -72,7 +73,8 @@ class Agent:
             store, restored = _opened(path.parent / config.agent.state_dir)
         if store is None:
             log.warning(_WITHOUT_STATE)
-        return cls(path, config, _at_start(restored, part), store)
+        document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
+        return cls(path, config, document, store)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit status.
@@ -133,6 +135,8 @@ class Agent:
                 "listen": self.config.agent.listen,
                 "state_dir": None if self._store is None else str(self._store.directory),
             }
+        if (header := self.config.identity_header) is not None:
+            courier.beside.append(lambda: identity_keys.keep_turning(header, courier.link))
         return courier.run()
 
     def load(self) -> Part:
@@ -142,7 +146,7 @@ class Agent:
             ConfigError: every problem of it.
         """
         config, part = _read(self.path)
-        for table in ("agent", "audit", "metrics"):
+        for table in ("agent", "audit", "metrics", "identity_header"):
             if getattr(config, table) != getattr(self.config, table):
                 log.warning("[%s] has changed: that takes a restart, not a reload", table)
         return part

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -55,6 +56,8 @@ class Courier:
         self.sts: StsVerifier | None = None
         self.kinds: dict[str, Holding] = {POLICY: _Policy(self)}
         """What the courier makes of each kind of part; more kinds are added here."""
+        self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        """What else runs from when the courier is up until it ends."""
         self.desk: Desk | None = None
         """Where people of this host ask."""
         self.about: Body = {}
@@ -84,6 +87,8 @@ class Courier:
                 await self.desk.open()
             if self._store is not None:
                 self.spawn(self._keep_saved(self._store))
+            for work in self.beside:
+                self.spawn(work())
             await self.link.drained.wait()
         finally:
             await self._close()

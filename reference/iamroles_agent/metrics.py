@@ -86,6 +86,8 @@ class Metrics:
         self.audit: Callable[[], AuditState] | None = None
         self.health: Callable[[], tuple[bool, Mapping[str, Any]]] = lambda: (True, {})
         """Whether decisions can be made, and what `/healthz` tells; called in another thread."""
+        self.identity_keys: Callable[[], Mapping[str, Any]] | None = None
+        """The published keys of the identity header (RFC 7517), where there are any; as `health`."""
         self.registry = CollectorRegistry()
         self.registry.register(_Scrape(self))
         self._server: tuple[WSGIServer, threading.Thread] | None = None
@@ -113,7 +115,7 @@ class Metrics:
         self.terminations[cause] = self.terminations.get(cause, 0) + 1
 
     def serve(self) -> str:
-        """Serve `/metrics` and `/healthz` on this worker's port, from a thread.
+        """Serve `/metrics`, `/healthz` and `/identity/jwks` on this worker's port, from a thread.
 
         `/healthz` answers 200, or 503 while nothing but `internal_error` could be answered, with what this
         worker knows of the agent, in JSON: the version in force, and how many workers have confirmed it.
@@ -147,12 +149,17 @@ class Metrics:
         metrics = make_wsgi_app(self.registry)
 
         def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            if environ.get("PATH_INFO") != "/healthz":
-                return cast("Iterable[bytes]", metrics(environ, start_response))
-            healthy, about = self.health()
+            match environ.get("PATH_INFO"):
+                case "/healthz":
+                    healthy, about = self.health()
+                    status = "200 OK" if healthy else "503 Service Unavailable"
+                case "/identity/jwks" if self.identity_keys is not None:
+                    status, about = "200 OK", self.identity_keys()
+                case _:
+                    return cast("Iterable[bytes]", metrics(environ, start_response))
             body = json.dumps(about).encode() + b"\n"
             headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-            start_response("200 OK" if healthy else "503 Service Unavailable", headers)
+            start_response(status, headers)
             return [body]
 
         return app

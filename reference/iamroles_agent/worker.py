@@ -21,6 +21,8 @@ from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, Edits, Parts
 from iamroles_agent.control.member import Holding, Holdings, Step
 from iamroles_agent.gate import Gate
+from iamroles_agent.identity_header import Signer
+from iamroles_agent.identity_header.part import IDENTITY_KEYS, SigningHolding
 from iamroles_agent.link import Birth, Body, Link
 from iamroles_agent.metrics import Metrics
 from iamroles_agent.server import ConnectionStats, Server
@@ -45,7 +47,11 @@ class Worker:
         self.link = Link(birth.channel, birth.document, self._stats)
         self.gate: Gate | None = None
         self.authenticator: Authenticator | None = None
-        self.kinds: dict[str, Holding] = {POLICY: _Policy(self), KEYS: _Keys(self)}
+        self.kinds: dict[str, Holding] = {
+            POLICY: _Policy(self),
+            KEYS: _Keys(self),
+            IDENTITY_KEYS: SigningHolding(config.identity_header, self._sign_with),
+        }
         """What this worker makes of each kind of part; more kinds are added here."""
 
     async def run(self) -> None:
@@ -136,6 +142,11 @@ class Worker:
     def _stamped(self, name: str, at: float) -> None:
         if name.startswith(KEYS):
             self.remote.confirm(name.removeprefix(KEYS), at)
+
+    def _sign_with(self, signer: Signer) -> None:
+        assert self.gate is not None  # noqa: S101 - the policy's step has run
+        self.gate.signer = signer
+        self.metrics.identity_keys = signer.ring.jwks
 
     def _noted(self, note: Body) -> None:
         """A reload was refused."""

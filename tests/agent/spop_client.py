@@ -16,6 +16,7 @@ from iamroles_agent.identity import Decision
 from iamroles_agent.reasons import Reason
 from iamroles_agent.server import ConnectionStats, Server
 from iamroles_agent.spop import actions
+from iamroles_agent.spop.frames import RawFrame
 from iamroles_agent.spop.messages import Check, Context
 
 __all__ = ["Client", "DictatedGate", "Talk", "frame", "notify", "serving", "until"]
@@ -76,6 +77,8 @@ class Client:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.raw: RawFrame | None = None
+        """The frame that `receive` has shown last."""
 
     @classmethod
     async def connect(cls, address: str, *, greet: bool = True) -> Client:
@@ -101,8 +104,8 @@ class Client:
             return "(cut off)" if error.partial else "(closed)"
         except ConnectionResetError:
             return "(reset)"
-        (raw,) = cut(head + body)
-        return show(raw)
+        (self.raw,) = cut(head + body)
+        return show(self.raw)
 
     async def receive_all(self) -> list[str]:
         """Everything up to the end of the stream."""

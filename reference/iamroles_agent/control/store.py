@@ -68,6 +68,8 @@ class Store:
             _check_private(directory, stat.S_ISDIR)
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from None
+        except ValueError as error:
+            raise self._unusable(str(error)) from None
         self._lock: int | None = None
 
     def lock(self, *, takeover: bool = False) -> None:

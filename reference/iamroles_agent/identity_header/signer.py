@@ -71,13 +71,14 @@ class Signer:
         )
         known = self._young.get(key) or self._old.pop(key, None)
         if known is None or now >= known.fresh_until:
-            known = self._made(decision, int(now))
+            known = self._made(decision, now)
         if len(self._young) >= _HALF:
             self._old, self._young = self._young, {}
         self._young[key] = known
         return known
 
-    def _made(self, decision: Decision, now: int) -> Signed:
+    def _made(self, decision: Decision, at: float) -> Signed:
+        now = int(at)
         end = now + self._lifetime
         if decision.expires is not None:
             end = min(end, decision.expires)
@@ -91,7 +92,7 @@ class Signer:
             "session": decision.session,
             "idp": decision.issuer,
         }
-        signing = self.ring.signing(now)
+        signing = self.ring.signing(at)
         token = self._jws.encode(
             json.dumps(claims, separators=(",", ":")).encode(),
             signing.private,
