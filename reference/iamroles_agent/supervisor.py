@@ -36,7 +36,8 @@ from iamroles_agent import __version__, listening
 from iamroles_agent.config import AgentSettings
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message
 from iamroles_agent.control.document import Document, Part
-from iamroles_agent.control.plane import COURIER, LOADER, Fail, Fork, Kill, Plane, Say, Send, Timing
+from iamroles_agent.control.places import COURIER, LOADER, Fail, Fork, Kill, Say, Send, Timing
+from iamroles_agent.control.plane import Plane
 from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.link import Birth
 from iamroles_agent.output import output

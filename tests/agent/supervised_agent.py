@@ -18,7 +18,7 @@ from iamroles_agent.config import AgentSettings
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import POLICY, Document, Edits, Part, Parts
 from iamroles_agent.control.member import Holdings, Step
-from iamroles_agent.control.plane import Timing
+from iamroles_agent.control.places import Timing
 from iamroles_agent.errors import ConfigError, Problem, StartError
 from iamroles_agent.identity import Decision
 from iamroles_agent.link import Birth, Link

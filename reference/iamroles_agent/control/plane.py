@@ -30,49 +30,26 @@ from typing import Any, ClassVar
 
 from iamroles_agent.control.channel import ChannelError, Message, message
 from iamroles_agent.control.document import POLICY, Document, Edits, Part
+from iamroles_agent.control.loading import Loading
+from iamroles_agent.control.places import (
+    COURIER,
+    DETAIL,
+    LOADER,
+    Effect,
+    Fail,
+    Fork,
+    Kill,
+    Life,
+    Place,
+    Say,
+    Send,
+    Timing,
+    read_part,
+)
 from iamroles_agent.control.relay import Relay
 
-COURIER = -1
-LOADER = -2
 _MAX_STATS = 64
 """Members of a pong's `stats` that are kept."""
-_DETAIL = 2000
-"""Characters of a refusal that each worker's audit gets; the whole is printed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds."""
-
-    ping: float = 0.25
-    """Between two pings to a member."""
-    silence: float = 1.0
-    """A member that says nothing for longer is replaced."""
-    late: float = 0.25
-    """So much later than planned is normal for the parent; more is not counted against members."""
-    birth: float = 60.0
-    """From the fork until a member has built what is in force."""
-    load: float = 60.0
-    """For reading and checking a configuration."""
-    prepare: float = 5.0
-    """For preparing a change of no size, and more for each MiB of it."""
-    prepare_mib: float = 4.0
-    switch: float = 2.0
-    confirm: float = 3.0
-    """How long the outcome waits for replacements and for the disk."""
-    first_backoff: float = 0.1
-    """Before a dead member is replaced; doubled each time, until one lives `healthy` seconds."""
-    longest_backoff: float = 5.0
-    healthy: float = 10.0
-
-
-class Life(Enum):
-    """Of the process in a place."""
-
-    GONE = auto()
-    BORN = auto()
-    UP = auto()
-    DYING = auto()
 
 
 class Phase(Enum):
@@ -81,94 +58,6 @@ class Phase(Enum):
     PREPARE = auto()
     SWITCH = auto()
     CONFIRM = auto()
-
-
-# Effects: what the shell has to do.
-
-
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """Make a member, then call `forked`."""
-
-    place: int
-    why: str
-    """What became of the one before, "" for the first: the newborn puts it on record."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """End a member's process at once, then call `died`."""
-
-    place: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Put a message into a member's channel."""
-
-    place: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """Print a line of the launch contract."""
-
-    line: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The agent could not start: end it, and say why."""
-
-    why: str
-
-
-Effect = Fork | Kill | Send | Say | Fail
-
-
-@dataclass(slots=True)
-class Place:
-    """Where a member lives."""
-
-    index: int
-    life: Life = Life.GONE
-    pid: int = 0
-    version: int = 0
-    """What it enforces."""
-    holds: Document = field(default_factory=Document)
-    """The document of that version."""
-    prepared: int = 0
-    """What it was last ready to enforce."""
-    target: Document | None = None
-    """What it is brought up to, because it was born before a commit; it does not serve until then."""
-    serving: bool = False
-    heard: float = 0.0
-    """Fair time of its last word, or of its birth."""
-    waited: float = 0.0
-    """What `waits` said then."""
-    spoken: bool = False
-    born: float = 0.0
-    """Fair time."""
-    again: float = 0.0
-    """Clock time of the next fork, while GONE."""
-    backoff: float = 0.0
-    fate: str = ""
-    """Why it was killed, or what it ended of."""
-    last: str = ""
-    """The same, of the process before."""
-    error: str = ""
-    """What it said it failed of."""
-    silent: bool = False
-    """Whether its last process was killed for silence and it does not serve again yet."""
-    deaths: int = 0
-    stats: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """As the log and the audit call it."""
-        return "the courier" if self.index == COURIER else f"worker {self.index}"
 
 
 @dataclass(slots=True)
@@ -238,10 +127,12 @@ class Plane:
         self._versions = document.version
         self._change: _Change | None = None
         self._pieces: dict[int, list[bytes]] = {}
-        self._loading: float | None = None
-        self._load_waited = 0.0
-        self._load_again = False
-        self._load_done = False
+        self._loading = Loading(
+            self.timing.load,
+            effect=self._effect,
+            propose=lambda part: self.propose({POLICY: part}, None),
+            refuse=self._reload_refused,
+        )
 
     # What the shell calls
 
@@ -285,7 +176,7 @@ class Plane:
                 if place.life is Life.GONE and self.served and now >= place.again:
                     self._effects.append(Fork(place.index, place.fate or place.error or "it ended"))
             self._watch_silence()
-            self._watch_loader()
+            self._loading.watch(self._fair, self._waits(LOADER))
             self._watch_change()
         if now >= self._next_ping:
             self._next_ping = now + self.timing.ping
@@ -294,7 +185,6 @@ class Plane:
     def forked(self, index: int, pid: int) -> None:
         """A process lives in a place now, with the document in force."""
         if index == LOADER:
-            self._load_waited = self._waits(LOADER)
             return
         place = self.places[index]
         place.life, place.pid, place.version, place.prepared = Life.BORN, pid, self.document.version, 0
@@ -313,7 +203,7 @@ class Plane:
         """
         try:
             if index == LOADER:
-                self._heard_loader(said)
+                self._loading.heard(said)
                 return
             place = self.places[index]
             if place.life not in (Life.BORN, Life.UP):
@@ -332,15 +222,14 @@ class Plane:
     def nonsense(self, index: int, what: str) -> None:
         """A member's channel cannot be read."""
         if index == LOADER:
-            self._loaded_badly(f"the loader talked nonsense: {what}")
+            self._loading.failed(f"the loader talked nonsense: {what}")
         elif self.places[index].life in (Life.BORN, Life.UP):
             self._kill(self.places[index], f"it talked nonsense: {what}")
 
     def died(self, index: int, how: str) -> None:
         """A process has ended, whatever ended it."""
         if index == LOADER:
-            self._loaded_badly(f"the loader ended with {how}")
-            self._loading = None
+            self._loading.died(how)
             self._load_next()
             return
         place = self.places[index]
@@ -367,13 +256,10 @@ class Plane:
         """The configuration may have changed (SIGHUP)."""
         if self.stopping:
             return
-        if self._loading is not None or self._reloading():
-            self._load_again = True  # the file may have changed after it was read
+        if self._loading.busy or self._reloading():
+            self._loading.again = True  # the file may have changed after it was read
             return
-        self._loading = self._fair
-        self._load_done = False
-        self._pieces.pop(LOADER, None)
-        self._effects.append(Fork(LOADER, ""))
+        self._loading.start(self._fair)
 
     def propose(self, edits: Edits, ticket: int | None) -> None:
         """Put parts in force everywhere; the outcome follows."""
@@ -431,6 +317,9 @@ class Plane:
             elapsed = self.timing.ping
         self._fair += max(elapsed, 0.0)
         return now
+
+    def _effect(self, effect: Effect) -> None:
+        self._effects.append(effect)
 
     def _ping(self) -> None:
         self._pings += 1
@@ -563,7 +452,7 @@ class Plane:
         held = iter(self._pieces.pop(place.index, []))
         edits: dict[str, Part | None] = {}
         for name, about in said.table("parts").items():
-            edits[name] = None if about is None else _part(about, held)
+            edits[name] = None if about is None else read_part(about, held)
         if next(held, None) is not None:
             raise ChannelError("a proposal with pieces of no part")
         self.propose(edits, said.number("ticket"))
@@ -591,44 +480,19 @@ class Plane:
     def _asked_load(self, _place: Place, _said: Message) -> None:
         self.load()
 
-    # The loader
-
-    def _heard_loader(self, said: Message) -> None:
-        if self._loading is None:
-            return
-        if said.say == "piece":
-            self._pieces.setdefault(LOADER, []).append(said.body)
-        elif said.say == "loaded":
-            held = iter(self._pieces.pop(LOADER, []))
-            part = _part(said.table("part"), held)
-            self._load_done = True  # it is done: its end is no failure
-            self.propose({POLICY: part}, None)
-        elif said.say == "refused":
-            self._loaded_badly(said.text("error"))
-        else:
-            raise ChannelError(f"{said.say!r} is not expected of a loader")
-
-    def _loaded_badly(self, error: str) -> None:
-        if self._loading is None or self._load_done:
-            return
-        self._load_done = True
-        self._effects.append(Kill(LOADER, error))
-        self._reload_refused(error)
+    # Reloads
 
     def _reload_refused(self, error: str) -> None:
         self._say_reload({"done": False, "error": error})
-        for place in self.workers:
-            self._send(place.index, message("note", event="refused", detail=error[:_DETAIL]))
+        self._note_refusal(error)
 
-    def _watch_loader(self) -> None:
-        if self._loading is None or self._load_done:
-            return
-        if self._fair - self._loading - (self._waits(LOADER) - self._load_waited) > self.timing.load:
-            self._loaded_badly(f"the configuration was not read within {self.timing.load:g} s")
+    def _note_refusal(self, error: str) -> None:
+        for place in self.workers:
+            self._send(place.index, message("note", event="refused", detail=error[:DETAIL]))
 
     def _load_next(self) -> None:
-        if self._load_again and self._loading is None and not self._reloading():
-            self._load_again = False
+        if self._loading.again and not self._loading.busy and not self._reloading():
+            self._loading.again = False
             self.load()
 
     def _reloading(self) -> bool:
@@ -685,7 +549,7 @@ class Plane:
         if change is not None and change.phase is Phase.PREPARE and version == change.document.version:
             self._give_up(error, f"{place.name} refused it")
         elif place.target is not None and version == place.target.version:
-            self._kill(place, f"it cannot take up what is in force: {error[:_DETAIL]}")
+            self._kill(place, f"it cannot take up what is in force: {error[:DETAIL]}")
 
     def _give_up(self, error: str, why: str) -> None:
         """Nothing has changed anywhere."""
@@ -757,9 +621,7 @@ class Plane:
             if proposal.ticket is None:
                 self._say_reload(outcome)
                 if not outcome["done"]:
-                    for place in self.workers:
-                        detail = str(outcome["error"])[:_DETAIL]
-                        self._send(place.index, message("note", event="refused", detail=detail))
+                    self._note_refusal(str(outcome["error"]))
             else:
                 self._send(COURIER, message("outcome", ticket=proposal.ticket, outcome=outcome))
         self.relay.settled(change.proposals[-1].number)
@@ -823,17 +685,3 @@ class Plane:
         "status": _asked_status,
         "load": _asked_load,
     }
-
-
-def _part(about: object, held: Iterable[bytes]) -> Part:
-    if not isinstance(about, dict):
-        raise ChannelError("a part that is no object")
-    count, digest, stamp = about.get("pieces"), about.get("digest"), about.get("stamp", 0.0)
-    if type(count) is not int or count < 0 or not isinstance(digest, str) or type(stamp) is not float:
-        raise ChannelError("a part without pieces, digest or stamp")
-    taken = iter(held)
-    try:
-        pieces = tuple([next(taken) for _ in range(count)])
-    except StopIteration:
-        raise ChannelError("a part whose pieces were not all sent") from None
-    return Part.of(pieces, digest=digest, stamp=stamp)

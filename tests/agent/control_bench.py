@@ -1,0 +1,145 @@
+"""A control plane without processes: the clock is a number, members say what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from iamroles_agent.control.channel import Message, message
+from iamroles_agent.control.document import POLICY, Document, Part
+from iamroles_agent.control.places import COURIER, LOADER, Effect, Fail, Fork, Kill, Say, Send
+from iamroles_agent.control.plane import Plane
+
+ONE = Part.of((b"one",), digest="one")
+TWO = Part.of((b"t", b"wo"), digest="two")
+THREE = Part.of((b"three",), digest="three")
+_NAMES = {COURIER: "courier", LOADER: "loader"}
+
+
+def show(effect: Effect) -> str:
+    """An effect as a line of a transcript; pings are left out by `Bench.did`."""
+    match effect:
+        case Fork(place, why):
+            return f"fork {_NAMES.get(place, place)}" + (f": {why}" if why else "")
+        case Kill(place, why):
+            return f"kill {_NAMES.get(place, place)}: {why}"
+        case Send(place, said):
+            about = "".join(
+                f" {said.head[key]}" for key in ("version", "topic", "id", "worker") if key in said.head
+            )
+            return f"{_NAMES.get(place, place)} < {said.say}{about}"
+        case Say(line):
+            return f"say {line}"
+        case Fail(why):
+            return f"fail: {why}"
+
+
+class Bench:
+    """A plane and its clock.
+
+    Args:
+        workers: how many.
+        made: further arguments of the plane.
+    """
+
+    def __init__(self, workers: int = 2, **made: Any) -> None:
+        self.now = 1000.0
+        self.waits: dict[int, float] = {}
+        self.plane = Plane(
+            Document(1, {POLICY: ONE}),
+            workers,
+            clock=lambda: self.now,
+            waits=lambda index: self.waits.get(index, 0.0),
+            **made,
+        )
+        self.sent: list[tuple[int, Message]] = []
+        self.said: list[dict[str, Any]] = []
+        self.pids = 100
+
+    def did(self) -> list[str]:
+        """What is to be done now, forks done at once."""
+        lines = []
+        for effect in self.plane.take():
+            if isinstance(effect, Send):
+                self.sent.append((effect.place, effect.message))
+                if effect.message.say == "ping":
+                    continue
+            if isinstance(effect, Say):
+                self.said.append(effect.line)
+            lines.append(show(effect))
+            if isinstance(effect, Fork):
+                self.pids += 1
+                self.plane.forked(effect.place, self.pids)
+        return lines
+
+    def hears(self, index: int, say: str, piece: bytes = b"", /, **head: Any) -> list[str]:
+        """A member says something; what is to be done then."""
+        self.plane.heard(index, message(say, piece, **head))
+        return self.did()
+
+    def dies(self, index: int, how: str = "signal 9") -> list[str]:
+        """A process ends."""
+        self.plane.died(index, how)
+        return self.did()
+
+    def passes(self, seconds: float, *, but: tuple[int, ...] = (), step: float = 0.25) -> list[str]:
+        """Time passes in steps; all members answer their pings, but these."""
+        lines, end = [], self.now + seconds
+        while self.now < end - 1e-9:
+            self.now = min(self.now + step, end)
+            for index, place in self.plane.places.items():
+                if index not in but and place.pid:
+                    self.plane.heard(index, message("pong", n=0, stats={}))
+            self.plane.tick()
+            lines += self.did()
+        return lines
+
+    def up(self) -> Bench:
+        """Everybody serves; the ready line was said."""
+        self.plane.start()
+        self.did()
+        for index in self.plane.places:
+            self.comes_up(index)
+        assert self.said[-1] == {"ready": True}
+        return self
+
+    def comes_up(self, index: int) -> list[str]:
+        """A newborn gets ready; a worker serves if it may."""
+        lines = self.hears(index, "up", version=self.plane.places[index].version)
+        if f"{index} < serve" in lines:
+            lines += self.hears(index, "serving")
+        return lines
+
+    def all_say(self, say: str, version: int, *, but: tuple[int, ...] = ()) -> list[str]:
+        """All members say one thing."""
+        lines = []
+        for index in self.plane.places:
+            if index not in but:
+                lines += self.hears(index, say, version=version)
+        return lines
+
+    def loads(self, part: Part) -> list[str]:
+        """SIGHUP, and a loader that likes the file."""
+        self.plane.load()
+        lines = self.did()
+        for piece in part.pieces:
+            lines += self.hears(LOADER, "piece", piece)
+        about = {"digest": part.digest, "pieces": len(part.pieces), "stamp": 0.0}
+        lines += self.hears(LOADER, "loaded", part=about)
+        return lines + self.dies(LOADER, "status 0")
+
+    def proposes(self, name: str, part: Part | None, ticket: int) -> list[str]:
+        """The courier proposes a part."""
+        lines = []
+        about = None
+        if part is not None:
+            about = {"digest": part.digest, "pieces": len(part.pieces), "stamp": part.stamp}
+            for piece in part.pieces:
+                lines += self.hears(COURIER, "piece", piece)
+        return lines + self.hears(COURIER, "propose", ticket=ticket, parts={name: about})
+
+
+def without(lines: list[str], *words: str) -> list[str]:
+    """A transcript without lines that hold one of these."""
+    keep: Callable[[str], bool] = lambda line: not any(word in line for word in words)  # noqa: E731
+    return [line for line in lines if keep(line)]

@@ -1,0 +1,495 @@
+"""The control plane as transcripts: each fault is an event, each answer an effect, time is a number.
+
+The numbers in the names are those of the faults that each was written for: a worker that comes back with an
+old policy, a reload that is half done, a member that never answers, one that talks nonsense.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from control_bench import ONE, THREE, TWO, Bench, without
+
+from iamroles_agent.control.document import POLICY, Part
+from iamroles_agent.control.places import COURIER, LOADER, Life, Timing
+
+KEYS = Part.of((b"{}",), digest="keys", stamp=990.0)
+
+
+def test_from_the_first_fork_to_the_ready_line():
+    bench = Bench(2)
+    bench.plane.start()
+
+    assert bench.did() == ["fork courier", "fork 0", "fork 1"]
+    assert bench.hears(0, "up", version=1) == ["0 < serve"]
+    assert bench.hears(0, "serving") == []
+    assert bench.hears(COURIER, "up", version=1) == []
+    assert bench.hears(1, "up", version=1) == ["1 < serve"]
+    assert bench.hears(1, "serving") == ["say {'ready': True}"]
+
+
+def test_a_member_that_cannot_start_ends_the_start():
+    bench = Bench(2)
+    bench.plane.start()
+    bench.did()
+    bench.hears(1, "failed", error="the port is busy")
+
+    assert bench.dies(1, "status 3")[-1] == "fail: the port is busy"
+    assert bench.passes(1.0) == []
+
+
+def test_a_reload_is_prepared_by_all_then_in_force_everywhere_then_told():
+    bench = Bench(2).up()
+
+    assert without(bench.loads(TWO), "piece") == [
+        "fork loader", "courier < prepare 2", "0 < prepare 2", "1 < prepare 2",
+    ]  # fmt: skip
+    assert bench.hears(0, "prepared", version=2) == []
+    assert bench.hears(COURIER, "prepared", version=2) == []
+    assert bench.plane.document.version == 1
+    assert bench.hears(1, "prepared", version=2) == ["courier < switch 2", "0 < switch 2", "1 < switch 2"]
+    assert bench.plane.document.version == 2
+    assert bench.hears(1, "switched", version=2) == []
+    assert bench.hears(0, "switched", version=2) == []
+    assert bench.hears(COURIER, "switched", version=2) == [
+        "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}"
+    ]
+
+
+def test_pieces_arrive_whole_and_in_order():
+    bench = Bench(1).up()
+    bench.loads(TWO)
+
+    pieces = [said.body for place, said in bench.sent if place == 0 and said.say == "piece"]
+    assert pieces == [b"t", b"wo"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_replacement_is_born_with_the_version_in_force(workers):
+    """H1."""
+    bench = Bench(workers).up()
+    bench.loads(TWO)
+    bench.all_say("prepared", 2)
+    bench.all_say("switched", 2)
+    for index in range(workers):
+        bench.dies(index)
+    bench.passes(0.25)
+
+    for place in bench.plane.workers:
+        assert (place.life, place.version, place.holds.policy) == (Life.BORN, 2, "two")
+        assert bench.comes_up(place.index)[0] == f"{place.index} < serve"
+    assert bench.plane.confirmed == workers
+
+
+def test_a_worker_that_refuses_ends_the_reload_and_nothing_changes():
+    """H2: all or nobody."""
+    bench = Bench(2).up()
+    bench.loads(TWO)
+    bench.hears(0, "prepared", version=2)
+
+    assert bench.hears(1, "refused", version=2, error="no") == [
+        "courier < abort 2", "0 < abort 2", "1 < abort 2",
+        "say {'reloaded': False, 'policy': 'one', 'error': 'no', 'version': 1}",
+        "0 < note", "1 < note",
+    ]  # fmt: skip
+    assert bench.plane.document.policy == "one"
+
+
+def test_a_late_answer_to_a_reload_that_was_given_up_does_not_count_for_the_next():
+    bench = Bench(2).up()
+    bench.loads(TWO)
+    bench.hears(0, "refused", version=2, error="no")
+    bench.loads(THREE)
+
+    assert bench.hears(1, "prepared", version=2) == []
+    bench.hears(0, "prepared", version=3)
+    bench.hears(COURIER, "prepared", version=3)
+    assert bench.plane.document.version == 1
+    assert "1 < switch 3" in bench.hears(1, "prepared", version=3)
+
+
+def test_who_does_not_prepare_in_time_is_replaced_with_the_new_version():
+    """H3."""
+    bench = Bench(2).up()
+    bench.loads(TWO)
+    bench.hears(0, "prepared", version=2)
+    bench.hears(COURIER, "prepared", version=2)
+
+    lines = bench.passes(5.5)
+    assert lines == [
+        "kill 1: it did not prepare version 2 in 5.0 s", "courier < switch 2", "0 < switch 2",
+    ]  # fmt: skip
+    bench.hears(0, "switched", version=2)
+    bench.hears(COURIER, "switched", version=2)
+    bench.dies(1)
+    bench.passes(0.25)
+    assert "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}" in (
+        bench.comes_up(1)
+    )
+
+
+def test_where_no_worker_prepares_in_time_nobody_is_killed_and_the_reload_fails():
+    bench = Bench(3).up()
+    bench.loads(TWO)
+    bench.hears(COURIER, "prepared", version=2)
+
+    (line,) = without(bench.passes(6.0), "abort", "note")
+    assert "'reloaded': False" in line
+    assert "'error': 'no worker prepared it within 5.0 s'" in line
+    assert bench.plane.confirmed == 3
+
+
+def test_who_does_not_switch_in_time_is_killed_and_the_outcome_waits_for_its_replacement():
+    """H3: after the commit it still enforces the version before."""
+    bench = Bench(2).up()
+    bench.loads(TWO)
+    bench.all_say("prepared", 2)
+    bench.all_say("switched", 2, but=(0, 1))
+    bench.hears(1, "switched", version=2)
+
+    assert bench.passes(2.5) == ["kill 0: it did not switch version 2 in 2.0 s"]
+    bench.dies(0)
+    bench.passes(0.25)
+    assert bench.comes_up(0)[-1].startswith("say {'reloaded': True")
+
+
+def test_an_outcome_that_waited_long_enough_tells_how_many_have_confirmed():
+    bench = Bench(2).up()
+    bench.loads(TWO)
+    bench.all_say("prepared", 2)
+    bench.dies(0)
+    bench.all_say("switched", 2, but=(0,))
+
+    assert "'workers': 2, 'confirmed': 1" in bench.passes(4.0, but=(0,))[-1]
+
+
+def test_a_newborn_that_is_behind_a_commit_does_not_serve_before_it_has_caught_up():
+    bench = Bench(2).up()
+    bench.dies(0)
+    bench.passes(0.25)
+    bench.loads(TWO)
+    bench.all_say("prepared", 2, but=(0,))
+
+    assert without(bench.hears(0, "up", version=1), "piece") == ["0 < prepare 2"]
+    assert bench.hears(0, "prepared", version=2) == ["0 < switch 2"]
+    assert bench.hears(0, "switched", version=2) == ["0 < serve"]
+
+
+def test_a_newborn_in_the_middle_of_a_change_joins_it():
+    bench = Bench(2).up()
+    bench.dies(0)
+    bench.passes(0.25)
+    bench.loads(TWO)
+
+    assert without(bench.hears(0, "up", version=1), "piece") == ["0 < serve", "0 < prepare 2"]
+    bench.all_say("prepared", 2, but=(0,))
+    assert bench.plane.document.version == 1
+    assert "0 < switch 2" in bench.hears(0, "prepared", version=2)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_silent_worker_is_replaced_within_two_seconds(workers):
+    """H5."""
+    bench = Bench(workers).up()
+    began = bench.now
+    lines: list[str] = []
+    while not lines:
+        lines = bench.passes(0.25, but=(0,))
+
+    assert lines == ["kill 0: no heartbeat for 1.2 s"]
+    assert bench.now - began < 1.5
+    bench.dies(0)
+    assert bench.passes(0.25) == ["fork 0: no heartbeat for 1.2 s"]
+
+
+def test_silent_members_are_replaced_one_at_a_time():
+    bench = Bench(3).up()
+    silent = (0, 1, 2)
+
+    assert bench.passes(3.0, but=silent) == ["kill 0: no heartbeat for 1.2 s"]
+    bench.dies(0)
+    bench.passes(0.25, but=silent)
+    assert bench.plane.places[1].life is Life.UP
+    lines = bench.comes_up(0)
+    assert lines == ["0 < serve"]
+    assert bench.passes(0.25, but=silent)[0].startswith("kill 1: no heartbeat")
+
+
+def test_one_oversleeping_parent_blames_nobody():
+    bench = Bench(4).up()
+
+    assert bench.passes(60.0, but=tuple(bench.plane.places), step=60.0) == []
+    assert bench.passes(5.0) == []
+    assert bench.plane.overslept > 59.0
+
+
+def test_a_member_that_waits_for_a_processor_is_not_silent():
+    bench = Bench(2).up()
+
+    for _ in range(40):
+        bench.waits[0] = bench.waits.get(0, 0.0) + 0.24
+        assert bench.passes(0.25, but=(0,)) == []
+    assert bench.passes(1.0, but=(0,))[0].startswith("kill 0: no heartbeat for")
+
+
+def test_a_starved_member_misses_no_deadline_of_a_change():
+    bench = Bench(2).up()
+    bench.loads(TWO)
+    bench.hears(0, "prepared", version=2)
+    bench.hears(COURIER, "prepared", version=2)
+
+    for _ in range(40):
+        bench.waits[1] = bench.waits.get(1, 0.0) + 0.2
+        assert bench.passes(0.25) == []
+    assert bench.passes(3.5)[0].startswith("kill 1: it did not prepare")
+
+
+@pytest.mark.parametrize(
+    ("say", "head", "why"),
+    [
+        ("hello", {}, "'hello' is not expected while UP"),
+        ("up", {"version": 1}, "'up' is not expected while UP"),
+        ("prepared", {}, "prepared without the number version"),
+        ("prepared", {"version": True}, "prepared without the number version"),
+        ("switched", {"version": 7}, "it switched to version 7, which nobody asked it to"),
+        ("propose", {"ticket": 1, "parts": {}}, "'propose' is not expected while UP"),
+        ("pong", {"n": 1, "stats": []}, "pong without the object stats"),
+        ("ask", {"id": 1, "topic": "keys", "body": 3}, "ask without the object body"),
+    ],
+)
+def test_nonsense_costs_whoever_talks_it(say, head, why):
+    """H4."""
+    bench = Bench(2).up()
+
+    assert bench.hears(0, say, **head) == [f"kill 0: it talked nonsense: {why}"]
+    assert bench.plane.places[1].serving
+    assert bench.hears(0, "pong", n=1, stats={}) == []
+
+
+def test_a_reload_asked_for_during_a_reload_is_done_after_it():
+    bench = Bench(1).up()
+    bench.plane.load()
+    assert bench.did() == ["fork loader"]
+    bench.plane.load()
+    bench.plane.load()
+    assert bench.did() == []
+    bench.hears(LOADER, "refused", error="bad file")
+
+    assert bench.dies(LOADER) == ["fork loader"]
+    assert [line["reloaded"] for line in bench.said[1:]] == [False]
+
+
+@pytest.mark.parametrize("how", ["died", "nonsense", "never"])
+def test_a_loader_that_fails_is_an_answer(how):
+    bench = Bench(1, timing=Timing(load=3.0)).up()
+    bench.plane.load()
+    bench.did()
+    if how == "died":
+        bench.dies(LOADER)
+    elif how == "nonsense":
+        bench.hears(LOADER, "loaded", part={"digest": "x", "pieces": 3, "stamp": 0.0})
+    else:
+        bench.passes(4.0)
+
+    (line,) = bench.said[1:]
+    assert line["reloaded"] is False
+    assert line["policy"] == "one"
+
+
+def test_key_sets_of_the_courier_go_together_and_a_reload_goes_alone():
+    bench = Bench(1).up()
+    bench.proposes("keys/a", KEYS, 1)
+    bench.loads(TWO)
+    bench.proposes("keys/b", KEYS, 2)
+    bench.proposes("keys/c", KEYS, 3)
+    outcomes = []
+    for version in (2, 3, 4):
+        bench.all_say("prepared", version)
+        outcomes.append(without(bench.all_say("switched", version), "piece", "prepare"))
+
+    assert outcomes == [
+        ["courier < outcome"],
+        ["say {'reloaded': True, 'policy': 'two', 'version': 3, 'workers': 1, 'confirmed': 1}"],
+        ["courier < outcome", "courier < outcome"],
+    ]
+    assert set(bench.plane.document.parts) == {POLICY, "keys/a", "keys/b", "keys/c"}
+
+
+def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key():
+    """H9: one question of the courier, one change for all."""
+    bench = Bench(2).up()
+    assert bench.hears(1, "ask", id=7, topic="keys", body={"kid": "new"}) == ["courier < ask keys 1"]
+    bench.proposes("keys/a", KEYS, 1)
+    assert bench.hears(COURIER, "answer", serial=1, body={}, after=True) == []
+    bench.all_say("prepared", 2)
+    assert bench.hears(0, "switched", version=2) == []
+    assert bench.hears(1, "switched", version=2) == []
+
+    assert bench.hears(COURIER, "switched", version=2) == ["courier < outcome", "1 < answer 7"]
+
+
+def test_a_courier_that_dies_takes_no_question_along():
+    bench = Bench(1).up()
+    bench.hears(0, "ask", id=7, topic="sts", body={})
+    bench.dies(COURIER)
+    bench.passes(0.25)
+
+    assert bench.hears(COURIER, "up", version=1) == ["courier < ask sts 0"]
+    assert bench.hears(COURIER, "answer", serial=1, body={"ok": 1}) == ["0 < answer 7"]
+
+
+def test_what_a_dead_worker_asked_is_answered_to_nobody():
+    bench = Bench(2).up()
+    bench.hears(0, "ask", id=7, topic="sts", body={})
+    assert bench.dies(0) == ["courier < gone 0"]
+    bench.passes(0.25)
+    bench.comes_up(0)
+
+    assert bench.hears(COURIER, "answer", serial=1, body={}) == []
+
+
+def test_a_stamp_is_no_new_version():
+    bench = Bench(1).up()
+    bench.proposes("keys/a", KEYS, 1)
+    bench.all_say("prepared", 2)
+    bench.all_say("switched", 2)
+
+    assert bench.hears(COURIER, "stamp", name="keys/a", at=995.0) == ["courier < stamp", "0 < stamp"]
+    assert bench.plane.document.version == 2
+    assert bench.plane.document.parts["keys/a"].stamp == 995.0
+
+
+def test_an_outcome_waits_for_the_disk_but_not_for_ever():
+    bench = Bench(1, saves=True).up()
+    bench.loads(TWO)
+    bench.all_say("prepared", 2)
+    assert bench.all_say("switched", 2) == []
+    assert "'saved': True" in bench.hears(COURIER, "saved", version=2, error="")[0]
+
+    bench.loads(THREE)
+    bench.all_say("prepared", 3)
+    bench.all_say("switched", 3)
+    line = bench.passes(4.0)[0]
+    assert "'reloaded': True" in line
+    assert "'saved': False, 'save_error': 'the disk did not answer in time'" in line
+
+
+def test_the_same_content_is_confirmed_without_a_new_version():
+    bench = Bench(2).up()
+
+    assert bench.loads(ONE)[-1] == (
+        "say {'reloaded': True, 'policy': 'one', 'version': 1, 'workers': 2, 'confirmed': 2}"
+    )
+
+
+def test_the_end_workers_first_then_the_courier():
+    bench = Bench(2).up()
+    bench.plane.stop()
+
+    assert bench.did() == ["0 < drain", "1 < drain"]
+    assert bench.dies(0, "status 0") == ["courier < gone 0"]
+    assert bench.dies(1, "status 0") == ["courier < gone 1", "courier < drain"]
+    assert not bench.plane.finished
+    bench.dies(COURIER, "status 0")
+    assert bench.plane.finished
+
+
+class Family:
+    """Members that do what they are told, at times of their own, and die, refuse or stay silent by chance."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.bench = Bench(self.chance.choice([1, 2, 4]), saves=self.chance.random() < 0.5)
+        self.plane = self.bench.plane
+        self.enforced: dict[int, int] = {}
+        self.commits = 0
+        self._told: dict[int, list[tuple[str, int]]] = {}
+        self._read = self._lines = self._serial = 0
+        self._promised = self._seen = 1
+        self.plane.start()
+
+    def turn(self) -> None:
+        """One event, and then what must hold."""
+        index = self.chance.choice(list(self.plane.places))
+        self._happen(self.chance.random(), index)
+        self._take()
+        self._check()
+
+    def _happen(self, event: float, index: int) -> None:
+        bench, plane = self.bench, self.plane
+        if event < 0.05 and plane.served and plane.places[index].pid:
+            self._dies(index)
+        elif event < 0.10 and plane.served:
+            bench.loads(self._part())
+        elif event < 0.15 and plane.served and plane.places[COURIER].life is Life.UP:
+            bench.proposes("keys/a", self._part(), self._serial)
+        elif event < 0.30:
+            silent = tuple(place for place in plane.places if self.chance.random() < 0.1)
+            bench.passes(2 * self.chance.random(), but=silent)
+        elif plane.places[index].life is Life.DYING:
+            self._dies(index)
+        elif plane.places[index].life is Life.BORN:
+            self.enforced[index] = plane.places[index].version
+            bench.hears(index, "up", version=plane.places[index].version)
+        elif self._told.get(index):
+            self._obeys(index, *self._told[index].pop(0))
+
+    def _part(self) -> Part:
+        self._serial += 1
+        return Part.of((str(self._serial).encode(),))
+
+    def _dies(self, index: int) -> None:
+        self._take()
+        self._told.pop(index, None)
+        self.bench.dies(index)
+
+    def _obeys(self, index: int, say: str, version: int) -> None:
+        if say == "serve":
+            self.bench.hears(index, "serving")
+        elif say == "switch":
+            self.enforced[index] = version
+            self.bench.hears(index, "switched", version=version)
+            if index == COURIER:
+                self.bench.hears(COURIER, "saved", version=version, error="")
+        elif self.chance.random() < 0.1:
+            self.bench.hears(index, "refused", version=version, error="no")
+        else:
+            self.bench.hears(index, "prepared", version=version)
+
+    def _take(self) -> None:
+        """What the members were told since."""
+        self.bench.did()
+        for place, said in self.bench.sent[self._read :]:
+            if said.say in ("prepare", "switch"):
+                self._told.setdefault(place, []).append((said.say, said.head["version"]))
+            elif said.say == "serve":
+                assert self.enforced[place] == self.plane.document.version
+                self._told.setdefault(place, []).append(("serve", 0))
+        self._read = len(self.bench.sent)
+
+    def _check(self) -> None:
+        for line in self.bench.said[self._lines :]:
+            if line.get("reloaded"):
+                self._promised = max(self._promised, line["version"])
+                self.commits += 1
+        self._lines = len(self.bench.said)
+        for place in self.plane.workers:
+            if place.serving:
+                assert self.enforced[place.index] >= self._promised
+        assert self.plane.document.version >= self._seen
+        self._seen = self.plane.document.version
+
+
+def test_whatever_happens_nobody_serves_anything_but_what_is_in_force():
+    """What must hold at every moment: once a reload is confirmed, each worker that serves has at least its
+    version; a worker is asked to serve only with the version that is in force; versions only grow.
+    """
+    commits = 0
+    for seed in range(150):
+        family = Family(seed)
+        for _ in range(400):
+            family.turn()
+        commits += family.commits
+
+    assert commits > 150
