@@ -299,7 +299,7 @@ class TestCommand:
         result = CliRunner().invoke(command, ["verify", str(path), str(head_path(path))])
 
         assert result.exit_code == 0
-        assert "WHOLE: 10 records in 1 file, nothing removed, changed or reordered" in result.output
+        assert "WHOLE: 10 records in 1 file, nothing removed, changed, inserted or reordered" in result.output
 
     def test_not_whole(self, tmp_path):
         path = written(tmp_path / "audit.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,15 @@ from typing import Any
 
 import click
 
+from iamroles_agent.audit import proving
+from iamroles_agent.audit.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Verifier,
+    new_key,
+    proven,
+    read_key,
+)
 from iamroles_agent.audit.proxy import CAUSES
 from iamroles_agent.audit.proxy import read as read_proxy_log
 from iamroles_agent.audit.query import Query, moment, rows, search, summary, table
@@ -24,6 +34,9 @@ _FILES = click.argument(
     required=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
 )
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class _Moment(click.ParamType[datetime]):
@@ -52,29 +65,183 @@ def audit() -> None:
     """Verify and query the audit log."""
 
 
+_KEYS = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="KEY",
+    help="Verifier key of whoever signs, as `audit key` prints it.",
+)
+
+
 @audit.command()
-@_FILES
+@click.argument(
+    "files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
 @click.option("--mixed", is_flag=True, help="Pass over other lines, as in a captured standard error.")
 @click.option("--complete", is_flag=True, help="Older files must not be missing.")
 @click.option(
     "--head", "heads", multiple=True, metavar="HASH", help="A hash kept elsewhere that the log must contain."
 )
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="FILE",
+    type=_FILE,
+    help="A signed checkpoint kept elsewhere, one for each worker, which the log must hold; with --key.",
+)
+@click.option(
+    "--proof",
+    "proofs",
+    multiple=True,
+    metavar="FILE",
+    type=_FILE,
+    help="Instead of FILES: a proof that `audit prove` made; prints the lines that it proves; with --key.",
+)
+@_KEYS
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def verify(
-    *, files: tuple[Path, ...], mixed: bool, complete: bool, heads: tuple[str, ...], form: str
+    *,
+    files: tuple[Path, ...],
+    mixed: bool,
+    complete: bool,
+    heads: tuple[str, ...],
+    checkpoints: tuple[Path, ...],
+    proofs: tuple[Path, ...],
+    keys: tuple[str, ...],
+    form: str,
 ) -> None:
-    """Prove that nothing was removed, changed or reordered, or say which line was.
+    """Prove that nothing was removed, changed, inserted or reordered, or say where it was.
 
     Give all FILES of one log, rotated ones too, in any order; `.gz` files are read as they are, `-` is
     standard input. Exit status: 0 whole, 1 not whole, 2 unreadable.
     """
+    if bool(files) == bool(proofs):
+        raise click.UsageError("Give the files of a log, or --proof")
+    if (checkpoints or proofs) and not keys:
+        raise click.UsageError(
+            "Whose signature is to be believed? Give --key, as `iamroles audit key` prints it"
+        )
     try:
+        verifiers = [Verifier.parse(key) for key in keys]
+        if proofs:
+            _show_proofs(proofs, verifiers)
+            return
+        signed = [Checkpoint.opened(path.read_text("utf-8"), verifiers) for path in checkpoints]
         proof = verify_log(files, mixed=mixed, complete=complete, heads=heads)
+        if signed:
+            proving.check(proof, signed)
     except OSError as error:
         raise _unreadable(error) from error
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise click.ClickException(str(error)) from error
     click.echo(_as_json(proof) if form == "json" else "\n".join(_as_text(proof)))
     if not proof.whole or not proof.records:
         raise SystemExit(1)
+
+
+def _show_proofs(proofs: tuple[Path, ...], verifiers: list[Verifier]) -> None:
+    for path in proofs:
+        checkpoint, lines = proven(path.read_text("utf-8"), verifiers)
+        click.echo(f"PROVEN: {len(lines)} lines are in {checkpoint.origin}, {checkpoint.size} batches")
+        for line in lines:
+            click.echo(line.decode("ascii", "replace"))
+
+
+@audit.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--name", required=True, help="Of the installation, for example gate.example.com/audit.")
+def key(*, file: Path, name: str) -> None:
+    """Print the verifier key of the signing key in FILE; make FILE, mode 0600, if it is absent.
+
+    Keep FILE where the agent cannot read it. The printed line is public. For a witness, which wants one key
+    for each log, print it with the log's own name: --name NAME/worker-0.
+    """
+    try:
+        if not file.exists():
+            with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+                stream.write(new_key())
+        signer = read_key(file.read_bytes(), str(file))
+        click.echo(Verifier.parse(str(Verifier(name, signer.public_key()))))
+    except OSError as error:
+        raise _unreadable(error) from error
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@audit.command()
+@_FILES
+@click.option(
+    "--sign",
+    "signers",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    type=_FILE,
+    help="Signing key; several while one key follows another.",
+)
+@click.option("--name", required=True, help="Of the installation, as in `audit key`.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of the checkpoints, one file for each worker. Those in it are what must still hold.",
+)
+def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str, out: Path) -> None:
+    """Sign where each log stands now, if it is whole and still holds what was signed before.
+
+    Run it where the agent cannot: whoever may write both the log and the key proves nothing. Keep copies of
+    the checkpoints elsewhere, or hand them to witnesses. Exit status: 0 signed, 1 not whole or rewritten,
+    2 unreadable.
+    """
+    try:
+        keys = [read_key(path.read_bytes(), str(path)) for path in signers]
+        own = [Verifier(name, one.public_key()) for one in keys]
+        proof = verify_log(files)
+        if not proof.whole or not proof.records:
+            click.echo("\n".join(_as_text(proof)), err=True)
+            raise CheckpointError("nothing is signed: the log is not whole")
+        notes: dict[Path, str] = {}
+        for owner, span in proving.owners(proof).items():
+            origin = proving.origin_of(name, owner)
+            target = out / f"{origin.rpartition('/')[2]}.checkpoint"
+            former = Checkpoint.opened(target.read_text("utf-8"), own) if target.exists() else None
+            notes[target] = proving.checkpoint_of(span, origin, former).signed(keys)
+        for target, note in notes.items():
+            beside = target.with_name(target.name + ".new")
+            beside.write_text(note, "utf-8")
+            beside.replace(target)
+            click.echo(f"{target}: {note.splitlines()[1]} batches")
+    except OSError as error:
+        raise _unreadable(error) from error
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@audit.command()
+@_FILES
+@click.option("--request", required=True, metavar="ID", help="The request, by its X-IAM-Request-Id.")
+@click.option("--checkpoint", "note", required=True, metavar="FILE", type=_FILE, help="The log's checkpoint.")
+@click.option("--out", required=True, metavar="PREFIX", help="Writes PREFIX.tlog-proof.")
+def prove(*, files: tuple[Path, ...], request: str, note: Path, out: str) -> None:
+    """Prove to somebody else that a request's record is in the log, without giving them the log.
+
+    Where the record is a short line, PREFIX.verdict.tlog-proof proves the full record that it names. A proof
+    shows the whole batch of lines that were written together. `audit verify --proof` checks it.
+    """
+    try:
+        signed = note.read_text("utf-8")
+        places, proof = proving.find(files, request=request), verify_log(files)
+        texts = [proving.prove(files, proof, owner, seq, signed) for owner, seq in places]
+        for text, mark in zip(texts, (".verdict", "")[-len(texts) :], strict=True):
+            path = Path(f"{out}{mark}.tlog-proof")
+            path.write_text(text, "utf-8")
+            click.echo(path)
+    except OSError as error:
+        raise _unreadable(error) from error
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _as_text(proof: Proof) -> Iterator[str]:
@@ -91,7 +258,7 @@ def _as_text(proof: Proof) -> Iterator[str]:
     if not proof.records:
         yield f"NOT PROVEN: {count}"
     elif proof.whole:
-        yield f"WHOLE: {count}, nothing removed, changed or reordered"
+        yield f"WHOLE: {count}, nothing removed, changed, inserted or reordered"
     else:
         yield f"NOT WHOLE: {count}, {len(proof.findings)} finding{'s' * (len(proof.findings) != 1)}"
 
