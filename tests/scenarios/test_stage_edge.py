@@ -229,14 +229,13 @@ TOKEN = f"{HEADER}.{PAYLOAD}.{SIGNATURE}"
     ],
 )
 def test_a_token_in_the_target_is_not_in_the_record(world, target):
-    before = len(world.haproxy.logs())
     answer = ask(world, target)
     marker = ask(world, "/token/marker").header("x-iam-request-id")[0]
     record_of(world, lambda line: line["request_id"] == marker)
     logged = world.haproxy.logs()
 
     assert answer.status in (200, 400)
-    assert "/login" in logged[-min(len(logged) - before, len(logged)) :] or "/login" in logged
+    assert '"path":"/' in logged
     for part in (HEADER[1:], PAYLOAD, SIGNATURE[:24]):
         assert part not in logged
 

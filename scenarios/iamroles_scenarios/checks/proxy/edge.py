@@ -1,0 +1,193 @@
+"""What a client can write that no HTTP library would send: to the host, the query, the record.
+
+Requests here are bytes. What is judged is what a server behind the gate would be told, and what an operator
+would read; how a proxy refuses is its own business, so its 400 for bad HTTP counts as well as the gate's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import Bench, bench
+from iamroles_scenarios.engine.http import Answer, HttpConnection
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import CheckFailed, Evidence
+
+_WITHIN = 10.0
+_HOST = "api.example.com"
+_NO_ONE_HOST = (
+    ("GET /orders/1 HTTP/1.0",),
+    ("GET /orders/1 HTTP/1.1",),
+    ("GET /orders/1 HTTP/1.1", "Host:"),
+    ("GET /orders/1 HTTP/1.0", "Host: "),
+    ("GET /orders/1 HTTP/1.1", f"Host: {_HOST}", "Host: other.example.com"),
+    ("GET http://admin.example.com/orders/1 HTTP/1.0",),
+    ("GET http://admin.example.com/orders/1 HTTP/1.1",),
+    ("GET http://admin.example.com/orders/1 HTTP/1.1", "Host:"),
+    ("GET http://admin.example.com/orders/1 HTTP/1.0", f"Host: {_HOST}"),
+    ("GET http://admin.example.com/orders/1 HTTP/1.1", f"Host: {_HOST}"),
+    (f"GET http://admin.example.com@{_HOST}/orders/1 HTTP/1.1", f"Host: {_HOST}"),
+    ("GET http:///orders/1 HTTP/1.1", f"Host: {_HOST}"),
+)
+_QUERIES = ("", "?", "?x=%zz%%32%65", "?%61=%2e%7e&b=%c3%a9", "?a?b", "?next=//%2e%2e/x;y", "?'<>`{}|^")
+_LONG = 8500
+"""Bytes: with the rest of the request it still fits HAProxy's buffer."""
+
+
+def _send(here: Bench, token: str, *lines: str) -> Answer:
+    head = [*lines, f"Authorization: Bearer {token}", "Connection: close", "", ""]
+    address = (here.world.proxy.host, here.world.proxy.port)
+    with closing(HttpConnection(address, here.seconds(_WITHIN))) as connection:
+        return connection.exchange(lines[0].partition(" ")[0], "\r\n".join(head).encode("latin-1"))
+
+
+def _echo(answer: Answer) -> dict[str, Any]:
+    """What the backend saw; nothing where none was reached."""
+    try:
+        found = json.loads(answer.body)
+    except ValueError:
+        return {}
+    return found if answer.status == 200 and isinstance(found, dict) else {}
+
+
+def _fault(message: str, expected: str, answer: Answer, *lines: str) -> CheckFailed:
+    return CheckFailed(message, Evidence(sent="\n".join(lines), expected=expected, received=str(answer)))
+
+
+@check(
+    "proxy.host.one",
+    requirements=["PROXY-HOST-001"],
+    lane="gate",
+    title="a request without exactly one host reaches no backend",
+)
+def one_host(target: Target) -> str:
+    """HTTP/1.0 and 1.1; no Host, an empty one, two, an absolute target of another or of none."""
+    with bench(target, "policy") as here:
+        token = here.token()
+        for lines in _NO_ONE_HOST:
+            answer = _send(here, token, *lines)
+            if answer.status != 400 or _echo(answer):
+                raise _fault(f"{' | '.join(lines)}: {answer.status}", "400, no backend", answer, *lines)
+    return f"{len(_NO_ONE_HOST)} requests"
+
+
+@check(
+    "proxy.host.absolute",
+    requirements=["PROXY-HOST-002"],
+    lane="gate",
+    title="an absolute target of the right host is refused, or the backend is told that host and no other",
+)
+def absolute(target: Target) -> None:
+    """Proxies differ in whether they take absolute targets; none may pass on two stories."""
+    with bench(target, "policy") as here:
+        token = here.token()
+        for version in ("1.0", "1.1"):
+            lines = (f"GET http://{_HOST}/orders/1?q=%zz HTTP/{version}", f"Host: {_HOST}")
+            answer = _send(here, token, *lines)
+            seen = _echo(answer)
+            if not seen and answer.status == 400:
+                continue
+            hosts = [value for name, value in seen.get("headers", ()) if name == "host"]
+            paths = ("/orders/1?q=%zz", f"http://{_HOST}/orders/1?q=%zz")
+            if hosts != [_HOST] or seen.get("path") not in paths:
+                raise _fault(
+                    "the backend was told another host or path", f"{paths[0]}, {_HOST}", answer, *lines
+                )
+
+
+@check(
+    "proxy.options.server",
+    requirements=["PROXY-ASTERISK-001"],
+    lane="gate",
+    title="OPTIONS * is refused: it has no path that could be judged",
+)
+def asterisk(target: Target) -> None:
+    """Also where a caller may reach the path `/`."""
+    with bench(target, "policy") as here:
+        lines = ("OPTIONS * HTTP/1.1", f"Host: {_HOST}")
+        answer = _send(here, here.token(), *lines)
+        if answer.status != 400 or _echo(answer):
+            raise _fault(f"OPTIONS *: {answer.status}", "400, no backend", answer, *lines)
+
+
+@check(
+    "proxy.query.exact",
+    requirements=["PROXY-QUERY-001"],
+    lane="gate",
+    title="the query reaches the backend byte for byte, whatever is done to the path",
+)
+def query(target: Target) -> str:
+    """Under a plain path, and under two that the gate has to rewrite."""
+    with bench(target, "policy") as here:
+        token, count = here.token(), 0
+        for path, forwarded in (("/orders/1", "/orders/1"), ("/%6frders/%c3%a9", "/orders/%C3%A9")):
+            for text in _QUERIES:
+                lines = (f"GET {path}{text} HTTP/1.1", f"Host: {_HOST}")
+                answer = _send(here, token, *lines)
+                if _echo(answer).get("path") != forwarded + text:
+                    raise _fault(f"the query {text!r} was changed", forwarded + text, answer, *lines)
+                count += 1
+    return f"{count} queries"
+
+
+def _swollen() -> Iterator[tuple[str, ...]]:
+    quotes = '"' * _LONG
+    yield "GET /orders/1 HTTP/1.1", "Host: " + "h" * _LONG
+    yield f"GET /orders/{quotes} HTTP/1.1", f"Host: {_HOST}"
+    yield f"{'M' * _LONG} /orders/1 HTTP/1.1", f"Host: {_HOST}"
+    yield "GET /orders/1 HTTP/1.1", f"Host: {_HOST}", f"X-IAM-Role: {quotes}"
+
+
+@check(
+    "proxy.record.whole",
+    requirements=["PROXY-RECORD-001"],
+    lane="gate",
+    title="whatever a client sends, HAProxy's record of it is whole and says what was decided",
+)
+def record(target: Target) -> None:
+    """8.5 kB of host, path, method and requested role, each alone."""
+    with bench(target, "policy") as here:
+        token = here.token()
+        for lines in _swollen():
+            answer = _send(here, token, *lines)
+            if _line(here, answer.port) is None:
+                short = tuple(f"{line[:60]}… ({len(line)} bytes)" for line in lines)
+                raise _fault("no whole record of the request", "one line of JSON", answer, *short)
+
+
+def _line(here: Bench, port: int) -> dict[str, Any] | None:
+    """The record of the request from a client's port, if it says how that ended."""
+    line = here.world.haproxy.wait_log(
+        lambda line: line.get("client_port") == port, within=here.seconds(_WITHIN)
+    )
+    return line if line and {"status", "reason", "role", "rule", "expires"} <= line.keys() else None
+
+
+@check(
+    "proxy.record.token",
+    requirements=["PROXY-RECORD-002"],
+    lane="gate",
+    title="a token that a client put into the path or the query is not in HAProxy's record",
+)
+def token_in_target(target: Target) -> None:
+    """A log goes to more people than a token should."""
+    with bench(target, "policy") as here:
+        token = here.token()
+        head, payload, signature = token.split(".")
+        targets = (
+            f"/orders/{token}",
+            f"/orders/{head}%2E{payload}%2e{signature}",
+            f"/orders/1?access_token={token}",
+            f"/orders//{token}",
+        )
+        for one in targets:
+            lines = (f"GET {one} HTTP/1.1", f"Host: {_HOST}")
+            line = _line(here, _send(here, token, *lines).port)
+            if line is None:
+                raise here.failed(f"HAProxy has no record of the request to {one[:12]}…")
+            if any(part in json.dumps(line) for part in (payload, signature)):
+                raise CheckFailed("a token from a request's target stands in HAProxy's record")
