@@ -25,9 +25,8 @@ from puppet_gate import (
     raw,
 )
 
-from iamroles_agent.policy.load import load_text
-from iamroles_agent.policy.render import Settings, configuration, write
 from iamroles_scenarios.stage.images import Images
+from iamroles_scenarios.stage.spec import find_program
 
 world = puppet_gate.world
 AUTH = f"Authorization: Puppet {json.dumps(YES)}"
@@ -470,14 +469,23 @@ def test_the_operator_names_the_upgrades(world):
 # --- the files themselves -------------------------------------------------------------------------------
 
 CHOICES = {
-    "plain": (Settings(("127.0.0.1:9901",)), {}),
+    "plain": ([], {}),
     "more": (
-        Settings(("10.0.0.1:9901", "unix:/run/agent.sock"), bind=":8080", realm="edge", maxconn=100),
+        ["--agent", "unix:/run/agent.sock", "--bind", ":8080", "--realm", "edge", "--maxconn", "100"],
         {},
     ),
-    "x-forwarded": (Settings(("127.0.0.1:9901",)), {"IAM_FORWARDED": "x-forwarded"}),
-    "forwarded": (Settings(("127.0.0.1:9901",)), {"IAM_FORWARDED": "forwarded", "IAM_THREADS": "2"}),
+    "x-forwarded": ([], {"IAM_FORWARDED": "x-forwarded"}),
+    "forwarded": ([], {"IAM_FORWARDED": "forwarded", "IAM_THREADS": "2"}),
 }
+
+
+def render(directory, options=()):
+    """The shipped files for a policy of one backend."""
+    policy = directory / "policy.json"
+    policy.write_text(json.dumps({**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}))
+    command = [find_program("iamroles", directory), "policy", "render", "--config", str(policy)]
+    command += ["--output", str(directory), "--agent", "127.0.0.1:9901", *options]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 def check_files(kind, haproxy, directory, env, engine):
@@ -501,9 +509,8 @@ def check_files(kind, haproxy, directory, env, engine):
 @pytest.mark.parametrize("place", puppet_gate.places())
 def test_the_files_are_taken_without_a_warning_and_without_an_environment(place, choice, tmp_path, request):
     kind, haproxy = place
-    settings, env = CHOICES[choice]
-    policy = {**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}
-    write(configuration(load_text(json.dumps(policy), "json"), settings), tmp_path)
+    options, env = CHOICES[choice]
+    render(tmp_path, options)
 
     status, said = check_files(kind, haproxy, tmp_path, env, lambda: request.getfixturevalue("engine"))
 
@@ -514,8 +521,7 @@ def test_the_files_are_taken_without_a_warning_and_without_an_environment(place,
 @pytest.mark.parametrize("place", puppet_gate.places())
 def test_a_choice_that_does_not_exist_is_an_error(place, tmp_path, request):
     kind, haproxy = place
-    policy = {**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}
-    write(configuration(load_text(json.dumps(policy), "json"), CHOICES["plain"][0]), tmp_path)
+    render(tmp_path)
     env = {"IAM_FORWARDED": "yes"}
 
     status, said = check_files(kind, haproxy, tmp_path, env, lambda: request.getfixturevalue("engine"))

@@ -9,6 +9,7 @@ from typing import Any
 from iamroles_agent import gate
 from iamroles_agent.control.plane import Plane
 from iamroles_agent.gate import Gate
+from iamroles_agent.policy import paths
 from iamroles_agent.policy.compiled import Index, Policy
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.reasons import Reason, Refusal
@@ -219,6 +220,22 @@ mutant(
     kills=["TRAVERSAL-REFUSED-001"],
     title="forgets path parameters",
     apply=edit.canonical(lambda sound, path: sound(re.sub(r";[^/]*", "", path))),
+)
+
+
+mutant(
+    "policy.any-bytes",
+    kills=["TRAVERSAL-REFUSED-001"],
+    title="takes escapes for text whatever bytes they spell",
+    apply=around(paths, "_check_text")(lambda _sound, _path: None),
+)
+
+
+mutant(
+    "policy.trims-segments",
+    kills=["TRAVERSAL-REFUSED-001"],
+    title="trims the blanks of a segment",
+    apply=edit.canonical(lambda sound, path: sound(re.sub("(%20)+(?=/|$)|(?<=/)(%20)+", "", path))),
 )
 
 
