@@ -25,6 +25,7 @@ from puppet_gate import (
     raw,
 )
 
+from iamroles_scenarios.oracle.judge import segments
 from iamroles_scenarios.stage.images import Images
 from iamroles_scenarios.stage.spec import find_program
 
@@ -373,6 +374,52 @@ def test_the_rules_for_utf8_agree_with_a_decoder(world):
         if status != judged(case):
             wrong.append((case, status))
         if status != 200:
+            connection.close()
+            connection = connect(world)
+    connection.close()
+
+    assert wrong == [], f"seed {seed}"
+
+
+ALPHABET = [
+    *("/", "/", "/", "a", "b.", ".", "..", "...", "//", "\\", ";", "~", "!$&'()*+,=:@", "-", "_"),
+    *(
+        "%",
+        "%2",
+        "%zz",
+        "%25",
+        "%2525",
+        "%2525%32%65",
+        "%2e",
+        "%2E",
+        "%2f",
+        "%5C",
+        "%3b",
+        "%41",
+        "%7e",
+        "%20",
+    ),
+    *("%00", "%7f", "%0a", "%c3%a9", "%C3", "%A9", "%C0%AE", "%E2%82%AC", "%E2%80%8A", "%ef%bc%8e"),
+    *("%ED%A0%80", "%F0%9F%98%80", "%F4%90%80%80"),
+]
+
+
+def test_what_the_gate_lets_through_is_what_an_independent_reading_takes(world):
+    """2,500 random paths: served if and only if the oracle reads them, and forwarded as it reads them."""
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    wrong = []
+    connection = connect(world)
+    for _ in range(2500):
+        path = "/" + "".join(chance.choice(ALPHABET) for _ in range(chance.randrange(1, 8)))
+        expected = segments(path)
+        connection.sendall(raw(path))
+        answer = Answer(connection)
+        if (answer.status == 200) != (expected is not None) or answer.status not in (200, 400):
+            wrong.append((path, answer.status))
+        elif answer.status == 200 and segments(answer.echo["path"]) != expected:
+            wrong.append((path, answer.echo["path"]))
+        if answer.status != 200:
             connection.close()
             connection = connect(world)
     connection.close()
