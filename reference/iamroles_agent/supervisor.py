@@ -398,7 +398,8 @@ class Supervisor:
 
 
 def _load(crew: Crew, channel: socket.socket) -> int:
-    """The loader's life."""
+    """The loader's life; it gives way to all who answer questions."""
+    os.nice(10)
     try:
         part = crew.load()
     except ConfigError as error:

@@ -110,9 +110,15 @@ def agent(config: dict[str, Any], directory: Path) -> Iterator[dict[str, Any]]:
             process.terminate()
 
 
+def family(pid: int) -> list[int]:
+    """The agent's processes: the parent, its courier, its workers."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
 def cpu_of(pid: int) -> float:
-    """CPU seconds of a process, all its threads (Linux's clock of another process)."""
-    return time.clock_gettime(~pid << 3 | 2)
+    """CPU seconds of an agent, all its processes and threads (Linux's clocks of other processes)."""
+    return sum(time.clock_gettime(~member << 3 | 2) for member in family(pid))
 
 
 class Asker(asyncio.Protocol):
