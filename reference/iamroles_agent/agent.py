@@ -17,7 +17,7 @@ from iamroles_agent.courier import Courier
 from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.identity_header import part as identity_keys
 from iamroles_agent.link import Birth
-from iamroles_agent.policy import load, load_policy
+from iamroles_agent.policy import load
 from iamroles_agent.supervisor import Life, Supervisor
 from iamroles_agent.tokens.authenticator import rules_of
 from iamroles_agent.worker import Worker
@@ -201,6 +201,6 @@ def _at_start(restored: Restored | None, part: Part) -> Document:
 
 def _read(path: Path) -> tuple[Config, Part]:
     config = load(path)
-    policy = load_policy(path, config)
     rules_of(config)
-    return config, policy_part.encode(policy)
+    shadow = config.agent.shadow_policy
+    return config, policy_part.encode(config, None if shadow is None else load(path.parent / shadow))

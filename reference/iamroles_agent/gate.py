@@ -32,6 +32,7 @@ from hashlib import sha256
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import PreparedRecord, prepare
 from iamroles_agent.audit.redaction import credential_hash
+from iamroles_agent.crumbs import crumble
 from iamroles_agent.identity import Decision, Identity, Request
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.metrics import Metrics
@@ -118,7 +119,9 @@ class Gate:
 
     def replace(self, policy: Policy, authenticator: Authenticator) -> None:
         """Put a new policy in force at once; nothing remembered survives (RELOAD-ALL-001)."""
+        former = self._state
         self._state = _State(policy, authenticator, authenticator.generation)
+        crumble([former.young, former.old])
 
     def recall(self, key: bytes, context: Context) -> bytes | None:
         """The remembered answer to this very question, recorded in the audit; None if there is none."""
@@ -228,10 +231,9 @@ class Gate:
 
     def _current(self) -> _State:
         """What is in force now; without its memory where a key was lost since."""
-        state = self._state
-        if state.generation != state.authenticator.generation:
-            state = self._state = _State(state.policy, state.authenticator, state.authenticator.generation)
-        return state
+        if self._state.generation != self._state.authenticator.generation:
+            self.replace(self._state.policy, self._state.authenticator)
+        return self._state
 
     async def _decide(self, state: _State, check: Check) -> tuple[Decision, int | None]:
         """The decision, and until when it would be decided the same, None where that is not known."""
@@ -268,7 +270,7 @@ class Gate:
     def _remembered(self, key: bytes) -> _Verdict | None:
         state = self._state
         if state.generation != state.authenticator.generation:
-            state = self._state = _State(state.policy, state.authenticator, state.authenticator.generation)
+            state = self._current()
         if len(key) > _LONGEST_KEY:
             key = sha256(key).digest()
         verdict = state.young.get(key)

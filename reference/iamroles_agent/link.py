@@ -39,6 +39,9 @@ class Birth:
     """Of a worker: its place's socket, listening. Of the courier: the first one's."""
     listeners: tuple[socket.socket, ...]
     """Of all places."""
+    turn: int
+    """A descriptor that whoever builds much locks: the workers build one after the other, so that the others
+    answer meanwhile. The lock of a member that dies is free (POSIX record locks)."""
     why: str
     """What became of the member before it, "" for the first."""
 

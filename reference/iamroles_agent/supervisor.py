@@ -132,6 +132,7 @@ class Supervisor:
             self._settings.listen, self._settings.workers
         )
         self._address = listening.address_of(self._listeners[0])
+        self._turn = os.memfd_create("iamroles-turn")
         wake, waker = socket.socketpair()
         wake.setblocking(False)
         waker.setblocking(False)
@@ -148,6 +149,7 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._selector.close()
+            os.close(self._turn)
             for sock in (wake, waker, *self._listeners):
                 sock.close()
             listening.remove_unix(self._address)
@@ -256,7 +258,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             name = "iamroles-courier" if index == COURIER else f"iamroles-w{index}"
             Path("/proc/self/comm").write_text(name[:15], encoding="ascii")
-        birth = Birth(index, self.plane.document, channel, listener, self._listeners, effect.why)
+        birth = Birth(index, self.plane.document, channel, listener, self._listeners, self._turn, effect.why)
         life = self._crew.courier if index == COURIER else self._crew.worker
         last_words = channel.dup()  # the loop closes the channel
         try:

@@ -8,6 +8,7 @@ loop: policy, keys and memory together.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import json
 import logging
@@ -42,7 +43,7 @@ class Worker:
     """
 
     def __init__(self, config: Config, birth: Birth) -> None:
-        self.index, self.config, self._birth = birth.index, config, birth
+        self.index, self.config, self.birth = birth.index, config, birth
         self.connections = ConnectionStats()
         self.link = Link(birth.channel, birth.document, self._stats)
         self.gate: Gate | None = None
@@ -69,8 +70,8 @@ class Worker:
         try:
             metrics.connections, metrics.audit = self.connections, audit.state
             await self.link.build(Holdings(self.kinds))
-            if self._birth.why:
-                audit.event("replaced", {"why": self._birth.why[:500], "version": self.link.document.version})
+            if self.birth.why:
+                audit.event("replaced", {"why": self.birth.why[:500], "version": self.link.document.version})
             metrics.health = self.health
             if address := metrics.serve():
                 _log.info("worker %d: metrics on http://%s/metrics", self.index, address)
@@ -89,7 +90,7 @@ class Worker:
             end.cancel()
             return
         assert self.gate is not None  # noqa: S101 - the policy was built
-        server = Server(self.gate, self.config.agent, sock=self._birth.listener, stats=self.connections)
+        server = Server(self.gate, self.config.agent, sock=self.birth.listener, stats=self.connections)
         await server.start()
         self.link.send(message("serving"))
         await end
@@ -167,6 +168,8 @@ class _Policy:
         self._worker.audit.reopen()
         # A full collection holds the interpreter for long where a large policy is being built; and what is
         # built here lives as long as the policy, so the collector need never look at it again.
+        turn = self._worker.birth.turn
+        fcntl.lockf(turn, fcntl.LOCK_EX)
         gc.disable()
         try:
             policy = policy_part.decode(coming[POLICY])
@@ -174,6 +177,7 @@ class _Policy:
         finally:
             gc.freeze()
             gc.enable()
+            fcntl.lockf(turn, fcntl.LOCK_UN)
         worker = self._worker
 
         def switch() -> None:
@@ -185,7 +189,9 @@ class _Policy:
             else:
                 assert worker.gate is not None  # noqa: S101 - made with the authenticator
                 authenticator.adopt(policy.config, rules)
+                former = worker.gate.policy
                 worker.gate.replace(policy, authenticator)
+                former.crumble()
             worker.metrics.policy(policy.version)
             worker.audit.policy(policy.version, accepted=True)
 

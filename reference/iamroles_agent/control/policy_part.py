@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from iamroles_agent.config import CHECKED, Backend, Config, Deny, Grant, Group, Role, Scope
 from iamroles_agent.control.document import Part
-from iamroles_agent.policy.compiled import Policy
+from iamroles_agent.policy.compiled import Policy, version_of
 
 _ROWS = 100
 _MAIN, _SHADOW = "policy", "shadow"
@@ -29,12 +29,12 @@ _TABLES: dict[str, TypeAdapter[list[Any]]] = {
 }
 
 
-def encode(policy: Policy) -> Part:
-    """The part of a policy that was loaded, with the one that shadows it."""
-    pieces = list(_cut(policy.config, _MAIN))
-    if policy.shadow is not None:
-        pieces += _cut(policy.shadow.config, _SHADOW)
-    return Part.of(pieces, digest=policy.version)
+def encode(config: Config, shadow: Config | None = None) -> Part:
+    """The part of a checked configuration, with the one that shadows it."""
+    pieces = list(_cut(config, _MAIN))
+    if shadow is not None:
+        pieces += _cut(shadow, _SHADOW)
+    return Part.of(pieces, digest=version_of(config))
 
 
 def _cut(config: Config, which: str) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+from iamroles_agent.crumbs import crumble
 from iamroles_agent.identity import Identity
 from iamroles_agent.tokens.keys import Key
 
@@ -83,5 +84,6 @@ class IdentityCache:
 
     def clear(self) -> None:
         """Forget all."""
-        self._entries.clear()
+        former, self._entries = self._entries, OrderedDict()
         self.bytes = 0
+        crumble([former])
