@@ -204,3 +204,17 @@ def test_mint_with_a_jwk(folder):
 
     assert '"from-the-key"' in invoke("inspect", made).output
     assert members["d"] not in invoke("mint", "--key", str(folder / "key.json"), "--jwks").output
+
+
+def test_a_token_by_the_name_of_rfc_9864(folder: Path) -> None:
+    recipe = folder / "recipe.toml"
+    recipe.write_text('alg = "Ed25519"\n' + RECIPE)
+    policy = folder / "policy.toml"
+    policy.write_text(policy.read_text().replace('"EdDSA"', '"Ed25519"'))
+    minted_token, jwks = minted(folder, "EdDSA")
+
+    result = invoke("inspect", minted_token, "--config", str(policy), "--jwks", jwks)
+
+    assert result.exit_code == 0
+    assert "signature: verified" in result.output
+    assert 'alg: "Ed25519"' in result.output

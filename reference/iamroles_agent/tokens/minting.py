@@ -60,6 +60,11 @@ def load_private_key(path: Path) -> tuple[PrivateKey, str | None]:
     return key, kid
 
 
+# PyJWS, not PyJWT: it signs the bytes as they are, also claims that no issuer should write.
+_SIGNER = jwt.api_jws.PyJWS()
+_SIGNER.register_algorithm("Ed25519", OKPAlgorithm())
+
+
 def default_algorithm(key: PrivateKey) -> str:
     """The usual algorithm of a key.
 
@@ -120,10 +125,9 @@ def mint(recipe: dict[str, Any], key: PrivateKey, kid: str | None, now: int) -> 
     payload = {name: _absolute(name, value, now) for name, value in timed.items()}
     kid = recipe.get("kid", kid)
     members = {"typ": recipe.get("typ", "JWT")} | ({"kid": kid} if kid else {}) | header
-    # PyJWS, not PyJWT: it signs the bytes as they are, also claims that no issuer should write.
     body = json.dumps(payload, separators=(",", ":")).encode()
     try:
-        return jwt.api_jws.PyJWS().encode(body, key, alg, headers=members)
+        return _SIGNER.encode(body, key, alg, headers=members)
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
         raise RecipeError(
             f"the key does not fit {alg}, or the header is not one that can be signed"
