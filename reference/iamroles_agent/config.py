@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+_SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -29,6 +30,18 @@ def _seconds(value: object, info: ValidationInfo) -> float:
 
 Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str)]
 """Seconds, written as a string with a unit."""
+
+
+def _bytes(value: object, info: ValidationInfo) -> int:
+    if info.context is CHECKED and type(value) is int:
+        return value
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,6})(KB|MB|GB|TB)", value)):
+        return int(match[1]) * _SIZES[match[2]]
+    raise ValueError('a size is a string such as "500MB", "20GB"; 1MB is 1,000,000 bytes')
+
+
+Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=str)]
+"""Bytes, written as a string with a unit."""
 ClaimPath = str | list[str]
 """A claim's name, or the names on the way into nested objects."""
 
@@ -78,6 +91,9 @@ class AuditSettings(Model):
     """What a decision becomes when it cannot be recorded (full disk): fail closed or open."""
     sync: Duration = 1.0
     """The declared window: a kill -9 may lose at most the last so many seconds (0s: fsync each batch)."""
+    keep: Size | None = Field(default=None, ge=1_000_000)
+    """Disk that each worker's log may take, "1MB" at least: the agent rotates it and removes the oldest of
+    its files, on record. Left out: the agent removes nothing."""
     required: bool = False
     """Refuse to start where the path is `none`."""
 

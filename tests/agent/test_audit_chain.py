@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from audit_support import decided
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,8 @@ DENY = Decision(allow=False, reason=Reason.NO_GRANT, principal="bob", roles=(ROL
 
 def record(log: Audit, count: int = 1, decision: Decision = ALLOW) -> None:
     for number in range(count):
-        assert log.decision(
+        assert decided(
+            log,
             decision,
             request_id=f"req-{number}",
             src="192.0.2.7",

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from audit_support import decided
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +44,8 @@ def opened(path: Path, **more: object) -> Audit:
 
 
 def decide(log: Audit, request: str, *, path: str = "/orders", decision: Decision | None = None) -> bool:
-    return log.decision(
+    return decided(
+        log,
         decision or Decision(allow=True, principal="alice"),
         request_id=request,
         src="192.0.2.7",
@@ -85,7 +87,8 @@ class TestBounds:
         path = tmp_path_factory.mktemp("bounds") / "audit.jsonl"
         log = opened(path)
         principal, session, detail, method, host, sent_path, role, request = texts
-        log.decision(
+        decided(
+            log,
             Decision(
                 allow=False,
                 reason=Reason.TOKEN_NOT_YET_VALID,
@@ -125,17 +128,16 @@ class TestBounds:
         assert max(map(len, path.read_bytes().splitlines())) < MOST
         found = next(line for line in lines(path) if "verdict" in line)
         order = list(found)
-        decided = [order.index(name) for name in DECIDED if name in found]
-        sent = [order.index(name) for name in SENT if name in found]
-        assert max(decided) < min(sent)
+        first = [order.index(name) for name in DECIDED if name in found]
+        after = [order.index(name) for name in SENT if name in found]
+        assert max(first) < min(after)
         assert verify([path]).whole
 
     def test_the_longest_possible_line_keeps_to_the_bound(self, tmp_path):
         """Each field as long as it gets: what the bounds add up to, not what a search happens to find."""
         path = tmp_path / "audit.jsonl"
         log = opened(path)
-        log.decision(
-            Decision(
+        decided(log, Decision(
                 allow=False, reason=Reason.TOKEN_NOT_YET_VALID, detail="!" * 900, role="!" * 900,
                 principal="!" * 900, session="!" * 900, issuer="!" * 900, rule="!" * 900, backend="!" * 900,
                 expires=1 << 62, credential="!" * 900, roles=("!" * 90,) * 90, unmapped=("!" * 90,) * 90,
@@ -238,7 +240,7 @@ class TestOneWriter:
         log = opened(path)
         decide(log, "a")
         assert log.flush()
-        log._who = log._who[: log._who.index(b'"writer"')] + b'"writer":"0badf00d"'
+        log._journal._who = b',"worker":0,"writer":"0badf00d"'
         decide(log, "b")
         log.close()
 
@@ -271,6 +273,7 @@ class TestOneWriter:
 
 STREAM = """
     import os, sys
+    from audit_support import decided
     from iamroles_agent.audit.log import Audit
     from iamroles_agent.config import AuditSettings
     from iamroles_agent.identity import Decision
@@ -280,8 +283,8 @@ STREAM = """
         if not (child := os.fork()):
             log = Audit(AuditSettings(path=sys.argv[1], sync="20ms"), worker=worker)
             for number in range(150):
-                log.decision(
-                    Decision(allow=False, principal="p" * 300, detail="d" * 300, roles=("r" * 60,) * 20),
+                decided(
+                    log, Decision(allow=False, principal="p" * 300, detail="d" * 300, roles=("r" * 60,) * 20),
                     request_id=f"{worker}-{number}", src="192.0.2.7", method="GET", host="h" * 400,
                     path="/" + "x" * (37 * number), policy_version="v", generation=1,
                 )
@@ -301,6 +304,7 @@ def test_several_workers_on_one_pipe_tear_no_line(tmp_path):
         stderr=subprocess.PIPE,
         check=True,
         timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
     )
     captured.write_bytes(run.stderr)
 
@@ -327,6 +331,7 @@ def test_a_stream_cut_or_added_to_is_found(tmp_path):
         stderr=subprocess.PIPE,
         check=True,
         timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
     )
     texts = run.stderr.splitlines(keepends=True)
     records = [at for at, text in enumerate(texts) if text.startswith(b"{")]
@@ -427,7 +432,7 @@ class TestDurable:
         assert sum(bool(SEALED.search(line)) for line in path.read_bytes().splitlines(keepends=True)) < 250
 
     async def test_a_disk_that_does_not_answer_refuses_and_leaves_the_loop_free(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("iamroles_agent.audit.log._PATIENCE", 0.3)
+        monkeypatch.setattr("iamroles_agent.audit.trouble.PATIENCE", 0.3)
         reader = small_pipe(tmp_path / "pipe")
         log = opened(tmp_path / "pipe", sync="0s")
         tasks = []
@@ -468,7 +473,7 @@ class TestDurable:
 @pytest.mark.parametrize(("on_error", "answered"), [("deny", False), ("allow", True)])
 def test_a_disk_that_does_not_answer_within_the_window_is_an_error(tmp_path, monkeypatch, on_error, answered):
     """With a window, too: what it promises is not kept in silence."""
-    monkeypatch.setattr("iamroles_agent.audit.log._PATIENCE", 0.2)
+    monkeypatch.setattr("iamroles_agent.audit.trouble.PATIENCE", 0.2)
     reader = small_pipe(tmp_path / "pipe")
     log = opened(tmp_path / "pipe", on_error=on_error)
     for number in range(300):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from audit_support import decided
 
 from iamroles_agent.audit.chain import Head
 from iamroles_agent.audit.file import head_path, tree_of
@@ -24,6 +25,7 @@ from iamroles_agent.identity import Decision
 
 CHILD = """
     import asyncio, json, resource, signal, sys, time
+    from audit_support import decided
     from iamroles_agent.audit.log import Audit
     from iamroles_agent.config import AuditSettings
     from iamroles_agent.identity import Decision
@@ -38,8 +40,8 @@ CHILD = """
         return await log.settled()
 
     def recorded(log, request):
-        return log.decision(
-            Decision(allow=True, principal="alice"), request_id=request, src="192.0.2.7", method="GET",
+        return decided(
+            log, Decision(allow=True, principal="alice"), request_id=request, src="192.0.2.7", method="GET",
             host="h", path="/orders", policy_version="v", generation=1,
         )
 """
@@ -52,6 +54,7 @@ def child(body: str, path: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
     )
 
 
@@ -73,7 +76,7 @@ def decide(log: Audit, request: str, **more: object) -> bool:
         "policy_version": "v",
         "generation": 1,
     }
-    recorded = log.decision(Decision(allow=True, principal="alice"), **(arguments | more))
+    recorded = decided(log, Decision(allow=True, principal="alice"), **(arguments | more))
     return recorded and (not log.durable or asyncio.run(settled(log)))
 
 
@@ -437,7 +440,8 @@ class TestSecrets:
     def test_no_token_appears_wherever_a_client_puts_it(self, tmp_path, secret):
         path = tmp_path / "audit.jsonl"
         log = opened(path)
-        log.decision(
+        decided(
+            log,
             Decision(
                 allow=False, detail=f"bad role {secret}", principal=secret, session=secret, roles=(secret,)
             ),
@@ -501,7 +505,8 @@ def test_hostile_strings_stay_one_line_of_json(tmp_path):
 
 def test_a_disk_slower_than_the_load_is_said_and_declared(tmp_path, monkeypatch, caplog):
     """The buffer's bound is lowered; the disk is a pipe that nobody reads, until somebody does."""
-    monkeypatch.setattr("iamroles_agent.audit.log._LIMIT", 1 << 18)
+    monkeypatch.setattr("iamroles_agent.audit.log.LIMIT", 1 << 18)
+    monkeypatch.setattr("iamroles_agent.audit.trouble.LIMIT", 1 << 18)
     monkeypatch.setattr("iamroles_agent.audit.log._BATCH", 1 << 17)
     path = tmp_path / "pipe"
     os.mkfifo(path)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from audit_support import decided
 from click.testing import CliRunner
 
 from iamroles_agent.audit.log import Audit
@@ -47,8 +48,8 @@ def logs(tmp_path):
     path = tmp_path / "audit.jsonl"
     audit = Audit(AuditSettings(path=str(path)), clock=lambda: now[0])
     for request, reason in (("r0", None), ("late", None), ("r1", Reason.KEYS_UNAVAILABLE)):
-        audit.decision(
-            Decision(allow=reason is None, reason=reason, principal="alice" if reason is None else ""),
+        decided(
+            audit, Decision(allow=reason is None, reason=reason, principal="alice" if reason is None else ""),
             request_id=request, src="192.0.2.9", method="GET", host="shop", path=f"/{request}",
             policy_version="v", generation=1,
         )  # fmt: skip

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+from audit_support import decided
 from click.testing import CliRunner
 
 from iamroles_agent.audit.log import Audit
@@ -39,8 +40,8 @@ def log(tmp_path_factory):
         (Decision(allow=False, reason=Reason.NO_GRANT, principal="=cmd()", roles=(READER,)), "/x"),
     ]
     for number, (decision, path_asked) in enumerate(decisions):
-        audit.decision(
-            decision, request_id=f"r{number}", src="192.0.2.7", method="GET", host="shop", path=path_asked,
+        decided(
+            audit, decision, request_id=f"r{number}", src="192.0.2.7", method="GET", host="shop", path=path_asked,
             policy_version="v", generation=1,
         )  # fmt: skip
         now[0] += 600
@@ -159,8 +160,7 @@ def test_a_use_whose_verdict_is_not_given_is_told(log, tmp_path):
     path = tmp_path / "audit.jsonl"
     audit = Audit(AuditSettings(path=str(path)))
     for number in range(2):
-        audit.decision(
-            Decision(allow=True), request_id=f"r{number}", src="", method="", host="", path="",
+        decided(audit, Decision(allow=True), request_id=f"r{number}", src="", method="", host="", path="",
             policy_version="v", generation=1,
         )  # fmt: skip
     audit.close()

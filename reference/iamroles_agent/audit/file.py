@@ -19,6 +19,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,30 @@ def worker_path(path: str, worker: int, turn: int = 0) -> Path:
         return first
     mark = (f".w{worker}" if worker else "") + (f".t{turn}" if turn else "")
     return first.with_name(f"{first.stem}{mark}{first.suffix}")
+
+
+def rotated_path(path: Path, seq: int) -> Path:
+    """What the agent renames a log to when it rotates it itself, with about the last record's number."""
+    return path.with_name(f"{path.name}.{seq:015d}")
+
+
+def over_budget(path: Path | None, keep: int) -> list[tuple[Path, int]]:
+    """The oldest files that the agent rotated, with sizes; without them the rest takes at most `keep`."""
+    if path is None:
+        return []
+    rotated = sorted(
+        (found, found.stat().st_size)
+        for found in path.parent.iterdir()
+        if re.fullmatch(re.escape(path.name) + r"\.\d{15}(\.gz)?", found.name)
+    )
+    gone: list[tuple[Path, int]] = []
+    spent = sum(size for _, size in rotated)
+    for found, size in rotated:
+        if spent <= keep:
+            break
+        spent -= size
+        gone.append((found, size))
+    return gone
 
 
 class LogFile:
@@ -130,6 +155,11 @@ class LogFile:
                     raise _foreign(path)
                 return b"", b"".join(lines)
             block *= 4
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._size
 
     def write(self, data: bytes) -> None:
         """Append a batch.

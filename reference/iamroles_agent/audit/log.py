@@ -35,39 +35,30 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from iamroles_agent import __version__
-from iamroles_agent.audit.chain import Head, portions, seal
+from iamroles_agent.audit.chain import Head
 from iamroles_agent.audit.file import FileInUseError, LogFile, worker_path
+from iamroles_agent.audit.journal import GAP, Journal
 from iamroles_agent.audit.record import (
     FORMAT,
     PreparedRecord,
     Value,
     happened,
     members,
-    prepare,
     request_member,
     termination,
     timestamp,
 )
+from iamroles_agent.audit.trouble import LIMIT, Trouble
 from iamroles_agent.config import AuditSettings
 from iamroles_agent.errors import StartError
-from iamroles_agent.identity import Decision
 
 _log = logging.getLogger("iamroles.audit")
 
 _BATCH = 1 << 20
 """Bytes after which the writer does not wait any longer."""
-_SEALED = 1 << 18
-"""Bytes of one batch in a file, at most: what proves a line holds its batch."""
-_UNBROKEN = 4096 - 256
-"""Bytes of one batch in a stream, without its seal: Linux writes up to 4,096 bytes into a pipe unbroken by
-other writers (PIPE_BUF)."""
-_LIMIT = 64 << 20
-"""Bytes the buffer may hold before decisions count as not recordable."""
 _LINGER = 0.25
 _RETRY = 0.2
 """Seconds between attempts to write while that fails."""
-_PATIENCE = 2.0
-"""Seconds beyond `sync` that the disk may take before decisions count as not recordable."""
 _LAST_PATIENCE = 5.0
 """Seconds that `close` waits for the disk."""
 _KNOWN = 1024
@@ -120,20 +111,21 @@ class Audit:
         self._turns = range(_TURNS + 1 if takeover else 1)
         self._turn_taken = 0
         self._clock = clock
-        self._admit_unrecorded = settings.on_error == "allow"
         self._linger = min(settings.sync / 4, _LINGER)
-        self._patience = settings.sync + _PATIENCE
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._hurry = threading.Event()
+        self._trouble = Trouble(
+            admit=settings.on_error == "allow",
+            sync=settings.sync,
+            clock=clock,
+            name=lambda: self._name,
+            look=self._wake.set,
+        )
         self._written = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[tuple[int, asyncio.Future[bool]]] = deque()
-        self._blocked = ""
-        self._writing_since = 0.0
-        self._lost = self._lost_ever = self._failures = 0
-        self._lost_since = 0.0
-        self._overruled: int | None = None
+        self._failures = 0
         self._closing = False
         # Lines, in the caller's thread and under the lock.
         self._pending = bytearray()
@@ -141,32 +133,25 @@ class Audit:
         self._millisecond = -1
         self._prefix = ""
         self._end = "}\n"
+        self._brief = True
         self._file_token = object()
         self._known: dict[str, str] = {}
-        # The chain, in the writer's thread.
-        self._opening = b""
-        self._hand: deque[tuple[bytes, Head]] = deque()
-        self._hand_bytes = 0
-        self._head = self._stands = Head()
-        """The chain as sealed, and as it stands in the file."""
-        self._already = b""
-        self._safe = 0
-        self._who = b""
-        self._file: LogFile | None = None
+        self._journal: Journal | None = None
         self._thread: threading.Thread | None = None
         if settings.path != "none":
             self._start()
 
     def _start(self) -> None:
-        self._file = file = self._open()
-        self._head = self._stands = file.last
-        self._already = file.unsealed
-        self._safe = self._first = self._seq = max(file.seq, file.last.seq)
+        file = self._open()
         writer = f',"writer":"{secrets.token_hex(4)}"'
         turn = f',"turn":{self._turn_taken}' if self._turn_taken else ""
         who = f',"worker":{self._worker}{turn},"agent":"{__version__}"'
-        self._who = (who + writer if file.regular else who).encode()
         self._end = "}\n" if file.regular else writer + "}\n"
+        self._brief = file.regular
+        self._journal = journal = Journal(
+            file, (who + writer if file.regular else who).encode(), self, keep=self.settings.keep
+        )
+        self._first = self._seq = journal.safe
         if file.missing:
             _log.error(
                 "the audit log %s ends %d records before its head says: records were removed. "
@@ -175,7 +160,7 @@ class Audit:
                 file.missing,
             )
         with self._lock:
-            self._append(self._start_members("started", file, self._stands))
+            self._append(self.start_members("started", file, journal.stands))
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -202,13 +187,13 @@ class Audit:
     @property
     def durable(self) -> bool:
         """Whether an answer has to wait for `settled`."""
-        return self._file is not None and self.settings.sync == 0.0
+        return self._journal is not None and self.settings.sync == 0.0
 
     @property
     def refusing(self) -> bool:
         """Whether no decision but `internal_error` could be answered right now."""
         with self._lock:
-            return not self._admit_unrecorded and self._failing()
+            return not self._trouble.admit and self._trouble.failing()
 
     def record(
         self,
@@ -223,11 +208,13 @@ class Audit:
             Whether the decision may be answered as it is, where `durable` after `settled`: False where it
             could not be recorded and `on_error` is `deny`; the caller then refuses with `internal_error`.
         """
-        if self._file is None:
+        if self._journal is None:
             return True
         with self._lock:
-            if (self._writing_since or self._blocked) and self._failing() and not self._room():
-                return self._admit_unrecorded
+            trouble = self._trouble
+            busy = trouble.writing_since or trouble.blocked
+            if busy and trouble.failing() and not trouble.room(len(self._pending)):
+                return trouble.admit
             self._append(
                 prepared.use if prepared.said_in is self._file_token else self._say(prepared),
                 request_id,
@@ -245,50 +232,21 @@ class Audit:
         return self._settled(self._seq)
 
     async def _settled(self, seq: int) -> bool:
-        if self._file is None or self._safe >= seq:
+        journal = self._journal
+        if journal is None or journal.safe >= seq:
             return True
         self._loop = loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
         self._waiting.append((seq, future))
-        if self._safe >= seq or self._blocked:
+        if journal.safe >= seq or self._trouble.blocked:
             self._settle()
         try:
-            return await asyncio.wait_for(asyncio.shield(future), self._patience)
+            return await asyncio.wait_for(asyncio.shield(future), self._trouble.patience)
         except TimeoutError:
             with self._lock:
-                self._block(f"no answer from the disk within {self._patience:g} s")
+                self._trouble.block(f"no answer from the disk within {self._trouble.patience:g} s")
             self._settle()
             return await future
-
-    def decision(
-        self,
-        decision: Decision,
-        *,
-        request_id: str,
-        src: str,
-        src_port: int | None = None,
-        stream: int | None = None,
-        method: str,
-        host: str,
-        path: str,
-        requested_role: str | None = None,
-        policy_version: str,
-        generation: int,
-        enforced: bool = True,
-    ) -> bool:
-        """Prepare and record in one go, for a verdict that is not cached. Returns as `record` does."""
-        prepared = prepare(
-            decision,
-            src=src,
-            method=method,
-            host=host,
-            path=path,
-            requested_role=requested_role,
-            policy_version=policy_version,
-            generation=generation,
-            enforced=enforced,
-        )
-        return self.record(prepared, request_id, src_port, stream)
 
     def termination(
         self,
@@ -347,10 +305,10 @@ class Audit:
     def _note(
         self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
     ) -> None:
-        if self._file is None:
+        if self._journal is None:
             return
         with self._lock:
-            if len(self._pending) < 2 * _LIMIT:  # a disk that has been stuck for days
+            if len(self._pending) < 2 * LIMIT:  # a disk that has been stuck for days
                 self._append(body, request_id, src_port, stream)
 
     def reopen(self) -> None:
@@ -363,25 +321,26 @@ class Audit:
         with self._lock:
             return AuditState(
                 self._seq - self._first,
-                self._lost_ever,
+                self._trouble.lost_ever,
                 self._failures,
-                self._failing(),
-                len(self._pending) + self._hand_bytes,
+                self._trouble.failing(),
+                len(self._pending) + (0 if self._journal is None else self._journal.hand_bytes),
             )
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything recorded so far is on disk; False if that did not happen in time."""
-        if self._file is None:
+        journal = self._journal
+        if journal is None:
             return True
         with self._lock:
             seq = self._seq
         self.reopen()
         with self._written:
-            return self._written.wait_for(lambda: self._safe >= seq, timeout)
+            return self._written.wait_for(lambda: journal.safe >= seq, timeout)
 
     def close(self) -> None:
         """Write what is left, end the chain, let go of the file. What cannot be written is said and lost."""
-        if self._thread is None or self._file is None:
+        if self._thread is None or self._journal is None:
             return
         self._closing = True
         self.reopen()
@@ -389,8 +348,8 @@ class Audit:
         if self._thread.is_alive():  # stuck in a write that never returns
             _log.error("the audit log %s does not take its last records", self._name)
             return
-        self._file.close()
-        self._file = self._thread = None
+        self._journal.file.close()
+        self._journal = self._thread = None
 
     # Lines: under the lock, in the caller's thread.
 
@@ -403,8 +362,8 @@ class Audit:
         pending += self._line(body, request_id, src_port, stream)
         if len(pending) >= _BATCH:
             self._hurry.set()
-            if len(pending) + self._hand_bytes >= _LIMIT:
-                self._block(f"the disk is slower than the load: {_LIMIT >> 20} MiB wait to be written")
+            if len(pending) + (0 if self._journal is None else self._journal.hand_bytes) >= LIMIT:
+                self._trouble.block(f"the disk is slower than the load: {LIMIT >> 20} MiB wait to be written")
 
     def _line(
         self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
@@ -422,7 +381,7 @@ class Audit:
 
     def _say(self, prepared: PreparedRecord) -> str:
         """What to write where this file does not have the verdict yet, as far as its object knows."""
-        if self._file is None or not self._file.regular:
+        if not self._brief:
             return prepared.body
         prepared.said_in = self._file_token
         use = self._known.get(prepared.body)
@@ -435,11 +394,36 @@ class Audit:
         self._known[prepared.body] = prepared.use
         return prepared.body
 
+    # What the journal asks for, in its thread.
+
+    def take(self, mark: str = "", reason: str = "") -> bytearray:
+        """All lines that wait, with a last one of this kind if it is named."""
+        with self._lock:
+            if mark:
+                self._append(members({"kind": mark, "reason": reason}))
+            lines, self._pending = self._pending, bytearray()
+            return lines
+
+    def turn(self) -> tuple[bytearray, bytes]:
+        """All lines that wait and an `end`; and the `start` that follows, with a `GAP` for its members."""
+        with self._lock:
+            self._append(members({"kind": "end", "reason": "rotated"}))
+            lines, self._pending = self._pending, bytearray()
+            self._say_all_again()
+            return lines, self._line(GAP.decode())
+
+    def go_on(self, reason: str, file: LogFile, after: Head) -> None:
+        """Say in the middle of a file which record its first one follows."""
+        with self._lock:
+            self._say_all_again()
+            self._append(self.start_members(reason, file, after))
+
     def _say_all_again(self) -> None:
         self._file_token = object()
         self._known.clear()
 
-    def _start_members(self, reason: str, file: LogFile, after: Head) -> str:
+    def start_members(self, reason: str, file: LogFile, after: Head) -> str:
+        """The members of a `start` record: why, what is promised, the chain and tree that it continues."""
         peaks = ",".join(f'"{peak.hex()}"' for peak in after.tree.peaks)
         return (
             members(
@@ -458,76 +442,22 @@ class Audit:
             + f',"batches":{after.tree.size},"peaks":[{peaks}]'
         )
 
-    # When it cannot be written.
-
-    def _failing(self) -> bool:
-        if self._blocked:
-            return True
-        since = self._writing_since
-        if not since or time.monotonic() - since < self._patience:
-            return False
-        self._block(f"the disk has not answered for {self._patience:g} s")
-        return True
-
-    def _room(self) -> bool:
-        """Whether a record may still be buffered while the log fails; counts the decision as lost if not."""
-        if self._admit_unrecorded and len(self._pending) < _LIMIT:
-            return True
-        self._lost += 1
-        self._lost_ever += 1
-        return False
-
-    def _block(self, why: str) -> None:
-        if self._blocked:
-            return
-        self._blocked = why
-        self._lost_since = self._clock()
-        self._wake.set()  # whatever holds it up, the writer tries, and says when it works again
-        _log.error(
-            "audit: %s cannot be written: %s; decisions are now %s (audit.on_error = %s)",
-            self._name,
-            why,
-            "answered unrecorded" if self._admit_unrecorded else "refused",
-            self.settings.on_error,
-        )
-
-    def _unblock(self) -> None:
-        if not self._blocked:
-            return
-        _log.error("audit: %s is written again; %d decisions are not on record", self._name, self._lost)
-        why, self._blocked = self._blocked, ""
-        if self._lost or self._overruled is not None:
-            since, lost, self._lost = self._lost_since, self._lost, 0
-            overruled, self._overruled = self._overruled, None
-            self._append(
-                members(
-                    {
-                        "kind": "gap",
-                        "lost": lost,
-                        "since": timestamp(since),
-                        "overruled": overruled,
-                        "answered": self.settings.on_error,
-                        "detail": why,
-                    }
-                )
-            )
-
     @property
     def _name(self) -> str:
-        return "standard error" if self._file is None or self._file.path is None else str(self._file.path)
+        path = None if self._journal is None else self._journal.file.path
+        return "standard error" if path is None else str(path)
 
     def _settle(self) -> None:
         """Tell those whose record is on disk, or will not be in time; on the event loop."""
-        waiting = self._waiting
-        while waiting and (waiting[0][0] <= self._safe or self._blocked):
+        waiting, safe = self._waiting, 0 if self._journal is None else self._journal.safe
+        while waiting and (waiting[0][0] <= safe or self._trouble.blocked):
             seq, future = waiting.popleft()
             if future.done():
                 continue
-            if seq > self._safe and not self._admit_unrecorded and self._overruled is None:
-                self._overruled = seq
-            future.set_result(seq <= self._safe or self._admit_unrecorded)
+            future.set_result(seq <= safe or self._trouble.overrule(seq))
 
-    def _tell(self) -> None:
+    def told(self) -> None:
+        """More is on disk, or will not be: wake those who wait."""
         with self._written:
             self._written.notify_all()
         if self._loop is not None:
@@ -555,99 +485,20 @@ class Audit:
 
     def _drain(self, closing: bool) -> bool:
         """Write and sync what is there; False if it has to be tried again."""
-        self._writing_since = time.monotonic()
+        assert self._journal is not None  # noqa: S101 - the thread only runs while there is one
+        self._trouble.writing_since = time.monotonic()
         try:
-            self._flow(closing)
+            self._journal.flow(closing=closing)
         except Exception as error:  # noqa: BLE001 - whatever it is, decisions must not go on unrecorded
             self._failures += 1
             with self._lock:
-                self._block(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
+                self._trouble.block(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
             return False
         else:
             with self._lock:
-                self._unblock()
+                if gap := self._trouble.end():
+                    self._append(gap)
             return True
         finally:
-            self._writing_since = 0.0
-            self._tell()
-
-    def _flow(self, closing: bool) -> None:
-        file = self._file
-        assert file is not None  # noqa: S101 - the thread only runs while a file is open
-        if self._already:  # what a crash left is sealed where it stands
-            self._take()
-            self._put(file)
-        if file.emptied():
-            self._continue("truncated", file)
-        moved = file.moved()
-        if self._hand:  # what could not be written before; where to is wherever the path leads now
-            if moved:
-                old, self._file = file, file.follow()
-                old.close()
-                file, moved = self._file, False
-                self._continue("rotated", file)
-            self._put(file)
-        if moved:
-            file = self._turn(file)
-        self._take("end" if closing else "")
-        self._put(file)
-
-    def _take(self, mark: str = "", reason: str = "stopped") -> None:
-        """Seal what is pending."""
-        with self._lock:
-            if mark:
-                self._append(members({"kind": mark, "reason": reason}))
-            lines, self._pending = self._pending, bytearray()
-        self._seal(lines)
-
-    def _seal(self, lines: bytearray) -> None:
-        assert self._file is not None  # noqa: S101 - as in `_flow`
-        lines[:0] = self._opening
-        self._opening = b""
-        for batch in portions(lines, _SEALED if self._file.regular else _UNBROKEN):
-            self._head = seal(batch, self._head, self._who, self._already)
-            self._already = b""
-            self._hand.append((bytes(batch), self._head))
-            self._hand_bytes += len(batch)
-
-    def _put(self, file: LogFile) -> None:
-        while self._hand:
-            batch, head = self._hand[0]
-            file.write(batch)
-            self._stands = head
-            self._hand.popleft()
-            self._hand_bytes -= len(batch)
-            if not file.regular:
-                self._safe = head.seq
-                self._tell()
-        if self._safe < self._stands.seq:
-            file.sync(self._stands)
-            self._safe = self._stands.seq
-            self._tell()
-
-    def _turn(self, old: LogFile) -> LogFile:
-        """End the old file, open what the path names now, and say in it which record it continues."""
-        new = old.follow()
-        try:
-            with self._lock:
-                self._append(members({"kind": "end", "reason": "rotated"}))
-                lines, self._pending = self._pending, bytearray()
-                # In the same breath, so that no decision slips in before the new file's first record. Its
-                # number and time are taken now, the tree it states is known when the old file is sealed.
-                opening = self._line("\0")
-                self._say_all_again()
-            self._seal(lines)
-            self._opening = opening.replace(b"\0", self._start_members("rotated", new, self._head).encode())
-            self._put(old)
-        except OSError:
-            new.close()
-            raise
-        self._file = new
-        old.close()
-        return new
-
-    def _continue(self, reason: str, file: LogFile) -> None:
-        """Say in the middle of a file which record its first one follows."""
-        with self._lock:
-            self._say_all_again()
-            self._append(self._start_members(reason, file, self._stands))
+            self._trouble.writing_since = 0.0
+            self.told()
