@@ -28,7 +28,8 @@ def fill(log: Audit, begin: int, count: int) -> None:
     """So many records of about 1.8 kB; a batch is about a share of the budget."""
     for number in range(begin, begin + count):
         assert decided(
-            log, Decision(allow=True, principal="alice"), request_id=f"r{number}", src="192.0.2.7", method="GET",
+            log, Decision(allow=True, principal="alice"), request_id=f"r{number}", src="192.0.2.7",
+            method="GET",
             host="h", path=f"/{number}/" + "!" * 1500, policy_version="v", generation=1,
         )  # fmt: skip
         if number % 40 == 0:

@@ -41,7 +41,8 @@ def log(tmp_path_factory):
     ]
     for number, (decision, path_asked) in enumerate(decisions):
         decided(
-            audit, decision, request_id=f"r{number}", src="192.0.2.7", method="GET", host="shop", path=path_asked,
+            audit, decision, request_id=f"r{number}", src="192.0.2.7", method="GET", host="shop",
+            path=path_asked,
             policy_version="v", generation=1,
         )  # fmt: skip
         now[0] += 600
