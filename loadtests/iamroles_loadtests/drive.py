@@ -6,6 +6,7 @@ import gc
 import itertools
 import resource
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -47,6 +48,8 @@ class Driver:
         self.cases: dict[str, Case] = {}
         self._piles = {name: [ask.question(self.cases) for ask in asks] for name, asks in piles.piles.items()}
         self._pause = pause
+        self._fresh: dict[str, deque[Question]] = {}
+        """What is left of piles whose questions are asked once."""
 
     def play(self, phase: Phase, watch: Callable[[bytes], None] | None = None) -> dict[str, Any]:
         """Play a phase.
@@ -101,8 +104,11 @@ class Driver:
     def _loop(self, phase: Phase) -> Loop:
         deck = Deck([(weight, self._piles[name]) for name, weight in phase.hands.items()], seed=phase.seed)
         if phase.once:
-            mine: list[Question] = self._piles[phase.once][phase.part :: phase.parts]
-            deck.mix(mine, phase.once_share)
+            fresh = self._fresh.get(phase.once)
+            if fresh is None:  # once in a run: a later phase goes on where this one ends
+                mine: list[Question] = self._piles[phase.once][phase.part :: phase.parts]
+                fresh = self._fresh[phase.once] = deque(mine)
+            deck.mix(fresh, phase.once_share)
         timetable = None
         if not phase.closed:
             segments = [stretch.segment() for stretch in phase.timetable]

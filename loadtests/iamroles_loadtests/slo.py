@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from iamroles_loadtests.mix import FLOOR, KNOWN
+from iamroles_loadtests.units import Latency, duration
+from iamroles_loadtests.validity import Bounds as Validity
 from iamroles_scenarios.declarations.documents import Model, read
 
 DEFAULT = Path(__file__).with_name("slo.toml")
-_UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
-
-
-def _microseconds(value: object) -> float:
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", value)):
-        return float(match[1]) * _UNITS[match[2]]
-    raise ValueError('a latency is a string such as "800us", "25ms", "1.5s"')
-
-
-Latency = Annotated[float, BeforeValidator(_microseconds)]
-"""Microseconds, written with a unit."""
+_NAMES = {"p999": "p99.9"}
 
 
 class Bounds(Model):
@@ -44,22 +34,51 @@ class Verdicts(Model):
     faults: int = Field(default=0, ge=0)
 
 
-class Rate(Model):
-    """How much of the offered load must have been answered."""
+class Level(Model):
+    """What a phase must reach."""
 
-    at_least: float = Field(default=0.95, gt=0.0, le=1.0)
+    due: Bounds = Bounds()
+    """From when requests were due: what a user suffers."""
+    sent: Bounds = Bounds()
+    """From when they were sent: what the gate takes."""
+    answered: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Share of what was due that was answered."""
+
+
+class Check(Model):
+    """What asking the agent may add to a request, by paired measurement (the median of the differences)."""
+
+    p50: Latency | None = None
+    p90: Latency | None = None
+    p99: Latency | None = None
+    cpu: Latency | None = None
+    """CPU time of HAProxy and agent together, for each request."""
+
+
+class Ratio(Model):
+    """One figure of the run over another: it means the same on any machine.
+
+    A figure is `PHASE.due.PERCENTILE`, `PHASE.sent.PERCENTILE`, or `LANE.sent.PERCENTILE` for a lane of the
+    pairs (`unasked`, `remembered`, `new`).
+    """
+
+    of: str
+    over: str
+    at_most: float = Field(gt=0)
 
 
 class Slo(Model):
     """The whole file."""
 
     verdicts: Verdicts = Verdicts()
-    rate: Rate = Rate()
-    latency: Bounds = Bounds()
-    """From when a request was due to its last byte, all cases together."""
-    check: Bounds = Bounds()
-    """What a remembered check adds to a request that HAProxy answers by itself."""
-    cases: dict[str, Bounds] = Field(default_factory=dict)
+    generator: Validity = Validity()
+    levels: dict[str, Level] = Field(default_factory=dict)
+    """By phase: `low`, `half`, `high`, a shape, or a rate given by --rate."""
+    check: Check = Check()
+    """A verdict that the agent remembers."""
+    new: Check = Check()
+    """A token it has never seen."""
+    ratios: list[Ratio] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,65 +104,92 @@ def load(path: Path) -> Slo:
     return read(path, Slo)
 
 
-def judged(slo: Slo, ledger: dict[str, Any]) -> list[Objective]:
-    """How a run stands to its objectives.
+def judged(slo: Slo, result: Mapping[str, Any]) -> list[Objective]:
+    """How a run stands to its objectives; what was not part of the run is not looked at.
 
     Args:
         slo: what was wanted.
-        ledger: what happened (`ledger.Ledger.as_json`).
+        result: see `result`.
     """
-    share = ledger["answers"] / max(1, ledger["answers"] + ledger["faults"] + ledger["owed"])
     found = [
-        _at_most("wrong verdicts", slo.verdicts.wrong, ledger["wrong"]),
-        _at_most("requests without an answer", slo.verdicts.faults, ledger["faults"]),
-        Objective(
-            "answered of the offered load",
-            f">= {slo.rate.at_least:.0%}",
-            f"{share:.1%}",
-            share >= slo.rate.at_least,
-        ),
+        _count("wrong verdicts", slo.verdicts.wrong, result["wrong"]),
+        _count("requests without an answer", slo.verdicts.faults, result["faults"]),
     ]
-    found += _bounded("latency", slo.latency, ledger["latency"])
-    found += _bounded("cost of a check", slo.check, cost(ledger))
-    for name, bounds in slo.cases.items():
-        case = ledger["cases"].get(name)
-        found += _bounded(name, bounds, {} if case is None else case["latency"])
+    for phase in result["phases"]:
+        level = slo.levels.get(phase["name"])
+        if level is not None:
+            found += _level(phase, level)
+    if result["pairs"] is not None:
+        differences = result["pairs"]["differences"]
+        found += _check("a remembered check adds", slo.check, differences["remembered"])
+        found += _check("a new token's check adds", slo.new, differences["new"])
+    figures = _figures(result)
+    found += [_ratio(ratio, figures) for ratio in slo.ratios if _applies(ratio, figures)]
     return found
 
 
-def cost(ledger: dict[str, Any]) -> dict[str, int]:
-    """Microseconds that a remembered check adds: the case that is asked less the one that is not.
+def _level(phase: Mapping[str, Any], level: Level) -> Iterator[Objective]:
+    name = phase["name"]
+    if level.answered is not None:
+        due = phase["samples"] + phase["owed"] + phase["faults"]
+        share = phase["samples"] / max(1, due)
+        yield Objective(
+            f"{name}: answered of what was due",
+            f">= {level.answered:.1%}",
+            f"{share:.1%}",
+            share >= level.answered,
+        )
+    for origin in ("due", "sent"):
+        bounds: Bounds = getattr(level, origin)
+        for field in Bounds.model_fields:
+            bound = getattr(bounds, field)
+            if bound is not None:
+                at = _NAMES.get(field, field)
+                yield _latency(f"{name}: from {origin} {at}", bound, phase[origin].get(at))
 
-    A difference of percentiles is no percentile of differences: trust the median, take the rest as a hint.
-    """
-    floor, known = (ledger["cases"][name]["service"] for name in (FLOOR, KNOWN))
+
+def _check(what: str, check: Check, differences: Mapping[str, Any]) -> Iterator[Objective]:
+    for field in ("p50", "p90", "p99"):
+        bound = getattr(check, field)
+        if bound is not None:
+            yield _latency(f"{what} at {field}", bound, differences[field]["value"])
+    if check.cpu is not None:
+        parts = [differences["cpu"].get(part) for part in ("haproxy", "agent")]
+        known = [part["value"] for part in parts if part is not None]
+        yield _latency(f"{what} CPU", check.cpu, sum(known) if len(known) == len(parts) else None)
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, float]:
+    places: dict[str, Mapping[str, Any]] = {phase["name"]: phase for phase in result["phases"]}
+    places |= (result["pairs"] or {}).get("lanes", {})
     return {
-        name: known[name] - floor[name] for name in ("p50", "p90", "p99") if name in floor and name in known
+        f"{name}.{origin}.{at}": value
+        for name, place in places.items()
+        for origin in ("due", "sent")
+        for at, value in place[origin].items()
+        if isinstance(value, float | int)
     }
 
 
-def _bounded(what: str, bounds: Bounds, got: dict[str, int]) -> Iterator[Objective]:
-    for field in ("p50", "p90", "p99", "p999", "max"):
-        bound = getattr(bounds, field)
-        if bound is None:
-            continue
-        name = "p99.9" if field == "p999" else field
-        value = got.get(name)
-        # Without a sample the objective is not met: a run that measured nothing proves nothing.
-        shown = "no samples" if value is None else duration(value)
-        yield Objective(
-            f"{what} {name}", f"<= {duration(bound)}", shown, value is not None and value <= bound
-        )
+def _applies(ratio: Ratio, figures: Mapping[str, float]) -> bool:
+    """Whether both phases were played; a percentile that one of them lacks is an objective not met."""
+    played = {name.partition(".")[0] for name in figures}
+    return all(name.partition(".")[0] in played for name in (ratio.of, ratio.over))
 
 
-def _at_most(name: str, bound: int, got: int) -> Objective:
+def _ratio(ratio: Ratio, figures: Mapping[str, float]) -> Objective:
+    above, below = figures.get(ratio.of), figures.get(ratio.over)
+    name, bound = f"{ratio.of} over {ratio.over}", f"<= {ratio.at_most:g}"
+    if above is None or not below:
+        return Objective(name, bound, "no such figure", False)
+    return Objective(name, bound, f"{above / below:.2f}", above / below <= ratio.at_most)
+
+
+def _latency(name: str, bound: float, value: float | None) -> Objective:
+    # Without a sample the objective is not met: a run that measured nothing proves nothing.
+    shown = "too few samples" if value is None else duration(value)
+    return Objective(name, f"<= {duration(bound)}", shown, value is not None and value <= bound)
+
+
+def _count(name: str, bound: int, got: int) -> Objective:
     return Objective(name, f"<= {bound}", str(got), got <= bound)
-
-
-def duration(microseconds: float) -> str:
-    """Readable: `740 us`, `12.3 ms`, `1.20 s`."""
-    if abs(microseconds) < 1000:
-        return f"{microseconds:.0f} us"
-    if abs(microseconds) < 1_000_000:
-        return f"{microseconds / 1000:.3g} ms"
-    return f"{microseconds / 1e6:.3g} s"

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -88,6 +89,15 @@ class Box:
             self._container.put_archive(
                 "/", pack({path.lstrip("/"): text.encode() for path, text in files.items()})
             )
+
+    @property
+    def host_pid(self) -> int | None:
+        """See `part.Part`; an engine on another host numbers processes that are not ours."""
+        with suppress(DockerException, KeyError):
+            self._container.reload()
+            pid = int(self._container.attrs["State"]["Pid"])
+            return pid if pid and Path(f"/proc/{pid}").is_dir() else None
+        return None
 
     @property
     def alive(self) -> bool:

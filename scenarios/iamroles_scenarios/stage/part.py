@@ -16,6 +16,10 @@ class Part(Protocol):
     stderr: Output
 
     @property
+    def host_pid(self) -> int | None:
+        """Its first process, as this host numbers it; None if it is not to be seen from here."""
+
+    @property
     def alive(self) -> bool:
         """Whether it still runs."""
 

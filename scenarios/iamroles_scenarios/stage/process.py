@@ -69,6 +69,11 @@ class Child:
         return self._process.pid
 
     @property
+    def host_pid(self) -> int | None:
+        """See `part.Part`."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None

@@ -152,6 +152,11 @@ class AgentHandle:
         pid = getattr(self._part, "pid", None)
         return pid if isinstance(pid, int) else None
 
+    @property
+    def host_pid(self) -> int | None:
+        """Its first process as this host numbers it, in a container too; None where it is not to be seen."""
+        return None if self._part is None else self._part.host_pid
+
     def terminate(self) -> None:
         """SIGTERM, without waiting for what it does."""
         self._running("terminated").send(signal.SIGTERM)
@@ -286,6 +291,11 @@ class HaproxyHandle:
             time.sleep(_POLL)
         if run is not replaced:  # a container's master reloads in place
             self._runs.append(run)
+
+    @property
+    def host_pid(self) -> int | None:
+        """The first process of the last generation, as this host numbers it; None if it is not to be seen."""
+        return self._runs[-1].part.host_pid
 
     def runtime(self, command: str) -> str:
         """Send a Runtime API command, return the answer.

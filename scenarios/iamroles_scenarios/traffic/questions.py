@@ -165,9 +165,12 @@ class Deck:
         self._fresh: deque[Question] = deque()
         self._every = 0
 
-    def mix(self, fresh: Sequence[Question], share: float) -> None:
-        """Deal questions that are asked only once, as a share of all, until they are used up."""
-        self._fresh = deque(fresh)
+    def mix(self, fresh: deque[Question], share: float) -> None:
+        """Deal questions that are asked only once, as a share of all, until they are used up.
+
+        What is dealt is taken out of `fresh`.
+        """
+        self._fresh = fresh
         self._every = max(1, round(1 / share))
 
     def deal(self) -> Iterator[Question]:

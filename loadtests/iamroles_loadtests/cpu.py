@@ -1,0 +1,66 @@
+"""CPU time of the parts, from /proc: each part is a process with all that descends from it.
+
+Linux has a CPU-time clock for each process, exact to the nanosecond, whose number follows from the process
+id. A part in a container is found by the id that the host gives its first process. A child that ends between
+two readings takes its time along: the difference is then too small, and never negative.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+Finder = Callable[[], int | None]
+"""Gives the first process of a part, None while there is none or it cannot be seen."""
+
+
+def of(pid: int) -> float:
+    """CPU seconds of one process, all its threads; 0 if it is gone."""
+    with suppress(OSError):
+        return time.clock_gettime(~pid << 3 | 2)
+    return 0.0
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descends from it."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError, IndexError, ValueError):
+                # The second field is the name, in brackets, and may hold anything.
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children[parent].append(int(entry.name))
+    found = [pid]
+    for member in found:
+        found += children[member]
+    return found
+
+
+class Meter:
+    """Reads what the parts used.
+
+    Args:
+        parts: how to find each one's first process.
+    """
+
+    def __init__(self, parts: Mapping[str, Finder]) -> None:
+        self._parts = dict(parts)
+
+    def read(self) -> dict[str, dict[int, float]]:
+        """CPU seconds by part and process; parts that cannot be seen are left out."""
+        found = {}
+        for name, finder in self._parts.items():
+            pid = finder()
+            if pid is not None:
+                found[name] = {member: of(member) for member in family(pid)}
+        return found
+
+    def since(self, before: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+        """CPU seconds by part since a reading."""
+        return {
+            name: sum(max(0.0, used - before.get(name, {}).get(pid, 0.0)) for pid, used in now.items())
+            for name, now in self.read().items()
+        }

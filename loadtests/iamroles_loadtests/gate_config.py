@@ -1,0 +1,105 @@
+"""The shipped HAProxy configuration, with what a measurement needs: `python -m …gate_config WORLD OUTPUT`.
+
+Three changes, all in the one HAProxy that is measured, so that its rules, process and core are the same with
+and without the question:
+
+- a request with the header `meter-unasked` is not put to the agent; its verdict is set by hand;
+- the time that the question takes is noted by HAProxy's own clock, in microseconds;
+- the backends answer from within HAProxy, and their answer names the backend and the identity they were told:
+  no backend's speed is measured, and every verdict can be judged.
+
+A configuration like this must never see real traffic: whoever sends the header needs no token.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from iamroles_scenarios.stage.rendering import SHIPPED
+from iamroles_scenarios.stage.spec import find_program
+
+UNASKED = {
+    "status": "int(200)",
+    "reason": "str(ok)",
+    "role": "str(arn:aws:iam::111111111111:role/reader)",
+    "principal": "str(meter)",
+    "session": "str(none)",
+    "issuer": "str(corp)",
+    "rule": "str(R1)",
+    "backend": "str(orders-ro)",
+    "expires": "int(4102444800)",
+    "allow": "bool(true)",
+}
+"""The verdict that is set by hand."""
+_QUESTION = re.compile(r"^( *)http-request send-spoe-group (\S+ \S+)(?: (if|unless) (.*))?$", re.MULTILINE)
+_SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
+_ANSWER = (
+    'http-request return status 200 content-type text/plain lf-string "backend={name} '
+    "principal=%[req.hdr(x-iam-principal)] role=%[req.hdr(x-iam-role)] rule=%[req.hdr(x-iam-rule)] "
+    'tokens=%[req.hdr_cnt(authorization)] took=%[var(txn.meter_took)] \\n"'
+)
+
+
+class GateConfigError(Exception):
+    """The configuration is not the one this module knows how to change."""
+
+
+def gate(text: str) -> str:
+    """The gate's file with the question timed, and left out where it is not wanted.
+
+    Raises:
+        GateConfigError: it does not ask exactly once.
+    """
+    found = _QUESTION.findall(text)
+    if len(found) != 1:
+        raise GateConfigError(f"haproxy.cfg has {len(found)} rules `send-spoe-group` where one is expected")
+    indent, group, kind, condition = found[0]
+    if kind == "unless":
+        raise GateConfigError("haproxy.cfg asks `unless` something: the meter cannot add its own condition")
+    lines = [
+        "acl meter_unasked req.hdr(meter-unasked) -m found",
+        "http-request set-var(txn.meter_begin) date(0,us)",
+        f"http-request send-spoe-group {group} if {condition} !meter_unasked".replace("if  ", "if "),
+        "http-request set-var(txn.meter_took) date(0,us),sub(txn.meter_begin)",
+        *(
+            f"http-request set-var(txn.iam.{name}) {value} if meter_unasked"
+            for name, value in UNASKED.items()
+        ),
+    ]
+    return _QUESTION.sub("\n".join(indent + line for line in lines).replace("\\", r"\\"), text)
+
+
+def routes(text: str) -> str:
+    """The routes' file with backends that answer by themselves."""
+    sections = _SECTION.split(text)
+    return "".join(
+        _answering(section) if section.startswith("backend route-") else section for section in sections
+    )
+
+
+def _answering(section: str) -> str:
+    head, *lines = section.splitlines()
+    name = head.split()[1].removeprefix("route-")
+    kept = [line for line in lines if not line.strip().startswith(("server ", "default-server ", "balance "))]
+    return "\n".join([head, "    " + _ANSWER.format(name=name), *kept]) + "\n"
+
+
+def main() -> int:
+    """See the module."""
+    world, output = sys.argv[1:]
+    program, *words = SHIPPED
+    argv = [find_program(program, Path()), *(word.format(world=world, output=output) for word in words)]
+    done = subprocess.run(argv, check=False)  # noqa: S603 - the shipped command
+    if done.returncode:
+        return done.returncode
+    for name, change in (("haproxy.cfg", gate), ("iam-routes.cfg", routes)):
+        path = Path(output, name)
+        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

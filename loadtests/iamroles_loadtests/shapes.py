@@ -1,0 +1,69 @@
+"""Shapes of load: what else can be put on a gate than an even stream of the same mix.
+
+Each takes the knee and gives the phase's options. Rates are shares of the knee, so that a shape means the
+same on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+_COLD = 500.0
+"""New tokens a second at most: each costs the agent a signature check."""
+
+
+def _flat(share: float, **more: Any) -> Callable[[float, float], dict[str, Any]]:  # noqa: ANN401 - Phase checks
+    def options(knee: float, seconds: float) -> dict[str, Any]:
+        return {"timetable": [{"seconds": seconds, "rate": knee * share}], **more}
+
+    return options
+
+
+def _step(knee: float, seconds: float) -> dict[str, Any]:
+    third = seconds / 3
+    return {"timetable": [{"seconds": third, "rate": knee * share} for share in (0.3, 0.6, 0.9)]}
+
+
+def _spike(knee: float, seconds: float) -> dict[str, Any]:
+    parts = ((0.4, 0.2), (0.2, 1.2), (0.4, 0.2))
+    return {"timetable": [{"seconds": seconds * part, "rate": knee * share} for part, share in parts]}
+
+
+def _ramp(knee: float, seconds: float) -> dict[str, Any]:
+    return {"timetable": [{"seconds": seconds, "rate": knee * 0.05, "until": knee}]}
+
+
+def _closed(knee: float, seconds: float) -> dict[str, Any]:  # noqa: ARG001 - a closed loop has no rate
+    return {"timetable": [], "seconds": seconds}
+
+
+def _cold(knee: float, seconds: float) -> dict[str, Any]:
+    rate = min(_COLD, knee * 0.1)
+    return {"timetable": [{"seconds": seconds, "rate": rate}], "once": "cold", "once_share": 1.0}
+
+
+def cold_tokens(seconds: float) -> int:
+    """Tokens that the shape `cold` uses up at most."""
+    return int(_COLD * seconds * 1.3) + 100
+
+
+SHAPES: dict[str, Callable[[float, float], dict[str, Any]]] = {
+    "steady": _flat(0.5),
+    "step": _step,
+    "spike": _spike,
+    "ramp": _ramp,
+    "closed": _closed,
+    "one": _flat(0.5, hands={"one": 1.0}),
+    "thousand": _flat(0.5, hands={"thousand": 1.0}),
+    "hundred-thousand": _flat(0.25, hands={"hundred-thousand": 1.0}),
+    "cold": _cold,
+    "hostile": _flat(0.2, hands={"mix": 1.0, "hostile": 1.0}),
+    "fresh": _flat(0.1, fresh=True),
+}
+"""Options of a phase by shape. `steady` half the knee; `step` three tenths, six, nine; `spike` a fifth, then
+more than the knee takes, then a fifth; `ramp` up to the knee; `closed` no timetable; `one`, `thousand` and
+`hundred-thousand` identities by Zipf's law; `cold` every token is new; `hostile` each second request is a
+stranger's; `fresh` a new connection (with --tls: a new handshake) for each request."""
+ANYWHERE = ("steady", "step", "spike", "ramp", "closed", "fresh")
+"""Those that need no tokens, for any URL or agent."""
