@@ -124,6 +124,10 @@ class Histogram:
         found = cls()
         try:
             read: Any = HdrHistogram.decode(text)  # type: ignore[no-untyped-call]
+            if (read.significant_figures, read.unit_magnitude) == (3, 0):  # the same layout
+                counts = np.asarray(read.counts, dtype=np.int64)[:_SIZE]
+                found.counts[: counts.size] = counts
+                return found
             for item in read.get_recorded_iterator():
                 value = np.asarray([item.value_iterated_to], dtype=np.int64)
                 found.counts[_indices(value)[0]] += item.count_at_value_iterated_to

@@ -73,7 +73,7 @@ def assembled(
             name: sum(played[name] for played in measured) for name in ("answers", "wrong", "faults", "stray")
         },
         "examples": _examples(measured),
-        "knee": None if knee is None else {name: value for name, value in knee.items() if name != "closed"},
+        "knee": None if knee is None else dict(knee),
         "phases": [_phase(phase) for phase in phases],
         "pairs": None if pairs is None else dict(pairs),
         "events": [dict(event) for event in events],

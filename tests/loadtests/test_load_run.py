@@ -1,0 +1,253 @@
+"""Whole runs, a few seconds each: a good gate passes; wrong verdicts, missed objectives and lag do not."""
+
+import json
+import textwrap
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+from truth import truth
+
+from iamroles_loadtests.commands.load import load
+from iamroles_loadtests.histogram import Histogram
+from iamroles_loadtests.result import SCHEMA
+
+STAGE = ("--stage", "processes")
+SHORT = ("--duration", "1.5", "--warmup", "0.3", "--rate", "200")
+LENIENT = """
+[generator]
+share = 1.0
+stall = "60s"
+[levels.200]
+answered = 0.5
+[levels.200.sent]
+p90 = "10s"
+"""
+MISLED = """
+import dataclasses
+from iamroles_agent import gate
+from iamroles_agent.main import main
+
+real = gate.Gate._decide
+CHANGES = [
+    {"principal": "mallory"},
+    {"backend": "export"},
+    {"allow": False, "reason": gate.Reason.NO_GRANT},
+]
+
+async def mislead(self, state, check):
+    decision, last = await real(self, state, check)
+    name, _, number = decision.principal.partition("-")
+    if decision.allow and name == "caller" and int(number) < 15:
+        decision = dataclasses.replace(decision, **CHANGES[int(number) % 3])
+    return decision, last
+
+gate.Gate._decide = mislead
+main(["agent", "run"])
+"""
+
+
+def loaded(*arguments: object):
+    return CliRunner().invoke(load, [str(argument) for argument in arguments])
+
+
+def result_of(done):
+    result = json.loads(done.stdout)
+    jsonschema.validate(result, json.loads(SCHEMA.read_text()))
+    return result
+
+
+@pytest.fixture
+def lenient(tmp_path):
+    path = tmp_path / "slo.toml"
+    path.write_text(LENIENT)
+    return path
+
+
+def test_a_good_gate(tmp_path, lenient):
+    done = loaded(
+        "run", *STAGE, *SHORT, "--pairs", "2", "--slo", lenient, "--report", tmp_path / "out", "--json"
+    )
+
+    assert done.exit_code == 0, done.output[-2000:]
+    result = result_of(done)
+    assert result["met"]
+    assert (result["wrong"], result["faults"], result["stray"]) == (0, 0, 0)
+    [phase] = result["phases"]
+    assert (phase["name"], phase["rate"]) == ("200", 200.0)
+    assert phase["stamped"]
+    assert {name for name, case in phase["cases"].items() if case["samples"]} > {"expired", "allowed-read"}
+    assert phase["sent"]["p50"] <= phase["due"]["p50"]
+    assert phase["sent"]["p50"] < phase["noticed"]["p50"]
+    assert Histogram.decoded(phase["sent"]["histogram"]).count == phase["samples"] == phase["sent"]["count"]
+    assert all(0 < phase["cpu"][part] < 100_000 for part in ("haproxy", "agent", "generator"))
+    assert "eyJ" not in (tmp_path / "out" / "result.json").read_text()
+    assert "SLO met" in (tmp_path / "out" / "summary.txt").read_text()
+
+    lanes = result["pairs"]["lanes"]
+    assert all(lane["sent"]["count"] > 100 for lane in lanes.values())
+    # Asking takes longer than not asking, and a signature longer than a memory: in one run, on any machine.
+    assert result["pairs"]["differences"]["new"]["p50"]["value"] > 0
+    assert (
+        lanes["new"]["cpu"]["agent"] > lanes["remembered"]["cpu"]["agent"] > lanes["unasked"]["cpu"]["agent"]
+    )
+    assert lanes["unasked"]["told"]["max"] <= lanes["remembered"]["told"]["p50"]
+
+    again = loaded("report", tmp_path / "out")
+    assert again.exit_code == 0
+    assert "SLO met" in again.output
+
+
+def test_by_default_it_finds_the_knee_and_measures_at_shares_of_it(lenient):
+    arguments = (
+        "--duration",
+        "1",
+        "--warmup",
+        "0.2",
+        "--pairs",
+        "0",
+        "--shape",
+        "hostile",
+        "--shape",
+        "fresh",
+    )
+    done = loaded("run", *STAGE, *arguments, "--slo", lenient, "--json")
+
+    assert done.exit_code in (0, 4), done.output[-2000:]
+    result = result_of(done)
+    assert result["wrong"] == result["faults"] == 0, result["examples"]
+    knee = result["knee"]
+    assert 0 < knee["rate"] <= knee["capacity"] * 1.05
+    assert knee["steps"][0]["passed"]
+    rates = {phase["name"]: phase["rate"] for phase in result["phases"]}
+    assert rates["low"] == pytest.approx(knee["rate"] * 0.1, rel=0.01)
+    assert rates["high"] == pytest.approx(knee["rate"] * 0.9, rel=0.01)
+    hostile = next(phase for phase in result["phases"] if phase["name"] == "hostile")
+    assert hostile["cases"]["forged"]["samples"] > 0
+
+
+def test_injected_wrong_verdicts_fail_the_run(tmp_path, lenient):
+    """Some callers get another's name, some the wrong backend, some a refusal: each kind is seen."""
+    program = tmp_path / "misled.py"
+    program.write_text(MISLED)
+    agent = tmp_path / "agent.toml"
+    agent.write_text(f'spec = 1\nname = "misled"\n[launch]\ncommand = ["python", "{program}"]\n')
+
+    done = loaded("run", *STAGE, *SHORT, "--pairs", "0", "--slo", lenient, "--agent", agent, "--json")
+
+    assert done.exit_code == 1, done.output[-2000:]
+    result = result_of(done)
+    assert result["wrong"] > 0
+    assert result["faults"] == 0
+    told = " ".join(result["examples"])
+    assert "principal=mallory" in told
+    assert "backend=export" in told
+    assert "status 403 where 200" in told
+    missed = [objective["name"] for objective in result["objectives"] if not objective["met"]]
+    assert missed == ["wrong verdicts"]
+
+
+def test_the_agent_alone(lenient):
+    done = loaded("run", *STAGE, *SHORT, "--straight", "--in-flight", "8", "--slo", lenient, "--json")
+
+    assert done.exit_code == 0, done.output[-2000:]
+    [phase] = result_of(done)["phases"]
+    assert not phase["stamped"]  # pipelined: the stamps are this process's own
+    assert phase["cases"]["remembered"]["samples"] > 200
+
+
+def test_any_server(tmp_path, lenient):
+    with truth("quick") as server:
+        common = ("run", "--url", f"http://{server.address}/", "--slo", lenient, "--json", *SHORT)
+        done = loaded(*common, "--header", "Authorization: Bearer secret-of-mine")
+        assert done.exit_code == 0, done.output[-2000:]
+        result = result_of(done)
+        assert result["target"]["kind"] == "url"
+        assert result["pairs"] is None
+        assert "secret-of-mine" not in done.output
+        wrong = loaded(*common, "--status", "404")
+        assert wrong.exit_code == 1
+        assert "status 200 where 404" in wrong.output
+
+
+def test_a_missed_objective_fails_the_run(tmp_path):
+    slo = tmp_path / "slo.toml"
+    slo.write_text(
+        LENIENT + '[[ratios]]\nof = "200.sent.p50"\nover = "200.sent.max"\nat_most = 0.000001\n'
+        '[levels.300.sent]\np50 = "1us"\n'
+    )
+
+    done = loaded("run", *STAGE, *SHORT, "--rate", "300", "--pairs", "0", "--slo", slo)
+
+    assert done.exit_code == 1
+    assert "NOT met  300: from sent p50" in done.output
+    assert "NOT met  200.sent.p50 over" in done.output
+    assert "SLO NOT met" in done.output
+
+
+def test_a_late_generator_makes_the_run_invalid(tmp_path):
+    """No generator is on time to the microsecond."""
+    slo = tmp_path / "slo.toml"
+    slo.write_text('[generator]\nfloor = "0us"\nshare = 0.000000001\nstall = "60s"\n')
+    with truth("quick") as server:
+        done = loaded("run", "--url", f"http://{server.address}/", *SHORT, "--slo", slo)
+
+    assert done.exit_code == 4
+    assert "the generator's own lag" in done.output.replace("\n", " ")
+
+
+def test_nobody_there_is_faults():
+    done = loaded("run", "--url", "http://127.0.0.1:9/", *SHORT)
+
+    assert done.exit_code == 1
+    assert "refused" in done.output
+
+
+def test_an_agent_that_does_not_start_is_a_fault_of_the_stage(tmp_path):
+    agent = tmp_path / "agent.toml"
+    agent.write_text('spec = 1\nname = "gone"\n[launch]\ncommand = ["python", "-c", "raise SystemExit(4)"]\n')
+
+    done = loaded("run", *STAGE, *SHORT, "--agent", agent)
+
+    assert done.exit_code == 3
+    assert "exit code 4" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[levels.low.sent]\np50 = "fast"\n', "slo.toml:2: levels.low.sent.p50"),
+        ("[levels.low.due]\np50 = 5\n", "slo.toml:2: levels.low.due.p50"),
+        ("[check]\nat_most = 1.0\n", "slo.toml:2: check.at_most"),
+        ("[latency\n", "not TOML"),
+    ],
+)
+def test_bad_objectives_start_nothing(tmp_path, text, said):
+    slo = tmp_path / "slo.toml"
+    slo.write_text(textwrap.dedent(text))
+
+    done = loaded("run", "--slo", slo)
+
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--slo", "absent.toml"),
+        ("--url", "ftp://a/"),
+        ("--url", "http://a:b/"),
+        ("--url", "http://127.0.0.1/", "--agent-address", "127.0.0.1:1"),
+        ("--url", "http://127.0.0.1/", "--shape", "hostile"),
+        ("--url", "http://127.0.0.1/", "--header", "none"),
+        ("--url", "http://127.0.0.1/", "--header", "A: b\r\nC: d"),
+        ("--url", "http://127.0.0.1/", "--pid", "x=y"),
+    ],
+)
+def test_bad_arguments(arguments):
+    assert loaded("run", *arguments).exit_code == 2
+
+
+def test_what_is_no_result():
+    assert loaded("report", __file__).exit_code == 2
