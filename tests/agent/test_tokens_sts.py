@@ -572,3 +572,28 @@ async def test_names_of_the_query_are_ascii_before_their_case_is_dropped():
         url = presign().replace("X-Amz-Security-Token", "X-Amz-Security-To%E2%84%AAen")
         assert await reason(agent, credential(url)) == "sts_rejected"
         assert server.counts["/"] == 0
+
+
+async def test_strangers_who_make_sts_throttle_do_not_pause_a_known_caller():
+    throttled = (429, {"Content-Type": "text/xml"}, error_xml("Throttling"))
+
+    def answer(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        return throttled if "AKIAFORGED" in handler.path else honest(handler)
+
+    with playing() as (server, agent):
+        server.replies["/"] = answer
+        await agent.authenticate(credential(presign()), "198.51.100.1")
+        forged = [credential(presign(now=NOW - n).replace(KEY_ID, "AKIAFORGED000000")) for n in range(1, 5)]
+        for header in forged:
+            assert await reason(agent, header) == "sts_unavailable"
+        assert server.counts["/"] == 2  # the first stranger's trouble is known to the next
+
+        await agent.authenticate(credential(presign(now=NOW - 9)), "198.51.100.1")
+        assert server.counts["/"] == 3
+
+        server.replies["/"] = lambda _: throttled
+        with pytest.raises(Refusal):
+            await agent.authenticate(credential(presign(now=NOW - 11)), "198.51.100.1")
+        with pytest.raises(Refusal):
+            await agent.authenticate(credential(presign(now=NOW - 12)), "198.51.100.1")
+        assert server.counts["/"] == 4

@@ -118,7 +118,7 @@ class Admission:
     def ask(self, ticket: Hashable, key_id: str, source: str) -> None:
         """A question comes; `ticket` names it and no other that waits or flies."""
         pair = (source, key_id)
-        known = self._is_known(pair)
+        known = self.knows(key_id, source)
         name = ("known", *pair) if known else ("stranger", source)
         flow = self._flows.setdefault(name, _Flow())
         if len(flow.waiting) >= self._max_waiting_per_flow:
@@ -176,7 +176,9 @@ class Admission:
                 return ticket
         return None
 
-    def _is_known(self, pair: tuple[str, str]) -> bool:
+    def knows(self, key_id: str, source: str) -> bool:
+        """Whether STS confirmed this access key for this source within the hour."""
+        pair = (source, key_id)
         until = self._known.get(pair)
         if until is None:
             return False

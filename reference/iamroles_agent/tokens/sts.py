@@ -187,13 +187,24 @@ def _check_values(values: dict[str, str], endpoint: Sts) -> int:
         raise _rejected("X-Amz-Date is no date") from None
 
 
+@dataclass(slots=True)
+class _Strain:
+    """Trouble in a row, and until when nobody asks."""
+
+    troubles: int = 0
+    resume_at: float = 0.0
+
+
 class _Endpoint:
-    """Calls to one STS: whose turn it is, and when again after trouble."""
+    """Calls to one STS: whose turn it is, and when again after trouble.
+
+    Strangers can bring STS to throttle. So their trouble pauses strangers alone, and a known key's all.
+    """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self.admission = Admission(monotonic)
-        self.troubles = 0
-        self.resume_at = 0.0
+        self.strains = {True: _Strain(), False: _Strain()}
+        """Of known keys, and of strangers."""
         self._turns: dict[Hashable, asyncio.Future[bool]] = {}
 
     async def turn(self, digest: bytes, key_id: str, source: str) -> None:
@@ -328,12 +339,13 @@ class StsVerifier:
 
     async def _ask(self, question: Question, digest: bytes, source: str) -> Identity:
         state = self._state[question.endpoint.name]
-        self._pausing(state)
+        known = state.admission.knows(question.key_id, source)
+        self._pausing(state, known=known)
         await state.turn(digest, question.key_id, source)
         proved = False
         try:
-            self._pausing(state)  # others may have found out meanwhile
-            caller = await self._call(question, state)
+            self._pausing(state, known=known)  # others may have found out meanwhile
+            caller = await self._call(question, state, known=known)
             proved = True
         except Rejected as error:
             self.counts["rejected"] += 1
@@ -345,11 +357,11 @@ class StsVerifier:
         self.counts["accepted"] += 1
         return self._identity(question, caller, digest)
 
-    def _pausing(self, state: _Endpoint) -> None:
-        if self._monotonic() < state.resume_at:
+    def _pausing(self, state: _Endpoint, *, known: bool) -> None:
+        if self._monotonic() < state.strains[known].resume_at:
             raise Refusal(Reason.STS_UNAVAILABLE, "STS is throttling or failing: not asked again yet")
 
-    async def _call(self, question: Question, state: _Endpoint) -> Caller:
+    async def _call(self, question: Question, state: _Endpoint, *, known: bool) -> Caller:
         endpoint = question.endpoint
         self.counts["asked"] += 1
         try:
@@ -365,12 +377,17 @@ class StsVerifier:
         except (TransportError, Unavailable) as error:
             throttled = isinstance(error, Unavailable) and error.throttled
             self.counts["throttled" if throttled else "unavailable"] += 1
-            state.troubles += 1
-            pause = min(_FIRST_PAUSE * 2 ** min(state.troubles - 1, 8), _LONGEST_PAUSE)
-            state.resume_at = self._monotonic() + pause
+            strain = state.strains[known]
+            strain.troubles += 1
+            pause = min(_FIRST_PAUSE * 2 ** min(strain.troubles - 1, 8), _LONGEST_PAUSE)
+            strain.resume_at = self._monotonic() + pause
+            if known:
+                strangers = state.strains[False]
+                strangers.resume_at = max(strangers.resume_at, strain.resume_at)
             _log.warning("sts %s: %s, paused %.1f s", endpoint.name, error, pause)
             raise Refusal(Reason.STS_UNAVAILABLE, str(error)) from None
-        state.troubles = 0
+        for strain in state.strains.values():
+            strain.troubles = 0
         return caller
 
     def _remember(self, digest: bytes, detail: str) -> None:
