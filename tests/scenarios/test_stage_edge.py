@@ -445,6 +445,16 @@ SPOKEN = [
     "X-Remote-User",
     "Remote-User",
     "REMOTE_USER",
+    "X-Client-IP",
+    "X-Cluster-Client-IP",
+    "True-Client-IP",
+    "Client-IP",
+    "CF-Connecting-IP",
+    "X-Host",
+    "X-Original-Host",
+    "X-Auth-User",
+    "X-Authenticated-User",
+    "X-WebAuth-User",
 ]
 
 
@@ -495,6 +505,8 @@ def test_the_gate_says_it_where_the_operator_wants(world, choice, said):
         ["Upgrade: websocket", "Connection: keep-alive"],
         ["Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__"],
         ["Upgrade: other, h2c", "Connection: Upgrade"],
+        ["Upgrade: h2c", "Upgrade: other", "Connection: Upgrade"],
+        ["Upgrade: other", "Upgrade: h2c", "Connection: Upgrade"],
         ["Upgrade: TLS/1.0", "Connection: Upgrade"],
     ],
     ids=lambda headers: " ".join(headers[:2]),

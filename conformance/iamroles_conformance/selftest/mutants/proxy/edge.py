@@ -88,7 +88,7 @@ mutant(
     proxy=True,
     apply=text(
         lambda text: text.replace(
-            "{ req.hdr(upgrade) -m found } iam_upgrade iam_upgrade_to", "{ req.hdr(upgrade) -m found }"
+            "{ req.hdr_cnt(upgrade) eq 1 } iam_upgrade iam_upgrade_to", "{ req.hdr_cnt(upgrade) eq 1 }"
         )
     ),
 )
