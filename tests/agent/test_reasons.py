@@ -1,0 +1,30 @@
+"""The closed list of reasons is the contract's, and texts have the contract's limits (SPEC.md sections 2 and 4)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from iamroles_agent.reasons import Reason
+from iamroles_agent.spop.messages import LIMITS
+
+SPEC = (Path(__file__).parents[2] / "conformance" / "SPEC.md").read_text()
+
+
+def test_reasons_and_what_they_tell_the_client():
+    section = SPEC.partition("\n## 4. ")[2].partition("\n## 5. ")[0]
+    rows = re.findall(r"^\| (\d{3}) \| (\S+) \| (.+) \|$", section, re.MULTILINE)
+    listed = {
+        (reason, int(status), "" if error == "(none)" else error.strip("`"))
+        for status, error, reasons in rows
+        for reason in re.findall(r"`(\w+)`", reasons)
+    }
+
+    assert listed == {(str(reason), reason.status, reason.error) for reason in Reason}
+
+
+def test_limits():
+    section = SPEC.partition("\n## 2. ")[2].partition("\n## 3. ")[0]
+    (sentence,) = re.findall(r"Texts have at most so many bytes: (.+?)\.\s", section, re.DOTALL)
+
+    assert {name: int(length) for name, length in re.findall(r"`(\w+)` (\d+)", sentence)} == LIMITS
