@@ -1,4 +1,4 @@
-"""The closed list of reasons is the contract's, and texts have the contract's limits (SPEC.md sections 2 and 4)."""
+"""The closed list of reasons and the limits of texts are the contract's (SPEC.md sections 2 and 4)."""
 
 from __future__ import annotations
 
