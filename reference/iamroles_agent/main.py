@@ -50,7 +50,7 @@ class _Commands(click.Group):
 _SUMMARY = {
     "agent": "Run the reference SPOE agent.",
     "policy": "Check, explain, compare and render a policy.",
-    "audit": "Verify and query the audit log.",
+    "audit": "Verify, query, sign and prove the audit log.",
     "token": "Mint and inspect test tokens.",
     "conformance": "Judge an agent against the specification.",
     "trace": "Decode a captured SPOP byte stream.",

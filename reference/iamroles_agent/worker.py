@@ -65,7 +65,11 @@ class Worker:
         self.remote = Remote(self.link)
         self.link.on_stamp = self._stamped
         self.link.on_note = self._noted
-        self.audit = audit = await asyncio.to_thread(Audit, self.config.audit, worker=self.index)
+        # Whoever it replaces may be stuck in a write and still hold the file.
+        takeover = bool(self.birth.why)
+        self.audit = audit = await asyncio.to_thread(
+            Audit, self.config.audit, worker=self.index, takeover=takeover
+        )
         self.metrics = metrics = Metrics(self.config.metrics, worker=self.index)
         try:
             metrics.connections, metrics.audit = self.connections, audit.state

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,12 +64,12 @@ def world(idp: str, log: Path, sync: str) -> dict:
 
 
 @contextmanager
-def running(path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+def running(path: Path, *, stderr: int = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen, str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "iamroles_agent", "agent", "run"],
         env=os.environ | {"IAMROLES_WORLD": str(path)},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
     )
     try:
@@ -287,3 +289,45 @@ def test_the_declared_window_bounds_what_a_kill_may_lose(tmp_path):
     assert recorded[:20] == [f"early-{number}" for number in range(20)]
     assert recorded[20:] == [f"late-{number}" for number in range(len(recorded) - 20)]
     assert run("verify", log).code == 0
+
+
+def test_a_stalled_reader_of_standard_error_costs_decisions_and_never_an_answer(tmp_path):
+    """H12, with the audit on standard error: refused while it stalls, allowed when it reads again."""
+    path = tmp_path / "world.json"
+    with support.serving() as idp:
+        idp.json("/keys", {"keys": [support.public_jwk(support.EC_KEY, "k1", "ES256")]})
+        path.write_text(json.dumps(world(idp.url, Path("stderr"), "100ms")))
+        now = int(time.time())
+        token = support.mint(support.claims(iss=f"{idp.url}/corp", iat=now, exp=now + 900, roles=[READER]))
+        reader, writer = os.pipe()
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+        with running(path, stderr=writer) as (process, address):
+            os.close(writer)
+            allowed, deadline = [], time.monotonic() + PATIENCE
+            while (
+                answers := ask(address, [(f"r{len(allowed)}", token, "/orders/1")])
+            ) and "allow=True" in answers[0]:
+                allowed.append(f"r{len(allowed)}")
+                assert time.monotonic() < deadline
+            captured: list[bytes] = []
+            drain = threading.Thread(target=lambda: captured.extend(_all_of(reader)))
+            drain.start()
+            while "allow=True" not in ask(address, [("again", token, "/orders/1")])[0]:
+                assert time.monotonic() < deadline
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+            drain.join(PATIENCE)
+        log = tmp_path / "captured.log"
+        log.write_bytes(b"".join(captured))
+
+    assert run("verify", "--mixed", log, "--complete").code == 0
+    recorded = [record["request"] for record in asked(log)]
+    assert recorded == [*allowed, "again"]
+    [gap] = asked(log, "--kind", "gap")
+    assert gap["lost"] >= 1
+
+
+def _all_of(reader: int) -> Iterator[bytes]:
+    while text := os.read(reader, 1 << 16):
+        yield text
+    os.close(reader)

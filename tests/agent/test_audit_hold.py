@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iamroles_agent.audit import record
-from iamroles_agent.audit.chain import SEALED
-from iamroles_agent.audit.file import LogFile, head_path
+from iamroles_agent.audit.chain import SEALED, Head, Tree
+from iamroles_agent.audit.file import LogFile, head_path, tree_of
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.reading import readings
 from iamroles_agent.audit.verify import verify
@@ -267,6 +267,59 @@ class TestOneWriter:
         assert proof.whole, proof.findings
         assert [found["request"] for found in lines(path) if "request" in found] == ["0", "1", "2", "after"]
         assert "and 30 bytes of an unfinished record" in proof.notes[0]
+
+
+# Crashes
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory) -> list[tuple[bytes, Head]]:
+    """A log in its batches, each with the head that its sync leaves."""
+    path = tmp_path_factory.mktemp("crash") / "audit.jsonl"
+    log = opened(path)
+    for batch in range(5):
+        for number in range(4):
+            decide(log, f"{batch}-{number}")
+        assert log.flush()
+    log.close()
+    found, batch, tree = [], b"", Tree()
+    for line in path.read_bytes().splitlines(keepends=True):
+        batch += line
+        if SEALED.search(line):
+            record = json.loads(line)
+            tree = tree.grown(bytes.fromhex(record["hash"]))
+            found.append((batch, Head(record["seq"], record["hash"], tree)))
+            batch = b""
+    return found
+
+
+@given(data=st.data())
+def test_after_a_crash_at_any_byte_nothing_whole_is_lost_and_the_chain_is_whole(
+    tmp_path_factory, batches, data
+):
+    """The head may be of any earlier sync, half-written or absent; the file may end anywhere after it."""
+    path = tmp_path_factory.mktemp("crashed") / "audit.jsonl"
+    synced = data.draw(st.integers(0, len(batches)), label="batches synced")
+    durable = sum(len(batch) for batch, _ in batches[:synced])
+    whole = b"".join(batch for batch, _ in batches)
+    end = data.draw(st.integers(durable, len(whole)), label="bytes written")
+    path.write_bytes(whole[:end])
+    if synced and data.draw(st.booleans(), label="head"):
+        head = str(batches[synced - 1][1])
+        head_path(path).write_text(head[: data.draw(st.sampled_from([len(head), len(head) // 2]))])
+
+    log = opened(path)
+    decide(log, "after")
+    log.close()
+
+    proof = verify(path.parent.iterdir(), complete=True)
+    assert proof.whole, proof.findings
+    kept = whole[: whole.rfind(b"\n", 0, end) + 1].splitlines()
+    assert path.read_bytes().splitlines()[: len(kept)] == kept
+    assert lines(path)[-2]["request"] == "after"
+    head = Head.parse(head_path(path).read_text())
+    assert head is not None
+    assert head.tree == tree_of(path)
 
 
 # Streams

@@ -62,7 +62,7 @@ class _Moment(click.ParamType[datetime]):
 
 @click.group()
 def audit() -> None:
-    """Verify and query the audit log."""
+    """Verify, query, sign and prove the audit log."""
 
 
 _KEYS = click.option(
