@@ -14,7 +14,9 @@ from ipaddress import ip_address
 from iamroles_agent.config import Config
 from iamroles_agent.identity import Identity, Request, RoleArn
 from iamroles_agent.policy import Policy
+from iamroles_agent.policy.diff import diff
 from iamroles_agent.policy.lint import lint
+from iamroles_agent.policy.matrix import matrix
 
 _SAMPLE = 2000
 
@@ -44,6 +46,24 @@ def build(grants: int, roles: int) -> Config:
             ],
         }
     )
+
+
+def shaped(shape: str) -> Config:
+    """5,000 grants, 200 roles: over many paths, on six paths, or each grant to all roles; and a wide deny."""
+    config = build(5_000, 200)
+    everyone = [role.name for role in config.roles]
+    update = {
+        "spread": lambda n: {},
+        "crowded": lambda n: {
+            "path": f"/p{n % 6}",
+            "backend": f"b{n % 6}",
+            "sources": [f"10.{n % 200}.0.0/16"],
+        },
+        "everyone": lambda n: {"roles": everyone},
+    }[shape]
+    grants = [grant.model_copy(update=update(n)) for n, grant in enumerate(config.grants)]
+    wide = config.denies[0].model_copy(update={"id": "a-wide-one", "path": "/", "methods": ["GET"]})
+    return config.model_copy(update={"grants": grants, "denies": [wide, *config.denies]})
 
 
 def questions(grants: int, roles: int) -> list[tuple[Identity, Request]]:
@@ -81,9 +101,18 @@ def main() -> None:
     for one, two in pairs:
         print(f"10 grants {one:6.1f} us    10,000 grants, 1,000 roles {two:6.1f} us    ratio {two / one:.2f}")  # noqa: T201
     print(f"median ratio {statistics.median(two / one for one, two in pairs):.2f} (at most 2)")  # noqa: T201
-    before = time.process_time()
-    lint(build(1_000, 100))
-    print(f"lint of 1,000 grants {time.process_time() - before:.2f} s of CPU (at most 5)")  # noqa: T201
+    for shape in ("spread", "crowded", "everyone"):
+        config = shaped(shape)
+        fewer = config.model_copy(update={"denies": config.denies[1:]})
+        for name, tool in (
+            ("lint", lambda new: lint(new)),
+            ("diff", lambda new, old=config: diff(old, new).digest),
+            ("matrix", matrix),
+        ):
+            before = time.process_time()
+            tool(fewer)
+            seconds = time.process_time() - before
+            print(f"{name:6} of 5,000 grants, 200 roles, {shape:8} {seconds:5.2f} s of CPU (at most 5)")  # noqa: T201
 
 
 if __name__ == "__main__":

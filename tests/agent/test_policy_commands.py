@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -125,6 +127,7 @@ def test_explain_claims(tmp_path: Path) -> None:
                 "iss": "https://agents.example.com/",
                 "roles": ["arn:aws:iam::111111111111:role/ai-agent"],
                 "scope": "orders:read-one",
+                "iat": int(time.time()),
             }
         )
     )
@@ -132,8 +135,52 @@ def test_explain_claims(tmp_path: Path) -> None:
     assert run("explain", EXAMPLE, "GET", "shop.example.com/orders/today", "--claims", claims).exit_code == 0
     refused = run("explain", EXAMPLE, "GET", "shop.example.com/orders/7", "--claims", claims)
     assert "DENY 403 scope_insufficient" in refused.output
+    assert "taken as fitting: exp, aud, sub, client_id, jti" in refused.output
     stranger = run("explain", EXAMPLE, "GET", "/x", "--claims", claims, "--issuer", "nobody")
     assert (stranger.exit_code, "no issuer" in stranger.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"iss": "https://agents.example.com/", "exp": 5}, "DENY 401 token_expired"),
+        ({"aud": "another"}, "DENY 401 audience_mismatch"),
+        (
+            {"roles": ["arn:aws:iam::999999999999:role/ai-agent"]},
+            "claim_invalid: a role of an account",
+        ),
+        ({"iat": None}, "DENY 401 claim_invalid: iat"),
+    ],
+)
+def test_explain_claims_are_judged_as_the_agent_judges_them(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    role = "arn:aws:iam::111111111111:role/ai-agent"
+    claims = tmp_path / "claims.json"
+    whole = {"iss": "https://agents.example.com/", "roles": [role], "iat": 1000, "scope": "orders:read-one"}
+    claims.write_text(json.dumps(whole | changed))
+
+    result = run(
+        "explain", EXAMPLE, "GET", "shop.example.com/orders/today", "--claims", claims, "--at", "1000"
+    )
+    assert (result.exit_code, said in result.output) == (1, True), result.output
+
+
+def test_explain_says_that_a_role_with_a_lifetime_grants_nothing_without_iat(tmp_path: Path) -> None:
+    claims = tmp_path / "claims.json"
+    role = "arn:aws:iam::111111111111:role/ai-agent"
+    told = {"iss": "https://agents.example.com/", "roles": [role], "scope": "orders:read"}
+    claims.write_text(json.dumps(told))
+    policy = tmp_path / "policy.toml"
+    policy.write_text(EXAMPLE.read_text().replace('profile = "rfc9068"', ""))
+
+    result = run("explain", policy, "GET", "shop.example.com/orders/7", "--claims", claims)
+    assert (result.exit_code, "max_lifetime" in result.output) == (1, True), result.output
+
+
+def test_explain_names_what_is_wrong() -> None:
+    assert "'zzz' is neither" in run("explain", EXAMPLE, "GET", "/x", "--role", "zzz").output
+    assert "leave https:// out" in run("explain", EXAMPLE, "GET", "https://host/a", "--role", "reader").output
 
 
 @pytest.mark.parametrize("arguments", [["--role", "nobody"], ["--role", "reader", "--src", "ten"]])
@@ -150,12 +197,13 @@ def test_diff_gates_until_exactly_these_differences_are_acknowledged(opened: Pat
         f"arn:aws:iam::111111111111:role/{name}"
         for name in ("orders-reader", "ai-agent", "orders-clerk", "contractor")
     )
-    assert f"+ {reader}: PUT shop.example.com/orders -> orders-ro  [read-orders]" in result.output
-    assert f"+ {agent}: PUT shop.example.com/orders" in result.output
+    nightly = "arn:aws:iam::222222222222:role/nightly-export"
+    assert f"+ by grant read-orders: {agent}, {reader} -> orders-ro" in result.output
     assert (
-        f"+ {clerk} (in a token that also carries {contractor}): GET shop.example.com/orders/export"
-        in result.output
+        "PUT shop.example.com /orders and below\n      witness: PUT shop.example.com/orders" in result.output
     )
+    assert f": {clerk}, {nightly} -> export\n      in a token that also carries {contractor}" in result.output
+    assert "witness: GET shop.example.com/orders/export from 10.0.0.1" in result.output
     assert "No longer reachable" not in result.output
     digest = result.output.rsplit("--acknowledge ", 1)[1].strip()
 

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from iamroles_agent.config import Config, Deny
 from iamroles_agent.identity import Identity, Request, RoleArn
 from iamroles_agent.policy import Policy, load_text
-from iamroles_agent.policy.atoms import Universe
-from iamroles_agent.policy.lint import Finding, Kind, lint
+from iamroles_agent.policy.findings import Finding, Kind
+from iamroles_agent.policy.lint import Linter, lint
+from iamroles_agent.policy.load import parse_document
+from iamroles_agent.policy.places import NONE, has_host
 from iamroles_agent.policy.regions import Region
 
 ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
@@ -124,13 +126,13 @@ def test_escalating_pairs_are_exactly_those_by_brute_force(data: dict[str, Any])
     found = set()
     for item in lint(config):
         if item.kind is Kind.ESCALATION:
-            pair = [name for name in names if f"'{name}'" in item.message]
-            found.add((min(pair), max(pair)))
+            found |= {(min(pair), max(pair)) for pair in item.pairs}
     assert found == expected
 
 
 def by_subject(text: str) -> dict[tuple[str, str], Finding]:
-    return {(item.subject, item.kind): item for item in lint(load_text(text))}
+    document = parse_document(text, "toml", "<policy>")
+    return {(item.subject, item.kind): item for item in lint(document.config, document.written)}
 
 
 HEAD = """
@@ -224,14 +226,11 @@ def test_roles_that_a_deny_keeps_apart_do_not_escalate() -> None:
     assert ("w", "escalation") not in by_subject(text + apart)
 
 
-def test_a_deny_s_box_holds_the_absent_host_and_one_that_cannot_be_read() -> None:
+def test_a_deny_holds_the_host_that_cannot_be_read() -> None:
     region = Region.of(Deny(id="d", roles=["*"], path="/a", hosts=["x.test"]))
-    universe = Universe([region], ["r"])
 
-    hosts = universe.box(region, 1, deny=True).hosts ^ universe.box(region, 1).hosts
-    left = universe.box(region, 1, deny=True)._replace(hosts=hosts)
-    assert universe.witness(left).host == ""
-    assert universe.witness(left._replace(hosts=hosts & (hosts - 1))).host == "not a host"
+    assert has_host(region, NONE, deny=True)
+    assert not has_host(region, NONE, deny=False)
 
 
 @pytest.mark.parametrize(("multi_role", "redundant"), [("deny", True), ("union", False)])
@@ -265,3 +264,61 @@ def test_a_thousand_grants_within_five_seconds() -> None:
     before = time.process_time()
     lint(config)
     assert time.process_time() - before < 5
+
+
+def test_a_deny_that_others_make_useless_only_where_something_is_open() -> None:
+    """`wide` reaches beyond the other two denies, but nothing is granted there."""
+    deny = '[[denies]]\nid = "{}"\nroles = ["*"]\nmethods = {}\npath = "{}"\n'
+    found = by_subject(
+        HEAD
+        + GRANT.format("g", "reader", '["GET", "PUT"]', "/a", "")
+        + deny.format("gets", '["GET"]', "/a/b")
+        + deny.format("puts", '["PUT"]', "/a/b")
+        + deny.format("wide", '["*"]', "/a/b")
+    )
+
+    item = found["wide", "redundant"]
+    assert item.others == {"gets": "denies[0]", "puts": "denies[1]"}
+    assert ("gets", "redundant") not in found
+
+
+def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_named() -> None:
+    found = by_subject(
+        HEAD.replace('accounts = ["111111111111"]', 'accounts = ["999999999999"]')
+        + '[[groups]]\nname = "nobody"\nroles = ["reader"]\n'
+        + GRANT.format("uk", "reader", '["GET"]', "/t", 'hosts = ["*.co.uk"]')
+        + GRANT.format("own", "reader", '["GET"]', "/t", 'hosts = ["*.acme.co.uk"]')
+        + GRANT.format("s", "reader", '["GET"]', "/s", "shadow = true").replace('"b"', '"lonely"')
+    )
+
+    assert ("uk", "too-wide") in found
+    assert ("own", "too-wide") not in found
+    assert found["nobody", "unused"].key == "groups[0]"
+    assert found["lonely", "unused"].message == "only shadow grants lead here"
+    assert found["idp", "unreachable"].key == "issuers[0]"
+
+
+SCOPED = HEAD.replace("accounts =", 'scope_claim = "scope"\naccounts =')
+SCOPE = '[[scopes]]\nname = "{}"\nmethods = {}\npath = "{}"\n'
+
+
+def test_scopes_that_open_nothing_granted_or_all_of_it_together() -> None:
+    grant = GRANT.format("g", "reader", '["GET", "PUT"]', "/a", "")
+    read, write = SCOPE.format("read", '["GET"]', "/"), SCOPE.format("write", '["PUT"]', "/a")
+
+    assert ("read", "too-wide") in by_subject(SCOPED + grant + read + write)
+    assert ("read", "too-wide") not in by_subject(SCOPED + grant + read)
+    assert ("far", "unused") in by_subject(SCOPED + grant + read + SCOPE.format("far", '["*"]', "/z"))
+
+
+def test_two_hundred_roles_in_one_group_are_one_class() -> None:
+    """Counted, not timed: the places that are looked at do not grow with the number of roles."""
+    names = [f"r{index}" for index in range(200)]
+    roles = "".join(
+        f'[[roles]]\nname = "{name}"\narn = "arn:aws:iam::111111111111:role/{name}"\n' for name in names
+    )
+    group = f"[[groups]]\nname = 'all'\nroles = {names}\n"
+    grants = "".join(GRANT.format(f"g{i}", "all", '["GET"]', f"/s{i}", "") for i in range(100))
+    linter = Linter(load_text(HEAD + roles + group + grants))
+
+    assert {len(place.classes(linter.labels.everyone)) for place in linter.places} == {2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,7 +17,7 @@ from iamroles_agent.errors import ConfigError
 from iamroles_agent.identity import Request
 from iamroles_agent.policy.load import Document, load_document
 from iamroles_agent.policy.render import render
-from iamroles_agent.reasons import Refusal
+from iamroles_agent.reasons import Reason, Refusal
 
 FILE = click.Path(exists=False, dir_okay=False, path_type=Path)
 
@@ -88,7 +89,7 @@ def lint(file: Path, form: str, strict: bool) -> None:
     from iamroles_agent.policy.lint import lint as find  # noqa: PLC0415
 
     document = _read(file, form)
-    findings = find(document.config)
+    findings = find(document.config, document.written)
     if form == "json":
         click.echo(json.dumps([_finding_json(document, item) for item in findings], indent=2))
     else:
@@ -137,6 +138,7 @@ def _finding_json(document: Document, finding: Any) -> dict[str, Any]:  # noqa: 
 @click.option("--preferred", help="The token's preferred role.")
 @click.option("--scope", "scopes", multiple=True, help="A scope of the token; without any, unrestricted.")
 @click.option("--src", default="192.0.2.1", show_default=True, help="The client's address.")
+@click.option("--at", type=float, help="With --claims: epoch second at which to judge. Default: now.")
 @_format_option
 def explain(  # noqa: PLR0917 - click passes them by name
     file: Path,
@@ -149,6 +151,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
     preferred: str | None,
     scopes: tuple[str, ...],
     src: str,
+    at: float | None,
     form: str,
 ) -> None:
     """Say why METHOD TARGET is allowed or refused, and what was close.
@@ -160,21 +163,27 @@ def explain(  # noqa: PLR0917 - click passes them by name
     from iamroles_agent.policy.explain import identity_of, identity_of_claims  # noqa: PLC0415
 
     document = _read(file, form)
+    if "://" in target:
+        _bad_input(f"TARGET is a path, or a host and a path: leave {target.partition('://')[0]}:// out")
     host, slash, path = target.partition("/")
+    now: float | None = None
+    assumed: list[str] = []
     try:
         request = Request(method, host, slash + path, ip_address(src), request_role)
-        compiled = Policy(document.config)
         if claims is not None:
+            now = time.time() if at is None else at
             data = json.loads(claims.read_bytes())
-            identity = identity_of_claims(document.config, data, issuer)
+            identity, assumed = identity_of_claims(document.config, data, issuer, now)
         else:
             scoped = frozenset(scopes) if scopes else None
-            identity = identity_of(compiled, list(roles), preferred, scoped)
+            identity = identity_of(Policy(document.config), list(roles), preferred, scoped)
     except Refusal as refusal:
-        _bad_input(f"a role is neither a name of the policy nor an ARN: {refusal.detail}")
+        if claims is None:
+            _bad_input(refusal.detail)
+        _refused(refusal, form)
     except (OSError, ValueError) as error:
         _bad_input(str(error))
-    explanation = tell(document.config, identity, request)
+    explanation = tell(document.config, identity, request, now)
     decision = explanation.decision
     if form == "json":
         considered = {
@@ -186,15 +195,29 @@ def explain(  # noqa: PLR0917 - click passes them by name
             name: getattr(decision, name)
             for name in ("role", "rule", "backend", "detail", "unmapped", "shadow")
         }
-        click.echo(json.dumps({"verdict": verdict, **considered}, indent=2))
+        click.echo(json.dumps({"verdict": verdict, **considered, "assumed": assumed}, indent=2))
     else:
         click.echo(_verdict_line(decision))
+        if assumed:
+            click.echo(f"Absent from the claims, taken as fitting: {', '.join(assumed)}")
+        if not host and decision.reason is not Reason.PATH_AMBIGUOUS:
+            click.echo("No host was given: every deny with `hosts` matches, no grant with `hosts` does")
         for heading, items in (("Matching", explanation.matching), ("Close", explanation.close)):
             if items:
                 click.echo(f"{heading}:")
             for item in items:
                 click.echo(f"  {considered_line(document, item)}")
     sys.exit(0 if decision.allow else 1)
+
+
+def _refused(refusal: Refusal, form: str) -> NoReturn:
+    """Say that the agent would refuse the token itself, and exit 1."""
+    if form == "json":
+        verdict = {"allow": False, "status": refusal.reason.status, "reason": refusal.reason}
+        click.echo(json.dumps({"verdict": verdict | {"detail": refusal.detail}, "matching": [], "close": []}))
+    else:
+        click.echo(f"DENY {refusal.reason.status} {refusal.reason}: {refusal.detail}")
+    sys.exit(1)
 
 
 def _verdict_line(decision: Any) -> str:  # noqa: ANN401 - Decision, loaded late
@@ -204,16 +227,20 @@ def _verdict_line(decision: Any) -> str:  # noqa: ANN401 - Decision, loaded late
     return f"DENY {decision.status} {why}" + (f": {decision.detail}" if decision.detail else "")
 
 
+_SAME = "No difference in what is reached, by whom, for how long, at which backend, or who is trusted"
+
+
 @policy.command()
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
 @click.option("--acknowledge", metavar="DIGEST", help="The digest of these very differences: exit 0.")
+@click.option("--all", "everything", is_flag=True, help="Print every entry; long lists are cut without it.")
 @_format_option
-def diff(old: Path, new: Path, acknowledge: str | None, form: str) -> None:
-    """Say what NEW opens and closes against OLD, each (role, route) with a request that shows it.
+def diff(old: Path, new: Path, acknowledge: str | None, everything: bool, form: str) -> None:
+    """Say what NEW opens, closes and moves against OLD: whole regions, each with a request that shows it.
 
     Made for a gate before a merge: exits 1 while there are differences, unless their digest is given. The
-    digest names exactly these differences: acknowledging them acknowledges no later ones.
+    digest covers every region whole: acknowledging these differences acknowledges no wider ones.
     """
     from iamroles_agent.policy.diff import diff as compare  # noqa: PLC0415
 
@@ -221,9 +248,9 @@ def diff(old: Path, new: Path, acknowledge: str | None, form: str) -> None:
     if form == "json":
         click.echo(json.dumps({"digest": difference.digest, **difference.to_json()}, indent=2))
     elif not difference:
-        click.echo("No difference in what is reached, by whom, or who is trusted")
+        click.echo("\n".join([_SAME, *change_lines(difference, everything=everything)]))
     else:
-        click.echo("\n".join(change_lines(difference)))
+        click.echo("\n".join(change_lines(difference, everything=everything)))
         click.echo(f"To acknowledge exactly these: --acknowledge {difference.digest}")
     if difference and acknowledge != difference.digest:
         if acknowledge is not None:

@@ -335,9 +335,10 @@ def _region(key: str, rule: config.Grant | config.Deny | config.Scope) -> Iterat
         try:
             host_pattern(host)
         except ValueError as error:
-            yield Fault(
-                f"{key}.hosts[{index}]", str(error), 'Write e.g. "api.example.com" or "*.example.com"'
-            )
+            remedy = 'Write e.g. "api.example.com" or "*.example.com"'
+            if host == "*":
+                remedy = "Leave `hosts` out: without it a rule is for any host"
+            yield Fault(f"{key}.hosts[{index}]", str(error), remedy)
     for index, source in enumerate(getattr(rule, "sources", [])):
         yield from _network(f"{key}.sources[{index}]", source)
 

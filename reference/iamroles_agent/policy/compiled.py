@@ -180,7 +180,7 @@ class Index:
             return self._deny
 
     def best(self, roles: Iterable[str], query: Query) -> Rule | None:
-        """The grant that wins (O8): the most specific path, then the smaller id."""
+        """The grant that wins: the most specific path, then the smaller id."""
         winner: Rule | None = None
         for rule in self.matches(roles, query):
             if winner is None:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from iamroles_agent.config import ClaimPath, Config
+from iamroles_agent.config import Config
 from iamroles_agent.identity import Decision, Identity, Request, RoleArn
 from iamroles_agent.policy.compiled import Policy, Query, Rule
-from iamroles_agent.policy.model import Rules
-from iamroles_agent.reasons import Refusal
+from iamroles_agent.policy.places import Rules
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_agent.tokens.jws import Header
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,17 @@ class Explanation:
     """Rules that fail by one condition only, those on the longest path first."""
 
 
-def explain(config: Config, identity: Identity, request: Request) -> Explanation:
+def explain(config: Config, identity: Identity, request: Request, now: float | None = None) -> Explanation:
     """Decide, and say why.
 
     Args:
         config: checked.
         identity: as a credential would prove it; nothing is verified here.
         request: as the proxy would forward it.
+        now: epoch seconds; None: no time limit is looked at.
     """
     policy = Policy(config)
-    decision = policy.decide(identity, request)
+    decision = policy.decide(identity, request, now)
     try:
         query = Query.of(request)
     except Refusal:  # an ambiguous path meets no rule
@@ -90,7 +93,7 @@ def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[
         yield f"the path {path} is not {'exactly' if region.exact else 'below'} {region.path}"
     if region.hosts is not None and region.hosts.isdisjoint(query.hosts):
         unreadable = query.hosts[0] == "\0"
-        if not (deny and unreadable):  # O6
+        if not (deny and unreadable):  # DENY-ERROR-001
             shown = "unreadable" if unreadable else query.hosts[0] if len(query.hosts) > 1 else "absent"
             yield f"the host is {shown}, not {' or '.join(sorted(region.hosts))}"
     if not region.has_source(query.src):
@@ -110,7 +113,7 @@ def identity_of(
         issuer: its name.
 
     Raises:
-        Refusal: `role_malformed`.
+        Refusal: `role_malformed`; its detail names the text.
     """
     arns = [arn for text in roles for arn in _arns(policy, text)]
     chosen = _arns(policy, preferred)[0] if preferred else None
@@ -119,20 +122,33 @@ def identity_of(
 
 def _arns(policy: Policy, text: str) -> list[RoleArn]:
     named = policy.arns_named(text)
-    return sorted(named) if named else [RoleArn.parse(text)]
+    if named:
+        return sorted(named)
+    try:
+        return [RoleArn.parse(text)]
+    except Refusal as refusal:
+        detail = f"{text!r} is neither a role's name in the policy nor a role's ARN"
+        raise Refusal(Reason.ROLE_MALFORMED, detail) from refusal
 
 
-def identity_of_claims(config: Config, claims: dict[str, Any], issuer_name: str = "") -> Identity:
-    """The identity that unverified claims would prove under an issuer's claim names.
+def identity_of_claims(
+    config: Config, claims: dict[str, Any], issuer_name: str, now: float
+) -> tuple[Identity, list[str]]:
+    """The identity that claims would prove, judged by the agent's own rules; no signature is looked at.
 
     Args:
         config: checked.
         claims: a token's payload.
         issuer_name: `name` in the policy; "" for the issuer whose `issuer` is the claims' `iss`.
+        now: epoch seconds at which the times are judged.
+
+    Returns:
+        The identity, and the names of claims that were absent and taken as fitting: `exp`, `aud`, the
+        principal, `client_id` and `jti` bear on no route, so a question may leave them out.
 
     Raises:
         ValueError: no such issuer, or the claims are no object.
-        Refusal: `role_malformed`.
+        Refusal: as the agent would refuse the token.
     """
     if not isinstance(claims, dict):
         raise ValueError("claims are a JSON object")
@@ -146,26 +162,13 @@ def identity_of_claims(config: Config, claims: dict[str, Any], issuer_name: str 
     )
     if issuer is None:
         raise ValueError("no issuer of the policy has this name or `iss`: give --issuer NAME")
-    roles = _words(_claim(claims, issuer.roles_claim), split=False)
-    preferred = _words(_claim(claims, issuer.preferred_role_claim), split=False)
-    scopes: frozenset[str] | None = None
-    if issuer.scope_claim is not None:
-        value = _claim(claims, issuer.scope_claim)
-        if value is not None or issuer.scope_required:
-            scopes = frozenset(_words(value, split=True))
-    arns = tuple(dict.fromkeys(RoleArn.parse(role) for role in roles))
-    chosen = RoleArn.parse(preferred[0]) if preferred else None
-    return Identity(issuer.name, str(claims.get("sub", "")), "", arns, 1 << 40, 0, chosen, scopes)
-
-
-def _claim(claims: dict[str, Any], path: ClaimPath | None) -> object:
-    value: object = claims if path is not None else None
-    for name in [path] if isinstance(path, str) else path or ():
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def _words(value: object, *, split: bool) -> list[str]:
-    if isinstance(value, str):
-        return value.split(" ") if split else [value]
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+    fitting: dict[str, Any] = {"exp": int(now) + 1}
+    if issuer.audiences and issuer.profile != "cognito":
+        fitting["aud"] = issuer.audiences[0]
+    if isinstance(issuer.principal_claim, str) and issuer.profile != "aws":
+        fitting[issuer.principal_claim] = "someone"
+    if issuer.profile == "rfc9068":
+        fitting |= {"client_id": "some-client", "jti": "some-id"}
+    assumed = [name for name in fitting if name not in claims]
+    identity = ClaimRules(issuer, config.limits).identity(fitting | claims, Header("", None, "jwt"), now, "")
+    return identity, assumed

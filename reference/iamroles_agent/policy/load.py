@@ -1,4 +1,4 @@
-"""From a TOML or JSON file to a `Config`, or to every problem of the file at once (requirement O13).
+"""From a TOML or JSON file to a `Config`, or to every problem of the file at once (RELOAD-BAD-001).
 
 Three passes, each as far as the ones before it allow: the format's own parser, the models' shapes and types,
 and the checks that span tables (`policy.checks`), which also run over the sound part of a file whose other
@@ -36,6 +36,9 @@ class Document:
     """A configuration and where its parts stand, for tools that point at lines."""
 
     config: Config
+    """Checked, groups written out."""
+    written: Config
+    """As the file says it."""
     lines: Lines
     name: str
 
@@ -118,7 +121,7 @@ def parse_document(text: str, format: Literal["toml", "json"], name: str) -> Doc
         )
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.line or 0, problem.key)))
-    return Document(ungrouped(config), lines, name)
+    return Document(ungrouped(config), config, lines, name)
 
 
 def _parse(

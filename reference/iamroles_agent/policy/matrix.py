@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
 from iamroles_agent.config import Config
-from iamroles_agent.policy.atoms import Box, less_all
 from iamroles_agent.policy.compiled import arns_of
-from iamroles_agent.policy.model import Model, Placed, model_of
-from iamroles_agent.policy.regions import Region
+from iamroles_agent.policy.describe import describe_region
+from iamroles_agent.policy.places import Labels, Place, Placed, Rules, Tree, placed, split, walk
 
 Reach = Literal["all", "part", "none"]
 
@@ -43,42 +42,65 @@ class Matrix:
     routes: tuple[Route, ...]
 
 
+@dataclass(slots=True)
+class _Reached:
+    """What a role has reached of a grant so far."""
+
+    some: bool = False
+    lost: bool = False
+    takers: set[Placed] = field(default_factory=set)
+
+
 def matrix(config: Config) -> Matrix:
     """Tell, for tokens with one role, what of each grant's region is reached at this grant's backend."""
-    model = model_of(config)
-    denies = [deny.box for deny in model.denies]
-    routes = []
-    for index, grant in enumerate(model.grants):
-        better = [other for other in model.grants[:index] if other.rule.backend != grant.rule.backend]
-        cells = {role: _cell(model, grant, role, better, denies) for role in sorted(grant.rule.roles)}
-        routes.append(
-            (
-                grant.rule.region,
-                Route(grant.id, describe_region(grant.rule.region), grant.rule.backend, cells),
-            )
-        )
-    routes.sort(key=lambda pair: (pair[0].path, not pair[0].exact, pair[1].id))
+    rules = Rules.of(config)
+    labels = Labels([role.name for role in config.roles])
+    grants, denies = placed(rules.grants, labels), placed(rules.denies, labels, deny=True)
+    every = [*grants, *denies]
+    reached: dict[Placed, dict[int, _Reached]] = {grant: {} for grant in grants}
+    for place in walk(Tree(one.rule.region for one in every), every):
+        _look(place, labels.everyone, reached)
     names = {role.name: tuple(arns_of(role)) for role in config.roles}
-    return Matrix(names, tuple(route for _, route in routes))
+    grants.sort(key=lambda one: (one.rule.region.path, not one.rule.region.exact, one.id))
+    return Matrix(names, tuple(_route(grant, labels, reached[grant]) for grant in grants))
 
 
-def _cell(model: Model, grant: Placed, role: str, better: list[Placed], denies: list[Box]) -> Cell:
-    whole = grant.box._replace(roles=model.universe.role_mask([role]))
-    takers = [other for other in better if other.box.meets(whole)]
-    left = less_all([whole], (*denies, *(other.box for other in takers)))
-    if left == [whole]:
-        return Cell("all")
-    because = [deny.id for deny in model.denies if deny.box.meets(whole)] + [other.id for other in takers]
-    return Cell("part" if left else "none", tuple(because))
+def _look(place: Place, everyone: int, reached: dict[Placed, dict[int, _Reached]]) -> None:
+    denies = [one for one in place.rules if one.deny]
+    grants = [one for one in place.rules if not one.deny]
+    for roles in place.classes(everyone):
+        mine = place.naming(roles, grants)
+        refusing = place.naming(roles, denies)
+        refused = place.union(deny for deny, _ in refusing)
+        taken: dict[str, int] = {}
+        for index, (grant, cells) in enumerate(mine):
+            backend = grant.rule.backend
+            elsewhere = 0
+            for name, theirs in taken.items():
+                elsewhere |= theirs if name != backend else 0
+            left = cells & ~refused & ~elsewhere
+            takers = [deny for deny, theirs in refusing if theirs & cells] if left != cells else []
+            if left != cells:
+                takers += [o for o, theirs in mine[:index] if o.rule.backend != backend and theirs & cells]
+            found = reached[grant].setdefault(roles & grant.roles, _Reached())
+            found.some |= bool(left)
+            found.lost |= left != cells
+            found.takers.update(takers)
+            taken[backend] = taken.get(backend, 0) | cells
 
 
-def describe_region(region: Region) -> str:
-    """One line for people: methods, hosts, path, sources."""
-    methods = ",".join(sorted(region.methods)) if region.methods else "any method"
-    hosts = "|".join(sorted(region.hosts)) if region.hosts else ""
-    below = "" if region.exact else " and below"
-    sources = f" from {', '.join(map(str, region.sources))}" if region.sources else ""
-    return f"{methods} {hosts}{region.path}{below}{sources}"
+def _route(grant: Placed, labels: Labels, reached: dict[int, _Reached]) -> Route:
+    """One row; roles that no place tells apart share a cell."""
+    cells: dict[str, Cell] = {}
+    for roles in split([grant.roles], reached):
+        parts = [found for mask, found in reached.items() if mask & roles]
+        takers = {taker for found in parts for taker in found.takers}
+        lost, some = any(found.lost for found in parts), any(found.some for found in parts)
+        because = tuple(one.id for one in sorted(takers, key=lambda one: (not one.deny, one.order)))
+        cell = Cell("all" if not lost else "part" if some else "none", because)
+        cells |= dict.fromkeys(labels.of(roles), cell)
+    where = describe_region(grant.rule.region)
+    return Route(grant.id, where, grant.rule.backend, dict(sorted(cells.items())))
 
 
 _STYLE = """
