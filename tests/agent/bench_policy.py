@@ -105,7 +105,7 @@ def main() -> None:
         config = shaped(shape)
         fewer = config.model_copy(update={"denies": config.denies[1:]})
         for name, tool in (
-            ("lint", lambda new: lint(new)),
+            ("lint", lint),
             ("diff", lambda new, old=config: diff(old, new).digest),
             ("matrix", matrix),
         ):
