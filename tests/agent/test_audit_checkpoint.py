@@ -1,19 +1,24 @@
 """Checkpoints and proofs: the tree against RFC 9162, the note against C2SP, both against a log on disk."""
 
+import base64
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from audit_support import decided
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 from test_audit_tampering import story
 
-from iamroles_agent.audit.chain import Head, Tree, path_to, root_of_path
+from iamroles_agent.audit.chain import Head, Known, Tree, joint, root_of_path
 from iamroles_agent.audit.checkpoint import Checkpoint, CheckpointError, Verifier, proven
+from iamroles_agent.audit.log import Audit
 from iamroles_agent.commands.audit import audit as command
+from iamroles_agent.config import AuditSettings
+from iamroles_agent.identity import Decision
 
 ENTRIES = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657",
                                             "606162636465666768696a6b6c6d6e6f")]  # fmt: skip
@@ -32,6 +37,30 @@ def naive_root(entries: list[bytes]) -> bytes:
     while half * 2 < len(entries):
         half *= 2
     return hashlib.sha256(b"\1" + naive_root(entries[:half]) + naive_root(entries[half:])).digest()
+
+
+def follows(former: int, size: int, old: bytes, new: bytes, path: list[bytes]) -> bool:
+    """RFC 9162 section 2.1.4.2, word by word: what a witness does."""
+    if former == size:
+        return not path and old == new
+    nodes = [old, *path] if former & (former - 1) == 0 else [*path]
+    if not nodes:
+        return False
+    first, last = former - 1, size - 1
+    while first & 1:
+        first, last = first >> 1, last >> 1
+    left = right = nodes[0]
+    for node in nodes[1:]:
+        if last == 0:
+            return False
+        if first & 1 or first == last:
+            left, right = joint(node, left), joint(node, right)
+            while not first & 1 and first:
+                first, last = first >> 1, last >> 1
+        else:
+            right = joint(right, node)
+        first, last = first >> 1, last >> 1
+    return (left, right, last) == (old, new, 0)
 
 
 def tree_of(entries: list[bytes]) -> Tree:
@@ -61,7 +90,7 @@ class TestTree:
         first = data.draw(st.integers(0, index))
         before = tree_of(entries[:first])
 
-        path = path_to(index, first, before, entries[first:])
+        path = Known(before, entries[first:]).path_to(index)
 
         root = naive_root(entries)
         assert root_of_path(index, size, entries[index], path) == root
@@ -71,6 +100,21 @@ class TestTree:
         if path:
             assert root_of_path(index, size, entries[index], path[:-1]) != root
         assert root_of_path(index, size, entries[index], [*path, b"\0" * 32]) != root
+
+    @given(data=st.data())
+    def test_a_state_is_proven_to_follow_an_earlier_one(self, data):
+        size = data.draw(st.integers(1, 70))
+        entries = [number.to_bytes(2, "big") for number in range(size)]
+        former = data.draw(st.integers(1, size))
+        first = data.draw(st.integers(0, former))
+
+        path = Known(tree_of(entries[:first]), entries[first:]).path_from(former)
+
+        old, new = naive_root(entries[:former]), naive_root(entries)
+        assert follows(former, size, old, new, path)
+        assert former == size or not follows(former, size, old[::-1], new, path)
+        assert former == size or not follows(former, size, old, new[::-1], path)
+        assert Known(Tree(), entries).path_from(0) == []
 
     def test_a_head_that_was_written_half_is_none(self):
         head = Head(7, "a" * 64, tree_of(ENTRIES[:7]))
@@ -148,7 +192,7 @@ def signed(tmp_path):
     files = sorted(directory.iterdir())
     made = run("checkpoint", *files, "--sign", tmp_path / "key.pem", "--name", NAME, "--out", out)
     assert made.code == 0, made.text
-    notes = sorted(out.iterdir())
+    notes = sorted(out.glob("*.checkpoint"))
     assert [note.name for note in notes] == ["worker-0.checkpoint", "worker-1.checkpoint"]
     return SimpleNamespace(
         files=files, key=tmp_path / "key.pem", vkey=key.text.strip(), notes=notes, out=out, tmp=tmp_path
@@ -166,6 +210,26 @@ class TestLog:
         assert run("verify", *signed.files, *given_notes(signed)).code == 0
         again = run("checkpoint", *signed.files, "--sign", signed.key, "--name", NAME, "--out", signed.out)
         assert again.code == 0
+
+    def test_a_witness_is_told_that_it_follows_what_it_knows(self, signed):
+        request, former = signed.out / "worker-0.add-checkpoint", signed.notes[0].read_text()
+        assert request.read_text() == f"old 0\n\n{former}"
+        log = Audit(AuditSettings(path=str(signed.files[0])))
+        for number in range(5):
+            decided(log, Decision(allow=True), request_id=f"more-{number}")
+            assert log.flush()
+        log.close()
+
+        again = run("checkpoint", *signed.files, "--sign", signed.key, "--name", NAME, "--out", signed.out)
+
+        assert again.code == 0, again.text
+        head, _, note = request.read_text().partition("\n\n")
+        old, *lines = head.splitlines()
+        assert note == signed.notes[0].read_text() != former
+        before, after = Checkpoint.parse(former), Checkpoint.parse(note)
+        assert old == f"old {before.size}"
+        path = [base64.b64decode(line) for line in lines]
+        assert follows(before.size, after.size, before.root, after.root, path)
 
     def test_a_log_that_was_rewritten_whole_is_betrayed(self, signed, tmp_path):
         """Self-consistent, heads and all: only what was kept elsewhere tells."""

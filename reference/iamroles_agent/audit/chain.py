@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 GENESIS = "0" * 64
@@ -147,43 +147,68 @@ def portions(lines: bytearray, limit: int) -> Iterable[bytearray]:
         begin = end
 
 
-def path_to(index: int, first: int, before: Tree, entries: Sequence[bytes]) -> list[bytes]:
-    """The inclusion proof of an entry (RFC 9162 section 2.1.3.1), without the entries before the first known.
+class Known(NamedTuple):
+    """What is known of a tree: all of its entries, or those after a smaller tree whose peaks are known."""
 
-    Args:
-        index: of the entry, from 0, at least `first`.
-        first: how many entries come before `entries`.
-        before: the tree of these.
-        entries: the tree's other entries.
+    before: Tree
+    entries: Sequence[bytes]
 
-    Returns:
-        The hashes from the entry's neighbour up to below the root.
-    """
-    roots: dict[tuple[int, int], bytes] = {}
-    begin = 0
-    for peak, bit in zip(before.peaks, _bits(before.size), strict=True):
-        roots[begin, begin + bit] = peak
-        begin += bit
+    @property
+    def size(self) -> int:
+        """Entries of the whole tree."""
+        return self.before.size + len(self.entries)
 
-    def root(begin: int, end: int) -> bytes:
-        if (begin, end) in roots:
-            return roots[begin, end]
-        if end - begin == 1:
-            return leaf(entries[begin - first])
-        middle = begin + _half(end - begin)
-        return joint(root(begin, middle), root(middle, end))
+    def path_to(self, index: int) -> list[bytes]:
+        """The inclusion proof of an entry (RFC 9162 section 2.1.3.1), which is not one of those before.
 
-    proof: list[bytes] = []
-    begin, end = 0, first + len(entries)
-    while end - begin > 1:
-        middle = begin + _half(end - begin)
-        if index < middle:
-            proof.append(root(middle, end))
-            end = middle
-        else:
-            proof.append(root(begin, middle))
-            begin = middle
-    return proof[::-1]
+        Returns:
+            The hashes from the entry's neighbour up to below the root.
+        """
+        root, proof = self._roots(), []
+        begin, end = 0, self.size
+        while end - begin > 1:
+            middle = begin + _half(end - begin)
+            if index < middle:
+                proof.append(root(middle, end))
+                end = middle
+            else:
+                proof.append(root(begin, middle))
+                begin = middle
+        return proof[::-1]
+
+    def path_from(self, size: int) -> list[bytes]:
+        """The consistency proof from an earlier state (RFC 9162 section 2.1.4.1), not before `before`."""
+        root, proof = self._roots(), []
+        begin, end, own = 0, self.size, True
+        if size == 0:
+            return []
+        while size != end:
+            middle = begin + _half(end - begin)
+            if size <= middle:
+                proof.append(root(middle, end))
+                end = middle
+            else:
+                proof.append(root(begin, middle))
+                begin, own = middle, False
+        return ([] if own else [root(begin, end)]) + proof[::-1]
+
+    def _roots(self) -> Callable[[int, int], bytes]:
+        """The root of each subtree, from one entry to before another."""
+        peaks: dict[tuple[int, int], bytes] = {}
+        begin = 0
+        for peak, width in zip(self.before.peaks, _bits(self.before.size), strict=True):
+            peaks[begin, begin + width] = peak
+            begin += width
+
+        def root(begin: int, end: int) -> bytes:
+            if (begin, end) in peaks:
+                return peaks[begin, end]
+            if end - begin == 1:
+                return leaf(self.entries[begin - self.before.size])
+            middle = begin + _half(end - begin)
+            return joint(root(begin, middle), root(middle, end))
+
+        return root
 
 
 def _half(size: int) -> int:

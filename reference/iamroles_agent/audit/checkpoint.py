@@ -183,6 +183,12 @@ class Checkpoint:
         return cls(origin, int(size), decoded)
 
 
+def witness_request(size: int, path: Sequence[bytes], note: str) -> str:
+    """The body of a request to a witness: the size that it knows, the proof from there on, the note."""
+    hashes = "".join(f"{base64.b64encode(node).decode()}\n" for node in path)
+    return f"old {size}\n{hashes}\n{note}"
+
+
 def proof_text(batch: bytes, index: int, path: Sequence[bytes], note: str) -> str:
     """A proof that a batch is in the log whose checkpoint the note is."""
     hashes = "".join(f"{base64.b64encode(node).decode()}\n" for node in path)

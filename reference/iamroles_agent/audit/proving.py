@@ -6,8 +6,14 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path
 
-from iamroles_agent.audit.chain import SEALED, Tree, path_to, seq_of
-from iamroles_agent.audit.checkpoint import Checkpoint, CheckpointError, digest_of, proof_text
+from iamroles_agent.audit.chain import SEALED, Known, Tree, seq_of
+from iamroles_agent.audit.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    digest_of,
+    proof_text,
+    witness_request,
+)
 from iamroles_agent.audit.reading import Owner, in_order, opened, parsed
 from iamroles_agent.audit.verify import Finding, Proof, Span
 
@@ -53,6 +59,12 @@ def checkpoint_of(span: Span, origin: str, previous: Checkpoint | None) -> Check
         _check(span, origin, previous)
     size = (span.base or Tree()).size + len(span.entries)
     return Checkpoint(origin, size, root_at(span, size))
+
+
+def for_witness(span: Span, former: Checkpoint | None, note: str) -> str:
+    """What a witness is asked (C2SP tlog-witness, `add-checkpoint`): a note that follows the former one."""
+    size = 0 if former is None else former.size
+    return witness_request(size, Known(span.base or Tree(), span.entries).path_from(size), note)
 
 
 def _check(span: Span, origin: str, checkpoint: Checkpoint) -> None:
@@ -130,8 +142,8 @@ def prove(paths: Iterable[Path], proof: Proof, owner: Owner, seq: int, note: str
     batch = _batch(paths, owner, seq)
     if digest_of(batch) != span.entries[at]:
         raise CheckpointError(f"the batch of record {seq} does not give its hash: run `audit verify`")
-    path = path_to(base.size + at, base.size, base, span.entries[: checkpoint.size - base.size])
-    return proof_text(batch, base.size + at, path, note)
+    known = Known(base, span.entries[: checkpoint.size - base.size])
+    return proof_text(batch, base.size + at, known.path_to(base.size + at), note)
 
 
 def _batch(paths: Iterable[Path], owner: Owner, seq: int) -> bytes:

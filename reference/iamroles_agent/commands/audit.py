@@ -192,8 +192,8 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
     """Sign where each log stands now, if it is whole and still holds what was signed before.
 
     Run it where the agent cannot: whoever may write both the log and the key proves nothing. Keep copies of
-    the checkpoints elsewhere, or hand them to witnesses. Exit status: 0 signed, 1 not whole or rewritten,
-    2 unreadable.
+    the checkpoints elsewhere, or have them witnessed: worker-0.add-checkpoint is the body of the request to a
+    witness (C2SP tlog-witness). Exit status: 0 signed, 1 not whole or rewritten, 2 unreadable.
     """
     try:
         keys = [read_key(path.read_bytes(), str(path)) for path in signers]
@@ -203,16 +203,20 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
             click.echo("\n".join(_as_text(proof)), err=True)
             raise CheckpointError("nothing is signed: the log is not whole")
         notes: dict[Path, str] = {}
+        said: list[str] = []
         for owner, span in proving.owners(proof).items():
             origin = proving.origin_of(name, owner)
             target = out / f"{origin.rpartition('/')[2]}.checkpoint"
             former = Checkpoint.opened(target.read_text("utf-8"), own) if target.exists() else None
-            notes[target] = proving.checkpoint_of(span, origin, former).signed(keys)
+            note = proving.checkpoint_of(span, origin, former).signed(keys)
+            notes[target.with_suffix(".add-checkpoint")] = proving.for_witness(span, former, note)
+            notes[target] = note
+            said.append(f"{target}: {note.splitlines()[1]} batches")
         for target, note in notes.items():
             beside = target.with_name(target.name + ".new")
             beside.write_text(note, "utf-8")
             beside.replace(target)
-            click.echo(f"{target}: {note.splitlines()[1]} batches")
+        click.echo("\n".join(said))
     except OSError as error:
         raise _unreadable(error) from error
     except (CheckpointError, UnicodeDecodeError) as error:
