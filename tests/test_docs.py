@@ -1,0 +1,124 @@
+"""What the documents name is there: commands and their options, files, variables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import click
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "conformance/SPEC.md"])
+CODE = re.compile(r"^```[^\n]*\n(?P<block>.*?)^```|`(?P<inline>[^`\n]+)`", re.MULTILINE | re.DOTALL)
+FOLDERS = ("reference", "scenarios", "conformance", "loadtests", "tests", "docs", ".ci", ".github")
+NOT_WORDS = re.compile(r"[…\[\]<>{}|]")
+"""A placeholder, or prose about a command: nothing to look up."""
+
+
+def lines(page: Path) -> Iterator[str]:
+    """Everything that stands as code: lines of blocks, continued lines joined, and inline code."""
+    for match in CODE.finditer(page.read_text(encoding="utf-8")):
+        text = match["block"] if match["block"] is not None else match["inline"]
+        yield from text.replace("\\\n", " ").splitlines()
+
+
+def commands(line: str) -> Iterator[list[str]]:
+    """`iamroles …` invocations of a line of shell, as words."""
+    for part in re.split(r"&&|\|\||[;|]", line.removeprefix("$ ")):
+        words = part.split(" #")[0].strip()
+        if re.match(r"(\.venv/bin/)?iamroles( |$)", words):
+            try:
+                yield shlex.split(words)[1:]
+            except ValueError:
+                yield words.split()[1:]
+
+
+def unknown(words: list[str]) -> str:
+    """What a command line names that `iamroles` does not have, "" for nothing."""
+    command: click.Command | None = None
+    context = click.Context(click.Command("iamroles"))
+    options: set[str] = {"--help", "-h", "--version"}
+    for word in words:
+        if NOT_WORDS.search(word):
+            return ""
+        if word.startswith("-"):
+            name = word.split("=")[0]
+            if name != "--" and not re.fullmatch(r"--?[a-z][a-z0-9-]*,?", name):
+                return ""
+            if name.rstrip(",") not in options and not name.rstrip(",").startswith("--iamroles-"):
+                return f"{' '.join(words)}: no option {name}"
+        elif command is None:
+            found = [
+                entry for entry in entry_points(group="iamroles.commands") if entry.name == word.rstrip(",")
+            ]
+            if not found:
+                return f"{' '.join(words)}: no command {word}"
+            command = found[0].load()
+        elif isinstance(command, click.Group):
+            inner = command.get_command(context, word.rstrip(","))
+            if inner is None:
+                return f"{' '.join(words)}: no command {word}"
+            command = inner
+        else:
+            continue
+        if command is not None and not word.startswith("-"):
+            options |= {opt for param in command.params for opt in (*param.opts, *param.secondary_opts)}
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_options_exist(page: Path) -> None:
+    wrong = [said for line in lines(page) for words in commands(line) if (said := unknown(words))]
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_exist(page: Path) -> None:
+    pattern = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*-]+")
+    wrong = []
+    for line in lines(page):
+        for name in pattern.findall(line):
+            path = name.rstrip(".").split("::")[0]
+            if (
+                "<" not in line
+                and not any(ROOT.glob(path.rstrip("/")))
+                and not path.startswith(("docs/site",))
+            ):
+                wrong.append(path)
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_variables_exist(page: Path) -> None:
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("reference", "scenarios", "conformance", "loadtests", "tests", ".ci")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cfg", ".toml", ".lua", "")
+        and path.is_file()
+        and "__pycache__" not in path.parts
+    )
+    named = {
+        name
+        for line in lines(page)
+        for name in re.findall(r"\b(?:IAM|IAMROLES)_[A-Z0-9_]+\b", line)
+        if not re.search(r"_\d+$", name)
+    }
+
+    assert {name for name in named if name not in source} == set()
+
+
+def test_the_test_sees_what_is_not_there() -> None:
+    assert unknown(["conformance", "run", "--no-such"]) == "conformance run --no-such: no option --no-such"
+    assert unknown(["polcy", "check"]) == "polcy check: no command polcy"
+    assert unknown(["policy", "check", "file.toml", "--format", "json"]) == ""
+    assert [*commands("$ iamroles policy check a.toml && .venv/bin/iamroles demo")] == [
+        ["policy", "check", "a.toml"],
+        ["demo"],
+    ]
