@@ -108,7 +108,13 @@ class Supervisor:
         self._settings, self._crew = settings, crew
         self._processes: dict[int, _Process] = {}
         self.plane = Plane(
-            document, settings.workers, clock=time.monotonic, timing=timing, waits=self._waits, saves=saves
+            document,
+            settings.workers,
+            clock=time.monotonic,
+            timing=timing,
+            waits=lambda index: self._scheduled(index)[1],
+            runs=lambda index: self._scheduled(index)[0],
+            saves=saves,
         )
         self._selector = selectors.DefaultSelector()
         self._on_ready = on_ready
@@ -302,16 +308,17 @@ class Supervisor:
             log.error("%s (pid %d) ended with %s", _name(process.index), process.pid, how)
         self.plane.died(process.index, how)
 
-    def _waits(self, index: int) -> float:
-        """Seconds that a member waited for a processor (`/proc/<pid>/schedstat`, its second number)."""
+    def _scheduled(self, index: int) -> tuple[float, float]:
+        """Seconds that a member ran on a processor and waited for one (`/proc/<pid>/schedstat`)."""
         process = self._processes.get(index)
         if process is None:
-            return 0.0
+            return 0.0, 0.0
         try:
             with open(f"/proc/{process.pid}/schedstat", "rb") as file:  # noqa: PTH123 - it is asked often
-                return int(file.read().split()[1]) / 1e9
-        except (OSError, IndexError, ValueError):
-            return 0.0
+                ran, waited, _ = file.read().split()
+                return int(ran) / 1e9, int(waited) / 1e9
+        except (OSError, ValueError):
+            return time.monotonic(), 0.0  # a kernel that does not tell: nobody is stuck, nobody starved
 
     # Channels
 

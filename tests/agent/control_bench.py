@@ -45,11 +45,13 @@ class Bench:
     def __init__(self, workers: int = 2, **made: Any) -> None:
         self.now = 1000.0
         self.waits: dict[int, float] = {}
+        self.runs: dict[int, float] = {}
         self.plane = Plane(
             Document(1, {POLICY: ONE}),
             workers,
             clock=lambda: self.now,
             waits=lambda index: self.waits.get(index, 0.0),
+            runs=lambda index: self.runs.get(index, 0.0),
             **made,
         )
         self.sent: list[tuple[int, Message]] = []

@@ -1,8 +1,8 @@
 """A program for `test_server_supervisor.py`: `python supervised_agent.py <listen> <workers> <state file>`.
 
 Each worker's gate tells its pid and the policy in force there, which is the text of the state file. The text
-also says how to behave: `refuse` and `die` at the start of worker 1; `bad`, `crash`, `long report` in the
-loader; `bad for one`, `slow for one`, `nonsense of one` where worker 1 prepares; `deaf for one` where it
+also says how to behave: `refuse` and `die` at the start of worker 1; `bad`, `crash`, `wait`, `long report` in
+the loader; `bad for one`, `slow for one`, `nonsense of one` where worker 1 prepares; `deaf for one` where it
 should switch; `stuck` where a worker drains.
 """
 
@@ -118,6 +118,8 @@ class TellingCrew:
         if state == "long report":
             problem = Problem("state", "grants", "is wrong " * 20, "Mend it")
             raise ConfigError([problem] * 3000)
+        if state == "wait":
+            time.sleep(30)
         if state == "crash":
             raise RuntimeError("the reload crashed")
         return Part.of((state.encode(),), digest=state)

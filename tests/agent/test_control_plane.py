@@ -280,6 +280,16 @@ def test_a_reload_asked_for_during_a_reload_is_done_after_it():
     assert [line["reloaded"] for line in bench.said[1:]] == [False]
 
 
+def test_a_loader_that_works_is_not_stuck():
+    bench = Bench(1).up()
+    bench.plane.load()
+    bench.did()
+    for _ in range(100):
+        bench.runs[LOADER] = bench.runs.get(LOADER, 0.0) + 0.01
+        assert bench.passes(0.5) == []
+    assert "the loader did nothing for 3 s" in bench.passes(4.0)[0]
+
+
 @pytest.mark.parametrize("how", ["died", "nonsense", "never"])
 def test_a_loader_that_fails_is_an_answer(how):
     bench = Bench(1, timing=Timing(load=3.0)).up()

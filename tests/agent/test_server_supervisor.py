@@ -229,6 +229,23 @@ def test_a_report_of_any_length_arrives_and_the_next_reload_is_answered(tmp_path
         assert agent.reload("two")["reloaded"] is True
 
 
+def test_a_frozen_loader_is_an_answer(tmp_path):
+    with running(tmp_path, 1) as agent:
+        address = agent.line()["address"]
+        members = {*agent.children(), *agent.children("iamroles-c")}
+        agent.state.write_text("wait")
+        agent.process.send_signal(signal.SIGHUP)
+        until(lambda: len(agent.children("") - members) == 1)
+        (loader,) = agent.children("") - members
+        os.kill(loader, signal.SIGSTOP)
+
+        line = agent.line()
+        assert line["reloaded"] is False
+        assert "the loader did nothing" in line["error"]
+        assert agent.reload("two")["reloaded"] is True
+        assert ask(address)[1] == "two"
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
     """H3, H5."""

@@ -14,6 +14,7 @@ class Loading:
 
     Args:
         limit: fair seconds that it may take.
+        stall: fair seconds in which it must have run, or it is stuck: a loader has no heartbeat.
         effect: takes what the shell has to do.
         propose: takes the policy that it made.
         refuse: takes the reason why there is none; called once for each load at most.
@@ -22,6 +23,7 @@ class Loading:
     def __init__(
         self,
         limit: float,
+        stall: float,
         *,
         effect: Callable[[Effect], None],
         propose: Callable[[Part], None],
@@ -29,7 +31,8 @@ class Loading:
     ) -> None:
         self.again = False
         """Whether to read once more, because it was asked for while a reload was under way."""
-        self._limit = limit
+        self._limit, self._stall = limit, stall
+        self._ran, self._moved = 0.0, 0.0
         self._effect, self._propose, self._refuse = effect, propose, refuse
         self._began: float | None = None
         self._answered = False
@@ -43,6 +46,7 @@ class Loading:
     def start(self, now: float) -> None:
         """Have one made."""
         self._began, self._answered, self._pieces = now, False, []
+        self._ran, self._moved = 0.0, now
         self._effect(Fork(LOADER, ""))
 
     def heard(self, said: Message) -> None:
@@ -77,7 +81,13 @@ class Loading:
         self.failed(f"the loader ended with {how}")
         self._began = None
 
-    def watch(self, now: float, waited: float) -> None:
-        """Look at the clock: fair seconds, and seconds that it waited for a processor."""
-        if self._began is not None and now - self._began - waited > self._limit:
+    def watch(self, now: float, ran: float, waited: float) -> None:
+        """Look at the clock: fair seconds, and the seconds that it ran on a processor and waited for one."""
+        if self._began is None:
+            return
+        if ran + waited > self._ran:
+            self._ran, self._moved = ran + waited, now
+        if now - self._moved > self._stall:
+            self.failed(f"the loader did nothing for {self._stall:g} s")
+        elif now - self._began - waited > self._limit:
             self.failed(f"the configuration was not read within {self._limit:g} s")

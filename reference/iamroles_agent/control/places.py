@@ -30,6 +30,8 @@ class Timing:
     """From the fork until a member has built what is in force."""
     load: float = 60.0
     """For reading and checking a configuration."""
+    stall: float = 3.0
+    """In which whoever reads it must have run at all."""
     prepare: float = 5.0
     """For preparing a change of no size, and more for each MiB of it."""
     prepare_mib: float = 4.0

@@ -94,6 +94,7 @@ class Plane:
         clock: seconds, monotonic.
         timing: deadlines.
         waits: seconds that the process in a place has waited for a processor in its life.
+        runs: seconds that it has run on one.
         saves: whether there is a state directory, so that outcomes tell of saving.
     """
 
@@ -105,6 +106,7 @@ class Plane:
         clock: Callable[[], float],
         timing: Timing | None = None,
         waits: Callable[[int], float] = lambda _index: 0.0,
+        runs: Callable[[int], float] = lambda _index: 0.0,
         saves: bool = False,
     ) -> None:
         self.document = document
@@ -116,7 +118,7 @@ class Plane:
         self.overslept = 0.0
         """Seconds that the parent was not run when it wanted to."""
         self.relay = Relay(self._send, workers)
-        self._clock, self._waits, self._saves = clock, waits, saves
+        self._clock, self._waits, self._runs, self._saves = clock, waits, runs, saves
         self._effects: list[Effect] = []
         self._seen = clock()
         self._fair = 0.0
@@ -129,6 +131,7 @@ class Plane:
         self._pieces: dict[int, list[bytes]] = {}
         self._loading = Loading(
             self.timing.load,
+            self.timing.stall,
             effect=self._effect,
             propose=lambda part: self.propose({POLICY: part}, None),
             refuse=self._reload_refused,
@@ -176,7 +179,7 @@ class Plane:
                 if place.life is Life.GONE and self.served and now >= place.again:
                     self._effects.append(Fork(place.index, place.fate or place.error or "it ended"))
             self._watch_silence()
-            self._loading.watch(self._fair, self._waits(LOADER))
+            self._loading.watch(self._fair, self._runs(LOADER), self._waits(LOADER))
             self._watch_change()
         if now >= self._next_ping:
             self._next_ping = now + self.timing.ping

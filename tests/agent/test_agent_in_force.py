@@ -1,0 +1,348 @@
+"""What is in force in a running agent, for one worker and for four: over deaths, outages and restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_agent import AUDIENCE, ROLE, good_token, question
+from spop_transcript import hello, notify
+from test_server_supervisor import connect, receive, until
+from tokens_support import EC_KEY, OTHER_EC_KEY, Server, mint, public_jwk, serving
+
+from iamroles_agent import desk
+from iamroles_agent.spop.values import DataType
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as made:
+        made.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
+        yield made
+
+
+@pytest.fixture(params=[1, 4])
+def workers(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+class Running:
+    """An agent, its configuration and its lines."""
+
+    def __init__(self, directory: Path, server: Server, workers: int, **changes: Any) -> None:
+        self.directory = directory
+        self.path = directory / "world.json"
+        self.world = {
+            "version": 1,
+            "agent": {"listen": "127.0.0.1:0", "workers": workers, "drain_timeout": "1s"}
+            | {"state_dir": "state"},
+            "audit": {"path": "none"},
+            "metrics": {"listen": "127.0.0.1:0"},
+            "keys": {"refresh": "1h", "cooldown": "10s", "timeout": "2s"},
+            "issuers": [
+                {"name": "corp", "issuer": server.url, "jwks_uri": f"{server.url}/jwks",
+                 "insecure_http": True, "audiences": [AUDIENCE], "algorithms": ["ES256"]}
+            ],
+            "roles": [{"name": "reader", "arn": ROLE}],
+            "backends": [{"name": "orders", "servers": ["127.0.0.1:9"]}],
+            "grants": [
+                {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"}
+            ],
+        } | changes  # fmt: skip
+        self.write()
+        self.process: subprocess.Popen[bytes]
+
+    def write(self, **changes: Any) -> None:
+        self.world |= changes
+        self.path.write_text(json.dumps(self.world))
+
+    def start(self, **how: Any) -> dict[str, Any]:
+        log = (self.directory / "log").open("ab")
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(self.path)),
+                *("--state-dir", str(self.directory / "state")),
+            ],
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            **({"stderr": log} | how),
+        )
+        ready = self.line()
+        self.address = ready["address"]
+        return ready
+
+    def line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], PATIENCE)[0], self.log()
+        return dict(json.loads(self.process.stdout.readline() or "{}"))
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+    def reload(self, **changes: Any) -> dict[str, Any]:
+        self.write(**changes)
+        self.process.send_signal(signal.SIGHUP)
+        return self.line()
+
+    def members(self) -> set[int]:
+        pid = self.process.pid
+        return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+    def ask(self, token: str, path: str = "/orders/1") -> str:
+        """What a new connection is answered: `allow`, or the reason."""
+        with connect(self.address) as sock:
+            sock.sendall(hello() + notify(question(token, path)))
+            receive(sock)
+            said = receive(sock)
+        return "allow" if said["allow"] else str(said["reason"].decode())
+
+    def all_say(self, token: str) -> set[str]:
+        """What several new connections are answered: the kernel spreads them over the workers."""
+        return {self.ask(token) for _ in range(24)}
+
+    def status(self) -> dict[str, Any]:
+        return desk.ask(self.directory / "state" / "agent.sock", {"command": "status"})
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Of the last worker that said where its metrics are."""
+        url = self.log().rpartition("metrics on ")[2].split()[0].replace("/metrics", "/healthz")
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+@contextmanager
+def running(directory: Path, server: Server, workers: int, **changes: Any) -> Iterator[Running]:
+    agent = Running(directory, server, workers, **changes)
+    agent.start()
+    try:
+        yield agent
+    finally:
+        agent.process.kill()
+        agent.process.wait()
+        assert agent.process.stdout is not None
+        agent.process.stdout.close()
+
+
+def forged(server: Server, kid: str) -> str:
+    now = int(time.time())
+    claims = {"iss": server.url, "aud": AUDIENCE, "sub": "x", "jti": kid, "iat": now, "exp": now + 600}
+    return mint(claims | {"roles": [ROLE]}, OTHER_EC_KEY, kid=kid)
+
+
+def test_a_removed_grant_stays_removed_when_everybody_is_killed(tmp_path, server, workers):
+    """H1, and the file says something else by then."""
+    with running(tmp_path, server, workers) as agent:
+        token, grants = good_token(server.url), agent.world["grants"]
+        assert agent.all_say(token) == {"allow"}
+        line = agent.reload(grants=[])
+        assert (line["version"], line["confirmed"]) == (3, workers)  # the key set was the second
+        agent.write(grants=grants)
+        before = agent.members()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(agent.members() - before) == workers + 1)
+
+        assert agent.all_say(token) == {"no_grant"}
+
+
+def test_what_was_accepted_outlives_the_agent(tmp_path, server, workers):
+    """Killed as a whole, it comes back with what was accepted, and its keys: whatever the file says."""
+    with running(tmp_path, server, workers) as agent:
+        token = good_token(server.url)
+        assert agent.ask(token) == "allow"
+        accepted = agent.reload(grants=[])
+        assert accepted["saved"] is True
+        members = agent.members()
+        agent.process.kill()
+        agent.process.wait()
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
+        server.replies["/jwks"] = lambda _: (500, {}, b"")
+        agent.path.write_text("garbage")
+
+        assert agent.start()["policy"] == accepted["policy"]
+        assert agent.all_say(token) == {"no_grant"}
+        agent.process.terminate()
+        assert agent.process.wait(PATIENCE) == 0
+        agent.write(grants=[{**GRANT, "id": "R2"}])
+        agent.start()
+        assert agent.all_say(token) == {"allow"}  # after an orderly end the file counts
+
+
+GRANT = {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"}
+
+
+def test_a_state_directory_that_was_tampered_with_stops_the_start(tmp_path, server):
+    with running(tmp_path, server, 1) as agent:
+        agent.process.terminate()
+        agent.process.wait(PATIENCE)
+        (part, *_) = (tmp_path / "state").glob("part-*")
+        part.write_bytes(part.read_bytes() + b"x")
+        part.chmod(0o600)
+        done = subprocess.run(
+            [*(sys.executable, "-m", "iamroles_agent", "agent", "run"), "--config", str(agent.path)],
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        agent.process = subprocess.Popen(["true"], stdout=subprocess.PIPE)
+
+    assert done.returncode == 3
+    assert "does not hold what its name says" in done.stderr
+    assert "move this one away" in done.stderr
+
+
+def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(tmp_path, server, workers):
+    """H9."""
+    with running(tmp_path, server, workers) as agent:
+        assert agent.ask(good_token(server.url)) == "allow"
+        before = server.counts["/jwks"]
+        with ThreadPoolExecutor(8) as pool:
+            answers = set(pool.map(lambda n: agent.ask(forged(server, f"random-{n}")), range(64)))
+
+        assert answers == {"key_unknown"}
+        assert server.counts["/jwks"] - before == 1
+
+
+def test_a_new_key_reaches_all_workers_by_one_fetch(tmp_path, server, workers):
+    """H9."""
+    with running(tmp_path, server, workers) as agent:
+        assert agent.ask(good_token(server.url)) == "allow"
+        server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1"), public_jwk(OTHER_EC_KEY, "k2")]})
+        before, new = server.counts["/jwks"], forged(server, "k2")
+
+        assert agent.all_say(new) == {"allow"}
+        assert server.counts["/jwks"] - before == 1
+        assert agent.status()["confirmed"] == workers
+
+
+def test_keys_outlive_a_new_cooldown_while_the_issuer_is_down(tmp_path, server, workers):
+    """H7."""
+    with running(tmp_path, server, workers) as agent:
+        token = good_token(server.url)
+        assert agent.ask(token) == "allow"
+        server.replies["/jwks"] = lambda _: (500, {}, b"")
+
+        assert agent.reload(keys={"refresh": "1h", "cooldown": "3s", "timeout": "2s"})["reloaded"] is True
+        assert agent.all_say(token) == {"allow"}
+
+
+def test_a_question_under_way_is_answered_by_what_the_reload_put_in_force(tmp_path, server, workers):
+    """H6: it waits for a key set, through a reload that closes what it asks for."""
+    arrived, gate = threading.Event(), threading.Event()
+    good = server.replies["/jwks"]
+
+    def held(handler: Any) -> Any:
+        arrived.set()
+        gate.wait(PATIENCE)
+        return good(handler)
+
+    server.replies["/jwks"] = held
+    with running(tmp_path, server, workers, keys={"timeout": "15s"}) as agent:
+        assert arrived.wait(PATIENCE)
+        with connect(agent.address) as sock:
+            sock.sendall(hello() + notify(question(good_token(server.url), "/orders/1")))
+            receive(sock)
+            assert agent.reload(grants=[])["confirmed"] == workers
+            gate.set()
+            assert receive(sock)["reason"] == b"no_grant"
+
+
+def test_health_checks_fail_while_nothing_can_be_decided(tmp_path, server):
+    """H10."""
+    with running(tmp_path, server, 1, audit={"path": "/dev/full", "sync": "100ms"}) as agent:
+        until(lambda: agent.health()[0] == 503)
+        assert agent.health()[1]["problem"]
+        until(lambda: bool(agent.status()["members"][1]["stats"].get("problem")))
+        with connect(agent.address) as sock:
+            sock.sendall(hello(healthcheck=(DataType.BOOL, True)))
+            sock.settimeout(PATIENCE)
+            answer = sock.recv(4096)
+        assert answer[4] == 102  # AGENT-DISCONNECT
+        told = subprocess.run(
+            [*(sys.executable, "-m", "iamroles_agent", "agent", "status", "--config", str(agent.path))],
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        assert told.returncode == 1
+        assert "CANNOT DECIDE" in told.stdout
+
+
+def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, server, workers):
+    with running(tmp_path, server, workers) as agent:
+        agent.ask(good_token(server.url))
+        line = agent.reload(grants=[])
+        found = agent.status()
+        assert (found["version"], found["policy"]) == (line["version"], line["policy"])
+        assert (found["workers"], found["confirmed"]) == (workers, workers)
+        assert [member["state"] for member in found["members"]] == ["serving"] * (workers + 1)
+        until(lambda: agent.status()["members"][0]["stats"]["keys"].get("corp", {}).get("kids") == 1)
+        until(lambda: agent.health()[1]["confirmed"] == workers)
+        code, health = agent.health()
+        assert (code, health["version"], health["policy"]) == (200, line["version"], line["policy"])
+        assert oct((tmp_path / "state" / "agent.sock").stat().st_mode & 0o777) == "0o600"
+        assert oct((tmp_path / "state").stat().st_mode & 0o777) == "0o700"
+
+        told = subprocess.run(
+            [*(sys.executable, "-m", "iamroles_agent", "agent", "status", "--config", str(agent.path))],
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        assert told.returncode == 0
+        assert f"confirmed by {workers} of {workers} workers" in told.stdout
+        assert "keys of corp: 1 keys" in told.stdout
+
+
+def test_nobody_reads_standard_error(tmp_path, server, workers):
+    """H12: a pipe that is full and stays full."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, b"x" * 4096):
+            pass
+    except BlockingIOError:
+        pass
+    os.set_blocking(writer, True)
+    agent = Running(tmp_path, server, workers)
+    try:
+        agent.start(stderr=writer)
+        token = good_token(server.url)
+        for _ in range(3):
+            assert agent.all_say(token) == {"allow"}
+            for _ in range(50):
+                with connect(agent.address) as sock:
+                    sock.sendall(b"\0\0\0\1\xff")  # each is a line of the log
+            assert agent.reload()["confirmed"] == workers
+        assert os.get_blocking(writer)
+    finally:
+        agent.process.kill()
+        agent.process.wait()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_the_local_socket_says_what_it_does_not_know(tmp_path, server):
+    with running(tmp_path, server, 1):
+        path = tmp_path / "state" / "agent.sock"
+        assert "known: " in desk.ask(path, {"command": "dance"})["error"]
+        for garbage in (b"\n", b"[]\n", b"{\n", b"\xff\n", b'{"command": []}\n'):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(PATIENCE)
+                sock.connect(str(path))
+                sock.sendall(garbage)
+                assert b"error" in sock.recv(4096)
