@@ -277,9 +277,9 @@ def session_is_role(sound: Any, text: str) -> Any:
 
 @mutant("identity.logs-tokens", kills=["PRINCIPAL-SECRET-001"], title="logs the credentials that it refuses")
 @around(Authenticator, "authenticate")
-async def logs_tokens(sound: Any, self: Any, authorization: str) -> Any:
+async def logs_tokens(sound: Any, self: Any, authorization: str, *source: Any) -> Any:
     try:
-        return await sound(self, authorization)
+        return await sound(self, authorization, *source)
     except Refusal:
         sys.stderr.write(f"refused: {authorization}\n")
         sys.stderr.flush()

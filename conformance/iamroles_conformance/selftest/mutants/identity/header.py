@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from iamroles_agent.reasons import Refusal
 from iamroles_agent.tokens import authenticator, jws
 from iamroles_agent.tokens.authenticator import Authenticator
-from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.jws import parse
+from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import Key, parse_key
 from iamroles_conformance.selftest.mutants.gate.proxy import text
 from iamroles_conformance.selftest.mutants.override import around, both, setting
@@ -126,21 +126,21 @@ mutant(
 
 
 @mutant("identity.unknown-kid-any-key", kills=["JWT-KID-002"], title="takes any key where the kid is unknown")
-@around(KeySource, "lookup")
+@around(Keyring, "lookup")
 def unknown_kid_any_key(sound: Any, self: Any, kid: Any, alg: str) -> Any:
-    return sound(self, kid, alg) or (self._keys and self._keys.only(alg))
+    return sound(self, kid, alg) or (self._keys and self._keys.find(None, alg))
 
 
 _sources: list[Any] = []
 
 
-@around(KeySource, "start")
-def _noted(sound: Any, self: Any) -> None:
+@around(Keyring, "__init__")
+def _noted(sound: Any, self: Any, *arguments: Any, **named: Any) -> None:
     _sources.append(self)
-    sound(self)
+    sound(self, *arguments, **named)
 
 
-@around(KeySource, "lookup")
+@around(Keyring, "lookup")
 def _of_all(sound: Any, self: Any, kid: Any, alg: str) -> Any:
     return next(filter(None, (sound(each, kid, alg) for each in (self, *_sources))), None)
 

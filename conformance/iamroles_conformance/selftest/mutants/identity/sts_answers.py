@@ -98,7 +98,7 @@ def sts_redirect(sound: Any, self: Any, url: str, *, headers: Any = None, **how:
 
 @mutant("identity.sts-blocks", kills=["STS-TIMEOUT-001"], title="waits for STS and for nothing else")
 @around(sts, "in_thread")
-async def sts_blocks(_sound: Any, work: Any) -> Any:
+async def sts_blocks(_sound: Any, work: Any, *_timeout: Any) -> Any:
     return work()
 
 
@@ -119,11 +119,11 @@ _failed: dict[bytes, Refusal] = {}
     title="remembers a failed question against the credential",
 )
 @around(StsVerifier, "_ask")
-async def sts_trouble_remembered(sound: Any, self: Any, question: Any, digest: bytes) -> Any:
+async def sts_trouble_remembered(sound: Any, self: Any, question: Any, digest: bytes, source: str) -> Any:
     if digest in _failed:
         raise _failed[digest]
     try:
-        return await sound(self, question, digest)
+        return await sound(self, question, digest, source)
     except Refusal as refusal:
         _failed[digest] = refusal
         raise
