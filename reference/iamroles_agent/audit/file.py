@@ -314,6 +314,6 @@ def _entries(path: Path) -> Iterator[tuple[int, Tree | bytes]]:
             if record.get("kind") == "start":
                 tree = Tree.stated(record.get("batches"), record.get("peaks"))
                 if tree is not None:
-                    yield record.get("after") or 0, tree
+                    yield record["after"] if type(record.get("after")) is int else 0, tree
             if sealed:
                 yield record["seq"], bytes.fromhex(record["hash"])

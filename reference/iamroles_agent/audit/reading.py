@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,12 +36,19 @@ class Log:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A log for reading: a file, a gzip-compressed one (`.gz`), or `-` for standard input."""
+    """A log for reading: a file, a gzip-compressed one (`.gz`), or `-` for standard input.
+
+    Raises:
+        OSError: it cannot be read, or is damaged.
+    """
     if path == STDIN:
         yield sys.stdin.buffer
     elif path.suffix == ".gz":
-        with gzip.open(path, "rb") as stream:
-            yield stream  # type: ignore[misc]  # a GzipFile reads as any binary file does
+        try:
+            with gzip.open(path, "rb") as stream:
+                yield stream  # type: ignore[misc]  # a GzipFile reads as any binary file does
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise OSError(errno.EIO, f"damaged gzip data: {error}", str(path)) from error
     else:
         with path.open("rb") as stream:
             yield stream
@@ -53,7 +62,8 @@ def parsed(line: bytes) -> Record | None:
         return None
     if (
         isinstance(record, dict)
-        and type(record.get("seq")) is int
+        and type(seq := record.get("seq")) is int
+        and 0 < seq < 1 << 63
         and isinstance(record.get("time"), str)
         and line.endswith(b"}\n")
     ):
@@ -101,8 +111,27 @@ _OWN = ("time", "seq", "request", "port", "stream")
 """Members of one use; all others belong to the verdict."""
 _SEAL = ("writer", "agent", "prev", "hash")
 """Members that seal a batch and say nothing of the record that carries them."""
+_TEXTS = (
+    "kind", "verdict", "reason", "detail", "principal", "session", "issuer", "credential", "role",
+    "rule", "backend", "src", "method", "host", "path", "cause", "event", "request",
+)  # fmt: skip
+_LISTS = ("roles", "unmapped", "shadow")
 _KEPT = 1 << 16
 """Full records held for later uses; an older one is looked up in its file again."""
+
+
+def _well_typed(record: Record) -> bool:
+    """Whether the fields that are searched and shown are of the types that the agent writes."""
+    return (
+        all(isinstance(record.get(name, ""), str) for name in _TEXTS)
+        and all(isinstance(text, str) for name in _LISTS for text in _listed(record.get(name, [])))
+        and isinstance(record.get("about", {}), dict)
+        and type(record.get("use", 0)) is int
+    )
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [None]
 
 
 class Reading:
@@ -123,7 +152,7 @@ class Reading:
             with opened(log.path) as stream:
                 for line in stream:
                     record = parsed(line)
-                    if record is not None:
+                    if record is not None and _well_typed(record):
                         yield self._complete(record, log)
 
     def _complete(self, record: Record, log: Log) -> Record:

@@ -188,7 +188,7 @@ def _verify_file(
             sealed = SEALED.search(line)
             owner = owner_of(record) if sealed else None
             if mixed:
-                key: object = record.get("writer", record.get("worker"))
+                key: object = str(record.get("writer", record.get("worker")))
                 name = f"writer {key}" if "writer" in record else f"worker {key}"
             else:
                 key, name = log.owner, _name(log)
@@ -347,7 +347,7 @@ def _note(proof: Proof, span: Span, path: Path, number: int, record: Record) -> 
 
 def _tree(proof: Proof, span: Span, path: Path, number: int, record: Record) -> None:
     """Take up, or check, what a `start` states of the tree before it."""
-    after = record.get("after") or 0
+    after = record["after"] if type(record.get("after")) is int else 0
     if span.headless is not None and after == span.first - 1:
         # Emptied in place by logrotate: what was buffered then stands before the start that says so.
         proof.findings.remove(span.headless)
