@@ -1,7 +1,7 @@
 """A generator as a process of its own: `python -m iamroles_loadtests.generator PILES`.
 
 One JSON line on standard input is a phase (`plan.Phase`), the answer is one JSON line on standard output:
-what it measured (`drive.measured`), or `{"error": "…"}`. It ends with its standard input. It says
+what it measured (`Book.measured`), or `{"error": "…"}`. It ends with its standard input. It says
 `{"ready": true}` first.
 """
 
@@ -37,7 +37,7 @@ class Plays(Protocol):
     """Whatever plays phases."""
 
     def play(self, phase: Phase) -> dict[str, Any]:
-        """Play one; see `drive.measured`."""
+        """Play one; see `Book.measured`."""
 
 
 class Generator:
@@ -71,7 +71,7 @@ class Generator:
         return self._process.pid
 
     def play(self, phase: Phase) -> dict[str, Any]:
-        """Play a phase and wait for what it measured (`drive.measured`).
+        """Play a phase and wait for what it measured (`Book.measured`).
 
         Raises:
             GeneratorError: it could not.

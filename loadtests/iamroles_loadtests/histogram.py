@@ -110,8 +110,11 @@ class Histogram:
         """HdrHistogram V2, compressed, base64; values are nanoseconds. Other tools merge and plot it."""
         made: Any = HdrHistogram(1, HIGHEST, 3)  # type: ignore[no-untyped-call]
         used = np.flatnonzero(self.counts)
-        for value, count in zip(_highest(used).tolist(), self.counts[used].tolist(), strict=True):
-            made.record_value(value, count)
+        if used.size:
+            counts = np.frombuffer(made.counts, dtype=np.int64)
+            counts[: min(_SIZE, counts.size)] = self.counts[: counts.size]
+            made.total_count = self.count
+            made.min_value, made.max_value = (int(value) for value in _highest(used[[0, -1]]))
         return str(made.encode().decode("ascii"))
 
     @classmethod

@@ -1,7 +1,7 @@
 """What a generator is told: piles of questions once, then one phase after the other. JSON in both directions.
 
 A phase is a stretch of load with one shape. Its result holds histograms, so that results of several
-generators that shared a phase add up to one (`Measured.merged`).
+generators that shared a phase add up to one (`book.Book`).
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from iamroles_scenarios.stage.rendering import SHIPPED
 _SETTINGS = {"IAM_LOG_LEVEL": "emerg"}
 """HAProxy's record is silenced: on a shared machine the suite's own reading of it would be measured."""
 _RENDER = ("python", "-m", "iamroles_loadtests.gate_config", "{world}", "{output}")
+_LIFE = 3500.0
+"""Seconds that tokens live at most: the policy takes none that live longer than an hour."""
 _NOWHERE = "127.0.0.1:9"
 """The servers of backends that answer by themselves."""
 
@@ -96,7 +98,7 @@ def gate(
         issuer = stage.idp.issuer("corp")
         issuer.add_key("RS256")
         issuer.add_key("ES256")
-        asking = Asking(issuer.mint, life=wanted.seconds + 600)
+        asking = Asking(issuer.mint, life=min(wanted.seconds + 600, _LIFE))
         with _world(stage, agent, own=own, haproxy=not straight_on) as world:
             about: dict[str, Any] = {
                 "kind": "stage",

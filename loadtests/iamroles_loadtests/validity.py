@@ -36,7 +36,7 @@ def doubts(measured: dict[str, Any], bounds: Bounds) -> list[str]:
     """Why a phase is invalid, one sentence each; empty if it is valid.
 
     Args:
-        measured: see `drive.measured`.
+        measured: see `Book.measured`.
         bounds: what is tolerated.
     """
     found = [f"{measured['name']}: the clock stepped by {step:g} ms" for step in measured["steps"]]

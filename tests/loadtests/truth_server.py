@@ -94,8 +94,10 @@ class Server:
             entry[0].close()
             return
         assert data.endswith(b"\r\n\r\n"), "one request at a time, please"
-        seconds, nanoseconds = struct.unpack("@ll", ancillary[0][2])
-        received = seconds * SECOND + nanoseconds
+        received = time.time_ns()
+        if ancillary:  # the kernel begins to stamp some milliseconds after the first socket asked for it
+            seconds, nanoseconds = struct.unpack("@ll", ancillary[0][2])
+            received = seconds * SECOND + nanoseconds
         held = (self.plan(received, self.chance), next(self.order), received, entry)
         if held[0] <= time.time_ns():
             self.answer(held)

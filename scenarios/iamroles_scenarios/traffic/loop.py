@@ -110,8 +110,12 @@ class Loop:
 
     @property
     def stamped(self) -> bool:
-        """Whether latencies are by the kernel's stamps: one answer is outstanding on each connection."""
-        return all(line.slots == 1 for line in self._lines) and not self.tally.unstamped
+        """Whether latencies are by the kernel's stamps: one answer is outstanding on each connection.
+
+        The kernel begins to stamp some milliseconds after the first socket asked for it.
+        """
+        few = self.tally.unstamped * 1000 <= self.tally.answers
+        return all(line.slots == 1 for line in self._lines) and few
 
     # --- for lines -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,174 @@
+"""What the commands of `iamroles load` share: what is measured, and how a run ends."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from iamroles_loadtests import report as reports
+from iamroles_loadtests import targets
+from iamroles_loadtests.plan import Expected
+from iamroles_loadtests.shapes import ANYWHERE
+from iamroles_scenarios.reference import reference_agent
+from iamroles_scenarios.stage import KINDS, AgentSpec
+
+INVALID = 4
+"""Exit status of a run that its own generator may have bent."""
+_NOT_TOLD = ("directory", "as_json")
+"""Options that say nothing about what was measured."""
+
+Command = Callable[..., Any]
+_WHERE = (
+    click.option("--stage", "kind", type=click.Choice(KINDS), default="auto", show_default=True),
+    click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path."),
+    click.option(
+        "--agent",
+        "agent_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Another agent's agent.toml.  [default: the reference agent]",
+    ),
+    click.option("--straight", is_flag=True, help="Ask the stage's agent by SPOP, without HAProxy."),
+    click.option("--agent-address", metavar="HOST:PORT", help="Any running SPOE agent, asked by SPOP."),
+    click.option(
+        "--argument", "arguments", multiple=True, metavar="NAME=VALUE", help="Of iam-check, for these two."
+    ),
+    click.option("--url", metavar="URL", help="Any HTTP/1.1 server, e.g. your own HAProxy."),
+    click.option(
+        "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Of the requests to --url."
+    ),
+    click.option("--method", default="GET", show_default=True, help="Of the requests to --url."),
+    click.option("--status", type=click.IntRange(0, 999), help="The right one.  [default: 200; SPOP: any]"),
+    click.option("--holds", multiple=True, metavar="TEXT", help="What the right answer holds."),
+    click.option("--pid", "pids", multiple=True, metavar="NAME=PID", help="Whose CPU time is read."),
+)
+
+
+def where(command: Command) -> Command:
+    """Adds the options that say what is measured."""
+    for option in reversed(_WHERE):
+        command = option(command)
+    return command
+
+
+def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextManager[targets.Target]:
+    """What is measured, from the options.
+
+    Args:
+        options: those of `where`, and `shapes`.
+        wanted: which piles a gate on a stage needs.
+
+    Raises:
+        click.UsageError: options that do not go together.
+        StageError: `agent.toml` is not what it should be.
+        TargetError: the URL cannot be measured.
+    """
+    agent = AgentSpec.load(options["agent_file"]) if options["agent_file"] else reference_agent()
+    strange = [name for name in ("url", "agent_address", "straight") if options[name]]
+    if len(strange) > 1:
+        raise click.UsageError("--url, --agent-address and --straight exclude each other")
+    if strange and (needs := [name for name in options["shapes"] if name not in ANYWHERE]):
+        raise click.UsageError(f"--shape {needs[0]} needs tokens: it is for the gate on a stage")
+    pids = _numbers(_parsed(options["pids"], "=", "--pid agent=1234"))
+    right = Expected(
+        status=(0 if options["agent_address"] else 200) if options["status"] is None else options["status"],
+        holds=list(options["holds"]),
+    )
+    if options["url"]:
+        fields = _parsed(options["headers"], ":", "--header 'Name: value'")
+        return nullcontext(
+            targets.url(
+                options["url"], method=options["method"].upper(), fields=fields, right=right, pids=pids
+            )
+        )
+    check = _parsed(options["arguments"], "=", "--argument name=value")
+    if options["agent_address"]:
+        return nullcontext(targets.spoe(options["agent_address"], check=check, right=right, pids=pids))
+    return targets.gate(
+        agent,
+        wanted,
+        kind=options["kind"],
+        haproxy=options["haproxy"],
+        straight_on=options["straight"],
+    )
+
+
+def _numbers(pids: dict[str, str]) -> dict[str, int]:
+    wrong = [value for value in pids.values() if not value.isdecimal()]
+    if wrong:
+        raise click.UsageError(f"--pid: {wrong[0]!r} is not the number of a process")
+    return {name: int(value) for name, value in pids.items()}
+
+
+def _parsed(items: Sequence[str], separator: str, what: str) -> dict[str, str]:
+    found = {}
+    for item in items:
+        name, there, value = item.partition(separator)
+        if not there or not name.strip():
+            raise click.UsageError(f"{item!r}: write {what}")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def told(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as result.json holds them; credentials are left out."""
+    return {name: _plain(name, value) for name, value in options.items() if name not in _NOT_TOLD}
+
+
+def _plain(name: str, value: object) -> object:
+    if isinstance(value, tuple):
+        return [_safe(name, str(item)) if isinstance(item, str) else item for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def command_line(context: click.Context) -> str:
+    """The command line that makes this run again; credentials are left out."""
+    words = ["iamroles", "load", str(context.info_name)]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        value = context.params.get(name)
+        if name in _NOT_TOLD or value in (None, False, ()) or value == parameter.default:
+            continue
+        if isinstance(parameter, click.Argument):
+            words += ["--", *value]
+            continue
+        flag = parameter.opts[0]
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [flag] if item is True else [flag, _safe(name, str(item))]
+    return shlex.join(words)
+
+
+def _safe(name: str, value: str) -> str:
+    """A header or argument that may be a credential is named and not told."""
+    if name == "headers" and ":" in value:
+        return f"{value.partition(':')[0]}: ..."
+    return f"{value.partition('=')[0]}=..." if name == "arguments" else value
+
+
+def end(result: dict[str, Any], directory: Path | None, *, as_json: bool) -> None:
+    """Print and write a result, and leave with the status that it means.
+
+    Raises:
+        SystemExit: 1 objectives not met or wrong answers, 4 the run is invalid.
+    """
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        reports.summary(result, console())
+    if directory is not None:
+        click.echo(f"written to {reports.write(result, directory)}", err=True)
+    if not result["met"] or result["wrong"]:
+        raise SystemExit(1)
+    if not result["valid"]:
+        raise SystemExit(INVALID)
+
+
+def console() -> Console:
+    """Where people read."""
+    return Console(highlight=False, width=None if Console().is_terminal else 110)

@@ -1,0 +1,76 @@
+"""Runs locust on a target, in a process of its own, and brings back what it measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iamroles_loadtests.cpu import Meter
+from iamroles_loadtests.generator import GeneratorError
+from iamroles_loadtests.plan import Phase
+from iamroles_loadtests.targets import Target
+
+_LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+_WRONG = 1
+"""Locust's exit code after failed requests."""
+
+
+def hosted(target: Target, phase: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Run locust until it ends.
+
+    Args:
+        target: what is measured.
+        phase: what all users do together (`plan.Phase`), without address and questions.
+        arguments: locust's own.
+
+    Returns:
+        As `Conductor.play`.
+
+    Raises:
+        GeneratorError: locust left no result.
+    """
+    whole = Phase.model_validate({
+        **phase,
+        "address": target.address,
+        "lane": target.lane,
+        "tls": target.tls,
+        "hands": {target.steady: 1.0},
+    })  # fmt: skip
+    cpu = Meter(target.parts)
+    with tempfile.TemporaryDirectory(prefix="iamroles-load-") as directory:
+        plan, result = Path(directory, "plan.json"), Path(directory, "result.json")
+        plan.touch(0o600)  # it holds tokens
+        plan.write_text(json.dumps({"piles": target.piles.model_dump(), "phase": whole.model_dump()}))
+        environment = {**os.environ, "IAMROLES_LOAD_PLAN": str(plan), "IAMROLES_LOAD_RESULT": str(result)}
+        before, begun = cpu.read(), time.time()
+        done = subprocess.run(  # noqa: S603 - locust, with the arguments of whoever runs this
+            [sys.executable, "-m", "locust", "-f", str(_LOCUSTFILE), *arguments], env=environment, check=False
+        )
+        used = cpu.since(before)
+        if done.returncode not in (0, _WRONG) or not result.is_file():
+            raise GeneratorError(f"locust ended with exit code {done.returncode} and no result")
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    if not found["answers"] and not found["faults"]:
+        raise GeneratorError(f"locust sent no request in {time.time() - begun:.0f} s: did it have users?")
+    answers = max(1, found["answers"])
+    own = found.pop("cpu")
+    rate = whole.timetable[0].rate if whole.timetable else 0.0
+    return found | {
+        "role": "level",
+        "rate": rate,
+        "answered": round(found["samples"] / max(1e-9, found["seconds"]), 3),
+        "generator_busy": round(own / max(1e-9, found["seconds"]), 3),
+        "cpu": {
+            **{name: round(seconds / answers * 1e6, 3) for name, seconds in used.items()},
+            "generator": round(own / answers * 1e6, 3),
+        },
+        "connections": whole.connections,
+        "in_flight": whole.in_flight,
+    }
