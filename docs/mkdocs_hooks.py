@@ -1,7 +1,7 @@
 """Lets pages link to files of the project beside docs/, and puts the project's own pages into the site.
 
-A page of docs/ stands one level deeper in the project than in the site, whose root holds the content of docs/ and,
-added here, files of the project under their own paths. So a link out of docs/ loses one `../` on its way.
+A page of docs/ stands one level deeper in the project than in the site. The site's root holds the content of
+docs/ and, added here, files of the project under their own paths. So a link out of docs/ loses one `../`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Point links out of docs/ at the added files, and links of the added pages into docs/ at its content."""
     uri = page.file.src_uri
     if uri in _PAGES:
-        return _IN.sub(lambda m: f"]({'../' * uri.count('/')}{m['target']}", markdown.replace("](../docs/", "](../"))
+        up = "../" * uri.count("/")
+        return _IN.sub(lambda m: f"]({up}{m['target']}", markdown.replace("](../docs/", "](../"))
 
     def shorter(match: re.Match[str]) -> str:
         up = match["up"][3:] if _leaves(uri, match["up"]) else match["up"]
