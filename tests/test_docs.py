@@ -45,9 +45,11 @@ def unknown(words: list[str]) -> str:
     for word in words:
         if NOT_WORDS.search(word):
             return ""
+        if word == "--":
+            return ""  # what follows is another program's
         if word.startswith("-"):
             name = word.split("=")[0]
-            if name != "--" and not re.fullmatch(r"--?[a-z][a-z0-9-]*,?", name):
+            if not re.fullmatch(r"--?[a-z][a-z0-9-]*,?", name):
                 return ""
             if name.rstrip(",") not in options and not name.rstrip(",").startswith("--iamroles-"):
                 return f"{' '.join(words)}: no option {name}"
