@@ -1,9 +1,9 @@
 """What the generator itself can do: `python tests/loadtests/bench_loop.py`.
 
-Four figures. A closed loop of one process against HAProxy that answers by itself, beside `wrk` (a C client, one
-thread) in the same minutes, taking turns. Questions a second straight to the reference agent, pipelined. What
-recording costs for each of the three latencies of an answer. And p50 at 2,000 a second against a server that
-writes down the truth.
+Four figures. A closed loop of one process against HAProxy that answers by itself, beside `wrk` (a C client,
+one thread) in the same minutes, taking turns. Questions a second straight to the reference agent, pipelined,
+and the CPU time of both ends. What recording costs for each of the three latencies of an answer. And p50 at
+2,000 a second against a server that writes down the truth.
 """
 
 import re
@@ -91,17 +91,23 @@ def wrk(port):
 
 
 def spop():
-    """Questions a second straight to the agent, 4 connections with 16 under way; and the agent's CPU µs."""
+    """Questions a second straight to the agent, 4 connections with 16 under way; CPU µs of both ends."""
     wanted = targets.Wanted(seconds=60.0)
     with (
         targets.gate(reference_agent(), wanted, kind="processes", straight_on=True) as target,
         Generator(target.piles) as generator,
     ):
-        conductor = Conductor(target, generator, Score(warmup=0.3, connections=4, in_flight=16))
+        score = Score(warmup=0.3, connections=4, in_flight=16)
+        conductor = Conductor(target, generator, score, generator=lambda: generator.pid)
         found = [conductor.play(conductor.phase("c", 0.0, SECONDS), "level") for _ in range(ROUNDS)]
-    return statistics.median(one["answered"] for one in found), statistics.median(
-        one["cpu"]["agent"] for one in found
-    )
+    return [
+        statistics.median(values)
+        for values in (
+            [one["answered"] for one in found],
+            [one["cpu"]["agent"] for one in found],
+            [one["cpu"]["generator"] for one in found],
+        )
+    ]
 
 
 def recording(count=400_000):
