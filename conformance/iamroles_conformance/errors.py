@@ -34,3 +34,7 @@ class PageError(ConformanceError):
 
 class ConformanceFailure(ConformanceError):  # noqa: N818 - pytest shows it as a failure
     """A check that did not pass, for pytest; its text is the explanation."""
+
+
+class ConformanceWarning(UserWarning):
+    """A check that failed and that the grade permits to: a SHOULD, or a clause of `strict` alone."""

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from iamroles_scenarios.declarations.catalogue import Grade
 from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck
 from iamroles_scenarios.engine.run import Options, Run, plan
 from iamroles_scenarios.errors import SelectionError
@@ -38,6 +39,8 @@ class Subject:
     require: str | None = None
     haproxy: str | None = None
     scale: float = 1.0
+    grade: Grade = "core"
+    """By which the run ends well: `strict` counts departures as failures."""
 
     def spec(self) -> AgentSpec:
         """The agent.
@@ -96,6 +99,7 @@ class Subject:
             "stage": None if self.stage == "auto" else self.stage,
             "require": self.require,
             "haproxy": self.haproxy,
+            "grade": None if self.grade == "core" else self.grade,
             "time-scale": None if self.scale == 1.0 else f"{self.scale:g}",
         }
         return [f"{prefix}{name}={value}" for name, value in said.items() if value]

@@ -92,6 +92,7 @@ def test_all_problems_of_all_files_come_at_once(tmp_path: object) -> None:
 _REQUIREMENT = """[[requirement]]
 id = "{id}"
 level = "MUST"
+class = "wire"
 source = "SPEC.md"
 text = "It must be so."
 attack = "It is not so."

@@ -115,7 +115,8 @@ def test_junit_counts_by_kind() -> None:
 def test_the_page_escapes_what_it_shows() -> None:
     page = report.as_html(_document({"refused": Verdict.FAIL}))
 
-    assert "does not conform" in page
+    assert "That is no statement of conformance." in page
+    assert ">conforms<" not in page
     assert "mine &lt;b&gt;" in page
     assert "GET &lt;script&gt;" in page
     assert "<script>" not in page

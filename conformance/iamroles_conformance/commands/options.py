@@ -31,6 +31,13 @@ _OPTIONS = {
         "--require", type=click.Choice(["containers"]), help="A missing container engine is an error."
     ),
     "haproxy": click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2; default: the stage's."),
+    "grade": click.option(
+        "--grade",
+        type=click.Choice(["core", "strict"]),
+        default="core",
+        show_default=True,
+        help="strict: what SPEC.md asks beyond the standards counts too.",
+    ),
     "scale": click.option(
         "--time-scale", "scale", type=click.FloatRange(min=0.1), default=1.0, help="Times this for deadlines."
     ),

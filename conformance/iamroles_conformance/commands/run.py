@@ -13,18 +13,20 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import explain, report
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.engine.run import Run, selected_by
 
 
 @click.command(cls=Command)
-@judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale")
+@judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale", "grade")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
 @click.option("--report", "directory", type=click.Path(path_type=Path), help="Write the report there.")
 @click.option("--quiet", "-q", is_flag=True, help="Say only what did not pass, and the sum.")
 def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, quiet: bool) -> None:
     """Play checks and give verdicts.
 
-    Exit code 0 if all passed, 1 if not, 2 for a mistake in the command, 3 if the stage cannot be used.
+    Exit code 0 if no MUST failed, 1 if one did, 2 for a mistake in the command, 3 if the stage cannot be
+    used. SHOULDs that fail are warnings; without `--grade strict`, so is what only `strict` asks.
     A running agent is judged on the wire alone.
     """
     select = selected_by(checks)
@@ -34,7 +36,7 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
         _introduce(started)
         for check, result in zip(planned, started.results(), strict=True):
             pairs.append((check, result))
-            if not result.verdict.good:
+            if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
                 again = ["iamroles", "conformance", "run", *subject.arguments("--"), "--check", check.name]
                 click.echo(explain.failure(check, result, shlex.join(again)) + "\n")
             elif not quiet:
@@ -45,6 +47,8 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
     counts = Counter(result.verdict.value for _, result in pairs)
     totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{totals} in {found['seconds']} s")
+    for line in (found["statement"]["sentence"], *found["statement"]["beside"]):
+        click.echo(line)
     sys.exit(ExitCode.PASSED if found["passed"] else ExitCode.FAILED)
 
 

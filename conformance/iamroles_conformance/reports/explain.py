@@ -10,6 +10,8 @@ from iamroles_scenarios.declarations.scenario import PlannedCheck
 
 _WORDS = {
     Verdict.FAIL: "FAIL",
+    Verdict.WARNING: "WARNING: a SHOULD that failed, which RFC 2119 permits",
+    Verdict.DEPARTURE: "DEPARTURE from the grade strict, which the standards permit",
     Verdict.UNTESTABLE: "UNTESTABLE, which counts as a failure",
     Verdict.HARNESS_ERROR: "HARNESS ERROR: the suite's own fault, no verdict on the agent",
 }
@@ -46,7 +48,7 @@ def about(name: str, planned: list[PlannedCheck]) -> Iterator[str]:
     known = catalogue()
     if name in known:
         item = known[name]
-        yield f"{item.id}  {item.level}"
+        yield f"{item.id}  {item.level}, class {item.class_}, grade {item.grade}"
         yield f"  requires   {item.text}"
         yield f"  against    {item.attack}"
         yield f"  source     {item.source}"

@@ -21,6 +21,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from iamroles_conformance.errors import ReportError
+from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
@@ -41,6 +42,9 @@ def document(subject: Subject, run: Run, results: Iterable[tuple[PlannedCheck, C
     stage = run.stage
     command = ["iamroles", "conformance", "run", *subject.arguments("--")]
     command += [f"--lane={lane}" for lane in subject.lanes]
+    features, known = run.agent.features, run.agent.known_failures
+    product = f"{run.agent.name} {run.agent.version}".strip()
+    told = statement(product, checks, features=features, known_failures=known, grade=subject.grade)
     return {
         "schema": SCHEMA,
         "specification": SPEC,
@@ -50,11 +54,12 @@ def document(subject: Subject, run: Run, results: Iterable[tuple[PlannedCheck, C
         "seconds": round(run.elapsed, 2),
         "stage": {"kind": stage.kind if stage else "none", "why": stage.why if stage else "running agent"},
         "haproxy": run.haproxy_version,
-        "features": run.agent.features,
-        "known_failures": run.agent.known_failures,
+        "features": features,
+        "known_failures": known,
         "reproduce": shlex.join(command),
         "totals": dict(Counter(check["verdict"] for check in checks)),
-        "passed": bool(checks) and not any(check["verdict"] in _BAD for check in checks),
+        "passed": told["holds"],
+        "statement": told,
         "requirements": _requirements(checks),
         "checks": checks,
     }
@@ -67,12 +72,15 @@ def _check(check: PlannedCheck, result: CheckResult) -> Document:
         "lane": check.lane,
         "name": check.name,
         "title": check.title,
+        "level": "MUST" if check.must else "SHOULD",
+        "grade": check.grade,
+        "classes": sorted(check.classes),
         "requirements": list(check.requirements),
         "verdict": result.verdict.value,
         "message": result.message,
         "seconds": round(result.seconds, 3),
     }
-    if not result.verdict.good or result.verdict is Verdict.KNOWN_FAILURE:
+    if result.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE):
         found["evidence"] = {
             "sent": evidence.sent,
             "expected": evidence.expected,
@@ -86,7 +94,8 @@ def _check(check: PlannedCheck, result: CheckResult) -> Document:
 def _requirements(checks: list[Document]) -> list[Document]:
     """Each requirement that a check bears on, with the worst verdict of its checks."""
     worst = [Verdict.FAIL, Verdict.HARNESS_ERROR, Verdict.UNTESTABLE, Verdict.KNOWN_FAILURE]
-    order = [*(verdict.value for verdict in worst), Verdict.PASS.value, Verdict.NOT_APPLICABLE.value]
+    worst += [Verdict.DEPARTURE, Verdict.WARNING, Verdict.PASS, Verdict.NOT_APPLICABLE]
+    order = [verdict.value for verdict in worst]
     found: list[Document] = []
     for name, item in catalogue().items():
         verdicts = {check["verdict"] for check in checks if name in check["requirements"]}
@@ -96,6 +105,9 @@ def _requirements(checks: list[Document]) -> list[Document]:
                 {
                     "id": name,
                     "level": item.level,
+                    "grade": item.grade,
+                    "class": item.class_,
+                    "clauses": item.clauses,
                     "source": item.source,
                     "text": item.text,
                     "verdict": verdict,

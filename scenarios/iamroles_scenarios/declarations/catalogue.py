@@ -21,13 +21,31 @@ from iamroles_scenarios.errors import DocumentError
 _ID = re.compile(r"[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)+-[0-9]{3}")
 
 
+Grade = Literal["core", "strict"]
+"""`core` accepts whatever the standards permit; `strict` is what SPEC.md asks beyond them."""
+CLASSES = {
+    "wire": "frames, connections and answers of SPOP",
+    "gate": "what clients and backends of the proxy see",
+    "oidc": "tokens of identity providers, AWS's own included",
+    "sts": "pre-signed GetCallerIdentity",
+    "policy": "from roles to routes",
+    "live": "access that ends while it is used",
+}
+"""The conformance classes, in the order of reports, and what each is about."""
+
+
 class Requirement(Model):
     """One thing an agent must, or should, do."""
 
     id: str
     level: Literal["MUST", "SHOULD"]
+    class_: Literal["wire", "gate", "oidc", "sts", "policy", "live"] = Field(alias="class")
+    """The conformance class that it belongs to."""
+    grade: Grade = "core"
     source: str = Field(min_length=1)
     """Where it is written, e.g. `SPOE.txt 3.2.4` or `RFC 7519 section 4.1.4`."""
+    clauses: list[str] = Field(default_factory=list)
+    """The clauses of SPEC.md that demand it, e.g. `6.12`; none where the source alone demands it."""
     text: str = Field(min_length=10)
     attack: str = Field(min_length=5)
 

@@ -26,6 +26,10 @@ class Verdict(StrEnum):
     """Fails, and the vendor's list says so with a reason; a listed check that passes is a FAIL (stale)."""
     NOT_APPLICABLE = "not-applicable"
     """The agent *declares* that it lacks the feature; never inferred."""
+    WARNING = "warning"
+    """A SHOULD that failed: RFC 2119 permits it to those who know why."""
+    DEPARTURE = "departure"
+    """A clause of the grade `strict` that does not hold; the standards permit it, and `core` is kept."""
     UNTESTABLE = "untestable"
     """Could not be judged on this stage; counts as a failure."""
     HARNESS_ERROR = "harness-error"
@@ -33,8 +37,8 @@ class Verdict(StrEnum):
 
     @property
     def good(self) -> bool:
-        """Whether a run with this verdict may pass."""
-        return self in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE)
+        """Whether a run with this verdict may pass, judged by `core`."""
+        return self not in (Verdict.FAIL, Verdict.UNTESTABLE, Verdict.HARNESS_ERROR)
 
 
 def tails(logs: Mapping[str, str], lines: int = 25) -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from iamroles_scenarios.declarations.catalogue import Grade, catalogue
 from iamroles_scenarios.declarations.documents import Json, Model, read
 from iamroles_scenarios.declarations.durations import Duration
 from iamroles_scenarios.declarations.results import Check
@@ -310,6 +311,28 @@ class PlannedCheck:
     def family(self) -> str:
         """What it is about: the id's first part."""
         return self.id.partition(".")[0]
+
+    @property
+    def must(self) -> bool:
+        """Whether it proves a MUST, and no SHOULD alone."""
+        return any(catalogue()[name].level == "MUST" for name in self.requirements)
+
+    @property
+    def grade(self) -> Grade:
+        """`strict` if nothing that it proves is asked of `core`."""
+        return "core" if any(catalogue()[name].grade == "core" for name in self.requirements) else "strict"
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """The conformance classes that it bears on.
+
+        Class `gate` is seen from outside, through a proxy. What tokens and STS credentials have in common is
+        `oidc` in the catalogue; a check that needs STS proves it of STS.
+        """
+        found = {catalogue()[name].class_ for name in self.requirements}
+        if "sts" in self.features:
+            found = {"sts" if name == "oidc" else name for name in found}
+        return frozenset(found - ({"gate"} if self.lane not in PROXY_LANES else set()))
 
     @property
     def features(self) -> frozenset[str]:

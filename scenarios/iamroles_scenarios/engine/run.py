@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from iamroles_scenarios.checks import all_checks
+from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import (
     ALL_LANES,
@@ -245,7 +246,7 @@ class Run:
         future = self._futures.get((result.check, result.lane))
         if future is not None and not future.done():
             with suppress(Exception):  # cancelled by close() meanwhile
-                future.set_result(with_known(result, self.agent.known_failures))
+                future.set_result(with_known(weighed(result), self.agent.known_failures))
 
     def _target(self, lane: Lane) -> Target:
         assert self.stage is not None  # noqa: S101
@@ -306,12 +307,30 @@ def called(check: PlannedCheck, target: Target) -> CheckResult:
     return replace(result, seconds=time.monotonic() - started)
 
 
+def weighed(result: CheckResult) -> CheckResult:
+    """A failure by what it proves: of a SHOULD it is a warning, of `strict` alone a departure.
+
+    A check of a catalogue's own making, which tests have, stays a failure.
+    """
+    known = [catalogue()[name] for name in result.requirements if name in catalogue()]
+    if result.verdict is not Verdict.FAIL or not known:
+        return result
+    if all(item.level == "SHOULD" for item in known):
+        return replace(result, verdict=Verdict.WARNING)
+    if all(item.grade == "strict" for item in known):
+        return replace(result, verdict=Verdict.DEPARTURE)
+    return result
+
+
+_RED = (Verdict.FAIL, Verdict.WARNING, Verdict.DEPARTURE)
+
+
 def with_known(result: CheckResult, known: Mapping[str, str]) -> CheckResult:
     """Apply the vendor's list: a listed failure is known, a listed pass is stale and fails."""
     reason = known.get(result.check) or known.get(f"{result.check}[{SITES.get(result.lane, '')}]")
     if reason is None:
         return result
-    if result.verdict is Verdict.FAIL:
+    if result.verdict in _RED:
         return replace(result, verdict=Verdict.KNOWN_FAILURE, message=f"known: {reason} ({result.message})")
     if result.verdict is Verdict.PASS:
         message = f"listed as a known failure ({reason}), but it passes: take it off agent.toml's list"

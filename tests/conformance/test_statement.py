@@ -1,0 +1,166 @@
+"""What is said of an agent: nothing that was not played, and nothing against it that the standards permit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from iamroles_conformance.reports.statement import Document, holds, statement
+from iamroles_scenarios.declarations.catalogue import CLASSES, catalogue
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.scenario import PlannedCheck
+from iamroles_scenarios.engine.run import plan, weighed
+
+ALL = plan()
+CLASS_NAMES = [name for name in CLASSES if any(name in check.classes for check in ALL)]
+FEATURES = {"oidc": True, "sts": True, "reload": "SIGHUP", "limits": True, "live": True}
+
+
+def _told(
+    verdict: Callable[[PlannedCheck], Verdict | None] = lambda check: Verdict.PASS, **options: Any
+) -> Document:
+    """The statement on a run with these verdicts; None for a check that was not selected."""
+    verdicts = [(check.name, verdict(check)) for check in ALL]
+    checks = [{"name": name, "verdict": value.value} for name, value in verdicts if value]
+    return statement("mine 1", checks, **({"features": FEATURES, "known_failures": {}} | options))
+
+
+def _one(picked: PlannedCheck, verdict: Verdict | None) -> Callable[[PlannedCheck], Verdict | None]:
+    return lambda check: verdict if check is picked else Verdict.PASS
+
+
+def _first(name: str, *, must: bool = True, grade: str = "core") -> PlannedCheck:
+    return next(
+        check for check in ALL if check.classes == {name} and check.must is must and check.grade == grade
+    )
+
+
+def test_whoever_passes_everything_conforms_to_everything() -> None:
+    told = _told()
+
+    assert told["conforms"] == {"strict": CLASS_NAMES, "core": CLASS_NAMES}
+    assert told["coverage"] == {"played": len(ALL), "of": len(ALL)}
+    assert told["sentence"].startswith("mine 1 conforms to wire, ")
+    assert told["sentence"].endswith("(strict).")
+    assert told["beside"] == []
+
+
+@pytest.mark.parametrize("name", CLASS_NAMES)
+@pytest.mark.parametrize("verdict", [*set(Verdict) - {Verdict.PASS}, None])
+def test_one_must_that_was_not_passed_costs_its_class_and_no_other(
+    name: str, verdict: Verdict | None
+) -> None:
+    told = _told(_one(_first(name), verdict))
+
+    assert name not in told["conforms"]["core"]
+    assert name not in told["conforms"]["strict"]
+    assert told["conforms"]["core"] == [one for one in CLASS_NAMES if one != name]
+
+
+@pytest.mark.parametrize(
+    ("narrow", "sentence"),
+    [
+        (2, "2 of {of} checks played: 2 passed, 0 failed. That is no statement of conformance."),
+        (1, "1 of {of} checks played: 1 passed, 0 failed. That is no statement of conformance."),
+    ],
+)
+def test_a_few_checks_are_no_conformance(narrow: int, sentence: str) -> None:
+    few = ALL[:narrow]
+    told = _told(lambda check: Verdict.PASS if check in few else None)
+
+    assert told["sentence"] == sentence.format(of=len(ALL))
+    assert told["conforms"] == {"strict": [], "core": []}
+    assert told["holds"] is True
+
+
+def test_a_class_that_was_played_alone_is_told_alone() -> None:
+    told = _told(lambda check: Verdict.PASS if "wire" in check.classes else None)
+
+    assert told["conforms"]["strict"] == ["wire"]
+    assert told["sentence"].startswith("mine 1 conforms to wire (strict). No statement on gate: 0 of ")
+
+
+def test_an_absent_feature_is_no_pass_and_is_named() -> None:
+    told = _told(
+        lambda check: Verdict.NOT_APPLICABLE if "sts" in check.features else Verdict.PASS,
+        features=FEATURES | {"sts": False},
+    )
+
+    assert "sts" not in told["conforms"]["core"]
+    assert "No statement on sts: 0 of " in told["sentence"]
+    assert told["beside"] == ["absent features: sts"]
+
+
+def test_a_known_failure_is_a_failure_and_is_named_with_its_reason() -> None:
+    check = _first("oidc")
+    told = _told(_one(check, Verdict.KNOWN_FAILURE), known_failures={check.id: "our issue 17"})
+
+    assert (
+        f"It does not conform to oidc: 1 of {told['classes'][2]['core']['of']} MUST checks"
+        in told["sentence"]
+    )
+    assert told["beside"] == [f"known failures: {check.name} (our issue 17)"]
+    assert told["holds"] is True
+
+
+@pytest.mark.parametrize("name", sorted({one for c in ALL if not c.must for one in c.classes}))
+def test_a_should_that_fails_is_a_warning_beside_a_class_that_holds(name: str) -> None:
+    check = _first(name, must=False)
+    told = _told(_one(check, Verdict.WARNING))
+
+    assert name in told["conforms"]["strict"]
+    assert told["beside"] == [f"warnings (SHOULD): {check.name}"]
+    assert holds([Verdict.PASS, Verdict.WARNING], "strict")
+
+
+def test_who_is_told_twice_is_judged_by_the_worse() -> None:
+    checks = [{"name": check.name, "verdict": "pass"} for check in ALL]
+    named = _first("wire").name
+    told = statement("m", [*checks, {"name": named, "verdict": "fail"}], features={}, known_failures={})
+    back = statement("m", [{"name": named, "verdict": "fail"}, *checks], features={}, known_failures={})
+
+    assert "wire" not in told["conforms"]["core"]
+    assert told["conforms"] == back["conforms"]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "core", "strict"),
+    [
+        ([], False, False),
+        ([Verdict.PASS], True, True),
+        ([Verdict.PASS, Verdict.DEPARTURE], True, False),
+        ([Verdict.PASS, Verdict.FAIL], False, False),
+        ([Verdict.UNTESTABLE], False, False),
+        ([Verdict.HARNESS_ERROR], False, False),
+    ],
+)
+def test_how_a_run_ends(verdicts: list[Verdict], core: bool, strict: bool) -> None:
+    assert (holds(verdicts, "core"), holds(verdicts, "strict")) == (core, strict)
+
+
+@pytest.mark.parametrize(
+    ("level", "grade", "becomes"),
+    [
+        ("MUST", "core", Verdict.FAIL),
+        ("MUST", "strict", Verdict.DEPARTURE),
+        ("SHOULD", "core", Verdict.WARNING),
+        ("SHOULD", "strict", Verdict.WARNING),
+    ],
+)
+def test_a_failure_weighs_what_it_proves(level: str, grade: str, becomes: Verdict) -> None:
+    for name in (one.id for one in catalogue().values() if (one.level, one.grade) == (level, grade)):
+        assert weighed(CheckResult("a.b", (name,), Verdict.FAIL)).verdict is becomes
+        assert weighed(CheckResult("a.b", (name,), Verdict.PASS)).verdict is Verdict.PASS
+
+
+def test_a_check_proves_things_of_one_level_and_grade() -> None:
+    """Else its failure would accuse of a MUST for a SHOULD, or of core for strict."""
+    mixed = {
+        check.name: weights
+        for check in ALL
+        if len(weights := {(catalogue()[n].level, catalogue()[n].grade) for n in check.requirements}) > 1
+    }
+
+    assert not mixed
