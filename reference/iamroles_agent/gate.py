@@ -155,21 +155,25 @@ class Gate:
         """
         began = time.perf_counter()
         if self._durable and key is not None and (verdict := self._remembered(key)) is not None:
+            state = self._state
             if not await self._put_down(verdict.record, context):
                 return self._unrecorded()
-            if verdict is self._remembered(key):  # still in force after the disk has answered
+            if state is self._current() and self._clock() < verdict.expires:  # still so when it is on disk
                 self._metrics.verdict_hits += 1
                 self._metrics.shadowed += verdict.shadowed
                 self._metrics.decided(verdict.reason, time.perf_counter() - began)
                 return verdict.actions
+        recorded: Decision | None = None
         while True:
             state = self._current()
             decision, last_second = await self._decide(state, check)
             if state is not self._current():
                 continue  # by what is in force now
             record = self._prepared(check, decision, state)
-            if not await self._put_down(record, context):
-                return self._unrecorded()
+            if decision != recorded:  # once, though it be judged again while it waits for the disk
+                if not await self._put_down(record, context):
+                    return self._unrecorded()
+                recorded = decision
             if state is self._current():
                 break
         actions = encode_verdict(decision)

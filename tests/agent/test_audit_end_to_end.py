@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 import tokens_support as support
 from click.testing import CliRunner
-from spop_client import Client
+from spop_client import Client, until
 from spop_transcript import check_message, context_message, notify
 
 from iamroles_agent.commands.audit import audit
@@ -289,6 +290,81 @@ def test_the_declared_window_bounds_what_a_kill_may_lose(tmp_path):
     assert recorded[:20] == [f"early-{number}" for number in range(20)]
     assert recorded[20:] == [f"late-{number}" for number in range(len(recorded) - 20)]
     assert run("verify", log).code == 0
+
+
+async def _ask_until_cut(address: str, token: str, name: str, answered: list[str]) -> None:
+    """Ask one question after the other, half of them asked before, until the connection breaks."""
+    client = await Client.connect(address)
+    try:
+        for number in range(100_000):
+            check = check_message(
+                authorization=(DataType.STRING, f"Bearer {token}".encode()),
+                path=(DataType.STRING, f"/orders/{number if number % 2 else 0}".encode()),
+            )
+            client.send(notify(context_message(f"{name}-{number}".encode()) + check, ids=(number + 1, 1)))
+            if (await client.receive()).startswith("ACK"):
+                answered.append(f"{name}-{number}")
+            else:
+                return
+    except (ConnectionError, EOFError, asyncio.IncompleteReadError):
+        return
+    finally:
+        await client.close()
+
+
+def _workers(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, _, rest = stat.read_text().partition(" (iamroles-w")
+            if rest and int(rest.rpartition(")")[2].split()[1]) == parent:
+                found.append(int(pid))
+    return found
+
+
+def test_workers_killed_at_random_lose_nothing_acknowledged(tmp_path):
+    """Several workers, new and remembered decisions, `sync = "0s"`: each answer is on record."""
+    log, path = tmp_path / "audit.jsonl", tmp_path / "world.json"
+    answered: list[str] = []
+
+    async def bout(address: str, token: str, parent: int, number: int) -> None:
+        askers = [
+            asyncio.create_task(_ask_until_cut(address, token, f"{number}-{index}", answered))
+            for index in range(8)
+        ]
+        enough = len(answered) + 150
+        await until(lambda: len(answered) >= enough or all(task.done() for task in askers))
+        for pid in _workers(parent):
+            os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*askers)
+
+    with support.serving() as idp:
+        idp.json("/keys", {"keys": [support.public_jwk(support.EC_KEY, "k1", "ES256")]})
+        configuration = world(idp.url, log, "0s")
+        configuration["agent"]["workers"] = 2
+        path.write_text(json.dumps(configuration))
+        now = int(time.time())
+        token = support.mint(support.claims(iss=f"{idp.url}/corp", iat=now, exp=now + 900, roles=[READER]))
+        with running(path) as (process, address):
+            for number in range(3):
+                deadline = time.monotonic() + PATIENCE
+                while len(_workers(process.pid)) < 2:
+                    assert time.monotonic() < deadline, "the dead are not replaced"
+                    time.sleep(0.01)
+                asyncio.run(bout(address, token, process.pid, number))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+
+    logs = [found for found in tmp_path.glob("audit*") if found.suffix != ".head"]
+    proof = run("verify", *tmp_path.glob("audit*"), "--complete")
+    assert proof.code == 0, proof.text
+    recorded = [
+        json.loads(line)["request"] for line in run("query", *logs, "--format", "json").text.splitlines()
+    ]
+    assert len(answered) > 300
+    assert set(answered) <= set(recorded)
+    assert len(recorded) == len(set(recorded))
 
 
 def test_a_stalled_reader_of_standard_error_costs_decisions_and_never_an_answer(tmp_path):

@@ -332,3 +332,62 @@ def test_a_refusal_has_no_signed_identity():
 
     assert "identity" not in bench.judge(question(path="/elsewhere"))
     assert "identity" not in bench.judge(question(token="rubbish"))
+
+
+class _Disk:
+    """An audit whose disk answers when it has done what the test says."""
+
+    def __init__(self, meanwhile):
+        self.durable, self.refusing = True, False
+        self.recorded = []
+        self._meanwhile = meanwhile
+
+    def record(self, record, request_id, src_port, stream):
+        self.recorded.append(record.body)
+        return True
+
+    async def settled(self):
+        for step in self._meanwhile[:1]:
+            self._meanwhile.remove(step)
+            step()
+        return True
+
+
+def _on_disk(bench, *meanwhile):
+    disk = _Disk(list(meanwhile))
+    bench.gate = Gate(Policy(config()), bench.authenticator, disk, bench.metrics, clock=bench.clock)
+    return disk
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_what_changed_while_the_record_went_to_disk_decides(bench, remembered):
+    """Never the old answer after a change; one record more only where the decision falls otherwise."""
+    disk = _on_disk(bench)
+    assert bench.judge(question())["allow"] is True
+    if not remembered:
+        bench.gate.replace(Policy(config()), bench.authenticator)
+    disk.recorded.clear()
+    disk._meanwhile.append(lambda: bench.keys(public_jwk(EC_KEY, "other")))
+
+    answer = bench.judge(question())
+
+    assert answer["reason"] == "key_unknown"
+    assert ['"verdict":"deny"' in body for body in disk.recorded] == [False, True]
+
+
+def test_a_change_that_changes_nothing_for_it_is_recorded_once(bench):
+    disk = _on_disk(bench, lambda: bench.gate.replace(Policy(config()), bench.authenticator))
+
+    assert bench.judge(question())["allow"] is True
+    assert len(disk.recorded) == 1
+    assert bench.judge(question())["allow"] is True  # and remembered under what is in force now
+    assert bench.metrics.verdict_hits == 1
+
+
+def test_a_verdict_that_dies_while_its_record_went_to_disk_is_not_given(bench):
+    disk = _on_disk(bench)
+    check = question()
+    assert bench.judge(check)["allow"] is True
+    disk._meanwhile.append(lambda: setattr(bench.clock, "now", NOW + 300))
+
+    assert bench.judge(check)["reason"] == "token_expired"
