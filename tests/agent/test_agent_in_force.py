@@ -292,7 +292,7 @@ def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, serve
         assert (found["version"], found["policy"]) == (line["version"], line["policy"])
         assert (found["workers"], found["confirmed"]) == (workers, workers)
         assert [member["state"] for member in found["members"]] == ["serving"] * (workers + 1)
-        until(lambda: agent.status()["members"][0]["stats"]["keys"].get("corp", {}).get("kids") == 1)
+        until(lambda: agent.status()["members"][0]["stats"].get("keys", {}).get("corp", {}).get("kids") == 1)
         until(lambda: agent.health()[1]["confirmed"] == workers)
         code, health = agent.health()
         assert (code, health["version"], health["policy"]) == (200, line["version"], line["policy"])
