@@ -6,15 +6,17 @@ import logging
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from iamroles_agent import __version__, desk
+from iamroles_agent import __version__, desk, handover
 from iamroles_agent.config import Config
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.courier import Courier
 from iamroles_agent.errors import ConfigError, StartError
+from iamroles_agent.handover import Inheritance
 from iamroles_agent.identity_header import part as identity_keys
 from iamroles_agent.link import Birth
 from iamroles_agent.policy import load
@@ -39,27 +41,39 @@ class Agent:
         config: what it said at the start.
         document: what is in force at the start.
         store: where that is kept.
+        inherited: of the agent that it takes over from.
     """
 
-    def __init__(self, path: Path, config: Config, document: Document, store: Store | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        document: Document,
+        store: Store | None,
+        inherited: Inheritance | None = None,
+    ) -> None:
         self.path, self.config = path, config
+        self._inherited = inherited
         self._document, self._store = document, store
         self._desk: socket.socket | None = None
         self._began = time.time()
 
     @classmethod
-    def read(cls, path: Path, state_dir: Path | None = None) -> Agent:
+    def read(cls, path: Path, state_dir: Path | None = None, *, take_over: bool = False) -> Agent:
         """Read and check the configuration, and what was kept of the agent before.
 
         Args:
             path: the configuration.
             state_dir: in place of the configuration's; then what was accepted comes back even where the
                 configuration cannot be read any more.
+            take_over: whether to take over from the agent that runs with this state directory, if one does.
 
         Raises:
             ConfigError: every problem of the configuration.
             StartError: what was kept cannot be trusted.
         """
+        if take_over:
+            return cls._taking_over(path, state_dir)
         store, restored = _opened(state_dir)
         try:
             config, part = _read(path)
@@ -76,6 +90,25 @@ class Agent:
         document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
         return cls(path, config, document, store)
 
+    @classmethod
+    def _taking_over(cls, path: Path, state_dir: Path | None) -> Agent:
+        config, part = _read(path)
+        if state_dir is None and config.agent.state_dir is not None:
+            state_dir = path.parent / config.agent.state_dir
+        if state_dir is None:
+            raise StartError(
+                "to take over, both agents need one agent.state_dir: what is in force goes over it"
+            )
+        socket_path = state_dir / _SOCKET
+        if config.agent.control_socket is not None:
+            socket_path = path.parent / config.agent.control_socket
+        inherited = handover.take(socket_path, config.agent.listen, config.agent.workers)
+        store, restored = _opened(state_dir, None if inherited is None else inherited.lock)
+        if inherited is not None and restored is not None:
+            restored = replace(restored, died=False)
+        document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
+        return cls(path, config, document, store, inherited)
+
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit status.
 
@@ -83,25 +116,40 @@ class Agent:
             StartError: see its text.
         """
         self._desk_path = self._socket_path()
-        if self._desk_path is not None:
+        if self._inherited is not None:
+            self._desk = self._inherited.desk
+        elif self._desk_path is not None:
             self._desk = desk.bind(self._desk_path)
+        others = self._inherited is not None
         try:
             if self._store is not None:
                 self._save(self._document, running=True)
-            supervisor = Supervisor(self.config.agent, self._document, self, saves=self._store is not None)
+            supervisor = Supervisor(
+                self.config.agent,
+                self._document,
+                self,
+                saves=self._store is not None,
+                on_ready=self._ready,
+                listeners=() if self._inherited is None else self._inherited.listeners,
+            )
             try:
                 status = supervisor.run()
             except StartError:
-                if self._store is not None:
+                if self._store is not None and not others:
                     self._save(self._document, running=False)
                 raise
-            if self._store is not None:
+            others = supervisor.plane.left or (others and not supervisor.plane.served)
+            if self._store is not None and not others:
                 self._save(supervisor.plane.document, running=False)
             return status
         finally:
-            if self._desk is not None and self._desk_path is not None:
+            if self._desk is not None and self._desk_path is not None and not others:
                 self._desk.close()
                 desk.remove(self._desk_path)
+
+    def _ready(self) -> None:
+        if self._inherited is not None:
+            self._inherited.taken()
 
     def _save(self, document: Document, *, running: bool) -> None:
         assert self._store is not None  # noqa: S101 - only called with one
@@ -121,10 +169,16 @@ class Agent:
         """A worker's life."""
         if self._desk is not None:
             self._desk.close()
-        return Worker(self.config, birth).run()
+        if self._store is not None:
+            self._store.let_go()
+        if self._inherited is not None:
+            self._inherited.forget()
+        return Worker(self.config, birth, takes_over=self._inherited is not None).run()
 
     def courier(self, birth: Birth) -> Life:
         """The courier's life."""
+        if self._inherited is not None:
+            self._inherited.forget()
         courier = Courier(self.config, birth, self._store)
         if self._desk is not None:
             courier.desk = desk.Desk(self._desk)
@@ -145,6 +199,8 @@ class Agent:
         Raises:
             ConfigError: every problem of it.
         """
+        if self._store is not None:
+            self._store.let_go()
         config, part = _read(self.path)
         for table in ("agent", "audit", "metrics", "identity_header"):
             if getattr(config, table) != getattr(self.config, table):
@@ -166,11 +222,11 @@ def socket_of(path: Path, state_dir: Path | None = None) -> Path | None:
     return None if settings.state_dir is None else path.parent / settings.state_dir / _SOCKET
 
 
-def _opened(directory: Path | None) -> tuple[Store | None, Restored | None]:
+def _opened(directory: Path | None, lock: int | None = None) -> tuple[Store | None, Restored | None]:
     if directory is None:
         return None, None
     store = Store(directory)
-    store.lock()
+    store.lock(lock)
     return store, store.read()
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from iamroles_agent import handover
 from iamroles_agent.config import Config
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
@@ -49,7 +50,7 @@ class Courier:
     """
 
     def __init__(self, config: Config, birth: Birth, store: Store | None = None) -> None:
-        self.config, self._birth, self._store = config, birth, store
+        self.config, self.birth, self._store = config, birth, store
         self.link = Link(birth.channel, birth.document, self._stats)
         self.sources: dict[str, KeySource] = {}
         """Of keys, by `source_of`."""
@@ -66,6 +67,7 @@ class Courier:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._proposed: dict[str, str] = {}
         self._unsaved = asyncio.Event()
+        self._saving = asyncio.Lock()
 
     async def run(self) -> None:
         """Live until the parent says to drain, or is gone.
@@ -84,6 +86,8 @@ class Courier:
             self._unsaved.set()
             if self.desk is not None:
                 self.desk.commands["status"] = self._status
+                if self._store is not None:
+                    self.desk.conversations[handover.COMMAND] = self._hand_over
                 await self.desk.open()
             if self._store is not None:
                 self.spawn(self._keep_saved(self._store))
@@ -127,19 +131,36 @@ class Courier:
         del question
         return {**self.about, **await self.link.status(), "now": time.time()}
 
+    async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The next agent wants to take over; see `handover`."""
+        assert self._store is not None  # noqa: S101 - only offered with one
+        assert self.desk is not None  # noqa: S101 - it came through it
+        async with self._saving:  # nothing is saved here any more, unless the next agent fails
+            await asyncio.to_thread(self._store.write, self.link.document)
+            log.info("handing over to another agent")
+            if await handover.give(
+                reader, writer, self.birth.listeners, self.desk.sock, self._store.descriptor
+            ):
+                self.link.send(message("leave"))
+                self.desk.close()
+                await asyncio.Event().wait()
+        self._unsaved.set()
+        log.warning("the agent that was to take over did not get ready: this one goes on")
+
     async def _keep_saved(self, store: Store) -> None:
         """Save what is in force whenever it changed, and say so; again after a while where that failed."""
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()
-            document = self.link.document
             error = ""
-            try:
-                await asyncio.to_thread(store.write, document)
-            except OSError as failed:
-                error = failed.strerror or str(failed)
-                log.error("what is in force cannot be saved: %s", error)
-                asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._unsaved.set)
+            async with self._saving:
+                document = self.link.document
+                try:
+                    await asyncio.to_thread(store.write, document)
+                except OSError as failed:
+                    error = failed.strerror or str(failed)
+                    log.error("what is in force cannot be saved: %s", error)
+                    asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._unsaved.set)
             self.link.send(message("saved", version=document.version, error=error))
 
     # Keys

@@ -25,6 +25,7 @@ log = logging.getLogger("iamroles.desk")
 
 Body = dict[str, Any]
 Command = Callable[[Body], Awaitable[Body]]
+Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 _LONGEST = 1 << 20
 """Bytes of a question."""
 _PATIENCE = 5.0
@@ -59,13 +60,16 @@ class Desk:
     def __init__(self, sock: socket.socket) -> None:
         self.commands: dict[str, Command] = {}
         """By the `command` of a question; gets the whole question. An answer with `error` means no."""
-        self._sock = sock
+        self.conversations: dict[str, Conversation] = {}
+        """Commands that answer by themselves, and may go on talking."""
+        self.sock = sock
+        """Where it listens."""
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Begin to answer."""
         # A copy: a server that is closed closes its socket, and the next courier needs it.
-        self._server = await asyncio.start_unix_server(self._meet, sock=self._sock.dup(), limit=_LONGEST)
+        self._server = await asyncio.start_unix_server(self._meet, sock=self.sock.dup(), limit=_LONGEST)
 
     def close(self) -> None:
         """Answer no more."""
@@ -77,7 +81,13 @@ class Desk:
             async with asyncio.timeout(_PATIENCE):
                 line = await reader.readline()
             peer = writer.get_extra_info("socket")
-            answer = await self._answer(line) if _is_own(peer) else {"error": "you are another user"}
+            if not _is_own(peer):
+                answer = {"error": "you are another user"}
+            elif talk := self.conversations.get(_command(line)):
+                await talk(reader, writer)
+                return
+            else:
+                answer = await self._answer(line)
             writer.write(json.dumps(answer).encode() + b"\n")
             async with asyncio.timeout(_PATIENCE):
                 await writer.drain()
@@ -99,6 +109,13 @@ class Desk:
         except Exception as error:
             log.exception("the command %r failed", question["command"])
             return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _command(line: bytes) -> str:
+    """The command of a question, "" where there is none."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        return str(json.loads(line)["command"])
+    return ""
 
 
 def _is_own(peer: Any) -> bool:  # noqa: ANN401 - uvloop's own class

@@ -74,6 +74,8 @@ class Link:
         self._lost = False
         self.drained = asyncio.Event()
         """Set when this member has to drain and go."""
+        self.gently = False
+        """Whether to drain so that connections go when they are idle: another agent has taken over."""
         self.serve = asyncio.Event()
         """Set when this member may serve."""
         self.summary: Body = {}
@@ -227,6 +229,10 @@ class Link:
         self.send(message("pong", n=said.number("n"), stats=self._stats()))
         output.flush()
 
+    def _drain(self, said: Message) -> None:
+        self.gently = bool(said.head.get("gently"))
+        self.drained.set()
+
     def _told(self, said: Message) -> None:
         if handle := self.on_tell.get(said.text("topic")):
             handle(said.table("body"))
@@ -242,7 +248,7 @@ class Link:
     _HEARD: ClassVar[dict[str, Callable[[Link, Message], None]]] = {
         "ping": _ping,
         "serve": lambda self, _said: self.serve.set(),
-        "drain": lambda self, _said: self.drained.set(),
+        "drain": _drain,
         "note": lambda self, said: self.on_note(dict(said.head)),
         "answer": lambda self, said: self._settle(said.number("id"), said.table("body")),
         "outcome": lambda self, said: self._settle(said.number("ticket"), said.table("outcome")),

@@ -37,6 +37,10 @@ LINGER = 1.0
 """Seconds that a connection that is over may take to be closed by its peer."""
 DRAIN_GRACE = 0.05
 """Seconds after SIGTERM in which connections, and then frames, already on their way are still taken."""
+GENTLY = 2.0
+"""Seconds after a takeover in which a busy connection is not told to go."""
+_MOMENT = 0.1
+"""Seconds for which a connection must be idle to be told so without a question crossing it."""
 MAX_PENDING = 1024
 """Decisions under way on one connection before its reading pauses; HAProxy itself keeps to 20 frames."""
 
@@ -136,8 +140,12 @@ class Server:
             )
         return self.address
 
-    async def drain(self) -> None:
+    async def drain(self, *, gently: bool = False) -> None:
         """Stop accepting, answer what is in flight, say goodbye; returns when all connections are closed.
+
+        Args:
+            gently: say goodbye to a connection right after its next answer, or when it was idle for a moment,
+                because a question that crosses a goodbye is lost; to all others after `GENTLY`.
 
         After `drain_timeout` what is still undecided is denied with `internal_error`.
         """
@@ -147,6 +155,8 @@ class Server:
             self._listener.close()
             if self._sock is None:
                 listening.remove_unix(self.address)
+        if gently:
+            await self._leave()
         for peer in tuple(self.peers):
             peer.drain()
         if await self._all_gone(self.settings.drain_timeout):
@@ -156,6 +166,20 @@ class Server:
         if not await self._all_gone(2 * LINGER):
             for peer in tuple(self.peers):
                 peer.abort()
+
+    async def _leave(self) -> None:
+        """Let each connection go at a moment when no question can be on its way, if it has one in time."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GENTLY
+        seen: dict[_Peer, int] = {}
+        for peer in self.peers:
+            peer.leave()
+        while self.peers and loop.time() < end:
+            for peer in tuple(self.peers):
+                if peer.idle_since(seen.get(peer, -1)):
+                    peer.say_goodbye()
+                seen[peer] = peer.asked
+            await asyncio.sleep(_MOMENT)
 
     async def _all_gone(self, seconds: float) -> bool:
         self._emptied.clear()
@@ -190,7 +214,7 @@ class _Peer(asyncio.Protocol):
         self._farewell: asyncio.TimerHandle | None = None
         self._eof = False
         self._ending = False
-        self._draining = False
+        self._draining = self._leaving = False
         self._writing_paused = False
         self._reading = True
 
@@ -225,6 +249,8 @@ class _Peer(asyncio.Protocol):
         self._flush()
         if events:
             self._regulate()
+        if self._leaving:
+            self._leave_if_answered()
 
     def eof_received(self) -> bool:
         """Half-closed: what was asked is still answered (SPOP-BYE-005)."""
@@ -254,17 +280,30 @@ class _Peer(asyncio.Protocol):
 
     # What the server calls
 
+    @property
+    def asked(self) -> int:
+        """NOTIFYs so far."""
+        return self._connection.notifies
+
+    def idle_since(self, asked: int) -> bool:
+        """Whether nothing was asked since `asked` was this number, and nothing is under way."""
+        return self.asked == asked and not self._pending and not self._connection.inside_frame
+
     def drain(self) -> None:
         """Answer what is under way or already sent, then say goodbye."""
         if not self._ending:
             self._farewell = self._loop.call_later(DRAIN_GRACE, self._grace_over)
+
+    def leave(self) -> None:
+        """Say goodbye right after the next answer: whoever waited for it has not asked again yet."""
+        self._leaving = True
 
     def give_up(self, detail: str) -> None:
         """Deny what is still undecided and say goodbye."""
         for event in self._pending.values():
             self._acknowledge(event, self._failed(event.context, detail))
         self._forget_pending()
-        self._say_goodbye()
+        self.say_goodbye()
 
     def abort(self) -> None:
         """Close at once."""
@@ -331,9 +370,11 @@ class _Peer(asyncio.Protocol):
         self._acknowledge(event, actions)
         self._flush()
         self._regulate()
+        if self._leaving:
+            self._leave_if_answered()
         if not self._pending and not self._ending:
             if self._draining:
-                self._say_goodbye()
+                self.say_goodbye()
             elif self._eof:
                 self._end()
 
@@ -387,9 +428,14 @@ class _Peer(asyncio.Protocol):
     def _grace_over(self) -> None:
         self._draining = True
         if not self._pending:
-            self._say_goodbye()
+            self.say_goodbye()
 
-    def _say_goodbye(self) -> None:
+    def _leave_if_answered(self) -> None:
+        if self.asked and not self._pending and not self._connection.inside_frame:
+            self.say_goodbye()
+
+    def say_goodbye(self) -> None:
+        """End the connection from this side."""
         if self._ending:
             return
         self._connection.disconnect(Status.NORMAL, "the agent is stopping")

@@ -134,6 +134,7 @@ class Supervisor:
         Raises:
             StartError: nothing runs any more.
         """
+        inherited = bool(self._listeners)
         self._listeners = self._listeners or listening.listeners(
             self._settings.listen, self._settings.workers
         )
@@ -158,7 +159,8 @@ class Supervisor:
             os.close(self._turn)
             for sock in (wake, waker, *self._listeners):
                 sock.close()
-            listening.remove_unix(self._address)
+            if not self.plane.left and (self.plane.served or not inherited):
+                listening.remove_unix(self._address)
             self._out.drain(1.0)
         if self._failure:
             raise StartError(self._failure)
@@ -175,6 +177,8 @@ class Supervisor:
             self._perform()
             self._out.flush()
             output(2).flush()
+            if self.plane.left:
+                self._stop()
             if self._stop_at is not None and time.monotonic() >= self._stop_at:
                 self._kill_all()
 
@@ -256,7 +260,7 @@ class Supervisor:
         index = effect.place
         if index == LOADER:
             return _load(self._crew, channel)
-        listener = self._listeners[max(index, 0)]
+        listener = self._listeners[max(index, 0) % len(self._listeners)]
         if index >= 0:
             for other in self._listeners:
                 if other is not listener:

@@ -21,6 +21,7 @@ from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, Edits, Parts
 from iamroles_agent.control.member import Holding, Holdings, Step
+from iamroles_agent.errors import StartError
 from iamroles_agent.gate import Gate
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.identity_header.part import IDENTITY_KEYS, SigningHolding
@@ -40,10 +41,12 @@ class Worker:
     Args:
         config: of the start; `[agent]`, `[audit]` and `[metrics]` hold until a restart.
         birth: what it is born with.
+        takes_over: whether a worker of another agent may still hold this one's audit file and metrics port.
     """
 
-    def __init__(self, config: Config, birth: Birth) -> None:
+    def __init__(self, config: Config, birth: Birth, *, takes_over: bool = False) -> None:
         self.index, self.config, self.birth = birth.index, config, birth
+        self._takes_over = takes_over
         self.connections = ConnectionStats()
         self.link = Link(birth.channel, birth.document, self._stats)
         self.gate: Gate | None = None
@@ -66,7 +69,7 @@ class Worker:
         self.link.on_stamp = self._stamped
         self.link.on_note = self._noted
         # Whoever it replaces may be stuck in a write and still hold the file.
-        takeover = bool(self.birth.why)
+        takeover = bool(self.birth.why) or self._takes_over
         self.audit = audit = await asyncio.to_thread(
             Audit, self.config.audit, worker=self.index, takeover=takeover
         )
@@ -77,14 +80,29 @@ class Worker:
             if self.birth.why:
                 audit.event("replaced", {"why": self.birth.why[:500], "version": self.link.document.version})
             metrics.health = self.health
-            if address := metrics.serve():
-                _log.info("worker %d: metrics on http://%s/metrics", self.index, address)
+            await self._show_metrics()
             assert self.authenticator is not None  # noqa: S101 - the policy was built
             await self.authenticator.start()
             self.link.up()
             await self._serve()
         finally:
             await self._close()
+
+    async def _show_metrics(self) -> None:
+        try:
+            address = self.metrics.serve()
+        except StartError:
+            if not self._takes_over:
+                raise
+            self._later = asyncio.get_running_loop().create_task(self._show_metrics_again())
+            return
+        if address:
+            _log.info("worker %d: metrics on http://%s/metrics", self.index, address)
+
+    async def _show_metrics_again(self) -> None:
+        """The agent before still drains, and has the port."""
+        await asyncio.sleep(0.2)
+        await self._show_metrics()
 
     async def _serve(self) -> None:
         may, end = (asyncio.ensure_future(event.wait()) for event in (self.link.serve, self.link.drained))
@@ -98,7 +116,7 @@ class Worker:
         await server.start()
         self.link.send(message("serving"))
         await end
-        await server.drain()
+        await server.drain(gently=self.link.gently)
 
     async def _close(self) -> None:
         if self.authenticator is not None:

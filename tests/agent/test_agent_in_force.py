@@ -73,16 +73,16 @@ class Running:
         self.world |= changes
         self.path.write_text(json.dumps(self.world))
 
-    def start(self, **how: Any) -> dict[str, Any]:
+    def start(self, *how: str, **streams: Any) -> dict[str, Any]:
         log = (self.directory / "log").open("ab")
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(self.path)),
-                *("--state-dir", str(self.directory / "state")),
+                *("--state-dir", str(self.directory / "state"), *how),
             ],
             stdout=subprocess.PIPE,
             bufsize=0,
-            **({"stderr": log} | how),
+            **({"stderr": log} | streams),
         )
         ready = self.line()
         self.address = ready["address"]
@@ -189,6 +189,106 @@ def test_what_was_accepted_outlives_the_agent(tmp_path, server, workers):
 
 
 GRANT = {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"}
+
+
+class Asker(threading.Thread):
+    """Asks one question after the other, on another connection after each goodbye; counts what got lost."""
+
+    def __init__(self, agent: Running, token: str) -> None:
+        super().__init__(daemon=True)
+        self.agent, self.token = agent, token
+        self.answers: list[Any] = []
+        self.lost = self.goodbyes = 0
+        self.ending = False
+
+    def run(self) -> None:
+        while not self.ending:
+            with connect(self.agent.address) as sock:
+                sock.sendall(hello())
+                receive(sock)
+                while not self.ending and not self._told_to_go(sock):
+                    sock.sendall(notify(question(self.token, "/orders/1")))
+                    try:
+                        said = receive(sock)
+                    except (AssertionError, OSError):
+                        said = {}
+                    if not said:  # a goodbye in place of an answer, or no answer at all
+                        self.lost += 1
+                        break
+                    self.answers.append(said["allow"])
+                    time.sleep(0.001)
+
+    def _told_to_go(self, sock: socket.socket) -> bool:
+        told = bool(select.select([sock], [], [], 0)[0])
+        self.goodbyes += told
+        return told
+
+
+def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, workers):
+    with running(tmp_path, server, workers) as agent:
+        old = agent.process
+        token = good_token(server.url)
+        assert agent.ask(token) == "allow"
+        askers = [Asker(agent, token) for _ in range(6)]
+        for asker in askers:
+            asker.start()
+        idle = connect(agent.address)
+        idle.sendall(hello() + notify(question(token, "/orders/1")))
+        receive(idle)
+        assert receive(idle)["allow"] is True
+        until(lambda: all(len(asker.answers) > 50 for asker in askers))
+
+        agent.start("--take-over")
+        assert old.wait(PATIENCE) == 0
+        heard = [len(asker.answers) for asker in askers]
+        until(lambda: all(len(asker.answers) > n + 50 for asker, n in zip(askers, heard, strict=True)))
+        for asker in askers:
+            asker.ending = True
+            asker.join()
+
+        assert [asker.lost for asker in askers] == [0] * 6
+        assert {answer for asker in askers for answer in asker.answers} == {True}
+        assert all(asker.goodbyes for asker in askers)
+        assert receive(idle) == {}  # a goodbye, at a time when nothing was asked
+        idle.close()
+        assert agent.status()["pid"] == agent.process.pid
+        assert agent.reload(grants=[])["saved"] is True
+        assert agent.all_say(token) == {"no_grant"}
+        agent.process.terminate()
+        assert agent.process.wait(PATIENCE) == 0
+        assert old.stdout is not None
+        old.stdout.close()
+
+
+def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
+    with running(tmp_path, server, 2) as agent:
+        token, old = good_token(server.url), agent.process
+        for changes, why in (
+            ({"audit": {"path": "/nonexistent/audit"}}, "cannot be opened"),
+            ({"agent": {**agent.world["agent"], "workers": 1}}, "it has 2 workers"),
+            ({"agent": {**agent.world["agent"], "listen": "127.0.0.1:9"}}, "it listens on"),
+        ):
+            agent.path.write_text(json.dumps(agent.world | changes))
+            done = subprocess.run(
+                [*(sys.executable, "-m", "iamroles_agent", "agent", "run", "--take-over"),
+                 *("--config", str(agent.path))],
+                capture_output=True, text=True, timeout=PATIENCE, check=False,
+            )  # fmt: skip
+            assert done.returncode == 3
+            assert why in done.stderr
+            assert agent.ask(token) == "allow"
+
+        assert old.poll() is None
+        line = agent.reload(grants=[])
+        assert (line["confirmed"], line["saved"]) == (2, True)
+
+
+def test_take_over_where_nobody_runs_is_a_start(tmp_path, server):
+    agent = Running(tmp_path, server, 1)
+    agent.start("--take-over")
+    assert agent.ask(good_token(server.url)) == "allow"
+    agent.process.terminate()
+    assert agent.process.wait(PATIENCE) == 0
 
 
 def test_a_state_directory_that_was_tampered_with_stops_the_start(tmp_path, server):

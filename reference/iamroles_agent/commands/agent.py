@@ -44,13 +44,19 @@ def agent() -> None:
     f"accepted policy comes back even where CONFIG cannot be read any more. Default: ${STATE_DIR}.",
 )
 @click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take over from the agent that runs with this state directory, if one does: its sockets, and what "
+    "is in force. It drains when this one is ready; no connection is refused in between.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
     help="What goes to standard error.",
 )
-def run(config: Path, state_dir: Path | None, log_level: str) -> None:
+def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool) -> None:
     """Serve until SIGTERM (drains) or SIGINT; SIGHUP reloads CONFIG, all or nothing.
 
     Prints one line of JSON on standard output when it serves, and one for each reload.
@@ -60,7 +66,7 @@ def run(config: Path, state_dir: Path | None, log_level: str) -> None:
     """
     log_to_stderr(log_level.upper())
     try:
-        made = Agent.read(config, state_dir)
+        made = Agent.read(config, state_dir, take_over=take_over)
     except StartError as error:
         click.echo(f"iamroles agent: {error}", err=True)
         sys.exit(3)

@@ -113,6 +113,8 @@ class Plane:
         self.timing = timing or Timing()
         self.places = {index: Place(index) for index in (COURIER, *range(workers))}
         self.stopping = False
+        self.left = False
+        """Whether another agent has taken over."""
         self.served = False
         """Whether all have been ready once: from then on the dead are replaced."""
         self.overslept = 0.0
@@ -282,7 +284,7 @@ class Plane:
             if place.life is Life.BORN:
                 self._kill(place, "the agent is stopping")
             else:
-                self._send(place.index, message("drain"))
+                self._send(place.index, message("drain", gently=self.left))
         self._drain_courier()
 
     def status(self) -> dict[str, Any]:
@@ -479,6 +481,11 @@ class Plane:
 
     def _asked_status(self, place: Place, said: Message) -> None:
         self._send(place.index, message("status", ticket=said.number("ticket"), status=self.status()))
+
+    def _leave(self, _place: Place, _said: Message) -> None:
+        """Another agent has taken over."""
+        self.left = True
+        self.stop()
 
     def _asked_load(self, _place: Place, _said: Message) -> None:
         self.load()
@@ -687,4 +694,5 @@ class Plane:
         "saved": _saved,
         "status": _asked_status,
         "load": _asked_load,
+        "leave": _leave,
     }

@@ -72,23 +72,33 @@ class Store:
             raise self._unusable(str(error)) from None
         self._lock: int | None = None
 
-    def lock(self, *, takeover: bool = False) -> None:
+    def lock(self, inherited: int | None = None) -> None:
         """Be the only agent of this directory until this process has ended.
+
+        Args:
+            inherited: the lock itself, of the agent that is taken over from.
 
         Raises:
             StartError: another agent uses it.
         """
+        if inherited is not None:
+            self._lock = inherited
+            return
         path = self.directory / _LOCK
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            if not takeover:
-                raise self._unusable("another agent uses it") from None
-        os.register_at_fork(after_in_child=self._let_go)
+            raise self._unusable("another agent uses it") from None
 
-    def _let_go(self) -> None:
-        # The lock is the parent's: it must not outlive it in a child that still drains.
+    @property
+    def descriptor(self) -> int:
+        """Of the lock, for whoever takes over."""
+        assert self._lock is not None  # noqa: S101 - locked at the start
+        return self._lock
+
+    def let_go(self) -> None:
+        """Of a child that drains when the parent is gone: the lock must not outlive the parent in it."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -1,0 +1,123 @@
+"""A new release takes over: the running agent's sockets go to the next one, and no connection is refused.
+
+The next agent reads its configuration, then asks on the local socket of the running one for what that
+listens on. The sockets themselves travel (SCM_RIGHTS), so what waits in their queues is not lost; with them
+go the local socket and the lock of the state directory. What is in force is read from the state directory,
+where the running agent has just saved it. When the next agent is ready it says `taken`; only then does the
+running one drain. If the next one dies before that, the running one goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iamroles_agent import listening
+from iamroles_agent.errors import StartError
+
+COMMAND = "hand-over"
+_TAKEN = b"taken\n"
+_PATIENCE = 30.0
+"""Seconds for the running agent to answer."""
+_LONGEST = 300.0
+"""Seconds that the next agent may take until it is ready."""
+_MAX_SOCKETS = 258
+
+
+@dataclass(slots=True)
+class Inheritance:
+    """What the running agent handed over."""
+
+    listeners: tuple[socket.socket, ...]
+    desk: socket.socket
+    lock: int
+    _connection: socket.socket
+
+    def taken(self) -> None:
+        """Tell the running agent to go."""
+        with contextlib.suppress(OSError):
+            self._connection.sendall(_TAKEN)
+        self._connection.close()
+
+    def forget(self) -> None:
+        """Of a child: only the parent may say it."""
+        self._connection.close()
+
+
+def take(path: Path, listen: str, workers: int) -> Inheritance | None:
+    """Ask the agent that answers at `path` for its sockets; None where there is none.
+
+    Args:
+        path: of the local socket.
+        listen: what the next agent is to listen on; must be what the running one listens on.
+        workers: of the next agent; at least as many as the running one has sockets.
+
+    Raises:
+        StartError: it cannot be taken over from; it goes on.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(_PATIENCE)
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    try:
+        connection.sendall(json.dumps({"command": COMMAND}).encode() + b"\n")
+        line, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, _MAX_SOCKETS)
+        answer = json.loads(line)
+    except (OSError, ValueError) as error:
+        connection.close()
+        raise _no(path, str(error)) from None
+    if "error" in answer or len(descriptors) < 3:
+        connection.close()
+        raise _no(path, str(answer.get("error", "it sent no sockets")))
+    *listeners, desk, lock = descriptors
+    socks = tuple(socket.socket(fileno=descriptor) for descriptor in listeners)
+    found = listening.address_of(socks[0])
+    problem = ""
+    if len(socks) > workers:
+        problem = f"it has {len(socks)} workers, and this one only {workers}: their connections need as many"
+    elif found != listen and not listen.endswith(":0"):
+        problem = f"it listens on {found}, and this one is to listen on {listen}"
+    if problem:
+        for sock in (*socks, connection):
+            sock.close()
+        os.close(desk)
+        os.close(lock)
+        raise _no(path, problem)
+    return Inheritance(socks, socket.socket(fileno=desk), lock, connection)
+
+
+def _no(path: Path, why: str) -> StartError:
+    return StartError(f"the agent that answers at {path} cannot be taken over from: {why}. It goes on")
+
+
+async def give(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    listeners: Sequence[socket.socket],
+    desk: socket.socket,
+    lock: int,
+) -> bool:
+    """Of the running agent: hand over, and wait.
+
+    Returns:
+        Whether the next agent is ready, so that this one has to go.
+    """
+    unique = list(dict.fromkeys(sock.fileno() for sock in listeners))
+    answer = json.dumps({"listeners": len(unique)}).encode()
+    # A descriptor of our own: the stream's socket is not made for sending descriptors.
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
+        socket.send_fds(sock, [answer], [*unique, desk.fileno(), lock])
+    try:
+        async with asyncio.timeout(_LONGEST):
+            return await reader.readline() == _TAKEN
+    except (TimeoutError, OSError, ValueError):
+        return False
