@@ -393,6 +393,20 @@ def test_the_same_content_is_confirmed_without_a_new_version():
     )
 
 
+def test_who_waits_for_a_key_at_the_end_still_gets_it():
+    bench = Bench(2).up()
+    bench.hears(1, "ask", id=7, topic="keys", body={"kid": "new"})
+    bench.plane.stop()
+    bench.did()
+    bench.dies(0, "status 0")
+    bench.proposes("keys/a", KEYS, 1)
+    assert bench.hears(COURIER, "answer", serial=1, body={}, after=True) == []
+    bench.all_say("prepared", 2, but=(0,))
+    bench.hears(1, "switched", version=2)
+
+    assert "1 < answer 7" in bench.hears(COURIER, "switched", version=2)
+
+
 def test_the_end_workers_first_then_the_courier():
     bench = Bench(2).up()
     bench.plane.stop()

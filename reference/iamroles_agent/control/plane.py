@@ -182,7 +182,7 @@ class Plane:
                     self._effects.append(Fork(place.index, place.fate or place.error or "it ended"))
             self._watch_silence()
             self._loading.watch(self._fair, self._runs(LOADER), self._waits(LOADER))
-            self._watch_change()
+        self._watch_change()
         if now >= self._next_ping:
             self._next_ping = now + self.timing.ping
             self._ping()
@@ -279,13 +279,13 @@ class Plane:
         if self.stopping:
             return
         self.stopping = True
-        self._change, self._queue = None, deque()
         for place in self.workers:
             if place.life is Life.BORN:
                 self._kill(place, "the agent is stopping")
             else:
                 self._send(place.index, message("drain", gently=self.left))
         self._drain_courier()
+        self._look_confirmed()
 
     def status(self) -> dict[str, Any]:
         """What an operator is told of the processes and the document."""
@@ -513,7 +513,8 @@ class Plane:
 
     def _begin(self) -> None:
         """Take up what waits, unless a change is under way."""
-        if self._change is not None or self.stopping or not self._queue:
+        # Also while it drains: whoever still waits for a new key is to be answered.
+        if self._change is not None or not self._queue:
             return
         proposals = [self._queue.popleft()]
         # A reload goes alone, because it may be refused for reasons that are nobody else's.
@@ -609,7 +610,7 @@ class Plane:
         change = self._change
         if change is None or change.phase is not Phase.CONFIRM:
             return
-        wanted = self.confirmed < len(self.workers) if self.served else False
+        wanted = self.served and not self.stopping and self.confirmed < len(self.workers)
         if (wanted or (self._saves and change.saved is None)) and not late:
             return
         outcome: dict[str, Any] = {
