@@ -10,18 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from iamroles_loadtests import page
 from iamroles_loadtests.units import duration
 
 _COLUMNS = ("p50", "p90", "p99", "p99.9", "max")
 
 
 def write(result: dict[str, Any], directory: Path) -> Path:
-    """Put `result.json` and `summary.txt` into a directory; returns the first."""
+    """Put `result.json`, `summary.txt` and `index.html` into a directory; returns the first."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "result.json"
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     with (directory / "summary.txt").open("w", encoding="utf-8") as stream:
         summary(result, Console(file=stream, width=100, no_color=True, highlight=False))
+    (directory / "index.html").write_text(page.render(result), encoding="utf-8")
     return file
 
 
