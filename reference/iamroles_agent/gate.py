@@ -32,7 +32,7 @@ from hashlib import sha256
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import PreparedRecord, prepare
 from iamroles_agent.audit.redaction import credential_hash
-from iamroles_agent.crumbs import crumble
+from iamroles_agent.discard import discard
 from iamroles_agent.identity import Decision, Identity, Request
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.metrics import Metrics
@@ -121,7 +121,7 @@ class Gate:
         """Put a new policy in force at once; nothing remembered survives (RELOAD-ALL-001)."""
         former = self._state
         self._state = _State(policy, authenticator, authenticator.generation)
-        crumble([former.young, former.old])
+        discard([former.young, former.old])
 
     def recall(self, key: bytes, context: Context) -> bytes | None:
         """The remembered answer to this very question, recorded in the audit; None if there is none."""

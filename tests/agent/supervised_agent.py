@@ -21,13 +21,13 @@ from iamroles_agent.control.member import Holdings, Step
 from iamroles_agent.control.places import Timing
 from iamroles_agent.errors import ConfigError, Problem, StartError
 from iamroles_agent.identity import Decision
-from iamroles_agent.link import Birth, Link
 from iamroles_agent.output import log_to_stderr
+from iamroles_agent.processes.link import Birth, Link
+from iamroles_agent.processes.supervisor import Life, Supervisor
 from iamroles_agent.reasons import Reason
 from iamroles_agent.server import ConnectionStats, Server
 from iamroles_agent.spop.actions import encode_verdict
 from iamroles_agent.spop.messages import Check, Context
-from iamroles_agent.supervisor import Life, Supervisor
 
 TIMING = Timing(prepare=1.5, switch=1.0)
 

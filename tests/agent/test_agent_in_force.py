@@ -25,7 +25,7 @@ from spop_transcript import hello, notify
 from test_server_supervisor import connect, receive, until
 from tokens_support import EC_KEY, OTHER_EC_KEY, Server, mint, public_jwk, serving
 
-from iamroles_agent import desk
+from iamroles_agent.processes import local_socket
 from iamroles_agent.spop.values import DataType
 
 PATIENCE = 20.0
@@ -118,7 +118,7 @@ class Running:
         return {self.ask(token) for _ in range(24)}
 
     def status(self) -> dict[str, Any]:
-        return desk.ask(self.directory / "state" / "agent.sock", {"command": "status"})
+        return local_socket.ask(self.directory / "state" / "agent.sock", {"command": "status"})
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """Of the last worker that said where its metrics are."""
@@ -439,7 +439,7 @@ def test_nobody_reads_standard_error(tmp_path, server, workers):
 def test_the_local_socket_says_what_it_does_not_know(tmp_path, server):
     with running(tmp_path, server, 1):
         path = tmp_path / "state" / "agent.sock"
-        assert "known: " in desk.ask(path, {"command": "dance"})["error"]
+        assert "known: " in local_socket.ask(path, {"command": "dance"})["error"]
         for garbage in (b"\n", b"[]\n", b"{\n", b"\xff\n", b'{"command": []}\n'):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(PATIENCE)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import click
 
-from iamroles_agent import desk
-from iamroles_agent.agent import Agent, socket_of
 from iamroles_agent.commands import status_text
 from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.output import log_to_stderr
+from iamroles_agent.processes import local_socket
+from iamroles_agent.processes.agent import Agent, socket_of
 
 WORLD = "IAMROLES_WORLD"
 """Environment variable with the path of the world file (SPEC.md section 8)."""
@@ -128,7 +128,7 @@ def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as
             "or --socket"
         )
     try:
-        found = desk.ask(path, {"command": "status"})
+        found = local_socket.ask(path, {"command": "status"})
     except (OSError, ValueError) as error:
         click.echo(f"iamroles agent: nobody answers at {path}: {error}", err=True)
         sys.exit(3)

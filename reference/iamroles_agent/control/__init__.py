@@ -23,5 +23,5 @@ seconds, and a starved host loses nobody.
 
 What the files hold: `document` what is in force; `channel` the frames between the processes; `plane` the
 parent's side without its sockets, clock injected; `relay` the messages that the parent only passes on;
-`member` the other side. The shells around them: `supervisor` (parent), `worker` and `courier`.
+`member` the other side. The shells around them are in `iamroles_agent.processes`.
 """

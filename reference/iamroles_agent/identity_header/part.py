@@ -18,7 +18,7 @@ from iamroles_agent.control.member import Step
 from iamroles_agent.errors import StartError
 from iamroles_agent.identity_header.keys import KeyRing
 from iamroles_agent.identity_header.signer import Signer
-from iamroles_agent.link import Link, LinkLost
+from iamroles_agent.processes.link import Link, LinkLost
 
 IDENTITY_KEYS = "identity-keys"
 """Name of the part. It holds private keys."""

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from iamroles_agent import config
-from iamroles_agent.crumbs import crumble
+from iamroles_agent.discard import discard
 from iamroles_agent.identity import Decision, Identity, Request, RoleArn
 from iamroles_agent.policy.paths import canonical, segments
 from iamroles_agent.policy.regions import (
@@ -149,9 +149,9 @@ class Index:
     def __bool__(self) -> bool:
         return bool(self._roles)
 
-    def crumble(self) -> None:
+    def discard(self) -> None:
         """Let go of all rules, bit by bit; nobody may ask this index any more."""
-        crumble([self._roles])
+        discard([self._roles])
 
     def matches(self, roles: Iterable[str], query: Query) -> Iterator[Rule]:
         """Rules of any of the roles that match, the most specific path first, else in no order."""
@@ -246,13 +246,13 @@ class Policy:
         rules = (*grants, *denies, *shadow_grants, *shadow_denies, *scopes)
         self._reach = Reach.of(rule.region for rule in rules)
 
-    def crumble(self) -> None:
+    def discard(self) -> None:
         """Let go of a policy that was replaced, bit by bit: it decides nothing any more."""
         for index in (self._grants, self._denies, self._shadow_grants, self._shadow_denies, self._scopes):
-            index.crumble()
-        crumble([self.config.grants, self.config.denies, self.config.roles])
+            index.discard()
+        discard([self.config.grants, self.config.denies, self.config.roles])
         if self._shadow_policy is not None:
-            self._shadow_policy.crumble()
+            self._shadow_policy.discard()
 
     def name_of(self, arn: RoleArn) -> str | None:
         """The policy's name for a role, None where it has none."""

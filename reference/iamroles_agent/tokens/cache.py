@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from iamroles_agent.crumbs import crumble
+from iamroles_agent.discard import discard
 from iamroles_agent.identity import Identity
 from iamroles_agent.tokens.keys import Key
 
@@ -86,4 +86,4 @@ class IdentityCache:
         """Forget all."""
         former, self._entries = self._entries, OrderedDict()
         self.bytes = 0
-        crumble([former])
+        discard([former])

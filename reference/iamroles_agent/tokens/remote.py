@@ -14,7 +14,7 @@ from typing import Any
 
 from iamroles_agent.config import Issuer, KeySettings, Sts
 from iamroles_agent.identity import Identity, RoleArn
-from iamroles_agent.link import Link, LinkLost
+from iamroles_agent.processes.link import Link, LinkLost
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens.keyring import Keyring, source_of
 from iamroles_agent.tokens.keys import KeySet

@@ -12,9 +12,9 @@ from iamroles_agent.gate import Gate
 from iamroles_agent.policy import paths
 from iamroles_agent.policy.compiled import Index, Policy
 from iamroles_agent.policy.regions import Region
+from iamroles_agent.processes.worker import Worker
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.spop import actions
-from iamroles_agent.worker import Worker
 from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.mutants.policy import edits as edit
 from iamroles_conformance.selftest.registry import Apply, mutant

@@ -35,7 +35,7 @@ class Inheritance:
     """What the running agent handed over."""
 
     listeners: tuple[socket.socket, ...]
-    desk: socket.socket
+    local: socket.socket
     lock: int
     _connection: socket.socket
 
@@ -78,7 +78,7 @@ def take(path: Path, listen: str, workers: int) -> Inheritance | None:
     if "error" in answer or len(descriptors) < 3:
         connection.close()
         raise _no(path, str(answer.get("error", "it sent no sockets")))
-    *listeners, desk, lock = descriptors
+    *listeners, local, lock = descriptors
     socks = tuple(socket.socket(fileno=descriptor) for descriptor in listeners)
     found = listening.address_of(socks[0])
     problem = ""
@@ -89,10 +89,10 @@ def take(path: Path, listen: str, workers: int) -> Inheritance | None:
     if problem:
         for sock in (*socks, connection):
             sock.close()
-        os.close(desk)
+        os.close(local)
         os.close(lock)
         raise _no(path, problem)
-    return Inheritance(socks, socket.socket(fileno=desk), lock, connection)
+    return Inheritance(socks, socket.socket(fileno=local), lock, connection)
 
 
 def _no(path: Path, why: str) -> StartError:
@@ -103,7 +103,7 @@ async def give(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     listeners: Sequence[socket.socket],
-    desk: socket.socket,
+    local: socket.socket,
     lock: int,
 ) -> bool:
     """Of the running agent: hand over, and wait.
@@ -115,7 +115,7 @@ async def give(
     answer = json.dumps({"listeners": len(unique)}).encode()
     # A descriptor of our own: the stream's socket is not made for sending descriptors.
     with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
-        socket.send_fds(sock, [answer], [*unique, desk.fileno(), lock])
+        socket.send_fds(sock, [answer], [*unique, local.fileno(), lock])
     try:
         async with asyncio.timeout(_LONGEST):
             return await reader.readline() == _TAKEN

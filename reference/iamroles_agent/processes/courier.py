@@ -17,15 +17,15 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from iamroles_agent import handover
 from iamroles_agent.config import Config
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, Edits, Part, Parts
 from iamroles_agent.control.member import Holding, Holdings, Step
 from iamroles_agent.control.store import Store
-from iamroles_agent.desk import Desk
-from iamroles_agent.link import Birth, Body, Link, LinkLost
+from iamroles_agent.processes import handover
+from iamroles_agent.processes.link import Birth, Body, Link, LinkLost
+from iamroles_agent.processes.local_socket import LocalSocket
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import source_of
 from iamroles_agent.tokens.keys import KeySetError
@@ -59,7 +59,7 @@ class Courier:
         """What the courier makes of each kind of part; more kinds are added here."""
         self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """What else runs from when the courier is up until it ends."""
-        self.desk: Desk | None = None
+        self.local_socket: LocalSocket | None = None
         """Where people of this host ask."""
         self.about: Body = {}
         """What `status` tells beside what the parent knows."""
@@ -84,11 +84,11 @@ class Courier:
             self.link.on_switch = lambda _document: self._unsaved.set()
             self.link.on_stamp = lambda _name, _at: self._unsaved.set()
             self._unsaved.set()
-            if self.desk is not None:
-                self.desk.commands["status"] = self._status
+            if self.local_socket is not None:
+                self.local_socket.commands["status"] = self._status
                 if self._store is not None:
-                    self.desk.conversations[handover.COMMAND] = self._hand_over
-                await self.desk.open()
+                    self.local_socket.conversations[handover.COMMAND] = self._hand_over
+                await self.local_socket.open()
             if self._store is not None:
                 self.spawn(self._keep_saved(self._store))
             for work in self.beside:
@@ -98,8 +98,8 @@ class Courier:
             await self._close()
 
     async def _close(self) -> None:
-        if self.desk is not None:
-            self.desk.close()
+        if self.local_socket is not None:
+            self.local_socket.close()
         for task in self._tasks:
             task.cancel()
         if self.sts is not None:
@@ -134,15 +134,15 @@ class Courier:
     async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The next agent wants to take over; see `handover`."""
         assert self._store is not None  # noqa: S101 - only offered with one
-        assert self.desk is not None  # noqa: S101 - it came through it
+        assert self.local_socket is not None  # noqa: S101 - it came through it
         async with self._saving:  # nothing is saved here any more, unless the next agent fails
             await asyncio.to_thread(self._store.write, self.link.document)
             log.info("handing over to another agent")
             if await handover.give(
-                reader, writer, self.birth.listeners, self.desk.sock, self._store.descriptor
+                reader, writer, self.birth.listeners, self.local_socket.sock, self._store.descriptor
             ):
                 self.link.send(message("leave"))
-                self.desk.close()
+                self.local_socket.close()
                 await asyncio.Event().wait()
         self._unsaved.set()
         log.warning("the agent that was to take over did not get ready: this one goes on")

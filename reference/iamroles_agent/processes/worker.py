@@ -25,8 +25,8 @@ from iamroles_agent.errors import StartError
 from iamroles_agent.gate import Gate
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.identity_header.part import IDENTITY_KEYS, SigningHolding
-from iamroles_agent.link import Birth, Body, Link
 from iamroles_agent.metrics import Metrics
+from iamroles_agent.processes.link import Birth, Body, Link
 from iamroles_agent.server import ConnectionStats, Server
 from iamroles_agent.tokens.authenticator import Authenticator, rules_of
 from iamroles_agent.tokens.keys import KeySet
@@ -213,7 +213,7 @@ class _Policy:
                 authenticator.adopt(policy.config, rules)
                 former = worker.gate.policy
                 worker.gate.replace(policy, authenticator)
-                former.crumble()
+                former.discard()
             worker.metrics.policy(policy.version)
             worker.audit.policy(policy.version, accepted=True)
 

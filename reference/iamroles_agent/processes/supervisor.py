@@ -39,8 +39,8 @@ from iamroles_agent.control.document import Document, Part
 from iamroles_agent.control.places import COURIER, LOADER, Fail, Fork, Kill, Say, Send, Timing
 from iamroles_agent.control.plane import Plane
 from iamroles_agent.errors import ConfigError, StartError
-from iamroles_agent.link import Birth
 from iamroles_agent.output import output
+from iamroles_agent.processes.link import Birth
 from iamroles_agent.server import LINGER
 
 _KILL_MARGIN = 3.0

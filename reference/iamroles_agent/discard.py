@@ -19,7 +19,7 @@ _PAUSE = 0.001
 Container = dict[Any, Any] | list[Any]
 
 
-def crumble(containers: Iterable[Container]) -> None:
+def discard(containers: Iterable[Container]) -> None:
     """Empty containers that nobody uses any more; at once where no event loop runs."""
     left = [container for container in containers if container]
     try:

@@ -9,20 +9,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from iamroles_agent import __version__, desk, handover
+from iamroles_agent import __version__
 from iamroles_agent.config import Config
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Restored, Store
-from iamroles_agent.courier import Courier
 from iamroles_agent.errors import ConfigError, StartError
-from iamroles_agent.handover import Inheritance
 from iamroles_agent.identity_header import part as identity_keys
-from iamroles_agent.link import Birth
 from iamroles_agent.policy import load
-from iamroles_agent.supervisor import Life, Supervisor
+from iamroles_agent.processes import handover, local_socket
+from iamroles_agent.processes.courier import Courier
+from iamroles_agent.processes.handover import Inheritance
+from iamroles_agent.processes.link import Birth
+from iamroles_agent.processes.supervisor import Life, Supervisor
+from iamroles_agent.processes.worker import Worker
 from iamroles_agent.tokens.authenticator import rules_of
-from iamroles_agent.worker import Worker
 
 log = logging.getLogger("iamroles.agent")
 
@@ -55,7 +56,7 @@ class Agent:
         self.path, self.config = path, config
         self._inherited = inherited
         self._document, self._store = document, store
-        self._desk: socket.socket | None = None
+        self._local: socket.socket | None = None
         self._began = time.time()
 
     @classmethod
@@ -115,11 +116,11 @@ class Agent:
         Raises:
             StartError: see its text.
         """
-        self._desk_path = self._socket_path()
+        self._local_path = self._socket_path()
         if self._inherited is not None:
-            self._desk = self._inherited.desk
-        elif self._desk_path is not None:
-            self._desk = desk.bind(self._desk_path)
+            self._local = self._inherited.local
+        elif self._local_path is not None:
+            self._local = local_socket.bind(self._local_path)
         others = self._inherited is not None
         try:
             if self._store is not None:
@@ -143,9 +144,9 @@ class Agent:
                 self._save(supervisor.plane.document, running=False)
             return status
         finally:
-            if self._desk is not None and self._desk_path is not None and not others:
-                self._desk.close()
-                desk.remove(self._desk_path)
+            if self._local is not None and self._local_path is not None and not others:
+                self._local.close()
+                local_socket.remove(self._local_path)
 
     def _ready(self) -> None:
         if self._inherited is not None:
@@ -167,8 +168,8 @@ class Agent:
 
     def worker(self, birth: Birth) -> Life:
         """A worker's life."""
-        if self._desk is not None:
-            self._desk.close()
+        if self._local is not None:
+            self._local.close()
         if self._store is not None:
             self._store.let_go()
         if self._inherited is not None:
@@ -180,8 +181,8 @@ class Agent:
         if self._inherited is not None:
             self._inherited.forget()
         courier = Courier(self.config, birth, self._store)
-        if self._desk is not None:
-            courier.desk = desk.Desk(self._desk)
+        if self._local is not None:
+            courier.local_socket = local_socket.LocalSocket(self._local)
             courier.about = {
                 "agent": __version__,
                 "pid": os.getppid(),

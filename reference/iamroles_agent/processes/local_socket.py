@@ -21,7 +21,7 @@ from typing import Any
 from iamroles_agent import listening
 from iamroles_agent.errors import StartError
 
-log = logging.getLogger("iamroles.desk")
+log = logging.getLogger("iamroles.local_socket")
 
 Body = dict[str, Any]
 Command = Callable[[Body], Awaitable[Body]]
@@ -50,7 +50,7 @@ def bind(path: Path) -> socket.socket:
     return sock
 
 
-class Desk:
+class LocalSocket:
     """Answers on a socket that `bind` made.
 
     Args:
