@@ -43,7 +43,7 @@ def unknown(words: list[str]) -> str:
     context = click.Context(click.Command("iamroles"))
     options: set[str] = {"--help", "-h", "--version"}
     for word in words:
-        if NOT_WORDS.search(word):
+        if NOT_WORDS.search(word) or word == "--":
             return ""
         if word == "--":
             return ""  # what follows is another program's
