@@ -41,6 +41,12 @@ def _highest(indices: Integers) -> Integers:
     return found
 
 
+def values_at(indices: Integers) -> NDArray[np.float64]:
+    """Microseconds that are counted at places of `Histogram.counts`."""
+    found: NDArray[np.float64] = _highest(indices) / 1e3
+    return found
+
+
 class Histogram:
     """Counts of nanoseconds."""
 
@@ -75,7 +81,7 @@ class Histogram:
         if not sums[-1]:
             return np.zeros(wanted.size)
         ranks = np.maximum(1, np.ceil(wanted / 100 * sums[-1] - 1e-9))
-        return _highest(np.searchsorted(sums, ranks).astype(np.int64)) / 1e3
+        return values_at(np.searchsorted(sums, ranks).astype(np.int64))
 
     def mean(self) -> float:
         """Microseconds."""

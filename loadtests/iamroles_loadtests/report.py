@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iamroles_loadtests import page
+from iamroles_loadtests.compare import Line
 from iamroles_loadtests.units import duration
 
 _COLUMNS = ("p50", "p90", "p99", "p99.9", "max")
@@ -122,3 +124,26 @@ def _objectives(result: dict[str, Any]) -> Table:
         mark = "[green]met[/]" if objective["met"] else "[red]NOT met[/]"
         table.add_row(mark, objective["name"], objective["bound"], objective["got"])
     return table
+
+
+def comparison(lines: Sequence[Line], cautions: Sequence[str], console: Console) -> None:
+    """Print two runs side by side."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("phase", "figure", "first", "second", "ratio", "95 % interval", ""):
+        table.add_column(name, justify="left" if name in ("phase", "figure", "") else "right")
+    colours = {"slower": "red", "faster": "green", "": "dim"}
+    for line in lines:
+        between = "" if line.low is None else f"{line.low:.2f} to {line.high:.2f}"
+        said = line.verdict or ("no difference shown" if between else "")
+        table.add_row(
+            line.phase,
+            line.name,
+            duration(line.before),
+            duration(line.after),
+            f"x{line.ratio:.2f}",
+            between,
+            f"[{colours[line.verdict]}]{said}[/]",
+        )
+    console.print(table)
+    for caution in cautions:
+        console.print(f"[yellow]caution[/] {escape(caution)}")

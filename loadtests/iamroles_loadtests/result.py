@@ -116,7 +116,7 @@ def _phase(played: Mapping[str, Any]) -> dict[str, Any]:
         {
             **window,
             "due": Histogram.decoded(window["due"]).summary(),
-            "sent": Histogram.decoded(window["sent"]).summary(),
+            "sent": shown(Histogram.decoded(window["sent"])),
         }
         for window in played["windows"]
     ]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
+from iamroles_loadtests import page, targets
 from iamroles_loadtests import report as reports
 from iamroles_loadtests import result as results
 from iamroles_loadtests import slo as slos
-from iamroles_loadtests import targets
 from iamroles_loadtests.commands.options import command_line, console, end, opened, told, where
+from iamroles_loadtests.compare import cautions, compared
 from iamroles_loadtests.conductor import SHARES, Conductor, Score, tokens_for_pairs
 from iamroles_loadtests.generator import Generator, GeneratorError
 from iamroles_loadtests.hosted import hosted
@@ -190,10 +191,41 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
 
 @load.command("report")
 @click.argument("result", type=click.Path(exists=True, path_type=Path))
-def report_command(result: Path) -> None:
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page of it, too.")
+def report_command(result: Path, html: Path | None) -> None:
     """Print a result again."""
+    found = _read(result)
+    reports.summary(found, console())
+    if html is not None:
+        html.write_text(page.render(found), encoding="utf-8")
+
+
+@load.command("compare")
+@click.argument("first", type=click.Path(exists=True, path_type=Path))
+@click.argument("second", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--worse", type=click.FloatRange(min=1.0), help="Fail if a ratio is above this with 95 % confidence."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare_command(first: Path, second: Path, worse: float | None, *, as_json: bool) -> None:
+    """Compare two results: ratios of the second over the first, with 95 % intervals.
+
+    Exit status: 0, 1 something is worse than --worse allows, 2 not two results.
+    """
+    before, after = _read(first), _read(second)
+    lines, why = compared(before, after), cautions(before, after)
+    if not lines:
+        raise click.UsageError("the two runs have no phase in common")
+    if as_json:
+        click.echo(json.dumps({"lines": [line.as_dict() for line in lines], "cautions": why}, indent=2))
+    else:
+        reports.comparison(lines, why, console())
+    if worse is not None and any(line.low is not None and line.low > worse for line in lines):
+        raise SystemExit(1)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        found = results.load(result)
+        return results.load(path)
     except results.ResultError as error:
         raise click.UsageError(str(error)) from error
-    reports.summary(found, Console(highlight=False))

@@ -1,0 +1,96 @@
+"""Two results side by side: no difference where there is none, one where there is one, cautions."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from iamroles_loadtests import result
+from iamroles_loadtests.book import Book
+from iamroles_loadtests.commands.load import load
+from iamroles_loadtests.compare import cautions, compared
+from iamroles_scenarios.traffic import FIELDS, Case
+
+EXAMPLE = Path(__file__).with_name("example-result.json")
+
+
+def made(seed, factor=1.0, name="half"):
+    """The example with one phase of 20,000 samples in 16 windows, some windows slower than others."""
+    chance = np.random.default_rng(seed)
+    begin = 10**18
+    count = 20_000
+    due = np.sort(chance.integers(0, 4 * 10**9, count))
+    weather = chance.lognormal(0, 0.05, 16)[due // (10**9 // 4)]
+    took = (chance.lognormal(12, 0.5, count) * weather * factor).astype(np.int64)
+    zero = np.zeros(count, dtype=np.int64)
+    columns = {"case": zero, "due": begin + due, "sent": begin + due, "received": begin + due + took}
+    columns |= {"noticed": begin + due + took, "lag": zero, "told": zero - 1}
+    book = Book(begin, 0.25, 15)
+    book.fold(np.stack([columns[name] for name in FIELDS], axis=1).astype(np.int64).tobytes(), [Case("x")])
+    more = {
+        "role": "level",
+        "rate": 5000.0,
+        "answered": 5000.0,
+        "generator_busy": 0.1,
+        "cpu": {"agent": 20.0},
+    }
+    phase = result._phase({**book.measured(name, 4.0, closed=False), **more})
+    return {**result.load(EXAMPLE), "valid": True, "doubts": [], "phases": [phase], "pairs": None}
+
+
+def verdicts(lines):
+    return {line.name: line.verdict for line in lines if line.low is not None}
+
+
+def test_two_runs_of_the_same_do_not_differ():
+    for seed in range(5):
+        found = compared(made(seed), made(seed + 100))
+        assert list(verdicts(found)) == ["p50 from sent", "p90 from sent", "p99 from sent", "p99.9 from sent"]
+        for line in found:
+            if line.low is not None:
+                assert line.low <= line.ratio <= line.high
+                assert 0.75 < line.low < line.high < 1.33
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.3, "slower"), (0.7, "faster")])
+def test_a_difference_is_shown(factor, verdict):
+    found = compared(made(1), made(2, factor))
+
+    assert verdicts(found)["p50 from sent"] == verdicts(found)["p99 from sent"] == verdict
+    [p50] = [line for line in found if line.name == "p50 from sent"]
+    assert p50.low < factor < p50.high
+
+
+def test_what_does_not_compare_is_said():
+    one, other = made(1), copy.deepcopy(made(1))
+    assert cautions(one, other) == []
+    other["valid"], other["doubts"] = False, ["it rained"]
+    other["environment"]["cpu"] = "another"
+    other["asked"]["connections"] = 7
+    other["phases"][0]["rate"] = 9000.0
+
+    said = " ".join(cautions(one, other))
+    for what in ("it rained", "cpu differs", "--connections differs", "offered 5,000/s, then 9,000/s"):
+        assert what in said
+
+
+def test_the_command(tmp_path):
+    def written(name, found):
+        path = tmp_path / name
+        path.mkdir()
+        (path / "result.json").write_text(json.dumps(found))
+        return str(path)
+
+    before, after = written("a", made(1)), written("b", made(2, 1.5))
+    same = CliRunner().invoke(load, ["compare", before, before, "--worse", "1.1"])
+    assert same.exit_code == 0, same.output
+    assert "no difference shown" in same.output
+    slower = CliRunner().invoke(load, ["compare", before, after, "--worse", "1.1", "--json"])
+    assert slower.exit_code == 1
+    assert {line["verdict"] for line in json.loads(slower.output)["lines"]} == {"slower", ""}
+    strange = CliRunner().invoke(load, ["compare", before, written("c", made(1, name="other"))])
+    assert strange.exit_code == 2
+    assert "no phase in common" in strange.output
