@@ -349,6 +349,14 @@ def test_a_courier_that_dies_takes_no_question_along():
     assert bench.hears(COURIER, "answer", serial=1, body={"ok": 1}) == ["0 < answer 7"]
 
 
+def test_the_next_courier_knows_which_signatures_were_used():
+    bench = Bench(1).up()
+    bench.hears(COURIER, "used", what="sig-1", until=1700)
+    bench.dies(COURIER)
+
+    assert bench.plane.used == {"sig-1": 1700}
+
+
 def test_what_a_dead_worker_asked_is_answered_to_nobody():
     bench = Bench(2).up()
     bench.hears(0, "ask", id=7, topic="sts", body={})

@@ -48,6 +48,7 @@ from iamroles_agent.control.places import (
 )
 from iamroles_agent.control.relay import Relay
 
+_MAX_USED = 1 << 20
 _MAX_STATS = 64
 """Members of a pong's `stats` that are kept."""
 
@@ -119,6 +120,8 @@ class Plane:
         """Whether all have been ready once: from then on the dead are replaced."""
         self.overslept = 0.0
         """Seconds that the parent was not run when it wanted to."""
+        self.used: dict[str, int] = {}
+        """What counts once and was used, and until when that holds, epoch seconds: for the next courier."""
         self.relay = Relay(self._send, workers)
         self._clock, self._waits, self._runs, self._saves = clock, waits, runs, saves
         self._effects: list[Effect] = []
@@ -479,6 +482,11 @@ class Plane:
             change.saved = said.text("error")
             self._look_confirmed()
 
+    def _used_up(self, _place: Place, said: Message) -> None:
+        self.used[said.text("what")] = said.number("until")
+        if len(self.used) > _MAX_USED:
+            del self.used[next(iter(self.used))]
+
     def _asked_status(self, place: Place, said: Message) -> None:
         self._send(place.index, message("status", ticket=said.number("ticket"), status=self.status()))
 
@@ -693,6 +701,7 @@ class Plane:
         "propose": _proposed,
         "stamp": _stamped,
         "saved": _saved,
+        "used": _used_up,
         "status": _asked_status,
         "load": _asked_load,
         "leave": _leave,

@@ -192,6 +192,10 @@ class Courier:
         former, self.sts = self.sts, StsVerifier(config.sts, self._transport)
         if former is not None:
             self.sts.succeed(former)
+        else:
+            now = time.time()
+            self.sts.remember({what: until for what, until in self.birth.used.items() if until > now})
+            self.sts.on_used = lambda what, until: self.link.send(message("used", what=what, until=until))
 
     def _restore(self, name: str, source: KeySource) -> None:
         part = self.link.document.parts.get(KEYS + name)

@@ -42,6 +42,8 @@ class Birth:
     turn: int
     """A descriptor that whoever builds much locks: the workers build one after the other, so that the others
     answer meanwhile. The lock of a member that dies is free (POSIX record locks)."""
+    used: dict[str, int]
+    """Of the courier: signatures that count once and were used, and until when, epoch seconds."""
     why: str
     """What became of the member before it, "" for the first."""
 

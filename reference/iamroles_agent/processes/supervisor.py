@@ -268,7 +268,16 @@ class Supervisor:
         with contextlib.suppress(OSError):
             name = "iamroles-courier" if index == COURIER else f"iamroles-w{index}"
             Path("/proc/self/comm").write_text(name[:15], encoding="ascii")
-        birth = Birth(index, self.plane.document, channel, listener, self._listeners, self._turn, effect.why)
+        birth = Birth(
+            index=index,
+            document=self.plane.document,
+            channel=channel,
+            listener=listener,
+            listeners=self._listeners,
+            turn=self._turn,
+            used=self.plane.used,
+            why=effect.why,
+        )
         life = self._crew.courier if index == COURIER else self._crew.worker
         last_words = channel.dup()  # the loop closes the channel
         try:

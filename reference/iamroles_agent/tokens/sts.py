@@ -21,7 +21,7 @@ import re
 import time
 from calendar import timegm
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -268,12 +268,14 @@ class StsVerifier:
         self._flights: dict[bytes, asyncio.Task[Identity]] = {}
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
         self._used: OrderedDict[str, int] = OrderedDict()
+        self.on_used: Callable[[str, int], None] = lambda _signature, _until: None
+        """Called with each signature that counts once, and until when, epoch seconds."""
         self.counts = {"asked": 0, "accepted": 0, "rejected": 0, "throttled": 0, "unavailable": 0}
         """What became of the calls, for metrics."""
 
     def succeed(self, former: StsVerifier) -> None:
         """Take over after a reload: counters and queues go on, and a signature that was used stays used."""
-        self.counts, self._used = former.counts, former._used
+        self.counts, self._used, self.on_used = former.counts, former._used, former.on_used
         self._state |= {name: state for name, state in former._state.items() if name in self._state}
 
     async def close(self) -> None:
@@ -335,7 +337,12 @@ class StsVerifier:
         if len(self._used) >= 1 << 20:
             raise Refusal(Reason.STS_UNAVAILABLE, "the replay cache is full")
         # In order of use, not of death: an entry lives on a little behind an older one with a later end.
-        self._used[question.signature] = question.signed_at + LIFETIME
+        until = self._used[question.signature] = question.signed_at + LIFETIME
+        self.on_used(question.signature, until)
+
+    def remember(self, used: Mapping[str, int]) -> None:
+        """Take over what another process told by `on_used`."""
+        self._used.update(used)
 
     async def _ask(self, question: Question, digest: bytes, source: str) -> Identity:
         state = self._state[question.endpoint.name]
