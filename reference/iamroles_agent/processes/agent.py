@@ -43,6 +43,7 @@ class Agent:
         document: what is in force at the start.
         store: where that is kept.
         inherited: of the agent that it takes over from.
+        died: whether the agent before did not end in an orderly way.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Agent:
         document: Document,
         store: Store | None,
         inherited: Inheritance | None = None,
+        *,
+        died: bool = False,
     ) -> None:
         self.path, self.config = path, config
-        self._inherited = inherited
+        self._inherited, self._died = inherited, died
         self._document, self._store = document, store
         self._local: socket.socket | None = None
         self._began = time.time()
@@ -89,7 +92,7 @@ class Agent:
         if store is None:
             log.warning(_WITHOUT_STATE)
         document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
-        return cls(path, config, document, store)
+        return cls(path, config, document, store, died=restored is not None and restored.died)
 
     @classmethod
     def _taking_over(cls, path: Path, state_dir: Path | None) -> Agent:
@@ -137,7 +140,8 @@ class Agent:
                 status = supervisor.run()
             except StartError:
                 if self._store is not None and not others:
-                    self._save(self._document, running=False)
+                    # An agent that died and cannot start is still one that died.
+                    self._save(self._document, running=self._died)
                 raise
             others = supervisor.plane.left or (others and not supervisor.plane.served)
             if self._store is not None and not others:
