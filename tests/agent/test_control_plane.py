@@ -349,6 +349,14 @@ def test_a_courier_that_dies_takes_no_question_along():
     assert bench.hears(COURIER, "answer", serial=1, body={"ok": 1}) == ["0 < answer 7"]
 
 
+def test_that_the_courier_was_replaced_is_put_on_record_by_a_worker():
+    bench = Bench(2).up()
+    bench.dies(0)
+    bench.dies(COURIER)
+
+    assert bench.passes(0.25)[:2] == ["fork courier: it ended with signal 9", "1 < note"]
+
+
 def test_the_next_courier_knows_which_signatures_were_used():
     bench = Bench(1).up()
     bench.hears(COURIER, "used", what="sig-1", until=1700)

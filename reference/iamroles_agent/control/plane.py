@@ -182,7 +182,8 @@ class Plane:
         if not self.stopping:
             for place in self.places.values():
                 if place.life is Life.GONE and self.served and now >= place.again:
-                    self._effects.append(Fork(place.index, place.fate or place.error or "it ended"))
+                    self._effects.append(Fork(place.index, place.fate))
+                    self._record(place)
             self._watch_silence()
             self._loading.watch(self._fair, self._runs(LOADER), self._waits(LOADER))
         self._watch_change()
@@ -449,6 +450,13 @@ class Plane:
         place.stats = stats
         if place.index == COURIER:
             place.silent = False
+
+    def _record(self, place: Place) -> None:
+        """Have it put on record that the courier was replaced; a worker records that of itself."""
+        recorder = next((worker for worker in self.workers if worker.serving), None)
+        if place.index == COURIER and recorder is not None:
+            note = message("note", event="replaced", detail=place.fate[:DETAIL])
+            self._send(recorder.index, note)
 
     # The courier's own messages
 

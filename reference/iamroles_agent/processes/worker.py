@@ -147,7 +147,8 @@ class Worker:
         if self.gate is None:
             return stats
         numbers, audit = self.metrics, self.audit.state()
-        self.remote.counts.update(self.link.summary.get("courier", {}).get("sts", {}))
+        if self.index == 0:  # what the courier does is counted once, however many workers Prometheus sums
+            self.remote.learn(self.link.summary.get("courier", {}))
         return stats | {
             "accepted": self.connections.accepted,
             "questions": self.connections.notifies,
@@ -172,7 +173,10 @@ class Worker:
         self.metrics.identity_keys = signer.ring.jwks
 
     def _noted(self, note: Body) -> None:
-        """A reload was refused."""
+        """A reload was refused, or the courier was replaced: on record."""
+        if note.get("event") == "replaced":
+            self.audit.event("replaced", {"member": "courier", "why": str(note.get("detail", ""))[:500]})
+            return
         self.audit.reopen()
         self.metrics.policy_rejected()
         self.audit.policy(self.link.document.policy, accepted=False, detail=str(note.get("detail", "")))

@@ -212,10 +212,6 @@ class Authenticator:
         self._cache.clear()
         self._changed()
 
-    def invalidate(self) -> None:
-        """What was remembered may not be used any more, though neither keys nor configuration changed."""
-        self._changed()
-
     async def _close_former(self) -> None:
         former, self._former = self._former, []
         for keys in former:

@@ -121,6 +121,14 @@ class Remote:
     def close(self) -> None:
         """Nothing is this worker's to close."""
 
+    def learn(self, stats: Mapping[str, Any]) -> None:
+        """Take the courier's counters, for metrics."""
+        self.counts.update(stats.get("sts", {}))
+        for ring in self._rings.values():
+            found = stats.get("keys", {}).get(ring.issuer.name)
+            if found is not None:
+                ring.fetches, ring.failures = found["fetches"], found["failures"]
+
     def held(self, source: str) -> KeySet | None:
         """The key set in force of a source."""
         found = self._sets.get(source)
