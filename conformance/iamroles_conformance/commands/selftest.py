@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
+from typing import NoReturn
 
 import click
 
 from iamroles_conformance.commands.options import Command
 from iamroles_conformance.errors import ExitCode
-from iamroles_conformance.selftest.registry import FAMILIES, Mutant, mutants
-from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, MutantResult, Selftest
+from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, mutants, permitted
+from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Accusation, MutantResult, Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.engine.run import plan
@@ -23,16 +25,28 @@ from iamroles_scenarios.stage import AgentSpec, open_stage
 @click.option("--family", "families", multiple=True, type=click.Choice(FAMILIES), help="Default: all.")
 @click.option("--mutant", "names", multiple=True, metavar="ID", help="Only these; an id or a prefix of ids.")
 @click.option("--list", "listing", is_flag=True, help="List mutants and what must catch them; run nothing.")
+@click.option("--tolerant", is_flag=True, help="The opposite: what is permitted must not be accused.")
 @click.option("--jobs", default=SIDE_BY_SIDE, show_default=True, help="Mutants side by side.")
 @click.option("--time-scale", default=1.0, show_default=True, help="Times this for all deadlines.")
 def selftest(
-    *, families: tuple[str, ...], names: tuple[str, ...], listing: bool, jobs: int, time_scale: float
+    *,
+    families: tuple[str, ...],
+    names: tuple[str, ...],
+    listing: bool,
+    tolerant: bool,
+    jobs: int,
+    time_scale: float,
 ) -> None:
     """Break the reference agent in many small ways; each must be caught by the checks that name it.
 
     Exit status: 0 if every mutant was caught by each id it names, 1 if one was not, or if a MUST of a family
     that was run whole has no mutant, 2 for a wrong option, 3 if the stage cannot be used.
+
+    With `--tolerant` the agent does what the standards permit, one behaviour at a time and all together, and
+    no MUST of `core` may fail. `--mutant` picks behaviours, `--family` those of a family.
     """
+    if tolerant:
+        _tolerate(_permitted(families, names), listing, jobs, time_scale)
     chosen = _chosen(families, names)
     if listing:
         for found in chosen:
@@ -71,6 +85,45 @@ def _judged(chosen: list[Mutant], jobs: int, time_scale: float) -> list[MutantRe
         for result in run.baseline(chosen):
             click.echo(f"{'SOUND':10} {result.check} does not pass on the sound agent: {result.message}")
         return run.run(chosen, side_by_side=jobs, on_outcome=lambda outcome: click.echo(line(outcome)))
+
+
+def _permitted(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
+    found = list(permitted().values())
+    if families:
+        found = [one for one in found if one.family in (*families, TOLERANT)]
+    chosen = [one for one in found if not names or any(_named(one.id, name) for name in names)]
+    if not chosen:
+        raise click.UsageError("no such behaviour is permitted; `--tolerant --list` shows all")
+    return chosen
+
+
+def _tolerate(chosen: list[Mutant], listing: bool, jobs: int, time_scale: float) -> NoReturn:
+    """Each behaviour alone against the checks of wire and identity, all together against every check."""
+    if listing:
+        for found in chosen:
+            click.echo(f"{found.id:34} {found.title}")
+        sys.exit(ExitCode.PASSED)
+    started, accused = time.monotonic(), 0
+    with open_stage("processes") as stage:
+        run = Selftest(stage, AgentSpec.load(default_agent_toml()), scale=time_scale)
+
+        def one(behaviours: list[Mutant], families: set[str] | None) -> list[Accusation]:
+            return run.tolerant(behaviours, families)
+
+        with ThreadPoolExecutor(jobs, thread_name_prefix="twin") as pool:
+            alone = {found.id: pool.submit(one, [found], {"wire", "identity"}) for found in chosen}
+            alone = alone if len(chosen) > 1 else {}
+            together = pool.submit(one, chosen, None)
+            for name, judged in [*alone.items(), ("all together" if alone else chosen[0].id, together)]:
+                accusations = judged.result()
+                accused += len(accusations)
+                click.echo(f"{'ACCUSED' if accusations else 'tolerated':10} {name}")
+                for each in accusations:
+                    click.echo(f"{'':10}   {each.check}: {each.verdict}: {each.message}")
+    click.echo(
+        f"{len(chosen)} permitted behaviours, {accused} accusations; {time.monotonic() - started:.1f} s"
+    )
+    sys.exit(ExitCode.FAILED if accused else ExitCode.PASSED)
 
 
 def line(outcome: MutantResult) -> str:

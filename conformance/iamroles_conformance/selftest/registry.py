@@ -1,4 +1,9 @@
-"""The mutants: what each breaks, and which requirements must notice."""
+"""The mutants: what each breaks, and which requirements must notice.
+
+A mutant that breaks nothing but clauses of `strict`, or SHOULDs, does what the standards permit. It is one
+switch of the *tolerant twin*: such an agent must pass every MUST of `core`. Behaviours that are permitted and
+that no check forbids are switches too, in the family `tolerant`; they kill nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 
+from iamroles_scenarios.declarations.catalogue import catalogue
+
 FAMILIES = ("wire", "gate", "identity", "policy", "proxy")
 """One folder of `selftest.mutants` each."""
+TOLERANT = "tolerant"
+"""The family of what is permitted and that no check notices."""
 Apply = Callable[[], None]
 
 
@@ -26,6 +35,13 @@ class Mutant:
     """Overrides the agent in this process."""
     proxy: bool = False
     """Whether it breaks what is rendered for HAProxy, in place of the agent."""
+
+    @property
+    def permitted(self) -> bool:
+        """Whether the standards, and the grade `core`, permit what it does."""
+        return all(
+            catalogue()[name].level == "SHOULD" or catalogue()[name].grade == "strict" for name in self.kills
+        )
 
     @property
     def family(self) -> str:
@@ -50,7 +66,7 @@ def mutant(
         if id in _MUTANTS:
             raise ValueError(f"mutant {id!r} is declared twice")
         found = Mutant(id, title, tuple(kills), function, proxy)
-        if found.family not in FAMILIES or not found.kills:
+        if found.family not in (*FAMILIES, TOLERANT) or (found.family == TOLERANT) == bool(found.kills):
             raise ValueError(f"mutant {id!r}: begin with one of {FAMILIES} and name what it kills")
         _MUTANTS[id] = found
         return function
@@ -68,3 +84,9 @@ def mutants(families: Iterable[str] = FAMILIES) -> dict[str, Mutant]:
         for module in iter_modules(package.__path__, f"{package.__name__}."):
             import_module(module.name)
     return {name: found for name, found in sorted(_MUTANTS.items()) if found.family in wanted}
+
+
+def permitted() -> dict[str, Mutant]:
+    """The switches of the tolerant twin by id."""
+    found = mutants((*FAMILIES, TOLERANT))
+    return {name: one for name, one in found.items() if one.permitted and not one.proxy}

@@ -5,6 +5,9 @@ over SPOP where a check can be played there, through HAProxy only where it canno
 one of its checks FAILs; UNTESTABLE and HARNESS_ERROR kill nothing. Checks that do not pass on the sound agent
 cannot kill either, so the unmodified agent runs first, as the baseline.
 
+The tolerant twin is the opposite: an agent with one permitted behaviour, or all of them, against every MUST
+of `core`. Whatever turns red there is a false accusation, and the check is wrong.
+
 A mutant that survives is run once more against everything else in its lanes, only to say whether others
 caught it: then the check is right and its ids are wrong, or the other way round.
 """
@@ -58,6 +61,16 @@ class MutantResult:
     def caught(self) -> bool:
         """Whether every id did."""
         return not self.trouble and not self.survived
+
+
+@dataclass(frozen=True, slots=True)
+class Accusation:
+    """A check of `core` that does not pass on an agent that does only what is permitted."""
+
+    behaviours: tuple[str, ...]
+    check: str
+    verdict: str
+    message: str
 
 
 class Selftest:
@@ -116,7 +129,7 @@ class Selftest:
         lacking = [name for name in mutant.kills if not any(name in check.requirements for check in checks)]
         if lacking:
             return MutantResult(mutant, {}, trouble=f"no check names {', '.join(lacking)}")
-        spec = self._mutated(mutant)
+        spec = self._mutated([mutant])
         try:
             results = self._run(spec, checks)
         except Exception as error:  # noqa: BLE001 - a mutant that cannot be started has proven nothing
@@ -127,6 +140,25 @@ class Selftest:
         if outcome.survived:
             outcome = self._explained(outcome, spec, results)
         return replace(outcome, seconds=time.monotonic() - started)
+
+    def tolerant(self, behaviours: Sequence[Mutant], families: set[str] | None = None) -> list[Accusation]:
+        """What a twin with these behaviours is accused of by MUSTs of `core`.
+
+        Args:
+            behaviours: of `registry.permitted`, all switched on together.
+            families: of checks to play; None for all.
+        """
+        checks = [
+            check
+            for check in self._planned
+            if check.must and check.grade == "core" and (families is None or check.family in families)
+        ]
+        names = tuple(found.id for found in behaviours)
+        return [
+            Accusation(names, result.check, result.verdict.value, result.message)
+            for result in self._run(self._mutated(behaviours), checks)
+            if result.verdict is not Verdict.PASS
+        ]
 
     def _explained(self, outcome: MutantResult, spec: AgentSpec, results: list[CheckResult]) -> MutantResult:
         """Who else would have caught a survivor; and what kept its own checks from judging."""
@@ -146,11 +178,12 @@ class Selftest:
         sound = self._sound.get(result.check, Verdict.PASS)
         return result.verdict is Verdict.FAIL and sound is Verdict.PASS
 
-    def _mutated(self, mutant: Mutant) -> AgentSpec:
-        """The reference agent, or its rendering for HAProxy, with the mutant in it; a plain process."""
-        child = (sys.executable, "-m", _CHILD, mutant.id)
-        spec = replace(self._spec, name=f"mutant {mutant.id}", build="")
-        if mutant.proxy:
+    def _mutated(self, chosen: Sequence[Mutant]) -> AgentSpec:
+        """The reference agent, or its rendering for HAProxy, with the mutants in it; a plain process."""
+        ids = ",".join(mutant.id for mutant in chosen)
+        child = (sys.executable, "-m", _CHILD, ids)
+        spec = replace(self._spec, name=f"mutant {ids}", build="")
+        if any(mutant.proxy for mutant in chosen):
             return replace(spec, haproxy={**spec.haproxy, "render": [*child, *SHIPPED[1:]]})
         return replace(spec, command=(*child, *spec.command[1:]))
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import tomllib
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from iamroles_scenarios.errors import StageError
 
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
 _LAUNCH = {"command", "image", "address", "build", "env", "ready_within"}
+_HAPROXY = {"render", "settings"}
+FEATURES = {
+    "oidc": "true or false",
+    "sts": "true or false",
+    "limits": "true or false",
+    "reload": 'a signal such as "SIGHUP", or false',
+}
+"""The features that can be declared, and what each takes; checks need no others (a test holds it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +87,13 @@ class AgentSpec:
             image=_text(launch, "image", path),
             address=_text(launch, "address", path),
             build=_text(launch, "build", path),
-            env={key: str(value) for key, value in _table(launch, "env", path).items()},
-            ready_within=float(launch.get("ready_within", 20.0)),
-            features=_table(document, "features", path),
+            env=_texts(launch, "env", path),
+            ready_within=_number(launch, "ready_within", 20.0, path),
+            features=_features(document, path),
             haproxy=_table(document, "haproxy", path),
-            known_failures={key: str(why) for key, why in _table(document, "known_failures", path).items()},
+            known_failures=_texts(document, "known_failures", path),
         )
-        if spec.reload_signal_name and not hasattr(signal, spec.reload_signal_name):
-            raise StageError(
-                f'{path}: features.reload: {spec.reload_signal_name!r} is not a signal; write e.g. "SIGHUP".'
-            )
+        _known(spec.haproxy, _HAPROXY, path, "haproxy.")
         return spec
 
     @property
@@ -129,9 +135,23 @@ def find_program(program: str, directory: Path) -> str:
     )
 
 
+def _features(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    features = _table(document, "features", path)
+    _known(features, set(FEATURES), path, "features.")
+    for name, value in features.items():
+        sound = isinstance(value, bool)
+        if name == "reload":
+            sound = value is False or (isinstance(value, str) and value in signal.Signals.__members__)
+        if not sound:
+            raise StageError(f"{path}: features.{name}: is {value!r}; write {FEATURES[name]}.")
+    return features
+
+
 def _known(table: dict[str, Any], known: set[str], path: Path, prefix: str) -> None:
     for key in table.keys() - known:
-        raise StageError(f"{path}: {prefix}{key}: unknown key; known are {', '.join(sorted(known))}.")
+        near = get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."
+        raise StageError(f"{path}: {prefix}{key}: unknown key; {hint}")
 
 
 def _table(table: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -141,8 +161,23 @@ def _table(table: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     return value
 
 
+def _texts(table: dict[str, Any], key: str, path: Path) -> dict[str, str]:
+    values = _table(table, key, path)
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise StageError(f"{path}: {key}.{name}: must be a string, e.g. {str(value)!r}.")
+    return values
+
+
 def _text(table: dict[str, Any], key: str, path: Path) -> str:
     value = table.get(key, "")
     if not isinstance(value, str):
         raise StageError(f"{path}: {key}: must be a string.")
     return value
+
+
+def _number(table: dict[str, Any], key: str, default: float, path: Path) -> float:
+    value = table.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise StageError(f"{path}: {key}: must be a number above 0, of seconds.")
+    return float(value)

@@ -1,4 +1,4 @@
-"""The child process: `python -m iamroles_conformance.selftest.mutants MUTANT agent run`."""
+"""The child process: `python -m iamroles_conformance.selftest.mutants MUTANT[,MUTANT…] agent run`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from iamroles_conformance.selftest.registry import mutants
 
 
 def main(argv: list[str]) -> None:
-    """Apply the mutant named first, then run the `iamroles` command with the rest."""
-    name, arguments = argv[0], argv[1:]
-    mutants((name.partition(".")[0],))[name].apply()
+    """Apply the mutants named first, then run the `iamroles` command with the rest."""
+    names, arguments = argv[0].split(","), argv[1:]
+    known = mutants({name.partition(".")[0] for name in names})
+    for name in names:
+        known[name].apply()
     agent_main(arguments, prog_name="iamroles")
 
 

@@ -337,8 +337,21 @@ async def capabilities_unknown(target: WireTarget) -> None:
 
 
 @check(
-    "wire.health.closes",
+    "wire.health.answered",
     requirements=["SPOP-HEALTH-001"],
+    lane="wire",
+    title="healthcheck TRUE: AGENT-HELLO",
+)
+async def health_answered(target: WireTarget) -> None:
+    """What `option spop-check` waits for. HAProxy closes afterwards, so the agent need not."""
+    async with connected(target) as connection:
+        await connection.hello({**HELLO, "healthcheck": True})
+    await must_live(target, "a health check")
+
+
+@check(
+    "wire.health.closes",
+    requirements=["SPOP-HEALTH-003"],
     lane="wire",
     title="healthcheck TRUE: AGENT-HELLO, then close",
 )

@@ -225,19 +225,24 @@ async def message_none(target: WireTarget) -> None:
     "wire.message.odd-arguments",
     requirements=["SPOP-MSG-004"],
     lane="wire",
-    title="No arguments, unnamed arguments, duplicate names: an ACK, never an allow",
+    title="No arguments, unnamed arguments, two of one name that differ: an ACK, never an allow",
 )
 async def odd_arguments(target: WireTarget) -> None:
-    """A duplicate decides nothing: which of the two HAProxy meant is unknown."""
+    """Of two that differ neither decides: which of them HAProxy meant is unknown."""
     pairs = list(check_arguments(probe(target)).items())
-    other = check_arguments({**probe(target), "authorization": "Bearer x", "path": "/other", "role": "x"})
+    differing = {
+        "authorization": "Bearer x",
+        "authorization-count": 2,
+        "method": "X",
+        "path": "/other",
+        "src": "192.0.2.99",
+        "role": "x",
+    }
+    other = check_arguments({**probe(target), **differing})
     cases = {
         "no arguments": [],
         "unnamed arguments": [("", value) for _, value in pairs],
-        **{
-            f"{name} twice": [*pairs, (name, other[name])]
-            for name in ("authorization", "authorization-count", "method", "path", "src", "role")
-        },
+        **{f"{name} twice": [*pairs, (name, other[name])] for name in differing},
         "authorization twice, the good one last": [("authorization", "Bearer x"), *pairs],
     }
     async with session(target) as connection:

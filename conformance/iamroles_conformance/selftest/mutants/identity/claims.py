@@ -153,6 +153,19 @@ mutant(
 )
 
 
+@mutant(
+    "identity.number-forms",
+    kills=["JWT-NUM-001"],
+    title="reads times out of any finite number, fractions rounded down",
+)
+@around(claims, "_seconds")
+def number_forms(sound: Any, payload: Any, name: str) -> Any:
+    value = payload.get(name)
+    if type(value) in (int, float) and abs(value) <= 1 << 53:
+        return int(value // 1)
+    return sound(payload, name)
+
+
 # --- issuer, audience, kind of token ----------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import urllib.request
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,10 @@ def _loosely(segment: bytes) -> dict[str, Any]:
     text = segment.decode("latin-1").rstrip("=")
     members: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     return members
+
+
+def _plain(segment: bytes) -> bytes:
+    return base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4))
 
 
 def _believed(self: Any, token: bytes) -> Any:
@@ -240,14 +245,27 @@ def _ignores(*names: str) -> Apply:
 mutant("identity.ignores-crit", kills=["JWT-CRIT-001"], title="ignores crit", apply=_ignores("crit"))
 
 
-@mutant("identity.b64-true", kills=["JWT-CRIT-002"], title="accepts b64 where it is true")
+@mutant("identity.b64-true", kills=["JWT-CRIT-003"], title="accepts b64 where it is true")
 @_header
 def b64_true(members: dict[str, Any]) -> None:
     if members.get("b64") is True and members.pop("b64") and members.get("crit") == ["b64"]:
         del members["crit"]
 
 
-mutant("identity.ignores-zip", kills=["JWT-ZIP-001"], title="ignores zip", apply=_ignores("zip"))
+mutant("identity.ignores-b64", kills=["JWT-CRIT-003"], title="ignores b64", apply=_ignores("b64"))
+mutant("identity.ignores-zip", kills=["JWT-ZIP-002"], title="ignores zip", apply=_ignores("zip"))
+
+
+@mutant("identity.unencoded", kills=["JWT-CRIT-002"], title="takes an unencoded payload")
+@around(authenticator, "parse")
+def unencoded(sound: Any, token: bytes, max_bytes: int = 8192) -> Any:
+    head, _, rest = token.partition(b".")
+    body, _, seal = rest.rpartition(b".")
+    if not body.startswith(b"{"):
+        return sound(token, max_bytes)
+    members = json.loads(_plain(head))
+    header = jws.Header(members["alg"], members.get("kid"), "jwt")
+    return jws.Jws(header, json.loads(body), token[: -len(seal) - 1], _plain(seal))
 
 
 @mutant("identity.cty-case", kills=["JWT-NEST-001"], title="refuses cty JWT in this spelling only")
@@ -330,6 +348,38 @@ def _json(read: Callable[[bytes], Any]) -> Apply:
 
 
 mutant(
+    "identity.inflates",
+    kills=["JWT-ZIP-001"],
+    title="decompresses a payload",
+    apply=both(_ignores("zip"), _json(lambda data: json.loads(zlib.decompress(data, -15)))),
+)
+
+
+mutant(
+    "identity.first-of-twice",
+    kills=["JWT-JSON-006"],
+    title="takes the first of two claims",
+    apply=_json(lambda data: json.loads(data, object_pairs_hook=lambda pairs: dict(reversed(pairs)))),
+)
+
+
+mutant(
+    "identity.byte-order-mark",
+    kills=["JWT-JSON-007"],
+    title="skips a BOM",
+    apply=_json(lambda data: json.loads(data.removeprefix(b"\xef\xbb\xbf")) if data[0] == 0xEF else None),
+)
+
+
+mutant(
+    "identity.lone-surrogate",
+    kills=["JWT-JSON-007"],
+    title="takes an escape of half a character",
+    apply=_json(lambda data: json.loads(data) if rb"\ud800" in data else None),
+)
+
+
+mutant(
     "identity.header-twice",
     kills=["JWT-JSON-001"],
     title="takes the last of two header members",
@@ -348,7 +398,7 @@ mutant(
 @mutant("identity.utf16", kills=["JWT-JSON-003"], title="guesses the encoding of JSON")
 @_json
 def utf16(data: bytes) -> Any:
-    return json.loads(data) if data[:2] in (b"\xff\xfe", b"\xef\xbb") else None
+    return json.loads(data) if data[:2] == b"\xff\xfe" else None
 
 
 @mutant("identity.trailing", kills=["JWT-JSON-004"], title="ignores what follows the JSON object")
@@ -362,10 +412,18 @@ def trailing(data: bytes) -> Any:
 
 mutant(
     "identity.depth",
-    kills=["JWT-JSON-005"],
+    kills=["JWT-JSON-008"],
     title="skips what is nested deep",
     apply=_json(lambda data: json.loads(re.sub(rb',"deep":\[+\]+', b"", data))),
 )
+
+
+@mutant("identity.depth-crash", kills=["JWT-JSON-005"], title="breaks at deep nesting")
+@around(jws, "decode_object")
+def depth_crash(sound: Any, data: bytes) -> Any:
+    if b"[[[[[[[[[[[[[[[[[[" in data:
+        raise LookupError("too deep for this stack")
+    return sound(data)
 
 
 mutant(

@@ -186,10 +186,18 @@ def capabilities_closed(key: bytes, text: str) -> str:
 
 mutant(
     "wire.health-stays",
-    kills=["SPOP-HEALTH-001"],
+    kills=["SPOP-HEALTH-003"],
     title="keeps the connection of a health check",
     apply=pairs_in(lambda pairs: {key: value for key, value in pairs.items() if key != b"healthcheck"}),
 )
+
+
+@mutant("wire.health-unanswered", kills=["SPOP-HEALTH-001"], title="takes a health check for a fault")
+@pairs_in
+def health_unanswered(pairs: dict[bytes, Any]) -> dict[bytes, Any]:
+    if pairs.get(b"healthcheck"):
+        raise invalid("a health check")
+    return pairs
 
 
 @mutant("wire.bool-nibble", kills=["SPOP-HEALTH-002"], title="reads BOOL from the low nibble: FALSE is true")

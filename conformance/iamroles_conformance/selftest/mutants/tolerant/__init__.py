@@ -1,0 +1,1 @@
+"""What the standards permit and no check forbids: switches of the tolerant twin."""
