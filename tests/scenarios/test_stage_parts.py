@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import AgentSpec, haproxies
 from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
-from iamroles_scenarios.stage.spec import find_program
+from iamroles_scenarios.stage.spec import FEATURES, find_program
 from iamroles_scenarios.stage.world import Composer
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,9 @@ def test_the_reference_agent_is_described_by_the_contract():
     assert spec.reload_signal_name == "SIGHUP"
 
 
+_LAUNCH = 'spec = 1\n[launch]\naddress = "a:1"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -37,7 +41,15 @@ def test_the_reference_agent_is_described_by_the_contract():
         ('spec = 1\n[launch]\naddress = "a:1"\nport = 1', r"launch\.port: unknown key; known are address"),
         ('spec = 1\ncolour = "red"', "colour: unknown key"),
         ('spec = 1\nname = 3\n[launch]\naddress = "a:1"', "name: must be a string"),
-        ('spec = 1\n[launch]\naddress = "a:1"\n[features]\nreload = "SIGFOO"', "'SIGFOO' is not a signal"),
+        (f'{_LAUNCH}[features]\nreload = "SIGFOO"', r"features\.reload: is 'SIGFOO'; write a signal"),
+        (f"{_LAUNCH}[features]\nreload = true", r"features\.reload: is True; write a signal"),
+        (f"{_LAUNCH}[features]\nodic = true", r"features\.odic: unknown key; did you mean oidc\?"),
+        (f'{_LAUNCH}[features]\noidc = "yes"', r"features\.oidc: is 'yes'; write true or false"),
+        (f"{_LAUNCH}[features]\nlimits = 1", r"features\.limits: is 1; write true or false"),
+        (f"{_LAUNCH}[haproxy]\nrendr = []", r"haproxy\.rendr: unknown key; did you mean render\?"),
+        (f'{_LAUNCH}ready_within = "2s"', r"ready_within: must be a number above 0"),
+        (f"{_LAUNCH}env = {{ A = 1 }}", r"env\.A: must be a string"),
+        (f'{_LAUNCH}[known_failures]\n"a.b" = 3', r"known_failures\.a\.b: must be a string"),
         ("spec =", "is not TOML"),
         (None, "cannot be read"),
     ],
@@ -143,3 +155,9 @@ def test_the_image_has_the_project_and_not_the_suites_tools():
     assert "source/iamroles_agent/haproxy/haproxy.cfg" in source
     assert any(path.endswith("dist-info/entry_points.txt") for path in source)
     assert not any("__pycache__" in path for path in source)
+
+
+def test_checks_need_declarable_features_only():
+    needed = {feature for check in plan() for feature in check.features}
+
+    assert needed <= FEATURES.keys()

@@ -13,6 +13,7 @@ from iamroles_conformance.commands.oracle import oracle
 from iamroles_conformance.commands.report import report
 from iamroles_conformance.commands.run import run
 from iamroles_conformance.commands.selftest import selftest
+from iamroles_conformance.commands.spec import spec
 
 
 @click.group()
@@ -20,5 +21,5 @@ def conformance() -> None:
     """Judge an agent against the role-check contract."""
 
 
-for _command in (run, list_, explain, report, doctor, selftest, fuzz, oracle, matrix):
+for _command in (run, list_, explain, spec, report, doctor, selftest, fuzz, oracle, matrix):
     conformance.add_command(_command)

@@ -51,7 +51,7 @@ def about(name: str, planned: list[PlannedCheck]) -> Iterator[str]:
         yield f"{item.id}  {item.level}, class {item.class_}, grade {item.grade}"
         yield f"  requires   {item.text}"
         yield f"  against    {item.attack}"
-        yield f"  source     {item.source}"
+        yield f"  source     {item.cited}"
         for check in planned:
             if name in check.requirements:
                 yield f"  proved by  {check.name}: {check.title}"

@@ -108,7 +108,7 @@ def _requirements(checks: list[Document]) -> list[Document]:
                     "grade": item.grade,
                     "class": item.class_,
                     "clauses": item.clauses,
-                    "source": item.source,
+                    "source": item.cited,
                     "text": item.text,
                     "verdict": verdict,
                 }

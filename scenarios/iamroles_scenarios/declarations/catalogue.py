@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from iamroles_scenarios.declarations.documents import Model, lines_of, read
 from iamroles_scenarios.errors import DocumentError
@@ -42,8 +42,8 @@ class Requirement(Model):
     class_: Literal["wire", "gate", "oidc", "sts", "policy", "live"] = Field(alias="class")
     """The conformance class that it belongs to."""
     grade: Grade = "core"
-    source: str = Field(min_length=1)
-    """Where it is written, e.g. `SPOE.txt 3.2.4` or `RFC 7519 section 4.1.4`."""
+    source: str = ""
+    """The section of the standard that demands it, e.g. `SPOE.txt 3.2.4` or `RFC 7519 section 4.1.4`."""
     clauses: list[str] = Field(default_factory=list)
     """The clauses of SPEC.md that demand it, e.g. `6.12`; none where the source alone demands it."""
     text: str = Field(min_length=10)
@@ -55,6 +55,18 @@ class Requirement(Model):
         if not _ID.fullmatch(value):
             raise ValueError("an id is FAMILY-TOPIC-NNN: capitals, then three digits")
         return value
+
+    @model_validator(mode="after")
+    def _demanded(self) -> Requirement:
+        if not self.source and not self.clauses:
+            raise ValueError("nothing demands it: name the section of a standard, or clauses of SPEC.md")
+        return self
+
+    @property
+    def cited(self) -> str:
+        """Everything that demands it: `SPEC.md 6.12; RFC 7519 section 4.1.4`."""
+        own = f"SPEC.md {', '.join(self.clauses)}" if self.clauses else ""
+        return "; ".join(part for part in (own, self.source) if part)
 
 
 class _File(Model):
@@ -81,7 +93,8 @@ class Catalogue(Mapping[str, Requirement]):
         item = self._by_id.get(key)
         if item is None:
             return f"{key}: not in the catalogue"
-        return f"{item.id} ({item.level}, {item.source}): {item.text}"
+        grade = ", strict" if item.grade == "strict" else ""
+        return f"{item.id} ({item.level}{grade}, {item.cited}): {item.text}"
 
 
 def load(directory: Path) -> Catalogue:
