@@ -21,7 +21,7 @@ still while the parent itself was not run, and the time that a member spent wait
 off. Members are replaced for silence one at a time. So a frozen or looping member is replaced within two
 seconds, and a starved host loses nobody.
 
-What the files hold: `document` what is in force; `channel` the frames between the processes; `changes` and `plane` the
-parent's side without its sockets, clock injected; `relay` the messages that the parent only passes on;
-`member` the other side. The shells around them are in `iamroles_agent.processes`.
+What the files hold: `document` what is in force; `channel` the frames between the processes; `changes` and
+`plane` the parent's side without its sockets, clock injected; `relay` what the parent only passes on;
+`member` the other side; `store` the state directory. The shells are in `iamroles_agent.processes`.
 """
