@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from iamroles_conformance.commands import selftest as command
 from iamroles_conformance.commands.selftest import line, selftest, uncovered
 from iamroles_conformance.selftest import registry
-from iamroles_conformance.selftest.registry import Mutant, mutants
+from iamroles_conformance.selftest.registry import Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import MutantResult, Selftest
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.engine.run import plan
 
 
 def test_every_id_is_in_the_catalogue():
@@ -88,7 +89,7 @@ class Fake(Selftest):
         super().__init__(None, None)
         self._verdicts = verdicts
 
-    def _mutated(self, mutant):
+    def _mutated(self, chosen):
         return None
 
     def _run(self, spec, checks):
@@ -152,3 +153,42 @@ def test_the_commands_exit_status_for_a_survivor(monkeypatch, harmless):
     monkeypatch.setattr(command, "_judged", lambda chosen, jobs, scale: [MutantResult(harmless, {"X": []})])
 
     assert CliRunner().invoke(selftest, ["--mutant", "x"]).exit_code == 1
+
+
+# --- the tolerant twin -------------------------------------------------------------------------------------
+
+
+def test_every_strict_clause_is_a_switch_of_the_twin():
+    switches = {name for one in permitted().values() for name in one.kills}
+    proven = {name for check in plan() for name in check.requirements}
+    strict = {item.id for item in catalogue().values() if item.grade == "strict"} & proven
+
+    assert strict <= switches
+    assert all(one.permitted for one in permitted().values())
+
+
+def test_the_twin_is_accused_by_musts_of_core_alone():
+    behaviour = next(one for one in permitted().values() if one.id == "identity.stray-bits")
+    core = Fake({"identity.header.crit": Verdict.FAIL}).tolerant([behaviour])
+    strict = Fake({"identity.encoding.canonical": Verdict.FAIL}).tolerant([behaviour])
+    should = Fake({"wire.health.closes": Verdict.FAIL}).tolerant([behaviour])
+    elsewhere = Fake({"identity.header.crit": Verdict.FAIL}).tolerant([behaviour], {"wire"})
+
+    assert [(one.check, one.behaviours) for one in core] == [
+        ("identity.header.crit", ("identity.stray-bits",))
+    ]
+    assert strict == should == elsewhere == []
+
+
+def test_what_cannot_be_judged_is_an_accusation_too():
+    behaviour = next(iter(permitted().values()))
+
+    assert Fake({"identity.header.crit": Verdict.UNTESTABLE}).tolerant([behaviour])
+
+
+def test_behaviours_are_listed():
+    done = CliRunner().invoke(selftest, ["--tolerant", "--list", "--mutant", "tolerant"])
+
+    assert done.exit_code == 0
+    assert len(done.output.splitlines()) >= 6
+    assert "tolerant.same-twice" in done.output

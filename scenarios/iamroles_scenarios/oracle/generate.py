@@ -18,6 +18,7 @@ _HOSTS = ("api.example.com", "example.com", "*.example.com", "*.api.example.com"
 _ASKED_HOSTS = (
     "api.example.com",
     "API.example.com:8443",
+    "api.example.com.",
     "x.api.example.com",
     "example.com",
     "other.test",
@@ -216,7 +217,7 @@ def _case(chance: random.Random, policy: dict[str, Any]) -> Case:
         claims["scope"] = " ".join(scopes) if chance.random() < 0.5 else scopes
     if chance.random() < 0.3:
         account, name = _any_role(chance, policy)
-        request["role"] = name if chance.random() < 0.5 else _spelled(chance, account, name)
+        request["role"] = name if chance.random() < 0.5 else f"arn:aws:iam::{account}:role/{name}"
     if chance.random() < 0.5:
         _aim(chance, policy, claims, request)
     return Case(claims, request)

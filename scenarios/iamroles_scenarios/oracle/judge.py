@@ -175,7 +175,7 @@ def _path_matches(rule: Rule, path: list[str]) -> bool:
 
 
 def _host_matches(pattern: str, host: str) -> bool:
-    name = host.lower().split(":")[0]
+    name = host.lower().split(":")[0].removesuffix(".")
     if pattern.startswith("*."):
         return name.endswith(pattern[1:].lower()) and len(name) > len(pattern) - 1
     return name == pattern.lower()

@@ -49,8 +49,11 @@ def threads(target: Target) -> None:
     lane="proxy",
     title="questions that wait side by side on one connection each get their own answer",
 )
-def pipelined(target: Target) -> None:
-    """Answers are held until all questions wait, then let go in reverse order."""
+def pipelined(target: Target) -> str:
+    """Answers are held until all questions wait, then let go in reverse order.
+
+    Whether HAProxy pipelines is its own affair; the remark says where it did not.
+    """
     with gate(target, settings={"IAM_THREADS": "1"}, pipelining=True) as place:
         tally = Tally()
         _warm(place, tally)
@@ -60,8 +63,8 @@ def pipelined(target: Target) -> None:
             place.frames.release()
         tally.judge(place, "on pipelined connections")
         links = place.frames.asking()
-        if place.frames.deepest < 2 and any("pipelining" in link.announced for link in links):
-            raise Untestable("HAProxy asked one question at a time although the agent announced pipelining")
+        idle = place.frames.deepest < 2 and any("pipelining" in link.announced for link in links)
+    return "HAProxy asked one question at a time although the agent announced pipelining" if idle else ""
 
 
 @check(
@@ -70,8 +73,11 @@ def pipelined(target: Target) -> None:
     lane="proxy",
     title="without pipelining one question at a time waits on a connection, and each is answered",
 )
-def one_by_one(target: Target) -> None:
+def one_by_one(target: Target) -> str:
     """The capability is struck from both HELLOs; HAProxy opens more connections instead.
+
+    HAProxy 3.3 now and then sends a second question all the same. That is the proxy's own doing: the agent
+    is judged by its answers, and the remark says what HAProxy did.
 
     Answers are not held here: HAProxy 2.6 may forget a queued request when all its connections are busy and
     then fall free at once, which is no fault of the agent (docs/haproxy.md).
@@ -80,8 +86,8 @@ def one_by_one(target: Target) -> None:
         with traffic(place, _people(place, _PEOPLE)) as tally:
             _flows(place, tally, _PEOPLE * 12)
         tally.judge(place, "on connections without pipelining")
-        if place.frames.deepest != 1:
-            raise Untestable(f"HAProxy pipelined {place.frames.deepest} questions to an agent without it")
+        deepest = place.frames.deepest
+    return "" if deepest == 1 else f"HAProxy sent {deepest} questions side by side without being told it may"
 
 
 @check(
