@@ -65,6 +65,8 @@ class Book:
         self.examples: list[str] = []
         self.stamped = True
         self.cpu = 0.0
+        self.until = 0.0
+        """Seconds from its begin to the last answer."""
 
     def fold(self, records: bytes, cases: Iterable[Case]) -> None:
         """Count raw records (`traffic.Records.take`)."""
@@ -72,6 +74,7 @@ class Book:
         due, sent = table["received"] - table["due"], table["received"] - table["sent"]
         if not due.size:
             return
+        self.until = max(self.until, float(table["received"].max() - self.begin) / NANO)
         self.lag.record(table["lag"])
         self.punctual.record(due - table["lag"])
         self.noticed.record(table["noticed"] - table["sent"])
@@ -126,6 +129,7 @@ class Book:
         self.examples = (self.examples + other.examples)[:_EXAMPLES]
         self.stamped &= other.stamped
         self.cpu += other.cpu
+        self.until = max(self.until, other.until)
 
     def measured(self, name: str, seconds: float, *, closed: bool) -> dict[str, Any]:
         """JSON of it, as generators answer a phase.
@@ -135,8 +139,8 @@ class Book:
             `faults` and the histograms `due`, `sent`, `told` of each case; histograms `lag`, `punctual` (from
             due, less the lag) and `noticed` (from sent, by this process's own clock); `windows` with
             histograms `due` and `sent`; `stalls` (begin in seconds, milliseconds); `steps` of the clock in
-            milliseconds; whether latencies are `stamped` by the kernel; the generator's `cpu` seconds.
-            Histograms are HdrHistogram V2 texts of nanoseconds.
+            milliseconds; whether latencies are `stamped` by the kernel; the generator's `cpu` seconds;
+            `until`, seconds to the last answer. Histograms are HdrHistogram V2 texts of nanoseconds.
         """
         none = (Histogram(), Histogram())
         numbers = sorted(self.windows) if self.last is None else range(self.last + 1)
@@ -152,6 +156,7 @@ class Book:
             "stalls": self.stalls,
             "steps": self.steps,
             "cpu": round(self.cpu, 6),
+            "until": round(self.until, 6),
             "lag": self.lag.encoded(),
             "punctual": self.punctual.encoded(),
             "noticed": self.noticed.encoded(),
@@ -187,7 +192,7 @@ class Book:
                 Histogram.decoded(window["sent"]),
             )
         found.counts = {name: measured[name] for name in _COUNTS}
-        for name in ("stalls", "steps", "examples", "stamped", "cpu"):
+        for name in ("stalls", "steps", "examples", "stamped", "cpu", "until"):
             setattr(found, name, measured[name])
         return found
 

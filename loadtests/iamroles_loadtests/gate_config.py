@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from iamroles_scenarios.stage.rendering import SHIPPED
@@ -87,10 +88,20 @@ def _answering(section: str) -> str:
     return "\n".join([head, "    " + _ANSWER.format(name=name), *kept]) + "\n"
 
 
-def main() -> int:
-    """See the module."""
-    world, output = sys.argv[1:]
+def render(world: str, output: str, agents: Sequence[str] = ()) -> int:
+    """Write the files for a world file into a directory; returns the exit code of the shipped command.
+
+    Args:
+        world: path of the policy.
+        output: the directory.
+        agents: `host:port` of each; none: as the stage wants it.
+
+    Raises:
+        GateConfigError: see `gate`.
+    """
     program, *words = SHIPPED
+    if agents:
+        words = [*words[: words.index("--agent")], *(word for at in agents for word in ("--agent", at))]
     argv = [find_program(program, Path()), *(word.format(world=world, output=output) for word in words)]
     done = subprocess.run(argv, check=False)  # noqa: S603 - the shipped command
     if done.returncode:
@@ -102,4 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(render(*sys.argv[1:]))

@@ -97,7 +97,9 @@ def _examples(measured: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _phase(played: Mapping[str, Any]) -> dict[str, Any]:
     """A phase with summaries beside its histograms."""
-    found = {name: value for name, value in played.items() if name not in ("cases", "windows", "examples")}
+    found = {
+        name: value for name, value in played.items() if name not in ("cases", "windows", "examples", "until")
+    }
     for name in ("due", "sent"):
         found[name] = shown(whole(played, name))
     for name in ("lag", "punctual", "noticed"):

