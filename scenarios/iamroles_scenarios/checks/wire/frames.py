@@ -451,7 +451,7 @@ async def type_strings(target: WireTarget) -> None:
             )
         context = {"request-id": Typed(DataType.STRING, b"\xff\x00\xfe")}
         must_judge(target, connection, await connection.ask(question(probe(target), context)))
-    async with session(target, {**HELLO, "x-text": "é\x00"}) as connection:
+    async with session(target, {**HELLO, "engine-id": "é\x00"}) as connection:
         await must_serve(target, connection)
 
 

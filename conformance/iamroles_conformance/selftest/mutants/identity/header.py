@@ -64,9 +64,16 @@ def _header(edit: Callable[[dict[str, Any]], Any]) -> Apply:
 
     @around(jws, "read_header")
     def read_header(sound: Any, protected: bytes) -> Any:
-        members = _loosely(protected)
+        try:
+            members = _loosely(protected)
+        except (ValueError, RecursionError):
+            return sound(protected)
+        if not isinstance(members, dict):
+            return sound(protected)
+        before = dict(members)
         edit(members)
-        return sound(base64.urlsafe_b64encode(json.dumps(members).encode()).rstrip(b"="))
+        changed = base64.urlsafe_b64encode(json.dumps(members).encode()).rstrip(b"=")
+        return sound(protected if members == before else changed)
 
     return read_header
 
@@ -339,7 +346,10 @@ def _json(read: Callable[[bytes], Any]) -> Apply:
         try:
             return sound(data)
         except ValueError:
-            found = read(data)
+            try:
+                found = read(data)
+            except RecursionError as error:
+                raise ValueError("nested too deep") from error
             if not isinstance(found, dict):
                 raise
             return found
@@ -367,7 +377,7 @@ mutant(
     "identity.byte-order-mark",
     kills=["JWT-JSON-007"],
     title="skips a BOM",
-    apply=_json(lambda data: json.loads(data.removeprefix(b"\xef\xbb\xbf")) if data[0] == 0xEF else None),
+    apply=_json(lambda data: json.loads(data.removeprefix(b"\xef\xbb\xbf")) if data[:1] == b"\xef" else None),
 )
 
 
@@ -375,7 +385,7 @@ mutant(
     "identity.lone-surrogate",
     kills=["JWT-JSON-007"],
     title="takes an escape of half a character",
-    apply=_json(lambda data: json.loads(data) if rb"\ud800" in data else None),
+    apply=_json(lambda data: json.loads(data.decode()) if rb"\ud800" in data else None),
 )
 
 
@@ -383,7 +393,7 @@ mutant(
     "identity.header-twice",
     kills=["JWT-JSON-001"],
     title="takes the last of two header members",
-    apply=_json(lambda data: json.loads(data) if b'"alg"' in data else None),
+    apply=_json(lambda data: json.loads(data.decode()) if b'"alg"' in data else None),
 )
 
 
@@ -391,7 +401,7 @@ mutant(
     "identity.payload-twice",
     kills=["JWT-JSON-002"],
     title="takes the last of two claims",
-    apply=_json(lambda data: json.loads(data) if b'"alg"' not in data else None),
+    apply=_json(lambda data: json.loads(data.decode()) if b'"alg"' not in data else None),
 )
 
 
@@ -414,7 +424,7 @@ mutant(
     "identity.depth",
     kills=["JWT-JSON-008"],
     title="skips what is nested deep",
-    apply=_json(lambda data: json.loads(re.sub(rb',"deep":\[+\]+', b"", data))),
+    apply=_json(lambda data: json.loads(re.sub(rb',"deep":\[+\]+', b"", data).decode())),
 )
 
 

@@ -34,7 +34,8 @@ def _entries(edit: Any) -> Apply:
 
     @around(KeySet, "parse")
     def parse(sound: Any, document: Any, previous: Any = None) -> Any:
-        return sound(document | {"keys": edit(document["keys"])}, previous)
+        entries = document.get("keys") if isinstance(document, dict) else None
+        return sound(document | {"keys": edit(entries)} if isinstance(entries, list) else document, previous)
 
     return parse
 

@@ -170,7 +170,7 @@ mutant(
     "wire.capabilities-echo",
     kills=["SPOP-CAPS-001"],
     title="echoes the list of capabilities",
-    apply=pair_out("capabilities", (DataType.STRING, b"pipelining,async,fragmentation")),
+    apply=pair_out("capabilities", (DataType.STRING, b"pipelining,async")),
 )
 
 
