@@ -17,7 +17,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from iamroles_scenarios.stage.rendering import SHIPPED
 from iamroles_scenarios.stage.spec import find_program
@@ -36,6 +41,8 @@ UNASKED = {
 }
 """The verdict that is set by hand."""
 _QUESTION = re.compile(r"^( *)http-request send-spoe-group (\S+ \S+)(?: (if|unless) (.*))?$", re.MULTILINE)
+_BIND = re.compile(r'^ *bind "\$\{IAM_BIND\[\*\]\}"$', re.MULTILINE)
+_CERTIFICATE = "meter.pem"
 _SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
 _ANSWER = (
     'http-request return status 200 content-type text/plain lf-string "backend={name} '
@@ -88,13 +95,41 @@ def _answering(section: str) -> str:
     return "\n".join([head, "    " + _ANSWER.format(name=name), *kept]) + "\n"
 
 
-def render(world: str, output: str, agents: Sequence[str] = ()) -> int:
+def behind_tls(text: str) -> str:
+    """The gate's file with TLS on its bind line.
+
+    Raises:
+        GateConfigError: it does not bind exactly once.
+    """
+    if len(_BIND.findall(text)) != 1:
+        raise GateConfigError("haproxy.cfg has not the one bind line with IAM_BIND that is expected")
+    return _BIND.sub(rf"\g<0> ssl crt {_CERTIFICATE} alpn http/1.1", text)
+
+
+def certificate() -> str:
+    """A self-signed certificate with its key, PEM: nobody trusts it, and nobody is asked to."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "meter")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=30))
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    plain = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return (made.public_bytes(encoding) + plain).decode()
+
+
+def render(world: str, output: str, agents: Sequence[str] = (), *, tls: bool = False) -> int:
     """Write the files for a world file into a directory; returns the exit code of the shipped command.
 
     Args:
         world: path of the policy.
         output: the directory.
         agents: `host:port` of each; none: as the stage wants it.
+        tls: whether clients speak TLS.
 
     Raises:
         GateConfigError: see `gate`.
@@ -108,9 +143,12 @@ def render(world: str, output: str, agents: Sequence[str] = ()) -> int:
         return done.returncode
     for name, change in (("haproxy.cfg", gate), ("iam-routes.cfg", routes)):
         path = Path(output, name)
-        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+        text = change(path.read_text(encoding="utf-8"))
+        path.write_text(behind_tls(text) if tls and name == "haproxy.cfg" else text, encoding="utf-8")
+    if tls:
+        Path(output, _CERTIFICATE).write_text(certificate(), encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(render(*sys.argv[1:]))
+    sys.exit(render(*sys.argv[1:3], tls="--tls" in sys.argv[3:]))

@@ -47,6 +47,8 @@ class Wanted:
     hostile: bool = False
     cold: int = 0
     """Tokens for a phase in which every one is new."""
+    tls: bool = False
+    """Clients speak TLS to the gate."""
 
 
 @dataclass(slots=True)
@@ -92,14 +94,17 @@ def gate(
 
     Raises:
         StageError, ControlError: a part of the stage failed.
+        TargetError: TLS is wanted of a configuration that is the agent's own.
     """
     own = bool(agent.haproxy.get("render")) and tuple(agent.haproxy["render"]) != SHIPPED
+    if wanted.tls and (own or straight_on):
+        raise TargetError("TLS needs the shipped HAProxy configuration: give the URL of your own with --url.")
     with open_stage(kind, haproxy=haproxy) as stage:
         issuer = stage.idp.issuer("corp")
         issuer.add_key("RS256")
         issuer.add_key("ES256")
         asking = Asking(issuer.mint, life=min(wanted.seconds + 600, _LIFE))
-        with _world(stage, agent, own=own, haproxy=not straight_on) as world:
+        with _world(stage, agent, own=own, haproxy=not straight_on, tls=wanted.tls) as world:
             about: dict[str, Any] = {
                 "kind": "stage",
                 "agent": {"name": agent.name, "version": agent.version},
@@ -116,6 +121,7 @@ def gate(
                 address,
                 Piles(piles=_piles(asking, wanted, paired=not own)),
                 {**about, "address": address},
+                tls=wanted.tls,
                 paired=not own and wanted.new > 0,
                 parts={
                     "haproxy": lambda: world.haproxy.host_pid,
@@ -125,13 +131,13 @@ def gate(
             )
 
 
-def _world(stage: Stage, agent: AgentSpec, *, own: bool, haproxy: bool) -> World:
+def _world(stage: Stage, agent: AgentSpec, *, own: bool, haproxy: bool, tls: bool) -> World:
     policy = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
     if own or not haproxy:
         return stage.world(agent, policy, settings=_SETTINGS, haproxy=haproxy)
     for backend in policy["backends"]:
         backend["servers"] = [_NOWHERE]
-    render = {**agent.haproxy, "render": list(_RENDER)}
+    render = {**agent.haproxy, "render": [*_RENDER, *(["--tls"] if tls else [])]}
     changed = AgentSpec(
         **{name: getattr(agent, name) for name in AgentSpec.__slots__ if name != "haproxy"}, haproxy=render
     )

@@ -147,6 +147,20 @@ def test_injected_wrong_verdicts_fail_the_run(tmp_path, lenient):
     assert missed == ["wrong verdicts"]
 
 
+def test_tls_and_a_handshake_for_each_request(lenient):
+    short = ("--duration", "1", "--warmup", "0.2", "--pairs", "0")
+    done = loaded("run", *STAGE, *short, "--tls", "--shape", "fresh", "--slo", lenient, "--json")
+
+    assert done.exit_code in (0, 4), done.output[-2000:]
+    result = result_of(done)
+    assert result["wrong"] == result["faults"] == 0, result["examples"]
+    phases = {phase["name"]: phase for phase in result["phases"]}
+    assert phases["fresh"]["samples"] > 0
+    # A handshake costs HAProxy more than a request does.
+    assert phases["fresh"]["cpu"]["haproxy"] > phases["low"]["cpu"]["haproxy"]
+    assert loaded("run", "--tls", "--straight").exit_code == 2
+
+
 def test_the_agent_alone(lenient):
     done = loaded("run", *STAGE, *SHORT, "--straight", "--in-flight", "8", "--slo", lenient, "--json")
 

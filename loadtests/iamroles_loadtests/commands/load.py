@@ -53,6 +53,7 @@ def load() -> None:
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
 @click.option("--in-flight", type=click.IntRange(1, 1024), default=1, show_default=True, help="By SPOP.")
 @click.option("--pairs", type=click.IntRange(0, 200), default=7, show_default=True, help="Rounds; 0: none.")
+@click.option("--tls", is_flag=True, help="Clients speak TLS to the stage's HAProxy.")
 @click.option("--constant", is_flag=True, help="Even gaps between requests, not a Poisson process.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the timetables.")
 @click.option(
@@ -83,6 +84,8 @@ def run_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN
             result = results.assembled(
                 target=target.about, asked=told(options), reproduce=command_line(context), slo=slo, **played
             )
+    except targets.TargetError as error:
+        raise click.UsageError(str(error)) from error
     except (StageError, ControlError, GeneratorError, OSError) as error:
         click.echo(f"iamroles load: {error}", err=True)
         raise SystemExit(3) from error
@@ -98,6 +101,7 @@ def _wanted(options: dict[str, Any]) -> targets.Wanted:
         populations=[name for name in options["shapes"] if name in POPULATIONS],
         hostile="hostile" in options["shapes"],
         cold=cold_tokens(each) if "cold" in options["shapes"] else 0,
+        tls=options["tls"],
     )
 
 
