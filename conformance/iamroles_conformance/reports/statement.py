@@ -11,6 +11,7 @@ again, and an edited sentence does not survive that.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -133,9 +134,14 @@ def _lacking(one: Document) -> str:
 def _narrow(found: Document, verdicts: Mapping[str, str]) -> str:
     coverage = found["coverage"]
     noun = "check" if coverage["of"] == 1 else "checks"
-    passed = sum(verdict == _PASS for verdict in verdicts.values())
-    red = sum(verdict in _RED for verdict in verdicts.values())
-    return f"{coverage['played']} of {coverage['of']} {noun} played: {passed} passed, {red} failed."
+    counts = Counter(verdicts.values())
+    failed = counts[Verdict.FAIL.value] + counts[Verdict.KNOWN_FAILURE.value]
+    told = f"{coverage['played']} of {coverage['of']} {noun} played: {counts[_PASS]} passed, {failed} failed"
+    permitted = [(Verdict.WARNING.value, "warning"), (Verdict.DEPARTURE.value, "departure")]
+    for verdict, word in permitted:
+        if count := counts[verdict]:
+            told += f", {count} {word}{'s' if count > 1 else ''}"
+    return f"{told}."
 
 
 def _beside(found: Document) -> list[str]:
