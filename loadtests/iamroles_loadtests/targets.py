@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from iamroles_loadtests.plan import Ask, Expected, Piles
 from iamroles_loadtests.questions import POPULATIONS, Asking, straight
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
 from iamroles_scenarios.stage.rendering import SHIPPED
 
@@ -99,12 +101,12 @@ def gate(
     own = bool(agent.haproxy.get("render")) and tuple(agent.haproxy["render"]) != SHIPPED
     if wanted.tls and (own or straight_on):
         raise TargetError("TLS needs the shipped HAProxy configuration: give the URL of your own with --url.")
-    with open_stage(kind, haproxy=haproxy) as stage:
+    with open_stage(kind, haproxy=haproxy) as stage, TemporaryDirectory(prefix="iamroles-load-") as scratch:
         issuer = stage.idp.issuer("corp")
         issuer.add_key("RS256")
         issuer.add_key("ES256")
         asking = Asking(issuer.mint, life=min(wanted.seconds + 600, _LIFE))
-        with _world(stage, agent, own=own, haproxy=not straight_on, tls=wanted.tls) as world:
+        with _world(stage, agent, scratch, own=own, haproxy=not straight_on, tls=wanted.tls) as world:
             about: dict[str, Any] = {
                 "kind": "stage",
                 "agent": {"name": agent.name, "version": agent.version},
@@ -131,8 +133,12 @@ def gate(
             )
 
 
-def _world(stage: Stage, agent: AgentSpec, *, own: bool, haproxy: bool, tls: bool) -> World:
+def _world(stage: Stage, agent: AgentSpec, scratch: str, *, own: bool, haproxy: bool, tls: bool) -> World:
     policy = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
+    if agent.directory == reference_agent().directory:
+        # By default it writes its audit to standard error, which the stage reads: on the same cores.
+        place = scratch if stage.kind == "processes" else "/tmp"  # noqa: S108 - the container's own
+        policy["audit"] = {"path": f"{place}/audit.jsonl"}
     if own or not haproxy:
         return stage.world(agent, policy, settings=_SETTINGS, haproxy=haproxy)
     for backend in policy["backends"]:

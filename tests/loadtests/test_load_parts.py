@@ -1,0 +1,245 @@
+"""The meter's smaller parts: objectives, units, validity, the changed configuration, questions, CPU."""
+
+import copy
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iamroles_loadtests import gate_config, questions, result, slo
+from iamroles_loadtests.conductor import interval
+from iamroles_loadtests.cpu import Meter, family
+from iamroles_loadtests.histogram import Histogram
+from iamroles_loadtests.questions import Asking
+from iamroles_loadtests.shapes import SHAPES
+from iamroles_loadtests.units import duration, microseconds
+from iamroles_loadtests.validity import Bounds, doubts
+
+EXAMPLE = Path(__file__).with_name("example-result.json")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def example():
+    return result.load(EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(740, "740 us"), (12_345, "12.3 ms"), (1_200_000, "1.2 s"), (-50, "-50 us")]
+)
+def test_durations_are_readable(value, text):
+    assert duration(value) == text
+
+
+@pytest.mark.parametrize(("text", "value"), [("800us", 800), ("1.5ms", 1500), ("2s", 2e6)])
+def test_durations_are_read(text, value):
+    assert microseconds(text) == value
+
+
+@pytest.mark.parametrize("wrong", ["5", "5m", "-1ms", 5, None])
+def test_what_is_no_duration(wrong):
+    with pytest.raises(ValueError, match="a latency is a string"):
+        microseconds(wrong)
+
+
+# --- objectives ---
+
+
+def judged(example, **table):
+    return {one.name: one.met for one in slo.judged(slo.Slo.model_validate(table), example)}
+
+
+def test_ratios(example):
+    at = {name: phase["sent"]["p50"] for name, phase in ((one["name"], one) for one in example["phases"])}
+    above = at["high"] / at["low"]
+    ratio = {"of": "high.sent.p50", "over": "low.sent.p50"}
+
+    assert judged(example, ratios=[{**ratio, "at_most": above * 1.01}])["high.sent.p50 over low.sent.p50"]
+    assert not judged(example, ratios=[{**ratio, "at_most": above * 0.99}])["high.sent.p50 over low.sent.p50"]
+    lanes = {"of": "new.sent.p50", "over": "remembered.sent.p50", "at_most": 1e9}
+    assert judged(example, ratios=[lanes])["new.sent.p50 over remembered.sent.p50"]
+    # Of a phase that was played a percentile that is missing is no pass; a phase that was not is left out.
+    missing = {"of": "high.sent.p99.99", "over": "low.sent.p50", "at_most": 1e9}
+    assert not judged(example, ratios=[missing])["high.sent.p99.99 over low.sent.p50"]
+    assert len(judged(example, ratios=[{**ratio, "of": "spike.sent.p50", "at_most": 1.0}])) == 2
+
+
+def test_levels_and_the_check(example):
+    tight, loose = {"p50": 1.0}, {"p50": 1e12}
+    for bounds, met in ((tight, False), (loose, True)):
+        text = {"p50": f"{bounds['p50']:.0f}us"}
+        found = judged(example, levels={"low": {"due": text}}, check=text, new={**text, "cpu": text["p50"]})
+        assert found["low: from due p50"] is met
+        assert found["a remembered check adds at p50"] is met
+        assert found["a new token's check adds CPU"] is met
+
+
+def test_wrong_and_lost_are_objectives(example):
+    bad = {**example, "wrong": 1, "faults": 2}
+
+    assert judged(bad) == {"wrong verdicts": False, "requests without an answer": False}
+    allowed = judged(bad, verdicts={"wrong": 1, "faults": 2})
+    assert allowed == {"wrong verdicts": True, "requests without an answer": True}
+
+
+def test_the_default_objectives_are_about_phases_that_are_played():
+    assert set(slo.load(slo.DEFAULT).levels) <= {"low", "half", "high", *SHAPES}
+
+
+# --- validity ---
+
+
+def measured(due=(1_000_000,) * 1000, punctual=(1_000_000,) * 1000, **more):
+    found = {
+        "name": "x",
+        "closed": False,
+        "stalls": [],
+        "steps": [],
+        "punctual": Histogram(punctual).encoded(),
+    }
+    return {**found, "cases": {"a": {"due": Histogram(due).encoded()}}, **more}
+
+
+def test_a_punctual_run_is_valid():
+    assert doubts(measured(), Bounds()) == []
+    small_lag = measured(due=(1_200_000,) * 1000)
+    assert doubts(small_lag, Bounds()) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (measured(due=(2_000_000,) * 1000), "of the 2 ms at p50 are the generator's own lag"),
+        (measured(due=(1_000_000,) * 980 + (50_000_000,) * 20), "at p99 are the generator's own lag"),
+        (measured(stalls=[[1.5, 80.0]]), "stood still 1 times"),
+        (measured(steps=[-250.0]), "the clock stepped by -250 ms"),
+    ],
+)
+def test_a_run_that_the_generator_bent_is_not(run, said):
+    assert said in " ".join(doubts(run, Bounds()))
+
+
+def test_lag_is_no_matter_in_a_closed_loop():
+    assert doubts(measured(due=(2_000_000,) * 1000, closed=True), Bounds()) == []
+
+
+def test_intervals_hold_what_they_are_about():
+    found = interval([10.0, 11.0, 9.0, 10.5, 9.5, 10.2, 30.0])
+
+    assert 9.0 <= found["low"] <= found["value"] == 10.2 <= found["high"] <= 30.0
+
+
+# --- the configuration ---
+
+
+def test_the_shipped_configuration_is_one_the_meter_can_change():
+    shipped = (ROOT / "reference/iamroles_agent/haproxy/haproxy.cfg").read_text()
+    changed = gate_config.gate(shipped)
+
+    assert changed.count("send-spoe-group") == shipped.count("send-spoe-group")
+    assert "!meter_unasked" in changed
+    assert (
+        changed.index("meter_begin")
+        < changed.index("http-request send-spoe-group")
+        < changed.index("meter_took")
+    )
+    assert "ssl crt" in gate_config.behind_tls(changed)
+
+
+@pytest.mark.parametrize("text", ["", "    http-request send-spoe-group a b\n" * 2])
+def test_another_configuration_is_refused(text):
+    with pytest.raises(gate_config.GateConfigError, match="one is expected"):
+        gate_config.gate(text)
+
+
+def test_a_condition_of_the_question_stays():
+    assert "send-spoe-group iam g if { x } !meter_unasked" in gate_config.gate(
+        "  http-request send-spoe-group iam g if { x }\n"
+    )
+
+
+# --- questions ---
+
+
+def minter():
+    made = []
+
+    def mint(recipe):
+        made.append(dict(recipe))
+        return f"token-{len(made)}"
+
+    return mint, made
+
+
+def test_no_two_callers_share_a_token():
+    mint, _ = minter()
+    holders = {}
+    for ask in Asking(mint).mix(10, now=1000.0):
+        if ask.case in {"allowed-read", "allowed-write"}:
+            token = ask.payload.split("Bearer ")[1].split("\r\n")[0]
+            holders.setdefault(token, set()).add(ask.right.holds[0].split()[1])
+
+    assert len(holders) == questions.CALLERS + 10
+    assert {len(names) for names in holders.values()} == {1}
+
+
+def test_tokens_die_during_the_run():
+    mint, made = minter()
+    asks = [ask for ask in Asking(mint).mix(10, now=1000.0) if ask.case == "expiring"]
+
+    ends = {ask.changes // 10**9 for ask in asks}
+    assert ends == {1003, 1006, 1009, 1012}
+    assert all(ask.afterwards.status == 401 for ask in asks)
+    assert ends <= {recipe.get("exp") for recipe in made}
+
+
+def test_populations_follow_zipf():
+    mint, made = minter()
+    asks = Asking(mint).population(1000)
+
+    assert len(asks) == questions.DEALT
+    counts = sorted((asks.count(ask) for ask in {id(ask): ask for ask in asks}.values()), reverse=True)
+    assert len(made) == len(counts) > 500
+    assert counts[0] > 5 * counts[9] > 0  # the first is asked ten times as often as the tenth
+    assert len(Asking(mint).population(1)) == 1
+
+
+def test_nothing_hostile_may_pass():
+    mint, _ = minter()
+    asks = Asking(mint).hostile(40)
+
+    assert {ask.case for ask in asks} == {"unknown-kid", "forged", "nonsense", "long-path"}
+    assert all("backend=" in ask.right.lacks for ask in asks)
+    assert max(len(ask.payload) for ask in asks) > 8000
+
+
+# --- CPU ---
+
+
+def test_the_time_of_a_part_is_that_of_all_its_processes():
+    burning = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    program = f"""if True:
+        import os, sys
+        if os.fork():
+            sys.stdin.read()
+        else:
+            exec({burning!r})
+            print(flush=True)
+            sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        meter = Meter({"part": lambda: process.pid, "gone": lambda: None})
+        before = copy.deepcopy(meter.read())
+        process.stdout.readline()
+        used = meter.since(before)
+        assert len(family(process.pid)) == 2
+        process.stdin.close()
+    assert set(used) == {"part"}
+    assert 0.1 < used["part"] < 1.5
+    assert os.getpid() in family(os.getpid())
+    assert time.process_time() > 0
