@@ -247,6 +247,9 @@ class Backend(Model):
     """`host:port` each."""
     tls: BackendTls | None = None
     """Speak TLS to the servers; left out: plain HTTP."""
+    streams: bool = False
+    """Whether upgrades (WebSocket) and event streams are allowed here. They then pay for the filter that ends
+    them at the credential's expiry; elsewhere they are refused."""
 
 
 class Region(Model):

@@ -34,7 +34,7 @@ _AGENTS = """\
 global
     # Where the agents listen; an environment variable of the same name wins.
 {presets}
-
+{lua}
 backend iam-agents from iam-defaults
     # `mode tcp` serves every release; 3.1 and later make `mode spop` of it by themselves.
     mode tcp
@@ -54,12 +54,36 @@ backend iam-agents from iam-defaults
 {servers}
 """
 
+_LUA = """\
+    # Backends with `streams = true` cut a stream at its credential's end (docs/live.md).
+.if !feature(LUA)
+    .alert "this HAProxy is built without Lua: no backend of the policy can have streams = true"
+.endif
+.if version_atleast(3.1)
+    tune.lua.bool-sample-conversion normal
+.endif
+    lua-load iam-live.lua
+"""
+
 _BACKEND = """
 backend route-{name} from iam-routes
     balance roundrobin
+{streams}
     default-server check inter 2s init-addr last,libc,none
 {servers}
 """
+
+_STREAMS = """\
+    filter lua.iam-live"""
+
+# `iam_remedy` is for the log: the client learns the status alone.
+_NO_STREAMS = """\
+    http-request set-var(txn.iam.reason) str(streams_off) if {{ req.hdr(upgrade) -m found }}
+    http-request set-var(txn.iam_remedy) str("upgrades need streams = true in backend {name} of the policy") if {{ req.hdr(upgrade) -m found }}
+    http-request return status 403 content-type text/plain string "Forbidden\\n" if {{ req.hdr(upgrade) -m found }}
+    http-response set-var(txn.iam.reason) str(streams_off) if {{ res.hdr(content-type) -m beg -i text/event-stream }}
+    http-response set-var(txn.iam_remedy) str("event streams need streams = true in backend {name} of the policy") if {{ res.hdr(content-type) -m beg -i text/event-stream }}
+    http-response return status 403 content-type text/plain string "Forbidden\\n" if {{ res.hdr(content-type) -m beg -i text/event-stream }}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +121,7 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
         source: the policy's file name, for messages and the header of the written file.
 
     Returns:
-        Texts by file name: `haproxy.cfg`, `iam.spoe.cfg`, `iam-routes.cfg`.
+        Texts by file name: `haproxy.cfg`, `iam.spoe.cfg`, `iam-routes.cfg`, `iam-live.lua`.
 
     Raises:
         ConfigError: a backend that HAProxy cannot express, each with its key.
@@ -109,6 +133,7 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
         "haproxy.cfg": _preset(shipped.joinpath("haproxy.cfg").read_text(), settings.presets()),
         "iam.spoe.cfg": shipped.joinpath("iam.spoe.cfg").read_text(),
         "iam-routes.cfg": _routes(config, settings, source),
+        "iam-live.lua": shipped.joinpath("iam-live.lua").read_text(),
     }
 
 
@@ -144,10 +169,12 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
         source=source.replace("\n", " "),
         presets="\n".join(f'    presetenv {name} "{address}"' for name, address in agents.items()),
         servers="\n".join(f'    server agent-{index} "${{{name}}}"' for index, name in enumerate(agents, 1)),
+        lua=_LUA if any(backend.streams for backend in config.backends) else "",
     )
     return head + "".join(
         _BACKEND.format(
             name=backend.name,
+            streams=_STREAMS if backend.streams else _NO_STREAMS.format(name=backend.name),
             servers="\n".join(
                 f"    server {backend.name}-{index} {server}{_tls(backend, server)}"
                 for index, server in enumerate(backend.servers, 1)
@@ -253,7 +280,7 @@ def render(  # noqa: PLR0917 - click's options, by name
     maxconn: int | None,
     timeout_processing: str | None,
 ) -> None:
-    """Write HAProxy's configuration for a policy: haproxy.cfg, iam.spoe.cfg, iam-routes.cfg."""
+    """Write HAProxy's configuration for a policy: haproxy.cfg, iam.spoe.cfg, iam-routes.cfg, iam-live.lua."""
     try:
         config = load(path)
         settings = Settings(

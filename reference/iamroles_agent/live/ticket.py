@@ -1,0 +1,115 @@
+"""What the agent gives HAProxy to keep with an allowed request, so that a long stream can be judged anew.
+
+A ticket is base64url of compact JSON, without padding: it stands in the key of a stick-table and in answers of the
+Runtime API, where blanks, `=` and line breaks would need escapes. It holds no secret: the credential's hash, never
+the credential. HAProxy shows it to nobody but the operator.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from iamroles_agent.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.reasons import Refusal
+
+MAX_BYTES = 2400
+"""The table's keys have 2600 bytes; what is before the ticket there takes less than 200."""
+
+
+class TicketError(Exception):
+    """A ticket that this agent cannot read: of another version, cut off, or not a ticket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Who streams what."""
+
+    agent: str
+    """The agent that wrote it."""
+    identity: Identity
+    request: Request | None
+    """None: its path was too long to keep, so it cannot be judged anew."""
+    role: str
+    backend: str
+    rule: str
+
+    def encode(self) -> str:
+        """As text of `A-Za-z0-9_-`, at most `MAX_BYTES`."""
+        text = self._text(self.request)
+        if len(text) > MAX_BYTES:
+            text = self._text(None)
+        return text if len(text) <= MAX_BYTES else ""
+
+    def _text(self, request: Request | None) -> str:
+        who = self.identity
+        members: dict[str, object] = {
+            "v": 1,
+            "g": self.agent,
+            "i": who.issuer,
+            "p": who.principal,
+            "s": who.session,
+            "a": [str(arn) for arn in who.roles],
+            "e": who.not_after,
+            "t": who.issued_at,
+            "d": None if who.preferred is None else str(who.preferred),
+            "o": None if who.scopes is None else sorted(who.scopes),
+            "c": who.credential,
+            "k": who.key_id,
+            "r": self.role,
+            "b": self.backend,
+            "u": self.rule,
+        }
+        if request is not None:
+            members |= {
+                "m": request.method,
+                "h": request.host,
+                "f": request.path,
+                "x": str(request.src),
+                "q": request.requested_role,
+            }
+        kept = {key: value for key, value in members.items() if value not in ("", None)}
+        raw = json.dumps(kept, separators=(",", ":"), ensure_ascii=True).encode()
+        return urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+    @classmethod
+    def decode(cls, text: str) -> Ticket:
+        """Read a ticket back.
+
+        Raises:
+            TicketError: it cannot be read.
+        """
+        try:
+            found = json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            if found["v"] != 1:
+                raise TicketError(f"a ticket of version {found['v']!r}")
+            request = None
+            if "x" in found:
+                request = Request(
+                    found.get("m", ""), found.get("h", ""), found.get("f", ""), ip_address(found["x"]), found.get("q")
+                )
+            identity = Identity(
+                issuer=found.get("i", ""),
+                principal=found.get("p", ""),
+                session=found.get("s", ""),
+                roles=tuple(RoleArn.parse(arn) for arn in found.get("a", ())),
+                not_after=int(found["e"]),
+                issued_at=found.get("t"),
+                preferred=RoleArn.parse(found["d"]) if "d" in found else None,
+                scopes=frozenset(found["o"]) if "o" in found else None,
+                credential=found.get("c", ""),
+                key_id=found.get("k", ""),
+            )
+            return cls(
+                found.get("g", ""), identity, request, found.get("r", ""), found.get("b", ""), found.get("u", "")
+            )
+        except (Base64Error, ValueError, KeyError, TypeError, AttributeError, Refusal) as error:
+            raise TicketError(f"no ticket: {type(error).__name__}") from error
+
+
+def ticket(agent: str, identity: Identity, request: Request, decision: Decision) -> str:
+    """The ticket of an allowed request."""
+    return Ticket(agent, identity, request, decision.role, decision.backend, decision.rule).encode()
