@@ -82,6 +82,19 @@ class AgentSettings(Model):
     """Another policy file, relative to this one: noted where it would decide otherwise, never enforced."""
 
 
+class LiveSettings(Model):
+    """How open streams are cut and credentials revoked (docs/live.md)."""
+
+    master_socket: str | None = None
+    """HAProxy's master CLI, `haproxy -W -S <path>`, or its `host:port`. Left out: streams still end at their
+    expiry, but a revocation, a policy change or a lost key does not reach those that are open. Relative to
+    this file."""
+    revocations: str | None = None
+    """The file of `[[revocations]]`; agents that share it share them. Relative to this file."""
+    gate: str = Field(default="iam", pattern="^[A-Za-z0-9._-]{1,40}$")
+    """The same for all agents of one HAProxy, another for those of another."""
+
+
 class AuditSettings(Model):
     """Where decisions are recorded."""
 
@@ -321,6 +334,8 @@ class Config(Model):
     """Where decisions are recorded."""
     metrics: MetricsSettings = MetricsSettings()
     """Where metrics are served."""
+    live: LiveSettings = LiveSettings()
+    """How open streams are cut and credentials revoked."""
     identity_header: IdentityHeader | None = None
     """Sign the identity of allowed requests; left out: the plain headers alone."""
     keys: KeySettings = KeySettings()

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from iamroles_agent.audit.log import Audit
@@ -35,6 +35,8 @@ from iamroles_agent.audit.redaction import credential_hash
 from iamroles_agent.discard import discard
 from iamroles_agent.identity import Decision, Identity, Request
 from iamroles_agent.identity_header import Signer
+from iamroles_agent.live.revocations import NONE, Revocations, revoked
+from iamroles_agent.live.ticket import ticket
 from iamroles_agent.metrics import Metrics
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.paths import canonical
@@ -68,6 +70,7 @@ class _State:
     policy: Policy
     authenticator: Authenticator
     generation: int
+    revocations: Revocations = NONE
     young: dict[bytes, _Verdict] = field(default_factory=dict)
     old: dict[bytes, _Verdict] = field(default_factory=dict)
     young_bytes: int = 0
@@ -100,7 +103,16 @@ class Gate:
         metrics.cache_sizes["verdict"] = lambda: self.remembered
         self.signer: Signer | None = None
         """Who signs the identity of allowed requests; None: nobody."""
+        self.name = ""
+        """This agent, in the tickets of long streams."""
+        self.on_change: list[Callable[[], None]] = []
+        """Called on the event loop after policy, keys or revocations changed."""
         self._state = _State(policy, authenticator, authenticator.generation)
+
+    @property
+    def revocations(self) -> Revocations:
+        """The revocations in force."""
+        return self._state.revocations
 
     @property
     def policy(self) -> Policy:
@@ -119,9 +131,18 @@ class Gate:
 
     def replace(self, policy: Policy, authenticator: Authenticator) -> None:
         """Put a new policy in force at once; nothing remembered survives (RELOAD-ALL-001)."""
-        former = self._state
-        self._state = _State(policy, authenticator, authenticator.generation)
+        self._put(_State(policy, authenticator, authenticator.generation, self._state.revocations))
+
+    def revoke(self, revocations: Revocations) -> None:
+        """Put revocations in force at once; nothing remembered survives."""
+        state = self._state
+        self._put(_State(state.policy, state.authenticator, state.authenticator.generation, revocations))
+
+    def _put(self, state: _State) -> None:
+        former, self._state = self._state, state
         discard([former.young, former.old])
+        for call in self.on_change:
+            call()
 
     def recall(self, key: bytes, context: Context) -> bytes | None:
         """The remembered answer to this very question, recorded in the audit; None if there is none."""
@@ -250,7 +271,11 @@ class Gate:
                 Decision(allow=False, reason=refusal.reason, detail=refusal.detail, credential=credential),
                 None,
             )
+        if (revocation := state.revocations.match(identity, state.policy.name_of)) is not None:
+            return revoked(identity, revocation), None
         decision = state.policy.decide(identity, request, now=self._clock())
+        if decision.allow:
+            decision = replace(decision, ticket=ticket(self.name, identity, request, decision))
         ends = identity.believed_until
         return decision, ends if decision.expires is None else min(ends, decision.expires)
 

@@ -116,6 +116,8 @@ class Decision:
     """Roles of the credential that the policy does not know; recorded."""
     shadow: tuple[str, ...] = field(default=())
     """Ids of shadow rules that would have changed the verdict (SHADOW-RECORD-001)."""
+    ticket: str = field(default="", compare=False)
+    """What HAProxy keeps with a long stream so that it can be judged anew (`live.ticket`)."""
 
     @property
     def status(self) -> int:

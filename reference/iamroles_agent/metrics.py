@@ -36,6 +36,7 @@ from iamroles_agent import __version__
 from iamroles_agent.audit.log import AuditState
 from iamroles_agent.config import MetricsSettings
 from iamroles_agent.errors import StartError
+from iamroles_agent.live.cutter import Numbers
 from iamroles_agent.reasons import Reason
 from iamroles_agent.server import ConnectionStats
 from iamroles_agent.tokens import Authenticator
@@ -45,6 +46,9 @@ BUCKETS = (
     *(1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0),
 )
 """Upper bounds of the latency histogram, seconds: a cached verdict takes microseconds, an STS call longer."""
+
+CUT_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+"""Upper bounds of the histogram of late cuts, seconds."""
 
 
 class Metrics:
@@ -82,7 +86,13 @@ class Metrics:
         """The server's own counters, read at scrape time."""
         self.authenticator: Authenticator | None = None
         """Whose key sources, identity cache and STS counters are read at scrape time."""
-        self.terminations: dict[str, int] = {}
+        self.cuts: dict[tuple[str, ...], int] = {}
+        """Streams that were cut, by cause and by whom."""
+        self.cut_buckets = [0] * (len(CUT_BUCKETS) + 1)
+        self.cut_seconds = 0.0
+        self.live: Numbers | None = None
+        """What the cutter knows of open streams, read at scrape time."""
+        self.revocations = 0
         self.audit: Callable[[], AuditState] | None = None
         self.health: Callable[[], tuple[bool, Mapping[str, Any]]] = lambda: (True, {})
         """Whether decisions can be made, and what `/healthz` tells; called in another thread."""
@@ -110,9 +120,11 @@ class Metrics:
         """Count a policy that was turned down; the old one stays (RELOAD-BAD-001)."""
         self.reloads["rejected"] += 1
 
-    def terminated(self, cause: str) -> None:
-        """Count a live connection that was cut."""
-        self.terminations[cause] = self.terminations.get(cause, 0) + 1
+    def cut(self, cause: str, by: str, late: float) -> None:
+        """Count a stream that was cut, and how many seconds late."""
+        self.cuts[cause, by] = self.cuts.get((cause, by), 0) + 1
+        self.cut_buckets[bisect_left(CUT_BUCKETS, late)] += 1
+        self.cut_seconds += late
 
     def serve(self) -> str:
         """Serve `/metrics`, `/healthz` and `/identity/jwks` on this worker's port, from a thread.
@@ -206,6 +218,7 @@ class _Scrape(Collector):
         yield from self._identity()
         yield from self._process()
         yield from self._audit()
+        yield from self._live()
 
     def _decisions(self) -> Iterator[Metric]:
         numbers = self._metrics
@@ -301,13 +314,31 @@ class _Scrape(Collector):
             yield CounterMetricFamily(
                 "iamroles_frame_errors", "Connections ended for a protocol error.", peers.protocol_errors
             )
-        yield _counter(
-            "iamroles_terminations",
-            "Live connections that were cut.",
-            ["cause"],
-            {(cause,): count for cause, count in list(numbers.terminations.items())},
-        )
         yield GaugeMetricFamily("iamroles_start_time_seconds", "When the worker started.", numbers.started)
+
+    def _live(self) -> Iterator[Metric]:
+        numbers = self._metrics
+        yield _counter(
+            "iamroles_cuts",
+            "Open streams that were cut.",
+            ["cause", "by"],
+            dict(numbers.cuts),
+        )
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, CUT_BUCKETS), "+Inf"), list(numbers.cut_buckets), strict=True):
+            total += count
+            buckets.append((bound, total))
+        late = HistogramMetricFamily("iamroles_cut_late_seconds", "How late a stream was cut.")
+        late.add_metric([], buckets, numbers.cut_seconds)
+        yield late
+        yield GaugeMetricFamily("iamroles_revocations", "Revocations in force.", numbers.revocations)
+        if numbers.live is not None:
+            yield GaugeMetricFamily("iamroles_long_streams", "Entries of HAProxy's table.", numbers.live.open)
+            yield GaugeMetricFamily(
+                "iamroles_live_unreachable",
+                "HAProxy processes that cannot be asked.",
+                numbers.live.unreachable,
+            )
 
     def _audit(self) -> Iterator[Metric]:
         if self._metrics.audit is None:

@@ -77,7 +77,7 @@ def test_a_latency_on_a_bound_counts_below_it(metrics, bound):
 def test_everything_else(metrics):
     metrics.policy("sha256:feed")
     metrics.policy_rejected()
-    metrics.terminated("token_expired")
+    metrics.cut("expired", "filter", 0.004)
     metrics.cache_sizes["verdict"] = lambda: 41
     metrics.verdict_hits, metrics.identity_misses = 5, 6
     metrics.authenticator.sts.counts["rejected"] += 1
@@ -98,7 +98,7 @@ def test_everything_else(metrics):
         ("iamroles_connections_opened_total",): 2,
         ("iamroles_connections_refused_total",): 4,
         ("iamroles_frame_errors_total",): 5,
-        ("iamroles_terminations_total", ("cause", "token_expired")): 1,
+        ("iamroles_cuts_total", ("by", "filter"), ("cause", "expired")): 1,
         ("iamroles_cache_entries", ("cache", "verdict")): 41,
         ("iamroles_cache_entries", ("cache", "identity")): 0,
         ("iamroles_cache_lookups_total", ("cache", "verdict"), ("outcome", "hit")): 5,
@@ -176,7 +176,7 @@ def test_the_dashboard_shows_every_metric(metrics):
 
 
 def test_the_dashboard_asks_for_labels_and_values_that_exist(metrics):
-    metrics.terminated("token_expired")
+    metrics.cut("expired", "filter", 0.004)
     served = _served(metrics)
     families = served.values()
     labels = {label for family in families for sample in family.samples for label in sample.labels}

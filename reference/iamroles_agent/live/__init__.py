@@ -8,21 +8,22 @@ Three layers, each sound without the next (docs/live.md):
 - a filter in HAProxy (`haproxy/iam-live.lua`) lets no byte pass after the end, in the backends with streams;
 - this package closes what idles when its time has come, and cuts what was revoked.
 
-The registry of long streams is HAProxy's, not ours. Each stream that may outlive its credential has an entry in
-the stick-table `iam-live` of the worker process that carries it; the entry's key holds number, address, since,
-until, request id and a **ticket**, and the entry is in use exactly as long as the stream lives. The ticket is
-written by the agent with its verdict (`txn.iam.ticket`) and holds what the agent needs to judge the stream anew.
-So an agent that was restarted, or whose neighbour died, knows what there is to know by reading the table; nothing
-is kept twice, and there is no bound of our own to keep.
+The registry of long streams is HAProxy's, not ours. Each stream that may outlive its credential has an entry
+in the stick-table `iam-live` of the worker process that carries it; the entry's key holds number, address,
+since, until, request id and a **ticket**, and the entry is in use exactly as long as the stream lives. The
+ticket is written by the agent with its verdict (`txn.iam.ticket`) and holds what the agent needs to judge the
+stream anew. So an agent that was restarted, or whose neighbour died, knows what there is to know by reading
+the table; nothing is kept twice, and there is no bound of our own to keep.
 
-The table is read through HAProxy's *master* CLI, because after a reload the old streams are in the old worker,
-which has no other door. `show table iam-live data.gpt0 le <second>` lists what is due, so nothing walks over all
-streams until something changes; then all are read once and judged by policy, key sets and revocations in force.
+The table is read through HAProxy's *master* CLI, because after a reload the old streams are in the old
+worker, which has no other door. `show table iam-live data.gpt0 le <second>` lists what is due, so nothing
+walks over all streams until something changes; then all are read once and judged by policy, key sets and
+revocations in force.
 
 A cut finds the stream's pointer by its address in `show sess`, and looks at that pointer's number and address
-right before `shutdown session`: pointers are recycled. Between that look and the cut lies one exchange on a Unix
-socket; HAProxy offers nothing atomic there.
+right before `shutdown session`: pointers are recycled. Between that look and the cut lies one exchange on a
+Unix socket; HAProxy offers nothing atomic there.
 
-Several agents read the same table. The agent that wrote the ticket acts at once; the others act a moment later on
-what is still there, so one lost agent loses nothing and two living ones seldom meet.
+Several agents read the same table. The agent that wrote the ticket acts at once; the others act a moment
+later on what is still there, so one lost agent loses nothing and two living ones seldom meet.
 """

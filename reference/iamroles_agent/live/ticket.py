@@ -1,8 +1,8 @@
 """What the agent gives HAProxy to keep with an allowed request, so that a long stream can be judged anew.
 
-A ticket is base64url of compact JSON, without padding: it stands in the key of a stick-table and in answers of the
-Runtime API, where blanks, `=` and line breaks would need escapes. It holds no secret: the credential's hash, never
-the credential. HAProxy shows it to nobody but the operator.
+A ticket is base64url of compact JSON, without padding: it stands in the key of a stick-table and in answers
+of the Runtime API, where blanks, `=` and line breaks would need escapes. It holds no secret: the credential's
+hash, never the credential. HAProxy shows it to nobody but the operator.
 """
 
 from __future__ import annotations
@@ -89,7 +89,11 @@ class Ticket:
             request = None
             if "x" in found:
                 request = Request(
-                    found.get("m", ""), found.get("h", ""), found.get("f", ""), ip_address(found["x"]), found.get("q")
+                    found.get("m", ""),
+                    found.get("h", ""),
+                    found.get("f", ""),
+                    ip_address(found["x"]),
+                    found.get("q"),
                 )
             identity = Identity(
                 issuer=found.get("i", ""),
@@ -104,7 +108,12 @@ class Ticket:
                 key_id=found.get("k", ""),
             )
             return cls(
-                found.get("g", ""), identity, request, found.get("r", ""), found.get("b", ""), found.get("u", "")
+                found.get("g", ""),
+                identity,
+                request,
+                found.get("r", ""),
+                found.get("b", ""),
+                found.get("u", ""),
             )
         except (Base64Error, ValueError, KeyError, TypeError, AttributeError, Refusal) as error:
             raise TicketError(f"no ticket: {type(error).__name__}") from error

@@ -76,15 +76,6 @@ backend route-{name} from iam-routes
 _STREAMS = """\
     filter lua.iam-live"""
 
-# `iam_remedy` is for the log: the client learns the status alone.
-_NO_STREAMS = """\
-    http-request set-var(txn.iam.reason) str(streams_off) if {{ req.hdr(upgrade) -m found }}
-    http-request set-var(txn.iam_remedy) str("upgrades need streams = true in backend {name} of the policy") if {{ req.hdr(upgrade) -m found }}
-    http-request return status 403 content-type text/plain string "Forbidden\\n" if {{ req.hdr(upgrade) -m found }}
-    http-response set-var(txn.iam.reason) str(streams_off) if {{ res.hdr(content-type) -m beg -i text/event-stream }}
-    http-response set-var(txn.iam_remedy) str("event streams need streams = true in backend {name} of the policy") if {{ res.hdr(content-type) -m beg -i text/event-stream }}
-    http-response return status 403 content-type text/plain string "Forbidden\\n" if {{ res.hdr(content-type) -m beg -i text/event-stream }}"""
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -171,10 +162,11 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
         servers="\n".join(f'    server agent-{index} "${{{name}}}"' for index, name in enumerate(agents, 1)),
         lua=_LUA if any(backend.streams for backend in config.backends) else "",
     )
+    no_streams = files("iamroles_agent.haproxy").joinpath("no-streams.cfg").read_text().rstrip()
     return head + "".join(
         _BACKEND.format(
             name=backend.name,
-            streams=_STREAMS if backend.streams else _NO_STREAMS.format(name=backend.name),
+            streams=_STREAMS if backend.streams else no_streams.replace("{name}", backend.name),
             servers="\n".join(
                 f"    server {backend.name}-{index} {server}{_tls(backend, server)}"
                 for index, server in enumerate(backend.servers, 1)

@@ -16,6 +16,8 @@ from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.identity_header import part as identity_keys
+from iamroles_agent.live import revocations
+from iamroles_agent.live.watch import watch
 from iamroles_agent.policy import load
 from iamroles_agent.processes import handover, local_socket
 from iamroles_agent.processes.courier import Courier
@@ -92,6 +94,7 @@ class Agent:
         if store is None:
             log.warning(_WITHOUT_STATE)
         document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
+        document = revocations.at_start(_beside(path, config.live.revocations), document)
         return cls(path, config, document, store, died=restored is not None and restored.died)
 
     @classmethod
@@ -111,6 +114,7 @@ class Agent:
         if inherited is not None and restored is not None:
             restored = replace(restored, died=False)
         document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
+        document = revocations.at_start(_beside(path, config.live.revocations), document)
         return cls(path, config, document, store, inherited)
 
     def run(self) -> int:
@@ -178,7 +182,18 @@ class Agent:
             self._store.let_go()
         if self._inherited is not None:
             self._inherited.forget()
-        return Worker(self.config, birth, takes_over=self._inherited is not None).run()
+        return Worker(
+            self.config,
+            birth,
+            takes_over=self._inherited is not None,
+            master=self._master(),
+        ).run()
+
+    def _master(self) -> str | None:
+        name = self.config.live.master_socket
+        if name is None or (":" in name and "/" not in name):
+            return name
+        return str((self.path.parent / name).absolute())
 
     def courier(self, birth: Birth) -> Life:
         """The courier's life."""
@@ -196,6 +211,8 @@ class Agent:
             }
         if (header := self.config.identity_header) is not None:
             courier.beside.append(lambda: identity_keys.keep_turning(header, courier.link))
+        if (listed := _beside(self.path, self.config.live.revocations)) is not None:
+            courier.beside.append(lambda: watch(listed, courier.link))
         return courier.run()
 
     def load(self) -> Part:
@@ -207,10 +224,15 @@ class Agent:
         if self._store is not None:
             self._store.let_go()
         config, part = _read(self.path)
-        for table in ("agent", "audit", "metrics", "identity_header"):
+        for table in ("agent", "audit", "metrics", "identity_header", "live"):
             if getattr(config, table) != getattr(self.config, table):
                 log.warning("[%s] has changed: that takes a restart, not a reload", table)
         return part
+
+
+def _beside(path: Path, name: str | None) -> Path | None:
+    """A file that the configuration names, relative to it."""
+    return None if name is None else path.parent / name
 
 
 def socket_of(path: Path, state_dir: Path | None = None) -> Path | None:

@@ -25,6 +25,10 @@ from iamroles_agent.errors import StartError
 from iamroles_agent.gate import Gate
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.identity_header.part import IDENTITY_KEYS, SigningHolding
+from iamroles_agent.live import attach as live
+from iamroles_agent.live import revocations
+from iamroles_agent.live.attach import name_of
+from iamroles_agent.live.revocations import REVOCATIONS, Revocations
 from iamroles_agent.metrics import Metrics
 from iamroles_agent.processes.link import Birth, Body, Link
 from iamroles_agent.server import ConnectionStats, Server
@@ -42,9 +46,13 @@ class Worker:
         config: of the start; `[agent]`, `[audit]` and `[metrics]` hold until a restart.
         birth: what it is born with.
         takes_over: whether a worker of another agent may still hold this one's audit file and metrics port.
+        master: HAProxy's master CLI, None where the agent cuts no streams.
     """
 
-    def __init__(self, config: Config, birth: Birth, *, takes_over: bool = False) -> None:
+    def __init__(
+        self, config: Config, birth: Birth, *, takes_over: bool = False, master: str | None = None
+    ) -> None:
+        self._master = master
         self.index, self.config, self.birth = birth.index, config, birth
         self._takes_over = takes_over
         self.connections = ConnectionStats()
@@ -55,6 +63,7 @@ class Worker:
             POLICY: _Policy(self),
             KEYS: _Keys(self),
             IDENTITY_KEYS: SigningHolding(config.identity_header, self._sign_with),
+            REVOCATIONS: revocations.Holding(self._revoke),
         }
         """What this worker makes of each kind of part; more kinds are added here."""
 
@@ -84,7 +93,8 @@ class Worker:
             assert self.authenticator is not None  # noqa: S101 - the policy was built
             await self.authenticator.start()
             self.link.up()
-            await self._serve()
+            with live.cutting(self, self._master):
+                await self._serve()
         finally:
             await self._close()
 
@@ -172,6 +182,12 @@ class Worker:
         self.gate.signer = signer
         self.metrics.identity_keys = signer.ring.jwks
 
+    def _revoke(self, listed: Revocations) -> None:
+        assert self.gate is not None  # noqa: S101 - the policy's step has run
+        self.gate.revoke(listed)
+        self.metrics.revocations = len(listed.rows)
+        self.audit.event("revocations", {"in_force": [row.id for row in listed.rows]})
+
     def _noted(self, note: Body) -> None:
         """A reload was refused, or the courier was replaced: on record."""
         if note.get("event") == "replaced":
@@ -212,6 +228,7 @@ class _Policy:
                 authenticator = worker.authenticator = Authenticator(policy.config, worker.remote)
                 worker.metrics.authenticator = authenticator
                 worker.gate = Gate(policy, authenticator, worker.audit, worker.metrics)
+                worker.gate.name = name_of(worker.config)
             else:
                 assert worker.gate is not None  # noqa: S101 - made with the authenticator
                 authenticator.adopt(policy.config, rules)

@@ -19,7 +19,7 @@ from iamroles_agent.spop.values import DataType, Value
 
 PREFIX = "iam"
 """`option var-prefix` of the engine: HAProxy's name of a variable is `<scope>.iam.<name>`."""
-TAGS = ("identity", "session", "principal", "issuer", "rule", "role", "expires", "backend")
+TAGS = ("ticket", "identity", "session", "principal", "issuer", "rule", "role", "expires", "backend")
 """What may be dropped where a frame is too small, in this order: never `status`, `reason`, `error`, `allow`.
 Without its backend an allowed request is refused by the proxy: too small a frame fails closed."""
 _SET_VAR, _UNSET_VAR = 1, 2
@@ -95,6 +95,7 @@ def encode_verdict(decision: Decision, identity: str = "") -> bytes:
             if decision.expires is None
             else set_var(Scope.TRANSACTION, "expires", DataType.INT64, decision.expires),
             _tag("identity", identity) if identity else b"",
+            _tag("ticket", decision.ticket) if decision.ticket else b"",
             set_var(Scope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
         )
     )

@@ -36,7 +36,7 @@ from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, 
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.processes import AgentProcess
 from iamroles_scenarios.stage.rendering import ENTRY
-from iamroles_scenarios.stage.runtime import ask
+from iamroles_scenarios.stage.runtime import ask, reload_in_place
 from iamroles_scenarios.stage.spec import AgentSpec
 
 DEFAULT_HAPROXY = "3.0"
@@ -44,12 +44,11 @@ _MOCK_READY = 60.0
 _PORT = 8080
 _RUNTIME_PORT = 9999
 _AGENT_PORT = 9901
+_MASTER_PORT = 9998
 _MAXCONN = "8000"
 """An engine may allow its containers no more than 20,000 descriptors; a connection takes two."""
 _WORLD = f"{HOME}/world.json"
-_RELOAD_WITHIN = 15.0
-_RELOAD_AGAIN = 1.5
-"""Seconds after which the signal is sent again: a master still busy with the reload before loses it."""
+
 
 
 class Net:
@@ -228,8 +227,11 @@ class HaproxyBox:
         """Start the container, or reload it: the same master, a new worker, the same sockets."""
         placed = {f"{HOME}/haproxy/{name}": text for name, text in files.items()}
         if replaced is not None and replaced.part.alive:
-            return self._reload(replaced, placed)
-        command = ["haproxy", "-W", "-db"]
+            assert isinstance(replaced.part, Box)  # noqa: S101 - made by start
+            replaced.part.put(placed)
+            reload_in_place(replaced)
+            return replaced
+        command = ["haproxy", "-W", "-db", "-S", f"ipv4@{self.host}:{_MASTER_PORT}"]
         for name in ENTRY:
             if name in files:
                 command += ["-f", f"{HOME}/haproxy/{name}"]
@@ -243,32 +245,12 @@ class HaproxyBox:
         box = self._net.start("haproxy", self._image, command, self.host, files=placed, env=env)
         return HaproxyRun(box, self._ask)
 
-    def _reload(self, run: HaproxyRun, files: Mapping[str, str]) -> HaproxyRun:
-        assert isinstance(run.part, Box)  # noqa: S101 - made by start
-        before = _worker(run.runtime("show info"))
-        run.part.put(files)
-        deadline = time.monotonic() + _RELOAD_WITHIN
-        while time.monotonic() < deadline:
-            run.part.send(signal.SIGUSR2)
-            again = time.monotonic() + _RELOAD_AGAIN
-            while time.monotonic() < again:
-                with contextlib.suppress(OSError):
-                    if _worker(run.runtime("show info")) not in ("", before):
-                        return run
-                time.sleep(0.01)
-        message = f"HAProxy was not reloaded within {_RELOAD_WITHIN:g} s."
-        raise StageError(message, {"haproxy": run.part.log()})
-
     def _ask(self, command: str) -> str:
         return ask(f"{self.host}:{_RUNTIME_PORT}", command)
 
     def close(self) -> None:
         """Its address may be used again."""
         self._net.give_back(self.host)
-
-
-def _worker(info: str) -> str:
-    return next((line for line in info.splitlines() if line.startswith("Pid:")), "")
 
 
 class Containers(StageKind):

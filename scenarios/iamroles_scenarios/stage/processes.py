@@ -26,10 +26,12 @@ from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, 
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.process import Child
 from iamroles_scenarios.stage.rendering import ENTRY
-from iamroles_scenarios.stage.runtime import ask
+from iamroles_scenarios.stage.runtime import ask, reload_in_place
 from iamroles_scenarios.stage.spec import AgentSpec
 
 _MOCK_READY = 30.0
+MASTER = "master.sock"
+"""HAProxy's master CLI, beside the world file of its agent."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -71,12 +73,16 @@ class AgentProcess:
         self._host = host
         self._port = 0
         self._document: dict[str, Any] = {}
+        self.master = ""
+        """HAProxy's master CLI, where it is not the socket beside the world file."""
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Put down the world file, whole or not at all."""
         self._document = dict(document)
         settings = self._document.get("agent")
         listen = {"listen": f"{self._host}:{self._port}"}
+        if self._spec.features.get("live"):
+            self._document["live"] = {"master_socket": self.master or MASTER, **self._document.get("live", {})}
         # A document that is broken on purpose may hold anything under "agent".
         if settings is None or isinstance(settings, dict):
             self._document["agent"] = {**(settings or {}), **listen}
@@ -114,7 +120,6 @@ class HaproxyProcess:
         self._binary = binary
         self._directory = directory
         self._guard = guard
-        self._generation = 0
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((LOOPBACK, 0))
@@ -128,19 +133,20 @@ class HaproxyProcess:
     def start(
         self, files: Mapping[str, str], settings: Mapping[str, str], replaced: HaproxyRun | None
     ) -> HaproxyRun:
-        """Start the next generation in a directory of its own."""
-        self._generation += 1
-        place = self._directory / f"haproxy-{self._generation}"
-        place.mkdir()
+        """Start the master and a worker, or reload: the same master, a new worker, the same sockets."""
+        # Always the same directory: the master, which a reload keeps, reads its files anew.
+        place = self._directory / "haproxy"
+        place.mkdir(exist_ok=True)
         for name, text in files.items():
             (place / name).write_text(text, encoding="utf-8")
         control = place / "s"  # short: a Unix socket's path has 108 bytes at most
-        argv = [self._binary, "-db"]
+        if replaced is not None and replaced.part.alive:
+            reload_in_place(replaced)
+            return replaced
+        argv = [self._binary, "-W", "-db", "-S", str(self._directory / MASTER)]
         for name in ENTRY:
             if name in files:
                 argv += ["-f", str(place / name)]
-        if replaced is not None and isinstance(replaced.part, Child) and replaced.part.alive:
-            argv += ["-sf", str(replaced.part.pid)]
         env = {
             "IAM_MAXCONN": str(haproxies.affordable_maxconn()),
             "IAM_THREADS": haproxies.THREADS,

@@ -1,0 +1,110 @@
+"""The cutter as a part of worker 0: one worker of an agent is enough, and the next one goes on where it
+dies."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.config import Config
+from iamroles_agent.gate import Gate
+from iamroles_agent.live.cutter import Cut, Cutter
+from iamroles_agent.live.judge import Ends, judge
+from iamroles_agent.metrics import Metrics
+
+log = logging.getLogger("iamroles.live")
+
+
+class Host(Protocol):
+    """The worker."""
+
+    index: int
+    config: Config
+    gate: Gate | None
+    audit: Audit
+    metrics: Metrics
+
+
+def name_of(config: Config) -> str:
+    """This agent in tickets: its gate, and what tells it from the gate's other agents."""
+    place = f"{socket.gethostname()} {config.agent.listen}"
+    return f"{config.live.gate}/{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def cutting(host: Host, master: str | None) -> Iterator[None]:
+    """Cut streams while the block runs."""
+    gate = host.gate
+    if host.index or gate is None:
+        yield
+        return
+    if master is None:
+        log.warning(
+            "live.master_socket is not set: open streams end at their expiry by HAProxy alone; a revocation, "
+            "a policy change or a lost key does not reach them"
+        )
+        yield
+        return
+
+    def judged(ticket: str, expires: int) -> Ends:
+        return judge(
+            ticket,
+            expires,
+            time.time(),
+            policy=gate.policy,
+            sources=gate.authenticator.sources,
+            revocations=gate.revocations,
+        )
+
+    def cut(done: Cut) -> None:
+        host.metrics.cut(done.cause, done.by, done.late)
+        record(host.audit, done)
+
+    cutter = Cutter(master, gate.name, judged, cut)
+    host.metrics.live = cutter.numbers
+    gate.on_change.append(cutter.changed)
+    gate.authenticator.on_change.append(cutter.changed)
+    task = asyncio.get_running_loop().create_task(cutter.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def record(audit: Audit, cut: Cut) -> None:
+    """One record for a stream that was cut: who, role, which request, when due, when done, why."""
+    who, request = (cut.ticket.identity, cut.ticket.request) if cut.ticket else (None, None)
+    audit.event(
+        "cut",
+        {
+            "cause": cut.cause,
+            "detail": cut.detail or None,
+            "by": cut.by,
+            "principal": who.principal if who else None,
+            "session": who.session if who else None,
+            "issuer": who.issuer if who else None,
+            "credential": who.credential if who else None,
+            "role": cut.ticket.role if cut.ticket else None,
+            "rule": cut.ticket.rule if cut.ticket else None,
+            "backend": cut.ticket.backend if cut.ticket else None,
+            "method": request.method if request else None,
+            "host": request.host if request else None,
+            "path": request.path if request else None,
+            "src": cut.row.src,
+            "since": cut.row.since,
+            "expires": cut.row.expires,
+            "due": round(cut.due, 3),
+            "done": round(cut.done, 3),
+            "late": round(cut.late, 3),
+        },
+        request_id=cut.row.request_id,
+        src_port=cut.row.port,
+        stream=cut.row.number,
+    )

@@ -1,0 +1,180 @@
+"""HAProxy's master CLI (management.txt section 9.4), and what its answers mean.
+
+In prompt mode each answer ends in a prompt on a line of its own, so one connection serves many commands, and
+a sticky `@!<pid>` leads to one worker. Tickets and addresses hold neither blanks nor line breaks, so lines
+are split as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+
+TABLE = "iam-live"
+_PROMPT = re.compile(rb"(?:^|\n)(?:master|\d+)(?:\([^)\n]*\))?> $")
+_ROW = re.compile(r"^0x[0-9a-f]+: key=(?P<key>\S+) use=(?P<use>\d+) exp=(?P<exp>\d+) .*")
+_DATA = re.compile(r"(gpt0|gpc0)=(\d+)")
+_SESSION = re.compile(r"^(?P<pointer>0x[0-9a-f]+): proto=\S+ src=(?P<source>\S+) ", re.MULTILINE)
+_NUMBER = re.compile(r" id=(?P<number>\d+) proto=\S+ source=(?P<source>\S+)")
+_WITHIN = 2.0
+"""Seconds in which an answer must come."""
+KEPT = 30_000
+"""Milliseconds that the table keeps an entry after its last change (`expire 30s` in haproxy.cfg)."""
+
+
+class ConsoleError(Exception):
+    """The socket or a worker does not answer, or not as HAProxy's should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An entry of the table: one stream, alive or gone."""
+
+    key: str
+    number: int
+    src: str
+    port: int
+    since: int
+    """Epoch seconds: when the request or response turned out to be long."""
+    expires: int
+    request_id: str
+    ticket: str
+    alive: bool
+    filtered: bool
+    """Whether HAProxy's filter ended it."""
+    age: float
+    """Seconds since the entry's last change: since its end where the filter ended it."""
+
+    @property
+    def source(self) -> str:
+        """As `show sess` writes it."""
+        return f"{self.src}:{self.port}"
+
+
+def rows(answer: str) -> list[Row]:
+    """Entries in an answer to `show table`.
+
+    Raises:
+        ConsoleError: there is no such table.
+    """
+    if not answer.lstrip().startswith("# table:"):
+        raise ConsoleError(
+            f"it has no table {TABLE}: it does not run the configuration of `iamroles policy render`"
+        )
+    found = []
+    for line in answer.splitlines():
+        if (match := _ROW.match(line.replace("\\=", "="))) is None:
+            continue
+        words = match["key"].split("|")
+        if len(words) != 7 or not all(words[place].isdecimal() for place in (0, 2, 3, 4)):
+            continue
+        data = {name: int(value) for name, value in _DATA.findall(line)}
+        found.append(
+            Row(
+                key=match["key"],
+                number=int(words[0]),
+                src=words[1],
+                port=int(words[2]),
+                since=int(words[3]),
+                expires=int(words[4]),
+                request_id=words[5],
+                ticket=words[6],
+                alive=match["use"] != "0",
+                filtered=data.get("gpc0", 0) > 0,
+                age=max(0, KEPT - int(match["exp"])) / 1000,
+            )
+        )
+    return found
+
+
+def workers(answer: str) -> list[int]:
+    """Process ids of the workers, old ones too, in an answer to `show proc`."""
+    found = []
+    for line in answer.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0].isdecimal() and words[1] == "worker":
+            found.append(int(words[0]))
+    if not found and "master" not in answer:
+        raise ConsoleError("it is no master CLI: HAProxy needs -W and -S")
+    return found
+
+
+def pointers(answer: str) -> dict[str, list[str]]:
+    """Pointers of streams by client address, in an answer to `show sess`."""
+    found: dict[str, list[str]] = {}
+    for match in _SESSION.finditer(answer):
+        found.setdefault(match["source"], []).append(match["pointer"])
+    return found
+
+
+def is_stream(answer: str, row: Row) -> bool:
+    """Whether an answer to `show sess <pointer>` is about a row's stream: number and address."""
+    match = _NUMBER.search(answer.partition("\n")[0])
+    return match is not None and int(match["number"]) == row.number and match["source"] == row.source
+
+
+class Console:
+    """One connection to the master CLI, or through it to one worker.
+
+    Args:
+        path: of the master's socket, or its `host:port`.
+        pid: the worker; 0: the master itself.
+    """
+
+    def __init__(self, path: str, pid: int = 0) -> None:
+        self._path, self._pid = path, pid
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, command: str) -> str:
+        """Send a command, return its answer.
+
+        Raises:
+            ConsoleError: nobody answers in time.
+        """
+        try:
+            async with asyncio.timeout(_WITHIN):
+                if self._streams is None:
+                    await self._open()
+                return await self._exchange(command)
+        except TimeoutError:
+            self.close()
+            raise ConsoleError(f"no answer within {_WITHIN:g} s") from None
+        except OSError as error:
+            self.close()
+            raise ConsoleError(error.strerror or str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    async def _open(self) -> None:
+        if "/" in self._path:
+            self._streams = await asyncio.open_unix_connection(self._path, limit=1 << 20)
+        else:
+            host, _, port = self._path.rpartition(":")
+            self._streams = await asyncio.open_connection(host.strip("[]"), int(port), limit=1 << 20)
+        await self._exchange("prompt")
+        if self._pid:
+            await self._exchange(f"@!{self._pid}")
+
+    async def _exchange(self, command: str) -> str:
+        assert self._streams is not None  # noqa: S101 - opened
+        reader, writer = self._streams
+        writer.write(command.encode() + b"\n")
+        await writer.drain()
+        answer = bytearray()
+        while True:
+            piece = await reader.read(1 << 18)
+            if not piece:
+                self.close()
+                raise ConsoleError("it closed the connection")
+            answer += piece
+            if _PROMPT.search(answer, max(0, len(answer) - 64)):
+                break
+        return _PROMPT.sub(b"\n", bytes(answer)).decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None

@@ -1,0 +1,342 @@
+"""Who closes streams that are over: see the package for why this is all there is to know.
+
+The clock decides when to look: at every `POLL` for what is due within `AHEAD`, right before something is due,
+and `GRACE` after it, when the filter and the timeouts of HAProxy have done what they can. After a change of
+policy, keys or revocations all streams are read and judged once, and again at each look for `SETTLE` seconds,
+because a request that was allowed before the change may turn out long after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from iamroles_agent.live.console import (
+    KEPT,
+    TABLE,
+    Console,
+    ConsoleError,
+    Row,
+    is_stream,
+    pointers,
+    rows,
+    workers,
+)
+from iamroles_agent.live.judge import EXPIRED, Ends
+from iamroles_agent.live.ticket import Ticket, TicketError
+
+POLL = 0.5
+"""Seconds between looks when nothing is due."""
+AHEAD = 2
+"""Seconds ahead of now that a look asks for."""
+LEAD = 0.01
+"""Seconds before something is due at which it is looked at once more, so that its end is dated well."""
+GRACE = 0.03
+"""Seconds after which what HAProxy has not ended itself is cut."""
+NEIGHBOUR = 0.35
+"""Seconds more for streams that another agent let in: it acts first, if it lives."""
+SETTLE = 65.0
+"""Seconds after a change in which requests may turn out long that were allowed before: `timeout server` and
+some."""
+_OFTEN = 3.0
+_SAMPLE = 20
+_PARALLEL = 4
+"""Connections to one worker when there is much to cut."""
+
+log = logging.getLogger("iamroles.live")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A stream that was ended, for the record."""
+
+    row: Row
+    cause: str
+    detail: str
+    due: float
+    """Epoch seconds."""
+    done: float
+    """Epoch seconds at which it was over; at most so late."""
+    by: str
+    """`filter`, `timeout` or `agent`."""
+    ticket: Ticket | None
+
+    @property
+    def late(self) -> float:
+        """Seconds."""
+        return max(0.0, self.done - self.due)
+
+
+@dataclass(slots=True)
+class Numbers:
+    """For metrics."""
+
+    open: int = 0
+    """Long streams at the last full look, or the table's size."""
+    unreachable: int = 0
+    """1 while the master's socket does not answer; plus workers that do not."""
+    lateness: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Due:
+    ends: Ends
+    seen_alive: float = 0.0
+    done: bool = False
+
+
+class Cutter:
+    """Cuts streams of one HAProxy.
+
+    Args:
+        path: of the master's socket.
+        name: this agent's, as in its tickets.
+        judge: judges a stream anew by ticket and expiry.
+        cut: called for each stream that was ended.
+        clock: epoch seconds.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        judge: Callable[[str, int], Ends],
+        cut: Callable[[Cut], None],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path, self._name, self._judge, self._cut, self._clock = path, name, judge, cut, clock
+        self.numbers = Numbers()
+        self._master = Console(path)
+        self._consoles: dict[int, Console] = {}
+        self._due: dict[tuple[int, str], _Due] = {}
+        self._judged: dict[tuple[int, str], Ends] = {}
+        self._changed_at = clock()
+        self._said: dict[str, str] = {}
+        self._full_at: dict[int, float] = {}
+        self._wake = asyncio.Event()
+
+    def changed(self) -> None:
+        """Policy, keys or revocations changed: judge all streams anew."""
+        self._changed_at = self._clock()
+        self._judged.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look and cut, until cancelled."""
+        try:
+            while True:
+                try:
+                    await self.look()
+                except Exception:
+                    log.exception("live: a look failed; the next one follows")
+                pause = self._pause()
+                self._wake.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), pause)
+        finally:
+            self._master.close()
+            for console in self._consoles.values():
+                console.close()
+
+    def _pause(self) -> float:
+        now = self._clock()
+        pause = POLL
+        for due in self._due.values():
+            if due.done:
+                continue
+            for moment in (due.ends.at - LEAD, due.ends.at + GRACE):
+                if moment > now:
+                    pause = min(pause, moment - now)
+                    break
+            else:
+                pause = min(pause, 0.1)
+        return max(0.001, pause)
+
+    async def look(self) -> None:
+        """One look at every worker, and what follows from it."""
+        try:
+            pids = workers(await self._master.ask("show proc"))
+        except ConsoleError as error:
+            self._say("master", f"{self._path}: {error}")
+            self.numbers.unreachable = 1
+            return
+        self._say("master", "")
+        for pid in [pid for pid in self._consoles if pid not in pids]:
+            self._consoles.pop(pid).close()
+            self._forget(pid, set())
+            self._full_at.pop(pid, None)
+        silent = 0
+        total = 0
+        for outcome in await asyncio.gather(*(self._look_at(pid) for pid in pids)):
+            silent += outcome is None
+            total += outcome or 0
+        self.numbers.open, self.numbers.unreachable = total, silent
+
+    async def _look_at(self, pid: int) -> int | None:
+        """Look at one worker; how many long streams it has, None where it does not answer."""
+        console = self._consoles.setdefault(pid, Console(self._path, pid))
+        try:
+            now = self._clock()
+            everything = self._wants_all(pid, now)
+            which = "" if everything else f" data.gpt0 lt {int(now) + AHEAD + 1}"
+            answer = await console.ask(f"show table {TABLE}{which}")
+            found = await asyncio.to_thread(rows, answer) if len(answer) > 200_000 else rows(answer)
+            if not self._ours(found):
+                return 0
+            await self._settle(pid, console, found)
+            self._forget(pid, {(pid, row.key) for row in found} if everything else None)
+        except ConsoleError as error:
+            self._say(f"worker {pid}", f"{self._path}: worker {pid}: {error}")
+            return None
+        self._say(f"worker {pid}", "")
+        used = answer.partition("used:")[2].partition("\n")[0].strip()
+        return int(used) if used.isdecimal() else 0
+
+    def _wants_all(self, pid: int, now: float) -> bool:
+        """Whether to read all streams: after a change, often at first, then now and then until it has
+        settled."""
+        since = now - self._changed_at
+        if since >= SETTLE or now - self._full_at.get(pid, 0.0) < (0.0 if since < _OFTEN else _OFTEN):
+            return False
+        self._full_at[pid] = now
+        return True
+
+    def _ours(self, found: list[Row]) -> bool:
+        """Whether this HAProxy asks the agents of our gate: only then are its streams ours to judge.
+
+        Agents of another gate have another policy, and what that permits must not be cut by ours.
+        """
+        gate = self._name.partition("/")[0]
+        for row in found[:_SAMPLE]:
+            try:
+                if Ticket.decode(row.ticket).agent.partition("/")[0] != gate:
+                    self._say(
+                        "gate",
+                        f"{self._path}: that HAProxy asks the agents of another gate",
+                    )
+                    self.numbers.unreachable += 1
+                    return False
+            except TicketError:
+                continue
+        self._say("gate", "")
+        return True
+
+    async def _settle(self, pid: int, console: Console, found: list[Row]) -> None:
+        now = self._clock()
+        overdue: list[tuple[Row, _Due]] = []
+        for number, row in enumerate(found):
+            key = (pid, row.key)
+            if number % 100 == 99:
+                await asyncio.sleep(0)  # decisions for HAProxy go on meanwhile
+            ends = self._judged.get(key)
+            if ends is None:
+                ends = self._judged[key] = self._judge(row.ticket, row.expires)
+                if ends.at == 0:
+                    ends = self._judged[key] = Ends(now, ends.cause, ends.detail)
+            if ends.at > now + AHEAD + 1:
+                continue
+            due = self._due.get(key)
+            if due is None:
+                due = self._due[key] = _Due(ends)
+            elif due.ends.at > ends.at:
+                due.ends = ends
+            if due.done:
+                continue
+            if row.alive:
+                due.seen_alive = now
+                grace = GRACE if ends.cause == EXPIRED else 0.0
+                if now >= ends.at + grace + (0.0 if self._is_mine(row) else NEIGHBOUR):
+                    overdue.append((row, due))
+            else:
+                await self._over(console, row, due, now)
+        if overdue:
+            await self._cut_all(pid, console, overdue)
+
+    async def _over(self, console: Console, row: Row, due: _Due, now: float) -> None:
+        """A stream that is no more: ended by HAProxy at its time, or before by itself."""
+        if row.filtered:
+            if not self._is_mine(row) and row.age < NEIGHBOUR:
+                return
+            due.done = True
+            self._record(
+                row,
+                due.ends if due.ends.cause == EXPIRED else Ends(row.expires, EXPIRED),
+                now - row.age,
+                "filter",
+            )
+        elif due.seen_alive and due.seen_alive >= due.ends.at - 0.05 and now >= due.ends.at:
+            due.done = True
+            self._record(row, due.ends, now, "timeout")
+        elif now > due.ends.at:
+            due.done = True
+        if due.done:
+            await console.ask(f"clear table {TABLE} key {row.key}")
+
+    async def _cut_all(self, pid: int, console: Console, overdue: list[tuple[Row, _Due]]) -> None:
+        where = pointers(await console.ask("show sess"))
+        lanes = [console] + [Console(self._path, pid) for _ in range(min(_PARALLEL, len(overdue) // 50))]
+        try:
+            await asyncio.gather(
+                *(
+                    self._cut_some(lane, overdue[place :: len(lanes)], where)
+                    for place, lane in enumerate(lanes)
+                )
+            )
+        finally:
+            for lane in lanes[1:]:
+                lane.close()
+
+    async def _cut_some(
+        self, console: Console, overdue: list[tuple[Row, _Due]], where: dict[str, list[str]]
+    ) -> None:
+        for row, due in overdue:
+            for pointer in where.get(row.source, ()):
+                # Look and cut, nothing between: the pointer may belong to another stream a moment later.
+                if is_stream(await console.ask(f"show sess {pointer}"), row):
+                    await console.ask(f"shutdown session {pointer}")
+                    due.done = True
+                    self._record(row, due.ends, self._clock(), "agent")
+                    break
+
+    def _is_mine(self, row: Row) -> bool:
+        try:
+            return Ticket.decode(row.ticket).agent == self._name
+        except TicketError:
+            return True
+
+    def _record(self, row: Row, ends: Ends, done: float, by: str) -> None:
+        try:
+            ticket = Ticket.decode(row.ticket)
+        except TicketError:
+            ticket = None
+        self._cut(Cut(row, ends.cause, ends.detail, ends.at, done, by, ticket))
+
+    def _forget(self, pid: int, present: set[tuple[int, str]] | None) -> None:
+        """Drop what the table no longer shows; `present` is None where it was not read as a whole."""
+        now = self._clock()
+        for key, due in list(self._due.items()):
+            if key[0] == pid and (
+                due.ends.at < now - 2 * KEPT / 1000 or (present is not None and key not in present)
+            ):
+                del self._due[key]
+        if present is not None:
+            for key in [key for key in self._judged if key[0] == pid and key not in present]:
+                del self._judged[key]
+
+    def _say(self, about: str, problem: str) -> None:
+        """Say a problem once, and once that it is over."""
+        before = self._said.get(about, "")
+        if problem == before:
+            return
+        self._said[about] = problem
+        if problem:
+            log.error(
+                "live: %s. Streams are not cut there; they end at their expiry by HAProxy alone", problem
+            )
+        else:
+            log.info("live: %s answers again", about)
