@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +32,7 @@ from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import Images
 from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, Mock, StageKind
 from iamroles_scenarios.stage.part import Part
-from iamroles_scenarios.stage.processes import AgentProcess
+from iamroles_scenarios.stage.processes import AgentProcess, add_master
 from iamroles_scenarios.stage.rendering import ENTRY
 from iamroles_scenarios.stage.runtime import ask, reload_in_place
 from iamroles_scenarios.stage.spec import AgentSpec
@@ -48,7 +46,6 @@ _MASTER_PORT = 9998
 _MAXCONN = "8000"
 """An engine may allow its containers no more than 20,000 descriptors; a connection takes two."""
 _WORLD = f"{HOME}/world.json"
-
 
 
 class Net:
@@ -163,6 +160,7 @@ class AgentBox:
         self._net = net
         self._image = image
         self._address = net.take()
+        self.master = ""
         self._text = ""
         self._box: Box | None = None
 
@@ -172,6 +170,7 @@ class AgentBox:
         settings = world.get("agent")
         if settings is None or isinstance(settings, dict):
             world["agent"] = {**(settings or {}), "listen": f"{self._address}:{_AGENT_PORT}"}
+        add_master(world, self._spec, self.master)
         self._text = json.dumps(world, indent=1)
         if self._box is not None and self._box.alive:
             self._box.put({_WORLD: self._text})
@@ -211,6 +210,7 @@ class HaproxyBox:
         self._net = net
         self._image = image
         self.host = net.take()
+        self.master = f"{self.host}:{_MASTER_PORT}"
         self._exact = ""
 
     @property

@@ -17,6 +17,9 @@ from iamroles_scenarios.stage.spec import AgentSpec
 class AgentPlace(Protocol):
     """Where one agent runs, again and again: the place outlives the process."""
 
+    master: str
+    """HAProxy's master CLI, for the world file of an agent that declares `live`; "" without HAProxy."""
+
     def write(self, document: Mapping[str, Any]) -> None:
         """Put the world file there; the place adds `agent.listen`."""
 
@@ -47,6 +50,8 @@ class HaproxyPlace(Protocol):
 
     host: str
     port: int
+    master: str
+    """The master CLI: a path or `host:port`, as the agent reaches it."""
 
     @property
     def version(self) -> str:

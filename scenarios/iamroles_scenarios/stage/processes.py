@@ -30,8 +30,8 @@ from iamroles_scenarios.stage.runtime import ask, reload_in_place
 from iamroles_scenarios.stage.spec import AgentSpec
 
 _MOCK_READY = 30.0
-MASTER = "master.sock"
-"""HAProxy's master CLI, beside the world file of its agent."""
+_MASTER = "m"
+"""HAProxy's master CLI; short, as a Unix socket's path has 108 bytes at most."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -63,6 +63,13 @@ class MockProcess:
         return self.url
 
 
+def add_master(document: dict[str, Any], spec: AgentSpec, master: str) -> None:
+    """Tell an agent that declares `live` where HAProxy's master CLI is."""
+    live = document.get("live", {})
+    if master and spec.features.get("live") and isinstance(live, dict):
+        document["live"] = {"master_socket": master, **live}
+
+
 class AgentProcess:
     """Where an agent runs as a child process."""
 
@@ -74,18 +81,13 @@ class AgentProcess:
         self._port = 0
         self._document: dict[str, Any] = {}
         self.master = ""
-        """HAProxy's master CLI, where it is not the socket beside the world file."""
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Put down the world file, whole or not at all."""
         self._document = dict(document)
         settings = self._document.get("agent")
         listen = {"listen": f"{self._host}:{self._port}"}
-        if self._spec.features.get("live"):
-            self._document["live"] = {"master_socket": self.master or MASTER, **self._document.get("live", {})}
-        # A document that is broken on purpose may hold anything under "agent".
-        if settings is None or isinstance(settings, dict):
-            self._document["agent"] = {**(settings or {}), **listen}
+        add_master(self._document, self._spec, self.master)
         fresh = self._directory / "world.json.new"
         fresh.write_text(json.dumps(self._document, indent=1), encoding="utf-8")
         fresh.replace(self._world)
@@ -120,6 +122,7 @@ class HaproxyProcess:
         self._binary = binary
         self._directory = directory
         self._guard = guard
+        self.master = str(directory / _MASTER)
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((LOOPBACK, 0))
@@ -143,7 +146,7 @@ class HaproxyProcess:
         if replaced is not None and replaced.part.alive:
             reload_in_place(replaced)
             return replaced
-        argv = [self._binary, "-W", "-db", "-S", str(self._directory / MASTER)]
+        argv = [self._binary, "-W", "-db", "-S", self.master]
         for name in ENTRY:
             if name in files:
                 argv += ["-f", str(place / name)]

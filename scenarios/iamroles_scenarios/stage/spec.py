@@ -19,6 +19,7 @@ _HAPROXY = {"render", "settings"}
 FEATURES = {
     "oidc": "true or false",
     "sts": "true or false",
+    "live": "true or false",
     "limits": "true or false",
     "reload": 'a signal such as "SIGHUP", or false',
 }

@@ -94,9 +94,10 @@ class AgentHandle:
         self.ready: dict[str, Any] = {}
         """The ready line."""
 
-    def write(self, document: Mapping[str, Any]) -> None:
-        """Put down the world file that the next start or reload reads."""
+    def write(self, document: Mapping[str, Any], master: str = "") -> None:
+        """Put down the world file that the next start or reload reads; `master` is HAProxy's master CLI."""
         if self._place is not None:
+            self._place.master = master or self._place.master
             self._place.write(document)
 
     def start(self) -> None:
@@ -426,8 +427,8 @@ class World:
     ) -> None:
         """Bring it up: the agent starts while HAProxy's files are rendered."""
         self.document = self._composer.document(policy)
-        self.agent.write(self.document)
         if renderer is None:
+            self.agent.write(self.document)
             self.agent.start()
             return
         if self._spec.address and not self._kind.reaches(self._spec.address):
@@ -436,6 +437,7 @@ class World:
                 "listen on an address of the host's, or choose the stage of processes."
             )
         place = self._kind.haproxy_place(self.name)
+        self.agent.write(self.document, place.master)
         self._haproxy = HaproxyHandle(place, renderer.render, self._composer, settings)
         with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
             files = pool.submit(renderer.render, self.document)
