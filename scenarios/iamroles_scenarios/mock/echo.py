@@ -10,6 +10,7 @@ received, headers keep order, spelling and repetition, body is its length in byt
 
 - `Upgrade: websocket`: a WebSocket that echoes (RFC 6455); ping, close and fragments are honoured;
 - `Accept: text/event-stream`: server-sent events, the first one the answer above, then one each 50 ms;
+- the query `endless=1`: a body of a terabyte, 4 KiB each 50 ms; `quiet=1`: no more than one piece;
 - `/_control/counters`: `{"backend", "requests"}`, itself not counted.
 
 Load tests run through this, so the parser is written by hand: it takes what HAProxy sends (HTTP/1.1,
@@ -22,12 +23,14 @@ import argparse
 import asyncio
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, cast
 
 from iamroles_scenarios.mock import process, websocket
 
 _MAX_HEAD = 64 * 1024
 _EVENT_INTERVAL = 0.05
+_PIECE = b"." * 4096
 
 
 class Backend:
@@ -129,7 +132,13 @@ class EchoProtocol(asyncio.Protocol):
                 b"X-Echo-Backend: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % name.encode()
             )
             out.append(_chunk(f"data: {text}\n\n"))
-            self._tick(1)
+            self._last(out)
+            self._tick(1, None if "quiet=1" in head.path else lambda n: _chunk(f"event: tick\ndata: {n}\n\n"))
+            return False
+        if "endless=1" in head.path:
+            out.append(b"HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\n\r\n" + _PIECE)
+            self._last(out)
+            self._tick(1, None if "quiet=1" in head.path else lambda _: _PIECE)
             return False
         out.append(self._response(head, text.encode()))
         if not head.keep_alive:
@@ -147,13 +156,19 @@ class EchoProtocol(asyncio.Protocol):
         ) % (self._backend.name.encode(), connection, len(text))
         return start if head.method == "HEAD" else start + text
 
-    def _tick(self, number: int) -> None:
-        loop = asyncio.get_running_loop()
-        self._events = loop.call_later(_EVENT_INTERVAL, self._event, number)
+    def _last(self, out: list[bytes]) -> None:
+        """Write what is ready: what follows comes by itself."""
+        self._transport.write(b"".join(out))
+        out.clear()
 
-    def _event(self, number: int) -> None:
-        self._transport.write(_chunk(f"event: tick\ndata: {number}\n\n"))
-        self._tick(number + 1)
+    def _tick(self, number: int, piece: Callable[[int], bytes] | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._events = loop.call_later(_EVENT_INTERVAL, self._event, number, piece)
+
+    def _event(self, number: int, piece: Callable[[int], bytes] | None) -> None:
+        if piece is not None:
+            self._transport.write(piece(number))
+            self._tick(number + 1, piece)
 
     def _upgrade(self, head: _Head, out: list[bytes]) -> bool:
         key = head.fields.get("sec-websocket-key", "")

@@ -161,6 +161,7 @@ class AgentBox:
         self._image = image
         self._address = net.take()
         self.master = ""
+        self._files: dict[str, str] = {}
         self._text = ""
         self._box: Box | None = None
 
@@ -175,6 +176,12 @@ class AgentBox:
         if self._box is not None and self._box.alive:
             self._box.put({_WORLD: self._text})
 
+    def put(self, name: str, text: str) -> None:
+        """In the running container, and in those that follow it."""
+        self._files[f"{HOME}/{name}"] = text
+        if self._box is not None and self._box.alive:
+            self._box.put({f"{HOME}/{name}": text})
+
     def start(self) -> Part:
         """A new container from the same image."""
         if self._box is not None:
@@ -184,7 +191,7 @@ class AgentBox:
             self._image,
             list(self._spec.command),
             self._address,
-            files={_WORLD: self._text},
+            files={**self._files, _WORLD: self._text},
             env={**self._spec.env, "IAMROLES_WORLD": _WORLD},
         )
         return self._box

@@ -23,6 +23,9 @@ class AgentPlace(Protocol):
     def write(self, document: Mapping[str, Any]) -> None:
         """Put the world file there; the place adds `agent.listen`."""
 
+    def put(self, name: str, text: str) -> None:
+        """Put a file beside the world file, in a running container too."""
+
     def start(self) -> Part:
         """Start the agent; its ready line has not been read yet."""
 

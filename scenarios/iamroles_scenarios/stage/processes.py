@@ -87,10 +87,17 @@ class AgentProcess:
         self._document = dict(document)
         settings = self._document.get("agent")
         listen = {"listen": f"{self._host}:{self._port}"}
+        # A document that is broken on purpose may hold anything under "agent".
+        if settings is None or isinstance(settings, dict):
+            self._document["agent"] = {**(settings or {}), **listen}
         add_master(self._document, self._spec, self.master)
-        fresh = self._directory / "world.json.new"
-        fresh.write_text(json.dumps(self._document, indent=1), encoding="utf-8")
-        fresh.replace(self._world)
+        self.put(self._world.name, json.dumps(self._document, indent=1))
+
+    def put(self, name: str, text: str) -> None:
+        """Whole or not at all."""
+        fresh = self._directory / f"{name}.new"
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(self._directory / name)
 
     @property
     def _world(self) -> Path:

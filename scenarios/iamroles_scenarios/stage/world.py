@@ -100,6 +100,11 @@ class AgentHandle:
             self._place.master = master or self._place.master
             self._place.write(document)
 
+    def put(self, name: str, text: str) -> None:
+        """Put a file beside the world file."""
+        if self._place is not None:
+            self._place.put(name, text)
+
     def start(self) -> None:
         """Start it, or start it again after `kill` or `stop`, on the same address; wait until it is ready.
 

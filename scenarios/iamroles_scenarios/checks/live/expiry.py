@@ -1,0 +1,87 @@
+"""Expiry: a stream that was allowed ends with its credential, whatever it is and whatever it does."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+
+from iamroles_scenarios.checks.live.stream import KINDS, Shape, Stream
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import Bench, bench
+from iamroles_scenarios.engine.play import Target
+
+LIFE = "+4s"
+AFTER = 1.0
+"""Seconds, times the scale, in which a stream must be over. The distribution is measured by a benchmark."""
+OPEN = 3.0
+SHAPES = tuple(Shape(kind, busy) for kind in KINDS for busy in (True, False))
+
+
+def opened(here: Bench, stack: ExitStack, shape: Shape, token: str, path: str = "/live/reader") -> Stream:
+    """A stream that is under way."""
+    stream = stack.enter_context(closing(Stream(here, shape, path, token)))
+    if not stream.opened(here.seconds(OPEN)):
+        raise here.failed(f"{shape} did not begin: status {stream.status or 'none'}")
+    return stream
+
+
+def ended(here: Bench, stream: Stream, due: float, what: str) -> None:
+    """It must be over soon after a moment, and not before."""
+    if not stream.until(due + here.seconds(AFTER)):
+        raise here.failed(f"{stream.shape}: still open {AFTER:g} s after {what}")
+    if stream.ended < due - 0.05:
+        raise here.failed(f"{stream.shape}: ended {due - stream.ended:.2f} s before {what}")
+
+
+@check(
+    "live.expiry.ends",
+    requirements=["LIVE-EXPIRY-001", "LIVE-IDLE-001"],
+    lane="gate",
+    features={"live"},
+    title="WebSockets, event streams, downloads and uploads end when their token expires, busy or idle",
+)
+def expiry(target: Target) -> None:
+    """All at once, next to one whose token lasts: that one goes on."""
+    with bench(target, "live", "live.expiry") as here, ExitStack() as stack:
+        lasting = opened(here, stack, Shape("websocket"), here.token(exp="+15m"))
+        short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
+        for stream in short:
+            ended(here, stream, stream.expires, "its token's end")
+        if not lasting.moves(here.seconds(AFTER)):
+            raise here.failed("a WebSocket whose token lasts was ended as well")
+
+
+@check(
+    "live.expiry.late-answer",
+    requirements=["LIVE-EXPIRY-002"],
+    lane="gate",
+    features={"live"},
+    title="a stream that was idle for long passes nothing after its token's end",
+)
+def late(target: Target) -> None:
+    """A WebSocket is busy, falls silent, and its silence is younger than any timeout when the token ends."""
+    with bench(target, "live", "live.late") as here, ExitStack() as stack:
+        stream = opened(here, stack, Shape("websocket", busy=False), here.token(exp=LIFE))
+        stream.until(stream.expires - 1.0)
+        stream.say()
+        if not stream.moves(here.seconds(0.5)):
+            raise here.failed("a WebSocket does not echo before its token's end")
+        ended(here, stream, stream.expires, "its token's end")
+
+
+@check(
+    "live.refused.elsewhere",
+    requirements=["LIVE-REFUSE-001"],
+    lane="gate",
+    features={"live"},
+    title="where streams may not live, an upgrade and an event stream are refused",
+)
+def elsewhere(target: Target) -> None:
+    """Both are refused with 403, a plain request passes."""
+    with bench(target, "live", "live.elsewhere") as here, ExitStack() as stack:
+        token = here.token(exp="+15m")
+        for kind in ("websocket", "events"):
+            stream = stack.enter_context(closing(Stream(here, Shape(kind), "/plain/a", token)))
+            if (status := stream.answered(here.seconds(OPEN))) != 403:
+                raise here.failed(f"{kind} to a backend without streams: status {status}, expected 403")
+        download = opened(here, stack, Shape("download"), here.token(exp=LIFE), "/plain/a")
+        ended(here, download, download.expires, "its token's end")

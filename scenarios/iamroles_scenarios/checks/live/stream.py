@@ -1,0 +1,162 @@
+"""A client that keeps a stream open and notes, piece by piece, until when it lived."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from iamroles_scenarios.engine.bench import Bench
+
+Kind = Literal["websocket", "events", "download", "upload"]
+KINDS: tuple[Kind, ...] = ("websocket", "events", "download", "upload")
+BEAT = 0.02
+"""Seconds between two pieces of a busy stream."""
+_CONNECT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is streamed, and whether something always moves."""
+
+    kind: Kind
+    busy: bool = True
+
+    def __str__(self) -> str:
+        return f"{'busy' if self.busy else 'idle'} {self.kind}"
+
+    def head(self, path: str, token: str) -> bytes:
+        """The request's head."""
+        lines = ["Host: gate.example", f"Authorization: Bearer {token}"]
+        method = "GET"
+        match self.kind:
+            case "websocket":
+                key = base64.b64encode(os.urandom(16)).decode()
+                lines += ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+                lines.append(f"Sec-WebSocket-Key: {key}")
+            case "events":
+                lines.append("Accept: text/event-stream")
+                path += "" if self.busy else "?quiet=1"
+            case "download":
+                path += "?endless=1" if self.busy else "?endless=1&quiet=1"
+            case "upload":
+                method = "POST"
+                lines.append("Content-Length: 1099511627776")
+        return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
+
+    @property
+    def beat(self) -> bytes:
+        """What the client sends again and again; empty: it only listens."""
+        if not self.busy:
+            return b""
+        if self.kind == "websocket":
+            return b"\x81\x82" + struct.pack("!I", 0) + b"hi"
+        return b"x" * 512 if self.kind == "upload" else b""
+
+
+class Stream:
+    """One stream on a connection of its own, read and fed by a thread.
+
+    Args:
+        here: whose gate.
+        shape: what to stream.
+        path: of the request.
+        token: the credential.
+    """
+
+    def __init__(self, here: Bench, shape: Shape, path: str, token: str) -> None:
+        self.shape = shape
+        self.status = 0
+        self.expires = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"]
+        """Epoch seconds."""
+        self.last = 0.0
+        """Epoch seconds of the last byte of the other side."""
+        self.sent = 0.0
+        """Epoch seconds of the last piece that was sent."""
+        self.ended = 0.0
+        """Epoch seconds of its end; 0: it lives."""
+        self.over = threading.Event()
+        self._answered = threading.Event()
+        self._sock = socket.create_connection((here.world.proxy.host, here.world.proxy.port), _CONNECT)
+        self._sock.settimeout(BEAT)
+        self._sock.sendall(shape.head(path, token))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def opened(self, within: float) -> bool:
+        """Whether it is under way: the head of the answer is here; an upload has begun."""
+        if self.shape.kind == "upload":
+            return not self.over.wait(min(within, 10 * BEAT))
+        return self._answered.wait(within) and self.status in (101, 200) and not self.over.is_set()
+
+    def answered(self, within: float) -> int:
+        """The status, 0 if there is none in time."""
+        self._answered.wait(within)
+        return self.status
+
+    def lives(self) -> bool:
+        """Whether it is still open."""
+        return not self.over.is_set()
+
+    def until(self, moment: float) -> bool:
+        """Wait for its end up to a moment, epoch seconds; whether it has ended."""
+        return self.over.wait(max(0.0, moment - time.time()))
+
+    def moves(self, within: float) -> bool:
+        """Whether something more arrives, or can be sent, within so many seconds."""
+        mark: Callable[[], float] = (
+            (lambda: self.sent) if self.shape.kind == "upload" else (lambda: self.last)
+        )
+        before, deadline = mark(), time.monotonic() + within
+        while time.monotonic() < deadline and self.lives():
+            if mark() > before:
+                return True
+            self.over.wait(BEAT)
+        return False
+
+    def say(self) -> None:
+        """Send one piece on an idle WebSocket."""
+        self._sock.sendall(Shape("websocket").beat)
+
+    def close(self) -> None:
+        """End it from this side."""
+        self.over.set()
+        self._thread.join(_CONNECT)
+        self._sock.close()
+
+    def _run(self) -> None:
+        head = b""
+        try:
+            while not self.over.is_set():
+                try:
+                    piece = self._sock.recv(65536)
+                except TimeoutError:
+                    piece = None
+                if piece == b"":
+                    break
+                if piece:
+                    self.last = time.time()
+                    if not self._answered.is_set():
+                        head += piece
+                        if b"\r\n\r\n" in head:
+                            self.status = int(head.split(b" ", 2)[1])
+                            self._answered.set()
+                            if self.shape.kind == "upload":
+                                break  # the answer ends an upload
+                beat = self.shape.beat
+                if beat and (self.shape.kind == "upload" or self._answered.is_set()):
+                    self._sock.sendall(beat)
+                    self.sent = time.time()
+                    if self.shape.kind == "upload":
+                        time.sleep(BEAT)
+        except OSError:
+            pass
+        self.ended = time.time()
+        self.over.set()
