@@ -119,12 +119,14 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def _revoked(target: Target, kind: str, between: Callable[[Bench], None] = lambda _: None) -> None:
+def _revoked(
+    target: Target, owner: str, kind: str, between: Callable[[Bench], None] = lambda _: None
+) -> None:
     members = dict(_KINDS[kind])
     if "issued_before" in members:
         members["issued_before"] = int(time.time()) + 60
     live = {"revocations": "revocations.toml"}
-    with bench(target, "live", f"live.revoke.{kind}", own=True, live=live) as here, ExitStack() as stack:
+    with bench(target, "live", owner, own=True, live=live) as here, ExitStack() as stack:
         revoke(here)
         people = _People(here, stack)
         between(here)
@@ -159,7 +161,7 @@ for _kind in _KINDS:
     )
     def _by_kind(target: Target, kind: str = _kind) -> None:
         """Streams of two people; the revocation is about one of them."""
-        _revoked(target, kind)
+        _revoked(target, f"live.revoke.{kind}", kind)
 
 
 @check(
@@ -180,7 +182,7 @@ def reloaded(target: Target) -> None:
                 if not stream.until(stream.expires + here.seconds(AFTER)):
                     raise here.failed(f"{stream.shape}: open {AFTER:g} s after its token, over a reload")
 
-    _revoked(target, "role", reload)
+    _revoked(target, "live.reload", "role", reload)
 
 
 @check(
@@ -198,4 +200,4 @@ def restarted(target: Target) -> None:
         here.world.agent.start()
         here.world.haproxy.wait_agent(up=True, within=here.seconds(15.0))
 
-    _revoked(target, "principal", restart)
+    _revoked(target, "live.restart", "principal", restart)
