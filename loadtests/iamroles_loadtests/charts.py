@@ -60,9 +60,7 @@ def microseconds(values: Iterable[float]) -> Axis:
         for step in steps
         if below <= step <= above and (decades < 2.3 or str(step).lstrip("0.")[0] == "1")
     ]
-    return Axis(
-        below, above, [(step, duration(step).replace("us", "µs")) for step in shown], "latency", log=True
-    )
+    return Axis(below, above, [(step, duration(step)) for step in shown], "latency", log=True)
 
 
 def linear(high: float, name: str, *, low: float = 0.0) -> Axis:

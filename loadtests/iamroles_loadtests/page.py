@@ -27,7 +27,7 @@ def render(result: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("iamroles_loadtests", ""), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters["duration"] = readable
+    environment.filters["duration"] = duration
     return environment.get_template("page.html").render(
         result=result,
         figures=list(_figures(result)),
@@ -44,11 +44,6 @@ def _drawn(svg: str) -> Markup:
     return Markup(svg)  # noqa: S704 - see above
 
 
-def readable(microseconds: float) -> str:
-    """A duration with a proper µ."""
-    return duration(microseconds).replace("us", "µs")
-
-
 def _figures(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """The few numbers one looks for: value, what it is, what belongs to it."""
     knee, pairs = result["knee"], result["pairs"]
@@ -59,13 +54,13 @@ def _figures(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         sent = phase["sent"]
         if "p50" in sent:
             what = f"p50 at {phase['rate']:,.0f}/s" if phase["rate"] else "p50"
-            tail = f", p99 {readable(sent['p99'])}" if "p99" in sent else ""
-            yield readable(sent["p50"]), what, f"from sent{tail}"
+            tail = f", p99 {duration(sent['p99'])}" if "p99" in sent else ""
+            yield duration(sent["p50"]), what, f"from sent{tail}"
     if pairs is not None:
         for lane, what in (("remembered", "a remembered verdict adds"), ("new", "a new token adds")):
             found = pairs["differences"][lane]["p50"]
-            between = f"{readable(found['low'])} to {readable(found['high'])} (95 %)"
-            yield readable(found["value"]), what, between
+            between = f"{duration(found['low'])} to {duration(found['high'])} (95 %)"
+            yield duration(found["value"]), what, between
     bad = result["wrong"] + result["faults"]
     yield f"{bad:,}", "wrong or lost", f"of {result['answers']:,} answers, each judged"
 
@@ -98,7 +93,7 @@ def _curve(phase: Mapping[str, Any]) -> str:
         chart.line(points, name)
     for name in names[1:]:
         shown = [
-            (charts.nine(PERCENTILES[at]), phase[name][at], f"{at} from {name}: {readable(phase[name][at])}")
+            (charts.nine(PERCENTILES[at]), phase[name][at], f"{at} from {name}: {duration(phase[name][at])}")
             for at in PERCENTILES
             if at in phase[name]
         ]
@@ -124,7 +119,7 @@ def _course(phase: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> st
     )
     for (name, at), points in drawn.items():
         chart.line(points, f"{name} {'thin' if at == 'max' else ''}")
-        said = [(x, y, f"{at} from {name}, at {x:.1f} s: {readable(y)}") for x, y in points]
+        said = [(x, y, f"{at} from {name}, at {x:.1f} s: {duration(y)}") for x, y in points]
         chart.dots(said, f"{name} small")
     for at, took in phase["stalls"]:
         if took >= 20 and 0 <= at <= phase["seconds"]:
@@ -150,7 +145,7 @@ def _knee(knee: Mapping[str, Any]) -> str:
     )
     for (name, at), points in drawn.items():
         chart.line(points, f"{name} {'thin' if at == 'p99' else ''}")
-        chart.dots([(x, y, f"{at} from {name} at {x:,.0f}/s: {readable(y)}") for x, y in points], name)
+        chart.dots([(x, y, f"{at} from {name} at {x:,.0f}/s: {duration(y)}") for x, y in points], name)
     chart.mark(knee["rate"], "knee", "knee")
     return chart.svg()
 

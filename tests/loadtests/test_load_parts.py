@@ -28,13 +28,13 @@ def example():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(740, "740 us"), (12_345, "12.3 ms"), (1_200_000, "1.2 s"), (-50, "-50 us")]
+    ("value", "text"), [(740, "740 µs"), (12_345, "12.3 ms"), (1_200_000, "1.2 s"), (-50, "-50 µs")]
 )
 def test_durations_are_readable(value, text):
     assert duration(value) == text
 
 
-@pytest.mark.parametrize(("text", "value"), [("800us", 800), ("1.5ms", 1500), ("2s", 2e6)])
+@pytest.mark.parametrize(("text", "value"), [("800us", 800), ("800µs", 800), ("1.5ms", 1500), ("2s", 2e6)])
 def test_durations_are_read(text, value):
     assert microseconds(text) == value
 

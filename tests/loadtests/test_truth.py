@@ -11,7 +11,7 @@ import time
 import pytest
 from truth import PILES, Compared, phase, truth
 
-from iamroles_loadtests.generator import Generator
+from iamroles_loadtests.generator import Generator, GeneratorError
 from iamroles_loadtests.histogram import Histogram
 from iamroles_loadtests.validity import Bounds, doubts
 
@@ -52,6 +52,15 @@ def test_a_frozen_generator_keeps_the_figures_from_sent_and_says_so():
     assert due.at(99.0) > 40_000
     true = sorted(held)[int(len(held) * 0.99)]
     assert abs(sent.at(99.0) - true) < max(0.1 * true, 40_000 * 0.1)
+
+
+def test_a_generator_that_dies_gives_no_figures():
+    with truth("fixed") as server, Generator(PILES) as generator:
+        killer = threading.Timer(1.0, os.kill, (generator.pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(GeneratorError, match="exit code -9"):
+            generator.play(phase(server.address, 500, 20.0))
+        killer.join()
 
 
 def _freeze(pid):
