@@ -8,14 +8,14 @@ pointer are SVG `title` elements: no script is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from iamroles_loadtests.units import duration
 
 WIDTH, HEIGHT = 360, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 34
 Point = tuple[float, float]
 
 
@@ -74,6 +74,20 @@ def linear(high: float, name: str, *, low: float = 0.0) -> Axis:
     return Axis(ticks[0], ticks[-1], [(tick, short(tick)) for tick in ticks], name)
 
 
+def ratios(values: Iterable[float]) -> Axis:
+    """A logarithmic axis around 1, no narrower than a fifth to both sides."""
+    furthest = max([1.2, *(max(value, 1 / max(value, 1e-9)) for value in values)]) * 1.02
+    furthest = min(furthest, 1000.0)
+    if furthest < 2.1:
+        marks = [1.0, 1.1, 1.25, 1.5, 2.0] if furthest < 1.3 else [1.0, 1.25, 1.6, 2.0]
+    else:
+        marks = [1.0, 2.0, 5.0, 10.0, 100.0] if furthest > 4 else [1.0, 1.5, 2.0, 3.0]
+    shown = sorted({mark for one in marks if one <= furthest for mark in (one, 1 / one)})
+    return Axis(
+        1 / furthest, furthest, [(mark, f"x{mark:.2g}") for mark in shown], "second over first", log=True
+    )
+
+
 def short(value: float) -> str:
     """A number for a tick: `12k`, `0.5`."""
     if abs(value) >= 10_000:
@@ -107,7 +121,10 @@ class Chart:
         self._title = title
         self._x, self._y = x, y
         self._height = height
+        self._zones: list[str] = []
         self._parts: list[str] = []
+        self._said: list[str] = []
+        """What a reader who cannot see it is told."""
 
     def _at(self, point: Point) -> tuple[float, float]:
         x = _LEFT + self._x.share(point[0]) * (WIDTH - _LEFT - _RIGHT)
@@ -120,21 +137,37 @@ class Chart:
             path = " ".join(f"{x},{y}" for x, y in map(self._at, points))
             self._parts.append(f'<polyline class="line {kind}" points="{path}"/>')
 
+    def between(self, above: Sequence[Point], below: Sequence[Point], kind: str) -> None:
+        """The area between two lines."""
+        if above and below:
+            path = " ".join(f"{x},{y}" for x, y in map(self._at, [*above, *reversed(below)]))
+            self._zones.append(f'<polygon class="area {kind}" points="{path}"/>')
+
+    def zone(self, begin: float, end: float, kind: str) -> None:
+        """A stretch of the horizontal axis."""
+        (left, _), (right, _) = self._at((begin, 0)), self._at((end, 0))
+        self._zones.append(
+            f'<rect class="area {kind}" x="{left}" y="{_TOP}" width="{max(0.0, right - left):.1f}" '
+            f'height="{self._height - _TOP - _BOTTOM}"/>'
+        )
+
     def dots(self, points: Sequence[tuple[float, float, str]], kind: str) -> None:
         """Points that say something under the pointer."""
         for x, y, said in points:
+            self._said.append(said)
             left, top = self._at((x, y))
             title = f"<title>{escape(said)}</title>"
             self._parts.append(f'<circle class="dot {kind}" cx="{left}" cy="{top}" r="3">{title}</circle>')
 
-    def mark(self, x: float, said: str, kind: str = "event") -> None:
-        """A vertical line with a word."""
+    def mark(self, x: float, said: str, kind: str = "event", *, line: int = 0) -> None:
+        """A vertical line with a word, so many lines above the bottom."""
+        self._said.append(said)
         left, _ = self._at((x, 0))
         anchor = "end" if left > WIDTH * 0.7 else "start"
         shift = -3 if anchor == "end" else 3
         self._parts.append(
             f'<line class="{kind}" x1="{left}" x2="{left}" y1="{_TOP}" y2="{self._height - _BOTTOM}"/>'
-            + _text("word", left + shift, _TOP + 8, said, anchor)
+            + _text("word", left + shift, self._height - _BOTTOM - 4 - 11 * line, said, anchor)
         )
 
     def svg(self) -> str:
@@ -151,75 +184,103 @@ class Chart:
             grid.append(_text("tick", x, bottom + 13, name))
         middle = (_LEFT + right) / 2
         grid.append(_text("axis", middle, self._height - 4, self._x.name))
-        return _svg(self._title, self._height, [*grid, *self._parts])
+        return _svg(self._title, self._height, [*self._zones, *grid, *self._parts], "; ".join(self._said))
 
 
-def intervals(title: str, rows: Sequence[tuple[str, str, float, float, float]], name: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A labelled row of `intervals` or `bars`.
+
+    Args:
+        label: what it is, on the left.
+        told: its figures in words, on the right.
+        parts: a bar's parts by class, or the one value of an interval.
+        low: begin of the interval; None: there is none.
+        high: its end.
+    """
+
+    label: str
+    told: str
+    parts: Mapping[str, float]
+    low: float | None = None
+    high: float | None = None
+
+
+def intervals(title: str, axis: Axis, rows: Sequence[Row], base: float) -> str:
     """Values with their intervals, one a row.
 
     Args:
         title: what it shows.
-        rows: label, class, value, low and high.
-        name: of the axis, microseconds.
+        axis: of the values.
+        rows: one value each.
+        base: where there is no difference; marked.
     """
-    axis = linear(max([1.0, *(row[4] for row in rows)]), name, low=min([0.0, *(row[3] for row in rows)]))
-    height = 34 + 26 * len(rows)
-    left, right = 120, WIDTH - 14
 
-    def at(value: float) -> float:
-        return round(left + axis.share(value) * (right - left), 1)
+    def drawn(row: Row, y: float) -> Iterator[str]:
+        for kind, value in row.parts.items():
+            if row.low is not None and row.high is not None:
+                begin, end = _across(axis, row.low), _across(axis, row.high)
+                yield f'<line class="span {kind}" x1="{begin}" x2="{end}" y1="{y}" y2="{y}"/>'
+            title = f"<title>{escape(f'{row.label}: {row.told}')}</title>"
+            yield f'<circle class="dot {kind}" cx="{_across(axis, value)}" cy="{y}" r="5">{title}</circle>'
 
-    parts = []
-    for value, label in axis.ticks:
-        parts.append(f'<line class="grid" x1="{at(value)}" x2="{at(value)}" y1="4" y2="{height - 28}"/>')
-        parts.append(_text("tick", at(value), height - 16, label))
-    for number, (label, kind, value, begin, end) in enumerate(rows):
-        y = 18 + 26 * number
-        said = f"{label}: {duration(value)}, 95 % between {duration(begin)} and {duration(end)}"
-        parts.append(_text("label", left - 8, y + 4, label, "end"))
-        parts.append(f'<line class="span {kind}" x1="{at(begin)}" x2="{at(end)}" y1="{y}" y2="{y}"/>')
-        title = f"<title>{escape(said)}</title>"
-        parts.append(f'<circle class="dot {kind}" cx="{at(value)}" cy="{y}" r="5">{title}</circle>')
-    parts.append(_text("axis", (left + right) / 2, height - 3, name))
-    return _svg(title, height, parts)
+    return _rows(title, axis, rows, drawn, base)
 
 
-def bars(title: str, rows: Sequence[tuple[str, Mapping[str, float]]], name: str) -> str:
-    """Stacked bars.
+def bars(title: str, axis: Axis, rows: Sequence[Row]) -> str:
+    """Stacked bars, one a row; the title of each part says its value in the axis's unit."""
 
-    Args:
-        title: what it shows.
-        rows: label, and value by part; the part is the class.
-        name: of the axis.
-    """
-    axis = linear(max([1.0, *(sum(parts.values()) for _, parts in rows)]), name)
-    height = 34 + 26 * len(rows)
-    left, right = 92, WIDTH - 14
-    parts_of = []
-    for value, label in axis.ticks:
-        x = round(left + axis.share(value) * (right - left), 1)
-        parts_of.append(f'<line class="grid" x1="{x}" x2="{x}" y1="4" y2="{height - 28}"/>')
-        parts_of.append(_text("tick", x, height - 16, label))
-    for number, (label, values) in enumerate(rows):
-        y, begin = 8 + 26 * number, 0.0
-        parts_of.append(_text("label", left - 8, y + 14, label, "end"))
-        for part, value in values.items():
-            x = left + axis.share(begin) * (right - left)
-            width = axis.share(begin + value) * (right - left) + left - x
-            said = f"{label}, {part}: {value:.1f} µs a request"
-            parts_of.append(
-                f'<rect class="bar {part}" x="{x:.1f}" y="{y}" width="{max(0.0, width):.1f}" height="18">'
-                f"<title>{escape(said)}</title></rect>"
+    def drawn(row: Row, y: float) -> Iterator[str]:
+        begin = 0.0
+        for part, value in row.parts.items():
+            left, right = _across(axis, begin), _across(axis, begin + value)
+            said = f"{row.label}, {part}: {value:.1f} {axis.name}"
+            yield (
+                f'<rect class="bar {escape(part, quote=True)}" x="{left}" y="{y - 6}" '
+                f'width="{max(0.0, right - left):.1f}" height="12"><title>{escape(said)}</title></rect>'
             )
             begin += value
-    parts_of.append(_text("axis", (left + right) / 2, height - 3, name))
-    return _svg(title, height, parts_of)
+
+    return _rows(title, axis, rows, drawn, None)
+
+
+_ROW, _EDGE = 36, 14
+
+
+def _across(axis: Axis, value: float) -> float:
+    return round(_EDGE + axis.share(value) * (WIDTH - 2 * _EDGE), 1)
+
+
+def _rows(
+    title: str,
+    axis: Axis,
+    rows: Sequence[Row],
+    drawn: Callable[[Row, float], Iterable[str]],
+    base: float | None,
+) -> str:
+    """Rows on a common axis, words above what is drawn: no label is longer than the picture is wide."""
+    height = 40 + _ROW * len(rows)
+    bottom = height - 32
+    parts = []
+    for value, label in axis.ticks:
+        x, kind = _across(axis, value), "grid base" if value == base else "grid"
+        parts.append(f'<line class="{kind}" x1="{x}" x2="{x}" y1="6" y2="{bottom}"/>')
+        parts.append(_text("tick", x, bottom + 13, label))
+    for number, row in enumerate(rows):
+        y = 16 + _ROW * number
+        parts.append(_text("label", 4, y, row.label, "start"))
+        parts.append(_text("label told", WIDTH - 4, y, row.told, "end"))
+        parts += drawn(row, y + 12)
+    parts.append(_text("axis", WIDTH / 2, height - 4, axis.name))
+    return _svg(title, height, parts, "; ".join(f"{row.label}: {row.told}" for row in rows))
 
 
 def _text(kind: str, x: float, y: float, said: str, anchor: str = "middle") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{escape(said)}</text>'
 
 
-def _svg(title: str, height: int, parts: Iterable[str]) -> str:
-    label = escape(title, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">' + "".join(parts) + "</svg>"
+def _svg(title: str, height: int, parts: Iterable[str], told: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img"><title>{escape(title)}</title>'
+        f"<desc>{escape(told)}</desc>{''.join(parts)}</svg>"
+    )

@@ -9,7 +9,7 @@ runs that take turns can tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iamroles_loadtests.histogram import PERCENTILES, Histogram, values_at
+from iamroles_loadtests.units import duration
 
 _RESAMPLES = 2000
-_SAME = ("cpu", "cores", "kernel", "python")
-"""Of the environments, what should not differ."""
-_ASKED = ("rates", "connections", "in_flight", "shapes", "constant", "straight")
-"""Of what was asked."""
+_MACHINE = ("cpu", "cores", "system")
+"""Of the environments, what must not differ."""
+_SOFTWARE = ("kernel", "python")
+"""What may bend figures if it differs."""
+_ASKED = ("rates", "connections", "in_flight", "shapes", "constant", "straight", "method")
+"""Of what was asked, what must not differ."""
+_FEW = 16
+"""Windows from which on an interval is near its word."""
+_COUNTED: Mapping[str, Callable[[float], str]] = {
+    "us": duration,
+    "/s": lambda rate: f"{rate:,.0f}/s",
+    "share": lambda share: f"{share:.1%}",
+}
+"""How values of each unit are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +43,12 @@ class Line:
     Args:
         phase: where it is from.
         name: of the figure.
-        before: in the first run, microseconds.
+        before: in the first run.
         after: in the second.
         ratio: second over first.
         low: of the 95 % interval of the ratio; None where there is no interval.
         high: of it.
+        unit: `us`, `/s` or `share`.
     """
 
     phase: str
@@ -46,6 +58,7 @@ class Line:
     ratio: float
     low: float | None = None
     high: float | None = None
+    unit: str = "us"
 
     @property
     def verdict(self) -> str:
@@ -53,6 +66,15 @@ class Line:
         if self.low is None or self.high is None:
             return ""
         return "slower" if self.low > 1 else "faster" if self.high < 1 else ""
+
+    def told(self, value: float) -> str:
+        """One of its values, readable."""
+        return _COUNTED[self.unit](value)
+
+    @property
+    def interval(self) -> str:
+        """Readable; empty where there is none."""
+        return "" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -68,35 +90,81 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Line]:
         if other is not None:
             found += list(_latencies(phase, other))
             found += list(_cpu(phase["name"], phase["cpu"], other["cpu"]))
-    return found + list(_pairs(before["pairs"], after["pairs"]))
+    return [*_knee(before["knee"], after["knee"]), *found, *_pairs(before["pairs"], after["pairs"])]
 
 
-def cautions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Why the two may not compare, one sentence each."""
-    found = [
-        f"the {which} run is invalid: {'; '.join(result['doubts'])}"
-        for which, result in (("first", before), ("second", after))
-        if not result["valid"]
-    ]
-    for name in _SAME:
-        one, other = before["environment"][name], after["environment"][name]
-        if one != other:
-            found.append(f"{name} differs: {one}, then {other}")
-    for name in _ASKED:
-        one, other = before["asked"].get(name), after["asked"].get(name)
-        if one != other:
-            found.append(f"--{name.replace('_', '-')} differs: {one}, then {other}")
+def obstacles(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Why the two do not compare, one sentence each; empty if they do."""
+    found = []
+    for which, result in (("first", before), ("second", after)):
+        if not result["valid"]:
+            found.append(f"the {which} run is invalid: {'; '.join(result['doubts'])}")
+        if result["wrong"] or result["faults"]:
+            found.append(
+                f"the {which} run had {result['wrong']:,} wrong verdicts and {result['faults']:,} requests "
+                "without an answer: how fast those were says nothing"
+            )
+    found += _differing(before["environment"], after["environment"], _MACHINE, "{}")
+    found += _differing(before["asked"], after["asked"], _ASKED, "--{}")
+    found += _differing(before["target"], after["target"], ("kind", "stage"), "what was measured ({})")
     theirs = {phase["name"]: phase["rate"] for phase in after["phases"]}
     for phase in before["phases"]:
         rate = theirs.get(phase["name"])
-        if rate is not None and phase["rate"] and not 0.9 < rate / phase["rate"] < 1.1:
+        if rate is not None and not 0.9 * phase["rate"] <= rate <= 1.1 * phase["rate"]:
             found.append(
                 f"{phase['name']} was offered {phase['rate']:,.0f}/s, then {rate:,.0f}/s: give both --rate"
             )
     return found
 
 
+def cautions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What else to bear in mind, one sentence each."""
+    found = list(_differing(before["environment"], after["environment"], _SOFTWARE, "{}"))
+    found += _differing(before["target"], after["target"], ("haproxy",), "{}")
+    names = {phase["name"] for phase in before["phases"]} ^ {phase["name"] for phase in after["phases"]}
+    if names:
+        found.append(f"only one of the runs has {', '.join(sorted(names))}")
+    few = [
+        phase["name"]
+        for phase in before["phases"]
+        if 0 < sum(1 for window in phase["windows"] if window["samples"]) < _FEW
+    ]
+    if few:
+        found.append(f"intervals rest on fewer than {_FEW} windows in {', '.join(few)}: use --duration")
+    return found
+
+
+def _differing(
+    one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str], called: str
+) -> Iterator[str]:
+    for name in names:
+        if one.get(name) != other.get(name):
+            said = called.format(name.replace("_", "-"))
+            yield f"{said} differs: {one.get(name)}, then {other.get(name)}"
+
+
+def _knee(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[Line]:
+    if before is not None and after is not None:
+        for name, said in (("rate", "up to the knee"), ("capacity", "at most, closed loop")):
+            one, two = before[name], after[name]
+            yield Line("knee", said, one, two, round(two / max(one, 1e-9), 4), unit="/s")
+
+
+def _answered(phase: Mapping[str, Any]) -> float:
+    """Share of what was due."""
+    return float(phase["samples"] / max(1, phase["samples"] + phase["owed"] + phase["faults"]))
+
+
 def _latencies(phase: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Line]:
+    if not phase["closed"]:
+        one, two = _answered(phase), _answered(other)
+        yield Line(
+            phase["name"], "answered of what was due", one, two, round(two / max(one, 1e-9), 4), unit="share"
+        )
+        for at in ("p50", "p99"):
+            if at in phase["due"] and at in other["due"]:
+                one, two = phase["due"][at], other["due"][at]
+                yield Line(phase["name"], f"{at} from due", one, two, round(two / max(one, 1e-9), 4))
     names = [at for at in PERCENTILES if at in phase["sent"] and at in other["sent"] and at != "p99.99"]
     resampled = [_resampled(one, names, seed) for seed, one in enumerate((phase, other))]
     for number, at in enumerate(names):

@@ -126,24 +126,27 @@ def _objectives(result: dict[str, Any]) -> Table:
     return table
 
 
-def comparison(lines: Sequence[Line], cautions: Sequence[str], console: Console) -> None:
+def comparison(
+    lines: Sequence[Line], obstacles: Sequence[str], cautions: Sequence[str], console: Console
+) -> None:
     """Print two runs side by side."""
     table = Table(box=None, pad_edge=False)
     for name in ("phase", "figure", "first", "second", "ratio", "95 % interval", ""):
         table.add_column(name, justify="left" if name in ("phase", "figure", "") else "right")
     colours = {"slower": "red", "faster": "green", "": "dim"}
     for line in lines:
-        between = "" if line.low is None else f"{line.low:.2f} to {line.high:.2f}"
-        said = line.verdict or ("no difference shown" if between else "")
+        said = line.verdict or ("no difference shown" if line.interval else "")
         table.add_row(
             line.phase,
             line.name,
-            duration(line.before),
-            duration(line.after),
+            line.told(line.before),
+            line.told(line.after),
             f"x{line.ratio:.2f}",
-            between,
+            line.interval,
             f"[{colours[line.verdict]}]{said}[/]",
         )
     console.print(table)
+    for obstacle in obstacles:
+        console.print(f"[red]not comparable[/] {escape(obstacle)}")
     for caution in cautions:
         console.print(f"[yellow]caution[/] {escape(caution)}")

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from iamroles_loadtests import result
 from iamroles_loadtests.book import Book
 from iamroles_loadtests.commands.load import load
-from iamroles_loadtests.compare import cautions, compared
+from iamroles_loadtests.compare import cautions, compared, obstacles
 from iamroles_scenarios.traffic import FIELDS, Case
 
 EXAMPLE = Path(__file__).with_name("example-result.json")
@@ -66,15 +66,48 @@ def test_a_difference_is_shown(factor, verdict):
 
 def test_what_does_not_compare_is_said():
     one, other = made(1), copy.deepcopy(made(1))
-    assert cautions(one, other) == []
+    assert obstacles(one, other) == cautions(one, other) == []
     other["valid"], other["doubts"] = False, ["it rained"]
     other["environment"]["cpu"] = "another"
     other["asked"]["connections"] = 7
     other["phases"][0]["rate"] = 9000.0
 
-    said = " ".join(cautions(one, other))
-    for what in ("it rained", "cpu differs", "--connections differs", "offered 5,000/s, then 9,000/s"):
-        assert what in said
+    other["wrong"] = 3
+    other["target"]["stage"] = "containers"
+
+    said = obstacles(one, other)
+    for what in (
+        "it rained",
+        "cpu differs",
+        "--connections differs",
+        "offered 5,000/s, then 9,000/s",
+        "second run had 3 wrong verdicts",
+        "(stage) differs",
+    ):
+        assert sum(what in why for why in said) == 1, what
+    assert len(said) == 6
+    other["environment"]["python"] = "3.99"
+    other["target"]["haproxy"] = "9.9"
+    other["phases"][0]["name"] = "low"
+    one["phases"][0]["windows"] = one["phases"][0]["windows"][:5]
+    said = cautions(one, other)
+    for what in (
+        "python differs",
+        "haproxy differs",
+        "only one of the runs has half, low",
+        "windows in half",
+    ):
+        assert sum(what in why for why in said) == 1, what
+
+
+def test_what_is_not_answered_is_no_faster():
+    """Latencies from sent of what a gate does answer say nothing of what it does not."""
+    one, other = made(1), made(1)
+    other["phases"][0]["owed"] = other["phases"][0]["samples"]
+    [answered] = [line for line in compared(one, other) if line.name == "answered of what was due"]
+
+    assert (answered.before, answered.after, answered.ratio) == (1.0, 0.5, 0.5)
+    assert answered.told(0.5) == "50.0%"
 
 
 def test_the_command(tmp_path):
@@ -91,6 +124,13 @@ def test_the_command(tmp_path):
     slower = CliRunner().invoke(load, ["compare", before, after, "--worse", "1.1", "--json"])
     assert slower.exit_code == 1
     assert {line["verdict"] for line in json.loads(slower.output)["lines"]} == {"slower", ""}
+    page = tmp_path / "page.html"
+    rainy = written("r", {**made(2, 1.5), "valid": False, "doubts": ["it rained"]})
+    invalid = CliRunner().invoke(load, ["compare", before, rainy, "--worse", "1.1", "--html", str(page)])
+    assert invalid.exit_code == 4
+    assert "not comparable" in invalid.output
+    assert "it rained" in page.read_text()
+    assert CliRunner().invoke(load, ["compare", before, rainy, "--worse", "1.1", "--anyway"]).exit_code == 1
     strange = CliRunner().invoke(load, ["compare", before, written("c", made(1, name="other"))])
     assert strange.exit_code == 2
     assert "no phase in common" in strange.output

@@ -3,13 +3,18 @@
 import copy
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from iamroles_loadtests import charts, page, result
+from iamroles_loadtests import charts, compare_page, page, result
+from iamroles_loadtests.compare import compared
+from iamroles_loadtests.histogram import PERCENTILES
+from iamroles_loadtests.units import duration
 
 EXAMPLE = Path(__file__).with_name("example-result.json")
 
@@ -24,13 +29,17 @@ class Outline(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.tags, self.fetched = [], []
+        self.tags, self.fetched, self.ids, self.words = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
         self.fetched += [
             value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}
         ]
+
+    def handle_data(self, data):
+        self.words.append(data)
 
 
 def outline(text):
@@ -47,12 +56,14 @@ def test_the_page_needs_no_network(example):
     text = page.render(example)
     found = outline(text)
 
-    assert found.fetched == []
+    # Links lead to places of the page itself.
+    assert found.fetched
+    assert all(place.startswith("#") and place[1:] in found.ids for place in found.fetched)
     assert not {"script", "link", "img", "iframe"} & set(found.tags)
     assert "url(" not in text
     assert "@import" not in text
-    # A curve and a course for each phase, the knee, the CPU, the intervals and the lanes.
-    assert found.tags.count("svg") == 2 * len(example["phases"]) + 4
+    # A curve and a course for each phase, the knee, the CPU, what the check adds (two) and the lanes.
+    assert found.tags.count("svg") == found.tags.count("desc") == 2 * len(example["phases"]) + 5
     assert "nan" not in re.sub(r"<style>.*</style>", "", text, flags=re.DOTALL).lower()
 
 
@@ -74,10 +85,120 @@ def test_a_phase_without_answers_is_drawn(example):
 
 def test_what_a_server_said_is_text(example):
     hostile = "<script>alert(1)</script>"
-    text = page.render({**example, "examples": [hostile], "doubts": [hostile], "reproduce": hostile})
+    changed = copy.deepcopy(example)
+    changed |= {"examples": [hostile], "doubts": [hostile], "reproduce": hostile}
+    changed["target"]["agent"]["name"] = changed["target"]["haproxy"] = hostile
+    changed["environment"]["cpu"] = changed["objectives"][0]["got"] = hostile
+    phase = changed["phases"][0]
+    phase["name"] = hostile
+    phase["cases"] = {hostile: next(iter(phase["cases"].values()))}
+    phase["cpu"] = {'"><script>': 1.0}
+    changed["events"] = [{"at": phase["begin"] + 1, "what": hostile}]
+    tags = outline(page.render(changed)).tags
 
-    assert "script" not in outline(text).tags
-    assert text.count("&lt;script&gt;") == 3
+    assert "script" not in tags
+    assert "script" not in outline(compare_page.render(changed, changed)).tags
+    assert tags.count("svg") == 2 * len(changed["phases"]) + 5
+
+
+def test_the_numbers_are_those_of_the_result(example):
+    """Every section is there, and each percentile, objective and interval that the result holds."""
+    found = outline(page.render(example))
+    words = {word.strip() for word in found.words}
+    headings = {"percentiles", "knee", "cpu", "cost", "time", "objectives", "cases", "again"}
+    assert headings <= set(found.ids)
+    for phase in example["phases"]:
+        for origin in ("due", "sent"):
+            for at in PERCENTILES:
+                if at in phase[origin]:
+                    told = duration(phase[origin][at])
+                    assert told in words
+                    assert f"{at} from {origin}: {told}" in words
+        for case in phase["cases"].values():
+            assert f"{case['samples']:,}" in words
+    for one in example["objectives"]:
+        assert {one["name"], "met" if one["met"] else "not met"} <= words
+    for lane, told in example["pairs"]["differences"].items():
+        value, low, high = (duration(told["p50"][name]) for name in ("value", "low", "high"))
+        assert value in words, lane
+        assert f"{value} ({low} to {high})" in words
+    assert {f"knee {example['knee']['rate']:,.0f}/s", example["reproduce"]} <= words
+
+
+@pytest.mark.parametrize(
+    ("valid", "met", "wrong", "said"),
+    [
+        (True, True, 0, "The run is valid"),
+        (False, True, 0, "The run is invalid:"),
+        (True, False, 0, "Not every objective is met."),
+        (True, False, 3, "3 verdicts were wrong"),
+    ],
+)
+def test_the_verdict_stands_on_top(example, valid, met, wrong, said):
+    changed = {
+        **example,
+        "valid": valid,
+        "met": met,
+        "wrong": wrong,
+        "doubts": [] if valid else ["it rained"],
+    }
+    top = page.render(changed).partition("<nav")[0]
+
+    assert said in top
+    assert ("The run is valid" in top) == valid
+    assert ("Every objective is met." in top) == met
+    assert ("was judged, and right" in top) == (not wrong)
+    assert ("it rained" in top) == (not valid)
+
+
+def test_two_runs_on_a_page(example):
+    changed = copy.deepcopy(example)
+    changed["environment"]["cpu"] = "another machine"
+    found = outline(compare_page.render(example, changed))
+
+    assert any("differs: " in word and "another machine" in word for word in found.words)
+    assert found.fetched == []
+    lines = compared(example, changed)
+    places = {line.phase for line in lines}
+    assert found.tags.count("svg") == len(places) + len(example["phases"])
+    for line in lines:
+        assert any(f"x{line.ratio:.2f}" in word for word in found.words)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_is_wider_than_the_screen(example, tmp_path, width):
+    """Laid out by a real browser, in a frame: a headless window itself is never narrower than 500."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    long = "averyveryverylongnamewithoutanyspaces" * 3
+    odd = copy.deepcopy(example)
+    odd["target"]["agent"]["name"] = odd["doubts"][0] = odd["objectives"][0]["name"] = long
+    odd["reproduce"] = long * 4
+    pages = {"a": page.render(example), "b": page.render(odd), "c": compare_page.render(example, odd)}
+    for name, text in pages.items():
+        (tmp_path / f"{name}.html").write_text(text)
+    frames = "".join(f'<iframe width="{width}" height="800" src="{name}.html"></iframe>' for name in pages)
+    (tmp_path / "frames.html").write_text(
+        f"""{frames}<script>onload = () => document.title = [...document.querySelectorAll("iframe")].map(
+        frame => frame.contentDocument.documentElement.scrollWidth).join()</script>"""
+    )
+    done = subprocess.run(
+        [
+            chromium,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+            *("--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"),
+            (tmp_path / "frames.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    widths = re.search("<title>(.*)</title>", done.stdout)[1].split(",")
+
+    assert len(widths) == len(pages)
+    assert all(int(found) <= width for found in widths), widths
 
 
 def test_events_and_stalls_are_marked(example):

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from iamroles_loadtests import composed, page, targets
+from iamroles_loadtests import compare_page, composed, page, targets
 from iamroles_loadtests import report as reports
 from iamroles_loadtests import result as results
 from iamroles_loadtests import slo as slos
 from iamroles_loadtests.commands.options import INVALID, command_line, console, end, opened, told, where
-from iamroles_loadtests.compare import cautions, compared
+from iamroles_loadtests.compare import cautions, compared, obstacles
 from iamroles_loadtests.conductor import SHARES, Conductor, Score, tokens_for_pairs
 from iamroles_loadtests.generator import Generator, GeneratorError
 from iamroles_loadtests.hosted import hosted
@@ -254,20 +254,32 @@ def report_command(result: Path, html: Path | None) -> None:
 @click.option(
     "--worse", type=click.FloatRange(min=1.0), help="Fail if a ratio is above this with 95 % confidence."
 )
+@click.option("--anyway", is_flag=True, help="Judge even what does not compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-def compare_command(first: Path, second: Path, worse: float | None, *, as_json: bool) -> None:
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of it, too.")
+def compare_command(
+    first: Path, second: Path, worse: float | None, html: Path | None, *, anyway: bool, as_json: bool
+) -> None:
     """Compare two results: ratios of the second over the first, with 95 % intervals.
 
-    Exit status: 0, 1 something is worse than --worse allows, 2 not two results.
+    Exit status: 0, 1 something is worse than --worse allows, 2 not two results, 4 the two do not compare
+    (another machine or load, an invalid run, wrong answers) and there is no --anyway.
     """
     before, after = _read(first), _read(second)
     lines, why = compared(before, after), cautions(before, after)
-    if not lines:
+    against = obstacles(before, after)
+    if not {line.phase for line in lines} & {phase["name"] for phase in before["phases"]}:
         raise click.UsageError("the two runs have no phase in common")
     if as_json:
-        click.echo(json.dumps({"lines": [line.as_dict() for line in lines], "cautions": why}, indent=2))
+        told = [line.as_dict() for line in lines]
+        found = {"comparable": not against, "obstacles": against, "cautions": why, "lines": told}
+        click.echo(json.dumps(found, indent=2))
     else:
-        reports.comparison(lines, why, console())
+        reports.comparison(lines, against, why, console())
+    if html is not None:
+        html.write_text(compare_page.render(before, after), encoding="utf-8")
+    if against and not anyway:
+        raise SystemExit(INVALID)
     if worse is not None and any(line.low is not None and line.low > worse for line in lines):
         raise SystemExit(1)
 
