@@ -275,7 +275,20 @@ class Scenario(Model):
             for name, expectation in step.expect.items():
                 if expectation.proxy_only and self.checks[name].lanes != ["gate"]:
                     raise ValueError(f'checks.{name} looks at headers: give it lanes = ["gate"]')
+        for name, check in self.checks.items():
+            if idle_in := [lane for lane in check.lanes if not self._bears(name, lane)]:
+                raise ValueError(f"no step bears on checks.{name} in the lane {idle_in[0]}: give it its lanes")
         return self
+
+    def _bears(self, name: str, lane: Lane) -> bool:
+        """Whether a step that is played in a lane is evidence for a check."""
+        return any(
+            name in step.expect
+            or (step.reload is not None and name == step.reload.check)
+            or (step.reload is not None and step.reload.error is not None and name == step.reload.error.check)
+            for step in self.steps
+            if lane in step.lanes
+        )
 
     @property
     def lanes(self) -> list[Lane]:

@@ -102,7 +102,7 @@ class Campaign:
         self._target = target
         self._place = place
         self._issuer: IssuerHandle = target.worlds.issuer(place.issuer("corp"))
-        self._keys = [self._issuer.add_key("ES256"), *self._issuer.keys]
+        self._keys = list(self._issuer.keys)  # a new one might come after the fetch that is under way
         self._force: _Reloading | _Restarting = (
             _Reloading(target, place) if target.agent.features.get("reload") else _Restarting(target, place)
         )

@@ -100,7 +100,9 @@ mutant(
     "identity.kid-twice",
     kills=["JWKS-SET-001"],
     title="takes the last of two keys of one kid",
-    apply=_entries(lambda entries: list({entry.get("kid"): entry for entry in entries}.values())),
+    apply=_entries(
+        lambda entries: list({(one.get("kid", id(one)), one.get("kty")): one for one in entries}.values())
+    ),
 )
 
 
