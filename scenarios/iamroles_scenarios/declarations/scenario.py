@@ -277,7 +277,7 @@ class Scenario(Model):
                     raise ValueError(f'checks.{name} looks at headers: give it lanes = ["gate"]')
         for name, check in self.checks.items():
             if idle_in := [lane for lane in check.lanes if not self._bears(name, lane)]:
-                raise ValueError(f"no step bears on checks.{name} in the lane {idle_in[0]}: give it its lanes")
+                raise ValueError(f"no step bears on checks.{name} in lane {idle_in[0]}: give it its lanes")
         return self
 
     def _bears(self, name: str, lane: Lane) -> bool:
