@@ -349,6 +349,28 @@ def test_a_courier_that_dies_takes_no_question_along():
     assert bench.hears(COURIER, "answer", serial=1, body={"ok": 1}) == ["0 < answer 7"]
 
 
+def test_a_courier_that_is_not_ready_yet_is_not_asked():
+    """It could only answer that it knows nothing, and a good credential would be refused."""
+    bench = Bench(1).up()
+    bench.dies(COURIER)
+    bench.passes(0.25)
+
+    assert bench.hears(0, "ask", id=7, topic="sts", body={}) == []
+    assert bench.hears(COURIER, "up", version=1) == ["courier < ask sts 0"]
+
+
+def test_a_reload_that_the_end_cuts_off_is_answered():
+    bench = Bench(1).up()
+    bench.plane.load()
+    bench.did()
+    bench.plane.stop()
+
+    assert bench.did()[:2] == [
+        "kill loader: the agent is stopping",
+        "say {'reloaded': False, 'policy': 'one', 'error': 'the agent is stopping', 'version': 1}",
+    ]
+
+
 def test_that_the_courier_was_replaced_is_put_on_record_by_a_worker():
     bench = Bench(2).up()
     bench.dies(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -330,6 +331,38 @@ def test_a_dead_courier_is_replaced(tmp_path, number):
         until(lambda: bool(agent.children("iamroles-c") - {courier}))
         agent.process.terminate()
         assert agent.ended() == 0
+
+
+def test_a_parent_without_descriptors_survives_and_replaces_later(tmp_path):
+    with running(tmp_path, 2) as agent:
+        address = agent.line()["address"]
+        pid, before = agent.process.pid, agent.children()
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        former = resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: "cannot be made: Too many open files" in agent.errors())
+        assert agent.reload("two")["error"] == "the loader ended with fork failed: Too many open files"
+
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
+        until(lambda: len(agent.children()) == 2)
+        assert agent.reload("three")["reloaded"] is True
+        until(lambda: ask_until_heard(address, agent.children()) == {"three"})
+
+
+def test_a_loader_does_not_outlive_a_killed_parent(tmp_path):
+    """It would hold the agent's address, and the next agent could not start."""
+    with running(tmp_path, 2) as agent:
+        address = agent.line()["address"]
+        members = agent.children("")
+        agent.state.write_text("wait")
+        agent.process.send_signal(signal.SIGHUP)
+        until(lambda: bool(agent.children("") - members))
+        everybody = agent.children("")
+        agent.process.kill()
+        until(lambda: not any(alive(pid) for pid in everybody))
+
+    with running(tmp_path, 2, listen=str(address)) as agent:
+        assert agent.line()["ready"] is True
 
 
 def test_connections_that_wait_for_a_killed_worker_are_answered_by_the_next(tmp_path):

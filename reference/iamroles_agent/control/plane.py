@@ -210,6 +210,7 @@ class Plane(Changes):
         if self.stopping:
             return
         self.stopping = True
+        self._loading.failed("the agent is stopping")
         for place in self.workers:
             if place.life is Life.BORN:
                 self._kill(place, "the agent is stopping")

@@ -41,6 +41,8 @@ class Relay:
         self._serial = 0
         self._counts: dict[int, int] = {}
         self._held: list[tuple[int, int, Message]] = []
+        self._courier = False
+        """Whether there is a courier that can answer."""
         self._settled = 0
         self.proposed = 0
         """Number of the last proposal of the courier; the plane counts."""
@@ -56,6 +58,7 @@ class Relay:
     def gone(self, index: int) -> None:
         """A member died: what it asked is of no use any more."""
         if index == COURIER:
+            self._courier = False
             self._held.clear()  # those questions are asked again
             return
         for serial in [serial for serial, ask in self._asks.items() if ask.worker == index]:
@@ -65,6 +68,7 @@ class Relay:
 
     def courier_up(self) -> None:
         """A courier is ready: ask it what the one before has not answered."""
+        self._courier = True
         for ask in self._asks.values():
             self._send(COURIER, ask.asked)
 
@@ -87,7 +91,8 @@ class Relay:
         )
         self._asks[self._serial] = _Ask(index, number, asked)
         self._counts[index] = self._counts.get(index, 0) + 1
-        self._send(COURIER, asked)
+        if self._courier:  # one that is being built could not answer yet; `courier_up` asks it
+            self._send(COURIER, asked)
 
     def _answered(self, _index: int, said: Message) -> None:
         serial = said.number("serial")

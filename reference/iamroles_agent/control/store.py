@@ -83,13 +83,24 @@ class Store:
         """
         if inherited is not None:
             self._lock = inherited
-            return
+        else:
+            self._lock = self._locked()
+        for half in self.directory.glob(".*.new"):  # of a writer that died: nobody else writes here now
+            with contextlib.suppress(OSError):
+                half.unlink()
+
+    def _locked(self) -> int:
         path = self.directory / _LOCK
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self._unusable(f"{_LOCK}: {error.strerror or error}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            os.close(lock)
             raise self._unusable("another agent uses it") from None
+        return lock
 
     @property
     def descriptor(self) -> int:
@@ -125,14 +136,17 @@ class Store:
             raise self._unusable(f"{error.filename} is missing") from None
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._unusable(f"{_INDEX} is damaged ({type(error).__name__}: {error})") from None
 
     def _document(self, index: dict[str, Any]) -> Document:
         if index["format"] != _FORMAT:
             raise ValueError(f"format {index['format']}, this agent reads {_FORMAT}")
         parts = {name: self._part(about) for name, about in index["parts"].items()}
-        return Document(int(index["version"]), parts)
+        version = index["version"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"version {version}")
+        return Document(version, parts)
 
     def _part(self, about: dict[str, Any]) -> Part:
         file = about["file"]
@@ -179,11 +193,17 @@ class Store:
     def _put(self, name: str, content: bytes) -> None:
         beside = self.directory / f".{name}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.directory / name)
+        try:
+            with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.directory / name)
+        except OSError:
+            # Half a file on a full disk would take the room of what is smaller and comes next.
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
 
     def _sync(self) -> None:
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -172,16 +172,20 @@ class Agent:
             return self.path.parent / self.config.agent.control_socket
         return None if self._store is None else self._store.directory / _SOCKET
 
-    # The members: see `supervisor.Crew`.
-
-    def worker(self, birth: Birth) -> Life:
-        """A worker's life."""
+    def _let_go(self) -> None:
+        """Of a child that only answers, or only reads: what is the parent's must not outlive it there."""
         if self._local is not None:
             self._local.close()
         if self._store is not None:
             self._store.let_go()
         if self._inherited is not None:
             self._inherited.forget()
+
+    # The members: see `supervisor.Crew`.
+
+    def worker(self, birth: Birth) -> Life:
+        """A worker's life."""
+        self._let_go()
         return Worker(
             self.config,
             birth,
@@ -221,8 +225,7 @@ class Agent:
         Raises:
             ConfigError: every problem of it.
         """
-        if self._store is not None:
-            self._store.let_go()
+        self._let_go()
         config, part = _read(self.path)
         for table in ("agent", "audit", "metrics", "identity_header", "live"):
             if getattr(config, table) != getattr(self.config, table):

@@ -23,6 +23,7 @@ import random
 import selectors
 import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -217,12 +218,13 @@ class Supervisor:
     def _fork(self, effect: Fork) -> None:
         if effect.why:
             log.error("%s is replaced: %s", _name(effect.place), effect.why)
-        ours, theirs = socket.socketpair()
+        pair: tuple[socket.socket, ...] = ()
         try:
+            pair = ours, theirs = socket.socketpair()
             pid = os.fork()
         except OSError as error:
-            ours.close()
-            theirs.close()
+            for sock in pair:
+                sock.close()
             log.error("%s cannot be made: %s", _name(effect.place), error.strerror)
             self.plane.died(effect.place, f"fork failed: {error.strerror}")
             return
@@ -259,6 +261,8 @@ class Supervisor:
         """A child's life; its exit status."""
         index = effect.place
         if index == LOADER:
+            for other in self._listeners:
+                other.close()
             return _load(self._crew, channel)
         listener = self._listeners[max(index, 0) % len(self._listeners)]
         if index >= 0:
@@ -422,6 +426,7 @@ class Supervisor:
 def _load(crew: Crew, channel: socket.socket) -> int:
     """The loader's life; it gives way to all who answer questions."""
     os.nice(10)
+    threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
     try:
         part = crew.load()
     except ConfigError as error:
@@ -433,6 +438,13 @@ def _load(crew: Crew, channel: socket.socket) -> int:
         _tell(channel, message("piece", piece))
     about = {"digest": part.digest, "pieces": len(part.pieces), "stamp": part.stamp}
     return _tell(channel, message("loaded", part=about))
+
+
+def _end_with_parent(channel: socket.socket) -> None:
+    """The parent says nothing to a loader: its channel ends when the parent does."""
+    with contextlib.suppress(OSError):
+        channel.recv(1)
+    os._exit(1)
 
 
 def _tell(channel: socket.socket, said: Message) -> int:
