@@ -144,3 +144,16 @@ def test_what_is_no_report_is_said_to_be_none(tmp_path: Path, text: str) -> None
 
     assert found.exit_code == 2
     assert "report.json of a run" in found.output
+
+
+def test_a_statement_that_was_written_into_a_saved_run_does_not_survive(tmp_path: Path) -> None:
+    found = _document({"refused": Verdict.FAIL})
+    truth = found["statement"]
+    lie = truth | {"sentence": "mine conforms to everything (strict).", "holds": True}
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(found | {"statement": lie, "passed": True}), encoding="utf-8")
+
+    read = report.load(path)
+
+    assert read["statement"] == truth
+    assert read["passed"] is False

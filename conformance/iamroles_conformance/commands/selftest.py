@@ -98,7 +98,7 @@ def _permitted(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant
 
 
 def _tolerate(chosen: list[Mutant], listing: bool, jobs: int, time_scale: float) -> NoReturn:
-    """Each behaviour alone against the checks of wire and identity, all together against every check."""
+    """Each behaviour alone against the checks that are near it, all together against every check."""
     if listing:
         for found in chosen:
             click.echo(f"{found.id:34} {found.title}")
@@ -111,7 +111,7 @@ def _tolerate(chosen: list[Mutant], listing: bool, jobs: int, time_scale: float)
             return run.tolerant(behaviours, families)
 
         with ThreadPoolExecutor(jobs, thread_name_prefix="twin") as pool:
-            alone = {found.id: pool.submit(one, [found], {"wire", "identity"}) for found in chosen}
+            alone = {found.id: pool.submit(one, [found], _near(found)) for found in chosen}
             alone = alone if len(chosen) > 1 else {}
             together = pool.submit(one, chosen, None)
             for name, judged in [*alone.items(), ("all together" if alone else chosen[0].id, together)]:
@@ -124,6 +124,11 @@ def _tolerate(chosen: list[Mutant], listing: bool, jobs: int, time_scale: float)
         f"{len(chosen)} permitted behaviours, {accused} accusations; {time.monotonic() - started:.1f} s"
     )
     sys.exit(ExitCode.FAILED if accused else ExitCode.PASSED)
+
+
+def _near(behaviour: Mutant) -> set[str]:
+    """Families of checks that could notice a behaviour by itself; all together are played against each."""
+    return {"wire"} if behaviour.family == "wire" else {"wire", "identity"}
 
 
 def line(outcome: MutantResult) -> str:

@@ -117,7 +117,7 @@ def _requirements(checks: list[Document]) -> list[Document]:
 
 
 def load(path: Path) -> Document:
-    """Read a saved document.
+    """Read a saved document. Its statement is computed anew from its checks: nobody can write another one in.
 
     Raises:
         ReportError: it is missing, or no document of this schema.
@@ -128,7 +128,15 @@ def load(path: Path) -> Document:
         raise ReportError(f"{path}: cannot be read: {error}. Give the report.json of a run.") from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA or not found.get("checks"):
         raise ReportError(f"{path}: is no result document of schema {SCHEMA}. Give the report.json of a run.")
-    return found
+    grade = found.get("statement", {}).get("grade", "core")
+    found["statement"] = statement(
+        f"{found['product']['name']} {found['product']['version']}".strip(),
+        found["checks"],
+        features=found["features"],
+        known_failures=found["known_failures"],
+        grade="strict" if grade == "strict" else "core",
+    )
+    return found | {"passed": found["statement"]["holds"]}
 
 
 def as_json(found: Document) -> str:
