@@ -155,6 +155,15 @@ def test_a_failure_weighs_what_it_proves(level: str, grade: str, becomes: Verdic
         assert weighed(CheckResult("a.b", (name,), Verdict.PASS)).verdict is Verdict.PASS
 
 
+def test_no_must_can_fail_without_costing_a_class() -> None:
+    """A check that bears on no class would be an acquittal of whatever it is about."""
+    assert not [check.name for check in ALL if not check.classes]
+    for check in (ALL[3], *(one for one in ALL if one.lane == "gate-spop" and one.must)):
+        told = _told(_one(check, Verdict.FAIL if check.grade == "core" else Verdict.DEPARTURE))
+        assert set(CLASS_NAMES) - set(told["conforms"]["strict"]) == check.classes, check.name
+        assert (told["conforms"]["core"] == CLASS_NAMES) is (check.grade == "strict"), check.name
+
+
 def test_a_check_proves_things_of_one_level_and_grade() -> None:
     """Else its failure would accuse of a MUST for a SHOULD, or of core for strict."""
     mixed = {

@@ -339,13 +339,17 @@ class PlannedCheck:
     def classes(self) -> frozenset[str]:
         """The conformance classes that it bears on.
 
-        Class `gate` is seen from outside, through a proxy. What tokens and STS credentials have in common is
-        `oidc` in the catalogue; a check that needs STS proves it of STS.
+        Class `gate` is seen from outside, through a proxy: so that a gate without SPOE can be judged by it,
+        what is asked of it straight over SPOP belongs to what the question is about, policies or tokens. What
+        tokens and STS credentials have in common is `oidc` in the catalogue; a check that needs STS proves
+        it of STS.
         """
         found = {catalogue()[name].class_ for name in self.requirements}
+        if "gate" in found and self.lane not in PROXY_LANES:
+            found = found - {"gate"} | {"policy" if self.family == "policy" else "oidc"}
         if "sts" in self.features:
             found = {"sts" if name == "oidc" else name for name in found}
-        return frozenset(found - ({"gate"} if self.lane not in PROXY_LANES else set()))
+        return frozenset(found)
 
     @property
     def features(self) -> frozenset[str]:
