@@ -20,7 +20,7 @@ from iamroles_scenarios.traffic.polling import NANO
 _EXAMPLES = 20
 _STALLS = 100
 """The longest that are kept of a loop."""
-_COUNTS = ("answers", "wrong", "faults", "owed", "stray", "lost", "unstamped")
+_COUNTS = ("answers", "wrong", "faults", "owed", "stray", "lost", "unstamped", "held")
 """Of a tally."""
 
 

@@ -62,6 +62,9 @@ class Driver:
             case.examples = []
         loop = self.loop(phase)
         loop.open(self.lines(phase, loop))
+        if phase.streams:
+            [question] = self._piles["stream"]
+            loop.hold(self.lines(phase, loop, phase.streams), question)
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -108,15 +111,15 @@ class Driver:
             )
         return Loop(deck.deal(), timetable, patience=phase.patience)
 
-    def lines(self, phase: Phase, loop: Loop) -> list[Line]:
-        """The phase's connections."""
+    def lines(self, phase: Phase, loop: Loop, count: int = 0) -> list[Line]:
+        """The phase's connections, or so many like them."""
         address = Address.of(phase.address)
         context = None
         if phase.tls:
             context = ssl.create_default_context()
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE  # the meter's own certificate, or a stranger's: it measures
-        count = phase.connections
+        count = count or phase.connections
         if phase.lane == "http":
             return [HttpLine(loop, address, tls=context, fresh=phase.fresh) for _ in range(count)]
         return [SpopLine(loop, address, tls=context, in_flight=phase.in_flight) for _ in range(count)]

@@ -43,6 +43,8 @@ UNASKED = {
 _QUESTION = re.compile(r"^( *)http-request send-spoe-group (\S+ \S+)(?: (if|unless) (.*))?$", re.MULTILINE)
 _BIND = re.compile(r'^ *bind "\$\{IAM_BIND\[\*\]\}"$', re.MULTILINE)
 _CERTIFICATE = "meter.pem"
+NOWHERE = "127.0.0.1:9"
+"""The server of backends that are to answer by themselves."""
 _SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
 _ANSWER = (
     'http-request return status 200 content-type text/plain lf-string "backend={name} '
@@ -84,7 +86,8 @@ def routes(text: str) -> str:
     """The routes' file with backends that answer by themselves."""
     sections = _SECTION.split(text)
     return "".join(
-        _answering(section) if section.startswith("backend route-") else section for section in sections
+        _answering(section) if section.startswith("backend route-") and NOWHERE in section else section
+        for section in sections
     )
 
 

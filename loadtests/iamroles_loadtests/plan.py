@@ -41,6 +41,7 @@ class Ask(Model):
     changes: int = 0
     afterwards: Expected | None = None
     bodiless: bool = False
+    endless: bool = False
 
     def question(self, cases: dict[str, Case]) -> Question:
         """As the loop wants it; cases are numbered as they come."""
@@ -52,6 +53,7 @@ class Ask(Model):
             self.changes,
             None if self.afterwards is None else self.afterwards.right(),
             self.bodiless,
+            self.endless,
         )
 
 
@@ -91,6 +93,8 @@ class Phase(Model):
     tls: bool = False
     fresh: bool = False
     """A new connection for each request."""
+    streams: int = Field(default=0, ge=0, le=20_000)
+    """Streams of the pile `stream` that are open all the while."""
     timetable: list[Stretch] = Field(default_factory=list)
     """Empty: a closed loop of `seconds`."""
     seconds: float = Field(default=0.0, ge=0)
@@ -116,4 +120,7 @@ class Phase(Model):
     def shared(self, part: int, parts: int) -> Phase:
         """The part of one of several generators: its arrivals and its connections."""
         own = self.connections // parts + (part < self.connections % parts)
-        return self.model_copy(update={"part": part, "parts": parts, "connections": max(1, own)})
+        held = self.streams // parts + (part < self.streams % parts)
+        return self.model_copy(
+            update={"part": part, "parts": parts, "connections": max(1, own), "streams": held}
+        )

@@ -169,6 +169,14 @@ class Asking:
                 made[number] = self.allowed("identities", name, self.token(name, "reader", **_fast))
         return [made[number] for number in dealt]
 
+    def stream(self) -> Ask:
+        """An event stream without an end, from a backend that was told who listens."""
+        request = self.request(
+            self.token("listener", "reader"), path="/orders/export", Accept="text/event-stream"
+        )
+        right = Expected(status=200, holds=['"x-iam-principal", "listener"', '"backend": "export"'])
+        return Ask(case="stream", payload=request, right=right, endless=True)
+
     def hostile(self, count: int = 400) -> list[Ask]:
         """What strangers send: none of it may pass, all of it must be answered."""
         quarter = range(max(1, count // 4))

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from iamroles_loadtests import gate_config
 from iamroles_loadtests.cpu import Finder
 from iamroles_loadtests.plan import Ask, Expected, Piles
 from iamroles_loadtests.questions import POPULATIONS, Asking, straight
@@ -29,8 +30,6 @@ _SETTINGS = {"IAM_LOG_LEVEL": "emerg"}
 _RENDER = ("python", "-m", "iamroles_loadtests.gate_config", "{world}", "{output}")
 _LIFE = 3500.0
 """Seconds that tokens live at most: the policy takes none that live longer than an hour."""
-_NOWHERE = "127.0.0.1:9"
-"""The servers of backends that answer by themselves."""
 
 
 class TargetError(Exception):
@@ -51,6 +50,8 @@ class Wanted:
     """Tokens for a phase in which every one is new."""
     tls: bool = False
     """Clients speak TLS to the gate."""
+    streams: bool = False
+    """A backend that streams."""
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ def gate(
         issuer.add_key("RS256")
         issuer.add_key("ES256")
         asking = Asking(issuer.mint, life=min(wanted.seconds + 600, _LIFE))
-        with _world(stage, agent, scratch, own=own, haproxy=not straight_on, tls=wanted.tls) as world:
+        with _world(stage, agent, scratch, wanted, own=own, haproxy=not straight_on) as world:
             about: dict[str, Any] = {
                 "kind": "stage",
                 "agent": {"name": agent.name, "version": agent.version},
@@ -133,7 +134,9 @@ def gate(
             )
 
 
-def _world(stage: Stage, agent: AgentSpec, scratch: str, *, own: bool, haproxy: bool, tls: bool) -> World:
+def _world(
+    stage: Stage, agent: AgentSpec, scratch: str, wanted: Wanted, *, own: bool, haproxy: bool
+) -> World:
     policy = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
     if agent.directory == reference_agent().directory:
         # By default it writes its audit to standard error, which the stage reads: on the same cores.
@@ -142,8 +145,11 @@ def _world(stage: Stage, agent: AgentSpec, scratch: str, *, own: bool, haproxy: 
     if own or not haproxy:
         return stage.world(agent, policy, settings=_SETTINGS, haproxy=haproxy)
     for backend in policy["backends"]:
-        backend["servers"] = [_NOWHERE]
-    render = {**agent.haproxy, "render": [*_RENDER, *(["--tls"] if tls else [])]}
+        if wanted.streams and backend["name"] == "export":
+            backend["streams"] = True  # an echo backend of the stage answers
+        else:
+            backend["servers"] = [gate_config.NOWHERE]
+    render = {**agent.haproxy, "render": [*_RENDER, *(["--tls"] if wanted.tls else [])]}
     changed = AgentSpec(
         **{name: getattr(agent, name) for name in AgentSpec.__slots__ if name != "haproxy"}, haproxy=render
     )
@@ -158,6 +164,8 @@ def _piles(asking: Asking, wanted: Wanted, *, paired: bool) -> dict[str, list[As
         piles[name] = asking.population(POPULATIONS[name])
     if wanted.hostile:
         piles["hostile"] = asking.hostile()
+    if wanted.streams:
+        piles["stream"] = [asking.stream()]
     if wanted.cold:
         piles["cold"] = asking.paired(wanted.cold)["new"]
     return piles

@@ -213,6 +213,40 @@ def test_more_than_was_asked_for_is_stray():
     assert "nobody asked" in loop.tally.examples[0]
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_streams_are_held_beside_the_rest(ends):
+    """Four streams without an end; where the server ends one, that is a fault."""
+    stream = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nevent\r\n"
+    case = Case("stream", 1)
+    endless = Question(case, b"GET /stream HTTP/1.1\r\n\r\n", Right(200, holds=(b"event",)), endless=True)
+    with Server(lambda *_: OK) as server, Server(lambda *_: stream + Server.CLOSE * ends) as streams:
+        plain = Question(Case("x"), GET, OKAY)
+        loop = Loop(Deck([(1.0, [plain])]).deal(), arrivals([Segment(1.0, 100)]), patience=0.3)
+        loop.open([HttpLine(loop, Address.of(server.address)) for _ in range(2)])
+        loop.hold([HttpLine(loop, Address.of(streams.address)) for _ in range(4)], endless)
+        loop.run(loop.start() + NANO)
+        loop.finish()
+
+    assert loop.tally.wrong == 0
+    assert loop.tally.answers > 50  # a stream outlives patience, and holds nobody up
+    if not ends:
+        assert (loop.tally.held, case.faults) == (4, 0)
+    else:
+        assert case.faults == 4
+
+
+def test_a_stream_that_says_the_wrong_thing_is_wrong():
+    stream = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n"
+    endless = Question(Case("stream"), GET, OKAY, endless=True)
+    with Server(lambda *_: stream) as server:
+        loop = Loop(Deck([(1.0, [endless])]).deal(), arrivals([]))
+        loop.hold([HttpLine(loop, Address.of(server.address))], endless)
+        loop.run(now() + NANO // 5)
+        loop.finish()
+
+    assert (loop.tally.held, loop.tally.wrong) == (1, 1)
+
+
 def test_a_connection_for_each_request():
     with Server(lambda *_: OK) as server:
         loop, _ = drive(server.address, fresh=True)

@@ -102,6 +102,7 @@ def _wanted(options: dict[str, Any]) -> targets.Wanted:
         hostile="hostile" in options["shapes"],
         cold=cold_tokens(each) if "cold" in options["shapes"] else 0,
         tls=options["tls"],
+        streams="streams" in options["shapes"],
     )
 
 

@@ -175,12 +175,12 @@ class HttpLine(Line):
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is awaited."""
-        return self._asked is not None
+        """Whether an answer is awaited that will end."""
+        return self._asked is not None and not self._asked.question.endless
 
     def overdue(self, before: int) -> bool:
         """See `Line`."""
-        return self._asked is not None and self._asked.sent < before
+        return self.busy and self._asked is not None and self._asked.sent < before
 
     def ask(self, due: int, question: Question) -> None:
         """Send a request; on a line that has no connection, connect first, at the request's cost."""
@@ -190,6 +190,14 @@ class HttpLine(Line):
             self.send(question.payload)
         else:
             self.connect()
+
+    def held(self) -> tuple[Question, int, bytes] | None:
+        """The stream it holds: question, status and begin of the answer; None if there is none."""
+        asked, reader = self._asked, self._reader
+        if asked is None or not asked.question.endless:
+            return None
+        head = None if reader is None else reader.head
+        return asked.question, 0 if head is None else head.status, b"" if reader is None else reader.text
 
     def opened(self) -> None:
         """Send what waited for the connection."""

@@ -96,6 +96,10 @@ class Line:
         """Whether a question is under way."""
         raise NotImplementedError
 
+    def held(self) -> tuple[Question, int, bytes] | None:
+        """A stream without an end that it holds; none, unless the protocol has streams."""
+        return None
+
     def ask(self, due: int, question: Question) -> None:
         """Send a question that was due then (0: is due now)."""
         raise NotImplementedError

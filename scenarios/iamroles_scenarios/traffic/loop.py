@@ -57,6 +57,7 @@ class Tally:
         steps: of the clock, nanoseconds.
         unstamped: answers without a kernel stamp.
         lost: connections that a server closed between two requests.
+        held: streams that were open at the end.
         examples: of what went wrong, in words.
     """
 
@@ -69,6 +70,7 @@ class Tally:
     steps: list[int] = field(default_factory=list)
     unstamped: int = 0
     lost: int = 0
+    held: int = 0
     examples: list[str] = field(default_factory=list)
 
 
@@ -170,6 +172,8 @@ class Loop:
         self.tally.faults += 1
         question.case.faults += 1
         self._example(question.case, why)
+        if question.endless:
+            return  # the line was for that stream alone
         if self._timetable is None:
             self._resting.append((now() + _REST, line))
         else:
@@ -190,6 +194,13 @@ class Loop:
             line.ask(self._backlog.popleft(), self._deal())
         else:
             self._idle.append(line)
+
+    def _let_go(self, question: Question, status: int, text: bytes) -> None:
+        self.tally.held += 1
+        if wrong := question.right.wrong(status, text):
+            self.tally.wrong += 1
+            question.case.wrong += 1
+            self._example(question.case, f"a held stream: {wrong}")
 
     def _example(self, case: Case | None, what: str) -> None:
         kept = self.tally.examples if case is None else case.examples
@@ -219,6 +230,12 @@ class Loop:
             self._example(None, "no connection in time")
             line.close()
             self.idle_again(line)
+
+    def hold(self, lines: Sequence[Line], question: Question) -> None:
+        """Open a stream on each of these lines, to be held until the end; one that ends is a fault."""
+        for line in lines:
+            line.ask(0, question)
+        self._lines += lines
 
     def start(self, at: int | None = None) -> int:
         """Let the timetable begin, now or at a given moment; a closed loop sends its first requests."""
@@ -295,6 +312,8 @@ class Loop:
         for line in self._lines:
             if line.busy:
                 line.lost("no answer by the end")
+            if (stream := line.held()) is not None:
+                self._let_go(*stream)
             line.close()
         self._epoll.close()
         self._epoll = Poller()

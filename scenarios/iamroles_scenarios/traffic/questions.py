@@ -84,6 +84,7 @@ class Question:
             the token dies; 0: never. For a request under way at that moment either is right.
         afterwards: the right answer from then on.
         bodiless: the answer has no body whatever its head says (HEAD).
+        endless: the answer is a stream that has no end: it is held, and judged by its begin.
     """
 
     case: Case
@@ -92,6 +93,7 @@ class Question:
     changes: int = 0
     afterwards: Right | None = None
     bodiless: bool = False
+    endless: bool = False
     known: set[bytes] = field(default_factory=set)
     """Answers that were found right before, for lanes that remember them."""
     around: tuple[bytes, bytes] | None = None
