@@ -5,6 +5,7 @@ kind            effect (parameters)
 ==============  ========================================================================================
 ``slow``        the sound answer after `seconds`
 ``stall``       no answer until the fault is cleared, then the sound one
+``drip``        the head of an answer, one byte each `seconds`, and never its end: no read ever times out
 ``cut``         the connection is reset without an answer; a server that is down, seen from a client
 ``truncated``   the sound answer cut in the middle of its body, Content-Length telling more
 ``status``      `status` (503) with `body` and `headers`
@@ -30,7 +31,7 @@ from aiohttp import web
 
 KINDS = frozenset(
     {
-        *("slow", "stall", "cut", "truncated", "status", "redirect", "malformed", "content-type"),
+        *("slow", "stall", "drip", "cut", "truncated", "status", "redirect", "malformed", "content-type"),
         *("oversized", "patch"),
     }
 )
@@ -117,6 +118,8 @@ async def answer(fault: Fault | None, request: web.Request, sound: Sound) -> web
     if fault.kind == "stall":
         await fault.cleared.wait()
         return await sound()
+    if fault.kind == "drip":
+        return await _drip(fault, request)
     if fault.kind == "cut":
         return cut(request)
     if fault.kind == "status":
@@ -126,6 +129,17 @@ async def answer(fault: Fault | None, request: web.Request, sound: Sound) -> web
     if fault.kind == "malformed":
         return web.Response(text=fault.body, content_type="application/json")
     return await _altered(fault, request, await sound())
+
+
+async def _drip(fault: Fault, request: web.Request) -> web.Response:
+    """Send a header that does not end until the client leaves or the fault is cleared."""
+    transport = request.transport
+    if transport is not None:
+        transport.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+    while transport is not None and not transport.is_closing() and not fault.cleared.is_set():
+        transport.write(b"x")
+        await asyncio.sleep(fault.seconds)
+    return cut(request)
 
 
 async def _altered(fault: Fault, request: web.Request, response: web.Response) -> web.StreamResponse:

@@ -1,0 +1,92 @@
+"""Strangers and their servers: a key server that drips, forged STS credentials, one kid for two keys."""
+
+from __future__ import annotations
+
+import threading
+
+from iamroles_scenarios.checks.identity.caller import caller
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
+from iamroles_scenarios.engine.play import Target
+
+_RECOVERY = 15.0
+"""Seconds, times the scale, within which a server that answers again is believed."""
+_GIVE_UP = 9.0
+"""Seconds, times the scale: the world's `keys.timeout` is 4 s."""
+_GIVEN_UP = refused("keys_unavailable", "key_unknown", "internal_error", status=[503, 401])
+_FORGED, _GOOD = 120, 12
+"""Credentials of the flood, and of the caller who must be served beside it."""
+_SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
+
+
+@check(
+    "identity.hold.drip",
+    requirements=["JWKS-DRIP-001"],
+    lane="gate-spop",
+    title="a key server that drips is given up, holds up no other issuer, and is believed once it is sound",
+    features={"oidc"},
+)
+def drip(target: Target) -> None:
+    """One byte each fifth of a second: a timeout for each read would never come."""
+    with bench(target, "identity-cold", "identity.hold.drip", own=True) as here:
+        keys = here.issuer("sound")
+        keys.fault("jwks", "drip", seconds=0.2)
+        keys.rotate("ES256")
+        for sub in ("alice", "bob"):
+            token = here.token("sound", key="ES256", sub=sub)
+            here.expect("a token whose key is on its way in drips", token, _GIVEN_UP, prompt=_GIVE_UP)
+            here.expect("another issuer", here.token("led", key="ES256", sub=sub), ALLOWED, prompt=_GIVE_UP)
+        keys.clear()
+        token = here.token("sound", key="ES256", sub="carol")
+        here.expect("once the server is sound", token, ALLOWED, within=_RECOVERY)
+
+
+@check(
+    "identity.hold.forged",
+    requirements=["STS-FLOOD-001"],
+    lane="gate-spop",
+    title="forged STS credentials starve no caller whom STS confirms",
+    features={"sts"},
+)
+def forged(target: Target) -> None:
+    """Each forged credential is well formed and costs a call of STS; the caller's come in between."""
+    with caller(target, "forged") as one:
+        one.expect("the caller, alone", one.credential(one.keys, expires=300), ALLOWED)
+        problems: list[Exception] = []
+
+        def flood(stranger: Bench, first: int) -> None:
+            try:
+                for number in range(first, _FORGED, 4):
+                    bad = one.credential(one.keys, secret="wrong", expires=301 + number)  # noqa: S106
+                    stranger.expect("a forged credential", bad, _SHUT_OUT)
+            except Exception as error:  # noqa: BLE001 - raised where the check can tell it
+                problems.append(error)
+
+        floods = [threading.Thread(target=flood, args=(one.another(), n), daemon=True) for n in range(4)]
+        for each in floods:
+            each.start()
+        for number in range(_GOOD):
+            good = one.credential(one.keys, expires=500 + number)
+            one.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
+        for each in floods:
+            each.join(one.seconds(60.0))
+        if problems:
+            raise problems[0]
+
+
+@check(
+    "identity.hold.shared-kid",
+    requirements=["JWKS-SET-006"],
+    lane="gate-spop",
+    title="an RSA and an EC key may share a kid, and each verifies its own tokens alone",
+    features={"oidc"},
+)
+def shared_kid(target: Target) -> None:
+    """The example of the RFC: keys of different types, equivalent alternatives under one `kid`."""
+    with bench(target, "identity-cold", "identity.hold.shared-kid", own=True) as here:
+        keys = here.issuer("sound")
+        for alg in ("RS256", "ES256"):
+            keys.add_key(alg, kid="shared")
+        for alg in ("RS256", "ES256"):
+            token = here.token("sound", key=alg)
+            here.expect(f"{alg} under the shared kid", token, ALLOWED, within=_RECOVERY)

@@ -1,0 +1,180 @@
+"""What is in force holds: after a crash, across a reload, and whoever else is asking."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import Any
+
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, refused
+from iamroles_scenarios.engine.play import EVENT_DEADLINE, Target
+from iamroles_scenarios.errors import Untestable
+
+_SHUT = refused("no_grant", status=403)
+_FETCH = 3.0
+"""Seconds, times the scale, for which keys are held back while the policy changes."""
+_LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640}
+"""Bytes: SPEC.md 2.6."""
+_ROUNDS = 60
+_MULTIPLE, _FLOOR = 25.0, 0.1
+"""Beside hostile texts, the slowest good answers may take so many times as long, or so many seconds."""
+
+
+def _without_reads(here: Bench) -> dict[str, Any]:
+    """The world's policy without the grant of the reader's route."""
+    policy = here.place.policy
+    kept = [grant for grant in policy["grants"] if grant["backend"] != "orders-ro"]
+    return {**policy, "grants": kept}
+
+
+@check(
+    "policy.hold.restart",
+    requirements=["RELOAD-RESTART-001"],
+    lane="gate-spop",
+    title="an agent that died after a reload comes back with the policy that it had accepted",
+    features={"oidc", "reload"},
+)
+def restart(target: Target) -> None:
+    """The grant is taken away, the agent is killed and started again; twice, as a crash loop would."""
+    with bench(target, "orders", "policy.hold.restart", own=True) as here:
+        here.expect("before the reload", here.token(), ALLOWED)
+        if not here.reload(_without_reads(here))["reloaded"]:
+            raise here.failed("a sound policy was turned down")
+        here.expect("after the reload", here.token(), _SHUT)
+        for crash in (1, 2):
+            here.close()
+            here.world.agent.kill()
+            here.world.agent.start()
+            here = here.another()  # noqa: PLW2901 - the former client's connection died with the agent
+            here.expect(f"after crash {crash}", here.token(), _SHUT, within=EVENT_DEADLINE)
+
+
+@check(
+    "policy.hold.in-flight",
+    requirements=["RELOAD-INFLIGHT-001"],
+    lane="gate-spop",
+    title="a question that waits for keys while the policy changes is judged by the new policy",
+    features={"oidc", "reload"},
+)
+def in_flight(target: Target) -> None:
+    """The key set is slow, the question waits, the grant goes, the reload is confirmed, the keys come."""
+    keys_table = {"refresh": "5m", "cooldown": "100ms"}
+    with bench(target, "orders", "policy.hold.in-flight", own=True, keys=keys_table) as here:
+        here.expect("before", here.token(), ALLOWED)
+        issuer = here.issuer()
+        before = issuer.counters().get("jwks", 0)
+        issuer.rotate()
+        issuer.fault("jwks", "slow", seconds=here.seconds(_FETCH))
+        question = Pending(here.another(), here.token())
+        issuer.wait_for("jwks", before + 1, here.seconds(EVENT_DEADLINE))
+        began = time.monotonic()
+        confirmed = here.reload(_without_reads(here))
+        if not confirmed["reloaded"]:
+            raise here.failed("a sound policy was turned down")
+        if time.monotonic() - began >= here.seconds(_FETCH):
+            raise Untestable(
+                "the reload took longer than the keys: nothing was being judged when it was confirmed"
+            )
+        seen = question.answer(here.seconds(_FETCH + EVENT_DEADLINE))
+        if seen.allow:
+            raise here.failed("the old policy allowed a request after the reload was confirmed", seen)
+
+
+def _of_length(name: str, size: int) -> dict[str, Any]:
+    """A request one of whose texts has so many bytes, judged like any other of its kind."""
+    match name:
+        case "method":
+            return {"method": "M" * size}
+        case "host":
+            label = "a" * 60
+            text = ".".join([label] * (size // 61 + 1))[: size - 1]
+            return {"host": text.rstrip(".").ljust(size, "b")}
+        case "path":
+            return {"path": "/orders/" + "x" * (size - len("/orders/"))}
+        case _:
+            return {"role": "r" * size}
+
+
+@check(
+    "policy.hold.text-limits",
+    requirements=["TEXT-LIMIT-001"],
+    lane="gate-spop",
+    title="each text is judged up to its limit, and one byte more is text_too_long",
+    features={"oidc"},
+)
+def text_limits(target: Target) -> None:
+    """The last length that is judged, the first that is not, and a very long one."""
+    with bench(target, "orders") as here:
+        token = here.token()
+        too_long = refused("text_too_long", status=400)
+        for name, limit in _LIMITS.items():
+            seen = here.ask(token, **_of_length(name, limit))
+            if seen.reason == "text_too_long":
+                raise here.failed(f"a {name} of {limit} bytes is refused as too long", seen)
+            for size in (limit + 1, 9000):
+                here.expect(f"a {name} of {size} bytes", token, too_long, **_of_length(name, size))
+                here.expect(f"a {name} of {size} bytes, no token", "", too_long, **_of_length(name, size))
+
+
+def _slowest(here: Bench, token: str) -> float:
+    """The slowest of some good answers but one, in seconds."""
+    took = []
+    for _ in range(_ROUNDS):
+        began = time.monotonic()
+        here.expect("a good client", token, ALLOWED)
+        took.append(time.monotonic() - began)
+    return sorted(took)[-2]
+
+
+@check(
+    "policy.hold.hostile-texts",
+    requirements=["TEXT-LIMIT-002"],
+    lane="gate-spop",
+    title="beside requests of the longest texts a good client is served as before",
+    features={"oidc"},
+)
+def hostile_texts(target: Target) -> None:
+    """The worst texts known, without a credential: token-like runs, deep paths, escapes, long names."""
+    worst: list[dict[str, Any]] = [
+        {"path": "/" + "eyJ" * 1300},
+        {"path": "/" + "/".join(["a"] * 2000)},
+        {"path": "/" + "%41" * 1300},
+        {"host": ".".join(["a"] * 130)},
+        _of_length("role", 640),
+        {"path": "/" + "eyJ" * 4000},
+        _of_length("host", 9000),
+    ]
+    with bench(target, "orders", "policy.hold.hostile-texts", own=True) as here:
+        token = here.token(exp="+15m")
+        here.expect("the first", token, ALLOWED)
+        alone = _slowest(here, token)
+        done = threading.Event()
+        failed: list[Exception] = []
+
+        def flood(stranger: Bench) -> None:
+            try:
+                while not done.is_set():
+                    for request in worst:
+                        stranger.ask("", with_reason=False, **request)
+            except Exception as error:  # noqa: BLE001 - raised where the check can tell it
+                failed.append(error)
+
+        strangers = [threading.Thread(target=flood, args=(here.another(),), daemon=True) for _ in range(2)]
+        for stranger in strangers:
+            stranger.start()
+        try:
+            beside = _slowest(here, token)
+        finally:
+            done.set()
+            for stranger in strangers:
+                stranger.join(here.seconds(EVENT_DEADLINE))
+        if failed:
+            raise failed[0]
+        bound = max(_MULTIPLE * alone, _FLOOR * math.ceil(target.scale))
+        if beside > bound:
+            raise here.failed(
+                f"the slowest good answers took {alone * 1e3:.1f} ms alone, "
+                f"{beside * 1e3:.1f} ms beside hostile texts"
+            )
