@@ -268,7 +268,7 @@ def _rows(
         parts.append(_text("tick", x, bottom + 13, label))
     for number, row in enumerate(rows):
         y = 16 + _ROW * number
-        parts.append(_text("label", 4, y, row.label, "start"))
+        parts.append(_text("label", _EDGE + 4, y, row.label, "start"))
         parts.append(_text("label told", WIDTH - 4, y, row.told, "end"))
         parts += drawn(row, y + 12)
     parts.append(_text("axis", WIDTH / 2, height - 4, axis.name))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import jsonschema
 
 from iamroles_loadtests.conductor import timestamp, whole
 from iamroles_loadtests.histogram import Histogram
@@ -169,4 +171,25 @@ def load(path: Path) -> dict[str, Any]:
         raise ResultError(f"{file}: cannot be read as a result: {error}") from error
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise ResultError(f"{file}: not a result of `iamroles load run` in format {FORMAT}")
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    for wrong in jsonschema.Draft202012Validator(schema).iter_errors(result):
+        raise ResultError(f"{file}: {wrong.json_path}: {wrong.message[:200]}. Measure again, or repair it.")
+    for place, text in _histograms(result, "$"):
+        try:
+            Histogram.decoded(text)
+        except ValueError as error:
+            raise ResultError(f"{file}: {place}: {error}. Measure again, or repair it.") from error
     return result
+
+
+def _histograms(value: object, path: str) -> Iterator[tuple[str, str]]:
+    """Every histogram in a result, and where it is."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "histogram":
+                yield f"{path}.{name}", inner
+            else:
+                yield from _histograms(inner, f"{path}.{name}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _histograms(inner, f"{path}[{number}]")

@@ -69,10 +69,16 @@ class Collector:
         self.book = Book()
         self.missing: set[str] = set()
         """Workers that have not handed in the rest."""
+        self.began: set[str] = set()
+        """Workers that were there when the test began: locust forgets those that die."""
         self._cpu = 0.0
 
-    def start(self, **_more: object) -> None:
+    def start(self, environment: Environment, **_more: object) -> None:
         """A test begins."""
+        runner: Any = environment.runner
+        if isinstance(runner, MasterRunner):
+            clients: Any = runner.clients
+            self.began = {client.id for client in clients.ready}
         self.book = Book(now())
         self._cpu = _used()
 
@@ -137,11 +143,12 @@ def _collect(runner: Any) -> None:  # noqa: ANN401 - a MasterRunner
 
     Locust waits half a second for the last reports. On a busy machine some come later, and would be lost.
     """
-    COLLECTOR.missing = {client.id for client in runner.clients.running + runner.clients.spawning}
-    for client in COLLECTOR.missing:
+    alive = {client.id for client in runner.clients.ready + runner.clients.running + runner.clients.spawning}
+    COLLECTOR.missing = COLLECTOR.began | alive
+    for client in alive:
         runner.send_message(_REST, None, client)
     deadline = time.monotonic() + _PATIENCE
-    while COLLECTOR.missing and time.monotonic() < deadline:
+    while COLLECTOR.missing & alive and time.monotonic() < deadline:
         gevent.sleep(0.02)  # type: ignore[no-untyped-call]
 
 

@@ -35,6 +35,8 @@ def made(seed, factor=1.0, name="half"):
         "rate": 5000.0,
         "answered": 5000.0,
         "generator_busy": 0.1,
+        "connections": 64,
+        "in_flight": 1,
         "cpu": {"agent": 20.0},
     }
     phase = result._phase({**book.measured(name, 4.0, closed=False), **more})
@@ -108,6 +110,29 @@ def test_what_is_not_answered_is_no_faster():
 
     assert (answered.before, answered.after, answered.ratio) == (1.0, 0.5, 0.5)
     assert answered.told(0.5) == "50.0%"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: found.pop("phases"), "'phases' is a required property"),
+        (lambda found: found["phases"][0]["sent"].pop("histogram"), "'histogram' is a required property"),
+        (lambda found: found["phases"][0].update(rate="fast"), "$.phases[0].rate: 'fast' is not of type"),
+        (lambda found: found["phases"][0]["sent"].update(histogram="HISTnonsense"), "$.phases[0].sent.hist"),
+        (lambda found: found.update(format=1), "in format 2"),
+    ],
+)
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_what_is_no_result_is_refused_where_it_fails(tmp_path, command, change, said):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    found = result.load(EXAMPLE)
+    good.write_text(json.dumps(found))
+    change(found)
+    bad.write_text(json.dumps(found))
+    done = CliRunner().invoke(load, [command, *([str(good)] if command == "compare" else []), str(bad)])
+
+    assert done.exit_code == 2, done.output
+    assert said in " ".join(done.output.replace("│", " ").split())
 
 
 def test_the_command(tmp_path):

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,47 @@ def test_a_master_and_its_workers(tmp_path):
     assert sum(Histogram.decoded(window["sent"]).count for window in measured["windows"]) == len(
         server.record
     )
+
+
+def test_a_worker_that_dies_is_no_result(tmp_path):
+    """The master forgets a dead worker after some seconds; the figures of the other are not those of both."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--worker", "--master-port", port]
+    course = tmp_path / "out_stats_history.csv"
+
+    def counted():
+        return course.exists() and any(
+            int(row["Total Request Count"] or 0) for row in csv.DictReader(course.read_text().splitlines())
+        )
+
+    with truth("quick") as server:
+        workers = [
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
+        ]
+
+        def kill():
+            while not counted():  # they are at work
+                time.sleep(0.05)
+            workers[0].kill()
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        try:
+            done, measured = locust(
+                server.address,
+                tmp_path,
+                *("--master", "--master-bind-port", port, "--expect-workers", "2"),
+                *("-u", "2", "-r", "2", "-t", "12s"),
+            )
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+    assert not killer.is_alive()
+    assert done.returncode == 3, done.stderr[-2000:]
+    assert "1 workers did not hand in" in done.stderr
+    assert measured is None
 
 
 def test_failures_are_locusts_failures(tmp_path):
