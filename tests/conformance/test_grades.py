@@ -45,7 +45,8 @@ def test_a_departure_counts_in_strict_alone_and_a_warning_never(
             *("--report", str(tmp_path / "report")),
         ],
     )
-    told = json.loads((tmp_path / "report" / "report.json").read_text())["statement"]
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    told = report["statement"]
 
     assert done.exit_code == code, done.output
     assert "DEPARTURE from the grade strict" in done.output
@@ -54,6 +55,7 @@ def test_a_departure_counts_in_strict_alone_and_a_warning_never(
         "0 passed, 0 failed, 1 warning, 1 departure. That is no statement of conformance."
     )
     assert told["sentence"] in done.output
+    assert "--check=wire.health.closes" in report["reproduce"]
     assert told["departures"] == ["identity.encoding.canonical[spop]"]
     assert told["warnings"] == ["wire.health.closes"]
 

@@ -81,6 +81,10 @@ def test_a_clause_without_a_requirement_says_so() -> None:
     assert [number for number, body in _clauses().items() if not _named(body)] == ["8.1", "8.2", "8.4"]
 
 
+def test_the_table_at_the_top_lists_every_section() -> None:
+    assert re.findall(r"^\| \[(\d+)\]", SPEC, re.MULTILINE) == re.findall(r'<a id="c-(\d+)"></a>', SPEC)
+
+
 def test_clauses_that_the_text_refers_to_are_there() -> None:
     known = set(_clauses())
     referred = {

@@ -41,7 +41,7 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
                 click.echo(explain.failure(check, result, shlex.join(again)) + "\n")
             elif not quiet:
                 click.echo(f"{result.verdict.value:14} {check.name}")
-        found = report.document(subject, started, pairs)
+        found = report.document(subject, started, pairs, checks)
     for path in report.write(found, directory) if directory else ():
         click.echo(f"wrote {path}")
     counts = Counter(result.verdict.value for _, result in pairs)

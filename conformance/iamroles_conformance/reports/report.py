@@ -12,7 +12,7 @@ import re
 import shlex
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,13 +35,26 @@ Document = dict[str, Any]
 _BAD = {verdict.value for verdict in Verdict if not verdict.good}
 
 
-def document(subject: Subject, run: Run, results: Iterable[tuple[PlannedCheck, CheckResult]]) -> Document:
-    """The result document of a run, as JSON can hold it."""
+def document(
+    subject: Subject,
+    run: Run,
+    results: Iterable[tuple[PlannedCheck, CheckResult]],
+    selection: Sequence[str] = (),
+) -> Document:
+    """The result document of a run, as JSON can hold it.
+
+    Args:
+        subject: who was judged, as the command said.
+        run: the run, for what it found of agent and stage.
+        results: what came of each check.
+        selection: the patterns of `--check`, so that the command in the document plays the same.
+    """
     pairs = list(results)
     checks = [_check(check, result) for check, result in pairs]
     stage = run.stage
     command = ["iamroles", "conformance", "run", *subject.arguments("--")]
     command += [f"--lane={lane}" for lane in subject.lanes]
+    command += [f"--check={pattern}" for pattern in selection]
     features, known = run.agent.features, run.agent.known_failures
     product = f"{run.agent.name} {run.agent.version}".strip()
     told = statement(product, checks, features=features, known_failures=known, grade=subject.grade)
