@@ -1,7 +1,7 @@
 """`iamroles demo`: the gate at work, step by step, in the terminal.
 
 What a newcomer sees first, so every step shows the same five things in the same order: what is asked (as curl
-would ask it), the answer, why (from HAProxy's log, for the client is never told), which backend got the
+would ask it), the answer, why (from HAProxy's log, because the client is never told), which backend got the
 request, and what that backend was told about the caller. Nothing is staged in advance: tokens are minted as
 they are sent, the answers come from a real HAProxy, and a step that does not go as it is told here fails the
 demo.
@@ -124,7 +124,7 @@ class Narrator(Watcher):
         self._console.print(Padding(table, (1, 2)))
 
     def _curl(self, request: RequestSpec) -> None:
-        """The request as curl would make it; a token by its name, for a token is a key."""
+        """The request as curl would make it; a token by its name, because a token is a key."""
         words = ["curl"]
         if request.method != "GET":
             words += ["-X", request.method]
