@@ -1,5 +1,6 @@
 """The courier's side of revocations: their file, looked at four times a second, in force everywhere when it
-changes."""
+changes.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ import logging
 from pathlib import Path
 
 from iamroles_agent.errors import ConfigError
-from iamroles_agent.live.revocations import REVOCATIONS, part, read
-from iamroles_agent.processes.link import Link, LinkLost
+from iamroles_agent.live.revocations import REVOCATIONS, of, part, read
+from iamroles_agent.processes.link import Body, Link, LinkLost
 
 _PAUSE = 0.25
 
@@ -18,18 +19,59 @@ log = logging.getLogger("iamroles.live")
 _Stamp = tuple[int, int, int] | None
 
 
-async def watch(path: Path, link: Link) -> None:
-    """Put the file's revocations in force whenever it changes, for as long as the courier lives.
+class Watch:
+    """Keeps what is in force as the file says.
 
     A file that is wrong, or gone, changes nothing: what was revoked stays revoked, and the log says so once.
+
+    Args:
+        path: the file.
+        link: the courier's.
     """
-    seen: _Stamp | str = ""
-    while True:
-        stamp = _stamp(path)
-        if stamp != seen:
-            seen = stamp
-            await _take(path, link, stamp)
-        await asyncio.sleep(_PAUSE)
+
+    def __init__(self, path: Path, link: Link) -> None:
+        self._path, self._link = path, link
+        self._problem = ""
+        self._seen: _Stamp | str = ""
+        self._settled = False
+
+    async def run(self) -> None:
+        """Look, for as long as the courier lives."""
+        while True:
+            stamp = _stamp(self._path)
+            if stamp != self._seen:
+                self._settled = False
+                self._problem = await self._take(stamp)
+                self._seen, self._settled = stamp, True
+                if self._problem:
+                    log.error("%s\nthe revocations in force stay in force", self._problem)
+            await asyncio.sleep(_PAUSE)
+
+    async def answer(self, question: Body) -> Body:
+        """Which revocations all workers have in force; `settled`: as the file stands now."""
+        del question
+        settled = self._settled and self._seen == _stamp(self._path)
+        listed = of(self._link.document.parts.get(REVOCATIONS))
+        return {"in_force": [row.id for row in listed.rows], "settled": settled, "problem": self._problem}
+
+    async def _take(self, stamp: _Stamp) -> str:
+        before = self._link.document.parts.get(REVOCATIONS)
+        if stamp is None:
+            return "" if before is None else f"{self._path} is gone"
+        try:
+            coming = part(await asyncio.to_thread(read, self._path))
+        except ConfigError as error:
+            return str(error)
+        if before is not None and before.digest == coming.digest:
+            return ""
+        try:
+            outcome = await self._link.propose({REVOCATIONS: coming})
+        except LinkLost:
+            return ""
+        if not outcome["done"]:
+            return f"{self._path} could not be put in force: {outcome['error']}"
+        log.info("revocations of %s are in force in %s workers", self._path, outcome.get("confirmed"))
+        return ""
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -38,26 +80,3 @@ def _stamp(path: Path) -> _Stamp:
     except OSError:
         return None
     return about.st_mtime_ns, about.st_size, about.st_ino
-
-
-async def _take(path: Path, link: Link, stamp: _Stamp) -> None:
-    before = link.document.parts.get(REVOCATIONS)
-    if stamp is None:
-        if before is not None:
-            log.error("%s is gone: what was revoked stays revoked until it is back", path)
-        return
-    try:
-        coming = part(await asyncio.to_thread(read, path))
-    except ConfigError as error:
-        log.error("%s\nthe revocations in force stay in force", error)
-        return
-    if before is not None and before.digest == coming.digest:
-        return
-    try:
-        outcome = await link.propose({REVOCATIONS: coming})
-    except LinkLost:
-        return
-    if outcome["done"]:
-        log.info("revocations of %s are in force in %s workers", path, outcome.get("confirmed"))
-    else:
-        log.error("revocations of %s could not be put in force: %s", path, outcome["error"])

@@ -17,7 +17,7 @@ from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.identity_header import part as identity_keys
 from iamroles_agent.live import revocations
-from iamroles_agent.live.watch import watch
+from iamroles_agent.live.watch import Watch
 from iamroles_agent.policy import load
 from iamroles_agent.processes import handover, local_socket
 from iamroles_agent.processes.courier import Courier
@@ -216,7 +216,10 @@ class Agent:
         if (header := self.config.identity_header) is not None:
             courier.beside.append(lambda: identity_keys.keep_turning(header, courier.link))
         if (listed := _beside(self.path, self.config.live.revocations)) is not None:
-            courier.beside.append(lambda: watch(listed, courier.link))
+            watch = Watch(listed, courier.link)
+            courier.beside.append(watch.run)
+            if courier.local_socket is not None:
+                courier.local_socket.commands["revocations"] = watch.answer
         return courier.run()
 
     def load(self) -> Part:

@@ -1,0 +1,118 @@
+"""Mutants of live streams: what ends too late, what does not end, what ends that should live."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from iamroles_agent.gate import Gate
+from iamroles_agent.live import attach, cutter
+from iamroles_agent.live.cutter import Cutter
+from iamroles_agent.live.judge import Ends
+from iamroles_agent.spop import actions
+from iamroles_conformance.selftest.mutants.gate.proxy import text
+from iamroles_conformance.selftest.mutants.override import around, both, setting
+from iamroles_conformance.selftest.registry import mutant
+
+
+@mutant(
+    "live.ends-a-minute-late",
+    kills=["LIVE-EXPIRY-001", "LIVE-EXPIRY-002", "LIVE-IDLE-001"],
+    title="tells the proxy an end of access a minute after the credential's",
+)
+@around(actions, "set_var")
+def late(sound: Any, scope: Any, name: str, kind: Any, value: Any) -> Any:
+    return sound(scope, name, kind, value + 60 if name == "expires" else value)
+
+
+mutant(
+    "live.streams-anywhere",
+    kills=["LIVE-REFUSE-001"],
+    title="lets upgrades and event streams into every backend",
+    proxy=True,
+    apply=text(
+        lambda found: "".join(
+            line
+            for line in found.splitlines(keepends=True)
+            if "upgrade" not in line and "event-stream" not in line
+        ),
+        name="iam-routes.cfg",
+    ),
+)
+
+mutant(
+    "live.deaf",
+    kills=["LIVE-POLICY-001", "LIVE-KEY-001", "LIVE-REVOKE-001"],
+    title="judges an open stream once, and not again when policy, keys or revocations change",
+    apply=both(setting(Cutter, "changed", lambda self: None), setting(cutter, "SETTLE", 0.0)),
+)
+
+mutant(
+    "live.revokes-nothing",
+    kills=["LIVE-REVOKE-001", "LIVE-REVOKE-002"],
+    title="reads revocations and does not put them in force",
+    apply=setting(Gate, "revoke", lambda self, revocations: None),
+)
+
+
+@around(attach, "judge")
+def _keys_unseen(sound: Any, *args: Any, **kwargs: Any) -> Any:
+    return sound(*args, **{**kwargs, "sources": {}})
+
+
+mutant(
+    "live.keys-unseen",
+    kills=["LIVE-KEY-001"],
+    title="lets streams live whose key has left its issuer's set",
+    apply=_keys_unseen,
+)
+
+
+@mutant(
+    "live.cuts-everybody",
+    kills=["LIVE-KEEP-001"],
+    title="cuts all streams when anybody is revoked",
+)
+@around(attach, "judge")
+def everybody(sound: Any, *args: Any, **kwargs: Any) -> Any:
+    return Ends(0, "revoked") if kwargs["revocations"].rows else sound(*args, **kwargs)
+
+
+@around(cutter, "pointers")
+def _any_pointer(sound: Any, answer: str) -> Any:
+    found = sound(answer)
+    others = [
+        pointer for source, place in found.items() if not source.startswith("unix") for pointer in place
+    ]
+    return dict.fromkeys(found, others[::-1])
+
+
+mutant(
+    "live.cuts-by-recycled-number",
+    kills=["LIVE-KEEP-001"],
+    title="cuts the stream that has a pointer now, without looking whose it is",
+    apply=both(_any_pointer, setting(cutter, "is_stream", lambda answer, row: True)),
+)
+
+
+@mutant(
+    "live.new-worker-only",
+    kills=["LIVE-RELOAD-001"],
+    title="reaches only the newest worker of the proxy",
+)
+@around(cutter, "workers")
+def newest(sound: Any, answer: str) -> Any:
+    return sound(answer)[:1]
+
+
+@mutant(
+    "live.forgets-at-restart",
+    kills=["LIVE-RESTART-001"],
+    title="knows only the streams that began since it started",
+)
+@around(cutter, "rows")
+def forgets(sound: Any, answer: str) -> Any:
+    return [row for row in sound(answer) if row.since >= _STARTED]
+
+
+_STARTED = time.time()

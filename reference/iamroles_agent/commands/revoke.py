@@ -1,0 +1,184 @@
+"""`iamroles revoke`: end credentials before they expire; list and undo it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from iamroles_agent.errors import ConfigError, StartError
+from iamroles_agent.live.revocations import Revocation, Revocations, read, write
+from iamroles_agent.policy import load
+from iamroles_agent.processes import local_socket
+from iamroles_agent.processes.agent import socket_of
+
+WORLD = "IAMROLES_WORLD"
+_WITHIN = 5.0
+"""Seconds in which a running agent must have it in force."""
+
+_config = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar=WORLD,
+    required=True,
+    help=f"The agent's configuration; its `live.revocations` names the file. Default: ${WORLD}.",
+)
+
+
+@click.group()
+def revoke() -> None:
+    """Revoke credentials: their requests are refused and their streams are cut, before they expire."""
+
+
+@revoke.command()
+@_config
+@click.option(
+    "--role", "roles", multiple=True, help="Whoever holds this role: its name in the policy, or ARN."
+)
+@click.option("--principal", "principals", multiple=True, help="A principal as the audit names it.")
+@click.option("--session", "sessions", multiple=True, help="A session label as the audit names it.")
+@click.option("--credential", "credentials", multiple=True, help="A credential's hash in the audit.")
+@click.option(
+    "--issued-before",
+    help='Spare what was issued since: RFC 3339, epoch seconds, or "now" (IAM\'s "revoke active sessions").',
+)
+@click.option("--reason", default="", help="For those who read the audit.")
+@click.option("--id", "name", help="A name for it; made up where left out.")
+def add(  # noqa: PLR0917 - click's options, by name
+    config: Path,
+    roles: tuple[str, ...],
+    principals: tuple[str, ...],
+    sessions: tuple[str, ...],
+    credentials: tuple[str, ...],
+    issued_before: str | None,
+    reason: str,
+    name: str | None,
+) -> None:
+    """Add a revocation. What is given must all fit: a role and a principal are one in that role."""
+    members: dict[str, Any] = {
+        "id": name or f"r-{secrets.token_hex(4)}",
+        "roles": list(roles),
+        "principals": list(principals),
+        "sessions": list(sessions),
+        "credentials": list(credentials),
+        "reason": reason,
+    }
+    if issued_before is not None:
+        is_number = issued_before.replace(".", "", 1).isdecimal()
+        members["issued_before"] = (
+            time.time() if issued_before == "now" else float(issued_before) if is_number else issued_before
+        )
+    try:
+        row = Revocation.model_validate(members)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            click.echo(f"iamroles revoke: {'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}", err=True)
+        sys.exit(2)
+    with _edited(config) as (path, found):
+        if any(known.id == row.id for known in found):
+            click.echo(f"iamroles revoke: {row.id} is there already; choose another --id", err=True)
+            sys.exit(2)
+        found.append(row)
+    click.echo(f"{row.id} is in {path}")
+    _tell(config, row.id, present=True)
+
+
+@revoke.command("list")
+@_config
+def list_(config: Path) -> None:
+    """Show the revocations of the file, one JSON object a line."""
+    for row in _read(_file(config)).rows:
+        click.echo(json.dumps(row.model_dump(mode="json", exclude_defaults=True)))
+
+
+@revoke.command()
+@_config
+@click.argument("name")
+def undo(config: Path, name: str) -> None:
+    """Take a revocation back. Streams that it cut stay cut."""
+    with _edited(config) as (path, found):
+        kept = [row for row in found if row.id != name]
+        if len(kept) == len(found):
+            click.echo(
+                f"iamroles revoke: there is no {name} in {path}; `iamroles revoke list` shows all", err=True
+            )
+            sys.exit(2)
+        found[:] = kept
+    click.echo(f"{name} is out of {path}")
+    _tell(config, name, present=False)
+
+
+def _file(config: Path) -> Path:
+    try:
+        name = load(config).live.revocations
+    except ConfigError as error:
+        # An emergency must not wait for a sound policy, but the file's name is in there.
+        click.echo(f"{error}\niamroles revoke: the configuration must say `live.revocations`", err=True)
+        sys.exit(2)
+    if name is None:
+        click.echo(
+            f'iamroles revoke: {config}: live.revocations is not set: add `[live]` with `revocations = "…"` '
+            "and restart the agent",
+            err=True,
+        )
+        sys.exit(2)
+    return config.parent / name
+
+
+def _read(path: Path) -> Revocations:
+    try:
+        return read(path)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+
+
+@contextmanager
+def _edited(config: Path) -> Iterator[tuple[Path, list[Revocation]]]:
+    """The file's revocations, written back; one editor at a time."""
+    path = _file(config)
+    try:
+        with path.with_name(f".{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = list(_read(path).rows)
+            yield path, found
+            write(path, Revocations(tuple(found)))
+    except OSError as error:
+        click.echo(f"iamroles revoke: {path} cannot be written: {error.strerror}", err=True)
+        sys.exit(3)
+
+
+def _tell(config: Path, name: str, *, present: bool) -> None:
+    """Wait until the agent of this host has it in force, and say what is known."""
+    address = socket_of(config)
+    if address is None:
+        click.echo(
+            "Whether an agent has taken it up is not known here (no agent.state_dir): see its log or audit"
+        )
+        return
+    deadline = time.monotonic() + _WITHIN
+    while True:
+        try:
+            answer = local_socket.ask(address, {"command": "revocations"})
+        except (OSError, StartError, ValueError) as error:
+            click.echo(f"No agent answers at {address} ({error}): it takes effect when one starts")
+            return
+        if answer.get("problem"):
+            click.echo(f"iamroles revoke: NOT in force: {answer['problem']}", err=True)
+            sys.exit(1)
+        if answer.get("settled") and (name in answer.get("in_force", ())) == present:
+            click.echo(f"in force in all workers of the agent at {address}")
+            return
+        if time.monotonic() > deadline:
+            click.echo(f"iamroles revoke: NOT in force after {_WITHIN:g} s: see the agent's log", err=True)
+            sys.exit(1)
+        time.sleep(0.05)

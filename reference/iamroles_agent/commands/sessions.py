@@ -1,0 +1,96 @@
+"""`iamroles sessions`: who has a stream open now."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from iamroles_agent.errors import ConfigError
+from iamroles_agent.live.console import TABLE, Console, ConsoleError, Row, rows, workers
+from iamroles_agent.live.ticket import Ticket, TicketError
+from iamroles_agent.policy import load
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="IAMROLES_WORLD",
+    required=True,
+    help="The agent's configuration; its `live.master_socket` leads to HAProxy. Default: $IAMROLES_WORLD.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def sessions(config: Path, as_json: bool) -> None:
+    """Show the long streams that HAProxy carries now, in old workers too: who, role, route, since, until."""
+    try:
+        name = load(config).live.master_socket
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    if name is None:
+        click.echo(f"iamroles sessions: {config}: live.master_socket is not set", err=True)
+        sys.exit(2)
+    path = name if ":" in name and "/" not in name else str((config.parent / name).absolute())
+    try:
+        found, silent = asyncio.run(_all(path))
+    except ConsoleError as error:
+        click.echo(f"iamroles sessions: {path}: {error}", err=True)
+        sys.exit(3)
+    for about in sorted((_about(row) for row in found), key=lambda about: about["until"]):
+        click.echo(json.dumps(about) if as_json else _line(about))
+    for problem in silent:
+        click.echo(f"iamroles sessions: {problem}", err=True)
+    sys.exit(3 if silent else 0)
+
+
+async def _all(path: str) -> tuple[list[Row], list[str]]:
+    master = Console(path)
+    found: list[Row] = []
+    silent = []
+    for pid in workers(await master.ask("show proc")):
+        console = Console(path, pid)
+        try:
+            found += [row for row in rows(await console.ask(f"show table {TABLE}")) if row.alive]
+        except ConsoleError as error:
+            silent.append(f"worker {pid}: {error}")
+        console.close()
+    master.close()
+    return found, silent
+
+
+def _about(row: Row) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "since": row.since,
+        "until": row.expires,
+        "src": row.source,
+        "request": row.request_id,
+    }
+    try:
+        ticket = Ticket.decode(row.ticket)
+    except TicketError:
+        return about
+    who, request = ticket.identity, ticket.request
+    about |= {
+        "principal": who.principal,
+        "session": who.session,
+        "role": ticket.role,
+        "issuer": who.issuer,
+        "credential": who.credential,
+        "route": ticket.backend,
+        "path": request.path if request is not None else "",
+    }
+    return about
+
+
+def _line(about: dict[str, Any]) -> str:
+    since = datetime.fromtimestamp(about["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    left = about["until"] - time.time()
+    who = "  ".join(str(about.get(name, "?")) for name in ("principal", "role", "route", "path"))
+    return f"{who}  since {since}  ends in {left:.0f} s  from {about['src']}  {about['request']}"
