@@ -7,6 +7,7 @@ import json
 import secrets
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,6 @@ from pydantic import ValidationError
 
 from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
-from iamroles_agent.policy import load
 from iamroles_agent.processes import local_socket
 from iamroles_agent.processes.agent import socket_of
 
@@ -118,13 +118,16 @@ def undo(config: Path, name: str) -> None:
 
 
 def _file(config: Path) -> Path:
+    """The file of revocations. Nothing else of the configuration is read, for an emergency."""
     try:
-        name = load(config).live.revocations
-    except ConfigError as error:
-        # An emergency must not wait for a sound policy, but the file's name is in there.
-        click.echo(f"{error}\niamroles revoke: the configuration must say `live.revocations`", err=True)
+        text = config.read_text(encoding="utf-8")
+        document = json.loads(text) if config.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        click.echo(f"iamroles revoke: {config} cannot be read: {error}", err=True)
         sys.exit(2)
-    if name is None:
+    live = document.get("live") if isinstance(document, dict) else None
+    name = live.get("revocations") if isinstance(live, dict) else None
+    if not isinstance(name, str):
         click.echo(
             f'iamroles revoke: {config}: live.revocations is not set: add `[live]` with `revocations = "…"` '
             "and restart the agent",
@@ -159,7 +162,10 @@ def _edited(config: Path) -> Iterator[tuple[Path, list[Revocation]]]:
 
 def _tell(config: Path, name: str, *, present: bool) -> None:
     """Wait until the agent of this host has it in force, and say what is known."""
-    address = socket_of(config)
+    try:
+        address = socket_of(config)
+    except ConfigError:
+        address = None
     if address is None:
         click.echo(
             "Whether an agent has taken it up is not known here (no agent.state_dir): see its log or audit"

@@ -1,0 +1,377 @@
+"""Live streams without a proxy: tickets, the console's answers, the cutter's schedule, revocations."""
+
+import json
+from ipaddress import ip_address
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_agent.commands.revoke import revoke
+from iamroles_agent.errors import ConfigError
+from iamroles_agent.identity import Identity, Request, RoleArn
+from iamroles_agent.live import cutter as cutting
+from iamroles_agent.live.console import ConsoleError, Row, is_stream, pointers, rows, workers
+from iamroles_agent.live.cutter import Cutter
+from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
+from iamroles_agent.live.revocations import NONE, Revocation, Revocations, of, part, read, write
+from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
+
+READER = RoleArn("aws", "1" * 12, "reader")
+WHO = Identity("corp", "alice", "s-1", (READER,), 2000, issued_at=1000, credential="sha256:00", key_id="k1")
+REQUEST = Request("GET", "shop.example", "/a b;c", ip_address("2001:db8::1"), "reader")
+TICKET = Ticket("iam/aa", WHO, REQUEST, str(READER), "orders", "R1")
+
+
+def name_of(arn):
+    return {"reader": "staff"}.get(arn.name)
+
+
+# --- tickets
+
+
+@pytest.mark.parametrize(
+    "ticket",
+    [
+        TICKET,
+        Ticket(
+            "iam/aa",
+            WHO._replace(issued_at=None, scopes=frozenset({"a", "b"}), preferred=READER),
+            REQUEST,
+            "",
+            "",
+            "",
+        ),
+        Ticket("iam/aa", WHO._replace(principal="ü\n'\""), None, "", "", ""),
+    ],
+)
+def test_a_ticket_comes_back_as_it_was(ticket):
+    text = ticket.encode()
+
+    assert Ticket.decode(text) == ticket
+    assert text.replace("-", "").replace("_", "").isalnum()
+
+
+def test_a_path_that_is_too_long_is_left_out():
+    request = Request("GET", "h", "/" + "x" * MAX_BYTES, ip_address("192.0.2.1"))
+
+    text = Ticket("iam/aa", WHO, request, "", "", "").encode()
+
+    assert len(text) <= MAX_BYTES
+    assert Ticket.decode(text).request is None
+
+
+@pytest.mark.parametrize("text", ["", "x", "e30", "!!!", TICKET.encode()[:-9], "W10"])
+def test_what_is_no_ticket_is_said_so(text):
+    with pytest.raises(TicketError):
+        Ticket.decode(text)
+
+
+# --- what HAProxy answers
+
+KEY = "7|192.0.2.1|4711|1000|2000|c0ffee|TICKET"
+
+
+def test_rows_of_the_table():
+    answer = (
+        "# table: iam-live, type: string, size:102400, used:2\n"
+        f"0x7f1: key={KEY} use=1 exp=29000 shard=0 gpt0=2000 gpc0=0\n"
+        f"0x7f2: key=8|2001:db8::1|4712|1000|2000|c0|T use=0 exp=10000 gpt0=2000 gpc0=1\n"
+        "0x7f3: key=nonsense use=1 exp=1 gpt0=0 gpc0=0\n\n"
+    )
+
+    first, second = rows(answer)
+
+    assert first == Row(KEY, 7, "192.0.2.1", 4711, 1000, 2000, "c0ffee", "TICKET", True, False, 1.0)
+    assert (second.source, second.alive, second.filtered, second.age) == (
+        "2001:db8::1:4712",
+        False,
+        True,
+        20.0,
+    )
+
+
+@pytest.mark.parametrize("answer", ["", "No such table", "Unknown command"])
+def test_a_haproxy_without_our_table_is_another(answer):
+    with pytest.raises(ConsoleError, match="no table iam-live"):
+        rows(answer)
+
+
+def test_workers_old_ones_too():
+    answer = (
+        "#<PID> <type> <reloads> <uptime> <version>\n10 master 1 [failed: 0] 0d00h 3.0\n# workers\n"
+        "12 worker 0 0d00h 3.0\n# old workers\n11 worker 1 0d00h 3.0\n# programs\n"
+    )
+
+    assert workers(answer) == [12, 11]
+
+
+def test_a_socket_of_a_worker_is_no_master():
+    with pytest.raises(ConsoleError, match="no master"):
+        workers("Unknown command: 'show proc'")
+
+
+def test_a_stream_is_known_by_number_and_address():
+    row = rows(f"# table:\n0x1: key={KEY} use=1 exp=1 gpt0=1 gpc0=0\n")[0]
+
+    assert pointers("0xa: proto=tcpv4 src=192.0.2.1:4711 fe=x\n0xb: proto=sockpair src=unix:1 fe=y\n") == {
+        "192.0.2.1:4711": ["0xa"],
+        "unix:1": ["0xb"],
+    }
+    assert is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4711\n  flags=", row)
+    assert not is_stream("0xa: [25/Nov] id=8 proto=tcpv4 source=192.0.2.1:4711\n  flags=", row)
+    assert not is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4712\n  flags=", row)
+    assert not is_stream("Session not found.", row)
+
+
+# --- the cutter, against a console of text and a clock of our own
+
+
+class Proxy:
+    """A HAProxy with streams: number to [source, expires, alive, filtered]."""
+
+    def __init__(self):
+        self.now = 1990.0
+        self.streams = {}
+        self.asked = []
+        self.silent = False
+
+    def console(self, path, pid=0):
+        outer = self
+
+        class Console:
+            async def ask(self, command):
+                outer.asked.append(command)
+                if outer.silent:
+                    raise ConsoleError("no answer within 2 s")
+                return outer.answer(command)
+
+            def close(self):
+                pass
+
+        return Console()
+
+    def answer(self, command):
+        words = command.split()
+        if command == "show proc":
+            return "1 master\n2 worker\n"
+        if words[:2] == ["show", "table"]:
+            bound = int(words[-1]) if "lt" in words else 1 << 40
+            return f"# table: iam-live, used:{len(self.streams)}\n" + "".join(
+                f"0x1: key={n}|192.0.2.1|{port}|1000|{expires}|r{n}|{TICKET.encode()} use={int(alive)} "
+                f"exp=30000 gpt0={expires} gpc0=0\n"
+                for n, (port, expires, alive) in self.streams.items()
+                if expires < bound
+            )
+        if command == "show sess":
+            return "".join(
+                f"0x{n:x}: proto=tcpv4 src=192.0.2.1:{port} fe=x\n"
+                for n, (port, _, alive) in self.streams.items()
+                if alive
+            )
+        if words[:2] == ["show", "sess"]:
+            n = int(words[2], 16)
+            return f"{words[2]}: [x] id={n} proto=tcpv4 source=192.0.2.1:{self.streams[n][0]}\n"
+        if words[0] == "shutdown":
+            n = int(words[2], 16)
+            self.streams[n] = (*self.streams[n][:2], False)
+        return ""
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    found = Proxy()
+    monkeypatch.setattr(cutting, "Console", found.console)
+    return found
+
+
+def cutter_of(proxy, cuts, judge=None):
+    return Cutter(
+        "/m",
+        "iam/aa",
+        judge or (lambda ticket, expires: Ends(expires, EXPIRED)),
+        cuts.append,
+        clock=lambda: proxy.now,
+    )
+
+
+async def test_a_stream_is_cut_when_its_time_has_come_and_not_before(proxy):
+    cuts = []
+    proxy.streams = {7: (4711, 2000, True), 8: (4712, 3000, True)}
+    cutter = cutter_of(proxy, cuts)
+
+    await cutter.look()
+    proxy.now = 1999.99
+    await cutter.look()
+    assert not cuts
+
+    proxy.now = 2000.04
+    await cutter.look()
+
+    assert [(cut.row.number, cut.cause, cut.by, round(cut.late, 2)) for cut in cuts] == [
+        (7, EXPIRED, "agent", 0.04)
+    ]
+    assert proxy.streams[8][2]
+
+
+async def test_what_the_proxy_closed_itself_is_recorded_once(proxy):
+    cuts = []
+    proxy.streams = {7: (4711, 2000, True)}
+    cutter = cutter_of(proxy, cuts)
+    proxy.now = 1999.99
+    await cutter.look()
+
+    proxy.streams = {7: (4711, 2000, False)}
+    proxy.now = 2000.03
+    await cutter.look()
+    await cutter.look()
+
+    assert [(cut.row.number, cut.by) for cut in cuts] == [(7, "timeout")]
+    assert any(command.startswith("clear table iam-live key 7|") for command in proxy.asked)
+
+
+async def test_what_ended_before_its_time_is_no_cut(proxy):
+    cuts = []
+    proxy.streams = {7: (4711, 2000, True)}
+    cutter = cutter_of(proxy, cuts)
+    await cutter.look()
+    proxy.streams = {7: (4711, 2000, False)}
+    proxy.now = 2000.03
+    await cutter.look()
+
+    assert not cuts
+
+
+async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):
+    cuts, revoked = [], set()
+    proxy.streams = {7: (4711, 9000, True), 8: (4712, 9001, True)}
+
+    def judge(ticket, expires):
+        return Ends(0, REVOKED) if expires in revoked else Ends(expires, EXPIRED)
+
+    cutter = cutter_of(proxy, cuts, judge)
+    await cutter.look()
+    revoked.add(9000)
+    cutter.changed()
+    await cutter.look()
+
+    assert [(cut.row.number, cut.cause) for cut in cuts] == [(7, REVOKED)]
+    assert proxy.streams[8][2]
+
+
+async def test_when_nothing_changed_only_what_is_due_is_asked_for(proxy):
+    proxy.streams = {7: (4711, 9000, True)}
+    cutter = cutter_of(proxy, [])
+    await cutter.look()
+    proxy.now += cutting.SETTLE + 1
+    proxy.asked.clear()
+    await cutter.look()
+
+    assert proxy.asked == [
+        "show proc",
+        f"show table iam-live data.gpt0 lt {int(proxy.now) + cutting.AHEAD + 1}",
+    ]
+
+
+async def test_a_silent_proxy_is_said_once(proxy, caplog):
+    cutter = cutter_of(proxy, [])
+    proxy.silent = True
+    for _ in range(3):
+        await cutter.look()
+
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    assert cutter.numbers.unreachable == 1
+
+
+async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
+    cuts = []
+    proxy.streams = {7: (4711, 1000, True)}
+    cutter = Cutter(
+        "/m", "other/aa", lambda ticket, expires: Ends(0, REVOKED), cuts.append, clock=lambda: proxy.now
+    )
+    await cutter.look()
+
+    assert not cuts
+    assert "another gate" in caplog.text
+
+
+# --- revocations
+
+
+@pytest.mark.parametrize(
+    ("members", "fits"),
+    [
+        ({"roles": ["staff"]}, True),
+        ({"roles": [str(READER)]}, True),
+        ({"roles": ["writer"]}, False),
+        ({"principals": ["alice"]}, True),
+        ({"principals": ["bob"]}, False),
+        ({"sessions": ["s-1"], "principals": ["bob"]}, False),
+        ({"credentials": ["sha256:00"]}, True),
+        ({"roles": ["staff"], "issued_before": 1000}, False),
+        ({"roles": ["staff"], "issued_before": 1001}, True),
+        ({"roles": ["staff"], "issued_before": "1970-01-01T00:16:41Z"}, True),
+    ],
+)
+def test_whom_a_revocation_is_about(members, fits):
+    assert Revocation(id="x", **members).fits(WHO, name_of) is fits
+
+
+def test_a_credential_without_a_time_counts_as_issued_before():
+    row = Revocation(id="x", roles=["staff"], issued_before=1)
+
+    assert row.fits(WHO._replace(issued_at=None), name_of)
+
+
+def test_the_file_and_the_part_keep_everything(tmp_path):
+    listed = Revocations(
+        (
+            Revocation(id="a", roles=["staff"], reason='quote " and \n'),
+            Revocation(
+                id="b", principals=["ü"], sessions=["s"], credentials=["sha256:1"], issued_before=1000.5
+            ),
+        )
+    )
+    write(tmp_path / "r.toml", listed)
+
+    assert read(tmp_path / "r.toml") == listed
+    assert of(part(listed)) == listed
+    assert of(part(NONE)) == NONE
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[revocations]]\nid = 1\nroles = ['a']", "revocations[0].id"),
+        ("[[revocations]]\nid = 'a'", "names nobody"),
+        ("[[revocations]]\nid = 'a'\nrole = ['a']", "revocations[0].role"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = 'yesterday'", "RFC 3339"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 2, "stands twice"),
+        ("[[revoc", "not TOML"),
+    ],
+)
+def test_a_wrong_file_says_where(tmp_path, text, said):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=said.replace("[", r"\[").replace("]", r"\]")):
+        read(path)
+
+
+def test_revoke_add_list_undo(tmp_path):
+    world = tmp_path / "w.toml"
+    world.write_text('version = 1\n[live]\nrevocations = "r.toml"\n')
+
+    def run(*words):
+        return CliRunner().invoke(revoke, [words[0], "--config", str(world), *words[1:]])
+
+    assert (
+        run("add", "--role", "staff", "--issued-before", "now", "--id", "a", "--reason", "stolen").exit_code
+        == 0
+    )
+    assert run("add", "--id", "b").exit_code == 2
+    assert run("add", "--principal", "p", "--id", "a").exit_code == 2
+    listed = [json.loads(line) for line in run("list").output.splitlines()]
+    assert [(row["id"], row["roles"], row["reason"]) for row in listed] == [("a", ["staff"], "stolen")]
+    assert run("undo", "b").exit_code == 2
+    assert run("undo", "a").exit_code == 0
+    assert run("list").output == ""
