@@ -332,13 +332,11 @@ class _Scrape(Collector):
         late.add_metric([], buckets, numbers.cut_seconds)
         yield late
         yield GaugeMetricFamily("iamroles_revocations", "Revocations in force.", numbers.revocations)
-        if numbers.live is not None:
-            yield GaugeMetricFamily("iamroles_long_streams", "Entries of HAProxy's table.", numbers.live.open)
-            yield GaugeMetricFamily(
-                "iamroles_live_unreachable",
-                "HAProxy processes that cannot be asked.",
-                numbers.live.unreachable,
-            )
+        live = numbers.live or Numbers()
+        yield GaugeMetricFamily("iamroles_long_streams", "Entries of HAProxy's table.", live.open)
+        yield GaugeMetricFamily(
+            "iamroles_live_unreachable", "HAProxy processes that do not answer.", live.unreachable
+        )
 
     def _audit(self) -> Iterator[Metric]:
         if self._metrics.audit is None:

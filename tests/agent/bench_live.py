@@ -2,10 +2,12 @@
 
     python tests/agent/bench_live.py --busy 1000 --idle 4000
 
-One HAProxy of this host, one agent, one echo backend, all on loopback. Busy WebSockets send a frame each 250 ms and
-expire together; idle ones only wait. `late` is the client's clock at the end of the stream,
+One HAProxy of this host, one agent, one echo backend, all on loopback. Busy WebSockets send a frame each
+250 ms and expire together; idle ones only wait. `late` is the client's clock at the end of the stream,
 minus the token's `exp`.
 """
+
+# ruff: noqa: ASYNC110, PLR0917, T201 - a script that prints
 
 import argparse
 import asyncio
@@ -26,7 +28,10 @@ FRAME = b"\x81\x82\0\0\0\0hi"
 
 def percentiles(values):
     values = sorted(values)
-    return "  ".join(f"p{p:g} {1000 * values[min(len(values) - 1, int(len(values) * p / 100))]:.1f} ms" for p in (50, 90, 99, 100))
+    return "  ".join(
+        f"p{p:g} {1000 * values[min(len(values) - 1, int(len(values) * p / 100))]:.1f} ms"
+        for p in (50, 90, 99, 100)
+    )
 
 
 async def tunnel(proxy, token, busy, path, ready, gate):
@@ -113,13 +118,19 @@ async def measure(options, stage, world):
     before, began = (cpu([agent]), cpu([haproxy])), time.monotonic()
     await asyncio.sleep(20)
     took = time.monotonic() - began
-    print(f"{options.idle} idle tunnels: agent {100 * (cpu([agent]) - before[0]) / took:.2f} % of a core, "
-          f"HAProxy {100 * (cpu([haproxy]) - before[1]) / took:.2f} %", flush=True)
+    print(
+        f"{options.idle} idle tunnels: agent {100 * (cpu([agent]) - before[0]) / took:.2f} % of a core, "
+        f"HAProxy {100 * (cpu([haproxy]) - before[1]) / took:.2f} %",
+        flush=True,
+    )
     at = time.time()
     world.agent.put("r.toml", '[[revocations]]\nid = "a"\nroles = ["writer"]\n')
     ends = await asyncio.wait_for(asyncio.gather(*few), 30)
-    print(f"100 streams of one role revoked among {options.idle}, after the file changed: "
-          f"{percentiles([end - at for _, end in ends])}; still open: {sum(not t.done() for t in idle)} of {options.idle}")
+    print(
+        f"100 streams of one role revoked among {options.idle}, after the file changed: "
+        f"{percentiles([end - at for _, end in ends])}; "
+        f"still open: {sum(not task.done() for task in idle)} of {options.idle}"
+    )
     for task in idle:
         task.cancel()
 

@@ -14,6 +14,7 @@ from iamroles_agent.audit.reading import readings
 from iamroles_agent.config import AuditSettings, Config, MetricsSettings
 from iamroles_agent.gate import Gate
 from iamroles_agent.identity_header import KeyRing, Signer
+from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.metrics import Metrics
 from iamroles_agent.policy import Policy
 from iamroles_agent.reasons import Refusal
@@ -100,8 +101,10 @@ def test_an_allow_is_tagged_and_remembered(bench):
         "rule": "R1",
         "backend": "orders-ro",
         "expires": NOW + 300,
+        "ticket": answer["ticket"],
         "allow": True,
     }
+    assert Ticket.decode(answer["ticket"]).identity.principal == "alice"
     assert bench.recall() == answer
     assert bench.metrics.verdict_hits == 1
 
@@ -323,7 +326,8 @@ def test_a_verdict_with_a_signed_identity_is_remembered_for_half_the_identity_s_
     assert bench.recall() is None
     second = bench.judge(question())
     assert second["identity"] != first["identity"]
-    assert {**second, "identity": ""} == {**first, "identity": ""}
+    differing = {"identity": "", "ticket": ""}
+    assert {**second, **differing} == {**first, **differing}
 
 
 def test_a_refusal_has_no_signed_identity():

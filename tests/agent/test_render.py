@@ -104,9 +104,10 @@ def test_the_command_says_what_it_wrote(tmp_path):
     result, output = run(tmp_path)
 
     assert result.output.split() == [
-        str(output / name) for name in ("haproxy.cfg", "iam.spoe.cfg", "iam-routes.cfg")
+        str(output / name) for name in ("haproxy.cfg", "iam.spoe.cfg", "iam-routes.cfg", "iam-live.lua")
     ]
-    assert sorted(path.name for path in output.iterdir()) == ["haproxy.cfg", "iam-routes.cfg", "iam.spoe.cfg"]
+    written = sorted(path.name for path in output.iterdir())
+    assert written == ["haproxy.cfg", "iam-live.lua", "iam-routes.cfg", "iam.spoe.cfg"]
 
 
 def test_the_static_files_are_the_shipped_ones(tmp_path):

@@ -20,7 +20,11 @@ ISSUER = {
     "algorithms": ["RS256"],
     "accounts": ["111111111111"],
 }
-POLICY = {"version": 1, "issuers": [ISSUER], "backends": [{"name": "alpha"}, {"name": "beta"}]}
+POLICY = {
+    "version": 1,
+    "issuers": [ISSUER],
+    "backends": [{"name": "alpha", "streams": True}, {"name": "beta"}],
+}
 YES = {
     "status": 200,
     "role": "arn:aws:iam::111111111111:role/reader",
