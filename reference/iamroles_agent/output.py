@@ -21,6 +21,8 @@ import threading
 import time
 from collections import deque
 
+log = logging.getLogger("iamroles.output")
+
 _LONGEST = select.PIPE_BUF - 1
 """Bytes of a line of the log."""
 
@@ -42,7 +44,7 @@ class Output:
         self._unsaid = 0
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._fd = fd
+        self._fd = self._number = fd
         self._open(fd)
         os.register_at_fork(after_in_child=self._forget)
 
@@ -103,6 +105,9 @@ class Output:
             waiting.popleft()
             if self._unsaid and not waiting:
                 lost, self._unsaid = self._unsaid, 0
+                if self._number == 1:  # its lines are JSON, for a program
+                    log.warning("%d lines on standard output were dropped: nobody read them", lost)
+                    continue
                 note = f"{lost} lines of the log were dropped: nobody read them\n".encode()
                 waiting.append(note)
                 self._size += len(note)

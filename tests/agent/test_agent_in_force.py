@@ -25,7 +25,9 @@ from spop_transcript import hello, notify
 from test_server_supervisor import connect, receive, until
 from tokens_support import EC_KEY, OTHER_EC_KEY, Server, mint, public_jwk, serving
 
-from iamroles_agent.processes import local_socket
+from iamroles_agent.commands.status_text import as_text
+from iamroles_agent.errors import StartError
+from iamroles_agent.processes import handover, local_socket
 from iamroles_agent.spop.values import DataType
 
 PATIENCE = 20.0
@@ -261,6 +263,7 @@ def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, worker
         assert {answer for asker in askers for answer in asker.answers} == {True}
         assert all(asker.goodbyes for asker in askers)
         assert receive(idle) == {}  # a goodbye, at a time when nothing was asked
+        assert "Traceback" not in agent.log()
         idle.close()
         assert agent.status()["pid"] == agent.process.pid
         assert agent.reload(grants=[])["saved"] is True
@@ -292,6 +295,37 @@ def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
         assert old.poll() is None
         line = agent.reload(grants=[])
         assert (line["confirmed"], line["saved"]) == (2, True)
+
+
+def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_path, server):
+    with running(tmp_path, server, 2) as agent:
+        with socket.socket(socket.AF_UNIX) as other:  # it takes what it is given, and never gets ready
+            other.settimeout(PATIENCE)
+            other.connect(str(tmp_path / "state" / "agent.sock"))
+            other.sendall(b'{"command": "hand-over"}\n')
+            _, descriptors, _, _ = socket.recv_fds(other, 1 << 16, 16)
+            line = agent.reload(grants=[])
+            assert (line["confirmed"], line["saved"]) == (2, False)
+            assert line["save_error"] == "another agent is about to take over"
+            assert "NOT SAVED" in as_text(agent.status())
+            for descriptor in descriptors:
+                os.close(descriptor)
+        until(lambda: "kept in" in as_text(agent.status()))
+        assert agent.reload(grants=[])["saved"] is True
+
+
+def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(tmp_path / "agent.sock"))
+        old.listen()
+        with ThreadPoolExecutor() as pool:
+            taken = pool.submit(handover.take, tmp_path / "agent.sock", "127.0.0.1:9", 1)
+            connection, _ = old.accept()
+            connection.recv(1)
+            connection.shutdown(socket.SHUT_WR)
+            with pytest.raises(StartError, match="it ended the conversation; it may be stopping, try again"):
+                taken.result(PATIENCE)
+            connection.close()
 
 
 def test_take_over_where_nobody_runs_is_a_start(tmp_path, server):

@@ -23,7 +23,7 @@ def as_text(found: Found) -> str:
     lines = [
         f"agent {found['agent']}, pid {found['pid']}, on {found['listen']}, up {up}",
         f"in force: version {found['version']}, policy {found['policy']}, {confirmed}{change}",
-        f"kept in {found['state_dir']}" if found["state_dir"] else "not kept: agent.state_dir is not set",
+        _kept(found),
     ]
     if found["overslept"] >= 1.0:
         lines.append(f"the parent was not run for {found['overslept']:.1f} s in all: this host is overloaded")
@@ -31,6 +31,14 @@ def as_text(found: Found) -> str:
         lines.append(_member(member))
         lines += _keys(member["stats"])
     return "\n".join(lines)
+
+
+def _kept(found: Found) -> str:
+    if not found["state_dir"]:
+        return "not kept: agent.state_dir is not set"
+    if found["save_error"]:
+        return f"NOT SAVED in {found['state_dir']}: {found['save_error']}"
+    return f"kept in {found['state_dir']}"
 
 
 def _member(member: Found) -> str:

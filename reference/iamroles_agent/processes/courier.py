@@ -68,6 +68,8 @@ class Courier:
         self._proposed: dict[str, str] = {}
         self._unsaved = asyncio.Event()
         self._saving = asyncio.Lock()
+        self._save_error = ""
+        """Why what is in force is not saved; "" where it is, or is about to be."""
 
     async def run(self) -> None:
         """Live until the parent says to drain, or is gone.
@@ -129,7 +131,7 @@ class Courier:
 
     async def _status(self, question: Body) -> Body:
         del question
-        return {**self.about, **await self.link.status(), "now": time.time()}
+        return {**self.about, "save_error": self._save_error, **await self.link.status(), "now": time.time()}
 
     async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The next agent wants to take over; see `handover`."""
@@ -143,7 +145,8 @@ class Courier:
             ):
                 self.link.send(message("leave"))
                 self.local_socket.close()
-                await asyncio.Event().wait()
+                await self.link.drained.wait()
+                return
         self._unsaved.set()
         log.warning("the agent that was to take over did not get ready: this one goes on")
 
@@ -152,6 +155,8 @@ class Courier:
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()
+            if self._saving.locked():  # until that agent is ready, or given up
+                self._tell_saved(self.link.document.version, "another agent is about to take over")
             error = ""
             async with self._saving:
                 document = self.link.document
@@ -161,7 +166,11 @@ class Courier:
                     error = failed.strerror or str(failed)
                     log.error("what is in force cannot be saved: %s", error)
                     asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._unsaved.set)
-            self.link.send(message("saved", version=document.version, error=error))
+            self._tell_saved(document.version, error)
+
+    def _tell_saved(self, version: int, error: str) -> None:
+        self._save_error = error
+        self.link.send(message("saved", version=version, error=error))
 
     # Keys
 

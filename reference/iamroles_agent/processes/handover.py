@@ -71,6 +71,8 @@ def take(path: Path, listen: str, workers: int) -> Inheritance | None:
     try:
         connection.sendall(json.dumps({"command": COMMAND}).encode() + b"\n")
         line, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, _MAX_SOCKETS)
+        if not line:
+            raise ValueError("it ended the conversation; it may be stopping, try again")
         answer = json.loads(line)
     except (OSError, ValueError) as error:
         connection.close()
