@@ -152,7 +152,7 @@ def test_failures_are_locusts_failures(tmp_path):
     done, measured = locust(address, tmp_path, "-u", "1", "-t", "2s")
 
     assert done.returncode == 1
-    assert measured["faults"] > 100
+    assert measured["faults"] > 0
     assert "refused" in (tmp_path / "out_failures.csv").read_text()
 
 

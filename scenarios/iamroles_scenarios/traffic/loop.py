@@ -232,10 +232,13 @@ class Loop:
             self.idle_again(line)
 
     def hold(self, lines: Sequence[Line], question: Question) -> None:
-        """Open a stream on each of these lines, to be held until the end; one that ends is a fault."""
+        """Open a stream on each of these lines and wait for its begin; one that ends is a fault."""
         for line in lines:
             line.ask(0, question)
         self._lines += lines
+        deadline = now() + self._patience
+        while now() < deadline and any(stream and not stream[1] for stream in (one.held() for one in lines)):
+            self._poll(_KEEP)
 
     def start(self, at: int | None = None) -> int:
         """Let the timetable begin, now or at a given moment; a closed loop sends its first requests."""
