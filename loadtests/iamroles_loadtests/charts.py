@@ -84,7 +84,7 @@ def ratios(values: Iterable[float]) -> Axis:
         marks = [1.0, 2.0, 5.0, 10.0, 100.0] if furthest > 4 else [1.0, 1.5, 2.0, 3.0]
     shown = sorted({mark for one in marks if one <= furthest for mark in (one, 1 / one)})
     return Axis(
-        1 / furthest, furthest, [(mark, f"x{mark:.2g}") for mark in shown], "second over first", log=True
+        1 / furthest, furthest, [(mark, f"x{mark:.3g}") for mark in shown], "second over first", log=True
     )
 
 

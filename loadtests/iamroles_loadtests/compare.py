@@ -90,7 +90,7 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Line]:
         if other is not None:
             found += list(_latencies(phase, other))
             found += list(_cpu(phase["name"], phase["cpu"], other["cpu"]))
-    return [*_knee(before["knee"], after["knee"]), *found, *_pairs(before["pairs"], after["pairs"])]
+    return [*_knee(before["knee"], after["knee"]), *_pairs(before["pairs"], after["pairs"]), *found]
 
 
 def obstacles(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -183,7 +183,7 @@ def _resampled(phase: Mapping[str, Any], names: list[str], seed: int) -> NDArray
         for window in phase["windows"]
         if window["samples"]
     ]
-    if len(windows) < 4:
+    if len(windows) < 4 or not names:
         return None
     counts = np.stack(windows)
     used = np.flatnonzero(counts.sum(axis=0))

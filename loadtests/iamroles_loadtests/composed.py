@@ -16,6 +16,7 @@ from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.images import Images
 
+REPORT = ("result.json", "summary.txt", "index.html")
 AGENTS = ("agent-1:9901", "agent-2:9901")
 
 
@@ -35,7 +36,10 @@ def prepare(directory: Path, settings: Mapping[str, str], *, haproxy: str = "3.0
     except docker.errors.DockerException as error:
         raise StageError(f"No Docker engine answers: {error}. Start one.") from error
     (directory / "haproxy").mkdir(parents=True, exist_ok=True)
-    (directory / "out").mkdir(exist_ok=True)
+    out = directory / "out"
+    out.mkdir(exist_ok=True)
+    for name in REPORT:  # of an earlier run: a failed one must not look like it
+        (out / name).unlink(missing_ok=True)
     variables = {
         **settings,
         "IAMROLES_IMAGE": images.python(load=True),

@@ -15,6 +15,7 @@ from typing import Any
 import urllib3
 
 from iamroles_loadtests import report, result
+from iamroles_loadtests.generator import GeneratorError
 from iamroles_loadtests.hosted import hosted
 from iamroles_loadtests.plan import Piles
 from iamroles_loadtests.questions import Asking
@@ -28,8 +29,20 @@ _PATIENCE = 60.0
 """Seconds until the parts must be there."""
 
 
+_FAILED = 3
+"""Exit code where something other than what is measured failed; Python's own for a traceback means an SLO."""
+
+
 def main() -> int:
-    """See the module."""
+    """See the module; returns the exit code of `iamroles load run`."""
+    try:
+        return _measured()
+    except (ControlError, GeneratorError, OSError, urllib3.exceptions.HTTPError) as error:
+        sys.stderr.write(f"iamroles load: {error}\n")
+        return _FAILED
+
+
+def _measured() -> int:
     rate, seconds = float(os.environ["IAMROLES_RATE"]), int(os.environ["IAMROLES_SECONDS"])
     workers = os.environ["IAMROLES_WORKERS"]
     issuer = _patiently(lambda: IdpClient(IDP, IDP).issuer("corp"))

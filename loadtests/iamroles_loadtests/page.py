@@ -212,7 +212,7 @@ def _cpu(result: Mapping[str, Any]) -> str:
     rows = [
         charts.Row(
             name,
-            " + ".join(f"{cpu[part]:.0f}" for part in known if part in cpu) + " µs",
+            " + ".join(f"{cpu[part]:.0f}" for part in known if part in cpu) + " µs" if cpu else "not known",
             {part: cpu[part] for part in known if part in cpu},
         )
         for name, cpu in found

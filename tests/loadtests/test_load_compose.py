@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+import threading
+import time
 
 import jsonschema
 import pytest
@@ -13,12 +15,26 @@ from iamroles_loadtests.histogram import Histogram
 from iamroles_loadtests.result import SCHEMA
 
 
-@pytest.mark.timeout(900)
-def test_one_command_runs_it_and_workers_add_up(engine, pytestconfig, tmp_path):
+@pytest.fixture
+def compose(engine, pytestconfig):
+    """Docker's compose plugin."""
     if subprocess.run(["docker", "compose", "version"], check=False, capture_output=True).returncode:
         wanted = pytestconfig.getoption("--iamroles-require") or os.environ.get("IAMROLES_REQUIRE")
         say = pytest.fail if wanted == "containers" else pytest.skip
         say("needs the compose plugin of Docker: apt-get install docker-compose")
+
+
+def containers(place, *more):
+    """Of the project whose files are there."""
+    project = (place / ".env").read_text().split("IAMROLES_PROJECT=")[1].splitlines()[0]
+    label = f"label=com.docker.compose.project={project}"
+    command = ["docker", "ps", "-q", "--filter", label, *more]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("compose")
+def test_one_command_runs_it_and_workers_add_up(tmp_path):
     place = tmp_path / "load"
     done = CliRunner().invoke(
         load, ["compose", "--rate", "300", "--duration", "5", "--workers", "2", "--directory", str(place)]
@@ -38,11 +54,32 @@ def test_one_command_runs_it_and_workers_add_up(engine, pytestconfig, tmp_path):
     assert total[1] == "Aggregated"
     assert int(total[2]) == phase["samples"]
     assert "<svg" in (place / "out" / "index.html").read_text()
-    project = (place / ".env").read_text().split("IAMROLES_PROJECT=")[1].splitlines()[0]
-    left = subprocess.run(
-        ["docker", "ps", "-aq", "--filter", f"label=com.docker.compose.project={project}"],
-        capture_output=True,
-        text=True,
-        check=True,
+    assert containers(place, "-a") == []
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("compose")
+def test_a_worker_that_dies_ends_it_without_a_report(tmp_path):
+    place = tmp_path / "load"
+    (place / "out").mkdir(parents=True)
+    (place / "out" / "result.json").write_text("of an earlier run")
+    course = place / "out" / "locust_stats_history.csv"
+    killed = []
+
+    def kill():
+        while not (course.exists() and "Aggregated" in course.read_text()):
+            time.sleep(0.1)
+        worker = containers(place, "--filter", "label=com.docker.compose.service=worker")[0]
+        killed.append(subprocess.run(["docker", "kill", worker], check=True, capture_output=True))
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    done = CliRunner().invoke(
+        load, ["compose", "--rate", "200", "--duration", "12", "--workers", "2", "--directory", str(place)]
     )
-    assert left.stdout == ""
+
+    assert len(killed) == 1
+    assert done.exit_code == 3, done.output[-3000:]
+    assert not (place / "out" / "result.json").exists()
+    assert "written to" not in done.output
+    assert containers(place, "-a") == []

@@ -78,9 +78,13 @@ def test_a_phase_without_answers_is_drawn(example):
     none = result.shown(result.Histogram())
     for name in ("due", "sent", "noticed", "lag", "punctual"):
         empty[name] = none
-    empty |= {"samples": 0, "cases": {}, "windows": [], "closed": True, "rate": 0.0}
+    empty |= {"samples": 0, "cases": {}, "windows": [], "closed": True, "rate": 0.0, "cpu": {}}
+    changed = {**example, "phases": [empty], "knee": {**example["knee"], "steps": []}, "pairs": None}
+    text = page.render(changed)
 
-    assert "closed loop" in page.render({**example, "phases": [empty]})
+    assert "closed loop" in text
+    assert "not known" in text
+    assert "do not compare" in compare_page.render(changed, example)
 
 
 def test_what_a_server_said_is_text(example):

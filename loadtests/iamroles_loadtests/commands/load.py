@@ -232,7 +232,7 @@ def compose_command(
     except (StageError, OSError) as error:
         click.echo(f"iamroles load: {error}", err=True)
         raise SystemExit(3) from error
-    if up:
+    if up and (directory / "out" / "result.json").exists():
         click.echo(f"written to {directory / 'out'}", err=True)
     if code:
         raise SystemExit(code if code in (1, INVALID) else 3)
