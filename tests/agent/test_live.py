@@ -6,6 +6,7 @@ from ipaddress import ip_address
 import pytest
 from click.testing import CliRunner
 
+from iamroles_agent.audit.query import Query
 from iamroles_agent.commands.revoke import revoke
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.identity import Identity, Request, RoleArn
@@ -375,3 +376,15 @@ def test_revoke_add_list_undo(tmp_path):
     assert run("undo", "b").exit_code == 2
     assert run("undo", "a").exit_code == 0
     assert run("list").output == ""
+
+
+def test_a_cut_is_found_by_cause_and_person():
+    record = {
+        "kind": "event",
+        "event": "cut",
+        "time": "2026-01-01T00:00:00Z",
+        "about": {"cause": "revoked", "principal": "alice", "role": str(READER)},
+    }
+
+    assert Query(cause="revoked", who="al*", role="reader").matches(record)
+    assert not Query(cause="expired").matches(record)

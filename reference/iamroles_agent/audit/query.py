@@ -57,7 +57,9 @@ class Query:
     kinds: frozenset[str] = frozenset({"decision", "termination"})
 
     def matches(self, record: dict[str, Any]) -> bool:
-        """Whether a record answers the query."""
+        """Whether a record answers the query; a stream that was cut is found like a decision."""
+        if record.get("event") == "cut":
+            record = {**record.get("about", {}), **record, "kind": "termination"}
         return (
             record.get("kind") in self.kinds
             and (not self.verdict or record.get("verdict") == self.verdict)
