@@ -231,7 +231,7 @@ class TestDisappearance:
             await until(lambda: descriptors() <= before)
 
     async def test_a_peer_that_closes_while_its_question_is_judged(self):
-        """A full close looks like a half-close: the question is judged, and the lost answer raises nothing."""
+        """A full close looks like a half-close: it is judged, and the lost answer raises nothing."""
 
         gone_on = asyncio.Event()
 
