@@ -128,7 +128,13 @@ def test_forms_are_made_from_a_saved_run(tmp_path: Path) -> None:
     made = CliRunner().invoke(conformance, ["report", str(saved), "--html", str(page)])
     summed = CliRunner().invoke(conformance, ["report", str(saved)])
 
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html", "junit.xml"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.json",
+        "report.html",
+        "junit.xml",
+        "summary.md",
+        "badge.svg",
+    }
     assert made.exit_code == 0
     assert "gate.expired.refused" in page.read_text(encoding="utf-8")
     assert "fail           gate.expired.refused[spop]: why" in summed.output
@@ -157,3 +163,28 @@ def test_a_statement_that_was_written_into_a_saved_run_does_not_survive(tmp_path
 
     assert read["statement"] == truth
     assert read["passed"] is False
+
+
+def test_a_document_names_the_digests_of_all_that_took_part() -> None:
+    found = _document({})
+
+    assert set(found["digests"]) >= {"suite", "scenarios", "SPEC.md"}
+    assert all(len(text) == len("sha256:") + 64 for text in found["digests"].values())
+    assert found["environment"]["python"]
+
+
+def test_junit_gives_each_failure_its_type_and_a_class_name() -> None:
+    suite = ET.fromstring(report.as_junit(_document({"reason": Verdict.UNTESTABLE})))[0]
+
+    case = next(one for one in suite if one.get("name", "").startswith("gate.expired.reason"))
+    assert case.get("classname") == "iamroles.gate-spop.gate.expired"
+    assert case[0].get("type") == "untestable"
+
+
+def test_the_short_forms_say_no_more_than_the_statement() -> None:
+    good, bad = _document({}), _document({"reason": Verdict.FAIL}, "a | b <c>")
+
+    assert good["statement"]["sentence"] in report.as_markdown(good)
+    assert "a \\| b &lt;c&gt;" in report.as_markdown(bad)
+    assert "3 of " in ET.fromstring(report.as_badge(good))[0].text  # type: ignore[operator]
+    assert "not passed" in report.as_badge(bad)

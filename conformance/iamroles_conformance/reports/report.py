@@ -21,6 +21,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from iamroles_conformance.errors import ReportError
+from iamroles_conformance.reports.evidence import digests, environment
+from iamroles_conformance.reports.short import as_badge, as_markdown
 from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.catalogue import catalogue
@@ -32,7 +34,7 @@ SCHEMA = 1
 SPEC = 1
 """The version of SPEC.md that was judged."""
 Document = dict[str, Any]
-_BAD = {verdict.value for verdict in Verdict if not verdict.good}
+_RED = ("fail", "untestable", "harness-error", "known-failure", "departure", "warning")
 
 
 def document(
@@ -70,6 +72,8 @@ def document(
         "features": features,
         "known_failures": known,
         "reproduce": shlex.join(command),
+        "digests": digests(run.agent),
+        "environment": environment(),
         "totals": dict(Counter(check["verdict"] for check in checks)),
         "passed": told["holds"],
         "statement": told,
@@ -158,19 +162,18 @@ def as_json(found: Document) -> str:
 
 
 def as_junit(found: Document) -> str:
-    """JUnit XML: one test case for each check, its class name the lane."""
+    """JUnit XML: one test case for each check, classed by lane, family and scenario."""
     suite = ET.Element("testsuite", name=f"{found['product']['name']} {found['product']['version']}".strip())
     counts: Counter[str] = Counter()
     for check in found["checks"]:
         case = ET.SubElement(
-            suite, "testcase", classname=check["lane"], name=check["name"], time=str(check["seconds"])
+            suite, "testcase", classname=_class_name(check), name=check["name"], time=str(check["seconds"])
         )
         kind = _JUNIT.get(check["verdict"])
         if kind is not None:
             counts[kind] += 1
-            ET.SubElement(case, kind, message=_printable(check["message"])).text = _printable(
-                _evidence(check)
-            )
+            told = ET.SubElement(case, kind, message=_printable(check["message"]), type=check["verdict"])
+            told.text = _printable(_evidence(check))
     suite.attrib |= {
         "tests": str(len(found["checks"])),
         "failures": str(counts["failure"]),
@@ -194,6 +197,11 @@ _JUNIT = {
 }
 
 
+def _class_name(check: Document) -> str:
+    """`iamroles.gate.expired` of the check `gate.expired.refused`, with the lane before it."""
+    return ".".join(["iamroles", check["lane"], *check["name"].partition("[")[0].split(".")[:-1]])
+
+
 def _evidence(check: Document) -> str:
     evidence = check.get("evidence", {})
     parts = [(name, evidence.get(name, "")) for name in ("sent", "expected", "received", "trace")]
@@ -213,13 +221,32 @@ def as_html(found: Document) -> str:
     """One page that needs no other file."""
     templates = PackageLoader("iamroles_conformance.reports")
     environment = Environment(loader=templates, autoescape=select_autoescape())
-    return environment.get_template("report.html").render(report=found, bad=_BAD, evidence=_evidence)
+    return environment.get_template("report.html").render(
+        report=found, red=_RED, evidence=_evidence, proofs=_proofs()
+    )
+
+
+def _proofs() -> dict[str, list[str]]:
+    """What a broken agent does that the checks of each requirement were seen to find, by requirement."""
+    from iamroles_conformance.selftest.registry import mutants  # noqa: PLC0415 - imports the agent
+
+    found: dict[str, list[str]] = {}
+    for one in mutants().values():
+        for name in one.kills:
+            found.setdefault(name, []).append(one.title)
+    return found
 
 
 def write(found: Document, directory: Path) -> list[Path]:
-    """Write `report.json`, `report.html` and `junit.xml` into a directory."""
+    """Write the document and its forms into a directory: JSON, HTML, JUnit, Markdown, badge."""
     directory.mkdir(parents=True, exist_ok=True)
-    forms = {"report.json": as_json(found), "report.html": as_html(found), "junit.xml": as_junit(found)}
+    forms = {
+        "report.json": as_json(found),
+        "report.html": as_html(found),
+        "junit.xml": as_junit(found),
+        "summary.md": as_markdown(found),
+        "badge.svg": as_badge(found),
+    }
     for name, text in forms.items():
         (directory / name).write_text(text, encoding="utf-8")
     return [directory / name for name in forms]
