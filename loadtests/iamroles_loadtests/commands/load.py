@@ -246,7 +246,7 @@ def report_command(result: Path, html: Path | None) -> None:
     found = _read(result)
     reports.summary(found, console())
     if html is not None:
-        html.write_text(page.render(found), encoding="utf-8")
+        _written(html, page.render(found))
 
 
 @load.command("compare")
@@ -278,11 +278,18 @@ def compare_command(
     else:
         reports.comparison(lines, against, why, console())
     if html is not None:
-        html.write_text(compare_page.render(before, after), encoding="utf-8")
+        _written(html, compare_page.render(before, after))
     if against and not anyway:
         raise SystemExit(INVALID)
     if worse is not None and any(line.low is not None and line.low > worse for line in lines):
         raise SystemExit(1)
+
+
+def _written(html: Path, text: str) -> None:
+    try:
+        html.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.BadParameter(f"{error.strerror}: {html}", param_hint="--html") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
