@@ -128,7 +128,7 @@ def _tolerate(chosen: list[Mutant], listing: bool, jobs: int, time_scale: float)
 
 def _near(behaviour: Mutant) -> set[str]:
     """Families of checks that could notice a behaviour by itself; all together are played against each."""
-    return {"wire"} if behaviour.family == "wire" else {"wire", "identity"}
+    return {"wire", "identity"} if behaviour.family == TOLERANT else {behaviour.family}
 
 
 def line(outcome: MutantResult) -> str:
