@@ -155,6 +155,22 @@ def test_the_verdict_stands_on_top(example, valid, met, wrong, said):
     assert ("it rained" in top) == (not valid)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "Figures from sent still hold."),
+        ({"stamped": False}, "without kernel stamps are bent, too"),
+        ({"steps": [40.0]}, "The clock stepped, so figures from sent are not sure either."),
+    ],
+)
+def test_what_still_holds_of_an_invalid_run(example, change, said):
+    phases = [{**example["phases"][0], "steps": [], "stamped": True, **change}]
+    top = page.render({**example, "valid": False, "phases": phases}).partition("<nav")[0]
+
+    assert said in top
+    assert ("still hold" in top) == (not change)
+
+
 def test_two_runs_on_a_page(example):
     changed = copy.deepcopy(example)
     changed["environment"]["cpu"] = "another machine"
