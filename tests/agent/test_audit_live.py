@@ -36,6 +36,11 @@ EXPECTED = [
 ]
 
 
+# A busy host makes each answer late, above all with `sync = "0s"`: the gate and the client wait for it.
+PATIENT = {"IAM_TIMEOUT_PROCESSING": "20s"}
+PATIENCE = 30.0
+
+
 @pytest.fixture(scope="module")
 def happened(tmp_path_factory):
     """Questions asked twice over, the log rotated in between; returns what a test looks at."""
@@ -55,20 +60,20 @@ def happened(tmp_path_factory):
             "": "",
         }
         policy = policy_of(WorldSpec(policy="orders", override=extra))
-        with stage.world(reference_agent(), policy) as world:
-            player = ProxyPlayer(world, 3.0)
+        with stage.world(reference_agent(), policy, settings=PATIENT) as world:
+            player = ProxyPlayer(world, PATIENCE)
             seen = [player.ask(request, tokens[name], with_reason=True) for name, request in QUESTIONS]
             path.rename(old)
             assert world.agent.reload(policy)["reloaded"] is True
             seen += [player.ask(request, tokens[name], with_reason=True) for name, request in QUESTIONS]
             ambiguous = player.ask(RequestSpec(path="/orders//1"), tokens["reader"], with_reason=False)
             metrics = _metrics(world.agent.logs())
-            assert world.agent.stop() == 0
+            assert world.agent.stop(within=PATIENCE) == 0
             away = player.ask(RequestSpec(path="/orders/1"), tokens["reader"], with_reason=False)
             assert (ambiguous.status, away.status) == (400, 503)
             player.close()
             log = world.agent.logs()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE
             while len(lines := world.haproxy.log_lines()) < 2 * len(QUESTIONS) + 2:
                 assert time.monotonic() < deadline, "HAProxy's log is not complete"
                 time.sleep(0.01)
@@ -197,8 +202,8 @@ def test_an_audit_log_that_cannot_be_written_refuses_every_request(tmp_path):
     policy = policy_of(WorldSpec(policy="orders", override={"audit": {"path": str(full), "sync": "0s"}}))
     with open_stage("processes") as stage:
         token = stage.idp.issuer("corp").mint({"roles": ["reader"]})
-        with stage.world(reference_agent(), policy) as world:
-            player = ProxyPlayer(world, 3.0)
+        with stage.world(reference_agent(), policy, settings=PATIENT) as world:
+            player = ProxyPlayer(world, PATIENCE)
             for _ in range(3):
                 seen = player.ask(RequestSpec(path="/orders/1"), token, with_reason=True)
                 # Its health check fails as well, so HAProxy soon stops asking it: then there is no reason.
