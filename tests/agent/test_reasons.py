@@ -11,9 +11,12 @@ from iamroles_agent.spop.messages import LIMITS
 SPEC = (Path(__file__).parents[2] / "conformance" / "SPEC.md").read_text()
 
 
+def section(number: int) -> str:
+    return SPEC.partition(f'\n## <a id="c-{number}"></a>')[2].partition("\n## ")[0]
+
+
 def test_reasons_and_what_they_tell_the_client():
-    section = SPEC.partition("\n## 4. ")[2].partition("\n## 5. ")[0]
-    rows = re.findall(r"^\| (\d{3}) \| (\S+) \| (.+) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| (\d{3}) \| (\S+) \| (.+) \|$", section(4), re.MULTILINE)
     listed = {
         (reason, int(status), "" if error == "(none)" else error.strip("`"))
         for status, error, reasons in rows
@@ -24,7 +27,6 @@ def test_reasons_and_what_they_tell_the_client():
 
 
 def test_limits():
-    section = SPEC.partition("\n## 2. ")[2].partition("\n## 3. ")[0]
-    (sentence,) = re.findall(r"Texts have at most so many bytes: (.+?)\.\s", section, re.DOTALL)
+    (sentence,) = re.findall(r"Texts have at most so many bytes: (.+?)\.\s", section(2), re.DOTALL)
 
     assert {name: int(length) for name, length in re.findall(r"`(\w+)` (\d+)", sentence)} == LIMITS
