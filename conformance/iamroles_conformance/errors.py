@@ -18,6 +18,8 @@ class ExitCode(IntEnum):
     """In the command or a file it names; click's own code."""
     STAGE_FAULT = 3
     """The stage, or the agent on it, cannot be used: nothing was judged."""
+    INTERRUPTED = 130
+    """By Ctrl-C: what was played until then is reported, and is no verdict on the rest."""
 
 
 class ConformanceError(Exception):

@@ -191,13 +191,13 @@ def _running(session: pytest.Session) -> Run:
     config = session.config
     if _RUN in config.stash:
         return config.stash[_RUN]
-    from iamroles_scenarios.errors import SelectionError, StageError  # noqa: PLC0415
+    from iamroles_scenarios.errors import AgentFileError, SelectionError, StageError  # noqa: PLC0415
 
     try:
         run = _subject(config).run([item.check for item in session.items if isinstance(item, CheckItem)])
         config.add_cleanup(run.close)
         run.open()
-    except SelectionError as error:
+    except (SelectionError, AgentFileError) as error:
         raise pytest.UsageError(str(error)) from error
     except StageError as error:
         pytest.exit(f"the stage cannot be used: {error}", returncode=ExitCode.STAGE_FAULT)

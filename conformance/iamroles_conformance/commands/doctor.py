@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Iterator
@@ -13,15 +14,18 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of, scenarios
+from iamroles_scenarios.errors import AgentFault, StageError
 from iamroles_scenarios.stage import AgentSpec, Stage, haproxies, open_stage
+from iamroles_scenarios.wire.client import decide
 
 _PACKAGES = ("aiohttp", "boto3", "docker", "jinja2", "moto", "pytest", "rich", "testcontainers")
+_PATIENCE = 2.0
+"""Seconds for each answer of the agent."""
 
 
 @click.command(cls=Command)
-@judges("agent")
+@judges("agent", "address")
 def doctor(*, subject: Subject) -> None:
     """Look at what is here, and say what to do about what is not."""
     ready = True
@@ -103,19 +107,51 @@ def _haproxy() -> Iterator[Prerequisite]:
 
 
 def _agent(spec: AgentSpec) -> Prerequisite:
-    """Start it, as a scenario does, and stop it."""
+    """Start it with the largest world, connect, say HELLO, ask one question, and stop it."""
     kind = "containers" if spec.image else "processes"
     if spec.address:
-        return Prerequisite("agent", good=True, said=f"runs at {spec.address}, is not started by the stage")
+        try:
+            return Prerequisite("agent", good=True, said=f"runs at {spec.address}, {_asked(spec.address)}")
+        except (AgentFault, ValueError, OverflowError) as error:
+            return _unfit(spec.address, error)
     try:
         with open_stage(kind) as stage:
-            return Prerequisite("agent", good=True, said=f"starts, answers at {_started(stage, spec)}")
+            return Prerequisite("agent", good=True, said=_started(stage, spec))
     except StageError as error:
-        remedy = "It must print the ready line of SPEC.md section 8; its log is above."
-        return Prerequisite("agent", good=False, said=str(error), remedy=remedy)
+        remedy = "It must print the ready line of SPEC.md section 8, and serve every policy of section 6."
+        log = "".join(f"\n{'':9}{line}" for line in error.logs.get("agent", "").splitlines()[-5:])
+        return Prerequisite("agent", good=False, said=f"{error}{log}", remedy=remedy)
 
 
 def _started(stage: Stage, spec: AgentSpec) -> str:
     stage.idp.issuer("corp")
-    with stage.world(spec, policy_of(WorldSpec(policy="orders")), haproxy=False) as world:
-        return world.agent.spop_address
+    with stage.world(spec, policy_of(_largest()), haproxy=False) as world:
+        address = world.agent.spop_address
+        try:
+            return f"starts, {_asked(address)} at {address}"
+        except (AgentFault, ValueError, OverflowError) as error:
+            raise StageError(_unfit(address, error).said, {"agent": world.agent.logs()}) from error
+
+
+def _largest() -> WorldSpec:
+    """The longest of the policies that scenarios share and that need no feature."""
+    worlds = [
+        WorldSpec(policy="orders"),
+        *(one.world for one in scenarios().values() if not one.features and not one.world.own),
+    ]
+    return max(worlds, key=lambda world: len(json.dumps(policy_of(world))))
+
+
+def _asked(address: str) -> str:
+    """What came of HELLO and one question without a credential, in words."""
+    said = decide(address, {"method": "GET", "host": "doctor.test", "path": "/"}, timeout=_PATIENCE)
+    return f"answers HELLO and one question (allow: {said.get('txn.iam.allow', said.get('allow', said))})"
+
+
+def _unfit(address: str, error: Exception) -> Prerequisite:
+    return Prerequisite(
+        "agent",
+        good=False,
+        said=f"says that it serves {address!r}, but {error}",
+        remedy="It must listen on the address of its ready line, host:port or unix:/path, and speak SPOP.",
+    )

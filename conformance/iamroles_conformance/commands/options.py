@@ -12,9 +12,11 @@ import click
 from iamroles_conformance.errors import ConformanceError, ExitCode
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.scenario import ALL_LANES
-from iamroles_scenarios.errors import SelectionError, StageError, WireError
+from iamroles_scenarios.errors import AgentFileError, SelectionError, StageError, WireError
 from iamroles_scenarios.stage import KINDS
 
+_LINES = 12
+"""Of a log, the last so many are shown."""
 _OPTIONS = {
     "agent": click.option(
         "--agent", type=click.Path(), help="Path of an agent.toml; default: the reference agent's."
@@ -66,8 +68,10 @@ class Command(click.Command):
         """Run it."""
         try:
             return super().invoke(ctx)
-        except (SelectionError, ConformanceError) as error:
+        except (SelectionError, ConformanceError, AgentFileError) as error:
             raise click.UsageError(str(error)) from error
         except (StageError, WireError) as error:
             click.echo(f"the stage cannot be used: {error}", err=True)
+            for part, log in getattr(error, "logs", {}).items():
+                click.echo("\n".join([f"--- log of {part}", *log.splitlines()[-_LINES:]]), err=True)
             sys.exit(ExitCode.STAGE_FAULT)

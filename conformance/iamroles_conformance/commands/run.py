@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,8 +14,11 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import explain, report
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.declarations.results import Verdict
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.run import Run, selected_by
+
+_Pair = tuple[PlannedCheck, CheckResult]
 
 
 @click.command(cls=Command)
@@ -25,16 +29,17 @@ from iamroles_scenarios.engine.run import Run, selected_by
 def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, quiet: bool) -> None:
     """Play checks and give verdicts.
 
-    Exit code 0 if no MUST failed, 1 if one did, 2 for a mistake in the command, 3 if the stage cannot be
-    used. SHOULDs that fail are warnings; without `--grade strict`, so is what only `strict` asks.
-    A running agent is judged on the wire alone.
+    Exit code 0 if no MUST failed, 1 if one did, 2 for a mistake in the command or agent.toml, 3 if the stage
+    or the agent on it cannot be used, 130 after Ctrl-C, which reports what was played. SHOULDs that fail are
+    warnings; without `--grade strict`, so is what only `strict` asks. A running agent is judged on the wire
+    alone.
     """
     select = selected_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     pairs = []
     with subject.run(planned) as started:
         _introduce(started)
-        for check, result in zip(planned, started.results(), strict=True):
+        for check, result in _until_interrupted(zip(planned, started.results(), strict=True)):
             pairs.append((check, result))
             if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
                 again = ["iamroles", "conformance", "run", *subject.arguments("--"), "--check", check.name]
@@ -47,9 +52,20 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
     counts = Counter(result.verdict.value for _, result in pairs)
     totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{totals} in {found['seconds']} s")
-    for line in (found["statement"]["sentence"], *found["statement"]["beside"]):
+    for line in (*found["findings"], found["statement"]["sentence"], *found["statement"]["beside"]):
         click.echo(line)
+    if len(pairs) < len(planned):
+        click.echo(f"interrupted: {len(planned) - len(pairs)} of {len(planned)} checks were not played")
+        sys.exit(ExitCode.INTERRUPTED)
     sys.exit(ExitCode.PASSED if found["passed"] else ExitCode.FAILED)
+
+
+def _until_interrupted(pairs: Iterator[_Pair]) -> Iterator[_Pair]:
+    """The pairs as they come; Ctrl-C ends them."""
+    try:
+        yield from pairs
+    except KeyboardInterrupt:
+        return
 
 
 def _introduce(started: Run) -> None:

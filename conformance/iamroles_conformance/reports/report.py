@@ -77,6 +77,7 @@ def document(
         "totals": dict(Counter(check["verdict"] for check in checks)),
         "passed": told["holds"],
         "statement": told,
+        "findings": list(run.findings),
         "requirements": _requirements(checks),
         "checks": checks,
     }

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from iamroles_scenarios.checks import all_checks
 from iamroles_scenarios.declarations.catalogue import catalogue
-from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
+from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import (
     ALL_LANES,
     LANES,
@@ -36,8 +36,9 @@ from iamroles_scenarios.engine.play import Target, owner_of, play
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import SelectionError
+from iamroles_scenarios.errors import AgentFault, SelectionError, StageError
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
+from iamroles_scenarios.wire.client import reach
 from iamroles_scenarios.wire.target import WireTarget
 
 THREADS = 8
@@ -119,6 +120,8 @@ class Run:
         self.options = options or Options()
         self.stage: Stage | None = None
         self.haproxy_version = ""
+        self.findings: list[str] = []
+        """Of the whole set-up: what explains many failures at once."""
         self._started = time.monotonic()
         self._ended: float | None = None
         self._worlds: Worlds | None = None
@@ -139,6 +142,11 @@ class Run:
         """
         self._pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="scenario")
         if self.agent.address:
+            try:
+                answers(self.agent.address, {})
+            except BaseException:
+                self.close()
+                raise
             return
         try:
             self.stage = open_stage(self.options.stage, self.options.require, self.options.haproxy)
@@ -150,6 +158,7 @@ class Run:
             self._worlds.plan(first, "first")
             with self._worlds.borrow(first, "first") as place:
                 self.haproxy_version = place.world.haproxy.version if through_haproxy else ""
+                answers(place.world.agent.spop_address, {"agent": place.world.agent.logs()})
         except BaseException:
             self.close()
             raise
@@ -278,7 +287,50 @@ class Run:
             )
             return wire_lane.run(target, checks, on_result=self._settle)
         with wire_target(self._target("gate-spop")) as target:
-            return wire_lane.run(target, checks, on_result=self._settle)
+            failed: list[CheckResult] = []
+
+            def settle(result: CheckResult) -> None:
+                """Hold failures back until it is known whether the agent has ended."""
+                if result.verdict is Verdict.FAIL:
+                    failed.append(result)
+                else:
+                    self._settle(result)
+
+            results = wire_lane.run(target, checks, on_result=settle)
+            code = target.ended() if failed else None
+            if code is not None:
+                self.findings.append(
+                    f"the agent ended with exit code {code} while the wire was judged; "
+                    f"{len(failed)} checks failed by that or before it"
+                )
+                failed = [of_the_dead(result, target, code) for result in failed]
+            for result in failed:
+                self._settle(result)
+            return results
+
+
+def of_the_dead(result: CheckResult, target: WireTarget, code: int) -> CheckResult:
+    """A failure of the wire lane, where the agent itself has ended meanwhile: with that, and its log."""
+    logs = tails({"agent": target.logs()}) if target.logs else {}
+    message = f"the agent ended with exit code {code} while it was judged ({result.message})"
+    return replace(result, message=message, evidence=replace(result.evidence, logs=logs))
+
+
+def answers(address: str, logs: dict[str, str]) -> None:
+    """Connect to an agent, so that an address where nobody listens is told before any check blames SPOP.
+
+    Raises:
+        StageError: nobody accepts there, or it is no address; with the end of the agent's log.
+    """
+    try:
+        reach(address)
+    except (AgentFault, ValueError, OverflowError) as error:
+        why = error.message if isinstance(error, AgentFault) else str(error)
+        raise StageError(
+            f"The agent's address {address!r} cannot be connected to: {why}. It must listen there, at "
+            "host:port or unix:/path, before it says so.",
+            tails(logs),
+        ) from error
 
 
 def replace_own(world: WorldSpec) -> WorldSpec:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SLOW = 2.0
 """Seconds, times the scale, that the slow issuer keeps its key set back."""
+_ENDING = 1.0
+"""Seconds in which an agent that closed its connections has ended, if it does; waited for after a failure."""
 _LONG = "x" * 58
 _CROWD = {
     "issuer": "crowd",
@@ -105,6 +107,7 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
             features=frozenset(name for name, value in target.agent.features.items() if value),
             pid=agent.pid,
             logs=agent.logs,
+            ended=lambda: agent.wait(_ENDING),
             launch=lambda settings: _launched(target, place, settings),
         )
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.errors import AgentFileError, StageError
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.output import Output
 
@@ -54,7 +54,7 @@ class Child:
                 process_group=0,
             )
         except OSError as error:
-            raise StageError(
+            raise AgentFileError(
                 f"{name}: cannot start {argv[0]!r}: {error.strerror}. Is it installed, and the path right?"
             ) from error
         guard.note(f"+{self._process.pid}")

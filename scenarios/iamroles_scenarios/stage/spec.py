@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.errors import AgentFileError
 
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
 _LAUNCH = {"command", "image", "address", "build", "env", "ready_within"}
@@ -53,15 +53,15 @@ class AgentSpec:
         """Read and check an `agent.toml`.
 
         Raises:
-            StageError: naming the file, the key and the remedy.
+            AgentFileError: naming the file, the key and the remedy.
         """
         path = Path(path)
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise StageError(f"{path}: cannot be read: {error.strerror}.") from error
+            raise AgentFileError(f"{path}: cannot be read: {error.strerror}.") from error
         except tomllib.TOMLDecodeError as error:
-            raise StageError(f"{path}: is not TOML: {error}.") from error
+            raise AgentFileError(f"{path}: is not TOML: {error}.") from error
         return cls.of(document, path)
 
     @classmethod
@@ -69,15 +69,15 @@ class AgentSpec:
         """Check a parsed `agent.toml`; `path` names it in errors and anchors relative paths."""
         _known(document, _TABLES, path, "")
         if document.get("spec") != 1:
-            raise StageError(f"{path}: spec: must be 1, the version of the contract.")
+            raise AgentFileError(f"{path}: spec: must be 1, the version of the contract.")
         launch = _table(document, "launch", path)
         _known(launch, _LAUNCH, path, "launch.")
         ways = [key for key in ("command", "image", "address") if launch.get(key)]
         if len(ways) != 1:
-            raise StageError(f"{path}: launch: needs exactly one of command, image and address.")
+            raise AgentFileError(f"{path}: launch: needs exactly one of command, image and address.")
         command = launch.get("command", [])
         if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
-            raise StageError(
+            raise AgentFileError(
                 f'{path}: launch.command: must be a list of strings, e.g. ["my-agent", "serve"].'
             )
         spec = cls(
@@ -106,7 +106,7 @@ class AgentSpec:
         """The command with its program found: beside `agent.toml`, beside this Python, or on PATH.
 
         Raises:
-            StageError: it is in none of these places.
+            AgentFileError: it is in none of these places.
         """
         program, *rest = self.command
         return [find_program(program, self.directory), *rest]
@@ -116,7 +116,7 @@ def find_program(program: str, directory: Path) -> str:
     """A program's path; one of this virtual environment counts even when it is not on PATH.
 
     Raises:
-        StageError: it is nowhere.
+        AgentFileError: it is nowhere.
     """
     if "/" in program:
         found = directory / program
@@ -130,7 +130,7 @@ def find_program(program: str, directory: Path) -> str:
             return str(beside)
         if on_path := shutil.which(program):
             return on_path
-    raise StageError(
+    raise AgentFileError(
         f"{program!r} is neither in {directory}, nor beside {sys.executable}, nor on PATH: install the "
         "agent, or give launch.command its full path."
     )
@@ -144,7 +144,7 @@ def _features(document: dict[str, Any], path: Path) -> dict[str, Any]:
         if name == "reload":
             sound = value is False or (isinstance(value, str) and value in signal.Signals.__members__)
         if not sound:
-            raise StageError(f"{path}: features.{name}: is {value!r}; write {FEATURES[name]}.")
+            raise AgentFileError(f"{path}: features.{name}: is {value!r}; write {FEATURES[name]}.")
     return features
 
 
@@ -152,13 +152,13 @@ def _known(table: dict[str, Any], known: set[str], path: Path, prefix: str) -> N
     for key in table.keys() - known:
         near = get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."
-        raise StageError(f"{path}: {prefix}{key}: unknown key; {hint}")
+        raise AgentFileError(f"{path}: {prefix}{key}: unknown key; {hint}")
 
 
 def _table(table: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, dict):
-        raise StageError(f"{path}: {key}: must be a table, [{key}].")
+        raise AgentFileError(f"{path}: {key}: must be a table, [{key}].")
     return value
 
 
@@ -166,19 +166,19 @@ def _texts(table: dict[str, Any], key: str, path: Path) -> dict[str, str]:
     values = _table(table, key, path)
     for name, value in values.items():
         if not isinstance(value, str):
-            raise StageError(f"{path}: {key}.{name}: must be a string, e.g. {str(value)!r}.")
+            raise AgentFileError(f"{path}: {key}.{name}: must be a string, e.g. {str(value)!r}.")
     return values
 
 
 def _text(table: dict[str, Any], key: str, path: Path) -> str:
     value = table.get(key, "")
     if not isinstance(value, str):
-        raise StageError(f"{path}: {key}: must be a string.")
+        raise AgentFileError(f"{path}: {key}: must be a string.")
     return value
 
 
 def _number(table: dict[str, Any], key: str, default: float, path: Path) -> float:
     value = table.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise StageError(f"{path}: {key}: must be a number above 0, of seconds.")
+        raise AgentFileError(f"{path}: {key}: must be a number above 0, of seconds.")
     return float(value)

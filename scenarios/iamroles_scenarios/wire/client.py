@@ -512,6 +512,20 @@ class Asker:
                 waiting.set_exception(error)
 
 
+def reach(address: str, *, timeout: float = 5.0) -> None:
+    """Open one connection to an agent and close it again.
+
+    Raises:
+        UnreachableError: nobody accepts there.
+        ValueError, OverflowError: this is no address.
+    """
+
+    async def once() -> None:
+        (await open_connection(address, within=timeout)).close()
+
+    _background.run(once())
+
+
 def decide(
     address: str, check: dict[str, Any], context: dict[str, Any] | None = None, *, timeout: float = 5.0
 ) -> dict[str, object]:

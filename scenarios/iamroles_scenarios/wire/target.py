@@ -51,6 +51,7 @@ class WireTarget:
             `handshake_timeout` (a duration) in the world's `agent` table.
         pid: the agent's process, where it runs on this host: memory and descriptors are then watched.
         logs: gives the agent's log so far.
+        ended: gives the agent's exit code, None while it runs or where nobody knows.
         launch: starts a fresh agent for checks that end one (SIGTERM, connection limits); they are
             untestable without.
     """
@@ -64,6 +65,7 @@ class WireTarget:
     features: frozenset[str] = field(default_factory=frozenset)
     pid: int | None = None
     logs: Callable[[], str] | None = None
+    ended: Callable[[], int | None] = lambda: None
     launch: Launcher | None = None
 
     def seconds(self, seconds: float) -> float:

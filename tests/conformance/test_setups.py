@@ -1,0 +1,99 @@
+"""Faults of a set-up are told as such: one clear sentence, and the documented exit code."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iamroles_conformance.commands.conformance import conformance
+from iamroles_conformance.reports import report
+
+FAULTY = Path(__file__).parent / "agents" / "faulty.py"
+
+
+def _toml(directory: Path, command: list[str]) -> str:
+    path = directory / "agent.toml"
+    path.write_text(
+        f'spec = 1\nname = "faulty"\n[launch]\ncommand = {json.dumps(command)}\n[features]\noidc = true\n'
+    )
+    return str(path)
+
+
+def _run(agent: str, *options: str) -> Result:
+    args = ["run", "--agent", agent, "--stage=processes", "--lane=wire", "--check=wire.hello", *options]
+    return CliRunner().invoke(conformance, args)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("refuses", "unknown key"),
+        ("nobody-listens", "cannot be connected to"),
+        ("no-address", "address"),
+    ],
+)
+def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(
+    tmp_path: Path, fault: str, said: str
+) -> None:
+    done = _run(_toml(tmp_path, [sys.executable, str(FAULTY), fault]))
+
+    assert done.exit_code == 3, done.output
+    assert said in done.output
+    assert "FAIL" not in done.output
+    assert "Traceback" not in done.output
+
+
+def test_an_agent_that_dies_midway_is_told_with_its_exit_code_and_log(tmp_path: Path) -> None:
+    agent = _toml(tmp_path, [sys.executable, str(FAULTY), "dies"])
+
+    done = _run(agent, f"--report={tmp_path / 'out'}")
+
+    assert done.exit_code == 1, done.output
+    assert "the agent ended with exit code 9" in done.output
+    found = report.load(tmp_path / "out" / "report.json")
+    failed = [one for one in found["checks"] if one["verdict"] == "fail"]
+    assert failed
+    assert len(found["findings"]) == 1
+    assert all("exit code 9" in one["message"] for one in failed)
+    assert "out of luck" in failed[0]["evidence"]["logs"]["agent"]
+
+
+def test_a_mistake_in_the_file_is_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text("spec = ")
+
+    assert _run(str(tmp_path / "agent.toml")).exit_code == 2
+    assert _run(str(tmp_path / "none.toml")).exit_code == 2
+
+
+def test_a_command_that_is_not_there_is_exit_2(tmp_path: Path) -> None:
+    done = _run(_toml(tmp_path, ["./no-such-agent"]))
+
+    assert done.exit_code == 2
+    assert "no-such-agent" in done.output
+
+
+def test_a_dead_address_is_exit_3_and_the_doctor_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        address = f"127.0.0.1:{once.getsockname()[1]}"
+
+    run = CliRunner().invoke(conformance, ["run", "--agent-address", address, "--check=wire.hello"])
+    doctor = CliRunner().invoke(conformance, ["doctor", "--agent-address", address])
+
+    assert run.exit_code == 3
+    assert "cannot be connected to" in run.output
+    assert doctor.exit_code == 3
+    assert address in doctor.output
+
+
+def test_the_doctor_finds_that_nobody_listens(tmp_path: Path) -> None:
+    agent = _toml(tmp_path, [sys.executable, str(FAULTY), "nobody-listens"])
+
+    done = CliRunner().invoke(conformance, ["doctor", "--agent", agent])
+
+    assert done.exit_code == 3
+    assert "says that it serves" in done.output
