@@ -62,6 +62,7 @@ def _measured() -> int:
         "timetable": [{"seconds": 1.0, "rate": rate}] if rate else [],
     }
     arguments = ["--master", "--headless", "--only-summary", "--expect-workers", workers]
+    arguments += ["--expect-workers-max-wait", str(int(_PATIENCE))]
     arguments += ["-u", workers, "-r", workers, "-t", f"{seconds}s", "--csv", "/out/locust"]
     measured = hosted(target, phase, arguments)
     found = result.assembled(
