@@ -349,6 +349,20 @@ def test_a_parent_without_descriptors_survives_and_replaces_later(tmp_path):
         until(lambda: ask_until_heard(address, agent.children()) == {"three"})
 
 
+def test_frozen_members_do_not_outlive_a_killed_parent(tmp_path):
+    """They would hold the address, and the next agent could not start."""
+    with running(tmp_path, 2) as agent:
+        address = agent.line()["address"]
+        everybody = agent.children("")
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        agent.process.kill()
+        until(lambda: not any(alive(pid) for pid in everybody))
+
+    with running(tmp_path, 2, listen=str(address)) as agent:
+        assert agent.line()["ready"] is True
+
+
 def test_a_loader_does_not_outlive_a_killed_parent(tmp_path):
     """It would hold the agent's address, and the next agent could not start."""
     with running(tmp_path, 2) as agent:

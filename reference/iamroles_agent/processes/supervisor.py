@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -47,6 +48,8 @@ from iamroles_agent.server import LINGER
 _KILL_MARGIN = 3.0
 """Seconds beyond the drain in which a member must be gone, else it is killed."""
 _READ = 1 << 18
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2), Linux: the signal that this process gets when its parent dies."""
 
 log = logging.getLogger("iamroles.supervisor")
 
@@ -247,6 +250,9 @@ class Supervisor:
     def _become_child(self) -> None:
         """Let go of all that is the parent's, above all the other members' channels."""
         signal.set_wakeup_fd(-1)
+        # A member that is stopped when the parent dies goes on, finds that out, and lets go of the address.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGINT, signal.SIGHUP):
