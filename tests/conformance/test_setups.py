@@ -12,6 +12,9 @@ from click.testing import CliRunner, Result
 
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
+from iamroles_conformance.subject import default_agent_toml
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.stage import AgentSpec, open_stage
 
 FAULTY = Path(__file__).parent / "agents" / "faulty.py"
 
@@ -97,3 +100,27 @@ def test_the_doctor_finds_that_nobody_listens(tmp_path: Path) -> None:
 
     assert done.exit_code == 3
     assert "says that it serves" in done.output
+
+
+def test_init_writes_what_the_suite_reads_and_overwrites_nothing(tmp_path: Path) -> None:
+    args = ["init", str(tmp_path), "--command", "./mine serve", "--name", 'my "agent"']
+
+    first, second = (CliRunner().invoke(conformance, args) for _ in range(2))
+
+    assert (first.exit_code, second.exit_code) == (0, 2)
+    spec = AgentSpec.load(tmp_path / "agent.toml")
+    assert (spec.name, list(spec.command)) == ('my "agent"', ["./mine", "serve"])
+    assert "conformance run" in (tmp_path / ".github/workflows/conformance.yml").read_text()
+
+
+def test_a_running_agent_that_is_sound_is_exit_0() -> None:
+    with open_stage("processes") as stage:
+        stage.idp.issuer("corp")
+        policy = policy_of(WorldSpec(policy="orders"))
+        with stage.world(AgentSpec.load(default_agent_toml()), policy, haproxy=False) as world:
+            args = ["run", "--agent-address", world.agent.spop_address, "--check=wire.life.sigterm"]
+            done = CliRunner().invoke(conformance, [*args, "--check=wire.hello"])
+
+    assert done.exit_code == 0, done.output
+    assert "not-applicable wire.life.sigterm" in done.output
+    assert "conforms to" not in done.output

@@ -7,6 +7,7 @@ import click
 from iamroles_conformance.commands.doctor import doctor
 from iamroles_conformance.commands.explain import explain
 from iamroles_conformance.commands.fuzz import fuzz
+from iamroles_conformance.commands.init import init
 from iamroles_conformance.commands.listing import list_
 from iamroles_conformance.commands.matrix import matrix
 from iamroles_conformance.commands.oracle import oracle
@@ -21,5 +22,5 @@ def conformance() -> None:
     """Judge an agent against the role-check contract."""
 
 
-for _command in (run, list_, explain, spec, report, doctor, selftest, fuzz, oracle, matrix):
+for _command in (init, run, list_, explain, spec, report, doctor, selftest, fuzz, oracle, matrix):
     conformance.add_command(_command)

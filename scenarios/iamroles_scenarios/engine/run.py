@@ -285,7 +285,7 @@ class Run:
                 allowed=self.options.allowed,
                 features=frozenset(name for name, value in self.agent.features.items() if value),
             )
-            return wire_lane.run(target, checks, on_result=self._settle)
+            return wire_lane.run(target, checks, on_result=lambda result: self._settle(of_a_runner(result)))
         with wire_target(self._target("gate-spop")) as target:
             failed: list[CheckResult] = []
 
@@ -307,6 +307,20 @@ class Run:
             for result in failed:
                 self._settle(result)
             return results
+
+
+def of_a_runner(result: CheckResult) -> CheckResult:
+    """What cannot be played on an agent that already runs does not apply to it, so that its run can end well.
+
+    The statement counts such a check as not played: no class that has one is conformed to.
+    """
+    if result.verdict is not Verdict.UNTESTABLE:
+        return result
+    return replace(
+        result,
+        verdict=Verdict.NOT_APPLICABLE,
+        message=f"cannot be played on a running agent: {result.message}",
+    )
 
 
 def of_the_dead(result: CheckResult, target: WireTarget, code: int) -> CheckResult:
