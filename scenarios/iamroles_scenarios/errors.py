@@ -123,13 +123,13 @@ class StageError(SuiteError):
         self.message = message
         self.logs = logs or {}
 
-
-class AgentFileError(StageError):
-    """An `agent.toml` that is missing or wrong, or a command in it that is not there. Commands exit 2."""
-
     def __str__(self) -> str:
         tails = (f"--- {part}\n{text}" for part, text in self.logs.items() if text)
         return "\n".join([self.message, *tails])
+
+
+class AgentFileError(StageError):
+    """An `agent.toml` that is missing or wrong, or a command in it that is not there. Commands exit 2."""
 
 
 class HarnessFault(SuiteError):

@@ -72,7 +72,8 @@ def test_pytest_has_an_item_for_each_check_and_says_why_one_failed(agent_toml: P
     assert "iamroles: judging blunt 1" in done.stdout
     assert "iamroles: The stage is processes: asked for." in done.stdout
     assert "FAIL: gate.two-credentials.refused[spop]" in done.stdout
-    assert "TOKEN-COUNT-001 (MUST, RFC 6750 section 2" in done.stdout
+    assert "TOKEN-COUNT-001 (MUST, " in done.stdout
+    assert "RFC 6750 section 2" in done.stdout
     assert "test_conformance.py::gate.two-credentials.refused[spop]" in done.stdout
     assert "XFAIL" in done.stdout
     assert "known: ticket 7" in done.stdout
@@ -151,7 +152,7 @@ def test_run_exits_1_when_one_did_not(agent_toml: Path) -> None:
         (["run", "--check=nonsense"], 2, "zero checks"),
         (
             ["run", "--agent=/nowhere/agent.toml", "--check=gate.expired"],
-            3,
+            2,
             "/nowhere/agent.toml: cannot be read",
         ),
         (["run", "--agent-address=127.0.0.1:1", "--lane=gate"], 2, "already runs at 127.0.0.1:1"),
@@ -179,6 +180,6 @@ def test_the_command_says_what_it_did_not_do(arguments: list[str], code: int, sa
 def test_a_running_agent_is_judged_on_the_wire_alone() -> None:
     code, output = _run("run", "--agent-address=127.0.0.1:1", "--check=wire.hello", "--time-scale=0.1")
 
-    assert code == 1
+    assert code == 3
     assert "cannot connect to the agent at 127.0.0.1:1" in output
     assert "HARNESS" not in output

@@ -119,8 +119,7 @@ def _agent(spec: AgentSpec) -> Prerequisite:
             return Prerequisite("agent", good=True, said=_started(stage, spec))
     except StageError as error:
         remedy = "It must print the ready line of SPEC.md section 8, and serve every policy of section 6."
-        log = "".join(f"\n{'':9}{line}" for line in error.logs.get("agent", "").splitlines()[-5:])
-        return Prerequisite("agent", good=False, said=f"{error}{log}", remedy=remedy)
+        return Prerequisite("agent", good=False, said=str(error), remedy=remedy)
 
 
 def _started(stage: Stage, spec: AgentSpec) -> str:

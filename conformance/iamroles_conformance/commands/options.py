@@ -15,8 +15,6 @@ from iamroles_scenarios.declarations.scenario import ALL_LANES
 from iamroles_scenarios.errors import AgentFileError, SelectionError, StageError, WireError
 from iamroles_scenarios.stage import KINDS
 
-_LINES = 12
-"""Of a log, the last so many are shown."""
 _OPTIONS = {
     "agent": click.option(
         "--agent", type=click.Path(), help="Path of an agent.toml; default: the reference agent's."
@@ -72,6 +70,4 @@ class Command(click.Command):
             raise click.UsageError(str(error)) from error
         except (StageError, WireError) as error:
             click.echo(f"the stage cannot be used: {error}", err=True)
-            for part, log in getattr(error, "logs", {}).items():
-                click.echo("\n".join([f"--- log of {part}", *log.splitlines()[-_LINES:]]), err=True)
             sys.exit(ExitCode.STAGE_FAULT)

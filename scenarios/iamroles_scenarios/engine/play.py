@@ -8,6 +8,7 @@ died before it could be used, because the host was too slow, is played again wit
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -186,8 +187,8 @@ class _Timeline:
         where += f", token {request.token!r}" if request.token and len(step.each) > 1 else ""
         for name, differing in differences.items():
             self._proven[name] += 1
-            if differing and name not in self._failures:
-                self._fail(where, name, expectations[name], seen, differing)
+            if differing:
+                self._fail(where, name, expectations[name], seen, differing, token.text if token else "")
 
     def _in_time(self, token: Minted | None, expectations: dict[str, Expectation], seen: Observation) -> None:
         """A refusal of a token that has expired meanwhile is right: it says nothing against the agent."""
@@ -269,17 +270,28 @@ class _Timeline:
 
     # --- judging -------------------------------------------------------------------------------------------
 
-    def _fail(
-        self, where: str, name: str, expected: Expectation, seen: Observation, differing: list[str]
+    def _fail(  # noqa: PLR0917 - all that one failing step has
+        self,
+        where: str,
+        name: str,
+        expected: Expectation,
+        seen: Observation,
+        differing: list[str],
+        token: str,
     ) -> None:
+        message = f"{where}: {'; '.join(differing)}"
+        if name in self._failures:  # the evidence is the first step's; every step is named
+            before, evidence = self._failures[name]
+            self._failures[name] = (f"{before}\n  {message}", evidence)
+            return
         evidence = Evidence(
-            sent=seen.sent,
+            sent="\n".join(filter(None, [seen.sent, *opened(token)])),
             expected=describe(expected),
             received=seen.received,
             trace=seen.trace,
             logs=self._log_tails(),
         )
-        self._failures[name] = (f"{where}: {'; '.join(differing)}", evidence)
+        self._failures[name] = (message, evidence)
 
     def _log_tails(self) -> dict[str, str]:
         try:
@@ -297,3 +309,23 @@ class _Timeline:
             return passed(check)
         result = blamed(check, self.fault or HarnessFault("no step of this lane bears on it"))
         return replace(result, evidence=replace(result.evidence, logs=self._log_tails()))
+
+
+_SHOWN = 1500
+"""Characters of a token's header, and of its claims, that a failure shows."""
+
+
+def opened(token: str) -> list[str]:
+    """Header and claims of a JWT as lines to read, never its signature; none for what is no JWT."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return []
+    lines = []
+    for title, part in zip(("header", "claims"), parts, strict=False):
+        try:
+            text = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)).decode()
+        except ValueError:
+            text = "<not base64url of UTF-8>"
+        printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        lines.append(f"token {title}: {printable[:_SHOWN]}{'…' * (len(printable) > _SHOWN)}")
+    return lines

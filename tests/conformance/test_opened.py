@@ -1,0 +1,33 @@
+"""What a failure shows of a token."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from iamroles_scenarios.engine.play import opened
+
+
+def _part(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def test_header_and_claims_are_shown_and_never_the_signature() -> None:
+    header, claims = _part('{"alg":"ES256"}'), _part('{"sub":"ann"}')
+    token = f"{header}.{claims}.c2lnbmF0dXJl"
+
+    lines = opened(token)
+
+    assert lines[0] == 'token header: {"alg":"ES256"}'
+    assert lines[1] == 'token claims: {"sub":"ann"}'
+    assert "c2lnbmF0dXJl" not in " ".join(lines)
+
+
+@pytest.mark.parametrize("text", ["", "opaque", "a.b", "a.b.c.d"])
+def test_what_is_no_jwt_shows_nothing(text: str) -> None:
+    assert opened(text) == []
+
+
+def test_a_broken_part_is_said_to_be_broken() -> None:
+    assert opened(f"!.{_part(chr(27) + '[31m')}.x")[1] == "token claims: \\x1b[31m"
