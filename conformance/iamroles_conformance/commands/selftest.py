@@ -26,6 +26,7 @@ from iamroles_scenarios.stage import AgentSpec, open_stage
 @click.option("--mutant", "names", multiple=True, metavar="ID", help="Only these; an id or a prefix of ids.")
 @click.option("--list", "listing", is_flag=True, help="List mutants and what must catch them; run nothing.")
 @click.option("--tolerant", is_flag=True, help="The opposite: what is permitted must not be accused.")
+@click.option("--together", is_flag=True, help="With --tolerant: all behaviours at once, and no more.")
 @click.option("--jobs", default=SIDE_BY_SIDE, show_default=True, help="Mutants side by side.")
 @click.option("--time-scale", default=1.0, show_default=True, help="Times this for all deadlines.")
 def selftest(
@@ -34,6 +35,7 @@ def selftest(
     names: tuple[str, ...],
     listing: bool,
     tolerant: bool,
+    together: bool,
     jobs: int,
     time_scale: float,
 ) -> None:
@@ -46,7 +48,7 @@ def selftest(
     no MUST of `core` may fail. `--mutant` picks behaviours, `--family` those of a family.
     """
     if tolerant:
-        _tolerate(_permitted(families, names), listing, jobs, time_scale)
+        _tolerate(_permitted(families, names), listing, jobs, time_scale, only_together=together)
     chosen = _chosen(families, names)
     if listing:
         for found in chosen:
@@ -97,7 +99,9 @@ def _permitted(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant
     return chosen
 
 
-def _tolerate(chosen: list[Mutant], listing: bool, jobs: int, time_scale: float) -> NoReturn:
+def _tolerate(
+    chosen: list[Mutant], listing: bool, jobs: int, time_scale: float, *, only_together: bool
+) -> NoReturn:
     """Each behaviour alone against the checks that are near it, all together against every check."""
     if listing:
         for found in chosen:
@@ -111,10 +115,13 @@ def _tolerate(chosen: list[Mutant], listing: bool, jobs: int, time_scale: float)
             return run.tolerant(behaviours, families)
 
         with ThreadPoolExecutor(jobs, thread_name_prefix="twin") as pool:
-            alone = {found.id: pool.submit(one, [found], _near(found)) for found in chosen}
-            alone = alone if len(chosen) > 1 else {}
+            singly = [] if only_together or len(chosen) == 1 else chosen
+            alone = {found.id: pool.submit(one, [found], _near(found)) for found in singly}
             together = pool.submit(one, chosen, None)
-            for name, judged in [*alone.items(), ("all together" if alone else chosen[0].id, together)]:
+            for name, judged in [
+                *alone.items(),
+                ("all together" if len(chosen) > 1 else chosen[0].id, together),
+            ]:
                 accusations = judged.result()
                 accused += len(accusations)
                 click.echo(f"{'ACCUSED' if accusations else 'tolerated':10} {name}")
