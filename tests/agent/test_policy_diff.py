@@ -19,10 +19,10 @@ from iamroles_agent.policy.diff import Change, Difference, diff
 ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
 
 
-def backend(config: Config, change: Change) -> str:
+def backend(config: Config, change: Change, *, chosen: bool = True) -> str:
+    """Where the witness leads: by the change's own role, or (not chosen) by all roles of the token."""
     held = [RoleArn.parse(arns[0]) for arns in (change.roles, change.companions) if arns]
-    chosen = None if config.multi_role == "union" else held[0]
-    who = Identity("idp", "me", "s", tuple(held), 2000, 1000, chosen)
+    who = Identity("idp", "me", "s", tuple(held), 2000, 1000, held[0] if chosen else None)
     return Policy(config).decide(who, change.witness).backend
 
 
@@ -142,7 +142,9 @@ def test_witnesses_hold_and_no_change_is_missed(one: dict[str, Any], two: dict[s
     for change in found.closed:
         assert (backend(old, change), backend(new, change)) == (change.backend, ""), change
     for change in found.moved:
-        assert (backend(old, change), backend(new, change)) == (change.was, change.backend), change
+        whole = not change.companions
+        led = backend(old, change, chosen=whole), backend(new, change, chosen=whole)
+        assert led == (change.was, change.backend), change
         assert change.was != change.backend
     for kind in ("opened", "closed", "moved", "regranted"):
         for change in getattr(found, kind):
