@@ -68,6 +68,7 @@ class Courier:
         self._proposed: dict[str, str] = {}
         self._unsaved = asyncio.Event()
         self._saving = asyncio.Lock()
+        self._leaving = False
         self._save_error = ""
         """Why what is in force is not saved; "" where it is, or is about to be."""
 
@@ -137,26 +138,32 @@ class Courier:
         """The next agent wants to take over; see `handover`."""
         assert self._store is not None  # noqa: S101 - only offered with one
         assert self.local_socket is not None  # noqa: S101 - it came through it
-        async with self._saving:  # nothing is saved here any more, unless the next agent fails
-            await asyncio.to_thread(self._store.write, self.link.document)
-            log.info("handing over to another agent")
-            if await handover.give(
-                reader, writer, self.birth.listeners, self.local_socket.sock, self._store.descriptor
-            ):
-                self.link.send(message("leave"))
-                self.local_socket.close()
-                await self.link.drained.wait()
-                return
-        self._unsaved.set()
-        log.warning("the agent that was to take over did not get ready: this one goes on")
+        self._leaving = True  # nothing is saved here any more, unless the next agent fails
+        gone = False
+        try:
+            async with self._saving:
+                await asyncio.to_thread(self._store.write, self.link.document)
+                log.info("handing over to another agent")
+                sockets = self.birth.listeners, self.local_socket.sock, self._store.descriptor
+                gone = await handover.give(reader, writer, *sockets)
+                if gone:
+                    self.link.send(message("leave"))
+                    self.local_socket.close()
+                    await self.link.drained.wait()
+        finally:
+            if not gone:
+                self._leaving = False
+                self._unsaved.set()
+                log.warning("the agent that was to take over did not get ready: this one goes on")
 
     async def _keep_saved(self, store: Store) -> None:
         """Save what is in force whenever it changed, and say so; again after a while where that failed."""
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()
-            if self._saving.locked():  # until that agent is ready, or given up
+            if self._leaving:  # until that agent is ready, or given up
                 self._tell_saved(self.link.document.version, "another agent is about to take over")
+                continue
             error = ""
             async with self._saving:
                 document = self.link.document

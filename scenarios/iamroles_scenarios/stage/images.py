@@ -7,6 +7,7 @@ HAProxy. A base that is neither there nor can be pulled is made by mmdebstrap wh
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import io
@@ -15,8 +16,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.resources import files
@@ -120,22 +122,23 @@ class Images:
         base_id = str(self._engine.images.get(base).id)
         repository = f"iamroles/{name}"
         tag = f"{repository}:{_digest(context, base_id)}"
-        with suppress(ImageNotFound):
-            self._engine.images.get(tag)
-            return tag
-        try:
-            self._engine.images.build(
-                fileobj=io.BytesIO(_tar(context)),
-                custom_context=True,
-                tag=tag,
-                buildargs={"BASE": base},
-                rm=True,
-                labels={LABEL: name},
-            )
-        except (BuildError, DockerException) as error:
-            raise _failed(name, error) from error
-        if not keep_older:
-            self._drop_older(repository, tag)
+        with _one_at_a_time():
+            with suppress(ImageNotFound):
+                self._engine.images.get(tag)
+                return tag
+            try:
+                self._engine.images.build(
+                    fileobj=io.BytesIO(_tar(context)),
+                    custom_context=True,
+                    tag=tag,
+                    buildargs={"BASE": base},
+                    rm=True,
+                    labels={LABEL: name},
+                )
+            except (BuildError, DockerException) as error:
+                raise _failed(name, error) from error
+            if not keep_older:
+                self._drop_older(repository, tag)
         return tag
 
     def _drop_older(self, repository: str, tag: str) -> None:
@@ -196,6 +199,14 @@ def _download(folder: Path, wanted: Iterable[str], version: str, machine: str, l
             f"The wheels of the image's Python {version} could not be downloaded by pip.",
             {"pip": (done.stderr or done.stdout)[-3000:]},
         )
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """One build on this host: two processes that build one tag take it from each other."""
+    with (Path(tempfile.gettempdir()) / f"iamroles-images-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _requirements(*, load: bool) -> list[str]:
