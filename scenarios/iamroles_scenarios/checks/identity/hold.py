@@ -78,7 +78,7 @@ def forged(target: Target) -> None:
     "identity.hold.shared-kid",
     requirements=["JWKS-SET-006"],
     lane="gate-spop",
-    title="an RSA and an EC key may share a kid, and each verifies its own tokens alone",
+    title="an RSA and an EC key may share a kid, and tokens of either are accepted",
     features={"oidc"},
 )
 def shared_kid(target: Target) -> None:

@@ -545,7 +545,7 @@ async def failure_denies(target: WireTarget) -> None:
         *(("src", value) for value in ("not an address", 1, None)),
     ]
     odd: list[tuple[str, Value | Typed]] = [
-        *(("authorization-count", value) for value in ("one", None, -1, True)),
+        *(("authorization-count", value) for value in ("one", None, -1, 0, True)),
         *((name, b"\xff") for name in ("authorization", "method", "path", "src")),
         *(("role", value) for value in (7, b"\xff")),
         *(("host", value) for value in (7, b"\xff")),
