@@ -331,7 +331,7 @@ def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
 def test_take_over_where_nobody_runs_is_a_start(tmp_path, server):
     agent = Running(tmp_path, server, 1)
     agent.start("--take-over")
-    assert agent.ask(good_token(server.url)) == "allow"
+    until(lambda: agent.ask(good_token(server.url)) == "allow")
     agent.process.terminate()
     assert agent.process.wait(PATIENCE) == 0
 
