@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from iamroles_agent.audit.chain import SEALED, Head, seal
@@ -96,6 +96,12 @@ def test_the_genuine_log_is_whole(logs):
 
 
 Change = Callable[[st.DataObject, Lines, Logs], Lines | None]
+
+
+def _in_order(files: dict[str, Lines]) -> Lines:
+    """All lines, rotated files before the file that goes on from them."""
+    names = sorted(files, key=lambda name: (name.removesuffix(".1"), not name.endswith(".1")))
+    return [line for name in names for line in files[name]]
 
 
 def _place(data: st.DataObject, lines: Lines, more: int = 0) -> int:
@@ -190,7 +196,9 @@ def test_lines_that_went_to_another_file_are_found(logs, data):
     line = source.pop(_place(data, source))
     target.insert(_place(data, target, 1), line)
 
-    assert not logs.judged(logs.genuine | {one: source, other: target})
+    moved = logs.genuine | {one: source, other: target}
+    assume(_in_order(moved) != _in_order(logs.genuine))  # a rotated file's last line may begin the next file
+    assert not logs.judged(moved)
 
 
 def test_a_file_that_is_gone_is_found(logs):
