@@ -125,25 +125,29 @@ def certificate() -> str:
     return (made.public_bytes(encoding) + plain).decode()
 
 
-def render(world: str, output: str, agents: Sequence[str] = (), *, tls: bool = False) -> int:
-    """Write the files for a world file into a directory; returns the exit code of the shipped command.
+def shipped(world: str, output: str, agents: Sequence[str] = ()) -> int:
+    """Run the shipped render command; returns its exit code.
 
     Args:
         world: path of the policy.
         output: the directory.
         agents: `host:port` of each; none: as the stage wants it.
-        tls: whether clients speak TLS.
-
-    Raises:
-        GateConfigError: see `gate`.
     """
     program, *words = SHIPPED
     if agents:
         words = [*words[: words.index("--agent")], *(word for at in agents for word in ("--agent", at))]
     argv = [find_program(program, Path()), *(word.format(world=world, output=output) for word in words)]
-    done = subprocess.run(argv, check=False)  # noqa: S603 - the shipped command
-    if done.returncode:
-        return done.returncode
+    return subprocess.run(argv, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603 - as shipped
+
+
+def render(world: str, output: str, agents: Sequence[str] = (), *, tls: bool = False) -> int:
+    """As `shipped`, with what a measurement needs; `tls`: clients speak TLS.
+
+    Raises:
+        GateConfigError: see `gate`.
+    """
+    if code := shipped(world, output, agents):
+        return code
     for name, change in (("haproxy.cfg", gate), ("iam-routes.cfg", routes)):
         path = Path(output, name)
         text = change(path.read_text(encoding="utf-8"))

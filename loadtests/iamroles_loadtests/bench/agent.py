@@ -1,0 +1,213 @@
+"""The agent beside its peers: straight by SPOP, and through HAProxy beside HAProxy's own check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jwt
+
+from iamroles_loadtests.bench.rounds import Contender, Played, Shape, pin, ratio, take_turns, values
+from iamroles_loadtests.conductor import interval
+from iamroles_loadtests.gate_config import NOWHERE
+from iamroles_loadtests.generator import Generator
+from iamroles_loadtests.plan import Ask, Expected, Piles
+from iamroles_loadtests.questions import Asking, opened, role, straight
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.reference import reference_agent
+from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
+
+NOOP = AgentSpec(
+    name="no-op",
+    version="",
+    directory=Path(__file__).parent,
+    command=("python", "-m", "iamroles_loadtests.bench.noop"),
+    build="python",
+)
+OURS = "the agent"
+PIPELINED, SINGLE = Shape("4 x 16", 4, 16), Shape("16 x 1", 16)
+BUSY, CALM = Shape("64 connections", 64), Shape("1,000 a second", 16, rate=1000.0, longer=3)
+_RENDER = ("python", "-m", "iamroles_loadtests.bench.variants", "{world}", "{output}")
+_SETTINGS = {"IAM_LOG_LEVEL": "emerg", "IAM_THREADS": "1"}
+_SAID = ["backend=orders-ro"]
+
+
+class Bench:
+    """A stage with contenders on it.
+
+    Args:
+        stage: open.
+        scratch: where audit logs go; memory, where there is any.
+    """
+
+    def __init__(self, stage: Stage, scratch: str) -> None:
+        self.stage = stage
+        self._scratch = scratch
+        self._worlds = ExitStack()
+        issuer = stage.idp.issuer("corp")
+        key = issuer.add_key("RS256")
+        self.asking = Asking(issuer.mint)
+        self.token = self.asking.token("known", "reader")
+        public = jwt.PyJWK(next(entry for entry in issuer.jwks() if entry["kid"] == key.kid)).key
+        self.key = Path(scratch, "key.pem")
+        self.key.write_bytes(public.public_bytes(*_pem()))
+
+    def world(self, agent: AgentSpec, *changes: str, haproxy: bool = True) -> World:
+        """An agent under the policy `orders`, behind HAProxy with the variant's configuration."""
+        document = policy()
+        if agent.directory == reference_agent().directory:
+            document["audit"] = {"path": f"{self._scratch}/audit-{len(changes)}-{haproxy}.jsonl"}
+        if changes or haproxy:
+            agent = replace(agent, haproxy={**agent.haproxy, "render": [*_RENDER, *changes]})
+        world = self.stage.world(agent, document, settings=_SETTINGS, haproxy=haproxy)
+        return self._worlds.enter_context(world)
+
+    def through(self, name: str, agent: AgentSpec, *changes: str, pile: str = "any") -> Contender:
+        """A contender behind HAProxy; its agent's time counts where it is asked."""
+        world = self.world(agent, *changes)
+        parts = {"haproxy": lambda: world.haproxy.host_pid, "agent": lambda: world.agent.host_pid}
+        return Contender(name, world.proxy.url.removeprefix("http://"), pile, parts)
+
+    def straight(self, name: str, agent: AgentSpec) -> Contender:
+        """A contender asked by SPOP."""
+        world = self.world(agent, haproxy=False)
+        return Contender(
+            name, world.agent.spop_address, "straight", {"agent": lambda: world.agent.host_pid}, "spop"
+        )
+
+    def piles(self) -> Piles:
+        """What is asked: `straight`, `known` with its whole identity judged, `any` that passes."""
+        check = {"authorization": f"Bearer {self.token}", "host": "api.example.com", "path": "/orders/1"}
+        right = Expected(status=200, holds=["allow=true\n"])
+        payload = self.asking.request(self.token)
+        return Piles(
+            piles={
+                "straight": [straight(check, "straight", right)],
+                "known": [
+                    Ask(
+                        case="known",
+                        payload=payload,
+                        right=opened("orders-ro", "known", role("reader"), "R1"),
+                    )
+                ],
+                "any": [Ask(case="any", payload=payload, right=Expected(status=200, holds=_SAID))],
+                "plain": [Ask(case="plain", payload=payload, right=Expected(status=200))],
+            }
+        )
+
+    def close(self) -> None:
+        """Stop every world."""
+        self._worlds.close()
+
+
+def policy() -> dict[str, Any]:
+    """The policy `orders`, whose back ends answer from within HAProxy."""
+    document: dict[str, Any] = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
+    for backend in document["backends"]:
+        backend["servers"] = [NOWHERE]
+    return document
+
+
+def _pem() -> tuple[Any, Any]:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
+
+    return Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+
+
+@contextmanager
+def opened_bench(kind: str, haproxy: str | None) -> Iterator[Bench]:
+    """A stage of this kind with nothing on it yet."""
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a directory of our own in it
+    with (
+        open_stage(kind, haproxy=haproxy) as stage,
+        TemporaryDirectory(prefix="iamroles-bench-", dir=memory) as scratch,
+    ):
+        bench = Bench(stage, scratch)
+        try:
+            yield bench
+        finally:
+            bench.close()
+
+
+@contextmanager
+def generator(bench: Bench) -> Iterator[Generator]:
+    """The load generator, on the last core."""
+    with Generator(bench.piles()) as plays:
+        pin(plays.pid, first=False)
+        yield plays
+
+
+def measure(
+    bench: Bench, peers: Sequence[AgentSpec], rounds: int, seconds: float, say: Callable[[str], None]
+) -> dict[str, Played]:
+    """All shapes; by the shape's name, what each contender did."""
+    agents = [(OURS, reference_agent()), ("no-op", NOOP), *((peer.name, peer) for peer in peers)]
+    found = {}
+    say("starting the agents")
+    straights = [bench.straight(name, agent) for name, agent in agents]
+    proxied = [
+        bench.through("plain", NOOP, "--plain", pile="plain"),
+        bench.through("jwt_verify", NOOP, "--native", str(bench.key)),
+        bench.through("rules alone", NOOP, "--unasked"),
+        *(bench.through(name, agent, pile="known") for name, agent in agents[:2]),
+    ]
+    with generator(bench) as plays:
+        for shape in (PIPELINED, SINGLE):
+            found[shape.name] = take_turns(plays, straights, shape, rounds=rounds, seconds=seconds, say=say)
+        for shape in (BUSY, CALM):
+            found[shape.name] = take_turns(plays, proxied, shape, rounds=rounds, seconds=seconds, say=say)
+    return found
+
+
+def wrong(found: dict[str, Played]) -> list[str]:
+    """What went wrong, in words; empty where every answer was right."""
+    return [
+        f"{shape}, {name}: {one['wrong']} wrong answers or faults, {'; '.join(one['examples'][:2])}"
+        for shape, played in found.items()
+        for name, rounds in played.items()
+        for one in rounds
+        if one["wrong"]
+    ]
+
+
+def rows(played: Played) -> list[dict[str, Any]]:
+    """Medians of one shape, by contender."""
+    return [
+        {
+            "contender": name,
+            **{
+                what: interval(values(rounds, what))["value"]
+                for what in ("rate", "p50", "p99", "haproxy", "agent")
+            },
+        }
+        for name, rounds in played.items()
+    ]
+
+
+def targets(found: dict[str, Played]) -> list[tuple[str, str, dict[str, float]]]:
+    """Ratios that the project has set itself: what, the target, and what was seen."""
+    straight, busy, calm = found[PIPELINED.name], found[BUSY.name], found[CALM.name]
+    seen = [
+        (f"CPU a frame of {name} over the agent's, 4 x 16", "", ratio(straight, "agent", name, OURS))
+        for name in straight
+        if name not in (OURS, "no-op")
+    ]
+    seen += [
+        ("CPU a frame over the no-op agent's, 4 x 16", "", ratio(straight, "agent", OURS, "no-op")),
+        ("agent's CPU over HAProxy's, a request", "at most 0.5", ratio(busy, "agent", OURS, OURS, "haproxy")),
+        ("throughput over jwt_verify RS256", "at least 2.5", ratio(busy, "rate", OURS, "jwt_verify")),
+        ("throughput over the no-op agent's", "at least 0.95", ratio(busy, "rate", OURS, "no-op")),
+        (
+            "HAProxy's CPU, rules alone over plain",
+            "at most 1.4",
+            ratio(busy, "haproxy", "rules alone", "plain"),
+        ),
+        ("HAProxy's CPU, rules and question over plain", "at most 2", ratio(busy, "haproxy", OURS, "plain")),
+        ("p99 at 1,000 a second over the no-op agent's", "at most 1.3", ratio(calm, "p99", OURS, "no-op")),
+    ]
+    return seen

@@ -1,0 +1,57 @@
+"""What each step of the gate costs HAProxy: all steps, and all but one, taking turns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from iamroles_loadtests.bench.agent import BUSY, NOOP, Bench, generator, policy
+from iamroles_loadtests.bench.rounds import Played, take_turns, values
+from iamroles_loadtests.bench.variants import steps
+from iamroles_loadtests.conductor import interval
+from iamroles_loadtests.gate_config import NOWHERE, shipped
+
+ALL, PLAIN, ASKED = "all steps", "plain", "all steps and the question"
+_KEPT = {"3", "6"}
+"""The question has its own line; without the route there is no answer."""
+
+
+def step_names() -> dict[str, str]:
+    """The shipped configuration's steps that can be left out."""
+    with TemporaryDirectory() as scratch:
+        world = Path(scratch, "world.json")
+        world.write_text(json.dumps(policy()).replace("{idp}", f"http://{NOWHERE}"), encoding="utf-8")
+        shipped(str(world), scratch)
+        found = steps(Path(scratch, "haproxy.cfg").read_text(encoding="utf-8"))
+    return {name: says for name, says in found.items() if name not in _KEPT}
+
+
+def measure(
+    bench: Bench, names: Iterable[str], rounds: int, seconds: float, say: Callable[[str], None]
+) -> Played:
+    """What each variant did: without each of these steps, and with all."""
+    say("starting one HAProxy for each variant")
+    contenders = [
+        bench.through(PLAIN, NOOP, "--plain", pile="plain"),
+        bench.through(ALL, NOOP, "--unasked"),
+        bench.through(ASKED, NOOP),
+        *(bench.through(name, NOOP, "--unasked", "--without", name, pile="plain") for name in names),
+    ]
+    with generator(bench) as plays:
+        return take_turns(plays, contenders, BUSY, rounds=rounds, seconds=seconds, say=say)
+
+
+def rows(names: dict[str, str], played: Played) -> list[dict[str, Any]]:
+    """HAProxy's CPU microseconds a request: the whole, then what each step adds, with intervals."""
+
+    def of(name: str) -> list[float]:
+        return values(played[name], "haproxy")
+
+    found = [{"step": name, "says": "", **interval(of(name))} for name in (PLAIN, ALL, ASKED)]
+    for name, says in names.items():
+        spared = [whole - left for whole, left in zip(of(ALL), of(name), strict=True)]
+        found.append({"step": name, "says": says, **interval(spared)})
+    return found

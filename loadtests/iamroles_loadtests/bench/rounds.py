@@ -1,0 +1,123 @@
+"""Contenders that take turns on one generator, and ratios of what they did.
+
+On a shared machine an absolute figure tells of the minute. So each round plays every contender for a short
+while, in an order that changes, and a ratio is taken within each round; its interval is a bootstrap over the
+rounds. Each process is kept on a core: the proxy on the first, agents and generator on the last, so that what
+HAProxy may spend is the same for all. On two cores agents and generator share one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from iamroles_loadtests.conductor import interval, whole
+from iamroles_loadtests.cpu import Finder, Meter, family
+from iamroles_loadtests.generator import Plays
+from iamroles_loadtests.plan import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One of those that are compared."""
+
+    name: str
+    address: str
+    """Where it is asked."""
+    pile: str
+    parts: Mapping[str, Finder] = field(default_factory=dict)
+    """Whose CPU time counts, by `haproxy` and `agent`."""
+    lane: Literal["http", "spop"] = "http"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How contenders are asked; rate 0: as fast as they answer."""
+
+    name: str
+    connections: int
+    in_flight: int = 1
+    rate: float = 0.0
+    longer: int = 1
+    """Turns are so many times as long: percentiles need samples."""
+
+
+Played = dict[str, list[dict[str, Any]]]
+"""What each contender did in each round: `rate`, `wrong`, `cpu` by part and `p50`, `p99` in microseconds."""
+
+
+def take_turns(
+    plays: Plays,
+    contenders: Sequence[Contender],
+    shape: Shape,
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> Played:
+    """Play all of them, round by round, each for so many seconds."""
+    for contender in contenders:
+        for part, finder in contender.parts.items():
+            pin(finder(), first=part == "haproxy")
+    played: Played = {contender.name: [] for contender in contenders}
+    for number in range(rounds):
+        order = [contenders[(number + place) % len(contenders)] for place in range(len(contenders))]
+        for contender in order if number % 2 else reversed(order):
+            say(f"{shape.name}, round {number + 1} of {rounds}: {contender.name}")
+            played[contender.name].append(_play(plays, contender, shape, seconds * shape.longer, number))
+    return played
+
+
+def _play(plays: Plays, contender: Contender, shape: Shape, seconds: float, number: int) -> dict[str, Any]:
+    phase = Phase.model_validate({
+        "name": contender.name,
+        "address": contender.address,
+        "lane": contender.lane,
+        "hands": {contender.pile: 1.0},
+        "connections": shape.connections,
+        "in_flight": shape.in_flight,
+        "seconds": seconds,
+        "timetable": [{"seconds": seconds, "rate": shape.rate}] if shape.rate else [],
+        "warmup": seconds / 4,
+        "seed": number + 1,
+    })  # fmt: skip
+    meter = Meter(contender.parts)
+    before = meter.read()
+    found = plays.play(phase)
+    answers = max(1, found["answers"])
+    sent = whole(found, "sent")
+    return {
+        "rate": found["samples"] / phase.length,
+        "wrong": found["wrong"] + found["faults"],
+        "examples": found["examples"],
+        "cpu": {name: seconds / answers * 1e6 for name, seconds in meter.since(before).items()},
+        "p50": sent.at(50.0),
+        "p99": sent.at(99.0),
+    }
+
+
+def values(played: Sequence[Mapping[str, Any]], what: str) -> list[float]:
+    """One figure of each round: `rate`, `p99`, or a part, for its CPU microseconds a question."""
+    return [float(one[what] if what in one else one["cpu"].get(what, 0.0)) for one in played]
+
+
+def ratio(played: Played, what: str, over: str, under: str, under_what: str = "") -> dict[str, float]:
+    """A contender's figure over another's, with a 95 % interval: `value`, `low`, `high`."""
+    above, below = values(played[over], what), values(played[under], under_what or what)
+    return interval([one / max(other, 1e-9) for one, other in zip(above, below, strict=True)])
+
+
+def pin(pid: int | None, *, first: bool) -> None:
+    """Keep a process and all that descends from it on the first core or the last."""
+    if pid is None:
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    for member in family(pid):
+        with suppress(OSError):
+            for thread in Path(f"/proc/{member}/task").iterdir():
+                with suppress(OSError):
+                    os.sched_setaffinity(int(thread.name), {cores[0] if first else cores[-1]})

@@ -1,0 +1,124 @@
+"""The shipped HAProxy configuration, cut up: `python -m iamroles_loadtests.bench.variants WORLD OUTPUT …`.
+
+A step is what stands under a heading `# ---- N. what it does` of haproxy.cfg; `record` is the log line,
+`live` the rules that every back end begins with. A step is left out by removing its rules: what HAProxy then
+no longer spends is what the step costs. None of these may ever see real traffic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from iamroles_loadtests import gate_config
+
+_HEADING = re.compile(r"^    # ---- (?:(\d)\. )?(.*?) -*$")
+_RULE = re.compile(r"^    (?:http-request|http-response|log-format|unique-id-format) ")
+_RECORD, _LIVE = "record", "live"
+_ASK = "3"
+_FILTER = re.compile(r"^    filter spoe .*\n", re.MULTILINE)
+_FRONTEND = re.compile(r"^frontend iam-gate .*\n", re.MULTILINE)
+_BACKENDS = "defaults iam-routes from iam-defaults\n"
+_PLAIN = '    http-request return status 200 content-type text/plain string "backend=plain\\n"\n'
+
+
+def steps(text: str) -> dict[str, str]:
+    """The steps of haproxy.cfg: what each does, by what `--without` calls it."""
+    found = {}
+    for line in text.splitlines():
+        if heading := _HEADING.match(line):
+            name = heading[1] or (_RECORD if heading[2].startswith("The record") else _LIVE)
+            found[name] = heading[2]
+    return found
+
+
+def without(text: str, left_out: set[str]) -> str:
+    """haproxy.cfg without the rules of some steps; without `3` it has no SPOE filter either.
+
+    Raises:
+        GateConfigError: there is no such step.
+    """
+    if strange := left_out - steps(text).keys():
+        raise gate_config.GateConfigError(f"haproxy.cfg has no step {', '.join(sorted(strange))}")
+    kept, step = [], ""
+    for line in text.splitlines(keepends=True):
+        if heading := _HEADING.match(line.rstrip("\n")):
+            step = heading[1] or (_RECORD if heading[2].startswith("The record") else _LIVE)
+        elif line[:1].isalpha():
+            step = ""
+        if not (step in left_out and _RULE.match(line)):
+            kept.append(line)
+    text = "".join(kept)
+    return _FILTER.sub("", text) if _ASK in left_out else text
+
+
+def by_hand(text: str) -> str:
+    """haproxy.cfg with the verdict set where the agent is asked."""
+    rules = "".join(
+        f"    http-request set-var(txn.iam.{name}) {value}\n" for name, value in gate_config.UNASKED.items()
+    )
+    return _asked(text, rules)
+
+
+def native(text: str, key: str) -> str:
+    """haproxy.cfg with HAProxy's own check in the agent's place: RS256 by a key, and `exp`; no roles."""
+    return _asked(
+        text,
+        "    http-request set-var(txn.bearer) http_auth_bearer\n"
+        f'    acl native_signed var(txn.bearer),jwt_verify(RS256,"{key}") -m int 1\n'
+        "    http-request set-var(txn.native_exp) var(txn.bearer),jwt_payload_query('$.exp','int')\n"
+        "    acl native_alive var(txn.native_exp),sub(txn.native_now) -m int gt 0\n"
+        "    http-request set-var(txn.native_now) date\n"
+        + "".join(
+            f"    http-request set-var(txn.iam.{name}) {value} if native_signed native_alive\n"
+            for name, value in gate_config.UNASKED.items()
+        ),
+    )
+
+
+def _asked(text: str, rules: str) -> str:
+    lines = text.splitlines(keepends=True)
+    [at] = [
+        number for number, line in enumerate(lines) if line.startswith("    http-request send-spoe-group")
+    ]
+    return "".join([*lines[:at], rules, *lines[at + 1 :]])
+
+
+def plain(text: str) -> str:
+    """haproxy.cfg whose front end answers at once: what a request costs without us."""
+    everything = set(steps(text))
+    return _FRONTEND.sub(lambda found: found[0] + _PLAIN, without(text, everything))
+
+
+def main() -> int:
+    """Render, then change."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("world")
+    parser.add_argument("output")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--unasked", action="store_true")
+    parser.add_argument("--native", metavar="FILE")
+    parser.add_argument("--without", action="append", default=[], metavar="STEP")
+    asked = parser.parse_args()
+    if code := gate_config.shipped(asked.world, asked.output):
+        return code
+    gate, routes = (Path(asked.output, name) for name in ("haproxy.cfg", "iam-routes.cfg"))
+    text = gate.read_text(encoding="utf-8")
+    if asked.plain:
+        text = plain(text)
+    elif asked.native:
+        text = native(text, asked.native)
+    elif asked.unasked:
+        text = by_hand(text)
+    left_out = set(asked.without)
+    if (asked.unasked or asked.native) and not asked.plain:
+        text = _FILTER.sub("", text)
+    gate.write_text(without(text, left_out) if left_out else text, encoding="utf-8")
+    routes.write_text(gate_config.routes(routes.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

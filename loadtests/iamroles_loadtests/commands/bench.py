@@ -1,0 +1,128 @@
+"""`iamroles bench`: what the agent and the gate cost, as ratios of one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from iamroles_loadtests.bench import agent as agents
+from iamroles_loadtests.bench import gate as gates
+from iamroles_loadtests.bench.agent import Bench, opened_bench
+from iamroles_loadtests.gate_config import GateConfigError
+from iamroles_loadtests.generator import GeneratorError
+from iamroles_scenarios.errors import AgentFileError, ControlError, StageError
+from iamroles_scenarios.stage import KINDS, AgentSpec
+
+Command = Callable[..., Any]
+_OPTIONS = (
+    click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True),
+    click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path."),
+    click.option("--rounds", type=click.IntRange(1, 200), default=9, show_default=True),
+    click.option(
+        "--seconds", type=click.FloatRange(0.05, 60), default=0.7, show_default=True, help="Of each turn."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print every figure of every round as JSON."),
+)
+
+
+def _common(command: Command) -> Command:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.group()
+def bench() -> None:
+    """What the check costs: contenders take turns in one run, and ratios are told with their intervals."""
+
+
+@bench.command("agent")
+@_common
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Another agent's agent.toml; asked straight, it must allow the question.",
+)
+def agent_command(
+    kind: str, haproxy: str | None, rounds: int, seconds: float, peers: tuple[Path, ...], *, as_json: bool
+) -> None:
+    """The reference agent beside a no-op agent, HAProxy's own jwt_verify, and peers.
+
+    Exit status: 0, 1 wrong answers, 2 bad arguments, 3 the stage or the generator failed.
+    """
+    try:
+        others = [AgentSpec.load(peer) for peer in peers]
+    except AgentFileError as error:
+        raise click.UsageError(str(error)) from error
+    found = _run(kind, haproxy, lambda on, say: agents.measure(on, others, rounds, seconds, say))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        for shape, played in found.items():
+            _table(shape, agents.rows(played))
+        for what, target, seen in agents.targets(found):
+            click.echo(f"{what}: {_interval(seen)}{f', target {target}' if target else ''}")
+    if faults := agents.wrong(found):
+        click.echo("\n".join(faults), err=True)
+        raise SystemExit(1)
+
+
+@bench.command("gate")
+@_common
+@click.option(
+    "--step", "chosen", multiple=True, help="Only this step; more than once for more.  [default: all]"
+)
+def gate_command(
+    kind: str, haproxy: str | None, rounds: int, seconds: float, chosen: tuple[str, ...], *, as_json: bool
+) -> None:
+    """What each step of the gate costs HAProxy: CPU microseconds a request at 64 connections.
+
+    Exit status: as `bench agent`.
+    """
+    names = gates.step_names()
+    if strange := sorted(set(chosen) - names.keys()):
+        raise click.UsageError(f"there is no step {strange[0]!r}; the steps are {', '.join(names)}")
+    names = {name: says for name, says in names.items() if name in (chosen or names)}
+    played = _run(kind, haproxy, lambda on, say: gates.measure(on, names, rounds, seconds, say))
+    if as_json:
+        click.echo(json.dumps({"steps": names, "rounds": played}, indent=1))
+    else:
+        for row in gates.rows(names, played):
+            click.echo(f"{row['step']:<28} {_interval(row)} µs  {row['says']}")
+    if faults := agents.wrong({"gate": played}):
+        click.echo("\n".join(faults), err=True)
+        raise SystemExit(1)
+
+
+def _run(kind: str, haproxy: str | None, measure: Callable[[Bench, Callable[[str], None]], Any]) -> Any:  # noqa: ANN401 - what `measure` returns
+    console = Console(stderr=True)
+    try:
+        with console.status("Setting the stage...") as status, opened_bench(kind, haproxy) as on:
+            return measure(on, status.update)
+    except (StageError, ControlError, GeneratorError, GateConfigError, OSError) as error:
+        click.echo(f"iamroles bench: {error}", err=True)
+        raise SystemExit(3) from error
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("")
+    for heading in ("a second", "p50 µs", "p99 µs", "HAProxy's CPU µs", "agent's CPU µs"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        figures = (f"{row['rate']:,.0f}", f"{row['p50']:,.0f}", f"{row['p99']:,.0f}")
+        cpu = (f"{row[part]:.2f}" if row[part] else "" for part in ("haproxy", "agent"))
+        table.add_row(row["contender"], *figures, *cpu)
+    Console(width=110).print(table)
+
+
+def _interval(seen: dict[str, Any]) -> str:
+    return f"{seen['value']:.2f} ({seen['low']:.2f} to {seen['high']:.2f})"

@@ -1,0 +1,113 @@
+"""`iamroles bench`: variants of the gate are what they say, and both benches run to their end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_loadtests.bench import agent, gate, variants
+from iamroles_loadtests.bench.rounds import ratio
+from iamroles_loadtests.commands.bench import bench
+from iamroles_loadtests.gate_config import NOWHERE, GateConfigError, shipped
+from iamroles_scenarios.stage.haproxies import find
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """The shipped configuration for the bench's policy."""
+    directory = tmp_path_factory.mktemp("shipped")
+    world = directory / "world.json"
+    world.write_text(json.dumps(agent.policy()).replace("{idp}", f"http://{NOWHERE}"))
+    assert shipped(str(world), str(directory)) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text(rendered):
+    return (rendered / "haproxy.cfg").read_text()
+
+
+def sound(rendered: Path, tmp_path: Path, text: str) -> str:
+    """What HAProxy says of a changed haproxy.cfg; "" if it takes it."""
+    for file in rendered.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "haproxy.cfg").write_text(text)
+    settings = {"IAM_BIND": "127.0.0.1:8080", "IAM_STATS_SOCKET": str(tmp_path / "sock")}
+    done = subprocess.run(
+        [find(), "-c", "-f", "haproxy.cfg", "-f", "iam-routes.cfg"],
+        cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return "" if done.returncode == 0 else done.stderr
+
+
+def test_each_step_can_be_left_out(rendered, text, tmp_path):
+    unasked = variants.by_hand(text)
+    names = variants.steps(text)
+
+    assert {"0", "1", "2", "3", "4", "5", "6", "record", "live"} == set(names)
+    for name in names:
+        assert len(variants.without(unasked, {name})) < len(unasked), name
+        assert sound(rendered, tmp_path, variants.without(unasked, {name})) == "", name
+
+
+@pytest.mark.parametrize(
+    "change", [variants.plain, variants.by_hand, lambda text: variants.native(text, "key.pem")]
+)
+def test_each_variant_is_a_configuration(rendered, text, tmp_path, change):
+    (tmp_path / "key.pem").write_text(KEY)
+
+    assert sound(rendered, tmp_path, change(text)) == ""
+
+
+def test_a_step_that_there_is_not(text):
+    with pytest.raises(GateConfigError, match="no step 9"):
+        variants.without(text, {"9"})
+
+
+def test_ratios_are_taken_within_rounds():
+    fast = [{"rate": rate, "cpu": {}} for rate in (100.0, 10.0, 50.0)]
+    slow = [{"rate": one["rate"] / 2, "cpu": {}} for one in fast]
+
+    assert ratio({"a": fast, "b": slow}, "rate", "a", "b") == {"value": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_the_agent_beside_its_peers():
+    done = CliRunner().invoke(bench, ["agent", "--rounds", "1", "--seconds", "0.1", "--json"])
+
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert set(found) == {shape.name for shape in (agent.PIPELINED, agent.SINGLE, agent.BUSY, agent.CALM)}
+    for played in found.values():
+        for name, rounds in played.items():
+            assert len(rounds) == 1
+            assert all(one["rate"] > 0 and one["wrong"] == 0 for one in rounds), (name, rounds)
+    assert all(one["cpu"]["agent"] > 0 for one in found[agent.PIPELINED.name][agent.OURS])
+    assert all(seen["value"] > 0 for _, _, seen in agent.targets(found))
+
+
+def test_what_each_step_costs():
+    done = CliRunner().invoke(bench, ["gate", "--step", "5", "--rounds", "1", "--seconds", "0.1", "--json"])
+
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert set(found["rounds"]) == {gate.PLAIN, gate.ALL, gate.ASKED, "5"}
+    assert all(one["cpu"]["haproxy"] > 0 for rounds in found["rounds"].values() for one in rounds)
+
+
+KEY = """-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEEVs/o5+uQbTjL3chynL4wXgUg2R9
+q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==
+-----END PUBLIC KEY-----
+"""
+
+
+def test_a_step_to_measure_that_there_is_not():
+    done = CliRunner().invoke(bench, ["gate", "--step", "nine"])
+
+    assert done.exit_code == 2
+    assert "there is no step 'nine'; the steps are 0, 1" in done.output
