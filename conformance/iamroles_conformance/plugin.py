@@ -29,6 +29,8 @@ _GROUP = "iamroles"
 _RUN: pytest.StashKey[Run] = pytest.StashKey()
 _SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 _RESULTS: pytest.StashKey[list[tuple[PlannedCheck, CheckResult]]] = pytest.StashKey()
+_TOLD: pytest.StashKey[set[str]] = pytest.StashKey()
+"""Causes in the set-up that a failure has told in full."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -139,7 +141,7 @@ class CheckItem(pytest.Item):
             pytest.xfail(result.message)
         if result.verdict is Verdict.PASS:
             return
-        text = explain.failure(self.check, result, self._again())
+        text = explain.failure(self.check, result, self._again(), self.config.stash[_TOLD])
         if holds([result.verdict.value], _subject(self.config).grade):
             with warnings.catch_warnings():  # whatever `-W error` says: what is permitted fails nobody
                 warnings.simplefilter("always", ConformanceWarning)
@@ -203,6 +205,7 @@ def _running(session: pytest.Session) -> Run:
         pytest.exit(f"the stage cannot be used: {error}", returncode=ExitCode.STAGE_FAULT)
     config.stash[_RUN] = run
     config.stash[_RESULTS] = []
+    config.stash[_TOLD] = set()
     if _has_all(config):
         run.start()
     return run
@@ -237,8 +240,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if results and _has_all(config):
         from iamroles_conformance.reports import report  # noqa: PLC0415
 
-        told = report.document(_subject(config), config.stash[_RUN], results)["statement"]
-        for line in (told["sentence"], *told["beside"]):
+        found = report.document(_subject(config), config.stash[_RUN], results)
+        told = found["statement"]
+        for line in (*found["findings"], told["sentence"], *told["beside"]):
             terminalreporter.write_line(line)
 
 

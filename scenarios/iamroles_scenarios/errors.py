@@ -116,16 +116,23 @@ class StageError(SuiteError):
     Args:
         message: one clear sentence: what is wrong and what to do.
         logs: tails of the logs concerned, by part.
+        cause: the fault alone, in the same words each time it is met; default: the message.
+
+    Attributes:
+        world: the world file that the agent was given, JSON; "" where none bears on it.
     """
 
-    def __init__(self, message: str, logs: dict[str, str] | None = None) -> None:
+    def __init__(self, message: str, logs: dict[str, str] | None = None, cause: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.logs = logs or {}
+        self.cause = cause or message
+        self.world = ""
 
     def __str__(self) -> str:
         tails = (f"--- {part}\n{text}" for part, text in self.logs.items() if text)
-        return "\n".join([self.message, *tails])
+        given = [f"--- the world file that it was given\n{self.world}"] if self.world else []
+        return "\n".join([self.message, *tails, *given])
 
 
 class AgentFileError(StageError):

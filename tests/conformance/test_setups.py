@@ -19,12 +19,18 @@ from iamroles_scenarios.stage import AgentSpec, open_stage
 FAULTY = Path(__file__).parent / "agents" / "faulty.py"
 
 
-def _toml(directory: Path, command: list[str]) -> str:
+def _toml(directory: Path, command: list[str], features: str = "oidc = true") -> str:
     path = directory / "agent.toml"
     path.write_text(
-        f'spec = 1\nname = "faulty"\n[launch]\ncommand = {json.dumps(command)}\n[features]\noidc = true\n'
+        f'spec = 1\nname = "faulty"\n[launch]\ncommand = {json.dumps(command)}\n[features]\n{features}\n'
     )
     return str(path)
+
+
+def _faulty(directory: Path, fault: str, *state: Path) -> str:
+    """`agent.toml` of an agent with a fault; with a state it is sound in its first world."""
+    every = "oidc = true\nsts = true\nlive = true\nlimits = true\nreload = 'SIGHUP'"
+    return _toml(directory, [sys.executable, str(FAULTY), fault, *map(str, state)], every)
 
 
 def _run(agent: str, *options: str) -> Result:
@@ -38,6 +44,7 @@ def _run(agent: str, *options: str) -> Result:
         ("refuses", "unknown key"),
         ("nobody-listens", "cannot be connected to"),
         ("no-address", "address"),
+        ("no-line", 'lacks "address"'),
     ],
 )
 def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(
@@ -64,6 +71,56 @@ def test_an_agent_that_dies_midway_is_told_with_its_exit_code_and_log(tmp_path: 
     assert len(found["findings"]) == 1
     assert all("exit code 9" in one["message"] for one in failed)
     assert "out of luck" in failed[0]["evidence"]["logs"]["agent"]
+
+
+EVERY_LANE = (
+    "gate.audience",
+    "identity.caller.host",
+    "policy.oracle.order",
+    "live.refused",
+    "proxy.health.silent",
+)
+
+
+def test_an_agent_that_dies_is_one_finding_and_one_verdict_in_every_lane(tmp_path: Path) -> None:
+    found = _judged(_faulty(tmp_path, "dies-of-a-question"), tmp_path, *EVERY_LANE)
+
+    assert {check["lane"] for check in found["checks"]} == {"gate", "gate-spop", "proxy"}
+    assert found["totals"] == {"fail": len(found["checks"])}
+    [finding] = found["findings"]
+    assert f"exit code 9 while it was judged: {len(found['checks'])} checks" in finding
+    assert "out of luck" in finding
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("refuses", "ended with exit code 1 before it was ready"),
+        ("nobody-listens", "cannot be connected to"),
+        ("no-address", "cannot be connected to"),
+        ("no-line", 'lacks "address"'),
+    ],
+)
+def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(
+    tmp_path: Path, fault: str, said: str
+) -> None:
+    agent = _faulty(tmp_path, fault, tmp_path / "state")
+
+    found = _judged(agent, tmp_path, "identity.header.alg-none", *EVERY_LANE[1:])
+
+    later = [check for check in found["checks"] if not check["name"].startswith("identity.header")]
+    assert {check["verdict"] for check in later} == {"fail"}
+    assert any(said in finding and f"{len(later)} checks" in finding for finding in found["findings"])
+    assert all('"issuers"' in check["evidence"]["sent"] for check in later), "the world file is not shown"
+
+
+def _judged(agent: str, directory: Path, *checks: str) -> report.Document:
+    """The report of a run that must end with 1."""
+    chosen = [f"--check={check}" for check in checks]
+    args = ["run", "--agent", agent, "--stage=processes", f"--report={directory / 'out'}", *chosen]
+    done = CliRunner().invoke(conformance, args)
+    assert done.exit_code == 1, done.output
+    return report.load(directory / "out" / "report.json")
 
 
 def test_a_mistake_in_the_file_is_exit_2(tmp_path: Path) -> None:

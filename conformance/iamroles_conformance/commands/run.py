@@ -36,14 +36,14 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
     """
     select = selected_by(checks)
     planned = [check for check in subject.planned() if select(check)]
-    pairs = []
+    pairs, told = [], set[str]()
     with subject.run(planned) as started:
         _introduce(started)
         for check, result in _until_interrupted(zip(planned, started.results(), strict=True)):
             pairs.append((check, result))
             if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
                 again = ["iamroles", "conformance", "run", *subject.arguments("--"), "--check", check.name]
-                click.echo(explain.failure(check, result, shlex.join(again)) + "\n")
+                click.echo(explain.failure(check, result, shlex.join(again), told) + "\n")
             elif not quiet:
                 click.echo(f"{result.verdict.value:14} {check.name}")
         found = report.document(subject, started, pairs, checks)

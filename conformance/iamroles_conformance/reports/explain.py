@@ -17,15 +17,20 @@ _WORDS = {
 }
 
 
-def failure(check: PlannedCheck, result: CheckResult, again: str) -> str:
+def failure(check: PlannedCheck, result: CheckResult, again: str, told: set[str] | None = None) -> str:
     """The text of a check that did not pass.
 
     Args:
         check: which.
         result: what came of it.
         again: the command that runs it again.
+        told: causes that were told in full before: what they explain has a line; a new cause is added.
     """
     head = f"{_WORDS.get(result.verdict, result.verdict)}: {check.name}\n  {check.title}\n  {result.message}"
+    if told is not None and result.cause:
+        if result.cause in told:
+            return f"{_WORDS.get(result.verdict, result.verdict)}: {check.name}: {result.cause}"
+        told.add(result.cause)
     evidence = result.evidence
     parts = [
         ("requirement", "\n".join(catalogue().quote(name) for name in result.requirements)),

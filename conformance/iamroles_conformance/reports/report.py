@@ -29,6 +29,7 @@ from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.run import Run
+from iamroles_scenarios.engine.setups import findings
 
 SCHEMA = 1
 SPEC = 1
@@ -77,7 +78,7 @@ def document(
         "totals": dict(Counter(check["verdict"] for check in checks)),
         "passed": told["holds"],
         "statement": told,
-        "findings": list(run.findings),
+        "findings": findings(result for _, result in pairs),
         "requirements": _requirements(checks),
         "checks": checks,
     }

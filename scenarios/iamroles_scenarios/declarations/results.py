@@ -59,6 +59,8 @@ class CheckResult:
     seconds: float = 0.0
     lane: str = ""
     title: str = ""
+    cause: str = ""
+    """The fault of the set-up that explains this failure, the same words for all that it explains."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from iamroles_scenarios.declarations.scenario import (
 )
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
+from iamroles_scenarios.engine.setups import judged_alive
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.worlds import Place, Worlds
@@ -50,6 +51,8 @@ _CLOCK_MARGIN = 0.05
 """Seconds beyond a token's `exp`, for clocks that are read by another process."""
 _POLL = 0.05
 """Seconds between two questions of an expectation that has time to come true."""
+ENDING = 0.2
+"""Seconds in which an agent whose check failed has ended, if it does."""
 EVENT_DEADLINE = 10.0
 """Seconds, times the time scale, for events of the agent: starting again, a reload, a fetch of keys."""
 
@@ -100,10 +103,11 @@ def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> 
     try:
         with target.worlds.borrow(scenario.world, owner_of(scenario.id, target.lane)) as place:
             timeline = _replayed(scenario, target, place, watcher or Watcher())
+            results = judged_alive([timeline.verdict(check) for check in checks], [place.world], ENDING)
     except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
-        return [blamed(check, error) for check in checks]
+        results = [blamed(check, error) for check in checks]
     seconds = time.monotonic() - started
-    return [replace(timeline.verdict(check), seconds=seconds) for check in checks]
+    return [replace(result, seconds=seconds) for result in results]
 
 
 def _replayed(scenario: Scenario, target: Target, place: Place, watcher: Watcher) -> _Timeline:

@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 from iamroles_scenarios.checks import all_checks
 from iamroles_scenarios.declarations.catalogue import catalogue
-from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
+from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import (
     ALL_LANES,
     LANES,
@@ -32,13 +32,13 @@ from iamroles_scenarios.declarations.scenario import (
     scenarios,
 )
 from iamroles_scenarios.engine import wire_lane
-from iamroles_scenarios.engine.play import Target, owner_of, play
+from iamroles_scenarios.engine.play import ENDING, Target, owner_of, play
+from iamroles_scenarios.engine.setups import answers, explained, judged_alive, of_the_dead, refuses, watched
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import AgentFault, SelectionError, StageError
+from iamroles_scenarios.errors import SelectionError
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
-from iamroles_scenarios.wire.client import reach
 from iamroles_scenarios.wire.target import WireTarget
 
 THREADS = 8
@@ -120,8 +120,6 @@ class Run:
         self.options = options or Options()
         self.stage: Stage | None = None
         self.haproxy_version = ""
-        self.findings: list[str] = []
-        """Of the whole set-up: what explains many failures at once."""
         self._started = time.monotonic()
         self._ended: float | None = None
         self._worlds: Worlds | None = None
@@ -158,7 +156,6 @@ class Run:
             self._worlds.plan(first, "first")
             with self._worlds.borrow(first, "first") as place:
                 self.haproxy_version = place.world.haproxy.version if through_haproxy else ""
-                answers(place.world.agent.spop_address, {"agent": place.world.agent.logs()})
         except BaseException:
             self.close()
             raise
@@ -278,15 +275,7 @@ class Run:
             )
 
     def _wire(self, checks: list[Check]) -> list[CheckResult]:
-        if self._worlds is None:
-            target = WireTarget(
-                self.agent.address,
-                time_scale=self.options.scale,
-                allowed=self.options.allowed,
-                features=frozenset(name for name, value in self.agent.features.items() if value),
-            )
-            return wire_lane.run(target, checks, on_result=lambda result: self._settle(of_a_runner(result)))
-        with wire_target(self._target("gate-spop")) as target:
+        with self._wire_target() as target:
             failed: list[CheckResult] = []
 
             def settle(result: CheckResult) -> None:
@@ -294,19 +283,34 @@ class Run:
                 if result.verdict is Verdict.FAIL:
                     failed.append(result)
                 else:
-                    self._settle(result)
+                    self._settle(result if self._worlds else of_a_runner(result))
 
             results = wire_lane.run(target, checks, on_result=settle)
-            code = target.ended() if failed else None
-            if code is not None:
-                self.findings.append(
-                    f"the agent ended with exit code {code} while the wire was judged; "
-                    f"{len(failed)} checks failed by that or before it"
-                )
-                failed = [of_the_dead(result, target, code) for result in failed]
-            for result in failed:
+            for result in self._explained(failed, target) if failed else []:
                 self._settle(result)
             return results
+
+    def _wire_target(self) -> AbstractContextManager[WireTarget]:
+        if self._worlds is not None:
+            return wire_target(self._target("gate-spop"))
+        return nullcontext(
+            WireTarget(
+                self.agent.address,
+                time_scale=self.options.scale,
+                allowed=self.options.allowed,
+                features=frozenset(name for name, value in self.agent.features.items() if value),
+            )
+        )
+
+    def _explained(self, failed: list[CheckResult], target: WireTarget) -> list[CheckResult]:
+        """Failures of the wire lane, with their cause where the agent itself is gone."""
+        log = target.logs() if target.logs else ""
+        if (code := target.ended()) is not None:
+            return [of_the_dead(result, code, log) for result in failed]
+        if (why := refuses(target.address)) is not None:
+            cause = f"nobody answers at {target.address} any more: {why}"
+            return [explained(result, cause, log) for result in failed]
+        return failed
 
 
 def of_a_runner(result: CheckResult) -> CheckResult:
@@ -321,30 +325,6 @@ def of_a_runner(result: CheckResult) -> CheckResult:
         verdict=Verdict.NOT_APPLICABLE,
         message=f"cannot be played on a running agent: {result.message}",
     )
-
-
-def of_the_dead(result: CheckResult, target: WireTarget, code: int) -> CheckResult:
-    """A failure of the wire lane, where the agent itself has ended meanwhile: with that, and its log."""
-    logs = tails({"agent": target.logs()}) if target.logs else {}
-    message = f"the agent ended with exit code {code} while it was judged ({result.message})"
-    return replace(result, message=message, evidence=replace(result.evidence, logs=logs))
-
-
-def answers(address: str, logs: dict[str, str]) -> None:
-    """Connect to an agent, so that an address where nobody listens is told before any check blames SPOP.
-
-    Raises:
-        StageError: nobody accepts there, or it is no address; with the end of the agent's log.
-    """
-    try:
-        reach(address)
-    except (AgentFault, ValueError, OverflowError) as error:
-        why = error.message if isinstance(error, AgentFault) else str(error)
-        raise StageError(
-            f"The agent's address {address!r} cannot be connected to: {why}. It must listen there, at "
-            "host:port or unix:/path, before it says so.",
-            tails(logs),
-        ) from error
 
 
 def replace_own(world: WorldSpec) -> WorldSpec:
@@ -366,10 +346,12 @@ def called(check: PlannedCheck, target: Target) -> CheckResult:
     if missing := target.lacks(check.features):
         return lacking(check, missing)
     started = time.monotonic()
-    try:
-        result = passed(check, check.function.run(target))
-    except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
-        result = blamed(check, error)
+    with watched() as worlds:
+        try:
+            result = passed(check, check.function.run(target))
+        except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
+            result = blamed(check, error)
+    [result] = judged_alive([result], worlds, ENDING)
     return replace(result, seconds=time.monotonic() - started)
 
 

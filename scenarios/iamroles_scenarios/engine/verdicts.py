@@ -8,6 +8,7 @@ no other. Everything else that goes wrong is the suite's fault and becomes HARNE
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from typing import Protocol
 
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
@@ -59,8 +60,10 @@ def blamed(check: Named, error: Exception) -> CheckResult:
         case Untestable():
             return _result(check, Verdict.UNTESTABLE, str(error))
         case StageError():
-            verdict = Verdict.FAIL if set(error.logs) == {_AGENT} else Verdict.HARNESS_ERROR
-            return _result(check, verdict, error.message, Evidence(logs=error.logs))
+            evidence = Evidence(sent=f"world file: {error.world}" * bool(error.world), logs=error.logs)
+            if set(error.logs) != {_AGENT}:
+                return _result(check, Verdict.HARNESS_ERROR, error.message, evidence)
+            return replace(_result(check, Verdict.FAIL, error.message, evidence), cause=error.cause)
         case _:
             trace = "".join(traceback.format_exception(error)[-6:])
             message = f"{type(error).__name__}: {error}"

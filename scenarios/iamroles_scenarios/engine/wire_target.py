@@ -107,7 +107,7 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
             features=frozenset(name for name, value in target.agent.features.items() if value),
             pid=agent.pid,
             logs=agent.logs,
-            ended=lambda: agent.wait(_ENDING),
+            ended=lambda: agent.ended(_ENDING),
             launch=lambda settings: _launched(target, place, settings),
         )
 

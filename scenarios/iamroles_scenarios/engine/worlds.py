@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.engine.setups import answers, uses
 from iamroles_scenarios.errors import StageError
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ class Worlds:
             slot = self._slots.setdefault(key, _Slot())
             self._lent[key] += 1
         try:
-            yield self._opened(slot, spec, owner)
+            place = self._opened(slot, spec, owner)
+            uses(place.world)
+            yield place
         finally:
             self._release(key, slot)
 
@@ -145,6 +148,13 @@ class Worlds:
         for name in _ISSUER.findall(json.dumps(policy)):
             self.issuer(name[1])
         world = self._stage.world(self._agent, policy, **{"haproxy": self._haproxy, **how})
+        try:
+            answers(world.agent.spop_address, {"agent": world.agent.logs()})
+        except StageError as error:
+            error.world = json.dumps(world.document)
+            world.close()
+            raise
+        uses(world)
         return Place(world, policy, suffix)
 
     def _located(self, policy: dict[str, Any], suffix: str) -> dict[str, Any]:

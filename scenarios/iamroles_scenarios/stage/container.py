@@ -16,7 +16,7 @@ from docker.errors import APIError, DockerException, NotFound
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.images import pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
-from iamroles_scenarios.stage.process import json_with
+from iamroles_scenarios.stage.process import awaited, json_with
 
 HOME = "/iamroles"
 """Where the stage puts files in a container."""
@@ -125,7 +125,7 @@ class Box:
             why = f'printed no line with "{key}" on standard output within {within:g} s'
         else:
             self.stderr.finish()
-            why = f"ended with exit code {code} before it was ready"
+            why = f"ended with exit code {code} before {awaited(key)}"
         raise StageError(f"{self.name} {why}.", {self.name: self.log()})
 
     def send(self, number: signal.Signals) -> None:

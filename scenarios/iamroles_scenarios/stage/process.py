@@ -98,7 +98,7 @@ class Child:
             why = f'printed no line with "{key}" on standard output within {within:g} s'
         else:
             self.stderr.finish()
-            why = f"ended {_how(self._process.returncode)} before it was ready"
+            why = f"ended {_how(self._process.returncode)} before {awaited(key)}"
         return StageError(f"{self.name} {why}.", {self.name: self.log()})
 
     def send(self, number: signal.Signals) -> None:
@@ -161,6 +161,11 @@ def json_with(text: str, key: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) and key in found else None
+
+
+def awaited(key: str) -> str:
+    """What a JSON line with a key says, in words."""
+    return "it was ready" if key == "ready" else f'it printed a line with "{key}"'
 
 
 def _how(code: int) -> str:

@@ -86,6 +86,10 @@ class AgentHandle:
         self._part: Part | None = None
         self._past: list[str] = []
         self._paused = False
+        self._told = True
+        """Whether it was told to end, or has not begun."""
+        self._gone: int | None = None
+        """The exit code of one that ended by itself before its world was closed."""
         self._lock = threading.RLock()
         self.inner_address = spec.address
         """`host:port` as HAProxy reaches it."""
@@ -122,22 +126,25 @@ class AgentHandle:
                 part.kill()
                 raise
             self._part = part
-            self._paused = False
+            self._paused = self._told = False
             if not isinstance(self.ready.get("address"), str):
-                part.kill()
+                self.kill()
                 raise StageError(
-                    f'{self.spec.name}: the ready line lacks "address": "host:port": {json.dumps(self.ready)}'
+                    f'agent: the ready line lacks "address": "host:port": {json.dumps(self.ready)}.',
+                    {"agent": part.log()},
                 )
             self.inner_address, self.spop_address = self._place.reached(self.ready)
 
     def kill(self) -> None:
         """SIGKILL."""
         with self._lock:
+            self._told = True
             self._running("killed").kill()
 
     def stop(self, within: float = 15.0) -> int:
         """SIGTERM, and SIGKILL after `within` seconds; returns the exit code (0: it drained and left)."""
         with self._lock:
+            self._told = True
             return self._running("stopped").stop(within)
 
     def pause(self) -> None:
@@ -165,6 +172,7 @@ class AgentHandle:
 
     def terminate(self) -> None:
         """SIGTERM, without waiting for what it does."""
+        self._told = True
         self._running("terminated").send(signal.SIGTERM)
 
     def wait(self, within: float) -> int | None:
@@ -175,6 +183,17 @@ class AgentHandle:
     def alive(self) -> bool:
         """Whether it runs."""
         return self._part is not None and self._part.alive
+
+    def ended(self, within: float = 0.0) -> int | None:
+        """The exit code, where it ends by itself within so many seconds; None if it runs, or was told to."""
+        if self._told or self._part is None:
+            return self._gone
+        if not within and self._part.alive:
+            return None
+        code = self._part.wait(within or 1.0)
+        if code is not None:
+            self._part.stderr.finish()  # so that its last words are in the log
+        return code
 
     def reload(self, policy: Mapping[str, Any], *, within: float = 10.0) -> dict[str, Any]:
         """Replace the world file, send the reload signal, and wait for the `{"reloaded": …}` line.
@@ -215,6 +234,7 @@ class AgentHandle:
         """Stop it and clear up."""
         with self._lock:
             if self._part is not None:
+                self._gone, self._told = self.ended(), True
                 if self._paused:
                     self._part.kill()
                 self._part.stop(2.0)
@@ -432,6 +452,14 @@ class World:
     ) -> None:
         """Bring it up: the agent starts while HAProxy's files are rendered."""
         self.document = self._composer.document(policy)
+        try:
+            self._start(renderer, settings, between)
+        except StageError as error:
+            if set(error.logs) == {"agent"}:
+                error.world = json.dumps(self.document)
+            raise
+
+    def _start(self, renderer: Renderer | None, settings: Mapping[str, str], between: Between | None) -> None:
         if renderer is None:
             self.agent.write(self.document)
             self.agent.start()

@@ -7,6 +7,7 @@ It follows SPEC.md section 8, so the stage starts it as it would any other.
 
 import json
 import os
+import signal
 import socketserver
 import sys
 from pathlib import Path
@@ -25,22 +26,25 @@ def set_var(name, value):
 
 
 class Handler(socketserver.StreamRequestHandler):
+    says = "deny"
+
     def handle(self):
         while len(head := self.rfile.read(4)) == 4:
             frame = Frame.decode(self.rfile.read(int.from_bytes(head, "big")))
             if frame.type == FrameType.HAPROXY_HELLO:
                 hello = {"version": "2.0", "max-frame-size": 16380, "capabilities": "pipelining"}
-                answer = Frame(FrameType.AGENT_HELLO, payload=encode_kv(as_hello(hello)))
-            elif sys.argv[1] == "silent":
-                continue
-            else:
-                payload = b"".join(set_var(*item) for item in ANSWERS.get(sys.argv[1], {}).items())
-                if sys.argv[1] == "garbage":
-                    payload = bytes([1, 3, 9])
-                answer = Frame(
-                    FrameType.ACK, stream_id=frame.stream_id, frame_id=frame.frame_id, payload=payload
-                )
-            self.wfile.write(answer.encode())
+                self.say(Frame(FrameType.AGENT_HELLO, payload=encode_kv(as_hello(hello))))
+            elif self.says != "silent":
+                self.ask(frame)
+
+    def ask(self, frame):
+        payload = b"".join(set_var(*item) for item in ANSWERS.get(self.says, {}).items())
+        if self.says == "garbage":
+            payload = bytes([1, 3, 9])
+        self.say(Frame(FrameType.ACK, stream_id=frame.stream_id, frame_id=frame.frame_id, payload=payload))
+
+    def say(self, frame):
+        self.wfile.write(frame.encode())
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -48,11 +52,20 @@ class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
 
-if __name__ == "__main__":
+def say(line):
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def serve(handler):
+    signal.signal(signal.SIGHUP, lambda *_: say({"reloaded": True}))
     listen = json.loads(Path(os.environ["IAMROLES_WORLD"]).read_text(encoding="utf-8"))["agent"]["listen"]
     host, _, port = listen.rpartition(":")
-    with Server((host, int(port)), Handler) as server:
-        ready = {"ready": True, "address": f"{host}:{server.server_address[1]}"}
-        sys.stdout.write(json.dumps(ready) + "\n")
-        sys.stdout.flush()
+    with Server((host, int(port)), handler) as server:
+        say({"ready": True, "address": f"{host}:{server.server_address[1]}"})
         server.serve_forever()
+
+
+if __name__ == "__main__":
+    Handler.says = sys.argv[1]
+    serve(Handler)

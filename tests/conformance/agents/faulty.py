@@ -1,21 +1,43 @@
-"""An agent of which only the set-up is at fault; its first argument says how."""
+"""An agent of which only the set-up is at fault; its first argument says how.
+
+    python faulty.py FAULT [STATE]
+
+With STATE, a file that remembers, it is sound the first time and at fault from then on.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import socket
 import sys
+from pathlib import Path
+
+import blunt
 
 
 def ready(address: str) -> None:
     """Print the ready line."""
-    sys.stdout.write(json.dumps({"ready": True, "address": address}) + "\n")
-    sys.stdout.flush()
+    blunt.say({"ready": True, "address": address})
 
 
-def main() -> None:
+class Mortal(blunt.Handler):
+    """Refuses everybody, until it is asked something: that is its end."""
+
+    def ask(self, frame: blunt.Frame) -> None:
+        """Die of a question."""
+        sys.stderr.write("out of luck\n")
+        sys.stderr.flush()
+        os._exit(9)
+
+
+def main(fault: str, state: Path | None) -> None:
     """Be at fault."""
-    match sys.argv[1]:
+    if state is not None:
+        first = not state.exists()
+        state.touch()
+        if first:
+            blunt.serve(blunt.Handler)
+    match fault:
         case "refuses":
             sys.exit("policy: keys.timeout: unknown key")
         case "nobody-listens":
@@ -26,13 +48,19 @@ def main() -> None:
         case "no-address":
             ready("here")
             sys.stdin.read()
+        case "no-line":
+            blunt.say({"ready": True})
+            sys.stdin.read()
         case "dies":
             with socket.create_server(("127.0.0.1", 0)) as server:
                 ready(f"127.0.0.1:{server.getsockname()[1]}")
-                for _ in range(2):  # the judge's first look, then its first check
+                for _ in range(3):  # the judge's first looks, then its first check
                     server.accept()[0].close()
             sys.stderr.write("out of luck\n")
             sys.exit(9)
+        case "dies-of-a-question":
+            blunt.serve(Mortal)
 
 
-main()
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None)
