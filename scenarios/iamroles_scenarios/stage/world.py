@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import signal
 import threading
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.rendering import Renderer
@@ -29,51 +29,6 @@ _START = 10.0
 Between = Callable[[str, str], str]
 """Puts something between HAProxy and the agent: from an address of this host that HAProxy reaches, and the
 agent's `host:port`, to the `host:port` that HAProxy shall ask (`relay.Relay`)."""
-
-
-class Composer:
-    """Makes a policy of the suite into a world document: placeholders replaced, servers filled in."""
-
-    def __init__(self, kind: StageKind, urls: Mapping[str, str]) -> None:
-        self._kind = kind
-        self._urls = urls
-        self.echo: dict[str, Part] = {}
-
-    def document(self, policy: Mapping[str, Any]) -> dict[str, Any]:
-        """A new document; the given policy stays as it is.
-
-        `{idp}` and `{sts}` in any string become URLs as the agent sees them. Backends that name servers keep
-        them; the others get an echo backend each.
-        """
-        document = _replaced(policy, self._urls)
-        assert isinstance(document, dict)  # noqa: S101 - a mapping went in
-        bare = [
-            backend
-            for backend in document.get("backends", [])
-            if isinstance(backend, dict)
-            and not backend.get("servers")
-            and isinstance(backend.get("name"), str)
-        ]
-        if bare:
-            part, addresses = self._kind.echo(frozenset(backend["name"] for backend in bare))
-            self.echo[part.name] = part
-            for backend in bare:
-                backend["servers"] = [addresses[backend["name"]]]
-        return document
-
-
-def _replaced(value: Any, urls: Mapping[str, str]) -> Any:  # noqa: ANN401 - any JSON
-    if isinstance(value, str):
-        for name in urls:
-            place = "{" + name + "}"
-            if place in value:  # asking for a URL waits for its mock
-                value = value.replace(place, urls[name])
-        return value
-    if isinstance(value, Mapping):
-        return {key: _replaced(item, urls) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replaced(item, urls) for item in value]
-    return copy.copy(value)
 
 
 class AgentHandle:
