@@ -263,6 +263,9 @@ class Backend(Model):
     streams: bool = False
     """Whether upgrades (WebSocket) and event streams are allowed here. They then pay for the filter that ends
     them at the credential's expiry; elsewhere they are refused."""
+    renew: bool = False
+    """Whether a fresh credential of the same client, issuer, principal, session and role prolongs open
+    streams here, up to its own expiry. Needs `streams`."""
 
 
 class Region(Model):

@@ -90,6 +90,8 @@ class Metrics:
         """Streams that were cut, by cause and by whom."""
         self.cut_buckets = [0] * (len(CUT_BUCKETS) + 1)
         self.cut_seconds = 0.0
+        self.renewals = 0
+        """Streams that were prolonged by a fresh credential."""
         self.live: Numbers | None = None
         """What the cutter knows of open streams, read at scrape time."""
         self.revocations = 0
@@ -331,6 +333,9 @@ class _Scrape(Collector):
         late = HistogramMetricFamily("iamroles_cut_late_seconds", "How late a stream was cut.")
         late.add_metric([], buckets, numbers.cut_seconds)
         yield late
+        yield CounterMetricFamily(
+            "iamroles_renewals", "Open streams that a fresh credential prolonged.", numbers.renewals
+        )
         yield GaugeMetricFamily("iamroles_revocations", "Revocations in force.", numbers.revocations)
         live = numbers.live or Numbers()
         yield GaugeMetricFamily("iamroles_long_streams", "Entries of HAProxy's table.", live.open)

@@ -34,7 +34,7 @@ class Mutant:
     apply: Apply
     """Overrides the agent in this process."""
     proxy: bool = False
-    """Whether it breaks what is rendered for HAProxy, in place of the agent."""
+    """Whether it breaks what is rendered for HAProxy, alone or beside the agent."""
 
     @property
     def permitted(self) -> bool:

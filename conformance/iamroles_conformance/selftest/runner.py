@@ -184,13 +184,13 @@ class Selftest:
         return result.verdict is Verdict.FAIL and sound is Verdict.PASS
 
     def _mutated(self, chosen: Sequence[Mutant]) -> AgentSpec:
-        """The reference agent, or its rendering for HAProxy, with the mutants in it; a plain process."""
+        """The reference agent, and its rendering for HAProxy, with the mutants in it; a plain process."""
         ids = ",".join(mutant.id for mutant in chosen)
         child = (sys.executable, "-m", _CHILD, ids)
-        spec = replace(self._spec, name=f"mutant {ids}", build="")
+        spec = replace(self._spec, name=f"mutant {ids}", build="", command=(*child, *self._spec.command[1:]))
         if any(mutant.proxy for mutant in chosen):
             return replace(spec, haproxy={**spec.haproxy, "render": [*child, *SHIPPED[1:]]})
-        return replace(spec, command=(*child, *spec.command[1:]))
+        return spec
 
     def _run(self, spec: AgentSpec, checks: list[PlannedCheck]) -> list[CheckResult]:
         """Play checks of any lanes against an agent started for them."""

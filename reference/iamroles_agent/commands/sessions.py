@@ -68,7 +68,7 @@ async def _all(path: str) -> tuple[list[Row], list[str]]:
 def _about(row: Row) -> dict[str, Any]:
     about: dict[str, Any] = {
         "since": row.since,
-        "until": row.expires,
+        "until": row.ends,
         "src": row.source,
         "request": row.request_id,
     }

@@ -30,6 +30,10 @@ local function check(self, txn)
     -- Without an expiry nothing may stream.
     self.deadline = tonumber(txn:get_var("txn.iam.expires")) or 0
   end
+  if core.now().sec >= self.deadline and txn:get_var("txn.iam_renew") ~= nil then
+    -- A backend with `renew = true`: a fresh credential may have moved the end in the stream's entry.
+    self.deadline = math.max(self.deadline, tonumber(txn.f:sc_get_gpt0(2)) or 0)
+  end
   if core.now().sec >= self.deadline then
     -- The mark, and by the entry's age the moment, for the agent's record.
     txn.f:sc_inc_gpc0(2)

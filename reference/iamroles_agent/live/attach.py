@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.record import Value
 from iamroles_agent.config import Config
 from iamroles_agent.gate import Gate
+from iamroles_agent.live.console import Row
 from iamroles_agent.live.cutter import Cut, Cutter
-from iamroles_agent.live.judge import Ends, judge
+from iamroles_agent.live.judge import Ends, judge, renews
+from iamroles_agent.live.renewal import Renewal
+from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.metrics import Metrics
 
 log = logging.getLogger("iamroles.live")
@@ -53,7 +57,7 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
         yield
         return
 
-    def judged(ticket: str, expires: int) -> Ends:
+    def judged(ticket: str, expires: int, fresh: str) -> Ends:
         return judge(
             ticket,
             expires,
@@ -61,13 +65,25 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
             policy=gate.policy,
             sources=gate.authenticator.sources,
             revocations=gate.revocations,
+            fresh=fresh,
         )
 
     def cut(done: Cut) -> None:
         host.metrics.cut(done.cause, done.by, done.late)
         record(host.audit, done)
 
-    cutter = Cutter(master, gate.name, judged, cut)
+    def renewed(done: Renewal) -> None:
+        host.metrics.renewals += 1
+        record_renewal(host.audit, done)
+
+    cutter = Cutter(
+        master,
+        gate.name,
+        judged,
+        cut,
+        renewed=renewed,
+        renews=lambda backend: renews(gate.policy, backend),
+    )
     host.metrics.live = cutter.numbers
     gate.on_change.append(cutter.changed)
     gate.authenticator.on_change.append(cutter.changed)
@@ -80,31 +96,42 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
 
 def record(audit: Audit, cut: Cut) -> None:
     """One record for a stream that was cut: who, role, which request, when due, when done, why."""
-    who, request = (cut.ticket.identity, cut.ticket.request) if cut.ticket else (None, None)
-    audit.event(
-        "cut",
-        {
-            "cause": cut.cause,
-            "detail": cut.detail or None,
-            "by": cut.by,
-            "principal": who.principal if who else None,
-            "session": who.session if who else None,
-            "issuer": who.issuer if who else None,
-            "credential": who.credential if who else None,
-            "role": cut.ticket.role if cut.ticket else None,
-            "rule": cut.ticket.rule if cut.ticket else None,
-            "backend": cut.ticket.backend if cut.ticket else None,
-            "method": request.method if request else None,
-            "host": request.host if request else None,
-            "path": request.path if request else None,
-            "src": cut.row.src,
-            "since": cut.row.since,
-            "expires": cut.row.expires,
-            "due": round(cut.due, 3),
-            "done": round(cut.done, 3),
-            "late": round(cut.late, 3),
-        },
-        request_id=cut.row.request_id,
-        src_port=cut.row.port,
-        stream=cut.row.number,
-    )
+    about: dict[str, Value] = {
+        "cause": cut.cause,
+        "detail": cut.detail or None,
+        "by": cut.by,
+        **_about(cut.row, cut.ticket),
+        "due": round(cut.due, 3),
+        "done": round(cut.done, 3),
+        "late": round(cut.late, 3),
+    }
+    _put(audit, "cut", cut.row, about)
+
+
+def record_renewal(audit: Audit, renewal: Renewal) -> None:
+    """One record for a stream that was prolonged: whose, until when, by which credential."""
+    fresh: dict[str, Value] = {"until": renewal.until, "by_credential": renewal.successor.identity.credential}
+    _put(audit, "renewed", renewal.row, {**_about(renewal.row, renewal.ticket), **fresh})
+
+
+def _about(row: Row, ticket: Ticket | None) -> dict[str, Value]:
+    who, request = (ticket.identity, ticket.request) if ticket else (None, None)
+    return {
+        "principal": who.principal if who else None,
+        "session": who.session if who else None,
+        "issuer": who.issuer if who else None,
+        "credential": who.credential if who else None,
+        "role": ticket.role if ticket else None,
+        "rule": ticket.rule if ticket else None,
+        "backend": ticket.backend if ticket else None,
+        "method": request.method if request else None,
+        "host": request.host if request else None,
+        "path": request.path if request else None,
+        "src": row.src,
+        "since": row.since,
+        "expires": row.ends,
+    }
+
+
+def _put(audit: Audit, event: str, row: Row, about: dict[str, Value]) -> None:
+    audit.event(event, about, request_id=row.request_id, src_port=row.port, stream=row.number)

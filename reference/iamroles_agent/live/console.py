@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 
 TABLE = "iam-live"
+FRESH = "iam-fresh"
+"""The table of credentials that were seen in backends that renew."""
 _PROMPT = re.compile(rb"(?:^|\n)(?:master|\d+)(?:\([^)\n]*\))?> $")
 _ROW = re.compile(r"^0x[0-9a-f]+: key=(?P<key>\S+) use=(?P<use>\d+) exp=(?P<exp>\d+) .*")
 _DATA = re.compile(r"(gpt0|gpc0)=(\d+)")
@@ -38,6 +40,9 @@ class Row:
     since: int
     """Epoch seconds: when the request or response turned out to be long."""
     expires: int
+    """Epoch seconds: the end of the credential that opened it."""
+    ends: int
+    """Epoch seconds: the end that stands in HAProxy; later than `expires` where it was renewed."""
     request_id: str
     ticket: str
     alive: bool
@@ -78,6 +83,7 @@ def rows(answer: str) -> list[Row]:
                 port=int(words[2]),
                 since=int(words[3]),
                 expires=int(words[4]),
+                ends=data.get("gpt0", int(words[4])),
                 request_id=words[5],
                 ticket=words[6],
                 alive=match["use"] != "0",
@@ -85,6 +91,27 @@ def rows(answer: str) -> list[Row]:
                 age=max(0, KEPT - int(match["exp"])) / 1000,
             )
         )
+    return found
+
+
+def fresh(answer: str) -> list[tuple[str, str, int]]:
+    """Credentials in an answer to `show table iam-fresh`: client address, first part of a ticket, expiry.
+
+    Raises:
+        ConsoleError: there is no such table.
+    """
+    if not answer.lstrip().startswith("# table:"):
+        raise ConsoleError(
+            f"it has no table {FRESH}: no stream is renewed there until it runs what "
+            "`iamroles policy render` writes for this policy"
+        )
+    found = []
+    for line in answer.splitlines():
+        if (match := _ROW.match(line)) is not None:
+            src, bar, who = match["key"].partition("|")
+            data = {name: int(value) for name, value in _DATA.findall(line)}
+            if bar and who:
+                found.append((src, who, data.get("gpt0", 0)))
     return found
 
 

@@ -4,6 +4,9 @@ The clock decides when to look: at every `POLL` for what is due within `AHEAD`, 
 and `GRACE` after it, when the filter and the timeouts of HAProxy have done what they can. After a change of
 policy, keys or revocations all streams are read and judged once, and again at each look for `SETTLE` seconds,
 because a request that was allowed before the change may turn out long after it.
+
+A look has three steps: all workers are read, then the credentials that may prolong what is about to end
+(`renewal`), then each worker's streams are judged, prolonged or cut.
 """
 
 from __future__ import annotations
@@ -16,17 +19,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from iamroles_agent.live.console import (
+    FRESH,
     KEPT,
     TABLE,
     Console,
     ConsoleError,
     Row,
+    fresh,
     is_stream,
     pointers,
     rows,
     workers,
 )
 from iamroles_agent.live.judge import EXPIRED, Ends
+from iamroles_agent.live.renewal import Judge, Renewal, Successors, commands
 from iamroles_agent.live.ticket import Ticket, TicketError
 
 POLL = 0.5
@@ -39,11 +45,17 @@ GRACE = 0.03
 """Seconds after which what HAProxy has not ended itself is cut."""
 NEIGHBOUR = 0.35
 """Seconds more for streams that another agent let in: it acts first, if it lives."""
+LAST = 1.0
+"""Seconds before its end from which on any agent renews a stream, not only the one that let it in."""
 SETTLE = 65.0
 """Seconds after a change in which requests may turn out long that were allowed before: `timeout server` and
 some."""
 _OFTEN = 3.0
+_OFTEN_ENOUGH = 0.2
+"""Seconds for which the credentials that may prolong streams are not read again."""
 _SAMPLE = 20
+_MUCH = 200_000
+"""Bytes of an answer beyond which it is read in a thread."""
 _PARALLEL = 4
 """Connections to one worker when there is much to cut."""
 
@@ -89,14 +101,27 @@ class _Due:
     done: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read of one worker."""
+
+    rows: list[Row]
+    whole: bool
+    """Whether it is all that the worker has."""
+    used: int
+    """How many entries its table has."""
+
+
 class Cutter:
     """Cuts streams of one HAProxy.
 
     Args:
         path: of the master's socket.
         name: this agent's, as in its tickets.
-        judge: judges a stream anew by ticket and expiry.
+        judge: judges a stream anew.
         cut: called for each stream that was ended.
+        renewed: called for each stream that was prolonged.
+        renews: whether streams of a backend may be prolonged.
         clock: epoch seconds.
     """
 
@@ -104,17 +129,23 @@ class Cutter:
         self,
         path: str,
         name: str,
-        judge: Callable[[str, int], Ends],
+        judge: Judge,
         cut: Callable[[Cut], None],
         *,
+        renewed: Callable[[Renewal], None] = lambda _: None,
+        renews: Callable[[str], bool] = lambda _: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path, self._name, self._judge, self._cut, self._clock = path, name, judge, cut, clock
+        self._renewed, self._renews = renewed, renews
         self.numbers = Numbers()
         self._master = Console(path)
         self._consoles: dict[int, Console] = {}
         self._due: dict[tuple[int, str], _Due] = {}
-        self._judged: dict[tuple[int, str], Ends] = {}
+        self._judged: dict[tuple[int, str], tuple[int, Ends]] = {}
+        """What was judged of a stream, and the end that stood in HAProxy then."""
+        self._known = (0.0, Successors())
+        """The credentials that may prolong streams, and when they were read."""
         self._changed_at = clock()
         self._said: dict[str, str] = {}
         self._full_at: dict[int, float] = {}
@@ -170,32 +201,86 @@ class Cutter:
             self._consoles.pop(pid).close()
             self._forget(pid, set())
             self._full_at.pop(pid, None)
-        silent = 0
-        total = 0
-        for outcome in await asyncio.gather(*(self._look_at(pid) for pid in pids)):
-            silent += outcome is None
-            total += outcome or 0
-        self.numbers.open, self.numbers.unreachable = total, silent
+        found = dict(zip(pids, await asyncio.gather(*(self._read(pid) for pid in pids)), strict=True))
+        read = {pid: what for pid, what in found.items() if what is not None}
+        successors = await self._successors(read)
+        done = await asyncio.gather(*(self._act(pid, what, successors) for pid, what in read.items()))
+        self.numbers.open = sum(what.used for what in read.values())
+        self.numbers.unreachable = len(pids) - len(read) + done.count(False)
 
-    async def _look_at(self, pid: int) -> int | None:
-        """Look at one worker; how many long streams it has, None where it does not answer."""
+    async def _read(self, pid: int) -> _Read | None:
+        """Read one worker: what is due there, or all; None where it does not answer, or is not ours."""
         console = self._consoles.setdefault(pid, Console(self._path, pid))
+        now = self._clock()
+        whole = self._wants_all(pid, now)
+        which = "" if whole else f" data.gpt0 lt {int(now) + AHEAD + 1}"
         try:
-            now = self._clock()
-            everything = self._wants_all(pid, now)
-            which = "" if everything else f" data.gpt0 lt {int(now) + AHEAD + 1}"
             answer = await console.ask(f"show table {TABLE}{which}")
-            found = await asyncio.to_thread(rows, answer) if len(answer) > 200_000 else rows(answer)
-            if not self._ours(found):
-                return 0
-            await self._settle(pid, console, found)
-            self._forget(pid, {(pid, row.key) for row in found} if everything else None)
+            found = await asyncio.to_thread(rows, answer) if len(answer) > _MUCH else rows(answer)
         except ConsoleError as error:
             self._say(f"worker {pid}", f"{self._path}: worker {pid}: {error}")
             return None
-        self._say(f"worker {pid}", "")
         used = answer.partition("used:")[2].partition("\n")[0].strip()
-        return int(used) if used.isdecimal() else 0
+        if not self._ours(found):
+            return None
+        return _Read(found, whole, int(used) if used.isdecimal() else 0)
+
+    async def _successors(self, read: dict[int, _Read]) -> Successors:
+        """The credentials that may prolong streams: read where a stream needs one, of all workers."""
+        now = self._clock()
+        if not any(
+            self._may_renew(row, now) or self._unjudged(pid, row)
+            for pid, what in read.items()
+            for row in what.rows
+        ):
+            return Successors()
+        if now - self._known[0] < _OFTEN_ENOUGH:
+            return self._known[1]
+
+        async def seen(pid: int) -> list[tuple[str, str, int]]:
+            try:
+                answer = await self._consoles[pid].ask(f"show table {FRESH} data.gpt0 gt {int(now)}")
+                found = fresh(answer)
+            except ConsoleError as error:
+                self._say(f"fresh {pid}", f"{self._path}: worker {pid}: {error}")
+                return []
+            self._say(f"fresh {pid}", "")
+            return found
+
+        pieces = await asyncio.gather(*(seen(pid) for pid in read))
+        found = await asyncio.to_thread(Successors, [one for piece in pieces for one in piece])
+        self._known = now, found
+        return found
+
+    def _may_renew(self, row: Row, now: float) -> bool:
+        """Whether a stream is about to end, and may be prolonged by this agent.
+
+        The one that let it in does it first, if it lives.
+        """
+        if not (row.alive and now < row.ends <= now + AHEAD + 1):
+            return False
+        try:
+            if not self._renews(Ticket.decode(row.ticket).backend):
+                return False
+        except TicketError:
+            return False
+        return row.ends - now < LAST or self._is_mine(row)
+
+    def _unjudged(self, pid: int, row: Row) -> bool:
+        """Whether a stream was prolonged that has not been judged since."""
+        known = self._judged.get((pid, row.key))
+        return row.alive and row.ends > row.expires and (known is None or known[0] != row.ends)
+
+    async def _act(self, pid: int, what: _Read, successors: Successors) -> bool:
+        """Judge, prolong and cut what was read of one worker; whether it answered."""
+        try:
+            await self._settle(pid, self._consoles[pid], what.rows, successors)
+        except ConsoleError as error:
+            self._say(f"worker {pid}", f"{self._path}: worker {pid}: {error}")
+            return False
+        self._forget(pid, {(pid, row.key) for row in what.rows} if what.whole else None)
+        self._say(f"worker {pid}", "")
+        return True
 
     def _wants_all(self, pid: int, now: float) -> bool:
         """Whether to read all streams: after a change, often at first, then now and then until it has
@@ -219,31 +304,33 @@ class Cutter:
                         "gate",
                         f"{self._path}: that HAProxy asks the agents of another gate",
                     )
-                    self.numbers.unreachable += 1
                     return False
             except TicketError:
                 continue
         self._say("gate", "")
         return True
 
-    async def _settle(self, pid: int, console: Console, found: list[Row]) -> None:
+    async def _settle(self, pid: int, console: Console, found: list[Row], successors: Successors) -> None:
         now = self._clock()
         overdue: list[tuple[Row, _Due]] = []
         for number, row in enumerate(found):
             key = (pid, row.key)
             if number % 100 == 99:
                 await asyncio.sleep(0)  # decisions for HAProxy go on meanwhile
-            ends = self._judged.get(key)
-            if ends is None:
-                ends = self._judged[key] = self._judge(row.ticket, row.expires)
-                if ends.at == 0:
-                    ends = self._judged[key] = Ends(now, ends.cause, ends.detail)
-            if ends.at > now + AHEAD + 1:
-                continue
+            ends = self._ends(key, row, successors, now)
             due = self._due.get(key)
+            if ends.at > now + AHEAD + 1:
+                if due is not None and not due.done:
+                    del self._due[key]
+                if row.alive and ends.at < row.ends:  # so that it is seen when it is due
+                    await console.ask(f"set table {TABLE} key {row.key} data.gpt0 {int(ends.at)}")
+                continue
+            if ends.cause == EXPIRED and await self._renew(console, row, successors):
+                self._due.pop(key, None)
+                continue
             if due is None:
                 due = self._due[key] = _Due(ends)
-            elif due.ends.at > ends.at:
+            elif due.ends.cause == EXPIRED or due.ends.at > ends.at:
                 due.ends = ends
             if due.done:
                 continue
@@ -257,6 +344,34 @@ class Cutter:
         if overdue:
             await self._cut_all(pid, console, overdue)
 
+    def _ends(self, key: tuple[int, str], row: Row, successors: Successors, now: float) -> Ends:
+        """When a stream ends, by what is in force; judged once for each end that HAProxy was told."""
+        known = self._judged.get(key)
+        if known is not None and known[0] == row.ends:
+            return known[1]
+        if row.ends <= row.expires:
+            ends = self._judge(row.ticket, row.ends, "")
+        elif now < row.ends:
+            ends = successors.judge(row, self._judge)
+        else:
+            ends = Ends(row.ends, EXPIRED)
+        if ends.at == 0:
+            ends = Ends(now, ends.cause, ends.detail)
+        self._judged[key] = (row.ends, ends)
+        return ends
+
+    async def _renew(self, console: Console, row: Row, successors: Successors) -> bool:
+        """Prolong a stream by the best credential that was seen; whether there was one."""
+        if not self._may_renew(row, self._clock()):
+            return False
+        best, until = successors.best(row, self._judge)
+        if best is None or until <= row.ends or self._clock() >= row.ends:
+            return False
+        for command in commands(row, best, until):
+            await console.ask(command)
+        self._renewed(Renewal(row, Ticket.decode(row.ticket), Ticket.decode(best.who), until))
+        return True
+
     async def _over(self, console: Console, row: Row, due: _Due, now: float) -> None:
         """A stream that is no more: ended by HAProxy at its time, or before by itself."""
         if row.filtered:
@@ -265,7 +380,7 @@ class Cutter:
             due.done = True
             self._record(
                 row,
-                due.ends if due.ends.cause == EXPIRED else Ends(row.expires, EXPIRED),
+                due.ends if due.ends.cause == EXPIRED else Ends(row.ends, EXPIRED),
                 now - row.age,
                 "filter",
             )

@@ -37,6 +37,17 @@ class Ends:
     detail: str = ""
 
 
+def whose(ticket: Ticket) -> tuple[str, ...]:
+    """What a fresh credential must share with a stream to prolong it, beside the client's address."""
+    who = ticket.identity
+    return who.issuer, who.principal, who.session, ticket.role, ticket.backend
+
+
+def renews(policy: Policy, backend: str) -> bool:
+    """Whether streams of a backend may be prolonged."""
+    return any(known.name == backend and known.renew for known in policy.config.backends)
+
+
 def judge(
     ticket: str,
     expires: int,
@@ -45,8 +56,14 @@ def judge(
     policy: Policy,
     sources: Mapping[str, Keys],
     revocations: Revocations,
+    fresh: str = "",
 ) -> Ends:
     """Judge a stream anew; what is still permitted ends when it would have.
+
+    With a fresh credential that prolongs it, the stream's own request is judged with that one. A revocation
+    of the credential that opened the stream counts all the same: who was thrown out is not let in by a
+    successor. The key and the expiry of the first credential count no more: keys leave their set when their
+    tokens have run out.
 
     Args:
         ticket: of the stream.
@@ -55,6 +72,7 @@ def judge(
         policy: in force.
         sources: keys by the issuer's name.
         revocations: in force.
+        fresh: first part of the ticket of the credential that prolongs it, "" for none.
     """
     try:
         found = Ticket.decode(ticket)
@@ -63,6 +81,16 @@ def judge(
     identity = found.identity
     if (revocation := revocations.match(identity, policy.name_of)) is not None:
         return Ends(0, REVOKED, f"revocation {revocation.id}")
+    if fresh:
+        try:
+            successor = Ticket.decode(fresh)
+        except TicketError as error:
+            return Ends(0, UNKNOWN, str(error))
+        if not renews(policy, found.backend) or whose(successor) != whose(found):
+            return Ends(0, POLICY_CHANGED, "its credential has run out, and nothing renews it")
+        identity = successor.identity
+        if (revocation := revocations.match(identity, policy.name_of)) is not None:
+            return Ends(0, REVOKED, f"revocation {revocation.id} of the credential that prolonged it")
     names = {issuer.name for issuer in policy.config.issuers} | {sts.name for sts in policy.config.sts}
     if identity.issuer not in names:
         return Ends(0, POLICY_CHANGED, f"issuer {identity.issuer} is trusted no more")

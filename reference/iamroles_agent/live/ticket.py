@@ -3,6 +3,9 @@
 A ticket is base64url of compact JSON, without padding: it stands in the key of a stick-table and in answers
 of the Runtime API, where blanks, `=` and line breaks would need escapes. It holds no secret: the credential's
 hash, never the credential. HAProxy shows it to nobody but the operator.
+
+It has two parts with a dot between: who (the credential, its role and backend), and the request. Of a
+question to a backend that renews HAProxy keeps the first part: it is the same for all of one credential.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 
 from iamroles_agent.identity import Decision, Identity, Request, RoleArn
 from iamroles_agent.reasons import Refusal
@@ -38,13 +42,14 @@ class Ticket:
     rule: str
 
     def encode(self) -> str:
-        """As text of `A-Za-z0-9_-`, at most `MAX_BYTES`."""
-        text = self._text(self.request)
+        """As text of `A-Za-z0-9_-.`, at most `MAX_BYTES`."""
+        who = self._who()
+        text = f"{who}.{self._what(self.request)}"
         if len(text) > MAX_BYTES:
-            text = self._text(None)
+            text = f"{who}.{self._what(None)}"
         return text if len(text) <= MAX_BYTES else ""
 
-    def _text(self, request: Request | None) -> str:
+    def _who(self) -> str:
         who = self.identity
         members: dict[str, object] = {
             "v": 1,
@@ -61,8 +66,11 @@ class Ticket:
             "k": who.key_id,
             "r": self.role,
             "b": self.backend,
-            "u": self.rule,
         }
+        return _packed(members)
+
+    def _what(self, request: Request | None) -> str:
+        members: dict[str, object] = {"u": self.rule}
         if request is not None:
             members |= {
                 "m": request.method,
@@ -71,19 +79,19 @@ class Ticket:
                 "x": str(request.src),
                 "q": request.requested_role,
             }
-        kept = {key: value for key, value in members.items() if value not in ("", None)}
-        raw = json.dumps(kept, separators=(",", ":"), ensure_ascii=True).encode()
-        return urlsafe_b64encode(raw).rstrip(b"=").decode()
+        return _packed(members)
 
     @classmethod
     def decode(cls, text: str) -> Ticket:
-        """Read a ticket back.
+        """Read a ticket back, or its first part, which has no request.
 
         Raises:
             TicketError: it cannot be read.
         """
         try:
-            found = json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            found: dict[str, Any] = {}
+            for piece in text.split("."):
+                found |= json.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4)))
             if found["v"] != 1:
                 raise TicketError(f"a ticket of version {found['v']!r}")
             request = None
@@ -117,6 +125,12 @@ class Ticket:
             )
         except (Base64Error, ValueError, KeyError, TypeError, AttributeError, Refusal) as error:
             raise TicketError(f"no ticket: {type(error).__name__}") from error
+
+
+def _packed(members: dict[str, object]) -> str:
+    kept = {key: value for key, value in members.items() if value not in ("", None)}
+    raw = json.dumps(kept, separators=(",", ":"), ensure_ascii=True).encode()
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def ticket(agent: str, identity: Identity, request: Request, decision: Decision) -> str:

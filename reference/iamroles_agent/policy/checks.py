@@ -232,6 +232,10 @@ def _url(key: str, text: str, insecure: bool, *, query: bool = True) -> Iterator
 
 
 def _backend(key: str, backend: config.Backend) -> Iterator[Fault]:
+    if backend.renew and not backend.streams:
+        yield Fault(
+            f"{key}.renew", "there are no streams here to renew", "Add `streams = true`, or remove `renew`"
+        )
     for index, server in enumerate(backend.servers):
         if not _SERVER.fullmatch(server) or not 0 < int(server.rpartition(":")[2]) < 65536:
             yield Fault(

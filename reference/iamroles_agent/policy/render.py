@@ -76,6 +76,12 @@ backend route-{name} from iam-routes
 _STREAMS = """\
     filter lua.iam-live"""
 
+_FRESH = """
+# The credentials that were seen in backends with `renew = true`: client address and who. gpt0 is the expiry.
+backend iam-fresh from iam-defaults
+    stick-table type string len 2600 size 100k expire 24h store gpt0
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -162,11 +168,12 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
         servers="\n".join(f'    server agent-{index} "${{{name}}}"' for index, name in enumerate(agents, 1)),
         lua=_LUA if any(backend.streams for backend in config.backends) else "",
     )
-    no_streams = files("iamroles_agent.haproxy").joinpath("no-streams.cfg").read_text().rstrip()
+    if any(backend.renew for backend in config.backends):
+        head += _FRESH
     return head + "".join(
         _BACKEND.format(
             name=backend.name,
-            streams=_STREAMS if backend.streams else no_streams.replace("{name}", backend.name),
+            streams=_streams(backend),
             servers="\n".join(
                 f"    server {backend.name}-{index} {server}{_tls(backend, server)}"
                 for index, server in enumerate(backend.servers, 1)
@@ -174,6 +181,17 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
         )
         for backend in config.backends
     )
+
+
+def _streams(backend: Backend) -> str:
+    """Lines of a backend about streams: what ends them, or what refuses them."""
+    shipped = files("iamroles_agent.haproxy")
+    if not backend.streams:
+        no_streams = shipped.joinpath("no-streams.cfg").read_text().rstrip()
+        return no_streams.replace("{name}", backend.name)
+    if not backend.renew:
+        return _STREAMS
+    return _STREAMS + "\n" + shipped.joinpath("renew.cfg").read_text().rstrip()
 
 
 def _tls(backend: Backend, server: str) -> str:

@@ -20,6 +20,7 @@ FEATURES = {
     "oidc": "true or false",
     "sts": "true or false",
     "live": "true or false",
+    "renew": "true or false",
     "limits": "true or false",
     "reload": 'a signal such as "SIGHUP", or false',
 }

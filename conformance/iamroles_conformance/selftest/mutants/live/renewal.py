@@ -1,0 +1,121 @@
+"""Mutants of renewal: what is prolonged that should end, and what ends that should live on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from iamroles_agent.live import attach, cutter, judge, renewal
+from iamroles_agent.live.cutter import Cutter
+from iamroles_agent.live.judge import REVOKED
+from iamroles_agent.live.revocations import NONE
+from iamroles_agent.live.ticket import Ticket
+from iamroles_agent.policy import render
+from iamroles_conformance.selftest.mutants.override import around, both, setting
+from iamroles_conformance.selftest.registry import Apply, mutant
+
+mutant(
+    "live.renews-nothing",
+    kills=["LIVE-RENEW-001", "LIVE-RENEW-006"],
+    title="ends every stream with the credential that opened it, whatever the policy says",
+    apply=setting(attach, "renews", lambda policy, backend: False),
+)
+
+
+@mutant(
+    "live.renews-beyond",
+    kills=["LIVE-RENEW-001"],
+    title="prolongs a stream by a minute more than the fresh credential lives",
+)
+@around(cutter, "commands")
+def beyond(sound: Any, row: Any, fresh: Any, until: int) -> Any:
+    return sound(row, replace(fresh, expires=fresh.expires + 60), until + 60)
+
+
+@around(render, "_streams")
+def _renew_rules(sound: Any, backend: Any) -> Any:
+    return sound(backend.model_copy(update={"renew": backend.streams}))
+
+
+mutant(
+    "live.renews-everywhere",
+    kills=["LIVE-RENEW-002"],
+    title="prolongs streams in every backend that has them",
+    proxy=True,
+    apply=both(
+        _renew_rules,
+        setting(attach, "renews", lambda policy, backend: True),
+        setting(judge, "renews", lambda policy, backend: True),
+    ),
+)
+
+
+def _whoever(*places: int) -> Apply:
+    """Compare less of a fresh credential and a stream."""
+
+    def whose(sound: Any, ticket: Any) -> Any:
+        return tuple(word for place, word in enumerate(sound(ticket)) if place not in places)
+
+    return both(*(around(module, "whose")(whose) for module in (judge, renewal)))
+
+
+mutant(
+    "live.renews-for-others",
+    kills=["LIVE-RENEW-003"],
+    title="lets another principal of the same role prolong a stream",
+    apply=_whoever(1),
+)
+mutant(
+    "live.renews-across-sessions",
+    kills=["LIVE-RENEW-003"],
+    title="lets another session of the same principal prolong a stream",
+    apply=_whoever(2),
+)
+
+
+@around(attach, "judge")
+def _role_unseen(sound: Any, ticket: str, *args: Any, **kwargs: Any) -> Any:
+    if kwargs["fresh"]:
+        opener, fresh = Ticket.decode(ticket), Ticket.decode(kwargs["fresh"])
+        who = fresh.identity._replace(roles=opener.identity.roles)
+        kwargs["fresh"] = replace(fresh, identity=who, role=opener.role).encode()
+    return sound(ticket, *args, **kwargs)
+
+
+mutant(
+    "live.renews-across-roles",
+    kills=["LIVE-RENEW-003"],
+    title="lets the same session in another role prolong a stream",
+    apply=both(_whoever(3), _role_unseen),
+)
+
+
+@mutant(
+    "live.renewal-forgives",
+    kills=["LIVE-RENEW-004", "LIVE-RENEW-005"],
+    title="does not look whether a stream or what prolongs it was revoked",
+)
+@around(attach, "judge")
+def forgives(sound: Any, *args: Any, **kwargs: Any) -> Any:
+    return sound(*args, **{**kwargs, "revocations": NONE if kwargs["fresh"] else kwargs["revocations"]})
+
+
+@mutant(
+    "live.renewal-revives",
+    kills=["LIVE-RENEW-004"],
+    title="lets a stream live whose own credential was revoked after another one had prolonged it",
+)
+@around(attach, "judge")
+def revives(sound: Any, *args: Any, **kwargs: Any) -> Any:
+    found = sound(*args, **kwargs)
+    if kwargs["fresh"] and found.cause == REVOKED and "prolonged" not in found.detail:
+        return sound(*args, **{**kwargs, "revocations": NONE})
+    return found
+
+
+mutant(
+    "live.renewal-forgotten",
+    kills=["LIVE-RENEW-006"],
+    title="does not know what prolonged a stream once it was started anew",
+    apply=setting(Cutter, "_unjudged", lambda self, pid, row: False),
+)

@@ -1,0 +1,180 @@
+"""Renewal: a fresh credential prolongs streams where the policy says so, and not one second more."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from iamroles_scenarios.checks.live.expiry import AFTER, SHAPES, ended, opened
+from iamroles_scenarios.checks.live.revoking import WITHIN, revoke
+from iamroles_scenarios.checks.live.stream import Shape, Stream
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.bench import Bench, bench
+from iamroles_scenarios.engine.play import Target
+
+FEATURES = {"live", "renew"}
+WORLD = "live-renew"
+RENEWING, ENDING = "/renewing", "/ending"
+LIFE, LONGER = "+5s", "+9s"
+FEW = (Shape("websocket"), Shape("websocket", busy=False), Shape("events"), Shape("upload"))
+
+
+def token(here: Bench, sub: str, **recipe: Any) -> str:  # noqa: ANN401 - a token's recipe
+    """A credential of a person's one session."""
+    claims = {"sid": f"session of {sub}", **recipe.pop("claims", {})}
+    return here.token(sub=sub, claims=claims, **recipe)
+
+
+def ask(here: Bench, fresh: str, path: str = RENEWING, **request: Any) -> int:  # noqa: ANN401 - fields of RequestSpec
+    """Ask with a fresh credential, which must be allowed; its expiry, epoch seconds."""
+    seen = here.expect(
+        "a question with a fresh credential", fresh, Expectation(backend=path[1:]), path=path, **request
+    )
+    return int(seen.tags["expires"])
+
+
+def outlives(here: Bench, stream: Stream, what: str) -> None:
+    """It must be open, and move where it is busy, a while after its first credential's end."""
+    if stream.until(stream.expires + here.seconds(AFTER)):
+        raise here.failed(
+            f"{stream.shape}: ended {stream.ended - stream.expires:+.2f} s from its first credential's end "
+            f"although {what}"
+        )
+    if stream.shape.busy and not stream.moves(here.seconds(AFTER)):
+        raise here.failed(f"{stream.shape}: open, but nothing passes although {what}")
+
+
+@check(
+    "live.renew.prolongs",
+    requirements=["LIVE-RENEW-001", "LIVE-RENEW-005"],
+    lane="gate",
+    features=FEATURES,
+    title="a fresh credential prolongs streams up to its own expiry; a shorter one changes nothing",
+)
+def prolongs(target: Target) -> None:
+    """One question each with a longer and with a shorter credential."""
+    with bench(target, WORLD, "live.renew") as here, ExitStack() as stack:
+        longer = [opened(here, stack, shape, token(here, "ann", exp=LIFE), RENEWING) for shape in SHAPES]
+        same = [opened(here, stack, shape, token(here, "ben", exp=LIFE), RENEWING) for shape in FEW]
+        ask(here, token(here, "ben", exp="+2s"))
+        until = ask(here, token(here, "ann", exp=LONGER))
+        for stream in same:
+            ended(here, stream, stream.expires, "its token's end, with a shorter one seen since")
+        for stream in longer:
+            outlives(here, stream, "a fresh credential was seen in time")
+        for stream in longer:
+            ended(here, stream, until, "the end of the credential that prolonged it")
+
+
+@check(
+    "live.renew.elsewhere",
+    requirements=["LIVE-RENEW-002"],
+    lane="gate",
+    features=FEATURES,
+    title="a backend that does not renew ends its streams with the credential that opened them",
+)
+def elsewhere(target: Target) -> None:
+    """Fresh credentials are seen there, and in the backend that renews."""
+    with bench(target, WORLD, "live.renew") as here, ExitStack() as stack:
+        streams = [opened(here, stack, shape, token(here, "cat", exp=LIFE), ENDING) for shape in SHAPES]
+        for path in (ENDING, RENEWING):
+            ask(here, token(here, "cat", exp="+15m"), path)
+        for stream in streams:
+            ended(here, stream, stream.expires, "its token's end, where nothing is renewed")
+
+
+@check(
+    "live.renew.others",
+    requirements=["LIVE-RENEW-003"],
+    lane="gate",
+    features=FEATURES,
+    title="another principal's, session's or role's credential prolongs no stream",
+)
+def others(target: Target) -> None:
+    """Three people's streams, and for each a credential that differs in one thing."""
+    with bench(target, WORLD, "live.renew") as here, ExitStack() as stack:
+        strangers: dict[str, dict[str, Any]] = {
+            "principal": {"sub": "eve"},
+            "session": {"claims": {"sid": "another"}},
+            "role": {"roles": ["writer"]},
+        }
+        streams = []
+        for what, differs in strangers.items():
+            who: dict[str, Any] = {"sub": f"dan-{what}", "claims": {"sid": f"session of dan-{what}"}}
+            for shape in FEW:
+                opening = here.token(exp=LIFE, **who)
+                streams.append((what, opened(here, stack, shape, opening, RENEWING)))
+            ask(here, here.token(exp="+15m", **{**who, **differs}))
+        for what, stream in streams:
+            ended(here, stream, stream.expires, f"its token's end, with another {what}'s seen since")
+
+
+@check(
+    "live.renew.revoked",
+    requirements=["LIVE-RENEW-004", "LIVE-RENEW-005"],
+    lane="gate",
+    features=FEATURES,
+    title="a revocation of either credential ends a stream that was prolonged, and prevents that it is",
+)
+def revoked(target: Target) -> None:
+    """One revocation spares what was issued since: of each pair of credentials it is about one alone."""
+    live = {"revocations": "revocations.toml"}
+    with bench(target, WORLD, "live.renew.revoked", own=True, live=live) as here, ExitStack() as stack:
+        revoke(here)
+        bound = int(time.time()) - 30
+        old, new = {"iat": "-60s"}, {"iat": "-5s"}
+
+        def pair(sub: str, first: dict[str, str], then: dict[str, str]) -> list[Stream]:
+            found = [
+                opened(here, stack, shape, token(here, sub, exp=LIFE, **first), RENEWING) for shape in FEW
+            ]
+            ask(here, token(here, sub, exp="+10m", **then))
+            return found
+
+        before = pair("fay", new, old)
+        revoke(here, principals=["fay"], issued_before=bound)
+        for stream in before:
+            ended(here, stream, stream.expires, "its token's end: what was to prolong it is revoked")
+        opening, prolonging, spared = pair("gus", old, new), pair("hal", new, old), pair("ida", new, new)
+        for stream in (*opening, *prolonging, *spared):
+            outlives(here, stream, "a fresh credential was seen in time")
+        revoke(here, principals=["gus", "hal", "ida"], issued_before=bound)
+        due = time.time() + here.seconds(WITHIN)
+        for which, streams in (("opened", opening), ("prolonged", prolonging)):
+            for stream in streams:
+                if not stream.until(due):
+                    raise here.failed(
+                        f"{stream.shape}: open {WITHIN:g} s after the credential that {which} it was revoked"
+                    )
+        for stream in spared:
+            if stream.until(time.time() + AFTER):
+                raise here.failed(f"{stream.shape}: ended, though neither credential is revoked")
+
+
+@check(
+    "live.renew.over",
+    requirements=["LIVE-RENEW-001", "LIVE-RENEW-006"],
+    lane="gate",
+    features=FEATURES,
+    title="renewal reaches streams of before a reload of the proxy, and outlives the agent that did it",
+)
+def over(target: Target) -> None:
+    """Reload the proxy, renew, kill the agent and start it anew; at last kill it before it could renew."""
+    with bench(target, WORLD, "live.renew.over", own=True) as here, ExitStack() as stack:
+        streams = [opened(here, stack, shape, token(here, "jon", exp=LIFE), RENEWING) for shape in FEW]
+        here.world.haproxy.reload()
+        until = ask(here, token(here, "jon", exp="+20s"))
+        for stream in streams:
+            outlives(here, stream, "a fresh credential was seen after the reload")
+        here.world.agent.kill()
+        here.world.agent.start()
+        here.world.haproxy.wait_agent(up=True, within=here.seconds(15.0))
+        for stream in streams:
+            ended(here, stream, until, "the end of the credential that prolonged it")
+        alone = [opened(here, stack, Shape("websocket"), token(here, "kim", exp="+8s"), RENEWING)]
+        ask(here, token(here, "kim", exp="+15m"))
+        here.world.agent.kill()
+        for stream in alone:
+            ended(here, stream, stream.expires, "its token's end, without an agent to renew it")
