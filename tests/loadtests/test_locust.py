@@ -67,7 +67,7 @@ def test_the_numbers_are_the_servers(tmp_path, processes):
     locusts = {entry["method"]: entry["num_requests"] for entry in entries}
     assert measured["answers"] == measured["samples"] == len(server.record)
     assert locusts == {"sent us": measured["samples"], "due us": measured["samples"]}
-    assert 0.7 * 3 * RATE < measured["samples"] < 1.3 * 5 * RATE
+    assert RATE // 2 < measured["samples"] < 1.3 * 5 * RATE  # a busy host starts the users late
     sent = Histogram.decoded(measured["cases"]["GET /"]["sent"])
     assert sent.count == measured["samples"]
     # The server held each for 5 ms: in locust's own figures, in microseconds.

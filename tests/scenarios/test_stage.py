@@ -385,7 +385,7 @@ def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_kept(engine):
         "iamroles-test-foreign", labels={LABEL: "t", "iamroles.owner": "elsewhere/1/1"}
     )
     try:
-        assert sweep(client) >= 1
+        sweep(client)  # or another stage that was set meanwhile
         names = {network.name for network in client.networks.list()}
         assert dead.name not in names
         assert foreign.name in names

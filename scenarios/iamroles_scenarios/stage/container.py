@@ -134,9 +134,20 @@ class Box:
             self._container.kill(signal=number.name)
 
     def pause(self) -> None:
-        """Freeze it (cgroup freezer)."""
-        with suppress(APIError):
+        """Freeze it (cgroup freezer).
+
+        Raises:
+            StageError: it runs, and the engine did not freeze it.
+        """
+        try:
             self._container.pause()
+        except APIError as error:
+            if self._container.id is not None and self.alive and not self._frozen():
+                raise StageError(f"{self.name} could not be frozen: {error.explanation}") from error
+
+    def _frozen(self) -> bool:
+        self._container.reload()
+        return bool(self._container.attrs["State"]["Paused"])
 
     def resume(self) -> None:
         """Let it run again."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 from iamroles_scenarios.errors import AgentFileError, StageError
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.output import Output
+
+_STANDS = 5.0
+"""Seconds that a process has to stand still."""
 
 
 class Child:
@@ -107,8 +111,11 @@ class Child:
             self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Freeze the whole group (SIGSTOP)."""
+        """Freeze the whole group (SIGSTOP); returns when its first process stands."""
         self._signal_group(signal.SIGSTOP)
+        end = time.monotonic() + _STANDS
+        while _state(self._process.pid) not in ("T", "Z", "") and time.monotonic() < end:
+            time.sleep(0.001)  # the kernel delivers the signal when it next runs the process
 
     def resume(self) -> None:
         """Let the group run again (SIGCONT)."""
@@ -150,6 +157,14 @@ class Child:
     def _signal_group(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
+
+
+def _state(pid: int) -> str:
+    """One letter of proc(5), "" where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(") ")[2][:1]
+    except OSError:
+        return ""
 
 
 def json_with(text: str, key: str) -> dict[str, Any] | None:
