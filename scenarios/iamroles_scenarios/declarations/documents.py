@@ -30,6 +30,19 @@ Place = tuple[str | int, ...]
 """Where a value stands in a document: keys and list indices."""
 
 
+class BadValueError(ValueError):
+    """Raised by a model's validator that looks at several keys: names the one to mend.
+
+    Args:
+        place: the key, from the model's top.
+        message: what is wrong, and what to do.
+    """
+
+    def __init__(self, place: Place, message: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 class Model(BaseModel):
     """Strict: unknown keys are errors, nothing is coerced, nothing changes after loading."""
 
@@ -104,7 +117,9 @@ def _resolve(parts: list[str], counts: Counter[Place]) -> Place:
 
 
 def _problem(name: str, lines: dict[Place, int], item: Json) -> str:
-    place = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+    error = item.get("ctx", {}).get("error")
+    place = (*item["loc"], *(error.place if isinstance(error, BadValueError) else ()))
+    place = tuple(part for part in place if not (isinstance(part, str) and "[" in part))
     line = next((lines[place[:end]] for end in range(len(place), -1, -1) if place[:end] in lines), None)
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     where = name if line is None else f"{name}:{line}"

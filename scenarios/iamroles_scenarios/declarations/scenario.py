@@ -22,6 +22,7 @@ from iamroles_scenarios.declarations.catalogue import Grade, catalogue
 from iamroles_scenarios.declarations.documents import Json, Model, read
 from iamroles_scenarios.declarations.durations import Duration
 from iamroles_scenarios.declarations.results import Check
+from iamroles_scenarios.declarations.timeline import Traffic, WindowSpec, check_timeline
 from iamroles_scenarios.errors import DocumentError
 
 Lane = Literal["gate", "gate-spop"]
@@ -58,6 +59,10 @@ class WorldSpec(Model):
     """Merged over it: tables by key, lists of tables by their `name` or `id`; other values replace."""
     own: bool = False
     """True for a scenario that disturbs its world (kills the agent, reloads): it shares with nobody."""
+    agents: Literal[1, 2] = 1
+    """How many agents HAProxy has; of two, both have the same policy."""
+    settings: dict[str, str] = Field(default_factory=dict)
+    """HAProxy's settings by environment variable, e.g. IAM_TIMEOUT_PROCESSING."""
 
 
 class RequestSpec(Model):
@@ -125,13 +130,31 @@ class Expectation(Model):
         )
 
 
+class FlowSpec(Model):
+    """A question that the traffic asks again and again, and its right answer."""
+
+    request: RequestSpec
+    expect: Expectation
+    """From the begin of the traffic; steps change it by `then`. Nothing that needs HAProxy's log."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the rate, beside the others'."""
+    from_: str = Field(default="", alias="from")
+    """Name of a step: asked only after it; its token is minted then."""
+    until: str = ""
+    """Name of a step: asked only before it."""
+    renew: Duration = 0.0
+    """Its token is minted anew so often, times the time scale; those before it are asked for until they have
+    been dead for a second, and must be refused then."""
+
+
 class KeysStep(Model):
     """Something happens to an issuer's keys."""
 
     issuer: str
-    do: Literal["rotate", "retire", "slow", "mend"]
-    """rotate: a new key is published beside the old and signs from now on; retire: the old are withdrawn;
-    slow: the key set is answered late; mend: it is answered at once again."""
+    do: Literal["rotate", "announce", "adopt", "retire", "replace", "slow", "mend"]
+    """rotate: a new key is published beside the old and signs from now on; announce: it is published, and
+    does not sign; adopt: the announced one signs; retire: the old are withdrawn; replace: an emergency, the
+    old are withdrawn and a new one signs at once; slow: the key set is answered late; mend: at once again."""
     seconds: Duration = 5.0
     """How late, for `slow`; times the run's time scale."""
 
@@ -176,7 +199,7 @@ class ReloadStep(Model):
 class CloudStep(Model):
     """A call to the mock cloud; the answer is saved for token recipes."""
 
-    do: Literal["create_role", "assume_role", "web_identity"]
+    do: Literal["create_role", "assume_role", "web_identity", "expire"]
     role: str = ""
     """Role name; created by `assume_role` too, if need be."""
     account: str = "111111111111"
@@ -185,20 +208,38 @@ class CloudStep(Model):
     with_: str = Field(default="", alias="with")
     """Name of a saved assume_role whose credentials make the call; "" for the account's own."""
     save: str
-    """Name under which `{save.arn}` (create_role, assume_role) or the token (web_identity) is kept."""
+    """Name under which `{save.arn}` (create_role, assume_role) or the token (web_identity) is kept; for
+    expire, the name of the saved assume_role whose session ends."""
+
+
+KINDS = ("request", "agent", "haproxy", "keys", "wait", "reload", "cloud", "mint")
+"""What a step can be: a request, or an event of `engine.events`."""
 
 
 class Step(Model):
     """One step: a request with its expectations, or one event."""
 
     note: str = ""
+    name: str = ""
+    """For windows and flows."""
+    at: Duration | None = None
+    """From the begin of the traffic, times the time scale; None: straight after the step before it."""
+    settles: Duration = 0.0
+    """So long after its end, times the time scale, a flow's outcome of before is as right as that of
+    `then`."""
+    then: dict[str, Expectation] = Field(default_factory=dict)
+    """What is right for these flows from this step on."""
     request: RequestSpec | None = None
     each: list[dict[str, Any]] = Field(default_factory=list)
     """The request, once for each of these, merged over it: a corpus under one expectation."""
     repeat: int = Field(default=1, ge=1, le=100)
     """Send it so often; each answer must hold (cached verdicts included)."""
     expect: dict[str, Expectation] = Field(default_factory=dict)
-    agent: Literal["kill", "pause", "resume", "start"] | None = None
+    agent: Literal["kill", "pause", "resume", "start", "kill-child"] | None = None
+    """kill-child: SIGKILL for the oldest of its child processes."""
+    nth: Literal[1, 2] = 1
+    """Which agent, for `agent`."""
+    haproxy: Literal["reload"] | None = None
     keys: KeysStep | None = None
     wait: WaitStep | None = None
     reload: ReloadStep | None = None
@@ -209,9 +250,8 @@ class Step(Model):
 
     @model_validator(mode="after")
     def _one_thing(self) -> Step:
-        events = [self.request, self.agent, self.keys, self.wait, self.reload, self.cloud, self.mint]
-        if sum(event is not None for event in events) != 1:
-            raise ValueError("a step is exactly one of request, agent, keys, wait, reload, cloud, mint")
+        if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
+            raise ValueError(f"a step is exactly one of {', '.join(KINDS)}")
         if self.each and self.request is None:
             raise ValueError("`each` belongs to a request")
         if self.expect and self.request is None:
@@ -253,10 +293,16 @@ class Scenario(Model):
     `mock.presign`, signed by a saved `assume_role`, for the first `[[sts]]` of the world."""
     checks: dict[str, CheckSpec] = Field(min_length=1)
     steps: list[Step] = Field(min_length=1)
+    traffic: Traffic | None = None
+    """Makes it a timeline (`declarations.timeline`), played through HAProxy alone."""
+    flows: dict[str, FlowSpec] = Field(default_factory=dict)
+    windows: list[WindowSpec] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
+        check_timeline(self.traffic, self.flows, self.windows, self.steps)
         expected = {name for step in self.steps for name in step.expect}
+        expected |= {window.check for window in self.windows}
         reloads = [step.reload for step in self.steps if step.reload]
         expected |= {reload.check for reload in reloads if reload.check}
         expected |= {reload.error.check for reload in reloads if reload.error}
@@ -268,6 +314,7 @@ class Scenario(Model):
         if missing := minted - self.tokens.keys():
             raise ValueError(f"steps mint the tokens {sorted(missing)}, which `tokens` does not declare")
         used = {request.token for step in self.steps for request in step.requests() if request.token}
+        used |= {flow.request.token for flow in self.flows.values() if flow.request.token}
         saved = {step.cloud.save for step in self.steps if step.cloud and step.cloud.do == "web_identity"}
         if missing := used - self.tokens.keys() - saved:
             raise ValueError(f"steps send the tokens {sorted(missing)}, which `tokens` does not declare")
@@ -276,6 +323,8 @@ class Scenario(Model):
                 if expectation.proxy_only and self.checks[name].lanes != ["gate"]:
                     raise ValueError(f'checks.{name} looks at headers: give it lanes = ["gate"]')
         for name, check in self.checks.items():
+            if self.traffic is not None and check.lanes != ["gate"]:
+                raise ValueError(f'checks.{name}: traffic flows through HAProxy: give it lanes = ["gate"]')
             if idle_in := [lane for lane in check.lanes if not self._bears(name, lane)]:
                 raise ValueError(f"no step bears on checks.{name} in lane {idle_in[0]}: give it its lanes")
         return self
@@ -288,7 +337,7 @@ class Scenario(Model):
             or (step.reload is not None and step.reload.error is not None and name == step.reload.error.check)
             for step in self.steps
             if lane in step.lanes
-        )
+        ) or (lane == "gate" and any(window.check == name for window in self.windows))
 
     @property
     def lanes(self) -> list[Lane]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
+from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
-from iamroles_scenarios.engine.play import EVENT_DEADLINE, Target
+from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place
 from iamroles_scenarios.errors import CheckFailed, Evidence

@@ -10,51 +10,43 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.results import CheckResult, tails
 from iamroles_scenarios.declarations.scenario import (
     Expectation,
-    KeysStep,
+    FlowSpec,
     Lane,
     PlannedCheck,
     ReloadStep,
     RequestSpec,
     Scenario,
     Step,
-    WaitStep,
-    merged,
 )
+from iamroles_scenarios.declarations.timeline import BEGIN, Traffic, WindowSpec
+from iamroles_scenarios.engine.events import Events
+from iamroles_scenarios.engine.fire import Fire
+from iamroles_scenarios.engine.ledger import Finding, Flow
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.setups import judged_alive
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.worlds import Place, Worlds
-from iamroles_scenarios.errors import (
-    AgentFault,
-    CheckFailed,
-    Evidence,
-    HarnessFault,
-    StageError,
-    TooSlow,
-    WaitTimeoutError,
-)
+from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
+from iamroles_scenarios.traffic.polling import NANO
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import AgentSpec, Stage
 
 _ATTEMPTS = 3
-_CLOCK_MARGIN = 0.05
-"""Seconds beyond a token's `exp`, for clocks that are read by another process."""
 _POLL = 0.05
 """Seconds between two questions of an expectation that has time to come true."""
 ENDING = 0.2
 """Seconds in which an agent whose check failed has ended, if it does."""
-EVENT_DEADLINE = 10.0
-"""Seconds, times the time scale, for events of the agent: starting again, a reload, a fetch of keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +59,8 @@ class Target:
     worlds: Worlds
     scale: float = 1.0
     """Multiplies deadlines and short lives; above 1 for slow hosts."""
+    rate: float = 1.0
+    """Multiplies the rate of timelines' traffic."""
 
     def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
         """Features among these that the agent declares not to have."""
@@ -93,6 +87,9 @@ class Watcher:
     def saw(self, step: Step, seen: Observation, differing: list[str]) -> None:
         """Its answer is final; what differs from what all checks expect, one sentence each."""
 
+    def judged(self, window: WindowSpec, found: Finding) -> None:
+        """A window of the traffic was judged."""
+
 
 def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> list[CheckResult]:
     """Play a scenario in one lane and judge its checks there; never raises for what the agent does."""
@@ -100,20 +97,39 @@ def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> 
     checks = scenario.planned(target.lane)
     if missing := target.lacks(scenario.features):
         return [lacking(check, missing) for check in checks]
+    owner = owner_of(scenario.id, target.lane)
+
+    @contextmanager
+    def world(attempt: int) -> Iterator[Place]:
+        """A timeline leaves nothing as it was: each playing has a world of its own."""
+        if scenario.traffic is not None:
+            name = f"{owner}-{attempt}" if attempt else owner
+            with closing(target.worlds.start_own(scenario.world, name)) as place:
+                yield place
+        else:
+            with target.worlds.borrow(scenario.world, owner) as place:
+                yield place
+
     try:
-        with target.worlds.borrow(scenario.world, owner_of(scenario.id, target.lane)) as place:
-            timeline = _replayed(scenario, target, place, watcher or Watcher())
-            results = judged_alive([timeline.verdict(check) for check in checks], [place.world], ENDING)
+        timeline = _replayed(scenario, target, world, watcher or Watcher())
+        verdicts = [timeline.verdict(check) for check in checks]
+        results = judged_alive(verdicts, timeline.place.worlds, ENDING)
     except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
         results = [blamed(check, error) for check in checks]
     seconds = time.monotonic() - started
     return [replace(result, seconds=seconds) for result in results]
 
 
-def _replayed(scenario: Scenario, target: Target, place: Place, watcher: Watcher) -> _Timeline:
+def _replayed(
+    scenario: Scenario,
+    target: Target,
+    world: Callable[[int], AbstractContextManager[Place]],
+    watcher: Watcher,
+) -> _Timeline:
     for attempt in range(_ATTEMPTS):
-        timeline = _Timeline(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
-        timeline.run()
+        with world(attempt) as place:
+            timeline = _Timeline(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
+            timeline.run()
         if not isinstance(timeline.fault, TooSlow):
             break
     return timeline
@@ -126,46 +142,45 @@ class _Timeline:
         self._watcher = watcher
         self._scenario = scenario
         self._target = target
-        self._place = place
+        self.place = place
         self._mint = Mint(scenario, target.stage, target.worlds, place, target.scale)
         self._failures: dict[str, tuple[str, Evidence]] = {}
         self._proven: dict[str, int] = dict.fromkeys(scenario.checks, 0)
         self.fault: AgentFault | HarnessFault | None = None
         """What ended it early."""
-        self._fetches: dict[str, int] = {}
-        self._retiring: dict[str, list[str]] = {}
+        self._events = Events(target, place, self._mint, self._reloaded)
+        self._fire: Fire | None = None
+        self._remarks: dict[str, list[str]] = {}
 
     # --- playing -------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Play every step of the lane; a fault ends the timeline, a failed expectation does not."""
-        player = player_for(self._target.lane, self._place.world, self._target.scale)
+        player = player_for(self._target.lane, self.place.world, self._target.scale)
         try:
-            self._watcher.begins(self._place)
+            self._watcher.begins(self.place)
             for number, step in enumerate(self._scenario.steps, 1):
                 if self._target.lane in step.lanes:
-                    self._step(number, step, player)
+                    play_step = self._step if self._scenario.traffic is None else self._in_traffic
+                    play_step(number, step, player)
+            if self._fire is not None and self._scenario.traffic is not None:
+                self._fire.until(self._scenario.traffic.until)
+                self._fire.stop()
+                self._judge_windows(self._fire)
         except (AgentFault, HarnessFault) as error:
             self.fault = error
         finally:
+            if self._fire is not None:
+                self._fire.stop()
             player.close()
 
     def _step(self, number: int, step: Step, player: Player) -> None:
         for request in step.requests():
             self._watcher.asks(step, request)
             self._request(number, step, request, player)
-        events: list[tuple[Any, Callable[[Any], None]]] = [
-            (step.agent, self._agent),
-            (step.keys, self._keys),
-            (step.wait, self._wait),
-            (step.reload, self._reload),
-            (step.cloud, self._mint.cloud),
-            (step.mint, self._mint_now),
-        ]
-        for event, act in events:
-            if event is not None:
-                self._watcher.happens(step)
-                act(event)
+        if step.request is None:
+            self._watcher.happens(step)
+            self._events.act(step)
 
     def _request(self, number: int, step: Step, request: RequestSpec, player: Player) -> None:
         token = self._mint.token(request.token) if request.token else None
@@ -201,69 +216,6 @@ class _Timeline:
             late = f"the token lived until {token.expires}, the answer came at {seen.at:.1f}"
             raise TooSlow(f"{late}; raise the time scale")
 
-    # --- events --------------------------------------------------------------------------------------------
-
-    def _agent(self, action: str) -> None:
-        handle = self._place.world.agent
-        acts = {"kill": handle.kill, "pause": handle.pause, "resume": handle.resume, "start": handle.start}
-        try:
-            acts[action]()
-        except StageError as error:
-            if action != "start":
-                raise
-            raise AgentFault(f"the agent did not start again: {error.message}") from error
-
-    def _keys(self, step: KeysStep) -> None:
-        issuer = self._target.worlds.issuer(self._place.issuer(step.issuer))
-        if step.do == "rotate":
-            self._retiring.setdefault(issuer.name, []).append(issuer.keys[0].kid)
-            issuer.rotate()
-        elif step.do == "slow":
-            issuer.fault("jwks", "slow", seconds=step.seconds * self._target.scale)
-        elif step.do == "mend":
-            issuer.clear("jwks")
-        else:
-            for kid in self._retiring.pop(issuer.name, []):
-                issuer.remove(kid)
-        self._fetches[issuer.name] = issuer.counters().get("jwks", 0)
-
-    def _mint_now(self, names: list[str]) -> None:
-        for name in names:
-            self._mint.token(name)
-
-    def _wait(self, step: WaitStep) -> None:
-        if step.expired:
-            expires = self._mint.token(step.expired).expires
-            while (left := expires - time.time()) > -_CLOCK_MARGIN:
-                time.sleep(left + _CLOCK_MARGIN)
-            return
-        issuer = self._target.worlds.issuer(self._place.issuer(step.fetched))
-        seconds = EVENT_DEADLINE * self._target.scale
-        try:
-            issuer.wait_for("jwks", self._fetches.get(issuer.name, 0) + 1, seconds)
-        except WaitTimeoutError as error:
-            message = f"the agent did not renew the key set of {step.fetched!r} within {seconds:g} s"
-            raise AgentFault(message) from error
-
-    def _reload(self, step: ReloadStep) -> None:
-        policy = merged(self._place.policy, self._place.own(step.override))
-        try:
-            answer = self._place.world.agent.reload(policy, within=EVENT_DEADLINE * self._target.scale)
-        except StageError as error:
-            raise AgentFault(f"the agent did not say what came of the reload: {error.message}") from error
-        if answer["reloaded"]:
-            self._place.policy = policy
-        message = f"the agent answered the reload with {answer}, expected reloaded = {step.accepted}"
-        right = answer["reloaded"] == step.accepted
-        if not right and not step.check:
-            raise AgentFault(message)
-        if step.check:
-            self._reloaded(step, step.check, answer, "" if right else message)
-        if step.error is not None:
-            named = not answer["reloaded"] and step.error.names in str(answer.get("error"))
-            message = f"the refusal does not name {step.error.names!r}: {answer}"
-            self._reloaded(step, step.error.check, answer, "" if named else message)
-
     def _reloaded(self, step: ReloadStep, name: str, answer: dict[str, Any], message: str) -> None:
         """Keep what a reload showed of a check; no message: all was well."""
         self._proven[name] += 1
@@ -271,6 +223,82 @@ class _Timeline:
             sent = f"policy change: {step.override}"
             evidence = Evidence(sent=sent, received=str(answer), logs=self._log_tails())
             self._failures.setdefault(name, (message, evidence))
+
+    # --- traffic -------------------------------------------------------------------------------------------
+
+    def _in_traffic(self, number: int, step: Step, player: Player) -> None:
+        """A step of a timeline: at its time, noted, and with what is right from then on."""
+        assert self._scenario.traffic is not None  # noqa: S101 - the caller looked
+        if step.at is not None:
+            if self._fire is None:
+                self._fire = self._kindled(self._scenario.traffic)
+            self._fire.until(step.at)
+        if self._fire is None:
+            self._step(number, step, player)
+            return
+        name = step.name or f"step {number}"
+        with self._fire.step(name):
+            self._step(number, step, player)
+        for flow, expect in step.then.items():
+            self._fire.change(flow, expect, by=name, settles=step.settles)
+        for flow, spec in self._scenario.flows.items():
+            if step.name and spec.until == step.name:
+                self._fire.leave(flow)
+            if step.name and spec.from_ == step.name:
+                self._ask(self._fire, flow, spec)
+
+    def _kindled(self, traffic: Traffic) -> Fire:
+        proxy = self.place.world.proxy
+        fire = Fire(
+            (proxy.host, proxy.port),
+            rate=traffic.rate * self._target.rate,
+            connections=traffic.connections,
+            scale=self._target.scale,
+        )
+        for name, spec in self._scenario.flows.items():
+            if not spec.from_:
+                self._ask(fire, name, spec)
+        fire.start()
+        return fire
+
+    def _ask(self, fire: Fire, name: str, spec: FlowSpec) -> None:
+        token = spec.request.token
+        flow = Flow(name, spec.request, "", spec.expect, weight=spec.weight)
+
+        def mint() -> tuple[str, float]:
+            made = self._mint.fresh(token) if spec.renew else self._mint.token(token)
+            return made.text, made.expires
+
+        fire.ask(flow, mint=mint if token else None, renew=spec.renew * self._target.scale)
+
+    def _judge_windows(self, fire: Fire) -> None:
+        for window in self._scenario.windows:
+            found = fire.judge(window)
+            self._watcher.judged(window, found)
+            self._proven[window.check] += 1
+            self._remarks.setdefault(window.check, []).append(str(found))
+            if found.problems and window.check not in self._failures:
+                message = f"{found}: {'; '.join(found.problems)}"
+                self._failures[window.check] = (message, self._shown(fire, found))
+
+    def _shown(self, fire: Fire, found: Finding) -> Evidence:
+        """The first bad answer, and when what happened."""
+        begin = fire.steps[BEGIN].begin
+        trace = [
+            f"{(moment.begin - begin) / NANO:8.3f} s to {(moment.end - begin) / NANO:8.3f} s: {moment.name}"
+            for moment in fire.steps.values()
+        ]
+        if not found.bad:
+            return Evidence(trace="\n".join(trace), logs=self._log_tails())
+        entry, kind, why = found.bad[0]
+        trace.append(
+            f"{(entry.sent - begin) / NANO:8.3f} s to {(entry.received - begin) / NANO:8.3f} s: {kind}, "
+            f"flow {entry.question.flow.name}: {why}"
+        )
+        right = entry.question.flow.right(entry.sent, entry.received, entry.question.dies)
+        sent, received = entry.shown
+        expected = " or ".join(map(describe, right))
+        return Evidence(sent, expected, received, "\n".join(trace), self._log_tails())
 
     # --- judging -------------------------------------------------------------------------------------------
 
@@ -299,7 +327,7 @@ class _Timeline:
 
     def _log_tails(self) -> dict[str, str]:
         try:
-            logs = self._place.world.logs()
+            logs = self.place.world.logs()
         except Exception as error:  # noqa: BLE001 - a missing log must not hide the failure
             return {"logs": f"could not be read: {error}"}
         return tails(logs)
@@ -310,7 +338,7 @@ class _Timeline:
         if name in self._failures:
             return blamed(check, CheckFailed(*self._failures[name]))
         if self.fault is None and self._proven[name]:
-            return passed(check)
+            return passed(check, "; ".join(self._remarks.get(name, [])))
         result = blamed(check, self.fault or HarnessFault("no step of this lane bears on it"))
         return replace(result, evidence=replace(result.evidence, logs=self._log_tails()))
 

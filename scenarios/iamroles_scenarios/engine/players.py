@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
@@ -53,6 +53,49 @@ def _credentials(request: RequestSpec, token: str) -> list[str]:
     return [f"Bearer {token}"] if token else []
 
 
+def raw_request(request: RequestSpec, token: str, *, keep: bool) -> bytes:
+    """The request as a client of HAProxy sends it; `keep`: on a connection that is kept."""
+    headers = [("Host", request.host), ("User-Agent", "iamroles-conformance")]
+    headers += [("Authorization", value) for value in _credentials(request, token)]
+    if request.role:
+        headers.append(("X-IAM-Role", request.role))
+    headers += [(name, value) for name, value in request.headers]
+    if not keep:
+        headers.append(("Connection", "close"))
+    return request_bytes(request.method, request.path.replace("{token}", token), headers)
+
+
+def observed(
+    answer: Answer, raw: bytes, secrets: Sequence[str], line: Mapping[str, Any] | None = None
+) -> Observation:
+    """What an answer through HAProxy shows.
+
+    Args:
+        answer: HAProxy's.
+        raw: the request.
+        secrets: texts that no report may hold.
+        line: HAProxy's log line.
+    """
+    echo = _echo(answer)
+    challenge = _challenge(answer)
+    headers = tuple((str(name).lower(), str(value)) for name, value in echo.get("headers", []))
+    return Observation(
+        status=answer.status,
+        allow=bool(echo),
+        error=challenge.get("error", ""),
+        backend=str(echo.get("backend", "")),
+        reason=None if line is None else str(line.get("reason", "")),
+        challenge=any(value.lower().startswith("bearer") for value in answer.all("www-authenticate")),
+        talkative=tuple(sorted(challenge.keys() - _SILENT)),
+        tags={name: value for name in TAGS for key, value in headers if key == f"x-iam-{name}"},
+        headers=headers,
+        path=str(echo.get("path", "")),
+        sent=redacted(raw.decode("latin-1").replace("\r\n", "\n").strip(), secrets),
+        received=redacted(str(answer), secrets) + _logged(line),
+        at=answer.at,
+    )
+
+
 class ProxyPlayer:
     """As a client of HAProxy, beside the backends and the log."""
 
@@ -66,40 +109,10 @@ class ProxyPlayer:
         """How many lines HAProxy had logged when a connection was opened, by its port: ports come again."""
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: D102
-        target = request.path.replace("{token}", token)
-        raw = request_bytes(request.method, target, self._headers(request, token))
+        raw = raw_request(request, token, keep=bool(request.connection))
         answer = self._exchange(request, raw)
-        secrets = [token, *request.authorization]
-        sent = redacted(raw.decode("latin-1").replace("\r\n", "\n").strip(), secrets)
-        echo = _echo(answer)
-        challenge = _challenge(answer)
-        headers = tuple((str(name).lower(), str(value)) for name, value in echo.get("headers", []))
         line = self._log_line(answer.port) if with_reason else None
-        return Observation(
-            status=answer.status,
-            allow=bool(echo),
-            error=challenge.get("error", ""),
-            backend=str(echo.get("backend", "")),
-            reason=None if line is None else str(line.get("reason", "")),
-            challenge=any(value.lower().startswith("bearer") for value in answer.all("www-authenticate")),
-            talkative=tuple(sorted(challenge.keys() - _SILENT)),
-            tags={name: value for name in TAGS for key, value in headers if key == f"x-iam-{name}"},
-            headers=headers,
-            path=str(echo.get("path", "")),
-            sent=sent,
-            received=redacted(str(answer), secrets) + _logged(line),
-            at=answer.at,
-        )
-
-    def _headers(self, request: RequestSpec, token: str) -> list[tuple[str, str]]:
-        headers = [("Host", request.host), ("User-Agent", "iamroles-conformance")]
-        headers += [("Authorization", value) for value in _credentials(request, token)]
-        if request.role:
-            headers.append(("X-IAM-Role", request.role))
-        headers += [(name, value) for name, value in request.headers]
-        if not request.connection:
-            headers.append(("Connection", "close"))
-        return headers
+        return observed(answer, raw, [token, *request.authorization], line)
 
     def _exchange(self, request: RequestSpec, raw: bytes) -> Answer:
         name = request.connection

@@ -163,7 +163,8 @@ class Run:
     def _announce(self) -> None:
         assert self._worlds is not None  # noqa: S101 - opened just before
         for scenario, lane in self._scenario_jobs():
-            self._worlds.plan(scenario.world, owner_of(scenario.id, lane))
+            if scenario.traffic is None:
+                self._worlds.plan(scenario.world, owner_of(scenario.id, lane))
 
     def _scenario_jobs(self) -> list[tuple[Scenario, Lane]]:
         jobs = {
@@ -334,7 +335,7 @@ def replace_own(world: WorldSpec) -> WorldSpec:
 
 def _waits(scenario: Scenario) -> bool:
     """Whether its time goes by mostly in waiting: such a scenario starts first."""
-    return any(
+    return scenario.traffic is not None or any(
         step.wait or step.agent or any(item.within for item in step.expect.values())
         for step in scenario.steps
     )

@@ -70,6 +70,10 @@ class Mint:
             self._tokens[name] = self._minted(name)
         return self._tokens[name]
 
+    def fresh(self, name: str) -> Minted:
+        """Another token by the same recipe, which is not kept."""
+        return self._minted(name)
+
     def _minted(self, name: str) -> Minted:
         if name not in self._scenario.tokens:
             raise HarnessFault(f"the token {name!r} is neither a recipe nor saved by a step before")
@@ -122,7 +126,9 @@ class Mint:
         cloud = self._stage.cloud
         account = cloud.account(step.account)
         try:
-            if step.do == "create_role":
+            if step.do == "expire":
+                cloud.expire(self._sessions[step.save])
+            elif step.do == "create_role":
                 self._saved[step.save] = {"arn": account.ensure_role(step.role)}
             elif step.do == "assume_role":
                 session = cloud.assume(account.ensure_role(step.role), step.session)

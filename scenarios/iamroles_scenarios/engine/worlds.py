@@ -15,12 +15,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.engine.setups import answers, uses
 from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.stage.rendering import SHIPPED
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
@@ -40,6 +41,18 @@ class Place:
     """The policy it runs, placeholders still in it."""
     suffix: str = ""
     """What the names of its issuers end in."""
+    second: World | None = None
+    """Where HAProxy asks two agents: the other one, without a HAProxy of its own."""
+
+    @property
+    def worlds(self) -> tuple[World, ...]:
+        """One for each agent."""
+        return (self.world,) if self.second is None else (self.world, self.second)
+
+    def close(self) -> None:
+        """Stop everything."""
+        for world in self.worlds:
+            world.close()
 
     def issuer(self, name: str) -> str:
         """The mock issuer that a scenario means by a name."""
@@ -125,8 +138,6 @@ class Worlds:
         with slot.lock:
             if slot.fault is not None:
                 raise slot.fault
-            if self._closed:
-                raise StageError("The run is over: no world is started any more.")
             if slot.place is None:
                 suffix = self.namespace + (f"-{_slug(owner)}" if spec.own else "")
                 try:
@@ -144,10 +155,26 @@ class Worlds:
             suffix: what the names of its issuers end in.
             how: passed to `Stage.world`.
         """
+        if self._closed:
+            raise StageError("The run is over: no world is started any more.")
         policy = self._located(_renamed(policy_of(spec), suffix), suffix)
         for name in _ISSUER.findall(json.dumps(policy)):
             self.issuer(name[1])
-        world = self._stage.world(self._agent, policy, **{"haproxy": self._haproxy, **how})
+        how = {"haproxy": self._haproxy, "settings": spec.settings, **how}
+        if spec.agents == 1:
+            return Place(self._served(self._agent, policy, **how), policy, suffix)
+        second = self._served(self._agent, policy, haproxy=False)
+        how["settings"] = {**how["settings"], "IAM_AGENT_2": second.agent.inner_address}
+        try:
+            world = self._served(with_second(self._agent), policy, **how)
+        except BaseException:
+            self._stage.release(second)
+            raise
+        return Place(world, policy, suffix, second)
+
+    def _served(self, agent: AgentSpec, policy: dict[str, Any], **how: Any) -> World:  # noqa: ANN401
+        """A world whose agent serves the address that it announces."""
+        world = self._stage.world(agent, policy, **how)
         try:
             answers(world.agent.spop_address, {"agent": world.agent.logs()})
         except StageError as error:
@@ -155,7 +182,11 @@ class Worlds:
             world.close()
             raise
         uses(world)
-        return Place(world, policy, suffix)
+        return world
+
+    def start_own(self, spec: WorldSpec, owner: str) -> Place:
+        """As `start`, named after its owner."""
+        return self.start(spec, f"{self.namespace}-{_slug(owner)}")
 
     def _located(self, policy: dict[str, Any], suffix: str) -> dict[str, Any]:
         """`{federation}` becomes the URL of the mock cloud's outbound issuer, the default account's.
@@ -180,7 +211,7 @@ class Worlds:
             self._slots.pop(key, None)
         with slot.lock:
             if slot.place is not None:
-                slot.place.world.close()
+                slot.place.close()
                 slot.place = None
 
     def close(self) -> None:
@@ -191,12 +222,23 @@ class Worlds:
         for slot in slots:
             with slot.lock:
                 if slot.place is not None:
-                    slot.place.world.close()
+                    slot.place.close()
                     slot.place = None
 
 
+def with_second(agent: AgentSpec) -> AgentSpec:
+    """The same agent, before whom HAProxy has two servers: IAM_AGENT_2 names the second.
+
+    A configuration of the vendor's own knows IAM_AGENT_2 itself: that is what the feature `pair` declares.
+    """
+    render = list(agent.haproxy.get("render", SHIPPED))
+    if render[-len(SHIPPED) + 1 :] != list(SHIPPED[1:]):
+        return agent
+    return replace(agent, haproxy={**agent.haproxy, "render": [*render, "--agent", "127.0.0.1:9902"]})
+
+
 def _key(spec: WorldSpec, owner: str) -> str:
-    text = json.dumps(policy_of(spec), sort_keys=True)
+    text = json.dumps([policy_of(spec), spec.agents, spec.settings], sort_keys=True)
     return f"{owner}\n{text}" if spec.own else text
 
 

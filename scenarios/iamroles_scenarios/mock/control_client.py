@@ -80,13 +80,15 @@ class IssuerHandle:
         self.shape: str = report["shape"]
         self._current: list[SigningKey] = []
         self._retired: list[SigningKey] = []
+        self._announced: list[SigningKey] = []
+        self._adopted: list[SigningKey] = []
         self._take(report)
 
     @property
     def keys(self) -> Sequence[SigningKey]:
         """Current keys, newest first; then retired ones, so that a recipe can still name them by kid."""
         with self._lock:
-            return [*self._current, *self._retired]
+            return [*self._adopted, *self._current, *self._retired]
 
     def mint(self, recipe: Mapping[str, Any], *, now: float | None = None) -> str:
         """A token by recipe, in this process (see `iamroles_scenarios.jose`)."""
@@ -97,6 +99,18 @@ class IssuerHandle:
         """A new current key; with overlap the old ones stay published."""
         return self._key("rotate", {"algorithm": algorithm, "overlap": overlap})
 
+    def announce(self) -> SigningKey:
+        """Publish a new key beside the others; it signs from `adopt` on."""
+        self._announced.append(self.add_key(self.keys[0].algorithm, sign=False))
+        return self._announced[-1]
+
+    def adopt(self) -> None:
+        """Sign with the announced keys from now on. Only tokens minted here do: the mock's endpoint does
+        not."""
+        with self._lock:
+            self._adopted = [*self._announced[::-1], *self._adopted]
+            self._announced = []
+
     def add_key(
         self, algorithm: str = "RS256", *, publish: bool = True, sign: bool = True, **how: str | int
     ) -> SigningKey:
@@ -105,6 +119,10 @@ class IssuerHandle:
 
     def remove(self, kid: str) -> None:
         """Withdraw a key from the JWKS."""
+        with self._lock:
+            gone = [key for key in self._adopted if key.kid == kid]
+            self._adopted = [key for key in self._adopted if key.kid != kid]
+            self._retired += gone
         self._take(self._post("remove", {"kid": kid}))
 
     def publish(self, *entries: object, replace: bool = False) -> None:

@@ -164,12 +164,30 @@ class Reader:
 
 
 class HttpLine(Line):
-    """A keep-alive connection to a proxy or server; `fresh`: one connection for each request."""
+    """A keep-alive connection to a proxy or server.
+
+    Args:
+        loop: whose line this is.
+        address: where to.
+        tls: speak TLS by this context.
+        fresh: one connection for each request.
+        again: do as clients must (RFC 9112 section 9.3.1): a server may close an idle connection at any time,
+            so a request that met such an end, before any byte of an answer, is sent once more on a new one.
+    """
 
     def __init__(
-        self, loop: Loop, address: Address, *, tls: ssl.SSLContext | None = None, fresh: bool = False
+        self,
+        loop: Loop,
+        address: Address,
+        *,
+        tls: ssl.SSLContext | None = None,
+        fresh: bool = False,
+        again: bool = False,
     ) -> None:
         super().__init__(loop, address, tls=tls, fresh=fresh)
+        self._again = again
+        self._used = False
+        """Whether this connection has had an answer."""
         self._asked: Asked | None = None
         self._reader: Reader | None = None
 
@@ -201,6 +219,7 @@ class HttpLine(Line):
 
     def opened(self) -> None:
         """Send what waited for the connection."""
+        self._used = False
         if self._asked is not None:
             self.send(self._asked.question.payload)
         else:
@@ -241,6 +260,7 @@ class HttpLine(Line):
 
     def _done(self, asked: Asked, head: Head, text: bytes) -> None:
         self._asked = self._reader = None
+        self._used = True
         self.free_at = asked.received
         if head.close or self._fresh:
             self.close()
@@ -249,6 +269,10 @@ class HttpLine(Line):
     def failed(self, why: str) -> None:
         """What was asked is a fault, unless the connection's end was the answer's."""
         asked, reader = self._asked, self._reader
+        if asked is not None and reader is None and self._again and self._used and not asked.again:
+            asked.again = True
+            self.connect()
+            return
         self._asked = self._reader = None
         self.free_at = now()
         if asked is None:
@@ -257,7 +281,7 @@ class HttpLine(Line):
             asked.received = asked.noticed = self.free_at
             self.loop.answered(self, asked, reader.head.status, reader.text)
         else:
-            self.loop.broke(self, asked.question, why)
+            self.loop.broke(self, asked, why)
 
 
 _heads: dict[bytes, Head] = {}

@@ -160,15 +160,17 @@ class Loop:
         )
         self._next(line)
 
-    def broke(self, line: Line, question: Question | None, why: str) -> None:
-        """A line lost its connection; `question` had no answer."""
-        if question is None:
+    def broke(self, line: Line, asked: Asked | None, why: str) -> None:
+        """A line lost its connection; what was asked had no answer."""
+        if asked is None:
             if self._opening:
                 self._example(None, why)
                 self.idle_again(line)
             else:
                 self.tally.lost += 1
             return
+        question = asked.question
+        question.lost(asked.sent, now(), why)
         self.tally.faults += 1
         question.case.faults += 1
         self._example(question.case, why)

@@ -119,11 +119,14 @@ class Question:
         before = self.right.wrong(status, text)
         return before and self.afterwards.wrong(status, text)
 
+    def lost(self, sent: int, at: int, why: str) -> None:
+        """It had no answer; sent and lost then. Does nothing by itself: the loop counts it."""
+
 
 class Asked:
     """A question under way, and its moments in nanoseconds of CLOCK_REALTIME (see `loop`)."""
 
-    __slots__ = ("due", "lag", "noticed", "question", "received", "sent")
+    __slots__ = ("again", "due", "lag", "noticed", "question", "received", "sent")
 
     def __init__(self, question: Question, due: int, sent: int = 0) -> None:
         self.question = question
@@ -131,6 +134,8 @@ class Asked:
         """0: it is due when it is sent."""
         self.sent = sent
         self.lag = self.received = self.noticed = 0
+        self.again = False
+        """Whether it was sent once more (see `HttpLine`)."""
 
     def send(self, at: int, free_at: int) -> None:
         """It is sent now, on a line that became free then."""

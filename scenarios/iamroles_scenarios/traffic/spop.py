@@ -174,14 +174,14 @@ class SpopLine(Line):
 
     def failed(self, why: str) -> None:
         """All that was under way are faults."""
-        lost = [asked.question for asked in self._under_way.values()]
+        lost = list(self._under_way.values())
         self._under_way.clear()
         self._queue.clear()
         self._greeted = False
         self._received = b""
         self.free_at = now()
-        for question in lost:
-            self.loop.broke(self, question, why)
+        for asked in lost:
+            self.loop.broke(self, asked, why)
         if not lost:
             self.loop.broke(self, None, why)
 

@@ -1,0 +1,161 @@
+"""What makes a scenario a timeline: traffic that flows while its steps happen, and windows in which it is
+judged.
+
+A scenario with `[traffic]` asks its flows all the while, through HAProxy. Steps happen `at` their times, and
+may change what is right for a flow. A window says between which moments every answer must have been right,
+and what is excused: what was in flight when a part was killed, or for how long a fault may be felt. A false
+allow is excused by nothing. docs/under-fire.md is the guide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from iamroles_scenarios.declarations.documents import BadValueError, Model, Place
+from iamroles_scenarios.declarations.durations import Duration, seconds
+
+BEGIN, END = "begin", "end"
+"""Moments that every timeline has: of its traffic."""
+
+
+class Traffic(Model):
+    """How much is asked, and for how long."""
+
+    rate: float = Field(gt=0, le=100_000)
+    """Questions a second over all flows, Poisson arrivals; multiplied by `Target.rate`."""
+    connections: int = Field(default=8, ge=1, le=1000)
+    """Keep-alive connections: as many questions can be in flight."""
+    until: Duration
+    """From the begin of the traffic to its end, times the time scale."""
+
+
+def _moment(value: object) -> object:
+    """A duration as seconds, any other text as the name of a step."""
+    if isinstance(value, str) and value[:1].isdigit():
+        return seconds(value)
+    return value
+
+
+Moment = Annotated[str | float, BeforeValidator(_moment, json_schema_input_type=str)]
+"""Seconds from the begin of the traffic, or the name of a step: its begin."""
+
+
+class WindowSpec(Model):
+    """Between two moments every answer must be right: no wrong verdict, no 5xx, none lost."""
+
+    check: str
+    """The check that this is evidence for."""
+    between: Annotated[list[Moment], Field(min_length=2, max_length=2)]
+    """From and to: a step's name (its begin), a time such as "3s", "begin" or "end". An answer belongs to the
+    window in which its question was sent."""
+    flows: list[str] = Field(default_factory=list)
+    """Which flows; none: all."""
+    in_flight: str = ""
+    """Name of a step that kills a part: 5xx and missing answers of questions that were under way then are
+    excused, at most one for each connection."""
+    recovers: Duration = 0.0
+    """So long from the window's begin, times the time scale, 5xx, missing answers and false denies are
+    excused."""
+    p99: float | None = Field(default=None, gt=1)
+    """The 99th percentile may be at most so many times that of the quiet time: from the begin of the traffic
+    to the first step with `at`. A tenth of a second, times the time scale, is always allowed."""
+
+
+def check_timeline(
+    traffic: Traffic | None,
+    flows: Mapping[str, Any],
+    windows: Sequence[WindowSpec],
+    steps: Sequence[Any],
+) -> None:
+    """Hold a scenario's timeline to its rules.
+
+    Args:
+        traffic: `[traffic]`.
+        flows: `FlowSpec` by name.
+        windows: in the file's order.
+        steps: `Step` in the file's order.
+
+    Raises:
+        BadValueError: the key, what is wrong and what to do.
+    """
+    timed = [number for number, step in enumerate(steps) if step.at is not None]
+    if traffic is None:
+        _without_traffic(flows, windows, steps, timed)
+        return
+    for key, given in (("flows", flows), ("windows", windows)):
+        if not given:
+            raise BadValueError(("traffic",), f"it has no {key}: add [{key}…]")
+    if not timed:
+        raise BadValueError(("traffic",), "no step has a time: give one `at`")
+    _check_steps(traffic, steps, timed)
+    names = {step.name for step in steps[timed[0] :] if step.name}
+    for name, flow in flows.items():
+        for key, moment in (("from", flow.from_), ("until", flow.until)):
+            if moment:
+                _known(("flows", name, key), moment, names, "a step of the timeline")
+        _judgeable(("flows", name, "expect"), flow.expect)
+    for number, step in enumerate(steps):
+        for name, expectation in step.then.items():
+            _known(("steps", number, "then"), name, flows, "a flow")
+            _judgeable(("steps", number, "then"), expectation)
+    for number, window in enumerate(windows):
+        _check_window(("windows", number), window, names, flows)
+
+
+def _check_window(place: Place, window: WindowSpec, names: set[str], flows: Mapping[str, Any]) -> None:
+    for moment in window.between:
+        if isinstance(moment, str):
+            _known((*place, "between"), moment, names | {BEGIN, END}, "a step of the timeline")
+    if window.in_flight:
+        _known((*place, "in_flight"), window.in_flight, names, "a step of the timeline")
+    for name in window.flows:
+        _known((*place, "flows"), name, flows, "a flow")
+
+
+def _without_traffic(
+    flows: Mapping[str, Any], windows: Sequence[WindowSpec], steps: Sequence[Any], timed: Sequence[int]
+) -> None:
+    places: list[Place] = [*[("flows",)] * bool(flows), *[("windows",)] * bool(windows)]
+    places += [("steps", number, "at") for number in timed]
+    places += [("steps", number, "then") for number, step in enumerate(steps) if step.then]
+    if places:
+        raise BadValueError(places[0], "this is for timelines: add [traffic], or remove it")
+
+
+def _check_steps(traffic: Traffic, steps: Sequence[Any], timed: Sequence[int]) -> None:
+    at = 0.0
+    for number in timed:
+        if not at <= steps[number].at < traffic.until:
+            raise BadValueError(
+                ("steps", number, "at"),
+                f"{steps[number].at:g} s is not between {at:g} s, when the step before it is, and the end at "
+                f"{traffic.until:g} s: put the steps in the order of their times",
+            )
+        at = steps[number].at
+    taken = {BEGIN, END, ""}
+    for number, step in enumerate(steps):
+        if step.name and (step.name in taken or step.name[0].isdigit()):
+            raise BadValueError(
+                ("steps", number, "name"), f"{step.name!r} is taken or begins with a digit: choose another"
+            )
+        taken.add(step.name)
+        if step.then and number < timed[0]:
+            raise BadValueError(("steps", number, "then"), "no traffic yet: say it in the flow's `expect`")
+
+
+def _judgeable(place: Place, expectation: Any) -> None:  # noqa: ANN401 - an Expectation
+    for name in ("reason", "within", "expires"):
+        if getattr(expectation, name) is not None:
+            raise BadValueError(
+                place, f"traffic is judged by what client and backend see, at once: leave `{name}` out"
+            )
+
+
+def _known(place: Place, name: str, known: Iterable[str], what: str) -> None:
+    if name not in known:
+        raise BadValueError(
+            place, f"{name!r} is not {what}: take one of {', '.join(sorted(known)) or 'none'}"
+        )

@@ -1,0 +1,188 @@
+"""Events of a scenario's steps: what happens to agents, HAProxy, keys, the policy and the cloud.
+
+One method for each field of `Step` that is an event; `Events.act` finds it. Another kind of event is a field
+in `declarations.scenario.Step`, its name in `KINDS`, and a method here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iamroles_scenarios.declarations.scenario import KeysStep, ReloadStep, Step, WaitStep, merged
+from iamroles_scenarios.engine.tokens import Mint
+from iamroles_scenarios.engine.worlds import Place
+from iamroles_scenarios.errors import AgentFault, StageError, Untestable, WaitTimeoutError
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.stage import World
+
+CLOCK_MARGIN = 0.05
+"""Seconds beyond a token's `exp`, for clocks that are read by another process."""
+EVENT_DEADLINE = 10.0
+"""Seconds, times the time scale, for events of the agent: starting again, a reload, a fetch of keys."""
+
+Prove = Callable[[ReloadStep, str, dict[str, Any], str], None]
+"""Is told what a reload showed of a check: the step, the check, the answer, what was wrong ("": nothing)."""
+
+
+class Events:
+    """Makes them happen in one playing of a scenario.
+
+    Args:
+        target: agent and stage.
+        place: the world.
+        mint: its tokens.
+        prove: see `Prove`.
+    """
+
+    def __init__(self, target: Target, place: Place, mint: Mint, prove: Prove) -> None:
+        self._target = target
+        self._place = place
+        self._mint = mint
+        self._prove = prove
+        self._fetches: dict[str, int] = {}
+        self._retiring: dict[str, list[str]] = {}
+
+    def act(self, step: Step) -> None:
+        """Let a step's event happen.
+
+        Raises:
+            AgentFault: the agent did not take it as it must.
+        """
+        acts: tuple[tuple[Any, Callable[[Any], None]], ...] = (
+            (step.agent, lambda action: self._agent(action, step.nth)),
+            (step.haproxy, lambda _: self._place.world.haproxy.reload()),
+            (step.keys, self._keys),
+            (step.wait, self._wait),
+            (step.reload, self._reload),
+            (step.cloud, self._mint.cloud),
+            (step.mint, self._mint_now),
+        )
+        for event, act in acts:
+            if event is not None:
+                act(event)
+
+    def _agent(self, action: str, nth: int) -> None:
+        world = self._place.worlds[nth - 1]
+        handle = world.agent
+        acts: dict[str, Callable[[], object]] = {
+            "kill": handle.kill,
+            "pause": handle.pause,
+            "resume": handle.resume,
+            "start": handle.start,
+            "kill-child": lambda: kill_child(world),
+        }
+        try:
+            acts[action]()
+        except StageError as error:
+            if action != "start":
+                raise
+            raise AgentFault(f"the agent did not start again: {error.message}") from error
+
+    def _keys(self, step: KeysStep) -> None:
+        issuer = self._target.worlds.issuer(self._place.issuer(step.issuer))
+        retiring = self._retiring.setdefault(issuer.name, [])
+        match step.do:
+            case "rotate" | "announce":
+                retiring.append(issuer.keys[0].kid)
+                issuer.rotate() if step.do == "rotate" else issuer.announce()
+            case "adopt":
+                issuer.adopt()
+            case "slow":
+                issuer.fault("jwks", "slow", seconds=step.seconds * self._target.scale)
+            case "mend":
+                issuer.clear("jwks")
+            case "replace":
+                issuer.rotate(overlap=False)
+            case "retire":
+                for kid in retiring:
+                    issuer.remove(kid)
+                retiring.clear()
+        self._fetches[issuer.name] = issuer.counters().get("jwks", 0)
+
+    def _mint_now(self, names: list[str]) -> None:
+        for name in names:
+            self._mint.token(name)
+
+    def _wait(self, step: WaitStep) -> None:
+        if step.expired:
+            expires = self._mint.token(step.expired).expires
+            while (left := expires - time.time()) > -CLOCK_MARGIN:
+                time.sleep(left + CLOCK_MARGIN)
+            return
+        issuer = self._target.worlds.issuer(self._place.issuer(step.fetched))
+        seconds = EVENT_DEADLINE * self._target.scale
+        try:
+            issuer.wait_for("jwks", self._fetches.get(issuer.name, 0) + 1, seconds)
+        except WaitTimeoutError as error:
+            message = f"the agent did not renew the key set of {step.fetched!r} within {seconds:g} s"
+            raise AgentFault(message) from error
+
+    def _reload(self, step: ReloadStep) -> None:
+        policy = merged(self._place.policy, self._place.own(step.override))
+        for world in self._place.worlds:
+            try:
+                answer = world.agent.reload(policy, within=EVENT_DEADLINE * self._target.scale)
+            except StageError as error:
+                raise AgentFault(f"the agent did not say what came of the reload: {error.message}") from error
+            self._answered(step, answer)
+        if answer["reloaded"]:
+            self._place.policy = policy
+
+    def _answered(self, step: ReloadStep, answer: dict[str, Any]) -> None:
+        message = f"the agent answered the reload with {answer}, expected reloaded = {step.accepted}"
+        right = answer["reloaded"] == step.accepted
+        if not right and not step.check:
+            raise AgentFault(message)
+        if step.check:
+            self._prove(step, step.check, answer, "" if right else message)
+        if step.error is not None:
+            named = not answer["reloaded"] and step.error.names in str(answer.get("error"))
+            message = f"the refusal does not name {step.error.names!r}: {answer}"
+            self._prove(step, step.error.check, answer, "" if named else message)
+
+
+def kill_child(world: World) -> int:
+    """SIGKILL for the oldest child process of a world's agent; its process id on this host.
+
+    Raises:
+        AgentFault: it has no child, though it declares `workers`.
+        Untestable: its processes are not to be seen from here.
+    """
+    pid = world.agent.host_pid
+    if pid is None:
+        raise Untestable("the agent's processes cannot be seen from this host")
+    children = children_of(pid)
+    if not children:
+        raise AgentFault("the agent has no child process that could be killed: declare `workers = false`")
+    try:
+        os.kill(children[0], signal.SIGKILL)
+    except PermissionError:
+        raise Untestable("this user may not kill the agent's processes: run as root") from None
+    return children[0]
+
+
+def children_of(pid: int) -> list[int]:
+    """Child processes of a process, the oldest first (proc(5), `/proc/pid/task/tid/children`)."""
+    try:
+        found = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+    return sorted(found, key=_started)
+
+
+def _started(pid: int) -> tuple[int, int]:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]), pid
+    except OSError:
+        return 0, pid

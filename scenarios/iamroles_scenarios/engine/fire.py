@@ -1,0 +1,353 @@
+"""Traffic under which something happens: one thread that asks without a pause, and what came of it.
+
+    with kindle(world, flows, rate=200) as fire:
+        fire.wait(50)                     # so many more answers
+        with fire.step("kill"):           # notes when it began and ended
+            world.agent.kill()
+        fire.wait(50)
+    finding = fire.judge(WindowSpec(check="kill", between=["kill", "end"], in_flight="kill"))
+
+A thread drives the epoll loop of `iamroles_scenarios.traffic`, so the traffic is timed by the kernel and goes
+on whatever the caller does. `ledger` says how answers are judged.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.declarations.timeline import BEGIN, END, WindowSpec
+from iamroles_scenarios.engine.ledger import (
+    EXCUSABLE,
+    NEVER,
+    Entry,
+    Finding,
+    Flow,
+    Kind,
+    Ledger,
+    Watched,
+    p99,
+)
+from iamroles_scenarios.engine.players import raw_request
+from iamroles_scenarios.errors import HarnessFault, TooSlow
+from iamroles_scenarios.traffic import Address, Case, HttpLine, Loop, Right, Segment, arrivals
+from iamroles_scenarios.traffic.polling import NANO, now
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.stage import World
+
+_SLICE = NANO // 50
+"""Nanoseconds that the loop runs before tokens are renewed and waiters told."""
+_DAYS = 7 * 24 * 3600.0
+PATIENCE = 15.0
+"""Seconds, times the scale, after which a question without an answer is lost."""
+_STALL = 30.0
+"""Seconds, times the scale, without any answer after which a waiter gives up."""
+GRACE = NANO // 10
+"""Nanoseconds, times the scale, after a part was killed in which its neighbours may still write to it."""
+_LEAST = 10
+"""Answers that a window needs of each flow, to say anything."""
+_FLOOR = 0.1
+"""Seconds, times the scale: a 99th percentile of no more is always allowed."""
+
+_ANY = Right(status=0)
+"""The loop judges nothing: the ledger does."""
+
+Minter = Callable[[], tuple[str, float]]
+"""Makes another token: its text, and its `exp` in epoch seconds (0: none)."""
+
+
+@dataclass(slots=True)
+class Moment:
+    """A step, in nanoseconds of CLOCK_REALTIME."""
+
+    name: str
+    begin: int
+    end: int = 0
+
+
+class _Stream:
+    """A flow as it is asked: its questions, of which those with dead tokens are asked for a while."""
+
+    def __init__(self, flow: Flow, ledger: Ledger, case: Case, mint: Minter | None, renew: float) -> None:
+        self.flow = flow
+        self._ledger = ledger
+        self._case = case
+        self._mint = mint
+        self._renew = round(renew * NANO)
+        self._due = 0
+        self.questions: list[Watched] = []
+
+    def add(self, token: str, expires: float) -> None:
+        """Ask with this token too."""
+        raw = raw_request(self.flow.request, token, keep=True)
+        dies = round(expires * NANO) if expires else NEVER
+        made = Watched(self._case, raw, _ANY, flow=self.flow, ledger=self._ledger, secret=token, dies=dies)
+        self.questions = [one for one in self.questions if one.dies + NANO > now()] + [made]
+
+    def renew(self, at: int) -> None:
+        """Mint another token if it is time."""
+        if self._mint is not None and (not self.questions or (self._renew and at >= self._due)):
+            self._due = at + self._renew
+            self.add(*self._mint())
+
+
+class Fire:
+    """Traffic from its begin to its end; made by `kindle`.
+
+    Args:
+        address: HAProxy's.
+        rate: questions a second.
+        connections: how many.
+        scale: multiplies deadlines.
+        seed: of arrivals and of the order of questions.
+        tls: speak TLS by this context.
+        fresh: a new connection for each question.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        rate: float,
+        connections: int,
+        scale: float = 1.0,
+        seed: int = 1,
+        tls: ssl.SSLContext | None = None,
+        fresh: bool = False,
+    ) -> None:
+        self.ledger = Ledger()
+        self.steps: dict[str, Moment] = {}
+        self.connections = connections
+        self._scale = scale
+        self._chance = random.Random(seed)  # noqa: S311 - an order, not a secret
+        self._streams: dict[str, _Stream] = {}
+        self._dealt: list[_Stream] = []
+        self._weights: list[float] = []
+        self._moved = threading.Condition()
+        self._stop = False
+        self._fault: BaseException | None = None
+        self._loop = Loop(
+            self._deal(), arrivals([Segment(_DAYS, rate)], seed=seed), patience=PATIENCE * scale
+        )
+        where = Address.of(f"{address[0]}:{address[1]}")
+        self._lines = [
+            HttpLine(self._loop, where, tls=tls, fresh=fresh, again=True) for _ in range(connections)
+        ]
+        self._thread = threading.Thread(target=self._run, name="fire", daemon=True)
+
+    # --- flows ---------------------------------------------------------------------------------------------
+
+    def ask(
+        self, flow: Flow, *, mint: Minter | None = None, renew: float = 0.0, expires: float = 0.0
+    ) -> None:
+        """Begin to ask a flow.
+
+        Args:
+            flow: what.
+            mint: makes its tokens, the first included; None: `flow.token` is the only one.
+            renew: seconds after which another token is minted.
+            expires: `exp` of `flow.token`, epoch seconds; 0: none.
+        """
+        stream = _Stream(flow, self.ledger, Case(flow.name), mint, renew)
+        if mint is None:
+            stream.add(flow.token, expires)
+        else:
+            stream.renew(now())
+        self._streams[flow.name] = stream
+        self._shuffle([*self._dealt, stream])
+
+    def leave(self, name: str) -> None:
+        """Ask a flow no more."""
+        self._shuffle([stream for stream in self._dealt if stream.flow.name != name])
+
+    def _shuffle(self, streams: list[_Stream]) -> None:
+        self._dealt, self._weights = streams, [stream.flow.weight for stream in streams]
+
+    def _deal(self) -> Iterator[Watched]:
+        while True:
+            streams, weights = self._dealt, self._weights
+            if len(streams) != len(weights):
+                continue  # between the two assignments of another thread
+            (stream,) = self._chance.choices(streams, weights)
+            yield self._chance.choice(stream.questions)
+
+    # --- life ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect, and begin to ask."""
+        self._loop.open(self._lines, within=5.0 * self._scale)
+        self._mark(BEGIN)
+        self._loop.start(self.steps[BEGIN].begin)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop:
+                self._loop.run(now() + _SLICE)
+                for stream in list(self._streams.values()):
+                    stream.renew(now())
+                with self._moved:
+                    self._moved.notify_all()
+            self._loop.finish()
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            self._fault = error
+        with self._moved:
+            self._moved.notify_all()
+
+    def stop(self) -> None:
+        """Ask nothing more, wait for what is under way; idempotent."""
+        if END in self.steps or BEGIN not in self.steps:
+            return
+        self._mark(END)
+        self._stop = True
+        self._thread.join(PATIENCE * self._scale + 30.0)
+        if self._thread.is_alive():
+            raise HarnessFault("the traffic did not end")
+        self._sound()
+
+    def _sound(self) -> None:
+        if self._fault is not None:
+            raise HarnessFault(f"the traffic broke off: {self._fault!r}") from self._fault
+
+    # --- time ----------------------------------------------------------------------------------------------
+
+    def wait(self, more: int) -> None:
+        """Until so many more answers came, or were lost.
+
+        Raises:
+            HarnessFault: the traffic stands still.
+        """
+        mark = self.ledger.count + more
+        while (before := self.ledger.count) < mark:
+            with self._moved:
+                self._moved.wait_for(
+                    lambda: self._fault is not None or self.ledger.count >= mark, _STALL * self._scale
+                )
+            self._sound()
+            if self.ledger.count == before:
+                raise HarnessFault(f"no answer for {_STALL * self._scale:g} s")
+
+    def until(self, seconds: float) -> None:
+        """Wait for this moment of the timeline: seconds from its begin, times the scale."""
+        moment = self.steps[BEGIN].begin + round(seconds * self._scale * NANO)
+        while (left := moment - now()) > 0:
+            with self._moved:
+                self._moved.wait_for(lambda: self._fault is not None, left / NANO)
+            self._sound()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Moment]:
+        """Note when something begins and ends."""
+        moment = self._mark(name)
+        try:
+            yield moment
+        finally:
+            moment.end = now()
+
+    def _mark(self, name: str) -> Moment:
+        at = now()
+        self.steps[name] = Moment(name, at, at)
+        return self.steps[name]
+
+    def change(self, flow: str, expect: Expectation, *, by: str, settles: float = 0.0) -> None:
+        """Something else is right for a flow from a step on; until seconds after its end, what was before
+        too."""
+        moment = self.steps[by]
+        settled = moment.end + round(settles * self._scale * NANO)
+        self._streams[flow].flow.change(expect, moment.begin, settled)
+
+    # --- judging -------------------------------------------------------------------------------------------
+
+    def judge(self, window: WindowSpec) -> Finding:
+        """What a window showed.
+
+        Raises:
+            TooSlow: hardly anything was asked in it.
+        """
+        begin, end = (self._at(moment) for moment in window.between)
+        entries = self.ledger.between(begin, end, window.flows)
+        self._enough(window, entries)
+        names = [one if isinstance(one, str) else f"{one:g} s" for one in window.between]
+        found = Finding((names[0], names[1]), len(entries), p99=p99(entries))
+        excuse = begin + round(window.recovers * self._scale * NANO)
+        killed = self.steps[window.in_flight] if window.in_flight else None
+        under_way = 0
+        for entry in entries:
+            kind, why = entry.judged()
+            if kind is Kind.RIGHT:
+                continue
+            found.recovered = max(found.recovered, (entry.received - begin) / NANO)
+            if kind in EXCUSABLE and entry.sent < excuse:
+                found.excused[kind] += 1
+            elif kind in (Kind.FAULT, Kind.LOST) and killed and self._met(entry, killed):
+                found.excused[kind] += 1
+                under_way += 1
+            else:
+                found.bad.append((entry, kind, why))
+        counts = Counter(kind for _, kind, _ in found.bad)
+        found.problems += [f"{count} of {len(entries)} answers: {kind}" for kind, count in counts.items()]
+        if under_way > self.connections:
+            found.problems.append(
+                f"{under_way} questions failed with a part that was killed, more than the {self.connections}"
+                " that can be in flight"
+            )
+        if window.p99 is not None:
+            found.quiet = p99(self.ledger.between(self.steps[BEGIN].begin, self._first(), window.flows))
+            if found.p99 > max(window.p99 * found.quiet, _FLOOR * self._scale):
+                found.problems.append(
+                    f"p99 was {found.p99 * 1000:.0f} ms, more than {window.p99:g} times the quiet "
+                    f"{found.quiet * 1000:.1f} ms"
+                )
+        return found
+
+    def _enough(self, window: WindowSpec, entries: Sequence[Entry]) -> None:
+        for name in window.flows or ["any flow"]:
+            count = sum(1 for entry in entries if not window.flows or entry.question.flow.name == name)
+            if count < _LEAST:
+                between = " and ".join(map(str, window.between))
+                raise TooSlow(f"only {count} answers of {name} between {between}: raise the time scale")
+
+    def _met(self, entry: Entry, killed: Moment) -> bool:
+        return entry.sent <= killed.end + GRACE * self._scale and entry.received >= killed.begin
+
+    def _at(self, moment: str | float) -> int:
+        if isinstance(moment, str):
+            return self.steps[moment].begin
+        return self.steps[BEGIN].begin + round(moment * self._scale * NANO)
+
+    def _first(self) -> int:
+        """When the quiet time ended: the first step after the begin."""
+        later = [step.begin for name, step in self.steps.items() if name != BEGIN]
+        return min(later)
+
+
+@contextmanager
+def kindle(
+    world: World,
+    flows: Sequence[Flow] = (),
+    *,
+    rate: float = 200.0,
+    connections: int = 8,
+    scale: float = 1.0,
+    seed: int = 1,
+    tls: ssl.SSLContext | None = None,
+    fresh: bool = False,
+) -> Iterator[Fire]:
+    """Ask these flows of a world's HAProxy until the context ends; see `Fire`."""
+    address = world.proxy.host, world.proxy.port
+    fire = Fire(address, rate=rate, connections=connections, scale=scale, seed=seed, tls=tls, fresh=fresh)
+    for flow in flows:
+        fire.ask(flow)
+    fire.start()
+    try:
+        yield fire
+    finally:
+        fire.stop()

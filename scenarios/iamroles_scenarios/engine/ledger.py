@@ -1,0 +1,227 @@
+"""The ledger: every answer of some traffic, and whether it was right when it came.
+
+What is right changes while questions are under way, so nothing is judged when it comes. Each answer is kept
+with two moments: when its question was sent, and the kernel's stamp on its last byte. Each outcome of a flow
+is kept with the time in which it may have been in force: from the begin of the step that brought it, to the
+end of the step that ended it, and as long after as that step may take to settle. An answer is right if it is
+as an outcome that may have been in force at any moment between its two. So before and after a change one
+outcome is right, and while the change happens either is.
+
+A token's death is such a change as well: from its `exp` on, nothing is right but a refusal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.http import Answer, redacted
+from iamroles_scenarios.engine.observation import Observation, mismatches
+from iamroles_scenarios.engine.players import observed
+from iamroles_scenarios.traffic.polling import NANO
+from iamroles_scenarios.traffic.questions import Question
+
+NEVER = 1 << 62
+_MARGIN = NANO // 20
+"""Around a token's `exp`, for clocks that are read by other processes: HAProxy's own is that of its last
+turn."""
+DEAD = Expectation(status=401, allow=False, backend="")
+"""What is right for a token after its `exp`."""
+
+
+class Kind(StrEnum):
+    """How an answer was."""
+
+    RIGHT = "right"
+    FALSE_ALLOW = "false allow"
+    """A backend was reached that should not have been. Nothing excuses it."""
+    FALSE_DENY = "false deny"
+    WRONG = "wrong"
+    """Another refusal, another backend or another identity than the right one."""
+    FAULT = "5xx"
+    LOST = "lost"
+    """No answer."""
+
+
+EXCUSABLE = frozenset({Kind.FALSE_DENY, Kind.FAULT, Kind.LOST})
+
+
+@dataclass(slots=True)
+class _Outcome:
+    expect: Expectation
+    begin: int
+    until: int = NEVER
+
+
+class Flow:
+    """A question that is asked again and again, and what is right for it when.
+
+    Args:
+        name: for windows and reports.
+        request: the question.
+        token: its credential, "" for none; of a flow that renews, the first.
+        expect: what is right at the begin.
+        weight: its share of the traffic.
+    """
+
+    def __init__(
+        self, name: str, request: RequestSpec, token: str, expect: Expectation, *, weight: float = 1.0
+    ) -> None:
+        self.name = name
+        self.request = request
+        self.token = token
+        self.weight = weight
+        self._outcomes = [_Outcome(expect, 0)]
+
+    def change(self, expect: Expectation, begin: int, settled: int) -> None:
+        """Something else is right from `begin` on at the earliest, and alone from `settled` on
+        (nanoseconds)."""
+        self._outcomes[-1].until = settled
+        self._outcomes.append(_Outcome(expect, begin))
+
+    def right(self, sent: int, received: int, dies: int) -> list[Expectation]:
+        """What may be answered to a question of these moments, with a token that dies then."""
+        if sent >= dies + _MARGIN:
+            return [DEAD]
+        found = [one.expect for one in self._outcomes if one.begin <= received and sent <= one.until]
+        return found if received < dies - _MARGIN else [*found, DEAD]
+
+
+@dataclass(slots=True, kw_only=True)
+class Watched(Question):
+    """A question whose answers go to a ledger, unjudged."""
+
+    flow: Flow
+    ledger: Ledger
+    secret: str = ""
+    dies: int = NEVER
+    """When its token dies, nanoseconds of CLOCK_REALTIME."""
+
+    def judge(self, status: int, text: bytes, sent: int, received: int) -> str:
+        """Keep an answer."""
+        self.ledger.add(Entry(self, sent, received, status, text))
+        return ""
+
+    def lost(self, sent: int, at: int, why: str) -> None:
+        """Keep that there was none."""
+        self.ledger.add(Entry(self, sent, at, 0, why.encode()))
+
+
+class Entry(NamedTuple):
+    """One answer, or the lack of one."""
+
+    question: Watched
+    sent: int
+    received: int
+    status: int
+    """0: none came."""
+    text: bytes
+    """The answer as it came, or why there was none."""
+
+    @property
+    def seen(self) -> Observation:
+        """What it shows."""
+        head, _, body = self.text.partition(b"\r\n\r\n")
+        line, *fields = head.decode("latin-1").split("\r\n")
+        pairs = tuple(
+            (name.lower(), value.strip()) for name, _, value in (field.partition(":") for field in fields)
+        )
+        reason = line.split(" ", 2)[-1]
+        answer = Answer(self.status, reason, pairs, body, 0, self.received / NANO)
+        return observed(answer, self.question.payload, [self.question.secret])
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Question and answer for a reader, without the token."""
+        if self.status:
+            seen = self.seen
+            return seen.sent, seen.received
+        sent = redacted(self.question.payload.decode("latin-1").replace("\r\n", "\n"), [self.question.secret])
+        return sent.strip(), f"no answer: {self.text.decode(errors='replace')}"
+
+    def judged(self) -> tuple[Kind, str]:
+        """What kind of answer it was, and what was wrong with it."""
+        flow = self.question.flow
+        if not self.status:
+            return Kind.LOST, self.text.decode(errors="replace")
+        seen = self.seen
+        right = flow.right(self.sent, self.received, self.question.dies)
+        differing = [mismatches(one, seen, {}) for one in right]
+        if not all(differing):
+            return Kind.RIGHT, ""
+        why = " / ".join("; ".join(each) for each in differing)
+        opens = any(one.allow or one.status == 200 for one in right)
+        if seen.allow:
+            return (Kind.WRONG if opens else Kind.FALSE_ALLOW), why
+        if self.status >= 500:
+            return Kind.FAULT, why
+        return (Kind.FALSE_DENY if opens else Kind.WRONG), why
+
+
+class Ledger:
+    """Answers in the order in which they came. Added to by one thread, read by others."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self.count = 0
+
+    def add(self, entry: Entry) -> None:
+        """Keep an answer."""
+        self._entries.append(entry)
+        self.count += 1
+
+    def between(self, begin: int, end: int, flows: Sequence[str] = ()) -> list[Entry]:
+        """Answers to what was sent in [begin, end), of these flows or of all."""
+        return [
+            entry
+            for entry in list(self._entries)
+            if begin <= entry.sent < end and (not flows or entry.question.flow.name in flows)
+        ]
+
+    def take(self, before: int) -> list[Entry]:
+        """Answers to what was sent before a moment, which are forgotten here: for runs that go on for
+        long."""
+        entries = self._entries
+        taken = [entry for entry in entries if entry.sent < before]
+        kept = [entry for entry in entries[: len(entries)] if entry.sent >= before]
+        self._entries = kept
+        return taken
+
+
+@dataclass(slots=True)
+class Finding:
+    """What a window showed."""
+
+    between: tuple[str, str]
+    answers: int
+    bad: list[tuple[Entry, Kind, str]] = field(default_factory=list)
+    """Answers that were not right and that nothing excuses, with why."""
+    excused: Counter[Kind] = field(default_factory=Counter)
+    recovered: float = 0.0
+    """Seconds from the window's begin until the last answer that was not right, excused ones included."""
+    p99: float = 0.0
+    """Seconds."""
+    quiet: float = 0.0
+    """The quiet time's 99th percentile, seconds; 0 where it is not compared."""
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{' to '.join(self.between)}: {self.answers} answers"]
+        parts += [f"{count} {kind}" for kind, count in Counter(kind for _, kind, _ in self.bad).items()]
+        parts += [f"{count} {kind} excused" for kind, count in self.excused.items()]
+        if self.recovered:
+            parts.append(f"right again after {self.recovered:.2f} s")
+        parts.append(
+            f"p99 {self.p99 * 1000:.1f} ms" + (f", quiet {self.quiet * 1000:.1f} ms" if self.quiet else "")
+        )
+        return ", ".join(parts)
+
+
+def p99(entries: Iterable[Entry]) -> float:
+    """The 99th percentile of the time from sent to received, seconds; 0 without entries."""
+    times = sorted(entry.received - entry.sent for entry in entries if entry.status)
+    return times[min(len(times) - 1, len(times) * 99 // 100)] / NANO if times else 0.0
