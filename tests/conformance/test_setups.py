@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import socket
+import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -181,3 +186,36 @@ def test_a_running_agent_that_is_sound_is_exit_0() -> None:
     assert done.exit_code == 0, done.output
     assert "not-applicable wire.life.sigterm" in done.output
     assert "conforms to" not in done.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_reports_what_was_played_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    mark = f"IAMROLES_TEST_MARK={uuid.uuid4()}"
+    command = [sys.executable, "-m", "iamroles_agent", "conformance", "run", "--stage=processes"]
+    run = subprocess.Popen(
+        [*command, "--lane=gate-spop", "--lane=gate", f"--report={tmp_path}"],
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict([mark.split("=")]),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    seen = [line for line in itertools.islice(run.stdout, 12) if line.startswith("pass ")]
+
+    run.send_signal(number)
+    rest = run.stdout.read()
+
+    assert run.wait() == 130
+    assert "interrupted: " in rest
+    found = report.load(tmp_path / "report.json")
+    assert {line.split()[1] for line in seen} <= {check["name"] for check in found["checks"]}
+    assert found["totals"] == {"pass": len(found["checks"])}
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if mark in _environment(pid)]
+
+
+def _environment(process: Path) -> str:
+    try:
+        return (process / "environ").read_text(errors="replace")
+    except OSError:
+        return ""

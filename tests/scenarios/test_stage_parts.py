@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import AgentSpec, haproxies
+from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
 from iamroles_scenarios.stage.spec import FEATURES, find_program
-from iamroles_scenarios.stage.world import Composer
 
 ROOT = Path(__file__).parents[2]
 

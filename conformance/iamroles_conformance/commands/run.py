@@ -30,16 +30,16 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
     """Play checks and give verdicts.
 
     Exit code 0 if no MUST failed, 1 if one did, 2 for a mistake in the command or agent.toml, 3 if the stage
-    or the agent on it cannot be used, 130 after Ctrl-C, which reports what was played. SHOULDs that fail are
-    warnings; without `--grade strict`, so is what only `strict` asks. A running agent is judged on the wire
-    alone.
+    or the agent on it cannot be used, 130 after Ctrl-C or SIGTERM, which report what was played. SHOULDs that
+    fail are warnings; without `--grade strict`, so is what only `strict` asks. A running agent is judged on
+    the wire alone.
     """
     select = selected_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     pairs, told = [], set[str]()
     with subject.run(planned) as started:
         _introduce(started)
-        for check, result in _until_interrupted(zip(planned, started.results(), strict=True)):
+        for check, result in _until_interrupted(started):
             pairs.append((check, result))
             if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
                 again = ["iamroles", "conformance", "run", *subject.arguments("--"), "--check", check.name]
@@ -60,12 +60,16 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
     sys.exit(ExitCode.PASSED if found["passed"] else ExitCode.FAILED)
 
 
-def _until_interrupted(pairs: Iterator[_Pair]) -> Iterator[_Pair]:
-    """The pairs as they come; Ctrl-C ends them."""
+def _until_interrupted(started: Run) -> Iterator[_Pair]:
+    """Checks and their results in the order of the plan; after Ctrl-C what is known by then."""
+    waiting = list(started.planned)
     try:
-        yield from pairs
+        for result in started.results():
+            yield waiting.pop(0), result
     except KeyboardInterrupt:
-        return
+        for check in waiting:
+            if (known := started.settled(check)) is not None:
+                yield check, known
 
 
 def _introduce(started: Run) -> None:

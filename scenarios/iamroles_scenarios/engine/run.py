@@ -127,6 +127,8 @@ class Run:
         self._futures: dict[tuple[str, str], Future[CheckResult]] = {
             (check.id, check.lane): Future() for check in planned
         }
+        self._held: dict[tuple[str, str], CheckResult] = {}
+        """Failures of the wire lane whose cause is not yet known."""
         self._lock = threading.Lock()
         self._submitted: set[str] = set()
 
@@ -225,6 +227,14 @@ class Run:
             self._submit_function(check)
         return self._futures[check.id, check.lane].result()
 
+    def settled(self, check: PlannedCheck) -> CheckResult | None:
+        """What is known of a check by now, for who does not wait any longer; None if it is still played."""
+        future = self._futures[check.id, check.lane]
+        if future.done() and not future.cancelled():
+            return future.result()
+        held = self._held.get((check.id, check.lane))
+        return None if held is None else with_known(weighed(held), self.agent.known_failures)
+
     def results(self) -> Iterator[CheckResult]:
         """All results in the order of the plan, each as soon as it and those before it are there."""
         self.start()
@@ -277,18 +287,18 @@ class Run:
 
     def _wire(self, checks: list[Check]) -> list[CheckResult]:
         with self._wire_target() as target:
-            failed: list[CheckResult] = []
 
             def settle(result: CheckResult) -> None:
                 """Hold failures back until it is known whether the agent has ended."""
                 if result.verdict is Verdict.FAIL:
-                    failed.append(result)
+                    self._held[result.check, result.lane] = result
                 else:
                     self._settle(result if self._worlds else of_a_runner(result))
 
             results = wire_lane.run(target, checks, on_result=settle)
-            for result in self._explained(failed, target) if failed else []:
-                self._settle(result)
+            if self._held:
+                for result in self._explained(list(self._held.values()), target):
+                    self._settle(result)
             return results
 
     def _wire_target(self) -> AbstractContextManager[WireTarget]:
