@@ -19,7 +19,14 @@ def reference_agent() -> AgentSpec:
             "name": "iamroles",
             "version": version("haproxy-iam-roles"),
             "launch": {"command": ["iamroles", "agent", "run"], "build": "python"},
-            "features": {"oidc": True, "sts": True, "reload": "SIGHUP"},
+            "features": {
+                "oidc": True,
+                "sts": True,
+                "reload": "SIGHUP",
+                "limits": True,
+                "live": True,
+                "renew": True,
+            },
         },
         Path(__file__),
     )

@@ -6,9 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from iamroles_scenarios.commands.demo import demo, tour
+from iamroles_scenarios.commands.demo_streams import STREAMS
 from iamroles_scenarios.engine.observation import Observation, mismatches
 
-STEPS = sum(step.request is not None for step in tour().steps)
+TOUR = sum(step.request is not None for step in tour().steps)
+STEPS = TOUR + STREAMS
 
 LYING = """
 import asyncio, json, os, pathlib, sys
@@ -21,6 +23,19 @@ async def mislead(self, state, check):
         raise RuntimeError("never mind")
     return decision, last
 gate.Gate._decide = mislead
+main(["agent", "run"])
+"""
+
+LATE = """
+import asyncio
+from iamroles_agent.live.cutter import Cutter
+from iamroles_agent.main import main
+from iamroles_agent.spop import actions
+real = actions.set_var
+actions.set_var = lambda scope, name, kind, value: real(
+    scope, name, kind, value + 60 if name == "expires" else value
+)
+Cutter.look = lambda self: asyncio.sleep(0)
 main(["agent", "run"])
 """
 
@@ -38,8 +53,30 @@ def test_every_step_goes_as_told():
         "token_expired",
         "key_unknown",
         "no verdict",
+        "frames go and come, 3.",
+        "words arrive, 3.",
     ):
         assert told in done.output
+    ends = re.findall(r"closed by HAProxy, \d+\.\d\d s (?:after|before) (the [a-z' ]+)", done.output)
+    assert ends == ["the token's end", "the token's end", "the revocation"]
+
+
+def test_a_stream_that_outlives_its_token_fails_it(tmp_path):
+    """An agent that tells HAProxy a later end, and cuts nothing, is caught by all three streams alone."""
+    program = tmp_path / "lying.py"
+    program.write_text(LATE)
+    agent = tmp_path / "agent.toml"
+    agent.write_text(
+        f'spec = 1\nname = "late"\n[launch]\ncommand = ["python", "{program}"]\n'
+        '[features]\noidc = true\nreload = "SIGHUP"\nlive = true\n'
+    )
+
+    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", str(agent)])
+
+    assert done.exit_code == 1, done.output
+    assert f"{TOUR} of {STEPS} steps went as told." in done.output
+    assert done.output.count("NOT AS TOLD still open 1 s after the token's end") == 2
+    assert "NOT AS TOLD still open 5 s after the revocation" in done.output
 
 
 def test_a_step_that_goes_otherwise_fails_it(tmp_path):
@@ -55,7 +92,7 @@ def test_a_step_that_goes_otherwise_fails_it(tmp_path):
     done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", str(agent)])
 
     assert done.exit_code == 1, done.output
-    assert f"{STEPS - 1} of {STEPS} steps went as told." in done.output
+    assert f"{TOUR - 1} of {TOUR} steps went as told." in done.output
     assert done.output.count("NOT AS TOLD") == 2
     assert "status: expected 401, got 503" in done.output
 

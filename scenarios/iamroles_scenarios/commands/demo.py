@@ -22,6 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from iamroles_scenarios.commands.demo_streams import STREAMS, SecondAct, heading
 from iamroles_scenarios.declarations.documents import read
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.declarations.scenario import RequestSpec, Scenario, Step
@@ -74,9 +75,7 @@ class Narrator(Watcher):
         self._pause()
         self.number += 1
         title, _, why = step.note.partition("\n")
-        self._console.print()
-        self._console.print(Text.assemble((f"{self.number:>2} ", "bold cyan"), (title, "bold")))
-        self._console.print(Text(f"   {why}", "italic"), soft_wrap=True)
+        heading(self._console, self.number, title, why)
         self._curl(request)
 
     def saw(self, step: Step, seen: Observation, differing: list[str]) -> None:  # noqa: ARG002, D102
@@ -156,20 +155,19 @@ class Narrator(Watcher):
         told = f"{tags.get('principal')} as {role} until {until}"
         self._console.print(Text.assemble(("   and the backend is told ", "dim"), told))
 
-    def closing(self, told: int) -> None:
-        """What came of it, and where to go next."""
-        style, verdict = ("green", "as told") if self.good == told else ("red", "NOT as told")
-        self._console.print()
-        self._console.print(f"[bold {style}]{self.good} of {told} steps went as told.[/]", highlight=False)
-        if self.good == told:
-            self._console.print(
-                "Next: [bold]iamroles conformance run[/] judges an agent, [bold]iamroles load run[/] "
-                "measures one,\n      [bold]iamroles policy explain[/] says why a request is allowed or not."
-            )
-        else:
-            self._console.print(
-                f"The demo went {verdict}: see above, and docs/ for what each step relies on."
-            )
+
+def closing(console: Console, good: int, told: int) -> None:
+    """What came of it, and where to go next."""
+    style, verdict = ("green", "as told") if good == told else ("red", "NOT as told")
+    console.print()
+    console.print(f"[bold {style}]{good} of {told} steps went as told.[/]", highlight=False)
+    if good == told:
+        console.print(
+            "Next: [bold]iamroles conformance run[/] judges an agent, [bold]iamroles load run[/] "
+            "measures one,\n      [bold]iamroles policy explain[/] says why a request is allowed or not."
+        )
+    else:
+        console.print(f"The demo went {verdict}: see above, and docs/ for what each step relies on.")
 
 
 def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable[[], None]) -> bool:
@@ -181,8 +179,13 @@ def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable
     scenario = tour()
     narrator = Narrator(console, stage.why, pause)
     worlds = Worlds(stage, agent)
+    target = Target("gate", stage, agent, worlds)
+    act = None
     try:
-        (result,) = play(scenario, Target("gate", stage, agent, worlds), narrator)
+        (result,) = play(scenario, target, narrator)
+        if agent.features.get("live") and result.verdict is not Verdict.HARNESS_ERROR:
+            act = SecondAct(console, pause, narrator.number)
+            act.play(target)
     finally:
         worlds.close()
     if result.verdict is Verdict.HARNESS_ERROR or not narrator.number:
@@ -190,8 +193,11 @@ def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable
     if result.verdict is Verdict.FAIL and narrator.good == narrator.number:
         console.print(f"NOT AS TOLD {result.message}", style="bold red")
     told = sum(step.request is not None for step in scenario.steps)
-    narrator.closing(told)
-    return narrator.good == told
+    good = narrator.good
+    if act is not None:
+        told, good = told + STREAMS, good + act.good
+    closing(console, good, told)
+    return good == told
 
 
 @click.command()
@@ -206,7 +212,7 @@ def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable
 @click.option("--pause", is_flag=True, help="Wait for a key before each step.")
 @click.option("--color/--no-color", default=None, help="Default: as the terminal can.")
 def demo(*, kind: str, haproxy: str | None, agent_file: Path | None, pause: bool, color: bool | None) -> None:
-    """Walk through allow, deny, overlap, expiry, rotation and an outage, on a real HAProxy.
+    """Walk through allow, deny, overlap, expiry, rotation, an outage and open streams, on a real HAProxy.
 
     Exit status: 0 if every step went as told, 1 if not, 3 if the stage could not be set up.
     """
