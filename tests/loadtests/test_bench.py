@@ -110,4 +110,4 @@ def test_a_step_to_measure_that_there_is_not():
     done = CliRunner().invoke(bench, ["gate", "--step", "nine"])
 
     assert done.exit_code == 2
-    assert "there is no step 'nine'; the steps are 0, 1" in done.output
+    assert "there is no step 'nine'; the steps are live, 0, 1" in done.output
