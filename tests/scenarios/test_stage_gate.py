@@ -329,6 +329,15 @@ def test_a_tag_cannot_forge_a_header(world, tag, text):
     assert ask(world, answer={**YES, tag: text}).status == 503
 
 
+@pytest.mark.parametrize("tag", ["principal", "session", "issuer", "rule", "identity"])
+def test_nor_can_a_tag_where_others_are_absent(world, tag):
+    alone = {name: YES[name] for name in ("status", "backend", "expires", "allow")}
+
+    answer = ask(world, answer={tag: "a\r\nX-Admin: 1", **alone})
+
+    assert answer.status == 503
+
+
 def test_a_tag_keeps_its_letters(world):
     answer = ask(world, answer={**YES, "principal": 'José "J" <j@x>, 50% \\'})
 
