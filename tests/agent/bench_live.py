@@ -34,6 +34,8 @@ FRAME = b"\x81\x82\0\0\0\0hi"
 
 def percentiles(values):
     values = sorted(values)
+    if not values:
+        return "none"
     return "  ".join(
         f"p{p:g} {1000 * values[min(len(values) - 1, int(len(values) * p / 100))]:.1f} ms"
         for p in (50, 90, 99, 100)

@@ -128,7 +128,7 @@ def test_a_stream_is_known_by_number_and_address():
 
 
 class Proxy:
-    """A HAProxy with streams: number to [source, expires, alive, filtered]."""
+    """A HAProxy with streams: number to (port, expires, alive), or (port, expires, False, when it ended)."""
 
     def __init__(self):
         self.now = 1990.0
@@ -159,14 +159,14 @@ class Proxy:
             bound = int(words[-1]) if "lt" in words else 1 << 40
             return f"# table: iam-live, used:{len(self.streams)}\n" + "".join(
                 f"0x1: key={n}|192.0.2.1|{port}|1000|{expires}|r{n}|{TICKET.encode()} use={int(alive)} "
-                f"exp=30000 gpt0={expires} gpc0=0\n"
-                for n, (port, expires, alive) in self.streams.items()
+                f"exp={30000 - round(1000 * (self.now - (ended or [self.now])[0]))} gpt0={expires} gpc0=0\n"
+                for n, (port, expires, alive, *ended) in self.streams.items()
                 if expires < bound
             )
         if command == "show sess":
             return "".join(
                 f"0x{n:x}: proto=tcpv4 src=192.0.2.1:{port} fe=x\n"
-                for n, (port, _, alive) in self.streams.items()
+                for n, (port, _, alive, *_) in self.streams.items()
                 if alive
             )
         if words[:2] == ["show", "sess"]:
@@ -174,7 +174,9 @@ class Proxy:
             return f"{words[2]}: [x] id={n} proto=tcpv4 source=192.0.2.1:{self.streams[n][0]}\n"
         if words[0] == "shutdown":
             n = int(words[2], 16)
-            self.streams[n] = (*self.streams[n][:2], False)
+            self.streams[n] = (*self.streams[n][:2], False, self.now)
+        if words[:2] == ["clear", "table"]:
+            del self.streams[int(words[-1].partition("|")[0])]
         return ""
 
 
@@ -206,41 +208,50 @@ async def test_a_stream_is_cut_when_its_time_has_come_and_not_before(proxy):
     await cutter.look()
     assert not cuts
 
-    proxy.now = 2000.04
+    proxy.now = 2000.16
     await cutter.look()
 
     assert [(cut.row.number, cut.cause, cut.by, round(cut.late, 2)) for cut in cuts] == [
-        (7, EXPIRED, "agent", 0.04)
+        (7, EXPIRED, "agent", 0.16)
     ]
     assert proxy.streams[8][2]
 
 
-async def test_what_the_proxy_closed_itself_is_recorded_once(proxy):
+async def test_what_the_proxy_closed_itself_is_recorded_once_with_its_moment(proxy):
     cuts = []
-    proxy.streams = {7: (4711, 2000, True)}
+    proxy.streams = {7: (4711, 2000, False, 1999.98), 8: (4712, 2000, False, 2000.1)}
+    proxy.now = 2000.4
     cutter = cutter_of(proxy, cuts)
-    proxy.now = 1999.99
-    await cutter.look()
-
-    proxy.streams = {7: (4711, 2000, False)}
-    proxy.now = 2000.03
     await cutter.look()
     await cutter.look()
 
-    assert [(cut.row.number, cut.by) for cut in cuts] == [(7, "timeout")]
-    assert any(command.startswith("clear table iam-live key 7|") for command in proxy.asked)
+    assert [(cut.row.number, cut.by, round(cut.done, 2), round(cut.late, 2)) for cut in cuts] == [
+        (7, "timeout", 1999.98, 0.0),
+        (8, "timeout", 2000.1, 0.1),
+    ]
+    assert not proxy.streams
 
 
 async def test_what_ended_before_its_time_is_no_cut(proxy):
     cuts = []
-    proxy.streams = {7: (4711, 2000, True)}
-    cutter = cutter_of(proxy, cuts)
-    await cutter.look()
-    proxy.streams = {7: (4711, 2000, False)}
-    proxy.now = 2000.03
-    await cutter.look()
+    proxy.streams = {7: (4711, 2000, False, 1999.9)}
+    proxy.now = 2000.2
+    await cutter_of(proxy, cuts).look()
 
     assert not cuts
+
+
+async def test_what_one_agent_cut_its_neighbour_does_not_record(proxy):
+    first, second = [], []
+    proxy.streams = {7: (4711, 2000, True)}
+    one = cutter_of(proxy, first)
+    other = Cutter("/m", "iam/bb", lambda ticket, expires: Ends(expires, EXPIRED), second.append,
+                   clock=lambda: proxy.now)  # fmt: skip
+    for proxy.now in (1999.9, 2000.2, 2000.3, 2000.6, 2001.0):
+        await other.look()
+        await one.look()
+
+    assert (len(first), len(second)) == (1, 0)
 
 
 async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):

@@ -1,18 +1,32 @@
--- No byte passes after the credential's end: the filter of the backends whose policy says `streams = true`.
+-- No byte passes after the credential's end, and nothing stays open: the filter of the backends whose policy
+-- says `streams = true`.
 --
 -- HAProxy's timeouts measure silence, so a stream that is never silent outlives any of them. This filter sees
--- each piece of an upload, of a download, of an event stream and of both directions of a WebSocket. The first
--- piece at or after `txn.iam.expires` raises an error, which ends the stream; HAProxy logs one alert for it.
+-- each piece of an upload, of a download, of an event stream and of both directions of a WebSocket, and is
+-- woken when the credential ends. The first call at or after the deadline raises an error, which ends the
+-- stream; HAProxy logs one alert for it. (`return filter.ERROR` is ignored by HAProxy in these two callbacks.)
 --
 -- A filter is asked for every stream of its backend (some microseconds), so it stands only where streams live,
 -- and it looks at data only of what may outlive its request: `txn.iam_live` is set by the rules of haproxy.cfg
 -- where a message is not complete when its headers are. A tunnel's data arrive as plain bytes (`tcp_payload`),
--- a body's as HTTP (`http_payload`). `filter.wake_time` is not used: it spins in HAProxy 3.0.
+-- a body's as HTTP (`http_payload`).
+--
+-- The wake-up. `filter.wake_time` sets the moment at which HAProxy calls again, data or none. It does not reset
+-- it: a call at that moment that neither sets it anew nor raises an error is repeated at once, some 100,000
+-- times a second, until HAProxy's watchdog aborts the process. So every call of `check` ends in one or the other.
+-- Raising an error resets it (`http_reply_and_close` of HAProxy, the same from 2.6 to 3.4).
 
 local Live = {}
 Live.id = "iam-live"
 Live.flags = filter.FLT_CFG_FL_HTX
 Live.__index = Live
+
+-- Milliseconds before the end at which a stream is ended. HAProxy's clock stands still while it works through
+-- what one look at the sockets brought, and ending a stream takes it some 0.1 ms: at least EARLIEST, so that no
+-- byte leaves late; spread up to LATEST, so that a thousand streams with one end do not end in one moment.
+local EARLIEST, LATEST = 10, 40
+-- The longest wait, in milliseconds; HAProxy's ticks have 31 bits.
+local LONGEST = 3600000
 
 function Live:new()
   return setmetatable({}, Live)
@@ -28,17 +42,20 @@ end
 local function check(self, txn)
   if self.deadline == nil then
     -- Without an expiry nothing may stream.
-    self.deadline = tonumber(txn:get_var("txn.iam.expires")) or 0
+    self.deadline = 1000 * (tonumber(txn:get_var("txn.iam.expires")) or 0) - math.random(EARLIEST, LATEST)
   end
-  if core.now().sec >= self.deadline and txn:get_var("txn.iam_renew") ~= nil then
+  local now = core.now()
+  local left = self.deadline - 1000 * now.sec - now.usec // 1000
+  if left <= 0 and txn:get_var("txn.iam_renew") ~= nil then
     -- A backend with `renew = true`: a fresh credential may have moved the end in the stream's entry.
-    self.deadline = math.max(self.deadline, tonumber(txn.f:sc_get_gpt0(2)) or 0)
+    left = left + math.max(0, 1000 * ((tonumber(txn.f:sc_get_gpt0(2)) or 0) - self.expires))
   end
-  if core.now().sec >= self.deadline then
-    -- The mark, and by the entry's age the moment, for the agent's record.
+  if left <= 0 then
+    -- The mark, for the agent's record.
     txn.f:sc_inc_gpc0(2)
     error("iam-live: stream ended, its credential has expired")
   end
+  filter.wake_time(math.min(left, LONGEST))
 end
 
 function Live:http_payload(txn, message)

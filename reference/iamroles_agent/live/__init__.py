@@ -5,8 +5,8 @@ Theory of operation
 Three layers, each sound without the next (docs/live.md):
 
 - timeouts in HAProxy, shortened to the credential's end, close what is silent;
-- a filter in HAProxy (`haproxy/iam-live.lua`) lets no byte pass after the end, in the backends with streams;
-- this package closes what idles when its time has come, and cuts what was revoked.
+- a filter in HAProxy (`haproxy/iam-live.lua`) ends what is busy and what is silent, in the backends with streams;
+- this package cuts what was revoked, closes what the other two do not reach, and records every end.
 
 The registry of long streams is HAProxy's, not ours. Each stream that may outlive its credential has an entry
 in the stick-table `iam-live` of the worker process that carries it; the entry's key holds number, address,

@@ -49,7 +49,7 @@ class Row:
     filtered: bool
     """Whether HAProxy's filter ended it."""
     age: float
-    """Seconds since the entry's last change: since its end where the filter ended it."""
+    """Seconds since the entry's last change: since its end, where it has ended."""
 
     @property
     def source(self) -> str:

@@ -1,7 +1,7 @@
 """Who closes streams that are over: see the package for why this is all there is to know.
 
-The clock decides when to look: at every `POLL` for what is due within `AHEAD`, right before something is due,
-and `GRACE` after it, when the filter and the timeouts of HAProxy have done what they can. After a change of
+The clock decides when to look: at every `POLL` for what is due within `AHEAD`, and `GRACE` after something was
+due, when the filter and the timeouts of HAProxy have done what they can. After a change of
 policy, keys or revocations all streams are read and judged once, and again at each look for `SETTLE` seconds,
 because a request that was allowed before the change may turn out long after it.
 
@@ -39,10 +39,10 @@ POLL = 0.5
 """Seconds between looks when nothing is due."""
 AHEAD = 2
 """Seconds ahead of now that a look asks for."""
-LEAD = 0.01
-"""Seconds before something is due at which it is looked at once more, so that its end is dated well."""
-GRACE = 0.03
-"""Seconds after which what HAProxy has not ended itself is cut."""
+GRACE = 0.15
+"""Seconds after which what HAProxy has not ended itself is cut: not while it is busy with that."""
+EARLY = 0.05
+"""Seconds before its end at which HAProxy may end a stream; what ended before that has left by itself."""
 NEIGHBOUR = 0.35
 """Seconds more for streams that another agent let in: it acts first, if it lives."""
 LAST = 1.0
@@ -72,7 +72,7 @@ class Cut:
     due: float
     """Epoch seconds."""
     done: float
-    """Epoch seconds at which it was over; at most so late."""
+    """Epoch seconds at which it was over."""
     by: str
     """`filter`, `timeout` or `agent`."""
     ticket: Ticket | None
@@ -97,7 +97,6 @@ class Numbers:
 @dataclass(slots=True)
 class _Due:
     ends: Ends
-    seen_alive: float = 0.0
     done: bool = False
 
 
@@ -180,12 +179,8 @@ class Cutter:
         for due in self._due.values():
             if due.done:
                 continue
-            for moment in (due.ends.at - LEAD, due.ends.at + GRACE):
-                if moment > now:
-                    pause = min(pause, moment - now)
-                    break
-            else:
-                pause = min(pause, 0.1)
+            moment = due.ends.at + GRACE
+            pause = min(pause, moment - now if moment > now else 0.1)
         return max(0.001, pause)
 
     async def look(self) -> None:
@@ -332,15 +327,12 @@ class Cutter:
                 due = self._due[key] = _Due(ends)
             elif due.ends.cause == EXPIRED or due.ends.at > ends.at:
                 due.ends = ends
-            if due.done:
-                continue
-            if row.alive:
-                due.seen_alive = now
+            if not row.alive:
+                await self._over(console, row, due, now)
+            elif not due.done:
                 grace = GRACE if ends.cause == EXPIRED else 0.0
                 if now >= ends.at + grace + (0.0 if self._is_mine(row) else NEIGHBOUR):
                     overdue.append((row, due))
-            else:
-                await self._over(console, row, due, now)
         if overdue:
             await self._cut_all(pid, console, overdue)
 
@@ -373,24 +365,21 @@ class Cutter:
         return True
 
     async def _over(self, console: Console, row: Row, due: _Due, now: float) -> None:
-        """A stream that is no more: ended by HAProxy at its time, or before by itself."""
-        if row.filtered:
+        """A stream that is no more: cut by us, ended by HAProxy at its time, or before by itself.
+
+        Who records it takes the entry out of the table, so that no other agent records it too.
+        """
+        if not due.done:
             if not self._is_mine(row) and row.age < NEIGHBOUR:
                 return
             due.done = True
-            self._record(
-                row,
-                due.ends if due.ends.cause == EXPIRED else Ends(row.ends, EXPIRED),
-                now - row.age,
-                "filter",
-            )
-        elif due.seen_alive and due.seen_alive >= due.ends.at - 0.05 and now >= due.ends.at:
-            due.done = True
-            self._record(row, due.ends, now, "timeout")
-        elif now > due.ends.at:
-            due.done = True
-        if due.done:
-            await console.ask(f"clear table {TABLE} key {row.key}")
+            ended = now - row.age
+            if row.filtered:
+                expired = due.ends if due.ends.cause == EXPIRED else Ends(row.ends, EXPIRED)
+                self._record(row, expired, ended, "filter")
+            elif due.ends.cause == EXPIRED and ended >= due.ends.at - EARLY:
+                self._record(row, due.ends, ended, "timeout")
+        await console.ask(f"clear table {TABLE} key {row.key}")
 
     async def _cut_all(self, pid: int, console: Console, overdue: list[tuple[Row, _Due]]) -> None:
         where = pointers(await console.ask("show sess"))
