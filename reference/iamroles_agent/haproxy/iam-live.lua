@@ -15,18 +15,22 @@
 -- it: a call at that moment that neither sets it anew nor raises an error is repeated at once, some 100,000
 -- times a second, until HAProxy's watchdog aborts the process. So every call of `check` ends in one or the other.
 -- Raising an error resets it (`http_reply_and_close` of HAProxy, the same from 2.6 to 3.4).
+--
+-- The clock. `core.now()` and HAProxy's timers are monotonic: they ignore a step of the system's clock, and each
+-- stretch beyond 0.1 s in which the host did not let HAProxy run. They stay behind by that for ever. The fetch
+-- `date` is the system's clock. So it decides, and an idle stream looks at it at least every LONGEST.
 
 local Live = {}
 Live.id = "iam-live"
 Live.flags = filter.FLT_CFG_FL_HTX
 Live.__index = Live
 
--- Milliseconds before the end at which a stream is ended. HAProxy's clock stands still while it works through
--- what one look at the sockets brought, and ending a stream takes it some 0.1 ms: at least EARLIEST, so that no
--- byte leaves late; spread up to LATEST, so that a thousand streams with one end do not end in one moment.
-local EARLIEST, LATEST = 10, 40
--- The longest wait, in milliseconds; HAProxy's ticks have 31 bits.
-local LONGEST = 3600000
+-- Milliseconds before the end at which a stream is ended. HAProxy reads the clock once for all that one look at
+-- the sockets brought, and ending a stream takes it some 0.1 ms: at least LAST, so that no byte leaves late;
+-- spread from FIRST on, so that a thousand streams with one end do not end in one moment.
+local FIRST, LAST = 40, 10
+-- Milliseconds between two looks at the clock.
+local LONGEST = 60000
 
 function Live:new()
   return setmetatable({}, Live)
@@ -42,14 +46,15 @@ end
 local function check(self, txn)
   if self.deadline == nil then
     -- Without an expiry nothing may stream.
-    self.deadline = 1000 * (tonumber(txn:get_var("txn.iam.expires")) or 0) - math.random(EARLIEST, LATEST)
+    self.early = math.random(LAST, FIRST)
+    self.deadline = 1000 * (tonumber(txn:get_var("txn.iam.expires")) or 0) - self.early
   end
-  local now = core.now()
-  local left = self.deadline - 1000 * now.sec - now.usec // 1000
-  if left <= 0 and txn:get_var("txn.iam_renew") ~= nil then
+  local now = txn.f:date(0, "ms")
+  if now >= self.deadline and txn:get_var("txn.iam_renew") ~= nil then
     -- A backend with `renew = true`: a fresh credential may have moved the end in the stream's entry.
-    left = left + math.max(0, 1000 * ((tonumber(txn.f:sc_get_gpt0(2)) or 0) - self.expires))
+    self.deadline = math.max(self.deadline, 1000 * (tonumber(txn.f:sc_get_gpt0(2)) or 0) - self.early)
   end
+  local left = self.deadline - now
   if left <= 0 then
     -- The mark, for the agent's record.
     txn.f:sc_inc_gpc0(2)

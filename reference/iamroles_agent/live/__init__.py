@@ -5,7 +5,7 @@ Theory of operation
 Three layers, each sound without the next (docs/live.md):
 
 - timeouts in HAProxy, shortened to the credential's end, close what is silent;
-- a filter in HAProxy (`haproxy/iam-live.lua`) ends what is busy and what is silent, in the backends with streams;
+- a filter in HAProxy (`haproxy/iam-live.lua`) ends what is busy and what is silent in backends with streams;
 - this package cuts what was revoked, closes what the other two do not reach, and records every end.
 
 The registry of long streams is HAProxy's, not ours. Each stream that may outlive its credential has an entry

@@ -1,9 +1,9 @@
 """Who closes streams that are over: see the package for why this is all there is to know.
 
-The clock decides when to look: at every `POLL` for what is due within `AHEAD`, and `GRACE` after something was
-due, when the filter and the timeouts of HAProxy have done what they can. After a change of
-policy, keys or revocations all streams are read and judged once, and again at each look for `SETTLE` seconds,
-because a request that was allowed before the change may turn out long after it.
+The clock decides when to look: at every `POLL` for what is due within `AHEAD`, and `GRACE` after something
+was due, when the filter and the timeouts of HAProxy have done what they can. After a change of policy, keys
+or revocations all streams are read and judged once, and again at each look for `SETTLE` seconds, because a
+request that was allowed before the change may turn out long after it.
 
 A look has three steps: all workers are read, then the credentials that may prolong what is about to end
 (`renewal`), then each worker's streams are judged, prolonged or cut.
