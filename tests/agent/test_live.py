@@ -245,8 +245,7 @@ async def test_what_one_agent_cut_its_neighbour_does_not_record(proxy):
     first, second = [], []
     proxy.streams = {7: (4711, 2000, True)}
     one = cutter_of(proxy, first)
-    other = Cutter("/m", "iam/bb", lambda ticket, expires: Ends(expires, EXPIRED), second.append,
-                   clock=lambda: proxy.now)  # fmt: skip
+    other = cutter_of(proxy, second, name="iam/bb")
     for proxy.now in (1999.9, 2000.2, 2000.3, 2000.6, 2001.0):
         await other.look()
         await one.look()
