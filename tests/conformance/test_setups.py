@@ -164,6 +164,17 @@ def test_the_doctor_finds_that_nobody_listens(tmp_path: Path) -> None:
     assert "says that it serves" in done.output
 
 
+def test_the_doctor_loads_nothing_that_it_does_not_use() -> None:
+    text = "import sys; from iamroles_conformance.commands.conformance import conformance as c\n"
+    text += "try: c(['doctor'])\nfinally: print(sorted({'boto3', 'moto', 'hypothesis'} & sys.modules.keys()))"
+
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "starts, answers HELLO and one question" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
 def test_init_writes_what_the_suite_reads_and_overwrites_nothing(tmp_path: Path) -> None:
     args = ["init", str(tmp_path), "--command", "./mine serve", "--name", 'my "agent"']
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -180,3 +181,14 @@ def test_what_is_no_file_of_the_fuzzer(tmp_path):
     (tmp_path / "x").write_text("{}")
     with pytest.raises(ValueError, match="not a file of the fuzzer"):
         fuzz.load(tmp_path / "x")
+
+
+def test_the_fuzzer_leaves_nothing_where_it_runs(tmp_path: Path) -> None:
+    text = "from iamroles_scenarios.wire.fuzz_inputs import inputs; print(len(list(inputs(1, 100))))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "100\n"
+    assert list(tmp_path.iterdir()) == []

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
-from iamroles_conformance.commands.doctor import doctor
-from iamroles_conformance.commands.explain import explain
-from iamroles_conformance.commands.fuzz import fuzz
-from iamroles_conformance.commands.init import init
-from iamroles_conformance.commands.listing import list_
-from iamroles_conformance.commands.matrix import matrix
-from iamroles_conformance.commands.oracle import oracle
-from iamroles_conformance.commands.report import report
-from iamroles_conformance.commands.run import run
-from iamroles_conformance.commands.selftest import selftest
-from iamroles_conformance.commands.spec import spec
+_COMMANDS = {
+    "doctor": "doctor:doctor",
+    "explain": "explain:explain",
+    "fuzz": "fuzz:fuzz",
+    "init": "init:init",
+    "list": "listing:list_",
+    "matrix": "matrix:matrix",
+    "oracle": "oracle:oracle",
+    "report": "report:report",
+    "run": "run:run",
+    "selftest": "selftest:selftest",
+    "spec": "spec:spec",
+}
+"""Module and attribute by name. Each is loaded when it is called: none waits for what others import."""
 
 
-@click.group()
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        command = getattr(import_module(f"iamroles_conformance.commands.{module}"), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101 - as the table says
+        return command
+
+
+@click.group(cls=_Commands)
 def conformance() -> None:
     """Judge an agent against the role-check contract."""
-
-
-for _command in (init, run, list_, explain, spec, report, doctor, selftest, fuzz, oracle, matrix):
-    conformance.add_command(_command)

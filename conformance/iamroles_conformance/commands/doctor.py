@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -51,20 +52,27 @@ class Prerequisite:
 
 
 def examine(subject: Subject) -> Iterator[Prerequisite]:
-    """Look at everything; starts an agent and stops it again."""
-    yield Prerequisite("Python", good=sys.version_info >= (3, 11), said=platform.python_version())
-    yield _packages()
-    yield _engine()
-    yield from _haproxy()
+    """Look at everything; starts an agent and stops it again, while it looks at what else there is."""
+    packages = _packages()
+    spec, fault = None, ""
     try:
         spec = subject.spec()
     except StageError as error:
-        yield Prerequisite(
-            "agent.toml", good=False, said=str(error), remedy="SPEC.md section 8 says what it holds."
-        )
-        return
-    yield Prerequisite("agent.toml", good=True, said=f"{spec.name} {spec.version}, features {spec.features}")
-    yield _agent(spec)
+        fault = str(error)
+    with ThreadPoolExecutor(1, thread_name_prefix="doctor") as pool:
+        agent = pool.submit(_agent, spec) if spec and packages.good else None
+        yield Prerequisite("Python", good=sys.version_info >= (3, 11), said=platform.python_version())
+        yield packages
+        yield _engine()
+        yield from _haproxy()
+        if spec is None:
+            remedy = "`iamroles conformance spec 8` says what it holds."
+            yield Prerequisite("agent.toml", good=False, said=fault, remedy=remedy)
+        else:
+            said = f"{spec.name} {spec.version}, features {spec.features}"
+            yield Prerequisite("agent.toml", good=True, said=said)
+        if agent is not None:
+            yield agent.result()
 
 
 def _packages() -> Prerequisite:

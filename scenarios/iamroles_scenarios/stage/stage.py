@@ -68,7 +68,7 @@ class Stage:
     @property
     def idp(self) -> IdpClient:
         """The mock identity provider's client."""
-        from iamroles_scenarios.mock.clients import IdpClient  # noqa: PLC0415 - worlds without mocks start faster
+        from iamroles_scenarios.mock.control_client import IdpClient  # noqa: PLC0415 - worlds without mocks start faster
 
         with self._lock:
             if self._idp is None:

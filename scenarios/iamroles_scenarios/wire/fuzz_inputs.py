@@ -6,12 +6,16 @@ to one is a failure by itself.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from iamroles_scenarios.wire.client import check_arguments, context_arguments, question
 from iamroles_scenarios.wire.codec import string, varint
@@ -194,6 +198,17 @@ _NOTIFIES = st.builds(
 )
 
 
+@contextmanager
+def _caches_elsewhere() -> Iterator[None]:
+    """hypothesis keeps its caches in the user's cache folder, not where a vendor runs the suite."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    set_hypothesis_home_dir(cache / "iamroles" / "hypothesis")
+    try:
+        yield
+    finally:
+        set_hypothesis_home_dir(None)
+
+
 def _from_grammar(number: int, count: int) -> list[bytes]:
     """NOTIFYs whose parts are right one by one and odd together."""
     found: list[bytes] = []
@@ -210,7 +225,8 @@ def _from_grammar(number: int, count: int) -> list[bytes]:
     def gather(raw: bytes) -> None:
         found.append(raw)
 
-    gather()
+    with _caches_elsewhere():
+        gather()
     while len(found) < count:  # hypothesis stops early when it believes that it has seen everything
         found.append(found[len(found) // 2])
     return found
