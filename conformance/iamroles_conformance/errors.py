@@ -30,6 +30,10 @@ class ReportError(ConformanceError):
     """A saved run that cannot be read."""
 
 
+class BundleError(ConformanceError):
+    """A bundle of evidence that is not what it should be: names the file that is wrong."""
+
+
 class PageError(ConformanceError):
     """A page that the table of the matrix cannot be put into; says what to do."""
 

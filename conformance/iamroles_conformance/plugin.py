@@ -68,6 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="strict: what SPEC.md asks beyond the standards counts too",
     )
     add("--iamroles-report", metavar="DIR", help="write report.json, report.html and junit.xml there")
+    add("--iamroles-evidence", metavar="FILE", help="write the bundle of evidence there, a .tar.gz file")
 
 
 def _subject(config: pytest.Config) -> Subject:
@@ -196,7 +197,8 @@ def _running(session: pytest.Session) -> Run:
     from iamroles_scenarios.errors import AgentFileError, SelectionError, StageError  # noqa: PLC0415
 
     try:
-        run = _subject(config).run([item.check for item in session.items if isinstance(item, CheckItem)])
+        planned = [item.check for item in session.items if isinstance(item, CheckItem)]
+        run = _subject(config).run(planned, transcripts=bool(config.getoption("--iamroles-evidence")))
         config.add_cleanup(run.close)
         run.open()
     except (SelectionError, AgentFileError) as error:
@@ -254,9 +256,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if run is None:
         return
     run.close()
-    directory = config.getoption("--iamroles-report")
+    directory, evidence = (config.getoption(f"--iamroles-{name}") for name in ("report", "evidence"))
     results = config.stash[_RESULTS]
-    if directory and results and _has_all(config):
-        from iamroles_conformance.reports import report  # noqa: PLC0415
+    if (directory or evidence) and results and _has_all(config):
+        from iamroles_conformance.reports import bundle, report  # noqa: PLC0415
 
-        report.write(report.document(_subject(config), run, results), Path(directory))
+        found = report.document(_subject(config), run, results)
+        if directory:
+            report.write(found, Path(directory))
+        if evidence:
+            bundle.write(Path(evidence), found, {check.name: result for check, result in results})

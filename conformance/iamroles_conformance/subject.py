@@ -67,8 +67,12 @@ class Subject:
             )
         return plan(self.lanes or (("wire",) if self.address else ALL_LANES))
 
-    def run(self, planned: list[PlannedCheck]) -> Run:
+    def run(self, planned: list[PlannedCheck], *, transcripts: bool = False) -> Run:
         """A run of these checks, not yet opened.
+
+        Args:
+            planned: which.
+            transcripts: whether results keep all that passed.
 
         Raises:
             SelectionError, StageError: see `Run` and `spec`.
@@ -79,6 +83,7 @@ class Subject:
             haproxy=self.haproxy,
             scale=self.scale,
             allowed=self.allowed_arguments(),
+            transcripts=transcripts,
         )
         return Run(self.spec(), planned, options)
 

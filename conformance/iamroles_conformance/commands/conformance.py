@@ -18,6 +18,7 @@ _COMMANDS = {
     "run": "run:run",
     "selftest": "selftest:selftest",
     "spec": "spec:spec",
+    "verify-report": "verify:verify_report",
 }
 """Module and attribute by name. Each is loaded when it is called: none waits for what others import."""
 

@@ -12,7 +12,7 @@ import click
 
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
-from iamroles_conformance.reports import explain, report
+from iamroles_conformance.reports import bundle, explain, report
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
@@ -25,8 +25,18 @@ _Pair = tuple[PlannedCheck, CheckResult]
 @judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale", "grade")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
 @click.option("--report", "directory", type=click.Path(path_type=Path), help="Write the report there.")
+@click.option("--evidence", type=click.Path(path_type=Path), help="Write the bundle there, a .tar.gz file.")
+@click.option("--sign-with", "signer", type=click.Path(path_type=Path), help="PEM, Ed25519: sign the bundle.")
 @click.option("--quiet", "-q", is_flag=True, help="Say only what did not pass, and the sum.")
-def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, quiet: bool) -> None:
+def run(
+    *,
+    subject: Subject,
+    checks: tuple[str, ...],
+    directory: Path | None,
+    evidence: Path | None,
+    signer: Path | None,
+    quiet: bool,
+) -> None:
     """Play checks and give verdicts.
 
     Exit code 0 if no MUST failed, 1 if one did, 2 for a mistake in the command or agent.toml, 3 if the stage
@@ -34,10 +44,13 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
     fail are warnings; without `--grade strict`, so is what only `strict` asks. A running agent is judged on
     the wire alone.
     """
+    if signer and not evidence:
+        raise click.UsageError("--sign-with signs the bundle of --evidence: say both.")
+    key = bundle.private_key(signer) if signer else None
     select = selected_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     pairs, told = [], set[str]()
-    with subject.run(planned) as started:
+    with subject.run(planned, transcripts=evidence is not None) as started:
         _introduce(started)
         for check, result in _until_interrupted(started):
             pairs.append((check, result))
@@ -49,6 +62,9 @@ def run(*, subject: Subject, checks: tuple[str, ...], directory: Path | None, qu
         found = report.document(subject, started, pairs, checks)
     for path in report.write(found, directory) if directory else ():
         click.echo(f"wrote {path}")
+    if evidence:
+        bundle.write(evidence, found, {check.name: result for check, result in pairs}, key)
+        click.echo(f"wrote {evidence}, {'signed' if key else 'unsigned'}")
     counts = Counter(result.verdict.value for _, result in pairs)
     totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{totals} in {found['seconds']} s")

@@ -1,4 +1,4 @@
-"""What a reader compares a report with: digests of all that took part, and the machine it ran on."""
+"""What a reader compares a report with: digests of all that took part, seeds, and the machine it ran on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from iamroles_conformance.reports import contract
+from iamroles_scenarios.checks.policy import oracle
 from iamroles_scenarios.stage import AgentSpec
+from iamroles_scenarios.wire import fuzz
 
 
 def digests(agent: AgentSpec) -> dict[str, str]:
@@ -30,6 +32,11 @@ def digests(agent: AgentSpec) -> dict[str, str]:
     elif (program := _program(agent)) is not None:
         found["agent"] = _sum([(program.name, program.read_bytes())])
     return found
+
+
+def seeds() -> dict[str, str]:
+    """Whatever chance decides in a run starts from one of these."""
+    return {"oracle": os.environ.get(oracle.SEED_VARIABLE) or str(oracle.SEED), "fuzz": str(fuzz.SEED)}
 
 
 def environment() -> dict[str, str]:

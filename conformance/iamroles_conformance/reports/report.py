@@ -21,15 +21,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from iamroles_conformance.errors import ReportError
-from iamroles_conformance.reports.evidence import digests, environment
+from iamroles_conformance.reports.evidence import digests, environment, seeds
 from iamroles_conformance.reports.short import as_badge, as_markdown
 from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
-from iamroles_scenarios.engine.run import Run
+from iamroles_scenarios.engine.run import Run, plan
 from iamroles_scenarios.engine.setups import findings
+from iamroles_scenarios.recording import without_secrets
 
 SCHEMA = 1
 SPEC = 1
@@ -75,12 +76,28 @@ def document(
         "reproduce": shlex.join(command),
         "digests": digests(run.agent),
         "environment": environment(),
-        "totals": dict(Counter(check["verdict"] for check in checks)),
+        "seeds": seeds(),
         "passed": told["holds"],
         "statement": told,
         "findings": findings(result for _, result in pairs),
-        "requirements": _requirements(checks),
+        "not_played": sorted({check.name for check in run.planned} - {check["name"] for check in checks}),
+        **_derived(checks),
         "checks": checks,
+    }
+
+
+def _derived(checks: list[Document]) -> Document:
+    """What follows from the checks alone: counts, and the requirements that they bear on."""
+    told = _requirements(checks)
+    must = [name for name, item in catalogue().items() if item.level == "MUST"]
+    return {
+        "totals": dict(Counter(check["verdict"] for check in checks)),
+        "coverage": {
+            "checks": {"played": len(checks), "of": len(plan())},
+            "requirements": {"played": len(told), "of": len(catalogue())},
+            "MUST": {"played": sum(item["level"] == "MUST" for item in told), "of": len(must)},
+        },
+        "requirements": told,
     }
 
 
@@ -101,11 +118,11 @@ def _check(check: PlannedCheck, result: CheckResult) -> Document:
     }
     if result.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE):
         found["evidence"] = {
-            "sent": evidence.sent,
+            "sent": without_secrets(evidence.sent),
             "expected": evidence.expected,
-            "received": evidence.received,
-            "trace": evidence.trace,
-            "logs": evidence.logs,
+            "received": without_secrets(evidence.received),
+            "trace": without_secrets(evidence.trace),
+            "logs": {part: without_secrets(text) for part, text in evidence.logs.items()},
         }
     return found
 
@@ -142,9 +159,19 @@ def load(path: Path) -> Document:
         ReportError: it is missing, or no document of this schema.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_text(encoding="utf-8"), path)
     except (OSError, ValueError) as error:
         raise ReportError(f"{path}: cannot be read: {error}. Give the report.json of a run.") from error
+
+
+def parsed(text: str, path: object) -> Document:
+    """`load` of a text; `path` names it in an error.
+
+    Raises:
+        ReportError: it is no document of this schema.
+        ValueError: it is no JSON.
+    """
+    found = json.loads(text)
     if not isinstance(found, dict) or found.get("schema") != SCHEMA or not found.get("checks"):
         raise ReportError(f"{path}: is no result document of schema {SCHEMA}. Give the report.json of a run.")
     grade = found.get("statement", {}).get("grade", "core")
@@ -156,6 +183,12 @@ def load(path: Path) -> Document:
         grade="strict" if grade == "strict" else "core",
     )
     return found | {"passed": found["statement"]["holds"]}
+
+
+def derived(found: Document) -> Document:
+    """The document with all that follows from its checks computed anew, by this suite."""
+    follows = _derived(found["checks"])
+    return {name: follows.get(name, value) for name, value in found.items()}
 
 
 def as_json(found: Document) -> str:
@@ -242,13 +275,19 @@ def _proofs() -> dict[str, list[str]]:
 def write(found: Document, directory: Path) -> list[Path]:
     """Write the document and its forms into a directory: JSON, HTML, JUnit, Markdown, badge."""
     directory.mkdir(parents=True, exist_ok=True)
-    forms = {
+    written = []
+    for name, text in forms(found).items():
+        written.append(directory / name)
+        written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+def forms(found: Document) -> dict[str, str]:
+    """Every form that is published, by its file's name."""
+    return {
         "report.json": as_json(found),
         "report.html": as_html(found),
         "junit.xml": as_junit(found),
         "summary.md": as_markdown(found),
         "badge.svg": as_badge(found),
     }
-    for name, text in forms.items():
-        (directory / name).write_text(text, encoding="utf-8")
-    return [directory / name for name in forms]

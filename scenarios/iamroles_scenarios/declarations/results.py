@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from iamroles_scenarios.errors import Evidence
+from iamroles_scenarios.recording import Wait
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -61,6 +62,12 @@ class CheckResult:
     title: str = ""
     cause: str = ""
     """The fault of the set-up that explains this failure, the same words for all that it explains."""
+    transcript: str = ""
+    """All that passed, if the run keeps it; of a scenario, for all its checks. Without secrets."""
+    narrowest: Wait | None = None
+    """The wait that came nearest to its bound."""
+    tries: int = 1
+    """How often it was played until this result held."""
 
 
 @dataclass(frozen=True, slots=True)

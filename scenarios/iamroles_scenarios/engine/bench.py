@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
@@ -115,6 +116,7 @@ class Bench:
             CheckFailed: it was not.
         """
         began = time.monotonic()
+        recording.note(f"{what}: expected {describe(expected)}")
         while True:
             seen = self.ask(token, **request)
             differing = mismatches(expected, seen, {})
@@ -122,6 +124,8 @@ class Bench:
             if not differing and prompt and took > self.seconds(prompt):
                 differing = [f"the answer took {took:.1f} s, at most {prompt:g} s"]
             elif not differing:
+                if within or prompt:
+                    recording.waited(what, took, self.seconds(prompt or within))
                 return seen
             if took >= self.seconds(within):
                 raise self.failed(f"{what}: {'; '.join(differing)}", seen, describe(expected))
@@ -129,7 +133,9 @@ class Bench:
 
     def reload(self, policy: dict[str, Any]) -> dict[str, Any]:
         """Give the agent another policy; what it answers."""
-        return dict(self.world.agent.reload(policy, within=self.seconds(EVENT_DEADLINE)))
+        answer = dict(self.world.agent.reload(policy, within=self.seconds(EVENT_DEADLINE)))
+        recording.note(f"reload with another policy: {answer}")
+        return answer
 
     def failed(self, message: str, seen: Observation | None = None, expected: str = "") -> CheckFailed:
         """A failure with what a reader needs to believe it."""
@@ -168,7 +174,7 @@ class Pending:
     def __init__(self, asker: Bench, token: str) -> None:
         self.seen: Observation | None = None
         self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, args=(asker, token), daemon=True)
+        self._thread = threading.Thread(target=recording.carried(self._run), args=(asker, token), daemon=True)
         self._thread.start()
 
     def _run(self, asker: Bench, token: str) -> None:

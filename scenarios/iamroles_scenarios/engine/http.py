@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.errors import HttpFault
 
 
@@ -65,6 +66,7 @@ class HttpConnection:
         Raises:
             HttpFault: no well-formed answer before the deadline.
         """
+        began = time.monotonic()
         try:
             self._socket.sendall(raw)
             response = HTTPResponse(self._socket, method=method)
@@ -74,7 +76,10 @@ class HttpConnection:
             what = f"nothing for {self._timeout:g} s" if isinstance(error, TimeoutError) else repr(error)
             raise HttpFault(f"HAProxy gave no HTTP answer: {what}") from error
         headers = tuple((name.lower(), value) for name, value in response.getheaders())
-        return Answer(response.status, response.reason, headers, body, self.port, time.time())
+        recording.waited("an HTTP answer", time.monotonic() - began, self._timeout)
+        answer = Answer(response.status, response.reason, headers, body, self.port, time.time())
+        recording.note(raw, answer)
+        return answer
 
     def close(self) -> None:
         """End the connection."""

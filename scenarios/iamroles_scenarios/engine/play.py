@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.declarations.results import CheckResult, tails
 from iamroles_scenarios.declarations.scenario import (
     Expectation,
@@ -127,6 +128,8 @@ def _replayed(
     watcher: Watcher,
 ) -> _Timeline:
     for attempt in range(_ATTEMPTS):
+        if attempt:
+            recording.tried_again()
         with world(attempt) as place:
             timeline = _Timeline(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
             timeline.run()
@@ -179,6 +182,7 @@ class _Timeline:
             self._watcher.asks(step, request)
             self._request(number, step, request, player)
         if step.request is None:
+            recording.note(f"step {number}: {step.model_dump(exclude_defaults=True)}")
             self._watcher.happens(step)
             self._events.act(step)
 
@@ -190,7 +194,8 @@ class _Timeline:
             if self._target.lane in self._scenario.checks[name].lanes
         }
         patience = max((item.within or 0.0 for item in expectations.values()), default=0.0)
-        deadline = time.monotonic() + patience * self._target.scale
+        scale = self._target.scale
+        deadline = time.monotonic() + patience * scale
         with_reason = any(item.reason is not None for item in expectations.values())
         while True:
             seen = player.ask(request, token.text if token else "", with_reason=with_reason)
@@ -201,6 +206,10 @@ class _Timeline:
             if not any(differences.values()) or time.monotonic() >= deadline:
                 break
             time.sleep(_POLL)
+        if patience and not any(differences.values()):
+            recording.waited(
+                "an answer as expected", patience * scale - (deadline - time.monotonic()), patience * scale
+            )
         self._watcher.saw(step, seen, [text for each in differences.values() for text in each])
         where = f"step {number}" + (f" ({step.note})" if step.note else "")
         where += f", token {request.token!r}" if request.token and len(step.each) > 1 else ""
@@ -215,6 +224,10 @@ class _Timeline:
         if token is not None and token.short and hopeful and not seen.allow and seen.at >= token.expires:
             late = f"the token lived until {token.expires}, the answer came at {seen.at:.1f}"
             raise TooSlow(f"{late}; raise the time scale")
+        if token is not None and token.short and hopeful and seen.allow:
+            recording.waited(
+                "an answer before a token's end", seen.at - token.minted, token.expires - token.minted
+            )
 
     def _reloaded(self, step: ReloadStep, name: str, answer: dict[str, Any], message: str) -> None:
         """Keep what a reload showed of a check; no message: all was well."""

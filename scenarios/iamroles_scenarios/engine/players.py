@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
@@ -209,7 +210,9 @@ class SpopPlayer:
             )
         variables = asker.decide(check, context)
         secrets = [token, *request.authorization]
-        return _observed(variables, redacted(_shown(check), secrets), str(asker.transcript))
+        seen = _observed(variables, redacted(_shown(check), secrets), str(asker.transcript))
+        recording.note(_shown(check), seen.received)
+        return seen
 
     def close(self) -> None:  # noqa: D102
         for asker in self._askers.values():

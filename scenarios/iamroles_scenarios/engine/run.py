@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.checks import all_checks
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
@@ -57,6 +58,8 @@ class Options:
     threads: int = THREADS
     allowed: Mapping[str, Any] | None = None
     """For an agent that already runs: arguments of an `iam-check` that it allows."""
+    transcripts: bool = False
+    """Whether results keep all that passed, those of a pass too."""
 
 
 def plan(
@@ -251,8 +254,11 @@ class Run:
 
     def _work(self, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
         try:
-            for result in work():
-                self._settle(result)
+            with recording.recorded(keeps=self.options.transcripts) as found:
+                results = list(work())
+            text = found.text()
+            for result in results:
+                self._settle(replace(result, transcript=text, narrowest=found.narrowest, tries=found.tries))
         except Exception as error:  # noqa: BLE001 - the suite's own fault, and said to be
             for check in covers:
                 self._settle(blamed(check, error))

@@ -36,6 +36,8 @@ class Minted:
     """Its `exp`, epoch seconds; 0 if it has none."""
     short: bool = False
     """Whether it lives so briefly that a slow host may miss it."""
+    minted: float = 0.0
+    """Epoch seconds at which it was made."""
 
 
 class Mint:
@@ -88,7 +90,7 @@ class Mint:
         issuers = {issuer: self._worlds.issuer(self._place.issuer(issuer)) for issuer in wanted}
         recipe = _located(recipe, {name: issuer.url for name, issuer in issuers.items()})
         text = mint_for(recipe, issuers, now, default=DEFAULT_ISSUER)
-        return Minted(text, _expiry(text), short=lives is not None)
+        return Minted(text, _expiry(text), short=lives is not None, minted=now)
 
     def _presigned(self, recipe: dict[str, Any]) -> Minted:
         """`{ sts = {…}, with = "…" }`: a pre-signed URL for the first STS of the world (`mock.presign`)."""

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.errors import (
@@ -86,7 +87,7 @@ async def _run(
         second, _ = await _judged(patient, check)
         if second.verdict is Verdict.FAIL:
             second = final[check.id]
-        settle(second)
+        settle(replace(second, tries=2))
 
     if 0 < len(silent) <= FEW:
         await _side_by_side(4, [partial(again, check) for check in silent])
@@ -114,10 +115,12 @@ async def _judged(target: WireTarget, check: Check) -> tuple[CheckResult, bool]:
     opened.set(connections)
     started = time.monotonic()
     silent = False
-    try:
-        result = passed(check, await _within(target.seconds(CHECK_DEADLINE), check.run(target)))
-    except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
-        result, silent = blamed(check, error), _by_silence(error)
+    with recording.recorded() as found:
+        try:
+            result = passed(check, await _within(target.seconds(CHECK_DEADLINE), check.run(target)))
+        except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
+            result, silent = blamed(check, error), _by_silence(error)
+    result = replace(result, transcript=found.text(), narrowest=found.narrowest)
     if result.verdict is Verdict.FAIL:
         result = replace(result, evidence=_with_trace(result.evidence, connections, target))
     return replace(result, seconds=time.monotonic() - started), silent and result.verdict is Verdict.FAIL

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.errors import ControlError, WaitTimeoutError
 from iamroles_scenarios.jose import SigningKey, mint
 
@@ -39,6 +40,7 @@ class Control:
         fields = {name: str(value) for name, value in (query or {}).items()} or None
         body = None if table is None else json.dumps(table).encode()
         address = f"{self.url}/_control/{path}"
+        began = time.monotonic()
         try:
             if fields:
                 address += "?" + urlencode(fields)
@@ -51,6 +53,8 @@ class Control:
             raise ControlError(
                 f"{method} {address}: {answer.status} {answer.data.decode(errors='replace')[:500]}"
             )
+        if query and "timeout" in query:
+            recording.waited("a count of a mock", time.monotonic() - began, float(query["timeout"]))
         result = answer.json()
         if not isinstance(result, dict):
             raise ControlError(f"{method} {address}: not an object")

@@ -7,6 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
+from iamroles_scenarios import recording
+
 _KEPT = 20_000
 TAIL = 40
 """Lines of a part's log that go with an error."""
@@ -64,12 +66,14 @@ class Output:
             within: seconds.
             since: a `mark`.
         """
-        deadline = time.monotonic() + within
+        began = time.monotonic()
+        deadline = began + within
         with self._changed:
             while True:
                 fresh = self._after(since)
                 since = self._count
                 if (found := next(filter(accept, fresh), None)) is not None:
+                    recording.waited("a line of output", time.monotonic() - began, within)
                     return found
                 left = deadline - time.monotonic()
                 if self._ended or left <= 0:

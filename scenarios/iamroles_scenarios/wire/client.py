@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.errors import SilenceError, UnreachableError, WireError, WireFormatError
 from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.codec import address as ip
@@ -172,7 +173,8 @@ class Connection:
             WireError: bytes that are no frame.
         """
         seconds = self.timeout if within is None else within
-        deadline = asyncio.get_running_loop().time() + seconds
+        began = asyncio.get_running_loop().time()
+        deadline = began + seconds
         while (frame := self._next()) is None:
             if self._pipe.ended is not None:
                 left = f", {len(self._pipe.buffer)} bytes of a frame before it" if self._pipe.buffer else ""
@@ -186,6 +188,7 @@ class Connection:
                 self.transcript.add(NOTE, f"nothing for {seconds:g} s")
                 raise SilenceError(f"the agent sent nothing for {seconds:g} s", self.transcript) from None
         self.transcript.add(FROM_AGENT, frame)
+        recording.waited("a frame", asyncio.get_running_loop().time() - began, seconds)
         return frame
 
     def _next(self) -> Frame | None:
@@ -235,6 +238,7 @@ class Connection:
             SilenceError: it did not end in time.
         """
         seconds = self.timeout if within is None else within
+        began = asyncio.get_running_loop().time()
         frames: list[Frame] = []
         try:
             async with asyncio.timeout(seconds):
@@ -247,6 +251,7 @@ class Connection:
             raise SilenceError(
                 f"the agent did not close the connection within {seconds:g} s", self.transcript
             ) from None
+        recording.waited("the connection's end", asyncio.get_running_loop().time() - began, seconds)
         return frames
 
     @property
@@ -315,6 +320,7 @@ async def open_connection(address: str, *, within: float = 5.0) -> Connection:
         why = str(error) or f"no answer in {within:g} s"
         raise UnreachableError(f"cannot connect to the agent at {address}: {why}", transcript) from error
     transcript.add(NOTE, f"connected to {address}")
+    recording.connected(transcript)
     return Connection(transport, pipe, transcript, within)
 
 
@@ -454,10 +460,12 @@ class Asker:
         stream_id, self._stream_id = self._stream_id, self._stream_id + 2
         waiting = asyncio.get_running_loop().create_future()
         self._waiting[stream_id] = waiting
+        began = asyncio.get_running_loop().time()
         try:
             await connection.send(question(check, context, stream_id=stream_id))
             async with asyncio.timeout(self.timeout):
                 ack = await waiting
+            recording.waited("an ACK", asyncio.get_running_loop().time() - began, self.timeout)
             return variables(ack)
         except TimeoutError:
             raise SilenceError(

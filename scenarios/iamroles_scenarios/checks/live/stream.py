@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.engine.bench import Bench
 
 Kind = Literal["websocket", "events", "download", "upload"]
@@ -87,6 +88,7 @@ class Stream:
         self._sock = socket.create_connection((here.world.proxy.host, here.world.proxy.port), _CONNECT)
         self._sock.settimeout(BEAT)
         self._sock.sendall(shape.head(path, token))
+        recording.note(shape.head(path, token))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -130,6 +132,9 @@ class Stream:
         self.over.set()
         self._thread.join(_CONNECT)
         self._sock.close()
+        recording.note(
+            f"{self.shape.kind}: status {self.status}, its token's end {self.expires}, ended {self.ended:.2f}"
+        )
 
     def _run(self) -> None:
         head = b""

@@ -14,7 +14,8 @@ from iamroles_scenarios.oracle import through_proxy
 from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, campaign, numbers_for
 
 _CASES = 3_000
-_SEED = 1
+SEED = 1
+SEED_VARIABLE = "IAMROLES_ORACLE_SEED"
 _SHUFFLED = 600
 _PROXY_WORLDS = 8
 _PROXY_CASES = 30
@@ -42,7 +43,7 @@ def chosen(name: str, default: int) -> int:
 def agrees(target: Target) -> str:
     """Verdict, reason, rule, backend, role and expiry of each; a policy that conflicts is refused."""
     cases = chosen("IAMROLES_ORACLE_CASES", _CASES)
-    with campaign(target, chosen("IAMROLES_ORACLE_SEED", _SEED)) as played:
+    with campaign(target, chosen(SEED_VARIABLE, SEED)) as played:
         return str(played.run(numbers_for(cases), CASES_PER_WORLD))
 
 
@@ -54,7 +55,7 @@ def agrees(target: Target) -> str:
 )
 def order(target: Target) -> str:
     """Each world twice, as it was drawn and shuffled."""
-    with campaign(target, chosen("IAMROLES_ORACLE_SEED", _SEED) + 1, shuffled=True) as played:
+    with campaign(target, chosen(SEED_VARIABLE, SEED) + 1, shuffled=True) as played:
         return str(played.run(numbers_for(_SHUFFLED), CASES_PER_WORLD))
 
 
@@ -67,5 +68,5 @@ def order(target: Target) -> str:
 )
 def proxy(target: Target) -> str:
     """A sample of the worlds, with the requests that HTTP can carry."""
-    seed = chosen("IAMROLES_ORACLE_SEED", _SEED)
+    seed = chosen(SEED_VARIABLE, SEED)
     return through_proxy.play(target, seed, _PROXY_WORLDS, _PROXY_CASES)

@@ -19,6 +19,7 @@ from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, W
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.errors import CheckFailed, HarnessFault
+from iamroles_scenarios.recording import carried
 from iamroles_scenarios.stage.relay import Relay
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def traffic(bench: Bench, people: Sequence[Sequence[Turn]]) -> Iterator[Tally]:
                     tally.ask(client, turn)
 
     with ThreadPoolExecutor(len(people), thread_name_prefix="client") as pool:
-        asking = [pool.submit(person, bench.another(), turns) for turns in people]
+        asking = [pool.submit(carried(person), bench.another(), turns) for turns in people]
         try:
             yield tally
         finally:
@@ -190,7 +191,7 @@ def at_once(bench: Bench, turns: Sequence[Turn], tally: Tally) -> Iterator[None]
             tally.ask(client, turn)
 
     with ThreadPoolExecutor(len(turns), thread_name_prefix="client") as pool:
-        asked = [pool.submit(once, bench.another(), turn) for turn in turns]
+        asked = [pool.submit(carried(once), bench.another(), turn) for turn in turns]
         yield
         for done in asked:
             done.result()

@@ -1,0 +1,147 @@
+"""`iamroles conformance verify-report`: is a bundle of evidence whole, consistent, signed, and true?"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from iamroles_conformance.commands.options import Command, judges
+from iamroles_conformance.errors import BundleError, ExitCode
+from iamroles_conformance.reports import bundle, report
+from iamroles_conformance.reports.bundle import Bundle
+from iamroles_conformance.reports.evidence import digests
+from iamroles_conformance.subject import Subject
+from iamroles_scenarios.engine.run import plan
+
+_UNSIGNED = (
+    "none. An unsigned bundle proves nothing about who made it, nor that anything in it was ever measured: "
+    "anybody can write one. Only what is replayed here is seen to be so."
+)
+
+
+@click.command("verify-report", cls=Command)
+@click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@judges("agent", "address", "allowed", "stage", "require", "haproxy", "scale")
+@click.option("--sample", default=20, show_default=True, type=click.IntRange(min=1), help="Checks to replay.")
+@click.option("--seed", type=int, help="Chooses the sample; default: by chance, and printed.")
+@click.option("--public-key", "key", type=click.Path(path_type=Path), help="PEM, Ed25519: the vendor's.")
+def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None, key: Path | None) -> None:
+    """Check a bundle of evidence that somebody published.
+
+    Its digests and its signature are checked; its report is rendered again from its checks. With --agent or
+    --agent-address some of its checks are played again, with fresh tokens, and the verdicts compared.
+
+    Exit code 0 if all of that holds, 1 if the bundle was changed, is not signed by --public-key, or a verdict
+    differs, 2 for a mistake in the command, 3 if the stage or the agent on it cannot be used.
+    """
+    wanted = _wanted(key)
+    try:
+        found = bundle.read(path)
+        _say("digests", f"{len(found.files)} files are as the manifest says")
+        _say("signature", _signature(found, wanted))
+        document = found.document
+        _say("report", _rendered(found, document))
+    except BundleError as error:
+        click.echo(f"{'REFUSED':10} {error}")
+        sys.exit(ExitCode.FAILED)
+    differing = 0
+    if subject.agent or subject.address:
+        differing = _replay(subject, document, sample, seed)
+    else:
+        _say("replayed", "nothing: say --agent or --agent-address")
+    told = document["statement"]
+    for line in (told["sentence"], *told["beside"]):
+        _say("it says", line)
+    sys.exit(ExitCode.FAILED if differing else ExitCode.PASSED)
+
+
+def _say(what: str, text: str) -> None:
+    click.echo(f"{what:10} {text}")
+
+
+def _wanted(key: Path | None) -> bytes | None:
+    try:
+        return None if key is None else bundle.public_key(key)
+    except BundleError as error:
+        raise click.BadParameter(str(error), param_hint="--public-key") from error
+
+
+def _signature(found: Bundle, wanted: bytes | None) -> str:
+    if wanted is None:
+        if found.key is None:
+            return _UNSIGNED
+        return f"fits the key {found.key.hex()}. Whose key that is, only --public-key can tell."
+    if found.key is None:
+        raise BundleError(f"{bundle.SIGNATURE}: is missing: the bundle is unsigned.")
+    if found.key != wanted:
+        raise BundleError(f"{bundle.SIGNATURE}: is of another key, {found.key.hex()}.")
+    return f"by the key given, {wanted.hex()}"
+
+
+def _rendered(found: Bundle, document: dict[str, Any]) -> str:
+    """Make every form again from the checks alone.
+
+    Raises:
+        BundleError: one is another; a transcript is missing, or of another verdict.
+    """
+    for check in document["checks"]:
+        name = bundle.transcript_name(check["name"])
+        head = f"{check['name']}: {check['verdict']}\n".encode()
+        if not found.files.get(name, b"").startswith(head):
+            raise BundleError(f"{name}: is missing, or of another verdict than {bundle.REPORT} says.")
+    own = digests(Subject().spec())
+    if any(document["digests"].get(name) != own[name] for name in ("suite", "scenarios")):
+        return f"not rendered again: it is of another suite ({document['suite']}, by its digests)"
+    anew = report.derived(report.parsed(found.files[bundle.REPORT].decode(), bundle.REPORT))
+    for name, text in report.forms(anew).items():
+        if found.files.get(name) != text.encode():
+            differing = [key for key in document if anew.get(key) != document[key]]
+            raise BundleError(
+                f"{name}: does not follow from the checks in {bundle.REPORT}"
+                + (f" ({', '.join(differing)})." if differing else ".")
+            )
+    return "statement, counts, requirements and pages follow from its checks"
+
+
+def _replay(subject: Subject, document: dict[str, Any], sample: int, seed: int | None) -> int:
+    """Play some checks anew; how many verdicts differ."""
+    for line in _unlike(subject, document):
+        _say("NOTE", line)
+    reported = {one["name"]: one["verdict"] for one in document["checks"]}
+    planned = [check for check in plan() if reported.get(check.name, "not-applicable") != "not-applicable"]
+    if subject.address:
+        planned = [check for check in planned if check.lane == "wire"]
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    chosen = random.Random(seed).sample(planned, min(sample, len(planned)))  # noqa: S311 - to be repeated
+    if not chosen:
+        _say("replayed", "nothing: no check of it can be played here")
+        return 0
+    with subject.run(chosen) as run:
+        results = list(zip(chosen, run.results(), strict=True))
+    differing = [
+        (check.name, result) for check, result in results if result.verdict.value != reported[check.name]
+    ]
+    for name, result in differing:
+        said = f"{name}: the report says {reported[name]}, here it was {result.verdict.value}"
+        _say("DIFFERS", f"{said}: {result.message}" if result.message else said)
+    agree = f"{len(chosen) - len(differing)} agree, {len(differing)} differ"
+    _say("replayed", f"{len(chosen)} of {len(planned)} checks with --seed {seed}: {agree}")
+    return len(differing)
+
+
+def _unlike(subject: Subject, document: dict[str, Any]) -> Iterator[str]:
+    """In what the agent here is not the one of the report; it may still answer the same."""
+    spec = subject.spec()
+    said = document["product"]
+    if (spec.name, spec.version) != (said["name"], said["version"]):
+        yield f"the agent here is {spec.name} {spec.version}, the report's {said['name']} {said['version']}"
+    here, there = digests(spec).get("agent"), document["digests"].get("agent")
+    if here != there:
+        yield f"the agent's program here is {here or 'not known'}, the report's {there or 'not known'}"
+    if dict(spec.features) != document["features"]:
+        yield "the agent here declares other features than the report's"

@@ -1,0 +1,242 @@
+"""Bundles of evidence: written by a real run, checked, signed, forged, and replayed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from iamroles_conformance.commands.conformance import conformance
+from iamroles_conformance.reports import bundle
+
+_BLUNT = Path(__file__).parent / "agents" / "blunt.py"
+_CHECKS = ("--lane=gate-spop", "--check=gate.no-token", "--check=gate.audience")
+
+
+def _invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(conformance, [str(one) for one in arguments])
+
+
+def _keys(directory: Path, name: str) -> tuple[Path, Path]:
+    key = Ed25519PrivateKey.generate()
+    private, public = directory / f"{name}.pem", directory / f"{name}.pub.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with keys of a vendor and of a stranger, and bundles of one run: signed and unsigned."""
+    directory = tmp_path_factory.mktemp("evidence")
+    private, _ = _keys(directory, "vendor")
+    _keys(directory, "stranger")
+    run = ("run", "--stage=processes", *_CHECKS)
+    signed = _invoke(*run, "--evidence", directory / "signed.tar.gz", "--sign-with", private)
+    assert signed.exit_code == 0, signed.output
+    whole = _unpacked(directory / "signed.tar.gz")
+    del whole[bundle.SIGNATURE]
+    manifest = json.loads(whole[bundle.MANIFEST]) | {"public_key": None}
+    _pack(directory / "unsigned.tar.gz", whole | {bundle.MANIFEST: bundle.canonical(manifest)})
+    return directory
+
+
+def _unpacked(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path, "r:gz") as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+
+
+def _pack(path: Path, files: dict[str, bytes]) -> Path:
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    path.write_bytes(gzip.compress(whole.getvalue()))
+    return path
+
+
+def _forged(source: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """A bundle that was changed, with a manifest that fits again: what a careful forger does."""
+    files = _unpacked(source)
+    change(files)
+    manifest = json.loads(files[bundle.MANIFEST])
+    own = {bundle.MANIFEST, bundle.SIGNATURE}
+    manifest["files"] = {name: bundle.entry(files[name]) for name in files if name not in own}
+    return _pack(target, files | {bundle.MANIFEST: bundle.canonical(manifest)})
+
+
+def _say(name: str, old: bytes, new: bytes) -> Callable[[dict[str, bytes]], None]:
+    def change(files: dict[str, bytes]) -> None:
+        assert old in files[name]
+        files[name] = files[name].replace(old, new)
+
+    return change
+
+
+def test_every_check_has_a_transcript_those_that_passed_too(place: Path) -> None:
+    files = _unpacked(place / "signed.tar.gz")
+    checks = json.loads(files["report.json"])["checks"]
+    text = files["transcripts/gate.audience.refused[spop].txt"].decode()
+
+    assert {bundle.transcript_name(one["name"]) for one in checks} < files.keys()
+    assert all(one["verdict"] == "pass" for one in checks)
+    assert '"aud": "canteen"' in text
+    assert "reason = 'audience_mismatch'" in text
+    assert "<< ACK" in text
+
+
+def test_no_signature_of_a_token_is_in_a_bundle(place: Path) -> None:
+    text = b"\n".join(_unpacked(place / "unsigned.tar.gz").values()).decode()
+
+    assert "no signature>" in text
+    assert not re.search(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", text)
+
+
+def test_the_document_says_seeds_and_coverage(place: Path) -> None:
+    found = json.loads(_unpacked(place / "signed.tar.gz")["report.json"])
+
+    assert set(found["seeds"]) == {"oracle", "fuzz"}
+    assert found["coverage"]["checks"]["played"] == len(found["checks"])
+    assert 0 < found["coverage"]["MUST"]["played"] < found["coverage"]["MUST"]["of"]
+
+
+def test_a_whole_signed_bundle_is_accepted_and_openssl_agrees(place: Path, tmp_path: Path) -> None:
+    done = _invoke("verify-report", place / "signed.tar.gz", "--public-key", place / "vendor.pub.pem")
+    files = _unpacked(place / "signed.tar.gz")
+    for name in (bundle.MANIFEST, bundle.SIGNATURE):
+        (tmp_path / name).write_bytes(files[name])
+    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", str(place / "vendor.pub.pem"), "-rawin"]
+    command += ["-in", bundle.MANIFEST, "-sigfile", bundle.SIGNATURE]
+    agreed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.exit_code == 0, done.output
+    assert "by the key given" in done.output
+    assert agreed.returncode == 0, agreed.stderr
+
+
+def test_an_unsigned_bundle_is_said_to_prove_nothing_about_its_maker(place: Path) -> None:
+    plain = _invoke("verify-report", place / "unsigned.tar.gz")
+    wanted = _invoke("verify-report", place / "unsigned.tar.gz", "--public-key", place / "vendor.pub.pem")
+
+    assert plain.exit_code == 0, plain.output
+    assert "proves nothing about who made it" in plain.output
+    assert wanted.exit_code == 1
+    assert "the bundle is unsigned" in wanted.output
+
+
+def test_another_key_than_the_vendors_is_refused(place: Path) -> None:
+    done = _invoke("verify-report", place / "signed.tar.gz", "--public-key", place / "stranger.pub.pem")
+
+    assert done.exit_code == 1
+    assert "REFUSED    manifest.json.sig: is of another key" in done.output
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.html", "transcripts/gate.audience.reason[spop].txt"])
+def test_an_edited_file_is_named(place: Path, tmp_path: Path, name: str) -> None:
+    files = _unpacked(place / "unsigned.tar.gz")
+    files[name] += b" "
+    done = _invoke("verify-report", _pack(tmp_path / "edited.tar.gz", files))
+
+    assert done.exit_code == 1
+    assert f"REFUSED    {name}: was changed" in done.output
+
+
+def test_a_signed_bundle_whose_manifest_was_made_to_fit_again_is_refused(place: Path, tmp_path: Path) -> None:
+    change = _say("report.json", b'"verdict": "pass"', b'"verdict": "fail"')
+    done = _invoke("verify-report", _forged(place / "signed.tar.gz", tmp_path / "forged.tar.gz", change))
+
+    assert done.exit_code == 1
+    assert "manifest.json.sig: does not fit manifest.json" in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("report.json", b"That is no statement of conformance.", b"It conforms to all.", "report.json"),
+        ("report.json", b'"verdict": "pass"', b'"verdict": "warning"', "another verdict than report.json"),
+        ("report.html", b"That is no statement", b"That is a statement", "report.html"),
+        ("badge.svg", b"checks played", b"checks passed", "badge.svg"),
+    ],
+)
+def test_an_unsigned_forgery_that_contradicts_itself_is_refused(  # noqa: PLR0917 - a row of the table each
+    place: Path, tmp_path: Path, name: str, old: bytes, new: bytes, said: str
+) -> None:
+    forged = _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", _say(name, old, new))
+    done = _invoke("verify-report", forged)
+
+    assert done.exit_code == 1
+    assert said in done.output
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda files: files.pop("report.html"), "report.html: is missing"),
+        (lambda files: files.update({"more.txt": b"x"}), "more.txt: is not in the manifest"),
+        (lambda files: files.pop("manifest.json"), "manifest.json: is missing"),
+        (lambda files: files.update({"manifest.json": b"{}"}), "manifest.json: is not canonical"),
+    ],
+)
+def test_a_bundle_that_is_not_whole_is_refused(
+    place: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None], said: str
+) -> None:
+    files = _unpacked(place / "unsigned.tar.gz")
+    change(files)
+    done = _invoke("verify-report", _pack(tmp_path / "part.tar.gz", files))
+
+    assert done.exit_code == 1
+    assert said in done.output
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_text("no")
+
+    assert _invoke("verify-report", tmp_path / "x.tar.gz").exit_code == 1
+
+
+@pytest.mark.parametrize("content", ["no key", ""])
+def test_a_key_that_is_none_is_a_mistake_of_the_command(place: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.pem").write_text(content)
+    signing = ("--evidence", tmp_path / "e.tar.gz", "--sign-with", tmp_path / "bad.pem")
+
+    assert _invoke("run", *_CHECKS, *signing).exit_code == 2
+    assert _invoke("run", *_CHECKS, "--sign-with", place / "vendor.pem").exit_code == 2
+    assert (
+        _invoke("verify-report", place / "signed.tar.gz", "--public-key", tmp_path / "bad.pem").exit_code == 2
+    )
+
+
+def test_a_replay_plays_the_sample_of_a_seed_and_agrees(place: Path) -> None:
+    agent = Path(__file__).parents[2] / "conformance" / "agent.toml"
+    done = _invoke(
+        *("verify-report", place / "unsigned.tar.gz", "--agent", agent, "--stage=processes"),
+        *("--sample", 3, "--seed", 7),
+    )
+
+    assert done.exit_code == 0, done.output
+    assert "3 of 7 checks with --seed 7: 3 agree, 0 differ" in done.output
+
+
+def test_a_verdict_that_differs_in_a_replay_is_named(place: Path, tmp_path: Path) -> None:
+    agent = tmp_path / "agent.toml"
+    launch = f'[launch]\ncommand = ["python", "{_BLUNT}", "deny"]\n[features]\noidc = true\n'
+    agent.write_text(f'spec = 1\nname = "iamroles"\nversion = "0.1.0"\n{launch}')
+    done = _invoke(
+        "verify-report", place / "signed.tar.gz", "--agent", agent, "--stage=processes", "--sample", 50
+    )
+
+    assert done.exit_code == 1, done.output
+    assert "DIFFERS    gate.audience.reason[spop]: the report says pass, here it was fail" in done.output
+    assert "NOTE       the agent's program here is sha256:" in done.output
