@@ -31,10 +31,14 @@ _FIRST, _LAST = 40, 40
 """Exchanges and connections that are kept of those that came first, and of those that came last."""
 _LONG = 6000
 """Characters of one exchange, or of one connection, that are kept."""
-_JWT = re.compile(r"(eyJ[\w-]{8,}|[\w-]{20,}(?=\.[\w-]{20,}\.[\w-]{20,}))\.([\w-]*)\.[\w%=+/-]*")
-_PRESIGNED = re.compile(r"(iam-sts-v1.)([\w-]{12,})[^\s'\"]*", re.IGNORECASE)
+# Possessive, and begun where a run begins: a token may have a hundred thousand characters.
+_JWT = re.compile(
+    r"(?<![\w-])(eyJ[\w-]{8,}+|[\w-]{20,}+(?=\.[\w-]{20,}+\.[\w-]{20,}))\.([\w-]*+)\.[\w%=+/-]*", re.ASCII
+)
+_PRESIGNED = re.compile(r"(iam-sts-v1.)([\w-]{12,}+)[^\s'\"]*", re.IGNORECASE)
 _BEARER = re.compile(r"(Bearer +[^\s<'\"]{6})[^\s<'\"]{18,}", re.IGNORECASE)
-_SIGNED = re.compile(r"((?:X-Amz-)?(?:Signature|Security-Token)=)[^&\s'\"]{8,}", re.IGNORECASE)
+_SIGNED = re.compile(r"((?:Signature|Security-Token)=)[^&\s'\"]{8,}", re.IGNORECASE)
+_RUN = re.compile(r"[\w+/=-]{40,}+", re.ASCII)
 _HEX = re.compile(r"(?:\b[0-9a-f]{2} ){24,}(?:[0-9a-f]{2}\b)?")
 
 
@@ -177,15 +181,23 @@ def carried(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def without_secrets(text: str) -> str:
-    """A text without signatures: tokens are decoded, pre-signed requests and long bytes cut.
+    """A text without signatures: tokens are decoded, what is signed or random is cut.
 
-    Bytes in hexadecimal may be a piece of a credential, so a long run of them keeps its first eight.
+    Checks break tokens in every way, so a signature may stand anywhere: whatever looks like one is cut too.
+    Bytes in hexadecimal may be a piece of one: a long run of them keeps its first eight.
     """
     text = _JWT.sub(lambda found: f"<token {_opened(found[1])} . {_opened(found[2])}, no signature>", text)
     text = _PRESIGNED.sub(lambda found: f"{found[1]}<{_url(found[2])}>", text)
     text = _BEARER.sub(r"\1…<cut>", text)
     text = _SIGNED.sub(r"\1<cut>", text)
+    text = _RUN.sub(lambda found: _cut(found[0]), text)
     return _HEX.sub(lambda found: f"{found[0][:24]}… <cut> ", text)
+
+
+def _cut(run: str) -> str:
+    """A run of letters, cut if it looks like a signature, as certificates do too."""
+    random = any(map(str.isdigit, run)) and any(map(str.islower, run)) and any(map(str.isupper, run))
+    return f"{run[:6]}…<{len(run) - 6} more>" if random else run
 
 
 def _url(part: str) -> str:
@@ -200,5 +212,5 @@ def _url(part: str) -> str:
 def _opened(part: str) -> str:
     try:
         return json.dumps(json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))))
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"<{len(part)} characters>"

@@ -113,7 +113,7 @@ def _check(check: PlannedCheck, result: CheckResult) -> Document:
         "classes": sorted(check.classes),
         "requirements": list(check.requirements),
         "verdict": result.verdict.value,
-        "message": result.message,
+        "message": without_secrets(result.message),
         "seconds": round(result.seconds, 3),
     }
     if result.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE):

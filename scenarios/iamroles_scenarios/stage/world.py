@@ -13,6 +13,7 @@ from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Self
 
+from iamroles_scenarios import recording
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind
@@ -201,6 +202,7 @@ class AgentHandle:
             self._past = [*self._past[-2:], self._part.log()]
 
     def _running(self, verb: str) -> Part:
+        recording.note(f"the agent is {verb}")
         if self._part is None:
             raise StageError(
                 f"{self.spec.name} runs at {self.spec.address}, outside the stage: it cannot be {verb}."
@@ -298,11 +300,13 @@ class HaproxyHandle:
 
     def wait_agent(self, up: bool, within: float = 10.0) -> bool:
         """Wait until the health check says so; returns whether it did by the deadline."""
-        deadline = time.monotonic() + within
+        began = time.monotonic()
         while self.agent_is_up() != up:
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + within:
                 return False
             time.sleep(_POLL)
+        recording.note(f"HAProxy holds the agent for {'up' if up else 'down'}")
+        recording.waited("a health check", time.monotonic() - began, within)
         return True
 
     @property
@@ -356,13 +360,10 @@ class HaproxyHandle:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    if not line.startswith("{"):
-        return None
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    with suppress(ValueError):
+        found = json.loads(line) if line.startswith("{") else None
+        return found if isinstance(found, dict) else None
+    return None
 
 
 class Proxy:
@@ -430,9 +431,7 @@ class World:
         with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
             files = pool.submit(renderer.render, self.document)
             self.agent.start()
-            asked = self.agent.inner_address
-            if between is not None:
-                asked = between(self._kind.host, self.agent.spop_address)
+            asked = between(self._kind.host, self.agent.spop_address) if between else self.agent.inner_address
             self._haproxy.start(files.result(), asked)
         self._proxy = Proxy(place.host, place.port)
 

@@ -1,0 +1,97 @@
+"""What a check leaves behind: exchanges, connections, waits; and never a signature."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+
+import pytest
+
+from iamroles_scenarios.jose import SigningKey, mint
+from iamroles_scenarios.recording import Wait, carried, note, recorded, waited, without_secrets
+
+_KEYS = [SigningKey.generate(algorithm, kid=algorithm) for algorithm in ("RS256", "ES256")]
+_STS = "https://sts.amazonaws.com/?Action=GetCallerIdentity&X-Amz-Security-Token={0}&X-Amz-Signature={0}"
+
+
+@pytest.mark.parametrize("key", ["RS256", "ES256"])
+@pytest.mark.parametrize(
+    "before", ["Authorization: Bearer {}", "/orders/{}?x", "basic {}", "Bearer{}", '"{}"']
+)
+@pytest.mark.parametrize("dot", [".", ",", "%2E", " . ", ".."])
+def test_no_token_keeps_its_signature_however_it_is_broken(key: str, before: str, dot: str) -> None:
+    parts = mint({"key": key}, _KEYS, time.time(), "http://idp/corp").split(".")
+    shown = without_secrets(before.format(dot.join(parts)))
+
+    assert parts[2][:20] not in shown
+    assert parts[2][-20:] not in shown
+
+
+def test_a_token_is_shown_by_header_and_claims() -> None:
+    shown = without_secrets(mint({"sub": "alice", "key": "ES256"}, _KEYS, time.time(), "http://idp/corp"))
+
+    assert '"alg": "ES256"' in shown
+    assert '"sub": "alice"' in shown
+
+
+def test_a_presigned_request_is_shown_without_what_signs_it() -> None:
+    secret = "0123456789abcdef" * 4
+    url = base64.urlsafe_b64encode(_STS.format(secret).encode()).decode().rstrip("=")
+    shown = without_secrets(f"Authorization: Bearer iam-sts-v1.{url}")
+
+    assert "Action=GetCallerIdentity" in shown
+    assert secret not in shown
+    assert url not in shown
+
+
+def test_deep_nesting_brings_nobody_down() -> None:
+    deep = base64.urlsafe_b64encode(b"[" * 100_000).decode()
+
+    assert len(without_secrets(f"eyJhbGciOiJFUzI1NiJ9.{deep}.x")) < 200
+    assert without_secrets("x" * 100_000) == "x" * 100_000
+
+
+def test_the_first_and_the_last_are_kept_and_the_others_counted() -> None:
+    with recorded(keeps=True) as found:
+        for number in range(200):
+            note(f"question {number}", f"answer {number}")
+
+    text = found.text()
+    assert "question 0\n\nanswer 0" in text
+    assert "question 199" in text
+    assert "question 100" not in text
+    assert "120 more, not kept" in text
+
+
+def test_nothing_is_kept_where_nobody_asked() -> None:
+    note("outside of any")
+    with recorded(keeps=False) as found:
+        note("inside")
+
+    assert found.text() == ""
+
+
+def test_the_wait_that_came_nearest_to_its_bound_is_kept() -> None:
+    with recorded() as found:
+        waited("quick", 0.1, 10.0)
+        waited("slow", 1.0, 2.0)
+        waited("long", 5.0, 60.0)
+
+    assert found.narrowest == Wait("slow", 1.0, 2.0)
+    assert found.narrowest.margin == 0.5
+
+
+def test_another_thread_notes_in_the_recording_that_it_is_given() -> None:
+    with recorded(keeps=True) as found:
+        threads = [
+            threading.Thread(target=carried(note), args=("with",)),
+            threading.Thread(target=note, args=("alone",)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert "with" in found.text()
+    assert "alone" not in found.text()
