@@ -8,9 +8,9 @@ kind            effect (parameters)
 ``drip``        the head of an answer, one byte each `seconds`, and never its end: no read ever times out
 ``cut``         the connection is reset without an answer; a server that is down, seen from a client
 ``truncated``   the sound answer cut in the middle of its body, Content-Length telling more
-``status``      `status` (503) with `body` and `headers`
+``status``      `status` (503) with `body` (or `xml`) and `headers`
 ``redirect``    `status` (302) to `location`
-``malformed``   status 200 with `body` (``{"keys": [``) and `content_type`
+``malformed``   status 200 with `body` (``{"keys": [``) as JSON, or `xml` for who accepts no JSON
 ``content-type``  the sound body as `content_type` (text/html)
 ``oversized``   the sound object with one more member, `size` bytes in all (2 MiB)
 ``patch``       the sound object with `members` set (a discovery document's issuer, for example)
@@ -47,6 +47,7 @@ class Fault:
     seconds: float = 1.0
     status: int | None = None
     body: str = '{"keys": ['
+    xml: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     location: str = ""
     content_type: str = "text/html"
@@ -123,12 +124,31 @@ async def answer(fault: Fault | None, request: web.Request, sound: Sound) -> web
     if fault.kind == "cut":
         return cut(request)
     if fault.kind == "status":
-        return web.Response(status=fault.status or 503, text=fault.body, headers=fault.headers)
+        return web.Response(
+            status=fault.status or 503, text=_form(fault, request)[0], headers=_headers(fault, request)
+        )
     if fault.kind == "redirect":
         return web.Response(status=fault.status or 302, headers={"Location": fault.location})
     if fault.kind == "malformed":
-        return web.Response(text=fault.body, content_type="application/json")
+        text, content_type = _form(fault, request)
+        return web.Response(text=text, content_type=content_type)
     return await _altered(fault, request, await sound())
+
+
+def _form(fault: Fault, request: web.Request) -> tuple[str, str]:
+    """Body and content type, in the form that the caller accepts."""
+    if fault.xml and "application/json" not in request.headers.get("Accept", ""):
+        return fault.xml, "text/xml"
+    return fault.body, "application/json"
+
+
+def _headers(fault: Fault, request: web.Request) -> dict[str, str]:
+    """The fault's own headers; of a JSON type that the body does not have, the right one."""
+    _, content_type = _form(fault, request)
+    given = fault.headers
+    if given.get("Content-Type") == "application/json":
+        given = given | {"Content-Type": content_type}
+    return given
 
 
 async def _drip(fault: Fault, request: web.Request) -> web.Response:

@@ -12,6 +12,7 @@ from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import ALLOWED, Pending, refused
 from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
+from iamroles_scenarios.mock.answers import NAMESPACES
 
 _TROUBLE = refused("sts_unavailable", status=503)
 _NOT_BELIEVED = refused(
@@ -61,6 +62,24 @@ _SHAPES: dict[str, Any] = {
     "a number for the account": _response({**_READER, "Account": 111111111111}),
     "another action's answer": {"AssumeRoleResponse": {"AssumeRoleResult": {"AssumedRoleUser": _READER}}},
 }
+_XML_ALONE = {"a number for the account": _response({**_READER, "Account": {"Id": "111111111111"}})}
+"""What XML cannot say is something else that is wrong there."""
+
+
+def _xml(shape: Any) -> str:  # noqa: ANN401 - JSON
+    """The same shape as STS writes it for who accepts no JSON."""
+    if isinstance(shape, list):
+        return "".join(f"<member>{_xml(one)}</member>" for one in shape)
+    if not isinstance(shape, dict):
+        return str(shape)
+    space = f' xmlns="{NAMESPACES["sts"]}"'
+    return "".join(
+        f"<{key}{space if key == 'GetCallerIdentityResponse' else ''}>{_xml(one)}</{key}>"
+        for key, one in shape.items()
+    )
+
+
+_GOOD = _response(_READER, ResponseMetadata={"RequestId": "x"})
 _TEXTS: dict[str, str] = {
     "a page": f"<html><body>{json.dumps(_response(_READER))}</body></html>",
     "two answers": json.dumps(_response(_READER)) * 2,
@@ -69,6 +88,13 @@ _TEXTS: dict[str, str] = {
     + _READER["Arn"]
     + "</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>",
     "nothing": "",
+}
+_XML_TEXTS = {
+    "a page": f"<html><body>{_xml(_GOOD)}</body></html>",
+    "two answers": _xml(_GOOD) * 2,
+    "a member twice": _xml(_GOOD).replace("<Account>", "<Arn>x</Arn><Account>"),
+    "XML called JSON": json.dumps(_GOOD),
+    "nothing": " ",
 }
 
 
@@ -83,15 +109,17 @@ def answer(target: Target) -> None:
     """Whoever asks signs with a wrong secret; what comes back says that it is the reader."""
     with caller(target, "forged") as one:
         bodies = {what: json.dumps(shape) for what, shape in _SHAPES.items()} | _TEXTS
+        in_xml = {what: _xml(shape) for what, shape in (_SHAPES | _XML_ALONE).items()} | _XML_TEXTS
         for what, body in bodies.items():
-            one.fault("malformed", body=body)
+            one.fault("malformed", body=body, xml=in_xml[what])
             _disbelieved(one, what)
-        good = json.dumps(_response(_READER, ResponseMetadata={"RequestId": "x"}))
+        good = json.dumps(_GOOD)
         for status in (201, 203, 206, 400, 403, 500):
-            one.fault("status", status=status, body=good, headers={"Content-Type": "application/json"})
+            json_type = {"Content-Type": "application/json"}
+            one.fault("status", status=status, body=good, xml=_xml(_GOOD), headers=json_type)
             _disbelieved(one, f"status {status}")
         for kind in ("text/html", "application/octet-stream", "text/plain"):
-            one.fault("status", status=200, body=good, headers={"Content-Type": kind})
+            one.fault("status", status=200, body=good, xml=_xml(_GOOD), headers={"Content-Type": kind})
             _disbelieved(one, f"content type {kind}")
         one.clear()
 
@@ -134,9 +162,9 @@ def answer_size(target: Target) -> None:
     """An answer that is STS's own in all but its length: two megabytes of white space follow."""
     with caller(target, "large") as one:
         one.expect("before", one.credential(one.session()), ALLOWED)
-        one.fault("malformed", body=json.dumps(_response(_READER)) + " " * (2 << 20))
+        one.fault("malformed", body=json.dumps(_GOOD) + " " * (2 << 20), xml=_xml(_GOOD) + " " * (2 << 20))
         _disbelieved(one, "an answer of two megabytes")
-        one.fault("malformed", body=json.dumps(_response(_READER)) + " ")
+        one.fault("malformed", body=json.dumps(_GOOD) + " ", xml=_xml(_GOOD) + " ")
         keys = one.session()
         one.expect("the same answer, short", one.credential(keys), ALLOWED, within=_RECOVERY)
         one.clear()

@@ -26,8 +26,10 @@ class _Recorded:
     recipe: dict[str, Any]
     request: dict[str, Any]
     record: dict[str, str]
-    """What HAProxy's line must hold."""
+    """What HAProxy's line must hold; of a refusal, who and which role only if at all (SPEC.md 3.1)."""
 
+
+_WHO = ("principal", "issuer", "role")
 
 _CASES = (
     _Recorded(
@@ -96,6 +98,9 @@ def _of_host(host: str) -> Callable[[dict[str, Any]], bool]:
 
 def _compare(case: _Recorded, seen: Observation, record: dict[str, Any]) -> None:
     wanted: dict[str, object] = dict(case.record)
+    if "reason" in case.record:
+        known = {name: {case.record[name], "-"} for name in _WHO if name in case.record}
+        wanted |= known
     if seen.allow:
         ids = [value for name, value in seen.headers if name == "x-iam-request-id"]
         wanted["request_id"] = ids[0] if len(ids) == 1 else "the one X-IAM-Request-Id that the backend got"

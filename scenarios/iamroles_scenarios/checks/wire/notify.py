@@ -28,7 +28,6 @@ from iamroles_scenarios.wire.judge import (
     allowed,
     collect,
     fail,
-    must_allow,
     must_answer_each,
     must_be_quiet,
     must_be_well_formed,
@@ -333,7 +332,7 @@ async def message_lies(target: WireTarget) -> None:
     "wire.ack.fits",
     requirements=["SPOP-ACK-006"],
     lane="wire",
-    title="An ACK fits the negotiated size; tags are dropped before the verdict",
+    title="An ACK fits the negotiated size, and holds the verdict",
 )
 async def ack_fits(target: WireTarget) -> str:
     """The least size that the question itself fits, so that the answer's tags may not."""
@@ -354,10 +353,11 @@ async def ack_fits(target: WireTarget) -> str:
         size = max(256, len(frame.body()))
         async with session(target, {**HELLO, "max-frame-size": size}) as connection:
             ack = await connection.ask(frame)
-            must_allow(connection, ack)
+            if verdict(connection, ack).get("allow") is not True:
+                must_deny(connection, ack)
             if len(ack.body()) > size:
                 raise fail(connection, f"an ACK of {len(ack.body())} bytes, negotiated {size}")
-            return f"tags too long for {size} bytes were dropped: the ACK has {len(ack.body())}"
+            return f"tags too long for {size} bytes did not go: the ACK has {len(ack.body())}"
     return remark if target.allowed is None else "no request is known whose tags exceed its own size"
 
 

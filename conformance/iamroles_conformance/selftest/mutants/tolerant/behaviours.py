@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
+from iamroles_agent import gate
 from iamroles_agent.policy import compiled
 from iamroles_agent.reasons import Reason, Refusal
-from iamroles_agent.spop import messages, values
-from iamroles_agent.tokens import authenticator, claims, jws
+from iamroles_agent.spop import actions, messages, values
+from iamroles_agent.tokens import authenticator, claims, jws, sts
 from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import mutant
 
@@ -70,3 +72,29 @@ def trailing_blank(sound: Any, text: str) -> Any:
 def canonical_request(sound: Any, self: Any, requested: str) -> Any:
     canonical = re.fullmatch(r"arn:[^:]+:iam::[0-9]{12}:role/[^/]+", requested)
     return frozenset() if requested.startswith("arn:") and not canonical else sound(self, requested)
+
+
+@mutant("tolerant.refuses-large", kills=[], title="refuses where the tags do not fit the agreed frame")
+@around(actions, "fit")
+def refuses_large(sound: Any, encoded: bytes, limit: int) -> Any:
+    return sound(encoded if len(encoded) <= limit else actions.LAST_RESORT, limit)
+
+
+@mutant("tolerant.terse-refusals", kills=[], title="names nobody in a refusal, though it knows who asks")
+@around(gate, "encode_verdict")
+def terse_refusals(sound: Any, decision: Any, *signed: Any) -> Any:
+    if decision.allow:
+        return sound(decision, *signed)
+    nobody = dict.fromkeys(("role", "principal", "session", "issuer"), "")
+    return sound(replace(decision, **nobody, expires=None), *signed)
+
+
+@mutant("tolerant.sts-form", kills=[], title="calls what is wrong in a pre-signed URL malformed")
+@around(sts, "read_credential")
+def sts_form(sound: Any, *arguments: Any) -> Any:
+    try:
+        return sound(*arguments)
+    except Refusal as refusal:
+        if refusal.reason is not Reason.STS_REJECTED:
+            raise
+        raise Refusal(Reason.TOKEN_MALFORMED, refusal.detail) from None
