@@ -326,6 +326,23 @@ def test_whom_a_revocation_is_about(members, fits):
     assert Revocation(id="x", **members).fits(WHO, name_of) is fits
 
 
+def test_a_revocation_is_found_by_what_it_names_and_not_by_looking_at_all(monkeypatch):
+    looked = []
+    fits = Revocation.fits
+    monkeypatch.setattr(Revocation, "fits", lambda row, *who: looked.append(row.id) or fits(row, *who))
+    others = [Revocation(id=f"o{n}", principals=[f"p{n}"], sessions=[f"s{n}"]) for n in range(5000)]
+    about = [
+        Revocation(id="late", principals=["alice"], issued_before=1),
+        Revocation(id="name", roles=["staff"], principals=["bob"]),
+        Revocation(id="hit", roles=[str(READER)], sessions=["s-1"]),
+        Revocation(id="second", credentials=["sha256:00"]),
+    ]
+
+    found = Revocations((*others, *about)).match(WHO, name_of)
+
+    assert (found.id, looked) == ("hit", ["late", "hit"])
+
+
 def test_a_credential_without_a_time_counts_as_issued_before():
     row = Revocation(id="x", roles=["staff"], issued_before=1)
 
@@ -351,6 +368,17 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("[[revocations]]\nid = 'a'\nroles = 'a'", "r.toml:3: revocations[0].roles:"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\n\n[[revocations]]\nid = ", "r.toml:6: is not TOML"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a', 7]", "r.toml:3: revocations[0].roles[1]:"),
+        (
+            "[[revocations]]\nid = 'a'\nroles = ['arn:aws:iam::1:role']",
+            "r.toml:3: revocations[0].roles[0]: ",
+        ),
+        ("a = " + "[" * 100_000, "r.toml: is nested too deep"),
+        ("# \n[[revocations]]\nid = 'a'\nprincipals = [true]", "r.toml:4: revocations[0].principals[0]:"),
+        ("revocations = 'none'", "r.toml:1: revocations:"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 2, "r.toml:5: revocations[1].id: 'a' stands twice"),
         ("[[revocations]]\nid = 1\nroles = ['a']", "revocations[0].id"),
         ("[[revocations]]\nid = 'a'", "names nobody"),
         ("[[revocations]]\nid = 'a'\nrole = ['a']", "revocations[0].role"),
@@ -364,6 +392,19 @@ def test_a_wrong_file_says_where(tmp_path, text, said):
     path.write_text(text)
 
     with pytest.raises(ConfigError, match=said.replace("[", r"\[").replace("]", r"\]")):
+        read(path)
+
+
+def test_a_file_that_is_no_text_or_too_large_says_so(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"# one\n# tw\xff\n")
+    with pytest.raises(ConfigError, match=r"r\.toml:2: is not UTF-8\. Write it anew"):
+        read(path)
+    path.write_bytes(b"#" * (4 << 20) + b"#")
+    with pytest.raises(ConfigError, match=r"larger than 4 MiB\. Remove what has expired"):
+        read(path)
+    path.write_text("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 10_001)
+    with pytest.raises(ConfigError, match="at most 10000 items"):
         read(path)
 
 

@@ -7,7 +7,6 @@ import json
 import secrets
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
+from iamroles_agent.commands.emergency import Settings
 from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
 from iamroles_agent.processes import local_socket
-from iamroles_agent.processes.agent import socket_of
 
 WORLD = "IAMROLES_WORLD"
 _WITHIN = 5.0
@@ -32,6 +31,11 @@ _config = click.option(
     required=True,
     help=f"The agent's configuration; its `live.revocations` names the file. Default: ${WORLD}.",
 )
+_file_option = click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    help="The file of revocations, where the configuration cannot be read.",
+)
 
 
 @click.group()
@@ -41,6 +45,7 @@ def revoke() -> None:
 
 @revoke.command()
 @_config
+@_file_option
 @click.option(
     "--role", "roles", multiple=True, help="Whoever holds this role: its name in the policy, or ARN."
 )
@@ -55,6 +60,7 @@ def revoke() -> None:
 @click.option("--id", "name", help="A name for it; made up where left out.")
 def add(  # noqa: PLR0917 - click's options, by name
     config: Path,
+    file: Path | None,
     roles: tuple[str, ...],
     principals: tuple[str, ...],
     sessions: tuple[str, ...],
@@ -83,7 +89,7 @@ def add(  # noqa: PLR0917 - click's options, by name
         for item in error.errors(include_url=False):
             click.echo(f"iamroles revoke: {'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}", err=True)
         sys.exit(2)
-    with _edited(config) as (path, found):
+    with _edited(config, file) as (path, found):
         if any(known.id == row.id for known in found):
             click.echo(f"iamroles revoke: {row.id} is there already; choose another --id", err=True)
             sys.exit(2)
@@ -94,18 +100,20 @@ def add(  # noqa: PLR0917 - click's options, by name
 
 @revoke.command("list")
 @_config
-def list_(config: Path) -> None:
+@_file_option
+def list_(config: Path, file: Path | None) -> None:
     """Show the revocations of the file, one JSON object a line."""
-    for row in _read(_file(config)).rows:
+    for row in _read(file or _file(config)).rows:
         click.echo(json.dumps(row.model_dump(mode="json", exclude_defaults=True)))
 
 
 @revoke.command()
 @_config
+@_file_option
 @click.argument("name")
-def undo(config: Path, name: str) -> None:
+def undo(config: Path, file: Path | None, name: str) -> None:
     """Take a revocation back. Streams that it cut stay cut."""
-    with _edited(config) as (path, found):
+    with _edited(config, file) as (path, found):
         kept = [row for row in found if row.id != name]
         if len(kept) == len(found):
             click.echo(
@@ -120,21 +128,10 @@ def undo(config: Path, name: str) -> None:
 def _file(config: Path) -> Path:
     """The file of revocations. Nothing else of the configuration is read, for an emergency."""
     try:
-        text = config.read_text(encoding="utf-8")
-        document = json.loads(text) if config.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        click.echo(f"iamroles revoke: {config} cannot be read: {error}", err=True)
+        return Settings(config).file("live", "revocations", "revocations.toml")
+    except ConfigError as error:
+        click.echo(str(error), err=True)
         sys.exit(2)
-    live = document.get("live") if isinstance(document, dict) else None
-    name = live.get("revocations") if isinstance(live, dict) else None
-    if not isinstance(name, str):
-        click.echo(
-            f'iamroles revoke: {config}: live.revocations is not set: add `[live]` with `revocations = "…"` '
-            "and restart the agent",
-            err=True,
-        )
-        sys.exit(2)
-    return config.parent / name
 
 
 def _read(path: Path) -> Revocations:
@@ -146,9 +143,9 @@ def _read(path: Path) -> Revocations:
 
 
 @contextmanager
-def _edited(config: Path) -> Iterator[tuple[Path, list[Revocation]]]:
+def _edited(config: Path, file: Path | None) -> Iterator[tuple[Path, list[Revocation]]]:
     """The file's revocations, written back; one editor at a time."""
-    path = _file(config)
+    path = file or _file(config)
     try:
         with path.with_name(f".{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -163,12 +160,13 @@ def _edited(config: Path) -> Iterator[tuple[Path, list[Revocation]]]:
 def _tell(config: Path, name: str, *, present: bool) -> None:
     """Wait until the agent of this host has it in force, and say what is known."""
     try:
-        address = socket_of(config)
+        address = Settings(config).socket
     except ConfigError:
         address = None
     if address is None:
         click.echo(
-            "Whether an agent has taken it up is not known here (no agent.state_dir): see its log or audit"
+            f"Whether an agent has taken it up is not known here ({config} names no agent.state_dir): "
+            "see its log or audit"
         )
         return
     deadline = time.monotonic() + _WITHIN
@@ -176,7 +174,7 @@ def _tell(config: Path, name: str, *, present: bool) -> None:
         try:
             answer = local_socket.ask(address, {"command": "revocations"})
         except (OSError, StartError, ValueError) as error:
-            click.echo(f"No agent answers at {address} ({error}): it takes effect when one starts")
+            click.echo(f"No agent answers at {address} ({error}): one that starts takes it up")
             return
         if answer.get("problem"):
             click.echo(f"iamroles revoke: NOT in force: {answer['problem']}", err=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
+from iamroles_agent.commands.emergency import Settings
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.live.console import TABLE, Console, ConsoleError, Row, rows, workers
 from iamroles_agent.live.ticket import Ticket, TicketError
-from iamroles_agent.policy import load
 
 
 @click.command()
@@ -30,14 +30,13 @@ from iamroles_agent.policy import load
 def sessions(config: Path, as_json: bool) -> None:
     """Show the long streams that HAProxy carries now, in old workers too: who, role, route, since, until."""
     try:
-        name = load(config).live.master_socket
+        settings = Settings(config)
+        place = settings.file("live", "master_socket", "/run/haproxy/master.sock")
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(2)
-    if name is None:
-        click.echo(f"iamroles sessions: {config}: live.master_socket is not set", err=True)
-        sys.exit(2)
-    path = name if ":" in name and "/" not in name else str((config.parent / name).absolute())
+    name = settings.text("live", "master_socket") or ""
+    path = name if ":" in name and "/" not in name else str(place.absolute())
     try:
         found, silent = asyncio.run(_all(path))
     except ConsoleError as error:

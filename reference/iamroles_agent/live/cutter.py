@@ -252,7 +252,7 @@ class Cutter:
 
         The one that let it in does it first, if it lives.
         """
-        if not (row.alive and now < row.ends <= now + AHEAD + 1):
+        if not (row.alive and now + EARLY < row.ends <= now + AHEAD + 1):
             return False
         try:
             if not self._renews(Ticket.decode(row.ticket).backend):
@@ -357,7 +357,7 @@ class Cutter:
         if not self._may_renew(row, self._clock()):
             return False
         best, until = successors.best(row, self._judge)
-        if best is None or until <= row.ends or self._clock() >= row.ends:
+        if best is None or until <= row.ends or self._clock() >= row.ends - EARLY:
             return False
         for command in commands(row, best, until):
             await console.ask(command)

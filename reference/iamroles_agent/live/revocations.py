@@ -11,27 +11,32 @@ revoked role is revoked as a whole, whichever role it uses: it is the credential
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from iamroles_agent.config import Model
 from iamroles_agent.control.document import Document, Edits, Part, Parts
 from iamroles_agent.control.member import Step
 from iamroles_agent.errors import ConfigError, Problem
 from iamroles_agent.identity import Decision, Identity, RoleArn
-from iamroles_agent.reasons import Reason
+from iamroles_agent.policy.lines import line_of, toml_lines
+from iamroles_agent.reasons import Reason, Refusal
 
 REVOCATIONS = "revocations"
 """Name of the part of what is in force."""
 MAX_BYTES = 4 << 20
 MAX_ROWS = 10_000
 _ROWS = 200
+_SHOWN = 20
+"""Problems of one file that are said."""
+_AT_LINE = re.compile(r"\(at line (\d+),")
 
 
 def _moment(value: object) -> float:
@@ -53,12 +58,21 @@ Moment = Annotated[float, BeforeValidator(_moment, json_schema_input_type=str)]
 """Epoch seconds."""
 
 
+def _role(text: str) -> str:
+    if text.startswith("arn:"):
+        try:
+            RoleArn.parse(text)
+        except Refusal as refusal:
+            raise ValueError(refusal.detail) from None
+    return text
+
+
 class Revocation(Model):
     """One `[[revocations]]`."""
 
     id: str = Field(min_length=1, max_length=100)
     """Names it in the audit log, and for `iamroles revoke undo`."""
-    roles: list[str] = Field(default_factory=list)
+    roles: list[Annotated[str, AfterValidator(_role)]] = Field(default_factory=list)
     """Names in the policy, or role ARNs: credentials that hold any of them."""
     principals: list[str] = Field(default_factory=list)
     """Principals as the audit names them."""
@@ -75,9 +89,6 @@ class Revocation(Model):
     def _names_somebody(self) -> Revocation:
         if not (self.roles or self.principals or self.sessions or self.credentials):
             raise ValueError("it names nobody: give roles, principals, sessions or credentials")
-        for role in self.roles:
-            if role.startswith("arn:"):
-                RoleArn.parse(role)
         return self
 
     def fits(self, identity: Identity, name_of: Callable[[RoleArn], str | None]) -> bool:
@@ -104,15 +115,40 @@ class _File(Model):
     revocations: list[Revocation] = Field(default_factory=list, max_length=MAX_ROWS)
 
 
+_NARROWEST = ("credentials", "sessions", "principals", "roles")
+
+
 @dataclass(frozen=True, slots=True)
 class Revocations:
-    """Those in force."""
+    """Those in force.
+
+    Each one is found by the narrowest thing that it names, so that a question costs the same with ten of them
+    as with ten thousand.
+    """
 
     rows: tuple[Revocation, ...] = ()
+    _by: dict[tuple[str, str], list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Places in `rows` by kind and name."""
+
+    def __post_init__(self) -> None:
+        for place, row in enumerate(self.rows):
+            kind = next(kind for kind in _NARROWEST if getattr(row, kind))
+            for name in set(getattr(row, kind)):
+                key = str(RoleArn.parse(name)) if kind == "roles" and name.startswith("arn:") else name
+                self._by.setdefault((kind, key), []).append(place)
 
     def match(self, identity: Identity, name_of: Callable[[RoleArn], str | None]) -> Revocation | None:
         """The first revocation that is about a credential, None if there is none."""
-        return next((row for row in self.rows if row.fits(identity, name_of)), None)
+        if not self.rows:
+            return None
+        keys = [
+            ("credentials", identity.credential),
+            ("sessions", identity.session),
+            ("principals", identity.principal),
+            *(("roles", name) for arn in identity.roles for name in (str(arn), name_of(arn)) if name),
+        ]
+        places = sorted({place for key in keys for place in self._by.get(key, ())})
+        return next((self.rows[place] for place in places if self.rows[place].fits(identity, name_of)), None)
 
 
 NONE = Revocations()
@@ -149,19 +185,47 @@ def read(path: Path) -> Revocations:
     if len(raw) > MAX_BYTES:
         raise _wrong(path, "", f"is larger than {MAX_BYTES >> 20} MiB", "Remove what has expired")
     try:
-        found = _File.model_validate(tomllib.loads(raw.decode("utf-8")))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise _wrong(path, "", f"is not TOML in UTF-8: {error}", "Mend the syntax") from error
+        text = raw.decode("utf-8")
+        found = _File.model_validate(tomllib.loads(text))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise _wrong(path, "", "is not UTF-8", "Write it anew as UTF-8", line) from error
+    except tomllib.TOMLDecodeError as error:
+        where = _AT_LINE.search(str(error))
+        line = int(where[1]) if where else text.count("\n") + 1  # else it ends too early
+        remedy = "Mend the syntax; write a new file beside it and rename that one"
+        raise _wrong(path, "", f"is not TOML: {error}", remedy, line) from error
+    except RecursionError as error:
+        raise _wrong(path, "", "is nested too deep", "Write `[[revocations]]` tables alone") from error
     except ValidationError as error:
+        lines = toml_lines(text)
         raise ConfigError(
             [
-                Problem(str(path), _key(item["loc"]), item["msg"], "Mend it, or use `iamroles revoke`")
-                for item in error.errors(include_url=False)
+                Problem(str(path), key, item["msg"], "Mend it, or use `iamroles revoke`", line_of(lines, key))
+                for item in error.errors(include_url=False)[:_SHOWN]
+                for key in [_key(item["loc"])]
             ]
         ) from error
-    ids = [row.id for row in found.revocations]
-    if twice := sorted({name for name in ids if ids.count(name) > 1}):
-        raise _wrong(path, "revocations", f"id {twice[0]!r} stands twice", "Give each its own id")
+    seen: dict[str, int] = {}
+    twice = [
+        (place, row.id)
+        for place, row in enumerate(found.revocations)
+        if seen.setdefault(row.id, place) != place
+    ]
+    if twice:
+        lines = toml_lines(text)
+        raise ConfigError(
+            [
+                Problem(
+                    str(path),
+                    f"revocations[{place}].id",
+                    f"{name!r} stands twice; the first is revocations[{seen[name]}]",
+                    "Give each its own id",
+                    line_of(lines, f"revocations[{place}].id"),
+                )
+                for place, name in twice[:_SHOWN]
+            ]
+        )
     return Revocations(tuple(found.revocations))
 
 
@@ -239,5 +303,5 @@ def _key(location: Iterable[Any]) -> str:
     return key
 
 
-def _wrong(path: Path, key: str, message: str, remedy: str) -> ConfigError:
-    return ConfigError([Problem(str(path), key, message, remedy)])
+def _wrong(path: Path, key: str, message: str, remedy: str, line: int | None = None) -> ConfigError:
+    return ConfigError([Problem(str(path), key, message, remedy, line)])

@@ -29,7 +29,7 @@ from iamroles_agent.tokens.authenticator import rules_of
 
 log = logging.getLogger("iamroles.agent")
 
-_SOCKET = "agent.sock"
+SOCKET = "agent.sock"
 _WITHOUT_STATE = (
     "agent.state_dir is not set: if the whole agent dies, the file decides at the next start, whatever was "
     "accepted; key sets are fetched anew; revocations are lost; an identity header has new keys"
@@ -106,7 +106,7 @@ class Agent:
             raise StartError(
                 "to take over, both agents need one agent.state_dir: what is in force goes over it"
             )
-        socket_path = state_dir / _SOCKET
+        socket_path = state_dir / SOCKET
         if config.agent.control_socket is not None:
             socket_path = path.parent / config.agent.control_socket
         inherited = handover.take(socket_path, config.agent.listen, config.agent.workers)
@@ -170,7 +170,7 @@ class Agent:
     def _socket_path(self) -> Path | None:
         if self.config.agent.control_socket is not None:
             return self.path.parent / self.config.agent.control_socket
-        return None if self._store is None else self._store.directory / _SOCKET
+        return None if self._store is None else self._store.directory / SOCKET
 
     def _let_go(self) -> None:
         """Of a child that only answers, or only reads: what is the parent's must not outlive it there."""
@@ -248,11 +248,11 @@ def socket_of(path: Path, state_dir: Path | None = None) -> Path | None:
         ConfigError: the configuration cannot be read.
     """
     if state_dir is not None:
-        return state_dir / _SOCKET
+        return state_dir / SOCKET
     settings = load(path).agent
     if settings.control_socket is not None:
         return path.parent / settings.control_socket
-    return None if settings.state_dir is None else path.parent / settings.state_dir / _SOCKET
+    return None if settings.state_dir is None else path.parent / settings.state_dir / SOCKET
 
 
 def _opened(directory: Path | None, lock: int | None = None) -> tuple[Store | None, Restored | None]:

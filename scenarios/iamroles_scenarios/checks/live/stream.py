@@ -159,8 +159,7 @@ class Stream:
                 if beat and (self.shape.kind == "upload" or self._answered.is_set()):
                     self._sock.sendall(beat)
                     self.sent = time.time()
-                    if self.shape.kind == "upload":
-                        time.sleep(BEAT)
+                    time.sleep(BEAT)  # an echo that is answered at once would take a whole core
         except OSError:
             pass
         self.ended = time.time()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.live import attach, cutter, judge, renewal
+from iamroles_agent.live import attach, judge, renewal
 from iamroles_agent.live.cutter import Cutter
-from iamroles_agent.live.judge import REVOKED
+from iamroles_agent.live.judge import EXPIRED, REVOKED
 from iamroles_agent.live.revocations import NONE
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.policy import render
@@ -27,9 +27,10 @@ mutant(
     kills=["LIVE-RENEW-001"],
     title="prolongs a stream by a minute more than the fresh credential lives",
 )
-@around(cutter, "commands")
-def beyond(sound: Any, row: Any, fresh: Any, until: int) -> Any:
-    return sound(row, replace(fresh, expires=fresh.expires + 60), until + 60)
+@around(attach, "judge")
+def beyond(sound: Any, *args: Any, **kwargs: Any) -> Any:
+    found = sound(*args, **kwargs)
+    return replace(found, at=found.at + 60) if kwargs["fresh"] and found.cause == EXPIRED else found
 
 
 @around(render, "_streams")

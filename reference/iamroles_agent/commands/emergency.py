@@ -1,0 +1,60 @@
+"""What the commands of an emergency read of a configuration: what they need, and nothing else.
+
+The policy in the same file may be wrong at that moment, and must not keep anybody from revoking.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+from iamroles_agent.errors import ConfigError, Problem
+from iamroles_agent.processes.agent import SOCKET
+
+
+class Settings:
+    """A configuration, unchecked.
+
+    Args:
+        path: of the file; relative names in it are beside it.
+
+    Raises:
+        ConfigError: it cannot be read, or is neither TOML nor JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            text = path.read_text(encoding="utf-8")
+            found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                [Problem(str(path), "", f"cannot be read: {error}", "Mend it, or use `--file`")]
+            ) from error
+        self._path = path
+        self._tables = found if isinstance(found, dict) else {}
+
+    def text(self, table: str, key: str) -> str | None:
+        """A text of the file, None where it is not there or no text."""
+        members = self._tables.get(table)
+        value = members.get(key) if isinstance(members, dict) else None
+        return value if isinstance(value, str) and value else None
+
+    def file(self, table: str, key: str, example: str) -> Path:
+        """A file that it names.
+
+        Raises:
+            ConfigError: it names none.
+        """
+        if (name := self.text(table, key)) is None:
+            remedy = f'Add `[{table}]` with `{key} = "{example}"`, and restart the agent'
+            raise ConfigError([Problem(str(self._path), f"{table}.{key}", "is not set", remedy)])
+        return self._path.parent / name
+
+    @property
+    def socket(self) -> Path | None:
+        """Where the agent of this configuration answers; None where it does not."""
+        if (name := self.text("agent", "control_socket")) is not None:
+            return self._path.parent / name
+        name = self.text("agent", "state_dir")
+        return None if name is None else self._path.parent / name / SOCKET
