@@ -197,3 +197,17 @@ def test_the_dashboard_asks_for_labels_and_values_that_exist(metrics):
     assert grouped - {"instance"} <= labels
     assert selected <= values
     assert selected
+
+
+def test_the_dashboards_panels_lie_side_by_side():
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    taken = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+
+    assert len(set(taken)) == len(taken)
+    assert max(x for x, _ in taken) < 24
+    assert len({panel["id"] for panel in panels}) == len(panels)
