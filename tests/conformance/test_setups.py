@@ -119,6 +119,31 @@ def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(
     assert all('"issuers"' in check["evidence"]["sent"] for check in later), "the world file is not shown"
 
 
+@pytest.mark.parametrize(
+    ("kind", "applies", "does_not"),
+    [
+        ("sts", {"wire", "sts"}, {"gate", "oidc", "policy"}),
+        ("oidc", {"wire", "gate", "oidc", "policy"}, {"sts"}),
+    ],
+)
+def test_an_agent_of_one_kind_of_credential_is_judged_by_what_it_declares(
+    tmp_path: Path, kind: str, applies: set[str], does_not: set[str]
+) -> None:
+    command = [sys.executable, str(FAULTY.with_name("only.py")), kind, "agent", "run"]
+    agent = _toml(tmp_path, command, f"{kind} = true")
+    chosen = ["wire.pipeline", "wire.message", "gate.audience", "identity.sts-form", "policy.union"]
+
+    args = ["run", "--agent", agent, "--stage=processes", f"--report={tmp_path / 'out'}"]
+    done = CliRunner().invoke(conformance, [*args, *(f"--check={check}" for check in chosen)])
+
+    assert done.exit_code == 0, done.output
+    verdicts: dict[str, set[str]] = {}
+    for check in report.load(tmp_path / "out" / "report.json")["checks"]:
+        for name in check["classes"]:
+            verdicts.setdefault(name, set()).add(check["verdict"])
+    assert verdicts == {key: {"pass"} for key in applies} | {key: {"not-applicable"} for key in does_not}
+
+
 def _judged(agent: str, directory: Path, *checks: str) -> report.Document:
     """The report of a run that must end with 1."""
     chosen = [f"--check={check}" for check in checks]

@@ -27,7 +27,7 @@ def _spec(mode: str, **features: object) -> AgentSpec:
         version="1",
         directory=_AGENT.parent,
         command=("python", str(_AGENT), mode),
-        features=features,
+        features={"oidc": True, **features},
     )
 
 

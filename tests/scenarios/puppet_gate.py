@@ -44,7 +44,7 @@ def puppet_spec(**tables):
         "spec": 1,
         "name": "puppet",
         "launch": {"command": [sys.executable, str(HERE / "stage_puppet.py")]},
-        "features": {"reload": "SIGHUP"},
+        "features": {"oidc": True, "reload": "SIGHUP"},
     }
     return AgentSpec.of(document, HERE / "agent.toml")
 

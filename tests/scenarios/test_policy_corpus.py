@@ -87,7 +87,7 @@ def test_haproxy_alone_lets_no_trick_pass() -> None:
             "spec": 1,
             "name": "puppet",
             "launch": {"command": [sys.executable, str(_HERE / "stage_puppet.py")]},
-            "features": {"reload": "SIGHUP"},
+            "features": {"oidc": True, "reload": "SIGHUP"},
         },
         _HERE / "agent.toml",
     )

@@ -340,6 +340,14 @@ class Scenario(Model):
         ) or (lane == "gate" and any(window.check == name for window in self.windows))
 
     @property
+    def needs(self) -> frozenset[str]:
+        """Its features, and `oidc` if a token of an issuer is sent."""
+        sent = {request.token for step in self.steps for request in step.requests()}
+        sent |= {flow.request.token for flow in self.flows.values()}
+        by_issuers = any("sts" not in self.tokens.get(name, {}) for name in sent if name)
+        return frozenset(self.features) | ({"oidc"} if by_issuers else set())
+
+    @property
     def lanes(self) -> list[Lane]:
         """The lanes in which at least one of its checks is played."""
         return [lane for lane in LANES if any(lane in spec.lanes for spec in self.checks.values())]
@@ -402,10 +410,15 @@ class PlannedCheck:
 
     @property
     def features(self) -> frozenset[str]:
-        """Features without which it is not-applicable."""
-        if self.function is not None:
-            return self.function.features
-        return frozenset(self.scenario.features if self.scenario else ())
+        """Features without which it is not-applicable.
+
+        Whatever is asked with an issuer's tokens needs `oidc`, though it is about something else: a check in
+        Python that has not `sts`, and a scenario by its recipes. The wire lane takes what the agent has.
+        """
+        if self.scenario is not None:
+            return self.scenario.needs
+        own = self.function.features if self.function else frozenset[str]()
+        return own if self.lane == "wire" or "sts" in own else own | {"oidc"}
 
 
 def load(directory: Path) -> dict[str, Scenario]:

@@ -96,7 +96,7 @@ def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> 
     """Play a scenario in one lane and judge its checks there; never raises for what the agent does."""
     started = time.monotonic()
     checks = scenario.planned(target.lane)
-    if missing := target.lacks(scenario.features):
+    if missing := target.lacks(scenario.needs):
         return [lacking(check, missing) for check in checks]
     owner = owner_of(scenario.id, target.lane)
 

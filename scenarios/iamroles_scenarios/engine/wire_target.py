@@ -1,14 +1,18 @@
-"""A target for the wire lane: an agent of the stage, with questions whose right answers are known."""
+"""A target for the wire lane: an agent of the stage, with questions whose right answers are known.
+
+An agent that has STS and no OIDC is asked with pre-signed STS requests instead of tokens.
+"""
 
 from __future__ import annotations
 
 import itertools
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
+from iamroles_scenarios.declarations.scenario import WorldSpec, merged
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.wire.target import Process, WireTarget
 
@@ -66,6 +70,22 @@ _WORLD = WorldSpec(
     },
     own=True,
 )
+_ENDPOINT = {
+    "endpoint": "{sts}",
+    "binding_header": "x-iam-edge",
+    "binding_value": "edge-a",
+    "insecure_http": True,
+}
+_STS_WORLD = WorldSpec(
+    policy="orders",
+    override={
+        "sts": [
+            {"name": name, "hosts": [f"{name}{{suffix}}.sts.example"], **_ENDPOINT}
+            for name in ("wire", "wire-slow")
+        ]
+    },
+    own=True,
+)
 
 
 class _Fresh:
@@ -95,15 +115,18 @@ class _Fresh:
 @contextmanager
 def wire_target(target: Target) -> Iterator[WireTarget]:
     """The wire lane's target, on a world of its own that ends with it."""
-    with target.worlds.borrow(_WORLD, "wire") as place:
+    by_sts = target.agent.features.get("sts") and not target.agent.features.get("oidc")
+    world = _STS_WORLD if by_sts else _WORLD
+    with target.worlds.borrow(world, "wire") as place:
         agent = place.world.agent
+        credential = _presigned(target, place) if by_sts else _token(target, place, {"roles": ["reader"]})
         yield WireTarget(
             agent.spop_address,
             time_scale=target.scale,
-            allowed=_question(target, place, {"roles": ["reader"]}, "/orders/1"),
-            refused=_question(target, place, {"roles": ["reader"]}, "/admin"),
-            slow=_Slow(target, place),
-            crowded=_question(target, place, _CROWD, "/c"),
+            allowed=_question(credential, "/orders/1"),
+            refused=_question(credential, "/admin"),
+            slow=_SlowSts(target, place) if by_sts else _Slow(target, place),
+            crowded=None if by_sts else _question(_token(target, place, _CROWD), "/c"),
             features=frozenset(name for name, value in target.agent.features.items() if value),
             pid=agent.pid,
             logs=agent.logs,
@@ -112,11 +135,22 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
         )
 
 
-def _question(target: Target, place: Place, recipe: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _token(target: Target, place: Place, recipe: Mapping[str, Any]) -> str:
     issuers = {name: target.worlds.issuer(place.issuer(name)) for name in ("corp", "slow", "crowd")}
-    token = mint_for({"exp": "+15m", **recipe}, issuers, time.time(), default="corp")
+    return mint_for({"exp": "+15m", **recipe}, issuers, time.time(), default="corp")
+
+
+def _presigned(target: Target, place: Place, name: str = "wire") -> str:
+    """Proof of a session of the reader's role, which no proof before it was of."""
+    cloud = target.stage.cloud
+    role = cloud.account("111111111111").ensure_role("reader")
+    session = cloud.assume(role, f"s-{secrets.token_hex(4)}")
+    return cloud.presign_caller_identity(session, "edge-a", {}, host=f"{name}{place.suffix}.sts.example")
+
+
+def _question(credential: str, path: str) -> dict[str, Any]:
     return {
-        "authorization": f"Bearer {token}",
+        "authorization": f"Bearer {credential}",
         "method": "GET",
         "host": "api.example.com",
         "path": path,
@@ -136,14 +170,28 @@ class _Slow:
         issuer = self._target.worlds.issuer(self._place.issuer("slow"))
         issuer.fault("jwks", "slow", seconds=_SLOW * self._target.scale)
         key = issuer.add_key("ES256", kid=f"slow-{next(self._count)}")
-        return _question(
-            self._target, self._place, {"issuer": "slow", "key": key.kid, "roles": ["reader"]}, "/orders/1"
+        recipe = {"issuer": "slow", "key": key.kid, "roles": ["reader"]}
+        return _question(_token(self._target, self._place, recipe), "/orders/1")
+
+
+class _SlowSts:
+    """Questions that the agent cannot answer before a slow STS has."""
+
+    def __init__(self, target: Target, place: Place) -> None:
+        self._target = target
+        self._place = place
+
+    def __call__(self) -> Mapping[str, Any]:
+        host = f"wire-slow{self._place.suffix}.sts.example"
+        self._target.stage.cloud.fault(
+            f"GetCallerIdentity@{host}", "slow", seconds=_SLOW * self._target.scale
         )
+        return _question(_presigned(self._target, self._place, "wire-slow"), "/orders/1")
 
 
 @contextmanager
 def _launched(target: Target, place: Place, settings: Mapping[str, Any]) -> Iterator[Process]:
-    policy = place.own(merged(policy_of(_WORLD), {"agent": dict(settings)} if settings else {}))
+    policy = merged(place.policy, {"agent": dict(settings)} if settings else {})
     world = target.stage.world(target.agent, policy, haproxy=False)
     try:
         yield _Fresh(world)

@@ -129,7 +129,8 @@ class Worlds:
             self._lent[key] += 1
         try:
             place = self._opened(slot, spec, owner)
-            uses(place.world)
+            for world in place.worlds:
+                uses(world)
             yield place
         finally:
             self._release(key, slot)
