@@ -67,12 +67,15 @@ class Subject:
             )
         return plan(self.lanes or (("wire",) if self.address else ALL_LANES))
 
-    def run(self, planned: list[PlannedCheck], *, transcripts: bool = False) -> Run:
+    def run(
+        self, planned: list[PlannedCheck], *, transcripts: bool = False, budget: float | None = None
+    ) -> Run:
         """A run of these checks, not yet opened.
 
         Args:
             planned: which.
             transcripts: whether results keep all that passed.
+            budget: seconds for the run; it then plays them in this order.
 
         Raises:
             SelectionError, StageError: see `Run` and `spec`.
@@ -84,6 +87,7 @@ class Subject:
             scale=self.scale,
             allowed=self.allowed_arguments(),
             transcripts=transcripts,
+            budget=budget,
         )
         return Run(self.spec(), planned, options)
 

@@ -9,6 +9,7 @@ import click
 _COMMANDS = {
     "doctor": "doctor:doctor",
     "explain": "explain:explain",
+    "flakes": "flakes:flakes",
     "fuzz": "fuzz:fuzz",
     "init": "init:init",
     "list": "listing:list_",

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -14,11 +15,23 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import bundle, explain, report
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.declarations.durations import seconds
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
+from iamroles_scenarios.engine.importance import by_importance
 from iamroles_scenarios.engine.run import Run, selected_by
 
 _Pair = tuple[PlannedCheck, CheckResult]
+
+
+def _seconds(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    try:
+        found = None if value is None else seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    if found is not None and found <= 0:
+        raise click.BadParameter(f"{value!r} leaves no time: say 60s")
+    return found
 
 
 @click.command(cls=Command)
@@ -27,6 +40,7 @@ _Pair = tuple[PlannedCheck, CheckResult]
 @click.option("--report", "directory", type=click.Path(path_type=Path), help="Write the report there.")
 @click.option("--evidence", type=click.Path(path_type=Path), help="Write the bundle there, a .tar.gz file.")
 @click.option("--sign-with", "signer", type=click.Path(path_type=Path), help="PEM, Ed25519: sign the bundle.")
+@click.option("--budget", callback=_seconds, metavar="60s", help="Play what fits, the most telling first.")
 @click.option("--quiet", "-q", is_flag=True, help="Say only what did not pass, and the sum.")
 def run(
     *,
@@ -35,6 +49,7 @@ def run(
     directory: Path | None,
     evidence: Path | None,
     signer: Path | None,
+    budget: float | None,
     quiet: bool,
 ) -> None:
     """Play checks and give verdicts.
@@ -49,8 +64,9 @@ def run(
     key = bundle.private_key(signer) if signer else None
     select = selected_by(checks)
     planned = [check for check in subject.planned() if select(check)]
+    planned = planned if budget is None else by_importance(planned)
     pairs, told = [], set[str]()
-    with subject.run(planned, transcripts=evidence is not None) as started:
+    with subject.run(planned, transcripts=evidence is not None, budget=budget) as started:
         _introduce(started)
         for check, result in _until_interrupted(started):
             pairs.append((check, result))
@@ -59,6 +75,9 @@ def run(
                 click.echo(explain.failure(check, result, shlex.join(again), told) + "\n")
             elif not quiet:
                 click.echo(f"{result.verdict.value:14} {check.name}")
+        if not pairs and budget is not None:
+            raise click.UsageError(f"No check was played within {budget:g} s: give it more time.")
+        over = budget is not None and started.elapsed >= budget
         found = report.document(subject, started, pairs, checks)
     for path in report.write(found, directory) if directory else ():
         click.echo(f"wrote {path}")
@@ -70,22 +89,34 @@ def run(
     click.echo(f"{totals} in {found['seconds']} s")
     for line in (*found["findings"], found["statement"]["sentence"], *found["statement"]["beside"]):
         click.echo(line)
-    if len(pairs) < len(planned):
-        click.echo(f"interrupted: {len(planned) - len(pairs)} of {len(planned)} checks were not played")
-        sys.exit(ExitCode.INTERRUPTED)
+    if missing := found["not_played"]:
+        why = f"the budget of {budget:g} s is over" if over else "interrupted"
+        click.echo(f"{why}: {len(missing)} of {len(planned)} checks were not played{_by_family(missing)}")
+        if not over:
+            sys.exit(ExitCode.INTERRUPTED)
     sys.exit(ExitCode.PASSED if found["passed"] else ExitCode.FAILED)
 
 
+def _by_family(names: list[str]) -> str:
+    counts = Counter(name.partition(".")[0] for name in names)
+    return f" ({', '.join(f'{count} {family}' for family, count in counts.items())})"
+
+
 def _until_interrupted(started: Run) -> Iterator[_Pair]:
-    """Checks and their results in the order of the plan; after Ctrl-C what is known by then."""
-    waiting = list(started.planned)
-    try:
-        for result in started.results():
-            yield waiting.pop(0), result
-    except KeyboardInterrupt:
-        for check in waiting:
-            if (known := started.settled(check)) is not None:
-                yield check, known
+    """Checks and results, in the order of the plan or, under a budget, as they come.
+
+    After Ctrl-C, and when the budget is over, what is known by then.
+    """
+    budget = started.options.budget
+    waiting = {check.name: check for check in started.planned}
+    source = zip(started.planned, started.results()) if budget is None else started.in_budget(budget)  # noqa: B905 - results may end early
+    with suppress(KeyboardInterrupt):
+        for check, result in source:
+            del waiting[check.name]
+            yield check, result
+    for check in waiting.values():
+        if (known := started.settled(check)) is not None:
+            yield check, known
 
 
 def _introduce(started: Run) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -33,6 +33,7 @@ from iamroles_scenarios.declarations.scenario import (
     scenarios,
 )
 from iamroles_scenarios.engine import wire_lane
+from iamroles_scenarios.engine.importance import waits
 from iamroles_scenarios.engine.play import ENDING, Target, owner_of, play
 from iamroles_scenarios.engine.setups import answers, explained, judged_alive, of_the_dead, refuses, watched
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
@@ -60,6 +61,8 @@ class Options:
     """For an agent that already runs: arguments of an `iam-check` that it allows."""
     transcripts: bool = False
     """Whether results keep all that passed, those of a pass too."""
+    budget: float | None = None
+    """Seconds for the run, stage included: what is not played by then is not played; None: no end."""
 
 
 def plan(
@@ -178,7 +181,7 @@ class Run:
             for lane in LANES
             if check.scenario is not None and check.lane == lane
         }
-        return sorted(jobs.values(), key=lambda job: (not _waits(job[0]), not job[0].world.own))
+        return sorted(jobs.values(), key=lambda job: (not waits(job[0]), not job[0].world.own))
 
     def close(self) -> None:
         """Stop everything, idempotent; results not yet there are cancelled."""
@@ -212,7 +215,11 @@ class Run:
     # --- playing -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Submit every planned check; idempotent."""
+        """Submit every planned check, under a budget in the order of the plan; idempotent."""
+        if self.options.budget is not None:
+            for check in self.planned:
+                self._submit(check)
+            return
         for check in sorted(self.planned, key=lambda check: check.lane == "wire"):
             if check.scenario is None and check.lane != "wire":
                 self._submit_function(check)
@@ -222,12 +229,7 @@ class Run:
 
     def result(self, check: PlannedCheck) -> CheckResult:
         """The result of one check; submits what it needs if `start` was not called, and waits."""
-        if check.scenario is not None:
-            self._submit_scenario(check.scenario, "gate" if check.lane == "gate" else "gate-spop")
-        elif check.lane == "wire":
-            self._submit_wire()
-        else:
-            self._submit_function(check)
+        self._submit(check)
         return self._futures[check.id, check.lane].result()
 
     def settled(self, check: PlannedCheck) -> CheckResult | None:
@@ -243,6 +245,22 @@ class Run:
         self.start()
         for check in self.planned:
             yield self.result(check)
+
+    def in_budget(self, seconds: float) -> Iterator[tuple[PlannedCheck, CheckResult]]:
+        """Checks and their results as they come, until the run has lasted so long."""
+        self.start()
+        checks = {self._futures[check.id, check.lane]: check for check in self.planned}
+        with suppress(TimeoutError):
+            for future in as_completed(checks, max(0.0, seconds - self.elapsed)):
+                yield checks[future], future.result()
+
+    def _submit(self, check: PlannedCheck) -> None:
+        if check.scenario is not None:
+            self._submit_scenario(check.scenario, "gate" if check.lane == "gate" else "gate-spop")
+        elif check.lane == "wire":
+            self._submit_wire()
+        else:
+            self._submit_function(check)
 
     def _once(self, job: str, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
         with self._lock:
@@ -347,14 +365,6 @@ def of_a_runner(result: CheckResult) -> CheckResult:
 def replace_own(world: WorldSpec) -> WorldSpec:
     """The same world, shared."""
     return world.model_copy(update={"own": False})
-
-
-def _waits(scenario: Scenario) -> bool:
-    """Whether its time goes by mostly in waiting: such a scenario starts first."""
-    return scenario.traffic is not None or any(
-        step.wait or step.agent or any(item.within for item in step.expect.values())
-        for step in scenario.steps
-    )
 
 
 def called(check: PlannedCheck, target: Target) -> CheckResult:

@@ -1,0 +1,59 @@
+"""`iamroles conformance flakes`: the same run many times, to see how far its verdicts can be relied on."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from iamroles_conformance.commands.options import Command, judges
+from iamroles_conformance.reports import flakes as reports
+from iamroles_conformance.reports.evidence import environment
+from iamroles_conformance.subject import Subject
+from iamroles_scenarios.engine.run import selected_by
+
+
+@click.command(cls=Command)
+@judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale")
+@click.option("--runs", default=20, show_default=True, type=click.IntRange(min=1), help="How many in all.")
+@click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
+@click.option("--save", type=click.Path(path_type=Path), help="Keep each run there; those it has count.")
+@click.option("--page", type=click.Path(path_type=Path), help="Write the table there, Markdown.")
+def flakes(
+    *, subject: Subject, runs: int, checks: tuple[str, ...], save: Path | None, page: Path | None
+) -> None:
+    """Measure the flake rate and the time margin of each check, over many runs of one agent.
+
+    Each run is a whole one, with a stage of its own. A file given by --save is added to run by run, so a
+    measurement can be interrupted and taken up again.
+    """
+    select = selected_by(checks)
+    planned = [check for check in subject.planned() if select(check)]
+    done = reports.load(save) if save else []
+    while len(done) < runs:
+        with subject.run(planned) as run:
+            results = [(check.name, result) for check, result in zip(planned, run.results(), strict=True)]
+            here = environment()
+            about = {
+                "agent": f"{run.agent.name} {run.agent.version}".strip(),
+                "stage": run.stage.kind if run.stage else "none",
+                "haproxy": run.haproxy_version,
+                "host": f"{here['processors']} processors, {here['system']}, {here['machine']}",
+                "day": datetime.now(UTC).date().isoformat(),
+            }
+        text = reports.line(results, about | {"seconds": round(run.elapsed, 1)})
+        if save:
+            with save.open("a", encoding="utf-8") as file:
+                file.write(text)
+        done.append(json.loads(text))
+        bad = [f"{name} {result.verdict.value}" for name, result in results if not result.verdict.good]
+        click.echo(f"run {len(done)} of {runs}: {run.elapsed:.0f} s; {', '.join(bad) or 'all well'}")
+    command = " ".join(["iamroles conformance flakes", *subject.arguments("--"), f"--runs={len(done)}"])
+    told = reports.as_markdown(done, " ".join([command, *(f"--check={name}" for name in checks)]))
+    if page:
+        page.write_text(told, encoding="utf-8")
+        click.echo(f"wrote {page}")
+    else:
+        click.echo(told)

@@ -1,0 +1,166 @@
+"""How far a verdict can be relied on: the flake rate and the time margin of each check, over many runs.
+
+A check *flakes* if runs of the same agent give it different verdicts; its rate is the share of runs that gave
+another one than most did. Its *margin* is what was left of the bound of the wait that came nearest to its
+own: 1 for an answer at once, 0 for one at the last moment. A small one is a flake to come, on a slower host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from iamroles_conformance.errors import ReportError
+from iamroles_scenarios.declarations.results import CheckResult
+from iamroles_scenarios.recording import Wait
+
+NARROW = 0.5
+"""Below this margin a check stands in the page by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One check over all runs that played it."""
+
+    name: str
+    verdicts: Counter[str]
+    again: int
+    """Runs in which it was played more than once until its result held."""
+    narrowest: Wait | None
+    """Of all runs; None: it waits for nothing that has a bound."""
+
+    @property
+    def runs(self) -> int:
+        """How many played it."""
+        return self.verdicts.total()
+
+    @property
+    def margin(self) -> float:
+        """The least of all runs; 1 where nothing is waited for."""
+        return self.narrowest.margin if self.narrowest else 1.0
+
+    @property
+    def rate(self) -> float:
+        """Share of the runs that gave another verdict than most did."""
+        return 1.0 - max(self.verdicts.values()) / self.runs
+
+
+def line(results: Iterable[tuple[str, CheckResult]], about: dict[str, Any]) -> str:
+    """One run as a line of JSON; `about` says which."""
+    checks = {}
+    for name, result in results:
+        wait = result.narrowest
+        told = [wait.what, round(wait.took, 4), round(wait.bound, 4)] if wait else None
+        checks[name] = [result.verdict.value, result.tries, told]
+    return json.dumps({**about, "checks": checks}) + "\n"
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The runs of a file; none if there is no such file.
+
+    Raises:
+        ReportError: it holds something else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        runs = [json.loads(one) for one in lines]
+        measured(runs)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ReportError(
+            f"{path}: is no file of `iamroles conformance flakes --save`: {error!r}."
+        ) from error
+    return runs
+
+
+def measured(runs: Sequence[dict[str, Any]]) -> list[Measured]:
+    """Each check, those first that flake most, then those of the least margin."""
+    names = dict.fromkeys(name for run in runs for name in run["checks"])
+    found = []
+    for name in names:
+        played = [run["checks"][name] for run in runs if name in run["checks"]]
+        waits = [Wait(*one[2]) for one in played if one[2]]
+        found.append(
+            Measured(
+                name,
+                Counter(str(one[0]) for one in played),
+                sum(one[1] > 1 for one in played),
+                min(waits, key=lambda wait: wait.margin, default=None),
+            )
+        )
+    return sorted(found, key=lambda one: (-one.rate, one.margin))
+
+
+_HEAD = """\
+# How far a verdict can be relied on
+
+Written by `{command}`: {runs} runs of {agent},
+stage of {stage}, HAProxy {haproxy}, {hosts}, {since} to {until}.
+
+{checks} checks, {verdicts} verdicts: {flaky} checks flaked, {again} were played again in some run before
+their result held.
+
+A check flakes if runs of one agent give it different verdicts; its rate is the share of runs that gave
+another one than most did. The margin is what was left of the bound of the wait that came nearest to its own:
+100 % for an answer at once, 0 % for one at the last moment. Only waits that ended as hoped count: a wait to
+see that nothing comes lasts its whole time.
+
+| family | checks | flaked | least margin | median of the least margins |
+|---|---|---|---|---|
+{families}
+
+Here is each check that flaked, was played again, or had less than {narrow} of a bound left. The other {sound}
+always gave the same verdict, with more left.
+
+| check | verdicts | flake rate | played again | least margin | the wait |
+|---|---|---|---|---|---|
+{named}
+"""
+
+
+def as_markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
+    """The page: what was run, families, and each check that flaked or has little margin."""
+    found = measured(runs)
+    named = [one for one in found if one.rate or one.again or one.margin < NARROW]
+    return _HEAD.format(
+        command=command,
+        runs=len(runs),
+        agent=runs[0]["agent"],
+        stage=runs[0]["stage"],
+        haproxy=runs[0]["haproxy"] or "not needed",
+        hosts="; ".join(sorted({run["host"] for run in runs})),
+        since=runs[0]["day"],
+        until=runs[-1]["day"],
+        checks=len(found),
+        verdicts=sum(one.runs for one in found),
+        flaky=sum(one.rate > 0 for one in found),
+        again=sum(one.again > 0 for one in found),
+        families="\n".join(_families(found)),
+        narrow=_percent(NARROW),
+        sound=len(found) - len(named),
+        named="\n".join(map(_row, named)),
+    )
+
+
+def _families(found: Sequence[Measured]) -> Iterator[str]:
+    for family in dict.fromkeys(one.name.partition(".")[0] for one in found):
+        own = [one for one in found if one.name.partition(".")[0] == family]
+        margins = [one.narrowest.margin for one in own if one.narrowest]
+        told = f"{_percent(min(margins))} | {_percent(median(margins))}" if margins else "no wait |"
+        yield f"| {family} | {len(own)} | {sum(one.rate > 0 for one in own)} | {told} |"
+
+
+def _row(one: Measured) -> str:
+    verdicts = ", ".join(f"{count} {name}" for name, count in one.verdicts.most_common())
+    wait, told = one.narrowest, "no wait |"
+    if wait:
+        told = f"{_percent(wait.margin)} | {wait.what}: {wait.took:.2f} of {wait.bound:g} s"
+    return f"| `{one.name}` | {verdicts} | {_percent(one.rate)} | {one.again} | {told} |"
+
+
+def _percent(part: float) -> str:
+    return f"{part * 100:.0f} %"

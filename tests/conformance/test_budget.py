@@ -1,0 +1,90 @@
+"""A run with a budget: the order, what is said of the rest, and no claim of a class that was not played."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iamroles_conformance.commands.conformance import conformance
+from iamroles_conformance.reports import report
+from iamroles_scenarios.declarations.results import CheckResult
+from iamroles_scenarios.declarations.scenario import PlannedCheck
+from iamroles_scenarios.engine.importance import by_importance
+from iamroles_scenarios.engine.run import Run, plan
+
+_AUDIENCE = ("--stage=processes", "--lane=gate-spop", "--check=gate.audience", "--check=gate.no-token")
+
+
+def _run(*options: str) -> Result:
+    return CliRunner().invoke(conformance, ["run", *_AUDIENCE, *options])
+
+
+def test_must_of_core_comes_before_strict_before_should() -> None:
+    levels = [2 if not one.must else int(one.grade == "strict") for one in by_importance(plan())]
+
+    assert levels == sorted(levels)
+    assert set(levels) == {0, 1, 2}
+
+
+def test_every_requirement_of_core_is_touched_before_any_is_touched_twice() -> None:
+    core = [one for one in by_importance(plan()) if one.must and one.grade == "core"]
+    wanted = {name for one in core for name in one.requirements}
+    seen: set[str] = set()
+    broad = 0
+    for one in core:
+        broad += not seen.issuperset(one.requirements)
+        seen.update(one.requirements)
+
+    first = {name for one in core[:broad] for name in one.requirements}
+    assert first == wanted
+    assert broad < len(core)
+
+
+def test_no_check_is_lost_by_the_order() -> None:
+    assert sorted(one.name for one in by_importance(plan())) == sorted(one.name for one in plan())
+
+
+def test_a_budget_that_suffices_changes_nothing(tmp_path: Path) -> None:
+    done = _run("--budget=1h", f"--report={tmp_path}")
+
+    assert done.exit_code == 0, done.output
+    assert "not played" not in done.output
+    assert report.load(tmp_path / "report.json")["not_played"] == []
+
+
+def test_what_was_not_played_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Run.in_budget
+
+    def only_three(run: Run, _seconds: float) -> Iterator[tuple[PlannedCheck, CheckResult]]:
+        return islice(whole(run, 3600.0), 3)
+
+    monkeypatch.setattr(Run, "in_budget", only_three)
+    monkeypatch.setattr(Run, "settled", lambda _run, _check: None)
+    done = _run("--budget=1ms", f"--report={tmp_path}")
+
+    found = report.load(tmp_path / "report.json")
+    missing = len(found["not_played"])
+    assert done.exit_code == 0, done.output
+    assert missing > 0
+    assert (
+        f"the budget of 0.001 s is over: {missing} of {missing + 3} checks were not played ({missing} gate)"
+        in (done.output)
+    )
+    assert found["statement"]["conforms"] == {"strict": [], "core": []}
+    assert "That is no statement of conformance." in done.output
+
+
+@pytest.mark.parametrize("budget", ["0s", "-5s", "60", "soon"])
+def test_a_budget_that_is_none_is_a_mistake(budget: str) -> None:
+    assert _run(f"--budget={budget}").exit_code == 2
+
+
+def test_a_budget_in_which_nothing_fits_is_a_mistake() -> None:
+    done = _run("--budget=1ms")
+
+    assert done.exit_code == 2
+    assert "No check was played within 0.001 s" in done.output

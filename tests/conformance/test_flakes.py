@@ -1,0 +1,80 @@
+"""The measuring of flakes: real runs, and what the page makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_conformance.commands.conformance import conformance
+from iamroles_conformance.reports import flakes
+
+_ABOUT = {"agent": "a 1", "stage": "processes", "haproxy": "3.0", "host": "2 processors", "day": "2026-01-01"}
+
+
+def _runs(*checks: dict[str, list[object]]) -> list[dict[str, object]]:
+    return [_ABOUT | {"checks": one} for one in checks]
+
+
+def test_runs_are_measured_saved_and_taken_up_again(tmp_path: Path) -> None:
+    saved, page = tmp_path / "runs.jsonl", tmp_path / "flakes.md"
+    same = ["flakes", "--stage=processes", "--lane=gate-spop", "--check=gate.audience", "--save", str(saved)]
+
+    first = CliRunner().invoke(conformance, [*same, "--runs=1"])
+    again = CliRunner().invoke(conformance, [*same, "--runs=2", "--page", str(page)])
+
+    assert first.exit_code == 0, first.output
+    assert "run 1 of" not in again.output
+    assert "run 2 of 2" in again.output
+    runs = [json.loads(one) for one in saved.read_text().splitlines()]
+    assert [set(run["checks"]) for run in runs] == [set(runs[0]["checks"])] * 2
+    verdict, tries, wait = runs[0]["checks"]["gate.audience.refused[spop]"]
+    assert (verdict, tries) == ("pass", 1)
+    assert 0 < wait[1] < wait[2]
+    assert "0 checks flaked" in page.read_text()
+
+
+def test_a_check_whose_verdict_changes_flakes_at_its_rate() -> None:
+    sound, ill = ["pass", 1, ["a frame", 0.1, 2.0]], ["fail", 1, None]
+    found = flakes.measured(_runs({"a.b": sound}, {"a.b": ill}, {"a.b": sound}, {"a.b": sound}))[0]
+
+    assert found.rate == 0.25
+    assert found.narrowest is not None
+    assert found.margin == pytest.approx(0.95)
+
+
+def test_the_least_margin_of_all_runs_counts() -> None:
+    waits = [["pass", 1, ["a frame", took, 2.0]] for took in (0.1, 1.8, 0.2)]
+
+    assert flakes.measured(_runs(*({"a.b": one} for one in waits)))[0].margin == pytest.approx(0.1)
+
+
+def test_the_page_names_what_flakes_what_was_played_again_and_what_is_narrow() -> None:
+    good = ["pass", 1, ["a frame", 0.1, 2.0]]
+    runs = _runs(
+        {
+            "a.flaky": good,
+            "a.again": ["pass", 2, None],
+            "a.narrow": ["pass", 1, ["x", 1.9, 2.0]],
+            "a.good": good,
+        },
+        {"a.flaky": ["fail", 1, None], "a.again": good, "a.narrow": good, "a.good": good},
+    )
+    page = flakes.as_markdown(runs, "cmd")
+
+    assert "| `a.flaky` | 1 pass, 1 fail | 50 % | 0 |" in page
+    assert "| `a.again` | 2 pass | 0 % | 1 |" in page
+    assert "| `a.narrow` | 2 pass | 0 % | 0 | 5 % | x: 1.90 of 2 s |" in page
+    assert "`a.good`" not in page
+    assert "| a | 4 | 1 | 5 % |" in page
+
+
+@pytest.mark.parametrize("text", ["no json", '{"checks": {"a": [1]}}', "[]"])
+def test_a_file_of_something_else_is_a_mistake(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x").write_text(text)
+
+    done = CliRunner().invoke(conformance, ["flakes", "--save", str(tmp_path / "x"), "--check=gate.audience"])
+    assert done.exit_code == 2
+    assert "is no file of" in done.output
