@@ -431,6 +431,43 @@ def test_the_same_content_is_confirmed_without_a_new_version():
     )
 
 
+def test_the_same_content_is_not_called_saved_where_the_disk_does_not_have_it():
+    bench = Bench(1, saves=True).up()
+    bench.loads(TWO)
+    bench.all_say("prepared", 2)
+    bench.all_say("switched", 2)
+    assert "'saved': False" in bench.hears(COURIER, "saved", version=2, error="full")[0]
+
+    assert "'saved': False, 'save_error': 'full'" in bench.loads(TWO)[-1]
+    bench.hears(COURIER, "saved", version=2, error="")
+    assert "'saved': True" in bench.loads(TWO)[-1]
+
+
+def test_what_a_dead_courier_proposed_never_comes_into_force():
+    """The next one looks at the revocations anew: what came later would undo what it has confirmed."""
+    bench = Bench(2).up()
+    bench.proposes("revocations", TWO, 1)
+    bench.proposes("revocations", THREE, 2)
+
+    assert bench.dies(COURIER) == ["0 < abort 2", "1 < abort 2"]
+    bench.passes(0.25)
+    bench.comes_up(COURIER)
+    bench.all_say("prepared", 2)
+    assert set(bench.plane.document.parts) == {POLICY}
+    assert bench.plane.status()["change"] is None
+
+
+def test_an_answer_waits_for_no_proposal_of_a_courier_that_died():
+    bench = Bench(1).up()
+    bench.hears(0, "ask", id=7, topic="keys", body={})
+    bench.proposes("keys/a", KEYS, 1)
+    bench.dies(COURIER)
+    bench.passes(0.25)
+    bench.comes_up(COURIER)
+
+    assert bench.hears(COURIER, "answer", serial=1, body={}, after=True) == ["0 < answer 7"]
+
+
 def test_who_waits_for_a_key_at_the_end_still_gets_it():
     bench = Bench(2).up()
     bench.hears(1, "ask", id=7, topic="keys", body={"kid": "new"})

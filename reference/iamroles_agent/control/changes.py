@@ -102,6 +102,8 @@ class Changes:
         self._numbers = 0
         self._versions = document.version
         self._change: _Change | None = None
+        self._kept: tuple[int, str] | None = None
+        """Which version the courier has last tried to save, and the error: "" for none."""
 
     @property
     def workers(self) -> list[Place]:
@@ -196,7 +198,8 @@ class Changes:
         edits = self.document.differences(coming)
         if not edits:
             self._change = _Change(self.document, edits, proposals, set(), Phase.CONFIRM, self._fair)
-            self._change.saved = ""
+            if self._kept is not None and self._kept[0] == self.document.version:
+                self._change.saved = self._kept[1]
             self._look_confirmed()
             return
         self._versions += 1  # a number is never used again, also when the change is given up
@@ -316,11 +319,25 @@ class Changes:
 
     def _unwait(self, index: int) -> None:
         """Nobody waits for a member that dies: the next in its place has what is in force."""
+        if index == COURIER:
+            self._drop_proposals()
         change = self._change
         if change is not None and index in change.waiting:
             change.waiting.discard(index)
             self._look_prepared()
             self._look_switched()
+
+    def _drop_proposals(self) -> None:
+        """The courier dies: what it proposed and is not in force yet is given up.
+
+        The next one compares the outside with what is in force when it is born. A proposal that came into
+        force after that look would undo what the next one has found and confirmed.
+        """
+        self._queue = deque(proposal for proposal in self._queue if proposal.ticket is None)
+        change = self._change
+        if change is not None and change.phase is Phase.PREPARE and change.proposals[0].ticket is not None:
+            self._give_up("the courier that proposed it died", "")
+        self.relay.settled(self._numbers)
 
     def _watch_change(self) -> None:
         change = self._change

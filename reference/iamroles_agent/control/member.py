@@ -95,6 +95,10 @@ class Member:
     _coming: dict[int, Document] = field(default_factory=dict)
     _pieces: dict[tuple[int, str], list[bytes]] = field(default_factory=dict)
 
+    def wants(self, version: int) -> bool:
+        """Whether a version that was to be built is still to come: it was neither switched to nor aborted."""
+        return version in self._coming
+
     def heard(self, said: Message) -> Prepare | Switch | Abort | None:
         """Take a message about the document.
 

@@ -373,8 +373,9 @@ class Plane(Changes):
 
     def _saved(self, _place: Place, said: Message) -> None:
         change = self._change
-        if change is not None and said.number("version") == change.document.version:
-            change.saved = said.text("error")
+        self._kept = version, error = said.number("version"), said.text("error")
+        if change is not None and version == change.document.version:
+            change.saved = error
             self._look_confirmed()
 
     def _used_up(self, _place: Place, said: Message) -> None:

@@ -12,7 +12,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from iamroles_agent.config import Config
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
-from iamroles_agent.control.document import KEYS, POLICY, Edits, Part, Parts
+from iamroles_agent.control.document import KEYS, POLICY, Document, Edits, Part, Parts
 from iamroles_agent.control.member import Holding, Holdings, Step
 from iamroles_agent.control.store import Store
 from iamroles_agent.processes import handover
@@ -65,7 +64,8 @@ class Courier:
         """What `status` tells beside what the parent knows."""
         self._transport = Transport()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._proposed: dict[str, str] = {}
+        self._proposed: dict[str, Part] = {}
+        """Key sets that are in force, or are to be, by `source_of`."""
         self._unsaved = asyncio.Event()
         self._saving = asyncio.Lock()
         self._leaving = False
@@ -84,9 +84,9 @@ class Courier:
         try:
             await self.link.build(Holdings(self.kinds))
             self.link.up()
-            self.link.on_switch = lambda _document: self._unsaved.set()
+            self.link.on_switch = self._switched
             self.link.on_stamp = lambda _name, _at: self._unsaved.set()
-            self._unsaved.set()
+            self._switched(self.link.document)
             if self.local_socket is not None:
                 self.local_socket.commands["status"] = self._status
                 if self._store is not None:
@@ -132,7 +132,8 @@ class Courier:
 
     async def _status(self, question: Body) -> Body:
         del question
-        return {**self.about, "save_error": self._save_error, **await self.link.status(), "now": time.time()}
+        now = self.birth.clocks.epoch()
+        return {**self.about, "save_error": self._save_error, **await self.link.status(), "now": now}
 
     async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The next agent wants to take over; see `handover`."""
@@ -183,14 +184,11 @@ class Courier:
 
     def configure(self, config: Config) -> None:
         """Fetch the keys of these issuers, and of no others; call these STS endpoints."""
+        clocks = self.birth.clocks
         wanted = {source_of(issuer): issuer for issuer in config.issuers}
         for name in [name for name in self.sources if name not in wanted]:
             self.spawn(self.sources.pop(name).close())
             self._proposed.pop(name, None)
-        gone = [name for name in self.link.document.parts if name.startswith(KEYS)]
-        edits: dict[str, Part | None] = {name: None for name in gone if name.removeprefix(KEYS) not in wanted}
-        if edits:
-            self.spawn(self._propose(edits))
         for name, issuer in wanted.items():
             if name in self.sources:
                 self.sources[name].configure(issuer, config.keys)
@@ -201,15 +199,17 @@ class Courier:
                 self._transport,
                 on_loss=lambda: None,
                 on_taken=partial(self._taken, name),
+                monotonic=clocks.monotonic,
             )
             self.sources[name] = source
             self._restore(name, source)
             source.start()
-        former, self.sts = self.sts, StsVerifier(config.sts, self._transport)
+        former, clock, monotonic = self.sts, clocks.epoch, clocks.monotonic
+        self.sts = StsVerifier(config.sts, self._transport, clock=clock, monotonic=monotonic)
         if former is not None:
             self.sts.succeed(former)
         else:
-            now = time.time()
+            now = clocks.epoch()
             self.sts.remember({what: until for what, until in self.birth.used.items() if until > now})
             self.sts.on_used = lambda what, until: self.link.send(message("used", what=what, until=until))
 
@@ -222,16 +222,32 @@ class Courier:
         except (ValueError, KeySetError) as error:
             log.warning("issuer %s: its key set is fetched anew: %s", source.issuer.name, error)
         else:
-            self._proposed[name] = part.digest
+            self._proposed[name] = part
+
+    def _switched(self, document: Document) -> None:
+        """Another version is in force: save it, and see that it has the key sets of this courier, no others.
+
+        A reload may want a source again whose removal is on its way, or not want one any more whose keys are.
+        """
+        self._unsaved.set()
+        held = {KEYS + name: part for name, part in self._proposed.items()}
+        edits: dict[str, Part | None] = {
+            name: held.get(name)
+            for name in held.keys() ^ {name for name in document.parts if name.startswith(KEYS)}
+            if name in held or name.removeprefix(KEYS) not in self.sources
+        }
+        if edits:
+            self.spawn(self._propose(edits))
 
     def _taken(self, name: str, document: dict[str, Any], fetched_at: float) -> None:
         text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
         digest = hashlib.sha256(text).hexdigest()[:16]
         part = Part.of((text,), digest=f"sha256:{digest}", stamp=fetched_at)
-        if self._proposed.get(name) == part.digest:
+        before = self._proposed.get(name)
+        self._proposed[name] = part
+        if before is not None and before.digest == part.digest and KEYS + name in self.link.document.parts:
             self.link.send(message("stamp", name=KEYS + name, at=fetched_at))
         else:
-            self._proposed[name] = part.digest
             self.spawn(self._propose({KEYS + name: part}))
 
     async def _propose(self, edits: Edits) -> None:

@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any, ClassVar
 
 from iamroles_agent import output
+from iamroles_agent.clocks import SYSTEM, Clocks
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message
 from iamroles_agent.control.document import Document, Edits
 from iamroles_agent.control.member import Abort, Holdings, Member, Prepare, Step, Switch
@@ -46,6 +47,8 @@ class Birth:
     """Of the courier: signatures that count once and were used, and until when, epoch seconds."""
     why: str
     """What became of the member before it, "" for the first."""
+    clocks: Clocks = SYSTEM
+    """What time it is."""
 
 
 class LinkLost(Exception):  # noqa: N818 - what happened
@@ -276,6 +279,8 @@ class Link:
 
     async def _prepare(self, document: Document, edits: Edits) -> None:
         async with self._building:
+            if not self._member.wants(document.version):
+                return
             try:
                 step = await asyncio.to_thread(self._holdings.prepare, edits, document.parts)
             except ConfigError as error:
@@ -285,8 +290,9 @@ class Link:
                 what = f"it cannot be built: {type(error).__name__}: {error}"
                 self.send(message("refused", version=document.version, error=what))
             else:
-                self._steps[document.version] = step
-                self.send(message("prepared", version=document.version))
+                if self._member.wants(document.version):  # else it was given up meanwhile
+                    self._steps[document.version] = step
+                    self.send(message("prepared", version=document.version))
 
     async def _answer(self, said: Message) -> None:
         handle = self.on_ask.get(said.text("topic"))

@@ -12,7 +12,8 @@ import fcntl
 import gc
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from iamroles_agent.audit.log import Audit
@@ -74,9 +75,10 @@ class Worker:
             StartError, ConfigError: it cannot start; see their text.
         """
         await self.link.open()
-        self.remote = Remote(self.link)
+        self.remote = Remote(self.link, self.birth.clocks.epoch)
         self.link.on_stamp = self._stamped
-        self.link.on_note = self._noted
+        notes: list[Body] = []
+        self.link.on_note = notes.append  # there is no audit yet to put them in
         # Whoever it replaces may be stuck in a write and still hold the file.
         takeover = bool(self.birth.why) or self._takes_over
         self.audit = audit = await asyncio.to_thread(
@@ -86,6 +88,9 @@ class Worker:
         try:
             metrics.connections, metrics.audit = self.connections, audit.state
             await self.link.build(Holdings(self.kinds))
+            for note in notes:
+                self._noted(note)
+            self.link.on_note = self._noted
             if self.birth.why:
                 audit.event("replaced", {"why": self.birth.why[:500], "version": self.link.document.version})
             metrics.health = self.health
@@ -208,26 +213,20 @@ class _Policy:
         """Compile it; see `Holding`."""
         del edits
         self._worker.audit.reopen()
-        # A full collection holds the interpreter for long where a large policy is being built; and what is
-        # built here lives as long as the policy, so the collector need never look at it again.
-        turn = self._worker.birth.turn
-        fcntl.lockf(turn, fcntl.LOCK_EX)
-        gc.disable()
-        try:
+        with _turn(self._worker.birth.turn):
             policy = policy_part.decode(coming[POLICY])
             rules = rules_of(policy.config)
-        finally:
-            gc.freeze()
-            gc.enable()
-            fcntl.lockf(turn, fcntl.LOCK_UN)
         worker = self._worker
+        clocks = worker.birth.clocks
 
         def switch() -> None:
             authenticator = worker.authenticator
             if authenticator is None:
-                authenticator = worker.authenticator = Authenticator(policy.config, worker.remote)
+                authenticator = worker.authenticator = Authenticator(
+                    policy.config, worker.remote, clock=clocks.epoch, monotonic=clocks.monotonic
+                )
                 worker.metrics.authenticator = authenticator
-                worker.gate = Gate(policy, authenticator, worker.audit, worker.metrics)
+                worker.gate = Gate(policy, authenticator, worker.audit, worker.metrics, clock=clocks.epoch)
                 worker.gate.name = name_of(worker.config)
             else:
                 assert worker.gate is not None  # noqa: S101 - made with the authenticator
@@ -241,6 +240,23 @@ class _Policy:
         return switch
 
 
+@contextmanager
+def _turn(lock: int) -> Iterator[None]:
+    """Build while no other worker does, and without the collector.
+
+    A full collection holds the interpreter for long where a large policy is being built; and what is built
+    here lives as long as the policy, so the collector need never look at it again.
+    """
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        fcntl.lockf(lock, fcntl.LOCK_UN)
+
+
 class _Keys:
     """Kind `keys/…`: one set each."""
 
@@ -250,18 +266,16 @@ class _Keys:
     def prepare(self, edits: Edits, coming: Parts) -> Step:
         """Read the sets; see `Holding`."""
         del coming
-        remote = self._worker.remote
-        sets: list[tuple[str, KeySet | None, float]] = []
+        remote, link = self._worker.remote, self._worker.link
+        sets: dict[str, KeySet | None] = {}
         for name, part in edits.items():
-            source = name.removeprefix(KEYS)
-            if part is None:
-                sets.append((source, None, 0.0))
-                continue
-            document = json.loads(part.pieces[0])
-            sets.append((source, KeySet.parse(document, remote.held(source)), part.stamp))
+            held = remote.held(name.removeprefix(KEYS))
+            sets[name] = None if part is None else KeySet.parse(json.loads(part.pieces[0]), held)
 
         def switch() -> None:
-            for source, keys, stamp in sets:
-                remote.put(source, keys, stamp)
+            for name, keys in sets.items():
+                # Its stamp of now: it may have been found good again since this was prepared.
+                stamp = 0.0 if keys is None else link.document.parts[name].stamp
+                remote.put(name.removeprefix(KEYS), keys, stamp)
 
         return switch

@@ -6,6 +6,7 @@ claims. Signatures are checked once: `recall` answers from the cache without par
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -143,6 +144,7 @@ class Authenticator:
         self._epoch = 0
         self._issuers: dict[str, _Issuer] = {}
         self._former: list[Keyring] = []
+        self._closing: set[asyncio.Task[None]] = set()
         self._sts: Prover | None = None
         self._configure(config, rules_of(config))
 
@@ -211,6 +213,9 @@ class Authenticator:
         self._configure(config, rules)
         self._cache.clear()
         self._changed()
+        closing = asyncio.get_running_loop().create_task(self._close_former())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _close_former(self) -> None:
         former, self._former = self._former, []

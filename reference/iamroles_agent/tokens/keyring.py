@@ -142,6 +142,13 @@ class Keyring:
         self._kill(lost)
         return changed
 
+    def drop(self) -> None:
+        """The set in force is withdrawn."""
+        keys, self._keys = self._keys, None
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._kill(list(keys or ()))
+
     def confirm(self, fetched_at: float) -> None:
         """The set in force was found to be good at a later time."""
         if self._keys is not None and fetched_at > self._fetched_at:

@@ -29,9 +29,23 @@ class RemoteKeys(Keyring):
 
     _pause_until = 0.0
 
-    def bind(self, link: Link) -> None:
-        """Say whom to ask."""
-        self._link = link
+    def bind(self, link: Link, bring_back: Callable[[], None], forget: Callable[[RemoteKeys], None]) -> None:
+        """Say whom to ask, what puts the set that the parent told in force again, and who forgets this."""
+        self._link, self._bring_back, self._forget = link, bring_back, forget
+
+    async def close(self) -> None:
+        """As inherited."""
+        self._forget(self)
+        await super().close()
+
+    def configure(self, issuer: Issuer, settings: KeySettings) -> None:
+        """As inherited; a set that died of less patience than the new policy has is good again.
+
+        So a worker that lived through both policies decides like one that is born now.
+        """
+        super().configure(issuer, settings)
+        if self._keys is None:
+            self._bring_back()
 
     async def want(self, kid: str | None) -> None:
         """Ask for a fetch, unless the courier said that none can be had yet."""
@@ -105,13 +119,21 @@ class Remote:
     ) -> RemoteKeys:
         """The keys of an issuer, with the set that is in force for it."""
         ring = RemoteKeys(issuer, settings, on_loss=on_loss, monotonic=monotonic)
-        ring.bind(self._link)
         source = source_of(issuer)
+        ring.bind(self._link, lambda: self._bring_back(source), self._forget)
         self._rings[source] = ring
+        self._bring_back(source)
+        return ring
+
+    def _forget(self, ring: RemoteKeys) -> None:
+        source = source_of(ring.issuer)
+        if self._rings.get(source) is ring:
+            del self._rings[source]
+
+    def _bring_back(self, source: str) -> None:
         if source in self._sets:
             keys, fetched_at = self._sets[source]
             self.put(source, keys.revived(), fetched_at)
-        return ring
 
     def prover(self, endpoints: list[Sts], former: object) -> RemoteProver:
         """For these STS endpoints."""
@@ -138,7 +160,8 @@ class Remote:
         """Put a key set in force; None: it is gone."""
         if keys is None:
             self._sets.pop(source, None)
-            self._rings.pop(source, None)
+            if ring := self._rings.get(source):  # a policy may want the source still, or again
+                ring.drop()
             return
         self._sets[source] = keys, fetched_at
         if ring := self._rings.get(source):
