@@ -21,6 +21,8 @@ _SESSION = re.compile(r"^(?P<pointer>0x[0-9a-f]+): proto=\S+ src=(?P<source>\S+)
 _NUMBER = re.compile(r" id=(?P<number>\d+) proto=\S+ source=(?P<source>\S+)")
 _WITHIN = 2.0
 """Seconds in which an answer must come."""
+_SILENT = 0.2
+"""Seconds for one that did not answer the last time to answer a small question."""
 KEPT = 30_000
 """Milliseconds that the table keeps an entry after its last change (`expire 30s` in haproxy.cfg)."""
 
@@ -151,21 +153,30 @@ class Console:
 
     def __init__(self, path: str, pid: int = 0) -> None:
         self._path, self._pid = path, pid
+        self._silent = False
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, command: str) -> str:
         """Send a command, return its answer.
 
+        One that is silent is waited for once: from then on a small question goes first, so that a frozen
+        worker does not hold up what is due in the others.
+
         Raises:
             ConsoleError: nobody answers in time.
         """
         try:
+            if self._silent:
+                async with asyncio.timeout(_SILENT):
+                    await self._opened()
+                    await self._exchange("show cli level")
+                self._silent = False
             async with asyncio.timeout(_WITHIN):
-                if self._streams is None:
-                    await self._open()
+                await self._opened()
                 return await self._exchange(command)
         except TimeoutError:
             self.close()
+            self._silent = True
             raise ConsoleError(f"no answer within {_WITHIN:g} s") from None
         except OSError as error:
             self.close()
@@ -174,7 +185,9 @@ class Console:
             self.close()
             raise
 
-    async def _open(self) -> None:
+    async def _opened(self) -> None:
+        if self._streams is not None:
+            return
         if "/" in self._path:
             self._streams = await asyncio.open_unix_connection(self._path, limit=1 << 20)
         else:

@@ -148,6 +148,8 @@ class Cutter:
         self._changed_at = clock()
         self._said: dict[str, str] = {}
         self._full_at: dict[int, float] = {}
+        self._unread: set[int] = set()
+        """Workers that did not answer: whatever changed since, their streams have not been judged by it."""
         self._wake = asyncio.Event()
 
     def changed(self) -> None:
@@ -196,6 +198,7 @@ class Cutter:
             self._consoles.pop(pid).close()
             self._forget(pid, set())
             self._full_at.pop(pid, None)
+            self._unread.discard(pid)
         found = dict(zip(pids, await asyncio.gather(*(self._read(pid) for pid in pids)), strict=True))
         read = {pid: what for pid, what in found.items() if what is not None}
         successors = await self._successors(read)
@@ -213,8 +216,10 @@ class Cutter:
             answer = await console.ask(f"show table {TABLE}{which}")
             found = await asyncio.to_thread(rows, answer) if len(answer) > _MUCH else rows(answer)
         except ConsoleError as error:
+            self._unread.add(pid)
             self._say(f"worker {pid}", f"{self._path}: worker {pid}: {error}")
             return None
+        self._unread.discard(pid)
         used = answer.partition("used:")[2].partition("\n")[0].strip()
         if not self._ours(found):
             return None
@@ -271,6 +276,7 @@ class Cutter:
         try:
             await self._settle(pid, self._consoles[pid], what.rows, successors)
         except ConsoleError as error:
+            self._unread.add(pid)
             self._say(f"worker {pid}", f"{self._path}: worker {pid}: {error}")
             return False
         self._forget(pid, {(pid, row.key) for row in what.rows} if what.whole else None)
@@ -279,7 +285,9 @@ class Cutter:
 
     def _wants_all(self, pid: int, now: float) -> bool:
         """Whether to read all streams: after a change, often at first, then now and then until it has
-        settled."""
+        settled; and where the last look failed."""
+        if pid in self._unread:
+            return True
         since = now - self._changed_at
         if since >= SETTLE or now - self._full_at.get(pid, 0.0) < (0.0 if since < _OFTEN else _OFTEN):
             return False

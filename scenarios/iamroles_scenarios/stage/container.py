@@ -133,6 +133,10 @@ class Box:
         with suppress(APIError):
             self._container.kill(signal=number.name)
 
+    def send_to(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to a process in the container, by its number there."""
+        self._container.exec_run(["sh", "-c", f"kill -{int(number)} {pid}"])
+
     def pause(self) -> None:
         """Freeze it (cgroup freezer).
 

@@ -29,6 +29,9 @@ class Part(Protocol):
     def send(self, number: signal.Signals) -> None:
         """Send a signal to its main process."""
 
+    def send_to(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to one process of the part, by the number that it has there."""
+
     def pause(self) -> None:
         """Freeze it."""
 

@@ -110,6 +110,11 @@ class Child:
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    def send_to(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to a process that this one started."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
     def pause(self) -> None:
         """Freeze the whole group (SIGSTOP); returns when its first process stands."""
         self._signal_group(signal.SIGSTOP)

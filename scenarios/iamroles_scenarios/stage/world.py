@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
@@ -233,6 +234,11 @@ class HaproxyHandle:
         """E.g. "3.0.11"."""
         return self._place.version
 
+    @property
+    def master(self) -> str:
+        """The master CLI, as an agent reaches it."""
+        return self._place.master
+
     def start(self, files: Mapping[str, str], agent: str) -> None:
         """Start on rendered files, asking the agent at `host:port`; wait until the Runtime API answers.
 
@@ -279,6 +285,24 @@ class HaproxyHandle:
     def host_pid(self) -> int | None:
         """The first process of the last generation, as this host numbers it; None if it is not to be seen."""
         return self._runs[-1].part.host_pid
+
+    @property
+    def worker(self) -> int:
+        """Process id of the worker that takes new connections, as its part numbers it."""
+        found = re.search(r"^Pid: *(\d+)", self.runtime("show info"), re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    def send_to(self, worker: int, number: signal.Signals) -> None:
+        """Send a signal to a worker, also to an old one."""
+        self._runs[-1].part.send_to(worker, number)
+
+    def pause(self) -> None:
+        """Freeze master and workers."""
+        self._runs[-1].part.pause()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._runs[-1].part.resume()
 
     def runtime(self, command: str) -> str:
         """Send a Runtime API command, return the answer.
@@ -394,6 +418,7 @@ class World:
         self._spec = spec
         self._haproxy: HaproxyHandle | None = None
         self._proxy: Proxy | None = None
+        self._neighbours: list[AgentHandle] = []
         self.document: dict[str, Any] = {}
         self.on_close: Callable[[World], None] | None = None
         place = None if spec.address else kind.agent_place(spec, name)
@@ -435,6 +460,18 @@ class World:
             self._haproxy.start(files.result(), asked)
         self._proxy = Proxy(place.host, place.port)
 
+    def neighbour(self) -> AgentHandle:
+        """Start a second agent on the same world file and HAProxy's master CLI; HAProxy never asks it.
+
+        Files that the world needs beside its own are `put` for each of them. Closed with the world.
+        """
+        place = self._kind.agent_place(self._spec, f"{self.name}n")
+        found = AgentHandle(self._spec, place, self._composer)
+        self._neighbours.append(found)
+        found.write(self.document, self.haproxy.master)
+        found.start()
+        return found
+
     @property
     def proxy(self) -> Proxy:
         """Where HAProxy listens.
@@ -466,7 +503,9 @@ class World:
         return found
 
     def close(self) -> None:
-        """Stop HAProxy and the agent; idempotent."""
+        """Stop HAProxy and the agents; idempotent."""
+        for neighbour in self._neighbours:
+            neighbour.close()
         if self._haproxy is not None:
             self._haproxy.close()
         self.agent.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 
-from iamroles_scenarios.checks.live.stream import KINDS, Shape, Stream
+from iamroles_scenarios.checks.live.stream import KINDS, Shape, Stream, Watched
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.play import Target
@@ -24,7 +24,7 @@ def opened(here: Bench, stack: ExitStack, shape: Shape, token: str, path: str = 
     return stream
 
 
-def ended(here: Bench, stream: Stream, due: float, what: str) -> None:
+def ended(here: Bench, stream: Watched, due: float, what: str) -> None:
     """It must be over soon after a moment, and not before."""
     if not stream.until(due + here.seconds(AFTER)):
         raise here.failed(f"{stream.shape}: still open {AFTER:g} s after {what}")

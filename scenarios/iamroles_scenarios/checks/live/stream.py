@@ -33,8 +33,17 @@ class Shape:
     def __str__(self) -> str:
         return f"{'busy' if self.busy else 'idle'} {self.kind}"
 
+    def target(self, path: str) -> str:
+        """The path, and what it says of how the answer comes."""
+        match self.kind:
+            case "events":
+                return path if self.busy else f"{path}?quiet=1"
+            case "download":
+                return f"{path}?endless=1" if self.busy else f"{path}?endless=1&quiet=1"
+        return path
+
     def head(self, path: str, token: str) -> bytes:
-        """The request's head."""
+        """The request's head in HTTP/1.1."""
         lines = ["Host: gate.example", f"Authorization: Bearer {token}"]
         method = "GET"
         match self.kind:
@@ -44,13 +53,21 @@ class Shape:
                 lines.append(f"Sec-WebSocket-Key: {key}")
             case "events":
                 lines.append("Accept: text/event-stream")
-                path += "" if self.busy else "?quiet=1"
-            case "download":
-                path += "?endless=1" if self.busy else "?endless=1&quiet=1"
             case "upload":
                 method = "POST"
                 lines.append("Content-Length: 1099511627776")
-        return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
+        return "\r\n".join([f"{method} {self.target(path)} HTTP/1.1", *lines, "", ""]).encode()
+
+    def fields(self, path: str, token: str) -> list[tuple[str, str]]:
+        """The request's fields in HTTP/2; a WebSocket is an extended CONNECT (RFC 8441)."""
+        method = {"websocket": "CONNECT", "upload": "POST"}.get(self.kind, "GET")
+        found = [(":method", method), (":scheme", "http"), (":path", self.target(path))]
+        found.append((":authority", "gate.example"))
+        if self.kind == "websocket":
+            found += [(":protocol", "websocket"), ("sec-websocket-version", "13")]
+        if self.kind == "events":
+            found.append(("accept", "text/event-stream"))
+        return [*found, ("authorization", f"Bearer {token}")]
 
     @property
     def beat(self) -> bytes:
@@ -62,17 +79,15 @@ class Shape:
         return b"x" * 512 if self.kind == "upload" else b""
 
 
-class Stream:
-    """One stream on a connection of its own, read and fed by a thread.
+class Watched:
+    """A stream as its client saw it.
 
     Args:
-        here: whose gate.
-        shape: what to stream.
-        path: of the request.
-        token: the credential.
+        shape: what it streams.
+        token: its credential.
     """
 
-    def __init__(self, here: Bench, shape: Shape, path: str, token: str) -> None:
+    def __init__(self, shape: Shape, token: str) -> None:
         self.shape = shape
         self.status = 0
         self.expires = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"]
@@ -85,12 +100,6 @@ class Stream:
         """Epoch seconds of its end; 0: it lives."""
         self.over = threading.Event()
         self._answered = threading.Event()
-        self._sock = socket.create_connection((here.world.proxy.host, here.world.proxy.port), _CONNECT)
-        self._sock.settimeout(BEAT)
-        self._sock.sendall(shape.head(path, token))
-        recording.note(shape.head(path, token))
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
 
     def opened(self, within: float) -> bool:
         """Whether it is under way: the head of the answer is here; an upload has begun."""
@@ -122,6 +131,31 @@ class Stream:
                 return True
             self.over.wait(BEAT)
         return False
+
+    def end(self) -> None:
+        """Note its end."""
+        self.ended = self.ended or time.time()
+        self.over.set()
+
+
+class Stream(Watched):
+    """One stream on a connection of its own, in HTTP/1.1, read and fed by a thread.
+
+    Args:
+        here: whose gate.
+        shape: what to stream.
+        path: of the request.
+        token: the credential.
+    """
+
+    def __init__(self, here: Bench, shape: Shape, path: str, token: str) -> None:
+        super().__init__(shape, token)
+        self._sock = socket.create_connection((here.world.proxy.host, here.world.proxy.port), _CONNECT)
+        self._sock.settimeout(BEAT)
+        self._sock.sendall(shape.head(path, token))
+        recording.note(shape.head(path, token))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def say(self) -> None:
         """Send one piece on an idle WebSocket."""
@@ -162,5 +196,4 @@ class Stream:
                     time.sleep(BEAT)  # an echo that is answered at once would take a whole core
         except OSError:
             pass
-        self.ended = time.time()
-        self.over.set()
+        self.end()

@@ -6,13 +6,13 @@ import time
 from typing import Any
 
 from iamroles_agent.gate import Gate
-from iamroles_agent.live import attach, cutter
+from iamroles_agent.live import attach, console, cutter
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import Ends
 from iamroles_agent.spop import actions
 from iamroles_conformance.selftest.mutants.gate.proxy import text
 from iamroles_conformance.selftest.mutants.override import around, both, setting
-from iamroles_conformance.selftest.registry import mutant
+from iamroles_conformance.selftest.registry import Apply, mutant
 
 
 @mutant(
@@ -38,6 +38,55 @@ mutant(
         ),
         name="iam-routes.cfg",
     ),
+)
+
+
+def _filter(old: str, new: str) -> Apply:
+    return text(lambda found: found.replace(old, new), name="iam-live.lua")
+
+
+mutant(
+    "live.needs-the-agent",
+    kills=["LIVE-ALONE-001"],
+    title="is not woken at the credential's end, so what is silent waits for the agent",
+    proxy=True,
+    apply=_filter("filter.wake_time(math.min(left, LONGEST))", ""),
+)
+
+mutant(
+    "live.proxys-own-clock",
+    kills=["LIVE-CLOCK-001"],
+    title="measures by the proxy's own clock, which stays behind when the host halts it",
+    proxy=True,
+    apply=both(
+        _filter('txn.f:date(0, "ms")', "1000 * core.now().sec + core.now().usec // 1000"),
+        setting(cutter, "GRACE", 60.0),
+    ),
+)
+
+
+@mutant(
+    "live.cuts-by-address",
+    kills=["LIVE-H2-001"],
+    title="cuts whatever stream has the client's address and port",
+)
+@around(cutter, "is_stream")
+def by_address(sound: Any, answer: str, row: Any) -> Any:
+    return sound(answer, row) or f"source={row.source}" in answer.partition("\n")[0]
+
+
+mutant(
+    "live.own-streams-only",
+    kills=["LIVE-AGENTS-001"],
+    title="leaves alone what another agent let in",
+    apply=setting(cutter, "NEIGHBOUR", 3600.0),
+)
+
+mutant(
+    "live.waits-for-the-silent",
+    kills=["LIVE-RELOAD-002"],
+    title="waits a minute for a worker that does not answer, and cuts nothing meanwhile",
+    apply=both(setting(console, "_WITHIN", 60.0), setting(console, "_SILENT", 60.0)),
 )
 
 mutant(
