@@ -122,6 +122,16 @@ def test_the_page_escapes_what_it_shows() -> None:
     assert "<script>" not in page
 
 
+def test_the_page_has_the_statement_first_levels_apart_and_what_the_checks_catch() -> None:
+    page = report.as_html(_document({"refused": Verdict.FAIL}))
+    order = ["<h1>", "That is no statement", "Not passed: MUST", "Requirements: MUST", "Checks: MUST"]
+
+    assert [page.index(one) for one in order] == sorted(page.index(one) for one in order)
+    assert "catches an agent that" in page
+    assert "broken agent" in page
+    assert "<details><summary><code>gate.expired.refused" in page
+
+
 def test_forms_are_made_from_a_saved_run(tmp_path: Path) -> None:
     saved, page = tmp_path / "out" / "report.json", tmp_path / "page.html"
     report.write(_document({"refused": Verdict.FAIL}), tmp_path / "out")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from iamroles_conformance.reports import contract
 from iamroles_scenarios.checks.policy import oracle
+from iamroles_scenarios.errors import AgentFileError
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.wire import fuzz
 
@@ -52,8 +53,9 @@ def environment() -> dict[str, str]:
 def _program(agent: AgentSpec) -> Path | None:
     own = (agent.directory / word for word in agent.command)
     paths = [path for path in own if path.is_file()]
-    if not paths and agent.command and (there := shutil.which(agent.command[0])):
-        paths = [Path(there)]
+    if not paths and agent.command:
+        with suppress(AgentFileError):
+            paths = [Path(agent.argv()[0])]
     return paths[0] if paths and os.access(paths[0], os.R_OK) else None
 
 
