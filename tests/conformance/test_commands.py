@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from iamroles_conformance.commands.conformance import conformance
+from iamroles_conformance.reports import report
 
 _ROOT = Path(__file__).parents[2]
 _BLUNT = Path(__file__).parent / "agents" / "blunt.py"
@@ -94,6 +95,26 @@ def test_pytest_runs_the_installed_suite_by_its_package_name(agent_toml: Path, t
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(
+    agent_toml: Path, tmp_path: Path
+) -> None:
+    done = _pytest(
+        *("-v", "-n", "2", "--dist", "loadgroup", "--pyargs", "iamroles_conformance"),
+        *(
+            f"--iamroles-agent={agent_toml}",
+            f"--iamroles-report={tmp_path / 'report'}",
+            "--iamroles-lane=gate-spop",
+        ),
+        *("-k", "gate.no-token.refused or gate.no-token.challenge or gate.expired or gate.audience.refused"),
+        cwd=tmp_path,
+    )
+
+    played = [line[:5] for line in done.stdout.splitlines() if line.startswith("[gw")]
+    assert len(played) > 3, done.stdout
+    assert len(set(played)) == 1, done.stdout
+    assert len(report.load(tmp_path / "report" / "report.json")["checks"]) == len(played)
 
 
 def test_a_stage_that_cannot_work_ends_pytest_with_3(agent_toml: Path) -> None:
