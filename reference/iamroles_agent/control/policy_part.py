@@ -38,7 +38,8 @@ def encode(config: Config, shadow: Config | None = None) -> Part:
 
 
 def _cut(config: Config, which: str) -> Iterator[bytes]:
-    base = config.model_dump(mode="json", exclude=set(_TABLES))
+    # What was not written stays unwritten: the profile `cognito` has other defaults (`claims.ClaimRules`).
+    base = config.model_dump(mode="json", exclude=set(_TABLES), exclude_unset=True)
     yield _piece(which, "", base)
     for table in _TABLES:
         rows = getattr(config, table)

@@ -263,7 +263,8 @@ class StsVerifier:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._by_host = {host: endpoint for endpoint in endpoints for host in endpoint.hosts}
-        self._state = {endpoint.name: _Endpoint(monotonic) for endpoint in endpoints}
+        self._urls = {endpoint.name: endpoint.endpoint for endpoint in endpoints}
+        self._state = {name: _Endpoint(monotonic) for name in self._urls}
         self._transport, self._clock, self._monotonic = transport, clock, monotonic
         self._flights: dict[bytes, asyncio.Task[Identity]] = {}
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
@@ -274,9 +275,13 @@ class StsVerifier:
         """What became of the calls, for metrics."""
 
     def succeed(self, former: StsVerifier) -> None:
-        """Take over after a reload: counters and queues go on, and a signature that was used stays used."""
+        """Take over after a reload: counters and queues go on, and a signature that was used stays used.
+
+        The trouble of one URL says nothing of another, though the name in the policy is the same.
+        """
         self.counts, self._used, self.on_used = former.counts, former._used, former.on_used
-        self._state |= {name: state for name, state in former._state.items() if name in self._state}
+        same = {name for name, url in former._urls.items() if self._urls.get(name) == url}
+        self._state |= {name: state for name, state in former._state.items() if name in same}
 
     async def close(self) -> None:
         """End what is in flight; its waiters get `sts_unavailable`."""

@@ -42,7 +42,7 @@ _ORDERS = {
 }
 ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    *("ES256", "ES384", "ES512", "ES256K", "EdDSA"),
+    *("ES256", "ES384", "ES512", "ES256K", "EdDSA", "Ed25519"),
 )
 
 
@@ -78,7 +78,7 @@ class SigningKey:
             private = rsa.generate_private_key(public_exponent=65537, key_size=bits)
         elif algorithm in _EC_CURVE:
             private = ec.generate_private_key(CURVES[curve or _EC_CURVE[algorithm]])
-        elif algorithm == "EdDSA":
+        elif algorithm in ("EdDSA", "Ed25519"):
             private = (
                 ed448.Ed448PrivateKey.generate() if curve == "Ed448" else ed25519.Ed25519PrivateKey.generate()
             )
@@ -123,7 +123,7 @@ class SigningKey:
             return algorithm[:2] in ("RS", "PS") and algorithm[2:] in _HASHES
         if isinstance(self.private, ec.EllipticCurvePrivateKey):
             return _EC_CURVE.get(algorithm) == self.curve
-        return algorithm == "EdDSA"
+        return algorithm in ("EdDSA", self.curve)  # RFC 9864: the curve in the algorithm's name
 
     def sign(self, data: bytes, algorithm: str | None = None) -> bytes:
         """JWS signature octets; ECDSA as raw R||S of exact length (RFC 7518 section 3.4)."""

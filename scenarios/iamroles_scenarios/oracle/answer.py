@@ -10,6 +10,7 @@ from iamroles_scenarios.oracle.judge import Outcome
 _PATH = (400, "invalid_request")
 _TOKEN = (401, "invalid_token")
 _FORBIDDEN = (403, "insufficient_scope")
+TEXTS = ("reason", "error", "rule", "backend", "role")
 _STATUS = {
     "path_ambiguous": _PATH,
     "role_malformed": _TOKEN,
@@ -31,8 +32,13 @@ def unlike(expected: Outcome, answer: Mapping[str, object]) -> list[str]:
         expected: by `judge`.
         answer: variables of SPEC.md section 3 by name; unset ones are absent.
     """
+    return differences(wanted(expected), {**dict.fromkeys(TEXTS, ""), **answer})
+
+
+def wanted(expected: Outcome) -> dict[str, object]:
+    """The variables of an outcome, as `differences` takes them; an unset one is ""."""
     status, error = _STATUS.get(expected.reason, (200, ""))
-    wanted: dict[str, object] = {
+    found: dict[str, object] = {
         "allow": expected.allow,
         "status": status,
         "reason": expected.reason,
@@ -41,10 +47,8 @@ def unlike(expected: Outcome, answer: Mapping[str, object]) -> list[str]:
         "backend": expected.backend,
     }
     if expected.allow:
-        wanted |= {"role": expected.roles, "expires": expected.expires}
-    return differences(
-        wanted, {**dict.fromkeys(("reason", "error", "rule", "backend", "role"), ""), **answer}
-    )
+        found |= {"role": expected.roles, "expires": expected.expires}
+    return found
 
 
 def unlike_seen(expected: Outcome, seen: Observation) -> list[str]:
@@ -53,12 +57,12 @@ def unlike_seen(expected: Outcome, seen: Observation) -> list[str]:
     HAProxy itself refuses an ambiguous path, sometimes before any rule of it can name a reason.
     """
     status, error = _STATUS.get(expected.reason, (200, ""))
-    wanted: dict[str, object] = {"allow": expected.allow, "status": status, "backend": expected.backend}
+    shown: dict[str, object] = {"allow": expected.allow, "status": status, "backend": expected.backend}
     if expected.reason != "path_ambiguous":
-        wanted["error"] = error
+        shown["error"] = error
     if expected.allow:
-        wanted |= {"rule": expected.rules, "role": expected.roles, "expires": str(expected.expires)}
-    return differences(wanted, seen.shown)
+        shown |= {"rule": expected.rules, "role": expected.roles, "expires": str(expected.expires)}
+    return differences(shown, seen.shown)
 
 
 def said(expected: Outcome) -> str:

@@ -18,6 +18,8 @@ _REFUSED_ENCODED = frozenset({*range(0x20), 0x7F, ord("/"), ord("\\"), ord(";")}
 _BLANKS = " \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 _DELIMITERS = frozenset("/\\;%")
 _HEX = frozenset("0123456789abcdefABCDEF")
+_DIGITS = frozenset("0123456789")
+_HOST_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -27,8 +29,8 @@ class Outcome:
 
     Attributes:
         reason: "" if the request is allowed.
-        rule: of the grant, or of a deny; with several denies any of `rules`.
-        roles: which roles may be named as the one that granted; more than one where roles of a union tie.
+        rules: the grant, or the deny of the smallest id.
+        roles: the role that granted; of several that the rule names, the smaller ARN (6.19).
         expires: epoch seconds.
     """
 
@@ -77,7 +79,7 @@ def judge(policy: Policy, claims: Mapping[str, Any], request: Mapping[str, Any],
         and matches(rule, request, deny=True)
     ]
     if denies:
-        return Outcome("denied_by_rule", frozenset(rule["id"] for rule in denies))
+        return Outcome("denied_by_rule", frozenset({min(str(rule["id"]) for rule in denies)}))
     return _allowed(policy, claims, request, active, now)
 
 
@@ -102,7 +104,7 @@ def _allowed(
     expires = _expires(policy, claims, roles)
     if expires <= now:
         return Outcome("token_expired")
-    return Outcome("", frozenset({rule["id"]}), rule["backend"], frozenset(roles), expires)
+    return Outcome("", frozenset({rule["id"]}), rule["backend"], frozenset({min(roles)}), expires)
 
 
 def _active(
@@ -157,13 +159,17 @@ def matches(rule: Rule, request: Mapping[str, Any], *, deny: bool = False) -> bo
     """
     methods = rule.get("methods", ["*"])
     hosts, sources = rule.get("hosts", ()), rule.get("sources", ())
-    host = request.get("host") or ""
-    address = ipaddress.ip_address(request["src"])
+    host = host_name(request.get("host") or "")
+    address = _plain(ipaddress.ip_address(request["src"]))
     return (
         ("*" in methods or request["method"] in methods)
         and _path_matches(rule, segments(request["path"]) or [])
-        and (not hosts or (deny and not host) or any(_host_matches(pattern, host) for pattern in hosts))
-        and (not sources or any(address in ipaddress.ip_network(network) for network in sources))
+        and (
+            not hosts
+            or (deny and host is None)
+            or (host is not None and any(_host_matches(pattern, host) for pattern in hosts))
+        )
+        and (not sources or any(address in _network(network) for network in sources))
     )
 
 
@@ -174,11 +180,42 @@ def _path_matches(rule: Rule, path: list[str]) -> bool:
     return path[: len(pattern)] == pattern
 
 
-def _host_matches(pattern: str, host: str) -> bool:
-    name = host.lower().split(":")[0].removesuffix(".")
+def host_name(text: str) -> str | None:
+    """A Host header without case, port and trailing dot; None where it is not one host."""
+    if text.startswith("["):
+        name, closed, rest = text.partition("]")
+        name, labels = f"{name}]", [name[1:]]
+        letters = _HEX | {":", "."}
+        if not closed or (rest and not rest.startswith(":")):
+            return None
+        port = rest[1:]
+    else:
+        name, _, port = text.partition(":")
+        name = name.removesuffix(".")
+        labels, letters = name.split("."), _HOST_LETTERS
+    if not set(port) <= _DIGITS or not all(label and set(label) <= letters for label in labels):
+        return None
+    return name.lower()
+
+
+def _host_matches(pattern: str, name: str) -> bool:
+    pattern = pattern.lower().removesuffix(".")
     if pattern.startswith("*."):
-        return name.endswith(pattern[1:].lower()) and len(name) > len(pattern) - 1
-    return name == pattern.lower()
+        return name.endswith(pattern[1:]) and len(name) > len(pattern) - 1
+    return name == pattern
+
+
+def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Any:  # noqa: ANN401 - of either family
+    """An IPv4-mapped address is the IPv4 address in it (RFC 4291 section 2.5.5.2)."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _network(text: str) -> Any:  # noqa: ANN401 - of either family
+    network = ipaddress.ip_network(text)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is not None and network.prefixlen >= 96:
+        return ipaddress.ip_network(f"{mapped}/{network.prefixlen - 96}")
+    return network
 
 
 def _specificity(rule: Rule) -> tuple[int, int]:
@@ -298,7 +335,7 @@ def _hosts_meet(one: Sequence[str], two: Sequence[str]) -> bool:
 
 
 def _sources_meet(one: Iterable[str], two: Iterable[str]) -> bool:
-    first, second = ([ipaddress.ip_network(text) for text in texts] for texts in (one, two))
+    first, second = ([_network(text) for text in texts] for texts in (one, two))
     if not first or not second:
         return True
     return any(a.version == b.version and a.overlaps(b) for a in first for b in second)

@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
@@ -27,6 +27,7 @@ from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.codec import address as ip
 from iamroles_scenarios.wire.frames import (
     HELLO,
+    Action,
     Flags,
     Frame,
     FrameType,
@@ -34,6 +35,7 @@ from iamroles_scenarios.wire.frames import (
     encode_message,
     hello,
     notify,
+    read_actions,
     read_kv,
     variables,
 )
@@ -447,6 +449,22 @@ class Asker:
 
         return cast("list[dict[str, object]]", _background.run(all_of_them()))
 
+    def actions_of(
+        self, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], *, window: int = 1
+    ) -> list[list[Action]]:
+        """As `decide_many` for pairs of check and context, but the actions as they came, with their types."""
+
+        async def all_of_them() -> list[list[Action]]:
+            bound = asyncio.Semaphore(window)
+
+            async def one(check: Mapping[str, Any], context: Mapping[str, Any] | None) -> list[Action]:
+                async with bound:
+                    return await self._answered(check, context, read_actions)
+
+            return list(await asyncio.gather(*(one(*pair) for pair in asked)))
+
+        return _background.run(all_of_them())
+
     def close(self) -> None:
         """Close the connection; the next question opens another."""
 
@@ -456,6 +474,11 @@ class Asker:
         _background.run(drop())
 
     async def _decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None) -> dict[str, Value]:
+        return await self._answered(check, context, variables)
+
+    async def _answered(
+        self, check: Mapping[str, Any], context: Mapping[str, Any] | None, read: Callable[[Frame], _T]
+    ) -> _T:
         connection = await self._connected()
         stream_id, self._stream_id = self._stream_id, self._stream_id + 2
         waiting = asyncio.get_running_loop().create_future()
@@ -466,7 +489,7 @@ class Asker:
             async with asyncio.timeout(self.timeout):
                 ack = await waiting
             recording.waited("an ACK", asyncio.get_running_loop().time() - began, self.timeout)
-            return variables(ack)
+            return read(ack)
         except TimeoutError:
             raise SilenceError(
                 f"no ACK for stream {stream_id} in {self.timeout:g} s", connection.transcript

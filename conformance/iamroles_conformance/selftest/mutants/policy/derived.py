@@ -1,0 +1,203 @@
+"""Mutants for the checks that are derived from tables: what an agent forgets, joins, or keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+from iamroles_agent import config
+from iamroles_agent.gate import Gate
+from iamroles_agent.policy import compiled, groups
+from iamroles_agent.policy.compiled import Index, Policy
+from iamroles_agent.spop import messages
+from iamroles_agent.tokens.authenticator import Authenticator
+from iamroles_agent.tokens.sts import StsVerifier
+from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.mutants.policy import edits as edit
+from iamroles_conformance.selftest.registry import Apply, mutant
+
+# --- the memory of verdicts (kind 1 of docs/derived-checks.md)
+
+
+def _remembered_by(of: Callable[[Any], object]) -> Apply:
+    """Remember verdicts by something of the question, in place of its bytes."""
+
+    def key_of(key: bytes) -> bytes:
+        found = messages.parse(key, 0, len(key)).check
+        return key if found is None else repr(of(found)).encode()
+
+    @around(Gate, "recall")
+    def recall(sound: Any, self: Any, key: bytes, context: Any) -> Any:
+        return sound(self, key_of(key), context)
+
+    @around(Gate, "judge")
+    async def judge(sound: Any, self: Any, check: Any, context: Any, key: bytes | None) -> Any:
+        return await sound(self, check, context, None if key is None else key_of(key))
+
+    return both(recall, judge)
+
+
+mutant(
+    "policy.derived-memory-without-address",
+    kills=["DERIVED-ARGUMENT-001"],
+    title="remembers verdicts without the client's address",
+    apply=_remembered_by(lambda check: replace(check, src=None)),
+)
+mutant(
+    "policy.derived-memory-without-count",
+    kills=["DERIVED-ARGUMENT-001"],
+    title="remembers verdicts without the number of credentials",
+    apply=_remembered_by(lambda check: replace(check, authorization_count=1)),
+)
+mutant(
+    "policy.derived-memory-joined",
+    kills=["DERIVED-ARGUMENT-001"],
+    title="joins host and path in the key of its memory without a mark between them",
+    apply=_remembered_by(lambda check: replace(check, host=None, path=f"{check.host}{check.path}")),
+)
+
+
+@mutant(
+    "policy.derived-port-trusted",
+    kills=["DERIVED-ARGUMENT-002"],
+    title="takes port 1 for its own host's proxy",
+)
+@around(Gate, "judge")
+async def _port_trusted(sound: Any, self: Any, check: Any, context: Any, key: Any) -> Any:
+    here = replace(check, src=ip_address("127.0.0.1")) if context.src_port == 1 else check
+    return await sound(self, here, context, key)
+
+
+# --- keys of rules (kind 3)
+
+
+mutant(
+    "policy.derived-mapped-is-six",
+    kills=["DERIVED-KEY-001"],
+    title="takes an IPv4-mapped address for an IPv6 address",
+    apply=around(compiled, "plain_address")(lambda _sound, address: address),
+)
+mutant(
+    "policy.derived-zero-is-any",
+    kills=["DERIVED-KEY-001"],
+    title="takes a network of prefix length 0 for any address of either family",
+    apply=edit.regions_where(
+        lambda rule: any(network.endswith("/0") for network in rule.sources), sources=None
+    ),
+)
+mutant(
+    "policy.derived-user-dropped",
+    kills=["DERIVED-KEY-001"],
+    title="takes `user@host` for the host",
+    apply=around(compiled, "canonical_host")(lambda sound, text: sound(text.rpartition("@")[2])),
+)
+mutant(
+    "policy.derived-greatest-deny",
+    kills=["DERIVED-KEY-001"],
+    title="names the greatest id of several denies",
+    apply=around(Index, "first")(
+        lambda _sound, self, roles, query: max(
+            self.matches(roles, query), key=lambda rule: rule.id, default=None
+        )
+    ),
+)
+
+
+@mutant(
+    "policy.derived-one-group",
+    kills=["DERIVED-KEY-001"],
+    title="holds a role in the first of its groups alone",
+)
+@around(groups, "members_of")
+def _one_group(sound: Any, given: Any) -> Any:
+    taken: set[str] = set()
+    found = {}
+    for name, roles in sound(given).items():
+        found[name] = [role for role in roles if role not in taken]
+        taken.update(roles)
+    return found
+
+
+@mutant(
+    "policy.derived-one-scope",
+    kills=["DERIVED-KEY-001"],
+    title="holds the last of several scopes of one name alone",
+)
+@around(Policy, "__init__")
+def _one_scope(sound: Any, self: Any, whole: Any, *rest: Any, **more: Any) -> None:
+    last = list({scope.name: scope for scope in whole.scopes}.values())
+    sound(self, whole.model_copy(update={"scopes": last}), *rest, **more)
+
+
+@mutant(
+    "policy.derived-unknown-in-scopes", kills=["DERIVED-KEY-004"], title="passes over unknown keys in a scope"
+)
+def _unknown_in_scopes() -> None:
+    config.Scope.model_config = {**config.Scope.model_config, "extra": "ignore"}
+    for model in (config.Scope, config.Config):
+        model.model_rebuild(force=True)
+
+
+# --- reloads (kind 4)
+
+
+@mutant(
+    "policy.derived-issuers-stay",
+    kills=["DERIVED-RELOAD-001"],
+    title="goes on trusting an issuer that a reload took away",
+)
+@around(Authenticator, "_configure")
+def _issuers_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
+    former = {url: issuer.rules for url, issuer in self._issuers.items()}
+    sound(self, whole, {**former, **rules})
+
+
+@mutant(
+    "policy.derived-limits-stay",
+    kills=["DERIVED-RELOAD-001"],
+    title="keeps the first policy's `max_token_bytes`",
+)
+@around(Authenticator, "_configure")
+def _limits_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
+    former = getattr(self, "_max_bytes", None)
+    sound(self, whole, rules)
+    self._max_bytes = former or self._max_bytes
+
+
+@mutant(
+    "policy.derived-verdicts-stay",
+    kills=["DERIVED-RELOAD-001"],
+    title="keeps its memory where a reload changes no rule",
+)
+@around(Gate, "replace")
+def _verdicts_stay(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
+    former, young = self._state.policy, dict(self._state.young)
+    same = (former.config.grants, former.config.denies) == (policy.config.grants, policy.config.denies)
+    sound(self, policy, authenticator)
+    if same:
+        self._state.young.update(young)
+
+
+@mutant(
+    "policy.derived-keys-go",
+    kills=["DERIVED-RELOAD-002"],
+    title="forgets the keys that it holds at every reload",
+)
+@around(Authenticator, "_configure")
+def _keys_go(sound: Any, self: Any, whole: Any, rules: Any) -> None:
+    sound(self, whole, rules)
+    for issuer in self._issuers.values():
+        issuer.keys._keys = None
+
+
+@mutant(
+    "policy.derived-trouble-stays",
+    kills=["DERIVED-KEY-003"],
+    title="holds the trouble of one STS against another that took its name",
+)
+@around(StsVerifier, "succeed")
+def _trouble_stays(sound: Any, self: Any, former: Any) -> None:
+    sound(self, former)
+    self._state |= {name: state for name, state in former._state.items() if name in self._state}

@@ -1,0 +1,70 @@
+"""One row for each algorithm that SPEC.md 5.10 names: a policy with it alone, and tokens by every other
+one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from iamroles_scenarios.checks.derived.issuer_rows import Row
+from iamroles_scenarios.checks.derived.issuers import entry
+from iamroles_scenarios.checks.derived.sitting import ALLOWED, REFUSED, Ask, Sitting, question, sitting
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.jose import SigningKey, mint
+
+NEEDED = ("RS256", "ES256", "ES384")
+OPTIONAL = ("RS384", "RS512", "PS256", "PS384", "PS512", "ES512", "EdDSA", "Ed25519")
+"""An agent may lack these: it then turns a policy down that names one."""
+NEVER = ("none", "HS256", "HS384", "HS512")
+_URL = "https://algorithms.kiosk.example"
+_CURVES = {"ES256": "ES256", "ES384": "ES384", "ES512": "ES512", "EdDSA": "EdDSA", "Ed25519": "Ed25519"}
+
+
+def _tokens(here: Sitting, keys: dict[str, SigningKey], now: float) -> Iterator[tuple[str, str]]:
+    """A token by each algorithm, and forgeries under the names of those that no policy can name."""
+    for name in (*NEEDED, *OPTIONAL):
+        yield name, mint({"roles": ["kiosk"], "alg": name}, [keys.get(name, keys["RSA"])], now, _URL)
+    for name in NEVER:
+        forged = {"confusion": f"{name.lower()}-with-public-key"} if name != "none" else {"alg": "none"}
+        yield name, mint({"roles": ["kiosk"], **forged}, [keys["RSA"]], now, _URL)
+    wide = here.issuer("algorithms").add_key("EdDSA", curve="Ed448", sign=False)
+    yield (
+        "Ed25519 by a key of Ed448",
+        mint({"roles": ["kiosk"], "header": {"alg": "Ed25519"}}, [wide], now, _URL),
+    )
+
+
+@check(
+    "identity.derived.algorithms",
+    requirements=["DERIVED-ALGORITHM-001"],
+    lane="gate-spop",
+    title="A policy that names one algorithm lets in tokens by this one and by no other, or is turned down",
+    features={"oidc", "reload"},
+)
+def algorithms(target: Target) -> str:
+    """One key set for all of them; the RSA key says nothing of its algorithm, so that the policy alone
+    decides."""
+    with sitting(target, "identity.derived.algorithms") as here:
+        issuer = here.issuer("algorithms")
+        keys = {name: issuer.add_key(name) for name in _CURVES}
+        keys["RSA"] = SigningKey.generate("RS256", kid="any")
+        issuer.publish({name: value for name, value in keys["RSA"].public_jwk().items() if name != "alg"})
+        tokens = dict(_tokens(here, keys, time.time()))
+        lacking = []
+        for name in (*NEEDED, *OPTIONAL):
+            table = entry(0, "", Row(None, None, ()), without=False)
+            table |= {"issuer": _URL, "jwks_uri": f"{issuer.url}/jwks", "algorithms": [name]}
+            policy = {**here.place.policy, "issuers": [*here.place.policy["issuers"], table]}
+            if not here.reload(policy).get("reloaded"):
+                lacking.append(name)
+                if name in NEEDED:
+                    here.wrong(f"a policy with {name} was turned down")
+                continue
+            asks = [
+                Ask(f"a token by {by} under {name}", question(token), ALLOWED if by == name else REFUSED)
+                for by, token in tokens.items()
+            ]
+            here.settle([ask for ask in asks if ask.wanted is ALLOWED])
+            here.put(asks)
+    return f"{here.asked} questions; not offered: {', '.join(lacking) or 'none'}"

@@ -1,0 +1,130 @@
+"""What an answer may hold: SPEC.md section 3 as a table, and section 4 for its refusals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from iamroles_scenarios.wire.codec import DataType, Typed
+from iamroles_scenarios.wire.frames import Action, Scope
+
+BY_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
+    400: (
+        "invalid_request",
+        ("text_too_long", "host_ambiguous", "path_ambiguous", "multiple_credentials"),
+    ),
+    401: (
+        "invalid_token",
+        (
+            *("token_malformed", "token_too_large", "algorithm_not_allowed", "key_unknown"),
+            *("signature_invalid", "credential_revoked", "token_expired", "token_not_yet_valid"),
+            *("token_lifetime", "issuer_untrusted", "audience_mismatch", "type_not_allowed"),
+            *("claim_invalid", "role_malformed", "sts_rejected"),
+        ),
+    ),
+    403: (
+        "insufficient_scope",
+        (
+            *("role_missing", "role_not_in_token", "ambiguous_role", "no_grant", "denied_by_rule"),
+            "scope_insufficient",
+        ),
+    ),
+    503: ("", ("sts_unavailable", "keys_unavailable", "internal_error")),
+}
+"""Code and reasons of each status (section 4); `no_credentials` is the one 401 without a code."""
+REASONS = {
+    reason: (status, error) for status, (error, reasons) in BY_STATUS.items() for reason in reasons
+} | {"no_credentials": (401, "")}
+_ARN = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[^/]+", re.ASCII)
+_TICKET = re.compile(r"[A-Za-z0-9_-]{1,2400}", re.ASCII)
+_WHOLE = (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64)
+_LONG = (DataType.INT64, DataType.UINT64)
+_TEXT = (DataType.STRING,)
+Answer = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One row: the types on the wire, and what there may be. None stands for unset."""
+
+    types: tuple[DataType, ...]
+    allowed: Callable[[object, Answer], bool]
+    refused: Callable[[object, Answer], bool]
+
+
+def _set(value: object, _answer: Answer) -> bool:
+    return value not in (None, "")
+
+
+def _unset(value: object, _answer: Answer) -> bool:
+    return value is None
+
+
+def _any(_value: object, _answer: Answer) -> bool:
+    return True
+
+
+def _role(value: object, _answer: Answer) -> bool:
+    return isinstance(value, str) and _ARN.fullmatch(value) is not None
+
+
+def _ticket(value: object, _answer: Answer) -> bool:
+    return value is None or (isinstance(value, str) and _TICKET.fullmatch(value) is not None)
+
+
+def _by_reason(value: object, answer: Answer, place: int) -> bool:
+    return REASONS.get(str(answer.get("reason")), (None, None))[place] == (value or "")
+
+
+VARIABLES: dict[str, Variable] = {
+    "status": Variable(_WHOLE, lambda value, _: value == 200, lambda value, got: _by_reason(value, got, 0)),
+    "reason": Variable(_TEXT, _unset, lambda value, _: value in REASONS),
+    "error": Variable(_TEXT, _unset, lambda value, got: _by_reason(value, got, 1)),
+    "role": Variable(_TEXT, _role, lambda value, got: value is None or _role(value, got)),
+    "principal": Variable(_TEXT, _set, _any),
+    "session": Variable(_TEXT, _any, _any),
+    "issuer": Variable(_TEXT, _set, _any),
+    "rule": Variable(
+        _TEXT, _set, lambda value, got: (value is not None) == (got.get("reason") == "denied_by_rule")
+    ),
+    "backend": Variable(_TEXT, _set, _unset),
+    "expires": Variable(_LONG, lambda value, _: isinstance(value, int) and value > 0, _any),
+    "ticket": Variable(_TEXT, _ticket, _unset),
+    "identity": Variable(_TEXT, _any, _unset),
+    "allow": Variable((DataType.BOOL,), lambda value, _: value is True, lambda value, _: value is False),
+}
+"""Each variable of the table in section 3."""
+
+
+def typed(actions: Sequence[Action]) -> dict[str, Typed]:
+    """The variables that actions leave set, with their types on the wire."""
+    found: dict[str, Typed] = {}
+    for action in actions:
+        if action.scope is Scope.txn:
+            found.pop(action.name, None)
+            if action.value is not None and action.value.value is not None:
+                found[action.name] = action.value
+    return found
+
+
+def read(actions: Sequence[Action]) -> dict[str, object]:
+    """The variables' values; an empty text is as good as none, and left out."""
+    return {name: value.value for name, value in typed(actions).items() if value.value != ""}
+
+
+def faults(actions: Sequence[Action]) -> list[str]:
+    """What an answer holds, or lacks, against the table; one sentence each."""
+    found, answer = typed(actions), read(actions)
+    allow = answer.get("allow") is True
+    wrong = []
+    for name, variable in VARIABLES.items():
+        if name in found and found[name].type not in variable.types:
+            wrong.append(f"{name} is a {found[name].type.name} on the wire")
+        holds = variable.allowed if allow else variable.refused
+        if not holds(answer.get(name), answer):
+            shown = f"is {answer[name]!r}" if name in answer else "is unset"
+            wrong.append(
+                f"{name} {shown} beside {'an allow' if allow else answer.get('reason', 'no reason')}"
+            )
+    return wrong

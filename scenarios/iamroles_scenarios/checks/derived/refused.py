@@ -1,0 +1,96 @@
+"""Worlds that must not load, out of the table of keys (`schema`): one fault each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from iamroles_scenarios.checks.derived.schema import KEYS, WRONG
+from iamroles_scenarios.checks.derived.sitting import ALLOWED, Ask, question, sitting
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.play import Target
+
+_TWICE = ("issuers", "sts", "roles", "groups", "backends", "grants", "denies")
+"""Tables whose rows have names, each once; scopes may share one."""
+
+_LOOK = 16
+"""So many policies are turned down between two looks at what is in force."""
+
+
+def whole(base: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy that has a row in every table, so that any of them can be spoilt."""
+    return copy.deepcopy(
+        {
+            **base,
+            "groups": [{"name": "team", "roles": ["kiosk"]}],
+            "keys": {"cooldown": "10s"},
+            "limits": {"max_lifetime": "1h"},
+        }
+    )
+
+
+def faults(base: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each fault: what it is, the key that an error must name, and the policy with it."""
+    for table, keys in KEYS.items():
+        if table == "backends.tls":
+            continue  # the proxy's
+        yield f"an unknown key in {table}", "no_such_key", _with(base, table, "no_such_key", 1)
+        for name, key in keys.items():
+            if key.required:
+                yield f"{table} without {name}", name, _with(base, table, name, None)
+            if table == "top" and key.type.startswith("table"):
+                continue
+            yield f"{table}.{name} = {WRONG[key.type]!r}", name, _with(base, table, name, WRONG[key.type])
+            for value in key.beyond:
+                yield f"{table}.{name} = {value!r}", name, _with(base, table, name, value)
+    for table in _TWICE:
+        policy = whole(base)
+        policy[table].append(policy[table][0])
+        yield f"a name of {table} twice", "", policy
+
+
+def _with(base: Mapping[str, Any], table: str, name: str, value: object) -> dict[str, Any]:
+    """A policy with a value at a key of the last row of a table; None: without the key."""
+    policy = whole(base)
+    row = policy if table == "top" else policy[table]
+    row = row[-1] if isinstance(row, list) else row
+    if value is None:
+        row.pop(name, None)
+    else:
+        row[name] = value
+    return policy
+
+
+@check(
+    "policy.derived.refused",
+    requirements=["DERIVED-KEY-004", "DERIVED-RELOAD-002"],
+    lane="gate-spop",
+    title="A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless",
+    features={"oidc", "reload"},
+)
+def refused(target: Target) -> str:
+    """One fault at a time, while nobody answers for the keys: tokens never seen before are still allowed."""
+    with sitting(target, "policy.derived.refused") as here:
+        base = whole(here.place.policy)
+        here.force(base, "the policy without a fault")
+        good = [Ask("before", question(here.token(roles=["kiosk"])), ALLOWED)]
+        here.settle(good)
+        here.put(good)
+        here.issuer().fault("*", "status", status=500)
+        count = 0
+        for what, key, policy in faults(base):
+            count += 1
+            answer = here.reload(policy)
+            if answer.get("reloaded"):
+                here.wrong(f"taken up: {what}")
+                here.force(base, "the policy without a fault")
+            elif key and key not in str(answer.get("error")):
+                here.wrong(f"the error names no {key} ({what}): {str(answer.get('error'))[:120]}")
+            if count % _LOOK == 1:
+                token = here.token(roles=["kiosk"])
+                here.put([Ask(f"after a policy was turned down ({what})", question(token), ALLOWED)])
+        here.force(base, "the former policy again")
+        token = here.token(roles=["kiosk"])
+        here.put([*good, Ask("after the same policy again", question(token), ALLOWED)])
+    return f"{count} policies"

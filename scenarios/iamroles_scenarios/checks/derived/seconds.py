@@ -1,0 +1,132 @@
+"""One row for each rule of time (SPEC.md sections 5 and 6), and all of them at one second.
+
+Every rule has a last second before which it holds, and a first one at which it does not. All tokens are
+minted so that this is the same second for all rules: they are asked just before, twice, so that an answer is
+remembered, and just after, with tokens that were seen and with others that were not. What the agent tells as
+`expires` must be that second where the rule ends access.
+
+The agent's clock and the suite's are one, but answers take their time. An answer that left for the agent
+before the second and came back after it proves nothing, and on a busy host there are many: then all is tried
+again with a second that is farther off.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from iamroles_scenarios.checks.derived.claims import ABSENT, AWS, minted
+from iamroles_scenarios.checks.derived.sitting import (
+    ALLOWED,
+    Ask,
+    Sitting,
+    Wanted,
+    question,
+    refusal,
+    sitting,
+)
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import Untestable
+
+_ARN = "arn:aws:iam::111111111111:role/"
+_LEEWAY = 30
+"""Seconds of the issuer `nested`."""
+_BRIEF = 600
+"""Seconds of the role `brief`."""
+_BEFORE = 0.5
+"""Seconds, times the scale, that a token may take until it is shown."""
+_AFTER = 0.03
+"""Seconds beyond the edge, for the time between two looks at a clock."""
+_ATTEMPTS = 4
+_EXPIRED, _EARLY, _LONG = refusal("token_expired"), refusal("token_not_yet_valid"), refusal("token_lifetime")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Claims of a token for which everything changes at one second, as offsets from it."""
+
+    issuer: str
+    claims: Mapping[str, Any]
+    before: Wanted
+    after: Wanted
+    ends: bool = True
+    """Whether access ends there, so that `expires` tells it."""
+
+
+_BRIEFLY = {"roles": [f"{_ARN}brief"]}
+RULES: Mapping[str, Rule] = {
+    "exp": Rule("corp", {"exp": 0}, ALLOWED, _EXPIRED),
+    "exp, after a later nbf and iat": Rule("corp", {"exp": 0, "iat": -3000, "nbf": -3000}, ALLOWED, _EXPIRED),
+    "exp with leeway": Rule("nested", {"exp": -_LEEWAY}, ALLOWED, _EXPIRED),
+    "nbf": Rule("corp", {"nbf": 0}, _EARLY, ALLOWED, ends=False),
+    "nbf with leeway": Rule("nested", {"nbf": _LEEWAY}, _EARLY, ALLOWED, ends=False),
+    "iat": Rule("corp", {"iat": 0}, _EARLY, ALLOWED, ends=False),
+    "iat with leeway": Rule("nested", {"iat": _LEEWAY}, _EARLY, ALLOWED, ends=False),
+    "a role's lifetime": Rule("corp", {"iat": -_BRIEF, **_BRIEFLY}, ALLOWED, _EXPIRED),
+    "exp before the role's lifetime": Rule("corp", {"exp": 0, "iat": -60, **_BRIEFLY}, ALLOWED, _EXPIRED),
+    "the outer session": Rule("outbound", {AWS: {"original_session_exp": 0}}, ALLOWED, _EXPIRED),
+    "exp before the outer session": Rule(
+        "outbound", {"exp": 0, AWS: {"original_session_exp": 500}}, ALLOWED, _EXPIRED
+    ),
+    "a lifetime without iat": Rule("corp", {"iat": ABSENT, "exp": 3600}, _LONG, ALLOWED, ends=False),
+}
+"""Each is the only rule that its token meets at that second."""
+
+
+def _question(here: Sitting, rule: Rule, second: int) -> dict[str, Any]:
+    """A token that was not seen before, for which all changes at a second."""
+    said: dict[str, Any] = {"exp": 500, "iat": -60, "nbf": ABSENT, **rule.claims}
+    claims = {name: second + value if isinstance(value, int) else value for name, value in said.items()}
+    if AWS in claims:
+        outer = second + rule.claims[AWS]["original_session_exp"]
+        claims[AWS] = {"aws_account": "111111111111", "original_session_exp": outer}
+    return question(minted(here, rule.issuer, claims))
+
+
+def _around(here: Sitting, second: int) -> bool:
+    """Ask of all rules before and after one second; False where the host was too slow for it."""
+    shown, later, unseen = [], [], []
+    for name, rule in RULES.items():
+        check = _question(here, rule, second)
+        told = {"expires": second} if rule.ends else {}
+        shown.append(Ask(f"{name}, a moment before", check, {**rule.before, **told}))
+        later.append(Ask(f"{name}, at its second", check, rule.after))
+        what = f"{name}, at its second, a token not seen before"
+        unseen.append(Ask(what, _question(here, rule, second), rule.after))
+    answered = [here.answers(shown), here.answers(shown)]
+    if time.time() >= second:
+        return False
+    for answers in answered:
+        here.judge(shown, answers)
+    time.sleep(max(0.0, second + _AFTER - time.time()))
+    here.judge(later, here.answers(later))
+    here.judge(unseen, here.answers(unseen))
+    return True
+
+
+@check(
+    "identity.derived.seconds",
+    requirements=["DERIVED-TIME-001"],
+    lane="gate-spop",
+    title="Every rule of time holds to its last second and not beyond, as told, with leeway and without",
+    features={"oidc"},
+)
+def seconds(target: Target) -> str:
+    """All rules around one second."""
+    with sitting(target) as here:
+        here.settle(
+            [
+                Ask("keys", question(minted(here, name, {})), ALLOWED)
+                for name in ("corp", "nested", "outbound")
+            ]
+        )
+        for attempt in range(_ATTEMPTS):
+            if _around(here, math.ceil(time.time() + _BEFORE * here.target.scale * 2**attempt)):
+                return f"{here.asked} questions about {len(RULES)} rules"
+    raise Untestable(
+        "the host is too slow to ask before a second that is a few seconds off; raise the time scale"
+    )

@@ -1,0 +1,325 @@
+"""The derived checks leave nothing out: each argument, key, claim, reason, variable and event has its row.
+
+SPEC.md and the published schema are the two witnesses; whatever they have and the tables have not fails here.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iamroles_scenarios.checks.derived import (
+    algorithms,
+    answers,
+    arguments,
+    claims,
+    credentials,
+    events,
+    exact,
+    issuer_rows,
+    keys,
+    reasons,
+    refused,
+    rules,
+    schema,
+    seconds,
+)
+from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.oracle.judge import judge, load_error
+
+ROOT = Path(__file__).parents[2]
+SPEC = (ROOT / "conformance" / "SPEC.md").read_text(encoding="utf-8")
+SCHEMA = json.loads((ROOT / "reference" / "policy.schema.json").read_text(encoding="utf-8"))
+NOW = 1_800_000_000
+BASE = {
+    "version": 1,
+    "issuers": [{"name": "corp", "scope_claim": "scope", "scope_required": False}],
+    "roles": [{"name": name, "arn": f"{rules.ACCOUNT}{name}"} for name in ("kiosk", "clerk", "guard")],
+}
+
+
+def _section(number: int) -> str:
+    return SPEC.split(f'<a id="c-{number}"></a>')[1].split("\n## ")[0]
+
+
+def _first_cells(section: str, after: str) -> list[str]:
+    """The first column of a table, by a text in its head; empty cells, of rows that go on, left out."""
+    rows = section[section.index(after) :].split("\n\n", maxsplit=1)[0].splitlines()[2:]
+    return [cell for row in rows if (cell := row.split("|")[1].strip(" `"))]
+
+
+# --- what SPEC.md and the schema have -----------------------------------------------------------------------
+
+
+def _arguments() -> dict[str, set[str]]:
+    """Arguments by message, out of the table of section 2."""
+    found: dict[str, set[str]] = {}
+    message = ""
+    section = _section(2)
+    for row in section[section.index("| message |") :].split("\n\n")[0].splitlines()[2:]:
+        first, argument = (cell.strip(" `") for cell in row.split("|")[1:3])
+        message = first or message
+        found.setdefault(message, set()).add(argument)
+    return found
+
+
+def _schema_keys(document: dict[str, Any]) -> dict[str, set[str]]:
+    """Keys by table, out of the published schema."""
+    found = {"top": set(document["properties"]) - {"$schema"}}
+    for name, described in document["properties"].items():
+        reference = re.search(r"#/\$defs/(\w+)", json.dumps(described))
+        if reference:
+            found[name] = set(document["$defs"][reference[1]]["properties"])
+    found["backends.tls"] = set(document["$defs"]["BackendTls"]["properties"])
+    return found
+
+
+def _without_row(document: dict[str, Any]) -> set[str]:
+    """Keys of a schema for which no derived check, and no exemption, speaks."""
+    return {
+        f"{table}.{name}"
+        for table, names in _schema_keys(document).items()
+        if table not in schema.PROCESS
+        for name in names
+        if name not in schema.KEYS.get(table, {}) or not _spoken_for(table, name)
+    }
+
+
+def _spoken_for(table: str, name: str) -> bool:
+    full = name if table == "top" else f"{table}.{name}"
+    is_table = table == "top" and schema.KEYS["top"][name].type.startswith("table")
+    return is_table or full in schema.played() | set(schema.EXEMPT)
+
+
+# --- every one has a row ------------------------------------------------------------------------------------
+
+
+def test_every_argument_of_a_question_has_values() -> None:
+    said = _arguments()
+
+    assert set(arguments.ARGUMENTS) == said["iam-check"]
+    assert set(arguments.CONTEXT) == said["iam-context"]
+
+
+def test_every_variable_of_an_answer_has_a_row() -> None:
+    section = _section(3)
+
+    assert list(answers.VARIABLES) == _first_cells(section, "| variable |")
+
+
+def test_every_reason_has_a_cause_or_a_place_where_it_is_played() -> None:
+    section = _section(4)
+    table = section[section.index("| status |") :].split("\n\n")[0].splitlines()[2:]
+    said = {}
+    for row in table:
+        status, error, names = (cell.strip() for cell in row.split("|")[1:4])
+        for reason in re.findall(r"`(\w+)`", names):
+            said[reason] = (int(status), "" if error == "(none)" else error.strip("`"))
+    caused = {cause.reason for cause in reasons.CAUSES}
+
+    assert said == answers.REASONS
+    assert caused | set(reasons.ELSEWHERE) == set(said)
+    assert not caused & set(reasons.ELSEWHERE)
+    assert set(reasons.PASSES) == set(said)
+
+
+def test_every_key_of_the_policy_has_an_edge_or_an_exemption() -> None:
+    assert _without_row(SCHEMA) == set()
+
+
+def test_a_new_key_without_a_check_is_found() -> None:
+    grown = copy.deepcopy(SCHEMA)
+    grown["$defs"]["Grant"]["properties"]["weekdays"] = {"type": "array"}
+    grown["properties"]["quotas"] = {"type": "array"}
+
+    assert _without_row(grown) == {"grants.weekdays", "top.quotas"}
+
+
+def test_a_key_that_lost_its_edge_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {key: rows for key, rows in issuer_rows.ISSUER.items() if key != "accounts"}
+    monkeypatch.setitem(issuer_rows.TABLES, "issuers", left)
+
+    assert _without_row(SCHEMA) == {"issuers.accounts"}
+
+
+def test_the_table_of_keys_is_the_schema() -> None:
+    said = _schema_keys(SCHEMA)
+
+    assert {table: set(names) for table, names in schema.KEYS.items()} == {
+        table: names for table, names in said.items() if table not in schema.PROCESS
+    }
+    required = {"top": SCHEMA["required"]} | {
+        name: SCHEMA["$defs"][reference[1]].get("required", [])
+        for name, described in SCHEMA["properties"].items()
+        if (reference := re.search(r"#/\$defs/(\w+)", json.dumps(described))) and name in schema.KEYS
+    }
+    for table, names in required.items():
+        assert {name for name, key in schema.KEYS[table].items() if key.required} == set(names), table
+
+
+def test_what_is_exempt_is_known_and_not_played_all_the_same() -> None:
+    assert set(schema.EXEMPT) <= set(schema.known())
+    assert not set(schema.EXEMPT) & schema.played()
+    assert schema.played() <= set(schema.known())
+
+
+@pytest.mark.parametrize(
+    "why",
+    sorted(
+        {
+            *schema.EXEMPT.values(),
+            *schema.PROCESS.values(),
+            *reasons.ELSEWHERE.values(),
+            *reasons.PASSES.values(),
+        }
+    ),
+)
+def test_an_exemption_names_checks_and_tests_that_are_there(why: str) -> None:
+    ids = {check.id for check in plan()}
+    for name in re.findall(r"\b(?:wire|gate|identity|policy|proxy|live)\.[\w.*-]+\w", why):
+        prefix = name.rstrip("*")
+        assert any(known == name or known.startswith(prefix) for known in ids), name
+    for name in re.findall(r"tests/[\w/*]+\.py", why):
+        assert list(ROOT.glob(name)), name
+
+
+def test_every_claim_that_a_policy_can_name_is_played_in_every_shape() -> None:
+    named = {name for name in schema.KEYS["issuers"] if name.endswith("_claim")}
+
+    for name in named:
+        assert {name, f"{name} at a path"} & set(claims.CLAIMS), name
+    assert {"iss", "sub", "aud", "exp", "nbf", "iat", "jti"} <= set(claims.CLAIMS), "RFC 7519 section 4.1"
+    for name, claim in claims.CLAIMS.items():
+        assert set(claim.kind) <= set(claims.SHAPES), name
+
+
+def test_every_claim_of_the_contract_is_played() -> None:
+    section = _section(5)
+    said = set(
+        re.findall(
+            r"`((?:aws_account|principal_id|original_session_exp|client_id|token_use|jti|subject_mode)\b)`",
+            section,
+        )
+    )
+    played = {part for claim in claims.CLAIMS.values() for part in claim.path} | {"subject_mode"}
+
+    assert said <= played
+
+
+def test_every_table_of_the_policy_has_its_reloads() -> None:
+    tables = {name for name, key in schema.KEYS["top"].items() if key.type == "tables"}
+
+    assert set(events.EVENTS) == tables | {"limits", "multi_role"}
+
+
+def test_every_rule_of_time_is_played() -> None:
+    """`exp`, `nbf` and `iat` with leeway and without, a role's lifetime, an outer session."""
+    for name in ("exp", "nbf", "iat"):
+        assert {name, f"{name} with leeway"} <= set(seconds.RULES)
+    assert {"a role's lifetime", "the outer session"} <= set(seconds.RULES)
+
+
+def test_every_algorithm_of_the_contract_is_played() -> None:
+    clause = SPEC[SPEC.index("**5.10**") : SPEC.index("**5.11**")]
+    said = set(re.findall(r"\b(?:RS|ES|PS)\d{3}\b|\bEdDSA\b|\bEd25519\b", clause))
+
+    assert said <= {*algorithms.NEEDED, *algorithms.OPTIONAL}
+
+
+# --- the tables can fail ------------------------------------------------------------------------------------
+
+
+EDGES = rules.edges()
+
+
+@pytest.mark.parametrize("edge", EDGES, ids=lambda edge: f"{edge.key}-{edge.room[5:]}")
+def test_an_edge_makes_a_difference(edge: rules.Edge) -> None:
+    """Else an agent that ignores the key would pass."""
+    with_, without = keys.world(BASE, [edge]), keys.world(BASE, [edge], without=True)
+    verdicts = {
+        (
+            judge(with_, keys.claims_of(said, NOW), request, NOW),
+            judge(without, keys.claims_of(said, NOW), request, NOW),
+        )
+        for said, asked in edge.questions
+        for request in [
+            {"method": "GET", "host": "kiosk.example.com", "src": "192.0.2.7", "role": None, **asked}
+        ]
+    }
+
+    assert any(one != other for one, other in verdicts)
+    assert load_error(with_) is None
+    assert load_error(without) is None
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [("issuers", issuer_rows.ISSUER), ("sts", issuer_rows.STS), ("limits", issuer_rows.LIMITS)],
+)
+def test_a_value_of_an_issuer_makes_a_difference(table: str, rows: dict[str, list[issuer_rows.Row]]) -> None:
+    for key, values in rows.items():
+        assert any(with_ != without for row in values for _, with_, without in row.asked), f"{table}.{key}"
+
+
+def test_a_text_has_neighbours_of_every_sort() -> None:
+    found = dict(exact.neighbours("kiosk"))
+
+    assert "\u212aio\u212a" not in found.values()
+    assert {"KIOSK", "kiosk/", "kiosk ", "kios", "kiosk\u00a0", "\u212aios\u212a", "kio\u017fk"} <= set(
+        found.values()
+    )
+    assert len(found) > 25
+
+
+def test_pairs_of_reasons_are_many_and_in_order() -> None:
+    pairs = list(reasons.pairs())
+
+    assert len(pairs) > 150
+    assert all(first.stage < second.stage for first, second in pairs)
+
+
+def test_a_policy_is_spoilt_in_one_place_at_a_time() -> None:
+    base = {table: [{}] for table, keys_ in schema.KEYS["top"].items() if keys_.type == "tables"} | {
+        "version": 1
+    }
+    spoilt = list(refused.faults(base))
+
+    assert len(spoilt) > 120
+    assert len({what for what, _, _ in spoilt}) == len(spoilt)
+
+
+def test_every_part_of_a_token_is_bent_and_exchanged() -> None:
+    tokens = ["aaaaaaaa.bbbbbbbb.cccccccc", "dddddddd.eeeeeeee.ffffffff"]
+
+    bent = dict(credentials._bent(tokens[0]))
+    assert {what.partition(",")[0] for what in bent} == set(credentials.PARTS)
+    assert tokens[0] not in bent.values()
+    assert len(list(credentials._exchanged(tokens))) == 6
+
+
+def test_an_answer_that_is_not_whole_is_told() -> None:
+    from iamroles_scenarios.wire.codec import DataType, Typed
+    from iamroles_scenarios.wire.frames import Action, Scope
+
+    def answer(**values: Typed) -> list[Action]:
+        return [Action(Scope.txn, name, value) for name, value in values.items()]
+
+    text = lambda value: Typed(DataType.STRING, value)  # noqa: E731
+    sound = {
+        "status": Typed(DataType.INT32, 403), "reason": text("no_grant"), "error": text("insufficient_scope"),
+        "allow": Typed(DataType.BOOL, value=False),
+    }  # fmt: skip
+
+    assert answers.faults(answer(**sound)) == []
+    assert answers.faults(answer(**sound, backend=text("app"))) == ["backend is 'app' beside no_grant"]
+    assert answers.faults(answer(**sound, expires=Typed(DataType.INT32, 7))) == [
+        "expires is a INT32 on the wire"
+    ]
+    assert answers.faults(answer(**{**sound, "status": Typed(DataType.INT32, 401)})) == [
+        "status is 401 beside no_grant"
+    ]
