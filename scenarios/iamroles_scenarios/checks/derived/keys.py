@@ -88,6 +88,6 @@ def keys_of_rules(target: Target) -> str:
         asked = Rules(here, edges)
         for without, when in ((False, ""), (True, "without it: "), (False, "again with it: ")):
             here.force(world(here.place.policy, edges, without=without), "the keys of rules")
-            turns = 1 if when.startswith("again") else 2
+            turns = 1 if when else 2
             here.put(asked.asks(here.place.policy, without=without), when, turns=turns)
     return f"{here.asked} questions about {len(edges)} values"

@@ -135,6 +135,8 @@ def _region_edges() -> Iterator[Edge]:
         for key, rows in REGION.items():
             if (table, key) == ("scopes", "sources"):
                 continue  # scopes have none
+            if (table, key) == ("scopes", "hosts"):
+                rows = rows[:2]
             for value, argument, values in rows:
                 instead = {key: _INSTEAD[key]} if key in _INSTEAD and value != _INSTEAD[key] else {}
                 asked: list[Question] = []
