@@ -135,9 +135,7 @@ def _region_edges() -> Iterator[Edge]:
         for key, rows in REGION.items():
             if (table, key) == ("scopes", "sources"):
                 continue  # scopes have none
-            if (table, key) == ("scopes", "hosts"):
-                rows = rows[:2]
-            for value, argument, values in rows:
+            for value, argument, values in rows[: 2 if (table, key) == ("scopes", "hosts") else None]:
                 instead = {key: _INSTEAD[key]} if key in _INSTEAD and value != _INSTEAD[key] else {}
                 asked: list[Question] = []
                 for each in values:

@@ -117,7 +117,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         max_lifetime="duration",
     ),
     "groups": _keys(name="!text", roles=("!texts", ["nobody"])),
-    "backends": _keys(name="!text", servers="texts", tls="table", streams="boolean"),
+    "backends": _keys(name="!text", servers="texts", tls="table", streams="boolean", renew="boolean"),
     "backends.tls": _keys(ca="!text", certificate="text", name="text"),
     "grants": _keys(
         id="!text",
@@ -155,7 +155,8 @@ EXEMPT = {
     "keys.timeout": "played by identity.hold.drip",
     "backends.servers": "played by every check through HAProxy: the stage writes them",
     "backends.tls": "the proxy's; tests/scenarios/test_stage_backends.py",
-    "backends.streams": "the proxy's; played by live.refuse.*",
+    "backends.streams": "the proxy's; played by live.refused.*",
+    "backends.renew": "the proxy's; played by live.renew.*",
     "backends.tls.ca": "the proxy's; tests/scenarios/test_stage_backends.py",
     "backends.tls.certificate": "the proxy's; tests/scenarios/test_stage_backends.py",
     "backends.tls.name": "the proxy's; tests/scenarios/test_stage_backends.py",
@@ -166,11 +167,7 @@ EXEMPT = {
 def played() -> set[str]:
     """Keys that have an edge of their own."""
     found = {edge.key for edge in rules.edges()}
-    for table, rows in (
-        ("issuers", issuer_rows.ISSUER),
-        ("sts", issuer_rows.STS),
-        ("limits", issuer_rows.LIMITS),
-    ):
+    for table, rows in issuer_rows.TABLES.items():
         found |= {f"{table}.{key}" for key in rows}
     return found
 
