@@ -112,6 +112,19 @@ def test_every_variable_of_an_answer_has_a_row() -> None:
     assert list(answers.VARIABLES) == _first_cells(section, "| variable |")
 
 
+def test_a_ticket_may_hold_what_the_contract_says() -> None:
+    said = re.search(r"up to (\d+) of `(\S+)`", _section(3))
+
+    assert said is not None
+    longest, letters = int(said[1]), re.compile(f"[{said[2]}]")
+    for letter in map(chr, range(0x21, 0x7F)):
+        assert (answers.TICKET.fullmatch(letter) is not None) == (letters.fullmatch(letter) is not None), (
+            letter
+        )
+    assert answers.TICKET.fullmatch("x" * longest)
+    assert not answers.TICKET.fullmatch("x" * (longest + 1))
+
+
 def test_every_reason_has_a_cause_or_a_place_where_it_is_played() -> None:
     section = _section(4)
     table = section[section.index("| status |") :].split("\n\n")[0].splitlines()[2:]

@@ -37,7 +37,7 @@ REASONS = {
     reason: (status, error) for status, (error, reasons) in BY_STATUS.items() for reason in reasons
 } | {"no_credentials": (401, "")}
 _ARN = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[^/]+", re.ASCII)
-_TICKET = re.compile(r"[A-Za-z0-9_-]{1,2400}", re.ASCII)
+TICKET = re.compile(r"[A-Za-z0-9_.-]{1,2400}", re.ASCII)
 _WHOLE = (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64)
 _LONG = (DataType.INT64, DataType.UINT64)
 _TEXT = (DataType.STRING,)
@@ -70,7 +70,7 @@ def _role(value: object, _answer: Answer) -> bool:
 
 
 def _ticket(value: object, _answer: Answer) -> bool:
-    return value is None or (isinstance(value, str) and _TICKET.fullmatch(value) is not None)
+    return value is None or (isinstance(value, str) and TICKET.fullmatch(value) is not None)
 
 
 def _by_reason(value: object, answer: Answer, place: int) -> bool:
