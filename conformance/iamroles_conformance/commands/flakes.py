@@ -48,8 +48,10 @@ def flakes(
             with save.open("a", encoding="utf-8") as file:
                 file.write(text)
         done.append(json.loads(text))
-        bad = [f"{name} {result.verdict.value}" for name, result in results if not result.verdict.good]
-        click.echo(f"run {len(done)} of {runs}: {run.elapsed:.0f} s; {', '.join(bad) or 'all well'}")
+        click.echo(f"run {len(done)} of {runs}: {run.elapsed:.0f} s")
+        for name, result in results:
+            if not result.verdict.good:
+                click.echo(f"  {result.verdict.value} {name}: {result.message.partition(chr(10))[0]}")
     command = " ".join(["iamroles conformance flakes", *subject.arguments("--"), f"--runs={len(done)}"])
     told = reports.as_markdown(done, " ".join([command, *(f"--check={name}" for name in checks)]))
     if page:

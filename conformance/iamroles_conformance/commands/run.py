@@ -20,6 +20,7 @@ from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.importance import by_importance
 from iamroles_scenarios.engine.run import Run, selected_by
+from iamroles_scenarios.engine.setups import only_the_stage
 
 _Pair = tuple[PlannedCheck, CheckResult]
 
@@ -94,6 +95,8 @@ def run(
         click.echo(f"{why}: {len(missing)} of {len(planned)} checks were not played{_by_family(missing)}")
         if not over:
             sys.exit(ExitCode.INTERRUPTED)
+    if only_the_stage(result for _, result in pairs):
+        sys.exit(ExitCode.STAGE_FAULT)
     sys.exit(ExitCode.PASSED if found["passed"] else ExitCode.FAILED)
 
 

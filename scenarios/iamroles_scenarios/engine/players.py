@@ -7,6 +7,7 @@ and the operator's log see; over SPOP it is the variables, with the arguments th
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ from iamroles_scenarios import recording
 from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
-from iamroles_scenarios.errors import HttpFault
+from iamroles_scenarios.errors import HarnessFault, HttpFault
 from iamroles_scenarios.wire.client import Asker
 
 if TYPE_CHECKING:
@@ -146,8 +147,17 @@ class ProxyPlayer:
             if len(lines) >= self._asked[port]:
                 return dict(lines[-1])
             if time.monotonic() >= deadline:
+                self._dropped()
                 return None
             time.sleep(0.02)
+
+    def _dropped(self) -> None:
+        """HAProxy drops lines of its log rather than wait for who reads them: no fault of the agent."""
+        said = re.search(r"^DroppedLogs: ([1-9]\d*)$", self._world.haproxy.runtime("show info"), re.MULTILINE)
+        if said:
+            raise HarnessFault(
+                f"HAProxy dropped {said[1]} lines of its log, and so what it says of a request"
+            )
 
     def close(self) -> None:  # noqa: D102
         for connection in self._connections.values():

@@ -1,4 +1,5 @@
 """Faults of the set-up: an agent that ends by itself, refuses a world, or does not serve what it announces.
+And a proxy that ends: no failure of the agent, whatever a check saw of it.
 
 One such fault explains many failures. Each check that it touches fails (no lane is kinder than another, and a
 check that a dead agent happens to satisfy proves nothing), names the fault as its `cause`, and the run tells
@@ -54,6 +55,12 @@ def judged_alive(results: list[CheckResult], worlds: Iterable[World], patience: 
     for world in worlds:
         if (code := world.agent.ended(patience if failed else 0.0)) is not None:
             return [of_the_dead(result, code, world.agent.logs()) for result in results]
+        if (code := world.haproxy_ended()) is not None:
+            cause = f"HAProxy ended {how(code)} while it was used, so that says nothing about the agent"
+            return [
+                explained(result, cause, world.haproxy.logs(), Verdict.HARNESS_ERROR, "haproxy")
+                for result in results
+            ]
     return results
 
 
@@ -62,14 +69,16 @@ def of_the_dead(result: CheckResult, code: int, log: str) -> CheckResult:
     return explained(result, f"the agent ended {how(code)} while it was judged", log)
 
 
-def explained(result: CheckResult, cause: str, log: str) -> CheckResult:
-    """A result as a failure with this cause; what does not apply stays as it is."""
+def explained(
+    result: CheckResult, cause: str, log: str, verdict: Verdict = Verdict.FAIL, part: str = "agent"
+) -> CheckResult:
+    """A result as a failure with this cause, and the part's log; what does not apply stays as it is."""
     if result.verdict is Verdict.NOT_APPLICABLE:
         return result
-    logs = tails({"agent": log}) if log else {}
+    logs = tails({part: log}) if log else {}
     return replace(
         result,
-        verdict=Verdict.FAIL,
+        verdict=verdict,
         message=f"{cause} ({result.message})" if result.message else cause,
         cause=cause,
         evidence=replace(result.evidence, logs={**result.evidence.logs, **logs}),
@@ -83,7 +92,7 @@ def how(code: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    checks: list[str]
+    results: list[CheckResult]
     log: str
 
 
@@ -92,16 +101,25 @@ def findings(results: Iterable[CheckResult]) -> list[str]:
     told: dict[str, _Told] = {}
     for result in results:
         if result.cause:
-            log = result.evidence.logs.get("agent", "")
-            told.setdefault(result.cause, _Told([], log)).checks.append(result.check)
+            part = "haproxy" if result.verdict is Verdict.HARNESS_ERROR else "agent"
+            log = result.evidence.logs.get(part, "")
+            told.setdefault(result.cause, _Told([], log)).results.append(result)
     return [_sentence(cause, one) for cause, one in told.items()]
 
 
 def _sentence(cause: str, told: _Told) -> str:
-    count = f"{len(told.checks)} check{'s' * (len(told.checks) != 1)}"
-    text = f"{cause.removesuffix('.')}: {count} failed by that or before it, {told.checks[0]} first."
+    count = f"{len(told.results)} check{'s' * (len(told.results) != 1)}"
+    first = told.results[0]
+    came = "could not be judged" if first.verdict is Verdict.HARNESS_ERROR else "failed by that or before it"
+    text = f"{cause.removesuffix('.')}: {count} {came}, {first.check} first."
     lines = told.log.splitlines()[-_LINES:]
     return "\n".join([f"{text} Its log ends:", *(f"  {line}" for line in lines)]) if lines else text
+
+
+def only_the_stage(results: Iterable[CheckResult]) -> bool:
+    """Whether a proxy that failed is all that stands against a run, which then ends with 3."""
+    bad = [result for result in results if not result.verdict.good]
+    return bool(bad) and all(one.cause and one.verdict is Verdict.HARNESS_ERROR for one in bad)
 
 
 def answers(address: str, logs: dict[str, str]) -> None:

@@ -21,8 +21,8 @@ from iamroles_scenarios.errors import (
     WireFormatError,
 )
 
-_AGENT = "agent"
-"""The agent's part in the stage's logs."""
+_AGENT, _PROXY = "agent", "haproxy"
+"""Their parts in the stage's logs."""
 
 
 class Named(Protocol):
@@ -62,7 +62,8 @@ def blamed(check: Named, error: Exception) -> CheckResult:
         case StageError():
             evidence = Evidence(sent=f"world file: {error.world}" * bool(error.world), logs=error.logs)
             if set(error.logs) != {_AGENT}:
-                return _result(check, Verdict.HARNESS_ERROR, error.message, evidence)
+                proxy = error.message if set(error.logs) == {_PROXY} else ""
+                return replace(_result(check, Verdict.HARNESS_ERROR, error.message, evidence), cause=proxy)
             return replace(_result(check, Verdict.FAIL, error.message, evidence), cause=error.cause)
         case _:
             trace = "".join(traceback.format_exception(error)[-6:])

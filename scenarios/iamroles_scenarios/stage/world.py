@@ -227,6 +227,8 @@ class HaproxyHandle:
         self._settings = dict(settings)
         self._files: dict[str, str] = {}
         self._runs: list[HaproxyRun] = []
+        self._gone: int | None = None
+        self._closed = False
         self._lock = threading.RLock()
 
     @property
@@ -270,9 +272,10 @@ class HaproxyHandle:
                     break
             if not run.part.alive:
                 run.part.wait(1.0)
+                run.part.stderr.finish()  # so that its last words are in the log
                 log = run.part.log()
                 run.part.kill()
-                raise StageError("HAProxy refused its configuration.", {"haproxy": log})
+                raise StageError(f"HAProxy {self.version} refused its configuration.", {"haproxy": log})
             if time.monotonic() > deadline:
                 log = run.part.log()
                 run.part.kill()
@@ -375,9 +378,16 @@ class HaproxyHandle:
             if text
         )
 
+    def ended(self) -> int | None:
+        """The exit code, where it ended by itself; None if it runs, or was told to."""
+        if self._closed or not self._runs or self._runs[-1].part.alive:
+            return self._gone
+        return self._runs[-1].part.wait(1.0)
+
     def close(self) -> None:
         """Stop every generation."""
         with self._lock:
+            self._gone, self._closed = self.ended(), True
             for run in self._runs:
                 run.part.kill()
             self._place.close()
@@ -493,6 +503,10 @@ class World:
         if self._haproxy is None:
             raise StageError("This world has no HAProxy: it was made with haproxy=False.")
         return self._haproxy
+
+    def haproxy_ended(self) -> int | None:
+        """HAProxy's exit code, where it ended by itself; None without HAProxy too."""
+        return None if self._haproxy is None else self._haproxy.ended()
 
     def logs(self) -> dict[str, str]:
         """Log tails by part."""

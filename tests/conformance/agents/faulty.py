@@ -7,7 +7,9 @@ With STATE, a file that remembers, it is sound the first time and at fault from 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -28,6 +30,19 @@ class Mortal(blunt.Handler):
         sys.stderr.write("out of luck\n")
         sys.stderr.flush()
         os._exit(9)
+
+
+class Assassin(blunt.Handler):
+    """Refuses everybody, as it must, and ends every HAProxy of its parent at the first question."""
+
+    def ask(self, frame: blunt.Frame) -> None:
+        """Kill, wait until it is dead, and answer."""
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, IndexError):
+                name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+                if name == "haproxy" and int(rest.split()[1]) == os.getppid():
+                    os.kill(int(entry.name), signal.SIGKILL)
+        super().ask(frame)
 
 
 def main(fault: str, state: Path | None) -> None:
@@ -58,6 +73,8 @@ def main(fault: str, state: Path | None) -> None:
                     server.accept()[0].close()
             sys.stderr.write("out of luck\n")
             sys.exit(9)
+        case "kills-the-proxy":
+            blunt.serve(Assassin)
         case "dies-of-a-question":
             blunt.serve(Mortal)
 
