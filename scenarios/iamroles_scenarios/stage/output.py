@@ -22,6 +22,7 @@ class Output:
     """
 
     def __init__(self, name: str, lines: Iterable[bytes]) -> None:
+        self._name = name
         self._kept: deque[str] = deque(maxlen=_KEPT)
         self._count = 0
         self._ended = False
@@ -73,7 +74,7 @@ class Output:
                 fresh = self._after(since)
                 since = self._count
                 if (found := next(filter(accept, fresh), None)) is not None:
-                    recording.waited("a line of output", time.monotonic() - began, within)
+                    recording.waited(f"a line of {self._name}", time.monotonic() - began, within)
                     return found
                 left = deadline - time.monotonic()
                 if self._ended or left <= 0:
