@@ -74,6 +74,8 @@ class Identity(NamedTuple):
     """The JWS `kid` or AWS access key id."""
     check_again: int | None = None
     """Epoch seconds at which the credential must be verified anew, if before `not_after`."""
+    grounds: tuple[str, ...] = ()
+    """What a token rests on besides its claims (`tokens.grounds`)."""
 
     @property
     def believed_until(self) -> int:

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from iamroles_agent.audit.query import Query
 from iamroles_agent.commands.revoke import revoke
+from iamroles_agent.config import Issuer
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.identity import Identity, Request, RoleArn
 from iamroles_agent.live import cutter as cutting
@@ -16,6 +17,8 @@ from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
 from iamroles_agent.live.revocations import NONE, Revocation, Revocations, of, part, read, write
 from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
+from iamroles_agent.tokens.grounds import ground, lost, of_claims, of_key, with_key
+from iamroles_agent.tokens.keys import Key
 
 READER = RoleArn("aws", "1" * 12, "reader")
 WHO = Identity("corp", "alice", "s-1", (READER,), 2000, issued_at=1000, credential="sha256:00", key_id="k1")
@@ -438,3 +441,39 @@ def test_a_cut_is_found_by_cause_and_person():
 
     assert Query(cause="revoked", who="al*", role="reader").matches(record)
     assert not Query(cause="expired").matches(record)
+
+
+# --- what a credential rests on
+
+
+def grounds_of(**more):
+    issuer = Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
+    return of_claims(issuer, "RS256", (ground("aud", "a"), ground("aud", "b")))
+
+
+@pytest.mark.parametrize(
+    ("more", "kind"),
+    [
+        ({"audiences": ["a", "c"]}, ""),
+        ({"audiences": ["b"]}, ""),
+        ({"audiences": ["c"]}, "audience"),
+        ({"client_ids": ["a"]}, "audience"),
+        ({"audiences": ["a"], "algorithms": ["RS256", "ES256"]}, ""),
+        ({"audiences": ["a"], "algorithms": ["ES256"]}, "alg"),
+        ({"audiences": ["a"], "issuer": "https://other"}, "iss"),
+    ],
+)
+def test_what_a_policy_takes_away_of_a_credential_s_grounds(more, kind):
+    issuer = Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
+
+    assert lost(grounds_of(), issuer, None) == kind
+
+
+def test_another_key_under_its_kid_is_another_key():
+    issuer = Issuer(name="corp", issuer="https://idp", algorithms=["RS256"], audiences=["a"])
+    key, other = (Key("k1", "RSA", "", None, None, ("AQAB", n)) for n in ("n1", "n2"))
+    grounds = with_key(grounds_of(), of_key(key))
+
+    assert lost(grounds, issuer, [key]) == ""
+    assert lost(grounds, issuer, [other]) == "key"
+    assert lost(grounds, issuer, None) == ""

@@ -27,6 +27,7 @@ from iamroles_agent.identity import Identity, RoleArn
 from iamroles_agent.reasons import Refusal
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.claims import AWS_CLAIMS, ClaimRules
+from iamroles_agent.tokens.grounds import ground
 from iamroles_agent.tokens.jws import Header
 
 HEADER = Header("ES256", "k1", "jwt")
@@ -58,6 +59,7 @@ def test_identity():
         scopes=frozenset({"a", "b"}),
         credential="sha256:x",
         key_id="k1",
+        grounds=(ground("iss", issuer().issuer), ground("alg", "ES256"), ground("aud", claims()["aud"])),
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from iamroles_agent.identity import Identity
 from iamroles_agent.live.revocations import Revocations
 from iamroles_agent.live.ticket import Ticket, TicketError
 from iamroles_agent.policy.compiled import Policy
+from iamroles_agent.tokens.grounds import lost
+from iamroles_agent.tokens.keys import Key
 
 EXPIRED, REVOKED, POLICY_CHANGED, KEY_REMOVED, UNKNOWN = "expired", "revoked", "policy", "key", "unknown"
 CAUSES = (EXPIRED, REVOKED, POLICY_CHANGED, KEY_REMOVED, UNKNOWN)
@@ -19,12 +22,8 @@ class Keys(Protocol):
     """The keys of one issuer, as far as they are known."""
 
     @property
-    def age(self) -> float | None:
-        """None: not known yet."""
-
-    @property
-    def kids(self) -> tuple[str, ...]:
-        """Key ids in force."""
+    def keys(self) -> Iterable[Key] | None:
+        """Those in force; None: not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +90,8 @@ def judge(
         identity = successor.identity
         if (revocation := revocations.match(identity, policy.name_of)) is not None:
             return Ends(0, REVOKED, f"revocation {revocation.id} of the credential that prolonged it")
-    names = {issuer.name for issuer in policy.config.issuers} | {sts.name for sts in policy.config.sts}
-    if identity.issuer not in names:
-        return Ends(0, POLICY_CHANGED, f"issuer {identity.issuer} is trusted no more")
-    keys = sources.get(identity.issuer)
-    # A token may name no key where its issuer has but one; then any key will do.
-    if keys is not None and keys.age is not None and identity.key_id and identity.key_id not in keys.kids:
-        return Ends(0, KEY_REMOVED, f"key {identity.key_id!r} is no key of {identity.issuer} any more")
+    if (gone := _gone(identity, policy, sources)) is not None:
+        return gone
     if found.request is None:
         return Ends(0, UNKNOWN, "the request was too long to be kept")
     decision = policy.decide(identity, found.request, now=now)
@@ -108,3 +102,17 @@ def judge(
     if (decision.role, decision.backend) != (found.role, found.backend):
         return Ends(0, POLICY_CHANGED, "now allowed in another role or to another backend only")
     return Ends(min(expires, decision.expires or expires), EXPIRED)
+
+
+def _gone(identity: Identity, policy: Policy, sources: Mapping[str, Keys]) -> Ends | None:
+    """The end of a stream whose credential would not be accepted again, whatever it asks for."""
+    name = identity.issuer
+    issuer = next((one for one in policy.config.issuers if one.name == name), None)
+    if issuer is None:
+        known = any(sts.name == name for sts in policy.config.sts)
+        return None if known else Ends(0, POLICY_CHANGED, f"issuer {name} is trusted no more")
+    source = sources.get(name)
+    kind = lost(identity.grounds, issuer, None if source is None else source.keys)
+    if kind == "key":
+        return Ends(0, KEY_REMOVED, f"key {identity.key_id!r} is no key of {name} any more, or another one")
+    return Ends(0, POLICY_CHANGED, f"{name} does not accept its {kind} any more") if kind else None

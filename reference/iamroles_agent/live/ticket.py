@@ -64,6 +64,7 @@ class Ticket:
             "o": None if who.scopes is None else sorted(who.scopes),
             "c": who.credential,
             "k": who.key_id,
+            "w": list(who.grounds) or None,
             "r": self.role,
             "b": self.backend,
         }
@@ -114,6 +115,7 @@ class Ticket:
                 scopes=frozenset(found["o"]) if "o" in found else None,
                 credential=found.get("c", ""),
                 key_id=found.get("k", ""),
+                grounds=tuple(found.get("w", ())),
             )
             return cls(
                 found.get("g", ""),

@@ -17,6 +17,7 @@ from iamroles_agent.config import ClaimPath, Issuer, Limits
 from iamroles_agent.errors import ConfigError, Problem
 from iamroles_agent.identity import Identity, RoleArn
 from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.tokens.grounds import ground, of_claims
 from iamroles_agent.tokens.jws import Header
 from iamroles_agent.tokens.keys import ALGORITHMS
 
@@ -114,7 +115,7 @@ class ClaimRules:
         self._find_principal = _finder(_path(issuer.principal_claim))
         self._role_sets: dict[tuple[str, ...], tuple[RoleArn, ...]] = {}
         self._scope_sets: dict[str, frozenset[str]] = {}
-        self._audience: Callable[[Payload], None] = (
+        self._audience: Callable[[Payload], tuple[str, ...]] = (
             self._cognito_audience if issuer.profile == "cognito" else self._plain_audience
         )
         self._refuse_impossible()
@@ -152,7 +153,7 @@ class ClaimRules:
             Refusal: the first reason, in the order of SPEC.md section 4.
         """
         exp, iat = self._times(payload, now)
-        self._audience(payload)
+        audience = self._audience(payload)
         profile = self._profile
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
@@ -180,6 +181,7 @@ class ClaimRules:
             scopes,
             credential,
             header.kid or "",
+            grounds=of_claims(self.issuer, header.alg, audience),
         )
 
     def _times(self, payload: Payload, now: float) -> tuple[int, int | None]:
@@ -199,14 +201,14 @@ class ClaimRules:
             )
         return exp, iat
 
-    def _plain_audience(self, payload: Payload) -> None:
+    def _plain_audience(self, payload: Payload) -> tuple[str, ...]:
         if "aud" not in payload and self._client_ids:
-            self._check_client(payload)
-        else:
-            self._check_audience(payload.get("aud"))
+            return self._check_client(payload)
+        return self._check_audience(payload.get("aud"))
 
-    def _check_audience(self, aud: object) -> None:
-        """RFC 7519 section 4.1.3: a string, or an array of strings of which one is ours."""
+    def _check_audience(self, aud: object) -> tuple[str, ...]:
+        """RFC 7519 section 4.1.3: a string, or an array of strings of which one is ours; as grounds, ours
+        first."""
         if isinstance(aud, str):
             found = aud in self._audiences
         elif isinstance(aud, list) and aud and all(isinstance(one, str) for one in aud):
@@ -215,13 +217,16 @@ class ClaimRules:
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud is missing, or not a string or array of strings")
         if not found:
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud names none of the audiences of this issuer")
+        names = [aud] if isinstance(aud, str) else sorted(aud, key=lambda name: name not in self._audiences)
+        return tuple(ground("aud", name) for name in names)
 
-    def _check_client(self, payload: Payload) -> None:
+    def _check_client(self, payload: Payload) -> tuple[str, ...]:
         client = payload.get("client_id")
         if not isinstance(client, str) or client not in self._client_ids:
             raise Refusal(Reason.AUDIENCE_MISMATCH, "client_id is not one of this issuer's client_ids")
+        return (ground("client", client),)
 
-    def _cognito_audience(self, payload: Payload) -> None:
+    def _cognito_audience(self, payload: Payload) -> tuple[str, ...]:
         """Access tokens carry `client_id`, ID tokens `aud`; `token_use` says which one it is.
 
         `client_ids` in the policy opens the door to access tokens, `audiences` to ID tokens: whoever expects
@@ -229,12 +234,11 @@ class ClaimRules:
         """
         use = payload.get("token_use")
         if use == "access" and self._client_ids:
-            self._check_client(payload)
-        elif use == "id" and self._audiences:
-            self._check_audience(payload.get("aud"))
-        else:
-            said = use if use in ("access", "id") else "something else"
-            raise Refusal(Reason.TYPE_NOT_ALLOWED, f"token_use is {said}")
+            return self._check_client(payload)
+        if use == "id" and self._audiences:
+            return self._check_audience(payload.get("aud"))
+        said = use if use in ("access", "id") else "something else"
+        raise Refusal(Reason.TYPE_NOT_ALLOWED, f"token_use is {said}")
 
     def _scopes(self, value: object) -> frozenset[str] | None:
         if value is None:

@@ -206,5 +206,6 @@ def identity_of(members: Mapping[str, Any]) -> Identity:
             "roles": tuple(RoleArn.parse(role) for role in members["roles"]),
             "preferred": None if preferred is None else RoleArn.parse(preferred),
             "scopes": None if scopes is None else frozenset(scopes),
+            "grounds": tuple(members["grounds"]),
         }
     )

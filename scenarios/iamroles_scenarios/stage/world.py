@@ -480,6 +480,9 @@ class World:
         self._neighbours.append(found)
         found.write(self.document, self.haproxy.master)
         found.start()
+        # Agents are told apart by where they listen: from its second start on that is its own port, not 0.
+        found.stop()
+        found.start()
         return found
 
     @property

@@ -111,6 +111,66 @@ def key(target: Target) -> None:
                 raise here.failed("the stream of a key that is still in the set was ended as well")
 
 
+@check(
+    "live.key.replaced",
+    requirements=["LIVE-KEY-002", "LIVE-KEEP-001"],
+    lane="gate",
+    features={"live"},
+    title="a key that is replaced under its own key id ends the streams that the first one opened",
+)
+def replaced(target: Target) -> None:
+    """The issuer publishes another key under the kid of the first one, beside one that stays."""
+    with bench(target, "live", "live.replaced", own=True, keys={"refresh": "1s", "cooldown": "1s"}) as here:
+        issuer = here.issuer()
+        with ExitStack() as stack:
+            first = issuer.keys[0]
+            going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
+            second = issuer.rotate()
+            staying = opened(here, stack, Shape("websocket"), here.token(exp="+15m"))
+            other = issuer.add_key(publish=False, sign=False, kid=first.kid)
+            issuer.publish(second.public_jwk(), other.public_jwk(), replace=True)
+            due = time.time() + here.seconds(WITHIN)
+            for stream in going:
+                if not stream.until(due):
+                    raise here.failed(f"{stream.shape}: still open {WITHIN:g} s after its key was replaced")
+            if not staying.moves(here.seconds(WITHIN)):
+                raise here.failed("the stream of a key that is still in the set was ended as well")
+
+
+@check(
+    "live.audience.ends",
+    requirements=["LIVE-POLICY-002", "LIVE-KEEP-001"],
+    lane="gate",
+    features={"live", "reload"},
+    title="a policy that takes an audience from its issuer ends the streams of that audience, and no others",
+)
+def audience(target: Target) -> None:
+    """An audience comes, which ends nothing; then the first one goes, and who has both stays."""
+    with bench(target, "live", "live.audience", own=True) as here, ExitStack() as stack:
+        going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
+        both = here.token(exp="+15m", aud=["edge", "more"])
+        staying = [opened(here, stack, shape, both) for shape in SHAPES[:3]]
+        document = copy.deepcopy(here.place.policy)
+        document["issuers"][0]["audiences"] = ["edge", "more"]
+        here.reload(document)
+        time.sleep(2 * AFTER)
+        for stream in (*going, *staying):
+            if not stream.lives():
+                raise here.failed(f"{stream.shape}: ended at a reload that adds an audience")
+        document["issuers"][0]["audiences"] = ["more"]
+        here.reload(document)
+        due = time.time() + here.seconds(WITHIN)
+        for stream in going:
+            if not stream.until(due):
+                raise here.failed(
+                    f"{stream.shape}: still open {WITHIN:g} s after its audience was taken away"
+                )
+        time.sleep(AFTER)
+        for stream in staying:
+            if not (stream.lives() and (not stream.shape.busy or stream.moves(here.seconds(WITHIN)))):
+                raise here.failed(f"{stream.shape}: ended, though one of its audiences is still accepted")
+
+
 _KINDS: dict[str, dict[str, Any]] = {
     "role": {"roles": ["reader"]},
     "principal": {"principals": ["alice"]},

@@ -7,6 +7,7 @@ from typing import Any
 
 from iamroles_agent.gate import Gate
 from iamroles_agent.live import attach, console, cutter
+from iamroles_agent.live import judge as judging
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import Ends
 from iamroles_agent.spop import actions
@@ -63,6 +64,30 @@ mutant(
         setting(cutter, "GRACE", 60.0),
     ),
 )
+
+
+@around(judging, "lost")
+def _any_of_several(sound: Any, grounds: Any, issuer: Any, keys: Any) -> Any:
+    found = sound(grounds, issuer, keys)
+    return "" if found == "key" and keys is not None and len(list(keys)) > 1 else found
+
+
+mutant(
+    "live.any-of-several-keys",
+    kills=["LIVE-KEY-002"],
+    title="looks for no stream's key where its issuer has several",
+    apply=_any_of_several,
+)
+
+
+@mutant(
+    "live.audience-unseen",
+    kills=["LIVE-POLICY-002"],
+    title="does not judge a stream anew by issuer, audience and algorithm",
+)
+@around(judging, "lost")
+def audience_unseen(sound: Any, grounds: Any, issuer: Any, keys: Any) -> Any:
+    return "key" if sound(grounds, issuer, keys) == "key" else ""
 
 
 @mutant(
