@@ -14,7 +14,8 @@ from dataclasses import dataclass
 TABLE = "iam-live"
 FRESH = "iam-fresh"
 """The table of credentials that were seen in backends that renew."""
-_PROMPT = re.compile(rb"(?:^|\n)(?:master|\d+)(?:\([^)\n]*\))?> $")
+_PROMPT = re.compile(rb"(?:^|\n)(?:(?:master|\d+)(?:\([^)\n]*\))?)?> $")
+"""A worker's own socket has no name in its prompt."""
 _ROW = re.compile(r"^0x[0-9a-f]+: key=(?P<key>\S+) use=(?P<use>\d+) exp=(?P<exp>\d+) .*")
 _DATA = re.compile(r"(gpt0|gpc0)=(\d+)")
 _SESSION = re.compile(r"^(?P<pointer>0x[0-9a-f]+): proto=\S+ src=(?P<source>\S+) ", re.MULTILINE)

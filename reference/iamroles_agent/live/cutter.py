@@ -199,6 +199,8 @@ class Cutter:
             self._forget(pid, set())
             self._full_at.pop(pid, None)
             self._unread.discard(pid)
+            for about in (f"worker {pid}", f"gate {pid}", f"fresh {pid}"):
+                self._said.pop(about, None)
         found = dict(zip(pids, await asyncio.gather(*(self._read(pid) for pid in pids)), strict=True))
         read = {pid: what for pid, what in found.items() if what is not None}
         successors = await self._successors(read)
@@ -221,7 +223,7 @@ class Cutter:
             return None
         self._unread.discard(pid)
         used = answer.partition("used:")[2].partition("\n")[0].strip()
-        if not self._ours(found):
+        if not self._ours(pid, found):
             return None
         return _Read(found, whole, int(used) if used.isdecimal() else 0)
 
@@ -294,23 +296,23 @@ class Cutter:
         self._full_at[pid] = now
         return True
 
-    def _ours(self, found: list[Row]) -> bool:
+    def _ours(self, pid: int, found: list[Row]) -> bool:
         """Whether this HAProxy asks the agents of our gate: only then are its streams ours to judge.
 
         Agents of another gate have another policy, and what that permits must not be cut by ours.
         """
+        if not found:  # nothing is due: as it was
+            return not self._said.get(f"gate {pid}")
         gate = self._name.partition("/")[0]
         for row in found[:_SAMPLE]:
             try:
                 if Ticket.decode(row.ticket).agent.partition("/")[0] != gate:
-                    self._say(
-                        "gate",
-                        f"{self._path}: that HAProxy asks the agents of another gate",
-                    )
+                    problem = f"{self._path}: worker {pid} asks the agents of another gate than {gate!r}"
+                    self._say(f"gate {pid}", problem)
                     return False
             except TicketError:
                 continue
-        self._say("gate", "")
+        self._say(f"gate {pid}", "")
         return True
 
     async def _settle(self, pid: int, console: Console, found: list[Row], successors: Successors) -> None:
