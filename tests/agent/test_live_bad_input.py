@@ -95,9 +95,7 @@ def deaf(place):
         ("m", "it has no table iam-live: it does not run the configuration of `iamroles policy render`"),
     ],
 )
-def test_a_socket_that_is_of_no_use_is_said_once_and_streams_expire(
-    stage, issuer, other, tmp_path, kind, said
-):
+def test_a_socket_that_is_of_no_use_is_said_once_and_streams_expire(stage, other, tmp_path, kind, said):
     path = (other if len(kind) == 1 else tmp_path) / kind
     with ExitStack() as stack:
         if kind == "refused":
