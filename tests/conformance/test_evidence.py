@@ -7,6 +7,7 @@ import io
 import json
 import re
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,54 @@ def test_a_key_that_is_none_is_a_mistake_of_the_command(place: Path, tmp_path: P
     assert (
         _invoke("verify-report", place / "signed.tar.gz", "--public-key", tmp_path / "bad.pem").exit_code == 2
     )
+
+
+def test_a_bundle_that_cannot_be_written_is_said_before_the_run(tmp_path: Path) -> None:
+    done = _invoke("run", *_CHECKS, "--evidence", tmp_path)
+
+    assert done.exit_code == 2
+    assert "no bundle can be written there" in done.output
+    assert "judging" not in done.output
+
+
+def test_pytest_writes_a_bundle_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "iamroles_conformance"]
+    command += ["--iamroles-stage=processes", "--iamroles-evidence=e.tar.gz", "-k", "gate.no-token and spop"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "transcripts/gate.no-token.refused[spop].txt" in bundle.read(tmp_path / "e.tar.gz").files
+
+
+def test_an_archive_that_unpacks_to_more_than_a_bundle_may_hold_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz", compresslevel=1) as archive:
+        member = tarfile.TarInfo("report.json")
+        member.size = (256 << 20) + 1
+        archive.addfile(member, _Zeros(member.size))
+    done = _invoke("verify-report", tmp_path / "bomb.tar.gz")
+
+    assert done.exit_code == 1
+    assert "report.json: is no plain file, or too large" in done.output
+
+
+class _Zeros(io.RawIOBase):
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def read(self, size: int = -1) -> bytes:
+        found = bytes(min(size, self._left))
+        self._left -= len(found)
+        return found
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_what_is_no_plain_file_is_refused(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "odd.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("report.json")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+
+    assert _invoke("verify-report", tmp_path / "odd.tar.gz").exit_code == 1
 
 
 def test_a_replay_plays_the_sample_of_a_seed_and_agrees(place: Path) -> None:

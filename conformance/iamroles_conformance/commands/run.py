@@ -63,6 +63,8 @@ def run(
     if signer and not evidence:
         raise click.UsageError("--sign-with signs the bundle of --evidence: say both.")
     key = bundle.private_key(signer) if signer else None
+    if evidence:
+        bundle.prepared(evidence)
     select = selected_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     planned = planned if budget is None else by_importance(planned)

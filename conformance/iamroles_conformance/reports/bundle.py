@@ -103,8 +103,21 @@ def write(
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepared(path)
     path.write_bytes(gzip.compress(whole.getvalue(), mtime=0))
+
+
+def prepared(path: Path) -> None:
+    """Make sure, before a long run, that a bundle can be written there.
+
+    Raises:
+        BundleError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise BundleError(f"{path}: no bundle can be written there: {error.strerror}.") from error
 
 
 def _transcript(name: str, result: CheckResult) -> str:
