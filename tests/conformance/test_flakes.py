@@ -11,7 +11,14 @@ from click.testing import CliRunner
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import flakes
 
-_ABOUT = {"agent": "a 1", "stage": "processes", "haproxy": "3.0", "host": "2 processors", "day": "2026-01-01"}
+_ABOUT = {
+    "agent": "a 1",
+    "stage": "processes",
+    "haproxy": "3.0",
+    "host": "2 processors",
+    "load": 1.5,
+    "day": "2026-01-01",
+}
 
 
 def _runs(*checks: dict[str, list[object]]) -> list[dict[str, object]]:

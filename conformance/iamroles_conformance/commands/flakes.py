@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def flakes(
                 "stage": run.stage.kind if run.stage else "none",
                 "haproxy": run.haproxy_version,
                 "host": f"{here['processors']} processors, {here['system']}, {here['machine']}",
+                "load": round(os.getloadavg()[1], 1),
                 "day": datetime.now(UTC).date().isoformat(),
             }
         text = reports.line(results, about | {"seconds": round(run.elapsed, 1)})

@@ -99,7 +99,7 @@ _HEAD = """\
 # How far a verdict can be relied on
 
 Written by `{command}`: {runs} runs of {agent},
-stage of {stage}, HAProxy {haproxy}, {hosts}, {since} to {until}.
+stage of {stage}, HAProxy {haproxy}, {hosts}, load average {load}, {since} to {until}.
 
 {checks} checks, {verdicts} verdicts: {flaky} checks flaked, {again} were played again in some run before
 their result held.
@@ -133,6 +133,7 @@ def as_markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
         stage=runs[0]["stage"],
         haproxy=runs[0]["haproxy"] or "not needed",
         hosts="; ".join(sorted({run["host"] for run in runs})),
+        load=f"{min(run['load'] for run in runs)} to {max(run['load'] for run in runs)}",
         since=runs[0]["day"],
         until=runs[-1]["day"],
         checks=len(found),
