@@ -38,8 +38,12 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str | Non
 @click.command(cls=Command)
 @judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale", "grade")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
-@click.option("--report", "directory", type=click.Path(path_type=Path), help="Write the report there.")
-@click.option("--evidence", type=click.Path(path_type=Path), help="Write the bundle there, a .tar.gz file.")
+@click.option(
+    "--report", "directory", type=click.Path(path_type=Path), help="Folder for report.json and its forms."
+)
+@click.option(
+    "--evidence", type=click.Path(path_type=Path), help="Bundle of report and transcripts, .tar.gz."
+)
 @click.option("--sign-with", "signer", type=click.Path(path_type=Path), help="PEM, Ed25519: sign the bundle.")
 @click.option("--budget", callback=_seconds, metavar="60s", help="Play what fits, the most telling first.")
 @click.option("--quiet", "-q", is_flag=True, help="Say only what did not pass, and the sum.")
