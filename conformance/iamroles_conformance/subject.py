@@ -39,6 +39,8 @@ class Subject:
     require: str | None = None
     haproxy: str | None = None
     scale: float = 1.0
+    load: float = 0.0
+    """Questions a second that flow beside the checks."""
     grade: Grade = "core"
     """By which the run ends well: `strict` counts departures as failures."""
 
@@ -88,7 +90,10 @@ class Subject:
             allowed=self.allowed_arguments(),
             transcripts=transcripts,
             budget=budget,
+            load=self.load,
         )
+        if self.load and self.address:
+            raise SelectionError("--under-load needs an agent that the stage starts: drop --agent-address.")
         return Run(self.spec(), planned, options)
 
     def allowed_arguments(self) -> Mapping[str, Any] | None:
@@ -110,6 +115,7 @@ class Subject:
             "haproxy": self.haproxy,
             "grade": None if self.grade == "core" else self.grade,
             "time-scale": None if self.scale == 1.0 else f"{self.scale:g}",
+            "under-load": f"{self.load:g}" if self.load else None,
         }
         return [f"{prefix}{name}={value}" for name, value in said.items() if value]
 

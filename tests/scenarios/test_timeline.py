@@ -188,18 +188,18 @@ def test_what_was_in_flight_when_a_part_was_killed_is_excused_and_no_more(fire, 
     answers(1, 1.1, ALLOWED, times=20)
     answers(3.9, 4.2, DOWN)
     answers(4.05, 4.2, b"closed")
-    found = judged(fire, between=["begin", "end"], in_flight="kill")
+    found = judged(fire, between=["begin", "end"], in_flight=["kill"])
     assert (found.bad, found.excused) == ([], {Kind.FAULT: 1, Kind.LOST: 1})
 
     answers(4.5, 4.6, DOWN)
-    assert kinds(judged(fire, in_flight="kill")) == [Kind.FAULT]
+    assert kinds(judged(fire, in_flight=["kill"])) == [Kind.FAULT]
 
 
 def test_more_than_the_connections_can_not_have_been_in_flight(fire, answers):
     answers(3.9, 4.2, DOWN, times=3)
     answers(1, 1.1, ALLOWED, times=20)
 
-    (problem,) = judged(fire, in_flight="kill").problems
+    (problem,) = judged(fire, in_flight=["kill"]).problems
     assert problem.startswith("3 questions failed with a part that was killed, more than the 2")
 
 
@@ -208,7 +208,7 @@ def test_a_false_allow_is_never_excused(fire, answers):
     answers(4.05, 4.2, ALLOWED, times=10)
 
     assert (
-        kinds(judged(fire, between=["kill", "end"], in_flight="kill", recovers="5s"))
+        kinds(judged(fire, between=["kill", "end"], in_flight=["kill"], recovers="5s"))
         == [Kind.FALSE_ALLOW] * 10
     )
 

@@ -40,6 +40,14 @@ _OPTIONS = {
         show_default=True,
         help="strict: what SPEC.md asks beyond the standards counts too.",
     ),
+    "load": click.option(
+        "--under-load",
+        "load",
+        type=click.FloatRange(min=0, max=100_000),
+        default=0.0,
+        metavar="RATE",
+        help="Questions a second that flow all the while, each answer judged.",
+    ),
     "scale": click.option(
         "--time-scale", "scale", type=click.FloatRange(min=0.1), default=1.0, help="Times this for deadlines."
     ),

@@ -36,7 +36,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str | Non
 
 
 @click.command(cls=Command)
-@judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale", "grade")
+@judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale", "load", "grade")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
 @click.option(
     "--report", "directory", type=click.Path(path_type=Path), help="Folder for report.json and its forms."
@@ -62,7 +62,7 @@ def run(
     Exit code 0 if no MUST failed, 1 if one did, 2 for a mistake in the command or agent.toml, 3 if the stage
     or the agent on it cannot be used, 130 after Ctrl-C or SIGTERM, which report what was played. SHOULDs that
     fail are warnings; without `--grade strict`, so is what only `strict` asks. A running agent is judged on
-    the wire alone.
+    the wire alone. With `--under-load` wrong answers to that traffic, or none, are a failure too.
     """
     if signer and not evidence:
         raise click.UsageError("--sign-with signs the bundle of --evidence: say both.")
@@ -85,6 +85,8 @@ def run(
         if not pairs and budget is not None:
             raise click.UsageError(f"No check was played within {budget:g} s: give it more time.")
         over = budget is not None and started.elapsed >= budget
+        if started.burden is not None:
+            started.burden.end()
         found = report.document(subject, started, pairs, checks)
     for path in report.write(found, directory) if directory else ():
         click.echo(f"wrote {path}")

@@ -186,8 +186,10 @@ class ReloadError(Model):
 class ReloadStep(Model):
     """The world file changes and the agent is told."""
 
-    override: dict[str, Any]
+    override: dict[str, Any] = Field(default_factory=dict)
     """Merged over the world's policy as it stands (see `WorldSpec.override`)."""
+    without: dict[str, list[str]] = Field(default_factory=dict)
+    """Entries that go, by `name` or `id`, of each table."""
     accepted: bool = True
     """Whether the agent must take it up. One that is refused must leave the old policy in force."""
     check: str = ""
@@ -235,8 +237,8 @@ class Step(Model):
     repeat: int = Field(default=1, ge=1, le=100)
     """Send it so often; each answer must hold (cached verdicts included)."""
     expect: dict[str, Expectation] = Field(default_factory=dict)
-    agent: Literal["kill", "pause", "resume", "start", "kill-child"] | None = None
-    """kill-child: SIGKILL for the oldest of its child processes."""
+    agent: Literal["kill", "pause", "resume", "start", "stop", "kill-child"] | None = None
+    """stop: SIGTERM, and wait for its end; kill-child: SIGKILL for the oldest of its child processes."""
     nth: Literal[1, 2] = 1
     """Which agent, for `agent`."""
     haproxy: Literal["reload"] | None = None
@@ -474,6 +476,12 @@ def merged(base: Json, over: Json) -> Json:
             result[_name(entry)] = merged(result.get(_name(entry)), entry)
         return list(result.values())
     return over
+
+
+def stripped(policy: dict[str, Any], gone: dict[str, list[str]]) -> dict[str, Any]:
+    """A policy without the entries of these names, by table."""
+    kept = {table: [one for one in policy[table] if _name(one) not in names] for table, names in gone.items()}
+    return policy | kept
 
 
 def _named(entries: list[Any]) -> bool:

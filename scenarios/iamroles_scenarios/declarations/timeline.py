@@ -53,9 +53,9 @@ class WindowSpec(Model):
     window in which its question was sent."""
     flows: list[str] = Field(default_factory=list)
     """Which flows; none: all."""
-    in_flight: str = ""
-    """Name of a step that kills a part: 5xx and missing answers of questions that were under way then are
-    excused, at most one for each connection."""
+    in_flight: list[str] = Field(default_factory=list)
+    """Names of steps that kill a part: 5xx and missing answers of questions that were under way then are
+    excused, at most one for each connection and step."""
     recovers: Duration = 0.0
     """So long from the window's begin, times the time scale, 5xx, missing answers and false denies are
     excused."""
@@ -109,8 +109,8 @@ def _check_window(place: Place, window: WindowSpec, names: set[str], flows: Mapp
     for moment in window.between:
         if isinstance(moment, str):
             _known((*place, "between"), moment, names | {BEGIN, END}, "a step of the timeline")
-    if window.in_flight:
-        _known((*place, "in_flight"), window.in_flight, names, "a step of the timeline")
+    for name in window.in_flight:
+        _known((*place, "in_flight"), name, names, "a step of the timeline")
     for name in window.flows:
         _known((*place, "flows"), name, flows, "a flow")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.scenario import KeysStep, ReloadStep, Step, WaitStep, merged
+from iamroles_scenarios.declarations.scenario import KeysStep, ReloadStep, Step, WaitStep, merged, stripped
 from iamroles_scenarios.engine.tokens import Mint
 from iamroles_scenarios.engine.worlds import Place
 from iamroles_scenarios.errors import AgentFault, StageError, Untestable, WaitTimeoutError
@@ -76,6 +76,7 @@ class Events:
             "pause": handle.pause,
             "resume": handle.resume,
             "start": handle.start,
+            "stop": handle.stop,
             "kill-child": lambda: kill_child(world),
         }
         try:
@@ -125,7 +126,7 @@ class Events:
             raise AgentFault(message) from error
 
     def _reload(self, step: ReloadStep) -> None:
-        policy = merged(self._place.policy, self._place.own(step.override))
+        policy = stripped(merged(self._place.policy, self._place.own(step.override)), step.without)
         for world in self._place.worlds:
             try:
                 answer = world.agent.reload(policy, within=EVENT_DEADLINE * self._target.scale)

@@ -5,7 +5,7 @@
         with fire.step("kill"):           # notes when it began and ended
             world.agent.kill()
         fire.wait(50)
-    finding = fire.judge(WindowSpec(check="kill", between=["kill", "end"], in_flight="kill"))
+    finding = fire.judge(WindowSpec(check="kill", between=["kill", "end"], in_flight=["kill"]))
 
 A thread drives the epoll loop of `iamroles_scenarios.traffic`, so the traffic is timed by the kernel and goes
 on whatever the caller does. `ledger` says how answers are judged.
@@ -278,25 +278,25 @@ class Fire:
         names = [one if isinstance(one, str) else f"{one:g} s" for one in window.between]
         found = Finding((names[0], names[1]), len(entries), p99=p99(entries))
         excuse = begin + round(window.recovers * self._scale * NANO)
-        killed = self.steps[window.in_flight] if window.in_flight else None
+        killed = [self.steps[name] for name in window.in_flight]
         under_way = 0
         for entry in entries:
             kind, why = entry.judged()
             if kind is Kind.RIGHT:
                 continue
-            found.recovered = max(found.recovered, (entry.received - begin) / NANO)
+            found.recovered = max(found.recovered, self._since(entry.received))
             if kind in EXCUSABLE and entry.sent < excuse:
                 found.excused[kind] += 1
-            elif kind in (Kind.FAULT, Kind.LOST) and killed and self._met(entry, killed):
+            elif kind in (Kind.FAULT, Kind.LOST) and any(self._met(entry, step) for step in killed):
                 found.excused[kind] += 1
                 under_way += 1
             else:
                 found.bad.append((entry, kind, why))
         counts = Counter(kind for _, kind, _ in found.bad)
         found.problems += [f"{count} of {len(entries)} answers: {kind}" for kind, count in counts.items()]
-        if under_way > self.connections:
+        if under_way > (most := self.connections * len(killed)):
             found.problems.append(
-                f"{under_way} questions failed with a part that was killed, more than the {self.connections}"
+                f"{under_way} questions failed with a part that was killed, more than the {most}"
                 " that can be in flight"
             )
         if window.p99 is not None:
@@ -317,6 +317,10 @@ class Fire:
 
     def _met(self, entry: Entry, killed: Moment) -> bool:
         return entry.sent <= killed.end + GRACE * self._scale and entry.received >= killed.begin
+
+    def _since(self, at: int) -> float:
+        """Seconds since the last step began."""
+        return (at - max(step.begin for step in self.steps.values() if step.begin <= at)) / NANO
 
     def _at(self, moment: str | float) -> int:
         if isinstance(moment, str):

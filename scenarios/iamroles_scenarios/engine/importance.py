@@ -37,7 +37,7 @@ def _effort(check: PlannedCheck) -> int:
 
 def waits(scenario: Scenario) -> bool:
     """Whether its time goes by mostly in waiting."""
-    return any(
+    return scenario.traffic is not None or any(
         step.wait or step.agent or any(item.within for item in step.expect.values())
         for step in scenario.steps
     )

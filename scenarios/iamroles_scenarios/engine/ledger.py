@@ -12,6 +12,7 @@ A token's death is such a change as well: from its `exp` on, nothing is right bu
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -167,12 +168,14 @@ class Ledger:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
+        self._lock = threading.Lock()
         self.count = 0
 
     def add(self, entry: Entry) -> None:
         """Keep an answer."""
-        self._entries.append(entry)
-        self.count += 1
+        with self._lock:
+            self._entries.append(entry)
+            self.count += 1
 
     def between(self, begin: int, end: int, flows: Sequence[str] = ()) -> list[Entry]:
         """Answers to what was sent in [begin, end), of these flows or of all."""
@@ -185,10 +188,9 @@ class Ledger:
     def take(self, before: int) -> list[Entry]:
         """Answers to what was sent before a moment, which are forgotten here: for runs that go on for
         long."""
-        entries = self._entries
-        taken = [entry for entry in entries if entry.sent < before]
-        kept = [entry for entry in entries[: len(entries)] if entry.sent >= before]
-        self._entries = kept
+        with self._lock:
+            taken = [entry for entry in self._entries if entry.sent < before]
+            self._entries = [entry for entry in self._entries if entry.sent >= before]
         return taken
 
 
@@ -202,7 +204,8 @@ class Finding:
     """Answers that were not right and that nothing excuses, with why."""
     excused: Counter[Kind] = field(default_factory=Counter)
     recovered: float = 0.0
-    """Seconds from the window's begin until the last answer that was not right, excused ones included."""
+    """Seconds from a step's begin until the last answer before the next one that was not right, excused ones
+    included; the longest of all steps."""
     p99: float = 0.0
     """Seconds."""
     quiet: float = 0.0
@@ -225,3 +228,71 @@ def p99(entries: Iterable[Entry]) -> float:
     """The 99th percentile of the time from sent to received, seconds; 0 without entries."""
     times = sorted(entry.received - entry.sent for entry in entries if entry.status)
     return times[min(len(times) - 1, len(times) * 99 // 100)] / NANO if times else 0.0
+
+
+SHOWN = 10
+"""Answers that were not right which an account keeps whole."""
+
+
+@dataclass(slots=True)
+class Second:
+    """What was asked in one second of a long run."""
+
+    answers: int
+    bad: int
+    p50: float
+    """Seconds, as `p99`."""
+    p99: float
+
+
+class Account:
+    """What came of traffic that goes on for long: judged piece by piece, then forgotten.
+
+    Args:
+        ledger: where the answers are.
+        begin: of the traffic, nanoseconds of CLOCK_REALTIME.
+    """
+
+    def __init__(self, ledger: Ledger, begin: int) -> None:
+        self._ledger = ledger
+        self._begin = begin
+        self.answers = 0
+        self.excused: Counter[Kind] = Counter()
+        self.bad: Counter[Kind] = Counter()
+        self.examples: list[tuple[float, Entry, Kind, str]] = []
+        """Seconds from the begin, and what was not right then."""
+        self.seconds: dict[int, Second] = {}
+        """By whole seconds from the begin."""
+        self.excuses: list[tuple[int, int]] = []
+        """Times of faults, nanoseconds: 5xx, missing answers and false denies in them are excused."""
+
+    def settle(self, before: int) -> None:
+        """Judge what was sent before a moment; every change that bears on it must be known."""
+        pieces: dict[int, list[Entry]] = {}
+        for entry in self._ledger.take(before):
+            pieces.setdefault((entry.sent - self._begin) // NANO, []).append(entry)
+        for second, entries in sorted(pieces.items()):
+            bad = sum(not self._right(entry) for entry in entries)
+            times = sorted(entry.received - entry.sent for entry in entries if entry.status) or [0]
+            found = Second(len(entries), bad, times[len(times) // 2] / NANO, p99(entries))
+            if (known := self.seconds.get(second)) is not None:  # a second in two pieces
+                found.answers, found.bad = found.answers + known.answers, found.bad + known.bad
+                found.p50, found.p99 = max(found.p50, known.p50), max(found.p99, known.p99)
+            self.seconds[second] = found
+            self.answers += len(entries)
+
+    def _right(self, entry: Entry) -> bool:
+        kind, why = entry.judged()
+        if kind is Kind.RIGHT:
+            return True
+        if kind in EXCUSABLE and any(entry.received >= a and entry.sent <= b for a, b in self.excuses):
+            self.excused[kind] += 1
+            return True
+        self.bad[kind] += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append(((entry.sent - self._begin) / NANO, entry, kind, why))
+        return False
+
+    def __str__(self) -> str:
+        parts = [f"{self.answers} answers", *(f"{count} {kind}" for kind, count in self.bad.items())]
+        return ", ".join(parts + [f"{count} {kind} excused" for kind, count in self.excused.items()])

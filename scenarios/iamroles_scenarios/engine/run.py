@@ -33,6 +33,7 @@ from iamroles_scenarios.declarations.scenario import (
     scenarios,
 )
 from iamroles_scenarios.engine import wire_lane
+from iamroles_scenarios.engine.burden import Burden
 from iamroles_scenarios.engine.importance import waits
 from iamroles_scenarios.engine.play import ENDING, Target, owner_of, play
 from iamroles_scenarios.engine.setups import answers, explained, judged_alive, of_the_dead, refuses, watched
@@ -44,6 +45,8 @@ from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire.target import WireTarget
 
 THREADS = 8
+_LATE = 4
+"""Under load an agent may take so many times as long to get ready as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Options:
     """HAProxy version; None: the stage's default."""
     scale: float = 1.0
     """Multiplies deadlines and short lives."""
+    load: float = 0.0
+    """Questions a second that flow beside the checks (`engine.burden`); 0: none."""
     threads: int = THREADS
     allowed: Mapping[str, Any] | None = None
     """For an agent that already runs: arguments of an `iam-check` that it allows."""
@@ -121,7 +126,9 @@ class Run:
                 f"lanes {', '.join(sorted(lanes))}. Select the lane wire, or give a command."
             )
         _check_known(agent)
-        self.agent = agent
+        self.agent = replace(
+            agent, ready_within=agent.ready_within * (_LATE if options and options.load else 1)
+        )
         self.planned = planned
         self.options = options or Options()
         self.stage: Stage | None = None
@@ -129,6 +136,8 @@ class Run:
         self._started = time.monotonic()
         self._ended: float | None = None
         self._worlds: Worlds | None = None
+        self.burden: Burden | None = None
+        """The traffic beside the checks, where it was asked for."""
         self._pool: ThreadPoolExecutor | None = None
         self._futures: dict[tuple[str, str], Future[CheckResult]] = {
             (check.id, check.lane): Future() for check in planned
@@ -157,7 +166,10 @@ class Run:
         try:
             self.stage = open_stage(self.options.stage, self.options.require, self.options.haproxy)
             through_haproxy = any(check.lane in PROXY_LANES for check in self.planned)
-            self._worlds = Worlds(self.stage, self.agent, haproxy=through_haproxy)
+            self._worlds = Worlds(self.stage, self.agent, haproxy=through_haproxy or bool(self.options.load))
+            if self.options.load:
+                self.burden = Burden(self._worlds, self.options.load, self.options.scale)
+                self.burden.begin()
             self._announce()
             shared = [check.scenario.world for check in self.planned if check.scenario]
             first = replace_own(shared[0]) if shared else WorldSpec(policy="orders")
@@ -191,6 +203,8 @@ class Run:
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self._ended is None:
             self._ended = time.monotonic()
+            if self.burden is not None:
+                self.burden.end()
             if self._worlds is not None:
                 self._worlds.close()  # ends what is still being played: after Ctrl-C nobody waits for it
             if self.stage is not None:
@@ -263,10 +277,6 @@ class Run:
             self._submit_function(check)
 
     def _once(self, job: str, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
-        if not self.agent.spop and covers[0].lane not in PROXY_LANES:
-            for check in covers:
-                self._settle(lacking(check, ["spop"]))
-            return
         with self._lock:
             if job in self._submitted:
                 return

@@ -13,7 +13,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,9 @@ class Worlds:
         self._closed = False
         self._lock = threading.Lock()
         self._issuers: dict[str, IssuerHandle] = {}
+        self.on_shared: Callable[[Place], None] | None = None
+        """Called with each world that is started to be shared; `on_release` before it is closed."""
+        self.on_release: Callable[[Place], None] | None = None
 
     def issuer(self, name: str) -> IssuerHandle:
         """The mock issuer of a name, created when first asked for."""
@@ -143,6 +146,8 @@ class Worlds:
                 suffix = self.namespace + (f"-{_slug(owner)}" if spec.own else "")
                 try:
                     slot.place = self.start(spec, suffix)
+                    if self.on_shared is not None and not spec.own:
+                        self.on_shared(slot.place)
                 except Exception as error:
                     slot.fault = error
                     raise
@@ -177,8 +182,7 @@ class Worlds:
         """A world whose agent serves the address that it announces."""
         world = self._stage.world(agent, policy, **how)
         try:
-            if world.agent.spop_address:
-                answers(world.agent.spop_address, {"agent": world.agent.logs()})
+            answers(world.agent.spop_address, {"agent": world.agent.logs()})
         except StageError as error:
             error.world = json.dumps(world.document)
             world.close()
@@ -212,9 +216,14 @@ class Worlds:
             del self._planned[key]
             self._slots.pop(key, None)
         with slot.lock:
-            if slot.place is not None:
-                slot.place.close()
-                slot.place = None
+            self._let_go(slot)
+
+    def _let_go(self, slot: _Slot) -> None:
+        if slot.place is not None:
+            if self.on_release is not None:
+                self.on_release(slot.place)
+            slot.place.close()
+            slot.place = None
 
     def close(self) -> None:
         """Stop every world that still runs, also under scenarios that are being played; start no other."""
@@ -223,9 +232,7 @@ class Worlds:
             slots, self._slots = list(self._slots.values()), {}
         for slot in slots:
             with slot.lock:
-                if slot.place is not None:
-                    slot.place.close()
-                    slot.place = None
+                self._let_go(slot)
 
 
 def with_second(agent: AgentSpec) -> AgentSpec:

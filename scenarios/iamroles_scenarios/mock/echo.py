@@ -10,6 +10,7 @@ received, headers keep order, spelling and repetition, body is its length in byt
 
 - `Upgrade: websocket`: a WebSocket that echoes (RFC 6455); ping, close and fragments are honoured;
 - `Accept: text/event-stream`: server-sent events, the first one the answer above, then one each 50 ms;
+- the query `after=300`: the answer comes 300 ms later;
 - the query `endless=1`: a body of a terabyte, 4 KiB each 50 ms; `quiet=1`: no more than one piece;
 - `/_control/counters`: `{"backend", "requests"}`, itself not counted.
 
@@ -23,6 +24,7 @@ import argparse
 import asyncio
 import functools
 import json
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -31,6 +33,7 @@ from iamroles_scenarios.mock import process, websocket
 _MAX_HEAD = 64 * 1024
 _EVENT_INTERVAL = 0.05
 _PIECE = b"." * 4096
+_AFTER = re.compile(r"[?&]after=([0-9]{1,5})(?:&|$)")
 
 
 class Backend:
@@ -51,6 +54,7 @@ class EchoProtocol(asyncio.Protocol):
         self._body: _Body | None = None
         self._socket: websocket.Echo | None = None
         self._events: asyncio.TimerHandle | None = None
+        self._late: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self._client = ""
 
@@ -63,8 +67,9 @@ class EchoProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Stop the event stream, if any."""
         self._backend.connections.discard(self)
-        if self._events is not None:
-            self._events.cancel()
+        for timer in (self._events, self._late):
+            if timer is not None:
+                timer.cancel()
 
     def abort(self) -> None:
         """End the connection now."""
@@ -78,6 +83,8 @@ class EchoProtocol(asyncio.Protocol):
         if self._events is not None:
             return
         self._buffer = self._buffer + data if self._buffer else data
+        if self._late is not None:
+            return
         out: list[bytes] = []
         try:
             while self._buffer and self._step(out):
@@ -140,6 +147,12 @@ class EchoProtocol(asyncio.Protocol):
             self._last(out)
             self._tick(1, None if "quiet=1" in head.path else lambda _: _PIECE)
             return False
+        if late := _AFTER.search(head.path):
+            self._last(out)
+            self._late = asyncio.get_running_loop().call_later(
+                int(late[1]) / 1000, self._at_last, head, text.encode()
+            )
+            return False
         out.append(self._response(head, text.encode()))
         if not head.keep_alive:
             self._transport.write(b"".join(out))
@@ -155,6 +168,15 @@ class EchoProtocol(asyncio.Protocol):
             b"%sContent-Length: %d\r\n\r\n"
         ) % (self._backend.name.encode(), connection, len(text))
         return start if head.method == "HEAD" else start + text
+
+    def _at_last(self, head: _Head, text: bytes) -> None:
+        """Give a late answer, and go on with what came meanwhile."""
+        self._late = None
+        self._transport.write(self._response(head, text))
+        if head.keep_alive:
+            self.data_received(b"")
+        else:
+            self._transport.close()
 
     def _last(self, out: list[bytes]) -> None:
         """Write what is ready: what follows comes by itself."""

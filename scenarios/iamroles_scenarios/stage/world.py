@@ -205,10 +205,9 @@ class AgentHandle:
     def _running(self, verb: str) -> Part:
         recording.note(f"the agent is {verb}")
         if self._part is None:
-            where = (
-                f"runs at {self.spec.address}, outside the stage" if self.spec.address else "has no process"
+            raise StageError(
+                f"{self.spec.name} runs at {self.spec.address}, outside the stage: it cannot be {verb}."
             )
-            raise StageError(f"{self.spec.name} {where}: it cannot be {verb}.")
         return self._part
 
 
@@ -432,7 +431,7 @@ class World:
         self._neighbours: list[AgentHandle] = []
         self.document: dict[str, Any] = {}
         self.on_close: Callable[[World], None] | None = None
-        place = kind.agent_place(spec, name) if spec.runs else None
+        place = None if spec.address else kind.agent_place(spec, name)
         self.agent = AgentHandle(spec, place, self._composer)
 
     def start(

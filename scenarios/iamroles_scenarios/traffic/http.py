@@ -11,7 +11,7 @@ import ssl
 from typing import TYPE_CHECKING, NamedTuple
 
 from iamroles_scenarios.traffic.lines import Address, Line
-from iamroles_scenarios.traffic.polling import now
+from iamroles_scenarios.traffic.polling import NANO, now
 from iamroles_scenarios.traffic.questions import Asked, Question
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ _HEAD_LIMIT = 65_536
 _KEPT = 65_536
 """Bytes of a body that are kept for judging; the rest of a long stream is counted and dropped."""
 _MEMORY = 512
+AT_ONCE = NANO // 4
+"""Nanoseconds."""
 CHUNKED, UNTIL_CLOSE = -1, -2
 """Lengths that are not known ahead."""
 
@@ -172,7 +174,8 @@ class HttpLine(Line):
         tls: speak TLS by this context.
         fresh: one connection for each request.
         again: do as clients must (RFC 9112 section 9.3.1): a server may close an idle connection at any time,
-            so a request that met such an end, before any byte of an answer, is sent once more on a new one.
+            so a request that met such an end within `AT_ONCE`, before any byte of an answer, is sent once
+            more on a new one. What is cut off later was being worked on, and is lost.
     """
 
     def __init__(
@@ -269,7 +272,8 @@ class HttpLine(Line):
     def failed(self, why: str) -> None:
         """What was asked is a fault, unless the connection's end was the answer's."""
         asked, reader = self._asked, self._reader
-        if asked is not None and reader is None and self._again and self._used and not asked.again:
+        idle = reader is None and self._again and self._used
+        if asked is not None and idle and not asked.again and now() - asked.sent < AT_ONCE:
             asked.again = True
             self.connect()
             return

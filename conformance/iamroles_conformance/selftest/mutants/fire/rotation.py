@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+from iamroles_agent.gate import Gate
+from iamroles_agent.processes import worker
+from iamroles_agent.server import _Peer
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keys import KeySet
-from iamroles_conformance.selftest.mutants.override import around
+from iamroles_agent.tokens.sts import StsVerifier
+from iamroles_conformance.selftest.mutants.override import around, both
 from iamroles_conformance.selftest.registry import mutant
+
+_no_renewal = around(KeySource, "_schedule")(lambda _sound, _self, _delay: None)
+
+
+async def _asks_nothing(_sound: Any, _self: Any, _kid: str) -> None:
+    return
+
 
 mutant(
     "fire.newest-key",
@@ -19,5 +33,89 @@ mutant(
     "fire.removed-key",
     kills=["FIRE-KEY-002"],
     title="goes on with keys that were withdrawn while it is busy",
-    apply=around(KeySource, "_schedule")(lambda _sound, _self, _delay: None),
+    apply=_no_renewal,
 )
+
+
+mutant(
+    "fire.first-keys",
+    kills=["FIRE-KEY-003"],
+    title="knows the keys of its start alone",
+    apply=both(_no_renewal, around(KeySource, "_ask")(_asks_nothing)),
+)
+
+
+_sessions: list[str] = []
+
+
+@mutant("fire.first-session", kills=["FIRE-STS-001"], title="takes the second session of a role for a replay")
+@around(StsVerifier, "_identity")
+def first_session(sound: Any, self: Any, question: Any, caller: Any, digest: bytes) -> Any:
+    found = sound(self, question, caller, digest)
+    _sessions.append(found.principal)
+    return found if found.principal == _sessions[0] else found._replace(roles=())
+
+
+mutant(
+    "fire.session-for-ever",
+    kills=["FIRE-STS-002"],
+    title="asks STS once for each credential, however long it is used",
+    apply=around(StsVerifier, "_identity")(lambda sound, *args: sound(*args)._replace(check_again=None)),
+)
+
+
+# --- reloads ----------------------------------------------------------------------------------------------
+
+
+_closed_until = 0.0
+_peers: set[Any] = set()
+
+
+@around(_Peer, "connection_made")
+def _made(sound: Any, self: Any, transport: Any) -> None:
+    sound(self, transport)
+    _peers.add(self)
+    if asyncio.get_running_loop().time() < _closed_until:
+        self.abort()
+
+
+@around(Gate, "replace")
+def _starts_anew(sound: Any, self: Any, *args: Any) -> None:
+    global _closed_until  # noqa: PLW0603 - a mutant's memory
+    sound(self, *args)
+    _closed_until = asyncio.get_running_loop().time() + 0.3
+    for peer in _peers:
+        peer.abort()
+    _peers.clear()
+
+
+mutant(
+    "fire.reload-restarts",
+    kills=["FIRE-POLICY-001"],
+    title="closes its connections at a reload, and takes none for 0.3 s",
+    apply=both(_made, _starts_anew),
+)
+
+
+@mutant("fire.late-policy", kills=["FIRE-POLICY-002"], title="confirms a reload half a second too early")
+@around(Gate, "replace")
+def late_policy(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
+    asyncio.get_running_loop().call_later(0.5, sound, self, policy, authenticator)
+
+
+mutant(
+    "fire.newest-issuer",
+    kills=["FIRE-ISSUER-001"],
+    title="refuses the issuer it had as soon as another is added",
+    apply=around(worker, "rules_of")(lambda sound, config: dict(list(sound(config).items())[-1:])),
+)
+
+
+_issuers: dict[str, Any] = {}
+
+
+@mutant("fire.removed-issuer", kills=["FIRE-ISSUER-002"], title="goes on with issuers that were taken out")
+@around(worker, "rules_of")
+def removed_issuer(sound: Any, config: Any) -> Any:
+    _issuers.update(sound(config))
+    return dict(_issuers)

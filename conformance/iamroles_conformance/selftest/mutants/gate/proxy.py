@@ -26,14 +26,15 @@ def text(edit: Any, *, name: str = "haproxy.cfg") -> Apply:
     return configuration
 
 
-def without(part: str) -> Apply:
+def without(part: str, *, name: str = "haproxy.cfg") -> Apply:
     """Drop every line that holds this text."""
     return text(
         lambda text: "".join(
             line
             for line in text.splitlines(keepends=True)
             if part not in line or line.strip().startswith("#")
-        )
+        ),
+        name=name,
     )
 
 

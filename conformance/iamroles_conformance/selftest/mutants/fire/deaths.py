@@ -1,0 +1,94 @@
+"""Mutants of deaths and restarts under traffic: of a process, an agent of two, the proxy's old worker."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from iamroles_agent.control.document import POLICY
+from iamroles_agent.processes.supervisor import Supervisor
+from iamroles_agent.server import Server, _Peer
+from iamroles_conformance.selftest.mutants.gate.proxy import text, without
+from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.registry import mutant
+
+_forked: set[int] = set()
+
+
+@mutant("fire.no-replacement", kills=["FIRE-WORKER-001"], title="replaces no process that died")
+@around(Supervisor, "_fork")
+def no_replacement(sound: Any, self: Any, effect: Any) -> None:
+    if effect.place < 0 or effect.place not in _forked:
+        _forked.add(effect.place)
+        sound(self, effect)
+
+
+_first: list[Any] = []
+
+
+@around(Supervisor, "_fork")
+def _remembers(sound: Any, self: Any, effect: Any) -> None:
+    if not _first:
+        _first.append(self.plane.document.parts[POLICY])
+    sound(self, effect)
+
+
+@around(Supervisor, "_live")
+def _born_old(sound: Any, self: Any, effect: Any, channel: Any) -> int:
+    if effect.why:
+        now = self.plane.document
+        self.plane.document = replace(now, parts={**now.parts, POLICY: _first[0]})
+    return int(sound(self, effect, channel))
+
+
+mutant(
+    "fire.born-old",
+    kills=["FIRE-WORKER-002"],
+    title="gives a worker that replaces another the policy of the agent's start",
+    apply=both(_remembers, _born_old),
+)
+
+
+mutant(
+    "fire.one-agent",
+    kills=["FIRE-PAIR-001"],
+    title="asks one agent of two",
+    proxy=True,
+    apply=without("server agent-2 ", name="iam-routes.cfg"),
+)
+
+
+_leaving: list[bool] = []
+
+
+@around(Server, "drain")
+async def _lingers(sound: Any, self: Any, **how: Any) -> None:
+    _leaving.append(True)
+    await asyncio.sleep(1.0)
+    await sound(self, **how)
+
+
+@around(_Peer, "data_received")
+def _deaf(sound: Any, self: Any, data: bytes) -> None:
+    if _leaving:
+        self.abort()
+        return
+    sound(self, data)
+
+
+mutant(
+    "fire.hangs-up",
+    kills=["FIRE-PAIR-002"],
+    title="answers nothing from SIGTERM on, and goes on to accept connections for a second",
+    apply=both(_lingers, _deaf),
+)
+
+
+mutant(
+    "fire.old-worker-killed",
+    kills=["FIRE-PROXY-001"],
+    title="has the proxy end its old worker at once when it is reloaded",
+    proxy=True,
+    apply=text(lambda cfg: cfg.replace("hard-stop-after 1h", "hard-stop-after 1ms")),
+)
