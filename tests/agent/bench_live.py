@@ -1,10 +1,12 @@
 """How late streams are cut, and what waiting for it costs: the figures of docs/live.md.
 
-    python tests/agent/bench_live.py --busy 1000 --idle 4000
+    python tests/agent/bench_live.py --busy 1000 --idle 4000 --rounds 40
 
 One HAProxy of this host, one agent, one echo backend, all on loopback. Busy WebSockets send a frame each
 250 ms and expire together; idle ones only wait. A busy stream's last byte is stamped by the kernel when it
 arrives; all other ends are read by this process, so they are upper bounds. `--idle 0`: busy ones alone.
+`--rounds`: requests to a back end without streams, by the shipped rules and by the same rules without those
+of this subject, in turns; HAProxy's CPU for each, and their ratio. `--busy 0`: that alone.
 """
 
 # ruff: noqa: T201 - a script that prints
@@ -29,6 +31,8 @@ from iamroles_scenarios.stage.spec import AgentSpec
 
 ROOT = Path(__file__).parents[2]
 SO_TIMESTAMPNS = 35
+EACH = 400
+"""Requests in a turn."""
 FRAME = b"\x81\x82\0\0\0\0hi"
 
 
@@ -145,6 +149,74 @@ def cpu(pids):
     return total
 
 
+def on_cpu(pid):
+    """Seconds on the CPU of a process, to the nanosecond."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def without_live(files):
+    """The rendered files without the rules of this subject for a back end without streams."""
+    kept, dropped = {}, 0
+    for name, text in files.items():
+        lines = text.splitlines(keepends=True)
+        if name == "haproxy.cfg":
+            first = next(n for n, line in enumerate(lines) if "When the credential expires" in line)
+            last = next(n for n, line in enumerate(lines) if "http-drop-request-trailers" in line)
+            end = max(n for n in range(first, last) if lines[n].startswith(".if version_atleast(3.2)"))
+            dropped += end - first
+            lines[first:end] = []
+        if name == "iam-routes.cfg":
+            left = [line for line in lines if "upgrade" not in line and "event-stream" not in line]
+            dropped += len(lines) - len(left)
+            lines = left
+        kept[name] = "".join(lines)
+    print(f"  {dropped} lines of rules and comments dropped", flush=True)
+    return kept
+
+
+def plain(world, token, count):
+    """HAProxy's CPU seconds for each of so many requests on 16 connections."""
+    head = f"GET /plain/a HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+    socks = [socket.create_connection((world.proxy.host, world.proxy.port)) for _ in range(16)]
+    worker = world.haproxy.worker
+    before = on_cpu(worker)
+    for _ in range(count // len(socks)):
+        for sock in socks:
+            sock.sendall(head)
+        for sock in socks:
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += (piece := sock.recv(65536))
+                assert piece, answer
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+    took = on_cpu(worker) - before
+    for sock in socks:
+        sock.close()
+    return took / count
+
+
+def cost(stage, spec, policy, token, rounds):
+    """What back ends without streams pay, in pairs."""
+    with stage.world(spec, policy) as shipped, stage.world(spec, policy) as bare:
+        bare.haproxy._files = without_live(bare.haproxy._files)
+        bare.haproxy.reload()
+        for world in (shipped, bare):
+            plain(world, token, EACH)
+        pairs = []
+        for turn in range(rounds):
+            order = (shipped, bare) if turn % 2 else (bare, shipped)
+            took = {id(world): plain(world, token, EACH) for world in order}
+            pairs.append((took[id(shipped)], took[id(bare)]))
+    ratios = sorted(one / other for one, other in pairs)
+    middle = sorted(pairs)[rounds // 2]
+    print(
+        f"requests to a back end without streams, {rounds} pairs of {EACH}: HAProxy's CPU "
+        f"{1e6 * middle[0]:.1f} us with the rules of this subject; ratio to without: quartiles "
+        f"{ratios[rounds // 4]:.3f} {ratios[rounds // 2]:.3f} {ratios[3 * rounds // 4]:.3f}",
+        flush=True,
+    )
+
+
 def said(proxy, count, since, expires):
     """What HAProxy's own log says of the ends: whole seconds after `exp`, and the termination flags."""
     deadline = time.monotonic() + 10
@@ -229,6 +301,7 @@ def main():
     parser.add_argument("--idle", type=int, default=4000)
     parser.add_argument("--life", type=int, default=15, help="seconds that the expiring tokens live")
     parser.add_argument("--haproxy", default=None)
+    parser.add_argument("--rounds", type=int, default=0, help="pairs of requests without streams")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -237,6 +310,12 @@ def main():
     spec = AgentSpec.load(ROOT / "conformance/agent.toml")
     with open_stage("processes", haproxy=options.haproxy) as stage:
         issuer = stage.idp.issuer("corp")
+        if options.rounds:
+            recipe = {"roles": ["arn:aws:iam::111111111111:role/reader"], "issuer": "corp", "signer": "corp"}
+            token = mint_for({**recipe, "exp": "+900s"}, {"corp": issuer}, time.time())
+            cost(stage, spec, policy, token, options.rounds)
+        if not options.busy:
+            return
         with stage.world(spec, policy) as world:
             print(f"HAProxy {world.haproxy.version}", flush=True)
             asyncio.run(measure(options, issuer, world))

@@ -67,6 +67,11 @@ def run(tmp_path, *options, policy=POLICY):
     ), output
 
 
+def check(binary, output):
+    files = [word for name in ("haproxy.cfg", "iam-routes.cfg") for word in ("-f", str(output / name))]
+    return subprocess.run([binary, "-c", *files], capture_output=True, text=True, check=False, cwd="/")
+
+
 def config(*backends):
     return Config(version=1, backends=[Backend(name=name, servers=servers) for name, servers in backends])
 
@@ -93,11 +98,21 @@ def test_haproxy_takes_the_set_without_a_warning(tmp_path, binary, options):
     result, output = run(tmp_path, "--stats-socket", str(tmp_path / "s"), *options)
     assert result.exit_code == 0, result.output
 
-    files = [word for name in ("haproxy.cfg", "iam-routes.cfg") for word in ("-f", str(output / name))]
-    checked = subprocess.run([binary, "-c", *files], capture_output=True, text=True, check=False, cwd="/")
+    checked = check(binary, output)
 
     assert checked.returncode == 0, checked.stderr
     assert "WARNING" not in checked.stderr
+
+
+@pytest.mark.parametrize("binary", binaries())
+def test_a_release_that_closes_silent_websockets_says_so(tmp_path, binary):
+    streaming = POLICY.replace('name = "export"', 'name = "export"\nstreams = true')
+    _, output = run(tmp_path, "--stats-socket", str(tmp_path / "s"), policy=streaming)
+
+    said = check(binary, output).stderr
+
+    old = tuple(map(int, haproxies.version(binary).split(".")[:2])) < (3, 0)
+    assert ("silent for 30 s is closed: send pings" in said) is old
 
 
 def test_the_command_says_what_it_wrote(tmp_path):

@@ -59,6 +59,9 @@ _LUA = """\
 .if !feature(LUA)
     .alert "this HAProxy is built without Lua: no backend of the policy can have streams = true"
 .endif
+.if !version_atleast(3.0)
+    .notice "streams = true: before HAProxy 3.0 a WebSocket that is silent for 30 s is closed: send pings"
+.endif
 .if version_atleast(3.1)
     tune.lua.bool-sample-conversion normal
 .endif
