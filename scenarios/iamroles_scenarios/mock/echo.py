@@ -11,7 +11,8 @@ received, headers keep order, spelling and repetition, body is its length in byt
 - `Upgrade: websocket`: a WebSocket that echoes (RFC 6455); ping, close and fragments are honoured;
 - `Accept: text/event-stream`: server-sent events, the first one the answer above, then one each 50 ms;
 - the query `after=300`: the answer comes 300 ms later;
-- the query `endless=1`: a body of a terabyte, 4 KiB each 50 ms; `quiet=1`: no more than one piece;
+- the query `endless=1`: a body of a terabyte, 4 KiB each 50 ms; `chunked=1`: without a length; `quiet=1`: no
+  more than one piece;
 - `/_control/counters`: `{"backend", "requests"}`, itself not counted.
 
 Load tests run through this, so the parser is written by hand: it takes what HAProxy sends (HTTP/1.1,
@@ -143,9 +144,12 @@ class EchoProtocol(asyncio.Protocol):
             self._tick(1, None if "quiet=1" in head.path else lambda n: _chunk(f"event: tick\ndata: {n}\n\n"))
             return False
         if "endless=1" in head.path:
-            out.append(b"HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\n\r\n" + _PIECE)
+            chunked = "chunked=1" in head.path
+            framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1099511627776"
+            piece = _chunk(_PIECE.decode()) if chunked else _PIECE
+            out.append(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n" + piece)
             self._last(out)
-            self._tick(1, None if "quiet=1" in head.path else lambda _: _PIECE)
+            self._tick(1, None if "quiet=1" in head.path else lambda _: piece)
             return False
         if late := _AFTER.search(head.path):
             self._last(out)

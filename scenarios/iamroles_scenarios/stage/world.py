@@ -299,14 +299,6 @@ class HaproxyHandle:
         """Send a signal to a worker, also to an old one."""
         self._runs[-1].part.send_to(worker, number)
 
-    def pause(self) -> None:
-        """Freeze master and workers."""
-        self._runs[-1].part.pause()
-
-    def resume(self) -> None:
-        """Let them go on."""
-        self._runs[-1].part.resume()
-
     def runtime(self, command: str) -> str:
         """Send a Runtime API command, return the answer.
 

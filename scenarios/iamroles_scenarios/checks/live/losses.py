@@ -17,7 +17,7 @@ from iamroles_scenarios.stage.world import AgentHandle
 
 LIFE = "+6s"
 HALT = 1.5
-"""Seconds, times the scale, for which the proxy is frozen."""
+"""Seconds for which the proxy is frozen."""
 FEW = (Shape("websocket"), Shape("websocket", busy=False), Shape("events"))
 
 
@@ -74,13 +74,14 @@ def alone(target: Target) -> None:
     title="streams end with their token though the host halted the proxy for a while before",
 )
 def halted(target: Target) -> None:
-    """Master and workers are frozen, as a host does that is short of CPU or is moved."""
+    """Its worker is frozen, as by a host that is short of CPU or is moved."""
     with bench(target, "live", "live.halted", own=True) as here, ExitStack() as stack:
         lasting = [opened(here, stack, Shape("websocket"), here.token(exp="+15m"))]
         short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
-        here.world.haproxy.pause()
-        time.sleep(here.seconds(HALT))
-        here.world.haproxy.resume()
+        worker = here.world.haproxy.worker
+        here.world.haproxy.send_to(worker, signal.SIGSTOP)
+        time.sleep(HALT)
+        here.world.haproxy.send_to(worker, signal.SIGCONT)
         for stream in short:
             ended(here, stream, stream.expires, "its token's end")
         lasts(here, lasting, "the end of others")
