@@ -10,8 +10,8 @@ from iamroles_agent.identity import Identity, Request, RoleArn
 from iamroles_agent.live import cutter as cutting
 from iamroles_agent.live.console import FRESH, ConsoleError, Row, fresh
 from iamroles_agent.live.cutter import Cutter
-from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, REVOKED, UNKNOWN, judge
-from iamroles_agent.live.renewal import Successors, commands
+from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, REVOKED, UNKNOWN, Ends, judge
+from iamroles_agent.live.renewal import Fresh, Successors
 from iamroles_agent.live.revocations import NONE, Revocation, Revocations
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.policy.compiled import Policy
@@ -77,21 +77,25 @@ def test_fresh_credentials_of_the_table():
 
 def test_the_credential_that_lasts_longest_prolongs_and_no_longer_than_it_lives():
     longest = NEW._replace(not_after=3000)
-    found = Successors([(SRC, who(NEW), 2900), (SRC, who(longest), 3000), (SRC, who(OLD), 2000)])
+    found = Successors(
+        [Fresh(2, SRC, who(NEW), 2900), Fresh(3, SRC, who(longest), 3000), Fresh(2, SRC, who(OLD), 2000)]
+    )
 
-    best, until = found.best(row(), judged())
+    [renewal] = found.renewal(2, row(), judged())
 
-    assert (best.expires, until) == (3000, 3000)
-    assert commands(row(), best, until) == (
+    assert renewal.until == 3000
+    assert renewal.commands() == [
         f"set table {FRESH} key {SRC}|{who(longest)} data.gpt0 3000",
         f"set table iam-live key {row().key} data.gpt0 3000",
-    )
+    ]
+    [known] = found.renewal(3, row(), judged())
+    assert known.commands() == renewal.commands()[1:]
 
 
 def test_the_credential_itself_counts_and_not_what_the_table_says_of_it():
-    best, until = Successors([(SRC, who(NEW), 9999)]).best(row(), judged())
+    [renewal] = Successors([Fresh(2, SRC, who(NEW), 9999)]).renewal(2, row(), judged())
 
-    assert (best.expires, until) == (9999, NEW.not_after)
+    assert renewal.until == NEW.not_after
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,7 @@ def test_the_credential_itself_counts_and_not_what_the_table_says_of_it():
     ids=["client", "issuer", "principal", "session", "role", "active role", "no ticket"],
 )
 def test_who_prolongs_nothing(src, text):
-    assert Successors([(src, text, 2900)]).best(row(), judged()) == (None, 0)
+    assert Successors([Fresh(2, src, text, 2900)]).renewal(2, row(), judged()) == []
 
 
 @pytest.mark.parametrize(
@@ -121,31 +125,41 @@ def test_who_prolongs_nothing(src, text):
 )
 def test_a_revocation_of_either_credential_ends_a_stream_that_was_prolonged(revocation, detail):
     listed = Revocations((Revocation(id="x", **revocation),))
-    known = Successors([(SRC, who(NEW), 2900)])
+    known = Successors([Fresh(2, SRC, who(NEW), 2900)])
 
-    ends = known.judge(row(2900), judged(listed, now=2100.0))
+    ends = known.judge(row(2900), judged(listed, now=2100.0), 2100.0)
 
     assert (ends.at, ends.cause, ends.detail) == (0, REVOKED, detail)
-    assert known.best(row(), judged(listed)) == (None, 0)
+    assert known.renewal(2, row(), judged(listed)) == []
 
 
 def test_a_stream_that_was_prolonged_lives_while_one_that_prolonged_it_is_believed():
     listed = Revocations((Revocation(id="x", credentials=["sha256:new"]),))
     other = NEW._replace(credential="sha256:other", not_after=2500)
-    known = Successors([(SRC, who(NEW), 2900), (SRC, who(other), 2500)])
+    known = Successors([Fresh(2, SRC, who(NEW), 2900), Fresh(2, SRC, who(other), 2500)])
 
-    assert known.judge(row(2900), judged(now=2100.0)).at == 2900
-    assert known.judge(row(2900), judged(listed, now=2100.0)).at == 2500
+    assert known.judge(row(2900), judged(now=2100.0), 2100.0).at == 2900
+    assert known.judge(row(2900), judged(listed, now=2100.0), 2100.0).at == 2500
+
+
+def test_while_its_own_credential_lasts_a_stream_does_not_need_what_prolonged_it():
+    listed = Revocations((Revocation(id="x", credentials=["sha256:new"]),))
+    known = Successors([Fresh(2, SRC, who(NEW), 2900)])
+
+    assert known.judge(row(2900), judged(listed, now=1995.0), 1995.0) == Ends(2000, EXPIRED)
+    assert Successors().judge(row(2900), judged(now=1995.0), 1995.0) == Ends(2000, EXPIRED)
 
 
 def test_a_policy_that_renews_no_more_ends_what_was_prolonged():
-    ends = Successors([(SRC, who(NEW), 2900)]).judge(row(2900), judged(world=policy(renew=False), now=2100.0))
+    ends = Successors([Fresh(2, SRC, who(NEW), 2900)]).judge(
+        row(2900), judged(world=policy(renew=False), now=2100.0), 2100.0
+    )
 
     assert (ends.at, ends.cause) == (0, POLICY_CHANGED)
 
 
 def test_what_was_prolonged_by_nobody_knows_whom_ends():
-    ends = Successors().judge(row(2900), judged())
+    ends = Successors().judge(row(2900), judged(), 2100.0)
 
     assert (ends.at, ends.cause) == (0, UNKNOWN)
 
@@ -157,13 +171,17 @@ class Proxy:
     """A worker with one stream, and the credentials that it saw."""
 
     def __init__(self):
-        self.now, self.ends, self.alive, self.seen, self.asked = 1998.5, 2000, True, [], []
+        self.now, self.ends, self.alive, self.seen, self.asked = 1996.0, 2000, True, [], []
 
     def __call__(self, path, pid=0):
         return self
 
     def close(self):
         pass
+
+    async def tell(self, commands):
+        for command in commands:
+            await self.ask(command)
 
     async def ask(self, command):
         self.asked.append(command)
@@ -206,7 +224,7 @@ def cutter_of(proxy, cuts, renewed, *, listed=(), renews=True, name="iam/aa"):
         judge,
         cuts.append,
         renewed=renewed.append,
-        renews=lambda backend: renews,
+        renewing=lambda: frozenset({"chat"} if renews else ()),
         clock=lambda: proxy.now,
     )
 
@@ -214,7 +232,7 @@ def cutter_of(proxy, cuts, renewed, *, listed=(), renews=True, name="iam/aa"):
 async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(proxy):
     cuts, renewed = [], []
     cutter = cutter_of(proxy, cuts, renewed)
-    proxy.now, proxy.seen = 1990.0, [(who(NEW), 2900)]
+    proxy.now, proxy.seen = 1980.0, [(who(NEW), 2900)]
     await cutter.look()
     assert not [command for command in proxy.asked if FRESH in command]
 
@@ -244,6 +262,23 @@ async def test_where_the_policy_does_not_say_so_nothing_is_asked_and_nothing_pro
     assert not [command for command in proxy.asked if FRESH in command]
 
 
+async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back(proxy):
+    cuts, renewed, listed = [], [], []
+    proxy.seen = [(who(NEW), 2900)]
+    cutter = cutter_of(proxy, cuts, renewed, listed=listed)
+    await cutter.look()
+    assert proxy.ends == 2900
+
+    listed.append(Revocation(id="x", credentials=["sha256:new"]))
+    cutter.changed()
+    await cutter.look()
+    assert (proxy.ends, cuts) == (2000, [])
+
+    proxy.now = 2001.0
+    await cutter.look()
+    assert [(cut.cause, cut.due) for cut in cuts] == [(EXPIRED, 2000)]
+
+
 async def test_too_late_is_too_late(proxy):
     cuts, renewed = [], []
     cutter = cutter_of(proxy, cuts, renewed)
@@ -261,7 +296,7 @@ async def test_another_agent_renews_in_the_last_second_only(proxy):
     await cutter.look()
     assert not renewed
 
-    proxy.now = 1999.2
+    proxy.now = 1997.2
     await cutter.look()
     assert len(renewed) == 1
 

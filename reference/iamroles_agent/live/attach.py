@@ -18,7 +18,7 @@ from iamroles_agent.config import Config
 from iamroles_agent.gate import Gate
 from iamroles_agent.live.console import Row
 from iamroles_agent.live.cutter import Cut, Cutter
-from iamroles_agent.live.judge import Ends, judge, renews
+from iamroles_agent.live.judge import Ends, judge, renewing
 from iamroles_agent.live.renewal import Renewal
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.metrics import Metrics
@@ -82,7 +82,7 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
         judged,
         cut,
         renewed=renewed,
-        renews=lambda backend: renews(gate.policy, backend),
+        renewing=lambda: renewing(gate.policy),
     )
     host.metrics.live = cutter.numbers
     gate.on_change.append(cutter.changed)

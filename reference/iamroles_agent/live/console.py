@@ -16,12 +16,13 @@ FRESH = "iam-fresh"
 """The table of credentials that were seen in backends that renew."""
 _PROMPT = re.compile(rb"(?:^|\n)(?:(?:master|\d+)(?:\([^)\n]*\))?)?> $")
 """A worker's own socket has no name in its prompt."""
+_EACH_PROMPT = re.compile(_PROMPT.pattern[:-1])
 _ROW = re.compile(r"^0x[0-9a-f]+: key=(?P<key>\S+) use=(?P<use>\d+) exp=(?P<exp>\d+) .*")
 _DATA = re.compile(r"(gpt0|gpc0)=(\d+)")
 _SESSION = re.compile(r"^(?P<pointer>0x[0-9a-f]+): proto=\S+ src=(?P<source>\S+) ", re.MULTILINE)
 _NUMBER = re.compile(r" id=(?P<number>\d+) proto=\S+ source=(?P<source>\S+)")
 _WITHIN = 2.0
-"""Seconds in which an answer must come."""
+"""Seconds in which an answer, or its next piece, must come."""
 _SILENT = 0.2
 """Seconds for one that did not answer the last time to answer a small question."""
 KEPT = 30_000
@@ -157,7 +158,16 @@ class Console:
         self._silent = False
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, command: str) -> str:
+    async def tell(self, commands: list[str]) -> None:
+        """Send commands that have no answer, all at once: one wait, where each would cost one.
+
+        Raises:
+            ConsoleError: they are not taken in time.
+        """
+        if commands:
+            await self.ask("\n".join(commands), len(commands))
+
+    async def ask(self, command: str, answers: int = 1) -> str:
         """Send a command, return its answer.
 
         One that is silent is waited for once: from then on a small question goes first, so that a frozen
@@ -172,9 +182,9 @@ class Console:
                     await self._opened()
                     await self._exchange("show cli level")
                 self._silent = False
-            async with asyncio.timeout(_WITHIN):
+            async with asyncio.timeout(_WITHIN) as limit:
                 await self._opened()
-                return await self._exchange(command)
+                return await self._exchange(command, answers, limit)
         except TimeoutError:
             self.close()
             self._silent = True
@@ -198,7 +208,7 @@ class Console:
         if self._pid:
             await self._exchange(f"@!{self._pid}")
 
-    async def _exchange(self, command: str) -> str:
+    async def _exchange(self, command: str, answers: int = 1, limit: asyncio.Timeout | None = None) -> str:
         assert self._streams is not None  # noqa: S101 - opened
         reader, writer = self._streams
         writer.write(command.encode() + b"\n")
@@ -210,7 +220,11 @@ class Console:
                 self.close()
                 raise ConsoleError("it closed the connection")
             answer += piece
-            if _PROMPT.search(answer, max(0, len(answer) - 64)):
+            if limit is not None:
+                limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
+            if _PROMPT.search(answer, max(0, len(answer) - 64)) and (
+                answers == 1 or len(_EACH_PROMPT.findall(answer)) == answers
+            ):
                 break
         return _PROMPT.sub(b"\n", bytes(answer)).decode("utf-8", "replace")
 

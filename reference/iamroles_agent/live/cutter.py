@@ -32,7 +32,7 @@ from iamroles_agent.live.console import (
     workers,
 )
 from iamroles_agent.live.judge import EXPIRED, Ends
-from iamroles_agent.live.renewal import Judge, Renewal, Successors, commands
+from iamroles_agent.live.renewal import Fresh, Judge, Renewal, Successors
 from iamroles_agent.live.ticket import Ticket, TicketError
 
 POLL = 0.5
@@ -45,7 +45,9 @@ EARLY = 0.05
 """Seconds before its end at which HAProxy may end a stream; what ended before that has left by itself."""
 NEIGHBOUR = 0.35
 """Seconds more for streams that another agent let in: it acts first, if it lives."""
-LAST = 1.0
+RENEW_AHEAD = 10
+"""As `AHEAD`, where the policy has a backend that renews: a renewal must be done in time."""
+LAST = 3.0
 """Seconds before its end from which on any agent renews a stream, not only the one that let it in."""
 SETTLE = 65.0
 """Seconds after a change in which requests may turn out long that were allowed before: `timeout server` and
@@ -53,6 +55,8 @@ some."""
 _OFTEN = 3.0
 _OFTEN_ENOUGH = 0.2
 """Seconds for which the credentials that may prolong streams are not read again."""
+_TOGETHER = 100
+"""Streams that are prolonged at a time."""
 _SAMPLE = 20
 _MUCH = 200_000
 """Bytes of an answer beyond which it is read in a thread."""
@@ -120,7 +124,7 @@ class Cutter:
         judge: judges a stream anew.
         cut: called for each stream that was ended.
         renewed: called for each stream that was prolonged.
-        renews: whether streams of a backend may be prolonged.
+        renewing: the backends whose streams may be prolonged.
         clock: epoch seconds.
     """
 
@@ -132,11 +136,11 @@ class Cutter:
         cut: Callable[[Cut], None],
         *,
         renewed: Callable[[Renewal], None] = lambda _: None,
-        renews: Callable[[str], bool] = lambda _: False,
+        renewing: Callable[[], frozenset[str]] = frozenset,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path, self._name, self._judge, self._cut, self._clock = path, name, judge, cut, clock
-        self._renewed, self._renews = renewed, renews
+        self._renewed, self._renewing = renewed, renewing
         self.numbers = Numbers()
         self._master = Console(path)
         self._consoles: dict[int, Console] = {}
@@ -213,7 +217,8 @@ class Cutter:
         console = self._consoles.setdefault(pid, Console(self._path, pid))
         now = self._clock()
         whole = self._wants_all(pid, now)
-        which = "" if whole else f" data.gpt0 lt {int(now) + AHEAD + 1}"
+        ahead = RENEW_AHEAD if self._renewing() else AHEAD
+        which = "" if whole else f" data.gpt0 lt {int(now) + ahead + 1}"
         try:
             answer = await console.ask(f"show table {TABLE}{which}")
             found = await asyncio.to_thread(rows, answer) if len(answer) > _MUCH else rows(answer)
@@ -239,7 +244,7 @@ class Cutter:
         if now - self._known[0] < _OFTEN_ENOUGH:
             return self._known[1]
 
-        async def seen(pid: int) -> list[tuple[str, str, int]]:
+        async def seen(pid: int) -> list[Fresh]:
             try:
                 answer = await self._consoles[pid].ask(f"show table {FRESH} data.gpt0 gt {int(now)}")
                 found = fresh(answer)
@@ -247,7 +252,7 @@ class Cutter:
                 self._say(f"fresh {pid}", f"{self._path}: worker {pid}: {error}")
                 return []
             self._say(f"fresh {pid}", "")
-            return found
+            return [Fresh(pid, *one) for one in found]
 
         pieces = await asyncio.gather(*(seen(pid) for pid in read))
         found = await asyncio.to_thread(Successors, [one for piece in pieces for one in piece])
@@ -259,10 +264,10 @@ class Cutter:
 
         The one that let it in does it first, if it lives.
         """
-        if not (row.alive and now + EARLY < row.ends <= now + AHEAD + 1):
+        if not (row.alive and now + EARLY < row.ends <= now + RENEW_AHEAD + 1):
             return False
         try:
-            if not self._renews(Ticket.decode(row.ticket).backend):
+            if Ticket.decode(row.ticket).backend not in self._renewing():
                 return False
         except TicketError:
             return False
@@ -276,7 +281,9 @@ class Cutter:
     async def _act(self, pid: int, what: _Read, successors: Successors) -> bool:
         """Judge, prolong and cut what was read of one worker; whether it answered."""
         try:
-            await self._settle(pid, self._consoles[pid], what.rows, successors)
+            done = await self._prolong(pid, self._consoles[pid], what.rows, successors)
+            rest = [row for row in what.rows if row.key not in done]
+            await self._settle(pid, self._consoles[pid], rest, successors)
         except ConsoleError as error:
             self._unread.add(pid)
             self._say(f"worker {pid}", f"{self._path}: worker {pid}: {error}")
@@ -323,15 +330,14 @@ class Cutter:
             if number % 100 == 99:
                 await asyncio.sleep(0)  # decisions for HAProxy go on meanwhile
             ends = self._ends(key, row, successors, now)
+            if (
+                row.alive and ends.cause == EXPIRED and ends.at < row.ends
+            ):  # the filter shall know, and a look
+                await console.ask(f"set table {TABLE} key {row.key} data.gpt0 {int(ends.at)}")
             due = self._due.get(key)
             if ends.at > now + AHEAD + 1:
                 if due is not None and not due.done:
                     del self._due[key]
-                if row.alive and ends.at < row.ends:  # so that it is seen when it is due
-                    await console.ask(f"set table {TABLE} key {row.key} data.gpt0 {int(ends.at)}")
-                continue
-            if ends.cause == EXPIRED and await self._renew(console, row, successors):
-                self._due.pop(key, None)
                 continue
             if due is None:
                 due = self._due[key] = _Due(ends)
@@ -354,7 +360,7 @@ class Cutter:
         if row.ends <= row.expires:
             ends = self._judge(row.ticket, row.ends, "")
         elif now < row.ends:
-            ends = successors.judge(row, self._judge)
+            ends = successors.judge(row, self._judge, now)
         else:
             ends = Ends(row.ends, EXPIRED)
         if ends.at == 0:
@@ -362,17 +368,30 @@ class Cutter:
         self._judged[key] = (row.ends, ends)
         return ends
 
-    async def _renew(self, console: Console, row: Row, successors: Successors) -> bool:
-        """Prolong a stream by the best credential that was seen; whether there was one."""
-        if not self._may_renew(row, self._clock()):
-            return False
-        best, until = successors.best(row, self._judge)
-        if best is None or until <= row.ends or self._clock() >= row.ends - EARLY:
-            return False
-        for command in commands(row, best, until):
-            await console.ask(command)
-        self._renewed(Renewal(row, Ticket.decode(row.ticket), Ticket.decode(best.who), until))
-        return True
+    async def _prolong(
+        self, pid: int, console: Console, found: list[Row], successors: Successors
+    ) -> set[str]:
+        """Prolong what is about to end, many at a time, and first what ends first; the keys of these rows."""
+        done: set[str] = set()
+        now = self._clock()
+        soon = [row for row in found if self._may_renew(row, now)]
+        soon.sort(key=lambda row: row.ends)
+        for start in range(0, len(soon), _TOGETHER):
+            await asyncio.sleep(0)  # decisions for HAProxy go on meanwhile
+            now = self._clock()
+            chosen = [
+                renewal
+                for row in soon[start : start + _TOGETHER]
+                if now < row.ends - EARLY
+                and self._ends((pid, row.key), row, successors, now).cause == EXPIRED
+                for renewal in successors.renewal(pid, row, self._judge)
+            ]
+            await console.tell([command for one in chosen for command in one.commands()])
+            for one in chosen:
+                done.add(one.row.key)
+                self._due.pop((pid, one.row.key), None)
+                self._renewed(one)
+        return done
 
     async def _over(self, console: Console, row: Row, due: _Due, now: float) -> None:
         """A stream that is no more: cut by us, ended by HAProxy at its time, or before by itself.

@@ -42,9 +42,9 @@ def whose(ticket: Ticket) -> tuple[str, ...]:
     return who.issuer, who.principal, who.session, ticket.role, ticket.backend
 
 
-def renews(policy: Policy, backend: str) -> bool:
-    """Whether streams of a backend may be prolonged."""
-    return any(known.name == backend and known.renew for known in policy.config.backends)
+def renewing(policy: Policy) -> frozenset[str]:
+    """The backends whose streams may be prolonged."""
+    return frozenset(backend.name for backend in policy.config.backends if backend.renew)
 
 
 def judge(
@@ -85,7 +85,7 @@ def judge(
             successor = Ticket.decode(fresh)
         except TicketError as error:
             return Ends(0, UNKNOWN, str(error))
-        if not renews(policy, found.backend) or whose(successor) != whose(found):
+        if found.backend not in renewing(policy) or whose(successor) != whose(found):
             return Ends(0, POLICY_CHANGED, "its credential has run out, and nothing renews it")
         identity = successor.identity
         if (revocation := revocations.match(identity, policy.name_of)) is not None:

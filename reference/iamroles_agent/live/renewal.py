@@ -30,6 +30,8 @@ Judge = Callable[[str, int, str], Ends]
 class Fresh:
     """A credential that was seen."""
 
+    pid: int
+    """By which worker of HAProxy."""
     src: str
     who: str
     """First part of its ticket."""
@@ -39,30 +41,37 @@ class Fresh:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """A stream that was prolonged, for the record."""
+    """A stream that is prolonged."""
 
     row: Row
     ticket: Ticket
     successor: Ticket
     until: int
     """Epoch seconds."""
+    known: bool
+    """Whether the stream's own worker saw what prolongs it."""
+    fresh: Fresh
+
+    def commands(self) -> list[str]:
+        """What tells the worker: by whom, where it does not know, and then until when."""
+        told = f"set table {TABLE} key {self.row.key} data.gpt0 {self.until}"
+        if self.known:
+            return [told]
+        key = f"{self.fresh.src}|{self.fresh.who}"
+        return [f"set table {FRESH} key {key} data.gpt0 {self.fresh.expires}", told]
 
 
 class Successors:
-    """Fresh credentials by whom they are about.
+    """Fresh credentials by whom they are about."""
 
-    Args:
-        seen: client address, first part of the ticket, expiry.
-    """
-
-    def __init__(self, seen: Iterable[tuple[str, str, int]] = ()) -> None:
+    def __init__(self, seen: Iterable[Fresh] = ()) -> None:
         self._known: dict[tuple[str, ...], set[Fresh]] = {}
-        for src, who, expires in seen:
+        for fresh in seen:
             try:
-                key = (src, *whose(Ticket.decode(who)))
+                key = (fresh.src, *whose(Ticket.decode(fresh.who)))
             except TicketError:
                 continue
-            self._known.setdefault(key, set()).add(Fresh(src, who, expires))
+            self._known.setdefault(key, set()).add(fresh)
 
     def of(self, row: Row) -> set[Fresh]:
         """Those of the same client, issuer, principal, session, role and backend as a stream."""
@@ -71,19 +80,29 @@ class Successors:
         except TicketError:
             return set()
 
-    def best(self, row: Row, judge: Judge) -> tuple[Fresh | None, int]:
-        """Which one lets a stream live longest, and until when; None and 0 where there is none."""
-        found, until = None, 0
+    def renewal(self, pid: int, row: Row, judge: Judge) -> list[Renewal]:
+        """By which one a stream of a worker lives longest, and until when; none where it ends sooner."""
+        best, until = None, row.ends
         for fresh in self.of(row):
             ends = judge(row.ticket, fresh.expires, fresh.who)
-            if ends.cause == EXPIRED and ends.at > until:
-                found, until = fresh, int(ends.at)
-        return found, until
+            longer = ends.at > until or (ends.at == until > row.ends and fresh.pid == pid)
+            if ends.cause == EXPIRED and longer:
+                best, until = fresh, int(ends.at)
+        if best is None:
+            return []
+        tickets = Ticket.decode(row.ticket), Ticket.decode(best.who)
+        return [Renewal(row, *tickets, until, known=best.pid == pid, fresh=best)]
 
-    def judge(self, row: Row, judge: Judge) -> Ends:
-        """Judge a stream that was prolonged: by the best of those that may have prolonged it."""
+    def judge(self, row: Row, judge: Judge, now: float) -> Ends:
+        """Judge a stream that was prolonged: by the best of those that may have prolonged it.
+
+        While its own credential lasts, that is one of them.
+        """
         worst = Ends(0, UNKNOWN, "what prolonged it is not known any more")
         best: Ends | None = None
+        if now < row.expires:
+            own = judge(row.ticket, row.expires, "")
+            best, worst = (own, worst) if own.cause == EXPIRED else (None, own)
         for fresh in self.of(row):
             ends = judge(row.ticket, min(fresh.expires, row.ends), fresh.who)
             if ends.cause != EXPIRED:
@@ -91,11 +110,3 @@ class Successors:
             elif best is None or ends.at > best.at:
                 best = ends
         return best or worst
-
-
-def commands(row: Row, fresh: Fresh, until: int) -> tuple[str, str]:
-    """What tells a worker of HAProxy that a stream lives on: first by whom, then until when."""
-    return (
-        f"set table {FRESH} key {fresh.src}|{fresh.who} data.gpt0 {fresh.expires}",
-        f"set table {TABLE} key {row.key} data.gpt0 {until}",
-    )

@@ -14,6 +14,7 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -82,51 +83,56 @@ class Ticket:
             }
         return _packed(members)
 
-    @classmethod
-    def decode(cls, text: str) -> Ticket:
+    @staticmethod
+    def decode(text: str) -> Ticket:
         """Read a ticket back, or its first part, which has no request.
 
         Raises:
             TicketError: it cannot be read.
         """
-        try:
-            found: dict[str, Any] = {}
-            for piece in text.split("."):
-                found |= json.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4)))
-            if found["v"] != 1:
-                raise TicketError(f"a ticket of version {found['v']!r}")
-            request = None
-            if "x" in found:
-                request = Request(
-                    found.get("m", ""),
-                    found.get("h", ""),
-                    found.get("f", ""),
-                    ip_address(found["x"]),
-                    found.get("q"),
-                )
-            identity = Identity(
-                issuer=found.get("i", ""),
-                principal=found.get("p", ""),
-                session=found.get("s", ""),
-                roles=tuple(RoleArn.parse(arn) for arn in found.get("a", ())),
-                not_after=int(found["e"]),
-                issued_at=found.get("t"),
-                preferred=RoleArn.parse(found["d"]) if "d" in found else None,
-                scopes=frozenset(found["o"]) if "o" in found else None,
-                credential=found.get("c", ""),
-                key_id=found.get("k", ""),
-                grounds=tuple(found.get("w", ())),
+        return _decoded(text)
+
+
+@lru_cache(maxsize=2048)
+def _decoded(text: str) -> Ticket:
+    try:
+        found: dict[str, Any] = {}
+        for piece in text.split("."):
+            found |= json.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4)))
+        if found["v"] != 1:
+            raise TicketError(f"a ticket of version {found['v']!r}")
+        request = None
+        if "x" in found:
+            request = Request(
+                found.get("m", ""),
+                found.get("h", ""),
+                found.get("f", ""),
+                ip_address(found["x"]),
+                found.get("q"),
             )
-            return cls(
-                found.get("g", ""),
-                identity,
-                request,
-                found.get("r", ""),
-                found.get("b", ""),
-                found.get("u", ""),
-            )
-        except (Base64Error, ValueError, KeyError, TypeError, AttributeError, Refusal) as error:
-            raise TicketError(f"no ticket: {type(error).__name__}") from error
+        identity = Identity(
+            issuer=found.get("i", ""),
+            principal=found.get("p", ""),
+            session=found.get("s", ""),
+            roles=tuple(RoleArn.parse(arn) for arn in found.get("a", ())),
+            not_after=int(found["e"]),
+            issued_at=found.get("t"),
+            preferred=RoleArn.parse(found["d"]) if "d" in found else None,
+            scopes=frozenset(found["o"]) if "o" in found else None,
+            credential=found.get("c", ""),
+            key_id=found.get("k", ""),
+            grounds=tuple(found.get("w", ())),
+        )
+        return Ticket(
+            found.get("g", ""),
+            identity,
+            request,
+            found.get("r", ""),
+            found.get("b", ""),
+            found.get("u", ""),
+        )
+    except (Base64Error, ValueError, KeyError, TypeError, AttributeError, Refusal) as error:
+        raise TicketError(f"no ticket: {type(error).__name__}") from error
 
 
 def _packed(members: dict[str, object]) -> str:

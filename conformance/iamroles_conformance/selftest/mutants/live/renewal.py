@@ -18,7 +18,7 @@ mutant(
     "live.renews-nothing",
     kills=["LIVE-RENEW-001", "LIVE-RENEW-006"],
     title="ends every stream with the credential that opened it, whatever the policy says",
-    apply=setting(attach, "renews", lambda policy, backend: False),
+    apply=setting(attach, "renewing", lambda policy: frozenset()),
 )
 
 
@@ -38,6 +38,10 @@ def _renew_rules(sound: Any, backend: Any) -> Any:
     return sound(backend.model_copy(update={"renew": backend.streams}))
 
 
+def _all_backends(policy: Any) -> frozenset[str]:
+    return frozenset(backend.name for backend in policy.config.backends)
+
+
 mutant(
     "live.renews-everywhere",
     kills=["LIVE-RENEW-002"],
@@ -45,8 +49,8 @@ mutant(
     proxy=True,
     apply=both(
         _renew_rules,
-        setting(attach, "renews", lambda policy, backend: True),
-        setting(judge, "renews", lambda policy, backend: True),
+        setting(attach, "renewing", _all_backends),
+        setting(judge, "renewing", _all_backends),
     ),
 )
 
