@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from iamroles_scenarios.engine.play import opened
+from iamroles_scenarios.engine.credentials import opened
 
 
 def _part(text: str) -> str:
@@ -31,3 +31,15 @@ def test_what_is_no_jwt_shows_nothing(text: str) -> None:
 
 def test_a_broken_part_is_said_to_be_broken() -> None:
     assert opened(f"!.{_part(chr(27) + '[31m')}.x")[1] == "token claims: \\x1b[31m"
+
+
+def test_a_presigned_request_is_shown_without_signature_and_session() -> None:
+    url = (
+        "https://sts.example/?Action=GetCallerIdentity&X-Amz-Security-Token=sEsSiOn&X-Amz-Signature=0123abcd"
+    )
+
+    [line] = opened(f"iam-sts-v1.{_part(url)}")
+
+    assert "Action=GetCallerIdentity" in line
+    assert "sEsSiOn" not in line
+    assert "0123abcd" not in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from iamroles_conformance.reports import contract
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
@@ -34,14 +35,40 @@ def failure(check: PlannedCheck, result: CheckResult, again: str, told: set[str]
     evidence = result.evidence
     parts = [
         ("requirement", "\n".join(catalogue().quote(name) for name in result.requirements)),
+        *((f"clause {number}", _clause(number)) for number in _clauses(result)),
         ("sent", evidence.sent),
         ("expected", evidence.expected),
         ("received", evidence.received),
-        ("trace", evidence.trace),
-        *((f"log of {part}", text) for part, text in evidence.logs.items()),
+        ("trace", _end(evidence.trace)),
+        *((f"log of {part}", _end(text)) for part, text in evidence.logs.items()),
         ("run it again", again),
     ]
     return "\n".join([head, *(_section(title, text) for title, text in parts if text.strip())])
+
+
+_LINES, _WIDTH = 14, 400
+"""Of a trace or a log, on a terminal; `report.json` has more."""
+
+
+def _end(text: str) -> str:
+    """The last lines, each cut."""
+    lines = text.splitlines()
+    left_out = [f"… {len(lines) - _LINES} lines before"] if len(lines) > _LINES else []
+    cut = [line if len(line) <= _WIDTH else f"{line[:_WIDTH]}…" for line in lines[-_LINES:]]
+    return "\n".join([*left_out, *cut])
+
+
+def _clauses(result: CheckResult) -> list[str]:
+    """The clauses of SPEC.md behind a result, each once."""
+    known = catalogue()
+    return list(
+        dict.fromkeys(one for name in result.requirements if name in known for one in known[name].clauses)
+    )
+
+
+def _clause(number: str) -> str:
+    """Its first paragraph: tables and examples that follow are for `iamroles conformance spec`."""
+    return contract.clause(number).split("\n\n")[0]
 
 
 def _section(title: str, text: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from iamroles_scenarios import recording
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
+from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.play import Target
@@ -53,6 +54,8 @@ class Bench:
         self.target = target
         self.place = place
         self._clients: list[Player] = [] if clients is None else clients
+        self._credential = ""
+        """Of the last question."""
 
     @property
     def world(self) -> World:
@@ -90,6 +93,7 @@ class Bench:
 
     def ask(self, token: str, *, with_reason: bool = True, **request: Any) -> Observation:  # noqa: ANN401 - fields of RequestSpec
         """Ask for the reader's route, or what else the request says."""
+        self._credential = token
         return self.client.ask(RequestSpec(**request), token, with_reason=with_reason)
 
     def expect(
@@ -142,7 +146,8 @@ class Bench:
         logs = tails(self.world.logs())
         if seen is None:
             return CheckFailed(message, Evidence(expected=expected, logs=logs))
-        return CheckFailed(message, Evidence(seen.sent, expected, seen.received, seen.trace, logs))
+        sent = "\n".join([seen.sent, *opened(self._credential)])
+        return CheckFailed(message, Evidence(sent, expected, seen.received, seen.trace, logs))
 
 
 @contextmanager

@@ -8,7 +8,6 @@ died before it could be used, because the host was too slow, is played again wit
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -28,6 +27,7 @@ from iamroles_scenarios.declarations.scenario import (
     Step,
 )
 from iamroles_scenarios.declarations.timeline import BEGIN, Traffic, WindowSpec
+from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.events import Events
 from iamroles_scenarios.engine.fire import Fire
 from iamroles_scenarios.engine.ledger import Finding, Flow
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 _ATTEMPTS = 3
 _POLL = 0.05
 """Seconds between two questions of an expectation that has time to come true."""
+_VARIANT = 80
+"""Characters of one field of a request, in the line of a failing step."""
+_ALSO = 10
+"""Tokens of later failing steps that a failure shows, beside the first."""
 ENDING = 0.2
 """Seconds in which an agent whose check failed has ended, if it does."""
 
@@ -112,9 +116,7 @@ def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> 
                 yield place
 
     try:
-        timeline = _replayed(scenario, target, world, watcher or Watcher())
-        verdicts = [timeline.verdict(check) for check in checks]
-        results = judged_alive(verdicts, timeline.place.worlds, ENDING)
+        results = _replayed(scenario, target, world, watcher or Watcher())
     except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
         results = [blamed(check, error) for check in checks]
     seconds = time.monotonic() - started
@@ -126,16 +128,18 @@ def _replayed(
     target: Target,
     world: Callable[[int], AbstractContextManager[Place]],
     watcher: Watcher,
-) -> _Timeline:
+) -> list[CheckResult]:
     for attempt in range(_ATTEMPTS):
         if attempt:
             recording.tried_again()
         with world(attempt) as place:
             timeline = _Timeline(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
             timeline.run()
+            verdicts = [timeline.verdict(check) for check in scenario.planned(target.lane)]
+            results = judged_alive(verdicts, place.worlds, ENDING)
         if not isinstance(timeline.fault, TooSlow):
             break
-    return timeline
+    return results
 
 
 class _Timeline:
@@ -212,7 +216,7 @@ class _Timeline:
             )
         self._watcher.saw(step, seen, [text for each in differences.values() for text in each])
         where = f"step {number}" + (f" ({step.note})" if step.note else "")
-        where += f", token {request.token!r}" if request.token and len(step.each) > 1 else ""
+        where += "".join(f", {text}" for text in _variant(step, request))
         for name, differing in differences.items():
             self._proven[name] += 1
             if differing:
@@ -310,6 +314,7 @@ class _Timeline:
         )
         right = entry.question.flow.right(entry.sent, entry.received, entry.question.dies)
         sent, received = entry.shown
+        sent = "\n".join([sent, *opened(entry.question.secret)])
         expected = " or ".join(map(describe, right))
         return Evidence(sent, expected, received, "\n".join(trace), self._log_tails())
 
@@ -325,8 +330,11 @@ class _Timeline:
         token: str,
     ) -> None:
         message = f"{where}: {'; '.join(differing)}"
-        if name in self._failures:  # the evidence is the first step's; every step is named
+        if name in self._failures:  # the evidence is the first step's; every step is named, with its token
             before, evidence = self._failures[name]
+            shown = "\n".join(opened(token))
+            if shown not in evidence.sent and evidence.sent.count("\nalso ") < _ALSO:
+                evidence = replace(evidence, sent=f"{evidence.sent}\nalso {where}:\n{shown}")
             self._failures[name] = (f"{before}\n  {message}", evidence)
             return
         evidence = Evidence(
@@ -356,21 +364,7 @@ class _Timeline:
         return replace(result, evidence=replace(result.evidence, logs=self._log_tails()))
 
 
-_SHOWN = 1500
-"""Characters of a token's header, and of its claims, that a failure shows."""
-
-
-def opened(token: str) -> list[str]:
-    """Header and claims of a JWT as lines to read, never its signature; none for what is no JWT."""
-    parts = token.split(".")
-    if len(parts) != 3:
-        return []
-    lines = []
-    for title, part in zip(("header", "claims"), parts, strict=False):
-        try:
-            text = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)).decode()
-        except ValueError:
-            text = "<not base64url of UTF-8>"
-        printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-        lines.append(f"token {title}: {printable[:_SHOWN]}{'…' * (len(printable) > _SHOWN)}")
-    return lines
+def _variant(step: Step, request: RequestSpec) -> list[str]:
+    """What tells a request of a step from its others."""
+    fields = sorted({field for variant in step.each if len(step.each) > 1 for field in variant})
+    return [f"{field} {str(getattr(request, field, ''))[:_VARIANT]!r}" for field in fields]

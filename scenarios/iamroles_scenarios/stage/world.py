@@ -148,6 +148,8 @@ class AgentHandle:
         if not within and self._part.alive:
             return None
         code = self._part.wait(within or 1.0)
+        if self._told:  # meanwhile: another thread has closed the world
+            return self._gone
         if code is not None:
             self._part.stderr.finish()  # so that its last words are in the log
         return code

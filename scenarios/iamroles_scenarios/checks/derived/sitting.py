@@ -15,8 +15,9 @@ from typing import Any
 from iamroles_scenarios.checks.derived import answers
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.engine.bench import Bench, bench
+from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.observation import differences
-from iamroles_scenarios.engine.play import Target, opened
+from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.oracle.answer import TEXTS
 from iamroles_scenarios.wire.client import Asker
