@@ -13,9 +13,9 @@ from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck, Scenario, scenarios
 from iamroles_scenarios.engine.play import Target, play
-from iamroles_scenarios.engine.run import Options, Run, plan, selected_by, with_known
+from iamroles_scenarios.engine.run import Options, Run, plan, selected_by, traced, with_known
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import SelectionError, StageError
+from iamroles_scenarios.errors import Evidence, SelectionError, StageError
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 
 _AGENT = Path(__file__).parent / "agents" / "blunt.py"
@@ -235,3 +235,11 @@ def test_selection(pattern: str, chosen: bool) -> None:
     check = PlannedCheck("gate.expired.refused", "gate-spop", "title", ("TOKEN-TIME-001",))
 
     assert selected_by([pattern])(check) is chosen
+
+
+def test_a_failure_without_a_trace_shows_the_end_of_what_was_sent_and_seen() -> None:
+    bare = CheckResult("a.b", (), Verdict.FAIL, "still open")
+    told = replace(bare, evidence=Evidence(trace="its own"))
+
+    assert traced(bare, "sent\nseen").evidence.trace == "sent\nseen"
+    assert traced(told, "sent\nseen") is told

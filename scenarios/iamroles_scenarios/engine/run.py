@@ -286,11 +286,15 @@ class Run:
 
     def _work(self, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
         try:
-            with recording.recorded(keeps=self.options.transcripts) as found:
+            own_traces = covers[0].lane == "wire"
+            with recording.recorded(keeps=self.options.transcripts or not own_traces) as found:
                 results = list(work())
-            text = found.text()
+            failed = any(result.verdict is Verdict.FAIL for result in results)
+            text = found.text() if failed or self.options.transcripts else ""
             for result in results:
-                self._settle(replace(result, transcript=text, narrowest=found.narrowest, tries=found.tries))
+                told = traced(result, text) if result.verdict is Verdict.FAIL else result
+                kept = text if self.options.transcripts else ""
+                self._settle(replace(told, transcript=kept, narrowest=found.narrowest, tries=found.tries))
         except Exception as error:  # noqa: BLE001 - the suite's own fault, and said to be
             for check in covers:
                 self._settle(blamed(check, error))
@@ -394,6 +398,18 @@ def called(check: PlannedCheck, target: Target) -> CheckResult:
             result = blamed(check, error)
     [result] = judged_alive([result], worlds, ENDING)
     return replace(result, seconds=time.monotonic() - started)
+
+
+_TRACE = 60
+"""Lines of what a check sent and saw that its failure shows, where it has no trace of its own."""
+
+
+def traced(result: CheckResult, text: str) -> CheckResult:
+    """A failure with the end of what was sent and seen as its trace, if it has none."""
+    if result.evidence.trace or not text:
+        return result
+    trace = "\n".join(text.splitlines()[-_TRACE:])
+    return replace(result, evidence=replace(result.evidence, trace=trace))
 
 
 def weighed(result: CheckResult) -> CheckResult:
