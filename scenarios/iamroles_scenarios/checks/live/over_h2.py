@@ -10,8 +10,12 @@ from iamroles_scenarios.checks.live.multiplexed import Connection, Multiplexed
 from iamroles_scenarios.checks.live.revoking import WITHIN, revoke
 from iamroles_scenarios.checks.live.stream import KINDS, Shape
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.play import Target
+
+_SECOND_HEAD = "ProtocolError: Trailers"
+_TIMES = 4
 
 
 def connected(here: Bench, stack: ExitStack) -> Connection:
@@ -76,21 +80,38 @@ def expiry(target: Target) -> None:
     title="over HTTP/2 a revocation ends the streams of its principal, and no others of the connection",
 )
 def revoked(target: Target) -> None:
-    """Two people share one connection, as they do behind a proxy of their own."""
+    """Two people share one connection, as they do behind a proxy of their own.
+
+    HAProxy 3.2 was seen to send a second head on a stream that its CLI shut down. The client's library then
+    gives up the whole connection, which says nothing of the others: it is played again.
+    """
     live = {"revocations": "revocations.toml"}
-    with bench(target, "live", "live.h2.revoked", own=True, live=live) as here, ExitStack() as stack:
-        revoke(here)
-        line = connected(here, stack)
-        alice = here.token(exp="+15m", sub="alice")
-        bob = here.token(exp="+15m", sub="bob", roles=["writer"])
-        going, staying = [], []
-        for kind in KINDS:
-            going.append(opened(here, line, Shape(kind), alice, "/live/reader"))
-            staying.append(opened(here, line, Shape(kind), bob, "/live/writer"))
-        revoke(here, principals=["alice"])
-        due = time.time() + here.seconds(WITHIN)
-        for stream in going:
-            if not stream.until(due):
-                raise here.failed(f"{stream.shape} over HTTP/2: still open {WITHIN:g} s after its revocation")
-        time.sleep(AFTER)  # what cuts too much has had its time
-        going_on(here, line, staying, "the revocation of another on its connection")
+    with bench(target, "live", "live.h2.revoked", own=True, live=live) as here:
+        for _ in range(_TIMES):
+            with ExitStack() as stack:
+                line = connected(here, stack)
+                if _one_goes(here, line):
+                    return
+        raise here.failed(f"the proxy broke the connection in each of {_TIMES} turns: {line.fault}")
+
+
+def _one_goes(here: Bench, line: Connection) -> bool:
+    """Play it on one connection; False: the proxy sent a second head there."""
+    alice = here.token(exp="+15m", sub="alice")
+    bob = here.token(exp="+15m", sub="bob", roles=["writer"])
+    revoke(here)
+    here.expect("nobody is revoked", alice, Expectation(backend="plain"), within=WITHIN, path="/plain/a")
+    going, staying = [], []
+    for kind in KINDS:
+        going.append(opened(here, line, Shape(kind), alice, "/live/reader"))
+        staying.append(opened(here, line, Shape(kind), bob, "/live/writer"))
+    revoke(here, principals=["alice"])
+    due = time.time() + here.seconds(WITHIN)
+    for stream in going:
+        if not stream.until(due):
+            raise here.failed(f"{stream.shape} over HTTP/2: still open {WITHIN:g} s after its revocation")
+    time.sleep(AFTER)  # what cuts too much has had its time
+    if line.fault.startswith(_SECOND_HEAD):
+        return False
+    going_on(here, line, staying, "the revocation of another on its connection")
+    return True
