@@ -1,56 +1,18 @@
-// The agent: reads its world, serves SPOP, takes up reloads (SPEC.md sections 2, 3, 4 and 8).
+// The agent: the gate over SPOP (SPEC.md sections 2 and 3).
 
-import { readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { Connection } from "./spop.mjs";
-import { load, decide } from "./policy.mjs";
-import { address, hostName, segments } from "./paths.mjs";
-import { identify, Refusal, refuse } from "./jwt.mjs";
-import { Keys } from "./keys.mjs";
-import { parse, PREFIX, Sts } from "./sts.mjs";
+import { judged, refusal, settings, start } from "./gate.mjs";
+import { refuse } from "./jwt.mjs";
 
-const clock = () => Date.now() / 1000;
-const STATUS = {
-  400: "text_too_long host_ambiguous path_ambiguous multiple_credentials",
-  403: "role_missing role_not_in_token ambiguous_role no_grant denied_by_rule scope_insufficient",
-  503: "sts_unavailable keys_unavailable internal_error",
-};
-const ERRORS = { 400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope", 503: undefined };
-const statusOf = (reason) => Number(Object.keys(STATUS).find((status) => STATUS[status].split(" ").includes(reason)) ?? 401);
-
-// All variables of section 3, in its order: what a refusal does not set, it unsets. `allow` is last.
-const ANSWER = {
-  status: undefined, reason: undefined, error: undefined, role: undefined, principal: undefined, session: undefined,
-  issuer: undefined, rule: undefined, backend: undefined, expires: undefined, ticket: undefined, identity: undefined, allow: false,
-};
-const refusal = (reason, rule) => {
-  const status = statusOf(reason);
-  return { ...ANSWER, status, reason, rule, error: reason === "no_credentials" ? undefined : ERRORS[status] };
-};
-
-// What is in force. A reload replaces it as a whole.
-function build(document, old) {
-  const policy = load(document);
-  const kept = old ? [...old.issuers.values()] : [];
-  const issuers = new Map();
-  for (const issuer of policy.issuers) {
-    const same = kept.find(({ keys }) => keys.takes(issuer));
-    issuers.set(issuer.issuer, { issuer, keys: same ? same.keys.adopt(issuer, policy.keys) : new Keys(issuer, policy.keys) });
-  }
-  for (const { keys } of kept) if (![...issuers.values()].some((entry) => entry.keys === keys)) keys.stop();
-  return { policy, issuers, sts: policy.sts.map((entry) => new Sts(entry, clock)) };
-}
-const worldFile = process.env.IAMROLES_WORLD;
-const readWorld = () => JSON.parse(readFileSync(worldFile, "utf8"));
-
-// The arguments of the one iam-check; null where it cannot be understood (2.2, 2.3).
-function question(messages) {
+// The arguments of the one iam-check; what cannot be understood is refused (2.2, 2.3).
+function question(messages, aborted) {
   const checks = messages.filter(([name]) => name === "iam-check");
-  if (checks.length !== 1) return null;
+  refuse(checks.length !== 1 || aborted, "internal_error");
   const found = new Map();
   for (const [name, argument] of checks[0][1]) {
     const other = found.get(name);
-    if (other && (other.type !== argument.type || String(other.value) !== String(argument.value))) return null;
+    refuse(other && (other.type !== argument.type || String(other.value) !== String(argument.value)), "internal_error");
     found.set(name, argument);
   }
   const of = (name, ...types) => {
@@ -70,83 +32,22 @@ function question(messages) {
   };
 }
 
-async function verdict(messages, aborted) {
-  const asked = question(messages);
-  refuse(asked === null || aborted, "internal_error");
-  const { method, host, path, role, authorization, count } = asked;
-  refuse(method.length > 32 || (host ?? "").length > 260 || path.length > 4096 || (role ?? "").length > 640, "text_too_long");
-  const request = { method, host: hostName(host), path: segments(path), role, src: address(asked.src) };
-  refuse(request.path === null, "path_ambiguous");
-  refuse(count !== null && count > 1n, "multiple_credentials");
-  refuse(authorization === null, "no_credentials");
-  refuse(count !== null && count < 1n, "internal_error");
-  const [, credential] = /^bearer(?: +(.*?))?[ \t]*$/is.exec(authorization) ?? [];
-  refuse(credential === undefined, "no_credentials");
-  const world = inForce;
-  refuse(credential.length > world.policy.limits.max_token_bytes, "token_too_large");
-  const identity = credential.startsWith(PREFIX)
-    ? await fromSts(credential.slice(PREFIX.length), world)
-    : await identify(credential, world, clock);
-  const decision = decide(world.policy, identity, request, clock());
-  if (decision.reason) return refusal(decision.reason, decision.rule);
-  const { principal, session, issuer } = identity;
-  const { grant, role: granted, expires } = decision;
-  return { ...ANSWER, status: 200, role: granted, principal, session, issuer, rule: grant.id, backend: grant.backend, expires, allow: true };
-}
-
-function fromSts(credential, world) {
-  const parts = parse(credential);
-  const sts = world.sts.find(({ entry }) => entry.hosts.includes(parts.host));
-  refuse(!sts, "issuer_untrusted");
-  return sts.identify(parts);
-}
-
-async function judge(messages, aborted) {
-  if (!messages.some(([name]) => name === "iam-check")) return {};
-  try {
-    return await verdict(messages, aborted);
-  } catch (error) {
-    if (error instanceof Refusal) return refusal(error.reason);
-    process.stderr.write(`internal error: ${error.stack}\n`);
-    return refusal("internal_error");
-  }
-}
-
-const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
-let inForce;
-try {
-  inForce = build(readWorld());
-} catch (error) {
-  process.stderr.write(`${worldFile}: ${error.message}\n`);
-  process.exit(2);
-}
-process.on("SIGHUP", () => {
-  try {
-    inForce = build(readWorld(), inForce);
-    say({ reloaded: true });
-  } catch (error) {
-    say({ reloaded: false, error: error.message });
-  }
-});
+const judge = (messages, aborted) =>
+  messages.some(([name]) => name === "iam-check") ? judged(() => question(messages, aborted)) : {};
 
 const connections = new Set();
 const server = createServer({ allowHalfOpen: true }, (socket) => {
-  const { max_connections: most, handshake_timeout: handshake, max_frame_size: maxFrameSize } = inForce.policy.agent;
+  const { max_connections: most, handshake_timeout: handshake, max_frame_size: maxFrameSize } = settings();
   if (connections.size >= most) return socket.destroy();
-  const connection = new Connection(socket, { judge, failed: () => refusal("internal_error"), maxFrameSize, handshakeTimeout: handshake * 1000 });
+  const failed = () => refusal("internal_error");
+  const connection = new Connection(socket, { judge, failed, maxFrameSize, handshakeTimeout: handshake * 1000 });
   connections.add(connection);
   socket.on("close", () => connections.delete(connection));
 });
-process.on("SIGTERM", () => {
-  server.close();
-  for (const connection of connections) connection.finish();
-  for (const { keys } of inForce.issuers.values()) keys.stop();
-  setTimeout(() => process.exit(0), inForce.policy.agent.drain_timeout * 1000).unref();
-});
-
-const listen = inForce.policy.agent.listen ?? "127.0.0.1:9901";
-const [, host, port] = /^\[?(.*?)\]?:(\d+)$/.exec(listen) ?? [];
-server.listen(listen.startsWith("unix:") ? { path: listen.slice(5) } : { host, port: Number(port) }, () => {
-  const bound = server.address();
-  say({ ready: true, address: typeof bound === "string" ? `unix:${bound}` : `${bound.family === "IPv6" ? `[${bound.address}]` : bound.address}:${bound.port}` });
-});
+start(
+  (where, ready) => server.listen(where, () => ready(server.address())),
+  () => {
+    server.close();
+    for (const connection of connections) connection.finish();
+  },
+);

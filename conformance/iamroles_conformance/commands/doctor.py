@@ -132,7 +132,9 @@ def _agent(spec: AgentSpec) -> Prerequisite:
 
 def _started(stage: Stage, spec: AgentSpec) -> str:
     stage.idp.issuer("corp")
-    with stage.world(spec, policy_of(_largest()), haproxy=False) as world:
+    with stage.world(spec, policy_of(_largest()), haproxy=not spec.spop) as world:
+        if not spec.spop:
+            return f"HAProxy {world.haproxy.version} starts on the configuration of its own; no SPOP to ask"
         address = world.agent.spop_address
         try:
             return f"starts, {_asked(address)} at {address}"

@@ -4,6 +4,7 @@
 whatever the standards permit; `strict` adds what SPEC.md asks beyond them. It is said only where every MUST
 check of the class in the whole suite was played and passed. A check that was not selected, does not apply,
 could not be judged, or fails as the vendor's list says, was not passed: the class is then told by its counts.
+Of an agent that declares `spop = false`, a class is what HAProxy's lanes hold of it.
 
 The statement is computed from the document's checks alone, so a reader of a published report can compute it
 again, and an edited sentence does not survive that.
@@ -18,8 +19,9 @@ from typing import Any
 
 from iamroles_scenarios.declarations.catalogue import CLASSES, Grade
 from iamroles_scenarios.declarations.results import Verdict
-from iamroles_scenarios.declarations.scenario import PlannedCheck
+from iamroles_scenarios.declarations.scenario import PROXY_LANES, PlannedCheck
 from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.stage.spec import declares
 
 Document = dict[str, Any]
 _PASS = Verdict.PASS.value
@@ -60,7 +62,8 @@ def statement(
     for check in checks:  # of one that is told twice, what is not a pass counts
         if verdicts.get(check["name"], _PASS) == _PASS:
             verdicts[str(check["name"])] = str(check["verdict"])
-    classes = [_class(name, verdicts) for name in CLASSES if _checks_of(name)]
+    spop = declares(features, "spop")
+    classes = [_class(name, verdicts, spop=spop) for name in CLASSES if _checks_of(name, spop=spop)]
     played = sum(verdicts.get(check.name) in _JUDGED for check in _all())
     found: Document = {
         "grade": grade,
@@ -77,7 +80,7 @@ def statement(
         "absent_features": sorted(
             feature
             for feature in {one for check in _all() for one in check.features}
-            if not features.get(feature)
+            if not declares(features, feature)
         ),
         "warnings": _with(verdicts, Verdict.WARNING),
         "departures": _with(verdicts, Verdict.DEPARTURE),
@@ -85,8 +88,8 @@ def statement(
     return {"sentence": _sentence(product, found, verdicts), "beside": _beside(found), **found}
 
 
-def _class(name: str, verdicts: Mapping[str, str]) -> Document:
-    checks = _checks_of(name)
+def _class(name: str, verdicts: Mapping[str, str], *, spop: bool) -> Document:
+    checks = _checks_of(name, spop=spop)
     must = [check for check in checks if check.must]
     core = [check.name for check in must if check.grade == "core"]
     return {
@@ -169,5 +172,10 @@ def _all() -> tuple[PlannedCheck, ...]:
 
 
 @cache
-def _checks_of(name: str) -> tuple[PlannedCheck, ...]:
-    return tuple(check for check in _all() if name in check.classes)
+def _checks_of(name: str, *, spop: bool) -> tuple[PlannedCheck, ...]:
+    """The checks of a class; of an agent without SPOP those that HAProxy stands in."""
+    return tuple(
+        check
+        for check in _all()
+        if name in check.classes and (spop or (check.lane in PROXY_LANES and "spop" not in check.features))
+    )

@@ -38,6 +38,7 @@ from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.worlds import Place, Worlds
 from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
+from iamroles_scenarios.stage.spec import declares
 from iamroles_scenarios.traffic.polling import NANO
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Target:
 
     def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
         """Features among these that the agent declares not to have."""
-        return sorted(name for name in features if not self.agent.features.get(name))
+        return sorted(name for name in features if not declares(self.agent.features, name))
 
 
 def owner_of(scenario_id: str, lane: str) -> str:
@@ -100,7 +101,10 @@ def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> 
     """Play a scenario in one lane and judge its checks there; never raises for what the agent does."""
     started = time.monotonic()
     checks = scenario.planned(target.lane)
-    if missing := target.lacks(scenario.needs):
+    missing = target.lacks(scenario.needs)
+    if not target.agent.runs and any(step.agent for step in scenario.steps):
+        missing.append("process of its own")
+    if missing:
         return [lacking(check, missing) for check in checks]
     owner = owner_of(scenario.id, target.lane)
 

@@ -277,6 +277,10 @@ class Run:
             self._submit_function(check)
 
     def _once(self, job: str, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
+        if not self.agent.spop and covers[0].lane not in PROXY_LANES:
+            for check in covers:
+                self._settle(lacking(check, ["spop"]))
+            return
         with self._lock:
             if job in self._submitted:
                 return

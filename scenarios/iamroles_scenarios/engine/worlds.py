@@ -182,7 +182,8 @@ class Worlds:
         """A world whose agent serves the address that it announces."""
         world = self._stage.world(agent, policy, **how)
         try:
-            answers(world.agent.spop_address, {"agent": world.agent.logs()})
+            if world.agent.spop_address:
+                answers(world.agent.spop_address, {"agent": world.agent.logs()})
         except StageError as error:
             error.world = json.dumps(world.document)
             world.close()

@@ -28,8 +28,8 @@ class Renderer:
 
     Args:
         spec: its `[haproxy]` table may hold `render`, a command with the placeholders `{world}` (the world
-            file) and `{output}` (a directory). It writes `haproxy.cfg` and whatever that one includes by
-            relative name; HAProxy is started with the variables of docs/stage.md.
+            file) and `{output}` (a directory). It runs beside `agent.toml`, and writes `haproxy.cfg` and
+            whatever that one includes by relative name; docs/stage.md has the variables that HAProxy gets.
     """
 
     def __init__(self, spec: AgentSpec) -> None:
@@ -62,7 +62,7 @@ class Renderer:
             argv += [word.format(world=world, output=output) for word in words]
             try:
                 done = subprocess.run(  # noqa: S603 - agent.toml's command
-                    argv, capture_output=True, text=True, timeout=60, check=False
+                    argv, capture_output=True, text=True, timeout=60, check=False, cwd=self._directory
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise StageError(f"Rendering HAProxy's configuration failed: {error}") from error

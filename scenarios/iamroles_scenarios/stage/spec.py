@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,13 +26,16 @@ FEATURES = {
     "workers": "true or false",
     "pair": "true or false; left out, it is true with the shipped HAProxy configuration",
     "reload": 'a signal such as "SIGHUP", or false',
+    "spop": "false where HAProxy asks by other means than SPOP; else leave it out",
 }
 """The features that can be declared, and what each takes; checks need no others (a test holds it)."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent under test. Exactly one of command, image and address is set."""
+    """An agent under test. Exactly one of command, image and address is set; none where `spop` is false and
+    HAProxy's own configuration decides.
+    """
 
     name: str
     version: str
@@ -76,8 +80,15 @@ class AgentSpec:
         launch = _table(document, "launch", path)
         _known(launch, _LAUNCH, path, "launch.")
         ways = [key for key in ("command", "image", "address") if launch.get(key)]
-        if len(ways) != 1:
+        features = _features(document, path)
+        haproxy = _table(document, "haproxy", path)
+        if len(ways) != 1 and (ways or declares(features, "spop")):
             raise AgentFileError(f"{path}: launch: needs exactly one of command, image and address.")
+        if not declares(features, "spop") and not haproxy.get("render"):
+            raise AgentFileError(
+                f"{path}: features.spop: is false, so haproxy.render must name the command that writes "
+                "HAProxy's configuration."
+            )
         command = launch.get("command", [])
         if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
             raise AgentFileError(
@@ -93,14 +104,24 @@ class AgentSpec:
             build=_text(launch, "build", path),
             env=_texts(launch, "env", path),
             ready_within=_number(launch, "ready_within", 20.0, path),
-            features=_features(document, path),
-            haproxy=_table(document, "haproxy", path),
+            features=features,
+            haproxy=haproxy,
             known_failures=_texts(document, "known_failures", path),
         )
         _known(spec.haproxy, _HAPROXY, path, "haproxy.")
         if "render" not in spec.haproxy:
             spec.features.setdefault("pair", True)
         return spec
+
+    @property
+    def runs(self) -> bool:
+        """Whether the stage starts a process or container of it."""
+        return bool(self.command or self.image)
+
+    @property
+    def spop(self) -> bool:
+        """Whether it speaks SPOP: then it can be judged on the wire and without HAProxy."""
+        return declares(self.features, "spop")
 
     @property
     def reload_signal_name(self) -> str:
@@ -115,6 +136,11 @@ class AgentSpec:
         """
         program, *rest = self.command
         return [find_program(program, self.directory), *rest]
+
+
+def declares(features: Mapping[str, Any], name: str) -> bool:
+    """Whether an agent with these features has one: SPOP unless it says no, others where it says so."""
+    return bool(features.get(name, name == "spop"))
 
 
 def find_program(program: str, directory: Path) -> str:

@@ -207,9 +207,10 @@ class AgentHandle:
     def _running(self, verb: str) -> Part:
         recording.note(f"the agent is {verb}")
         if self._part is None:
-            raise StageError(
-                f"{self.spec.name} runs at {self.spec.address}, outside the stage: it cannot be {verb}."
+            where = (
+                f"runs at {self.spec.address}, outside the stage" if self.spec.address else "has no process"
             )
+            raise StageError(f"{self.spec.name} {where}: it cannot be {verb}.")
         return self._part
 
 
@@ -425,7 +426,7 @@ class World:
         self._neighbours: list[AgentHandle] = []
         self.document: dict[str, Any] = {}
         self.on_close: Callable[[World], None] | None = None
-        place = None if spec.address else kind.agent_place(spec, name)
+        place = kind.agent_place(spec, name) if spec.runs else None
         self.agent = AgentHandle(spec, place, self._composer)
 
     def start(

@@ -48,6 +48,7 @@ def threads(target: Target) -> None:
     requirements=["PROXY-PIPELINE-001"],
     lane="proxy",
     title="questions that wait side by side on one connection each get their own answer",
+    features={"spop"},
 )
 def pipelined(target: Target) -> str:
     """Answers are held until all questions wait, then let go in reverse order.
@@ -72,6 +73,7 @@ def pipelined(target: Target) -> str:
     requirements=["PROXY-PIPELINE-002"],
     lane="proxy",
     title="without pipelining one question at a time waits on a connection, and each is answered",
+    features={"spop"},
 )
 def one_by_one(target: Target) -> str:
     """The capability is struck from both HELLOs; HAProxy opens more connections instead.
@@ -95,6 +97,7 @@ def one_by_one(target: Target) -> str:
     requirements=["PROXY-RELOAD-001"],
     lane="proxy",
     title="requests that wait for their verdict while HAProxy reloads are answered rightly",
+    features={"spop"},
 )
 def in_flight(target: Target) -> None:
     """The old process waits for answers, the new one already asks: neither gets the other's."""

@@ -29,6 +29,7 @@ _POLL = 0.02
     requirements=["PROXY-HEALTH-001"],
     lane="proxy",
     title="HAProxy's SPOP health check passes on a sound agent",
+    features={"spop"},
 )
 def passes(target: Target) -> None:
     """The check has ended, and ended well: UP alone is only HAProxy's first assumption."""
@@ -47,6 +48,7 @@ def passes(target: Target) -> None:
     requirements=["PROXY-HEALTH-002", "PROXY-HEALTH-003"],
     lane="proxy",
     title="an agent that falls silent is taken out: 503 at once; it comes back without a restart",
+    features={"spop"},
 )
 def silent(target: Target) -> None:
     """Freeze it, wait for the health check, ask; then the same with a kill; each time it must come back."""

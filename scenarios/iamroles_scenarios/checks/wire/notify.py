@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.errors import Untestable
+from iamroles_scenarios.errors import SilenceError, Untestable, WireError
 from iamroles_scenarios.wire.client import (
     OMIT,
     Connection,
@@ -224,7 +224,7 @@ async def message_none(target: WireTarget) -> None:
     "wire.message.odd-arguments",
     requirements=["SPOP-MSG-004"],
     lane="wire",
-    title="No arguments, unnamed arguments, two of one name that differ: an ACK, never an allow",
+    title="No arguments, or unnamed ones: an ACK, never an allow; two of one name that differ: no allow",
 )
 async def odd_arguments(target: WireTarget) -> None:
     """Of two that differ neither decides: which of them HAProxy meant is unknown."""
@@ -244,11 +244,18 @@ async def odd_arguments(target: WireTarget) -> None:
         **{f"{name} twice": [*pairs, (name, other[name])] for name in differing},
         "authorization twice, the good one last": [("authorization", "Bearer x"), *pairs],
     }
-    async with session(target) as connection:
-        for arguments in cases.values():
-            must_not_allow(
-                connection, await connection.ask(notify(1, 1, encode_message("iam-check", arguments)))
-            )
+    for what, arguments in cases.items():
+        async with session(target) as connection:
+            try:
+                ack = await connection.ask(notify(1, 1, encode_message("iam-check", arguments)))
+            except SilenceError:
+                raise
+            except WireError:
+                # SPOE.txt knows no two of one name: an agent may take them for a broken frame.
+                if "twice" not in what:
+                    raise
+            else:
+                must_not_allow(connection, ack)
     await must_live(target, "odd arguments")
 
 

@@ -1,1 +1,0 @@
-"""An agent on the library haproxyspoa."""

@@ -1,0 +1,96 @@
+"""Worked examples are started and judged for real; the page of implementations is made of their reports."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from iamroles_conformance.subject import Subject
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.engine.run import selected_by
+from iamroles_scenarios.errors import AgentFileError
+from iamroles_scenarios.stage import AgentSpec
+
+CONFORMANCE = Path(__file__).parents[2] / "conformance"
+PUBLISH = runpy.run_path(str(CONFORMANCE / "reports" / "publish.py"))
+REPORTS = PUBLISH["published"]()
+
+
+def _played(name: str, *patterns: str) -> dict[str, CheckResult]:
+    if "node" in (CONFORMANCE / "examples" / name / "agent.toml").read_text() and not shutil.which("node"):
+        pytest.skip("needs node (Debian: apt install nodejs)")
+    subject = Subject(agent=str(CONFORMANCE / "examples" / name / "agent.toml"), stage="processes")
+    planned = list(filter(selected_by(patterns), subject.planned()))
+    with subject.run(planned) as run:
+        return {check.name: run.result(check) for check in planned}
+
+
+def _failed(results: dict[str, CheckResult]) -> dict[str, str]:
+    return {name: one.message for name, one in results.items() if one.verdict is not Verdict.PASS}
+
+
+def test_the_agent_in_node_answers_on_the_wire_and_through_haproxy():
+    results = _played(
+        "node", "wire.ack.exactly-one", "gate.allow", "gate.expired", "identity.sts.answer-size"
+    )
+
+    assert _failed(results) == {}
+    assert len(results) > 10
+
+
+def test_an_http_service_is_judged_through_haproxy_alone():
+    results = _played("auth-request", "gate.allow", "gate.agent-down", "wire.ack.exactly-one")
+
+    spop = [one for name, one in results.items() if not name.endswith("[haproxy]")]
+    assert {one.verdict for one in spop} == {Verdict.NOT_APPLICABLE}
+    assert _failed({name: one for name, one in results.items() if name.endswith("[haproxy]")}) == {}
+
+
+def test_haproxy_alone_decides_and_has_no_agent_that_could_be_killed():
+    results = _played("jwt-verify", "gate.allow", "gate.foreign-key", "gate.agent-down")
+
+    through = {name: one for name, one in results.items() if name.endswith("[haproxy]")}
+    killed = {name: one for name, one in through.items() if name.startswith("gate.agent-down")}
+    assert {one.message for one in killed.values()} == {"the agent declares no process of its own"}
+    assert _failed({name: one for name, one in through.items() if name not in killed}) == {}
+
+
+@pytest.mark.parametrize("name", ["spoe-forge", "haproxyspoa"])
+def test_an_adapter_is_described_as_the_contract_says(name):
+    spec = AgentSpec.load(CONFORMANCE / "examples" / name / "agent.toml")
+
+    assert spec.runs
+    assert spec.spop
+
+
+def test_without_spop_somebody_must_write_haproxys_configuration(tmp_path):
+    agent = tmp_path / "agent.toml"
+    agent.write_text('spec = 1\nname = "x"\n[features]\nspop = false\n')
+
+    with pytest.raises(AgentFileError, match=r"haproxy\.render must name the command"):
+        AgentSpec.load(agent)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_published_report_is_whole_and_names_nothing_of_the_machine(name):
+    document = PUBLISH["read"](name)
+    files = [path for path in (CONFORMANCE / "reports" / name).iterdir() if path.is_file()]
+
+    stated = PUBLISH["stated"](document)
+    assert stated["sentence"] == document["statement"]["sentence"]
+    assert {path.name for path in files} == {"report.json", "summary.md", "badge.svg"}
+    for path in files:
+        text = path.read_text()
+        assert not re.search(r"/(work|home|root|tmp|usr)/|127\.0\.0\.1:\d", text), path.name
+        assert socket.gethostname() not in text
+
+
+def test_the_page_of_implementations_is_made_from_the_reports():
+    text = PUBLISH["PAGE"].read_text()
+
+    assert text == PUBLISH["page"](text)
