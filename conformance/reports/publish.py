@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from iamroles_conformance.reports.statement import statement
+from iamroles_scenarios.declarations.catalogue import CLASSES
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -64,7 +64,10 @@ def kept(document: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: document[key] for key in wanted},
         **{key: document[key] for key in ("known_failures", "reproduce", "digests", "totals", "coverage")},
-        "statement": {key: document["statement"][key] for key in ("sentence", "beside", "grade", "conforms")},
+        "statement": {
+            **{key: document["statement"][key] for key in ("sentence", "beside", "grade", "conforms")},
+            "classes": {one["class"]: _counts(one["core"]) for one in document["statement"]["classes"]},
+        },
         "checks": checks,
     }
 
@@ -89,32 +92,27 @@ def published() -> list[str]:
 
 def matrix() -> str:
     """The tables of the page."""
-    said = {name: stated(read(name)) for name in published()}
-    classes = [one["class"] for one in next(iter(said.values()))["classes"]]
+    said = {name: read(name)["statement"] for name in published()}
+    classes = list(CLASSES)
     rows = [f"| implementation | {' | '.join(classes)} |", "|---" * (len(classes) + 1) + "|"]
-    for name in said:
-        cells = [_cell(one) for one in said[name]["classes"]]
+    for name, one in said.items():
+        cells = [_cell(each, one) for each in classes]
         rows.append(f"| [{name}](#{name}): {WHAT[name][0]} | {' | '.join(cells)} |")
-    return "\n".join([*rows, *(part for name in said for part in _section(name, said[name]))])
+    return "\n".join([*rows, *(part for name, one in said.items() for part in _section(name, one))])
 
 
-def stated(document: dict[str, Any]) -> dict[str, Any]:
-    """The statement, computed anew from the checks of a report."""
-    product = " ".join(document["product"].values())
-    beside = {key: document[key] for key in ("features", "known_failures")}
-    found: dict[str, Any] = statement(product, document["checks"], **beside)
-    return found
+def _counts(core: dict[str, Any]) -> dict[str, int]:
+    return {"of": core["of"], "passed": core["passed"], "failed": len(core["failed"])}
 
 
-def _cell(one: dict[str, Any]) -> str:
-    core = one["core"]
-    if one["strict"]["conforms"]:
-        return "conforms (strict)"
-    if core["conforms"]:
-        return "conforms (core)"
-    if not core["played"]:
+def _cell(name: str, said: dict[str, Any]) -> str:
+    for grade in ("strict", "core"):
+        if name in said["conforms"][grade]:
+            return f"conforms ({grade})"
+    found = said["classes"][name]
+    if not found["passed"] and not found["failed"]:
         return "not played"
-    return f"{core['passed']} of {core['of']}" + (f", {len(core['failed'])} failed" if core["failed"] else "")
+    return f"{found['passed']} of {found['of']}" + (f", {found['failed']} failed" if found["failed"] else "")
 
 
 def _section(name: str, said: dict[str, Any]) -> list[str]:

@@ -81,8 +81,8 @@ def test_a_published_report_is_whole_and_names_nothing_of_the_machine(name):
     document = PUBLISH["read"](name)
     files = [path for path in (CONFORMANCE / "reports" / name).iterdir() if path.is_file()]
 
-    stated = PUBLISH["stated"](document)
-    assert stated["sentence"] == document["statement"]["sentence"]
+    assert sum(document["totals"].values()) == len(document["checks"])
+    assert document["statement"]["sentence"] in (CONFORMANCE / "reports" / name / "summary.md").read_text()
     assert {path.name for path in files} == {"report.json", "summary.md", "badge.svg"}
     for path in files:
         text = path.read_text()

@@ -131,7 +131,9 @@ export class Connection {
     this.closing = false;
     this.buffer = Buffer.alloc(0);
     socket.setNoDelay?.(true);
-    this.timer = setTimeout(() => this.disconnect(new Fault(2, "no HELLO in time")), handshakeTimeout);
+    // Timers come before what has arrived: after a pause of this process, read that first.
+    const late = () => this.agreed || this.disconnect(new Fault(2, "no HELLO in time"));
+    this.timer = setTimeout(() => setImmediate(late), handshakeTimeout);
     socket.on("data", (bytes) => this.read(bytes));
     socket.on("end", () => this.finish()); // a half-close: what was asked is answered yet
     socket.on("drain", () => this.throttle());
