@@ -184,14 +184,19 @@ def without_secrets(text: str) -> str:
     """A text without signatures: tokens are decoded, what is signed or random is cut.
 
     Checks break tokens in every way, so a signature may stand anywhere: whatever looks like one is cut too.
-    Bytes in hexadecimal may be a piece of one: a long run of them keeps its first eight.
+    Bytes in hexadecimal may be a piece of one: where they spell a long run of letters, the first eight stay.
     """
     text = _JWT.sub(lambda found: f"<token {_opened(found[1])} . {_opened(found[2])}, no signature>", text)
     text = _PRESIGNED.sub(lambda found: f"{found[1]}<{_url(found[2])}>", text)
     text = _BEARER.sub(r"\1…<cut>", text)
     text = _SIGNED.sub(r"\1<cut>", text)
     text = _RUN.sub(lambda found: _cut(found[0]), text)
-    return _HEX.sub(lambda found: f"{found[0][:24]}… <cut> ", text)
+    return _HEX.sub(lambda found: _bytes(found[0]), text)
+
+
+def _bytes(run: str) -> str:
+    letters = re.search(rb"[\w.-]{24,}", bytes.fromhex(run.strip()))
+    return f"{run[:24]}… <{len(run) // 3 - 8} more> " if letters else run
 
 
 def _cut(run: str) -> str:

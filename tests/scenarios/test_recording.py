@@ -45,6 +45,14 @@ def test_a_presigned_request_is_shown_without_what_signs_it() -> None:
     assert url not in shown
 
 
+def test_bytes_are_cut_where_they_spell_a_credential_and_stay_where_they_are_a_frame() -> None:
+    signature = b"\x00\x00\x01\x2c\x03" + b"Pizt_crP0M0iqFZNe7udPElGJI0nVytD9YFZtvm"
+    frame = bytes([0, 0, 0, 19, 3]) + b"method\x08\x03GET\x04path\x08\x01/" + bytes(12)
+
+    assert signature[-20:].hex(" ") not in without_secrets(f">> RAW {signature.hex(' ')} … (300 bytes)")
+    assert without_secrets(f">> RAW {frame.hex(' ')}") == f">> RAW {frame.hex(' ')}"
+
+
 def test_deep_nesting_brings_nobody_down() -> None:
     deep = base64.urlsafe_b64encode(b"[" * 100_000).decode()
 

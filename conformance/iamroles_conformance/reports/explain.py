@@ -8,6 +8,7 @@ from iamroles_conformance.reports import contract
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
+from iamroles_scenarios.recording import without_secrets
 
 _WORDS = {
     Verdict.FAIL: "FAIL",
@@ -43,7 +44,9 @@ def failure(check: PlannedCheck, result: CheckResult, again: str, told: set[str]
         *((f"log of {part}", _end(text)) for part, text in evidence.logs.items()),
         ("run it again", again),
     ]
-    return "\n".join([head, *(_section(title, text) for title, text in parts if text.strip())])
+    return without_secrets(
+        "\n".join([head, *(_section(title, text) for title, text in parts if text.strip())])
+    )
 
 
 _LINES, _WIDTH = 14, 400

@@ -79,7 +79,10 @@ def document(
         "seeds": seeds(),
         "passed": told["holds"] and (run.burden is None or run.burden.sound),
         "statement": told,
-        "findings": findings(result for _, result in pairs) + (run.burden.told() if run.burden else []),
+        "findings": [
+            without_secrets(text)
+            for text in findings(result for _, result in pairs) + (run.burden.told() if run.burden else [])
+        ],
         "not_played": sorted({check.name for check in run.planned} - {check["name"] for check in checks}),
         **_derived(checks),
         "checks": checks,
