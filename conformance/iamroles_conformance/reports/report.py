@@ -185,7 +185,8 @@ def parsed(text: str, path: object) -> Document:
         known_failures=found["known_failures"],
         grade="strict" if grade == "strict" else "core",
     )
-    return found | {"passed": found["statement"]["holds"]}
+    # What flowed beside the checks may have failed too: that stands in the findings, not in the checks.
+    return found | {"passed": found["statement"]["holds"] and bool(found.get("passed", True))}
 
 
 def derived(found: Document) -> Document:
