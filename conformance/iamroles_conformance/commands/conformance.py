@@ -18,6 +18,7 @@ _COMMANDS = {
     "report": "report:report",
     "run": "run:run",
     "selftest": "selftest:selftest",
+    "soak": "soak:soak",
     "spec": "spec:spec",
     "verify-report": "verify:verify_report",
 }

@@ -92,6 +92,10 @@ class _Stream:
         made = Watched(self._case, raw, _ANY, flow=self.flow, ledger=self._ledger, secret=token, dies=dies)
         self.questions = [one for one in self.questions if one.dies + NANO > now()] + [made]
 
+    def hurry(self) -> None:
+        """Let the next token be minted at once."""
+        self._due = 0
+
     def renew(self, at: int) -> None:
         """Mint another token if it is time."""
         if self._mint is not None and (not self.questions or (self._renew and at >= self._due)):
@@ -163,6 +167,16 @@ class Fire:
             stream.renew(now())
         self._streams[flow.name] = stream
         self._shuffle([*self._dealt, stream])
+
+    def renew(self) -> None:
+        """Mint the next token of each flow that renews now."""
+        for stream in list(self._streams.values()):
+            stream.hurry()
+
+    def forget_renewed(self) -> None:
+        """Of each flow that renews, ask with its newest token alone from now on."""
+        for stream in list(self._streams.values()):
+            stream.questions = stream.questions[-1:]
 
     def leave(self, name: str) -> None:
         """Ask a flow no more."""

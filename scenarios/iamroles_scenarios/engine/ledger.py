@@ -265,6 +265,8 @@ class Account:
         """By whole seconds from the begin."""
         self.excuses: list[tuple[int, int]] = []
         """Times of faults, nanoseconds: 5xx, missing answers and false denies in them are excused."""
+        self.late: list[float] = []
+        """Seconds from the begin at which answers came that were not right, excused ones included."""
 
     def settle(self, before: int) -> None:
         """Judge what was sent before a moment; every change that bears on it must be known."""
@@ -285,6 +287,7 @@ class Account:
         kind, why = entry.judged()
         if kind is Kind.RIGHT:
             return True
+        self.late.append((entry.received - self._begin) / NANO)
         if kind in EXCUSABLE and any(entry.received >= a and entry.sent <= b for a, b in self.excuses):
             self.excused[kind] += 1
             return True

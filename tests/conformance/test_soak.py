@@ -1,0 +1,140 @@
+"""The soak: what it counts, what it prints, when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_conformance.commands.conformance import conformance
+from iamroles_conformance.reports import soak_page
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.ledger import Account, Flow, Kind, Ledger, Watched
+from iamroles_scenarios.engine.soak import Happened, Sample, Soaked, _judge, used
+from iamroles_scenarios.traffic import Case, Right
+from iamroles_scenarios.traffic.polling import NANO
+
+DOWN = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+REFUSED = b"HTTP/1.1 403 Forbidden\r\n\r\n"
+
+
+@pytest.fixture
+def asked() -> tuple[Account, Watched]:
+    """An account, and a question that must be refused with 403."""
+    ledger = Ledger()
+    flow = Flow("closed", RequestSpec(), "", Expectation(status=403))
+    return Account(ledger, 0), Watched(Case("x"), b"GET / HTTP/1.1", Right(), flow=flow, ledger=ledger)
+
+
+@pytest.fixture
+def soaked(asked: tuple[Account, Watched]) -> Soaked:
+    """A soak of ten minutes in which all was well."""
+    account, question = asked
+    for number in range(1200):
+        question.judge(403, REFUSED, number * NANO // 2, number * NANO // 2 + 1000)
+    account.settle(1 << 62)
+    events = [Happened(float(10 * number), "the policy <changes>", number % 2 == 1) for number in range(25)]
+    samples = {"agent 1": [Sample(float(at), 100 << 20, 50) for at in range(600)]}
+    return Soaked(7, 600.0, account, events, samples)
+
+
+def test_a_quiet_soak_has_no_problem(soaked: Soaked) -> None:
+    _judge(soaked)
+
+    assert soaked.problems == []
+
+
+def test_a_fault_excuses_what_is_missing_and_nothing_else(asked: tuple[Account, Watched]) -> None:
+    account, question = asked
+    account.excuses.append((4 * NANO, 6 * NANO))
+    question.judge(503, DOWN, 5 * NANO, 5 * NANO + 1)
+    question.judge(503, DOWN, 7 * NANO, 7 * NANO + 1)
+    allowed = b'HTTP/1.1 200 OK\r\n\r\n{"backend": "orders", "headers": []}'
+    question.judge(200, allowed, 5 * NANO, 5 * NANO + 1)
+    account.settle(1 << 62)
+
+    assert account.excused == {Kind.FAULT: 1}
+    assert account.bad == {Kind.FAULT: 1, Kind.FALSE_ALLOW: 1}
+
+
+def test_what_is_younger_is_judged_later(asked: tuple[Account, Watched]) -> None:
+    account, question = asked
+    question.judge(403, REFUSED, 1 * NANO, 1 * NANO + 1)
+    question.judge(403, REFUSED, 9 * NANO, 9 * NANO + 1)
+    account.settle(5 * NANO)
+    assert (account.answers, list(account.seconds)) == (1, [1])
+
+    account.settle(1 << 62)
+    assert (account.answers, list(account.seconds)) == (2, [1, 9])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda soaked: setattr(soaked.account, "answers", 999), "999 answers, fewer than 1000: nothing was"),
+        (lambda soaked: soaked.events.__delitem__(slice(19, None)), "19 events, fewer than 20: nothing was"),
+        (lambda soaked: soaked.account.bad.update({Kind.FALSE_ALLOW: 1}), "1 answers: false allow"),
+        (
+            lambda soaked: setattr(soaked.samples["agent 1"][-1], "memory", 0) or _grows(soaked),
+            "memory of agent 1 grew from 104857600 to 419430400",
+        ),
+    ],
+)  # fmt: skip
+def test_why_a_soak_fails(soaked: Soaked, change, problem: str) -> None:
+    change(soaked)
+    _judge(soaked)
+
+    assert [told for told in soaked.problems if told.startswith(problem)]
+
+
+def _grows(soaked: Soaked) -> None:
+    for sample in soaked.samples["agent 1"][450:]:
+        sample.memory = 400 << 20
+
+
+def test_recovery_is_the_time_to_the_last_answer_that_was_not_right(soaked: Soaked) -> None:
+    soaked.account.late += [11.5, 12.0, 25.0]
+    _judge(soaked)
+
+    assert [one.recovered for one in soaked.events[:4]] == [0.0, 2.0, 5.0, 0.0]
+
+
+def test_the_page_is_whole_and_needs_nobody(soaked: Soaked) -> None:
+    _judge(soaked)
+    page = soak_page.html(soak_page.document(soaked, "agent <1>", "processes", "iamroles conformance soak"))
+
+    assert "agent &lt;1&gt;" in page
+    assert "the policy &lt;changes&gt;" in page
+    assert not Counter(word for word in ("<script", "http://", "https://", " src=") if word in page)
+    for chart in page.split("<svg")[1:]:
+        ET.fromstring(f"<svg{chart.split('</svg>')[0]}</svg>")
+
+
+def test_what_this_process_uses_is_counted_with_its_children() -> None:
+    memory, descriptors = used(os.getpid())
+
+    assert memory > 1 << 20
+    assert descriptors > 2
+
+
+def test_bad_arguments_end_with_2() -> None:
+    for words in (["--for", "10"], ["--for", "0s"], ["--rate", "0"], ["--seed", "x"]):
+        assert CliRunner().invoke(conformance, ["soak", *words]).exit_code == 2
+
+
+def test_a_short_soak_counts_as_failed_and_writes_its_result(tmp_path: Path) -> None:
+    data, page = tmp_path / "soak.json", tmp_path / "soak.html"
+    words = ["--stage", "processes", "--for", "3s", "--seed", "5", "--json", str(data), "--page", str(page)]
+    done = CliRunner().invoke(conformance, ["soak", *words])
+    result = json.loads(data.read_text(encoding="utf-8"))
+
+    assert done.exit_code == 1, done.output
+    assert result["bad"] == {}
+    assert any("fewer than 20: nothing was shown" in problem for problem in result["problems"])
+    assert "--seed=5" in result["reproduce"]
+    assert result["reproduce"] in page.read_text(encoding="utf-8")
