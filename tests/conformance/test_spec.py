@@ -261,3 +261,12 @@ def test_the_command_prints_it() -> None:
     assert clause.output.startswith("6.12")
     assert "The active set" in clause.output
     assert CliRunner().invoke(conformance, ["spec", "6.99"]).exit_code == 2
+
+
+def test_a_section_is_printed_whole() -> None:
+    section = CliRunner().invoke(conformance, ["spec", "8"]).output
+
+    assert section.startswith("## 8. ")
+    assert "**8.5**" in section
+    assert "## 9" not in section
+    assert "<a id" not in section

@@ -11,7 +11,7 @@ from iamroles_conformance.reports import contract
 @click.command(cls=Command)
 @click.argument("what", required=False)
 def spec(*, what: str | None) -> None:
-    """Print SPEC.md; with WHAT one clause (6.12), or a document (docs/stage.md).
+    """Print SPEC.md; with WHAT one clause (6.12), a section (8), or a document (docs/stage.md).
 
     Everything that a failure cites ships with the suite, so this needs no checkout.
     """

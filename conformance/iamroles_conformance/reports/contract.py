@@ -30,11 +30,14 @@ def document(name: str) -> str:
 
 
 def clause(number: str) -> str:
-    """The text of one clause of SPEC.md, without its anchor.
+    """The text of one clause of SPEC.md (6.12), or of a whole section (8), without anchors.
 
     Raises:
         PageError: SPEC.md has none of this number.
     """
+    for section in re.split(r"^(?=## )", spec(), flags=re.MULTILINE):
+        if section.startswith(f'## <a id="c-{number}"></a>'):
+            return re.sub(r'<a id="[^"]*"></a>', "", section).rstrip() + "\n"
     pieces = _CLAUSE.split(spec())
     for section, own, body in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
         if f"{section}.{own}" == number:
