@@ -109,8 +109,8 @@ def _cell(name: str, said: dict[str, Any]) -> str:
     for grade in ("strict", "core"):
         if name in said["conforms"][grade]:
             return f"conforms ({grade})"
-    found = said["classes"][name]
-    if not found["passed"] and not found["failed"]:
+    found = said["classes"].get(name)
+    if not found or (not found["passed"] and not found["failed"]):
         return "not played"
     return f"{found['passed']} of {found['of']}" + (f", {found['failed']} failed" if found["failed"] else "")
 

@@ -1,8 +1,8 @@
 """Write HAProxy's configuration: the shipped one, with rules of HAProxy's own in the place of an agent.
 
 `jwt_verify` checks a signature and nothing else; all that a token means is written out here as rules, in the order of
-SPEC.md 4.2. What rules cannot say opens nothing: issuers with a profile or an own roles claim are not trusted, scopes
-and lifetimes of roles shut their grants. README.md tells what this cannot do.
+SPEC.md 4.2. Issuers with a profile, a nested roles claim or scopes are not trusted, and roles with a lifetime of their
+own open nothing. README.md tells what this cannot do.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ def secret(target: Target) -> str:
         for token in tokens:
             for form in _FORMS:
                 here.ask(token, authorization=form)
-        here.world.agent.stop()  # an agent may write late; what it has not written by its end it never will
+        if target.agent.runs:  # an agent may write late; what it has not written by its end it never will
+            here.world.agent.stop()
         written = _written(here.world)
     if not any(written.values()):
         raise Untestable("neither the agent nor HAProxy wrote anything that could be searched")
