@@ -63,7 +63,6 @@ def alone(target: Target) -> None:
         for stream in short:
             ended(here, stream, stream.expires, "its token's end, without an agent")
         lasts(here, lasting, "the loss of the agent")
-        here.world.agent.start()
 
 
 @check(
@@ -114,7 +113,6 @@ def agents(target: Target) -> None:
         _agents(here, neighbour, principals=["alice"])
         ends(here, going, "the revocation, its agent lost")
         lasts(here, staying, "the revocation of another")
-        here.world.agent.start()
 
 
 @check(
