@@ -53,7 +53,13 @@ def _good_again(agent: Agent) -> bool:
 
 def _nobody_waits(agent: Agent) -> None:
     lines = [line for process in agent.processes.values() for line in process.lines]
-    agent.settle(lambda: not any(line.unanswered for line in lines), seconds=4.0)
+
+    def nobody() -> bool:
+        # The courier may still look for a key on behalf of a worker that died.
+        busy = any(process.member.link._tasks for process in agent.processes.values())
+        return not busy and not any(line.unanswered for line in lines)
+
+    agent.settle(nobody, seconds=4.0)
 
 
 def _everybody_agrees(agent: Agent) -> None:
