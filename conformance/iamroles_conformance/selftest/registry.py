@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 
 from iamroles_scenarios.declarations.catalogue import catalogue
 
-FAMILIES = ("wire", "gate", "identity", "policy", "proxy", "live", "fire")
+FAMILIES = ("wire", "gate", "identity", "policy", "proxy", "live", "fire", "fault")
 """One folder of `selftest.mutants` each."""
 TOLERANT = "tolerant"
 """The family of what is permitted and that no check notices."""

@@ -66,6 +66,11 @@ class Stage:
         self._cloud: CloudClient | None = None
 
     @property
+    def host(self) -> str:
+        """An address of this host on which the stage's parts reach what listens in this process."""
+        return self._kind.host
+
+    @property
     def idp(self) -> IdpClient:
         """The mock identity provider's client."""
         from iamroles_scenarios.mock.control_client import IdpClient  # noqa: PLC0415 - worlds without mocks start faster

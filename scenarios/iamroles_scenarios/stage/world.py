@@ -266,6 +266,13 @@ class HaproxyHandle:
                 self._files = self._render(self._composer.document(policy))
             self._begin(self._runs[-1])
 
+    def restart(self) -> None:
+        """SIGKILL, then a new one on the same files: what was open ends without a word."""
+        with self._lock:
+            recording.note("HAProxy is killed, and started again")
+            self._runs[-1].part.kill()
+            self._begin(None)
+
     def _begin(self, replaced: HaproxyRun | None) -> None:
         run = self._place.start(self._files, self._settings, replaced)
         deadline = time.monotonic() + _START

@@ -1,0 +1,1 @@
+"""Mutants of what breaks around the agent."""

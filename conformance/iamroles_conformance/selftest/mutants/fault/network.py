@@ -1,0 +1,75 @@
+"""Mutants of broken networks: an agent, or its proxy, that takes what is broken for the end of the world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.spop.frames import FrameBuffer
+from iamroles_agent.tokens.jwks import KeySource
+from iamroles_agent.tokens.sts import StsVerifier
+from iamroles_conformance.selftest.mutants.gate.proxy import text
+from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.registry import mutant
+
+mutant(
+    "fault.half-frame",
+    kills=["FAULT-NET-001"],
+    title="throws away a frame that does not come in one piece",
+    apply=around(FrameBuffer, "_keep")(lambda _sound, _self, _data, _pos: None),
+)
+
+
+async def _never(sound: Any, self: KeySource, kid: str | None) -> None:
+    if not self.failures:
+        await sound(self, kid)
+
+
+def _gives_up(_sound: Any, self: KeySource, _why: str) -> None:
+    self.failures += 1
+
+
+mutant(
+    "fault.gives-issuer-up",
+    kills=["FAULT-NET-002"],
+    title="asks an issuer no more that has failed once",
+    apply=both(around(KeySource, "_failed")(_gives_up), around(KeySource, "want")(_never)),
+)
+
+
+async def _last_answer(sound: Any, self: Any, question: Any, state: Any, **how: Any) -> Any:
+    try:
+        self.last_answer = await sound(self, question, state, **how)
+    except Refusal as refusal:
+        if refusal.reason is not Reason.STS_UNAVAILABLE or not hasattr(self, "last_answer"):
+            raise
+    return self.last_answer
+
+
+mutant(
+    "fault.sts-cut",
+    kills=["FAULT-NET-003"],
+    title="takes the last answer of STS where none comes",
+    apply=both(
+        around(StsVerifier, "_call")(_last_answer),
+        around(StsVerifier, "_pausing")(lambda _sound, _self, _state, **_how: None),
+    ),
+)
+
+
+mutant(
+    "fault.one-at-a-time",
+    kills=["FAULT-NET-004"],
+    title="serves one request at a time, so that one backend holds up all",
+    proxy=True,
+    apply=text(lambda text: text.replace('maxconn "${IAM_MAXCONN}"', "maxconn 1")),
+)
+
+
+mutant(
+    "fault.impatient",
+    kills=["FAULT-NET-005"],
+    title="gives a client no time to send its request",
+    proxy=True,
+    apply=text(lambda text: text.replace("timeout http-request     10s", "timeout http-request     20ms")),
+)

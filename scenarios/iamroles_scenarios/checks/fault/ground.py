@@ -1,0 +1,152 @@
+"""What checks of faults stand on: questions that are asked while something is broken, and the way back.
+
+Two things must hold whatever breaks. Nobody gets more than the policy gives: a question that must be refused
+reaches no backend, and nobody is told another one's name. And when the fault is over, the good are served
+within a bound; how long that took is the remark of the check that passed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from iamroles_scenarios import recording
+from iamroles_scenarios.checks.proxy.traffic import Gate, Turn
+from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.engine.http import HttpConnection
+from iamroles_scenarios.engine.observation import Observation, describe
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.players import observed, raw_request
+from iamroles_scenarios.errors import HttpFault
+
+BACK = 20.0
+"""Seconds, times the scale, within which the good are served when a fault is over."""
+_ANSWER = 10.0
+"""Seconds, times the scale, that a client waits for an answer."""
+_POLL = 0.05
+_ONE_AT_A_TIME = threading.Lock()
+"""What one of these checks does to the host, the others would feel."""
+FAULTY = (500, 502, 503, 504)
+"""What the proxy answers where a part fails."""
+
+
+@dataclass
+class Ground:
+    """A gate of its own, and what came of its faults."""
+
+    gate: Gate
+    address: tuple[str, int]
+    """Where clients ask."""
+    recoveries: dict[str, float] = field(default_factory=dict)
+    """Seconds from the end of each fault to the first good answer."""
+
+    def ask(self, turn: Turn) -> Observation | None:
+        """Ask on a new connection; None where no answer came."""
+        raw = raw_request(turn.request.model_copy(update={"connection": ""}), turn.token, keep=False)
+        try:
+            with closing(HttpConnection(self.address, self.gate.seconds(_ANSWER))) as line:
+                return observed(line.exchange(turn.request.method, raw), raw, [turn.token])
+        except HttpFault as error:
+            recording.note(f"no answer: {error}")
+            return None
+
+    @contextmanager
+    def asking(self, turn: Turn) -> Iterator[None]:
+        """Somebody asks this meanwhile, and waits; their answer does not matter."""
+        somebody = threading.Thread(target=recording.carried(self.ask), args=(turn,), daemon=True)
+        somebody.start()
+        yield
+        somebody.join(self.gate.seconds(2 * _ANSWER))
+
+    def hold(self, what: str, turns: list[Turn], *, served: bool = False) -> None:
+        """Ask each of these while something is broken.
+
+        Args:
+            what: names the fault.
+            turns: questions, and what the policy gives them.
+            served: whether the right answer must come; if not, a 5xx or none will do.
+
+        Raises:
+            CheckFailed: an answer that the policy does not give.
+        """
+        for turn in turns:
+            seen = self.ask(turn)
+            if seen is None or seen.status in FAULTY:
+                if served:
+                    raise self.gate.failed(f"{what}: not served", seen, describe(turn.expected))
+                if seen is not None and seen.allow:
+                    raise self.gate.failed(f"{what}: a backend was reached all the same", seen)
+            elif turn.wrong(seen):
+                raise self.gate.misjudged(f"{what}: the answer is wrong", turn, seen)
+
+    def recovers(self, what: str, turns: list[Turn]) -> None:
+        """The fault is over: everyone is answered rightly within the bound, then and from then on."""
+        began = time.monotonic()
+        for turn in turns:
+            while True:
+                seen = self.ask(turn)
+                if seen is not None and not turn.wrong(seen):
+                    break
+                if seen is not None and seen.status not in FAULTY and turn.expected.status == 200:
+                    recording.note(f"{what}: {seen.status} after its end")
+                if seen is not None and seen.allow and turn.expected.status != 200:
+                    raise self.gate.misjudged(f"{what}, after its end: the answer is wrong", turn, seen)
+                if time.monotonic() > began + self.gate.seconds(BACK):
+                    raise self.gate.failed(f"{what}: not served {BACK:g} s after its end", seen)
+                time.sleep(_POLL)
+        self.recoveries[what] = took = time.monotonic() - began
+        recording.waited(f"recovery from {what}", took, self.gate.seconds(BACK))
+        self.hold(f"{what}, after its end", turns, served=True)
+
+    @property
+    def remark(self) -> str:
+        """The recoveries, for whoever reads the report."""
+        told = [f"{what} {took:.2f} s" for what, took in self.recoveries.items() if what != "start"]
+        return "back after " + ", ".join(told)
+
+
+@contextmanager
+def ground(
+    target: Target,
+    *,
+    override: Mapping[str, Any] | None = None,
+    settings: Mapping[str, str] | None = None,
+    between: Callable[[str, str], str] | None = None,
+    suffix: str = "",
+) -> Iterator[Ground]:
+    """A world of its own; HAProxy waits two seconds for a verdict.
+
+    Args:
+        target: agent and stage.
+        override: merged over the policy.
+        settings: HAProxy's.
+        between: see `Stage.world`.
+        suffix: what the names of its issuers end in, if they must be known before.
+    """
+    with _ONE_AT_A_TIME, _started(target, override, settings, between, suffix) as found:
+        yield found
+
+
+@contextmanager
+def _started(
+    target: Target,
+    override: Mapping[str, Any] | None,
+    settings: Mapping[str, str] | None,
+    between: Callable[[str, str], str] | None,
+    suffix: str,
+) -> Iterator[Ground]:
+    chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(2000 * target.scale)}ms", **(settings or {})}
+    spec = WorldSpec(policy="orders", override=dict(override or {}), own=True)
+    place = target.worlds.start(spec, suffix or own_suffix(), settings=chosen, between=between)
+    with place.world, closing(Gate(target, place)) as gate:
+        yield Ground(gate, (place.world.proxy.host, place.world.proxy.port))
+
+
+def own_suffix() -> str:
+    """For names that no other check uses."""
+    return f"-{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,250 @@
+"""What the host does to the agent: no descriptors, no memory, no processor, no disk; and the parts that die.
+
+Limits are put on the running processes (prlimit(2)), from this host: as root, also in a container. What no
+stage can produce is said in docs/under-fire.md: a clock that steps, a disk that is slow.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from iamroles_scenarios.checks.fault.ground import BACK, Ground, ground, own_suffix
+from iamroles_scenarios.checks.proxy.traffic import Turn
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.events import children_of
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.errors import Untestable
+
+_STARVED = 6.0
+"""Seconds, times the scale, without a processor: longer than any heartbeat should be."""
+_HOGS = 4
+_BUSY = "while True: pass"
+
+
+def _processes(place: Ground) -> list[int]:
+    """The agent's processes, its first one first."""
+    first = place.gate.world.agent.host_pid
+    if first is None:
+        raise Untestable("the agent's processes cannot be seen from this host")
+    found = [first]
+    for pid in found:
+        found += children_of(pid)
+    return found
+
+
+@contextmanager
+def _limited(place: Ground, what: int, to: Callable[[int], int]) -> Iterator[None]:
+    """A soft limit on all processes of the agent while the block runs, by process; then none."""
+    try:
+        for pid in _processes(place):
+            _, hard = resource.prlimit(pid, what)
+            resource.prlimit(pid, what, (to(pid), hard))
+    except PermissionError:
+        raise Untestable("this user may not limit the agent's processes: run as root") from None
+    try:
+        yield
+    finally:
+        for pid in _processes(place):  # those that were born meanwhile too
+            with suppress(ProcessLookupError):
+                _, hard = resource.prlimit(pid, what)
+                resource.prlimit(pid, what, (hard, hard))
+
+
+def _fresh(place: Ground, count: int) -> list[Turn]:
+    """Questions that nobody has asked before: each by a person of its own."""
+    request = RequestSpec(path="/orders/1")
+    return [
+        Turn(
+            request,
+            place.gate.token(sub=f"p{number}", exp="+15m"),
+            Expectation(status=200, backend="orders-ro", principal=f"p{number}"),
+        )
+        for number in range(count)
+    ]
+
+
+@check(
+    "fault.host.descriptors",
+    requirements=["FAULT-HOST-001"],
+    lane="proxy",
+    title="an agent without a free descriptor gives no wrong verdict, and serves when it has some again",
+)
+def descriptors(target: Target) -> str:
+    """HAProxy is reloaded, so that it needs connections that the agent cannot take."""
+    with ground(target) as place:
+        people = place.gate.person("alice")
+        place.recovers("start", people)
+        with _limited(place, resource.RLIMIT_NOFILE, _descriptors):
+            place.gate.world.haproxy.reload()
+            place.hold("no descriptors", people)
+        place.recovers("no descriptors", people)
+        return place.remark
+
+
+def _descriptors(pid: int) -> int:
+    """One more than it has open."""
+    return max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()) + 2
+
+
+@check(
+    "fault.host.memory",
+    requirements=["FAULT-HOST-002"],
+    lane="proxy",
+    title="an agent that gets no more memory gives no wrong verdict, and serves when it gets some again",
+)
+def memory(target: Target) -> str:
+    """Its address space may not grow; questions that it has never seen need some."""
+    with ground(target) as place:
+        people = place.gate.person("alice")
+        place.recovers("start", people)
+        with _limited(place, resource.RLIMIT_AS, _address_space):
+            place.gate.world.haproxy.reload()
+            place.hold("no memory", _fresh(place, 20) + people)
+        place.recovers("no memory", people)
+        return place.remark
+
+
+def _address_space(pid: int) -> int:
+    """As much as it has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+@check(
+    "fault.host.processor",
+    requirements=["FAULT-HOST-003"],
+    lane="proxy",
+    title="an agent that is starved of the processor kills none of its own, and serves when it gets some",
+)
+def processor(target: Target) -> str:
+    """All of it on one processor at the lowest priority, which others keep busy."""
+    with ground(target) as place:
+        people = place.gate.person("alice")
+        place.recovers("start", people)
+        before = _processes(place)
+        waited = _waited(before)
+        with _starved(before):
+            end = time.monotonic() + place.gate.seconds(_STARVED)
+            while time.monotonic() < end:
+                place.hold("no processor", people)
+        if _waited(before) - waited < 1.0:
+            raise Untestable("the agent cannot be starved of the processor here")
+        place.recovers("no processor", people)
+        if (after := _processes(place)) != before:
+            raise place.gate.failed(f"its processes were {before}, and are {after}: it killed its own")
+        return place.remark
+
+
+def _waited(pids: list[int]) -> float:
+    """Seconds that they have waited for a processor (proc(5), schedstat)."""
+    total = 0.0
+    for pid in pids:
+        with suppress(OSError, ValueError):
+            total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return total
+
+
+@contextmanager
+def _starved(pids: list[int]) -> Iterator[None]:
+    """Others keep the processor busy that these may use, and come first."""
+    threads = [int(one.name) for pid in pids for one in Path(f"/proc/{pid}/task").iterdir()]
+    whole = os.sched_getaffinity(pids[0])
+    one = {min(whole)}
+    hogs: list[subprocess.Popen[bytes]] = []
+    try:
+        for tid in threads:
+            os.sched_setaffinity(tid, one)
+            os.sched_setscheduler(tid, os.SCHED_IDLE, os.sched_param(0))
+        for _ in range(_HOGS):
+            hogs.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY]))  # noqa: S603 - our own
+            os.sched_setaffinity(hogs[-1].pid, one)
+            _beside(hogs[-1].pid, pids[0])
+        yield
+    except PermissionError:
+        raise Untestable("this user may not starve the agent's processes: run as root") from None
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+        for tid in threads:
+            with suppress(OSError):
+                os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
+                os.sched_setaffinity(tid, whole)
+
+
+def _beside(pid: int, other: int) -> None:
+    """Put a process into the control group of another: each group has its share of a processor."""
+    with suppress(OSError):
+        group = Path(f"/proc/{other}/cgroup").read_text().strip().rpartition(":")[2]
+        Path(f"/sys/fs/cgroup{group}/cgroup.procs").write_text(str(pid))
+
+
+@check(
+    "fault.host.disk",
+    requirements=["FAULT-HOST-004"],
+    lane="proxy",
+    title="an agent whose audit log cannot be written refuses, and serves when it can",
+)
+def disk(target: Target) -> str:
+    """No file of its may grow, as on a full disk; `audit.on_error` is `deny`."""
+    log = {"path": f"/tmp/iamroles{own_suffix()}.jsonl", "on_error": "deny", "sync": "100ms"}  # noqa: S108 - in its own place
+    with ground(target, override={"audit": log}) as place:
+        people = place.gate.person("alice")
+        place.recovers("start", people)
+        with _limited(place, resource.RLIMIT_FSIZE, lambda _pid: 0):
+            end = time.monotonic() + place.gate.seconds(BACK)
+            while (seen := place.ask(people[0])) is not None and seen.status == 200:
+                if time.monotonic() > end:
+                    raise place.gate.failed("allowed though nothing can be recorded", seen)
+            for turn in people:
+                seen = place.ask(turn)
+                if seen is not None and seen.allow:
+                    raise place.gate.misjudged("a full disk: allowed without a record", turn, seen)
+        place.recovers("a full disk", people)
+        return place.remark
+
+
+@check(
+    "fault.host.agent",
+    requirements=["FAULT-HOST-005"],
+    lane="proxy",
+    title="an agent that is killed or frozen opens nothing, and serves when it is back",
+)
+def agent(target: Target) -> str:
+    """Nobody touches the proxy."""
+    with ground(target) as place:
+        people, part = place.gate.person("alice"), place.gate.world.agent
+        place.recovers("start", people)
+        part.kill()
+        place.hold("killed", people)
+        part.start()
+        place.recovers("killed", people)
+        part.pause()
+        place.hold("frozen", people[:3])
+        part.resume()
+        place.recovers("frozen", people)
+        return place.remark
+
+
+@check(
+    "fault.host.haproxy",
+    requirements=["FAULT-HOST-006"],
+    lane="proxy",
+    title="a proxy that is killed and started again finds an agent that serves it",
+)
+def haproxy(target: Target) -> str:
+    """Its connections to the agent end without a word."""
+    with ground(target) as place:
+        people, part = place.gate.person("alice"), place.gate.world.haproxy
+        place.recovers("start", people)
+        for _ in range(3):
+            part.restart()
+            place.recovers("HAProxy killed", people)
+        return place.remark

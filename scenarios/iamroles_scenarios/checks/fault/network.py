@@ -1,0 +1,182 @@
+"""The network between each pair of parts: cut, reset, late, half-closed, one byte at a time.
+
+`stage.breaker` stands between the two. What only delays (`late`, `drip`) must change no answer; what breaks
+may cost answers, and must give nobody a wrong one.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from urllib.parse import urlsplit
+
+from iamroles_scenarios.checks.fault.ground import Ground, ground, own_suffix
+from iamroles_scenarios.checks.identity.caller import EDGE, session_of
+from iamroles_scenarios.checks.proxy.traffic import Turn, shut
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.stage.breaker import FAULTS, Breaker
+
+_DELAYS = ("late", "drip")
+_ONE = RequestSpec(path="/orders/1")
+_SERVED = Expectation(status=200, backend="orders-ro")
+
+
+def _all(place: Ground, breaker: Breaker, turns: list[Turn], after: list[Turn] | None = None) -> str:
+    """Each fault in turn, and the way back from it; the remark."""
+    place.recovers("start", turns)
+    for fault in FAULTS:
+        breaker.breaks(fault)
+        place.hold(fault, turns, served=fault in _DELAYS)
+        breaker.mends()
+        place.recovers(fault, after or turns)
+    return place.remark
+
+
+@check(
+    "fault.network.agent",
+    requirements=["FAULT-NET-001"],
+    lane="proxy",
+    title="whatever happens to the bytes between HAProxy and the agent, nobody gets a wrong verdict",
+)
+def agent(target: Target) -> str:
+    """A verdict is never made of half a frame, and a frame of single bytes is one all the same."""
+    breakers: list[Breaker] = []
+
+    def between(host: str, asked: str) -> str:
+        breakers.append(Breaker(host, asked))
+        return breakers[0].address
+
+    try:
+        with ground(target, between=between) as place:
+            return _all(place, breakers[0], place.gate.person("alice"))
+    finally:
+        for breaker in breakers:
+            breaker.close()
+
+
+@check(
+    "fault.network.keys",
+    requirements=["FAULT-NET-002"],
+    lane="proxy",
+    title="whatever happens between the agent and an issuer, known keys go on; new ones come after it",
+    features={"oidc"},
+)
+def keys(target: Target) -> str:
+    """Tokens of a key that the agent has, of one that was published meanwhile, and of one that never was."""
+    suffix = own_suffix()
+    idp = urlsplit(target.stage.urls["idp"])
+    with Breaker(target.stage.host, idp.netloc) as breaker:
+        override = {
+            "issuers": [{"name": "corp", "jwks_uri": f"http://{breaker.address}/corp{suffix}/jwks"}],
+            "keys": {"refresh": "1s", "cooldown": "1s", "max_stale": "1h", "timeout": "1s"},
+        }
+        with ground(target, override=override, suffix=suffix) as place:
+            issuer, people = place.gate.issuer(), place.gate.person("alice")
+            place.recovers("start", people)
+            for fault in FAULTS:
+                breaker.breaks(fault)
+                issuer.announce()
+                issuer.adopt()
+                new = Turn(_ONE, place.gate.token(sub="bob"), Expectation(status=200, backend="orders-ro"))
+                place.hold(fault, people, served=True)
+                seen = place.ask(new)
+                if seen is not None and seen.status not in (401, 503) and new.wrong(seen):
+                    raise place.gate.misjudged(f"{fault}: a token of a new key", new, seen)
+                breaker.mends()
+                place.recovers(fault, [new, *people])
+            return place.remark
+
+
+@check(
+    "fault.network.sts",
+    requirements=["FAULT-NET-003"],
+    lane="proxy",
+    title="whatever happens between the agent and STS, nobody is allowed whom STS did not confirm",
+    features={"sts"},
+)
+def sts(target: Target) -> str:
+    """A credential that STS would confirm, and one that it would not; each of them new each time."""
+    suffix = own_suffix()
+    host = f"fault{suffix}.sts.example"
+    with Breaker(target.stage.host, urlsplit(target.stage.urls["sts"]).netloc) as breaker:
+        table = {
+            "name": "sts", "endpoint": f"http://{breaker.address}", "hosts": [host], "timeout": "1s",
+            "binding_header": "x-iam-edge", "binding_value": EDGE, "insecure_http": True,
+        }  # fmt: skip
+        with ground(target, override={"sts": [table]}, suffix=suffix) as place:
+            cloud = target.stage.cloud
+            session, used = session_of(cloud, "reader"), iter(range(300, 900))
+
+            def asked(expected: Expectation, **recipe: str) -> Turn:
+                recipe = {"expires": next(used), **recipe}  # type: ignore[dict-item]
+                return Turn(_ONE, cloud.presign_caller_identity(session, EDGE, recipe, host=host), expected)
+
+            place.recovers("start", [asked(_SERVED)])
+            for fault in FAULTS:
+                breaker.breaks(fault)
+                place.hold(fault, [asked(_SERVED)], served=fault == "drip")
+                place.hold(fault, [asked(shut(401), secret="wrong")])  # noqa: S106 - no secret
+                breaker.mends()
+                place.recovers(fault, [asked(_SERVED)])
+            return place.remark
+
+
+@check(
+    "fault.network.backend",
+    requirements=["FAULT-NET-004"],
+    lane="proxy",
+    title="whatever happens between HAProxy and one backend, requests of others are served as ever",
+)
+def backend(target: Target) -> str:
+    """The backend of readers breaks; those who place orders, and those who must be refused, see nothing."""
+    with ground(target) as sound:
+        servers = {one["name"]: one["servers"][0] for one in sound.gate.world.document["backends"]}
+    with Breaker(target.stage.host, servers["orders-ro"]) as breaker:
+        override = {"backends": [{"name": "orders-ro", "servers": [breaker.address]}]}
+        with ground(target, override=override) as place:
+            people = place.gate.person("alice")
+            others = [turn for turn in people if turn.expected.backend != "orders-ro"]
+            readers = [turn for turn in people if turn not in others]
+            place.recovers("start", people)
+            for fault in FAULTS:
+                breaker.breaks(fault)
+                if fault in _DELAYS or fault == "refused":
+                    place.hold(fault, readers[:1], served=fault in _DELAYS)
+                with place.asking(readers[0]):  # and waits, perhaps
+                    place.hold(f"{fault}, others", others, served=True)
+                    breaker.mends()
+                place.recovers(fault, people)
+            return place.remark
+
+
+@check(
+    "fault.network.client",
+    requirements=["FAULT-NET-005"],
+    lane="proxy",
+    title="whatever happens between a client and HAProxy, it gets its own answer or none; others see nothing",
+)
+def client(target: Target) -> str:
+    """A request in single bytes is a request; half of one reaches nobody."""
+    with ground(target) as place:
+        direct = place.address
+        with Breaker("127.0.0.1", f"{direct[0]}:{direct[1]}") as breaker:
+            host, _, port = breaker.address.rpartition(":")
+            place.address = host, int(port)
+            people = place.gate.person("alice")
+            place.recovers("start", people)
+            for fault in FAULTS:
+                breaker.breaks(fault)
+                if fault in ("reset", "refused", "cut"):
+                    with closing(place.gate.another().client) as other:
+                        turn = people[0]
+                        seen = other.ask(turn.request, turn.token, with_reason=False)
+                        if turn.wrong(seen):
+                            raise place.gate.misjudged(
+                                f"{fault} for another: the answer is wrong", turn, seen
+                            )
+                if fault != "cut":  # a client that is cut off waits; its answer is nobody else's
+                    place.hold(fault, people, served=fault in _DELAYS)
+                breaker.mends()
+                place.recovers(fault, people)
+            return place.remark

@@ -1,0 +1,205 @@
+"""A relay that breaks what passes it: between any two parts that speak TCP, on both kinds of stage.
+
+It listens in this process, on an address that the stage's parts reach, and passes bytes on to another one as
+they come. `breaks` puts a fault in force, for connections that are open and those to come; `mends` ends it.
+What is left to chance (after how many bytes a connection is reset, how late a piece is) comes from a seed.
+`relay` is its sibling for frames of SPOP, which it reads and holds; this one never looks into the bytes.
+
+===========  =============================================================================================
+fault        what happens to the bytes
+===========  =============================================================================================
+``refused``  nobody listens, and what was open is reset: the other side is gone
+``cut``      nothing passes in either direction, and nobody is told: a cable is pulled
+``reset``    each connection is reset after some hundred bytes at most
+``half``     the answering side's end is passed on after some bytes, as if it had said all; the rest is lost
+``late``     each piece comes a tenth of a second late, more or less
+``drip``     one byte at a time
+===========  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Self
+
+FAULTS = ("refused", "cut", "reset", "half", "late", "drip")
+_PIECE = 1 << 16
+_LATE = 0.1
+"""Seconds, about, that a piece is late."""
+_SOON = 300
+"""Bytes at most after which a connection is reset, or half of it ends."""
+_PATIENCE = 10.0
+"""Seconds for what this process asks of its own thread."""
+
+
+class Breaker:
+    """See the module; a context manager.
+
+    Args:
+        host: where to listen; the port is ephemeral and stays the same.
+        to: `host:port` of whom it stands before; may be set later.
+        seed: of what is left to chance.
+    """
+
+    def __init__(self, host: str, to: str = "", *, seed: int = 1) -> None:
+        self.to = to
+        self._chance = random.Random(seed)  # noqa: S311 - a fault, not a secret
+        self._fault = ""
+        self._listener = socket.create_server((host, 0), backlog=256)
+        self._name: tuple[str, int] = self._listener.getsockname()[:2]
+        self._links: set[_Link] = set()
+        self._loop = asyncio.new_event_loop()
+        self._changed = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._thread = threading.Thread(target=self._loop.run_forever, name="breaker", daemon=True)
+        self._thread.start()
+        self._in_loop(self._listen(self._listener))
+
+    @property
+    def address(self) -> str:
+        """`host:port` to give in place of the one that it stands before."""
+        return f"{self._name[0]}:{self._name[1]}"
+
+    @property
+    def open(self) -> int:
+        """How many connections pass it now."""
+        return len(self._links)
+
+    def breaks(self, fault: str) -> None:
+        """Put one of `FAULTS` in force, in place of any other."""
+        if fault not in FAULTS:
+            raise ValueError(f"unknown fault {fault!r}; known are {', '.join(FAULTS)}")
+        self._in_loop(self._become(fault))
+
+    def mends(self) -> None:
+        """All is well from now on; a connection that a fault has ended stays ended."""
+        self._in_loop(self._become(""))
+
+    def close(self) -> None:
+        """End everything; idempotent."""
+        if self._loop.is_closed():
+            return
+        self._in_loop(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_PATIENCE)
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_about: object) -> None:
+        self.close()
+
+    def _in_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+
+    async def _become(self, fault: str) -> None:
+        self._fault = fault
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        if fault == "refused":
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+            for link in tuple(self._links):
+                link.reset()
+        elif self._server is None:
+            await self._listen(socket.create_server(self._name, backlog=256))
+        for link in tuple(self._links):
+            link.left = self._chance.randrange(_SOON)
+
+    async def _end(self) -> None:
+        await self._become("refused")
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _listen(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_server(self._accepted, sock=listener)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = self.to.rpartition(":")
+        try:
+            onward, back = await asyncio.open_connection(host.strip("[]"), int(port))
+        except OSError:
+            writer.transport.abort()
+            return
+        link = _Link(writer, back, self._chance.randrange(_SOON))
+        self._links.add(link)
+        try:
+            asking = self._pass(link, reader, back, answering=False)
+            await asyncio.gather(asking, self._pass(link, onward, writer, answering=True))
+        except asyncio.CancelledError:  # by `_end`; a cancelled task here is an error to asyncio's streams
+            return
+        finally:
+            self._links.discard(link)
+            link.close()
+
+    async def _pass(
+        self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answering: bool
+    ) -> None:
+        """One direction, until it ends."""
+        with suppress(OSError):
+            while data := await reader.read(_PIECE):
+                if not await self._piece(link, data, writer, answering=answering):
+                    return
+            writer.write_eof()
+
+    async def _piece(
+        self, link: _Link, data: bytes, writer: asyncio.StreamWriter, *, answering: bool
+    ) -> bool:
+        """Pass a piece on as the fault in force has it; whether the direction goes on."""
+        while self._fault == "cut":
+            await self._changed.wait()
+        match self._fault:
+            case "reset" | "half":
+                kept, link.left = data[: link.left], link.left - len(data)
+                if link.left < 0 and self._fault == "reset":
+                    writer.write(kept)
+                    link.reset()
+                    return False
+                if link.left < 0 and answering:
+                    writer.write(kept)
+                    writer.write_eof()
+                    return False
+                writer.write(data)
+            case "late":
+                await asyncio.sleep(_LATE * self._chance.uniform(0.5, 1.5))
+                writer.write(data)
+            case "drip":
+                for at in range(len(data)):
+                    writer.write(data[at : at + 1])  # asyncio sends each write at once, without Nagle's delay
+                    await writer.drain()
+                    await asyncio.sleep(0)
+            case _:
+                writer.write(data)
+        await writer.drain()
+        return True
+
+
+class _Link:
+    """A connection and its continuation."""
+
+    def __init__(self, asker: asyncio.StreamWriter, answerer: asyncio.StreamWriter, left: int) -> None:
+        self._writers = asker, answerer
+        self.left = left
+        """Bytes until it is reset, or half of it ends."""
+
+    def reset(self) -> None:
+        """Both sides get a reset (SO_LINGER 0)."""
+        for writer in self._writers:
+            with suppress(OSError):
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            writer.transport.abort()
+
+    def close(self) -> None:
+        """Both sides end."""
+        for writer in self._writers:
+            writer.close()

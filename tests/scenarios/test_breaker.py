@@ -1,0 +1,128 @@
+"""The relay that breaks: each fault does what its name says, and all is well when it ends."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from iamroles_scenarios.stage.breaker import FAULTS, Breaker
+
+
+@pytest.fixture
+def echo():
+    """An echo server: what it is told it says, until it is told the end."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(sock,), daemon=True).start()
+
+    def answer(sock: socket.socket) -> None:
+        with sock:
+            try:
+                while data := sock.recv(4096):
+                    sock.sendall(data)
+            except OSError:
+                return
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+@pytest.fixture
+def breaker(echo):
+    with Breaker("127.0.0.1", echo) as made:
+        yield made
+
+
+def connected(breaker: Breaker) -> socket.socket:
+    host, _, port = breaker.address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def told(sock: socket.socket, data: bytes) -> bytes:
+    """What comes back, until all did or the connection ended."""
+    sock.sendall(data)
+    back = b""
+    while len(back) < len(data) and (piece := sock.recv(4096)):
+        back += piece
+    return back
+
+
+@pytest.mark.parametrize("fault", ["", "late", "drip"])
+def test_what_only_delays_loses_nothing(breaker, fault):
+    if fault:
+        breaker.breaks(fault)
+    with connected(breaker) as sock:
+        assert told(sock, b"abc" * 500) == b"abc" * 500
+
+
+def test_a_reset_is_a_reset_in_the_middle(breaker):
+    breaker.breaks("reset")
+    with connected(breaker) as sock, pytest.raises(ConnectionError):
+        told(sock, b"x" * 100_000)
+
+
+def test_half_an_answer_ends_like_a_whole_one(breaker):
+    breaker.breaks("half")
+    with connected(breaker) as sock:
+        back = told(sock, b"x" * 1000)
+        assert len(back) < 300
+
+
+def test_nothing_passes_a_cut_until_it_is_mended(breaker):
+    with connected(breaker) as sock:
+        assert told(sock, b"a") == b"a"
+        breaker.breaks("cut")
+        sock.sendall(b"b")
+        sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(10)
+        breaker.mends()
+        assert sock.recv(1) == b"b"
+
+
+def test_a_port_that_was_refused_is_the_same_when_it_is_mended(breaker):
+    with connected(breaker) as sock:
+        told(sock, b"a")
+        breaker.breaks("refused")
+        with pytest.raises(ConnectionError):
+            told(sock, b"b") or told(sock, b"c") or sock.sendall(b"d") or told(sock, b"e")
+    with pytest.raises(ConnectionRefusedError):
+        connected(breaker)
+    breaker.mends()
+    with connected(breaker) as sock:
+        assert told(sock, b"f") == b"f"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_mended_relay_passes_everything(breaker, fault):
+    with connected(breaker):
+        breaker.breaks(fault)
+    breaker.mends()
+    with connected(breaker) as sock:
+        assert told(sock, b"abc" * 500) == b"abc" * 500
+
+
+def test_the_same_seed_breaks_at_the_same_byte(echo):
+    lengths = []
+    for _ in range(2):
+        with Breaker("127.0.0.1", echo, seed=5) as breaker:
+            breaker.breaks("half")
+            with connected(breaker) as sock:
+                lengths.append(len(told(sock, b"x" * 1000)))
+    assert lengths[0] == lengths[1]
+
+
+def test_an_unknown_fault_is_told(breaker):
+    with pytest.raises(ValueError, match="known are refused, cut"):
+        breaker.breaks("rain")
