@@ -171,12 +171,17 @@ def _shifted(here: Sitting) -> list[Ask]:
     features={"oidc"},
 )
 def context(target: Target) -> None:
-    """Each of its arguments with other values, and left out, for an allow and for a refusal."""
+    """Other values of each, for an allow and for a refusal; also with tokens seen before."""
     with sitting(target) as here:
-        token = here.token(roles=["kiosk"])
-        said = [{name: value} for name, values in CONTEXT.items() for value in values]
+        said = [{}, *({name: value} for name, values in CONTEXT.items() for value in values)]
         for wanted, path in ((ALLOWED, PATH), (_NONE, "/elsewhere")):
-            here.put(
-                [Ask(f"with {each}", question(token, path=path), wanted, each) for each in [{}, *said]],
-                window=1,
-            )
+            # A token of its own for each: the answer to the first would else be remembered for all.
+            tokens = [here.token(roles=["kiosk"]) for _ in said]
+            for turned in (said, said[::-1]):
+                here.put(
+                    [
+                        Ask(f"with {each}", question(token, path=path), wanted, each)
+                        for each, token in zip(turned, tokens, strict=True)
+                    ],
+                    window=1,
+                )

@@ -57,6 +57,10 @@ SHAPES: Mapping[str, Callable[[Any], Any]] = {
     "a text with a comma before": lambda good: f"something-else,{good}",
     "a text with a blank behind": lambda good: f"{good} something-else",
     "a text with a blank before": lambda good: f"something-else {good}",
+    "a text twice with a comma": lambda good: f"{good},{good}",
+    "a text twice with a blank": lambda good: f"{good} {good}",
+    "a list of two with a blank": lambda good: [f"{good} something-else"],
+    "a list of two with a comma": lambda good: [f"{good},{good}"],
     "JSON in a text": lambda good: f'["{good}"]',
     "a text": str,
     "a number with a fraction": lambda good: good + 0.5 if isinstance(good, int) else 1.5,
@@ -77,7 +81,11 @@ ROLES: Kind = _TEXT | dict.fromkeys(("a list of it", "a list with it twice"), AL
 """One malformed entry refuses the whole token (6.10)."""
 WISH: Kind = _TEXT | {"a list of it": OPEN, "a list with it twice": OPEN}
 SCOPE: Kind = (
-    AUDIENCE | _ABSENT | dict.fromkeys(("a text with a blank behind", "a text with a blank before"), ALLOWED)
+    AUDIENCE
+    | _ABSENT
+    | dict.fromkeys(
+        ("a text with a blank behind", "a text with a blank before", "a text twice with a blank"), ALLOWED
+    )
 )
 """A string split at spaces, or an array (6.22)."""
 NUMBER: Kind = {"a number with a fraction": OPEN}

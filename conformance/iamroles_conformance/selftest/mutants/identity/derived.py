@@ -116,13 +116,12 @@ mutant(
 @mutant(
     "identity.derived-last-second",
     kills=["DERIVED-TIME-001"],
-    title="grants one second more than `exp` and leeway",
+    title="grants one second more than `exp` and leeway, to tokens that it remembers",
 )
-@around(ClaimRules, "_times")
-def _last_second(sound: Any, self: Any, payload: Any, now: float) -> Any:
-    end = payload.get("exp")
-    over = isinstance(end, int) and 0 <= now - end - self._leeway < 1
-    return sound(self, payload, now - 1 if over else now)
+@around(ClaimRules, "identity")
+def _last_second(sound: Any, self: Any, *rest: Any) -> Any:
+    found = sound(self, *rest)
+    return found._replace(not_after=found.not_after + 1)
 
 
 mutant(
