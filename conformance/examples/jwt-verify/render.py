@@ -135,7 +135,8 @@ def _times(issuer: Policy, policy: Policy, here: str) -> Iterator[str]:
         number = f"{{ var(txn.jwt_body) -m reg '\"{name}\"[ ]*:[ ]*[0-9]{{1,15}}[ ]*[,}}]' }}"
         there = "" if name == "exp" else f"{{ var(txn.jwt_body) -m sub '\"{name}\"' }} "
         yield _refuse("claim_invalid", f"{here} {there}!{number}")
-    yield _refuse("token_expired", f"{here} {{ var(txn.jwt_exp_in) -m int le -{leeway} }}")
+    yield f"http-request set-var(txn.jwt_left) var(txn.jwt_exp_in),add({leeway})"
+    yield _refuse("token_expired", f"{here} {{ var(txn.jwt_left) -m int le 0 }}")
     for name in ("nbf", "iat"):
         yield _refuse("token_not_yet_valid", f"{here} {{ var(txn.jwt_{name}_in) -m int gt {leeway} }}")
     yield "http-request set-var(txn.jwt_life) var(txn.jwt_exp_in)"
