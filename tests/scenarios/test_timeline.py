@@ -178,10 +178,13 @@ def test_a_dead_token_opens_nothing(fire):
     unauthorized = REFUSED.replace(b"403", b"401")
     answers(1, 1.1, ALLOWED, times=20)
     answers(4.9, 5.1, unauthorized)
+    answers(4.9, 5.1, DOWN.replace(b"503", b"504"))
     answers(6, 6.1, unauthorized)
     answers(6, 6.1, ALLOWED)
 
     assert kinds(judged(fire)) == [Kind.FALSE_ALLOW]
+    answers(6, 6.1, DOWN.replace(b"503", b"504"))
+    assert kinds(judged(fire)) == [Kind.FALSE_ALLOW, Kind.FAULT]
 
 
 def test_what_was_in_flight_when_a_part_was_killed_is_excused_and_no_more(fire, answers):
