@@ -20,7 +20,6 @@ from iamroles_agent.control.plane import Plane
 from iamroles_agent.control.relay import Relay
 from iamroles_agent.gate import Gate
 from iamroles_agent.live.watch import Watch
-from iamroles_agent.processes.courier import Courier
 from iamroles_agent.server import _Peer
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.keyring import Keyring
@@ -89,20 +88,6 @@ def loses_what_a_dead_courier_was_asked(sound, relay):
     relay._courier = True
 
 
-@mutant(Relay, "_answered")
-def answers_before_the_key_is_in_force(sound, relay, index, said):
-    said.head["after"] = False
-    sound(relay, index, said)
-
-
-@mutant(Plane, "_saved")
-def takes_any_saving_for_that_of_the_change(sound, plane, place, said):
-    change = plane._change
-    if change is not None:
-        said.head["version"] = change.document.version
-    sound(plane, place, said)
-
-
 @mutant(Gate, "judge")
 async def answers_by_what_was_in_force_when_asked(sound, gate, check, context, key):
     asked = gate._current()
@@ -128,11 +113,6 @@ def lets_a_lost_key_live_a_moment_longer(sound, keyring, lost):
 async def calls_revocations_settled_before_they_are(sound, watch, stamp):
     watch._seen, watch._settled = stamp, True
     return await sound(watch, stamp)
-
-
-@mutant(Courier, "_tell_saved")
-def calls_saved_what_came_while_it_saved(sound, courier, version, error):
-    sound(courier, courier.link.document.version, error)
 
 
 @mutant(Changes, "_look_switched")
