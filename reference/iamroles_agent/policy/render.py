@@ -76,9 +76,6 @@ backend route-{name} from iam-routes
 {servers}
 """
 
-_STREAMS = """\
-    filter lua.iam-live"""
-
 _FRESH = """
 # The credentials that were seen in backends with `renew = true`: client address and who. gpt0 is the expiry.
 backend iam-fresh from iam-defaults
@@ -188,13 +185,10 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
 
 def _streams(backend: Backend) -> str:
     """Lines of a backend about streams: what ends them, or what refuses them."""
+    names = ["streams", *(["renew"] if backend.renew else [])] if backend.streams else ["no-streams"]
     shipped = files("iamroles_agent.haproxy")
-    if not backend.streams:
-        no_streams = shipped.joinpath("no-streams.cfg").read_text().rstrip()
-        return no_streams.replace("{name}", backend.name)
-    if not backend.renew:
-        return _STREAMS
-    return _STREAMS + "\n" + shipped.joinpath("renew.cfg").read_text().rstrip()
+    text = "\n".join(shipped.joinpath(f"{name}.cfg").read_text().rstrip() for name in names)
+    return text.replace("{name}", backend.name)
 
 
 def _tls(backend: Backend, server: str) -> str:
