@@ -19,7 +19,7 @@ import time
 from bench_live import cpu, upgrade
 
 from iamroles_scenarios.engine.bench import bench
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import open_stage

@@ -19,7 +19,7 @@ from iamroles_agent.processes import local_socket
 from iamroles_scenarios.checks.live.stream import Shape, Stream
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import bench, refused
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import open_stage

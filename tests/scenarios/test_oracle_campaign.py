@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.errors import CheckFailed
 from iamroles_scenarios.oracle.campaign import campaign

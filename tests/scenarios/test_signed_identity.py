@@ -12,7 +12,7 @@ import pytest
 
 from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.engine.bench import Bench
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, open_stage
 

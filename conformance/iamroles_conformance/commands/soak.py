@@ -15,8 +15,8 @@ from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import soak_page
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.durations import seconds
-from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.soak import Soak
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import open_stage
 

@@ -26,8 +26,9 @@ from iamroles_conformance.selftest.registry import Mutant
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import LANES, PROXY_LANES, Lane, PlannedCheck
 from iamroles_scenarios.engine import wire_lane
-from iamroles_scenarios.engine.play import Target, play
+from iamroles_scenarios.engine.play import play
 from iamroles_scenarios.engine.run import called, plan
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, Stage

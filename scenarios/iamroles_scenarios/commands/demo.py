@@ -27,7 +27,8 @@ from iamroles_scenarios.declarations.documents import read
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.declarations.scenario import RequestSpec, Scenario, Step
 from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.engine.play import Target, Watcher, play
+from iamroles_scenarios.engine.play import Watcher, play
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Place, Worlds
 from iamroles_scenarios.errors import HarnessFault, SuiteError
 from iamroles_scenarios.reference import reference_agent

@@ -16,7 +16,7 @@ from rich.text import Text
 from iamroles_scenarios.checks.live.revoking import revoke
 from iamroles_scenarios.checks.live.stream import Kind, Shape, Stream
 from iamroles_scenarios.engine.bench import Bench, bench
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 STREAMS = 3
 """How many steps it has."""

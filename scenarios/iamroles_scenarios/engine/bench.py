@@ -20,8 +20,8 @@ from iamroles_scenarios.declarations.scenario import Expectation, OneOf, Request
 from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
-from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.players import Player, player_for
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place
 from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.jose import mint_for

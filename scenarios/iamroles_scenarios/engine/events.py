@@ -19,7 +19,7 @@ from iamroles_scenarios.engine.worlds import Place
 from iamroles_scenarios.errors import AgentFault, StageError, Untestable, WaitTimeoutError
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.target import Target
     from iamroles_scenarios.stage import World
 
 CLOCK_MARGIN = 0.05

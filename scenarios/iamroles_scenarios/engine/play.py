@@ -11,15 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from iamroles_scenarios import recording
 from iamroles_scenarios.declarations.results import CheckResult, tails
 from iamroles_scenarios.declarations.scenario import (
     Expectation,
     FlowSpec,
-    Lane,
     PlannedCheck,
     ReloadStep,
     RequestSpec,
@@ -34,15 +33,12 @@ from iamroles_scenarios.engine.ledger import Finding, Flow
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.setups import judged_alive
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
-from iamroles_scenarios.engine.worlds import Place, Worlds
+from iamroles_scenarios.engine.worlds import Place
 from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
-from iamroles_scenarios.stage.spec import declares
 from iamroles_scenarios.traffic.polling import NANO
-
-if TYPE_CHECKING:
-    from iamroles_scenarios.stage import AgentSpec, Stage
 
 _ATTEMPTS = 3
 _POLL = 0.05
@@ -53,24 +49,6 @@ _ALSO = 10
 """Tokens of later failing steps that a failure shows, beside the first."""
 ENDING = 0.2
 """Seconds in which an agent whose check failed has ended, if it does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a scenario is played against."""
-
-    lane: Lane
-    stage: Stage
-    agent: AgentSpec
-    worlds: Worlds
-    scale: float = 1.0
-    """Multiplies deadlines and short lives; above 1 for slow hosts."""
-    rate: float = 1.0
-    """Multiplies the rate of timelines' traffic."""
-
-    def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
-        """Features among these that the agent declares not to have."""
-        return sorted(name for name in features if not declares(self.agent.features, name))
 
 
 def owner_of(scenario_id: str, lane: str) -> str:

@@ -35,8 +35,9 @@ from iamroles_scenarios.declarations.scenario import (
 from iamroles_scenarios.engine import wire_lane
 from iamroles_scenarios.engine.burden import Burden
 from iamroles_scenarios.engine.importance import waits
-from iamroles_scenarios.engine.play import ENDING, Target, owner_of, play
+from iamroles_scenarios.engine.play import ENDING, owner_of, play
 from iamroles_scenarios.engine.setups import answers, explained, judged_alive, of_the_dead, refuses, watched
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds

@@ -30,7 +30,7 @@ from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.target import Target
     from iamroles_scenarios.mock.presign import SessionKeys
 
 LEAST_ANSWERS, LEAST_EVENTS = 1000, 20

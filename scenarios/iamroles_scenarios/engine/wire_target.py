@@ -17,7 +17,7 @@ from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.wire.target import Process, WireTarget
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.target import Target
     from iamroles_scenarios.engine.worlds import Place
     from iamroles_scenarios.stage import World
 

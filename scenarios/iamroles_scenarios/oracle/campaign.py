@@ -30,7 +30,7 @@ from iamroles_scenarios.oracle.judge import Outcome, judge, load_error
 from iamroles_scenarios.wire.client import Asker
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.target import Target
     from iamroles_scenarios.engine.worlds import Place
     from iamroles_scenarios.mock.clients import IssuerHandle
 

@@ -22,7 +22,7 @@ from iamroles_scenarios.oracle.generate import DrawnWorld, may_conflict, world
 from iamroles_scenarios.oracle.judge import judge
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.target import Target
     from iamroles_scenarios.engine.worlds import Place
 
 _RELOAD_WITHIN = 10.0

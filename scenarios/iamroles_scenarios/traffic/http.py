@@ -8,14 +8,11 @@ client gets the answer of another. Heads repeat, so what one means is remembered
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from iamroles_scenarios.traffic.lines import Address, Line
+from iamroles_scenarios.traffic.lines import Address, Line, Owner
 from iamroles_scenarios.traffic.polling import NANO, now
 from iamroles_scenarios.traffic.questions import Asked, Question
-
-if TYPE_CHECKING:
-    from iamroles_scenarios.traffic.loop import Loop
 
 _HEAD_LIMIT = 65_536
 _KEPT = 65_536
@@ -180,7 +177,7 @@ class HttpLine(Line):
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Owner,
         address: Address,
         *,
         tls: ssl.SSLContext | None = None,

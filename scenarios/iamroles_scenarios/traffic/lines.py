@@ -13,13 +13,10 @@ import select
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from iamroles_scenarios.traffic.polling import NANO, SPACE, Socket, abort, now, stamp, unconnected
-from iamroles_scenarios.traffic.questions import Question
-
-if TYPE_CHECKING:
-    from iamroles_scenarios.traffic.loop import Loop
+from iamroles_scenarios.traffic.questions import Asked, Question
 
 READ = 65_536
 """Bytes that are read at once."""
@@ -60,6 +57,34 @@ class Address:
         return cls(family, (str(place[0]), int(place[1])), host)
 
 
+class Owner(Protocol):
+    """What a line needs of the loop that drives it."""
+
+    def watch(self, line: Line, number: int, mask: int) -> None:
+        """Wait for a new socket."""
+
+    def modify(self, line: Line, number: int, mask: int) -> None:
+        """Wait for something else."""
+
+    def forget(self, number: int) -> None:
+        """A socket is about to be closed."""
+
+    def idle_again(self, line: Line) -> None:
+        """A line has opened that nothing waits for."""
+
+    def answered(self, line: Line, asked: Asked, status: int, text: bytes) -> None:
+        """Judge and record an answer, and let the line go on."""
+
+    def right(self, line: Line, asked: Asked, told: int = -1) -> None:
+        """Record an answer that needs no judging, and let the line go on."""
+
+    def broke(self, line: Line, asked: Asked | None, why: str) -> None:
+        """A line lost its connection; what was asked had no answer."""
+
+    def stray(self, why: str) -> None:
+        """A server sent what nobody had asked for."""
+
+
 class Line:
     """A connection that the loop drives. Subclasses give the protocol.
 
@@ -74,7 +99,7 @@ class Line:
     """Questions that may be under way at once."""
 
     def __init__(
-        self, loop: Loop, address: Address, *, tls: ssl.SSLContext | None = None, fresh: bool = False
+        self, loop: Owner, address: Address, *, tls: ssl.SSLContext | None = None, fresh: bool = False
     ) -> None:
         self.loop = loop
         self._address = address

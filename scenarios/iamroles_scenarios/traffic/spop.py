@@ -14,17 +14,13 @@ from __future__ import annotations
 import itertools
 import secrets
 import ssl
-from typing import TYPE_CHECKING
 
 from iamroles_scenarios.errors import WireFormatError
-from iamroles_scenarios.traffic.lines import Address, Line
+from iamroles_scenarios.traffic.lines import Address, Line, Owner
 from iamroles_scenarios.traffic.polling import now
 from iamroles_scenarios.traffic.questions import Asked, Question
 from iamroles_scenarios.wire.codec import varint
 from iamroles_scenarios.wire.frames import STATUS, Frame, FrameType, hello, read_kv, variables
-
-if TYPE_CHECKING:
-    from iamroles_scenarios.traffic.loop import Loop
 
 _IDS = [varint(number) for number in range(240, 2288)]
 _FRAME_LIMIT = 1 << 20
@@ -42,7 +38,7 @@ class SpopLine(Line):
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Owner,
         address: Address,
         *,
         tls: ssl.SSLContext | None = None,

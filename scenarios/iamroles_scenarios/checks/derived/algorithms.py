@@ -10,7 +10,7 @@ from iamroles_scenarios.checks.derived.issuer_rows import Row
 from iamroles_scenarios.checks.derived.issuers import entry
 from iamroles_scenarios.checks.derived.sitting import ALLOWED, REFUSED, Ask, Sitting, question, sitting
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey, mint
 
 NEEDED = ("RS256", "ES256", "ES384")

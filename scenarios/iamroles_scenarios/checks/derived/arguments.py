@@ -26,7 +26,7 @@ from iamroles_scenarios.checks.derived.sitting import (
     sitting,
 )
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 _ARN = "arn:aws:iam::111111111111:role/"
 _NONE = refusal("no_grant")

@@ -24,7 +24,7 @@ from iamroles_scenarios.checks.derived.sitting import (
     sitting,
 )
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 ABSENT = object()
 """A claim that is left out."""

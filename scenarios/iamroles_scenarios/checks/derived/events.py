@@ -24,7 +24,7 @@ from iamroles_scenarios.checks.derived.sitting import (
 )
 from iamroles_scenarios.checks.identity.caller import session_of
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 _ARN = "arn:aws:iam::111111111111:role/"
 Policy = Mapping[str, Any]

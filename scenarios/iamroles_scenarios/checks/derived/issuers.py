@@ -14,7 +14,7 @@ from iamroles_scenarios.checks.derived.issuer_rows import ISSUER, JWKS, KIOSK, L
 from iamroles_scenarios.checks.derived.sitting import Ask, Sitting, question, sitting
 from iamroles_scenarios.checks.identity.caller import session_of
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 _HEADER = ("typ", "alg", "signer", "size")
 

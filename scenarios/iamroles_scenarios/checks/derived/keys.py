@@ -10,7 +10,7 @@ from iamroles_scenarios.checks.derived import rules
 from iamroles_scenarios.checks.derived.rules import ACCOUNT, Edge
 from iamroles_scenarios.checks.derived.sitting import Ask, Sitting, question, sitting
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.oracle.answer import wanted
 from iamroles_scenarios.oracle.judge import judge
 

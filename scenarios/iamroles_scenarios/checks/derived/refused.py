@@ -9,7 +9,7 @@ from typing import Any
 from iamroles_scenarios.checks.derived.schema import KEYS, WRONG
 from iamroles_scenarios.checks.derived.sitting import ALLOWED, Ask, question, sitting
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 _TWICE = ("issuers", "sts", "roles", "groups", "backends", "grants", "denies")
 """Tables whose rows have names, each once; scopes may share one."""

@@ -17,7 +17,7 @@ from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.observation import differences
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.oracle.answer import TEXTS
 from iamroles_scenarios.wire.client import Asker

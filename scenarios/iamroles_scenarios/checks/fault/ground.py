@@ -20,8 +20,8 @@ from iamroles_scenarios.checks.proxy.traffic import Gate, Turn
 from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.engine.http import HttpConnection
 from iamroles_scenarios.engine.observation import Observation, describe
-from iamroles_scenarios.engine.play import Target
 from iamroles_scenarios.engine.players import observed, raw_request
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import HttpFault
 
 BACK = 20.0

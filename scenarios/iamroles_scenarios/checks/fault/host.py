@@ -20,7 +20,7 @@ from iamroles_scenarios.checks.proxy.traffic import Turn
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.events import children_of
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import Untestable
 
 _STARVED = 6.0

@@ -14,7 +14,7 @@ from iamroles_scenarios.checks.identity.caller import EDGE, session_of
 from iamroles_scenarios.checks.proxy.traffic import Turn, shut
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.breaker import FAULTS, Breaker
 
 _DELAYS = ("late", "drip")

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, Pending, bench, refused
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.errors import CheckFailed, Evidence
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle

@@ -7,7 +7,7 @@ import threading
 from iamroles_scenarios.checks.identity.caller import caller
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 _RECOVERY = 15.0
 """Seconds, times the scale, within which a server that answers again is believed."""

@@ -8,7 +8,7 @@ from itertools import count
 
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, refused
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
 COOLDOWN = 2.0

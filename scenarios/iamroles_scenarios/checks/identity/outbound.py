@@ -12,7 +12,7 @@ from iamroles_scenarios.checks.identity.caller import session_of
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import bench, refused
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 
 _DEPLOYS = "/deploys/7"

@@ -10,7 +10,7 @@ from iamroles_scenarios.checks.identity.caller import ACTION, Caller, caller
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import ALLOWED, Pending, refused
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.mock.answers import NAMESPACES
 

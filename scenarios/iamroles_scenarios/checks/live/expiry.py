@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from iamroles_scenarios.checks.live.stream import KINDS, Shape, Stream, Watched
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 LIFE = "+4s"
 AFTER = 1.0

@@ -12,7 +12,7 @@ from iamroles_scenarios.checks.live.stream import KINDS, Shape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import Bench, bench
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 _SECOND_HEAD = "ProtocolError: Trailers"
 _TIMES = 4

@@ -15,7 +15,7 @@ from iamroles_scenarios.checks.live.stream import Shape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import Bench, bench, refused
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 WITHIN = 5.0
 """Seconds, times the scale, in which a change must have reached a stream. A benchmark measures the second."""

@@ -8,7 +8,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import Bench, bench, refused
 from iamroles_scenarios.engine.observation import Observation, mismatches
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 _BRIEF, _BRIEFER = 600, 300
 """Seconds: `max_lifetime` of the roles of these names in data/worlds/policy.toml."""

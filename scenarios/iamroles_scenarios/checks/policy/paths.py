@@ -5,7 +5,7 @@ from __future__ import annotations
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.oracle.corpus import Kind, Trick, careless, tricks
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.observation import Observation, differences
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
 if TYPE_CHECKING:

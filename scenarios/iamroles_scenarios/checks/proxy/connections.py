@@ -10,7 +10,7 @@ from contextlib import closing
 
 from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Gate, Tally, Turn, at_once, gate, traffic
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import Untestable
 
 _THREADS = 4

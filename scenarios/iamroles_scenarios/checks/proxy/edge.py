@@ -14,7 +14,7 @@ from typing import Any
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.http import Answer, HttpConnection
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence
 
 _WITHIN = 10.0

@@ -14,7 +14,7 @@ from io import StringIO
 from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Gate, Turn, gate
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import Untestable
 
 _NOTICED = 15.0

@@ -8,7 +8,7 @@ from typing import Any
 from iamroles_scenarios.checks.proxy.traffic import Gate, Turn, gate
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.observation import Observation, differences
-from iamroles_scenarios.engine.play import Target
+from iamroles_scenarios.engine.target import Target
 
 _ROUNDS = 3
 _LOG_WITHIN = 5.0

@@ -23,7 +23,7 @@ from iamroles_scenarios.recording import carried
 from iamroles_scenarios.stage.relay import Relay
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine.play import Target
+    from iamroles_scenarios.engine.target import Target
 
 PROCESSING = 10.0
 """Seconds, times the scale, that HAProxy waits for a verdict here: more than any wait of these checks."""

@@ -1,0 +1,31 @@
+"""What checks are played against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iamroles_scenarios.declarations.scenario import Lane
+from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.stage.spec import declares
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.stage import AgentSpec, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One agent on a stage, in one lane."""
+
+    lane: Lane
+    stage: Stage
+    agent: AgentSpec
+    worlds: Worlds
+    scale: float = 1.0
+    """Multiplies deadlines and short lives; above 1 for slow hosts."""
+    rate: float = 1.0
+    """Multiplies the rate of timelines' traffic."""
+
+    def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
+        """Features among these that the agent declares not to have."""
+        return sorted(name for name in features if not declares(self.agent.features, name))
