@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from iamroles_scenarios.stage.agent_handle import AgentHandle
 from iamroles_scenarios.stage.spec import AgentSpec
 from iamroles_scenarios.stage.stage import KINDS, Stage, open_stage
-from iamroles_scenarios.stage.world import AgentHandle, HaproxyHandle, Proxy, World
+from iamroles_scenarios.stage.world import HaproxyHandle, Proxy, World
 
 __all__ = [
     "KINDS",

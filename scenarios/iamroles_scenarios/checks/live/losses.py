@@ -13,7 +13,7 @@ from iamroles_scenarios.checks.live.stream import Shape, Stream
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.stage.world import AgentHandle
+from iamroles_scenarios.stage.agent_handle import AgentHandle
 
 LIFE = "+6s"
 HALT = 1.5
