@@ -17,8 +17,8 @@ from iamroles_scenarios.engine import wire_lane as lane
 from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.errors import UnreachableError, WireError
 from iamroles_scenarios.wire import fuzz
+from iamroles_scenarios.wire.asker import Asker, decide
 from iamroles_scenarios.wire.blunt import BEHAVIOURS
-from iamroles_scenarios.wire.client import Asker, decide
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
 from iamroles_scenarios.wire.target import WireTarget
 

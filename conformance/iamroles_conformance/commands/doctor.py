@@ -18,7 +18,7 @@ from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of, scenarios
 from iamroles_scenarios.errors import AgentFault, StageError
 from iamroles_scenarios.stage import AgentSpec, Stage, haproxies, open_stage
-from iamroles_scenarios.wire.client import decide
+from iamroles_scenarios.wire.asker import decide
 
 _PACKAGES = ("aiohttp", "boto3", "docker", "jinja2", "moto", "pytest", "rich", "testcontainers")
 _PATIENCE = 2.0

@@ -17,7 +17,7 @@ from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
 from iamroles_scenarios.errors import HarnessFault, HttpFault
-from iamroles_scenarios.wire.client import Asker
+from iamroles_scenarios.wire.asker import Asker
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import World

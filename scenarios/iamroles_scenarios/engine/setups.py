@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.errors import AgentFault, StageError
-from iamroles_scenarios.wire.client import reach
+from iamroles_scenarios.wire.asker import reach
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import World

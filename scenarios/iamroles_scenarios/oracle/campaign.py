@@ -27,7 +27,7 @@ from iamroles_scenarios.jose import mint
 from iamroles_scenarios.oracle.answer import said, unlike
 from iamroles_scenarios.oracle.generate import Case, DrawnWorld, may_conflict, shuffled, world
 from iamroles_scenarios.oracle.judge import Outcome, judge, load_error
-from iamroles_scenarios.wire.client import Asker
+from iamroles_scenarios.wire.asker import Asker
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target

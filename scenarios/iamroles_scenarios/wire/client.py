@@ -1,8 +1,7 @@
-"""HAProxy's side of SPOP: one connection to an agent, and the one-line question `decide`.
+"""HAProxy's side of SPOP: one connection to an agent, in asyncio (`asker` is for threads).
 
-`Connection` is asyncio: frames whole, byte by byte or many in one segment, strict answers, a transcript of
-all that passed. `decide` and `Asker` are synchronous and may be called from any thread, also beside a running
-event loop: their connections live on one background loop.
+Frames go whole, byte by byte or many in one segment; answers are read strictly; a transcript has all that
+passed.
 
 How a connection ends is three things on the network and one to the protocol: FIN, RST, or an
 AGENT-DISCONNECT before either. Only `Connection.receive` tells them apart; checks ask `Connection.ended`.
@@ -14,20 +13,17 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Any, cast
 
 from iamroles_scenarios import recording
 from iamroles_scenarios.errors import SilenceError, UnreachableError, WireError, WireFormatError
 from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.codec import address as ip
 from iamroles_scenarios.wire.frames import (
-    HELLO,
-    Action,
     Flags,
     Frame,
     FrameType,
@@ -35,9 +31,7 @@ from iamroles_scenarios.wire.frames import (
     encode_message,
     hello,
     notify,
-    read_actions,
     read_kv,
-    variables,
 )
 from iamroles_scenarios.wire.transcript import (
     FROM_AGENT,
@@ -47,7 +41,6 @@ from iamroles_scenarios.wire.transcript import (
     shorten,
 )
 
-_T = TypeVar("_T")
 OMIT = object()
 """As a value of `check` or `context`: leave this argument out of the message."""
 MAX_ANSWER = 1 << 20
@@ -374,216 +367,3 @@ def question(
         encode_message("iam-context", context_arguments(context)),
         encode_message("iam-check", check_arguments(check)),
     )
-
-
-# --- synchronous ------------------------------------------------------------------------------------------
-
-
-class _Background:
-    """One event loop in one daemon thread, started when first needed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine there and wait for it here."""
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="spop-client", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-
-_background = _Background()
-
-
-class Asker:
-    """A connection kept open for many questions; synchronous, safe to share between threads.
-
-    Questions of several threads are pipelined: each has a stream-id of its own and gets its own ACK.
-    After the connection broke, the next question opens a new one.
-
-    Args:
-        address: `host:port` or `unix:/path`.
-        timeout: seconds for each answer.
-    """
-
-    def __init__(self, address: str, *, timeout: float = 5.0) -> None:
-        self.address = address
-        self.timeout = timeout
-        self._connection: Connection | None = None
-        self._waiting: dict[int, asyncio.Future[Frame]] = {}
-        self._stream_id = 1
-        self._reading: asyncio.Task[None] | None = None
-        self._opening: asyncio.Lock | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def transcript(self) -> Transcript:
-        """What passed on the present connection lately; empty if there is none."""
-        return self._connection.transcript if self._connection else Transcript()
-
-    def decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, object]:
-        """Ask for one verdict; as the function `decide`."""
-        return cast("dict[str, object]", _background.run(self._decide(check, context)))
-
-    def decide_many(
-        self, checks: Sequence[Mapping[str, Any]], *, window: int = 20
-    ) -> list[dict[str, object]]:
-        """Ask for many verdicts, up to `window` at a time, and give them in the order of the questions."""
-
-        async def all_of_them() -> list[dict[str, Value]]:
-            bound = asyncio.Semaphore(window)
-
-            async def one(check: Mapping[str, Any]) -> dict[str, Value]:
-                async with bound:
-                    return await self._decide(check, None)
-
-            return list(await asyncio.gather(*map(one, checks)))
-
-        return cast("list[dict[str, object]]", _background.run(all_of_them()))
-
-    def actions_of(
-        self, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], *, window: int = 1
-    ) -> list[list[Action]]:
-        """As `decide_many` for pairs of check and context, but the actions as they came, with their types."""
-
-        async def all_of_them() -> list[list[Action]]:
-            bound = asyncio.Semaphore(window)
-
-            async def one(check: Mapping[str, Any], context: Mapping[str, Any] | None) -> list[Action]:
-                async with bound:
-                    return await self._answered(check, context, read_actions)
-
-            return list(await asyncio.gather(*(one(*pair) for pair in asked)))
-
-        return _background.run(all_of_them())
-
-    def close(self) -> None:
-        """Close the connection; the next question opens another."""
-
-        async def drop() -> None:
-            self._drop(WireError("the asker was closed"))
-
-        _background.run(drop())
-
-    async def _decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None) -> dict[str, Value]:
-        return await self._answered(check, context, variables)
-
-    async def _answered(
-        self, check: Mapping[str, Any], context: Mapping[str, Any] | None, read: Callable[[Frame], _T]
-    ) -> _T:
-        connection = await self._connected()
-        stream_id, self._stream_id = self._stream_id, self._stream_id + 2
-        waiting = asyncio.get_running_loop().create_future()
-        self._waiting[stream_id] = waiting
-        began = asyncio.get_running_loop().time()
-        try:
-            await connection.send(question(check, context, stream_id=stream_id))
-            async with asyncio.timeout(self.timeout):
-                ack = await waiting
-            recording.waited("an ACK", asyncio.get_running_loop().time() - began, self.timeout)
-            return read(ack)
-        except TimeoutError:
-            raise SilenceError(
-                f"no ACK for stream {stream_id} in {self.timeout:g} s", connection.transcript
-            ) from None
-        except WireFormatError as error:
-            raise WireError(f"the ACK is malformed: {error}", connection.transcript) from error
-        finally:
-            self._waiting.pop(stream_id, None)
-
-    async def _connected(self) -> Connection:
-        self._opening = self._opening or asyncio.Lock()
-        async with self._opening:
-            if self._connection is None:
-                connection = await open_connection(self.address, within=self.timeout)
-                try:
-                    await connection.hello()
-                except BaseException:
-                    connection.close()
-                    raise
-                self._connection = connection
-                self._reading = asyncio.create_task(self._read(connection))
-            return self._connection
-
-    async def _read(self, connection: Connection) -> None:
-        try:
-            while True:
-                try:
-                    answer = await connection.receive(3600.0)
-                except SilenceError:
-                    continue
-                if isinstance(answer, Ended):
-                    raise WireError(f"the agent closed the connection ({answer.how})", connection.transcript)
-                waiting = self._waiting.get(answer.stream_id) if answer.type == FrameType.ACK else None
-                if waiting is None:
-                    raise WireError(f"an unexpected {answer.name}", connection.transcript)
-                if not waiting.done():
-                    waiting.set_result(answer)
-        except WireError as error:
-            if self._connection is connection:
-                self._drop(error)
-
-    def _drop(self, error: WireError) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-        reading, self._reading = self._reading, None
-        if reading is not None and reading is not asyncio.current_task():
-            reading.cancel()
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(error)
-
-
-def reach(address: str, *, timeout: float = 5.0) -> None:
-    """Open one connection to an agent and close it again.
-
-    Raises:
-        UnreachableError: nobody accepts there.
-        ValueError, OverflowError: this is no address.
-    """
-
-    async def once() -> None:
-        (await open_connection(address, within=timeout)).close()
-
-    _background.run(once())
-
-
-def decide(
-    address: str, check: dict[str, Any], context: dict[str, Any] | None = None, *, timeout: float = 5.0
-) -> dict[str, object]:
-    """Ask an agent one question over a fresh connection and give the variables it set.
-
-    Args:
-        address: `host:port` or `unix:/path`.
-        check: arguments of `iam-check`, as `check_arguments` takes them.
-        context: arguments of `iam-context`; by default some.
-        timeout: seconds to connect, and for each answer.
-
-    Returns:
-        Variables in scope `txn` (SPEC.md section 3); unset ones are absent.
-
-    Raises:
-        WireError: no connection, no handshake, no ACK, or a malformed one; its text holds the transcript.
-    """
-
-    async def once() -> dict[str, Value]:
-        connection = await open_connection(address, within=timeout)
-        try:
-            await connection.hello(HELLO)
-            ack = await connection.ask(question(check, context))
-            return variables(ack)
-        except WireFormatError as error:
-            raise WireError(f"the agent's answer is malformed: {error}", connection.transcript) from error
-        finally:
-            connection.close()
-
-    return cast("dict[str, object]", _background.run(once()))

@@ -20,7 +20,7 @@ from iamroles_scenarios.engine.observation import differences
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.oracle.answer import TEXTS
-from iamroles_scenarios.wire.client import Asker
+from iamroles_scenarios.wire.asker import Asker
 from iamroles_scenarios.wire.frames import Action
 
 WORLD = "derived"
