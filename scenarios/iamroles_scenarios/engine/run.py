@@ -127,11 +127,10 @@ class Run:
                 f"lanes {', '.join(sorted(lanes))}. Select the lane wire, or give a command."
             )
         _check_known(agent)
-        self.agent = replace(
-            agent, ready_within=agent.ready_within * (_LATE if options and options.load else 1)
-        )
+        self.options = options = options or Options()
+        late = options.scale * (_LATE if options.load else 1)
+        self.agent = replace(agent, ready_within=agent.ready_within * late)
         self.planned = planned
-        self.options = options or Options()
         self.stage: Stage | None = None
         self.haproxy_version = ""
         self._started = time.monotonic()
