@@ -229,7 +229,9 @@ def test_a_run_that_is_interrupted_reports_what_was_played_and_leaves_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     mark = f"IAMROLES_TEST_MARK={uuid.uuid4()}"
-    command = [sys.executable, "-m", "iamroles_agent", "conformance", "run", "--stage=processes"]
+    # A shell's background job has Ctrl-C ignored, and so have its children.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "iamroles_agent"]
+    command += ["conformance", "run", "--stage=processes"]
     run = subprocess.Popen(
         [*command, "--lane=gate-spop", "--lane=gate", f"--report={tmp_path}"],
         env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict([mark.split("=")]),

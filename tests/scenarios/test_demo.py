@@ -99,7 +99,10 @@ def test_a_step_that_goes_otherwise_fails_it(tmp_path):
 
 def test_an_agent_that_does_not_start_is_a_fault_of_the_stage(tmp_path):
     agent = tmp_path / "agent.toml"
-    agent.write_text('spec = 1\nname = "gone"\n[launch]\ncommand = ["python", "-c", "raise SystemExit(4)"]\n')
+    agent.write_text(
+        'spec = 1\nname = "gone"\n[launch]\ncommand = ["python", "-c", "raise SystemExit(4)"]\n'
+        '[features]\noidc = true\nreload = "SIGHUP"\n'
+    )
 
     done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", str(agent)])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import click
 
@@ -73,9 +74,12 @@ def run(
     planned = [check for check in subject.planned() if select(check)]
     planned = planned if budget is None else by_importance(planned)
     pairs, told = [], set[str]()
-    with subject.run(planned, transcripts=evidence is not None, budget=budget) as started:
+    with (
+        subject.run(planned, transcripts=evidence is not None, budget=budget) as started,
+        _Interrupts() as interrupts,
+    ):
         _introduce(started)
-        for check, result in _until_interrupted(started):
+        for check, result in _until_interrupted(started, interrupts):
             pairs.append((check, result))
             if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
                 again = ["iamroles", "conformance", "run", *subject.arguments("--"), "--check", check.name]
@@ -113,18 +117,58 @@ def _by_family(names: list[str]) -> str:
     return f" ({', '.join(f'{count} {family}' for family, count in counts.items())})"
 
 
-def _until_interrupted(started: Run) -> Iterator[_Pair]:
+class _Interrupts:
+    """Ctrl-C and SIGTERM while checks are played: they end the waiting and nothing else, so that no report is
+    lost to one that comes while a line is printed. The second one ends everything.
+    """
+
+    def __init__(self) -> None:
+        self._came = self._waits = False
+        self._former = {
+            number: signal.signal(number, self._take)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            # Whoever starts a command in the background has Ctrl-C ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+
+    def _take(self, *_: object) -> None:
+        again, self._came = self._came, True
+        if self._waits or again:
+            raise KeyboardInterrupt
+
+    def until(self, source: Iterator[_Pair]) -> Iterator[_Pair]:
+        """What comes before the first."""
+        while not self._came:
+            try:
+                self._waits = True
+                pair = next(source, None)
+                self._waits = False
+            except KeyboardInterrupt:
+                break
+            if pair is None:
+                break
+            yield pair
+        self._waits = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
+def _until_interrupted(started: Run, interrupts: _Interrupts) -> Iterator[_Pair]:
     """Checks and results, in the order of the plan or, under a budget, as they come.
 
-    After Ctrl-C, and when the budget is over, what is known by then.
+    After an interrupt, and when the budget is over, what is known by then.
     """
     budget = started.options.budget
     waiting = {check.name: check for check in started.planned}
     source = zip(started.planned, started.results()) if budget is None else started.in_budget(budget)  # noqa: B905 - results may end early
-    with suppress(KeyboardInterrupt):
-        for check, result in source:
-            del waiting[check.name]
-            yield check, result
+    for check, result in interrupts.until(source):
+        del waiting[check.name]
+        yield check, result
     for check in waiting.values():
         if (known := started.settled(check)) is not None:
             yield check, known
