@@ -71,6 +71,23 @@ def test_a_closed_connection_is_a_fault() -> None:
         connection.close()
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b"HTTP/1.1 200 O",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 200 OK\r\nA: b\r\n",
+    ],
+)
+def test_half_a_head_is_a_fault(cut: bytes) -> None:
+    with _server(cut) as (address, _):
+        connection = HttpConnection(address, 5)
+        with pytest.raises(HttpFault, match="within the head"):
+            connection.exchange("GET", request_bytes("GET", "/", []))
+        connection.close()
+
+
 def test_nobody_there_is_a_fault() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()

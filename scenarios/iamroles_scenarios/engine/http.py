@@ -7,6 +7,7 @@ are read by `http.client`, which is strict enough for a proxy that is not under 
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import time
 from collections.abc import Sequence
@@ -40,6 +41,29 @@ class Answer:
         return "\n".join([*head, "", self.body[:600].decode("utf-8", "replace")])
 
 
+class _Lines(io.BufferedReader):
+    """Refuses a line that the connection's end has cut: to `http.client`, `HTTP/1.1 200 O` is an answer."""
+
+    _some = False
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(size)
+        if (line or self._some) and not line.endswith(b"\n"):
+            raise HTTPException("the connection ended within the head of the answer")
+        self._some = True
+        return line
+
+
+class _Whole:
+    """A socket as `HTTPResponse` wants it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def makefile(self, _mode: str) -> _Lines:
+        return _Lines(self._sock.makefile("rb", buffering=0))
+
+
 class HttpConnection:
     """One client connection, kept alive as long as the proxy keeps it.
 
@@ -69,7 +93,7 @@ class HttpConnection:
         began = time.monotonic()
         try:
             self._socket.sendall(raw)
-            response = HTTPResponse(self._socket, method=method)
+            response = HTTPResponse(_Whole(self._socket), method=method)  # type: ignore[arg-type]
             response.begin()
             body = response.read()
         except (OSError, HTTPException) as error:

@@ -19,8 +19,8 @@ now = time.time_ns
 """Nanoseconds of CLOCK_REALTIME, the clock of the kernel's stamps."""
 Socket = _socket.socket
 
-_TIMESTAMPNS = 35
-"""SO_TIMESTAMPNS and SCM_TIMESTAMPNS (asm-generic/socket.h); Python has no name for them."""
+STAMPS = 35
+"""SOSTAMPS and SCMSTAMPS (asm-generic/socket.h); Python has no name for them."""
 SPACE = 64
 """Room for ancillary data: one stamp takes 32 bytes."""
 stamp = struct.Struct("@ll").unpack
@@ -76,7 +76,7 @@ def unconnected(family: int) -> Socket:
     made = Socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     if family != socket.AF_UNIX:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        made.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
+        made.setsockopt(socket.SOL_SOCKET, STAMPS, 1)
     return made
 
 

@@ -23,6 +23,8 @@ from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import Untestable
 
+_WAITED = 0.3
+"""Seconds that its threads have waited for the processor, at the least, if it was starved."""
 _STARVED = 6.0
 """Seconds, times the scale, without a processor: longer than any heartbeat should be."""
 _HOGS = 4
@@ -134,7 +136,7 @@ def processor(target: Target) -> str:
             end = time.monotonic() + place.gate.seconds(_STARVED)
             while time.monotonic() < end:
                 place.hold("no processor", people)
-        if _waited(before) - waited < 1.0:
+        if _waited(before) - waited < _WAITED:
             raise Untestable("the agent cannot be starved of the processor here")
         place.recovers("no processor", people)
         if (after := _processes(place)) != before:
@@ -146,8 +148,9 @@ def _waited(pids: list[int]) -> float:
     """Seconds that they have waited for a processor (proc(5), schedstat)."""
     total = 0.0
     for pid in pids:
-        with suppress(OSError, ValueError):
-            total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with suppress(OSError, ValueError):
+                total += int(thread.read_text().split()[1]) / 1e9
     return total
 
 

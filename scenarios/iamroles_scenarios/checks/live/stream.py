@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import socket
 import struct
@@ -15,12 +16,15 @@ from typing import Literal
 
 from iamroles_scenarios import recording
 from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.traffic.polling import NANO, SPACE, STAMPS, stamp
 
 Kind = Literal["websocket", "events", "download", "upload"]
 KINDS: tuple[Kind, ...] = ("websocket", "events", "download", "upload")
 BEAT = 0.02
 """Seconds between two pieces of a busy stream."""
 _CONNECT = 5.0
+_LATE = 15.0
+"""Seconds that a reader may be late on a busy host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class Watched:
         """Epoch seconds of the last piece that was sent."""
         self.ended = 0.0
         """Epoch seconds of its end; 0: it lives."""
+        self.looked = math.inf
+        """Epoch seconds up to which it was surely open: all that had come by then has been read."""
         self.over = threading.Event()
         self._answered = threading.Event()
 
@@ -122,8 +128,15 @@ class Watched:
         return not self.over.is_set()
 
     def until(self, moment: float) -> bool:
-        """Wait for its end up to a moment, epoch seconds; whether it has ended."""
-        return self.over.wait(max(0.0, moment - time.time()))
+        """Wait for its end up to a moment, epoch seconds; whether it has ended by then.
+
+        Whoever reads it may be late, and an end that came in time is not seen before all that came before it.
+        """
+        self.over.wait(max(0.0, moment - time.time()))
+        patience = time.monotonic() + _LATE
+        while not self.over.is_set() and self.looked < moment and time.monotonic() < patience:
+            self.over.wait(BEAT)
+        return self.over.is_set()
 
     def moves(self, within: float) -> bool:
         """Whether something more arrives, or can be sent, within so many seconds."""
@@ -157,6 +170,8 @@ class Stream(Watched):
         super().__init__(shape, token)
         self._sock = socket.create_connection((here.world.proxy.host, here.world.proxy.port), _CONNECT)
         self._sock.settimeout(BEAT)
+        self._sock.setsockopt(socket.SOL_SOCKET, STAMPS, 1)
+        self.looked = 0.0
         self._sock.sendall(shape.head(path, token))
         recording.note(shape.head(path, token))
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -175,18 +190,27 @@ class Stream(Watched):
             f"{self.shape.kind}: status {self.status}, its token's end {self.expires}, ended {self.ended:.2f}"
         )
 
+    def _read(self) -> tuple[bytes, float]:
+        """What has come, and when its last byte did: by the kernel's stamp, where there is one."""
+        piece, extra, _, _ = self._sock.recvmsg(65536, SPACE)
+        if not extra:
+            return piece, time.time()
+        seconds, nanoseconds = stamp(extra[0][2])
+        return piece, seconds + nanoseconds / NANO
+
     def _run(self) -> None:
         head = b""
         try:
             while not self.over.is_set():
+                began = time.time()
                 try:
-                    piece = self._sock.recv(65536)
+                    piece, came = self._read()
                 except TimeoutError:
-                    piece = None
+                    self.looked, piece = began, None
                 if piece == b"":
                     break
                 if piece:
-                    self.last = time.time()
+                    self.last = self.looked = came
                     if not self._answered.is_set():
                         head += piece
                         if b"\r\n\r\n" in head:
