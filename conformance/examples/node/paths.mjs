@@ -56,7 +56,9 @@ export function network(text) {
   if (host === undefined) return null;
   const bytes = host.includes(":") ? ipv6(host) : ipv4(host);
   const bits = prefix === undefined ? bytes?.length * 8 : Number(prefix);
-  return bytes && bits <= bytes.length * 8 ? { bytes, bits } : null;
+  if (!bytes || bits > bytes.length * 8) return null;
+  const short = address(bytes);
+  return short.length < bytes.length && bits >= 96 ? { bytes: short, bits: bits - 96 } : { bytes, bits };
 }
 function ipv4(text) {
   const parts = text.split(".");

@@ -99,10 +99,17 @@ class Selftest:
 
     def baseline(self, chosen: Sequence[Mutant]) -> list[CheckResult]:
         """Run the sound agent; what does not pass on it is given back, and kills nothing later."""
-        ids = {name for found in chosen for name in found.kills}
-        results = self._run(self._spec, self.checks_for(ids))
-        self._sound.update({result.check: result.verdict for result in results})
-        return [result for result in results if result.verdict is not Verdict.PASS]
+        checks = self.checks_for({name for found in chosen for name in found.kills})
+        red: list[CheckResult] = []
+        for _ in range(2):  # as for the tolerant twin: a busy host fails once
+            results = self._run(self._spec, checks)
+            self._sound.update({result.check: result.verdict for result in results})
+            red = [result for result in results if result.verdict is not Verdict.PASS]
+            failing = {result.check for result in red}
+            checks = [check for check in checks if check.id in failing]
+            if not checks:
+                break
+        return red
 
     def run(
         self,

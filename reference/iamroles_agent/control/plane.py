@@ -275,7 +275,9 @@ class Plane(Changes):
     def _quiet(self, place: Place) -> float:
         """Seconds for which a member could have spoken and did not."""
         quiet = self._fair - place.heard
-        return quiet if quiet <= self.timing.silence else quiet - (self._waits(place.index) - place.waited)
+        if quiet <= self.timing.silence:
+            return quiet
+        return quiet - max(0.0, self._waits(place.index) - place.waited)
 
     def _watch_silence(self) -> None:
         # One at a time: the one killed before must serve again, or have had a fair time to.

@@ -84,6 +84,10 @@ class _Process:
     frames: Frames = field(default_factory=Frames)
     out: deque[memoryview] = field(default_factory=deque)
     open: bool = True
+    ran: float = -1.0
+    """Seconds on a processor, when last looked at."""
+    seen: float = 0.0
+    """Monotonic time at which that figure was seen first."""
 
 
 class Supervisor:
@@ -332,16 +336,24 @@ class Supervisor:
         self.plane.died(process.index, how)
 
     def _scheduled(self, index: int) -> tuple[float, float]:
-        """Seconds that a member ran on a processor and waited for one (`/proc/<pid>/schedstat`)."""
+        """Seconds that a member ran on a processor and waited for one (`/proc/<pid>/schedstat`).
+
+        The kernel adds a wait when it is over. One that lasts is what has passed since the member last ran, if
+        it could run now.
+        """
         process = self._processes.get(index)
         if process is None:
             return 0.0, 0.0
+        now = time.monotonic()
         try:
-            with open(f"/proc/{process.pid}/schedstat", "rb") as file:  # noqa: PTH123 - it is asked often
-                ran, waited, _ = file.read().split()
-                return int(ran) / 1e9, int(waited) / 1e9
+            ran, waited = (int(word) / 1e9 for word in _proc(process.pid, "schedstat").split()[:2])
+            if ran != process.ran:
+                process.ran, process.seen = ran, now
+            elif _proc(process.pid, "stat").rpartition(b") ")[2][:1] == b"R":
+                waited += now - process.seen
         except (OSError, ValueError):
-            return time.monotonic(), 0.0  # a kernel that does not tell: nobody is stuck, nobody starved
+            return now, 0.0  # a kernel that does not tell: nobody is stuck, nobody starved
+        return ran, waited
 
     # Channels
 
@@ -459,6 +471,11 @@ def _tell(channel: socket.socket, said: Message) -> int:
         channel.setblocking(True)
         channel.sendall(said.encode())
     return 0
+
+
+def _proc(pid: int, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb") as file:  # noqa: PTH123 - it is asked often
+        return file.read()
 
 
 def _name(index: int) -> str:

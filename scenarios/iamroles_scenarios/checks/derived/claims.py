@@ -126,7 +126,8 @@ CLAIMS: Mapping[str, Claim] = {
     "iat": Claim("corp", ("iat",), -5, NUMBER | _ABSENT),
     "jti": Claim("access", ("jti",), "j", LABEL),
     "client_id": Claim("nested", ("client_id",), "kiosk", NEEDED_TEXT, _REALM),
-    "client_id of RFC 9068": Claim("access", ("client_id",), "c", LABEL),
+    # RFC 6749 appendix A.1: a client_id may be empty, or a blank.
+    "client_id of RFC 9068": Claim("access", ("client_id",), "c", LABEL | {"empty": OPEN, "a blank": OPEN}),
     "client_id of Cognito": Claim("pool", ("client_id",), "edge", NEEDED_TEXT, {"roles": []}),
     "token_use": Claim("pool", ("token_use",), "access", NEEDED_TEXT),
     "cognito:roles": Claim("pool", ("cognito:roles",), _KIOSK, ROLES),
