@@ -338,8 +338,8 @@ class Supervisor:
     def _scheduled(self, index: int) -> tuple[float, float]:
         """Seconds that a member ran on a processor and waited for one (`/proc/<pid>/schedstat`).
 
-        The kernel adds a wait when it is over. One that lasts is what has passed since the member last ran, if
-        it could run now.
+        The kernel adds a wait when it is over. One that lasts is what has passed since the member last ran,
+        if it could run now.
         """
         process = self._processes.get(index)
         if process is None:
