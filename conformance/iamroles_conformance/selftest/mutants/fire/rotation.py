@@ -83,7 +83,7 @@ def _made(sound: Any, self: Any, transport: Any) -> None:
 def _starts_anew(sound: Any, self: Any, *args: Any) -> None:
     global _closed_until  # noqa: PLW0603 - a mutant's memory
     sound(self, *args)
-    _closed_until = asyncio.get_running_loop().time() + 0.3
+    _closed_until = asyncio.get_running_loop().time() + 1.5
     for peer in _peers:
         peer.abort()
     _peers.clear()
@@ -92,7 +92,7 @@ def _starts_anew(sound: Any, self: Any, *args: Any) -> None:
 mutant(
     "fire.reload-restarts",
     kills=["FIRE-POLICY-001"],
-    title="closes its connections at a reload, and takes none for 0.3 s",
+    title="closes its connections at a reload, and takes none for 1.5 s",
     apply=both(_made, _starts_anew),
 )
 
