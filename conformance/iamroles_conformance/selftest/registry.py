@@ -18,6 +18,7 @@ FAMILIES = ("wire", "gate", "identity", "policy", "proxy", "live", "fire", "faul
 """One folder of `selftest.mutants` each."""
 TOLERANT = "tolerant"
 """The family of what is permitted and that no check notices."""
+_BROKEN = ("fire", "fault")
 Apply = Callable[[], None]
 
 
@@ -38,8 +39,12 @@ class Mutant:
 
     @property
     def permitted(self) -> bool:
-        """Whether the standards, and the grade `core`, permit what it does."""
-        return all(
+        """Whether the standards, and the grade `core`, permit what it does.
+
+        Not so an agent that fails where a part does: who has one process, or no twin, declares no such
+        feature.
+        """
+        return self.family not in _BROKEN and all(
             catalogue()[name].level == "SHOULD" or catalogue()[name].grade == "strict" for name in self.kills
         )
 

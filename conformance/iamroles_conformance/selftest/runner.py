@@ -36,6 +36,8 @@ from iamroles_scenarios.stage.rendering import SHIPPED
 
 _CHILD = "iamroles_conformance.selftest.mutants"
 _CHEAPEST = ("wire", "gate-spop", "gate", "proxy")
+_ALONE = "fault."
+"""Mutants whose checks are played one at a time, because they break what the host gives."""
 SIDE_BY_SIDE = 4
 """Mutants at a time: each is an agent of its own, and two cores are the least host."""
 
@@ -127,8 +129,10 @@ class Selftest:
                     on_outcome(outcome)
             return outcome
 
+        order = _spread(chosen)
         with ThreadPoolExecutor(side_by_side, thread_name_prefix="mutant") as pool:
-            return list(pool.map(one, chosen))
+            found = dict(zip(order, pool.map(one, [chosen[at] for at in order]), strict=True))
+        return [found[at] for at in sorted(found)]
 
     def judge(self, mutant: Mutant) -> MutantResult:
         """One mutant against its checks; never raises for what the mutant does."""
@@ -239,3 +243,13 @@ def cheapest(planned: list[PlannedCheck]) -> list[PlannedCheck]:
     for check in sorted(planned, key=lambda check: _CHEAPEST.index(check.lane)):
         found.setdefault(check.id, check)
     return list(found.values())
+
+
+def _spread(chosen: Sequence[Mutant]) -> list[int]:
+    """Their places; those whose checks wait for each other evenly among the rest: else they fill all."""
+    alone = [at for at, mutant in enumerate(chosen) if mutant.id.startswith(_ALONE)]
+    order = [at for at in range(len(chosen)) if at not in alone]
+    step = len(order) // (len(alone) + 1) + 1
+    for number, at in enumerate(alone):
+        order.insert(number * step, at)
+    return order

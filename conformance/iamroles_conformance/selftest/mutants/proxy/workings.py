@@ -76,7 +76,7 @@ mutant(
 )
 
 
-_TAG = "    http-request set-header X-IAM-Principal  %[var(txn.iam.principal)]"
+_TAG = "    http-request add-header X-IAM-Principal  %[var(txn.iam.principal)]"
 _KEEP = (
     "    http-request set-var(sess.iam_who) var(txn.iam.principal) unless { var(sess.iam_who) -m found }\n"
 )
