@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from iamroles_agent.gate import Gate
-from iamroles_agent.live import attach, console, cutter
+from iamroles_agent.live import attach, cutter
 from iamroles_agent.live import judge as judging
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import Ends
@@ -15,15 +15,20 @@ from iamroles_conformance.selftest.mutants.gate.proxy import text
 from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.registry import Apply, mutant
 
-
-@mutant(
+# The agent judges streams anew for a minute after its start, and would end those whose credential is over.
+mutant(
     "live.ends-a-minute-late",
     kills=["LIVE-EXPIRY-001", "LIVE-EXPIRY-002", "LIVE-IDLE-001"],
-    title="tells the proxy an end of access a minute after the credential's",
+    title="tells the proxy an end of access a minute after the credential's, and cuts nothing",
+    apply=both(
+        around(actions, "set_var")(
+            lambda sound, scope, name, kind, value: sound(
+                scope, name, kind, value + 60 if name == "expires" else value
+            )
+        ),
+        around(cutter, "is_stream")(lambda _sound, _answer, _row: False),
+    ),
 )
-@around(actions, "set_var")
-def late(sound: Any, scope: Any, name: str, kind: Any, value: Any) -> Any:
-    return sound(scope, name, kind, value + 60 if name == "expires" else value)
 
 
 mutant(
@@ -105,13 +110,6 @@ mutant(
     kills=["LIVE-AGENTS-001"],
     title="leaves alone what another agent let in",
     apply=setting(cutter, "NEIGHBOUR", 3600.0),
-)
-
-mutant(
-    "live.waits-for-the-silent",
-    kills=["LIVE-RELOAD-002"],
-    title="waits a minute for a worker that does not answer, and cuts nothing meanwhile",
-    apply=both(setting(console, "_WITHIN", 60.0), setting(console, "_SILENT", 60.0)),
 )
 
 mutant(
