@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import jwt
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from iamroles_loadtests.bench.rounds import Contender, Played, Shape, pin, ratio, take_turns, values
 from iamroles_loadtests.conductor import interval
@@ -55,7 +56,7 @@ class Bench:
         self.token = self.asking.token("known", "reader")
         public = jwt.PyJWK(next(entry for entry in issuer.jwks() if entry["kid"] == key.kid)).key
         self.key = Path(scratch, "key.pem")
-        self.key.write_bytes(public.public_bytes(*_pem()))
+        self.key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
     def world(self, agent: AgentSpec, *changes: str, haproxy: bool = True) -> World:
         """An agent under the policy `orders`, behind HAProxy with the variant's configuration."""
@@ -111,12 +112,6 @@ def policy() -> dict[str, Any]:
     for backend in document["backends"]:
         backend["servers"] = [NOWHERE]
     return document
-
-
-def _pem() -> tuple[Any, Any]:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
-
-    return Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
 
 
 @contextmanager
