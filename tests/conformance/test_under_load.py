@@ -33,7 +33,7 @@ def test_traffic_flows_beside_the_checks_and_is_counted() -> None:
     assert done.exit_code == 0, done.output
     count = re.search(r"under load: (\d+) answers, \d+ a second", done.output)
     assert count is not None
-    assert int(count[1]) > 100
+    assert int(count[1]) > 20
 
 
 def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path: Path) -> N
     done = _run("--agent", str(agent), "--check", "gate.rotation")
 
     assert "6 pass" in done.output
-    assert re.search(r"flow eve: false allow: status: expected 401, got 200", done.output)
+    assert re.search(r"flow (old|eve): false allow: status: expected 401, got 200", done.output)
     assert done.exit_code == 1
 
 

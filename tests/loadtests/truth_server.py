@@ -110,7 +110,10 @@ class Server:
         entry[2] += 1
         took = time.time_ns() - received
         text = b"HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\nheld=%013d\n" % took
-        connection.send(text)
+        try:
+            connection.send(text)
+        except OSError:  # the client is gone: a generator that was killed
+            return
         sending = time.time_ns() - received - took
         self.record.append((number, entry[2], took, sending))
 

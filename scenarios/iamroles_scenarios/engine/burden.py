@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
 from iamroles_scenarios.engine.fire import PATIENCE, Fire
-from iamroles_scenarios.engine.ledger import Account, Flow, Kind
+from iamroles_scenarios.engine.ledger import DEAD, Account, Flow, Kind
 from iamroles_scenarios.errors import SuiteError
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.traffic.polling import NANO, now
@@ -30,6 +30,8 @@ _SHARE = 10
 """A shared world gets the rate divided by this."""
 _LIFE, _RENEWAL = 3, 1.0
 """Seconds that a short token lives, and after which the next is minted; times the scale."""
+_LONG_AGO = 600.0
+"""Seconds since a token was minted that was dead before the run."""
 _LOOK = 1.0
 """Seconds between two looks at what came."""
 _SHUT = Expectation(status=401, allow=False, backend="")
@@ -88,8 +90,8 @@ class Burden:
         assert place is not None  # noqa: S101 - begin started it
         issuer = self._worlds.issuer(place.issuer("corp"))
 
-        def token(name: str, life: float, role: str) -> tuple[str, float]:
-            at = time.time()
+        def token(name: str, life: float, role: str, ago: float = 0.0) -> tuple[str, float]:
+            at = time.time() - ago
             expires = int(at + life)
             recipe = {"roles": [role], "issuer": "corp", "sub": name, "exp": expires}
             return mint_for(recipe, {"corp": issuer}, at, default="corp"), expires
@@ -103,6 +105,9 @@ class Burden:
             opens = Expectation(status=200, allow=True, backend="orders-ro", principal=name)
             flow = Flow(name, RequestSpec(), "", opens if role == "reader" else shut, weight=weight)
             fire.ask(flow, mint=partial(token, name, life, role), renew=renewal)
+        # One that ended long ago: a run may be over before eve's first token is.
+        old, expires = token("old", _LIFE, "reader", ago=_LONG_AGO)
+        fire.ask(Flow("old", RequestSpec(), old, DEAD, weight=0.5), expires=expires)
         self._strangers(fire)
 
     def _strangers(self, fire: Fire) -> None:

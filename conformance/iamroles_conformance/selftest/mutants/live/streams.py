@@ -8,6 +8,7 @@ from typing import Any
 from iamroles_agent.gate import Gate
 from iamroles_agent.live import attach, cutter
 from iamroles_agent.live import judge as judging
+from iamroles_agent.live.console import ConsoleError
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import Ends
 from iamroles_agent.spop import actions
@@ -111,6 +112,20 @@ mutant(
     title="leaves alone what another agent let in",
     apply=setting(cutter, "NEIGHBOUR", 3600.0),
 )
+
+
+@mutant(
+    "live.all-workers-or-none",
+    kills=["LIVE-RELOAD-002"],
+    title="cuts nothing while one of the proxy's workers does not answer",
+)
+@around(Cutter, "_read")
+async def all_or_none(sound: Any, self: Any, pid: int) -> Any:
+    found = await sound(self, pid)
+    if pid in self._unread:
+        raise ConsoleError(f"worker {pid} is silent")
+    return found
+
 
 mutant(
     "live.deaf",
