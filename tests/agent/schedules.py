@@ -239,6 +239,7 @@ def _start(mutant: str) -> None:
         _whole.enter_context(planted(mutant))
     run(range(20))
     gc.freeze()  # what was made by now stays
+    gc.set_threshold(50_000)  # dead processes are cycles; to look for them often takes a tenth of the time
 
 
 _whole = contextlib.ExitStack()

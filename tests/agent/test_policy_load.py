@@ -417,7 +417,7 @@ def _tls(**members: Any) -> dict[str, Any]:
         ("identity_header", {"issuer": ""}, "identity_header.issuer", "is empty", "own name"),
         ("identity_header", {"issuer": "g", "lifetime": "61s"}, "identity_header.lifetime", "bounds", "60s"),
         ("identity_header", {"issuer": "g", "lifetime": "500ms"}, "identity_header.lifetime", "bounds", "2s"),
-        ("identity_header", {"issuer": "g", "rotate": "1m"}, "identity_header.rotate", "two minutes", "24h"),
+        ("identity_header", {"issuer": "g", "rotate": "1m"}, "identity_header.rotate", "twice the", "24h"),
     ],
 )
 def test_what_faces_the_back_ends_and_the_operator_is_checked(

@@ -31,6 +31,11 @@ def test_a_seed_plays_the_same_schedule_again():
     assert len(lines[0]) > LENGTH
 
 
+@pytest.mark.parametrize("seed", [15_815])
+def test_what_a_schedule_found_once_stays_mended(seed):
+    assert play(seed, *draw(seed))[0].faults == []
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_an_ordering_bug_is_found(name):
     with planted(name):

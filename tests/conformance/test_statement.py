@@ -15,7 +15,9 @@ from iamroles_scenarios.engine.run import plan, weighed
 
 ALL = plan()
 CLASS_NAMES = [name for name in CLASSES if any(name in check.classes for check in ALL)]
-FEATURES = dict.fromkeys(("oidc", "sts", "reload", "limits", "live", "renew", "workers", "pair"), True)
+FEATURES = dict.fromkeys(
+    ("oidc", "sts", "reload", "limits", "live", "renew", "workers", "pair", "identity"), True
+)
 
 
 def _told(

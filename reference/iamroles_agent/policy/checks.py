@@ -464,9 +464,9 @@ def _identity_header(header: config.IdentityHeader) -> Iterator[Fault]:
     if not 2 <= header.lifetime <= LONGEST_LIFE or header.lifetime % 1:
         remedy = f'Write whole seconds from "2s" to "{LONGEST_LIFE}s"'
         yield Fault("identity_header.lifetime", "is out of bounds", remedy)
-    if header.rotate < 2 * LONGEST_LIFE:
-        remedy = 'A server\'s copy of the keys must keep up: write "24h", or "2m" at the least'
-        yield Fault("identity_header.rotate", "is shorter than two minutes", remedy)
+    if header.rotate < 2 * header.lifetime:
+        remedy = 'A server\'s copy of the keys must keep up: write "24h", or twice the lifetime at the least'
+        yield Fault("identity_header.rotate", "is shorter than twice the lifetime", remedy)
 
 
 def _whole(whole: Config) -> Iterator[Fault]:

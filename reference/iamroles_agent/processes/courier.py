@@ -240,6 +240,8 @@ class Courier:
             self.spawn(self._propose(edits))
 
     def _taken(self, name: str, document: dict[str, Any], fetched_at: float) -> None:
+        if name not in self.sources:
+            return  # it came in the moment in which the policy gave its source up
         text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
         digest = hashlib.sha256(text).hexdigest()[:16]
         part = Part.of((text,), digest=f"sha256:{digest}", stamp=fetched_at)

@@ -113,6 +113,8 @@ class Worker:
             return
         if address:
             _log.info("worker %d: metrics on http://%s/metrics", self.index, address)
+            if self.metrics.identity_keys is not None:
+                _log.info("worker %d: identity keys on http://%s/identity/jwks", self.index, address)
 
     async def _show_metrics_again(self) -> None:
         """The agent before still drains, and has the port."""

@@ -61,7 +61,7 @@ class WindowSpec(Model):
     excused."""
     p99: float | None = Field(default=None, gt=1)
     """The 99th percentile may be at most so many times that of the quiet time: from the begin of the traffic
-    to the first step with `at`. A tenth of a second, times the time scale, is always allowed."""
+    to the first step with `at`. Half a second, times the time scale, is always allowed."""
 
 
 def check_timeline(

@@ -54,7 +54,7 @@ GRACE = NANO // 10
 """Nanoseconds, times the scale, after a part was killed in which its neighbours may still write to it."""
 _LEAST = 10
 """Answers that a window needs of each flow, to say anything."""
-_FLOOR = 0.1
+_FLOOR = 0.5
 """Seconds, times the scale: a 99th percentile of no more is always allowed."""
 
 _ANY = Right(status=0)

@@ -246,7 +246,7 @@ class HaproxyBox:
             "IAM_MAXCONN": _MAXCONN,
             "IAM_THREADS": haproxies.THREADS,
             **settings,
-            "IAM_BIND": f"{self.host}:{_PORT}",
+            "IAM_BIND": f"{self.host}:{_PORT} {settings.get('IAM_BIND', '')}".strip(),
             "IAM_STATS_SOCKET": f"ipv4@{self.host}:{_RUNTIME_PORT}",
         }
         box = self._net.start("haproxy", self._image, command, self.host, files=placed, env=env)

@@ -161,7 +161,7 @@ class HaproxyProcess:
             "IAM_MAXCONN": str(haproxies.affordable_maxconn()),
             "IAM_THREADS": haproxies.THREADS,
             **settings,
-            "IAM_BIND": f"fd@{self._socket.fileno()}",
+            "IAM_BIND": f"fd@{self._socket.fileno()} {settings.get('IAM_BIND', '')}".strip(),
             "IAM_STATS_SOCKET": str(control),
         }
         part = Child("haproxy", argv, self._guard, env=env, fds=[self._socket.fileno()])

@@ -25,6 +25,7 @@ FEATURES = {
     "limits": "true or false",
     "workers": "true or false",
     "pair": "true or false; left out, it is true with the shipped HAProxy configuration",
+    "identity": "true or false",
     "reload": 'a signal such as "SIGHUP", or false',
     "spop": "false where HAProxy asks by other means than SPOP; else leave it out",
 }

@@ -98,6 +98,7 @@ class Stage:
         haproxy: bool = True,
         settings: Mapping[str, str] | None = None,
         between: Between | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> World:
         """Start an agent under a policy, and HAProxy before it.
 
@@ -108,7 +109,8 @@ class Stage:
             haproxy: False: the agent alone.
             settings: HAProxy's settings by environment variable, e.g. {"IAM_TIMEOUT_PROCESSING": "500ms"},
                 over those of `[haproxy.settings]` in `agent.toml`; {"IAM_LOG_LEVEL": "emerg"} silences its
-                record.
+                record. IAM_BIND holds what follows the address, e.g. "ssl crt site.pem".
+            files: texts by name, beside HAProxy's own files.
             between: what stands between HAProxy and the agent, e.g. a `relay.Relay`; its caller ends it.
 
         Raises:
@@ -120,7 +122,7 @@ class Stage:
         try:
             renderer = self._renderer(agent) if haproxy else None
             chosen = {**agent.haproxy.get("settings", {}), **(settings or {})}
-            world.start(policy, renderer, chosen, between)
+            world.start(policy, renderer, chosen, between, files)
         except BaseException:
             self.release(world)
             raise

@@ -48,6 +48,7 @@ class HaproxyHandle:
         self._composer = composer
         self._settings = dict(settings)
         self._files: dict[str, str] = {}
+        self._beside: dict[str, str] = {}
         self._runs: list[HaproxyRun] = []
         self._gone: int | None = None
         self._closed = False
@@ -62,6 +63,10 @@ class HaproxyHandle:
     def master(self) -> str:
         """The master CLI, as an agent reaches it."""
         return self._place.master
+
+    def put(self, name: str, text: str) -> None:
+        """Put a file beside the rendered ones, for the next start or reload."""
+        self._beside[name] = text
 
     def start(self, files: Mapping[str, str], agent: str) -> None:
         """Start on rendered files, asking the agent at `host:port`; wait until the Runtime API answers.
@@ -93,7 +98,7 @@ class HaproxyHandle:
             self._begin(None)
 
     def _begin(self, replaced: HaproxyRun | None) -> None:
-        run = self._place.start(self._files, self._settings, replaced)
+        run = self._place.start({**self._files, **self._beside}, self._settings, replaced)
         deadline = time.monotonic() + _START
         while True:
             with suppress(OSError):
@@ -261,17 +266,24 @@ class World:
         renderer: Renderer | None,
         settings: Mapping[str, str],
         between: Between | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         """Bring it up: the agent starts while HAProxy's files are rendered."""
         self.document = self._composer.document(policy)
         try:
-            self._start(renderer, settings, between)
+            self._start(renderer, settings, between, files or {})
         except StageError as error:
             if set(error.logs) == {"agent"}:
                 error.world = json.dumps(self.document)
             raise
 
-    def _start(self, renderer: Renderer | None, settings: Mapping[str, str], between: Between | None) -> None:
+    def _start(
+        self,
+        renderer: Renderer | None,
+        settings: Mapping[str, str],
+        between: Between | None,
+        beside: Mapping[str, str],
+    ) -> None:
         if renderer is None:
             self.agent.write(self.document)
             self.agent.start()
@@ -284,6 +296,8 @@ class World:
         place = self._kind.haproxy_place(self.name)
         self.agent.write(self.document, place.master)
         self._haproxy = HaproxyHandle(place, renderer.render, self._composer, settings)
+        for name, text in beside.items():
+            self._haproxy.put(name, text)
         with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
             files = pool.submit(renderer.render, self.document)
             self.agent.start()

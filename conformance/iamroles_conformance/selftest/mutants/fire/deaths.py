@@ -87,7 +87,7 @@ mutant(
 
 mutant(
     "fire.old-worker-killed",
-    kills=["FIRE-PROXY-001"],
+    kills=["FIRE-PROXY-001", "FIRE-CERTIFICATE-001"],
     title="has the proxy end its old worker at once when it is reloaded",
     proxy=True,
     apply=text(lambda cfg: cfg.replace("hard-stop-after 1h", "hard-stop-after 1ms")),

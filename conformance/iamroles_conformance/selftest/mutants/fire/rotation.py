@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from iamroles_agent.gate import Gate
+from iamroles_agent.identity_header import KeyRing
 from iamroles_agent.processes import worker
 from iamroles_agent.server import _Peer
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.sts import StsVerifier
+from iamroles_conformance.selftest.mutants.gate.proxy import text
 from iamroles_conformance.selftest.mutants.override import around, both
 from iamroles_conformance.selftest.registry import mutant
 
@@ -103,6 +106,17 @@ def late_policy(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
     asyncio.get_running_loop().call_later(0.5, sound, self, policy, authenticator)
 
 
+@mutant(
+    "fire.reload-stalls",
+    kills=["FIRE-POLICY-003"],
+    title="stands still for 1.5 s at a reload",
+)
+@around(Gate, "replace")
+def reload_stalls(sound: Any, self: Any, *args: Any) -> None:
+    time.sleep(1.5)
+    sound(self, *args)
+
+
 mutant(
     "fire.newest-issuer",
     kills=["FIRE-ISSUER-001"],
@@ -119,3 +133,26 @@ _issuers: dict[str, Any] = {}
 def removed_issuer(sound: Any, config: Any) -> Any:
     _issuers.update(sound(config))
     return dict(_issuers)
+
+
+# --- the identity's keys ----------------------------------------------------------------------------------
+
+
+mutant(
+    "fire.unpublished-key",
+    kills=["FIRE-IDENTITY-001"],
+    title="publishes the key that signs, and no other",
+    apply=around(KeyRing, "jwks")(lambda _sound, self: {"keys": [self.signing(time.time()).jwk]}),
+)
+
+
+# --- the proxy's certificate ------------------------------------------------------------------------------
+
+
+mutant(
+    "fire.certificate-for-ever",
+    kills=["FIRE-CERTIFICATE-001"],
+    title="lets nobody replace the proxy's certificate while it runs",
+    proxy=True,
+    apply=text(lambda cfg: cfg.replace("mode 600 level admin", "mode 600 level operator")),
+)
