@@ -264,8 +264,10 @@ class Run:
         """Checks and their results as they come, until the run has lasted so long."""
         self.start()
         checks = {self._futures[check.id, check.lane]: check for check in self.planned}
+        if (left := seconds - self.elapsed) <= 0:
+            return
         with suppress(TimeoutError):
-            for future in as_completed(checks, max(0.0, seconds - self.elapsed)):
+            for future in as_completed(checks, left):
                 yield checks[future], future.result()
 
     def _submit(self, check: PlannedCheck) -> None:
