@@ -164,6 +164,37 @@ def test_tls_and_a_handshake_for_each_request(lenient):
     assert loaded("run", "--tls", "--straight").exit_code == 2
 
 
+def test_a_timeline_at_a_rate_of_its_own():
+    done = loaded("timeline", "fire.emergency", "--rate", "300", *STAGE, "--json")
+
+    assert done.exit_code == 0, done.output[-2000:]
+    result = json.loads(done.stdout)
+    assert [phase["from"] for phase in result["phases"]] == ["begin", "replaced"]
+    assert all(phase["answers"] and phase["p50"] <= phase["max"] for phase in result["phases"])
+    assert (result["rate"], result["connections"]) == (300, 12)
+    assert {one["check"] for one in result["results"]} == {"fire.emergency.stolen", "fire.emergency.callers"}
+
+
+def test_a_timeline_that_goes_wrong(tmp_path):
+    agent = tmp_path / "agent.toml"
+    command = ["python", "-m", "iamroles_conformance.selftest.mutants", "fire.first-keys", "agent", "run"]
+    agent.write_text(f"spec = 1\n[launch]\ncommand = {json.dumps(command)}\n[features]\noidc = true\n")
+    done = loaded("timeline", "fire.emergency", *STAGE, "--agent", agent)
+
+    assert done.exit_code == 1, done.output[-2000:]
+    assert "pass  fire.emergency.stolen: " not in done.output
+    assert "fail  fire.emergency.callers: replaced to end: " in done.output
+    lacking = loaded("timeline", "fire.policy", *STAGE, "--agent", agent)
+    assert (lacking.exit_code, "declares no reload" in lacking.output) == (3, True)
+
+
+def test_what_is_no_timeline_is_named_with_those_that_are():
+    done = loaded("timeline", "gate.audience")
+
+    assert done.exit_code == 2
+    assert "is no timeline: take one of fire.emergency, " in done.output
+
+
 def test_the_agent_alone(lenient):
     done = loaded("run", *STAGE, *SHORT, "--straight", "--in-flight", "8", "--slo", lenient, "--json")
 

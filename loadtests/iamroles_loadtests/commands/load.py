@@ -16,6 +16,7 @@ from iamroles_loadtests import report as reports
 from iamroles_loadtests import result as results
 from iamroles_loadtests import slo as slos
 from iamroles_loadtests.commands.options import INVALID, command_line, console, end, opened, told, where
+from iamroles_loadtests.commands.timeline import timeline_command
 from iamroles_loadtests.compare import cautions, compared, obstacles
 from iamroles_loadtests.conductor import SHARES, Conductor, Score, tokens_for_pairs
 from iamroles_loadtests.generator import Generator, GeneratorError
@@ -32,6 +33,9 @@ _PAIR_RATE = 1000.0
 @click.group()
 def load() -> None:
     """Measure at proxy speed: latency by the kernel's stamps, every answer judged."""
+
+
+load.add_command(timeline_command)
 
 
 @load.command("run")

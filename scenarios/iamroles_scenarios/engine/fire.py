@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from iamroles_scenarios.declarations.scenario import Expectation
@@ -277,6 +278,12 @@ class Fire:
         moment = self.steps[by]
         settled = moment.end + round(settles * self._scale * NANO)
         self._streams[flow].flow.change(expect, moment.begin, settled)
+
+    def phases(self) -> list[tuple[str, int, int]]:
+        """From each step to the next: the first one's name, and both moments, nanoseconds of
+        CLOCK_REALTIME."""
+        steps = sorted(self.steps.values(), key=lambda step: step.begin)
+        return [(one.name, one.begin, two.begin) for one, two in pairwise(steps)]
 
     # --- judging -------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from iamroles_scenarios.declarations.scenario import (
     Scenario,
     Step,
 )
-from iamroles_scenarios.declarations.timeline import BEGIN, Traffic, WindowSpec
+from iamroles_scenarios.declarations.timeline import BEGIN, Traffic
 from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.events import Events
 from iamroles_scenarios.engine.fire import Fire
@@ -71,8 +71,8 @@ class Watcher:
     def saw(self, step: Step, seen: Observation, differing: list[str]) -> None:
         """Its answer is final; what differs from what all checks expect, one sentence each."""
 
-    def judged(self, window: WindowSpec, found: Finding) -> None:
-        """A window of the traffic was judged."""
+    def burned(self, fire: Fire) -> None:
+        """The traffic of a timeline is over."""
 
 
 def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> list[CheckResult]:
@@ -155,6 +155,7 @@ class _Timeline:
             if self._fire is not None and self._scenario.traffic is not None:
                 self._fire.until(self._scenario.traffic.until)
                 self._fire.stop()
+                self._watcher.burned(self._fire)
                 self._judge_windows(self._fire)
         except (AgentFault, HarnessFault) as error:
             self.fault = error
@@ -273,7 +274,6 @@ class _Timeline:
     def _judge_windows(self, fire: Fire) -> None:
         for window in self._scenario.windows:
             found = fire.judge(window)
-            self._watcher.judged(window, found)
             self._proven[window.check] += 1
             self._remarks.setdefault(window.check, []).append(str(found))
             if found.problems and window.check not in self._failures:

@@ -1,0 +1,134 @@
+"""`iamroles load timeline`: a timeline (docs/under-fire.md) at any rate, judged, with figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from iamroles_loadtests.commands.options import console
+from iamroles_scenarios.declarations.results import Verdict
+from iamroles_scenarios.declarations.scenario import Scenario, scenarios
+from iamroles_scenarios.engine.fire import Fire
+from iamroles_scenarios.engine.play import Watcher, play
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.errors import ControlError, StageError
+from iamroles_scenarios.reference import reference_agent
+from iamroles_scenarios.stage import KINDS, AgentSpec, open_stage
+from iamroles_scenarios.traffic.polling import NANO
+
+_QUIET = {"IAM_LOG_LEVEL": "emerg"}
+"""HAProxy's record would be read on the cores that are measured."""
+
+
+class _Meter(Watcher):
+    """Keeps the traffic; of a timeline that was played again, the last."""
+
+    fire: Fire | None = None
+
+    def burned(self, fire: Fire) -> None:
+        self.fire = fire
+
+    def phases(self) -> Iterator[dict[str, Any]]:
+        """What was answered from step to step, and how soon (from sent, milliseconds)."""
+        if self.fire is None:
+            return
+        for name, begin, end in self.fire.phases():
+            entries = self.fire.ledger.between(begin, end)
+            times = sorted(entry.received - entry.sent for entry in entries if entry.status) or [0]
+            seconds = max(end - begin, 1) / NANO
+            yield {
+                "from": name,
+                "seconds": seconds,
+                "answers": len(entries),
+                "rate": len(entries) / seconds,
+                **{f"p{share}": times[(len(times) - 1) * share // 100] / 1e6 for share in (50, 90, 99)},
+                "max": times[-1] / 1e6,
+            }
+
+
+def _timeline(_context: click.Context, _option: click.Parameter, name: str) -> Scenario:
+    known = {key: one for key, one in scenarios().items() if one.traffic is not None}
+    if name not in known:
+        raise click.BadParameter(f"{name!r} is no timeline: take one of {', '.join(sorted(known))}")
+    return known[name]
+
+
+@click.command("timeline")
+@click.argument("scenario", callback=_timeline)
+@click.option(
+    "--rate", type=click.FloatRange(1, 100_000), help="A second, over all flows.  [default: its own]"
+)
+@click.option(
+    "--connections", type=click.IntRange(1, 1000), help="[default: as many more as the rate is higher]"
+)
+@click.option("--stage", "kind", type=click.Choice(KINDS), default="auto", show_default=True)
+@click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path.")
+@click.option(
+    "--agent",
+    "agent_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Another agent's agent.toml.  [default: the reference agent]",
+)
+@click.option("--time-scale", "scale", type=click.FloatRange(min=0.1), default=1.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def timeline_command(  # noqa: PLR0917 - as click gives them
+    scenario: Scenario,
+    rate: float | None,
+    connections: int | None,
+    kind: str,
+    haproxy: str | None,
+    agent_file: Path | None,
+    scale: float,
+    as_json: bool,
+) -> None:
+    """Play SCENARIO, a timeline of the suite such as fire.keys, at a chosen rate.
+
+    Exit status: 0 all was right, 1 it was not, 2 bad arguments, 3 the stage failed, or the agent lacks what
+    the timeline needs.
+    """
+    traffic = scenario.traffic
+    assert traffic is not None  # noqa: S101 - `_timeline` looked
+    rate = rate or traffic.rate
+    more = connections or min(1000, round(traffic.connections * max(1.0, rate / traffic.rate)))
+    world = scenario.world.model_copy(update={"settings": scenario.world.settings | _QUIET})
+    faster = traffic.model_copy(update={"rate": rate, "connections": more})
+    meter = _Meter()
+    try:
+        agent = AgentSpec.load(agent_file) if agent_file else reference_agent()
+        with open_stage(kind, haproxy=haproxy) as stage:
+            worlds = Worlds(stage, agent)
+            target = Target("gate", stage, agent, worlds, scale)
+            results = play(scenario.model_copy(update={"world": world, "traffic": faster}), target, meter)
+            worlds.close()
+    except (StageError, ControlError) as error:
+        click.echo(f"iamroles load: {error}", err=True)
+        raise SystemExit(3) from error
+    phases = list(meter.phases())
+    if as_json:
+        judged = [{"check": one.check, "verdict": one.verdict, "message": one.message} for one in results]
+        asked = {"scenario": scenario.id, "rate": rate, "connections": more, "stage": stage.kind}
+        click.echo(json.dumps({**asked, "phases": phases, "results": judged}, indent=1))
+    else:
+        _table(f"{scenario.id}: {rate:g} a second, {more} connections, {stage.kind}", phases)
+        for one in results:
+            click.echo(f"{one.verdict}  {one.check}: {one.message}")
+    verdicts = {one.verdict for one in results}
+    raise SystemExit(1 if Verdict.FAIL in verdicts else 0 if verdicts == {Verdict.PASS} else 3)
+
+
+def _table(title: str, phases: list[dict[str, Any]]) -> None:
+    table = Table(title=title, title_justify="left", box=None)
+    for heading in ("from", "seconds", "answers", "a second", "p50 ms", "p90 ms", "p99 ms", "max ms"):
+        table.add_column(heading, justify="left" if heading == "from" else "right")
+    for one in phases:
+        figures = (f"{one[key]:,.1f}" for key in ("p50", "p90", "p99", "max"))
+        table.add_row(
+            one["from"], f"{one['seconds']:.1f}", f"{one['answers']:,}", f"{one['rate']:,.0f}", *figures
+        )
+    console().print(table)
