@@ -135,6 +135,10 @@ class StageError(SuiteError):
         return "\n".join([self.message, *tails, *given])
 
 
+class ProxyFileError(StageError):
+    """What `render` of an `agent.toml` wrote cannot be used, or the command failed: the vendor's to mend."""
+
+
 class AgentFileError(StageError):
     """An `agent.toml` that is missing or wrong, or a command in it that is not there. Commands exit 2."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.engine.run import Options, Run, plan, selected_by
 from iamroles_scenarios.stage import AgentSpec
+from iamroles_scenarios.stage.rendering import refusal
 
 _FAULTY = Path(__file__).parent / "agents" / "faulty.py"
 _OLD = """#!/bin/sh
@@ -48,6 +50,104 @@ def test_a_proxy_that_cannot_be_used_is_named_and_nothing_is_judged(
     assert said in done.output
     assert "FAIL" not in done.output
     assert "Traceback" not in done.output
+
+
+def _own(directory: Path, *broken: str) -> str:
+    """`agent.toml` of the reference agent with a configuration of its own, which has these lines too.
+
+    With a file `later` in the directory the first configuration is sound.
+    """
+    (directory / "render.py").write_text(_RENDER.format(lines="".join(f"    {line}\\n" for line in broken)))
+    (directory / "agent.toml").write_text(
+        f'spec = 1\nname = "own"\n[launch]\ncommand = ["{sys.executable}", "-m", "iamroles_agent", "agent", '
+        "\"run\"]\n[features]\noidc = true\nreload = 'SIGHUP'\n"
+        f'[haproxy]\nrender = ["{sys.executable}", "render.py", "{{world}}", "{{output}}"]\n'
+    )
+    return str(directory / "agent.toml")
+
+
+_RENDER = """\
+import pathlib, subprocess, sys
+world, output = sys.argv[1:]
+done = [sys.executable, "-m", "iamroles_agent", "policy", "render", "--config", world, "--output", output]
+subprocess.run([*done, "--agent", "127.0.0.1:9901"], check=True)
+later = pathlib.Path("later")
+if later.exists():
+    later.unlink()
+else:
+    with pathlib.Path(output, "haproxy.cfg").open("a") as file:
+        file.write("backend mine\\n{lines}")
+"""
+
+
+def test_a_configuration_of_the_vendors_own_that_haproxy_refuses_is_one_sentence_and_exit_3(
+    tmp_path: Path,
+) -> None:
+    agent = _own(tmp_path, "srever a 127.0.0.1:80", "http-request allow_all")
+    run = _run(f"--agent={agent}")
+    doctor = CliRunner().invoke(conformance, ["doctor", "--agent", agent])
+
+    for done in (run, doctor):
+        assert done.exit_code == 3, done.output
+        [told] = [line for line in done.output.splitlines() if "refused what" in line]
+        assert re.search(r"render\.py .* wrote: haproxy\.cfg line \d+: unknown keyword 'srever'", told)
+        assert "(and 1 more)" in told
+        assert "FAIL" not in done.output
+        assert "Traceback" not in done.output
+
+
+def test_a_later_one_is_one_finding_and_fails_its_checks_as_a_world_that_the_agent_refuses(
+    tmp_path: Path,
+) -> None:
+    agent = _own(tmp_path, "srever a 127.0.0.1:80")
+    (tmp_path / "later").touch()
+    checks = (
+        "--check=live.refused",
+        "--check=proxy.threads",
+        "--check=policy.union",
+        "--check=gate.rotation",
+    )
+    done = _run(f"--agent={agent}", f"--report={tmp_path / 'out'}", "--lane=proxy", *checks)
+
+    found = report.load(tmp_path / "out" / "report.json")
+    failed = [one for one in found["checks"] if one["verdict"] == "fail"]
+    assert done.exit_code == 1, done.output
+    assert failed
+    assert "harness-error" not in found["totals"]
+    [finding] = found["findings"]
+    assert "unknown keyword 'srever'" in finding
+    assert f"{len(failed)} check" in finding
+    assert all("haproxy.cfg line" in one["message"] for one in failed)
+
+
+def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path: Path) -> None:
+    agent = _own(tmp_path)
+    (tmp_path / "render.py").write_text("raise SystemExit('no template for grants')")
+    done = _run(f"--agent={agent}")
+
+    assert done.exit_code == 3, done.output
+    assert "Rendering HAProxy's configuration failed with exit code 1" in done.output
+    assert "no template for grants" in done.output
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (
+            "[ALERT]    (7) : config : parsing [/tmp/x/haproxy.cfg:6] : 'bind' : bad",
+            "haproxy.cfg line 6: 'bind' : bad",
+        ),
+        ("[ALERT] 1/2 (7) : parsing [/x/iam-routes.cfg:9]: unknown", "iam-routes.cfg line 9: unknown"),
+        (
+            "[ALERT]    (7) : config : backend 'b', server 's' [/x/haproxy.cfg:22] : no such file",
+            "haproxy.cfg line 22: backend 'b', server 's' : no such file",
+        ),
+        ("[NOTICE] (7) : x\n[ALERT]    (7) : config : no proxy was found", "no proxy was found"),
+        ("", "it says nothing"),
+    ],
+)
+def test_the_words_of_haproxy_are_found(log: str, said: str) -> None:
+    assert refusal(log) == said
 
 
 def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path: Path) -> None:

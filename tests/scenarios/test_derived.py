@@ -23,13 +23,16 @@ from iamroles_scenarios.checks.derived import (
     exact,
     issuer_rows,
     keys,
+    passes,
     reasons,
     refused,
     rules,
     schema,
     seconds,
+    waits,
 )
 from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.mock.faults import ENDLESS, KINDS
 from iamroles_scenarios.oracle.judge import judge, load_error
 
 ROOT = Path(__file__).parents[2]
@@ -187,16 +190,67 @@ def test_what_is_exempt_is_known_and_not_played_all_the_same() -> None:
             *schema.PROCESS.values(),
             *reasons.ELSEWHERE.values(),
             *reasons.PASSES.values(),
+            *waits.BOUNDS.values(),
+            *waits.ENDS.values(),
         }
     ),
 )
 def test_an_exemption_names_checks_and_tests_that_are_there(why: str) -> None:
     ids = {check.id for check in plan()}
-    for name in re.findall(r"\b(?:wire|gate|identity|policy|proxy|live)\.[\w.*-]+\w", why):
+    for name in re.findall(r"\b(?:wire|gate|identity|policy|proxy|live|fire|fault)\.[\w.*-]+\w", why):
         prefix = name.rstrip("*")
         assert any(known == name or known.startswith(prefix) for known in ids), name
     for name in re.findall(r"tests/[\w/*]+\.py", why):
         assert list(ROOT.glob(name)), name
+
+
+def _bounds(spec: str) -> set[str]:
+    """Keys that are a duration or a number, out of the tables of section 6."""
+    found = set()
+    for table, rows in re.findall(r"^\*\*`\[+([\w.]+)\]+`\*\*\n\n(.+?)\n\n", spec, re.MULTILINE | re.DOTALL):
+        for row in rows.splitlines()[2:]:
+            name, _, _, kind = (cell.strip(" `") for cell in row.split("|")[1:5])
+            if kind.startswith(("duration", "integer")):
+                found.add(f"{table}.{name}")
+    return found
+
+
+def test_every_bound_of_a_wait_or_a_buffer_has_its_end_played() -> None:
+    assert _bounds(SPEC) == set(waits.BOUNDS)
+
+
+def test_a_new_bound_without_a_check_is_found() -> None:
+    row = '| `timeout` | no | `"5s"` | duration | How long one fetch may take. |\n'
+    grown = SPEC.replace(row, row + row.replace("timeout", "patience"))
+
+    assert _bounds(grown) - set(waits.BOUNDS) == {"keys.patience"}
+
+
+def test_every_way_in_which_an_answer_never_ends_is_played() -> None:
+    """The mocks' faults are the ways in which a server fails; one that is new needs a row."""
+    assert set(waits.WAYS) == ENDLESS
+    assert set(waits.WAYS) | set(waits.ENDS) == KINDS
+    assert not set(waits.WAYS) & set(waits.ENDS)
+
+
+def test_every_reason_that_a_reload_can_end_has_its_reload() -> None:
+    by_reload = {reason for reason, why in reasons.PASSES.items() if why.startswith(reasons.RELOADED)}
+
+    assert set(passes.PASSINGS) == by_reload
+
+
+def test_a_reload_ends_each_cause_and_nothing_else() -> None:
+    base = {"issuers": [], "grants": [], "roles": [], "scopes": [], "denies": []}
+    base["denies"] = [{"id": "no-guard"}, {"id": "no-guards"}]
+    before, after = passes.policy(base, ended=False), passes.policy(base, ended=True)
+
+    for number, (reason, row) in enumerate(passes.PASSINGS.items()):
+        old, new = (
+            next((one for one in found["issuers"] if one["name"] == f"passing{number}"), None)
+            for found in (before, after)
+        )
+        assert (old == new) == (not row.issuer and not row.untrusted), reason
+        assert row.issuer or row.untrusted or row.ends, reason
 
 
 def test_every_claim_that_a_policy_can_name_is_played_in_every_shape() -> None:

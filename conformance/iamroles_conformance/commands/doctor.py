@@ -16,7 +16,7 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of, scenarios
-from iamroles_scenarios.errors import AgentFault, StageError
+from iamroles_scenarios.errors import AgentFault, ProxyFileError, StageError
 from iamroles_scenarios.stage import AgentSpec, Stage, haproxies, open_stage
 from iamroles_scenarios.wire.asker import decide
 
@@ -125,6 +125,9 @@ def _agent(spec: AgentSpec) -> Prerequisite:
     try:
         with open_stage(kind) as stage:
             return Prerequisite("agent", good=True, said=_started(stage, spec))
+    except ProxyFileError as error:
+        remedy = "HAProxy must take what `render` writes of every policy; docs/stage.md has its variables."
+        return Prerequisite("haproxy", good=False, said=str(error), remedy=remedy)
     except StageError as error:
         remedy = "It must print the ready line of SPEC.md section 8, and serve every policy of section 6."
         return Prerequisite("agent", good=False, said=str(error), remedy=remedy)
@@ -132,7 +135,7 @@ def _agent(spec: AgentSpec) -> Prerequisite:
 
 def _started(stage: Stage, spec: AgentSpec) -> str:
     stage.idp.issuer("corp")
-    with stage.world(spec, policy_of(_largest()), haproxy=not spec.spop) as world:
+    with stage.world(spec, policy_of(_largest()), haproxy="render" in spec.haproxy) as world:
         if not spec.spop:
             return f"HAProxy {world.haproxy.version} starts on the configuration of its own; no SPOP to ask"
         address = world.agent.spop_address

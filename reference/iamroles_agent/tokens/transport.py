@@ -192,13 +192,15 @@ class Transport:
         """
         exchange = _here.exchange = self._watch.begin(time.monotonic() + timeout)
         try:
-            return self._exchange(url, timeout, max_bytes, headers)
+            answer = self._exchange(url, timeout, max_bytes, headers)
         except TransportError:
-            if exchange.over:
-                raise TransportError("the answer took too long") from None
-            raise
+            if not exchange.over:
+                raise
         finally:
             self._watch.end(exchange)
+        if exchange.over:  # what was cut off can look like a short answer that is whole
+            raise TransportError("the answer took too long")
+        return answer
 
     def _exchange(
         self, url: str, timeout: float, max_bytes: int, headers: Mapping[str, str] | None

@@ -16,6 +16,7 @@ from iamroles_scenarios.errors import (
     AgentFault,
     CheckFailed,
     Evidence,
+    ProxyFileError,
     StageError,
     Untestable,
     WireFormatError,
@@ -61,7 +62,7 @@ def blamed(check: Named, error: Exception) -> CheckResult:
             return _result(check, Verdict.UNTESTABLE, str(error))
         case StageError():
             evidence = Evidence(sent=f"world file: {error.world}" * bool(error.world), logs=error.logs)
-            if set(error.logs) != {_AGENT}:
+            if set(error.logs) != {_AGENT} and not isinstance(error, ProxyFileError):
                 proxy = error.message if set(error.logs) == {_PROXY} else ""
                 return replace(_result(check, Verdict.HARNESS_ERROR, error.message, evidence), cause=proxy)
             return replace(_result(check, Verdict.FAIL, error.message, evidence), cause=error.cause)

@@ -6,6 +6,9 @@ kind            effect (parameters)
 ``slow``        the sound answer after `seconds`
 ``stall``       no answer until the fault is cleared, then the sound one
 ``drip``        the head of an answer, one byte each `seconds`, and never its end: no read ever times out
+``hang``        the sound head and half of the body, and then nothing until the fault is cleared
+``trickle``     the same, and then one blank each `seconds`
+``endless``     the same, and then blanks without end, as fast as they are read
 ``cut``         the connection is reset without an answer; a server that is down, seen from a client
 ``truncated``   the sound answer cut in the middle of its body, Content-Length telling more
 ``status``      `status` (503) with `body` (or `xml`) and `headers`
@@ -24,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -32,9 +36,13 @@ from aiohttp import web
 KINDS = frozenset(
     {
         *("slow", "stall", "drip", "cut", "truncated", "status", "redirect", "malformed", "content-type"),
-        *("oversized", "patch"),
+        *("oversized", "patch", "hang", "trickle", "endless"),
     }
 )
+ENDLESS = frozenset({"stall", "drip", "hang", "trickle", "endless"})
+"""Those of which no answer ever comes whole, and no end of it."""
+_PIECE = 1 << 16
+"""Bytes that `endless` writes at a time."""
 Sound = Callable[[], Awaitable[web.Response]]
 
 
@@ -76,7 +84,7 @@ class Faults:
     def __init__(self) -> None:
         self._by_endpoint: dict[str, Fault] = {}
         self._spent: list[tuple[str, Fault]] = []
-        """Stalls that no further request meets, while those that met them still wait."""
+        """Those without end that no further request meets, while those that met them still wait."""
 
     def set(self, endpoint: str, fault: Fault) -> None:
         """Put a fault in force instead of any other on this endpoint."""
@@ -103,7 +111,7 @@ class Faults:
                 fault.times -= 1
                 if fault.times <= 0:
                     del self._by_endpoint[name]
-                    if fault.kind == "stall":
+                    if fault.kind in ENDLESS:
                         self._spent.append((name, fault))
             return fault
         return None
@@ -132,6 +140,8 @@ async def answer(fault: Fault | None, request: web.Request, sound: Sound) -> web
     if fault.kind == "malformed":
         text, content_type = _form(fault, request)
         return web.Response(text=text, content_type=content_type)
+    if fault.kind in ("hang", "trickle", "endless"):
+        return await _unending(fault, request, await sound())
     return await _altered(fault, request, await sound())
 
 
@@ -159,6 +169,24 @@ async def _drip(fault: Fault, request: web.Request) -> web.Response:
     while transport is not None and not transport.is_closing() and not fault.cleared.is_set():
         transport.write(b"x")
         await asyncio.sleep(fault.seconds)
+    return cut(request)
+
+
+async def _unending(fault: Fault, request: web.Request, response: web.Response) -> web.StreamResponse:
+    """Begin the sound answer, and go on as the fault has it, until the client leaves or it is cleared."""
+    text = (response.text or "").encode()
+    half = web.StreamResponse(headers={"Content-Type": response.content_type})
+    await half.prepare(request)
+    await half.write(text[: len(text) // 2])
+    with suppress(ConnectionError):
+        while request.transport is not None and not request.transport.is_closing():
+            if fault.kind == "endless":
+                await half.write(b" " * _PIECE)
+            elif fault.kind == "trickle":
+                await half.write(b" ")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(fault.cleared.wait(), 0 if fault.kind == "endless" else fault.seconds)
+                break
     return cut(request)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.spec import AgentSpec, find_program
 
 SHIPPED = (
@@ -21,6 +22,27 @@ SHIPPED = (
 is not known yet while it runs; IAM_AGENT_1 brings it when HAProxy starts."""
 ENTRY = ("haproxy.cfg", "iam-routes.cfg")
 """The files HAProxy is started on, in this order; the second may be absent."""
+
+
+_ALERT = re.compile(r"\[ALERT\][^:]*: (?:config : )?(.*)")
+_PLACE = re.compile(r"\[[^\]]*?([^/\]]+):(\d+)\]")
+_LONGEST = 300
+"""Characters of HAProxy's words in a sentence: its list of all that it would have taken is longer."""
+
+
+def refusal(log: str) -> str:
+    """What HAProxy says of the first line that it refuses, with file and line: `haproxy.cfg line 7: …`."""
+    alerts = [found[1].strip() for line in log.splitlines() if (found := _ALERT.search(line))]
+    placed = [text for text in alerts if _PLACE.search(text)]
+    if not alerts:
+        return next((line for line in reversed(log.splitlines()) if line.strip()), "it says nothing")
+    said = (placed or alerts)[0].removeprefix("parsing ")
+    if found := _PLACE.search(said):
+        rest = " ".join(f"{said[: found.start()]}{said[found.end() :]}".split()).strip(" :")
+        said = f"{found[1]} line {found[2]}: {rest}"
+    if len(said) > _LONGEST:
+        said = f"{said[: _LONGEST // 2]} … {said[-_LONGEST // 2 :]}"
+    return said + (f" (and {len(placed) - 1} more)" if len(placed) > 1 else "")
 
 
 class Renderer:
@@ -35,6 +57,8 @@ class Renderer:
     def __init__(self, spec: AgentSpec) -> None:
         self._directory = spec.directory
         self._command = tuple(spec.haproxy.get("render", SHIPPED))
+        self.own = "" if self._command == SHIPPED else " ".join(self._command)
+        """The command, where it is the vendor's and not the shipped one."""
         self._known: dict[str, dict[str, str]] = {}
         self._lock = threading.Lock()
 
@@ -42,7 +66,8 @@ class Renderer:
         """The files' texts by name.
 
         Raises:
-            StageError: the command failed; with what it said.
+            ProxyFileError: the command failed; with what it said.
+            StageError: the same of the shipped one.
         """
         # Of a valid policy the shipped configuration takes the backends alone; of a vendor's who knows.
         facts = document.get("backends", []) if self._command == SHIPPED else document
@@ -60,14 +85,15 @@ class Renderer:
             program, *words = self._command
             argv = [find_program(program, self._directory)]
             argv += [word.format(world=world, output=output) for word in words]
+            fault = ProxyFileError if self.own else StageError
             try:
                 done = subprocess.run(  # noqa: S603 - agent.toml's command
                     argv, capture_output=True, text=True, timeout=60, check=False, cwd=self._directory
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
-                raise StageError(f"Rendering HAProxy's configuration failed: {error}") from error
+                raise fault(f"Rendering HAProxy's configuration failed: {error}") from error
             if done.returncode != 0:
-                raise StageError(
+                raise fault(
                     f"Rendering HAProxy's configuration failed with exit code {done.returncode}: "
                     f"{' '.join(self._command)}",
                     {"render": done.stderr or done.stdout},

@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from iamroles_scenarios import recording
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.agent_handle import AgentHandle
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import HaproxyPlace, HaproxyRun, StageKind
-from iamroles_scenarios.stage.rendering import Renderer
+from iamroles_scenarios.stage.rendering import Renderer, refusal
 from iamroles_scenarios.stage.spec import AgentSpec
 
 _POLL = 0.005
@@ -39,12 +39,12 @@ class HaproxyHandle:
     def __init__(
         self,
         place: HaproxyPlace,
-        render: Callable[[Mapping[str, Any]], dict[str, str]],
+        renderer: Renderer,
         composer: Composer,
         settings: Mapping[str, str],
     ) -> None:
         self._place = place
-        self._render = render
+        self._renderer = renderer
         self._composer = composer
         self._settings = dict(settings)
         self._files: dict[str, str] = {}
@@ -72,7 +72,8 @@ class HaproxyHandle:
         """Start on rendered files, asking the agent at `host:port`; wait until the Runtime API answers.
 
         Raises:
-            StageError: HAProxy refused its configuration or did not answer; with its log.
+            ProxyFileError: HAProxy refused what the agent's own `render` wrote, or did not answer.
+            StageError: the same of the shipped configuration.
         """
         with self._lock:
             self._files = dict(files)
@@ -87,7 +88,7 @@ class HaproxyHandle:
         """
         with self._lock:
             if policy is not None:
-                self._files = self._render(self._composer.document(policy))
+                self._files = self._renderer.render(self._composer.document(policy))
             self._begin(self._runs[-1])
 
     def restart(self) -> None:
@@ -109,14 +110,22 @@ class HaproxyHandle:
                 run.part.stderr.finish()  # so that its last words are in the log
                 log = run.part.log()
                 run.part.kill()
-                raise StageError(f"HAProxy {self.version} refused its configuration.", {"haproxy": log})
+                raise self._unusable(f"HAProxy {self.version} refused its configuration.", log)
             if time.monotonic() > deadline:
                 log = run.part.log()
                 run.part.kill()
-                raise StageError(f"HAProxy did not answer within {_START:g} s.", {"haproxy": log})
+                raise self._unusable(f"HAProxy did not answer within {_START:g} s.", log)
             time.sleep(_POLL)
         if run is not replaced:  # a container's master reloads in place
             self._runs.append(run)
+
+    def _unusable(self, what: str, log: str) -> StageError:
+        """Whose fault it is that HAProxy does not run, in one sentence."""
+        if not self._renderer.own:
+            return StageError(what, {"haproxy": log})
+        said = refusal(log) if "refused" in what else "the file must use IAM_STATS_SOCKET (docs/stage.md)"
+        what = what.replace("its configuration.", f"what `{self._renderer.own}` wrote:")
+        return ProxyFileError(f"{what} {said}", {"haproxy": log})
 
     @property
     def host_pid(self) -> int | None:
@@ -295,7 +304,7 @@ class World:
             )
         place = self._kind.haproxy_place(self.name)
         self.agent.write(self.document, place.master)
-        self._haproxy = HaproxyHandle(place, renderer.render, self._composer, settings)
+        self._haproxy = HaproxyHandle(place, renderer, self._composer, settings)
         for name, text in beside.items():
             self._haproxy.put(name, text)
         with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:

@@ -16,6 +16,8 @@ module              one row for each                    what is made of it
 `claims`            claim that a policy can name (5)    every shape of JSON that might stand there
 `exact`             text that is compared (5, 6, 7)     its neighbours: case, slash, blank, Unicode
 `reasons`           reason (4)                          a question that gets it, and what its cause hides
+`waits`             call that an agent makes            every way in which its answer never ends
+`passes`            reason that a reload can end        the same bytes: refused, accepted, refused again
 ==================  ==================================  ======================================================
 
 What an answer may hold is a table too (`answers`, section 3), and every answer of all these is held against

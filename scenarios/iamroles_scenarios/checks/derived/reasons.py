@@ -90,25 +90,24 @@ ELSEWHERE = {
     "sts_unavailable": "an STS credential (below)",
 }
 """Reasons that no question with a token gets, and where they are played."""
-_RELOAD = "another policy: policy.derived.events, identity.derived.issuers"
 _NEVER = "never: another credential or another question is needed"
+RELOADED = "another policy: identity.derived.passes"
 PASSES = {
     **dict.fromkeys(("text_too_long", "host_ambiguous", "path_ambiguous", "multiple_credentials"), _NEVER),
+    **dict.fromkeys(("no_credentials", "token_malformed"), _NEVER),
     **dict.fromkeys(
-        ("no_credentials", "token_malformed", "signature_invalid", "role_malformed", "role_missing"), _NEVER
-    ),
-    **dict.fromkeys(("claim_invalid", "token_expired"), _NEVER),
-    **dict.fromkeys(
-        ("token_too_large", "algorithm_not_allowed", "token_lifetime", "issuer_untrusted"), _RELOAD
+        ("token_too_large", "algorithm_not_allowed", "token_lifetime", "issuer_untrusted"), RELOADED
     ),
     **dict.fromkeys(
-        ("audience_mismatch", "type_not_allowed", "role_not_in_token", "ambiguous_role"), _RELOAD
+        ("audience_mismatch", "type_not_allowed", "role_not_in_token", "ambiguous_role"), RELOADED
     ),
-    **dict.fromkeys(("no_grant", "denied_by_rule", "scope_insufficient"), _RELOAD),
-    "token_not_yet_valid": "its second: identity.derived.seconds",
+    **dict.fromkeys(("no_grant", "denied_by_rule", "scope_insufficient", "claim_invalid"), RELOADED),
+    **dict.fromkeys(("role_malformed", "role_missing", "token_expired"), RELOADED),
+    "token_not_yet_valid": f"{RELOADED}; its second: identity.derived.seconds",
     "key_unknown": "the key is published: identity.kids.*",
-    "keys_unavailable": "the issuer answers: identity.cold.*",
-    "sts_unavailable": "STS answers, or another one is asked: identity.sts.*, identity.derived.endpoints",
+    "signature_invalid": "another key under its kid: live.key.replaced",
+    "keys_unavailable": "the issuer answers: identity.derived.waits, identity.cold.*",
+    "sts_unavailable": "STS answers, or another: identity.derived.sts-waits, identity.derived.endpoints",
     "sts_rejected": "another policy: identity.derived.endpoints",
     "internal_error": "the question is whole: identity.derived.reasons",
     "credential_revoked": "the revocation is taken back: live.revoke.*",

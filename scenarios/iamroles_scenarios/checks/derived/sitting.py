@@ -81,11 +81,15 @@ class Sitting(Bench):
     """Questions so far."""
 
     @contextmanager
-    def connected(self) -> Iterator[None]:
-        """Hold one connection while questions are put; tell of what was wrong at the end."""
+    def connected(self, within: float = _WITHIN) -> Iterator[None]:
+        """Hold one connection while questions are put; tell of what was wrong at the end.
+
+        Args:
+            within: seconds, times the scale, for each answer.
+        """
         self._wrong = []
         address = self.world.agent.spop_address
-        with Asker(address, timeout=_WITHIN * self.target.scale) as self._asker:
+        with Asker(address, timeout=within * self.target.scale) as self._asker:
             yield
         if self._wrong:
             sentences = [sentence for sentence, _ in self._wrong]

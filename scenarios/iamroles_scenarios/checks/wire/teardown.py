@@ -80,7 +80,7 @@ async def bye_normal(target: WireTarget) -> str:
     if target.launch is None:
         await say(target.address)
         return "the log was not judged: it takes an agent that the suite starts"
-    async with _launched(target, {}) as process:
+    async with launched(target, {}) as process:
         await say(process.address)
         for line in process.logs().splitlines():
             if _ERROR_LINE.search(line):
@@ -212,7 +212,7 @@ async def no_leak(target: WireTarget) -> str:
     if target.launch is None:
         # Other checks hold connections of their own meanwhile, so the bound is far from both.
         return await _descriptors_back(target, target.address, target.pid, asked, count, slack=count // 2)
-    async with _launched(target, {}) as process:
+    async with launched(target, {}) as process:
         return await _descriptors_back(target, process.address, process.pid, asked, count, slack=10)
 
 
@@ -295,7 +295,7 @@ async def burst(target: WireTarget) -> None:
 )
 async def sigterm(target: WireTarget) -> None:
     """A fresh agent is ended with NOTIFYs in flight."""
-    async with _launched(target, {}) as process, session(target, address=process.address) as connection:
+    async with launched(target, {}) as process, session(target, address=process.address) as connection:
         await must_serve(target, connection)
         asked = _in_flight(target, 20)
         await connection.send(*asked)
@@ -342,7 +342,7 @@ async def _refuses(address: str) -> bool:
 )
 async def connection_limit(target: WireTarget) -> None:
     """A fresh agent with `max_connections = 4`."""
-    async with _launched(target, {"max_connections": 4}) as process:
+    async with launched(target, {"max_connections": 4}) as process:
         held = [await open_connection(process.address, within=target.seconds(DEADLINE)) for _ in range(4)]
         try:
             for connection in held:
@@ -368,7 +368,7 @@ async def connection_limit(target: WireTarget) -> None:
 async def handshake_timeout(target: WireTarget) -> str:
     """A fresh agent with `handshake_timeout = "1s"`; else twelve seconds of patience."""
     if target.launch is not None and "limits" in target.features:
-        async with _launched(target, {"handshake_timeout": "1s"}) as process:
+        async with launched(target, {"handshake_timeout": "1s"}) as process:
             async with connected(target, process.address) as silent:
                 await must_end(target, silent, "no HELLO for over a second", *range(14), seconds=4.0)
             async with connected(target, process.address) as trickle:
@@ -427,7 +427,7 @@ def _outer_address() -> str | None:
 
 
 @asynccontextmanager
-async def _launched(target: WireTarget, settings: Mapping[str, Any]) -> AsyncIterator[Process]:
+async def launched(target: WireTarget, settings: Mapping[str, Any]) -> AsyncIterator[Process]:
     """A fresh agent for a check that ends or limits it."""
     if target.launch is None:
         raise Untestable("takes an agent that the suite starts itself: give its agent.toml with a `command`")

@@ -15,7 +15,7 @@ from iamroles_agent.spop.errors import RemoteProtocolError
 from iamroles_agent.spop.frames import FrameType
 from iamroles_agent.spop.values import DataType
 from iamroles_conformance.selftest.mutants.edits import pair_out
-from iamroles_conformance.selftest.mutants.override import around, both, transition, without_memory
+from iamroles_conformance.selftest.mutants.override import around, both, setting, transition, without_memory
 from iamroles_conformance.selftest.registry import Apply, mutant
 
 
@@ -147,3 +147,32 @@ mutant(
     title="listens on all interfaces",
     apply=both(_bound, _named),
 )
+
+
+mutant(
+    "wire.reads-on",
+    kills=["SPOP-UNREAD-002"],
+    title="takes questions from a peer that reads nothing, and keeps their answers",
+    apply=setting(_Peer, "pause_writing", lambda _self: None),
+)
+
+
+@mutant("wire.short-writes", kills=["SPOP-UNREAD-001"], title="loses what a full socket does not take")
+@around(_Peer, "_flush")
+def short_writes(sound: Any, self: Any) -> None:
+    if self._transport.get_write_buffer_size():
+        self._connection.data_to_send()
+    sound(self)
+
+
+@mutant(
+    "wire.waits-for-readers",
+    kills=["SPOP-UNREAD-001"],
+    title="serves nobody else while one peer reads nothing",
+)
+@around(_Peer, "data_received")
+def waits_for_readers(sound: Any, self: Any, data: bytes) -> None:
+    if any(peer._transport.get_write_buffer_size() for peer in self._server.peers if peer is not self):
+        self._loop.call_later(0.05, self.data_received, data)
+    else:
+        sound(self, data)

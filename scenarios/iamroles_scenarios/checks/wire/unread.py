@@ -1,0 +1,216 @@
+"""Wire checks: a peer that asks on and reads nothing, or late, or a few bytes at a time.
+
+The peer's windows are small, so that the kernel holds little and the agent must hold the rest, or stop
+reading. How much that is shows in what the peer gets rid of: an agent that reads on takes every question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from iamroles_scenarios.checks.wire.teardown import launched
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.errors import CheckFailed, Evidence, WireFormatError
+from iamroles_scenarios.wire.client import question
+from iamroles_scenarios.wire.frames import Frame, FrameType, hello
+from iamroles_scenarios.wire.judge import DEADLINE, must_answer_each, must_judge, must_serve, probe, session
+from iamroles_scenarios.wire.target import WireTarget
+
+_WINDOW, _SEGMENT = 4096, 536
+"""Bytes of the peer's receive buffer and of its segments; an agent's kernel then holds some ten thousand."""
+_STUCK = 0.5
+"""Seconds, times the scale, without a byte taken: the agent has stopped reading."""
+_UNREAD = 4 << 20
+"""Bytes of answers that nobody reads, at which an agent has long stopped asking for more."""
+_FEW = 1 << 20
+"""Bytes of answers that are surely more than both kernels hold here."""
+_SIP = 1024
+"""Bytes that a slow reader takes at a time."""
+_ENDS = 15.0
+"""Seconds, times the scale, from SIGTERM to the end of an agent told to wait one for its answers."""
+
+
+class _Peer:
+    """A connection that sends frames and reads when it is told to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._rest = b""
+        self._tail = b""
+        """What of the last question was not taken."""
+        self.sent = 0
+        """Questions that were taken whole."""
+
+    async def receive(self) -> Frame:
+        """The next frame."""
+        while len(self._rest) < 4 or len(self._rest) < 4 + int.from_bytes(self._rest[:4], "big"):
+            piece = await self._loop.sock_recv(self._sock, _SIP)
+            if not piece:
+                raise ConnectionError("closed")
+            self._rest += piece
+        end = 4 + int.from_bytes(self._rest[:4], "big")
+        body, self._rest = self._rest[4:end], self._rest[end:]
+        try:
+            return Frame.decode(body)
+        except WireFormatError as error:
+            raise CheckFailed(f"an answer that was read late is no frame: {error}") from error
+
+    async def asks(self, check: Mapping[str, Any], count: int, stuck: float) -> bool:
+        """Send so many questions; whether the agent took them all rather than stop reading or close."""
+        for number in range(1, count + 1):
+            raw = question(check, stream_id=number).encode()
+            while raw:
+                try:
+                    taken = self._sock.send(raw)
+                except BlockingIOError:
+                    if not await self._writable(stuck):
+                        self._tail = (
+                            raw if len(raw) < len(question(check, stream_id=number).encode()) else b""
+                        )
+                        return False
+                except OSError:
+                    return False
+                else:
+                    raw = raw[taken:]
+            self.sent = number
+        return True
+
+    async def _writable(self, seconds: float) -> bool:
+        ready = asyncio.Event()
+        self._loop.add_writer(self._sock, ready.set)
+        try:
+            async with asyncio.timeout(seconds):
+                await ready.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._loop.remove_writer(self._sock)
+        return True
+
+    async def goes_on(self) -> None:
+        """Send the rest of the last question, if it was cut."""
+        if self._tail:
+            await self._loop.sock_sendall(self._sock, self._tail)
+            self._tail, self.sent = b"", self.sent + 1
+
+
+@asynccontextmanager
+async def _peer(target: WireTarget, address: str) -> AsyncIterator[_Peer]:
+    """A peer with small windows, after its handshake."""
+    loop = asyncio.get_running_loop()
+    if path := address.removeprefix("unix:") if address.startswith("unix:") else "":
+        sock, where = socket.socket(socket.AF_UNIX), path
+    else:
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        where = (host, int(port))  # type: ignore[assignment]
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WINDOW)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WINDOW)
+    sock.setblocking(False)
+    with sock:
+        async with asyncio.timeout(target.seconds(DEADLINE)):
+            await loop.sock_connect(sock, where)
+            peer = _Peer(sock)
+            await loop.sock_sendall(sock, hello().encode())
+            await peer.receive()
+        yield peer
+
+
+def _wordy(target: WireTarget) -> Mapping[str, Any]:
+    """The question with the longest answer."""
+    return probe(target) if target.crowded is None else target.crowded
+
+
+async def _length(target: WireTarget, address: str | None = None) -> int:
+    """Bytes of the answer to it, which the agent remembers from then on, if it remembers any."""
+    async with session(target, address=address) as connection:
+        await connection.send(question(_wordy(target)))
+        return len((await connection.expect(FrameType.ACK)).encode())
+
+
+@check(
+    "wire.unread.whole",
+    requirements=["SPOP-UNREAD-001"],
+    lane="wire",
+    title="A peer that reads late gets each answer once and whole, and nobody else waits",
+)
+async def whole(target: WireTarget) -> str:
+    """Questions until the answers fill every buffer; others are served; then all is read in sips.
+
+    An agent may rather close the connection (8.8).
+    """
+    count = _FEW // await _length(target) + 1
+    async with session(target) as other, _peer(target, target.address) as peer:
+        all_taken = await peer.asks(_wordy(target), count, target.seconds(_STUCK))
+        await must_serve(target, other)
+        rest = asyncio.ensure_future(peer.goes_on())
+        acks: list[Frame] = []
+        try:
+            async with asyncio.timeout(target.seconds(4 * DEADLINE)):
+                while len(acks) < peer.sent or not rest.done():
+                    acks.append(await peer.receive())
+        except ConnectionError:
+            return f"the agent closed the connection after {len(acks)} answers of {peer.sent}"
+        except TimeoutError:
+            raise CheckFailed(
+                f"{peer.sent} questions, but {len(acks)} answers once the peer reads again",
+                Evidence(expected="one answer for each"),
+            ) from None
+        finally:
+            rest.cancel()
+    async with session(target) as connection:
+        asked = [question(_wordy(target), stream_id=number) for number in range(1, peer.sent + 1)]
+        must_answer_each(connection, asked, acks)
+        for ack in acks[:1] + acks[-1:]:
+            must_judge(target, connection, ack)
+    return f"{peer.sent} answers read late" + (
+        "" if all_taken else "; the agent had stopped reading meanwhile"
+    )
+
+
+@check(
+    "wire.unread.bounded",
+    requirements=["SPOP-UNREAD-002"],
+    lane="wire",
+    title="An agent stops reading from a peer that reads nothing, or closes the connection",
+)
+async def bounded(target: WireTarget) -> str:
+    """Questions without end; an agent that takes them all keeps their answers."""
+    length = await _length(target)
+    count = _UNREAD // length
+    async with _peer(target, target.address) as peer:
+        if await peer.asks(_wordy(target), count, target.seconds(_STUCK)):
+            raise CheckFailed(
+                f"the agent read {count} questions from a peer that reads nothing: it holds their answers",
+                Evidence(expected=f"it stops before {_UNREAD >> 20} MiB of answers"),
+            )
+        async with session(target) as other:
+            await must_serve(target, other)
+    return f"stopped at {peer.sent} questions, {peer.sent * length >> 10} KiB of answers"
+
+
+@check(
+    "wire.unread.sigterm",
+    requirements=["SPOP-LIFE-003"],
+    lane="wire",
+    title="SIGTERM ends an agent whose answers nobody reads",
+)
+async def sigterm(target: WireTarget) -> None:
+    """A fresh agent, one peer that reads nothing, and one that is well."""
+    async with launched(target, {"drain_timeout": "1s"} if "limits" in target.features else {}) as process:
+        count = _FEW // await _length(target, process.address) + 1
+        async with _peer(target, process.address) as peer:
+            await peer.asks(_wordy(target), count, target.seconds(_STUCK))
+            process.terminate()
+            status = await asyncio.to_thread(process.wait, target.seconds(_ENDS))
+    if status != 0:
+        what = "still runs" if status is None else f"exited with {status}"
+        raise CheckFailed(f"after SIGTERM the agent {what}", Evidence(expected="exit 0"))
