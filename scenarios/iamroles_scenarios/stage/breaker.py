@@ -3,7 +3,7 @@
 It listens in this process, on an address that the stage's parts reach, and passes bytes on to another one as
 they come. `breaks` puts a fault in force, for connections that are open and those to come; `mends` ends it.
 What is left to chance (after how many bytes a connection is reset, how late a piece is) comes from a seed.
-`relay` is its sibling for frames of SPOP, which it reads and holds; this one never looks into the bytes.
+`relay` is one for frames of SPOP, which it reads and holds; this one never looks into the bytes.
 
 ===========  =============================================================================================
 fault        what happens to the bytes
@@ -52,7 +52,7 @@ class Breaker:
         self._fault = ""
         self._listener = socket.create_server((host, 0), backlog=256)
         self._name: tuple[str, int] = self._listener.getsockname()[:2]
-        self._links: set[_Link] = set()
+        self._links: set[Link] = set()
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -130,7 +130,8 @@ class Breaker:
         except OSError:
             writer.transport.abort()
             return
-        link = _Link(writer, back, self._chance.randrange(_SOON))
+        link = self._linked(writer, back)
+        link.left = self._chance.randrange(_SOON)
         self._links.add(link)
         try:
             asking = self._pass(link, reader, back, answering=False)
@@ -141,8 +142,11 @@ class Breaker:
             self._links.discard(link)
             link.close()
 
+    def _linked(self, asker: asyncio.StreamWriter, answerer: asyncio.StreamWriter) -> Link:
+        return Link(asker, answerer)
+
     async def _pass(
-        self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answering: bool
+        self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answering: bool
     ) -> None:
         """One direction, until it ends."""
         with suppress(OSError):
@@ -151,9 +155,7 @@ class Breaker:
                     return
             writer.write_eof()
 
-    async def _piece(
-        self, link: _Link, data: bytes, writer: asyncio.StreamWriter, *, answering: bool
-    ) -> bool:
+    async def _piece(self, link: Link, data: bytes, writer: asyncio.StreamWriter, *, answering: bool) -> bool:
         """Pass a piece on as the fault in force has it; whether the direction goes on."""
         while self._fault == "cut":
             await self._changed.wait()
@@ -183,12 +185,12 @@ class Breaker:
         return True
 
 
-class _Link:
+class Link:
     """A connection and its continuation."""
 
-    def __init__(self, asker: asyncio.StreamWriter, answerer: asyncio.StreamWriter, left: int) -> None:
+    def __init__(self, asker: asyncio.StreamWriter, answerer: asyncio.StreamWriter) -> None:
         self._writers = asker, answerer
-        self.left = left
+        self.left = 0
         """Bytes until it is reset, or half of it ends."""
 
     def reset(self) -> None:

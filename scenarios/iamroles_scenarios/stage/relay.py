@@ -10,48 +10,40 @@ answer is found by its ids and not by its place.
 
 from __future__ import annotations
 
-import socket
+import asyncio
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.stage import breaker
 from iamroles_scenarios.wire.codec import Typed
 from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, prefixed, read_kv
 
-_CONNECT = 5.0
 _PIPELINING = "pipelining"
 
 
-@dataclass(slots=True, eq=False)
-class Link:
+class Link(breaker.Link):
     """One connection of HAProxy and its continuation to the agent."""
 
-    haproxy: socket.socket
-    agent: socket.socket
-    check: bool = False
-    """Whether it is a health check."""
-    announced: str = ""
-    """The capabilities that the agent announced, before the relay struck any."""
-    asked: int = 0
-    """NOTIFY frames seen."""
-    waiting: int = 0
-    """NOTIFY frames without an answer passed on."""
-    deepest: int = 0
-    """The most that ever waited at a time."""
-    held: list[bytes] = field(default_factory=list)
-
-    def end(self) -> None:
-        """Close both sides; whoever reads from them notices."""
-        for one in (self.haproxy, self.agent):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+    def __init__(self, haproxy: asyncio.StreamWriter, agent: asyncio.StreamWriter) -> None:
+        super().__init__(haproxy, agent)
+        self.haproxy = haproxy
+        self.check = False
+        """Whether it is a health check."""
+        self.announced = ""
+        """The capabilities that the agent announced, before the relay struck any."""
+        self.asked = 0
+        """NOTIFY frames seen."""
+        self.waiting = 0
+        """NOTIFY frames without an answer passed on."""
+        self.deepest = 0
+        """The most that ever waited at a time."""
+        self.held: list[bytes] = []
 
 
-class Relay:
-    """Relays frames between HAProxy and an agent; a thread for each direction of each connection.
+class Relay(breaker.Breaker):
+    """Relays frames between HAProxy and an agent.
 
     Args:
         host: where to listen; the port is ephemeral.
@@ -60,43 +52,33 @@ class Relay:
     """
 
     def __init__(self, host: str, agent: str, *, pipelining: bool = True) -> None:
-        name, _, port = agent.rpartition(":")
-        self._agent = (name.strip("[]"), int(port))
         self._pipelining = pipelining
         self._holding = False
-        self._changed = threading.Condition()
-        self._listener = socket.create_server((host, 0), backlog=256)
+        self._moved = threading.Condition()
         self.links: list[Link] = []
         """Every connection so far, health checks included."""
-        threading.Thread(target=self._accept, name="relay", daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        """`host:port` that HAProxy is to ask."""
-        host, port = self._listener.getsockname()[:2]
-        return f"{host}:{port}"
+        super().__init__(host, agent)
 
     # --- what a check does and sees ------------------------------------------------------------------------
 
     def hold(self) -> None:
         """Keep answers back from now on."""
-        with self._changed:
+        with self._moved:
             self._holding = True
 
     def release(self) -> None:
         """Let the answers go, each connection's last one first, and keep no more."""
-        with self._changed:
+        with self._moved:
             self._holding = False
             for link in self.links:
                 link.waiting -= len(link.held)
                 data, link.held = b"".join(reversed(link.held)), []
-                with suppress(OSError):  # HAProxy has given up on that connection
-                    link.haproxy.sendall(data)
+                self._loop.call_soon_threadsafe(link.haproxy.write, data)
 
     def wait_held(self, count: int, within: float) -> bool:
         """Until so many answers are held; False at the deadline."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.held >= count, within)
+        with self._moved:
+            return self._moved.wait_for(lambda: self.held >= count, within)
 
     @property
     def held(self) -> int:
@@ -112,77 +94,62 @@ class Relay:
         """The connections on which something was asked."""
         return [link for link in self.links if link.asked]
 
-    def close(self) -> None:
-        """End every connection and listen no more."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._changed:
-            links = list(self.links)
-        for link in links:
-            link.end()
-
     # --- relaying ------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                haproxy, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                agent = socket.create_connection(self._agent, timeout=_CONNECT)
-            except OSError:  # as if HAProxy itself had been refused
-                haproxy.close()
-                continue
-            agent.settimeout(None)
-            for one in (haproxy, agent):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            link = Link(haproxy, agent)
-            with self._changed:
-                self.links.append(link)
-            for direction in (self._from_haproxy, self._from_agent):
-                threading.Thread(target=self._guarded, args=(direction, link), daemon=True).start()
+    def _linked(self, asker: asyncio.StreamWriter, answerer: asyncio.StreamWriter) -> Link:
+        link = Link(asker, answerer)
+        with self._moved:
+            self.links.append(link)
+        return link
 
-    def _guarded(self, direction: object, link: Link) -> None:
-        """One direction until either side ends; then the other ends too."""
-        assert callable(direction)  # noqa: S101 - one of the two below
+    async def _pass(
+        self,
+        link: breaker.Link,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        answering: bool,
+    ) -> None:
+        """One direction until either side ends, or says what is no frame; then the other ends too."""
+        assert isinstance(link, Link)  # noqa: S101 - `_linked` made it
+        read = self._from_agent if answering else self._from_haproxy
         try:
-            with suppress(OSError, ValueError, WireFormatError):  # gone, closed here, or no frame
-                direction(link)
+            with suppress(OSError, EOFError, WireFormatError):
+                while True:
+                    length = int.from_bytes(await reader.readexactly(4), "big")
+                    if goes_on := read(link, await reader.readexactly(length)):
+                        writer.write(prefixed(goes_on))
+                        await writer.drain()
         finally:
-            link.end()
+            link.close()
 
-    def _from_haproxy(self, link: Link) -> None:
-        for said in _frames(link.haproxy):
-            body, frame = said, Frame.decode(said)
-            if frame.type == FrameType.HAPROXY_HELLO:
-                link.check = any(
-                    name == "healthcheck" and item.value is True for name, item in read_kv(frame)
-                )
-                body = self._struck(frame)
-            elif frame.type == FrameType.NOTIFY:
-                with self._changed:
-                    link.asked += 1
-                    link.waiting += 1
-                    link.deepest = max(link.deepest, link.waiting)
-                    self._changed.notify_all()
-            link.agent.sendall(prefixed(body))
+    def _from_haproxy(self, link: Link, said: bytes) -> bytes:
+        frame = Frame.decode(said)
+        if frame.type == FrameType.HAPROXY_HELLO:
+            link.check = any(name == "healthcheck" and item.value is True for name, item in read_kv(frame))
+            return self._struck(frame)
+        if frame.type == FrameType.NOTIFY:
+            with self._moved:
+                link.asked += 1
+                link.waiting += 1
+                link.deepest = max(link.deepest, link.waiting)
+                self._moved.notify_all()
+        return said
 
-    def _from_agent(self, link: Link) -> None:
-        for said in _frames(link.agent):
-            body, frame = said, Frame.decode(said)
-            if frame.type == FrameType.AGENT_HELLO:
-                link.announced = str(dict(read_kv(frame)).get("capabilities", Typed.of("")).value)
-                body = self._struck(frame)
-            with self._changed:
-                if frame.type == FrameType.ACK:
-                    if self._holding:
-                        link.held.append(prefixed(body))
-                        self._changed.notify_all()
-                        continue
-                    link.waiting -= 1
-                link.haproxy.sendall(prefixed(body))
+    def _from_agent(self, link: Link, said: bytes) -> bytes:
+        """What goes on; nothing of an answer that is held."""
+        frame = Frame.decode(said)
+        if frame.type == FrameType.AGENT_HELLO:
+            link.announced = str(dict(read_kv(frame)).get("capabilities", Typed.of("")).value)
+            return self._struck(frame)
+        if frame.type == FrameType.ACK:
+            with self._moved:
+                if self._holding:
+                    link.held.append(prefixed(said))
+                    self._moved.notify_all()
+                    return b""
+                link.waiting -= 1
+        return said
 
     def _struck(self, frame: Frame) -> bytes:
         """The body of a HELLO without the capability, unless it may stay."""
@@ -196,14 +163,3 @@ class Relay:
                 value = Typed.of(",".join(word for word in words if word != _PIPELINING))
             items.append((name, value))
         return replace(frame, payload=encode_kv(items)).body()
-
-
-def _frames(stream: socket.socket) -> Iterator[bytes]:
-    """Frame bodies until the stream ends."""
-    with stream.makefile("rb") as reader:
-        while len(head := reader.read(4)) == 4:
-            length = int.from_bytes(head, "big")
-            body = reader.read(length)
-            if len(body) < length:
-                return
-            yield body
