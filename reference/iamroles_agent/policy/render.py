@@ -185,7 +185,7 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
 
 def _streams(backend: Backend) -> str:
     """Lines of a backend about streams: what ends them, or what refuses them."""
-    names = ["streams", *(["renew"] if backend.renew else [])] if backend.streams else ["no-streams"]
+    names = [*(["renew"] if backend.renew else []), "streams"] if backend.streams else ["no-streams"]
     shipped = files("iamroles_agent.haproxy")
     text = "\n".join(shipped.joinpath(f"{name}.cfg").read_text().rstrip() for name in names)
     return text.replace("{name}", backend.name)
