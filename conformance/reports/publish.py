@@ -4,7 +4,8 @@
     python conformance/reports/publish.py run node          # one
     python conformance/reports/publish.py page              # docs/implementations.md, between its two marks
 
-The adapters need a Python with their library (`IAMROLES_ADAPTER_PYTHON`); two other examples need `node`.
+The adapters need a Python with their library (`IAMROLES_ADAPTER_PYTHON`); two other examples need `node`, and
+jwt-verify-cert needs HAProxy 3.3 or later (`IAMROLES_HAPROXY`).
 What is kept of a report is what others compare: verdicts and reasons, no logs, and nothing of this machine.
 """
 
@@ -29,6 +30,7 @@ WHAT = {
     "node": ("an agent in Node, from SPEC.md alone", ()),
     "auth-request": ("an HTTP service as for `auth_request`, behind Lua", ()),
     "jwt-verify": ("HAProxy's own `jwt_verify`, no agent", ()),
+    "jwt-verify-cert": ("HAProxy's own `jwt_verify_cert`, no agent", ()),
     "spoe-forge": ("the Python library spoe-forge", ("--lane=wire",)),
     "haproxyspoa": ("the Python library haproxyspoa", ("--lane=wire",)),
 }

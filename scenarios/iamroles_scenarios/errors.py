@@ -90,6 +90,10 @@ class WireFormatError(AgentFault):
 # --- the suite's own faults ---------------------------------------------------------------------------------
 
 
+class WideVarint(WireFormatError):
+    """A number of more than 64 bits. As an id it is no fault: SPOE.txt gives those no width."""
+
+
 class SuiteError(Exception):
     """A fault of the suite, its stage, its data or its caller."""
 

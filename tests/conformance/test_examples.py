@@ -9,12 +9,14 @@ import socket
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.engine.run import selected_by
 from iamroles_scenarios.errors import AgentFileError
-from iamroles_scenarios.stage import AgentSpec
+from iamroles_scenarios.stage import AgentSpec, haproxies
 
 CONFORMANCE = Path(__file__).parents[2] / "conformance"
 PUBLISH = runpy.run_path(str(CONFORMANCE / "reports" / "publish.py"))
@@ -58,6 +60,16 @@ def test_haproxy_alone_decides_and_has_no_agent_that_could_be_killed():
     killed = {name: one for name, one in through.items() if name.startswith("gate.agent-down")}
     assert {one.message for one in killed.values()} == {"the agent declares no process of its own"}
     assert _failed({name: one for name, one in through.items() if name not in killed}) == {}
+
+
+def test_certificates_take_a_haproxy_that_has_them_and_an_older_one_says_what_it_lacks():
+    example = str(CONFORMANCE / "examples" / "jwt-verify-cert" / "agent.toml")
+    args = ["run", "--agent", example, "--stage=processes", "--lane=gate", "--check=gate.foreign-key"]
+    done = CliRunner().invoke(conformance, args)
+
+    recent = [int(part) for part in haproxies.version(haproxies.find()).split(".")[:2]] >= [3, 3]
+    assert done.exit_code == (0 if recent else 3), done.output
+    assert recent or re.search(r"haproxy\.cfg line \d+: .*unknown converter 'jwt_verify_cert'", done.output)
 
 
 @pytest.mark.parametrize("name", ["spoe-forge", "haproxyspoa"])

@@ -3,6 +3,8 @@
 `jwt_verify` checks a signature and nothing else; all that a token means is written out here as rules, in the order of
 SPEC.md 4.2. Issuers with a profile, a nested roles claim or scopes are not trusted, and roles with a lifetime of their
 own open nothing. README.md tells what this cannot do.
+
+With `certificates` behind the two paths each key is wrapped in a certificate, and `jwt_verify_cert` verifies (HAProxy 3.3).
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ import re
 import sys
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import jwt
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,7 +46,7 @@ _ROLE = (
 
 
 def rules(policy: Policy, keys: dict[str, list[tuple[str, str, str]]]) -> Iterator[str]:
-    """The rules of the frontend, one a line; `keys` are (kid, algorithms, file) by the issuer's name."""
+    """The rules of the frontend, one a line; `keys` are (kid, algorithms, converter) by the issuer's name."""
     yield "acl jwt_refused var(txn.iam.reason) -m found"
     yield from _form(policy)
     for issuer in policy.get("issuers", []):
@@ -101,10 +107,10 @@ def _issuer(issuer: Policy, policy: Policy, keys: list[tuple[str, str, str]]) ->
     )
     if not keys:
         yield _refuse("keys_unavailable", here)
-    for kid, algorithms, file in keys:
+    for kid, algorithms, verify in keys:
         fits = f"{here} {{ var(txn.jwt_kid) -m str '{kid}' }} {{ var(txn.jwt_alg) -m str {algorithms} }}"
         yield f"http-request set-var(txn.jwt_key) bool(true) if !jwt_refused {fits}"
-        yield f'http-request set-var(txn.jwt_good) var(txn.jwt),jwt_verify(txn.jwt_alg,"{file}") if !jwt_refused {fits}'
+        yield f"http-request set-var(txn.jwt_good) var(txn.jwt),{verify} if !jwt_refused {fits}"
     yield _refuse("key_unknown", f"{here} !{{ var(txn.jwt_key) -m bool }}")
     yield _refuse("signature_invalid", f"{here} !{{ var(txn.jwt_good) -m int 1 }}")
     yield from _times(issuer, policy, here)
@@ -254,7 +260,17 @@ def _seconds(text: str) -> int:
     return int(int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit])
 
 
-def fetched(issuer: Policy, number: int, output: Path) -> list[tuple[str, str, str]]:
+def certificate(key: Any) -> bytes:  # noqa: ANN401 - a public key of `cryptography`
+    """A certificate of a public key, signed by nobody: of a certificate HAProxy reads the key and nothing else."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "jwt")])
+    now = datetime.now(UTC)
+    built = x509.CertificateBuilder(
+        name, name, key, x509.random_serial_number(), now, now + timedelta(days=1)
+    )
+    return built.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def fetched(issuer: Policy, number: int, output: Path, *, certificates: bool) -> list[tuple[str, str, str]]:
     """The issuer's keys, each written into a PEM file; none where it does not answer."""
 
     def read(url: str) -> Any:  # noqa: ANN401 - JSON
@@ -269,11 +285,11 @@ def fetched(issuer: Policy, number: int, output: Path) -> list[tuple[str, str, s
             algorithms = key.get("alg") or _KINDS.get(key.get("crv", key["kty"]), "")
             if "kid" in key and algorithms and re.fullmatch(r"[!-&(-~]+", key["kid"]):
                 file = f"key-{number}-{index}.pem"
-                pem = jwt.PyJWK(key, algorithms.split()[0]).key.public_bytes(
-                    Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
-                )
-                (output / file).write_bytes(pem)
-                found.append((key["kid"], algorithms, file))
+                public = jwt.PyJWK(key, algorithms.split()[0]).key
+                bare = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+                (output / file).write_bytes(certificate(public) if certificates else bare)
+                verify = "jwt_verify_cert" if certificates else "jwt_verify"
+                found.append((key["kid"], algorithms, f'{verify}(txn.jwt_alg,"{file}")'))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
         sys.stderr.write(f"keys of {issuer['name']}: {error}\n")
     return found
@@ -281,10 +297,10 @@ def fetched(issuer: Policy, number: int, output: Path) -> list[tuple[str, str, s
 
 def main() -> None:
     """Render a world."""
-    world, output = map(Path, sys.argv[1:])
+    world, output = map(Path, sys.argv[1:3])
     policy = json.loads(world.read_text())
     keys = {
-        issuer["name"]: fetched(issuer, number, output)
+        issuer["name"]: fetched(issuer, number, output, certificates=sys.argv[3:] == ["certificates"])
         for number, issuer in enumerate(policy.get("issuers", []))
     }
     render(world, output, "".join(f"    {rule}\n" for rule in rules(policy, keys)))

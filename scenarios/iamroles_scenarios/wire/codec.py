@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.errors import WideVarint, WireFormatError
 
 _U64 = 1 << 64
 _S63 = 1 << 63
@@ -186,10 +186,10 @@ class Reader:
             value += byte << shift
             if byte < 128:
                 if value >= _U64:
-                    raise self.fail(f"{what}: the varint exceeds 2**64 - 1", start)
+                    raise WideVarint(f"{what}: the varint exceeds 2**64 - 1", start)
                 return value
             shift += 7
-        raise self.fail(f"{what}: the varint has more than ten bytes", start)
+        raise WideVarint(f"{what}: the varint has more than ten bytes", start)
 
     def string(self, what: str) -> bytes:
         """An untyped string."""
