@@ -17,7 +17,7 @@ from iamroles_agent.identity import Identity
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens.cache import IdentityCache
 from iamroles_agent.tokens.claims import ClaimRules
-from iamroles_agent.tokens.grounds import of_key, with_key
+from iamroles_agent.tokens.grounds import of_key
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.jws import Jws, parse
 from iamroles_agent.tokens.keyring import Keyring, source_of
@@ -284,8 +284,7 @@ class Authenticator:
         if not key.verifier(alg)(jws.signature, jws.signing_input):
             raise Refusal(Reason.SIGNATURE_INVALID, f"the {alg} signature does not verify")
         name = "sha256:" + digest[:8].hex()
-        identity = issuer.rules.identity(jws.payload, jws.header, self._clock(), name)
-        return identity._replace(grounds=with_key(identity.grounds, of_key(key))), key, True
+        return issuer.rules.identity(jws.payload, jws.header, self._clock(), name, of_key(key)), key, True
 
     def _issuer_of(self, jws: Jws) -> _Issuer:
         iss = jws.payload.get("iss")

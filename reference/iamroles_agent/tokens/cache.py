@@ -24,9 +24,10 @@ _FEW, _ROLE_SIZE = 16, 320
 def size_of(identity: Identity) -> int:
     """Roughly the bytes that an entry takes; interned roles and grounds cost a pointer."""
     _, principal, session, roles, _, _, _, scopes, _, key_id, _, _ = identity
+    count = len(roles)
     size = (
         _BASE_SIZE
-        + (8 if len(roles) <= _FEW else _ROLE_SIZE) * len(roles)
+        + (8 * count if count <= _FEW else _ROLE_SIZE * count)
         + len(principal)
         + len(session)
         + len(key_id)

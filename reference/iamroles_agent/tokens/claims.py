@@ -17,7 +17,7 @@ from iamroles_agent.config import ClaimPath, Issuer, Limits
 from iamroles_agent.errors import ConfigError, Problem
 from iamroles_agent.identity import Identity, RoleArn
 from iamroles_agent.reasons import Reason, Refusal
-from iamroles_agent.tokens.grounds import ground, of_claims
+from iamroles_agent.tokens.grounds import MOST_AUDIENCES, ground, of_claims
 from iamroles_agent.tokens.jws import Header
 from iamroles_agent.tokens.keys import ALGORITHMS
 
@@ -35,6 +35,8 @@ _OTHER_PRINCIPAL = re.compile(
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
 
 Payload = dict[str, Any]
+_identity = tuple.__new__
+"""What `Identity(...)` comes to, without reading its names anew for each token."""
 
 # Interned: 100,000 identities of a few roles share a few objects. Only verified tokens get here.
 role_arn = lru_cache(maxsize=4096)(RoleArn.parse)
@@ -94,7 +96,7 @@ class ClaimRules:
 
     def __init__(self, issuer: Issuer, limits: Limits) -> None:
         self.issuer = issuer
-        self.name = issuer.name
+        self.name, self._url = issuer.name, issuer.issuer
         self.algorithms = frozenset(issuer.algorithms)
         types = {typ.lower().removeprefix("application/") for typ in issuer.types}
         self.types = frozenset(types & {"at+jwt"} if issuer.profile == "rfc9068" else types)
@@ -140,7 +142,9 @@ class ClaimRules:
         if problems:
             raise ConfigError(problems)
 
-    def identity(self, payload: Payload, header: Header, now: float, credential: str) -> Identity:
+    def identity(
+        self, payload: Payload, header: Header, now: float, credential: str, key: str = ""
+    ) -> Identity:
         """Judge the claims of a verified token.
 
         Args:
@@ -148,6 +152,7 @@ class ClaimRules:
             header: the JOSE header.
             now: epoch seconds.
             credential: the credential's name for the audit.
+            key: the ground of the key that proved it (`grounds.of_key`).
 
         Raises:
             Refusal: the first reason, in the order of SPEC.md section 4.
@@ -170,18 +175,12 @@ class ClaimRules:
             roles = self._roles(self._find_roles(payload))
             if self._find_preferred and (wish := self._find_preferred(payload)) is not None:
                 preferred = _role(wish)
-        return Identity(
-            self.name,
-            principal,
-            session,
-            roles,
-            int(end),
-            iat,
-            preferred,
-            scopes,
-            credential,
-            header.kid or "",
-            grounds=of_claims(self.issuer, header.alg, audience),
+        return _identity(
+            Identity,
+            (
+                *(self.name, principal, session, roles, int(end), iat, preferred, scopes, credential),
+                *(header.kid or "", None, of_claims(self._url, header.alg, audience, key)),
+            ),
         )
 
     def _times(self, payload: Payload, now: float) -> tuple[int, int | None]:
@@ -210,15 +209,17 @@ class ClaimRules:
         """RFC 7519 section 4.1.3: a string, or an array of strings of which one is ours; as grounds, ours
         first."""
         if isinstance(aud, str):
-            found = aud in self._audiences
+            if aud in self._audiences:
+                return (ground("aud", aud),)
+            found = False
         elif isinstance(aud, list) and aud and all(isinstance(one, str) for one in aud):
             found = not self._audiences.isdisjoint(aud)
         else:
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud is missing, or not a string or array of strings")
         if not found:
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud names none of the audiences of this issuer")
-        names = [aud] if isinstance(aud, str) else sorted(aud, key=lambda name: name not in self._audiences)
-        return tuple(ground("aud", name) for name in names)
+        names = sorted(aud, key=lambda name: name not in self._audiences)
+        return tuple(ground("aud", name) for name in names[:MOST_AUDIENCES])
 
     def _check_client(self, payload: Payload) -> tuple[str, ...]:
         client = payload.get("client_id")

@@ -14,7 +14,7 @@ from functools import lru_cache
 from iamroles_agent.config import Issuer
 from iamroles_agent.tokens.keys import Key
 
-_MOST = 8
+MOST_AUDIENCES = 8
 """Audiences of one token that are kept."""
 
 
@@ -24,20 +24,17 @@ def ground(kind: str, value: str) -> str:
     return f"{kind}:{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
+@lru_cache(1024)
 def of_key(key: Key) -> str:
     """A key's: its public members, so that another key under its `kid` is another ground."""
     return ground("key", "\n".join((key.kty, key.crv, *key.material)))
 
 
-def of_claims(issuer: Issuer, alg: str, audience: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of a token but for its key; `audience` holds grounds."""
-    return ground("iss", issuer.issuer), ground("alg", alg), *audience[:_MOST]
-
-
 @lru_cache(1024)
-def with_key(grounds: tuple[str, ...], key: str) -> tuple[str, ...]:
-    """All of a token's."""
-    return *grounds, key
+def of_claims(url: str, alg: str, audience: tuple[str, ...], key: str) -> tuple[str, ...]:
+    """All of a token's, its audience and key as grounds; no key: ""."""
+    found = ground("iss", url), ground("alg", alg), *audience
+    return (*found, key) if key else found
 
 
 def lost(grounds: tuple[str, ...], issuer: Issuer, keys: Iterable[Key] | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens.encoding import decode_base64url, decode_object
@@ -26,8 +26,7 @@ class Header:
     """Lower-case, without `application/`; "jwt" if the header has none (SPEC.md section 6, `types`)."""
 
 
-@dataclass(slots=True)
-class Jws:
+class Jws(NamedTuple):
     """A token that is well formed; nothing in it is verified."""
 
     header: Header
@@ -44,10 +43,12 @@ def parse(token: bytes, max_bytes: int = 8192) -> Jws:
     """
     if len(token) > max_bytes:
         raise Refusal(Reason.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {max_bytes} are read")
-    if (dots := token.count(b".")) != 2:
+    parts = token.split(b".", 3)
+    if len(parts) != 3:
+        dots = token.count(b".")
         kind = "an encrypted token (JWE) is not accepted" if dots == 4 else "a JWS has three"
         raise Refusal(Reason.TOKEN_MALFORMED, f"{dots + 1} parts: {kind}")
-    protected, body, seal = token.split(b".")
+    protected, body, seal = parts
     try:
         header = read_header(protected)
     except ValueError as error:

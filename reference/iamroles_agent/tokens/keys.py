@@ -244,6 +244,7 @@ class KeySet:
         for key in keys:
             if key.kid is not None:
                 self._by_kid.setdefault(key.kid, []).append(key)
+        self._found: dict[tuple[str | None, str], Key] = {}
         self.dropped = dropped
         """Why keys of the document were not taken, one sentence each."""
 
@@ -258,9 +259,14 @@ class KeySet:
 
     def find(self, kid: str | None, alg: str) -> Key | None:
         """The one key that fits `alg` and has that `kid`; of all keys, for a token without a `kid`."""
-        named = self._keys if kid is None else self._by_kid.get(kid, ())
-        fitting = [key for key in named if key.fits(alg)]
-        return fitting[0] if len(fitting) == 1 else None
+        found = self._found.get((kid, alg))
+        if found is None:
+            named = self._keys if kid is None else self._by_kid.get(kid, ())
+            fitting = [key for key in named if key.fits(alg)]
+            if len(fitting) != 1:
+                return None  # not kept: a stranger may ask for any kid
+            found = self._found[kid, alg] = fitting[0]
+        return found
 
     @classmethod
     def parse(cls, document: dict[str, Any], previous: KeySet | None = None) -> KeySet:

@@ -83,13 +83,13 @@ mutant(
 
 @mutant("gate.alg-none", kills=["TOKEN-SIG-002"], title="accepts unsigned tokens (alg none)")
 @around(Authenticator, "_verify")
-async def alg_none(sound: Any, self: Any, token: bytes, digest: bytes) -> Any:
+async def alg_none(sound: Any, self: Any, token: bytes, *rest: Any) -> Any:
     if not token.startswith(b"iam-sts-v1."):
         jws = parse(token, self._max_bytes)
         if jws.header.alg.lower() == "none":
             rules = self._issuer_of(jws).rules
             return rules.identity(jws.payload, jws.header, self._clock(), ""), None, True
-    return await sound(self, token, digest)
+    return await sound(self, token, *rest)
 
 
 mutant(

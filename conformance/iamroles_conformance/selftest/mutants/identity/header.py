@@ -30,9 +30,9 @@ def _verify(rescue: Callable[[Any, Any, bytes], Any]) -> Apply:
     """Where a token is refused, let `rescue(authenticator, refusal, token)` give an identity after all."""
 
     @around(Authenticator, "_verify")
-    async def verify(sound: Any, self: Any, token: bytes, digest: bytes) -> Any:
+    async def verify(sound: Any, self: Any, token: bytes, *rest: Any) -> Any:
         try:
-            return await sound(self, token, digest)
+            return await sound(self, token, *rest)
         except Refusal as refusal:
             identity = None if token.startswith(b"iam-sts") else rescue(self, refusal, token)
             if identity is None:
