@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from iamroles_loadtests.bench import agent, gate, variants
+from iamroles_loadtests.bench import agent, docs, gate, variants
 from iamroles_loadtests.bench.rounds import ratio
 from iamroles_loadtests.commands.bench import bench
 from iamroles_loadtests.gate_config import NOWHERE, GateConfigError, shipped
@@ -76,6 +76,34 @@ def test_ratios_are_taken_within_rounds():
     assert ratio({"a": fast, "b": slow}, "rate", "a", "b") == {"value": 2.0, "low": 2.0, "high": 2.0}
 
 
+@pytest.mark.parametrize(
+    ("target", "low", "high", "said"),
+    [
+        ("at most 1.4", 1.2, 1.4, "met"),
+        ("at most 1.4", 1.2, 1.5, "open"),
+        ("at most 1.4", 1.5, 1.6, "**missed**"),
+        ("at least 14", 14.0, 15.0, "met"),
+        ("at least 14", 13.0, 15.0, "open"),
+        ("at least 14", 12.0, 13.0, "**missed**"),
+        ("", 1.0, 2.0, ""),
+    ],
+)
+def test_what_an_interval_says_of_a_target(target, low, high, said):
+    assert docs.verdict(target, {"value": (low + high) / 2, "low": low, "high": high}) == said
+
+
+@pytest.mark.parametrize(
+    "page", ["", "<!-- a -->\n<!-- /b -->", "<!-- a -->\n<!-- /a --><!-- a -->\n<!-- /a -->"]
+)
+def test_a_page_without_one_place_is_left_alone(tmp_path, page):
+    path = tmp_path / "page.md"
+    path.write_text(page)
+
+    with pytest.raises(docs.DocsError, match="not one place"):
+        docs.rewrite(path, "a", ["new"])
+    assert path.read_text() == page
+
+
 def test_the_agent_beside_its_peers():
     done = CliRunner().invoke(bench, ["agent", "--rounds", "1", "--seconds", "0.1", "--json"])
 
@@ -90,10 +118,17 @@ def test_the_agent_beside_its_peers():
     assert all(seen["value"] > 0 for _, _, seen in agent.targets(found))
 
 
-def test_what_each_step_costs():
-    done = CliRunner().invoke(bench, ["gate", "--step", "5", "--rounds", "1", "--seconds", "0.1", "--json"])
+def test_what_each_step_costs(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench gate -->\nold\n<!-- /bench gate -->\nafter\n")
+    words = ["gate", "--step", "5", "--rounds", "1", "--seconds", "0.1", "--json", "--docs", str(page)]
+    done = CliRunner().invoke(bench, words)
 
     assert done.exit_code == 0, done.output
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert "old" not in lines
+    assert any(line.startswith("| 5 | Tag | ") for line in lines)
     found = json.loads(done.stdout)
     assert set(found["rounds"]) == {gate.PLAIN, gate.ALL, gate.ASKED, "5"}
     assert all(one["cpu"]["haproxy"] > 0 for rounds in found["rounds"].values() for one in rounds)

@@ -1,4 +1,4 @@
-"""An agent as spoe-forge's README builds one."""
+"""An agent as spoe-forge's README builds one; with `--no-op` it gives one answer to all, for benches."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ from judgement import judge, listen, say_ready
 from spoe_forge import Action, ActionScope, AgentContext, SetVarAction, SpoeForge, UnsetVarAction
 
 agent = SpoeForge(name="adapter")
+NO_OP = "--no-op" in sys.argv
+
+
+def actions(variables: list[tuple[str, str | int | bool | None]]) -> list[Action]:
+    """Variables as the library writes them."""
+    scope = ActionScope.TRANSACTION
+    return [
+        UnsetVarAction(scope, name) if value is None else SetVarAction(scope, name, value)
+        for name, value in variables
+    ]
+
+
+ALLOW = actions([("status", 200), ("allow", True)])
 
 
 @agent.message("iam-check")
 async def check(context: AgentContext) -> list[Action]:
     """Answer one question."""
-    scope = ActionScope.TRANSACTION
-    return [
-        UnsetVarAction(scope, name) if value is None else SetVarAction(scope, name, value)
-        for name, value in judge(context.get_args())
-    ]
+    return ALLOW if NO_OP else actions(judge(context.get_args()))
 
 
 @agent.message("iam-context")

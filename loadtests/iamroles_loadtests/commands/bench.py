@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from iamroles_loadtests.bench import agent as agents
+from iamroles_loadtests.bench import docs
 from iamroles_loadtests.bench import gate as gates
 from iamroles_loadtests.bench.agent import Bench, opened_bench
 from iamroles_loadtests.gate_config import GateConfigError
 from iamroles_loadtests.generator import GeneratorError
 from iamroles_scenarios.errors import AgentFileError, ControlError, StageError
 from iamroles_scenarios.stage import KINDS, AgentSpec
+from iamroles_scenarios.stage.haproxies import find
 
 Command = Callable[..., Any]
 _OPTIONS = (
@@ -28,6 +30,12 @@ _OPTIONS = (
         "--seconds", type=click.FloatRange(0.05, 60), default=0.7, show_default=True, help="Of each turn."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print every figure of every round as JSON."),
+    click.option(
+        "--docs",
+        "page",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Rewrite this bench's place on a page of Markdown.",
+    ),
 )
 
 
@@ -52,7 +60,14 @@ def bench() -> None:
     help="Another agent's agent.toml; asked straight, it must allow the question.",
 )
 def agent_command(
-    kind: str, haproxy: str | None, rounds: int, seconds: float, peers: tuple[Path, ...], *, as_json: bool
+    kind: str,
+    haproxy: str | None,
+    rounds: int,
+    seconds: float,
+    *,
+    peers: tuple[Path, ...],
+    page: Path | None,
+    as_json: bool,
 ) -> None:
     """The reference agent beside a no-op agent, HAProxy's own jwt_verify, and peers.
 
@@ -69,7 +84,14 @@ def agent_command(
         for shape, played in found.items():
             _table(shape, agents.rows(played))
         for what, target, seen in agents.targets(found):
-            click.echo(f"{what}: {_interval(seen)}{f', target {target}' if target else ''}")
+            click.echo(f"{what}: {docs.told(seen)}{f', target {target}' if target else ''}")
+    if page is not None:
+        lines = [docs.circumstances("iamroles bench agent", docs.version_of(find(haproxy))), ""]
+        for shape, played in found.items():
+            lines += [f"**{shape}**", "", *docs.rates(agents.rows(played))]
+        seen_of = agents.targets(found)
+        rows = ((what, target, docs.told(seen), docs.verdict(target, seen)) for what, target, seen in seen_of)
+        _write(page, "bench agent", [*lines, *docs.table(("ratio", "target", "seen", ""), rows)])
     if faults := agents.wrong(found):
         click.echo("\n".join(faults), err=True)
         raise SystemExit(1)
@@ -81,7 +103,14 @@ def agent_command(
     "--step", "chosen", multiple=True, help="Only this step; more than once for more.  [default: all]"
 )
 def gate_command(
-    kind: str, haproxy: str | None, rounds: int, seconds: float, chosen: tuple[str, ...], *, as_json: bool
+    kind: str,
+    haproxy: str | None,
+    rounds: int,
+    seconds: float,
+    *,
+    chosen: tuple[str, ...],
+    page: Path | None,
+    as_json: bool,
 ) -> None:
     """What each step of the gate costs HAProxy: CPU microseconds a request at 64 connections.
 
@@ -96,7 +125,12 @@ def gate_command(
         click.echo(json.dumps({"steps": names, "rounds": played}, indent=1))
     else:
         for row in gates.rows(names, played):
-            click.echo(f"{row['step']:<28} {_interval(row)} µs  {row['says']}")
+            click.echo(f"{row['step']:<28} {docs.told(row)} µs  {row['says']}")
+    if page is not None:
+        rows = ((row["step"], row["says"], docs.told(row)) for row in gates.rows(names, played))
+        lines = [docs.circumstances("iamroles bench gate", docs.version_of(find(haproxy))), ""]
+        heading = ("step", "what it does", "HAProxy's CPU, µs a request")
+        _write(page, "bench gate", [*lines, *docs.table(heading, rows)])
     if faults := agents.wrong({"gate": played}):
         click.echo("\n".join(faults), err=True)
         raise SystemExit(1)
@@ -124,5 +158,9 @@ def _table(title: str, rows: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
 
 
-def _interval(seen: dict[str, Any]) -> str:
-    return f"{seen['value']:.2f} ({seen['low']:.2f} to {seen['high']:.2f})"
+def _write(page: Path, name: str, lines: list[str]) -> None:
+    try:
+        docs.rewrite(page, name, lines)
+    except (docs.DocsError, OSError) as error:
+        click.echo(f"iamroles bench: {error}", err=True)
+        raise SystemExit(2) from error

@@ -1,0 +1,87 @@
+"""A bench's figures on a page: between two marks, rewritten as a whole by the command that took them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_BOUND = re.compile(r"at (?P<kind>most|least) (?P<bound>[0-9.]+)")
+
+
+class DocsError(Exception):
+    """The page has not exactly one place for this bench."""
+
+
+def verdict(target: str, seen: Mapping[str, float]) -> str:
+    """What an interval says of a target, "at most 1.4" or "at least 14": met, **missed**, or open.
+
+    Open is what the interval has on both sides: more rounds, or a quieter host, would tell.
+    """
+    found = _BOUND.fullmatch(target)
+    if found is None:
+        return ""
+    bound, sign = float(found["bound"]), 1 if found["kind"] == "most" else -1
+    worst, best = sorted((sign * seen["low"], sign * seen["high"]), reverse=True)
+    return "met" if worst <= sign * bound else "**missed**" if best > sign * bound else "open"
+
+
+def told(seen: Mapping[str, float]) -> str:
+    """A figure with its interval."""
+    return f"{seen['value']:.2f} ({seen['low']:.2f} to {seen['high']:.2f})"
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+
+
+def circumstances(command: str, version: str) -> str:
+    """What was run, where and when."""
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    return (
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {version}, {cores} cores, load average {load:.0f} at "
+        "the end. Medians of the rounds; ratios are taken within each round, in brackets their 95 % interval."
+    )
+
+
+def version_of(haproxy: str) -> str:
+    """`HAProxy 3.0.11`, as the program says itself; no more than `HAProxy` where it says nothing."""
+    said = subprocess.run([haproxy, "-v"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    found = re.match(r"HAProxy version ([0-9.]+)", said)
+    return f"HAProxy {found[1]}" if found else "HAProxy"
+
+
+def rewrite(page: Path, name: str, lines: Iterable[str]) -> None:
+    """Put lines in the place of what stands between `<!-- name -->` and `<!-- /name -->`.
+
+    Raises:
+        DocsError: the page has not one such pair.
+        OSError: it cannot be read or written.
+    """
+    text = page.read_text(encoding="utf-8")
+    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
+    if len(place.findall(text)) != 1:
+        raise DocsError(f"{page} has not one place `<!-- {name} -->` … `<!-- /{name} -->`")
+    body = "\n".join(lines).rstrip("\n") + "\n"
+    page.write_text(place.sub(lambda found: found[1] + body + found[2], text), encoding="utf-8")
+
+
+def rates(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the contenders of one shape did."""
+    return table(
+        ("", "a second", "p50 µs", "p99 µs", "HAProxy's CPU µs", "agent's CPU µs"),
+        (
+            (
+                row["contender"],
+                *(f"{row[what]:,.0f}" for what in ("rate", "p50", "p99")),
+                *(f"{row[part]:.2f}" if row[part] else "" for part in ("haproxy", "agent")),
+            )
+            for row in rows
+        ),
+    )
