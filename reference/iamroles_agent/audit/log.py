@@ -374,6 +374,11 @@ class Audit:
             self._millisecond = millisecond
             self._prefix = f'{{"time":"{timestamp(now)}","seq":'
         self._seq = seq = self._seq + 1
+        if request_id is not None and src_port is not None and stream is not None:  # in one go, as usual
+            request = request_member(request_id)
+            return (
+                f'{self._prefix}{seq},"request":{request},"port":{src_port},"stream":{stream}{body}{self._end}'
+            ).encode()
         request = "" if request_id is None else f',"request":{request_member(request_id)}'
         port = "" if src_port is None else f',"port":{src_port}'
         last = "" if stream is None else f',"stream":{stream}'

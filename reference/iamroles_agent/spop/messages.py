@@ -104,17 +104,22 @@ def glance(data: bytes, start: int, end: int) -> tuple[Context, bytes] | None:
     count = _HEADS.get(data[start:pos])
     if count is None or pos >= end or (length := data[pos]) >= 240:
         return None
-    pos += 1
-    request_id = data[pos : pos + length].decode("latin-1")
-    pos += length
-    if not data.startswith(_SRC_PORT, pos, end):
+    at = pos + 1 + length
+    request_id = data[pos + 1 : at].decode("latin-1")
+    pos = at + 10
+    if data[at:pos] != _SRC_PORT or pos + 3 > end:
         return None
-    src_port, pos = varint.read(data, pos + 10, end)
+    first, second, third = data[pos : pos + 3]
+    if first >= 240 and second >= 128 and third < 128:  # as `varint.read`: most ports take three bytes
+        src_port, pos = first + (second << 4) + (third << 11), pos + 3
+    else:
+        src_port, pos = varint.read(data, pos, end)
     stream = None
     if count == 3:
-        if not data.startswith(_STREAM, pos, end):
+        at, pos = pos, pos + 8
+        if data[at:pos] != _STREAM:
             return None
-        stream, pos = varint.read(data, pos + 8, end)
+        stream, pos = varint.read(data, pos, end)
     if src_port > _MAX_PORT or (stream or 0) > _MAX_STREAM:
         return None
     return Context(request_id, src_port, stream), data[pos:end]
