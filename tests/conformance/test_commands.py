@@ -170,7 +170,7 @@ def test_run_exits_1_when_one_did_not(agent_toml: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["run", "--check=nonsense"], 2, "zero checks"),
+        (["run", "--check=nonsense"], 2, "of this name"),
         (
             ["run", "--agent=/nowhere/agent.toml", "--check=gate.expired"],
             2,

@@ -137,7 +137,7 @@ def invoked(*arguments: Any) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--stage=processes", "--check=nonsense"], 2, "zero checks"),
+        (["--stage=processes", "--check=nonsense"], 2, "of this name"),
         (["--haproxy=9.9", "--stage=processes"], 3, "HAProxy 9.9 cannot run on the stage of processes"),
         (["--stage=processes", "--require=containers"], 3, "drop one of the two"),
         (["--check=gate.expired", "--docs=page.md"], 2, "leave out --check"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -153,11 +154,65 @@ def _judged(agent: str, directory: Path, *checks: str) -> report.Document:
     return report.load(directory / "out" / "report.json")
 
 
-def test_a_mistake_in_the_file_is_exit_2(tmp_path: Path) -> None:
-    (tmp_path / "agent.toml").write_text("spec = ")
+_SOUND = '[launch]\naddress = "127.0.0.1:1"\n[features]\noidc = true\n'
 
-    assert _run(str(tmp_path / "agent.toml")).exit_code == 2
-    assert _run(str(tmp_path / "none.toml")).exit_code == 2
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("spec = 1\nname = x", "agent.toml: is not TOML: Invalid value (at line 2, column 8)."),
+        (None, "agent.toml: cannot be read"),
+        (f"spec = 1\n{_SOUND}odic = true", "agent.toml: features.odic: unknown key; did you mean oidc?"),
+        (
+            f"spec = 1\n{_SOUND.replace('true', chr(34) + 'yes' + chr(34))}",
+            "agent.toml: features.oidc: is 'yes'; write true or false.",
+        ),
+        (
+            f'spec = 1\n{_SOUND}[known_failures]\n"wire.hello.itmes" = "why"',
+            "known_failures.wire.hello.itmes: no such check. Did you mean wire.hello.items?",
+        ),
+    ],
+)
+def test_a_mistake_in_the_file_is_exit_2_with_the_place_in_it(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    if text is not None:
+        (tmp_path / "agent.toml").write_text(text)
+    done = _run(str(tmp_path / "agent.toml"))
+
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert len(done.output.strip().splitlines()) == 1, "more than one sentence"
+
+
+def test_a_misspelt_selection_is_exit_2_and_names_the_nearest(tmp_path: Path) -> None:
+    """Beside a name that is right it would narrow the run unseen."""
+    done = _run(default_agent_toml(), "--check=wire.hello.itmes")
+
+    assert done.exit_code == 2, done.output
+    assert "--check wire.hello.itmes" in done.output
+    assert "Did you mean wire.hello.items?" in done.output
+
+
+def test_a_failure_tells_every_failing_step_and_the_token_without_its_signature(tmp_path: Path) -> None:
+    command = [sys.executable, str(FAULTY.with_name("blunt.py")), "allow"]
+    args = [
+        "run",
+        "--agent",
+        _toml(tmp_path, command),
+        "--stage=processes",
+        "--check=gate.role-route.segment[spop]",
+    ]
+    done = CliRunner().invoke(conformance, [*args, f"--report={tmp_path / 'out'}"])
+
+    [check] = report.load(tmp_path / "out" / "report.json")["checks"]
+    told = re.findall(r"^  (step \d+.*status: expected 403, got 200.*)$", done.output, re.MULTILINE)
+    assert done.exit_code == 1, done.output
+    assert len(told) == len(set(told)) == 5, done.output
+    assert all(line in check["message"] for line in told)
+    assert 'token claims: {"iss":' in done.output
+    assert '"aud":' in done.output
+    assert not re.search(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", done.output), "a whole token was printed"
 
 
 def test_a_command_that_is_not_there_is_exit_2(tmp_path: Path) -> None:
@@ -180,13 +235,24 @@ def test_a_dead_address_is_exit_3_and_the_doctor_says_so() -> None:
     assert address in doctor.output
 
 
-def test_the_doctor_finds_that_nobody_listens(tmp_path: Path) -> None:
-    agent = _toml(tmp_path, [sys.executable, str(FAULTY), "nobody-listens"])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("nobody-listens", "says that it serves"),
+        ("no-address", "says that it serves 'here', but"),
+        ("no-line", 'lacks "address"'),
+        ("refuses", "unknown key"),
+        ("dies-of-a-question", "says that it serves"),
+    ],
+)
+def test_the_doctor_finds_what_a_run_would(tmp_path: Path, fault: str, said: str) -> None:
+    agent = _toml(tmp_path, [sys.executable, str(FAULTY), fault])
 
     done = CliRunner().invoke(conformance, ["doctor", "--agent", agent])
 
-    assert done.exit_code == 3
-    assert "says that it serves" in done.output
+    assert done.exit_code == 3, done.output
+    assert said in done.output
+    assert "Traceback" not in done.output
 
 
 def test_the_doctor_loads_nothing_that_it_does_not_use() -> None:

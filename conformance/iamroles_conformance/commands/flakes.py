@@ -13,7 +13,7 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.reports import flakes as reports
 from iamroles_conformance.reports.evidence import environment
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.engine.run import selected_by
+from iamroles_scenarios.engine.run import named_by
 
 
 @click.command(cls=Command)
@@ -30,7 +30,7 @@ def flakes(
     Each run is a whole one, with a stage of its own. A file given by --save is added to run by run, so a
     measurement can be interrupted and taken up again.
     """
-    select = selected_by(checks)
+    select = named_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     done = reports.load(save) if save else []
     while len(done) < runs:

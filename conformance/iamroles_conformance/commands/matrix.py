@@ -21,7 +21,7 @@ from iamroles_conformance.reports import report
 from iamroles_conformance.reports.matrix import Column
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.scenario import PlannedCheck
-from iamroles_scenarios.engine.run import selected_by
+from iamroles_scenarios.engine.run import named_by
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.stage.stage import Offer, offered
@@ -75,7 +75,7 @@ def play_all(subject: Subject, versions: Iterable[str], checks: Iterable[str]) -
     Raises:
         SelectionError: no check was selected, or an unknown lane.
     """
-    select = selected_by(checks)
+    select = named_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     for version in versions:
         yield play(subject, version, planned)

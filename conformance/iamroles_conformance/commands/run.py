@@ -20,7 +20,7 @@ from iamroles_scenarios.declarations.durations import seconds
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.importance import by_importance
-from iamroles_scenarios.engine.run import Run, selected_by
+from iamroles_scenarios.engine.run import Run, named_by
 from iamroles_scenarios.engine.setups import only_the_stage
 
 _Pair = tuple[PlannedCheck, CheckResult]
@@ -70,7 +70,7 @@ def run(
     key = bundle.private_key(signer) if signer else None
     if evidence:
         bundle.prepared(evidence)
-    select = selected_by(checks)
+    select = named_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     planned = planned if budget is None else by_importance(planned)
     pairs, told = [], set[str]()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from types import TracebackType
 from typing import Any, Self
 
@@ -104,6 +105,25 @@ def selected_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
         )
 
     return select
+
+
+def named_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
+    """As `selected_by`, of patterns that each name something.
+
+    Raises:
+        SelectionError: one that names nothing, in no lane, and would narrow a run unseen.
+    """
+    wanted = list(patterns)
+    everything = plan() if wanted else []
+    for pattern in wanted:
+        if not any(map(selected_by([pattern]), everything)):
+            names = {
+                name for one in everything for name in (one.id, one.id.rpartition(".")[0], *one.requirements)
+            }
+            near = get_close_matches(pattern, names, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise SelectionError(f"--check {pattern}: no check, scenario or requirement of this name.{hint}")
+    return selected_by(wanted)
 
 
 class Run:
@@ -459,4 +479,6 @@ def _check_known(agent: AgentSpec) -> None:
         if not reason.strip():
             raise SelectionError(f"{where}: a known failure needs a reason. Say why it fails.")
         if name not in ids:
-            raise SelectionError(f"{where}: no such check. Mend or remove it.")
+            near = get_close_matches(name, ids, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "Mend or remove it."
+            raise SelectionError(f"{where}: no such check. {hint}")

@@ -143,6 +143,6 @@ def refuses(address: str) -> str | None:
         reach(address)
     except AgentFault as error:
         return error.message
-    except (ValueError, OverflowError) as error:
-        return str(error)
+    except (ValueError, OverflowError):
+        return "it is no address"
     return None
