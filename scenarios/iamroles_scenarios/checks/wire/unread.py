@@ -92,11 +92,16 @@ class _Peer:
             self._loop.remove_writer(self._sock)
         return True
 
+    @property
+    def owed(self) -> int:
+        """Answers that come once the last question has gone whole."""
+        return self.sent + bool(self._tail)
+
     async def goes_on(self) -> None:
         """Send the rest of the last question, if it was cut."""
         if self._tail:
             await self._loop.sock_sendall(self._sock, self._tail)
-            self._tail, self.sent = b"", self.sent + 1
+            self.sent, self._tail = self.owed, b""
 
 
 @asynccontextmanager
@@ -151,29 +156,27 @@ async def whole(target: WireTarget) -> str:
     async with session(target) as other, _peer(target, target.address) as peer:
         all_taken = await peer.asks(_wordy(target), count, target.seconds(_STUCK))
         await must_serve(target, other)
-        rest = asyncio.ensure_future(peer.goes_on())
+        owed, rest = peer.owed, asyncio.ensure_future(peer.goes_on())
         acks: list[Frame] = []
         try:
             async with asyncio.timeout(target.seconds(4 * DEADLINE)):
-                while len(acks) < peer.sent or not rest.done():
+                while len(acks) < owed:
                     acks.append(await peer.receive())
         except ConnectionError:
-            return f"the agent closed the connection after {len(acks)} answers of {peer.sent}"
+            return f"the agent closed the connection after {len(acks)} answers of {owed}"
         except TimeoutError:
             raise CheckFailed(
-                f"{peer.sent} questions, but {len(acks)} answers once the peer reads again",
+                f"{owed} questions, but {len(acks)} answers once the peer reads again",
                 Evidence(expected="one answer for each"),
             ) from None
         finally:
             rest.cancel()
     async with session(target) as connection:
-        asked = [question(_wordy(target), stream_id=number) for number in range(1, peer.sent + 1)]
+        asked = [question(_wordy(target), stream_id=number) for number in range(1, owed + 1)]
         must_answer_each(connection, asked, acks)
         for ack in acks[:1] + acks[-1:]:
             must_judge(target, connection, ack)
-    return f"{peer.sent} answers read late" + (
-        "" if all_taken else "; the agent had stopped reading meanwhile"
-    )
+    return f"{owed} answers read late" + ("" if all_taken else "; the agent had stopped reading meanwhile")
 
 
 @check(
