@@ -159,7 +159,7 @@ def bench(
     own: bool = False,
     **override: Any,  # noqa: ANN401 - a policy's tables
 ) -> Iterator[Bench]:
-    """A bench on a world of a policy in `data/worlds/`; a shared world is kept until the run ends.
+    """A bench on a world of a policy in `data/worlds/`; a shared world is kept while it is used.
 
     Args:
         target: agent and stage.

@@ -32,7 +32,7 @@ from iamroles_scenarios.engine.fire import Fire
 from iamroles_scenarios.engine.ledger import Finding, Flow
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
-from iamroles_scenarios.engine.setups import judged_alive
+from iamroles_scenarios.engine.setups import ENDING, judged_alive
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
@@ -47,8 +47,6 @@ _VARIANT = 80
 """Characters of one field of a request, in the line of a failing step."""
 _ALSO = 10
 """Tokens of later failing steps that a failure shows, beside the first."""
-ENDING = 0.2
-"""Seconds in which an agent whose check failed has ended, if it does."""
 
 
 def owner_of(scenario_id: str, lane: str) -> str:

@@ -3,7 +3,7 @@
 A scenario is played once for each lane and its result shared by its checks. Everything is submitted at once
 to a few threads, those that wait for the clock first, so that their waiting overlaps with the work of the
 others; whoever wants a result waits for that one (`Run.result`). The wire lane runs its checks side by side
-by itself and is one job here.
+by itself and is one job here; checks that wait for each other have one thread of their own.
 """
 
 from __future__ import annotations
@@ -36,8 +36,16 @@ from iamroles_scenarios.declarations.scenario import (
 from iamroles_scenarios.engine import wire_lane
 from iamroles_scenarios.engine.burden import Burden
 from iamroles_scenarios.engine.importance import waits
-from iamroles_scenarios.engine.play import ENDING, owner_of, play
-from iamroles_scenarios.engine.setups import answers, explained, judged_alive, of_the_dead, refuses, watched
+from iamroles_scenarios.engine.play import owner_of, play
+from iamroles_scenarios.engine.setups import (
+    ENDING,
+    answers,
+    explained,
+    judged_alive,
+    of_the_dead,
+    refuses,
+    watched,
+)
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.wire_target import wire_target
@@ -47,6 +55,8 @@ from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire.target import WireTarget
 
 THREADS = 8
+_ALONE = "fault"
+"""The family whose checks are played one at a time, because they break what the host gives."""
 _LATE = 4
 """Under load an agent may take so many times as long to get ready as it says."""
 
@@ -159,6 +169,7 @@ class Run:
         self.burden: Burden | None = None
         """The traffic beside the checks, where it was asked for."""
         self._pool: ThreadPoolExecutor | None = None
+        self._alone: ThreadPoolExecutor | None = None
         self._futures: dict[tuple[str, str], Future[CheckResult]] = {
             (check.id, check.lane): Future() for check in planned
         }
@@ -176,6 +187,7 @@ class Run:
             StageError: with one sentence and the logs' tails; nothing is left running.
         """
         self._pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="scenario")
+        self._alone = ThreadPoolExecutor(1, thread_name_prefix="alone")
         if self.agent.address:
             try:
                 answers(self.agent.address, {})
@@ -219,8 +231,9 @@ class Run:
         """Stop everything, idempotent; results not yet there are cancelled."""
         for future in self._futures.values():
             future.cancel()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        pools = [pool for pool in (self._pool, self._alone) if pool is not None]
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
         if self._ended is None:
             self._ended = time.monotonic()
             if self.burden is not None:
@@ -229,8 +242,8 @@ class Run:
                 self._worlds.close()  # ends what is still being played: after Ctrl-C nobody waits for it
             if self.stage is not None:
                 self.stage.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+        for pool in pools:
+            pool.shutdown(wait=True)
 
     @property
     def elapsed(self) -> float:
@@ -254,12 +267,12 @@ class Run:
             for check in self.planned:
                 self._submit(check)
             return
-        for check in sorted(self.planned, key=lambda check: check.lane == "wire"):
+        self._submit_wire()
+        for check in self.planned:
             if check.scenario is None and check.lane != "wire":
                 self._submit_function(check)
         for scenario, lane in self._scenario_jobs():
             self._submit_scenario(scenario, lane)
-        self._submit_wire()
 
     def result(self, check: PlannedCheck) -> CheckResult:
         """The result of one check; submits what it needs if `start` was not called, and waits."""
@@ -307,8 +320,9 @@ class Run:
             if job in self._submitted:
                 return
             self._submitted.add(job)
-        assert self._pool is not None  # noqa: S101 - open() made it
-        self._pool.submit(self._work, work, covers)
+        pool = self._alone if covers[0].family == _ALONE else self._pool
+        assert pool is not None  # noqa: S101 - open() made it
+        pool.submit(self._work, work, covers)
 
     def _work(self, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
         try:

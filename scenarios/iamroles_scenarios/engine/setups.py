@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from iamroles_scenarios.stage import World
 
 _used: ContextVar[list[World] | None] = ContextVar("worlds that a check has used", default=None)
+ENDING = 0.2
+"""Seconds in which an agent whose check failed has ended, if it does."""
 _LINES = 6
 """Of the agent's log, in a finding."""
 

@@ -3,7 +3,9 @@
 Scenarios of one policy share a world, because starting one costs a second and most only ask questions. A
 scenario that disturbs its world (kills the agent, rotates keys, reloads) says `own = true` and gets one to
 itself, with issuers of its own: every `{idp}/corp` becomes `{idp}/corp-<scenario>`, so that rotating the keys
-of one never shows in another. A world is closed when the last scenario that was planned for it has let go.
+of one never shows in another. A world is closed when the last scenario that was planned for it has let go;
+one that nobody planned, when its only user has, or when others have been used since: an agent that only
+waits takes time from those that are asked.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
-from iamroles_scenarios.engine.setups import answers, uses
+from iamroles_scenarios.engine.setups import ENDING, answers, uses
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.rendering import SHIPPED
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ISSUER = "corp"
 FEDERATION = "{federation}"
+_IDLE = 6
+"""Shared worlds that nobody planned and nobody uses now, kept for who may come."""
 _ISSUER = re.compile(r"(\{idp\}/)([A-Za-z0-9_-]+)")
 
 
@@ -96,6 +100,8 @@ class Worlds:
         self._slots: dict[str, _Slot] = {}
         self._planned: Counter[str] = Counter()
         self._lent: Counter[str] = Counter()
+        self._idle: dict[str, _Slot] = {}
+        """The longest idle first."""
         self._closed = False
         self._lock = threading.Lock()
         self._issuers: dict[str, IssuerHandle] = {}
@@ -129,14 +135,20 @@ class Worlds:
         key = _key(spec, owner)
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
+            self._idle.pop(key, None)
             self._lent[key] += 1
         try:
             place = self._opened(slot, spec, owner)
             for world in place.worlds:
                 uses(world)
-            yield place
+            try:
+                yield place
+            except Exception:
+                for world in place.worlds:
+                    world.agent.ended(ENDING)  # once its world is closed nobody can tell
+                raise
         finally:
-            self._release(key, slot)
+            self._release(key, slot, own=spec.own)
 
     def _opened(self, slot: _Slot, spec: WorldSpec, owner: str) -> Place:
         with slot.lock:
@@ -206,16 +218,21 @@ class Worlds:
         located: dict[str, Any] = json.loads(text)
         return located
 
-    def _release(self, key: str, slot: _Slot) -> None:
+    def _release(self, key: str, slot: _Slot, *, own: bool) -> None:
         with self._lock:
             self._lent[key] -= 1
-            if key not in self._planned:
+            planned = self._planned[key] > 0
+            self._planned[key] -= planned
+            # A world that did not start stays, for who asks again.
+            if self._lent[key] or self._planned[key] or self._slots.get(key) is not slot or slot.fault:
                 return
-            self._planned[key] -= 1
-            if self._planned[key] > 0 or self._lent[key] > 0:
-                return
-            del self._planned[key]
-            self._slots.pop(key, None)
+            if not (planned or own):
+                self._idle[key] = slot
+                if len(self._idle) <= _IDLE:
+                    return
+                key = next(iter(self._idle))
+                slot = self._idle.pop(key)
+            del self._planned[key], self._lent[key], self._slots[key]
         with slot.lock:
             self._let_go(slot)
 

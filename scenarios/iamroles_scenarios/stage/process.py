@@ -16,6 +16,8 @@ from iamroles_scenarios.errors import AgentFileError, StageError
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.output import Output
 
+_PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
+"""For agents in Python: what they say is heard at once, and a hundred starts compile them once."""
 _STANDS = 5.0
 """Seconds that a process has to stand still."""
 
@@ -52,7 +54,7 @@ class Child:
                 stdin=subprocess.PIPE,  # never written: its end tells a part that the stage has gone
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                env={**os.environ, **_PYTHON, **(env or {})},
                 pass_fds=fds,
                 cwd=cwd,
                 process_group=0,
