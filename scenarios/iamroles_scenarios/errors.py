@@ -44,6 +44,10 @@ class Untestable(Exception):
     """Raised inside a check: this stage cannot judge it, and why."""
 
 
+class Inapplicable(Exception):
+    """Raised inside a check: what it needs the agent declares not to have; its text names that."""
+
+
 # --- the agent's faults -------------------------------------------------------------------------------------
 
 

@@ -54,10 +54,12 @@ def test_an_http_service_is_judged_through_haproxy_alone():
 
 
 def test_haproxy_alone_decides_and_has_no_agent_that_could_be_killed():
-    results = _played("jwt-verify", "gate.allow", "gate.foreign-key", "gate.agent-down")
+    faults = ("fault.host.agent", "fault.host.memory")
+    results = _played("jwt-verify", "gate.allow", "gate.foreign-key", "gate.agent-down", *faults)
 
-    through = {name: one for name, one in results.items() if name.endswith("[haproxy]")}
-    killed = {name: one for name, one in through.items() if name.startswith("gate.agent-down")}
+    through = {name: one for name, one in results.items() if name.endswith("[haproxy]") or name in faults}
+    killed = {name: one for name, one in through.items() if name.startswith(("gate.agent-down", *faults))}
+    assert {one.verdict for one in killed.values()} == {Verdict.NOT_APPLICABLE}
     assert {one.message for one in killed.values()} == {"the agent declares no process of its own"}
     assert _failed({name: one for name, one in through.items() if name not in killed}) == {}
 

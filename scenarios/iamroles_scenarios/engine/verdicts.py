@@ -16,6 +16,7 @@ from iamroles_scenarios.errors import (
     AgentFault,
     CheckFailed,
     Evidence,
+    Inapplicable,
     ProxyFileError,
     StageError,
     Untestable,
@@ -58,6 +59,8 @@ def blamed(check: Named, error: Exception) -> CheckResult:
             return _result(check, Verdict.FAIL, f"the agent's answer is malformed: {error.message}")
         case AgentFault():
             return _result(check, Verdict.FAIL, error.message, Evidence(trace=error.trace))
+        case Inapplicable():
+            return lacking(check, [str(error)])
         case Untestable():
             return _result(check, Verdict.UNTESTABLE, str(error))
         case StageError():

@@ -21,7 +21,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import Untestable
+from iamroles_scenarios.errors import Inapplicable, Untestable
 
 _WAITED = 0.3
 """Seconds that its threads have waited for the processor, at the least, if it was starved."""
@@ -31,8 +31,18 @@ _HOGS = 4
 _BUSY = "while True: pass"
 
 
+def _has_processes(place: Ground) -> None:
+    if not place.gate.target.agent.runs:
+        raise Inapplicable("process of its own")
+
+
 def _processes(place: Ground) -> list[int]:
-    """The agent's processes, its first one first."""
+    """The agent's processes, its first one first.
+
+    Raises:
+        Inapplicable: HAProxy alone decides.
+    """
+    _has_processes(place)
     first = place.gate.world.agent.host_pid
     if first is None:
         raise Untestable("the agent's processes cannot be seen from this host")
@@ -223,6 +233,7 @@ def disk(target: Target) -> str:
 def agent(target: Target) -> str:
     """Nobody touches the proxy."""
     with ground(target) as place:
+        _has_processes(place)
         people, part = place.gate.person("alice"), place.gate.world.agent
         place.recovers("start", people)
         part.kill()
