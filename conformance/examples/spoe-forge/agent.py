@@ -47,4 +47,9 @@ async def main() -> None:
     await listener.serve_forever()
 
 
-asyncio.run(main())
+if NO_OP:
+    import uvloop  # as fast as the library goes
+
+    uvloop.run(main())
+else:
+    asyncio.run(main())
