@@ -2,8 +2,9 @@
 
 For each mutant the checks are those that name one of its ids, in the cheapest lane that has them: straight
 over SPOP where a check can be played there, through HAProxy only where it cannot. An id counts as killed when
-one of its checks FAILs; UNTESTABLE and HARNESS_ERROR kill nothing. Checks that do not pass on the sound agent
-cannot kill either, so the unmodified agent runs first, as the baseline.
+one of its checks FAILs; UNTESTABLE and HARNESS_ERROR kill nothing. Once each id has killed, no more is
+played. Checks that do not pass on the sound agent cannot kill either, so the unmodified agent runs first, as
+the baseline.
 
 The tolerant twin is the opposite: an agent with one permitted behaviour, or all of them, against every MUST
 of `core`. Whatever turns red there is a false accusation, and the check is wrong.
@@ -18,7 +19,7 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -143,11 +144,10 @@ class Selftest:
             return MutantResult(mutant, {}, trouble=f"no check names {', '.join(lacking)}")
         spec = self._mutated([mutant])
         try:
-            results = self._run(spec, checks)
+            results = self._run(spec, checks, lambda found: all(self._killed(mutant, found).values()))
         except Exception as error:  # noqa: BLE001 - a mutant that cannot be started has proven nothing
             return MutantResult(mutant, {}, trouble=f"{type(error).__name__}: {error}")
-        red = [result for result in results if self._turned_red(result)]
-        killed = {name: [r.check for r in red if name in r.requirements] for name in mutant.kills}
+        killed = self._killed(mutant, results)
         outcome = MutantResult(mutant, killed, seconds=time.monotonic() - started)
         if outcome.survived:
             outcome = self._explained(outcome, spec, results)
@@ -191,6 +191,10 @@ class Selftest:
             return outcome
         return replace(outcome, also=[result.check for result in rest if result.verdict is Verdict.FAIL])
 
+    def _killed(self, mutant: Mutant, results: list[CheckResult]) -> dict[str, list[str]]:
+        red = [result for result in results if self._turned_red(result)]
+        return {name: [one.check for one in red if name in one.requirements] for name in mutant.kills}
+
     def _turned_red(self, result: CheckResult) -> bool:
         sound = self._sound.get(result.check, Verdict.PASS)
         return result.verdict is Verdict.FAIL and sound is Verdict.PASS
@@ -204,34 +208,47 @@ class Selftest:
             return replace(spec, haproxy={**spec.haproxy, "render": [*child, *SHIPPED[1:]]})
         return spec
 
-    def _run(self, spec: AgentSpec, checks: list[PlannedCheck]) -> list[CheckResult]:
-        """Play checks of any lanes against an agent started for them."""
+    def _run(
+        self,
+        spec: AgentSpec,
+        checks: list[PlannedCheck],
+        enough: Callable[[list[CheckResult]], bool] = lambda _found: False,
+    ) -> list[CheckResult]:
+        """Play checks of any lanes against an agent started for them, until the results are enough."""
         through_haproxy = any(check.lane in PROXY_LANES for check in checks)
         namespace = f"-s{next(self._numbers)}"
         worlds = Worlds(self._stage, spec, haproxy=through_haproxy, namespace=namespace)
         try:
-            return self._played(spec, worlds, checks)
+            results: list[CheckResult] = []
+            for found in self._played(spec, worlds, checks):
+                results += found
+                if enough(results):
+                    break
+            return results
         finally:
             worlds.close()
 
-    def _played(self, spec: AgentSpec, worlds: Worlds, checks: list[PlannedCheck]) -> list[CheckResult]:
-        results: list[CheckResult] = []
+    def _played(
+        self, spec: AgentSpec, worlds: Worlds, checks: list[PlannedCheck]
+    ) -> Iterator[list[CheckResult]]:
         wire = [check.function for check in checks if check.lane == "wire" and check.function]
         if wire:
             with wire_target(self._target("gate-spop", spec, worlds)) as target:
-                results += wire_lane.run(target, wire, twice=False)
+                found = wire_lane.run(target, wire, twice=False)
+            yield found
         chosen = {check.id for check in checks}
         for lane in LANES:
             scenarios = {c.scenario.id: c.scenario for c in checks if c.scenario and c.lane == lane}
             target_of_lane = self._target(lane, spec, worlds)
             for scenario in scenarios.values():
-                results += [r for r in play(scenario, target_of_lane) if r.check in chosen]
-            results += [
-                called(check, target_of_lane) for check in checks if check.function and check.lane == lane
-            ]
+                yield [r for r in play(scenario, target_of_lane) if r.check in chosen]
+            for check in checks:
+                if check.function and check.lane == lane:
+                    yield [called(check, target_of_lane)]
         through = self._target("gate", spec, worlds)
-        results += [called(check, through) for check in checks if check.function and check.lane == "proxy"]
-        return results
+        for check in checks:
+            if check.function and check.lane == "proxy":
+                yield [called(check, through)]
 
     def _target(self, lane: Lane, spec: AgentSpec, worlds: Worlds) -> Target:
         return Target(lane, self._stage, spec, worlds, self._scale)
