@@ -238,11 +238,14 @@ def redirect(target: Target) -> None:
         one.cloud.fault(
             elsewhere, "forge", members=_READER
         )  # never cleared: nobody else asks under this name
+        before = one.cloud.counters().get(
+            elsewhere, 0
+        )  # by an agent that was judged before, on the same stage
         for status in (301, 302, 303, 307, 308):
             one.fault("redirect", status=status, location=f"{place}/?Action={ACTION}&Version=2011-06-15")
             _disbelieved(one, f"a redirect {status}")
         one.clear()
-        if one.cloud.counters().get(elsewhere, 0):
+        if one.cloud.counters().get(elsewhere, 0) > before:
             raise CheckFailed("the agent followed STS's redirect", Evidence(expected="no second call"))
 
 
