@@ -42,7 +42,6 @@ UNASKED = {
 """The verdict that is set by hand."""
 _QUESTION = re.compile(r"^( *)http-request send-spoe-group (\S+ \S+)(?: (if|unless) (.*))?$", re.MULTILINE)
 _BIND = re.compile(r'^ *bind "\$\{IAM_BIND\[\*\]\}"$', re.MULTILINE)
-_SKIPS = re.compile(r"^ *http-request allow if ", re.MULTILINE)
 _CERTIFICATE = "meter.pem"
 NOWHERE = "127.0.0.1:9"
 """The server of backends that are to answer by themselves."""
@@ -80,14 +79,7 @@ def gate(text: str) -> str:
             for name, value in UNASKED.items()
         ),
     ]
-    rules = "\n".join(indent + line for line in lines)
-    return _QUESTION.sub(lambda _found: rules, answering(text))
-
-
-def answering(text: str) -> str:
-    """The gate's file that answers where it would skip a back end's own rules, the answer among them."""
-    answer = _ANSWER.format(name="%[be_name,bytes(6)]").removeprefix("http-request ")
-    return _SKIPS.sub(lambda found: found[0].replace("allow", answer), text)
+    return _QUESTION.sub("\n".join(indent + line for line in lines).replace("\\", r"\\"), text)
 
 
 def routes(text: str) -> str:

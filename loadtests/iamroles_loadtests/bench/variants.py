@@ -105,7 +105,7 @@ def main() -> int:
     if code := gate_config.shipped(asked.world, asked.output):
         return code
     gate, routes = (Path(asked.output, name) for name in ("haproxy.cfg", "iam-routes.cfg"))
-    text = gate_config.answering(gate.read_text(encoding="utf-8"))
+    text = gate.read_text(encoding="utf-8")
     if asked.plain:
         text = plain(text)
     elif asked.native:
