@@ -51,8 +51,8 @@ backend iam-agents from iam-defaults
     # A silent agent is out after two checks; one good check brings it back.
     default-server check inter 1s fastinter 250ms downinter 250ms fall 2 rise 1 init-addr last,libc,none
 .if !version_atleast(3.1)
-    # Its connections are closed then. From 3.1 on that would also end each request that still tries to connect,
-    # and is about to ask the next agent.
+    # Its connections are closed then. From 3.1 on that would also end each request that still tries to
+    # connect, and is about to ask the next agent.
     default-server on-marked-down shutdown-sessions
 .endif
 {servers}
