@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage import AgentSpec, haproxies
 from iamroles_scenarios.stage.composer import Composer
+from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
+from iamroles_scenarios.stage.process import Child
 from iamroles_scenarios.stage.spec import FEATURES, find_program
 
 ROOT = Path(__file__).parents[2]
@@ -161,3 +165,34 @@ def test_checks_need_declarable_features_only():
     needed = {feature for check in plan() for feature in check.features}
 
     assert needed <= FEATURES.keys()
+
+
+def test_what_was_reaped_is_signalled_no_more(monkeypatch):
+    """Its number may be somebody else's by then."""
+    guard = Guard()
+    try:
+        child = Child("short", [sys.executable, "-c", "raise SystemExit(7)"], guard)
+        assert (child.wait(30.0), child.alive) == (7, False)
+        os.killpg(child.pid, 0)  # the number is still its own
+        assert child.kill() == 7
+
+        def refuse(*_told):
+            raise AssertionError("a number that may be another's was signalled")
+
+        monkeypatch.setattr(os, "kill", refuse)
+        monkeypatch.setattr(os, "killpg", refuse)
+        child.send(signal.SIGTERM)
+        child.resume()
+        assert (child.stop(), child.kill(), child.wait(0.0)) == (7, 7, 7)
+    finally:
+        guard.close()
+
+
+def test_a_process_that_goes_on_is_waited_for_and_stopped():
+    guard = Guard()
+    try:
+        child = Child("long", [sys.executable, "-c", "import sys; sys.stdin.read()"], guard)
+        assert (child.wait(0.01), child.alive) == (None, True)
+        assert child.stop() == -signal.SIGTERM
+    finally:
+        guard.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -24,6 +25,10 @@ _STANDS = 5.0
 
 class Child:
     """A running part. Its process group dies with `kill`, and with the stage through the guard.
+
+    Once a process was reaped, its number and its group's may be given to somebody else: a machine that starts
+    thousands of processes comes round within minutes. So a part that has ended is only looked at, and stays a
+    zombie, until `kill` has signalled its group. After that nothing is signalled.
 
     Args:
         name: the part, for messages and logs.
@@ -82,7 +87,19 @@ class Child:
     @property
     def alive(self) -> bool:
         """Whether the process still runs."""
-        return self._process.poll() is None
+        return self._ended() is None
+
+    def _ended(self) -> int | None:
+        """The exit code (negative: the signal) without reaping; None while it runs."""
+        if self._process.returncode is not None:
+            return self._process.returncode
+        try:
+            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # another thread reaps it at this moment
+            return self._process.wait()
+        if found is None:
+            return None
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
     def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
         """Wait for the JSON line on standard output that has `key`.
@@ -98,19 +115,18 @@ class Child:
         return found
 
     def _silent(self, within: float, key: str) -> StageError:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)  # its streams have ended: it is about to be reaped, or lives on without
-        if self.alive:
+        code = self.wait(0.2)  # its streams have ended: it is about to end, or lives on without
+        if code is None:
             why = f'printed no line with "{key}" on standard output within {within:g} s'
         else:
             self.stderr.finish()
-            why = f"ended {_how(self._process.returncode)} before {awaited(key)}"
+            why = f"ended {_how(code)} before {awaited(key)}"
         return StageError(f"{self.name} {why}.", {self.name: self.log()})
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process itself."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        if self._process.returncode is None:
+            os.kill(self.pid, number)
 
     def send_to(self, pid: int, number: signal.Signals) -> None:
         """Send a signal to a process that this one started."""
@@ -132,16 +148,22 @@ class Child:
         """SIGTERM, and SIGKILL after `within` seconds; returns the exit code (negative: the signal)."""
         self._signal_group(signal.SIGCONT)
         self.send(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(within)
+        self.wait(within)
         return self.kill()
 
     def wait(self, within: float) -> int | None:
         """The exit code, or None if it still runs at the deadline."""
-        try:
-            return self._process.wait(within)
-        except subprocess.TimeoutExpired:
-            return None
+        if (code := self._ended()) is not None:
+            return code
+        with suppress(ProcessLookupError):
+            number = os.pidfd_open(self.pid)
+            try:
+                poller = select.poll()
+                poller.register(number, select.POLLIN)  # readable once the process has ended
+                poller.poll(max(0.0, within) * 1000)
+            finally:
+                os.close(number)
+        return self._ended()
 
     def kill(self) -> int:
         """SIGKILL to the whole group; idempotent."""
@@ -162,8 +184,9 @@ class Child:
         return self.stderr.tail() or self.stdout.tail()
 
     def _signal_group(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
 
 
 def _state(pid: int) -> str:
