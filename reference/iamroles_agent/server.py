@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 import sys
 from dataclasses import dataclass
@@ -246,11 +247,11 @@ class _Peer(asyncio.Protocol):
         stats.notifies += connection.notifies - notifies
         for event in events:
             self._handle(event)
+        if self._leaving:
+            self._leave_if_answered()
         self._flush()
         if events:
             self._regulate()
-        if self._leaving:
-            self._leave_if_answered()
 
     def eof_received(self) -> bool:
         """Half-closed: what was asked is still answered (SPOP-BYE-005)."""
@@ -286,8 +287,19 @@ class _Peer(asyncio.Protocol):
         return self._connection.notifies
 
     def idle_since(self, asked: int) -> bool:
-        """Whether nothing was asked since `asked` was this number, and nothing is under way."""
-        return self.asked == asked and not self._pending and not self._connection.inside_frame
+        """Whether nothing was asked since `asked` was this number, and nothing is under way or unread."""
+        return (
+            self.asked == asked
+            and not self._pending
+            and not self._connection.inside_frame
+            and not self._unread()
+        )
+
+    def _unread(self) -> bool:
+        """Whether something has come that this loop, late as it may be, did not get to."""
+        poller = select.poll()
+        poller.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poller.poll(0))
 
     def drain(self) -> None:
         """Answer what is under way or already sent, then say goodbye."""
@@ -368,10 +380,10 @@ class _Peer(asyncio.Protocol):
             return
         self._stats.pending -= 1
         self._acknowledge(event, actions)
-        self._flush()
-        self._regulate()
         if self._leaving:
             self._leave_if_answered()
+        self._flush()
+        self._regulate()
         if not self._pending and not self._ending:
             if self._draining:
                 self.say_goodbye()
@@ -431,6 +443,7 @@ class _Peer(asyncio.Protocol):
             self.say_goodbye()
 
     def _leave_if_answered(self) -> None:
+        """Say goodbye in one write with the answer: between two, the next question might be asked."""
         if self.asked and not self._pending and not self._connection.inside_frame:
             self.say_goodbye()
 
