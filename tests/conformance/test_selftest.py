@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
+from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.commands import selftest as command
 from iamroles_conformance.commands.selftest import line, selftest, uncovered
 from iamroles_conformance.selftest import registry
+from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import MutantResult, Selftest
 from iamroles_scenarios.declarations.catalogue import catalogue
@@ -193,3 +195,9 @@ def test_behaviours_are_listed():
     assert done.exit_code == 0
     assert len(done.output.splitlines()) >= 6
     assert "tolerant.same-twice" in done.output
+
+
+def test_an_override_that_would_die_of_its_arguments_is_no_mutant() -> None:
+    around(ClaimRules, "_times")(lambda sound, self, payload, now: sound(self, payload, now))
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        around(ClaimRules, "_times")(lambda sound, self, payload: sound(self, payload, 0.0))

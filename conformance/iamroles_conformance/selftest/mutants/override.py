@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from inspect import getattr_static
+from inspect import getattr_static, signature
 from typing import Any
 
 from iamroles_agent.server import _Peer
@@ -21,9 +21,14 @@ def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Apply]:
     """Put a function in the place of `owner.name`.
 
     The function gets the sound one, and then what the agent passes: for a method, `self` first.
+
+    Raises:
+        TypeError: it does not take all that the sound one takes: it would die of that, not of its check.
     """
 
     def given(replacement: Callable[..., Any]) -> Apply:
+        _fits(replacement, getattr(owner, name))
+
         def apply() -> None:
             sound = getattr(owner, name)
 
@@ -36,6 +41,16 @@ def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Apply]:
         return apply
 
     return given
+
+
+def _fits(replacement: Callable[..., Any], sound: Any) -> None:
+    try:
+        taken = signature(sound).parameters.values()
+    except (TypeError, ValueError):  # no function, or one in C
+        return
+    places = [one for one in taken if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    names = {one.name: one for one in taken if one.kind is one.KEYWORD_ONLY}
+    signature(replacement).bind(sound, *places, **names)
 
 
 def transition(state: Any, kind: Any) -> Callable[[Callable[..., None]], Apply]:

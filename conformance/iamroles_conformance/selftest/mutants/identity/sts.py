@@ -51,7 +51,7 @@ mutant(
 
 def _split(edit: Callable[[Any], Any]) -> Apply:
     """Change the URL's parts before they are judged."""
-    return around(sts, "urlsplit")(lambda sound, url: edit(sound(url)))
+    return around(sts, "urlsplit")(lambda sound, *told: edit(sound(*told)))
 
 
 mutant(
@@ -87,7 +87,7 @@ mutant(
 
 def _query(edit: Callable[[list[tuple[str, str]]], list[tuple[str, str]]]) -> Apply:
     """Change the query's pairs before they are judged."""
-    return around(sts, "parse_qsl")(lambda sound, query, **how: edit(sound(query, **how)))
+    return around(sts, "parse_qsl")(lambda sound, *told, **how: edit(sound(*told, **how)))
 
 
 mutant(
@@ -195,9 +195,9 @@ _known: dict[str, Any] = {}
     title="remembers a caller by access key, without the signature",
 )
 @around(StsVerifier, "_ask")
-async def sts_key_cache(sound: Any, self: Any, question: Any, digest: bytes) -> Any:
+async def sts_key_cache(sound: Any, self: Any, question: Any, *rest: Any) -> Any:
     if question.key_id not in _known:
-        _known[question.key_id] = await sound(self, question, digest)
+        _known[question.key_id] = await sound(self, question, *rest)
     return _known[question.key_id]
 
 

@@ -164,13 +164,13 @@ _before: list[Any] = []
 
 @mutant("policy.tags-of-before", kills=["TAG-CLEAR-001"], title="tags a refusal with the caller before")
 @around(gate, "encode_verdict")
-def tags_of_before(sound: Any, decision: Any) -> bytes:
+def tags_of_before(sound: Any, decision: Any, *rest: Any) -> bytes:
     if decision.allow:
         _before[:] = [decision]
     elif _before:
         last = _before[0]
         decision = replace(decision, principal=last.principal, issuer=last.issuer, backend=last.backend)
-    return bytes(sound(decision))
+    return bytes(sound(decision, *rest))
 
 
 mutant(

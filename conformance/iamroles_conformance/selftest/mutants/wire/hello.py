@@ -161,7 +161,9 @@ mutant(
     kills=["SPOP-SIZE-003"],
     title="echoes HAProxy's max-frame-size",
     apply=around(Connection, "__init__")(
-        lambda sound, self, recall, *, max_frame_size: sound(self, recall, max_frame_size=2**32)
+        lambda sound, self, recall, *, max_frame_size, **more: sound(
+            self, recall, max_frame_size=2**32, **more
+        )
     ),
 )
 

@@ -102,7 +102,7 @@ def all_or_none(sound: Any, self: Any, event: Any) -> None:
 
 @mutant("wire.drops-at-sigterm", kills=["SPOP-LIFE-003"], title="drops everything at SIGTERM")
 @around(Server, "drain")
-async def drops_at_sigterm(_sound: Any, self: Any) -> None:
+async def drops_at_sigterm(_sound: Any, self: Any, **_how: Any) -> None:
     self._listener.close()
     for peer in tuple(self.peers):
         peer.abort()
