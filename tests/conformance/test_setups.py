@@ -112,7 +112,7 @@ def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(
 ) -> None:
     agent = _faulty(tmp_path, fault, tmp_path / "state")
 
-    found = _judged(agent, tmp_path, "identity.header.alg-none", *EVERY_LANE[1:])
+    found = _judged(agent, tmp_path, "identity.header.ignored", *EVERY_LANE[1:])
 
     later = [check for check in found["checks"] if not check["name"].startswith("identity.header")]
     assert {check["verdict"] for check in later} == {"fail"}
