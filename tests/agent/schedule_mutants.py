@@ -72,11 +72,6 @@ def uses_a_version_again_that_was_given_up(sound, plane, error, why):
     sound(plane, error, why)
 
 
-@mutant(Changes, "_drop_proposals")
-def puts_in_force_what_a_dead_courier_proposed(sound, plane):
-    pass
-
-
 @mutant(Plane, "load")
 def forgets_a_reload_that_comes_during_another(sound, plane):
     if not (plane._loading.busy or plane._reloading()):
