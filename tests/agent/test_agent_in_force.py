@@ -57,7 +57,7 @@ class Running:
             | {"state_dir": "state"},
             "audit": {"path": "none"},
             "metrics": {"listen": "127.0.0.1:0"},
-            "keys": {"refresh": "1h", "cooldown": "10s", "timeout": "2s"},
+            "keys": {"refresh": "1h", "cooldown": "10s", "timeout": "5s"},
             "issuers": [
                 {"name": "corp", "issuer": server.url, "jwks_uri": f"{server.url}/jwks",
                  "insecure_http": True, "audiences": [AUDIENCE], "algorithms": ["ES256"]}
