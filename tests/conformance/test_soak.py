@@ -73,6 +73,18 @@ def test_what_is_younger_is_judged_later(asked: tuple[Account, Watched]) -> None
     assert (account.answers, list(account.seconds)) == (2, [1, 9])
 
 
+def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Account, Watched]) -> None:
+    account, question = asked
+    account.beyond = lambda entry: "its key is not published" if entry.sent < 4 * NANO else ""
+    account.excuses.append((2 * NANO, 3 * NANO))
+    for second in (1, 2, 4):
+        question.judge(403, REFUSED, second * NANO, second * NANO + 1)
+    account.settle(1 << 62)
+
+    assert (account.bad, account.excused) == ({Kind.FAULT: 1}, {Kind.FAULT: 1})
+    assert [why for *_, why in account.examples] == ["its key is not published"]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -135,6 +147,7 @@ def test_a_short_soak_counts_as_failed_and_writes_its_result(tmp_path: Path) -> 
 
     assert done.exit_code == 1, done.output
     assert result["bad"] == {}
+    assert result["identity_keys"] >= 2, "two agents, each with keys of its own"
     assert any("fewer than 20: nothing was shown" in problem for problem in result["problems"])
     assert "--seed=5" in result["reproduce"]
     assert result["reproduce"] in page.read_text(encoding="utf-8")

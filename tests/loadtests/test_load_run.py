@@ -172,6 +172,8 @@ def test_a_timeline_at_a_rate_of_its_own():
     assert [phase["from"] for phase in result["phases"]] == ["begin", "replaced"]
     assert all(phase["answers"] and phase["p50"] <= phase["max"] for phase in result["phases"])
     assert (result["rate"], result["connections"]) == (300, 12)
+    answered = sum(phase["answers"] for phase in result["phases"])
+    assert result["reached"] == (answered >= 270 * sum(phase["seconds"] for phase in result["phases"]))
     assert {one["check"] for one in result["results"]} == {"fire.emergency.stolen", "fire.emergency.callers"}
 
 

@@ -36,6 +36,7 @@ def document(found: Soaked, product: str, stage: str, again: str) -> Document:
         "answers": account.answers,
         "bad": dict(account.bad),
         "excused": dict(account.excused),
+        "identity_keys": found.keys,
         "events": [
             {"at": one.at, "name": one.name, "fault": one.fault, "took": one.took, "recovered": one.recovered}
             for one in found.events
@@ -58,6 +59,8 @@ def document(found: Soaked, product: str, stage: str, again: str) -> Document:
 def summary(result: Document) -> list[str]:
     """What a terminal shows of it."""
     lines = [f"{result['answers']} answers, {len(result['events'])} events"]
+    if result["identity_keys"]:
+        lines.append(f"{result['identity_keys']} keys signed identities, each of which verified")
     lines += [f"{count} {kind}" for kind, count in result["bad"].items()]
     lines += [f"{count} {kind}, excused by a fault" for kind, count in result["excused"].items()]
     lines += [

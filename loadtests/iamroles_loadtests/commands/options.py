@@ -16,8 +16,9 @@ from iamroles_loadtests import report as reports
 from iamroles_loadtests import targets
 from iamroles_loadtests.plan import Expected
 from iamroles_loadtests.shapes import ANYWHERE
+from iamroles_scenarios.commands import staged
 from iamroles_scenarios.reference import reference_agent
-from iamroles_scenarios.stage import KINDS, AgentSpec
+from iamroles_scenarios.stage import AgentSpec
 
 INVALID = 4
 """Exit status of a run that its own generator may have bent."""
@@ -26,14 +27,7 @@ _NOT_TOLD = ("directory", "as_json")
 
 Command = Callable[..., Any]
 _WHERE = (
-    click.option("--stage", "kind", type=click.Choice(KINDS), default="auto", show_default=True),
-    click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path."),
-    click.option(
-        "--agent",
-        "agent_file",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Another agent's agent.toml.  [default: the reference agent]",
-    ),
+    *staged.OPTIONS,
     click.option("--straight", is_flag=True, help="Ask the stage's agent by SPOP, without HAProxy."),
     click.option("--agent-address", metavar="HOST:PORT", help="Any running SPOE agent, asked by SPOP."),
     click.option(

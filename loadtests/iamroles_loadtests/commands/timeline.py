@@ -11,6 +11,7 @@ import click
 from rich.table import Table
 
 from iamroles_loadtests.commands.options import console
+from iamroles_scenarios.commands.staged import staged
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.declarations.scenario import Scenario, scenarios
 from iamroles_scenarios.engine.fire import Fire
@@ -19,11 +20,13 @@ from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.errors import ControlError, StageError
 from iamroles_scenarios.reference import reference_agent
-from iamroles_scenarios.stage import KINDS, AgentSpec, open_stage
+from iamroles_scenarios.stage import AgentSpec, open_stage
 from iamroles_scenarios.traffic.polling import NANO
 
 _QUIET = {"IAM_LOG_LEVEL": "emerg"}
 """HAProxy's record would be read on the cores that are measured."""
+_REACHED = 0.9
+"""Of the rate, answers that make a run one at that rate."""
 
 
 class _Meter(Watcher):
@@ -67,14 +70,7 @@ def _timeline(_context: click.Context, _option: click.Parameter, name: str) -> S
 @click.option(
     "--connections", type=click.IntRange(1, 1000), help="[default: as many more as the rate is higher]"
 )
-@click.option("--stage", "kind", type=click.Choice(KINDS), default="auto", show_default=True)
-@click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path.")
-@click.option(
-    "--agent",
-    "agent_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Another agent's agent.toml.  [default: the reference agent]",
-)
+@staged
 @click.option("--time-scale", "scale", type=click.FloatRange(min=0.1), default=1.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def timeline_command(  # noqa: PLR0917 - as click gives them
@@ -110,14 +106,28 @@ def timeline_command(  # noqa: PLR0917 - as click gives them
         click.echo(f"iamroles load: {error}", err=True)
         raise SystemExit(3) from error
     phases = list(meter.phases())
+    answered = sum(one["answers"] for one in phases) / (sum(one["seconds"] for one in phases) or 1)
+    reached = answered >= _REACHED * rate
     if as_json:
         judged = [{"check": one.check, "verdict": one.verdict, "message": one.message} for one in results]
-        asked = {"scenario": scenario.id, "rate": rate, "connections": more, "stage": stage.kind}
+        asked = {
+            "scenario": scenario.id,
+            "rate": rate,
+            "connections": more,
+            "stage": stage.kind,
+            "reached": reached,
+        }
         click.echo(json.dumps({**asked, "phases": phases, "results": judged}, indent=1))
     else:
         _table(f"{scenario.id}: {rate:g} a second, {more} connections, {stage.kind}", phases)
         for one in results:
             click.echo(f"{one.verdict}  {one.check}: {one.message}")
+    if not reached:
+        click.echo(
+            f"iamroles load: {answered:,.0f} answers a second, not {rate:g}: the figures are of that. "
+            "Give more --connections, or the generator a core of its own",
+            err=True,
+        )
     verdicts = {one.verdict for one in results}
     raise SystemExit(1 if Verdict.FAIL in verdicts else 0 if verdicts == {Verdict.PASS} else 3)
 

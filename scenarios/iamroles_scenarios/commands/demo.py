@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iamroles_scenarios.commands.demo_streams import STREAMS, SecondAct, heading
+from iamroles_scenarios.commands.staged import staged
 from iamroles_scenarios.declarations.documents import read
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.declarations.scenario import RequestSpec, Scenario, Step
@@ -32,7 +33,7 @@ from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Place, Worlds
 from iamroles_scenarios.errors import HarnessFault, SuiteError
 from iamroles_scenarios.reference import reference_agent
-from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
+from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 
 _STATUS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
 _TAGS = ("principal", "role", "session", "issuer", "rule", "expires", "request-id")
@@ -202,14 +203,7 @@ def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable
 
 
 @click.command()
-@click.option("--stage", "kind", type=click.Choice(KINDS), default="auto", show_default=True)
-@click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path.")
-@click.option(
-    "--agent",
-    "agent_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Another agent's agent.toml.  [default: the reference agent]",
-)
+@staged
 @click.option("--pause", is_flag=True, help="Wait for a key before each step.")
 @click.option("--color/--no-color", default=None, help="Default: as the terminal can.")
 def demo(*, kind: str, haproxy: str | None, agent_file: Path | None, pause: bool, color: bool | None) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -270,6 +270,8 @@ class Account:
         """Times of faults, nanoseconds: 5xx, missing answers and false denies in them are excused."""
         self.late: list[float] = []
         """Seconds from the begin at which answers came that were not right, excused ones included."""
+        self.beyond: Callable[[Entry], str] = lambda _: ""
+        """What else is wrong with an answer that its flow calls right; it counts as a fault of the gate."""
 
     def settle(self, before: int) -> None:
         """Judge what was sent before a moment; every change that bears on it must be known."""
@@ -289,7 +291,9 @@ class Account:
     def _right(self, entry: Entry) -> bool:
         kind, why = entry.judged()
         if kind is Kind.RIGHT:
-            return True
+            if not (why := self.beyond(entry)):
+                return True
+            kind = Kind.FAULT
         self.late.append((entry.received - self._begin) / NANO)
         if kind in EXCUSABLE and any(entry.received >= a and entry.sent <= b for a, b in self.excuses):
             self.excused[kind] += 1

@@ -2,7 +2,8 @@
 
 One world: HAProxy, two agents (one, where the configuration takes no second), the policy of the orders. One
 event follows another, chosen and spaced by the seed. Planned events (keys, sessions, policies, revocations,
-an agent told to stop, a reload of HAProxy, an identity provider that is down for a while) excuse nothing.
+an agent told to stop, a reload of HAProxy, another certificate, an identity provider that is down for a
+while) excuse nothing. The keys of the signed identity change all the while, and each header must verify.
 Faults (a process killed, an agent killed or frozen) excuse 5xx, missing answers and false denies until they
 are over, and for `RECOVERS` after. A false allow is excused by nothing. What can have a witness has one: a
 token whose key is withdrawn, a session that was ended and a person that was revoked go on asking, and must be
@@ -14,24 +15,37 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec, merged
+from iamroles_scenarios.engine.certificates import (
+    BIND,
+    FILE,
+    Certificate,
+    by_reload,
+    by_runtime,
+    proxys,
+    shows,
+    trusting,
+)
 from iamroles_scenarios.engine.events import EVENT_DEADLINE, children_of, kill_child
 from iamroles_scenarios.engine.fire import PATIENCE, Fire
-from iamroles_scenarios.engine.ledger import Account, Flow
+from iamroles_scenarios.engine.key_sets import GATE, KeySets, kid_of, listen_on, why_not
+from iamroles_scenarios.engine.ledger import Account, Entry, Flow
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER
-from iamroles_scenarios.errors import AgentFault, Untestable
+from iamroles_scenarios.errors import AgentFault, StageError, Untestable
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
+    from iamroles_scenarios.engine.worlds import Place
     from iamroles_scenarios.mock.presign import SessionKeys
+    from iamroles_scenarios.stage import World
 
 LEAST_ANSWERS, LEAST_EVENTS = 1000, 20
 """A run with fewer shows nothing, and counts as failed."""
@@ -43,6 +57,8 @@ _PHASE = 5.0
 """Seconds, times the scale, between two phases of a rotation: longer than a short token lives."""
 _EVENTS = 3
 """Events at least between two phases."""
+_ROTATE = 10.0
+"""Seconds, times the scale, that a key signs identities, and is published before and after."""
 _OPEN = Expectation(status=200, allow=True, backend="orders-ro")
 _SHUT = Expectation(status=403, allow=False, backend="")
 _OUT = Expectation(status=401, allow=False, backend="")
@@ -84,6 +100,8 @@ class Soaked:
     events: list[Happened] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     """By part."""
+    keys: int = 0
+    """So many keys signed identities that verified."""
     problems: list[str] = field(default_factory=list)
     """Why it failed; none: it did not."""
 
@@ -106,6 +124,10 @@ class Soak:
         self._old = ""
         self._narrow = self._revoked = False
         self._numbers = 0
+        self._certificates: list[Certificate] = []
+        """The one that HAProxy shows, and the next; none: its configuration does not take TLS."""
+        self._sets: KeySets | None = None
+        self._signed: set[str] = set()
 
     # --- the run -------------------------------------------------------------------------------------------
 
@@ -120,36 +142,62 @@ class Soak:
             override["live"] = {"revocations": "revocations.toml"}
         if features.get("sts"):
             override["sts"] = [_STS]
+        if features.get("identity"):
+            override["metrics"] = {"listen": listen_on(self._target.stage)}
+            rotate = f"{_ROTATE * self._target.scale:g}s"
+            override["identity_header"] = {"issuer": GATE, "lifetime": "2s", "rotate": rotate}
         spec = WorldSpec(
-            policy="orders",
-            override=override,
-            own=True,
-            agents=2 if features.get("pair") else 1,
-            settings={"IAM_TIMEOUT_PROCESSING": "10s"},
+            policy="orders", override=override, own=True, agents=2 if features.get("pair") else 1
         )
-        self._place = self._target.worlds.start_own(spec, f"soak-{self._seed}")
+        self._place = self._opened(spec)
         try:
-            return self._soak(seconds, told)
+            if features.get("identity"):
+                self._sets = KeySets([world.agent for world in self._place.worlds], _ROTATE / 2)
+                self._sets.fetch()
+            with self._sets.fetched() if self._sets is not None else nullcontext():
+                return self._soak(seconds, told)
         finally:
             self._place.close()
+
+    def _opened(self, spec: WorldSpec) -> Place:
+        start = partial(self._target.worlds.start_own, spec, f"soak-{self._seed}")
+        settings = {"IAM_TIMEOUT_PROCESSING": "10s"}
+        certificates = [Certificate(), Certificate()]
+        try:
+            place = start(settings=settings | BIND, files={FILE: certificates[0].pem})
+        except StageError as error:
+            if "haproxy" not in error.logs:
+                raise
+            return start(settings=settings)  # its configuration does not split IAM_BIND into words
+        self._certificates = certificates
+        return place
 
     def _soak(self, seconds: float, told: Callable[[str], None]) -> Soaked:
         proxy = self._place.world.proxy
         scale = self._target.scale
         self._fire = fire = Fire(
-            (proxy.host, proxy.port), rate=self._rate, connections=12, scale=scale, seed=self._seed
+            (proxy.host, proxy.port),
+            rate=self._rate,
+            connections=12,
+            scale=scale,
+            seed=self._seed,
+            tls=trusting(*self._certificates) if self._certificates else None,
         )
         self._flows()
         fire.start()
         begin = fire.steps["begin"].begin
         found = Soaked(self._seed, seconds, Account(fire.ledger, begin))
+        found.account.beyond = self._unverified
         try:
             fire.wait(50)
             while (now() - begin) / NANO < seconds:
                 fire.wait(max(1, round(self._rate * self._chance.uniform(0.3, 1.2))))
                 happened = self._next(found, begin)
                 told(f"{happened.at:7.1f} s  {happened.name}, {happened.took:.2f} s")
-                found.account.settle(now() - round((PATIENCE + _PHASE) * scale * NANO))
+                before = now() - round((PATIENCE + _PHASE) * scale * NANO)
+                found.account.settle(before)
+                if self._sets is not None:
+                    self._sets.forget(before)
                 self._measure(found, begin)
             for world in self._place.worlds:
                 world.agent.start()
@@ -158,6 +206,7 @@ class Soak:
         finally:
             fire.stop()
         found.account.settle(now())
+        found.keys = len(self._signed)
         _judge(found)
         return found
 
@@ -186,6 +235,17 @@ class Soak:
         for part, pid in (parts | {"haproxy": self._place.world.haproxy.host_pid}).items():
             if pid is not None:
                 found.samples.setdefault(part, []).append(Sample(at, *used(pid)))
+
+    def _unverified(self, entry: Entry) -> str:
+        """Why no back end could verify an answer's identity; one that lacks a key asks anew."""
+        if self._sets is None or not entry.seen.allow:
+            return ""
+        why = ""
+        for keys in self._sets.held(entry.received):
+            if not (why := why_not(entry, keys)):
+                self._signed.add(kid_of(entry))
+                return ""
+        return why or "no key set was to be had"
 
     # --- what is asked -------------------------------------------------------------------------------------
 
@@ -226,6 +286,9 @@ class Soak:
         """Events that may come now: name, whether it is a fault, what it does."""
         features = self._target.agent.features
         yield "HAProxy is reloaded", False, self._place.world.haproxy.reload
+        if self._certificates:
+            yield "another certificate by a command", False, partial(self._certificate, by_runtime)
+            yield "another certificate by a reload", False, partial(self._certificate, by_reload)
         for name, phases in (("keys", self._KEYS), ("sessions", self._SESSIONS)):
             phase, number, _ = self._phase.get(name, (0, -_EVENTS, 0.0))
             if name == "sessions" and not features.get("sts"):
@@ -246,6 +309,12 @@ class Soak:
             yield "an agent is killed", True, lambda: self._again("kill")
             yield "an agent is stopped", False, lambda: self._again("stop")
             yield "an agent is frozen", True, self._freeze
+
+    def _certificate(self, replace: Callable[[World, Certificate], str]) -> None:
+        self._certificates.reverse()
+        world, certificate = self._place.world, self._certificates[0]
+        if why := replace(world, certificate) or shows(world, certificate, self._target.scale):
+            raise proxys(self._target.agent, why)
 
     def _in_phase(self, name: str, act: Callable[[Soak], None]) -> None:
         phase, _, since = self._phase.get(name, (0, 0, 0.0))

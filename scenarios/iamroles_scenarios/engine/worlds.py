@@ -203,9 +203,9 @@ class Worlds:
         uses(world)
         return world
 
-    def start_own(self, spec: WorldSpec, owner: str) -> Place:
+    def start_own(self, spec: WorldSpec, owner: str, **how: Any) -> Place:  # noqa: ANN401 - as `start`
         """As `start`, named after its owner."""
-        return self.start(spec, f"{self.namespace}-{_slug(owner)}")
+        return self.start(spec, f"{self.namespace}-{_slug(owner)}", **how)
 
     def _located(self, policy: dict[str, Any], suffix: str) -> dict[str, Any]:
         """`{federation}` becomes the URL of the mock cloud's outbound issuer, the default account's.

@@ -7,61 +7,41 @@ is an answer. Some answers are slow, so that a few are always in flight.
 
 from __future__ import annotations
 
-import socket
-import ssl
-import time
 from collections.abc import Callable
 from contextlib import closing
-
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from iamroles_scenarios.checks.fault.ground import own_suffix
 from iamroles_scenarios.checks.proxy.traffic import Gate
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
 from iamroles_scenarios.declarations.timeline import WindowSpec
+from iamroles_scenarios.engine.certificates import (
+    BIND,
+    FILE,
+    Certificate,
+    by_reload,
+    by_runtime,
+    proxys,
+    shows,
+    trusting,
+)
 from iamroles_scenarios.engine.fire import kindle
 from iamroles_scenarios.engine.ledger import Flow, Kind
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence, HarnessFault, StageError, Untestable
-from iamroles_scenarios.jose.keys import SigningKey
+from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence, StageError, Untestable
+from iamroles_scenarios.stage import World
 
-_FILE = "site.pem"
 _BETWEEN = 60
 """Answers before, between and after the changes."""
-_IN_A_ROW = 10
-"""Connections that must show the new certificate one after the other."""
-_SHOWN = 5.0
-"""Seconds, times the scale, until they do: a reload's old worker lets go of the socket when it is told to."""
 
 
-class Certificate:
-    """A self-signed certificate and its key."""
-
-    def __init__(self) -> None:
-        key = SigningKey("site", "ES256", ec.generate_private_key(ec.SECP256R1()))
-        self.der = key.certificate()
-        private = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-        self.public = ssl.DER_cert_to_PEM_cert(self.der)
-        self.pem = self.public + private
-
-
-def _trusting(*certificates: Certificate) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # one name for all: the whole counts
-    context.load_verify_locations(cadata="".join(one.public for one in certificates))
-    return context
-
-
-def _played(target: Target, change: Callable[[Gate, Certificate], None]) -> str:
+def _played(target: Target, change: Callable[[World, Certificate], str]) -> str:
     """Change the certificate twice under traffic; the remark."""
     first, *later = certificates = [Certificate() for _ in range(3)]
-    settings = {"IAM_TIMEOUT_PROCESSING": "20s", "IAM_BIND": f"ssl crt {_FILE}"}
+    settings = BIND | {"IAM_TIMEOUT_PROCESSING": "20s"}
     spec = WorldSpec(policy="orders", own=True)
     try:
-        place = target.worlds.start(spec, own_suffix(), settings=settings, files={_FILE: first.pem})
+        place = target.worlds.start(spec, own_suffix(), settings=settings, files={FILE: first.pem})
     except StageError as error:
         if "haproxy" in error.logs:
             raise Untestable(
@@ -78,13 +58,14 @@ def _played(target: Target, change: Callable[[Gate, Certificate], None]) -> str:
             Flow("dead", RequestSpec(), dead, shut[0]),
             Flow("closed", RequestSpec(path="/elsewhere"), reader, shut[1]),
         ]
-        tls = _trusting(*certificates)
+        tls = trusting(*certificates)
         with kindle(place.world, flows, rate=60, scale=target.scale, tls=tls, fresh=True) as fire:
             fire.wait(_BETWEEN)
             for number, certificate in enumerate(later, 1):
                 with fire.step(f"change {number}"):
-                    change(gate, certificate)
-                _shows(gate, certificate)
+                    why = change(place.world, certificate)
+                if why := why or shows(place.world, certificate, target.scale):
+                    raise _proxys(gate, why)
                 fire.wait(_BETWEEN)
         found = fire.judge(WindowSpec(check="all", between=["begin", "end"]))
         if found.bad:
@@ -96,35 +77,10 @@ def _played(target: Target, change: Callable[[Gate, Certificate], None]) -> str:
         return str(found)
 
 
-def _shows(gate: Gate, certificate: Certificate) -> None:
-    """New connections are shown this certificate, and no other any more."""
-    deadline = time.monotonic() + gate.seconds(_SHOWN)
-    row = 0
-    while row < _IN_A_ROW:
-        row = row + 1 if _shown(gate) == certificate.der else 0
-        if time.monotonic() > deadline and not row:
-            raise _proxys(gate, f"another certificate is shown {_SHOWN:g} s after it was replaced")
-
-
-def _shown(gate: Gate) -> bytes:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    proxy = gate.world.proxy
-    try:
-        with (
-            socket.create_connection((proxy.host, proxy.port), gate.seconds(_SHOWN)) as plain,
-            context.wrap_socket(plain) as line,
-        ):
-            return line.getpeercert(binary_form=True) or b""
-    except OSError as error:
-        raise _proxys(gate, f"a handshake failed: {error}") from error
-
-
 def _proxys(gate: Gate, message: str) -> Exception:
-    """Something is wrong with the proxy: a failure of an agent that brings its own configuration."""
-    if "render" in gate.target.agent.haproxy:
-        return gate.failed(message)
-    return HarnessFault(f"HAProxy with the shipped configuration, not the agent: {message}")
+    """A failure with the logs, where it is one of the agent's."""
+    fault = proxys(gate.target.agent, message)
+    return gate.failed(message) if isinstance(fault, AgentFault) else fault
 
 
 @check(
@@ -135,15 +91,7 @@ def _proxys(gate: Gate, message: str) -> Exception:
 )
 def runtime(target: Target) -> str:
     """`set ssl cert` and `commit ssl cert` (management.txt section 9.3)."""
-
-    def change(gate: Gate, certificate: Certificate) -> None:
-        ask = gate.world.haproxy.runtime
-        name = next((line for line in ask("show ssl cert").splitlines() if line.endswith(_FILE)), _FILE)
-        said = ask(f"set ssl cert {name} <<\n{certificate.pem}") + ask(f"commit ssl cert {name}")
-        if "Success" not in said:
-            raise _proxys(gate, f"HAProxy does not take a certificate: {said.strip()}")
-
-    return _played(target, change)
+    return _played(target, by_runtime)
 
 
 @check(
@@ -154,9 +102,4 @@ def runtime(target: Target) -> str:
 )
 def reload(target: Target) -> str:
     """The old worker finishes the handshakes and requests that it has begun."""
-
-    def change(gate: Gate, certificate: Certificate) -> None:
-        gate.world.haproxy.put(_FILE, certificate.pem)
-        gate.world.haproxy.reload()
-
-    return _played(target, change)
+    return _played(target, by_reload)

@@ -1,0 +1,97 @@
+"""HAProxy's certificate: made, replaced while people connect, and looked at."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from iamroles_scenarios.errors import AgentFault, HarnessFault
+from iamroles_scenarios.jose.keys import SigningKey
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.stage import AgentSpec, World
+
+FILE = "site.pem"
+BIND = {"IAM_BIND": f"ssl crt {FILE}"}
+"""Settings of a world whose HAProxy speaks TLS; `FILE` is one of its files."""
+_IN_A_ROW = 10
+"""Connections that must show the new certificate one after the other."""
+_SHOWN = 5.0
+"""Seconds, times the scale, until they do: a reload's old worker lets go of the socket when it is told to."""
+
+
+class Certificate:
+    """A self-signed certificate and its key."""
+
+    def __init__(self) -> None:
+        key = SigningKey("site", "ES256", ec.generate_private_key(ec.SECP256R1()))
+        self.der = key.certificate()
+        private = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        self.public = ssl.DER_cert_to_PEM_cert(self.der)
+        self.pem = self.public + private
+
+
+def trusting(*certificates: Certificate) -> ssl.SSLContext:
+    """A client that takes each of these and no other."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # one name for all: the whole counts
+    context.load_verify_locations(cadata="".join(one.public for one in certificates))
+    return context
+
+
+def by_runtime(world: World, certificate: Certificate) -> str:
+    """Replace it through the Runtime API (management.txt section 9.3), and its file for the next reload.
+
+    Returns:
+        Why that failed, or "".
+    """
+    world.haproxy.put(FILE, certificate.pem)
+    ask = world.haproxy.runtime
+    name = next((line for line in ask("show ssl cert").splitlines() if line.endswith(FILE)), FILE)
+    said = ask(f"set ssl cert {name} <<\n{certificate.pem}") + ask(f"commit ssl cert {name}")
+    return "" if "Success" in said else f"HAProxy does not take a certificate: {said.strip()}"
+
+
+def by_reload(world: World, certificate: Certificate) -> str:
+    """Replace it by its file and a reload; "" as `by_runtime`."""
+    world.haproxy.put(FILE, certificate.pem)
+    world.haproxy.reload()
+    return ""
+
+
+def shows(world: World, certificate: Certificate, scale: float) -> str:
+    """Wait until new connections are shown this certificate, and no other any more; why not, or ""."""
+    deadline = time.monotonic() + _SHOWN * scale
+    row = 0
+    while row < _IN_A_ROW:
+        try:
+            row = row + 1 if _shown(world, _SHOWN * scale) == certificate.der else 0
+        except OSError as error:
+            return f"a handshake failed: {error}"
+        if time.monotonic() > deadline and not row:
+            return f"another certificate is shown {_SHOWN:g} s after it was replaced"
+    return ""
+
+
+def _shown(world: World, within: float) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    proxy = world.proxy
+    with (
+        socket.create_connection((proxy.host, proxy.port), within) as plain,
+        context.wrap_socket(plain) as line,
+    ):
+        return line.getpeercert(binary_form=True) or b""
+
+
+def proxys(agent: AgentSpec, message: str) -> Exception:
+    """Something is wrong with the proxy: a failure of an agent that brings its own configuration."""
+    if "render" in agent.haproxy:
+        return AgentFault(message)
+    return HarnessFault(f"HAProxy with the shipped configuration, not the agent: {message}")
