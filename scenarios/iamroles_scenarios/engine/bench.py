@@ -147,7 +147,7 @@ class Bench:
         if seen is None:
             return CheckFailed(message, Evidence(expected=expected, logs=logs))
         sent = "\n".join([seen.sent, *opened(self._credential)])
-        return CheckFailed(message, Evidence(sent, expected, seen.received, seen.trace, logs))
+        return CheckFailed(message, Evidence(sent, expected, seen.received, str(seen.trace), logs))
 
 
 @contextmanager

@@ -35,7 +35,8 @@ class Observation:
     """As the backend got it."""
     sent: str = ""
     received: str = ""
-    trace: str = ""
+    trace: object = ""
+    """Becomes text when it is read, which it is of failures only."""
     at: float = 0.0
     """Epoch seconds at which the answer was complete."""
 

@@ -321,7 +321,7 @@ class _Timeline:
             sent="\n".join(filter(None, [seen.sent, *opened(token)])),
             expected=describe(expected),
             received=seen.received,
-            trace=seen.trace,
+            trace=str(seen.trace),
             logs=self._log_tails(),
         )
         self._failures[name] = (message, evidence)

@@ -220,7 +220,7 @@ class SpopPlayer:
             )
         variables = asker.decide(check, context)
         secrets = [token, *request.authorization]
-        seen = _observed(variables, redacted(_shown(check), secrets), str(asker.transcript))
+        seen = _observed(variables, redacted(_shown(check), secrets), asker.transcript.copy())
         recording.note(_shown(check), seen.received)
         return seen
 
@@ -229,7 +229,7 @@ class SpopPlayer:
             asker.close()
 
 
-def _observed(variables: Mapping[str, Any], sent: str, trace: str) -> Observation:
+def _observed(variables: Mapping[str, Any], sent: str, trace: object) -> Observation:
     def text(name: str) -> str:
         value = variables.get(name)
         return "" if value is None else str(value)

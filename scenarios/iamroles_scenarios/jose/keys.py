@@ -97,7 +97,8 @@ class SigningKey:
                 p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q),
                 rsa.RSAPublicNumbers(e, n),
             )  # fmt: skip
-            return cls(kid, algorithm, numbers.private_key())
+            # A key of the mock's own: to prove its primes takes longer than to make it.
+            return cls(kid, algorithm, numbers.private_key(unsafe_skip_rsa_key_validation=True))
         if kty == "EC":
             return cls(kid, algorithm, ec.derive_private_key(_uint(jwk["d"]), CURVES[jwk["crv"]]))
         kind = ed448.Ed448PrivateKey if jwk["crv"] == "Ed448" else ed25519.Ed25519PrivateKey

@@ -44,6 +44,10 @@ class Transcript:
         """Note what passed: `TO_AGENT`, `FROM_AGENT` or `NOTE`."""
         self.lines.append((time.monotonic() - self.started, direction, what, remark))
 
+    def copy(self) -> Transcript:
+        """As it is now."""
+        return Transcript(self.lines.copy(), self.started)
+
     def __str__(self) -> str:
         return "\n".join(
             f"{at * 1000:9.1f} ms {direction} {_shown(what)}{remark}"

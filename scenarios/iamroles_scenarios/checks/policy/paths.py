@@ -20,7 +20,7 @@ def _ask(here: Bench, token: str, trick: Trick, *, role: str = "") -> Observatio
 
 def _must(right: bool, trick: Trick, seen: Observation, what: str) -> None:
     if not right:
-        evidence = Evidence(sent=seen.sent, expected=what, received=seen.received, trace=seen.trace)
+        evidence = Evidence(sent=seen.sent, expected=what, received=seen.received, trace=str(seen.trace))
         raise CheckFailed(f"{trick.path!r} ({trick.name}): expected {what}, got {_got(seen)}", evidence)
 
 
