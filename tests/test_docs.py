@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
+(_INSTALLED,) = entry_points(group="console_scripts", name="iamroles")
+MAIN: click.Group = _INSTALLED.load()
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "conformance/SPEC.md"])
 CODE = re.compile(r"^```[^\n]*\n(?P<block>.*?)^```|`(?P<inline>[^`\n]+)`", re.MULTILINE | re.DOTALL)
@@ -54,12 +56,9 @@ def unknown(words: list[str]) -> str:
             if name.rstrip(",") not in options and not name.rstrip(",").startswith("--iamroles-"):
                 return f"{' '.join(words)}: no option {name}"
         elif command is None:
-            found = [
-                entry for entry in entry_points(group="iamroles.commands") if entry.name == word.rstrip(",")
-            ]
-            if not found:
+            command = MAIN.get_command(context, word.rstrip(","))
+            if command is None:
                 return f"{' '.join(words)}: no command {word}"
-            command = found[0].load()
         elif isinstance(command, click.Group):
             inner = command.get_command(context, word.rstrip(","))
             if inner is None:

@@ -52,7 +52,13 @@ class Model(BaseModel):
     A field's docstring is its description in the published JSON Schema: editors show it.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        defer_build=True,  # by itself no table is ever read: only the whole file is
+    )
 
 
 class AgentSettings(Model):

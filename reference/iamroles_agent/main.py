@@ -1,62 +1,65 @@
-"""The `iamroles` command: a dispatcher over the groups that installed extras contribute.
+"""The `iamroles` command: a dispatcher over the groups of the four packages.
 
-Each package names its groups under the entry point group ``iamroles.commands``; a group is loaded only
-when it is called, so `iamroles agent run` never pays for, or needs, the conformance extra.
+A group is loaded only when it is called, so `iamroles agent run` never pays for, or needs, the conformance
+extra.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+import gc
+from importlib import import_module
 
 import click
 
 from iamroles_agent import __version__
 
-_EXTRA_OF = {"conformance": "conformance", "trace": "conformance", "demo": "conformance", "load": "load"}
+_GROUPS = {
+    "agent": ("agent", "", "Run the reference SPOE agent."),
+    "audit": ("agent", "", "Verify, query, sign and prove the audit log."),
+    "bench": ("loadtests", "load", "Measure the agent and its parts."),
+    "conformance": ("conformance", "conformance", "Judge an agent against the specification."),
+    "demo": ("scenarios", "conformance", "Walk through allow, deny, expiry, overlap and rotation."),
+    "load": ("loadtests", "load", "Measure token-check latency through HAProxy."),
+    "policy": ("agent", "", "Check, explain, compare and render a policy."),
+    "revoke": ("agent", "", "Take access away at once."),
+    "sessions": ("agent", "", "Show and end open streams."),
+    "token": ("agent", "", "Mint and inspect test tokens."),
+    "trace": ("conformance", "conformance", "Decode a captured SPOP byte stream."),
+}
+"""By name: the package whose `commands` has a module of that name, the extra that it needs, what it does."""
 
 
 class _Commands(click.Group):
-    """A click group whose members are entry points, loaded on use."""
-
-    def _found(self) -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group="iamroles.commands")}
+    """A click group whose members are loaded on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return sorted(self._found())
+        return list(_GROUPS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        entry = self._found().get(cmd_name)
-        if entry is None:
+        if cmd_name not in _GROUPS:
             return None
+        package, extra, _ = _GROUPS[cmd_name]
+        gc.disable()  # what is imported stays: looking through it again and again takes a tenth of a start
         try:
-            command = entry.load()
+            module = import_module(f"iamroles_{package}.commands.{cmd_name}")
         except ModuleNotFoundError as error:
-            extra = _EXTRA_OF.get(cmd_name)
-            if extra is None or (error.name or "").startswith("iamroles_"):
+            if not extra or (error.name or "").startswith("iamroles_"):
                 raise
             raise click.ClickException(
                 f"`iamroles {cmd_name}` needs the package {error.name!r}: "
                 f"pip install 'haproxy-iam-roles[{extra}]'"
             ) from error
-        assert isinstance(command, click.Command)  # noqa: S101 - an entry point of this distribution
+        finally:
+            gc.freeze()
+            gc.enable()
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)  # noqa: S101 - each module has one of its name
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the groups without loading them: their help must not need every extra."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _SUMMARY.get(name, "")) for name in self.list_commands(ctx)])
-
-
-_SUMMARY = {
-    "agent": "Run the reference SPOE agent.",
-    "policy": "Check, explain, compare and render a policy.",
-    "audit": "Verify, query, sign and prove the audit log.",
-    "token": "Mint and inspect test tokens.",
-    "conformance": "Judge an agent against the specification.",
-    "trace": "Decode a captured SPOP byte stream.",
-    "load": "Measure token-check latency through HAProxy.",
-    "demo": "Walk through allow, deny, expiry, overlap and rotation.",
-}
+            formatter.write_dl([(name, summary) for name, (_, _, summary) in _GROUPS.items()])
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -129,14 +129,7 @@ class Worker:
             end.cancel()
             return
         assert self.gate is not None  # noqa: S101 - the policy was built
-        server = Server(
-            self.gate,
-            self.config.agent,
-            sock=self.birth.listener,
-            stats=self.connections,
-            counts=self.birth.counts,
-            place=self.index,
-        )
+        server = Server(self.gate, self.config.agent, sock=self.birth.listener, stats=self.connections)
         await server.start()
         self.link.send(message("serving"))
         await end
