@@ -13,6 +13,7 @@ import click
 
 from iamroles_conformance.commands.options import Command
 from iamroles_conformance.errors import ExitCode
+from iamroles_conformance.selftest.nursery import Nursery
 from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Accusation, MutantResult, Selftest
 from iamroles_conformance.subject import default_agent_toml
@@ -82,8 +83,8 @@ def _named(found: str, wanted: str) -> bool:
 
 
 def _judged(chosen: list[Mutant], jobs: int, time_scale: float) -> list[MutantResult]:
-    with open_stage("processes") as stage:
-        run = Selftest(stage, AgentSpec.load(default_agent_toml()), scale=time_scale)
+    with Nursery() as nursery, open_stage("processes") as stage:
+        run = Selftest(stage, AgentSpec.load(default_agent_toml()), nursery, scale=time_scale)
         for result in run.baseline(chosen):
             click.echo(f"{'SOUND':10} {result.check} does not pass on the sound agent: {result.message}")
         return run.run(chosen, side_by_side=jobs, on_outcome=lambda outcome: click.echo(line(outcome)))
@@ -108,8 +109,8 @@ def _tolerate(
             click.echo(f"{found.id:34} {found.title}")
         sys.exit(ExitCode.PASSED)
     started, accused = time.monotonic(), 0
-    with open_stage("processes") as stage:
-        run = Selftest(stage, AgentSpec.load(default_agent_toml()), scale=time_scale)
+    with Nursery() as nursery, open_stage("processes") as stage:
+        run = Selftest(stage, AgentSpec.load(default_agent_toml()), nursery, scale=time_scale)
 
         def one(behaviours: list[Mutant], families: set[str] | None) -> list[Accusation]:
             return run.tolerant(behaviours, families)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+from iamroles_conformance.selftest.nursery import Nursery
 from iamroles_conformance.selftest.registry import Mutant
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import LANES, PROXY_LANES, Lane, PlannedCheck
@@ -83,12 +84,13 @@ class Selftest:
     Args:
         stage: where the agents are started; shared, each mutant has issuers of its own.
         spec: the reference agent's `agent.toml`.
+        nursery: where the agents come from.
         scale: multiplies deadlines.
     """
 
-    def __init__(self, stage: Stage, spec: AgentSpec, *, scale: float = 1.0) -> None:
+    def __init__(self, stage: Stage, spec: AgentSpec, nursery: Nursery, *, scale: float = 1.0) -> None:
         self._stage = stage
-        self._spec = spec
+        self._spec = replace(spec, popen=nursery.start)
         self._scale = scale
         self._numbers = itertools.count(1)
         self._planned = cheapest(plan())
@@ -105,7 +107,7 @@ class Selftest:
         checks = self.checks_for({name for found in chosen for name in found.kills})
         red: list[CheckResult] = []
         for _ in range(2):  # as for the tolerant twin: a busy host fails once
-            results = self._run(self._spec, checks)
+            results = self._run(self._mutated([]), checks)
             self._sound.update({result.check: result.verdict for result in results})
             red = [result for result in results if result.verdict is not Verdict.PASS]
             failing = {result.check for result in red}
@@ -203,7 +205,9 @@ class Selftest:
         """The reference agent, and its rendering for HAProxy, with the mutants in it; a plain process."""
         ids = ",".join(mutant.id for mutant in chosen)
         child = (sys.executable, "-m", _CHILD, ids)
-        spec = replace(self._spec, name=f"mutant {ids}", build="", command=(*child, *self._spec.command[1:]))
+        spec = replace(
+            self._spec, name=f"mutant {ids}".rstrip(), build="", command=(*child, *self._spec.command[1:])
+        )
         if any(mutant.proxy for mutant in chosen):
             return replace(spec, haproxy={**spec.haproxy, "render": [*child, *SHIPPED[1:]]})
         return spec

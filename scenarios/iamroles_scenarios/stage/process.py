@@ -8,10 +8,10 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from iamroles_scenarios.errors import AgentFileError, StageError
 from iamroles_scenarios.stage.guard import Guard
@@ -21,6 +21,19 @@ _PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
 """For agents in Python: what they say is heard at once, and a hundred starts compile them once."""
 _STANDS = 5.0
 """Seconds that a process has to stand still."""
+
+
+class Started(Protocol):
+    """What is used of a `subprocess.Popen`."""
+
+    pid: int
+    returncode: int | None
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
+
+    def wait(self) -> int:
+        """Wait for its end, reap it, and give the exit code (negative: the signal)."""
 
 
 class Child:
@@ -36,6 +49,7 @@ class Child:
         guard: is told of the process group.
         env: additions to the environment.
         fds: descriptors that the child keeps, under the same numbers.
+        popen: what starts it, called as `subprocess.Popen` is.
 
     Raises:
         StageError: the command cannot be started.
@@ -50,11 +64,12 @@ class Child:
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         cwd: Path | None = None,
+        popen: Callable[..., Started] = subprocess.Popen,
     ) -> None:
         self.name = name
         self._guard = guard
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - a part of the stage, or agent.toml's command
+            self._process = popen(
                 argv,
                 stdin=subprocess.PIPE,  # never written: its end tells a part that the stage has gone
                 stdout=subprocess.PIPE,

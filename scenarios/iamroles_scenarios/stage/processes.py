@@ -106,7 +106,8 @@ class AgentProcess:
     def start(self) -> Part:
         """Start the agent's command with IAMROLES_WORLD."""
         env = {**self._spec.env, "IAMROLES_WORLD": str(self._world)}
-        return Child("agent", self._spec.argv(), self._guard, env=env, cwd=self._spec.directory)
+        spec = self._spec
+        return Child("agent", spec.argv(), self._guard, env=env, cwd=spec.directory, popen=spec.popen)
 
     def reached(self, ready: Mapping[str, Any]) -> tuple[str, str]:
         """The same address for HAProxy and the suite."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from iamroles_scenarios.errors import AgentFileError
+from iamroles_scenarios.stage.process import Started
 
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
 _LAUNCH = {"command", "image", "address", "build", "env", "ready_within"}
@@ -55,6 +57,8 @@ class AgentSpec:
     haproxy: dict[str, Any] = field(default_factory=dict)
     known_failures: dict[str, str] = field(default_factory=dict)
     """Reason by check id."""
+    popen: Callable[..., Started] = subprocess.Popen
+    """What starts its process, called as `subprocess.Popen` is; `agent.toml` has no say in it."""
 
     @classmethod
     def load(cls, path: Path | str) -> AgentSpec:

@@ -1,0 +1,159 @@
+"""Starts mutated agents by fork, from one process that has imported the agent and every mutant once.
+
+An agent's start is mostly imports, and the self-test starts a thousand. What it gets here is what
+`subprocess.Popen` would have given: a process of its own, child of the judge, leader of its group, with its
+own pipes, environment, directory, signals and exit code. The kernel makes the fork a child of the judge and
+not of this process (CLONE_PARENT of clone(2)). Only a process of one thread may call that by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from iamroles_scenarios.stage.process import Started
+
+_CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
+"""Number of clone(2); without one each agent starts by itself."""
+_CLONE_PARENT = 0x8000
+_LONGEST = 1 << 20
+"""Bytes of an order: arguments and environment."""
+
+
+class Forked:
+    """What the stage uses of a `subprocess.Popen` (`stage.process.Started`).
+
+    Args:
+        pid: a child of this process.
+        pipes: this process's ends of its standard streams.
+    """
+
+    def __init__(self, pid: int, pipes: Sequence[int]) -> None:
+        self.pid = pid
+        self.stdin: IO[bytes] | None = os.fdopen(pipes[0], "wb", 0)
+        self.stdout: IO[bytes] | None = os.fdopen(pipes[1], "rb")
+        self.stderr: IO[bytes] | None = os.fdopen(pipes[2], "rb")
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+
+    def wait(self) -> int:
+        """See `Started`."""
+        with self._lock:
+            if self.returncode is None:
+                self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            return self.returncode
+
+
+class Nursery:
+    """The judge's end; a context manager. Thread-safe."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for side in (ours, theirs):
+            side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
+        self._socket, self._lock = ours, threading.Lock()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - this very module
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},  # as the stage starts an agent
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        **how: Any,  # noqa: ANN401 - of Popen; the stage asks for what is done here
+    ) -> Started:
+        """Start `python -m iamroles_conformance.selftest.mutants MUTANTS…`, in a group of its own.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        if _CLONE is None:
+            return subprocess.Popen(argv, env=env, cwd=cwd, **how)  # noqa: S603 - as the stage would
+        order = json.dumps([argv[3:], dict(env), str(cwd or Path.cwd())]).encode()
+        (theirs_in, ours_in), (ours_out, theirs_out), (ours_err, theirs_err) = (os.pipe() for _ in range(3))
+        theirs = [theirs_in, theirs_out, theirs_err]
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [order], theirs)
+                pid = int(self._socket.recv(64) or b"0")
+        finally:
+            for number in theirs:
+                os.close(number)
+        if not pid:
+            raise OSError(None, "the nursery has ended")
+        return Forked(pid, [ours_in, ours_out, ours_err])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        self._process.wait()
+
+
+def _fork() -> int:
+    """As `os.fork`, of a sibling."""
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    pid: int = ctypes.PyDLL(None).syscall(_CLONE, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
+    if pid:
+        python.PyOS_AfterFork_Parent()
+    else:
+        python.PyOS_AfterFork_Child()
+    return pid
+
+
+def _born(orders: socket.socket) -> list[str]:
+    """Fork for each order. Returns in the children alone, with the arguments; ends with the judge."""
+    while True:
+        order, numbers, _, _ = socket.recv_fds(orders, _LONGEST, 3)
+        if not order:
+            sys.exit()
+        pid = _fork()
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)  # by both: the group is there before either goes on
+        if pid:
+            orders.send(str(pid).encode())
+            for number in numbers:
+                os.close(number)
+            continue
+        for place, number in enumerate(numbers):
+            os.dup2(number, place)
+            os.close(number)
+        orders.close()
+        argv, env, directory = json.loads(order)
+        os.environ.clear()
+        os.environ.update(env)
+        os.chdir(directory)
+        return list(argv)
+
+
+if __name__ == "__main__":
+    from iamroles_conformance.selftest.mutants.__main__ import main
+    from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, mutants
+
+    mutants((*FAMILIES, TOLERANT))
+    gc.freeze()
+    main(_born(socket.socket(fileno=int(sys.argv[1]))))
