@@ -6,19 +6,12 @@ to one is a failure by itself.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
-
-from iamroles_scenarios.wire.client import check_arguments, context_arguments, question
-from iamroles_scenarios.wire.codec import string, varint
+from iamroles_scenarios.wire.client import context_arguments, question
+from iamroles_scenarios.wire.codec import varint
 from iamroles_scenarios.wire.frames import (
     Flags,
     Frame,
@@ -30,7 +23,7 @@ from iamroles_scenarios.wire.frames import (
 )
 
 _ODD_BYTES = (0x00, 0x01, 0x07, 0x0F, 0x10, 0x11, 0x7F, 0x80, 0xEF, 0xF0, 0xF8, 0xFF)
-_ODD_IDS = (0, 1, 239, 240, 2287, 2288, 2**31 - 1, 2**32, 2**63, 2**64 - 1)
+ODD_IDS = (0, 1, 239, 240, 2287, 2288, 2**31 - 1, 2**32, 2**63, 2**64 - 1)
 _ODD_LENGTHS = (0, 1, 6, 7, 255, 16380, 16381, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF)
 _GRAMMAR_SHARE = 4
 """One input of so many comes from the grammar."""
@@ -51,8 +44,10 @@ class Input:
 
 def inputs(number: int, count: int) -> Iterator[Input]:
     """So many inputs for a seed."""
+    from iamroles_scenarios.wire.fuzz_grammar import from_grammar  # noqa: PLC0415 - hypothesis is slow to import
+
     dice = random.Random(number)  # noqa: S311 - a fuzzer's dice must be repeatable
-    grammar = iter(_from_grammar(number, count // _GRAMMAR_SHARE + 1))
+    grammar = iter(from_grammar(number, count // _GRAMMAR_SHARE + 1))
     for index in range(count):
         if index % _GRAMMAR_SHARE == 0:
             yield Input(next(grammar))
@@ -122,7 +117,7 @@ def _cut(dice: random.Random, body: bytearray) -> None:
 def _insert(dice: random.Random, body: bytearray) -> None:
     start = _place(dice, body)
     body[start:start] = dice.choice(
-        (dice.randbytes(dice.randrange(1, 9)), varint(dice.choice(_ODD_IDS)), b"\xff" * 11, bytes(8))
+        (dice.randbytes(dice.randrange(1, 9)), varint(dice.choice(ODD_IDS)), b"\xff" * 11, bytes(8))
     )
 
 
@@ -136,7 +131,7 @@ def _head(dice: random.Random, body: bytearray) -> None:
     """Another type, other flags, other ids on the same payload."""
     kind = dice.choice((*FrameType, 4, 42, 255))
     flags = dice.choice((0, Flags.FIN, Flags.FIN | Flags.ABORT, Flags.ABORT, 0xFFFFFFFF, 0x80000001))
-    ids = varint(dice.choice(_ODD_IDS)) + varint(dice.choice(_ODD_IDS))
+    ids = varint(dice.choice(ODD_IDS)) + varint(dice.choice(ODD_IDS))
     body[:7] = bytes([kind]) + int(flags).to_bytes(4, "big") + ids
 
 
@@ -156,77 +151,3 @@ _DAMAGE: tuple[Callable[[random.Random, bytearray], None], ...] = (
     *(_flip, _flip, _odd_byte, _odd_byte, _cut, _insert, _double),
     *(_head, _splice, _argument_count),
 )
-
-
-# --- grammar ----------------------------------------------------------------------------------------------
-
-_NAMES = st.sampled_from(
-    [b"iam-check", b"iam-context", b"", b"x", b"\xff\xfe", b"iam-check\x00", b"n" * 300]
-) | st.binary(max_size=12)
-_ARGUMENTS = st.sampled_from([name.encode() for name in check_arguments({})]) | _NAMES
-_LENGTHS = st.sampled_from([0, 1, 239, 240, 2287, 2288])
-_VALUES = st.one_of(
-    st.sampled_from([b"\x00", b"\x01", b"\x11", b"\xf1", b"\x21"]),
-    st.builds(
-        lambda kind, number: bytes([kind]) + varint(number), st.integers(2, 5), st.integers(0, 2**64 - 1)
-    ),
-    st.builds(lambda raw: b"\x06" + raw, st.binary(min_size=4, max_size=4)),
-    st.builds(lambda raw: b"\x07" + raw, st.binary(min_size=16, max_size=16)),
-    st.builds(
-        lambda kind, raw: bytes([kind]) + string(raw), st.sampled_from([8, 9, 0x18]), st.binary(max_size=40)
-    ),
-    st.builds(lambda length: b"\x08" + string(b"/" * length), _LENGTHS),
-    st.builds(lambda kind, raw: bytes([kind]) + raw, st.integers(10, 255), st.binary(max_size=8)),
-)
-_MESSAGES = st.builds(
-    lambda name, pairs, lie: (
-        string(name)
-        + bytes([(len(pairs) + lie) % 256])
-        + b"".join(string(key) + value for key, value in pairs)
-    ),
-    _NAMES,
-    st.lists(st.tuples(_ARGUMENTS, _VALUES), max_size=9),
-    st.sampled_from([0, 0, 0, 0, 1, -1, 200]),
-)
-_NOTIFIES = st.builds(
-    lambda messages, stream_id, frame_id: Frame(
-        FrameType.NOTIFY, stream_id, frame_id, b"".join(messages)
-    ).encode(),
-    st.lists(_MESSAGES, max_size=3),
-    st.sampled_from(_ODD_IDS),
-    st.sampled_from(_ODD_IDS),
-)
-
-
-@contextmanager
-def _caches_elsewhere() -> Iterator[None]:
-    """hypothesis keeps its caches in the user's cache folder, not where a vendor runs the suite."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    set_hypothesis_home_dir(cache / "iamroles" / "hypothesis")
-    try:
-        yield
-    finally:
-        set_hypothesis_home_dir(None)
-
-
-def _from_grammar(number: int, count: int) -> list[bytes]:
-    """NOTIFYs whose parts are right one by one and odd together."""
-    found: list[bytes] = []
-
-    @seed(number)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(_NOTIFIES)
-    def gather(raw: bytes) -> None:
-        found.append(raw)
-
-    with _caches_elsewhere():
-        gather()
-    while len(found) < count:  # hypothesis stops early when it believes that it has seen everything
-        found.append(found[len(found) // 2])
-    return found

@@ -9,8 +9,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
@@ -21,7 +22,9 @@ from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Place
 from iamroles_scenarios.errors import CheckFailed, Evidence, RecipeError
 from iamroles_scenarios.jose.encoding import b64url_decode
-from iamroles_scenarios.mock.clients import CloudClient, SessionKeys
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import CloudClient, SessionKeys
 
 ACTION = "GetCallerIdentity"
 OTHER_ACCOUNT = "222222222222"
@@ -231,7 +234,7 @@ def auth(target: Target) -> None:
     """Most are well formed: only STS can tell."""
     with caller(target, "auth") as one:
         keys, other = one.session(), one.session("passer-by")
-        mixed = SessionKeys(keys.access_key_id, keys.secret_access_key, other.session_token)
+        mixed = replace(keys, session_token=other.session_token)
         one.expect("a sound credential", one.credential(keys), ALLOWED)
         wrong: dict[str, str] = {
             "a wrong secret": one.credential(keys, secret="wrong"),  # noqa: S106 - a recipe's word

@@ -12,7 +12,6 @@ from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import ALLOWED, Pending, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
-from iamroles_scenarios.mock.answers import NAMESPACES
 
 _TROUBLE = refused("sts_unavailable", status=503)
 _NOT_BELIEVED = refused(
@@ -72,7 +71,7 @@ def _xml(shape: Any) -> str:  # noqa: ANN401 - JSON
         return "".join(f"<member>{_xml(one)}</member>" for one in shape)
     if not isinstance(shape, dict):
         return str(shape)
-    space = f' xmlns="{NAMESPACES["sts"]}"'
+    space = ' xmlns="https://sts.amazonaws.com/doc/2011-06-15/"'
     return "".join(
         f"<{key}{space if key == 'GetCallerIdentityResponse' else ''}>{_xml(one)}</{key}>"
         for key, one in shape.items()
