@@ -6,6 +6,7 @@ import sys
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.resources import files
 from typing import NoReturn
 
@@ -84,10 +85,14 @@ def _named(found: str, wanted: str) -> bool:
 
 def _judged(chosen: list[Mutant], jobs: int, time_scale: float) -> list[MutantResult]:
     with Nursery() as nursery, open_stage("processes") as stage:
-        run = Selftest(stage, AgentSpec.load(default_agent_toml()), nursery, scale=time_scale)
+        run = Selftest(stage, _reference(nursery), scale=time_scale)
         for result in run.baseline(chosen):
             click.echo(f"{'SOUND':10} {result.check} does not pass on the sound agent: {result.message}")
         return run.run(chosen, side_by_side=jobs, on_outcome=lambda outcome: click.echo(line(outcome)))
+
+
+def _reference(nursery: Nursery) -> AgentSpec:
+    return replace(AgentSpec.load(default_agent_toml()), popen=nursery.start)
 
 
 def _permitted(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
@@ -110,7 +115,7 @@ def _tolerate(
         sys.exit(ExitCode.PASSED)
     started, accused = time.monotonic(), 0
     with Nursery() as nursery, open_stage("processes") as stage:
-        run = Selftest(stage, AgentSpec.load(default_agent_toml()), nursery, scale=time_scale)
+        run = Selftest(stage, _reference(nursery), scale=time_scale)
 
         def one(behaviours: list[Mutant], families: set[str] | None) -> list[Accusation]:
             return run.tolerant(behaviours, families)

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from iamroles_conformance.selftest.nursery import Nursery
 from iamroles_conformance.selftest.registry import Mutant
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import LANES, PROXY_LANES, Lane, PlannedCheck
@@ -84,13 +83,12 @@ class Selftest:
     Args:
         stage: where the agents are started; shared, each mutant has issuers of its own.
         spec: the reference agent's `agent.toml`.
-        nursery: where the agents come from.
         scale: multiplies deadlines.
     """
 
-    def __init__(self, stage: Stage, spec: AgentSpec, nursery: Nursery, *, scale: float = 1.0) -> None:
+    def __init__(self, stage: Stage, spec: AgentSpec, *, scale: float = 1.0) -> None:
         self._stage = stage
-        self._spec = replace(spec, popen=nursery.start)
+        self._spec = spec
         self._scale = scale
         self._numbers = itertools.count(1)
         self._planned = cheapest(plan())
