@@ -15,7 +15,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -281,7 +281,7 @@ class Containers(StageKind):
         self._directory = Path(tempfile.mkdtemp(prefix="iamroles-"))
         self._guard.note(f"dir {self._directory}")
         self._echoes: dict[frozenset[str], tuple[Part, dict[str, str]]] = {}
-        self._mocks: dict[str, MockBox] = {}
+        self._mocks: list[MockBox] = []
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="stage")
         try:
@@ -306,13 +306,10 @@ class Containers(StageKind):
         """The network's gateway is this host."""
         return self._net.gateway
 
-    def start_mocks(self) -> dict[str, Mock]:
-        """Both at once; neither is waited for."""
-        started: dict[str, Future[MockBox]] = {
-            name: self._pool.submit(MockBox, name, self._net, self._python) for name in ("idp", "cloud")
-        }
-        self._mocks = {name: future.result() for name, future in started.items()}
-        return dict(self._mocks)
+    def start_mock(self, name: str) -> Mock:
+        """A container of its own; it is not waited for."""
+        self._mocks.append(MockBox(name, self._net, self._python))
+        return self._mocks[-1]
 
     def echo(self, names: frozenset[str]) -> tuple[Part, dict[str, str]]:
         """One container serves all names of a world; worlds with the same names share it."""
@@ -355,7 +352,7 @@ class Containers(StageKind):
 
     def close(self) -> None:
         """Remove containers and network; the guard does what could not be removed."""
-        boxes = [mock.part for mock in self._mocks.values()] + [part for part, _ in self._echoes.values()]
+        boxes = [mock.part for mock in self._mocks] + [part for part, _ in self._echoes.values()]
         for done in [self._pool.submit(box.kill) for box in boxes]:
             done.result()
         self._pool.shutdown()

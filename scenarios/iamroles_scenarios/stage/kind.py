@@ -94,8 +94,8 @@ class StageKind(ABC):
         """An address of this host on which HAProxy reaches what listens in this process."""
 
     @abstractmethod
-    def start_mocks(self) -> dict[str, Mock]:
-        """Start `idp` and `cloud`, side by side, without waiting for them."""
+    def start_mock(self, name: str) -> Mock:
+        """Start `idp` or `cloud`, without waiting for it; it ends with the stage."""
 
     @abstractmethod
     def echo(self, names: frozenset[str]) -> tuple[Part, dict[str, str]]:

@@ -190,7 +190,7 @@ class Processes(StageKind):
         self._directory = Path(tempfile.mkdtemp(prefix="iamroles-", dir=_short_directory()))
         self._guard.note(f"dir {self._directory}")
         self._echoes: dict[frozenset[str], tuple[Child, dict[str, str]]] = {}
-        self._mocks: dict[str, MockProcess] = {}
+        self._mocks: list[MockProcess] = []
         self._lock = threading.Lock()
 
     @property
@@ -198,10 +198,10 @@ class Processes(StageKind):
         """Loopback."""
         return LOOPBACK
 
-    def start_mocks(self) -> dict[str, Mock]:
-        """Both at once; neither is waited for."""
-        self._mocks = {name: MockProcess(name, self._guard) for name in ("idp", "cloud")}
-        return dict(self._mocks)
+    def start_mock(self, name: str) -> Mock:
+        """A process of its own; it is not waited for."""
+        self._mocks.append(MockProcess(name, self._guard))
+        return self._mocks[-1]
 
     def echo(self, names: frozenset[str]) -> tuple[Part, dict[str, str]]:
         """One process serves all names of a world; worlds with the same names share it."""
@@ -244,8 +244,7 @@ class Processes(StageKind):
 
     def close(self) -> None:
         """Stop what still runs and remove the directory."""
-        parts = [*self._mocks.values()]
-        for mock in parts:
+        for mock in self._mocks:
             mock.part.kill()
         for part, _ in self._echoes.values():
             part.kill()

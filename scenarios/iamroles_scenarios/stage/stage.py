@@ -25,12 +25,27 @@ if TYPE_CHECKING:
 KINDS = ("auto", "containers", "processes")
 
 
+class _Mocks:
+    """The mocks by name, each started when it is first asked for. Thread-safe."""
+
+    def __init__(self, kind: StageKind) -> None:
+        self._kind = kind
+        self._lock = threading.Lock()
+        self.started: dict[str, Mock] = {}
+
+    def __getitem__(self, name: str) -> Mock:
+        with self._lock:
+            if name not in self.started:
+                self.started[name] = self._kind.start_mock(name)
+            return self.started[name]
+
+
 class _Urls(Mapping[str, str]):
     """`{idp}` and `{sts}` as the agent sees them; asking for one waits until that mock is ready."""
 
     _PARTS: ClassVar[dict[str, str]] = {"idp": "idp", "sts": "cloud"}
 
-    def __init__(self, mocks: Mapping[str, Mock]) -> None:
+    def __init__(self, mocks: _Mocks) -> None:
         self._mocks = mocks
 
     def __getitem__(self, name: str) -> str:
@@ -56,7 +71,7 @@ class Stage:
         self.kind = kind.kind
         self.why = why
         self._kind = kind
-        self._mocks = kind.start_mocks()
+        self._mocks = _Mocks(kind)
         self.urls: Mapping[str, str] = _Urls(self._mocks)
         self._worlds: set[World] = set()
         self._numbers = itertools.count(1)
@@ -146,7 +161,7 @@ class Stage:
 
     def logs(self) -> dict[str, str]:
         """Log tails of the mocks."""
-        return {name: mock.part.log() for name, mock in self._mocks.items()}
+        return {name: mock.part.log() for name, mock in list(self._mocks.started.items())}
 
     def close(self) -> None:
         """Close every world, then the mocks; idempotent."""
