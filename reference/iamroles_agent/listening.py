@@ -67,47 +67,6 @@ def listen_on(sock: socket.socket) -> None:
     sock.setblocking(False)
 
 
-def listeners(listen: str, places: int) -> tuple[socket.socket, ...]:
-    """Listen on an address for several processes: a socket each for TCP, a shared one for a Unix path.
-
-    The parent holds them all its life, so a connection that waits in a dead worker's queue is answered by the
-    worker that comes after. SO_REUSEPORT is set only after the first is bound. So the kernel lets this user's
-    sockets join, but the binding itself still fails where another agent listens: two agents never share a
-    port by mistake.
-
-    Raises:
-        StartError: as `bind`.
-    """
-    first = bind(listen)
-    if first.family == socket.AF_UNIX or places == 1:
-        listen_on(first)
-        return (first,) * places
-    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    socks = [first]
-    try:
-        socks += [_join(first) for _ in range(places - 1)]
-        for sock in socks:
-            listen_on(sock)
-    except StartError:
-        for sock in socks:
-            sock.close()
-        raise
-    return tuple(socks)
-
-
-def _join(first: socket.socket) -> socket.socket:
-    """One more socket on an address; the kernel spreads connections over them."""
-    sock = socket.socket(first.family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        sock.bind(first.getsockname())
-    except OSError as error:
-        sock.close()
-        raise _refused(address_of(first), error) from None
-    return sock
-
-
 def address_of(sock: socket.socket) -> str:
     """The address in the form that the configuration and HAProxy use, the real port in place of 0."""
     name = sock.getsockname()

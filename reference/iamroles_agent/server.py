@@ -15,11 +15,11 @@ import asyncio
 import logging
 import select
 import socket
-import sys
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from iamroles_agent import listening
+from iamroles_agent.accepting import Acceptor
 from iamroles_agent.config import AgentSettings
 from iamroles_agent.spop import actions as action_codec
 from iamroles_agent.spop.connection import (
@@ -97,6 +97,7 @@ class Server:
         settings: address, limits and timeouts.
         sock: a bound socket of someone else to use in place of `settings.listen`.
         stats: counters to fill; a new object if absent.
+        counts, place: see `Acceptor`.
     """
 
     def __init__(
@@ -106,6 +107,8 @@ class Server:
         *,
         sock: socket.socket | None = None,
         stats: ConnectionStats | None = None,
+        counts: memoryview | None = None,
+        place: int = 0,
     ) -> None:
         self.gate = gate
         self.settings = settings
@@ -113,7 +116,9 @@ class Server:
         self.peers: set[_Peer] = set()
         self.address = ""
         self._sock = sock
-        self._listener: asyncio.Server | None = None
+        self._counts, self._place = counts, place
+        self._acceptor: Acceptor
+        self._coming: set[asyncio.Task[None]] = set()
         self._emptied = asyncio.Event()
 
     async def start(self) -> str:
@@ -128,18 +133,21 @@ class Server:
         sock = self._sock or listening.bind(self.settings.listen)
         listening.listen_on(sock)
         self.address = listening.address_of(sock)
-        loop = asyncio.get_running_loop()
-        if sock.family == socket.AF_UNIX:
-            # From Python 3.13 on the loop would remove the file, though other workers may still serve it.
-            keep_file: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-            self._listener = await loop.create_unix_server(
-                lambda: _Peer(self), sock=sock, backlog=listening.BACKLOG, **keep_file
-            )
-        else:
-            self._listener = await loop.create_server(
-                lambda: _Peer(self), sock=sock, backlog=listening.BACKLOG
-            )
+        self._acceptor = Acceptor(sock, self._accepted, self._counts, self._place)
         return self.address
+
+    def _accepted(self, sock: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(sock))
+        self._coming.add(task)
+        task.add_done_callback(self._coming.discard)
+
+    async def _connect(self, sock: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Peer(self), sock)
+        except OSError as error:
+            log.warning("a connection could not be taken: %s", error)
+            sock.close()
+            self._acceptor.closed()
 
     async def drain(self, *, gently: bool = False) -> None:
         """Stop accepting, answer what is in flight, say goodbye; returns when all connections are closed.
@@ -150,12 +158,13 @@ class Server:
 
         After `drain_timeout` what is still undecided is denied with `internal_error`.
         """
-        if self._listener is not None:
-            # Whoever connected before the end was told to this process is still accepted and answered.
-            await asyncio.sleep(DRAIN_GRACE)
-            self._listener.close()
-            if self._sock is None:
-                listening.remove_unix(self.address)
+        # Whoever connected before the end was told to this process is still accepted and answered.
+        await asyncio.sleep(DRAIN_GRACE)
+        self._acceptor.stop()
+        if self._sock is None:
+            listening.remove_unix(self.address)
+        if self._coming:
+            await asyncio.wait(self._coming)
         if gently:
             await self._leave()
         for peer in tuple(self.peers):
@@ -194,9 +203,12 @@ class Server:
 
     def forget(self, peer: _Peer) -> None:
         """A connection is closed."""
-        self.peers.discard(peer)
-        if not self.peers:
-            self._emptied.set()
+        self._acceptor.closed()
+        if peer in self.peers:
+            self.stats.open -= 1
+            self.peers.remove(peer)
+            if not self.peers:
+                self._emptied.set()
 
 
 class _Peer(asyncio.Protocol):
@@ -275,9 +287,7 @@ class _Peer(asyncio.Protocol):
             log.info("%s vanished with %d decisions under way", self._name, len(self._pending))
         self._ending = True
         self._forget_pending()
-        if self in self._server.peers:
-            self._stats.open -= 1
-            self._server.forget(self)
+        self._server.forget(self)
 
     # What the server calls
 

@@ -30,6 +30,7 @@ from schedule_world import (
     source,
 )
 
+from iamroles_agent.accepting import shared_counts
 from iamroles_agent.clocks import Clocks
 from iamroles_agent.control.channel import ChannelError, Frames, message
 from iamroles_agent.control.document import KEYS as KEYS_PART
@@ -191,7 +192,7 @@ class Agent:
             document=self.plane.document,
             channel=Ear(),  # type: ignore[arg-type]
             listener=Ear(),  # type: ignore[arg-type]
-            listeners=(),
+            counts=shared_counts(max(effect.place, 0) + 1),
             turn=0,
             used=self.plane.used,
             why=effect.why,

@@ -130,6 +130,8 @@ class Ear:
     """A listening socket, as far as the agent looks at one."""
 
     family = socket.AF_INET
+    waiting: Pipe
+    """The connection that is accepted next."""
 
     def listen(self, backlog: int) -> None:
         pass
@@ -140,16 +142,11 @@ class Ear:
     def getsockname(self) -> tuple[str, int]:
         return "127.0.0.1", 1
 
+    def accept(self) -> tuple[Any, None]:
+        return self.waiting, None
+
     def close(self) -> None:
         pass
-
-
-class _Listening:
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-
-    def close(self) -> None:
-        self._loop.accept = None
 
 
 class Loop(asyncio.AbstractEventLoop):
@@ -165,8 +162,9 @@ class Loop(asyncio.AbstractEventLoop):
         self.time = time  # type: ignore[method-assign,assignment]
         self.pipe, self._wrong = pipe, wrong
         self.jobs: list[Job] = []
+        self.ear: Ear | None = None
         self.accept: Callable[[], Any] | None = None
-        """Makes the protocol of a connection, while the process listens."""
+        """Accepts what waits at `ear`, while the process listens."""
         self.terminate: Callable[[], object] | None = None
         """What SIGTERM does."""
         self._ready: deque[asyncio.Handle] = deque()
@@ -247,9 +245,17 @@ class Loop(asyncio.AbstractEventLoop):
         protocol = self.pipe.protocol = factory()
         return self.pipe, protocol
 
-    async def create_server(self, factory: Any, **about: Any) -> Any:
-        self.accept = factory
-        return _Listening(self)
+    def add_reader(self, ear: Any, callback: Any, *args: Any) -> None:
+        self.ear, self.accept = ear, callback
+
+    def remove_reader(self, ear: Any) -> bool:
+        self.accept = None
+        return True
+
+    async def connect_accepted_socket(self, factory: Any, pipe: Any, **about: Any) -> Any:
+        pipe.protocol = factory()
+        pipe.protocol.connection_made(pipe)
+        return pipe, pipe.protocol
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

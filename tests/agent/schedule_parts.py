@@ -195,9 +195,9 @@ class Line:
         self._buffer = FrameBuffer(1 << 20)
         self._numbers = 0
         self.pipe = Pipe(self._receive)
-        self.pipe.protocol = process.step(process.loop.accept)
+        process.loop.ear.waiting = self.pipe
         process.lines.append(self)
-        process.step(lambda: self.pipe.protocol.connection_made(self.pipe))
+        process.step(process.loop.accept)
         self.pipe.held.append(hello())
 
     def ask(self, asked: Asked) -> None:

@@ -3,7 +3,8 @@
 Each worker's gate tells its pid and the policy in force there, which is the text of the state file. The text
 also says how to behave: `refuse` and `die` at the start of worker 1; `bad`, `crash`, `wait`, `long report` in
 the loader; `bad for one`, `slow for one`, `nonsense of one` where worker 1 prepares; `deaf for one` where it
-should switch; `stuck` where a worker drains.
+should switch; `stuck` where a worker drains; `patient` leaves connections to whoever has fewer for longer
+than any test.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from iamroles_agent import accepting
 from iamroles_agent.config import AgentSettings
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import POLICY, Document, Edits, Part, Parts
@@ -48,9 +50,19 @@ class TellingWorker:
             raise StartError("worker 1 will not")
         if self._state == "die" and self._birth.index == 1:
             os._exit(7)
+        if self._state == "patient":
+            accepting.PATIENCE = 3600.0
         link.up()
         await link.serve.wait()
-        server = Server(self, self._settings, sock=self._birth.listener, stats=connections)
+        birth = self._birth
+        server = Server(
+            self,
+            self._settings,
+            sock=birth.listener,
+            stats=connections,
+            counts=birth.counts,
+            place=birth.index,
+        )
         await server.start()
         link.send(message("serving"))
         await link.drained.wait()

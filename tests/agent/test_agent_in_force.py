@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +110,19 @@ class Running:
     def ask(self, token: str, path: str = "/orders/1") -> str:
         """What a new connection is answered: `allow`, or the reason."""
         with connect(self.address) as sock:
-            sock.sendall(hello() + notify(question(token, path)))
-            receive(sock)
-            said = receive(sock)
+            return self._asked(sock, token, path)
+
+    def _asked(self, sock: socket.socket, token: str, path: str) -> str:
+        sock.sendall(hello() + notify(question(token, path)))
+        receive(sock)
+        said = receive(sock)
         return "allow" if said["allow"] else str(said["reason"].decode())
 
     def all_say(self, token: str) -> set[str]:
-        """What several new connections are answered: the kernel spreads them over the workers."""
-        return {self.ask(token) for _ in range(24)}
+        """What so many connections are answered that each worker has some."""
+        with ExitStack() as held:
+            socks = [held.enter_context(connect(self.address)) for _ in range(24)]
+            return {self._asked(sock, token, "/orders/1") for sock in socks}
 
     def status(self) -> dict[str, Any]:
         return local_socket.ask(self.directory / "state" / "agent.sock", {"command": "status"})
@@ -251,6 +256,7 @@ def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, worker
         assert receive(idle)["allow"] is True
         until(lambda: all(len(asker.answers) > 50 for asker in askers))
 
+        agent.write(agent={**agent.world["agent"], "workers": 5 - workers})
         agent.start("--take-over")
         assert old.wait(PATIENCE) == 0
         heard = [len(asker.answers) for asker in askers]
@@ -279,7 +285,6 @@ def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
         token, old = good_token(server.url), agent.process
         for changes, why in (
             ({"audit": {"path": "/nonexistent/audit"}}, "cannot be opened"),
-            ({"agent": {**agent.world["agent"], "workers": 1}}, "it has 2 workers"),
             ({"agent": {**agent.world["agent"], "listen": "127.0.0.1:9"}}, "it listens on"),
         ):
             agent.path.write_text(json.dumps(agent.world | changes))
@@ -319,7 +324,7 @@ def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
         old.bind(str(tmp_path / "agent.sock"))
         old.listen()
         with ThreadPoolExecutor() as pool:
-            taken = pool.submit(handover.take, tmp_path / "agent.sock", "127.0.0.1:9", 1)
+            taken = pool.submit(handover.take, tmp_path / "agent.sock", "127.0.0.1:9")
             connection, _ = old.accept()
             connection.recv(1)
             connection.shutdown(socket.SHUT_WR)

@@ -218,6 +218,8 @@ class TestDisappearance:
 
         gate = DictatedGate(judge)
         async with serving(gate) as server:
+            await (await Client.connect(server.address)).close()  # the loop keeps a descriptor from then on
+            await until(lambda: not server.peers)
             before = descriptors()
             client = await Client.connect(server.address)
             client.send(notify())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import select
 import signal
@@ -14,8 +15,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -116,9 +118,13 @@ def receive(sock: socket.socket) -> dict[str, object]:
 def ask(address: object) -> tuple[int, str]:
     """Pid and state of the worker that answers a new connection."""
     with connect(address) as sock:
-        sock.sendall(hello() + notify())
-        receive(sock)
-        answer = receive(sock)
+        return asked(sock)
+
+
+def asked(sock: socket.socket) -> tuple[int, str]:
+    sock.sendall(hello() + notify())
+    receive(sock)
+    answer = receive(sock)
     return int(answer["principal"]), answer["session"].decode()
 
 
@@ -132,13 +138,14 @@ def until(condition: Callable[[], bool]) -> None:
 def ask_until_heard(address: object, pids: set[int]) -> set[str]:
     """States of these workers, asked until each has answered."""
     states: dict[int, str] = {}
+    with ExitStack() as held:  # who has none gets the next one
 
-    def all_heard() -> bool:
-        pid, state = ask(address)
-        states[pid] = state
-        return pids <= set(states)
+        def all_heard() -> bool:
+            pid, state = asked(held.enter_context(connect(address)))
+            states[pid] = state
+            return pids <= set(states)
 
-    until(all_heard)
+        until(all_heard)
     return {states[pid] for pid in pids}
 
 
@@ -389,6 +396,66 @@ def test_connections_that_wait_for_a_killed_worker_are_answered_by_the_next(tmp_
             os.kill(victim, signal.SIGKILL)
             receive(sock)
             assert receive(sock)["principal"] != str(victim)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_each_worker_gets_as_many_connections_as_the_others(tmp_path, workers, kind):
+    listen = "127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path / 'agent.sock'}"
+    with running(tmp_path, workers, state="patient", listen=listen) as agent, ExitStack() as held:
+        address = agent.line()["address"]
+        socks = [held.enter_context(connect(address)) for _ in range(15)]
+        spread = Counter(asked(sock)[0] for sock in socks)
+
+        assert set(spread) == agent.children()
+        assert max(spread.values()) - min(spread.values()) <= 1
+
+
+def test_a_replaced_worker_gets_its_share(tmp_path):
+    with running(tmp_path, 2, state="patient") as agent, ExitStack() as held:
+        address = agent.line()["address"]
+
+        def connected() -> int:
+            return asked(held.enter_context(connect(address)))[0]
+
+        spread = Counter(connected() for _ in range(8))
+        victim, other = spread
+        assert spread[other] == 4
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: connected() not in spread)  # while there is no other, it takes what comes
+        (fresh,) = agent.children() - {other}
+        status = Counter(connected() for _ in range(3))
+
+        assert status == {fresh: 3}
+
+
+def test_a_frozen_worker_lets_others_accept(tmp_path):
+    with running(tmp_path, 3) as agent, ExitStack() as held:
+        address = agent.line()["address"]
+        victim = min(agent.children())
+        os.kill(victim, signal.SIGSTOP)
+        socks = [held.enter_context(connect(address)) for _ in range(30)]
+
+        assert victim not in {asked(sock)[0] for sock in socks}
+
+
+def test_connections_outlive_workers_that_never_accepted_them(tmp_path):
+    """Whoever connects while a worker is killed is answered, or cut off at once with that worker."""
+    with running(tmp_path, 3) as agent:
+        address = agent.line()["address"]
+        answered = 0
+        for _ in range(12):
+            before = agent.children()
+            with ExitStack() as held:
+                socks = [held.enter_context(connect(address)) for _ in range(8)]
+                os.kill(random.choice(sorted(before)), signal.SIGKILL)
+                for sock in socks:
+                    with suppress(AssertionError, ConnectionError):
+                        answered += asked(sock)[0] > 0
+            until(lambda before=before: len(agent.children()) == 3 and agent.children() != before)
+
+        assert answered > 0
+        assert agent.reload("two")["confirmed"] == 3
 
 
 def test_unix_socket_outlives_a_worker(tmp_path):

@@ -109,7 +109,7 @@ class Agent:
         socket_path = state_dir / SOCKET
         if config.agent.control_socket is not None:
             socket_path = path.parent / config.agent.control_socket
-        inherited = handover.take(socket_path, config.agent.listen, config.agent.workers)
+        inherited = handover.take(socket_path, config.agent.listen)
         store, restored = _opened(state_dir, None if inherited is None else inherited.lock)
         if inherited is not None and restored is not None:
             restored = replace(restored, died=False)
@@ -138,7 +138,7 @@ class Agent:
                 self,
                 saves=self._store is not None,
                 on_ready=self._ready,
-                listeners=() if self._inherited is None else self._inherited.listeners,
+                listener=None if self._inherited is None else self._inherited.listener,
             )
             try:
                 status = supervisor.run()

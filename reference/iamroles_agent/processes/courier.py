@@ -145,7 +145,7 @@ class Courier:
             async with self._saving:
                 await asyncio.to_thread(self._store.write, self.link.document)
                 log.info("handing over to another agent")
-                sockets = self.birth.listeners, self.local_socket.sock, self._store.descriptor
+                sockets = self.birth.listener, self.local_socket.sock, self._store.descriptor
                 gone = await handover.give(reader, writer, *sockets)
                 if gone:
                     self.link.send(message("leave"))

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +26,14 @@ _PATIENCE = 30.0
 """Seconds for the running agent to answer."""
 _LONGEST = 300.0
 """Seconds that the next agent may take until it is ready."""
-_MAX_SOCKETS = 258
+_SOCKETS = 3
 
 
 @dataclass(slots=True)
 class Inheritance:
     """What the running agent handed over."""
 
-    listeners: tuple[socket.socket, ...]
+    listener: socket.socket
     local: socket.socket
     lock: int
     _connection: socket.socket
@@ -50,13 +49,12 @@ class Inheritance:
         self._connection.close()
 
 
-def take(path: Path, listen: str, workers: int) -> Inheritance | None:
+def take(path: Path, listen: str) -> Inheritance | None:
     """Ask the agent that answers at `path` for its sockets; None where there is none.
 
     Args:
         path: of the local socket.
         listen: what the next agent is to listen on; must be what the running one listens on.
-        workers: of the next agent; at least as many as the running one has sockets.
 
     Raises:
         StartError: it cannot be taken over from; it goes on.
@@ -70,31 +68,24 @@ def take(path: Path, listen: str, workers: int) -> Inheritance | None:
         return None
     try:
         connection.sendall(json.dumps({"command": COMMAND}).encode() + b"\n")
-        line, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, _MAX_SOCKETS)
+        line, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, _SOCKETS)
         if not line:
             raise ValueError("it ended the conversation; it may be stopping, try again")
         answer = json.loads(line)
     except (OSError, ValueError) as error:
         connection.close()
         raise _no(path, str(error)) from None
-    if "error" in answer or len(descriptors) < 3:
+    if "error" in answer or len(descriptors) < _SOCKETS:
         connection.close()
         raise _no(path, str(answer.get("error", "it sent no sockets")))
-    *listeners, local, lock = descriptors
-    socks = tuple(socket.socket(fileno=descriptor) for descriptor in listeners)
-    found = listening.address_of(socks[0])
-    problem = ""
-    if len(socks) > workers:
-        problem = f"it has {len(socks)} workers, and this one only {workers}: their connections need as many"
-    elif found != listen and not listen.endswith(":0"):
-        problem = f"it listens on {found}, and this one is to listen on {listen}"
-    if problem:
-        for sock in (*socks, connection):
+    listener, local = (socket.socket(fileno=descriptor) for descriptor in descriptors[:2])
+    found = listening.address_of(listener)
+    if found != listen and not listen.endswith(":0"):
+        for sock in (listener, local, connection):
             sock.close()
-        os.close(local)
-        os.close(lock)
-        raise _no(path, problem)
-    return Inheritance(socks, socket.socket(fileno=local), lock, connection)
+        os.close(descriptors[2])
+        raise _no(path, f"it listens on {found}, and this one is to listen on {listen}")
+    return Inheritance(listener, local, descriptors[2], connection)
 
 
 def _no(path: Path, why: str) -> StartError:
@@ -104,7 +95,7 @@ def _no(path: Path, why: str) -> StartError:
 async def give(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    listeners: Sequence[socket.socket],
+    listener: socket.socket,
     local: socket.socket,
     lock: int,
 ) -> bool:
@@ -113,11 +104,9 @@ async def give(
     Returns:
         Whether the next agent is ready, so that this one has to go.
     """
-    unique = list(dict.fromkeys(sock.fileno() for sock in listeners))
-    answer = json.dumps({"listeners": len(unique)}).encode()
     # A descriptor of our own: the stream's socket is not made for sending descriptors.
     with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
-        socket.send_fds(sock, [answer], [*unique, local.fileno(), lock])
+        socket.send_fds(sock, [b"{}"], [listener.fileno(), local.fileno(), lock])
     try:
         async with asyncio.timeout(_LONGEST):
             return await reader.readline() == _TAKEN

@@ -37,9 +37,9 @@ class Birth:
     document: Document
     channel: socket.socket
     listener: socket.socket
-    """Of a worker: its place's socket, listening. Of the courier: the first one's."""
-    listeners: tuple[socket.socket, ...]
-    """Of all places."""
+    """The agent's, which all workers accept from."""
+    counts: memoryview
+    """See `accepting.shared_counts`."""
     turn: int
     """A descriptor that whoever builds much locks: the workers build one after the other, so that the others
     answer meanwhile. The lock of a member that dies is free (POSIX record locks)."""

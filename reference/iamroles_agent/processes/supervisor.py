@@ -35,6 +35,7 @@ from typing import Any, Protocol
 import uvloop
 
 from iamroles_agent import __version__, listening
+from iamroles_agent.accepting import shared_counts
 from iamroles_agent.config import AgentSettings
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message
 from iamroles_agent.control.document import Document, Part
@@ -99,7 +100,7 @@ class Supervisor:
         crew: who the members are.
         timing: of the control plane.
         saves: whether there is a state directory.
-        listeners: sockets of a former agent that is to be taken over from.
+        listener: the socket of a former agent that is to be taken over from.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Supervisor:
         timing: Timing | None = None,
         saves: bool = False,
         on_ready: Callable[[], None] = lambda: None,
-        listeners: tuple[socket.socket, ...] = (),
+        listener: socket.socket | None = None,
     ) -> None:
         self._settings, self._crew = settings, crew
         self._processes: dict[int, _Process] = {}
@@ -126,7 +127,8 @@ class Supervisor:
         )
         self._selector = selectors.DefaultSelector()
         self._on_ready = on_ready
-        self._listeners = listeners
+        self._listener = listener
+        self._counts = shared_counts(settings.workers)
         self._stop_at: float | None = None
         """Monotonic time at which what still lives is killed."""
         self._failure = ""
@@ -142,11 +144,10 @@ class Supervisor:
         Raises:
             StartError: nothing runs any more.
         """
-        inherited = bool(self._listeners)
-        self._listeners = self._listeners or listening.listeners(
-            self._settings.listen, self._settings.workers
-        )
-        self._address = listening.address_of(self._listeners[0])
+        inherited = self._listener is not None
+        self._listener = self._listener or listening.bind(self._settings.listen)
+        listening.listen_on(self._listener)
+        self._address = listening.address_of(self._listener)
         self._turn = os.memfd_create("iamroles-turn")
         wake, waker = socket.socketpair()
         wake.setblocking(False)
@@ -165,7 +166,7 @@ class Supervisor:
                 signal.signal(number, handler)
             self._selector.close()
             os.close(self._turn)
-            for sock in (wake, waker, *self._listeners):
+            for sock in (wake, waker, self._listener):
                 sock.close()
             if not self.plane.left and (self.plane.served or not inherited):
                 listening.remove_unix(self._address)
@@ -270,15 +271,10 @@ class Supervisor:
     def _live(self, effect: Fork, channel: socket.socket) -> int:
         """A child's life; its exit status."""
         index = effect.place
+        assert self._listener is not None  # noqa: S101 - it was there before any child
         if index == LOADER:
-            for other in self._listeners:
-                other.close()
+            self._listener.close()
             return _load(self._crew, channel)
-        listener = self._listeners[max(index, 0) % len(self._listeners)]
-        if index >= 0:
-            for other in self._listeners:
-                if other is not listener:
-                    other.close()
         with contextlib.suppress(OSError):
             name = "iamroles-courier" if index == COURIER else f"iamroles-w{index}"
             Path("/proc/self/comm").write_text(name[:15], encoding="ascii")
@@ -286,8 +282,8 @@ class Supervisor:
             index=index,
             document=self.plane.document,
             channel=channel,
-            listener=listener,
-            listeners=self._listeners,
+            listener=self._listener,
+            counts=self._counts,
             turn=self._turn,
             used=self.plane.used,
             why=effect.why,
@@ -330,6 +326,8 @@ class Supervisor:
             pass  # its last words
         self._shut(process)
         del self._processes[process.index]
+        if process.index >= 0:
+            self._counts[process.index] = 0  # whoever waits for it to accept need not
         how = f"signal {-code}" if code < 0 else f"status {code}"
         if process.index != LOADER and (code != 0 or self._stop_at is None):
             log.error("%s (pid %d) ended with %s", _name(process.index), process.pid, how)

@@ -129,7 +129,14 @@ class Worker:
             end.cancel()
             return
         assert self.gate is not None  # noqa: S101 - the policy was built
-        server = Server(self.gate, self.config.agent, sock=self.birth.listener, stats=self.connections)
+        server = Server(
+            self.gate,
+            self.config.agent,
+            sock=self.birth.listener,
+            stats=self.connections,
+            counts=self.birth.counts,
+            place=self.index,
+        )
         await server.start()
         self.link.send(message("serving"))
         await end
