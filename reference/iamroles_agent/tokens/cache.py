@@ -3,20 +3,30 @@
 An entry is good while its identity lives and the key that proved it is in force; both are looked at when it
 is read, so a removed key needs no search. Refused credentials never get here: no flood of bad tokens can
 evict a good one. The least recently used goes first.
+
+Two things would hold up the event loop for long at 100,000 entries. The interpreter's collector looks at all
+objects, but soon no more at a plain tuple of texts and numbers: so an entry has its roles as ARNs and its key
+as a number, and the identity is put together anew when it is asked for. And a table that grows is copied: so
+there are several, each for its part of the hashes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 from iamroles_agent.discard import discard
 from iamroles_agent.identity import Identity
+from iamroles_agent.tokens.claims import role_arn
 from iamroles_agent.tokens.keys import Key
 
-_BASE_SIZE = 760
+_BASE_SIZE = 700
 """Bytes of an entry without its strings: table slots, digest, identity, tuples (measured, CPython 3.11)."""
 
+_TABLES, _LEAST = 16, 1024
+"""Tables of a large cache, and entries that are worth a table."""
 _FEW, _ROLE_SIZE = 16, 320
 """Roles of an identity with few are shared with others; of one with many, hardly."""
 
@@ -35,6 +45,10 @@ def size_of(identity: Identity) -> int:
     return size if scopes is None else size + 216 + 60 * len(scopes) + sum(map(len, scopes))
 
 
+_arn = lru_cache(maxsize=4096)(str)
+"""The way back of `role_arn`, as many interned."""
+
+
 class IdentityCache:
     """See the module.
 
@@ -47,44 +61,70 @@ class IdentityCache:
     def __init__(self, clock: Callable[[], float], max_entries: int, max_bytes: int) -> None:
         self._clock = clock
         self._max_entries, self._max_bytes = max_entries, max_bytes
-        self._entries: OrderedDict[bytes, tuple[Identity, Key | None, int]] = OrderedDict()
+        self._tables = self._empty()
+        """In an entry: size, number of the key, then what `Identity` has."""
+        self._held = 0
+        self._keys: dict[int, Key] = {}
         self.bytes = 0
         """What the entries take, by estimate."""
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._held
+
+    def _empty(self) -> list[OrderedDict[bytes, tuple[Any, ...]]]:
+        return [OrderedDict() for _ in range(max(1, min(_TABLES, self._max_entries // _LEAST)))]
+
+    def _table(self, digest: bytes) -> OrderedDict[bytes, tuple[Any, ...]]:
+        return self._tables[digest[0] % len(self._tables)]
 
     def get(self, digest: bytes) -> Identity | None:
         """The identity, if it still holds."""
-        entry = self._entries.get(digest)
+        table = self._table(digest)
+        entry = table.get(digest)
         if entry is None:
             return None
-        identity, key, size = entry
-        if self._clock() >= identity.believed_until or (key is not None and not key.live):
-            del self._entries[digest]
-            self.bytes -= size
+        _, number, issuer, principal, session, roles, end, issued_at, preferred, scopes, *rest = entry
+        identity = Identity(
+            *(issuer, principal, session, tuple(map(role_arn, roles)), end, issued_at),
+            None if preferred is None else role_arn(preferred),
+            None if scopes is None else frozenset(scopes),
+            *rest,
+        )
+        key = self._keys.get(number)
+        if self._clock() >= identity.believed_until or (number and (key is None or not key.live)):
+            self.drop(digest)
             return None
-        self._entries.move_to_end(digest)
+        table.move_to_end(digest)
         return identity
 
     def put(self, digest: bytes, identity: Identity, key: Key | None) -> None:
         """Keep an identity; `key` is what proved it, None where no key of ours did (STS)."""
-        if digest in self._entries:
-            self.drop(digest)
+        self.drop(digest)
+        if key is not None and key.number not in self._keys:
+            self._keys = {one.number: one for one in (*self._keys.values(), key) if one.live or one is key}
         size = size_of(identity)
-        self._entries[digest] = (identity, key, size)
+        issuer, principal, session, roles, end, issued_at, preferred, scopes, *rest = identity
+        table = self._table(digest)
+        table[digest] = (
+            *(size, 0 if key is None else key.number),
+            *(issuer, principal, session, tuple(map(_arn, roles)), end, issued_at),
+            None if preferred is None else _arn(preferred),
+            None if scopes is None else tuple(scopes),
+            *rest,
+        )
         self.bytes += size
-        while len(self._entries) > self._max_entries or self.bytes > self._max_bytes:
-            _, (_, _, gone) = self._entries.popitem(last=False)
-            self.bytes -= gone
+        self._held += 1
+        while table and (self._held > self._max_entries or self.bytes > self._max_bytes):
+            self.drop(next(iter(table)))
 
     def drop(self, digest: bytes) -> None:
         """Forget one, if it is there."""
-        if entry := self._entries.pop(digest, None):
-            self.bytes -= entry[2]
+        if entry := self._table(digest).pop(digest, None):
+            self.bytes -= entry[0]
+            self._held -= 1
 
     def clear(self) -> None:
         """Forget all."""
-        former, self._entries = self._entries, OrderedDict()
-        self.bytes = 0
-        discard([former])
+        former, self._tables = self._tables, self._empty()
+        self.bytes = self._held = 0
+        discard(former)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import jwt
@@ -148,6 +149,8 @@ class Key:
     material: tuple[str, ...]
     """The public members: two keys are the same if these are."""
     live: bool = True
+    number: int = field(init=False, default_factory=count(1).__next__, repr=False)
+    """No other key of this process ever has it."""
     _verifiers: dict[str, Verify] = field(default_factory=dict, repr=False)
 
     def fits(self, alg: str) -> bool:
