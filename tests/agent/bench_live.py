@@ -134,19 +134,21 @@ def busy_streams(proxy, token, count, expires):
     return [last[fd] - expires for fd in ends], [end - expires for end in ends.values()], answers
 
 
-def cpu(pids):
-    """CPU seconds of processes and their children."""
+def used(pid):
+    """CPU seconds and memory (MB, shared pages by their share) of a process and its children."""
     ticks = os.sysconf("SC_CLK_TCK")
-    total = 0.0
-    for pid in pids:
-        for task in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                words = task.read_text().rpartition(") ")[2].split()
-            except OSError:
+    seconds, memory = 0.0, 0.0
+    for task in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (task / "stat").read_text().rpartition(") ")[2].split()
+            if pid not in (int(task.name), int(words[1])):
                 continue
-            if int(task.parent.name) == pid or int(words[1]) == pid:
-                total += (int(words[11]) + int(words[12])) / ticks
-    return total
+            pages = (task / "smaps_rollup").read_text()
+        except OSError:
+            continue
+        seconds += (int(words[11]) + int(words[12])) / ticks
+        memory += int(pages.partition("Pss:")[2].split()[0]) * 1024 / 1e6
+    return seconds, memory
 
 
 def on_cpu(pid):
@@ -271,26 +273,30 @@ async def measure(options, issuer, world):
     late = [end - exp(tok) for _, end in await asyncio.gather(*tasks)]
     print(f"{options.busy} idle streams that expire together, late: {percentiles(late)}", flush=True)
 
-    agent, haproxy = world.agent.pid, world.haproxy._runs[-1].part.pid
+    parts = {"agent": world.agent.pid, "HAProxy": world.haproxy._runs[-1].part.pid}
+    empty = {name: used(pid)[1] for name, pid in parts.items()}
     idle = await group(options.idle, token("reader", 600), "/live/reader")
     few = await group(100, token("writer", 600), "/live/writer")
     world.agent.put("r.toml", "")
     await asyncio.sleep(70)  # what a start or a change costs is over
-    before, began = (cpu([agent]), cpu([haproxy])), time.monotonic()
+    before, began = {name: used(pid) for name, pid in parts.items()}, time.monotonic()
     await asyncio.sleep(20)
     took = time.monotonic() - began
-    print(
-        f"{options.idle} idle tunnels: agent {100 * (cpu([agent]) - before[0]) / took:.2f} % of a core, "
-        f"HAProxy {100 * (cpu([haproxy]) - before[1]) / took:.2f} %",
-        flush=True,
-    )
-    at = time.time()
+    for name, pid in parts.items():
+        share = 100 * (used(pid)[0] - before[name][0]) / took
+        print(
+            f"{options.idle + 100} idle tunnels: {name} {share:.2f} % of a core, "
+            f"{before[name][1]:.0f} MB, {empty[name]:.0f} MB before them",
+            flush=True,
+        )
+    at, spent = time.time(), used(parts["agent"])[0]
     world.agent.put("r.toml", '[[revocations]]\nid = "a"\nroles = ["writer"]\n')
     ends = await asyncio.wait_for(asyncio.gather(*few), 30)
     print(
         f"100 streams of one role revoked among {options.idle}, after the file changed: "
         f"{percentiles([end - at for _, end in ends])}; "
-        f"still open: {sum(not task.done() for task in idle)} of {options.idle}"
+        f"still open: {sum(not task.done() for task in idle)} of {options.idle}; "
+        f"the agent's CPU for it: {used(parts['agent'])[0] - spent:.2f} s"
     )
     for task in idle:
         task.cancel()

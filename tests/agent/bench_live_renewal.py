@@ -16,7 +16,7 @@ import os
 import resource
 import time
 
-from bench_live import cpu, upgrade
+from bench_live import upgrade, used
 
 from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.target import Target
@@ -58,11 +58,11 @@ async def measure(here, count, life):
     left = ends - time.time() - AROUND
     assert left > 0, f"opening and asking took too long: {left:.1f} s"
     await asyncio.sleep(left)
-    before = cpu([here.world.agent.pid])
+    before = used(here.world.agent.pid)[0]
     await asyncio.sleep(ends - time.time() + AROUND / 2)
     print(
         f"{count} streams that end together: {sum(not task.done() for task in watched)} renewed in time; "
-        f"the agent's CPU for it: {cpu([here.world.agent.pid]) - before:.2f} s"
+        f"the agent's CPU for it: {used(here.world.agent.pid)[0] - before:.2f} s"
     )
     for task in watched:
         task.cancel()

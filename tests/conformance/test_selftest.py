@@ -151,7 +151,7 @@ def test_declaring():
 
 def test_the_commands_exit_status_for_a_survivor(monkeypatch, harmless):
     monkeypatch.setattr(command, "_chosen", lambda families, names: [harmless])
-    monkeypatch.setattr(command, "_judged", lambda chosen, jobs, scale: [MutantResult(harmless, {"X": []})])
+    monkeypatch.setattr(command, "_judged", lambda chosen, *_: [MutantResult(harmless, {"X": []})])
 
     assert CliRunner().invoke(selftest, ["--mutant", "x"]).exit_code == 1
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from typing import NoReturn
 
@@ -20,7 +22,7 @@ from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Accusation, Mutan
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.engine.run import plan
-from iamroles_scenarios.stage import AgentSpec, open_stage
+from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
 
 
 @click.command(cls=Command)
@@ -31,6 +33,8 @@ from iamroles_scenarios.stage import AgentSpec, open_stage
 @click.option("--together", is_flag=True, help="With --tolerant: all behaviours at once, and no more.")
 @click.option("--jobs", default=SIDE_BY_SIDE, show_default=True, help="Mutants side by side.")
 @click.option("--time-scale", default=1.0, show_default=True, help="Times this for all deadlines.")
+@click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True)
+@click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2; default: the stage's.")
 def selftest(
     *,
     families: tuple[str, ...],
@@ -40,6 +44,8 @@ def selftest(
     together: bool,
     jobs: int,
     time_scale: float,
+    kind: str,
+    haproxy: str | None,
 ) -> None:
     """Break the reference agent in many small ways; each must be caught by the checks that name it.
 
@@ -49,15 +55,16 @@ def selftest(
     With `--tolerant` the agent does what the standards permit, one behaviour at a time and all together, and
     no MUST of `core` may fail. `--mutant` picks behaviours, `--family` those of a family.
     """
+    opened = partial(open_stage, kind, haproxy=haproxy)
     if tolerant:
-        _tolerate(_permitted(families, names), listing, jobs, time_scale, only_together=together)
+        _tolerate(_permitted(families, names), listing, jobs, time_scale, opened, only_together=together)
     chosen = _chosen(families, names)
     if listing:
         for found in chosen:
             click.echo(f"{found.id:34} {found.title}  [{' '.join(found.kills)}]")
         return
     started = time.monotonic()
-    outcomes = _judged(chosen, jobs, time_scale)
+    outcomes = _judged(chosen, jobs, time_scale, opened)
     failed = [outcome for outcome in outcomes if not outcome.caught]
     bare = [] if names else uncovered(families or tuple({found.family for found in chosen}), chosen)
     for name in bare:
@@ -83,8 +90,10 @@ def _named(found: str, wanted: str) -> bool:
     return found == wanted or found.startswith((f"{wanted}.", f"{wanted}-"))
 
 
-def _judged(chosen: list[Mutant], jobs: int, time_scale: float) -> list[MutantResult]:
-    with Nursery() as nursery, open_stage("processes") as stage:
+def _judged(
+    chosen: list[Mutant], jobs: int, time_scale: float, opened: Callable[[], Stage]
+) -> list[MutantResult]:
+    with Nursery() as nursery, opened() as stage:
         run = Selftest(stage, _reference(nursery), scale=time_scale)
         for result in run.baseline(chosen):
             click.echo(f"{'SOUND':10} {result.check} does not pass on the sound agent: {result.message}")
@@ -106,7 +115,13 @@ def _permitted(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant
 
 
 def _tolerate(
-    chosen: list[Mutant], listing: bool, jobs: int, time_scale: float, *, only_together: bool
+    chosen: list[Mutant],
+    listing: bool,
+    jobs: int,
+    time_scale: float,
+    opened: Callable[[], Stage],
+    *,
+    only_together: bool,
 ) -> NoReturn:
     """Each behaviour alone against the checks that are near it, all together against every check."""
     if listing:
@@ -114,7 +129,7 @@ def _tolerate(
             click.echo(f"{found.id:34} {found.title}")
         sys.exit(ExitCode.PASSED)
     started, accused = time.monotonic(), 0
-    with Nursery() as nursery, open_stage("processes") as stage:
+    with Nursery() as nursery, opened() as stage:
         run = Selftest(stage, _reference(nursery), scale=time_scale)
 
         def one(behaviours: list[Mutant], families: set[str] | None) -> list[Accusation]:
