@@ -61,7 +61,7 @@ mutant(
     kills=["GATE-FORGE-002"],
     title="takes the last of two X-IAM-Role",
     proxy=True,
-    apply=without("if iam_role_repeated"),
+    apply=without("iam_role_repeated"),
 )
 
 
