@@ -1,5 +1,6 @@
-"""What HAProxy's record says of streams that are refused: why, and what would help."""
+"""What HAProxy and its record say of what is refused or ended: why, and what would help."""
 
+import http.client
 import time
 from contextlib import ExitStack, closing
 
@@ -26,16 +27,22 @@ def here():
         yield found
 
 
+def logged(haproxy, since):
+    """HAProxy's records, once there are any."""
+    deadline = time.monotonic() + PATIENCE
+    while not (records := haproxy.log_lines(since)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return records
+
+
 def refused(here, stack, shape, path):
     """A stream's status, and its record."""
     haproxy = here.world.haproxy
     since = haproxy.log_mark
     stream = stack.enter_context(closing(Stream(here, shape, path, here.token(exp="+15m"))))
     status = stream.answered(PATIENCE)
-    deadline = time.monotonic() + PATIENCE
-    while not (records := haproxy.log_lines(since)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return status, records[0]["reason"], records[0]["remedy"]
+    [record, *_] = logged(haproxy, since)
+    return status, record["reason"], record["remedy"]
 
 
 @pytest.mark.parametrize(("kind", "what"), [("websocket", "upgrades"), ("events", "event streams")])
@@ -60,3 +67,17 @@ def test_a_stream_without_room_for_its_entry_is_refused(here, kind):
         said = refused(here, stack, Shape(kind), "/live/reader")
 
     assert said == (503, "streams_full", "-")
+
+
+def test_a_credential_that_ends_while_its_request_waits_for_the_server_is_told(here):
+    haproxy, proxy = here.world.haproxy, here.world.proxy
+    since = haproxy.log_mark
+    with closing(http.client.HTTPConnection(proxy.host, proxy.port, timeout=PATIENCE)) as client:
+        authorization = f"Bearer {here.token(exp='+5s')}"
+        client.request("GET", "/plain/a?after=20000", headers={"Authorization": authorization})
+        answer = client.getresponse()
+        body = answer.read()
+
+    assert (answer.status, body) == (401, b"No answer in time\n")
+    assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
+    assert [(one["verdict"], one["ended"][:2]) for one in logged(haproxy, since)] == [("200", "sH")]
