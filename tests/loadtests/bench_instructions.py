@@ -32,7 +32,7 @@ REQUEST = (
     b"GET /orders/1 HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: meter\r\nAccept: */*\r\n"
     b"Authorization: Bearer " + TOKEN + b"\r\n\r\n"
 )
-RULE = re.compile(r"^    (http-request|http-response|log-format|unique-id-format) ")
+RULE = re.compile(r"^    (http-request|http-response|http-after-response|log-format|unique-id-format) ")
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from iamroles_loadtests import gate_config
 
 _HEADING = re.compile(r"^    # ---- (?:(\d)\. )?(.*?) -*$")
-_RULE = re.compile(r"^    (?:http-request|http-response|log-format|unique-id-format) ")
+_RULE = re.compile(r"^    (?:http-request|http-response|http-after-response|log-format|unique-id-format) ")
 _RECORD, _LIVE = "record", "live"
 _ASK = "3"
 _FILTER = re.compile(r"^    filter spoe .*\n", re.MULTILINE)
