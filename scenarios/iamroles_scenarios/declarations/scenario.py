@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -341,7 +341,7 @@ class Scenario(Model):
             if lane in step.lanes
         ) or (lane == "gate" and any(window.check == name for window in self.windows))
 
-    @property
+    @cached_property
     def needs(self) -> frozenset[str]:
         """Its features, and `oidc` if a token of an issuer is sent."""
         sent = {request.token for step in self.steps for request in step.requests()}
