@@ -81,6 +81,8 @@ class Check:
     run: Callable[..., Any]
     features: frozenset[str] = frozenset()
     """Features of `agent.toml` without which the check is not-applicable."""
+    long: bool = False
+    """Whether it takes so long, one step after the other, that a run begins with it."""
 
 
 _REGISTRY: dict[str, Check] = {}
@@ -93,13 +95,14 @@ def check(
     lane: str,
     title: str,
     features: set[str] | None = None,
+    long: bool = False,
 ) -> Callable[[_F], _F]:
     """Declare a function as a check."""
 
     def declare(function: _F) -> _F:
         if id in _REGISTRY:
             raise ValueError(f"check id {id!r} is declared twice")
-        _REGISTRY[id] = Check(id, tuple(requirements), lane, title, function, frozenset(features or ()))
+        _REGISTRY[id] = Check(id, tuple(requirements), lane, title, function, frozenset(features or ()), long)
         return function
 
     return declare

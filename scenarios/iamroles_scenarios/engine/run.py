@@ -1,7 +1,7 @@
 """A run: many checks against one agent on one stage. pytest, the CLI, mutants and the matrix share it.
 
 A scenario is played once for each lane and its result shared by its checks. Everything is submitted at once
-to a few threads, those that wait for the clock first, so that their waiting overlaps with the work of the
+to a few threads, first what is long and what waits for the clock, so that this overlaps with the work of the
 others; whoever wants a result waits for that one (`Run.result`). The wire lane runs its checks side by side
 by itself and is one job here; checks that wait for each other have one thread of their own.
 """
@@ -268,9 +268,9 @@ class Run:
                 self._submit(check)
             return
         self._submit_wire()
-        for check in self.planned:
-            if check.scenario is None and check.lane != "wire":
-                self._submit_function(check)
+        functions = [check for check in self.planned if check.function and check.lane != "wire"]
+        for check in sorted(functions, key=lambda check: not (check.function and check.function.long)):
+            self._submit_function(check)
         for scenario, lane in self._scenario_jobs():
             self._submit_scenario(scenario, lane)
 

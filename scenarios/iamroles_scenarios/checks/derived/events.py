@@ -154,6 +154,7 @@ EVENTS: Mapping[str, tuple[Mapping[str, Any] | None, Wanted, Callable[[Policy], 
     lane="gate-spop",
     title="Each table of the policy takes effect by itself: what a reload adds, changes and takes away",
     features={"oidc", "reload"},
+    long=True,
 )
 def events(target: Target) -> str:
     """One table at a time; the same bytes are asked before and after, and a fresh token too."""

@@ -68,6 +68,7 @@ def _with(base: Mapping[str, Any], table: str, name: str, value: object) -> dict
     lane="gate-spop",
     title="A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless",
     features={"oidc", "reload"},
+    long=True,
 )
 def refused(target: Target) -> str:
     """One fault at a time, while nobody answers for the keys: tokens never seen before are still allowed."""

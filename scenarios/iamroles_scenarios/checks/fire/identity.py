@@ -35,6 +35,7 @@ _CACHE = _ROTATE / 2
     lane="gate",
     title="while its keys change, each signed identity verifies by every key set that a back end may hold",
     features={"identity"},
+    long=True,
 )
 def keys(target: Target) -> str:
     """Two keys' lives in a few seconds, in two processes."""

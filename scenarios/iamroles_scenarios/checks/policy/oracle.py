@@ -39,6 +39,7 @@ def chosen(name: str, default: int) -> int:
     requirements=["ORACLE-AGREE-001", "ORACLE-LOAD-001"],
     lane="gate-spop",
     title="On random policies, tokens and requests the agent decides as the specification does",
+    long=True,
 )
 def agrees(target: Target) -> str:
     """Verdict, reason, rule, backend, role and expiry of each; a policy that conflicts is refused."""
@@ -52,6 +53,7 @@ def agrees(target: Target) -> str:
     requirements=["ORACLE-ORDER-001"],
     lane="gate-spop",
     title="With every list of policy and token in another order the agent decides the same",
+    long=True,
 )
 def order(target: Target) -> str:
     """Each world twice, as it was drawn and shuffled."""
