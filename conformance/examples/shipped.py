@@ -1,7 +1,7 @@
 """The shipped HAProxy configuration with another question in the place of SPOE's.
 
 What a proxy must do whoever decides (clean, refuse what is ambiguous, tag, route, record) is in it already.
-An example replaces one line, `send-spoe-group`, by rules of its own that set the same variables `txn.iam.*`.
+An example replaces the question, `send-spoe-group`, by rules that set the same variables `txn.iam.*`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 _FILTER = "    filter spoe engine iam config iam.spoe.cfg\n"
 _ASK = "    http-request send-spoe-group iam iam-check-group\n"
+_AGAIN = "    http-request send-spoe-group iam iam-check-group if { var(txn.iam_again) -m found }\n"
 _TOP = "    hard-stop-after 1h\n"
 
 
@@ -31,7 +32,7 @@ def render(world: Path, output: Path, ask: str, *, top: str = "", agents: str = 
         [Path(sys.executable).parent / "iamroles", *shipped], check=True, stdout=subprocess.DEVNULL
     )
     (output / "iam.spoe.cfg").unlink()
-    _edit(output / "haproxy.cfg", {_FILTER: "", _ASK: ask, _TOP: _TOP + top})
+    _edit(output / "haproxy.cfg", {_FILTER: "", _ASK: ask, _AGAIN: "", _TOP: _TOP + top})
     routes = output / "iam-routes.cfg"
     text, count = re.subn(
         r"backend iam-agents .*?(?=\nbackend |\Z)",

@@ -40,7 +40,10 @@ UNASKED = {
     "allow": "bool(true)",
 }
 """The verdict that is set by hand."""
-_QUESTION = re.compile(r"^( *)http-request send-spoe-group (\S+ \S+)(?: (if|unless) (.*))?$", re.MULTILINE)
+_QUESTION = re.compile(
+    r"^( *)http-request send-spoe-group (\S+ \S+)(?: (if|unless) (?!.*iam_again)(.*))?$", re.MULTILINE
+)
+"""The first one; what asks once more, where it was lost, stays as it is, and is not timed."""
 _BIND = re.compile(r'^ *bind "\$\{IAM_BIND\[\*\]\}"$', re.MULTILINE)
 _CERTIFICATE = "meter.pem"
 NOWHERE = "127.0.0.1:9"

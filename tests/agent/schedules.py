@@ -238,8 +238,20 @@ def _start(mutant: str) -> None:
     if mutant:
         _whole.enter_context(planted(mutant))
     run(range(20))
-    gc.freeze()  # what was made by now stays
-    gc.set_threshold(50_000)  # dead processes are cycles; to look for them often takes a tenth of the time
+    gc.set_threshold(50_000, 1_000_000)  # dead processes are cycles; to look for them often takes a tenth
+    _settle()
+
+
+def _settle() -> None:
+    """What was made by now stays: parsed policies and tokens, which the collector need not look at again."""
+    gc.collect()
+    gc.freeze()
+
+
+def _portion(seeds: range) -> Result:
+    result = run(seeds)
+    _settle()
+    return result
 
 
 _whole = contextlib.ExitStack()
@@ -263,7 +275,7 @@ def main() -> int:
     end = options.start + options.count
     portions = [range(at, min(at + _PORTION, end)) for at in range(options.start, end, _PORTION)]
     with multiprocessing.get_context("spawn").Pool(options.jobs, _start, (options.mutant,)) as pool:
-        for result in pool.imap_unordered(run, portions):
+        for result in pool.imap_unordered(_portion, portions):
             total.add(result)
             if total.failed or total.count - told >= 10_000 or total.count == options.count:
                 told = total.count

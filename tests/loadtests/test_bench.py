@@ -105,7 +105,9 @@ def test_a_page_without_one_place_is_left_alone(tmp_path, page):
 
 
 def test_the_agent_beside_its_peers():
-    done = CliRunner().invoke(bench, ["agent", "--rounds", "1", "--seconds", "0.1", "--json"])
+    done = CliRunner().invoke(
+        bench, ["agent", "--rounds", "1", "--seconds", "0.1", "--identities", "500", "--json"]
+    )
 
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)

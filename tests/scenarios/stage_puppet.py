@@ -2,8 +2,9 @@
 
 `Authorization: Puppet {"allow": true, "status": 200, …}` sets these variables, the verdict last. Tricks:
 `{"_silent": true}` gives no ACK, `{"_garbage": "<hex>"}` gives these bytes instead, `{"_close": true}` ends
-the connection, `{"_broken": true}` puts an action that cannot be decoded before the verdict. What it was
-asked goes to standard error as JSON. It follows SPEC.md section 8.
+the connection, `{"_lost": "goodbye"}` does so once, after a DISCONNECT (`"close"`: without one), and answers
+when it is asked the same again, `{"_broken": true}` puts an action that cannot be decoded before the verdict.
+What it was asked goes to standard error as JSON. It follows SPEC.md section 8.
 """
 
 import json
@@ -27,6 +28,8 @@ from iamroles_scenarios.wire.frames import (
     read_messages,
 )
 
+GOODBYE = encode_kv(as_hello({"status-code": 0, "message": "goodbye"}))
+LOST = set()
 WORLD = Path(os.environ["IAMROLES_WORLD"])
 
 
@@ -69,7 +72,10 @@ class Handler(socketserver.StreamRequestHandler):
         answer = json.loads(text) if scheme == "Puppet" else {"status": 401, "reason": "none", "allow": False}
         if garbage := answer.get("_garbage"):
             self.wfile.write(bytes.fromhex(garbage))
-        elif answer.get("_close"):
+        elif answer.get("_close") or (lost := answer.get("_lost") if text not in LOST else None):
+            LOST.add(text)
+            if lost == "goodbye":
+                self.send(Frame(FrameType.AGENT_DISCONNECT, payload=GOODBYE))
             self.connection.shutdown(socket.SHUT_RDWR)
         elif not answer.get("_silent"):
             self.send(Frame(FrameType.ACK, frame.stream_id, frame.frame_id, actions(answer)))

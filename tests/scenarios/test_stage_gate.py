@@ -291,6 +291,18 @@ def test_an_agent_that_breaks_the_protocol_is_503_and_the_gate_recovers(world, t
     assert 200 in after
 
 
+@pytest.mark.parametrize("how", ["goodbye", "close"])
+def test_a_question_that_an_agent_took_with_it_is_asked_once_more(world, how):
+    path = f"/lost/{how}"
+    first = world.agent.lines()
+
+    assert ask(world, path, answer={**YES, "_lost": how}).status == 200
+    assert world.haproxy.wait_log(lambda line: line["path"] == path)["fault"] == "-"
+    asked = [line for line in world.agent.lines()[len(first) :] if f'"{path}"' in line]
+    assert len(asked) == 2
+    assert ask(world, f"{path}/always", answer={**YES, "_close": True}).status == 503
+
+
 def test_nothing_is_kept_from_the_request_before(world):
     with connect(world) as connection:
         statuses = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,12 +17,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from iamroles_loadtests.bench.rounds import Contender, Played, Shape, pin, ratio, take_turns, values
 from iamroles_loadtests.conductor import interval
 from iamroles_loadtests.gate_config import NOWHERE
-from iamroles_loadtests.generator import Generator
+from iamroles_loadtests.generator import Generator, GeneratorError
 from iamroles_loadtests.plan import Ask, Expected, Piles
 from iamroles_loadtests.questions import Asking, opened, role, straight
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
+from iamroles_scenarios.traffic import Address, Case, Loop, Question, SpopLine
+from iamroles_scenarios.traffic.polling import NANO, now
 
 NOOP = AgentSpec(
     name="no-op",
@@ -32,7 +35,9 @@ NOOP = AgentSpec(
 )
 OURS = "the agent"
 PIPELINED, SINGLE = Shape("4 x 16", 4, 16), Shape("16 x 1", 16)
-BUSY, CALM = Shape("64 connections", 64), Shape("1,000 a second", 16, rate=1000.0, longer=3)
+BUSY, CALM = Shape("64 connections", 64), Shape("1,000 a second", 16, rate=1000.0, once_share=0.05, longer=3)
+_NEW = 4000
+"""Tokens that are asked with once."""
 _RENDER = ("python", "-m", "iamroles_loadtests.bench.variants", "{world}", "{output}")
 _SETTINGS = {"IAM_LOG_LEVEL": "emerg", "IAM_THREADS": "1"}
 _SAID = ["backend=orders-ro"]
@@ -50,8 +55,11 @@ class Bench:
         self.stage = stage
         self._scratch = scratch
         self._worlds = ExitStack()
+        self.behind: dict[str, str] = {}
+        """Where the agents are asked that are behind HAProxy."""
         issuer = stage.idp.issuer("corp")
         key = issuer.add_key("RS256")
+        issuer.add_key("ES256", sign=False)
         self.asking = Asking(issuer.mint)
         self.token = self.asking.token("known", "reader")
         public = jwt.PyJWK(next(entry for entry in issuer.jwks() if entry["kid"] == key.kid)).key
@@ -68,11 +76,14 @@ class Bench:
         world = self.stage.world(agent, document, settings=_SETTINGS, haproxy=haproxy)
         return self._worlds.enter_context(world)
 
-    def through(self, name: str, agent: AgentSpec, *changes: str, pile: str = "any") -> Contender:
+    def through(
+        self, name: str, agent: AgentSpec, *changes: str, pile: str = "any", once: str = ""
+    ) -> Contender:
         """A contender behind HAProxy; its agent's time counts where it is asked."""
         world = self.world(agent, *changes)
+        self.behind[name] = world.agent.spop_address
         parts = {"haproxy": lambda: world.haproxy.host_pid, "agent": lambda: world.agent.host_pid}
-        return Contender(name, world.proxy.url.removeprefix("http://"), pile, parts)
+        return Contender(name, world.proxy.url.removeprefix("http://"), pile, parts, once=once)
 
     def straight(self, name: str, agent: AgentSpec) -> Contender:
         """A contender asked by SPOP."""
@@ -86,6 +97,7 @@ class Bench:
         check = {"authorization": f"Bearer {self.token}", "host": "api.example.com", "path": "/orders/1"}
         right = Expected(status=200, holds=["allow=true\n"])
         payload = self.asking.request(self.token)
+        new = (self.asking.request(self._another(f"new-{number}")) for number in range(_NEW))
         return Piles(
             piles={
                 "straight": [straight(check, "straight", right)],
@@ -98,8 +110,36 @@ class Bench:
                 ],
                 "any": [Ask(case="any", payload=payload, right=Expected(status=200, holds=_SAID))],
                 "plain": [Ask(case="plain", payload=payload, right=Expected(status=200))],
+                "new": [Ask(case="new", payload=one, right=Expected(status=200, holds=_SAID)) for one in new],
             }
         )
+
+    def crowd(self, name: str, count: int) -> None:
+        """Let the agent behind a contender verify and remember so many identities.
+
+        Raises:
+            GeneratorError: it did not answer all of them rightly.
+        """
+        right, cases = Expected(status=200, holds=["allow=true\n"]), dict[str, Case]()
+
+        def asked() -> Iterator[Question]:
+            about = {"host": "api.example.com", "path": "/orders/1"}
+            for number in itertools.count():
+                token = self._another(f"crowd-{number}") if number < count else self.token
+                yield straight(about | {"authorization": f"Bearer {token}"}, "crowd", right).question(cases)
+
+        loop = Loop(asked(), patience=60.0)
+        address = Address.of(self.behind[name])
+        loop.open([SpopLine(loop, address, in_flight=16) for _ in range(4)])
+        loop.start()
+        while loop.tally.answers < count and not loop.tally.faults:
+            loop.run(now() + NANO // 10)
+        loop.finish()
+        if loop.tally.wrong or loop.tally.faults:
+            raise GeneratorError(f"{name} did not take {count} identities: {cases['crowd'].examples[:1]}")
+
+    def _another(self, name: str) -> str:
+        return self.asking.token(name, "reader", key="ES256")
 
     def close(self) -> None:
         """Stop every world."""
@@ -111,6 +151,7 @@ def policy() -> dict[str, Any]:
     document: dict[str, Any] = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
     for backend in document["backends"]:
         backend["servers"] = [NOWHERE]
+    document["keys"] = {"refresh": "1s", "cooldown": "1s"}
     return document
 
 
@@ -138,9 +179,18 @@ def generator(bench: Bench) -> Iterator[Generator]:
 
 
 def measure(
-    bench: Bench, peers: Sequence[AgentSpec], rounds: int, seconds: float, say: Callable[[str], None]
+    bench: Bench,
+    peers: Sequence[AgentSpec],
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
+    *,
+    identities: int,
 ) -> dict[str, Played]:
-    """All shapes; by the shape's name, what each contender did."""
+    """All shapes; by the shape's name, what each contender did.
+
+    In the last one the agent holds so many identities.
+    """
     agents = [(OURS, reference_agent()), ("no-op", NOOP), *((peer.name, peer) for peer in peers)]
     found = {}
     say("starting the agents")
@@ -149,13 +199,15 @@ def measure(
         bench.through("plain", NOOP, "--plain", pile="plain"),
         bench.through("jwt_verify", NOOP, "--native", str(bench.key)),
         bench.through("rules alone", NOOP, "--unasked"),
-        *(bench.through(name, agent, pile="known") for name, agent in agents[:2]),
+        *(bench.through(name, agent, pile="known", once="new") for name, agent in agents[:2]),
     ]
     with generator(bench) as plays:
         for shape in (PIPELINED, SINGLE):
             found[shape.name] = take_turns(plays, straights, shape, rounds=rounds, seconds=seconds, say=say)
-        for shape in (BUSY, CALM):
-            found[shape.name] = take_turns(plays, proxied, shape, rounds=rounds, seconds=seconds, say=say)
+        found[BUSY.name] = take_turns(plays, proxied, BUSY, rounds=rounds, seconds=seconds, say=say)
+        say(f"{OURS} takes {identities:,} identities")
+        bench.crowd(OURS, identities)
+        found[CALM.name] = take_turns(plays, proxied, CALM, rounds=rounds, seconds=seconds, say=say)
     return found
 
 

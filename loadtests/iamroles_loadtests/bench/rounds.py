@@ -32,6 +32,8 @@ class Contender:
     parts: Mapping[str, Finder] = field(default_factory=dict)
     """Whose CPU time counts, by `haproxy` and `agent`."""
     lane: Literal["http", "spop"] = "http"
+    once: str = ""
+    """A pile whose questions are asked once each, where the shape has such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Shape:
     connections: int
     in_flight: int = 1
     rate: float = 0.0
+    once_share: float = 0.0
+    """Of the questions, those that nobody asked before."""
     longer: int = 1
     """Turns are so many times as long: percentiles need samples."""
 
@@ -78,6 +82,7 @@ def _play(plays: Plays, contender: Contender, shape: Shape, seconds: float, numb
         "address": contender.address,
         "lane": contender.lane,
         "hands": {contender.pile: 1.0},
+        **({"once": contender.once, "once_share": shape.once_share} if shape.once_share else {}),
         "connections": shape.connections,
         "in_flight": shape.in_flight,
         "seconds": seconds,

@@ -19,6 +19,7 @@ _RULE = re.compile(r"^    (?:http-request|http-response|http-after-response|log-
 _RECORD, _LIVE = "record", "live"
 _ASK = "3"
 _FILTER = re.compile(r"^    filter spoe .*\n", re.MULTILINE)
+_QUESTION = re.compile(r"^    http-request send-spoe-group .*\n", re.MULTILINE)
 _FRONTEND = re.compile(r"^frontend iam-gate .*\n", re.MULTILINE)
 _BACKENDS = "defaults iam-routes from iam-defaults\n"
 _PLAIN = '    http-request return status 200 content-type text/plain string "backend=plain\\n"\n'
@@ -79,11 +80,8 @@ def native(text: str, key: str) -> str:
 
 
 def _asked(text: str, rules: str) -> str:
-    lines = text.splitlines(keepends=True)
-    [at] = [
-        number for number, line in enumerate(lines) if line.startswith("    http-request send-spoe-group")
-    ]
-    return "".join([*lines[:at], rules, *lines[at + 1 :]])
+    first, *rest = _QUESTION.split(text)
+    return first + rules + "".join(rest)
 
 
 def plain(text: str) -> str:

@@ -59,6 +59,13 @@ def bench() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Another agent's agent.toml; asked straight, it must allow the question.",
 )
+@click.option(
+    "--identities",
+    type=click.IntRange(1, 100_000),
+    default=100_000,
+    show_default=True,
+    help="What the agent holds at 1,000 a second.",
+)
 def agent_command(
     kind: str,
     haproxy: str | None,
@@ -66,6 +73,7 @@ def agent_command(
     seconds: float,
     *,
     peers: tuple[Path, ...],
+    identities: int,
     page: Path | None,
     as_json: bool,
 ) -> None:
@@ -77,7 +85,11 @@ def agent_command(
         others = [AgentSpec.load(peer) for peer in peers]
     except AgentFileError as error:
         raise click.UsageError(str(error)) from error
-    found = _run(kind, haproxy, lambda on, say: agents.measure(on, others, rounds, seconds, say))
+    found = _run(
+        kind,
+        haproxy,
+        lambda on, say: agents.measure(on, others, rounds, seconds, say, identities=identities),
+    )
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
@@ -87,6 +99,10 @@ def agent_command(
             click.echo(f"{what}: {docs.told(seen)}{f', target {target}' if target else ''}")
     if page is not None:
         lines = [docs.circumstances("iamroles bench agent", docs.version_of(find(haproxy))), ""]
+        crowd = (
+            f"the agent holds {identities:,} identities, {agents.CALM.once_share:.0%} of the tokens are new"
+        )
+        lines += [f"At 1,000 a second {crowd}, and key sets are fetched each second.", ""]
         for shape, played in found.items():
             lines += [f"**{shape}**", "", *docs.rates(agents.rows(played))]
         seen_of = agents.targets(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from typing import Any
@@ -38,11 +39,12 @@ def _disbelieved(one: Caller, what: str, **recipe: Any) -> None:  # noqa: ANN401
             raise Untestable(f"{what}: the agent did not ask STS for {_RECOVERY:g} s")
 
 
-_count = iter(range(1, 900))
+_count = itertools.cycle(range(1, 900))
 
 
 def _next() -> int:
-    """Another `X-Amz-Expires` each time: no two credentials are alike, none is answered from a cache."""
+    """Another `X-Amz-Expires` each time: no two credentials of one second are alike, none is answered from a
+    cache. They begin anew in processes that play for long."""
     return next(_count)
 
 
