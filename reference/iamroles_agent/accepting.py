@@ -16,7 +16,7 @@ import select
 import socket
 from collections.abc import Callable
 
-PATIENCE = 0.05
+PATIENCE = 0.2
 """Seconds for which a waiting connection is left to workers that have fewer."""
 _TICK = 0.001
 _OPEN = (1 << 32) - 1
@@ -59,8 +59,10 @@ class Acceptor:
         self._listen()
 
     def stop(self) -> None:
-        """Accept no more: this process lets go of the socket."""
+        """Accept what others were to have, and then no more: this process lets go of the socket."""
         if self._counts[self._place]:
+            while self._accept_one():
+                pass
             self._pause()
             self._counts[self._place] = 0
             self._sock.close()
@@ -94,17 +96,21 @@ class Acceptor:
     def _accept(self) -> None:
         if fewer := self._fewer():
             self._later(_TICK, self._wait, fewer, self._loop.time() + PATIENCE)
-            return
+        else:
+            self._accept_one()
+
+    def _accept_one(self) -> bool:
         try:
             sock, _ = self._sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return
+            return False
         except OSError as error:
             log.warning("cannot accept a connection: %s", error.strerror)
             self._later(_RETRY, self._listen)
-            return
+            return False
         self._counts[self._place] += 1
         self._take(sock)
+        return True
 
     def _wait(self, fewer: dict[int, int], until: float) -> None:
         poller = select.poll()

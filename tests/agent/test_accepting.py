@@ -120,6 +120,16 @@ async def test_without_descriptors_it_rests_and_goes_on(monkeypatch, caplog):
         assert caplog.text.count("cannot accept") < 20
 
 
+async def test_who_stops_takes_what_others_were_to_have(patient):
+    with working() as worker:
+        worker.connect()
+        worker.connect()
+        await some_time()
+        assert worker.taken == []
+        worker.acceptor.stop()
+        assert len(worker.taken) == 2
+
+
 async def test_who_stopped_is_waited_for_by_nobody():
     with working() as worker:
         worker.acceptor.stop()

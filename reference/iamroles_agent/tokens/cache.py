@@ -83,12 +83,14 @@ class IdentityCache:
         entry = table.get(digest)
         if entry is None:
             return None
-        _, number, issuer, principal, session, roles, end, issued_at, preferred, scopes, *rest = entry
+        _, number, issuer, principal, session, roles, end, issued, preferred, scopes, name, kid, again, on = (
+            entry
+        )
+        roles = tuple([role_arn(arn) for arn in roles])
+        preferred = None if preferred is None else role_arn(preferred)
+        scopes = None if scopes is None else frozenset(scopes)
         identity = Identity(
-            *(issuer, principal, session, tuple(map(role_arn, roles)), end, issued_at),
-            None if preferred is None else role_arn(preferred),
-            None if scopes is None else frozenset(scopes),
-            *rest,
+            issuer, principal, session, roles, end, issued, preferred, scopes, name, kid, again, on
         )
         key = self._keys.get(number)
         if self._clock() >= identity.believed_until or (number and (key is None or not key.live)):
@@ -99,18 +101,20 @@ class IdentityCache:
 
     def put(self, digest: bytes, identity: Identity, key: Key | None) -> None:
         """Keep an identity; `key` is what proved it, None where no key of ours did (STS)."""
-        self.drop(digest)
+        table = self._table(digest)
+        if digest in table:
+            self.drop(digest)
         if key is not None and key.number not in self._keys:
             self._keys = {one.number: one for one in (*self._keys.values(), key) if one.live or one is key}
         size = size_of(identity)
-        issuer, principal, session, roles, end, issued_at, preferred, scopes, *rest = identity
-        table = self._table(digest)
+        issuer, principal, session, roles, end, issued, wish, scopes, name, kid, again, on = identity
+        number = 0 if key is None else key.number
+        arns = tuple([_arn(role) for role in roles])
+        preferred = None if wish is None else _arn(wish)
+        texts = None if scopes is None else tuple(scopes)
         table[digest] = (
-            *(size, 0 if key is None else key.number),
-            *(issuer, principal, session, tuple(map(_arn, roles)), end, issued_at),
-            None if preferred is None else _arn(preferred),
-            None if scopes is None else tuple(scopes),
-            *rest,
+            *(size, number, issuer, principal, session, arns),
+            *(end, issued, preferred, texts, name, kid, again, on),
         )
         self.bytes += size
         self._held += 1
