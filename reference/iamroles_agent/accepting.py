@@ -16,6 +16,8 @@ import select
 import socket
 from collections.abc import Callable
 
+from iamroles_agent.listening import BACKLOG
+
 PATIENCE = 0.2
 """Seconds for which a waiting connection is left to workers that have fewer."""
 _TICK = 0.001
@@ -61,8 +63,9 @@ class Acceptor:
     def stop(self) -> None:
         """Accept what others were to have, and then no more: this process lets go of the socket."""
         if self._counts[self._place]:
-            while self._accept_one():
-                pass
+            for _ in range(BACKLOG):  # no flood keeps it from its end
+                if not self._accept_one():
+                    break
             self._pause()
             self._counts[self._place] = 0
             self._sock.close()

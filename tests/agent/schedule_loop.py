@@ -130,7 +130,7 @@ class Ear:
     """A listening socket, as far as the agent looks at one."""
 
     family = socket.AF_INET
-    waiting: Pipe
+    waiting: Pipe | None = None
     """The connection that is accepted next."""
 
     def listen(self, backlog: int) -> None:
@@ -143,7 +143,10 @@ class Ear:
         return "127.0.0.1", 1
 
     def accept(self) -> tuple[Any, None]:
-        return self.waiting, None
+        if self.waiting is None:
+            raise BlockingIOError
+        pipe, self.waiting = self.waiting, None
+        return pipe, None
 
     def close(self) -> None:
         pass
