@@ -293,14 +293,10 @@ def test_an_agent_that_breaks_the_protocol_is_503_and_the_gate_recovers(world, t
 
 @pytest.mark.parametrize("how", ["goodbye", "close"])
 def test_a_question_that_an_agent_took_with_it_is_asked_once_more(world, how):
-    path = f"/lost/{how}"
-    first = world.agent.lines()
-
-    assert ask(world, path, answer={**YES, "_lost": how}).status == 200
-    assert world.haproxy.wait_log(lambda line: line["path"] == path)["fault"] == "-"
-    asked = [line for line in world.agent.lines()[len(first) :] if f'"{path}"' in line]
-    assert len(asked) == 2
-    assert ask(world, f"{path}/always", answer={**YES, "_close": True}).status == 503
+    with world.stage.world(puppet_spec(), POLICY) as own:  # as above
+        assert ask(own, "/lost", answer={**YES, "_lost": how}).status == 200
+        assert own.haproxy.wait_log(lambda line: line["path"] == "/lost")["fault"] == "-"
+        assert len([line for line in own.agent.lines() if '"/lost"' in line]) == 2
 
 
 def test_nothing_is_kept_from_the_request_before(world):

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.control.document import POLICY
+from iamroles_agent.gate import Gate
 from iamroles_agent.processes.supervisor import Supervisor
-from iamroles_agent.server import Server, _Peer
+from iamroles_agent.server import Server
 from iamroles_conformance.selftest.mutants.gate.proxy import text, without
 from iamroles_conformance.selftest.mutants.override import around, both
 from iamroles_conformance.selftest.registry import mutant
@@ -69,19 +70,21 @@ async def _lingers(sound: Any, self: Any, **how: Any) -> None:
     await sound(self, **how)
 
 
-@around(_Peer, "data_received")
-def _deaf(sound: Any, self: Any, data: bytes) -> None:
-    if _leaving:
-        self.abort()
-        return
-    sound(self, data)
+@around(Gate, "recall")
+def _forgets(sound: Any, self: Any, key: bytes, context: Any) -> Any:
+    return None if _leaving else sound(self, key, context)
+
+
+@around(Gate, "judge")
+async def _turns_away(sound: Any, self: Any, check: Any, context: Any, key: Any) -> Any:
+    return self.failed(context, "it is leaving") if _leaving else await sound(self, check, context, key)
 
 
 mutant(
-    "fire.hangs-up",
+    "fire.turns-away",
     kills=["FIRE-PAIR-002"],
-    title="answers nothing from SIGTERM on, and goes on to accept connections for a second",
-    apply=both(_lingers, _deaf),
+    title="refuses what it is asked after SIGTERM, and goes on to accept connections for a second",
+    apply=both(_lingers, _forgets, _turns_away),
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.tokens import sts
+from iamroles_agent.tokens import remote, sts
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts import _PARAMETERS, Question, StsVerifier
 from iamroles_conformance.selftest.mutants.override import around, both, setting
@@ -79,8 +79,13 @@ mutant(
     "identity.sts-host-suffix",
     kills=["STS-HOST-001"],
     title="looks for a known host within the URL's",
-    apply=around(sts, "read_credential")(
-        lambda sound, token, endpoints, now: sound(token, _Near(endpoints), now)
+    apply=both(
+        *(
+            around(place, "read_credential")(
+                lambda sound, token, endpoints, now: sound(token, _Near(endpoints), now)
+            )
+            for place in (remote, sts)
+        )
     ),
 )
 

@@ -197,9 +197,6 @@ def newest(sound: Any, answer: str) -> Any:
     kills=["LIVE-RESTART-001"],
     title="knows only the streams that began since it started",
 )
-@around(cutter, "rows")
-def forgets(sound: Any, answer: str) -> Any:
-    return [row for row in sound(answer) if row.since >= _STARTED]
-
-
-_STARTED = time.time()
+def forgets() -> None:
+    started = time.time()
+    around(cutter, "rows")(lambda sound, answer: [row for row in sound(answer) if row.since >= started])()

@@ -10,8 +10,8 @@ from iamroles_agent import gate
 from iamroles_agent.policy import compiled
 from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.spop import actions, messages, values
-from iamroles_agent.tokens import authenticator, claims, jws, sts
-from iamroles_conformance.selftest.mutants.override import around
+from iamroles_agent.tokens import authenticator, claims, jws, remote, sts
+from iamroles_conformance.selftest.mutants.override import around, both
 from iamroles_conformance.selftest.registry import mutant
 
 
@@ -89,12 +89,18 @@ def terse_refusals(sound: Any, decision: Any, *signed: Any) -> Any:
     return sound(replace(decision, **nobody, expires=None), *signed)
 
 
-@mutant("tolerant.sts-form", kills=[], title="calls what is wrong in a pre-signed URL malformed")
-@around(sts, "read_credential")
-def sts_form(sound: Any, *arguments: Any) -> Any:
+def _sts_form(sound: Any, *arguments: Any) -> Any:
     try:
         return sound(*arguments)
     except Refusal as refusal:
         if refusal.reason is not Reason.STS_REJECTED:
             raise
         raise Refusal(Reason.TOKEN_MALFORMED, refusal.detail) from None
+
+
+mutant(
+    "tolerant.sts-form",
+    kills=[],
+    title="calls what is wrong in a pre-signed URL malformed",
+    apply=both(*(around(place, "read_credential")(_sts_form) for place in (remote, sts))),
+)

@@ -55,7 +55,7 @@ def bye_strict(sound: Any, self: Any, frame: Any) -> None:
 @around(_Peer, "connection_lost")
 def reset_is_fatal(sound: Any, self: Any, exc: Exception | None) -> None:
     if exc is not None:
-        self._server._listener.close()
+        self._server._acceptor.stop()
     sound(self, exc)
 
 
@@ -103,7 +103,7 @@ def all_or_none(sound: Any, self: Any, event: Any) -> None:
 @mutant("wire.drops-at-sigterm", kills=["SPOP-LIFE-003"], title="drops everything at SIGTERM")
 @around(Server, "drain")
 async def drops_at_sigterm(_sound: Any, self: Any, **_how: Any) -> None:
-    self._listener.close()
+    self._acceptor.stop()
     for peer in tuple(self.peers):
         peer.abort()
 
