@@ -296,6 +296,8 @@ def test_a_question_that_an_agent_took_with_it_is_asked_once_more(world, how):
     with world.stage.world(puppet_spec(), POLICY) as own:  # as above
         assert ask(own, "/lost", answer={**YES, "_lost": how}).status == 200
         assert own.haproxy.wait_log(lambda line: line["path"] == "/lost")["fault"] == "-"
+        assert ask(own, "/after").status == 200
+        assert own.agent.wait_line(lambda line: '"/after"' in line)
         assert len([line for line in own.agent.lines() if '"/lost"' in line]) == 2
 
 
