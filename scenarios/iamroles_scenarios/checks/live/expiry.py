@@ -62,8 +62,7 @@ def late(target: Target) -> None:
     with bench(target, "live", "live.late") as here, ExitStack() as stack:
         stream = opened(here, stack, Shape("websocket", busy=False), here.token(exp=LIFE))
         stream.until(stream.expires - 1.0)
-        stream.say()
-        if not stream.moves(here.seconds(0.5)):
+        if not stream.moves(here.seconds(0.5), stream.say):
             raise here.failed("a WebSocket does not echo before its token's end")
         ended(here, stream, stream.expires, "its token's end")
 

@@ -138,12 +138,14 @@ class Watched:
             self.over.wait(BEAT)
         return self.over.is_set()
 
-    def moves(self, within: float) -> bool:
-        """Whether something more arrives, or can be sent, within so many seconds."""
+    def moves(self, within: float, begin: Callable[[], None] = lambda: None) -> bool:
+        """Whether something more arrives, or can be sent, within so many seconds of `begin`."""
         mark: Callable[[], float] = (
             (lambda: self.sent) if self.shape.kind == "upload" else (lambda: self.last)
         )
-        before, deadline = mark(), time.monotonic() + within
+        before = mark()
+        begin()
+        deadline = time.monotonic() + within
         while time.monotonic() < deadline and self.lives():
             if mark() > before:
                 return True
