@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,9 +17,7 @@ from iamroles_scenarios.jose.keys import SigningKey
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import AgentSpec, World
 
-FILE = "site.pem"
-BIND = {"IAM_BIND": f"ssl crt {FILE}"}
-"""Settings of a world whose HAProxy speaks TLS; `FILE` is one of its files."""
+_FILE = "site.pem"
 _IN_A_ROW = 10
 """Connections that must show the new certificate one after the other."""
 _SHOWN = 5.0
@@ -36,13 +35,27 @@ class Certificate:
         self.pem = self.public + private
 
 
-def trusting(*certificates: Certificate) -> ssl.SSLContext:
-    """A client that takes each of these and no other."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # one name for all: the whole counts
-    context.load_verify_locations(cadata="".join(one.public for one in certificates))
-    return context
+class Site:
+    """The certificate that a world's HAProxy shows, and those that take its place in turn.
+
+    Attributes:
+        settings, files: of a world whose HAProxy shows the first.
+        tls: of a client that takes each of them, and no other.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._turns = [Certificate() for _ in range(count)]
+        self.settings = {"IAM_BIND": f"ssl crt {_FILE}"}
+        self.files = {_FILE: self._turns[0].pem}
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.tls.check_hostname = False
+        self.tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # one name for all: the whole counts
+        self.tls.load_verify_locations(cadata="".join(one.public for one in self._turns))
+
+    def replace(self, world: World, by: Callable[[World, Certificate], str], scale: float) -> str:
+        """Put the next one in place, and wait until it is shown; why that failed, or ""."""
+        self._turns.append(self._turns.pop(0))
+        return by(world, self._turns[0]) or _shows(world, self._turns[0], scale)
 
 
 def by_runtime(world: World, certificate: Certificate) -> str:
@@ -51,21 +64,21 @@ def by_runtime(world: World, certificate: Certificate) -> str:
     Returns:
         Why that failed, or "".
     """
-    world.haproxy.put(FILE, certificate.pem)
+    world.haproxy.put(_FILE, certificate.pem)
     ask = world.haproxy.runtime
-    name = next((line for line in ask("show ssl cert").splitlines() if line.endswith(FILE)), FILE)
+    name = next((line for line in ask("show ssl cert").splitlines() if line.endswith(_FILE)), _FILE)
     said = ask(f"set ssl cert {name} <<\n{certificate.pem}") + ask(f"commit ssl cert {name}")
     return "" if "Success" in said else f"HAProxy does not take a certificate: {said.strip()}"
 
 
 def by_reload(world: World, certificate: Certificate) -> str:
     """Replace it by its file and a reload; "" as `by_runtime`."""
-    world.haproxy.put(FILE, certificate.pem)
+    world.haproxy.put(_FILE, certificate.pem)
     world.haproxy.reload()
     return ""
 
 
-def shows(world: World, certificate: Certificate, scale: float) -> str:
+def _shows(world: World, certificate: Certificate, scale: float) -> str:
     """Wait until new connections are shown this certificate, and no other any more; why not, or ""."""
     deadline = time.monotonic() + _SHOWN * scale
     row = 0

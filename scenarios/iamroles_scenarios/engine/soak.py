@@ -22,16 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec, merged
-from iamroles_scenarios.engine.certificates import (
-    BIND,
-    FILE,
-    Certificate,
-    by_reload,
-    by_runtime,
-    proxys,
-    shows,
-    trusting,
-)
+from iamroles_scenarios.engine.certificates import Certificate, Site, by_reload, by_runtime, proxys
 from iamroles_scenarios.engine.events import EVENT_DEADLINE, children_of, kill_child
 from iamroles_scenarios.engine.fire import PATIENCE, Fire
 from iamroles_scenarios.engine.key_sets import GATE, KeySets, kid_of, listen_on, why_not
@@ -124,8 +115,8 @@ class Soak:
         self._old = ""
         self._narrow = self._revoked = False
         self._numbers = 0
-        self._certificates: list[Certificate] = []
-        """The one that HAProxy shows, and the next; none: its configuration does not take TLS."""
+        self._site: Site | None = None
+        """None: HAProxy's configuration does not take TLS."""
         self._sets: KeySets | None = None
         self._signed: set[str] = set()
 
@@ -162,14 +153,14 @@ class Soak:
     def _opened(self, spec: WorldSpec) -> Place:
         start = partial(self._target.worlds.start_own, spec, f"soak-{self._seed}")
         settings = {"IAM_TIMEOUT_PROCESSING": "10s"}
-        certificates = [Certificate(), Certificate()]
+        site = Site(2)
         try:
-            place = start(settings=settings | BIND, files={FILE: certificates[0].pem})
+            place = start(settings=settings | site.settings, files=site.files)
         except StageError as error:
             if "haproxy" not in error.logs:
                 raise
             return start(settings=settings)  # its configuration does not split IAM_BIND into words
-        self._certificates = certificates
+        self._site = site
         return place
 
     def _soak(self, seconds: float, told: Callable[[str], None]) -> Soaked:
@@ -181,7 +172,7 @@ class Soak:
             connections=12,
             scale=scale,
             seed=self._seed,
-            tls=trusting(*self._certificates) if self._certificates else None,
+            tls=None if self._site is None else self._site.tls,
         )
         self._flows()
         fire.start()
@@ -286,9 +277,13 @@ class Soak:
         """Events that may come now: name, whether it is a fault, what it does."""
         features = self._target.agent.features
         yield "HAProxy is reloaded", False, self._place.world.haproxy.reload
-        if self._certificates:
-            yield "another certificate by a command", False, partial(self._certificate, by_runtime)
-            yield "another certificate by a reload", False, partial(self._certificate, by_reload)
+        if self._site is not None:
+            yield (
+                "another certificate by a command",
+                False,
+                partial(self._certificate, self._site, by_runtime),
+            )
+            yield "another certificate by a reload", False, partial(self._certificate, self._site, by_reload)
         for name, phases in (("keys", self._KEYS), ("sessions", self._SESSIONS)):
             phase, number, _ = self._phase.get(name, (0, -_EVENTS, 0.0))
             if name == "sessions" and not features.get("sts"):
@@ -310,10 +305,8 @@ class Soak:
             yield "an agent is stopped", False, lambda: self._again("stop")
             yield "an agent is frozen", True, self._freeze
 
-    def _certificate(self, replace: Callable[[World, Certificate], str]) -> None:
-        self._certificates.reverse()
-        world, certificate = self._place.world, self._certificates[0]
-        if why := replace(world, certificate) or shows(world, certificate, self._target.scale):
+    def _certificate(self, site: Site, by: Callable[[World, Certificate], str]) -> None:
+        if why := site.replace(self._place.world, by, self._target.scale):
             raise proxys(self._target.agent, why)
 
     def _in_phase(self, name: str, act: Callable[[Soak], None]) -> None:

@@ -15,16 +15,7 @@ from iamroles_scenarios.checks.proxy.traffic import Gate
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
 from iamroles_scenarios.declarations.timeline import WindowSpec
-from iamroles_scenarios.engine.certificates import (
-    BIND,
-    FILE,
-    Certificate,
-    by_reload,
-    by_runtime,
-    proxys,
-    shows,
-    trusting,
-)
+from iamroles_scenarios.engine.certificates import Certificate, Site, by_reload, by_runtime, proxys
 from iamroles_scenarios.engine.fire import kindle
 from iamroles_scenarios.engine.ledger import Flow, Kind
 from iamroles_scenarios.engine.target import Target
@@ -37,11 +28,11 @@ _BETWEEN = 60
 
 def _played(target: Target, change: Callable[[World, Certificate], str]) -> str:
     """Change the certificate twice under traffic; the remark."""
-    first, *later = certificates = [Certificate() for _ in range(3)]
-    settings = BIND | {"IAM_TIMEOUT_PROCESSING": "20s"}
+    site = Site(3)
+    settings = site.settings | {"IAM_TIMEOUT_PROCESSING": "20s"}
     spec = WorldSpec(policy="orders", own=True)
     try:
-        place = target.worlds.start(spec, own_suffix(), settings=settings, files={FILE: first.pem})
+        place = target.worlds.start(spec, own_suffix(), settings=settings, files=site.files)
     except StageError as error:
         if "haproxy" in error.logs:
             raise Untestable(
@@ -58,13 +49,12 @@ def _played(target: Target, change: Callable[[World, Certificate], str]) -> str:
             Flow("dead", RequestSpec(), dead, shut[0]),
             Flow("closed", RequestSpec(path="/elsewhere"), reader, shut[1]),
         ]
-        tls = trusting(*certificates)
-        with kindle(place.world, flows, rate=60, scale=target.scale, tls=tls, fresh=True) as fire:
+        with kindle(place.world, flows, rate=60, scale=target.scale, tls=site.tls, fresh=True) as fire:
             fire.wait(_BETWEEN)
-            for number, certificate in enumerate(later, 1):
+            for number in (1, 2):
                 with fire.step(f"change {number}"):
-                    why = change(place.world, certificate)
-                if why := why or shows(place.world, certificate, target.scale):
+                    why = site.replace(place.world, change, target.scale)
+                if why:
                     raise _proxys(gate, why)
                 fire.wait(_BETWEEN)
         found = fire.judge(WindowSpec(check="all", between=["begin", "end"]))
