@@ -60,7 +60,7 @@ def summary(result: Document) -> list[str]:
     """What a terminal shows of it."""
     lines = [f"{result['answers']} answers, {len(result['events'])} events"]
     if result["identity_keys"]:
-        lines.append(f"{result['identity_keys']} keys signed identities, each of which verified")
+        lines.append(f"{result['identity_keys']} keys signed identities that verified")
     lines += [f"{count} {kind}" for kind, count in result["bad"].items()]
     lines += [f"{count} {kind}, excused by a fault" for kind, count in result["excused"].items()]
     lines += [
