@@ -7,7 +7,7 @@ tables, and reports every problem at once with its file, line, key and remedy.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -46,17 +46,21 @@ ClaimPath = str | list[str]
 """A claim's name, or the names on the way into nested objects."""
 
 
+def _none() -> list[Any]:
+    """As `list`, whose signature pydantic would parse for each field."""
+    return []
+
+
 class Model(BaseModel):
     """Strict: unknown keys are errors, nothing is coerced, nothing changes after loading.
 
-    A field's docstring is its description in the published JSON Schema: editors show it.
+    A field's docstring is its description in the published JSON Schema (`policy.schema`): editors show it.
     """
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
         frozen=True,
-        use_attribute_docstrings=True,
         defer_build=True,  # by itself no table is ever read: only the whole file is
     )
 
@@ -159,9 +163,9 @@ class Issuer(Model):
     """Where its keys are; left out: its discovery document says."""
     insecure_http: bool = False
     """Permit http, for tests."""
-    audiences: list[str] = Field(default_factory=list)
+    audiences: list[str] = Field(default_factory=_none)
     """Accepted `aud` values."""
-    client_ids: list[str] = Field(default_factory=list)
+    client_ids: list[str] = Field(default_factory=_none)
     """Accepted `client_id` values, where these stand for `aud` (Cognito access tokens)."""
     algorithms: list[str]
     """What it signs with; never none, never HS*."""
@@ -181,7 +185,7 @@ class Issuer(Model):
     """Where the session label is."""
     principal_claim: ClaimPath = "sub"
     """Where it says who."""
-    accounts: list[str] = Field(default_factory=list)
+    accounts: list[str] = Field(default_factory=_none)
     """AWS accounts whose roles it may assert; none listed: any."""
     max_lifetime: Duration = 3600.0
     """The longest time from `iat` to `exp` that is accepted."""
@@ -202,7 +206,7 @@ class Sts(Model):
     """The signed header that binds a credential to this proxy."""
     binding_value: str
     """This proxy's own name, the header's value."""
-    accounts: list[str] = Field(default_factory=list)
+    accounts: list[str] = Field(default_factory=_none)
     """AWS accounts whose roles are accepted; none listed: any."""
     insecure_http: bool = False
     """Permit http, for tests."""
@@ -231,7 +235,7 @@ class Role(Model):
     """What grants and denies call it, and `X-IAM-Role` may."""
     arn: str | None = None
     """`arn:aws:iam::<account>:role/<name>`, without a role path."""
-    arns: list[str] = Field(default_factory=list)
+    arns: list[str] = Field(default_factory=_none)
     """Several ARNs under one name."""
     max_lifetime: Duration | None = None
     """Access ends so long after the token was issued, if it has not before."""
@@ -262,7 +266,7 @@ class Backend(Model):
 
     name: str
     """What grants call it."""
-    servers: list[str] = Field(default_factory=list)
+    servers: list[str] = Field(default_factory=_none)
     """`host:port` each."""
     tls: BackendTls | None = None
     """Speak TLS to the servers; left out: plain HTTP."""
@@ -283,9 +287,9 @@ class Region(Model):
     """Canonical, without query or wildcard."""
     match: Literal["prefix", "exact"] = "prefix"
     """`prefix` opens whole segments below the path too."""
-    hosts: list[str] = Field(default_factory=list)
+    hosts: list[str] = Field(default_factory=_none)
     """Host names, or `*.` and a name for any below it; none: any."""
-    sources: list[str] = Field(default_factory=list)
+    sources: list[str] = Field(default_factory=_none)
     """Networks of the client's address; none: any."""
 
 
@@ -326,7 +330,7 @@ class Scope(Model):
     """Canonical, without query or wildcard."""
     match: Literal["prefix", "exact"] = "prefix"
     """`prefix` opens whole segments below the path too."""
-    hosts: list[str] = Field(default_factory=list)
+    hosts: list[str] = Field(default_factory=_none)
     """As in a grant."""
 
 
@@ -337,33 +341,33 @@ class Config(Model):
     """Of this format."""
     multi_role: Literal["deny", "union"] = "deny"
     """What a token with several roles and no choice gets: a refusal, or all of them."""
-    agent: AgentSettings = AgentSettings()
+    agent: AgentSettings = AgentSettings.model_construct()
     """How the process runs."""
-    audit: AuditSettings = AuditSettings()
+    audit: AuditSettings = AuditSettings.model_construct()
     """Where decisions are recorded."""
-    metrics: MetricsSettings = MetricsSettings()
+    metrics: MetricsSettings = MetricsSettings.model_construct()
     """Where metrics are served."""
-    live: LiveSettings = LiveSettings()
+    live: LiveSettings = LiveSettings.model_construct()
     """How open streams are cut and credentials revoked."""
     identity_header: IdentityHeader | None = None
     """Sign the identity of allowed requests; left out: the plain headers alone."""
-    keys: KeySettings = KeySettings()
+    keys: KeySettings = KeySettings.model_construct()
     """How key sets are kept."""
-    limits: Limits = Limits()
+    limits: Limits = Limits.model_construct()
     """Bounds for every issuer."""
-    issuers: list[Issuer] = Field(default_factory=list)
+    issuers: list[Issuer] = Field(default_factory=_none)
     """OIDC issuers that may assert roles."""
-    sts: list[Sts] = Field(default_factory=list)
+    sts: list[Sts] = Field(default_factory=_none)
     """AWS STS endpoints that may prove roles."""
-    roles: list[Role] = Field(default_factory=list)
+    roles: list[Role] = Field(default_factory=_none)
     """Names of role ARNs."""
-    groups: list[Group] = Field(default_factory=list)
+    groups: list[Group] = Field(default_factory=_none)
     """Names of sets of roles."""
-    backends: list[Backend] = Field(default_factory=list)
+    backends: list[Backend] = Field(default_factory=_none)
     """Where grants may lead."""
-    grants: list[Grant] = Field(default_factory=list)
+    grants: list[Grant] = Field(default_factory=_none)
     """What roles open."""
-    denies: list[Deny] = Field(default_factory=list)
+    denies: list[Deny] = Field(default_factory=_none)
     """What is closed whatever is open."""
-    scopes: list[Scope] = Field(default_factory=list)
+    scopes: list[Scope] = Field(default_factory=_none)
     """What scope values open, at most."""

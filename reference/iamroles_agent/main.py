@@ -7,6 +7,7 @@ extra.
 from __future__ import annotations
 
 import gc
+import os
 from importlib import import_module
 
 import click
@@ -40,6 +41,9 @@ class _Commands(click.Group):
             return None
         package, extra, _ = _GROUPS[cmd_name]
         gc.disable()  # what is imported stays: looking through it again and again takes a tenth of a start
+        if package == "agent":
+            # Of pydantic no plugin is wanted, and looking for them takes a twentieth.
+            os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         try:
             module = import_module(f"iamroles_{package}.commands.{cmd_name}")
         except ModuleNotFoundError as error:

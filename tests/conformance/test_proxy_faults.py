@@ -177,7 +177,7 @@ def test_whatever_a_check_sees_of_a_dead_proxy_accuses_no_agent(
     def start(world: World, *args: object, **options: object) -> None:
         started(world, *args, **options)  # type: ignore[arg-type]
         if armed and world._haproxy is not None:
-            world._haproxy._runs[-1].part.kill()
+            world.haproxy._runs[-1].part.kill()
 
     armed: list[bool] = []
     monkeypatch.setattr(World, "start", start)

@@ -41,10 +41,9 @@ def _cut(config: Config, which: str) -> Iterator[bytes]:
     # What was not written stays unwritten: the profile `cognito` has other defaults (`claims.ClaimRules`).
     base = config.model_dump(mode="json", exclude=set(_TABLES), exclude_unset=True)
     yield _piece(which, "", base)
-    for table in _TABLES:
-        rows = getattr(config, table)
+    for table, rows in config.model_dump(mode="json", include=set(_TABLES)).items():
         for start in range(0, len(rows), _ROWS):
-            yield _piece(which, table, [row.model_dump(mode="json") for row in rows[start : start + _ROWS]])
+            yield _piece(which, table, rows[start : start + _ROWS])
 
 
 def _piece(which: str, table: str, content: object) -> bytes:

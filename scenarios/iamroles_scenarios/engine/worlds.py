@@ -178,7 +178,9 @@ class Worlds:
         policy = self._located(_renamed(policy_of(spec), suffix), suffix)
         for name in _ISSUER.findall(json.dumps(policy)):
             self.issuer(name[1])
-        how = {"haproxy": self._haproxy, "settings": spec.settings, **how}
+        # Many worlds are asked over SPOP alone. What stands between HAProxy and the agent is there at once.
+        late = "between" not in how
+        how = {"haproxy": self._haproxy, "settings": spec.settings, "late": late, **how}
         if spec.agents == 1:
             return Place(self._served(self._agent, policy, **how), policy, suffix)
         second = self._served(self._agent, policy, haproxy=False)

@@ -60,9 +60,9 @@ class EchoProtocol(asyncio.Protocol):
         self._client = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the peer."""
+        """Remember the peer, if it is still there: a health check may be gone by now."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is no subclass
-        self._client = process.joined(*transport.get_extra_info("peername")[:2])
+        self._client = process.joined(*(transport.get_extra_info("peername") or ("", 0))[:2])
         self._backend.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002

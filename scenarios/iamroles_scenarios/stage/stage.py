@@ -114,6 +114,7 @@ class Stage:
         settings: Mapping[str, str] | None = None,
         between: Between | None = None,
         files: Mapping[str, str] | None = None,
+        late: bool = False,
     ) -> World:
         """Start an agent under a policy, and HAProxy before it.
 
@@ -127,6 +128,7 @@ class Stage:
                 record. IAM_BIND holds what follows the address, e.g. "ssl crt site.pem".
             files: texts by name, beside HAProxy's own files.
             between: what stands between HAProxy and the agent, e.g. a `relay.Relay`; its caller ends it.
+            late: HAProxy starts when it is first asked for, and may fail then.
 
         Raises:
             StageError: a part did not start; with its log.
@@ -138,6 +140,8 @@ class Stage:
             renderer = self._renderer(agent) if haproxy else None
             chosen = {**agent.haproxy.get("settings", {}), **(settings or {})}
             world.start(policy, renderer, chosen, between, files)
+            if haproxy and not late:
+                _ = world.haproxy
         except BaseException:
             self.release(world)
             raise

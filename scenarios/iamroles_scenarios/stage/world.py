@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain, repeat
 from types import TracebackType
@@ -43,7 +42,8 @@ class HaproxyHandle:
         composer: Composer,
         settings: Mapping[str, str],
     ) -> None:
-        self._place = place
+        self.place = place
+        """Where it runs, or will."""
         self._renderer = renderer
         self._composer = composer
         self._settings = dict(settings)
@@ -51,34 +51,48 @@ class HaproxyHandle:
         self._beside: dict[str, str] = {}
         self._runs: list[HaproxyRun] = []
         self._gone: int | None = None
+        self._fault: StageError | None = None
+        """Why it did not start."""
         self._closed = False
         self._lock = threading.RLock()
 
     @property
     def version(self) -> str:
         """E.g. "3.0.11"."""
-        return self._place.version
+        return self.place.version
 
     @property
     def master(self) -> str:
         """The master CLI, as an agent reaches it."""
-        return self._place.master
+        return self.place.master
 
     def put(self, name: str, text: str) -> None:
         """Put a file beside the rendered ones, for the next start or reload."""
         self._beside[name] = text
 
-    def start(self, files: Mapping[str, str], agent: str) -> None:
-        """Start on rendered files, asking the agent at `host:port`; wait until the Runtime API answers.
+    def start(self, document: Mapping[str, Any], asks: Callable[[], str]) -> None:
+        """Start on the files of a document, if it has not been; wait until the Runtime API answers.
+
+        Args:
+            document: the world file.
+            asks: says whom it asks, `host:port`.
 
         Raises:
             ProxyFileError: HAProxy refused what the agent's own `render` wrote, or did not answer.
             StageError: the same of the shipped configuration.
         """
         with self._lock:
-            self._files = dict(files)
-            self._settings["IAM_AGENT_1"] = agent
-            self._begin(None)
+            if self._fault is not None:
+                raise self._fault
+            if self._runs or self._closed:
+                return
+            try:
+                self._files = dict(self._renderer.render(document))
+                self._settings["IAM_AGENT_1"] = asks()
+                self._begin(None)
+            except StageError as fault:
+                self._fault = fault
+                raise
 
     def reload(self, policy: Mapping[str, Any] | None = None) -> None:
         """Start a new process on the same listening socket; the old one keeps its live connections and ends.
@@ -99,7 +113,7 @@ class HaproxyHandle:
             self._begin(None)
 
     def _begin(self, replaced: HaproxyRun | None) -> None:
-        run = self._place.start({**self._files, **self._beside}, self._settings, replaced)
+        run = self.place.start({**self._files, **self._beside}, self._settings, replaced)
         deadline = time.monotonic() + _START
         while True:
             with suppress(OSError):
@@ -225,7 +239,7 @@ class HaproxyHandle:
             self._gone, self._closed = self.ended(), True
             for run in self._runs:
                 run.part.kill()
-            self._place.close()
+            self.place.close()
 
 
 def _record(line: str) -> dict[str, Any] | None:
@@ -262,7 +276,7 @@ class World:
         self._composer = Composer(kind, urls)
         self._spec = spec
         self._haproxy: HaproxyHandle | None = None
-        self._proxy: Proxy | None = None
+        self._between: Between | None = None
         self._neighbours: list[AgentHandle] = []
         self.document: dict[str, Any] = {}
         self.on_close: Callable[[World], None] | None = None
@@ -277,42 +291,36 @@ class World:
         between: Between | None = None,
         files: Mapping[str, str] | None = None,
     ) -> None:
-        """Bring it up: the agent starts while HAProxy's files are rendered."""
+        """Bring the agent up. HAProxy starts when somebody asks for it."""
         self.document = self._composer.document(policy)
+        if renderer is not None:
+            self._place_haproxy(renderer, settings, files or {})
+        self._between = between
+        self.agent.write(self.document, "" if self._haproxy is None else self._haproxy.master)
         try:
-            self._start(renderer, settings, between, files or {})
+            self.agent.start()
         except StageError as error:
             if set(error.logs) == {"agent"}:
                 error.world = json.dumps(self.document)
             raise
 
-    def _start(
-        self,
-        renderer: Renderer | None,
-        settings: Mapping[str, str],
-        between: Between | None,
-        beside: Mapping[str, str],
+    def _place_haproxy(
+        self, renderer: Renderer, settings: Mapping[str, str], beside: Mapping[str, str]
     ) -> None:
-        if renderer is None:
-            self.agent.write(self.document)
-            self.agent.start()
-            return
         if self._spec.address and not self._kind.reaches(self._spec.address):
             raise StageError(
                 f"HAProxy in a container cannot reach {self._spec.address} on the host: let the agent "
                 "listen on an address of the host's, or choose the stage of processes."
             )
         place = self._kind.haproxy_place(self.name)
-        self.agent.write(self.document, place.master)
         self._haproxy = HaproxyHandle(place, renderer, self._composer, settings)
         for name, text in beside.items():
             self._haproxy.put(name, text)
-        with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
-            files = pool.submit(renderer.render, self.document)
-            self.agent.start()
-            asked = between(self._kind.host, self.agent.spop_address) if between else self.agent.inner_address
-            self._haproxy.start(files.result(), asked)
-        self._proxy = Proxy(place.host, place.port)
+
+    def _asked(self) -> str:
+        if self._between is None:
+            return self.agent.inner_address
+        return self._between(self._kind.host, self.agent.spop_address)
 
     def neighbour(self) -> AgentHandle:
         """Start a second agent on the same world file and HAProxy's master CLI; HAProxy never asks it.
@@ -334,21 +342,21 @@ class World:
         """Where HAProxy listens.
 
         Raises:
-            StageError: the world has no HAProxy.
+            StageError: as `haproxy`.
         """
-        if self._proxy is None:
-            raise StageError("This world has no HAProxy: it was made with haproxy=False.")
-        return self._proxy
+        place = self.haproxy.place
+        return Proxy(place.host, place.port)
 
     @property
     def haproxy(self) -> HaproxyHandle:
-        """HAProxy.
+        """HAProxy, which has been started.
 
         Raises:
-            StageError: the world has no HAProxy.
+            StageError: the world has no HAProxy, or it did not start (`HaproxyHandle.start`).
         """
         if self._haproxy is None:
             raise StageError("This world has no HAProxy: it was made with haproxy=False.")
+        self._haproxy.start(self.document, self._asked)
         return self._haproxy
 
     def haproxy_ended(self) -> int | None:
