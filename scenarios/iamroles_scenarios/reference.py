@@ -24,6 +24,8 @@ def reference_agent() -> AgentSpec:
                 "sts": True,
                 "reload": "SIGHUP",
                 "limits": True,
+                "workers": True,
+                "identity": True,
                 "live": True,
                 "renew": True,
             },

@@ -130,6 +130,19 @@ def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path: Path)
     assert "no template for grants" in done.output
 
 
+def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path: Path) -> None:
+    agent = _own(tmp_path)
+    render = tmp_path / "render.py"
+    one_word = (
+        "file = pathlib.Path(output, 'haproxy.cfg')\nfile.write_text(file.read_text().replace('[*]', ''))\n"
+    )
+    render.write_text(render.read_text() + one_word)
+    done = _run(f"--agent={agent}", "--check=fire.certificate", "--grade=strict")
+
+    assert done.exit_code == 1, done.output
+    assert "HAProxy's configuration must split IAM_BIND into words" in done.output
+
+
 @pytest.mark.parametrize(
     ("log", "said"),
     [

@@ -75,13 +75,13 @@ def test_what_is_younger_is_judged_later(asked: tuple[Account, Watched]) -> None
 
 def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Account, Watched]) -> None:
     account, question = asked
-    account.beyond = lambda entry: "its key is not published" if entry.sent < 4 * NANO else ""
+    question.ledger.verify = lambda entry: "its key is not published" if entry.sent < 4 * NANO else ""
     account.excuses.append((2 * NANO, 3 * NANO))
     for second in (1, 2, 4):
         question.judge(403, REFUSED, second * NANO, second * NANO + 1)
     account.settle(1 << 62)
 
-    assert (account.bad, account.excused) == ({Kind.FAULT: 1}, {Kind.FAULT: 1})
+    assert (account.bad, account.excused) == ({Kind.UNVERIFIED: 1}, {Kind.UNVERIFIED: 1})
     assert [why for *_, why in account.examples] == ["its key is not published"]
 
 

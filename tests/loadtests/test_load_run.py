@@ -177,6 +177,14 @@ def test_a_timeline_at_a_rate_of_its_own():
     assert {one["check"] for one in result["results"]} == {"fire.emergency.stolen", "fire.emergency.callers"}
 
 
+@pytest.mark.parametrize("scenario", ["fire.certificate", "fire.identity"])
+def test_what_the_proxy_and_the_agent_hold_rotates_at_a_rate_of_its_own(scenario):
+    done = loaded("timeline", scenario, "--rate", "80", *STAGE, "--json")
+
+    assert done.exit_code == 0, done.output[-2000:]
+    assert all(phase["answers"] for phase in json.loads(done.stdout)["phases"])
+
+
 def test_a_timeline_that_goes_wrong(tmp_path):
     agent = tmp_path / "agent.toml"
     command = ["python", "-m", "iamroles_conformance.selftest.mutants", "fire.first-keys", "agent", "run"]

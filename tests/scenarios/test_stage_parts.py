@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec, haproxies
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.guard import Guard
@@ -30,6 +31,7 @@ def test_the_reference_agent_is_described_by_the_contract():
     assert spec.command == ("iamroles", "agent", "run")
     assert Path(spec.argv()[0]).parent == Path(sys.executable).parent
     assert spec.reload_signal_name == "SIGHUP"
+    assert reference_agent().features == spec.features
 
 
 _LAUNCH = 'spec = 1\n[launch]\naddress = "a:1"\n'

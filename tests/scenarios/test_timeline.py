@@ -1,6 +1,8 @@
 """Timelines: what a scenario file may say, and how answers are judged that came while things changed."""
 
+import ssl
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Scenario
 from iamroles_scenarios.declarations.timeline import WindowSpec
+from iamroles_scenarios.engine.certificates import Site
 from iamroles_scenarios.engine.fire import Fire, Moment
 from iamroles_scenarios.engine.ledger import NEVER, Flow, Kind, Ledger, Watched
 from iamroles_scenarios.errors import DocumentError, TooSlow
@@ -20,6 +23,8 @@ ALLOWED = b'HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{"backend": "orders", "
 REFUSED = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"
 DOWN = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
+KEYS = 'keys = { issuer = "corp", do = "rotate" }'
+RATE, UNTIL = "rate = 10\n", 'until = "5s"\n'
 FILE = """
 id = "fire.example"
 title = "An example"
@@ -76,6 +81,21 @@ def test_a_timeline_is_read():
         ),
         ('"end"]', '"end"]\nflows = ["x"]', "windows[0].flows: 'x' is not a flow: take one of reader"),
         ('"end"]', '"end"]\np99 = 0.5', "windows[0].p99: "),
+        (
+            KEYS,
+            'certificate = { by = "reload", check = "quiet" }',
+            "steps[0].certificate: nobody is shown one: add tls to [traffic]",
+        ),
+        (
+            KEYS,
+            'wait = { signer = "next" }',
+            "steps[0].wait: no key signs then: add signed to [traffic], and",
+        ),
+        (
+            f"{RATE}{UNTIL}",
+            f'{RATE}tls = true\n{UNTIL}[[steps]]\nrequest = {{ token = "one" }}\n',
+            "steps[0].request: HAProxy speaks TLS: make it a flow",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_file_line_key_and_remedy(old, new, told):
@@ -247,6 +267,24 @@ def test_what_is_settled_can_be_taken_out(fire, answers):
 
     assert [entry.sent for entry in fire.ledger.take(at(2))] == [at(1)]
     assert [entry.sent for entry in fire.ledger.between(0, NEVER)] == [at(3)]
+
+
+@pytest.mark.parametrize(("shown", "trusted"), [(0, True), (1, True), (2, False)])
+def test_a_client_takes_the_certificate_that_is_shown_and_the_next_alone(tmp_path, shown, trusted):
+    site = Site()
+    pem = tmp_path / "site.pem"
+    pem.write_text(site._turns[shown].pem)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(pem)
+    inward, outward = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = site.tls.wrap_bio(inward, outward)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    with pytest.raises(ssl.SSLWantReadError):
+        server.wrap_bio(outward, inward, server_side=True).do_handshake()
+
+    with nullcontext() if trusted else pytest.raises(ssl.SSLCertVerificationError):
+        client.do_handshake()
 
 
 # --- asking ------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def timeline_command(  # noqa: PLR0917 - as click gives them
         _table(f"{scenario.id}: {rate:g} a second, {more} connections, {stage.kind}", phases)
         for one in results:
             click.echo(f"{one.verdict}  {one.check}: {one.message}")
-    if not reached:
+    if phases and not reached:
         click.echo(
             f"iamroles load: {answered:,.0f} answers a second, not {rate:g}: the figures are of that. "
             "Give more --connections, or the generator a core of its own",

@@ -159,6 +159,15 @@ class KeysStep(Model):
     """How late, for `slow`; times the run's time scale."""
 
 
+class CertificateStep(Model):
+    """HAProxy gets another certificate, and shows it to everybody before the step ends."""
+
+    by: Literal["runtime", "reload"]
+    """runtime: a command of its Runtime API; reload: the file, and a reload."""
+    check: str
+    """The check that this is evidence for."""
+
+
 class WaitStep(Model):
     """Wait for the clock or a counter, with a deadline; never for a guess of time."""
 
@@ -166,11 +175,13 @@ class WaitStep(Model):
     """Name of a token: until its `exp` has passed."""
     fetched: str = ""
     """Name of an issuer: until its JWKS has been fetched once more than when the last `keys` step ended."""
+    signer: Literal["", "next"] = ""
+    """Until another key signs the identities than when the step began."""
 
     @model_validator(mode="after")
     def _one(self) -> WaitStep:
-        if bool(self.expired) == bool(self.fetched):
-            raise ValueError("wait for exactly one of `expired`, `fetched`")
+        if [self.expired, self.fetched, self.signer].count("") != 2:
+            raise ValueError("wait for exactly one of `expired`, `fetched`, `signer`")
         return self
 
 
@@ -214,7 +225,7 @@ class CloudStep(Model):
     expire, the name of the saved assume_role whose session ends."""
 
 
-KINDS = ("request", "agent", "haproxy", "keys", "wait", "reload", "cloud", "mint")
+KINDS = ("request", "agent", "haproxy", "certificate", "keys", "wait", "reload", "cloud", "mint")
 """What a step can be: a request, or an event of `engine.events`."""
 
 
@@ -242,6 +253,7 @@ class Step(Model):
     nth: Literal[1, 2] = 1
     """Which agent, for `agent`."""
     haproxy: Literal["reload"] | None = None
+    certificate: CertificateStep | None = None
     keys: KeysStep | None = None
     wait: WaitStep | None = None
     reload: ReloadStep | None = None
@@ -259,6 +271,15 @@ class Step(Model):
         if self.expect and self.request is None:
             raise ValueError("`expect` belongs to a request")
         return self
+
+    @property
+    def bears_on(self) -> set[str]:
+        """Names of the checks that it is evidence for."""
+        found = set(self.expect)
+        found |= {self.certificate.check} if self.certificate else set()
+        if self.reload is not None:
+            found |= {self.reload.check, self.reload.error.check if self.reload.error else ""} - {""}
+        return found
 
     def requests(self) -> list[RequestSpec]:
         """The requests of this step, in order."""
@@ -303,11 +324,8 @@ class Scenario(Model):
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         check_timeline(self.traffic, self.flows, self.windows, self.steps)
-        expected = {name for step in self.steps for name in step.expect}
+        expected = {name for step in self.steps for name in step.bears_on}
         expected |= {window.check for window in self.windows}
-        reloads = [step.reload for step in self.steps if step.reload]
-        expected |= {reload.check for reload in reloads if reload.check}
-        expected |= {reload.error.check for reload in reloads if reload.error}
         if unknown := expected - self.checks.keys():
             raise ValueError(f"steps expect {sorted(unknown)}, which `checks` does not declare")
         if idle := self.checks.keys() - expected:
@@ -333,21 +351,19 @@ class Scenario(Model):
 
     def _bears(self, name: str, lane: Lane) -> bool:
         """Whether a step that is played in a lane is evidence for a check."""
-        return any(
-            name in step.expect
-            or (step.reload is not None and name == step.reload.check)
-            or (step.reload is not None and step.reload.error is not None and name == step.reload.error.check)
-            for step in self.steps
-            if lane in step.lanes
-        ) or (lane == "gate" and any(window.check == name for window in self.windows))
+        return any(name in step.bears_on for step in self.steps if lane in step.lanes) or (
+            lane == "gate" and any(window.check == name for window in self.windows)
+        )
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """Its features, and `oidc` if a token of an issuer is sent."""
+        """Its features, `oidc` if a token of an issuer is sent, and `identity` if identities are signed."""
         sent = {request.token for step in self.steps for request in step.requests()}
         sent |= {flow.request.token for flow in self.flows.values()}
         by_issuers = any("sts" not in self.tokens.get(name, {}) for name in sent if name)
-        return frozenset(self.features) | ({"oidc"} if by_issuers else set())
+        signed = self.traffic is not None and self.traffic.signed
+        own = {"oidc"} if by_issuers else set()
+        return frozenset(self.features) | own | ({"identity"} if signed else set())
 
     @property
     def lanes(self) -> list[Lane]:

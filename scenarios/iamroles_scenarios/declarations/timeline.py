@@ -30,6 +30,13 @@ class Traffic(Model):
     """Keep-alive connections: as many questions can be in flight."""
     until: Duration
     """From the begin of the traffic to its end, times the time scale."""
+    tls: bool = False
+    """HAProxy speaks TLS; `certificate` steps replace what it shows."""
+    fresh: bool = False
+    """A new connection for each question, with a handshake of its own."""
+    signed: Duration = 0.0
+    """The agent signs identities, and each key does so long, times the time scale (0: it signs none). Each
+    header must verify by every key set that a back end may hold (`engine.key_sets`)."""
 
 
 def _moment(value: object) -> object:
@@ -91,6 +98,7 @@ def check_timeline(
     if not timed:
         raise BadValueError(("traffic",), "no step has a time: give one `at`")
     _check_steps(traffic, steps, timed)
+    _check_kinds(traffic, steps, timed)
     names = {step.name for step in steps[timed[0] :] if step.name}
     for name, flow in flows.items():
         for key, moment in (("from", flow.from_), ("until", flow.until)):
@@ -120,7 +128,10 @@ def _without_traffic(
 ) -> None:
     places: list[Place] = [*[("flows",)] * bool(flows), *[("windows",)] * bool(windows)]
     places += [("steps", number, "at") for number in timed]
-    places += [("steps", number, "then") for number, step in enumerate(steps) if step.then]
+    for key in ("then", "certificate"):
+        places += [("steps", number, key) for number, step in enumerate(steps) if getattr(step, key)]
+    signers = [number for number, step in enumerate(steps) if step.wait and step.wait.signer]
+    places += [("steps", number, "wait") for number in signers]
     if places:
         raise BadValueError(places[0], "this is for timelines: add [traffic], or remove it")
 
@@ -144,6 +155,17 @@ def _check_steps(traffic: Traffic, steps: Sequence[Any], timed: Sequence[int]) -
         taken.add(step.name)
         if step.then and number < timed[0]:
             raise BadValueError(("steps", number, "then"), "no traffic yet: say it in the flow's `expect`")
+
+
+def _check_kinds(traffic: Traffic, steps: Sequence[Any], timed: Sequence[int]) -> None:
+    for number, step in enumerate(steps):
+        if step.certificate and not traffic.tls:
+            raise BadValueError(("steps", number, "certificate"), "nobody is shown one: add tls to [traffic]")
+        if step.request and traffic.tls:
+            raise BadValueError(("steps", number, "request"), "HAProxy speaks TLS: make it a flow")
+        if step.wait and step.wait.signer and (not traffic.signed or number < timed[0]):
+            what = "no key signs then: add signed to [traffic], and give this step or one before it a time"
+            raise BadValueError(("steps", number, "wait"), what)
 
 
 def _judgeable(place: Place, expectation: Any) -> None:  # noqa: ANN401 - an Expectation

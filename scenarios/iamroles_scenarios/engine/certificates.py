@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -40,25 +39,38 @@ class Site:
 
     Attributes:
         settings, files: of a world whose HAProxy shows the first.
-        tls: of a client that takes each of them, and no other.
     """
 
-    def __init__(self, count: int) -> None:
-        self._turns = [Certificate() for _ in range(count)]
+    def __init__(self) -> None:
+        self._turns = [Certificate() for _ in range(3)]
         self.settings = {"IAM_BIND": f"ssl crt {_FILE}"}
         self.files = {_FILE: self._turns[0].pem}
-        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.tls.check_hostname = False
-        self.tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # one name for all: the whole counts
-        self.tls.load_verify_locations(cadata="".join(one.public for one in self._turns))
 
-    def replace(self, world: World, by: Callable[[World, Certificate], str], scale: float) -> str:
-        """Put the next one in place, and wait until it is shown; why that failed, or ""."""
-        self._turns.append(self._turns.pop(0))
-        return by(world, self._turns[0]) or _shows(world, self._turns[0], scale)
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """Of a client that takes the one that is shown, and the next, and no other."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # one name for all: the whole counts
+        context.load_verify_locations(cadata="".join(one.public for one in self._turns[:2]))
+        return context
+
+    def replace(self, world: World, by: str, scale: float) -> str:
+        """Put the next one in place, and wait until it is shown; why that failed, or "".
+
+        Args:
+            world: whose HAProxy shows it.
+            by: as `CertificateStep.by`.
+            scale: multiplies the time until it must be shown.
+        """
+        change = {"runtime": _by_runtime, "reload": _by_reload}[by]
+        why = change(world, self._turns[1]) or _shows(world, self._turns[1], scale)
+        if not why:
+            self._turns.append(self._turns.pop(0))
+        return why
 
 
-def by_runtime(world: World, certificate: Certificate) -> str:
+def _by_runtime(world: World, certificate: Certificate) -> str:
     """Replace it through the Runtime API (management.txt section 9.3), and its file for the next reload.
 
     Returns:
@@ -71,8 +83,8 @@ def by_runtime(world: World, certificate: Certificate) -> str:
     return "" if "Success" in said else f"HAProxy does not take a certificate: {said.strip()}"
 
 
-def by_reload(world: World, certificate: Certificate) -> str:
-    """Replace it by its file and a reload; "" as `by_runtime`."""
+def _by_reload(world: World, certificate: Certificate) -> str:
+    """Replace it by its file and a reload; "" as `_by_runtime`."""
     world.haproxy.put(_FILE, certificate.pem)
     world.haproxy.reload()
     return ""

@@ -13,10 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.scenario import KeysStep, ReloadStep, Step, WaitStep, merged, stripped
+from iamroles_scenarios.declarations.scenario import (
+    CertificateStep,
+    KeysStep,
+    ReloadStep,
+    Step,
+    WaitStep,
+    merged,
+    stripped,
+)
+from iamroles_scenarios.engine.certificates import proxys
 from iamroles_scenarios.engine.tokens import Mint
 from iamroles_scenarios.engine.worlds import Place
-from iamroles_scenarios.errors import AgentFault, StageError, Untestable, WaitTimeoutError
+from iamroles_scenarios.errors import AgentFault, HarnessFault, StageError, Untestable, WaitTimeoutError
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
@@ -27,8 +36,9 @@ CLOCK_MARGIN = 0.05
 EVENT_DEADLINE = 10.0
 """Seconds, times the time scale, for events of the agent: starting again, a reload, a fetch of keys."""
 
-Prove = Callable[[ReloadStep, str, dict[str, Any], str], None]
-"""Is told what a reload showed of a check: the step, the check, the answer, what was wrong ("": nothing)."""
+Prove = Callable[[str, str, str, str], None]
+"""Is told what an event showed of a check: the check, what was wrong ("": nothing), what was sent, and what
+was received."""
 
 
 class Events:
@@ -58,6 +68,7 @@ class Events:
         acts: tuple[tuple[Any, Callable[[Any], None]], ...] = (
             (step.agent, lambda action: self._agent(action, step.nth)),
             (step.haproxy, lambda _: self._place.world.haproxy.reload()),
+            (step.certificate, self._certificate),
             (step.keys, self._keys),
             (step.wait, self._wait),
             (step.reload, self._reload),
@@ -85,6 +96,14 @@ class Events:
             if action != "start":
                 raise
             raise AgentFault(f"the agent did not start again: {error.message}") from error
+
+    def _certificate(self, step: CertificateStep) -> None:
+        world, site = self._place.world, self._place.site
+        assert site is not None  # noqa: S101 - the scenario says that it speaks TLS
+        why = site.replace(world, step.by, self._target.scale)
+        if why and isinstance(fault := proxys(self._target.agent, why), HarnessFault):
+            raise fault
+        self._prove(step.check, why, f"another certificate by {step.by}", why)
 
     def _keys(self, step: KeysStep) -> None:
         issuer = self._target.worlds.issuer(self._place.issuer(step.issuer))
@@ -141,12 +160,13 @@ class Events:
         right = answer["reloaded"] == step.accepted
         if not right and not step.check:
             raise AgentFault(message)
+        sent, received = f"policy change: {step.override}", str(answer)
         if step.check:
-            self._prove(step, step.check, answer, "" if right else message)
+            self._prove(step.check, "" if right else message, sent, received)
         if step.error is not None:
             named = not answer["reloaded"] and step.error.names in str(answer.get("error"))
             message = f"the refusal does not name {step.error.names!r}: {answer}"
-            self._prove(step, step.error.check, answer, "" if named else message)
+            self._prove(step.error.check, "" if named else message, sent, received)
 
 
 def kill_child(world: World) -> int:

@@ -279,6 +279,11 @@ class Fire:
         settled = moment.end + round(settles * self._scale * NANO)
         self._streams[flow].flow.change(expect, moment.begin, settled)
 
+    def trust(self, context: ssl.SSLContext) -> None:
+        """Shake hands by this context from now on."""
+        for line in self._lines:
+            line.context = context
+
     def phases(self) -> list[tuple[str, int, int]]:
         """From each step to the next: the first one's name, and both moments, nanoseconds of
         CLOCK_REALTIME."""

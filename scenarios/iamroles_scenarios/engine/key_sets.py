@@ -1,5 +1,9 @@
-"""The keys of the signed identity, as a back end fetches them, and whether a header verifies by them
-(docs/backends.md)."""
+"""The keys of the signed identity, as a back end fetches them, and whether a header verifies by them.
+
+A back end fetches the keys now and then, and again when it meets a name that it does not know
+(docs/backends.md). Here somebody fetches them all the while, from each place where an agent publishes them;
+each header must verify by every set that a back end could hold when it came.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,23 @@ import json
 import re
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import jwt
 
+from iamroles_scenarios.engine.ledger import NEVER
+from iamroles_scenarios.errors import AgentFault
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:
+    from iamroles_scenarios.engine.fire import Fire
     from iamroles_scenarios.engine.ledger import Entry
     from iamroles_scenarios.stage import Stage
     from iamroles_scenarios.stage.agent_handle import AgentHandle
 
-GATE = "https://gate.example.com"
+_GATE = "https://gate.example.com"
 """`identity_header.issuer` of the worlds that are looked at."""
 _PLACE = re.compile(r"http://[^\s/]+:(\d+)(/\S*jwks)\b")
 _EACH = 0.2
@@ -30,9 +37,17 @@ Keys = dict[str, dict[str, Any]]
 """JWKs by `kid`."""
 
 
-def listen_on(stage: Stage) -> str:
-    """`metrics.listen` of an agent whose keys the suite fetches: loopback, where the stage is there."""
-    return "127.0.0.1:0" if stage.host.startswith("127.") else "0.0.0.0:0"
+def signing(stage: Stage, rotate: float) -> dict[str, Any]:
+    """What a policy says of an agent that signs identities, and publishes its keys where the suite fetches
+    them: on loopback, where the stage is there.
+
+    Args:
+        stage: where it runs.
+        rotate: seconds that a key signs, and is published before and after.
+    """
+    header = {"issuer": _GATE, "lifetime": "2s", "rotate": f"{rotate:g}s"}
+    listen = "127.0.0.1:0" if stage.host.startswith("127.") else "0.0.0.0:0"
+    return {"metrics": {"listen": listen}, "identity_header": header}
 
 
 class KeySets:
@@ -40,17 +55,21 @@ class KeySets:
 
     Args:
         agents: who sign.
-        cache: seconds that a back end holds a set without a fetch.
+        rotate: seconds that a key signs; a back end holds a set for half of it without a fetch.
     """
 
-    def __init__(self, agents: list[AgentHandle], cache: float) -> None:
+    def __init__(self, agents: Sequence[AgentHandle], rotate: float) -> None:
         self._agents = agents
-        self._cache = round(cache * NANO)
+        self._rotate = rotate
+        self._cache = round(rotate / 2 * NANO)
         self._found: list[tuple[int, int, Keys]] = []
         """When each was asked for and when it was there, nanoseconds, and the keys."""
-        self.faults: list[str] = []
+        self._fault = "the agent's log names no place where it publishes its keys"
+        """Why there is none."""
+        self.signed: set[str] = set()
+        """Names of keys whose headers verified."""
 
-    def fetch(self) -> None:
+    def _fetch(self) -> None:
         """Once from each place."""
         for agent in self._agents:
             host = agent.spop_address.rpartition(":")[0]
@@ -61,19 +80,18 @@ class KeySets:
                         keys = json.load(answer)["keys"]
                     self._found.append((begun, now(), {key["kid"]: key for key in keys}))
                 except (OSError, ValueError, KeyError, TypeError) as error:
-                    self.faults[:] = [f"the keys cannot be fetched from {path}: {error}"]
-
-    def __bool__(self) -> bool:
-        return bool(self._found)
+                    self._fault = f"the keys cannot be fetched from {path}: {error}"
 
     @contextmanager
     def fetched(self) -> Iterator[None]:
-        """All the while."""
+        """At the begin, all the while, and at the end."""
+        self._fetch()
         end = threading.Event()
 
         def go_on() -> None:
             while not end.wait(_EACH):
-                self.fetch()
+                self._fetch()
+            self._fetch()
 
         thread = threading.Thread(target=go_on, daemon=True)
         thread.start()
@@ -83,14 +101,43 @@ class KeySets:
             end.set()
             thread.join()
 
-    def held(self, at: int) -> Iterator[Keys]:
-        """Those that a back end may hold at a moment, and the one that it would fetch then."""
+    def _held(self, at: int) -> list[Keys]:
+        """Those that a back end may hold at a moment, and the one that it would fetch then; each once."""
+        held: list[Keys] = []
         for begun, ended, keys in self._found:
+            if keys not in held and (begun >= at or (begun >= at - self._cache and ended <= at)):
+                held.append(keys)
             if begun >= at:
-                yield keys
-                return
-            if begun >= at - self._cache and ended <= at:
-                yield keys
+                break
+        return held
+
+    def unverified(self, entry: Entry, *, every: bool) -> str:
+        """Why a back end cannot verify an answer's identity; "" if it can, or if there is none to verify.
+
+        Args:
+            entry: the answer.
+            every: by every set that it may hold; else one will do, as where each agent has keys of its own.
+        """
+        if not entry.seen.allow:
+            return ""
+        whys = [why_not(entry, keys) for keys in self._held(entry.received)] or [self._fault]
+        if not all(whys):
+            self.signed.add(kid_of(entry))
+        return next(filter(None, whys), "") if every or all(whys) else ""
+
+    def await_next(self, fire: Fire) -> None:
+        """Wait until another key signs.
+
+        Raises:
+            AgentFault: one signs for twice as long as it may.
+        """
+        signed: set[str] = set()
+        begun = now()
+        while len(signed) < 2:
+            if now() > begun + 2 * self._rotate * NANO:
+                raise AgentFault(f"one key signed for {2 * self._rotate:g} s; `rotate` is {self._rotate:g} s")
+            fire.wait(1)
+            signed |= {kid_of(entry) for entry in fire.ledger.between(begun, NEVER)[-1:]} - {""}
 
     def forget(self, before: int) -> None:
         """Drop what no back end holds any more at a moment: for runs that go on for long."""
@@ -121,7 +168,7 @@ def why_not(entry: Entry, keys: Mapping[str, Any]) -> str:
             jwt.PyJWK(keys[kid]),
             algorithms=["ES256"],
             audience=seen.backend,
-            issuer=GATE,
+            issuer=_GATE,
             options={
                 "require": ["iss", "aud", "sub", "iat", "exp"],
                 "verify_exp": False,

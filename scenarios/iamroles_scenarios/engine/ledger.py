@@ -49,9 +49,11 @@ class Kind(StrEnum):
     FAULT = "5xx"
     LOST = "lost"
     """No answer."""
+    UNVERIFIED = "unverified"
+    """All is right, but a back end cannot verify the signed identity."""
 
 
-EXCUSABLE = frozenset({Kind.FALSE_DENY, Kind.FAULT, Kind.LOST})
+EXCUSABLE = frozenset({Kind.FALSE_DENY, Kind.FAULT, Kind.LOST, Kind.UNVERIFIED})
 
 
 @dataclass(slots=True)
@@ -156,7 +158,8 @@ class Entry(NamedTuple):
         right = flow.right(self.sent, self.received, self.question.dies)
         differing = [mismatches(one, seen, {}) for one in right]
         if not all(differing):
-            return Kind.RIGHT, ""
+            why = self.question.ledger.verify(self)
+            return (Kind.UNVERIFIED if why else Kind.RIGHT), why
         why = " / ".join("; ".join(each) for each in differing)
         opens = any(one.allow or one.status == 200 for one in right)
         if seen.allow:
@@ -173,6 +176,8 @@ class Ledger:
         self._entries: list[Entry] = []
         self._lock = threading.Lock()
         self.count = 0
+        self.verify: Callable[[Entry], str] = lambda _: ""
+        """Why no back end takes the signed identity of an answer that is right otherwise; "": it does."""
 
     def add(self, entry: Entry) -> None:
         """Keep an answer."""
@@ -270,8 +275,6 @@ class Account:
         """Times of faults, nanoseconds: 5xx, missing answers and false denies in them are excused."""
         self.late: list[float] = []
         """Seconds from the begin at which answers came that were not right, excused ones included."""
-        self.beyond: Callable[[Entry], str] = lambda _: ""
-        """What else is wrong with an answer that its flow calls right; it counts as a fault of the gate."""
 
     def settle(self, before: int) -> None:
         """Judge what was sent before a moment; every change that bears on it must be known."""
@@ -291,9 +294,7 @@ class Account:
     def _right(self, entry: Entry) -> bool:
         kind, why = entry.judged()
         if kind is Kind.RIGHT:
-            if not (why := self.beyond(entry)):
-                return True
-            kind = Kind.FAULT
+            return True
         self.late.append((entry.received - self._begin) / NANO)
         if kind in EXCUSABLE and any(entry.received >= a and entry.sent <= b for a, b in self.excuses):
             self.excused[kind] += 1

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from iamroles_scenarios import recording
 from iamroles_scenarios.declarations.results import CheckResult, tails
@@ -20,16 +20,16 @@ from iamroles_scenarios.declarations.scenario import (
     Expectation,
     FlowSpec,
     PlannedCheck,
-    ReloadStep,
     RequestSpec,
     Scenario,
     Step,
 )
 from iamroles_scenarios.declarations.timeline import BEGIN, Traffic
+from iamroles_scenarios.engine.certificates import proxys
 from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.events import Events
 from iamroles_scenarios.engine.fire import Fire
-from iamroles_scenarios.engine.ledger import Finding, Flow
+from iamroles_scenarios.engine.ledger import Finding, Flow, Kind
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.setups import ENDING, judged_alive
@@ -89,7 +89,9 @@ def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> 
         """A timeline leaves nothing as it was: each playing has a world of its own."""
         if scenario.traffic is not None:
             name = f"{owner}-{attempt}" if attempt else owner
-            with closing(target.worlds.start_own(scenario.world, name)) as place:
+            signed = scenario.traffic.signed * target.scale * 2**attempt
+            start = partial(target.worlds.start_own, tls=scenario.traffic.tls, signed=signed)
+            with closing(start(scenario.world, name)) as place:
                 yield place
         else:
             with target.worlds.borrow(scenario.world, owner) as place:
@@ -135,8 +137,10 @@ class _Timeline:
         self._proven: dict[str, int] = dict.fromkeys(scenario.checks, 0)
         self.fault: AgentFault | HarnessFault | None = None
         """What ended it early."""
-        self._events = Events(target, place, self._mint, self._reloaded)
+        self._events = Events(target, place, self._mint, self._shown_by_event)
         self._fire: Fire | None = None
+        self._burning = ExitStack()
+        """The traffic, and what goes on beside it."""
         self._remarks: dict[str, list[str]] = {}
 
     # --- playing -------------------------------------------------------------------------------------------
@@ -144,23 +148,20 @@ class _Timeline:
     def run(self) -> None:
         """Play every step of the lane; a fault ends the timeline, a failed expectation does not."""
         player = player_for(self._target.lane, self.place.world, self._target.scale)
-        try:
-            self._watcher.begins(self.place)
-            for number, step in enumerate(self._scenario.steps, 1):
-                if self._target.lane in step.lanes:
-                    play_step = self._step if self._scenario.traffic is None else self._in_traffic
-                    play_step(number, step, player)
-            if self._fire is not None and self._scenario.traffic is not None:
-                self._fire.until(self._scenario.traffic.until)
-                self._fire.stop()
-                self._watcher.burned(self._fire)
-                self._judge_windows(self._fire)
-        except (AgentFault, HarnessFault) as error:
-            self.fault = error
-        finally:
-            if self._fire is not None:
-                self._fire.stop()
-            player.close()
+        with closing(player), self._burning:
+            try:
+                self._watcher.begins(self.place)
+                for number, step in enumerate(self._scenario.steps, 1):
+                    if self._target.lane in step.lanes:
+                        play_step = self._step if self._scenario.traffic is None else self._in_traffic
+                        play_step(number, step, player)
+                if self._fire is not None and self._scenario.traffic is not None:
+                    self._fire.until(self._scenario.traffic.until)
+                    self._burning.close()
+                    self._watcher.burned(self._fire)
+                    self._judge_windows(self._fire)
+            except (AgentFault, HarnessFault) as error:
+                self.fault = error
 
     def _step(self, number: int, step: Step, player: Player) -> None:
         for request in step.requests():
@@ -169,7 +170,11 @@ class _Timeline:
         if step.request is None:
             recording.note(f"step {number}: {step.model_dump(exclude_defaults=True)}")
             self._watcher.happens(step)
-            self._events.act(step)
+            if step.wait is not None and step.wait.signer:
+                assert self._fire is not None and self.place.sets is not None  # noqa: S101, PT018 - `signed`
+                self.place.sets.await_next(self._fire)
+            else:
+                self._events.act(step)
 
     def _request(self, number: int, step: Step, request: RequestSpec, player: Player) -> None:
         token = self._mint.token(request.token) if request.token else None
@@ -214,12 +219,11 @@ class _Timeline:
                 "an answer before a token's end", seen.at - token.minted, token.expires - token.minted
             )
 
-    def _reloaded(self, step: ReloadStep, name: str, answer: dict[str, Any], message: str) -> None:
-        """Keep what a reload showed of a check; no message: all was well."""
+    def _shown_by_event(self, name: str, message: str, sent: str, received: str) -> None:
+        """Keep what an event showed of a check; no message: all was well."""
         self._proven[name] += 1
         if message:
-            sent = f"policy change: {step.override}"
-            evidence = Evidence(sent=sent, received=str(answer), logs=self._log_tails())
+            evidence = Evidence(sent=sent, received=received, logs=self._log_tails())
             self._failures.setdefault(name, (message, evidence))
 
     # --- traffic -------------------------------------------------------------------------------------------
@@ -237,6 +241,8 @@ class _Timeline:
         name = step.name or f"step {number}"
         with self._fire.step(name):
             self._step(number, step, player)
+        if self.place.site is not None:
+            self._fire.trust(self.place.site.tls)
         for flow, expect in step.then.items():
             self._fire.change(flow, expect, by=name, settles=step.settles)
         for flow, spec in self._scenario.flows.items():
@@ -246,16 +252,22 @@ class _Timeline:
                 self._ask(self._fire, flow, spec)
 
     def _kindled(self, traffic: Traffic) -> Fire:
-        proxy = self.place.world.proxy
+        proxy, site, sets = self.place.world.proxy, self.place.site, self.place.sets
         fire = Fire(
             (proxy.host, proxy.port),
             rate=traffic.rate * self._target.rate,
             connections=traffic.connections,
             scale=self._target.scale,
+            tls=None if site is None else site.tls,
+            fresh=traffic.fresh,
         )
+        if sets is not None:
+            fire.ledger.verify = partial(sets.unverified, every=self.place.second is None)
+            self._burning.enter_context(sets.fetched())
         for name, spec in self._scenario.flows.items():
             if not spec.from_:
                 self._ask(fire, name, spec)
+        self._burning.callback(fire.stop)
         fire.start()
         return fire
 
@@ -276,6 +288,11 @@ class _Timeline:
             self._remarks.setdefault(window.check, []).append(str(found))
             if found.problems and window.check not in self._failures:
                 message = f"{found}: {'; '.join(found.problems)}"
+                lost = {kind for _, kind, _ in found.bad} == {Kind.LOST}
+                if lost and self.place.site is not None:  # by a handshake, or with HAProxy's old worker
+                    fault = proxys(self._target.agent, f"{message}: {found.bad[0][2]}")
+                    if isinstance(fault, HarnessFault):
+                        raise fault
                 self._failures[window.check] = (message, self._shown(fire, found))
 
     def _shown(self, fire: Fire, found: Finding) -> Evidence:

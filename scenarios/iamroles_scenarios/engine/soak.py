@@ -22,21 +22,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec, merged
-from iamroles_scenarios.engine.certificates import Certificate, Site, by_reload, by_runtime, proxys
+from iamroles_scenarios.engine.certificates import proxys
 from iamroles_scenarios.engine.events import EVENT_DEADLINE, children_of, kill_child
 from iamroles_scenarios.engine.fire import PATIENCE, Fire
-from iamroles_scenarios.engine.key_sets import GATE, KeySets, kid_of, listen_on, why_not
-from iamroles_scenarios.engine.ledger import Account, Entry, Flow
+from iamroles_scenarios.engine.ledger import Account, Flow
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER
-from iamroles_scenarios.errors import AgentFault, StageError, Untestable
+from iamroles_scenarios.errors import AgentFault, Untestable
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:
+    from iamroles_scenarios.engine.certificates import Site
     from iamroles_scenarios.engine.target import Target
     from iamroles_scenarios.engine.worlds import Place
     from iamroles_scenarios.mock.presign import SessionKeys
-    from iamroles_scenarios.stage import World
 
 LEAST_ANSWERS, LEAST_EVENTS = 1000, 20
 """A run with fewer shows nothing, and counts as failed."""
@@ -115,10 +114,6 @@ class Soak:
         self._old = ""
         self._narrow = self._revoked = False
         self._numbers = 0
-        self._site: Site | None = None
-        """None: HAProxy's configuration does not take TLS."""
-        self._sets: KeySets | None = None
-        self._signed: set[str] = set()
 
     # --- the run -------------------------------------------------------------------------------------------
 
@@ -133,35 +128,28 @@ class Soak:
             override["live"] = {"revocations": "revocations.toml"}
         if features.get("sts"):
             override["sts"] = [_STS]
-        if features.get("identity"):
-            override["metrics"] = {"listen": listen_on(self._target.stage)}
-            rotate = f"{_ROTATE * self._target.scale:g}s"
-            override["identity_header"] = {"issuer": GATE, "lifetime": "2s", "rotate": rotate}
         spec = WorldSpec(
-            policy="orders", override=override, own=True, agents=2 if features.get("pair") else 1
+            policy="orders",
+            override=override,
+            own=True,
+            agents=2 if features.get("pair") else 1,
+            settings={"IAM_TIMEOUT_PROCESSING": "10s"},
         )
         self._place = self._opened(spec)
         try:
-            if features.get("identity"):
-                self._sets = KeySets([world.agent for world in self._place.worlds], _ROTATE / 2)
-                self._sets.fetch()
-            with self._sets.fetched() if self._sets is not None else nullcontext():
+            sets = self._place.sets
+            with nullcontext() if sets is None else sets.fetched():
                 return self._soak(seconds, told)
         finally:
             self._place.close()
 
     def _opened(self, spec: WorldSpec) -> Place:
-        start = partial(self._target.worlds.start_own, spec, f"soak-{self._seed}")
-        settings = {"IAM_TIMEOUT_PROCESSING": "10s"}
-        site = Site(2)
+        signed = _ROTATE * self._target.scale if self._target.agent.features.get("identity") else 0.0
+        start = partial(self._target.worlds.start_own, spec, f"soak-{self._seed}", signed=signed)
         try:
-            place = start(settings=settings | site.settings, files=site.files)
-        except StageError as error:
-            if "haproxy" not in error.logs:
-                raise
-            return start(settings=settings)  # its configuration does not split IAM_BIND into words
-        self._site = site
-        return place
+            return start(tls=True)
+        except Untestable:
+            return start()
 
     def _soak(self, seconds: float, told: Callable[[str], None]) -> Soaked:
         proxy = self._place.world.proxy
@@ -172,13 +160,15 @@ class Soak:
             connections=12,
             scale=scale,
             seed=self._seed,
-            tls=None if self._site is None else self._site.tls,
+            tls=None if self._place.site is None else self._place.site.tls,
         )
+        sets = self._place.sets
+        if sets is not None:
+            fire.ledger.verify = partial(sets.unverified, every=False)  # one that lacks a key asks anew
         self._flows()
         fire.start()
         begin = fire.steps["begin"].begin
         found = Soaked(self._seed, seconds, Account(fire.ledger, begin))
-        found.account.beyond = self._unverified
         try:
             fire.wait(50)
             while (now() - begin) / NANO < seconds:
@@ -187,8 +177,8 @@ class Soak:
                 told(f"{happened.at:7.1f} s  {happened.name}, {happened.took:.2f} s")
                 before = now() - round((PATIENCE + _PHASE) * scale * NANO)
                 found.account.settle(before)
-                if self._sets is not None:
-                    self._sets.forget(before)
+                if sets is not None:
+                    sets.forget(before)
                 self._measure(found, begin)
             for world in self._place.worlds:
                 world.agent.start()
@@ -197,7 +187,7 @@ class Soak:
         finally:
             fire.stop()
         found.account.settle(now())
-        found.keys = len(self._signed)
+        found.keys = 0 if sets is None else len(sets.signed)
         _judge(found)
         return found
 
@@ -226,17 +216,6 @@ class Soak:
         for part, pid in (parts | {"haproxy": self._place.world.haproxy.host_pid}).items():
             if pid is not None:
                 found.samples.setdefault(part, []).append(Sample(at, *used(pid)))
-
-    def _unverified(self, entry: Entry) -> str:
-        """Why no back end could verify an answer's identity; one that lacks a key asks anew."""
-        if self._sets is None or not entry.seen.allow:
-            return ""
-        why = ""
-        for keys in self._sets.held(entry.received):
-            if not (why := why_not(entry, keys)):
-                self._signed.add(kid_of(entry))
-                return ""
-        return why or "no key set was to be had"
 
     # --- what is asked -------------------------------------------------------------------------------------
 
@@ -277,13 +256,9 @@ class Soak:
         """Events that may come now: name, whether it is a fault, what it does."""
         features = self._target.agent.features
         yield "HAProxy is reloaded", False, self._place.world.haproxy.reload
-        if self._site is not None:
-            yield (
-                "another certificate by a command",
-                False,
-                partial(self._certificate, self._site, by_runtime),
-            )
-            yield "another certificate by a reload", False, partial(self._certificate, self._site, by_reload)
+        if (site := self._place.site) is not None:
+            for by, what in (("runtime", "a command"), ("reload", "a reload")):
+                yield f"another certificate by {what}", False, partial(self._certificate, site, by)
         for name, phases in (("keys", self._KEYS), ("sessions", self._SESSIONS)):
             phase, number, _ = self._phase.get(name, (0, -_EVENTS, 0.0))
             if name == "sessions" and not features.get("sts"):
@@ -305,9 +280,10 @@ class Soak:
             yield "an agent is stopped", False, lambda: self._again("stop")
             yield "an agent is frozen", True, self._freeze
 
-    def _certificate(self, site: Site, by: Callable[[World, Certificate], str]) -> None:
+    def _certificate(self, site: Site, by: str) -> None:
         if why := site.replace(self._place.world, by, self._target.scale):
             raise proxys(self._target.agent, why)
+        self._fire.trust(site.tls)
 
     def _in_phase(self, name: str, act: Callable[[Soak], None]) -> None:
         phase, _, since = self._phase.get(name, (0, 0, 0.0))

@@ -20,9 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
+from iamroles_scenarios.engine.certificates import Site
+from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.setups import ENDING, answers, uses
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.errors import StageError, Untestable
 from iamroles_scenarios.stage.rendering import SHIPPED
 
 if TYPE_CHECKING:
@@ -47,6 +49,10 @@ class Place:
     """What the names of its issuers end in."""
     second: World | None = None
     """Where HAProxy asks two agents: the other one, without a HAProxy of its own."""
+    site: Site | None = None
+    """HAProxy's certificates, where it speaks TLS."""
+    sets: KeySets | None = None
+    """The keys of the signed identity, where agents sign it."""
 
     @property
     def worlds(self) -> tuple[World, ...]:
@@ -165,32 +171,60 @@ class Worlds:
                     raise
             return slot.place
 
-    def start(self, spec: WorldSpec, suffix: str, **how: Any) -> Place:  # noqa: ANN401 - of `Stage.world`
+    def start(
+        self,
+        spec: WorldSpec,
+        suffix: str,
+        *,
+        tls: bool = False,
+        signed: float = 0.0,
+        **how: Any,  # noqa: ANN401 - of `Stage.world`
+    ) -> Place:
         """A world that nobody else gets; the caller closes it.
 
         Args:
             spec: what it must be like.
             suffix: what the names of its issuers end in.
+            tls: HAProxy speaks TLS.
+            signed: seconds that a key of the signed identity signs; 0: the spec says whether and how.
             how: passed to `Stage.world`.
+
+        Raises:
+            StageError: it cannot be started.
+            Untestable: HAProxy's configuration does not take TLS.
         """
         if self._closed:
             raise StageError("The run is over: no world is started any more.")
-        policy = self._located(_renamed(policy_of(spec), suffix), suffix)
+        policy = policy_of(spec)
+        if signed:
+            policy = merged(policy, signing(self._stage, signed))
+        policy = self._located(_renamed(policy, suffix), suffix)
         for name in _ISSUER.findall(json.dumps(policy)):
             self.issuer(name[1])
         # Many worlds are asked over SPOP alone. What stands between HAProxy and the agent is there at once.
-        late = "between" not in how
+        late = "between" not in how and not tls
         how = {"haproxy": self._haproxy, "settings": spec.settings, "late": late, **how}
-        if spec.agents == 1:
-            return Place(self._served(self._agent, policy, **how), policy, suffix)
-        second = self._served(self._agent, policy, haproxy=False)
-        how["settings"] = {**how["settings"], "IAM_AGENT_2": second.agent.inner_address}
+        site = Site() if tls else None
+        if site is not None:
+            how |= {"settings": how["settings"] | site.settings, "files": site.files}
+        agent, second = self._agent, None
+        if spec.agents == 2:
+            second = self._served(agent, policy, haproxy=False)
+            how["settings"] = {**how["settings"], "IAM_AGENT_2": second.agent.inner_address}
+            agent = with_second(agent)
         try:
-            world = self._served(with_second(self._agent), policy, **how)
-        except BaseException:
-            self._stage.release(second)
+            world = self._served(agent, policy, **how)
+        except BaseException as error:
+            if second is not None:
+                self._stage.release(second)
+            if site is not None and isinstance(error, StageError) and "haproxy" in error.logs:
+                why = "HAProxy's configuration must split IAM_BIND into words, as `bind` takes them"
+                raise Untestable(f"{why} (docs/stage.md): {error.message}") from error
             raise
-        return Place(world, policy, suffix, second)
+        place = Place(world, policy, suffix, second, site)
+        if signed:
+            place.sets = KeySets([one.agent for one in place.worlds], signed)
+        return place
 
     def _served(self, agent: AgentSpec, policy: dict[str, Any], **how: Any) -> World:  # noqa: ANN401
         """A world whose agent serves the address that it announces."""

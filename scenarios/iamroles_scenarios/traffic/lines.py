@@ -91,7 +91,7 @@ class Line:
     Args:
         loop: whose line this is.
         address: where to.
-        tls: speak TLS by this context.
+        tls: speak TLS by this context; another `context` is that of connections to come.
         fresh: a new connection for each question.
     """
 
@@ -103,7 +103,7 @@ class Line:
     ) -> None:
         self.loop = loop
         self._address = address
-        self._context = tls
+        self.context = tls
         self._fresh = fresh
         self._tls: ssl.SSLObject | None = None
         self._inward, self._outward = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -167,12 +167,12 @@ class Line:
             self.lost(os.strerror(error))
             return
         self.loop.modify(self, self._socket.fileno(), _IN)
-        if self._context is None:
+        if self.context is None:
             self.ready = True
             self.opened()
             return
         self._inward, self._outward = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = self._context.wrap_bio(
+        self._tls = self.context.wrap_bio(
             self._inward, self._outward, server_hostname=self._address.name or None
         )
         self._shake()

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from iamroles_agent.gate import Gate
-from iamroles_agent.identity_header import KeyRing
+from iamroles_agent.identity_header import KeyRing, part
 from iamroles_agent.processes import worker
 from iamroles_agent.server import _Peer
 from iamroles_agent.tokens.jwks import KeySource
@@ -144,6 +144,12 @@ mutant(
     title="publishes the key that signs, and no other",
     apply=around(KeyRing, "jwks")(lambda _sound, self: {"keys": [self.signing(time.time()).jwk]}),
 )
+
+
+@mutant("fire.last-key", kills=["FIRE-IDENTITY-001"], title="makes no more keys than those of its start")
+@around(part, "keep_turning")
+async def last_key(_sound: Any, _header: Any, _link: Any) -> None:
+    await asyncio.Event().wait()
 
 
 # --- the proxy's certificate ------------------------------------------------------------------------------
