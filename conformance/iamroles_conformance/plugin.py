@@ -33,6 +33,13 @@ _TOLD: pytest.StashKey[set[str]] = pytest.StashKey()
 """Causes in the set-up that a failure has told in full."""
 
 
+def _scale(text: str) -> float:
+    found = float(text)
+    if not 0.1 <= found < float("inf"):
+        raise ValueError(text)
+    return found
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the suite; all begin with `--iamroles-`."""
     group = parser.getgroup("iamroles", "role-check conformance")
@@ -56,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add(
         "--iamroles-time-scale",
-        type=float,
+        type=_scale,
         default=1.0,
         metavar="X",
         help="times X for all deadlines",

@@ -125,7 +125,7 @@ def _arguments(path: str | None) -> Mapping[str, Any] | None:
         return None
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SelectionError(f"{path}: cannot be read as JSON: {error}.") from error
     if not isinstance(found, dict):
         raise SelectionError(f"{path}: must be an object: the arguments of an iam-check.")

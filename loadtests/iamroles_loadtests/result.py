@@ -167,7 +167,7 @@ def load(path: Path) -> dict[str, Any]:
     file = path / "result.json" if path.is_dir() else path
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{file}: cannot be read as a result: {error}") from error
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise ResultError(f"{file}: not a result of `iamroles load run` in format {FORMAT}")

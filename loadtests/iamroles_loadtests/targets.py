@@ -24,6 +24,7 @@ from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
 from iamroles_scenarios.stage.rendering import SHIPPED
+from iamroles_scenarios.traffic.lines import Address
 
 _SETTINGS = {"IAM_LOG_LEVEL": "emerg"}
 """HAProxy's record is silenced: on a shared machine the suite's own reading of it would be measured."""
@@ -256,7 +257,16 @@ def spoe(
         check: arguments of `iam-check`.
         right: which answers are right; None: any.
         pids: as for `url`.
+
+    Raises:
+        TargetError: no address, or no such host.
     """
+    try:
+        Address.of(address)
+    except ValueError as error:
+        raise TargetError(str(error)) from error
+    except OSError as error:
+        raise TargetError(f"{address!r}: {error.strerror}") from error
     ask = straight(check or {}, "question", right or Expected(status=0))
     return Target(
         address,

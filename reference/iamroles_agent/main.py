@@ -6,6 +6,7 @@ extra.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 from importlib import import_module
@@ -59,6 +60,16 @@ class _Commands(click.Group):
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101 - each module has one of its name
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command. A file or a disk that cannot be used ends any of them with a sentence and 2."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.filename is None and error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"Error: {error.filename or 'the output'}: {error.strerror}", err=True)
+            ctx.exit(2)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the groups without loading them: their help must not need every extra."""

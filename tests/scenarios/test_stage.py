@@ -58,6 +58,19 @@ def world(stage):
         yield world
 
 
+def test_haproxy_takes_an_agent_on_a_unix_socket():
+    listening = AgentSpec.of(
+        {"spec": 1, "name": "unix", "launch": {"address": "unix:/agent.sock"}}, HERE / "agent.toml"
+    )
+
+    with open_stage("processes") as stage, stage.world(listening, POLICY) as world:
+        assert "agent-1" in world.haproxy.runtime("show servers conn iam-agents")
+        assert (world.agent.inner_address, world.agent.spop_address) == (
+            "unix@/agent.sock",
+            "unix:/agent.sock",
+        )
+
+
 # --- choosing ---------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.reports import flakes as reports
 from iamroles_conformance.reports.evidence import environment
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.commands.values import Output
 from iamroles_scenarios.engine.run import named_by
 
 
@@ -20,8 +21,8 @@ from iamroles_scenarios.engine.run import named_by
 @judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale")
 @click.option("--runs", default=20, show_default=True, type=click.IntRange(min=1), help="How many in all.")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
-@click.option("--save", type=click.Path(path_type=Path), help="Keep each run there; those it has count.")
-@click.option("--page", type=click.Path(path_type=Path), help="Write the table there, Markdown.")
+@click.option("--save", type=Output(), help="Keep each run there; those it has count.")
+@click.option("--page", type=Output(), help="Write the table there, Markdown.")
 def flakes(
     *, subject: Subject, runs: int, checks: tuple[str, ...], save: Path | None, page: Path | None
 ) -> None:

@@ -27,7 +27,9 @@ from iamroles_scenarios.wire.target import WireTarget
 @click.command(cls=Command)
 @judges("agent", "address", "allowed", "scale")
 @click.option("--seed", type=int, help="Of the inputs; default: by chance, and printed.")
-@click.option("--count", default=10_000, show_default=True, help="How many inputs.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=10_000, show_default=True, help="How many inputs."
+)
 @click.option("--replay", "kept", type=click.Path(path_type=Path), help="Send the inputs of this file again.")
 @click.option(
     "--save",

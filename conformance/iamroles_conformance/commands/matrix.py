@@ -20,6 +20,7 @@ from iamroles_conformance.reports import matrix as tables
 from iamroles_conformance.reports import report
 from iamroles_conformance.reports.matrix import Column
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.commands.values import Output
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.run import named_by
 from iamroles_scenarios.errors import StageError
@@ -93,10 +94,8 @@ def exit_code(columns: Iterable[Column]) -> ExitCode:
 @click.option("--haproxy", "versions", multiple=True, metavar="LIST", help="E.g. 2.6,3.2; default: all here.")
 @judges("agent", "lanes", "stage", "require", "scale")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="One report per version.")
-@click.option(
-    "--docs", type=click.Path(path_type=Path, dir_okay=False), help="Put the support table into this page."
-)
+@click.option("--output", type=Output(folder=True), help="One report per version.")
+@click.option("--docs", type=Output(), help="Put the support table into this page.")
 def matrix(
     *,
     subject: Subject,

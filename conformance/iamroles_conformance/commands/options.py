@@ -13,6 +13,7 @@ import click
 
 from iamroles_conformance.errors import ConformanceError, ExitCode
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.scenario import ALL_LANES
 from iamroles_scenarios.errors import AgentFileError, SelectionError, StageError, WireError
 from iamroles_scenarios.stage import KINDS
@@ -43,13 +44,13 @@ _OPTIONS = {
     "load": click.option(
         "--under-load",
         "load",
-        type=click.FloatRange(min=0, max=100_000),
+        type=Number(min=0, max=100_000),
         default=0.0,
         metavar="RATE",
         help="Questions a second that flow all the while, each answer judged.",
     ),
     "scale": click.option(
-        "--time-scale", "scale", type=click.FloatRange(min=0.1), default=1.0, help="Times this for deadlines."
+        "--time-scale", "scale", type=Number(min=0.1), default=1.0, help="Times this for deadlines."
     ),
 }
 

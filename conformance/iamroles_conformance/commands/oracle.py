@@ -20,8 +20,15 @@ from iamroles_scenarios.stage import open_stage
 @click.command(cls=Command)
 @judges("agent", "scale")
 @click.option("--seed", type=int, help="Of the worlds; default: by chance, and printed.")
-@click.option("--cases", default=20_000, show_default=True, help="How many questions, at least.")
-@click.option("--world", "number", type=int, help="Only this world of the seed, after the one before it.")
+@click.option(
+    "--cases", type=click.IntRange(min=1), default=20_000, show_default=True, help="Questions, at least."
+)
+@click.option(
+    "--world",
+    "number",
+    type=click.IntRange(min=0),
+    help="Only this world of the seed, after the one before it.",
+)
 @click.option("--shuffled", is_flag=True, help="Everything twice, the second time in another order.")
 def oracle(*, subject: Subject, seed: int | None, cases: int, number: int | None, shuffled: bool) -> None:
     """Compare an agent's decisions with a second, simple implementation of the specification.

@@ -16,6 +16,7 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import bundle, explain, report
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.commands.values import Output
 from iamroles_scenarios.declarations.durations import seconds
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
@@ -39,9 +40,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str | Non
 @click.command(cls=Command)
 @judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale", "load", "grade")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
-@click.option(
-    "--report", "directory", type=click.Path(path_type=Path), help="Folder for report.json and its forms."
-)
+@click.option("--report", "directory", type=Output(folder=True), help="Folder for report.json and its forms.")
 @click.option(
     "--evidence", type=click.Path(path_type=Path), help="Bundle of report and transcripts, .tar.gz."
 )

@@ -20,6 +20,7 @@ from iamroles_conformance.selftest.nursery import Nursery
 from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Accusation, MutantResult, Selftest
 from iamroles_conformance.subject import default_agent_toml
+from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
@@ -31,8 +32,16 @@ from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
 @click.option("--list", "listing", is_flag=True, help="List mutants and what must catch them; run nothing.")
 @click.option("--tolerant", is_flag=True, help="The opposite: what is permitted must not be accused.")
 @click.option("--together", is_flag=True, help="With --tolerant: all behaviours at once, and no more.")
-@click.option("--jobs", default=SIDE_BY_SIDE, show_default=True, help="Mutants side by side.")
-@click.option("--time-scale", default=1.0, show_default=True, help="Times this for all deadlines.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=SIDE_BY_SIDE,
+    show_default=True,
+    help="Mutants side by side.",
+)
+@click.option(
+    "--time-scale", type=Number(min=0.1), default=1.0, show_default=True, help="Times this for all deadlines."
+)
 @click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True)
 @click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2; default: the stage's.")
 def selftest(

@@ -25,7 +25,7 @@ _UNSIGNED = (
 
 
 @click.command("verify-report", cls=Command)
-@click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="BUNDLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @judges("agent", "address", "allowed", "stage", "require", "haproxy", "scale")
 @click.option("--sample", default=20, show_default=True, type=click.IntRange(min=1), help="Checks to replay.")
 @click.option("--seed", type=int, help="Chooses the sample; default: by chance, and printed.")

@@ -62,7 +62,7 @@ class Bundle:
         try:
             found: dict[str, Any] = json.loads(self.files[REPORT])
             report.parsed(self.files[REPORT].decode(), REPORT)
-        except (KeyError, ValueError, ReportError) as error:
+        except (KeyError, ValueError, RecursionError, ReportError) as error:
             raise BundleError(f"{REPORT}: is no report of a run: {error}") from error
         return found
 
@@ -176,7 +176,7 @@ def _manifest(raw: bytes) -> dict[str, Any]:
     try:
         found = json.loads(raw)
         sound = found["format"] == FORMAT and isinstance(found["files"], dict) and "public_key" in found
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound or canonical(found) != raw:
         raise BundleError(f"{MANIFEST}: is not canonical, or no manifest of the format {FORMAT}.")

@@ -70,7 +70,7 @@ def load(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         runs = [json.loads(one) for one in lines]
         measured(runs)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ReportError(
             f"{path}: is no file of `iamroles conformance flakes --save`: {error!r}."
         ) from error

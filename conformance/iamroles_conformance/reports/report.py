@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from iamroles_conformance.errors import ReportError
 from iamroles_conformance.reports.evidence import digests, environment, seeds
+from iamroles_conformance.reports.shape import fault
 from iamroles_conformance.reports.short import as_badge, as_markdown
 from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
@@ -163,7 +164,7 @@ def load(path: Path) -> Document:
     """
     try:
         return parsed(path.read_text(encoding="utf-8"), path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{path}: cannot be read: {error}. Give the report.json of a run.") from error
 
 
@@ -177,6 +178,8 @@ def parsed(text: str, path: object) -> Document:
     found = json.loads(text)
     if not isinstance(found, dict) or found.get("schema") != SCHEMA or not found.get("checks"):
         raise ReportError(f"{path}: is no result document of schema {SCHEMA}. Give the report.json of a run.")
+    if wrong := fault(found):
+        raise ReportError(f"{path}: {wrong}. Give the report.json of a run, unchanged.")
     grade = found.get("statement", {}).get("grade", "core")
     found["statement"] = statement(
         f"{found['product']['name']} {found['product']['version']}".strip(),

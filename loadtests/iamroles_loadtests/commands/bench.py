@@ -17,6 +17,7 @@ from iamroles_loadtests.bench import gate as gates
 from iamroles_loadtests.bench.agent import Bench, opened_bench
 from iamroles_loadtests.gate_config import GateConfigError
 from iamroles_loadtests.generator import GeneratorError
+from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.errors import AgentFileError, ControlError, StageError
 from iamroles_scenarios.stage import KINDS, AgentSpec
 from iamroles_scenarios.stage.haproxies import find
@@ -26,9 +27,7 @@ _OPTIONS = (
     click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True),
     click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path."),
     click.option("--rounds", type=click.IntRange(1, 200), default=9, show_default=True),
-    click.option(
-        "--seconds", type=click.FloatRange(0.05, 60), default=0.7, show_default=True, help="Of each turn."
-    ),
+    click.option("--seconds", type=Number(0.05, 60), default=0.7, show_default=True, help="Of each turn."),
     click.option("--json", "as_json", is_flag=True, help="Print every figure of every round as JSON."),
     click.option(
         "--docs",

@@ -23,6 +23,7 @@ from iamroles_loadtests.generator import Generator, GeneratorError
 from iamroles_loadtests.hosted import hosted
 from iamroles_loadtests.questions import POPULATIONS
 from iamroles_loadtests.shapes import SHAPES, cold_tokens
+from iamroles_scenarios.commands.values import Number, Output
 from iamroles_scenarios.errors import ControlError, DocumentError, StageError
 from iamroles_scenarios.stage.haproxies import RELEASES
 
@@ -43,17 +44,15 @@ load.add_command(timeline_command)
 @click.option(
     "--rate",
     "rates",
-    type=click.FloatRange(1, 500_000),
+    type=Number(1, 500_000),
     multiple=True,
     help="Per second, instead of the knee.",
 )
 @click.option("--shape", "shapes", type=click.Choice(list(SHAPES)), multiple=True, help="Measured besides.")
 @click.option(
-    "--duration", type=click.FloatRange(0.5, 3600), default=4.0, show_default=True, help="Seconds of a phase."
+    "--duration", type=Number(0.5, 3600), default=4.0, show_default=True, help="Seconds of a phase."
 )
-@click.option(
-    "--warmup", type=click.FloatRange(0, 60), default=0.5, show_default=True, help="Seconds before it."
-)
+@click.option("--warmup", type=Number(0, 60), default=0.5, show_default=True, help="Seconds before it.")
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
 @click.option("--in-flight", type=click.IntRange(1, 1024), default=1, show_default=True, help="By SPOP.")
 @click.option("--pairs", type=click.IntRange(0, 200), default=7, show_default=True, help="Rounds; 0: none.")
@@ -67,7 +66,7 @@ load.add_command(timeline_command)
     default=slos.DEFAULT,
     help="Objectives, TOML.  [default: the slo.toml that ships with this package]",
 )
-@click.option("--report", "directory", type=click.Path(file_okay=False, path_type=Path), help="For results.")
+@click.option("--report", "directory", type=Output(folder=True), help="For results.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def run_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click's options
@@ -159,10 +158,10 @@ def _played(
 
 @load.command("locust", context_settings={"ignore_unknown_options": True})
 @where
-@click.option("--rate", type=click.FloatRange(min=0), default=0.0, help="Per second; 0: a closed loop.")
+@click.option("--rate", type=Number(min=0), default=0.0, help="Per second; 0: a closed loop.")
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
 @click.option("--in-flight", type=click.IntRange(1, 1024), default=1, show_default=True, help="By SPOP.")
-@click.option("--report", "directory", type=click.Path(file_okay=False, path_type=Path), help="For results.")
+@click.option("--report", "directory", type=Output(folder=True), help="For results.")
 @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click's options
@@ -201,9 +200,7 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
 
 
 @load.command("compose")
-@click.option(
-    "--rate", type=click.FloatRange(min=0), default=2000.0, show_default=True, help="Of all workers."
-)
+@click.option("--rate", type=Number(min=0), default=2000.0, show_default=True, help="Of all workers.")
 @click.option("--duration", type=click.IntRange(2, 3000), default=20, show_default=True, help="Seconds.")
 @click.option("--workers", type=click.IntRange(1, 100), default=2, show_default=True)
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
@@ -244,7 +241,7 @@ def compose_command(
 
 @load.command("report")
 @click.argument("result", type=click.Path(exists=True, path_type=Path))
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page of it, too.")
+@click.option("--html", type=Output(), help="Write the page of it, too.")
 def report_command(result: Path, html: Path | None) -> None:
     """Print a result again."""
     found = _read(result)
@@ -256,12 +253,10 @@ def report_command(result: Path, html: Path | None) -> None:
 @load.command("compare")
 @click.argument("first", type=click.Path(exists=True, path_type=Path))
 @click.argument("second", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--worse", type=click.FloatRange(min=1.0), help="Fail if a ratio is above this with 95 % confidence."
-)
+@click.option("--worse", type=Number(min=1.0), help="Fail if a ratio is above this with 95 % confidence.")
 @click.option("--anyway", is_flag=True, help="Judge even what does not compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of it, too.")
+@click.option("--html", type=Output(), help="Write a page of it, too.")
 def compare_command(
     first: Path, second: Path, worse: float | None, html: Path | None, *, anyway: bool, as_json: bool
 ) -> None:

@@ -31,7 +31,11 @@ _WHERE = (
     click.option("--straight", is_flag=True, help="Ask the stage's agent by SPOP, without HAProxy."),
     click.option("--agent-address", metavar="HOST:PORT", help="Any running SPOE agent, asked by SPOP."),
     click.option(
-        "--argument", "arguments", multiple=True, metavar="NAME=VALUE", help="Of iam-check, for these two."
+        "--argument",
+        "arguments",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Of iam-check, to --agent-address.",
     ),
     click.option("--url", metavar="URL", help="Any HTTP/1.1 server, e.g. your own HAProxy."),
     click.option(
@@ -42,6 +46,14 @@ _WHERE = (
     click.option("--holds", multiple=True, metavar="TEXT", help="What the right answer holds."),
     click.option("--pid", "pids", multiple=True, metavar="NAME=PID", help="Whose CPU time is read."),
 )
+_FOR = {
+    "arguments": ("--argument", ("agent_address",)),
+    "headers": ("--header", ("url",)),
+    "status": ("--status", ("url", "agent_address")),
+    "holds": ("--holds", ("url", "agent_address")),
+    "pids": ("--pid", ("url", "agent_address")),
+}
+"""What goes with these alone: of a stage, questions, answers and processes are known."""
 
 
 def where(command: Command) -> Command:
@@ -69,6 +81,10 @@ def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextMa
         raise click.UsageError("--url, --agent-address and --straight exclude each other")
     if strange and (needs := [name for name in options["shapes"] if name not in ANYWHERE]):
         raise click.UsageError(f"--shape {needs[0]} needs tokens: it is for the gate on a stage")
+    for given, (flag, places) in _FOR.items():
+        if options[given] not in (None, ()) and not any(options[place] for place in places):
+            others = " or ".join(f"--{place.replace('_', '-')}" for place in places)
+            raise click.UsageError(f"{flag} goes with {others}: of a stage the suite knows it")
     pids = _numbers(_parsed(options["pids"], "=", "--pid agent=1234"))
     right = Expected(
         status=(0 if options["agent_address"] else 200) if options["status"] is None else options["status"],

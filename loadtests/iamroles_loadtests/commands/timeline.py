@@ -12,6 +12,7 @@ from rich.table import Table
 
 from iamroles_loadtests.commands.options import console
 from iamroles_scenarios.commands.staged import staged
+from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.declarations.scenario import Scenario, scenarios
 from iamroles_scenarios.engine.fire import Fire
@@ -64,14 +65,12 @@ def _timeline(_context: click.Context, _option: click.Parameter, name: str) -> S
 
 @click.command("timeline")
 @click.argument("scenario", callback=_timeline)
-@click.option(
-    "--rate", type=click.FloatRange(1, 100_000), help="A second, over all flows.  [default: its own]"
-)
+@click.option("--rate", type=Number(1, 100_000), help="A second, over all flows.  [default: its own]")
 @click.option(
     "--connections", type=click.IntRange(1, 1000), help="[default: as many more as the rate is higher]"
 )
 @staged
-@click.option("--time-scale", "scale", type=click.FloatRange(min=0.1), default=1.0, show_default=True)
+@click.option("--time-scale", "scale", type=Number(min=0.1), default=1.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def timeline_command(  # noqa: PLR0917 - as click gives them
     scenario: Scenario,

@@ -30,11 +30,15 @@ from iamroles_agent.audit.chain import SEALED, root_of_path
 _ED25519 = b"\x01"
 _DASH = "— "
 _PROOF = "c2sp.org/tlog-proof@v1"
-_NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
+NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
 
 
 class CheckpointError(Exception):
     """A key, a note or a proof that cannot be read, or does not hold."""
+
+
+class KeyFormatError(CheckpointError):
+    """What was given as a key is none."""
 
 
 def _key_id(name: str, public: bytes) -> bytes:
@@ -64,17 +68,20 @@ class Verifier:
         """Read a verifier key as `audit key` prints it: `name+id+base64` (C2SP signed-note).
 
         Raises:
-            CheckpointError: it is none.
+            KeyFormatError: it is none.
         """
         name, _, rest = text.strip().partition("+")
         key_id, _, encoded = rest.partition("+")
-        data = _decoded(encoded, "the key")
-        if not _NAME.fullmatch(name) or len(data) != 33 or data[:1] != _ED25519:
-            raise CheckpointError(
+        try:
+            data = _decoded(encoded, "the key")
+        except CheckpointError as error:
+            raise KeyFormatError(str(error)) from error
+        if not NAME.fullmatch(name) or len(data) != 33 or data[:1] != _ED25519:
+            raise KeyFormatError(
                 f"{text.strip()!r} is no verifier key for Ed25519: `iamroles audit key` prints one"
             )
         if key_id != _key_id(name, data[1:]).hex():
-            raise CheckpointError(
+            raise KeyFormatError(
                 f"the key id {key_id} is not that of {name} and this key: is it copied whole?"
             )
         return cls(name, Ed25519PublicKey.from_public_bytes(data[1:]))
@@ -113,9 +120,9 @@ def read_key(pem: bytes, source: str) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{source} holds no unencrypted private key in PEM: {error}") from None
+        raise KeyFormatError(f"{source} holds no unencrypted private key in PEM: {error}") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise CheckpointError(
+        raise KeyFormatError(
             f"{source} is no Ed25519 key. Make one: iamroles audit key {source}.new --name NAME"
         )
     return key

@@ -130,6 +130,8 @@ def search(
         OSError: a file cannot be read.
     """
     logs = in_order(paths)
+    if asides is not None:
+        asides += [f"{log.path}: holds no record of an audit" for log in logs if not log.first]
     readings = readings_of(logs)
     sources: list[Iterable[dict[str, Any]]] = [*readings]
     if proxy is not None:

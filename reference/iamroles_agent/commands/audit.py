@@ -13,8 +13,10 @@ import click
 
 from iamroles_agent.audit import proving
 from iamroles_agent.audit.checkpoint import (
+    NAME,
     Checkpoint,
     CheckpointError,
+    KeyFormatError,
     Verifier,
     new_key,
     proven,
@@ -58,6 +60,12 @@ class _Moment(click.ParamType[datetime]):
                 param,
                 ctx,
             )
+
+
+def _name(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise click.BadParameter("write one without blanks and `+`, for example gate.example.com/audit")
+    return value
 
 
 @click.group()
@@ -128,14 +136,12 @@ def verify(
         if proofs:
             _show_proofs(proofs, verifiers)
             return
-        signed = [Checkpoint.opened(path.read_text("utf-8"), verifiers) for path in checkpoints]
+        signed = [Checkpoint.opened(path.read_text("utf-8", "replace"), verifiers) for path in checkpoints]
         proof = verify_log(files, mixed=mixed, complete=complete, heads=heads)
         if signed:
             proving.check(proof, signed)
-    except OSError as error:
-        raise _unreadable(error) from error
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise click.ClickException(str(error)) from error
+    except (OSError, CheckpointError) as error:
+        raise _ended(error) from error
     click.echo(_as_json(proof) if form == "json" else "\n".join(_as_text(proof)))
     if not proof.whole or not proof.records:
         raise SystemExit(1)
@@ -143,7 +149,7 @@ def verify(
 
 def _show_proofs(proofs: tuple[Path, ...], verifiers: list[Verifier]) -> None:
     for path in proofs:
-        checkpoint, lines = proven(path.read_text("utf-8"), verifiers)
+        checkpoint, lines = proven(path.read_text("utf-8", "replace"), verifiers)
         click.echo(f"PROVEN: {len(lines)} lines are in {checkpoint.origin}, {checkpoint.size} batches")
         for line in lines:
             click.echo(line.decode("ascii", "replace"))
@@ -151,7 +157,9 @@ def _show_proofs(proofs: tuple[Path, ...], verifiers: list[Verifier]) -> None:
 
 @audit.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--name", required=True, help="Of the installation, for example gate.example.com/audit.")
+@click.option(
+    "--name", required=True, callback=_name, help="Of the installation, for example gate.example.com/audit."
+)
 def key(*, file: Path, name: str) -> None:
     """Print the verifier key of the signing key in FILE; make FILE, mode 0600, if it is absent.
 
@@ -164,10 +172,8 @@ def key(*, file: Path, name: str) -> None:
                 stream.write(new_key())
         signer = read_key(file.read_bytes(), str(file))
         click.echo(Verifier.parse(str(Verifier(name, signer.public_key()))))
-    except OSError as error:
-        raise _unreadable(error) from error
-    except CheckpointError as error:
-        raise click.ClickException(str(error)) from error
+    except (OSError, CheckpointError) as error:
+        raise _ended(error) from error
 
 
 @audit.command()
@@ -181,7 +187,7 @@ def key(*, file: Path, name: str) -> None:
     type=_FILE,
     help="Signing key; several while one key follows another.",
 )
-@click.option("--name", required=True, help="Of the installation, as in `audit key`.")
+@click.option("--name", required=True, callback=_name, help="Of the installation, as in `audit key`.")
 @click.option(
     "--out",
     required=True,
@@ -207,7 +213,7 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
         for owner, span in proving.owners(proof).items():
             origin = proving.origin_of(name, owner)
             target = out / f"{origin.rpartition('/')[2]}.checkpoint"
-            former = Checkpoint.opened(target.read_text("utf-8"), own) if target.exists() else None
+            former = Checkpoint.opened(target.read_text("utf-8", "replace"), own) if target.exists() else None
             note = proving.checkpoint_of(span, origin, former).signed(keys)
             notes[target.with_suffix(".add-checkpoint")] = proving.for_witness(span, former, note)
             notes[target] = note
@@ -217,10 +223,8 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
             beside.write_text(note, "utf-8")
             beside.replace(target)
         click.echo("\n".join(said))
-    except OSError as error:
-        raise _unreadable(error) from error
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise click.ClickException(str(error)) from error
+    except (OSError, CheckpointError) as error:
+        raise _ended(error) from error
 
 
 @audit.command()
@@ -235,17 +239,15 @@ def prove(*, files: tuple[Path, ...], request: str, note: Path, out: str) -> Non
     shows the whole batch of lines that were written together. `audit verify --proof` checks it.
     """
     try:
-        signed = note.read_text("utf-8")
+        signed = note.read_text("utf-8", "replace")
         places, proof = proving.find(files, request=request), verify_log(files)
         texts = [proving.prove(files, proof, owner, seq, signed) for owner, seq in places]
         for text, mark in zip(texts, (".verdict", "")[-len(texts) :], strict=True):
             path = Path(f"{out}{mark}.tlog-proof")
             path.write_text(text, "utf-8")
             click.echo(path)
-    except OSError as error:
-        raise _unreadable(error) from error
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise click.ClickException(str(error)) from error
+    except (OSError, CheckpointError) as error:
+        raise _ended(error) from error
 
 
 def _as_text(proof: Proof) -> Iterator[str]:
@@ -391,6 +393,14 @@ _SHAPES: dict[str, Callable[[Iterable[dict[str, Any]]], Iterator[str]]] = {
     "csv": rows,
     "summary": summary,
 }
+
+
+def _ended(error: OSError | CheckpointError) -> click.ClickException:
+    """2 for what cannot be read, keys included; 1 for what was read and does not hold."""
+    if isinstance(error, OSError):
+        return _unreadable(error)
+    kind = click.UsageError if isinstance(error, KeyFormatError) else click.ClickException
+    return kind(str(error))
 
 
 def _unreadable(error: OSError) -> click.UsageError:

@@ -27,10 +27,9 @@ class Settings:
         try:
             text = path.read_text(encoding="utf-8")
             found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                [Problem(str(path), "", f"cannot be read: {error}", "Mend it, or use `--file`")]
-            ) from error
+        except (OSError, ValueError, RecursionError) as error:
+            remedy = "Mend it; `iamroles revoke` can do without it, by `--file`"
+            raise ConfigError([Problem(str(path), "", f"cannot be read: {error}", remedy)]) from error
         self._path = path
         self._tables = found if isinstance(found, dict) else {}
 
@@ -39,6 +38,13 @@ class Settings:
         members = self._tables.get(table)
         value = members.get(key) if isinstance(members, dict) else None
         return value if isinstance(value, str) and value else None
+
+    @property
+    def roles(self) -> set[str]:
+        """The names of its roles, as far as they can be read."""
+        rows = self._tables.get("roles")
+        names = (row.get("name") for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
+        return {name for name in names if isinstance(name, str)}
 
     def file(self, table: str, key: str, example: str) -> Path:
         """A file that it names.

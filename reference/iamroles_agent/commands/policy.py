@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from iamroles_agent.commands.moments import EpochSecond
 from iamroles_agent.commands.policy_text import change_lines, considered_line, finding_lines
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.identity import Request
@@ -123,6 +124,23 @@ def _finding_json(document: Document, finding: Any) -> dict[str, Any]:  # noqa: 
     }
 
 
+def _claims(path: Path) -> dict[str, Any]:
+    """A token's payload.
+
+    Raises:
+        ValueError: it cannot be read, or is none.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no JSON: {error}. Give a token's payload") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: claims are a JSON object")
+    return found
+
+
 @policy.command()
 @click.argument("file", type=FILE)
 @click.argument("method")
@@ -138,7 +156,7 @@ def _finding_json(document: Document, finding: Any) -> dict[str, Any]:  # noqa: 
 @click.option("--preferred", help="The token's preferred role.")
 @click.option("--scope", "scopes", multiple=True, help="A scope of the token; without any, unrestricted.")
 @click.option("--src", default="192.0.2.1", show_default=True, help="The client's address.")
-@click.option("--at", type=float, help="With --claims: epoch second at which to judge. Default: now.")
+@click.option("--at", type=EpochSecond(), help="With --claims: epoch second at which to judge. Default: now.")
 @_format_option
 def explain(  # noqa: PLR0917 - click passes them by name
     file: Path,
@@ -156,7 +174,8 @@ def explain(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Say why METHOD TARGET is allowed or refused, and what was close.
 
-    TARGET is a path, or a host and a path: `api.example.com/orders`. Exit 0 if allowed, 1 if refused.
+    TARGET is a path, or a host and a path: `api.example.com/orders`; a query is not judged. Exit 0 if
+    allowed, 1 if refused.
     """
     from iamroles_agent.policy.compiled import Policy  # noqa: PLC0415
     from iamroles_agent.policy.explain import explain as tell  # noqa: PLC0415
@@ -165,14 +184,14 @@ def explain(  # noqa: PLR0917 - click passes them by name
     document = _read(file, form)
     if "://" in target:
         _bad_input(f"TARGET is a path, or a host and a path: leave {target.partition('://')[0]}:// out")
-    host, slash, path = target.partition("/")
+    host, slash, path = target.partition("?")[0].partition("/")
     now: float | None = None
     assumed: list[str] = []
     try:
         request = Request(method, host, slash + path, ip_address(src), request_role)
         if claims is not None:
             now = time.time() if at is None else at
-            data = json.loads(claims.read_bytes())
+            data = _claims(claims)
             identity, assumed = identity_of_claims(document.config, data, issuer, now)
         else:
             scoped = frozenset(scopes) if scopes else None
@@ -181,7 +200,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
         if claims is None:
             _bad_input(refusal.detail)
         _refused(refusal, form)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         _bad_input(str(error))
     explanation = tell(document.config, identity, request, now)
     decision = explanation.decision

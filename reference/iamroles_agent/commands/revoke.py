@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
+import re
 import secrets
 import sys
 import time
@@ -21,6 +23,7 @@ from iamroles_agent.live.revocations import Revocation, Revocations, read, write
 from iamroles_agent.processes import local_socket
 
 WORLD = "IAMROLES_WORLD"
+_HASH = re.compile(r"sha256:[0-9a-f]{16}")
 _WITHIN = 5.0
 """Seconds in which a running agent must have it in force."""
 
@@ -89,6 +92,9 @@ def add(  # noqa: PLR0917 - click's options, by name
         for item in error.errors(include_url=False):
             click.echo(f"iamroles revoke: {'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}", err=True)
         sys.exit(2)
+    if nobody := _nobody(config, row):
+        click.echo(f"iamroles revoke: {nobody}", err=True)
+        sys.exit(2)
     with _edited(config, file) as (path, found):
         if any(known.id == row.id for known in found):
             click.echo(f"iamroles revoke: {row.id} is there already; choose another --id", err=True)
@@ -123,6 +129,25 @@ def undo(config: Path, file: Path | None, name: str) -> None:
         found[:] = kept
     click.echo(f"{name} is out of {path}")
     _tell(config, name, present=False)
+
+
+def _nobody(config: Path, row: Revocation) -> str | None:
+    """Why a row would revoke nothing, whoever comes: who types in a hurry must hear of it now."""
+    if "" in (*row.principals, *row.sessions):
+        return "an empty name is nobody's"
+    for credential in row.credentials:
+        if not _HASH.fullmatch(credential):
+            return f"--credential {credential!r}: write it as the audit does, `sha256:` and 16 hex digits"
+    try:
+        known = Settings(config).roles
+    except ConfigError:
+        return None  # where it cannot be read, what is asked for is done
+    for role in row.roles:
+        if known and role not in known and not role.startswith("arn:"):
+            near = difflib.get_close_matches(role, known, 1)
+            meant = f"did you mean {near[0]!r}?" if near else "give its name or its ARN"
+            return f"--role {role!r}: no role of {config} has this name; {meant}"
+    return None
 
 
 def _file(config: Path) -> Path:

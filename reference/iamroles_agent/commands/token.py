@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from iamroles_agent.commands.moments import EpochSecond
 from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError
 from iamroles_agent.policy.load import load
@@ -44,7 +45,7 @@ def _bad_input(message: str) -> NoReturn:
 @click.option("--config", "config_file", type=FILE, help="The policy to judge it by.")
 @click.option("--jwks", "jwks_file", type=FILE, help="Take the issuer's keys from this file; fetch nothing.")
 @click.option("--offline", is_flag=True, help="Fetch no keys: the signature stays unchecked.")
-@click.option("--at", type=float, help="Judge as if it were this time, in epoch seconds.")
+@click.option("--at", type=EpochSecond(), help="Judge as if it were this time, in epoch seconds.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
 def inspect_command(
     *,
@@ -233,8 +234,8 @@ def _read_recipe(path: Path | None) -> dict[str, Any]:
         recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: is no TOML or JSON: {error}") from None
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: a recipe is a table")
     return recipe

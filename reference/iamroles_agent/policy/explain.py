@@ -147,11 +147,9 @@ def identity_of_claims(
         principal, `client_id` and `jti` bear on no route, so a question may leave them out.
 
     Raises:
-        ValueError: no such issuer, or the claims are no object.
+        ValueError: no such issuer.
         Refusal: as the agent would refuse the token.
     """
-    if not isinstance(claims, dict):
-        raise ValueError("claims are a JSON object")
     issuer = next(
         (
             i

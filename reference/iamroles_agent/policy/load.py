@@ -137,9 +137,10 @@ def _parse(
     if format == "toml":
         try:
             return tomllib.loads(text), toml_lines(text), []
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             where = re.search(r"line (\d+)", str(error))
-            line = int(where[1]) if where else text.count("\n") + 1
+            last = text.count("\n") + 1 if isinstance(error, tomllib.TOMLDecodeError) else None
+            line = int(where[1]) if where else last
             raise ConfigError(
                 [Problem(name, "", f"is not TOML: {error}", "Mend the syntax", line)]
             ) from error

@@ -22,6 +22,7 @@ from iamroles_agent.policy.checks import tls_faults
 from iamroles_agent.policy.load import load
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
+_TIME = re.compile(r"[0-9]{1,9}(us|ms|s|m|h|d)?")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _PRESET = re.compile(r'^(?P<lead>\s*presetenv (?P<name>IAM_[A-Z_]+)\s+)"[^"]*"$', re.MULTILINE)
 
@@ -236,6 +237,9 @@ def _problems(config: Config, settings: Settings, source: str) -> list[Problem]:
     ]
     if not settings.agents:
         found.append(Problem(_OPTIONS, "--agent", "no agent to ask", _ADDRESSES))
+    if settings.timeout_processing and not _TIME.fullmatch(settings.timeout_processing):
+        wrong = f"{settings.timeout_processing!r} is no time of HAProxy's"
+        found.append(Problem(_OPTIONS, "--timeout-processing", wrong, "Write `500ms` or `2s`"))
     remedy = "Leave out quotes, backslashes, dollar signs and control characters"
     found += [
         Problem(
@@ -291,7 +295,10 @@ def render(  # noqa: PLR0917 - click's options, by name
     maxconn: int | None,
     timeout_processing: str | None,
 ) -> None:
-    """Write HAProxy's configuration for a policy: haproxy.cfg, iam.spoe.cfg, iam-routes.cfg, iam-live.lua."""
+    """Write HAProxy's configuration for a policy: haproxy.cfg, iam.spoe.cfg, iam-routes.cfg, iam-live.lua.
+
+    Exit status: 0 written, 2 for a wrong policy or option, 3 if the directory cannot be written.
+    """
     try:
         config = load(path)
         settings = Settings(

@@ -61,6 +61,8 @@ def read(path: Path, model: type[_M]) -> _M:
         raise DocumentError(
             [f"{path.name}: cannot be read ({error.strerror}). Give a readable file."]
         ) from error
+    except UnicodeDecodeError as error:
+        raise DocumentError([f"{path.name}: not UTF-8: {error}. Save it as UTF-8."]) from error
     return parse(text, model, path.name)
 
 
@@ -68,7 +70,7 @@ def parse(text: str, model: type[_M], name: str) -> _M:
     """Like `read`, for a text; `name` stands for the file in messages."""
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise DocumentError([f"{name}: not TOML: {error}. Mend the line it names."]) from error
     try:
         return model.model_validate(content)

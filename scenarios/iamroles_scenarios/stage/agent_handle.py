@@ -31,10 +31,10 @@ class AgentHandle:
         self._gone: int | None = None
         """The exit code of one that ended by itself before its world was closed."""
         self._lock = threading.RLock()
-        self.inner_address = spec.address
-        """`host:port` as HAProxy reaches it."""
+        self.inner_address = _for_haproxy(spec.address)
+        """As HAProxy reaches it, and writes that: `host:port`, or `unix@/path`."""
         self.spop_address = spec.address
-        """`host:port` as the suite reaches it."""
+        """`host:port` or `unix:/path` as the suite reaches it."""
         self.ready: dict[str, Any] = {}
         """The ready line."""
 
@@ -73,7 +73,8 @@ class AgentHandle:
                     f'agent: the ready line lacks "address": "host:port": {json.dumps(self.ready)}.',
                     {"agent": part.log()},
                 )
-            self.inner_address, self.spop_address = self._place.reached(self.ready)
+            inner, self.spop_address = self._place.reached(self.ready)
+            self.inner_address = _for_haproxy(inner)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -195,3 +196,8 @@ class AgentHandle:
             )
             raise StageError(f"{self.spec.name} {where}: it cannot be {verb}.")
         return self._part
+
+
+def _for_haproxy(address: str) -> str:
+    """An agent's address in HAProxy's words, which has another one for a Unix socket."""
+    return f"unix@{path}" if (path := address.removeprefix("unix:")) != address else address

@@ -72,7 +72,7 @@ class AgentSpec:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise AgentFileError(f"{path}: cannot be read: {error.strerror}.") from error
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise AgentFileError(f"{path}: is not TOML: {error}.") from error
         return cls.of(document, path)
 

@@ -79,7 +79,7 @@ def load(path: Path) -> list[Input]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return [Input(bytes.fromhex(one["hex"]), bool(one["greeted"])) for one in document["inputs"]]
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path}: not a file of the fuzzer: {error}") from error
 
 
