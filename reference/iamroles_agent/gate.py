@@ -106,7 +106,9 @@ class Gate:
         self.name = ""
         """This agent, in the tickets of long streams."""
         self.on_change: list[Callable[[], None]] = []
-        """Called on the event loop after policy, keys or revocations changed."""
+        """Called on the event loop after the policy changed."""
+        self.on_revocation: list[Callable[[], None]] = []
+        """Called on the event loop after revocations changed."""
         self._state = _State(policy, authenticator, authenticator.generation)
 
     @property
@@ -131,17 +133,19 @@ class Gate:
 
     def replace(self, policy: Policy, authenticator: Authenticator) -> None:
         """Put a new policy in force at once; nothing remembered survives (RELOAD-ALL-001)."""
-        self._put(_State(policy, authenticator, authenticator.generation, self._state.revocations))
+        state = _State(policy, authenticator, authenticator.generation, self._state.revocations)
+        self._put(state, self.on_change)
 
     def revoke(self, revocations: Revocations) -> None:
         """Put revocations in force at once; nothing remembered survives."""
         state = self._state
-        self._put(_State(state.policy, state.authenticator, state.authenticator.generation, revocations))
+        state = _State(state.policy, state.authenticator, state.authenticator.generation, revocations)
+        self._put(state, self.on_revocation)
 
-    def _put(self, state: _State) -> None:
+    def _put(self, state: _State, calls: list[Callable[[], None]]) -> None:
         former, self._state = self._state, state
         discard([former.young, former.old])
-        for call in self.on_change:
+        for call in calls:
             call()
 
     def recall(self, key: bytes, context: Context) -> bytes | None:

@@ -1,5 +1,6 @@
 """Live streams without a proxy: tickets, the console's answers, the cutter's schedule, revocations."""
 
+import asyncio
 import json
 from ipaddress import ip_address
 
@@ -194,7 +195,7 @@ def cutter_of(proxy, cuts, judge=None, name="iam/aa", **more):
     return Cutter(
         "/m",
         name,
-        judge or (lambda ticket, expires, fresh: Ends(expires, EXPIRED)),
+        judge or (lambda ticket, expires, fresh, before: Ends(expires, EXPIRED)),
         cuts.append,
         clock=lambda: proxy.now,
         **more,
@@ -260,7 +261,7 @@ async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):
     cuts, revoked = [], set()
     proxy.streams = {7: (4711, 9000, True), 8: (4712, 9001, True)}
 
-    def judge(ticket, expires, fresh):
+    def judge(ticket, expires, fresh, before):
         return Ends(0, REVOKED) if expires in revoked else Ends(expires, EXPIRED)
 
     cutter = cutter_of(proxy, cuts, judge)
@@ -271,6 +272,63 @@ async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):
 
     assert [(cut.row.number, cut.cause) for cut in cuts] == [(7, REVOKED)]
     assert proxy.streams[8][2]
+
+
+async def test_a_revocation_leaves_what_else_was_judged(proxy):
+    asked, refused = [], Ends(0, REVOKED)
+    proxy.streams = {7: (4711, 9000, True)}
+
+    def judge(ticket, expires, fresh, before):
+        asked.append(before)
+        return refused if len(asked) == 4 else Ends(expires, EXPIRED)
+
+    cuts = []
+    cutter = cutter_of(proxy, cuts, judge)
+    await cutter.look()
+    await cutter.look()
+    cutter.revoked()
+    await cutter.look()
+    assert asked == [None, Ends(9000, EXPIRED)]
+
+    cutter.revoked()
+    cutter.changed()
+    await cutter.look()
+    cutter.changed()
+    cutter.revoked()
+    await cutter.look()
+
+    assert asked[2:] == [None, None]
+    assert [cut.cause for cut in cuts] == [REVOKED]
+
+
+async def test_a_change_during_a_look_is_followed_by_another_look_at_once(proxy, monkeypatch):
+    monkeypatch.setattr(cutting, "POLL", 3600)
+    cutter, looked = cutter_of(proxy, []), asyncio.Event()
+    answer = proxy.answer
+
+    def changing(command):
+        if command == "show proc" and proxy.asked.count(command) > 1:
+            looked.set()
+        elif command.startswith("show table"):
+            cutter.revoked()
+        return answer(command)
+
+    proxy.answer = changing
+    task = asyncio.create_task(cutter.run())
+    try:
+        await asyncio.wait_for(looked.wait(), 60)
+    finally:
+        task.cancel()
+
+
+async def test_nothing_is_kept_of_streams_that_are_gone(proxy):
+    proxy.streams = {7: (4711, 3000, True)}
+    cutter = cutter_of(proxy, [])
+    for proxy.now in (2000, 2999, 3001, 3002, 3100):
+        await cutter.look()
+
+    assert not proxy.streams
+    assert (cutter._judged, cutter._due) == ({}, {})
 
 
 async def test_when_nothing_changed_only_what_is_due_is_asked_for(proxy):
@@ -300,7 +358,7 @@ async def test_a_silent_proxy_is_said_once(proxy, caplog):
 async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
     cuts = []
     proxy.streams = {7: (4711, 1000, True)}
-    cutter = cutter_of(proxy, cuts, lambda ticket, expires, fresh: Ends(0, REVOKED), name="other/aa")
+    cutter = cutter_of(proxy, cuts, lambda ticket, expires, fresh, before: Ends(0, REVOKED), name="other/aa")
     await cutter.look()
 
     assert not cuts

@@ -50,8 +50,15 @@ def who(identity, role=READER):
 
 def judged(revocations=NONE, world=None, now=1999.0):
     world = world or policy()
-    return lambda ticket, expires, text: judge(
-        ticket, expires, now, policy=world, sources={}, revocations=revocations, fresh=text
+    return lambda ticket, expires, text, before=None: judge(
+        ticket,
+        expires,
+        now,
+        policy=world,
+        sources={},
+        revocations=revocations,
+        fresh=text,
+        before=before,
     )
 
 
@@ -162,6 +169,19 @@ def test_what_was_prolonged_by_nobody_knows_whom_ends():
     ends = Successors().judge(row(2900), judged(), 2100.0)
 
     assert (ends.at, ends.cause) == (0, UNKNOWN)
+
+
+def test_what_was_judged_before_stands_unless_it_is_revoked_now():
+    before = Ends(1234, EXPIRED)
+    about = [
+        Revocations((Revocation(id="x", credentials=[credential]),))
+        for credential in (STREAM.identity.credential, "sha256:new")
+    ]
+
+    assert judged()(STREAM.encode(), 2000, "", before) == before
+    assert judged()(STREAM.encode(), 2000, "", Ends(0, REVOKED)) == Ends(2000, EXPIRED)
+    assert judged(about[0])(STREAM.encode(), 2000, "", before).cause == REVOKED
+    assert judged(about[1])(STREAM.encode(), 2000, who(NEW), before).cause == REVOKED
 
 
 # --- the cutter, against a console of text

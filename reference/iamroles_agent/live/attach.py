@@ -57,7 +57,7 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
         yield
         return
 
-    def judged(ticket: str, expires: int, fresh: str) -> Ends:
+    def judged(ticket: str, expires: int, fresh: str, before: Ends | None = None) -> Ends:
         return judge(
             ticket,
             expires,
@@ -66,6 +66,7 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
             sources=gate.authenticator.sources,
             revocations=gate.revocations,
             fresh=fresh,
+            before=before,
         )
 
     def cut(done: Cut) -> None:
@@ -86,6 +87,7 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
     )
     host.metrics.live = cutter.numbers
     gate.on_change.append(cutter.changed)
+    gate.on_revocation.append(cutter.revoked)
     gate.authenticator.on_change.append(cutter.changed)
     task = asyncio.get_running_loop().create_task(cutter.run())
     try:

@@ -222,11 +222,9 @@ class Console:
             answer += piece
             if limit is not None:
                 limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
-            if _PROMPT.search(answer, max(0, len(answer) - 64)) and (
-                answers == 1 or len(_EACH_PROMPT.findall(answer)) == answers
-            ):
-                break
-        return _PROMPT.sub(b"\n", bytes(answer)).decode("utf-8", "replace")
+            prompt = _PROMPT.search(answer, max(0, len(answer) - 64))
+            if prompt and (answers == 1 or len(_EACH_PROMPT.findall(answer)) == answers):
+                return answer[: prompt.start()].decode("utf-8", "replace") + "\n"
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -56,6 +56,7 @@ def judge(
     sources: Mapping[str, Keys],
     revocations: Revocations,
     fresh: str = "",
+    before: Ends | None = None,
 ) -> Ends:
     """Judge a stream anew; what is still permitted ends when it would have.
 
@@ -72,6 +73,7 @@ def judge(
         sources: keys by the issuer's name.
         revocations: in force.
         fresh: first part of the ticket of the credential that prolongs it, "" for none.
+        before: what was judged of the same question; given where nothing but revocations changed since.
     """
     try:
         found = Ticket.decode(ticket)
@@ -90,6 +92,8 @@ def judge(
         identity = successor.identity
         if (revocation := revocations.match(identity, policy.name_of)) is not None:
             return Ends(0, REVOKED, f"revocation {revocation.id} of the credential that prolonged it")
+    if before is not None and before.cause == EXPIRED:
+        return before
     if (gone := _gone(identity, policy, sources)) is not None:
         return gone
     if found.request is None:

@@ -15,15 +15,20 @@ credential is written into the same process as well, which may be an old worker 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from iamroles_agent.live.console import FRESH, TABLE, Row
 from iamroles_agent.live.judge import EXPIRED, UNKNOWN, Ends, whose
 from iamroles_agent.live.ticket import Ticket, TicketError
 
-Judge = Callable[[str, int, str], Ends]
-"""Judges a stream anew: its ticket, an end in epoch seconds, the first part of a fresh ticket or ""."""
+
+class Judge(Protocol):
+    """Judges a stream anew."""
+
+    def __call__(self, ticket: str, expires: int, fresh: str, before: Ends | None = None, /) -> Ends:
+        """See `judge.judge`."""
 
 
 @dataclass(frozen=True, slots=True)

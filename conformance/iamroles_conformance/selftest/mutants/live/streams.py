@@ -131,7 +131,18 @@ mutant(
     "live.deaf",
     kills=["LIVE-POLICY-001", "LIVE-KEY-001", "LIVE-REVOKE-001"],
     title="judges an open stream once, and not again when policy, keys or revocations change",
-    apply=both(setting(Cutter, "changed", lambda self: None), setting(cutter, "SETTLE", 0.0)),
+    apply=both(
+        setting(Cutter, "changed", lambda self: None),
+        setting(Cutter, "revoked", lambda self: None),
+        setting(cutter, "SETTLE", 0.0),
+    ),
+)
+
+mutant(
+    "live.revocations-alone",
+    kills=["LIVE-POLICY-001", "LIVE-KEY-001"],
+    title="looks for an open stream in the revocations alone when policy or keys change",
+    apply=setting(Cutter, "changed", Cutter.revoked),
 )
 
 mutant(
