@@ -290,7 +290,7 @@ async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back
     assert proxy.ends == 2900
 
     listed.append(Revocation(id="x", credentials=["sha256:new"]))
-    cutter.changed()
+    cutter.revoked()
     await cutter.look()
     assert (proxy.ends, cuts) == (2000, [])
 
@@ -324,7 +324,10 @@ async def test_another_agent_renews_in_the_last_second_only(proxy):
 async def test_an_agent_that_was_started_anew_judges_what_was_prolonged_by_what_prolonged_it(proxy):
     cuts, renewed = [], []
     proxy.now, proxy.ends, proxy.seen = 2100.0, 2900, [(who(NEW), 2900)]
-    await cutter_of(proxy, cuts, renewed).look()
+    cutter = cutter_of(proxy, cuts, renewed)
+    await cutter.look()
+    cutter.revoked()
+    await cutter.look()
     assert not cuts
 
     listed = [Revocation(id="x", credentials=["sha256:new"])]
@@ -343,7 +346,7 @@ async def test_a_revocation_while_a_stream_is_prolonged_is_not_lost(proxy):
     async def revoked_meanwhile(command):
         if command.startswith("set table iam-live"):
             listed.append(Revocation(id="x", principals=["alice"]))
-            cutter.changed()
+            cutter.revoked()
         return await told(command)
 
     proxy.ask = revoked_meanwhile
