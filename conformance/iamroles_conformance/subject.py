@@ -14,6 +14,7 @@ from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck
 from iamroles_scenarios.engine.run import Options, Run, plan
 from iamroles_scenarios.errors import SelectionError
 from iamroles_scenarios.stage import AgentSpec
+from iamroles_scenarios.stage.spec import is_address
 
 
 def default_agent_toml() -> Path:
@@ -49,7 +50,10 @@ class Subject:
 
         Raises:
             StageError: the file is missing or wrong.
+            SelectionError: the address is none.
         """
+        if self.address and not is_address(self.address):
+            raise SelectionError(f"--agent-address {self.address}: write host:port or unix:/path.")
         if self.address and self.agent is None:
             return AgentSpec(
                 name=f"agent at {self.address}", version="", directory=Path.cwd(), address=self.address

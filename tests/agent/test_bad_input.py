@@ -53,6 +53,9 @@ def run(*arguments: str) -> Result:
         "conformance fuzz --replay @",
         "conformance flakes --save @ --check wire.hello.version",
         "load run --slo @",
+        "demo --agent @",
+        "bench agent --docs @",
+        "bench gate --docs @",
         "load report @",
     ],
 )
@@ -71,6 +74,7 @@ def test_a_file_that_cannot_be_understood_is_named(
         ("conformance run --check wire.hello --time-scale nan", "no number"),
         ("conformance run --check wire.hello --report junk", "is a file"),
         ("conformance soak --page /nowhere/page.html", "cannot be written: /nowhere"),
+        ("conformance run --agent-address 127.0.0.1:99999", "write host:port"),
         ("conformance fuzz --count 0", "0 is not in the range"),
         ("conformance oracle --cases -5", "-5 is not in the range"),
         ("conformance selftest --jobs 0", "0 is not in the range"),

@@ -57,19 +57,32 @@ def version_of(haproxy: str) -> str:
     return f"HAProxy {found[1]}" if found else "HAProxy"
 
 
-def rewrite(page: Path, name: str, lines: Iterable[str]) -> None:
-    """Put lines in the place of what stands between `<!-- name -->` and `<!-- /name -->`.
+def around(page: Path, name: str) -> tuple[str, str]:
+    """What stands before and after the lines between `<!-- name -->` and `<!-- /name -->`.
 
     Raises:
-        DocsError: the page has not one such pair.
-        OSError: it cannot be read or written.
+        DocsError: the page cannot be read, or has not one such pair.
     """
-    text = page.read_text(encoding="utf-8")
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocsError(f"{page} cannot be read: {error}") from error
     place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
-    if len(place.findall(text)) != 1:
+    found = list(place.finditer(text))
+    if len(found) != 1:
         raise DocsError(f"{page} has not one place `<!-- {name} -->` … `<!-- /{name} -->`")
-    body = "\n".join(lines).rstrip("\n") + "\n"
-    page.write_text(place.sub(lambda found: found[1] + body + found[2], text), encoding="utf-8")
+    return text[: found[0].end(1)], text[found[0].start(2) :]
+
+
+def rewrite(page: Path, name: str, lines: Iterable[str]) -> None:
+    """Put lines there, in the place of what stood there.
+
+    Raises:
+        DocsError: as `around`.
+        OSError: it cannot be written.
+    """
+    before, after = around(page, name)
+    page.write_text(before + "\n".join(lines).rstrip("\n") + "\n" + after, encoding="utf-8")
 
 
 def rates(rows: Iterable[Mapping[str, Any]]) -> list[str]:

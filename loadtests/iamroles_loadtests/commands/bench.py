@@ -82,7 +82,8 @@ def agent_command(
     """
     try:
         others = [AgentSpec.load(peer) for peer in peers]
-    except AgentFileError as error:
+        _ = page and docs.around(page, "bench agent")
+    except (AgentFileError, docs.DocsError) as error:
         raise click.UsageError(str(error)) from error
     found = _run(
         kind,
@@ -96,6 +97,9 @@ def agent_command(
             _table(shape, agents.rows(played))
         for what, target, seen in agents.targets(found):
             click.echo(f"{what}: {docs.told(seen)}{f', target {target}' if target else ''}")
+    if faults := agents.wrong(found):
+        click.echo("\n".join(faults), err=True)
+        raise SystemExit(1)
     if page is not None:
         lines = [docs.circumstances("iamroles bench agent", docs.version_of(find(haproxy))), ""]
         crowd = (
@@ -107,9 +111,6 @@ def agent_command(
         seen_of = agents.targets(found)
         rows = ((what, target, docs.told(seen), docs.verdict(target, seen)) for what, target, seen in seen_of)
         _write(page, "bench agent", [*lines, *docs.table(("ratio", "target", "seen", ""), rows)])
-    if faults := agents.wrong(found):
-        click.echo("\n".join(faults), err=True)
-        raise SystemExit(1)
 
 
 @bench.command("gate")
@@ -131,6 +132,10 @@ def gate_command(
 
     Exit status: as `bench agent`.
     """
+    try:
+        _ = page and docs.around(page, "bench gate")
+    except docs.DocsError as error:
+        raise click.UsageError(str(error)) from error
     names = gates.step_names()
     if strange := sorted(set(chosen) - names.keys()):
         raise click.UsageError(f"there is no step {strange[0]!r}; the steps are {', '.join(names)}")
@@ -141,14 +146,14 @@ def gate_command(
     else:
         for row in gates.rows(names, played):
             click.echo(f"{row['step']:<28} {docs.told(row)} µs  {row['says']}")
+    if faults := agents.wrong({"gate": played}):
+        click.echo("\n".join(faults), err=True)
+        raise SystemExit(1)
     if page is not None:
         rows = ((row["step"], row["says"], docs.told(row)) for row in gates.rows(names, played))
         lines = [docs.circumstances("iamroles bench gate", docs.version_of(find(haproxy))), ""]
         heading = ("step", "what it does", "HAProxy's CPU, µs a request")
         _write(page, "bench gate", [*lines, *docs.table(heading, rows)])
-    if faults := agents.wrong({"gate": played}):
-        click.echo("\n".join(faults), err=True)
-        raise SystemExit(1)
 
 
 def _run(kind: str, haproxy: str | None, measure: Callable[[Bench, Callable[[str], None]], Any]) -> Any:  # noqa: ANN401 - what `measure` returns

@@ -31,7 +31,7 @@ from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Watcher, play
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Place, Worlds
-from iamroles_scenarios.errors import HarnessFault, SuiteError
+from iamroles_scenarios.errors import AgentFileError, HarnessFault, SuiteError
 from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 
@@ -209,7 +209,8 @@ def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable
 def demo(*, kind: str, haproxy: str | None, agent_file: Path | None, pause: bool, color: bool | None) -> None:
     """Walk through allow, deny, overlap, expiry, rotation, an outage and open streams, on a real HAProxy.
 
-    Exit status: 0 if every step went as told, 1 if not, 3 if the stage could not be set up.
+    Exit status: 0 if every step went as told, 1 if not, 2 for a wrong agent.toml, 3 if the stage could not be
+    set up.
     """
     console = Console(force_terminal=True if color else None, no_color=color is False, highlight=False)
 
@@ -223,6 +224,8 @@ def demo(*, kind: str, haproxy: str | None, agent_file: Path | None, pause: bool
             stage = open_stage(kind, haproxy=haproxy)
         with stage:
             good = perform(stage, agent, console, pause=wait)
+    except AgentFileError as error:
+        raise click.UsageError(str(error)) from error
     except SuiteError as error:
         click.echo(f"iamroles demo: {error}", err=True)
         raise SystemExit(3) from error

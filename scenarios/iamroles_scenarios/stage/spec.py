@@ -94,21 +94,21 @@ class AgentSpec:
                 f"{path}: features.spop: is false, so haproxy.render must name the command that writes "
                 "HAProxy's configuration."
             )
-        command = launch.get("command", [])
-        if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
-            raise AgentFileError(
-                f'{path}: launch.command: must be a list of strings, e.g. ["my-agent", "serve"].'
-            )
+        command = _words(launch, "command", path, "launch.")
+        _words(haproxy, "render", path, "haproxy.")
+        _texts(haproxy, "settings", path, "haproxy.")
+        if (address := _text(launch, "address", path, "launch.")) and not is_address(address):
+            raise AgentFileError(f"{path}: launch.address: is {address!r}; write host:port or unix:/path.")
         spec = cls(
             name=_text(document, "name", path) or path.parent.name,
             version=_text(document, "version", path),
             directory=path.resolve().parent,
             command=tuple(command),
-            image=_text(launch, "image", path),
-            address=_text(launch, "address", path),
-            build=_text(launch, "build", path),
-            env=_texts(launch, "env", path),
-            ready_within=_number(launch, "ready_within", 20.0, path),
+            image=_text(launch, "image", path, "launch."),
+            address=address,
+            build=_text(launch, "build", path, "launch."),
+            env=_texts(launch, "env", path, "launch."),
+            ready_within=_number(launch, "ready_within", 20.0, path, "launch."),
             features=features,
             haproxy=haproxy,
             known_failures=_texts(document, "known_failures", path),
@@ -146,6 +146,12 @@ class AgentSpec:
 def declares(features: Mapping[str, Any], name: str) -> bool:
     """Whether an agent with these features has one: SPOP unless it says no, others where it says so."""
     return bool(features.get(name, name == "spop"))
+
+
+def is_address(text: str) -> bool:
+    """Whether an agent can be at this address: `host:port` or `unix:/path`."""
+    host, _, port = text.rpartition(":")
+    return text.startswith("unix:/") or bool(host and port.isdecimal() and 0 < int(port) < 65536)
 
 
 def find_program(program: str, directory: Path) -> str:
@@ -191,30 +197,37 @@ def _known(table: dict[str, Any], known: set[str], path: Path, prefix: str) -> N
         raise AgentFileError(f"{path}: {prefix}{key}: unknown key; {hint}")
 
 
-def _table(table: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+def _table(table: dict[str, Any], key: str, path: Path, prefix: str = "") -> dict[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, dict):
-        raise AgentFileError(f"{path}: {key}: must be a table, [{key}].")
+        raise AgentFileError(f"{path}: {prefix}{key}: must be a table, [{prefix}{key}].")
     return value
 
 
-def _texts(table: dict[str, Any], key: str, path: Path) -> dict[str, str]:
-    values = _table(table, key, path)
+def _words(table: dict[str, Any], key: str, path: Path, prefix: str) -> list[str]:
+    value = table.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise AgentFileError(f'{path}: {prefix}{key}: must be a list of strings, e.g. ["my-agent", "serve"].')
+    return value
+
+
+def _texts(table: dict[str, Any], key: str, path: Path, prefix: str = "") -> dict[str, str]:
+    values = _table(table, key, path, prefix)
     for name, value in values.items():
         if not isinstance(value, str):
-            raise AgentFileError(f"{path}: {key}.{name}: must be a string, e.g. {str(value)!r}.")
+            raise AgentFileError(f"{path}: {prefix}{key}.{name}: must be a string, e.g. {str(value)!r}.")
     return values
 
 
-def _text(table: dict[str, Any], key: str, path: Path) -> str:
+def _text(table: dict[str, Any], key: str, path: Path, prefix: str = "") -> str:
     value = table.get(key, "")
     if not isinstance(value, str):
-        raise AgentFileError(f"{path}: {key}: must be a string.")
+        raise AgentFileError(f"{path}: {prefix}{key}: must be a string.")
     return value
 
 
-def _number(table: dict[str, Any], key: str, default: float, path: Path) -> float:
+def _number(table: dict[str, Any], key: str, default: float, path: Path, prefix: str) -> float:
     value = table.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise AgentFileError(f"{path}: {key}: must be a number above 0, of seconds.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise AgentFileError(f"{path}: {prefix}{key}: must be a number above 0, of seconds.")
     return float(value)
