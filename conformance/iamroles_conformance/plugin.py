@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iamroles_conformance.errors import ConformanceFailure, ConformanceWarning, ExitCode
+from iamroles_conformance.errors import ConformanceError, ConformanceFailure, ConformanceWarning, ExitCode
 
 if TYPE_CHECKING:
     from iamroles_conformance.subject import Subject
@@ -205,14 +205,18 @@ def _running(session: pytest.Session) -> Run:
     config = session.config
     if _RUN in config.stash:
         return config.stash[_RUN]
+    from iamroles_conformance.reports import bundle, report  # noqa: PLC0415
     from iamroles_scenarios.errors import AgentFileError, SelectionError, StageError  # noqa: PLC0415
 
     try:
+        for name, prepare in (("report", report.prepared), ("evidence", bundle.prepared)):
+            if path := config.getoption(f"--iamroles-{name}"):
+                prepare(Path(path))
         planned = [item.check for item in session.items if isinstance(item, CheckItem)]
         run = _subject(config).run(planned, transcripts=bool(config.getoption("--iamroles-evidence")))
         config.add_cleanup(run.close)
         run.open()
-    except (SelectionError, AgentFileError) as error:
+    except (SelectionError, AgentFileError, ConformanceError) as error:
         raise pytest.UsageError(str(error)) from error
     except StageError as error:
         pytest.exit(f"the stage cannot be used: {error}", returncode=ExitCode.STAGE_FAULT)

@@ -62,9 +62,14 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command. A file or a disk that cannot be used ends any of them with a sentence and 2."""
+        """Run a command. A file or a disk that cannot be used ends any of them with a sentence and 2, Ctrl-C
+        with 130: 1 would say that something was found.
+        """
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
         except OSError as error:
             if error.filename is None and error.errno != errno.ENOSPC:
                 raise

@@ -285,10 +285,6 @@ class TestStart:
         with pytest.raises(StartError, match=r"cannot be opened: No such file.*audit\.path"):
             opened(tmp_path / "absent" / "audit.jsonl")
 
-    def test_required_but_none(self):
-        with pytest.raises(StartError, match=r"audit\.required"):
-            Audit(AuditSettings(path="none", required=True))
-
     def test_none_records_nothing_and_refuses_nothing(self):
         log = Audit(AuditSettings(path="none"))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +142,19 @@ def test_a_full_disk_is_no_finding(command: str) -> None:
         )
 
     assert (done.returncode, done.stderr) == (2, "Error: the output: No space left on device\n")
+
+
+def test_ctrl_c_is_no_finding(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "p")
+    command = [sys.executable, "-m", "iamroles_agent", "audit", "verify", str(pipe)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        pipe.open("w"),  # opened when the command reads it
+    ):
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+
+    assert (process.returncode, said) == (130, "interrupted\n")
 
 
 def test_a_report_of_a_stranger_is_refused_by_its_place(tmp_path: Path) -> None:

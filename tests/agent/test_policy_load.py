@@ -173,6 +173,12 @@ def test_trusting_nobody_is_an_error() -> None:
     assert "trusts nobody" in problem.message
 
 
+def test_a_required_audit_is_not_none() -> None:
+    [problem] = problems_of({**GOOD, "audit": {"path": "none", "required": True}})
+
+    assert (problem.key, problem.remedy) == ("audit.path", 'Name a file, or "stderr"')
+
+
 def test_an_arn_has_one_name() -> None:
     [problem] = problems_of(
         {**GOOD, "roles": [*GOOD["roles"], {"name": "other", "arns": [GOOD["roles"][0]["arn"]]}]}

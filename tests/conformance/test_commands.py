@@ -49,6 +49,16 @@ oidc = true
     return path
 
 
+def test_a_report_that_cannot_be_written_is_told_before_a_check_is_played(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = _pytest(
+        "--pyargs", "iamroles_conformance", "-k", "wire.hello", f"--iamroles-report={tmp_path / 'file'}"
+    )
+
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "no report can be written there: File exists" in done.stderr
+
+
 def test_the_plugin_is_cheap_where_it_is_not_used() -> None:
     program = (
         "import sys, iamroles_conformance.plugin;"

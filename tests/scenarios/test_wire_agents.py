@@ -16,7 +16,7 @@ from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.engine import wire_lane as lane
 from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.errors import UnreachableError, WireError
-from iamroles_scenarios.wire import fuzz
+from iamroles_scenarios.wire import fuzz, fuzz_inputs
 from iamroles_scenarios.wire.asker import Asker, decide
 from iamroles_scenarios.wire.blunt import BEHAVIOURS
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
@@ -181,6 +181,13 @@ def test_what_is_no_file_of_the_fuzzer(tmp_path):
     (tmp_path / "x").write_text("{}")
     with pytest.raises(ValueError, match="not a file of the fuzzer"):
         fuzz.load(tmp_path / "x")
+
+
+def test_inputs_are_drawn_as_they_are_needed(monkeypatch):
+    monkeypatch.setattr(fuzz_inputs, "_BATCH", 10)
+    many = inputs(1, 10**9)
+
+    assert len({next(many).raw for _ in range(200)}) > 150
 
 
 def test_the_fuzzer_leaves_nothing_where_it_runs(tmp_path: Path) -> None:

@@ -279,9 +279,21 @@ def _proofs() -> Callable[[Iterable[str]], list[str]]:
     return lambda names: list(dict.fromkeys(title for name in names for title in found.get(name, ())))
 
 
+def prepared(directory: Path) -> None:
+    """Make the directory of a report, before a long run.
+
+    Raises:
+        ReportError: it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"{directory}: no report can be written there: {error.strerror}.") from error
+
+
 def write(found: Document, directory: Path) -> list[Path]:
     """Write the document and its forms into a directory: JSON, HTML, JUnit, Markdown, badge."""
-    directory.mkdir(parents=True, exist_ok=True)
+    prepared(directory)
     written = []
     for name, text in forms(found).items():
         written.append(directory / name)

@@ -93,7 +93,7 @@ class Audit:
         takeover: whether to use a file of its own where another process still writes the usual one.
 
     Raises:
-        StartError: the log cannot be opened, is in use, is not an audit log, or is required and absent.
+        StartError: the log cannot be opened, is in use, or is not an audit log.
     """
 
     def __init__(
@@ -104,8 +104,6 @@ class Audit:
         clock: Callable[[], float] = time.time,
         takeover: bool = False,
     ) -> None:
-        if settings.path == "none" and settings.required:
-            raise StartError('audit.required is true and audit.path is "none". Name a file, or "stderr"')
         self.settings = settings
         self._worker = worker
         self._turns = range(_TURNS + 1 if takeover else 1)

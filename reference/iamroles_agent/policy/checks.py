@@ -478,6 +478,8 @@ def _whole(whole: Config) -> Iterator[Fault]:
     if (text := whole.metrics.listen) and (text.startswith("unix:") or not _is_listen(text)):
         remedy = 'Write "host:port", port 0 for any'
         yield Fault("metrics.listen", f"{text!r} is no address: metrics are served on TCP", remedy)
+    if whole.audit.required and whole.audit.path == "none":
+        yield Fault("audit.path", 'is "none", and audit.required is true', 'Name a file, or "stderr"')
     if whole.identity_header is not None:
         yield from _identity_header(whole.identity_header)
     for name in ("refresh", "max_stale", "timeout"):
