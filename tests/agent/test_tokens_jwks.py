@@ -193,19 +193,27 @@ async def test_a_long_cooldown_answers_at_once_and_recovers_by_itself(server):
         assert await reason(agent, new(iss=server.url)) == ""
 
 
+async def test_the_first_keys_are_a_change_for_what_was_judged_without_them(server):
+    changes = []
+    async with running(config(server)) as agent:
+        agent.on_change.append(lambda: changes.append(agent.sources["i0"].keys is not None))
+        assert await reason(agent, old(iss=server.url)) == ""
+        assert changes == [True]
+
+
 async def test_a_removed_key_is_refused_within_refresh_and_so_are_cached_verdicts(server):
     changes = []
     server.json("/jwks", keys(OLD, NEW))
     async with running(config(server, refresh="400ms")) as agent:
-        agent.on_change.append(lambda: changes.append(agent.generation))
         token, other = old(iss=server.url), new(iss=server.url)
         assert await reason(agent, token) == await reason(agent, other) == ""
+        agent.on_change.append(lambda: changes.append(agent.generation))
         assert agent.recall(token) is not None
         removed = time.monotonic()
         server.json("/jwks", keys(NEW))
         await until(lambda: agent.recall(token) is None)
         assert time.monotonic() - removed < 2
-        assert changes == [1]
+        assert changes == [2]
         assert await reason(agent, token) == "key_unknown"
         assert agent.recall(other) is not None
 
@@ -215,7 +223,7 @@ async def test_a_key_that_changed_under_its_kid_is_another_key(server):
         token = old(iss=server.url)
         assert await reason(agent, token) == ""
         server.json("/jwks", keys(public_jwk(OTHER_EC_KEY, "old")))
-        await until(lambda: agent.generation == 1)
+        await until(lambda: agent.generation == 2)
         assert agent.recall(token) is None
         assert await reason(agent, token) == "signature_invalid"
 
@@ -226,7 +234,7 @@ async def test_renewal_without_change_keeps_what_is_cached(server):
         assert await reason(agent, token) == ""
         await until(lambda: server.counts["/jwks"] >= 4)
         assert agent.recall(token) is not None
-        assert agent.generation == 0
+        assert agent.generation == 1
 
 
 async def test_outage_serves_the_last_good_set_up_to_max_stale(server):
@@ -240,7 +248,7 @@ async def test_outage_serves_the_last_good_set_up_to_max_stale(server):
         assert await reason(agent, old(iss=server.url, jti="during")) == ""
         assert agent.recall(token) is not None
         await until(lambda: agent.recall(token) is None)
-        assert agent.generation == 1
+        assert agent.generation == 2
         assert await reason(agent, token) == "keys_unavailable"
         server.replies["/jwks"] = good
         await until(lambda: agent.sources["i0"].age is not None)
@@ -387,7 +395,7 @@ async def test_reconfigure_keeps_keys_of_unchanged_issuers_and_forgets_identitie
         token = old(iss=server.url)
         assert await reason(agent, token) == ""
         await agent.reconfigure(config(server))
-        assert agent.generation == 1
+        assert agent.generation == 2
         assert agent.recall(token) is None
         assert await reason(agent, token) == ""
         stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})

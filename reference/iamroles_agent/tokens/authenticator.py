@@ -135,7 +135,8 @@ class Authenticator:
         max_identity_bytes: int = MAX_IDENTITY_BYTES,
     ) -> None:
         self.generation = 0
-        """Grows when a key is lost or changed, and when the configuration changes."""
+        """Grows when a key is lost or changed, when keys come where none were known, and when the
+        configuration changes."""
         self.on_change: list[Callable[[], None]] = []
         """Called on the event loop after `generation` grew."""
         self._clock, self._monotonic = clock, monotonic

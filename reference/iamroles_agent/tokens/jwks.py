@@ -55,7 +55,8 @@ class KeySource(Keyring):
         issuer: where they are published.
         settings: `[keys]` of the policy.
         transport: how they are fetched.
-        on_loss: called on the event loop after a key was removed, changed, or grew too stale.
+        on_loss: called on the event loop after a key was removed, changed, or grew too stale, and after keys
+            came where none were known.
         on_taken: called on the event loop with each document that was fetched and put in force, and when the
             fetch began.
         monotonic: seconds on a clock that never jumps.

@@ -33,7 +33,8 @@ class Keyring:
     Args:
         issuer: where they are published.
         settings: `[keys]` of the policy.
-        on_loss: called on the event loop after a key was removed, changed, or grew too stale.
+        on_loss: called on the event loop after a key was removed, changed, or grew too stale, and after keys
+            came where none were known.
         monotonic: seconds on a clock that never jumps, and that all processes of this host share.
     """
 
@@ -140,6 +141,8 @@ class Keyring:
             _log.info("issuer %s: %d keys in force", self.issuer.name, len(keys))
         self._await_death()
         self._kill(lost)
+        if old is None:
+            self._on_loss()  # an open stream may rest on a key that left while no set was known
         return changed
 
     def drop(self) -> None:

@@ -138,6 +138,33 @@ def replaced(target: Target) -> None:
 
 
 @check(
+    "live.key.restart",
+    requirements=["LIVE-KEY-001", "LIVE-KEEP-001"],
+    lane="gate",
+    features={"live"},
+    title="a key that leaves its issuer's set while the agent is away ends the streams that it opened",
+)
+def away(target: Target) -> None:
+    """The agent is killed, the key replaced, and the agent started anew."""
+    with bench(target, "live", "live.away", own=True) as here, ExitStack() as stack:
+        issuer = here.issuer()
+        first = issuer.keys[0]
+        going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
+        issuer.rotate()
+        staying = opened(here, stack, Shape("websocket"), here.token(exp="+15m"))
+        here.world.agent.kill()
+        issuer.remove(first.kid)
+        here.world.agent.start()
+        here.world.haproxy.wait_agent(up=True, within=here.seconds(15.0))
+        due = time.time() + here.seconds(WITHIN)
+        for stream in going:
+            if not stream.until(due):
+                raise here.failed(f"{stream.shape}: still open {WITHIN:g} s after the agent came back")
+        if not staying.moves(here.seconds(AFTER)):
+            raise here.failed("the stream of a key that is still in the set was ended as well")
+
+
+@check(
     "live.audience.ends",
     requirements=["LIVE-POLICY-002", "LIVE-KEEP-001"],
     lane="gate",
