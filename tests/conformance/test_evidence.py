@@ -181,6 +181,31 @@ def test_an_unsigned_forgery_that_contradicts_itself_is_refused(  # noqa: PLR091
     assert said in done.output
 
 
+def test_what_a_bundle_of_another_suite_says_is_a_claim(place: Path, tmp_path: Path) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        found = json.loads(files["report.json"])
+        found["digests"]["suite"] = "sha256:0"
+        found["statement"] |= {"sentence": "x 1 conforms to wire (strict).", "beside": []}
+        files["report.json"] = json.dumps(found).encode()
+
+    done = _invoke("verify-report", _forged(place / "unsigned.tar.gz", tmp_path / "other.tar.gz", change))
+
+    assert done.exit_code == 1
+    assert "it claims  x 1 conforms to wire (strict)." in done.output
+    assert re.search(r"its checks as this suite counts them: \d of \d+ checks played", done.output)
+
+
+@pytest.mark.parametrize("value", [None, 5, {"x": 5}, []])
+@pytest.mark.parametrize("key", ["product", "digests", "statement", "checks", "features"])
+def test_a_report_of_another_shape_is_refused(place: Path, tmp_path: Path, key: str, value: object) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        files["report.json"] = json.dumps(json.loads(files["report.json"]) | {key: value}).encode()
+
+    done = _invoke("verify-report", _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", change))
+
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit), done.output
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

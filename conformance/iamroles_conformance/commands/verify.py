@@ -36,8 +36,9 @@ def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None
     Its digests and its signature are checked; its report is rendered again from its checks. With --agent or
     --agent-address some of its checks are played again, with fresh tokens, and the verdicts compared.
 
-    Exit code 0 if all of that holds, 1 if the bundle was changed, is not signed by --public-key, or a verdict
-    differs, 2 for a mistake in the command, 3 if the stage or the agent on it cannot be used.
+    Exit code 0 if all of that holds, 1 if the bundle was changed, is not signed by --public-key, is of
+    another suite (which alone can render it again), or a verdict differs, 2 for a mistake in the command, 3
+    if the stage or the agent on it cannot be used.
     """
     wanted = _wanted(key)
     try:
@@ -45,7 +46,9 @@ def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None
         _say("digests", f"{len(found.files)} files are as the manifest says")
         _say("signature", _signature(found, wanted))
         document = found.document
-        _say("report", _rendered(found, document))
+        _agree(found, document)
+        other = _other_suite(document)
+        _say("report", other or _rendered(found, document))
     except BundleError as error:
         click.echo(f"{'REFUSED':10} {error}")
         sys.exit(ExitCode.FAILED)
@@ -56,8 +59,11 @@ def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None
         _say("replayed", "nothing: say --agent or --agent-address")
     told = document["statement"]
     for line in (told["sentence"], *told["beside"]):
-        _say("it says", line)
-    sys.exit(ExitCode.FAILED if differing else ExitCode.PASSED)
+        _say("it claims" if other else "it says", line)
+    if other:
+        anew = report.parsed(found.files[bundle.REPORT].decode(), bundle.REPORT)["statement"]
+        _say("its checks", f"as this suite counts them: {anew['sentence']}")
+    sys.exit(ExitCode.FAILED if differing or other else ExitCode.PASSED)
 
 
 def _say(what: str, text: str) -> None:
@@ -83,20 +89,34 @@ def _signature(found: Bundle, wanted: bytes | None) -> str:
     return f"by the key given, {wanted.hex()}"
 
 
-def _rendered(found: Bundle, document: dict[str, Any]) -> str:
-    """Make every form again from the checks alone.
+def _other_suite(document: dict[str, Any]) -> str | None:
+    own = digests(Subject().spec())
+    if any(document["digests"].get(name) != own[name] for name in ("suite", "scenarios")):
+        return (
+            f"not rendered again: it is of another suite ({document['suite']}, by its digests); that one can"
+        )
+    return None
+
+
+def _agree(found: Bundle, document: dict[str, Any]) -> None:
+    """Hold the transcripts to the verdicts.
 
     Raises:
-        BundleError: one is another; a transcript is missing, or of another verdict.
+        BundleError: one is missing, or of another verdict.
     """
     for check in document["checks"]:
         name = bundle.transcript_name(check["name"])
         head = f"{check['name']}: {check['verdict']}\n".encode()
         if not found.files.get(name, b"").startswith(head):
             raise BundleError(f"{name}: is missing, or of another verdict than {bundle.REPORT} says.")
-    own = digests(Subject().spec())
-    if any(document["digests"].get(name) != own[name] for name in ("suite", "scenarios")):
-        return f"not rendered again: it is of another suite ({document['suite']}, by its digests)"
+
+
+def _rendered(found: Bundle, document: dict[str, Any]) -> str:
+    """Make every form again from the checks alone.
+
+    Raises:
+        BundleError: one is another.
+    """
     anew = report.derived(report.parsed(found.files[bundle.REPORT].decode(), bundle.REPORT))
     for name, text in report.forms(anew).items():
         if found.files.get(name) != text.encode():

@@ -115,7 +115,10 @@ def prepared(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         path.open("ab").close()
+        if new:
+            path.unlink()  # a run that comes to nothing leaves none that is empty
     except OSError as error:
         raise BundleError(f"{path}: no bundle can be written there: {error.strerror}.") from error
 

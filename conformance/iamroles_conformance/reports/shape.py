@@ -62,6 +62,8 @@ class _Coverage(_Model):
 
 class _Statement(_Model):
     grade: str = "core"
+    sentence: str
+    beside: list[str]
 
 
 class _Document(_Model):
@@ -77,7 +79,7 @@ class _Document(_Model):
     digests: dict[str, Any] = {}
     environment: dict[str, Any] | None = None
     seeds: dict[str, Any] | None = None
-    statement: _Statement = _Statement()
+    statement: _Statement
     findings: list[str] | None = None
     not_played: list[str] | None = None
     totals: dict[str, int]
