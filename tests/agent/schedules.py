@@ -244,6 +244,7 @@ def _start(mutant: str) -> None:
 
 def _settle() -> None:
     """What was made by now stays: parsed policies and tokens, which the collector need not look at again."""
+    gc.unfreeze()  # the last schedule's agent was frozen, too, and has died since
     gc.collect()
     gc.freeze()
 
@@ -255,7 +256,7 @@ def _portion(seeds: range) -> Result:
 
 
 _whole = contextlib.ExitStack()
-_PORTION = 100
+_PORTION = 500
 
 
 def main() -> int:
