@@ -244,7 +244,7 @@ def _start(mutant: str) -> None:
 
 def _settle() -> None:
     """What was made by now stays: parsed policies and tokens, which the collector need not look at again."""
-    gc.unfreeze()  # the last schedule's agent was frozen, too, and has died since
+    gc.unfreeze()  # the agents that still lived then have died
     gc.collect()
     gc.freeze()
 
