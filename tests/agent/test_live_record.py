@@ -82,4 +82,6 @@ def test_a_credential_that_ends_while_its_request_waits_for_the_server_is_told(h
 
     assert (answer.status, body) == (401, b"No answer in time\n")
     assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
-    assert [(one["verdict"], one["ended"][:2]) for one in logged(haproxy, since, "/plain/a")] == [("200", "sH")]
+    assert [(one["verdict"], one["ended"][:2]) for one in logged(haproxy, since, "/plain/a")] == [
+        ("200", "sH")
+    ]
