@@ -110,6 +110,23 @@ def test_each_check_ends_with_a_verdict_on_the_agent(behaviour):
     assert sum(result.verdict is Verdict.FAIL for result in results) >= len(chosen) // 2
 
 
+def test_a_run_that_is_over_begins_no_check():
+    class Fine:
+        id, requirements, lane, title, features = "wire.fine", (), "wire", "fine", frozenset()
+
+        @staticmethod
+        async def run(_target):
+            pass
+
+    played = []
+    chosen = [type("One", (Fine,), {"id": f"wire.{number}"}) for number in range(40)]
+    found = lane.run(
+        WireTarget("127.0.0.1:1"), chosen, on_result=played.append, over=lambda: len(played) == 3
+    )
+
+    assert [result.check for result in found] == ["wire.0", "wire.1", "wire.2"]
+
+
 def test_a_fault_of_the_suite_is_never_the_agents():
     class Broken:
         id, requirements, lane, title, features = "wire.broken", (), "wire", "broken", frozenset()

@@ -176,6 +176,7 @@ class Run:
         self._held: dict[tuple[str, str], CheckResult] = {}
         """Failures of the wire lane whose cause is not yet known."""
         self._lock = threading.Lock()
+        self._over = threading.Event()
         self._submitted: set[str] = set()
 
     # --- life ----------------------------------------------------------------------------------------------
@@ -229,6 +230,7 @@ class Run:
 
     def close(self) -> None:
         """Stop everything, idempotent; results not yet there are cancelled."""
+        self._over.set()
         for future in self._futures.values():
             future.cancel()
         pools = [pool for pool in (self._pool, self._alone) if pool is not None]
@@ -377,7 +379,7 @@ class Run:
                 else:
                     self._settle(result if self._worlds else of_a_runner(result))
 
-            results = wire_lane.run(target, checks, on_result=settle)
+            results = wire_lane.run(target, checks, on_result=settle, over=self._over.is_set)
             if self._held:
                 for result in self._explained(list(self._held.values()), target):
                     self._settle(result)

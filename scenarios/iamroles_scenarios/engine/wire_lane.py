@@ -44,6 +44,7 @@ def run(
     *,
     on_result: Callable[[CheckResult], None] | None = None,
     twice: bool = True,
+    over: Callable[[], bool] = lambda: False,
 ) -> list[CheckResult]:
     """Run checks and give a verdict for each, in the order given.
 
@@ -52,8 +53,9 @@ def run(
         chosen: checks of this lane.
         on_result: called with each result once it is final.
         twice: judge a few failures by silence again (see the module).
+        over: asked before each check; once it says yes, no more are begun, and those have no result.
     """
-    return asyncio.run(_run(target, chosen, on_result, twice=twice))
+    return asyncio.run(_run(target, chosen, on_result, twice=twice, over=over))
 
 
 async def _run(
@@ -62,6 +64,7 @@ async def _run(
     on_result: Callable[[CheckResult], None] | None,
     *,
     twice: bool,
+    over: Callable[[], bool],
 ) -> list[CheckResult]:
     final: dict[str, CheckResult] = {}
     silent: list[Check] = []
@@ -79,7 +82,7 @@ async def _run(
         else:
             settle(result)
 
-    await _side_by_side(_CONCURRENCY, [partial(first, check) for check in chosen])
+    await _side_by_side(_CONCURRENCY, [partial(first, check) for check in chosen], over)
 
     patient = replace(target, time_scale=target.time_scale * PATIENCE)
 
@@ -90,19 +93,22 @@ async def _run(
         settle(replace(second, tries=2))
 
     if 0 < len(silent) <= FEW:
-        await _side_by_side(4, [partial(again, check) for check in silent])
+        await _side_by_side(4, [partial(again, check) for check in silent], over)
     else:
         for check in silent:
             settle(final[check.id])
-    return [final[check.id] for check in chosen]
+    return [final[check.id] for check in chosen if check.id in final]
 
 
-async def _side_by_side(bound: int, jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
+async def _side_by_side(
+    bound: int, jobs: Sequence[Callable[[], Awaitable[None]]], over: Callable[[], bool]
+) -> None:
     slots = asyncio.Semaphore(bound)
 
     async def one(job: Callable[[], Awaitable[None]]) -> None:
         async with slots:
-            await job()
+            if not over():
+                await job()
 
     await asyncio.gather(*map(one, jobs))
 

@@ -53,7 +53,8 @@ class HaproxyHandle:
         self._gone: int | None = None
         self._fault: StageError | None = None
         """Why it did not start."""
-        self._closed = False
+        self.closed = False
+        """Whether its world is over: nothing is started on it any more."""
         self._lock = threading.RLock()
 
     @property
@@ -84,7 +85,7 @@ class HaproxyHandle:
         with self._lock:
             if self._fault is not None:
                 raise self._fault
-            if self._runs or self._closed:
+            if self._runs or self.closed:
                 return
             try:
                 self._files = dict(self._renderer.render(document))
@@ -229,14 +230,14 @@ class HaproxyHandle:
 
     def ended(self) -> int | None:
         """The exit code, where it ended by itself; None if it runs, or was told to."""
-        if self._closed or not self._runs or self._runs[-1].part.alive:
+        if self.closed or not self._runs or self._runs[-1].part.alive:
             return self._gone
         return self._runs[-1].part.wait(1.0)
 
     def close(self) -> None:
         """Stop every generation."""
         with self._lock:
-            self._gone, self._closed = self.ended(), True
+            self._gone, self.closed = self.ended(), True
             for run in self._runs:
                 run.part.kill()
             self.place.close()

@@ -22,7 +22,7 @@ from iamroles_scenarios.engine.http import HttpConnection
 from iamroles_scenarios.engine.observation import Observation, describe
 from iamroles_scenarios.engine.players import observed, raw_request
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import HttpFault
+from iamroles_scenarios.errors import HttpFault, StageError
 
 BACK = 20.0
 """Seconds, times the scale, within which the good are served when a fault is over."""
@@ -46,13 +46,19 @@ class Ground:
     """Seconds from the end of each fault to the first good answer."""
 
     def ask(self, turn: Turn) -> Observation | None:
-        """Ask on a new connection; None where no answer came."""
+        """Ask on a new connection; None where no answer came.
+
+        Raises:
+            StageError: the run was ended meanwhile, so that none will come.
+        """
         raw = raw_request(turn.request.model_copy(update={"connection": ""}), turn.token, keep=False)
         try:
             with closing(HttpConnection(self.address, self.gate.seconds(_ANSWER))) as line:
                 return observed(line.exchange(turn.request.method, raw), raw, [turn.token])
         except HttpFault as error:
             recording.note(f"no answer: {error}")
+            if self.gate.world.haproxy.closed:
+                raise StageError("the run is over: nobody is asked any more") from error
             return None
 
     @contextmanager
