@@ -54,7 +54,10 @@ def _work(process: Process, job: Job, part: float) -> None:
         if part < 0.5:
             return  # its report comes later
     process.loop.jobs.remove(job)
-    process.step(job.report)
+    if 0.5 <= part < 0.75:  # something arrives in the same turn of its loop
+        process.step(lambda: (job.report(), process.pipe.deliver()))
+    else:
+        process.step(job.report)
 
 
 def deliver(agent: Agent, x: int, y: int) -> bool:

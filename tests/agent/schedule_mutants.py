@@ -20,6 +20,7 @@ from iamroles_agent.control.plane import Plane
 from iamroles_agent.control.relay import Relay
 from iamroles_agent.gate import Gate
 from iamroles_agent.live.watch import Watch
+from iamroles_agent.processes.courier import Courier
 from iamroles_agent.server import _Peer
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.keyring import Keyring
@@ -70,6 +71,11 @@ def asks_a_newborn_to_serve_that_is_behind(sound, plane, place):
 def uses_a_version_again_that_was_given_up(sound, plane, error, why):
     plane._versions -= 1
     sound(plane, error, why)
+
+
+@mutant(Courier, "_propose")
+def proposes_in_the_next_turn_of_its_loop(sound, courier, edits):
+    asyncio.get_running_loop().call_soon(sound, courier, edits)
 
 
 @mutant(Plane, "load")

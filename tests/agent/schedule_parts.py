@@ -20,7 +20,7 @@ from schedule_world import (
 from spop_transcript import disconnect, hello, notify
 
 from iamroles_agent.control.channel import Frames, message
-from iamroles_agent.control.document import Document
+from iamroles_agent.control.document import KEYS, Document
 from iamroles_agent.control.places import COURIER
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.errors import ConfigError, StartError
@@ -123,15 +123,27 @@ class Process:
         """What it ended with, for the parent to find."""
         self.said: deque[bytes] = deque()
         self.frames = Frames()
-        self.pipe = Pipe(self.said.append)
+        self.pipe = Pipe(self._says)
         self.loop = Loop(agent.time, self.pipe, self._wrong)
         self.lines: list[Line] = []
         self.member: Any = None
+        self._told = {name: part.digest for name, part in agent.plane.document.parts.items()}
+        """Digests of parts: what it was born with, or has proposed since."""
 
     def live(self, member: Any) -> None:
         """Begin."""
         self.member = member
         self.loop.inside(lambda: self.loop.create_task(member.run()).add_done_callback(self._ended))
+
+    def _says(self, data: Any) -> None:
+        self.said.append(data)
+        said = data.said
+        if said.say == "propose":
+            self._told |= {name: about["digest"] for name, about in said.head["parts"].items() if about}
+        elif said.head.get("after"):  # not before all that it has is in force
+            for name, part in self.member._proposed.items():
+                if self._told.get(KEYS + name) != part.digest:
+                    self._wrong(f"it answers of the keys {part.digest} before it proposes them")
 
     def _ended(self, task: Any) -> None:
         if not self.alive:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -237,7 +238,7 @@ class Courier:
             if name in held or name.removeprefix(KEYS) not in self.sources
         }
         if edits:
-            self.spawn(self._propose(edits))
+            self._propose(edits)
 
     def _taken(self, name: str, document: dict[str, Any], fetched_at: float) -> None:
         if name not in self.sources:
@@ -250,11 +251,16 @@ class Courier:
         if before is not None and before.digest == part.digest and KEYS + name in self.link.document.parts:
             self.link.send(message("stamp", name=KEYS + name, at=fetched_at))
         else:
-            self.spawn(self._propose({KEYS + name: part}))
+            self._propose({KEYS + name: part})
 
-    async def _propose(self, edits: Edits) -> None:
+    def _propose(self, edits: Edits) -> None:
+        # At once, not in a task: a worker that asks for these keys now is answered when they are in force.
+        with suppress(LinkLost):
+            self.spawn(self._proposal(edits, self.link.propose(edits)))
+
+    async def _proposal(self, edits: Edits, coming: asyncio.Future[Body]) -> None:
         try:
-            outcome = await self.link.propose(edits)
+            outcome = await coming
         except LinkLost:
             return
         if not outcome["done"]:

@@ -161,8 +161,9 @@ class Link:
             raise LinkLost("too many questions are under way")
         return answer
 
-    async def propose(self, edits: Edits) -> Body:
-        """Of the courier: put parts in force everywhere.
+    def propose(self, edits: Edits) -> asyncio.Future[Body]:
+        """Of the courier: put parts in force everywhere. Said at once: no answer that is given from now on
+        reaches the parent before it.
 
         Returns:
             The outcome: `{"done": true, "version": …, "workers": …, "confirmed": …}`, or
@@ -171,7 +172,7 @@ class Link:
         Raises:
             LinkLost: the parent is gone.
         """
-        return await self._request(lambda number: self._proposal(edits, number))
+        return self._request(lambda number: self._proposal(edits, number))
 
     def _proposal(self, edits: Edits, number: int) -> Message:
         parts: dict[str, Body | None] = {}
@@ -191,17 +192,15 @@ class Link:
         """
         return await self._request(lambda number: message("status", ticket=number))
 
-    async def _request(self, make: Callable[[int], Message]) -> Body:
+    def _request(self, make: Callable[[int], Message]) -> asyncio.Future[Body]:
         if self._lost:
             raise LinkLost("the parent is gone")
         number = next(self._numbers)
-        future = self._asks[number] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda _future: self._asks.pop(number, None))
+        self._asks[number] = future
         self.send(make(number))
-        try:
-            answer: Body = await future
-        finally:
-            self._asks.pop(number, None)
-        return answer
+        return future
 
     # What the parent says
 
