@@ -27,7 +27,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -334,20 +334,22 @@ class Supervisor:
         self.plane.died(process.index, how)
 
     def _scheduled(self, index: int) -> tuple[float, float]:
-        """Seconds that a member ran on a processor and waited for one (`/proc/<pid>/schedstat`).
+        """Seconds that a member's threads ran on a processor and waited for one (`/proc/…/schedstat`).
 
-        The kernel adds a wait when it is over. One that lasts is what has passed since the member last ran,
-        if it could run now.
+        All of them count: the one that speaks may wait for the interpreter's lock, which one has that waits
+        for a processor. The kernel adds a wait when it is over. One that lasts is what has passed since any
+        last ran, if one could run now, or waits for its own memory to come from a disk.
         """
         process = self._processes.get(index)
         if process is None:
             return 0.0, 0.0
         now = time.monotonic()
         try:
-            ran, waited = (int(word) / 1e9 for word in _proc(process.pid, "schedstat").split()[:2])
+            told = list(_threads(process.pid))
+            ran, waited = sum(one[0] for one in told) / 1e9, sum(one[1] for one in told) / 1e9
             if ran != process.ran:
                 process.ran, process.seen = ran, now
-            elif _proc(process.pid, "stat").rpartition(b") ")[2][:1] == b"R":
+            elif any(one[2] in b"RD" for one in told):
                 waited += now - process.seen
         except (OSError, ValueError):
             return now, 0.0  # a kernel that does not tell: nobody is stuck, nobody starved
@@ -474,6 +476,15 @@ def _tell(channel: socket.socket, said: Message) -> int:
 def _proc(pid: int, name: str) -> bytes:
     with open(f"/proc/{pid}/{name}", "rb") as file:  # noqa: PTH123 - it is asked often
         return file.read()
+
+
+def _threads(pid: int) -> Iterator[tuple[int, int, bytes]]:
+    """Of each: nanoseconds on a processor and in wait for one, and its state."""
+    for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as above
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            ran, waited = _proc(pid, f"task/{thread}/schedstat").split()[:2]
+            state = _proc(pid, f"task/{thread}/stat").rpartition(b") ")[2][:1]
+            yield int(ran), int(waited), state
 
 
 def _name(index: int) -> str:
