@@ -199,6 +199,16 @@ def _beside(pid: int, other: int) -> None:
         Path(f"/sys/fs/cgroup{group}/cgroup.procs").write_text(str(pid))
 
 
+@contextmanager
+def _removed(path: Path) -> Iterator[None]:
+    """Afterwards this file is gone, and what stands beside it by its name."""
+    try:
+        yield
+    finally:
+        for one in path.parent.glob(f"{path.name}*"):
+            one.unlink()
+
+
 @check(
     "fault.host.disk",
     requirements=["FAULT-HOST-004"],
@@ -207,8 +217,9 @@ def _beside(pid: int, other: int) -> None:
 )
 def disk(target: Target) -> str:
     """No file of its may grow, as on a full disk; `audit.on_error` is `deny`."""
-    log = {"path": f"/tmp/iamroles{own_suffix()}.jsonl", "on_error": "deny", "sync": "100ms"}  # noqa: S108 - in its own place
-    with ground(target, override={"audit": log}) as place:
+    path = Path(f"/tmp/iamroles{own_suffix()}.jsonl")  # noqa: S108 - in its own place
+    log = {"path": str(path), "on_error": "deny", "sync": "100ms"}
+    with _removed(path), ground(target, override={"audit": log}) as place:
         people = place.gate.person("alice")
         place.recovers("start", people)
         with _limited(place, resource.RLIMIT_FSIZE, lambda _pid: 0):
