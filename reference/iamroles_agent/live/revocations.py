@@ -170,7 +170,7 @@ def revoked(identity: Identity, revocation: Revocation) -> Decision:
 
 
 def read(path: Path) -> Revocations:
-    """Read the file; one that does not exist revokes nothing.
+    """Read the file; of one that does not exist it is `NONE` itself.
 
     Raises:
         ConfigError: with every problem of the file.

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from iamroles_agent.errors import ConfigError
-from iamroles_agent.live.revocations import REVOCATIONS, of, part, read
+from iamroles_agent.live.revocations import NONE, REVOCATIONS, of, part, read
 from iamroles_agent.processes.link import Body, Link, LinkLost
 
 _PAUSE = 0.25
@@ -55,16 +55,16 @@ class Watch:
         return {"in_force": [row.id for row in listed.rows], "settled": settled, "problem": self._problem}
 
     async def _take(self, stamp: _Stamp) -> str:
-        if stamp is None:
-            return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
         try:
-            coming = part(await asyncio.to_thread(read, self._path))
+            found = NONE if stamp is None else await asyncio.to_thread(read, self._path)
         except ConfigError as error:
             return str(error)
+        if found is NONE:  # also where it went between the look and the reading: that revokes nothing less
+            return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
         # Also where the document has it already: a courier that is born in the middle of a change has what
         # some worker may not enforce yet, and the outcome comes when all do.
         try:
-            outcome = await self._link.propose({REVOCATIONS: coming})
+            outcome = await self._link.propose({REVOCATIONS: part(found)})
         except LinkLost:
             return ""
         if not outcome["done"]:
