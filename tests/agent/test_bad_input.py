@@ -146,7 +146,9 @@ def test_a_full_disk_is_no_finding(command: str) -> None:
 
 def test_ctrl_c_is_no_finding(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "p")
-    command = [sys.executable, "-m", "iamroles_agent", "audit", "verify", str(pipe)]
+    # A job in the background of a shell ignores SIGINT, and so would its children.
+    heeds = ["env", "--default-signal=INT", sys.executable]
+    command = [*heeds, "-m", "iamroles_agent", "audit", "verify", str(pipe)]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
         pipe.open("w"),  # opened when the command reads it
