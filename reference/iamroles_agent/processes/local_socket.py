@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ _LONGEST = 1 << 20
 """Bytes of a question."""
 _PATIENCE = 5.0
 """Seconds for a question to arrive."""
+_KEEPS_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""A server that is closed leaves its path alone: another agent may have taken the socket over."""
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -69,7 +72,9 @@ class LocalSocket:
     async def open(self) -> None:
         """Begin to answer."""
         # A copy: a server that is closed closes its socket, and the next courier needs it.
-        self._server = await asyncio.start_unix_server(self._meet, sock=self.sock.dup(), limit=_LONGEST)
+        self._server = await asyncio.start_unix_server(
+            self._meet, sock=self.sock.dup(), limit=_LONGEST, **_KEEPS_PATH
+        )
 
     def close(self) -> None:
         """Answer no more."""
