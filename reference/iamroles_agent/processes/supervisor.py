@@ -48,7 +48,9 @@ from iamroles_agent.server import LINGER
 
 _KILL_MARGIN = 3.0
 """Seconds beyond the drain in which a member must be gone, else it is killed."""
-_READ = 1 << 18
+_READ = 1 << 16
+_SHORT = 0.05
+"""Seconds until memory is asked for again."""
 _PR_SET_PDEATHSIG = 1
 """Of prctl(2), Linux: the signal that this process gets when its parent dies."""
 
@@ -393,6 +395,9 @@ class Supervisor:
         try:
             data = process.channel.recv(_READ)
         except BlockingIOError:
+            return False
+        except MemoryError:  # what it said waits in its channel; there is no event to wait for
+            time.sleep(_SHORT)
             return False
         except OSError:
             data = b""
