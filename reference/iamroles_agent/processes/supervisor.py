@@ -347,11 +347,11 @@ class Supervisor:
             return 0.0, 0.0
         now = time.monotonic()
         try:
-            told = list(_threads(process.pid))
-            ran, waited = sum(one[0] for one in told) / 1e9, sum(one[1] for one in told) / 1e9
+            told = list(_threads(process.pid, "schedstat"))
+            ran, waited = (sum(int(words.split()[at]) for words in told) / 1e9 for at in (0, 1))
             if ran != process.ran:
                 process.ran, process.seen = ran, now
-            elif any(one[2] in b"RD" for one in told):
+            elif any(about.rpartition(b") ")[2][:1] in b"RD" for about in _threads(process.pid, "stat")):
                 waited += now - process.seen
         except (OSError, ValueError):
             return now, 0.0  # a kernel that does not tell: nobody is stuck, nobody starved
@@ -483,13 +483,11 @@ def _proc(pid: int, name: str) -> bytes:
         return file.read()
 
 
-def _threads(pid: int) -> Iterator[tuple[int, int, bytes]]:
-    """Of each: nanoseconds on a processor and in wait for one, and its state."""
+def _threads(pid: int, name: str) -> Iterator[bytes]:
+    """What a file in `/proc` tells of each thread that has not ended meanwhile."""
     for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as above
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            ran, waited = _proc(pid, f"task/{thread}/schedstat").split()[:2]
-            state = _proc(pid, f"task/{thread}/stat").rpartition(b") ")[2][:1]
-            yield int(ran), int(waited), state
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield _proc(pid, f"task/{thread}/{name}")
 
 
 def _name(index: int) -> str:
