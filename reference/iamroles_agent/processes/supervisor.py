@@ -24,7 +24,6 @@ import random
 import selectors
 import signal
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -231,7 +230,7 @@ class Supervisor:
         pair: tuple[socket.socket, ...] = ()
         try:
             pair = ours, theirs = socket.socketpair()
-            pid = os.fork()
+            parent, pid = os.getpid(), os.fork()
         except OSError as error:
             for sock in pair:
                 sock.close()
@@ -242,7 +241,7 @@ class Supervisor:
             status = 1
             try:
                 ours.close()
-                self._become_child()
+                self._become_child(effect.place, parent)
                 status = self._live(effect, theirs)
             finally:
                 output(1).flush()
@@ -254,12 +253,17 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, lambda mask: self._ready(process, mask))
         self.plane.forked(effect.place, pid)
 
-    def _become_child(self) -> None:
+    def _become_child(self, place: int, parent: int) -> None:
         """Let go of all that is the parent's, above all the other members' channels."""
         signal.set_wakeup_fd(-1)
         # A member that is stopped when the parent dies goes on, finds that out, and lets go of the address.
+        # The loader listens to nobody: it just ends. It has no thread to listen, because a thread of low
+        # priority that is about to be gone keeps who reaps its process busy in the kernel, on some releases.
+        end = signal.SIGKILL if place == LOADER else signal.SIGCONT
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, end, 0, 0, 0)
+        if os.getppid() != parent:  # it died before that was said
+            os._exit(1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -449,7 +453,6 @@ class Supervisor:
 def _load(crew: Crew, channel: socket.socket) -> int:
     """The loader's life; it gives way to all who answer questions."""
     os.nice(10)
-    threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
     try:
         part = crew.load()
     except ConfigError as error:
@@ -461,13 +464,6 @@ def _load(crew: Crew, channel: socket.socket) -> int:
         _tell(channel, message("piece", piece))
     about = {"digest": part.digest, "pieces": len(part.pieces), "stamp": part.stamp}
     return _tell(channel, message("loaded", part=about))
-
-
-def _end_with_parent(channel: socket.socket) -> None:
-    """The parent says nothing to a loader: its channel ends when the parent does."""
-    with contextlib.suppress(OSError):
-        channel.recv(1)
-    os._exit(1)
 
 
 def _tell(channel: socket.socket, said: Message) -> int:
