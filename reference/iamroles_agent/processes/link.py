@@ -197,7 +197,13 @@ class Link:
             raise LinkLost("the parent is gone")
         number = next(self._numbers)
         future: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(lambda _future: self._asks.pop(number, None))
+
+        def settled(future: asyncio.Future[Body]) -> None:
+            del self._asks[number]
+            if not future.cancelled():
+                future.exception()  # who asked may have been cancelled before it waited: no cause to complain
+
+        future.add_done_callback(settled)
         self._asks[number] = future
         self.send(make(number))
         return future
