@@ -1,8 +1,8 @@
 """HTTP to issuers and STS: one bounded GET, off the event loop.
 
-urllib3 blocks, so each call has a thread of its own. A pool would let a few dead issuers occupy every worker
-and starve the living; single flight per issuer already bounds the number of threads, and STS has its own
-limit. The threads are daemons: a server that never answers must not keep the agent from ending.
+`http.client` blocks, so each call has a thread of its own. A pool of threads would let a few dead issuers
+occupy all of them and starve the living; single flight per issuer already bounds their number, and STS has
+its own limit. They are daemons: a server that never answers must not keep the agent from ending.
 
 One deadline holds for a whole exchange. A socket's own timeout begins anew with each byte, so a server that
 drips its headers, its TLS handshake or its body would never meet it. So a watch knows the socket of each
@@ -14,19 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import http.client
 import os
+import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
-
-import urllib3
 
 _T = TypeVar("_T")
 _CHUNK = 65536
+_IDLE = 64
+"""Connections that are kept for the next exchange."""
 
 
 class TransportError(Exception):
@@ -138,42 +142,40 @@ class _Watch:
             self._watching = False
 
 
-_here = threading.local()
-"""The exchange of this thread."""
+class _Connection(http.client.HTTPConnection):
+    """A connection that says which socket its exchange travels on."""
+
+    sock: socket.socket | None
+    exchange: _Exchange
+
+    def connect(self) -> None:
+        try:
+            super().connect()
+        except TimeoutError:
+            raise
+        except OSError:
+            raise TransportError("cannot connect") from None
+        assert self.sock is not None  # noqa: S101 - just connected
+        self.exchange.travels_on(self.sock)
 
 
-class _Watched(urllib3.connection.HTTPConnection):
-    """A connection that says which socket its exchanges travel on."""
-
-    def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        _here.exchange.travels_on(sock)
-        return sock
-
-    def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as inherited
-        if self.sock is not None:  # an idle connection of the pool
-            _here.exchange.travels_on(self.sock)
-        super().request(*args, **kwargs)
+class _TlsConnection(http.client.HTTPSConnection, _Connection):
+    """The same; the handshake belongs to the exchange."""
 
 
-class _WatchedTls(_Watched, urllib3.connection.HTTPSConnection):
-    pass
-
-
-class _HttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Watched
-
-
-class _HttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _WatchedTls
+@functools.cache
+def _authorities() -> ssl.SSLContext:
+    """The system's; read when https is called first."""
+    return ssl.create_default_context()
 
 
 class Transport:
-    """A connection pool: TLS by the system's authorities, no redirect followed, nothing retried."""
+    """GET on connections that are kept: no proxy, no redirect followed, nothing retried."""
 
     def __init__(self) -> None:
-        self._pool = urllib3.PoolManager(num_pools=64, maxsize=16, retries=False)
-        self._pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        self._idle: list[tuple[str, _Connection]] = []
+        """By scheme, host and port; the longest idle first."""
+        self._lock = threading.Lock()
         self._watch = _Watch()
 
     def get(
@@ -190,9 +192,9 @@ class Transport:
         Raises:
             TransportError: no complete answer.
         """
-        exchange = _here.exchange = self._watch.begin(time.monotonic() + timeout)
+        exchange = self._watch.begin(time.monotonic() + timeout)
         try:
-            answer = self._exchange(url, timeout, max_bytes, headers)
+            answer = self._exchange(exchange, url, timeout, max_bytes, headers)
         except TransportError:
             if not exchange.over:
                 raise
@@ -203,54 +205,88 @@ class Transport:
         return answer
 
     def _exchange(
-        self, url: str, timeout: float, max_bytes: int, headers: Mapping[str, str] | None
+        self, exchange: _Exchange, url: str, timeout: float, max_bytes: int, headers: Mapping[str, str] | None
     ) -> Answer:
-        try:
-            response = self._pool.request(
-                "GET",
-                url,
-                headers={"Accept-Encoding": "identity", "User-Agent": "iamroles-agent", **(headers or {})},
-                timeout=urllib3.Timeout(total=timeout),
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
+        parts = urlsplit(url)
+        place = f"{parts.scheme}://{parts.netloc}"
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection = self._kept(place)
+        if connection is None:
+            host, port = parts.hostname or "", parts.port
+            connection = (
+                _TlsConnection(host, port or 443, context=_authorities())
+                if parts.scheme == "https"
+                else _Connection(host, port or 80)
             )
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise TransportError(_cause(error)) from None
+        connection.exchange, connection.timeout = exchange, timeout
         finished = False
         try:
-            body = self._read(response, max_bytes)
-            finished = True
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout)
+                exchange.travels_on(connection.sock)
+            connection.request("GET", target, headers={"User-Agent": "iamroles-agent", **(headers or {})})
+            with connection.getresponse() as response:
+                body = self._read(response, max_bytes)
+            finished = connection.sock is not None
+        except (http.client.HTTPException, OSError, ValueError) as error:
             raise TransportError(_cause(error)) from None
         finally:
             if finished:
-                response.release_conn()
+                self._keep(place, connection)
             else:
-                response.close()
+                connection.close()
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         return Answer(response.status, kind, body)
 
     @staticmethod
-    def _read(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
+    def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
         body = bytearray()
         while chunk := response.read1(_CHUNK):
             body += chunk
             if len(body) > max_bytes:
                 raise TransportError(f"an answer above {max_bytes} bytes")
+        if response.length:  # `read1` does not tell of an early end
+            raise http.client.IncompleteRead(bytes(body), response.length)
         return bytes(body)
+
+    def _kept(self, place: str) -> _Connection | None:
+        """The connection to a place that was used last and still stands."""
+        with self._lock:
+            for at in reversed(range(len(self._idle))):
+                if self._idle[at][0] == place:
+                    _, connection = self._idle.pop(at)
+                    if not _says_something(connection):
+                        return connection
+                    connection.close()
+        return None
+
+    def _keep(self, place: str, connection: _Connection) -> None:
+        with self._lock:
+            self._idle.append((place, connection))
+            if len(self._idle) > _IDLE:
+                self._idle.pop(0)[1].close()
 
     def close(self) -> None:
         """Drop idle connections."""
-        self._pool.clear()
+        with self._lock:
+            while self._idle:
+                self._idle.pop()[1].close()
+
+
+def _says_something(connection: _Connection) -> bool:
+    """Whether a server that was asked nothing says something: that it has closed, or nonsense."""
+    assert connection.sock is not None  # noqa: S101 - it is kept open
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _cause(error: Exception) -> str:
     """A sentence without the URL, which may hold a credential."""
-    if isinstance(error, urllib3.exceptions.NewConnectionError):
-        return "cannot connect"
-    if isinstance(error, urllib3.exceptions.TimeoutError):
+    if isinstance(error, TimeoutError):
         return "timed out"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
     return type(error).__name__
 
 

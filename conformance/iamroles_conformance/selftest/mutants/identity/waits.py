@@ -20,13 +20,12 @@ def _patient(module: Any) -> Apply:
     return setting(module, "in_thread", lambda work, _patience=None: in_thread(work))
 
 
-@around(Transport, "_read")
-def _at_leisure(sound: Any, response: Any, max_bytes: int) -> Any:
-    transport._here.exchange.deadline += _LONG
-    sock = transport._here.exchange._sock
-    if sock is not None:
-        sock.settimeout(_LONG)
-    return sound(response, max_bytes)
+@around(transport._Connection, "getresponse")
+def _at_leisure(sound: Any, self: Any) -> Any:
+    sock, response = self.sock, sound(self)
+    self.exchange.deadline += _LONG
+    sock.settimeout(_LONG)
+    return response
 
 
 mutant(
@@ -63,9 +62,9 @@ mutant(
 
 
 @around(Transport, "_exchange")
-def _whole(sound: Any, *args: Any) -> Any:
-    answer = sound(*args)
-    transport._here.exchange.over = False
+def _whole(sound: Any, self: Any, exchange: Any, *args: Any) -> Any:
+    answer = sound(self, exchange, *args)
+    exchange.over = False
     return answer
 
 
