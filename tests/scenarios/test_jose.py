@@ -12,6 +12,7 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -410,6 +411,15 @@ def test_tokens_for_one_issuer_signed_by_another() -> None:
     assert signed(token, EC)
     with pytest.raises(RecipeError, match="no issuer"):
         mint_for({"issuer": "nobody"}, issuers, NOW)
+
+
+def test_keys_that_share_a_prime_are_sound_and_of_their_own() -> None:
+    keys = [SigningKey.generate("RS256").private for _ in range(30)]
+    numbers = [key.private_numbers() for key in keys if isinstance(key, RSAPrivateKey)]
+
+    assert len({number.public_numbers.n for number in numbers}) == 30
+    assert len({prime for number in numbers for prime in (number.p, number.q)}) < 30
+    assert all(number.private_key().key_size == 2048 for number in numbers)  # proves the primes
 
 
 def test_weak_and_mismatched_keys_can_be_made() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import hashlib
+import itertools
+import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +49,48 @@ ALGORITHMS = (
 )
 
 
+_EXPONENT = 65537
+_BITS = 2048
+
+
+def _rsa_key(e: int, d: int, p: int, q: int) -> rsa.RSAPrivateKey:
+    numbers = rsa.RSAPrivateNumbers(
+        p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q),
+        rsa.RSAPublicNumbers(e, p * q),
+    )  # fmt: skip
+    # A key of the mock's own: to prove its primes takes longer than to make it.
+    return numbers.private_key(unsafe_skip_rsa_key_validation=True)
+
+
+class _RsaKeys:
+    """RSA keys for tests, each with a modulus of its own.
+
+    To find two primes takes 30 ms, and a run wants some hundred keys. So each pair of the primes found so far
+    makes a key; two keys may have one in common. Whoever computes that gets into nothing but a mock.
+    """
+
+    def __init__(self) -> None:
+        self._primes: list[int] = []
+        self._pairs: list[tuple[int, int]] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> rsa.RSAPrivateKey:
+        """A key that nobody else gets."""
+        with self._lock:
+            if not self._pairs:
+                found = rsa.generate_private_key(_EXPONENT, _BITS)
+                numbers = found.private_numbers()
+                new = numbers.p, numbers.q
+                self._pairs = list(itertools.product(self._primes, new))
+                self._primes += new
+                return found
+            p, q = self._pairs.pop()
+        return _rsa_key(_EXPONENT, pow(_EXPONENT, -1, math.lcm(p - 1, q - 1)), p, q)
+
+
+_rsa_keys = _RsaKeys()
+
+
 @dataclass(frozen=True, eq=False)
 class SigningKey:
     """A private key with the kid and the algorithm it is published under."""
@@ -75,7 +120,7 @@ class SigningKey:
         """
         private: PrivateKey
         if algorithm[:2] in ("RS", "PS"):
-            private = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+            private = _rsa_keys.take() if bits == _BITS else rsa.generate_private_key(_EXPONENT, bits)
         elif algorithm in _EC_CURVE:
             private = ec.generate_private_key(CURVES[curve or _EC_CURVE[algorithm]])
         elif algorithm in ("EdDSA", "Ed25519"):
@@ -92,13 +137,7 @@ class SigningKey:
         """Read what `private_jwk` wrote."""
         kid, algorithm, kty = str(jwk["kid"]), str(jwk["alg"]), jwk["kty"]
         if kty == "RSA":
-            n, e, d, p, q = (_uint(jwk[name]) for name in "nedpq")
-            numbers = rsa.RSAPrivateNumbers(
-                p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q),
-                rsa.RSAPublicNumbers(e, n),
-            )  # fmt: skip
-            # A key of the mock's own: to prove its primes takes longer than to make it.
-            return cls(kid, algorithm, numbers.private_key(unsafe_skip_rsa_key_validation=True))
+            return cls(kid, algorithm, _rsa_key(*(_uint(jwk[name]) for name in "edpq")))
         if kty == "EC":
             return cls(kid, algorithm, ec.derive_private_key(_uint(jwk["d"]), CURVES[jwk["crv"]]))
         kind = ed448.Ed448PrivateKey if jwk["crv"] == "Ed448" else ed25519.Ed25519PrivateKey
