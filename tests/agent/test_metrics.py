@@ -15,6 +15,7 @@ from iamroles_agent.config import AuditSettings, Config, MetricsSettings
 from iamroles_agent.errors import StartError
 from iamroles_agent.metrics import BUCKETS, Metrics
 from iamroles_agent.reasons import Reason
+from iamroles_agent.scrape import registry
 from iamroles_agent.server import ConnectionStats
 from iamroles_agent.tokens import Authenticator
 
@@ -41,7 +42,7 @@ def metrics():
 def scraped(metrics: Metrics) -> dict[tuple, float]:
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
+        for family in text_string_to_metric_families(generate_latest(registry(metrics)).decode())
         for sample in family.samples
     }
 
@@ -153,7 +154,7 @@ def test_a_busy_port_is_said():
 def _served(numbers: Metrics) -> dict[str, Metric]:
     """Families by the name under which a query asks for them."""
     suffix = {"counter": "_total", "info": "_info"}
-    return {family.name + suffix.get(family.type, ""): family for family in numbers.registry.collect()}
+    return {family.name + suffix.get(family.type, ""): family for family in registry(numbers).collect()}
 
 
 def _queries() -> list[str]:

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from iamroles_agent import __version__
@@ -128,6 +129,8 @@ class Agent:
             self._local = self._inherited.local
         elif self._local_path is not None:
             self._local = local_socket.bind(self._local_path)
+        if self.config.metrics.listen:
+            import_module("iamroles_agent.scrape")  # once, before any worker
         others = self._inherited is not None
         try:
             if self._store is not None:
