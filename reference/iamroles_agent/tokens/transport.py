@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -163,9 +164,18 @@ class _TlsConnection(http.client.HTTPSConnection, _Connection):
     """The same; the handshake belongs to the exchange."""
 
 
-@functools.cache
 def _authorities() -> ssl.SSLContext:
-    """The system's; read when https is called first."""
+    """The system's (or those of SSL_CERT_FILE, SSL_CERT_DIR), read again when they have changed."""
+    paths = ssl.get_default_verify_paths()
+    changed = []
+    for path in filter(None, (paths.cafile, paths.capath)):
+        with contextlib.suppress(FileNotFoundError):
+            changed.append(Path(path).stat().st_mtime_ns)
+    return _read(*changed)
+
+
+@functools.lru_cache(1)
+def _read(*_changed: int) -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
