@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from iamroles_loadtests.plan import Phase, Piles
+from iamroles_scenarios.stage.guard import Guard
 
 _GRACE = 30.0
 
@@ -50,18 +52,22 @@ class Generator:
     """
 
     def __init__(self, piles: Piles, command: Sequence[str] = ()) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="iamroles-load-")
-        path = Path(self._directory.name, "piles.json")
+        directory = Path(tempfile.mkdtemp(prefix="iamroles-load-"))
+        self._guard = Guard()
+        self._guard.note(f"dir {directory}")
+        path = directory / "piles.json"
         path.write_text(piles.model_dump_json(), encoding="utf-8")
-        self._log = Path(self._directory.name, "log")
+        self._log = directory / "log"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command
+            self._process: subprocess.Popen[str] = self._guard.start(
+                subprocess.Popen,
                 [*(command or (sys.executable, "-m", "iamroles_loadtests.generator")), str(path)],
-                cwd=self._directory.name,
+                cwd=directory,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                process_group=0,
             )
         self._answer()
 
@@ -93,6 +99,7 @@ class Generator:
                     raise GeneratorError(str(found["error"]))
                 return found
         self._process.wait(_GRACE)
+        self._guard.note(f"-{self.pid}")
         raise self._broken(f"it ended with exit code {self._process.returncode}")
 
     def _broken(self, why: str) -> GeneratorError:
@@ -100,17 +107,14 @@ class Generator:
         return GeneratorError(f"the load generator failed: {why}", "\n".join(log))
 
     def close(self) -> None:
-        """End it."""
+        """End it, in the middle of a phase too: between phases it has nothing to lose."""
+        self._guard.close()
+        self._process.wait()
         if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            with suppress(BrokenPipeError):  # a phase that was not sent to its end
+                self._process.stdin.close()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        self._directory.cleanup()
 
     def __enter__(self) -> Self:
         return self

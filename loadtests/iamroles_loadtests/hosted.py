@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from iamroles_loadtests.cpu import Meter
 from iamroles_loadtests.generator import GeneratorError
 from iamroles_loadtests.plan import Phase
 from iamroles_loadtests.targets import Target
+from iamroles_scenarios.stage.guard import Guard
 
 _LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+_GRACE = 10.0
+"""Seconds that an interrupted locust has for its report."""
 _WRONG = 1
 """Locust's exit code after failed requests."""
 
@@ -50,12 +54,25 @@ def hosted(target: Target, phase: Mapping[str, Any], arguments: Sequence[str]) -
         plan.write_text(json.dumps({"piles": target.piles.model_dump(), "phase": whole.model_dump()}))
         environment = {**os.environ, "IAMROLES_LOAD_PLAN": str(plan), "IAMROLES_LOAD_RESULT": str(result)}
         before, begun = cpu.read(), time.time()
-        done = subprocess.run(  # noqa: S603 - locust, with the arguments of whoever runs this
-            [sys.executable, "-m", "locust", "-f", str(_LOCUSTFILE), *arguments], env=environment, check=False
+        guard = Guard()
+        locust: subprocess.Popen[bytes] = guard.start(
+            subprocess.Popen,
+            [sys.executable, "-m", "locust", "-f", str(_LOCUSTFILE), *arguments],
+            env=environment,
+            start_new_session=True,  # a group to kill, whose terminal does not stop it
         )
+        try:
+            code = locust.wait()
+        except KeyboardInterrupt:
+            locust.terminate()  # it says what it has
+            with suppress(subprocess.TimeoutExpired):
+                locust.wait(_GRACE)
+            raise
+        finally:
+            guard.close()  # one that had no time to end its workers leaves them behind
         used = cpu.since(before)
-        if done.returncode not in (0, _WRONG) or not result.is_file():
-            raise GeneratorError(f"locust ended with exit code {done.returncode} and no result")
+        if code not in (0, _WRONG) or not result.is_file():
+            raise GeneratorError(f"locust ended with exit code {code} and no result")
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     if not found["answers"] and not found["faults"]:
         raise GeneratorError(f"locust sent no request in {time.time() - begun:.0f} s: did it have users?")

@@ -9,6 +9,10 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import click
@@ -63,10 +67,11 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command. A file or a disk that cannot be used ends any of them with a sentence and 2, Ctrl-C
-        with 130: 1 would say that something was found.
+        and SIGTERM with 130: 1 would say that something was found.
         """
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
@@ -80,6 +85,21 @@ class _Commands(click.Group):
         """List the groups without loading them: their help must not need every extra."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, _, summary) in _GROUPS.items()])
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C meanwhile: `KeyboardInterrupt`, so that what a command has started is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.getsignal(signal.SIGTERM)
+    if former is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -190,6 +191,26 @@ def test_what_was_reaped_is_signalled_no_more(monkeypatch):
         child.resume()
         assert (child.stop(), child.kill(), child.wait(0.0)) == (7, 7, 7)
     finally:
+        guard.close()
+
+
+def test_an_interrupt_waits_until_the_guard_knows_what_was_started():
+    started = []
+
+    def interrupted(*given, **more):
+        started.append(subprocess.Popen(*given, **more))
+        os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C before it is noted
+        return started[0]
+
+    guard, former = Guard(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Child("long", [sys.executable, "-c", "import sys; sys.stdin.read()"], guard, popen=interrupted)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        guard.close()
+        assert started[0].wait(30.0) == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGINT, former)
         guard.close()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -71,20 +69,12 @@ def judges(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class Command(click.Command):
-    """A command of the judge: a caller's mistake ends it with 2, a stage that cannot be used with 3.
-
-    SIGTERM is as Ctrl-C: `KeyboardInterrupt`, so that whatever was started is stopped; exit code 130.
-    """
+    """A command of the judge: a caller's mistake ends it with 2, a stage that cannot be used with 3."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own
         """Run it."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(ExitCode.INTERRUPTED)
         except (SelectionError, ConformanceError, AgentFileError) as error:
             raise click.UsageError(str(error)) from error
         except (StageError, WireError) as error:

@@ -16,8 +16,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 
 class Guard:
@@ -31,6 +33,13 @@ class Guard:
             start_new_session=True,  # Ctrl-C in the terminal must not reach it
         )
 
+    def start(self, popen: Callable[..., Any], *arguments: Any, **more: Any) -> Any:  # noqa: ANN401 - what `popen` gives
+        """Start what leads its group, and note it: an interrupt between the two would leave it running."""
+        with _uninterrupted():
+            process = popen(*arguments, **more)
+            self.note(f"+{process.pid}")
+        return process
+
     def note(self, line: str) -> None:
         """Tell the guard what to clear up, or no longer."""
         assert self._process.stdin is not None  # noqa: S101 - asked for above
@@ -42,6 +51,25 @@ class Guard:
         assert self._process.stdin is not None  # noqa: S101
         self._process.stdin.close()
         self._process.wait(30)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Handlers of Ctrl-C and SIGTERM are called after this, not in it."""
+    came: list[tuple[Any, ...]] = []
+    former: dict[signal.Signals, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    former[number] = handler
+                    signal.signal(number, lambda *told: came.append(told))
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for told in came:
+            former[told[0]](*told)
 
 
 def watch(lines: Iterable[str]) -> None:

@@ -69,7 +69,8 @@ class Child:
         self.name = name
         self._guard = guard
         try:
-            self._process = popen(
+            self._process: Started = guard.start(
+                popen,
                 argv,
                 stdin=subprocess.PIPE,  # never written: its end tells a part that the stage has gone
                 stdout=subprocess.PIPE,
@@ -83,7 +84,6 @@ class Child:
             raise AgentFileError(
                 f"{name}: cannot start {argv[0]!r}: {error.strerror}. Is it installed, and the path right?"
             ) from error
-        guard.note(f"+{self._process.pid}")
         assert self._process.stdout is not None  # noqa: S101 - asked for above
         assert self._process.stderr is not None  # noqa: S101
         self.stdout = Output(f"{name}-out", self._process.stdout)

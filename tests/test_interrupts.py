@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM end a command with 130 and a word; SIGKILL at once. Nothing that it started is left."""
+
+import signal
+import time
+
+import pytest
+from marked import Marked
+
+PATIENCE = 60.0
+COMMANDS = {
+    "load run --rate 50 --duration 600": "iamroles_loadtests.generator",
+    "load locust --rate 50 -- --headless --processes 2 -t 600s": "locust -f",
+    "bench gate": "haproxy -W",
+    "demo": "haproxy -W",
+}
+"""What of the command is waited for before it is interrupted."""
+
+
+def until(true):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_is_ended_leaves_nothing(command, number, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    first, *rest = command.split(" -- ")
+    words = [*first.split(), "--stage=processes", *(["--", *rest[0].split()] if rest else [])]
+    with Marked(*words) as process:
+        until(lambda: any(COMMANDS[command] in line for line in process.family().values()))
+
+        process.send_signal(number)
+        code = process.wait(PATIENCE)
+
+        if number is signal.SIGKILL:
+            until(lambda: not process.family())  # the guards' work, after its end
+        else:
+            said = process.stderr.read()
+            assert (code, said[-12:]) == (130, "interrupted\n"), said
+            assert not process.family()
+            assert not list(tmp_path.iterdir())
