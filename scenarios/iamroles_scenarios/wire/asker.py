@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar, cast
 from iamroles_scenarios import recording
 from iamroles_scenarios.errors import SilenceError, WireError, WireFormatError
 from iamroles_scenarios.wire.client import (
+    MAX_ANSWER,
     Connection,
     Ended,
     open_connection,
@@ -72,6 +73,8 @@ class Asker:
         self._stream_id = 1
         self._reading: asyncio.Task[None] | None = None
         self._opening: asyncio.Lock | None = None
+        self._limit = MAX_ANSWER
+        """Bytes of the longest frame that was agreed on."""
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +143,14 @@ class Asker:
         self._waiting[stream_id] = waiting
         began = asyncio.get_running_loop().time()
         try:
-            await connection.send(question(check, context, stream_id=stream_id))
+            frame = question(check, context, stream_id=stream_id)
+            if (length := len(frame.body())) > self._limit:
+                raise WireError(
+                    f"the agent agreed on frames of {self._limit} bytes, and this question has {length} "
+                    "(SPEC.md 2.6)",
+                    connection.transcript,
+                )
+            await connection.send(frame)
             async with asyncio.timeout(self.timeout):
                 ack = await waiting
             recording.waited("an ACK", asyncio.get_running_loop().time() - began, self.timeout)
@@ -160,10 +170,11 @@ class Asker:
             if self._connection is None:
                 connection = await open_connection(self.address, within=self.timeout)
                 try:
-                    await connection.hello()
+                    said = (await connection.hello()).get("max-frame-size")
                 except BaseException:
                     connection.close()
                     raise
+                self._limit = said if isinstance(said, int) else MAX_ANSWER
                 self._connection = connection
                 self._reading = asyncio.create_task(self._read(connection))
             return self._connection

@@ -36,6 +36,11 @@ BY_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
 REASONS = {
     reason: (status, error) for status, (error, reasons) in BY_STATUS.items() for reason in reasons
 } | {"no_credentials": (401, "")}
+UNVERIFIED = frozenset(
+    {"no_credentials", "token_too_large", "issuer_untrusted", "algorithm_not_allowed", "key_unknown"}
+    | {"signature_invalid", "keys_unavailable"}
+)
+"""Reasons that are given before anybody is known: whom such a refusal names, the client has named."""
 _ARN = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[^/]+", re.ASCII)
 TICKET = re.compile(r"[A-Za-z0-9_.-]{1,2400}", re.ASCII)
 _WHOLE = (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64)
@@ -65,6 +70,10 @@ def _any(_value: object, _answer: Answer) -> bool:
     return True
 
 
+def _verified(value: object, answer: Answer) -> bool:
+    return value is None or answer.get("reason") not in UNVERIFIED
+
+
 def _role(value: object, _answer: Answer) -> bool:
     return isinstance(value, str) and _ARN.fullmatch(value) is not None
 
@@ -81,15 +90,17 @@ VARIABLES: dict[str, Variable] = {
     "status": Variable(_WHOLE, lambda value, _: value == 200, lambda value, got: _by_reason(value, got, 0)),
     "reason": Variable(_TEXT, _unset, lambda value, _: value in REASONS),
     "error": Variable(_TEXT, _unset, lambda value, got: _by_reason(value, got, 1)),
-    "role": Variable(_TEXT, _role, lambda value, got: value is None or _role(value, got)),
-    "principal": Variable(_TEXT, _set, _any),
-    "session": Variable(_TEXT, _any, _any),
-    "issuer": Variable(_TEXT, _set, _any),
+    "role": Variable(
+        _TEXT, _role, lambda value, got: _verified(value, got) and (value is None or _role(value, got))
+    ),
+    "principal": Variable(_TEXT, _set, _verified),
+    "session": Variable(_TEXT, _any, _verified),
+    "issuer": Variable(_TEXT, _set, _verified),
     "rule": Variable(
         _TEXT, _set, lambda value, got: (value is not None) == (got.get("reason") == "denied_by_rule")
     ),
     "backend": Variable(_TEXT, _set, _unset),
-    "expires": Variable(_LONG, lambda value, _: isinstance(value, int) and value > 0, _any),
+    "expires": Variable(_LONG, lambda value, _: isinstance(value, int) and value > 0, _verified),
     "ticket": Variable(_TEXT, _ticket, _unset),
     "identity": Variable(_TEXT, _any, _unset),
     "allow": Variable((DataType.BOOL,), lambda value, _: value is True, lambda value, _: value is False),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from iamroles_scenarios.checks.derived.answers import REASONS
+from iamroles_scenarios.checks.derived.answers import REASONS, UNVERIFIED
 from iamroles_scenarios.checks.derived.sitting import (
     Ask,
     Sitting,
@@ -45,6 +45,10 @@ class Cause:
 
 _LARGE = 9000
 """Bytes, above `max_token_bytes`."""
+_SUB, _SID = "ann", "session-1"
+"""Who asks."""
+_LIVES = 300
+"""Seconds that a token lives."""
 CAUSES: tuple[Cause, ...] = (
     Cause("text_too_long", 1, ask={"method": "G" * 33}),
     Cause("text_too_long", 1, ask={"host": "h" * 261}),
@@ -116,10 +120,10 @@ PASSES = {
 _STS = {"sts_rejected": ("derived", {"secret": "wrong"}), "sts_unavailable": ("gone", {})}
 
 
-def _asked(here: Sitting, *causes: Cause) -> dict[str, Any]:
+def _asked(here: Sitting, until: int, *causes: Cause) -> dict[str, Any]:
     """A good question with these causes in it, the last of the same thing winning."""
     recipe: dict[str, Any] = {"roles": ["kiosk"], "key": "ES256"}
-    claims: dict[str, Any] = {}
+    claims: dict[str, Any] = {"sub": _SUB, "sid": _SID, "exp": until}
     ask: dict[str, Any] = {}
     for cause in causes:
         recipe |= cause.token
@@ -128,6 +132,24 @@ def _asked(here: Sitting, *causes: Cause) -> dict[str, Any]:
     if recipe.get("alg") == "none":
         recipe.pop("key")
     return question(here.token("corp", **recipe, claims=claims)) | ask
+
+
+def _named(until: int, *causes: Cause) -> dict[str, Any]:
+    """Whom a refusal may name (SPEC.md section 3): nobody, or who was verified, and until when."""
+    claims: dict[str, Any] = {}
+    for cause in causes:
+        claims |= cause.claims
+    reasons = {cause.reason for cause in causes}
+    who: dict[str, Any] = {"principal": claims.get("sub", _SUB), "session": _SID}
+    if reasons & {"role_not_in_token", "ambiguous_role", "role_malformed", "role_missing"}:
+        who["role"] = ""
+    elif "roles" not in claims:
+        who["role"] = f"{_ARN}kiosk"
+    if not claims.keys() & {"exp", "roles"}:
+        who["expires"] = until
+    if reasons & {*UNVERIFIED, "token_malformed"} - {"token_too_large"}:
+        return {name: None if name == "expires" else "" for name in who}
+    return {name: {None if name == "expires" else "", value} for name, value in who.items()}
 
 
 def pairs() -> Iterator[tuple[Cause, Cause]]:
@@ -168,14 +190,17 @@ def named(first: Cause, second: Cause) -> set[str]:
 def reasons(target: Target) -> str:
     """Each cause alone; for the denies also which of them is named."""
     with sitting(target) as here:
-        good = Ask("nothing is wrong", _asked(here), {"allow": True, "rule": "kiosk"})
+        until = here.now() + _LIVES
+        good = Ask("nothing is wrong", _asked(here, until), {"allow": True, "rule": "kiosk"})
         here.settle([good])
         asks = [good]
         for cause in CAUSES:
             rule = {"rule": "no-guard"} if cause.reason == "denied_by_rule" else {}
             status, error = REASONS[cause.reason]
-            told = refusal(cause.reason, status=status, error=error, backend="", **rule)
-            asks.append(Ask(f"{cause.reason} by {_shown(cause)}", _asked(here, cause), told))
+            told = refusal(
+                cause.reason, status=status, error=error, backend="", **rule, **_named(until, cause)
+            )
+            asks.append(Ask(f"{cause.reason} by {_shown(cause)}", _asked(here, until, cause), told))
         if not here.target.lacks(["sts"]):
             asks += _of_sts(here)
         here.put(asks)
@@ -205,8 +230,13 @@ def _shown(cause: Cause) -> str:
 def order(target: Target) -> str:
     """Every pair of causes that can be in one question."""
     with sitting(target) as here:
+        until = here.now() + _LIVES
         asks = [
-            Ask(f"{_shown(one)} and {_shown(two)}", _asked(here, two, one), refusal(*named(one, two)))
+            Ask(
+                f"{_shown(one)} and {_shown(two)}",
+                _asked(here, until, two, one),
+                refusal(*named(one, two), **_named(until, one, two)),
+            )
             for one, two in pairs()
         ]
         here.settle(asks)

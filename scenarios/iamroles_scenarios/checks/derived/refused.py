@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from iamroles_scenarios.checks.derived.schema import KEYS, WRONG
+from iamroles_scenarios.checks.derived.schema import KEYS, ONE_OF, WRONG
 from iamroles_scenarios.checks.derived.sitting import ALLOWED, Ask, question, sitting
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
@@ -48,6 +48,14 @@ def faults(base: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]
         policy = whole(base)
         policy[table].append(policy[table][0])
         yield f"a name of {table} twice", "", policy
+    for table, names in ONE_OF.items():
+        policy = whole(base)
+        for name in names:
+            policy[table][-1].pop(name, None)
+        yield f"{table} without {' and '.join(names)}", "", policy
+    policy = whole(base)
+    policy["roles"].append({**policy["roles"][0], "name": "twin"})
+    yield "one ARN under two names", "", policy
 
 
 def _with(base: Mapping[str, Any], table: str, name: str, value: object) -> dict[str, Any]:

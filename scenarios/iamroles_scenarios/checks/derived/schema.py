@@ -49,6 +49,7 @@ _REGION: dict[str, str | tuple[Any, ...]] = {
     "hosts": ("texts", ["http://x"]),
 }
 _SOURCES: dict[str, str | tuple[Any, ...]] = {"sources": ("texts", ["10.0.0.0/33"])}
+_METHODS: dict[str, str | tuple[Any, ...]] = {"methods": ("texts", ["get"], ["GET", "Delete"])}
 KEYS: Mapping[str, Mapping[str, Key]] = {
     "top": _keys(
         version=("!integer", 2),
@@ -113,10 +114,14 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             "arn:aws:iam::11111111111:role/x",
             "arn:other:iam::111111111111:role/x",
         ),
-        arns="texts",
+        arns=(
+            "texts",
+            ["arn:aws:iam::111111111111:role/team/x"],
+            ["arn:aws:iam::111111111111:role/y", "arn:aws:sts::111111111111:assumed-role/x/s"],
+        ),
         max_lifetime="duration",
     ),
-    "groups": _keys(name="!text", roles=("!texts", ["nobody"])),
+    "groups": _keys(name="!text", roles=("!texts", ["nobody"], ["team"])),
     "backends": _keys(name="!text", servers="texts", tls="table", streams="boolean", renew="boolean"),
     "backends.tls": _keys(ca="!text", certificate="text", name="text"),
     "grants": _keys(
@@ -129,11 +134,13 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         shadow="boolean",
     ),
     "denies": _keys(
-        id="!text", roles=("!texts", ["nobody"]), methods="texts", **_REGION, **_SOURCES, shadow="boolean"
+        id="!text", roles=("!texts", ["nobody"]), **_METHODS, **_REGION, **_SOURCES, shadow="boolean"
     ),
-    "scopes": _keys(name="!text", methods="texts", **_REGION),
+    "scopes": _keys(name="!text", **_METHODS, **_REGION),
 }
 """What section 6 says of the tables that an agent reads to decide."""
+ONE_OF = {"issuers": ("audiences", "client_ids"), "roles": ("arn", "arns")}
+"""Keys of which one must be there."""
 PROCESS = {
     "agent": "optional for vendors (6.1); connections and handshake are played by wire.life.*",
     "audit": "optional for vendors (6.1); docs/audit.md and tests/agent/test_audit_*.py",

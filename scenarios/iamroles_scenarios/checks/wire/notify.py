@@ -27,6 +27,7 @@ from iamroles_scenarios.wire.frames import (
 from iamroles_scenarios.wire.judge import (
     allowed,
     collect,
+    connected,
     fail,
     must_answer_each,
     must_be_quiet,
@@ -48,6 +49,7 @@ from iamroles_scenarios.wire.target import WireTarget
 _PREFIX = "txn.iam."
 _SLOW = 0.5
 """Seconds, before scaling, from which on an answer counts as slow."""
+_AT_ONCE = "the slow question was answered at once: whether it would block others was not judged"
 
 
 # --- ids --------------------------------------------------------------------------------------------------
@@ -468,7 +470,11 @@ async def null_is_unset(target: WireTarget) -> None:
     title="Pipelined: one slow token never blocks the others",
 )
 async def pipeline(target: WireTarget) -> str:
-    """The slow one is asked first; all others must be answered while it is still waiting."""
+    """The slow one is asked first; all others must be answered while it is still waiting.
+
+    Of an agent that announces no pipelining HAProxy asks one question of a connection at a time: the slow one
+    then has a connection of its own.
+    """
     if target.slow is None:
         async with session(target) as connection:
             asked = [question(probe(target), stream_id=number) for number in range(1, 21)]
@@ -477,8 +483,11 @@ async def pipeline(target: WireTarget) -> str:
         if target.allowed is None:
             return "20 pipelined were answered; no slow credential is known, so blocking was not judged"
         raise Untestable("no slow credential is known: `WireTarget.slow`")
-    async with session(target) as connection:
+    async with connected(target) as connection:
+        said = str((await connection.hello()).get("capabilities", ""))
         slow = question(target.slow(), stream_id=1)
+        if "pipelining" not in said:
+            return await _one_by_one(target, connection, slow)
         quick = [question(probe(target), stream_id=number) for number in range(3, 13)]
         started = time.monotonic()
         await connection.send(slow, *quick)
@@ -492,11 +501,32 @@ async def pipeline(target: WireTarget) -> str:
                 waited = time.monotonic() - started
         must_answer_each(connection, [slow, *quick], acks)
         if waited < target.seconds(_SLOW):
-            return "the slow question was answered at once: whether it would block others was not judged"
+            return _AT_ONCE
         late = len(quick) - order.index(1)
         if late:
             raise fail(connection, f"{late} quick requests had to wait {waited:.1f} s for a slow one")
         return f"ten were answered while a slow one waited {waited:.1f} s"
+
+
+async def _one_by_one(target: WireTarget, waiting: Connection, slow: Frame) -> str:
+    """The slow question on one connection, a quick one on another."""
+    async with session(target) as other:
+        started = time.monotonic()
+        answer = asyncio.create_task(waiting.ask(slow, target.seconds(12.0)))
+        try:
+            await must_serve(target, other)
+            blocked = answer.done()
+            await answer
+        finally:
+            answer.cancel()
+        waited = time.monotonic() - started
+    if waited < target.seconds(_SLOW):
+        return _AT_ONCE
+    if blocked:
+        raise fail(other, f"a quick request of another connection had to wait {waited:.1f} s for a slow one")
+    return (
+        f"no pipelining is announced; one on another connection was answered while it waited {waited:.1f} s"
+    )
 
 
 @check(

@@ -10,6 +10,7 @@ from typing import Any
 
 from iamroles_agent.identity import RoleArn
 from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.spop.connection import Connection
 from iamroles_agent.tokens import claims, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
@@ -375,3 +376,9 @@ mutant(
 def irsa(payload: dict[str, Any], said: dict[str, Any]) -> None:
     if not said:
         payload["https://sts.amazonaws.com/"] = {"aws_account": "111111111111"}
+
+
+@mutant("identity.small-frames", kills=["JWT-SIZE-001"], title="takes no frame of more than 13,000 bytes")
+@around(Connection, "__init__")
+def small_frames(sound: Any, self: Any, recall: Any, *, max_frame_size: int, **more: Any) -> None:
+    sound(self, recall, max_frame_size=min(max_frame_size, 13_000), **more)

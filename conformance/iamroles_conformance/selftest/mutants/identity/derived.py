@@ -12,7 +12,7 @@ from typing import Any
 
 from iamroles_agent import gate
 from iamroles_agent.policy import compiled
-from iamroles_agent.reasons import Reason
+from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.spop import actions
 from iamroles_agent.spop.actions import Scope, set_var
 from iamroles_agent.spop.values import DataType
@@ -20,7 +20,7 @@ from iamroles_agent.tokens import authenticator, claims, jws, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_agent.tokens.sts import StsVerifier
-from iamroles_conformance.selftest.mutants.override import around, setting
+from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.mutants.policy import edits as edit
 from iamroles_conformance.selftest.registry import Apply, mutant
 
@@ -251,6 +251,54 @@ mutant(
     apply=around(gate, "encode_verdict")(
         lambda sound, decision, *rest: sound(
             decision if decision.allow else replace(decision, backend="orders-ro"), *rest
+        )
+    ),
+)
+
+
+def _of(self: Any, token: bytes) -> tuple[str, ...]:
+    claimed = jws.parse(token, self._max_bytes).payload
+    return str(claimed.get("sub")), str(claimed.get("sid"))
+
+
+@around(Authenticator, "_verify")
+async def _remembers_claims(sound: Any, self: Any, token: bytes, *rest: Any) -> Any:
+    try:
+        return await sound(self, token, *rest)
+    except Refusal as refusal:
+        if refusal.reason is Reason.SIGNATURE_INVALID:
+            _claimed[:] = _of(self, token)
+        raise
+
+
+_claimed: list[str] = []
+
+
+@around(gate, "encode_verdict")
+def _names_who_claims(sound: Any, decision: Any, *rest: Any) -> bytes:
+    if decision.reason is Reason.SIGNATURE_INVALID:
+        decision = replace(decision, principal=_claimed[0], session=_claimed[1])
+    return bytes(sound(decision, *rest))
+
+
+mutant(
+    "identity.derived-names-the-forger",
+    kills=["DERIVED-REASON-001"],
+    title="names in a refusal whom a forged token claims to be",
+    apply=both(_remembers_claims, _names_who_claims),
+)
+
+
+mutant(
+    "identity.derived-late-end",
+    kills=["DERIVED-REASON-001"],
+    title="tells in a refusal that access ends an hour later",
+    apply=around(gate, "encode_verdict")(
+        lambda sound, decision, *rest: sound(
+            decision
+            if decision.allow or decision.expires is None
+            else replace(decision, expires=decision.expires + 3600),
+            *rest,
         )
     ),
 )

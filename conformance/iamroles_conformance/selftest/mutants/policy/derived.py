@@ -9,7 +9,7 @@ from typing import Any
 
 from iamroles_agent import config
 from iamroles_agent.gate import Gate
-from iamroles_agent.policy import compiled, groups
+from iamroles_agent.policy import checks, compiled, groups
 from iamroles_agent.policy.compiled import Index, Policy
 from iamroles_agent.spop import messages
 from iamroles_agent.tokens.authenticator import Authenticator
@@ -138,6 +138,22 @@ def _unknown_in_scopes() -> None:
     config.Scope.model_config = {**config.Scope.model_config, "extra": "ignore"}
     for model in (config.Scope, config.Config):
         model.model_rebuild(force=True)
+
+
+def _overlooks(part: str) -> Apply:
+    """A loader that does not find one fault, known by a part of its key and message."""
+    return around(checks, "_check")(
+        lambda sound, found: (one for one in sound(found) if part not in f"{one.key}: {one.message}")
+    )
+
+
+for _name, _title, _part in (
+    ("lower-case", "takes a method in lower case, which no request has", "methods are case-sensitive"),
+    ("two-names", "takes one ARN under two names", "is already the role"),
+    ("no-audience", "takes an issuer of which any audience would do", ".audiences: "),
+    ("nested-groups", "takes a group within a group", "groups hold no groups"),
+):
+    mutant(f"policy.derived-{_name}", kills=["DERIVED-KEY-004"], title=_title, apply=_overlooks(_part))
 
 
 # --- reloads (kind 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from iamroles_agent import gate
 from iamroles_agent.policy import compiled
 from iamroles_agent.reasons import Reason, Refusal
-from iamroles_agent.spop import actions, messages, values
-from iamroles_agent.tokens import authenticator, claims, jws, remote, sts
-from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_agent.server import _Peer
+from iamroles_agent.spop import actions, frames, messages, values
+from iamroles_agent.spop.actions import Scope, set_var, unset_var
+from iamroles_agent.spop.values import DataType
+from iamroles_agent.tokens import authenticator, claims, jws, keys, remote, sts
+from iamroles_conformance.selftest.mutants.override import around, both, setting, without_memory
 from iamroles_conformance.selftest.registry import mutant
 
 
@@ -104,3 +108,96 @@ mutant(
     title="calls what is wrong in a pre-signed URL malformed",
     apply=both(*(around(place, "read_credential")(_sts_form) for place in (remote, sts))),
 )
+
+
+@around(frames, "encode_pairs")
+def _announces_nothing(sound: Any, pairs: Any) -> Any:
+    nothing = {"capabilities": (DataType.STRING, b"")} if "capabilities" in pairs else {}
+    return sound({"x-agent": (DataType.BOOL, True), **pairs, **nothing} if nothing else pairs)
+
+
+@around(_Peer, "_judge")
+async def _in_turn(sound: Any, self: Any, event: Any) -> None:
+    async with self.__dict__.setdefault("turn", asyncio.Lock()):
+        await sound(self, event)
+
+
+mutant(
+    "tolerant.one-by-one",
+    kills=[],
+    title="announces no pipelining, and answers the questions of a connection one by one",
+    apply=both(_announces_nothing, _in_turn, without_memory),
+)
+
+
+@mutant(
+    "tolerant.own-variables",
+    kills=[],
+    title="unsets all first, sets numbers of 64 bits, and variables of its own in other scopes",
+)
+@around(gate, "encode_verdict")
+def own_variables(sound: Any, *decided: Any) -> bytes:
+    said = list(actions.decode(sound(*decided)))
+    own = set_var(Scope.SESSION, "x.version", DataType.STRING, b"1")
+    own += set_var(Scope.TRANSACTION, "x.seen", DataType.INT32, -1)
+    first = b"".join(unset_var(one.scope, one.name) for one in said)
+    return (
+        own
+        + first
+        + b"".join(
+            set_var(one.scope, one.name, DataType.UINT64 if type(one.value) is int else one.kind, one.value)
+            for one in said
+            if one.kind is not None
+        )
+    )
+
+
+mutant(
+    "tolerant.few-algorithms",
+    kills=[],
+    title="has no algorithm but RS256, ES256 and ES384",
+    apply=both(
+        *(
+            setting(
+                place, "ALGORITHMS", {name: keys.ALGORITHMS[name] for name in ("RS256", "ES256", "ES384")}
+            )
+            for place in (keys, claims, authenticator)
+        )
+    ),
+)
+
+
+@mutant("tolerant.needs-kid", kills=[], title="refuses tokens without a kid")
+@around(authenticator, "check_header")
+def needs_kid(sound: Any, token: Any, rules: Any) -> Any:
+    found = sound(token, rules)
+    if token.header.kid is None:
+        raise Refusal(Reason.KEY_UNKNOWN, "no kid")
+    return found
+
+
+def _texts(value: Any) -> Any:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else value
+
+
+mutant(
+    "tolerant.skips-entries",
+    kills=[],
+    title="passes over entries of aud and scope that are no texts",
+    apply=both(
+        around(claims.ClaimRules, "_check_audience")(lambda sound, self, aud: sound(self, _texts(aud))),
+        around(claims.ClaimRules, "_scopes")(lambda sound, self, value: sound(self, _texts(value))),
+    ),
+)
+
+
+@mutant("tolerant.odd-is-absent", kills=[], title="takes null, and a roles claim of another type, for none")
+@around(claims.ClaimRules, "identity")
+def odd_is_absent(sound: Any, self: Any, payload: Any, *about: Any) -> Any:
+    payload = {name: value for name, value in payload.items() if value is not None}
+    roles = self._find_roles
+    self._find_roles = lambda found: value if isinstance(value := roles(found), str | list) else None
+    try:
+        return sound(self, payload, *about)
+    finally:
+        self._find_roles = roles
