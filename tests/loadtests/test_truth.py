@@ -38,20 +38,19 @@ def test_the_figures_are_the_servers_own(plan, rate, samples):
 def test_a_frozen_generator_keeps_the_figures_from_sent_and_says_so():
     """Frozen for 100 ms in the middle: what was under way keeps its stamp, what was due meanwhile is late."""
     with truth("fixed") as server, Generator(PILES) as generator:
-        thread = threading.Thread(target=_freeze, args=(generator.pid,))
+        thread = threading.Thread(target=_freeze, args=(generator.pid, server.said))
         thread.start()
         measured = generator.play(phase(server.address, 1_000, 3.0))
         thread.join()
-    sent, due = (Histogram.decoded(measured["cases"]["all"][name]) for name in ("sent", "due"))
-    held = server.record[:, 2] / 1e3
+    sent, due, held = (Histogram.decoded(measured["cases"]["all"][name]) for name in ("sent", "due", "told"))
 
     assert any(took > 80 for _, took in measured["stalls"])
     why = doubts(measured, Bounds())
     assert any("stood still" in reason for reason in why), why
     # 3 % of the samples were due in the freeze.
     assert due.at(99.0) > 40_000
-    true = sorted(held)[int(len(held) * 0.99)]
-    assert abs(sent.at(99.0) - true) < max(0.1 * true, 40_000 * 0.1)
+    true = held.at(99.0)  # of these very samples: on a busy host those of the warm-up are another matter
+    assert abs(sent.at(99.0) - true) < max(0.1 * true, 4_000)
 
 
 def test_a_generator_that_dies_gives_no_figures():
@@ -63,8 +62,8 @@ def test_a_generator_that_dies_gives_no_figures():
         killer.join()
 
 
-def _freeze(pid):
-    time.sleep(1.8)
+def _freeze(pid, said):
+    said.readline()  # of 300 that warm up and 3,000 that count
     os.kill(pid, signal.SIGSTOP)
     time.sleep(0.1)
     os.kill(pid, signal.SIGCONT)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -26,9 +27,12 @@ PILES = Piles.model_validate({
 
 
 class Server:
-    """`address` while it runs; `record` after its end: connection, number, held, sending; nanoseconds."""
+    """`address` while it runs, and `said`, what it prints; `record` after its end: connection, number, held,
+    sending; nanoseconds.
+    """
 
     address: str
+    said: IO[str]
     record: np.ndarray
 
 
@@ -40,6 +44,7 @@ def truth(plan):
         command = [sys.executable, str(Path(__file__).with_name("truth_server.py")), plan, str(path)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             found.address = json.loads(process.stdout.readline())["address"]
+            found.said = process.stdout
             try:
                 yield found
             finally:

@@ -1,10 +1,11 @@
 """A server that holds each request by a plan, and writes down how long it really held it.
 
 `python truth_server.py PLAN RECORD`: prints `{"ready": true, "address": "host:port"}`; answers until its
-standard input ends; then writes the record, one line of `connection number held sending` for each request:
-nanoseconds from the kernel's stamp on the request to the clock just before the answer is sent, and from there
-to the end of `send` (if long, this process was interrupted, and its word is worth less). Each answer says the
-first of these in its body, so that the meter's sample and the record are matched request by request.
+standard input ends, with a line at the 1,000th answer; then writes the record, one line of `connection number
+held sending` for each request: nanoseconds from the kernel's stamp on the request to the clock just before
+the answer is sent, and from there to the end of `send` (if long, this process was interrupted, and its word
+is worth less). Each answer says the first of these in its body, so that the meter's sample and the record are
+matched request by request.
 
 It shares no code with the meter. Plans: `fixed` holds 5 ms; `stall` answers at once but holds all that comes
 in the first 200 ms of each second until these are over; `bimodal` holds nine of ten for 1 ms, the tenth for
@@ -116,6 +117,9 @@ class Server:
             return
         sending = time.time_ns() - received - took
         self.record.append((number, entry[2], took, sending))
+        if len(self.record) == 1000:
+            sys.stdout.write("1000 answers\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
