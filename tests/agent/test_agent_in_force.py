@@ -186,15 +186,12 @@ def test_what_was_accepted_outlives_the_agent(tmp_path, server, workers):
         server.replies["/jwks"] = lambda _: (500, {}, b"")
         agent.path.write_text("garbage")
 
-        host = agent.address.rpartition(":")[0]
-        busy = socket.create_server((host, 0))
-        agent.world["agent"] |= {"listen": f"{host}:{busy.getsockname()[1]}"}
-        agent.write()
-        with pytest.raises(
-            KeyError
-        ):  # the port is busy: this start fails, and must not count as an orderly end
-            agent.start()
-        busy.close()
+        settings, host = agent.world["agent"], agent.address.rpartition(":")[0]
+        with socket.create_server((host, 0)) as busy:
+            agent.write(agent=settings | {"listen": f"{host}:{busy.getsockname()[1]}"})
+            with pytest.raises(KeyError):  # this start fails, and must not count as an orderly end
+                agent.start()
+        agent.write(agent=settings)
         agent.process.wait(PATIENCE)
         agent.path.write_text("garbage")
         assert agent.start()["policy"] == accepted["policy"]

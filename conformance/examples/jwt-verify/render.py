@@ -37,6 +37,11 @@ _STATUS = {
     ),
     503: ("", "keys_unavailable"),
 }
+_NEEDS = """
+.if !version_atleast(3.0)
+.alert "HAProxy 3.0 is needed: before it json_query reads no list, and roles are one"
+.endif
+"""
 _KINDS = {"RSA": "RS256 RS384 RS512 PS256 PS384 PS512", "P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
 _NAME = "[A-Za-z0-9_+=,.@-]"
 _ROLE = (
@@ -298,12 +303,13 @@ def fetched(issuer: Policy, number: int, output: Path, *, certificates: bool) ->
 def main() -> None:
     """Render a world."""
     world, output = map(Path, sys.argv[1:3])
-    policy = json.loads(world.read_text())
+    policy, certificates = json.loads(world.read_text()), sys.argv[3:] == ["certificates"]
     keys = {
-        issuer["name"]: fetched(issuer, number, output, certificates=sys.argv[3:] == ["certificates"])
+        issuer["name"]: fetched(issuer, number, output, certificates=certificates)
         for number, issuer in enumerate(policy.get("issuers", []))
     }
-    render(world, output, "".join(f"    {rule}\n" for rule in rules(policy, keys)))
+    ask = "".join(f"    {rule}\n" for rule in rules(policy, keys))
+    render(world, output, ask, top="" if certificates else _NEEDS)
 
 
 main()

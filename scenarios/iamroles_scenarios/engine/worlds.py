@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import threading
 from collections import Counter
@@ -35,6 +36,9 @@ DEFAULT_ISSUER = "corp"
 FEDERATION = "{federation}"
 _IDLE = 6
 """Shared worlds that nobody planned and nobody uses now, kept for who may come."""
+_STARTS = (os.cpu_count() or 1) + 1
+"""Worlds that start at a time. To start one is work and no waiting: more would only take longer, and would
+take time from the checks that are being played."""
 _ISSUER = re.compile(r"(\{idp\}/)([A-Za-z0-9_-]+)")
 
 
@@ -110,6 +114,7 @@ class Worlds:
         """The longest idle first."""
         self._closed = False
         self._lock = threading.Lock()
+        self._starting = threading.Semaphore(_STARTS)
         self._issuers: dict[str, IssuerHandle] = {}
         self.on_shared: Callable[[Place], None] | None = None
         """Called with each world that is started to be shared; `on_release` before it is closed."""
@@ -228,7 +233,8 @@ class Worlds:
 
     def _served(self, agent: AgentSpec, policy: dict[str, Any], **how: Any) -> World:  # noqa: ANN401
         """A world whose agent serves the address that it announces."""
-        world = self._stage.world(agent, policy, **how)
+        with self._starting:
+            world = self._stage.world(agent, policy, **how)
         try:
             if world.agent.spop_address:
                 answers(world.agent.spop_address, {"agent": world.agent.logs()})
