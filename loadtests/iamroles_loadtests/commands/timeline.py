@@ -106,7 +106,7 @@ def timeline_command(  # noqa: PLR0917 - as click gives them
         raise SystemExit(3) from error
     phases = list(meter.phases())
     answered = sum(one["answers"] for one in phases) / (sum(one["seconds"] for one in phases) or 1)
-    reached = answered >= _REACHED * rate
+    reached = answered >= _REACHED * rate if phases else None
     if as_json:
         judged = [{"check": one.check, "verdict": one.verdict, "message": one.message} for one in results]
         asked = {
@@ -118,10 +118,11 @@ def timeline_command(  # noqa: PLR0917 - as click gives them
         }
         click.echo(json.dumps({**asked, "phases": phases, "results": judged}, indent=1))
     else:
-        _table(f"{scenario.id}: {rate:g} a second, {more} connections, {stage.kind}", phases)
+        if phases:
+            _table(f"{scenario.id}: {rate:g} a second, {more} connections, {stage.kind}", phases)
         for one in results:
             click.echo(f"{one.verdict}  {one.check}: {one.message}")
-    if phases and not reached:
+    if reached is False:
         click.echo(
             f"iamroles load: {answered:,.0f} answers a second, not {rate:g}: the figures are of that. "
             "Give more --connections, or the generator a core of its own",
