@@ -7,6 +7,7 @@
 The adapters need a Python with their library (`IAMROLES_ADAPTER_PYTHON`); two other examples need `node`, and
 jwt-verify-cert needs HAProxy 3.3 or later (`IAMROLES_HAPROXY`).
 What is kept of a report is what others compare: verdicts and reasons, no logs, and nothing of this machine.
+That is too little for `iamroles conformance report`, which says what it lacks.
 """
 
 from __future__ import annotations

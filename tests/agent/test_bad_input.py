@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from iamroles_agent.main import main
 
-EXAMPLE = Path(__file__).parents[2] / "reference" / "examples" / "policy.toml"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "reference" / "examples" / "policy.toml"
 DEEP = "[" * 100_000
 FILES = {"deep.toml": f"a = {DEEP}".encode(), "deep.json": DEEP.encode(), "junk": b"\x00\xff" * 99}
 
@@ -164,4 +165,10 @@ def test_a_report_of_a_stranger_is_refused_by_its_place(tmp_path: Path) -> None:
     path.write_text(json.dumps({"schema": 1, "suite": "0", "product": {"name": "x"}, "checks": [5]}))
     done = run("conformance", "report", str(path))
 
-    assert (done.exit_code, "product.version: Field required" in done.output) == (2, True), done.output
+    assert (done.exit_code, "lacks product.version, finished, " in done.output) == (2, True), done.output
+
+
+def test_a_shortened_report_says_all_that_it_lacks() -> None:
+    done = run("conformance", "report", str(ROOT / "conformance" / "reports" / "node" / "report.json"))
+
+    assert (done.exit_code, "lacks seconds, stage, requirements, checks[].title" in done.output) == (2, True)

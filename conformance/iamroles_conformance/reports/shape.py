@@ -6,7 +6,7 @@ reads may be anything: older and newer suites write other ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,11 +89,15 @@ class _Document(_Model):
 
 
 def fault(document: Mapping[str, Any]) -> str | None:
-    """The first thing that is wrong, with its place: `checks[0].verdict: Field required`."""
+    """All that is missing (`lacks seconds, checks[].title`), else the first thing that is wrong, and where."""
     try:
         _Document.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-        return f"{place.lstrip('.')}: {first['msg']}"
+        errors = error.errors(include_url=False)
+        missing = dict.fromkeys(_place(one["loc"], "[]") for one in errors if one["type"] == "missing")
+        return f"lacks {', '.join(missing)}" if missing else f"{_place(errors[0]['loc'])}: {errors[0]['msg']}"
     return None
+
+
+def _place(parts: Iterable[int | str], each: str = "[{}]") -> str:
+    return "".join(each.format(part) if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
