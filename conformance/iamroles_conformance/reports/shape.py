@@ -89,7 +89,7 @@ class _Document(_Model):
 
 
 def fault(document: Mapping[str, Any]) -> str | None:
-    """All that is missing (`lacks seconds, checks[].title`), else the first thing that is wrong, and where."""
+    """All that is missing (`lacks seconds, checks[].title`), else the first that is wrong, and where."""
     try:
         _Document.model_validate(document)
     except ValidationError as error:
