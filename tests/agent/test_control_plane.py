@@ -457,6 +457,25 @@ def test_what_a_dead_courier_proposed_never_comes_into_force():
     assert bench.plane.status()["change"] is None
 
 
+def test_the_next_courier_is_not_told_what_came_of_a_dead_ones_proposal():
+    """Its own first proposal has the same number: it would call revocations settled that are not in force."""
+    bench = Bench(2).up()
+    bench.proposes("revocations", TWO, 1)
+    bench.all_say("prepared", 2)
+    bench.hears(0, "switched", version=2)
+
+    bench.dies(COURIER)
+    bench.passes(0.25)
+    bench.comes_up(COURIER)
+    bench.proposes("revocations", THREE, 1)
+    assert [line for line in bench.hears(1, "switched", version=2) if "outcome" in line] == []
+    bench.all_say("prepared", 3)
+    bench.all_say("switched", 3)
+
+    outcomes = [said.head["outcome"] for _, said in bench.sent if said.say == "outcome"]
+    assert [outcome["version"] for outcome in outcomes] == [3]
+
+
 def test_an_answer_waits_for_no_proposal_of_a_courier_that_died():
     bench = Bench(1).up()
     bench.hears(0, "ask", id=7, topic="keys", body={})

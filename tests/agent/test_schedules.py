@@ -31,7 +31,7 @@ def test_a_seed_plays_the_same_schedule_again():
     assert len(lines[0]) > LENGTH
 
 
-@pytest.mark.parametrize("seed", [15_815, 103_123, 682_818, 766_429])
+@pytest.mark.parametrize("seed", [15_815, 103_123, 682_818, 766_429, 958_010])
 def test_what_a_schedule_found_once_stays_mended(seed):
     assert play(seed, *draw(seed))[0].faults == []
 

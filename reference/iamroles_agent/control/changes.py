@@ -40,11 +40,15 @@ class Phase(Enum):
     CONFIRM = auto()
 
 
+_NOBODY = 0
+"""A ticket that no courier gives: each begins to count at 1, and would take the outcome for its own."""
+
+
 @dataclass(slots=True)
 class _Proposal:
     edits: Edits
     ticket: int | None
-    """Of the courier; None for a reload."""
+    """Of the courier; `_NOBODY`: of one that has died since; None: for a reload."""
     number: int
 
 
@@ -305,7 +309,7 @@ class Changes:
                 self._say_reload(outcome)
                 if not outcome["done"]:
                     self._note_refusal(str(outcome["error"]))
-            else:
+            elif proposal.ticket != _NOBODY:
                 self._send(COURIER, message("outcome", ticket=proposal.ticket, outcome=outcome))
         self.relay.settled(change.proposals[-1].number)
         self._load_next()
@@ -328,15 +332,18 @@ class Changes:
             self._look_switched()
 
     def _drop_proposals(self) -> None:
-        """The courier dies: what it proposed and is not in force yet is given up.
+        """The courier dies: what it proposed and is not in force yet is given up, and nobody is told.
 
         The next one compares the outside with what is in force when it is born. A proposal that came into
         force after that look would undo what the next one has found and confirmed.
         """
         self._queue = deque(proposal for proposal in self._queue if proposal.ticket is None)
         change = self._change
-        if change is not None and change.phase is Phase.PREPARE and change.proposals[0].ticket is not None:
-            self._give_up("the courier that proposed it died", "")
+        if change is not None and change.proposals[0].ticket is not None:
+            for proposal in change.proposals:
+                proposal.ticket = _NOBODY
+            if change.phase is Phase.PREPARE:
+                self._give_up("the courier that proposed it died", "")
         self.relay.settled(self._numbers)
 
     def _watch_change(self) -> None:
