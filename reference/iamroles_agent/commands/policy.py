@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from iamroles_agent.commands.given import bad_input, table
 from iamroles_agent.commands.moments import EpochSecond
 from iamroles_agent.commands.policy_text import change_lines, considered_line, finding_lines
 from iamroles_agent.errors import ConfigError
@@ -54,11 +55,6 @@ def _read(path: Path, form: str = "text") -> Document:
             count = len(error.problems)
             click.echo(f"{count} problem{'s' if count != 1 else ''}: {path} cannot be enforced", err=True)
         sys.exit(2)
-
-
-def _bad_input(message: str) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(2)
 
 
 @policy.command()
@@ -124,23 +120,6 @@ def _finding_json(document: Document, finding: Any) -> dict[str, Any]:  # noqa: 
     }
 
 
-def _claims(path: Path) -> dict[str, Any]:
-    """A token's payload.
-
-    Raises:
-        ValueError: it cannot be read, or is none.
-    """
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {error}. Give a token's payload") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: claims are a JSON object")
-    return found
-
-
 @policy.command()
 @click.argument("file", type=FILE)
 @click.argument("method")
@@ -183,7 +162,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
 
     document = _read(file, form)
     if "://" in target:
-        _bad_input(f"TARGET is a path, or a host and a path: leave {target.partition('://')[0]}:// out")
+        bad_input(f"TARGET is a path, or a host and a path: leave {target.partition('://')[0]}:// out")
     host, slash, path = target.partition("?")[0].partition("/")
     now: float | None = None
     assumed: list[str] = []
@@ -191,17 +170,17 @@ def explain(  # noqa: PLR0917 - click passes them by name
         request = Request(method, host, slash + path, ip_address(src), request_role)
         if claims is not None:
             now = time.time() if at is None else at
-            data = _claims(claims)
+            data = table(claims, "a token's payload")
             identity, assumed = identity_of_claims(document.config, data, issuer, now)
         else:
             scoped = frozenset(scopes) if scopes else None
             identity = identity_of(Policy(document.config), list(roles), preferred, scoped)
     except Refusal as refusal:
         if claims is None:
-            _bad_input(refusal.detail)
+            bad_input(refusal.detail)
         _refused(refusal, form)
     except ValueError as error:
-        _bad_input(str(error))
+        bad_input(str(error))
     explanation = tell(document.config, identity, request, now)
     decision = explanation.decision
     if form == "json":
@@ -293,7 +272,7 @@ def matrix(file: Path, html: Path | None, form: str) -> None:
         try:
             html.write_text(to_html(table, file.name, version_of(config)), encoding="utf-8")
         except OSError as error:
-            _bad_input(f"{html} cannot be written: {error.strerror or error}")
+            bad_input(f"{html} cannot be written: {error.strerror or error}")
         click.echo(f"Wrote {html}")
     elif form == "json":
         click.echo(json.dumps(asdict(table), indent=2))

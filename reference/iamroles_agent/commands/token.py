@@ -6,13 +6,13 @@ import asyncio
 import json
 import sys
 import time
-import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from iamroles_agent.commands.given import bad_input, table
 from iamroles_agent.commands.moments import EpochSecond
 from iamroles_agent.config import Config
 from iamroles_agent.errors import ConfigError
@@ -33,11 +33,6 @@ _MAX_INPUT = 1 << 20
 @click.group()
 def token() -> None:
     """Mint and inspect test tokens."""
-
-
-def _bad_input(message: str) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(2)
 
 
 @token.command("inspect")
@@ -69,11 +64,11 @@ def inspect_command(
     if text[:7].lower() == "bearer ":
         text = text[7:].lstrip()
     if not text:
-        _bad_input("no credential: give one as argument or on standard input")
+        bad_input("no credential: give one as argument or on standard input")
     config = _read_config(config_file)
     keys = _read_keys(jwks_file)
     if keys is not None and config is None:
-        _bad_input("--jwks needs --config: without a policy no issuer is known")
+        bad_input("--jwks needs --config: without a policy no issuer is known")
     data = text.encode("utf-8", "replace")
     found = asyncio.run(_inspect(data, config, keys, offline=offline, now=time.time() if at is None else at))
     click.echo(_as_json(found) if form == "json" else _as_text(found, config is not None))
@@ -97,11 +92,11 @@ def _read_keys(path: Path | None) -> KeySet | None:
     try:
         return KeySet.parse(decode_object(path.read_bytes()))
     except OSError as error:
-        _bad_input(f"{path}: cannot be read: {error.strerror}")
+        bad_input(f"{path}: cannot be read: {error.strerror}")
     except KeySetError as error:
-        _bad_input(f"{path}: {error}")
+        bad_input(f"{path}: {error}")
     except ValueError:
-        _bad_input(f"{path}: not one strict JSON object")
+        bad_input(f"{path}: not one strict JSON object")
 
 
 async def _inspect(
@@ -213,7 +208,7 @@ def mint_command(
     """
     try:
         key, key_kid = load_private_key(key_file)
-        recipe = _read_recipe(recipe_file)
+        recipe = table(recipe_file, "a recipe", toml=recipe_file.suffix != ".json") if recipe_file else {}
         claims = dict(recipe.get("claims") or {})
         claims |= dict(map(_read_change, changes))
         recipe |= {"claims": claims} | ({"alg": alg} if alg else {}) | ({"kid": kid} if kid else {})
@@ -223,22 +218,7 @@ def mint_command(
         else:
             click.echo(mint(recipe, key, key_kid, int(time.time())))
     except RecipeError as error:
-        _bad_input(str(error))
-
-
-def _read_recipe(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: is no TOML or JSON: {error}") from None
-    if not isinstance(recipe, dict):
-        raise RecipeError(f"{path}: a recipe is a table")
-    return recipe
+        bad_input(str(error))
 
 
 def _read_change(text: str) -> tuple[str, Any]:
