@@ -259,7 +259,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
         found = report.document(_subject(config), config.stash[_RUN], results)
         told = found["statement"]
-        for line in (*found["findings"], told["sentence"], *told["beside"]):
+        for line in (*found["findings"], told["sentence"], *told["beside"], *found["not_produced"]):
             terminalreporter.write_line(line)
 
 

@@ -197,6 +197,7 @@ def test_run_exits_1_when_one_did_not(agent_toml: Path) -> None:
         (["explain", "gate.paths"], 0, "PATH-AMBIGUOUS-001"),
         (["explain", "nonsense"], 2, "nothing is called 'nonsense'"),
         (["list", "--lane=gate"], 0, "gate.expired.refused[haproxy]"),
+        (["list"], 0, "not produced by any stage: a clock that steps, which takes `faketime` in the agent"),
         (["list", "--requirements"], 0, "ROTATE-KEY-003"),
         (["--help"], 0, "selftest"),
     ],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iamroles_scenarios.checks.fault import NOT_PRODUCED, not_produced
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.catalogue import load as load_catalogue
 from iamroles_scenarios.declarations.documents import lines_of, parse
@@ -185,3 +187,12 @@ def test_lines_of_finds_every_key_where_it_was_written(names: list[str], gap: in
 
     for index, name in enumerate(names):
         assert written[lines["steps", index, name] - 1] == f"{name} = 1"
+
+
+def test_faults_that_no_stage_produces_are_named_wherever_faults_are_played() -> None:
+    told = not_produced(["gate.allow", "fault.host.disk"])
+    page = (Path(__file__).parents[2] / "docs" / "under-fire.md").read_text(encoding="utf-8")
+
+    assert len(told) == len(NOT_PRODUCED)
+    assert not_produced(["gate.allow"]) == []
+    assert [what for what in NOT_PRODUCED if f"- {what}" not in page] == []

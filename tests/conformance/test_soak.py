@@ -95,6 +95,7 @@ def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Account, Watche
             lambda soaked: setattr(soaked.samples["agent 1"][-1], "memory", 0) or _grows(soaked),
             "memory of agent 1 grew from 104857600 to 419430400",
         ),
+        (lambda soaked: soaked.unseen.add("haproxy"), "memory and descriptors of haproxy cannot be read"),
     ],
 )  # fmt: skip
 def test_why_a_soak_fails(soaked: Soaked, change, problem: str) -> None:
@@ -132,6 +133,15 @@ def test_what_this_process_uses_is_counted_with_its_children() -> None:
 
     assert memory > 1 << 20
     assert descriptors > 2
+
+
+def test_what_another_user_hides_is_not_counted_as_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden(self: Path) -> None:
+        raise PermissionError(self)
+
+    monkeypatch.setattr(Path, "iterdir", hidden)
+    with pytest.raises(PermissionError):
+        used(os.getpid())
 
 
 def test_bad_arguments_end_with_2() -> None:

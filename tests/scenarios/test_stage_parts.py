@@ -20,7 +20,7 @@ from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
-from iamroles_scenarios.stage.process import Child
+from iamroles_scenarios.stage.process import Child, json_with
 from iamroles_scenarios.stage.spec import FEATURES, find_program
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,20 @@ def test_the_reference_agent_is_described_by_the_contract():
     assert Path(spec.argv()[0]).parent == Path(sys.executable).parent
     assert spec.reload_signal_name == "SIGHUP"
     assert reference_agent().features == spec.features
+
+
+@pytest.mark.parametrize(
+    ("line", "ready"),
+    [
+        ('{"ready": true, "address": "a:1"}', True),
+        ('{"ready": false, "why": "no keys yet"}', False),
+        ('{"level": "info"}', False),
+        ("[true]", False),
+        ("{", False),
+    ],
+)
+def test_only_who_says_so_is_ready(line: str, ready: bool):
+    assert (json_with(line, "ready") is not None) is ready
 
 
 _LAUNCH = 'spec = 1\n[launch]\naddress = "a:1"\n'

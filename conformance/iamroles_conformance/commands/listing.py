@@ -6,6 +6,7 @@ import click
 
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.checks.fault import not_produced
 from iamroles_scenarios.declarations.catalogue import catalogue
 
 
@@ -18,6 +19,8 @@ def list_(*, subject: Subject, requirements: bool) -> None:
     if not requirements:
         for check in planned:
             click.echo(f"{check.name:52} {check.title}")
+        for line in not_produced([check.name for check in planned]):
+            click.echo(line)
         return
     for name, item in catalogue().items():
         proofs = sum(name in check.requirements for check in planned)

@@ -99,7 +99,8 @@ def run(
     counts = Counter(result.verdict.value for _, result in pairs)
     totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{totals} in {found['seconds']} s")
-    for line in (*found["findings"], found["statement"]["sentence"], *found["statement"]["beside"]):
+    told = found["statement"]
+    for line in (*found["findings"], told["sentence"], *told["beside"], *found["not_produced"]):
         click.echo(line)
     if missing := found["not_played"]:
         why = f"the budget of {budget:g} s is over" if over else "interrupted"

@@ -26,6 +26,7 @@ from iamroles_conformance.reports.shape import fault
 from iamroles_conformance.reports.short import as_badge, as_markdown
 from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.checks.fault import not_produced
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
@@ -85,6 +86,7 @@ def document(
             for text in findings(result for _, result in pairs) + (run.burden.told() if run.burden else [])
         ],
         "not_played": sorted({check.name for check in run.planned} - {check["name"] for check in checks}),
+        "not_produced": not_produced([check.name for check in run.planned]),
         **_derived(checks),
         "checks": checks,
     }

@@ -82,6 +82,7 @@ class _Document(_Model):
     statement: _Statement
     findings: list[str] | None = None
     not_played: list[str] | None = None
+    not_produced: list[str] | None = None
     totals: dict[str, int]
     coverage: _Coverage | None = None
     requirements: list[_Requirement]

@@ -90,6 +90,8 @@ class Soaked:
     events: list[Happened] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     """By part."""
+    unseen: set[str] = field(default_factory=set)
+    """Parts of which memory and descriptors cannot be read from here."""
     keys: int = 0
     """So many keys signed identities that verified."""
     problems: list[str] = field(default_factory=list)
@@ -213,9 +215,17 @@ class Soak:
     def _measure(self, found: Soaked, begin: int) -> None:
         at = (now() - begin) / NANO
         parts = {f"agent {n}": world.agent.host_pid for n, world in enumerate(self._place.worlds, 1)}
+        if not self._target.agent.runs:
+            parts = {}
         for part, pid in (parts | {"haproxy": self._place.world.haproxy.host_pid}).items():
-            if pid is not None:
-                found.samples.setdefault(part, []).append(Sample(at, *used(pid)))
+            try:
+                seen = None if pid is None else used(pid)
+            except PermissionError:
+                seen = None
+            if seen is None:
+                found.unseen.add(part)
+            else:
+                found.samples.setdefault(part, []).append(Sample(at, *seen))
 
     # --- what is asked -------------------------------------------------------------------------------------
 
@@ -412,13 +422,17 @@ _STS = {
 
 
 def used(pid: int) -> tuple[int, int]:
-    """Resident bytes and descriptors of a process and all below it; what has gone counts nothing."""
+    """Resident bytes and descriptors of a process and all below it; what has gone counts nothing.
+
+    Raises:
+        PermissionError: another user's.
+    """
     memory = descriptors = 0
     waiting = [pid]
     while waiting:
         one = waiting.pop()
         waiting += children_of(one)
-        with suppress(OSError):
+        with suppress(FileNotFoundError, ProcessLookupError):
             memory += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * 4096
             descriptors += len(list(Path(f"/proc/{one}/fd").iterdir()))
     return memory, descriptors
@@ -438,6 +452,10 @@ def _judge(found: Soaked) -> None:
         found.problems.append(f"{len(found.events)} events, fewer than {LEAST_EVENTS}: nothing was shown")
     if found.seconds < _FLAT_FROM:
         return
+    found.problems += [
+        f"memory and descriptors of {part} cannot be read by this user: run as root"
+        for part in sorted(found.unseen)
+    ]
     for part, samples in found.samples.items():
         quarter = max(1, len(samples) // 4)
         for what, spare in _SPARE.items():

@@ -213,14 +213,16 @@ def _state(pid: int) -> str:
 
 
 def json_with(text: str, key: str) -> dict[str, Any] | None:
-    """The JSON object on a line, if it has this key."""
+    """The JSON object on a line, if it has this key; who is not ready yet may say so."""
     if not text.startswith("{"):
         return None
     try:
         found = json.loads(text)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and key in found else None
+    if not isinstance(found, dict) or key not in found or (key == "ready" and found[key] is not True):
+        return None
+    return found
 
 
 def awaited(key: str) -> str:
