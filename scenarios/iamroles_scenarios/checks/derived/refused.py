@@ -82,7 +82,7 @@ def refused(target: Target) -> str:
     """One fault at a time, while nobody answers for the keys: tokens never seen before are still allowed."""
     with sitting(target, "policy.derived.refused") as here:
         base = whole(here.place.policy)
-        here.force(base, "the policy without a fault")
+        here.force({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")
         good = [Ask("before", question(here.token(roles=["kiosk"])), ALLOWED)]
         here.settle(good)
         here.put(good)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from ipaddress import ip_address
 from typing import Any
 
@@ -154,6 +155,15 @@ for _name, _title, _part in (
     ("nested-groups", "takes a group within a group", "groups hold no groups"),
 ):
     mutant(f"policy.derived-{_name}", kills=["DERIVED-KEY-004"], title=_title, apply=_overlooks(_part))
+
+
+@mutant(
+    "policy.derived-no-schema", kills=["DERIVED-KEY-004"], title="refuses a policy that names its $schema"
+)
+@around(import_module("iamroles_agent.policy.load"), "_parse")
+def _no_schema(sound: Any, *text: Any) -> Any:
+    data, *rest = sound(*text)
+    return {key.lstrip("$"): value for key, value in data.items()}, *rest
 
 
 # --- reloads (kind 4)
