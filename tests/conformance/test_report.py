@@ -198,3 +198,13 @@ def test_the_short_forms_say_no_more_than_the_statement() -> None:
     assert "a \\| b &lt;c&gt;" in report.as_markdown(bad)
     assert "3 of " in ET.fromstring(report.as_badge(good))[0].text  # type: ignore[operator]
     assert "not passed" in report.as_badge(bad)
+
+
+def test_a_summary_names_classes_and_says_what_a_run_says_at_its_end() -> None:
+    found = _document({}) | {"findings": ["it ended"], "not_played": ["a.b"], "not_produced": ["a slow disk"]}
+    told = report.as_markdown(found)
+
+    assert "| wire: " in told
+    assert "- it ended\n" in told
+    assert "- 1 checks that were asked for were not played\n- a slow disk\n" in told
+    assert "a slow disk" in report.as_html(found)

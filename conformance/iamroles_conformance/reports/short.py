@@ -14,16 +14,19 @@ _PER_LETTER = 6.6
 
 
 def as_markdown(found: dict[str, Any]) -> str:
-    """The statement, a table of the classes, and what did not pass."""
+    """The statement, what stands beside it, a table of the classes, and what did not pass."""
     told = found["statement"]
     lines = [f"## {_cell(told['sentence'])}", ""]
-    lines += [f"- {_cell(line)}" for line in told["beside"]]
+    lines += [f"- {_cell(line)}" for line in (*(found.get("findings") or ()), *told["beside"])]
+    if missing := found.get("not_played"):
+        lines.append(f"- {len(missing)} checks that were asked for were not played")
+    lines += [f"- {_cell(line)}" for line in found.get("not_produced") or ()]
     lines += ["", "| class | MUST (core) | MUST (core and strict) | SHOULD |", "|---|---|---|---|"]
     for one in told["classes"]:
         counts = (
             f"{one[grade]['passed']} of {one[grade]['of']} passed" for grade in ("core", "strict", "should")
         )
-        lines.append(f"| {_cell(one['title'])} | {' | '.join(counts)} |")
+        lines.append(f"| {_cell(one['class'] + ': ' + one['title'])} | {' | '.join(counts)} |")
     bad = [one for one in found["checks"] if one["verdict"] not in ("pass", "not-applicable")]
     if bad:
         lines += ["", "| check | verdict | why |", "|---|---|---|"]
