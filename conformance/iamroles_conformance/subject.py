@@ -96,9 +96,20 @@ class Subject:
             budget=budget,
             load=self.load,
         )
-        if self.load and self.address:
-            raise SelectionError("--under-load needs an agent that the stage starts: drop --agent-address.")
-        return Run(self.spec(), planned, options)
+        return Run(self.asked_all_the_while("--under-load") if self.load else self.spec(), planned, options)
+
+    def asked_all_the_while(self, what: str) -> AgentSpec:
+        """The agent, for what asks it with an issuer's tokens in worlds of its own.
+
+        Raises:
+            SelectionError: it runs already, or takes no such tokens.
+        """
+        spec = self.spec()
+        if spec.address:
+            raise SelectionError(f"{what} needs an agent that the stage starts: one that runs will not do.")
+        if not spec.features.get("oidc"):
+            raise SelectionError(f"{what} asks with an issuer's tokens: it needs an agent with `oidc`.")
+        return spec
 
     def allowed_arguments(self) -> Mapping[str, Any] | None:
         """What `allowed` holds.

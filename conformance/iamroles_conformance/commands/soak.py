@@ -50,7 +50,7 @@ def soak(  # noqa: PLR0917 - as click gives them
     used.
     """
     seed = secrets.randbelow(1 << 31) if seed is None else seed
-    spec = subject.spec()
+    spec = subject.asked_all_the_while("a soak")
     again = ["iamroles", "conformance", "soak", *subject.arguments("--"), f"--for={length:g}s"]
     again += [f"--seed={seed}", f"--rate={rate:g}"]
     click.echo(f"soaking {spec.name} {spec.version} for {length:g} s, seed {seed}")
