@@ -147,8 +147,8 @@ def test_what_another_user_hides_is_not_counted_as_nothing(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("launch", "oidc", "said"),
     [
-        ('address = "127.0.0.1:1"', "true", "a soak needs an agent that the stage starts"),
-        ('command = ["iamroles"]', "false", "a soak asks with an issuer's tokens"),
+        ('address = "127.0.0.1:1"', "true", "needs an agent that the stage starts"),
+        ('command = ["iamroles"]', "false", "asks with an issuer's tokens"),
     ],
 )
 def test_whoever_takes_no_tokens_is_not_accused_of_it(
@@ -156,11 +156,16 @@ def test_whoever_takes_no_tokens_is_not_accused_of_it(
 ) -> None:
     agent = tmp_path / "agent.toml"
     agent.write_text(f"spec = 1\n[launch]\n{launch}\n[features]\noidc = {oidc}\n", encoding="utf-8")
-    for words in (["soak"], ["run", "--under-load", "5"]):
-        done = CliRunner().invoke(conformance, [*words, "--agent", str(agent), "--stage", "processes"])
+    for words, what in (
+        (["soak"], "a soak"),
+        (["run", "--under-load", "5"], "--under-load"),
+        (["oracle"], "the oracle"),
+    ):
+        stage = [] if words == ["oracle"] else ["--stage", "processes"]
+        done = CliRunner().invoke(conformance, [*words, "--agent", str(agent), *stage])
 
         assert done.exit_code == 2
-        assert said.replace("a soak", "--under-load" if words[0] == "run" else "a soak") in done.output
+        assert f"{what} {said}" in done.output
 
 
 def test_bad_arguments_end_with_2() -> None:
