@@ -399,8 +399,9 @@ class Run:
 
     def _explained(self, failed: list[CheckResult], target: WireTarget) -> list[CheckResult]:
         """Failures of the wire lane, with their cause where the agent itself is gone."""
+        code = target.ended()  # asked first: its last words are in the log then
         log = target.logs() if target.logs else ""
-        if (code := target.ended()) is not None:
+        if code is not None:
             return [of_the_dead(result, code, log) for result in failed]
         if (why := refuses(target.address)) is not None:
             cause = f"nobody answers at {target.address} any more: {why}"

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import blunt
@@ -71,6 +72,7 @@ def main(fault: str, state: Path | None) -> None:
                 ready(f"127.0.0.1:{server.getsockname()[1]}")
                 for _ in range(3):  # the judge's first looks, then its first check
                     server.accept()[0].close()
+            time.sleep(0.3)  # its end takes a while, as on a busy host: the log is read after it
             sys.stderr.write("out of luck\n")
             sys.exit(9)
         case "kills-the-proxy":
