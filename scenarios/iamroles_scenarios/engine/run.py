@@ -54,7 +54,8 @@ from iamroles_scenarios.errors import SelectionError
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire.target import WireTarget
 
-THREADS = 8
+THREADS = 12
+"""Checks that are played at a time: most wait. What is work is bounded elsewhere (`worlds`)."""
 _ALONE = "fault"
 """The family whose checks are played one at a time, because they break what the host gives."""
 _LATE = 4

@@ -36,7 +36,7 @@ DEFAULT_ISSUER = "corp"
 FEDERATION = "{federation}"
 _IDLE = 6
 """Shared worlds that nobody planned and nobody uses now, kept for who may come."""
-_STARTS = (os.cpu_count() or 1) + 1
+_STARTS = max(os.cpu_count() or 1, 2)
 """Worlds that start at a time. To start one is work and no waiting: more would only take longer, and would
 take time from the checks that are being played."""
 _ISSUER = re.compile(r"(\{idp\}/)([A-Za-z0-9_-]+)")
