@@ -304,6 +304,21 @@ mutant(
 )
 
 
+mutant(
+    "identity.derived-role-asked-for",
+    kills=["DERIVED-REASON-001"],
+    title="names in a refusal a role that the token does not have",
+    apply=around(gate, "encode_verdict")(
+        lambda sound, decision, *rest: sound(
+            replace(decision, role="arn:aws:iam::111111111111:role/brief")
+            if decision.reason is Reason.ROLE_NOT_IN_TOKEN
+            else decision,
+            *rest,
+        )
+    ),
+)
+
+
 @mutant(
     "identity.derived-claims-first",
     kills=["DERIVED-REASON-002"],
