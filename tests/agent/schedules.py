@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -93,6 +94,8 @@ def play(
     seed: int, workers: int, choices: list[Choice], trace: Callable[[str], None] | None = None
 ) -> tuple[Agent, int]:
     """Play a schedule; the agent, and how many events happened."""
+    if next(_plays) % _BETWEEN == 0:
+        gc.collect()  # never while one is played: see `virtual`
     random.seed(seed)
     agent, events = Agent(workers, trace), 0
     for name, x, y in choices:
@@ -104,6 +107,11 @@ def play(
     if not agent.faults:
         finish(agent)
     return agent, events
+
+
+_plays = itertools.count(1)
+_BETWEEN = 16
+"""Schedules between two looks for dead processes, which are cycles."""
 
 
 def shrink(seed: int, workers: int, choices: list[Choice]) -> list[Choice]:
@@ -136,7 +144,11 @@ def _wire(said: Message) -> _Wire:
 
 @contextlib.contextmanager
 def virtual() -> Iterator[None]:
-    """Put virtual parts in place of what would wait, and share what is costly to build and never changes."""
+    """Put virtual parts in place of what would wait, and share what is costly to build and never changes.
+
+    The collector is off. A coroutine of a dead process ends where it is collected: what it then starts would
+    be started in the loop that happens to run, and a seed would not play the same schedule again.
+    """
 
     async def away(work: Callable[[], Any], patience: float | None = None) -> Any:
         loop = asyncio.get_running_loop()
@@ -197,9 +209,11 @@ def virtual() -> Iterator[None]:
     for place, name, new in places:
         setattr(place, name, new)
     logging.disable(logging.CRITICAL)
+    gc.disable()
     try:
         yield
     finally:
+        gc.enable()
         gc.collect()  # what is left of processes that died must not outlive the hook
         logging.disable(logging.NOTSET)
         for place, name, old in before:
@@ -238,7 +252,6 @@ def _start(mutant: str) -> None:
     if mutant:
         _whole.enter_context(planted(mutant))
     run(range(20))
-    gc.set_threshold(50_000, 1_000_000)  # dead processes are cycles; to look for them often takes a tenth
     _settle()
 
 

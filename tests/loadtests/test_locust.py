@@ -56,11 +56,11 @@ def rows(directory):
 @pytest.mark.parametrize("processes", [1, 2], ids=["one", "two"])
 def test_the_numbers_are_the_servers(tmp_path, processes):
     many = ["-u", str(processes), "-r", str(processes)]
-    if processes > 1:
-        with socket.create_server(("127.0.0.1", 0)) as free:  # locust's own port is everybody's
-            port = str(free.getsockname()[1])
-        many += ["--processes", str(processes), "--master-bind-port", port, "--master-port", port]
     with truth("fixed") as server:
+        if processes > 1:
+            with socket.create_server(("127.0.0.1", 0)) as free:  # locust's own port is everybody's
+                port = str(free.getsockname()[1])
+            many += ["--processes", str(processes), "--master-bind-port", port, "--master-port", port]
         done, measured = locust(server.address, tmp_path, "-t", "4s", *many)
     assert done.returncode == 0, done.stderr[-2000:]
 
