@@ -58,8 +58,8 @@ def oracle(*, subject: Subject, seed: int | None, cases: int, number: int | None
 
 
 def _played(subject: Subject, seed: int, numbers: list[int], *, shuffled: bool) -> CampaignReport:
+    spec = subject.asked_all_the_while("the oracle")
     with open_stage("processes") as stage:
-        spec = subject.asked_all_the_while("the oracle")
         worlds = Worlds(stage, spec, haproxy=False)
         try:
             target = Target("gate-spop", stage, spec, worlds, subject.scale)

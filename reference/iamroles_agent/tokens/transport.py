@@ -171,11 +171,11 @@ def _authorities() -> ssl.SSLContext:
     for path in filter(None, (paths.cafile, paths.capath)):
         with contextlib.suppress(FileNotFoundError):
             changed.append(Path(path).stat().st_mtime_ns)
-    return _read(*changed)
+    return _trusting(*changed)
 
 
 @functools.lru_cache(1)
-def _read(*_changed: int) -> ssl.SSLContext:
+def _trusting(*_changed: int) -> ssl.SSLContext:
     return ssl.create_default_context()
 
 

@@ -244,15 +244,20 @@ def _short_end(sound: Any, scope: Any, name: str, kind: Any, value: Any) -> byte
     return bytes(sound(scope, name, DataType.UINT32 if name == "expires" else kind, value))
 
 
+def _refusing(change: Callable[[Any], dict[str, Any]]) -> Apply:
+    """A refusal tells what a change makes of it."""
+    return around(gate, "encode_verdict")(
+        lambda sound, decision, *rest: sound(
+            decision if decision.allow else replace(decision, **change(decision)), *rest
+        )
+    )
+
+
 mutant(
     "identity.derived-backend-of-refusals",
     kills=["DERIVED-REASON-001"],
     title="names a back end beside a refusal",
-    apply=around(gate, "encode_verdict")(
-        lambda sound, decision, *rest: sound(
-            decision if decision.allow else replace(decision, backend="orders-ro"), *rest
-        )
-    ),
+    apply=_refusing(lambda _: {"backend": "orders-ro"}),
 )
 
 
@@ -274,18 +279,16 @@ async def _remembers_claims(sound: Any, self: Any, token: bytes, *rest: Any) -> 
 _claimed: list[str] = []
 
 
-@around(gate, "encode_verdict")
-def _names_who_claims(sound: Any, decision: Any, *rest: Any) -> bytes:
-    if decision.reason is Reason.SIGNATURE_INVALID:
-        decision = replace(decision, principal=_claimed[0], session=_claimed[1])
-    return bytes(sound(decision, *rest))
+def _who_claims(decision: Any) -> dict[str, Any]:
+    forged = decision.reason is Reason.SIGNATURE_INVALID
+    return {"principal": _claimed[0], "session": _claimed[1]} if forged else {}
 
 
 mutant(
     "identity.derived-names-the-forger",
     kills=["DERIVED-REASON-001"],
     title="names in a refusal whom a forged token claims to be",
-    apply=both(_remembers_claims, _names_who_claims),
+    apply=both(_remembers_claims, _refusing(_who_claims)),
 )
 
 
@@ -293,13 +296,8 @@ mutant(
     "identity.derived-late-end",
     kills=["DERIVED-REASON-001"],
     title="tells in a refusal that access ends an hour later",
-    apply=around(gate, "encode_verdict")(
-        lambda sound, decision, *rest: sound(
-            decision
-            if decision.allow or decision.expires is None
-            else replace(decision, expires=decision.expires + 3600),
-            *rest,
-        )
+    apply=_refusing(
+        lambda decision: {} if decision.expires is None else {"expires": decision.expires + 3600}
     ),
 )
 
@@ -308,12 +306,11 @@ mutant(
     "identity.derived-role-asked-for",
     kills=["DERIVED-REASON-001"],
     title="names in a refusal a role that the token does not have",
-    apply=around(gate, "encode_verdict")(
-        lambda sound, decision, *rest: sound(
-            replace(decision, role="arn:aws:iam::111111111111:role/brief")
+    apply=_refusing(
+        lambda decision: (
+            {"role": "arn:aws:iam::111111111111:role/brief"}
             if decision.reason is Reason.ROLE_NOT_IN_TOKEN
-            else decision,
-            *rest,
+            else {}
         )
     ),
 )
