@@ -6,7 +6,6 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
@@ -18,7 +17,7 @@ from iamroles_conformance.commands.options import Command
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.selftest.nursery import Nursery
 from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, mutants, permitted
-from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, Accusation, MutantResult, Selftest
+from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, MutantResult, Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.catalogue import catalogue
@@ -66,7 +65,7 @@ def selftest(
     """
     opened = partial(open_stage, kind, haproxy=haproxy)
     if tolerant:
-        _tolerate(_permitted(families, names), listing, jobs, time_scale, opened, only_together=together)
+        _tolerate(_permitted(families, names), listing, time_scale, opened, only_together=together)
     chosen = _chosen(families, names)
     if listing:
         for found in chosen:
@@ -126,13 +125,12 @@ def _permitted(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant
 def _tolerate(
     chosen: list[Mutant],
     listing: bool,
-    jobs: int,
     time_scale: float,
     opened: Callable[[], Stage],
     *,
     only_together: bool,
 ) -> NoReturn:
-    """Each behaviour alone against the checks that are near it, all together against every check."""
+    """Each behaviour alone, and all together."""
     if listing:
         for found in chosen:
             click.echo(f"{found.id:34} {found.title}")
@@ -141,31 +139,18 @@ def _tolerate(
     with Nursery() as nursery, opened() as stage:
         run = Selftest(stage, _reference(nursery), scale=time_scale)
 
-        def one(behaviours: list[Mutant], families: set[str] | None) -> list[Accusation]:
-            return run.tolerant(behaviours, families)
-
-        with ThreadPoolExecutor(jobs, thread_name_prefix="twin") as pool:
-            singly = [] if only_together or len(chosen) == 1 else chosen
-            alone = {found.id: pool.submit(one, [found], _near(found)) for found in singly}
-            together = pool.submit(one, chosen, None)
-            for name, judged in [
-                *alone.items(),
-                ("all together" if len(chosen) > 1 else chosen[0].id, together),
-            ]:
-                accusations = judged.result()
-                accused += len(accusations)
-                click.echo(f"{'ACCUSED' if accusations else 'tolerated':10} {name}")
-                for each in accusations:
-                    click.echo(f"{'':10}   {each.check}: {each.verdict}: {each.message}")
+        singly = [] if only_together or len(chosen) == 1 else chosen
+        for behaviours in [*([found] for found in singly), chosen]:
+            accusations = run.tolerant(behaviours)
+            accused += len(accusations)
+            name = behaviours[0].id if len(behaviours) == 1 else "all together"
+            click.echo(f"{'ACCUSED' if accusations else 'tolerated':10} {name}")
+            for each in accusations:
+                click.echo(f"{'':10}   {each.check}: {each.verdict}: {each.message}")
     click.echo(
         f"{len(chosen)} permitted behaviours, {accused} accusations; {time.monotonic() - started:.1f} s"
     )
     sys.exit(ExitCode.FAILED if accused else ExitCode.PASSED)
-
-
-def _near(behaviour: Mutant) -> set[str]:
-    """Families of checks that could notice a behaviour by itself; all together are played against each."""
-    return {"wire", "identity"} if behaviour.family == TOLERANT else {behaviour.family}
 
 
 def line(outcome: MutantResult) -> str:

@@ -28,7 +28,7 @@ from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import LANES, PROXY_LANES, Lane, PlannedCheck
 from iamroles_scenarios.engine import wire_lane
 from iamroles_scenarios.engine.play import play
-from iamroles_scenarios.engine.run import called, plan
+from iamroles_scenarios.engine.run import Options, Run, called, plan
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -106,7 +106,7 @@ class Selftest:
         checks = self.checks_for({name for found in chosen for name in found.kills})
         red: list[CheckResult] = []
         for _ in range(2):  # as for the tolerant twin: a busy host fails once
-            results = self._run(self._mutated([]), checks)
+            results = self._whole(self._mutated([]), checks)
             self._sound.update({result.check: result.verdict for result in results})
             red = [result for result in results if result.verdict is not Verdict.PASS]
             failing = {result.check for result in red}
@@ -154,24 +154,15 @@ class Selftest:
             outcome = self._explained(outcome, spec, results)
         return replace(outcome, seconds=time.monotonic() - started)
 
-    def tolerant(self, behaviours: Sequence[Mutant], families: set[str] | None = None) -> list[Accusation]:
-        """What a twin with these behaviours is accused of by MUSTs of `core`.
-
-        Args:
-            behaviours: of `registry.permitted`, all switched on together.
-            families: of checks to play; None for all.
-        """
-        checks = [
-            check
-            for check in self._planned
-            if check.must and check.grade == "core" and (families is None or check.family in families)
-        ]
+    def tolerant(self, behaviours: Sequence[Mutant]) -> list[Accusation]:
+        """What a twin with these behaviours of `registry.permitted` is accused of by MUSTs of `core`."""
+        checks = [check for check in self._planned if check.must and check.grade == "core"]
         names = tuple(found.id for found in behaviours)
         spec = self._mutated(behaviours)
         red: list[CheckResult] = []
         for _ in range(2):  # a busy host accuses once, a wrong check each time
             fine = (Verdict.PASS, Verdict.NOT_APPLICABLE)
-            red = [result for result in self._run(spec, checks) if result.verdict not in fine]
+            red = [result for result in self._whole(spec, checks) if result.verdict not in fine]
             if not red:
                 return []
             accusing = {result.check for result in red}
@@ -187,10 +178,11 @@ class Selftest:
         tried = {result.check for result in results}
         others = [check for check in self._planned if check.lane in lanes and check.id not in tried]
         try:
-            rest = self._run(spec, others)
+            rest = self._whole(spec, others)
         except Exception:  # noqa: BLE001 - only an explanation
             return outcome
-        return replace(outcome, also=[result.check for result in rest if result.verdict is Verdict.FAIL])
+        red = (Verdict.FAIL, Verdict.WARNING, Verdict.DEPARTURE)
+        return replace(outcome, also=[result.check for result in rest if result.verdict in red])
 
     def _killed(self, mutant: Mutant, results: list[CheckResult]) -> dict[str, list[str]]:
         red = [result for result in results if self._turned_red(result)]
@@ -211,11 +203,15 @@ class Selftest:
             return replace(spec, haproxy={**spec.haproxy, "render": [*child, *SHIPPED[1:]]})
         return spec
 
+    def _whole(self, spec: AgentSpec, checks: list[PlannedCheck]) -> list[CheckResult]:
+        """Play all of these against an agent, many at a time."""
+        namespace = f"-s{next(self._numbers)}"
+        options = Options(scale=self._scale)
+        with Run(spec, checks, options, stage=self._stage, namespace=namespace) as run:
+            return list(run.results())
+
     def _run(
-        self,
-        spec: AgentSpec,
-        checks: list[PlannedCheck],
-        enough: Callable[[list[CheckResult]], bool] = lambda _found: False,
+        self, spec: AgentSpec, checks: list[PlannedCheck], enough: Callable[[list[CheckResult]], bool]
     ) -> list[CheckResult]:
         """Play checks of any lanes against an agent started for them, until the results are enough."""
         through_haproxy = any(check.lane in PROXY_LANES for check in checks)

@@ -144,12 +144,22 @@ class Run:
         agent: what is judged.
         planned: which checks; none at all is an error.
         options: how.
+        stage: where, if it is open already: then the run neither opens nor closes one.
+        namespace: what the names of all issuers end in, so that several runs share a stage.
 
     Raises:
         SelectionError: nothing to run, or known failures that name no check or give no reason.
     """
 
-    def __init__(self, agent: AgentSpec, planned: list[PlannedCheck], options: Options | None = None) -> None:
+    def __init__(
+        self,
+        agent: AgentSpec,
+        planned: list[PlannedCheck],
+        options: Options | None = None,
+        *,
+        stage: Stage | None = None,
+        namespace: str = "",
+    ) -> None:
         if not planned:
             raise SelectionError("No check was selected: zero checks prove nothing. Mend the selection.")
         if agent.address and (lanes := {check.lane for check in planned} - {"wire"}):
@@ -162,7 +172,9 @@ class Run:
         late = options.scale * (_LATE if options.load else 1)
         self.agent = replace(agent, ready_within=agent.ready_within * late)
         self.planned = planned
-        self.stage: Stage | None = None
+        self.stage = stage
+        self._shares = stage is not None
+        self._namespace = namespace
         self.haproxy_version = ""
         self._started = time.monotonic()
         self._ended: float | None = None
@@ -198,9 +210,11 @@ class Run:
                 raise
             return
         try:
-            self.stage = open_stage(self.options.stage, self.options.require, self.options.haproxy)
+            if self.stage is None:
+                self.stage = open_stage(self.options.stage, self.options.require, self.options.haproxy)
             through_haproxy = any(check.lane in PROXY_LANES for check in self.planned)
-            self._worlds = Worlds(self.stage, self.agent, haproxy=through_haproxy or bool(self.options.load))
+            haproxy = through_haproxy or bool(self.options.load)
+            self._worlds = Worlds(self.stage, self.agent, haproxy=haproxy, namespace=self._namespace)
             if self.options.load:
                 self.burden = Burden(self._worlds, self.options.load, self.options.scale)
                 self.burden.begin()
@@ -243,7 +257,7 @@ class Run:
                 self.burden.end()
             if self._worlds is not None:
                 self._worlds.close()  # ends what is still being played: after Ctrl-C nobody waits for it
-            if self.stage is not None:
+            if self.stage is not None and not self._shares:
                 self.stage.close()
         for pool in pools:
             pool.shutdown(wait=True)
