@@ -83,6 +83,7 @@ def refused(target: Target) -> str:
     with sitting(target, "policy.derived.refused") as here:
         base = whole(here.place.policy)
         here.force({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")
+        here.force({**base, "x-other": {"grants": [1]}}, "another vendor's table is ignored: 6.1")
         good = [Ask("before", question(here.token(roles=["kiosk"])), ALLOWED)]
         here.settle(good)
         here.put(good)

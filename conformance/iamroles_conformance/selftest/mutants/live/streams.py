@@ -12,6 +12,7 @@ from iamroles_agent.live.console import ConsoleError
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import Ends
 from iamroles_agent.spop import actions
+from iamroles_agent.tokens.keys import KeySet
 from iamroles_conformance.selftest.mutants.gate.proxy import text
 from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.registry import Apply, mutant
@@ -163,6 +164,30 @@ mutant(
     kills=["LIVE-KEY-001"],
     title="lets streams live whose key has left its issuer's set",
     apply=_keys_unseen,
+)
+
+
+_met: set[str] = set()
+"""Keys of all sets that this process has read."""
+
+
+@around(KeySet, "__init__")
+def _meets(sound: Any, self: Any, found: Any, *rest: Any) -> None:
+    sound(self, found, *rest)
+    _met.update(key.kid for key in found)
+
+
+@around(judging, "_gone")
+def _left_unseen(sound: Any, identity: Any, *rest: Any) -> Any:
+    gone = sound(identity, *rest)
+    return None if gone and gone.cause == judging.KEY_REMOVED and identity.key_id not in _met else gone
+
+
+mutant(
+    "live.keys-left-unseen",
+    kills=["LIVE-KEY-001"],
+    title="ends nothing for keys that left their set while it was away",
+    apply=both(_meets, _left_unseen),
 )
 
 

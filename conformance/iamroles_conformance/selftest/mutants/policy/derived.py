@@ -157,13 +157,21 @@ for _name, _title, _part in (
     mutant(f"policy.derived-{_name}", kills=["DERIVED-KEY-004"], title=_title, apply=_overlooks(_part))
 
 
-@mutant(
-    "policy.derived-no-schema", kills=["DERIVED-KEY-004"], title="refuses a policy that names its $schema"
-)
-@around(import_module("iamroles_agent.policy.load"), "_parse")
-def _no_schema(sound: Any, *text: Any) -> Any:
-    data, *rest = sound(*text)
-    return {key.lstrip("$"): value for key, value in data.items()}, *rest
+def _keeps(sign: str) -> Apply:
+    """A loader that does not pass over the keys of the top that begin so."""
+
+    def parse(sound: Any, *text: Any) -> Any:
+        data, *rest = sound(*text)
+        return {key.removeprefix(sign): value for key, value in data.items()}, *rest
+
+    return around(import_module("iamroles_agent.policy.load"), "_parse")(parse)
+
+
+for _name, _title, _sign in (
+    ("no-schema", "refuses a policy that names its $schema", "$"),
+    ("no-neighbour", "refuses a policy with another vendor's table", "x-"),
+):
+    mutant(f"policy.derived-{_name}", kills=["DERIVED-KEY-004"], title=_title, apply=_keeps(_sign))
 
 
 # --- reloads (kind 4)
