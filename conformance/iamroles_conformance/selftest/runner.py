@@ -38,7 +38,7 @@ from iamroles_scenarios.stage.rendering import SHIPPED
 _CHILD = "iamroles_conformance.selftest.mutants"
 _CHEAPEST = ("wire", "gate-spop", "gate", "proxy")
 _WAITING = ("fault.", "fire.")
-"""Mutants whose checks wait for a clock, or for each other."""
+"""Mutants whose checks wait for a clock, mostly."""
 SIDE_BY_SIDE = 8
 """Mutants at a time: each is an agent of its own, and two cores are the least host. Most wait for a clock."""
 

@@ -3,7 +3,7 @@
 A scenario is played once for each lane and its result shared by its checks. Everything is submitted at once
 to a few threads, first what is long and what waits for the clock, so that this overlaps with the work of the
 others; whoever wants a result waits for that one (`Run.result`). The wire lane runs its checks side by side
-by itself and is one job here; checks that wait for each other have one thread of their own.
+by itself and is one job here.
 """
 
 from __future__ import annotations
@@ -56,8 +56,6 @@ from iamroles_scenarios.wire.target import WireTarget
 
 THREADS = 12
 """Checks that are played at a time: most wait. What is work is bounded elsewhere (`worlds`)."""
-_ALONE = "fault"
-"""The family whose checks are played one at a time, because they break what the host gives."""
 _LATE = 4
 """Under load an agent may take so many times as long to get ready as it says."""
 
@@ -182,7 +180,6 @@ class Run:
         self.burden: Burden | None = None
         """The traffic beside the checks, where it was asked for."""
         self._pool: ThreadPoolExecutor | None = None
-        self._alone: ThreadPoolExecutor | None = None
         self._futures: dict[tuple[str, str], Future[CheckResult]] = {
             (check.id, check.lane): Future() for check in planned
         }
@@ -201,7 +198,6 @@ class Run:
             StageError: with one sentence and the logs' tails; nothing is left running.
         """
         self._pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="scenario")
-        self._alone = ThreadPoolExecutor(1, thread_name_prefix="alone")
         if self.agent.address:
             try:
                 answers(self.agent.address, {})
@@ -248,9 +244,8 @@ class Run:
         self._over.set()
         for future in self._futures.values():
             future.cancel()
-        pools = [pool for pool in (self._pool, self._alone) if pool is not None]
-        for pool in pools:
-            pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         if self._ended is None:
             self._ended = time.monotonic()
             if self.burden is not None:
@@ -259,8 +254,8 @@ class Run:
                 self._worlds.close()  # ends what is still being played: after Ctrl-C nobody waits for it
             if self.stage is not None and not self._shares:
                 self.stage.close()
-        for pool in pools:
-            pool.shutdown(wait=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
 
     @property
     def elapsed(self) -> float:
@@ -337,9 +332,8 @@ class Run:
             if job in self._submitted:
                 return
             self._submitted.add(job)
-        pool = self._alone if covers[0].family == _ALONE else self._pool
-        assert pool is not None  # noqa: S101 - open() made it
-        pool.submit(self._work, work, covers)
+        assert self._pool is not None  # noqa: S101 - open() made it
+        self._pool.submit(self._work, work, covers)
 
     def _work(self, work: Callable[[], Iterable[CheckResult]], covers: list[PlannedCheck]) -> None:
         try:

@@ -29,8 +29,6 @@ BACK = 20.0
 _ANSWER = 10.0
 """Seconds, times the scale, that a client waits for an answer."""
 _POLL = 0.05
-_ONE_AT_A_TIME = threading.Lock()
-"""What one of these checks does to the host, the others would feel."""
 FAULTY = (500, 502, 503, 504)
 """What the proxy answers where a part fails."""
 
@@ -90,6 +88,16 @@ class Ground:
             elif turn.wrong(seen):
                 raise self.gate.misjudged(f"{what}: the answer is wrong", turn, seen)
 
+    def unknown(self, what: str, turn: Turn) -> None:
+        """Ask this while nobody can tell who asks: the right answer, a refusal or none will do.
+
+        Raises:
+            CheckFailed: another answer.
+        """
+        seen = self.ask(turn)
+        if seen is not None and seen.status not in (401, *FAULTY) and turn.wrong(seen):
+            raise self.gate.misjudged(f"{what}: the answer is wrong", turn, seen)
+
     def recovers(self, what: str, turns: list[Turn]) -> None:
         """The fault is over: everyone is answered rightly within the bound, then and from then on."""
         began = time.monotonic()
@@ -134,18 +142,6 @@ def ground(
         between: see `Stage.world`.
         suffix: what the names of its issuers end in, if they must be known before.
     """
-    with _ONE_AT_A_TIME, _started(target, override, settings, between, suffix) as found:
-        yield found
-
-
-@contextmanager
-def _started(
-    target: Target,
-    override: Mapping[str, Any] | None,
-    settings: Mapping[str, str] | None,
-    between: Callable[[str, str], str] | None,
-    suffix: str,
-) -> Iterator[Ground]:
     chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(2000 * target.scale)}ms", **(settings or {})}
     spec = WorldSpec(policy="orders", override=dict(override or {}), own=True)
     place = target.worlds.start(spec, suffix or own_suffix(), settings=chosen, between=between)

@@ -90,6 +90,7 @@ def _fresh(place: Ground, count: int) -> list[Turn]:
     requirements=["FAULT-HOST-001"],
     lane="proxy",
     title="an agent without a free descriptor gives no wrong verdict, and serves when it has some again",
+    long=True,
 )
 def descriptors(target: Target) -> str:
     """HAProxy is reloaded, so that it needs connections that the agent cannot take."""
@@ -113,6 +114,7 @@ def _descriptors(pid: int) -> int:
     requirements=["FAULT-HOST-002"],
     lane="proxy",
     title="an agent that gets no more memory gives no wrong verdict, and serves when it gets some again",
+    long=True,
 )
 def memory(target: Target) -> str:
     """Its address space may not grow; questions that it has never seen need some."""
@@ -136,6 +138,7 @@ def _address_space(pid: int) -> int:
     requirements=["FAULT-HOST-003"],
     lane="proxy",
     title="an agent that is starved of the processor kills none of its own, and serves when it gets some",
+    long=True,
 )
 def processor(target: Target) -> str:
     """All of it on one processor at the lowest priority, which others keep busy."""
@@ -242,6 +245,7 @@ def _removed(path: Path) -> Iterator[None]:
     requirements=["FAULT-HOST-004"],
     lane="proxy",
     title="an agent whose audit log cannot be written refuses, and serves when it can",
+    long=True,
 )
 def disk(target: Target) -> str:
     """No file of its may grow, as on a full disk; `audit.on_error` is `deny`."""
@@ -268,6 +272,7 @@ def disk(target: Target) -> str:
     requirements=["FAULT-HOST-005"],
     lane="proxy",
     title="an agent that is killed or frozen opens nothing, and serves when it is back",
+    long=True,
 )
 def agent(target: Target) -> str:
     """Nobody touches the proxy."""
@@ -291,6 +296,7 @@ def agent(target: Target) -> str:
     requirements=["FAULT-HOST-006"],
     lane="proxy",
     title="a proxy that is killed and started again finds an agent that serves it",
+    long=True,
 )
 def haproxy(target: Target) -> str:
     """Its connections to the agent end without a word."""

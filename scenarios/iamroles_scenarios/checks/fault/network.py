@@ -38,6 +38,7 @@ def _all(place: Ground, breaker: Breaker, turns: list[Turn], after: list[Turn] |
     requirements=["FAULT-NET-001"],
     lane="proxy",
     title="whatever happens to the bytes between HAProxy and the agent, nobody gets a wrong verdict",
+    long=True,
 )
 def agent(target: Target) -> str:
     """A verdict is never made of half a frame, and a frame of single bytes is one all the same."""
@@ -61,6 +62,7 @@ def agent(target: Target) -> str:
     lane="proxy",
     title="whatever happens between the agent and an issuer, known keys go on; new ones come after it",
     features={"oidc"},
+    long=True,
 )
 def keys(target: Target) -> str:
     """Tokens of a key that the agent has, of one that was published meanwhile, and of one that never was."""
@@ -80,9 +82,7 @@ def keys(target: Target) -> str:
                 issuer.adopt()
                 new = Turn(_ONE, place.gate.token(sub="bob"), Expectation(status=200, backend="orders-ro"))
                 place.hold(fault, people, served=True)
-                seen = place.ask(new)
-                if seen is not None and seen.status not in (401, 503) and new.wrong(seen):
-                    raise place.gate.misjudged(f"{fault}: a token of a new key", new, seen)
+                place.unknown(f"{fault}, a token of a new key", new)
                 breaker.mends()
                 place.recovers(fault, [new, *people])
             return place.remark
@@ -94,6 +94,7 @@ def keys(target: Target) -> str:
     lane="proxy",
     title="whatever happens between the agent and STS, nobody is allowed whom STS did not confirm",
     features={"sts"},
+    long=True,
 )
 def sts(target: Target) -> str:
     """A credential that STS would confirm, and one that it would not; each of them new each time."""
@@ -127,6 +128,7 @@ def sts(target: Target) -> str:
     requirements=["FAULT-NET-004"],
     lane="proxy",
     title="whatever happens between HAProxy and one backend, requests of others are served as ever",
+    long=True,
 )
 def backend(target: Target) -> str:
     """The backend of readers breaks; those who place orders, and those who must be refused, see nothing."""
@@ -155,6 +157,7 @@ def backend(target: Target) -> str:
     requirements=["FAULT-NET-005"],
     lane="proxy",
     title="whatever happens between a client and HAProxy, it gets its own answer or none; others see nothing",
+    long=True,
 )
 def client(target: Target) -> str:
     """A request in single bytes is a request; half of one reaches nobody."""

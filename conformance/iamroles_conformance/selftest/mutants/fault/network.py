@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from iamroles_agent.reasons import Reason, Refusal
@@ -37,6 +38,23 @@ mutant(
 )
 
 
+async def _never_begun(sound: Any, self: KeySource, kid: str | None) -> None:
+    if self.keys is not None or not self.failures:
+        await sound(self, kid)
+
+
+def _begins_once(sound: Any, self: KeySource, why: str) -> None:
+    (sound if self.keys is not None else partial(_gives_up, sound))(self, why)
+
+
+mutant(
+    "fault.begins-once",
+    kills=["FAULT-NET-002"],
+    title="asks an issuer no more that was down at its start",
+    apply=both(around(KeySource, "_failed")(_begins_once), around(KeySource, "want")(_never_begun)),
+)
+
+
 async def _last_answer(sound: Any, self: Any, question: Any, state: Any, **how: Any) -> Any:
     try:
         self.last_answer = await sound(self, question, state, **how)
@@ -54,6 +72,24 @@ mutant(
         around(StsVerifier, "_call")(_last_answer),
         around(StsVerifier, "_pausing")(lambda _sound, _self, _state, **_how: None),
     ),
+)
+
+
+async def _long_pause(sound: Any, self: Any, question: Any, state: Any, **how: Any) -> Any:
+    before = self.counts["throttled"]
+    try:
+        return await sound(self, question, state, **how)
+    finally:
+        if self.counts["throttled"] > before:
+            for strain in state.strains.values():
+                strain.resume_at += 3600
+
+
+mutant(
+    "fault.sts-throttled",
+    kills=["FAULT-NET-003"],
+    title="asks STS no more for an hour that has throttled it",
+    apply=around(StsVerifier, "_call")(_long_pause),
 )
 
 

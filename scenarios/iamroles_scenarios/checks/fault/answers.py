@@ -1,0 +1,98 @@
+"""What an issuer and STS answer: nothing, too late, too much, nonsense, somebody else's.
+
+What must be refused while it lasts is played elsewhere (`identity.cold`, `identity.keys`, `identity.sts`).
+Here is the whole way, through HAProxy: who is served meanwhile, and how soon everybody is afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iamroles_scenarios.checks.fault.ground import ground, own_suffix
+from iamroles_scenarios.checks.identity.caller import ACTION, EDGE, session_of
+from iamroles_scenarios.checks.proxy.traffic import Turn, shut
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.target import Target
+
+_ONE = RequestSpec(path="/orders/1")
+_SERVED = Expectation(status=200, backend="orders-ro")
+_EVERYWHERE: dict[str, dict[str, Any]] = {
+    "down": {"kind": "cut"},
+    "stalled": {"kind": "stall"},
+    "slow": {"kind": "slow", "seconds": 0.3},
+    "redirecting": {"kind": "redirect", "location": "http://127.0.0.1:1/"},
+    "malformed": {"kind": "malformed"},
+    "failing": {"kind": "status", "status": 500},
+}
+_OF_ISSUERS = _EVERYWHERE | {
+    "dripping": {"kind": "drip", "seconds": 0.2},
+    "oversized": {"kind": "oversized"},
+    "lying": {"kind": "malformed", "body": '{"keys": {}}'},
+}
+_OF_STS = _EVERYWHERE | {"throttling": {"kind": "throttle"}}
+
+
+@check(
+    "fault.answers.keys",
+    requirements=["FAULT-NET-002"],
+    lane="proxy",
+    title="whatever an issuer answers, from the start or later, known keys go on; new ones come after it",
+    features={"oidc"},
+    long=True,
+)
+def keys(target: Target) -> str:
+    """Tokens of a key that the agent has, and of one that was published meanwhile."""
+    suffix = own_suffix()
+    issuer = target.worlds.issuer(f"corp{suffix}")
+    issuer.fault("*", **_EVERYWHERE["failing"])
+    times = {"refresh": "1s", "cooldown": "1s", "max_stale": "1h", "timeout": "1s"}
+    with ground(target, override={"keys": times}, suffix=suffix) as place:
+        people = place.gate.person("alice")
+        place.hold("failing from the start", people)
+        issuer.clear()
+        place.recovers("failing from the start", people)
+        for what, fault in _OF_ISSUERS.items():
+            issuer.fault("*", **fault)
+            issuer.announce()
+            issuer.adopt()
+            new = Turn(_ONE, place.gate.token(sub="bob"), _SERVED)
+            place.hold(what, people, served=True)
+            place.unknown(f"{what}, a token of a new key", new)
+            issuer.clear()
+            place.recovers(what, [new, *people])
+        return place.remark
+
+
+@check(
+    "fault.answers.sts",
+    requirements=["FAULT-NET-003"],
+    lane="proxy",
+    title="whatever STS answers, nobody is allowed whom it did not confirm, and callers are served after it",
+    features={"sts"},
+    long=True,
+)
+def sts(target: Target) -> str:
+    """A credential that STS would confirm, and one that it would not; each of them new each time."""
+    suffix = own_suffix()
+    host = f"answers{suffix}.sts.example"
+    table = {
+        "name": "sts", "endpoint": target.stage.urls["sts"], "hosts": [host], "timeout": "1s",
+        "binding_header": "x-iam-edge", "binding_value": EDGE, "insecure_http": True,
+    }  # fmt: skip
+    with ground(target, override={"sts": [table]}, suffix=suffix) as place:
+        cloud = target.stage.cloud
+        session, used = session_of(cloud, "reader"), iter(range(300, 900))
+
+        def asked(expected: Expectation, **recipe: str) -> Turn:
+            recipe = {"expires": next(used), **recipe}  # type: ignore[dict-item]
+            return Turn(_ONE, cloud.presign_caller_identity(session, EDGE, recipe, host=host), expected)
+
+        place.recovers("start", [asked(_SERVED)])
+        for what, fault in _OF_STS.items():
+            cloud.fault(f"{ACTION}@{host}", **fault)
+            place.unknown(what, asked(_SERVED))
+            place.hold(what, [asked(shut(401), secret="wrong")])  # noqa: S106 - no secret
+            cloud.clear(f"{ACTION}@{host}")
+            place.recovers(what, [asked(_SERVED)])
+        return place.remark
