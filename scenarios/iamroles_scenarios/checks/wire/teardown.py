@@ -314,15 +314,23 @@ async def sigterm(target: WireTarget) -> None:
             raise fail(connection, f"after SIGTERM the agent {what}", expected="exit 0")
 
 
-async def _accepts(address: str) -> bool:
-    """Whether a new connection is served: a listening socket without an agent behind it does not count."""
+async def _accepts(address: str, seen: list[str] | None = None) -> bool:
+    """Whether a new connection is served: a listening socket without an agent behind it does not count.
+
+    Args:
+        address: of the agent.
+        seen: gets what came where it is not.
+    """
+    seen = [] if seen is None else seen
     try:
         connection = await open_connection(address, within=1.0)
-    except UnreachableError:
+    except UnreachableError as error:
+        seen.append(str(error))
         return False
     try:
         await connection.hello()
-    except WireError:
+    except WireError as error:
+        seen.append(str(error))
         return False
     finally:
         connection.close()
@@ -352,8 +360,10 @@ async def connection_limit(target: WireTarget) -> None:
             for connection in held:
                 await must_serve(target, connection)
             held.pop().close()
-            if not await eventually(target, lambda: _accepts(process.address)):
-                raise fail(held[0], "a connection was freed, but no new one is served")
+            seen: list[str] = []
+            if not await eventually(target, lambda: _accepts(process.address, seen)):
+                told = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
+                raise fail(held[0], f"a connection was freed, but no new one is served ({told})")
         finally:
             for connection in held:
                 connection.close()
