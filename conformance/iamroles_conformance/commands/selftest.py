@@ -6,6 +6,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
@@ -23,6 +24,9 @@ from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
+
+_TWINS = 3
+"""Tolerant twins side by side, at the most: each plays many checks at a time."""
 
 
 @click.command(cls=Command)
@@ -65,7 +69,7 @@ def selftest(
     """
     opened = partial(open_stage, kind, haproxy=haproxy)
     if tolerant:
-        _tolerate(_permitted(families, names), listing, time_scale, opened, only_together=together)
+        _tolerate(_permitted(families, names), listing, jobs, time_scale, opened, only_together=together)
     chosen = _chosen(families, names)
     if listing:
         for found in chosen:
@@ -125,6 +129,7 @@ def _permitted(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant
 def _tolerate(
     chosen: list[Mutant],
     listing: bool,
+    jobs: int,
     time_scale: float,
     opened: Callable[[], Stage],
     *,
@@ -136,12 +141,11 @@ def _tolerate(
             click.echo(f"{found.id:34} {found.title}")
         sys.exit(ExitCode.PASSED)
     started, accused = time.monotonic(), 0
-    with Nursery() as nursery, opened() as stage:
+    with Nursery() as nursery, opened() as stage, ThreadPoolExecutor(min(jobs, _TWINS)) as pool:
         run = Selftest(stage, _reference(nursery), scale=time_scale)
-
         singly = [] if only_together or len(chosen) == 1 else chosen
-        for behaviours in [*([found] for found in singly), chosen]:
-            accusations = run.tolerant(behaviours)
+        twins = [*([found] for found in singly), chosen]
+        for behaviours, accusations in zip(twins, pool.map(run.tolerant, twins), strict=True):
             accused += len(accusations)
             name = behaviours[0].id if len(behaviours) == 1 else "all together"
             click.echo(f"{'ACCUSED' if accusations else 'tolerated':10} {name}")
