@@ -74,6 +74,15 @@ def test_haproxy_takes_an_agent_on_a_unix_socket():
 # --- choosing ---------------------------------------------------------------------------------------------
 
 
+def test_a_world_that_is_closed_leaves_no_files():
+    with open_stage("processes") as stage:
+        with stage.world(spec(), POLICY) as world:
+            place = Path(world.haproxy.place.master).parent
+            assert place.is_dir()
+
+        assert not place.exists()
+
+
 def test_auto_without_an_engine_is_processes_and_says_why(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
 

@@ -118,7 +118,8 @@ class AgentProcess:
         return address, address
 
     def close(self) -> None:
-        """Nothing of its own: the directory goes with the stage."""
+        """Remove the directory, HAProxy's part of it too: a stage may see thousands of worlds."""
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class HaproxyProcess:
