@@ -10,10 +10,14 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from iamroles_scenarios.checks.fault.ground import BACK, Ground, ground, own_suffix
 from iamroles_scenarios.checks.proxy.traffic import Turn
@@ -23,8 +27,9 @@ from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.errors import Inapplicable, Untestable
 
-_DEEP = 1.0
+_DEEP = 1.5
 """Seconds that one of its threads has waited for the processor at a time, if it was starved."""
+_LOOK = 0.05
 _STARVED = 3.0
 """Seconds, times the scale, without a processor: longer than any heartbeat should be."""
 _PATIENCE = 15.0
@@ -146,16 +151,15 @@ def processor(target: Target) -> str:
         people = place.gate.person("alice")
         place.recovers("start", people)
         before = _processes(place)
-        waits = _Waits(before)
-        with _starved(before):
-            began = time.monotonic()
-            while (spent := time.monotonic() - began) < place.gate.seconds(_STARVED) or (
-                waits.deepest < _DEEP and spent < place.gate.seconds(_PATIENCE)
-            ):
-                place.hold("no processor", people)
-                waits.look()
-        place.recovers("no processor", people)
-        waits.look()  # what began to wait before the end is told once it runs
+        with _Waits(before) as waits:
+            with _starved(before):
+                began = time.monotonic()
+                for turn in cycle(people):
+                    place.hold("no processor", [turn])
+                    spent = time.monotonic() - began
+                    if spent > place.gate.seconds(_STARVED if waits.deepest >= _DEEP else _PATIENCE):
+                        break
+            place.recovers("no processor", people)
         if waits.deepest < _DEEP:
             raise Untestable("the agent cannot be starved of the processor here")
         if (after := _processes(place)) != before:
@@ -164,32 +168,43 @@ def processor(target: Target) -> str:
 
 
 class _Waits:
-    """How long a thread of these processes has waited for a processor at a time (proc(5), schedstat).
+    """How long a thread of these processes waits for a processor at a time, while the block runs.
 
-    The kernel tells it when the thread runs again. So what has come since the last look, less the time since
-    then, is the least that was waited in one piece.
+    The kernel counts a wait when it is over (proc(5), schedstat). So what has come since the last look, less
+    the time since then, is the least that was waited in one piece.
     """
 
     def __init__(self, pids: list[int]) -> None:
         self._pids = pids
-        self._seen = time.monotonic()
-        self._told = self._read()
+        self._over = threading.Event()
+        self._looking = threading.Thread(target=self._look, daemon=True)
         self.deepest = 0.0
 
-    def _read(self) -> dict[Path, int]:
-        told = {}
+    def __enter__(self) -> Self:
+        self._looking.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._looking.join()
+
+    def _look(self) -> None:
+        former, seen = self._counted(), time.monotonic()
+        while not self._over.wait(_LOOK):
+            counted, now = self._counted(), time.monotonic()
+            came = (waited - former.get(thread, waited) for thread, waited in counted.items())
+            self.deepest = max(self.deepest, max(came, default=0.0) - (now - seen))
+            former, seen = counted, now
+
+    def _counted(self) -> dict[Path, float]:
+        found = {}
         for pid in self._pids:
             for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
                 with suppress(OSError, ValueError):
-                    told[thread] = int(thread.read_text().split()[1])
-        return told
-
-    def look(self) -> None:
-        told, now = self._read(), time.monotonic()
-        for thread, waited in told.items():
-            piece = (waited - self._told.get(thread, waited)) / 1e9 - (now - self._seen)
-            self.deepest = max(self.deepest, piece)
-        self._told, self._seen = told, now
+                    found[thread] = int(thread.read_text().split()[1]) / 1e9
+        return found
 
 
 @contextmanager
