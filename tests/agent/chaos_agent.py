@@ -205,8 +205,9 @@ class World:
         what = self.chance.choices(FAULTS, WEIGHTS)[0]
         self.ledger.counts["faults"] += 1
         self.ledger.counts[f"fault {what}"] += 1
-        victims = self.members()
-        victim = self.chance.choice(victims) if victims else 0
+        if not (victims := self.members()):
+            return  # all are dead just now; a signal to process 0 would reach the whole group of the tests
+        victim = self.chance.choice(victims)
         with contextlib.suppress(ProcessLookupError):
             match what:
                 case "kill":
