@@ -391,7 +391,8 @@ def test_a_stream_cut_or_added_to_is_found(tmp_path):
     captured = tmp_path / "captured.log"
     for at in records[5:-5:41]:
         captured.write_bytes(b"".join(texts[:at] + texts[at + 1 :]))
-        assert not verify([captured], mixed=True).whole, at
+        # Complete, because it may be the last record of a worker that was done early.
+        assert not verify([captured], mixed=True, complete=True).whole, at
         captured.write_bytes(b"".join([*texts[:at], texts[records[3]], *texts[at:]]))
         assert not verify([captured], mixed=True).whole, at
 
