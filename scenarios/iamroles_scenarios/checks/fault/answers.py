@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from iamroles_scenarios.checks.fault.ground import ground, own_suffix
-from iamroles_scenarios.checks.identity.caller import ACTION, EDGE, session_of
+from iamroles_scenarios.checks.fault.ground import ONE, SERVED, ground, own_suffix, sts_ground
+from iamroles_scenarios.checks.identity.caller import ACTION
 from iamroles_scenarios.checks.proxy.traffic import Turn, shut
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.target import Target
 
-_ONE = RequestSpec(path="/orders/1")
-_SERVED = Expectation(status=200, backend="orders-ro")
 _EVERYWHERE: dict[str, dict[str, Any]] = {
     "down": {"kind": "cut"},
     "stalled": {"kind": "stall"},
@@ -56,7 +53,7 @@ def keys(target: Target) -> str:
             issuer.fault("*", **fault)
             issuer.announce()
             issuer.adopt()
-            new = Turn(_ONE, place.gate.token(sub="bob"), _SERVED)
+            new = Turn(ONE, place.gate.token(sub="bob"), SERVED)
             place.hold(what, people, served=True)
             place.unknown(f"{what}, a token of a new key", new)
             issuer.clear()
@@ -74,25 +71,13 @@ def keys(target: Target) -> str:
 )
 def sts(target: Target) -> str:
     """A credential that STS would confirm, and one that it would not; each of them new each time."""
-    suffix = own_suffix()
-    host = f"answers{suffix}.sts.example"
-    table = {
-        "name": "sts", "endpoint": target.stage.urls["sts"], "hosts": [host], "timeout": "1s",
-        "binding_header": "x-iam-edge", "binding_value": EDGE, "insecure_http": True,
-    }  # fmt: skip
-    with ground(target, override={"sts": [table]}, suffix=suffix) as place:
-        cloud = target.stage.cloud
-        session, used = session_of(cloud, "reader"), iter(range(300, 900))
-
-        def asked(expected: Expectation, **recipe: str) -> Turn:
-            recipe = {"expires": next(used), **recipe}  # type: ignore[dict-item]
-            return Turn(_ONE, cloud.presign_caller_identity(session, EDGE, recipe, host=host), expected)
-
-        place.recovers("start", [asked(_SERVED)])
+    cloud = target.stage.cloud
+    with sts_ground(target, target.stage.urls["sts"]) as (place, host, asked):
+        place.recovers("start", [asked(SERVED)])
         for what, fault in _OF_STS.items():
             cloud.fault(f"{ACTION}@{host}", **fault)
-            place.unknown(what, asked(_SERVED))
+            place.unknown(what, asked(SERVED))
             place.hold(what, [asked(shut(401), secret="wrong")])  # noqa: S106 - no secret
             cloud.clear(f"{ACTION}@{host}")
-            place.recovers(what, [asked(_SERVED)])
+            place.recovers(what, [asked(SERVED)])
         return place.remark

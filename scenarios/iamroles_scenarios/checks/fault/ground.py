@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iamroles_scenarios import recording
+from iamroles_scenarios.checks.identity.caller import EDGE, session_of
 from iamroles_scenarios.checks.proxy.traffic import Gate, Turn
-from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
 from iamroles_scenarios.engine.http import HttpConnection
 from iamroles_scenarios.engine.observation import Observation, describe
 from iamroles_scenarios.engine.players import observed, raw_request
@@ -29,6 +30,9 @@ BACK = 20.0
 _ANSWER = 10.0
 """Seconds, times the scale, that a client waits for an answer."""
 _POLL = 0.05
+ONE = RequestSpec(path="/orders/1")
+SERVED = Expectation(status=200, backend="orders-ro")
+"""Of `ONE`, for readers."""
 FAULTY = (500, 502, 503, 504)
 """What the proxy answers where a part fails."""
 
@@ -147,6 +151,30 @@ def ground(
     place = target.worlds.start(spec, suffix or own_suffix(), settings=chosen, between=between)
     with place.world, closing(Gate(target, place)) as gate:
         yield Ground(gate, (place.world.proxy.host, place.world.proxy.port))
+
+
+Asked = Callable[..., Turn]
+"""What is expected of it, and a recipe, to a question with a credential that nobody has shown before."""
+
+
+@contextmanager
+def sts_ground(target: Target, endpoint: str) -> Iterator[tuple[Ground, str, Asked]]:
+    """A ground whose agent asks STS at an endpoint; with the host that only its calls name."""
+    suffix = own_suffix()
+    host = f"fault{suffix}.sts.example"
+    table = {
+        "name": "sts", "endpoint": endpoint, "hosts": [host], "timeout": "1s",
+        "binding_header": "x-iam-edge", "binding_value": EDGE, "insecure_http": True,
+    }  # fmt: skip
+    with ground(target, override={"sts": [table]}, suffix=suffix) as place:
+        cloud = target.stage.cloud
+        session, used = session_of(cloud, "reader"), iter(range(300, 900))
+
+        def asked(expected: Expectation, **recipe: object) -> Turn:
+            text = cloud.presign_caller_identity(session, EDGE, {"expires": next(used), **recipe}, host=host)
+            return Turn(ONE, text, expected)
+
+        yield place, host, asked
 
 
 def own_suffix() -> str:

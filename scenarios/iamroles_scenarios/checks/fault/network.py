@@ -9,17 +9,13 @@ from __future__ import annotations
 from contextlib import closing
 from urllib.parse import urlsplit
 
-from iamroles_scenarios.checks.fault.ground import Ground, ground, own_suffix
-from iamroles_scenarios.checks.identity.caller import EDGE, session_of
+from iamroles_scenarios.checks.fault.ground import ONE, SERVED, Ground, ground, own_suffix, sts_ground
 from iamroles_scenarios.checks.proxy.traffic import Turn, shut
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.breaker import FAULTS, Breaker
 
 _DELAYS = ("late", "drip")
-_ONE = RequestSpec(path="/orders/1")
-_SERVED = Expectation(status=200, backend="orders-ro")
 
 
 def _all(place: Ground, breaker: Breaker, turns: list[Turn], after: list[Turn] | None = None) -> str:
@@ -80,7 +76,7 @@ def keys(target: Target) -> str:
                 breaker.breaks(fault)
                 issuer.announce()
                 issuer.adopt()
-                new = Turn(_ONE, place.gate.token(sub="bob"), Expectation(status=200, backend="orders-ro"))
+                new = Turn(ONE, place.gate.token(sub="bob"), SERVED)
                 place.hold(fault, people, served=True)
                 place.unknown(f"{fault}, a token of a new key", new)
                 breaker.mends()
@@ -98,29 +94,18 @@ def keys(target: Target) -> str:
 )
 def sts(target: Target) -> str:
     """A credential that STS would confirm, and one that it would not; each of them new each time."""
-    suffix = own_suffix()
-    host = f"fault{suffix}.sts.example"
-    with Breaker(target.stage.host, urlsplit(target.stage.urls["sts"]).netloc) as breaker:
-        table = {
-            "name": "sts", "endpoint": f"http://{breaker.address}", "hosts": [host], "timeout": "1s",
-            "binding_header": "x-iam-edge", "binding_value": EDGE, "insecure_http": True,
-        }  # fmt: skip
-        with ground(target, override={"sts": [table]}, suffix=suffix) as place:
-            cloud = target.stage.cloud
-            session, used = session_of(cloud, "reader"), iter(range(300, 900))
-
-            def asked(expected: Expectation, **recipe: str) -> Turn:
-                recipe = {"expires": next(used), **recipe}  # type: ignore[dict-item]
-                return Turn(_ONE, cloud.presign_caller_identity(session, EDGE, recipe, host=host), expected)
-
-            place.recovers("start", [asked(_SERVED)])
-            for fault in FAULTS:
-                breaker.breaks(fault)
-                place.hold(fault, [asked(_SERVED)], served=fault == "drip")
-                place.hold(fault, [asked(shut(401), secret="wrong")])  # noqa: S106 - no secret
-                breaker.mends()
-                place.recovers(fault, [asked(_SERVED)])
-            return place.remark
+    with (
+        Breaker(target.stage.host, urlsplit(target.stage.urls["sts"]).netloc) as breaker,
+        sts_ground(target, f"http://{breaker.address}") as (place, _, asked),
+    ):
+        place.recovers("start", [asked(SERVED)])
+        for fault in FAULTS:
+            breaker.breaks(fault)
+            place.hold(fault, [asked(SERVED)], served=fault == "drip")
+            place.hold(fault, [asked(shut(401), secret="wrong")])  # noqa: S106 - no secret
+            breaker.mends()
+            place.recovers(fault, [asked(SERVED)])
+        return place.remark
 
 
 @check(
