@@ -1,4 +1,4 @@
-"""The judge shares no code with a player: the direction of imports between the four packages."""
+"""The judge shares no code with a player: the direction of imports between the five packages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
     "iamroles_agent": ROOT / "reference/iamroles_agent",
+    "iamroles_tools": ROOT / "reference/iamroles_tools",
     "iamroles_scenarios": ROOT / "scenarios/iamroles_scenarios",
     "iamroles_conformance": ROOT / "conformance/iamroles_conformance",
     "iamroles_loadtests": ROOT / "loadtests/iamroles_loadtests",
 }
 MAY_IMPORT = {
     "iamroles_agent": set(),
+    "iamroles_tools": {"iamroles_agent"},
     "iamroles_scenarios": set(),
     "iamroles_conformance": {"iamroles_scenarios"},
     "iamroles_loadtests": {"iamroles_scenarios"},
@@ -68,7 +70,12 @@ def test_the_test_sees_each_way_to_import():
 
 
 def test_only_agent_tests_and_changed_agents_import_the_agent():
-    may = (ROOT / "tests/agent", ROOT / "tests/conformance/agents")
+    may = (
+        ROOT / "tests/agent",
+        ROOT / "tests/tools",
+        ROOT / "tests/support",
+        ROOT / "tests/conformance/agents",
+    )
     wrong = [
         str(file.relative_to(ROOT))
         for file in (ROOT / "tests").rglob("*.py")

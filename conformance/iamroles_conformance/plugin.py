@@ -105,7 +105,7 @@ class ConformanceModule(pytest.Module):
 
     def collect(self) -> Iterator[CheckItem]:
         """One item for each check of the lanes asked for; starts nothing."""
-        from iamroles_scenarios.errors import DocumentError, SelectionError  # noqa: PLC0415
+        from iamroles_scenarios.base.errors import DocumentError, SelectionError  # noqa: PLC0415
 
         try:
             planned = _subject(self.config).planned()
@@ -206,7 +206,7 @@ def _running(session: pytest.Session) -> Run:
     if _RUN in config.stash:
         return config.stash[_RUN]
     from iamroles_conformance.reports import bundle, report  # noqa: PLC0415
-    from iamroles_scenarios.errors import AgentFileError, SelectionError, StageError  # noqa: PLC0415
+    from iamroles_scenarios.base.errors import AgentFileError, SelectionError, StageError  # noqa: PLC0415
 
     try:
         for name, prepare in (("report", report.prepared), ("evidence", bundle.prepared)):

@@ -9,10 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from iamroles_scenarios.base.errors import SelectionError
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import Grade
 from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck
-from iamroles_scenarios.engine.run import Options, Run, plan
-from iamroles_scenarios.errors import SelectionError
+from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.spec import is_address
 

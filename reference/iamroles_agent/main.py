@@ -1,4 +1,4 @@
-"""The `iamroles` command: a dispatcher over the groups of the four packages.
+"""The `iamroles` command: a dispatcher over the groups of the five packages.
 
 A group is loaded only when it is called, so `iamroles agent run` never pays for, or needs, the conformance
 extra.
@@ -21,15 +21,15 @@ from iamroles_agent import __version__
 
 _GROUPS = {
     "agent": ("agent", "", "Run the reference SPOE agent."),
-    "audit": ("agent", "", "Verify, query, sign and prove the audit log."),
+    "audit": ("tools", "", "Verify, query, sign and prove the audit log."),
     "bench": ("loadtests", "load", "Measure the agent and its parts."),
     "conformance": ("conformance", "conformance", "Judge an agent against the specification."),
     "demo": ("scenarios", "conformance", "Walk through allow, deny, expiry, overlap and rotation."),
     "load": ("loadtests", "load", "Measure token-check latency through HAProxy."),
-    "policy": ("agent", "", "Check, explain, compare and render a policy."),
+    "policy": ("tools", "", "Check, explain, compare and render a policy."),
     "revoke": ("agent", "", "Take access away at once."),
     "sessions": ("agent", "", "Show and end open streams."),
-    "token": ("agent", "", "Mint and inspect test tokens."),
+    "token": ("tools", "", "Mint and inspect test tokens."),
     "trace": ("conformance", "conformance", "Decode a captured SPOP byte stream."),
 }
 """By name: the package whose `commands` has a module of that name, the extra that it needs, what it does."""
@@ -46,7 +46,7 @@ class _Commands(click.Group):
             return None
         package, extra, _ = _GROUPS[cmd_name]
         gc.disable()  # what is imported stays: looking through it again and again takes a tenth of a start
-        if package == "agent":
+        if package in ("agent", "tools"):
             # Of pydantic no plugin is wanted, and looking for them takes a twentieth.
             os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         try:

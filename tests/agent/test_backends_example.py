@@ -11,7 +11,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from iamroles_agent.identity import Decision
+from iamroles_agent.base.identity import Decision
 from iamroles_agent.identity_header import KeyRing, Signer
 
 ROOT = Path(__file__).parents[2]

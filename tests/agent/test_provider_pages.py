@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tokens_support import EC_KEY, NOW, public_jwk
 
-from iamroles_agent.config import Config, Issuer, Limits
-from iamroles_agent.identity import Identity
+from iamroles_agent.base.config import Config, Issuer, Limits
+from iamroles_agent.base.identity import Identity
+from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.policy import load_text
-from iamroles_agent.reasons import Refusal
 from iamroles_agent.tokens.claims import AWS_CLAIMS, ClaimRules
 from iamroles_agent.tokens.jws import Header
 from iamroles_agent.tokens.keys import KeySet

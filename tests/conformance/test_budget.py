@@ -11,10 +11,11 @@ from click.testing import CliRunner, Result
 
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.results import CheckResult
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.importance import by_importance
-from iamroles_scenarios.engine.run import Run, plan
+from iamroles_scenarios.engine.run import Run
 
 _AUDIENCE = ("--stage=processes", "--lane=gate-spop", "--check=gate.audience", "--check=gate.no-token")
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iamroles_scenarios.base.errors import DocumentError
 from iamroles_scenarios.checks.fault import NOT_PRODUCED, not_produced
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.catalogue import load as load_catalogue
 from iamroles_scenarios.declarations.documents import lines_of, parse
 from iamroles_scenarios.declarations.scenario import ALL_LANES, Scenario, merged, policy_of, scenarios
 from iamroles_scenarios.declarations.scenario import load as load_scenarios
-from iamroles_scenarios.engine.run import plan
-from iamroles_scenarios.errors import DocumentError
 
 _GOOD = """id = "gate.example"
 title = "An example"

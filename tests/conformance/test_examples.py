@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import AgentFileError
+from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.engine.run import selected_by
-from iamroles_scenarios.errors import AgentFileError
 from iamroles_scenarios.stage import AgentSpec, haproxies
 
 CONFORMANCE = Path(__file__).parents[2] / "conformance"

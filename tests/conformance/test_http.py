@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from iamroles_scenarios.base.errors import HttpFault
 from iamroles_scenarios.engine.http import HttpConnection, redacted, request_bytes
-from iamroles_scenarios.errors import HttpFault
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from iamroles_conformance.commands.matrix import chosen, exit_code, matrix
 from iamroles_conformance.errors import PageError
 from iamroles_conformance.reports.matrix import BEGIN, END, Column, Page, as_markdown
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.declarations.catalogue import catalogue
-from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.stage import Offer, offered
 
 PROCESSES = Offer("processes", "The stage is processes: asked for.", ("2.8", "3.0"))

@@ -12,8 +12,10 @@ from click.testing import CliRunner, Result
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
 from iamroles_conformance.subject import default_agent_toml
+from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import Verdict
-from iamroles_scenarios.engine.run import Options, Run, plan, selected_by
+from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.rendering import refusal
 

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import Evidence
+from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.engine.run import Run, plan, selected_by
-from iamroles_scenarios.errors import Evidence
+from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.stage import AgentSpec
 
 

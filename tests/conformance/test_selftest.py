@@ -15,9 +15,9 @@ from iamroles_conformance.selftest import registry
 from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import MutantResult, Selftest
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.engine.run import plan
 
 
 def test_every_id_is_in_the_catalogue():

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from iamroles_conformance.commands.conformance import conformance
+from iamroles_scenarios.checks.oracle.generate import world as drawn
+from iamroles_scenarios.checks.oracle.judge import judge
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.scenario import policy_of, scenarios
-from iamroles_scenarios.oracle.generate import world as drawn
-from iamroles_scenarios.oracle.judge import judge
 
 ROOT = Path(__file__).parents[2]
 SPEC = (ROOT / "conformance" / "SPEC.md").read_text(encoding="utf-8")

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from iamroles_conformance.reports import explain
+from iamroles_scenarios.base.errors import Evidence, SelectionError, StageError
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.documents import parse
+from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck, Scenario, scenarios
 from iamroles_scenarios.engine.play import play
-from iamroles_scenarios.engine.run import Options, Run, plan, selected_by, traced, with_known
+from iamroles_scenarios.engine.run import Options, Run, traced, with_known
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import Evidence, SelectionError, StageError
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 
 _AGENT = Path(__file__).parent / "agents" / "blunt.py"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from iamroles_loadtests.asking.gate_config import NOWHERE, GateConfigError, shipped
 from iamroles_loadtests.bench import agent, docs, gate, variants
 from iamroles_loadtests.bench.rounds import ratio
 from iamroles_loadtests.commands.bench import bench
-from iamroles_loadtests.gate_config import NOWHERE, GateConfigError, shipped
 from iamroles_scenarios.stage.haproxies import find
 
 

@@ -6,7 +6,7 @@ from hdrh.histogram import HdrHistogram
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_loadtests.histogram import HIGHEST, Histogram
+from iamroles_loadtests.measuring.histogram import HIGHEST, Histogram
 
 values = st.lists(st.integers(0, HIGHEST), min_size=1, max_size=200)
 

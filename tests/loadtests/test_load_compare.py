@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from iamroles_loadtests import result
-from iamroles_loadtests.book import Book
 from iamroles_loadtests.commands.load import load
-from iamroles_loadtests.compare import cautions, compared, obstacles
+from iamroles_loadtests.measuring.book import Book
+from iamroles_loadtests.results import result
+from iamroles_loadtests.results.compare import cautions, compared, obstacles
 from iamroles_scenarios.traffic import FIELDS, Case
 
 EXAMPLE = Path(__file__).with_name("example-result.json")

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from iamroles_loadtests.commands.load import load
-from iamroles_loadtests.histogram import Histogram
-from iamroles_loadtests.result import SCHEMA
+from iamroles_loadtests.measuring.histogram import Histogram
+from iamroles_loadtests.results.result import SCHEMA
 
 
 @pytest.fixture

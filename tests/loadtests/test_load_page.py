@@ -11,10 +11,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from iamroles_loadtests import charts, compare_page, page, result
-from iamroles_loadtests.compare import compared
-from iamroles_loadtests.histogram import PERCENTILES
-from iamroles_loadtests.units import duration
+from iamroles_loadtests.measuring.histogram import PERCENTILES
+from iamroles_loadtests.measuring.units import duration
+from iamroles_loadtests.pages import charts, compare_page, page
+from iamroles_loadtests.results import result
+from iamroles_loadtests.results.compare import compared
 
 EXAMPLE = Path(__file__).with_name("example-result.json")
 

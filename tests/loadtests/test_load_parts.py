@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from iamroles_loadtests import gate_config, questions, result, slo
-from iamroles_loadtests.conductor import interval
-from iamroles_loadtests.cpu import Meter, family
-from iamroles_loadtests.histogram import Histogram
-from iamroles_loadtests.questions import Asking
-from iamroles_loadtests.shapes import SHAPES
-from iamroles_loadtests.units import duration, microseconds
-from iamroles_loadtests.validity import Bounds, doubts
+from iamroles_loadtests.asking import gate_config, questions
+from iamroles_loadtests.asking.cpu import Meter, family
+from iamroles_loadtests.asking.questions import Asking
+from iamroles_loadtests.asking.shapes import SHAPES
+from iamroles_loadtests.measuring.conductor import interval
+from iamroles_loadtests.measuring.histogram import Histogram
+from iamroles_loadtests.measuring.units import duration, microseconds
+from iamroles_loadtests.measuring.validity import Bounds, doubts
+from iamroles_loadtests.results import result, slo
 
 EXAMPLE = Path(__file__).with_name("example-result.json")
 ROOT = Path(__file__).parents[2]
@@ -136,7 +137,7 @@ def test_intervals_hold_what_they_are_about():
 
 
 def test_the_shipped_configuration_is_one_the_meter_can_change():
-    shipped = (ROOT / "reference/iamroles_agent/haproxy/haproxy.cfg").read_text()
+    shipped = (ROOT / "reference/iamroles_tools/haproxy/haproxy.cfg").read_text()
     changed = gate_config.gate(shipped)
 
     assert changed.count("send-spoe-group") == shipped.count("send-spoe-group")

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from truth import truth
 
 from iamroles_loadtests.commands.load import load
-from iamroles_loadtests.histogram import Histogram
-from iamroles_loadtests.result import SCHEMA
+from iamroles_loadtests.measuring.histogram import Histogram
+from iamroles_loadtests.results.result import SCHEMA
 
 STAGE = ("--stage", "processes")
 SHORT = ("--duration", "1.5", "--warmup", "0.3", "--rate", "200")

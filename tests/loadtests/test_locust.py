@@ -15,12 +15,12 @@ import pytest
 from truth import truth
 
 import iamroles_loadtests
-from iamroles_loadtests.book import Book
-from iamroles_loadtests.histogram import Histogram
+from iamroles_loadtests.measuring.book import Book
+from iamroles_loadtests.measuring.histogram import Histogram
 from iamroles_scenarios.traffic import Case
 from iamroles_scenarios.traffic.records import FIELDS
 
-LOCUSTFILE = Path(iamroles_loadtests.__file__).with_name("locustfile.py")
+LOCUSTFILE = Path(iamroles_loadtests.__file__).with_name("locusting") / "locustfile.py"
 RATE = 1000
 
 

@@ -1,6 +1,6 @@
 """The meter says what the server really did, and says when it could not know.
 
-The whole table, with 10,000 samples and more for each row, is `python tests/loadtests/bench_truth.py`.
+The whole table, with 10,000 samples and more for each row, is `python -m benchmarks.truth`.
 """
 
 import os
@@ -11,9 +11,9 @@ import time
 import pytest
 from truth import PILES, Compared, phase, truth
 
-from iamroles_loadtests.generator import Generator, GeneratorError
-from iamroles_loadtests.histogram import Histogram
-from iamroles_loadtests.validity import Bounds, doubts
+from iamroles_loadtests.measuring.generator import Generator, GeneratorError
+from iamroles_loadtests.measuring.histogram import Histogram
+from iamroles_loadtests.measuring.validity import Bounds, doubts
 
 TRIES = 5
 """On a busy host the server may be interrupted between its record and its answer: then it was not right."""

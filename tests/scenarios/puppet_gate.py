@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import AgentSpec, haproxies, open_stage
 
 HERE = Path(__file__).parent

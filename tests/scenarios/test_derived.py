@@ -31,9 +31,9 @@ from iamroles_scenarios.checks.derived import (
     seconds,
     waits,
 )
-from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.checks.oracle.judge import judge, load_error
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.mock.faults import ENDLESS, KINDS
-from iamroles_scenarios.oracle.judge import judge, load_error
 
 ROOT = Path(__file__).parents[2]
 SPEC = (ROOT / "conformance" / "SPEC.md").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from iamroles_conformance.selftest.registry import mutants
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import Catalogue, catalogue, load
 from iamroles_scenarios.declarations.scenario import scenarios
-from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.jose import SigningKey, mint_for
 from iamroles_scenarios.mock import presign
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iamroles_scenarios.errors import RecipeError
+from iamroles_scenarios.base.errors import RecipeError
 from iamroles_scenarios.jose import ALGORITHMS, SHAPES, SigningKey, mint, mint_for, role_arn
 from iamroles_scenarios.jose.encoding import b64url, b64url_decode, stray_bits
 from iamroles_scenarios.jose.keys import CURVES

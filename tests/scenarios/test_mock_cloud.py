@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from mock_process import Mock, running
 from moto.server import ThreadedMotoServer
 
-from iamroles_scenarios.errors import ControlError
+from iamroles_scenarios.base.errors import ControlError
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 from iamroles_scenarios.mock import presign
 from iamroles_scenarios.mock.clients import Account, CloudClient, IdpClient, SessionKeys, trusting

@@ -13,7 +13,7 @@ import urllib3
 from cryptography.hazmat.primitives.asymmetric import rsa
 from mock_process import Mock, running
 
-from iamroles_scenarios.errors import ControlError, WaitTimeoutError
+from iamroles_scenarios.base.errors import ControlError, WaitTimeoutError
 from iamroles_scenarios.jose import SHAPES, role_arn
 from iamroles_scenarios.mock.clients import IdpClient
 from iamroles_scenarios.mock.issuer import POISONS

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iamroles_scenarios.checks.oracle.answer import said, unlike, unlike_seen
+from iamroles_scenarios.checks.oracle.campaign import CASES_PER_WORLD, numbers_for
+from iamroles_scenarios.checks.oracle.generate import may_conflict, shuffled, world, worlds
+from iamroles_scenarios.checks.oracle.judge import Outcome, arn, judge, load_error, seconds, segments
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.oracle.answer import said, unlike, unlike_seen
-from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, numbers_for
-from iamroles_scenarios.oracle.generate import may_conflict, shuffled, world, worlds
-from iamroles_scenarios.oracle.judge import Outcome, arn, judge, load_error, seconds, segments
 
 NOW = 1_800_000_000
 ORDERS = policy_of(WorldSpec(policy="orders"))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from iamroles_scenarios.base.errors import CheckFailed
+from iamroles_scenarios.checks.oracle.campaign import campaign
+from iamroles_scenarios.checks.oracle.generate import world
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import CheckFailed
-from iamroles_scenarios.oracle.campaign import campaign
-from iamroles_scenarios.oracle.generate import world
 from iamroles_scenarios.stage import AgentSpec, open_stage
 
 SPEC = replace(AgentSpec.load(Path(__file__).parents[2] / "conformance" / "agent.toml"), build="")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from iamroles_conformance.selftest.registry import mutants
-from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.checks.plan import plan
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = tomllib.loads(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iamroles_scenarios.checks.oracle.corpus import careless, tricks
+from iamroles_scenarios.checks.oracle.judge import segments
 from iamroles_scenarios.engine.http import HttpConnection, request_bytes
-from iamroles_scenarios.oracle.corpus import careless, tricks
-from iamroles_scenarios.oracle.judge import segments
 from iamroles_scenarios.stage import AgentSpec, open_stage
 
 _HERE = Path(__file__).parent

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from iamroles_scenarios.base.recording import Wait, carried, note, recorded, waited, without_secrets
 from iamroles_scenarios.jose import SigningKey, mint
-from iamroles_scenarios.recording import Wait, carried, note, recorded, waited, without_secrets
 
 _KEYS = [SigningKey.generate(algorithm, kid=algorithm) for algorithm in ("RS256", "ES256")]
 _STS = "https://sts.amazonaws.com/?Action=GetCallerIdentity&X-Amz-Security-Token={0}&X-Amz-Signature={0}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import AgentSpec, open_stage
 from iamroles_scenarios.stage.docker import LABEL, find_engine, sweep
 from iamroles_scenarios.stage.images import Images

@@ -25,7 +25,7 @@ from puppet_gate import (
     raw,
 )
 
-from iamroles_scenarios.oracle.judge import segments
+from iamroles_scenarios.checks.oracle.judge import segments
 from iamroles_scenarios.stage.images import Images
 from iamroles_scenarios.stage.spec import find_program
 

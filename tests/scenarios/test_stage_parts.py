@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_scenarios.engine.run import plan
-from iamroles_scenarios.errors import StageError
-from iamroles_scenarios.reference import reference_agent
+from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.stage import AgentSpec, haproxies
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
 from iamroles_scenarios.stage.process import Child, json_with
+from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.stage.spec import FEATURES, find_program
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +176,7 @@ def test_the_image_has_the_project_and_not_the_suites_tools():
     assert {"click", "cryptography", "moto", "boto3"} <= set(names)
     assert not {"pytest", "docker", "locust", "mypy"} & set(names)
     source = _source(load=False)
-    assert "source/iamroles_agent/haproxy/haproxy.cfg" in source
+    assert "source/iamroles_tools/haproxy/haproxy.cfg" in source
     assert any(path.endswith("dist-info/entry_points.txt") for path in source)
     assert not any("__pycache__" in path for path in source)
 

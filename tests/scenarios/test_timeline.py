@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from iamroles_scenarios.base.errors import DocumentError, TooSlow
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Scenario
 from iamroles_scenarios.declarations.timeline import WindowSpec
 from iamroles_scenarios.engine.certificates import Site
 from iamroles_scenarios.engine.fire import Fire, Moment
 from iamroles_scenarios.engine.ledger import NEVER, Flow, Kind, Ledger, Watched
-from iamroles_scenarios.errors import DocumentError, TooSlow
 from iamroles_scenarios.traffic import Case, Right
 from iamroles_scenarios.traffic.polling import NANO
 

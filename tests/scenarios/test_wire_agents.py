@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from iamroles_scenarios.base.errors import UnreachableError, WireError
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.engine import wire_lane as lane
-from iamroles_scenarios.engine.run import plan
-from iamroles_scenarios.errors import UnreachableError, WireError
 from iamroles_scenarios.wire import fuzz, fuzz_inputs
 from iamroles_scenarios.wire.asker import Asker, decide
 from iamroles_scenarios.wire.blunt import BEHAVIOURS

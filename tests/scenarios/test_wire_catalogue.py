@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import catalogue
-from iamroles_scenarios.engine.run import plan
 
 
 def spop():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.base.errors import WireFormatError
 from iamroles_scenarios.wire.codec import DataType, Reader, Typed, address, string, varint
 from iamroles_scenarios.wire.frames import (
     Action,

@@ -15,8 +15,8 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import AgentFault, ProxyFileError, StageError
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of, scenarios
-from iamroles_scenarios.errors import AgentFault, ProxyFileError, StageError
 from iamroles_scenarios.stage import AgentSpec, Stage, haproxies, open_stage
 from iamroles_scenarios.wire.asker import decide
 

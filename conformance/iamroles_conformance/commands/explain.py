@@ -6,7 +6,7 @@ import click
 
 from iamroles_conformance.commands.options import Command
 from iamroles_conformance.reports.explain import about
-from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.checks.plan import plan
 
 
 @click.command(cls=Command)

@@ -13,8 +13,8 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.reports import flakes as reports
 from iamroles_conformance.reports.evidence import environment
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.checks.plan import named_by
 from iamroles_scenarios.commands.values import Output
-from iamroles_scenarios.engine.run import named_by
 
 
 @click.command(cls=Command)

@@ -14,10 +14,10 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import CheckFailed, StageError
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import CheckFailed, StageError
 from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.wire.fuzz import FuzzReport, load, replay
 from iamroles_scenarios.wire.fuzz import fuzz as run_fuzz

@@ -20,10 +20,10 @@ from iamroles_conformance.reports import matrix as tables
 from iamroles_conformance.reports import report
 from iamroles_conformance.reports.matrix import Column
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.checks.plan import named_by
 from iamroles_scenarios.commands.values import Output
 from iamroles_scenarios.declarations.scenario import PlannedCheck
-from iamroles_scenarios.engine.run import named_by
-from iamroles_scenarios.errors import StageError
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.stage.stage import Offer, offered
 

@@ -11,9 +11,9 @@ import click
 
 from iamroles_conformance.errors import ConformanceError, ExitCode
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import AgentFileError, SelectionError, StageError, WireError
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.scenario import ALL_LANES
-from iamroles_scenarios.errors import AgentFileError, SelectionError, StageError, WireError
 from iamroles_scenarios.stage import KINDS
 
 _OPTIONS = {

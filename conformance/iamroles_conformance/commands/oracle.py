@@ -10,10 +10,10 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import CheckFailed
+from iamroles_scenarios.checks.oracle.campaign import CASES_PER_WORLD, CampaignReport, campaign, numbers_for
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import CheckFailed
-from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, CampaignReport, campaign, numbers_for
 from iamroles_scenarios.stage import open_stage
 
 

@@ -16,12 +16,13 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import bundle, explain, report
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.durations import seconds
+from iamroles_scenarios.checks.plan import named_by
 from iamroles_scenarios.commands.values import Output
-from iamroles_scenarios.declarations.durations import seconds
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.importance import by_importance
-from iamroles_scenarios.engine.run import Run, named_by
+from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.engine.setups import only_the_stage
 
 _Pair = tuple[PlannedCheck, CheckResult]

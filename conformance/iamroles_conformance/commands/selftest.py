@@ -20,9 +20,9 @@ from iamroles_conformance.selftest.nursery import Nursery
 from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, MutantResult, Selftest
 from iamroles_conformance.subject import default_agent_toml
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.catalogue import catalogue
-from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
 
 _TWINS = 3

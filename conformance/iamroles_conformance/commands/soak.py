@@ -14,8 +14,8 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import soak_page
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.commands.values import Number, Output
-from iamroles_scenarios.declarations.durations import seconds
 from iamroles_scenarios.engine.soak import Soak
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds

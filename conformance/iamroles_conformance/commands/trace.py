@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import click
 
-from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.base.errors import WireFormatError
 from iamroles_scenarios.wire.frames import (
     Frame,
     FrameType,

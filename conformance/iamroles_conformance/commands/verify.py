@@ -16,7 +16,7 @@ from iamroles_conformance.reports import bundle, report
 from iamroles_conformance.reports.bundle import Bundle
 from iamroles_conformance.reports.evidence import digests
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.engine.run import plan
+from iamroles_scenarios.checks.plan import plan
 
 _UNSIGNED = (
     "none. An unsigned bundle proves nothing about who made it, nor that anything in it was ever measured: "

@@ -34,8 +34,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from iamroles_conformance.errors import BundleError, ReportError
 from iamroles_conformance.reports import report
+from iamroles_scenarios.base.recording import without_secrets
 from iamroles_scenarios.declarations.results import CheckResult
-from iamroles_scenarios.recording import without_secrets
 
 FORMAT = "iamroles-evidence-1"
 MANIFEST, SIGNATURE, REPORT = "manifest.json", "manifest.json.sig", "report.json"

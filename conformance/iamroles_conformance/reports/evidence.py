@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from iamroles_conformance.reports import contract
+from iamroles_scenarios.base.errors import AgentFileError
 from iamroles_scenarios.checks.policy import oracle
-from iamroles_scenarios.errors import AgentFileError
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.wire import fuzz
 

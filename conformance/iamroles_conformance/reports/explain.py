@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from iamroles_conformance.reports import contract
+from iamroles_scenarios.base.recording import without_secrets
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
-from iamroles_scenarios.recording import without_secrets
 
 _WORDS = {
     Verdict.FAIL: "FAIL",

@@ -26,13 +26,14 @@ from iamroles_conformance.reports.shape import fault
 from iamroles_conformance.reports.short import as_badge, as_markdown
 from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.recording import without_secrets
 from iamroles_scenarios.checks.fault import not_produced
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
-from iamroles_scenarios.engine.run import Run, plan
+from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.engine.setups import findings
-from iamroles_scenarios.recording import without_secrets
 
 SCHEMA = 1
 SPEC = 1

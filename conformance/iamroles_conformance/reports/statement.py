@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import CLASSES, Grade
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.declarations.scenario import PROXY_LANES, PlannedCheck
-from iamroles_scenarios.engine.run import plan
 from iamroles_scenarios.stage.spec import declares
 
 Document = dict[str, Any]

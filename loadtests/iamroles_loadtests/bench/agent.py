@@ -14,15 +14,15 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from iamroles_loadtests.asking.gate_config import NOWHERE
+from iamroles_loadtests.asking.plan import Ask, Expected, Piles
+from iamroles_loadtests.asking.questions import Asking, opened, role, straight
 from iamroles_loadtests.bench.rounds import Contender, Played, Shape, pin, ratio, take_turns, values
-from iamroles_loadtests.conductor import interval
-from iamroles_loadtests.gate_config import NOWHERE
-from iamroles_loadtests.generator import Generator, GeneratorError
-from iamroles_loadtests.plan import Ask, Expected, Piles
-from iamroles_loadtests.questions import Asking, opened, role, straight
+from iamroles_loadtests.measuring.conductor import interval
+from iamroles_loadtests.measuring.generator import Generator, GeneratorError
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
-from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
+from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.traffic import Address, Case, Loop, Question, SpopLine
 from iamroles_scenarios.traffic.polling import NANO, now
 

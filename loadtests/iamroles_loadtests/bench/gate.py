@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from iamroles_loadtests.asking.gate_config import NOWHERE, shipped
 from iamroles_loadtests.bench.agent import BUSY, NOOP, Bench, generator, policy
 from iamroles_loadtests.bench.rounds import Played, take_turns, values
 from iamroles_loadtests.bench.variants import steps
-from iamroles_loadtests.conductor import interval
-from iamroles_loadtests.gate_config import NOWHERE, shipped
+from iamroles_loadtests.measuring.conductor import interval
 
 ALL, PLAIN, ASKED = "all steps", "plain", "all steps and the question"
 _KEPT = {"3", "6"}

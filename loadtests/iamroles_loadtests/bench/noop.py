@@ -17,7 +17,7 @@ from typing import cast
 
 import uvloop
 
-from iamroles_loadtests.questions import role
+from iamroles_loadtests.asking.questions import role
 from iamroles_scenarios.wire.codec import Typed, Value, string
 from iamroles_scenarios.wire.frames import Frame, FrameType, Scope, as_hello, encode_kv, read_kv
 

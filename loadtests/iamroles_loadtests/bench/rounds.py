@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from iamroles_loadtests.conductor import interval, whole
-from iamroles_loadtests.cpu import Finder, Meter, family
-from iamroles_loadtests.generator import Plays
-from iamroles_loadtests.plan import Phase
+from iamroles_loadtests.asking.cpu import Finder, Meter, family
+from iamroles_loadtests.asking.plan import Phase
+from iamroles_loadtests.measuring.conductor import interval, whole
+from iamroles_loadtests.measuring.generator import Plays
 
 
 @dataclass(frozen=True, slots=True)

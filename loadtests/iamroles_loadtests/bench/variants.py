@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from iamroles_loadtests import gate_config
+from iamroles_loadtests.asking import gate_config
 
 _HEADING = re.compile(r"^    # ---- (?:(\d)\. )?(.*?) -*$")
 _RULE = re.compile(r"^    (?:http-request|http-response|http-after-response|log-format|unique-id-format) ")

@@ -11,14 +11,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from iamroles_loadtests.asking.gate_config import GateConfigError
 from iamroles_loadtests.bench import agent as agents
 from iamroles_loadtests.bench import docs
 from iamroles_loadtests.bench import gate as gates
 from iamroles_loadtests.bench.agent import Bench, opened_bench
-from iamroles_loadtests.gate_config import GateConfigError
-from iamroles_loadtests.generator import GeneratorError
+from iamroles_loadtests.measuring.generator import GeneratorError
+from iamroles_scenarios.base.errors import AgentFileError, ControlError, StageError
 from iamroles_scenarios.commands.values import Number
-from iamroles_scenarios.errors import AgentFileError, ControlError, StageError
 from iamroles_scenarios.stage import KINDS, AgentSpec
 from iamroles_scenarios.stage.haproxies import find
 

@@ -11,20 +11,22 @@ from typing import Any
 
 import click
 
-from iamroles_loadtests import compare_page, composed, page, targets
-from iamroles_loadtests import report as reports
-from iamroles_loadtests import result as results
-from iamroles_loadtests import slo as slos
+from iamroles_loadtests.asking import targets
+from iamroles_loadtests.asking.questions import POPULATIONS
+from iamroles_loadtests.asking.shapes import SHAPES, cold_tokens
 from iamroles_loadtests.commands.options import INVALID, command_line, console, end, opened, told, where
 from iamroles_loadtests.commands.timeline import timeline_command
-from iamroles_loadtests.compare import cautions, compared, obstacles
-from iamroles_loadtests.conductor import SHARES, Conductor, Score, tokens_for_pairs
-from iamroles_loadtests.generator import Generator, GeneratorError
-from iamroles_loadtests.hosted import hosted
-from iamroles_loadtests.questions import POPULATIONS
-from iamroles_loadtests.shapes import SHAPES, cold_tokens
+from iamroles_loadtests.locusting import composed
+from iamroles_loadtests.measuring.conductor import SHARES, Conductor, Score, tokens_for_pairs
+from iamroles_loadtests.measuring.generator import Generator, GeneratorError
+from iamroles_loadtests.measuring.hosted import hosted
+from iamroles_loadtests.pages import compare_page, page
+from iamroles_loadtests.pages import report as reports
+from iamroles_loadtests.results import result as results
+from iamroles_loadtests.results import slo as slos
+from iamroles_loadtests.results.compare import cautions, compared, obstacles
+from iamroles_scenarios.base.errors import ControlError, DocumentError, StageError
 from iamroles_scenarios.commands.values import Number, Output
-from iamroles_scenarios.errors import ControlError, DocumentError, StageError
 from iamroles_scenarios.stage.haproxies import RELEASES
 
 _PAIR_RATE = 1000.0

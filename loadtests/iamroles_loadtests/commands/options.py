@@ -12,13 +12,13 @@ from typing import Any
 import click
 from rich.console import Console
 
-from iamroles_loadtests import report as reports
-from iamroles_loadtests import targets
-from iamroles_loadtests.plan import Expected
-from iamroles_loadtests.shapes import ANYWHERE
+from iamroles_loadtests.asking import targets
+from iamroles_loadtests.asking.plan import Expected
+from iamroles_loadtests.asking.shapes import ANYWHERE
+from iamroles_loadtests.pages import report as reports
 from iamroles_scenarios.commands import staged
-from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec
+from iamroles_scenarios.stage.reference import reference_agent
 
 INVALID = 4
 """Exit status of a run that its own generator may have bent."""

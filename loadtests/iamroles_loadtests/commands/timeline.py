@@ -11,6 +11,7 @@ import click
 from rich.table import Table
 
 from iamroles_loadtests.commands.options import console
+from iamroles_scenarios.base.errors import ControlError, StageError
 from iamroles_scenarios.commands.staged import staged
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.results import Verdict
@@ -19,9 +20,8 @@ from iamroles_scenarios.engine.fire import Fire
 from iamroles_scenarios.engine.play import Watcher, play
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import ControlError, StageError
-from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec, open_stage
+from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.traffic.polling import NANO
 
 _QUIET = {"IAM_LOG_LEVEL": "emerg"}

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from iamroles_agent.audit.chain import SEALED, Head, Tree
-from iamroles_agent.errors import StartError
+from iamroles_agent.base.errors import StartError
 
 _BLOCK = 1 << 16
 

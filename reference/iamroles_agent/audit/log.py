@@ -49,8 +49,8 @@ from iamroles_agent.audit.record import (
     timestamp,
 )
 from iamroles_agent.audit.trouble import LIMIT, Trouble
-from iamroles_agent.config import AuditSettings
-from iamroles_agent.errors import StartError
+from iamroles_agent.base.config import AuditSettings
+from iamroles_agent.base.errors import StartError
 
 _log = logging.getLogger("iamroles.audit")
 

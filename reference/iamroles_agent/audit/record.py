@@ -20,7 +20,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from iamroles_agent.audit.redaction import shown
-from iamroles_agent.identity import Decision
+from iamroles_agent.base.identity import Decision
 
 FORMAT = 2
 """Version of the record format, in each `start` record."""

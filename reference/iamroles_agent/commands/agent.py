@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
+from iamroles_agent.base.errors import ConfigError, StartError
+from iamroles_agent.base.output import log_to_stderr
 from iamroles_agent.commands import status_text
-from iamroles_agent.errors import ConfigError, StartError
-from iamroles_agent.output import log_to_stderr
 from iamroles_agent.processes import local_socket
 from iamroles_agent.processes.agent import Agent, socket_of
 

@@ -9,7 +9,7 @@ import json
 import tomllib
 from pathlib import Path
 
-from iamroles_agent.errors import ConfigError, Problem
+from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.processes.agent import SOCKET
 
 

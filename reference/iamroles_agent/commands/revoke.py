@@ -17,8 +17,8 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
+from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.commands.emergency import Settings
-from iamroles_agent.errors import ConfigError, StartError
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
 from iamroles_agent.processes import local_socket
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.commands.emergency import Settings
-from iamroles_agent.errors import ConfigError
 from iamroles_agent.live.console import TABLE, Console, ConsoleError, Row, rows, workers
 from iamroles_agent.live.ticket import Ticket, TicketError
 

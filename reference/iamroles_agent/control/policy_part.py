@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from iamroles_agent.config import CHECKED, Backend, Config, Deny, Grant, Group, Role, Scope
+from iamroles_agent.base.config import CHECKED, Backend, Config, Deny, Grant, Group, Role, Scope
 from iamroles_agent.control.document import Part
 from iamroles_agent.policy.compiled import Policy, version_of
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iamroles_agent.base.errors import StartError
 from iamroles_agent.control.document import Document, Part
-from iamroles_agent.errors import StartError
 
 _INDEX = "in-force.json"
 _LOCK = "lock"

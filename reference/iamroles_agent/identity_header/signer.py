@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from jwt.api_jws import PyJWS
 
-from iamroles_agent.identity import Decision
+from iamroles_agent.base.identity import Decision
 from iamroles_agent.identity_header.keys import KeyRing
 
 LONGEST_LIFE = 60

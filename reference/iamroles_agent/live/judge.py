@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from iamroles_agent.identity import Identity
+from iamroles_agent.base.identity import Identity
 from iamroles_agent.live.revocations import Revocations
 from iamroles_agent.live.ticket import Ticket, TicketError
 from iamroles_agent.policy.compiled import Policy

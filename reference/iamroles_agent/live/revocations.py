@@ -21,13 +21,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from iamroles_agent.config import Model
+from iamroles_agent.base.config import Model
+from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.base.identity import Decision, Identity, RoleArn
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.control.document import Document, Edits, Part, Parts
 from iamroles_agent.control.member import Step
-from iamroles_agent.errors import ConfigError, Problem
-from iamroles_agent.identity import Decision, Identity, RoleArn
 from iamroles_agent.policy.lines import line_of, toml_lines
-from iamroles_agent.reasons import Reason, Refusal
 
 REVOCATIONS = "revocations"
 """Name of the part of what is in force."""

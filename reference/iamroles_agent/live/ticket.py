@@ -18,8 +18,8 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
-from iamroles_agent.identity import Decision, Identity, Request, RoleArn
-from iamroles_agent.reasons import Refusal
+from iamroles_agent.base.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.base.reasons import Refusal
 
 MAX_BYTES = 2400
 """The table's keys have 2600 bytes; what is before the ticket there takes less than 200."""

@@ -14,9 +14,10 @@ from ipaddress import ip_network
 from itertools import combinations
 from urllib.parse import urlsplit
 
-from iamroles_agent import config
-from iamroles_agent.config import Config
-from iamroles_agent.identity import RoleArn
+from iamroles_agent.base import config
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.identity import RoleArn
+from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.identity_header import LONGEST_LIFE
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.groups import members_of, spelled_out
@@ -24,7 +25,6 @@ from iamroles_agent.policy.paths import canonical
 from iamroles_agent.policy.regions import host_pattern
 from iamroles_agent.policy.sound import Sound
 from iamroles_agent.policy.witness import describe, witness_in_both
-from iamroles_agent.reasons import Refusal
 
 ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"}

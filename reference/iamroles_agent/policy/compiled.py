@@ -27,9 +27,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from iamroles_agent import config
-from iamroles_agent.discard import discard
-from iamroles_agent.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.base import config
+from iamroles_agent.base.discard import discard
+from iamroles_agent.base.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.paths import canonical, segments
 from iamroles_agent.policy.regions import (
     MALFORMED_HOST,
@@ -39,7 +40,6 @@ from iamroles_agent.policy.regions import (
     host_patterns_of,
     plain_address,
 )
-from iamroles_agent.reasons import Reason, Refusal
 
 _ANY = "*"
 _ARN_ORDER = attrgetter("partition", "account", "name")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from iamroles_agent import config
+from iamroles_agent.base import config
 
 _R = TypeVar("_R", config.Grant, config.Deny)
 

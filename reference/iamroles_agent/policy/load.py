@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from iamroles_agent.config import Config
-from iamroles_agent.errors import ConfigError, Problem
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.policy.checks import check
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.groups import ungrouped

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.reasons import Reason, Refusal
 
 _PLAIN = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*+)++/?", re.ASCII)
 """Paths that need no second look: no `%`, no segment that starts with a dot. Nearly all traffic."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 
-from iamroles_agent import config
+from iamroles_agent.base import config
 from iamroles_agent.policy.paths import canonical, segments
 
 Network = IPv4Network | IPv6Network

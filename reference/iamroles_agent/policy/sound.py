@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from iamroles_agent import config
-from iamroles_agent.config import Config
+from iamroles_agent.base import config
+from iamroles_agent.base.config import Config
 
 _M = TypeVar("_M", bound=BaseModel)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from iamroles_agent.identity import Request
+from iamroles_agent.base.identity import Request
 from iamroles_agent.policy.regions import Address, Network, Region
 
 USUAL_SOURCE = IPv4Address("192.0.2.1")

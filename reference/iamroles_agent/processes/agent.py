@@ -11,20 +11,20 @@ from importlib import import_module
 from pathlib import Path
 
 from iamroles_agent import __version__
-from iamroles_agent.config import Config
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Restored, Store
-from iamroles_agent.errors import ConfigError, StartError
-from iamroles_agent.identity_header import part as identity_keys
 from iamroles_agent.live import revocations
-from iamroles_agent.live.watch import Watch
 from iamroles_agent.policy import load
 from iamroles_agent.processes import handover, local_socket
+from iamroles_agent.processes import identity_part as identity_keys
 from iamroles_agent.processes.courier import Courier
 from iamroles_agent.processes.handover import Inheritance
 from iamroles_agent.processes.link import Birth
 from iamroles_agent.processes.supervisor import Life, Supervisor
+from iamroles_agent.processes.watch import Watch
 from iamroles_agent.processes.worker import Worker
 from iamroles_agent.tokens.authenticator import rules_of
 
@@ -130,7 +130,7 @@ class Agent:
         elif self._local_path is not None:
             self._local = local_socket.bind(self._local_path)
         if self.config.metrics.listen:
-            import_module("iamroles_agent.scrape")  # once, before any worker
+            import_module("iamroles_agent.serving.scrape")  # once, before any worker
         others = self._inherited is not None
         try:
             if self._store is not None:

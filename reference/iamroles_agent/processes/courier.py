@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from iamroles_agent.config import Config
+from iamroles_agent.base.config import Config
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, Document, Edits, Part, Parts
@@ -26,11 +26,11 @@ from iamroles_agent.control.store import Store
 from iamroles_agent.processes import handover
 from iamroles_agent.processes.link import Birth, Body, Link, LinkLost
 from iamroles_agent.processes.local_socket import LocalSocket
+from iamroles_agent.processes.remote import KEYS as KEYS_TOPIC
+from iamroles_agent.processes.remote import STS, answer_sts
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import source_of
 from iamroles_agent.tokens.keys import KeySetError
-from iamroles_agent.tokens.remote import KEYS as KEYS_TOPIC
-from iamroles_agent.tokens.remote import STS, answer_sts
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_agent.tokens.transport import Transport
 

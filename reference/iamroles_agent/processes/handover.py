@@ -17,8 +17,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from iamroles_agent import listening
-from iamroles_agent.errors import StartError
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.serving import listening
 
 COMMAND = "hand-over"
 _TAKEN = b"taken\n"

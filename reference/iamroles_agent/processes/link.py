@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
 
-from iamroles_agent import output
-from iamroles_agent.clocks import SYSTEM, Clocks
+from iamroles_agent.base import output
+from iamroles_agent.base.clocks import SYSTEM, Clocks
+from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message
 from iamroles_agent.control.document import Document, Edits
 from iamroles_agent.control.member import Abort, Holdings, Member, Prepare, Step, Switch
-from iamroles_agent.errors import ConfigError
 
 log = logging.getLogger("iamroles.link")
 

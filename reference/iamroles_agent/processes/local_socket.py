@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from iamroles_agent import listening
-from iamroles_agent.errors import StartError
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.serving import listening
 
 log = logging.getLogger("iamroles.local_socket")
 

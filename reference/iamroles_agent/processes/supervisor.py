@@ -33,17 +33,18 @@ from typing import Any, Protocol
 
 import uvloop
 
-from iamroles_agent import __version__, listening
-from iamroles_agent.accepting import shared_counts
-from iamroles_agent.config import AgentSettings
+from iamroles_agent import __version__
+from iamroles_agent.base.config import AgentSettings
+from iamroles_agent.base.errors import ConfigError, StartError
+from iamroles_agent.base.output import output
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message
 from iamroles_agent.control.document import Document, Part
 from iamroles_agent.control.places import COURIER, LOADER, Fail, Fork, Kill, Say, Send, Timing
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.errors import ConfigError, StartError
-from iamroles_agent.output import output
 from iamroles_agent.processes.link import Birth
-from iamroles_agent.server import LINGER
+from iamroles_agent.serving import listening
+from iamroles_agent.serving.accepting import shared_counts
+from iamroles_agent.serving.server import LINGER
 
 _KILL_MARGIN = 3.0
 """Seconds beyond the drain in which a member must be gone, else it is killed."""

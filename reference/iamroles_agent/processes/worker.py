@@ -17,25 +17,25 @@ from contextlib import contextmanager
 from typing import Any
 
 from iamroles_agent.audit.log import Audit
-from iamroles_agent.config import Config
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.errors import StartError
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, Edits, Parts
 from iamroles_agent.control.member import Holding, Holdings, Step
-from iamroles_agent.errors import StartError
-from iamroles_agent.gate import Gate
 from iamroles_agent.identity_header import Signer
-from iamroles_agent.identity_header.part import IDENTITY_KEYS, SigningHolding
-from iamroles_agent.live import attach as live
 from iamroles_agent.live import revocations
-from iamroles_agent.live.attach import name_of
 from iamroles_agent.live.revocations import REVOCATIONS, Revocations
-from iamroles_agent.metrics import Metrics
+from iamroles_agent.processes import attach as live
+from iamroles_agent.processes.attach import name_of
+from iamroles_agent.processes.identity_part import IDENTITY_KEYS, SigningHolding
 from iamroles_agent.processes.link import Birth, Body, Link
-from iamroles_agent.server import ConnectionStats, Server
+from iamroles_agent.processes.remote import Remote
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.metrics import Metrics
+from iamroles_agent.serving.server import ConnectionStats, Server
 from iamroles_agent.tokens.authenticator import Authenticator, rules_of
 from iamroles_agent.tokens.keys import KeySet
-from iamroles_agent.tokens.remote import Remote
 
 _log = logging.getLogger("iamroles.agent")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from iamroles_agent.identity import Decision
-from iamroles_agent.reasons import Reason
+from iamroles_agent.base.identity import Decision
+from iamroles_agent.base.reasons import Reason
 from iamroles_agent.spop import values
 from iamroles_agent.spop.errors import LocalProtocolError, RemoteProtocolError, invalid
 from iamroles_agent.spop.values import DataType, Value

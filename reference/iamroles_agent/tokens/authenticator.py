@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from iamroles_agent.config import Config, Issuer, KeySettings, Sts
-from iamroles_agent.identity import Identity
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.config import Config, Issuer, KeySettings, Sts
+from iamroles_agent.base.identity import Identity
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.cache import IdentityCache
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_agent.tokens.grounds import of_key

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from iamroles_agent.discard import discard
-from iamroles_agent.identity import Identity
+from iamroles_agent.base.discard import discard
+from iamroles_agent.base.identity import Identity
 from iamroles_agent.tokens.claims import role_arn
 from iamroles_agent.tokens.keys import Key
 

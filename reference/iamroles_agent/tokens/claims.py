@@ -13,10 +13,10 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from iamroles_agent.config import ClaimPath, Issuer, Limits
-from iamroles_agent.errors import ConfigError, Problem
-from iamroles_agent.identity import Identity, RoleArn
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.config import ClaimPath, Issuer, Limits
+from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.base.identity import Identity, RoleArn
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.grounds import MOST_AUDIENCES, ground, of_claims
 from iamroles_agent.tokens.jws import Header
 from iamroles_agent.tokens.keys import ALGORITHMS

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from iamroles_agent.config import Issuer
+from iamroles_agent.base.config import Issuer
 from iamroles_agent.tokens.keys import Key
 
 MOST_AUDIENCES = 8

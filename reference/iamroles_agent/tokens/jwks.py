@@ -31,7 +31,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from iamroles_agent.config import Issuer, KeySettings
+from iamroles_agent.base.config import Issuer, KeySettings
 from iamroles_agent.tokens.encoding import decode_object
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError

@@ -14,8 +14,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from iamroles_agent.config import Issuer, KeySettings
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.config import Issuer, KeySettings
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.keys import Key, KeySet
 
 _log = logging.getLogger(__name__)

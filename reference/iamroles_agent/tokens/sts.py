@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from iamroles_agent.config import Sts
-from iamroles_agent.identity import Identity, RoleArn
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.config import Sts
+from iamroles_agent.base.identity import Identity, RoleArn
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.admission import MAX_WAIT, Admission
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read_answer

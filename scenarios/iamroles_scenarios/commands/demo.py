@@ -22,6 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from iamroles_scenarios.base.errors import AgentFileError, HarnessFault, SuiteError
 from iamroles_scenarios.commands.demo_streams import STREAMS, SecondAct, heading
 from iamroles_scenarios.commands.staged import staged
 from iamroles_scenarios.declarations.documents import read
@@ -31,9 +32,8 @@ from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Watcher, play
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Place, Worlds
-from iamroles_scenarios.errors import AgentFileError, HarnessFault, SuiteError
-from iamroles_scenarios.reference import reference_agent
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
+from iamroles_scenarios.stage.reference import reference_agent
 
 _STATUS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
 _TAGS = ("principal", "role", "session", "issuer", "rule", "expires", "request-id")

@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from iamroles_scenarios.base.errors import DocumentError
 from iamroles_scenarios.declarations.documents import Model, lines_of, read
-from iamroles_scenarios.errors import DocumentError
 
 _ID = re.compile(r"[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)+-[0-9]{3}")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from iamroles_scenarios.errors import Evidence
-from iamroles_scenarios.recording import Wait
+from iamroles_scenarios.base.errors import Evidence
+from iamroles_scenarios.base.recording import Wait
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from iamroles_scenarios.base.durations import Duration, seconds
 from iamroles_scenarios.declarations.documents import BadValueError, Model, Place
-from iamroles_scenarios.declarations.durations import Duration, seconds
 
 BEGIN, END = "begin", "end"
 """Moments that every timeline has: of its traffic."""

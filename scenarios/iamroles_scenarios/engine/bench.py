@@ -14,7 +14,8 @@ from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios import recording
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
 from iamroles_scenarios.engine.credentials import opened
@@ -23,7 +24,6 @@ from iamroles_scenarios.engine.observation import Observation, describe, mismatc
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place
-from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.jose import mint_for
 
 if TYPE_CHECKING:

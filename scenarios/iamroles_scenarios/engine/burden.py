@@ -16,10 +16,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from iamroles_scenarios.base.errors import SuiteError
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
 from iamroles_scenarios.engine.fire import PATIENCE, Fire
 from iamroles_scenarios.engine.ledger import DEAD, Account, Flow, Kind
-from iamroles_scenarios.errors import SuiteError
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.traffic.polling import NANO, now
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from iamroles_scenarios.errors import AgentFault, HarnessFault
+from iamroles_scenarios.base.errors import AgentFault, HarnessFault
 from iamroles_scenarios.jose.keys import SigningKey
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.errors import AgentFault, HarnessFault, StageError, Untestable, WaitTimeoutError
 from iamroles_scenarios.declarations.scenario import (
     CertificateStep,
     KeysStep,
@@ -25,7 +26,6 @@ from iamroles_scenarios.declarations.scenario import (
 from iamroles_scenarios.engine.certificates import proxys
 from iamroles_scenarios.engine.tokens import Mint
 from iamroles_scenarios.engine.worlds import Place
-from iamroles_scenarios.errors import AgentFault, HarnessFault, StageError, Untestable, WaitTimeoutError
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from iamroles_scenarios.base.errors import HarnessFault, TooSlow
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.declarations.timeline import BEGIN, END, WindowSpec
 from iamroles_scenarios.engine.ledger import (
@@ -37,7 +38,6 @@ from iamroles_scenarios.engine.ledger import (
     p99,
 )
 from iamroles_scenarios.engine.players import raw_request
-from iamroles_scenarios.errors import HarnessFault, TooSlow
 from iamroles_scenarios.traffic import Address, Case, HttpLine, Loop, Right, Segment, arrivals
 from iamroles_scenarios.traffic.polling import NANO, now
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 
-from iamroles_scenarios import recording
-from iamroles_scenarios.errors import HttpFault
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import HttpFault
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 
+from iamroles_scenarios.base.errors import AgentFault
 from iamroles_scenarios.engine.ledger import NEVER
-from iamroles_scenarios.errors import AgentFault
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:

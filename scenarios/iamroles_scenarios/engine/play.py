@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import replace
 from functools import partial
 
-from iamroles_scenarios import recording
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
 from iamroles_scenarios.declarations.results import CheckResult, tails
 from iamroles_scenarios.declarations.scenario import (
     Expectation,
@@ -37,7 +38,6 @@ from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.worlds import Place
-from iamroles_scenarios.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
 from iamroles_scenarios.traffic.polling import NANO
 
 _ATTEMPTS = 3

@@ -12,11 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from iamroles_scenarios import recording
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import HarnessFault, HttpFault
 from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
-from iamroles_scenarios.errors import HarnessFault, HttpFault
 from iamroles_scenarios.wire.asker import Asker
 
 if TYPE_CHECKING:

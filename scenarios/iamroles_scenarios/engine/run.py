@@ -18,12 +18,12 @@ from difflib import get_close_matches
 from types import TracebackType
 from typing import Any, Self
 
-from iamroles_scenarios import recording
-from iamroles_scenarios.checks import all_checks
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import SelectionError
 from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.declarations.planning import planned
 from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import (
-    ALL_LANES,
     LANES,
     PROXY_LANES,
     SITES,
@@ -31,7 +31,6 @@ from iamroles_scenarios.declarations.scenario import (
     PlannedCheck,
     Scenario,
     WorldSpec,
-    scenarios,
 )
 from iamroles_scenarios.engine import wire_lane
 from iamroles_scenarios.engine.burden import Burden
@@ -50,7 +49,6 @@ from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import SelectionError
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire.target import WireTarget
 
@@ -79,60 +77,6 @@ class Options:
     """Whether results keep all that passed, those of a pass too."""
     budget: float | None = None
     """Seconds for the run, stage included: what is not played by then is not played; None: no end."""
-
-
-def plan(
-    lanes: Iterable[str] = ALL_LANES, select: Callable[[PlannedCheck], bool] | None = None
-) -> list[PlannedCheck]:
-    """Every declared check of some lanes; starts nothing.
-
-    Args:
-        lanes: names among `ALL_LANES`.
-        select: keeps those for which it is true.
-    """
-    found: list[PlannedCheck] = []
-    for lane in lanes:
-        found += [
-            PlannedCheck(check.id, lane, check.title, check.requirements, function=check)
-            for check in all_checks()
-            if check.lane == lane
-        ]
-        found += [check for scenario in scenarios().values() for check in scenario.planned(lane)]
-    return [check for check in found if select is None or select(check)]
-
-
-def selected_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
-    """Selects by check id, scenario id, requirement id, or a prefix of one that ends before a dot or dash."""
-    wanted = list(patterns)
-
-    def select(check: PlannedCheck) -> bool:
-        names = (check.id, check.name, *check.requirements)
-        return not wanted or any(
-            name == pattern or name.startswith((f"{pattern}.", f"{pattern}-"))
-            for name in names
-            for pattern in wanted
-        )
-
-    return select
-
-
-def named_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
-    """As `selected_by`, of patterns that each name something.
-
-    Raises:
-        SelectionError: one that names nothing, in no lane, and would narrow a run unseen.
-    """
-    wanted = list(patterns)
-    everything = plan() if wanted else []
-    for pattern in wanted:
-        if not any(map(selected_by([pattern]), everything)):
-            names = {
-                name for one in everything for name in (one.id, one.id.rpartition(".")[0], *one.requirements)
-            }
-            near = get_close_matches(pattern, names, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise SelectionError(f"--check {pattern}: no check, scenario or requirement of this name.{hint}")
-    return selected_by(wanted)
 
 
 class Run:
@@ -499,7 +443,7 @@ def _check_known(agent: AgentSpec) -> None:
     """Hold the vendor's list to its rules: a reason for each entry, and a check of that name."""
     if not agent.known_failures:
         return
-    ids = {name for check in plan() for name in (check.id, check.name)}
+    ids = {name for check in planned() for name in (check.id, check.name)}
     for name, reason in agent.known_failures.items():
         where = f"agent.toml: known_failures.{name}"
         if not reason.strip():

@@ -14,8 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from iamroles_scenarios.base.errors import AgentFault, StageError
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
-from iamroles_scenarios.errors import AgentFault, StageError
 from iamroles_scenarios.wire.asker import reach
 
 if TYPE_CHECKING:

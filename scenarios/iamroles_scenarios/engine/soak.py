@@ -21,13 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.errors import AgentFault, Untestable
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec, merged
 from iamroles_scenarios.engine.certificates import proxys
 from iamroles_scenarios.engine.events import EVENT_DEADLINE, children_of, kill_child
 from iamroles_scenarios.engine.fire import PATIENCE, Fire
 from iamroles_scenarios.engine.ledger import Account, Flow
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER
-from iamroles_scenarios.errors import AgentFault, Untestable
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.traffic.polling import NANO, now
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from iamroles_scenarios.base.durations import seconds
+from iamroles_scenarios.base.errors import HarnessFault
 from iamroles_scenarios.declarations.documents import Json
-from iamroles_scenarios.declarations.durations import seconds
 from iamroles_scenarios.declarations.scenario import CloudStep, Scenario
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place, Worlds
-from iamroles_scenarios.errors import HarnessFault
 from iamroles_scenarios.jose import mint_for
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ import traceback
 from dataclasses import replace
 from typing import Protocol
 
-from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.errors import (
+from iamroles_scenarios.base.errors import (
     AgentFault,
     CheckFailed,
     Evidence,
@@ -22,6 +21,7 @@ from iamroles_scenarios.errors import (
     Untestable,
     WireFormatError,
 )
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
 
 _AGENT, _PROXY = "agent", "haproxy"
 """Their parts in the stage's logs."""

@@ -17,13 +17,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from iamroles_scenarios import recording
-from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
-from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
-from iamroles_scenarios.errors import (
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import (
     Evidence,
     SilenceError,
 )
+from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
+from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
 from iamroles_scenarios.wire.client import Connection
 from iamroles_scenarios.wire.judge import opened
 from iamroles_scenarios.wire.target import WireTarget

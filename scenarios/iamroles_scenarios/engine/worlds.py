@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.errors import StageError, Untestable
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
 from iamroles_scenarios.engine.certificates import Site
 from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.setups import ENDING, answers, uses
-from iamroles_scenarios.errors import StageError, Untestable
 from iamroles_scenarios.stage.rendering import SHIPPED
 
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ them; `mint` ignores them. ``iss`` and strings in ``header`` may hold ``{issuer}
 `mint_for` ``{url:evil}``, the URL of the issuer named evil.
 """
 
-from iamroles_scenarios.errors import RecipeError
+from iamroles_scenarios.base.errors import RecipeError
 from iamroles_scenarios.jose.keys import ALGORITHMS, SigningKey
 from iamroles_scenarios.jose.recipe import Signer, mint, mint_for
 from iamroles_scenarios.jose.shapes import DEFAULT_ACCOUNT, DEFAULT_AUDIENCE, SHAPES, role_arn

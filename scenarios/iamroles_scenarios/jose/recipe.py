@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from iamroles_scenarios.declarations.durations import seconds
-from iamroles_scenarios.errors import RecipeError
+from iamroles_scenarios.base.durations import seconds
+from iamroles_scenarios.base.errors import RecipeError
 from iamroles_scenarios.jose import broken
 from iamroles_scenarios.jose.encoding import (
     Json,

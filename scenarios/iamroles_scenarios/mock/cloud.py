@@ -31,8 +31,9 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from iamroles_scenarios.errors import CommandError
-from iamroles_scenarios.mock import answers, control, faults, process, sigv4
+from iamroles_scenarios.base import process
+from iamroles_scenarios.base.errors import CommandError
+from iamroles_scenarios.mock import answers, control, faults, sigv4
 from iamroles_scenarios.mock.counters import Counters
 from iamroles_scenarios.mock.credentials import AwsError, Credential, Registry
 from iamroles_scenarios.mock.iam import Iam

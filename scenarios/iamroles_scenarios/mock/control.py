@@ -10,8 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
-from iamroles_scenarios.errors import CommandError, RecipeError
-from iamroles_scenarios.mock import process
+from iamroles_scenarios.base import process
+from iamroles_scenarios.base.errors import CommandError, RecipeError
 from iamroles_scenarios.mock.counters import Counters
 
 _log = logging.getLogger("iamroles.mock.control")

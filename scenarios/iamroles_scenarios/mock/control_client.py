@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from iamroles_scenarios import recording
-from iamroles_scenarios.errors import ControlError, WaitTimeoutError
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import ControlError, WaitTimeoutError
 from iamroles_scenarios.jose import SigningKey, mint
 
 

@@ -29,7 +29,8 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
-from iamroles_scenarios.mock import process, websocket
+from iamroles_scenarios.base import process
+from iamroles_scenarios.mock import websocket
 
 _MAX_HEAD = 64 * 1024
 _EVENT_INTERVAL = 0.05

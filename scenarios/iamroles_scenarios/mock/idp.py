@@ -44,9 +44,10 @@ from typing import Any
 
 from aiohttp import web
 
-from iamroles_scenarios.errors import CommandError
+from iamroles_scenarios.base import process
+from iamroles_scenarios.base.errors import CommandError
 from iamroles_scenarios.jose import SHAPES, SigningKey
-from iamroles_scenarios.mock import control, faults, process
+from iamroles_scenarios.mock import control, faults
 from iamroles_scenarios.mock.issuer import DEFAULT_ALGORITHMS, ENDPOINTS, POISONS, Client, Issuer
 
 _log = logging.getLogger("iamroles.mock.idp")

@@ -36,8 +36,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from iamroles_scenarios.declarations.durations import seconds
-from iamroles_scenarios.errors import RecipeError
+from iamroles_scenarios.base.durations import seconds
+from iamroles_scenarios.base.errors import RecipeError
 from iamroles_scenarios.mock import sigv4
 
 PREFIX = "iam-sts-v1."

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from iamroles_scenarios import recording
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import AgentPlace
 from iamroles_scenarios.stage.part import Part

@@ -13,7 +13,7 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage.images import pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
 from iamroles_scenarios.stage.process import awaited, json_with

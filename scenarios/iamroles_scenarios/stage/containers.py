@@ -24,7 +24,7 @@ import docker
 from docker.errors import APIError, DockerException
 from docker.types import IPAMConfig, IPAMPool
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import docker as engines
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.container import HOME, Box

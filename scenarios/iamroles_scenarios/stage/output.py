@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from iamroles_scenarios import recording
+from iamroles_scenarios.base import recording
 
 _KEPT = 20_000
 TAIL = 40

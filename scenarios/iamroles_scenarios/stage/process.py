@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from iamroles_scenarios.errors import AgentFileError, StageError
+from iamroles_scenarios.base.errors import AgentFileError, StageError
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.output import Output
 

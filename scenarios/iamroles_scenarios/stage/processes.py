@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, Mock, StageKind

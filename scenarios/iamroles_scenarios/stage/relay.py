@@ -15,7 +15,7 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 
-from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.base.errors import WireFormatError
 from iamroles_scenarios.stage import breaker
 from iamroles_scenarios.wire.codec import Typed
 from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, prefixed, read_kv

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.errors import ProxyFileError, StageError
+from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.spec import AgentSpec, find_program
 
 SHIPPED = (

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage.kind import HaproxyRun

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.errors import AgentFileError
+from iamroles_scenarios.base.errors import AgentFileError
 from iamroles_scenarios.stage.process import Started
 
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from iamroles_scenarios.errors import StageError
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.kind import Mock, StageKind
 from iamroles_scenarios.stage.rendering import Renderer

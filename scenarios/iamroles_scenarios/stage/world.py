@@ -13,8 +13,8 @@ from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Self
 
-from iamroles_scenarios import recording
-from iamroles_scenarios.errors import ProxyFileError, StageError
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.agent_handle import AgentHandle
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import HaproxyPlace, HaproxyRun, StageKind

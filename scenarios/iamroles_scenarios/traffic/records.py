@@ -1,7 +1,8 @@
 """Raw samples: seven integers an answer, packed into bytes that are allocated ahead.
 
 Recording must not disturb what it records. Packing seven integers takes a tenth of a microsecond; turning
-them into histograms takes longer and happens after the measured time (`iamroles_loadtests.histogram`).
+them into histograms takes longer and happens after the measured time
+(`iamroles_loadtests.measuring.histogram`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import itertools
 import secrets
 import ssl
 
-from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.base.errors import WireFormatError
 from iamroles_scenarios.traffic.lines import Address, Line, Owner
 from iamroles_scenarios.traffic.polling import now
 from iamroles_scenarios.traffic.questions import Asked, Question

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Self, TypeVar, cast
 
-from iamroles_scenarios import recording
-from iamroles_scenarios.errors import SilenceError, WireError, WireFormatError
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import SilenceError, WireError, WireFormatError
 from iamroles_scenarios.wire.client import (
     MAX_ANSWER,
     Connection,

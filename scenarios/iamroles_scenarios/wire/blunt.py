@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from iamroles_scenarios.mock import process
+from iamroles_scenarios.base import process
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, string
 from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, as_hello, encode_kv, read_kv
 

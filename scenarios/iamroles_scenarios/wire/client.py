@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from iamroles_scenarios import recording
-from iamroles_scenarios.errors import SilenceError, UnreachableError, WireError, WireFormatError
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import SilenceError, UnreachableError, WireError, WireFormatError
 from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.codec import address as ip
 from iamroles_scenarios.wire.frames import (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from iamroles_scenarios.errors import WideVarint, WireFormatError
+from iamroles_scenarios.base.errors import WideVarint, WireFormatError
 
 _U64 = 1 << 64
 _S63 = 1 << 63

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.base.errors import WireFormatError
 from iamroles_scenarios.wire.codec import DataType, Reader, Typed, Value, string, varint
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iamroles_scenarios.errors import CheckFailed, WideVarint, WireError, WireFormatError
+from iamroles_scenarios.base.errors import CheckFailed, WideVarint, WireError, WireFormatError
 from iamroles_scenarios.wire.client import Connection, Ended, question
 from iamroles_scenarios.wire.frames import HELLO, FrameType, variables
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs

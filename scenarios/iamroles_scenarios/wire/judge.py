@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable, WireError, WireFormatError
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable, WireError, WireFormatError
 from iamroles_scenarios.wire.client import Connection, open_connection, question
 from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.frames import Frame, FrameType, read_actions, read_kv, variables

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from iamroles_scenarios.errors import WireFormatError
+from iamroles_scenarios.base.errors import WireFormatError
 from iamroles_scenarios.wire.codec import Typed
 from iamroles_scenarios.wire.frames import (
     STATUS,

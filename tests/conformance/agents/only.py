@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.main import main
-from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.sts import PREFIX
 

@@ -12,7 +12,7 @@ from functools import partial
 from inspect import getattr_static, signature
 from typing import Any
 
-from iamroles_agent.server import _Peer
+from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop.connection import Connection
 from iamroles_conformance.selftest.registry import Apply
 

@@ -9,10 +9,10 @@ from typing import Any
 from iamroles_scenarios.checks.derived import rules
 from iamroles_scenarios.checks.derived.rules import ACCOUNT, Edge
 from iamroles_scenarios.checks.derived.sitting import Ask, Sitting, question, sitting
+from iamroles_scenarios.checks.oracle.answer import wanted
+from iamroles_scenarios.checks.oracle.judge import judge
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.oracle.answer import wanted
-from iamroles_scenarios.oracle.judge import judge
 
 _LIVES = 1800
 """Seconds that each token lives."""

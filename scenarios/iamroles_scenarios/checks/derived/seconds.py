@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.checks.derived.claims import ABSENT, AWS, minted
 from iamroles_scenarios.checks.derived.sitting import (
     ALLOWED,
@@ -30,7 +31,6 @@ from iamroles_scenarios.checks.derived.sitting import (
 )
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import Untestable
 
 _ARN = "arn:aws:iam::111111111111:role/"
 _LEEWAY = 30

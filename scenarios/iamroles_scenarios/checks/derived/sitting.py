@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.checks.derived import answers
+from iamroles_scenarios.checks.oracle.answer import TEXTS
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.observation import differences
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence
-from iamroles_scenarios.oracle.answer import TEXTS
 from iamroles_scenarios.wire.asker import Asker
 from iamroles_scenarios.wire.frames import Action
 

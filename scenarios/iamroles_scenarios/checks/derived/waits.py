@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from iamroles_scenarios.base.errors import SilenceError
 from iamroles_scenarios.checks.derived import answers
 from iamroles_scenarios.checks.derived.sitting import ALLOWED, Ask, Sitting, Wanted, question, refusal
 from iamroles_scenarios.checks.fault.ground import own_suffix
@@ -26,7 +27,6 @@ from iamroles_scenarios.checks.identity.caller import ACTION, EDGE, session_of
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import SilenceError
 
 WAYS = {
     "stall": "the request is read, and nothing comes",
@@ -65,7 +65,7 @@ BOUNDS = {
     "agent.max_connections": "wire.life.connection-limit",
     "agent.handshake_timeout": "wire.life.handshake-timeout",
     "agent.drain_timeout": "wire.unread.sigterm",
-    "agent.decision_timeout": "tests/agent/test_server.py",
+    "agent.decision_timeout": "tests/agent/serving/test_server.py",
     "audit.sync": "tests/agent/test_audit_*.py",
     "identity_header.lifetime": "tests/scenarios/test_signed_identity.py",
     "identity_header.rotate": "tests/scenarios/test_signed_identity.py",

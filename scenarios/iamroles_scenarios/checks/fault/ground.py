@@ -15,7 +15,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from iamroles_scenarios import recording
+from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import HttpFault, StageError
 from iamroles_scenarios.checks.identity.caller import EDGE, session_of
 from iamroles_scenarios.checks.proxy.traffic import Gate, Turn
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
@@ -23,7 +24,6 @@ from iamroles_scenarios.engine.http import HttpConnection
 from iamroles_scenarios.engine.observation import Observation, describe
 from iamroles_scenarios.engine.players import observed, raw_request
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import HttpFault, StageError
 
 BACK = 20.0
 """Seconds, times the scale, within which the good are served when a fault is over."""

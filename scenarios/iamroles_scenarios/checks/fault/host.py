@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from iamroles_scenarios.base.errors import Inapplicable, Untestable
 from iamroles_scenarios.checks.fault.ground import BACK, Ground, ground, own_suffix
 from iamroles_scenarios.checks.proxy.traffic import Turn
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import Inapplicable, Untestable
 
 _DEEP = 1.5
 """Seconds that one of its threads has waited for the processor at a time, if it was starved."""

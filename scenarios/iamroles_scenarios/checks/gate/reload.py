@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from iamroles_scenarios.base.errors import HarnessFault
 from iamroles_scenarios.checks.proxy.traffic import Turn, shut, traffic
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import HarnessFault
 
 _CLIENTS = 3
 _RELOADS = 3

@@ -14,13 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, RecipeError
 from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Place
-from iamroles_scenarios.errors import CheckFailed, Evidence, RecipeError
 from iamroles_scenarios.jose.encoding import b64url_decode
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.errors import CheckFailed, Evidence
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.errors import CheckFailed
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed
 from iamroles_scenarios.jose import SigningKey, mint
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import math
 import time
 from itertools import count
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
 COOLDOWN = 2.0
 """Seconds; as in the world `identity-kids`."""

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import merged
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 
 _turn = threading.Lock()

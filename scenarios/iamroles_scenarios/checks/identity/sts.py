@@ -7,12 +7,12 @@ import json
 import time
 from typing import Any
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.checks.identity.caller import ACTION, Caller, caller
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import ALLOWED, Pending, refused
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
 _TROUBLE = refused("sts_unavailable", status=503)
 _NOT_BELIEVED = refused(

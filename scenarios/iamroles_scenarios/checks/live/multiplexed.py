@@ -12,7 +12,7 @@ from h2.events import DataReceived, Event, RemoteSettingsChanged, ResponseReceiv
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
-from iamroles_scenarios import recording
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.checks.live.stream import BEAT, Shape, Watched
 from iamroles_scenarios.engine.bench import Bench
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from iamroles_scenarios import recording
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.traffic.polling import NANO, SPACE, STAMPS, stamp
 

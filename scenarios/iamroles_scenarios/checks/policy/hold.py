@@ -7,11 +7,11 @@ import threading
 import time
 from typing import Any
 
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import Untestable
 
 _SHUT = refused("no_grant", status=403)
 _FETCH = 3.0

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 
+from iamroles_scenarios.checks.oracle import through_proxy
+from iamroles_scenarios.checks.oracle.campaign import CASES_PER_WORLD, campaign, numbers_for
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.oracle import through_proxy
-from iamroles_scenarios.oracle.campaign import CASES_PER_WORLD, campaign, numbers_for
 
 _CASES = 3_000
 SEED = 1

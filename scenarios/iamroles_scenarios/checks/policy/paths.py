@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence
+from iamroles_scenarios.checks.oracle.corpus import Kind, Trick, careless, tricks
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence
-from iamroles_scenarios.oracle.corpus import Kind, Trick, careless, tricks
 
 _STATUS: dict[Kind, int] = {"refused": 400, "served": 200, "closed": 403}
 _FORBIDDEN = ("/private", "/orders/export")

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.observation import Observation, differences
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence, Untestable
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import World

@@ -6,10 +6,10 @@ import asyncio
 from contextlib import closing
 from typing import Any
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.wire.client import open_connection, question
 from iamroles_scenarios.wire.frames import Scope, read_actions
 

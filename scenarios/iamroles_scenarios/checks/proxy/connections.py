@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Gate, Tally, Turn, at_once, gate, traffic
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import Untestable
 
 _THREADS = 4
 _PEOPLE = 12

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.http import Answer, HttpConnection
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import CheckFailed, Evidence
 
 _WITHIN = 10.0
 _HOST = "api.example.com"

@@ -11,11 +11,11 @@ import time
 from contextlib import closing
 from io import StringIO
 
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Gate, Turn, gate
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.errors import Untestable
 
 _NOTICED = 15.0
 """Seconds, times the scale, until a check's outcome must be known: some rounds of checks."""

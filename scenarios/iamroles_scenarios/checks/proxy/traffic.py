@@ -15,11 +15,11 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.errors import CheckFailed, HarnessFault
+from iamroles_scenarios.base.recording import carried
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
-from iamroles_scenarios.errors import CheckFailed, HarnessFault
-from iamroles_scenarios.recording import carried
 from iamroles_scenarios.stage.relay import Relay
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from iamroles_scenarios.base.errors import WireError
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.errors import WireError
 from iamroles_scenarios.wire.client import Connection, check_arguments, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string, varint
 from iamroles_scenarios.wire.frames import (

@@ -7,8 +7,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.errors import CheckFailed, Evidence
 from iamroles_scenarios.wire.fuzz import SEED, FuzzReport, fuzz
 from iamroles_scenarios.wire.target import WireTarget
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from iamroles_scenarios.base.errors import SilenceError
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.errors import SilenceError
 from iamroles_scenarios.wire.client import Ended, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address
 from iamroles_scenarios.wire.frames import HELLO, Frame, FrameType, as_hello, disconnect, hello, read_kv

@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import Any
 
+from iamroles_scenarios.base.errors import SilenceError, Untestable, WireError
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.errors import SilenceError, Untestable, WireError
 from iamroles_scenarios.wire.client import (
     OMIT,
     Connection,

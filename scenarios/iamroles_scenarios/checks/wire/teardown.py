@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.errors import (
+from iamroles_scenarios.base.errors import (
     CheckFailed,
     Evidence,
     SilenceError,
@@ -18,6 +17,7 @@ from iamroles_scenarios.errors import (
     Untestable,
     WireError,
 )
+from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire.client import open_connection, question
 from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, prefixed
 from iamroles_scenarios.wire.judge import (

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, WireFormatError
 from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.errors import CheckFailed, Evidence, WireFormatError
 from iamroles_scenarios.wire.client import question
 from iamroles_scenarios.wire.frames import Frame, FrameType, hello
 from iamroles_scenarios.wire.judge import DEADLINE, must_answer_each, must_judge, must_serve, probe, session

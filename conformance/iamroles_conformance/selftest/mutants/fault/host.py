@@ -9,8 +9,8 @@ from typing import Any
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.gate import Gate
-from iamroles_agent.server import _Peer
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop.connection import State
 from iamroles_conformance.selftest.mutants.gate.proxy import stays_down
 from iamroles_conformance.selftest.mutants.override import around, both, setting

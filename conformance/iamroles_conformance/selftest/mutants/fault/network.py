@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.spop.frames import FrameBuffer
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.sts import StsVerifier

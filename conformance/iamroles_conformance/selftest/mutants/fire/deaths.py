@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.control.document import POLICY
-from iamroles_agent.gate import Gate
 from iamroles_agent.processes.supervisor import Supervisor
-from iamroles_agent.server import Server
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.server import Server
 from iamroles_conformance.selftest.mutants.gate.proxy import text, without
 from iamroles_conformance.selftest.mutants.override import around, both
 from iamroles_conformance.selftest.registry import mutant

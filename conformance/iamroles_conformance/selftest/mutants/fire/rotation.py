@@ -6,10 +6,11 @@ import asyncio
 import time
 from typing import Any
 
-from iamroles_agent.gate import Gate
-from iamroles_agent.identity_header import KeyRing, part
+from iamroles_agent.identity_header import KeyRing
+from iamroles_agent.processes import identity_part as part
 from iamroles_agent.processes import worker
-from iamroles_agent.server import _Peer
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.server import _Peer
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.sts import StsVerifier

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent import gate
-from iamroles_agent.gate import Gate
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import checks
 from iamroles_agent.policy.compiled import Index, Policy
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.serving import gate
+from iamroles_agent.serving.gate import Gate
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.mutants.policy import edits as edit

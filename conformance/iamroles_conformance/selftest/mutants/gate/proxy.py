@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from iamroles_agent.policy import render
-from iamroles_agent.server import _Peer
+from iamroles_agent.serving.server import _Peer
 from iamroles_conformance.selftest.mutants.edits import actions_out
 from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_tools.haproxy import render
 
 
 def text(edit: Any, *, name: str = "haproxy.cfg") -> Apply:

@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent import gate
-from iamroles_agent.gate import Gate
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.serving import gate
+from iamroles_agent.serving.gate import Gate
 from iamroles_agent.tokens import authenticator
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules

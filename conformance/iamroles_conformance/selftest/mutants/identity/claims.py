@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.identity import RoleArn
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.identity import RoleArn
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.spop.connection import Connection
 from iamroles_agent.tokens import claims, keys
 from iamroles_agent.tokens.authenticator import Authenticator

@@ -10,9 +10,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from iamroles_agent import gate
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import compiled
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.serving import gate
 from iamroles_agent.spop import actions
 from iamroles_agent.spop.actions import Scope, set_var
 from iamroles_agent.spop.values import DataType

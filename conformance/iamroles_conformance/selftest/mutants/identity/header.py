@@ -15,7 +15,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from iamroles_agent.reasons import Refusal
+from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.tokens import authenticator, jws
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.jws import parse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens import transport
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.sts import StsVerifier

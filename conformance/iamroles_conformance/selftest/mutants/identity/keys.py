@@ -8,8 +8,8 @@ import urllib.request
 from types import SimpleNamespace
 from typing import Any
 
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import checks
-from iamroles_agent.reasons import Reason, Refusal
 from iamroles_agent.tokens import jwks, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.jwks import KeySource

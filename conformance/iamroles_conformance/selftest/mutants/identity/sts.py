@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.tokens import remote, sts
+from iamroles_agent.processes import remote
+from iamroles_agent.tokens import sts
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts import _PARAMETERS, Question, StsVerifier
 from iamroles_conformance.selftest.mutants.override import around, both, setting

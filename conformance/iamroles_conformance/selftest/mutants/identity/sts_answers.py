@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from iamroles_agent.reasons import Refusal
+from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.tokens import sts, sts_answer
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, _read_caller

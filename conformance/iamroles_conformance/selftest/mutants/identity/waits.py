@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens import jwks, sts, transport
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.transport import Transport, in_thread

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.live import attach, judge, renewal
+from iamroles_agent.live import judge, renewal
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED
 from iamroles_agent.live.revocations import NONE
 from iamroles_agent.live.ticket import Ticket
-from iamroles_agent.policy import render
+from iamroles_agent.processes import attach
 from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_tools.haproxy import render
 
 mutant(
     "live.renews-nothing",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from iamroles_agent.gate import Gate
-from iamroles_agent.live import attach, cutter
+from iamroles_agent.live import cutter
 from iamroles_agent.live import judge as judging
 from iamroles_agent.live.console import ConsoleError
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import Ends
+from iamroles_agent.processes import attach
+from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import actions
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_conformance.selftest.mutants.gate.proxy import text

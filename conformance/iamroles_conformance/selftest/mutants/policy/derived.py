@@ -8,10 +8,10 @@ from importlib import import_module
 from ipaddress import ip_address
 from typing import Any
 
-from iamroles_agent import config
-from iamroles_agent.gate import Gate
+from iamroles_agent.base import config
 from iamroles_agent.policy import checks, compiled, groups
 from iamroles_agent.policy.compiled import Index, Policy
+from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import messages
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.sts import StsVerifier

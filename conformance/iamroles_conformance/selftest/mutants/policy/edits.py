@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent import gate
-from iamroles_agent.gate import Gate
-from iamroles_agent.identity import RoleArn
+from iamroles_agent.base.identity import RoleArn
 from iamroles_agent.policy import compiled
 from iamroles_agent.policy.compiled import Index, Policy, Query
+from iamroles_agent.serving import gate
+from iamroles_agent.serving.gate import Gate
 from iamroles_agent.tokens import claims
 from iamroles_conformance.selftest.mutants.override import around, both
 from iamroles_conformance.selftest.registry import Apply

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from iamroles_agent import gate
-from iamroles_agent.gate import Gate
 from iamroles_agent.policy.compiled import Policy
+from iamroles_agent.serving import gate
+from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import messages
 from iamroles_agent.spop.actions import encode_verdict
 from iamroles_conformance.selftest.mutants.override import around, both, setting

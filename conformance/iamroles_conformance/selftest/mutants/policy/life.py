@@ -6,14 +6,14 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent import gate
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.gate import Gate
 from iamroles_agent.policy import paths
 from iamroles_agent.policy.compiled import Index, Policy
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.processes.worker import Worker
-from iamroles_agent.reasons import Reason, Refusal
+from iamroles_agent.serving import gate
+from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import actions
 from iamroles_conformance.selftest.mutants.override import around, both, setting
 from iamroles_conformance.selftest.mutants.policy import edits as edit

@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.gate import Gate
 from iamroles_agent.policy.compiled import Policy, Query
+from iamroles_agent.serving.gate import Gate
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.mutants.policy import edits as edit

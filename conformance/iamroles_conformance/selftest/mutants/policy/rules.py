@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.identity import RoleArn
+from iamroles_agent.base.identity import RoleArn
+from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.policy import compiled, groups
 from iamroles_agent.policy.compiled import Index
 from iamroles_agent.policy.regions import Region
-from iamroles_agent.reasons import Refusal
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.mutants.policy import edits as edit

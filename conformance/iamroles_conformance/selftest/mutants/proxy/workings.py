@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from iamroles_agent.server import _Peer
+from iamroles_agent.serving.server import _Peer
 from iamroles_conformance.selftest.mutants.edits import pairs_in
 from iamroles_conformance.selftest.mutants.gate.proxy import one_behind, stays_down, text
 from iamroles_conformance.selftest.mutants.override import around

@@ -7,14 +7,15 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent import gate
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import compiled
-from iamroles_agent.reasons import Reason, Refusal
-from iamroles_agent.server import _Peer
+from iamroles_agent.processes import remote
+from iamroles_agent.serving import gate
+from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop import actions, frames, messages, values
 from iamroles_agent.spop.actions import Scope, set_var, unset_var
 from iamroles_agent.spop.values import DataType
-from iamroles_agent.tokens import authenticator, claims, jws, keys, remote, sts
+from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
 from iamroles_conformance.selftest.mutants.override import around, both, setting, without_memory
 from iamroles_conformance.selftest.registry import mutant
 

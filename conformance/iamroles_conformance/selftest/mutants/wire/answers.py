@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.server import _Peer
+from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop import actions, frames, messages, varint
 from iamroles_agent.spop import actions as codec
 from iamroles_agent.spop.connection import Connection, HelloReceived

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from iamroles_agent.server import _Peer
+from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop import connection, messages, values, varint
 from iamroles_agent.spop.connection import Connection, State
 from iamroles_agent.spop.errors import invalid

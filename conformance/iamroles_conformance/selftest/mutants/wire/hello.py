@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from iamroles_agent.server import _Peer
+from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop import connection, frames, values
 from iamroles_agent.spop.connection import Connection, HelloReceived, State
 from iamroles_agent.spop.errors import invalid

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from iamroles_agent import listening, server
-from iamroles_agent.server import Server, _Peer
+from iamroles_agent.serving import listening, server
+from iamroles_agent.serving.server import Server, _Peer
 from iamroles_agent.spop import frames
 from iamroles_agent.spop.connection import Closed, State
 from iamroles_agent.spop.errors import RemoteProtocolError

@@ -1,0 +1,144 @@
+"""What the generator itself can do: `python -m benchmarks.loop`.
+
+Four figures. A closed loop of one process against HAProxy that answers by itself, beside `wrk` (a C client,
+one thread) in the same minutes, taking turns. Questions a second straight to the reference agent, pipelined,
+and the CPU time of both ends. What recording costs for each of the three latencies of an answer. And p50 at
+2,000 a second against a server that writes down the truth.
+"""
+
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from truth import Compared
+
+from iamroles_loadtests.asking import targets
+from iamroles_loadtests.measuring.book import Book
+from iamroles_loadtests.measuring.conductor import Conductor, Score
+from iamroles_loadtests.measuring.generator import Generator
+from iamroles_scenarios.stage import haproxies
+from iamroles_scenarios.stage.reference import reference_agent
+from iamroles_scenarios.stage.runtime import ask
+from iamroles_scenarios.traffic import Case, Records
+
+ROUNDS, SECONDS = 5, 2.0
+CONFIG = """
+global
+    maxconn 2000
+    nbthread 1
+    stats socket {socket} mode 600 level admin
+defaults
+    mode http
+    timeout client 60s
+    timeout server 60s
+    timeout connect 5s
+frontend plain
+    bind {address}
+    http-request return status 200 content-type text/plain string "ok"
+"""
+
+
+def plain():
+    """HAProxy against this process's loop and wrk, in turn; a median of each, requests a second."""
+    with tempfile.TemporaryDirectory() as directory:
+        config, socket = Path(directory, "h.cfg"), Path(directory, "s")
+        process, port = start(config, socket)
+        try:
+            target = targets.url(f"http://127.0.0.1:{port}/")
+            with Generator(target.piles) as generator:
+                conductor = Conductor(target, generator, Score(warmup=0.3))
+                ours, theirs = [], []
+                for _ in range(ROUNDS):
+                    ours.append(conductor.play(conductor.phase("c", 0.0, SECONDS), "level")["answered"])
+                    if shutil.which("wrk"):
+                        theirs.append(wrk(port))
+        finally:
+            process.kill()
+            process.wait()
+    return statistics.median(ours), statistics.median(theirs or [0.0])
+
+
+def start(config, socket):
+    """HAProxy on some port that is free."""
+    for port in range(20_000, 30_000, 7):
+        config.write_text(CONFIG.format(socket=socket, address=f"127.0.0.1:{port}"))
+        process = subprocess.Popen([haproxies.find(), "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 5
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if "Pid:" in ask(str(socket), "show info"):
+                    return process, port
+            except OSError:
+                time.sleep(0.01)
+        process.kill()
+        process.wait()
+    raise SystemExit("HAProxy does not start")
+
+
+def wrk(port):
+    said = subprocess.run(
+        ["wrk", "-t1", "-c64", f"-d{SECONDS:g}", f"http://127.0.0.1:{port}/"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", said.stdout)[1])
+
+
+def spop():
+    """Questions a second straight to the agent, 4 connections with 16 under way; CPU µs of both ends."""
+    wanted = targets.Wanted(seconds=60.0)
+    with (
+        targets.gate(reference_agent(), wanted, kind="processes", straight_on=True) as target,
+        Generator(target.piles) as generator,
+    ):
+        score = Score(warmup=0.3, connections=4, in_flight=16)
+        conductor = Conductor(target, generator, score, generator=lambda: generator.pid)
+        found = [conductor.play(conductor.phase("c", 0.0, SECONDS), "level") for _ in range(ROUNDS)]
+    return [
+        statistics.median(values)
+        for values in (
+            [one["answered"] for one in found],
+            [one["cpu"]["agent"] for one in found],
+            [one["cpu"]["generator"] for one in found],
+        )
+    ]
+
+
+def recording(count=400_000):
+    """Nanoseconds for each latency, of three an answer: packing, and folding afterwards."""
+    records, at = Records(), time.time_ns()
+    begun = time.perf_counter()
+    for number in range(count):
+        records.add(0, at, at + 5, at + number, at + number + 9, 3, -1)
+    packed = time.perf_counter() - begun
+    begun = time.perf_counter()
+    Book(at).fold(records.take(), [Case("x")])
+    folded = time.perf_counter() - begun
+    return packed / count / 3 * 1e9, folded / count / 3 * 1e9
+
+
+def main():
+    """Print them."""
+    ours, theirs = plain()
+    ratio = f", {ours / theirs:.2f} of wrk's {theirs:,.0f}" if theirs else "; wrk is not installed"
+    sys.stdout.write(f"HTTP, closed loop, plain HAProxy: {ours:,.0f} requests/s{ratio}\n")
+    rate, agent, own = spop()
+    sys.stdout.write(
+        f"SPOP, 4 x 16, the agent: {rate:,.0f} questions/s; CPU for each: {agent:.1f} µs of the agent, "
+        f"{own:.1f} µs of the generator\n"
+    )
+    packed, folded = recording()
+    sys.stdout.write(f"recording a latency: {packed:.0f} ns, and {folded:.0f} ns to fold it afterwards\n")
+    found = Compared("quick", 2_000, 5.0)
+    got, true = found.figures[50]
+    sys.stdout.write(f"p50 at 2,000/s: {got:.1f} µs, the server's own record {true:.1f} µs\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Play random orders of events in one agent: `python -m benchmarks.schedules`."""

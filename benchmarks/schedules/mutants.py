@@ -1,0 +1,142 @@
+"""Ordering bugs, planted one at a time: each must be found by the schedules.
+
+A mutant replaces one method of the agent for the time of a `with`. Where things come in their usual order,
+all of them behave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from iamroles_agent.control.changes import Changes, Phase
+from iamroles_agent.control.channel import message
+from iamroles_agent.control.member import Member
+from iamroles_agent.control.places import COURIER
+from iamroles_agent.control.plane import Plane
+from iamroles_agent.control.relay import Relay
+from iamroles_agent.processes.courier import Courier
+from iamroles_agent.processes.watch import Watch
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.server import _Peer
+from iamroles_agent.tokens.authenticator import Authenticator
+from iamroles_agent.tokens.keyring import Keyring
+
+MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {}
+"""By name: the class, its method, and what stands in its place: called with the sound one first."""
+
+
+def mutant(owner: Any, method: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Note a mutant under its function's name."""
+
+    def note(replacement: Callable[..., Any]) -> Callable[..., Any]:
+        MUTANTS[replacement.__name__.replace("_", "-")] = owner, method, replacement
+        return replacement
+
+    return note
+
+
+@contextlib.contextmanager
+def planted(name: str) -> Iterator[None]:
+    """The agent with one bug."""
+    owner, method, replacement = MUTANTS[name]
+    sound = getattr(owner, method)
+    setattr(owner, method, lambda *args, **named: replacement(sound, *args, **named))
+    try:
+        yield
+    finally:
+        setattr(owner, method, sound)
+
+
+@mutant(Changes, "_look_prepared")
+def commits_when_the_first_has_prepared(sound, plane):
+    change = plane._change
+    coming = 0 if change is None or change.phase is not Phase.PREPARE else change.document.version
+    if coming and any(place.prepared == coming for place in plane.workers):
+        change.waiting.clear()
+    sound(plane)
+
+
+@mutant(Changes, "_settle")
+def asks_a_newborn_to_serve_that_is_behind(sound, plane, place):
+    if place.index != COURIER and not place.serving and place.holds.version != plane.document.version:
+        plane._send(place.index, message("serve"))
+    sound(plane, place)
+
+
+@mutant(Changes, "_give_up")
+def uses_a_version_again_that_was_given_up(sound, plane, error, why):
+    plane._versions -= 1
+    sound(plane, error, why)
+
+
+@mutant(Courier, "_propose")
+def proposes_in_the_next_turn_of_its_loop(sound, courier, edits):
+    asyncio.get_running_loop().call_soon(sound, courier, edits)
+
+
+@mutant(Plane, "load")
+def forgets_a_reload_that_comes_during_another(sound, plane):
+    if not (plane._loading.busy or plane._reloading()):
+        sound(plane)
+
+
+@mutant(Relay, "courier_up")
+def loses_what_a_dead_courier_was_asked(sound, relay):
+    relay._courier = True
+
+
+@mutant(Gate, "judge")
+async def answers_by_what_was_in_force_when_asked(sound, gate, check, context, key):
+    asked = gate._current()
+    gate._current = lambda: asked
+    try:
+        return await sound(gate, check, context, key)
+    finally:
+        gate.__dict__.pop("_current", None)
+
+
+@mutant(Authenticator, "adopt")
+def remembers_identities_across_a_reload(sound, authenticator, config, rules):
+    authenticator._cache.clear = lambda: None
+    sound(authenticator, config, rules)
+
+
+@mutant(Keyring, "_kill")
+def lets_a_lost_key_live_a_moment_longer(sound, keyring, lost):
+    asyncio.get_running_loop().call_later(0.05, sound, keyring, lost)
+
+
+@mutant(Watch, "_take")
+async def calls_revocations_settled_before_they_are(sound, watch, stamp):
+    watch._seen, watch._settled = stamp, True
+    return await sound(watch, stamp)
+
+
+@mutant(Changes, "_look_switched")
+def confirms_when_all_were_told_to_switch(sound, plane):
+    change = plane._change
+    if change is not None and change.phase is Phase.SWITCH:
+        change.waiting.clear()
+    sound(plane)
+
+
+@mutant(Member, "wants")
+def keeps_what_was_built_for_a_version_that_was_aborted(sound, member, version):
+    return True
+
+
+@mutant(Member, "_stamp")
+def loses_a_stamp_that_comes_during_a_change(sound, member, name, at):
+    coming, member._coming = member._coming, {}
+    sound(member, name, at)
+    member._coming = coming
+
+
+@mutant(_Peer, "_acknowledge")
+def answers_in_the_order_of_the_questions(sound, peer, event, actions):
+    eldest = next(iter(peer._pending.values()), event)
+    sound(peer, dataclasses.replace(event, ids=eldest.ids), actions)

@@ -1,0 +1,313 @@
+"""A million schedules of one agent: `python -m benchmarks.schedules --count 1000000`.
+
+A schedule is a list of choices: a frame arrives, a thread ends, a reload, a revocation, a death. It is drawn
+from a seed, and played on a virtual time in one process (`benchmarks.schedules.agent`), so it can be played
+again. `--seed N` shrinks one that fails to the choices that matter, and prints what happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import gc
+import itertools
+import logging
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.schedules.agent import Agent
+from benchmarks.schedules.checks import finish
+from benchmarks.schedules.events import EVENTS, FAULTS, Choice, deliver, pass_time
+from benchmarks.schedules.loop import Job
+from benchmarks.schedules.mutants import MUTANTS, planted
+from iamroles_agent.base.errors import ConfigError
+from iamroles_agent.control import policy_part
+from iamroles_agent.control.channel import Frames, Message
+from iamroles_agent.control.document import Part
+from iamroles_agent.policy.compiled import Policy
+from iamroles_agent.processes import courier, worker
+from iamroles_agent.serving import gate
+from iamroles_agent.tokens import authenticator, jwks, keys
+from iamroles_agent.tokens.transport import TransportError
+
+LENGTH = 60
+"""Choices of a schedule."""
+
+
+def draw(seed: int) -> tuple[int, list[Choice]]:
+    """The number of workers and the choices of a seed.
+
+    Half of the schedules leave some kinds of faults out, so that what is left is met in deeper water.
+    """
+    chance = random.Random(seed)
+    weights = {name: weight for name, (_, weight) in EVENTS.items()}
+    if seed % 2:
+        for name in chance.sample(FAULTS, 6):
+            weights[name] = 0
+    names = chance.choices(list(weights), weights.values(), k=LENGTH)  # type: ignore[arg-type]
+    numbers = chance.randbytes(4 * LENGTH)
+    return chance.choice((1, 2, 2, 3)), [
+        (name, numbers[4 * at] << 8 | numbers[4 * at + 1], numbers[4 * at + 2] << 8 | numbers[4 * at + 3])
+        for at, name in enumerate(names)
+    ]
+
+
+@dataclass
+class Result:
+    """What became of schedules."""
+
+    count: int = 0
+    events: int = 0
+    answers: int = 0
+    allowed: int = 0
+    reloads: int = 0
+    deaths: int = 0
+    failed: list[tuple[int, str]] = field(default_factory=list)
+    """Seeds, and what was wrong."""
+
+    def add(self, other: Result) -> None:
+        """Count another one in."""
+        for name in ("count", "events", "answers", "allowed", "reloads", "deaths"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.failed += other.failed
+
+    def text(self) -> str:
+        """In one line."""
+        return (
+            f"{self.count:,} schedules, {self.events:,} events, {self.answers:,} answers "
+            f"({self.allowed:,} allowed), {self.reloads:,} reloads, {self.deaths:,} deaths of the agent, "
+            f"{len(self.failed)} wrong"
+        )
+
+
+def play(
+    seed: int, workers: int, choices: list[Choice], trace: Callable[[str], None] | None = None
+) -> tuple[Agent, int]:
+    """Play a schedule; the agent, and how many events happened."""
+    if next(_plays) % _BETWEEN == 0:
+        gc.collect()  # never while one is played: see `virtual`
+    random.seed(seed)
+    agent, events = Agent(workers, trace), 0
+    for name, x, y in choices:
+        if agent.faults:
+            return agent, events
+        if not EVENTS[name][0](agent, x, y) and not deliver(agent, x, y):
+            pass_time(agent, x, y)
+        events += 1
+    if not agent.faults:
+        finish(agent)
+    return agent, events
+
+
+_plays = itertools.count(1)
+_BETWEEN = 16
+"""Schedules between two looks for dead processes, which are cycles."""
+
+
+def shrink(seed: int, workers: int, choices: list[Choice]) -> list[Choice]:
+    """Choices that still go wrong, of which none can be left out."""
+    size = max(len(choices) // 2, 1)
+    while True:
+        at, before = 0, len(choices)
+        while at < len(choices):
+            fewer = choices[:at] + choices[at + size :]
+            if play(seed, workers, fewer)[0].faults:
+                choices = fewer
+            else:
+                at += size
+        if size == 1 and len(choices) == before:
+            return choices
+        size = max(size // 2, 1)
+
+
+class _Wire(bytes):
+    """A message that travels as it is: how it is cut in bytes is no business of a schedule."""
+
+    said: Message
+
+
+def _wire(said: Message) -> _Wire:
+    wire = _Wire(b" ")
+    wire.said = said
+    return wire
+
+
+@contextlib.contextmanager
+def virtual() -> Iterator[None]:
+    """Put virtual parts in place of what would wait, and share what is costly to build and never changes.
+
+    The collector is off. A coroutine of a dead process ends where it is collected: what it then starts would
+    be started in the loop that happens to run, and a seed would not play the same schedule again.
+    """
+
+    async def away(work: Callable[[], Any], patience: float | None = None) -> Any:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.jobs.append(Job(future, work))  # type: ignore[attr-defined]
+        try:
+            async with asyncio.timeout(patience):
+                return await future
+        except TimeoutError:
+            raise TransportError("no end of it within its time: left behind") from None
+
+    def once(make: Callable[..., Any], name: Callable[..., Any]) -> Callable[..., Any]:
+        """Make it once for each name."""
+        made: dict[Any, Any] = {}
+
+        def get(*args: Any, **about: Any) -> Any:
+            key = name(*args)
+            if key not in made:
+                made[key] = make(*args, **about)
+            return made[key]
+
+        return get
+
+    decode = once(policy_part.decode, lambda part: part.digest)
+
+    def build(part: Part) -> Policy:
+        if Agent.ill:
+            Agent.ill -= 1
+            raise ConfigError([])
+        return decode(part)
+
+    keep = functools.lru_cache(1 << 14)
+    rules = once(authenticator.rules_of, id)
+    read_key = once(keys.parse_key, lambda jwk: (jwk["kid"], jwk["n"]))
+    verifier = keys.Key.verifier
+    verifies = once(lambda key, alg: keep(verifier(key, alg)), lambda key, _alg: key.material)
+
+    places: list[tuple[Any, str, Any]] = [
+        (worker, "_turn", lambda _lock: contextlib.nullcontext()),
+        (jwks, "in_thread", away),
+        (courier, "Transport", lambda: None),
+        (policy_part, "decode", build),
+        (policy_part, "decode_base", once(policy_part.decode_base, lambda part: part.digest)),
+        (worker, "rules_of", rules),
+        (authenticator, "rules_of", rules),
+        (authenticator, "parse", keep(authenticator.parse)),
+        (keys, "parse_key", lambda jwk: dataclasses.replace(read_key(jwk))),
+        (keys.Key, "verifier", verifies),
+        (gate, "prepare", once(gate.prepare, lambda said: (said.allow, said.reason, said.rule))),
+        (gate, "ticket", keep(gate.ticket)),
+        (gate, "encode_verdict", keep(gate.encode_verdict)),
+        (Policy, "discard", lambda self: None),
+        (Message, "encode", _wire),
+        (Frames, "receive", lambda self, data: iter((data.said,))),
+        (sys, "unraisablehook", lambda _about: None),  # a coroutine of a process that died
+    ]
+    before = [(place, name, getattr(place, name)) for place, name, _ in places]
+    for place, name, new in places:
+        setattr(place, name, new)
+    logging.disable(logging.CRITICAL)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()  # what is left of processes that died must not outlive the hook
+        logging.disable(logging.NOTSET)
+        for place, name, old in before:
+            setattr(place, name, old)
+
+
+def run(seeds: range, *, until_failure: bool = False) -> Result:
+    """Play the schedules of some seeds."""
+    total = Result()
+    for seed in seeds:
+        agent, events = play(seed, *draw(seed))
+        total.add(
+            Result(1, events, agent.answers, agent.allowed, agent.reloads, agent.deaths,
+                   [(seed, agent.faults[0])] if agent.faults else [])
+        )  # fmt: skip
+        if total.failed and until_failure:
+            break
+    return total
+
+
+def explain(seed: int) -> list[str]:
+    """The shrunk schedule of a seed that fails, as it is read; empty for one that does not fail."""
+    workers, choices = draw(seed)
+    if not play(seed, workers, choices)[0].faults:
+        return []
+    lines: list[str] = []
+    choices = shrink(seed, workers, choices)
+    play(seed, workers, choices, lines.append)
+    head = f"seed {seed}: {len(choices)} of {LENGTH} choices matter, {workers} workers"
+    return [head, *(f"  {choice}" for choice in choices), *lines]
+
+
+def _start(mutant: str) -> None:
+    """Of a process that plays: it goes on for all its life."""
+    _whole.enter_context(virtual())
+    if mutant:
+        _whole.enter_context(planted(mutant))
+    run(range(20))
+    _settle()
+
+
+def _settle() -> None:
+    """What was made by now stays: parsed policies and tokens, which the collector need not look at again."""
+    gc.unfreeze()  # the agents that still lived then have died
+    gc.collect()
+    gc.freeze()
+
+
+def _portion(seeds: range) -> Result:
+    result = run(seeds)
+    _settle()
+    return result
+
+
+_whole = contextlib.ExitStack()
+_PORTION = 500
+
+
+def main() -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000, help="how many schedules")
+    parser.add_argument("--start", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--seed", type=int, help="explain the schedule of one seed")
+    parser.add_argument("--mutant", default="", choices=("", *MUTANTS), metavar="NAME", help="a planted bug")
+    options = parser.parse_args()
+    if options.seed is not None:
+        with virtual(), planted(options.mutant) if options.mutant else contextlib.nullcontext():
+            _tell("\n".join(explain(options.seed)) or f"seed {options.seed}: nothing is wrong")
+        return 0
+    total, began, told = Result(), time.monotonic(), 0
+    end = options.start + options.count
+    portions = [range(at, min(at + _PORTION, end)) for at in range(options.start, end, _PORTION)]
+    with multiprocessing.get_context("spawn").Pool(options.jobs, _start, (options.mutant,)) as pool:
+        for result in pool.imap_unordered(_portion, portions):
+            total.add(result)
+            if total.failed or total.count - told >= 10_000 or total.count == options.count:
+                told = total.count
+                rate = told / (time.monotonic() - began)
+                _tell(f"from seed {options.start}: {total.text()}; {rate:.0f} a second")
+            if total.failed:
+                pool.terminate()
+                break
+    for seed, what in sorted(total.failed)[:3]:
+        _tell(
+            f"seed {seed}: {what}\n`python -m benchmarks.schedules --seed {seed}` shows how it comes to that"
+        )
+    return 1 if total.failed else 0
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""What is measured: the gate on a stage, any URL, or any SPOE agent.
+
+A target knows where requests go, what is asked there and which answers are right, and whose CPU time can be
+read. `Gate` sets a stage and asks the piles of `questions`; the other two ask one question of a stranger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from iamroles_loadtests.asking import gate_config
+from iamroles_loadtests.asking.cpu import Finder
+from iamroles_loadtests.asking.plan import Ask, Expected, Piles
+from iamroles_loadtests.asking.questions import POPULATIONS, Asking, straight
+from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
+from iamroles_scenarios.stage.reference import reference_agent
+from iamroles_scenarios.stage.rendering import SHIPPED
+from iamroles_scenarios.traffic.lines import Address
+
+_SETTINGS = {"IAM_LOG_LEVEL": "emerg"}
+"""HAProxy's record is silenced: on a shared machine the suite's own reading of it would be measured."""
+_RENDER = ("python", "-m", "iamroles_loadtests.asking.gate_config", "{world}", "{output}")
+_LIFE = 3500.0
+"""Seconds that tokens live at most: the policy takes none that live longer than an hour."""
+
+
+class TargetError(Exception):
+    """What was asked for cannot be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which piles a run needs."""
+
+    seconds: float
+    """The run's length at most, for tokens that die during it."""
+    new: int = 0
+    """Tokens never seen before, for the paired measurement; 0: no pairs."""
+    populations: Sequence[str] = ()
+    hostile: bool = False
+    cold: int = 0
+    """Tokens for a phase in which every one is new."""
+    tls: bool = False
+    """Clients speak TLS to the gate."""
+    streams: bool = False
+    """A backend that streams."""
+
+
+@dataclass(slots=True)
+class Target:
+    """A place to put load on."""
+
+    address: str
+    piles: Piles
+    about: dict[str, Any]
+    """`target` of result.json."""
+    lane: Literal["http", "spop"] = "http"
+    tls: bool = False
+    steady: str = "mix"
+    """The pile of ordinary load."""
+    paired: bool = False
+    """Whether `unasked`, `remembered` and `new` are there."""
+    parts: Mapping[str, Finder] = field(default_factory=dict)
+    world: World | None = None
+
+    def still_there(self) -> None:
+        """Raise a StageError if the agent died."""
+        if self.world is not None and not self.world.agent.spec.address and not self.world.agent.alive:
+            raise StageError("The agent died under load.", self.world.logs())
+
+
+@contextmanager
+def gate(
+    agent: AgentSpec,
+    wanted: Wanted,
+    *,
+    kind: str = "auto",
+    haproxy: str | None = None,
+    straight_on: bool = False,
+) -> Iterator[Target]:
+    """A gate on a stage of its own.
+
+    Args:
+        agent: who answers.
+        wanted: which piles.
+        kind: of stage.
+        haproxy: which one.
+        straight_on: ask the agent itself by SPOP, without HAProxy.
+
+    Raises:
+        StageError, ControlError: a part of the stage failed.
+        TargetError: TLS is wanted of a configuration that is the agent's own.
+    """
+    own = bool(agent.haproxy.get("render")) and tuple(agent.haproxy["render"]) != SHIPPED
+    if wanted.tls and (own or straight_on):
+        raise TargetError("TLS needs the shipped HAProxy configuration: give the URL of your own with --url.")
+    with open_stage(kind, haproxy=haproxy) as stage, TemporaryDirectory(prefix="iamroles-load-") as scratch:
+        issuer = stage.idp.issuer("corp")
+        issuer.add_key("RS256")
+        issuer.add_key("ES256")
+        asking = Asking(issuer.mint, life=min(wanted.seconds + 600, _LIFE))
+        with _world(stage, agent, scratch, wanted, own=own, haproxy=not straight_on) as world:
+            about: dict[str, Any] = {
+                "kind": "stage",
+                "agent": {"name": agent.name, "version": agent.version},
+                "stage": stage.kind,
+            }
+            if straight_on:
+                yield _straight(world, asking, about)
+                return
+            about["haproxy"] = world.haproxy.version
+            if own:
+                about["configuration"] = "the agent's own"
+            address = world.proxy.url.removeprefix("http://")
+            yield Target(
+                address,
+                Piles(piles=_piles(asking, wanted, paired=not own)),
+                {**about, "address": address},
+                tls=wanted.tls,
+                paired=not own and wanted.new > 0,
+                parts={
+                    "haproxy": lambda: world.haproxy.host_pid,
+                    "agent": lambda: world.agent.host_pid,
+                },
+                world=world,
+            )
+
+
+def _world(
+    stage: Stage, agent: AgentSpec, scratch: str, wanted: Wanted, *, own: bool, haproxy: bool
+) -> World:
+    policy = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
+    if agent.directory == reference_agent().directory:
+        # By default it writes its audit to standard error, which the stage reads: on the same cores.
+        place = scratch if stage.kind == "processes" else "/tmp"  # noqa: S108 - the container's own
+        policy["audit"] = {"path": f"{place}/audit.jsonl"}
+    if own or not haproxy:
+        return stage.world(agent, policy, settings=_SETTINGS, haproxy=haproxy)
+    for backend in policy["backends"]:
+        if wanted.streams and backend["name"] == "export":
+            backend["streams"] = True  # an echo backend of the stage answers
+        else:
+            backend["servers"] = [gate_config.NOWHERE]
+    render = {**agent.haproxy, "render": [*_RENDER, *(["--tls"] if wanted.tls else [])]}
+    changed = AgentSpec(
+        **{name: getattr(agent, name) for name in AgentSpec.__slots__ if name != "haproxy"}, haproxy=render
+    )
+    return stage.world(changed, policy, settings=_SETTINGS)
+
+
+def _piles(asking: Asking, wanted: Wanted, *, paired: bool) -> dict[str, list[Ask]]:
+    piles = {"mix": asking.mix(wanted.seconds)}
+    if paired and wanted.new:
+        piles |= asking.paired(wanted.new)
+    for name in wanted.populations:
+        piles[name] = asking.population(POPULATIONS[name])
+    if wanted.hostile:
+        piles["hostile"] = asking.hostile()
+    if wanted.streams:
+        piles["stream"] = [asking.stream()]
+    if wanted.cold:
+        piles["cold"] = asking.paired(wanted.cold)["new"]
+    return piles
+
+
+def _straight(world: World, asking: Asking, about: dict[str, Any]) -> Target:
+    token = asking.token("known", "reader")
+    check = {
+        "authorization": f"Bearer {token}",
+        "host": "api.example.com",
+        "path": "/orders/1",
+        "src": "127.0.0.1",
+    }
+    right = Expected(status=200, holds=["allow=true\n", "principal=known\n"])
+    address = world.agent.spop_address
+    return Target(
+        address,
+        Piles(piles={"mix": [straight(check, "remembered", right)]}),
+        {**about, "address": address, "lane": "spop"},
+        lane="spop",
+        parts={"agent": lambda: world.agent.host_pid},
+        world=world,
+    )
+
+
+def url(
+    where: str,
+    *,
+    method: str = "GET",
+    fields: Mapping[str, str] | None = None,
+    right: Expected | None = None,
+    pids: Mapping[str, int] | None = None,
+) -> Target:
+    """Any HTTP/1.1 server.
+
+    Args:
+        where: `http://host:port/path` or `https://…`.
+        method: of the requests.
+        fields: header fields besides Host.
+        right: which answers are right.
+        pids: processes on this host whose CPU time is read, by name.
+
+    Raises:
+        TargetError: not such a URL.
+    """
+    parts = urlsplit(where)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise TargetError(f"{where!r}: write http://host:port/path or https://host:port/path")
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise TargetError(f"{where!r}: {error}") from error
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
+    for name, value in (fields or {}).items():
+        if any(character in name + value for character in "\r\n\0"):
+            raise TargetError(f"header {name!r}: a line break cannot be sent")
+        lines.append(f"{name}: {value}")
+    if method in ("POST", "PUT", "PATCH"):
+        lines.append("Content-Length: 0")
+    ask = Ask(
+        case=f"{method} {parts.path or '/'}",
+        payload="\r\n".join([*lines, "", ""]),
+        right=right or Expected(),
+        bodiless=method == "HEAD",
+    )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return Target(
+        f"{host}:{port}",
+        Piles(piles={"mix": [ask]}),
+        {"kind": "url", "address": where},
+        tls=parts.scheme == "https",
+        parts=_fixed(pids),
+    )
+
+
+def spoe(
+    address: str,
+    *,
+    check: Mapping[str, Any] | None = None,
+    right: Expected | None = None,
+    pids: Mapping[str, int] | None = None,
+) -> Target:
+    """Any SPOE agent, asked the contract's question.
+
+    Args:
+        address: `host:port` or `unix:/path`.
+        check: arguments of `iam-check`.
+        right: which answers are right; None: any.
+        pids: as for `url`.
+
+    Raises:
+        TargetError: no address, or no such host.
+    """
+    try:
+        Address.of(address)
+    except ValueError as error:
+        raise TargetError(str(error)) from error
+    except OSError as error:
+        raise TargetError(f"{address!r}: {error.strerror}") from error
+    ask = straight(check or {}, "question", right or Expected(status=0))
+    return Target(
+        address,
+        Piles(piles={"mix": [ask]}),
+        {"kind": "spoe", "address": address, "lane": "spop"},
+        lane="spop",
+        parts=_fixed(pids),
+    )
+
+
+def _fixed(pids: Mapping[str, int] | None) -> dict[str, Finder]:
+    return {name: partial(int, pid) for name, pid in (pids or {}).items()}

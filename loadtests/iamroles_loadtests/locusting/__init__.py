@@ -1,0 +1,1 @@
+"""The same loop as a locust user, with a master and workers."""

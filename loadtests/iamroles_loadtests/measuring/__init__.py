@@ -1,0 +1,1 @@
+"""The generator and its clocks: sending, receiving, histograms, validity."""

@@ -1,0 +1,1 @@
+"""Results, objectives, reports and comparisons."""

@@ -1,0 +1,226 @@
+"""Two results side by side: ratios with their confidence.
+
+Samples of one run are not independent: a machine that is slow now is slow in the next millisecond. So the
+interval of a ratio is a bootstrap over the *windows* of both phases (a quarter of a second each, or more),
+not over samples. A difference counts as shown only where the whole interval is on one side of 1. It is a
+difference of these two runs: whether it is one of what was measured, or of the machine in these minutes, only
+runs that take turns can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iamroles_loadtests.measuring.histogram import PERCENTILES, Histogram, values_at
+from iamroles_loadtests.measuring.units import duration
+
+_RESAMPLES = 2000
+_MACHINE = ("cpu", "cores", "system")
+"""Of the environments, what must not differ."""
+_SOFTWARE = ("kernel", "python")
+"""What may bend figures if it differs."""
+_ASKED = ("rates", "connections", "in_flight", "shapes", "constant", "straight", "method")
+"""Of what was asked, what must not differ."""
+_FEW = 16
+"""Windows from which on an interval is near its word."""
+_COUNTED: Mapping[str, Callable[[float], str]] = {
+    "us": duration,
+    "/s": lambda rate: f"{rate:,.0f}/s",
+    "share": lambda share: f"{share:.1%}",
+}
+"""How values of each unit are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure of both runs.
+
+    Args:
+        phase: where it is from.
+        name: of the figure.
+        before: in the first run.
+        after: in the second.
+        ratio: second over first.
+        low: of the 95 % interval of the ratio; None where there is no interval.
+        high: of it.
+        unit: `us`, `/s` or `share`.
+    """
+
+    phase: str
+    name: str
+    before: float
+    after: float
+    ratio: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = "us"
+
+    @property
+    def verdict(self) -> str:
+        """`slower`, `faster`, or "" where no difference is shown."""
+        if self.low is None or self.high is None:
+            return ""
+        return "slower" if self.low > 1 else "faster" if self.high < 1 else ""
+
+    def told(self, value: float) -> str:
+        """One of its values, readable."""
+        return _COUNTED[self.unit](value)
+
+    @property
+    def interval(self) -> str:
+        """Readable; empty where there is none."""
+        return "" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: getattr(self, name) for name in (*Line.__slots__, "verdict")}
+
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Line]:
+    """The figures that two results share."""
+    theirs = {phase["name"]: phase for phase in after["phases"]}
+    found = []
+    for phase in before["phases"]:
+        other = theirs.get(phase["name"])
+        if other is not None:
+            found += list(_latencies(phase, other))
+            found += list(_cpu(phase["name"], phase["cpu"], other["cpu"]))
+    return [*_knee(before["knee"], after["knee"]), *_pairs(before["pairs"], after["pairs"]), *found]
+
+
+def obstacles(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Why the two do not compare, one sentence each; empty if they do."""
+    found = []
+    for which, result in (("first", before), ("second", after)):
+        if not result["valid"]:
+            found.append(f"the {which} run is invalid: {'; '.join(result['doubts'])}")
+        if result["wrong"] or result["faults"]:
+            found.append(
+                f"the {which} run had {result['wrong']:,} wrong verdicts and {result['faults']:,} requests "
+                "without an answer: how fast those were says nothing"
+            )
+    found += _differing(before["environment"], after["environment"], _MACHINE, "{}")
+    found += _differing(before["asked"], after["asked"], _ASKED, "--{}")
+    found += _differing(before["target"], after["target"], ("kind", "stage"), "what was measured ({})")
+    theirs = {phase["name"]: phase["rate"] for phase in after["phases"]}
+    for phase in before["phases"]:
+        rate = theirs.get(phase["name"])
+        if rate is not None and not 0.9 * phase["rate"] <= rate <= 1.1 * phase["rate"]:
+            found.append(
+                f"{phase['name']} was offered {phase['rate']:,.0f}/s, then {rate:,.0f}/s: give both --rate"
+            )
+    return found
+
+
+def cautions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What else to bear in mind, one sentence each."""
+    found = list(_differing(before["environment"], after["environment"], _SOFTWARE, "{}"))
+    found += _differing(before["target"], after["target"], ("haproxy",), "{}")
+    names = {phase["name"] for phase in before["phases"]} ^ {phase["name"] for phase in after["phases"]}
+    if names:
+        found.append(f"only one of the runs has {', '.join(sorted(names))}")
+    few = [
+        phase["name"]
+        for phase in before["phases"]
+        if 0 < sum(1 for window in phase["windows"] if window["samples"]) < _FEW
+    ]
+    if few:
+        found.append(f"intervals rest on fewer than {_FEW} windows in {', '.join(few)}: use --duration")
+    return found
+
+
+def _differing(
+    one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str], called: str
+) -> Iterator[str]:
+    for name in names:
+        if one.get(name) != other.get(name):
+            said = called.format(name.replace("_", "-"))
+            yield f"{said} differs: {one.get(name)}, then {other.get(name)}"
+
+
+def _knee(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[Line]:
+    if before is not None and after is not None:
+        for name, said in (("rate", "up to the knee"), ("capacity", "at most, closed loop")):
+            one, two = before[name], after[name]
+            yield Line("knee", said, one, two, round(two / max(one, 1e-9), 4), unit="/s")
+
+
+def _answered(phase: Mapping[str, Any]) -> float:
+    """Share of what was due."""
+    return float(phase["samples"] / max(1, phase["samples"] + phase["owed"] + phase["faults"]))
+
+
+def _latencies(phase: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Line]:
+    if not phase["closed"]:
+        one, two = _answered(phase), _answered(other)
+        yield Line(
+            phase["name"], "answered of what was due", one, two, round(two / max(one, 1e-9), 4), unit="share"
+        )
+        for at in ("p50", "p99"):
+            if at in phase["due"] and at in other["due"]:
+                one, two = phase["due"][at], other["due"][at]
+                yield Line(phase["name"], f"{at} from due", one, two, round(two / max(one, 1e-9), 4))
+    names = [at for at in PERCENTILES if at in phase["sent"] and at in other["sent"] and at != "p99.99"]
+    resampled = [_resampled(one, names, seed) for seed, one in enumerate((phase, other))]
+    for number, at in enumerate(names):
+        one, two = phase["sent"][at], other["sent"][at]
+        low = high = None
+        if all(drawn is not None for drawn in resampled):
+            ratios = resampled[1][:, number] / resampled[0][:, number]  # type: ignore[index]
+            low, high = (round(float(value), 4) for value in np.percentile(ratios, (2.5, 97.5)))
+        yield Line(phase["name"], f"{at} from sent", one, two, round(two / max(one, 1e-9), 4), low, high)
+
+
+def _resampled(phase: Mapping[str, Any], names: list[str], seed: int) -> NDArray[np.float64] | None:
+    """Percentiles of a phase whose windows were drawn again and again; one row a draw."""
+    windows = [
+        Histogram.decoded(window["sent"]["histogram"]).counts
+        for window in phase["windows"]
+        if window["samples"]
+    ]
+    if len(windows) < 4 or not names:
+        return None
+    counts = np.stack(windows)
+    used = np.flatnonzero(counts.sum(axis=0))
+    chance = np.random.default_rng(seed)
+    drawn = chance.multinomial(len(windows), [1 / len(windows)] * len(windows), size=_RESAMPLES)
+    sums = np.cumsum(drawn @ counts[:, used], axis=1)
+    rows = []
+    for at in names:
+        ranks = np.maximum(1, np.ceil(PERCENTILES[at] / 100 * sums[:, -1]))
+        places = (sums < ranks[:, None]).sum(axis=1)
+        rows.append(values_at(used[np.minimum(places, used.size - 1)]))
+    return np.stack(rows, axis=1)
+
+
+def _cpu(phase: str, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[Line]:
+    for part in before:
+        if part in after and part != "generator" and before[part]:
+            yield Line(
+                phase, f"CPU of {part}", before[part], after[part], round(after[part] / before[part], 4)
+            )
+
+
+def _pairs(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[Line]:
+    """What the check adds: intervals of each run as they are; apart if they do not touch."""
+    if before is None or after is None:
+        return
+    for lane in ("remembered", "new"):
+        one, two = (pairs["differences"][lane]["p50"] for pairs in (before, after))
+        if one["value"] > 0 and two["value"] > 0:
+            low, high = two["low"] / max(one["high"], 1e-9), two["high"] / max(one["low"], 1e-9)
+            wide = one["low"] <= 0 or two["low"] <= 0
+            yield Line(
+                "pairs",
+                f"{lane} adds at p50",
+                one["value"],
+                two["value"],
+                round(two["value"] / one["value"], 4),
+                None if wide else round(low, 4),
+                None if wide else round(high, 4),
+            )

@@ -1,0 +1,1 @@
+"""The ground that all rooms above stand on: configuration, identity, reasons, errors, clocks."""

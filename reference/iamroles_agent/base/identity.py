@@ -1,0 +1,131 @@
+"""Who is asking: the canonical role ARN, the verified identity, the request and the decision."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from iamroles_agent.base.reasons import Reason, Refusal
+
+_ROLE_ARN = re.compile(
+    r"arn:(?P<partition>aws|aws-cn|aws-us-gov|aws-iso|aws-iso-b|aws-iso-e|aws-iso-f|aws-eusc)"
+    r":(?:iam::(?P<account>[0-9]{12}):role/(?:[\x21-\x39\x3b-\x7e]{1,510}/)?(?P<name>[A-Za-z0-9+=,.@_-]{1,64})"
+    r"|sts::(?P<sts_account>[0-9]{12}):assumed-role/(?P<sts_name>[A-Za-z0-9+=,.@_-]{1,64})"
+    r"/(?P<session>[A-Za-z0-9+=,.@_-]{2,64}))",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RoleArn:
+    """An IAM role, canonical: partition, 12-digit account, name; case-sensitive (PRINCIPAL-ARN-003).
+
+    A role's path is dropped, because STS loses it: an assumed-role ARN never has one. A path with a colon
+    is refused: `role/a,arn:aws:iam::…:saml-provider/b`, the pair that SAML makes, would be a role named b.
+    """
+
+    partition: str
+    account: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> RoleArn:
+        """Read an IAM role ARN or an STS assumed-role ARN.
+
+        Raises:
+            Refusal: `role_malformed`.
+        """
+        match = _ROLE_ARN.fullmatch(text)
+        if match is None:
+            raise Refusal(Reason.ROLE_MALFORMED, "not an IAM role ARN or STS assumed-role ARN")
+        return cls(
+            match["partition"], match["account"] or match["sts_account"], match["name"] or match["sts_name"]
+        )
+
+    def __str__(self) -> str:
+        return f"arn:{self.partition}:iam::{self.account}:role/{self.name}"
+
+
+class Identity(NamedTuple):
+    """What a verified credential proves.
+
+    A NamedTuple: a frozen dataclass costs four times as much to build.
+    """
+
+    issuer: str
+    """The issuer's or STS endpoint's `name` in the policy."""
+    principal: str
+    session: str
+    """An audit label (`jti`, session name); never authorises (PRINCIPAL-SESSION-001)."""
+    roles: tuple[RoleArn, ...]
+    """All roles of the credential, canonical, each once, in their order."""
+    not_after: int
+    """Epoch seconds: at `now >= not_after` the identity is dead."""
+    issued_at: int | None = None
+    """Epoch seconds; the base of a role's own `max_lifetime`."""
+    preferred: RoleArn | None = None
+    scopes: frozenset[str] | None = None
+    """None: the issuer has no scope claim, or it is absent where that is permitted: unrestricted."""
+    credential: str = ""
+    """`sha256:` and 16 hex digits of the credential's hash: names it in the audit, never reveals it."""
+    key_id: str = ""
+    """The JWS `kid` or AWS access key id."""
+    check_again: int | None = None
+    """Epoch seconds at which the credential must be verified anew, if before `not_after`."""
+    grounds: tuple[str, ...] = ()
+    """What a token rests on besides its claims (`tokens.grounds`)."""
+
+    @property
+    def believed_until(self) -> int:
+        """Epoch seconds until which nothing remembered of this identity may be used."""
+        return self.not_after if self.check_again is None else min(self.not_after, self.check_again)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The request as HAProxy will forward it (SPEC.md section 2)."""
+
+    method: str
+    host: str
+    """The Host header as sent, "" if absent."""
+    path: str
+    src: IPv4Address | IPv6Address
+    requested_role: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict and the tags that HAProxy gets; the fields are the variables of SPEC.md section 3."""
+
+    allow: bool
+    reason: Reason | None = None
+    detail: str = ""
+    """For the audit line; never a secret."""
+    role: str = ""
+    principal: str = ""
+    session: str = ""
+    issuer: str = ""
+    rule: str = ""
+    backend: str = ""
+    expires: int | None = None
+    credential: str = ""
+    roles: tuple[str, ...] = ()
+    """All roles of the credential, for the audit line."""
+    unmapped: tuple[str, ...] = ()
+    """Roles of the credential that the policy does not know; recorded."""
+    shadow: tuple[str, ...] = field(default=())
+    """Ids of shadow rules that would have changed the verdict (SHADOW-RECORD-001)."""
+    ticket: str = field(default="", compare=False)
+    """What HAProxy keeps with a long stream so that it can be judged anew (`live.ticket`)."""
+
+    @property
+    def status(self) -> int:
+        """200, or the reason's status."""
+        return 200 if self.reason is None else self.reason.status
+
+    @property
+    def error(self) -> str:
+        """RFC 6750 error code or ""."""
+        return "" if self.reason is None else self.reason.error

@@ -1,0 +1,139 @@
+"""The cutter as a part of worker 0: one worker of an agent is enough, and the next one goes on where it
+dies."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.record import Value
+from iamroles_agent.base.config import Config
+from iamroles_agent.live.console import Row
+from iamroles_agent.live.cutter import Cut, Cutter
+from iamroles_agent.live.judge import Ends, judge, renewing
+from iamroles_agent.live.renewal import Renewal
+from iamroles_agent.live.ticket import Ticket
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.metrics import Metrics
+
+log = logging.getLogger("iamroles.live")
+
+
+class Host(Protocol):
+    """The worker."""
+
+    index: int
+    config: Config
+    gate: Gate | None
+    audit: Audit
+    metrics: Metrics
+
+
+def name_of(config: Config) -> str:
+    """This agent in tickets: its gate, and what tells it from the gate's other agents."""
+    place = f"{socket.gethostname()} {config.agent.listen}"
+    return f"{config.live.gate}/{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def cutting(host: Host, master: str | None) -> Iterator[None]:
+    """Cut streams while the block runs."""
+    gate = host.gate
+    if host.index or gate is None:
+        yield
+        return
+    if master is None:
+        log.warning(
+            "live.master_socket is not set: open streams end at their expiry by HAProxy alone; a revocation, "
+            "a policy change or a lost key does not reach them"
+        )
+        yield
+        return
+
+    def judged(ticket: str, expires: int, fresh: str, before: Ends | None = None) -> Ends:
+        return judge(
+            ticket,
+            expires,
+            time.time(),
+            policy=gate.policy,
+            sources=gate.authenticator.sources,
+            revocations=gate.revocations,
+            fresh=fresh,
+            before=before,
+        )
+
+    def cut(done: Cut) -> None:
+        host.metrics.cut(done.cause, done.by, done.late)
+        record(host.audit, done)
+
+    def renewed(done: Renewal) -> None:
+        host.metrics.renewals += 1
+        record_renewal(host.audit, done)
+
+    cutter = Cutter(
+        master,
+        gate.name,
+        judged,
+        cut,
+        renewed=renewed,
+        renewing=lambda: renewing(gate.policy),
+    )
+    host.metrics.live = cutter.numbers
+    gate.on_change.append(cutter.changed)
+    gate.on_revocation.append(cutter.revoked)
+    gate.authenticator.on_change.append(cutter.changed)
+    task = asyncio.get_running_loop().create_task(cutter.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def record(audit: Audit, cut: Cut) -> None:
+    """One record for a stream that was cut: who, role, which request, when due, when done, why."""
+    about: dict[str, Value] = {
+        "cause": cut.cause,
+        "detail": cut.detail or None,
+        "by": cut.by,
+        **_about(cut.row, cut.ticket),
+        "due": round(cut.due, 3),
+        "done": round(cut.done, 3),
+        "late": round(cut.late, 3),
+    }
+    _put(audit, "cut", cut.row, about)
+
+
+def record_renewal(audit: Audit, renewal: Renewal) -> None:
+    """One record for a stream that was prolonged: whose, until when, by which credential."""
+    fresh: dict[str, Value] = {"until": renewal.until, "by_credential": renewal.successor.identity.credential}
+    _put(audit, "renewed", renewal.row, {**_about(renewal.row, renewal.ticket), **fresh})
+
+
+def _about(row: Row, ticket: Ticket | None) -> dict[str, Value]:
+    who, request = (ticket.identity, ticket.request) if ticket else (None, None)
+    return {
+        "principal": who.principal if who else None,
+        "session": who.session if who else None,
+        "issuer": who.issuer if who else None,
+        "credential": who.credential if who else None,
+        "role": ticket.role if ticket else None,
+        "rule": ticket.rule if ticket else None,
+        "backend": ticket.backend if ticket else None,
+        "method": request.method if request else None,
+        "host": request.host if request else None,
+        "path": request.path if request else None,
+        "src": row.src,
+        "since": row.since,
+        "expires": row.ends,
+    }
+
+
+def _put(audit: Audit, event: str, row: Row, about: dict[str, Value]) -> None:
+    audit.event(event, about, request_id=row.request_id, src_port=row.port, stream=row.number)

@@ -1,0 +1,101 @@
+"""The keys of the identity header as a part of what is in force (`control.document`).
+
+The parent has them at the start: those of the state directory, or new ones. The courier changes them when
+that is due, and has the parent put them in force everywhere. Workers are told: what each of them signs with,
+all of them publish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from iamroles_agent.base.config import IdentityHeader
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.control.document import Document, Edits, Part, Parts
+from iamroles_agent.control.member import Step
+from iamroles_agent.identity_header.keys import KeyRing
+from iamroles_agent.identity_header.signer import Signer
+from iamroles_agent.processes.link import Link, LinkLost
+
+IDENTITY_KEYS = "identity-keys"
+"""Name of the part. It holds private keys."""
+_LONGEST_NAP = 60.0
+"""Seconds after which the clock is looked at again: it may have been set."""
+
+
+def at_start(header: IdentityHeader | None, document: Document, now: float) -> Document:
+    """What is in force at the start, with the keys: those that were kept, or new ones.
+
+    Args:
+        header: None: the keys go.
+        document: without them, or with those of the agent before.
+        now: epoch seconds.
+
+    Raises:
+        StartError: what was kept is damaged. New keys would be refused by every server that holds the old.
+    """
+    kept = document.parts.get(IDENTITY_KEYS)
+    if header is None:
+        return document if kept is None else document.edited({IDENTITY_KEYS: None}, document.version + 1)
+    if kept is None:
+        ring = KeyRing.first(now, header.rotate)
+    else:
+        try:
+            known = _ring(document.parts, header)
+        except ValueError as error:
+            raise StartError(
+                f"{error}: what the state directory holds is damaged. Restore it, or move the directory away "
+                "for new keys"
+            ) from None
+        ring = known.at(now)
+        if ring is known:
+            return document
+    return document.edited({IDENTITY_KEYS: _part(ring)}, document.version + (kept is not None))
+
+
+async def keep_turning(header: IdentityHeader, link: Link) -> None:
+    """Change keys when that is due, for as long as the courier lives."""
+    while True:
+        ring = _ring(link.document.parts, header)
+        now = time.time()
+        later = ring.at(now)
+        if later is ring:
+            wait = min(max(0.0, ring.due - now), _LONGEST_NAP)
+        else:
+            wait = _LONGEST_NAP
+            with suppress(LinkLost):
+                outcome = await link.propose({IDENTITY_KEYS: _part(later)})
+                wait = 0.0 if outcome["done"] else _LONGEST_NAP
+        await asyncio.sleep(wait)
+
+
+class SigningHolding:
+    """A worker's holding of the part.
+
+    Args:
+        header: how to sign.
+        use: takes the signer with the keys now in force; called on the event loop.
+    """
+
+    def __init__(self, header: IdentityHeader | None, use: Callable[[Signer], None]) -> None:
+        self._header = header
+        self._use = use
+
+    def prepare(self, edits: Edits, coming: Parts) -> Step:
+        """See `Holding`."""
+        header = self._header
+        if header is None or edits.get(IDENTITY_KEYS) is None:
+            return lambda: None
+        signer = Signer(_ring(coming, header), header.issuer, int(header.lifetime))
+        return lambda: self._use(signer)
+
+
+def _part(ring: KeyRing) -> Part:
+    return Part.of((ring.to_bytes(),))
+
+
+def _ring(parts: Parts, header: IdentityHeader) -> KeyRing:
+    return KeyRing.from_bytes(parts[IDENTITY_KEYS].pieces[0], header.rotate)

@@ -1,0 +1,211 @@
+"""A worker's side of what the courier does for all: keys and STS.
+
+A worker holds each key set as the parent told it and asks for no more than that a fetch be made; who may
+cause one, and when, is decided once for the whole agent (`jwks`). STS is asked by the courier alone, so its
+budget, its memory of refusals and the replay cache are one for all workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from iamroles_agent.base.config import Issuer, KeySettings, Sts
+from iamroles_agent.base.identity import Identity, RoleArn
+from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.processes.link import Link, LinkLost
+from iamroles_agent.tokens.keyring import Keyring, source_of
+from iamroles_agent.tokens.keys import KeySet
+from iamroles_agent.tokens.sts import StsVerifier, read_credential
+
+KEYS, STS = "keys", "sts"
+"""Topics of questions to the courier."""
+
+
+class RemoteKeys(Keyring):
+    """Keys that the courier fetches and the parent puts in force."""
+
+    _pause_until = 0.0
+
+    def bind(self, link: Link, bring_back: Callable[[], None], forget: Callable[[RemoteKeys], None]) -> None:
+        """Say whom to ask, what puts the set that the parent told in force again, and who forgets this."""
+        self._link, self._bring_back, self._forget = link, bring_back, forget
+
+    async def close(self) -> None:
+        """As inherited."""
+        self._forget(self)
+        await super().close()
+
+    def configure(self, issuer: Issuer, settings: KeySettings) -> None:
+        """As inherited; a set that died of less patience than the new policy has is good again.
+
+        So a worker that lived through both policies decides like one that is born now.
+        """
+        super().configure(issuer, settings)
+        if self._keys is None:
+            self._bring_back()
+
+    async def want(self, kid: str | None) -> None:
+        """Ask for a fetch, unless the courier said that none can be had yet."""
+        if not self.stale() and self._monotonic() < self._pause_until:
+            return
+        try:
+            answer = await self._link.ask(KEYS, {"source": source_of(self.issuer), "kid": kid})
+        except LinkLost as error:
+            raise Refusal(Reason.KEYS_UNAVAILABLE, str(error)) from None
+        self._pause_until = self._monotonic() + float(answer.get("pause", 0.0))
+
+
+class RemoteProver:
+    """STS through the courier.
+
+    Args:
+        link: to the courier.
+        endpoints: the policy's `[[sts]]`.
+        clock: epoch seconds.
+        counts: what became of the courier's calls.
+    """
+
+    def __init__(
+        self, link: Link, endpoints: list[Sts], clock: Callable[[], float], counts: dict[str, int]
+    ) -> None:
+        self._link, self._clock = link, clock
+        self._by_host = {host: endpoint for endpoint in endpoints for host in endpoint.hosts}
+        self.counts = counts
+
+    async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
+        """As `StsVerifier.verify`; what cannot be a credential is refused here."""
+        del digest
+        read_credential(token, self._by_host, self._clock())
+        try:
+            answer = await self._link.ask(STS, {"token": token.decode("latin-1"), "source": source})
+        except LinkLost as error:
+            raise Refusal(Reason.STS_UNAVAILABLE, str(error)) from None
+        if "identity" in answer:
+            return identity_of(answer["identity"]), bool(answer["reusable"])
+        reason = answer.get("reason", Reason.STS_UNAVAILABLE)
+        raise Refusal(Reason(reason), str(answer.get("detail", answer.get("error", ""))))
+
+    async def close(self) -> None:
+        """Nothing is this worker's to close."""
+
+
+class Remote:
+    """The courier, as an `Authenticator` of a worker sees it.
+
+    Args:
+        link: to the courier.
+        clock: epoch seconds.
+    """
+
+    def __init__(self, link: Link, clock: Callable[[], float] = time.time) -> None:
+        self._link, self._clock = link, clock
+        self._sets: dict[str, tuple[KeySet, float]] = {}
+        self._rings: dict[str, RemoteKeys] = {}
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("asked", "accepted", "rejected", "throttled", "unavailable"), 0
+        )
+        """Of the courier's STS calls, as last heard."""
+
+    def keyring(
+        self,
+        issuer: Issuer,
+        settings: KeySettings,
+        *,
+        on_loss: Callable[[], None],
+        monotonic: Callable[[], float],
+    ) -> RemoteKeys:
+        """The keys of an issuer, with the set that is in force for it."""
+        ring = RemoteKeys(issuer, settings, on_loss=on_loss, monotonic=monotonic)
+        source = source_of(issuer)
+        ring.bind(self._link, lambda: self._bring_back(source), self._forget)
+        self._rings[source] = ring
+        self._bring_back(source)
+        return ring
+
+    def _forget(self, ring: RemoteKeys) -> None:
+        source = source_of(ring.issuer)
+        if self._rings.get(source) is ring:
+            del self._rings[source]
+
+    def _bring_back(self, source: str) -> None:
+        if source in self._sets:
+            keys, fetched_at = self._sets[source]
+            self.put(source, keys.revived(), fetched_at)
+
+    def prover(self, endpoints: list[Sts], former: object) -> RemoteProver:
+        """For these STS endpoints."""
+        del former
+        return RemoteProver(self._link, endpoints, self._clock, self.counts)
+
+    def close(self) -> None:
+        """Nothing is this worker's to close."""
+
+    def learn(self, stats: Mapping[str, Any]) -> None:
+        """Take the courier's counters, for metrics."""
+        self.counts.update(stats.get("sts", {}))
+        for ring in self._rings.values():
+            found = stats.get("keys", {}).get(ring.issuer.name)
+            if found is not None:
+                ring.fetches, ring.failures = found["fetches"], found["failures"]
+
+    def held(self, source: str) -> KeySet | None:
+        """The key set in force of a source."""
+        found = self._sets.get(source)
+        return None if found is None else found[0]
+
+    def put(self, source: str, keys: KeySet | None, fetched_at: float) -> None:
+        """Put a key set in force; None: it is gone."""
+        if keys is None:
+            self._sets.pop(source, None)
+            if ring := self._rings.get(source):  # a policy may want the source still, or again
+                ring.drop()
+            return
+        self._sets[source] = keys, fetched_at
+        if ring := self._rings.get(source):
+            ring.put(keys, fetched_at)
+
+    def confirm(self, source: str, fetched_at: float) -> None:
+        """The set of a source was found to be good at a later time, also after it had grown too stale."""
+        if source not in self._sets:
+            return
+        keys = self._sets[source][0]
+        ring = self._rings.get(source)
+        if ring is not None and ring.keys is None:
+            self.put(source, keys.revived(), fetched_at)
+            return
+        self._sets[source] = keys, fetched_at
+        if ring is not None:
+            ring.confirm(fetched_at)
+
+
+async def answer_sts(prover: StsVerifier, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the courier: the answer to a worker's question."""
+    token = str(body["token"]).encode("latin-1")
+    try:
+        identity, reusable = await prover.verify(
+            token, hashlib.sha256(token).digest(), str(body.get("source", ""))
+        )
+    except Refusal as refusal:
+        return {"reason": refusal.reason.value, "detail": refusal.detail}
+    members = identity._asdict()
+    members["roles"] = [str(role) for role in identity.roles]
+    members["preferred"] = None if identity.preferred is None else str(identity.preferred)
+    members["scopes"] = None if identity.scopes is None else sorted(identity.scopes)
+    return {"identity": members, "reusable": reusable}
+
+
+def identity_of(members: Mapping[str, Any]) -> Identity:
+    """What `answer_sts` made of an identity, back again."""
+    preferred, scopes = members["preferred"], members["scopes"]
+    return Identity(
+        **{
+            **members,
+            "roles": tuple(RoleArn.parse(role) for role in members["roles"]),
+            "preferred": None if preferred is None else RoleArn.parse(preferred),
+            "scopes": None if scopes is None else frozenset(scopes),
+            "grounds": tuple(members["grounds"]),
+        }
+    )

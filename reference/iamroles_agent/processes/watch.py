@@ -1,0 +1,81 @@
+"""The courier's side of revocations: their file, looked at four times a second, in force everywhere when it
+changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from iamroles_agent.base.errors import ConfigError
+from iamroles_agent.live.revocations import NONE, REVOCATIONS, of, part, read
+from iamroles_agent.processes.link import Body, Link, LinkLost
+
+_PAUSE = 0.25
+
+log = logging.getLogger("iamroles.live")
+
+_Stamp = tuple[int, int, int] | None
+
+
+class Watch:
+    """Keeps what is in force as the file says.
+
+    A file that is wrong, or gone, changes nothing: what was revoked stays revoked, and the log says so once.
+
+    Args:
+        path: the file.
+        link: the courier's.
+    """
+
+    def __init__(self, path: Path, link: Link) -> None:
+        self._path, self._link = path, link
+        self._problem = ""
+        self._seen: _Stamp | str = ""
+        self._settled = False
+
+    async def run(self) -> None:
+        """Look, for as long as the courier lives."""
+        while True:
+            stamp = _stamp(self._path)
+            if stamp != self._seen:
+                self._settled = False
+                self._problem = await self._take(stamp)
+                self._seen, self._settled = stamp, True
+                if self._problem:
+                    log.error("%s\nthe revocations in force stay in force", self._problem)
+            await asyncio.sleep(_PAUSE)
+
+    async def answer(self, question: Body) -> Body:
+        """Which revocations all workers have in force; `settled`: as the file stands now."""
+        del question
+        settled = self._settled and self._seen == _stamp(self._path)
+        listed = of(self._link.document.parts.get(REVOCATIONS))
+        return {"in_force": [row.id for row in listed.rows], "settled": settled, "problem": self._problem}
+
+    async def _take(self, stamp: _Stamp) -> str:
+        try:
+            found = NONE if stamp is None else await asyncio.to_thread(read, self._path)
+        except ConfigError as error:
+            return str(error)
+        if found is NONE:  # also where it went between the look and the reading: that revokes nothing less
+            return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
+        # Also where the document has it already: a courier that is born in the middle of a change has what
+        # some worker may not enforce yet, and the outcome comes when all do.
+        try:
+            outcome = await self._link.propose({REVOCATIONS: part(found)})
+        except LinkLost:
+            return ""
+        if not outcome["done"]:
+            return f"{self._path} could not be put in force: {outcome['error']}"
+        log.info("revocations of %s are in force in %s workers", self._path, outcome.get("confirmed"))
+        return ""
+
+
+def _stamp(path: Path) -> _Stamp:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size, about.st_ino

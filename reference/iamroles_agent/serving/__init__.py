@@ -1,0 +1,1 @@
+"""The gate and its listeners: SPOP connections, the decision, metrics."""

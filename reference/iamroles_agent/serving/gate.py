@@ -1,0 +1,365 @@
+"""From a question on the wire to a verdict: credential, policy, audit, memory.
+
+How long a verdict may be remembered
+------------------------------------
+The same client asks the same question over and over, so a verdict is kept under the bytes of `iam-check`.
+It may be used again only as long as asking anew would give the same answer. Five things can change that:
+
+- time: an allow dies at its `expires`, a refusal by policy at the end of the identity. Both are epoch
+  seconds and compared with the clock at every use (`now >= expires` is dead).
+- keys: a key that left its issuer's set takes the verdicts with it. `Authenticator.generation` grows then.
+- policy: a reload puts a new `_State` in place, memory included.
+- the proxy: the bytes are the whole question, the client's address included.
+- the signed identity that it holds, if any: half its life (`identity_header.signer`).
+
+A verdict that was being worked out while one of these changed is worked out again, by what is in force now:
+once a reload is confirmed, nobody is answered by what it replaced, however long a question had waited.
+
+What is never remembered: refusals of the credential itself. They would let whoever sends garbage push good
+verdicts out, and a key unknown now may be fetched a moment later. The memory has two halves: new verdicts go
+to the young one; when it is full it becomes the old one and the former old one is dropped; a hit in the old
+half moves back. That costs nothing on a hit and keeps what is in use, within a bound in bytes. Nor does a
+long question take more of it than a short one: beyond 2 kB the key is the hash of the bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.record import PreparedRecord, prepare
+from iamroles_agent.audit.redaction import credential_hash
+from iamroles_agent.base.discard import discard
+from iamroles_agent.base.identity import Decision, Identity, Request
+from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.identity_header import Signer
+from iamroles_agent.live.revocations import NONE, Revocations, revoked
+from iamroles_agent.live.ticket import ticket
+from iamroles_agent.policy.compiled import Policy
+from iamroles_agent.policy.paths import canonical
+from iamroles_agent.serving.metrics import Metrics
+from iamroles_agent.spop.actions import encode_verdict
+from iamroles_agent.spop.messages import LIMITS, Check, Context
+from iamroles_agent.tokens import Authenticator
+from iamroles_agent.tokens.admission import place_of
+
+_HALF = 16 << 20
+"""Bytes of keys and actions that one half of the memory holds, at most."""
+_ENTRY_OVERHEAD = 600
+"""About what an entry takes beside its key and actions: objects, audit record, table slot."""
+_LONGEST_KEY = 2 << 10
+"""A longer question is remembered under its hash: a key that a client makes long takes no more room."""
+
+
+@dataclass(slots=True)
+class _Verdict:
+    actions: bytes
+    record: PreparedRecord
+    expires: int
+    reason: Reason | None
+    shadowed: bool
+
+
+@dataclass(slots=True)
+class _State:
+    """What is in force together; replaced as a whole by a reload."""
+
+    policy: Policy
+    authenticator: Authenticator
+    generation: int
+    revocations: Revocations = NONE
+    young: dict[bytes, _Verdict] = field(default_factory=dict)
+    old: dict[bytes, _Verdict] = field(default_factory=dict)
+    young_bytes: int = 0
+
+
+class Gate:
+    """Answers `iam-check` questions for the server.
+
+    Args:
+        policy: compiled.
+        authenticator: started.
+        audit: where each answer is recorded.
+        metrics: counters.
+        clock: epoch seconds.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        authenticator: Authenticator,
+        audit: Audit,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._audit = audit
+        self._durable = audit.durable
+        self._metrics = metrics
+        self._clock = clock
+        metrics.cache_sizes["verdict"] = lambda: self.remembered
+        self.signer: Signer | None = None
+        """Who signs the identity of allowed requests; None: nobody."""
+        self.name = ""
+        """This agent, in the tickets of long streams."""
+        self.on_change: list[Callable[[], None]] = []
+        """Called on the event loop after the policy changed."""
+        self.on_revocation: list[Callable[[], None]] = []
+        """Called on the event loop after revocations changed."""
+        self._state = _State(policy, authenticator, authenticator.generation)
+
+    @property
+    def revocations(self) -> Revocations:
+        """The revocations in force."""
+        return self._state.revocations
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._state.policy
+
+    @property
+    def authenticator(self) -> Authenticator:
+        """The verifier in force."""
+        return self._state.authenticator
+
+    @property
+    def remembered(self) -> int:
+        """How many verdicts are held."""
+        return len(self._state.young) + len(self._state.old)
+
+    def replace(self, policy: Policy, authenticator: Authenticator) -> None:
+        """Put a new policy in force at once; nothing remembered survives (RELOAD-ALL-001)."""
+        state = _State(policy, authenticator, authenticator.generation, self._state.revocations)
+        self._put(state, self.on_change)
+
+    def revoke(self, revocations: Revocations) -> None:
+        """Put revocations in force at once; nothing remembered survives."""
+        state = self._state
+        state = _State(state.policy, state.authenticator, state.authenticator.generation, revocations)
+        self._put(state, self.on_revocation)
+
+    def _put(self, state: _State, calls: list[Callable[[], None]]) -> None:
+        former, self._state = self._state, state
+        discard([former.young, former.old])
+        for call in calls:
+            call()
+
+    def recall(self, key: bytes, context: Context) -> bytes | None:
+        """The remembered answer to this very question, recorded in the audit; None if there is none."""
+        if self._durable:
+            return None  # the answer has to wait for the disk: `judge` looks it up
+        began = time.perf_counter()
+        state = self._state
+        verdict = state.young.get(key)
+        # The usual case is written out here: each call of a function would cost some hundredths of the whole.
+        if (
+            verdict is None
+            or state.generation != state.authenticator.generation
+            or self._clock() >= verdict.expires
+        ):
+            verdict = self._remembered(key)
+            if verdict is None:
+                return None
+        if not self._audit.record(verdict.record, context.request_id, context.src_port, context.stream):
+            return self._unrecorded()
+        metrics = self._metrics
+        metrics.verdict_hits += 1
+        metrics.shadowed += verdict.shadowed
+        metrics.decided(verdict.reason, time.perf_counter() - began)
+        return verdict.actions
+
+    async def judge(self, check: Check, context: Context, key: bytes | None) -> bytes:
+        """Work out the answer, record it, remember it where that is sound.
+
+        Returns:
+            Encoded SPOP actions.
+        """
+        began = time.perf_counter()
+        if self._durable and key is not None and (verdict := self._remembered(key)) is not None:
+            state = self._state
+            if not await self._put_down(verdict.record, context):
+                return self._unrecorded()
+            if state is self._current() and self._clock() < verdict.expires:  # still so when it is on disk
+                self._metrics.verdict_hits += 1
+                self._metrics.shadowed += verdict.shadowed
+                self._metrics.decided(verdict.reason, time.perf_counter() - began)
+                return verdict.actions
+        recorded: Decision | None = None
+        while True:
+            state = self._current()
+            decision, last_second = await self._decide(state, check)
+            if state is not self._current():
+                continue  # by what is in force now
+            record = self._prepared(check, decision, state)
+            if decision != recorded:  # once, though it be judged again while it waits for the disk
+                if not await self._put_down(record, context):
+                    return self._unrecorded()
+                recorded = decision
+            if state is self._current():
+                break
+        actions = encode_verdict(decision)
+        if self.signer is not None and decision.allow:
+            signed = self.signer.sign(decision, self._clock())
+            actions = encode_verdict(decision, signed.token)
+            last_second = None if last_second is None else min(last_second, signed.fresh_until)
+        # What `recall` does not know may be used once only (a replay cache): its verdict is not kept either.
+        known = state.authenticator.recall(check.authorization or "") is not None
+        if key is not None and last_second is not None and known:
+            self._remember(
+                state, key, _Verdict(actions, record, last_second, decision.reason, bool(decision.shadow))
+            )
+        self._metrics.verdict_misses += 1
+        self._metrics.shadowed += bool(decision.shadow)
+        self._metrics.decided(decision.reason, time.perf_counter() - began)
+        return actions
+
+    def unhealthy(self) -> str:
+        """Why nothing but `internal_error` can be answered now, "" where decisions can be made."""
+        if self._audit.refusing:
+            return "the audit log cannot be written"
+        return ""
+
+    def failed(self, context: Context, detail: str) -> bytes:
+        """The answer where there can be no verdict: refuse with `internal_error`, and the audit says why."""
+        decision = Decision(allow=False, reason=Reason.INTERNAL_ERROR, detail=detail)
+        record = prepare(
+            decision,
+            src="",
+            method="",
+            host="",
+            path="",
+            requested_role=None,
+            policy_version=self._state.policy.version,
+            generation=self._state.authenticator.generation,
+        )
+        self._audit.record(record, context.request_id, context.src_port, context.stream)
+        self._metrics.decided(Reason.INTERNAL_ERROR, 0.0)
+        return encode_verdict(decision)
+
+    def _prepared(self, check: Check, decision: Decision, state: _State) -> PreparedRecord:
+        return prepare(
+            decision,
+            src="" if check.src is None else str(check.src),
+            method=check.method,
+            host=check.host or "",
+            path=check.path,
+            requested_role=check.role,
+            policy_version=state.policy.version,
+            generation=state.generation,
+        )
+
+    async def _put_down(self, record: PreparedRecord, context: Context) -> bool:
+        """Record, and wait for the disk where that was asked for; whether the verdict may be answered."""
+        if not self._audit.record(record, context.request_id, context.src_port, context.stream):
+            return False
+        return not self._durable or await self._audit.settled()
+
+    def _current(self) -> _State:
+        """What is in force now; without its memory where a key was lost since."""
+        if self._state.generation != self._state.authenticator.generation:
+            self.replace(self._state.policy, self._state.authenticator)
+        return self._state
+
+    async def _decide(self, state: _State, check: Check) -> tuple[Decision, int | None]:
+        """The decision, and until when it would be decided the same, None where that is not known."""
+        try:
+            request = _request(check)
+            identity = await self._identify(state.authenticator, check)
+        except Refusal as refusal:
+            credential = credential_hash(_token(check)) if check.authorization else ""
+            return (
+                Decision(allow=False, reason=refusal.reason, detail=refusal.detail, credential=credential),
+                None,
+            )
+        if (revocation := state.revocations.match(identity, state.policy.name_of)) is not None:
+            return revoked(identity, revocation), None
+        decision = state.policy.decide(identity, request, now=self._clock())
+        if decision.allow:
+            decision = replace(decision, ticket=ticket(self.name, identity, request, decision))
+        ends = identity.believed_until
+        return decision, ends if decision.expires is None else min(ends, decision.expires)
+
+    async def _identify(self, authenticator: Authenticator, check: Check) -> Identity:
+        """Who is asking.
+
+        Raises:
+            Refusal: any reason of the credential.
+        """
+        if check.authorization_count > 1:
+            raise Refusal(Reason.MULTIPLE_CREDENTIALS, f"{check.authorization_count} Authorization headers")
+        if not check.authorization:
+            raise Refusal(Reason.NO_CREDENTIALS)
+        identity = authenticator.recall(check.authorization)
+        if identity is not None:
+            self._metrics.identity_hits += 1
+            return identity
+        self._metrics.identity_misses += 1
+        return await authenticator.authenticate(check.authorization, place_of(check.src))
+
+    def _remembered(self, key: bytes) -> _Verdict | None:
+        state = self._state
+        if state.generation != state.authenticator.generation:
+            state = self._current()
+        if len(key) > _LONGEST_KEY:
+            key = sha256(key).digest()
+        verdict = state.young.get(key)
+        if verdict is None:
+            verdict = state.old.pop(key, None)
+            if verdict is None:
+                return None
+            self._keep(state, key, verdict)
+        if self._clock() >= verdict.expires:
+            state.young.pop(key, None)
+            return None
+        return verdict
+
+    def _remember(self, state: _State, key: bytes, verdict: _Verdict) -> None:
+        if state is self._state:
+            self._keep(state, key if len(key) <= _LONGEST_KEY else sha256(key).digest(), verdict)
+
+    def _keep(self, state: _State, key: bytes, verdict: _Verdict) -> None:
+        size = len(key) + len(verdict.actions) + 2 * len(verdict.record.body) + _ENTRY_OVERHEAD
+        if state.young_bytes + size > _HALF:
+            state.old, state.young, state.young_bytes = state.young, {}, 0
+        state.young[key] = verdict
+        state.young_bytes += size
+
+    def _unrecorded(self) -> bytes:
+        self._metrics.decided(Reason.INTERNAL_ERROR, 0.0)
+        return _UNRECORDED
+
+
+def _request(check: Check) -> Request:
+    """The request to judge.
+
+    Raises:
+        Refusal: `internal_error` where HAProxy left out what a decision needs, `text_too_long`,
+            `path_ambiguous`.
+    """
+    if check.missing or check.src is None:
+        what = ", ".join(check.missing) or "src"
+        raise Refusal(Reason.INTERNAL_ERROR, f"iam-check came without a usable {what}")
+    if check.too_long:
+        what = ", ".join(f"{name} above {LIMITS[name]} bytes" for name in check.too_long)
+        raise Refusal(Reason.TEXT_TOO_LONG, what)
+    return Request(
+        method=check.method,
+        host=check.host or "",
+        path=canonical(check.path),
+        src=check.src,
+        requested_role=check.role,
+    )
+
+
+def _token(check: Check) -> str:
+    """The credential without its scheme, so that its hash is the one that an accepted token has."""
+    return (check.authorization or "").partition(" ")[2].strip() or check.authorization or ""
+
+
+_UNRECORDED = encode_verdict(
+    Decision(allow=False, reason=Reason.INTERNAL_ERROR, detail="the audit log cannot be written")
+)

@@ -1,0 +1,137 @@
+"""Metrics: plain counters on the hot path, which `scrape` turns into Prometheus' samples when somebody asks.
+
+`prometheus-client`'s own counters take a lock and a dictionary look-up for each label set; here a decision
+costs an addition and a bisection. The collector reads the plain numbers at scrape time: each is one Python
+integer, so a scrape may be a few decisions behind itself but never sees a torn value.
+
+Several workers are several processes. Their numbers are not merged behind the operator's back: worker `k`
+serves on port `listen + k`, and Prometheus, which is made for that, sums them. A port of 0 stays ephemeral
+for each worker; the agent's log names it.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from iamroles_agent.base.config import MetricsSettings
+from iamroles_agent.base.reasons import Reason
+
+if TYPE_CHECKING:
+    from iamroles_agent.audit.log import AuditState
+    from iamroles_agent.live.cutter import Numbers
+    from iamroles_agent.serving.scrape import Server
+    from iamroles_agent.serving.server import ConnectionStats
+    from iamroles_agent.tokens import Authenticator
+
+BUCKETS = (
+    *(5e-6, 10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6),
+    *(1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 2.5, 10.0),
+)
+"""Upper bounds of the latency histogram, seconds: a cached verdict takes microseconds, an STS call longer."""
+
+CUT_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+"""Upper bounds of the histogram of late cuts, seconds."""
+
+
+class Metrics:
+    """The numbers of one worker process. Call from the event loop's thread; scraping happens in another.
+
+    Args:
+        settings: `[metrics]`.
+        worker: number of the worker process.
+        clock: epoch seconds.
+    """
+
+    def __init__(
+        self, settings: MetricsSettings, *, worker: int = 0, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.settings = settings
+        self.worker = worker
+        self.clock = clock
+        self.started = clock()
+        self.allowed = 0
+        self.refused: dict[Reason, int] = dict.fromkeys(Reason, 0)
+        self.shadowed = 0
+        """Decisions that a shadow rule would have changed (SHADOW-RECORD-001)."""
+        self.buckets = [0] * (len(BUCKETS) + 1)
+        self.seconds = 0.0
+        self.verdict_hits = self.verdict_misses = 0
+        """Verdicts found by the bytes of `iam-check`, or not."""
+        self.identity_hits = self.identity_misses = 0
+        """Credentials verified before, or not."""
+        self.cache_sizes: dict[str, Callable[[], int]] = {}
+        """`verdict`, `identity`: entries at scrape time."""
+        self.policy_version = ""
+        self.policy_since = 0.0
+        self.reloads = {"accepted": 0, "rejected": 0}
+        self.connections: ConnectionStats | None = None
+        """The server's own counters, read at scrape time."""
+        self.authenticator: Authenticator | None = None
+        """Whose key sources, identity cache and STS counters are read at scrape time."""
+        self.cuts: dict[tuple[str, ...], int] = {}
+        """Streams that were cut, by cause and by whom."""
+        self.cut_buckets = [0] * (len(CUT_BUCKETS) + 1)
+        self.cut_seconds = 0.0
+        self.renewals = 0
+        """Streams that were prolonged by a fresh credential."""
+        self.live: Numbers | None = None
+        """What the cutter knows of open streams, read at scrape time."""
+        self.revocations = 0
+        self.audit: Callable[[], AuditState] | None = None
+        self.health: Callable[[], tuple[bool, Mapping[str, Any]]] = lambda: (True, {})
+        """Whether decisions can be made, and what `/healthz` tells; called in another thread."""
+        self.identity_keys: Callable[[], Mapping[str, Any]] | None = None
+        """The published keys of the identity header (RFC 7517), where there are any; as `health`."""
+        self._server: Server | None = None
+
+    def decided(self, reason: Reason | None, seconds: float) -> None:
+        """Count a decision: its reason (None: allowed) and how long it took."""
+        if reason is None:
+            self.allowed += 1
+        else:
+            self.refused[reason] += 1
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+        self.seconds += seconds
+
+    def policy(self, version: str) -> None:
+        """Note the policy in force."""
+        self.policy_version, self.policy_since = version, self.clock()
+        self.reloads["accepted"] += 1
+
+    def policy_rejected(self) -> None:
+        """Count a policy that was turned down; the old one stays (RELOAD-BAD-001)."""
+        self.reloads["rejected"] += 1
+
+    def cut(self, cause: str, by: str, late: float) -> None:
+        """Count a stream that was cut, and how many seconds late."""
+        self.cuts[cause, by] = self.cuts.get((cause, by), 0) + 1
+        self.cut_buckets[bisect_left(CUT_BUCKETS, late)] += 1
+        self.cut_seconds += late
+
+    def serve(self) -> str:
+        """Serve `/metrics`, `/healthz` and `/identity/jwks` on this worker's port, from a thread.
+
+        `/healthz` answers 200, or 503 while nothing but `internal_error` could be answered, with what this
+        worker knows of the agent, in JSON: the version in force, and how many workers have confirmed it.
+
+        Returns:
+            `host:port`, or "" where `metrics.listen` is empty.
+
+        Raises:
+            StartError: the port is busy or not ours to use.
+        """
+        if not self.settings.listen:
+            return ""
+        from iamroles_agent.serving.scrape import Server  # noqa: PLC0415 - not for who does not want to be scraped
+
+        self._server = Server(self)
+        return self._server.address
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None

@@ -1,0 +1,501 @@
+"""The sockets around the protocol: one `Server` per process, one `_Peer` per connection.
+
+The order of things in `_Peer.data_received` is the hot path: all frames of one read, one write for all
+their ACKs. A question that the gate does not remember becomes a task, so a slow one (STS, a key set being
+fetched) delays no other frame. A task ends in exactly one ACK, or in none because the peer is gone.
+
+How a connection ends: whoever ends it, AGENT-DISCONNECT (if any) is written, then only our half is closed
+and what still arrives is thrown away until HAProxy closes too, or `LINGER` passes. Closing both halves at
+once while the peer is still sending makes the kernel send RST, which can destroy the frame that says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from iamroles_agent.base.config import AgentSettings
+from iamroles_agent.serving import listening
+from iamroles_agent.serving.accepting import Acceptor
+from iamroles_agent.spop import actions as action_codec
+from iamroles_agent.spop.connection import (
+    CheckRequested,
+    CheckUnusable,
+    Closed,
+    Connection,
+    Event,
+    HelloReceived,
+    State,
+)
+from iamroles_agent.spop.errors import LocalProtocolError, Status
+from iamroles_agent.spop.messages import Check, Context
+
+LINGER = 1.0
+"""Seconds that a connection that is over may take to be closed by its peer."""
+DRAIN_GRACE = 0.05
+"""Seconds after SIGTERM in which connections, and then frames, already on their way are still taken."""
+GENTLY = 2.0
+"""Seconds after a takeover in which a busy connection is not told to go."""
+_MOMENT = 0.1
+"""Seconds for which a connection must be idle to be told so without a question crossing it."""
+MAX_PENDING = 1024
+"""Decisions under way on one connection before its reading pauses; HAProxy itself keeps to 20 frames."""
+
+log = logging.getLogger("iamroles.server")
+
+
+class Gate(Protocol):
+    """Who decides. Actions are encoded by `spop.actions.encode_verdict`."""
+
+    def recall(self, key: bytes, context: Context, /) -> bytes | None:
+        """The actions of a decision that is still valid, audited; None: judge.
+
+        Only keys that `judge` was given may be remembered (`spop.messages` tells why).
+        """
+
+    async def judge(self, check: Check, context: Context, key: bytes | None, /) -> bytes:
+        """Decide, audit, remember under `key`. May be cancelled when the peer is gone."""
+
+    def unhealthy(self) -> str:
+        """Why nothing but `internal_error` could be answered now, "" where decisions can be made."""
+
+    def failed(self, context: Context, detail: str, /) -> bytes:
+        """Deny with `internal_error`, audited."""
+
+
+@dataclass(slots=True)
+class ConnectionStats:
+    """Counters since the start, but for `open` and `pending`, which are of this moment."""
+
+    open: int = 0
+    pending: int = 0
+    """Decisions under way."""
+    accepted: int = 0
+    refused: int = 0
+    """Connections above `max_connections`."""
+    handshake_timeouts: int = 0
+    protocol_errors: int = 0
+    notifies: int = 0
+    recalled: int = 0
+    """NOTIFYs answered from the gate's memory, without parsing."""
+    judged: int = 0
+    failed: int = 0
+    """NOTIFYs answered `internal_error` here: timeout, exception, ambiguous question."""
+    forgotten: int = 0
+    """Decisions dropped because the peer vanished."""
+
+
+class Server:
+    """Answers HAProxy on one listening socket.
+
+    Args:
+        gate: who decides.
+        settings: address, limits and timeouts.
+        sock: a bound socket of someone else to use in place of `settings.listen`.
+        stats: counters to fill; a new object if absent.
+        counts, place: see `Acceptor`.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        settings: AgentSettings,
+        *,
+        sock: socket.socket | None = None,
+        stats: ConnectionStats | None = None,
+        counts: memoryview | None = None,
+        place: int = 0,
+    ) -> None:
+        self.gate = gate
+        self.settings = settings
+        self.stats = stats or ConnectionStats()
+        self.peers: set[_Peer] = set()
+        self.address = ""
+        self._sock = sock
+        self._counts, self._place = counts, place
+        self._acceptor: Acceptor
+        self._coming: set[asyncio.Task[None]] = set()
+        self._emptied = asyncio.Event()
+
+    async def start(self) -> str:
+        """Listen.
+
+        Returns:
+            The address with its real port: `127.0.0.1:40123`, `[::1]:40123` or `unix:/path`.
+
+        Raises:
+            StartError: the address is taken, unknown or forbidden.
+        """
+        sock = self._sock or listening.bind(self.settings.listen)
+        listening.listen_on(sock)
+        self.address = listening.address_of(sock)
+        self._acceptor = Acceptor(sock, self._accepted, self._counts, self._place)
+        return self.address
+
+    def _accepted(self, sock: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(sock))
+        self._coming.add(task)
+        task.add_done_callback(self._coming.discard)
+
+    async def _connect(self, sock: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Peer(self), sock)
+        except OSError as error:
+            log.warning("a connection could not be taken: %s", error)
+            sock.close()
+            self._acceptor.closed()
+
+    async def drain(self, *, gently: bool = False) -> None:
+        """Stop accepting, answer what is in flight, say goodbye; returns when all connections are closed.
+
+        Args:
+            gently: say goodbye to a connection right after its next answer, or when it was idle for a moment,
+                because a question that crosses a goodbye is lost; to all others after `GENTLY`.
+
+        After `drain_timeout` what is still undecided is denied with `internal_error`.
+        """
+        # Whoever connected before the end was told to this process is still accepted and answered.
+        await asyncio.sleep(DRAIN_GRACE)
+        self._acceptor.stop()
+        if self._sock is None:
+            listening.remove_unix(self.address)
+        if self._coming:
+            await asyncio.wait(self._coming)
+        if gently:
+            await self._leave()
+        for peer in tuple(self.peers):
+            peer.drain()
+        if await self._all_gone(self.settings.drain_timeout):
+            return
+        for peer in tuple(self.peers):
+            peer.give_up("the agent is stopping")
+        if not await self._all_gone(2 * LINGER):
+            for peer in tuple(self.peers):
+                peer.abort()
+
+    async def _leave(self) -> None:
+        """Let each connection go at a moment when no question can be on its way, if it has one in time."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GENTLY
+        seen: dict[_Peer, int] = {}
+        for peer in self.peers:
+            peer.leave()
+        while self.peers and loop.time() < end:
+            for peer in tuple(self.peers):
+                if peer.idle_since(seen.get(peer, -1)):
+                    peer.say_goodbye()
+                seen[peer] = peer.asked
+            await asyncio.sleep(_MOMENT)
+
+    async def _all_gone(self, seconds: float) -> bool:
+        self._emptied.clear()
+        if not self.peers:
+            return True
+        try:
+            await asyncio.wait_for(self._emptied.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def forget(self, peer: _Peer) -> None:
+        """A connection is closed."""
+        self._acceptor.closed()
+        if peer in self.peers:
+            self.stats.open -= 1
+            self.peers.remove(peer)
+            if not self.peers:
+                self._emptied.set()
+
+
+class _Peer(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._gate = server.gate
+        self._stats = server.stats
+        self._loop = asyncio.get_running_loop()
+        self._connection = Connection(
+            self._recall, max_frame_size=server.settings.max_frame_size, unhealthy=self._gate.unhealthy
+        )
+        self._pending: dict[asyncio.Task[None], CheckRequested] = {}
+        self._handshake: asyncio.TimerHandle | None = None
+        self._farewell: asyncio.TimerHandle | None = None
+        self._eof = False
+        self._ending = False
+        self._draining = self._leaving = False
+        self._writing_paused = False
+        self._reading = True
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's own class
+        self._name = _name_of(transport.get_extra_info("peername"))
+        self._stats.accepted += 1
+        if len(self._server.peers) >= self._server.settings.max_connections:
+            self._stats.refused += 1
+            log.warning("refused %s: %d connections are open", self._name, len(self._server.peers))
+            self._ending = True
+            self._connection.disconnect(Status.RESOURCES, "too many connections")
+            transport.write(self._connection.data_to_send())
+            transport.close()
+            return
+        self._server.peers.add(self)
+        self._stats.open += 1
+        self._handshake = self._loop.call_later(self._server.settings.handshake_timeout, self._no_handshake)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ending:
+            return
+        connection, stats = self._connection, self._stats
+        recalled, notifies = connection.recalled, connection.notifies
+        events = connection.receive_data(data)
+        stats.recalled += connection.recalled - recalled
+        stats.notifies += connection.notifies - notifies
+        for event in events:
+            self._handle(event)
+        if self._leaving:
+            self._leave_if_answered()
+        self._flush()
+        if events:
+            self._regulate()
+
+    def eof_received(self) -> bool:
+        """Half-closed: what was asked is still answered (SPOP-BYE-005)."""
+        self._eof = True
+        return bool(self._pending) and not self._ending
+
+    def pause_writing(self) -> None:
+        """HAProxy reads too slowly: take no more questions from it."""
+        self._writing_paused = True
+        self._regulate()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        self._regulate()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            log.debug("%s is gone: %s", self._name, exc)
+        self._stop_timers()
+        if self._pending:
+            log.info("%s vanished with %d decisions under way", self._name, len(self._pending))
+        self._ending = True
+        self._forget_pending()
+        self._server.forget(self)
+
+    # What the server calls
+
+    @property
+    def asked(self) -> int:
+        """NOTIFYs so far."""
+        return self._connection.notifies
+
+    def idle_since(self, asked: int) -> bool:
+        """Whether nothing was asked since `asked` was this number, and nothing is under way or unread."""
+        return (
+            self.asked == asked
+            and not self._pending
+            and not self._connection.inside_frame
+            and not self._unread()
+        )
+
+    def _unread(self) -> bool:
+        """Whether something has come that this loop, late as it may be, did not get to."""
+        poller = select.poll()
+        poller.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poller.poll(0))
+
+    def drain(self) -> None:
+        """Answer what is under way or already sent, then say goodbye."""
+        if not self._ending:
+            self._farewell = self._loop.call_later(DRAIN_GRACE, self._grace_over)
+
+    def leave(self) -> None:
+        """Say goodbye right after the next answer: whoever waited for it has not asked again yet."""
+        self._leaving = True
+
+    def give_up(self, detail: str) -> None:
+        """Deny what is still undecided and say goodbye."""
+        for event in self._pending.values():
+            self._acknowledge(event, self._failed(event.context, detail))
+        self._forget_pending()
+        self.say_goodbye()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    # Events
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case CheckRequested():
+                if self._connection.state is State.READY:
+                    task = self._loop.create_task(self._judge(event))
+                    self._pending[task] = event
+                    self._stats.pending += 1
+            case CheckUnusable():
+                self._acknowledge(event, self._failed(event.context, event.detail))
+            case HelloReceived():
+                if self._handshake is not None:
+                    self._handshake.cancel()
+                log.debug(
+                    "%s: HELLO from engine %r, frames of %d bytes",
+                    self._name,
+                    event.engine_id,
+                    event.max_frame_size,
+                )
+            case Closed():
+                if event.fault:
+                    self._stats.protocol_errors += 1
+                    log.warning(
+                        "%s broke the protocol: %s (status %d)", self._name, event.message, event.status
+                    )
+                else:
+                    log.debug("%s: closed with status %d, %s", self._name, event.status, event.message)
+                self._end()
+
+    def _recall(self, key: bytes, context: Context) -> bytes | None:
+        """The gate's memory; one that fails has forgotten, and the question is judged."""
+        try:
+            return self._gate.recall(key, context)
+        except Exception:
+            log.exception("the gate failed to recall a decision")
+            return None
+
+    async def _judge(self, event: CheckRequested) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this coroutine is only run as a task
+        timeout = self._server.settings.decision_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                actions = await self._gate.judge(event.check, event.context, event.key)
+            self._stats.judged += 1
+        except TimeoutError:
+            actions = self._failed(event.context, f"no decision within {timeout:g} s")
+        except asyncio.CancelledError:
+            if task not in self._pending:
+                raise  # the peer is gone
+            actions = self._failed(event.context, "the decision was cancelled")
+        except Exception as error:
+            log.exception("a decision failed")
+            actions = self._failed(event.context, f"the decision failed: {type(error).__name__}")
+        if self._pending.pop(task, None) is None:
+            return
+        self._stats.pending -= 1
+        self._acknowledge(event, actions)
+        if self._leaving:
+            self._leave_if_answered()
+        self._flush()
+        self._regulate()
+        if not self._pending and not self._ending:
+            if self._draining:
+                self.say_goodbye()
+            elif self._eof:
+                self._end()
+
+    def _failed(self, context: Context, detail: str) -> bytes:
+        self._stats.failed += 1
+        try:
+            return self._gate.failed(context, detail)
+        except Exception:
+            log.exception("the gate failed to fail; denied without an audit line")
+            return action_codec.LAST_RESORT
+
+    def _acknowledge(self, event: CheckRequested | CheckUnusable, actions: bytes) -> None:
+        """Queue the ACK; nothing once the connection is over."""
+        if self._connection.state is not State.READY:
+            return
+        try:
+            self._connection.acknowledge(event.ids, actions)
+        except LocalProtocolError:
+            log.exception("an answer could not be encoded; denied")
+            self._connection.acknowledge(event.ids, action_codec.LAST_RESORT)
+
+    # Flow and end
+
+    def _flush(self) -> None:
+        data = self._connection.data_to_send()
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+            if self._ending and not self._eof:
+                self._transport.write_eof()
+
+    def _regulate(self) -> None:
+        """Read while HAProxy takes our answers and not too much is under way, and on to any end."""
+        if self._eof:
+            return
+        wanted = self._ending or not (self._writing_paused or len(self._pending) >= MAX_PENDING)
+        if wanted == self._reading or self._transport.is_closing():
+            return
+        self._reading = wanted
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _no_handshake(self) -> None:
+        self._stats.handshake_timeouts += 1
+        log.warning("%s sent no HELLO in time", self._name)
+        self._connection.disconnect(Status.TIMEOUT, "no HELLO in time")
+        self._end()
+        self._flush()
+
+    def _grace_over(self) -> None:
+        self._draining = True
+        if not self._pending:
+            self.say_goodbye()
+
+    def _leave_if_answered(self) -> None:
+        """Say goodbye in one write with the answer: between two, the next question might be asked."""
+        if self.asked and not self._pending and not self._connection.inside_frame:
+            self.say_goodbye()
+
+    def say_goodbye(self) -> None:
+        """End the connection from this side."""
+        if self._ending:
+            return
+        self._connection.disconnect(Status.NORMAL, "the agent is stopping")
+        self._end()
+        self._flush()
+
+    def _end(self) -> None:
+        """The connection is over; `_flush` writes the last frames and closes our half."""
+        if self._ending:
+            return
+        self._ending = True
+        self._forget_pending()
+        self._stop_timers()
+        self._regulate()
+        if self._eof:
+            self._loop.call_soon(self._transport.close)
+        else:
+            self._farewell = self._loop.call_later(LINGER, self._transport.abort)
+
+    def _stop_timers(self) -> None:
+        for timer in (self._handshake, self._farewell):
+            if timer is not None:
+                timer.cancel()
+
+    def _forget_pending(self) -> None:
+        """Cancel all decisions under way; their tasks see that nobody waits any more."""
+        pending, self._pending = self._pending, {}
+        self._stats.pending -= len(pending)
+        self._stats.forgotten += len(pending)
+        for task in pending:
+            task.cancel()
+
+
+def _name_of(peer: object) -> str:
+    """A peer in the log; a Unix socket's has no name."""
+    match peer:
+        case (str(host), int(port), *_):
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        case _:
+            return "the peer of a Unix socket"

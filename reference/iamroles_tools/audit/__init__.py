@@ -1,0 +1,1 @@
+"""Read, verify, query and prove the audit log."""

@@ -1,0 +1,161 @@
+"""From logs on disk to checkpoints and proofs: which batch, where in the tree, under which root."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from pathlib import Path
+
+from iamroles_agent.audit.chain import SEALED, Known, Tree, seq_of
+from iamroles_tools.audit.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    digest_of,
+    proof_text,
+    witness_request,
+)
+from iamroles_tools.audit.reading import Owner, in_order, opened, parsed
+from iamroles_tools.audit.verify import Finding, Proof, Span
+
+
+def origin_of(name: str, owner: Owner) -> str:
+    """A log's own name below the one that all logs of an installation share."""
+    worker, turn = owner
+    return f"{name}/worker-{worker}" + (f"-turn-{turn}" if turn else "")
+
+
+def owners(proof: Proof) -> dict[Owner, Span]:
+    """The logs of a verification, those of files."""
+    return {key: span for key, span in proof.spans.items() if isinstance(key, tuple)}
+
+
+def root_at(span: Span, size: int) -> bytes:
+    """The root of a log's tree when it had so many batches.
+
+    Raises:
+        CheckpointError: the files given do not reach from there to there.
+    """
+    base = span.base
+    if base is None or size < base.size:
+        raise CheckpointError(f"{span.name}: give its older files too, back to batch {size}")
+    if size > base.size + len(span.entries):
+        raise CheckpointError(
+            f"{span.name} has {base.size + len(span.entries)} batches, the checkpoint {size}: "
+            "the end was cut off, or a newer file was not given"
+        )
+    tree = base
+    for entry in span.entries[: size - base.size]:
+        tree = tree.grown(entry)
+    return tree.root
+
+
+def checkpoint_of(span: Span, origin: str, previous: Checkpoint | None) -> Checkpoint:
+    """What there is to sign of a log.
+
+    Raises:
+        CheckpointError: the log does not hold what was signed before.
+    """
+    if previous is not None:
+        _check(span, origin, previous)
+    size = (span.base or Tree()).size + len(span.entries)
+    return Checkpoint(origin, size, root_at(span, size))
+
+
+def for_witness(span: Span, former: Checkpoint | None, note: str) -> str:
+    """What a witness is asked (C2SP tlog-witness, `add-checkpoint`): a note that follows the former one."""
+    size = 0 if former is None else former.size
+    return witness_request(size, Known(span.base or Tree(), span.entries).path_from(size), note)
+
+
+def _check(span: Span, origin: str, checkpoint: Checkpoint) -> None:
+    if checkpoint.origin != origin:
+        raise CheckpointError(f"the checkpoint is of {checkpoint.origin}, not of {origin}")
+    if root_at(span, checkpoint.size) != checkpoint.root:
+        raise CheckpointError(
+            f"{span.name} does not hold the {checkpoint.size} batches of the checkpoint: it was rewritten"
+        )
+
+
+def check(proof: Proof, checkpoints: Iterable[Checkpoint]) -> None:
+    """Compare logs with checkpoints that were kept elsewhere; findings go into the proof.
+
+    Every log must have one: a log without may be a foreign one.
+    """
+    everywhere, given = "(all files)", list(checkpoints)
+    names = {checkpoint.origin.rpartition("/")[2]: checkpoint for checkpoint in given}
+    for owner, span in owners(proof).items():
+        own = origin_of("", owner).removeprefix("/")
+        checkpoint = names.pop(own, None)
+        if checkpoint is None:
+            proof.findings.append(
+                Finding(everywhere, 0, f"no checkpoint for {span.name}: its log may be foreign")
+            )
+            continue
+        try:
+            _check(span, checkpoint.origin, checkpoint)
+        except CheckpointError as error:
+            proof.findings.append(Finding(everywhere, 0, str(error)))
+        else:
+            proof.notes.append(
+                f"{span.name} holds the {checkpoint.size} batches that {checkpoint.origin} signed"
+            )
+    for checkpoint in names.values():
+        proof.findings.append(Finding(everywhere, 0, f"no log for the checkpoint of {checkpoint.origin}"))
+
+
+def find(paths: Iterable[Path], *, request: str) -> list[tuple[Owner, int]]:
+    """Where a request's decision stands: the record of its verdict, if it is another one, then its own.
+
+    Raises:
+        CheckpointError: there is no such request.
+    """
+    mark = f'"request":"{request}"'.encode()
+    for log in in_order(paths):
+        with opened(log.path) as stream:
+            for line in stream:
+                if mark not in line or log.owner is None or (record := parsed(line)) is None:
+                    continue
+                if record.get("request") == request:
+                    numbers = [record["use"]] if "use" in record else []
+                    return [(log.owner, number) for number in (*numbers, record["seq"])]
+    raise CheckpointError(f"no record of request {request} in these files")
+
+
+def prove(paths: Iterable[Path], proof: Proof, owner: Owner, seq: int, note: str) -> str:
+    """The proof that a record is in the log that a checkpoint signs.
+
+    Args:
+        paths: files of the log.
+        proof: their verification.
+        owner: whose log.
+        seq: of the record.
+        note: the signed checkpoint.
+
+    Raises:
+        CheckpointError: the record is not in it.
+    """
+    span, checkpoint = owners(proof)[owner], Checkpoint.parse(note)
+    _check(span, checkpoint.origin, checkpoint)
+    at, base = bisect_left(span.ends, seq), span.base or Tree()
+    if at >= checkpoint.size - base.size:
+        raise CheckpointError(f"record {seq} is younger than the checkpoint: make a new one")
+    batch = _batch(paths, owner, seq)
+    if digest_of(batch) != span.entries[at]:
+        raise CheckpointError(f"the batch of record {seq} does not give its hash: run `audit verify`")
+    known = Known(base, span.entries[: checkpoint.size - base.size])
+    return proof_text(batch, base.size + at, known.path_to(base.size + at), note)
+
+
+def _batch(paths: Iterable[Path], owner: Owner, seq: int) -> bytes:
+    batch = b""
+    for log in in_order(paths):
+        if log.owner != owner:
+            continue
+        with opened(log.path) as stream:
+            for line in stream:
+                batch += line
+                if SEALED.search(line):
+                    if seq_of(line) >= seq:
+                        return batch
+                    batch = b""
+    raise CheckpointError(f"record {seq} is not in these files")

@@ -1,0 +1,229 @@
+"""Answer from the audit log: who did what, when, with which role."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from heapq import merge
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from iamroles_tools.audit.proxy import ProxyLog
+from iamroles_tools.audit.reading import in_order, readings_of
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+COLUMNS = (
+    "time",
+    "verdict",
+    "principal",
+    "role",
+    "method",
+    "host",
+    "path",
+    "backend",
+    "rule",
+    "reason",
+    "src",
+)
+"""Fields of a table or CSV row, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to look for; None or empty: anything."""
+
+    who: str = ""
+    """A pattern (`*`, `?`) for the principal, the session or the credential's hash."""
+    since: datetime | None = None
+    until: datetime | None = None
+    """Exclusive."""
+    role: str = ""
+    """A role's ARN or its last part, as the granting role or any role of the credential; `*` as in `who`."""
+    verdict: str = ""
+    """`allow` or `deny`."""
+    reason: str = ""
+    cause: str = ""
+    """Why HAProxy refused by itself (`proxy.CAUSES`), or why a connection was cut."""
+    path: str = ""
+    """A pattern for the path."""
+    request: str = ""
+    kinds: frozenset[str] = frozenset({"decision", "termination"})
+
+    def matches(self, record: dict[str, Any]) -> bool:
+        """Whether a record answers the query; a stream that was cut is found like a decision."""
+        if record.get("event") == "cut":
+            record = {**record.get("about", {}), **record, "kind": "termination"}
+        return (
+            record.get("kind") in self.kinds
+            and (not self.verdict or record.get("verdict") == self.verdict)
+            and (not self.reason or record.get("reason") == self.reason)
+            and (not self.cause or self.cause in _causes(record))
+            and (not self.request or record.get("request") == self.request)
+            and (not self.path or fnmatchcase(record.get("path", ""), self.path))
+            and (not self.who or self._is_who(record))
+            and (not self.role or self._has_role(record))
+            and self._in_time(record["time"])
+        )
+
+    def _is_who(self, record: dict[str, Any]) -> bool:
+        return any(
+            fnmatchcase(record.get(name, ""), self.who) for name in ("principal", "session", "credential")
+        )
+
+    def _has_role(self, record: dict[str, Any]) -> bool:
+        roles = [record.get("role", ""), *record.get("roles", ())]
+        return any(
+            fnmatchcase(arn, self.role) or fnmatchcase(arn.rpartition("/")[2], self.role) for arn in roles
+        )
+
+    def _in_time(self, text: str) -> bool:
+        if self.since is None and self.until is None:
+            return True
+        try:
+            time = datetime.fromisoformat(text)
+        except ValueError:
+            return False
+        return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
+
+
+def _causes(record: dict[str, Any]) -> tuple[Any, Any]:
+    return record.get("cause"), record.get("proxy", {}).get("cause")
+
+
+def moment(text: str, now: datetime | None = None) -> datetime:
+    """A point in time: RFC 3339, a date (midnight UTC), or how long ago (`15m`, `2h`, `7d`).
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if match := re.fullmatch(r"(\d+)([smhdw])", text):
+        return (now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def search(
+    paths: Iterable[Path],
+    query: Query,
+    *,
+    proxy: ProxyLog | None = None,
+    asides: list[str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The records that answer the query, by time; each use of a verdict with all fields of the verdict.
+
+    Lines that are no records are passed over: `audit verify` is the command that judges the log.
+
+    Args:
+        paths: files of the log, in any order.
+        query: what to look for.
+        proxy: HAProxy's log, whose own refusals are joined in.
+        asides: gets what the reader should know of the answer, once it is complete.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    logs = in_order(paths)
+    if asides is not None:
+        asides += [f"{log.path}: holds no record of an audit" for log in logs if not log.first]
+    readings = readings_of(logs)
+    sources: list[Iterable[dict[str, Any]]] = [*readings]
+    if proxy is not None:
+        proxy.join(logs)
+        sources.append(proxy.alone())
+    for record in merge(*sources, key=itemgetter("time")):
+        joined = record if proxy is None else proxy.beside(record)
+        if query.matches(joined):
+            yield joined
+    unresolved = sum(reading.unresolved for reading in readings)
+    if unresolved and asides is not None:
+        asides.append(
+            f"{unresolved} uses name a verdict that stands in a file that was not given: "
+            "they were compared without its fields"
+        )
+    if proxy is not None and asides is not None:
+        asides.append(
+            f"HAProxy's log: {proxy.lines} requests; {len(proxy.refused)} refused without the agent's "
+            f"answer, {len(proxy.recorded)} of them in the audit too; {proxy.bad} lines could not be read, "
+            f"{proxy.others} others passed over"
+        )
+
+
+def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """One line for people: when, verdict, who, as which role, what, where to, why."""
+    for record in records:
+        kind = record.get("kind", "")
+        if kind == "termination":
+            what, verdict = f"connection cut: {record.get('cause', '')}", "CUT"
+        elif kind == "event":
+            about = record.get("about", {})
+            what = " ".join((record.get("event", ""), *(f"{name}={value}" for name, value in about.items())))
+            verdict = "EVENT"
+        else:
+            what = f"{record.get('method', '')} {record.get('host', '')}{record.get('path', '')}"
+            verdict = "PROXY" if kind == "proxy" else record.get("verdict", kind).upper()
+        if beside := record.get("proxy"):
+            what += f" (HAProxy answered {beside.get('status')}: {beside['cause']})"
+        role = record.get("role", "").rpartition("/")[2] or "-"
+        why = record.get("reason") or record.get("rule") or ""
+        if kind == "proxy":
+            why = f"{record['cause']} {why}".rstrip()
+        detail = f" ({record['detail']})" if record.get("detail") else ""
+        to = f" -> {record['backend']}" if record.get("backend") else ""
+        yield _visible(
+            f"{record['time']}  {verdict:5}  {record.get('principal') or '-'} as {role} "
+            f"from {record.get('src', '-')}  {what}{to}  {why}{detail}"
+        )
+
+
+def rows(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """CSV with a header line."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="")
+    for row in _cells(records):
+        buffer.seek(0)
+        buffer.truncate()
+        writer.writerow(row)
+        yield buffer.getvalue()
+
+
+def _cells(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    yield COLUMNS
+    for record in records:
+        yield tuple(_harmless(str(record.get(name, ""))) for name in COLUMNS)
+
+
+def _harmless(cell: str) -> str:
+    # A spreadsheet runs a cell that begins like a formula; a path or a principal is the client's to choose.
+    return "'" + cell if cell[:1] in "=+-@\t\r" else cell
+
+
+def summary(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Who used which role for what, how often, first and last; the most frequent first."""
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for record in records:
+        key = (
+            record.get("principal") or "-",
+            record.get("role", "").rpartition("/")[2] or "-",
+            record.get("verdict") or record.get("kind", ""),
+            record.get("reason") or record.get("rule") or record.get("cause") or record.get("event") or "",
+            record.get("backend") or "-",
+        )
+        group = groups.setdefault(key, [0, record["time"], record["time"]])
+        group[0] += 1
+        group[1], group[2] = min(group[1], record["time"]), max(group[2], record["time"])
+    for (who, role, verdict, why, backend), (count, first, last) in sorted(
+        groups.items(), key=lambda item: (-item[1][0], item[0])
+    ):
+        yield _visible(f"{count:>8}  {verdict:5}  {who} as {role}  {why} -> {backend}  {first} to {last}")
+
+
+def _visible(line: str) -> str:
+    """The line without power over a terminal: a refused path may hold escape sequences."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line)

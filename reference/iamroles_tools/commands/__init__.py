@@ -1,0 +1,1 @@
+"""The commands of `iamroles` that help people; each module has one group of its name."""

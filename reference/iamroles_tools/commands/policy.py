@@ -1,0 +1,291 @@
+"""`iamroles policy`: check, explain, compare and render a policy."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from iamroles_agent.base.errors import ConfigError
+from iamroles_agent.base.identity import Request
+from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.policy.load import Document, load_document
+from iamroles_tools.commands.given import bad_input, table
+from iamroles_tools.commands.moments import EpochSecond
+from iamroles_tools.commands.policy_text import change_lines, considered_line, finding_lines
+from iamroles_tools.haproxy.render import render
+
+FILE = click.Path(exists=False, dir_okay=False, path_type=Path)
+
+
+@click.group()
+def policy() -> None:
+    """Check, explain, compare and render a policy.
+
+    Exit codes: 0 nothing found, 1 findings or differences, 2 bad input.
+    """
+
+
+def _format_option(command: Any) -> Any:  # noqa: ANN401 - a click decorator
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="For people or machines.",
+    )(command)
+
+
+def _read(path: Path, form: str = "text") -> Document:
+    """Read a policy, or say every problem and exit 2."""
+    try:
+        return load_document(path)
+    except ConfigError as error:
+        if form == "json":
+            click.echo(json.dumps({"problems": [asdict(problem) for problem in error.problems]}, indent=2))
+        else:
+            for problem in error.problems:
+                click.echo(str(problem), err=True)
+            count = len(error.problems)
+            click.echo(f"{count} problem{'s' if count != 1 else ''}: {path} cannot be enforced", err=True)
+        sys.exit(2)
+
+
+@policy.command()
+@click.argument("file", type=FILE)
+@_format_option
+def check(file: Path, form: str) -> None:
+    """Say whether FILE may be enforced: every error, or its version."""
+    from iamroles_agent.policy.compiled import version_of  # noqa: PLC0415 - commands load what they need
+
+    config = _read(file, form).config
+    facts: dict[str, Any] = {"file": str(file), "policy": version_of(config)}
+    facts |= {
+        name: len(getattr(config, name))
+        for name in ("issuers", "sts", "roles", "backends", "grants", "denies")
+    }
+    if form == "json":
+        click.echo(json.dumps(facts))
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in list(facts.items())[2:])
+        click.echo(f"{file}: good, policy {facts['policy']}: {counts}")
+
+
+@policy.command()
+@click.argument("file", type=FILE)
+@_format_option
+@click.option("--strict", is_flag=True, help="Notes count as findings.")
+def lint(file: Path, form: str, strict: bool) -> None:
+    """Find rules that are shadowed, unreachable, redundant, conflicting or too wide, and more."""
+    from iamroles_tools.policy.lint import lint as find  # noqa: PLC0415
+
+    document = _read(file, form)
+    findings = find(document.config, document.written)
+    if form == "json":
+        click.echo(json.dumps([_finding_json(document, item) for item in findings], indent=2))
+    else:
+        for item in findings:
+            click.echo("\n".join(finding_lines(document, item)))
+        notes = sum(item.note for item in findings)
+        click.echo(f"{file}: {len(findings) - notes} findings, {notes} notes")
+    if any(strict or not item.note for item in findings):
+        sys.exit(1)
+
+
+def _finding_json(document: Document, finding: Any) -> dict[str, Any]:  # noqa: ANN401 - lint.Finding, loaded late
+    witness = finding.witness and {
+        **asdict(finding.witness),
+        "src": str(finding.witness.src),
+        "role": finding.role,
+    }
+    return {
+        "kind": finding.kind,
+        "level": "note" if finding.note else "warning",
+        "file": document.name,
+        "line": document.line(finding.key),
+        "key": finding.key,
+        "subject": finding.subject,
+        "message": finding.message,
+        "remedy": finding.remedy,
+        "witness": witness,
+        "others": [
+            {"id": name, "key": key, "line": document.line(key)} for name, key in finding.others.items()
+        ],
+    }
+
+
+@policy.command()
+@click.argument("file", type=FILE)
+@click.argument("method")
+@click.argument("target")
+@click.option(
+    "--role", "roles", multiple=True, help="A role of the token, by name or ARN; repeat for several."
+)
+@click.option("--claims", type=FILE, help="Instead: a token's claims as JSON (not verified).")
+@click.option(
+    "--issuer", default="", help="With --claims: whose claim names to use, by its name in the policy."
+)
+@click.option("--request-role", help="The role asked for (X-IAM-Role).")
+@click.option("--preferred", help="The token's preferred role.")
+@click.option("--scope", "scopes", multiple=True, help="A scope of the token; without any, unrestricted.")
+@click.option("--src", default="192.0.2.1", show_default=True, help="The client's address.")
+@click.option("--at", type=EpochSecond(), help="With --claims: epoch second at which to judge. Default: now.")
+@_format_option
+def explain(  # noqa: PLR0917 - click passes them by name
+    file: Path,
+    method: str,
+    target: str,
+    roles: tuple[str, ...],
+    claims: Path | None,
+    issuer: str,
+    request_role: str | None,
+    preferred: str | None,
+    scopes: tuple[str, ...],
+    src: str,
+    at: float | None,
+    form: str,
+) -> None:
+    """Say why METHOD TARGET is allowed or refused, and what was close.
+
+    TARGET is a path, or a host and a path: `api.example.com/orders`; a query is not judged. Exit 0 if
+    allowed, 1 if refused.
+    """
+    from iamroles_agent.policy.compiled import Policy  # noqa: PLC0415
+    from iamroles_tools.policy.explain import explain as tell  # noqa: PLC0415
+    from iamroles_tools.policy.explain import identity_of, identity_of_claims  # noqa: PLC0415
+
+    document = _read(file, form)
+    if "://" in target:
+        bad_input(f"TARGET is a path, or a host and a path: leave {target.partition('://')[0]}:// out")
+    host, slash, path = target.partition("?")[0].partition("/")
+    now: float | None = None
+    assumed: list[str] = []
+    try:
+        request = Request(method, host, slash + path, ip_address(src), request_role)
+        if claims is not None:
+            now = time.time() if at is None else at
+            data = table(claims, "a token's payload")
+            identity, assumed = identity_of_claims(document.config, data, issuer, now)
+        else:
+            scoped = frozenset(scopes) if scopes else None
+            identity = identity_of(Policy(document.config), list(roles), preferred, scoped)
+    except Refusal as refusal:
+        if claims is None:
+            bad_input(refusal.detail)
+        _refused(refusal, form)
+    except ValueError as error:
+        bad_input(str(error))
+    explanation = tell(document.config, identity, request, now)
+    decision = explanation.decision
+    if form == "json":
+        considered = {
+            name: [{**asdict(item), "line": document.line(item.key)} for item in getattr(explanation, name)]
+            for name in ("matching", "close")
+        }
+        verdict = {"allow": decision.allow, "status": decision.status, "reason": decision.reason}
+        verdict |= {
+            name: getattr(decision, name)
+            for name in ("role", "rule", "backend", "detail", "unmapped", "shadow")
+        }
+        click.echo(json.dumps({"verdict": verdict, **considered, "assumed": assumed}, indent=2))
+    else:
+        click.echo(_verdict_line(decision))
+        if assumed:
+            click.echo(f"Absent from the claims, taken as fitting: {', '.join(assumed)}")
+        if not host and decision.reason is not Reason.PATH_AMBIGUOUS:
+            click.echo("No host was given: every deny with `hosts` matches, no grant with `hosts` does")
+        for heading, items in (("Matching", explanation.matching), ("Close", explanation.close)):
+            if items:
+                click.echo(f"{heading}:")
+            for item in items:
+                click.echo(f"  {considered_line(document, item)}")
+    sys.exit(0 if decision.allow else 1)
+
+
+def _refused(refusal: Refusal, form: str) -> NoReturn:
+    """Say that the agent would refuse the token itself, and exit 1."""
+    if form == "json":
+        verdict = {"allow": False, "status": refusal.reason.status, "reason": refusal.reason}
+        click.echo(json.dumps({"verdict": verdict | {"detail": refusal.detail}, "matching": [], "close": []}))
+    else:
+        click.echo(f"DENY {refusal.reason.status} {refusal.reason}: {refusal.detail}")
+    sys.exit(1)
+
+
+def _verdict_line(decision: Any) -> str:  # noqa: ANN401 - Decision, loaded late
+    if decision.allow:
+        return f"ALLOW by {decision.rule}, to {decision.backend}, as {decision.role}"
+    why = f"{decision.reason}" + (f" ({decision.rule})" if decision.rule else "")
+    return f"DENY {decision.status} {why}" + (f": {decision.detail}" if decision.detail else "")
+
+
+_SAME = "No difference in what is reached, by whom, for how long, at which backend, or who is trusted"
+
+
+@policy.command()
+@click.argument("old", type=FILE)
+@click.argument("new", type=FILE)
+@click.option("--acknowledge", metavar="DIGEST", help="The digest of these very differences: exit 0.")
+@click.option("--all", "everything", is_flag=True, help="Print every entry; long lists are cut without it.")
+@_format_option
+def diff(old: Path, new: Path, acknowledge: str | None, everything: bool, form: str) -> None:
+    """Say what NEW opens, closes and moves against OLD: whole regions, each with a request that shows it.
+
+    Made for a gate before a merge: exits 1 while there are differences, unless their digest is given. The
+    digest covers every region whole: acknowledging these differences acknowledges no wider ones.
+    """
+    from iamroles_tools.policy.diff import diff as compare  # noqa: PLC0415
+
+    difference = compare(_read(old, form).config, _read(new, form).config)
+    if form == "json":
+        click.echo(json.dumps({"digest": difference.digest, **difference.to_json()}, indent=2))
+    elif not difference:
+        click.echo("\n".join([_SAME, *change_lines(difference, everything=everything)]))
+    else:
+        click.echo("\n".join(change_lines(difference, everything=everything)))
+        click.echo(f"To acknowledge exactly these: --acknowledge {difference.digest}")
+    if difference and acknowledge != difference.digest:
+        if acknowledge is not None:
+            click.echo(f"Error: {acknowledge} names other differences than these", err=True)
+        sys.exit(1)
+
+
+@policy.command()
+@click.argument("file", type=FILE)
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page instead.")
+@_format_option
+def matrix(file: Path, html: Path | None, form: str) -> None:
+    """Show who reaches what: every role against every route."""
+    from iamroles_agent.policy.compiled import version_of  # noqa: PLC0415
+    from iamroles_tools.policy.matrix import matrix as enumerate_routes  # noqa: PLC0415
+    from iamroles_tools.policy.matrix import to_html, to_text  # noqa: PLC0415
+
+    config = _read(file, form).config
+    table = enumerate_routes(config)
+    if html is not None:
+        try:
+            html.write_text(to_html(table, file.name, version_of(config)), encoding="utf-8")
+        except OSError as error:
+            bad_input(f"{html} cannot be written: {error.strerror or error}")
+        click.echo(f"Wrote {html}")
+    elif form == "json":
+        click.echo(json.dumps(asdict(table), indent=2))
+    else:
+        click.echo(to_text(table))
+
+
+@policy.command()
+def schema() -> None:
+    """Print the JSON Schema of the policy file."""
+    from iamroles_tools.policy.schema import schema_text  # noqa: PLC0415
+
+    click.echo(schema_text(), nl=False)
+
+
+policy.add_command(render)

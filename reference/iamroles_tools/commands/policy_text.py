@@ -1,0 +1,104 @@
+"""How `iamroles policy` says things to people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from iamroles_agent.policy.load import Document
+from iamroles_agent.policy.witness import describe
+from iamroles_tools.policy.diff import Change, Difference
+from iamroles_tools.policy.explain import Considered
+from iamroles_tools.policy.findings import Finding
+
+
+def place(document: Document, key: str) -> str:
+    """`file:line`, or `file` and the key where there is no line."""
+    line = document.line(key)
+    return f"{document.name}:{line}" if line is not None else f"{document.name} {key}"
+
+
+def finding_lines(document: Document, finding: Finding) -> Iterator[str]:
+    """A finding, its witness, and where the other rules stand."""
+    level = "note" if finding.note else "warning"
+    yield f"{place(document, finding.key)}: {level}: {finding.kind}: {finding.subject} {finding.message}"
+    if finding.witness is not None:
+        who = f"{finding.role}: " if finding.role else ""
+        yield f"    witness: {who}{describe(finding.witness)}"
+    for name, key in list(finding.others.items())[:8]:
+        yield f"    see: {name} at {place(document, key)}"
+    yield f"    remedy: {finding.remedy}"
+
+
+def considered_line(document: Document, item: Considered) -> str:
+    """A rule and why it did, or nearly did, match."""
+    where = f"{item.effect} {item.id} ({place(document, item.key)})"
+    to = f" to {item.backend}" if item.backend else ""
+    return f"{where}{to}" if not item.misses else f"{where}{to}: {'; '.join(item.misses)}"
+
+
+_MOST_ENTRIES, _MOST_NAMES = 20, 8
+"""What is shown of each heading, and of each list of roles, unless all is asked for."""
+
+
+def change_lines(difference: Difference, *, everything: bool = False) -> Iterator[str]:
+    """All differences, what is opened first: that is what a reviewer must see.
+
+    Args:
+        difference: what to say.
+        everything: print every entry; without, long lists are cut, and the cut is said.
+    """
+    headings = (
+        ("+", "Newly reachable", difference.opened),
+        ("+", "Newly opened by scope", difference.scopes_opened),
+        ("-", "No longer reachable", difference.closed),
+        ("-", "No longer opened by scope", difference.scopes_closed),
+        ("~", "Led to another backend", difference.moved),
+        ("~", "Granted by other roles of the token", difference.regranted),
+    )
+    for sign, heading, changes in headings:
+        yield from _heading(sign, heading, changes, everything=everything)
+    if difference.settings:
+        yield "Trust, names, limits and servers:"
+    for setting in difference.settings:
+        yield f"  ~ {setting.key}: {setting.old} -> {setting.new}"
+    note = "Same reach under another grant's id, which back ends see in X-IAM-Rule (no difference in access)"
+    yield from _heading(" ", note, difference.renamed, everything=everything)
+
+
+def _heading(sign: str, heading: str, changes: Sequence[Change], *, everything: bool) -> Iterator[str]:
+    if not changes:
+        return
+    causes = len({change.cause for change in changes})
+    yield f"{heading}: {_count(changes, 'change')}, {causes} cause{'s' if causes != 1 else ''}"
+    shown = changes if everything else changes[:_MOST_ENTRIES]
+    for change in shown:
+        yield from _change(sign, change, everything=everything)
+    if len(shown) < len(changes):
+        rest = _count(changes[len(shown) :], "more change")
+        yield f"  {sign} and {rest}: --all prints them, the digest covers them"
+
+
+def _change(sign: str, change: Change, *, everything: bool) -> Iterator[str]:
+    def names(listed: Sequence[str]) -> str:
+        if everything or len(listed) <= _MOST_NAMES:
+            return ", ".join(listed)
+        return f"{', '.join(listed[:_MOST_NAMES])} and {len(listed) - _MOST_NAMES} more (--all)"
+
+    to = f" -> {change.backend}" if change.backend else ""
+    if change.was:
+        to += f", before {change.was}" if not change.now else f", before by {change.was}, now by {change.now}"
+    yield f"  {sign} by {change.cause}: {names(change.roles)}{to}"
+    if change.companions:
+        yield f"      in a token that also carries {names(change.companions)}"
+    if change.rules and change.rules != (change.cause.removeprefix("grant "),):
+        yield f"      through {names(change.rules)}"
+    lines = change.region if everything else change.region[:_MOST_ENTRIES]
+    for line in lines:
+        yield f"      {line}"
+    if len(lines) < len(change.region):
+        yield f"      and {len(change.region) - len(lines)} more lines (--all)"
+    yield f"      witness: {describe(change.witness)}"
+
+
+def _count(items: Sequence[object], what: str) -> str:
+    return f"{len(items)} {what}{'s' if len(items) != 1 else ''}"

@@ -1,0 +1,317 @@
+"""The HAProxy configuration of a policy: two static files copied, one written (docs/haproxy.md).
+
+`haproxy.cfg` and `iam.spoe.cfg` are the same for every policy; only the settings at the top of the first are
+filled in. `iam-routes.cfg` holds the agents and one backend for each of the policy's. A backend named ``x``
+becomes the section ``route-x``: the prefix keeps whatever an agent answers from naming another section.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from iamroles_agent.base.config import Backend, Config
+from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.policy.checks import tls_faults
+from iamroles_agent.policy.load import load
+
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
+_TIME = re.compile(r"[0-9]{1,9}(us|ms|s|m|h|d)?")
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+_PRESET = re.compile(r'^(?P<lead>\s*presetenv (?P<name>IAM_[A-Z_]+)\s+)"[^"]*"$', re.MULTILINE)
+
+_OPTIONS = "command line"
+_ADDRESSES = 'Give one "host:port" or more; an agent may also be "unix:/path"'
+
+_AGENTS = """\
+# Written by `iamroles policy render` from {source}: change the policy, not this file.
+
+global
+    # Where the agents listen; an environment variable of the same name wins.
+{presets}
+{lua}
+backend iam-agents from iam-defaults
+    # `mode tcp` serves every release; 3.1 and later make `mode spop` of it by themselves.
+    mode tcp
+    balance roundrobin
+    # A health check that speaks SPOP: without it, an agent that is down costs every request the whole
+    # processing timeout; with it, the refusal is immediate.
+    option spop-check
+    timeout connect 500ms
+    timeout check   1s
+    # Longer than the `timeout idle` of iam.spoe.cfg, so that HAProxy ends idle connections politely.
+    timeout server  3m
+    retries 1
+    option redispatch 1
+    # A silent agent is out after two checks; one good check brings it back.
+    default-server check inter 1s fastinter 250ms downinter 250ms fall 2 rise 1 init-addr last,libc,none
+.if !version_atleast(3.1)
+    # Its connections are closed then. From 3.1 on that would also end each request that still tries to
+    # connect, and is about to ask the next agent.
+    default-server on-marked-down shutdown-sessions
+.endif
+{servers}
+"""
+
+_LUA = """\
+    # Backends with `streams = true` cut a stream at its credential's end (docs/live.md).
+.if !feature(LUA)
+    .alert "this HAProxy is built without Lua: no backend of the policy can have streams = true"
+.endif
+.if !version_atleast(3.0)
+    .notice "streams = true: before HAProxy 3.0 a WebSocket that is silent for 30 s is closed: send pings"
+.endif
+.if version_atleast(3.1)
+    tune.lua.bool-sample-conversion normal
+.endif
+    lua-load iam-live.lua
+"""
+
+_BACKEND = """
+backend route-{name} from iam-routes
+    balance roundrobin
+{streams}
+    default-server check inter 2s init-addr last,libc,none
+{servers}
+"""
+
+_FRESH = """
+# The credentials that were seen in backends with `renew = true`: client address and who. gpt0 is the expiry.
+backend iam-fresh from iam-defaults
+    stick-table type string len 2600 size 100k expire 24h store gpt0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator chooses; None keeps the default written in `haproxy.cfg`."""
+
+    agents: tuple[str, ...]
+    """`host:port` or `unix:/path`, at least one."""
+    bind: str | None = None
+    stats_socket: str | None = None
+    log: str | None = None
+    realm: str | None = None
+    maxconn: int | None = None
+    timeout_processing: str | None = None
+
+    def presets(self) -> dict[str, str]:
+        """The given settings by the name of their environment variable."""
+        given = {
+            "IAM_BIND": self.bind,
+            "IAM_STATS_SOCKET": self.stats_socket,
+            "IAM_LOG": self.log,
+            "IAM_REALM": self.realm,
+            "IAM_MAXCONN": None if self.maxconn is None else str(self.maxconn),
+            "IAM_TIMEOUT_PROCESSING": self.timeout_processing,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def configuration(config: Config, settings: Settings, *, source: str = "the policy") -> dict[str, str]:
+    """Make the configuration's files.
+
+    Args:
+        config: a valid configuration.
+        settings: what is not in the policy.
+        source: the policy's file name, for messages and the header of the written file.
+
+    Returns:
+        Texts by file name: `haproxy.cfg`, `iam.spoe.cfg`, `iam-routes.cfg`, `iam-live.lua`.
+
+    Raises:
+        ConfigError: a backend that HAProxy cannot express, each with its key.
+    """
+    if problems := _problems(config, settings, source):
+        raise ConfigError(problems)
+    shipped = files("iamroles_tools.haproxy")
+    return {
+        "haproxy.cfg": _preset(shipped.joinpath("haproxy.cfg").read_text(), settings.presets()),
+        "iam.spoe.cfg": shipped.joinpath("iam.spoe.cfg").read_text(),
+        "iam-routes.cfg": _routes(config, settings, source),
+        "iam-live.lua": shipped.joinpath("iam-live.lua").read_text(),
+    }
+
+
+def write(texts: dict[str, str], output: Path) -> None:
+    """Write the files, each whole or not at all, so that a reload never reads half a file.
+
+    Raises:
+        OSError: the directory or a file cannot be written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        descriptor, temporary = tempfile.mkstemp(dir=output, prefix=f".{name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                os.fchmod(file.fileno(), 0o644)
+            Path(temporary).replace(output / name)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _preset(text: str, values: dict[str, str]) -> str:
+    return _PRESET.sub(
+        lambda found: f'{found["lead"]}"{values[found["name"]]}"' if found["name"] in values else found[0],
+        text,
+    )
+
+
+def _routes(config: Config, settings: Settings, source: str) -> str:
+    agents = {f"IAM_AGENT_{index}": _address(agent) for index, agent in enumerate(settings.agents, 1)}
+    head = _AGENTS.format(
+        source=source.replace("\n", " "),
+        presets="\n".join(f'    presetenv {name} "{address}"' for name, address in agents.items()),
+        servers="\n".join(f'    server agent-{index} "${{{name}}}"' for index, name in enumerate(agents, 1)),
+        lua=_LUA if any(backend.streams for backend in config.backends) else "",
+    )
+    if any(backend.renew for backend in config.backends):
+        head += _FRESH
+    return head + "".join(
+        _BACKEND.format(
+            name=backend.name,
+            streams=_streams(backend),
+            servers="\n".join(
+                f"    server {backend.name}-{index} {server}{_tls(backend, server)}"
+                for index, server in enumerate(backend.servers, 1)
+            ),
+        )
+        for backend in config.backends
+    )
+
+
+def _streams(backend: Backend) -> str:
+    """Lines of a backend about streams: what ends them, or what refuses them."""
+    names = [*(["renew"] if backend.renew else []), "streams"] if backend.streams else ["no-streams"]
+    shipped = files("iamroles_tools.haproxy")
+    text = "\n".join(shipped.joinpath(f"{name}.cfg").read_text().rstrip() for name in names)
+    return text.replace("{name}", backend.name)
+
+
+def _tls(backend: Backend, server: str) -> str:
+    """Words of a `server` line: the certificate must come from `ca` and carry the name."""
+    if (tls := backend.tls) is None:
+        return ""
+    name = tls.name or server.rpartition(":")[0]
+    words = f" ssl verify required ca-file {tls.ca} sni str({name}) check-sni {name} verifyhost {name}"
+    return f"{words} crt {tls.certificate}" if tls.certificate else words
+
+
+def _address(agent: str) -> str:
+    return f"unix@{agent.removeprefix('unix:')}" if agent.startswith("unix:") else agent
+
+
+def _problems(config: Config, settings: Settings, source: str) -> list[Problem]:
+    """What HAProxy cannot express, or what would add words to its configuration.
+
+    The loader refuses most of it; a `Config` made in code has not been through the loader.
+    """
+    found = []
+    for index, backend in enumerate(config.backends):
+        key = f"backends[{index}]"
+        if not _NAME.fullmatch(backend.name):
+            remedy = "Use up to 100 letters, digits, '.', '_', ':' and '-'"
+            found.append(Problem(source, f"{key}.name", f"{backend.name!r} cannot name a section", remedy))
+        if not backend.servers:
+            found.append(Problem(source, f"{key}.servers", "no servers to route to", _ADDRESSES))
+        found += [
+            Problem(source, f"{key}.servers[{place}]", f"{server!r} is not an address", _ADDRESSES)
+            for place, server in enumerate(backend.servers)
+            if not _is_host_port(server)
+        ]
+        found += [
+            Problem(source, fault.key, fault.message, fault.remedy) for fault in tls_faults(key, backend)
+        ]
+    found += [
+        Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)
+        for agent in settings.agents
+        if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,100}", agent))
+    ]
+    if not settings.agents:
+        found.append(Problem(_OPTIONS, "--agent", "no agent to ask", _ADDRESSES))
+    if settings.timeout_processing and not _TIME.fullmatch(settings.timeout_processing):
+        wrong = f"{settings.timeout_processing!r} is no time of HAProxy's"
+        found.append(Problem(_OPTIONS, "--timeout-processing", wrong, "Write `500ms` or `2s`"))
+    remedy = "Leave out quotes, backslashes, dollar signs and control characters"
+    found += [
+        Problem(
+            _OPTIONS,
+            f"--{name.removeprefix('IAM_').lower().replace('_', '-')}",
+            f"{value!r} cannot stand in HAProxy's configuration",
+            remedy,
+        )
+        for name, value in settings.presets().items()
+        if not re.fullmatch(r'[^"\\$\x00-\x1f\x7f]{1,200}', value)
+    ]
+    return found
+
+
+def _is_host_port(text: str) -> bool:
+    found = _HOST_PORT.fullmatch(text)
+    return found is not None and 0 < int(found["port"]) < 65536
+
+
+@click.command("render")
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The policy, TOML or JSON.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory to write."
+)
+@click.option(
+    "--agent",
+    "agents",
+    multiple=True,
+    help="Where an agent listens: host:port or unix:/path; several for redundancy. Default: `agent.listen`.",
+)
+@click.option("--bind", help="Where HAProxy listens (IAM_BIND).")
+@click.option("--stats-socket", help="HAProxy's Runtime API socket (IAM_STATS_SOCKET).")
+@click.option("--log", help="HAProxy's log target (IAM_LOG).")
+@click.option("--realm", help="Realm of WWW-Authenticate (IAM_REALM).")
+@click.option("--maxconn", type=click.IntRange(1), help="Most client connections (IAM_MAXCONN).")
+@click.option(
+    "--timeout-processing", help="How long a request waits for its verdict (IAM_TIMEOUT_PROCESSING)."
+)
+def render(  # noqa: PLR0917 - click's options, by name
+    path: Path,
+    output: Path,
+    agents: tuple[str, ...],
+    bind: str | None,
+    stats_socket: str | None,
+    log: str | None,
+    realm: str | None,
+    maxconn: int | None,
+    timeout_processing: str | None,
+) -> None:
+    """Write HAProxy's configuration for a policy: haproxy.cfg, iam.spoe.cfg, iam-routes.cfg, iam-live.lua.
+
+    Exit status: 0 written, 2 for a wrong policy or option, 3 if the directory cannot be written.
+    """
+    try:
+        config = load(path)
+        settings = Settings(
+            agents or (config.agent.listen,), bind, stats_socket, log, realm, maxconn, timeout_processing
+        )
+        texts = configuration(config, settings, source=path.name)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        raise SystemExit(2) from None
+    try:
+        write(texts, output)
+    except OSError as error:
+        click.echo(f"{error.filename}: cannot be written: {error.strerror}", err=True)
+        raise SystemExit(3) from None
+    for name in texts:
+        click.echo(str(output / name))

@@ -1,0 +1,1 @@
+"""Lint, compare, explain and enumerate policies."""

@@ -1,0 +1,172 @@
+"""Why a request is allowed or refused: the decision, the rules that matched, and those that nearly did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.policy.compiled import Policy, Query, Rule
+from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_agent.tokens.jws import Header
+from iamroles_tools.policy.places import Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """One rule, and which of its conditions the request does not meet."""
+
+    id: str
+    key: str
+    effect: str
+    """`grant`, `deny`, `shadow grant` or `shadow deny`."""
+    misses: tuple[str, ...]
+    """In words; empty: it matches."""
+    backend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was decided and what was considered."""
+
+    decision: Decision
+    matching: tuple[Considered, ...]
+    close: tuple[Considered, ...]
+    """Rules that fail by one condition only, those on the longest path first."""
+
+
+def explain(config: Config, identity: Identity, request: Request, now: float | None = None) -> Explanation:
+    """Decide, and say why.
+
+    Args:
+        config: checked.
+        identity: as a credential would prove it; nothing is verified here.
+        request: as the proxy would forward it.
+        now: epoch seconds; None: no time limit is looked at.
+    """
+    policy = Policy(config)
+    decision = policy.decide(identity, request, now)
+    try:
+        query = Query.of(request)
+    except Refusal:  # an ambiguous path meets no rule
+        return Explanation(decision, (), ())
+    considered = list(_consider(config, policy, identity, request, query))
+    matching = tuple(item for item, _ in considered if not item.misses)
+    near = [(depth, item) for item, depth in considered if len(item.misses) == 1]
+    near.sort(key=lambda entry: (-entry[0], entry[1].id))
+    return Explanation(decision, matching, tuple(item for _, item in near[:8]))
+
+
+def _consider(
+    config: Config, policy: Policy, identity: Identity, request: Request, query: Query
+) -> Iterator[tuple[Considered, int]]:
+    rules = Rules.of(config)
+    every = {name for arn in identity.roles if (name := policy.name_of(arn)) is not None}
+    active = {name for arn in policy.active(identity, request) if (name := policy.name_of(arn)) is not None}
+    for effect, listed in (
+        ("deny", rules.denies),
+        ("grant", rules.grants),
+        ("shadow deny", rules.shadow_denies),
+        ("shadow grant", rules.shadow_grants),
+    ):
+        deny = effect.endswith("deny")
+        for key, rule in listed:
+            misses = tuple(_misses(rule, query, every if deny else active, deny=deny, held=every))
+            yield Considered(rule.id, key, effect, misses, rule.backend), rule.region.specificity[1]
+
+
+def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[str]) -> Iterator[str]:
+    region = rule.region
+    if "*" not in rule.roles and rule.roles.isdisjoint(roles):
+        wanted = " or ".join(sorted(rule.roles))
+        if rule.roles & held:
+            yield f"the role {wanted} is in the token, but not active"
+        else:
+            yield f"is for the role {wanted}"
+    if region.methods is not None and query.method not in region.methods:
+        yield f"the method is {query.method}, not {' or '.join(sorted(region.methods))}"
+    path = query.paths[1]
+    if not region.has_path(path):
+        yield f"the path {path} is not {'exactly' if region.exact else 'below'} {region.path}"
+    if region.hosts is not None and region.hosts.isdisjoint(query.hosts):
+        unreadable = query.hosts[0] == "\0"
+        if not (deny and unreadable):  # DENY-ERROR-001
+            shown = "unreadable" if unreadable else query.hosts[0] if len(query.hosts) > 1 else "absent"
+            yield f"the host is {shown}, not {' or '.join(sorted(region.hosts))}"
+    if not region.has_source(query.src):
+        yield f"the source {query.src} is not in {' or '.join(map(str, region.sources or ()))}"
+
+
+def identity_of(
+    policy: Policy, roles: list[str], preferred: str | None, scopes: frozenset[str] | None, issuer: str = ""
+) -> Identity:
+    """A made-up identity for questions.
+
+    Args:
+        policy: whose role names may stand for ARNs.
+        roles: names or ARNs.
+        preferred: name or ARN.
+        scopes: None for unrestricted.
+        issuer: its name.
+
+    Raises:
+        Refusal: `role_malformed`; its detail names the text.
+    """
+    arns = [arn for text in roles for arn in _arns(policy, text)]
+    chosen = _arns(policy, preferred)[0] if preferred else None
+    return Identity(issuer, "", "", tuple(dict.fromkeys(arns)), 1 << 40, 0, chosen, scopes)
+
+
+def _arns(policy: Policy, text: str) -> list[RoleArn]:
+    named = policy.arns_named(text)
+    if named:
+        return sorted(named)
+    try:
+        return [RoleArn.parse(text)]
+    except Refusal as refusal:
+        detail = f"{text!r} is neither a role's name in the policy nor a role's ARN"
+        raise Refusal(Reason.ROLE_MALFORMED, detail) from refusal
+
+
+def identity_of_claims(
+    config: Config, claims: dict[str, Any], issuer_name: str, now: float
+) -> tuple[Identity, list[str]]:
+    """The identity that claims would prove, judged by the agent's own rules; no signature is looked at.
+
+    Args:
+        config: checked.
+        claims: a token's payload.
+        issuer_name: `name` in the policy; "" for the issuer whose `issuer` is the claims' `iss`.
+        now: epoch seconds at which the times are judged.
+
+    Returns:
+        The identity, and the names of claims that were absent and taken as fitting: `exp`, `aud`, the
+        principal, `client_id` and `jti` bear on no route, so a question may leave them out.
+
+    Raises:
+        ValueError: no such issuer.
+        Refusal: as the agent would refuse the token.
+    """
+    issuer = next(
+        (
+            i
+            for i in config.issuers
+            if (i.name == issuer_name if issuer_name else i.issuer == claims.get("iss"))
+        ),
+        None,
+    )
+    if issuer is None:
+        raise ValueError("no issuer of the policy has this name or `iss`: give --issuer NAME")
+    fitting: dict[str, Any] = {"exp": int(now) + 1}
+    if issuer.audiences and issuer.profile != "cognito":
+        fitting["aud"] = issuer.audiences[0]
+    if isinstance(issuer.principal_claim, str) and issuer.profile != "aws":
+        fitting[issuer.principal_claim] = "someone"
+    if issuer.profile == "rfc9068":
+        fitting |= {"client_id": "some-client", "jti": "some-id"}
+    assumed = [name for name in fitting if name not in claims]
+    identity = ClaimRules(issuer, config.limits).identity(fitting | claims, Header("", None, "jwt"), now, "")
+    return identity, assumed

@@ -1,0 +1,42 @@
+"""What a tool says of a policy: one finding, and its kinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from iamroles_agent.base.identity import Request
+
+
+class Kind(StrEnum):
+    """What sort of finding; `policy.lint` describes each."""
+
+    UNREACHABLE = "unreachable"
+    SHADOWED = "shadowed"
+    REDUNDANT = "redundant"
+    CONFLICTING = "conflicting"
+    TOO_WIDE = "too-wide"
+    ESCALATION = "escalation"
+    UNUSED = "unused"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to think about."""
+
+    kind: Kind
+    key: str
+    """Of the rule or item it is about, e.g. `grants[2]`."""
+    subject: str
+    """Its id or name."""
+    message: str
+    remedy: str
+    role: str = ""
+    """The role that the witness is sent with."""
+    witness: Request | None = None
+    others: dict[str, str] = field(default_factory=dict)
+    """Ids of the other rules involved, and their keys."""
+    note: bool = False
+    """Worth knowing, not worth failing a build."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Of an escalation: reader and writer, for each pair of roles."""

@@ -1,0 +1,182 @@
+"""Wildcards that are too wide, and what nothing speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_network
+
+from iamroles_agent.base.config import Config, Grant, Issuer, Sts
+from iamroles_agent.base.identity import Request, RoleArn
+from iamroles_agent.policy.compiled import Rule, arns_of, compile_rule
+from iamroles_agent.policy.regions import Region
+from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE
+from iamroles_tools.policy.findings import Finding, Kind
+from iamroles_tools.policy.places import Labels, Tree, placed, walk
+
+_WIDE_FOUR, _WIDE_SIX = 8, 32
+"""Networks at least this wide (in bits of prefix) belong to nobody in particular."""
+_REGISTRY_LABELS = frozenset(
+    {"ac", "co", "com", "edu", "gob", "gov", "govt", "gouv", "id", "idf", "ind", "info", "ltd", "mil", "ne"}
+    | {"net", "nhs", "nom", "or", "org", "plc", "police", "sch"}
+)
+"""Second-level labels under which the registries of countries sell names, as in `co.uk` and `com.au`."""
+
+
+def too_wide(config: Config) -> Iterator[Finding]:
+    """Wildcards that unlock a whole backend, the internet, a domain registry, or several accounts at once."""
+    for index, grant in enumerate(config.grants):
+        yield from _wide_grant(f"grants[{index}]", grant)
+    for index, scope in enumerate(config.scopes):
+        if "*" in scope.methods and scope.path == "/" and scope.match == "prefix" and not scope.hosts:
+            yield Finding(
+                Kind.TOO_WIDE,
+                f"scopes[{index}]",
+                scope.name,
+                "opens every request, so the scope limits nothing",
+                "Give it the methods and the path that it is for",
+                witness=Request("DELETE", "", "/", USUAL_SOURCE),
+            )
+    for index, role in enumerate(config.roles):
+        accounts = sorted({RoleArn.parse(arn).account for arn in arns_of(role)})
+        if len(accounts) > 1:
+            yield Finding(
+                Kind.TOO_WIDE,
+                f"roles[{index}]",
+                role.name,
+                f"is one name for roles of {len(accounts)} accounts: {', '.join(accounts)}",
+                "Fine if one team owns them all; else name a role for each account",
+                note=True,
+            )
+
+
+def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
+    def finding(message: str, remedy: str) -> Finding:
+        host = grant.hosts[0].replace("*", "any") if grant.hosts else ""
+        method = "DELETE" if "*" in grant.methods else grant.methods[0]
+        source = ip_network(grant.sources[0])[0] if grant.sources else USUAL_SOURCE
+        witness = Request(method, host, grant.path, source)
+        return Finding(Kind.TOO_WIDE, key, grant.id, message, remedy, grant.roles[0], witness)
+
+    every_path = grant.path == "/" and grant.match == "prefix"
+    if every_path and "*" in grant.methods:
+        yield finding("opens every method on every path of its backend", "Name the methods and a path")
+    elif every_path and not SAFE_METHODS.issuperset(grant.methods):
+        yield finding("opens methods that change things on every path", "Give it the path it is for")
+    for source in grant.sources:
+        network = ip_network(source)
+        width = _WIDE_FOUR if network.version == 4 else _WIDE_SIX
+        if network.prefixlen == 0:
+            family = f"every IPv{network.version} client"
+            yield finding(f"source {source} is {family}", "Name the networks that the clients are in")
+        elif network.prefixlen < width:
+            yield finding(f"source {source} is wider than any one owner's network", "Name narrower networks")
+    for host in grant.hosts:
+        if host.startswith("*.") and _is_registry(host[2:]):
+            yield finding(f"host {host} is every name that a registry sells", "Name your own domain")
+
+
+def _is_registry(domain: str) -> bool:
+    """Whether anybody may buy names below a domain: a top-level domain, or a country's `co.uk`."""
+    labels = domain.split(".")
+    if len(labels) == 1:
+        return True
+    return len(labels) == 2 and len(labels[1]) == 2 and labels[0] in _REGISTRY_LABELS
+
+
+def unused(config: Config) -> Iterator[Finding]:
+    """Roles without grants, roles nobody may assert, issuers that may assert none, backends, scopes."""
+    granted = {role for grant in config.grants for role in grant.roles}
+    denied = {role for deny in config.denies for role in deny.roles}
+    for index, role in enumerate(config.roles):
+        key = f"roles[{index}]"
+        if role.name not in granted | denied:
+            message = "has no grant and no deny: holding it opens and closes nothing"
+            yield Finding(Kind.UNUSED, key, role.name, message, "Grant it something, or delete it")
+        strangers = [arn for arn in arns_of(role) if not _assertable(config, RoleArn.parse(arn))]
+        if strangers and (config.issuers or config.sts):
+            message = f"no issuer or STS endpoint may assert {strangers[0]}: its account is in no `accounts`"
+            yield Finding(Kind.UNREACHABLE, key, role.name, message, "Add the account, or correct the ARN")
+    trusted: list[tuple[str, Issuer | Sts]] = [(f"issuers[{i}]", one) for i, one in enumerate(config.issuers)]
+    trusted += [(f"sts[{i}]", one) for i, one in enumerate(config.sts)]
+    accounts = {RoleArn.parse(arn).account for role in config.roles for arn in arns_of(role)}
+    for key, source in trusted:
+        if source.accounts and accounts.isdisjoint(source.accounts):
+            message = "may assert no role of the policy: no role is in one of its `accounts`"
+            remedy = "Correct `accounts`, add the roles, or delete it"
+            yield Finding(Kind.UNREACHABLE, key, source.name, message, remedy)
+    enforced = {grant.backend for grant in config.grants if not grant.shadow}
+    shadowed = {grant.backend for grant in config.grants}
+    for index, backend in enumerate(config.backends):
+        if backend.name not in enforced:
+            message = "only shadow grants lead here" if backend.name in shadowed else "no grant leads here"
+            yield Finding(Kind.UNUSED, f"backends[{index}]", backend.name, message, "Grant it, or delete it")
+    yield from _unused_scopes(config)
+    yield from _scope_reach(config)
+
+
+def unused_groups(config: Config) -> Iterator[Finding]:
+    """Groups that no rule names; `config` as it is written, groups still in it."""
+    named = {role for grant in config.grants for role in grant.roles}
+    named |= {role for deny in config.denies for role in deny.roles}
+    for index, group in enumerate(config.groups):
+        if group.name not in named:
+            message = "no grant and no deny names it"
+            yield Finding(Kind.UNUSED, f"groups[{index}]", group.name, message, "Use it, or delete it")
+
+
+def _scope_reach(config: Config) -> Iterator[Finding]:
+    """Scopes that open nothing that is granted, and scopes that together limit nothing that is granted."""
+    if not config.scopes or not any(issuer.scope_claim is not None for issuer in config.issuers):
+        return
+    first: dict[str, int] = {}
+    for index, scope in enumerate(config.scopes):
+        first.setdefault(scope.name, index)
+    useful, limiting = _useful_scopes(config)
+    for name, index in first.items():
+        if name not in useful:
+            message = "opens nothing that any grant opens"
+            yield Finding(Kind.UNUSED, f"scopes[{index}]", name, message, "Correct its path, or delete it")
+    if len(first) > 1 and config.grants and not limiting:
+        message = "and the other scopes open all that is granted: a token with all of them is not limited"
+        remedy = "Fine if no client gets all of them"
+        yield Finding(Kind.TOO_WIDE, "scopes[0]", config.scopes[0].name, message, remedy, note=True)
+
+
+def _useful_scopes(config: Config) -> tuple[set[str], bool]:
+    """Names of the scopes that open something granted, and whether all together leave something shut."""
+    scopes = [("scope", Rule(s.name, frozenset(), Region.of(s))) for s in config.scopes]
+    grants = [("grant", compile_rule(grant)) for grant in config.grants if not grant.shadow]
+    rules = placed([*scopes, *grants], Labels([]), {role.name: [] for role in config.roles})
+    useful: set[str] = set()
+    limiting = False
+    for place in walk(Tree(rule.rule.region for rule in rules), rules):
+        granted = place.union(rule for rule in place.rules if rule.key == "grant")
+        for rule in place.rules:
+            if rule.key == "scope" and place.cells[rule] & granted:
+                useful.add(rule.id)
+        limiting |= bool(granted & ~place.union(rule for rule in place.rules if rule.key == "scope"))
+    return useful, limiting
+
+
+def _unused_scopes(config: Config) -> Iterator[Finding]:
+    scoped = [issuer for issuer in config.issuers if issuer.scope_claim is not None]
+    if config.scopes and not scoped:
+        for index, scope in enumerate(config.scopes):
+            message = "no issuer has a `scope_claim`, so no token carries it"
+            remedy = "Name the claim in [[issuers]], or delete the scope"
+            yield Finding(Kind.UNUSED, f"scopes[{index}]", scope.name, message, remedy)
+    if config.scopes:
+        return
+    for index, issuer in enumerate(config.issuers):
+        if issuer.scope_claim is not None:
+            message = "has a `scope_claim`, but there are no [[scopes]]: " + _scopeless(issuer)
+            yield Finding(Kind.UNREACHABLE, f"issuers[{index}]", issuer.name, message, "Add [[scopes]]")
+
+
+def _scopeless(issuer: Issuer) -> str:
+    return "every token is refused" if issuer.scope_required else "every token that carries one is refused"
+
+
+def _assertable(config: Config, arn: RoleArn) -> bool:
+    trusted = [issuer.accounts for issuer in config.issuers] + [sts.accounts for sts in config.sts]
+    return any(not accounts or arn.account in accounts for accounts in trusted)

@@ -1,0 +1,188 @@
+"""Who reaches what: every role against every route, as a table and as an HTML page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html import escape
+from typing import Literal
+
+from iamroles_agent.base.config import Config
+from iamroles_agent.policy.compiled import arns_of
+from iamroles_tools.policy.describe import describe_region
+from iamroles_tools.policy.places import Labels, Place, Placed, Rules, Tree, placed, split, walk
+
+Reach = Literal["all", "part", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one role reaches of one route."""
+
+    reach: Reach
+    because: tuple[str, ...] = ()
+    """For `part` and `none`: ids of the denies, and of the grants that win, which take the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One grant, and each role's cell; roles that the grant does not name have none."""
+
+    id: str
+    where: str
+    backend: str
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """All roles and routes of a policy, by path."""
+
+    roles: dict[str, tuple[str, ...]]
+    """Name to ARNs."""
+    routes: tuple[Route, ...]
+
+
+@dataclass(slots=True)
+class _Reached:
+    """What a role has reached of a grant so far."""
+
+    some: bool = False
+    lost: bool = False
+    takers: set[Placed] = field(default_factory=set)
+
+
+def matrix(config: Config) -> Matrix:
+    """Tell, for tokens with one role, what of each grant's region is reached at this grant's backend."""
+    rules = Rules.of(config)
+    labels = Labels([role.name for role in config.roles])
+    grants, denies = placed(rules.grants, labels), placed(rules.denies, labels, deny=True)
+    every = [*grants, *denies]
+    reached: dict[Placed, dict[int, _Reached]] = {grant: {} for grant in grants}
+    for place in walk(Tree(one.rule.region for one in every), every):
+        _look(place, labels.everyone, reached)
+    names = {role.name: tuple(arns_of(role)) for role in config.roles}
+    grants.sort(key=lambda one: (one.rule.region.path, not one.rule.region.exact, one.id))
+    return Matrix(names, tuple(_route(grant, labels, reached[grant]) for grant in grants))
+
+
+def _look(place: Place, everyone: int, reached: dict[Placed, dict[int, _Reached]]) -> None:
+    denies = [one for one in place.rules if one.deny]
+    grants = [one for one in place.rules if not one.deny]
+    for roles in place.classes(everyone):
+        mine = place.naming(roles, grants)
+        refusing = place.naming(roles, denies)
+        refused = place.union(deny for deny, _ in refusing)
+        taken: dict[str, int] = {}
+        for index, (grant, cells) in enumerate(mine):
+            backend = grant.rule.backend
+            elsewhere = 0
+            for name, theirs in taken.items():
+                elsewhere |= theirs if name != backend else 0
+            left = cells & ~refused & ~elsewhere
+            takers = [deny for deny, theirs in refusing if theirs & cells] if left != cells else []
+            if left != cells:
+                takers += [o for o, theirs in mine[:index] if o.rule.backend != backend and theirs & cells]
+            found = reached[grant].setdefault(roles & grant.roles, _Reached())
+            found.some |= bool(left)
+            found.lost |= left != cells
+            found.takers.update(takers)
+            taken[backend] = taken.get(backend, 0) | cells
+
+
+def _route(grant: Placed, labels: Labels, reached: dict[int, _Reached]) -> Route:
+    """One row; roles that no place tells apart share a cell."""
+    cells: dict[str, Cell] = {}
+    for roles in split([grant.roles], reached):
+        parts = [found for mask, found in reached.items() if mask & roles]
+        takers = {taker for found in parts for taker in found.takers}
+        lost, some = any(found.lost for found in parts), any(found.some for found in parts)
+        because = tuple(one.id for one in sorted(takers, key=lambda one: (not one.deny, one.order)))
+        cell = Cell("all" if not lost else "part" if some else "none", because)
+        cells |= dict.fromkeys(labels.of(roles), cell)
+    where = describe_region(grant.rule.region)
+    return Route(grant.id, where, grant.rule.backend, dict(sorted(cells.items())))
+
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --all: #1a7f37; --part: #9a6700; --none: #cf222e; }
+@media (prefers-color-scheme: dark) { :root { --all: #4ac26b; --part: #d4a72c; --none: #ff7b72; } }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; }
+caption { text-align: left; padding-bottom: .75rem; }
+th, td { border: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: top; }
+thead th { position: sticky; top: 0; background: Canvas; }
+code { font: .92em ui-monospace, monospace; }
+.all { color: var(--all); } .part { color: var(--part); } .none { color: var(--none); }
+small { display: block; color: GrayText; }
+"""
+_SAID = {
+    "all": "\N{BLACK CIRCLE} all",
+    "part": "\N{CIRCLE WITH LEFT HALF BLACK} part",
+    "none": "\N{WHITE CIRCLE} none",
+}
+
+
+def to_html(table: Matrix, title: str, version: str) -> str:
+    """A page that needs nothing else: no script, no font, no request; signs are words, not colours alone."""
+    roles = sorted(table.roles)
+    head = "".join(
+        f'<th scope="col">{escape(role)}<small>{"<br>".join(map(escape, table.roles[role]))}</small></th>'
+        for role in roles
+    )
+    rows = "\n".join(_row(route, roles) for route in table.routes)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Who reaches what: {escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>Who reaches what</h1>
+<p>Policy <code>{escape(title)}</code>, version <code>{escape(version)}</code>.
+{len(table.roles)} roles, {len(table.routes)} grants.
+A cell tells what a token with this role alone reaches of the route: all, part or none of it, and which denies
+(or more specific grants to another backend) take the rest. An empty cell: not granted.</p>
+<div class="scroll" role="region" aria-label="Roles and routes" tabindex="0">
+<table>
+<caption>Routes in rows, roles in columns</caption>
+<thead><tr><th scope="col">Route</th><th scope="col">Backend</th>{head}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</div>
+</main>
+</body>
+</html>
+"""
+
+
+def _row(route: Route, roles: list[str]) -> str:
+    cells = []
+    for role in roles:
+        cell = route.cells.get(role)
+        if cell is None:
+            cells.append("<td></td>")
+            continue
+        because = f"<small>less {escape(', '.join(cell.because))}</small>" if cell.because else ""
+        cells.append(f'<td class="{cell.reach}">{_SAID[cell.reach]}{because}</td>')
+    where = f"<code>{escape(route.where)}</code><small>{escape(route.id)}</small>"
+    return f'<tr><th scope="row">{where}</th><td>{escape(route.backend)}</td>{"".join(cells)}</tr>'
+
+
+def to_text(table: Matrix) -> str:
+    """For a terminal: one block per role."""
+    blocks = []
+    for role in sorted(table.roles):
+        lines = [f"{role}  ({', '.join(table.roles[role])})"]
+        for route in table.routes:
+            cell = route.cells.get(role)
+            if cell is not None:
+                less = f", less {', '.join(cell.because)}" if cell.because else ""
+                lines.append(f"  {cell.reach:<4}  {route.where}  ->  {route.backend}  [{route.id}{less}]")
+        blocks.append("\n".join(lines if len(lines) > 1 else [*lines, "  reaches nothing"]))
+    return "\n\n".join(blocks)

@@ -1,0 +1,43 @@
+"""Which checks there are: those declared in Python beside those of scenario files, and how to select some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from iamroles_scenarios.declarations.results import declared
+from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck, scenarios
+
+
+def planned(
+    lanes: Iterable[str] = ALL_LANES, select: Callable[[PlannedCheck], bool] | None = None
+) -> list[PlannedCheck]:
+    """Return every check of some lanes that is declared so far: `checks.plan.plan` imports all of them first.
+
+    Args:
+        lanes: names among `ALL_LANES`.
+        select: keeps those for which it is true.
+    """
+    found: list[PlannedCheck] = []
+    for lane in lanes:
+        found += [
+            PlannedCheck(check.id, lane, check.title, check.requirements, function=check)
+            for check in sorted(declared().values(), key=lambda check: check.id)
+            if check.lane == lane
+        ]
+        found += [check for scenario in scenarios().values() for check in scenario.planned(lane)]
+    return [check for check in found if select is None or select(check)]
+
+
+def selected_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
+    """Selects by check id, scenario id, requirement id, or a prefix of one that ends before a dot or dash."""
+    wanted = list(patterns)
+
+    def select(check: PlannedCheck) -> bool:
+        names = (check.id, check.name, *check.requirements)
+        return not wanted or any(
+            name == pattern or name.startswith((f"{pattern}.", f"{pattern}-"))
+            for name in names
+            for pattern in wanted
+        )
+
+    return select

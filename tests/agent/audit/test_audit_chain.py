@@ -1,0 +1,360 @@
+"""The chain: what `audit verify` proves, and that no tampering escapes it."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+from audit_support import decided
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from iamroles_agent.audit.chain import GENESIS, SEALED, Head, Tree, seal
+from iamroles_agent.audit.file import head_path
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.record import prepare
+from iamroles_agent.base.config import AuditSettings
+from iamroles_agent.base.identity import Decision
+from iamroles_agent.base.reasons import Reason
+from iamroles_tools.audit.verify import Proof, verify
+from iamroles_tools.commands.audit import audit as command
+
+ROLE = "arn:aws:iam::111122223333:role/reader"
+ALLOW = Decision(
+    allow=True,
+    role=ROLE,
+    principal="alice",
+    session="jti-1",
+    issuer="corp",
+    rule="R1",
+    backend="orders-ro",
+    expires=1790000000,
+    credential="sha256:0123456789abcdef",
+    roles=(ROLE,),
+)
+DENY = Decision(allow=False, reason=Reason.NO_GRANT, principal="bob", roles=(ROLE,), unmapped=(ROLE,))
+
+
+def record(log: Audit, count: int = 1, decision: Decision = ALLOW) -> None:
+    for number in range(count):
+        assert decided(
+            log,
+            decision,
+            request_id=f"req-{number}",
+            src="192.0.2.7",
+            src_port=40000 + number,
+            method="GET",
+            host="orders.example.com",
+            path="/orders/1",
+            policy_version="sha256:feed",
+            generation=3,
+        )
+
+
+def written(path: Path, count: int = 8) -> Path:
+    """A log of two batches: the start, and the decisions with the end."""
+    log = Audit(AuditSettings(path=str(path)))
+    assert log.flush()
+    record(log, count)
+    log.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    path = written(tmp_path_factory.mktemp("genuine") / "audit.jsonl")
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def judged(lines: list[bytes], directory: Path, head: Head | None = None) -> Proof:
+    path = directory / "judged.jsonl"
+    path.write_bytes(b"".join(lines))
+    head_path(path).unlink(missing_ok=True)
+    if head is not None:
+        head_path(path).write_text(str(head))
+    return verify([path])
+
+
+def last_head(lines: list[bytes]) -> Head:
+    sealed = [json.loads(line) for line in lines if SEALED.search(line)]
+    tree = Tree()
+    for record in sealed:
+        tree = tree.grown(bytes.fromhex(record["hash"]))
+    return Head(sealed[-1]["seq"], sealed[-1]["hash"], tree)
+
+
+def test_a_genuine_log_is_whole(genuine, tmp_path):
+    proof = judged(genuine, tmp_path, last_head(genuine))
+
+    assert proof.whole
+    assert proof.records == 10  # start, 8 decisions, end
+    assert not proof.notes
+
+
+def test_a_record_says_who_did_what_when_with_which_role(genuine):
+    found = json.loads(genuine[1])
+
+    assert found.pop("time").endswith("Z")
+    assert found == {
+        "seq": 2,
+        "request": "req-0",
+        "port": 40000,
+        "kind": "decision",
+        "verdict": "allow",
+        "status": 200,
+        "principal": "alice",
+        "session": "jti-1",
+        "issuer": "corp",
+        "role": ROLE,
+        "roles": [ROLE],
+        "rule": "R1",
+        "src": "192.0.2.7",
+        "method": "GET",
+        "host": "orders.example.com",
+        "path": "/orders/1",
+        "backend": "orders-ro",
+        "credential": "sha256:0123456789abcdef",
+        "expires": 1790000000,
+        "policy": "sha256:feed",
+        "keys": 3,
+    }
+
+
+def test_a_verdict_is_said_once_in_a_file(genuine):
+    again = json.loads(genuine[2])
+
+    assert again.pop("time").endswith("Z")
+    assert again == {"seq": 3, "request": "req-1", "port": 40001, "use": 2}
+
+
+def test_the_chain_can_be_checked_without_this_tool(genuine):
+    before, batch, batches = GENESIS, b"", 0
+    for line in genuine:
+        batch += line
+        if b',"hash":"' not in line:
+            continue
+        body, _, rest = batch.rpartition(b',"hash":"')
+        assert json.loads(line)["prev"] == before
+        assert rest == hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+        before, batch, batches = json.loads(line)["hash"], b"", batches + 1
+
+    assert (batch, batches) == (b"", 2)
+
+
+@pytest.mark.parametrize("line", range(10))
+def test_a_removed_line_is_named(genuine, tmp_path, line):
+    proof = judged(genuine[:line] + genuine[line + 1 :], tmp_path, last_head(genuine))
+
+    finding = proof.findings[-1]
+    assert len(proof.findings) == (2 if line == 9 else 1)
+    if line == 0:
+        assert "begins with record 2, in the middle" in finding.message
+    elif line == 9:
+        assert "the end was cut off" in proof.findings[0].message
+        assert "records 2 to 9 are sealed by nothing" in finding.message
+    else:
+        assert finding.line == line + 1
+        assert f"record {line + 1} is missing before record {line + 2}" in finding.message
+
+
+@pytest.mark.parametrize("line", range(9))
+def test_reordered_lines_are_named(genuine, tmp_path, line):
+    swapped = [*genuine]
+    swapped[line : line + 2] = reversed(swapped[line : line + 2])
+
+    proof = judged(swapped, tmp_path, last_head(genuine))
+
+    assert [finding.line for finding in proof.findings if finding.line][:2] in (
+        [line + 1, line + 2],
+        [line + 1, line + 1],
+    )
+    assert any(
+        "out of order" in found.message or "begins a new chain" in found.message for found in proof.findings
+    )
+
+
+@pytest.mark.parametrize("line", range(10))
+def test_a_changed_line_is_named_with_its_batch(genuine, tmp_path, line):
+    changed = [*genuine]
+    changed[line] = changed[line].replace(b'"time":"2', b'"time":"1')
+
+    [finding] = judged(changed, tmp_path, last_head(genuine)).findings
+
+    if line == 0:
+        assert (finding.line, "record 1 was changed" in finding.message) == (1, True)
+    else:
+        assert finding.line == 2
+        assert "one of records 2 to 10 (up to" in finding.message
+
+
+def test_a_changed_batch_with_a_new_seal_breaks_the_next(genuine, tmp_path):
+    changed = bytearray(genuine[0].replace(b'"reason":"started"', b'"reason":"falsely"'))
+    body = changed[: changed.index(b',"worker"')] + b"}\n"
+    who = genuine[0][genuine[0].index(b',"worker"') : genuine[0].index(b',"prev"')]
+    seal(body, Head(), who)
+
+    findings = judged([bytes(body), *genuine[1:]], tmp_path).findings
+
+    assert [finding.line for finding in findings] == [2]
+    assert "record 2 does not follow record 1" in findings[0].message
+
+
+def test_members_smuggled_in_after_the_hash_are_found(genuine, tmp_path):
+    changed = [*genuine]
+    changed[0] = changed[0].replace(b'"}\n', b'","verdict":"deny"}\n')
+
+    assert "one of records 1 to 10" in judged(changed, tmp_path).findings[0].message
+
+
+@pytest.mark.parametrize("line", range(11))
+def test_one_foreign_line_is_one_finding(genuine, tmp_path, line):
+    theirs = written(tmp_path / "theirs.jsonl").read_bytes().splitlines(keepends=True)
+    for foreign in (b"hello\n", theirs[1], theirs[0], theirs[-1]):
+        proof = judged([*genuine[:line], foreign, *genuine[line:]], tmp_path, last_head(genuine))
+
+        assert proof.findings, foreign
+        assert line + 1 in [finding.line for finding in proof.findings] or line in (0, 1)
+
+
+def test_lines_of_another_worker_are_foreign(genuine, tmp_path):
+    """Seen before (S6): a chain inserted under another worker's number was taken for a second worker's."""
+    other = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")), worker=7)
+    record(other, 3)
+    other.close()
+    theirs = (tmp_path / "audit.w7.jsonl").read_bytes().splitlines(keepends=True)
+    heads = [json.loads(genuine[-1])["hash"]]
+
+    for at in range(11):
+        path = tmp_path / "judged.jsonl"
+        path.write_bytes(b"".join([*genuine[:at], *theirs, *genuine[at:]]))
+        proof = verify([path], complete=True, heads=heads)
+        assert not proof.whole, at
+
+
+def test_lines_that_nothing_seals_are_found(genuine, tmp_path):
+    forged = genuine[2].replace(b'"seq":3', b'"seq":11')
+
+    [finding] = judged([*genuine, forged], tmp_path, last_head(genuine)).findings
+
+    assert (finding.line, "sealed by nothing" in finding.message) == (11, True)
+
+
+def test_a_log_is_verified_while_it_is_written(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    log = Audit(AuditSettings(path=str(path)))
+    assert log.flush()
+    lines = path.read_bytes()
+    path.write_bytes(
+        lines
+        + lines.partition(b',"worker"')[0].replace(b'"seq":1,"kind":"start"', b'"seq":2,"kind":"event"')
+        + b"}\n"
+    )
+
+    proof = verify([path])
+    log.close()
+
+    assert proof.whole
+    assert "not sealed yet" in proof.notes[0]
+
+
+def test_a_rewritten_log_is_betrayed_by_a_head_kept_elsewhere(genuine, tmp_path):
+    path = written(tmp_path / "audit.jsonl", 8)
+
+    assert verify([path], heads=[json.loads(path.read_bytes().splitlines()[-1])["hash"]]).whole
+    findings = verify([path], heads=[json.loads(genuine[-1])["hash"]]).findings
+    assert [str(finding).count("the log was rewritten") for finding in findings] == [0, 1]
+    assert "its log was rewritten, or is foreign" in findings[0].message
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_tampering_escapes(genuine, tmp_path, data):
+    head = last_head(genuine)
+    lines = data.draw(
+        st.one_of(
+            st.permutations(genuine),
+            st.lists(st.sampled_from(genuine), max_size=12),
+            st.sets(st.integers(0, 9)).map(lambda keep: [genuine[index] for index in sorted(keep)]),
+            st.tuples(st.integers(0, sum(map(len, genuine)) - 1), st.integers(0, 255)).map(
+                lambda change: _with_byte(genuine, *change)
+            ),
+        )
+    )
+
+    proof = judged(list(lines), tmp_path, head)
+
+    assert proof.whole == (list(lines) == genuine)
+
+
+def _with_byte(lines: list[bytes], index: int, value: int) -> list[bytes]:
+    whole = bytearray(b"".join(lines))
+    whole[index] = value
+    return bytes(whole).splitlines(keepends=True) if bytes(whole) != b"".join(lines) else lines
+
+
+class TestCommand:
+    def test_whole(self, tmp_path):
+        path = written(tmp_path / "audit.jsonl")
+
+        result = CliRunner().invoke(command, ["verify", str(path), str(head_path(path))])
+
+        assert result.exit_code == 0
+        assert "WHOLE: 10 records in 1 file, nothing removed, changed, inserted or reordered" in result.output
+
+    def test_not_whole(self, tmp_path):
+        path = written(tmp_path / "audit.jsonl")
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:3] + lines[4:]))
+
+        result = CliRunner().invoke(command, ["verify", str(path)])
+
+        assert result.exit_code == 1
+        assert f"{path}:4: record 4 is missing before record 5" in result.output
+
+    def test_json(self, tmp_path):
+        path = written(tmp_path / "audit.jsonl")
+
+        result = CliRunner().invoke(command, ["verify", "--format", "json", str(path)])
+
+        assert json.loads(result.output)["whole"] is True
+
+    def test_nothing_proven_by_nothing(self, tmp_path):
+        (tmp_path / "empty.jsonl").touch()
+
+        result = CliRunner().invoke(command, ["verify", str(tmp_path / "empty.jsonl")])
+
+        assert result.exit_code == 1
+        assert "NOT PROVEN" in result.output
+
+
+def test_a_record_costs_no_more_than_the_hash_of_its_full_line(tmp_path):
+    """The hot path: the caller's own CPU time for one more use of a verdict, which no hash delays."""
+    log = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")))
+    prepared = prepare(
+        ALLOW,
+        src="192.0.2.7",
+        method="GET",
+        host="orders.example.com",
+        path="/orders/1",
+        requested_role=None,
+        policy_version="sha256:feed",
+        generation=3,
+    )
+    line = b"x" * 600
+
+    def cost(call) -> float:
+        rounds = []
+        for _ in range(5):
+            began = time.thread_time()
+            for _ in range(2000):
+                call()
+            rounds.append(time.thread_time() - began)
+        return min(rounds)
+
+    hashing = cost(lambda: hashlib.sha256(line).hexdigest())
+    recording = cost(lambda: log.record(prepared, "56e307bc-a7c1-4211-844c-d0ca1ae55a6a", 40000, 7))
+    log.close()
+
+    assert recording < 5 * hashing  # about 1.2

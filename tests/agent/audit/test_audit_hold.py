@@ -1,0 +1,577 @@
+"""The log under hostile hands and bad luck: bounded records, one writer, shared streams, disks that stall."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import json
+import os
+import string
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from audit_support import decided
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_agent.audit import record
+from iamroles_agent.audit.chain import SEALED, Head, Tree
+from iamroles_agent.audit.file import LogFile, head_path, tree_of
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.base.config import AuditSettings
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.base.identity import Decision
+from iamroles_agent.base.reasons import Reason
+from iamroles_tools.audit.reading import readings
+from iamroles_tools.audit.verify import verify
+from iamroles_tools.commands.audit import audit as command
+
+MOST = 4000
+"""Bytes that a line takes at most, whatever a client sent."""
+DECIDED = ("verdict", "status", "reason", "rule", "backend", "role", "principal", "policy")
+SENT = ("method", "host", "path", "requested_role", "detail")
+
+
+def opened(path: Path, **more: object) -> Audit:
+    settings = {name: more.pop(name) for name in ("sync", "on_error") if name in more}
+    return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", **settings}), **more)
+
+
+def decide(log: Audit, request: str, *, path: str = "/orders", decision: Decision | None = None) -> bool:
+    return decided(
+        log,
+        decision or Decision(allow=True, principal="alice"),
+        request_id=request,
+        src="192.0.2.7",
+        method="GET",
+        host="h",
+        path=path,
+        policy_version="v",
+        generation=1,
+    )
+
+
+def lines(*paths: Path) -> list[dict]:
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+# Bounded records
+
+LONG = 16000
+hostile = st.one_of(
+    st.text(alphabet=st.characters(max_codepoint=255), max_size=300),
+    st.sampled_from(
+        ["\x00", "é", '"', "\\", "a", "/", "eyJ", "%2e", "\U0001f600", "Bearer x", "iam-sts-v1."]
+    ).flatmap(lambda unit: st.integers(0, LONG // len(unit)).map(lambda times: unit * times)),
+)
+
+
+class TestBounds:
+    @given(texts=st.lists(hostile, min_size=8, max_size=8), roles=st.lists(hostile, max_size=60))
+    def test_a_line_is_short_whatever_was_sent_and_says_first_what_was_decided(
+        self, tmp_path_factory, texts, roles
+    ):
+        path = tmp_path_factory.mktemp("bounds") / "audit.jsonl"
+        log = opened(path)
+        principal, session, detail, method, host, sent_path, role, request = texts
+        decided(
+            log,
+            Decision(
+                allow=False,
+                reason=Reason.TOKEN_NOT_YET_VALID,
+                detail=detail,
+                role=role,
+                principal=principal,
+                session=session,
+                issuer=principal,
+                rule=role,
+                backend=session,
+                expires=1 << 60,
+                credential="sha256:0123456789abcdef",
+                roles=tuple(roles),
+                unmapped=tuple(roles),
+                shadow=tuple(roles),
+            ),
+            request_id=request,
+            src="2001:db8:1234:5678:9abc:def0:1234:5678",
+            src_port=65535,
+            stream=0xFFFFFFFF,
+            method=method,
+            host=host,
+            path=sent_path,
+            requested_role=role,
+            policy_version="sha256:" + "0" * 64,
+            generation=1 << 30,
+            enforced=False,
+        )
+        log.termination(
+            request_id=request, src="192.0.2.7", src_port=1, principal=principal, session=session, role=role,
+            backend=host, cause=detail, expires=1,
+        )  # fmt: skip
+        log.event(detail, {text[:40]: text for text in texts} | {"roles": roles})
+        log.policy(role, accepted=False, detail=detail)
+        log.close()
+
+        assert max(map(len, path.read_bytes().splitlines())) < MOST
+        found = next(line for line in lines(path) if "verdict" in line)
+        order = list(found)
+        first = [order.index(name) for name in DECIDED if name in found]
+        after = [order.index(name) for name in SENT if name in found]
+        assert max(first) < min(after)
+        assert verify([path]).whole
+
+    def test_the_longest_possible_line_keeps_to_the_bound(self, tmp_path):
+        """Each field as long as it gets: what the bounds add up to, not what a search happens to find."""
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decided(log, Decision(
+                allow=False, reason=Reason.TOKEN_NOT_YET_VALID, detail="!" * 900, role="!" * 900,
+                principal="!" * 900, session="!" * 900, issuer="!" * 900, rule="!" * 900, backend="!" * 900,
+                expires=1 << 62, credential="!" * 900, roles=("!" * 90,) * 90, unmapped=("!" * 90,) * 90,
+                shadow=("!" * 90,) * 90,
+            ),
+            request_id="!" * 900, src="!" * 900, src_port=65535, stream=0xFFFFFFFF, method="!" * 900,
+            host="!" * 900, path="!" * 9000, requested_role="!" * 900, policy_version="!" * 900,
+            generation=1 << 62, enforced=False,
+        )  # fmt: skip
+        log.close()
+
+        assert 3000 < max(map(len, path.read_bytes().splitlines())) < MOST
+
+    @pytest.mark.parametrize("unit", ["a", "é", "\x00", "eyJ", "a.", "%2e%2e"])
+    def test_the_cost_of_a_text_grows_with_its_length_at_most(self, unit):
+        def cost(length: int) -> float:
+            text = unit * (length // len(unit))
+            rounds = []
+            for _ in range(5):
+                began = time.thread_time()
+                for _ in range(20):
+                    record.members({"path": text, "detail": text})
+                rounds.append(time.thread_time() - began)
+            return min(rounds)
+
+        assert cost(1 << 16) < 40 * cost(1 << 12)  # sixteen times the length; quadratic would be 256
+
+    def test_the_same_refusal_again_takes_a_short_line(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        refusal = Decision(allow=False, reason=Reason.NO_CREDENTIALS)
+        for number in range(50):
+            decide(log, f"r{number}", path="/" + string.ascii_letters * 20, decision=refusal)
+        log.close()
+
+        assert path.stat().st_size < 50 * 200
+        assert [
+            found["reason"] for [reading] in [readings([path])] for found in reading if "reason" in found
+        ][1:-1] == ["no_credentials"] * 50
+
+
+def test_an_event_says_what_happened_about_what(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    log = opened(path)
+    log.event("replaced", {"worker": 1, "why": "no heartbeat", "absent": None}, request_id="r", src_port=7)
+    log.event("full", {f"k{number}": "v" * 250 for number in range(20)})
+    log.close()
+
+    one, full = (found for found in lines(path) if found.get("kind") == "event")
+    assert (one["event"], one["request"], one["port"]) == ("replaced", "r", 7)
+    assert one["about"] == {"worker": 1, "why": "no heartbeat"}
+    assert len(full["about"]) + len(full["cut"]) >= 20
+    shown = CliRunner().invoke(command, ["query", str(path), "--kind", "event"]).output
+    assert "EVENT  - as - from -  replaced worker=1 why=no heartbeat" in shown
+
+
+# One writer
+
+
+class TestOneWriter:
+    def test_a_second_one_is_refused_also_while_the_log_is_being_rotated(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        assert log.flush()
+        path.rename(tmp_path / "audit.jsonl.1")
+
+        with pytest.raises(StartError, match="being written by another process"):
+            opened(path)
+        decide(log, "a")
+        log.close()
+        assert verify([path, tmp_path / "audit.jsonl.1"], complete=True).whole
+
+    def test_a_second_one_is_refused_by_another_name_too(self, tmp_path):
+        path, other = tmp_path / "audit.jsonl", tmp_path / "other.jsonl"
+        log = opened(path)
+        other.symlink_to(path)
+
+        with pytest.raises(StartError, match="being written by another process"):
+            opened(other)
+        log.close()
+
+    def test_one_that_takes_over_gets_a_file_of_its_own(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        old = [opened(path, worker=worker) for worker in (0, 1)]
+        new = [opened(path, worker=worker, takeover=True) for worker in (0, 1)]
+        for number, log in enumerate(old + new):
+            decide(log, str(number))
+            log.close()
+
+        files = sorted(found.name for found in tmp_path.glob("*.jsonl"))
+        assert files == ["audit.jsonl", "audit.t1.jsonl", "audit.w1.jsonl", "audit.w1.t1.jsonl"]
+        proof = verify(tmp_path.iterdir(), complete=True)
+        assert proof.whole, proof.findings
+        assert {span.name for span in proof.spans.values()} == {
+            "worker 0", "worker 0, turn 1", "worker 1", "worker 1, turn 1",
+        }  # fmt: skip
+
+    def test_a_batch_sealed_by_one_who_never_started_there_is_foreign(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decide(log, "a")
+        assert log.flush()
+        log._journal._who = b',"worker":0,"writer":"0badf00d"'
+        decide(log, "b")
+        log.close()
+
+        assert "sealed by a writer who never started here" in str(verify([path]).findings[0])
+
+    def test_what_a_crash_left_without_a_seal_is_kept_and_sealed(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        assert log.flush()
+        head = head_path(path).read_bytes()
+        for number in range(4):
+            decide(log, str(number))
+        log.close()
+        whole = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(whole[:4]) + whole[4][:30])  # the crash came in the middle of the write
+        head_path(path).write_bytes(head)
+        assert not verify([path]).whole
+
+        log = opened(path)
+        decide(log, "after")
+        log.close()
+
+        proof = verify([path], complete=True)
+        assert proof.whole, proof.findings
+        assert [found["request"] for found in lines(path) if "request" in found] == ["0", "1", "2", "after"]
+        assert "and 30 bytes of an unfinished record" in proof.notes[0]
+
+
+# Crashes
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory) -> list[tuple[bytes, Head]]:
+    """A log in its batches, each with the head that its sync leaves."""
+    path = tmp_path_factory.mktemp("crash") / "audit.jsonl"
+    log = opened(path)
+    for batch in range(5):
+        for number in range(4):
+            decide(log, f"{batch}-{number}")
+        assert log.flush()
+    log.close()
+    found, batch, tree = [], b"", Tree()
+    for line in path.read_bytes().splitlines(keepends=True):
+        batch += line
+        if SEALED.search(line):
+            record = json.loads(line)
+            tree = tree.grown(bytes.fromhex(record["hash"]))
+            found.append((batch, Head(record["seq"], record["hash"], tree)))
+            batch = b""
+    return found
+
+
+@given(data=st.data())
+def test_after_a_crash_at_any_byte_nothing_whole_is_lost_and_the_chain_is_whole(
+    tmp_path_factory, batches, data
+):
+    """The head may be of any earlier sync, half-written or absent; the file may end anywhere after it."""
+    path = tmp_path_factory.mktemp("crashed") / "audit.jsonl"
+    synced = data.draw(st.integers(0, len(batches)), label="batches synced")
+    durable = sum(len(batch) for batch, _ in batches[:synced])
+    whole = b"".join(batch for batch, _ in batches)
+    end = data.draw(st.integers(durable, len(whole)), label="bytes written")
+    path.write_bytes(whole[:end])
+    if synced and data.draw(st.booleans(), label="head"):
+        head = str(batches[synced - 1][1])
+        head_path(path).write_text(head[: data.draw(st.sampled_from([len(head), len(head) // 2]))])
+
+    log = opened(path)
+    decide(log, "after")
+    log.close()
+
+    proof = verify(path.parent.iterdir(), complete=True)
+    assert proof.whole, proof.findings
+    kept = whole[: whole.rfind(b"\n", 0, end) + 1].splitlines()
+    assert path.read_bytes().splitlines()[: len(kept)] == kept
+    assert lines(path)[-2]["request"] == "after"
+    head = Head.parse(head_path(path).read_text())
+    assert head is not None
+    assert head.tree == tree_of(path)
+
+
+# Streams
+
+STREAM = """
+    import os, sys
+    from audit_support import decided
+    from iamroles_agent.audit.log import Audit
+    from iamroles_agent.base.config import AuditSettings
+    from iamroles_agent.base.identity import Decision
+
+    children = []
+    for worker in range(4):
+        if not (child := os.fork()):
+            log = Audit(AuditSettings(path=sys.argv[1], sync="20ms"), worker=worker)
+            for number in range(150):
+                decided(
+                    log, Decision(allow=False, principal="p" * 300, detail="d" * 300, roles=("r" * 60,) * 20),
+                    request_id=f"{worker}-{number}", src="192.0.2.7", method="GET", host="h" * 400,
+                    path="/" + "x" * (37 * number), policy_version="v", generation=1,
+                )
+                if number % 10 == 0:
+                    os.write(2, b"a line of the agent's own log\\n")
+            log.close()
+            os._exit(0)
+        children.append(child)
+    sys.exit(sum(os.waitpid(child, 0)[1] for child in children) != 0)
+"""
+
+
+def test_several_workers_on_one_pipe_tear_no_line(tmp_path):
+    captured = tmp_path / "captured.log"
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STREAM), "stderr"],
+        stderr=subprocess.PIPE,
+        check=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "support")},
+    )
+    captured.write_bytes(run.stderr)
+
+    texts = run.stderr.splitlines()
+    assert max(map(len, texts)) < MOST
+    records = [json.loads(text) for text in texts if text.startswith(b"{")]
+    asked = [found["request"] for found in records if "request" in found]
+    assert sorted(asked) == sorted(f"{worker}-{number}" for worker in range(4) for number in range(150))
+    assert {text for text in texts if not text.startswith(b"{")} == {b"a line of the agent's own log"}
+    proof = verify([captured], mixed=True, complete=True)
+    assert proof.whole, proof.findings[:3]
+    assert sorted(span.worker for span in proof.spans.values()) == [0, 1, 2, 3]
+    assert proof.skipped == 60
+    piped = CliRunner().invoke(command, ["verify", "--mixed", "-"], input=run.stderr)
+    assert (piped.exit_code, "60 other lines passed over" in piped.output) == (0, True)
+    assert CliRunner().invoke(command, ["verify", str(captured)]).exit_code == 1
+    found = CliRunner().invoke(command, ["query", str(captured), "--request", "3-7", "--format", "json"])
+    assert json.loads(found.output)["path"].startswith("/xxx")
+
+
+def test_a_stream_cut_or_added_to_is_found(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STREAM), "stderr"],
+        stderr=subprocess.PIPE,
+        check=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "support")},
+    )
+    texts = run.stderr.splitlines(keepends=True)
+    records = [at for at, text in enumerate(texts) if text.startswith(b"{")]
+    captured = tmp_path / "captured.log"
+    for at in records[5:-5:41]:
+        captured.write_bytes(b"".join(texts[:at] + texts[at + 1 :]))
+        # Complete, because it may be the last record of a worker that was done early.
+        assert not verify([captured], mixed=True, complete=True).whole, at
+        captured.write_bytes(b"".join([*texts[:at], texts[records[3]], *texts[at:]]))
+        assert not verify([captured], mixed=True).whole, at
+
+
+def test_workers_share_a_pipe_that_audit_path_names(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    logs = [opened(path, worker=worker) for worker in (0, 1)]
+    for number, log in enumerate(logs):
+        decide(log, str(number))
+        log.close()
+
+    text = os.read(reader, 1 << 16)
+    os.close(reader)
+    assert sorted(json.loads(line).get("request", "") for line in text.splitlines()) == [
+        "",
+        "",
+        "",
+        "",
+        "0",
+        "1",
+    ]
+
+
+# Disks
+
+
+def small_pipe(path: Path) -> int:
+    """A pipe that holds four pages, and its reader."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 16384)
+    return reader
+
+
+def drained(reader: int) -> bytes:
+    text = b""
+    while True:
+        try:
+            more = os.read(reader, 1 << 16)
+        except BlockingIOError:
+            return text
+        if not more:  # nobody writes any more
+            return text
+        text += more
+
+
+class TestDurable:
+    async def test_only_the_decision_waits_for_the_disk(self, tmp_path):
+        """H11. The disk stands still: the decisions wait, the loop does not; the disk goes on: so do they."""
+        reader = small_pipe(tmp_path / "pipe")
+        log = opened(tmp_path / "pipe", sync="0s")
+        assert log.durable
+        tasks = []
+        for number in range(300):
+            assert decide(log, str(number))
+            tasks.append(asyncio.ensure_future(log.settled()))
+        turns = 0
+        while not any(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            turns += 1
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert not all(task.done() for task in tasks)  # the pipe holds a quarter of them
+
+        text = b""
+        while not all(task.done() for task in tasks):
+            text += drained(reader)
+            await asyncio.sleep(0.001)
+        assert all(task.result() for task in tasks)
+        log.close()
+        text += drained(reader)
+        os.close(reader)
+        assert [found["request"] for found in map(json.loads, text.splitlines()) if "request" in found] == [
+            str(number) for number in range(300)
+        ]
+
+    async def test_those_who_ask_while_the_disk_is_busy_share_the_next_write(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path, sync="0s")
+        tasks = []
+        for number in range(500):
+            assert decide(log, str(number))
+            tasks.append(asyncio.ensure_future(log.settled()))
+        assert all(await asyncio.gather(*tasks))
+        on_disk = [found["request"] for found in lines(path) if "request" in found]
+        log.close()
+
+        assert on_disk == [str(number) for number in range(500)]
+        assert sum(bool(SEALED.search(line)) for line in path.read_bytes().splitlines(keepends=True)) < 250
+
+    async def test_a_disk_that_does_not_answer_refuses_and_leaves_the_loop_free(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("iamroles_agent.audit.trouble.PATIENCE", 0.3)
+        reader = small_pipe(tmp_path / "pipe")
+        log = opened(tmp_path / "pipe", sync="0s")
+        tasks = []
+        for number in range(300):
+            decide(log, str(number))
+            tasks.append(asyncio.ensure_future(log.settled()))
+        turns = 0
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 100
+        assert not tasks[-1].result()
+        assert log.refusing
+        assert not decide(log, "refused")
+
+        text = b""
+        while log.refusing:
+            text += drained(reader)
+            await asyncio.sleep(0.001)
+        assert decide(log, "after")
+        settled = asyncio.ensure_future(log.settled())
+        while not settled.done():
+            text += drained(reader)
+            await asyncio.sleep(0.001)
+        assert settled.result()
+        log.close()
+        text += drained(reader)
+        os.close(reader)
+        found = list(map(json.loads, text.splitlines()))
+        [gap] = [line for line in found if line.get("kind") == "gap"]
+        assert gap["lost"] == 1
+        overruled = next(line for line in found if line["seq"] == gap["overruled"])
+        assert int(overruled["request"]) == next(
+            number for number, task in enumerate(tasks) if not task.result()
+        )
+
+
+@pytest.mark.parametrize(("on_error", "answered"), [("deny", False), ("allow", True)])
+def test_a_disk_that_does_not_answer_within_the_window_is_an_error(tmp_path, monkeypatch, on_error, answered):
+    """With a window, too: what it promises is not kept in silence."""
+    monkeypatch.setattr("iamroles_agent.audit.trouble.PATIENCE", 0.2)
+    reader = small_pipe(tmp_path / "pipe")
+    log = opened(tmp_path / "pipe", on_error=on_error)
+    for number in range(300):
+        assert decide(log, str(number))
+    until(lambda: log.state().failing)
+
+    assert decide(log, "while it stands") is answered
+    assert log.refusing is not answered
+    text = b""
+    while log.state().failing:
+        text += drained(reader)
+    assert decide(log, "after")
+    while not log.flush(0):
+        text += drained(reader)
+    log.close()
+    os.close(reader)
+    assert b"has not answered for" in text if on_error == "deny" else b"gap" not in text
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EIO, errno.ENOSPC, errno.EPIPE])
+def test_a_disk_that_refuses(tmp_path, monkeypatch, error):
+    path = tmp_path / "audit.jsonl"
+    log = opened(path)
+    decide(log, "before")
+    assert log.flush()
+    write = LogFile.write
+
+    def refused(self: LogFile, data: bytes) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(LogFile, "write", refused)
+    decide(log, "acknowledged")
+    until(lambda: log.refusing)
+    assert not decide(log, "refused")
+    monkeypatch.setattr(LogFile, "write", write)
+    until(lambda: not log.refusing)
+    assert decide(log, "after")
+    log.close()
+
+    assert [found["request"] for found in lines(path) if "request" in found] == [
+        "before",
+        "acknowledged",
+        "after",
+    ]
+    [gap] = [found for found in lines(path) if found.get("kind") == "gap"]
+    assert (gap["lost"], gap["detail"]) == (1, os.strerror(error))
+    assert verify([path], complete=True).whole

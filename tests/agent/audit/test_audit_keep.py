@@ -1,0 +1,142 @@
+"""A budget of disk: the agent rotates its log, removes the oldest of its files, and says so."""
+
+import contextlib
+import json
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from audit_support import decided
+from click.testing import CliRunner
+from pydantic import ValidationError
+
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.base.config import AuditSettings
+from iamroles_agent.base.identity import Decision
+from iamroles_tools.audit.verify import verify
+from iamroles_tools.commands.audit import audit as command
+
+KEEP = 1_000_000
+
+
+def opened(path: Path, **more: object) -> Audit:
+    return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", "keep": "1MB"} | more))
+
+
+def fill(log: Audit, begin: int, count: int) -> None:
+    """So many records of about 1.8 kB; a batch is about a share of the budget."""
+    for number in range(begin, begin + count):
+        assert decided(
+            log, Decision(allow=True, principal="alice"), request_id=f"r{number}", src="192.0.2.7",
+            method="GET",
+            host="h", path=f"/{number}/" + "!" * 1500, policy_version="v", generation=1,
+        )  # fmt: skip
+        if number % 40 == 0:
+            assert log.flush()
+    assert log.flush()
+
+
+def files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.suffix != ".head")
+
+
+def taken(directory: Path) -> int:
+    total = 0
+    for path in files(directory):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            total += path.stat().st_size
+    return total
+
+
+def until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path):
+    log, peak = opened(tmp_path / "audit.jsonl"), 0
+    for begin in range(0, 2400, 200):
+        fill(log, begin, 200)
+        peak = max(peak, taken(tmp_path))
+    log.close()
+
+    assert KEEP // 2 < peak < KEEP * 1.3  # one batch may be under way
+    assert len(files(tmp_path)) > 3
+    proof = verify(tmp_path.iterdir())
+    assert proof.whole, proof.findings
+    assert "in a file that was not given" in proof.notes[0]
+    assert not verify(tmp_path.iterdir(), complete=True).whole
+    asked = CliRunner().invoke(command, ["query", *map(str, files(tmp_path)), "--format", "json"])
+    requests = [json.loads(line)["request"] for line in asked.stdout.splitlines()]
+    assert requests == [f"r{number}" for number in range(2400)][-len(requests) :]
+    assert len(requests) > 200
+
+
+def test_what_was_removed_is_on_record(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    log = opened(tmp_path / "audit.jsonl")
+    fill(log, 0, 1200)
+    log.close()
+
+    asked = CliRunner().invoke(
+        command, ["query", *map(str, files(tmp_path)), "--kind", "event", "--format", "json"]
+    )
+    removed = [json.loads(line)["about"]["file"] for line in asked.stdout.splitlines()]
+    assert removed
+    assert not {path.name for path in files(tmp_path)} & set(removed)
+    assert caplog.text.count("is removed: audit.keep is spent") >= len(removed)
+
+
+def test_without_a_budget_nothing_is_rotated_or_removed(tmp_path):
+    log = Audit(AuditSettings.model_validate({"path": str(tmp_path / "audit.jsonl"), "sync": "40ms"}))
+    fill(log, 0, 1200)
+    log.close()
+
+    assert [path.name for path in files(tmp_path)] == ["audit.jsonl"]
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    others = [tmp_path / "audit.jsonl.1", tmp_path / "audit.w1.jsonl.000000000000001", tmp_path / "notes.txt"]
+    for path in others:
+        path.write_bytes(b"x" * KEEP)
+    log = opened(tmp_path / "audit.jsonl")
+    fill(log, 0, 1200)
+    log.close()
+
+    assert all(path.stat().st_size == KEEP for path in others)
+
+
+def test_a_smaller_budget_holds_from_the_next_start(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    log = opened(path, keep="100MB")
+    fill(log, 0, 1200)
+    log.close()
+    path.rename(tmp_path / "audit.jsonl.000000000001200")
+    log = opened(path)
+    until(lambda: not (tmp_path / "audit.jsonl.000000000001200").exists())
+    log.close()
+
+    assert verify(tmp_path.iterdir()).whole
+
+
+def test_a_directory_in_which_nothing_can_be_renamed_does_not_refuse_decisions(tmp_path, monkeypatch, caplog):
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    log = opened(tmp_path / "audit.jsonl")
+    fill(log, 0, 10)
+    monkeypatch.setattr(Path, "rename", refused)
+    fill(log, 10, 400)
+    log.close()
+
+    assert caplog.text.count("cannot be kept within audit.keep") == 1
+    assert verify(tmp_path.iterdir(), complete=True).whole
+
+
+@pytest.mark.parametrize("keep", ["0MB", "1", "900KB", 5_000_000, "2 GB", "-1MB", "1MiB"])
+def test_what_is_no_budget(keep):
+    with pytest.raises(ValidationError, match=r"a size is a string|greater than or equal to 1000000"):
+        AuditSettings.model_validate({"keep": keep})

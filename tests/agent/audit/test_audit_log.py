@@ -1,0 +1,549 @@
+"""The log through rotation, crashes, a full disk and several workers; and that no token ever appears."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from audit_support import decided
+
+from iamroles_agent.audit.chain import Head
+from iamroles_agent.audit.file import head_path, tree_of
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.audit.redaction import credential_hash, redacted
+from iamroles_agent.base.config import AuditSettings
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.base.identity import Decision
+from iamroles_tools.audit.verify import verify
+
+CHILD = """
+    import asyncio, json, resource, signal, sys, time
+    from audit_support import decided
+    from iamroles_agent.audit.log import Audit
+    from iamroles_agent.base.config import AuditSettings
+    from iamroles_agent.base.identity import Decision
+
+    def opened(**settings):
+        return Audit(AuditSettings.model_validate({"path": sys.argv[1], **settings}))
+
+    def decide(log, request):
+        return recorded(log, request) and (not log.durable or asyncio.run(settled(log)))
+
+    async def settled(log):
+        return await log.settled()
+
+    def recorded(log, request):
+        return decided(
+            log, Decision(allow=True, principal="alice"), request_id=request, src="192.0.2.7", method="GET",
+            host="h", path="/orders", policy_version="v", generation=1,
+        )
+"""
+
+
+def child(body: str, path: Path) -> subprocess.Popen[str]:
+    program = textwrap.dedent(CHILD) + textwrap.dedent(body)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "support")},
+    )
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def opened(path: Path, **more: object) -> Audit:
+    return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", **more}))
+
+
+def decide(log: Audit, request: str, **more: object) -> bool:
+    arguments = {
+        "request_id": request,
+        "src": "192.0.2.7",
+        "method": "GET",
+        "host": "h",
+        "path": "/orders",
+        "policy_version": "v",
+        "generation": 1,
+    }
+    recorded = decided(log, Decision(allow=True, principal="alice"), **(arguments | more))
+    return recorded and (not log.durable or asyncio.run(settled(log)))
+
+
+async def settled(log: Audit) -> bool:
+    return await log.settled()
+
+
+def requests(*paths: Path) -> list[str]:
+    return [found["request"] for path in paths for found in records(path) if "request" in found]
+
+
+class TestRotation:
+    def test_a_log_that_was_moved_away_is_left_and_the_chain_goes_on(self, tmp_path):
+        path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+        log = opened(path)
+        decide(log, "a")
+        assert log.flush()
+        path.rename(old)
+        decide(log, "b")
+        log.reopen()
+        _until(path.exists)
+        decide(log, "c")
+        log.close()
+
+        proof = verify([path, old])
+        assert proof.whole
+        assert not proof.notes
+        assert records(old)[-1]["kind"] == "end"
+        assert records(path)[0] | {"kind": "start", "reason": "rotated"} == records(path)[0]
+        assert requests(old, path) == ["a", "b", "c"]
+
+    def test_a_rotated_file_left_out_is_noted_and_a_fault_where_all_is_asked(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        log.flush()
+        path.rename(tmp_path / "audit.jsonl.1")
+        log.reopen()
+        _until(path.exists)
+        decide(log, "a")
+        log.close()
+
+        assert verify([path]).whole
+        assert "in a file that was not given" in verify([path]).notes[0]
+        assert not verify([path], complete=True).whole
+
+    def test_a_middle_file_left_out_is_found(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        for number in range(3):
+            decide(log, str(number))
+            assert log.flush()
+            path.rename(tmp_path / f"audit.jsonl.{number}")
+            log.reopen()
+            _until(path.exists)
+        log.close()
+        every = [tmp_path / "audit.jsonl.0", tmp_path / "audit.jsonl.1", tmp_path / "audit.jsonl.2", path]
+
+        assert verify(every).whole
+        assert "missing before record" in verify([every[0], every[2], every[3]]).findings[0].message
+
+    def test_truncated_in_place_after_a_copy(self, tmp_path):
+        path, copy = tmp_path / "audit.jsonl", tmp_path / "copy.jsonl"
+        log = opened(path)
+        decide(log, "a")
+        assert log.flush()
+        copy.write_bytes(path.read_bytes())
+        os.truncate(path, 0)
+        decide(log, "b")
+        log.reopen()
+        assert log.flush()
+        log.close()
+
+        assert verify([copy, path]).whole
+        assert requests(copy, path) == ["a", "b"]
+        alone = verify([path])
+        assert alone.whole
+        assert "in a file that was not given" in alone.notes[0]
+        assert not verify([path], complete=True).whole
+
+    def test_an_emptied_file_that_lost_its_first_lines_is_found(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decide(log, "a")
+        assert log.flush()
+        os.truncate(path, 0)
+        for request in "bcd":
+            decide(log, request)
+        log.close()
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert verify([path]).whole
+        path.write_bytes(b"".join(lines[1:]))
+
+        assert "in the middle: what came before is gone" in verify([path]).findings[0].message
+
+    def test_no_decision_is_lost_or_misplaced_while_the_log_rotates(self, tmp_path):
+        """Decisions, rotations and the end race; whatever the interleaving, all is there and in order."""
+        for attempt in range(30):
+            path, old = tmp_path / f"{attempt}.jsonl", tmp_path / f"{attempt}.jsonl.1"
+            log = opened(path, sync="0.0s" if attempt % 2 else "4ms")
+            asked = []
+            for number in range(40):
+                asked.append(str(number))
+                assert decide(log, str(number))
+                if number == 20:
+                    path.rename(old)
+                    log.reopen()
+            log.close()
+
+            assert requests(old, *([path] if path.exists() else [])) == asked
+            proof = verify([found for found in (old, path) if found.exists()])
+            assert proof.whole
+            assert not proof.notes
+            if path.exists():
+                assert records(path)[0]["kind"] == "start"
+                assert records(path)[-1]["kind"] == "end"
+
+    def test_rotated_while_the_agent_was_down(self, tmp_path):
+        path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+        log = opened(path)
+        decide(log, "a")
+        log.close()
+        path.rename(old)
+        log = opened(path)
+        decide(log, "b")
+        log.close()
+
+        assert verify([old, path]).whole
+        assert records(path)[0]["seq"] == records(old)[-1]["seq"] + 1
+
+    def test_rotation_into_a_directory_that_is_gone_and_comes_back(self, tmp_path):
+        directory = tmp_path / "logs"
+        directory.mkdir()
+        path = directory / "audit.jsonl"
+        log = opened(path)
+        decide(log, "a")
+        assert log.flush()
+        directory.rename(tmp_path / "old")
+        log.reopen()
+        _until(lambda: log.state().failing)
+        assert not decide(log, "refused")
+        directory.mkdir()
+        _until(lambda: not log.state().failing)
+        assert decide(log, "b")
+        log.close()
+
+        assert verify([tmp_path / "old" / "audit.jsonl", path]).whole
+        assert requests(tmp_path / "old" / "audit.jsonl", path) == ["a", "b"]
+
+
+class TestStart:
+    def test_goes_on_where_it_stopped(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        for request in ("a", "b"):
+            log = opened(path)
+            decide(log, request)
+            log.close()
+
+        assert verify([path]).whole
+        assert [found["seq"] for found in records(path)] == [1, 2, 3, 4, 5, 6]
+
+    def test_an_end_that_was_cut_off_while_it_was_down_is_not_papered_over(self, tmp_path, caplog):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decide(log, "a")
+        decide(log, "b")
+        log.close()
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:-2]))
+        log = opened(path)
+        log.close()
+
+        assert "ends 2 records before its head says" in caplog.text
+        [finding] = verify([path]).findings
+        assert "records 3 to 4 are missing before record 5" in finding.message
+
+    def test_an_unfinished_line_of_a_crash_is_cut_off_and_declared(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decide(log, "a")
+        log.close()
+        with path.open("ab") as stream:
+            stream.write(b'{"time":"2026-03-01T00:0')
+        opened(path).close()
+
+        assert verify([path]).whole
+        assert records(path)[3]["torn"] == 24
+
+    def test_a_file_of_someone_else_is_not_touched(self, tmp_path):
+        path = tmp_path / "passwd"
+        path.write_text("root:x:0:0\n")
+
+        with pytest.raises(StartError, match="does not end in an audit record"):
+            opened(path)
+        assert path.read_text() == "root:x:0:0\n"
+
+    def test_two_agents_never_write_one_file(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+
+        with pytest.raises(StartError, match="being written by another process"):
+            opened(path)
+        log.close()
+        opened(path).close()
+
+    def test_no_directory(self, tmp_path):
+        with pytest.raises(StartError, match=r"cannot be opened: No such file.*audit\.path"):
+            opened(tmp_path / "absent" / "audit.jsonl")
+
+    def test_none_records_nothing_and_refuses_nothing(self):
+        log = Audit(AuditSettings(path="none"))
+
+        assert decide(log, "a")
+        log.close()
+        assert log.state().records == 0
+
+    def test_each_worker_has_a_chain_of_its_own(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        logs = [Audit(AuditSettings(path=str(path)), worker=worker) for worker in range(3)]
+        for log in logs:
+            decide(log, "a")
+            log.close()
+
+        paths = sorted(tmp_path.glob("*.jsonl"))
+        assert [found.name for found in paths] == ["audit.jsonl", "audit.w1.jsonl", "audit.w2.jsonl"]
+        proof = verify(paths)
+        assert proof.whole
+        assert sorted(span.worker for span in proof.spans.values()) == [0, 1, 2]
+
+
+class TestFullDisk:
+    """A limit on the file's size (RLIMIT_FSIZE) stops a write in its middle, exactly as a full disk does."""
+
+    BODY = """
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        log = opened(sync=SYNC, on_error=ON_ERROR)
+        deadline = time.monotonic() + 30
+        answers = []
+        while not log.state().failing and time.monotonic() < deadline:
+            answers.append(decide(log, f"before-{len(answers)}"))
+            time.sleep(0.0005)
+        while_failing = [decide(log, f"during-{number}") for number in range(5)]
+        state = log.state()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        while log.state().failing and time.monotonic() < deadline:
+            time.sleep(0.001)
+        after = decide(log, "after")
+        log.close()
+        print(json.dumps({"before": answers, "during": while_failing, "after": after,
+                          "lost": state.lost, "failures": state.failures}))
+    """
+
+    def run(self, path: Path, *, on_error: str, sync: str = "40ms") -> tuple[dict, str]:
+        body = self.BODY.replace("ON_ERROR", repr(on_error)).replace("SYNC", repr(sync))
+        out, err = child(body, path).communicate(timeout=60)
+        assert out, err
+        return json.loads(out), err
+
+    def test_deny(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+
+        told, err = self.run(path, on_error="deny")
+
+        assert told["during"] == [False] * 5
+        assert told["after"] is True
+        assert told["failures"] >= 1
+        for said in ("cannot be written", "now refused", "written again"):
+            assert said in err
+        assert verify([path]).whole
+        on_record = requests(path)
+        acknowledged = [f"before-{number}" for number, answer in enumerate(told["before"]) if answer]
+        assert on_record == [*acknowledged, "after"]
+        [gap] = [found for found in records(path) if found.get("kind") == "gap"]
+        assert gap["lost"] == told["lost"] >= 5
+        assert gap["answered"] == "deny"
+
+    def test_allow(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+
+        told, err = self.run(path, on_error="allow")
+
+        assert all([*told["before"], *told["during"], told["after"]])
+        assert "answered unrecorded" in err
+        assert verify([path]).whole
+        expected = [f"before-{number}" for number in range(len(told["before"]))]
+        assert requests(path) == [*expected, *(f"during-{number}" for number in range(5)), "after"]
+
+    def test_without_a_window_the_decision_that_does_not_fit_is_refused_itself(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+
+        told, _err = self.run(path, on_error="deny", sync="0s")
+
+        assert told["before"][-1] is False
+        assert all(told["before"][:-1])
+        assert verify([path]).whole
+        [gap] = [found for found in records(path) if found.get("kind") == "gap"]
+        overruled = next(found for found in records(path) if found["seq"] == gap["overruled"])
+        assert overruled["request"] == f"before-{len(told['before']) - 1}"
+
+
+class TestKill:
+    def test_without_a_window_no_acknowledged_decision_is_lost(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        process = child(
+            """
+            log = opened(sync="0s")
+            for number in range(10**9):
+                assert decide(log, str(number))
+                print(number, flush=True)
+            """,
+            path,
+        )
+        acknowledged = [process.stdout.readline().strip() for _ in range(50)]
+        process.send_signal(signal.SIGKILL)
+        acknowledged += process.stdout.read().split()
+        process.communicate()
+
+        opened(path).close()
+        assert requests(path)[: len(acknowledged)] == acknowledged
+        proof = verify([path])
+        assert proof.whole
+        assert "was killed before this start: up to 0.0 s" in proof.notes[0]
+
+    def test_at_most_the_declared_window_is_lost(self, tmp_path):
+        path, window = tmp_path / "audit.jsonl", 1.0
+        process = child(
+            """
+            log = opened(sync="1s")
+            while True:
+                request = f"{time.monotonic()}"
+                assert decide(log, request)
+                print(request, flush=True)
+                time.sleep(0.002)
+            """,
+            path,
+        )
+        first = float(process.stdout.readline())
+        acknowledged = [str(first)]
+        while float(acknowledged[-1]) < first + 1.5 * window:
+            acknowledged.append(process.stdout.readline().strip())
+        killed = time.monotonic()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+        opened(path).close()
+        due = [request for request in acknowledged if float(request) < killed - window]
+        assert len(due) > 10
+        assert set(due) <= set(requests(path))
+        assert verify([path]).whole
+
+
+class TestSecrets:
+    JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
+    STS = "iam-sts-v1.aHR0cHM6Ly9zdHMuYW1hem9uYXdzLmNvbS8_WC1BbXotU2lnbmF0dXJlPTAxMjM"
+
+    @pytest.mark.parametrize("secret", [JWT, STS])
+    def test_no_token_appears_wherever_a_client_puts_it(self, tmp_path, secret):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decided(
+            log,
+            Decision(
+                allow=False, detail=f"bad role {secret}", principal=secret, session=secret, roles=(secret,)
+            ),
+            request_id=f"{secret}{'x' * 64}",
+            src="192.0.2.7",
+            method="GET",
+            host=f"{secret}.example.com",
+            path=f"/reset/{secret}",
+            requested_role=secret,
+            policy_version="v",
+            generation=1,
+        )
+        log.policy("v2", accepted=False, detail=f"line 3: {secret}")
+        log.termination(
+            request_id="r",
+            src="192.0.2.7",
+            src_port=1,
+            principal=secret,
+            session=secret,
+            role="",
+            backend="",
+            cause="token_expired",
+            expires=1,
+        )
+        log.close()
+
+        text = path.read_text()
+        assert not any(part in text for part in secret.split("."))
+        assert credential_hash(secret) in text
+        assert verify([path]).whole
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "X-Amz-Signature=0123abcd",
+            "x-amz-security-token=IQoJb3JpZ2luX2VjE",
+            "/p?X-Amz-Credential%3DASIAEXAMPLE",
+            "Bearer abcdefghijkl",
+            "bearer%20abcdefghijkl",
+        ],
+    )
+    def test_other_forms(self, text):
+        assert "redacted" in redacted(text)
+        assert text.rpartition("=")[2][-8:] not in redacted(text)
+
+    @pytest.mark.parametrize("text", ["/orders/1", "arn:aws:iam::111122223333:role/eyJ", "alice@example.com"])
+    def test_what_is_no_secret_stays(self, text):
+        assert redacted(text) == text
+
+
+def test_hostile_strings_stay_one_line_of_json(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    log = opened(path)
+    hostile = '"},\n{"kind":"start\x00\x1b[31m\u2028\ud800é'
+    decide(log, hostile, host=hostile, path=hostile, method=hostile)
+    log.close()
+
+    assert verify([path]).whole
+    assert records(path)[1]["path"] == hostile
+
+
+def test_a_disk_slower_than_the_load_is_said_and_declared(tmp_path, monkeypatch, caplog):
+    """The buffer's bound is lowered; the disk is a pipe that nobody reads, until somebody does."""
+    monkeypatch.setattr("iamroles_agent.audit.log.LIMIT", 1 << 18)
+    monkeypatch.setattr("iamroles_agent.audit.trouble.LIMIT", 1 << 18)
+    monkeypatch.setattr("iamroles_agent.audit.log._BATCH", 1 << 17)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = opened(path)
+    caplog.set_level(logging.ERROR)
+
+    answers = [decide(log, str(number)) for number in range(2000)]
+    assert not all(answers)
+    assert log.state().failing
+
+    os.set_blocking(reader, True)
+    text = b""
+    while log.state().failing:
+        text += os.read(reader, 65536)
+    assert decide(log, "after")
+    log.flush(0)
+    while b'"after"' not in text:
+        text += os.read(reader, 65536)
+    os.close(reader)
+    found = [json.loads(line) for line in text.splitlines()]
+    [gap] = [line for line in found if line["kind"] == "gap"]
+    assert gap["lost"] == answers.count(False)
+    assert "slower than the load" in caplog.text
+    log.close()
+
+
+def test_the_head_follows_the_log(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    log = opened(path)
+    decide(log, "a")
+    log.close()
+
+    head = Head.parse(head_path(path).read_text())
+    assert head is not None
+    assert (head.seq, head.hash) == (3, records(path)[-1]["hash"])
+    assert head.tree == tree_of(path)
+
+
+def _until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

@@ -1,0 +1,47 @@
+"""Standard output and standard error while nobody reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+
+from iamroles_agent.base.output import Output
+
+
+@contextlib.contextmanager
+def unread_standard_output() -> Iterator[int]:
+    """Descriptor 1 is a pipe for a while; gives its reading end, not blocking. (No fixture: pytest's own
+    capture sets the descriptor anew between fixtures and test.)"""
+    reader, writer = os.pipe()
+    former = os.dup(1)
+    os.dup2(writer, 1)
+    os.set_blocking(reader, False)
+    try:
+        yield reader
+    finally:
+        os.dup2(former, 1)
+        for descriptor in (reader, writer, former):
+            os.close(descriptor)
+
+
+def test_lines_that_were_dropped_on_standard_output_leave_json_behind(caplog):
+    """A program reads it line by line; what was dropped is said in the log."""
+    line = json.dumps({"reloaded": False, "error": "x" * 300_000}).encode() + b"\n"
+    with unread_standard_output() as reader, caplog.at_level(logging.WARNING):
+        out = Output(1, 1 << 20)
+        for _ in range(8):
+            out.write(line)
+        heard = b""
+        while not out.flush():
+            heard += os.read(reader, 1 << 20)
+        with contextlib.suppress(BlockingIOError):
+            heard += os.read(reader, 1 << 20)
+
+    lines = heard.splitlines()
+    dropped = 8 - len(lines)
+    assert dropped > 0
+    assert [json.loads(one)["reloaded"] for one in lines] == [False] * len(lines)
+    assert f"{dropped} lines on standard output were dropped" in caplog.text

@@ -1,0 +1,87 @@
+"""The state directory under stress: a full disk, a writer that died, an index that is none."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.control.document import POLICY, Document, Part
+from iamroles_agent.control.store import Store
+
+SMALL = Document(1, {POLICY: Part.of((b"small",))})
+LARGE = Document(2, {POLICY: Part.of((b"large" * 1000,))})
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "state")
+    store.lock()
+    yield store
+    store.let_go()
+
+
+def halves(store: Store) -> list[str]:
+    return [path.name for path in store.directory.iterdir() if path.name.endswith(".new")]
+
+
+def test_what_does_not_fit_leaves_its_room_to_what_comes_next(store, monkeypatch):
+    """Else one policy that is too large keeps every later one, however small, from being saved."""
+    store.write(SMALL)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.write(LARGE)
+
+    assert halves(store) == []
+    restored = store.read()
+    assert restored is not None
+    assert restored.document.policy == SMALL.policy
+
+
+def test_what_a_dead_writer_left_half_done_is_removed_at_the_next_start(store):
+    store.write(SMALL)
+    store.let_go()
+    (store.directory / ".part-0.new").write_bytes(b"half")
+    (store.directory / ".in-force.json.new").write_bytes(b"{")
+
+    store.lock()
+
+    assert halves(store) == []
+    assert store.read() is not None
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b'{"format": 99, "version": 1, "running": true, "parts": {}}',
+        b'{"format": 1, "version": -5, "running": true, "parts": {}}',
+        b'{"format": 1, "version": 1.5, "running": true, "parts": {}}',
+        b'{"format": 1, "version": 1, "running": true, "parts": []}',
+    ],
+)
+def test_an_index_that_makes_no_sense_stops_the_start_with_a_remedy(store, index):
+    store.write(SMALL)
+    (store.directory / "in-force.json").write_bytes(index)
+
+    with pytest.raises(StartError, match=r"is damaged .* move this one away"):
+        store.read()
+
+
+def test_a_lock_that_cannot_be_taken_stops_the_start_with_a_remedy(store):
+    store.let_go()
+    (store.directory / "lock").unlink()
+    (store.directory / "lock").mkdir()
+
+    with pytest.raises(StartError, match=r"lock: Is a directory.* move this one away"):
+        store.lock()

@@ -1,0 +1,208 @@
+"""The signed identity header: keys that rotate unnoticed, tokens that a server can verify, cheap verdicts."""
+
+import json
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_agent.base.identity import Decision
+from iamroles_agent.identity_header import KeyRing, Signer
+from iamroles_agent.spop.actions import decode, encode_verdict, fit
+
+NOW = 1_800_000_000
+DAY = 86400.0
+ISSUER = "https://gate.example.com"
+YES = Decision(
+    allow=True,
+    role="arn:aws:iam::111111111111:role/reader",
+    principal="alice",
+    session="s-1",
+    issuer="corp",
+    rule="R1",
+    backend="orders",
+    expires=NOW + 3600,
+)
+
+
+def verified(token, jwks, now, *, audience="orders", issuer=ISSUER):
+    """The claims, as a server reads them: PyJWT, the published keys, the server's own clock."""
+    keys = jwt.PyJWKSet.from_dict(jwks)
+    claims = jwt.decode(
+        token,
+        keys[jwt.get_unverified_header(token)["kid"]],
+        algorithms=["ES256"],
+        audience=audience,
+        issuer=issuer,
+        options={"verify_exp": False, "verify_iat": False, "require": ["exp", "iat", "sub"]},
+    )
+    assert claims["iat"] <= now < claims["exp"]
+    return claims
+
+
+# --- the ring -------------------------------------------------------------------------------------------
+
+
+def test_the_first_ring_signs_at_once_and_publishes_what_comes_next():
+    ring = KeyRing.first(NOW, DAY)
+
+    assert [key.since for key in ring.keys] == [NOW, NOW + DAY]
+    assert ring.signing(NOW) is ring.keys[0]
+    assert ring.signing(NOW + DAY - 1) is ring.keys[0]
+    assert ring.signing(NOW + DAY) is ring.keys[1]
+    assert ring.at(NOW + DAY - 1) is ring
+    assert ring.due == NOW + DAY
+
+
+def test_a_published_key_says_nothing_of_the_private_one():
+    ring = KeyRing.first(NOW, DAY)
+
+    for key in ring.jwks()["keys"]:
+        assert sorted(key) == ["alg", "crv", "kid", "kty", "use", "x", "y"]
+    assert "PRIVATE" not in repr(ring)
+    assert len({key["kid"] for key in ring.jwks()["keys"]}) == 2
+
+
+@given(
+    st.floats(120.0, 10 * DAY),
+    st.lists(st.floats(0.0, 30 * DAY), min_size=1, max_size=8),
+)
+def test_a_key_signs_only_after_a_lead_and_is_published_until_its_tokens_are_dead(rotate, pauses):
+    """However late whoever keeps the ring looks at it: what signs was published long before."""
+    ring, now = KeyRing.first(NOW, rotate), float(NOW)
+    published = dict.fromkeys((key.kid for key in ring.keys), now)
+    born = ring.keys[0].kid
+    last_signed = {ring.signing(now).kid: now}
+    for pause in pauses:
+        now += pause
+        signing = ring.signing(now)
+        assert signing.kid == born or now - published[signing.kid] >= min(rotate, 3600.0) - 1e-3
+        last_signed[signing.kid] = now
+        later = ring.at(now)
+        assert later.signing(now).kid == signing.kid
+        assert later.due > now
+        assert later.at(now) is later
+        assert 2 <= len(later.keys) <= 3
+        for kid, when in last_signed.items():
+            assert now >= when + 60 or kid in {key.kid for key in later.keys}
+        for key in later.keys:
+            published.setdefault(key.kid, now)
+        ring = later
+
+
+def test_a_ring_outlives_the_agent():
+    ring = KeyRing.first(NOW, DAY)
+    again = KeyRing.from_bytes(ring.to_bytes(), DAY)
+
+    assert again.jwks() == ring.jwks()
+    verified(Signer(again, ISSUER).sign(YES, NOW).token, ring.jwks(), NOW)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"version":2,"keys":[]}', b'{"version":1,"keys":[]}'])
+def test_what_is_no_ring_is_said_without_its_text(text):
+    with pytest.raises(ValueError, match="not the keys of the identity header"):
+        KeyRing.from_bytes(text, DAY)
+
+
+def test_a_broken_key_is_not_repeated():
+    document = json.loads(KeyRing.first(NOW, DAY).to_bytes())
+    document["keys"][0]["private"] = document["keys"][0]["private"][:80]
+
+    with pytest.raises(ValueError, match="not the keys") as caught:
+        KeyRing.from_bytes(json.dumps(document).encode(), DAY)
+
+    assert "PRIVATE" not in str(caught.value)
+
+
+# --- the token ------------------------------------------------------------------------------------------
+
+
+def test_a_token_says_who_in_which_role_for_which_backend():
+    ring = KeyRing.first(NOW, DAY)
+    token = Signer(ring, ISSUER).sign(YES, NOW + 0.9).token
+
+    assert jwt.get_unverified_header(token) == {
+        "alg": "ES256",
+        "kid": ring.keys[0].kid,
+        "typ": "iam-identity+jwt",
+    }
+    assert verified(token, ring.jwks(), NOW) == {
+        "iss": ISSUER,
+        "aud": "orders",
+        "sub": "alice",
+        "iat": NOW,
+        "exp": NOW + 60,
+        "role": YES.role,
+        "session": "s-1",
+        "idp": "corp",
+    }
+
+
+def test_a_token_for_one_backend_is_none_for_another():
+    ring = KeyRing.first(NOW, DAY)
+
+    with pytest.raises(jwt.InvalidAudienceError):
+        verified(Signer(ring, ISSUER).sign(YES, NOW).token, ring.jwks(), NOW, audience="export")
+
+
+@given(st.integers(1, 100_000), st.integers(2, 60))
+def test_a_token_never_outlives_the_access_or_a_minute(left, lifetime):
+    ring = KeyRing((KeyRing.first(NOW, DAY).keys[0],), DAY)
+    signer = Signer(ring, ISSUER, lifetime)
+    signed = signer.sign(Decision(**{**_fields(YES), "expires": NOW + left}), NOW)
+    claims = verified(signed.token, ring.jwks(), NOW)
+
+    assert claims["exp"] == NOW + min(left, lifetime)
+    assert NOW < signed.fresh_until <= max(NOW + 1, claims["exp"])
+    assert claims["exp"] - (signed.fresh_until - 1) >= (claims["exp"] - NOW) / 2
+
+
+def _fields(decision):
+    return {name: getattr(decision, name) for name in Decision.__dataclass_fields__}
+
+
+def test_one_signature_serves_all_requests_of_a_caller_to_a_backend_for_half_its_life():
+    signer = Signer(KeyRing.first(NOW, DAY), ISSUER)
+    first = signer.sign(YES, NOW)
+
+    assert signer.sign(Decision(**{**_fields(YES), "rule": "R2"}), NOW + 29.9).token is first.token
+    assert signer.sign(YES, NOW + 30).token != first.token
+    for other in (
+        {"principal": "bob"},
+        {"role": "r"},
+        {"backend": "export"},
+        {"session": "t"},
+        {"issuer": "x"},
+    ):
+        assert signer.sign(Decision(**{**_fields(YES), **other}), NOW).token != first.token
+
+
+def test_the_memory_is_bounded():
+    signer = Signer(KeyRing.first(NOW, DAY), ISSUER)
+    for number in range(9000):
+        signer._young[("p", "", "", "", str(number), None)] = signer._young.get("x") or ("t", NOW)
+        if len(signer._young) >= 4096:
+            signer.sign(YES, NOW)
+
+    assert len(signer._young) + len(signer._old) <= 8193
+
+
+# --- the verdict that holds it --------------------------------------------------------------------------
+
+
+def test_the_identity_is_a_variable_before_the_verdict():
+    actions = list(decode(encode_verdict(YES, "a.b.c")))
+
+    assert [action.name for action in actions][-2:] == ["identity", "allow"]
+    assert actions[-2].value == b"a.b.c"
+    assert "identity" not in [action.name for action in decode(encode_verdict(YES))]
+
+
+def test_where_a_frame_is_too_small_the_identity_goes_first_and_the_verdict_stays():
+    whole = encode_verdict(YES, "x" * 600)
+    kept = {action.name: action for action in decode(fit(whole, len(whole) - 1))}
+
+    assert kept["identity"].kind is None
+    assert kept["principal"].value == b"alice"
+    assert kept["allow"].value is True

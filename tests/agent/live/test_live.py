@@ -1,0 +1,537 @@
+"""Live streams without a proxy: tickets, the console's answers, the cutter's schedule, revocations."""
+
+import asyncio
+import json
+from ipaddress import ip_address
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_agent.base.config import Issuer
+from iamroles_agent.base.errors import ConfigError
+from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_agent.commands.revoke import revoke
+from iamroles_agent.live import cutter as cutting
+from iamroles_agent.live.console import ConsoleError, Row, is_stream, pointers, rows, workers
+from iamroles_agent.live.cutter import Cutter
+from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
+from iamroles_agent.live.revocations import NONE, Revocation, Revocations, of, part, read, write
+from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
+from iamroles_agent.tokens.grounds import ground, lost, of_claims, of_key
+from iamroles_agent.tokens.keys import Key
+from iamroles_tools.audit.query import Query
+
+READER = RoleArn("aws", "1" * 12, "reader")
+WHO = Identity("corp", "alice", "s-1", (READER,), 2000, issued_at=1000, credential="sha256:00", key_id="k1")
+REQUEST = Request("GET", "shop.example", "/a b;c", ip_address("2001:db8::1"), "reader")
+TICKET = Ticket("iam/aa", WHO, REQUEST, str(READER), "orders", "R1")
+
+
+def name_of(arn):
+    return {"reader": "staff"}.get(arn.name)
+
+
+# --- tickets
+
+
+@pytest.mark.parametrize(
+    "ticket",
+    [
+        TICKET,
+        Ticket(
+            "iam/aa",
+            WHO._replace(issued_at=None, scopes=frozenset({"a", "b"}), preferred=READER),
+            REQUEST,
+            "",
+            "",
+            "",
+        ),
+        Ticket("iam/aa", WHO._replace(principal="ü\n'\""), None, "", "", ""),
+    ],
+)
+def test_a_ticket_comes_back_as_it_was(ticket):
+    text = ticket.encode()
+
+    assert Ticket.decode(text) == ticket
+    assert text.translate(str.maketrans("", "", "-_.")).isalnum()
+
+
+def test_a_path_that_is_too_long_is_left_out():
+    request = Request("GET", "h", "/" + "x" * MAX_BYTES, ip_address("192.0.2.1"))
+
+    text = Ticket("iam/aa", WHO, request, "", "", "").encode()
+
+    assert len(text) <= MAX_BYTES
+    assert Ticket.decode(text).request is None
+
+
+@pytest.mark.parametrize("text", ["", "x", "e30", "!!!", TICKET.encode()[:-9], "W10"])
+def test_what_is_no_ticket_is_said_so(text):
+    with pytest.raises(TicketError):
+        Ticket.decode(text)
+
+
+# --- what HAProxy answers
+
+KEY = "7|192.0.2.1|4711|1000|2000|c0ffee|TICKET"
+
+
+def test_rows_of_the_table():
+    answer = (
+        "# table: iam-live, type: string, size:102400, used:2\n"
+        f"0x7f1: key={KEY} use=1 exp=29000 shard=0 gpt0=2000 gpc0=0\n"
+        f"0x7f2: key=8|2001:db8::1|4712|1000|2000|c0|T use=0 exp=10000 gpt0=2000 gpc0=1\n"
+        "0x7f3: key=nonsense use=1 exp=1 gpt0=0 gpc0=0\n\n"
+    )
+
+    first, second = rows(answer)
+
+    assert first == Row(KEY, 7, "192.0.2.1", 4711, 1000, 2000, 2000, "c0ffee", "TICKET", True, False, 1.0)
+    assert (second.source, second.alive, second.filtered, second.age) == (
+        "2001:db8::1:4712",
+        False,
+        True,
+        20.0,
+    )
+
+
+@pytest.mark.parametrize("answer", ["", "No such table", "Unknown command"])
+def test_a_haproxy_without_our_table_is_another(answer):
+    with pytest.raises(ConsoleError, match="no table iam-live"):
+        rows(answer)
+
+
+def test_workers_old_ones_too():
+    answer = (
+        "#<PID> <type> <reloads> <uptime> <version>\n10 master 1 [failed: 0] 0d00h 3.0\n# workers\n"
+        "12 worker 0 0d00h 3.0\n# old workers\n11 worker 1 0d00h 3.0\n# programs\n"
+    )
+
+    assert workers(answer) == [12, 11]
+
+
+def test_a_socket_of_a_worker_is_no_master():
+    with pytest.raises(ConsoleError, match="no master"):
+        workers("Unknown command: 'show proc'")
+
+
+def test_a_stream_is_known_by_number_and_address():
+    row = rows(f"# table:\n0x1: key={KEY} use=1 exp=1 gpt0=1 gpc0=0\n")[0]
+
+    assert pointers("0xa: proto=tcpv4 src=192.0.2.1:4711 fe=x\n0xb: proto=sockpair src=unix:1 fe=y\n") == {
+        "192.0.2.1:4711": ["0xa"],
+        "unix:1": ["0xb"],
+    }
+    assert is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4711\n  flags=", row)
+    assert not is_stream("0xa: [25/Nov] id=8 proto=tcpv4 source=192.0.2.1:4711\n  flags=", row)
+    assert not is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4712\n  flags=", row)
+    assert not is_stream("Session not found.", row)
+
+
+# --- the cutter, against a console of text and a clock of our own
+
+
+class Proxy:
+    """A HAProxy with streams: number to (port, expires, alive), or (port, expires, False, when it ended)."""
+
+    def __init__(self):
+        self.now = 1990.0
+        self.streams = {}
+        self.asked = []
+        self.silent = False
+
+    def console(self, path, pid=0):
+        outer = self
+
+        class Console:
+            async def ask(self, command):
+                outer.asked.append(command)
+                if outer.silent:
+                    raise ConsoleError("no answer within 2 s")
+                return outer.answer(command)
+
+            def close(self):
+                pass
+
+        return Console()
+
+    def answer(self, command):
+        words = command.split()
+        if command == "show proc":
+            return "1 master\n2 worker\n"
+        if words[:2] == ["show", "table"]:
+            bound = int(words[-1]) if "lt" in words else 1 << 40
+            return f"# table: iam-live, used:{len(self.streams)}\n" + "".join(
+                f"0x1: key={n}|192.0.2.1|{port}|1000|{expires}|r{n}|{TICKET.encode()} use={int(alive)} "
+                f"exp={30000 - round(1000 * (self.now - (ended or [self.now])[0]))} gpt0={expires} gpc0=0\n"
+                for n, (port, expires, alive, *ended) in self.streams.items()
+                if expires < bound
+            )
+        if command == "show sess":
+            return "".join(
+                f"0x{n:x}: proto=tcpv4 src=192.0.2.1:{port} fe=x\n"
+                for n, (port, _, alive, *_) in self.streams.items()
+                if alive
+            )
+        if words[:2] == ["show", "sess"]:
+            n = int(words[2], 16)
+            return f"{words[2]}: [x] id={n} proto=tcpv4 source=192.0.2.1:{self.streams[n][0]}\n"
+        if words[0] == "shutdown":
+            n = int(words[2], 16)
+            self.streams[n] = (*self.streams[n][:2], False, self.now)
+        if words[:2] == ["clear", "table"]:
+            del self.streams[int(words[-1].partition("|")[0])]
+        return ""
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    found = Proxy()
+    monkeypatch.setattr(cutting, "Console", found.console)
+    return found
+
+
+def cutter_of(proxy, cuts, judge=None, name="iam/aa", **more):
+    return Cutter(
+        "/m",
+        name,
+        judge or (lambda ticket, expires, fresh, before: Ends(expires, EXPIRED)),
+        cuts.append,
+        clock=lambda: proxy.now,
+        **more,
+    )
+
+
+async def test_a_stream_is_cut_when_its_time_has_come_and_not_before(proxy):
+    cuts = []
+    proxy.streams = {7: (4711, 2000, True), 8: (4712, 3000, True)}
+    cutter = cutter_of(proxy, cuts)
+
+    await cutter.look()
+    proxy.now = 1999.99
+    await cutter.look()
+    assert not cuts
+
+    proxy.now = 2000.16
+    await cutter.look()
+
+    assert [(cut.row.number, cut.cause, cut.by, round(cut.late, 2)) for cut in cuts] == [
+        (7, EXPIRED, "agent", 0.16)
+    ]
+    assert proxy.streams[8][2]
+
+
+async def test_what_the_proxy_closed_itself_is_recorded_once_with_its_moment(proxy):
+    cuts = []
+    proxy.streams = {7: (4711, 2000, False, 1999.98), 8: (4712, 2000, False, 2000.1)}
+    proxy.now = 2000.4
+    cutter = cutter_of(proxy, cuts)
+    await cutter.look()
+    await cutter.look()
+
+    assert [(cut.row.number, cut.by, round(cut.done, 2), round(cut.late, 2)) for cut in cuts] == [
+        (7, "timeout", 1999.98, 0.0),
+        (8, "timeout", 2000.1, 0.1),
+    ]
+    assert not proxy.streams
+
+
+async def test_what_ended_before_its_time_is_no_cut(proxy):
+    cuts = []
+    proxy.streams = {7: (4711, 2000, False, 1999.9)}
+    proxy.now = 2000.2
+    await cutter_of(proxy, cuts).look()
+
+    assert not cuts
+
+
+async def test_what_one_agent_cut_its_neighbour_does_not_record(proxy):
+    first, second = [], []
+    proxy.streams = {7: (4711, 2000, True)}
+    one = cutter_of(proxy, first)
+    other = cutter_of(proxy, second, name="iam/bb")
+    for proxy.now in (1999.9, 2000.2, 2000.3, 2000.6, 2001.0):
+        await other.look()
+        await one.look()
+
+    assert (len(first), len(second)) == (1, 0)
+
+
+async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):
+    cuts, revoked = [], set()
+    proxy.streams = {7: (4711, 9000, True), 8: (4712, 9001, True)}
+
+    def judge(ticket, expires, fresh, before):
+        return Ends(0, REVOKED) if expires in revoked else Ends(expires, EXPIRED)
+
+    cutter = cutter_of(proxy, cuts, judge)
+    await cutter.look()
+    revoked.add(9000)
+    cutter.changed()
+    await cutter.look()
+
+    assert [(cut.row.number, cut.cause) for cut in cuts] == [(7, REVOKED)]
+    assert proxy.streams[8][2]
+
+
+async def test_a_revocation_leaves_what_else_was_judged(proxy):
+    asked, refused = [], Ends(0, REVOKED)
+    proxy.streams = {7: (4711, 9000, True)}
+
+    def judge(ticket, expires, fresh, before):
+        asked.append(before)
+        return refused if len(asked) == 4 else Ends(expires, EXPIRED)
+
+    cuts = []
+    cutter = cutter_of(proxy, cuts, judge)
+    await cutter.look()
+    await cutter.look()
+    cutter.revoked()
+    await cutter.look()
+    assert asked == [None, Ends(9000, EXPIRED)]
+
+    cutter.revoked()
+    cutter.changed()
+    await cutter.look()
+    cutter.changed()
+    cutter.revoked()
+    await cutter.look()
+
+    assert asked[2:] == [None, None]
+    assert [cut.cause for cut in cuts] == [REVOKED]
+
+
+async def test_a_change_during_a_look_is_followed_by_another_look_at_once(proxy, monkeypatch):
+    monkeypatch.setattr(cutting, "POLL", 3600)
+    cutter, looked = cutter_of(proxy, []), asyncio.Event()
+    answer = proxy.answer
+
+    def changing(command):
+        if command == "show proc" and proxy.asked.count(command) > 1:
+            looked.set()
+        elif command.startswith("show table"):
+            cutter.revoked()
+        return answer(command)
+
+    proxy.answer = changing
+    task = asyncio.create_task(cutter.run())
+    try:
+        await asyncio.wait_for(looked.wait(), 60)
+    finally:
+        task.cancel()
+
+
+async def test_nothing_is_kept_of_streams_that_are_gone(proxy):
+    proxy.streams = {7: (4711, 3000, True)}
+    cutter = cutter_of(proxy, [])
+    for proxy.now in (2000, 2999, 3001, 3002, 3100):
+        await cutter.look()
+
+    assert not proxy.streams
+    assert (cutter._judged, cutter._due) == ({}, {})
+
+
+async def test_when_nothing_changed_only_what_is_due_is_asked_for(proxy):
+    proxy.streams = {7: (4711, 9000, True)}
+    cutter = cutter_of(proxy, [])
+    await cutter.look()
+    proxy.now += cutting.SETTLE + 1
+    proxy.asked.clear()
+    await cutter.look()
+
+    assert proxy.asked == [
+        "show proc",
+        f"show table iam-live data.gpt0 lt {int(proxy.now) + cutting.AHEAD + 1}",
+    ]
+
+
+async def test_a_silent_proxy_is_said_once(proxy, caplog):
+    cutter = cutter_of(proxy, [])
+    proxy.silent = True
+    for _ in range(3):
+        await cutter.look()
+
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    assert cutter.numbers.unreachable == 1
+
+
+async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
+    cuts = []
+    proxy.streams = {7: (4711, 1000, True)}
+    cutter = cutter_of(proxy, cuts, lambda ticket, expires, fresh, before: Ends(0, REVOKED), name="other/aa")
+    await cutter.look()
+
+    assert not cuts
+    assert "another gate" in caplog.text
+
+
+# --- revocations
+
+
+@pytest.mark.parametrize(
+    ("members", "fits"),
+    [
+        ({"roles": ["staff"]}, True),
+        ({"roles": [str(READER)]}, True),
+        ({"roles": ["writer"]}, False),
+        ({"principals": ["alice"]}, True),
+        ({"principals": ["bob"]}, False),
+        ({"sessions": ["s-1"], "principals": ["bob"]}, False),
+        ({"credentials": ["sha256:00"]}, True),
+        ({"roles": ["staff"], "issued_before": 1000}, False),
+        ({"roles": ["staff"], "issued_before": 1001}, True),
+        ({"roles": ["staff"], "issued_before": "1970-01-01T00:16:41Z"}, True),
+    ],
+)
+def test_whom_a_revocation_is_about(members, fits):
+    assert Revocation(id="x", **members).fits(WHO, name_of) is fits
+
+
+def test_a_revocation_is_found_by_what_it_names_and_not_by_looking_at_all(monkeypatch):
+    looked = []
+    fits = Revocation.fits
+    monkeypatch.setattr(Revocation, "fits", lambda row, *who: looked.append(row.id) or fits(row, *who))
+    others = [Revocation(id=f"o{n}", principals=[f"p{n}"], sessions=[f"s{n}"]) for n in range(5000)]
+    about = [
+        Revocation(id="late", principals=["alice"], issued_before=1),
+        Revocation(id="name", roles=["staff"], principals=["bob"]),
+        Revocation(id="hit", roles=[str(READER)], sessions=["s-1"]),
+        Revocation(id="second", credentials=["sha256:00"]),
+    ]
+
+    found = Revocations((*others, *about)).match(WHO, name_of)
+
+    assert (found.id, looked) == ("hit", ["late", "hit"])
+
+
+def test_a_credential_without_a_time_counts_as_issued_before():
+    row = Revocation(id="x", roles=["staff"], issued_before=1)
+
+    assert row.fits(WHO._replace(issued_at=None), name_of)
+
+
+def test_the_file_and_the_part_keep_everything(tmp_path):
+    listed = Revocations(
+        (
+            Revocation(id="a", roles=["staff"], reason='quote " and \n'),
+            Revocation(
+                id="b", principals=["ü"], sessions=["s"], credentials=["sha256:1"], issued_before=1000.5
+            ),
+        )
+    )
+    write(tmp_path / "r.toml", listed)
+
+    assert read(tmp_path / "r.toml") == listed
+    assert of(part(listed)) == listed
+    assert of(part(NONE)) == NONE
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[revocations]]\nid = 'a'\nroles = 'a'", "r.toml:3: revocations[0].roles:"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\n\n[[revocations]]\nid = ", "r.toml:6: is not TOML"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a', 7]", "r.toml:3: revocations[0].roles[1]:"),
+        (
+            "[[revocations]]\nid = 'a'\nroles = ['arn:aws:iam::1:role']",
+            "r.toml:3: revocations[0].roles[0]: ",
+        ),
+        ("a = " + "[" * 100_000, "r.toml: is nested too deep"),
+        ("# \n[[revocations]]\nid = 'a'\nprincipals = [true]", "r.toml:4: revocations[0].principals[0]:"),
+        ("revocations = 'none'", "r.toml:1: revocations:"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 2, "r.toml:5: revocations[1].id: 'a' stands twice"),
+        ("[[revocations]]\nid = 1\nroles = ['a']", "revocations[0].id"),
+        ("[[revocations]]\nid = 'a'", "names nobody"),
+        ("[[revocations]]\nid = 'a'\nrole = ['a']", "revocations[0].role"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = 'yesterday'", "RFC 3339"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 2, "stands twice"),
+        ("[[revoc", "not TOML"),
+    ],
+)
+def test_a_wrong_file_says_where(tmp_path, text, said):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=said.replace("[", r"\[").replace("]", r"\]")):
+        read(path)
+
+
+def test_a_file_that_is_no_text_or_too_large_says_so(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"# one\n# tw\xff\n")
+    with pytest.raises(ConfigError, match=r"r\.toml:2: is not UTF-8\. Write it anew"):
+        read(path)
+    path.write_bytes(b"#" * (4 << 20) + b"#")
+    with pytest.raises(ConfigError, match=r"larger than 4 MiB\. Remove what has expired"):
+        read(path)
+    path.write_text("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 10_001)
+    with pytest.raises(ConfigError, match="at most 10000 items"):
+        read(path)
+
+
+def test_revoke_add_list_undo(tmp_path):
+    world = tmp_path / "w.toml"
+    world.write_text('version = 1\n[live]\nrevocations = "r.toml"\n')
+
+    def run(*words):
+        return CliRunner().invoke(revoke, [words[0], "--config", str(world), *words[1:]])
+
+    assert (
+        run("add", "--role", "staff", "--issued-before", "now", "--id", "a", "--reason", "stolen").exit_code
+        == 0
+    )
+    assert run("add", "--id", "b").exit_code == 2
+    assert run("add", "--principal", "p", "--id", "a").exit_code == 2
+    listed = [json.loads(line) for line in run("list").output.splitlines()]
+    assert [(row["id"], row["roles"], row["reason"]) for row in listed] == [("a", ["staff"], "stolen")]
+    assert run("undo", "b").exit_code == 2
+    assert run("undo", "a").exit_code == 0
+    assert run("list").output == ""
+
+
+def test_a_cut_is_found_by_cause_and_person():
+    record = {
+        "kind": "event",
+        "event": "cut",
+        "time": "2026-01-01T00:00:00Z",
+        "about": {"cause": "revoked", "principal": "alice", "role": str(READER)},
+    }
+
+    assert Query(cause="revoked", who="al*", role="reader").matches(record)
+    assert not Query(cause="expired").matches(record)
+
+
+# --- what a credential rests on
+
+
+def grounds_of(key="", **more):
+    issuer = Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
+    return of_claims(issuer.issuer, "RS256", (ground("aud", "a"), ground("aud", "b")), key)
+
+
+@pytest.mark.parametrize(
+    ("more", "kind"),
+    [
+        ({"audiences": ["a", "c"]}, ""),
+        ({"audiences": ["b"]}, ""),
+        ({"audiences": ["c"]}, "audience"),
+        ({"client_ids": ["a"]}, "audience"),
+        ({"audiences": ["a"], "algorithms": ["RS256", "ES256"]}, ""),
+        ({"audiences": ["a"], "algorithms": ["ES256"]}, "alg"),
+        ({"audiences": ["a"], "issuer": "https://other"}, "iss"),
+    ],
+)
+def test_what_a_policy_takes_away_of_a_credential_s_grounds(more, kind):
+    issuer = Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
+
+    assert lost(grounds_of(), issuer, None) == kind
+
+
+def test_another_key_under_its_kid_is_another_key():
+    issuer = Issuer(name="corp", issuer="https://idp", algorithms=["RS256"], audiences=["a"])
+    key, other = (Key("k1", "RSA", "", None, None, ("AQAB", n)) for n in ("n1", "n2"))
+    grounds = grounds_of(key=of_key(key))
+
+    assert lost(grounds, issuer, [key]) == ""
+    assert lost(grounds, issuer, [other]) == "key"
+    assert lost(grounds, issuer, None) == ""

@@ -1,0 +1,152 @@
+"""A master socket that is none, another's, or does not answer: said once, clearly, and expiry is unharmed."""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.request
+from contextlib import ExitStack, closing
+from types import SimpleNamespace
+
+import pytest
+
+from iamroles_agent.live.console import Console, ConsoleError
+from iamroles_scenarios.checks.live.stream import Shape, Stream
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.jose import mint_for
+from iamroles_scenarios.stage import haproxies, open_stage
+from iamroles_scenarios.stage.reference import reference_agent
+
+PATIENCE = 30.0
+READER = "arn:aws:iam::111111111111:role/reader"
+ALONE = "Streams are not cut there; they end at their expiry by HAProxy alone"
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """Worlds, and their issuer: made once, because making it again gives it new keys."""
+    with open_stage("processes") as found:
+        yield SimpleNamespace(world=found.world, issuer=found.idp.issuer("corp"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A HAProxy that knows nothing of us: its directory, with `m` of its master and `s` of its worker."""
+    place = tmp_path_factory.mktemp("o")
+    (place / "h.cfg").write_text(f"global\n stats socket {place}/s\ndefaults\n timeout client 1s\n")
+    with subprocess.Popen(
+        [haproxies.find(), "-W", "-db", "-S", f"{place}/m", "-f", f"{place}/h.cfg"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not all((place / name).exists() for name in "ms"):
+            assert time.monotonic() < deadline, "the other HAProxy does not start"
+            time.sleep(0.01)
+        yield place
+        process.terminate()
+
+
+def world_of(stage, **live):
+    extra = {"live": live, "metrics": {"listen": "127.0.0.1:0"}, "audit": {"path": "none"}}
+    return stage.world(reference_agent(), policy_of(WorldSpec(policy="live", override=extra)))
+
+
+def stream_of(stage, world, stack, life):
+    recipe = {"roles": [READER], "issuer": "corp", "signer": "corp", "exp": life}
+    token = mint_for(recipe, {"corp": stage.issuer}, time.time())
+    here = SimpleNamespace(world=world)
+    stream = stack.enter_context(closing(Stream(here, Shape("websocket"), "/live/reader", token)))
+    assert stream.opened(PATIENCE), stream.status
+    return stream
+
+
+def unreachable(world):
+    [url] = re.findall(r"metrics on (http://\S+)", world.agent.logs())
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    return float(re.search(r"^iamroles_live_unreachable (\S+)", text, re.MULTILINE)[1])
+
+
+def wait_unreachable(world):
+    deadline = time.monotonic() + PATIENCE
+    while not unreachable(world):
+        assert time.monotonic() < deadline, world.agent.logs()
+        time.sleep(0.05)
+
+
+def deaf(place):
+    """A socket whose owner accepts, and never answers."""
+    found = socket.socket(socket.AF_UNIX)
+    found.bind(str(place / "deaf"))
+    found.listen()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("nothing", "No such file or directory"),
+        ("refused", "Connection refused"),
+        ("deaf", "no answer within 2 s"),
+        ("s", "it is no master CLI: HAProxy needs -W and -S"),
+        ("m", "it has no table iam-live: it does not run the configuration of `iamroles policy render`"),
+    ],
+)
+def test_a_socket_that_is_of_no_use_is_said_once_and_streams_expire(stage, other, tmp_path, kind, said):
+    path = (other if len(kind) == 1 else tmp_path) / kind
+    with ExitStack() as stack:
+        if kind == "refused":
+            with socket.socket(socket.AF_UNIX) as left:
+                left.bind(str(path))
+        if kind == "deaf":
+            stack.enter_context(deaf(tmp_path))
+        world = stack.enter_context(world_of(stage, master_socket=str(path)))
+        line = world.agent.wait_line(lambda line: said in line and ALONE in line, PATIENCE)
+        assert line, world.agent.logs()
+        wait_unreachable(world)
+        stream = stream_of(stage, world, stack, "+4s")
+
+        assert stream.until(stream.expires + PATIENCE)
+        assert stream.ended < stream.expires + 1
+        assert sum(ALONE in line for line in world.agent.lines()) == 1
+
+
+def test_a_socket_of_another_gate_is_said_once_and_its_streams_are_left_alone(stage):
+    with ExitStack() as stack:
+        ours = stack.enter_context(world_of(stage, gate="ours"))
+        stream = stream_of(stage, ours, stack, "+15m")
+        theirs = stack.enter_context(
+            world_of(stage, gate="theirs", master_socket=ours.haproxy.master, revocations="r.toml")
+        )
+        assert theirs.agent.wait_line(lambda line: "another gate" in line, PATIENCE), theirs.agent.logs()
+        wait_unreachable(theirs)
+        ours.haproxy.reload()
+        mark = time.time()
+        theirs.agent.put("r.toml", '[[revocations]]\nid = "a"\nroles = ["reader"]\n')
+        assert theirs.agent.wait_line(lambda line: "revocations of" in line, PATIENCE), theirs.agent.logs()
+
+        assert not stream.until(mark + 6)
+        assert sum("another gate" in line for line in theirs.agent.lines()) == 1
+
+
+def test_a_socket_without_permission_is_said_so(tmp_path):
+    """As another user: who is root may everything."""
+    path = tmp_path / "m"
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(path))
+        there.listen()
+        path.chmod(0)
+        for place in (tmp_path, *tmp_path.parents):
+            if place.stat().st_uid == os.getuid() and place.name:
+                place.chmod(place.stat().st_mode | 0o011)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(ConsoleError, match="Permission denied"):
+                asyncio.run(Console(str(path)).ask("show proc"))
+        finally:
+            os.seteuid(user)

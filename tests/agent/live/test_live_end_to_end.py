@@ -1,0 +1,320 @@
+"""Revocation and sessions as an operator meets them: commands, HAProxy, an agent of one or more workers."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iamroles_agent.commands.revoke import revoke
+from iamroles_agent.commands.sessions import sessions
+from iamroles_agent.processes import local_socket
+from iamroles_scenarios.checks.live.stream import Shape, Stream
+from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.bench import bench, refused
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.stage import open_stage
+from iamroles_scenarios.stage.reference import reference_agent
+from iamroles_tools.commands.audit import audit
+
+PATIENCE = 30.0
+
+
+@pytest.fixture(scope="module")
+def stage():
+    with open_stage("processes") as found:
+        yield found
+
+
+class Gate:
+    """A gate with an operator: streams of people, and what commands say."""
+
+    def __init__(self, here, directory, stack):
+        self.here, self.directory, self._stack = here, directory, stack
+        self.config = Path(here.world.agent._place._world)
+        self.file = directory / "revocations.toml"
+
+    def stream(self, sub, role="reader", kind="websocket", **recipe):
+        token = self.here.token(sub=sub, roles=[role], **{"exp": "+15m", **recipe})
+        found = self._stack.enter_context(
+            closing(Stream(self.here, Shape(kind, busy=False), f"/live/{role}", token))
+        )
+        assert found.opened(PATIENCE), found.status
+        found.token = token
+        return found
+
+    def run(self, *words, command=revoke, config=True):
+        given = ["--config", str(self.config)] if config else []
+        return CliRunner().invoke(command, [words[0], *given, *words[1:]] if words else given)
+
+    def connected(self, principal):
+        """What `iamroles sessions` tells of somebody."""
+        done = CliRunner().invoke(sessions, ["--config", str(self.config), "--json"])
+        if done.exit_code == 3:
+            return []  # a busy host: HAProxy does not answer in time
+        assert done.exit_code == 0, done.output
+        told = map(json.loads, done.output.splitlines())
+        return [about for about in told if about["principal"] == principal]
+
+    def in_force(self):
+        """Ids that all workers have in force; one more while the file is not taken up."""
+        told = local_socket.ask(self.directory / "state" / "agent.sock", {"command": "revocations"})
+        return told["in_force"] + ["?"] * (not told["settled"])
+
+    def metrics(self):
+        """Each worker's."""
+        urls = set(re.findall(r"metrics on (http://\S+)", "\n".join(self.here.world.agent.lines())))
+        found = []
+        for url in urls:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                lines = [line for line in answer.read().decode().splitlines() if line[0] != "#"]
+            found.append({name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)})
+        return found
+
+    def asks(self, token, expected, within=0.0):
+        self.here.expect("a request", token, expected, within=within, path="/plain/a")
+
+    def records(self, *words):
+        logs = sorted(str(path) for path in self.directory.glob("audit.jsonl*") if path.suffix != ".head")
+        done = CliRunner().invoke(audit, ["query", "--format", "json", *words, *logs])
+        assert done.exit_code == 0, done.output
+        return [json.loads(line) for line in done.output.splitlines()]
+
+    def cuts(self, *words, count=1):
+        """Records of cuts, once there are so many."""
+        return until(lambda: [found for found in self.records(*words) if found.get("event") == "cut"], count)
+
+
+def until(look, count=1):
+    """What a look shows, once it is so much; or at the deadline."""
+    deadline = time.monotonic() + PATIENCE
+    while len(found := look()) != count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one worker", "three workers"])
+def gate(request, stage, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("gate")
+    agent = reference_agent()
+    worlds = Worlds(stage, agent, namespace=f"-e2e{request.param}")
+    override = {
+        "agent": {"workers": request.param, "state_dir": str(directory / "state")},
+        "live": {"revocations": str(directory / "revocations.toml")},
+        "audit": {"path": str(directory / "audit.jsonl"), "sync": "0s"},
+        "metrics": {"listen": "127.0.0.1:0"},
+    }
+    try:
+        with (
+            bench(Target("gate", stage, agent, worlds, 5.0), "live", "e2e", own=True, **override) as here,
+            ExitStack() as stack,
+        ):
+            yield Gate(here, directory, stack)
+    finally:
+        worlds.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_revoked(gate):
+    yield
+    gate.file.write_text("")
+    assert until(gate.in_force, 0) == []
+
+
+# --- who is connected
+
+
+def test_sessions_say_who_is_connected_and_no_longer_once_they_left(gate):
+    began = int(time.time())
+    stream = gate.stream("sam", claims={"jti": "sam-1"})
+
+    [about] = until(lambda: gate.connected("sam"))
+
+    assert {name: about[name] for name in ("principal", "session", "role", "route", "path", "until")} == {
+        "principal": "sam",
+        "session": "sam-1",
+        "role": "arn:aws:iam::111111111111:role/reader",
+        "route": "live",
+        "path": "/live/reader",
+        "until": stream.expires,
+    }
+    assert began <= about["since"] <= time.time()
+    text = CliRunner().invoke(sessions, ["--config", str(gate.config)]).output
+    assert re.search(r"sam  arn:\S+/reader  live  /live/reader  since \S+Z  ends in [89]\d\d s  from ", text)
+    stream.close()
+    assert until(lambda: gate.connected("sam"), 0) == []
+
+
+# --- who is thrown out
+
+
+@pytest.mark.parametrize("kind", ["role", "principal", "session", "credential"])
+def test_a_revocation_ends_what_it_names_and_its_undo_lets_in_again(gate, kind):
+    who = f"thief-{kind}"
+    thief = gate.stream(who, "writer" if kind == "role" else "reader", claims={"jti": f"{who}-1"})
+    other = gate.stream(f"other-{kind}", claims={"jti": "other-1"})
+    [about] = until(lambda: gate.connected(who))
+    names = {"role": "writer", "principal": who, "session": f"{who}-1", "credential": about["credential"]}
+
+    done = gate.run("add", f"--{kind}", names[kind], "--id", kind, "--reason", "stolen")
+
+    assert done.exit_code == 0, done.output
+    assert "in force in all workers of the agent" in done.output
+    assert thief.until(time.time() + PATIENCE)
+    gate.asks(thief.token, refused("credential_revoked"))
+    gate.asks(other.token, Expectation(backend="plain"))
+    assert other.lives()
+    assert [json.loads(line)["id"] for line in gate.run("list").output.splitlines()] == [kind]
+    [cut] = gate.cuts("--cause", "revoked", "--who", who)
+    assert (cut["about"]["principal"], cut["about"]["detail"], cut["about"]["by"]) == (
+        who,
+        f"revocation {kind}",
+        "agent",
+    )
+    done = gate.run("undo", kind)
+    assert (done.exit_code, "in force in all workers" in done.output) == (0, True), done.output
+    gate.asks(thief.token, Expectation(backend="plain"))
+
+
+def test_revoking_active_sessions_spares_what_was_issued_since(gate):
+    before = gate.stream("pat", iat="-60s")
+    undated = gate.stream("pat", kind="events", drop=["iat"])
+    since = gate.stream("pat", iat="-5s")
+
+    done = gate.run(
+        "add", "--principal", "pat", "--issued-before", str(int(time.time()) - 30), "--id", "active"
+    )
+
+    assert done.exit_code == 0, done.output
+    for stream in (before, undated):
+        assert stream.until(time.time() + PATIENCE)
+        gate.asks(stream.token, refused("credential_revoked"))
+    gate.asks(since.token, Expectation(backend="plain"))
+    assert len(gate.cuts("--cause", "revoked", "--who", "pat", count=2)) == 2
+    assert since.lives()
+
+
+def test_a_policy_that_does_not_load_is_in_nobodys_way(gate):
+    stream, other = gate.stream("mel"), gate.stream("max")
+    sound = gate.config.read_text()
+    told = gate.here.world.agent.reload_document({**json.loads(sound), "nonsense": 1}, within=PATIENCE)
+    assert (told["reloaded"], "nonsense" in told["error"]) == (False, True)
+
+    done = gate.run("add", "--principal", "mel", "--id", "anyway")
+    assert "in force in all workers" in done.output
+    assert stream.until(time.time() + PATIENCE)
+    assert [about["principal"] for about in gate.connected("max")] == ["max"]
+
+    gate.config.write_text("{ no JSON")
+    done = gate.run("add", "--principal", "max")
+    assert (done.exit_code, "by `--file`" in done.output) == (2, True), done.output
+    done = gate.run("add", "--principal", "max", "--file", str(gate.file))
+    assert (done.exit_code, "not known here" in done.output) == (0, True), done.output
+    assert other.until(time.time() + PATIENCE)
+    gate.config.write_text(sound)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'[[revocations]]\nid = "a"\nprincipals = ["ev', ":3: is not TOML"),
+        (b'[[revocations]]\nid = "a"\nprincipals = "eve"\n', ":3: revocations[0].principals:"),
+        (b'[[revocations]]\nid = "a"\nroles = ["arn:aws:iam::1:role"]\n', ":3: revocations[0].roles[0]:"),
+        (b'[[revocations]]\nid = "a"\nroles = ["a"]\n' * 2, ":5: revocations[1].id: 'a' stands twice"),
+        (b"#" * (4 << 20) + b"#", ": is larger than 4 MiB"),
+        (b"a = " + b"[" * 100_000, ": is nested too deep"),
+        (b"\xff\xfe", ":1: is not UTF-8"),
+        (None, " is gone"),
+    ],
+    ids=["half written", "type", "ARN", "twice", "huge", "deep", "binary", "gone"],
+)
+def test_a_file_that_is_wrong_is_said_and_what_was_revoked_stays_revoked(gate, text, said):
+    stream, other = gate.stream("eve"), gate.stream("ann")
+    assert gate.run("add", "--principal", "eve", "--id", "eve").exit_code == 0
+    assert stream.until(time.time() + PATIENCE)
+    mark = len(gate.here.world.agent.lines())
+
+    if text is None:
+        gate.file.unlink()
+    else:
+        gate.file.write_bytes(text)
+
+    wanted = f"{gate.file}{said}"
+    assert until(lambda: [line for line in gate.here.world.agent.lines()[mark:] if wanted in line])
+    gate.asks(stream.token, refused("credential_revoked"))
+    gate.asks(other.token, Expectation(backend="plain"))
+    assert other.lives()
+    if text is not None:
+        done = gate.run("add", "--principal", "bob")
+        assert (done.exit_code, wanted in done.output) == (2, True), done.output
+
+
+def test_many_who_revoke_at_once_lose_nothing(gate):
+    command = [Path(sys.executable).with_name("iamroles"), "revoke", "add", "--config", gate.config]
+    running = [
+        subprocess.Popen([*command, "--principal", f"p{n}", "--id", f"r{n}"], stderr=subprocess.PIPE)
+        for n in range(8)
+    ]
+    said = [one.communicate(timeout=4 * PATIENCE)[1] for one in running]
+
+    assert [one.returncode for one in running] == [0] * 8, said
+    listed = [json.loads(line)["id"] for line in gate.run("list").output.splitlines()]
+    assert sorted(listed) == sorted(f"r{n}" for n in range(8))
+    assert gate.in_force() == listed
+
+
+def test_what_is_revoked_while_no_agent_runs_is_in_force_when_one_starts(gate):
+    stream = gate.stream("zoe")
+    agent = gate.here.world.agent
+    agent.kill()
+
+    done = gate.run("add", "--principal", "zoe", "--id", "late")
+    assert (done.exit_code, "No agent answers" in done.output) == (0, True), done.output
+    assert stream.lives()
+
+    agent.start()
+    assert gate.here.world.haproxy.wait_agent(up=True, within=PATIENCE)
+    gate.asks(stream.token, refused("credential_revoked"))
+    assert stream.until(time.time() + PATIENCE)
+
+
+def test_metrics_count_revocations_and_cuts(gate):
+    stream = gate.stream("cal")
+    assert gate.run("add", "--principal", "cal", "--id", "one").exit_code == 0
+    assert stream.until(time.time() + PATIENCE)
+    gate.cuts("--cause", "revoked", "--who", "cal")
+
+    found = gate.metrics()
+
+    assert found
+    assert [one["iamroles_revocations"] for one in found] == [1] * len(found)
+    assert sum(one.get('iamroles_cuts_total{by="agent",cause="revoked"}', 0) for one in found) >= 1
+    assert [one["iamroles_live_unreachable"] for one in found] == [0] * len(found)
+
+
+def test_agents_that_share_the_file_share_what_it_revokes(gate, stage, tmp_path):
+    agent = reference_agent()
+    worlds = Worlds(stage, agent, namespace="-shared")
+    live = {"revocations": str(gate.file)}
+    try:
+        with (
+            bench(Target("gate", stage, agent, worlds, 5.0), "live", "shared", own=True, live=live) as here,
+            ExitStack() as stack,
+        ):
+            there = Gate(here, tmp_path, stack)
+            streams = [gate.stream("joe"), there.stream("joe")]
+            others = [gate.stream("jim"), there.stream("jim")]
+            assert gate.run("add", "--principal", "joe", "--id", "joe").exit_code == 0
+            for stream in streams:
+                assert stream.until(time.time() + PATIENCE)
+            there.asks(streams[1].token, refused("credential_revoked"))
+            assert [stream.lives() for stream in others] == [True, True]
+    finally:
+        worlds.close()

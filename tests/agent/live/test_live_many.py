@@ -1,0 +1,82 @@
+"""Four thousand tunnels at once: one role's are revoked among them, and the others live on."""
+
+import resource
+import select
+import socket
+import time
+
+import pytest
+
+from iamroles_scenarios.checks.live.losses import revoke
+from iamroles_scenarios.checks.live.stream import Shape
+from iamroles_scenarios.engine.bench import bench
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.stage import open_stage
+from iamroles_scenarios.stage.reference import reference_agent
+
+MANY, FEW, TOGETHER = 4_000, 100, 50
+PATIENCE = 120.0
+
+
+@pytest.fixture
+def gate():
+    agent = reference_agent()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with open_stage("processes") as stage:
+            target = Target("gate", stage, agent, Worlds(stage, agent, namespace="-many"), 5.0)
+            live = {"revocations": "revocations.toml"}
+            with bench(target, "live", "many", own=True, live=live) as here:
+                revoke(here)
+                yield here
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def opened(here, role, count):
+    """So many silent WebSockets of a role."""
+    token = here.token(sub=role, roles=[role], exp="+30m")
+    head = Shape("websocket", busy=False).head(f"/live/{role}", token)
+    found = []
+    while len(found) < count:
+        some = [
+            socket.create_connection((here.world.proxy.host, here.world.proxy.port), PATIENCE)
+            for _ in range(TOGETHER)
+        ]
+        for sock in some:
+            sock.sendall(head)
+        for sock in some:
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += (piece := sock.recv(4096))
+                assert piece, answer
+            assert answer.startswith(b"HTTP/1.1 101 "), answer
+        found += some
+    return found
+
+
+def test_a_role_is_revoked_among_many_tunnels(gate):
+    many, few = opened(gate, "reader", MANY), opened(gate, "writer", FEW)
+    poller = select.epoll()
+    try:
+        for sock in many + few:
+            poller.register(sock, select.EPOLLIN)
+        revoke(gate, roles=["writer"])
+        ended, deadline = set(), time.monotonic() + PATIENCE
+        while len(ended) < FEW and time.monotonic() < deadline:
+            for number, _ in poller.poll(1.0):
+                poller.unregister(number)
+                ended.add(number)
+        assert ended == {sock.fileno() for sock in few}
+        assert all(sock.recv(1) == b"" for sock in few)
+        # The gate goes on, and so do the others: each still carries a ping there and back.
+        for sock in many:
+            sock.sendall(b"\x89\x80\0\0\0\0")
+        for sock in many:
+            assert sock.recv(2) == b"\x8a\0"
+    finally:
+        poller.close()
+        for sock in many + few:
+            sock.close()

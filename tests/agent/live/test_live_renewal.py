@@ -1,0 +1,373 @@
+"""Renewal without a proxy: who may prolong what, until when, and what the agent tells HAProxy."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_agent.live import cutter as cutting
+from iamroles_agent.live.console import FRESH, ConsoleError, Row, fresh
+from iamroles_agent.live.cutter import Cutter
+from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, REVOKED, UNKNOWN, Ends, judge
+from iamroles_agent.live.renewal import Fresh, Successors
+from iamroles_agent.live.revocations import NONE, Revocation, Revocations
+from iamroles_agent.live.ticket import Ticket
+from iamroles_agent.policy.compiled import Policy
+
+READER, WRITER = RoleArn("aws", "1" * 12, "reader"), RoleArn("aws", "1" * 12, "writer")
+OLD = Identity("corp", "alice", "s-1", (READER,), 2000, issued_at=1000, credential="sha256:old")
+NEW = OLD._replace(not_after=2900, issued_at=1900, credential="sha256:new")
+REQUEST = Request("GET", "shop.example", "/chat/a", ip_address("192.0.2.1"))
+STREAM = Ticket("iam/aa", OLD, REQUEST, str(READER), "chat", "C1")
+SRC = "192.0.2.1"
+
+
+def policy(**backend):
+    return Policy(
+        Config.model_validate(
+            {
+                "version": 1,
+                "issuers": [
+                    {"name": "corp", "issuer": "https://i", "audiences": ["a"], "algorithms": ["RS256"]}
+                ],
+                "roles": [{"name": role.name, "arn": str(role)} for role in (READER, WRITER)],
+                "backends": [{"name": "chat", "streams": True, "renew": True, **backend}],
+                "grants": [
+                    {"id": f"C{i}", "roles": [r], "methods": ["*"], "path": "/chat", "backend": "chat"}
+                    for i, r in enumerate(("reader", "writer"), 1)
+                ],
+            }
+        )
+    )
+
+
+def who(identity, role=READER):
+    """The first part of a ticket."""
+    return Ticket("iam/bb", identity, None, str(role), "chat", "").encode().partition(".")[0]
+
+
+def judged(revocations=NONE, world=None, now=1999.0):
+    world = world or policy()
+    return lambda ticket, expires, text, before=None: judge(
+        ticket,
+        expires,
+        now,
+        policy=world,
+        sources={},
+        revocations=revocations,
+        fresh=text,
+        before=before,
+    )
+
+
+def row(ends=2000, **fields):
+    key = f"7|{SRC}|4711|1000|2000|r7|{STREAM.encode()}"
+    found = Row(key, 7, SRC, 4711, 1000, 2000, ends, "r7", STREAM.encode(), True, False, 0.0)
+    return replace(found, **fields)
+
+
+def test_the_first_part_of_a_ticket_says_who():
+    first = STREAM.encode().partition(".")[0]
+
+    assert Ticket.decode(first) == replace(STREAM, request=None, rule="")
+
+
+def test_fresh_credentials_of_the_table():
+    answer = f"# table: iam-fresh, used:2\n0x1: key={SRC}|{who(NEW)} use=0 exp=9 gpt0=7\n"
+
+    assert fresh(answer) == [(SRC, who(NEW), 7)]
+    with pytest.raises(ConsoleError, match="policy render"):
+        fresh("No such table\n")
+
+
+def test_the_credential_that_lasts_longest_prolongs_and_no_longer_than_it_lives():
+    longest = NEW._replace(not_after=3000)
+    found = Successors(
+        [Fresh(2, SRC, who(NEW), 2900), Fresh(3, SRC, who(longest), 3000), Fresh(2, SRC, who(OLD), 2000)]
+    )
+
+    [renewal] = found.renewal(2, row(), judged())
+
+    assert renewal.until == 3000
+    assert renewal.commands() == [
+        f"set table {FRESH} key {SRC}|{who(longest)} data.gpt0 3000",
+        f"set table iam-live key {row().key} data.gpt0 3000",
+    ]
+    [known] = found.renewal(3, row(), judged())
+    assert known.commands() == renewal.commands()[1:]
+
+
+def test_the_credential_itself_counts_and_not_what_the_table_says_of_it():
+    [renewal] = Successors([Fresh(2, SRC, who(NEW), 9999)]).renewal(2, row(), judged())
+
+    assert renewal.until == NEW.not_after
+
+
+@pytest.mark.parametrize(
+    ("src", "text"),
+    [
+        ("192.0.2.2", who(NEW)),
+        (SRC, who(NEW._replace(issuer="other"))),
+        (SRC, who(NEW._replace(principal="bob"))),
+        (SRC, who(NEW._replace(session="s-2"))),
+        (SRC, who(NEW._replace(roles=(WRITER,)), WRITER)),
+        (SRC, who(NEW, WRITER)),
+        (SRC, "nonsense"),
+    ],
+    ids=["client", "issuer", "principal", "session", "role", "active role", "no ticket"],
+)
+def test_who_prolongs_nothing(src, text):
+    assert Successors([Fresh(2, src, text, 2900)]).renewal(2, row(), judged()) == []
+
+
+@pytest.mark.parametrize(
+    ("revocation", "detail"),
+    [
+        ({"credentials": ["sha256:old"]}, "revocation x"),
+        ({"principals": ["alice"], "issued_before": 1500}, "revocation x"),
+        ({"credentials": ["sha256:new"]}, "revocation x of the credential that prolonged it"),
+    ],
+)
+def test_a_revocation_of_either_credential_ends_a_stream_that_was_prolonged(revocation, detail):
+    listed = Revocations((Revocation(id="x", **revocation),))
+    known = Successors([Fresh(2, SRC, who(NEW), 2900)])
+
+    ends = known.judge(row(2900), judged(listed, now=2100.0), 2100.0)
+
+    assert (ends.at, ends.cause, ends.detail) == (0, REVOKED, detail)
+    assert known.renewal(2, row(), judged(listed)) == []
+
+
+def test_a_stream_that_was_prolonged_lives_while_one_that_prolonged_it_is_believed():
+    listed = Revocations((Revocation(id="x", credentials=["sha256:new"]),))
+    other = NEW._replace(credential="sha256:other", not_after=2500)
+    known = Successors([Fresh(2, SRC, who(NEW), 2900), Fresh(2, SRC, who(other), 2500)])
+
+    assert known.judge(row(2900), judged(now=2100.0), 2100.0).at == 2900
+    assert known.judge(row(2900), judged(listed, now=2100.0), 2100.0).at == 2500
+
+
+def test_while_its_own_credential_lasts_a_stream_does_not_need_what_prolonged_it():
+    listed = Revocations((Revocation(id="x", credentials=["sha256:new"]),))
+    known = Successors([Fresh(2, SRC, who(NEW), 2900)])
+
+    assert known.judge(row(2900), judged(listed, now=1995.0), 1995.0) == Ends(2000, EXPIRED)
+    assert Successors().judge(row(2900), judged(now=1995.0), 1995.0) == Ends(2000, EXPIRED)
+
+
+def test_a_policy_that_renews_no_more_ends_what_was_prolonged():
+    ends = Successors([Fresh(2, SRC, who(NEW), 2900)]).judge(
+        row(2900), judged(world=policy(renew=False), now=2100.0), 2100.0
+    )
+
+    assert (ends.at, ends.cause) == (0, POLICY_CHANGED)
+
+
+def test_what_was_prolonged_by_nobody_knows_whom_ends():
+    ends = Successors().judge(row(2900), judged(), 2100.0)
+
+    assert (ends.at, ends.cause) == (0, UNKNOWN)
+
+
+def test_what_was_judged_before_stands_unless_it_is_revoked_now():
+    before = Ends(1234, EXPIRED)
+    about = [
+        Revocations((Revocation(id="x", credentials=[credential]),))
+        for credential in (STREAM.identity.credential, "sha256:new")
+    ]
+
+    assert judged()(STREAM.encode(), 2000, "", before) == before
+    assert judged()(STREAM.encode(), 2000, "", Ends(0, REVOKED)) == Ends(2000, EXPIRED)
+    assert judged(about[0])(STREAM.encode(), 2000, "", before).cause == REVOKED
+    assert judged(about[1])(STREAM.encode(), 2000, who(NEW), before).cause == REVOKED
+
+
+# --- the cutter, against a console of text
+
+
+class Proxy:
+    """A worker with one stream, and the credentials that it saw."""
+
+    def __init__(self):
+        self.now, self.ends, self.alive, self.seen, self.asked = 1996.0, 2000, True, [], []
+
+    def __call__(self, path, pid=0):
+        return self
+
+    def close(self):
+        pass
+
+    async def tell(self, commands):
+        for command in commands:
+            await self.ask(command)
+
+    async def ask(self, command):
+        self.asked.append(command)
+        words = command.split()
+        if command == "show proc":
+            return "1 master\n2 worker\n"
+        if words[:3] == ["show", "table", FRESH]:
+            return "# table: iam-fresh\n" + "".join(
+                f"0x1: key={SRC}|{text} use=0 exp=9 gpt0={expires}\n" for text, expires in self.seen
+            )
+        if words[:2] == ["show", "table"]:
+            bound = int(words[-1]) if "lt" in words else 1 << 40
+            line = f"0x1: key={row().key} use={int(self.alive)} exp=30000 gpt0={self.ends} gpc0=0\n"
+            return "# table: iam-live, used:1\n" + (line if self.ends < bound else "")
+        if words[:3] == ["set", "table", "iam-live"]:
+            self.ends = int(words[-1])
+        if command == "show sess":
+            return f"0x7: proto=tcpv4 src={SRC}:4711 fe=x\n"
+        if words[:2] == ["show", "sess"]:
+            return f"0x7: [x] id=7 proto=tcpv4 source={SRC}:4711\n"
+        if words[0] == "shutdown":
+            self.alive = False
+        return ""
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    found = Proxy()
+    monkeypatch.setattr(cutting, "Console", found)
+    return found
+
+
+def cutter_of(proxy, cuts, renewed, *, listed=(), renews=True, name="iam/aa"):
+    def judge(*question):
+        return judged(Revocations(tuple(listed)), now=proxy.now)(*question)
+
+    return Cutter(
+        "/m",
+        name,
+        judge,
+        cuts.append,
+        renewed=renewed.append,
+        renewing=lambda: frozenset({"chat"} if renews else ()),
+        clock=lambda: proxy.now,
+    )
+
+
+async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(proxy):
+    cuts, renewed = [], []
+    cutter = cutter_of(proxy, cuts, renewed)
+    proxy.now, proxy.seen = 1980.0, [(who(NEW), 2900)]
+    await cutter.look()
+    assert not [command for command in proxy.asked if FRESH in command]
+
+    proxy.now = 1998.5
+    await cutter.look()
+    proxy.now = 2100.0
+    await cutter.look()
+    assert ([(one.until, one.successor.identity.credential) for one in renewed], cuts) == (
+        [(2900, "sha256:new")],
+        [],
+    )
+
+    proxy.now, proxy.seen = 2901.0, []
+    await cutter.look()
+    assert [(cut.cause, cut.due, cut.by) for cut in cuts] == [(EXPIRED, 2900, "agent")]
+
+
+async def test_where_the_policy_does_not_say_so_nothing_is_asked_and_nothing_prolonged(proxy):
+    cuts, renewed = [], []
+    proxy.seen = [(who(NEW), 2900)]
+    cutter = cutter_of(proxy, cuts, renewed, renews=False)
+    await cutter.look()
+    proxy.now = 2001.0
+    await cutter.look()
+
+    assert (renewed, [cut.due for cut in cuts]) == ([], [2000])
+    assert not [command for command in proxy.asked if FRESH in command]
+
+
+async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back(proxy):
+    cuts, renewed, listed = [], [], []
+    proxy.seen = [(who(NEW), 2900)]
+    cutter = cutter_of(proxy, cuts, renewed, listed=listed)
+    await cutter.look()
+    assert proxy.ends == 2900
+
+    listed.append(Revocation(id="x", credentials=["sha256:new"]))
+    cutter.revoked()
+    await cutter.look()
+    assert (proxy.ends, cuts) == (2000, [])
+
+    proxy.now = 2001.0
+    await cutter.look()
+    assert [(cut.cause, cut.due) for cut in cuts] == [(EXPIRED, 2000)]
+
+
+async def test_too_late_is_too_late(proxy):
+    cuts, renewed = [], []
+    cutter = cutter_of(proxy, cuts, renewed)
+    await cutter.look()
+    proxy.now, proxy.seen = 2001.0, [(who(NEW), 2900)]
+    await cutter.look()
+
+    assert (renewed, proxy.ends, len(cuts)) == ([], 2000, 1)
+
+
+async def test_another_agent_renews_in_the_last_second_only(proxy):
+    cuts, renewed = [], []
+    proxy.seen = [(who(NEW), 2900)]
+    cutter = cutter_of(proxy, cuts, renewed, name="iam/cc")
+    await cutter.look()
+    assert not renewed
+
+    proxy.now = 1997.2
+    await cutter.look()
+    assert len(renewed) == 1
+
+
+async def test_an_agent_that_was_started_anew_judges_what_was_prolonged_by_what_prolonged_it(proxy):
+    cuts, renewed = [], []
+    proxy.now, proxy.ends, proxy.seen = 2100.0, 2900, [(who(NEW), 2900)]
+    cutter = cutter_of(proxy, cuts, renewed)
+    await cutter.look()
+    cutter.revoked()
+    await cutter.look()
+    assert not cuts
+
+    listed = [Revocation(id="x", credentials=["sha256:new"])]
+    await cutter_of(proxy, cuts, renewed, listed=listed).look()
+    assert [(cut.cause, cut.detail) for cut in cuts] == [
+        (REVOKED, "revocation x of the credential that prolonged it")
+    ]
+
+
+async def test_a_revocation_while_a_stream_is_prolonged_is_not_lost(proxy):
+    cuts, renewed, listed = [], [], []
+    proxy.seen = [(who(NEW), 2900)]
+    cutter = cutter_of(proxy, cuts, renewed, listed=listed)
+    told = proxy.ask
+
+    async def revoked_meanwhile(command):
+        if command.startswith("set table iam-live"):
+            listed.append(Revocation(id="x", principals=["alice"]))
+            cutter.revoked()
+        return await told(command)
+
+    proxy.ask = revoked_meanwhile
+    await cutter.look()
+    await cutter.look()
+
+    assert [(cut.cause, proxy.alive) for cut in cuts] == [(REVOKED, False)]
+
+
+async def test_a_haproxy_without_the_table_is_said_once_and_ends_its_streams(proxy, caplog):
+    cuts, renewed = [], []
+    told = proxy.ask
+
+    async def without(command):
+        return "No such table\n" if FRESH in command else await told(command)
+
+    proxy.ask = without
+    cutter = cutter_of(proxy, cuts, renewed)
+    for moment in (1998.5, 1999.0, 2001.0):
+        proxy.now = moment
+        await cutter.look()
+
+    assert (renewed, len(cuts)) == ([], 1)
+    assert caplog.text.count("no table iam-fresh") == 1

@@ -1,0 +1,442 @@
+"""A bad file is refused with every problem at once: file, line, key, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.policy import load, load_text
+from iamroles_agent.policy.lines import json_lines, toml_lines
+from iamroles_agent.policy.load import load_document
+from iamroles_tools.policy.schema import schema_text
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "reference" / "examples" / "policy.toml"
+
+GOOD: dict[str, Any] = {
+    "version": 1,
+    "issuers": [{"name": "idp", "issuer": "https://idp.test", "audiences": ["api"], "algorithms": ["RS256"]}],
+    "sts": [{"name": "aws", "endpoint": "https://sts.test/", "hosts": ["sts.test"], "binding_value": "edge"}],
+    "roles": [{"name": "reader", "arn": "arn:aws:iam::111111111111:role/reader"}],
+    "backends": [{"name": "orders", "servers": ["10.0.0.1:80", "[::1]:8080", "orders:80"]}],
+    "grants": [{"id": "g", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"}],
+    "denies": [{"id": "d", "roles": ["*"], "path": "/admin"}],
+    "scopes": [{"name": "orders:read", "path": "/orders"}, {"name": "orders:read", "path": "/items"}],
+}
+
+
+def problems_of(data: dict[str, Any]) -> list[Problem]:
+    try:
+        load_text(json.dumps(data, indent=1), "json", "p.json")
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """GOOD with one value set; `path` as in problems."""
+    data = json.loads(json.dumps(GOOD))
+    *way, last = [
+        int(part) if part.isdigit() else part for part in path.replace("]", "").replace("[", ".").split(".")
+    ]
+    item = data
+    for part in way:
+        item = item[part]
+    item[last] = value
+    return data  # type: ignore[no-any-return]
+
+
+def test_good_loads() -> None:
+    assert problems_of(GOOD) == []
+
+
+def test_the_example_loads_and_lints_clean_of_warnings() -> None:
+    from iamroles_tools.policy.lint import lint
+
+    assert [item for item in lint(load(EXAMPLE)) if not item.note] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says", "remedy"),
+    [
+        ("issuers[0].algorithms", ["none"], "unsigned", "RS256"),
+        ("issuers[0].algorithms", ["NoNe"], "unsigned", "RS256"),
+        ("issuers[0].algorithms", ["HS256"], "shared secret", "asymmetric"),
+        ("issuers[0].algorithms", ["RS255"], "not a known algorithm", "RS256"),
+        ("issuers[0].algorithms", [], "is empty", "Pin"),
+        ("issuers[0].audiences", [], "tokens for others", "aud"),
+        ("issuers[0].issuer", "http://idp.test", "not https", "insecure_http"),
+        ("issuers[0].issuer", "idp.test", "not an http or https URL", "https://"),
+        ("issuers[0].issuer", "https://[::1", "is not a URL", "https://"),
+        ("issuers[0].issuer", "https://u@idp.test", "holds a user", "Leave"),
+        ("issuers[0].jwks_uri", "http://idp.test/keys", "not https", "insecure_http"),
+        ("metrics", {"listen": "unix:/run/m.sock"}, "served on TCP", "host:port"),
+        ("issuers[0].accounts", ["123"], "not an AWS account", "12 digits"),
+        ("issuers[0].leeway", "61s", "less than or equal to 60", "bounds"),
+        ("issuers[0].leeway", 5, "duration is a string", "Write"),
+        ("issuers[0].max_lifetime", "0s", "not above zero", "1h"),
+        ("issuers[0].roles_claim", "", "names no claim", "claim"),
+        ("issuers[0].roles_claim", ["a", ""], "names no claim", "claim"),
+        ("issuers[0].roles_claim", 7, "is not a", "Write"),
+        ("issuers[0].types", [], "every token would be refused", "at+jwt"),
+        ("issuers[0].profile", "okta", "is none of", "one of"),
+        ("issuers[0].name", "a b", "is not a name", "letters"),
+        ("sts[0].name", "idp", "a second issuer or STS endpoint", "Rename"),
+        ("sts[0].endpoint", "http://sts.test/", "not https", "insecure_http"),
+        ("sts[0].hosts", [], "no credential", "host"),
+        ("sts[0].hosts", ["*.amazonaws.com"], "not a host name", "wildcard"),
+        ("sts[0].hosts", ["https://sts.test"], "not a host name", "scheme"),
+        ("sts[0].binding_value", "", "is empty", "own name"),
+        ("sts[0].binding_header", "x edge", "not a header name", "x-iam-edge"),
+        ("roles[0].arn", "arn:aws:iam::1:role/reader", "not an IAM role ARN", "12-digit"),
+        ("roles[0].arn", "arn:aws:iam::111111111111:role/team/reader", "not canonical", ":role/reader"),
+        ("roles[0].arn", "arn:aws:sts::111111111111:assumed-role/r/bob", "not canonical", ":role/r"),
+        ("roles[0].arn", "arn:aws:iam::111111111111:user/reader", "not an IAM role ARN", "role/<name>"),
+        ("roles[0].max_lifetime", "0s", "below one second", "15m"),
+        ("backends[0].servers", ["10.0.0.1"], "not host:port", "8080"),
+        ("backends[0].servers", ["10.0.0.1:99999"], "not host:port", "8080"),
+        ("grants[0].roles", ["raeder"], "no role or group is called 'raeder'", "'reader'"),
+        ("grants[0].roles", ["*"], "may not be for every role", "Name each role"),
+        ("grants[0].roles", [], "is empty", "Name the roles"),
+        ("grants[0].backend", "order", "no backend is called 'order'", "'orders'"),
+        ("grants[0].backend", "zzz", "no backend is called", "[[backends]]"),
+        ("grants[0].methods", ["get"], "case-sensitive", '"GET"'),
+        ("grants[0].methods", [], "never matches", '["*"]'),
+        ("grants[0].methods", ["G T"], "not a method", "GET"),
+        ("grants[0].methods", "GET", "is not a list", "list"),
+        ("grants[0].path", "/a/../b", "dot segment", "forwarded"),
+        ("grants[0].path", "/a%2fb", "encoded delimiter", "forwarded"),
+        ("grants[0].path", "orders", "does not start with /", "forwarded"),
+        ("grants[0].path", "/orders/*", "taken literally", "prefix"),
+        ("grants[0].hosts", ["https://x.test"], "without scheme", "api.example.com"),
+        ("grants[0].hosts", ["x.*.test"], "not a host name", "*.example.com"),
+        ("grants[0].hosts", ["x.test:80"], "and port", "api.example.com"),
+        ("grants[0].sources", ["10.0.0.1/8"], "bits set beyond", "10.0.0.0/8"),
+        ("grants[0].sources", ["ten"], "not a network", "10.0.0.0/8"),
+        ("grants[0].match", "regex", "is none of", "one of"),
+        ("denies[0].id", "g", "a second grant or deny", "Rename"),
+        ("denies[0].path", "/%2e%2e", "dot segment", "forwarded"),
+        ("denies[0].roles", ["*", "reader"], "already stands for", '["*"]'),
+        ("denies[0].sources", ["10.0.0.0/33"], "not a network", "/8"),
+        ("scopes[0].name", "a b", "not a scope", "RFC 6749"),
+        ("version", 2, "is none of 1", "one of"),
+        ("multi_role", "any", "is none of", "one of"),
+        ("limits", {"max_token_bytes": 1}, "greater than or equal to 256", "bounds"),
+        ("keys", {"refresh": "2h"}, "shorter than keys.refresh", "longer"),
+        ("agent", {"listen": "9901"}, "not an address", "host:port"),
+        ("grants", {}, "is not a list", "list"),
+        ("grants[0]", "g", "is not a table", "[[grants]]"),
+    ],
+)  # fmt: skip
+def test_each_fault_says_where_what_and_how(key: str, value: Any, says: str, remedy: str) -> None:
+    found = problems_of(changed(key, value))
+
+    assert [problem for problem in found if problem.key.startswith(key.partition("[")[0])] == found
+    assert any(says in p.message and remedy in p.remedy and p.file == "p.json" and p.line for p in found), (
+        found
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("grant", "`grants`"), ("grants[0].role", "`roles`"), ("issuers[0].audience", "`audiences`"),
+     ("limits", "`max_lifetime`"), ("keys", "`cooldown`")],
+)  # fmt: skip
+def test_unknown_keys_name_the_nearest(key: str, near: str) -> None:
+    value: Any = {"max_lifetim": "1h"} if key == "limits" else {"cool_down": "1s"} if key == "keys" else ["x"]
+    found = problems_of(changed(key, value))
+
+    [problem] = [problem for problem in found if problem.message == "is not a known key"]
+    assert near in problem.remedy
+
+
+def test_missing_keys_say_what_to_add() -> None:
+    data = json.loads(json.dumps(GOOD))
+    del data["version"], data["grants"][0]["path"], data["roles"][0]["arn"]
+
+    assert {(p.key, p.message) for p in problems_of(data)} == {
+        ("version", "is missing"),
+        ("grants[0].path", "is missing"),
+        ("roles[0].arn", "is missing"),
+    }
+
+
+def test_trusting_nobody_is_an_error() -> None:
+    [problem] = problems_of({**GOOD, "issuers": [], "sts": []})
+
+    assert "trusts nobody" in problem.message
+
+
+def test_a_required_audit_is_not_none() -> None:
+    [problem] = problems_of({**GOOD, "audit": {"path": "none", "required": True}})
+
+    assert (problem.key, problem.remedy) == ("audit.path", 'Name a file, or "stderr"')
+
+
+def test_an_arn_has_one_name() -> None:
+    [problem] = problems_of(
+        {**GOOD, "roles": [*GOOD["roles"], {"name": "other", "arns": [GOOD["roles"][0]["arn"]]}]}
+    )
+
+    assert (problem.key, "already the role 'reader'" in problem.message) == ("roles[1].arns[0]", True)
+
+
+def test_every_problem_at_once_also_of_items_with_a_wrong_shape() -> None:
+    text = """\
+version = 1
+multi_rol = "deny"
+
+[[issuers]]
+name = "idp"
+issuer = "http://idp.test"
+audiences = ["api"]
+algorithms = [
+  "RS256",
+  "HS256",
+]
+
+[[roles]]
+name = "reader"
+arn = "arn:aws:iam::1:role/reader"
+
+[[grants]]
+id = "g1"
+role = ["reader"]     # unknown, so `roles` is missing
+methods = ["get"]
+path = "/a//b"
+backend = "nowhere"
+
+[x-acme]
+anything = true
+"""
+    with pytest.raises(ConfigError) as caught:
+        load_text(text, name="p.toml")
+
+    assert [(p.line, p.key) for p in caught.value.problems] == [
+        (2, "multi_rol"),
+        (6, "issuers[0].issuer"),
+        (8, "issuers[0].algorithms[1]"),
+        (15, "roles[0].arn"),
+        (17, "grants[0].roles"),
+        (19, "grants[0].role"),
+        (20, "grants[0].methods[0]"),
+        (21, "grants[0].path"),
+        (22, "grants[0].backend"),
+    ]
+    assert str(caught.value).startswith("p.toml:2: multi_rol: is not a known key. Did you mean `multi_role`?")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.toml", b"version = 1\nversion = 2\n", 2),
+        ("b.toml", b"version = \n", 1),
+        ("c.json", b'{"version": 1,\n "roles": [}', 2),
+        ("d.json", b"[1]", 1),
+        ("e.toml", b"version = 1\n# \xff\n", 2),
+        ("f.json", b'{"version": 1,\n"multi_role": "deny",\n"multi_role": "union"}', 3),
+    ],
+)
+def test_files_that_do_not_parse(tmp_path: Path, name: str, content: bytes, line: int) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+
+    assert line in [problem.line for problem in caught.value.problems]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "none.toml")
+
+
+def test_deep_json_is_refused_not_a_crash() -> None:
+    with pytest.raises(ConfigError):
+        load_text("[" * 100_000, "json")
+
+
+def test_toml_and_json_mean_the_same() -> None:
+    config = load(EXAMPLE)
+
+    import tomllib
+
+    assert load_text(json.dumps(tomllib.loads(EXAMPLE.read_text())), "json") == config
+
+
+TRICKY_TOML = """\
+a = '''
+[not]
+b = 1
+'''
+[t] # c
+x = [ # [
+  "]",
+  2,
+]
+[[r]]
+"n" = 1
+[[r]]
+n = {q = 1}
+[r.s]
+k.l = 2
+"""
+
+
+def test_lines_of_toml() -> None:
+    lines = toml_lines(TRICKY_TOML)
+
+    found = {"a": 1, "t": 5, "t.x": 6, "r[0]": 10, "r[0].n": 11, "r[1]": 12, "r[1].n": 13}
+    assert lines == {**found, "r[1].s": 14, "r[1].s.k.l": 15}
+
+
+def test_the_example_s_lines_point_at_their_rules() -> None:
+    document = load_document(EXAMPLE)
+    text = EXAMPLE.read_text().splitlines()
+
+    for index, grant in enumerate(document.config.grants):
+        assert text[(document.line(f"grants[{index}]") or 0) - 1] == "[[grants]]"
+        assert f'"{grant.id}"' in text[(document.line(f"grants[{index}].id") or 0) - 1]
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(alphabet="abc", min_size=1), _JSON, max_size=4), st.sampled_from([None, 1]))
+def test_lines_of_json_find_each_member(data: dict[str, Any], indent: int | None) -> None:
+    text = json.dumps(data, indent=indent)
+    lines, twice = json_lines(text)
+
+    assert set(data) <= set(lines)
+    if indent:
+        for name in data:
+            assert text.splitlines()[lines[name] - 1].startswith(f' "{name}"')
+        assert not [key for key, _ in twice if key in data]
+
+
+@given(
+    _JSON,
+    st.sampled_from(["issuers", "sts", "roles", "backends", "grants", "denies", "scopes", "keys", "agent"]),
+)
+def test_whatever_a_table_holds_only_config_errors_come_out(value: Any, table: str) -> None:
+    problems_of({**GOOD, table: value})
+    if isinstance(GOOD.get(table), list):
+        problems_of({**GOOD, table: [*GOOD[table], value]})
+
+
+@given(st.sampled_from(["issuers", "sts", "roles", "backends", "grants", "denies", "scopes"]), st.data())
+def test_whatever_a_field_holds_only_config_errors_come_out(table: str, data: st.DataObject) -> None:
+    field = data.draw(st.sampled_from(sorted(GOOD[table][0])))
+    problems_of(changed(f"{table}[0].{field}", data.draw(_JSON | st.lists(st.text(), max_size=2))))
+
+
+def test_the_published_schema_is_current() -> None:
+    """Else: `iamroles policy schema > reference/policy.schema.json`."""
+    assert (ROOT / "reference" / "policy.schema.json").read_text() == schema_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "good"),
+    [
+        (GOOD, True),
+        ({**GOOD, "x-acme": {"a": 1}, "$schema": "policy.schema.json"}, True),
+        ({**GOOD, "keys": {"refresh": "5m"}}, True),
+        ({**GOOD, "keys": {"refresh": 300}}, False),
+        ({**GOOD, "grant": []}, False),
+        (changed("grants[0].match", "regex"), False),
+        (changed("issuers[0].roles_claim", ["a", "b"]), True),
+    ],
+)
+def test_the_schema_agrees_with_the_loader(data: dict[str, Any], good: bool) -> None:
+    import jsonschema  # of moto's extra `server`
+
+    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
+
+    assert validator.is_valid(data) is good
+    assert (problems_of(data) == []) is good
+
+
+def test_the_schema_tells_what_each_key_means() -> None:
+    definitions = json.loads(schema_text())["$defs"]
+
+    silent = [
+        f"{name}.{key}"
+        for name, model in definitions.items()
+        for key, about in model["properties"].items()
+        if "description" not in about
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("iss", "good"),
+    [
+        ("accounts.google.com", True), ("urn:example:idp", True), ("spiffe://example.org", True),
+        ("https://idp.test", True), ("http://idp.test", True), ("", False), (" idp", False),
+        ("a b: c", False), ("9:x", False), ("idp\n", False),
+    ],
+)  # fmt: skip
+def test_an_issuer_with_a_jwks_uri_may_be_any_string_or_uri(iss: str, good: bool) -> None:
+    """RFC 7519 section 2; without `jwks_uri` the keys are found below it, so that it is a URL then."""
+    data = changed("issuers[0].issuer", iss)
+    data["issuers"][0]["jwks_uri"] = "https://idp.test/keys"
+
+    assert [problem.key for problem in problems_of(data)] == ([] if good else ["issuers[0].issuer"])
+
+
+def _tls(**members: Any) -> dict[str, Any]:
+    return {"name": "orders", "servers": ["orders:80"], "tls": {"ca": "/etc/iam/ca.pem", **members}}
+
+
+@pytest.mark.parametrize(
+    ("table", "value", "key", "says", "remedy"),
+    [
+        ("metrics", {"listen": "unix:/run/m.sock"}, "metrics.listen", "served on TCP", "host:port"),
+        ("metrics", {"listen": "127.0.0.1:99999"}, "metrics.listen", "served on TCP", "host:port"),
+        ("agent", {"listen": "127.0.0.1:99999"}, "agent.listen", "not an address", "unix:/path"),
+        ("backends", [_tls(ca="ca.pem")], "backends[0].tls.ca", "not a full path", "HAProxy sees"),
+        (
+            "backends",
+            [_tls(certificate='/x" y')],
+            "backends[0].tls.certificate",
+            "not a full path",
+            "letters",
+        ),
+        ("backends", [_tls(name="orders.internal/x")], "backends[0].tls.name", "not a DNS name", "carries"),
+        (
+            "backends",
+            [_tls() | {"servers": ["orders:80", "[::1]:8443"]}],
+            "backends[0].tls.name",
+            "named by its address",
+            "name =",
+        ),
+        ("identity_header", {"issuer": ""}, "identity_header.issuer", "is empty", "own name"),
+        ("identity_header", {"issuer": "g", "lifetime": "61s"}, "identity_header.lifetime", "bounds", "60s"),
+        ("identity_header", {"issuer": "g", "lifetime": "500ms"}, "identity_header.lifetime", "bounds", "2s"),
+        ("identity_header", {"issuer": "g", "rotate": "1m"}, "identity_header.rotate", "twice the", "24h"),
+    ],
+)
+def test_what_faces_the_back_ends_and_the_operator_is_checked(
+    table: str, value: Any, key: str, says: str, remedy: str
+) -> None:
+    found = problems_of(GOOD | {table: value})
+
+    assert [problem.key for problem in found] == [key]
+    assert says in found[0].message
+    assert remedy in found[0].remedy
+
+
+def test_tls_and_the_identity_header_load() -> None:
+    tls = _tls(certificate="/etc/iam/gate.pem", name="orders.internal")
+
+    assert problems_of(GOOD | {"backends": [tls], "identity_header": {"issuer": "https://gate.test"}}) == []

@@ -1,0 +1,495 @@
+"""What is in force in a running agent, for one worker and for four: over deaths, outages and restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.agent import AUDIENCE, ROLE, good_token, question
+from spop_transcript import hello, notify
+from test_server_supervisor import connect, receive, until
+from tokens_support import EC_KEY, OTHER_EC_KEY, Server, mint, public_jwk, serving
+
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.commands.status_text import as_text
+from iamroles_agent.processes import handover, local_socket
+from iamroles_agent.spop.values import DataType
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as made:
+        made.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
+        yield made
+
+
+@pytest.fixture(params=[1, 4])
+def workers(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+class Running:
+    """An agent, its configuration and its lines."""
+
+    def __init__(self, directory: Path, server: Server, workers: int, **changes: Any) -> None:
+        self.directory = directory
+        self.path = directory / "world.json"
+        self.world = {
+            "version": 1,
+            "agent": {"listen": "127.0.0.1:0", "workers": workers, "drain_timeout": "1s"}
+            | {"state_dir": "state"},
+            "audit": {"path": "none"},
+            "metrics": {"listen": "127.0.0.1:0"},
+            "keys": {"refresh": "1h", "cooldown": "10s", "timeout": "5s"},
+            "issuers": [
+                {"name": "corp", "issuer": server.url, "jwks_uri": f"{server.url}/jwks",
+                 "insecure_http": True, "audiences": [AUDIENCE], "algorithms": ["ES256"]}
+            ],
+            "roles": [{"name": "reader", "arn": ROLE}],
+            "backends": [{"name": "orders", "servers": ["127.0.0.1:9"]}],
+            "grants": [
+                {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"}
+            ],
+        } | changes  # fmt: skip
+        self.write()
+        self.process: subprocess.Popen[bytes]
+
+    def write(self, **changes: Any) -> None:
+        self.world |= changes
+        self.path.write_text(json.dumps(self.world))
+
+    def start(self, *how: str, **streams: Any) -> dict[str, Any]:
+        log = (self.directory / "log").open("ab")
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(self.path)),
+                *("--state-dir", str(self.directory / "state"), *how),
+            ],
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            **({"stderr": log} | streams),
+        )
+        ready = self.line()
+        self.address = ready["address"]
+        return ready
+
+    def line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], PATIENCE)[0], self.log()
+        return dict(json.loads(self.process.stdout.readline() or "{}"))
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+    def reload(self, **changes: Any) -> dict[str, Any]:
+        self.write(**changes)
+        self.process.send_signal(signal.SIGHUP)
+        return self.line()
+
+    def members(self) -> set[int]:
+        pid = self.process.pid
+        return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+    def ask(self, token: str, path: str = "/orders/1") -> str:
+        """What a new connection is answered: `allow`, or the reason."""
+        with connect(self.address) as sock:
+            return self._asked(sock, token, path)
+
+    def _asked(self, sock: socket.socket, token: str, path: str) -> str:
+        sock.sendall(hello() + notify(question(token, path)))
+        receive(sock)
+        said = receive(sock)
+        return "allow" if said["allow"] else str(said["reason"].decode())
+
+    def all_say(self, token: str) -> set[str]:
+        """What so many connections are answered that each worker has some."""
+        with ExitStack() as held:
+            socks = [held.enter_context(connect(self.address)) for _ in range(24)]
+            return {self._asked(sock, token, "/orders/1") for sock in socks}
+
+    def status(self) -> dict[str, Any]:
+        return local_socket.ask(self.directory / "state" / "agent.sock", {"command": "status"})
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Of the last worker that said where its metrics are."""
+        url = self.log().rpartition("metrics on ")[2].split()[0].replace("/metrics", "/healthz")
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+@contextmanager
+def running(directory: Path, server: Server, workers: int, **changes: Any) -> Iterator[Running]:
+    agent = Running(directory, server, workers, **changes)
+    agent.start()
+    try:
+        yield agent
+    finally:
+        agent.process.kill()
+        agent.process.wait()
+        assert agent.process.stdout is not None
+        agent.process.stdout.close()
+
+
+def forged(server: Server, kid: str) -> str:
+    now = int(time.time())
+    claims = {"iss": server.url, "aud": AUDIENCE, "sub": "x", "jti": kid, "iat": now, "exp": now + 600}
+    return mint(claims | {"roles": [ROLE]}, OTHER_EC_KEY, kid=kid)
+
+
+def test_a_removed_grant_stays_removed_when_everybody_is_killed(tmp_path, server, workers):
+    """H1, and the file says something else by then."""
+    with running(tmp_path, server, workers) as agent:
+        token, grants = good_token(server.url), agent.world["grants"]
+        assert agent.all_say(token) == {"allow"}
+        line = agent.reload(grants=[])
+        assert (line["version"], line["confirmed"]) == (3, workers)  # the key set was the second
+        agent.write(grants=grants)
+        before = agent.members()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(agent.members() - before) == workers + 1)
+
+        assert agent.all_say(token) == {"no_grant"}
+
+
+def test_what_was_accepted_outlives_the_agent(tmp_path, server, workers):
+    """Killed as a whole, it comes back with what was accepted, and its keys: whatever the file says."""
+    with running(tmp_path, server, workers) as agent:
+        token = good_token(server.url)
+        assert agent.ask(token) == "allow"
+        accepted = agent.reload(grants=[])
+        assert accepted["saved"] is True
+        members = agent.members()
+        agent.process.kill()
+        agent.process.wait()
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
+        server.replies["/jwks"] = lambda _: (500, {}, b"")
+        agent.path.write_text("garbage")
+
+        settings, host = agent.world["agent"], agent.address.rpartition(":")[0]
+        with socket.create_server((host, 0)) as busy:
+            agent.write(agent=settings | {"listen": f"{host}:{busy.getsockname()[1]}"})
+            with pytest.raises(KeyError):  # this start fails, and must not count as an orderly end
+                agent.start()
+        agent.write(agent=settings)
+        agent.process.wait(PATIENCE)
+        agent.path.write_text("garbage")
+        assert agent.start()["policy"] == accepted["policy"]
+        assert agent.all_say(token) == {"no_grant"}
+        agent.process.terminate()
+        assert agent.process.wait(PATIENCE) == 0
+        agent.write(grants=[{**GRANT, "id": "R2"}])
+        agent.start()
+        assert agent.all_say(token) == {"allow"}  # after an orderly end the file counts
+
+
+GRANT = {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"}
+
+
+class Asker(threading.Thread):
+    """Asks one question after the other, on another connection after each goodbye; counts what got lost."""
+
+    def __init__(self, agent: Running, token: str) -> None:
+        super().__init__(daemon=True)
+        self.agent, self.token = agent, token
+        self.answers: list[Any] = []
+        self.lost = self.goodbyes = 0
+        self.ending = False
+
+    def run(self) -> None:
+        while not self.ending:
+            with connect(self.agent.address) as sock:
+                sock.sendall(hello())
+                receive(sock)
+                while not self.ending and not self._told_to_go(sock):
+                    sock.sendall(notify(question(self.token, "/orders/1")))
+                    try:
+                        said = receive(sock)
+                    except (AssertionError, OSError):
+                        said = {}
+                    if not said:  # a goodbye in place of an answer, or no answer at all
+                        self.lost += 1
+                        break
+                    self.answers.append(said["allow"])
+                    time.sleep(0.001)
+
+    def _told_to_go(self, sock: socket.socket) -> bool:
+        told = bool(select.select([sock], [], [], 0)[0])
+        self.goodbyes += told
+        return told
+
+
+def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, workers):
+    with running(tmp_path, server, workers) as agent:
+        old = agent.process
+        token = good_token(server.url)
+        assert agent.ask(token) == "allow"
+        askers = [Asker(agent, token) for _ in range(6)]
+        for asker in askers:
+            asker.start()
+        idle = connect(agent.address)
+        idle.sendall(hello() + notify(question(token, "/orders/1")))
+        receive(idle)
+        assert receive(idle)["allow"] is True
+        until(lambda: all(len(asker.answers) > 50 for asker in askers))
+
+        agent.write(agent={**agent.world["agent"], "workers": 5 - workers})
+        agent.start("--take-over")
+        assert old.wait(PATIENCE) == 0
+        heard = [len(asker.answers) for asker in askers]
+        until(lambda: all(len(asker.answers) > n + 50 for asker, n in zip(askers, heard, strict=True)))
+        for asker in askers:
+            asker.ending = True
+            asker.join()
+
+        assert [asker.lost for asker in askers] == [0] * 6
+        assert {answer for asker in askers for answer in asker.answers} == {True}
+        assert all(asker.goodbyes for asker in askers)
+        assert receive(idle) == {}  # a goodbye, at a time when nothing was asked
+        assert "Traceback" not in agent.log()
+        idle.close()
+        assert agent.status()["pid"] == agent.process.pid
+        assert agent.reload(grants=[])["saved"] is True
+        assert agent.all_say(token) == {"no_grant"}
+        agent.process.terminate()
+        assert agent.process.wait(PATIENCE) == 0
+        assert old.stdout is not None
+        old.stdout.close()
+
+
+def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
+    with running(tmp_path, server, 2) as agent:
+        token, old = good_token(server.url), agent.process
+        for changes, why in (
+            ({"audit": {"path": "/nonexistent/audit"}}, "cannot be opened"),
+            ({"agent": {**agent.world["agent"], "listen": "127.0.0.1:9"}}, "it listens on"),
+        ):
+            agent.path.write_text(json.dumps(agent.world | changes))
+            done = subprocess.run(
+                [*(sys.executable, "-m", "iamroles_agent", "agent", "run", "--take-over"),
+                 *("--config", str(agent.path))],
+                capture_output=True, text=True, timeout=PATIENCE, check=False,
+            )  # fmt: skip
+            assert done.returncode == 3
+            assert why in done.stderr
+            assert agent.ask(token) == "allow"
+
+        assert old.poll() is None
+        line = agent.reload(grants=[])
+        assert (line["confirmed"], line["saved"]) == (2, True)
+
+
+def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_path, server):
+    with running(tmp_path, server, 2) as agent:
+        with socket.socket(socket.AF_UNIX) as other:  # it takes what it is given, and never gets ready
+            other.settimeout(PATIENCE)
+            other.connect(str(tmp_path / "state" / "agent.sock"))
+            other.sendall(b'{"command": "hand-over"}\n')
+            _, descriptors, _, _ = socket.recv_fds(other, 1 << 16, 16)
+            line = agent.reload(grants=[])
+            assert (line["confirmed"], line["saved"]) == (2, False)
+            assert line["save_error"] == "another agent is about to take over"
+            assert "NOT SAVED" in as_text(agent.status())
+            for descriptor in descriptors:
+                os.close(descriptor)
+        until(lambda: "kept in" in as_text(agent.status()))
+        assert agent.reload(grants=[])["saved"] is True
+
+
+def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(tmp_path / "agent.sock"))
+        old.listen()
+        with ThreadPoolExecutor() as pool:
+            taken = pool.submit(handover.take, tmp_path / "agent.sock", "127.0.0.1:9")
+            connection, _ = old.accept()
+            connection.recv(1)
+            connection.shutdown(socket.SHUT_WR)
+            with pytest.raises(StartError, match="it ended the conversation; it may be stopping, try again"):
+                taken.result(PATIENCE)
+            connection.close()
+
+
+def test_take_over_where_nobody_runs_is_a_start(tmp_path, server):
+    agent = Running(tmp_path, server, 1)
+    agent.start("--take-over")
+    until(lambda: agent.ask(good_token(server.url)) == "allow")
+    agent.process.terminate()
+    assert agent.process.wait(PATIENCE) == 0
+
+
+def test_a_state_directory_that_was_tampered_with_stops_the_start(tmp_path, server):
+    with running(tmp_path, server, 1) as agent:
+        agent.process.terminate()
+        agent.process.wait(PATIENCE)
+        (part, *_) = (tmp_path / "state").glob("part-*")
+        part.write_bytes(part.read_bytes() + b"x")
+        part.chmod(0o600)
+        done = subprocess.run(
+            [*(sys.executable, "-m", "iamroles_agent", "agent", "run"), "--config", str(agent.path)],
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        agent.process = subprocess.Popen(["true"], stdout=subprocess.PIPE)
+
+    assert done.returncode == 3
+    assert "does not hold what its name says" in done.stderr
+    assert "move this one away" in done.stderr
+
+
+def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(tmp_path, server, workers):
+    """H9."""
+    with running(tmp_path, server, workers) as agent:
+        assert agent.ask(good_token(server.url)) == "allow"
+        before = server.counts["/jwks"]
+        with ThreadPoolExecutor(8) as pool:
+            answers = set(pool.map(lambda n: agent.ask(forged(server, f"random-{n}")), range(64)))
+
+        assert answers == {"key_unknown"}
+        assert server.counts["/jwks"] - before == 1
+
+
+def test_a_new_key_reaches_all_workers_by_one_fetch(tmp_path, server, workers):
+    """H9."""
+    with running(tmp_path, server, workers) as agent:
+        assert agent.ask(good_token(server.url)) == "allow"
+        server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1"), public_jwk(OTHER_EC_KEY, "k2")]})
+        before, new = server.counts["/jwks"], forged(server, "k2")
+
+        assert agent.all_say(new) == {"allow"}
+        assert server.counts["/jwks"] - before == 1
+        assert agent.status()["confirmed"] == workers
+
+
+def test_keys_outlive_a_new_cooldown_while_the_issuer_is_down(tmp_path, server, workers):
+    """H7."""
+    with running(tmp_path, server, workers) as agent:
+        token = good_token(server.url)
+        assert agent.ask(token) == "allow"
+        server.replies["/jwks"] = lambda _: (500, {}, b"")
+
+        assert agent.reload(keys={"refresh": "1h", "cooldown": "3s", "timeout": "2s"})["reloaded"] is True
+        assert agent.all_say(token) == {"allow"}
+
+
+def test_a_question_under_way_is_answered_by_what_the_reload_put_in_force(tmp_path, server, workers):
+    """H6: it waits for a key set, through a reload that closes what it asks for."""
+    arrived, gate = threading.Event(), threading.Event()
+    good = server.replies["/jwks"]
+
+    def held(handler: Any) -> Any:
+        arrived.set()
+        gate.wait(PATIENCE)
+        return good(handler)
+
+    server.replies["/jwks"] = held
+    with running(tmp_path, server, workers, keys={"timeout": "15s"}) as agent:
+        assert arrived.wait(PATIENCE)
+        with connect(agent.address) as sock:
+            sock.sendall(hello() + notify(question(good_token(server.url), "/orders/1")))
+            receive(sock)
+            assert agent.reload(grants=[])["confirmed"] == workers
+            gate.set()
+            assert receive(sock)["reason"] == b"no_grant"
+
+
+def test_health_checks_fail_while_nothing_can_be_decided(tmp_path, server):
+    """H10."""
+    with running(tmp_path, server, 1, audit={"path": "/dev/full", "sync": "100ms"}) as agent:
+        until(lambda: agent.health()[0] == 503)
+        assert agent.health()[1]["problem"]
+        until(lambda: bool(agent.status()["members"][1]["stats"].get("problem")))
+        with connect(agent.address) as sock:
+            sock.sendall(hello(healthcheck=(DataType.BOOL, True)))
+            sock.settimeout(PATIENCE)
+            answer = sock.recv(4096)
+        assert answer[4] == 102  # AGENT-DISCONNECT
+        told = subprocess.run(
+            [*(sys.executable, "-m", "iamroles_agent", "agent", "status", "--config", str(agent.path))],
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        assert told.returncode == 1
+        assert "CANNOT DECIDE" in told.stdout
+
+
+def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, server, workers):
+    with running(tmp_path, server, workers) as agent:
+        agent.ask(good_token(server.url))
+        line = agent.reload(grants=[])
+        found = agent.status()
+        assert (found["version"], found["policy"]) == (line["version"], line["policy"])
+        assert (found["workers"], found["confirmed"]) == (workers, workers)
+        assert [member["state"] for member in found["members"]] == ["serving"] * (workers + 1)
+        until(lambda: agent.status()["members"][0]["stats"].get("keys", {}).get("corp", {}).get("kids") == 1)
+        until(lambda: agent.health()[1]["confirmed"] == workers)
+        code, health = agent.health()
+        assert (code, health["version"], health["policy"]) == (200, line["version"], line["policy"])
+        assert oct((tmp_path / "state" / "agent.sock").stat().st_mode & 0o777) == "0o600"
+        assert oct((tmp_path / "state").stat().st_mode & 0o777) == "0o700"
+
+        told = subprocess.run(
+            [*(sys.executable, "-m", "iamroles_agent", "agent", "status", "--config", str(agent.path))],
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        assert told.returncode == 0
+        assert f"confirmed by {workers} of {workers} workers" in told.stdout
+        assert "keys of corp: 1 keys" in told.stdout
+
+
+def test_nobody_reads_standard_error(tmp_path, server, workers):
+    """H12: a pipe that is full and stays full."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, b"x" * 4096):
+            pass
+    except BlockingIOError:
+        pass
+    os.set_blocking(writer, True)
+    agent = Running(tmp_path, server, workers)
+    try:
+        agent.start(stderr=writer)
+        token = good_token(server.url)
+        for _ in range(3):
+            assert agent.all_say(token) == {"allow"}
+            for _ in range(50):
+                with connect(agent.address) as sock:
+                    sock.sendall(b"\0\0\0\1\xff")  # each is a line of the log
+            assert agent.reload()["confirmed"] == workers
+        assert os.get_blocking(writer)
+    finally:
+        agent.process.kill()
+        agent.process.wait()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_the_local_socket_says_what_it_does_not_know(tmp_path, server):
+    with running(tmp_path, server, 1):
+        path = tmp_path / "state" / "agent.sock"
+        assert "known: " in local_socket.ask(path, {"command": "dance"})["error"]
+        for garbage in (b"\n", b"[]\n", b"{\n", b"\xff\n", b'{"command": []}\n'):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(PATIENCE)
+                sock.connect(str(path))
+                sock.sendall(garbage)
+                assert b"error" in sock.recv(4096)

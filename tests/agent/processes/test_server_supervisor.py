@@ -1,0 +1,555 @@
+"""The processes of an agent: one address, one ready line, one outcome of a reload, nobody left over.
+
+Faults are real ones: SIGKILL, SIGSTOP, a worker that talks nonsense or never answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from spop_transcript import cut, hello, notify
+
+from iamroles_agent import __version__
+from iamroles_agent.spop import actions
+
+PROGRAM = Path(__file__).parents[2] / "support/supervised_agent.py"
+PATIENCE = 20.0
+
+
+class Agent:
+    """The program as a child process."""
+
+    def __init__(self, state: Path, workers: int, listen: str) -> None:
+        self.state = state
+        self.process = subprocess.Popen(
+            [sys.executable, PROGRAM, listen, str(workers), state],
+            stdout=subprocess.PIPE, stderr=(state.parent / "stderr").open("w"), bufsize=0,
+        )  # fmt: skip
+        self._unread = b""
+
+    def line(self) -> dict[str, object]:
+        """The next line of standard output."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._unread:
+            assert select.select([self.process.stdout], [], [], PATIENCE)[0], self.errors()
+            data = os.read(self.process.stdout.fileno(), 4096)
+            assert data, f"the agent ended: {self.errors()}"
+            self._unread += data
+        line, self._unread = self._unread.split(b"\n", 1)
+        return json.loads(line)
+
+    def errors(self) -> str:
+        return (self.state.parent / "stderr").read_text()
+
+    def reload(self, state: str) -> dict[str, object]:
+        self.state.write_text(state)
+        self.process.send_signal(signal.SIGHUP)
+        return self.line()
+
+    def children(self, name: str = "iamroles-w") -> set[int]:
+        """Pids of the workers, or of members by another name."""
+        tasks = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return {int(pid) for pid in tasks.split() if comm(int(pid)).startswith(name)}
+
+    def ended(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def running(
+    tmp_path: Path, workers: int, *, state: str = "one", listen: str = "127.0.0.1:0"
+) -> Iterator[Agent]:
+    file = tmp_path / "state"
+    file.write_text(state)
+    agent = Agent(file, workers, listen)
+    try:
+        yield agent
+    finally:
+        agent.process.kill()
+        agent.process.wait()
+        assert agent.process.stdout is not None
+        agent.process.stdout.close()
+
+
+def connect(address: object) -> socket.socket:
+    assert isinstance(address, str)
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE)
+        sock.connect(address.removeprefix("unix:"))
+        return sock
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), PATIENCE)
+
+
+def receive(sock: socket.socket) -> dict[str, object]:
+    """The variables of the next ACK (none of another frame)."""
+
+    def exactly(size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = sock.recv(size - len(data))
+            assert more, "the agent closed"
+            data += more
+        return data
+
+    head = exactly(4)
+    (raw,) = cut(head + exactly(int.from_bytes(head, "big")))
+    if raw.type != 103:
+        return {}
+    told = actions.decode(raw.data[raw.start : raw.end])
+    return {action.name: action.value for action in told if action.kind is not None}
+
+
+def ask(address: object) -> tuple[int, str]:
+    """Pid and state of the worker that answers a new connection."""
+    with connect(address) as sock:
+        return asked(sock)
+
+
+def asked(sock: socket.socket) -> tuple[int, str]:
+    sock.sendall(hello() + notify())
+    receive(sock)
+    answer = receive(sock)
+    return int(answer["principal"]), answer["session"].decode()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def ask_until_heard(address: object, pids: set[int]) -> set[str]:
+    """States of these workers, asked until each has answered."""
+    states: dict[int, str] = {}
+    with ExitStack() as held:  # who has none gets the next one
+
+        def all_heard() -> bool:
+            pid, state = asked(held.enter_context(connect(address)))
+            states[pid] = state
+            return pids <= set(states)
+
+        until(all_heard)
+    return {states[pid] for pid in pids}
+
+
+def comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_life(tmp_path, workers):
+    with running(tmp_path, workers) as agent:
+        ready = agent.line()
+        pids = agent.children()
+
+        assert ready == {
+            "ready": True,
+            "address": ready["address"],
+            "pid": agent.process.pid,
+            "version": __version__,
+            "workers": workers,
+            "policy": "one",
+            "in_force": 1,
+        }
+        assert len(pids) == workers
+        assert ask_until_heard(ready["address"], pids) == {"one"}
+
+        assert agent.reload("two") == confirmed("two", 2, workers)
+        assert ask_until_heard(ready["address"], pids) == {"two"}
+
+        agent.process.terminate()
+        assert agent.ended() == 0
+        assert not any(alive(pid) for pid in pids)
+
+
+def confirmed(policy: str, version: int, workers: int) -> dict[str, object]:
+    return {
+        "reloaded": True,
+        "policy": policy,
+        "version": version,
+        "workers": workers,
+        "confirmed": workers,
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("state", "error"), [("bad", "the file is bad"), ("crash", "the reload crashed")])
+def test_a_bad_reload_changes_nothing(tmp_path, workers, state, error):
+    with running(tmp_path, workers) as agent:
+        address = agent.line()["address"]
+
+        line = agent.reload(state)
+        assert line["reloaded"] is False
+        assert error in line["error"]
+        assert (line["policy"], line["version"]) == ("one", 1)
+        assert ask(address)[1] == "one"
+
+
+def test_a_reload_that_one_worker_refuses_changes_nothing_anywhere(tmp_path):
+    with running(tmp_path, 3) as agent:
+        address = agent.line()["address"]
+
+        line = agent.reload("bad for one")
+
+        assert line["reloaded"] is False
+        assert "it is bad for worker 1" in line["error"]
+        assert ask_until_heard(address, agent.children()) == {"one"}
+        assert agent.reload("two")["reloaded"] is True
+        assert ask_until_heard(address, agent.children()) == {"two"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_report_of_any_length_arrives_and_the_next_reload_is_answered(tmp_path, workers):
+    """H4: 3,000 errors are more than a socket's buffer holds."""
+    with running(tmp_path, workers) as agent:
+        agent.line()
+
+        line = agent.reload("long report")
+        assert line["reloaded"] is False
+        assert str(line["error"]).count("\n") == 2999
+        assert agent.reload("two")["reloaded"] is True
+
+
+def test_a_frozen_loader_is_an_answer(tmp_path):
+    with running(tmp_path, 1) as agent:
+        address = agent.line()["address"]
+        members = {*agent.children(), *agent.children("iamroles-c")}
+        agent.state.write_text("wait")
+        agent.process.send_signal(signal.SIGHUP)
+        until(lambda: len(agent.children("") - members) == 1)
+        (loader,) = agent.children("") - members
+        os.kill(loader, signal.SIGSTOP)
+
+        line = agent.line()
+        assert line["reloaded"] is False
+        assert "the loader did nothing" in line["error"]
+        assert agent.reload("two")["reloaded"] is True
+        assert ask(address)[1] == "two"
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
+    """H3, H5."""
+    with running(tmp_path, workers) as agent:
+        address = agent.line()["address"]
+        before = agent.children()
+        victim = ask(address)[0]
+        os.kill(victim, signal.SIGSTOP)
+
+        line = agent.reload("two")
+        assert line["reloaded"] is True
+        until(lambda: len(agent.children() - before) == 1)
+        (fresh,) = agent.children() - before
+
+        assert ask_until_heard(address, {fresh, *(before - {victim})}) == {"two"}
+        assert "no heartbeat" in agent.errors()
+        assert not alive(victim)
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ("slow for one", "it did not prepare version 2"),
+        ("deaf for one", ""),
+        ("nonsense of one", "it talked nonsense: a head that is no JSON"),
+    ],
+)
+def test_a_worker_that_fails_a_phase_is_replaced_with_the_new_version(tmp_path, state, why):
+    """H3, H4: also one that is killed for silence, because it blocks its event loop."""
+    with running(tmp_path, 3) as agent:
+        address = agent.line()["address"]
+        before = agent.children()
+
+        line = agent.reload(state)
+
+        assert line["reloaded"] is True
+        assert why in agent.errors()
+        until(lambda: len(agent.children() - before) == 1 and len(agent.children()) == 3)
+        assert ask_until_heard(address, agent.children()) == {state}
+        assert agent.reload("after")["confirmed"] == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_terminated_with_work_under_way(tmp_path, workers):
+    with running(tmp_path, workers) as agent, connect(agent.line()["address"]) as sock:
+        sock.sendall(hello() + notify())
+        agent.process.terminate()
+
+        assert receive(sock) == {}
+        assert receive(sock)["allow"] is True
+        assert receive(sock) == {}
+        assert agent.ended() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_killed_workers_are_replaced_with_the_version_in_force(tmp_path, workers):
+    """H1: whatever the file says meanwhile."""
+    with running(tmp_path, workers) as agent:
+        address = agent.line()["address"]
+        agent.reload("two")
+        agent.state.write_text("three, which nobody took up")
+        before = agent.children()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(agent.children() - before) == workers)
+
+        assert ask_until_heard(address, agent.children()) == {"two"}
+        assert "ended with signal 9" in agent.errors()
+        assert agent.reload("four") == confirmed("four", 3, workers)
+        agent.process.terminate()
+        assert agent.ended() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_dead_courier_is_replaced(tmp_path, number):
+    with running(tmp_path, 2) as agent:
+        agent.line()
+        (courier,) = agent.children("iamroles-c")
+        os.kill(courier, number)
+
+        assert agent.reload("two")["reloaded"] is True
+        until(lambda: bool(agent.children("iamroles-c") - {courier}))
+        agent.process.terminate()
+        assert agent.ended() == 0
+
+
+def test_a_parent_without_descriptors_survives_and_replaces_later(tmp_path):
+    with running(tmp_path, 2) as agent:
+        address = agent.line()["address"]
+        pid, before = agent.process.pid, agent.children()
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        former = resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: "cannot be made: Too many open files" in agent.errors())
+        assert agent.reload("two")["error"] == "the loader ended with fork failed: Too many open files"
+
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
+        until(lambda: len(agent.children()) == 2)
+        assert agent.reload("three")["reloaded"] is True
+        until(lambda: ask_until_heard(address, agent.children()) == {"three"})
+
+
+def test_frozen_members_do_not_outlive_a_killed_parent(tmp_path):
+    """They would hold the address, and the next agent could not start."""
+    with running(tmp_path, 2) as agent:
+        address = agent.line()["address"]
+        everybody = agent.children("")
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        agent.process.kill()
+        until(lambda: not any(alive(pid) for pid in everybody))
+
+    with running(tmp_path, 2, listen=str(address)) as agent:
+        assert agent.line()["ready"] is True
+
+
+def test_a_loader_does_not_outlive_a_killed_parent(tmp_path):
+    """It would hold the agent's address, and the next agent could not start."""
+    with running(tmp_path, 2) as agent:
+        address = agent.line()["address"]
+        members = agent.children("")
+        agent.state.write_text("wait")
+        agent.process.send_signal(signal.SIGHUP)
+        until(lambda: bool(agent.children("") - members))
+        everybody = agent.children("")
+        agent.process.kill()
+        until(lambda: not any(alive(pid) for pid in everybody))
+
+    with running(tmp_path, 2, listen=str(address)) as agent:
+        assert agent.line()["ready"] is True
+
+
+def test_connections_that_wait_for_a_killed_worker_are_answered_by_the_next(tmp_path):
+    with running(tmp_path, 1) as agent:
+        address = agent.line()["address"]
+        (victim,) = agent.children()
+        os.kill(victim, signal.SIGSTOP)
+        with connect(address) as sock:
+            sock.sendall(hello() + notify())
+            os.kill(victim, signal.SIGKILL)
+            receive(sock)
+            assert receive(sock)["principal"] != str(victim)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_each_worker_gets_as_many_connections_as_the_others(tmp_path, workers, kind):
+    listen = "127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path / 'agent.sock'}"
+    with running(tmp_path, workers, state="patient", listen=listen) as agent, ExitStack() as held:
+        address = agent.line()["address"]
+        socks = [held.enter_context(connect(address)) for _ in range(15)]
+        spread = Counter(asked(sock)[0] for sock in socks)
+
+        assert set(spread) == agent.children()
+        assert max(spread.values()) - min(spread.values()) <= 1
+
+
+def test_a_replaced_worker_gets_its_share(tmp_path):
+    with running(tmp_path, 2, state="patient") as agent, ExitStack() as held:
+        address = agent.line()["address"]
+
+        def connected() -> int:
+            return asked(held.enter_context(connect(address)))[0]
+
+        spread = Counter(connected() for _ in range(8))
+        victim, other = spread
+        assert spread[other] == 4
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: connected() not in spread)  # while there is no other, it takes what comes
+        (fresh,) = agent.children() - {other}
+        status = Counter(connected() for _ in range(3))
+
+        assert status == {fresh: 3}
+
+
+def test_a_frozen_worker_lets_others_accept(tmp_path):
+    with running(tmp_path, 3) as agent, ExitStack() as held:
+        address = agent.line()["address"]
+        victim = min(agent.children())
+        os.kill(victim, signal.SIGSTOP)
+        socks = [held.enter_context(connect(address)) for _ in range(30)]
+
+        assert victim not in {asked(sock)[0] for sock in socks}
+
+
+def test_connections_outlive_workers_that_never_accepted_them(tmp_path):
+    """Whoever connects while a worker is killed is answered, or cut off at once with that worker."""
+    with running(tmp_path, 3) as agent:
+        address = agent.line()["address"]
+        answered = 0
+        for _ in range(12):
+            before = agent.children()
+            with ExitStack() as held:
+                socks = [held.enter_context(connect(address)) for _ in range(8)]
+                os.kill(random.choice(sorted(before)), signal.SIGKILL)
+                for sock in socks:
+                    with suppress(AssertionError, ConnectionError):
+                        answered += asked(sock)[0] > 0
+            until(lambda before=before: len(agent.children()) == 3 and agent.children() != before)
+
+        assert answered > 0
+        assert agent.reload("two")["confirmed"] == 3
+
+
+def test_unix_socket_outlives_a_worker(tmp_path):
+    path = tmp_path / "agent.sock"
+    with running(tmp_path, 2, listen=f"unix:{path}") as agent:
+        address = agent.line()["address"]
+        before = agent.children()
+        os.kill(min(before), signal.SIGTERM)
+        until(lambda: len(agent.children() - before) == 1)
+
+        assert ask(address)[1] == "one"
+        agent.process.terminate()
+        assert agent.ended() == 0
+        assert not path.exists()
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    with running(tmp_path, 2) as agent:
+        agent.line()
+        pids = agent.children()
+        agent.process.kill()
+
+        until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.parametrize(
+    ("state", "why"), [("refuse", "worker 1 will not"), ("die", "worker 1 ended with status 7")]
+)
+def test_a_worker_that_cannot_start_stops_everything(tmp_path, state, why):
+    with running(tmp_path, 3, state=state) as agent:
+        assert agent.ended() == 3
+        assert why in agent.errors()
+        assert agent.process.stdout.read() == b""
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_busy_port(tmp_path, first, second):
+    """Even workers that share a port never share it with another agent."""
+    (tmp_path / "second").mkdir()
+    with running(tmp_path, first) as agent:
+        address = agent.line()["address"]
+        with running(tmp_path / "second", second, listen=str(address)) as other:
+            assert other.ended() == 3
+            assert other.errors().splitlines()[-1] == (
+                f"cannot listen on {address}: another process listens there; "
+                "stop it, or choose another `agent.listen`"
+            )
+        assert ask(address)[1] == "one"
+
+
+def test_a_stuck_worker_is_killed_in_the_end(tmp_path):
+    with running(tmp_path, 2, state="stuck") as agent:
+        agent.line()
+        pids = agent.children()
+        agent.process.terminate()
+
+        assert agent.ended() == 1
+        assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("listen", "why"),
+    [
+        ("nonsense", 'write "host:port", "[ipv6]:port" or "unix:/path"'),
+        ("127.0.0.1:99999", 'write "host:port"'),
+        ("192.0.2.1:0", "it is no address of this host"),
+        ("no-such-host.invalid:0", "is no address of this host"),
+        ("unix:/proc/agent.sock", "cannot listen on unix:/proc/agent.sock"),
+    ],
+)
+def test_addresses_that_cannot_be(tmp_path, listen, why):
+    with running(tmp_path, 1, listen=listen) as agent:
+        assert agent.ended() == 3
+        assert why in agent.errors().splitlines()[-1]
+
+
+def test_a_stale_unix_socket_is_replaced_but_a_live_one_or_a_file_is_not(tmp_path):
+    path = tmp_path / "agent.sock"
+    listen = f"unix:{path}"
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with running(tmp_path / "a", 1, listen=listen) as agent:
+        agent.line()
+        with running(tmp_path / "b", 1, listen=listen) as other:
+            assert other.ended() == 3
+            assert "another process listens there" in other.errors()
+        agent.process.kill()
+        agent.ended()
+    assert path.is_socket()
+    with running(tmp_path / "a", 1, listen=listen) as agent:
+        assert ask(agent.line()["address"])[1] == "one"
+    path.unlink()
+    path.write_text("precious")
+    with running(tmp_path / "a", 1, listen=listen) as agent:
+        assert agent.ended() == 3
+        assert "a file that is no socket is there" in agent.errors()
+    assert path.read_text() == "precious"

@@ -1,0 +1,86 @@
+"""No request of a stranger costs much; and the search that says so finds what does (`benchmarks.hostile`)."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks.hostile import (
+    LOG_BYTES,
+    MEMORY_BYTES,
+    UNITS,
+    Attack,
+    Cost,
+    Gene,
+    Target,
+    fault,
+    growth,
+    retained,
+    search,
+)
+from counting import steps
+
+TRIES = 400
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return Target()
+
+
+def worst(target: Target, *, strangers: bool) -> float:
+    """Seconds of the costliest request that a short search finds."""
+    attack, _ = search(target, 7, strangers=strangers, worth=lambda cost: cost.seconds, tries=TRIES)
+    return target.cost(attack, times=9).seconds
+
+
+@pytest.mark.parametrize(("name", "strangers"), [("S1", True), ("S2", False)])
+def test_the_search_finds_an_old_fault_that_is_put_back(target, name, strangers):
+    """The same search, seed and process; only the fault differs, so the ratio is the fault's."""
+    sound = worst(target, strangers=strangers)
+    with fault(name):
+        assert worst(target, strangers=strangers) > 4 * sound
+
+
+def count(target: Target, attack: Attack) -> int:
+    frame = target.frame(attack)
+    return steps(lambda: target.ask(frame))
+
+
+def test_no_record_is_longer_than_its_bound(target):
+    attack, _ = search(target, 7, strangers=True, worth=lambda cost: float(cost.log), tries=4000)
+
+    assert 1500 < target.cost(attack).log < LOG_BYTES
+
+
+@pytest.mark.parametrize("form", ["raw", "bearer", "jwt", "header", "sts"])
+def test_no_form_of_a_credential_takes_a_step_for_each_byte(target, form):
+    """Steps of the interpreter, counted: up to 16 kB may take a tenth of a step for each byte."""
+    usual = count(target, Attack("jwt", Gene((('{"iss":"x"}', 1),))))
+    counts = {
+        (text, length): count(target, Attack(form, Gene(((text, length // len(text)),))))
+        for text in UNITS
+        for length in (5900, 16000)
+    }
+
+    assert max(counts.values()) < 2 * usual + 1600, max(counts.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("text", UNITS)
+def test_a_byte_of_a_path_costs_the_same_however_many_there_are(target, text):
+    attack = Attack("none", path=Gene(((text, 4095 // len(text)),)))
+
+    assert growth(target, attack) < 3  # a square would be four, and the fixed part makes it less than one
+
+
+def test_strangers_leave_nothing_in_memory(target):
+    assert retained(target, 3) < MEMORY_BYTES
+
+
+def test_a_stranger_asks_for_one_signature_check_at_most(target):
+    before = target.checked
+    target.ask(target.frame(Attack("jwt", Gene((('{"iss":"https://idp.example.com/corp"}', 1),)))))
+
+    assert target.checked == before + 1
+
+
+def test_cost_for_each_byte():
+    assert Cost(1000, seconds=1e-3).each == 1000.0

@@ -1,0 +1,127 @@
+"""Strangers against the agent as it is run: workers, courier, sockets, an STS that strangers keep busy."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
+
+import pytest
+from benchmarks.agent import agent
+from spop_client import Client, until
+from spop_transcript import check_message, context_message, notify
+from test_tokens_sts import EDGE, HOST, KEY_ID, as_json, credential, error_xml, presign
+from tokens_support import ACCOUNT, Reply, serving
+
+from iamroles_agent.spop.values import DataType
+
+FORGED = 300
+
+
+def question(header: str, src: str, number: int) -> bytes:
+    asked = check_message(
+        authorization=(DataType.STRING, header.encode()), src=(DataType.IPV4, ip_address(src))
+    )
+    return notify(context_message() + asked, ids=(number, 1))
+
+
+def signed_by(key_id: str, ago: int = 0) -> str:
+    return credential(presign(now=time.time() - ago).replace(KEY_ID, key_id))
+
+
+class BusySts:
+    """Answers a good key at once, and a forged one when the test lets it."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.forged = 0
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> Reply:
+        found = re.search(r"X-Amz-Credential=([A-Z0-9]+)", handler.path)
+        if found is not None and found[1] == KEY_ID:
+            return 200, {"Content-Type": "application/json"}, as_json()
+        self.forged += 1
+        self.release.wait(30)
+        return 403, {"Content-Type": "text/xml"}, error_xml("InvalidClientTokenId")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_forged_credentials_leave_a_good_caller_its_turn(tmp_path, workers):
+    """S4: 400 forged credentials once made a good caller wait until its time was over (503)."""
+    busy = BusySts()
+    with serving() as server:
+        server.replies["/"] = busy.answer
+        config = {
+            "version": 1,
+            "agent": {"listen": "127.0.0.1:0", "workers": workers},
+            "audit": {"path": str(tmp_path / "audit.log")},
+            "sts": [
+                {"name": "sts", "endpoint": server.url, "hosts": [HOST], "binding_value": EDGE,
+                 "insecure_http": True, "timeout": "20s"},
+            ],
+            "roles": [{"name": "reader", "arn": f"arn:aws:iam::{ACCOUNT}:role/Reader"}],
+            "backends": [{"name": "b"}],
+            "grants": [{"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}],
+        }  # fmt: skip
+        try:
+            with agent(config, tmp_path) as ready:
+                good = await Client.connect(ready["address"])
+                good.send(question(signed_by(KEY_ID), "198.51.100.7", 1))
+                assert "allow=True" in await good.receive()
+
+                bad = [await Client.connect(ready["address"]) for _ in range(6)]
+                for n in range(FORGED):
+                    forged = question(signed_by(f"AKIA{n:016d}"), f"192.0.2.{n % 5}", n + 1)
+                    bad[n % len(bad)].send(forged)
+                await until(lambda: busy.forged >= 12)  # all the room that strangers have is taken
+
+                good.send(question(signed_by(KEY_ID, ago=7), "198.51.100.7", 2))
+                assert "allow=True" in await good.receive()
+                new = await Client.connect(ready["address"])
+                new.send(question("Bearer a.b.c", "198.51.100.9", 1))
+                assert "token_malformed" in await new.receive()
+                assert busy.forged == 12
+
+                busy.release.set()
+                answers = [await client.receive() for client in bad for _ in range(FORGED // len(bad))]
+                reasons = {re.search(r"reason=b'(\w+)'", answer)[1] for answer in answers}
+                assert reasons <= {"sts_rejected", "sts_unavailable"}
+                assert len(answers) == FORGED
+        finally:
+            busy.release.set()
+
+
+async def test_a_good_client_is_answered_between_hostile_requests(tmp_path):
+    """S1: one path of 14 kB once kept everyone waiting for more than a second."""
+    config = {
+        "version": 1,
+        "agent": {"listen": "127.0.0.1:0"},
+        "audit": {"path": str(tmp_path / "audit.log")},
+        "sts": [{"name": "sts", "endpoint": "https://sts.test/", "hosts": [HOST], "binding_value": EDGE}],
+        "roles": [{"name": "reader", "arn": f"arn:aws:iam::{ACCOUNT}:role/Reader"}],
+        "backends": [{"name": "b"}],
+        "grants": [{"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}],
+    }
+    paths = {
+        b"/" + b"eyJ" * 4700: "text_too_long",
+        b"/a" * 7000: "text_too_long",
+        b"/" + b"eyJ" * 1300: "no_credentials",
+        b"/" + b"%C3%A9" * 680: "no_credentials",
+        b"/%zz" * 1000: "path_ambiguous",
+    }
+    with agent(config, tmp_path) as ready:
+        client = await Client.connect(ready["address"])
+        for number, (path, reason) in enumerate(paths.items(), 1):
+            asked = check_message(
+                authorization=(DataType.NULL, None),
+                authorization_count=(DataType.INT64, 0),
+                path=(DataType.STRING, path),
+            )
+            client.send(notify(context_message() + asked, ids=(number, 1)))
+            assert reason in await client.receive()
+        await client.close()
+    log = (tmp_path / "audit.log").read_bytes().splitlines()
+    assert max(map(len, log)) < 4096
+    assert sum(b"text_too_long" in line for line in log) == 2

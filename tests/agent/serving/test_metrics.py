@@ -1,0 +1,214 @@
+"""What Prometheus reads, and that the Grafana dashboard asks for nothing else."""
+
+import json
+import re
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client import Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from iamroles_agent.audit.log import Audit, AuditState
+from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.base.reasons import Reason
+from iamroles_agent.serving.metrics import BUCKETS, Metrics
+from iamroles_agent.serving.scrape import registry
+from iamroles_agent.serving.server import ConnectionStats
+from iamroles_agent.tokens import Authenticator
+
+DASHBOARD = Path(__file__).parents[3] / "reference" / "grafana" / "iamroles.json"
+
+
+CONFIG = {
+    "version": 1,
+    "issuers": [
+        {"name": "corp", "issuer": "https://id.example.com", "audiences": ["shop"], "algorithms": ["RS256"]}
+    ],
+}
+
+
+@pytest.fixture
+def metrics():
+    numbers = Metrics(MetricsSettings(listen="127.0.0.1:0"), clock=lambda: 1000.0)
+    numbers.audit = lambda: AuditState(records=7, lost=2, failures=1, failing=True, buffered=512)
+    numbers.connections = ConnectionStats(open=1, pending=3, accepted=2, refused=4, protocol_errors=5)
+    numbers.authenticator = Authenticator(Config.model_validate(CONFIG))
+    return numbers
+
+
+def scraped(metrics: Metrics) -> dict[tuple, float]:
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry(metrics)).decode())
+        for sample in family.samples
+    }
+
+
+def test_decisions_by_verdict_and_reason(metrics):
+    metrics.decided(None, 20e-6)
+    metrics.decided(None, 20e-6)
+    metrics.decided(Reason.NO_GRANT, 3.0)
+
+    found = scraped(metrics)
+
+    assert found["iamroles_decisions_total", ("reason", ""), ("verdict", "allow")] == 2
+    assert found["iamroles_decisions_total", ("reason", "no_grant"), ("verdict", "deny")] == 1
+    assert found["iamroles_decisions_total", ("reason", "token_expired"), ("verdict", "deny")] == 0
+    assert found["iamroles_decision_seconds_bucket", ("le", "2.5e-05")] == 2
+    assert found["iamroles_decision_seconds_bucket", ("le", "2.5")] == 2
+    assert found["iamroles_decision_seconds_bucket", ("le", "+Inf")] == 3
+    assert found["iamroles_decision_seconds_count",] == 3
+    assert found["iamroles_decision_seconds_sum",] == pytest.approx(3.00004)
+
+
+@pytest.mark.parametrize("bound", BUCKETS)
+def test_a_latency_on_a_bound_counts_below_it(metrics, bound):
+    metrics.decided(None, bound)
+
+    found = scraped(metrics)
+    index = BUCKETS.index(bound)
+    assert [found["iamroles_decision_seconds_bucket", ("le", str(le))] for le in BUCKETS] == (
+        [0] * index + [1] * (len(BUCKETS) - index)
+    )
+
+
+def test_everything_else(metrics):
+    metrics.policy("sha256:feed")
+    metrics.policy_rejected()
+    metrics.cut("expired", "filter", 0.004)
+    metrics.cache_sizes["verdict"] = lambda: 41
+    metrics.verdict_hits, metrics.identity_misses = 5, 6
+    metrics.authenticator.sts.counts["rejected"] += 1
+    metrics.authenticator.sources["corp"].fetches += 2
+
+    found = scraped(metrics)
+
+    expected = {
+        ("iamroles_key_set_fetches_total", ("issuer", "corp")): 2,
+        ("iamroles_key_set_failures", ("issuer", "corp")): 0,
+        ("iamroles_key_set_keys", ("issuer", "corp")): 0,
+        ("iamroles_sts_calls_total", ("outcome", "rejected")): 1,
+        ("iamroles_policy_loads_total", ("outcome", "accepted")): 1,
+        ("iamroles_policy_loads_total", ("outcome", "rejected")): 1,
+        ("iamroles_policy_since_seconds",): 1000,
+        ("iamroles_connections",): 1,
+        ("iamroles_pending_decisions",): 3,
+        ("iamroles_connections_opened_total",): 2,
+        ("iamroles_connections_refused_total",): 4,
+        ("iamroles_frame_errors_total",): 5,
+        ("iamroles_cuts_total", ("by", "filter"), ("cause", "expired")): 1,
+        ("iamroles_cache_entries", ("cache", "verdict")): 41,
+        ("iamroles_cache_entries", ("cache", "identity")): 0,
+        ("iamroles_cache_lookups_total", ("cache", "verdict"), ("outcome", "hit")): 5,
+        ("iamroles_cache_lookups_total", ("cache", "identity"), ("outcome", "miss")): 6,
+        ("iamroles_audit_records_total",): 7,
+        ("iamroles_audit_lost_total",): 2,
+        ("iamroles_audit_failures_total",): 1,
+        ("iamroles_audit_failing",): 1,
+        ("iamroles_audit_buffered_bytes",): 512,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    [info] = [key for key in found if key[0] == "iamroles_agent_info"]
+    assert ("policy", "sha256:feed") in info
+
+
+def test_served_over_http(metrics):
+    with urllib.request.urlopen(f"http://{metrics.serve()}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    metrics.close()
+
+    assert 'iamroles_decisions_total{reason="",verdict="allow"} 0.0' in text
+
+
+def test_the_audit_log_reports_its_own_state(metrics, tmp_path):
+    log = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")))
+    metrics.audit = log.state
+
+    assert scraped(metrics)["iamroles_audit_records_total",] == 1  # the start record
+    log.close()
+
+
+def test_nothing_is_served_unless_asked():
+    assert Metrics(MetricsSettings()).serve() == ""
+
+
+def test_each_worker_has_the_port_after_the_one_before():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    second = Metrics(MetricsSettings(listen=f"127.0.0.1:{port - 1}"), worker=1)
+
+    assert second.serve() == f"127.0.0.1:{port}"
+    second.close()
+
+
+def test_a_busy_port_is_said():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=rf"metrics\.listen 127\.0\.0\.1:{port} cannot be used"):
+            Metrics(MetricsSettings(listen=f"127.0.0.1:{port}")).serve()
+
+
+def _served(numbers: Metrics) -> dict[str, Metric]:
+    """Families by the name under which a query asks for them."""
+    suffix = {"counter": "_total", "info": "_info"}
+    return {family.name + suffix.get(family.type, ""): family for family in registry(numbers).collect()}
+
+
+def _queries() -> list[str]:
+    dashboard = json.loads(DASHBOARD.read_text())
+    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+
+
+def test_the_dashboard_asks_only_for_metrics_that_exist(metrics):
+    asked = {name for query in _queries() for name in re.findall(r"iamroles_\w+", query)}
+    served = set(_served(metrics))
+
+    assert len(asked) > 15
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} <= served
+
+
+def test_the_dashboard_shows_every_metric(metrics):
+    queries = " ".join(_queries())
+
+    assert [name for name in _served(metrics) if name not in queries] == []
+
+
+def test_the_dashboard_asks_for_labels_and_values_that_exist(metrics):
+    metrics.cut("expired", "filter", 0.004)
+    served = _served(metrics)
+    families = served.values()
+    labels = {label for family in families for sample in family.samples for label in sample.labels}
+    values = {value for family in families for sample in family.samples for value in sample.labels.values()}
+    grouped = {
+        label.strip()
+        for query in _queries()
+        for by in re.findall(r"by \(([^)]*)\)", query)
+        for label in by.split(",")
+    }
+    selected = {
+        value
+        for query in _queries()
+        for _label, quoted in re.findall(r'(verdict|reason|cache|outcome)=~?"([^"]*)"', query)
+        for value in quoted.split("|")
+    }
+
+    assert grouped - {"instance"} <= labels
+    assert selected <= values
+    assert selected
+
+
+def test_the_dashboards_panels_lie_side_by_side():
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    taken = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+
+    assert len(set(taken)) == len(taken)
+    assert max(x for x, _ in taken) < 24
+    assert len({panel["id"] for panel in panels}) == len(panels)

@@ -1,0 +1,219 @@
+"""The server's limits, its flow control, and how it drains."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from spop_client import Client, DictatedGate, serving, until
+from spop_transcript import ALLOW, ALLOWED, DENIED, DENY, FAILED, check_message, hello, notify
+
+BYE = "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'the agent is stopping'"
+
+
+class TestLimits:
+    async def test_handshake_timeout(self):
+        async with serving(DictatedGate(), handshake_timeout="30ms") as server:
+            silent = await Client.connect(server.address, greet=False)
+            idle = await Client.connect(server.address)
+            halfway = await Client.connect(server.address, greet=False)
+            halfway.send(hello()[:10])
+
+            for client in (silent, halfway):
+                assert await client.receive_all() == [
+                    "AGENT-DISCONNECT 0/0 FIN status-code=2 message=b'no HELLO in time'"
+                ]
+                await client.close()
+            idle.send(notify())
+            assert await idle.receive() == f"ACK 1/1 FIN {DENIED}"
+            assert server.stats.handshake_timeouts == 2
+            await idle.close()
+
+    async def test_connection_limit(self):
+        async with serving(DictatedGate(), max_connections=2) as server:
+            clients = [await Client.connect(server.address) for _ in range(2)]
+            third = await Client.connect(server.address, greet=False)
+
+            assert await third.receive_all() == [
+                "AGENT-DISCONNECT 0/0 FIN status-code=13 message=b'too many connections'"
+            ]
+            assert (server.stats.open, server.stats.refused) == (2, 1)
+            await third.close()
+            await clients[0].close()
+            await until(lambda: server.stats.open == 1)
+            clients[0] = await Client.connect(server.address)
+            for client in clients:
+                await client.close()
+
+    async def test_a_burst_of_connections(self):
+        async with serving(DictatedGate()) as server:
+            clients = await asyncio.gather(*(Client.connect(server.address) for _ in range(150)))
+            for client in clients:
+                client.send(notify())
+            answers = await asyncio.gather(*(client.receive() for client in clients))
+
+            assert set(answers) == {f"ACK 1/1 FIN {DENIED}"}
+            await asyncio.gather(*(client.close() for client in clients))
+
+    async def test_a_peer_that_reads_late_gets_every_answer(self):
+        """Far more than socket buffers hold: the agent stops reading until its answers are taken."""
+
+        gate = DictatedGate()
+        gate.memory[check_message()] = ALLOW
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            count = 30_000
+            client.send(*(notify() for _ in range(count)))
+            await until(lambda: server.stats.notifies > 0)
+
+            for _ in range(count):
+                assert await client.receive() == f"ACK 1/1 FIN {ALLOWED}"
+            await client.close()
+
+
+class RecordingTransport(asyncio.Transport):
+    """What the protocol asks of its transport."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def get_extra_info(self, name, default=None):
+        return default
+
+    def is_closing(self):
+        return False
+
+    def __getattribute__(self, name):
+        if name in ("write", "pause_reading", "resume_reading", "write_eof", "close", "abort"):
+            return lambda *arguments: self.calls.append((name, *map(len, arguments)))
+        return super().__getattribute__(name)
+
+
+class TestFlow:
+    def peer(self, server):
+        from iamroles_agent.serving.server import _Peer
+
+        transport, peer = RecordingTransport(), _Peer(server)
+        peer.connection_made(transport)
+        peer.data_received(hello())
+        transport.calls.clear()
+        return transport, peer
+
+    async def test_one_read_one_write(self):
+        gate = DictatedGate()
+        gate.memory[check_message()] = ALLOW
+        async with serving(gate) as server:
+            transport, peer = self.peer(server)
+            peer.data_received(b"".join(notify(ids=(n, 1)) for n in range(50)))
+
+            assert transport.calls == [("write", 50 * (11 + len(ALLOW)))]
+            peer.connection_lost(None)
+
+    async def test_reading_stops_while_answers_are_not_taken(self):
+        async with serving(DictatedGate()) as server:
+            transport, peer = self.peer(server)
+            peer.pause_writing()
+            peer.pause_writing()
+            peer.resume_writing()
+
+            assert transport.calls == [("pause_reading",), ("resume_reading",)]
+            peer.connection_lost(None)
+
+    async def test_half_closed_while_reading_is_paused(self, monkeypatch):
+        monkeypatch.setattr("iamroles_agent.serving.server.MAX_PENDING", 2)
+
+        gone_on = asyncio.Event()
+
+        async def judge(check):
+            await gone_on.wait()
+            return ALLOW
+
+        gate = DictatedGate(judge)
+        async with serving(gate) as server:
+            client = await Client.connect(server.address)
+            client.send(notify() * 3)
+            client.half_close()
+            await until(lambda: len(gate.asked) == 3)
+            gone_on.set()
+
+            assert await client.receive_all() == [f"ACK 1/1 FIN {ALLOWED}"] * 3
+            await client.close()
+
+    async def test_reading_stops_while_too_much_is_under_way(self, monkeypatch):
+        monkeypatch.setattr("iamroles_agent.serving.server.MAX_PENDING", 2)
+
+        gone_on = asyncio.Event()
+
+        async def judge(check):
+            await gone_on.wait()
+            return DENY
+
+        async with serving(DictatedGate(judge)) as server:
+            transport, peer = self.peer(server)
+            peer.data_received(notify() * 2)
+            assert transport.calls == [("pause_reading",)]
+            gone_on.set()
+            await until(lambda: server.stats.judged == 2)
+
+            assert ("resume_reading",) in transport.calls
+            peer.connection_lost(None)
+
+
+class TestDrain:
+    async def test_what_is_in_flight_is_answered(self):
+        gone_on = asyncio.Event()
+
+        async def judge(check):
+            await gone_on.wait()
+            return ALLOW
+
+        gate = DictatedGate(judge)
+        async with serving(gate) as server:
+            client, idle = await Client.connect(server.address), await Client.connect(server.address)
+            client.send(notify())
+            await until(lambda: len(gate.asked) == 1)
+            draining = asyncio.create_task(server.drain())
+
+            assert await idle.receive_all() == [BYE]
+            with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the kernel likes
+                await Client.connect(server.address)
+            gone_on.set()
+            assert await client.receive_all() == [f"ACK 1/1 FIN {ALLOWED}", BYE]
+            for each in (client, idle):
+                await each.close()
+            await draining
+
+    async def test_what_was_sent_before_is_answered(self):
+        async with serving(DictatedGate()) as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
+            draining = asyncio.create_task(server.drain())
+
+            assert await client.receive_all() == [f"ACK 1/1 FIN {DENIED}", BYE]
+            await client.close()
+            await draining
+
+    async def test_patience_ends_with_a_deny(self):
+        async def judge(check):
+            await asyncio.Event().wait()
+
+        gate = DictatedGate(judge)
+        async with serving(gate, drain_timeout="100ms") as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
+            await until(lambda: len(gate.asked) == 1)
+            draining = asyncio.create_task(server.drain())
+
+            assert await client.receive_all() == [f"ACK 1/1 FIN {FAILED}", BYE]
+            assert gate.details == ["the agent is stopping"]
+            await client.close()
+            await draining
+
+    async def test_a_peer_that_never_closes_does_not_hold_it_up(self):
+        async with serving(DictatedGate()) as server:
+            client = await Client.connect(server.address)
+            await server.drain()
+
+            assert await client.receive_all() == [BYE]
+            await client.close()

@@ -1,0 +1,165 @@
+"""Answers: every variable each time, the verdict last, never too long."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iamroles_agent.base.identity import Decision
+from iamroles_agent.base.reasons import Reason
+from iamroles_agent.spop import actions
+from iamroles_agent.spop.actions import Action, Scope
+from iamroles_agent.spop.errors import LocalProtocolError, RemoteProtocolError
+from iamroles_agent.spop.values import DataType
+
+NAMES = [
+    "status",
+    "reason",
+    "error",
+    "role",
+    "principal",
+    "session",
+    "issuer",
+    "rule",
+    "backend",
+    "expires",
+    "allow",
+]
+LEAST_ROOM = 256 - 5 - 20
+"""What the smallest frame leaves for actions beside the longest ids."""
+
+
+def told(encoded: bytes) -> dict[str, object]:
+    return {action.name: action.value for action in actions.decode(encoded) if action.kind is not None}
+
+
+def allowed(**changed) -> Decision:
+    tags = {
+        "role": "arn:aws:iam::111111111111:role/reader",
+        "principal": "user@example.com",
+        "session": "s-1",
+        "issuer": "corp",
+        "rule": "R1",
+        "backend": "orders",
+        "expires": 1790000000,
+    }
+    return Decision(allow=True, **tags | changed)
+
+
+def test_bytes():
+    encoded = actions.encode_verdict(Decision(allow=False, reason=Reason.NO_CREDENTIALS))
+
+    assert encoded == (
+        b"\x01\x03\x02\x06status\x02\xf1\x0a"
+        b"\x01\x03\x02\x06reason\x08\x0eno_credentials"
+        b"\x02\x02\x02\x05error"
+        b"\x02\x02\x02\x04role"
+        b"\x02\x02\x02\x09principal"
+        b"\x02\x02\x02\x07session"
+        b"\x02\x02\x02\x06issuer"
+        b"\x02\x02\x02\x04rule"
+        b"\x02\x02\x02\x07backend"
+        b"\x02\x02\x02\x07expires"
+        b"\x01\x03\x02\x05allow\x01"
+    )
+
+
+def test_allow():
+    assert told(actions.encode_verdict(allowed())) == {
+        "status": 200,
+        "role": b"arn:aws:iam::111111111111:role/reader",
+        "principal": b"user@example.com",
+        "session": b"s-1",
+        "issuer": b"corp",
+        "rule": b"R1",
+        "backend": b"orders",
+        "expires": 1790000000,
+        "allow": True,
+    }
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_each_refusal_names_every_variable_and_ends_with_the_verdict(reason):
+    listed = list(actions.decode(actions.encode_verdict(Decision(allow=False, reason=reason, principal="p"))))
+
+    assert [action.name for action in listed] == NAMES
+    assert {action.scope for action in listed} == {Scope.TRANSACTION}
+    assert listed[-1] == Action(Scope.TRANSACTION, "allow", DataType.BOOL, False)
+    assert listed[0].value == reason.status
+
+
+@pytest.mark.parametrize("decision", [Decision(allow=True, reason=Reason.NO_GRANT), Decision(allow=False)])
+def test_a_decision_that_contradicts_itself_is_not_sent(decision):
+    with pytest.raises(LocalProtocolError):
+        actions.encode_verdict(decision)
+
+
+def test_line_breaks_never_reach_a_header():
+    encoded = actions.encode_verdict(allowed(principal="a\r\nX-Admin: 1\x00\x7f", session="é\ud800"))
+
+    assert told(encoded)["principal"] == b"a%0D%0AX-Admin: 1%00%7F"
+    assert told(encoded)["session"] == b"\xc3\xa9\\ud800"
+
+
+class TestFit:
+    def test_what_fits_is_left_alone(self):
+        encoded = actions.encode_verdict(allowed())
+
+        assert actions.fit(encoded, len(encoded)) is encoded
+
+    def test_tags_go_in_order(self):
+        encoded = actions.encode_verdict(allowed(session="s" * 5000, principal="p" * 5000))
+        once = actions.fit(encoded, 6000)
+        twice = actions.fit(encoded, 4000)
+
+        assert set(told(encoded)) - set(told(once)) == {"session"}
+        assert set(told(once)) - set(told(twice)) == {"principal"}
+        assert [action.name for action in actions.decode(twice)] == NAMES
+
+    @given(
+        st.booleans(),
+        st.sampled_from(Reason),
+        st.integers(LEAST_ROOM, 2000),
+        st.none() | st.integers(0, 1 << 62),
+        st.lists(st.text(max_size=300), min_size=6, max_size=6),
+    )
+    def test_law_the_verdict_survives_any_frame_size(self, allow, reason, limit, expires, tags):
+        decision = Decision(allow, None if allow else reason, "", *tags, expires)
+        encoded = actions.encode_verdict(decision)
+
+        fitting = actions.fit(encoded, limit)
+
+        assert len(fitting) <= limit
+        assert [action.name for action in actions.decode(fitting)] == NAMES
+        before, after = told(encoded), told(fitting)
+        assert after.items() <= before.items()
+        assert set(before) - set(after) <= set(actions.TAGS)
+
+    def test_nothing_is_cut_off_silently(self):
+        with pytest.raises(LocalProtocolError):
+            actions.fit(actions.LAST_RESORT, 20)
+
+    def test_what_is_no_action_list_is_this_side_s_fault(self):
+        with pytest.raises(LocalProtocolError):
+            actions.fit(b"\x01\x03\x02" + b"x" * 50, 20)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ä", "a-b", "a" * 56, "a\n"])
+def test_names_that_haproxy_refuses(name):
+    with pytest.raises(LocalProtocolError):
+        actions.set_var(Scope.TRANSACTION, name, DataType.BOOL, True)
+    with pytest.raises(LocalProtocolError):
+        actions.unset_var(Scope.TRANSACTION, name)
+
+
+def test_longest_name():
+    assert len(actions.unset_var(Scope.TRANSACTION, "a" * 55)) == 59
+
+
+@given(st.binary(max_size=60))
+def test_decoding_never_crashes(data):
+    with contextlib.suppress(RemoteProtocolError):
+        list(actions.decode(data))

@@ -1,0 +1,437 @@
+"""The key cache (JWKS) against a real HTTP server that counts what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from tokens_support import (
+    EC_KEY,
+    OTHER_EC_KEY,
+    Clock,
+    Reply,
+    Server,
+    claims,
+    issuer,
+    mint,
+    public_jwk,
+    serving,
+)  # fmt: skip
+
+from iamroles_agent.base.config import Config, KeySettings
+from iamroles_agent.base.reasons import Refusal
+from iamroles_agent.tokens import Authenticator
+
+OLD, NEW = public_jwk(EC_KEY, "old"), public_jwk(OTHER_EC_KEY, "new")
+
+
+def keys(*jwks: dict) -> dict:
+    return {"keys": list(jwks)}
+
+
+def old(**changes) -> str:
+    return "Bearer " + mint(claims(**changes), EC_KEY, kid="old")
+
+
+def new(**changes) -> str:
+    return "Bearer " + mint(claims(**changes), OTHER_EC_KEY, kid="new")
+
+
+def config(*servers: Server, **timing: str) -> Config:
+    """Issuers `i0`, `i1`, … with their keys at /jwks of a server each."""
+    settings = {"refresh": "1h", "cooldown": "10s", "max_stale": "1d", "timeout": "3s"} | timing
+    issuers = [
+        issuer(name=f"i{n}", issuer=server.url, jwks_uri=server.url + "/jwks", insecure_http=True)
+        for n, server in enumerate(servers)
+    ]
+    return Config(version=1, issuers=issuers, keys=KeySettings.model_validate(settings))
+
+
+@asynccontextmanager
+async def running(configuration: Config) -> AsyncIterator[Authenticator]:
+    authenticator = Authenticator(configuration, clock=Clock())
+    await authenticator.start()
+    try:
+        yield authenticator
+    finally:
+        await authenticator.close()
+
+
+async def reason(authenticator: Authenticator, header: str) -> str:
+    try:
+        await authenticator.authenticate(header)
+    except Refusal as refusal:
+        return str(refusal.reason)
+    return ""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until something holds: for what has no event of its own."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.005)
+
+
+def stranger(server: Server) -> str:
+    """A token with a kid that nobody published."""
+    return "Bearer " + mint(claims(iss=server.url), kid="stranger")
+
+
+@pytest.fixture
+def server():
+    """An issuer's server with one key in its set."""
+    with serving() as server:
+        server.json("/jwks", keys(OLD))
+        yield server
+
+
+async def test_a_token_before_the_first_set_waits_for_one_flight(server):
+    gate = threading.Event()
+
+    good = server.replies["/jwks"]
+    server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+    async with running(config(server)) as agent:
+        waiting = [asyncio.ensure_future(reason(agent, old(iss=server.url, jti=str(n)))) for n in range(50)]
+        await asyncio.sleep(0)
+        gate.set()
+        assert await asyncio.gather(*waiting) == [""] * 50
+    assert server.counts["/jwks"] == 1
+
+
+async def test_start_does_not_wait_for_a_dead_issuer(server):
+    hang = threading.Event()
+    server.replies["/jwks"] = lambda _: (hang.wait(10), None)[1]
+    before = time.monotonic()
+    async with running(config(server, timeout="1s")) as agent:
+        assert time.monotonic() - before < 0.5
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+    hang.set()
+
+
+async def test_discovery(server):
+    path = "/corp/.well-known/openid-configuration"
+    iss = server.url + "/corp"
+    server.json(path, {"issuer": iss, "jwks_uri": server.url + "/jwks"})
+    entry = issuer(issuer=iss, jwks_uri=None, insecure_http=True)
+    async with running(Config(version=1, issuers=[entry])) as agent:
+        assert await reason(agent, old(iss=iss)) == ""
+        assert await reason(agent, old(iss=iss + "/")) == "issuer_untrusted"
+    server.json(path, {"issuer": iss + "/", "jwks_uri": server.url + "/jwks"})
+    async with running(Config(version=1, issuers=[entry])) as agent:
+        assert await reason(agent, old(iss=iss)) == "keys_unavailable"
+
+
+async def test_http_needs_the_policys_word(server):
+    entry = issuer(issuer=server.url, jwks_uri=server.url + "/jwks")
+    async with running(Config(version=1, issuers=[entry])) as agent:
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+    assert server.counts.total() == 0
+
+
+async def test_redirects_are_not_followed(server):
+    server.json("/elsewhere", keys(OLD))
+    server.raw("/jwks", b"", 302, Location=server.url + "/elsewhere")
+    async with running(config(server)) as agent:
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+    assert server.counts["/elsewhere"] == 0
+
+
+async def test_ten_thousand_random_kids_cause_one_fetch_and_good_tokens_do_not_notice(server):
+    async with running(config(server)) as agent:
+        good = old(iss=server.url)
+        assert await reason(agent, good) == ""
+        storm = ["Bearer " + mint(claims(iss=server.url), kid=f"random-{n}") for n in range(2000)]
+        answers = await asyncio.gather(*(reason(agent, token) for token in storm))
+        assert set(answers) == {"key_unknown"}
+        for n in range(8000):  # the same path, without the cost of signing
+            with pytest.raises(Refusal, match="key_unknown"):
+                await agent.sources["i0"].obtain(f"more-{n}", "ES256")
+        assert agent.recall(good) is not None
+        assert await reason(agent, old(iss=server.url, jti="another")) == ""
+        assert len(agent.sources["i0"]._asked) <= 1024
+    assert server.counts["/jwks"] == 2
+
+
+@pytest.mark.parametrize("cooldown", ["10s", "1h"])
+async def test_a_key_rotated_right_after_a_fetch_is_accepted_at_once(server, cooldown):
+    """The trap of JWKS-FETCH-001: a cooldown that starts at each successful fetch would refuse it."""
+
+    async with running(config(server, cooldown=cooldown)) as agent:
+        assert await reason(agent, old(iss=server.url)) == ""
+        server.json("/jwks", keys(OLD, NEW))
+        assert await reason(agent, new(iss=server.url)) == ""
+        third = public_jwk(EC_KEY, "third")  # and once more, right after that fetch
+        server.json("/jwks", keys(OLD, NEW, third))
+        token = "Bearer " + mint(claims(iss=server.url), EC_KEY, kid="third")
+        assert await reason(agent, token) == ""
+        assert await reason(agent, old(iss=server.url, jti="x")) == ""
+    assert server.counts["/jwks"] == 3
+
+
+async def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends(server):
+    async with running(config(server, cooldown="600ms")) as agent:
+        assert await reason(agent, old(iss=server.url)) == ""
+        assert await reason(agent, stranger(server)) == "key_unknown"
+        server.json("/jwks", keys(OLD, NEW))
+        assert await reason(agent, new(iss=server.url)) == ""  # waits for the end, then is right
+    assert server.counts["/jwks"] == 3
+
+
+async def test_a_long_cooldown_answers_at_once_and_recovers_by_itself(server):
+    async with running(config(server, cooldown="2s")) as agent:
+        assert await reason(agent, old(iss=server.url)) == ""
+        assert await reason(agent, stranger(server)) == "key_unknown"
+        server.json("/jwks", keys(OLD, NEW))
+        assert await reason(agent, new(iss=server.url)) == "key_unknown"
+        await until(lambda: "new" in agent.sources["i0"].kids)
+        assert await reason(agent, new(iss=server.url)) == ""
+
+
+async def test_the_first_keys_are_a_change_for_what_was_judged_without_them(server):
+    changes = []
+    async with running(config(server)) as agent:
+        agent.on_change.append(lambda: changes.append(agent.sources["i0"].keys is not None))
+        assert await reason(agent, old(iss=server.url)) == ""
+        assert changes == [True]
+
+
+async def test_a_removed_key_is_refused_within_refresh_and_so_are_cached_verdicts(server):
+    changes = []
+    server.json("/jwks", keys(OLD, NEW))
+    async with running(config(server, refresh="400ms")) as agent:
+        token, other = old(iss=server.url), new(iss=server.url)
+        assert await reason(agent, token) == await reason(agent, other) == ""
+        agent.on_change.append(lambda: changes.append(agent.generation))
+        assert agent.recall(token) is not None
+        removed = time.monotonic()
+        server.json("/jwks", keys(NEW))
+        await until(lambda: agent.recall(token) is None)
+        assert time.monotonic() - removed < 2
+        assert changes == [2]
+        assert await reason(agent, token) == "key_unknown"
+        assert agent.recall(other) is not None
+
+
+async def test_a_key_that_changed_under_its_kid_is_another_key(server):
+    async with running(config(server, refresh="300ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.json("/jwks", keys(public_jwk(OTHER_EC_KEY, "old")))
+        await until(lambda: agent.generation == 2)
+        assert agent.recall(token) is None
+        assert await reason(agent, token) == "signature_invalid"
+
+
+async def test_renewal_without_change_keeps_what_is_cached(server):
+    async with running(config(server, refresh="200ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        await until(lambda: server.counts["/jwks"] >= 4)
+        assert agent.recall(token) is not None
+        assert agent.generation == 1
+
+
+async def test_outage_serves_the_last_good_set_up_to_max_stale(server):
+    timing = {"refresh": "200ms", "max_stale": "1500ms", "cooldown": "300ms"}
+    async with running(config(server, **timing)) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        good = server.replies["/jwks"]
+        server.raw("/jwks", b"", 500)
+        await until(lambda: agent.sources["i0"].failures >= 2)
+        assert await reason(agent, old(iss=server.url, jti="during")) == ""
+        assert agent.recall(token) is not None
+        await until(lambda: agent.recall(token) is None)
+        assert agent.generation == 2
+        assert await reason(agent, token) == "keys_unavailable"
+        server.replies["/jwks"] = good
+        await until(lambda: agent.sources["i0"].age is not None)
+        assert await reason(agent, token) == ""
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        b'{"keys":[', b"[]", b'{"keys":{}}', b"x" * 300_000, b'{"keys":[],"keys":[]}',
+        b'{"keys":[{"kty":"oct","k":"AA","kid":"old"}]}',
+        b'{"keys":[{"kid":"a"},{"kid":"a"}]}', b'\xef\xbb\xbf{"keys":[]}', b"",
+    ],
+    ids=range(9),
+)  # fmt: skip
+async def test_a_poisoned_set_leaves_the_last_good_one(server, poison):
+    async with running(config(server, refresh="100ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.raw("/jwks", poison)
+        await until(lambda: agent.sources["i0"].failures >= 1)
+        assert agent.recall(token) is not None
+        assert await reason(agent, old(iss=server.url, jti="later")) == ""
+
+
+async def test_an_empty_set_revokes_every_key(server):
+    async with running(config(server, refresh="100ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.json("/jwks", keys())
+        await until(lambda: agent.recall(token) is None)
+
+
+def _cut(handler: BaseHTTPRequestHandler) -> Reply:
+    handler.close_connection = True
+    return 200, {"Content-Length": "5000"}, b'{"keys":['
+
+
+@pytest.mark.parametrize("reply", [lambda _: None, _cut], ids=["closed", "cut"])
+async def test_cut_answers_are_failures(server, reply):
+    server.replies["/jwks"] = reply
+    async with running(config(server)) as agent:
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+
+
+async def test_a_slow_issuer_delays_only_its_own(server):
+    with serving() as slow:
+        release = threading.Event()
+        slow.replies["/jwks"] = lambda _: (release.wait(10), None)[1]
+        async with running(config(server, slow)) as agent:
+            stuck = asyncio.ensure_future(reason(agent, old(iss=slow.url)))
+            assert await reason(agent, old(iss=server.url)) == ""
+            assert not stuck.done()
+            release.set()
+            assert await stuck == "keys_unavailable"
+
+
+async def test_a_trickling_issuer_meets_the_deadline(server):
+    ended = threading.Event()
+
+    def trickle(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        try:
+            while not ended.wait(0.02):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+        except OSError:
+            pass
+
+    server.replies["/jwks"] = trickle
+    async with running(config(server, timeout="500ms")) as agent:
+        before = time.monotonic()
+        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
+        assert time.monotonic() - before < 5
+    ended.set()
+
+
+def drip(*before: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A reply that goes on one byte at a time, for as long as anybody reads it."""
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        try:
+            for part in before:
+                handler.wfile.write(part)
+            while True:
+                handler.wfile.write(b"x")
+                handler.wfile.flush()
+                time.sleep(0.02)
+        except OSError:
+            handler.close_connection = True
+
+    return reply
+
+
+@pytest.mark.parametrize("before", [(), (b"HTTP/1.1 200 OK\r\n", b"X-Drip: ")])
+async def test_a_key_server_that_drips_its_headers_stops_no_renewal(server, before):
+    """H8: a key that was removed is refused, though the server drips at every renewal but some."""
+    good = server.replies["/jwks"]
+    async with running(config(server, timeout="300ms", refresh="400ms", max_stale="1500ms")) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.replies["/jwks"] = drip(*before)
+        source = agent.sources["i0"]
+        await until(lambda: source.failures >= 2)
+        await until(lambda: source.age is None)
+        assert await reason(agent, token) == "keys_unavailable"
+        server.replies["/jwks"] = good
+        await until(lambda: source.age is not None)
+        assert await reason(agent, token) == ""
+
+
+async def test_a_flight_that_never_ends_is_left_behind(server, monkeypatch):
+    """H8: a resolver that hangs cannot be cut, but the next flight begins."""
+    hang = threading.Event()
+    real, asked = socket.getaddrinfo, []
+
+    def getaddrinfo(*args, **kwargs):
+        asked.append(args)
+        if len(asked) == 1:
+            hang.wait(30)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    async with running(config(server, timeout="100ms")) as agent:
+        await until(lambda: len(asked) > 1 and agent.sources["i0"].age is not None)
+        assert await reason(agent, old(iss=server.url)) == ""
+    hang.set()
+
+
+async def test_new_timing_for_an_unchanged_issuer_keeps_its_keys_through_an_outage(server):
+    """H7: a reload that changes `cooldown` alone, while the issuer is down."""
+    async with running(config(server)) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        server.replies["/jwks"] = lambda _: (500, {}, b"")
+        await agent.reconfigure(config(server, cooldown="3s", refresh="2h"))
+        assert await reason(agent, token) == ""
+
+
+async def test_reconfigure_keeps_keys_of_unchanged_issuers_and_forgets_identities(server):
+    async with running(config(server)) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        await agent.reconfigure(config(server))
+        assert agent.generation == 2
+        assert agent.recall(token) is None
+        assert await reason(agent, token) == ""
+        stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
+        await agent.reconfigure(config(server).model_copy(update={"issuers": [stricter]}))
+        assert await reason(agent, token) == "audience_mismatch"
+        await agent.reconfigure(config())
+        assert await reason(agent, token) == "issuer_untrusted"
+    assert server.counts["/jwks"] == 1
+
+
+async def test_a_token_that_waited_through_a_reload_is_judged_by_the_new_policy(server):
+    gate = threading.Event()
+    good = server.replies["/jwks"]
+    server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+    async with running(config(server)) as agent:
+        token = old(iss=server.url)
+        waiting = asyncio.ensure_future(reason(agent, token))
+        await asyncio.sleep(0)
+        stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
+        await agent.reconfigure(config(server).model_copy(update={"issuers": [stricter]}))
+        gate.set()
+        assert await waiting == "audience_mismatch"
+        assert agent.recall(token) is None
+
+
+async def test_a_cancelled_waiter_leaves_the_flight_to_the_others(server):
+    gate = threading.Event()
+    good = server.replies["/jwks"]
+    server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+    async with running(config(server)) as agent:
+        gone = asyncio.ensure_future(agent.authenticate(old(iss=server.url)))
+        stays = asyncio.ensure_future(reason(agent, old(iss=server.url, jti="stays")))
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        gate.set()
+        assert await stays == ""
+    assert server.counts["/jwks"] == 1

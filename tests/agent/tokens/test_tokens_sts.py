@@ -1,0 +1,599 @@
+"""Pre-signed GetCallerIdentity (STS), signed by botocore, against a server that checks SigV4."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+import pytest
+from botocore.auth import SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokens_support import ACCOUNT, NOW, Clock, Server, serving
+
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings, Sts
+from iamroles_agent.base.identity import RoleArn
+from iamroles_agent.base.reasons import Refusal
+from iamroles_agent.policy import Policy
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.metrics import Metrics
+from iamroles_agent.spop.actions import decode
+from iamroles_agent.spop.messages import Check, Context
+from iamroles_agent.tokens import Authenticator
+from iamroles_agent.tokens.encoding import encode_base64url
+from iamroles_agent.tokens.sts import StsVerifier, read_credential
+from iamroles_agent.tokens.sts_answer import Rejected, Unavailable, read_answer
+from iamroles_agent.tokens.transport import Answer
+
+KEY_ID, SECRET, TOKEN = "ASIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG", "FwoGZXIvYXdzEBY+/=="
+HOST = "sts.eu-west-1.amazonaws.com"
+EDGE = "edge-a.example.com"
+ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Reader/me"
+
+
+def presign(
+    now: float = NOW, edge: str = EDGE, secret: str = SECRET, expires: int = 60, **changes: str
+) -> str:
+    """The URL that a caller signs with botocore; `changes` add signed headers."""
+    url = f"https://{HOST}/?Action=GetCallerIdentity&Version=2011-06-15"
+    request = AWSRequest("GET", url, headers={"x-iam-edge": edge} | changes)
+    signer = SigV4QueryAuth(Credentials(KEY_ID, secret, TOKEN), "sts", "eu-west-1", expires=expires)
+    moment = datetime.fromtimestamp(now, UTC)
+    request.context["timestamp"] = moment.strftime("%Y%m%dT%H%M%SZ")
+    signer._modify_request_before_signing(request)
+    to_sign = signer.string_to_sign(request, signer.canonical_request(request))
+    signer._inject_signature_to_request(request, signer.signature(to_sign, request))
+    return str(request.url)
+
+
+def credential(url: str) -> str:
+    return "Bearer iam-sts-v1." + encode_base64url(url.encode())
+
+
+def signature_holds(path: str, headers: dict[str, str], secret: str = SECRET) -> bool:
+    """SigV4 by hand, from what arrived: the judge shares no code with signer or agent."""
+    query = parse_qsl(urlsplit(path).query, keep_blank_values=True)
+    values = dict(query)
+    given = values.pop("X-Amz-Signature")
+    canonical_query = "&".join(sorted(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in values.items()))
+    names = values["X-Amz-SignedHeaders"].split(";")
+    canonical = "\n".join(
+        ["GET", "/", canonical_query, *(f"{n}:{headers[n]}" for n in names), "", ";".join(names),
+         hashlib.sha256(b"").hexdigest()]
+    )  # fmt: skip
+    scope = values["X-Amz-Credential"].partition("/")[2]
+    to_sign = "\n".join(
+        ["AWS4-HMAC-SHA256", values["X-Amz-Date"], scope, hashlib.sha256(canonical.encode()).hexdigest()]
+    )
+    key = ("AWS4" + secret).encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return hmac.new(key, to_sign.encode(), "sha256").hexdigest() == given
+
+
+def as_json(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
+    result = {"Arn": arn, "UserId": user_id, "Account": account}
+    answer = {"GetCallerIdentityResult": result, "ResponseMetadata": {"RequestId": "r"}}
+    return json.dumps({"GetCallerIdentityResponse": answer}).encode()
+
+
+def as_xml(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+  <GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{user_id}</UserId><Account>{account}</Account>
+  </GetCallerIdentityResult><ResponseMetadata><RequestId>r</RequestId></ResponseMetadata>
+</GetCallerIdentityResponse>""".encode()
+
+
+def honest(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+    headers = {name.lower(): value for name, value in handler.headers.items()}
+    if signature_holds(handler.path, headers):
+        return 200, {"Content-Type": "application/json"}, as_json()
+    return 403, {"Content-Type": "text/xml"}, error_xml("SignatureDoesNotMatch")
+
+
+def _mangled(body: bytes) -> st.SearchStrategy[bytes]:
+    return st.builds(
+        lambda at, insert, cut: body[:at] + insert + body[at + cut :],
+        st.integers(0, len(body)),
+        st.binary(max_size=6),
+        st.integers(0, 20),
+    )
+
+
+def error_xml(code: str) -> bytes:
+    return (
+        f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>'
+        f"<Code>{code}</Code><Message>m</Message></Error></ErrorResponse>"
+    ).encode()
+
+
+@contextmanager
+def playing(clock: Clock | None = None, **changes) -> Iterator[tuple[Server, Authenticator]]:
+    """An honest STS and an agent that asks it; `changes` go into its entry of the policy."""
+    with serving() as server:
+        server.replies["/"] = honest
+        entry = {
+            "name": "sts", "endpoint": server.url, "hosts": [HOST], "binding_value": EDGE,
+            "insecure_http": True, "timeout": "2s",
+        }  # fmt: skip
+        config = Config.model_validate({"version": 1, "sts": [entry | changes]})
+        yield server, Authenticator(config, clock=clock or Clock())
+
+
+def gate_of(agent: Authenticator, clock: Clock) -> Gate:
+    """A gate that lets the reader in everywhere."""
+    table = {"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}
+    policy = {
+        "version": 1, "roles": [{"name": "reader", "arn": f"arn:aws:iam::{ACCOUNT}:role/Reader"}],
+        "backends": [{"name": "b"}], "grants": [table],
+    }  # fmt: skip
+    audit, metrics = Audit(AuditSettings(path="none")), Metrics(MetricsSettings())
+    return Gate(Policy(Config.model_validate(policy)), agent, audit, metrics, clock=clock)
+
+
+async def reason(agent: Authenticator, header: str) -> str:
+    try:
+        await agent.authenticate(header)
+    except Refusal as refusal:
+        refused = refusal
+    else:
+        return ""
+    assert TOKEN not in refused.detail  # PRINCIPAL-SECRET-001
+    assert SECRET not in refused.detail
+    return str(refused.reason)
+
+
+async def once_available(agent: Authenticator, header: str) -> str:
+    """The reason, when STS is asked again: after a pause of a tenth of a second or so."""
+    async with asyncio.timeout(5):
+        while (got := await reason(agent, header)) == "sts_unavailable":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return got
+
+
+async def test_the_request_is_rebuilt_and_its_signature_still_holds():
+    with playing() as (server, agent):
+        header = credential(presign())
+        identity = await agent.authenticate(header)
+        assert identity.roles == (RoleArn("aws", ACCOUNT, "Reader"),)
+        assert (identity.issuer, identity.principal, identity.session) == ("sts", ARN, "me")
+        assert (identity.not_after, identity.issued_at, identity.key_id) == (NOW + 900, NOW, KEY_ID)
+        assert identity.credential.startswith("sha256:")
+        _, headers = server.requests[0]
+        assert headers["host"] == HOST
+        assert headers["x-iam-edge"] == EDGE
+        assert set(headers) == {"host", "x-iam-edge", "accept", "accept-encoding", "user-agent"}
+        assert agent.recall(header) == identity
+        await agent.authenticate(header)
+        assert server.counts["/"] == 1
+
+
+async def test_lifetime_is_the_dates_whatever_expires_says():
+    clock = Clock(NOW + 899.9)
+
+    with playing(clock) as (server, agent):
+        header = credential(presign(expires=1))
+        assert await reason(agent, header) == ""
+        clock.now = NOW + 900
+        assert agent.recall(header) is None
+        assert await reason(agent, header) == "token_expired"
+        assert await reason(agent, credential(presign(expires=900))) == "token_expired"
+        assert await reason(agent, credential(presign(now=NOW + 905.5))) == ""
+        assert await reason(agent, credential(presign(now=NOW + 907))) == "token_not_yet_valid"
+        assert await reason(agent, credential(presign(now=NOW - 3 * 86400))) == "token_expired"
+        assert server.counts["/"] == 2
+
+
+async def test_a_credential_for_another_edge_or_with_a_wrong_secret_is_refused():
+    with playing() as (server, agent):
+        other = credential(presign(edge="edge-b.example.com"))
+        wrong = credential(presign(secret="other"))
+        assert await reason(agent, other) == "sts_rejected"
+        assert await reason(agent, wrong) == "sts_rejected"
+        assert await reason(agent, wrong) == "sts_rejected"
+        assert server.counts["/"] == 2  # a final answer is not asked for again
+        assert agent.cached == (0, 0)
+
+
+def changed(**values: str | None) -> str:
+    """A good URL with query values changed, by name with `_` for `-`; None removes."""
+    parts = urlsplit(presign())
+    query = dict(parse_qsl(parts.query))
+    for name, value in values.items():
+        query[name.replace("_", "-")] = value  # type: ignore[assignment]
+    return f"https://{HOST}/?" + urlencode({k: v for k, v in query.items() if v is not None})
+
+
+GOOD = presign()
+LONG = "x" * 3001
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (GOOD.replace(HOST, HOST + ".evil.example"), "issuer_untrusted"),
+        (GOOD.replace(HOST, HOST + ":443"), "issuer_untrusted"),
+        (GOOD.replace(HOST, HOST + "."), "issuer_untrusted"),
+        (GOOD.replace(HOST, HOST.upper()), "issuer_untrusted"),
+        (GOOD.replace(HOST, f"{HOST}@evil.example"), "issuer_untrusted"),
+        (GOOD.replace(HOST, f"evil@{HOST}"), "issuer_untrusted"),
+        (GOOD.replace("https://", "ftp://"), "sts_rejected"),
+        (GOOD.replace("https://", "//"), "sts_rejected"),
+        (GOOD.replace(HOST + "/", HOST + "//"), "sts_rejected"),
+        (GOOD.replace(HOST + "/", HOST + "/x"), "sts_rejected"),
+        (GOOD.replace(HOST + "/", HOST), "sts_rejected"),
+        (GOOD + "#x", "token_malformed"), (GOOD + "\n", "token_malformed"), (GOOD + " ", "token_malformed"),
+        (GOOD + "\\", "token_malformed"), ("", "issuer_untrusted"), ("https://[", "token_malformed"),
+        (GOOD + "&Action=GetCallerIdentity", "sts_rejected"), (GOOD + "&action=AssumeRole", "sts_rejected"),
+        (GOOD + "&X-Amz-Extra=1", "sts_rejected"), (GOOD + "&RoleArn=x", "sts_rejected"),
+        (GOOD + "&" + "&".join(f"a{n}=1" for n in range(50)), "sts_rejected"), (GOOD + "&", "sts_rejected"),
+        (GOOD + ";x=1", "sts_rejected"),
+        (changed(Action="AssumeRole"), "sts_rejected"), (changed(Action="getcalleridentity"), "sts_rejected"),
+        (changed(Action=None), "sts_rejected"), (changed(Version="2010-01-01"), "sts_rejected"),
+        (changed(X_Amz_Algorithm="AWS4-ECDSA-P256-SHA256"), "sts_rejected"),
+        (changed(X_Amz_Expires="901"), "sts_rejected"), (changed(X_Amz_Expires="-1"), "sts_rejected"),
+        (changed(X_Amz_Expires="٦٠"), "sts_rejected"), (changed(X_Amz_Expires=None), "sts_rejected"),
+        (changed(X_Amz_Date="20270115T080000"), "sts_rejected"),
+        (changed(X_Amz_Date="20270115T250000Z"), "sts_rejected"),
+        (changed(X_Amz_Date="20270114T080000Z"), "sts_rejected"),
+        (changed(X_Amz_Credential=f"{KEY_ID}/20270115/eu-west-1/s3/aws4_request"), "sts_rejected"),
+        (changed(X_Amz_Credential="x/20270115/eu-west-1/sts/aws4_request"), "sts_rejected"),
+        (changed(X_Amz_SignedHeaders="host"), "sts_rejected"),
+        (changed(X_Amz_SignedHeaders="host;x-iam-edge;x-evil"), "sts_rejected"),
+        (changed(X_Amz_SignedHeaders="x-iam-edge"), "sts_rejected"),
+        (changed(X_Amz_Signature="0" * 63), "sts_rejected"),
+        (changed(X_Amz_Signature="G" * 64), "sts_rejected"),
+        (changed(X_Amz_Security_Token=LONG), "token_too_large"),
+        (changed(X_Amz_Security_Token="a b"), "sts_rejected"),
+    ],
+    ids=range(45),
+)  # fmt: skip
+async def test_what_is_wrong_with_the_url_never_reaches_sts(url, expected):
+    with playing() as (server, agent):
+        assert await reason(agent, credential(url)) == expected
+        assert server.counts.total() == 0
+
+
+async def test_form_of_the_credential():
+    with playing() as (server, agent):
+        good = credential(GOOD)
+        assert await reason(agent, good + "=") == "token_malformed"
+        assert await reason(agent, good + "." + "x") == "token_malformed"
+        assert await reason(agent, "Bearer iam-sts-v1." + "A" * 4096) == "token_too_large"
+        assert await reason(agent, "Bearer iam-sts-v1.") == "issuer_untrusted"
+        assert await reason(agent, "Bearer IAM-STS-V1." + good.partition(".")[2]) == "token_malformed"
+        assert server.counts.total() == 0
+
+
+async def test_other_spellings_of_the_names_are_rebuilt_to_ours():
+    with playing() as (server, agent):
+        url = GOOD.replace("X-Amz-Date", "x-amz-date").replace("Action=", "ACTION=")
+        assert await reason(agent, credential(url)) == ""
+        assert "&X-Amz-Date=" in server.requests[0][0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("text/xml", as_xml(), ""), ("application/xml; charset=utf-8", as_xml(), ""),
+        ("application/json", as_json(arn=f"arn:aws:iam::{ACCOUNT}:user/a", user_id="AIDA"), "role_missing"),
+        ("application/json", as_json(arn=f"arn:aws:iam::{ACCOUNT}:root", user_id=ACCOUNT), "role_missing"),
+        ("text/html", as_json(), "sts_rejected"), ("", as_json(), "sts_rejected"),
+        ("application/json", as_xml(), "sts_rejected"), ("text/xml", as_json(), "sts_rejected"),
+        ("application/json", as_json(account="999999999999"), "sts_rejected"),
+        ("application/json", as_json(account="12345"), "sts_rejected"),
+        ("application/json", as_json(user_id="AROAEXAMPLE:other"), "sts_rejected"),
+        ("application/json", as_json(arn=ARN.replace("/me", "/a/me")), "role_malformed"),
+        ("application/json", as_json(arn=ARN.replace(":aws:", ":aws-evil:")), "role_malformed"),
+        ("application/json", as_json().replace(b"{", b'{"x":1,', 1), "sts_rejected"),
+        ("application/json", as_json().replace(b'"Arn"', b'"Arn":"x","Arn"'), "sts_rejected"),
+        ("application/json", as_json()[:-1], "sts_rejected"),
+        ("application/json", b"[" * 9999, "sts_rejected"),
+        ("text/xml", as_xml().replace(b"<Arn>", b"<Arn>x</Arn><Arn>", 1), "sts_rejected"),
+        ("text/xml", as_xml().replace(b"https://sts", b"https://evil"), "sts_rejected"),
+        ("text/xml", b"<x>" + as_xml().partition(b"?>")[2] + b"</x>", "sts_rejected"),
+        ("text/xml", as_xml().replace(b"?>", b'?><!DOCTYPE a [<!ENTITY b "c">]>', 1), "sts_rejected"),
+        ("text/xml", as_xml().decode().encode("utf-16"), "sts_rejected"),
+        ("text/xml", b"", "sts_rejected"), ("text/xml", b"<" * 70_000, "sts_unavailable"),
+    ],
+    ids=range(24),
+)  # fmt: skip
+async def test_only_stss_own_answer_is_believed(kind, body, expected):
+    with playing() as (server, agent):
+        server.raw("/", body, Content_Type=kind)
+        assert await reason(agent, credential(GOOD)) == expected
+
+
+async def test_accounts_of_the_endpoint():
+    with playing(accounts=["999999999999"]) as (_server, agent):
+        assert await reason(agent, credential(GOOD)) == "claim_invalid"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "counter"),
+    [
+        (400, "text/xml", error_xml("Throttling"), "throttled"),
+        (400, "text/xml", error_xml("RequestLimitExceeded"), "throttled"),
+        (400, "application/json", b'{"Error":{"Code":"ThrottlingException"}}', "throttled"),
+        (429, "text/plain", b"", "throttled"), (503, "text/xml", error_xml("SlowDown"), "throttled"),
+        (500, "text/xml", error_xml("InternalFailure"), "unavailable"),
+        (302, "text/html", b"", "unavailable"),
+    ],
+)  # fmt: skip
+async def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body, counter):
+    with playing() as (server, agent):
+        header = credential(GOOD)
+        server.raw("/", body, status, Content_Type=kind)
+        assert await reason(agent, header) == "sts_unavailable"
+        assert agent.sts.counts[counter] == 1
+        assert await reason(agent, header) == "sts_unavailable"
+        assert server.counts["/"] == 1  # not hammered
+        server.replies["/"] = honest
+        assert await once_available(agent, header) == ""
+
+
+async def test_a_refusal_by_sts_is_final_for_the_credential_only():
+    with playing() as (server, agent):
+        server.raw("/", error_xml("ExpiredToken"), 403, Content_Type="text/xml")
+        assert await reason(agent, credential(GOOD)) == "sts_rejected"
+        server.replies["/"] = honest
+        assert await reason(agent, credential(presign(now=NOW - 1))) == ""
+
+
+async def test_one_flight_per_credential_and_a_stalled_sts_holds_up_nothing_else():
+    with playing() as (server, agent):
+        release = threading.Event()
+        server.replies["/"] = lambda handler: (release.wait(5), honest(handler))[1]
+        waiting = [asyncio.ensure_future(reason(agent, credential(GOOD))) for _ in range(20)]
+        await asyncio.sleep(0)
+        before = time.monotonic()
+        assert await reason(agent, "Bearer a.b.c") == "token_malformed"
+        assert time.monotonic() - before < 1
+        release.set()
+        assert await asyncio.gather(*waiting) == [""] * 20
+        assert server.counts["/"] == 1
+
+
+async def test_a_dead_sts_times_out():
+    with playing(timeout="300ms") as (server, agent):
+        hang = threading.Event()
+        server.replies["/"] = lambda _: (hang.wait(10), None)[1]
+        assert await reason(agent, credential(GOOD)) == "sts_unavailable"
+        hang.set()
+
+
+async def test_replay_cache_lets_a_signature_count_once():
+    with playing(replay_cache=True) as (_server, agent):
+        header = credential(GOOD)
+        assert await reason(agent, header) == ""
+        assert agent.recall(header) is None
+        assert await reason(agent, header) == "sts_rejected"
+        respelled = credential(GOOD.replace("Action", "action"))
+        assert await reason(agent, respelled) == "sts_rejected"
+        assert await reason(agent, credential(presign(now=NOW - 1))) == ""
+
+
+@pytest.mark.parametrize("once", [True, False])
+async def test_the_gate_remembers_no_verdict_for_a_credential_that_counts_once(once):
+    with playing(replay_cache=once) as (_server, agent):
+        gate = gate_of(agent, Clock())
+        check = Check(credential(GOOD), 1, None, "GET", "api", "/x", ip_address("10.0.0.1"))
+        actions = await gate.judge(check, Context("r", 1, 1), b"key")
+        assert {action.name: action.value for action in decode(actions)}["allow"] is True
+        assert (gate.recall(b"key", Context("r", 1, 1)) is None) is once
+
+
+async def test_a_session_that_ends_dies_within_the_recheck_remembered_verdicts_included():
+    clock = Clock()
+
+    with playing(clock) as (server, agent):
+        gate = gate_of(agent, clock)
+        check = Check(credential(GOOD), 1, None, "GET", "api", "/x", ip_address("10.0.0.1"))
+        first = {action.name: action.value for action in decode(await gate.judge(check, Context(), b"key"))}
+        server.raw("/", error_xml("ExpiredToken"), 403, Content_Type="text/xml")
+        clock.now = NOW + 59
+        assert gate.recall(b"key", Context()) is not None
+        assert agent.recall(credential(GOOD)) is not None
+        clock.now = NOW + 60
+        assert gate.recall(b"key", Context()) is None
+        assert agent.recall(credential(GOOD)) is None
+        assert await reason(agent, credential(GOOD)) == "sts_rejected"
+        assert first["expires"] == NOW + 900
+
+
+async def test_replay_cache_does_not_count_what_was_never_judged():
+    with playing(replay_cache=True) as (server, agent):
+        server.raw("/", b"", 500)
+        assert await reason(agent, credential(GOOD)) == "sts_unavailable"
+        server.replies["/"] = honest
+        assert await once_available(agent, credential(GOOD)) == ""
+
+
+async def test_a_used_signature_stays_used_and_counters_go_on_through_a_reload():
+    with playing(replay_cache=True) as (_server, agent):
+        assert await reason(agent, credential(GOOD)) == ""
+        entry = agent.sts._by_host[HOST]
+        await agent.reconfigure(Config(version=1, sts=[entry]))
+        assert await reason(agent, credential(GOOD)) == "sts_rejected"
+        assert agent.sts.counts["accepted"] == 1
+
+
+async def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_policy():
+    with playing() as (server, agent):
+        release = threading.Event()
+        server.replies["/"] = lambda handler: (release.wait(5), honest(handler))[1]
+        waiting = asyncio.ensure_future(reason(agent, credential(GOOD)))
+        await asyncio.to_thread(server.wait_for, "/", 1)
+        stricter = agent.sts._by_host[HOST].model_copy(update={"accounts": ["999999999999"]})
+        await agent.reconfigure(Config(version=1, sts=[stricter]))
+        release.set()
+        assert await waiting == "claim_invalid"
+        assert agent.recall(credential(GOOD)) is None
+
+
+async def test_http_is_for_tests_only():
+    with playing(insecure_http=False) as (server, agent):
+        assert await reason(agent, credential(GOOD)) == "sts_unavailable"
+        assert await reason(agent, credential(GOOD.replace("https", "http"))) == "sts_rejected"
+        assert server.counts.total() == 0
+
+
+@given(st.integers(0, len(GOOD)), st.text(max_size=6), st.integers(0, 40))
+@settings(deadline=None)
+def test_a_mangled_url_is_refused_and_nothing_else(position, insert, cut):
+    """Whatever passes is a question built from the policy and checked values: nothing else can travel."""
+    entry = Sts(name="sts", endpoint="https://endpoint.example", hosts=[HOST], binding_value=EDGE)
+    url = GOOD[:position] + insert + GOOD[position + cut :]
+    token = b"iam-sts-v1." + encode_base64url(url.encode()).encode()
+    try:
+        question = read_credential(token, {HOST: entry}, NOW)
+    except Refusal:
+        return
+    start = "https://endpoint.example/?Action=GetCallerIdentity&Version=2011-06-15&X-Amz-"
+    assert question.url().startswith(start)
+    assert question.headers() == {"Host": HOST, "x-iam-edge": EDGE, "Accept": "application/json"}
+
+
+@given(
+    st.sampled_from([200, 400, 403, 500]),
+    st.sampled_from(["application/json", "text/xml", ""]),
+    st.binary(max_size=200) | st.sampled_from([as_json(), as_xml()]).flatmap(_mangled),
+)
+@settings(deadline=None)
+def test_a_mangled_answer_never_crashes(status, kind, body):
+    try:
+        caller = read_answer(Answer(status, kind, body))
+    except (Rejected, Unavailable):
+        return
+    assert status == 200
+    assert f":{caller.account}:" in caller.arn
+
+
+class Stuck:
+    """A transport whose STS answers only those who sign with a good key; every other call hangs."""
+
+    def __init__(self, good: set[str]):
+        self.good, self.asked, self.release = good, [], threading.Event()
+
+    def get(self, url: str, **_options: object) -> Answer:
+        key_id = dict(parse_qsl(urlsplit(url).query))["X-Amz-Credential"].partition("/")[0]
+        self.asked.append(key_id)
+        if key_id in self.good:
+            return Answer(200, "application/json", as_json())
+        self.release.wait(20)
+        return Answer(403, "text/xml", error_xml("InvalidClientTokenId"))
+
+
+def signed_by(key_id: str, at: int = 0) -> str:
+    return credential(presign(now=NOW - at).replace(KEY_ID, key_id))
+
+
+@contextmanager
+def stuck() -> Iterator[tuple[Stuck, StsVerifier]]:
+    entry = Sts(name="sts", endpoint="https://sts.test", hosts=[HOST], binding_value=EDGE)
+    transport = Stuck({KEY_ID})
+    try:
+        yield transport, StsVerifier([entry], transport, clock=Clock())
+    finally:
+        transport.release.set()
+
+
+async def asked(verifier: StsVerifier, header: str, source: str) -> str:
+    token = header.removeprefix("Bearer ").encode()
+    try:
+        await verifier.verify(token, hashlib.sha256(token).digest(), source)
+    except Refusal as refusal:
+        return str(refusal.reason)
+    return ""
+
+
+def flood(verifier: StsVerifier, sources: int, count: int = 400) -> list[asyncio.Task[str]]:
+    """So many forged credentials at once, each with an access key id of its own."""
+    return [
+        asyncio.create_task(asked(verifier, signed_by(f"AKIA{n:016d}"), f"192.0.2.{n % sources}"))
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("sources", [1, 100])
+async def test_forged_credentials_do_not_starve_a_caller_that_is_known(sources):
+    """S4. The forged calls hang as long as they like; the good one does not wait for them."""
+    with stuck() as (transport, verifier):
+        assert await asked(verifier, signed_by(KEY_ID), "198.51.100.1") == ""
+        forged = flood(verifier, sources)
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asked(verifier, signed_by(KEY_ID, at=5), "198.51.100.1"), 20) == ""
+        assert transport.asked.count(KEY_ID) == 2
+        assert len(transport.asked) - 2 <= 12
+        transport.release.set()
+        assert set(await asyncio.gather(*forged)) <= {"sts_rejected", "sts_unavailable"}
+
+
+async def test_a_flood_from_one_source_does_not_starve_a_new_caller_from_another():
+    with stuck() as (transport, verifier):
+        forged = flood(verifier, 1)
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asked(verifier, signed_by(KEY_ID), "198.51.100.1"), 20) == ""
+        transport.release.set()
+        assert set(await asyncio.gather(*forged)) <= {"sts_rejected", "sts_unavailable"}
+
+
+async def test_a_flood_leaves_nothing_behind():
+    with stuck() as (transport, verifier):
+        forged = flood(verifier, 7)
+        await asyncio.sleep(0.01)
+        for task in forged[:50]:
+            task.cancel()
+        transport.release.set()
+        await asyncio.gather(*forged, *verifier._flights.values(), return_exceptions=True)
+        await asyncio.sleep(0)  # the last flights land
+        state = verifier._state["sts"]
+        assert (state.admission.waiting, state.admission.flying, state._turns) == (0, 0, {})
+        assert verifier._flights == {}
+
+
+async def test_names_of_the_query_are_ascii_before_their_case_is_dropped():
+    """The Kelvin sign folds to `k`: the agent would have read X-Amz-Security-Token where STS does not."""
+    with playing() as (server, agent):
+        url = presign().replace("X-Amz-Security-Token", "X-Amz-Security-To%E2%84%AAen")
+        assert await reason(agent, credential(url)) == "sts_rejected"
+        assert server.counts["/"] == 0
+
+
+async def test_strangers_who_make_sts_throttle_do_not_pause_a_known_caller():
+    throttled = (429, {"Content-Type": "text/xml"}, error_xml("Throttling"))
+
+    def answer(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        return throttled if "AKIAFORGED" in handler.path else honest(handler)
+
+    with playing() as (server, agent):
+        server.replies["/"] = answer
+        await agent.authenticate(credential(presign()), "198.51.100.1")
+        forged = [credential(presign(now=NOW - n).replace(KEY_ID, "AKIAFORGED000000")) for n in range(1, 5)]
+        for header in forged:
+            assert await reason(agent, header) == "sts_unavailable"
+        assert server.counts["/"] == 2  # the first stranger's trouble is known to the next
+
+        await agent.authenticate(credential(presign(now=NOW - 9)), "198.51.100.1")
+        assert server.counts["/"] == 3
+
+        server.replies["/"] = lambda _: throttled
+        with pytest.raises(Refusal):
+            await agent.authenticate(credential(presign(now=NOW - 11)), "198.51.100.1")
+        with pytest.raises(Refusal):
+            await agent.authenticate(credential(presign(now=NOW - 12)), "198.51.100.1")
+        assert server.counts["/"] == 4

@@ -1,0 +1,176 @@
+"""Small worlds in which rules collide often, and a slow reading of the specification to compare with.
+
+The oracle shares nothing with the agent but the configuration's models: it walks every rule and compares
+strings, as SPEC.md sections 6 and 7 say it.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from itertools import product
+from typing import Any
+
+from hypothesis import strategies as st
+
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.identity import Identity, Request, RoleArn
+
+ARNS = {
+    "r0": "arn:aws:iam::111111111111:role/r0",
+    "r1": "arn:aws:iam::111111111111:role/r1",
+    "r2": "arn:aws:iam::222222222222:role/r0",
+}
+STRANGER = "arn:aws:iam::333333333333:role/r0"
+BACKENDS = ("b0", "b1")
+METHODS = ("GET", "POST")
+HOSTS = ("x.test", "*.x.test", "*.a.x.test", "y.test")
+SOURCES = ("10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32")
+PATHS = ("/", "/a", "/b", "/a/a", "/a/b", "/a/a/b")
+
+REQUESTS = [
+    Request(method, host, path, ip_address(src))
+    for method, host, path, src in product(
+        (*METHODS, "PUT"),
+        ("", "x.test", "q.x.test", "q.a.x.test", "y.test", "other.test", "no host"),
+        (*PATHS, "/z", "/a/z", "/a/a/z", "/a/a/b/z", "/b/z", "/a/b/z", "/ab"),
+        ("10.0.0.1", "10.1.0.1", "192.0.2.1", "2001:db8::1", "2001:db9::1"),
+    )
+]
+"""At least one request of each kind that rules of these worlds can tell apart."""
+
+NARROW_HOSTS, NARROW_SOURCES = ("x.test", "*.x.test"), ("10.0.0.0/8",)
+NARROW_PATHS = ("/", "/a", "/a/b", "/b")
+NARROW_REQUESTS = [
+    Request(method, host, path, ip_address(src))
+    for method, host, path, src in product(
+        (*METHODS, "PUT"),
+        ("", "x.test", "q.x.test", "other.test", "no host"),
+        (*NARROW_PATHS, "/z", "/a/z", "/a/b/z", "/b/z"),
+        ("10.0.0.1", "192.0.2.1"),
+    )
+]
+"""The same for narrow worlds, for tests that try every request under many policies."""
+
+BASE: dict[str, Any] = {
+    "version": 1,
+    "issuers": [{"name": "idp", "issuer": "https://idp.test", "audiences": ["api"], "algorithms": ["RS256"]}],
+    "roles": [{"name": name, "arn": arn} for name, arn in ARNS.items()],
+    "backends": [{"name": name} for name in BACKENDS],
+}
+
+
+def some(values: tuple[str, ...], least: int = 1) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(values), min_size=least, max_size=2, unique=True)
+
+
+def regions(*, narrow: bool) -> dict[str, st.SearchStrategy[Any]]:
+    return {
+        "methods": st.one_of(st.just(["*"]), some(METHODS)),
+        "path": st.sampled_from(NARROW_PATHS if narrow else PATHS),
+        "match": st.sampled_from(["prefix", "prefix", "exact"]),
+        "hosts": st.one_of(st.just([]), some(NARROW_HOSTS if narrow else HOSTS)),
+        "sources": st.one_of(st.just([]), some(NARROW_SOURCES if narrow else SOURCES)),
+    }
+
+
+def numbered(prefix: str, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"id": f"{prefix}{index}", **rule} for index, rule in enumerate(rules)]
+
+
+def worlds(
+    grants: int = 5, denies: int = 3, *, consistent: bool = True, shadow: bool = False, narrow: bool = False
+) -> st.SearchStrategy[dict[str, Any]]:
+    """Configurations as data. Consistent: the backend follows from the path, so that no grants conflict."""
+    flag = st.booleans() if shadow else st.just(False)
+    grant = st.fixed_dictionaries(
+        {
+            **regions(narrow=narrow),
+            "roles": some(tuple(ARNS)),
+            "backend": st.sampled_from(BACKENDS),
+            "shadow": flag,
+        }
+    )
+    deny = st.fixed_dictionaries(
+        {**regions(narrow=narrow), "roles": st.one_of(st.just(["*"]), some(tuple(ARNS))), "shadow": flag}
+    )
+
+    def assemble(g: list[dict[str, Any]], d: list[dict[str, Any]], multi: str) -> dict[str, Any]:
+        if consistent:
+            for rule in g:
+                rule["backend"] = BACKENDS[(PATHS.index(rule["path"]) + (rule["match"] == "exact")) % 2]
+        return {**BASE, "multi_role": multi, "grants": numbered("g", g), "denies": numbered("d", d)}
+
+    return st.builds(
+        assemble,
+        st.lists(grant, min_size=1, max_size=grants),
+        st.lists(deny, max_size=denies),
+        st.sampled_from(["deny", "union"]),
+    )
+
+
+def identities() -> st.SearchStrategy[Identity]:
+    arns = tuple(RoleArn.parse(text) for text in (*ARNS.values(), STRANGER))
+    return st.builds(
+        lambda roles, preferred: Identity("idp", "me", "s", tuple(roles), 2000, 1000, preferred),
+        st.lists(st.sampled_from(arns), min_size=1, max_size=3, unique=True),
+        st.one_of(st.none(), st.sampled_from(arns)),
+    )
+
+
+def matches(rule: Any, request: Request, *, deny: bool) -> bool:
+    """SPEC.md: methods, path by whole segments, hosts, sources."""
+    if "*" not in rule.methods and request.method not in rule.methods:
+        return False
+    wanted = [part for part in rule.path.split("/") if part]
+    asked = [part for part in request.path.split("/") if part]
+    if asked != wanted if rule.match == "exact" else asked[: len(wanted)] != wanted:
+        return False
+    if rule.hosts:
+        if not request.host or " " in request.host:
+            return_deny = deny  # DENY-ERROR-001: cannot be told
+            if not return_deny:
+                return False
+        elif not any(_host(pattern, request.host) for pattern in rule.hosts):
+            return False
+    networks = [ip_network(text) for text in getattr(rule, "sources", [])]
+    return not networks or any(request.src in network for network in networks)
+
+
+def _host(pattern: str, host: str) -> bool:
+    return host.endswith(pattern[1:]) if pattern.startswith("*") else host == pattern
+
+
+def verdict(config: Config, identity: Identity, request: Request) -> tuple[str, str, str]:
+    """Reason or "allow", rule, backend."""
+    names = {RoleArn.parse(role.arn): role.name for role in config.roles if role.arn}
+    held = list(identity.roles)
+    if request.requested_role is not None:
+        active = [arn for arn in held if request.requested_role in (str(arn), names.get(arn))]
+        if not active:
+            return "role_not_in_token", "", ""
+    elif identity.preferred in held:
+        active = [identity.preferred]
+    elif len(held) > 1 and config.multi_role == "deny":
+        return "ambiguous_role", "", ""
+    else:
+        active = held
+    all_names = {names.get(arn) for arn in held}
+    denied = [
+        deny.id
+        for deny in config.denies
+        if not deny.shadow
+        and ("*" in deny.roles or all_names & set(deny.roles))
+        and matches(deny, request, deny=True)
+    ]
+    if denied:
+        return "denied_by_rule", min(denied), ""
+    active_names = {names.get(arn) for arn in active}
+    granted = [
+        grant
+        for grant in config.grants
+        if not grant.shadow and active_names & set(grant.roles) and matches(grant, request, deny=False)
+    ]
+    if not granted:
+        return "no_grant", "", ""
+    best = min(granted, key=lambda g: (g.match != "exact", -len([p for p in g.path.split("/") if p]), g.id))
+    return "allow", best.id, best.backend

@@ -1,0 +1,152 @@
+"""A program for `test_server_supervisor.py`: `python supervised_agent.py <listen> <workers> <state file>`.
+
+Each worker's gate tells its pid and the policy in force there, which is the text of the state file. The text
+also says how to behave: `refuse` and `die` at the start of worker 1; `bad`, `crash`, `wait`, `long report` in
+the loader; `bad for one`, `slow for one`, `nonsense of one` where worker 1 prepares; `deaf for one` where it
+should switch; `stuck` where a worker drains; `patient` leaves connections to whoever has fewer for longer
+than any test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+from iamroles_agent.base.config import AgentSettings
+from iamroles_agent.base.errors import ConfigError, Problem, StartError
+from iamroles_agent.base.identity import Decision
+from iamroles_agent.base.output import log_to_stderr
+from iamroles_agent.base.reasons import Reason
+from iamroles_agent.control.channel import message
+from iamroles_agent.control.document import POLICY, Document, Edits, Part, Parts
+from iamroles_agent.control.member import Holdings, Step
+from iamroles_agent.control.places import Timing
+from iamroles_agent.processes.link import Birth, Link
+from iamroles_agent.processes.supervisor import Life, Supervisor
+from iamroles_agent.serving import accepting
+from iamroles_agent.serving.server import ConnectionStats, Server
+from iamroles_agent.spop.actions import encode_verdict
+from iamroles_agent.spop.messages import Check, Context
+
+TIMING = Timing(prepare=1.5, switch=1.0)
+
+
+class TellingWorker:
+    """Worker, gate and holding in one."""
+
+    def __init__(self, settings: AgentSettings, birth: Birth) -> None:
+        self._settings, self._birth = settings, birth
+        self._state = ""
+
+    async def live(self) -> None:
+        connections = ConnectionStats()
+        self.link = link = Link(self._birth.channel, self._birth.document, lambda: {"pid": os.getpid()})
+        await link.open()
+        await link.build(Holdings({POLICY: self}))
+        if self._state == "refuse" and self._birth.index == 1:
+            raise StartError("worker 1 will not")
+        if self._state == "die" and self._birth.index == 1:
+            os._exit(7)
+        if self._state == "patient":
+            accepting.PATIENCE = 3600.0
+        link.up()
+        await link.serve.wait()
+        birth = self._birth
+        server = Server(
+            self,
+            self._settings,
+            sock=birth.listener,
+            stats=connections,
+            counts=birth.counts,
+            place=birth.index,
+        )
+        await server.start()
+        link.send(message("serving"))
+        await link.drained.wait()
+        await server.drain()
+        if self._state == "stuck":
+            await asyncio.Event().wait()
+        link.close()
+
+    def prepare(self, edits: Edits, coming: Parts) -> Step:
+        del edits
+        state = coming[POLICY].pieces[0].decode()
+        one = self._birth.index == 1 and self._state != ""
+        if one and state == "bad for one":
+            raise ConfigError([Problem("state", "", "it is bad for worker 1", "Mend it")])
+        if one and state == "slow for one":
+            time.sleep(30)
+        if one and state == "nonsense of one":
+            os.write(self._birth.channel.fileno(), b"\0\0\0\5\0\0\0\0{bad}")
+
+        def switch() -> None:
+            if one and state == "deaf for one":
+                time.sleep(30)
+            self._state = state
+
+        return switch
+
+    def recall(self, key: bytes, context: Context, /) -> bytes | None:
+        return None
+
+    async def judge(self, check: Check, context: Context, key: bytes | None, /) -> bytes:
+        return encode_verdict(
+            Decision(
+                allow=True, principal=str(os.getpid()), session=self._state, issuer=str(self._birth.index)
+            )
+        )
+
+    def unhealthy(self) -> str:
+        return ""
+
+    def failed(self, context: Context, detail: str, /) -> bytes:
+        return encode_verdict(Decision(allow=False, reason=Reason.INTERNAL_ERROR))
+
+
+class TellingCrew:
+    """Who the members are."""
+
+    def __init__(self, settings: AgentSettings, state: Path) -> None:
+        self._settings, self._file = settings, state
+
+    def worker(self, birth: Birth) -> Life:
+        return TellingWorker(self._settings, birth).live()
+
+    async def courier(self, birth: Birth) -> None:
+        link = Link(birth.channel, birth.document, dict)
+        await link.open()
+        await link.build(Holdings({}))
+        link.up()
+        await link.drained.wait()
+        link.close()
+
+    def load(self) -> Part:
+        state = self._file.read_text()
+        if state == "bad":
+            raise ConfigError([Problem("state", "", "the file is bad", "Mend it")])
+        if state == "long report":
+            problem = Problem("state", "grants", "is wrong " * 20, "Mend it")
+            raise ConfigError([problem] * 3000)
+        if state == "wait":
+            time.sleep(30)
+        if state == "crash":
+            raise RuntimeError("the reload crashed")
+        return Part.of((state.encode(),), digest=state)
+
+
+if __name__ == "__main__":
+    log_to_stderr("INFO")
+    listen, workers, state = sys.argv[1:]
+    settings = AgentSettings.model_validate(
+        {"listen": listen, "workers": int(workers), "drain_timeout": "1s"}
+    )
+    crew = TellingCrew(settings, Path(state))
+    try:
+        document = Document(1, {POLICY: crew.load()})
+        sys.exit(Supervisor(settings, document, crew, timing=TIMING).run())
+    except StartError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(3)

@@ -1,0 +1,172 @@
+"""What the token tests share: keys, minting, a clock, a real local HTTP server that counts."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from iamroles_agent.base.config import Config, Issuer, KeySettings
+from iamroles_agent.tokens import Authenticator
+from iamroles_agent.tokens.keys import KeySet
+
+NOW = 1_800_000_000
+ISSUER = "https://idp.example.com/corp"
+AUDIENCE = "orders"
+ACCOUNT = "123456789012"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/Reader"
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self, now: float = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def public_jwk(private: Any, kid: str | None, alg: str | None = None) -> dict[str, Any]:
+    """The public JWK of a private key."""
+    public = private.public_key()
+    algorithm = (
+        RSAAlgorithm
+        if isinstance(private, rsa.RSAPrivateKey)
+        else ECAlgorithm
+        if isinstance(private, ec.EllipticCurvePrivateKey)
+        else OKPAlgorithm
+    )
+    jwk = dict(algorithm.to_jwk(public, as_dict=True))
+    jwk.pop("key_ops", None)
+    jwk["use"] = "sig"
+    if kid is not None:
+        jwk["kid"] = kid
+    if alg is not None:
+        jwk["alg"] = alg
+    return jwk
+
+
+_EC = ec.generate_private_key(ec.SECP256R1())
+_OTHER_EC = ec.generate_private_key(ec.SECP256R1())
+_ED = ed25519.Ed25519PrivateKey.generate()
+EC_KEY, OTHER_EC_KEY, ED_KEY = _EC, _OTHER_EC, _ED
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """Good claims with changes; a value of `...` removes the claim."""
+    base: dict[str, Any] = {
+        "iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "jti": "id-1", "iat": NOW - 10, "exp": NOW + 300,
+        "roles": [ROLE],
+    }  # fmt: skip
+    return {name: value for name, value in (base | changes).items() if value is not ...}
+
+
+def mint(payload: dict[str, Any], key: Any = EC_KEY, alg: str = "ES256", **header: Any) -> str:
+    """Sign claims; header members of `...` are left out."""
+    headers = {name: value for name, value in ({"kid": "k1"} | header).items() if value is not ...}
+    return jwt.encode(payload, key, alg, headers=headers)
+
+
+def issuer(**changes: Any) -> Issuer:
+    """An issuer of the policy."""
+    base: dict[str, Any] = {
+        "name": "corp",
+        "issuer": ISSUER,
+        "audiences": [AUDIENCE],
+        "algorithms": ["ES256"],
+    }
+    base["jwks_uri"] = "https://127.0.0.1:1/jwks"  # nobody listens: no test leaves this machine
+    return Issuer.model_validate(base | changes)
+
+
+def authenticator_with(
+    jwks: list[dict[str, Any]], clock: Clock | None = None, **changes: Any
+) -> Authenticator:
+    """An authenticator whose one issuer has these keys already, as if fetched just now."""
+    config = Config(version=1, issuers=[issuer(**changes)], keys=KeySettings(refresh="10d", max_stale="10d"))
+    authenticator = Authenticator(config, clock=clock or Clock())
+    source = next(iter(authenticator.sources.values()))
+    source._keys, source._fetched_at = KeySet.parse({"keys": jwks}), time.monotonic()
+    return authenticator
+
+
+Reply = tuple[int, dict[str, str], bytes]
+
+
+class Server:
+    """A real HTTP server on loopback: replies by path, counts requests, keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.replies: dict[str, Callable[[BaseHTTPRequestHandler], Reply | None]] = {}
+        self.counts: Counter[str] = Counter()
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self._seen = threading.Condition()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                with outer._seen:
+                    outer.counts[path] += 1
+                    outer.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+                    outer._seen.notify_all()
+                reply = outer.replies.get(path, lambda _: (404, {}, b""))(self)
+                if reply is None:
+                    self.close_connection = True
+                    return
+                status, headers, body = reply
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def json(self, path: str, document: Any) -> None:
+        """Serve a document from now on."""
+        body = json.dumps(document).encode()
+        self.replies[path] = lambda _: (200, {"Content-Type": "application/json"}, body)
+
+    def raw(self, path: str, body: bytes, status: int = 200, **headers: str) -> None:
+        """Serve these bytes from now on; `_` in a header's name is `-`."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.replies[path] = lambda _: (status, named, body)
+
+    def wait_for(self, path: str, count: int, timeout: float = 5) -> None:
+        """Wait until a path was asked for so often."""
+        with self._seen:
+            assert self._seen.wait_for(lambda: self.counts[path] >= count, timeout), self.counts
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server for the length of a test."""
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.close()

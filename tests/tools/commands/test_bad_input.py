@@ -1,0 +1,174 @@
+"""What people give wrongly, at every command: a sentence that names it and exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from iamroles_agent.main import main
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "reference" / "examples" / "policy.toml"
+DEEP = "[" * 100_000
+FILES = {"deep.toml": f"a = {DEEP}".encode(), "deep.json": DEEP.encode(), "junk": b"\x00\xff" * 99}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("wrong")
+    for name, content in FILES.items():
+        (found / name).write_bytes(content)
+    key = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (found / "key.pem").write_bytes(key)
+    return found
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "policy check @",
+        f"policy explain {EXAMPLE} GET /x --claims @",
+        "revoke list --config @",
+        "sessions --config @",
+        "agent status --config @",
+        "token mint --key key.pem --recipe @",
+        "token mint --key @",
+        "audit key @ --name a",
+        "conformance run --agent @",
+        "conformance run --agent-address 127.0.0.1:1 --allowed @",
+        "conformance report @",
+        "conformance fuzz --replay @",
+        "conformance flakes --save @ --check wire.hello.version",
+        "load run --slo @",
+        "demo --agent @",
+        "bench agent --docs @",
+        "bench gate --docs @",
+        "load report @",
+    ],
+)
+def test_a_file_that_cannot_be_understood_is_named(
+    place: Path, name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    done = run(*command.replace("@", name).split())
+
+    assert (done.exit_code, name in done.output) == (2, True), done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("conformance run --check wire.hello --time-scale nan", "no number"),
+        ("conformance run --check wire.hello --report junk", "is a file"),
+        ("conformance soak --page /nowhere/page.html", "cannot be written: /nowhere"),
+        ("conformance run --agent-address 127.0.0.1:99999", "write host:port"),
+        ("conformance fuzz --count 0", "0 is not in the range"),
+        ("conformance oracle --cases -5", "-5 is not in the range"),
+        ("conformance selftest --jobs 0", "0 is not in the range"),
+        ("conformance verify-report missing.tar.gz", "does not exist"),
+        ("load run --rate nan", "no number"),
+        ("load run --agent-address nonsense", "write host:port"),
+        ("load run --header a:b", "--header goes with --url"),
+        ("load run --straight --argument a=b", "--argument goes with --agent-address"),
+        ("token inspect --at nan x.y.z", "no moment"),
+        (f"policy explain {EXAMPLE} GET /x --at 1e400", "is not in the range"),
+        ("audit key new.pem --name a+b", "without blanks"),
+        ("audit verify --key x+y+z junk", "not base64"),
+        (f"policy render --config {EXAMPLE} --output out --timeout-processing soon", "no time of HAProxy's"),
+        (f"revoke add --config {EXAMPLE} --file r.toml --role raeder", "did you mean 'reader'?"),
+        (f"revoke add --config {EXAMPLE} --file r.toml --credential 0123456789abcdef", "sha256:"),
+        (f"revoke add --config {EXAMPLE} --file r.toml --principal=", "nobody's"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_refused(
+    place: Path, command: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    done = run(*command.split())
+
+    assert (done.exit_code, said in done.output) == (2, True), done.output
+    assert {found.name for found in place.iterdir()} == {*FILES, "key.pem"}
+
+
+def test_who_revokes_by_arn_or_without_a_policy_is_not_hindered(place: Path, tmp_path: Path) -> None:
+    arn = "arn:aws:iam::111111111111:role/of-nobody"
+    for config in (EXAMPLE, place / "junk"):
+        done = run("revoke", "add", f"--config={config}", f"--file={tmp_path / 'r.toml'}", f"--role={arn}")
+        assert done.exit_code == 0, done.output
+    done = run("revoke", "add", f"--config={place / 'junk'}", f"--file={tmp_path / 'r.toml'}", "--role=staff")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_file_without_a_record_is_no_answer_of_the_audit(place: Path) -> None:
+    done = run("audit", "query", str(place / "junk"), "--who", "alice")
+
+    assert f"note: {place / 'junk'}: holds no record of an audit" in done.output
+
+
+def test_a_query_does_not_change_what_a_path_reaches() -> None:
+    plain, queried = (
+        run("policy", "explain", str(EXAMPLE), "GET", f"shop.example.com/orders{query}", "--role", "reader")
+        for query in ("", "?page=2;x=//")
+    )
+
+    assert plain.output == queried.output
+    assert "ALLOW" in plain.output
+
+
+@pytest.mark.parametrize("command", ["policy schema", "conformance spec"])
+def test_a_full_disk_is_no_finding(command: str) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(
+            [sys.executable, "-m", "iamroles_agent", *command.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (2, "Error: the output: No space left on device\n")
+
+
+def test_ctrl_c_is_no_finding(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "p")
+    # A job in the background of a shell ignores SIGINT, and so would its children.
+    heeds = ["env", "--default-signal=INT", sys.executable]
+    command = [*heeds, "-m", "iamroles_agent", "audit", "verify", str(pipe)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        pipe.open("w"),  # opened when the command reads it
+    ):
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+
+    assert (process.returncode, said) == (130, "interrupted\n")
+
+
+def test_a_report_of_a_stranger_is_refused_by_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"schema": 1, "suite": "0", "product": {"name": "x"}, "checks": [5]}))
+    done = run("conformance", "report", str(path))
+
+    assert (done.exit_code, "lacks product.version, finished, " in done.output) == (2, True), done.output
+
+
+def test_a_shortened_report_says_all_that_it_lacks() -> None:
+    done = run("conformance", "report", str(ROOT / "conformance" / "reports" / "node" / "report.json"))
+
+    assert (done.exit_code, "lacks seconds, stage, requirements, checks[].title" in done.output) == (2, True)

@@ -1,0 +1,324 @@
+"""Findings are exact: judged by brute force over every request that rules can tell apart."""
+
+from __future__ import annotations
+
+import time
+from itertools import combinations
+from typing import Any
+
+import policy_worlds as worlds
+import pytest
+from hypothesis import given, settings
+
+from iamroles_agent.base.config import Config, Deny
+from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_agent.policy import Policy, load_text
+from iamroles_agent.policy.load import parse_document
+from iamroles_agent.policy.regions import Region
+from iamroles_tools.policy.findings import Finding, Kind
+from iamroles_tools.policy.lint import Linter, lint
+from iamroles_tools.policy.places import NONE, has_host
+
+ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
+SETS = [roles for size in (1, 2, 3) for roles in combinations(ARNS, size)]
+USELESS = {Kind.UNREACHABLE, Kind.SHADOWED, Kind.REDUNDANT}
+
+
+def outcomes(config: Config, requests: list[Request] = worlds.NARROW_REQUESTS) -> list[str]:
+    """Backend or "" for each set of roles, each active role under `deny`, each request."""
+    policy = Policy(config)
+    found = []
+    for roles in SETS:
+        chosen = [None] if config.multi_role == "union" else roles
+        for preferred in chosen:
+            who = Identity("idp", "me", "s", roles, 2000, 1000, preferred)
+            found += [policy.decide(who, request).backend for request in requests]
+    return found
+
+
+def without(config: Config, keys: set[str]) -> Config:
+    kept = {
+        table: [rule for index, rule in enumerate(getattr(config, table)) if f"{table}[{index}]" not in keys]
+        for table in ("grants", "denies")
+    }
+    return config.model_copy(update=kept)
+
+
+@settings(max_examples=15, deadline=None)
+@given(worlds.worlds(grants=4, denies=2, narrow=True))
+def test_what_is_called_useless_can_go_and_what_is_not_matters(data: dict[str, Any]) -> None:
+    config = Config.model_validate(data)
+    useless = {
+        item.key for item in lint(config) if item.kind in USELESS and item.key[:6] in ("grants", "denies")
+    }
+
+    before = outcomes(config)
+    lean = without(config, useless)
+    assert outcomes(lean) == before
+    for index in range(len(lean.grants)):
+        assert outcomes(without(lean, {f"grants[{index}]"})) != before, lean.grants[index]
+    for index in range(len(lean.denies)):
+        assert outcomes(without(lean, {f"denies[{index}]"})) != before or not _opened(
+            lean, lean.denies[index]
+        )
+
+
+def _opened(config: Config, deny: Any) -> bool:
+    """Whether a kept deny stands alone against some grant: with other denies it may overlap in part."""
+    others = [other for other in config.denies if other is not deny]
+    return any(
+        worlds.matches(deny, request, deny=True)
+        and any(worlds.matches(grant, request, deny=False) for grant in config.grants)
+        and not any(worlds.matches(other, request, deny=True) for other in others)
+        for request in worlds.NARROW_REQUESTS
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(worlds.worlds(grants=5, denies=2, narrow=True))
+def test_every_witness_shows_what_its_finding_says(data: dict[str, Any]) -> None:
+    config = Config.model_validate(data)
+    policy = Policy(config)
+
+    for item in lint(config):
+        if item.witness is None or item.key[:6] != "grants" or item.role == "*":
+            continue
+        grant = config.grants[int(item.key[7:-1])]
+        assert worlds.matches(grant, item.witness, deny=False), item
+        who = Identity("idp", "me", "s", (RoleArn.parse(worlds.ARNS[item.role]),), 2000, 1000)
+        decision = policy.decide(who, item.witness)
+        if item.kind is Kind.UNREACHABLE:
+            assert decision.reason == "denied_by_rule", item
+        elif item.kind is Kind.SHADOWED:
+            assert decision.allow, item
+            assert decision.rule in item.others, item
+        elif item.kind is Kind.REDUNDANT:
+            assert decision.rule == item.subject, item
+        elif item.kind is Kind.ESCALATION:
+            assert decision.allow, item
+
+
+@settings(max_examples=30, deadline=None)
+@given(worlds.worlds(grants=4, denies=2, narrow=True))
+def test_escalating_pairs_are_exactly_those_by_brute_force(data: dict[str, Any]) -> None:
+    config = Config.model_validate({**data, "multi_role": "deny"})
+    policy = Policy(config)
+    names = dict(zip(worlds.ARNS, ARNS, strict=True))
+
+    def reach(active: str, pair: set[str]) -> dict[tuple[str, str, str], set[str]]:
+        held = tuple(names[name] for name in sorted(pair))
+        who = Identity("idp", "me", "s", held, 2000, 1000, names[active])
+        found: dict[tuple[str, str, str], set[str]] = {}
+        for request in worlds.NARROW_REQUESTS:
+            if policy.decide(who, request).allow:
+                where = request.host, request.path, str(request.src)
+                found.setdefault(where, set()).add(request.method)
+        return found
+
+    expected = set()
+    for one, two in combinations(sorted(names), 2):
+        for reader, writer in ((one, two), (two, one)):
+            read, write = reach(reader, {one, two}), reach(writer, {one, two})
+            for where in read.keys() & write.keys():
+                if "GET" in read[where] - write[where] and {"POST", "PUT"} & (write[where] - read[where]):
+                    expected.add((one, two))
+
+    found = set()
+    for item in lint(config):
+        if item.kind is Kind.ESCALATION:
+            found |= {(min(pair), max(pair)) for pair in item.pairs}
+    assert found == expected
+
+
+def by_subject(text: str) -> dict[tuple[str, str], Finding]:
+    document = parse_document(text, "toml", "<policy>")
+    return {(item.subject, item.kind): item for item in lint(document.config, document.written)}
+
+
+HEAD = """
+version = 1
+[[issuers]]
+name = "idp"
+issuer = "https://idp.test"
+audiences = ["api"]
+algorithms = ["RS256"]
+accounts = ["111111111111"]
+[[roles]]
+name = "reader"
+arn = "arn:aws:iam::111111111111:role/reader"
+[[roles]]
+name = "writer"
+arn = "arn:aws:iam::111111111111:role/writer"
+[[roles]]
+name = "idle"
+arns = ["arn:aws:iam::222222222222:role/idle", "arn:aws:iam::111111111111:role/idle"]
+[[backends]]
+name = "b"
+[[backends]]
+name = "lonely"
+"""
+GRANT = '[[grants]]\nid = "{}"\nroles = ["{}"]\nmethods = {}\npath = "{}"\nbackend = "b"\n{}\n'
+
+
+def test_planted_findings_are_named() -> None:
+    found = by_subject(
+        HEAD
+        + GRANT.format("all", "reader", '["*"]', "/", "")
+        + GRANT.format("world", "writer", '["POST"]', "/w", 'sources = ["0.0.0.0/0"]')
+        + GRANT.format("wide", "writer", '["POST"]', "/v", 'sources = ["10.0.0.0/7"]')
+        + GRANT.format("tld", "writer", '["GET"]', "/t", 'hosts = ["*.com"]')
+        + GRANT.format("inner", "reader", '["GET"]', "/a", "")
+        + GRANT.format("secret", "writer", '["GET"]', "/secret", "")
+        + '[[denies]]\nid = "shut"\nroles = ["*"]\npath = "/secret"\n'
+        + '[[denies]]\nid = "shut-again"\nroles = ["writer"]\npath = "/secret/deep"\n'
+    )
+
+    assert {key for key, item in found.items() if not item.note} == {
+        ("all", "too-wide"),
+        ("world", "too-wide"),
+        ("wide", "too-wide"),
+        ("tld", "too-wide"),
+        ("inner", "redundant"),
+        ("secret", "unreachable"),
+        ("shut-again", "redundant"),
+        ("idle", "unused"),
+        ("idle", "unreachable"),
+        ("lonely", "unused"),
+    }
+    assert found["secret", "unreachable"].others == {"shut": "denies[0]"}
+    assert found["inner", "redundant"].others == {"all": "grants[0]"}
+
+
+@pytest.mark.parametrize(("multi_role", "note"), [("deny", True), ("union", False)])
+def test_union_escalation(multi_role: str, note: bool) -> None:
+    text = f'multi_role = "{multi_role}"\n' + HEAD
+    found = by_subject(
+        text
+        + GRANT.format("r", "reader", '["GET"]', "/a", "")
+        + GRANT.format("w", "writer", '["PUT"]', "/a/b", "")
+    )
+
+    item = found["w", "escalation"]
+    assert item.note is note
+    assert item.witness is not None
+    assert (item.witness.method, item.witness.path, item.role) == ("PUT", "/a/b", "writer")
+    assert item.others == {"r": "grants[0]"}
+
+
+def test_of_two_equal_denies_one_may_go() -> None:
+    deny = '[[denies]]\nid = "{}"\nroles = ["reader"]\npath = "/a"\n'
+    found = by_subject(
+        HEAD + GRANT.format("g", "reader", '["GET"]', "/", "") + deny.format("d1") + deny.format("d2")
+    )
+
+    assert [subject for subject, kind in found if kind == "redundant"] == ["d2"]
+
+
+def test_roles_that_a_deny_keeps_apart_do_not_escalate() -> None:
+    apart = '[[denies]]\nid = "d"\nroles = ["reader"]\nmethods = ["PUT"]\npath = "/a"\n'
+    text = (
+        HEAD
+        + GRANT.format("r", "reader", '["GET"]', "/a", "")
+        + GRANT.format("w", "writer", '["PUT"]', "/a", "")
+    )
+
+    assert ("w", "escalation") in by_subject(text)
+    assert ("w", "escalation") not in by_subject(text + apart)
+
+
+def test_a_deny_holds_the_host_that_cannot_be_read() -> None:
+    region = Region.of(Deny(id="d", roles=["*"], path="/a", hosts=["x.test"]))
+
+    assert has_host(region, NONE, deny=True)
+    assert not has_host(region, NONE, deny=False)
+
+
+@pytest.mark.parametrize(("multi_role", "redundant"), [("deny", True), ("union", False)])
+def test_in_a_union_another_role_s_grant_may_make_one_matter(multi_role: str, redundant: bool) -> None:
+    """Without `g`, a token with both roles would be led by `other` to the other backend."""
+    found = by_subject(
+        f'multi_role = "{multi_role}"\n'
+        + HEAD
+        + GRANT.format("g", "reader", '["GET"]', "/a/b", "")
+        + GRANT.format("under", "reader", '["GET"]', "/", "")
+        + GRANT.format("other", "writer", '["GET"]', "/a", "").replace('"b"', '"lonely"')
+    )
+
+    assert (("g", "redundant") in found) is redundant
+
+
+def test_a_thousand_grants_within_five_seconds() -> None:
+    """CPU time, so that a busy machine does not decide."""
+    parts = [HEAD]
+    for index in range(1000):
+        role = "reader" if index % 2 else "writer"
+        extra = f'hosts = ["h{index % 7}.test"]\nsources = ["10.{index % 200}.0.0/16"]'
+        path = f"/s{index % 40}/t{index % 90}" + (f"/u{index}" if index % 3 else "")
+        parts.append(GRANT.format(f"g{index}", role, '["GET"]' if index % 5 else '["*"]', path, extra))
+    parts += [
+        f'[[denies]]\nid = "d{index}"\nroles = ["reader"]\npath = "/s{index}"\nmethods = ["DELETE"]\n'
+        for index in range(40)
+    ]
+    config = load_text("".join(parts))
+
+    before = time.process_time()
+    lint(config)
+    assert time.process_time() - before < 5
+
+
+def test_a_deny_that_others_make_useless_only_where_something_is_open() -> None:
+    """`wide` reaches beyond the other two denies, but nothing is granted there."""
+    deny = '[[denies]]\nid = "{}"\nroles = ["*"]\nmethods = {}\npath = "{}"\n'
+    found = by_subject(
+        HEAD
+        + GRANT.format("g", "reader", '["GET", "PUT"]', "/a", "")
+        + deny.format("gets", '["GET"]', "/a/b")
+        + deny.format("puts", '["PUT"]', "/a/b")
+        + deny.format("wide", '["*"]', "/a/b")
+    )
+
+    item = found["wide", "redundant"]
+    assert item.others == {"gets": "denies[0]", "puts": "denies[1]"}
+    assert ("gets", "redundant") not in found
+
+
+def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_named() -> None:
+    found = by_subject(
+        HEAD.replace('accounts = ["111111111111"]', 'accounts = ["999999999999"]')
+        + '[[groups]]\nname = "nobody"\nroles = ["reader"]\n'
+        + GRANT.format("uk", "reader", '["GET"]', "/t", 'hosts = ["*.co.uk"]')
+        + GRANT.format("own", "reader", '["GET"]', "/t", 'hosts = ["*.acme.co.uk"]')
+        + GRANT.format("s", "reader", '["GET"]', "/s", "shadow = true").replace('"b"', '"lonely"')
+    )
+
+    assert ("uk", "too-wide") in found
+    assert ("own", "too-wide") not in found
+    assert found["nobody", "unused"].key == "groups[0]"
+    assert found["lonely", "unused"].message == "only shadow grants lead here"
+    assert found["idp", "unreachable"].key == "issuers[0]"
+
+
+SCOPED = HEAD.replace("accounts =", 'scope_claim = "scope"\naccounts =')
+SCOPE = '[[scopes]]\nname = "{}"\nmethods = {}\npath = "{}"\n'
+
+
+def test_scopes_that_open_nothing_granted_or_all_of_it_together() -> None:
+    grant = GRANT.format("g", "reader", '["GET", "PUT"]', "/a", "")
+    read, write = SCOPE.format("read", '["GET"]', "/"), SCOPE.format("write", '["PUT"]', "/a")
+
+    assert ("read", "too-wide") in by_subject(SCOPED + grant + read + write)
+    assert ("read", "too-wide") not in by_subject(SCOPED + grant + read)
+    assert ("far", "unused") in by_subject(SCOPED + grant + read + SCOPE.format("far", '["*"]', "/z"))
+
+
+def test_two_hundred_roles_in_one_group_are_one_class() -> None:
+    """Counted, not timed: the places that are looked at do not grow with the number of roles."""
+    names = [f"r{index}" for index in range(200)]
+    roles = "".join(
+        f'[[roles]]\nname = "{name}"\narn = "arn:aws:iam::111111111111:role/{name}"\n' for name in names
+    )
+    group = f"[[groups]]\nname = 'all'\nroles = {names}\n"
+    grants = "".join(GRANT.format(f"g{i}", "all", '["GET"]', f"/s{i}", "") for i in range(100))
+    linter = Linter(load_text(HEAD + roles + group + grants))
+
+    assert {len(place.classes(linter.labels.everyone)) for place in linter.places} == {2}
