@@ -72,7 +72,6 @@ class Command(click.Command):
     """A command of the judge: a caller's mistake ends it with 2, a stage that cannot be used with 3."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own
-        """Run it."""
         try:
             return super().invoke(ctx)
         except (SelectionError, ConformanceError, AgentFileError) as error:

@@ -138,7 +138,6 @@ class _Interrupts:
             raise KeyboardInterrupt
 
     def until(self, source: Iterator[_Pair]) -> Iterator[_Pair]:
-        """What comes before the first."""
         while not self._came:
             try:
                 self._waits = True

@@ -54,7 +54,6 @@ _LINES, _WIDTH = 14, 400
 
 
 def _end(text: str) -> str:
-    """The last lines, each cut."""
     lines = text.splitlines()
     left_out = [f"… {len(lines) - _LINES} lines before"] if len(lines) > _LINES else []
     cut = [line if len(line) <= _WIDTH else f"{line[:_WIDTH]}…" for line in lines[-_LINES:]]

@@ -36,7 +36,6 @@ class Measured:
 
     @property
     def runs(self) -> int:
-        """How many played it."""
         return self.verdicts.total()
 
     @property

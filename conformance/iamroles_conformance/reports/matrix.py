@@ -71,7 +71,6 @@ class Screen:
             self._say(f"[yellow]left out: {', '.join(left_out)}: they need the stage of containers[/yellow]")
 
     def played(self, column: Column) -> None:
-        """One version has been played."""
         if column.found is None:
             self._say(f"[red]HAProxy {column.asked}: {_NOT_PLAYED}: {escape(column.fault)}[/red]")
             return

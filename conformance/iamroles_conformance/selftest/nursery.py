@@ -50,7 +50,6 @@ class Forked:
         self._lock = threading.Lock()
 
     def wait(self) -> int:
-        """See `Started`."""
         with self._lock:
             if self.returncode is None:
                 self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -114,7 +113,6 @@ class Nursery:
 
 
 def _fork() -> int:
-    """As `os.fork`, of a sibling."""
     python = ctypes.pythonapi
     python.PyOS_BeforeFork()
     pid: int = ctypes.PyDLL(None).syscall(_CLONE, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)

@@ -64,7 +64,6 @@ class MutantResult:
 
     @property
     def caught(self) -> bool:
-        """Whether every id did."""
         return not self.trouble and not self.survived
 
 

@@ -23,7 +23,6 @@ class Expected(Model):
     told: str = ""
 
     def right(self) -> Right:
-        """As the loop wants it."""
         return Right(
             self.status,
             tuple(piece.encode("latin-1") for piece in self.holds),
@@ -71,7 +70,6 @@ class Stretch(Model):
     until: float | None = Field(default=None, gt=0)
 
     def segment(self) -> Segment:
-        """As the timetable wants it."""
         return Segment(self.seconds, self.rate, self.until)
 
 
@@ -114,7 +112,6 @@ class Phase(Model):
 
     @property
     def length(self) -> float:
-        """Seconds that count."""
         return sum(stretch.seconds for stretch in self.timetable) or self.seconds
 
     def shared(self, part: int, parts: int) -> Phase:

@@ -60,7 +60,6 @@ class Asking:
         self._host = host
 
     def token(self, name: str, *roles: str, **recipe: object) -> str:
-        """A token for a caller."""
         return self._mint({"sub": name, "roles": list(roles), "exp": self._life, "key": "RS256", **recipe})
 
     def request(self, token: str, *, method: str = "GET", path: str = "/orders/1", **fields: str) -> str:

@@ -86,7 +86,6 @@ class Bench:
         return Contender(name, world.proxy.url.removeprefix("http://"), pile, parts, once=once)
 
     def straight(self, name: str, agent: AgentSpec) -> Contender:
-        """A contender asked by SPOP."""
         world = self.world(agent, haproxy=False)
         return Contender(
             name, world.agent.spop_address, "straight", {"agent": lambda: world.agent.host_pid}, "spop"
@@ -142,7 +141,6 @@ class Bench:
         return self.asking.token(name, "reader", key="ES256")
 
     def close(self) -> None:
-        """Stop every world."""
         self._worlds.close()
 
 

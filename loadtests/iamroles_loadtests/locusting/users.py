@@ -74,7 +74,6 @@ class Collector:
         self._cpu = 0.0
 
     def start(self, environment: Environment, **_more: object) -> None:
-        """A test begins."""
         runner: Any = environment.runner
         if isinstance(runner, MasterRunner):
             clients: Any = runner.clients
@@ -185,7 +184,6 @@ class TrafficUser(User):
     _loop: Loop | None = None
 
     def on_start(self) -> None:
-        """Connect."""
         if not self.planned.wait(_PATIENCE):  # type: ignore[no-untyped-call]
             raise RuntimeError("no plan: the master did not say what to ask")
         self.running.append(self)

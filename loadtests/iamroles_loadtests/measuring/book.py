@@ -36,7 +36,6 @@ class Page:
     examples: list[str] = field(default_factory=list)
 
     def add(self, other: Page) -> None:
-        """Take over another's samples."""
         for name in ("due", "sent", "told"):
             getattr(self, name).add(getattr(other, name))
         self.wrong += other.wrong
@@ -69,7 +68,6 @@ class Book:
         """Seconds from its begin to the last answer."""
 
     def fold(self, records: bytes, cases: Iterable[Case]) -> None:
-        """Count raw records (`traffic.Records.take`)."""
         table = columns(records, FIELDS)
         due, sent = table["received"] - table["due"], table["received"] - table["sent"]
         if not due.size:
@@ -176,7 +174,6 @@ class Book:
 
     @classmethod
     def of(cls, measured: Mapping[str, Any]) -> Self:
-        """The book behind a `measured`."""
         windows: Sequence[Mapping[str, Any]] = measured["windows"]
         width = windows[0]["seconds"] if windows else 1.0
         found = cls(round(measured["begin"] * NANO), width)

@@ -73,7 +73,6 @@ class Generator:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
         return self._process.pid
 
     def play(self, phase: Phase) -> dict[str, Any]:

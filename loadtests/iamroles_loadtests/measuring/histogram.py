@@ -57,17 +57,14 @@ class Histogram:
         self.record(np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.int64))
 
     def record(self, values: Integers) -> None:
-        """Count many values at once."""
         if values.size:
             self.counts += np.bincount(_indices(values), minlength=_SIZE)
 
     def add(self, other: Histogram) -> None:
-        """Take over another's samples."""
         self.counts += other.counts
 
     @property
     def count(self) -> int:
-        """Samples."""
         return int(self.counts.sum())
 
     def at(self, percentile: float) -> float:

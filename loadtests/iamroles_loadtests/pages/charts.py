@@ -138,7 +138,6 @@ class Chart:
             self._parts.append(f'<polyline class="line {kind}" points="{path}"/>')
 
     def between(self, above: Sequence[Point], below: Sequence[Point], kind: str) -> None:
-        """The area between two lines."""
         if above and below:
             path = " ".join(f"{x},{y}" for x, y in map(self._at, [*above, *reversed(below)]))
             self._zones.append(f'<polygon class="area {kind}" points="{path}"/>')
@@ -171,7 +170,6 @@ class Chart:
         )
 
     def svg(self) -> str:
-        """The drawing."""
         right, bottom = WIDTH - _RIGHT, self._height - _BOTTOM
         grid = []
         for value, name in self._y.ticks:

@@ -172,7 +172,6 @@ def _knee(knee: Mapping[str, Any]) -> str:
 
 
 def _pairs(pairs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Caption and chart of each."""
     yield "Added to the median from sent", _added(pairs, [("", "p50")])
     yield "Added CPU time of each request", _added(pairs, [("agent", "agent"), ("HAProxy", "haproxy")])
     drawn = {lane: Histogram.decoded(pairs["lanes"][lane]["sent"]["histogram"]) for lane in _LANES}

@@ -68,7 +68,6 @@ class Line:
         return "slower" if self.low > 1 else "faster" if self.high < 1 else ""
 
     def told(self, value: float) -> str:
-        """One of its values, readable."""
         return _COUNTED[self.unit](value)
 
     @property
@@ -77,7 +76,6 @@ class Line:
         return "" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {name: getattr(self, name) for name in (*Line.__slots__, "verdict")}
 
 
@@ -151,7 +149,6 @@ def _knee(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> 
 
 
 def _answered(phase: Mapping[str, Any]) -> float:
-    """Share of what was due."""
     return float(phase["samples"] / max(1, phase["samples"] + phase["owed"] + phase["faults"]))
 
 

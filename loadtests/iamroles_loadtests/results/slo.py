@@ -91,7 +91,6 @@ class Objective:
     met: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {"name": self.name, "bound": self.bound, "got": self.got, "met": self.met}
 
 

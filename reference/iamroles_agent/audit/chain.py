@@ -155,7 +155,6 @@ class Known(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Entries of the whole tree."""
         return self.before.size + len(self.entries)
 
     def path_to(self, index: int) -> list[bytes]:

@@ -158,7 +158,6 @@ class LogFile:
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
         return self._size
 
     def write(self, data: bytes) -> None:

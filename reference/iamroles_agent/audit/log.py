@@ -315,7 +315,6 @@ class Audit:
         self._hurry.set()
 
     def state(self) -> AuditState:
-        """Counters since the start."""
         with self._lock:
             return AuditState(
                 self._seq - self._first,

@@ -122,7 +122,6 @@ class Decision:
 
     @property
     def status(self) -> int:
-        """200, or the reason's status."""
         return 200 if self.reason is None else self.reason.status
 
     @property

@@ -111,7 +111,6 @@ class Changes:
 
     @property
     def workers(self) -> list[Place]:
-        """All places but the courier's."""
         return [place for place in self.places.values() if place.index >= 0]
 
     @property
@@ -229,7 +228,6 @@ class Changes:
             self._send(place.index, message("switch", version=place.prepared))
 
     def refused(self, place: Place, said: Message) -> None:
-        """It cannot enforce a change."""
         version, error = said.number("version"), said.text("error")
         change = self._change
         if change is not None and change.phase is Phase.PREPARE and version == change.document.version:
@@ -238,7 +236,6 @@ class Changes:
             self._kill(place, f"it cannot take up what is in force: {error[:DETAIL]}")
 
     def _give_up(self, error: str, why: str) -> None:
-        """Nothing has changed anywhere."""
         change = self._change
         assert change is not None  # noqa: S101 - only called for one
         for place in self.places.values():
@@ -260,7 +257,6 @@ class Changes:
         self._look_switched()
 
     def switched(self, place: Place, said: Message) -> None:
-        """It enforces another version now."""
         version = said.number("version")
         change = self._change
         if place.target is not None and version == place.target.version:

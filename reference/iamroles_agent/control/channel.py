@@ -33,7 +33,6 @@ class Message:
     body: bytes = b""
 
     def encode(self) -> bytes:
-        """As it travels."""
         head = json.dumps({"say": self.say, **self.head}, separators=(",", ":")).encode()
         return _LENGTHS.pack(len(head), len(self.body)) + head + self.body
 

@@ -58,7 +58,6 @@ class Document:
         return part.digest if part is not None else ""
 
     def edited(self, edits: Edits, version: int) -> Document:
-        """Another version of it."""
         parts = {name: part for name, part in self.parts.items() if name not in edits}
         parts |= {name: part for name, part in edits.items() if part is not None}
         return Document(version, parts)

@@ -40,11 +40,9 @@ class Loading:
 
     @property
     def busy(self) -> bool:
-        """Whether there is a process."""
         return self._began is not None
 
     def start(self, now: float) -> None:
-        """Have one made."""
         self._began, self._answered, self._pieces = now, False, []
         self._ran, self._moved = 0.0, now
         self._effect(Fork(LOADER, ""))
@@ -77,7 +75,6 @@ class Loading:
             self._refuse(error)
 
     def died(self, how: str) -> None:
-        """Its process has ended."""
         self.failed(f"the loader ended with {how}")
         self._began = None
 

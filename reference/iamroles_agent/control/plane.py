@@ -90,7 +90,6 @@ class Plane(Changes):
     # What the shell calls
 
     def start(self) -> None:
-        """Have everybody made."""
         for place in self.places.values():
             self._effects.append(Fork(place.index, ""))
 
@@ -389,7 +388,6 @@ class Plane(Changes):
         self._send(place.index, message("status", ticket=said.number("ticket"), status=self.status()))
 
     def _leave(self, _place: Place, _said: Message) -> None:
-        """Another agent has taken over."""
         self.left = True
         self.stop()
 

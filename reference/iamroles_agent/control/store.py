@@ -221,7 +221,6 @@ class Store:
 
 
 def _unpack(content: bytes) -> Iterator[bytes]:
-    """Pieces, each behind its length."""
     start = 0
     while start < len(content):
         (length,) = _LENGTH.unpack_from(content, start)

@@ -44,7 +44,6 @@ class SigningKey:
 
     @classmethod
     def made(cls, since: float) -> SigningKey:
-        """A new key."""
         return cls.of(since, ec.generate_private_key(ec.SECP256R1()))
 
     @classmethod

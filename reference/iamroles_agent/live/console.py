@@ -57,7 +57,6 @@ class Row:
 
     @property
     def source(self) -> str:
-        """As `show sess` writes it."""
         return f"{self.src}:{self.port}"
 
 
@@ -227,7 +226,6 @@ class Console:
                 return answer[: prompt.start()].decode("utf-8", "replace") + "\n"
 
     def close(self) -> None:
-        """Let go of the connection."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None

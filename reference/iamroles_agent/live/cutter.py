@@ -89,7 +89,6 @@ class Cut:
 
     @property
     def late(self) -> float:
-        """Seconds."""
         return max(0.0, self.done - self.due)
 
 

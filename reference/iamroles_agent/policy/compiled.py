@@ -81,7 +81,6 @@ class Reach:
 
     @classmethod
     def of(cls, regions: Iterable[Region]) -> Reach:
-        """Of all these rules together."""
         regions = list(regions)
         depth = max((region.specificity[1] for region in regions), default=0)
         return cls(depth, frozenset().union(*(region.hosts or () for region in regions)))

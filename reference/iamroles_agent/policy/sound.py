@@ -36,7 +36,6 @@ class Sound:
 
     @property
     def rules(self) -> list[tuple[str, config.Grant | config.Deny]]:
-        """Grants and denies."""
         return [*self.grants, *self.denies]
 
     @classmethod

@@ -187,7 +187,6 @@ class Agent:
     # The members: see `supervisor.Crew`.
 
     def worker(self, birth: Birth) -> Life:
-        """A worker's life."""
         self._let_go()
         return Worker(
             self.config,
@@ -203,7 +202,6 @@ class Agent:
         return str((self.path.parent / name).absolute())
 
     def courier(self, birth: Birth) -> Life:
-        """The courier's life."""
         if self._inherited is not None:
             self._inherited.forget()
         courier = Courier(self.config, birth, self._store)

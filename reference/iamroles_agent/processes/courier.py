@@ -289,7 +289,6 @@ class _Policy:
         self._courier = courier
 
     def prepare(self, edits: Edits, coming: Parts) -> Step:
-        """See `Holding`."""
         del edits
         config = policy_part.decode_base(coming[POLICY])
         return lambda: self._courier.configure(config)

@@ -85,7 +85,6 @@ class SigningHolding:
         self._use = use
 
     def prepare(self, edits: Edits, coming: Parts) -> Step:
-        """See `Holding`."""
         header = self._header
         if header is None or edits.get(IDENTITY_KEYS) is None:
             return lambda: None

@@ -101,7 +101,6 @@ class Link:
 
     @property
     def document(self) -> Document:
-        """What is in force."""
         return self._member.document
 
     async def open(self) -> None:
@@ -211,7 +210,6 @@ class Link:
     # What the parent says
 
     def receive(self, data: bytes) -> None:
-        """Take what one read brought."""
         try:
             for said in self._frames.receive(data):
                 self._heard(said)
@@ -220,7 +218,6 @@ class Link:
             self.lost()
 
     def lost(self) -> None:
-        """The parent is gone."""
         self._lost = True
         for future in self._asks.values():
             if not future.done():

@@ -70,14 +70,12 @@ class LocalSocket:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Begin to answer."""
         # A copy: a server that is closed closes its socket, and the next courier needs it.
         self._server = await asyncio.start_unix_server(
             self._meet, sock=self.sock.dup(), limit=_LONGEST, **_KEEPS_PATH
         )
 
     def close(self) -> None:
-        """Answer no more."""
         if self._server is not None:
             self._server.close()
 

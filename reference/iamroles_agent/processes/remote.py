@@ -34,7 +34,6 @@ class RemoteKeys(Keyring):
         self._link, self._bring_back, self._forget = link, bring_back, forget
 
     async def close(self) -> None:
-        """As inherited."""
         self._forget(self)
         await super().close()
 
@@ -136,7 +135,6 @@ class Remote:
             self.put(source, keys.revived(), fetched_at)
 
     def prover(self, endpoints: list[Sts], former: object) -> RemoteProver:
-        """For these STS endpoints."""
         del former
         return RemoteProver(self._link, endpoints, self._clock, self.counts)
 

@@ -219,7 +219,6 @@ class _Policy:
         self._worker = worker
 
     def prepare(self, edits: Edits, coming: Parts) -> Step:
-        """Compile it; see `Holding`."""
         del edits
         self._worker.audit.reopen()
         with _turn(self._worker.birth.turn):
@@ -273,7 +272,6 @@ class _Keys:
         self._worker = worker
 
     def prepare(self, edits: Edits, coming: Parts) -> Step:
-        """Read the sets; see `Holding`."""
         del coming
         remote, link = self._worker.remote, self._worker.link
         sets: dict[str, KeySet | None] = {}

@@ -71,7 +71,6 @@ class Acceptor:
             self._sock.close()
 
     def closed(self) -> None:
-        """A connection is over."""
         if self._counts[self._place]:
             self._counts[self._place] -= 1
 

@@ -113,22 +113,18 @@ class Gate:
 
     @property
     def revocations(self) -> Revocations:
-        """The revocations in force."""
         return self._state.revocations
 
     @property
     def policy(self) -> Policy:
-        """The policy in force."""
         return self._state.policy
 
     @property
     def authenticator(self) -> Authenticator:
-        """The verifier in force."""
         return self._state.authenticator
 
     @property
     def remembered(self) -> int:
-        """How many verdicts are held."""
         return len(self._state.young) + len(self._state.old)
 
     def replace(self, policy: Policy, authenticator: Authenticator) -> None:

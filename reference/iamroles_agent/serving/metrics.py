@@ -97,7 +97,6 @@ class Metrics:
         self.seconds += seconds
 
     def policy(self, version: str) -> None:
-        """Note the policy in force."""
         self.policy_version, self.policy_since = version, self.clock()
         self.reloads["accepted"] += 1
 
@@ -131,7 +130,6 @@ class Metrics:
         return self._server.address
 
     def close(self) -> None:
-        """Stop serving."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -71,7 +71,6 @@ class Server:
         return app
 
     def close(self) -> None:
-        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -202,7 +202,6 @@ class Server:
         return True
 
     def forget(self, peer: _Peer) -> None:
-        """A connection is closed."""
         self._acceptor.closed()
         if peer in self.peers:
             self.stats.open -= 1
@@ -293,7 +292,6 @@ class _Peer(asyncio.Protocol):
 
     @property
     def asked(self) -> int:
-        """NOTIFYs so far."""
         return self._connection.notifies
 
     def idle_since(self, asked: int) -> bool:
@@ -328,7 +326,6 @@ class _Peer(asyncio.Protocol):
         self.say_goodbye()
 
     def abort(self) -> None:
-        """Close at once."""
         self._transport.abort()
 
     # Events

@@ -105,7 +105,6 @@ class FrameBuffer:
 
     @property
     def pending(self) -> int:
-        """Bytes of an unfinished frame."""
         return len(self._partial)
 
     def split(self, data: bytes) -> Iterator[RawFrame]:

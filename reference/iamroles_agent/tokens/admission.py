@@ -102,17 +102,14 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Questions that wait."""
         return len(self._queued)
 
     @property
     def flying(self) -> int:
-        """Calls under way."""
         return len(self._flying)
 
     @property
     def known(self) -> int:
-        """Access keys that are remembered."""
         return len(self._known)
 
     def ask(self, ticket: Hashable, key_id: str, source: str) -> None:

@@ -128,7 +128,6 @@ class IdentityCache:
             self._held -= 1
 
     def clear(self) -> None:
-        """Forget all."""
         former, self._tables = self._tables, self._empty()
         self.bytes = self._held = 0
         discard(former)

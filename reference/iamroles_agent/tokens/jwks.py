@@ -112,7 +112,6 @@ class KeySource(Keyring):
             self._schedule(self._lifetime() - (self._monotonic() - self._fetched_at))
 
     async def close(self) -> None:
-        """Stop timers and the flight; tokens that wait get `keys_unavailable`."""
         await super().close()
         for timer in (self._renewal, self._trailing):
             if timer is not None:

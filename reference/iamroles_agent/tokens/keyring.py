@@ -66,12 +66,10 @@ class Keyring:
 
     @property
     def kids(self) -> tuple[str, ...]:
-        """The `kid`s in force, sorted."""
         return tuple(sorted(key.kid or "" for key in self._keys or ()))
 
     @property
     def keys(self) -> KeySet | None:
-        """The set in force."""
         return self._keys
 
     def start(self) -> None:

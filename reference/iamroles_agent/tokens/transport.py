@@ -92,7 +92,6 @@ class _Exchange:
             self._forget()
 
     def cut(self) -> None:
-        """Its time is over."""
         with self._lock:
             self.over = True
             self._cut()
@@ -277,7 +276,6 @@ class Transport:
                 self._idle.pop(0)[1].close()
 
     def close(self) -> None:
-        """Drop idle connections."""
         with self._lock:
             while self._idle:
                 self._idle.pop()[1].close()

@@ -120,11 +120,9 @@ class Proof:
 
     @property
     def records(self) -> int:
-        """How many records were read."""
         return sum(span.records for span in self.spans.values())
 
     def found(self, path: Path, line: int, message: str) -> Finding:
-        """Note a finding."""
         finding = Finding(str(path), line, message)
         self.findings.append(finding)
         return finding

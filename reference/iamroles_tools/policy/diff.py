@@ -193,7 +193,6 @@ class _Comparison:
         self._side = {one: side for side in (old, new) for one in (*side.grants, *side.denies)}
 
     def run(self) -> _Comparison:
-        """Collect every change."""
         for place in walk(self._tree, self._every):
             views = [self._view(place, side) for side in (self._old, self._new)]
             if _same(place, *views):
@@ -343,7 +342,6 @@ class _Reach(NamedTuple):
 
     @property
     def open(self) -> int:
-        """What is allowed."""
         return self.granted & ~self.refused
 
     def refusing(self, cells: int) -> Iterator[tuple[Placed, int]]:

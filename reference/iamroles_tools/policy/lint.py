@@ -94,7 +94,6 @@ class Linter:
                 yield place, roles, place.naming(roles, grants), place.naming(roles, denies)
 
     def grants(self) -> Iterator[Finding]:
-        """Unreachable, shadowed and redundant grants."""
         opened: dict[Placed, _Shown] = {}
         decides: set[Placed] = set()
         refusers: dict[Placed, set[frozenset[Placed]]] = {}

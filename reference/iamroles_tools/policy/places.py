@@ -63,7 +63,6 @@ class Placed:
 
     @property
     def id(self) -> str:
-        """The rule's id."""
         return self.rule.id
 
 
@@ -355,7 +354,6 @@ class Rules:
 
     @classmethod
     def of(cls, config: Config) -> Rules:
-        """Compile a checked configuration's rules."""
         grants = [(f"grants[{i}]", compile_rule(g), g.shadow) for i, g in enumerate(config.grants)]
         denies = [(f"denies[{i}]", compile_rule(d), d.shadow) for i, d in enumerate(config.denies)]
         grants.sort(key=lambda item: item[1].rank)

@@ -64,23 +64,23 @@ class Narrator(Watcher):
         self.good = 0
         """How many of them went as told."""
 
-    def begins(self, place: Place) -> None:  # noqa: D102
+    def begins(self, place: Place) -> None:
         self.number, self.good = 0, 0
         self._url = place.world.proxy.url
         self._stage(f"{self._opening} HAProxy {place.world.haproxy.version}.", place.policy)
 
-    def happens(self, step: Step) -> None:  # noqa: D102
+    def happens(self, step: Step) -> None:
         if step.note:
             self._console.print(Text.assemble(("   * ", "yellow"), (step.note, "yellow")), soft_wrap=True)
 
-    def asks(self, step: Step, request: RequestSpec) -> None:  # noqa: D102
+    def asks(self, step: Step, request: RequestSpec) -> None:
         self._pause()
         self.number += 1
         title, _, why = step.note.partition("\n")
         heading(self._console, self.number, title, why)
         self._curl(request)
 
-    def saw(self, step: Step, seen: Observation, differing: list[str]) -> None:  # noqa: ARG002, D102
+    def saw(self, step: Step, seen: Observation, differing: list[str]) -> None:  # noqa: ARG002
         status = f"{seen.status} {_STATUS.get(seen.status or 0, '')}"
         if seen.allow:
             what = Text.assemble((f"   {status}", "bold green"), " from backend ", (seen.backend, "bold"))

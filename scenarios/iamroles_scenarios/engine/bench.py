@@ -73,12 +73,10 @@ class Bench:
         return Bench(self.target, self.place, self._clients)
 
     def close(self) -> None:
-        """End all connections."""
         for client in self._clients:
             client.close()
 
     def seconds(self, seconds: float) -> float:
-        """A deadline, scaled."""
         return seconds * self.target.scale
 
     def issuer(self, name: str = DEFAULT_ISSUER) -> IssuerHandle:

@@ -164,7 +164,6 @@ class Burden:
 
     @property
     def bad(self) -> dict[Kind, int]:
-        """Those that were not right."""
         kinds = {kind for account in self._accounts for kind in account.bad}
         return {kind: sum(account.bad[kind] for account in self._accounts) for kind in sorted(kinds)}
 

@@ -30,7 +30,6 @@ def opened(token: str) -> list[str]:
 
 
 def _text(part: str) -> str:
-    """Base64url as text that prints."""
     try:
         text = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)).decode()
     except ValueError:

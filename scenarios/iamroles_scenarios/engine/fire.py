@@ -87,7 +87,6 @@ class _Stream:
         self.questions: list[Watched] = []
 
     def add(self, token: str, expires: float) -> None:
-        """Ask with this token too."""
         raw = raw_request(self.flow.request, token, keep=True)
         dies = round(expires * NANO) if expires else NEVER
         made = Watched(self._case, raw, _ANY, flow=self.flow, ledger=self._ledger, secret=token, dies=dies)
@@ -180,7 +179,6 @@ class Fire:
             stream.questions = stream.questions[-1:]
 
     def leave(self, name: str) -> None:
-        """Ask a flow no more."""
         self._shuffle([stream for stream in self._dealt if stream.flow.name != name])
 
     def _shuffle(self, streams: list[_Stream]) -> None:
@@ -197,7 +195,6 @@ class Fire:
     # --- life ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect, and begin to ask."""
         self._loop.open(self._lines, within=5.0 * self._scale)
         self._mark(BEGIN)
         self._loop.start(self.steps[BEGIN].begin)

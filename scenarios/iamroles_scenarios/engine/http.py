@@ -33,7 +33,6 @@ class Answer:
     """Epoch seconds when the last byte was read."""
 
     def all(self, name: str) -> list[str]:
-        """Every value of a header."""
         return [value for key, value in self.headers if key == name]
 
     def __str__(self) -> str:
@@ -106,7 +105,6 @@ class HttpConnection:
         return answer
 
     def close(self) -> None:
-        """End the connection."""
         with contextlib.suppress(OSError):
             self._socket.close()
 

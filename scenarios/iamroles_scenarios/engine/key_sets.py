@@ -71,7 +71,6 @@ class KeySets:
         """Names of keys whose headers verified."""
 
     def _fetch(self) -> None:
-        """Once from each place."""
         for agent in self._agents:
             host = agent.spop_address.rpartition(":")[0]
             for port, path in sorted(set(_PLACE.findall("\n".join(agent.lines())))):

@@ -108,12 +108,10 @@ class Watched(Question):
     """When its token dies, nanoseconds of CLOCK_REALTIME."""
 
     def judge(self, status: int, text: bytes, sent: int, received: int) -> str:
-        """Keep an answer."""
         self.ledger.add(Entry(self, sent, received, status, text))
         return ""
 
     def lost(self, sent: int, at: int, why: str) -> None:
-        """Keep that there was none."""
         self.ledger.add(Entry(self, sent, at, 0, why.encode()))
 
 
@@ -130,7 +128,6 @@ class Entry(NamedTuple):
 
     @property
     def seen(self) -> Observation:
-        """What it shows."""
         head, _, body = self.text.partition(b"\r\n\r\n")
         line, *fields = head.decode("latin-1").split("\r\n")
         pairs = tuple(
@@ -180,7 +177,6 @@ class Ledger:
         """Why no back end takes the signed identity of an answer that is right otherwise; "": it does."""
 
     def add(self, entry: Entry) -> None:
-        """Keep an answer."""
         with self._lock:
             self._entries.append(entry)
             self.count += 1

@@ -42,7 +42,6 @@ class Observation:
 
     @property
     def shown(self) -> dict[str, object]:
-        """What `differences` compares, by name."""
         return {**dict.fromkeys(TAGS, ""), **self.tags, **{name: getattr(self, name) for name in _SEEN}}
 
 

@@ -110,7 +110,7 @@ class ProxyPlayer:
         self._marks: dict[int, tuple[int, ...]] = {}
         """How many lines HAProxy had logged when a connection was opened, by its port: ports come again."""
 
-    def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: D102
+    def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:
         raw = raw_request(request, token, keep=bool(request.connection))
         answer = self._exchange(request, raw)
         line = self._log_line(answer.port) if with_reason else None
@@ -159,7 +159,7 @@ class ProxyPlayer:
                 f"HAProxy dropped {said[1]} lines of its log, and so what it says of a request"
             )
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         for connection in self._connections.values():
             connection.close()
 
@@ -200,7 +200,7 @@ class SpopPlayer:
         self._askers: dict[str, Asker] = {}
         self._count = 0
 
-    def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: ARG002, D102
+    def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: ARG002
         credentials = _credentials(request, token)
         check: dict[str, Any] = {
             "authorization": credentials[-1] if credentials else None,
@@ -224,7 +224,7 @@ class SpopPlayer:
         recording.note(_shown(check), seen.received)
         return seen
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         for asker in self._askers.values():
             asker.close()
 

@@ -194,7 +194,6 @@ class Soak:
         return found
 
     def _next(self, found: Soaked, begin: int) -> Happened:
-        """Let one event happen."""
         events = list(self._possible())
         name, fault, act = events[self._chance.randrange(len(events))]
         self._numbers += 1
@@ -439,7 +438,6 @@ def used(pid: int) -> tuple[int, int]:
 
 
 def _judge(found: Soaked) -> None:
-    """Say why it failed."""
     account = found.account
     for happened, later in zip(found.events, [*found.events[1:], None], strict=True):
         end = found.seconds + 60.0 if later is None else later.at

@@ -31,13 +31,13 @@ class Named(Protocol):
     """As much of a check as its result repeats."""
 
     @property
-    def id(self) -> str: ...  # noqa: D102
+    def id(self) -> str: ...
     @property
-    def lane(self) -> str: ...  # noqa: D102
+    def lane(self) -> str: ...
     @property
-    def title(self) -> str: ...  # noqa: D102
+    def title(self) -> str: ...
     @property
-    def requirements(self) -> tuple[str, ...]: ...  # noqa: D102
+    def requirements(self) -> tuple[str, ...]: ...
 
 
 def passed(check: Named, remark: object = None) -> CheckResult:

@@ -60,11 +60,9 @@ class Place:
 
     @property
     def worlds(self) -> tuple[World, ...]:
-        """One for each agent."""
         return (self.world,) if self.second is None else (self.world, self.second)
 
     def close(self) -> None:
-        """Stop everything."""
         for world in self.worlds:
             world.close()
 

@@ -134,7 +134,6 @@ class SigningKey:
 
     @classmethod
     def from_jwk(cls, jwk: Mapping[str, Any]) -> SigningKey:
-        """Read what `private_jwk` wrote."""
         kid, algorithm, kty = str(jwk["kid"]), str(jwk["alg"]), jwk["kty"]
         if kty == "RSA":
             return cls(kid, algorithm, _rsa_key(*(_uint(jwk[name]) for name in "edpq")))
@@ -206,7 +205,6 @@ class SigningKey:
         return self._public_bytes(serialization.Encoding.PEM)
 
     def public_der(self) -> bytes:
-        """SubjectPublicKeyInfo in DER."""
         return self._public_bytes(serialization.Encoding.DER)
 
     def certificate(self) -> bytes:

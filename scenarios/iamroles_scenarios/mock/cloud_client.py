@@ -51,7 +51,6 @@ class CloudClient:
         return self._client("sts", keys, region)  # type: ignore[no-any-return]
 
     def iam(self, keys: SessionKeys, *, region: str = "us-east-1") -> IAMClient:
-        """boto3's IAM client."""
         return self._client("iam", keys, region)  # type: ignore[no-any-return]
 
     def _client(self, service: str, keys: SessionKeys | None, region: str) -> Any:  # noqa: ANN401 - boto3's
@@ -85,7 +84,6 @@ class CloudClient:
         return _keys(answer["Credentials"], answer["AssumedRoleUser"]["Arn"])
 
     def assume_with_token(self, role_arn: str, token: str, session_name: str = "alice") -> SessionKeys:
-        """AssumeRoleWithWebIdentity through boto3."""
         answer = self.sts(None).assume_role_with_web_identity(
             RoleArn=role_arn, RoleSessionName=session_name, WebIdentityToken=token
         )
@@ -143,7 +141,6 @@ class CloudClient:
         self._control.call("POST", "lifetime", {"seconds": seconds})
 
     def expire(self, keys: SessionKeys) -> None:
-        """End a session now."""
         self._control.call("POST", "expire", {"access_key_id": keys.access_key_id})
 
     def counters(self) -> dict[str, int]:
@@ -164,11 +161,9 @@ class CloudClient:
         return self._control.call("GET", "last", query={"action": action})
 
     def healthy(self) -> bool:
-        """Whether the process answers."""
         return self._control.healthy()
 
     def close(self) -> None:
-        """Close connections."""
         self._control.close()
 
 

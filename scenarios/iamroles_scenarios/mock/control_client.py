@@ -61,14 +61,12 @@ class Control:
         return result
 
     def healthy(self) -> bool:
-        """Whether the process answers."""
         try:
             return bool(self.call("GET", "health", seconds=2.0).get("ready"))
         except ControlError:
             return False
 
     def close(self) -> None:
-        """Close connections."""
         self._pool.clear()
 
 
@@ -226,9 +224,7 @@ class IdpClient:
         return IssuerHandle(self._control, self._control.call("GET", f"issuers/{name}"))
 
     def healthy(self) -> bool:
-        """Whether the process answers."""
         return self._control.healthy()
 
     def close(self) -> None:
-        """Close connections."""
         self._control.close()

@@ -26,7 +26,6 @@ class Counters:
             self._changed.notify_all()
 
     def snapshot(self) -> dict[str, int]:
-        """All counts."""
         return dict(self._counts)
 
     async def wait(self, name: str, at_least: int, timeout: float) -> bool:  # noqa: ASYNC109 - the deadline is data

@@ -51,7 +51,6 @@ class Credential:
 
     @property
     def session(self) -> bool:
-        """Whether the credential is temporary."""
         return self.token is not None
 
 
@@ -69,12 +68,10 @@ class Registry:
         return self._by_key.get(access_key_id)
 
     def add(self, credential: Credential) -> Credential:
-        """Issue."""
         self._by_key[credential.access_key_id] = credential
         return credential
 
     def drop(self, access_key_ids: Iterable[str]) -> None:
-        """Make keys unknown."""
         for access_key_id in list(access_key_ids):
             self._by_key.pop(access_key_id, None)
 

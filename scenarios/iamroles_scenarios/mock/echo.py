@@ -74,7 +74,6 @@ class EchoProtocol(asyncio.Protocol):
                 timer.cancel()
 
     def abort(self) -> None:
-        """End the connection now."""
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:

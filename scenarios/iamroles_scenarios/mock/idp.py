@@ -66,7 +66,6 @@ class Idp:
         return self._issuers.get(name)
 
     def put(self, issuer: Issuer) -> None:
-        """Serve an issuer made elsewhere."""
         self._issuers[issuer.name] = issuer
 
     def routes(self, *, own_wait: bool = True) -> list[web.RouteDef]:

@@ -39,7 +39,6 @@ class Sts:
         """On command: seconds that new sessions live, whatever was asked; under AWS's minimum of 900."""
 
     async def get_caller_identity(self, caller: Credential, _: Parameters) -> Result:
-        """Who the caller is."""
         return {"Arn": caller.arn, "UserId": caller.user_id, "Account": caller.account}
 
     async def get_access_key_info(self, _caller: Credential, parameters: Parameters) -> Result:

@@ -77,7 +77,6 @@ class AgentHandle:
             self.inner_address = _for_haproxy(inner)
 
     def kill(self) -> None:
-        """SIGKILL."""
         with self._lock:
             self._told = True
             self._running("killed").kill()
@@ -95,7 +94,6 @@ class AgentHandle:
             self._paused = True
 
     def resume(self) -> None:
-        """Let it go on."""
         with self._lock:
             self._running("resumed").resume()
             self._paused = False
@@ -122,7 +120,6 @@ class AgentHandle:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
         return self._part is not None and self._part.alive
 
     def ended(self, within: float = 0.0) -> int | None:
@@ -174,7 +171,6 @@ class AgentHandle:
         return self._part.stderr.wait(accept, within=within) if self._part else None
 
     def close(self) -> None:
-        """Stop it and clear up."""
         with self._lock:
             if self._part is not None:
                 self._gone, self._told = self.ended(), True

@@ -202,6 +202,5 @@ class Link:
             writer.transport.abort()
 
     def close(self) -> None:
-        """Both sides end."""
         for writer in self._writers:
             writer.close()

@@ -84,7 +84,6 @@ class Box:
         self._code: int | None = None
 
     def put(self, files: Mapping[str, str]) -> None:
-        """Write files into the container."""
         if files:
             self._container.put_archive(
                 "/", pack({path.lstrip("/"): text.encode() for path, text in files.items()})
@@ -154,7 +153,6 @@ class Box:
         return bool(self._container.attrs["State"]["Paused"])
 
     def resume(self) -> None:
-        """Let it run again."""
         with suppress(APIError):
             self._container.unpause()
 

@@ -143,7 +143,6 @@ class MockBox:
 
     @property
     def url(self) -> str:
-        """`http://host:port`."""
         return f"http://{self.part.ready(_MOCK_READY)['address']}"
 
     @property
@@ -202,7 +201,6 @@ class AgentBox:
         return (f"{self._address}:{port}",) * 2
 
     def close(self) -> None:
-        """Remove the container."""
         if self._box is not None:
             self._box.kill()
         self._net.give_back(self._address)
@@ -222,7 +220,6 @@ class HaproxyBox:
 
     @property
     def version(self) -> str:
-        """E.g. "3.0.11"."""
         if not self._exact:
             said = self._net.client.containers.run(self._image, ["haproxy", "-v"], remove=True)
             self._exact = haproxies.parse_version(said.decode(errors="replace"), self._image)
@@ -303,11 +300,9 @@ class Containers(StageKind):
 
     @property
     def host(self) -> str:
-        """The network's gateway is this host."""
         return self._net.gateway
 
     def start_mock(self, name: str) -> Mock:
-        """A container of its own; it is not waited for."""
         self._mocks.append(MockBox(name, self._net, self._python))
         return self._mocks[-1]
 
@@ -342,16 +337,13 @@ class Containers(StageKind):
         return AgentProcess(spec, directory, self._guard, self._net.gateway)
 
     def reaches(self, address: str) -> bool:
-        """Everything but the host's own loopback."""
         host = address.rpartition(":")[0].strip("[]")
         return not (host == "localhost" or host.startswith("127.") or host in ("::1", ""))
 
     def haproxy_place(self, world: str) -> HaproxyPlace:  # noqa: ARG002 - a container is its own place
-        """A container of the chosen HAProxy."""
         return HaproxyBox(self._net, self._haproxy_image)
 
     def close(self) -> None:
-        """Remove containers and network; the guard does what could not be removed."""
         boxes = [mock.part for mock in self._mocks] + [part for part, _ in self._echoes.values()]
         for done in [self._pool.submit(box.kill) for box in boxes]:
             done.result()

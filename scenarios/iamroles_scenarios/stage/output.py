@@ -46,7 +46,6 @@ class Output:
 
     @property
     def mark(self) -> int:
-        """Number of lines so far."""
         with self._changed:
             return self._count
 

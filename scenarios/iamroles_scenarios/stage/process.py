@@ -96,12 +96,10 @@ class Child:
 
     @property
     def host_pid(self) -> int | None:
-        """See `part.Part`."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
         return self._ended() is None
 
     def _ended(self) -> int | None:

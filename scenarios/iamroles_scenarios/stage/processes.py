@@ -54,7 +54,6 @@ class MockProcess:
 
     @property
     def url(self) -> str:
-        """`http://host:port`."""
         return f"http://{self.part.ready(_MOCK_READY)['address']}"
 
     @property
@@ -94,7 +93,6 @@ class AgentProcess:
         self.put(self._world.name, json.dumps(self._document, indent=1))
 
     def put(self, name: str, text: str) -> None:
-        """Whole or not at all."""
         fresh = self._directory / f"{name}.new"
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(self._directory / name)
@@ -139,7 +137,6 @@ class HaproxyProcess:
 
     @property
     def version(self) -> str:
-        """E.g. "3.0.11"."""
         return haproxies.version(self._binary)
 
     def start(
@@ -170,7 +167,6 @@ class HaproxyProcess:
         return HaproxyRun(part, lambda command: ask(str(control), command))
 
     def close(self) -> None:
-        """Give the port back."""
         self._socket.close()
 
 
@@ -196,11 +192,9 @@ class Processes(StageKind):
 
     @property
     def host(self) -> str:
-        """Loopback."""
         return LOOPBACK
 
     def start_mock(self, name: str) -> Mock:
-        """A process of its own; it is not waited for."""
         self._mocks.append(MockProcess(name, self._guard))
         return self._mocks[-1]
 
@@ -222,7 +216,6 @@ class Processes(StageKind):
             return known
 
     def agent_place(self, spec: AgentSpec, world: str) -> AgentPlace:
-        """A directory of its own for the world file."""
         if spec.image:
             raise StageError(
                 f"{spec.name} is a container image ({spec.image}): it needs the containers stage, "
@@ -231,11 +224,9 @@ class Processes(StageKind):
         return AgentProcess(spec, self._made(world), self._guard)
 
     def reaches(self, address: str) -> bool:  # noqa: ARG002 - HAProxy is a process like any other here
-        """Everything that this host reaches."""
         return True
 
     def haproxy_place(self, world: str) -> HaproxyPlace:
-        """HAProxy on a socket bound now."""
         return HaproxyProcess(haproxies.find(self._haproxy), self._made(world), self._guard)
 
     def _made(self, world: str) -> Path:
@@ -244,7 +235,6 @@ class Processes(StageKind):
         return directory
 
     def close(self) -> None:
-        """Stop what still runs and remove the directory."""
         for mock in self._mocks:
             mock.part.kill()
         for part, _ in self._echoes.values():

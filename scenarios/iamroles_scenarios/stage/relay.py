@@ -82,7 +82,6 @@ class Relay(breaker.Breaker):
 
     @property
     def held(self) -> int:
-        """How many answers are held."""
         return sum(len(link.held) for link in self.links)
 
     @property

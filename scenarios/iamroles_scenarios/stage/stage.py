@@ -87,7 +87,6 @@ class Stage:
 
     @property
     def idp(self) -> IdpClient:
-        """The mock identity provider's client."""
         from iamroles_scenarios.mock.control_client import IdpClient  # noqa: PLC0415 - worlds without mocks start faster
 
         with self._lock:
@@ -97,7 +96,6 @@ class Stage:
 
     @property
     def cloud(self) -> CloudClient:
-        """The mock cloud's client."""
         from iamroles_scenarios.mock.clients import CloudClient  # noqa: PLC0415
 
         with self._lock:
@@ -154,17 +152,14 @@ class Stage:
             return self._renderers.setdefault(key, Renderer(agent))
 
     def forget(self, world: World) -> None:
-        """A world was closed."""
         with self._lock:
             self._worlds.discard(world)
 
     def release(self, world: World) -> None:
-        """Close a world."""
         world.close()
         self.forget(world)
 
     def logs(self) -> dict[str, str]:
-        """Log tails of the mocks."""
         return {name: mock.part.log() for name, mock in list(self._mocks.started.items())}
 
     def close(self) -> None:

@@ -59,7 +59,6 @@ class HaproxyHandle:
 
     @property
     def version(self) -> str:
-        """E.g. "3.0.11"."""
         return self.place.version
 
     @property
@@ -235,7 +234,6 @@ class HaproxyHandle:
         return self._runs[-1].part.wait(1.0)
 
     def close(self) -> None:
-        """Stop every generation."""
         with self._lock:
             self._gone, self.closed = self.ended(), True
             for run in self._runs:
@@ -259,7 +257,6 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """`http://host:port`."""
         return f"http://{self.host}:{self.port}"
 
 
@@ -365,7 +362,6 @@ class World:
         return None if self._haproxy is None else self._haproxy.ended()
 
     def logs(self) -> dict[str, str]:
-        """Log tails by part."""
         found = {"agent": self.agent.logs()}
         if self._haproxy is not None:
             found["haproxy"] = self._haproxy.logs()

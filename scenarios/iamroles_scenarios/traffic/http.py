@@ -193,11 +193,9 @@ class HttpLine(Line):
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is awaited that will end."""
         return self._asked is not None and not self._asked.question.endless
 
     def overdue(self, before: int) -> bool:
-        """See `Line`."""
         return self.busy and self._asked is not None and self._asked.sent < before
 
     def ask(self, due: int, question: Question) -> None:
@@ -218,7 +216,6 @@ class HttpLine(Line):
         return asked.question, 0 if head is None else head.status, b"" if reader is None else reader.text
 
     def opened(self) -> None:
-        """Send what waited for the connection."""
         self._used = False
         if self._asked is not None:
             self.send(self._asked.question.payload)
@@ -226,7 +223,6 @@ class HttpLine(Line):
             self.loop.idle_again(self)
 
     def feed(self, data: bytes, received: int, noticed: int) -> None:
-        """Read an answer; most come whole in one piece."""
         asked = self._asked
         if asked is None:
             self.loop.stray(f"bytes that nobody asked for: {data[:60]!r}")

@@ -134,7 +134,6 @@ class Line:
         raise NotImplementedError
 
     def feed(self, data: bytes, received: int, noticed: int) -> None:
-        """Bytes came in."""
         raise NotImplementedError
 
     def failed(self, why: str) -> None:
@@ -286,7 +285,6 @@ class Line:
         self.ready = False
 
     def lost(self, why: str) -> None:
-        """The connection broke."""
         self.close()
         self.failed(why)
 

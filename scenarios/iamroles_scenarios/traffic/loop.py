@@ -122,12 +122,10 @@ class Loop:
     # --- for lines -----------------------------------------------------------------------------------------
 
     def watch(self, line: Line, number: int, mask: int) -> None:
-        """Wait for a new socket."""
         self._epoll.register(number, mask)
         self._by_number[number] = line
 
     def modify(self, line: Line, number: int, mask: int) -> None:
-        """Wait for something else."""
         self._epoll.modify(number, mask)
         self._by_number[number] = line
 
@@ -286,7 +284,6 @@ class Loop:
                 line.event(mask)
 
     def _look(self, at: int) -> None:
-        """Deadlines, resting lines, the clock."""
         self._checked = at
         while self._resting and self._resting[0][0] <= at and not self._ending:
             self._resting.popleft()[1].ask(0, self._deal())

@@ -181,7 +181,6 @@ class Deck:
         self._every = max(1, round(1 / share))
 
     def deal(self) -> Iterator[Question]:
-        """Questions, without an end."""
         if not self._fresh:
             yield from itertools.cycle(self._order)
         for count, question in enumerate(itertools.cycle(self._order), 1):

@@ -33,7 +33,6 @@ class Records:
     def add(  # noqa: PLR0917 - called a hundred thousand times a second
         self, case: int, due: int, sent: int, received: int, noticed: int, lag: int, told: int
     ) -> None:
-        """Note one answer."""
         at = self._at
         _pack(self._chunk, at, case, due, sent, received, noticed, lag, told)
         at += _SIZE

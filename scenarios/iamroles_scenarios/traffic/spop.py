@@ -57,11 +57,9 @@ class SpopLine(Line):
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is awaited."""
         return bool(self._under_way)
 
     def overdue(self, before: int) -> bool:
-        """See `Line`."""
         oldest = next(iter(self._under_way.values()), None)
         return oldest is not None and oldest.sent < before
 
@@ -95,12 +93,10 @@ class SpopLine(Line):
             self.send(b"".join([frame for frame, _ in queue]))
 
     def opened(self) -> None:
-        """Say HELLO; questions wait for the agent's."""
         self._greeted, self._received = False, b""
         self.send(hello().encode())
 
     def feed(self, data: bytes, received: int, noticed: int) -> None:
-        """Read frames."""
         if self.slots > 1:
             received = noticed
         buffer = self._received + data if self._received else data
@@ -169,7 +165,6 @@ class SpopLine(Line):
         self.loop.answered(self, asked, number, text)
 
     def failed(self, why: str) -> None:
-        """All that was under way are faults."""
         lost = list(self._under_way.values())
         self._under_way.clear()
         self._queue.clear()

@@ -29,7 +29,6 @@ class Segment:
 
     @property
     def total(self) -> float:
-        """Requests expected in it."""
         return self.seconds * (self.rate + self._end) / 2
 
     @property

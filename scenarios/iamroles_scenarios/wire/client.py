@@ -155,7 +155,6 @@ class Connection:
         self._transport.abort()
 
     def close(self) -> None:
-        """End with FIN."""
         self._transport.close()
 
     # --- receiving -----------------------------------------------------------------------------------------

@@ -154,7 +154,6 @@ class Reader:
 
     @property
     def left(self) -> int:
-        """Bytes not read yet."""
         return len(self._data) - self._at
 
     def fail(self, why: str, at: int | None = None) -> WireFormatError:
@@ -192,7 +191,6 @@ class Reader:
         raise WideVarint(f"{what}: the varint has more than ten bytes", start)
 
     def string(self, what: str) -> bytes:
-        """An untyped string."""
         start = self.offset
         length = self.varint(f"length of {what}")
         if length > self.left:

@@ -120,7 +120,6 @@ class Frame:
 
     @property
     def fin(self) -> bool:
-        """Whether FIN is set."""
         return bool(self.flags & Flags.FIN)
 
 

@@ -61,7 +61,6 @@ class FuzzReport:
     """What was on its way when it failed."""
 
     def save(self, path: Path) -> None:
-        """Keep the failure for `replay`."""
         document = {
             "seed": self.seed,
             "failure": self.failure,

@@ -17,12 +17,12 @@ class Process(Protocol):
     """
 
     @property
-    def address(self) -> str: ...  # noqa: D102
+    def address(self) -> str: ...
     @property
-    def pid(self) -> int | None: ...  # noqa: D102
-    def terminate(self) -> None: ...  # noqa: D102
-    def wait(self, seconds: float) -> int | None: ...  # noqa: D102
-    def logs(self) -> str: ...  # noqa: D102
+    def pid(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def wait(self, seconds: float) -> int | None: ...
+    def logs(self) -> str: ...
 
 
 Launcher = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
@@ -69,5 +69,4 @@ class WireTarget:
     launch: Launcher | None = None
 
     def seconds(self, seconds: float) -> float:
-        """A deadline, scaled."""
         return seconds * self.time_scale

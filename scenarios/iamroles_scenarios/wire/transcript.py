@@ -45,7 +45,6 @@ class Transcript:
         self.lines.append((time.monotonic() - self.started, direction, what, remark))
 
     def copy(self) -> Transcript:
-        """As it is now."""
         return Transcript(self.lines.copy(), self.started)
 
     def __str__(self) -> str:

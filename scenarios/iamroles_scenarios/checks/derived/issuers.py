@@ -36,7 +36,6 @@ def entry(number: int, key: str, row: Row, *, without: bool) -> dict[str, Any]:
 
 
 def _filled(value: Any, places: Mapping[str, str]) -> Any:  # noqa: ANN401 - any JSON
-    """Placeholders in texts replaced."""
     if isinstance(value, str):
         for place, text in places.items():
             value = value.replace(place, text)

@@ -104,7 +104,6 @@ def edges() -> list[Edge]:
 
 
 def _placed(value: Any, number: int) -> Any:  # noqa: ANN401 - any JSON, and tuples
-    """`{room}` and `{n}` filled in."""
     if isinstance(value, str):
         return value.replace("{room}", f"/room{number}").replace("{n}", str(number))
     if isinstance(value, Mapping):

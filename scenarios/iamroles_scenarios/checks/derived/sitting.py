@@ -111,7 +111,6 @@ class Sitting(Bench):
             self.judge(turn, self.answers(turn, window=window), when)
 
     def answers(self, asks: Sequence[Ask], *, window: int = _WINDOW) -> list[list[Action]]:
-        """Ask once, in order."""
         return self._asker.actions_of([(ask.check, ask.context) for ask in asks], window=window)
 
     def judge(self, asks: Sequence[Ask], found: Sequence[Sequence[Action]], when: str = "") -> None:
@@ -152,7 +151,6 @@ class Sitting(Bench):
         wanted: Wanted | None = None,
         seen: Mapping[str, object] | None = None,
     ) -> None:
-        """Note a fault, once."""
         if sentence in (known for known, _ in self._wrong):
             return
         shown = (

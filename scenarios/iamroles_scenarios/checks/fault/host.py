@@ -134,7 +134,6 @@ def memory(target: Target) -> str:
 
 
 def _address_space(pid: int) -> int:
-    """As much as it has."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 

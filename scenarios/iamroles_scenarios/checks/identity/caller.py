@@ -52,7 +52,6 @@ class Caller(Bench):
 
     @property
     def cloud(self) -> CloudClient:
-        """The mock cloud."""
         return self.target.stage.cloud
 
     def session(self, role: str = "reader", account: str = "111111111111", name: str = "") -> SessionKeys:
@@ -72,7 +71,6 @@ class Caller(Bench):
         self.cloud.fault(f"{ACTION}@{self.host}", kind, **parameters)
 
     def clear(self) -> None:
-        """End it."""
         self.cloud.clear(f"{ACTION}@{self.host}")
 
     def wait_for(self, calls: int) -> None:

@@ -33,7 +33,6 @@ class Listener:
         self.host = self.url.removeprefix("http://")
 
     def calls(self) -> int:
-        """Connections since the last time."""
         count = 0
         while True:
             try:
@@ -43,7 +42,6 @@ class Listener:
             count += 1
 
     def close(self) -> None:
-        """Stop listening."""
         self._socket.close()
 
 
@@ -61,7 +59,6 @@ def must_be_silent(here: Bench, listener: Listener, evil: IssuerHandle | None, w
 
 
 def _pointing(base: str) -> list[dict[str, Any]]:
-    """Headers that name an address."""
     return [
         {"jku": f"{base}/jwks"},
         {"x5u": f"{base}/cert.pem"},

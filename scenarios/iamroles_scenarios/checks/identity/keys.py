@@ -57,8 +57,6 @@ def _never_verifies(target: Target, issuer: str, poisons: dict[str, dict[str, An
 
 
 def _poisoned(remark: str, issuer: str, poisons: dict[str, dict[str, Any]]) -> Callable[[Target], None]:
-    """A check by `_never_verifies`."""
-
     def run(target: Target) -> None:
         _never_verifies(target, issuer, poisons)
 
@@ -175,8 +173,6 @@ def _answering(body: str) -> Spoil:
 
 
 def _spoilt(remark: str, spoils: dict[str, Spoil]) -> Callable[[Target], None]:
-    """A check by `_refused_whole`."""
-
     def run(target: Target) -> None:
         _refused_whole(target, spoils)
 

@@ -32,7 +32,6 @@ class Multiplexed(Watched):
         self._connection.send(self, Shape("websocket").beat)
 
     def saw(self, event: Event) -> None:
-        """Note what arrived."""
         match event:
             case ResponseReceived(headers=headers):
                 self.status = int(dict(headers or [])[b":status"])
@@ -72,7 +71,6 @@ class Connection:
         self._settled.wait(_CONNECT)
 
     def stream(self, shape: Shape, path: str, token: str) -> Multiplexed:
-        """Begin a stream."""
         with self._lock:
             number = self._h2.get_next_available_stream_id()
             found = self._streams[number] = Multiplexed(self, number, shape, token)
@@ -95,7 +93,6 @@ class Connection:
                 stream.end()
 
     def close(self) -> None:
-        """End it from this side."""
         self.over.set()
         self._thread.join(_CONNECT)
         self._sock.close()

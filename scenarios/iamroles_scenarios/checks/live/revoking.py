@@ -50,7 +50,6 @@ class _People:
                 raise self.here.failed(f"{stream.shape} of another, still permitted, ended at {what}")
 
     def nothing_ended(self, what: str) -> None:
-        """All must still be open."""
         time.sleep(2 * AFTER)
         for stream in (*self.going, *self.staying):
             if not stream.lives():

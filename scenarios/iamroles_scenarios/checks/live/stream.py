@@ -47,7 +47,6 @@ class Shape:
         return path
 
     def head(self, path: str, token: str) -> bytes:
-        """The request's head in HTTP/1.1."""
         lines = ["Host: gate.example", f"Authorization: Bearer {token}"]
         method = "GET"
         match self.kind:
@@ -124,7 +123,6 @@ class Watched:
         return self.status
 
     def lives(self) -> bool:
-        """Whether it is still open."""
         return not self.over.is_set()
 
     def until(self, moment: float) -> bool:
@@ -153,7 +151,6 @@ class Watched:
         return False
 
     def end(self) -> None:
-        """Note its end."""
         self.ended = self.ended or time.time()
         self.over.set()
 
@@ -184,7 +181,6 @@ class Stream(Watched):
         self._sock.sendall(Shape("websocket").beat)
 
     def close(self) -> None:
-        """End it from this side."""
         self.over.set()
         self._thread.join(_CONNECT)
         self._sock.close()

@@ -57,7 +57,6 @@ class Question:
 
     @property
     def check(self) -> dict[str, Any]:
-        """Arguments of an `iam-check`."""
         return {"authorization": f"Bearer {self.token}", **self.case.request}
 
 

@@ -42,7 +42,6 @@ class Outcome:
 
     @property
     def allow(self) -> bool:
-        """Whether the request passes."""
         return not self.reason
 
 
@@ -137,7 +136,6 @@ def _in_scope(policy: Policy, claims: Mapping[str, Any], request: Mapping[str, A
 
 
 def _expires(policy: Policy, claims: Mapping[str, Any], roles: list[str]) -> int:
-    """Limits combine as the minimum."""
     limits = [
         claims["iat"] + seconds(entry["max_lifetime"])
         for entry in policy["roles"]

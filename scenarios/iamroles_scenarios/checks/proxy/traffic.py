@@ -78,7 +78,6 @@ class Gate(Bench):
         ]
 
     def misjudged(self, message: str, turn: Turn, seen: Observation) -> CheckFailed:
-        """A failure of one turn."""
         return self.failed(message, seen, describe(turn.expected))
 
 
@@ -121,7 +120,6 @@ class Tally:
     moved: threading.Condition = field(default_factory=threading.Condition)
 
     def ask(self, client: Bench, turn: Turn) -> None:
-        """Ask one and count it."""
         try:
             seen = client.client.ask(turn.request, turn.token, with_reason=False)
         except HarnessFault as error:

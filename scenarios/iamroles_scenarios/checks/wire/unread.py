@@ -47,7 +47,6 @@ class _Peer:
         """Questions that were taken whole."""
 
     async def receive(self) -> Frame:
-        """The next frame."""
         while len(self._rest) < 4 or len(self._rest) < 4 + int.from_bytes(self._rest[:4], "big"):
             piece = await self._loop.sock_recv(self._sock, _SIP)
             if not piece:

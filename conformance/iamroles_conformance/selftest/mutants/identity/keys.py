@@ -68,7 +68,6 @@ def one_bad_key(entry: Any) -> bool:
 
 
 def _overlooks(*names: str) -> Apply:
-    """Judge keys without these members."""
     return around(keys, "_problem")(
         lambda sound, jwk: sound({name: value for name, value in jwk.items() if name not in names})
     )
