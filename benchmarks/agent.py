@@ -291,5 +291,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.pop("IAMROLES_WORLD", None)
+    os.environ.pop("IAMROLES_POLICY", None)
     sys.exit(main())

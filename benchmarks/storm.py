@@ -163,7 +163,7 @@ def p99(values: list[float]) -> float:
 
 def main() -> int:
     """Run the agent, its issuer and the storm."""
-    os.environ.pop("IAMROLES_WORLD", None)
+    os.environ.pop("IAMROLES_POLICY", None)
     with tempfile.TemporaryDirectory() as name, serving() as issuer:
         directory = Path(name)
         issuer.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1", "ES256")]})

@@ -18,7 +18,7 @@ _ERRORS = {400: "invalid_request", 403: "insufficient_scope"}
 
 def listen() -> tuple[str, int]:
     """Where the world file says to listen."""
-    world = json.loads(Path(os.environ["IAMROLES_WORLD"]).read_text(encoding="utf-8"))
+    world = json.loads(Path(os.environ["IAMROLES_POLICY"]).read_text(encoding="utf-8"))
     host, _, port = str(world["agent"]["listen"]).rpartition(":")
     return host, int(port)
 

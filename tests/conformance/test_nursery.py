@@ -37,7 +37,7 @@ def started(nursery, tmp_path):
     def start(document=_POLICY, mutants=""):
         world.write_text(json.dumps(document))
         argv = [sys.executable, "-m", "iamroles_conformance.selftest.mutants", mutants, "agent", "run"]
-        env = {"IAMROLES_WORLD": world.name}
+        env = {"IAMROLES_POLICY": world.name}
         children.append(Child("agent", argv, guard, env=env, cwd=tmp_path, popen=nursery.start))
         return children[-1]
 

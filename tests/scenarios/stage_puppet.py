@@ -30,7 +30,7 @@ from iamroles_scenarios.wire.frames import (
 
 GOODBYE = encode_kv(as_hello({"status-code": 0, "message": "goodbye"}))
 LOST = set()
-WORLD = Path(os.environ["IAMROLES_WORLD"])
+WORLD = Path(os.environ["IAMROLES_POLICY"])
 
 
 def say(stream, line):

@@ -58,6 +58,10 @@ def world(stage):
         yield world
 
 
+def test_an_agent_finds_its_world_file_under_both_names_of_the_variable():
+    assert spec().environment("w.json") == {"IAMROLES_POLICY": "w.json", "IAMROLES_WORLD": "w.json"}
+
+
 def test_haproxy_takes_an_agent_on_a_unix_socket():
     listening = AgentSpec.of(
         {"spec": 1, "name": "unix", "launch": {"address": "unix:/agent.sock"}}, HERE / "agent.toml"

@@ -38,7 +38,7 @@ function build(document, old) {
   for (const { keys } of kept) if (![...issuers.values()].some((entry) => entry.keys === keys)) keys.stop();
   return { policy, issuers, sts: policy.sts.map((entry) => new Sts(entry, clock)) };
 }
-const worldFile = process.env.IAMROLES_WORLD;
+const worldFile = process.env.IAMROLES_POLICY;
 const readWorld = () => JSON.parse(readFileSync(worldFile, "utf8"));
 
 // asked: { authorization, count, role, method, host, path, src }, null where absent; `src` as bytes, `count` a BigInt.

@@ -1,4 +1,4 @@
-"""An SPOE agent that decides nothing: `python -m iamroles_loadtests.bench.noop`, where IAMROLES_WORLD says.
+"""An SPOE agent that decides nothing: `python -m iamroles_loadtests.bench.noop`, where IAMROLES_POLICY says.
 
 Each NOTIFY gets the same ACK, the contract's whole answer for one caller, with its own two ids spliced in.
 It checks nothing, remembers nothing and records nothing: what another agent costs beyond it is its own work.
@@ -96,6 +96,6 @@ async def serve(host: str, port: str) -> None:
 
 
 if __name__ == "__main__":
-    world = json.loads(Path(os.environ["IAMROLES_WORLD"]).read_text(encoding="utf-8"))
+    world = json.loads(Path(os.environ["IAMROLES_POLICY"]).read_text(encoding="utf-8"))
     listen_host, _, listen_port = str(world["agent"]["listen"]).rpartition(":")
     uvloop.run(serve(listen_host, listen_port))

@@ -14,11 +14,10 @@ import click
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.base.output import log_to_stderr
 from iamroles_agent.commands import status_text
+from iamroles_agent.commands.policy_option import policy_option
 from iamroles_agent.processes import local_socket
 from iamroles_agent.processes.agent import Agent, socket_of
 
-WORLD = "IAMROLES_WORLD"
-"""Environment variable with the path of the world file (SPEC.md section 8)."""
 STATE_DIR = "IAMROLES_STATE_DIR"
 """Environment variable with the path of the state directory."""
 
@@ -29,13 +28,7 @@ def agent() -> None:
 
 
 @agent.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar=WORLD,
-    required=True,
-    help=f"Configuration and policy, TOML or JSON. Default: the file named by ${WORLD}.",
-)
+@policy_option("Configuration and policy, TOML or JSON.")
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
@@ -97,12 +90,7 @@ def _count(error: ConfigError) -> str:
 
 
 @agent.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar=WORLD,
-    help=f"The agent's configuration, which says where it answers. Default: the file named by ${WORLD}.",
-)
+@policy_option("The agent's configuration, which says where it answers.", required=False)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),

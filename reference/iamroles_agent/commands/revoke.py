@@ -19,21 +19,15 @@ from pydantic import ValidationError
 
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.commands.emergency import Settings
+from iamroles_agent.commands.policy_option import policy_option
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
 from iamroles_agent.processes import local_socket
 
-WORLD = "IAMROLES_WORLD"
 _HASH = re.compile(r"sha256:[0-9a-f]{16}")
 _WITHIN = 5.0
 """Seconds in which a running agent must have it in force."""
 
-_config = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar=WORLD,
-    required=True,
-    help=f"The agent's configuration; its `live.revocations` names the file. Default: ${WORLD}.",
-)
+_config = policy_option("The agent's configuration; its `live.revocations` names the file.")
 _file_option = click.option(
     "--file",
     type=click.Path(path_type=Path),

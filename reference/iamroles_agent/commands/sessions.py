@@ -14,18 +14,13 @@ import click
 
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.commands.emergency import Settings
+from iamroles_agent.commands.policy_option import policy_option
 from iamroles_agent.live.console import TABLE, Console, ConsoleError, Row, rows, workers
 from iamroles_agent.live.ticket import Ticket, TicketError
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="IAMROLES_WORLD",
-    required=True,
-    help="The agent's configuration; its `live.master_socket` leads to HAProxy. Default: $IAMROLES_WORLD.",
-)
+@policy_option("The agent's configuration; its `live.master_socket` leads to HAProxy.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def sessions(config: Path, as_json: bool) -> None:
     """Show the long streams that HAProxy carries now, in old workers too: who, role, route, since, until."""

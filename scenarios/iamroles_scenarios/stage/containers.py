@@ -191,7 +191,7 @@ class AgentBox:
             list(self._spec.command),
             self._address,
             files={**self._files, _WORLD: self._text},
-            env={**self._spec.env, "IAMROLES_WORLD": _WORLD},
+            env=self._spec.environment(_WORLD),
         )
         return self._box
 

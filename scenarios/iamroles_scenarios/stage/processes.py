@@ -102,8 +102,8 @@ class AgentProcess:
         return self._directory / "world.json"
 
     def start(self) -> Part:
-        """Start the agent's command with IAMROLES_WORLD."""
-        env = {**self._spec.env, "IAMROLES_WORLD": str(self._world)}
+        """Start the agent's command with IAMROLES_POLICY."""
+        env = self._spec.environment(str(self._world))
         spec = self._spec
         return Child("agent", spec.argv(), self._guard, env=env, cwd=spec.directory, popen=spec.popen)
 

@@ -19,6 +19,8 @@ from iamroles_scenarios.stage.process import Started
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
 _LAUNCH = {"command", "image", "address", "build", "env", "ready_within"}
 _HAPROXY = {"render", "settings"}
+_POLICY_VARIABLES = ("IAMROLES_POLICY", "IAMROLES_WORLD")
+"""With the path of the world file; agents of vendors may still read the second, its deprecated synonym."""
 FEATURES = {
     "oidc": "true or false",
     "sts": "true or false",
@@ -132,6 +134,10 @@ class AgentSpec:
     def reload_signal_name(self) -> str:
         """The signal that makes the agent read its world again, "" if it cannot."""
         return str(self.features.get("reload", "") or "")
+
+    def environment(self, world: str) -> dict[str, str]:
+        """The environment that the agent starts with, the path of its world file included."""
+        return self.env | dict.fromkeys(_POLICY_VARIABLES, world)
 
     def argv(self) -> list[str]:
         """The command with its program found: beside `agent.toml`, beside this Python, or on PATH.

@@ -26,7 +26,7 @@ from iamroles_scenarios.base import process
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, string
 from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, as_hello, encode_kv, read_kv
 
-_WORLD = "IAMROLES_WORLD"
+_POLICY = "IAMROLES_POLICY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +230,9 @@ async def serve(
 
 def _address(arguments: argparse.Namespace) -> str:
     """`--listen`, else the world file's `agent.listen`."""
-    if arguments.listen is not None or _WORLD not in os.environ:
+    if arguments.listen is not None or _POLICY not in os.environ:
         return arguments.listen or "127.0.0.1:0"
-    world = json.loads(Path(os.environ[_WORLD]).read_text(encoding="utf-8"))
+    world = json.loads(Path(os.environ[_POLICY]).read_text(encoding="utf-8"))
     return str(world.get("agent", {}).get("listen", "127.0.0.1:0"))
 
 

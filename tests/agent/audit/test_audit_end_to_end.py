@@ -68,7 +68,7 @@ def world(idp: str, log: Path, sync: str) -> dict:
 def running(path: Path, *, stderr: int = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen, str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "iamroles_agent", "agent", "run"],
-        env=os.environ | {"IAMROLES_WORLD": str(path)},
+        env=os.environ | {"IAMROLES_POLICY": str(path)},
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,

@@ -37,10 +37,10 @@ def write(path, **changes):
 
 
 @contextmanager
-def running(path):
+def running(path, *variables):
     process = subprocess.Popen(
         [sys.executable, "-m", "iamroles_agent", "agent", "run"],
-        env=os.environ | {"IAMROLES_WORLD": str(path)},
+        env=os.environ | dict.fromkeys(variables or ["IAMROLES_POLICY"], str(path)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,6 +85,14 @@ def test_it_says_where_it_serves_reloads_and_drains(tmp_path, workers):
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("also", [[], ["IAMROLES_POLICY"]])
+def test_the_former_name_of_the_variable_works_and_says_so(tmp_path, also):
+    with running(write(tmp_path / "world.json"), "IAMROLES_WORLD", *also) as (process, ready):
+        assert ready["ready"] is True
+        process.terminate()
+        assert ("IAMROLES_WORLD is deprecated" in process.communicate(timeout=20)[1]) == (not also)
 
 
 def test_a_bad_file_leaves_the_old_policy_in_force_and_says_why(tmp_path):

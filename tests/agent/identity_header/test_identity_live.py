@@ -84,7 +84,7 @@ class Agent:
 def running(path):
     process = subprocess.Popen(
         [sys.executable, "-m", "iamroles_agent", "agent", "run"],
-        env=os.environ | {"IAMROLES_WORLD": str(path)},
+        env=os.environ | {"IAMROLES_POLICY": str(path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

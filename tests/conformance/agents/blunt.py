@@ -59,7 +59,7 @@ def say(line):
 
 def serve(handler):
     signal.signal(signal.SIGHUP, lambda *_: say({"reloaded": True}))
-    listen = json.loads(Path(os.environ["IAMROLES_WORLD"]).read_text(encoding="utf-8"))["agent"]["listen"]
+    listen = json.loads(Path(os.environ["IAMROLES_POLICY"]).read_text(encoding="utf-8"))["agent"]["listen"]
     host, _, port = listen.rpartition(":")
     with Server((host, int(port)), handler) as server:
         say({"ready": True, "address": f"{host}:{server.server_address[1]}"})

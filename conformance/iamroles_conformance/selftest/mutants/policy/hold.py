@@ -23,10 +23,10 @@ from iamroles_conformance.selftest.registry import Apply, mutant
     title="goes back to the world of its first start when it is started again",
 )
 def first_world_again() -> None:
-    world = Path(os.environ["IAMROLES_WORLD"])
+    world = Path(os.environ["IAMROLES_POLICY"])
     first = world.with_name(f"first-{world.name}")
     if first.is_file():
-        os.environ["IAMROLES_WORLD"] = str(first)
+        os.environ["IAMROLES_POLICY"] = str(first)
     else:
         shutil.copyfile(world, first)
 

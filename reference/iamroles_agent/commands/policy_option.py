@@ -1,0 +1,32 @@
+"""The option `--config`, which each command of the agent takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+VARIABLE, FORMER = "IAMROLES_POLICY", "IAMROLES_WORLD"
+"""Environment variables with the path of the policy file (SPEC.md section 8); the second is deprecated."""
+
+
+def policy_option(help_text: str, *, required: bool = True) -> Callable[[Any], Any]:
+    """Make `--config`, which defaults to the file that the environment names."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        envvar=[VARIABLE, FORMER],
+        required=required,
+        callback=_warn,
+        help=f"{help_text} Default: the file named by ${VARIABLE}.",
+    )
+
+
+def _warn(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    source = context.get_parameter_source(option.name or "")
+    if source is click.core.ParameterSource.ENVIRONMENT and not os.environ.get(VARIABLE):
+        click.echo(f"{FORMER} is deprecated: set {VARIABLE} instead", err=True)
+    return value
