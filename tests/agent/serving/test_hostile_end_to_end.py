@@ -12,7 +12,7 @@ import pytest
 from benchmarks.agent import agent
 from spop_client import Client, until
 from spop_transcript import check_message, context_message, notify
-from test_tokens_sts import EDGE, HOST, KEY_ID, as_json, credential, error_xml, presign
+from sts_support import EDGE, HOST, KEY_ID, as_json, credential, error_xml, presign
 from tokens_support import ACCOUNT, Reply, serving
 
 from iamroles_agent.spop.values import DataType

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
-from botocore.auth import SigV4QueryAuth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sts_support import (
+    ARN,
+    EDGE,
+    GOOD,
+    HOST,
+    KEY_ID,
+    SECRET,
+    TOKEN,
+    as_json,
+    as_xml,
+    credential,
+    error_xml,
+    honest,
+    presign,
+)
 from tokens_support import ACCOUNT, NOW, Clock, Server, serving
 
 from iamroles_agent.audit.log import Audit
@@ -38,72 +47,6 @@ from iamroles_agent.tokens.sts import StsVerifier, read_credential
 from iamroles_agent.tokens.sts_answer import Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Answer
 
-KEY_ID, SECRET, TOKEN = "ASIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG", "FwoGZXIvYXdzEBY+/=="
-HOST = "sts.eu-west-1.amazonaws.com"
-EDGE = "edge-a.example.com"
-ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Reader/me"
-
-
-def presign(
-    now: float = NOW, edge: str = EDGE, secret: str = SECRET, expires: int = 60, **changes: str
-) -> str:
-    """The URL that a caller signs with botocore; `changes` add signed headers."""
-    url = f"https://{HOST}/?Action=GetCallerIdentity&Version=2011-06-15"
-    request = AWSRequest("GET", url, headers={"x-iam-edge": edge} | changes)
-    signer = SigV4QueryAuth(Credentials(KEY_ID, secret, TOKEN), "sts", "eu-west-1", expires=expires)
-    moment = datetime.fromtimestamp(now, UTC)
-    request.context["timestamp"] = moment.strftime("%Y%m%dT%H%M%SZ")
-    signer._modify_request_before_signing(request)
-    to_sign = signer.string_to_sign(request, signer.canonical_request(request))
-    signer._inject_signature_to_request(request, signer.signature(to_sign, request))
-    return str(request.url)
-
-
-def credential(url: str) -> str:
-    return "Bearer iam-sts-v1." + encode_base64url(url.encode())
-
-
-def signature_holds(path: str, headers: dict[str, str], secret: str = SECRET) -> bool:
-    """SigV4 by hand, from what arrived: the judge shares no code with signer or agent."""
-    query = parse_qsl(urlsplit(path).query, keep_blank_values=True)
-    values = dict(query)
-    given = values.pop("X-Amz-Signature")
-    canonical_query = "&".join(sorted(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in values.items()))
-    names = values["X-Amz-SignedHeaders"].split(";")
-    canonical = "\n".join(
-        ["GET", "/", canonical_query, *(f"{n}:{headers[n]}" for n in names), "", ";".join(names),
-         hashlib.sha256(b"").hexdigest()]
-    )  # fmt: skip
-    scope = values["X-Amz-Credential"].partition("/")[2]
-    to_sign = "\n".join(
-        ["AWS4-HMAC-SHA256", values["X-Amz-Date"], scope, hashlib.sha256(canonical.encode()).hexdigest()]
-    )
-    key = ("AWS4" + secret).encode()
-    for part in scope.split("/"):
-        key = hmac.digest(key, part.encode(), "sha256")
-    return hmac.new(key, to_sign.encode(), "sha256").hexdigest() == given
-
-
-def as_json(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
-    result = {"Arn": arn, "UserId": user_id, "Account": account}
-    answer = {"GetCallerIdentityResult": result, "ResponseMetadata": {"RequestId": "r"}}
-    return json.dumps({"GetCallerIdentityResponse": answer}).encode()
-
-
-def as_xml(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
-    return f"""<?xml version="1.0" encoding="UTF-8"?>
-<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
-  <GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{user_id}</UserId><Account>{account}</Account>
-  </GetCallerIdentityResult><ResponseMetadata><RequestId>r</RequestId></ResponseMetadata>
-</GetCallerIdentityResponse>""".encode()
-
-
-def honest(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
-    headers = {name.lower(): value for name, value in handler.headers.items()}
-    if signature_holds(handler.path, headers):
-        return 200, {"Content-Type": "application/json"}, as_json()
-    return 403, {"Content-Type": "text/xml"}, error_xml("SignatureDoesNotMatch")
-
 
 def _mangled(body: bytes) -> st.SearchStrategy[bytes]:
     return st.builds(
@@ -112,13 +55,6 @@ def _mangled(body: bytes) -> st.SearchStrategy[bytes]:
         st.binary(max_size=6),
         st.integers(0, 20),
     )
-
-
-def error_xml(code: str) -> bytes:
-    return (
-        f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>'
-        f"<Code>{code}</Code><Message>m</Message></Error></ErrorResponse>"
-    ).encode()
 
 
 @contextmanager
@@ -218,7 +154,6 @@ def changed(**values: str | None) -> str:
     return f"https://{HOST}/?" + urlencode({k: v for k, v in query.items() if v is not None})
 
 
-GOOD = presign()
 LONG = "x" * 3001
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwt.algorithms import ECAlgorithm
-from test_tokens_sts import GOOD, HOST, TOKEN
+from sts_support import GOOD, HOST, TOKEN
 from tokens_support import serving
 
 from iamroles_agent.tokens.encoding import encode_base64url

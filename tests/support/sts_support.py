@@ -1,0 +1,93 @@
+"""Pre-signed GetCallerIdentity requests, and an STS that checks their signature by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from botocore.auth import SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from tokens_support import ACCOUNT, NOW
+
+from iamroles_agent.tokens.encoding import encode_base64url
+
+KEY_ID, SECRET, TOKEN = "ASIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG", "FwoGZXIvYXdzEBY+/=="
+HOST = "sts.eu-west-1.amazonaws.com"
+EDGE = "edge-a.example.com"
+ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Reader/me"
+
+
+def presign(
+    now: float = NOW, edge: str = EDGE, secret: str = SECRET, expires: int = 60, **changes: str
+) -> str:
+    """The URL that a caller signs with botocore; `changes` add signed headers."""
+    url = f"https://{HOST}/?Action=GetCallerIdentity&Version=2011-06-15"
+    request = AWSRequest("GET", url, headers={"x-iam-edge": edge} | changes)
+    signer = SigV4QueryAuth(Credentials(KEY_ID, secret, TOKEN), "sts", "eu-west-1", expires=expires)
+    moment = datetime.fromtimestamp(now, UTC)
+    request.context["timestamp"] = moment.strftime("%Y%m%dT%H%M%SZ")
+    signer._modify_request_before_signing(request)
+    to_sign = signer.string_to_sign(request, signer.canonical_request(request))
+    signer._inject_signature_to_request(request, signer.signature(to_sign, request))
+    return str(request.url)
+
+
+def credential(url: str) -> str:
+    return "Bearer iam-sts-v1." + encode_base64url(url.encode())
+
+
+def signature_holds(path: str, headers: dict[str, str], secret: str = SECRET) -> bool:
+    """SigV4 by hand, from what arrived: the judge shares no code with signer or agent."""
+    query = parse_qsl(urlsplit(path).query, keep_blank_values=True)
+    values = dict(query)
+    given = values.pop("X-Amz-Signature")
+    canonical_query = "&".join(sorted(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in values.items()))
+    names = values["X-Amz-SignedHeaders"].split(";")
+    canonical = "\n".join(
+        ["GET", "/", canonical_query, *(f"{n}:{headers[n]}" for n in names), "", ";".join(names),
+         hashlib.sha256(b"").hexdigest()]
+    )  # fmt: skip
+    scope = values["X-Amz-Credential"].partition("/")[2]
+    to_sign = "\n".join(
+        ["AWS4-HMAC-SHA256", values["X-Amz-Date"], scope, hashlib.sha256(canonical.encode()).hexdigest()]
+    )
+    key = ("AWS4" + secret).encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return hmac.new(key, to_sign.encode(), "sha256").hexdigest() == given
+
+
+def as_json(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
+    result = {"Arn": arn, "UserId": user_id, "Account": account}
+    answer = {"GetCallerIdentityResult": result, "ResponseMetadata": {"RequestId": "r"}}
+    return json.dumps({"GetCallerIdentityResponse": answer}).encode()
+
+
+def as_xml(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+  <GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{user_id}</UserId><Account>{account}</Account>
+  </GetCallerIdentityResult><ResponseMetadata><RequestId>r</RequestId></ResponseMetadata>
+</GetCallerIdentityResponse>""".encode()
+
+
+def honest(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+    headers = {name.lower(): value for name, value in handler.headers.items()}
+    if signature_holds(handler.path, headers):
+        return 200, {"Content-Type": "application/json"}, as_json()
+    return 403, {"Content-Type": "text/xml"}, error_xml("SignatureDoesNotMatch")
+
+
+def error_xml(code: str) -> bytes:
+    return (
+        f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>'
+        f"<Code>{code}</Code><Message>m</Message></Error></ErrorResponse>"
+    ).encode()
+
+
+GOOD = presign()
