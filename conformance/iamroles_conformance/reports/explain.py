@@ -98,7 +98,6 @@ def about(name: str, planned: list[PlannedCheck]) -> Iterator[str]:
         yield from (f"  {line}" for line in scenario.why.strip().splitlines())
     for check in found:
         yield f"{check.name}: {check.title}"
-        function = check.function
-        if function is not None and function.run.__doc__:
-            yield f"  {function.run.__doc__.strip()}"
+        if check.function is not None and check.function.explanation:
+            yield f"  {check.function.explanation}"
         yield from (f"  {known.quote(requirement)}" for requirement in check.requirements)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from inspect import getdoc
 from typing import Any, TypeVar
 
 from iamroles_scenarios.base.errors import Evidence
@@ -83,26 +84,53 @@ class Check:
     """Features of `agent.toml` without which the check is not-applicable."""
     long: bool = False
     """Whether it takes so long, one step after the other, that a run begins with it."""
+    explanation: str = ""
+    """The words that follow the title, for `iamroles conformance explain`."""
 
 
 _REGISTRY: dict[str, Check] = {}
 
 
+_LANES = {
+    "wire": "wire",
+    "gate": "gate",
+    "live": "gate",
+    "identity": "gate-spop",
+    "policy": "gate-spop",
+    "proxy": "proxy",
+    "fault": "proxy",
+}
+"""The lane in which the checks of a family run, unless they name another. An id begins with its family."""
+
+
 def check(
     id: str,  # noqa: A002 - the catalogue's word
-    *,
-    requirements: list[str],
-    lane: str,
-    title: str,
+    *requirements: str,
+    lane: str | None = None,
+    title: str = "",
     features: set[str] | None = None,
     long: bool = False,
 ) -> Callable[[_F], _F]:
-    """Declare a function as a check."""
+    """Declare a function as a check that proves these requirements.
+
+    The first paragraph of the function's docstring is the title, and the rest explains it. A function that
+    several checks share is declared once for each, with its own `title`.
+    """
 
     def declare(function: _F) -> _F:
         if id in _REGISTRY:
             raise ValueError(f"check id {id!r} is declared twice")
-        _REGISTRY[id] = Check(id, tuple(requirements), lane, title, function, frozenset(features or ()), long)
+        first, _, rest = (getdoc(function) or "").partition("\n\n")
+        _REGISTRY[id] = Check(
+            id,
+            requirements,
+            lane or _LANES[id.partition(".")[0]],
+            title or " ".join(first.split()).removesuffix("."),
+            function,
+            frozenset(features or ()),
+            long,
+            rest or (first if title else ""),
+        )
         return function
 
     return declare

@@ -35,16 +35,13 @@ def _tokens(here: Sitting, keys: dict[str, SigningKey], now: float) -> Iterator[
     )
 
 
-@check(
-    "identity.derived.algorithms",
-    requirements=["DERIVED-ALGORITHM-001"],
-    lane="gate-spop",
-    title="A policy that names one algorithm lets in tokens by this one and by no other, or is turned down",
-    features={"oidc", "reload"},
-)
+@check("identity.derived.algorithms", "DERIVED-ALGORITHM-001", features={"oidc", "reload"})
 def algorithms(target: Target) -> str:
-    """One key set for all of them; the RSA key says nothing of its algorithm, so that the policy alone
-    decides."""
+    """A policy that names one algorithm lets in tokens by this one and by no other, or is turned down.
+
+    One key set for all of them; the RSA key says nothing of its algorithm, so that the policy alone
+    decides.
+    """
     with sitting(target, "identity.derived.algorithms") as here:
         issuer = here.issuer("algorithms")
         keys = {name: issuer.add_key(name) for name in _CURVES}

@@ -129,15 +129,12 @@ def _asks(here: Sitting, name: str, rows: Rows) -> list[Ask]:
     return [Ask(f"{name} {value!r}", question(token) | {name: value}, wanted) for value, wanted in rows]
 
 
-@check(
-    "policy.derived.arguments",
-    requirements=["DERIVED-ARGUMENT-001"],
-    lane="gate-spop",
-    title="Questions that differ in one argument alone get their own answers, in any order",
-    features={"oidc"},
-)
+@check("policy.derived.arguments", "DERIVED-ARGUMENT-001", features={"oidc"})
 def arguments(target: Target) -> str:
-    """Each argument's values in both orders, and letters that wander from one argument to another."""
+    """Questions that differ in one argument alone get their own answers, in any order.
+
+    Each argument's values in both orders, and letters that wander from one argument to another.
+    """
     with sitting(target) as here:
         for name, rows in ARGUMENTS.items():
             here.put(_asks(here, name, rows), window=1)
@@ -163,15 +160,12 @@ def _shifted(here: Sitting) -> list[Ask]:
     return found
 
 
-@check(
-    "policy.derived.context",
-    requirements=["DERIVED-ARGUMENT-002"],
-    lane="gate-spop",
-    title="What iam-context says changes no verdict",
-    features={"oidc"},
-)
+@check("policy.derived.context", "DERIVED-ARGUMENT-002", features={"oidc"})
 def context(target: Target) -> None:
-    """Other values of each, for an allow and for a refusal; also with tokens seen before."""
+    """What iam-context says changes no verdict.
+
+    Other values of each, for an allow and for a refusal; also with tokens seen before.
+    """
     with sitting(target) as here:
         said = [{}, *({name: value} for name, values in CONTEXT.items() for value in values)]
         for wanted, path in ((ALLOWED, PATH), (_NONE, "/elsewhere")):

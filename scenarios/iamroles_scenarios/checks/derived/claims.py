@@ -238,15 +238,12 @@ def _doubled(here: Sitting, now: int) -> Iterator[Ask]:
         yield Ask(f"{name} twice", question(token), REFUSED)
 
 
-@check(
-    "identity.derived.claims",
-    requirements=["DERIVED-CLAIM-001"],
-    lane="gate-spop",
-    title="Every claim in every shape of JSON: what is not written as its standard says opens nothing",
-    features={"oidc"},
-)
+@check("identity.derived.claims", "DERIVED-CLAIM-001", features={"oidc"})
 def claims(target: Target) -> str:
-    """Also each claim twice, the good one first: the last counts, or the token is malformed (5.2)."""
+    """Every claim in every shape of JSON: what is not written as its standard says opens nothing.
+
+    Also each claim twice, the good one first: the last counts, or the token is malformed (5.2).
+    """
     with sitting(target) as here:
         asks = list(shaped(here, here.now()))
         here.settle(asks[:: len(SHAPES)])

@@ -70,15 +70,12 @@ def _exchanged(tokens: list[str]) -> Iterator[tuple[str, str]]:
             yield f"parts of the tokens {which}", text
 
 
-@check(
-    "identity.derived.credential",
-    requirements=["DERIVED-CREDENTIAL-001"],
-    lane="gate-spop",
-    title="No part of a good token lets in another one: exchanged, bent, or alike but for one claim",
-    features={"oidc"},
-)
+@check("identity.derived.credential", "DERIVED-CREDENTIAL-001", features={"oidc"})
 def credential(target: Target) -> str:
-    """The good ones first, so that an agent that remembers has something to be wrong about."""
+    """No part of a good token lets in another one: exchanged, bent, or alike but for one claim.
+
+    The good ones first, so that an agent that remembers has something to be wrong about.
+    """
     with sitting(target) as here:
         now = int(time.time())
         claims = {"sub": "ann", "sid": "s-1", "jti": "j-1", "nbf": now - 9, "iat": now - 9, "exp": now + 600}
@@ -140,15 +137,12 @@ def _alike(here: Sitting, base: dict[str, Any], claims: dict[str, Any], now: int
     ]
 
 
-@check(
-    "identity.derived.sts-credential",
-    requirements=["DERIVED-CREDENTIAL-002"],
-    lane="gate-spop",
-    title="No part of a good STS credential lets in another one",
-    features={"sts"},
-)
+@check("identity.derived.sts-credential", "DERIVED-CREDENTIAL-002", features={"sts"})
 def sts_credential(target: Target) -> str:
-    """Each part of the URL changed alone, after the sound one was accepted."""
+    """No part of a good STS credential lets in another one.
+
+    Each part of the URL changed alone, after the sound one was accepted.
+    """
     with sitting(target) as here:
         cloud = here.target.stage.cloud
         keys = session_of(cloud, "kiosk")

@@ -148,16 +148,12 @@ EVENTS: Mapping[str, tuple[Mapping[str, Any] | None, Wanted, Callable[[Policy], 
 """By table: the recipe of the token (None: an STS credential), the verdict before, and the reloads."""
 
 
-@check(
-    "policy.derived.events",
-    requirements=["DERIVED-RELOAD-001"],
-    lane="gate-spop",
-    title="Each table of the policy takes effect by itself: what a reload adds, changes and takes away",
-    features={"oidc", "reload"},
-    long=True,
-)
+@check("policy.derived.events", "DERIVED-RELOAD-001", features={"oidc", "reload"}, long=True)
 def events(target: Target) -> str:
-    """One table at a time; the same bytes are asked before and after, and a fresh token too."""
+    """Each table of the policy takes effect by itself: what a reload adds, changes and takes away.
+
+    One table at a time; the same bytes are asked before and after, and a fresh token too.
+    """
     with sitting(target, "policy.derived.events") as here:
         base, reloads = here.place.policy, 0
         for table, (recipe, before, states) in EVENTS.items():

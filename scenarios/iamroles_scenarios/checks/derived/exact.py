@@ -142,15 +142,12 @@ EXACT: Mapping[str, Exact] = {
 """By what is compared. Neighbours that are no difference have a verdict of their own."""
 
 
-@check(
-    "identity.derived.exact",
-    requirements=["DERIVED-EXACT-001"],
-    lane="gate-spop",
-    title="Texts are compared whole and to the letter: case, blank, slash and Unicode make others of them",
-    features={"oidc"},
-)
+@check("identity.derived.exact", "DERIVED-EXACT-001", features={"oidc"})
 def exact(target: Target) -> str:
-    """The text itself, and each of its neighbours, one token for each."""
+    """Texts are compared whole and to the letter: case, blank, slash and Unicode make others of them.
+
+    The text itself, and each of its neighbours, one token for each.
+    """
     with sitting(target) as here:
         asks = []
         for name, row in EXACT.items():
@@ -223,15 +220,12 @@ TAGGED = {
 """Claims that become a tag: the issuer, and the variable."""
 
 
-@check(
-    "identity.derived.tags",
-    requirements=["DERIVED-TAG-001"],
-    lane="gate-spop",
-    title="What becomes a tag is printable, without outer blanks, of 1 to 512 characters, and goes on whole",
-    features={"oidc"},
-)
+@check("identity.derived.tags", "DERIVED-TAG-001", features={"oidc"})
 def tags(target: Target) -> str:
-    """Each claim that becomes one, with each text."""
+    """What becomes a tag is printable, without outer blanks, of 1 to 512 characters, and goes on whole.
+
+    Each claim that becomes one, with each text.
+    """
     with sitting(target) as here:
         for name, (issuer, variable) in TAGGED.items():
             asks = []

@@ -82,15 +82,12 @@ def _rows() -> Iterator[tuple[int, str, Row]]:
         yield number, key, row
 
 
-@check(
-    "identity.derived.issuers",
-    requirements=["DERIVED-KEY-002"],
-    lane="gate-spop",
-    title="Every key of an issuer, and every bound of all issuers, matters on both sides of its edge",
-    features={"oidc", "reload"},
-)
+@check("identity.derived.issuers", "DERIVED-KEY-002", features={"oidc", "reload"})
 def keys_of_issuers(target: Target) -> str:
-    """All issuers at once; then each bound alone, with an issuer of its own."""
+    """Every key of an issuer, and every bound of all issuers, matters on both sides of its edge.
+
+    All issuers at once; then each bound alone, with an issuer of its own.
+    """
     with sitting(target, "identity.derived.issuers") as here:
         here.issuer("partner")
         now, base = int(time.time()), here.place.policy
@@ -117,15 +114,12 @@ def keys_of_issuers(target: Target) -> str:
     return f"{here.asked} questions"
 
 
-@check(
-    "identity.derived.endpoints",
-    requirements=["DERIVED-KEY-003"],
-    lane="gate-spop",
-    title="Every key of an STS endpoint matters, and no longer than it is there",
-    features={"sts", "reload"},
-)
+@check("identity.derived.endpoints", "DERIVED-KEY-003", features={"sts", "reload"})
 def keys_of_endpoints(target: Target) -> str:
-    """One endpoint and one key at a time; the same credential before and after."""
+    """Every key of an STS endpoint matters, and no longer than it is there.
+
+    One endpoint and one key at a time; the same credential before and after.
+    """
     with sitting(target, "identity.derived.endpoints") as here:
         cloud, base = here.target.stage.cloud, here.place.policy
         session = session_of(cloud, "kiosk")

@@ -74,15 +74,12 @@ def _shown(claims: Mapping[str, Any], request: Mapping[str, Any]) -> str:
     return f"asked with {told}"
 
 
-@check(
-    "policy.derived.rules",
-    requirements=["DERIVED-KEY-001"],
-    lane="gate-spop",
-    title="Every key of a rule matters, on both sides of its edge, and no longer than it is there",
-    features={"oidc", "reload"},
-)
+@check("policy.derived.rules", "DERIVED-KEY-001", features={"oidc", "reload"})
 def keys_of_rules(target: Target) -> str:
-    """All rows at once, in rooms of their own: with the keys, without them, with them again."""
+    """Every key of a rule matters, on both sides of its edge, and no longer than it is there.
+
+    All rows at once, in rooms of their own: with the keys, without them, with them again.
+    """
     with sitting(target, "policy.derived.rules") as here:
         edges = rules.edges()
         asked = Rules(here, edges)

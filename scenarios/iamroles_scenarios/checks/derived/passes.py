@@ -120,15 +120,12 @@ def _question(here: Sitting, number: int, row: Passing) -> Table:
     return question(here.token("corp", drop=drop, claims=claims, **recipe)) | dict(row.ask)
 
 
-@check(
-    "identity.derived.passes",
-    requirements=["DERIVED-RELOAD-003"],
-    lane="gate-spop",
-    title="No refusal outlives its cause, and no allow the policy that gave it: the same bytes, judged anew",
-    features={"oidc", "reload"},
-)
+@check("identity.derived.passes", "DERIVED-RELOAD-003", features={"oidc", "reload"})
 def passes(target: Target) -> str:
-    """Every cause at once: there, ended, there again."""
+    """No refusal outlives its cause, and no allow the policy that gave it: the same bytes, judged anew.
+
+    Every cause at once: there, ended, there again.
+    """
     with sitting(target, "identity.derived.passes") as here:
         questions = [_question(here, number, row) for number, row in enumerate(PASSINGS.values())]
         base = here.place.policy

@@ -180,15 +180,12 @@ def named(first: Cause, second: Cause) -> set[str]:
     return {first.reason} | {cause.reason for cause in (first, second) if abs(cause.stage - first.stage) <= 1}
 
 
-@check(
-    "identity.derived.reasons",
-    requirements=["DERIVED-REASON-001"],
-    lane="gate-spop",
-    title="Every reason is given where its cause is, with its status and code, and with nothing else",
-    features={"oidc"},
-)
+@check("identity.derived.reasons", "DERIVED-REASON-001", features={"oidc"})
 def reasons(target: Target) -> str:
-    """Each cause alone; for the denies also which of them is named."""
+    """Every reason is given where its cause is, with its status and code, and with nothing else.
+
+    Each cause alone; for the denies also which of them is named.
+    """
     with sitting(target) as here:
         until = here.now() + _LIVES
         good = Ask("nothing is wrong", _asked(here, until), {"allow": True, "rule": "kiosk"})
@@ -220,15 +217,12 @@ def _shown(cause: Cause) -> str:
     return ", ".join(f"{name} {str(value)[:40]!r}" for part in _parts(cause) for name, value in part.items())
 
 
-@check(
-    "identity.derived.order",
-    requirements=["DERIVED-REASON-002"],
-    lane="gate-spop",
-    title="Of two reasons the one that comes first in the order of judgement is named",
-    features={"oidc"},
-)
+@check("identity.derived.order", "DERIVED-REASON-002", features={"oidc"})
 def order(target: Target) -> str:
-    """Every pair of causes that can be in one question."""
+    """Of two reasons the one that comes first in the order of judgement is named.
+
+    Every pair of causes that can be in one question.
+    """
     with sitting(target) as here:
         until = here.now() + _LIVES
         asks = [

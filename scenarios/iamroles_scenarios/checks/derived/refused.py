@@ -71,15 +71,13 @@ def _with(base: Mapping[str, Any], table: str, name: str, value: object) -> dict
 
 
 @check(
-    "policy.derived.refused",
-    requirements=["DERIVED-KEY-004", "DERIVED-RELOAD-002"],
-    lane="gate-spop",
-    title="A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless",
-    features={"oidc", "reload"},
-    long=True,
+    "policy.derived.refused", "DERIVED-KEY-004", "DERIVED-RELOAD-002", features={"oidc", "reload"}, long=True
 )
 def refused(target: Target) -> str:
-    """One fault at a time, while nobody answers for the keys: tokens never seen before are still allowed."""
+    """A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless.
+
+    One fault at a time, while nobody answers for the keys: tokens never seen before are still allowed.
+    """
     with sitting(target, "policy.derived.refused") as here:
         base = whole(here.place.policy)
         here.force({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")

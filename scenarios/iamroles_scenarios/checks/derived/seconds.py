@@ -108,15 +108,12 @@ def _around(here: Sitting, second: int) -> bool:
     return True
 
 
-@check(
-    "identity.derived.seconds",
-    requirements=["DERIVED-TIME-001"],
-    lane="gate-spop",
-    title="Every rule of time holds to its last second and not beyond, as told, with leeway and without",
-    features={"oidc"},
-)
+@check("identity.derived.seconds", "DERIVED-TIME-001", features={"oidc"})
 def seconds(target: Target) -> str:
-    """All rules around one second."""
+    """Every rule of time holds to its last second and not beyond, as told, with leeway and without.
+
+    All rules around one second.
+    """
     with sitting(target) as here:
         here.settle(
             [

@@ -159,15 +159,12 @@ class _Slow:
             time.sleep(_POLL)
 
 
-@check(
-    "identity.derived.waits",
-    requirements=["DERIVED-WAIT-001"],
-    lane="gate-spop",
-    title="A call to an issuer that never ends is given up, in whichever way it does not end",
-    features={"oidc"},
-)
+@check("identity.derived.waits", "DERIVED-WAIT-001", features={"oidc"})
 def waits(target: Target) -> str:
-    """Discovery and key sets, before any keys and for a new one."""
+    """A call to an issuer that never ends is given up, in whichever way it does not end.
+
+    Discovery and key sets, before any keys and for a new one.
+    """
     suffix = own_suffix()
     rows = list(_rows())
     issuers = {name: target.worlds.issuer(f"{name}{suffix}") for name, _, _ in rows}
@@ -197,15 +194,12 @@ def waits(target: Target) -> str:
     return f"{len(rows)} calls that do not end, {here.asked} questions"
 
 
-@check(
-    "identity.derived.sts-waits",
-    requirements=["DERIVED-WAIT-002"],
-    lane="gate-spop",
-    title="A call to STS that never ends is given up, in whichever way it does not end",
-    features={"sts"},
-)
+@check("identity.derived.sts-waits", "DERIVED-WAIT-002", features={"sts"})
 def sts_waits(target: Target) -> str:
-    """One host for each way; the credential is another one each time, so that no memory answers."""
+    """A call to STS that never ends is given up, in whichever way it does not end.
+
+    One host for each way; the credential is another one each time, so that no memory answers.
+    """
     suffix, used = own_suffix(), count(100)
     hosts = {way: f"{way}{suffix}.sts.example" for way in ("sound", *WAYS)}
     tables = [

@@ -30,16 +30,12 @@ _OF_ISSUERS = _EVERYWHERE | {
 _OF_STS = _EVERYWHERE | {"throttling": {"kind": "throttle"}}
 
 
-@check(
-    "fault.answers.keys",
-    requirements=["FAULT-NET-002"],
-    lane="proxy",
-    title="whatever an issuer answers, from the start or later, known keys go on; new ones come after it",
-    features={"oidc"},
-    long=True,
-)
+@check("fault.answers.keys", "FAULT-NET-002", features={"oidc"}, long=True)
 def keys(target: Target) -> str:
-    """Tokens of a key that the agent has, and of one that was published meanwhile."""
+    """Whatever an issuer answers, from the start or later, known keys go on; new ones come after it.
+
+    Tokens of a key that the agent has, and of one that was published meanwhile.
+    """
     suffix = own_suffix()
     issuer = target.worlds.issuer(f"corp{suffix}")
     issuer.fault("*", **_EVERYWHERE["failing"])
@@ -61,16 +57,12 @@ def keys(target: Target) -> str:
         return place.remark
 
 
-@check(
-    "fault.answers.sts",
-    requirements=["FAULT-NET-003"],
-    lane="proxy",
-    title="whatever STS answers, nobody is allowed whom it did not confirm, and callers are served after it",
-    features={"sts"},
-    long=True,
-)
+@check("fault.answers.sts", "FAULT-NET-003", features={"sts"}, long=True)
 def sts(target: Target) -> str:
-    """A credential that STS would confirm, and one that it would not; each of them new each time."""
+    """Whatever STS answers, nobody is allowed whom it did not confirm, and callers are served after it.
+
+    A credential that STS would confirm, and one that it would not; each of them new each time.
+    """
     cloud = target.stage.cloud
     with sts_ground(target, target.stage.urls["sts"]) as (place, host, asked):
         place.recovers("start", [asked(SERVED)])

@@ -90,15 +90,12 @@ def _fresh(place: Ground, count: int) -> list[Turn]:
     ]
 
 
-@check(
-    "fault.host.descriptors",
-    requirements=["FAULT-HOST-001"],
-    lane="proxy",
-    title="an agent without a free descriptor gives no wrong verdict, and serves when it has some again",
-    long=True,
-)
+@check("fault.host.descriptors", "FAULT-HOST-001", long=True)
 def descriptors(target: Target) -> str:
-    """HAProxy is reloaded, so that it needs connections that the agent cannot take."""
+    """An agent without a free descriptor gives no wrong verdict, and serves when it has some again.
+
+    HAProxy is reloaded, so that it needs connections that the agent cannot take.
+    """
     with ground(target) as place:
         people = place.gate.person("alice")
         place.recovers("start", people)
@@ -114,15 +111,12 @@ def _descriptors(pid: int) -> int:
     return max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()) + 2
 
 
-@check(
-    "fault.host.memory",
-    requirements=["FAULT-HOST-002"],
-    lane="proxy",
-    title="an agent that gets no more memory gives no wrong verdict, and serves when it gets some again",
-    long=True,
-)
+@check("fault.host.memory", "FAULT-HOST-002", long=True)
 def memory(target: Target) -> str:
-    """Its address space may not grow; questions that it has never seen need some."""
+    """An agent that gets no more memory gives no wrong verdict, and serves when it gets some again.
+
+    Its address space may not grow; questions that it has never seen need some.
+    """
     with ground(target) as place:
         people = place.gate.person("alice")
         place.recovers("start", people)
@@ -137,15 +131,12 @@ def _address_space(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-@check(
-    "fault.host.processor",
-    requirements=["FAULT-HOST-003"],
-    lane="proxy",
-    title="an agent that is starved of the processor kills none of its own, and serves when it gets some",
-    long=True,
-)
+@check("fault.host.processor", "FAULT-HOST-003", long=True)
 def processor(target: Target) -> str:
-    """All of it on one processor at the lowest priority, which others keep busy."""
+    """An agent that is starved of the processor kills none of its own, and serves when it gets some.
+
+    All of it on one processor at the lowest priority, which others keep busy.
+    """
     with ground(target) as place:
         people = place.gate.person("alice")
         place.recovers("start", people)
@@ -254,15 +245,12 @@ def _removed(path: Path) -> Iterator[None]:
             one.unlink()
 
 
-@check(
-    "fault.host.disk",
-    requirements=["FAULT-HOST-004"],
-    lane="proxy",
-    title="an agent whose audit log cannot be written refuses, and serves when it can",
-    long=True,
-)
+@check("fault.host.disk", "FAULT-HOST-004", long=True)
 def disk(target: Target) -> str:
-    """No file of its may grow, as on a full disk; `audit.on_error` is `deny`."""
+    """An agent whose audit log cannot be written refuses, and serves when it can.
+
+    No file of its may grow, as on a full disk; `audit.on_error` is `deny`.
+    """
     path = Path(f"/tmp/iamroles{own_suffix()}.jsonl")  # noqa: S108 - in its own place
     log = {"path": str(path), "on_error": "deny", "sync": "100ms"}
     with _removed(path), ground(target, override={"audit": log}) as place:
@@ -281,15 +269,12 @@ def disk(target: Target) -> str:
         return place.remark
 
 
-@check(
-    "fault.host.agent",
-    requirements=["FAULT-HOST-005"],
-    lane="proxy",
-    title="an agent that is killed or frozen opens nothing, and serves when it is back",
-    long=True,
-)
+@check("fault.host.agent", "FAULT-HOST-005", long=True)
 def agent(target: Target) -> str:
-    """Nobody touches the proxy."""
+    """An agent that is killed or frozen opens nothing, and serves when it is back.
+
+    Nobody touches the proxy.
+    """
     with ground(target) as place:
         _has_processes(place)
         people, part = place.gate.person("alice"), place.gate.world.agent
@@ -305,15 +290,12 @@ def agent(target: Target) -> str:
         return place.remark
 
 
-@check(
-    "fault.host.haproxy",
-    requirements=["FAULT-HOST-006"],
-    lane="proxy",
-    title="a proxy that is killed and started again finds an agent that serves it",
-    long=True,
-)
+@check("fault.host.haproxy", "FAULT-HOST-006", long=True)
 def haproxy(target: Target) -> str:
-    """Its connections to the agent end without a word."""
+    """A proxy that is killed and started again finds an agent that serves it.
+
+    Its connections to the agent end without a word.
+    """
     with ground(target) as place:
         people, part = place.gate.person("alice"), place.gate.world.haproxy
         place.recovers("start", people)

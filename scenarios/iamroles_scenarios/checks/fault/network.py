@@ -29,15 +29,12 @@ def _all(place: Ground, breaker: Breaker, turns: list[Turn], after: list[Turn] |
     return place.remark
 
 
-@check(
-    "fault.network.agent",
-    requirements=["FAULT-NET-001"],
-    lane="proxy",
-    title="whatever happens to the bytes between HAProxy and the agent, nobody gets a wrong verdict",
-    long=True,
-)
+@check("fault.network.agent", "FAULT-NET-001", long=True)
 def agent(target: Target) -> str:
-    """A verdict is never made of half a frame, and a frame of single bytes is one all the same."""
+    """Whatever happens to the bytes between HAProxy and the agent, nobody gets a wrong verdict.
+
+    A verdict is never made of half a frame, and a frame of single bytes is one all the same.
+    """
     breakers: list[Breaker] = []
 
     def between(host: str, asked: str) -> str:
@@ -52,16 +49,12 @@ def agent(target: Target) -> str:
             breaker.close()
 
 
-@check(
-    "fault.network.keys",
-    requirements=["FAULT-NET-002"],
-    lane="proxy",
-    title="whatever happens between the agent and an issuer, known keys go on; new ones come after it",
-    features={"oidc"},
-    long=True,
-)
+@check("fault.network.keys", "FAULT-NET-002", features={"oidc"}, long=True)
 def keys(target: Target) -> str:
-    """Tokens of a key that the agent has, of one that was published meanwhile, and of one that never was."""
+    """Whatever happens between the agent and an issuer, known keys go on; new ones come after it.
+
+    Tokens of a key that the agent has, of one that was published meanwhile, and of one that never was.
+    """
     suffix = own_suffix()
     idp = urlsplit(target.stage.urls["idp"])
     with Breaker(target.stage.host, idp.netloc) as breaker:
@@ -84,16 +77,12 @@ def keys(target: Target) -> str:
             return place.remark
 
 
-@check(
-    "fault.network.sts",
-    requirements=["FAULT-NET-003"],
-    lane="proxy",
-    title="whatever happens between the agent and STS, nobody is allowed whom STS did not confirm",
-    features={"sts"},
-    long=True,
-)
+@check("fault.network.sts", "FAULT-NET-003", features={"sts"}, long=True)
 def sts(target: Target) -> str:
-    """A credential that STS would confirm, and one that it would not; each of them new each time."""
+    """Whatever happens between the agent and STS, nobody is allowed whom STS did not confirm.
+
+    A credential that STS would confirm, and one that it would not; each of them new each time.
+    """
     with (
         Breaker(target.stage.host, urlsplit(target.stage.urls["sts"]).netloc) as breaker,
         sts_ground(target, f"http://{breaker.address}") as (place, _, asked),
@@ -108,15 +97,12 @@ def sts(target: Target) -> str:
         return place.remark
 
 
-@check(
-    "fault.network.backend",
-    requirements=["FAULT-NET-004"],
-    lane="proxy",
-    title="whatever happens between HAProxy and one backend, requests of others are served as ever",
-    long=True,
-)
+@check("fault.network.backend", "FAULT-NET-004", long=True)
 def backend(target: Target) -> str:
-    """The backend of readers breaks; those who place orders, and those who must be refused, see nothing."""
+    """Whatever happens between HAProxy and one backend, requests of others are served as ever.
+
+    The backend of readers breaks; those who place orders, and those who must be refused, see nothing.
+    """
     with ground(target) as sound:
         servers = {one["name"]: one["servers"][0] for one in sound.gate.world.document["backends"]}
     with Breaker(target.stage.host, servers["orders-ro"]) as breaker:
@@ -137,15 +123,12 @@ def backend(target: Target) -> str:
             return place.remark
 
 
-@check(
-    "fault.network.client",
-    requirements=["FAULT-NET-005"],
-    lane="proxy",
-    title="whatever happens between a client and HAProxy, it gets its own answer or none; others see nothing",
-    long=True,
-)
+@check("fault.network.client", "FAULT-NET-005", long=True)
 def client(target: Target) -> str:
-    """A request in single bytes is a request; half of one reaches nobody."""
+    """Whatever happens between a client and HAProxy, it gets its own answer or none; others see nothing.
+
+    A request in single bytes is a request; half of one reaches nobody.
+    """
     with ground(target) as place:
         direct = place.address
         with Breaker("127.0.0.1", f"{direct[0]}:{direct[1]}") as breaker:

@@ -17,14 +17,12 @@ _DEADLINE = 20.0
 """Seconds, times the scale, for each of these rounds."""
 
 
-@check(
-    "gate.haproxy-reload.verdicts",
-    requirements=["GATE-RELOAD-001"],
-    lane="gate",
-    title="reloads of HAProxy under traffic change no verdict",
-)
+@check("gate.haproxy-reload.verdicts", "GATE-RELOAD-001")
 def haproxy_reload(target: Target) -> None:
-    """Three clients ask for what is allowed and what is not, while HAProxy is reloaded three times."""
+    """Reloads of HAProxy under traffic change no verdict.
+
+    Three clients ask for what is allowed and what is not, while HAProxy is reloaded three times.
+    """
     with bench(target, "orders", "gate.haproxy-reload", own=True) as here:
         token = here.token(exp="+15m")
         turns = [

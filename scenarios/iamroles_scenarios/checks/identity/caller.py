@@ -93,15 +93,12 @@ def caller(target: Target, flow: str) -> Iterator[Caller]:
         yield found
 
 
-@check(
-    "identity.caller.host",
-    requirements=["STS-HOST-001"],
-    lane="gate-spop",
-    title="look-alike hosts, user info, ports and other spellings are refused without a call",
-    features={"sts"},
-)
+@check("identity.caller.host", "STS-HOST-001", features={"sts"})
 def host(target: Target) -> None:
-    """The signature is sound for the true host; only the URL's authority differs, or both do."""
+    """Look-alike hosts, user info, ports and other spellings are refused without a call.
+
+    The signature is sound for the true host; only the URL's authority differs, or both do.
+    """
     with caller(target, "hosts") as one, listening() as listener:
         keys = one.session()
         one.expect("the host itself", one.credential(keys), ALLOWED)
@@ -122,15 +119,12 @@ def host(target: Target) -> None:
             raise CheckFailed("a URL of a false host made the agent call STS", Evidence(expected="no call"))
 
 
-@check(
-    "identity.caller.rebuilt",
-    requirements=["STS-REBUILD-001"],
-    lane="gate-spop",
-    title="what reaches STS is the agent's own request, with nothing of the caller's choosing",
-    features={"sts"},
-)
+@check("identity.caller.rebuilt", "STS-REBUILD-001", features={"sts"})
 def rebuilt(target: Target) -> None:
-    """Read from the last request that reached the cloud under this flow's host."""
+    """What reaches STS is the agent's own request, with nothing of the caller's choosing.
+
+    Read from the last request that reached the cloud under this flow's host.
+    """
     with caller(target, "rebuilt") as one:
         keys = one.session()
         one.expect("a sound credential", one.credential(keys), ALLOWED)
@@ -176,15 +170,12 @@ def _looks_rebuilt(one: Caller) -> None:
         )
 
 
-@check(
-    "identity.caller.action",
-    requirements=["STS-ACTION-001"],
-    lane="gate-spop",
-    title="another action never reaches STS",
-    features={"sts"},
-)
+@check("identity.caller.action", "STS-ACTION-001", features={"sts"})
 def action(target: Target) -> None:
-    """The agent is nobody's proxy: read from the cloud's counts under this flow's host."""
+    """Another action never reaches STS.
+
+    The agent is nobody's proxy: read from the cloud's counts under this flow's host.
+    """
     with caller(target, "actions") as one:
         keys = one.session()
         one.expect("a sound credential", one.credential(keys), ALLOWED)
@@ -195,15 +186,12 @@ def action(target: Target) -> None:
                 raise CheckFailed(f"Action={name} reached STS", Evidence(expected="no call"))
 
 
-@check(
-    "identity.caller.dates",
-    requirements=["STS-DATE-001", "STS-DATE-002"],
-    lane="gate-spop",
-    title="old and future dates are refused though STS would accept them",
-    features={"sts"},
-)
+@check("identity.caller.dates", "STS-DATE-001", "STS-DATE-002", features={"sts"})
 def dates(target: Target) -> None:
-    """The STS of this flow vouches for whoever asks, as a lenient emulator does."""
+    """Old and future dates are refused though STS would accept them.
+
+    The STS of this flow vouches for whoever asks, as a lenient emulator does.
+    """
     with caller(target, "dates") as one:
         keys = one.session()
         arn = keys.arn
@@ -221,15 +209,12 @@ def dates(target: Target) -> None:
         one.clear()
 
 
-@check(
-    "identity.caller.auth",
-    requirements=["STS-AUTH-001"],
-    lane="gate-spop",
-    title="a wrong secret, key, signature or security token is refused",
-    features={"sts"},
-)
+@check("identity.caller.auth", "STS-AUTH-001", features={"sts"})
 def auth(target: Target) -> None:
-    """Most are well formed: only STS can tell."""
+    """A wrong secret, key, signature or security token is refused.
+
+    Most are well formed: only STS can tell.
+    """
     with caller(target, "auth") as one:
         keys, other = one.session(), one.session("passer-by")
         mixed = replace(keys, session_token=other.session_token)
@@ -256,15 +241,12 @@ _OF_FORM = {"a short signature", "an upper-case signature", "no signature"}
 """What an agent can see without STS: these are no SigV4 signatures."""
 
 
-@check(
-    "identity.caller.expired",
-    requirements=["STS-EXPIRY-002"],
-    lane="gate-spop",
-    title="a credential of a session that is over opens nothing",
-    features={"sts"},
-)
+@check("identity.caller.expired", "STS-EXPIRY-002", features={"sts"})
 def expired(target: Target) -> None:
-    """Signed while the session lived, asked when it is over."""
+    """A credential of a session that is over opens nothing.
+
+    Signed while the session lived, asked when it is over.
+    """
     with caller(target, "expired") as one:
         keys = one.session()
         one.expect("while the session lives", one.credential(keys), ALLOWED)
@@ -274,15 +256,12 @@ def expired(target: Target) -> None:
         one.expect("signed after the session", one.credential(keys, date="-2s"), REJECTED)
 
 
-@check(
-    "identity.caller.ended",
-    requirements=["STS-EXPIRY-003"],
-    lane="gate-spop",
-    title="a session that ends after its credential was accepted is refused within `recheck`",
-    features={"sts"},
-)
+@check("identity.caller.ended", "STS-EXPIRY-003", features={"sts"})
 def ended(target: Target) -> None:
-    """The world says `recheck = "1s"`; the credential itself would be good for another fifteen minutes."""
+    """A session that ends after its credential was accepted is refused within `recheck`.
+
+    The world says `recheck = "1s"`; the credential itself would be good for another fifteen minutes.
+    """
     with caller(target, "ended") as one:
         keys = one.session()
         credential = one.credential(keys)
@@ -294,13 +273,18 @@ def ended(target: Target) -> None:
 
 @check(
     "identity.caller.end-to-end",
-    requirements=["STS-AUTH-001", "STS-EXPIRY-002", "STS-DATE-001", "STS-BIND-002"],
+    "STS-AUTH-001",
+    "STS-EXPIRY-002",
+    "STS-DATE-001",
+    "STS-BIND-002",
     lane="gate",
-    title="through HAProxy: a wrong secret, an expired session, an old date and another edge are refused",
     features={"sts"},
 )
 def end_to_end(target: Target) -> None:
-    """The four that a gate with a lenient cloud behind it lets in."""
+    """Through HAProxy: a wrong secret, an expired session, an old date and another edge are refused.
+
+    The four that a gate with a lenient cloud behind it lets in.
+    """
     with caller(target, "proxied") as one:
         keys = one.session()
         one.expect("a sound credential", one.credential(keys), ALLOWED)
@@ -312,15 +296,12 @@ def end_to_end(target: Target) -> None:
         one.expect("an expired session", one.credential(keys, date="-2s"), REJECTED)
 
 
-@check(
-    "identity.caller.account",
-    requirements=["STS-ACCOUNT-001"],
-    lane="gate-spop",
-    title="a role of an account that this STS may not assert opens nothing",
-    features={"sts"},
-)
+@check("identity.caller.account", "STS-ACCOUNT-001", features={"sts"})
 def account(target: Target) -> None:
-    """Anyone can open an account, create the role and sign perfectly."""
+    """A role of an account that this STS may not assert opens nothing.
+
+    Anyone can open an account, create the role and sign perfectly.
+    """
     with caller(target, "accounts") as one:
         one.expect("the right account", one.credential(one.session()), ALLOWED)
         foreign = one.credential(one.session(account=OTHER_ACCOUNT))
@@ -328,15 +309,12 @@ def account(target: Target) -> None:
             one.expect("another account", foreign, refused("claim_invalid", "sts_rejected"))
 
 
-@check(
-    "identity.caller.same-name",
-    requirements=["PRINCIPAL-ACCOUNT-001", "PRINCIPAL-SESSION-001"],
-    lane="gate-spop",
-    title="role and session of the same names in another account get no verdict of the first's",
-    features={"sts"},
-)
+@check("identity.caller.same-name", "PRINCIPAL-ACCOUNT-001", "PRINCIPAL-SESSION-001", features={"sts"})
 def same_name(target: Target) -> None:
-    """The first verdict is in every cache; the second caller has all names alike but the account."""
+    """Role and session of the same names in another account get no verdict of the first's.
+
+    The first verdict is in every cache; the second caller has all names alike but the account.
+    """
     with caller(target, "labels") as one:
         mine, foreign = (
             one.session(account=number, name="alice") for number in ("111111111111", OTHER_ACCOUNT)
@@ -349,15 +327,12 @@ def same_name(target: Target) -> None:
         one.expect("the role again", one.credential(mine), ALLOWED)
 
 
-@check(
-    "identity.caller.secrets",
-    requirements=["PRINCIPAL-SECRET-001"],
-    lane="gate-spop",
-    title="no token, signature, security token or secret is in the agent's log",
-    features={"sts"},
-)
+@check("identity.caller.secrets", "PRINCIPAL-SECRET-001", features={"sts"})
 def no_secrets(target: Target) -> None:
-    """Good credentials and bad ones: a log says most of what it refuses."""
+    """No token, signature, security token or secret is in the agent's log.
+
+    Good credentials and bad ones: a log says most of what it refuses.
+    """
     with caller(target, "secrets") as one:
         keys = one.session()
         tokens = [one.token("corp", sub="secretive", **change) for change in _CHANGES]

@@ -65,15 +65,12 @@ def _cold(target: Target) -> Iterator[Bench]:
         yield here
 
 
-@check(
-    "identity.cold.first-keys",
-    requirements=["JWKS-OUTAGE-003"],
-    lane="gate-spop",
-    title="before the first key set all is 503, and passes once the issuer answers",
-    features={"oidc"},
-)
+@check("identity.cold.first-keys", "JWKS-OUTAGE-003", features={"oidc"})
 def first_keys(target: Target) -> None:
-    """An identity provider that comes up after the agent."""
+    """Before the first key set all is 503, and passes once the issuer answers.
+
+    An identity provider that comes up after the agent.
+    """
     with _cold(target) as here:
         keys = here.issuer("down")
         token = here.token("down", key="ES256")
@@ -82,15 +79,12 @@ def first_keys(target: Target) -> None:
         here.expect("once the issuer answers", token, ALLOWED, within=_RECOVERY)
 
 
-@check(
-    "identity.cold.isolation",
-    requirements=["JWKS-ISOLATION-001"],
-    lane="gate-spop",
-    title="an issuer that never answers holds up no token of another",
-    features={"oidc"},
-)
+@check("identity.cold.isolation", "JWKS-ISOLATION-001", features={"oidc"})
 def isolation(target: Target) -> None:
-    """Questions about a stalled issuer are pending; those about a sound one are answered."""
+    """An issuer that never answers holds up no token of another.
+
+    Questions about a stalled issuer are pending; those about a sound one are answered.
+    """
     with _cold(target) as here:
         keys = here.issuer("dead")
         before = keys.counters().get("discovery", 0)
@@ -105,15 +99,12 @@ def isolation(target: Target) -> None:
             question.answer(15.0 * target.scale)
 
 
-@check(
-    "identity.cold.mix-up",
-    requirements=["JWKS-DISCOVERY-001"],
-    lane="gate-spop",
-    title="a discovery document of another issuer is not used",
-    features={"oidc"},
-)
+@check("identity.cold.mix-up", "JWKS-DISCOVERY-001", features={"oidc"})
 def mix_up(target: Target) -> None:
-    """The document names the issuer with a slash, and keys that would verify the token."""
+    """A discovery document of another issuer is not used.
+
+    The document names the issuer with a slash, and keys that would verify the token.
+    """
     with _cold(target) as here:
         evil, keys = _elsewhere(target), here.issuer("mixed")
         token = here.target.worlds.issuer(keys.name).mint({"roles": ["reader"], "key": "ES256"})
@@ -125,15 +116,12 @@ def mix_up(target: Target) -> None:
         here.expect("the forged token, then", forged, refused("key_unknown", "signature_invalid"))
 
 
-@check(
-    "identity.cold.redirect",
-    requirements=["JWKS-REDIRECT-001"],
-    lane="gate-spop",
-    title="a redirect to another host is not followed, for keys or for discovery",
-    features={"oidc"},
-)
+@check("identity.cold.redirect", "JWKS-REDIRECT-001", features={"oidc"})
 def redirect(target: Target) -> None:
-    """The other host would serve a key set that verifies the token."""
+    """A redirect to another host is not followed, for keys or for discovery.
+
+    The other host would serve a key set that verifies the token.
+    """
     with _cold(target) as here:
         evil = _elsewhere(target)
         before = evil.counters()

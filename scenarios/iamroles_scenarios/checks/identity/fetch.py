@@ -69,15 +69,12 @@ def _pointing(base: str) -> list[dict[str, Any]]:
     ]
 
 
-@check(
-    "identity.fetch.header",
-    requirements=["JWT-FETCH-001"],
-    lane="gate-spop",
-    title="jku, x5u, jwk, x5c and kid make the agent call nobody",
-    features={"oidc"},
-)
+@check("identity.fetch.header", "JWT-FETCH-001", features={"oidc"})
 def header(target: Target) -> None:
-    """Tokens of the issuer's own key and of a stranger's, each with headers that name an address."""
+    """jku, x5u, jwk, x5c and kid make the agent call nobody.
+
+    Tokens of the issuer's own key and of a stranger's, each with headers that name an address.
+    """
     with bench(target, "identity") as here, listening() as listener:
         evil = here.issuer("evil")
         for base in (listener.url, evil.url):
@@ -96,15 +93,12 @@ def header(target: Target) -> None:
         must_be_silent(here, listener, evil, "a header")
 
 
-@check(
-    "identity.fetch.own-key",
-    requirements=["JWT-FETCH-002"],
-    lane="gate-spop",
-    title="a key that comes with the token does not verify it",
-    features={"oidc"},
-)
+@check("identity.fetch.own-key", "JWT-FETCH-002", features={"oidc"})
 def own_key(target: Target) -> None:
-    """jwk injection, x5c injection, and a JWKS of the attacker's own behind jku."""
+    """A key that comes with the token does not verify it.
+
+    jwk injection, x5c injection, and a JWKS of the attacker's own behind jku.
+    """
     with bench(target, "identity") as here:
         evil = here.issuer("evil")
         answer = refused("key_unknown", "signature_invalid", "token_malformed")
@@ -120,15 +114,12 @@ def own_key(target: Target) -> None:
                 here.expect(f"{algorithm} with {member}", token, answer)
 
 
-@check(
-    "identity.fetch.issuer",
-    requirements=["JWT-FETCH-003"],
-    lane="gate-spop",
-    title="an unknown iss makes the agent call nobody",
-    features={"oidc"},
-)
+@check("identity.fetch.issuer", "JWT-FETCH-003", features={"oidc"})
 def issuer(target: Target) -> None:
-    """Sound tokens of an issuer with discovery and keys, which no policy names."""
+    """An unknown iss makes the agent call nobody.
+
+    Sound tokens of an issuer with discovery and keys, which no policy names.
+    """
     with bench(target, "identity") as here, listening() as listener:
         stranger = here.issuer("stranger")
         for iss in (stranger.url, listener.url, f"{listener.url}/corp", f"http://{listener.host}@idp/corp"):

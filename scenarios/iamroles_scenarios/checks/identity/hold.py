@@ -19,15 +19,12 @@ _FORGED, _GOOD = 120, 12
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
 
 
-@check(
-    "identity.hold.drip",
-    requirements=["JWKS-DRIP-001"],
-    lane="gate-spop",
-    title="a key server that drips is given up, holds up no other issuer, and is believed once it is sound",
-    features={"oidc"},
-)
+@check("identity.hold.drip", "JWKS-DRIP-001", features={"oidc"})
 def drip(target: Target) -> None:
-    """One byte each fifth of a second: a timeout for each read would never come."""
+    """A key server that drips is given up, holds up no other issuer, and is believed once it is sound.
+
+    One byte each fifth of a second: a timeout for each read would never come.
+    """
     with bench(target, "identity-cold", "identity.hold.drip", own=True) as here:
         keys = here.issuer("sound")
         keys.fault("jwks", "drip", seconds=0.2)
@@ -41,15 +38,12 @@ def drip(target: Target) -> None:
         here.expect("once the server is sound", token, ALLOWED, within=_RECOVERY)
 
 
-@check(
-    "identity.hold.forged",
-    requirements=["STS-FLOOD-001"],
-    lane="gate-spop",
-    title="forged STS credentials starve no caller whom STS confirms",
-    features={"sts"},
-)
+@check("identity.hold.forged", "STS-FLOOD-001", features={"sts"})
 def forged(target: Target) -> None:
-    """Each forged credential is well formed and costs a call of STS; the caller's come in between."""
+    """Forged STS credentials starve no caller whom STS confirms.
+
+    Each forged credential is well formed and costs a call of STS; the caller's come in between.
+    """
     with caller(target, "forged") as one:
         one.expect("the caller, alone", one.credential(one.keys, expires=300), ALLOWED)
         problems: list[Exception] = []
@@ -74,15 +68,12 @@ def forged(target: Target) -> None:
             raise problems[0]
 
 
-@check(
-    "identity.hold.shared-kid",
-    requirements=["JWKS-SET-006"],
-    lane="gate-spop",
-    title="an RSA and an EC key may share a kid, and tokens of either are accepted",
-    features={"oidc"},
-)
+@check("identity.hold.shared-kid", "JWKS-SET-006", features={"oidc"})
 def shared_kid(target: Target) -> None:
-    """The example of the RFC: keys of different types, equivalent alternatives under one `kid`."""
+    """An RSA and an EC key may share a kid, and tokens of either are accepted.
+
+    The example of the RFC: keys of different types, equivalent alternatives under one `kid`.
+    """
     with bench(target, "identity-cold", "identity.hold.shared-kid", own=True) as here:
         keys = here.issuer("sound")
         for alg in ("RS256", "ES256"):

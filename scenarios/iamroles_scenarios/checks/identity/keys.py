@@ -34,80 +34,34 @@ def _by(keys: IssuerHandle, key: SigningKey, **recipe: Any) -> str:  # noqa: ANN
     return mint({"roles": ["reader"], "alg": key.algorithm, **recipe}, [key], time.time(), keys.url)
 
 
-def _never_verifies(target: Target, issuer: str, poisons: dict[str, dict[str, Any]]) -> None:
-    """Publish bad keys and a good one; the good one verifies, no bad one does, the old one still does.
-
-    Args:
-        target: of the check.
-        issuer: of the flow.
-        poisons: kinds of `mock.issuer.POISONS`, and what a token by that key says besides.
-    """
-    with bench(target, "identity-keys") as here:
-        keys = here.issuer(issuer)
-        old = here.token(issuer, key="ES256")
-        here.expect("before", old, ALLOWED, within=_TAKEN)
-        bad = {kind: keys.poison(kind) for kind in poisons}
-        good = keys.add_key("ES256")
-        fresh = here.token(issuer, key=good.kid, sub="bob")
-        here.expect("a good key beside a bad one", fresh, ALLOWED, within=_TAKEN)
-        for kind, key in bad.items():
-            if key is not None:
-                here.expect(f"the key {kind}", _by(keys, key, **poisons[kind]), _NOT_A_KEY)
-        here.expect("the old key beside a bad one", old, ALLOWED)
-
-
-def _poisoned(remark: str, issuer: str, poisons: dict[str, dict[str, Any]]) -> Callable[[Target], None]:
-    def run(target: Target) -> None:
-        _never_verifies(target, issuer, poisons)
-
-    run.__doc__ = remark
-    return run
-
-
-check(
-    "identity.keys.weak",
-    requirements=["JWT-RSA-001"],
-    lane="gate-spop",
-    title="a published RSA key of 1024 bits verifies nothing",
-    features={"oidc"},
-)(_poisoned("RSA-1024.", "weak", {"weak-rsa": {}}))
-check(
-    "identity.keys.unknown-type",
-    requirements=["JWKS-KEY-001"],
-    lane="gate-spop",
-    title="a key of an unknown type is ignored and its neighbours serve",
-    features={"oidc"},
-)(_poisoned("A key type of the future.", "future", {"unknown-kty": {}}))
-check(
-    "identity.keys.use",
-    requirements=["JWKS-KEY-002"],
-    lane="gate-spop",
-    title="a key for encryption verifies nothing",
-    features={"oidc"},
-)(_poisoned("`use: enc`.", "encrypts", {"use-enc": {}}))
-check(
-    "identity.keys.operations",
-    requirements=["JWKS-KEY-003"],
-    lane="gate-spop",
-    title="a key whose key_ops lack verify verifies nothing",
-    features={"oidc"},
-)(_poisoned('`key_ops: ["deriveKey"]`.', "derives", {"no-verify": {}}))
-check(
-    "identity.keys.private",
-    requirements=["JWKS-KEY-004"],
-    lane="gate-spop",
-    title="a key that is published with its private members verifies nothing",
-    features={"oidc"},
-)(_poisoned("Everyone can sign with it.", "private", {"private": {}}))
-check(
-    "identity.keys.malformed",
-    requirements=["JWKS-KEY-005"],
-    lane="gate-spop",
-    title="malformed keys, off their curve or at odds with their alg, are passed over",
-    features={"oidc"},
-)(
-    _poisoned(
-        "One bad entry must neither verify nor take the others down.",
+_BAD_KEYS: list[tuple[str, str, str, str, dict[str, dict[str, Any]]]] = [
+    ("weak", "JWT-RSA-001", "A published RSA key of 1024 bits verifies nothing", "weak", {"weak-rsa": {}}),
+    (
+        "unknown-type",
+        "JWKS-KEY-001",
+        "A key of an unknown type is ignored and its neighbours serve",
+        "future",
+        {"unknown-kty": {}},
+    ),
+    ("use", "JWKS-KEY-002", "A key for encryption verifies nothing", "encrypts", {"use-enc": {}}),
+    (
+        "operations",
+        "JWKS-KEY-003",
+        "A key whose key_ops lack verify verifies nothing",
+        "derives",
+        {"no-verify": {}},
+    ),
+    (
+        "private",
+        "JWKS-KEY-004",
+        "A key that is published with its private members verifies nothing",
+        "private",
+        {"private": {}},
+    ),
+    (
+        "malformed",
+        "JWKS-KEY-005",
+        "Malformed keys, off their curve or at odds with their alg, are passed over",
         "crooked",
         {
             "malformed": {},
@@ -116,8 +70,31 @@ check(
             "wrong-alg": {},
             "numeric-kid": {"kid": "7"},
         },
-    )
-)
+    ),
+]
+"""The last word of a check's id, its requirement and title, the issuer, and the kinds of bad keys
+(`mock.issuer.POISONS`), each with what a token by that key says besides."""
+
+
+for _name, _requirement, _title, _issuer, _poisons in _BAD_KEYS:
+
+    @check(f"identity.keys.{_name}", _requirement, title=_title, features={"oidc"})
+    def never_verifies(
+        target: Target, issuer: str = _issuer, poisons: dict[str, dict[str, Any]] = _poisons
+    ) -> None:
+        """Publish bad keys and a good one; the good one verifies, no bad one does, the old one still does."""
+        with bench(target, "identity-keys") as here:
+            keys = here.issuer(issuer)
+            old = here.token(issuer, key="ES256")
+            here.expect("before", old, ALLOWED, within=_TAKEN)
+            bad = {kind: keys.poison(kind) for kind in poisons}
+            good = keys.add_key("ES256")
+            fresh = here.token(issuer, key=good.kid, sub="bob")
+            here.expect("a good key beside a bad one", fresh, ALLOWED, within=_TAKEN)
+            for kind, key in bad.items():
+                if key is not None:
+                    here.expect(f"the key {kind}", _by(keys, key, **poisons[kind]), _NOT_A_KEY)
+            here.expect("the old key beside a bad one", old, ALLOWED)
 
 
 Spoil = Callable[["IssuerHandle"], SigningKey | None]
@@ -172,70 +149,56 @@ def _answering(body: str) -> Spoil:
     return lambda keys: keys.fault("jwks", "malformed", body=body)
 
 
-def _spoilt(remark: str, spoils: dict[str, Spoil]) -> Callable[[Target], None]:
-    def run(target: Target) -> None:
-        _refused_whole(target, spoils)
-
-    run.__doc__ = remark
-    return run
-
-
-check(
-    "identity.keys.duplicate",
-    requirements=["JWKS-SET-001"],
-    lane="gate-spop",
-    title="a set with one kid twice is refused and the last good set serves",
-    features={"oidc"},
-)(_spoilt("Two keys under one kid.", {"doubled": lambda keys: keys.poison("duplicate")}))
-check(
-    "identity.keys.symmetric",
-    requirements=["JWKS-SET-002"],
-    lane="gate-spop",
-    title="a set with a symmetric key is refused and the last good set serves",
-    features={"oidc"},
-)(_spoilt("`kty: oct` among public keys.", {"symmetric": lambda keys: keys.poison("oct")}))
-check(
-    "identity.keys.many",
-    requirements=["JWKS-SET-003"],
-    lane="gate-spop",
-    title="a set of a thousand keys, or of two megabytes, is refused and the last good set serves",
-    features={"oidc"},
-)(
-    _spoilt(
-        "Caps on number and size.",
+_BAD_SETS: list[tuple[str, str, str, dict[str, Spoil]]] = [
+    (
+        "duplicate",
+        "JWKS-SET-001",
+        "A set with one kid twice is refused and the last good set serves",
+        {"doubled": lambda keys: keys.poison("duplicate")},
+    ),
+    (
+        "symmetric",
+        "JWKS-SET-002",
+        "A set with a symmetric key is refused and the last good set serves",
+        {"symmetric": lambda keys: keys.poison("oct")},
+    ),
+    (
+        "many",
+        "JWKS-SET-003",
+        "A set of a thousand keys, or of two megabytes, is refused and the last good set serves",
         {
             "many": lambda keys: keys.publish(*_crowd(keys)),
             "large": lambda keys: keys.fault("jwks", "oversized"),
         },
-    )
-)
-check(
-    "identity.keys.broken",
-    requirements=["JWKS-SET-004"],
-    lane="gate-spop",
-    title="an answer that is no key set leaves the last good set in force",
-    features={"oidc"},
-)(
-    _spoilt(
-        "An error, half a document, a document of another kind.",
+    ),
+    (
+        "broken",
+        "JWKS-SET-004",
+        "An answer that is no key set leaves the last good set in force",
         {
             "broken-status": lambda keys: keys.fault("jwks", "status", status=500),
             "broken-half": lambda keys: keys.fault("jwks", "truncated"),
             **{f"broken-{number}": _answering(body) for number, body in enumerate(_NO_SETS)},
         },
-    )
-)
+    ),
+]
+"""The last word of a check's id, its requirement and title, and what happens to which issuer's set."""
 
 
-@check(
-    "identity.keys.outage",
-    requirements=["JWKS-OUTAGE-001"],
-    lane="gate-spop",
-    title="while the issuer is down the last good set serves",
-    features={"oidc"},
-)
+for _name, _requirement, _title, _spoils in _BAD_SETS:
+
+    @check(f"identity.keys.{_name}", _requirement, title=_title, features={"oidc"})
+    def refused_whole(target: Target, spoils: dict[str, Spoil] = _spoils) -> None:
+        """Spoil sets that have a new key in them: the last good ones stay in force until they are mended."""
+        _refused_whole(target, spoils)
+
+
+@check("identity.keys.outage", "JWKS-OUTAGE-001", features={"oidc"})
 def outage(target: Target) -> None:
-    """For three renewals that fail, and tokens that were never seen before."""
+    """While the issuer is down the last good set serves.
+
+    For three renewals that fail, and tokens that were never seen before.
+    """
     with bench(target, "identity-keys") as here:
         keys = here.issuer("outage")
         here.expect("before", here.token("outage", key="ES256"), ALLOWED, within=_TAKEN)
@@ -258,15 +221,12 @@ def _asked(here: Bench, keys: IssuerHandle) -> None:
         time.sleep(0.05)
 
 
-@check(
-    "identity.keys.stale",
-    requirements=["JWKS-OUTAGE-002"],
-    lane="gate-spop",
-    title="after max_stale without fresh keys all is 503, cached verdicts too, until they are back",
-    features={"oidc"},
-)
+@check("identity.keys.stale", "JWKS-OUTAGE-002", features={"oidc"})
 def stale(target: Target) -> None:
-    """The hard limit of an outage, and its end."""
+    """After max_stale without fresh keys all is 503, cached verdicts too, until they are back.
+
+    The hard limit of an outage, and its end.
+    """
     with bench(target, "identity-stale") as here:
         keys = here.issuer("stale")
         known = here.token("stale", key="ES256")

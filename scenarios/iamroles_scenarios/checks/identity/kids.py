@@ -33,15 +33,12 @@ def _fetches(here: Bench, issuer: str) -> int:
     return here.issuer(issuer).counters().get("jwks", 0)
 
 
-@check(
-    "identity.kids.storm",
-    requirements=["JWKS-STORM-001"],
-    lane="gate-spop",
-    title="hundreds of random kids cause at most one fetch in each cooldown",
-    features={"oidc"},
-)
+@check("identity.kids.storm", "JWKS-STORM-001", features={"oidc"})
 def storm(target: Target) -> None:
-    """The refresh storm, read from the issuer's own counter."""
+    """Hundreds of random kids cause at most one fetch in each cooldown.
+
+    The refresh storm, read from the issuer's own counter.
+    """
     with bench(target, "identity-kids") as here:
         here.expect("before the storm", here.token("storm", key="ES256"), ALLOWED)
         tokens = [_stray(here, "storm") for _ in range(_STORM)]
@@ -65,15 +62,12 @@ def storm(target: Target) -> None:
         here.expect("after the storm", here.token("storm", key="ES256", sub=f"s{next(_numbers)}"), ALLOWED)
 
 
-@check(
-    "identity.kids.unnoticed",
-    requirements=["JWKS-STORM-002"],
-    lane="gate-spop",
-    title="while an unknown kid waits for a stalled issuer, known keys verify at once",
-    features={"oidc"},
-)
+@check("identity.kids.unnoticed", "JWKS-STORM-002", features={"oidc"})
 def unnoticed(target: Target) -> None:
-    """A question is stuck at the issuer; others of the same issuer must not be."""
+    """While an unknown kid waits for a stalled issuer, known keys verify at once.
+
+    A question is stuck at the issuer; others of the same issuer must not be.
+    """
     with bench(target, "identity-kids") as here:
         keys = here.issuer("stall")
         here.expect("before", here.token("stall", key="ES256"), ALLOWED)
@@ -91,15 +85,12 @@ def unnoticed(target: Target) -> None:
             question.answer(15.0 * target.scale)
 
 
-@check(
-    "identity.kids.herd",
-    requirements=["JWKS-FETCH-002"],
-    lane="gate-spop",
-    title="tokens that wait for one new key share one fetch, and all are accepted",
-    features={"oidc"},
-)
+@check("identity.kids.herd", "JWKS-FETCH-002", features={"oidc"})
 def herd(target: Target) -> None:
-    """The first second after a rotation, with a slow issuer."""
+    """Tokens that wait for one new key share one fetch, and all are accepted.
+
+    The first second after a rotation, with a slow issuer.
+    """
     with bench(target, "identity-kids") as here:
         keys = here.issuer("herd")
         here.expect("before", here.token("herd", key="ES256"), ALLOWED)
@@ -125,15 +116,12 @@ def herd(target: Target) -> None:
             )
 
 
-@check(
-    "identity.kids.rotation",
-    requirements=["JWKS-FETCH-001"],
-    lane="gate-spop",
-    title="a key rotated right after a fetch, or after a failed ask, is accepted within the cooldown",
-    features={"oidc"},
-)
+@check("identity.kids.rotation", "JWKS-FETCH-001", features={"oidc"})
 def rotation(target: Target) -> None:
-    """Twice in a row, then once inside the cooldown that a random kid began. No renewal helps here."""
+    """A key rotated right after a fetch, or after a failed ask, is accepted within the cooldown.
+
+    Twice in a row, then once inside the cooldown that a random kid began. No renewal helps here.
+    """
     with bench(target, "identity-kids") as here:
         keys = here.issuer("rotating")
         here.expect("before", here.token("rotating", key="ES256"), ALLOWED)

@@ -27,15 +27,12 @@ def _claims(token: str) -> dict[str, Any]:
     return claims
 
 
-@check(
-    "identity.outbound.algorithms",
-    requirements=["OUTBOUND-ALLOW-001"],
-    lane="gate-spop",
-    title="the cloud's tokens under RS256 and ES384 open the role's route",
-    features={"oidc"},
-)
+@check("identity.outbound.algorithms", "OUTBOUND-ALLOW-001", features={"oidc"})
 def algorithms(target: Target) -> None:
-    """The published RSA key names no `alg`; the request tags name another role."""
+    """The cloud's tokens under RS256 and ES384 open the role's route.
+
+    The published RSA key names no `alg`; the request tags name another role.
+    """
     with bench(target, "cloud") as here:
         cloud = target.stage.cloud
         keys = session_of(cloud, "deployer")
@@ -47,15 +44,12 @@ def algorithms(target: Target) -> None:
         here.expect("another role's token", stranger, refused("no_grant", status=403), path=_DEPLOYS)
 
 
-@check(
-    "identity.outbound.session-end",
-    requirements=["OUTBOUND-SESSION-001"],
-    lane="gate-spop",
-    title="access ends with the session that asked for the token, before exp",
-    features={"oidc"},
-)
+@check("identity.outbound.session-end", "OUTBOUND-SESSION-001", features={"oidc"})
 def session_end(target: Target) -> None:
-    """The variable `expires` says when; a token of a session that goes on ends at its own exp."""
+    """Access ends with the session that asked for the token, before exp.
+
+    The variable `expires` says when; a token of a session that goes on ends at its own exp.
+    """
     with bench(target, "identity") as here:
         for minutes in (2, 30):
             end = int(time.time()) + 60 * minutes

@@ -39,29 +39,23 @@ def _taken_up(target: Target, **override: Any) -> Iterator[Bench | None]:  # noq
                 raise CheckFailed("the sound policy was refused", Evidence(expected="reloaded"))
 
 
-@check(
-    "identity.policy.none",
-    requirements=["JWT-ALG-001"],
-    lane="gate-spop",
-    title="no policy can switch the algorithm none on",
-    features={"oidc", "reload"},
-)
+@check("identity.policy.none", "JWT-ALG-001", features={"oidc", "reload"})
 def none(target: Target) -> None:
-    """`algorithms = ["RS256", "none"]`."""
+    """No policy can switch the algorithm none on.
+
+    `algorithms = ["RS256", "none"]`.
+    """
     with _taken_up(target, issuers=[{"name": "corp", "algorithms": ["RS256", "none"]}]) as here:
         if here is not None:
             here.expect("alg none under such a policy", here.token("corp", alg="none"), _FORGED)
 
 
-@check(
-    "identity.policy.hmac",
-    requirements=["JWT-ALG-002"],
-    lane="gate-spop",
-    title="no policy can switch an HMAC on",
-    features={"oidc", "reload"},
-)
+@check("identity.policy.hmac", "JWT-ALG-002", features={"oidc", "reload"})
 def hmac(target: Target) -> None:
-    """`algorithms = ["RS256", "HS256"]`."""
+    """No policy can switch an HMAC on.
+
+    `algorithms = ["RS256", "HS256"]`.
+    """
     with _taken_up(target, issuers=[{"name": "corp", "algorithms": ["RS256", "HS256"]}]) as here:
         if here is not None:
             for secret in ("public-key", "public-der", "public-jwk", "certificate", "kid", "empty-key"):
@@ -69,15 +63,12 @@ def hmac(target: Target) -> None:
                 here.expect(f"an HMAC with {secret} under such a policy", token, _FORGED)
 
 
-@check(
-    "identity.policy.plain-http",
-    requirements=["JWKS-DISCOVERY-002"],
-    lane="gate-spop",
-    title="an issuer of plain http is not called unless the policy says that it may be",
-    features={"oidc", "reload"},
-)
+@check("identity.policy.plain-http", "JWKS-DISCOVERY-002", features={"oidc", "reload"})
 def plain_http(target: Target) -> None:
-    """The issuer answers, but over http."""
+    """An issuer of plain http is not called unless the policy says that it may be.
+
+    The issuer answers, but over http.
+    """
     name = f"plain-{target.worlds.namespace}".rstrip("-")
     keys = target.stage.idp.issuer(name)
     entry = {"name": "plain", "issuer": keys.url, "audiences": ["edge"], "algorithms": ["ES256"]}
@@ -91,15 +82,12 @@ def plain_http(target: Target) -> None:
         )
 
 
-@check(
-    "identity.policy.role-path",
-    requirements=["PRINCIPAL-ARN-004"],
-    lane="gate-spop",
-    title="a mapping with a role path is refused, or matches without its path",
-    features={"oidc", "reload"},
-)
+@check("identity.policy.role-path", "PRINCIPAL-ARN-004", features={"oidc", "reload"})
 def role_path(target: Target) -> None:
-    """The session of such a role has lost the path."""
+    """A mapping with a role path is refused, or matches without its path.
+
+    The session of such a role has lost the path.
+    """
     arn = "arn:aws:iam::111111111111:role/team/orders/reader"
     with _taken_up(target, roles=[{"name": "reader", "arn": arn}]) as here:
         if here is not None:
@@ -107,15 +95,12 @@ def role_path(target: Target) -> None:
             here.expect("a session of a role that is mapped with its path", token, ALLOWED)
 
 
-@check(
-    "identity.policy.request-tags",
-    requirements=["OUTBOUND-TAGS-001"],
-    lane="gate-spop",
-    title="no policy can read roles or scopes out of request tags",
-    features={"oidc", "reload"},
-)
+@check("identity.policy.request-tags", "OUTBOUND-TAGS-001", features={"oidc", "reload"})
 def request_tags(target: Target) -> None:
-    """`roles_claim`, and `scope_claim`, in the caller's own tags."""
+    """No policy can read roles or scopes out of request tags.
+
+    `roles_claim`, and `scope_claim`, in the caller's own tags.
+    """
     path = [AWS_NAMESPACE, "request_tags", "role"]
     admin = "arn:aws:iam::111111111111:role/admin"
     closed = refused("no_grant", "role_missing", "role_malformed", "claim_invalid", status=[401, 403])

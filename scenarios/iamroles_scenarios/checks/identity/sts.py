@@ -99,15 +99,12 @@ _XML_TEXTS = {
 }
 
 
-@check(
-    "identity.sts.answer",
-    requirements=["STS-ANSWER-001"],
-    lane="gate-spop",
-    title="a forged answer of another shape, type, status or length is not believed",
-    features={"sts"},
-)
+@check("identity.sts.answer", "STS-ANSWER-001", features={"sts"})
 def answer(target: Target) -> None:
-    """Whoever asks signs with a wrong secret; what comes back says that it is the reader."""
+    """A forged answer of another shape, type, status or length is not believed.
+
+    Whoever asks signs with a wrong secret; what comes back says that it is the reader.
+    """
     with caller(target, "forged") as one:
         bodies = {what: json.dumps(shape) for what, shape in _SHAPES.items()} | _TEXTS
         in_xml = {what: _xml(shape) for what, shape in (_SHAPES | _XML_ALONE).items()} | _XML_TEXTS
@@ -125,15 +122,12 @@ def answer(target: Target) -> None:
         one.clear()
 
 
-@check(
-    "identity.sts.answer-parts",
-    requirements=["STS-ANSWER-002"],
-    lane="gate-spop",
-    title="an answer whose parts are malformed or disagree is not believed",
-    features={"sts"},
-)
+@check("identity.sts.answer-parts", "STS-ANSWER-002", features={"sts"})
 def answer_parts(target: Target) -> None:
-    """The shape is STS's own."""
+    """An answer whose parts are malformed or disagree is not believed.
+
+    The shape is STS's own.
+    """
     arn = _READER["Arn"]
     with caller(target, "parts") as one:
         for what, change in {
@@ -152,15 +146,12 @@ def answer_parts(target: Target) -> None:
         one.clear()
 
 
-@check(
-    "identity.sts.answer-size",
-    requirements=["STS-ANSWER-003"],
-    lane="gate-spop",
-    title="an answer of megabytes is not believed",
-    features={"sts"},
-)
+@check("identity.sts.answer-size", "STS-ANSWER-003", features={"sts"})
 def answer_size(target: Target) -> None:
-    """An answer that is STS's own in all but its length: two megabytes of white space follow."""
+    """An answer of megabytes is not believed.
+
+    An answer that is STS's own in all but its length: two megabytes of white space follow.
+    """
     with caller(target, "large") as one:
         one.expect("before", one.credential(one.session()), ALLOWED)
         one.fault("malformed", body=json.dumps(_GOOD) + " " * (2 << 20), xml=_xml(_GOOD) + " " * (2 << 20))
@@ -171,15 +162,12 @@ def answer_size(target: Target) -> None:
         one.clear()
 
 
-@check(
-    "identity.sts.throttled",
-    requirements=["STS-THROTTLE-001", "STS-THROTTLE-002"],
-    lane="gate-spop",
-    title="throttling is 503 and forgotten: the same credential passes once STS answers",
-    features={"sts"},
-)
+@check("identity.sts.throttled", "STS-THROTTLE-001", "STS-THROTTLE-002", features={"sts"})
 def throttled(target: Target) -> None:
-    """As a 400 Throttling, a 429 and a 503."""
+    """Throttling is 503 and forgotten: the same credential passes once STS answers.
+
+    As a 400 Throttling, a 429 and a 503.
+    """
     with caller(target, "throttled") as one:
         faults: dict[str, dict[str, Any]] = {
             "a 400 Throttling": {"kind": "throttle"},
@@ -198,15 +186,12 @@ def throttled(target: Target) -> None:
             one.expect(f"after {what}", text, ALLOWED, within=_RECOVERY)
 
 
-@check(
-    "identity.sts.backoff",
-    requirements=["STS-THROTTLE-003"],
-    lane="gate-spop",
-    title="while STS throttles, requests do not each become a call",
-    features={"sts"},
-)
+@check("identity.sts.backoff", "STS-THROTTLE-003", features={"sts"})
 def backoff(target: Target) -> None:
-    """Sixty credentials, one after another."""
+    """While STS throttles, requests do not each become a call.
+
+    Sixty credentials, one after another.
+    """
     with caller(target, "backoff") as one:
         keys = one.session()
         texts = [one.credential(keys, expires=seconds) for seconds in range(100, 160)]
@@ -224,15 +209,12 @@ def backoff(target: Target) -> None:
         one.expect("afterwards", one.credential(keys), ALLOWED, within=_RECOVERY)
 
 
-@check(
-    "identity.sts.redirect",
-    requirements=["STS-REDIRECT-001"],
-    lane="gate-spop",
-    title="a redirect is not followed, and opens nothing",
-    features={"sts"},
-)
+@check("identity.sts.redirect", "STS-REDIRECT-001", features={"sts"})
 def redirect(target: Target) -> None:
-    """Where it leads, somebody vouches for anybody."""
+    """A redirect is not followed, and opens nothing.
+
+    Where it leads, somebody vouches for anybody.
+    """
     with caller(target, "redirected") as one:
         place = target.stage.urls["sts"]
         elsewhere = f"{ACTION}@{place.partition('://')[2]}"
@@ -250,15 +232,12 @@ def redirect(target: Target) -> None:
             raise CheckFailed("the agent followed STS's redirect", Evidence(expected="no second call"))
 
 
-@check(
-    "identity.sts.stalled",
-    requirements=["STS-TIMEOUT-001"],
-    lane="gate-spop",
-    title="a stalled STS holds up no other credential",
-    features={"sts"},
-)
+@check("identity.sts.stalled", "STS-TIMEOUT-001", features={"sts"})
 def stalled(target: Target) -> None:
-    """Questions are stuck at STS; tokens, and credentials for another STS, are answered at once."""
+    """A stalled STS holds up no other credential.
+
+    Questions are stuck at STS; tokens, and credentials for another STS, are answered at once.
+    """
     with caller(target, "stalled") as one, caller(target, "brisk") as other:
         keys, brisk = one.session(), other.session()
         texts = [one.credential(keys, expires=seconds) for seconds in range(100, 105)]
@@ -279,15 +258,12 @@ def stalled(target: Target) -> None:
             question.answer(15.0 * target.scale)
 
 
-@check(
-    "identity.sts.stalled-proxy",
-    requirements=["STS-TIMEOUT-001"],
-    lane="gate",
-    title="through HAProxy, a credential whose STS stalls is refused with 503",
-    features={"sts"},
-)
+@check("identity.sts.stalled-proxy", "STS-TIMEOUT-001", lane="gate", features={"sts"})
 def stalled_proxy(target: Target) -> None:
-    """Whoever gives up first, the proxy or the agent: it is a refusal."""
+    """Through HAProxy, a credential whose STS stalls is refused with 503.
+
+    Whoever gives up first, the proxy or the agent: it is a refusal.
+    """
     with caller(target, "stalled-proxy") as one:
         text = one.credential(one.session())
         one.fault("stall")

@@ -32,15 +32,12 @@ def ended(here: Bench, stream: Watched, due: float, what: str) -> None:
         raise here.failed(f"{stream.shape}: ended {due - stream.ended:.2f} s before {what}")
 
 
-@check(
-    "live.expiry.ends",
-    requirements=["LIVE-EXPIRY-001", "LIVE-IDLE-001"],
-    lane="gate",
-    features={"live"},
-    title="WebSockets, event streams, downloads and uploads end when their token expires, busy or idle",
-)
+@check("live.expiry.ends", "LIVE-EXPIRY-001", "LIVE-IDLE-001", features={"live"})
 def expiry(target: Target) -> None:
-    """All at once, next to one whose token lasts: that one goes on."""
+    """WebSockets, event streams, downloads and uploads end when their token expires, busy or idle.
+
+    All at once, next to one whose token lasts: that one goes on.
+    """
     with bench(target, "live", "live.expiry") as here, ExitStack() as stack:
         lasting = opened(here, stack, Shape("websocket"), here.token(exp="+15m"))
         short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
@@ -50,15 +47,12 @@ def expiry(target: Target) -> None:
             raise here.failed("a WebSocket whose token lasts was ended as well")
 
 
-@check(
-    "live.expiry.late-answer",
-    requirements=["LIVE-EXPIRY-002"],
-    lane="gate",
-    features={"live"},
-    title="a stream that was idle for long passes nothing after its token's end",
-)
+@check("live.expiry.late-answer", "LIVE-EXPIRY-002", features={"live"})
 def late(target: Target) -> None:
-    """A WebSocket is busy, falls silent, and its silence is younger than any timeout when the token ends."""
+    """A stream that was idle for long passes nothing after its token's end.
+
+    A WebSocket is busy, falls silent, and its silence is younger than any timeout when the token ends.
+    """
     with bench(target, "live", "live.late") as here, ExitStack() as stack:
         stream = opened(here, stack, Shape("websocket", busy=False), here.token(exp=LIFE))
         stream.until(stream.expires - 1.0)
@@ -67,15 +61,12 @@ def late(target: Target) -> None:
         ended(here, stream, stream.expires, "its token's end")
 
 
-@check(
-    "live.refused.elsewhere",
-    requirements=["LIVE-REFUSE-001"],
-    lane="gate",
-    features={"live"},
-    title="where streams may not live, an upgrade and an event stream are refused",
-)
+@check("live.refused.elsewhere", "LIVE-REFUSE-001", features={"live"})
 def elsewhere(target: Target) -> None:
-    """Both are refused with 403, a plain request passes."""
+    """Where streams may not live, an upgrade and an event stream are refused.
+
+    Both are refused with 403, a plain request passes.
+    """
     with bench(target, "live", "live.elsewhere") as here, ExitStack() as stack:
         token = here.token(exp="+15m")
         for kind in ("websocket", "events"):

@@ -47,15 +47,12 @@ def lasts(here: Bench, streams: list[Stream], what: str) -> None:
             raise here.failed(f"{stream.shape} of another, still permitted, ended at {what}")
 
 
-@check(
-    "live.expiry.alone",
-    requirements=["LIVE-ALONE-001"],
-    lane="gate",
-    features={"live"},
-    title="streams end with their token though no agent lives, and a stream whose token lasts goes on",
-)
+@check("live.expiry.alone", "LIVE-ALONE-001", features={"live"})
 def alone(target: Target) -> None:
-    """The agent is killed while they are open."""
+    """Streams end with their token though no agent lives, and a stream whose token lasts goes on.
+
+    The agent is killed while they are open.
+    """
     with bench(target, "live", "live.alone", own=True) as here, ExitStack() as stack:
         lasting = [opened(here, stack, Shape("websocket"), here.token(exp="+15m"))]
         short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
@@ -65,15 +62,12 @@ def alone(target: Target) -> None:
         lasts(here, lasting, "the loss of the agent")
 
 
-@check(
-    "live.expiry.halted",
-    requirements=["LIVE-CLOCK-001"],
-    lane="gate",
-    features={"live"},
-    title="streams end with their token though the host halted the proxy for a while before",
-)
+@check("live.expiry.halted", "LIVE-CLOCK-001", features={"live"})
 def halted(target: Target) -> None:
-    """Its worker is frozen, as by a host that is short of CPU or is moved."""
+    """Streams end with their token though the host halted the proxy for a while before.
+
+    Its worker is frozen, as by a host that is short of CPU or is moved.
+    """
     with bench(target, "live", "live.halted", own=True) as here, ExitStack() as stack:
         lasting = [opened(here, stack, Shape("websocket"), here.token(exp="+15m"))]
         short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
@@ -92,15 +86,12 @@ def _agents(here: Bench, neighbour: AgentHandle, **revocation: Any) -> None:  # 
     neighbour.put("revocations.toml", f'[[revocations]]\nid = "now"\n{text}\n' if revocation else "")
 
 
-@check(
-    "live.agents.lost",
-    requirements=["LIVE-AGENTS-001", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live"},
-    title="of two agents one is lost: the other cuts the streams that the lost one let in",
-)
+@check("live.agents.lost", "LIVE-AGENTS-001", "LIVE-KEEP-001", features={"live"})
 def agents(target: Target) -> None:
-    """A second agent shares the proxy's master CLI; then a revocation, and an expiry."""
+    """Of two agents one is lost: the other cuts the streams that the lost one let in.
+
+    A second agent shares the proxy's master CLI; then a revocation, and an expiry.
+    """
     live = {"revocations": "revocations.toml"}
     with bench(target, "live", "live.agents", own=True, live=live) as here, ExitStack() as stack:
         revoke(here)
@@ -115,15 +106,12 @@ def agents(target: Target) -> None:
         lasts(here, staying, "the revocation of another")
 
 
-@check(
-    "live.reload.frozen",
-    requirements=["LIVE-RELOAD-002", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live"},
-    title="a frozen worker of before a reload holds up no cut in the new one, and is cut when it goes on",
-)
+@check("live.reload.frozen", "LIVE-RELOAD-002", "LIVE-KEEP-001", features={"live"})
 def frozen(target: Target) -> None:
-    """Two people's streams in the old worker and in the new one; a revocation while the old one stands."""
+    """A frozen worker of before a reload holds up no cut in the new one, and is cut when it goes on.
+
+    Two people's streams in the old worker and in the new one; a revocation while the old one stands.
+    """
     live = {"revocations": "revocations.toml"}
     with bench(target, "live", "live.frozen", own=True, live=live) as here, ExitStack() as stack:
         revoke(here)
@@ -143,15 +131,12 @@ def frozen(target: Target) -> None:
         lasts(here, old_staying, "the revocation of another")
 
 
-@check(
-    "live.reload.dead",
-    requirements=["LIVE-RELOAD-002", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live"},
-    title="a worker of before a reload that was killed holds up no cut in the new one",
-)
+@check("live.reload.dead", "LIVE-RELOAD-002", "LIVE-KEEP-001", features={"live"})
 def dead(target: Target) -> None:
-    """The old worker is killed with its streams, then one person of the new one is revoked."""
+    """A worker of before a reload that was killed holds up no cut in the new one.
+
+    The old worker is killed with its streams, then one person of the new one is revoked.
+    """
     live = {"revocations": "revocations.toml"}
     with bench(target, "live", "live.dead", own=True, live=live) as here, ExitStack() as stack:
         revoke(here)

@@ -50,15 +50,12 @@ def going_on(here: Bench, line: Connection, streams: list[Multiplexed], what: st
             raise here.failed(f"{stream.shape} over HTTP/2, still permitted, stands still after {what}")
 
 
-@check(
-    "live.h2.expires",
-    requirements=["LIVE-H2-001", "LIVE-EXPIRY-001", "LIVE-IDLE-001"],
-    lane="gate",
-    features={"live"},
-    title="over HTTP/2 a stream ends with its token, and the other streams of its connection go on",
-)
+@check("live.h2.expires", "LIVE-H2-001", "LIVE-EXPIRY-001", "LIVE-IDLE-001", features={"live"})
 def expiry(target: Target) -> None:
-    """All kinds, busy and idle, of one token that ends and of one that lasts, on one connection."""
+    """Over HTTP/2 a stream ends with its token, and the other streams of its connection go on.
+
+    All kinds, busy and idle, of one token that ends and of one that lasts, on one connection.
+    """
     with bench(target, "live", "live.h2.expiry") as here, ExitStack() as stack:
         line = connected(here, stack)
         lasts = here.token(exp="+15m")
@@ -72,15 +69,11 @@ def expiry(target: Target) -> None:
         going_on(here, line, lasting, "the end of another's token on its connection")
 
 
-@check(
-    "live.h2.revoked",
-    requirements=["LIVE-H2-001", "LIVE-REVOKE-001", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live"},
-    title="over HTTP/2 a revocation ends the streams of its principal, and no others of the connection",
-)
+@check("live.h2.revoked", "LIVE-H2-001", "LIVE-REVOKE-001", "LIVE-KEEP-001", features={"live"})
 def revoked(target: Target) -> None:
-    """Two people share one connection, as they do behind a proxy of their own.
+    """Over HTTP/2 a revocation ends the streams of its principal, and no others of the connection.
+
+    Two people share one connection, as they do behind a proxy of their own.
 
     HAProxy 3.2 was seen to send a second head on a stream that its CLI shut down. The client's library then
     gives up the whole connection, which says nothing of the others: it is played again.

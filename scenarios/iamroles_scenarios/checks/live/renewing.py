@@ -55,15 +55,12 @@ def outlives(here: Bench, stream: Stream, what: str) -> None:
         raise here.failed(f"{stream.shape}: open, but nothing passes although {what}")
 
 
-@check(
-    "live.renew.prolongs",
-    requirements=["LIVE-RENEW-001", "LIVE-RENEW-005"],
-    lane="gate",
-    features=FEATURES,
-    title="a fresh credential prolongs streams up to its own expiry; a shorter one changes nothing",
-)
+@check("live.renew.prolongs", "LIVE-RENEW-001", "LIVE-RENEW-005", features=FEATURES)
 def prolongs(target: Target) -> None:
-    """One question each with a longer and with a shorter credential."""
+    """A fresh credential prolongs streams up to its own expiry; a shorter one changes nothing.
+
+    One question each with a longer and with a shorter credential.
+    """
     with bench(target, WORLD, "live.renew") as here, ExitStack() as stack:
         longer = begun(here, stack, "ann", SHAPES)
         same = begun(here, stack, "ben", FEW)
@@ -77,15 +74,12 @@ def prolongs(target: Target) -> None:
             ended(here, stream, until, "the end of the credential that prolonged it")
 
 
-@check(
-    "live.renew.elsewhere",
-    requirements=["LIVE-RENEW-002"],
-    lane="gate",
-    features=FEATURES,
-    title="a backend that does not renew ends its streams with the credential that opened them",
-)
+@check("live.renew.elsewhere", "LIVE-RENEW-002", features=FEATURES)
 def elsewhere(target: Target) -> None:
-    """Fresh credentials are seen there, and in the backend that renews."""
+    """A backend that does not renew ends its streams with the credential that opened them.
+
+    Fresh credentials are seen there, and in the backend that renews.
+    """
     with bench(target, WORLD, "live.renew") as here, ExitStack() as stack:
         streams = [
             opened(here, stack, shape, token(here, "cat", exp=f"+{_LIFE}s"), ENDING) for shape in SHAPES
@@ -96,15 +90,12 @@ def elsewhere(target: Target) -> None:
             ended(here, stream, stream.expires, "its token's end, where nothing is renewed")
 
 
-@check(
-    "live.renew.others",
-    requirements=["LIVE-RENEW-003"],
-    lane="gate",
-    features=FEATURES,
-    title="another principal's, session's or role's credential prolongs no stream",
-)
+@check("live.renew.others", "LIVE-RENEW-003", features=FEATURES)
 def others(target: Target) -> None:
-    """Three people's streams, and for each a credential that differs in one thing."""
+    """Another principal's, session's or role's credential prolongs no stream.
+
+    Three people's streams, and for each a credential that differs in one thing.
+    """
     with bench(target, WORLD, "live.renew") as here, ExitStack() as stack:
         strangers: dict[str, dict[str, Any]] = {
             "principal": {"sub": "eve"},
@@ -120,15 +111,12 @@ def others(target: Target) -> None:
             ended(here, stream, stream.expires, f"its token's end, with another {what}'s seen since")
 
 
-@check(
-    "live.renew.revoked",
-    requirements=["LIVE-RENEW-004", "LIVE-RENEW-005"],
-    lane="gate",
-    features=FEATURES,
-    title="a revocation of either credential ends a stream that was prolonged, and prevents that it is",
-)
+@check("live.renew.revoked", "LIVE-RENEW-004", "LIVE-RENEW-005", features=FEATURES)
 def revoked(target: Target) -> None:
-    """One revocation spares what was issued since: of each pair of credentials it is about one alone."""
+    """A revocation of either credential ends a stream that was prolonged, and prevents that it is.
+
+    One revocation spares what was issued since: of each pair of credentials it is about one alone.
+    """
     live = {"revocations": "revocations.toml"}
     with bench(target, WORLD, "live.renew.revoked", own=True, live=live) as here, ExitStack() as stack:
         revoke(here)
@@ -160,15 +148,12 @@ def revoked(target: Target) -> None:
                 raise here.failed(f"{stream.shape}: ended, though neither credential is revoked")
 
 
-@check(
-    "live.renew.over",
-    requirements=["LIVE-RENEW-001", "LIVE-RENEW-006"],
-    lane="gate",
-    features=FEATURES,
-    title="renewal reaches streams of before a reload of the proxy, and outlives the agent that did it",
-)
+@check("live.renew.over", "LIVE-RENEW-001", "LIVE-RENEW-006", features=FEATURES)
 def over(target: Target) -> None:
-    """Reload the proxy, renew, kill the agent and start it anew; at last kill it for good."""
+    """Renewal reaches streams of before a reload of the proxy, and outlives the agent that did it.
+
+    Reload the proxy, renew, kill the agent and start it anew; at last kill it for good.
+    """
     with bench(target, WORLD, "live.renew.over", own=True) as here, ExitStack() as stack:
         streams = begun(here, stack, "jon", FEW)
         here.world.haproxy.reload()

@@ -63,15 +63,12 @@ def revoke(here: Bench, **revocation: Any) -> None:  # noqa: ANN401 - a revocati
     here.world.agent.put("revocations.toml", text)
 
 
-@check(
-    "live.policy.ends",
-    requirements=["LIVE-POLICY-001", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live", "reload"},
-    title="a policy without its grant ends a stream; a policy with it does not",
-)
+@check("live.policy.ends", "LIVE-POLICY-001", "LIVE-KEEP-001", features={"live", "reload"})
 def policy(target: Target) -> None:
-    """First a reload that changes something else, then one that takes the reader's grant away."""
+    """A policy without its grant ends a stream; a policy with it does not.
+
+    First a reload that changes something else, then one that takes the reader's grant away.
+    """
     with bench(target, "live", "live.policy", own=True) as here, ExitStack() as stack:
         people = _People(here, stack)
         document = copy.deepcopy(here.place.policy)
@@ -83,15 +80,12 @@ def policy(target: Target) -> None:
         people.judge("the reload that took its grant away")
 
 
-@check(
-    "live.key.ends",
-    requirements=["LIVE-KEY-001", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live"},
-    title="a key that leaves its issuer's set ends the streams that it opened, and no others",
-)
+@check("live.key.ends", "LIVE-KEY-001", "LIVE-KEEP-001", features={"live"})
 def key(target: Target) -> None:
-    """Another key comes, which ends nothing; then the first one goes."""
+    """A key that leaves its issuer's set ends the streams that it opened, and no others.
+
+    Another key comes, which ends nothing; then the first one goes.
+    """
     with bench(target, "live", "live.key", own=True, keys={"refresh": "1s", "cooldown": "1s"}) as here:
         issuer = here.issuer()
         with ExitStack() as stack:
@@ -110,15 +104,12 @@ def key(target: Target) -> None:
                 raise here.failed("the stream of a key that is still in the set was ended as well")
 
 
-@check(
-    "live.key.replaced",
-    requirements=["LIVE-KEY-002", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live"},
-    title="a key that is replaced under its own key id ends the streams that the first one opened",
-)
+@check("live.key.replaced", "LIVE-KEY-002", "LIVE-KEEP-001", features={"live"})
 def replaced(target: Target) -> None:
-    """The issuer publishes another key under the kid of the first one, beside one that stays."""
+    """A key that is replaced under its own key id ends the streams that the first one opened.
+
+    The issuer publishes another key under the kid of the first one, beside one that stays.
+    """
     with bench(target, "live", "live.replaced", own=True, keys={"refresh": "1s", "cooldown": "1s"}) as here:
         issuer = here.issuer()
         with ExitStack() as stack:
@@ -136,15 +127,12 @@ def replaced(target: Target) -> None:
                 raise here.failed("the stream of a key that is still in the set was ended as well")
 
 
-@check(
-    "live.key.restart",
-    requirements=["LIVE-KEY-001", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live"},
-    title="a key that leaves its issuer's set while the agent is away ends the streams that it opened",
-)
+@check("live.key.restart", "LIVE-KEY-001", "LIVE-KEEP-001", features={"live"})
 def away(target: Target) -> None:
-    """The agent is killed, the key replaced, and the agent started anew."""
+    """A key that leaves its issuer's set while the agent is away ends the streams that it opened.
+
+    The agent is killed, the key replaced, and the agent started anew.
+    """
     with bench(target, "live", "live.away", own=True) as here, ExitStack() as stack:
         issuer = here.issuer()
         first = issuer.keys[0]
@@ -163,15 +151,12 @@ def away(target: Target) -> None:
             raise here.failed("the stream of a key that is still in the set was ended as well")
 
 
-@check(
-    "live.audience.ends",
-    requirements=["LIVE-POLICY-002", "LIVE-KEEP-001"],
-    lane="gate",
-    features={"live", "reload"},
-    title="a policy that takes an audience from its issuer ends the streams of that audience, and no others",
-)
+@check("live.audience.ends", "LIVE-POLICY-002", "LIVE-KEEP-001", features={"live", "reload"})
 def audience(target: Target) -> None:
-    """An audience comes, which ends nothing; then the first one goes, and who has both stays."""
+    """A policy that takes an audience from its issuer ends the streams of that audience, and no others.
+
+    An audience comes, which ends nothing; then the first one goes, and who has both stays.
+    """
     with bench(target, "live", "live.audience", own=True) as here, ExitStack() as stack:
         going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
         both = here.token(exp="+15m", aud=["edge", "more"])
@@ -240,25 +225,23 @@ for _kind in _KINDS:
 
     @check(
         f"live.revoke.{_kind}",
-        requirements=["LIVE-REVOKE-001", "LIVE-REVOKE-002", "LIVE-KEEP-001"],
-        lane="gate",
+        "LIVE-REVOKE-001",
+        "LIVE-REVOKE-002",
+        "LIVE-KEEP-001",
         features={"live"},
-        title=f"a revocation by {_kind} ends its streams, refuses its requests, and leaves others alone",
+        title=f"A revocation by {_kind} ends its streams, refuses its requests, and leaves others alone",
     )
     def _by_kind(target: Target, kind: str = _kind) -> None:
         """Streams of two people; the revocation is about one of them."""
         _revoked(target, f"live.revoke.{kind}", kind)
 
 
-@check(
-    "live.reload.revoked",
-    requirements=["LIVE-RELOAD-001"],
-    lane="gate",
-    features={"live"},
-    title="streams of before a reload of the proxy end with a revocation and with their token",
-)
+@check("live.reload.revoked", "LIVE-RELOAD-001", features={"live"})
 def reloaded(target: Target) -> None:
-    """The streams are in the old worker when it is revoked."""
+    """Streams of before a reload of the proxy end with a revocation and with their token.
+
+    The streams are in the old worker when it is revoked.
+    """
 
     def reload(here: Bench) -> None:
         with ExitStack() as stack:
@@ -271,15 +254,12 @@ def reloaded(target: Target) -> None:
     _revoked(target, "live.reload", "role", reload)
 
 
-@check(
-    "live.restart.revoked",
-    requirements=["LIVE-RESTART-001"],
-    lane="gate",
-    features={"live"},
-    title="streams of before the agent was killed end with a revocation",
-)
+@check("live.restart.revoked", "LIVE-RESTART-001", features={"live"})
 def restarted(target: Target) -> None:
-    """The agent is killed and started anew while they are open."""
+    """Streams of before the agent was killed end with a revocation.
+
+    The agent is killed and started anew while they are open.
+    """
 
     def restart(here: Bench) -> None:
         here.world.agent.kill()

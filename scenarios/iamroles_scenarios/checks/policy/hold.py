@@ -30,15 +30,12 @@ def _without_reads(here: Bench) -> dict[str, Any]:
     return {**policy, "grants": kept}
 
 
-@check(
-    "policy.hold.restart",
-    requirements=["RELOAD-RESTART-001"],
-    lane="gate-spop",
-    title="an agent that died after a reload comes back with the policy that it had accepted",
-    features={"oidc", "reload"},
-)
+@check("policy.hold.restart", "RELOAD-RESTART-001", features={"oidc", "reload"})
 def restart(target: Target) -> None:
-    """The grant is taken away, the agent is killed and started again; twice, as a crash loop would."""
+    """An agent that died after a reload comes back with the policy that it had accepted.
+
+    The grant is taken away, the agent is killed and started again; twice, as a crash loop would.
+    """
     with bench(target, "orders", "policy.hold.restart", own=True) as here:
         here.expect("before the reload", here.token(), ALLOWED)
         if not here.reload(_without_reads(here))["reloaded"]:
@@ -52,15 +49,12 @@ def restart(target: Target) -> None:
             here.expect(f"after crash {crash}", here.token(), _SHUT, within=EVENT_DEADLINE)
 
 
-@check(
-    "policy.hold.in-flight",
-    requirements=["RELOAD-INFLIGHT-001"],
-    lane="gate-spop",
-    title="a question that waits for keys while the policy changes is judged by the new policy",
-    features={"oidc", "reload"},
-)
+@check("policy.hold.in-flight", "RELOAD-INFLIGHT-001", features={"oidc", "reload"})
 def in_flight(target: Target) -> None:
-    """The key set is slow, the question waits, the grant goes, the reload is confirmed, the keys come."""
+    """A question that waits for keys while the policy changes is judged by the new policy.
+
+    The key set is slow, the question waits, the grant goes, the reload is confirmed, the keys come.
+    """
     keys_table = {"refresh": "5m", "cooldown": "100ms"}
     with bench(target, "orders", "policy.hold.in-flight", own=True, keys=keys_table) as here:
         here.expect("before", here.token(), ALLOWED)
@@ -98,15 +92,12 @@ def _of_length(name: str, size: int) -> dict[str, Any]:
             return {"role": "r" * size}
 
 
-@check(
-    "policy.hold.text-limits",
-    requirements=["TEXT-LIMIT-001"],
-    lane="gate-spop",
-    title="each text is judged up to its limit, and one byte more is text_too_long",
-    features={"oidc"},
-)
+@check("policy.hold.text-limits", "TEXT-LIMIT-001", features={"oidc"})
 def text_limits(target: Target) -> None:
-    """The last length that is judged, the first that is not, and a very long one."""
+    """Each text is judged up to its limit, and one byte more is text_too_long.
+
+    The last length that is judged, the first that is not, and a very long one.
+    """
     with bench(target, "orders") as here:
         token = here.token()
         too_long = refused("text_too_long", status=400)
@@ -129,15 +120,12 @@ def _slowest(here: Bench, token: str) -> float:
     return sorted(took)[-2]
 
 
-@check(
-    "policy.hold.hostile-texts",
-    requirements=["TEXT-LIMIT-002"],
-    lane="gate-spop",
-    title="beside requests of the longest texts a good client is served as before",
-    features={"oidc"},
-)
+@check("policy.hold.hostile-texts", "TEXT-LIMIT-002", features={"oidc"})
 def hostile_texts(target: Target) -> None:
-    """The worst texts known, without a credential: token-like runs, deep paths, escapes, long names."""
+    """Beside requests of the longest texts a good client is served as before.
+
+    The worst texts known, without a credential: token-like runs, deep paths, escapes, long names.
+    """
     worst: list[dict[str, Any]] = [
         {"path": "/" + "eyJ" * 1300},
         {"path": "/" + "/".join(["a"] * 2000)},

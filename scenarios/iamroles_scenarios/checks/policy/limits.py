@@ -41,20 +41,18 @@ def _must_be_over(here: Bench, token: str, expected: Expectation) -> None:
     here.expect("the role's lifetime is over", token, expected, path="/timed/1", connection="kept")
 
 
-@check(
-    "policy.limit.role",
-    requirements=["LIMIT-ROLE-001"],
-    lane="gate-spop",
-    title="A role's lifetime counts from `iat` and shows in `expires`; other roles of the token keep theirs",
-)
+@check("policy.limit.role", "LIMIT-ROLE-001")
 @check(
     "policy.limit.role-at-proxy",
-    requirements=["LIMIT-ROLE-001"],
+    "LIMIT-ROLE-001",
     lane="gate",
     title="The backend is told the role's end, where it comes before the token's",
 )
 def role_ends(target: Target) -> None:
-    """Tokens of different age, roles of different patience; `X-IAM-Expires` is the earlier end."""
+    """A role's lifetime counts from `iat` and shows in `expires`; other roles of the token keep theirs.
+
+    Tokens of different age, roles of different patience; `X-IAM-Expires` is the earlier end.
+    """
     with bench(target, "policy") as here:
         token, issued = _token(here, "brief", age=60)
         _must_expire(here, _ask(here, token), issued + _BRIEF)
@@ -65,20 +63,18 @@ def role_ends(target: Target) -> None:
         _must_be_over(here, token, Expectation(status=401, allow=False))
 
 
-@check(
-    "policy.limit.dies",
-    requirements=["LIMIT-ROLE-002"],
-    lane="gate-spop",
-    title="Access dies with the role's lifetime, from a memory of verdicts too, though the token lives",
-)
+@check("policy.limit.dies", "LIMIT-ROLE-002")
 @check(
     "policy.limit.dies-at-proxy",
-    requirements=["LIMIT-ROLE-002"],
+    "LIMIT-ROLE-002",
     lane="gate",
     title="Access dies with the role's lifetime on a connection that is kept",
 )
 def dies(target: Target) -> None:
-    """Allowed, allowed from memory, and dead: on one connection, while the token is good for minutes."""
+    """Access dies with the role's lifetime, from a memory of verdicts too, though the token lives.
+
+    Allowed, allowed from memory, and dead: on one connection, while the token is good for minutes.
+    """
     with bench(target, "policy") as here:
         for attempt in range(_ATTEMPTS):
             left = max(2, round(_LEFT * target.scale * 2**attempt))
@@ -96,14 +92,12 @@ def dies(target: Target) -> None:
             _must_be_over(here, token, refused("token_expired"))
 
 
-@check(
-    "policy.limit.least",
-    requirements=["LIMIT-LEAST-001"],
-    lane="gate-spop",
-    title="Where several roles grant by one rule, the least of their lifetimes holds",
-)
+@check("policy.limit.least", "LIMIT-LEAST-001")
 def least(target: Target) -> None:
-    """Under multi_role = union, in any order of the roles."""
+    """Where several roles grant by one rule, the least of their lifetimes holds.
+
+    Under multi_role = union, in any order of the roles.
+    """
     with bench(target, "policy", multi_role="union") as here:
         for roles in (("brief", "briefer"), ("briefer", "brief"), ("reader", "briefer", "brief")):
             token, issued = _token(here, *roles, age=30)

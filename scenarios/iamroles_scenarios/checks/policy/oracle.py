@@ -34,41 +34,32 @@ def chosen(name: str, default: int) -> int:
         raise ValueError(f"{name}={text!r} is not a whole number: mend or unset it") from error
 
 
-@check(
-    "policy.oracle.agrees",
-    requirements=["ORACLE-AGREE-001", "ORACLE-LOAD-001"],
-    lane="gate-spop",
-    title="On random policies, tokens and requests the agent decides as the specification does",
-    long=True,
-)
+@check("policy.oracle.agrees", "ORACLE-AGREE-001", "ORACLE-LOAD-001", long=True)
 def agrees(target: Target) -> str:
-    """Verdict, reason, rule, backend, role and expiry of each; a policy that conflicts is refused."""
+    """On random policies, tokens and requests the agent decides as the specification does.
+
+    Verdict, reason, rule, backend, role and expiry of each; a policy that conflicts is refused.
+    """
     cases = chosen("IAMROLES_ORACLE_CASES", _CASES)
     with campaign(target, chosen(SEED_VARIABLE, SEED)) as played:
         return str(played.run(numbers_for(cases), CASES_PER_WORLD))
 
 
-@check(
-    "policy.oracle.order",
-    requirements=["ORACLE-ORDER-001"],
-    lane="gate-spop",
-    title="With every list of policy and token in another order the agent decides the same",
-    long=True,
-)
+@check("policy.oracle.order", "ORACLE-ORDER-001", long=True)
 def order(target: Target) -> str:
-    """Each world twice, as it was drawn and shuffled."""
+    """With every list of policy and token in another order the agent decides the same.
+
+    Each world twice, as it was drawn and shuffled.
+    """
     with campaign(target, chosen(SEED_VARIABLE, SEED) + 1, shuffled=True) as played:
         return str(played.run(numbers_for(_SHUFFLED), CASES_PER_WORLD))
 
 
-@check(
-    "policy.oracle.proxy",
-    requirements=["ORACLE-PROXY-001"],
-    lane="gate",
-    title="Through HAProxy a client gets what the specification decides, backend and tags included",
-    features={"reload"},
-)
+@check("policy.oracle.proxy", "ORACLE-PROXY-001", lane="gate", features={"reload"})
 def proxy(target: Target) -> str:
-    """A sample of the worlds, with the requests that HTTP can carry."""
+    """Through HAProxy a client gets what the specification decides, backend and tags included.
+
+    A sample of the worlds, with the requests that HTTP can carry.
+    """
     seed = chosen(SEED_VARIABLE, SEED)
     return through_proxy.play(target, seed, _PROXY_WORLDS, _PROXY_CASES)

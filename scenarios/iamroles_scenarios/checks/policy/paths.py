@@ -46,48 +46,40 @@ def _judge(target: Target, *kinds: Kind) -> str:
     return f"{len(chosen)} paths"
 
 
-@check(
-    "policy.traversal.refused",
-    requirements=["TRAVERSAL-REFUSED-001"],
-    lane="gate",
-    title="Every trick of the corpus is refused with 400 at the proxy",
-)
+@check("policy.traversal.refused", "TRAVERSAL-REFUSED-001", lane="gate")
 @check(
     "policy.traversal.refused-by-agent",
-    requirements=["TRAVERSAL-REFUSED-001"],
-    lane="gate-spop",
+    "TRAVERSAL-REFUSED-001",
     title="The agent refuses the tricks by itself, whatever the proxy lets through",
 )
 def refused(target: Target) -> str:
-    """By HAProxy or by the agent: the client cannot tell, and must not. Over SPOP by the agent alone."""
+    """Every trick of the corpus is refused with 400 at the proxy.
+
+    By HAProxy or by the agent: the client cannot tell, and must not. Over SPOP by the agent alone.
+    """
     return _judge(target, "refused")
 
 
-@check(
-    "policy.traversal.served",
-    requirements=["TRAVERSAL-SAME-001"],
-    lane="gate",
-    title="Odd but unambiguous paths are served, and the backend gets the path that was judged",
-)
+@check("policy.traversal.served", "TRAVERSAL-SAME-001", lane="gate")
 @check(
     "policy.traversal.served-by-agent",
-    requirements=["TRAVERSAL-SAME-001"],
-    lane="gate-spop",
+    "TRAVERSAL-SAME-001",
     title="The agent judges odd but unambiguous paths as what they are",
 )
 def served(target: Target) -> str:
-    """Look-alikes of an open path are paths of their own: 403, never 400."""
+    """Odd but unambiguous paths are served, and the backend gets the path that was judged.
+
+    Look-alikes of an open path are paths of their own: 403, never 400.
+    """
     return _judge(target, "served", "closed")
 
 
-@check(
-    "policy.traversal.backend",
-    requirements=["TRAVERSAL-BACKEND-001"],
-    lane="gate",
-    title="No path of the corpus leads to what its caller may not reach, however careless the backend",
-)
+@check("policy.traversal.backend", "TRAVERSAL-BACKEND-001", lane="gate")
 def backend(target: Target) -> str:
-    """A contractor who is also a reader, whose export is denied: what a backend gets is read carelessly."""
+    """No path of the corpus leads to what its caller may not reach, however careless the backend.
+
+    A contractor who is also a reader, whose export is denied: what a backend gets is read carelessly.
+    """
     reached = 0
     with bench(target, "policy") as here:
         token = here.token(roles=["reader", "contractor"])

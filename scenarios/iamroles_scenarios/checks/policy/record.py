@@ -73,14 +73,12 @@ _CASES = (
 )
 
 
-@check(
-    "policy.record.line",
-    requirements=["AUDIT-LOG-001"],
-    lane="gate",
-    title="The proxy's record says who did what with which role, or why not, and joins the backend's log",
-)
+@check("policy.record.line", "AUDIT-LOG-001", lane="gate")
 def line(target: Target) -> str:
-    """One line for each request, found by a host of its own; its request id is the backend's."""
+    """The proxy's record says who did what with which role, or why not, and joins the backend's log.
+
+    One line for each request, found by a host of its own; its request id is the backend's.
+    """
     with bench(target, "policy") as here:
         for number, case in enumerate(_CASES):
             host = f"record-{number}.example.com"
@@ -110,14 +108,12 @@ def _compare(case: _Recorded, seen: Observation, record: dict[str, Any]) -> None
         raise CheckFailed(f"{case.name}: {'; '.join(wrong)}", evidence)
 
 
-@check(
-    "policy.record.secret",
-    requirements=["AUDIT-SECRET-001"],
-    lane="gate",
-    title="No token, and no signature of one, appears in what agent and proxy write",
-)
+@check("policy.record.secret", "AUDIT-SECRET-001", lane="gate")
 def secret(target: Target) -> str:
-    """Allowed, refused, malformed and repeated tokens; then both logs are searched for pieces of them."""
+    """No token, and no signature of one, appears in what agent and proxy write.
+
+    Allowed, refused, malformed and repeated tokens; then both logs are searched for pieces of them.
+    """
     with bench(target, "policy", "policy.record.secret", own=True) as here:
         tokens = [here.token(**case.recipe) for case in _CASES]
         tokens += [f"{tokens[0][:-40]}.{tokens[0][-40:]}", tokens[0] + "A" * 40, tokens[0].replace(".", ",")]

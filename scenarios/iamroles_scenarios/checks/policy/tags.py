@@ -19,14 +19,12 @@ _VARIABLES = frozenset(
 _ANSWER_WITHIN = 10.0
 
 
-@check(
-    "policy.tags.every-variable",
-    requirements=["TAG-CLEAR-001"],
-    lane="gate-spop",
-    title="Each answer sets or unsets every variable of the contract",
-)
+@check("policy.tags.every-variable", "TAG-CLEAR-001")
 def every_variable(target: Target) -> str:
-    """HAProxy keeps what an answer does not mention, so that is never left to it: allow, 400, 401, 403."""
+    """Each answer sets or unsets every variable of the contract.
+
+    HAProxy keeps what an answer does not mention, so that is never left to it: allow, 400, 401, 403.
+    """
     with bench(target, "policy") as here:
         token = f"Bearer {here.token()}"
         stranger = f"Bearer {here.token(exp='-60s')}"

@@ -23,14 +23,12 @@ _ROUND = 20.0
 """Seconds, times the scale, for so many requests."""
 
 
-@check(
-    "proxy.threads.verdicts",
-    requirements=["PROXY-THREADS-001"],
-    lane="proxy",
-    title="HAProxy with four threads: every request gets its own verdict",
-)
+@check("proxy.threads.verdicts", "PROXY-THREADS-001")
 def threads(target: Target) -> None:
-    """Twelve people ask side by side through four threads, each with connections of its own to the agent."""
+    """HAProxy with four threads: every request gets its own verdict.
+
+    Twelve people ask side by side through four threads, each with connections of its own to the agent.
+    """
     with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as place:
         said = place.world.haproxy.runtime("show info")
         if f"Nbthread: {_THREADS}" not in said.splitlines():
@@ -43,15 +41,11 @@ def threads(target: Target) -> None:
         tally.judge(place, f"through {_THREADS} threads")
 
 
-@check(
-    "proxy.pipelined.verdicts",
-    requirements=["PROXY-PIPELINE-001"],
-    lane="proxy",
-    title="questions that wait side by side on one connection each get their own answer",
-    features={"spop"},
-)
+@check("proxy.pipelined.verdicts", "PROXY-PIPELINE-001", features={"spop"})
 def pipelined(target: Target) -> str:
-    """Answers are held until all questions wait, then let go in reverse order.
+    """Questions that wait side by side on one connection each get their own answer.
+
+    Answers are held until all questions wait, then let go in reverse order.
 
     Whether HAProxy pipelines is its own affair; the remark says where it did not. An agent need not: then
     nothing is held, because HAProxy opens no connection for each question.
@@ -73,15 +67,11 @@ def pipelined(target: Target) -> str:
     return "HAProxy asked one question at a time although the agent announced pipelining" if idle else ""
 
 
-@check(
-    "proxy.one-by-one.verdicts",
-    requirements=["PROXY-PIPELINE-002"],
-    lane="proxy",
-    title="without pipelining one question at a time waits on a connection, and each is answered",
-    features={"spop"},
-)
+@check("proxy.one-by-one.verdicts", "PROXY-PIPELINE-002", features={"spop"})
 def one_by_one(target: Target) -> str:
-    """The capability is struck from both HELLOs; HAProxy opens more connections instead.
+    """Without pipelining one question at a time waits on a connection, and each is answered.
+
+    The capability is struck from both HELLOs; HAProxy opens more connections instead.
 
     HAProxy 3.3 now and then sends a second question all the same. That is the proxy's own doing: the agent
     is judged by its answers, and the remark says what HAProxy did.
@@ -97,15 +87,12 @@ def one_by_one(target: Target) -> str:
     return "" if deepest == 1 else f"HAProxy sent {deepest} questions side by side without being told it may"
 
 
-@check(
-    "proxy.reload.in-flight",
-    requirements=["PROXY-RELOAD-001"],
-    lane="proxy",
-    title="requests that wait for their verdict while HAProxy reloads are answered rightly",
-    features={"spop"},
-)
+@check("proxy.reload.in-flight", "PROXY-RELOAD-001", features={"spop"})
 def in_flight(target: Target) -> None:
-    """The old process waits for answers, the new one already asks: neither gets the other's."""
+    """Requests that wait for their verdict while HAProxy reloads are answered rightly.
+
+    The old process waits for answers, the new one already asks: neither gets the other's.
+    """
     with gate(target, pipelining=True) as place:
         tally = Tally()
         _warm(place, tally)
@@ -120,14 +107,12 @@ def in_flight(target: Target) -> None:
         tally.judge(place, "in flight during a reload")
 
 
-@check(
-    "proxy.reload.traffic",
-    requirements=["PROXY-RELOAD-002"],
-    lane="proxy",
-    title="reloads of HAProxy under keep-alive traffic lose no request and change no verdict",
-)
+@check("proxy.reload.traffic", "PROXY-RELOAD-002")
 def under_traffic(target: Target) -> None:
-    """Four threads, twelve people, three reloads: each brings a burst of connections to the agent."""
+    """Reloads of HAProxy under keep-alive traffic lose no request and change no verdict.
+
+    Four threads, twelve people, three reloads: each brings a burst of connections to the agent.
+    """
     with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as place:
         with traffic(place, _people(place, _PEOPLE)) as tally:
             for _ in range(_RELOADS):

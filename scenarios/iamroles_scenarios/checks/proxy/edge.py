@@ -58,14 +58,12 @@ def _fault(message: str, expected: str, answer: Answer, *lines: str) -> CheckFai
     return CheckFailed(message, Evidence(sent="\n".join(lines), expected=expected, received=str(answer)))
 
 
-@check(
-    "proxy.host.one",
-    requirements=["PROXY-HOST-001"],
-    lane="gate",
-    title="a request without exactly one host reaches no backend",
-)
+@check("proxy.host.one", "PROXY-HOST-001", lane="gate")
 def one_host(target: Target) -> str:
-    """HTTP/1.0 and 1.1; no Host, an empty one, two, an absolute target of another or of none."""
+    """A request without exactly one host reaches no backend.
+
+    HTTP/1.0 and 1.1; no Host, an empty one, two, an absolute target of another or of none.
+    """
     with bench(target, "policy") as here:
         token = here.token()
         for lines in _NO_ONE_HOST:
@@ -75,14 +73,12 @@ def one_host(target: Target) -> str:
     return f"{len(_NO_ONE_HOST)} requests"
 
 
-@check(
-    "proxy.host.absolute",
-    requirements=["PROXY-HOST-002"],
-    lane="gate",
-    title="an absolute target of the right host is refused, or the backend is told that host and no other",
-)
+@check("proxy.host.absolute", "PROXY-HOST-002", lane="gate")
 def absolute(target: Target) -> None:
-    """Proxies differ in whether they take absolute targets; none may pass on two stories."""
+    """An absolute target of the right host is refused, or the backend is told that host and no other.
+
+    Proxies differ in whether they take absolute targets; none may pass on two stories.
+    """
     with bench(target, "policy") as here:
         token = here.token()
         for version in ("1.0", "1.1"):
@@ -99,14 +95,12 @@ def absolute(target: Target) -> None:
                 )
 
 
-@check(
-    "proxy.options.server",
-    requirements=["PROXY-ASTERISK-001"],
-    lane="gate",
-    title="OPTIONS * is refused: it has no path that could be judged",
-)
+@check("proxy.options.server", "PROXY-ASTERISK-001", lane="gate")
 def asterisk(target: Target) -> None:
-    """Also where a caller may reach the path `/`."""
+    """OPTIONS * is refused: it has no path that could be judged.
+
+    Also where a caller may reach the path `/`.
+    """
     with bench(target, "policy") as here:
         lines = ("OPTIONS * HTTP/1.1", f"Host: {_HOST}")
         answer = _send(here, here.token(), *lines)
@@ -114,14 +108,12 @@ def asterisk(target: Target) -> None:
             raise _fault(f"OPTIONS *: {answer.status}", "400, no backend", answer, *lines)
 
 
-@check(
-    "proxy.query.exact",
-    requirements=["PROXY-QUERY-001"],
-    lane="gate",
-    title="the query reaches the backend byte for byte, whatever is done to the path",
-)
+@check("proxy.query.exact", "PROXY-QUERY-001", lane="gate")
 def query(target: Target) -> str:
-    """Under a plain path, and under two that the gate has to rewrite."""
+    """The query reaches the backend byte for byte, whatever is done to the path.
+
+    Under a plain path, and under two that the gate has to rewrite.
+    """
     with bench(target, "policy") as here:
         token, count = here.token(), 0
         for path, forwarded in (("/orders/1", "/orders/1"), ("/%6frders/%c3%a9", "/orders/%C3%A9")):
@@ -142,14 +134,12 @@ def _swollen() -> Iterator[tuple[str, ...]]:
     yield "GET /orders/1 HTTP/1.1", f"Host: {_HOST}", f"X-IAM-Role: {quotes}"
 
 
-@check(
-    "proxy.record.whole",
-    requirements=["PROXY-RECORD-001"],
-    lane="gate",
-    title="whatever a client sends, HAProxy's record of it is whole and says what was decided",
-)
+@check("proxy.record.whole", "PROXY-RECORD-001", lane="gate")
 def record(target: Target) -> None:
-    """8.5 kB of host, path, method and requested role, each alone."""
+    """Whatever a client sends, HAProxy's record of it is whole and says what was decided.
+
+    8.5 kB of host, path, method and requested role, each alone.
+    """
     with bench(target, "policy") as here:
         token = here.token()
         for lines in _swollen():
@@ -167,14 +157,12 @@ def _line(here: Bench, port: int) -> dict[str, Any] | None:
     return line if line and {"status", "reason", "role", "rule", "expires"} <= line.keys() else None
 
 
-@check(
-    "proxy.record.token",
-    requirements=["PROXY-RECORD-002"],
-    lane="gate",
-    title="a token that a client put into the path or the query is not in HAProxy's record",
-)
+@check("proxy.record.token", "PROXY-RECORD-002", lane="gate")
 def token_in_target(target: Target) -> None:
-    """A log goes to more people than a token should."""
+    """A token that a client put into the path or the query is not in HAProxy's record.
+
+    A log goes to more people than a token should.
+    """
     with bench(target, "policy") as here:
         token = here.token()
         head, payload, signature = token.split(".")

@@ -24,15 +24,12 @@ _AT_ONCE = PROCESSING / 4
 _POLL = 0.02
 
 
-@check(
-    "proxy.health.passes",
-    requirements=["PROXY-HEALTH-001"],
-    lane="proxy",
-    title="HAProxy's SPOP health check passes on a sound agent",
-    features={"spop"},
-)
+@check("proxy.health.passes", "PROXY-HEALTH-001", features={"spop"})
 def passes(target: Target) -> None:
-    """The check has ended, and ended well: UP alone is only HAProxy's first assumption."""
+    """HAProxy's SPOP health check passes on a sound agent.
+
+    The check has ended, and ended well: UP alone is only HAProxy's first assumption.
+    """
     with gate(target) as place:
         deadline = time.monotonic() + place.seconds(_NOTICED)
         while (status := _check_status(place)) != "L7OK":
@@ -43,15 +40,12 @@ def passes(target: Target) -> None:
             raise place.failed("the health check passed, but HAProxy does not hold the agent for up")
 
 
-@check(
-    "proxy.health.silent",
-    requirements=["PROXY-HEALTH-002", "PROXY-HEALTH-003"],
-    lane="proxy",
-    title="an agent that falls silent is taken out: 503 at once; it comes back without a restart",
-    features={"spop"},
-)
+@check("proxy.health.silent", "PROXY-HEALTH-002", "PROXY-HEALTH-003", features={"spop"})
 def silent(target: Target) -> None:
-    """Freeze it, wait for the health check, ask; then the same with a kill; each time it must come back."""
+    """An agent that falls silent is taken out: 503 at once; it comes back without a restart.
+
+    Freeze it, wait for the health check, ask; then the same with a kill; each time it must come back.
+    """
     with gate(target) as place:
         turn, *_ = place.person("alice")
         _open(place, turn, "before anything happened")

@@ -18,14 +18,12 @@ _IDENTITY = ("issuer", "principal", "session", "role", "rule", "route", "expires
 """Fields of HAProxy's record that a request without a verified token leaves empty (docs/haproxy.md)."""
 
 
-@check(
-    "proxy.keep-alive.nothing-leaks",
-    requirements=["PROXY-LEAK-001"],
-    lane="proxy",
-    title="on one connection nothing leaks from an allowed request to a refused one, nor back",
-)
+@check("proxy.keep-alive.nothing-leaks", "PROXY-LEAK-001")
 def nothing_leaks(target: Target) -> None:
-    """Two people take turns on one connection; every answer and every line of the record is compared."""
+    """On one connection nothing leaks from an allowed request to a refused one, nor back.
+
+    Two people take turns on one connection; every answer and every line of the record is compared.
+    """
     with gate(target) as place:
         people = [place.person("alice"), place.person("bob")]
         turns = [turn for both in zip(*people, strict=True) for turn in both] * _ROUNDS

@@ -43,14 +43,12 @@ from iamroles_scenarios.wire.target import WireTarget
 _BOUNDARIES = (0, 239, 240, 2287, 2288, 264431, 264432, 33818863, 33818864)
 
 
-@check(
-    "wire.frame.byte-by-byte",
-    requirements=["SPOP-FRAME-001"],
-    lane="wire",
-    title="HELLO and NOTIFY arrive byte by byte",
-)
+@check("wire.frame.byte-by-byte", "SPOP-FRAME-001")
 async def byte_by_byte(target: WireTarget) -> None:
-    """The length prefix included: TCP keeps no boundaries."""
+    """HELLO and NOTIFY arrive byte by byte.
+
+    The length prefix included: TCP keeps no boundaries.
+    """
     async with connected(target) as connection:
         await connection.send(hello(), piece=1, gap=PIECE_GAP)
         await connection.expect(FrameType.AGENT_HELLO)
@@ -58,14 +56,12 @@ async def byte_by_byte(target: WireTarget) -> None:
         must_judge(target, connection, await connection.expect(FrameType.ACK))
 
 
-@check(
-    "wire.frame.split-anywhere",
-    requirements=["SPOP-FRAME-001", "SPOP-FRAME-002"],
-    lane="wire",
-    title="A stream of frames may be cut anywhere",
-)
+@check("wire.frame.split-anywhere", "SPOP-FRAME-001", "SPOP-FRAME-002")
 async def split_anywhere(target: WireTarget) -> None:
-    """Three NOTIFYs in pieces of sizes that never meet a frame's end."""
+    """A stream of frames may be cut anywhere.
+
+    Three NOTIFYs in pieces of sizes that never meet a frame's end.
+    """
     asked = [question(probe(target), stream_id=number) for number in (1, 2, 3)]
     for piece in (3, 7, 64):
         async with session(target) as connection:
@@ -76,14 +72,12 @@ async def split_anywhere(target: WireTarget) -> None:
                 must_judge(target, connection, ack)
 
 
-@check(
-    "wire.frame.many-in-one-segment",
-    requirements=["SPOP-FRAME-002"],
-    lane="wire",
-    title="Several frames in one segment, the HELLO among them",
-)
+@check("wire.frame.many-in-one-segment", "SPOP-FRAME-002")
 async def many_in_one_segment(target: WireTarget) -> None:
-    """Each is answered; none waits for the next read."""
+    """Several frames in one segment, the HELLO among them.
+
+    Each is answered; none waits for the next read.
+    """
     asked = [question(probe(target), stream_id=number) for number in range(1, 13)]
     async with connected(target) as connection:
         await connection.send(hello(), *asked)
@@ -91,14 +85,11 @@ async def many_in_one_segment(target: WireTarget) -> None:
         must_answer_each(connection, asked, await collect(target, connection, len(asked)))
 
 
-@check(
-    "wire.frame.one-write",
-    requirements=["SPOP-FRAME-003"],
-    lane="wire",
-    title="Each frame is written with one write",
-)
+@check("wire.frame.one-write", "SPOP-FRAME-003")
 async def one_write(target: WireTarget) -> None:
-    """HAProxy 3.2 until mid-2026 resets a connection whose AGENT-HELLO comes in two reads.
+    """Each frame is written with one write.
+
+    HAProxy 3.2 until mid-2026 resets a connection whose AGENT-HELLO comes in two reads.
 
     On one machine a single write of a small frame is never split, so a partial read is proof.
     """
@@ -122,14 +113,12 @@ def _one_piece(connection: Connection, frame: Frame) -> None:
     connection.pieces.clear()
 
 
-@check(
-    "wire.frame.no-interleaving",
-    requirements=["SPOP-FRAME-004", "SPOP-ACK-001"],
-    lane="wire",
-    title="Concurrent ACKs never interleave their bytes",
-)
+@check("wire.frame.no-interleaving", "SPOP-FRAME-004", "SPOP-ACK-001")
 async def no_interleaving(target: WireTarget) -> None:
-    """Four connections with 64 pipelined NOTIFYs each; every ACK decodes strictly."""
+    """Concurrent ACKs never interleave their bytes.
+
+    Four connections with 64 pipelined NOTIFYs each; every ACK decodes strictly.
+    """
 
     async def one(connection: Connection) -> None:
         asked = [question(probe(target), stream_id=number) for number in range(1, 65)]
@@ -144,14 +133,12 @@ async def no_interleaving(target: WireTarget) -> None:
         await asyncio.gather(*map(one, (a, b, c, d)))
 
 
-@check(
-    "wire.frame.above-negotiated",
-    requirements=["SPOP-FRAME-005"],
-    lane="wire",
-    title="A length above the negotiated one: AGENT-DISCONNECT 3, without waiting for the body",
-)
+@check("wire.frame.above-negotiated", "SPOP-FRAME-005")
 async def above_negotiated(target: WireTarget) -> None:
-    """Only the prefix is sent: an agent that waits for the body, or makes room for it, is caught."""
+    """A length above the negotiated one: AGENT-DISCONNECT 3, without waiting for the body.
+
+    Only the prefix is sent: an agent that waits for the body, or makes room for it, is caught.
+    """
     async with connected(target) as connection:
         limit = (await connection.hello())["max-frame-size"]
         if not isinstance(limit, int):
@@ -161,14 +148,12 @@ async def above_negotiated(target: WireTarget) -> None:
     await must_live(target, "a length above the negotiated one")
 
 
-@check(
-    "wire.frame.too-short",
-    requirements=["SPOP-FRAME-006"],
-    lane="wire",
-    title="A length of 0 to 6: AGENT-DISCONNECT 4 promptly",
-)
+@check("wire.frame.too-short", "SPOP-FRAME-006")
 async def too_short(target: WireTarget) -> None:
-    """A frame has at least seven bytes; agents hang or spin on zero."""
+    """A length of 0 to 6: AGENT-DISCONNECT 4 promptly.
+
+    A frame has at least seven bytes; agents hang or spin on zero.
+    """
     for length in range(7):
         async with session(target) as connection:
             await connection.send(prefixed(bytes([FrameType.NOTIFY, 0, 0, 0, 1, 1][:length])))
@@ -178,14 +163,12 @@ async def too_short(target: WireTarget) -> None:
         await must_end(target, connection, "length 0 before HELLO", 4, seconds=2.0)
 
 
-@check(
-    "wire.frame.garbage",
-    requirements=["SPOP-FRAME-007"],
-    lane="wire",
-    title="Length 0xFFFFFFFF or another protocol: no crash, bounded memory",
-)
+@check("wire.frame.garbage", "SPOP-FRAME-007")
 async def garbage(target: WireTarget) -> str:
-    """HTTP, TLS, all ones, all zeroes, before and after the handshake."""
+    """Length 0xFFFFFFFF or another protocol: no crash, bounded memory.
+
+    HTTP, TLS, all ones, all zeroes, before and after the handshake.
+    """
     before = None if target.pid is None else resident(target.pid)
     texts = (
         b"\xff" * 64,
@@ -209,14 +192,12 @@ async def garbage(target: WireTarget) -> str:
     return f"grew by {grown >> 10} KiB"
 
 
-@check(
-    "wire.frame.unknown-type",
-    requirements=["SPOP-FRAME-008"],
-    lane="wire",
-    title="An unknown frame type is skipped, or ends the connection; it never wedges",
-)
+@check("wire.frame.unknown-type", "SPOP-FRAME-008")
 async def unknown_type(target: WireTarget) -> None:
-    """Both are right (SPOE.txt 3.2.2: may be skipped); silence to the next good frame is not."""
+    """An unknown frame type is skipped, or ends the connection; it never wedges.
+
+    Both are right (SPOE.txt 3.2.2: may be skipped); silence to the next good frame is not.
+    """
     for kind in (4, 42, 100, 104, 255):
         async with session(target) as connection:
             await connection.send(Frame(kind, 5, 1, b"\x00"), question(probe(target), stream_id=7))
@@ -241,14 +222,12 @@ async def _until_ack_or_end(target: WireTarget, connection: Connection) -> list[
     return frames
 
 
-@check(
-    "wire.frame.reserved-flags",
-    requirements=["SPOP-FRAME-009"],
-    lane="wire",
-    title="Reserved flag bits are ignored",
-)
+@check("wire.frame.reserved-flags", "SPOP-FRAME-009")
 async def reserved_flags(target: WireTarget) -> None:
-    """All thirty of them, beside FIN."""
+    """Reserved flag bits are ignored.
+
+    All thirty of them, beside FIN.
+    """
     asked = question(probe(target))
     for flags in (0x8000_0001, 0xFFFF_FFFD, 0x0000_0005):
         async with session(target) as connection:
@@ -256,14 +235,11 @@ async def reserved_flags(target: WireTarget) -> None:
             must_judge(target, connection, await connection.ask(frame))
 
 
-@check(
-    "wire.varint.broken",
-    requirements=["SPOP-VARINT-001"],
-    lane="wire",
-    title="An overlong or unterminated varint: AGENT-DISCONNECT 4",
-)
+@check("wire.varint.broken", "SPOP-VARINT-001")
 async def varint_broken(target: WireTarget) -> None:
-    """In lengths and values: eleven bytes, an end in the middle. In ids too: SPOE.txt gives those no width.
+    """An overlong or unterminated varint: AGENT-DISCONNECT 4.
+
+    In lengths and values: eleven bytes, an end in the middle. In ids too: SPOE.txt gives those no width.
 
     Whoever takes an id of more than 64 bits for a number may answer it; he must be well afterwards.
     """
@@ -291,14 +267,12 @@ async def varint_broken(target: WireTarget) -> None:
     await must_live(target, "broken varints")
 
 
-@check(
-    "wire.varint.boundaries",
-    requirements=["SPOP-VARINT-002"],
-    lane="wire",
-    title="Varints right at every boundary, up to 2**64 - 1",
-)
+@check("wire.varint.boundaries", "SPOP-VARINT-002")
 async def varint_boundaries(target: WireTarget) -> None:
-    """As ids, which come back; as lengths and values, which must be skipped by their exact size."""
+    """Varints right at every boundary, up to 2**64 - 1.
+
+    As ids, which come back; as lengths and values, which must be skipped by their exact size.
+    """
     async with session(target) as connection:
         for number in _BOUNDARIES:
             must_judge(
@@ -314,14 +288,12 @@ async def varint_boundaries(target: WireTarget) -> None:
             must_judge(target, connection, await connection.ask(question(extra)))
 
 
-@check(
-    "wire.fragment.refused",
-    requirements=["SPOP-FRAG-001"],
-    lane="wire",
-    title="A NOTIFY without FIN where fragmentation was not announced: AGENT-DISCONNECT 10",
-)
+@check("wire.fragment.refused", "SPOP-FRAG-001")
 async def fragment_refused(target: WireTarget) -> None:
-    """An agent that did announce it must put the fragments together."""
+    """A NOTIFY without FIN where fragmentation was not announced: AGENT-DISCONNECT 10.
+
+    An agent that did announce it must put the fragments together.
+    """
     asked = question(probe(target))
     first = Frame(FrameType.NOTIFY, 1, 1, asked.payload[:20], 0)
     async with connected(target) as connection:
@@ -339,28 +311,24 @@ async def fragment_refused(target: WireTarget) -> None:
             raise fail(connection, "a NOTIFY without FIN was answered")
 
 
-@check(
-    "wire.fragment.unset",
-    requirements=["SPOP-FRAG-002"],
-    lane="wire",
-    title="A frame of type 0 with nothing to continue ends the connection",
-)
+@check("wire.fragment.unset", "SPOP-FRAG-002")
 async def fragment_unset(target: WireTarget) -> None:
-    """Status 10 or 4 (or 11, 12: interlaced, unknown id)."""
+    """A frame of type 0 with nothing to continue ends the connection.
+
+    Status 10 or 4 (or 11, 12: interlaced, unknown id).
+    """
     async with session(target) as connection:
         await connection.send(Frame(FrameType.UNSET, 1, 1, question(probe(target)).payload))
         if await must_end(target, connection, "an UNSET frame", 10, 4, 11, 12):
             raise fail(connection, "an UNSET frame was answered")
 
 
-@check(
-    "wire.fragment.abort",
-    requirements=["SPOP-FRAG-003"],
-    lane="wire",
-    title="A NOTIFY with ABORT and FIN neither wedges nor applies an allow",
-)
+@check("wire.fragment.abort", "SPOP-FRAG-003")
 async def fragment_abort(target: WireTarget) -> None:
-    """Nothing, an ACK without an allow, or an end; the next frame is then served, or the connection over."""
+    """A NOTIFY with ABORT and FIN neither wedges nor applies an allow.
+
+    Nothing, an ACK without an allow, or an end; the next frame is then served, or the connection over.
+    """
     asked = question(allowed(target), stream_id=5)
     aborted = Frame(asked.type, 5, 1, asked.payload, Flags.FIN | Flags.ABORT)
     async with session(target) as connection:
@@ -395,14 +363,12 @@ _VALUES: dict[str, Value | Typed] = {
 }
 
 
-@check(
-    "wire.type.all",
-    requirements=["SPOP-TYPE-001"],
-    lane="wire",
-    title="Every data type is read: integers of both widths and signs, both booleans, addresses, bytes",
-)
+@check("wire.type.all", "SPOP-TYPE-001")
 async def type_all(target: WireTarget) -> None:
-    """Each alone in front of the arguments that decide: misread by one byte, the rest is lost."""
+    """Every data type is read: integers of both widths and signs, both booleans, addresses, bytes.
+
+    Each alone in front of the arguments that decide: misread by one byte, the rest is lost.
+    """
     async with session(target) as connection:
         for name, value in _VALUES.items():
             arguments = [(f"x-{name}", value), *check_arguments(probe(target)).items()]
@@ -420,14 +386,12 @@ async def type_all(target: WireTarget) -> None:
             must_deny(connection, ack)
 
 
-@check(
-    "wire.type.reserved",
-    requirements=["SPOP-TYPE-002"],
-    lane="wire",
-    title="Reserved types 10 to 15: AGENT-DISCONNECT 4",
-)
+@check("wire.type.reserved", "SPOP-TYPE-002")
 async def type_reserved(target: WireTarget) -> None:
-    """Their length is unknown, so nothing after them can be read."""
+    """Reserved types 10 to 15: AGENT-DISCONNECT 4.
+
+    Their length is unknown, so nothing after them can be read.
+    """
     for kind in range(10, 16):
         async with session(target) as connection:
             broken = string("iam-check") + b"\x01" + string("x") + bytes([kind]) + varint(1) + b"x"
@@ -436,14 +400,12 @@ async def type_reserved(target: WireTarget) -> None:
                 raise fail(connection, f"a NOTIFY with the reserved type {kind} was answered")
 
 
-@check(
-    "wire.type.strings",
-    requirements=["SPOP-TYPE-003"],
-    lane="wire",
-    title="UTF-8, invalid UTF-8, NUL bytes, the empty string",
-)
+@check("wire.type.strings", "SPOP-TYPE-003")
 async def type_strings(target: WireTarget) -> None:
-    """Each as an extra argument changes nothing; in arguments that decide it never opens a door."""
+    """UTF-8, invalid UTF-8, NUL bytes, the empty string.
+
+    Each as an extra argument changes nothing; in arguments that decide it never opens a door.
+    """
     texts = ("é€𝄞", b"\xff\xfe", b"\xc3", "a\x00b", "", b"\xed\xa0\x80")
     async with session(target) as connection:
         for text in texts:
@@ -465,14 +427,12 @@ async def type_strings(target: WireTarget) -> None:
         await must_serve(target, connection)
 
 
-@check(
-    "wire.type.near-maximum",
-    requirements=["SPOP-TYPE-004"],
-    lane="wire",
-    title="A NOTIFY that fills the negotiated size to the byte",
-)
+@check("wire.type.near-maximum", "SPOP-TYPE-004")
 async def near_maximum(target: WireTarget) -> None:
-    """HAProxy sends up to the limit; one byte more was refused in `wire.frame.above-negotiated`."""
+    """A NOTIFY that fills the negotiated size to the byte.
+
+    HAProxy sends up to the limit; one byte more was refused in `wire.frame.above-negotiated`.
+    """
     async with connected(target) as connection:
         limit = (await connection.hello())["max-frame-size"]
         if not isinstance(limit, int):

@@ -15,14 +15,12 @@ from iamroles_scenarios.wire.target import WireTarget
 _COUNT = 1200
 
 
-@check(
-    "wire.fuzz.survives",
-    requirements=["SPOP-FUZZ-001"],
-    lane="wire",
-    title="Broken inputs of every kind leave the agent alive, bounded and right",
-)
+@check("wire.fuzz.survives", "SPOP-FUZZ-001")
 async def survives(target: WireTarget) -> str:
-    """On an agent of its own where the suite can start one: a crash must not blame other checks."""
+    """Broken inputs of every kind leave the agent alive, bounded and right.
+
+    On an agent of its own where the suite can start one: a crash must not blame other checks.
+    """
     if target.launch is None:
         return _judged(await fuzz(target, count=_COUNT))
     manager = target.launch({})

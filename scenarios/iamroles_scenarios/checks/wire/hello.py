@@ -35,14 +35,12 @@ _EVERY_TYPE: dict[str, Value | Typed] = {
 }
 
 
-@check(
-    "wire.hello.first-frame",
-    requirements=["SPOP-HELLO-001"],
-    lane="wire",
-    title="Anything before HAPROXY-HELLO is refused",
-)
+@check("wire.hello.first-frame", "SPOP-HELLO-001")
 async def first_frame(target: WireTarget) -> None:
-    """A NOTIFY, a DISCONNECT and an agent's own frame come first: no ACK, the connection ends."""
+    """Anything before HAPROXY-HELLO is refused.
+
+    A NOTIFY, a DISCONNECT and an agent's own frame come first: no ACK, the connection ends.
+    """
     for first in (question(probe(target)), Frame(FrameType.AGENT_HELLO), Frame(FrameType.ACK, 1, 1)):
         async with connected(target) as connection:
             await connection.send(first)
@@ -56,14 +54,12 @@ async def first_frame(target: WireTarget) -> None:
             raise fail(connection, f"DISCONNECT before HELLO was answered with {before[0].name}")
 
 
-@check(
-    "wire.hello.ids-and-fin",
-    requirements=["SPOP-HELLO-002"],
-    lane="wire",
-    title="AGENT-HELLO has stream-id 0, frame-id 0 and FIN",
-)
+@check("wire.hello.ids-and-fin", "SPOP-HELLO-002")
 async def ids_and_fin(target: WireTarget) -> None:
-    """HAProxy refuses a HELLO with other ids."""
+    """AGENT-HELLO has stream-id 0, frame-id 0 and FIN.
+
+    HAProxy refuses a HELLO with other ids.
+    """
     async with connected(target) as connection:
         await connection.send(hello())
         frame = await connection.expect(FrameType.AGENT_HELLO)
@@ -76,14 +72,12 @@ async def ids_and_fin(target: WireTarget) -> None:
             )
 
 
-@check(
-    "wire.hello.items",
-    requirements=["SPOP-HELLO-003"],
-    lane="wire",
-    title="AGENT-HELLO carries version, max-frame-size and capabilities, each of its type",
-)
+@check("wire.hello.items", "SPOP-HELLO-003")
 async def items(target: WireTarget) -> None:
-    """SPOE.txt 3.2.5: STRING, UINT32, STRING; other integer types are let pass, as HAProxy does."""
+    """AGENT-HELLO carries version, max-frame-size and capabilities, each of its type.
+
+    SPOE.txt 3.2.5: STRING, UINT32, STRING; other integer types are let pass, as HAProxy does.
+    """
     async with connected(target) as connection:
         await connection.send(hello())
         said = dict(read_kv(await connection.expect(FrameType.AGENT_HELLO)))
@@ -98,28 +92,24 @@ async def items(target: WireTarget) -> None:
                 )
 
 
-@check(
-    "wire.hello.version",
-    requirements=["SPOP-HELLO-004"],
-    lane="wire",
-    title="AGENT-HELLO says version 2.0",
-)
+@check("wire.hello.version", "SPOP-HELLO-004")
 async def version(target: WireTarget) -> None:
-    """Of a major version that HAProxy announced."""
+    """AGENT-HELLO says version 2.0.
+
+    Of a major version that HAProxy announced.
+    """
     async with connected(target) as connection:
         said = await connection.hello()
         if said.get("version") != "2.0":
             raise fail(connection, "wrong version", expected="2.0", received=repr(said.get("version")))
 
 
-@check(
-    "wire.hello.supported-versions",
-    requirements=["SPOP-HELLO-005"],
-    lane="wire",
-    title="supported-versions is a list: spaces and several entries parse",
-)
+@check("wire.hello.supported-versions", "SPOP-HELLO-005")
 async def supported_versions(target: WireTarget) -> None:
-    """`2.0, 1.5`, `1.5 ,2.0`, spaces around, a newer minor of the same major."""
+    """supported-versions is a list: spaces and several entries parse.
+
+    `2.0, 1.5`, `1.5 ,2.0`, spaces around, a newer minor of the same major.
+    """
     for versions in ("2.0, 1.5", "1.5 ,2.0", "  2.0  ", "1.0,2.0,3.0", "3.0, 2.5"):
         async with connected(target) as connection:
             said = await connection.hello({**HELLO, "supported-versions": versions})
@@ -127,28 +117,24 @@ async def supported_versions(target: WireTarget) -> None:
                 raise fail(connection, f"answered {said.get('version')!r} to versions {versions!r}")
 
 
-@check(
-    "wire.hello.no-common-version",
-    requirements=["SPOP-HELLO-006"],
-    lane="wire",
-    title="No common version: AGENT-DISCONNECT 8",
-)
+@check("wire.hello.no-common-version", "SPOP-HELLO-006")
 async def no_common_version(target: WireTarget) -> None:
-    """Also where `2.0` is only a part of the text."""
+    """No common version: AGENT-DISCONNECT 8.
+
+    Also where `2.0` is only a part of the text.
+    """
     for versions in ("1.0", "3.0", "12.0", "1.2.0", "3.0, 1.0", "20", "two"):
         async with connected(target) as connection:
             await connection.send(hello(as_hello({**HELLO, "supported-versions": versions})))
             await must_end(target, connection, f"supported-versions {versions!r}", 8, disconnect=True)
 
 
-@check(
-    "wire.hello.missing-items",
-    requirements=["SPOP-HELLO-007"],
-    lane="wire",
-    title="A HELLO without a mandatory item: AGENT-DISCONNECT 5, 6 or 7",
-)
+@check("wire.hello.missing-items", "SPOP-HELLO-007")
 async def missing_items(target: WireTarget) -> None:
-    """The status names what is missing."""
+    """A HELLO without a mandatory item: AGENT-DISCONNECT 5, 6 or 7.
+
+    The status names what is missing.
+    """
     for name, status in (("supported-versions", 5), ("max-frame-size", 6), ("capabilities", 7)):
         async with connected(target) as connection:
             rest = {key: value for key, value in HELLO.items() if key != name}
@@ -156,40 +142,34 @@ async def missing_items(target: WireTarget) -> None:
             await must_end(target, connection, f"HELLO without {name}", status, disconnect=True)
 
 
-@check(
-    "wire.hello.unknown-keys",
-    requirements=["SPOP-HELLO-008"],
-    lane="wire",
-    title="Unknown HELLO keys of every data type are ignored",
-)
+@check("wire.hello.unknown-keys", "SPOP-HELLO-008")
 async def unknown_keys(target: WireTarget) -> None:
-    """Before, between and after the known ones."""
+    """Unknown HELLO keys of every data type are ignored.
+
+    Before, between and after the known ones.
+    """
     for extended in ({**_EVERY_TYPE, **HELLO}, {**HELLO, **_EVERY_TYPE}):
         async with session(target, extended) as connection:
             await must_serve(target, connection)
 
 
-@check(
-    "wire.hello.key-order",
-    requirements=["SPOP-HELLO-009"],
-    lane="wire",
-    title="The order of HELLO keys does not matter",
-)
+@check("wire.hello.key-order", "SPOP-HELLO-009")
 async def key_order(target: WireTarget) -> None:
-    """Reversed and sorted."""
+    """The order of HELLO keys does not matter.
+
+    Reversed and sorted.
+    """
     for order in (list(reversed(HELLO)), sorted(HELLO), sorted(HELLO, key=len)):
         async with session(target, {name: HELLO[name] for name in order}) as connection:
             await must_serve(target, connection)
 
 
-@check(
-    "wire.hello.engine-id",
-    requirements=["SPOP-HELLO-010"],
-    lane="wire",
-    title="engine-id may be absent, or the same on many connections",
-)
+@check("wire.hello.engine-id", "SPOP-HELLO-010")
 async def engine_id(target: WireTarget) -> None:
-    """HAProxy 3.1 has one for all threads, older ones one each, a health check none."""
+    """engine-id may be absent, or the same on many connections.
+
+    HAProxy 3.1 has one for all threads, older ones one each, a health check none.
+    """
     without = {name: value for name, value in HELLO.items() if name != "engine-id"}
     async with session(target, without) as connection:
         await must_serve(target, connection)
@@ -197,28 +177,24 @@ async def engine_id(target: WireTarget) -> None:
         await asyncio.gather(*(must_serve(target, connection) for connection in (one, other, third)))
 
 
-@check(
-    "wire.hello.twice",
-    requirements=["SPOP-HELLO-011"],
-    lane="wire",
-    title="A second HELLO on one connection ends it",
-)
+@check("wire.hello.twice", "SPOP-HELLO-011")
 async def twice(target: WireTarget) -> None:
-    """Status 4, no second AGENT-HELLO."""
+    """A second HELLO on one connection ends it.
+
+    Status 4, no second AGENT-HELLO.
+    """
     async with session(target) as connection:
         await connection.send(hello())
         if await must_end(target, connection, "a second HELLO", 4):
             raise fail(connection, "a second HELLO was answered")
 
 
-@check(
-    "wire.hello.idle",
-    requirements=["SPOP-HELLO-012"],
-    lane="wire",
-    title="A connection may idle after HELLO",
-)
+@check("wire.hello.idle", "SPOP-HELLO-012")
 async def idle(target: WireTarget) -> str:
-    """Longer than any handshake timeout; HAProxy opens connections ahead of need."""
+    """A connection may idle after HELLO.
+
+    Longer than any handshake timeout; HAProxy opens connections ahead of need.
+    """
     seconds = target.seconds(8.0)
     async with session(target) as connection:
         try:
@@ -248,40 +224,34 @@ async def _negotiated(target: WireTarget, size: int) -> int:
         return said
 
 
-@check(
-    "wire.size.bounds",
-    requirements=["SPOP-SIZE-001"],
-    lane="wire",
-    title="The agent's max-frame-size is at least 256 and at most HAProxy's",
-)
+@check("wire.size.bounds", "SPOP-SIZE-001")
 async def bounds(target: WireTarget) -> None:
-    """For the least that HAProxy offers, odd ones, and its default."""
+    """The agent's max-frame-size is at least 256 and at most HAProxy's.
+
+    For the least that HAProxy offers, odd ones, and its default.
+    """
     for size in (256, 257, 1024, 4095, 16380):
         await _negotiated(target, size)
 
 
-@check(
-    "wire.size.too-small",
-    requirements=["SPOP-SIZE-002"],
-    lane="wire",
-    title="A max-frame-size under 256: AGENT-DISCONNECT 9",
-)
+@check("wire.size.too-small", "SPOP-SIZE-002")
 async def too_small(target: WireTarget) -> None:
-    """0, 1 and 255."""
+    """A max-frame-size under 256: AGENT-DISCONNECT 9.
+
+    0, 1 and 255.
+    """
     for size in (255, 1, 0):
         async with connected(target) as connection:
             await connection.send(hello(as_hello({**HELLO, "max-frame-size": size})))
             await must_end(target, connection, f"max-frame-size {size}", 9, disconnect=True)
 
 
-@check(
-    "wire.size.smaller-of-two",
-    requirements=["SPOP-SIZE-003"],
-    lane="wire",
-    title="A max-frame-size above the agent's limit is answered with the smaller of the two",
-)
+@check("wire.size.smaller-of-two", "SPOP-SIZE-003")
 async def smaller_of_two(target: WireTarget) -> str:
-    """Blind echo promises to take frames of 4 GiB."""
+    """A max-frame-size above the agent's limit is answered with the smaller of the two.
+
+    Blind echo promises to take frames of 4 GiB.
+    """
     limit = await _negotiated(target, 2**32 - 1)
     if limit > 1 << 26:
         raise fail(None, f"to 4294967295 the agent said {limit}: it echoes", expected="its own limit")
@@ -295,14 +265,12 @@ async def smaller_of_two(target: WireTarget) -> str:
 # --- capabilities -----------------------------------------------------------------------------------------
 
 
-@check(
-    "wire.capabilities.honest",
-    requirements=["SPOP-CAPS-001"],
-    lane="wire",
-    title="Only implemented capabilities are announced; never async or fragmentation",
-)
+@check("wire.capabilities.honest", "SPOP-CAPS-001")
 async def capabilities_honest(target: WireTarget) -> None:
-    """HAProxy 3.1 dropped both; an agent that echoes the list claims them."""
+    """Only implemented capabilities are announced; never async or fragmentation.
+
+    HAProxy 3.1 dropped both; an agent that echoes the list claims them.
+    """
     offers = ("pipelining", "pipelining,async,fragmentation", "async, fragmentation", "")
     for offered in offers:
         async with connected(target) as connection:
@@ -317,14 +285,12 @@ async def capabilities_honest(target: WireTarget) -> None:
                 )
 
 
-@check(
-    "wire.capabilities.unknown",
-    requirements=["SPOP-CAPS-002"],
-    lane="wire",
-    title="Unknown capabilities are ignored",
-)
+@check("wire.capabilities.unknown", "SPOP-CAPS-002")
 async def capabilities_unknown(target: WireTarget) -> None:
-    """With spaces, empty entries and names of the future, never echoed."""
+    """Unknown capabilities are ignored.
+
+    With spaces, empty entries and names of the future, never echoed.
+    """
     for offered in ("pipelining, teleport", " teleport ,, pipelining ", "teleport"):
         async with connected(target) as connection:
             said = str((await connection.hello({**HELLO, "capabilities": offered})).get("capabilities", ""))
@@ -336,27 +302,23 @@ async def capabilities_unknown(target: WireTarget) -> None:
 # --- health checks ----------------------------------------------------------------------------------------
 
 
-@check(
-    "wire.health.answered",
-    requirements=["SPOP-HEALTH-001"],
-    lane="wire",
-    title="healthcheck TRUE: AGENT-HELLO",
-)
+@check("wire.health.answered", "SPOP-HEALTH-001")
 async def health_answered(target: WireTarget) -> None:
-    """What `option spop-check` waits for. HAProxy closes afterwards, so the agent need not."""
+    """healthcheck TRUE: AGENT-HELLO.
+
+    What `option spop-check` waits for. HAProxy closes afterwards, so the agent need not.
+    """
     async with connected(target) as connection:
         await connection.hello({**HELLO, "healthcheck": True})
     await must_live(target, "a health check")
 
 
-@check(
-    "wire.health.closes",
-    requirements=["SPOP-HEALTH-003"],
-    lane="wire",
-    title="healthcheck TRUE: AGENT-HELLO, then close",
-)
+@check("wire.health.closes", "SPOP-HEALTH-003")
 async def health_closes(target: WireTarget) -> None:
-    """An agent that keeps them leaks a connection for each `option spop-check`."""
+    """healthcheck TRUE: AGENT-HELLO, then close.
+
+    An agent that keeps them leaks a connection for each `option spop-check`.
+    """
     async with connected(target) as connection:
         await connection.hello({**HELLO, "healthcheck": True})
         if await must_end(target, connection, "a health check", *range(14)):
@@ -364,13 +326,11 @@ async def health_closes(target: WireTarget) -> None:
     await must_live(target, "a health check")
 
 
-@check(
-    "wire.health.false",
-    requirements=["SPOP-HEALTH-002"],
-    lane="wire",
-    title="healthcheck FALSE behaves as absent",
-)
+@check("wire.health.false", "SPOP-HEALTH-002")
 async def health_false(target: WireTarget) -> None:
-    """TRUE is 0x11, FALSE is 0x01: an agent that reads the nibbles the other way closes here."""
+    """healthcheck FALSE behaves as absent.
+
+    TRUE is 0x11, FALSE is 0x01: an agent that reads the nibbles the other way closes here.
+    """
     async with session(target, {**HELLO, "healthcheck": False}) as connection:
         await must_serve(target, connection)

@@ -55,14 +55,12 @@ _AT_ONCE = "the slow question was answered at once: whether it would block other
 # --- ids --------------------------------------------------------------------------------------------------
 
 
-@check(
-    "wire.ack.exactly-one",
-    requirements=["SPOP-ACK-001"],
-    lane="wire",
-    title="Exactly one ACK for each NOTIFY: its ids, FIN set",
-)
+@check("wire.ack.exactly-one", "SPOP-ACK-001")
 async def exactly_one(target: WireTarget) -> None:
-    """One by one and pipelined, allowed and refused, and nothing after."""
+    """Exactly one ACK for each NOTIFY: its ids, FIN set.
+
+    One by one and pipelined, allowed and refused, and nothing after.
+    """
     async with session(target) as connection:
         for number in (1, 3, 5):
             await connection.ask(question(probe(target), stream_id=number))
@@ -75,27 +73,23 @@ async def exactly_one(target: WireTarget) -> None:
         await must_be_quiet(target, connection, "each NOTIFY had its ACK")
 
 
-@check(
-    "wire.ack.stream-zero",
-    requirements=["SPOP-ACK-002"],
-    lane="wire",
-    title="stream-id 0 is valid in NOTIFY",
-)
+@check("wire.ack.stream-zero", "SPOP-ACK-002")
 async def stream_zero(target: WireTarget) -> None:
-    """The first stream of HAProxy up to 3.0 has it."""
+    """stream-id 0 is valid in NOTIFY.
+
+    The first stream of HAProxy up to 3.0 has it.
+    """
     async with session(target) as connection:
         ack = await connection.ask(question(probe(target), stream_id=0))
         must_judge(target, connection, ack)
 
 
-@check(
-    "wire.ack.large-ids",
-    requirements=["SPOP-ACK-003"],
-    lane="wire",
-    title="Ids up to 2**31 - 1, even or odd, reused on other connections",
-)
+@check("wire.ack.large-ids", "SPOP-ACK-003")
 async def large_ids(target: WireTarget) -> None:
-    """Ids truncated to 8, 16 or 24 bits come back wrong."""
+    """Ids up to 2**31 - 1, even or odd, reused on other connections.
+
+    Ids truncated to 8, 16 or 24 bits come back wrong.
+    """
     async with session(target) as one, session(target) as other:
         for number in (2, 255, 256, 65535, 65536, 2**24 + 1, 2**31 - 2, 2**31 - 1):
             for connection in (one, other):
@@ -103,14 +97,12 @@ async def large_ids(target: WireTarget) -> None:
                 must_judge(target, connection, ack)
 
 
-@check(
-    "wire.ack.frame-id",
-    requirements=["SPOP-ACK-004"],
-    lane="wire",
-    title="A frame-id above 1 on the same stream comes back",
-)
+@check("wire.ack.frame-id", "SPOP-ACK-004")
 async def frame_id(target: WireTarget) -> None:
-    """A second event or group on the stream has frame-id 2."""
+    """A frame-id above 1 on the same stream comes back.
+
+    A second event or group on the stream has frame-id 2.
+    """
     async with session(target) as connection:
         for number in (1, 2, 3, 7):
             must_judge(
@@ -120,14 +112,12 @@ async def frame_id(target: WireTarget) -> None:
             )
 
 
-@check(
-    "wire.ack.same-ids-twice",
-    requirements=["SPOP-ACK-005"],
-    lane="wire",
-    title="The same ids twice on one connection: two ACKs, each with its own verdict",
-)
+@check("wire.ack.same-ids-twice", "SPOP-ACK-005")
 async def same_ids_twice(target: WireTarget) -> None:
-    """After one another, and pipelined with different questions: no state is kept by id."""
+    """The same ids twice on one connection: two ACKs, each with its own verdict.
+
+    After one another, and pipelined with different questions: no state is kept by id.
+    """
     async with session(target) as connection:
         must_judge(target, connection, await connection.ask(question(probe(target), stream_id=4)))
         must_deny(connection, await connection.ask(question(refused(target), stream_id=4)))
@@ -153,14 +143,12 @@ def _explicit(connection: Connection, ack: Frame) -> bool:
 # --- messages ---------------------------------------------------------------------------------------------
 
 
-@check(
-    "wire.message.unknown",
-    requirements=["SPOP-MSG-001"],
-    lane="wire",
-    title="An unknown message name: an ACK that allows nothing, within the deadline",
-)
+@check("wire.message.unknown", "SPOP-MSG-001")
 async def message_unknown(target: WireTarget) -> None:
-    """HAProxy would otherwise wait out `timeout processing`."""
+    """An unknown message name: an ACK that allows nothing, within the deadline.
+
+    HAProxy would otherwise wait out `timeout processing`.
+    """
     arguments = check_arguments(probe(target))
     async with session(target) as connection:
         for name in ("no-such-message", "", "IAM-CHECK", "iam-check2", "n" * 300):
@@ -168,14 +156,12 @@ async def message_unknown(target: WireTarget) -> None:
             must_not_allow(connection, ack)
 
 
-@check(
-    "wire.message.mixed",
-    requirements=["SPOP-MSG-002"],
-    lane="wire",
-    title="Known and unknown messages mixed, in any order; two of the same name",
-)
+@check("wire.message.mixed", "SPOP-MSG-002")
 async def message_mixed(target: WireTarget) -> None:
-    """Messages are found by name; each NOTIFY has one ACK, whatever is in it."""
+    """Known and unknown messages mixed, in any order; two of the same name.
+
+    Messages are found by name; each NOTIFY has one ACK, whatever is in it.
+    """
     known = encode_message("iam-check", check_arguments(probe(target)))
     context = encode_message("iam-context", context_arguments())
     unknown = encode_message("no-such-message", {"x": -1, "y": "text", "z": None})
@@ -192,14 +178,12 @@ async def message_mixed(target: WireTarget) -> None:
         await must_be_quiet(target, connection, "each NOTIFY had its ACK")
 
 
-@check(
-    "wire.message.contradiction",
-    requirements=["SPOP-MSG-008"],
-    lane="wire",
-    title="Of two iam-check messages that disagree, neither allows",
-)
+@check("wire.message.contradiction", "SPOP-MSG-008")
 async def message_contradiction(target: WireTarget) -> None:
-    """HAProxy never sends two; whoever does wants one of them overlooked."""
+    """Of two iam-check messages that disagree, neither allows.
+
+    HAProxy never sends two; whoever does wants one of them overlooked.
+    """
     known = encode_message("iam-check", check_arguments(allowed(target)))
     other = encode_message("iam-check", check_arguments(refused(target)))
     context = encode_message("iam-context", context_arguments())
@@ -208,28 +192,24 @@ async def message_contradiction(target: WireTarget) -> None:
             must_not_allow(connection, await connection.ask(notify(1, 1, *pair)))
 
 
-@check(
-    "wire.message.none",
-    requirements=["SPOP-MSG-003"],
-    lane="wire",
-    title="An empty NOTIFY: an ACK that allows nothing",
-)
+@check("wire.message.none", "SPOP-MSG-003")
 async def message_none(target: WireTarget) -> None:
-    """And one with `iam-context` alone."""
+    """An empty NOTIFY: an ACK that allows nothing.
+
+    And one with `iam-context` alone.
+    """
     async with session(target) as connection:
         must_not_allow(connection, await connection.ask(notify(1, 1)))
         only_context = encode_message("iam-context", context_arguments())
         must_not_allow(connection, await connection.ask(notify(3, 1, only_context)))
 
 
-@check(
-    "wire.message.odd-arguments",
-    requirements=["SPOP-MSG-004"],
-    lane="wire",
-    title="No arguments, or unnamed ones: an ACK, never an allow; two of one name that differ: no allow",
-)
+@check("wire.message.odd-arguments", "SPOP-MSG-004")
 async def odd_arguments(target: WireTarget) -> None:
-    """Of two that differ neither decides: which of them HAProxy meant is unknown."""
+    """No arguments, or unnamed ones: an ACK, never an allow; two of one name that differ: no allow.
+
+    Of two that differ neither decides: which of them HAProxy meant is unknown.
+    """
     pairs = list(check_arguments(probe(target)).items())
     differing = {
         "authorization": "Bearer x",
@@ -261,14 +241,12 @@ async def odd_arguments(target: WireTarget) -> None:
     await must_live(target, "odd arguments")
 
 
-@check(
-    "wire.message.extra-and-missing",
-    requirements=["SPOP-MSG-005"],
-    lane="wire",
-    title="Extra arguments are ignored; a missing required one is an explicit deny",
-)
+@check("wire.message.extra-and-missing", "SPOP-MSG-005")
 async def extra_and_missing(target: WireTarget) -> None:
-    """SPEC.md section 2: `authorization`, `method`, `path`, `src`; `internal_error`."""
+    """Extra arguments are ignored; a missing required one is an explicit deny.
+
+    SPEC.md section 2: `authorization`, `method`, `path`, `src`; `internal_error`.
+    """
     async with session(target) as connection:
         extra = {"x-before": -1, **check_arguments(probe(target)), "x-after": None}
         message = encode_message("iam-check", extra)
@@ -283,14 +261,12 @@ async def extra_and_missing(target: WireTarget) -> None:
         must_deny(connection, ack, "internal_error", "no_credentials")
 
 
-@check(
-    "wire.message.null-token",
-    requirements=["SPOP-MSG-006"],
-    lane="wire",
-    title="A NULL token is a deny, and not the same as an empty one",
-)
+@check("wire.message.null-token", "SPOP-MSG-006")
 async def null_token(target: WireTarget) -> None:
-    """NULL: the header was absent. Empty: the client sent one."""
+    """A NULL token is a deny, and not the same as an empty one.
+
+    NULL: the header was absent. Empty: the client sent one.
+    """
     async with session(target) as connection:
         absent = tokenless(probe(target))
         must_judge(target, connection, await connection.ask(question(probe(target))))
@@ -303,14 +279,12 @@ async def null_token(target: WireTarget) -> None:
             must_deny(connection, ack, "no_credentials", "token_malformed")
 
 
-@check(
-    "wire.message.lies",
-    requirements=["SPOP-MSG-007"],
-    lane="wire",
-    title="A count that does not match, or a length past the end: AGENT-DISCONNECT 4, never silence",
-)
+@check("wire.message.lies", "SPOP-MSG-007")
 async def message_lies(target: WireTarget) -> None:
-    """The truncated messages that make agents panic."""
+    """A count that does not match, or a length past the end: AGENT-DISCONNECT 4, never silence.
+
+    The truncated messages that make agents panic.
+    """
     pairs = check_arguments(probe(target))
     whole = encode_message("iam-check", pairs)
     cases = {
@@ -337,14 +311,12 @@ async def message_lies(target: WireTarget) -> None:
 # --- the answer -------------------------------------------------------------------------------------------
 
 
-@check(
-    "wire.ack.fits",
-    requirements=["SPOP-ACK-006"],
-    lane="wire",
-    title="An ACK fits the negotiated size, and holds the verdict",
-)
+@check("wire.ack.fits", "SPOP-ACK-006")
 async def ack_fits(target: WireTarget) -> str:
-    """The least size that the question itself fits, so that the answer's tags may not."""
+    """An ACK fits the negotiated size, and holds the verdict.
+
+    The least size that the question itself fits, so that the answer's tags may not.
+    """
     remark = "a refusal alone was judged: no allowed credential"
     for asked, judge in ((probe(target), None), (refused(target), must_deny)):
         frame = question(asked, {"request-id": "x", "src-port": OMIT, "stream": OMIT})
@@ -370,14 +342,12 @@ async def ack_fits(target: WireTarget) -> str:
     return remark if target.allowed is None else "no request is known whose tags exceed its own size"
 
 
-@check(
-    "wire.action.well-formed",
-    requirements=["SPOP-ACTION-001"],
-    lane="wire",
-    title="Actions are well formed: SET-VAR 3 arguments, UNSET-VAR 2, a known scope",
-)
+@check("wire.action.well-formed", "SPOP-ACTION-001")
 async def action_well_formed(target: WireTarget) -> None:
-    """HAProxy stops at the first bad action without an error and keeps those before it."""
+    """Actions are well formed: SET-VAR 3 arguments, UNSET-VAR 2, a known scope.
+
+    HAProxy stops at the first bad action without an error and keeps those before it.
+    """
     async with session(target) as connection:
         for asked in (probe(target), refused(target), tokenless(probe(target))):
             must_be_well_formed(connection, await connection.ask(question(asked)))
@@ -385,14 +355,12 @@ async def action_well_formed(target: WireTarget) -> None:
         must_be_well_formed(connection, await connection.ask(question(broken)))
 
 
-@check(
-    "wire.action.verdict-last",
-    requirements=["SPOP-ACTION-002"],
-    lane="wire",
-    title="The verdict is the last action, and every other variable is set or unset before it",
-)
+@check("wire.action.verdict-last", "SPOP-ACTION-002")
 async def verdict_last(target: WireTarget) -> None:
-    """What was cut off then cannot leave an allow with tags of another request."""
+    """The verdict is the last action, and every other variable is set or unset before it.
+
+    What was cut off then cannot leave an allow with tags of another request.
+    """
     every = {"status", "reason", "error", "role", "principal", "session", "issuer", "rule", "backend"}
     async with session(target) as connection:
         for asked in (probe(target), refused(target)):
@@ -404,14 +372,12 @@ async def verdict_last(target: WireTarget) -> None:
                 raise fail(connection, f"neither set nor unset: {' '.join(sorted(missing))}")
 
 
-@check(
-    "wire.action.name-length",
-    requirements=["SPOP-ACTION-003"],
-    lane="wire",
-    title="scope.prefix.name has at most 63 characters",
-)
+@check("wire.action.name-length", "SPOP-ACTION-003")
 async def name_length(target: WireTarget) -> None:
-    """HAProxy drops longer ones."""
+    """scope.prefix.name has at most 63 characters.
+
+    HAProxy drops longer ones.
+    """
     async with session(target) as connection:
         for asked in (probe(target), refused(target)):
             for action in read_actions(await connection.ask(question(asked))):
@@ -419,14 +385,12 @@ async def name_length(target: WireTarget) -> None:
                     raise fail(connection, f"{_PREFIX}{action.name} has over 63 characters")
 
 
-@check(
-    "wire.action.name-characters",
-    requirements=["SPOP-ACTION-004"],
-    lane="wire",
-    title="Variable names use only A-Z a-z 0-9 . _",
-)
+@check("wire.action.name-characters", "SPOP-ACTION-004")
 async def name_characters(target: WireTarget) -> None:
-    """HAProxy's variable names allow nothing else."""
+    """Variable names use only A-Z a-z 0-9 . _.
+
+    HAProxy's variable names allow nothing else.
+    """
     async with session(target) as connection:
         for asked in (probe(target), refused(target)):
             for action in read_actions(await connection.ask(question(asked))):
@@ -435,14 +399,12 @@ async def name_characters(target: WireTarget) -> None:
                     raise fail(connection, f"variable name {action.name!r}")
 
 
-@check(
-    "wire.action.null-is-unset",
-    requirements=["SPOP-ACTION-005"],
-    lane="wire",
-    title="A variable without a value is unset (or SET to NULL), never left from the request before",
-)
+@check("wire.action.null-is-unset", "SPOP-ACTION-005")
 async def null_is_unset(target: WireTarget) -> None:
-    """An allow, then a refusal on the same stream: backend, rule and role must be gone."""
+    """A variable without a value is unset (or SET to NULL), never left from the request before.
+
+    An allow, then a refusal on the same stream: backend, rule and role must be gone.
+    """
     must_be_gone = {"backend"} if target.refused is not None else {"backend", "rule", "role", "principal"}
     async with session(target) as connection:
         state: dict[str, Any] = {}
@@ -463,14 +425,11 @@ async def null_is_unset(target: WireTarget) -> None:
 # --- pipelining -------------------------------------------------------------------------------------------
 
 
-@check(
-    "wire.pipeline.out-of-order",
-    requirements=["SPOP-PIPE-001"],
-    lane="wire",
-    title="Pipelined: one slow token never blocks the others",
-)
+@check("wire.pipeline.out-of-order", "SPOP-PIPE-001")
 async def pipeline(target: WireTarget) -> str:
-    """The slow one is asked first; all others must be answered while it is still waiting.
+    """Pipelined: one slow token never blocks the others.
+
+    The slow one is asked first; all others must be answered while it is still waiting.
 
     Of an agent that announces no pipelining HAProxy asks one question of a connection at a time: the slow one
     then has a connection of its own.
@@ -529,14 +488,12 @@ async def _one_by_one(target: WireTarget, waiting: Connection, slow: Frame) -> s
     )
 
 
-@check(
-    "wire.pipeline.off",
-    requirements=["SPOP-PIPE-002"],
-    lane="wire",
-    title="Without pipelining: still right, one by one",
-)
+@check("wire.pipeline.off", "SPOP-PIPE-002")
 async def pipeline_off(target: WireTarget) -> None:
-    """`no option pipelining`: HAProxy announces no capability."""
+    """Without pipelining: still right, one by one.
+
+    `no option pipelining`: HAProxy announces no capability.
+    """
     async with session(target, {**HELLO, "capabilities": ""}) as connection:
         for number in range(1, 9):
             asked = (probe, refused)[number % 2](target)
@@ -547,14 +504,12 @@ async def pipeline_off(target: WireTarget) -> None:
                 must_judge(target, connection, ack)
 
 
-@check(
-    "wire.pipeline.own-connection",
-    requirements=["SPOP-PIPE-003"],
-    lane="wire",
-    title="An ACK goes back on the connection of its NOTIFY",
-)
+@check("wire.pipeline.own-connection", "SPOP-PIPE-003")
 async def own_connection(target: WireTarget) -> None:
-    """Also for two connections of one engine that would allow `async`."""
+    """An ACK goes back on the connection of its NOTIFY.
+
+    Also for two connections of one engine that would allow `async`.
+    """
     items = {**HELLO, "capabilities": "pipelining,async", "engine-id": "one-engine"}
     async with session(target, items) as one, session(target, items) as other:
         asked = [question(probe(target), stream_id=number) for number in range(1, 17)]
@@ -567,14 +522,12 @@ async def own_connection(target: WireTarget) -> None:
             must_answer_each(connection, both, await collect(target, connection, len(both)))
 
 
-@check(
-    "wire.failure.denies",
-    requirements=["SPOP-FAIL-001"],
-    lane="wire",
-    title="A handler failure gives an immediate ACK with a deny, not silence",
-)
+@check("wire.failure.denies", "SPOP-FAIL-001")
 async def failure_denies(target: WireTarget) -> None:
-    """Arguments of types that no handler expects."""
+    """A handler failure gives an immediate ACK with a deny, not silence.
+
+    Arguments of types that no handler expects.
+    """
     wrong: list[tuple[str, Value | Typed]] = [
         *(("authorization", value) for value in (7, True, address("127.0.0.1"))),
         *(("method", value) for value in (7, False)),

@@ -44,14 +44,12 @@ _ERROR_LINE = re.compile(
 )
 
 
-@check(
-    "wire.bye.answered",
-    requirements=["SPOP-BYE-001"],
-    lane="wire",
-    title="HAPROXY-DISCONNECT: AGENT-DISCONNECT 0, then close",
-)
+@check("wire.bye.answered", "SPOP-BYE-001")
 async def bye_answered(target: WireTarget) -> None:
-    """HAProxy waits for it."""
+    """HAPROXY-DISCONNECT: AGENT-DISCONNECT 0, then close.
+
+    HAProxy waits for it.
+    """
     async with session(target) as connection:
         await connection.send(disconnect())
         await must_end(target, connection, "HAPROXY-DISCONNECT", 0, disconnect=True)
@@ -61,14 +59,12 @@ async def bye_answered(target: WireTarget) -> None:
         await must_end(target, connection, "HAPROXY-DISCONNECT after a NOTIFY", 0, disconnect=True)
 
 
-@check(
-    "wire.bye.normal",
-    requirements=["SPOP-BYE-002"],
-    lane="wire",
-    title="Status 0, 1 and 2 are normal: answered, and nothing at error level in the log",
-)
+@check("wire.bye.normal", "SPOP-BYE-002")
 async def bye_normal(target: WireTarget) -> str:
-    """HAProxy ends every idle connection with status 2; that must not page anyone."""
+    """Status 0, 1 and 2 are normal: answered, and nothing at error level in the log.
+
+    HAProxy ends every idle connection with status 2; that must not page anyone.
+    """
 
     async def say(address: str) -> None:
         for status, message in ((0, "normal"), (1, "I/O error"), (2, "a timeout occurred")):
@@ -91,14 +87,12 @@ async def bye_normal(target: WireTarget) -> str:
     return "the log has no error line"
 
 
-@check(
-    "wire.bye.odd-payload",
-    requirements=["SPOP-BYE-003"],
-    lane="wire",
-    title="DISCONNECT with an empty payload or unknown keys: no crash",
-)
+@check("wire.bye.odd-payload", "SPOP-BYE-003")
 async def bye_odd(target: WireTarget) -> None:
-    """The connection ends, the agent lives."""
+    """DISCONNECT with an empty payload or unknown keys: no crash.
+
+    The connection ends, the agent lives.
+    """
     payloads: tuple[bytes, ...] = (
         b"",
         encode_kv([("x", -1), ("status-code", 2), ("message", "bye"), ("y", None)]),
@@ -113,14 +107,12 @@ async def bye_odd(target: WireTarget) -> None:
     await must_live(target, "odd disconnects")
 
 
-@check(
-    "wire.bye.abrupt",
-    requirements=["SPOP-BYE-004"],
-    lane="wire",
-    title="EOF, RST and a peer that does not read are normal",
-)
+@check("wire.bye.abrupt", "SPOP-BYE-004")
 async def bye_abrupt(target: WireTarget) -> None:
-    """Before HELLO, after it, in the middle of a frame, before the ACK."""
+    """EOF, RST and a peer that does not read are normal.
+
+    Before HELLO, after it, in the middle of a frame, before the ACK.
+    """
     asked = question(probe(target))
     for reset in (False, True):
         for stage in ("connected", "greeted", "half a frame", "asked"):
@@ -136,14 +128,12 @@ async def bye_abrupt(target: WireTarget) -> None:
     await must_live(target, "EOF and RST at every stage")
 
 
-@check(
-    "wire.bye.half-close",
-    requirements=["SPOP-BYE-005"],
-    lane="wire",
-    title="A half-close after NOTIFY: the ACK is flushed, then the connection closed",
-)
+@check("wire.bye.half-close", "SPOP-BYE-005")
 async def half_close(target: WireTarget) -> None:
-    """Several NOTIFYs in flight, a slow one among them if one is known, then FIN."""
+    """A half-close after NOTIFY: the ACK is flushed, then the connection closed.
+
+    Several NOTIFYs in flight, a slow one among them if one is known, then FIN.
+    """
     async with session(target) as connection:
         asked = _in_flight(target, 5)
         await connection.send(*asked)
@@ -155,14 +145,12 @@ async def half_close(target: WireTarget) -> None:
         await must_end(target, connection, "a half-close", *range(14))
 
 
-@check(
-    "wire.bye.form",
-    requirements=["SPOP-BYE-006"],
-    lane="wire",
-    title="AGENT-DISCONNECT: ids 0, FIN, status-code and a message of at most 255 bytes",
-)
+@check("wire.bye.form", "SPOP-BYE-006")
 async def bye_form(target: WireTarget) -> str:
-    """In reply to HAProxy's, and after errors of several kinds, one with a long name in it."""
+    """AGENT-DISCONNECT: ids 0, FIN, status-code and a message of at most 255 bytes.
+
+    In reply to HAProxy's, and after errors of several kinds, one with a long name in it.
+    """
     long_name = prefixed(bytes([FrameType.NOTIFY, 0, 0, 0, 1, 1, 1, 0xFF, 0x10]) + b"n" * 400)
     provoked: tuple[Frame | bytes, ...] = (
         disconnect(),
@@ -199,14 +187,12 @@ def _in_flight(target: WireTarget, count: int) -> list[Frame]:
 # --- life -------------------------------------------------------------------------------------------------
 
 
-@check(
-    "wire.life.no-leak",
-    requirements=["SPOP-LIFE-001"],
-    lane="wire",
-    title="Peers that vanish in the middle of a question leak no descriptor",
-)
+@check("wire.life.no-leak", "SPOP-LIFE-001")
 async def no_leak(target: WireTarget) -> str:
-    """150 connections are reset with questions in flight."""
+    """Peers that vanish in the middle of a question leak no descriptor.
+
+    150 connections are reset with questions in flight.
+    """
     count = 150
     asked = question(probe(target) if target.slow is None else target.slow())
     if target.launch is None:
@@ -244,14 +230,12 @@ async def _vanish(target: WireTarget, address: str, asked: Frame) -> None:
         connection.reset()
 
 
-@check(
-    "wire.life.isolation",
-    requirements=["SPOP-LIFE-002"],
-    lane="wire",
-    title="A crash on one connection never touches another",
-)
+@check("wire.life.isolation", "SPOP-LIFE-002")
 async def isolation(target: WireTarget) -> None:
-    """A good connection is used between bad ones of every kind."""
+    """A crash on one connection never touches another.
+
+    A good connection is used between bad ones of every kind.
+    """
     bad: tuple[bytes, ...] = (
         bytes(4),
         b"\xff" * 16,
@@ -270,14 +254,12 @@ async def isolation(target: WireTarget) -> None:
             await must_serve(target, good, stream_id=number + 1)
 
 
-@check(
-    "wire.life.burst",
-    requirements=["SPOP-LIFE-004"],
-    lane="wire",
-    title="A burst of reconnects, as after a HAProxy reload, is served",
-)
+@check("wire.life.burst", "SPOP-LIFE-004")
 async def burst(target: WireTarget) -> None:
-    """120 connections at once, each with a handshake and a question."""
+    """A burst of reconnects, as after a HAProxy reload, is served.
+
+    120 connections at once, each with a handshake and a question.
+    """
 
     async def one() -> None:
         async with session(target) as connection:
@@ -287,14 +269,12 @@ async def burst(target: WireTarget) -> None:
         await asyncio.gather(*(one() for _ in range(120)))
 
 
-@check(
-    "wire.life.sigterm",
-    requirements=["SPOP-LIFE-003"],
-    lane="wire",
-    title="SIGTERM: stop accepting, finish the ACKs in flight, exit 0",
-)
+@check("wire.life.sigterm", "SPOP-LIFE-003")
 async def sigterm(target: WireTarget) -> None:
-    """A fresh agent is ended with NOTIFYs in flight."""
+    """SIGTERM: stop accepting, finish the ACKs in flight, exit 0.
+
+    A fresh agent is ended with NOTIFYs in flight.
+    """
     async with launched(target, {}) as process, session(target, address=process.address) as connection:
         await must_serve(target, connection)
         asked = _in_flight(target, 20)
@@ -341,15 +321,12 @@ async def _refuses(address: str) -> bool:
     return not await _accepts(address)
 
 
-@check(
-    "wire.life.connection-limit",
-    requirements=["SPOP-LIFE-005"],
-    lane="wire",
-    title="Connections above the limit are refused at once, those below it served",
-    features={"limits"},
-)
+@check("wire.life.connection-limit", "SPOP-LIFE-005", features={"limits"})
 async def connection_limit(target: WireTarget) -> None:
-    """A fresh agent with `max_connections = 4`."""
+    """Connections above the limit are refused at once, those below it served.
+
+    A fresh agent with `max_connections = 4`.
+    """
     async with launched(target, {"max_connections": 4}) as process:
         held = [await open_connection(process.address, within=target.seconds(DEADLINE)) for _ in range(4)]
         try:
@@ -369,14 +346,12 @@ async def connection_limit(target: WireTarget) -> None:
                 connection.close()
 
 
-@check(
-    "wire.life.handshake-timeout",
-    requirements=["SPOP-LIFE-006"],
-    lane="wire",
-    title="A connection that never says HELLO is closed",
-)
+@check("wire.life.handshake-timeout", "SPOP-LIFE-006")
 async def handshake_timeout(target: WireTarget) -> str:
-    """A fresh agent with `handshake_timeout = "1s"`; else twelve seconds of patience."""
+    """A connection that never says HELLO is closed.
+
+    A fresh agent with `handshake_timeout = "1s"`; else twelve seconds of patience.
+    """
     if target.launch is not None and "limits" in target.features:
         async with launched(target, {"handshake_timeout": "1s"}) as process:
             async with connected(target, process.address) as silent:
@@ -396,14 +371,12 @@ async def handshake_timeout(target: WireTarget) -> str:
     return "closed within 12 s"
 
 
-@check(
-    "wire.life.loopback",
-    requirements=["SPOP-LIFE-007"],
-    lane="wire",
-    title="Loopback or a Unix socket by default",
-)
+@check("wire.life.loopback", "SPOP-LIFE-007")
 async def loopback(target: WireTarget) -> str:
-    """SPOP has no authentication: whoever connects may ask. Tried from this host's outer address."""
+    """Loopback or a Unix socket by default.
+
+    SPOP has no authentication: whoever connects may ask. Tried from this host's outer address.
+    """
     address = target.address
     if address.startswith("unix:"):
         return "a Unix socket"

@@ -140,14 +140,11 @@ async def _length(target: WireTarget, address: str | None = None) -> int:
         return len((await connection.expect(FrameType.ACK)).encode())
 
 
-@check(
-    "wire.unread.whole",
-    requirements=["SPOP-UNREAD-001"],
-    lane="wire",
-    title="A peer that reads late gets each answer once and whole, and nobody else waits",
-)
+@check("wire.unread.whole", "SPOP-UNREAD-001")
 async def whole(target: WireTarget) -> str:
-    """Questions until the answers fill every buffer; others are served; then all is read in sips.
+    """A peer that reads late gets each answer once and whole, and nobody else waits.
+
+    Questions until the answers fill every buffer; others are served; then all is read in sips.
 
     An agent may rather close the connection (8.8).
     """
@@ -178,14 +175,12 @@ async def whole(target: WireTarget) -> str:
     return f"{owed} answers read late" + ("" if all_taken else "; the agent had stopped reading meanwhile")
 
 
-@check(
-    "wire.unread.bounded",
-    requirements=["SPOP-UNREAD-002"],
-    lane="wire",
-    title="An agent stops reading from a peer that reads nothing, or closes the connection",
-)
+@check("wire.unread.bounded", "SPOP-UNREAD-002")
 async def bounded(target: WireTarget) -> str:
-    """Questions without end; an agent that takes them all keeps their answers."""
+    """An agent stops reading from a peer that reads nothing, or closes the connection.
+
+    Questions without end; an agent that takes them all keeps their answers.
+    """
     length = await _length(target)
     count = _UNREAD // length
     async with _peer(target, target.address) as peer:
@@ -199,14 +194,12 @@ async def bounded(target: WireTarget) -> str:
     return f"stopped at {peer.sent} questions, {peer.sent * length >> 10} KiB of answers"
 
 
-@check(
-    "wire.unread.sigterm",
-    requirements=["SPOP-LIFE-003"],
-    lane="wire",
-    title="SIGTERM ends an agent whose answers nobody reads",
-)
+@check("wire.unread.sigterm", "SPOP-LIFE-003")
 async def sigterm(target: WireTarget) -> None:
-    """A fresh agent, one peer that reads nothing, and one that is well."""
+    """SIGTERM ends an agent whose answers nobody reads.
+
+    A fresh agent, one peer that reads nothing, and one that is well.
+    """
     async with launched(target, {"drain_timeout": "1s"} if "limits" in target.features else {}) as process:
         count = _FEW // await _length(target, process.address) + 1
         async with _peer(target, process.address) as peer:
