@@ -143,7 +143,7 @@ ONE_OF = {"issuers": ("audiences", "client_ids"), "roles": ("arn", "arns")}
 """Keys of which one must be there."""
 PROCESS = {
     "agent": "optional for vendors (6.1); connections and handshake are played by wire.life.*",
-    "audit": "optional for vendors (6.1); docs/audit.md and tests/agent/test_audit_*.py",
+    "audit": "optional for vendors (6.1); docs/audit.md and tests/agent/audit/test_audit_*.py",
     "metrics": "optional for vendors (6.1); tests/agent/serving/test_metrics.py",
     "live": "of agents that declare `live`; played by live.*",
     "identity_header": "optional for vendors (6.1); tests/scenarios/test_signed_identity.py",

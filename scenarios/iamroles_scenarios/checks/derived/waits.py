@@ -66,7 +66,7 @@ BOUNDS = {
     "agent.handshake_timeout": "wire.life.handshake-timeout",
     "agent.drain_timeout": "wire.unread.sigterm",
     "agent.decision_timeout": "tests/agent/serving/test_server.py",
-    "audit.sync": "tests/agent/test_audit_*.py",
+    "audit.sync": "tests/agent/audit/test_audit_*.py",
     "identity_header.lifetime": "tests/scenarios/test_signed_identity.py",
     "identity_header.rotate": "tests/scenarios/test_signed_identity.py",
 }
