@@ -30,7 +30,8 @@ def test_the_figures_are_the_servers_own(plan, rate, samples):
         assert (found.over > 0).all()  # nothing was answered faster than it was held
         if found.off() <= 1.0:
             break
-        assert left, f"{plan} at {rate}/s: {found.figures}"
+        assert left, f"{plan} at {rate}/s: {found.figures}, a send takes {found.sending}"
+    assert found.off(factor=2) > 1.0  # a meter that lies is caught
     assert found.measured["stamped"]
     assert not found.measured["faults"]
 
@@ -44,13 +45,14 @@ def test_a_frozen_generator_keeps_the_figures_from_sent_and_says_so():
         thread.join()
     sent, due, held = (Histogram.decoded(measured["cases"]["all"][name]) for name in ("sent", "due", "told"))
 
-    assert any(took > 80 for _, took in measured["stalls"])
+    frozen = 1e3 * max(took for _, took in measured["stalls"])
+    assert frozen > 80_000
     why = doubts(measured, Bounds())
     assert any("stood still" in reason for reason in why), why
     # 3 % of the samples were due in the freeze.
-    assert due.at(99.0) > 40_000
+    assert due.at(99.0) > 0.4 * frozen
     true = held.at(99.0)  # of these very samples: on a busy host those of the warm-up are another matter
-    assert abs(sent.at(99.0) - true) < max(0.1 * true, 4_000)
+    assert abs(sent.at(99.0) - true) < 0.1 * max(true, due.at(99.0))
 
 
 def test_a_generator_that_dies_gives_no_figures():

@@ -76,8 +76,10 @@ class Compared:
         self.samples = sent.size
         self.over = (sent - told) / 1e3
         """Microseconds, request by request, that the meter's figure exceeds the record's."""
+        self.sending = float(np.median(server.record[:, 3])) / 1e3
+        """Microseconds that one send took the server: the way between the stamps is as slow as that."""
         # A server that was interrupted between its stamp and its send says less than the truth.
-        honest = server.record[server.record[:, 3] < 100_000, 2]
+        honest = server.record[server.record[:, 3] < 10e3 * self.sending, 2]
         kept = np.isin(told, honest)
         self.known = np.isin(told, server.record[:, 2]).all()
         self.figures = {
@@ -85,6 +87,7 @@ class Compared:
             for at in percentiles
         }
 
-    def off(self):
-        """How far the worst percentile is from the truth, in units of what is allowed: 10 % or 20 µs."""
-        return max(abs(got - true) / max(0.1 * true, 20.0) for got, true in self.figures.values())
+    def off(self, factor=1.0):
+        """Return how far the worst figure, times a factor, is off, in units of 10 % or of three sends."""
+        least = 3 * self.sending
+        return max(abs(factor * got - true) / max(0.1 * true, least) for got, true in self.figures.values())
