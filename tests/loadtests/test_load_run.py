@@ -25,7 +25,7 @@ p90 = "10s"
 """
 MISLED = """
 import dataclasses
-from iamroles_agent import gate
+from iamroles_agent.serving import gate
 from iamroles_agent.main import main
 
 real = gate.Gate._decide

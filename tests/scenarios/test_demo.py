@@ -14,7 +14,8 @@ STEPS = TOUR + STREAMS
 
 LYING = """
 import asyncio, json, os, pathlib, sys
-from iamroles_agent import gate, reasons
+from iamroles_agent.base import reasons
+from iamroles_agent.serving import gate
 from iamroles_agent.main import main
 real = gate.Gate._decide
 async def mislead(self, state, check):
