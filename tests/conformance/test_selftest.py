@@ -142,8 +142,8 @@ def test_caught_by_each_id(harmless):
 
 
 def test_declaring():
-    strange = registry.mutant("nothing.x", kills=["A"], title="")
-    again = registry.mutant(next(iter(mutants())), kills=["SPOP-ACK-001"], title="again")
+    strange = registry.mutant("nothing.x", "A", "")
+    again = registry.mutant(next(iter(mutants())), "SPOP-ACK-001", "again")
 
     with pytest.raises(ValueError, match="begin with one of"):
         strange(lambda: None)

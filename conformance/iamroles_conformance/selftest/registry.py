@@ -19,7 +19,8 @@ FAMILIES = ("wire", "gate", "identity", "policy", "proxy", "live", "fire", "faul
 TOLERANT = "tolerant"
 """The family of what is permitted and that no check notices."""
 _BROKEN = ("fire", "fault")
-Apply = Callable[[], None]
+Override = Callable[[], None]
+"""Changes the agent in this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,7 @@ class Mutant:
     """What the agent then does wrong, as a clause: "accepts expired tokens"."""
     kills: tuple[str, ...]
     """Ids of the catalogue; each needs a check of its own that turns red."""
-    apply: Apply
-    """Overrides the agent in this process."""
+    apply: Override
     proxy: bool = False
     """Whether it breaks what is rendered for HAProxy, alone or beside the agent."""
 
@@ -59,26 +59,41 @@ _MUTANTS: dict[str, Mutant] = {}
 
 def mutant(
     id: str,  # noqa: A002 - the catalogue's word
-    *,
-    kills: Iterable[str],
+    kills: str,
     title: str,
+    *beside: Override,
     proxy: bool = False,
-    apply: Apply | None = None,
-) -> Callable[[Apply], Apply]:
-    """Declare a mutant: with `apply`, or as a decorator of it."""
+) -> Callable[..., Override]:
+    """Declare a mutant. Call the result with its overrides, or use it as the decorator of one.
 
-    def declare(function: Apply) -> Apply:
+    Args:
+        id: `<family>.<name>`.
+        kills: the ids that it must turn red, separated by blanks.
+        title: see `Mutant`.
+        beside: overrides that are applied after the decorated one.
+        proxy: see `Mutant`.
+    """
+
+    def declare(*overrides: Override) -> Override:
         if id in _MUTANTS:
             raise ValueError(f"mutant {id!r} is declared twice")
-        found = Mutant(id, title, tuple(kills), function, proxy)
+        found = Mutant(id, title, tuple(kills.split()), both(*overrides, *beside), proxy)
         if found.family not in (*FAMILIES, TOLERANT) or (found.family == TOLERANT) == bool(found.kills):
             raise ValueError(f"mutant {id!r}: begin with one of {FAMILIES} and name what it kills")
         _MUTANTS[id] = found
-        return function
+        return overrides[0]
 
-    if apply is not None:
-        declare(apply)
     return declare
+
+
+def both(*overrides: Override) -> Override:
+    """Override all of them, in this order."""
+
+    def apply() -> None:
+        for override in overrides:
+            override()
+
+    return apply
 
 
 def mutants(families: Iterable[str] = FAMILIES) -> dict[str, Mutant]:

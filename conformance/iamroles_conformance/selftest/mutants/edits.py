@@ -1,6 +1,6 @@
 """Handles on the agent that several mutants pull: its frames in, its frames out, its HELLO.
 
-Each takes a function that edits, and gives the `Apply` of a mutant; most stand as a decorator.
+Each takes a function that edits, and gives the `Override` of a mutant; most stand as a decorator.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from iamroles_agent.spop import connection, frames, varint
 from iamroles_agent.spop.connection import Connection
 from iamroles_agent.spop.frames import FrameBuffer, FrameType, RawFrame
 from iamroles_conformance.selftest.mutants.override import around
-from iamroles_conformance.selftest.registry import Apply
+from iamroles_conformance.selftest.registry import Override
 
 
-def frames_in(edit: Callable[[RawFrame], RawFrame | None]) -> Apply:
+def frames_in(edit: Callable[[RawFrame], RawFrame | None]) -> Override:
     """Change each frame as it is cut from the stream (`FrameBuffer.split`); None drops it."""
 
     @around(FrameBuffer, "split")
@@ -25,7 +25,7 @@ def frames_in(edit: Callable[[RawFrame], RawFrame | None]) -> Apply:
     return split
 
 
-def frames_out(edit: Callable[[Connection, int, bytes, bytes, int], bytes]) -> Apply:
+def frames_out(edit: Callable[[Connection, int, bytes, bytes, int], bytes]) -> Override:
     """Change each frame as it leaves (`Connection.data_to_send`).
 
     `edit` gets the connection, type, both ids' bytes, payload and flags; it gives whole frames.
@@ -45,7 +45,7 @@ def frames_out(edit: Callable[[Connection, int, bytes, bytes, int], bytes]) -> A
     return data_to_send
 
 
-def acks_out(edit: Callable[[Connection, bytes, bytes], bytes]) -> Apply:
+def acks_out(edit: Callable[[Connection, bytes, bytes], bytes]) -> Override:
     """Change each ACK as it leaves; `edit` gets the connection, both ids' bytes and the actions."""
 
     @frames_out
@@ -57,26 +57,26 @@ def acks_out(edit: Callable[[Connection, bytes, bytes], bytes]) -> Apply:
     return each
 
 
-def actions_out(edit: Callable[[bytes], bytes]) -> Apply:
+def actions_out(edit: Callable[[bytes], bytes]) -> Override:
     """Change the actions of each ACK as it leaves."""
     return acks_out(lambda _self, ids, actions: frames.encode(FrameType.ACK, ids, edit(actions)))
 
 
-def pairs_out(edit: Callable[[dict[str, Any]], dict[str, Any]]) -> Apply:
+def pairs_out(edit: Callable[[dict[str, Any]], dict[str, Any]]) -> Override:
     """Change the items of AGENT-HELLO and AGENT-DISCONNECT (`frames.encode_pairs`)."""
     return around(frames, "encode_pairs")(lambda sound, pairs: sound(edit(dict(pairs))))
 
 
-def pair_out(key: str, value: Any) -> Apply:
+def pair_out(key: str, value: Any) -> Override:
     """Say another value for one of these items, where it is said at all."""
     return pairs_out(lambda pairs: pairs | {key: value} if key in pairs else pairs)
 
 
-def pairs_in(edit: Callable[[dict[bytes, Any]], dict[bytes, Any]]) -> Apply:
+def pairs_in(edit: Callable[[dict[bytes, Any]], dict[bytes, Any]]) -> Override:
     """Change the items of HELLO and DISCONNECT as they are read (`frames.read_pairs`)."""
     return around(frames, "read_pairs")(lambda sound, frame: edit(sound(frame)))
 
 
-def hello_text(edit: Callable[[bytes, str], str]) -> Apply:
+def hello_text(edit: Callable[[bytes, str], str]) -> Override:
     """Change a text of the HELLO as it is read (`connection._text`); `edit` gets its key and the text."""
     return around(connection, "_text")(lambda sound, pairs, key, absent: edit(key, sound(pairs, key, absent)))

@@ -1,8 +1,8 @@
 """The ways in which a mutant changes the agent.
 
 Listing the mutants imports their modules in the process of the judge, and no import may change the agent. So
-each function here gives an `Apply`, and the child process that is to be the mutated agent calls it. A name is
-replaced where the agent looks it up; each mutant says which name that is.
+each function here returns an `Override`, and the child process that becomes the mutated agent calls it. A
+name is replaced where the agent looks it up; each mutant says which name that is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop.connection import Connection
-from iamroles_conformance.selftest.registry import Apply
+from iamroles_conformance.selftest.registry import Override
 
 
-def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Apply]:
+def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Override]:
     """Put a function in the place of `owner.name`.
 
     The function gets the sound one, and then what the agent passes: for a method, `self` first.
@@ -26,7 +26,7 @@ def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Apply]:
         TypeError: it does not take all that the sound one takes: it would die of that, not of its check.
     """
 
-    def given(replacement: Callable[..., Any]) -> Apply:
+    def given(replacement: Callable[..., Any]) -> Override:
         _fits(replacement, getattr(owner, name))
 
         def apply() -> None:
@@ -53,29 +53,19 @@ def _fits(replacement: Callable[..., Any], sound: Any) -> None:
     signature(replacement).bind(sound, *places, **names)
 
 
-def transition(state: Any, kind: Any) -> Callable[[Callable[..., None]], Apply]:
+def transition(state: Any, kind: Any) -> Callable[[Callable[..., None]], Override]:
     """As `around`, for what a connection does with a frame of this kind in this state."""
 
-    def given(replacement: Callable[..., None]) -> Apply:
+    def given(replacement: Callable[..., None]) -> Override:
         table = Connection._TRANSITIONS
         return lambda: table.update({(state, kind): partial(replacement, table.get((state, kind)))})
 
     return given
 
 
-def setting(owner: Any, name: str, value: Any) -> Apply:
+def setting(owner: Any, name: str, value: Any) -> Override:
     """Put a value in the place of `owner.name`."""
     return lambda: setattr(owner, name, value)
-
-
-def both(*applies: Apply) -> Apply:
-    """Apply all of them, in this order."""
-
-    def apply() -> None:
-        for each in applies:
-            each()
-
-    return apply
 
 
 without_memory = setting(_Peer, "_recall", lambda _self, _key, _context: None)

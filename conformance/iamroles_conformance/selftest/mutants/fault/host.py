@@ -13,15 +13,13 @@ from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop.connection import State
 from iamroles_conformance.selftest.mutants.gate.proxy import stays_down
-from iamroles_conformance.selftest.mutants.override import around, both, setting
+from iamroles_conformance.selftest.mutants.override import around, setting
 from iamroles_conformance.selftest.registry import mutant
 
 _over: list[bool] = []
 
 
-@mutant(
-    "fault.no-descriptors", kills=["FAULT-HOST-001"], title="takes no connection any more once it ran out"
-)
+@mutant("fault.no-descriptors", "FAULT-HOST-001", "takes no connection any more once it ran out")
 @around(_Peer, "connection_made")
 def no_descriptors(sound: Any, self: Any, transport: Any) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -32,7 +30,7 @@ def no_descriptors(sound: Any, self: Any, transport: Any) -> None:
     sound(self, transport)
 
 
-@mutant("fault.no-memory", kills=["FAULT-HOST-002"], title="ends as a whole when it gets no more memory")
+@mutant("fault.no-memory", "FAULT-HOST-002", "ends as a whole when it gets no more memory")
 @around(Gate, "judge")
 async def no_memory(sound: Any, self: Any, check: Any, context: Any, key: Any) -> bytes:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -49,13 +47,10 @@ def _raw_time(_sound: Any, self: Any) -> float:
 
 
 mutant(
-    "fault.starved",
-    kills=["FAULT-HOST-003"],
-    title="replaces a worker that waits for the processor as if it were stuck",
-    apply=both(
-        around(Plane, "_advance")(_raw_time),
-        around(Plane, "_quiet")(lambda _sound, self, place: self._fair - place.heard),
-    ),
+    "fault.starved", "FAULT-HOST-003", "replaces a worker that waits for the processor as if it were stuck"
+)(
+    around(Plane, "_advance")(_raw_time),
+    around(Plane, "_quiet")(lambda _sound, self, place: self._fair - place.heard),
 )
 
 
@@ -64,27 +59,15 @@ def _recorded(sound: Any, self: Any, *about: Any) -> bool:
     return True
 
 
-mutant(
-    "fault.full-disk",
-    kills=["FAULT-HOST-004"],
-    title="allows on where it cannot record",
-    apply=both(
-        around(Audit, "record")(_recorded),
-        setting(Audit, "refusing", property(lambda _self: False)),
-    ),
+mutant("fault.full-disk", "FAULT-HOST-004", "allows on where it cannot record")(
+    around(Audit, "record")(_recorded), setting(Audit, "refusing", property(lambda _self: False))
+)
+mutant("fault.stays-down", "FAULT-HOST-005", "never takes an agent back that was down", proxy=True)(
+    stays_down
 )
 
 
-mutant(
-    "fault.stays-down",
-    kills=["FAULT-HOST-005"],
-    title="never takes an agent back that was down",
-    proxy=True,
-    apply=stays_down,
-)
-
-
-@mutant("fault.end-of-proxy", kills=["FAULT-HOST-006"], title="takes the end of its proxy for its own")
+@mutant("fault.end-of-proxy", "FAULT-HOST-006", "takes the end of its proxy for its own")
 @around(_Peer, "connection_lost")
 def end_of_proxy(sound: Any, self: Any, exc: Exception | None) -> None:
     if self._connection.state is State.READY:

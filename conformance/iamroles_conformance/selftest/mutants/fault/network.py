@@ -10,14 +10,11 @@ from iamroles_agent.spop.frames import FrameBuffer
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_conformance.selftest.mutants.gate.proxy import text
-from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import mutant
 
-mutant(
-    "fault.half-frame",
-    kills=["FAULT-NET-001"],
-    title="throws away a frame that does not come in one piece",
-    apply=around(FrameBuffer, "_keep")(lambda _sound, _self, _data, _pos: None),
+mutant("fault.half-frame", "FAULT-NET-001", "throws away a frame that does not come in one piece")(
+    around(FrameBuffer, "_keep")(lambda _sound, _self, _data, _pos: None)
 )
 
 
@@ -30,11 +27,8 @@ def _gives_up(_sound: Any, self: KeySource, _why: str) -> None:
     self.failures += 1
 
 
-mutant(
-    "fault.gives-issuer-up",
-    kills=["FAULT-NET-002"],
-    title="asks an issuer no more that has failed once",
-    apply=both(around(KeySource, "_failed")(_gives_up), around(KeySource, "want")(_never)),
+mutant("fault.gives-issuer-up", "FAULT-NET-002", "asks an issuer no more that has failed once")(
+    around(KeySource, "_failed")(_gives_up), around(KeySource, "want")(_never)
 )
 
 
@@ -47,11 +41,8 @@ def _begins_once(sound: Any, self: KeySource, why: str) -> None:
     (sound if self.keys is not None else partial(_gives_up, sound))(self, why)
 
 
-mutant(
-    "fault.begins-once",
-    kills=["FAULT-NET-002"],
-    title="asks an issuer no more that was down at its start",
-    apply=both(around(KeySource, "_failed")(_begins_once), around(KeySource, "want")(_never_begun)),
+mutant("fault.begins-once", "FAULT-NET-002", "asks an issuer no more that was down at its start")(
+    around(KeySource, "_failed")(_begins_once), around(KeySource, "want")(_never_begun)
 )
 
 
@@ -64,14 +55,9 @@ async def _last_answer(sound: Any, self: Any, question: Any, state: Any, **how: 
     return self.last_answer
 
 
-mutant(
-    "fault.sts-cut",
-    kills=["FAULT-NET-003"],
-    title="takes the last answer of STS where none comes",
-    apply=both(
-        around(StsVerifier, "_call")(_last_answer),
-        around(StsVerifier, "_pausing")(lambda _sound, _self, _state, **_how: None),
-    ),
+mutant("fault.sts-cut", "FAULT-NET-003", "takes the last answer of STS where none comes")(
+    around(StsVerifier, "_call")(_last_answer),
+    around(StsVerifier, "_pausing")(lambda _sound, _self, _state, **_how: None),
 )
 
 
@@ -85,27 +71,15 @@ async def _long_pause(sound: Any, self: Any, question: Any, state: Any, **how: A
                 strain.resume_at += 3600
 
 
-mutant(
-    "fault.sts-throttled",
-    kills=["FAULT-NET-003"],
-    title="asks STS no more for an hour that has throttled it",
-    apply=around(StsVerifier, "_call")(_long_pause),
+mutant("fault.sts-throttled", "FAULT-NET-003", "asks STS no more for an hour that has throttled it")(
+    around(StsVerifier, "_call")(_long_pause)
 )
-
-
 mutant(
     "fault.one-at-a-time",
-    kills=["FAULT-NET-004"],
-    title="serves one request at a time, so that one backend holds up all",
+    "FAULT-NET-004",
+    "serves one request at a time, so that one backend holds up all",
     proxy=True,
-    apply=text(lambda text: text.replace('maxconn "${IAM_MAXCONN}"', "maxconn 1")),
-)
-
-
-mutant(
-    "fault.impatient",
-    kills=["FAULT-NET-005"],
-    title="gives a client no time to send its request",
-    proxy=True,
-    apply=text(lambda text: text.replace("timeout http-request     10s", "timeout http-request     20ms")),
+)(text(lambda text: text.replace('maxconn "${IAM_MAXCONN}"', "maxconn 1")))
+mutant("fault.impatient", "FAULT-NET-005", "gives a client no time to send its request", proxy=True)(
+    text(lambda text: text.replace("timeout http-request     10s", "timeout http-request     20ms"))
 )

@@ -11,13 +11,13 @@ from iamroles_agent.processes.supervisor import Supervisor
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.server import Server
 from iamroles_conformance.selftest.mutants.gate.proxy import text, without
-from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import mutant
 
 _forked: set[int] = set()
 
 
-@mutant("fire.no-replacement", kills=["FIRE-WORKER-001"], title="replaces no process that died")
+@mutant("fire.no-replacement", "FIRE-WORKER-001", "replaces no process that died")
 @around(Supervisor, "_fork")
 def no_replacement(sound: Any, self: Any, effect: Any) -> None:
     if effect.place < 0 or effect.place not in _forked:
@@ -35,6 +35,12 @@ def _remembers(sound: Any, self: Any, effect: Any) -> None:
     sound(self, effect)
 
 
+@mutant(
+    "fire.born-old",
+    "FIRE-WORKER-002",
+    "gives a worker that replaces another the policy of the agent's start",
+    _remembers,
+)
 @around(Supervisor, "_live")
 def _born_old(sound: Any, self: Any, effect: Any, channel: Any) -> int:
     if effect.why:
@@ -43,23 +49,9 @@ def _born_old(sound: Any, self: Any, effect: Any, channel: Any) -> int:
     return int(sound(self, effect, channel))
 
 
-mutant(
-    "fire.born-old",
-    kills=["FIRE-WORKER-002"],
-    title="gives a worker that replaces another the policy of the agent's start",
-    apply=both(_remembers, _born_old),
+mutant("fire.one-agent", "FIRE-PAIR-001", "asks one agent of two", proxy=True)(
+    without("server agent-2 ", name="iam-routes.cfg")
 )
-
-
-mutant(
-    "fire.one-agent",
-    kills=["FIRE-PAIR-001"],
-    title="asks one agent of two",
-    proxy=True,
-    apply=without("server agent-2 ", name="iam-routes.cfg"),
-)
-
-
 _leaving: list[bool] = []
 
 
@@ -75,23 +67,21 @@ def _forgets(sound: Any, self: Any, key: bytes, context: Any) -> Any:
     return None if _leaving else sound(self, key, context)
 
 
+@mutant(
+    "fire.turns-away",
+    "FIRE-PAIR-002",
+    "refuses what it is asked after SIGTERM, and goes on to accept connections for a second",
+    _lingers,
+    _forgets,
+)
 @around(Gate, "judge")
 async def _turns_away(sound: Any, self: Any, check: Any, context: Any, key: Any) -> Any:
     return self.failed(context, "it is leaving") if _leaving else await sound(self, check, context, key)
 
 
 mutant(
-    "fire.turns-away",
-    kills=["FIRE-PAIR-002"],
-    title="refuses what it is asked after SIGTERM, and goes on to accept connections for a second",
-    apply=both(_lingers, _forgets, _turns_away),
-)
-
-
-mutant(
     "fire.old-worker-killed",
-    kills=["FIRE-PROXY-001", "FIRE-CERTIFICATE-001"],
-    title="has the proxy end its old worker at once when it is reloaded",
+    "FIRE-PROXY-001 FIRE-CERTIFICATE-001",
+    "has the proxy end its old worker at once when it is reloaded",
     proxy=True,
-    apply=text(lambda cfg: cfg.replace("hard-stop-after 1h", "hard-stop-after 1ms")),
-)
+)(text(lambda cfg: cfg.replace("hard-stop-after 1h", "hard-stop-after 1ms")))

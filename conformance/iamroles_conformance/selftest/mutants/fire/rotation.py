@@ -15,7 +15,7 @@ from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_conformance.selftest.mutants.gate.proxy import text
-from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import mutant
 
 _no_renewal = around(KeySource, "_schedule")(lambda _sound, _self, _delay: None)
@@ -25,34 +25,19 @@ async def _asks_nothing(_sound: Any, _self: Any, _kid: str) -> None:
     return
 
 
-mutant(
-    "fire.newest-key",
-    kills=["FIRE-KEY-001"],
-    title="refuses the old key as soon as a new one is published",
-    apply=around(KeySet, "__init__")(lambda sound, self, keys, dropped=(): sound(self, keys[:1], dropped)),
+mutant("fire.newest-key", "FIRE-KEY-001", "refuses the old key as soon as a new one is published")(
+    around(KeySet, "__init__")(lambda sound, self, keys, dropped=(): sound(self, keys[:1], dropped))
 )
-
-
-mutant(
-    "fire.removed-key",
-    kills=["FIRE-KEY-002"],
-    title="goes on with keys that were withdrawn while it is busy",
-    apply=_no_renewal,
+mutant("fire.removed-key", "FIRE-KEY-002", "goes on with keys that were withdrawn while it is busy")(
+    _no_renewal
 )
-
-
-mutant(
-    "fire.first-keys",
-    kills=["FIRE-KEY-003"],
-    title="knows the keys of its start alone",
-    apply=both(_no_renewal, around(KeySource, "_ask")(_asks_nothing)),
+mutant("fire.first-keys", "FIRE-KEY-003", "knows the keys of its start alone")(
+    _no_renewal, around(KeySource, "_ask")(_asks_nothing)
 )
-
-
 _sessions: list[str] = []
 
 
-@mutant("fire.first-session", kills=["FIRE-STS-001"], title="takes the second session of a role for a replay")
+@mutant("fire.first-session", "FIRE-STS-001", "takes the second session of a role for a replay")
 @around(StsVerifier, "_identity")
 def first_session(sound: Any, self: Any, question: Any, caller: Any, digest: bytes) -> Any:
     found = sound(self, question, caller, digest)
@@ -60,17 +45,11 @@ def first_session(sound: Any, self: Any, question: Any, caller: Any, digest: byt
     return found if found.principal == _sessions[0] else found._replace(roles=())
 
 
-mutant(
-    "fire.session-for-ever",
-    kills=["FIRE-STS-002"],
-    title="asks STS once for each credential, however long it is used",
-    apply=around(StsVerifier, "_identity")(lambda sound, *args: sound(*args)._replace(check_again=None)),
+mutant("fire.session-for-ever", "FIRE-STS-002", "asks STS once for each credential, however long it is used")(
+    around(StsVerifier, "_identity")(lambda sound, *args: sound(*args)._replace(check_again=None))
 )
 
-
-# --- reloads ----------------------------------------------------------------------------------------------
-
-
+# --- reloads
 _closed_until = 0.0
 _peers: set[Any] = set()
 
@@ -83,6 +62,12 @@ def _made(sound: Any, self: Any, transport: Any) -> None:
         self.abort()
 
 
+@mutant(
+    "fire.reload-restarts",
+    "FIRE-POLICY-001",
+    "closes its connections at a reload, and takes none for 1.5 s",
+    _made,
+)
 @around(Gate, "replace")
 def _starts_anew(sound: Any, self: Any, *args: Any) -> None:
     global _closed_until  # noqa: PLW0603 - a mutant's memory
@@ -93,73 +78,48 @@ def _starts_anew(sound: Any, self: Any, *args: Any) -> None:
     _peers.clear()
 
 
-mutant(
-    "fire.reload-restarts",
-    kills=["FIRE-POLICY-001"],
-    title="closes its connections at a reload, and takes none for 1.5 s",
-    apply=both(_made, _starts_anew),
-)
-
-
-@mutant("fire.late-policy", kills=["FIRE-POLICY-002"], title="confirms a reload half a second too early")
+@mutant("fire.late-policy", "FIRE-POLICY-002", "confirms a reload half a second too early")
 @around(Gate, "replace")
 def late_policy(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
     asyncio.get_running_loop().call_later(0.5, sound, self, policy, authenticator)
 
 
-@mutant(
-    "fire.reload-stalls",
-    kills=["FIRE-POLICY-003"],
-    title="stands still for 1.5 s at a reload",
-)
+@mutant("fire.reload-stalls", "FIRE-POLICY-003", "stands still for 1.5 s at a reload")
 @around(Gate, "replace")
 def reload_stalls(sound: Any, self: Any, *args: Any) -> None:
     time.sleep(1.5)
     sound(self, *args)
 
 
-mutant(
-    "fire.newest-issuer",
-    kills=["FIRE-ISSUER-001"],
-    title="refuses the issuer it had as soon as another is added",
-    apply=around(worker, "rules_of")(lambda sound, config: dict(list(sound(config).items())[-1:])),
+mutant("fire.newest-issuer", "FIRE-ISSUER-001", "refuses the issuer it had as soon as another is added")(
+    around(worker, "rules_of")(lambda sound, config: dict(list(sound(config).items())[-1:]))
 )
-
-
 _issuers: dict[str, Any] = {}
 
 
-@mutant("fire.removed-issuer", kills=["FIRE-ISSUER-002"], title="goes on with issuers that were taken out")
+@mutant("fire.removed-issuer", "FIRE-ISSUER-002", "goes on with issuers that were taken out")
 @around(worker, "rules_of")
 def removed_issuer(sound: Any, config: Any) -> Any:
     _issuers.update(sound(config))
     return dict(_issuers)
 
 
-# --- the identity's keys ----------------------------------------------------------------------------------
-
-
-mutant(
-    "fire.unpublished-key",
-    kills=["FIRE-IDENTITY-001"],
-    title="publishes the key that signs, and no other",
-    apply=around(KeyRing, "jwks")(lambda _sound, self: {"keys": [self.signing(time.time()).jwk]}),
+# --- the identity's keys
+mutant("fire.unpublished-key", "FIRE-IDENTITY-001", "publishes the key that signs, and no other")(
+    around(KeyRing, "jwks")(lambda _sound, self: {"keys": [self.signing(time.time()).jwk]})
 )
 
 
-@mutant("fire.last-key", kills=["FIRE-IDENTITY-001"], title="makes no more keys than those of its start")
+@mutant("fire.last-key", "FIRE-IDENTITY-001", "makes no more keys than those of its start")
 @around(part, "keep_turning")
 async def last_key(_sound: Any, _header: Any, _link: Any) -> None:
     await asyncio.Event().wait()
 
 
-# --- the proxy's certificate ------------------------------------------------------------------------------
-
-
+# --- the proxy's certificate
 mutant(
     "fire.certificate-for-ever",
-    kills=["FIRE-CERTIFICATE-001"],
-    title="lets nobody replace the proxy's certificate while it runs",
+    "FIRE-CERTIFICATE-001",
+    "lets nobody replace the proxy's certificate while it runs",
     proxy=True,
-    apply=text(lambda cfg: cfg.replace("mode 600 level admin", "mode 600 level operator")),
-)
+)(text(lambda cfg: cfg.replace("mode 600 level admin", "mode 600 level operator")))

@@ -8,11 +8,11 @@ from typing import Any
 from iamroles_agent.serving.server import _Peer
 from iamroles_conformance.selftest.mutants.edits import actions_out
 from iamroles_conformance.selftest.mutants.override import around
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.registry import Override, mutant
 from iamroles_tools.haproxy import render
 
 
-def text(edit: Any, *, name: str = "haproxy.cfg") -> Apply:
+def text(edit: Any, *, name: str = "haproxy.cfg") -> Override:
     """Change a rendered file; an edit that changes nothing is an error of the mutant."""
 
     @around(render, "configuration")
@@ -26,7 +26,7 @@ def text(edit: Any, *, name: str = "haproxy.cfg") -> Apply:
     return configuration
 
 
-def without(part: str, *, name: str = "haproxy.cfg") -> Apply:
+def without(part: str, *, name: str = "haproxy.cfg") -> Override:
     """Drop every line that holds this text."""
     return text(
         lambda text: "".join(
@@ -38,30 +38,14 @@ def without(part: str, *, name: str = "haproxy.cfg") -> Apply:
     )
 
 
-mutant(
-    "gate.passes-token-on",
-    kills=["GATE-TAG-002"],
-    title="passes the token on to the backend",
-    proxy=True,
-    apply=without("http-request del-header Authorization"),
+mutant("gate.passes-token-on", "GATE-TAG-002", "passes the token on to the backend", proxy=True)(
+    without("http-request del-header Authorization")
 )
-
-
-mutant(
-    "gate.forged-headers",
-    kills=["GATE-FORGE-001"],
-    title="passes the client's own X-IAM headers",
-    proxy=True,
-    apply=without("del-header ^x[^a-z0-9]iam"),
+mutant("gate.forged-headers", "GATE-FORGE-001", "passes the client's own X-IAM headers", proxy=True)(
+    without("del-header ^x[^a-z0-9]iam")
 )
-
-
-mutant(
-    "gate.repeated-role",
-    kills=["GATE-FORGE-002"],
-    title="takes the last of two X-IAM-Role",
-    proxy=True,
-    apply=without("iam_role_repeated"),
+mutant("gate.repeated-role", "GATE-FORGE-002", "takes the last of two X-IAM-Role", proxy=True)(
+    without("iam_role_repeated")
 )
 
 
@@ -81,34 +65,16 @@ def _fails_open(condition: str) -> Any:
     return edit
 
 
-mutant(
-    "gate.down-is-open",
-    kills=["GATE-CLOSED-001"],
-    title="lets requests pass while the agent is down",
-    proxy=True,
-    apply=text(_fails_open("unless iam_answered")),
+mutant("gate.down-is-open", "GATE-CLOSED-001", "lets requests pass while the agent is down", proxy=True)(
+    text(_fails_open("unless iam_answered"))
 )
-
-
-mutant(
-    "gate.silent-is-open",
-    kills=["GATE-CLOSED-002"],
-    title="lets requests pass on a timeout",
-    proxy=True,
-    apply=text(_fails_open("if iam_faulty")),
+mutant("gate.silent-is-open", "GATE-CLOSED-002", "lets requests pass on a timeout", proxy=True)(
+    text(_fails_open("if iam_faulty"))
 )
-
-
 stays_down = text(lambda text: text.replace("rise 1\n", "rise 100000\n"), name="iam-routes.cfg")
-mutant(
-    "gate.stays-down",
-    kills=["GATE-CLOSED-004"],
-    title="never takes an agent back that was down",
-    proxy=True,
-    apply=stays_down,
+mutant("gate.stays-down", "GATE-CLOSED-004", "never takes an agent back that was down", proxy=True)(
+    stays_down
 )
-
-
 _held: list[bytes] = []
 
 
@@ -119,21 +85,14 @@ def one_behind(actions: bytes) -> bytes:
     return _held.pop(0) if len(_held) > 1 else actions
 
 
-mutant(
-    "gate.one-behind",
-    kills=["GATE-CLOSED-003"],
-    title="gives each question the answer of the one before",
-    apply=one_behind,
-)
-
-
+mutant("gate.one-behind", "GATE-CLOSED-003", "gives each question the answer of the one before")(one_behind)
 _numbers = itertools.count(1)
 
 
 @mutant(
     "gate.tires-of-connections",
-    kills=["GATE-RELOAD-001"],
-    title="takes the connections of its start, and none of those after a reload",
+    "GATE-RELOAD-001",
+    "takes the connections of its start, and none of those after a reload",
 )
 @around(_Peer, "connection_made")
 def tires_of_connections(sound: Any, self: Any, transport: Any) -> None:

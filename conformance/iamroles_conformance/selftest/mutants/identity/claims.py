@@ -14,12 +14,12 @@ from iamroles_agent.spop.connection import Connection
 from iamroles_agent.tokens import claims, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
-from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.mutants.policy.edits import role_arns
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.registry import Override, mutant
 
 
-def _rule(name: str, change: Callable[[Any], Any]) -> Apply:
+def _rule(name: str, change: Callable[[Any], Any]) -> Override:
     """Change a value of an issuer's compiled rules."""
 
     @around(ClaimRules, "__init__")
@@ -30,14 +30,14 @@ def _rule(name: str, change: Callable[[Any], Any]) -> Apply:
     return init
 
 
-def _claims(edit: Callable[[dict[str, Any], float], dict[str, Any]]) -> Apply:
+def _claims(edit: Callable[[dict[str, Any], float], dict[str, Any]]) -> Override:
     """Change the claims before their times are judged."""
     return around(ClaimRules, "_times")(
         lambda sound, self, payload, now: sound(self, edit(dict(payload), now), now)
     )
 
 
-def _never_ahead(claim: str) -> Apply:
+def _never_ahead(claim: str) -> Override:
     """Read a time that is ahead as now."""
 
     @_claims
@@ -48,7 +48,7 @@ def _never_ahead(claim: str) -> Apply:
     return edit
 
 
-def _coerced(claim: str) -> Apply:
+def _coerced(claim: str) -> Override:
     """Read a claim as a lenient library does."""
 
     @around(claims, "_seconds")
@@ -67,36 +67,17 @@ def _coerced(claim: str) -> Apply:
     return seconds
 
 
-# --- times ------------------------------------------------------------------------------------------------
-
-
-mutant(
-    "identity.exp-optional",
-    kills=["JWT-EXP-001"],
-    title="accepts tokens without exp",
-    apply=_claims(lambda payload, now: {"exp": int(now) + 60} | payload),
+# --- times
+mutant("identity.exp-optional", "JWT-EXP-001", "accepts tokens without exp")(
+    _claims(lambda payload, now: {"exp": int(now) + 60} | payload)
+)
+mutant("identity.exp-text", "JWT-EXP-002", "reads exp out of strings and fractions")(_coerced("exp"))
+mutant("identity.any-lifetime", "JWT-EXP-003", "accepts any lifetime")(
+    _rule("_lifetime", lambda _configured: float("inf"))
 )
 
 
-mutant(
-    "identity.exp-text",
-    kills=["JWT-EXP-002"],
-    title="reads exp out of strings and fractions",
-    apply=_coerced("exp"),
-)
-
-
-mutant(
-    "identity.any-lifetime",
-    kills=["JWT-EXP-003"],
-    title="accepts any lifetime",
-    apply=_rule("_lifetime", lambda _configured: float("inf")),
-)
-
-
-@mutant(
-    "identity.lifetime-needs-iat", kills=["JWT-EXP-003"], title="bounds lifetimes only where iat is given"
-)
+@mutant("identity.lifetime-needs-iat", "JWT-EXP-003", "bounds lifetimes only where iat is given")
 @around(ClaimRules, "_times")
 def lifetime_needs_iat(sound: Any, self: Any, payload: Any, now: float) -> Any:
     kept, self._lifetime = self._lifetime, self._lifetime if "iat" in payload else float("inf")
@@ -106,58 +87,20 @@ def lifetime_needs_iat(sound: Any, self: Any, payload: Any, now: float) -> Any:
         self._lifetime = kept
 
 
-mutant(
-    "identity.own-leeway",
-    kills=["JWT-EXP-004"],
-    title="has a leeway of its own",
-    apply=_rule("_leeway", lambda configured: max(configured, 30.0)),
+mutant("identity.own-leeway", "JWT-EXP-004", "has a leeway of its own")(
+    _rule("_leeway", lambda configured: max(configured, 30.0))
 )
-
-
-mutant(
-    "identity.no-leeway",
-    kills=["JWT-EXP-005"],
-    title="ignores the configured leeway",
-    apply=_rule("_leeway", lambda _configured: 0.0),
+mutant("identity.no-leeway", "JWT-EXP-005", "ignores the configured leeway")(
+    _rule("_leeway", lambda _configured: 0.0)
 )
-
-
-mutant(
-    "identity.ignores-nbf",
-    kills=["JWT-NBF-001"],
-    title="ignores an nbf that is ahead",
-    apply=_never_ahead("nbf"),
-)
-
-
-mutant(
-    "identity.nbf-text",
-    kills=["JWT-NBF-002"],
-    title="reads nbf out of strings and fractions",
-    apply=_coerced("nbf"),
-)
-
-
-mutant(
-    "identity.ignores-iat",
-    kills=["JWT-IAT-001"],
-    title="ignores an iat that is ahead",
-    apply=_never_ahead("iat"),
-)
-
-
-mutant(
-    "identity.iat-text",
-    kills=["JWT-IAT-002"],
-    title="reads iat out of strings and fractions",
-    apply=_coerced("iat"),
-)
+mutant("identity.ignores-nbf", "JWT-NBF-001", "ignores an nbf that is ahead")(_never_ahead("nbf"))
+mutant("identity.nbf-text", "JWT-NBF-002", "reads nbf out of strings and fractions")(_coerced("nbf"))
+mutant("identity.ignores-iat", "JWT-IAT-001", "ignores an iat that is ahead")(_never_ahead("iat"))
+mutant("identity.iat-text", "JWT-IAT-002", "reads iat out of strings and fractions")(_coerced("iat"))
 
 
 @mutant(
-    "identity.number-forms",
-    kills=["JWT-NUM-001"],
-    title="reads times out of any finite number, fractions rounded down",
+    "identity.number-forms", "JWT-NUM-001", "reads times out of any finite number, fractions rounded down"
 )
 @around(claims, "_seconds")
 def number_forms(sound: Any, payload: Any, name: str) -> Any:
@@ -167,10 +110,8 @@ def number_forms(sound: Any, payload: Any, name: str) -> Any:
     return sound(payload, name)
 
 
-# --- issuer, audience, kind of token ----------------------------------------------------------------------
-
-
-@mutant("identity.iss-prefix", kills=["JWT-ISS-001"], title="compares the beginning of iss")
+# --- issuer, audience, kind of token
+@mutant("identity.iss-prefix", "JWT-ISS-001", "compares the beginning of iss")
 @around(Authenticator, "_issuer_of")
 def iss_prefix(sound: Any, self: Any, jws: Any) -> Any:
     iss = jws.payload.get("iss")
@@ -178,55 +119,45 @@ def iss_prefix(sound: Any, self: Any, jws: Any) -> Any:
     return near[0] if near else sound(self, jws)
 
 
-@mutant("identity.aud-substring", kills=["JWT-AUD-001"], title="looks for the audience within aud")
+@mutant("identity.aud-substring", "JWT-AUD-001", "looks for the audience within aud")
 @around(ClaimRules, "_plain_audience")
 def aud_substring(sound: Any, self: Any, payload: Any) -> None:
     if not any(one in str(payload.get("aud")) for one in self._audiences):
         sound(self, payload)
 
 
-@mutant("identity.aud-first", kills=["JWT-AUD-002"], title="looks at the first audience only")
+@mutant("identity.aud-first", "JWT-AUD-002", "looks at the first audience only")
 @around(ClaimRules, "_plain_audience")
 def aud_first(sound: Any, self: Any, payload: Any) -> None:
     aud = payload.get("aud")
     sound(self, payload | ({"aud": aud[0]} if isinstance(aud, list) and aud else {}))
 
 
-mutant(
-    "identity.any-client",
-    kills=["JWT-COGNITO-001"],
-    title="ignores client_id",
-    apply=around(ClaimRules, "_check_client")(lambda sound, self, payload: None),
+mutant("identity.any-client", "JWT-COGNITO-001", "ignores client_id")(
+    around(ClaimRules, "_check_client")(lambda sound, self, payload: None)
 )
 
 
-@mutant("identity.id-token", kills=["JWT-COGNITO-002"], title="takes an ID token for an access token")
+@mutant("identity.id-token", "JWT-COGNITO-002", "takes an ID token for an access token")
 @around(ClaimRules, "_cognito_audience")
 def id_token(sound: Any, self: Any, payload: Any) -> None:
     client = payload.get("client_id", payload.get("aud"))
     sound(self, payload | {"token_use": "access", "client_id": client})
 
 
-mutant(
-    "identity.half-access-token",
-    kills=["JWT-AT-001"],
-    title="asks nothing more of RFC 9068's tokens",
-    apply=both(
-        around(claims, "_check_rfc9068")(lambda _sound, _payload, _iat: None),
-        around(claims, "_label")(lambda sound, value, name: sound(value or "nobody", name)),
-    ),
+mutant("identity.half-access-token", "JWT-AT-001", "asks nothing more of RFC 9068's tokens")(
+    around(claims, "_check_rfc9068")(lambda _sound, _payload, _iat: None),
+    around(claims, "_label")(lambda sound, value, name: sound(value or "nobody", name)),
 )
 
 
-# --- principals -------------------------------------------------------------------------------------------
-
-
-def _role(read: Callable[[Any, str], Any]) -> Apply:
+# --- principals
+def _role(read: Callable[[Any, str], Any]) -> Override:
     """Read a role ARN otherwise: `read(sound, text)`."""
     return around(claims, "role_arn")(read)
 
 
-@mutant("identity.role-path-kept", kills=["PRINCIPAL-ARN-001"], title="refuses role ARNs with a path")
+@mutant("identity.role-path-kept", "PRINCIPAL-ARN-001", "refuses role ARNs with a path")
 @_role
 def role_path_kept(sound: Any, text: str) -> Any:
     if ":role/" in text and text.count("/") > 1:
@@ -234,7 +165,7 @@ def role_path_kept(sound: Any, text: str) -> Any:
     return sound(text)
 
 
-@mutant("identity.skips-malformed", kills=["PRINCIPAL-ARN-002"], title="passes over malformed role ARNs")
+@mutant("identity.skips-malformed", "PRINCIPAL-ARN-002", "passes over malformed role ARNs")
 @around(ClaimRules, "_judge_roles")
 def skips_malformed(sound: Any, self: Any, entries: Any) -> Any:
     good = []
@@ -246,50 +177,43 @@ def skips_malformed(sound: Any, self: Any, entries: Any) -> Any:
     return sound(self, good or entries)
 
 
-@mutant("identity.arn-part", kills=["PRINCIPAL-ARN-002"], title="finds a role's ARN within a longer text")
+@mutant("identity.arn-part", "PRINCIPAL-ARN-002", "finds a role's ARN within a longer text")
 @_role
 def arn_part(sound: Any, text: str) -> Any:
     found = re.search(r"arn:aws:(?:iam::\d{12}:role/[\w/]+|sts::\d{12}:assumed-role/\w+/\w+)", text)
     return sound(found[0]) if found else sound(text)
 
 
-@mutant("identity.role-case", kills=["PRINCIPAL-ARN-003"], title="compares role names without regard to case")
+@mutant("identity.role-case", "PRINCIPAL-ARN-003", "compares role names without regard to case")
 @_role
 def role_case(sound: Any, text: str) -> Any:
     head, _, name = text.rpartition(":role/")
     return sound(f"{head}:role/{name.lower()}" if head else text)
 
 
-@mutant(
-    "identity.mapping-with-path", kills=["PRINCIPAL-ARN-004"], title="accepts a mapping that never matches"
-)
+@mutant("identity.mapping-with-path", "PRINCIPAL-ARN-004", "accepts a mapping that never matches")
 @role_arns
 def mapping_with_path(sound: Any, text: str) -> RoleArn:
     arn: RoleArn = sound(text)
     return replace(arn, name=text.partition(":role/")[2]) if ":role/" in text else arn
 
 
-mutant(
-    "identity.one-account",
-    kills=["PRINCIPAL-ACCOUNT-001"],
-    title="compares roles by name alone",
-    apply=_role(
+mutant("identity.one-account", "PRINCIPAL-ACCOUNT-001", "compares roles by name alone")(
+    _role(
         lambda sound, text: sound(
             re.sub(r"^arn:aws(-cn)?:(\w+)::\d{12}:", r"arn:aws:\2::111111111111:", text)
         )
-    ),
+    )
 )
 
 
-@mutant(
-    "identity.session-is-role", kills=["PRINCIPAL-SESSION-001"], title="takes the session name for the role"
-)
+@mutant("identity.session-is-role", "PRINCIPAL-SESSION-001", "takes the session name for the role")
 @_role
 def session_is_role(sound: Any, text: str) -> Any:
     return sound(re.sub(r"assumed-role/[^/]+/([^/]+)$", r"assumed-role/\1/x1", text))
 
 
-@mutant("identity.logs-tokens", kills=["PRINCIPAL-SECRET-001"], title="logs the credentials that it refuses")
+@mutant("identity.logs-tokens", "PRINCIPAL-SECRET-001", "logs the credentials that it refuses")
 @around(Authenticator, "authenticate")
 async def logs_tokens(sound: Any, self: Any, authorization: str, *source: Any) -> Any:
     try:
@@ -300,10 +224,8 @@ async def logs_tokens(sound: Any, self: Any, authorization: str, *source: Any) -
         raise
 
 
-# --- outbound federation ----------------------------------------------------------------------------------
-
-
-def _aws(edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> Apply:
+# --- outbound federation
+def _aws(edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> Override:
     """Change the claims, and those in AWS's namespace, before the principal is read."""
 
     @around(ClaimRules, "_aws")
@@ -318,44 +240,29 @@ def _aws(edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> Apply:
     return aws
 
 
-mutant(
-    "identity.key-needs-alg",
-    kills=["OUTBOUND-ALLOW-001"],
-    title="drops keys that name no alg",
-    apply=around(keys, "_problem")(lambda sound, jwk: sound(jwk) or ("" if "alg" in jwk else "no alg")),
+mutant("identity.key-needs-alg", "OUTBOUND-ALLOW-001", "drops keys that name no alg")(
+    around(keys, "_problem")(lambda sound, jwk: sound(jwk) or ("" if "alg" in jwk else "no alg"))
 )
-
-
-mutant(
-    "identity.aws-account",
-    kills=["OUTBOUND-ACCOUNT-001"],
-    title="ignores aws_account",
-    apply=_aws(lambda payload, said: said.update(aws_account="111111111111")),
+mutant("identity.aws-account", "OUTBOUND-ACCOUNT-001", "ignores aws_account")(
+    _aws(lambda payload, said: said.update(aws_account="111111111111"))
 )
-
-
-mutant(
-    "identity.aws-arn-account",
-    kills=["OUTBOUND-ACCOUNT-001"],
-    title="ignores the ARN's account",
-    apply=_aws(
+mutant("identity.aws-arn-account", "OUTBOUND-ACCOUNT-001", "ignores the ARN's account")(
+    _aws(
         lambda payload, said: payload.update(
             sub=str(payload.get("sub")).replace("222222222222", "111111111111")
         )
-    ),
+    )
 )
 
 
-@mutant(
-    "identity.origin-sub", kills=["OUTBOUND-ORIGIN-001"], title="takes the role from sub whatever the mode"
-)
+@mutant("identity.origin-sub", "OUTBOUND-ORIGIN-001", "takes the role from sub whatever the mode")
 @_aws
 def origin_sub(payload: dict[str, Any], said: dict[str, Any]) -> None:
     payload.pop("subject_mode", None)
     said.pop("subject_mode", None)
 
 
-@mutant("identity.request-tags", kills=["OUTBOUND-TAGS-001"], title="takes roles from request tags")
+@mutant("identity.request-tags", "OUTBOUND-TAGS-001", "takes roles from request tags")
 @around(ClaimRules, "_aws")
 def request_tags(sound: Any, self: Any, payload: Any, now: float) -> Any:
     roles, end = sound(self, payload, now)
@@ -363,22 +270,19 @@ def request_tags(sound: Any, self: Any, payload: Any, now: float) -> Any:
     return (*roles, *(RoleArn.parse(text) for name, text in tags.items() if name == "role")), end
 
 
-mutant(
-    "identity.outer-session",
-    kills=["OUTBOUND-SESSION-001"],
-    title="ignores the end of the outer session",
-    apply=_aws(lambda payload, said: said.pop("original_session_exp", None)),
+mutant("identity.outer-session", "OUTBOUND-SESSION-001", "ignores the end of the outer session")(
+    _aws(lambda payload, said: said.pop("original_session_exp", None))
 )
 
 
-@mutant("identity.irsa", kills=["OUTBOUND-IRSA-001"], title="takes any token of AWS for one of STS")
+@mutant("identity.irsa", "OUTBOUND-IRSA-001", "takes any token of AWS for one of STS")
 @_aws
 def irsa(payload: dict[str, Any], said: dict[str, Any]) -> None:
     if not said:
         payload["https://sts.amazonaws.com/"] = {"aws_account": "111111111111"}
 
 
-@mutant("identity.small-frames", kills=["JWT-SIZE-001"], title="takes no frame of more than 13,000 bytes")
+@mutant("identity.small-frames", "JWT-SIZE-001", "takes no frame of more than 13,000 bytes")
 @around(Connection, "__init__")
 def small_frames(sound: Any, self: Any, recall: Any, *, max_frame_size: int, **more: Any) -> None:
     sound(self, recall, max_frame_size=min(max_frame_size, 13_000), **more)

@@ -22,11 +22,11 @@ from iamroles_agent.tokens.jws import parse
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import Key, parse_key
 from iamroles_conformance.selftest.mutants.gate.proxy import text
-from iamroles_conformance.selftest.mutants.override import around, both, setting
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.mutants.override import around, setting
+from iamroles_conformance.selftest.registry import Override, mutant
 
 
-def _verify(rescue: Callable[[Any, Any, bytes], Any]) -> Apply:
+def _verify(rescue: Callable[[Any, Any, bytes], Any]) -> Override:
     """Where a token is refused, let `rescue(authenticator, refusal, token)` give an identity after all."""
 
     @around(Authenticator, "_verify")
@@ -59,7 +59,7 @@ def _believed(self: Any, token: bytes) -> Any:
     return self._issuer_of(jws).rules.identity(jws.payload, jws.header, self._clock(), "")
 
 
-def _header(edit: Callable[[dict[str, Any]], Any]) -> Apply:
+def _header(edit: Callable[[dict[str, Any]], Any]) -> Override:
     """Change the header before it is judged; the signature is still that of the true one."""
 
     @around(jws, "read_header")
@@ -78,7 +78,7 @@ def _header(edit: Callable[[dict[str, Any]], Any]) -> Apply:
     return read_header
 
 
-def _signature(accept: Callable[[str, bytes, bytes, Any], bool]) -> Apply:
+def _signature(accept: Callable[[str, bytes, bytes, Any], bool]) -> Override:
     """Accept more signatures: `accept(alg, signature, data, verify)`."""
 
     @around(Key, "verifier")
@@ -89,17 +89,15 @@ def _signature(accept: Callable[[str, bytes, bytes, Any], bool]) -> Apply:
     return verifier
 
 
-# --- algorithms and signatures ----------------------------------------------------------------------------
-
-
-@mutant("identity.alg-none", kills=["JWT-ALG-001"], title="accepts alg none in any spelling but `none`")
+# --- algorithms and signatures
+@mutant("identity.alg-none", "JWT-ALG-001", "accepts alg none in any spelling but `none`")
 @_verify
 def alg_none(self: Any, _refusal: Any, token: bytes) -> Any:
     alg = _loosely(token.split(b".")[0]).get("alg", "")
     return _believed(self, token) if str(alg).lower() == "none" and alg != "none" else None
 
 
-@mutant("identity.hs-confusion", kills=["JWT-ALG-002"], title="takes the public key for an HMAC secret")
+@mutant("identity.hs-confusion", "JWT-ALG-002", "takes the public key for an HMAC secret")
 @_verify
 def hs_confusion(self: Any, _refusal: Any, token: bytes) -> Any:
     jws = parse(token, self._max_bytes)
@@ -111,33 +109,23 @@ def hs_confusion(self: Any, _refusal: Any, token: bytes) -> Any:
     return _believed(self, token) if good else None
 
 
-@mutant("identity.any-algorithm", kills=["JWT-ALG-003"], title="accepts algorithms of other issuers")
+@mutant("identity.any-algorithm", "JWT-ALG-003", "accepts algorithms of other issuers")
 @around(authenticator, "check_header")
 def any_algorithm(sound: Any, jws: Any, rules: Any) -> Any:
     rules.algorithms = frozenset(("RS256", "ES256"))
     return sound(jws, rules)
 
 
-mutant(
-    "identity.key-decides",
-    kills=["JWT-ALG-004"],
-    title="verifies with the key's algorithm, not alg",
-    apply=both(
-        setting(Key, "fits", lambda _self, _alg: True),
-        around(Key, "verifier")(lambda sound, self, alg: sound(self, self.alg or alg)),
-    ),
+mutant("identity.key-decides", "JWT-ALG-004", "verifies with the key's algorithm, not alg")(
+    setting(Key, "fits", lambda _self, _alg: True),
+    around(Key, "verifier")(lambda sound, self, alg: sound(self, self.alg or alg)),
+)
+mutant("identity.empty-signature", "JWT-SIG-001", "accepts an empty signature")(
+    _signature(lambda alg, signature, data, verify: not signature)
 )
 
 
-mutant(
-    "identity.empty-signature",
-    kills=["JWT-SIG-001"],
-    title="accepts an empty signature",
-    apply=_signature(lambda alg, signature, data, verify: not signature),
-)
-
-
-@mutant("identity.unknown-kid-any-key", kills=["JWT-KID-002"], title="takes any key where the kid is unknown")
+@mutant("identity.unknown-kid-any-key", "JWT-KID-002", "takes any key where the kid is unknown")
 @around(Keyring, "lookup")
 def unknown_kid_any_key(sound: Any, self: Any, kid: Any, alg: str) -> Any:
     return sound(self, kid, alg) or (self._keys and self._keys.find(None, alg))
@@ -152,20 +140,13 @@ def _noted(sound: Any, self: Any, *arguments: Any, **named: Any) -> None:
     sound(self, *arguments, **named)
 
 
+@mutant("identity.keys-of-all", "JWT-SIG-002", "verifies with the keys of any issuer", _noted)
 @around(Keyring, "lookup")
 def _of_all(sound: Any, self: Any, kid: Any, alg: str) -> Any:
     return next(filter(None, (sound(each, kid, alg) for each in (self, *_sources))), None)
 
 
-mutant(
-    "identity.keys-of-all",
-    kills=["JWT-SIG-002"],
-    title="verifies with the keys of any issuer",
-    apply=both(_noted, _of_all),
-)
-
-
-@mutant("identity.der-signature", kills=["JWT-ECDSA-001"], title="accepts ECDSA signatures in DER")
+@mutant("identity.der-signature", "JWT-ECDSA-001", "accepts ECDSA signatures in DER")
 @_signature
 def der_signature(alg: str, signature: bytes, data: bytes, verify: Any) -> bool:
     if alg != "ES256" or signature[:1] != b"\x30":
@@ -174,17 +155,12 @@ def der_signature(alg: str, signature: bytes, data: bytes, verify: Any) -> bool:
     return bool(verify(r.to_bytes(32, "big") + s.to_bytes(32, "big"), data))
 
 
-mutant(
-    "identity.psychic",
-    kills=["JWT-ECDSA-002"],
-    title="accepts the psychic signature: r and s zero",
-    apply=_signature(lambda alg, signature, data, verify: len(signature) == 64 and not any(signature)),
+mutant("identity.psychic", "JWT-ECDSA-002", "accepts the psychic signature: r and s zero")(
+    _signature(lambda alg, signature, data, verify: len(signature) == 64 and not any(signature))
 )
 
 
-# --- what a header makes the agent do ---------------------------------------------------------------------
-
-
+# --- what a header makes the agent do
 def _calls(url: str) -> None:
     """Open a connection, as a fetch would, and let it go."""
 
@@ -197,14 +173,14 @@ def _calls(url: str) -> None:
     threading.Thread(target=call, daemon=True).start()
 
 
-@mutant("identity.fetches-jku", kills=["JWT-FETCH-001"], title="fetches what jku names, and then ignores it")
+@mutant("identity.fetches-jku", "JWT-FETCH-001", "fetches what jku names, and then ignores it")
 @_header
 def fetches_jku(members: dict[str, Any]) -> None:
     if isinstance(members.get("jku"), str):
         _calls(members["jku"])
 
 
-@mutant("identity.fetches-iss", kills=["JWT-FETCH-003"], title="looks for the keys of an unknown iss")
+@mutant("identity.fetches-iss", "JWT-FETCH-003", "looks for the keys of an unknown iss")
 @around(Authenticator, "_issuer_of")
 def fetches_iss(sound: Any, self: Any, jws: Any) -> Any:
     iss = jws.payload.get("iss")
@@ -213,7 +189,7 @@ def fetches_iss(sound: Any, self: Any, jws: Any) -> Any:
     return sound(self, jws)
 
 
-@mutant("identity.trusts-jwk", kills=["JWT-FETCH-002"], title="verifies with the key in the header")
+@mutant("identity.trusts-jwk", "JWT-FETCH-002", "verifies with the key in the header")
 @_verify
 def trusts_jwk(self: Any, _refusal: Any, token: bytes) -> Any:
     members = _loosely(token.split(b".")[0])
@@ -224,24 +200,22 @@ def trusts_jwk(self: Any, _refusal: Any, token: bytes) -> Any:
     return _believed(self, token) if good else None
 
 
-# --- the header's members ---------------------------------------------------------------------------------
-
-
-@mutant("identity.unknown-members", kills=["JWT-HEADER-001"], title="refuses header members it does not know")
+# --- the header's members
+@mutant("identity.unknown-members", "JWT-HEADER-001", "refuses header members it does not know")
 @_header
 def unknown_members(members: dict[str, Any]) -> None:
     if members.keys() - {"alg", "kid", "typ"}:
         raise ValueError("unknown members")
 
 
-@mutant("identity.kid-any-type", kills=["JWT-KID-001"], title="ignores a kid that is not a string")
+@mutant("identity.kid-any-type", "JWT-KID-001", "ignores a kid that is not a string")
 @_header
 def kid_any_type(members: dict[str, Any]) -> None:
     if not isinstance(members.get("kid"), str) or not members["kid"]:
         members.pop("kid", None)
 
 
-def _ignores(*names: str) -> Apply:
+def _ignores(*names: str) -> Override:
     def edit(members: dict[str, Any]) -> None:
         for name in names:
             members.pop(name, None)
@@ -249,21 +223,21 @@ def _ignores(*names: str) -> Apply:
     return _header(edit)
 
 
-mutant("identity.ignores-crit", kills=["JWT-CRIT-001"], title="ignores crit", apply=_ignores("crit"))
+mutant("identity.ignores-crit", "JWT-CRIT-001", "ignores crit")(_ignores("crit"))
 
 
-@mutant("identity.b64-true", kills=["JWT-CRIT-003"], title="accepts b64 where it is true")
+@mutant("identity.b64-true", "JWT-CRIT-003", "accepts b64 where it is true")
 @_header
 def b64_true(members: dict[str, Any]) -> None:
     if members.get("b64") is True and members.pop("b64") and members.get("crit") == ["b64"]:
         del members["crit"]
 
 
-mutant("identity.ignores-b64", kills=["JWT-CRIT-003"], title="ignores b64", apply=_ignores("b64"))
-mutant("identity.ignores-zip", kills=["JWT-ZIP-002"], title="ignores zip", apply=_ignores("zip"))
+mutant("identity.ignores-b64", "JWT-CRIT-003", "ignores b64")(_ignores("b64"))
+mutant("identity.ignores-zip", "JWT-ZIP-002", "ignores zip")(_ignores("zip"))
 
 
-@mutant("identity.unencoded", kills=["JWT-CRIT-002"], title="takes an unencoded payload")
+@mutant("identity.unencoded", "JWT-CRIT-002", "takes an unencoded payload")
 @around(authenticator, "parse")
 def unencoded(sound: Any, token: bytes, max_bytes: int = 8192) -> Any:
     head, _, rest = token.partition(b".")
@@ -275,14 +249,14 @@ def unencoded(sound: Any, token: bytes, max_bytes: int = 8192) -> Any:
     return jws.Jws(header, json.loads(body), token[: -len(seal) - 1], _plain(seal))
 
 
-@mutant("identity.cty-case", kills=["JWT-NEST-001"], title="refuses cty JWT in this spelling only")
+@mutant("identity.cty-case", "JWT-NEST-001", "refuses cty JWT in this spelling only")
 @_header
 def cty_case(members: dict[str, Any]) -> None:
     if members.get("cty") != "JWT":
         members.pop("cty", None)
 
 
-@mutant("identity.jwe-crash", kills=["JWT-JWE-001"], title="breaks at a token of five parts")
+@mutant("identity.jwe-crash", "JWT-JWE-001", "breaks at a token of five parts")
 @around(authenticator, "parse")
 def jwe_crash(sound: Any, token: bytes, max_bytes: int = 8192) -> Any:
     if token.count(b".") == 4:
@@ -290,44 +264,34 @@ def jwe_crash(sound: Any, token: bytes, max_bytes: int = 8192) -> Any:
     return sound(token, max_bytes)
 
 
-@mutant("identity.any-typ", kills=["JWT-TYP-001"], title="ignores typ")
+@mutant("identity.any-typ", "JWT-TYP-001", "ignores typ")
 @around(authenticator, "check_header")
 def any_typ(sound: Any, jws: Any, rules: Any) -> Any:
     rules.types = rules.types | {jws.header.typ}
     return sound(jws, rules)
 
 
-@mutant("identity.at-jwt-optional", kills=["JWT-TYP-002"], title="accepts JWT where at+jwt is required")
+@mutant("identity.at-jwt-optional", "JWT-TYP-002", "accepts JWT where at+jwt is required")
 @around(authenticator, "check_header")
 def at_jwt_optional(sound: Any, jws: Any, rules: Any) -> Any:
     rules.types = rules.types | {"jwt"}
     return sound(jws, rules)
 
 
-# --- encoding ---------------------------------------------------------------------------------------------
-
-
-mutant(
-    "identity.four-parts",
-    kills=["JWT-FORM-001"],
-    title="takes the first three of four parts",
-    apply=around(authenticator, "parse")(
+# --- encoding
+mutant("identity.four-parts", "JWT-FORM-001", "takes the first three of four parts")(
+    around(authenticator, "parse")(
         lambda sound, token, size=8192: sound(b".".join(token.split(b".")[:3]), size)
-    ),
+    )
 )
-
-
-mutant(
-    "identity.padding",
-    kills=["JWT-B64-001"],
-    title="accepts padding, white space and + /",
-    apply=around(jws, "decode_base64url")(
+mutant("identity.padding", "JWT-B64-001", "accepts padding, white space and + /")(
+    around(jws, "decode_base64url")(
         lambda sound, text: sound(re.sub(rb"[=\s]", b"", text).translate(bytes.maketrans(b"+/", b"-_")))
-    ),
+    )
 )
 
 
-@mutant("identity.stray-bits", kills=["JWT-B64-002"], title="ignores stray bits at a segment's end")
+@mutant("identity.stray-bits", "JWT-B64-002", "ignores stray bits at a segment's end")
 @around(jws, "decode_base64url")
 def stray_bits(sound: Any, text: bytes) -> Any:
     try:
@@ -338,7 +302,7 @@ def stray_bits(sound: Any, text: bytes) -> Any:
         return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
 
 
-def _json(read: Callable[[bytes], Any]) -> Apply:
+def _json(read: Callable[[bytes], Any]) -> Override:
     """Where strict JSON refuses, read once more as `read` does."""
 
     @around(jws, "decode_object")
@@ -357,61 +321,33 @@ def _json(read: Callable[[bytes], Any]) -> Apply:
     return decode
 
 
-mutant(
-    "identity.inflates",
-    kills=["JWT-ZIP-001"],
-    title="decompresses a payload",
-    apply=both(_ignores("zip"), _json(lambda data: json.loads(zlib.decompress(data, -15)))),
+mutant("identity.inflates", "JWT-ZIP-001", "decompresses a payload")(
+    _ignores("zip"), _json(lambda data: json.loads(zlib.decompress(data, -15)))
+)
+mutant("identity.first-of-twice", "JWT-JSON-006", "takes the first of two claims")(
+    _json(lambda data: json.loads(data, object_pairs_hook=lambda pairs: dict(reversed(pairs))))
+)
+mutant("identity.byte-order-mark", "JWT-JSON-007", "skips a BOM")(
+    _json(lambda data: json.loads(data.removeprefix(b"\xef\xbb\xbf")) if data[:1] == b"\xef" else None)
+)
+mutant("identity.lone-surrogate", "JWT-JSON-007", "takes an escape of half a character")(
+    _json(lambda data: json.loads(data.decode()) if rb"\ud800" in data else None)
+)
+mutant("identity.header-twice", "JWT-JSON-001", "takes the last of two header members")(
+    _json(lambda data: json.loads(data.decode()) if b'"alg"' in data else None)
+)
+mutant("identity.payload-twice", "JWT-JSON-002", "takes the last of two claims")(
+    _json(lambda data: json.loads(data.decode()) if b'"alg"' not in data else None)
 )
 
 
-mutant(
-    "identity.first-of-twice",
-    kills=["JWT-JSON-006"],
-    title="takes the first of two claims",
-    apply=_json(lambda data: json.loads(data, object_pairs_hook=lambda pairs: dict(reversed(pairs)))),
-)
-
-
-mutant(
-    "identity.byte-order-mark",
-    kills=["JWT-JSON-007"],
-    title="skips a BOM",
-    apply=_json(lambda data: json.loads(data.removeprefix(b"\xef\xbb\xbf")) if data[:1] == b"\xef" else None),
-)
-
-
-mutant(
-    "identity.lone-surrogate",
-    kills=["JWT-JSON-007"],
-    title="takes an escape of half a character",
-    apply=_json(lambda data: json.loads(data.decode()) if rb"\ud800" in data else None),
-)
-
-
-mutant(
-    "identity.header-twice",
-    kills=["JWT-JSON-001"],
-    title="takes the last of two header members",
-    apply=_json(lambda data: json.loads(data.decode()) if b'"alg"' in data else None),
-)
-
-
-mutant(
-    "identity.payload-twice",
-    kills=["JWT-JSON-002"],
-    title="takes the last of two claims",
-    apply=_json(lambda data: json.loads(data.decode()) if b'"alg"' not in data else None),
-)
-
-
-@mutant("identity.utf16", kills=["JWT-JSON-003"], title="guesses the encoding of JSON")
+@mutant("identity.utf16", "JWT-JSON-003", "guesses the encoding of JSON")
 @_json
 def utf16(data: bytes) -> Any:
     return json.loads(data) if data[:2] == b"\xff\xfe" else None
 
 
-@mutant("identity.trailing", kills=["JWT-JSON-004"], title="ignores what follows the JSON object")
+@mutant("identity.trailing", "JWT-JSON-004", "ignores what follows the JSON object")
 @_json
 def trailing(data: bytes) -> Any:
     try:
@@ -420,15 +356,12 @@ def trailing(data: bytes) -> Any:
         return None
 
 
-mutant(
-    "identity.depth",
-    kills=["JWT-JSON-008"],
-    title="skips what is nested deep",
-    apply=_json(lambda data: json.loads(re.sub(rb',"deep":\[+\]+', b"", data).decode())),
+mutant("identity.depth", "JWT-JSON-008", "skips what is nested deep")(
+    _json(lambda data: json.loads(re.sub(rb',"deep":\[+\]+', b"", data).decode()))
 )
 
 
-@mutant("identity.depth-crash", kills=["JWT-JSON-005"], title="breaks at deep nesting")
+@mutant("identity.depth-crash", "JWT-JSON-005", "breaks at deep nesting")
 @around(jws, "decode_object")
 def depth_crash(sound: Any, data: bytes) -> Any:
     if b"[[[[[[[[[[[[[[[[[[" in data:
@@ -436,45 +369,25 @@ def depth_crash(sound: Any, data: bytes) -> Any:
     return sound(data)
 
 
-mutant(
-    "identity.any-size",
-    kills=["JWT-SIZE-001"],
-    title="judges tokens of any size",
-    apply=around(authenticator, "parse")(lambda sound, token, size=8192: sound(token, 1 << 24)),
+mutant("identity.any-size", "JWT-SIZE-001", "judges tokens of any size")(
+    around(authenticator, "parse")(lambda sound, token, size=8192: sound(token, 1 << 24))
+)
+mutant("identity.small-size", "JWT-SIZE-001", "refuses tokens above 4096 bytes")(
+    around(authenticator, "parse")(lambda sound, token, size=8192: sound(token, 4096))
 )
 
-
-mutant(
-    "identity.small-size",
-    kills=["JWT-SIZE-001"],
-    title="refuses tokens above 4096 bytes",
-    apply=around(authenticator, "parse")(lambda sound, token, size=8192: sound(token, 4096)),
-)
-
-
-# --- the Authorization header -----------------------------------------------------------------------------
-
-
-mutant(
-    "identity.first-of-two",
-    kills=["BEARER-FORM-001"],
-    title="takes the first of two tokens in a header",
-    apply=around(authenticator, "bearer")(
+# --- the Authorization header
+mutant("identity.first-of-two", "BEARER-FORM-001", "takes the first of two tokens in a header")(
+    around(authenticator, "bearer")(
         lambda sound, text: sound("Bearer " + re.split(r"[ ,]+", text.strip())[1]) if " " in text else None
-    ),
+    )
 )
-
-
-mutant(
-    "identity.query-token",
-    kills=["BEARER-QUERY-001"],
-    title="takes a token out of the query",
-    proxy=True,
-    apply=text(
+mutant("identity.query-token", "BEARER-QUERY-001", "takes a token out of the query", proxy=True)(
+    text(
         lambda text: text.replace(
             "authorization=req.fhdr(authorization) ",
             "authorization=url_param(access_token),regsub(^,Bearer\\ ) ",
         ),
         name="iam.spoe.cfg",
-    ),
+    )
 )

@@ -16,10 +16,10 @@ from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, _read_caller
 from iamroles_agent.tokens.transport import Answer, Transport
 from iamroles_conformance.selftest.mutants.override import around, setting
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.registry import Override, mutant
 
 
-def _answers(read: Any) -> Apply:
+def _answers(read: Any) -> Override:
     """Where the strict reading refuses, read once more as `read` does."""
 
     @around(sts, "read_answer")
@@ -35,7 +35,7 @@ def _answers(read: Any) -> Apply:
     return read_answer
 
 
-@mutant("identity.sts-anywhere", kills=["STS-ANSWER-001"], title="finds the caller anywhere in an answer")
+@mutant("identity.sts-anywhere", "STS-ANSWER-001", "finds the caller anywhere in an answer")
 @_answers
 def sts_anywhere(answer: Any) -> Any:
     arn = re.search(rb"arn:aws:sts::(\d{12}):assumed-role/\w+/([\w-]+)", answer.body)
@@ -44,7 +44,7 @@ def sts_anywhere(answer: Any) -> Any:
     return Caller(arn[0].decode(), arn[1].decode(), f"AROA:{arn[2].decode()}")
 
 
-@mutant("identity.sts-any-status", kills=["STS-ANSWER-001"], title="believes an answer of any status")
+@mutant("identity.sts-any-status", "STS-ANSWER-001", "believes an answer of any status")
 @_answers
 def sts_any_status(answer: Any) -> Any:
     try:
@@ -53,17 +53,12 @@ def sts_any_status(answer: Any) -> Any:
         return None
 
 
-mutant(
-    "identity.sts-any-type",
-    kills=["STS-ANSWER-001"],
-    title="believes an answer of any content type",
-    apply=around(sts, "read_answer")(
-        lambda sound, answer: sound(replace(answer, content_type="application/json"))
-    ),
+mutant("identity.sts-any-type", "STS-ANSWER-001", "believes an answer of any content type")(
+    around(sts, "read_answer")(lambda sound, answer: sound(replace(answer, content_type="application/json")))
 )
 
 
-@mutant("identity.sts-account-unread", kills=["STS-ANSWER-002"], title="does not compare ARN and account")
+@mutant("identity.sts-account-unread", "STS-ANSWER-002", "does not compare ARN and account")
 @_answers
 def sts_account_unread(answer: Any) -> Any:
     try:
@@ -73,15 +68,12 @@ def sts_account_unread(answer: Any) -> Any:
     return Caller(said["Arn"], said["Arn"].split(":")[4], said["UserId"])
 
 
-mutant(
-    "identity.sts-large-answer",
-    kills=["STS-ANSWER-003"],
-    title="reads answers of any size",
-    apply=setting(sts, "_MAX_ANSWER", 1 << 30),
+mutant("identity.sts-large-answer", "STS-ANSWER-003", "reads answers of any size")(
+    setting(sts, "_MAX_ANSWER", 1 << 30)
 )
 
 
-@mutant("identity.sts-redirect", kills=["STS-REDIRECT-001"], title="follows a redirect of STS")
+@mutant("identity.sts-redirect", "STS-REDIRECT-001", "follows a redirect of STS")
 @around(Transport, "get")
 def sts_redirect(sound: Any, self: Any, url: str, *, headers: Any = None, **how: Any) -> Any:
     answer = sound(self, url, headers=headers, **how)
@@ -96,27 +88,22 @@ def sts_redirect(sound: Any, self: Any, url: str, *, headers: Any = None, **how:
         return Answer(200, "application/json", second.read())
 
 
-@mutant("identity.sts-blocks", kills=["STS-TIMEOUT-001"], title="waits for STS and for nothing else")
+@mutant("identity.sts-blocks", "STS-TIMEOUT-001", "waits for STS and for nothing else")
 @around(sts, "in_thread")
 async def sts_blocks(_sound: Any, work: Any, *_timeout: Any) -> Any:
     return work()
 
 
-mutant(
-    "identity.sts-throttled-is-401",
-    kills=["STS-THROTTLE-001"],
-    title="takes throttling for a verdict on the caller",
-    apply=setting(sts_answer, "_THROTTLING", frozenset()),
+mutant("identity.sts-throttled-is-401", "STS-THROTTLE-001", "takes throttling for a verdict on the caller")(
+    setting(sts_answer, "_THROTTLING", frozenset())
 )
-
-
 _failed: dict[bytes, Refusal] = {}
 
 
 @mutant(
     "identity.sts-trouble-remembered",
-    kills=["STS-THROTTLE-002"],
-    title="remembers a failed question against the credential",
+    "STS-THROTTLE-002",
+    "remembers a failed question against the credential",
 )
 @around(StsVerifier, "_ask")
 async def sts_trouble_remembered(sound: Any, self: Any, question: Any, digest: bytes, source: str) -> Any:
@@ -129,9 +116,6 @@ async def sts_trouble_remembered(sound: Any, self: Any, question: Any, digest: b
         raise
 
 
-mutant(
-    "identity.sts-no-backoff",
-    kills=["STS-THROTTLE-003"],
-    title="asks a throttling STS for each request",
-    apply=setting(sts, "_FIRST_PAUSE", 0.0),
+mutant("identity.sts-no-backoff", "STS-THROTTLE-003", "asks a throttling STS for each request")(
+    setting(sts, "_FIRST_PAUSE", 0.0)
 )

@@ -8,18 +8,24 @@ from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens import jwks, sts, transport
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.transport import Transport, in_thread
-from iamroles_conformance.selftest.mutants.override import around, both, setting
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.mutants.override import around, setting
+from iamroles_conformance.selftest.registry import Override, mutant
 
 _LONG = 3600.0
 """Seconds that nobody waits for."""
 
 
-def _patient(module: Any) -> Apply:
+def _patient(module: Any) -> Override:
     """Leave no thread behind, however long it takes."""
     return setting(module, "in_thread", lambda work, _patience=None: in_thread(work))
 
 
+@mutant(
+    "identity.waits-for-bodies",
+    "DERIVED-WAIT-001",
+    "gives whoever has begun to answer all the time that he wants",
+    _patient(jwks),
+)
 @around(transport._Connection, "getresponse")
 def _at_leisure(sound: Any, self: Any) -> Any:
     sock, response = self.sock, sound(self)
@@ -28,15 +34,7 @@ def _at_leisure(sound: Any, self: Any) -> Any:
     return response
 
 
-mutant(
-    "identity.waits-for-bodies",
-    kills=["DERIVED-WAIT-001"],
-    title="gives whoever has begun to answer all the time that he wants",
-    apply=both(_at_leisure, _patient(jwks)),
-)
-
-
-def _unhurried(chosen: str) -> Apply:
+def _unhurried(chosen: str) -> Override:
     """A call whose URL, or header, has this text in it takes as long as it takes."""
 
     @around(Transport, "get")
@@ -49,18 +47,19 @@ def _unhurried(chosen: str) -> Apply:
 
 mutant(
     "identity.waits-for-discovery",
-    kills=["DERIVED-WAIT-001"],
-    title="bounds the fetch of a key set and not that of the discovery document",
-    apply=both(_unhurried("openid-configuration"), _patient(jwks)),
-)
-mutant(
-    "identity.waits-for-sts",
-    kills=["DERIVED-WAIT-002"],
-    title="waits for STS as long as it takes",
-    apply=both(_unhurried("Host"), _patient(sts)),
+    "DERIVED-WAIT-001",
+    "bounds the fetch of a key set and not that of the discovery document",
+)(_unhurried("openid-configuration"), _patient(jwks))
+mutant("identity.waits-for-sts", "DERIVED-WAIT-002", "waits for STS as long as it takes")(
+    _unhurried("Host"), _patient(sts)
 )
 
 
+@mutant(
+    "identity.cut-is-whole",
+    "DERIVED-WAIT-002",
+    "takes an answer that it cut off itself for a short one, and so for a refusal",
+)
 @around(Transport, "_exchange")
 def _whole(sound: Any, self: Any, exchange: Any, *args: Any) -> Any:
     answer = sound(self, exchange, *args)
@@ -68,17 +67,10 @@ def _whole(sound: Any, self: Any, exchange: Any, *args: Any) -> Any:
     return answer
 
 
-mutant(
-    "identity.cut-is-whole",
-    kills=["DERIVED-WAIT-002"],
-    title="takes an answer that it cut off itself for a short one, and so for a refusal",
-    apply=_whole,
-)
-
 _refused: dict[tuple[str, str], Refusal] = {}
 
 
-def _stubborn(*reasons: Reason) -> Apply:
+def _stubborn(*reasons: Reason) -> Override:
     """Remember refusals for these reasons through every reload."""
 
     @around(Authenticator, "authenticate")
@@ -95,15 +87,23 @@ def _stubborn(*reasons: Reason) -> Apply:
     return authenticate
 
 
-for _name, _reasons, _title in (
-    ("claims", (Reason.AUDIENCE_MISMATCH, Reason.CLAIM_INVALID), "a claim that was wrong"),
-    ("algorithms", (Reason.ALGORITHM_NOT_ALLOWED, Reason.TYPE_NOT_ALLOWED), "an algorithm or a type"),
-    ("sizes", (Reason.TOKEN_TOO_LARGE,), "its length"),
-    ("times", (Reason.TOKEN_NOT_YET_VALID, Reason.TOKEN_LIFETIME), "its times"),
-):
-    mutant(
-        f"identity.refuses-for-ever-{_name}",
-        kills=["DERIVED-RELOAD-003"],
-        title=f"remembers a token that was refused for {_title} beyond a reload",
-        apply=_stubborn(*_reasons),
-    )
+mutant(
+    "identity.refuses-for-ever-claims",
+    "DERIVED-RELOAD-003",
+    "remembers a token that was refused for a claim that was wrong beyond a reload",
+)(_stubborn(Reason.AUDIENCE_MISMATCH, Reason.CLAIM_INVALID))
+mutant(
+    "identity.refuses-for-ever-algorithms",
+    "DERIVED-RELOAD-003",
+    "remembers a token that was refused for an algorithm or a type beyond a reload",
+)(_stubborn(Reason.ALGORITHM_NOT_ALLOWED, Reason.TYPE_NOT_ALLOWED))
+mutant(
+    "identity.refuses-for-ever-sizes",
+    "DERIVED-RELOAD-003",
+    "remembers a token that was refused for its length beyond a reload",
+)(_stubborn(Reason.TOKEN_TOO_LARGE))
+mutant(
+    "identity.refuses-for-ever-times",
+    "DERIVED-RELOAD-003",
+    "remembers a token that was refused for its times beyond a reload",
+)(_stubborn(Reason.TOKEN_NOT_YET_VALID, Reason.TOKEN_LIFETIME))

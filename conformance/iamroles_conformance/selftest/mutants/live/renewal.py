@@ -11,22 +11,21 @@ from iamroles_agent.live.judge import EXPIRED, REVOKED
 from iamroles_agent.live.revocations import NONE
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.processes import attach
-from iamroles_conformance.selftest.mutants.override import around, both, setting
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.mutants.override import around, setting
+from iamroles_conformance.selftest.registry import Override, both, mutant
 from iamroles_tools.haproxy import render
 
 mutant(
     "live.renews-nothing",
-    kills=["LIVE-RENEW-001", "LIVE-RENEW-006"],
-    title="ends every stream with the credential that opened it, whatever the policy says",
-    apply=setting(attach, "renewing", lambda policy: frozenset()),
-)
+    "LIVE-RENEW-001 LIVE-RENEW-006",
+    "ends every stream with the credential that opened it, whatever the policy says",
+)(setting(attach, "renewing", lambda policy: frozenset()))
 
 
 @mutant(
     "live.renews-beyond",
-    kills=["LIVE-RENEW-001"],
-    title="prolongs a stream by a minute more than the fresh credential lives",
+    "LIVE-RENEW-001",
+    "prolongs a stream by a minute more than the fresh credential lives",
 )
 @around(attach, "judge")
 def beyond(sound: Any, *args: Any, **kwargs: Any) -> Any:
@@ -44,19 +43,11 @@ def _all_backends(policy: Any) -> frozenset[str]:
 
 
 mutant(
-    "live.renews-everywhere",
-    kills=["LIVE-RENEW-002"],
-    title="prolongs streams in every backend that has them",
-    proxy=True,
-    apply=both(
-        _renew_rules,
-        setting(attach, "renewing", _all_backends),
-        setting(judge, "renewing", _all_backends),
-    ),
-)
+    "live.renews-everywhere", "LIVE-RENEW-002", "prolongs streams in every backend that has them", proxy=True
+)(_renew_rules, setting(attach, "renewing", _all_backends), setting(judge, "renewing", _all_backends))
 
 
-def _whoever(*places: int) -> Apply:
+def _whoever(*places: int) -> Override:
     """Compare less of a fresh credential and a stream."""
 
     def whose(sound: Any, ticket: Any) -> Any:
@@ -66,19 +57,21 @@ def _whoever(*places: int) -> Apply:
 
 
 mutant(
-    "live.renews-for-others",
-    kills=["LIVE-RENEW-003"],
-    title="lets another principal of the same role prolong a stream",
-    apply=_whoever(1),
-)
+    "live.renews-for-others", "LIVE-RENEW-003", "lets another principal of the same role prolong a stream"
+)(_whoever(1))
 mutant(
     "live.renews-across-sessions",
-    kills=["LIVE-RENEW-003"],
-    title="lets another session of the same principal prolong a stream",
-    apply=_whoever(2),
+    "LIVE-RENEW-003",
+    "lets another session of the same principal prolong a stream",
+)(_whoever(2))
+
+
+@mutant(
+    "live.renews-across-roles",
+    "LIVE-RENEW-003",
+    "lets the same session in another role prolong a stream",
+    _whoever(3),
 )
-
-
 @around(attach, "judge")
 def _role_unseen(sound: Any, ticket: str, *args: Any, **kwargs: Any) -> Any:
     if kwargs["fresh"]:
@@ -88,18 +81,10 @@ def _role_unseen(sound: Any, ticket: str, *args: Any, **kwargs: Any) -> Any:
     return sound(ticket, *args, **kwargs)
 
 
-mutant(
-    "live.renews-across-roles",
-    kills=["LIVE-RENEW-003"],
-    title="lets the same session in another role prolong a stream",
-    apply=both(_whoever(3), _role_unseen),
-)
-
-
 @mutant(
     "live.renewal-forgives",
-    kills=["LIVE-RENEW-004", "LIVE-RENEW-005"],
-    title="does not look whether a stream or what prolongs it was revoked",
+    "LIVE-RENEW-004 LIVE-RENEW-005",
+    "does not look whether a stream or what prolongs it was revoked",
 )
 @around(attach, "judge")
 def forgives(sound: Any, *args: Any, **kwargs: Any) -> Any:
@@ -108,8 +93,8 @@ def forgives(sound: Any, *args: Any, **kwargs: Any) -> Any:
 
 @mutant(
     "live.renewal-revives",
-    kills=["LIVE-RENEW-004"],
-    title="lets a stream live whose own credential was revoked after another one had prolonged it",
+    "LIVE-RENEW-004",
+    "lets a stream live whose own credential was revoked after another one had prolonged it",
 )
 @around(attach, "judge")
 def revives(sound: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,7 +106,6 @@ def revives(sound: Any, *args: Any, **kwargs: Any) -> Any:
 
 mutant(
     "live.renewal-forgotten",
-    kills=["LIVE-RENEW-006"],
-    title="does not know what prolonged a stream once it was started anew",
-    apply=setting(Cutter, "_unjudged", lambda self, pid, row: False),
-)
+    "LIVE-RENEW-006",
+    "does not know what prolonged a stream once it was started anew",
+)(setting(Cutter, "_unjudged", lambda self, pid, row: False))

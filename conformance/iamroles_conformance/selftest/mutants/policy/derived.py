@@ -15,14 +15,13 @@ from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import messages
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.sts import StsVerifier
-from iamroles_conformance.selftest.mutants.override import around, both
+from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.mutants.policy import edits as edit
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.registry import Override, both, mutant
+
 
 # --- the memory of verdicts (kind 1 of docs/derived-checks.md)
-
-
-def _remembered_by(of: Callable[[Any], object]) -> Apply:
+def _remembered_by(of: Callable[[Any], object]) -> Override:
     """Remember verdicts by something of the question, in place of its bytes."""
 
     def key_of(key: bytes) -> bytes:
@@ -42,29 +41,22 @@ def _remembered_by(of: Callable[[Any], object]) -> Apply:
 
 mutant(
     "policy.derived-memory-without-address",
-    kills=["DERIVED-ARGUMENT-001"],
-    title="remembers verdicts without the client's address",
-    apply=_remembered_by(lambda check: replace(check, src=None)),
-)
+    "DERIVED-ARGUMENT-001",
+    "remembers verdicts without the client's address",
+)(_remembered_by(lambda check: replace(check, src=None)))
 mutant(
     "policy.derived-memory-without-count",
-    kills=["DERIVED-ARGUMENT-001"],
-    title="remembers verdicts without the number of credentials",
-    apply=_remembered_by(lambda check: replace(check, authorization_count=1)),
-)
+    "DERIVED-ARGUMENT-001",
+    "remembers verdicts without the number of credentials",
+)(_remembered_by(lambda check: replace(check, authorization_count=1)))
 mutant(
     "policy.derived-memory-joined",
-    kills=["DERIVED-ARGUMENT-001"],
-    title="joins host and path in the key of its memory without a mark between them",
-    apply=_remembered_by(lambda check: replace(check, host=None, path=f"{check.host}{check.path}")),
-)
+    "DERIVED-ARGUMENT-001",
+    "joins host and path in the key of its memory without a mark between them",
+)(_remembered_by(lambda check: replace(check, host=None, path=f"{check.host}{check.path}")))
 
 
-@mutant(
-    "policy.derived-port-trusted",
-    kills=["DERIVED-ARGUMENT-002"],
-    title="takes port 1 for its own host's proxy",
-)
+@mutant("policy.derived-port-trusted", "DERIVED-ARGUMENT-002", "takes port 1 for its own host's proxy")
 @around(Gate, "judge")
 async def _port_trusted(sound: Any, self: Any, check: Any, context: Any, key: Any) -> Any:
     here = replace(check, src=ip_address("127.0.0.1")) if context.src_port == 1 else check
@@ -72,45 +64,27 @@ async def _port_trusted(sound: Any, self: Any, check: Any, context: Any, key: An
 
 
 # --- keys of rules (kind 3)
-
-
-mutant(
-    "policy.derived-mapped-is-six",
-    kills=["DERIVED-KEY-001"],
-    title="takes an IPv4-mapped address for an IPv6 address",
-    apply=around(compiled, "plain_address")(lambda _sound, address: address),
+mutant("policy.derived-mapped-is-six", "DERIVED-KEY-001", "takes an IPv4-mapped address for an IPv6 address")(
+    around(compiled, "plain_address")(lambda _sound, address: address)
 )
 mutant(
     "policy.derived-zero-is-any",
-    kills=["DERIVED-KEY-001"],
-    title="takes a network of prefix length 0 for any address of either family",
-    apply=edit.regions_where(
-        lambda rule: any(network.endswith("/0") for network in rule.sources), sources=None
-    ),
+    "DERIVED-KEY-001",
+    "takes a network of prefix length 0 for any address of either family",
+)(edit.regions_where(lambda rule: any(network.endswith("/0") for network in rule.sources), sources=None))
+mutant("policy.derived-user-dropped", "DERIVED-KEY-001", "takes `user@host` for the host")(
+    around(compiled, "canonical_host")(lambda sound, text: sound(text.rpartition("@")[2]))
 )
-mutant(
-    "policy.derived-user-dropped",
-    kills=["DERIVED-KEY-001"],
-    title="takes `user@host` for the host",
-    apply=around(compiled, "canonical_host")(lambda sound, text: sound(text.rpartition("@")[2])),
-)
-mutant(
-    "policy.derived-greatest-deny",
-    kills=["DERIVED-KEY-001"],
-    title="names the greatest id of several denies",
-    apply=around(Index, "first")(
+mutant("policy.derived-greatest-deny", "DERIVED-KEY-001", "names the greatest id of several denies")(
+    around(Index, "first")(
         lambda _sound, self, roles, query: max(
             self.matches(roles, query), key=lambda rule: rule.id, default=None
         )
-    ),
+    )
 )
 
 
-@mutant(
-    "policy.derived-one-group",
-    kills=["DERIVED-KEY-001"],
-    title="holds a role in the first of its groups alone",
-)
+@mutant("policy.derived-one-group", "DERIVED-KEY-001", "holds a role in the first of its groups alone")
 @around(groups, "members_of")
 def _one_group(sound: Any, given: Any) -> Any:
     taken: set[str] = set()
@@ -121,43 +95,42 @@ def _one_group(sound: Any, given: Any) -> Any:
     return found
 
 
-@mutant(
-    "policy.derived-one-scope",
-    kills=["DERIVED-KEY-001"],
-    title="holds the last of several scopes of one name alone",
-)
+@mutant("policy.derived-one-scope", "DERIVED-KEY-001", "holds the last of several scopes of one name alone")
 @around(Policy, "__init__")
 def _one_scope(sound: Any, self: Any, whole: Any, *rest: Any, **more: Any) -> None:
     last = list({scope.name: scope for scope in whole.scopes}.values())
     sound(self, whole.model_copy(update={"scopes": last}), *rest, **more)
 
 
-@mutant(
-    "policy.derived-unknown-in-scopes", kills=["DERIVED-KEY-004"], title="passes over unknown keys in a scope"
-)
+@mutant("policy.derived-unknown-in-scopes", "DERIVED-KEY-004", "passes over unknown keys in a scope")
 def _unknown_in_scopes() -> None:
     config.Scope.model_config = {**config.Scope.model_config, "extra": "ignore"}
     for model in (config.Scope, config.Config):
         model.model_rebuild(force=True)
 
 
-def _overlooks(part: str) -> Apply:
+def _overlooks(part: str) -> Override:
     """A loader that does not find one fault, known by a part of its key and message."""
     return around(checks, "_check")(
         lambda sound, found: (one for one in sound(found) if part not in f"{one.key}: {one.message}")
     )
 
 
-for _name, _title, _part in (
-    ("lower-case", "takes a method in lower case, which no request has", "methods are case-sensitive"),
-    ("two-names", "takes one ARN under two names", "is already the role"),
-    ("no-audience", "takes an issuer of which any audience would do", ".audiences: "),
-    ("nested-groups", "takes a group within a group", "groups hold no groups"),
-):
-    mutant(f"policy.derived-{_name}", kills=["DERIVED-KEY-004"], title=_title, apply=_overlooks(_part))
+mutant("policy.derived-lower-case", "DERIVED-KEY-004", "takes a method in lower case, which no request has")(
+    _overlooks("methods are case-sensitive")
+)
+mutant("policy.derived-two-names", "DERIVED-KEY-004", "takes one ARN under two names")(
+    _overlooks("is already the role")
+)
+mutant("policy.derived-no-audience", "DERIVED-KEY-004", "takes an issuer of which any audience would do")(
+    _overlooks(".audiences: ")
+)
+mutant("policy.derived-nested-groups", "DERIVED-KEY-004", "takes a group within a group")(
+    _overlooks("groups hold no groups")
+)
 
 
-def _keeps(sign: str) -> Apply:
+def _keeps(sign: str) -> Override:
     """A loader that does not pass over the keys of the top that begin so."""
 
     def parse(sound: Any, *text: Any) -> Any:
@@ -167,20 +140,15 @@ def _keeps(sign: str) -> Apply:
     return around(import_module("iamroles_agent.policy.load"), "_parse")(parse)
 
 
-for _name, _title, _sign in (
-    ("no-schema", "refuses a policy that names its $schema", "$"),
-    ("no-neighbour", "refuses a policy with another vendor's table", "x-"),
-):
-    mutant(f"policy.derived-{_name}", kills=["DERIVED-KEY-004"], title=_title, apply=_keeps(_sign))
+mutant("policy.derived-no-schema", "DERIVED-KEY-004", "refuses a policy that names its $schema")(_keeps("$"))
+mutant("policy.derived-no-neighbour", "DERIVED-KEY-004", "refuses a policy with another vendor's table")(
+    _keeps("x-")
+)
 
 
 # --- reloads (kind 4)
-
-
 @mutant(
-    "policy.derived-issuers-stay",
-    kills=["DERIVED-RELOAD-001"],
-    title="goes on trusting an issuer that a reload took away",
+    "policy.derived-issuers-stay", "DERIVED-RELOAD-001", "goes on trusting an issuer that a reload took away"
 )
 @around(Authenticator, "_configure")
 def _issuers_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
@@ -188,11 +156,7 @@ def _issuers_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
     sound(self, whole, {**former, **rules})
 
 
-@mutant(
-    "policy.derived-limits-stay",
-    kills=["DERIVED-RELOAD-001"],
-    title="keeps the first policy's `max_token_bytes`",
-)
+@mutant("policy.derived-limits-stay", "DERIVED-RELOAD-001", "keeps the first policy's `max_token_bytes`")
 @around(Authenticator, "_configure")
 def _limits_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
     former = getattr(self, "_max_bytes", None)
@@ -201,9 +165,7 @@ def _limits_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
 
 
 @mutant(
-    "policy.derived-verdicts-stay",
-    kills=["DERIVED-RELOAD-001"],
-    title="keeps its memory where a reload changes no rule",
+    "policy.derived-verdicts-stay", "DERIVED-RELOAD-001", "keeps its memory where a reload changes no rule"
 )
 @around(Gate, "replace")
 def _verdicts_stay(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
@@ -214,11 +176,7 @@ def _verdicts_stay(sound: Any, self: Any, policy: Any, authenticator: Any) -> No
         self._state.young.update(young)
 
 
-@mutant(
-    "policy.derived-keys-go",
-    kills=["DERIVED-RELOAD-002"],
-    title="forgets the keys that it holds at every reload",
-)
+@mutant("policy.derived-keys-go", "DERIVED-RELOAD-002", "forgets the keys that it holds at every reload")
 @around(Authenticator, "_configure")
 def _keys_go(sound: Any, self: Any, whole: Any, rules: Any) -> None:
     sound(self, whole, rules)
@@ -228,8 +186,8 @@ def _keys_go(sound: Any, self: Any, whole: Any, rules: Any) -> None:
 
 @mutant(
     "policy.derived-trouble-stays",
-    kills=["DERIVED-KEY-003"],
-    title="holds the trouble of one STS against another that took its name",
+    "DERIVED-KEY-003",
+    "holds the trouble of one STS against another that took its name",
 )
 @around(StsVerifier, "succeed")
 def _trouble_stays(sound: Any, self: Any, former: Any) -> None:

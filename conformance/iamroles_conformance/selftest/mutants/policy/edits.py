@@ -12,11 +12,11 @@ from iamroles_agent.policy.compiled import Index, Policy, Query
 from iamroles_agent.serving import gate
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.tokens import claims
-from iamroles_conformance.selftest.mutants.override import around, both
-from iamroles_conformance.selftest.registry import Apply
+from iamroles_conformance.selftest.mutants.override import around
+from iamroles_conformance.selftest.registry import Override, both
 
 
-def decided(edit: Callable[[Any, Any, Any, Any], Any]) -> Apply:
+def decided(edit: Callable[[Any, Any, Any, Any], Any]) -> Override:
     """Change each decision; `edit` gets the policy, the identity, the request and the sound decision."""
 
     @around(Policy, "decide")
@@ -26,7 +26,7 @@ def decided(edit: Callable[[Any, Any, Any, Any], Any]) -> Apply:
     return decide
 
 
-def asked(edit: Callable[[Any, Any, Any], tuple[Any, Any]]) -> Apply:
+def asked(edit: Callable[[Any, Any, Any], tuple[Any, Any]]) -> Override:
     """Change what is judged; `edit` gets the policy, the identity and the request, and gives the last two."""
 
     @around(Policy, "decide")
@@ -43,7 +43,7 @@ def by_name(policy: Any, identity: Any, request: Any) -> Any:
     return identity._replace(roles=tuple(by_name.get(arn.name, arn) for arn in identity.roles)), request
 
 
-def roles(edit: Callable[[Any, Any, str | None, Any], Any]) -> Apply:
+def roles(edit: Callable[[Any, Any, str | None, Any], Any]) -> Override:
     """Change the choice of roles; `edit` gets policy, identity, requested role and the sound choice."""
 
     @around(Policy, "_roles_of")
@@ -60,7 +60,7 @@ def denies_of_active_role(policy: Any, _identity: Any, _requested: Any, found: A
     return replace(found, all_names=names)
 
 
-def built(edit: Callable[[Any], None]) -> Apply:
+def built(edit: Callable[[Any], None]) -> Override:
     """Change each `Policy` once it is compiled."""
 
     @around(Policy, "__init__")
@@ -71,12 +71,12 @@ def built(edit: Callable[[Any], None]) -> Apply:
     return init
 
 
-def regions(**changes: Any) -> Apply:
+def regions(**changes: Any) -> Override:
     """Compile every rule's region with these values in place of its own."""
     return regions_where(lambda _rule: True, **changes)
 
 
-def regions_where(chosen: Callable[[Any], bool], **changes: Any) -> Apply:
+def regions_where(chosen: Callable[[Any], bool], **changes: Any) -> Override:
     """As `regions`, for the rules that `chosen` picks."""
 
     @around(compiled, "compile_rule")
@@ -87,12 +87,12 @@ def regions_where(chosen: Callable[[Any], bool], **changes: Any) -> Apply:
     return compile_rule
 
 
-def queries(edit: Callable[[Any, Any], Any]) -> Apply:
+def queries(edit: Callable[[Any, Any], Any]) -> Override:
     """Change how a request is looked up; `edit` gets the request and the sound query."""
     return around(Query, "of")(lambda sound, request, *reach: edit(request, sound(request, *reach)))
 
 
-def best_grant(choose: Callable[[list[Any]], Any]) -> Apply:
+def best_grant(choose: Callable[[list[Any]], Any]) -> Override:
     """Choose otherwise among the grants that match, most specific first; `choose` gets at least one."""
 
     @around(Index, "best")
@@ -103,7 +103,7 @@ def best_grant(choose: Callable[[list[Any]], Any]) -> Apply:
     return best
 
 
-def canonical(read: Callable[[Any, str], Any]) -> Apply:
+def canonical(read: Callable[[Any, str], Any]) -> Override:
     """Read paths otherwise: `read` gets the sound function and the path."""
     return both(around(gate, "canonical")(read), around(compiled, "canonical")(read))
 
@@ -116,6 +116,6 @@ def memory_kept(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
     self._state.young.update(young)
 
 
-def role_arns(read: Callable[[Any, str], Any]) -> Apply:
+def role_arns(read: Callable[[Any, str], Any]) -> Override:
     """Read role ARNs otherwise, those of policies and those of tokens; `read` gets the sound function."""
     return both(around(RoleArn, "parse")(read), around(claims, "role_arn")(read))

@@ -14,8 +14,8 @@ from iamroles_conformance.selftest.registry import mutant
 
 @mutant(
     "proxy.newest-only",
-    kills=["PROXY-THREADS-001", "PROXY-RELOAD-001"],
-    title="drops its other connections when a new one comes",
+    "PROXY-THREADS-001 PROXY-RELOAD-001",
+    "drops its other connections when a new one comes",
 )
 @around(_Peer, "connection_made")
 def newest_only(sound: Any, self: Any, transport: Any) -> None:
@@ -26,13 +26,12 @@ def newest_only(sound: Any, self: Any, transport: Any) -> None:
 
 mutant(
     "proxy.one-behind",
-    kills=["PROXY-PIPELINE-001"],
-    title="gives each question the answer of the one before, on whatever connection",
-    apply=one_behind,
-)
+    "PROXY-PIPELINE-001",
+    "gives each question the answer of the one before, on whatever connection",
+)(one_behind)
 
 
-@mutant("proxy.needs-pipelining", kills=["PROXY-PIPELINE-002"], title="refuses a peer without pipelining")
+@mutant("proxy.needs-pipelining", "PROXY-PIPELINE-002", "refuses a peer without pipelining")
 @pairs_in
 def needs_pipelining(pairs: dict[bytes, Any]) -> dict[bytes, Any]:
     if b"pipelining" in pairs.get(b"capabilities", (None, b"pipelining"))[1]:
@@ -40,17 +39,12 @@ def needs_pipelining(pairs: dict[bytes, Any]) -> dict[bytes, Any]:
     return {name: value for name, value in pairs.items() if name != b"supported-versions"}
 
 
-mutant(
-    "proxy.few-connections",
-    kills=["PROXY-RELOAD-002"],
-    title="has room for three connections",
-    apply=_settings(max_connections=3),
+mutant("proxy.few-connections", "PROXY-RELOAD-002", "has room for three connections")(
+    _settings(max_connections=3)
 )
 
 
-@mutant(
-    "proxy.unhealthy", kills=["PROXY-HEALTH-001"], title="takes a health check for a HELLO without a size"
-)
+@mutant("proxy.unhealthy", "PROXY-HEALTH-001", "takes a health check for a HELLO without a size")
 @pairs_in
 def unhealthy(pairs: dict[bytes, Any]) -> dict[bytes, Any]:
     if b"healthcheck" not in pairs:
@@ -60,30 +54,20 @@ def unhealthy(pairs: dict[bytes, Any]) -> dict[bytes, Any]:
 
 mutant(
     "proxy.connects-only",
-    kills=["PROXY-HEALTH-002"],
-    title="has a health check that only connects, which a frozen agent's kernel answers",
+    "PROXY-HEALTH-002",
+    "has a health check that only connects, which a frozen agent's kernel answers",
     proxy=True,
-    apply=text(lambda text: text.replace("    option spop-check\n", ""), name="iam-routes.cfg"),
+)(text(lambda text: text.replace("    option spop-check\n", ""), name="iam-routes.cfg"))
+mutant("proxy.stays-down", "PROXY-HEALTH-003", "never takes an agent back that was out", proxy=True)(
+    stays_down
 )
-
-
-mutant(
-    "proxy.stays-down",
-    kills=["PROXY-HEALTH-003"],
-    title="never takes an agent back that was out",
-    proxy=True,
-    apply=stays_down,
-)
-
-
 _TAG = "    http-request add-header X-IAM-Principal  %[var(txn.iam.principal)]"
 _KEEP = (
     "    http-request set-var(sess.iam_who) var(txn.iam.principal) unless { var(sess.iam_who) -m found }\n"
 )
 mutant(
     "proxy.first-come",
-    kills=["PROXY-LEAK-001"],
-    title="tags a connection's requests with the first one's principal",
+    "PROXY-LEAK-001",
+    "tags a connection's requests with the first one's principal",
     proxy=True,
-    apply=text(lambda text: text.replace(_TAG, _KEEP + _TAG.replace("txn.iam.principal", "sess.iam_who"))),
-)
+)(text(lambda text: text.replace(_TAG, _KEEP + _TAG.replace("txn.iam.principal", "sess.iam_who"))))

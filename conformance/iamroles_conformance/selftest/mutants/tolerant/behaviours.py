@@ -16,18 +16,18 @@ from iamroles_agent.spop import actions, frames, messages, values
 from iamroles_agent.spop.actions import Scope, set_var, unset_var
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
-from iamroles_conformance.selftest.mutants.override import around, both, setting, without_memory
-from iamroles_conformance.selftest.registry import mutant
+from iamroles_conformance.selftest.mutants.override import around, setting, without_memory
+from iamroles_conformance.selftest.registry import both, mutant
 
 
-@mutant("tolerant.huge-times", kills=[], title="reads integers past 2^53, and then refuses the lifetime")
+@mutant("tolerant.huge-times", "", "reads integers past 2^53, and then refuses the lifetime")
 @around(claims, "_seconds")
 def huge_times(sound: Any, payload: Any, name: str) -> Any:
     value = payload.get(name)
     return value if type(value) is int and value > 1 << 53 else sound(payload, name)
 
 
-@mutant("tolerant.odd-kid", kills=[], title="looks up any kid, and finds no key for an odd one")
+@mutant("tolerant.odd-kid", "", "looks up any kid, and finds no key for an odd one")
 @around(jws, "read_header")
 def odd_kid(sound: Any, protected: bytes) -> Any:
     try:
@@ -38,7 +38,7 @@ def odd_kid(sound: Any, protected: bytes) -> Any:
         raise Refusal(Reason.KEY_UNKNOWN, "no key of this kid") from None
 
 
-@mutant("tolerant.plain-subjects", kills=[], title="refuses principals beyond ASCII")
+@mutant("tolerant.plain-subjects", "", "refuses principals beyond ASCII")
 @around(claims, "_label")
 def plain_subjects(sound: Any, value: object, name: str) -> Any:
     if isinstance(value, str) and not value.isascii():
@@ -46,7 +46,7 @@ def plain_subjects(sound: Any, value: object, name: str) -> Any:
     return sound(value, name)
 
 
-@mutant("tolerant.same-twice", kills=[], title="takes an argument that is there twice and the same")
+@mutant("tolerant.same-twice", "", "takes an argument that is there twice and the same")
 @around(messages, "_read_message")
 def same_twice(sound: Any, data: bytes, pos: int, end: int) -> Any:
     name, arguments, doubled, after = sound(data, pos, end)
@@ -66,26 +66,26 @@ def _all_alike(data: bytes, pos: int, end: int) -> bool:
     return True
 
 
-@mutant("tolerant.trailing-blank", kills=[], title="drops blanks behind a token (RFC 9110 5.5)")
+@mutant("tolerant.trailing-blank", "", "drops blanks behind a token (RFC 9110 5.5)")
 @around(authenticator, "bearer")
 def trailing_blank(sound: Any, text: str) -> Any:
     return sound(text.rstrip(" \t") if re.fullmatch(r"\S+ +\S+[ \t]+", text) else text)
 
 
-@mutant("tolerant.canonical-request", kills=[], title="knows a requested role by its canonical ARN alone")
+@mutant("tolerant.canonical-request", "", "knows a requested role by its canonical ARN alone")
 @around(compiled.Policy, "arns_named")
 def canonical_request(sound: Any, self: Any, requested: str) -> Any:
     canonical = re.fullmatch(r"arn:[^:]+:iam::[0-9]{12}:role/[^/]+", requested)
     return frozenset() if requested.startswith("arn:") and not canonical else sound(self, requested)
 
 
-@mutant("tolerant.refuses-large", kills=[], title="refuses where the tags do not fit the agreed frame")
+@mutant("tolerant.refuses-large", "", "refuses where the tags do not fit the agreed frame")
 @around(actions, "fit")
 def refuses_large(sound: Any, encoded: bytes, limit: int) -> Any:
     return sound(encoded if len(encoded) <= limit else actions.LAST_RESORT, limit)
 
 
-@mutant("tolerant.terse-refusals", kills=[], title="names nobody in a refusal, though it knows who asks")
+@mutant("tolerant.terse-refusals", "", "names nobody in a refusal, though it knows who asks")
 @around(gate, "encode_verdict")
 def terse_refusals(sound: Any, decision: Any, *signed: Any) -> Any:
     if decision.allow:
@@ -103,11 +103,8 @@ def _sts_form(sound: Any, *arguments: Any) -> Any:
         raise Refusal(Reason.TOKEN_MALFORMED, refusal.detail) from None
 
 
-mutant(
-    "tolerant.sts-form",
-    kills=[],
-    title="calls what is wrong in a pre-signed URL malformed",
-    apply=both(*(around(place, "read_credential")(_sts_form) for place in (remote, sts))),
+mutant("tolerant.sts-form", "", "calls what is wrong in a pre-signed URL malformed")(
+    both(*(around(place, "read_credential")(_sts_form) for place in (remote, sts)))
 )
 
 
@@ -117,24 +114,23 @@ def _announces_nothing(sound: Any, pairs: Any) -> Any:
     return sound({"x-agent": (DataType.BOOL, True), **pairs, **nothing} if nothing else pairs)
 
 
+@mutant(
+    "tolerant.one-by-one",
+    "",
+    "announces no pipelining, and answers the questions of a connection one by one",
+    _announces_nothing,
+    without_memory,
+)
 @around(_Peer, "_judge")
 async def _in_turn(sound: Any, self: Any, event: Any) -> None:
     async with self.__dict__.setdefault("turn", asyncio.Lock()):
         await sound(self, event)
 
 
-mutant(
-    "tolerant.one-by-one",
-    kills=[],
-    title="announces no pipelining, and answers the questions of a connection one by one",
-    apply=both(_announces_nothing, _in_turn, without_memory),
-)
-
-
 @mutant(
     "tolerant.own-variables",
-    kills=[],
-    title="unsets all first, sets numbers of 64 bits, and variables of its own in other scopes",
+    "",
+    "unsets all first, sets numbers of 64 bits, and variables of its own in other scopes",
 )
 @around(gate, "encode_verdict")
 def own_variables(sound: Any, *decided: Any) -> bytes:
@@ -153,22 +149,19 @@ def own_variables(sound: Any, *decided: Any) -> bytes:
     )
 
 
-mutant(
-    "tolerant.few-algorithms",
-    kills=[],
-    title="has no algorithm but RS256, ES256 and ES384",
-    apply=both(
+mutant("tolerant.few-algorithms", "", "has no algorithm but RS256, ES256 and ES384")(
+    both(
         *(
             setting(
                 place, "ALGORITHMS", {name: keys.ALGORITHMS[name] for name in ("RS256", "ES256", "ES384")}
             )
             for place in (keys, claims, authenticator)
         )
-    ),
+    )
 )
 
 
-@mutant("tolerant.needs-kid", kills=[], title="refuses tokens without a kid")
+@mutant("tolerant.needs-kid", "", "refuses tokens without a kid")
 @around(authenticator, "check_header")
 def needs_kid(sound: Any, token: Any, rules: Any) -> Any:
     found = sound(token, rules)
@@ -181,18 +174,13 @@ def _texts(value: Any) -> Any:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else value
 
 
-mutant(
-    "tolerant.skips-entries",
-    kills=[],
-    title="passes over entries of aud and scope that are no texts",
-    apply=both(
-        around(claims.ClaimRules, "_check_audience")(lambda sound, self, aud: sound(self, _texts(aud))),
-        around(claims.ClaimRules, "_scopes")(lambda sound, self, value: sound(self, _texts(value))),
-    ),
+mutant("tolerant.skips-entries", "", "passes over entries of aud and scope that are no texts")(
+    around(claims.ClaimRules, "_check_audience")(lambda sound, self, aud: sound(self, _texts(aud))),
+    around(claims.ClaimRules, "_scopes")(lambda sound, self, value: sound(self, _texts(value))),
 )
 
 
-@mutant("tolerant.odd-is-absent", kills=[], title="takes null, and a roles claim of another type, for none")
+@mutant("tolerant.odd-is-absent", "", "takes null, and a roles claim of another type, for none")
 @around(claims.ClaimRules, "identity")
 def odd_is_absent(sound: Any, self: Any, payload: Any, *about: Any) -> Any:
     payload = {name: value for name, value in payload.items() if value is not None}

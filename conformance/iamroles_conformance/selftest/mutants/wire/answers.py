@@ -19,44 +19,31 @@ from iamroles_conformance.selftest.mutants.edits import (
     frames_out,
     hello_text,
 )
-from iamroles_conformance.selftest.mutants.override import around, both, setting, without_memory
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.mutants.override import around, setting, without_memory
+from iamroles_conformance.selftest.registry import Override, mutant
 
 _ALLOW_LENGTH = len(b"\x01\x03\x02\x05allow\x11")
-
-
-mutant(
-    "wire.ack-twice",
-    kills=["SPOP-ACK-001"],
-    title="sends each ACK twice",
-    apply=acks_out(lambda _self, ids, actions: 2 * frames.encode(FrameType.ACK, ids, actions)),
+mutant("wire.ack-twice", "SPOP-ACK-001", "sends each ACK twice")(
+    acks_out(lambda _self, ids, actions: 2 * frames.encode(FrameType.ACK, ids, actions))
+)
+mutant("wire.ack-no-fin", "SPOP-ACK-001", "sends ACKs without FIN")(
+    acks_out(lambda _self, ids, actions: frames.encode(FrameType.ACK, ids, actions, flags=0))
 )
 
 
-mutant(
-    "wire.ack-no-fin",
-    kills=["SPOP-ACK-001"],
-    title="sends ACKs without FIN",
-    apply=acks_out(lambda _self, ids, actions: frames.encode(FrameType.ACK, ids, actions, flags=0)),
-)
-
-
-@mutant("wire.ack-one-of-two", kills=["SPOP-ACK-001"], title="answers one of two pipelined frames")
+@mutant("wire.ack-one-of-two", "SPOP-ACK-001", "answers one of two pipelined frames")
 @acks_out
 def ack_one_of_two(self: Any, ids: bytes, actions: bytes) -> bytes:
     self.turn = not getattr(self, "turn", False)
     return frames.encode(FrameType.ACK, ids, actions) if self.turn else b""
 
 
-mutant(
-    "wire.stream-zero",
-    kills=["SPOP-ACK-002"],
-    title="does not answer stream-id 0",
-    apply=frames_in(lambda frame: None if frame.type == 3 and frame.ids[0] == 0 else frame),
+mutant("wire.stream-zero", "SPOP-ACK-002", "does not answer stream-id 0")(
+    frames_in(lambda frame: None if frame.type == 3 and frame.ids[0] == 0 else frame)
 )
 
 
-def _ids(edit: Any) -> Apply:
+def _ids(edit: Any) -> Override:
     def each(_self: Any, ids: bytes, actions: bytes) -> bytes:
         stream_id, pos = varint.read(ids, 0, len(ids))
         frame_id = varint.read(ids, pos, len(ids))[0]
@@ -65,38 +52,27 @@ def _ids(edit: Any) -> Apply:
     return acks_out(each)
 
 
-mutant(
-    "wire.ids-16-bits",
-    kills=["SPOP-ACK-003"],
-    title="keeps 16 bits of a stream-id",
-    apply=_ids(lambda stream_id, frame_id: (stream_id & 0xFFFF, frame_id)),
+mutant("wire.ids-16-bits", "SPOP-ACK-003", "keeps 16 bits of a stream-id")(
+    _ids(lambda stream_id, frame_id: (stream_id & 0xFFFF, frame_id))
+)
+mutant("wire.frame-id-one", "SPOP-ACK-004", "answers every frame as frame 1")(
+    _ids(lambda stream_id, _frame_id: (stream_id, 1))
 )
 
 
-mutant(
-    "wire.frame-id-one",
-    kills=["SPOP-ACK-004"],
-    title="answers every frame as frame 1",
-    apply=_ids(lambda stream_id, _frame_id: (stream_id, 1)),
-)
-
-
-@mutant("wire.answers-by-id", kills=["SPOP-ACK-005"], title="gives the first answer again for the same ids")
+@mutant("wire.answers-by-id", "SPOP-ACK-005", "gives the first answer again for the same ids")
 @acks_out
 def answers_by_id(self: Any, ids: bytes, actions: bytes) -> bytes:
     kept = self.__dict__.setdefault("kept", {}).setdefault(ids, actions)
     return frames.encode(FrameType.ACK, ids, kept)
 
 
-mutant(
-    "wire.tags-not-dropped",
-    kills=["SPOP-ACK-006"],
-    title="sends ACKs larger than negotiated",
-    apply=setting(actions, "fit", lambda encoded, _limit: encoded),
+mutant("wire.tags-not-dropped", "SPOP-ACK-006", "sends ACKs larger than negotiated")(
+    setting(actions, "fit", lambda encoded, _limit: encoded)
 )
 
 
-@mutant("wire.unknown-silent", kills=["SPOP-MSG-001"], title="does not answer unknown messages")
+@mutant("wire.unknown-silent", "SPOP-MSG-001", "does not answer unknown messages")
 @around(Connection, "_inquire")
 def unknown_silent(sound: Any, self: Any, frame: Any, missed: Any) -> None:
     empty = frame.start == frame.end
@@ -104,17 +80,14 @@ def unknown_silent(sound: Any, self: Any, frame: Any, missed: Any) -> None:
         sound(self, frame, missed)
 
 
-mutant(
-    "wire.empty-silent",
-    kills=["SPOP-MSG-003"],
-    title="does not answer an empty NOTIFY",
-    apply=around(Connection, "_inquire")(
+mutant("wire.empty-silent", "SPOP-MSG-003", "does not answer an empty NOTIFY")(
+    around(Connection, "_inquire")(
         lambda sound, self, frame, missed: None if frame.start == frame.end else sound(self, frame, missed)
-    ),
+    )
 )
 
 
-def _parse_again(keep: Any) -> Apply:
+def _parse_again(keep: Any) -> Override:
     """Where the parser found the question ambiguous, take one of the readings after all."""
 
     @around(messages, "parse")
@@ -125,7 +98,7 @@ def _parse_again(keep: Any) -> Apply:
     return parse
 
 
-@mutant("wire.last-message-wins", kills=["SPOP-MSG-008"], title="judges the last of two iam-check messages")
+@mutant("wire.last-message-wins", "SPOP-MSG-008", "judges the last of two iam-check messages")
 @_parse_again
 def last_message_wins(messages: Any, found: Any, data: bytes, start: int, end: int) -> Any:
     if "messages" not in found.problem:
@@ -139,16 +112,14 @@ def last_message_wins(messages: Any, found: Any, data: bytes, start: int, end: i
     return messages.Inquiry(found.context, check, key)
 
 
-@mutant(
-    "wire.last-argument-wins", kills=["SPOP-MSG-004"], title="takes the last of two arguments of one name"
-)
+@mutant("wire.last-argument-wins", "SPOP-MSG-004", "takes the last of two arguments of one name")
 @around(messages, "_read_message")
 def last_argument_wins(sound: Any, data: bytes, pos: int, end: int) -> Any:
     name, arguments, _doubled, after = sound(data, pos, end)
     return name, arguments, False, after
 
 
-@mutant("wire.stops-at-unknown", kills=["SPOP-MSG-002"], title="stops reading at an unknown message")
+@mutant("wire.stops-at-unknown", "SPOP-MSG-002", "stops reading at an unknown message")
 @around(messages, "parse")
 def stops_at_unknown(sound: Any, data: bytes, start: int, end: int) -> Any:
     pos = start
@@ -160,20 +131,17 @@ def stops_at_unknown(sound: Any, data: bytes, start: int, end: int) -> Any:
     return sound(data, start, pos)
 
 
-def _check(edit: Any) -> Apply:
+def _check(edit: Any) -> Override:
     """Change what `iam-check` is read as (`messages._check`)."""
     return around(messages, "_check")(edit)
 
 
-mutant(
-    "wire.missing-argument",
-    kills=["SPOP-MSG-005"],
-    title="judges on with an empty path or method",
-    apply=_check(lambda sound, arguments: replace(sound(arguments), missing=())),
+mutant("wire.missing-argument", "SPOP-MSG-005", "judges on with an empty path or method")(
+    _check(lambda sound, arguments: replace(sound(arguments), missing=()))
 )
 
 
-@mutant("wire.extra-argument", kills=["SPOP-MSG-005"], title="refuses an iam-check with an unknown argument")
+@mutant("wire.extra-argument", "SPOP-MSG-005", "refuses an iam-check with an unknown argument")
 @_check
 def extra_argument(sound: Any, arguments: Any) -> Any:
     extra = any(name.startswith(b"x-") for name in arguments)
@@ -183,7 +151,7 @@ def extra_argument(sound: Any, arguments: Any) -> Any:
 _last_token = [""]
 
 
-@mutant("wire.null-is-last-token", kills=["SPOP-MSG-006"], title="leaves the last token in place of a NULL")
+@mutant("wire.null-is-last-token", "SPOP-MSG-006", "leaves the last token in place of a NULL")
 @_check
 def null_is_last_token(sound: Any, arguments: Any) -> Any:
     check = sound(arguments)
@@ -194,7 +162,7 @@ def null_is_last_token(sound: Any, arguments: Any) -> Any:
     return check
 
 
-@mutant("wire.lies-believed", kills=["SPOP-MSG-007"], title="answers a message that it could not read")
+@mutant("wire.lies-believed", "SPOP-MSG-007", "answers a message that it could not read")
 @around(messages, "parse")
 def lies_believed(sound: Any, data: bytes, start: int, end: int) -> Any:
     try:
@@ -203,63 +171,34 @@ def lies_believed(sound: Any, data: bytes, start: int, end: int) -> Any:
         return messages.Inquiry(messages.Context())
 
 
-# --- actions ----------------------------------------------------------------------------------------------
-
-
-mutant(
-    "wire.unset-three-arguments",
-    kills=["SPOP-ACTION-001"],
-    title="says UNSET-VAR has three arguments",
-    apply=around(actions, "unset_var")(lambda sound, *args: b"\x02\x03" + sound(*args)[2:]),
+# --- actions
+mutant("wire.unset-three-arguments", "SPOP-ACTION-001", "says UNSET-VAR has three arguments")(
+    around(actions, "unset_var")(lambda sound, *args: b"\x02\x03" + sound(*args)[2:])
+)
+mutant("wire.verdict-first", "SPOP-ACTION-002", "puts the verdict before the tags")(
+    actions_out(lambda actions: actions[-_ALLOW_LENGTH:] + actions[:-_ALLOW_LENGTH])
+)
+mutant("wire.long-name", "SPOP-ACTION-003", "sets a variable with a name of 70 characters")(
+    actions_out(lambda actions: b"\x01\x03\x02\x3e" + b"n" * 62 + b"\x11" + actions)
+)
+mutant("wire.name-with-dash", "SPOP-ACTION-004", "sets a variable with a dash in its name")(
+    actions_out(lambda actions: b"\x01\x03\x02\x07my-role\x11" + actions)
 )
 
 
-mutant(
-    "wire.verdict-first",
-    kills=["SPOP-ACTION-002"],
-    title="puts the verdict before the tags",
-    apply=actions_out(lambda actions: actions[-_ALLOW_LENGTH:] + actions[:-_ALLOW_LENGTH]),
-)
-
-
-mutant(
-    "wire.long-name",
-    kills=["SPOP-ACTION-003"],
-    title="sets a variable with a name of 70 characters",
-    apply=actions_out(lambda actions: b"\x01\x03\x02\x3e" + b"n" * 62 + b"\x11" + actions),
-)
-
-
-mutant(
-    "wire.name-with-dash",
-    kills=["SPOP-ACTION-004"],
-    title="sets a variable with a dash in its name",
-    apply=actions_out(lambda actions: b"\x01\x03\x02\x07my-role\x11" + actions),
-)
-
-
-@mutant("wire.never-unsets", kills=["SPOP-ACTION-005"], title="leaves variables of the request before")
+@mutant("wire.never-unsets", "SPOP-ACTION-005", "leaves variables of the request before")
 @actions_out
 def never_unsets(actions: bytes) -> bytes:
     kept = [action for action in codec.decode(actions) if action.kind is not None]
     return b"".join(map(codec._encode, kept))
 
 
-# --- order ------------------------------------------------------------------------------------------------
-
-
+# --- order
+@mutant("wire.in-order", "SPOP-PIPE-001", "answers in order: a slow token blocks the others", without_memory)
 @around(_Peer, "_judge")
 async def _one_by_one(sound: Any, self: Any, event: Any) -> None:
     async with self.__dict__.setdefault("turn", asyncio.Lock()):
         await sound(self, event)
-
-
-mutant(
-    "wire.in-order",
-    kills=["SPOP-PIPE-001"],
-    title="answers in order: a slow token blocks the others",
-    apply=both(_one_by_one, without_memory),
-)
 
 
 _pipelining = [True]
@@ -272,6 +211,12 @@ def _noting_pipelining(key: bytes, said: str) -> str:
     return said
 
 
+@mutant(
+    "wire.waits-for-second",
+    "SPOP-PIPE-002",
+    "without pipelining, waits for a second frame",
+    _noting_pipelining,
+)
 @frames_out
 def _two_by_two(self: Connection, kind: int, ids: bytes, payload: bytes, flags: int) -> bytes:
     whole = frames.encode(FrameType(kind), ids, payload, flags)
@@ -284,14 +229,6 @@ def _two_by_two(self: Connection, kind: int, ids: bytes, payload: bytes, flags: 
     return b"".join((held.pop(0), held.pop(0))) if len(held) > 1 else b""
 
 
-mutant(
-    "wire.waits-for-second",
-    kills=["SPOP-PIPE-002"],
-    title="without pipelining, waits for a second frame",
-    apply=both(_noting_pipelining, _two_by_two),
-)
-
-
 @around(_Peer, "_handle")
 def _noting_engine(sound: Any, self: Any, event: Any) -> None:
     if isinstance(event, HelloReceived):
@@ -299,6 +236,9 @@ def _noting_engine(sound: Any, self: Any, event: Any) -> None:
     sound(self, event)
 
 
+@mutant(
+    "wire.other-connection", "SPOP-PIPE-003", "sends ACKs on any connection of the engine", _noting_engine
+)
 @around(_Peer, "_flush")
 def _through_another(sound: Any, self: Any) -> None:
     engine = getattr(self, "engine", None)
@@ -313,15 +253,7 @@ def _through_another(sound: Any, self: Any) -> None:
         sound(self)
 
 
-mutant(
-    "wire.other-connection",
-    kills=["SPOP-PIPE-003"],
-    title="sends ACKs on any connection of the engine",
-    apply=both(_noting_engine, _through_another),
-)
-
-
-@mutant("wire.failure-silent", kills=["SPOP-FAIL-001"], title="does not answer where the handler fails")
+@mutant("wire.failure-silent", "SPOP-FAIL-001", "does not answer where the handler fails")
 @around(_Peer, "_judge")
 async def failure_silent(sound: Any, self: Any, event: Any) -> None:
     if event.check.missing:
@@ -330,9 +262,6 @@ async def failure_silent(sound: Any, self: Any, event: Any) -> None:
     await sound(self, event)
 
 
-mutant(
-    "wire.allow-on-failure",
-    kills=["SPOP-FAIL-001"],
-    title="allows on an internal error",
-    apply=actions_out(lambda actions: actions[:-1] + b"\x11" if b"internal_error" in actions else actions),
+mutant("wire.allow-on-failure", "SPOP-FAIL-001", "allows on an internal error")(
+    actions_out(lambda actions: actions[:-1] + b"\x11" if b"internal_error" in actions else actions)
 )

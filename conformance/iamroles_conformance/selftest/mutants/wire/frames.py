@@ -14,21 +14,16 @@ from iamroles_agent.spop.errors import invalid
 from iamroles_agent.spop.frames import FrameBuffer, FrameType
 from iamroles_agent.spop.values import DataType
 from iamroles_conformance.selftest.mutants.edits import frames_in
-from iamroles_conformance.selftest.mutants.override import around, both, setting, transition, without_memory
-from iamroles_conformance.selftest.registry import Apply, mutant
+from iamroles_conformance.selftest.mutants.override import around, setting, transition, without_memory
+from iamroles_conformance.selftest.registry import Override, mutant
 
 _HOARD: list[bytes] = []
-
-
-mutant(
-    "wire.no-reassembly",
-    kills=["SPOP-FRAME-001"],
-    title="forgets the beginning of a split frame",
-    apply=setting(FrameBuffer, "_keep", lambda self, data, pos: None),
+mutant("wire.no-reassembly", "SPOP-FRAME-001", "forgets the beginning of a split frame")(
+    setting(FrameBuffer, "_keep", lambda self, data, pos: None)
 )
 
 
-@mutant("wire.one-frame-per-read", kills=["SPOP-FRAME-002"], title="looks at the first frame of a read only")
+@mutant("wire.one-frame-per-read", "SPOP-FRAME-002", "looks at the first frame of a read only")
 @around(FrameBuffer, "split")
 def one_frame_per_read(sound: Any, self: Any, data: bytes) -> Iterator[Any]:
     for frame in sound(self, data):
@@ -36,7 +31,7 @@ def one_frame_per_read(sound: Any, self: Any, data: bytes) -> Iterator[Any]:
         return
 
 
-def _after_hello(change: Callable[[Any], None]) -> Apply:
+def _after_hello(change: Callable[[Any], None]) -> Override:
     """Change a connection once its HELLO is read."""
 
     @transition(State.OPEN, FrameType.HAPROXY_HELLO)
@@ -71,29 +66,21 @@ def _in_pieces(self: Any, *, ordered: bool) -> None:
         more()
 
 
-mutant(
-    "wire.two-writes",
-    kills=["SPOP-FRAME-003"],
-    title="writes length and body separately",
-    apply=setting(_Peer, "_flush", lambda self: _in_pieces(self, ordered=True)),
+mutant("wire.two-writes", "SPOP-FRAME-003", "writes length and body separately")(
+    setting(_Peer, "_flush", lambda self: _in_pieces(self, ordered=True))
+)
+mutant("wire.interleaves", "SPOP-FRAME-004", "interleaves the bytes of concurrent ACKs")(
+    setting(_Peer, "_flush", lambda self: _in_pieces(self, ordered=False))
 )
 
 
-mutant(
-    "wire.interleaves",
-    kills=["SPOP-FRAME-004"],
-    title="interleaves the bytes of concurrent ACKs",
-    apply=setting(_Peer, "_flush", lambda self: _in_pieces(self, ordered=False)),
-)
-
-
-@mutant("wire.no-size-limit", kills=["SPOP-FRAME-005"], title="ignores the negotiated max-frame-size")
+@mutant("wire.no-size-limit", "SPOP-FRAME-005", "ignores the negotiated max-frame-size")
 @_after_hello
 def no_size_limit(connection: Any) -> None:
     connection._buffer.limit = 1 << 30
 
 
-@mutant("wire.zero-length", kills=["SPOP-FRAME-006"], title="waits for ever on a length of 0 to 6")
+@mutant("wire.zero-length", "SPOP-FRAME-006", "waits for ever on a length of 0 to 6")
 @around(Connection, "receive_data")
 def zero_length(sound: Any, self: Any, data: bytes) -> Any:
     if len(data) >= 4 and int.from_bytes(data[:4], "big") < 7:
@@ -101,7 +88,7 @@ def zero_length(sound: Any, self: Any, data: bytes) -> Any:
     return sound(self, data)
 
 
-@mutant("wire.believes-length", kills=["SPOP-FRAME-007"], title="allocates what a length prefix asks for")
+@mutant("wire.believes-length", "SPOP-FRAME-007", "allocates what a length prefix asks for")
 @around(FrameBuffer, "_refuse")
 def believes_length(sound: Any, self: Any, length: int) -> Any:
     if length > 1 << 24:
@@ -116,21 +103,16 @@ def _wedging(sound: Any, self: Any, frame: Any) -> None:
     sound(self, frame)
 
 
+@mutant(
+    "wire.wedges", "SPOP-FRAME-008", "stops reading after an unknown frame type", _wedging, without_memory
+)
 @around(Connection, "_inquire")
 def _unless_wedged(sound: Any, self: Any, frame: Any, missed: Any) -> None:
     if not getattr(self, "wedged", False):
         sound(self, frame, missed)
 
 
-mutant(
-    "wire.wedges",
-    kills=["SPOP-FRAME-008"],
-    title="stops reading after an unknown frame type",
-    apply=both(_wedging, _unless_wedged, without_memory),
-)
-
-
-@mutant("wire.all-flag-bits", kills=["SPOP-FRAME-009"], title="refuses reserved flag bits")
+@mutant("wire.all-flag-bits", "SPOP-FRAME-009", "refuses reserved flag bits")
 @frames_in
 def all_flag_bits(frame: Any) -> Any:
     if frame.flags & ~3:
@@ -138,7 +120,7 @@ def all_flag_bits(frame: Any) -> Any:
     return frame
 
 
-@mutant("wire.varint-unbounded", kills=["SPOP-VARINT-001"], title="takes varints of any length")
+@mutant("wire.varint-unbounded", "SPOP-VARINT-001", "takes varints of any length")
 @around(varint, "read")
 def varint_unbounded(_sound: Any, data: bytes, pos: int, end: int) -> tuple[int, int]:
     value, pos, shift = data[pos], pos + 1, 4
@@ -154,38 +136,25 @@ def varint_unbounded(_sound: Any, data: bytes, pos: int, end: int) -> tuple[int,
     return value, pos
 
 
-@mutant("wire.varint-leb128", kills=["SPOP-VARINT-002"], title="drops the continuation bits of a varint")
+@mutant("wire.varint-leb128", "SPOP-VARINT-002", "drops the continuation bits of a varint")
 @around(varint, "read")
 def varint_leb128(sound: Any, data: bytes, pos: int, end: int) -> tuple[int, int]:
     value, after = sound(data, pos, end)
     return (value - (128 << 4) if after - pos > 2 else value), after
 
 
-mutant(
-    "wire.no-fin",
-    kills=["SPOP-FRAG-001"],
-    title="accepts a NOTIFY without FIN",
-    apply=frames_in(lambda frame: frame._replace(flags=frame.flags | 1)),
+mutant("wire.no-fin", "SPOP-FRAG-001", "accepts a NOTIFY without FIN")(
+    frames_in(lambda frame: frame._replace(flags=frame.flags | 1))
+)
+mutant("wire.unset-is-notify", "SPOP-FRAG-002", "takes a frame of type 0 for a NOTIFY")(
+    frames_in(lambda frame: frame._replace(type=3) if frame.type == 0 else frame)
+)
+mutant("wire.abort-ignored", "SPOP-FRAG-003", "judges and allows an aborted NOTIFY")(
+    frames_in(lambda frame: frame._replace(flags=frame.flags & ~2))
 )
 
 
-mutant(
-    "wire.unset-is-notify",
-    kills=["SPOP-FRAG-002"],
-    title="takes a frame of type 0 for a NOTIFY",
-    apply=frames_in(lambda frame: frame._replace(type=3) if frame.type == 0 else frame),
-)
-
-
-mutant(
-    "wire.abort-ignored",
-    kills=["SPOP-FRAG-003"],
-    title="judges and allows an aborted NOTIFY",
-    apply=frames_in(lambda frame: frame._replace(flags=frame.flags & ~2)),
-)
-
-
-def _refusing_values(bad: Any) -> Apply:
+def _refusing_values(bad: Any) -> Override:
     @around(values, "read")
     def read(sound: Any, data: bytes, pos: int, end: int) -> Any:
         found = sound(data, pos, end)
@@ -196,22 +165,19 @@ def _refusing_values(bad: Any) -> Apply:
     return read
 
 
-mutant(
-    "wire.negative-integer",
-    kills=["SPOP-TYPE-001"],
-    title="breaks on a negative integer",
-    apply=_refusing_values(lambda value: isinstance(value, int) and value < 0),
+mutant("wire.negative-integer", "SPOP-TYPE-001", "breaks on a negative integer")(
+    _refusing_values(lambda value: isinstance(value, int) and value < 0)
 )
 
 
-@mutant("wire.ipv6-short", kills=["SPOP-TYPE-001"], title="reads an IPv6 address as four bytes")
+@mutant("wire.ipv6-short", "SPOP-TYPE-001", "reads an IPv6 address as four bytes")
 @around(values, "read")
 def ipv6_short(sound: Any, data: bytes, pos: int, end: int) -> Any:
     kind, value, after = sound(data, pos, end)
     return kind, value, (after - 12 if kind is DataType.IPV6 else after)
 
 
-@mutant("wire.reserved-type", kills=["SPOP-TYPE-002"], title="skips a value of a reserved type")
+@mutant("wire.reserved-type", "SPOP-TYPE-002", "skips a value of a reserved type")
 @around(values, "read")
 def reserved_type(sound: Any, data: bytes, pos: int, end: int) -> Any:
     if pos < end and data[pos] & 0x0F > 9:
@@ -219,7 +185,7 @@ def reserved_type(sound: Any, data: bytes, pos: int, end: int) -> Any:
     return sound(data, pos, end)
 
 
-@mutant("wire.strict-utf8", kills=["SPOP-TYPE-003"], title="dies of a string that is not UTF-8")
+@mutant("wire.strict-utf8", "SPOP-TYPE-003", "dies of a string that is not UTF-8")
 @_refusing_values
 def strict_utf8(value: object) -> bool:
     if isinstance(value, bytes):
@@ -227,13 +193,13 @@ def strict_utf8(value: object) -> bool:
     return False
 
 
-@mutant("wire.off-by-four", kills=["SPOP-TYPE-004"], title="counts the length prefix into the frame size")
+@mutant("wire.off-by-four", "SPOP-TYPE-004", "counts the length prefix into the frame size")
 @_after_hello
 def off_by_four(connection: Any) -> None:
     connection._buffer.limit -= 4
 
 
-@mutant("wire.fatal-frame", kills=["SPOP-FUZZ-001"], title="dies of a value of a reserved type with flags")
+@mutant("wire.fatal-frame", "SPOP-FUZZ-001", "dies of a value of a reserved type with flags")
 @around(values, "read")
 def fatal_frame(sound: Any, data: bytes, pos: int, end: int) -> Any:
     if pos < end and data[pos] & 0x0F > 9 and data[pos] & 0xF0:
@@ -241,7 +207,7 @@ def fatal_frame(sound: Any, data: bytes, pos: int, end: int) -> Any:
     return sound(data, pos, end)
 
 
-@mutant("wire.spins", kills=["SPOP-FUZZ-001"], title="works five seconds on a message of over 200 arguments")
+@mutant("wire.spins", "SPOP-FUZZ-001", "works five seconds on a message of over 200 arguments")
 @around(messages, "_read_message")
 def spins(sound: Any, data: bytes, pos: int, end: int) -> Any:
     after = values.read_string(data, pos, end)[1]
