@@ -102,7 +102,7 @@ class LiveSettings(Model):
     revocations: str | None = None
     """The file of `[[revocations]]`; agents that share it share them. Relative to this file."""
     gate: str = Field(default="iam", pattern="^[A-Za-z0-9._-]{1,40}$")
-    """The same for all agents of one HAProxy, another for those of another."""
+    """The same for all agents of an HAProxy; each HAProxy has its own."""
 
 
 class AuditSettings(Model):
@@ -113,7 +113,7 @@ class AuditSettings(Model):
     on_error: Literal["deny", "allow"] = "deny"
     """What a decision becomes when it cannot be recorded (full disk): fail closed or open."""
     sync: Duration = 1.0
-    """The declared window: a kill -9 may lose at most the last so many seconds (0s: fsync each batch)."""
+    """The declared window: a kill -9 may lose at most the decisions of this last span (0s: fsync each batch)."""
     keep: Size | None = Field(default=None, ge=1_000_000)
     """Disk that each worker's log may take, "1MB" at least: the agent rotates it and removes the oldest of
     its files, on record. Left out: the agent removes nothing."""
@@ -184,7 +184,7 @@ class Issuer(Model):
     session_claim: ClaimPath | None = None
     """Where the session label is."""
     principal_claim: ClaimPath = "sub"
-    """Where it says who."""
+    """Where the principal is."""
     accounts: list[str] = Field(default_factory=_none)
     """AWS accounts whose roles it may assert; none listed: any."""
     max_lifetime: Duration = 3600.0
@@ -213,7 +213,7 @@ class Sts(Model):
     timeout: Duration = 10.0
     """How long one call may take."""
     recheck: Duration = Field(default=60.0, gt=0.0)
-    """How long an answer is believed before STS is asked anew: STS does not say when the caller's own
+    """How long an answer is believed before STS is asked again: STS does not say when the caller's own
     credentials end, so a session that is over dies within this."""
     replay_cache: bool = False
     """Accept each credential once only."""
