@@ -15,23 +15,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import uvloop
+from running_agent import agent, good_token, question
 from spop_client import Client
-from spop_transcript import check_message, context_message, hello, notify
-from tokens_support import AUDIENCE, EC_KEY, ROLE, mint, public_jwk, serving
+from spop_transcript import context_message, hello, notify
+from tokens_support import AUDIENCE, EC_KEY, ROLE, public_jwk, serving
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings
@@ -70,44 +67,12 @@ def world(issuer: str, directory: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def question(token: str, path: str = "/orders/1") -> bytes:
-    """The `iam-check` message."""
-    return check_message(
-        authorization=(DataType.STRING, f"Bearer {token}".encode()),
-        path=(DataType.STRING, path.encode()),
-        src=(DataType.IPV4, ip_address("192.0.2.1")),
-    )
-
-
 def frames(check: bytes, count: int) -> bytes:
     """So many NOTIFYs of one read, each with a request id of its own, as HAProxy's `unique-id` is."""
     return b"".join(
         notify(context_message(b"7F000001:C34A_7F000001:1F90_65A0B1C2_%04X:0001" % n) + check, ids=(n, 1))
         for n in range(1, count + 1)
     )
-
-
-def good_token(issuer: str) -> str:
-    """One that lives for an hour from now."""
-    now = int(time.time())
-    return mint({
-        "iss": issuer, "aud": AUDIENCE, "sub": "user@example.com", "jti": "id-1", "iat": now,
-        "exp": now + 3600, "roles": [ROLE],
-    })  # fmt: skip
-
-
-@contextlib.contextmanager
-def agent(config: dict[str, Any], directory: Path) -> Iterator[dict[str, Any]]:
-    """The agent as a process of its own; yields its ready line."""
-    path = directory / "world.json"
-    path.write_text(json.dumps(config))
-    command = [sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(path)]
-    with subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield json.loads(process.stdout.readline())
-        finally:
-            process.terminate()
 
 
 def family(pid: int) -> list[int]:

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from running_agent import good_token, question
 from spop_transcript import cut, hello, notify
-from tokens_support import EC_KEY, Server, public_jwk, serving
+from tokens_support import AUDIENCE, EC_KEY, ROLE, Server, public_jwk, serving
 
-from benchmarks.agent import AUDIENCE, ROLE, good_token, question
 from iamroles_agent.policy import load_text
 from iamroles_agent.policy.compiled import version_of
 from iamroles_agent.spop import actions

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from running_agent import agent, good_token, question
 from tokens_support import EC_KEY, public_jwk, serving
 
-from benchmarks.agent import agent, cpu_of, family, good_token, load, question, world
+from benchmarks.agent import cpu_of, family, load, world
 from benchmarks.start import proportional
 
 TARGET = 1.7

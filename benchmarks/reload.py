@@ -19,10 +19,11 @@ import threading
 import time
 from pathlib import Path
 
+from running_agent import good_token, question
 from spop_transcript import hello
-from tokens_support import EC_KEY, Server, public_jwk, serving
+from tokens_support import EC_KEY, ROLE, Server, public_jwk, serving
 
-from benchmarks.agent import ROLE, frames, good_token, question, world
+from benchmarks.agent import frames, world
 
 GRANTS, WORKERS, RELOADS = 10_000, 4, 5
 SECONDS, LONGEST = 2.0, 0.050

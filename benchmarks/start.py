@@ -11,7 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.agent import agent, family, world
+from running_agent import agent
+
+from benchmarks.agent import family, world
 
 RUNS = 7
 SECONDS, MEGABYTES = 0.5, 60.0

@@ -22,10 +22,11 @@ import time
 from pathlib import Path
 
 import uvloop
+from running_agent import agent, good_token, question
 from spop_transcript import hello
 from tokens_support import AUDIENCE, EC_KEY, ROLE, mint, public_jwk, serving
 
-from benchmarks.agent import agent, frames, good_token, question, world
+from benchmarks.agent import frames, world
 from iamroles_agent.tokens.encoding import encode_base64url
 
 STORM, SPELLS = 10_000, 5

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 MUTANTS = PACKAGES["iamroles_conformance"] / "selftest" / "mutants"
 
 
-def imported(source: str) -> set[str]:
+def imported(source: str, known: frozenset[str] = frozenset(PACKAGES)) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -43,7 +43,7 @@ def imported(source: str) -> set[str]:
                 first = node.args[0]
                 if isinstance(first, ast.Constant):
                     names.add(str(first.value).split(".")[0])
-    return names & set(PACKAGES)
+    return names & known
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -81,5 +81,12 @@ def test_only_agent_tests_and_changed_agents_import_the_agent():
         for file in (ROOT / "tests").rglob("*.py")
         if "iamroles_agent" in imported(file.read_text()) and not any(map(file.is_relative_to, may))
     ]
+
+    assert wrong == []
+
+
+def test_no_test_imports_a_benchmark():
+    files = (ROOT / "tests").rglob("*.py")
+    wrong = [file.name for file in files if imported(file.read_text(), frozenset({"benchmarks"}))]
 
     assert wrong == []

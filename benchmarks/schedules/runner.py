@@ -2,7 +2,9 @@
 
 A schedule is a list of choices: a frame arrives, a thread ends, a reload, a revocation, a death. It is drawn
 from a seed, and played on a virtual time in one process (`benchmarks.schedules.agent`), so it can be played
-again. `--seed N` shrinks one that fails to the choices that matter, and prints what happens.
+again. `--seed N` shrinks one that fails to the choices that matter, and prints what happens. `--mutants`
+plants each ordering bug in turn, and `--twice` plays each schedule twice: exit status 1 if a bug is not
+found, or a seed does not play the same schedule again.
 """
 
 from __future__ import annotations
@@ -248,8 +250,7 @@ def explain(seed: int) -> list[str]:
 def _start(mutant: str) -> None:
     """Of a process that plays: it goes on for all its life."""
     _whole.enter_context(virtual())
-    if mutant:
-        _whole.enter_context(planted(mutant))
+    _whole.enter_context(planted(mutant))
     run(range(20))
     _settle()
 
@@ -277,16 +278,21 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000, help="how many schedules")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--seed", type=int, help="explain the schedule of one seed")
+    parser.add_argument("--seed", type=int, nargs="+", help="seeds whose schedules are explained")
     parser.add_argument("--mutant", default="", choices=("", *MUTANTS), metavar="NAME", help="a planted bug")
+    parser.add_argument("--mutants", action="store_true", help="all bugs in turn: each must be found")
+    parser.add_argument("--twice", action="store_true", help="each schedule twice: both must be the same")
     options = parser.parse_args()
-    if options.seed is not None:
-        with virtual(), planted(options.mutant) if options.mutant else contextlib.nullcontext():
-            _tell("\n".join(explain(options.seed)) or f"seed {options.seed}: nothing is wrong")
-        return 0
+    seeds = range(options.start, options.start + options.count)
+    if options.seed or options.mutants or options.twice:
+        with virtual(), planted(options.mutant):
+            if options.seed:
+                for seed in options.seed:
+                    _tell("\n".join(explain(seed)) or f"seed {seed}: nothing is wrong")
+                return 0
+            return _all_found(seeds) if options.mutants else _same_again(seeds)
     total, began, told = Result(), time.monotonic(), 0
-    end = options.start + options.count
-    portions = [range(at, min(at + _PORTION, end)) for at in range(options.start, end, _PORTION)]
+    portions = [seeds[at : at + _PORTION] for at in range(0, options.count, _PORTION)]
     with multiprocessing.get_context("spawn").Pool(options.jobs, _start, (options.mutant,)) as pool:
         for result in pool.imap_unordered(_portion, portions):
             total.add(result)
@@ -302,6 +308,28 @@ def main() -> int:
             f"seed {seed}: {what}\n`python -m benchmarks.schedules --seed {seed}` shows how it comes to that"
         )
     return 1 if total.failed else 0
+
+
+def _all_found(seeds: range) -> int:
+    """Plant each bug in turn; 1 if one is not found."""
+    missed = 0
+    for name in MUTANTS:
+        with planted(name):
+            failed = run(seeds, until_failure=True).failed
+        _tell(f"{name}: {'found by seed {}: {}'.format(*failed[0]) if failed else 'NOT FOUND'}")
+        missed += not failed
+    return int(missed > 0)
+
+
+def _same_again(seeds: range) -> int:
+    """Play all schedules, then all again after them, whose dead processes are collected some time."""
+    lines: tuple[list[str], list[str]] = [], []
+    for told in lines:
+        for seed in seeds:
+            play(seed, *draw(seed), told.append)
+    same = lines[0] == lines[1]
+    _tell(f"{len(lines[0])} lines, {'the same' if same else 'OTHERS'} the second time")
+    return int(not same or len(lines[0]) < len(seeds) * LENGTH)
 
 
 def _tell(text: str) -> None:

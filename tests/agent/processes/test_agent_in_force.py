@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.agent import AUDIENCE, ROLE, good_token, question
+from running_agent import good_token, question
 from spop_transcript import hello, notify
 from test_server_supervisor import connect, receive, until
-from tokens_support import EC_KEY, OTHER_EC_KEY, Server, mint, public_jwk, serving
+from tokens_support import AUDIENCE, EC_KEY, OTHER_EC_KEY, ROLE, Server, mint, public_jwk, serving
 
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.commands.status_text import as_text

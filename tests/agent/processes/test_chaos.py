@@ -8,22 +8,17 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parents[3] / "benchmarks/chaos.py"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("workers", ["1", "4"])
 def test_no_verdict_that_the_version_in_force_does_not_give(workers):
     """The seed is in what it prints."""
     sizes = {"--questions": "2000", "--reloads": "6", "--faults": "6", "--minutes": "3", "--pause": "0.5"}
+    options = ["--workers", workers, "--stop-early", *(word for size in sizes.items() for word in size)]
     done = subprocess.run(
-        [
-            sys.executable,
-            PROGRAM,
-            "--workers",
-            workers,
-            "--stop-early",
-            *(x for p in sizes.items() for x in p),
-        ],
+        [sys.executable, "-m", "benchmarks.chaos", *options],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,

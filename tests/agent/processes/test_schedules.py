@@ -2,54 +2,55 @@
 
 from __future__ import annotations
 
-import pytest
-from benchmarks.schedules import runner as schedules
-from benchmarks.schedules.mutants import MUTANTS, planted
-from benchmarks.schedules.runner import LENGTH, draw, explain, play, run, shrink
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def virtual():
-    with schedules.virtual():
-        yield
+def schedules(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.schedules", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_nothing_goes_wrong_in_any_order():
-    result = run(range(500))
+    done = schedules("--count", "500", "--jobs", "1")
+    counts = {name: count for count, name in re.findall(r"(\d[\d,]*) (\w+)", done.stdout)}
+    figures = {name: int(count.replace(",", "")) for name, count in counts.items()}
 
-    assert result.failed == []
-    assert result.events >= 50 * result.count
-    assert min(result.allowed, result.reloads, result.deaths) > 50
+    assert done.returncode == figures["wrong"] == 0, done.stdout + done.stderr
+    assert figures["events"] >= 50 * figures["schedules"] == 50 * 500
+    assert min(figures[name] for name in ("allowed", "reloads", "deaths")) > 50
 
 
 def test_a_seed_plays_the_same_schedule_again():
-    """Also after others, whose dead processes are collected some time."""
-    lines: tuple[list[str], list[str]] = [], []
-    for told in lines:
-        for seed in range(40):
-            play(seed, *draw(seed), told.append)
+    done = schedules("--twice", "--count", "40")
 
-    assert lines[0] == lines[1]
-    assert len(lines[0]) > 40 * LENGTH
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("seed", [15_815, 103_123, 682_818, 766_429, 958_010])
-def test_what_a_schedule_found_once_stays_mended(seed):
-    assert play(seed, *draw(seed))[0].faults == []
+def test_what_schedules_found_once_stays_mended():
+    seeds = ["15815", "103123", "682818", "766429", "958010"]
+    done = schedules("--seed", *seeds)
+
+    assert done.stdout.splitlines() == [f"seed {seed}: nothing is wrong" for seed in seeds], done.stderr
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_an_ordering_bug_is_found(name):
-    with planted(name):
-        assert run(range(10_000), until_failure=True).failed != []
+def test_each_ordering_bug_is_found():
+    done = schedules("--mutants", "--count", "10000")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": found by seed ") >= 14
 
 
 def test_a_failure_is_shrunk_to_what_matters():
-    with planted("calls-revocations-settled-before-they-are"):
-        ((seed, _),) = run(range(10_000), until_failure=True).failed
-        workers, choices = draw(seed)
-        few = shrink(seed, workers, choices)
+    planted = ("--mutant", "calls-revocations-settled-before-they-are")
+    found = schedules(*planted, "--jobs", "1")
+    seed = re.findall(r"^seed (\d+): ", found.stdout, re.MULTILINE)[0]
+    done = schedules(*planted, "--seed", seed)
 
-        assert len(few) <= 12
-        assert play(seed, workers, few)[0].faults
-        assert "WRONG" in "\n".join(explain(seed))
+    assert found.returncode == 1
+    assert int(re.findall(r"(\d+) of 60 choices matter", done.stdout)[0]) <= 12, done.stdout
+    assert "WRONG" in done.stdout

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.hostile import (
+from counting import steps
+from hostile_requests import (
     LOG_BYTES,
     MEMORY_BYTES,
     UNITS,
@@ -16,7 +17,6 @@ from benchmarks.hostile import (
     retained,
     search,
 )
-from counting import steps
 
 TRIES = 400
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 
 import pytest
-from benchmarks.agent import agent
+from running_agent import agent
 from spop_client import Client, until
 from spop_transcript import check_message, context_message, notify
 from sts_support import EDGE, HOST, KEY_ID, as_json, credential, error_xml, presign

@@ -1,0 +1,363 @@
+"""Requests of strangers in genes, what one costs the agent, and a search for the costliest.
+
+A search climbs: requests are built from genes (which text, which units, how often), the costliest are kept
+and changed. `python -m benchmarks.hostile` searches for long and says what the law is.
+
+What is measured is the whole way of a frame on the event loop: SPOP parsing, the gate, policy and tokens, the
+record for the audit, the ACK. A signature check is a call into a library: here it answers at once. One
+credential is good, so that texts beside a good one are searched too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import re
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import Any
+from unittest import mock
+
+from spop_transcript import check_message, context_message, hello, notify
+from tokens_support import EC_KEY, ISSUER, ROLE, Clock, authenticator_with, claims, mint, public_jwk
+
+from iamroles_agent.audit import redaction
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings
+from iamroles_agent.policy import Policy, compiled
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.metrics import Metrics
+from iamroles_agent.spop import messages
+from iamroles_agent.spop.connection import CheckRequested, Connection
+from iamroles_agent.spop.values import DataType
+from iamroles_agent.tokens.encoding import encode_base64url
+
+MILLISECONDS, LOG_BYTES, MEMORY_BYTES, LONGEST = 1.0, 4096, 64 << 10, 16 << 10
+GOOD = f"Bearer {mint(claims())}"
+DEEP = "/deep" + "/a" * 12
+
+UNITS = (
+    *("a", "/", "/a", "//", ".", "..", "/.", "%", "%41", "%c3%a9", "%2e", "%20", "%zz", ";", "\\", "\0"),
+    *("\xff", "\u00e9", " ", "\t", ",", "&", "=", "-", "_", "*.", "x-amz-date=", "Action=", "bearer "),
+    *("eyJ", "eyA", "eyJ.", "a.", "aaaaaaaaaaaaaaaaaaaa.", "iam-sts-v1.", "bearer+", "x-amz-signature="),
+    *('"', '\\"', "[", "{", "[]", "{}", "[],", "{},", '{"a":', '"a":1,', "1", "9", "1,", "0.1e9,"),
+    *("\\ud800", "arn:aws:iam::", ":role/"),
+)
+FORMS = ("none", "raw", "bearer", "jwt", "header", "sts", "good")
+ALPHABET = 'abcXYZ019.-_/%&=:;,"\\{}[]+ \t\xe9'
+
+
+@dataclass(frozen=True)
+class Gene:
+    """A text: units, each so often, within what is left of the request."""
+
+    pieces: tuple[tuple[str, int], ...] = ()
+
+    def text(self, room: int) -> str:
+        """At most `room` bytes."""
+        return "".join(unit * count for unit, count in self.pieces)[: max(room, 0)]
+
+    def changed(self, chance: random.Random) -> Gene:
+        """A neighbour."""
+        pieces = list(self.pieces)
+        kind = chance.randrange(5)
+        at = chance.randrange(len(pieces) + 1)
+        if kind == 0 or not pieces:
+            pieces.insert(at, (unit(chance), 1 << chance.randrange(13)))
+            return Gene(tuple(pieces[-4:]))
+        at = chance.randrange(len(pieces))
+        old, count = pieces[at]
+        if kind == 1:
+            pieces[at] = (unit(chance), count)
+        elif kind == 2:
+            pieces[at] = (old, max(1, int(count * chance.choice((0.25, 0.5, 0.9, 1.1, 2, 4)))))
+        elif kind == 3:
+            pieces[at] = (old + unit(chance), count)
+        else:
+            del pieces[at]
+        return Gene(tuple((text[:64], min(number, LONGEST)) for text, number in pieces))
+
+
+def unit(chance: random.Random) -> str:
+    """A text of the kind that has hurt parsers, or a random one."""
+    if chance.random() < 0.8:
+        return chance.choice(UNITS)
+    return "".join(chance.choices(ALPHABET, k=chance.randrange(1, 6)))
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A request in genes."""
+
+    form: str = "none"
+    credential: Gene = Gene()
+    path: Gene = Gene()
+    host: Gene = Gene()
+    role: Gene = Gene()
+    method: Gene = Gene()
+
+    def texts(self, share: float = 1.0) -> dict[str, str | None]:
+        """The texts, 16 kB of them at most; `share`: of that."""
+        room = int((LONGEST - 200) * share)
+        found: dict[str, str | None] = {"authorization": self._authorization(room)}
+        room -= len(found["authorization"] or "")
+        path = self.path.text(room)
+        found["path"] = path if path.startswith("/") else f"/{path}"
+        room -= len(found["path"] or "")
+        found["host"] = self.host.text(room) or None
+        room -= len(found["host"] or "")
+        found["role"] = self.role.text(room) or None
+        found["method"] = self.method.text(room - len(found["role"] or "")) or "GET"
+        return found
+
+    def _authorization(self, room: int) -> str | None:
+        text = self.credential.text(room)
+        data = text.encode("latin-1", "replace")[: room * 3 // 4 - 90]
+        if self.form == "none":
+            return None
+        if self.form == "good":
+            return GOOD
+        if self.form == "raw":
+            return text or "x"
+        if self.form == "bearer":
+            return f"Bearer {text}"[:room]
+        if self.form == "sts":
+            return f"Bearer iam-sts-v1.{encode_base64url(b'https://sts.test/?' + data)}"
+        body = data if self.form == "header" else b'{"alg":"ES256","kid":"k1"}'
+        other = json.dumps({"iss": ISSUER}).encode() if self.form == "header" else data
+        return f"Bearer {encode_base64url(body)}.{encode_base64url(other)}.{'A' * 86}"
+
+    def changed(self, chance: random.Random) -> Attack:
+        """A neighbour."""
+        if chance.random() < 0.15:
+            return replace(self, form=chance.choice(FORMS))
+        name = chance.choice(("credential", "path", "path", "host", "role", "method"))
+        return replace(self, **{name: getattr(self, name).changed(chance)})
+
+    def __str__(self) -> str:
+        genes = {
+            name: getattr(self, name).pieces for name in ("credential", "path", "host", "role", "method")
+        }
+        said = (
+            f"{name}=" + "+".join(f"{text!r}x{n}" for text, n in pieces)
+            for name, pieces in genes.items()
+            if pieces
+        )
+        return f"{self.form} {' '.join(said)}"
+
+
+@dataclass
+class Cost:
+    """What one request took."""
+
+    size: int
+    seconds: float = 0.0
+    log: int = 0
+
+    @property
+    def each(self) -> float:
+        """Nanoseconds of a byte."""
+        return self.seconds * 1e9 / self.size
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.bytes += len(self.format(record))
+
+
+@dataclass
+class Target:
+    """The agent without its socket: a connection and a gate."""
+
+    size_of_log: int = 0
+    lines: _Lines = field(default_factory=_Lines)
+    checked: int = 0
+    """Signatures that were looked at."""
+
+    def __post_init__(self) -> None:
+        authenticator = authenticator_with([public_jwk(EC_KEY, "k1")], Clock())
+        for source in authenticator.sources.values():
+            for key in source._keys or ():
+                key._verifiers["ES256"] = self._verify
+        self.audit = Audit(AuditSettings(path="none"))
+        record = self.audit.record
+
+        def recorded(prepared: Any, *rest: Any) -> bool:
+            self.size_of_log += len(prepared.body) + 500  # sequence, time, request id, hashes
+            return record(prepared, *rest)
+
+        self.audit.record = recorded  # type: ignore[method-assign]
+        config = Config.model_validate(
+            {
+                "version": 1,
+                "roles": [{"name": "reader", "arn": ROLE}],
+                "backends": [{"name": "b"}],
+                "grants": [
+                    {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": DEEP, "backend": "b",
+                     "hosts": ["*.example.com", "*.d.c.b.a.example.com"]},
+                ],
+            }
+        )  # fmt: skip
+        self.gate = Gate(Policy(config), authenticator, self.audit, Metrics(MetricsSettings()), clock=Clock())
+        self.connection = Connection(self.gate.recall, max_frame_size=16380)
+        self.connection.receive_data(hello())
+        self.connection.data_to_send()
+        asyncio.run(authenticator.authenticate(GOOD))
+
+    def _verify(self, signature: bytes, _data: bytes) -> bool:
+        self.checked += 1
+        return signature != b"\0" * 64  # what attacks carry; the good token has a real one
+
+    def frame(self, attack: Attack, share: float = 1.0) -> bytes:
+        """The NOTIFY."""
+        texts = attack.texts(share)
+        pairs: dict[str, Any] = {
+            name: (DataType.NULL, None)
+            if text is None
+            else (DataType.STRING, text.encode("latin-1", "replace"))
+            for name, text in texts.items()
+        }
+        pairs["authorization_count"] = (DataType.INT64, int(texts["authorization"] is not None))
+        pairs["src"] = (DataType.IPV4, ip_address("192.0.2.1"))
+        return notify(context_message() + check_message(**pairs))
+
+    def ask(self, frame: bytes) -> None:
+        """Everything that the event loop does for a frame; what would wait for the network is let go."""
+        for event in self.connection.receive_data(frame):
+            if isinstance(event, CheckRequested):
+                judging = self.gate.judge(event.check, event.context, event.key)
+                try:
+                    judging.send(None)
+                except StopIteration as done:
+                    self.connection.acknowledge(event.ids, done.value)
+                finally:
+                    judging.close()
+        self.connection.data_to_send()
+
+    def cost(self, attack: Attack, *, share: float = 1.0, times: int = 1) -> Cost:
+        """What a request takes, the least of some tries."""
+        frame = self.frame(attack, share)
+        cost = Cost(len(frame), float("inf"))
+        for _ in range(times):
+            self.size_of_log, self.lines.bytes = 0, 0
+            self.gate.replace(self.gate.policy, self.gate.authenticator)  # nothing is remembered
+            began = time.thread_time()
+            self.ask(frame)
+            cost.seconds = min(cost.seconds, time.thread_time() - began)
+            cost.log = self.size_of_log + self.lines.bytes
+        return cost
+
+
+def search(
+    target: Target,
+    seed: int,
+    *,
+    strangers: bool,
+    worth: Callable[[Cost], float],
+    seconds: float = float("inf"),
+    tries: int = 1 << 30,
+) -> tuple[Attack, int]:
+    """Climb, for so many seconds of processor time or so many tries.
+
+    Returns:
+        The attack that is worth most, and how many were tried.
+    """
+    chance = random.Random(seed)
+    forms = [form for form in FORMS if form != "good"] if strangers else ["good"]
+    kept: list[tuple[float, int, Attack]] = []
+    tried, end = 0, time.process_time() + seconds
+
+    def consider(attack: Attack) -> None:
+        nonlocal tried
+        tried += 1
+        value = worth(target.cost(attack))
+        if len(kept) == 12 and value <= kept[-1][0]:
+            return
+        value = worth(target.cost(attack, times=3))  # an interruption must not win
+        kept.append((value, -tried, attack))
+        kept.sort(reverse=True)
+        del kept[12:]
+
+    for form in forms:
+        for text in UNITS:
+            for name, length in (("credential", 5900), ("path", 2047), ("path", 4095)):
+                consider(replace(Attack(form), **{name: Gene(((text, max(1, length // len(text))),))}))
+    while tried < tries and time.process_time() < end:
+        attack = chance.choice(kept)[2]
+        for _ in range(chance.randrange(1, 4)):
+            attack = attack.changed(chance)
+        if strangers == (attack.form != "good"):
+            consider(attack)
+    return kept[0][2], tried
+
+
+def growth(target: Target, attack: Attack) -> float:
+    """How much a byte costs in the whole request, for what it costs in a quarter of it: 1 is flat."""
+    whole, quarter = (target.cost(attack, share=share, times=9) for share in (1.0, 0.25))
+    return whole.each / max(quarter.each, 1.0)
+
+
+def retained(target: Target, seed: int, count: int = 400) -> int:
+    """Bytes that so many requests of strangers leave in memory, all different, after as many before them."""
+
+    def round_of(number: int) -> None:
+        chance = random.Random(seed + number)
+        for each in range(count):
+            long = Gene(
+                (("a.b", chance.randrange(2000)), (f"{number}-{each}", 1), ("/a", chance.randrange(1500)))
+            )
+            target.ask(target.frame(Attack(chance.choice(FORMS[:-1]), long, long, long, long)))
+
+    for warm in range(4):
+        round_of(warm)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    round_of(5)
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return after - before
+
+
+# Old faults, to show that the search finds them.
+
+_OLD_SECRET = re.compile(
+    r"ey[JK][A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){1,4}"
+    r"|iam-sts-v1\.[A-Za-z0-9_=-]*"
+    r"|(?i:X-Amz-(?:Signature|Security-Token|Credential)(?:=|%3D)[^&\s]*)"
+    r"|(?i:bearer(?:\s|%20|\+)+[A-Za-z0-9._~+/=-]{8,})"
+)
+
+
+def _old_redacted(text: str) -> str:
+    return _OLD_SECRET.sub("[redacted]", text)
+
+
+def _old_query(request: Any, *_reach: Any) -> compiled.Query:
+    """All prefixes, however deep: the square of the path."""
+    return _NEW_QUERY(request)
+
+
+_NEW_QUERY = compiled.Query.of
+
+
+@contextlib.contextmanager
+def fault(*names: str) -> Iterator[None]:
+    """Put old faults back for a while."""
+    with contextlib.ExitStack() as stack:
+        if "S1" in names:
+            stack.enter_context(mock.patch.object(redaction, "redacted", _old_redacted))
+        if "S2" in names:
+            stack.enter_context(mock.patch.object(compiled.Query, "of", staticmethod(_old_query)))
+        if "no-limits" in names:
+            stack.enter_context(mock.patch.dict(messages.LIMITS, dict.fromkeys(messages.LIMITS, 1 << 20)))
+        yield

@@ -1,0 +1,50 @@
+"""The agent as a process of its own, a question for it, and a token that it allows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from spop_transcript import check_message
+from tokens_support import AUDIENCE, ROLE, mint
+
+from iamroles_agent.spop.values import DataType
+
+
+def question(token: str, path: str = "/orders/1") -> bytes:
+    """The `iam-check` message."""
+    return check_message(
+        authorization=(DataType.STRING, f"Bearer {token}".encode()),
+        path=(DataType.STRING, path.encode()),
+        src=(DataType.IPV4, ip_address("192.0.2.1")),
+    )
+
+
+def good_token(issuer: str) -> str:
+    """A token that lives for an hour from now."""
+    now = int(time.time())
+    return mint({
+        "iss": issuer, "aud": AUDIENCE, "sub": "user@example.com", "jti": "id-1", "iat": now,
+        "exp": now + 3600, "roles": [ROLE],
+    })  # fmt: skip
+
+
+@contextlib.contextmanager
+def agent(config: dict[str, Any], directory: Path) -> Iterator[dict[str, Any]]:
+    """Run the agent and yield its ready line."""
+    path = directory / "world.json"
+    path.write_text(json.dumps(config))
+    command = [sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(path)]
+    with subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.terminate()
