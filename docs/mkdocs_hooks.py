@@ -18,7 +18,7 @@ _PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "conformance/SPEC.md
 
 
 def _leaves(uri: str, up: str) -> bool:
-    """Whether so many `../` lead from a page of docs/ out of docs/."""
+    """Return whether this many `../` lead from a page of docs/ out of docs/."""
     return up.count("../") == uri.count("/") + 1
 
 

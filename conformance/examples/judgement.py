@@ -1,4 +1,4 @@
-"""What the adapters decide, in plain Python: a token's word is taken, unverified, for who asks.
+"""What the adapters decide, in plain Python: a token is believed, unverified, about its caller.
 
 Good enough for the wire lane, whose questions are about frames, and for nothing else.
 """

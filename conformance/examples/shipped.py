@@ -1,7 +1,7 @@
 """The shipped HAProxy configuration with another question in the place of SPOE's.
 
-What a proxy must do whoever decides (clean, refuse what is ambiguous, tag, route, record) is in it already.
-An example replaces the question, `send-spoe-group`, by rules that set the same variables `txn.iam.*`.
+What a proxy must do, no matter what decides (clean, refuse what is ambiguous, tag, route, record), is in it
+already. An example replaces the question, `send-spoe-group`, by rules that set the same variables `txn.iam.*`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def render(world: Path, output: Path, ask: str, *, top: str = "", agents: str = 
         flags=re.DOTALL,
     )
     if count != 1:
-        raise SystemExit("the shipped configuration has no backend iam-agents any more")
+        raise SystemExit("the shipped configuration no longer has a backend iam-agents")
     routes.write_text(text)
 
 

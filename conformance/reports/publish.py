@@ -135,7 +135,7 @@ def _section(name: str, said: dict[str, Any]) -> list[str]:
 
 
 def page(text: str) -> str:
-    """The page with what stands between the marks made anew."""
+    """Return the page with the text between the marks replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{matrix()}\n{END}{after}"

@@ -223,7 +223,7 @@ def _specific(grant: Policy) -> tuple[bool, int, str]:
 
 
 def _conditions(rule: Policy, unknown: str = "") -> Iterator[str]:
-    """Conditions any of which will do; `unknown` "!" where a host that is none fits too."""
+    """Conditions any of which will do; `unknown` "!" where an invalid host fits too."""
     path = rule["path"].rstrip("/")
     ways = [f"{{ path -m str '{path}' '{path}/' }}"]
     if rule.get("match", "prefix") == "prefix":
