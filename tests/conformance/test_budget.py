@@ -14,7 +14,7 @@ from iamroles_conformance.reports import report
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.results import CheckResult
 from iamroles_scenarios.declarations.scenario import PlannedCheck
-from iamroles_scenarios.engine.importance import by_importance
+from iamroles_scenarios.engine.jobs import by_importance
 from iamroles_scenarios.engine.run import Run
 
 _AUDIENCE = ("--stage=processes", "--lane=gate-spop", "--check=gate.audience", "--check=gate.no-token")
@@ -64,7 +64,7 @@ def test_what_was_not_played_is_counted_and_named(tmp_path: Path, monkeypatch: p
         return islice(whole(run, 3600.0), 3)
 
     monkeypatch.setattr(Run, "in_budget", only_three)
-    monkeypatch.setattr(Run, "settled", lambda _run, _check: None)
+    monkeypatch.setattr(Run, "result_so_far", lambda _run, _check: None)
     done = _run("--budget=1ms", f"--report={tmp_path}")
 
     found = report.load(tmp_path / "report.json")

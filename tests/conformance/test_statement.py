@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import CLASSES, catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
-from iamroles_scenarios.engine.run import weighed
+from iamroles_scenarios.engine.verdicts import reported
+from iamroles_scenarios.stage import AgentSpec
 
 ALL = plan()
 CLASS_NAMES = [name for name in CLASSES if any(name in check.classes for check in ALL)]
@@ -153,9 +155,10 @@ def test_how_a_run_ends(verdicts: list[Verdict], core: bool, strict: bool) -> No
     ],
 )
 def test_a_failure_weighs_what_it_proves(level: str, grade: str, becomes: Verdict) -> None:
+    agent = AgentSpec(name="any", version="", directory=Path())
     for name in (one.id for one in catalogue().values() if (one.level, one.grade) == (level, grade)):
-        assert weighed(CheckResult("a.b", (name,), Verdict.FAIL)).verdict is becomes
-        assert weighed(CheckResult("a.b", (name,), Verdict.PASS)).verdict is Verdict.PASS
+        assert reported(CheckResult("a.b", (name,), Verdict.FAIL), agent).verdict is becomes
+        assert reported(CheckResult("a.b", (name,), Verdict.PASS), agent).verdict is Verdict.PASS
 
 
 def test_no_must_can_fail_without_costing_a_class() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from iamroles_conformance.reports import explain
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import Evidence, SelectionError, StageError
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.documents import parse
@@ -16,8 +17,9 @@ from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck, Scenario, scenarios
 from iamroles_scenarios.engine.play import play
-from iamroles_scenarios.engine.run import Options, Run, traced, with_known
+from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.verdicts import recorded, reported
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 
@@ -215,7 +217,7 @@ def test_a_known_failure_needs_a_reason_and_a_check() -> None:
 )
 def test_known_failures(listed: str, came: Verdict, becomes: Verdict) -> None:
     result = CheckResult("gate.x.y", ("A-B-001",), came, "as it was", lane="gate-spop")
-    found = with_known(result, {listed: "ticket 7"})
+    found = reported(result, replace(_spec("deny"), known_failures={listed: "ticket 7"}))
 
     assert found.verdict is becomes
     assert ("ticket 7" in found.message) == (found.verdict is not came)
@@ -244,5 +246,9 @@ def test_a_failure_without_a_trace_shows_the_end_of_what_was_sent_and_seen() -> 
     bare = CheckResult("a.b", (), Verdict.FAIL, "still open")
     told = replace(bare, evidence=Evidence(trace="its own"))
 
-    assert traced(bare, "sent\nseen").evidence.trace == "sent\nseen"
-    assert traced(told, "sent\nseen") is told
+    with recording.recorded(keeps=True) as found:
+        recording.note("sent", "seen")
+    traces = [recorded(one, found, 1.0, transcripts=False).evidence.trace for one in (bare, told)]
+
+    assert traces[0].endswith("sent\n\nseen")
+    assert traces[1] == "its own"

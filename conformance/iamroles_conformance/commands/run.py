@@ -21,7 +21,7 @@ from iamroles_scenarios.checks.plan import named_by
 from iamroles_scenarios.commands.values import Output
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
-from iamroles_scenarios.engine.importance import by_importance
+from iamroles_scenarios.engine.jobs import by_importance
 from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.engine.setups import only_the_stage
 
@@ -170,7 +170,7 @@ def _until_interrupted(started: Run, interrupts: _Interrupts) -> Iterator[_Pair]
         del waiting[check.name]
         yield check, result
     for check in waiting.values():
-        if (known := started.settled(check)) is not None:
+        if (known := started.result_so_far(check)) is not None:
             yield check, known
 
 

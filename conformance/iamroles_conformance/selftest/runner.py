@@ -28,8 +28,9 @@ from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import LANES, PROXY_LANES, Lane, PlannedCheck
 from iamroles_scenarios.engine import wire_lane
+from iamroles_scenarios.engine.jobs import called
 from iamroles_scenarios.engine.play import play
-from iamroles_scenarios.engine.run import Options, Run, called
+from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds

@@ -9,14 +9,14 @@ died before it could be used, because the host was too slow, is played again wit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
-from iamroles_scenarios.declarations.results import CheckResult, tails
+from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import (
     Expectation,
     FlowSpec,
@@ -33,10 +33,10 @@ from iamroles_scenarios.engine.fire import Fire
 from iamroles_scenarios.engine.ledger import Finding, Flow, Kind
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
-from iamroles_scenarios.engine.setups import ENDING, judged_alive
+from iamroles_scenarios.engine.setups import ENDING, ended
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.tokens import Mint, Minted
-from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
+from iamroles_scenarios.engine.verdicts import blamed, judged, lacking, passed
 from iamroles_scenarios.engine.worlds import Place
 from iamroles_scenarios.traffic.polling import NANO
 
@@ -75,53 +75,43 @@ class Watcher:
 
 def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> list[CheckResult]:
     """Play a scenario in one lane and judge its checks there; never raises for what the agent does."""
-    started = time.monotonic()
     checks = scenario.planned(target.lane)
     missing = target.lacks(scenario.needs)
     if not target.agent.runs and any(step.agent for step in scenario.steps):
         missing.append("process of its own")
     if missing:
         return [lacking(check, missing) for check in checks]
-    owner = owner_of(scenario.id, target.lane)
-
-    @contextmanager
-    def world(attempt: int) -> Iterator[Place]:
-        """A timeline leaves nothing as it was: each playing has a world of its own."""
-        if scenario.traffic is not None:
-            name = f"{owner}-{attempt}" if attempt else owner
-            signed = scenario.traffic.signed * target.scale * 2**attempt
-            start = partial(target.worlds.start_own, tls=scenario.traffic.tls, signed=signed)
-            with closing(start(scenario.world, name)) as place:
-                yield place
-        else:
-            with target.worlds.borrow(scenario.world, owner) as place:
-                yield place
-
-    try:
-        results = _replayed(scenario, target, world, watcher or Watcher())
-    except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
-        results = [blamed(check, error) for check in checks]
-    seconds = time.monotonic() - started
-    return [replace(result, seconds=seconds) for result in results]
+    watcher = watcher or Watcher()
+    return judged(checks, lambda: _played(scenario, target, watcher), transcripts=target.transcripts)
 
 
-def _replayed(
-    scenario: Scenario,
-    target: Target,
-    world: Callable[[int], AbstractContextManager[Place]],
-    watcher: Watcher,
-) -> list[CheckResult]:
+def _played(scenario: Scenario, target: Target, watcher: Watcher) -> list[CheckResult]:
     for attempt in range(_ATTEMPTS):
         if attempt:
             recording.tried_again()
-        with world(attempt) as place:
+        with _world(scenario, target, attempt) as place:
             timeline = _Timeline(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
             timeline.run()
-            verdicts = [timeline.verdict(check) for check in scenario.planned(target.lane)]
-            results = judged_alive(verdicts, place.worlds, ENDING)
+            results = [timeline.verdict(check) for check in scenario.planned(target.lane)]
+            if any(result.verdict is Verdict.FAIL for result in results):
+                ended(place.worlds, ENDING)  # once its world is closed nobody can tell
         if not isinstance(timeline.fault, TooSlow):
             break
     return results
+
+
+@contextmanager
+def _world(scenario: Scenario, target: Target, attempt: int) -> Iterator[Place]:
+    """A timeline leaves nothing as it was: each playing has a world of its own."""
+    owner = owner_of(scenario.id, target.lane)
+    if scenario.traffic is None:
+        with target.worlds.borrow(scenario.world, owner) as place:
+            yield place
+        return
+    name = f"{owner}-{attempt}" if attempt else owner
+    tls, signed = scenario.traffic.tls, scenario.traffic.signed * target.scale * 2**attempt
+    with closing(target.worlds.start_own(scenario.world, name, tls=tls, signed=signed)) as place:
+        yield place
 
 
 class _Timeline:
@@ -255,7 +245,7 @@ class _Timeline:
         proxy, site, sets = self.place.world.proxy, self.place.site, self.place.sets
         fire = Fire(
             (proxy.host, proxy.port),
-            rate=traffic.rate * self._target.rate,
+            rate=traffic.rate,
             connections=traffic.connections,
             scale=self._target.scale,
             tls=None if site is None else site.tls,
@@ -357,8 +347,8 @@ class _Timeline:
             return blamed(check, CheckFailed(*self._failures[name]))
         if self.fault is None and self._proven[name]:
             return passed(check, "; ".join(self._remarks.get(name, [])))
-        result = blamed(check, self.fault or HarnessFault("no step of this lane bears on it"))
-        return replace(result, evidence=replace(result.evidence, logs=self._log_tails()))
+        fault = self.fault or HarnessFault("no step of this lane bears on it")
+        return blamed(check, fault, Evidence(logs=self._log_tails()))
 
 
 def _variant(step: Step, request: RequestSpec) -> list[str]:

@@ -23,8 +23,8 @@ class Target:
     worlds: Worlds
     scale: float = 1.0
     """Multiplies deadlines and short lives; above 1 for slow hosts."""
-    rate: float = 1.0
-    """Multiplies the rate of timelines' traffic."""
+    transcripts: bool = False
+    """Whether results keep what was sent and seen, those of a pass too."""
 
     def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
         """Features among these that the agent declares not to have."""

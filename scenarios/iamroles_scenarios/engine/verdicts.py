@@ -1,16 +1,26 @@
-"""From what came of a check to its verdict: the one place where an exception is somebody's fault.
+"""From the outcome of a check to the verdict in the report. Each step sees what the one before it made:
 
-Every lane uses it, so no lane is kinder than another. The agent's own faults are FAIL. An agent that ends, or
-never gets ready, under a policy that SPEC.md allows is at fault too: the stage then gives the agent's log and
-no other. Everything else that goes wrong is the suite's fault and becomes HARNESS_ERROR.
+1. `passed`, `lacking`, `blamed`: whose fault is the exception that ended the check? The agent's own faults
+   are FAIL. So is an agent that ends, or never gets ready, under a policy that SPEC.md allows: the stage then
+   gives the agent's log and no other. Everything else that goes wrong is a HARNESS_ERROR of the suite.
+2. `explained`: the agent or HAProxy ended by itself meanwhile, which is the cause of all that was judged.
+3. `recorded`: how long it took, how near a wait came to its bound, what was sent and seen.
+4. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply;
+   a failure of a SHOULD is a warning, of `strict` alone a departure; then comes the list of known failures.
+
+Every lane applies the first three, so no lane is kinder than another. Only `Run` applies the last one: the
+self-test counts failures as they are. No other module changes a result.
 """
 
 from __future__ import annotations
 
+import time
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import (
     AgentFault,
     CheckFailed,
@@ -21,10 +31,16 @@ from iamroles_scenarios.base.errors import (
     Untestable,
     WireFormatError,
 )
-from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
+from iamroles_scenarios.declarations.scenario import SITES
+from iamroles_scenarios.engine.setups import ENDING, Ending, ended, watched
+from iamroles_scenarios.stage import AgentSpec
 
 _AGENT, _PROXY = "agent", "haproxy"
 """Their parts in the stage's logs."""
+_TRACE = 60
+"""Lines of what was sent and seen that a failure without a trace of its own shows."""
 
 
 class Named(Protocol):
@@ -40,25 +56,61 @@ class Named(Protocol):
     def requirements(self) -> tuple[str, ...]: ...
 
 
+def judged(
+    checks: Sequence[Named], play: Callable[[], list[CheckResult]], *, transcripts: bool = False
+) -> list[CheckResult]:
+    """Play checks and return their results after the first three steps.
+
+    Args:
+        checks: what is played.
+        play: plays them; what it raises ended all of them.
+        transcripts: the results keep what was sent and seen, those of a pass too.
+    """
+    began = time.monotonic()
+    with recording.recorded(keeps=True) as found, watched() as worlds:
+        try:
+            results = play()
+        except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
+            results = [blamed(check, error) for check in checks]
+        failed = any(result.verdict is Verdict.FAIL for result in results)
+        if (ending := ended(worlds, ENDING if failed else 0.0)) is not None:
+            results = [explained(result, ending) for result in results]
+    seconds = time.monotonic() - began
+    return [recorded(result, found, seconds, transcripts=transcripts) for result in results]
+
+
+# --- whose fault -------------------------------------------------------------------------------------------
+
+
 def passed(check: Named, remark: object = None) -> CheckResult:
-    """A pass; what the check returned is its message, if it is a text."""
+    """Return a pass; what the check returned is its message, if it is a text."""
     return _result(check, Verdict.PASS, remark if isinstance(remark, str) else "")
 
 
 def lacking(check: Named, missing: list[str]) -> CheckResult:
-    """The agent declares not to have what the check needs."""
+    """Return the result of a check that needs what the agent declares not to have."""
     return _result(check, Verdict.NOT_APPLICABLE, f"the agent declares no {', '.join(missing)}")
 
 
-def blamed(check: Named, error: Exception) -> CheckResult:
-    """The verdict for an exception that ended a check."""
+def blamed(check: Named, error: Exception, beside: Evidence | None = None) -> CheckResult:
+    """Return the result of a check that ended with this exception.
+
+    Args:
+        check: which.
+        error: what it raised.
+        beside: trace and logs for a failure that brings none.
+    """
+    beside = beside or Evidence()
     match error:
         case CheckFailed():
-            return _result(check, Verdict.FAIL, error.message, error.evidence)
+            own = error.evidence
+            evidence = replace(own, trace=own.trace or beside.trace, logs=own.logs | beside.logs)
+            return _result(check, Verdict.FAIL, error.message, evidence)
         case WireFormatError():
-            return _result(check, Verdict.FAIL, f"the agent's answer is malformed: {error.message}")
+            return _result(check, Verdict.FAIL, f"the agent's answer is malformed: {error.message}", beside)
         case AgentFault():
-            return _result(check, Verdict.FAIL, error.message, Evidence(trace=error.trace))
+            evidence = replace(beside, trace=error.trace or beside.trace)
+            return _result(check, Verdict.FAIL, error.message, evidence)
         case Inapplicable():
             return lacking(check, [str(error)])
         case Untestable():
@@ -67,15 +119,17 @@ def blamed(check: Named, error: Exception) -> CheckResult:
             evidence = Evidence(sent=f"world file: {error.world}" * bool(error.world), logs=error.logs)
             if set(error.logs) != {_AGENT} and not isinstance(error, ProxyFileError):
                 proxy = error.message if set(error.logs) == {_PROXY} else ""
-                return replace(_result(check, Verdict.HARNESS_ERROR, error.message, evidence), cause=proxy)
-            return replace(_result(check, Verdict.FAIL, error.message, evidence), cause=error.cause)
+                return _result(check, Verdict.HARNESS_ERROR, error.message, evidence, proxy)
+            return _result(check, Verdict.FAIL, error.message, evidence, error.cause)
         case _:
             trace = "".join(traceback.format_exception(error)[-6:])
             message = f"{type(error).__name__}: {error}"
-            return _result(check, Verdict.HARNESS_ERROR, message, Evidence(trace=trace))
+            return _result(check, Verdict.HARNESS_ERROR, message, Evidence(trace=trace, logs=beside.logs))
 
 
-def _result(check: Named, verdict: Verdict, message: str, evidence: Evidence | None = None) -> CheckResult:
+def _result(
+    check: Named, verdict: Verdict, message: str, evidence: Evidence | None = None, cause: str = ""
+) -> CheckResult:
     return CheckResult(
         check.id,
         check.requirements,
@@ -84,4 +138,87 @@ def _result(check: Named, verdict: Verdict, message: str, evidence: Evidence | N
         evidence or Evidence(),
         lane=check.lane,
         title=check.title,
+        cause=cause,
     )
+
+
+# --- what ended, what was seen -----------------------------------------------------------------------------
+
+
+def explained(result: CheckResult, ending: Ending) -> CheckResult:
+    """Return the result with what ended as its cause; what does not apply stays as it is.
+
+    Also a pass becomes a failure: what an agent satisfies by dying proves nothing.
+    """
+    if result.verdict is Verdict.NOT_APPLICABLE:
+        return result
+    logs = tails({ending.part: ending.log}) if ending.log else {}
+    return replace(
+        result,
+        verdict=Verdict.FAIL if ending.part == _AGENT else Verdict.HARNESS_ERROR,
+        message=f"{ending.cause} ({result.message})" if result.message else ending.cause,
+        cause=ending.cause,
+        evidence=replace(result.evidence, logs={**result.evidence.logs, **logs}),
+    )
+
+
+def recorded(
+    result: CheckResult, found: recording.Recording, seconds: float, *, transcripts: bool
+) -> CheckResult:
+    """Return the result with what its recording holds; a failure without a trace shows its end."""
+    bare = result.verdict is Verdict.FAIL and not result.evidence.trace
+    text = found.text() if bare or transcripts else ""
+    trace = "\n".join(text.splitlines()[-_TRACE:]) if bare else result.evidence.trace
+    return replace(
+        result,
+        evidence=replace(result.evidence, trace=trace),
+        seconds=seconds,
+        transcript=text if transcripts else "",
+        narrowest=found.narrowest,
+        tries=found.tries,
+    )
+
+
+# --- what is reported --------------------------------------------------------------------------------------
+
+
+def reported(result: CheckResult, agent: AgentSpec) -> CheckResult:
+    """Return the result as this vendor's report shows it."""
+    for rule in (_of_running, _weighed, _known):
+        verdict, message = rule(result, agent)
+        result = replace(result, verdict=verdict, message=message)
+    return result
+
+
+def _of_running(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:
+    """What cannot be played on an agent that already runs does not apply to it, so that its run can end well.
+
+    The statement counts such a check as not played: no class that has one is conformed to.
+    """
+    if agent.address and result.verdict is Verdict.UNTESTABLE:
+        return Verdict.NOT_APPLICABLE, f"cannot be played on a running agent: {result.message}"
+    return result.verdict, result.message
+
+
+def _weighed(result: CheckResult, _agent: AgentSpec) -> tuple[Verdict, str]:
+    """A failure by what it proves; if the catalogue does not have its requirements, as in tests, it stays."""
+    verdict = result.verdict
+    known = [catalogue()[name] for name in result.requirements if name in catalogue()]
+    if verdict is Verdict.FAIL and known:
+        if all(item.level == "SHOULD" for item in known):
+            verdict = Verdict.WARNING
+        elif all(item.grade == "strict" for item in known):
+            verdict = Verdict.DEPARTURE
+    return verdict, result.message
+
+
+def _known(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:
+    """The vendor's list: a listed failure is known, a listed pass is stale and fails."""
+    listed = agent.known_failures
+    reason = listed.get(result.check) or listed.get(f"{result.check}[{SITES.get(result.lane, '')}]")
+    if reason and result.verdict in (Verdict.FAIL, Verdict.WARNING, Verdict.DEPARTURE):
+        return Verdict.KNOWN_FAILURE, f"known: {reason} ({result.message})"
+    if reason and result.verdict is Verdict.PASS:
+        stale = f"listed as a known failure ({reason}), but it passes: take it off agent.toml's list"
+        return Verdict.FAIL, stale
+    return result.verdict, result.message

@@ -2,7 +2,7 @@
 
 Every check ends by its deadline with a verdict. What the agent did wrong is FAIL, a connection it refused or
 never answered included; what the suite did wrong (any other exception) is a HARNESS_ERROR and never the
-agent's.
+agent's. Failures come last: only then is it known whether the agent itself has ended, which explains them.
 
 Deadlines are short because an agent's answers are; but sixteen checks at once, on a host with other work, can
 make a sound agent late. So where a few checks failed by silence alone they are judged once more, nearly
@@ -23,7 +23,8 @@ from iamroles_scenarios.base.errors import (
     SilenceError,
 )
 from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
-from iamroles_scenarios.engine.verdicts import blamed, lacking, passed
+from iamroles_scenarios.engine.setups import Ending, how, refuses
+from iamroles_scenarios.engine.verdicts import blamed, explained, lacking, passed, recorded
 from iamroles_scenarios.wire.client import Connection
 from iamroles_scenarios.wire.judge import opened
 from iamroles_scenarios.wire.target import WireTarget
@@ -38,98 +39,114 @@ PATIENCE = 2.0
 """Deadlines are multiplied by this the second time."""
 
 
+def _ignored(_result: CheckResult) -> None: ...
+
+
 def run(
     target: WireTarget,
     chosen: Sequence[Check],
     *,
-    on_result: Callable[[CheckResult], None] | None = None,
+    on_result: Callable[[CheckResult], None] = _ignored,
+    on_failure: Callable[[CheckResult], None] = _ignored,
     twice: bool = True,
     over: Callable[[], bool] = lambda: False,
+    transcripts: bool = False,
 ) -> list[CheckResult]:
-    """Run checks and give a verdict for each, in the order given.
+    """Run checks and return a verdict for each, in the order given.
 
     Args:
         target: the running agent.
         chosen: checks of this lane.
         on_result: called with each result once it is final.
+        on_failure: called with each failure at once, before it is known whether the agent has ended.
         twice: judge a few failures by silence again (see the module).
         over: asked before each check; once it says yes, no more are begun, and those have no result.
+        transcripts: the results keep what was sent and seen, those of a pass too.
     """
-    return asyncio.run(_run(target, chosen, on_result, twice=twice, over=over))
+    lane = _WireLane(target, on_result, on_failure, over=over, transcripts=transcripts)
+    return asyncio.run(lane.run(chosen, twice=twice))
 
 
-async def _run(
-    target: WireTarget,
-    chosen: Sequence[Check],
-    on_result: Callable[[CheckResult], None] | None,
-    *,
-    twice: bool,
-    over: Callable[[], bool],
-) -> list[CheckResult]:
-    final: dict[str, CheckResult] = {}
-    silent: list[Check] = []
+class _WireLane:
+    def __init__(
+        self,
+        target: WireTarget,
+        on_result: Callable[[CheckResult], None],
+        on_failure: Callable[[CheckResult], None],
+        *,
+        over: Callable[[], bool],
+        transcripts: bool,
+    ) -> None:
+        self._target = target
+        self._on_result, self._on_failure = on_result, on_failure
+        self._over = over
+        self._transcripts = transcripts
+        self._found: dict[str, CheckResult] = {}
 
-    def settle(result: CheckResult) -> None:
-        final[result.check] = result
-        if on_result is not None:
-            on_result(result)
+    async def run(self, chosen: Sequence[Check], *, twice: bool) -> list[CheckResult]:
+        silent: list[Check] = []
 
-    async def first(check: Check) -> None:
-        result, by_silence = await _judged(target, check)
-        if by_silence and twice:
-            silent.append(check)
-            final[check.id] = result
-        else:
-            settle(result)
+        async def first(check: Check) -> None:
+            result, by_silence = await self._judged(self._target, check)
+            if by_silence and twice:
+                silent.append(check)
+                self._found[check.id] = result
+            else:
+                self._keep(result)
 
-    await _side_by_side(_CONCURRENCY, [partial(first, check) for check in chosen], over)
+        async def again(check: Check) -> None:
+            second, _ = await self._judged(patient, check)
+            kept = self._found[check.id] if second.verdict is Verdict.FAIL else second
+            self._keep(replace(kept, tries=2))
 
-    patient = replace(target, time_scale=target.time_scale * PATIENCE)
+        await self._side_by_side(_CONCURRENCY, [partial(first, check) for check in chosen])
+        patient = replace(self._target, time_scale=self._target.time_scale * PATIENCE)
+        if len(silent) <= FEW:
+            await self._side_by_side(4, [partial(again, check) for check in silent])
+        self._explain()
+        return [self._found[check.id] for check in chosen if check.id in self._found]
 
-    async def again(check: Check) -> None:
-        second, _ = await _judged(patient, check)
-        if second.verdict is Verdict.FAIL:
-            second = final[check.id]
-        settle(replace(second, tries=2))
+    def _keep(self, result: CheckResult) -> None:
+        self._found[result.check] = result
+        failed = result.verdict is Verdict.FAIL
+        (self._on_failure if failed else self._on_result)(result)
 
-    if 0 < len(silent) <= FEW:
-        await _side_by_side(4, [partial(again, check) for check in silent], over)
-    else:
-        for check in silent:
-            settle(final[check.id])
-    return [final[check.id] for check in chosen if check.id in final]
+    def _explain(self) -> None:
+        """Report the failures, with their cause if the agent itself is gone."""
+        failed = [result for result in self._found.values() if result.verdict is Verdict.FAIL]
+        if failed and (ending := _ended(self._target)) is not None:
+            failed = [explained(result, ending) for result in failed]
+        for result in failed:
+            self._found[result.check] = result
+            self._on_result(result)
 
+    async def _side_by_side(self, bound: int, jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        slots = asyncio.Semaphore(bound)
 
-async def _side_by_side(
-    bound: int, jobs: Sequence[Callable[[], Awaitable[None]]], over: Callable[[], bool]
-) -> None:
-    slots = asyncio.Semaphore(bound)
+        async def one(job: Callable[[], Awaitable[None]]) -> None:
+            async with slots:
+                if not self._over():
+                    await job()
 
-    async def one(job: Callable[[], Awaitable[None]]) -> None:
-        async with slots:
-            if not over():
-                await job()
+        await asyncio.gather(*map(one, jobs))
 
-    await asyncio.gather(*map(one, jobs))
-
-
-async def _judged(target: WireTarget, check: Check) -> tuple[CheckResult, bool]:
-    """One check's result, and whether the agent's silence alone is the reason for it."""
-    if missing := sorted(check.features - target.features):
-        return lacking(check, missing), False
-    connections: list[Connection] = []
-    opened.set(connections)
-    started = time.monotonic()
-    silent = False
-    with recording.recorded() as found:
-        try:
-            result = passed(check, await _within(target.seconds(CHECK_DEADLINE), check.run(target)))
-        except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
-            result, silent = blamed(check, error), _by_silence(error)
-    result = replace(result, transcript=found.text(), narrowest=found.narrowest)
-    if result.verdict is Verdict.FAIL:
-        result = replace(result, evidence=_with_trace(result.evidence, connections, target))
-    return replace(result, seconds=time.monotonic() - started), silent and result.verdict is Verdict.FAIL
+    async def _judged(self, target: WireTarget, check: Check) -> tuple[CheckResult, bool]:
+        """Return one check's result, and whether the agent's silence alone is the reason for it."""
+        if missing := sorted(check.features - target.features):
+            return lacking(check, missing), False
+        connections: list[Connection] = []
+        opened.set(connections)
+        began = time.monotonic()
+        silent = False
+        with recording.recorded(keeps=self._transcripts) as found:
+            try:
+                result = passed(check, await _within(target.seconds(CHECK_DEADLINE), check.run(target)))
+            except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
+                evidence = _evidence(connections, target)
+                result, silent = blamed(check, error, evidence), _by_silence(error)
+        seconds = time.monotonic() - began
+        result = recorded(result, found, seconds, transcripts=self._transcripts)
+        return result, silent and result.verdict is Verdict.FAIL
 
 
 async def _within(limit: float, work: Awaitable[object]) -> object:
@@ -148,10 +165,18 @@ def _by_silence(error: BaseException | None) -> bool:
     return False
 
 
-def _with_trace(evidence: Evidence, connections: list[Connection], target: WireTarget) -> Evidence:
-    """The failing conversation, else the last one; and the end of the agent's log."""
-    trace = evidence.trace or (str(connections[-1].transcript) if connections else "")
-    logs = dict(evidence.logs)
-    if target.logs is not None:
-        logs |= tails({"agent": target.logs()})
-    return replace(evidence, trace=trace, logs=logs)
+def _evidence(connections: list[Connection], target: WireTarget) -> Evidence:
+    """Return the last conversation, and the end of the agent's log."""
+    trace = str(connections[-1].transcript) if connections else ""
+    return Evidence(trace=trace, logs=tails({"agent": target.logs()}) if target.logs else {})
+
+
+def _ended(target: WireTarget) -> Ending | None:
+    """Return how the agent ended by itself, if it did; if the stage did not start it, ask its address."""
+    code = target.ended()  # asked first: its last words are in the log then
+    log = target.logs() if target.logs else ""
+    if code is not None:
+        return Ending(f"the agent ended {how(code)} while it was judged", log)
+    if (why := refuses(target.address)) is not None:
+        return Ending(f"nobody answers at {target.address} any more: {why}", log)
+    return None

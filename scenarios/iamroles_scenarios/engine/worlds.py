@@ -25,7 +25,7 @@ from iamroles_scenarios.base.errors import StageError, Untestable
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
 from iamroles_scenarios.engine.certificates import Site
 from iamroles_scenarios.engine.key_sets import KeySets, signing
-from iamroles_scenarios.engine.setups import ENDING, answers, uses
+from iamroles_scenarios.engine.setups import ENDING, answers, ended, uses
 from iamroles_scenarios.stage.rendering import SHIPPED
 
 if TYPE_CHECKING:
@@ -153,8 +153,7 @@ class Worlds:
             try:
                 yield place
             except Exception:
-                for world in place.worlds:
-                    world.agent.ended(ENDING)  # once its world is closed nobody can tell
+                ended(place.worlds, ENDING)  # once its world is closed nobody can tell
                 raise
         finally:
             self._release(key, slot, own=spec.own)
