@@ -1,7 +1,8 @@
 """The shipped HAProxy configuration with another question in the place of SPOE's.
 
 What a proxy must do, no matter what decides (clean, refuse what is ambiguous, tag, route, record), is in it
-already. An example replaces the question, `send-spoe-group`, by rules that set the same variables `txn.iam.*`.
+already. An example replaces the question, `send-spoe-group`, by rules that set the same variables
+`txn.iam.*`.
 """
 
 from __future__ import annotations
