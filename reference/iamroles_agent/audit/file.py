@@ -1,13 +1,13 @@
 """The file under an audit chain: opened by one writer, continued after a crash, followed through rotation.
 
 Beside `audit.jsonl` stands `audit.jsonl.head` (`chain.Head`): where the chain stands on disk, renewed after
-each sync. It lets a chain go on when the log was rotated while the agent was down, and it betrays a log
-whose end was cut off: the head then names a record that is nowhere to be found.
+each sync. With it a chain continues after the log was rotated while the agent was down, and a log whose end
+was cut off is detected: its head names a record that is missing.
 
 One writer. The head file is locked as long as a writer lives. It is never rotated, so two writers exclude
-each other also in the moment when the log itself has been moved away and not been opened anew. The log is
-locked too, which holds off a second agent that reaches it by another name. The locks end with the process
-that holds them, however it ends.
+each other even while the log itself has been moved away and is not opened again yet. The log is locked too,
+which keeps out a second agent that reaches it by another name. The kernel releases the locks with the
+process.
 
 After a crash the file may end in lines that no seal covers. Those that are whole stay, and the next batch's
 seal covers them; a fragment is cut off.
@@ -21,7 +21,6 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,14 @@ _BLOCK = 1 << 16
 
 
 def head_path(path: Path) -> Path:
-    """Where a log's head is kept."""
+    """Return the path of a log's head file."""
     return path.with_name(path.name + ".head")
 
 
 def worker_path(path: str, worker: int, turn: int = 0) -> Path:
-    """The log of one worker: `audit.jsonl`, `audit.w1.jsonl`…; of one that takes over, `audit.w1.t1.jsonl`.
+    """Return the log of one worker: `audit.jsonl`, `audit.w1.jsonl`…, after a takeover `audit.w1.t1.jsonl`.
 
-    What is no regular file (a pipe, a terminal) is shared by all workers.
+    All workers share a pipe or a terminal.
     """
     first = Path(path)
     if first.exists() and not first.is_file():
@@ -49,12 +48,12 @@ def worker_path(path: str, worker: int, turn: int = 0) -> Path:
 
 
 def rotated_path(path: Path, seq: int) -> Path:
-    """What the agent renames a log to when it rotates it itself, with about the last record's number."""
+    """Return the new name of a log that the agent rotates itself; `seq` is about its last record's number."""
     return path.with_name(f"{path.name}.{seq:015d}")
 
 
 def over_budget(path: Path | None, keep: int) -> list[tuple[Path, int]]:
-    """The oldest files that the agent rotated, with sizes; without them the rest takes at most `keep`."""
+    """Return the oldest rotated files, with sizes, that must go so that the rest takes at most `keep`."""
     if path is None:
         return []
     rotated = sorted(
@@ -80,9 +79,9 @@ class LogFile:
         held: the locked head file of the log that this one follows.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
         FileInUseError: another process writes it.
-        StartError: it holds something else than audit records.
+        StartError: it is not an audit log.
     """
 
     def __init__(self, path: Path | None, *, held: int | None = None) -> None:
@@ -90,13 +89,14 @@ class LogFile:
         self.torn = 0
         """Bytes of an unfinished last line, left by a crash and cut off."""
         self.last = Head()
-        """The chain as sealed in the file, or where the head file says that it stands."""
+        """The chain as sealed in the file, or as the head file states it."""
         self.seq = 0
         """The last record, sealed or not."""
         self.unsealed = b""
         """Whole lines at the end that no seal covers."""
         self.missing = 0
-        """Records that the head file vouches for and the log no longer has."""
+        """Records that the head file vouches for and the log does not have."""
+        self.size = 0
         self._head: int | None = None
         if path is None:
             self._fd, self.regular = 2, False
@@ -112,7 +112,7 @@ class LogFile:
         except BaseException:
             self.close()
             raise
-        self._size = os.fstat(self._fd).st_size
+        self.size = os.fstat(self._fd).st_size
 
     def _take_over(self, path: Path) -> None:
         assert self._head is not None  # noqa: S101 - opened just before
@@ -127,11 +127,10 @@ class LogFile:
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - self.torn)
         self.unsealed = whole
         if vouched is not None and vouched.seq > found.seq:
-            # An empty log was rotated while the agent was down; one that ends before its head lost records,
-            # and linking to the head makes `audit verify` say so at exactly this place.
+            # An empty log was rotated while the agent was down. A log that ends before its head lost records;
+            # the link to the head makes `audit verify` report the loss at exactly this position.
             self.last = vouched
-            begun = not sealed and _first(whole) in (None, vouched.seq + 1)
-            if not begun:
+            if sealed or _first(whole) not in (None, vouched.seq + 1):
                 self.missing, self.unsealed = max(1, vouched.seq - self.seq), b""
             self.seq = max(self.seq, vouched.seq)
         elif vouched is not None and vouched.hash == found.hash:
@@ -140,7 +139,7 @@ class LogFile:
             self.last = found._replace(tree=tree_of(path))
 
     def _read_tail(self, path: Path) -> tuple[bytes, bytes]:
-        """The last line that seals a batch, b"" if there is none, and all that comes after it."""
+        """Read the last line that seals a batch, b"" if there is none, and the lines after it."""
         size = os.fstat(self._fd).st_size
         block = _BLOCK
         while True:
@@ -156,30 +155,26 @@ class LogFile:
                 return b"", b"".join(lines)
             block *= 4
 
-    @property
-    def size(self) -> int:
-        return self._size
-
     def write(self, data: bytes) -> None:
         """Append a batch.
 
         Raises:
-            OSError: as the system says. A regular file then ends where it did before.
+            OSError: the write failed. A regular file then ends where it did before.
         """
         rest = memoryview(data)
         while rest:
             written = os.write(self._fd, rest)
             if self.regular and written < len(rest):
-                # The disk is full in the middle. Take the fragment back: a file that ends in whole batches
-                # can be rotated away, read or verified at any moment.
-                os.ftruncate(self._fd, self._size)
+                # The disk is full in the middle of a batch. Remove the fragment: a file of whole batches can
+                # be rotated, read or verified at any moment.
+                os.ftruncate(self._fd, self.size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             rest = rest[written:]
         if self.regular:
-            self._size += len(data)
+            self.size += len(data)
 
     def sync(self, head: Head) -> None:
-        """Make what was written durable and note the head.
+        """Make what was written durable and store the head.
 
         Raises:
             OSError: the disk does not confirm it.
@@ -189,7 +184,7 @@ class LogFile:
             os.pwrite(self._head, str(head).encode(), 0)
 
     def moved(self) -> bool:
-        """Whether the path now names another file, or none: the log was rotated."""
+        """Return whether the log was rotated: the path names another file, or no file."""
         if self.path is None or not self.regular:
             return False
         try:
@@ -200,23 +195,23 @@ class LogFile:
         return (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino)
 
     def follow(self) -> LogFile:
-        """Open what the path names now. The lock on the head is handed over, never let go in between.
+        """Open the file that the path names now; the head stays locked in between.
 
         Raises:
-            OSError, StartError: as at the start. This file stays as it was.
+            OSError, StartError: as for a new `LogFile`. This file stays as it was.
         """
         return LogFile(self.path, held=self._head)
 
     def emptied(self) -> bool:
-        """Whether the file was cut short in place (logrotate's `copytruncate`) since this was last asked."""
+        """Return whether the file was truncated (logrotate's `copytruncate`) since the last call."""
         if not self.regular:
             return False
         size = os.fstat(self._fd).st_size
-        shorter, self._size = size < self._size, size
+        shorter, self.size = size < self.size, size
         return shorter
 
     def close(self) -> None:
-        """Let go of the file and its locks; standard error stays open."""
+        """Close the file and its locks; standard error stays open."""
         if self.path is not None:
             os.close(self._fd)
         if self._head is not None:
@@ -258,7 +253,7 @@ def _whole_lines(data: bytes) -> bytes:
 
 
 def _follows(lines: bytes, seq: int, path: Path) -> int:
-    """The number of the last of these records, which must count on from `seq`."""
+    """Return the number of the last of these records, which must continue from `seq`."""
     for line in lines.splitlines():
         record = _parsed(line)
         if record is None or (seq and record["seq"] != seq + 1):
@@ -288,31 +283,23 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def tree_of(path: Path) -> Tree:
-    """The tree at the end of a file, worked out from what its `start` record states and its seals."""
-    base, after, entries = Tree(), 0, list(_entries(path))
-    for seq, entry in entries:
-        if isinstance(entry, Tree):
-            base, after = entry, seq
-            break
-    for seq, entry in entries:
-        if isinstance(entry, bytes) and seq > after:
-            base = base.grown(entry)
-    return base
-
-
-def _entries(path: Path) -> Iterator[tuple[int, Tree | bytes]]:
-    """What a file says of the tree: `(after, tree)` of each start, `(seq, hash)` of each batch."""
+    """Compute the tree at the end of a file from the tree that a `start` record states, and its seals."""
+    stated: tuple[Tree, int] | None = None
+    entries: list[tuple[int, bytes]] = []
     with path.open("rb") as stream:
         for line in stream:
             sealed = SEALED.search(line)
-            if not sealed and b'"kind":"start"' not in line:
-                continue
-            record = _parsed(line)
+            record = _parsed(line) if sealed or b'"kind":"start"' in line else None
             if record is None:
                 continue
-            if record.get("kind") == "start":
+            if stated is None and record.get("kind") == "start":
                 tree = Tree.stated(record.get("batches"), record.get("peaks"))
-                if tree is not None:
-                    yield record["after"] if type(record.get("after")) is int else 0, tree
+                after = record["after"] if type(record.get("after")) is int else 0
+                stated = None if tree is None else (tree, after)
             if sealed:
-                yield record["seq"], bytes.fromhex(record["hash"])
+                entries.append((record["seq"], bytes.fromhex(record["hash"])))
+    tree, after = stated or (Tree(), 0)
+    for seq, entry in entries:
+        if seq > after:
+            tree = tree.grown(entry)
+    return tree

@@ -1,24 +1,24 @@
-"""The audit log: every decision and termination on record, in a chain that shows what was tampered with.
+"""The audit log: every decision on record, in a chain that shows tampering.
 
 Theory of operation. The event loop formats a line and appends its bytes to a buffer: about a microsecond, no
 system call, no hash. One thread takes the buffer, at most a quarter of the declared `sync` window after its
 first record, seals it (`chain`), writes it and makes it durable. Hashing, writing and syncing release the
-interpreter, so neither a long batch nor a slow disk delays a verdict.
+interpreter's lock, so neither a long batch nor a slow disk delays a verdict.
 
-A verdict is said once. Its full record is written when it is first used in a file; each later use is one
-short line with the number of that record. After a rotation all is said again, so each file stands alone. A
-stream has no files and may be cut anywhere: there every record is full.
+A verdict is written once. Its full record is written when a file first uses it; each later use is one short
+line with the number of that record. After a rotation everything is written in full again, so each file stands
+alone. A stream has no files and may be cut anywhere: there every record is full.
 
-What may be lost. A killed process loses what its buffer held: less than `sync`. A power cut loses what was
-not yet synced: `sync`. With `sync = "0s"` a decision is answered only when its record is on disk: `record`
-takes it at once, `settled` waits for it, and whoever asks meanwhile shares the next write.
+What may be lost. A killed process loses its buffer: less than `sync`. A power cut loses what was not yet
+synced: `sync`. With `sync = "0s"` a decision is answered only when its record is on disk: `record` takes it
+at once, `confirmed` waits for it, and requests that come meanwhile share the next write.
 
-What happens when the log cannot be written: a full or read-only disk, one that is slower than the load, one
-that has not answered for longer than `sync` and a patience of 2 s, a reader of standard error that stalls.
-Records that were acknowledged stay in memory, in order, and are written as soon as it works again. New
-decisions are, by `on_error`, refused, or answered and buffered up to a bound and then dropped. Either way
-it is said at once on standard error, counted in the metrics, and afterwards stated in the log itself by a
-`gap` record with how many decisions it does not hold, from when to when, and why.
+When the log cannot be written: the disk is full or read-only, slower than the load, or has not answered for
+longer than `sync` and a patience of 2 s, or the reader of standard error stalls. Records that were
+acknowledged stay in memory, in order, and are written as soon as it works again. New decisions are, by
+`on_error`, refused, or answered and buffered up to a bound and then dropped. Either way the agent says so at
+once on standard error and counts it in the metrics. Afterwards a `gap` record in the log itself states how
+many decisions it does not hold, from when to when, and why.
 """
 
 from __future__ import annotations
@@ -38,37 +38,37 @@ from iamroles_agent import __version__
 from iamroles_agent.audit.chain import Head
 from iamroles_agent.audit.file import FileInUseError, LogFile, worker_path
 from iamroles_agent.audit.journal import GAP, Journal
+from iamroles_agent.audit.outage import LIMIT, Outage
 from iamroles_agent.audit.record import (
     FORMAT,
     PreparedRecord,
     Value,
-    happened,
+    event_members,
     members,
     request_member,
-    termination,
     timestamp,
 )
-from iamroles_agent.audit.trouble import LIMIT, Trouble
 from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.errors import StartError
 
 _log = logging.getLogger("iamroles.audit")
 
 _BATCH = 1 << 20
-"""Bytes after which the writer does not wait any longer."""
+"""Bytes after which the writer starts at once."""
 _LINGER = 0.25
 _RETRY = 0.2
 """Seconds between attempts to write while that fails."""
 _LAST_PATIENCE = 5.0
 """Seconds that `close` waits for the disk."""
 _KNOWN = 1024
-"""Verdicts that no one remembers (refusals of a credential) and that are still said once in a file."""
+"""Refusals of a credential, which the gate does not remember, that a file still holds in full only once."""
 _TURNS = 8
+"""Logs of their own that successive takeovers may open."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditState:
-    """What the metrics and the operator see."""
+    """The log's state for the metrics and the operator."""
 
     records: int
     """Records made since the start."""
@@ -77,20 +77,20 @@ class AuditState:
     failures: int
     """Failed attempts to write."""
     failing: bool
-    """Whether decisions can not be recorded right now."""
+    """Whether decisions cannot be recorded now."""
     buffered: int
     """Bytes that are not on disk yet."""
 
 
 class Audit:
-    """The log of one worker process. Thread-safe, but for `settled`; one per process and path.
+    """The log of one worker process. Thread-safe, except for `confirmed`; one per process and path.
 
     Args:
         settings: `[audit]`.
         worker: number of the worker process; workers after the first have files of their own
             (`file.worker_path`), each with its own chain.
         clock: epoch seconds.
-        takeover: whether to use a file of its own where another process still writes the usual one.
+        takeover: whether to use a file of its own while another process still writes the usual one.
 
     Raises:
         StartError: the log cannot be opened, is in use, or is not an audit log.
@@ -113,12 +113,12 @@ class Audit:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._hurry = threading.Event()
-        self._trouble = Trouble(
+        self._outage = Outage(
             admit=settings.on_error == "allow",
             sync=settings.sync,
             clock=clock,
             name=lambda: self._name,
-            look=self._wake.set,
+            wake=self._wake.set,
         )
         self._written = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -158,7 +158,7 @@ class Audit:
                 file.missing,
             )
         with self._lock:
-            self._append(self.start_members("started", file, journal.stands))
+            self._append(self.start_members("started", file, journal.written))
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -184,14 +184,14 @@ class Audit:
 
     @property
     def durable(self) -> bool:
-        """Whether an answer has to wait for `settled`."""
+        """Whether an answer has to wait for `confirmed`."""
         return self._journal is not None and self.settings.sync == 0.0
 
     @property
     def refusing(self) -> bool:
-        """Whether no decision but `internal_error` could be answered right now."""
+        """Whether only `internal_error` could be answered now."""
         with self._lock:
-            return not self._trouble.admit and self._trouble.failing()
+            return not self._outage.admit and self._outage.lasts()
 
     def record(
         self,
@@ -203,74 +203,44 @@ class Audit:
         """Record one use of a verdict. Never waits for the disk.
 
         Returns:
-            Whether the decision may be answered as it is, where `durable` after `settled`: False where it
-            could not be recorded and `on_error` is `deny`; the caller then refuses with `internal_error`.
+            Whether the decision may be answered as it is (if `durable`, after `confirmed`): False if it could
+            not be recorded and `on_error` is `deny`; the caller then refuses with `internal_error`.
         """
         if self._journal is None:
             return True
         with self._lock:
-            trouble = self._trouble
-            busy = trouble.writing_since or trouble.blocked
-            if busy and trouble.failing() and not trouble.room(len(self._pending)):
-                return trouble.admit
-            self._append(
-                prepared.use if prepared.said_in is self._file_token else self._say(prepared),
-                request_id,
-                src_port,
-                stream,
-            )
+            outage = self._outage
+            busy = outage.writing_since or outage.why
+            if busy and outage.lasts() and not outage.admits(len(self._pending)):
+                return outage.admit
+            in_file = prepared.file is self._file_token
+            self._append(prepared.use if in_file else self._first_use(prepared), request_id, src_port, stream)
         return True
 
-    def settled(self) -> Awaitable[bool]:
-        """Wait until all that has been recorded when this is called is on disk. From one event loop only.
+    def confirmed(self) -> Awaitable[bool]:
+        """Wait until everything recorded so far is on disk. From one event loop only.
 
         Returns:
             As `record` does.
         """
-        return self._settled(self._seq)
+        return self._confirmed(self._seq)
 
-    async def _settled(self, seq: int) -> bool:
+    async def _confirmed(self, seq: int) -> bool:
         journal = self._journal
         if journal is None or journal.safe >= seq:
             return True
         self._loop = loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
         self._waiting.append((seq, future))
-        if journal.safe >= seq or self._trouble.blocked:
-            self._settle()
+        if journal.safe >= seq or self._outage.why:
+            self._confirm()
         try:
-            return await asyncio.wait_for(asyncio.shield(future), self._trouble.patience)
+            return await asyncio.wait_for(asyncio.shield(future), self._outage.patience)
         except TimeoutError:
             with self._lock:
-                self._trouble.block(f"no answer from the disk within {self._trouble.patience:g} s")
-            self._settle()
+                self._outage.begin(f"no answer from the disk within {self._outage.patience:g} s")
+            self._confirm()
             return await future
-
-    def termination(
-        self,
-        *,
-        request_id: str,
-        src: str,
-        src_port: int | None,
-        principal: str,
-        session: str,
-        role: str,
-        backend: str,
-        cause: str,
-        expires: int | None,
-        stream: int | None = None,
-    ) -> bool:
-        """Record that a live connection was cut, e.g. `cause="token_expired"`. Returns as `record` does."""
-        prepared = termination(
-            principal=principal,
-            session=session,
-            role=role,
-            src=src,
-            backend=backend,
-            cause=cause,
-            expires=expires,
-        )
-        return self.record(prepared, request_id, src_port, stream)
 
     def event(
         self,
@@ -281,21 +251,21 @@ class Audit:
         src_port: int | None = None,
         stream: int | None = None,
     ) -> None:
-        """Record what happened beside decisions: a worker was replaced, a stream was cut, a file removed.
+        """Record an event beside decisions: a worker was replaced, a stream was cut, a file was removed.
 
-        Never refused and never waited for: what happened has happened.
+        Never refused and never waited for, because the event cannot be undone.
 
         Args:
-            name: what; one word.
-            fields: about what; see `record.happened` for their bounds.
+            name: of the event; one word.
+            fields: its details; see `record.event_members` for their bounds.
             request_id: the request that it belongs to.
             src_port: the client's port.
             stream: HAProxy's stream.
         """
-        self._note(happened(name, fields or {}), request_id, src_port, stream)
+        self._note(event_members(name, fields or {}), request_id, src_port, stream)
 
     def policy(self, version: str, *, accepted: bool, detail: str = "") -> None:
-        """Record that a policy was put into force or turned down (change management)."""
+        """Record that a policy was put in force or rejected (change management)."""
         self._note(
             members({"kind": "policy", "policy": version, "accepted": accepted, "detail": detail or None})
         )
@@ -310,7 +280,7 @@ class Audit:
                 self._append(body, request_id, src_port, stream)
 
     def reopen(self) -> None:
-        """Look now whether the log was rotated (SIGHUP); before each batch it is looked at anyway."""
+        """Check now whether the log was rotated (SIGHUP); each batch checks it too."""
         self._wake.set()
         self._hurry.set()
 
@@ -318,11 +288,15 @@ class Audit:
         with self._lock:
             return AuditState(
                 self._seq - self._first,
-                self._trouble.lost_ever,
+                self._outage.lost_ever,
                 self._failures,
-                self._trouble.failing(),
-                len(self._pending) + (0 if self._journal is None else self._journal.hand_bytes),
+                self._outage.lasts(),
+                self._buffered,
             )
+
+    @property
+    def _buffered(self) -> int:
+        return len(self._pending) + (0 if self._journal is None else self._journal.unwritten_bytes)
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything recorded so far is on disk; False if that did not happen in time."""
@@ -336,7 +310,7 @@ class Audit:
             return self._written.wait_for(lambda: journal.safe >= seq, timeout)
 
     def close(self) -> None:
-        """Write what is left, end the chain, let go of the file. What cannot be written is said and lost."""
+        """Write the remaining records, end the chain, close the file; log an error if they are lost."""
         if self._thread is None or self._journal is None:
             return
         self._closing = True
@@ -359,8 +333,8 @@ class Audit:
         pending += self._line(body, request_id, src_port, stream)
         if len(pending) >= _BATCH:
             self._hurry.set()
-            if len(pending) + (0 if self._journal is None else self._journal.hand_bytes) >= LIMIT:
-                self._trouble.block(f"the disk is slower than the load: {LIMIT >> 20} MiB wait to be written")
+            if self._buffered >= LIMIT:
+                self._outage.begin(f"the disk is slower than the load: {LIMIT >> 20} MiB wait to be written")
 
     def _line(
         self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
@@ -371,7 +345,7 @@ class Audit:
             self._millisecond = millisecond
             self._prefix = f'{{"time":"{timestamp(now)}","seq":'
         self._seq = seq = self._seq + 1
-        if request_id is not None and src_port is not None and stream is not None:  # in one go, as usual
+        if request_id is not None and src_port is not None and stream is not None:  # the usual case
             request = request_member(request_id)
             return (
                 f'{self._prefix}{seq},"request":{request},"port":{src_port},"stream":{stream}{body}{self._end}'
@@ -381,11 +355,11 @@ class Audit:
         last = "" if stream is None else f',"stream":{stream}'
         return f"{self._prefix}{seq}{request}{port}{last}{body}{self._end}".encode()
 
-    def _say(self, prepared: PreparedRecord) -> str:
-        """What to write where this file does not have the verdict yet, as far as its object knows."""
+    def _first_use(self, prepared: PreparedRecord) -> str:
+        """Return the members for a verdict whose object does not know yet that this file holds it."""
         if not self._brief:
             return prepared.body
-        prepared.said_in = self._file_token
+        prepared.file = self._file_token
         use = self._known.get(prepared.body)
         if use is not None:
             prepared.use = use
@@ -396,36 +370,36 @@ class Audit:
         self._known[prepared.body] = prepared.use
         return prepared.body
 
-    # What the journal asks for, in its thread.
+    # Called by the journal, in its thread.
 
-    def take(self, mark: str = "", reason: str = "") -> bytearray:
-        """All lines that wait, with a last one of this kind if it is named."""
+    def take(self, kind: str = "", reason: str = "") -> bytearray:
+        """Take all lines that wait, and a last line of this kind if one is given."""
         with self._lock:
-            if mark:
-                self._append(members({"kind": mark, "reason": reason}))
+            if kind:
+                self._append(members({"kind": kind, "reason": reason}))
             lines, self._pending = self._pending, bytearray()
             return lines
 
-    def turn(self) -> tuple[bytearray, bytes]:
-        """All lines that wait and an `end`; and the `start` that follows, with a `GAP` for its members."""
+    def rotate(self) -> tuple[bytearray, bytes]:
+        """Take all lines that wait and an `end`, and the `start` that follows, with a `GAP` in it."""
         with self._lock:
             self._append(members({"kind": "end", "reason": "rotated"}))
             lines, self._pending = self._pending, bytearray()
-            self._say_all_again()
+            self._forget_uses()
             return lines, self._line(GAP.decode())
 
-    def go_on(self, reason: str, file: LogFile, after: Head) -> None:
-        """Say in the middle of a file which record its first one follows."""
+    def restart(self, reason: str, file: LogFile, after: Head) -> None:
+        """Make a `start` record in the middle of a file: which record its first one follows."""
         with self._lock:
-            self._say_all_again()
+            self._forget_uses()
             self._append(self.start_members(reason, file, after))
 
-    def _say_all_again(self) -> None:
+    def _forget_uses(self) -> None:
         self._file_token = object()
         self._known.clear()
 
     def start_members(self, reason: str, file: LogFile, after: Head) -> str:
-        """The members of a `start` record: why, what is promised, the chain and tree that it continues."""
+        """Make the members of a `start` record: reason, settings, the chain and tree that it continues."""
         peaks = ",".join(f'"{peak.hex()}"' for peak in after.tree.peaks)
         return (
             members(
@@ -449,22 +423,21 @@ class Audit:
         path = None if self._journal is None else self._journal.file.path
         return "standard error" if path is None else str(path)
 
-    def _settle(self) -> None:
-        """Tell those whose record is on disk, or will not be in time; on the event loop."""
+    def _confirm(self) -> None:
+        """Answer the waiters whose record is on disk, or will not be in time; on the event loop."""
         waiting, safe = self._waiting, 0 if self._journal is None else self._journal.safe
-        while waiting and (waiting[0][0] <= safe or self._trouble.blocked):
+        while waiting and (waiting[0][0] <= safe or self._outage.why):
             seq, future = waiting.popleft()
-            if future.done():
-                continue
-            future.set_result(seq <= safe or self._trouble.overrule(seq))
+            if not future.done():
+                future.set_result(seq <= safe or self._outage.answer(seq))
 
-    def told(self) -> None:
-        """More is on disk, or will not be: wake those who wait."""
+    def wake_waiters(self) -> None:
+        """Wake the waiters: more records are on disk, or will not be in time."""
         with self._written:
             self._written.notify_all()
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
-                self._loop.call_soon_threadsafe(self._settle)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits
+                self._loop.call_soon_threadsafe(self._confirm)
 
     # The writer thread.
 
@@ -474,7 +447,7 @@ class Audit:
             self._hurry.wait(self._linger)
             self._wake.clear()
             self._hurry.clear()
-            closing = self._closing  # read once: what is recorded until `close` must still be taken below
+            closing = self._closing  # read once: records until `close` must still be taken below
             done = self._drain(closing)
             if closing:
                 if not done:
@@ -486,21 +459,21 @@ class Audit:
                 self._wake.set()
 
     def _drain(self, closing: bool) -> bool:
-        """Write and sync what is there; False if it has to be tried again."""
-        assert self._journal is not None  # noqa: S101 - the thread only runs while there is one
-        self._trouble.writing_since = time.monotonic()
+        """Write and sync all lines; return False if the writer must try again."""
+        assert self._journal is not None  # noqa: S101 - the thread runs only while there is a journal
+        self._outage.writing_since = time.monotonic()
         try:
-            self._journal.flow(closing=closing)
-        except Exception as error:  # noqa: BLE001 - whatever it is, decisions must not go on unrecorded
+            self._journal.flush(closing=closing)
+        except Exception as error:  # noqa: BLE001 - after any error decisions must not stay unrecorded
             self._failures += 1
             with self._lock:
-                self._trouble.block(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
+                self._outage.begin(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
             return False
         else:
             with self._lock:
-                if gap := self._trouble.end():
+                if gap := self._outage.end():
                     self._append(gap)
             return True
         finally:
-            self._trouble.writing_since = 0.0
-            self.told()
+            self._outage.writing_since = 0.0
+            self.wake_waiters()

@@ -1,12 +1,11 @@
-"""One audit record: its fields, in which order, and how much room each may take.
+"""One audit record: its fields, their order, and the room that each may take.
 
-A record is one line of ASCII JSON. What was decided comes first, what the client wrote comes after it, and
-every text has a bound of its own, in bytes as they stand on disk: so whatever was sent, a line is shorter
-than 4,000 bytes with all that is added to it, no cut takes a decision's fields, and one write puts it whole
-into a pipe.
+A record is one line of ASCII JSON. The decision comes first, the client's text after it, and every text has a
+bound of its own, in bytes as they stand on disk. So whatever a client sends, a line with its seal is shorter
+than 4,000 bytes, no cut removes a decision's fields, and one write puts it whole into a pipe.
 
-A remembered verdict is used again and again. All that its uses share is prepared once (`prepare`) and written
-once in each file; a later use is one short line that names the first by its number, `"use":4200`.
+A remembered verdict is used many times. The members that its uses share are prepared once (`prepare`) and
+written once in each file; a later use is one short line that names the first by its number, `"use":4200`.
 """
 
 from __future__ import annotations
@@ -34,33 +33,33 @@ _ROOM = {
 """Bytes that a text, or all texts of a list, may take on disk."""
 _USUAL = 192
 _DECISION = 3400
-"""Bytes for all members of a decision, where the path takes what the others leave."""
+"""Bytes for all members of a decision; the path gets what the others leave."""
 _PATH, _LONG_PATH = 640, 1536
-"""Bytes that the path gets whatever the others take, and at most."""
+"""Least and most bytes of the path."""
 _EVENT = 2400
 """Bytes for all fields of an event."""
 _REQUEST = 96
 _LEAST = 64
-"""The least that `shown` can cut to."""
+"""The least bytes that `shown` can cut to."""
 
 Value = str | int | float | bool | Sequence[str] | None
-"""What a field may hold; None: it is left out."""
+"""The value of a field; None leaves the field out."""
 
 
 @dataclass(slots=True)
 class PreparedRecord:
-    """All of a record that does not change from one request with the same verdict to the next."""
+    """The members of a record that all requests with the same verdict share."""
 
     body: str
     """JSON members, each with a comma before it."""
-    said_in: object = None
-    """Which file has it already: a token of `log.Audit`."""
+    file: object = None
+    """The file that holds it already: a token of `log.Audit`."""
     use: str = ""
     """The member that names it there."""
 
 
 def members(fields: Mapping[str, Any]) -> str:
-    """JSON members `,"key":value` in the order given; None is left out, texts are redacted and cut."""
+    """Make JSON members `,"key":value` in the order given, without None; redact and cut texts."""
     return "".join(
         f",{quoted(key)}:{_value(value, _ROOM.get(key, _USUAL))}"
         for key, value in fields.items()
@@ -77,7 +76,7 @@ def _value(value: Any, room: int) -> str:  # noqa: ANN401 - a JSON value
 
 
 def _list(values: Sequence[str], room: int) -> str:
-    """As many as there is room for, then how many more there were."""
+    """Make a list of as many values as there is room for, then the number of values left out."""
     kept: list[str] = []
     room -= _LEAST
     for number, value in enumerate(values):
@@ -102,7 +101,7 @@ def prepare(
     generation: int,
     enforced: bool = True,
 ) -> PreparedRecord:
-    """Everything of a decision's record that its next use may share.
+    """Make the members of a decision's record that its next use may share.
 
     Args:
         decision: the verdict.
@@ -113,7 +112,7 @@ def prepare(
         requested_role: the value of `X-IAM-Role`.
         policy_version: `Policy.version`.
         generation: `Authenticator.generation`, the key sets' version.
-        enforced: False where a whole policy is evaluated in shadow (SHADOW-RECORD-001).
+        enforced: False if a whole policy is evaluated in shadow (SHADOW-RECORD-001).
     """
     decided = members(
         {
@@ -150,31 +149,11 @@ def prepare(
     return PreparedRecord(f'{decided},"path":{quoted(shown(path, room))}{beside}')
 
 
-def termination(
-    *, principal: str, session: str, role: str, src: str, backend: str, cause: str, expires: int | None
-) -> PreparedRecord:
-    """A `termination` record: a live connection that was cut, and why."""
-    return PreparedRecord(
-        members(
-            {
-                "kind": "termination",
-                "cause": cause,
-                "backend": backend or None,
-                "role": role or None,
-                "principal": principal or None,
-                "session": session or None,
-                "expires": expires,
-                "src": src,
-            }
-        )
-    )
+def event_members(name: str, fields: Mapping[str, Value]) -> str:
+    """Make the members of an `event` record.
 
-
-def happened(name: str, fields: Mapping[str, Value]) -> str:
-    """The members of an `event` record: what happened beside decisions, and about what.
-
-    Fields keep their order and nest under `about`, so that their names are free. Those that no room is left
-    for are named in `cut`.
+    Fields keep their order and nest under `about`, so that they may have any name. `cut` names the fields for
+    which no room is left.
     """
     room, kept, cut = _EVENT, "", []
     for key, value in fields.items():
@@ -190,13 +169,13 @@ def happened(name: str, fields: Mapping[str, Value]) -> str:
 
 
 def request_member(request_id: str) -> str:
-    """The id as JSON. HAProxy makes it, so it is short; a long one is a client's and is cut."""
+    """Write the id as JSON. HAProxy makes short ids; a long id is a client's and is cut."""
     text = quoted(request_id)
     return text if len(text) <= _REQUEST else quoted(shown(request_id, _REQUEST))
 
 
 def timestamp(epoch: float) -> str:
-    """RFC 3339 in UTC with milliseconds."""
+    """Write a time as RFC 3339 in UTC with milliseconds."""
     second, millisecond = divmod(int(epoch * 1000), 1000)
     return f"{_second(second)}.{millisecond:03d}Z"
 

@@ -1,16 +1,16 @@
 """Client text on its way into a record: credentials become hashes, and length is bounded.
 
-A path, a host or a role name may hold what looks like a credential, because a client put it there. The
-Authorization header is never handed over, so this is the second fence, not the first.
+A client may put a credential into a path, a host or a role name. The Authorization header never gets here, so
+this is the second fence, not the first.
 
-Why the patterns look as they do: every text here is a stranger's, so each pattern costs a constant for each
-byte, whatever the bytes. A token pattern that may begin anywhere in a run of letters and read to its end is
-quadratic: `eyJeyJeyJ…` of 14 kB once took 1.2 s. So a token begins only where a run of
-token characters begins (the look-behind), and no run is read twice (the possessive `+`).
+Why the patterns look as they do: every text here comes from strangers, so each pattern must cost the same for
+each byte. A token pattern that may begin anywhere in a run of letters and read to its end is quadratic:
+`eyJeyJeyJ…` of 14 kB once took 1.2 s. So a token begins only at the start of a run of token characters (the
+look-behind), and no run is read twice (the possessive `+`).
 
-What counts as a token (RFC 7515 section 7.1, RFC 7516 section 7.1): parts of base64url with dots between.
-Either three in a row have 16 characters or more each, as every signed token has and hardly a host name;
-or a part reads as the beginning of a JSON object (`{"`, or `{` and white space), with a dot after it.
+A token (RFC 7515 section 7.1, RFC 7516 section 7.1) is parts of base64url with dots between them. Either
+three parts in a row have 16 characters or more each, as in every signed token and in hardly any host name; or
+a part is the beginning of a JSON object (`{"`, or `{` and white space) and a dot follows it.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _OTHER = re.compile(
 _MARKS = ("iam-sts-v1.", "x-amz-", "bearer")
 _TOKEN_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.%"  # noqa: S105
 _NAMED = 8
-"""So many credentials of one text are named by their hash, the others only left out: hashing costs more."""
+"""Credentials of one text that are named by their hash; further ones are only removed: hashing costs more."""
 _NOTE = 24
-"""Room for the note that something was left out."""
+"""Bytes for the note that text was left out."""
 
 
 def credential_hash(credential: str) -> str:
-    """`sha256:` and 16 hex digits: names a credential in the audit without revealing it (A15)."""
+    """Name a credential in the audit without revealing it: `sha256:` and 16 hex digits."""
     return "sha256:" + hashlib.sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def redacted(text: str) -> str:
-    """The text with anything that looks like a credential replaced by a hash that still names it."""
+    """Replace each part of a text that looks like a credential by a hash that names it."""
     lower = text.lower()
-    # `in` searches at C speed: nearly every text holds none of these, and no pattern is tried.
+    # `in` searches at C speed: nearly every text has no mark, and no pattern is tried.
     if any(mark in lower for mark in _MARKS):
         text = _without(_OTHER, text)
     if "." in text or "%2e" in lower:
@@ -57,18 +57,18 @@ def redacted(text: str) -> str:
 
 
 def shown(text: str, limit: int) -> str:
-    """Client text for a record: redacted, and at most `limit` bytes long once it is quoted as JSON.
+    """Prepare client text for a record: redacted, and at most `limit` bytes long once it is quoted as JSON.
 
     Args:
         text: of any length.
         limit: bytes without the quotation marks, at least 64.
 
     Returns:
-        The text; or its beginning and `…[+N]`, where about N characters were left out.
+        The text; or its beginning and `…[+N]`, if about N characters were left out.
     """
     begin = text
     if len(text) > 2 * limit:
-        # Half a token is not recognised as one, so what the cut would go through is left out whole.
+        # Half a token is not recognised as a token, so a run that the cut would go through is left out whole.
         begin = text[: 2 * limit].rstrip(_TOKEN_CHARACTERS)
     safe = redacted(begin)
     if begin is text and len(quoted(safe)) - 2 <= limit:

@@ -252,7 +252,7 @@ class Gate:
         """Record, and wait for the disk where that was asked for; whether the verdict may be answered."""
         if not self._audit.record(record, context.request_id, context.src_port, context.stream):
             return False
-        return not self._durable or await self._audit.settled()
+        return not self._durable or await self._audit.confirmed()
 
     def _current(self) -> _State:
         """What is in force now; without its memory where a key was lost since."""

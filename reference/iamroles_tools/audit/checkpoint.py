@@ -1,15 +1,15 @@
 """Signed checkpoints of a log, and proofs that a batch of lines is in it.
 
-A checkpoint says: this log has so many batches, and their tree has this root (`chain.Tree`). It is a note in
-C2SP's tlog-checkpoint format, signed with Ed25519 (C2SP signed-note), so it may be handed to any witness that
-knows these formats. Whoever holds an old checkpoint can tell whether the log was rewritten since.
+A checkpoint states the number of batches in a log and the root of their tree (`chain.Tree`). It is a note in
+C2SP's tlog-checkpoint format, signed with Ed25519 (C2SP signed-note), so any witness that knows these formats
+accepts it. An old checkpoint shows whether the log was rewritten since.
 
-Who signs. Not the agent: a key on the host that writes the log would sign a rewritten log as well. Whoever
-audits runs `iamroles audit checkpoint` on a copy, or with read access; each run first checks that the log
-still holds the tree of the run before.
+Who signs. Not the agent: a key on the host that writes the log would sign a rewritten log as well. The
+auditor runs `iamroles audit checkpoint` on a copy, or with read access; each run first checks that the log
+still holds the tree of the previous run.
 
 A proof is a file in C2SP's tlog-proof format: the batch's lines as its extra data, the inclusion path (RFC
-9162 section 2.1.3), the checkpoint. It needs nothing of the log but these lines.
+9162 section 2.1.3), the checkpoint. To check it one needs only these lines of the log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from iamroles_agent.audit.chain import SEALED, root_of_path
+from iamroles_agent.audit.chain import SEALED
+from iamroles_tools.audit.merkle import root_of_path
 
 _ED25519 = b"\x01"
 _DASH = "— "
@@ -34,11 +35,11 @@ NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
 
 
 class CheckpointError(Exception):
-    """A key, a note or a proof that cannot be read, or does not hold."""
+    """A key, a note or a proof cannot be read, or is wrong."""
 
 
 class KeyFormatError(CheckpointError):
-    """What was given as a key is none."""
+    """A key is invalid."""
 
 
 def _key_id(name: str, public: bytes) -> bytes:
@@ -49,16 +50,20 @@ def _raw(key: Ed25519PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
-def _decoded(text: str, what: str) -> bytes:
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _decoded(text: str, name: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (Base64Error, ValueError):
-        raise CheckpointError(f"{what} is not base64") from None
+        raise CheckpointError(f"{name} is not base64") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Whose signatures count: a name, and a key for it and for all names below it (`name/…`)."""
+    """A trusted signer: a name, and the key for it and for all names below it (`name/…`)."""
 
     name: str
     key: Ed25519PublicKey
@@ -68,7 +73,7 @@ class Verifier:
         """Read a verifier key as `audit key` prints it: `name+id+base64` (C2SP signed-note).
 
         Raises:
-            KeyFormatError: it is none.
+            KeyFormatError: it is invalid.
         """
         name, _, rest = text.strip().partition("+")
         key_id, _, encoded = rest.partition("+")
@@ -78,21 +83,20 @@ class Verifier:
             raise KeyFormatError(str(error)) from error
         if not NAME.fullmatch(name) or len(data) != 33 or data[:1] != _ED25519:
             raise KeyFormatError(
-                f"{text.strip()!r} is no verifier key for Ed25519: `iamroles audit key` prints one"
+                f"{text.strip()!r} is not a verifier key for Ed25519: `iamroles audit key` prints it"
             )
         if key_id != _key_id(name, data[1:]).hex():
             raise KeyFormatError(
-                f"the key id {key_id} is not that of {name} and this key: is it copied whole?"
+                f"the key id {key_id} does not fit {name} and this key: was it copied whole?"
             )
         return cls(name, Ed25519PublicKey.from_public_bytes(data[1:]))
 
     def __str__(self) -> str:
         public = _raw(self.key)
-        encoded = base64.b64encode(_ED25519 + public).decode()
-        return f"{self.name}+{_key_id(self.name, public).hex()}+{encoded}"
+        return f"{self.name}+{_key_id(self.name, public).hex()}+{_encoded(_ED25519 + public)}"
 
     def signed(self, text: str, name: str, signature: bytes) -> bool | None:
-        """Whether a signature line is this key's and right; None: it is somebody else's."""
+        """Return whether a signature line of this key is right; None if another key made it."""
         if name != self.name and not name.startswith(self.name + "/"):
             return None
         if signature[:4] != _key_id(name, _raw(self.key)):
@@ -105,47 +109,47 @@ class Verifier:
 
 
 def new_key() -> bytes:
-    """A new Ed25519 key, PEM (PKCS #8)."""
+    """Make an Ed25519 key, PEM (PKCS #8)."""
     return Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def read_key(pem: bytes, source: str) -> Ed25519PrivateKey:
-    """A signing key.
+    """Read a signing key.
 
     Raises:
-        CheckpointError: it is no unencrypted Ed25519 key.
+        KeyFormatError: it is not an unencrypted Ed25519 key.
     """
     try:
         key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError) as error:
-        raise KeyFormatError(f"{source} holds no unencrypted private key in PEM: {error}") from None
+        raise KeyFormatError(f"{source} does not hold an unencrypted private key in PEM: {error}") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFormatError(
-            f"{source} is no Ed25519 key. Make one: iamroles audit key {source}.new --name NAME"
+            f"{source} is not an Ed25519 key. Make one: iamroles audit key {source}.new --name NAME"
         )
     return key
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of a log: who, how many batches, the root of their tree."""
+    """The state of a log: its name, its number of batches, the root of their tree."""
 
     origin: str
     size: int
     root: bytes
 
     def __str__(self) -> str:
-        return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
+        return f"{self.origin}\n{self.size}\n{_encoded(self.root)}\n"
 
     def signed(self, keys: Iterable[Ed25519PrivateKey]) -> str:
-        """The note, one signature for each key; the key's name is the origin."""
+        """Make the note, with one signature for each key; the key's name is the origin."""
         text = str(self)
         lines = ""
         for key in keys:
             signature = _key_id(self.origin, _raw(key.public_key())) + key.sign(text.encode())
-            lines += f"{_DASH}{self.origin} {base64.b64encode(signature).decode()}\n"
+            lines += f"{_DASH}{self.origin} {_encoded(signature)}\n"
         return f"{text}\n{lines}"
 
     @classmethod
@@ -153,7 +157,8 @@ class Checkpoint:
         """Read a note that one of these keys has signed.
 
         Raises:
-            CheckpointError: it is none, nobody known signed it, or a known signature is wrong.
+            CheckpointError: it is not a note, none of the keys signed it, or one of their signatures is
+            wrong.
         """
         text, mark, signatures = note.rpartition("\n\n")
         text += "\n"
@@ -176,30 +181,28 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
-        """Read a note's text, without judging who signed it.
+        """Read a note's text, without its signatures.
 
         Raises:
-            CheckpointError: it is no checkpoint.
+            CheckpointError: it is not a checkpoint.
         """
         origin, size, root, *_ = [*text.split("\n"), "", "", ""]
         if not origin or not re.fullmatch("0|[1-9][0-9]{0,18}", size):
             raise CheckpointError("not a checkpoint: its lines are origin, size, root hash")
         decoded = _decoded(root, "the root hash")
         if len(decoded) != hashlib.sha256().digest_size:
-            raise CheckpointError("not a checkpoint: the root is no SHA-256")
+            raise CheckpointError("not a checkpoint: the root is not a SHA-256")
         return cls(origin, int(size), decoded)
 
 
-def witness_request(size: int, path: Sequence[bytes], note: str) -> str:
-    """The body of a request to a witness: the size that it knows, the proof from there on, the note."""
-    hashes = "".join(f"{base64.b64encode(node).decode()}\n" for node in path)
-    return f"old {size}\n{hashes}\n{note}"
+def witness_request(size: int, path: Iterable[bytes], note: str) -> str:
+    """Make the body of a request to a witness: the size that it knows, the proof from there, the note."""
+    return "\n".join((f"old {size}", *map(_encoded, path), "", note))
 
 
-def proof_text(batch: bytes, index: int, path: Sequence[bytes], note: str) -> str:
-    """A proof that a batch is in the log whose checkpoint the note is."""
-    hashes = "".join(f"{base64.b64encode(node).decode()}\n" for node in path)
-    return f"{_PROOF}\nextra {base64.b64encode(batch).decode()}\nindex {index}\n{hashes}\n{note}"
+def proof_text(batch: bytes, index: int, path: Iterable[bytes], note: str) -> str:
+    """Make the proof that a batch is in the log whose checkpoint the note is."""
+    return "\n".join((_PROOF, f"extra {_encoded(batch)}", f"index {index}", *map(_encoded, path), "", note))
 
 
 def proven(text: str, verifiers: Sequence[Verifier]) -> tuple[Checkpoint, list[bytes]]:
@@ -209,7 +212,7 @@ def proven(text: str, verifiers: Sequence[Verifier]) -> tuple[Checkpoint, list[b
         The checkpoint, and the lines that are proven to be in its log.
 
     Raises:
-        CheckpointError: why it proves nothing.
+        CheckpointError: it proves nothing; the message says why.
     """
     head, mark, note = text.partition("\n\n")
     form, extra, index, *hashes = [*head.split("\n"), "", ""]
@@ -234,7 +237,7 @@ def proven(text: str, verifiers: Sequence[Verifier]) -> tuple[Checkpoint, list[b
 
 
 def digest_of(batch: bytes) -> bytes | None:
-    """The hash that seals a batch, if its bytes give it."""
+    """Return the hash that seals a batch; None if its bytes do not give it."""
     sealed = SEALED.search(batch)
     if sealed is None or any(SEALED.search(line) for line in batch.splitlines(keepends=True)[:-1]):
         return None

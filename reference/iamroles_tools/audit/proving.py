@@ -1,4 +1,4 @@
-"""From logs on disk to checkpoints and proofs: which batch, where in the tree, under which root."""
+"""Make checkpoints and proofs from logs on disk: which batch, its position in the tree, under which root."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path
 
-from iamroles_agent.audit.chain import SEALED, Known, Tree, seq_of
+from iamroles_agent.audit.chain import SEALED, Tree, seq_of
 from iamroles_tools.audit.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -14,26 +14,27 @@ from iamroles_tools.audit.checkpoint import (
     proof_text,
     witness_request,
 )
+from iamroles_tools.audit.merkle import KnownTree
 from iamroles_tools.audit.reading import Owner, in_order, opened, parsed
-from iamroles_tools.audit.verify import Finding, Proof, Span
+from iamroles_tools.audit.verify import EVERYWHERE, Proof, Span
 
 
 def origin_of(name: str, owner: Owner) -> str:
-    """A log's own name below the one that all logs of an installation share."""
+    """Return a log's own name, below the name that all logs of an installation share."""
     worker, turn = owner
     return f"{name}/worker-{worker}" + (f"-turn-{turn}" if turn else "")
 
 
 def owners(proof: Proof) -> dict[Owner, Span]:
-    """The logs of a verification, those of files."""
+    """Return the spans of a verification that are logs in files."""
     return {key: span for key, span in proof.spans.items() if isinstance(key, tuple)}
 
 
 def root_at(span: Span, size: int) -> bytes:
-    """The root of a log's tree when it had so many batches.
+    """Return the root that a log's tree had at `size` batches.
 
     Raises:
-        CheckpointError: the files given do not reach from there to there.
+        CheckpointError: the given files do not hold these batches.
     """
     base = span.base
     if base is None or size < base.size:
@@ -50,10 +51,10 @@ def root_at(span: Span, size: int) -> bytes:
 
 
 def checkpoint_of(span: Span, origin: str, previous: Checkpoint | None) -> Checkpoint:
-    """What there is to sign of a log.
+    """Return the checkpoint of a log's present state.
 
     Raises:
-        CheckpointError: the log does not hold what was signed before.
+        CheckpointError: the log does not hold the batches that were signed before.
     """
     if previous is not None:
         _check(span, origin, previous)
@@ -62,9 +63,9 @@ def checkpoint_of(span: Span, origin: str, previous: Checkpoint | None) -> Check
 
 
 def for_witness(span: Span, former: Checkpoint | None, note: str) -> str:
-    """What a witness is asked (C2SP tlog-witness, `add-checkpoint`): a note that follows the former one."""
+    """Make the request to a witness (C2SP tlog-witness, `add-checkpoint`): a note that follows `former`."""
     size = 0 if former is None else former.size
-    return witness_request(size, Known(span.base or Tree(), span.entries).path_from(size), note)
+    return witness_request(size, KnownTree(span.base or Tree(), span.entries).path_from(size), note)
 
 
 def _check(span: Span, origin: str, checkpoint: Checkpoint) -> None:
@@ -79,32 +80,29 @@ def _check(span: Span, origin: str, checkpoint: Checkpoint) -> None:
 def check(proof: Proof, checkpoints: Iterable[Checkpoint]) -> None:
     """Compare logs with checkpoints that were kept elsewhere; findings go into the proof.
 
-    Every log must have one: a log without may be a foreign one.
+    Every log must have a checkpoint: a log without one may be foreign.
     """
-    everywhere, given = "(all files)", list(checkpoints)
-    names = {checkpoint.origin.rpartition("/")[2]: checkpoint for checkpoint in given}
+    names = {checkpoint.origin.rpartition("/")[2]: checkpoint for checkpoint in checkpoints}
     for owner, span in owners(proof).items():
         own = origin_of("", owner).removeprefix("/")
         checkpoint = names.pop(own, None)
         if checkpoint is None:
-            proof.findings.append(
-                Finding(everywhere, 0, f"no checkpoint for {span.name}: its log may be foreign")
-            )
+            proof.found(EVERYWHERE, 0, f"no checkpoint for {span.name}: its log may be foreign")
             continue
         try:
             _check(span, checkpoint.origin, checkpoint)
         except CheckpointError as error:
-            proof.findings.append(Finding(everywhere, 0, str(error)))
+            proof.found(EVERYWHERE, 0, str(error))
         else:
             proof.notes.append(
                 f"{span.name} holds the {checkpoint.size} batches that {checkpoint.origin} signed"
             )
     for checkpoint in names.values():
-        proof.findings.append(Finding(everywhere, 0, f"no log for the checkpoint of {checkpoint.origin}"))
+        proof.found(EVERYWHERE, 0, f"no log for the checkpoint of {checkpoint.origin}")
 
 
 def find(paths: Iterable[Path], *, request: str) -> list[tuple[Owner, int]]:
-    """Where a request's decision stands: the record of its verdict, if it is another one, then its own.
+    """Find the records of a request's decision: first the full record of its verdict, if it is another one.
 
     Raises:
         CheckpointError: there is no such request.
@@ -122,12 +120,12 @@ def find(paths: Iterable[Path], *, request: str) -> list[tuple[Owner, int]]:
 
 
 def prove(paths: Iterable[Path], proof: Proof, owner: Owner, seq: int, note: str) -> str:
-    """The proof that a record is in the log that a checkpoint signs.
+    """Make the proof that a record is in the log that a checkpoint signs.
 
     Args:
         paths: files of the log.
         proof: their verification.
-        owner: whose log.
+        owner: of the log.
         seq: of the record.
         note: the signed checkpoint.
 
@@ -142,7 +140,7 @@ def prove(paths: Iterable[Path], proof: Proof, owner: Owner, seq: int, note: str
     batch = _batch(paths, owner, seq)
     if digest_of(batch) != span.entries[at]:
         raise CheckpointError(f"the batch of record {seq} does not give its hash: run `audit verify`")
-    known = Known(base, span.entries[: checkpoint.size - base.size])
+    known = KnownTree(base, span.entries[: checkpoint.size - base.size])
     return proof_text(batch, base.size + at, known.path_to(base.size + at), note)
 
 

@@ -1,18 +1,18 @@
-"""What HAProxy refused by itself: requests that an audit of decisions cannot hold, from HAProxy's own log.
+"""Requests that HAProxy refused by itself, from HAProxy's own log: an audit of decisions cannot hold them.
 
 HAProxy's record (`haproxy.cfg`, `log-format`) is one JSON object a line, and its `request_id` is the audit's
-`request`. Most of its lines are decisions that the agent recorded. Here are the others, with a cause:
+`request`. Most of its lines are decisions that the agent recorded. This module reads the others, by cause:
 
-| cause | what HAProxy's line says |
+| cause | HAProxy's line |
 |---|---|
-| `refused_by_proxy` | no verdict, but a reason: refused before the agent was asked |
+| `refused_by_proxy` | no verdict, but a reason: refused before HAProxy asked the agent |
 | `not_judged` | neither: no rule was reached (not HTTP, too long, the client gave up) |
 | `agent_timeout` | verdict 503, fault 1: the agent did not answer in time |
 | `agent_fault` | verdict 503, another fault: SPOE's error, or a connection that broke |
-| `agent_away` | verdict 503, no fault and no answer: no agent was there |
-| `agent_refused` | verdict 503 by the agent, and the audit does not hold it: it could not be recorded |
+| `agent_away` | verdict 503, no fault and no answer: there was no agent |
+| `agent_refused` | verdict 503 by the agent, which the audit does not hold: it could not be recorded |
 
-A log is other people's text: lines that are no such object are counted, and never stop the reading.
+A log may hold any text: lines of another form are counted, and never stop the reading.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ _TEXTS = ("reason", "method", "host", "path", "fault", "ended")
 
 @dataclass(slots=True)
 class ProxyLog:
-    """What was read of HAProxy's log."""
+    """The contents of HAProxy's log."""
 
     lines: int = 0
     """Records of requests."""
     bad: int = 0
-    """Lines that look like one and are none: torn, cut off, of another format."""
+    """Lines that look like a record and are invalid: torn, cut off, of another format."""
     others: int = 0
     """Lines of other kinds, HAProxy's notices among them."""
     refused: dict[str, Record] = field(default_factory=dict)
-    """By request: what HAProxy refused by itself, or for want of an answer."""
+    """By request: the requests that HAProxy refused by itself, or without an answer."""
     recorded: set[str] = field(default_factory=set)
     """Those of them that the audit holds too."""
 
     def join(self, logs: Iterable[Log]) -> None:
-        """Look up which of these requests the audit holds.
+        """Find out which of these requests the audit holds.
 
         Raises:
             OSError: a file cannot be read.
@@ -69,14 +69,14 @@ class ProxyLog:
                         self.recorded.add(request)
 
     def alone(self) -> list[Record]:
-        """The requests of which only HAProxy knows, by time."""
+        """Return the requests that only HAProxy's log holds, by time."""
         return sorted(
             (record for request, record in self.refused.items() if request not in self.recorded),
             key=lambda record: str(record["time"]),
         )
 
     def beside(self, record: Record) -> Record:
-        """A record of the audit, with what HAProxy did instead where it did not get the answer."""
+        """Return a record of the audit, with HAProxy's own answer if HAProxy did not get the agent's."""
         line = self.refused.get(record.get("request", ""))
         if line is None or line is record or line["cause"] == "agent_refused":
             return record
@@ -123,15 +123,15 @@ def _fields(text: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _said(fields: dict[str, Any], name: str) -> str:
-    """A field's text; "" where HAProxy has none, which it writes as `-`."""
+def _text(fields: dict[str, Any], name: str) -> str:
+    """Return a field's text; "" if HAProxy has no value, which it writes as `-`."""
     value = fields.get(name)
     return value if isinstance(value, str) and value != "-" else ""
 
 
 def _cause(fields: dict[str, Any]) -> str | None:
-    """Why HAProxy refused; None where it did what the agent said."""
-    verdict, reason, fault = (_said(fields, name) for name in ("verdict", "reason", "fault"))
+    """Return why HAProxy refused; None if it followed the agent."""
+    verdict, reason, fault = (_text(fields, name) for name in ("verdict", "reason", "fault"))
     if not verdict:
         return "refused_by_proxy" if reason else "not_judged"
     if verdict != "503":
@@ -150,8 +150,8 @@ def _record(fields: dict[str, Any], cause: str) -> Record:
         "verdict": "deny",
         "status": status if type(status) is int else None,
         "cause": cause,
-        "src": _said(fields, "client"),
+        "src": _text(fields, "client"),
         "port": port if type(port) is int else None,
     }
-    record |= {name: _said(fields, name)[:512] for name in _TEXTS}
+    record |= {name: _text(fields, name)[:512] for name in _TEXTS}
     return {name: value for name, value in record.items() if value not in (None, "")}

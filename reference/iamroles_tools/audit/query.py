@@ -1,4 +1,4 @@
-"""Answer from the audit log: who did what, when, with which role."""
+"""Answer questions from the audit log: who did what, when, with which role."""
 
 from __future__ import annotations
 
@@ -10,34 +10,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from heapq import merge
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from iamroles_tools.audit.proxy import ProxyLog
-from iamroles_tools.audit.reading import in_order, readings_of
+from iamroles_tools.audit.reading import in_order, readings
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 COLUMNS = (
-    "time",
-    "verdict",
-    "principal",
-    "role",
-    "method",
-    "host",
-    "path",
-    "backend",
-    "rule",
-    "reason",
-    "src",
-)
-"""Fields of a table or CSV row, in this order."""
+    "time", "verdict", "principal", "role", "method", "host", "path", "backend", "rule", "reason", "src",
+)  # fmt: skip
+"""Fields of a CSV row, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for; None or empty: anything."""
+    """The conditions on a record; None or empty: any."""
 
     who: str = ""
     """A pattern (`*`, `?`) for the principal, the session or the credential's hash."""
@@ -50,21 +41,21 @@ class Query:
     """`allow` or `deny`."""
     reason: str = ""
     cause: str = ""
-    """Why HAProxy refused by itself (`proxy.CAUSES`), or why a connection was cut."""
+    """Why HAProxy refused by itself (`proxy.CAUSES`), or why a stream was cut."""
     path: str = ""
     """A pattern for the path."""
     request: str = ""
     kinds: frozenset[str] = frozenset({"decision", "termination"})
 
     def matches(self, record: dict[str, Any]) -> bool:
-        """Whether a record answers the query; a stream that was cut is found like a decision."""
+        """Return whether a record meets all conditions; a cut stream is found like a decision."""
         if record.get("event") == "cut":
             record = {**record.get("about", {}), **record, "kind": "termination"}
         return (
             record.get("kind") in self.kinds
             and (not self.verdict or record.get("verdict") == self.verdict)
             and (not self.reason or record.get("reason") == self.reason)
-            and (not self.cause or self.cause in _causes(record))
+            and (not self.cause or self.cause in (record.get("cause"), record.get("proxy", {}).get("cause")))
             and (not self.request or record.get("request") == self.request)
             and (not self.path or fnmatchcase(record.get("path", ""), self.path))
             and (not self.who or self._is_who(record))
@@ -93,15 +84,11 @@ class Query:
         return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
 
 
-def _causes(record: dict[str, Any]) -> tuple[Any, Any]:
-    return record.get("cause"), record.get("proxy", {}).get("cause")
-
-
 def moment(text: str, now: datetime | None = None) -> datetime:
-    """A point in time: RFC 3339, a date (midnight UTC), or how long ago (`15m`, `2h`, `7d`).
+    """Read a point in time: RFC 3339, a date (midnight UTC), or a time ago (`15m`, `2h`, `7d`).
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text has another form.
     """
     if match := re.fullmatch(r"(\d+)([smhdw])", text):
         return (now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2]]: int(match[1])})
@@ -116,15 +103,15 @@ def search(
     proxy: ProxyLog | None = None,
     asides: list[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The records that answer the query, by time; each use of a verdict with all fields of the verdict.
+    """Yield the records that meet the query, by time; each use of a verdict with all fields of the verdict.
 
-    Lines that are no records are passed over: `audit verify` is the command that judges the log.
+    Other lines are skipped: `audit verify` is the command that judges the log.
 
     Args:
         paths: files of the log, in any order.
-        query: what to look for.
+        query: the conditions.
         proxy: HAProxy's log, whose own refusals are joined in.
-        asides: gets what the reader should know of the answer, once it is complete.
+        asides: gets notes on the answer, once it is complete.
 
     Raises:
         OSError: a file cannot be read.
@@ -132,8 +119,8 @@ def search(
     logs = in_order(paths)
     if asides is not None:
         asides += [f"{log.path}: holds no record of an audit" for log in logs if not log.first]
-    readings = readings_of(logs)
-    sources: list[Iterable[dict[str, Any]]] = [*readings]
+    chains = readings(logs)
+    sources: list[Iterable[dict[str, Any]]] = [*chains]
     if proxy is not None:
         proxy.join(logs)
         sources.append(proxy.alone())
@@ -141,7 +128,7 @@ def search(
         joined = record if proxy is None else proxy.beside(record)
         if query.matches(joined):
             yield joined
-    unresolved = sum(reading.unresolved for reading in readings)
+    unresolved = sum(reading.unresolved for reading in chains)
     if unresolved and asides is not None:
         asides.append(
             f"{unresolved} uses name a verdict that stands in a file that was not given: "
@@ -156,7 +143,7 @@ def search(
 
 
 def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """One line for people: when, verdict, who, as which role, what, where to, why."""
+    """Yield a line for people for each record: time, verdict, principal, role, request, backend, reason."""
     for record in records:
         kind = record.get("kind", "")
         if kind == "termination":
@@ -183,29 +170,21 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def rows(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """CSV with a header line."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="")
-    for row in _cells(records):
-        buffer.seek(0)
-        buffer.truncate()
-        writer.writerow(row)
+    """Yield CSV with a header line."""
+    cells = ([_harmless(str(record.get(name, ""))) for name in COLUMNS] for record in records)
+    for row in chain([COLUMNS], cells):
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="").writerow(row)
         yield buffer.getvalue()
 
 
-def _cells(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    yield COLUMNS
-    for record in records:
-        yield tuple(_harmless(str(record.get(name, ""))) for name in COLUMNS)
-
-
 def _harmless(cell: str) -> str:
-    # A spreadsheet runs a cell that begins like a formula; a path or a principal is the client's to choose.
+    # A spreadsheet runs a cell that begins like a formula; the client chooses the path and the principal.
     return "'" + cell if cell[:1] in "=+-@\t\r" else cell
 
 
 def summary(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Who used which role for what, how often, first and last; the most frequent first."""
+    """Yield who used which role for what, how often, first and last; the most frequent first."""
     groups: dict[tuple[str, ...], list[Any]] = {}
     for record in records:
         key = (
@@ -225,5 +204,5 @@ def summary(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def _visible(line: str) -> str:
-    """The line without power over a terminal: a refused path may hold escape sequences."""
+    """Return the line without control characters: a refused path may hold escape sequences."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line)

@@ -1,4 +1,4 @@
-"""Logs on disk, for whoever reads them: which files, in which order, which lines are records."""
+"""Read logs on disk: which files, in which order, which lines are records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STDIN = Path("-")
 
 Record = dict[str, Any]
 Owner = tuple[int, int]
-"""Whose file it is: number of the worker, and its turn (`log.Audit`, `takeover`)."""
+"""The owner of a file: number of the worker, and its turn (`log.Audit`, `takeover`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class Log:
 
     path: Path
     owner: Owner | None
-    """None: it holds no sealed record."""
+    """None: it does not hold a sealed record."""
     first: int
     """Sequence number of its first record."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A log for reading: a file, a gzip-compressed one (`.gz`), or `-` for standard input.
+    """Open a log for reading: a file, a gzip-compressed file (`.gz`), or `-` for standard input.
 
     Raises:
         OSError: it cannot be read, or is damaged.
@@ -55,7 +55,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def parsed(line: bytes) -> Record | None:
-    """The record in a line; None where it is none."""
+    """Read the record in a line; None if it is not a record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -72,13 +72,13 @@ def parsed(line: bytes) -> Record | None:
 
 
 def owner_of(record: Record) -> Owner | None:
-    """Whose file a sealing record belongs to."""
+    """Return the owner of the file that a sealing record belongs to."""
     worker, turn = record.get("worker"), record.get("turn", 0)
     return (worker, turn) if type(worker) is int and type(turn) is int else None
 
 
 def in_order(paths: Iterable[Path]) -> list[Log]:
-    """The logs as they were written, whatever order a shell's glob gave: by worker, then by first record.
+    """Return the logs in the order in which they were written: by worker, then by first record.
 
     Head files are left out, so that `audit.jsonl*` may be given. Files without a record come last.
 
@@ -110,18 +110,18 @@ def _log(path: Path) -> Log:
 _OWN = ("time", "seq", "request", "port", "stream")
 """Members of one use; all others belong to the verdict."""
 _SEAL = ("writer", "agent", "prev", "hash")
-"""Members that seal a batch and say nothing of the record that carries them."""
+"""Members that seal a batch and state nothing about the record that has them."""
 _TEXTS = (
     "kind", "verdict", "reason", "detail", "principal", "session", "issuer", "credential", "role",
     "rule", "backend", "src", "method", "host", "path", "cause", "event", "request",
 )  # fmt: skip
 _LISTS = ("roles", "unmapped", "shadow")
 _KEPT = 1 << 16
-"""Full records held for later uses; an older one is looked up in its file again."""
+"""Full records held for later uses; an older record is looked up in its file again."""
 
 
 def _well_typed(record: Record) -> bool:
-    """Whether the fields that are searched and shown are of the types that the agent writes."""
+    """Return whether the fields that are searched and shown have the types that the agent writes."""
     return (
         all(isinstance(record.get(name, ""), str) for name in _TEXTS)
         and all(isinstance(text, str) for name in _LISTS for text in _listed(record.get(name, [])))
@@ -135,7 +135,7 @@ def _listed(value: object) -> list[object]:
 
 
 class Reading:
-    """The records of one log's files, each with all fields: a short line gets those of the verdict it names.
+    """The records of one log's files, each with all fields: a short line gets the fields of its verdict.
 
     Args:
         logs: files of one owner in their order.
@@ -143,7 +143,7 @@ class Reading:
 
     def __init__(self, logs: Iterable[Log]) -> None:
         self.unresolved = 0
-        """Uses whose verdict stands in a file that was not given; they have only what their line says."""
+        """Uses whose verdict stands in a file that was not given; they have only the fields of their line."""
         self._logs = list(logs)
         self._verdicts: dict[int, Record] = {}
 
@@ -156,7 +156,7 @@ class Reading:
                         yield self._complete(record, log)
 
     def _complete(self, record: Record, log: Log) -> Record:
-        if log.owner is not None and "writer" not in record:  # in a stream others write too
+        if log.owner is not None and "writer" not in record:  # a stream has several writers
             record["worker"] = log.owner[0]
         for name in _SEAL:
             record.pop(name, None)
@@ -191,15 +191,6 @@ class Reading:
         return None
 
 
-def readings(paths: Iterable[Path]) -> list[Reading]:
-    """One reading for each chain in these files.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    return readings_of(in_order(paths))
-
-
-def readings_of(logs: Iterable[Log]) -> list[Reading]:
-    """One reading for each chain in these files, which are in order."""
+def readings(logs: Iterable[Log]) -> list[Reading]:
+    """Return one reading for each chain in these files, which are in order (`in_order`)."""
     return [Reading(files) for _, files in groupby(logs, key=lambda log: log.owner)]

@@ -1,22 +1,22 @@
-"""Prove that an audit log is whole: nothing removed, changed, inserted or reordered; or say where it is not.
+"""Prove that an audit log is whole: nothing removed, changed, inserted or reordered. Report where it is not.
 
-How it judges. A file is one worker's; its lines count one up, and each batch of them must give the hash
-that seals it and follow the batch before (`chain`). So each line is either covered by a seal that holds, or
-it is told:
+How it judges. A file belongs to one worker; its numbers grow by one with each line, and each batch of lines
+must give the hash that seals it and follow the batch before (`chain`). So a valid seal covers a line, or
+there is a finding:
 
-| seen | what it means |
+| seen | meaning |
 |---|---|
-| the number leaps | lines were removed before this one |
+| the number leaps | lines were removed before this line |
 | the number falls | this line was moved, copied or inserted |
 | the number is right, the batch does not give its hash | one of its lines was changed or replaced |
-| the batch gives its hash, `prev` is not the one before | the batch before was replaced |
+| the batch gives its hash, `prev` is not the hash before | the batch before was replaced |
 | sealed by another worker, or by another writer without a start between | a foreign line |
-| no seal covers it | appended by someone else, or written by an agent that was killed meanwhile |
+| no seal covers it | appended by someone else, or the agent was killed while it wrote |
 
-A line that the number betrays is left out of its batch, so that one foreign line is one finding.
+A line with a wrong number is left out of its batch, so that one foreign line is one finding.
 
-A chain proves nothing against someone who may rewrite all of it; for that, keep a head or a signed checkpoint
-elsewhere and give it back (`--head`, `--checkpoint`).
+A chain proves nothing against someone who can rewrite all of it. For that, keep a head or a signed checkpoint
+elsewhere and pass it (`--head`, `--checkpoint`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from iamroles_agent.audit.chain import GENESIS, SEALED, Head, Tree
 from iamroles_agent.audit.file import head_path
 from iamroles_tools.audit.reading import STDIN, Log, Record, in_order, opened, owner_of, parsed
 
+EVERYWHERE = Path("(all files)")
 _WRITER = re.compile(rb'"writer":"[0-9a-f]+"')
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """A place where the log is not what the agent wrote."""
+class LogFinding:
+    """A line at which the log is not what the agent wrote."""
 
     file: str
     line: int
@@ -49,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Leap:
-    """What stood before a line whose number leaps: it may be a foreign one, and the next will tell."""
+    """The state before a line whose number leaps: the next line shows whether that line is foreign."""
 
     digest: hashlib._Hash
     seq: int
@@ -57,7 +58,7 @@ class _Leap:
 
 @dataclass(slots=True)
 class Span:
-    """What was seen of one chain."""
+    """The part of one chain that the files hold."""
 
     name: str
     """`worker 0`, or in a stream `writer 1f2e3d4c`."""
@@ -69,14 +70,15 @@ class Span:
     """The last seal."""
     seq: int = 0
     """The last record."""
-    place: str = ""
+    where: str = ""
+    """File and line of the last record."""
     until: str = ""
     writer: bytes = b""
     records: int = 0
     ended: bool = False
     """Whether the last record is an `end`."""
-    headless: Finding | None = None
-    """That it does not begin with a `start`, as long as no later one explains why."""
+    headless: LogFinding | None = None
+    """That it does not begin with a `start`, as long as no later `start` explains why."""
     sync: float | None = None
     """The window that the last `start` declared, seconds."""
     vouched: bool = False
@@ -88,7 +90,7 @@ class Span:
     started: bool = False
     """Whether a `start` is among them."""
     suspect: bool = False
-    """Whether something is already found among them."""
+    """Whether there already is a finding about them."""
     leap: _Leap | None = None
     base: Tree | None = None
     """The tree before `entries`."""
@@ -105,13 +107,13 @@ class Proof:
 
     complete: bool = False
     """Whether the log must begin at record 1."""
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[LogFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What is not a fault, but a reader should know: gaps the agent itself declared, kills, missing files."""
+    """No faults, but worth knowing: gaps that the agent itself declared, kills, missing files."""
     spans: dict[object, Span] = field(default_factory=dict)
     files: int = 0
     skipped: int = 0
-    """Lines that are no records, in a mixed stream."""
+    """Lines of a mixed stream that are not records."""
 
     @property
     def whole(self) -> bool:
@@ -122,8 +124,8 @@ class Proof:
     def records(self) -> int:
         return sum(span.records for span in self.spans.values())
 
-    def found(self, path: Path, line: int, message: str) -> Finding:
-        finding = Finding(str(path), line, message)
+    def found(self, path: Path, line: int, message: str) -> LogFinding:
+        finding = LogFinding(str(path), line, message)
         self.findings.append(finding)
         return finding
 
@@ -135,8 +137,8 @@ def verify(
 
     Args:
         paths: all files of one log, in any order (`in_order`).
-        mixed: whether other lines than records may stand between them, as in a captured standard error.
-        complete: whether it is a fault that the oldest file continues one that was not given.
+        mixed: whether other lines may stand between the records, as in a captured standard error.
+        complete: whether it is a fault that the oldest file continues a file that was not given.
         heads: hashes kept elsewhere that must occur in the chain; every chain must have one of them.
 
     Raises:
@@ -149,232 +151,216 @@ def verify(
             proof.found(beside, 0, f"vouches for {beside.stem}, which is gone")
     for log in in_order(paths):
         proof.files += 1
-        beside = head_path(log.path)
-        text = beside.read_text("ascii", "replace") if log.path != STDIN and beside.exists() else ""
-        vouched = Head.parse(text)
-        if text and vouched is None:
-            proof.notes.append(f"{beside}: not a head as this agent writes it; nothing vouches for the end")
-        span = _verify_file(proof, log, mixed=mixed, wanted=wanted, vouched=vouched)
-        if vouched is not None:
-            _check_end(proof, log.path, span, vouched)
+        _FileCheck(proof, log, wanted, mixed=mixed).run()
     for span in proof.spans.values():
         _check_rest(proof, span)
         if given and not span.vouched:
-            proof.found(
-                Path("(all files)"),
-                0,
-                f"{span.name} has none of the hashes kept elsewhere: its log was rewritten, or is foreign. "
-                "Give one --head for each worker",
-            )
+            why = "its log was rewritten, or is foreign. Give one --head for each worker"
+            proof.found(EVERYWHERE, 0, f"{span.name} has none of the hashes kept elsewhere: {why}")
     for head in sorted(wanted):
-        proof.found(
-            Path("(all files)"), 0, f"no record has the hash {head}: it was removed, or the log was rewritten"
-        )
+        message = f"no record has the hash {head}: it was removed, or the log was rewritten"
+        proof.found(EVERYWHERE, 0, message)
     return proof
 
 
-def _verify_file(
-    proof: Proof, log: Log, *, mixed: bool, wanted: set[str], vouched: Head | None
-) -> Span | None:
-    span = None
-    with opened(log.path) as stream:
-        for number, line in enumerate(stream, 1):
-            record = parsed(line)
-            if record is None:
-                _no_record(proof, log.path, number, line, mixed=mixed)
-                continue
-            sealed = SEALED.search(line)
-            owner = owner_of(record) if sealed else None
-            if mixed:
-                key: object = str(record.get("writer", record.get("worker")))
-                name = f"writer {key}" if "writer" in record else f"worker {key}"
-            else:
-                key, name = log.owner, _name(log)
-                if log.owner is not None and owner not in (None, log.owner):
-                    proof.found(log.path, number, f"a foreign line: sealed by worker {owner and owner[0]}")
+class _FileCheck:
+    """Checks the lines of one file, and adds what it finds to the proof.
+
+    Args:
+        proof: of all files.
+        log: the file.
+        wanted: hashes kept elsewhere that have not occurred yet.
+        mixed: as for `verify`.
+    """
+
+    def __init__(self, proof: Proof, log: Log, wanted: set[str], *, mixed: bool) -> None:
+        self._proof, self._log, self._wanted, self._mixed = proof, log, wanted, mixed
+        self._path, self._number = log.path, 0
+        beside = head_path(log.path)
+        text = beside.read_text("ascii", "replace") if log.path != STDIN and beside.exists() else ""
+        self._vouched = Head.parse(text)
+        if text and self._vouched is None:
+            proof.notes.append(f"{beside}: not a head as this agent writes it; nothing vouches for the end")
+
+    def run(self) -> None:
+        span = None
+        with opened(self._path) as stream:
+            for self._number, line in enumerate(stream, 1):
+                record = parsed(line)
+                if record is None:
+                    self._other_line(line)
                     continue
-            span = proof.spans.setdefault(key, Span(name))
-            if owner is not None:
-                span.worker = owner[0]
-            if not _counts(proof, span, log.path, number, record):
-                continue
-            _note(proof, span, log.path, number, record)
-            if sealed:
-                _sealed(proof, span, log.path, number, line)
-                _vouch(proof, span, log.path, number, wanted=wanted, vouched=vouched)
-            else:
-                span.digest.update(line)
-    return span
+                sealed = SEALED.search(line)
+                owner = owner_of(record) if sealed else None
+                if not self._mixed and self._log.owner is not None and owner not in (None, self._log.owner):
+                    self._found(f"a foreign line: sealed by worker {owner and owner[0]}")
+                    continue
+                span = self._span_of(record)
+                if owner is not None:
+                    span.worker = owner[0]
+                if not self._counts(span, record):
+                    continue
+                self._read(span, record)
+                if sealed:
+                    self._judge_batch(span, line, sealed)
+                    self._compare_hashes(span)
+                else:
+                    span.digest.update(line)
+        if self._vouched is not None:
+            self._number = 0
+            self._judge_end(span, self._vouched)
 
+    def _found(self, message: str) -> LogFinding:
+        return self._proof.found(self._path, self._number, message)
 
-def _name(log: Log) -> str:
-    if log.owner is None:
-        return log.path.name
-    worker, turn = log.owner
-    return f"worker {worker}" + (f", turn {turn}" if turn else "")
+    def _note(self, message: str) -> None:
+        self._proof.notes.append(f"{self._path}:{self._number}: {message}")
 
+    def _span_of(self, record: Record) -> Span:
+        if self._mixed:
+            key: object = str(record.get("writer", record.get("worker")))
+            name = f"writer {key}" if "writer" in record else f"worker {key}"
+        elif (key := self._log.owner) is None:
+            name = self._path.name
+        else:
+            worker, turn = key
+            name = f"worker {worker}" + (f", turn {turn}" if turn else "")
+        return self._proof.spans.setdefault(key, Span(name))
 
-def _no_record(proof: Proof, path: Path, number: int, line: bytes, *, mixed: bool) -> None:
-    if mixed:
-        proof.skipped += 1
-    elif line.endswith(b"\n"):
-        proof.found(path, number, "not an audit record")
-    else:
-        proof.notes.append(
-            f"{path}:{number}: an unfinished line: the agent is writing it, or was killed. "
-            "It is cut off when the agent starts again"
-        )
-
-
-def _counts(proof: Proof, span: Span, path: Path, number: int, record: Record) -> bool:
-    """Whether a record is the next of its chain, by its number; judges it if not."""
-    seq = record["seq"]
-    leap, span.leap = span.leap, None
-    if not span.records:
-        span.first, span.since = seq, record["time"]
-        if record.get("kind") != "start":
-            span.headless = proof.found(
-                path, number, f"begins with record {seq}, in the middle: what came before is gone"
+    def _other_line(self, line: bytes) -> None:
+        if self._mixed:
+            self._proof.skipped += 1
+        elif line.endswith(b"\n"):
+            self._found("not an audit record")
+        else:
+            self._note(
+                "an unfinished line: the agent is writing it, or was killed. "
+                "It is cut off when the agent starts again"
             )
-    elif seq <= span.seq:
-        new = record.get("kind") == "start" and seq == 1
-        proof.found(
-            path,
-            number,
-            f"record {seq} begins a new chain that does not continue record {span.seq} ({span.place})"
-            if new
-            else f"record {seq} is out of order: it stands after record {span.seq} ({span.place})",
-        )
-        if leap is not None and seq == leap.seq + 1:
-            span.digest = leap.digest  # it was the line before that does not belong here
-        elif not new:
-            return False
-        span.suspect = True
-    elif seq > span.seq + 1:
-        last = span.seq
-        missing = f"record {last + 1} is" if seq == last + 2 else f"records {last + 1} to {seq - 1} are"
-        proof.found(path, number, f"{missing} missing before record {seq}")
-        span.leap, span.suspect = _Leap(span.digest.copy(), last), True
-    here = (path, number, seq)
-    span.open = [span.open[0], here] if span.open else [here, here]
-    span.seq, span.place, span.until = seq, f"{path}:{number}", record["time"]
-    span.records += 1
-    return True
 
-
-def _sealed(proof: Proof, span: Span, path: Path, number: int, line: bytes) -> None:
-    """Judge a batch by the line that seals it."""
-    (begin, first_line, first), _ = span.open
-    sealed = SEALED.search(line)
-    assert sealed is not None  # noqa: S101 - the caller has seen it
-    prev, digest = sealed[1].decode(), sealed[3].decode()
-    span.digest.update(line[: sealed.start(2)])
-    if span.digest.hexdigest() != digest and not span.suspect:
-        single = first == span.seq
-        proof.found(
-            begin,
-            first_line,
-            f"record {first} was changed: its bytes do not give its hash"
-            if single
-            else f"one of records {first} to {span.seq} (up to {path}:{number}) was changed: "
-            "their bytes do not give the hash that seals them",
-        )
-    elif not span.entries and not span.last.seq:
-        if prev != GENESIS:
-            _continued(proof, Finding(str(begin), first_line, _earlier(span.first)))
-    elif prev != span.last.hash and not span.suspect:
-        proof.found(
-            begin,
-            first_line,
-            f"record {first} does not follow record {span.last.seq}: that one, or its batch, was replaced",
-        )
-    writer = _WRITER.search(line)
-    if span.entries and not span.started and writer and writer[0] != span.writer:
-        proof.found(path, number, "a foreign line: sealed by a writer who never started here")
-    span.writer = writer[0] if writer else b""
-    span.started, span.suspect, span.leap = False, False, None
-    span.last = Head(span.seq, digest)
-    span.digest, span.open = hashlib.sha256(), []
-    entry = bytes.fromhex(digest)
-    span.entries.append(entry)
-    span.ends.append(span.seq)
-    span.tree = span.tree and span.tree.grown(entry)
-
-
-def _vouch(
-    proof: Proof, span: Span, path: Path, number: int, *, wanted: set[str], vouched: Head | None
-) -> None:
-    """Compare a seal with what was kept beside the log and elsewhere."""
-    if span.last.hash in wanted:
-        span.vouched = True
-        wanted.discard(span.last.hash)
-    if vouched is not None and span.seq == vouched.seq and span.last.hash != vouched.hash:
-        proof.found(path, number, f"record {span.seq} is not the one that {path.name}.head vouches for")
-
-
-def _continued(proof: Proof, found: Finding) -> None:
-    if proof.complete:
-        proof.findings.append(found)
-    else:
-        proof.notes.append(str(found))
-
-
-def _earlier(seq: int) -> str:
-    return f"continues record {seq - 1}, in a file that was not given"
-
-
-def _note(proof: Proof, span: Span, path: Path, number: int, record: Record) -> None:
-    """What a record itself tells about the chain."""
-    kind, place = record.get("kind"), f"{path}:{number}"
-    if kind == "start":
-        if record.get("reason") == "started" and span.records > 1 and not span.ended:
-            torn = f", and {record['torn']} bytes of an unfinished record" if record.get("torn") else ""
-            proof.notes.append(
-                f"{place}: the agent was killed before this start: up to {span.sync} s of decisions "
-                f"may be missing{torn}"
+    def _counts(self, span: Span, record: Record) -> bool:
+        """Return whether a record's number fits its chain; add a finding if it is not the next."""
+        seq = record["seq"]
+        leap, span.leap = span.leap, None
+        if not span.records:
+            span.first, span.since = seq, record["time"]
+            if record.get("kind") != "start":
+                message = f"begins with record {seq}, in the middle: what came before is gone"
+                span.headless = self._found(message)
+        elif seq <= span.seq:
+            new = record.get("kind") == "start" and seq == 1
+            self._found(
+                f"record {seq} begins a new chain that does not continue record {span.seq} ({span.where})"
+                if new
+                else f"record {seq} is out of order: it stands after record {span.seq} ({span.where})"
             )
-        span.sync, span.started = record.get("sync"), True
-        _tree(proof, span, path, number, record)
-    if kind == "gap":
-        proof.notes.append(
-            f"{place}: the agent declares {record.get('lost')} decisions without a record since "
-            f"{record.get('since')} ({record.get('detail')}; on_error = {record.get('answered')})"
-        )
-    span.ended = kind == "end"
+            if leap is not None and seq == leap.seq + 1:
+                span.digest = leap.digest  # the line before is the foreign line
+            elif not new:
+                return False
+            span.suspect = True
+        elif seq > span.seq + 1:
+            last = span.seq
+            missing = f"record {last + 1} is" if seq == last + 2 else f"records {last + 1} to {seq - 1} are"
+            self._found(f"{missing} missing before record {seq}")
+            span.leap, span.suspect = _Leap(span.digest.copy(), last), True
+        here = (self._path, self._number, seq)
+        span.open = [span.open[0], here] if span.open else [here, here]
+        span.seq, span.where, span.until = seq, f"{self._path}:{self._number}", record["time"]
+        span.records += 1
+        return True
 
+    def _judge_batch(self, span: Span, line: bytes, sealed: re.Match[bytes]) -> None:
+        """Judge a batch by the line that seals it."""
+        (begin, first_line, first), _ = span.open
+        prev, digest = sealed[1].decode(), sealed[3].decode()
+        span.digest.update(line[: sealed.start(2)])
+        message = ""
+        if span.digest.hexdigest() != digest and not span.suspect:
+            message = (
+                f"record {first} was changed: its bytes do not give its hash"
+                if first == span.seq
+                else f"one of records {first} to {span.seq} (up to {self._path}:{self._number}) was changed: "
+                "their bytes do not give the hash that seals them"
+            )
+        elif not span.entries and not span.last.seq:
+            if prev != GENESIS:
+                message = f"continues record {span.first - 1}, in a file that was not given"
+                if not self._proof.complete:
+                    self._proof.notes.append(str(LogFinding(str(begin), first_line, message)))
+                    message = ""
+        elif prev != span.last.hash and not span.suspect:
+            message = (
+                f"record {first} does not follow record {span.last.seq}: that one, or its batch, was replaced"
+            )
+        if message:
+            self._proof.found(begin, first_line, message)
+        writer = _WRITER.search(line)
+        if span.entries and not span.started and writer and writer[0] != span.writer:
+            self._found("a foreign line: sealed by a writer who never started here")
+        span.writer = writer[0] if writer else b""
+        span.started, span.suspect, span.leap = False, False, None
+        span.last = Head(span.seq, digest)
+        span.digest, span.open = hashlib.sha256(), []
+        entry = bytes.fromhex(digest)
+        span.entries.append(entry)
+        span.ends.append(span.seq)
+        span.tree = span.tree and span.tree.grown(entry)
 
-def _tree(proof: Proof, span: Span, path: Path, number: int, record: Record) -> None:
-    """Take up, or check, what a `start` states of the tree before it."""
-    after = record["after"] if type(record.get("after")) is int else 0
-    if span.headless is not None and after == span.first - 1:
-        # Emptied in place by logrotate: what was buffered then stands before the start that says so.
-        proof.findings.remove(span.headless)
-        span.headless = None
-    stated = Tree.stated(record.get("batches"), record.get("peaks"))
-    if stated is None:
-        return
-    if span.base is None:
-        known = sum(end <= after for end in span.ends)
-        del span.entries[:known], span.ends[:known]
-        span.base = span.tree = stated
-        for entry in span.entries:
-            span.tree = span.tree.grown(entry)
-    elif span.last.seq == after and span.tree != stated:
-        proof.found(path, number, f"states another tree of the batches up to record {after} than they give")
+    def _compare_hashes(self, span: Span) -> None:
+        """Compare a seal with the hashes that were kept beside the log and elsewhere."""
+        if span.last.hash in self._wanted:
+            span.vouched = True
+            self._wanted.discard(span.last.hash)
+        head = self._vouched
+        if head is not None and span.seq == head.seq and span.last.hash != head.hash:
+            self._found(f"record {span.seq} is not the one that {self._path.name}.head vouches for")
 
+    def _read(self, span: Span, record: Record) -> None:
+        """Read what a record itself states about the chain."""
+        kind = record.get("kind")
+        if kind == "start":
+            if record.get("reason") == "started" and span.records > 1 and not span.ended:
+                torn = f", and {record['torn']} bytes of an unfinished record" if record.get("torn") else ""
+                lost = f"up to {span.sync} s of decisions may be missing{torn}"
+                self._note(f"the agent was killed before this start: {lost}")
+            span.sync, span.started = record.get("sync"), True
+            self._read_tree(span, record)
+        if kind == "gap":
+            self._note(
+                f"the agent declares {record.get('lost')} decisions without a record since "
+                f"{record.get('since')} ({record.get('detail')}; on_error = {record.get('answered')})"
+            )
+        span.ended = kind == "end"
 
-def _check_end(proof: Proof, path: Path, span: Span | None, vouched: Head) -> None:
-    if span is None:
-        proof.found(path, 0, f"no records, but {path.name}.head vouches for record {vouched.seq}")
-    elif vouched.seq > span.last.seq:
-        proof.found(
-            path,
-            0,
-            f"the log ends with record {span.seq}, but {path.name}.head vouches for record "
-            f"{vouched.seq}: the end was cut off",
-        )
-    elif proof.whole and span.tree and vouched.seq == span.last.seq and vouched.tree != span.tree:
-        proof.found(path, 0, f"{path.name}.head states another tree than the log's batches give")
+    def _read_tree(self, span: Span, record: Record) -> None:
+        """Take the tree that a `start` states, or compare it with the batches before it."""
+        after = record["after"] if type(record.get("after")) is int else 0
+        if span.headless is not None and after == span.first - 1:
+            # logrotate truncated the file: the lines that were buffered then stand before the start.
+            self._proof.findings.remove(span.headless)
+            span.headless = None
+        stated = Tree.stated(record.get("batches"), record.get("peaks"))
+        if stated is None:
+            return
+        if span.base is None:
+            known = sum(end <= after for end in span.ends)
+            del span.entries[:known], span.ends[:known]
+            span.base = span.tree = stated
+            for entry in span.entries:
+                span.tree = span.tree.grown(entry)
+        elif span.last.seq == after and span.tree != stated:
+            self._found(f"states another tree of the batches up to record {after} than they give")
+
+    def _judge_end(self, span: Span | None, vouched: Head) -> None:
+        name = f"{self._path.name}.head"
+        if span is None:
+            self._found(f"no records, but {name} vouches for record {vouched.seq}")
+        elif vouched.seq > span.last.seq:
+            end = f"record {vouched.seq}: the end was cut off"
+            self._found(f"the log ends with record {span.seq}, but {name} vouches for {end}")
+        elif self._proof.whole and span.tree and vouched.seq == span.last.seq and vouched.tree != span.tree:
+            self._found(f"{name} states another tree than the log's batches give")
 
 
 def _check_rest(proof: Proof, span: Span) -> None:
@@ -382,20 +368,16 @@ def _check_rest(proof: Proof, span: Span) -> None:
     if not span.open:
         return
     (path, number, first), _ = span.open
-    what = f"record {first} is" if first == span.seq else f"records {first} to {span.seq} are"
+    records = f"record {first} is" if first == span.seq else f"records {first} to {span.seq} are"
     if _is_written(path):
-        proof.notes.append(f"{path}:{number}: {what} not sealed yet: the agent is writing")
-    else:
-        proof.found(
-            path,
-            number,
-            f"{what} sealed by nothing: appended by someone else, or the agent was killed while it wrote. "
-            "When it starts again it seals what is its own",
-        )
+        proof.notes.append(f"{path}:{number}: {records} not sealed yet: the agent is writing")
+        return
+    cause = "appended by someone else, or the agent was killed while it wrote. When it starts again it seals "
+    proof.found(path, number, f"{records} sealed by nothing: {cause}what is its own")
 
 
 def _is_written(path: Path) -> bool:
-    """Whether an agent holds the log's lock right now, as the kernel lists it."""
+    """Return whether an agent holds the log's lock now, as the kernel lists it."""
     try:
         locks, inode = Path("/proc/locks").read_text("ascii"), path.stat().st_ino
     except OSError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,9 @@ from iamroles_tools.audit.reading import STDIN
 from iamroles_tools.audit.verify import Proof
 from iamroles_tools.audit.verify import verify as verify_log
 
-_FILES = click.argument(
-    "files",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-)
-
-
+_LOG = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILES = click.argument("files", nargs=-1, required=True, type=_LOG)
 
 
 class _Moment(click.ParamType[datetime]):
@@ -56,7 +52,7 @@ class _Moment(click.ParamType[datetime]):
             return moment(value)
         except ValueError:
             self.fail(
-                f"{value!r} is no time. Write 2026-03-01, 2026-03-01T12:00:00Z, or how long ago: 15m, 2h, 7d",
+                f"{value!r} is not a time. Write 2026-03-01, 2026-03-01T12:00:00Z, or an age: 15m, 2h, 7d",
                 param,
                 ctx,
             )
@@ -64,7 +60,7 @@ class _Moment(click.ParamType[datetime]):
 
 def _name(_context: click.Context, _option: click.Parameter, value: str) -> str:
     if not NAME.fullmatch(value):
-        raise click.BadParameter("write one without blanks and `+`, for example gate.example.com/audit")
+        raise click.BadParameter("write a name without blanks and `+`, for example gate.example.com/audit")
     return value
 
 
@@ -73,20 +69,9 @@ def audit() -> None:
     """Verify, query, sign and prove the audit log."""
 
 
-_KEYS = click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    metavar="KEY",
-    help="Verifier key of whoever signs, as `audit key` prints it.",
-)
-
-
 @audit.command()
-@click.argument(
-    "files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
-)
-@click.option("--mixed", is_flag=True, help="Pass over other lines, as in a captured standard error.")
+@click.argument("files", nargs=-1, type=_LOG)
+@click.option("--mixed", is_flag=True, help="Skip other lines, as in a captured standard error.")
 @click.option("--complete", is_flag=True, help="Older files must not be missing.")
 @click.option(
     "--head", "heads", multiple=True, metavar="HASH", help="A hash kept elsewhere that the log must contain."
@@ -107,7 +92,9 @@ _KEYS = click.option(
     type=_FILE,
     help="Instead of FILES: a proof that `audit prove` made; prints the lines that it proves; with --key.",
 )
-@_KEYS
+@click.option(
+    "--key", "keys", multiple=True, metavar="KEY", help="The signer's verifier key, as `audit key` prints it."
+)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def verify(
     *,
@@ -120,7 +107,7 @@ def verify(
     keys: tuple[str, ...],
     form: str,
 ) -> None:
-    """Prove that nothing was removed, changed, inserted or reordered, or say where it was.
+    """Prove that nothing was removed, changed, inserted or reordered, or report where it was.
 
     Give all FILES of one log, rotated ones too, in any order; `.gz` files are read as they are, `-` is
     standard input. Exit status: 0 whole, 1 not whole, 2 unreadable.
@@ -128,9 +115,7 @@ def verify(
     if bool(files) == bool(proofs):
         raise click.UsageError("Give the files of a log, or --proof")
     if (checkpoints or proofs) and not keys:
-        raise click.UsageError(
-            "Whose signature is to be believed? Give --key, as `iamroles audit key` prints it"
-        )
+        raise click.UsageError("Which signature is trusted? Give --key, as `iamroles audit key` prints it")
     try:
         verifiers = [Verifier.parse(key) for key in keys]
         if proofs:
@@ -163,8 +148,8 @@ def _show_proofs(proofs: tuple[Path, ...], verifiers: list[Verifier]) -> None:
 def key(*, file: Path, name: str) -> None:
     """Print the verifier key of the signing key in FILE; make FILE, mode 0600, if it is absent.
 
-    Keep FILE where the agent cannot read it. The printed line is public. For a witness, which wants one key
-    for each log, print it with the log's own name: --name NAME/worker-0.
+    Keep FILE in a place that the agent cannot read. The printed line is public. A witness wants one key for
+    each log: print it with the log's own name, --name NAME/worker-0.
     """
     try:
         if not file.exists():
@@ -185,19 +170,19 @@ def key(*, file: Path, name: str) -> None:
     required=True,
     metavar="FILE",
     type=_FILE,
-    help="Signing key; several while one key follows another.",
+    help="Signing key; give both keys while a new key replaces an old one.",
 )
 @click.option("--name", required=True, callback=_name, help="Of the installation, as in `audit key`.")
 @click.option(
     "--out",
     required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Directory of the checkpoints, one file for each worker. Those in it are what must still hold.",
+    help="Directory of the checkpoints, one file for each worker. The log must still hold those in it.",
 )
 def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str, out: Path) -> None:
-    """Sign where each log stands now, if it is whole and still holds what was signed before.
+    """Sign the present state of each log, if it is whole and still holds what was signed before.
 
-    Run it where the agent cannot: whoever may write both the log and the key proves nothing. Keep copies of
+    Run it where the agent cannot run: a key that is writable beside the log proves nothing. Keep copies of
     the checkpoints elsewhere, or have them witnessed: worker-0.add-checkpoint is the body of the request to a
     witness (C2SP tlog-witness). Exit status: 0 signed, 1 not whole or rewritten, 2 unreadable.
     """
@@ -209,7 +194,7 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
             click.echo("\n".join(_as_text(proof)), err=True)
             raise CheckpointError("nothing is signed: the log is not whole")
         notes: dict[Path, str] = {}
-        said: list[str] = []
+        signed: list[str] = []
         for owner, span in proving.owners(proof).items():
             origin = proving.origin_of(name, owner)
             target = out / f"{origin.rpartition('/')[2]}.checkpoint"
@@ -217,12 +202,12 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
             note = proving.checkpoint_of(span, origin, former).signed(keys)
             notes[target.with_suffix(".add-checkpoint")] = proving.for_witness(span, former, note)
             notes[target] = note
-            said.append(f"{target}: {note.splitlines()[1]} batches")
+            signed.append(f"{target}: {note.splitlines()[1]} batches")
         for target, note in notes.items():
             beside = target.with_name(target.name + ".new")
             beside.write_text(note, "utf-8")
             beside.replace(target)
-        click.echo("\n".join(said))
+        click.echo("\n".join(signed))
     except (OSError, CheckpointError) as error:
         raise _ended(error) from error
 
@@ -233,15 +218,15 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
 @click.option("--checkpoint", "note", required=True, metavar="FILE", type=_FILE, help="The log's checkpoint.")
 @click.option("--out", required=True, metavar="PREFIX", help="Writes PREFIX.tlog-proof.")
 def prove(*, files: tuple[Path, ...], request: str, note: Path, out: str) -> None:
-    """Prove to somebody else that a request's record is in the log, without giving them the log.
+    """Prove to others that a request's record is in the log, without giving them the log.
 
-    Where the record is a short line, PREFIX.verdict.tlog-proof proves the full record that it names. A proof
+    If the record is a short line, PREFIX.verdict.tlog-proof proves the full record that it names. A proof
     shows the whole batch of lines that were written together. `audit verify --proof` checks it.
     """
     try:
         signed = note.read_text("utf-8", "replace")
-        places, proof = proving.find(files, request=request), verify_log(files)
-        texts = [proving.prove(files, proof, owner, seq, signed) for owner, seq in places]
+        records, proof = proving.find(files, request=request), verify_log(files)
+        texts = [proving.prove(files, proof, owner, seq, signed) for owner, seq in records]
         for text, mark in zip(texts, (".verdict", "")[-len(texts) :], strict=True):
             path = Path(f"{out}{mark}.tlog-proof")
             path.write_text(text, "utf-8")
@@ -259,7 +244,7 @@ def _as_text(proof: Proof) -> Iterator[str]:
             f"head {span.last.hash}"
         )
     if proof.skipped:
-        yield f"{proof.skipped} other lines passed over"
+        yield f"{proof.skipped} other lines skipped"
     count = f"{proof.records} records in {proof.files} file{'s' * (proof.files != 1)}"
     if not proof.records:
         yield f"NOT PROVEN: {count}"
@@ -275,10 +260,7 @@ def _as_json(proof: Proof) -> str:
             "whole": proof.whole and proof.records > 0,
             "files": proof.files,
             "records": proof.records,
-            "findings": [
-                {"file": found.file, "line": found.line or None, "message": found.message}
-                for found in proof.findings
-            ],
+            "findings": [asdict(found) | {"line": found.line or None} for found in proof.findings],
             "notes": proof.notes,
             "skipped": proof.skipped,
             "workers": [
@@ -303,8 +285,8 @@ def _as_json(proof: Proof) -> str:
 @click.option("--since", type=_Moment(), help="Not before: 2026-03-01, 2026-03-01T12:00:00Z, 2h, 7d.")
 @click.option("--until", type=_Moment(), help="Before.")
 @click.option("--role", default="", metavar="PATTERN", help="A role's ARN or name, granted or carried.")
-@click.option("--verdict", type=click.Choice(["allow", "deny"]), default=None)
-@click.option("--reason", type=click.Choice([str(reason) for reason in Reason]), default=None)
+@click.option("--verdict", type=click.Choice(["allow", "deny"]))
+@click.option("--reason", type=click.Choice([str(reason) for reason in Reason]))
 @click.option(
     "--cause",
     default="",
@@ -326,7 +308,7 @@ def _as_json(proof: Proof) -> str:
     "proxy_logs",
     multiple=True,
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    type=_LOG,
     help="HAProxy's log, several times for rotated files: joins in what HAProxy refused by itself.",
 )
 @click.option(
@@ -340,41 +322,23 @@ def _as_json(proof: Proof) -> str:
 def query(
     *,
     files: tuple[Path, ...],
-    who: str,
-    since: datetime | None,
-    until: datetime | None,
-    role: str,
-    verdict: str | None,
-    reason: str | None,
-    cause: str,
-    path: str,
-    request: str,
-    kinds: tuple[str, ...],
     proxy_logs: tuple[Path, ...],
     form: str,
+    kinds: tuple[str, ...],
+    **conditions: Any,  # noqa: ANN401 - the fields of `Query`
 ) -> None:
     """Answer who did what, when, with which role.
 
-    Answers by time, each use of a verdict with all its fields. Does not judge FILES: run `audit verify`
-    first.
+    Prints the records by time, each use of a verdict with all its fields. Does not judge FILES: run
+    `audit verify` first.
     """
-    asked = Query(
-        who=who,
-        since=since,
-        until=until,
-        role=role,
-        verdict=verdict or "",
-        reason=reason or "",
-        cause=cause,
-        path=path,
-        request=request,
-        kinds=frozenset(kinds),
-    )
     if proxy_logs and STDIN in files:
         raise click.UsageError("With --haproxy-log the audit is read twice: give files, not standard input")
     asides: list[str] = []
     try:
         proxy = read_proxy_log(proxy_logs) if proxy_logs else None
+        given = {name: value for name, value in conditions.items() if value is not None}
+        asked = Query(**given, kinds=frozenset(kinds))
         for line in _SHAPES[form](search(files, asked, proxy=proxy, asides=asides)):
             click.echo(line)
         for aside in asides:
@@ -383,20 +347,16 @@ def query(
         raise _unreadable(error) from error
 
 
-def _lines(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    yield from map(json.dumps, records)
-
-
-_SHAPES: dict[str, Callable[[Iterable[dict[str, Any]]], Iterator[str]]] = {
+_SHAPES: dict[str, Callable[[Iterable[dict[str, Any]]], Iterable[str]]] = {
     "table": table,
-    "json": _lines,
+    "json": partial(map, json.dumps),
     "csv": rows,
     "summary": summary,
 }
 
 
 def _ended(error: OSError | CheckpointError) -> click.ClickException:
-    """2 for what cannot be read, keys included; 1 for what was read and does not hold."""
+    """Return an error with exit status 2 if a file or key cannot be read, 1 if its content is wrong."""
     if isinstance(error, OSError):
         return _unreadable(error)
     kind = click.UsageError if isinstance(error, KeyFormatError) else click.ClickException

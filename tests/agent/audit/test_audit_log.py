@@ -34,10 +34,10 @@ CHILD = """
         return Audit(AuditSettings.model_validate({"path": sys.argv[1], **settings}))
 
     def decide(log, request):
-        return recorded(log, request) and (not log.durable or asyncio.run(settled(log)))
+        return recorded(log, request) and (not log.durable or asyncio.run(confirmed(log)))
 
-    async def settled(log):
-        return await log.settled()
+    async def confirmed(log):
+        return await log.confirmed()
 
     def recorded(log, request):
         return decided(
@@ -77,11 +77,11 @@ def decide(log: Audit, request: str, **more: object) -> bool:
         "generation": 1,
     }
     recorded = decided(log, Decision(allow=True, principal="alice"), **(arguments | more))
-    return recorded and (not log.durable or asyncio.run(settled(log)))
+    return recorded and (not log.durable or asyncio.run(confirmed(log)))
 
 
-async def settled(log: Audit) -> bool:
-    return await log.settled()
+async def confirmed(log: Audit) -> bool:
+    return await log.confirmed()
 
 
 def requests(*paths: Path) -> list[str]:
@@ -451,17 +451,7 @@ class TestSecrets:
             generation=1,
         )
         log.policy("v2", accepted=False, detail=f"line 3: {secret}")
-        log.termination(
-            request_id="r",
-            src="192.0.2.7",
-            src_port=1,
-            principal=secret,
-            session=secret,
-            role="",
-            backend="",
-            cause="token_expired",
-            expires=1,
-        )
+        log.event("cut", {"principal": secret, "session": secret, "cause": "token_expired"}, request_id="r")
         log.close()
 
         text = path.read_text()
@@ -502,7 +492,7 @@ def test_hostile_strings_stay_one_line_of_json(tmp_path):
 def test_a_disk_slower_than_the_load_is_said_and_declared(tmp_path, monkeypatch, caplog):
     """The buffer's bound is lowered; the disk is a pipe that nobody reads, until somebody does."""
     monkeypatch.setattr("iamroles_agent.audit.log.LIMIT", 1 << 18)
-    monkeypatch.setattr("iamroles_agent.audit.trouble.LIMIT", 1 << 18)
+    monkeypatch.setattr("iamroles_agent.audit.outage.LIMIT", 1 << 18)
     monkeypatch.setattr("iamroles_agent.audit.log._BATCH", 1 << 17)
     path = tmp_path / "pipe"
     os.mkfifo(path)

@@ -21,7 +21,7 @@ from iamroles_agent.spop.actions import decode
 from iamroles_agent.spop.messages import LIMITS, Check, Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.keys import KeySet
-from iamroles_tools.audit.reading import readings
+from iamroles_tools.audit.reading import in_order, readings
 
 
 def config(**changes):
@@ -225,7 +225,7 @@ def test_every_answer_is_on_record_and_no_token_is(tmp_path):
     bench.recall()
     bench.judge(question("garbage.garbage.garbage"))
     bench.audit.close()
-    [reading] = readings([log])
+    [reading] = readings(in_order([log]))
     decisions = [record for record in reading if record["kind"] == "decision"]
 
     assert [(r["verdict"], r.get("reason"), r["request"]) for r in decisions] == [
@@ -247,7 +247,7 @@ def test_a_refused_and_an_accepted_token_have_the_same_hash(tmp_path):
     bench.clock.now = NOW + 300
     bench.judge(check)
     bench.audit.close()
-    [reading] = readings([log])
+    [reading] = readings(in_order([log]))
     accepted, refused = (record["credential"] for record in reading if record["kind"] == "decision")
 
     assert accepted == refused
@@ -350,7 +350,7 @@ class _Disk:
         self.recorded.append(record.body)
         return True
 
-    async def settled(self):
+    async def confirmed(self):
         for step in self._meanwhile[:1]:
             self._meanwhile.remove(step)
             step()

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_audit_tampering import story
 
-from iamroles_agent.audit.chain import Head, Known, Tree, joint, root_of_path
+from iamroles_agent.audit.chain import Head, Tree, joint
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.identity import Decision
 from iamroles_tools.audit.checkpoint import Checkpoint, CheckpointError, Verifier, proven
+from iamroles_tools.audit.merkle import KnownTree, root_of_path
 from iamroles_tools.commands.audit import audit as command
 
 ENTRIES = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657",
@@ -90,7 +91,7 @@ class TestTree:
         first = data.draw(st.integers(0, index))
         before = tree_of(entries[:first])
 
-        path = Known(before, entries[first:]).path_to(index)
+        path = KnownTree(before, entries[first:]).path_to(index)
 
         root = naive_root(entries)
         assert root_of_path(index, size, entries[index], path) == root
@@ -108,13 +109,13 @@ class TestTree:
         former = data.draw(st.integers(1, size))
         first = data.draw(st.integers(0, former))
 
-        path = Known(tree_of(entries[:first]), entries[first:]).path_from(former)
+        path = KnownTree(tree_of(entries[:first]), entries[first:]).path_from(former)
 
         old, new = naive_root(entries[:former]), naive_root(entries)
         assert follows(former, size, old, new, path)
         assert former == size or not follows(former, size, old[::-1], new, path)
         assert former == size or not follows(former, size, old, new[::-1], path)
-        assert Known(Tree(), entries).path_from(0) == []
+        assert KnownTree(Tree(), entries).path_from(0) == []
 
     def test_a_head_that_was_written_half_is_none(self):
         head = Head(7, "a" * 64, tree_of(ENTRIES[:7]))

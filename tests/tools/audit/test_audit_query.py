@@ -11,7 +11,7 @@ from audit_support import decided
 from click.testing import CliRunner
 
 from iamroles_agent.audit.log import Audit
-from iamroles_agent.audit.record import prepare
+from iamroles_agent.audit.record import members, prepare
 from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
@@ -46,10 +46,8 @@ def log(tmp_path_factory):
             policy_version="v", generation=1,
         )  # fmt: skip
         now[0] += 600
-    audit.termination(
-        request_id="r1", src="192.0.2.7", src_port=1, principal="bob", session="s", role=WRITER, backend="rw",
-        cause="token_expired", expires=HOUR + 3600,
-    )  # fmt: skip
+    who = {"principal": "bob", "role": WRITER, "backend": "rw", "src": "192.0.2.7"}
+    audit._note(members({"kind": "termination", "cause": "token_expired", **who}), "r1", 1)
     audit.close()
     return path
 
@@ -176,7 +174,7 @@ def test_bad_arguments(log):
     result = CliRunner().invoke(command, ["query", str(log), "--since", "yesterday"])
 
     assert result.exit_code == 2
-    assert "how long ago: 15m, 2h, 7d" in result.output
+    assert "or an age: 15m, 2h, 7d" in result.output
     assert CliRunner().invoke(command, ["query", "absent.jsonl"]).exit_code == 2
 
 

@@ -1,4 +1,4 @@
-"""When a log cannot be written: why, what becomes of decisions meanwhile, and how it is told afterwards."""
+"""An outage of the log: since when it cannot be written, why, and what happens to decisions meanwhile."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PATIENCE = 2.0
 """Seconds beyond `sync` that the disk may take before they do."""
 
 
-class Trouble:
-    """The trouble of one log. Its owner's lock guards it.
+class Outage:
+    """The outages of one log. Its owner's lock guards it.
 
     Args:
         admit: whether decisions are answered although they cannot be recorded (`on_error = "allow"`).
         sync: the declared window, seconds.
         clock: epoch seconds.
-        name: of the log, for messages.
-        look: called when trouble begins, so that the writer tries until it ends.
+        name: returns the log's name, for messages.
+        wake: called when an outage begins, so that the writer tries until it ends.
     """
 
     def __init__(
@@ -34,51 +34,50 @@ class Trouble:
         sync: float,
         clock: Callable[[], float],
         name: Callable[[], str],
-        look: Callable[[], None],
+        wake: Callable[[], None],
     ) -> None:
         self.admit = admit
         self.patience = sync + PATIENCE
-        self.blocked = ""
-        """Why nothing can be recorded; "" where it can."""
+        self.why = ""
+        """Why nothing can be recorded; "" outside an outage."""
         self.writing_since = 0.0
-        """When the writer began what it is doing, by the monotonic clock; 0: it is idle."""
+        """When the writer began its current write, by the monotonic clock; 0: it is idle."""
         self.lost_ever = 0
-        self.overruled: int | None = None
-        """The first record of a decision that was then answered otherwise."""
+        self._overruled: int | None = None
+        """The first record whose decision was then answered otherwise."""
         self._lost = 0
         self._since = 0.0
-        self._clock, self._name, self._look = clock, name, look
+        self._clock, self._name, self._wake = clock, name, wake
 
-    def failing(self) -> bool:
-        """Whether decisions cannot be recorded right now."""
-        if self.blocked:
-            return True
-        since = self.writing_since
-        if not since or time.monotonic() - since < self.patience:
-            return False
-        self.block(f"the disk has not answered for {self.patience:g} s")
+    def lasts(self) -> bool:
+        """Return whether decisions cannot be recorded now; begin an outage if the writer is stuck."""
+        if not self.why:
+            since = self.writing_since
+            if not since or time.monotonic() - since < self.patience:
+                return False
+            self.begin(f"the disk has not answered for {self.patience:g} s")
         return True
 
-    def room(self, waiting: int) -> bool:
-        """Whether one more decision may wait beside so many bytes; counts it as lost if not."""
+    def admits(self, waiting: int) -> bool:
+        """Return whether one more decision may wait beside `waiting` bytes; count it as lost if not."""
         if self.admit and waiting < LIMIT:
             return True
         self._lost += 1
         self.lost_ever += 1
         return False
 
-    def overrule(self, seq: int) -> bool:
-        """Answer a decision whose record waits; whether as it is."""
-        if not self.admit and self.overruled is None:
-            self.overruled = seq
+    def answer(self, seq: int) -> bool:
+        """Return whether a decision whose record still waits is answered as it is."""
+        if not self.admit and self._overruled is None:
+            self._overruled = seq
         return self.admit
 
-    def block(self, why: str) -> None:
-        """Trouble begins, if it has not."""
-        if self.blocked:
+    def begin(self, why: str) -> None:
+        """Begin an outage, unless one lasts already."""
+        if self.why:
             return
-        self.blocked, self._since = why, self._clock()
-        self._look()
+        self.why, self._since = why, self._clock()
+        self._wake()
         _log.error(
             "audit: %s cannot be written: %s; decisions are now %s (audit.on_error = %s)",
             self._name(),
@@ -88,12 +87,12 @@ class Trouble:
         )
 
     def end(self) -> str:
-        """Trouble is over, if there was any; returns the members of the `gap` record that tells it, or ""."""
-        if not self.blocked:
+        """End an outage, if one lasts; return the members of the `gap` record that reports it, or ""."""
+        if not self.why:
             return ""
         _log.error("audit: %s is written again; %d decisions are not on record", self._name(), self._lost)
-        why, lost, overruled = self.blocked, self._lost, self.overruled
-        self.blocked, self._lost, self.overruled = "", 0, None
+        why, lost, overruled = self.why, self._lost, self._overruled
+        self.why, self._lost, self._overruled = "", 0, None
         if not lost and overruled is None:
             return ""
         return members(
