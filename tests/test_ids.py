@@ -1,0 +1,21 @@
+"""No check, requirement or mutant is lost: `ids.json` has those of commit 8f63ab3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from iamroles_conformance.selftest.registry import mutants
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.engine.run import plan
+
+
+def test_no_id_is_lost() -> None:
+    today = {
+        "checks": {check.name for check in plan()},
+        "requirements": set(catalogue()),
+        "mutants": set(mutants()),
+    }
+    before = json.loads(Path(__file__).with_name("ids.json").read_text(encoding="utf-8"))
+
+    assert {kind: set(ids) - today[kind] for kind, ids in before.items()} == dict.fromkeys(today, set())
