@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from iamroles_conformance.commands import selftest as command
 from iamroles_conformance.commands.selftest import line, selftest, uncovered
 from iamroles_conformance.selftest import registry
+from iamroles_conformance.selftest.mutants import override
 from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import MutantResult, Selftest
@@ -205,3 +206,16 @@ def test_an_override_that_would_die_of_its_arguments_is_no_mutant() -> None:
     around(Sound, "judge")(lambda sound, self, payload, now: not sound(self, payload, now))
     with pytest.raises(TypeError, match="too many positional arguments"):
         around(Sound, "judge")(lambda sound, self, payload: not sound(self, payload, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("declare", "error"),
+    [
+        (lambda: override.around(Mutant, "gone")(print), AttributeError),
+        (lambda: override.setting(Mutant, "gone", None), AttributeError),
+        (lambda: override.transition("no state", "no kind")(print), KeyError),
+    ],
+)
+def test_an_override_whose_target_is_gone_is_an_error_when_it_is_declared(declare, error):
+    with pytest.raises(error, match=r"gone|no kind"):
+        declare()

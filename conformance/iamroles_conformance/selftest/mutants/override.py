@@ -2,7 +2,8 @@
 
 Listing the mutants imports their modules in the process of the judge, and no import may change the agent. So
 each function here returns an `Override`, and the child process that becomes the mutated agent calls it. A
-name is replaced where the agent looks it up; each mutant says which name that is.
+name is replaced where the agent looks it up; each mutant says which name that is. A name that the agent does
+not have is an error when the mutant is declared: AttributeError, or KeyError for a transition.
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ def transition(state: Any, kind: Any) -> Callable[[Callable[..., None]], Overrid
 
     def given(replacement: Callable[..., None]) -> Override:
         table = Connection._TRANSITIONS
-        return lambda: table.update({(state, kind): partial(replacement, table.get((state, kind)))})
+        _fits(replacement, table[state, kind])
+        return lambda: table.update({(state, kind): partial(replacement, table[state, kind])})
 
     return given
 
 
 def setting(owner: Any, name: str, value: Any) -> Override:
     """Put a value in the place of `owner.name`."""
+    getattr(owner, name)
     return lambda: setattr(owner, name, value)
 
 

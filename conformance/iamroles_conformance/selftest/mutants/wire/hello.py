@@ -11,11 +11,13 @@ from iamroles_agent.spop.errors import invalid
 from iamroles_agent.spop.frames import FrameType
 from iamroles_agent.spop.values import DataType
 from iamroles_conformance.selftest.mutants.edits import hello_text, pair_out, pairs_in, pairs_out
-from iamroles_conformance.selftest.mutants.override import around, setting, transition
+from iamroles_conformance.selftest.mutants.override import around, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
-_hello_when_ready = transition(State.READY, FrameType.HAPROXY_HELLO)(
-    lambda _sound, self, frame: Connection._hello(self, frame)
+_hello_when_ready = setting(
+    Connection,
+    "_TRANSITIONS",
+    {**Connection._TRANSITIONS, (State.READY, FrameType.HAPROXY_HELLO): Connection._hello},
 )
 
 
