@@ -11,11 +11,11 @@ from click.testing import CliRunner
 
 from iamroles_conformance.commands import selftest as command
 from iamroles_conformance.commands.selftest import line, selftest, uncovered
-from iamroles_conformance.selftest import registry
+from iamroles_conformance.selftest import record, registry
 from iamroles_conformance.selftest.mutants import override
 from iamroles_conformance.selftest.mutants.override import around
 from iamroles_conformance.selftest.registry import Mutant, mutants, permitted
-from iamroles_conformance.selftest.runner import MutantResult, Selftest
+from iamroles_conformance.selftest.runner import ALIVE, BREAK_MOST, MutantResult, Selftest
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
@@ -142,6 +142,43 @@ def test_caught_by_each_id(harmless):
     assert two.caught
 
 
+def test_a_mutant_that_breaks_everything_is_not_caught(harmless):
+    outcome = Fake({"wire.fragment.refused": Verdict.FAIL} | dict.fromkeys(ALIVE, Verdict.FAIL)).judge(
+        harmless
+    )
+
+    assert not outcome.caught
+    assert "it breaks too much, also gate.allow.route" in line(outcome)
+
+
+def test_who_breaks_most_is_a_mutant():
+    assert set(mutants()) >= BREAK_MOST
+
+
+def test_a_record_keeps_what_is_stable(tmp_path, harmless):
+    path = tmp_path / "record.json"
+    for red in (
+        {"a": "step 1: got 503 at 17:20", "b": "x"},
+        {"a": "step 1: got 503 at 9:1", "b": "y", "c": "z"},
+    ):
+        record.add(path, MutantResult(harmless, {}, red=red))
+
+    assert record.load(path) == {harmless.id: {"a": "step 1: got 503 at #:#", "b": None, "c?": "z"}}
+
+
+def test_what_differs_from_the_record(harmless):
+    recorded = {"a": "step 1", "b": None, "c?": "z", "d": "w"}
+    fine = MutantResult(harmless, {}, red={"a": "step 1", "b": "y", "d": "w"})
+    other = MutantResult(harmless, {}, red={"a": "step 2", "b": "y", "c": "z", "e": "v"})
+
+    assert record.differences(recorded, fine) == []
+    assert record.differences(recorded, other) == [
+        "d no longer turns red",
+        "e turns red too: v",
+        "a turns red with 'step 2' instead of 'step 1'",
+    ]
+
+
 def test_declaring():
     strange = registry.mutant("nothing.x", "A", "")
     again = registry.mutant(next(iter(mutants())), "SPOP-ACK-001", "again")
@@ -154,9 +191,18 @@ def test_declaring():
 
 def test_the_commands_exit_status_for_a_survivor(monkeypatch, harmless):
     monkeypatch.setattr(command, "_chosen", lambda families, names: [harmless])
-    monkeypatch.setattr(command, "_judged", lambda chosen, *_: [MutantResult(harmless, {"X": []})])
+    monkeypatch.setattr(command, "_judged", lambda *_, **__: [MutantResult(harmless, {"X": []})])
+    done = CliRunner().invoke(selftest, ["--mutant", "x"])
 
-    assert CliRunner().invoke(selftest, ["--mutant", "x"]).exit_code == 1
+    assert (done.exit_code, done.output.partition(";")[0]) == (1, "1 mutants, 0 caught, 1 not")
+
+
+def test_the_commands_exit_status_for_one_that_differs_from_the_record(monkeypatch, tmp_path, harmless):
+    monkeypatch.setattr(command, "_chosen", lambda families, names: [harmless])
+    monkeypatch.setattr(command, "_judged", lambda *_, **__: [MutantResult(harmless, {}, red={"a": "x"})])
+    done = CliRunner().invoke(selftest, ["--mutant", "x", "--against", str(tmp_path / "record.json")])
+
+    assert (done.exit_code, "DIFFERS    wire.harmless: a turns red too: x" in done.output) == (1, True)
 
 
 # --- the tolerant twin -------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from iamroles_conformance.commands.options import Command
 from iamroles_conformance.errors import ExitCode
+from iamroles_conformance.selftest import record
 from iamroles_conformance.selftest.nursery import Nursery
 from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, MutantResult, Selftest
@@ -25,6 +27,7 @@ from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
 _TWINS = 3
 """Tolerant twins side by side, at the most: each plays many checks at a time."""
 
@@ -47,6 +50,12 @@ _TWINS = 3
 )
 @click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True)
 @click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2; default: the stage's.")
+@click.option(
+    "--record", "record_in", type=_FILE, help="Add all that turns red to this file; twice: what is stable."
+)
+@click.option(
+    "--against", type=_FILE, help="Fail where other checks turn red, or say other things, than recorded."
+)
 def selftest(
     *,
     families: tuple[str, ...],
@@ -58,11 +67,14 @@ def selftest(
     time_scale: float,
     kind: str,
     haproxy: str | None,
+    record_in: Path | None,
+    against: Path | None,
 ) -> None:
     """Break the reference agent in many small ways; each must be caught by the checks that name it.
 
     Exit status: 0 if every mutant was caught by each id it names, 1 if one was not, or if a MUST of a family
-    that was run whole has no mutant, 2 for a wrong option, 3 if the stage cannot be used.
+    that was run whole has no mutant, or if one differs from the record, 2 for a wrong option, 3 if the stage
+    cannot be used.
 
     With `--tolerant` the agent does what the standards permit, one behaviour at a time and all together, and
     no MUST of `core` may fail. `--mutant` picks behaviours, `--family` those of a family.
@@ -76,7 +88,8 @@ def selftest(
             click.echo(f"{found.id:34} {found.title}  [{' '.join(found.kills)}]")
         return
     started = time.monotonic()
-    outcomes = _judged(chosen, jobs, time_scale, opened)
+    outcomes = _judged(chosen, jobs, time_scale, opened, record_in, whole=bool(record_in or against))
+    differing = _differing(against, outcomes) if against else []
     failed = [outcome for outcome in outcomes if not outcome.caught]
     bare = [] if names else uncovered(families or tuple({found.family for found in chosen}), chosen)
     for name in bare:
@@ -85,7 +98,19 @@ def selftest(
         f"{len(outcomes)} mutants, {len(outcomes) - len(failed)} caught, {len(failed)} not; "
         f"{time.monotonic() - started:.1f} s"
     )
-    sys.exit(ExitCode.FAILED if failed or bare else ExitCode.PASSED)
+    sys.exit(ExitCode.FAILED if failed or bare or differing else ExitCode.PASSED)
+
+
+def _differing(against: Path, outcomes: list[MutantResult]) -> list[str]:
+    recorded = record.load(against)
+    found = [
+        f"{outcome.mutant.id}: {text}"
+        for outcome in outcomes
+        for text in record.differences(recorded.get(outcome.mutant.id, {}), outcome)
+    ]
+    for text in found:
+        click.echo(f"{'DIFFERS':10} {text}")
+    return found
 
 
 def _chosen(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
@@ -103,13 +128,24 @@ def _named(found: str, wanted: str) -> bool:
 
 
 def _judged(
-    chosen: list[Mutant], jobs: int, time_scale: float, opened: Callable[[], Stage]
+    chosen: list[Mutant],
+    jobs: int,
+    time_scale: float,
+    opened: Callable[[], Stage],
+    record_in: Path | None,
+    *,
+    whole: bool,
 ) -> list[MutantResult]:
+    def told(outcome: MutantResult) -> None:
+        click.echo(line(outcome))
+        if record_in and outcome.caught:
+            record.add(record_in, outcome)
+
     with Nursery() as nursery, opened() as stage:
         run = Selftest(stage, _reference(nursery), scale=time_scale)
         for result in run.baseline(chosen):
             click.echo(f"{'SOUND':10} {result.check} does not pass on the sound agent: {result.message}")
-        return run.run(chosen, side_by_side=jobs, on_outcome=lambda outcome: click.echo(line(outcome)))
+        return run.run(chosen, side_by_side=jobs, on_outcome=told, whole=whole)
 
 
 def _reference(nursery: Nursery) -> AgentSpec:

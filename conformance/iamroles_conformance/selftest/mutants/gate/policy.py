@@ -74,9 +74,11 @@ def _no_role_is_any(policy: Any, identity: Any, _request: Any, found: Any) -> An
     return replace(found, allow=True, reason=None, backend=policy.config.backends[0].name, rule="any")
 
 
-mutant("gate.every-role-every-route", "ROLE-ROUTE-001", "opens every route to every mapped role")(
-    around(Index, "best")(lambda sound, self, roles, query: sound(self, list(self._roles), query))
-)
+@mutant("gate.every-role-every-route", "ROLE-ROUTE-001", "opens every route to every mapped role")
+@around(Index, "best")
+def every_role_every_route(sound: Any, self: Any, roles: Any, query: Any) -> Any:
+    found = sound(self, list(self._roles), query) if set(roles) - {"*"} else None
+    return found and replace(found, roles=frozenset(roles))
 
 
 @mutant("gate.ignores-method", "ROLE-ROUTE-001", "ignores the methods of a grant")

@@ -37,7 +37,7 @@ def cache_outlives_token(sound: Any, self: Any, state: Any, key: bytes, verdict:
 
 
 mutant("gate.ignores-audience", "TOKEN-AUD-001", "ignores aud")(
-    around(ClaimRules, "_plain_audience")(lambda sound, self, payload: None)
+    around(ClaimRules, "_plain_audience")(lambda sound, self, payload: ())
 )
 
 
@@ -45,7 +45,7 @@ def _issuer(find: Any) -> Override:
     @around(Authenticator, "_issuer_of")
     def issuer_of(sound: Any, self: Any, jws: Any) -> Any:
         iss = jws.payload.get("iss")
-        return find(self, iss) if isinstance(iss, str) else sound(self, jws)
+        return (find(self, iss) if isinstance(iss, str) else None) or sound(self, jws)
 
     return issuer_of
 

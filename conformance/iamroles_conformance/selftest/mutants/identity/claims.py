@@ -121,28 +121,29 @@ def iss_prefix(sound: Any, self: Any, jws: Any) -> Any:
 
 @mutant("identity.aud-substring", "JWT-AUD-001", "looks for the audience within aud")
 @around(ClaimRules, "_plain_audience")
-def aud_substring(sound: Any, self: Any, payload: Any) -> None:
-    if not any(one in str(payload.get("aud")) for one in self._audiences):
-        sound(self, payload)
+def aud_substring(sound: Any, self: Any, payload: Any) -> Any:
+    if any(one in str(payload.get("aud")) for one in self._audiences):
+        return ()
+    return sound(self, payload)
 
 
 @mutant("identity.aud-first", "JWT-AUD-002", "looks at the first audience only")
 @around(ClaimRules, "_plain_audience")
-def aud_first(sound: Any, self: Any, payload: Any) -> None:
+def aud_first(sound: Any, self: Any, payload: Any) -> Any:
     aud = payload.get("aud")
-    sound(self, payload | ({"aud": aud[0]} if isinstance(aud, list) and aud else {}))
+    return sound(self, payload | ({"aud": aud[0]} if isinstance(aud, list) and aud else {}))
 
 
 mutant("identity.any-client", "JWT-COGNITO-001", "ignores client_id")(
-    around(ClaimRules, "_check_client")(lambda sound, self, payload: None)
+    around(ClaimRules, "_check_client")(lambda sound, self, payload: ())
 )
 
 
 @mutant("identity.id-token", "JWT-COGNITO-002", "takes an ID token for an access token")
 @around(ClaimRules, "_cognito_audience")
-def id_token(sound: Any, self: Any, payload: Any) -> None:
+def id_token(sound: Any, self: Any, payload: Any) -> Any:
     client = payload.get("client_id", payload.get("aud"))
-    sound(self, payload | {"token_use": "access", "client_id": client})
+    return sound(self, payload | {"token_use": "access", "client_id": client})
 
 
 mutant("identity.half-access-token", "JWT-AT-001", "asks nothing more of RFC 9068's tokens")(
