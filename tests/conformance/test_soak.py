@@ -7,6 +7,7 @@ import os
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import soak_page
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
-from iamroles_scenarios.engine.ledger import Account, Flow, Kind, Ledger, Watched
-from iamroles_scenarios.engine.soak import Happened, Sample, Soaked, _judge, used
+from iamroles_scenarios.declarations.walk import walk
+from iamroles_scenarios.engine.ledger import Account, Flow, FlowQuestion, Kind, Ledger
+from iamroles_scenarios.engine.soak import Sample, SoakEvent, SoakResult, _judge, _Soak, used
 from iamroles_scenarios.traffic import Case, Right
 from iamroles_scenarios.traffic.polling import NANO
 
@@ -24,32 +26,32 @@ REFUSED = b"HTTP/1.1 403 Forbidden\r\n\r\n"
 
 
 @pytest.fixture
-def asked() -> tuple[Account, Watched]:
+def asked() -> tuple[Account, FlowQuestion]:
     """An account, and a question that must be refused with 403."""
     ledger = Ledger()
-    flow = Flow("closed", RequestSpec(), "", Expectation(status=403))
-    return Account(ledger, 0), Watched(Case("x"), b"GET / HTTP/1.1", Right(), flow=flow, ledger=ledger)
+    flow = Flow("closed", RequestSpec(), Expectation(status=403))
+    return Account(ledger, 0), FlowQuestion(Case("x"), b"GET / HTTP/1.1", Right(), flow=flow, ledger=ledger)
 
 
 @pytest.fixture
-def soaked(asked: tuple[Account, Watched]) -> Soaked:
+def soaked(asked: tuple[Account, FlowQuestion]) -> SoakResult:
     """A soak of ten minutes in which all was well."""
     account, question = asked
     for number in range(1200):
         question.judge(403, REFUSED, number * NANO // 2, number * NANO // 2 + 1000)
     account.settle(1 << 62)
-    events = [Happened(float(10 * number), "the policy <changes>", number % 2 == 1) for number in range(25)]
+    events = [SoakEvent(float(10 * number), "the policy <changes>", number % 2 == 1) for number in range(25)]
     samples = {"agent 1": [Sample(float(at), 100 << 20, 50) for at in range(600)]}
-    return Soaked(7, 600.0, account, events, samples)
+    return SoakResult(7, 600.0, account, events, samples)
 
 
-def test_a_quiet_soak_has_no_problem(soaked: Soaked) -> None:
+def test_a_quiet_soak_has_no_problem(soaked: SoakResult) -> None:
     _judge(soaked)
 
     assert soaked.problems == []
 
 
-def test_a_fault_excuses_what_is_missing_and_nothing_else(asked: tuple[Account, Watched]) -> None:
+def test_a_fault_excuses_what_is_missing_and_nothing_else(asked: tuple[Account, FlowQuestion]) -> None:
     account, question = asked
     account.excuses.append((4 * NANO, 6 * NANO))
     question.judge(503, DOWN, 5 * NANO, 5 * NANO + 1)
@@ -62,7 +64,7 @@ def test_a_fault_excuses_what_is_missing_and_nothing_else(asked: tuple[Account, 
     assert account.bad == {Kind.FAULT: 1, Kind.FALSE_ALLOW: 1}
 
 
-def test_what_is_younger_is_judged_later(asked: tuple[Account, Watched]) -> None:
+def test_what_is_younger_is_judged_later(asked: tuple[Account, FlowQuestion]) -> None:
     account, question = asked
     question.judge(403, REFUSED, 1 * NANO, 1 * NANO + 1)
     question.judge(403, REFUSED, 9 * NANO, 9 * NANO + 1)
@@ -73,7 +75,7 @@ def test_what_is_younger_is_judged_later(asked: tuple[Account, Watched]) -> None
     assert (account.answers, list(account.seconds)) == (2, [1, 9])
 
 
-def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Account, Watched]) -> None:
+def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Account, FlowQuestion]) -> None:
     account, question = asked
     question.ledger.verify = lambda entry: "its key is not published" if entry.sent < 4 * NANO else ""
     account.excuses.append((2 * NANO, 3 * NANO))
@@ -98,26 +100,41 @@ def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Account, Watche
         (lambda soaked: soaked.unseen.add("haproxy"), "memory and descriptors of haproxy cannot be read"),
     ],
 )  # fmt: skip
-def test_why_a_soak_fails(soaked: Soaked, change, problem: str) -> None:
+def test_why_a_soak_fails(soaked: SoakResult, change, problem: str) -> None:
     change(soaked)
     _judge(soaked)
 
     assert [told for told in soaked.problems if told.startswith(problem)]
 
 
-def _grows(soaked: Soaked) -> None:
+def _grows(soaked: SoakResult) -> None:
     for sample in soaked.samples["agent 1"][450:]:
         sample.memory = 400 << 20
 
 
-def test_recovery_is_the_time_to_the_last_answer_that_was_not_right(soaked: Soaked) -> None:
+def test_a_seed_gives_the_same_walk_and_every_move_comes() -> None:
+    def moves(seed: int) -> list[str]:
+        proxy = SimpleNamespace(host="127.0.0.1", port=9)
+        place = SimpleNamespace(world=SimpleNamespace(proxy=proxy), sets=None)
+        place.site = SimpleNamespace(tls=None)
+        features = dict.fromkeys(("sts", "reload", "live", "workers", "pair"), True)
+        soak = _Soak(
+            SimpleNamespace(agent=SimpleNamespace(features=features), scale=1.0), place, seed=seed, rate=1
+        )
+        return [soak.choose()[1].name for _ in range(400)]
+
+    assert moves(3) == moves(3) != moves(4)
+    assert set(moves(3)) == {move.name for cycle in walk().cycles for move in cycle.moves}
+
+
+def test_recovery_is_the_time_to_the_last_answer_that_was_not_right(soaked: SoakResult) -> None:
     soaked.account.late += [11.5, 12.0, 25.0]
     _judge(soaked)
 
     assert [one.recovered for one in soaked.events[:4]] == [0.0, 2.0, 5.0, 0.0]
 
 
-def test_the_page_is_whole_and_needs_nobody(soaked: Soaked) -> None:
+def test_the_page_is_whole_and_needs_nobody(soaked: SoakResult) -> None:
     _judge(soaked)
     page = soak_page.html(soak_page.document(soaked, "agent <1>", "processes", "iamroles conformance soak"))
 

@@ -12,8 +12,8 @@ from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Scenario
 from iamroles_scenarios.declarations.timeline import WindowSpec
 from iamroles_scenarios.engine.certificates import Site
-from iamroles_scenarios.engine.fire import Fire, Moment
-from iamroles_scenarios.engine.ledger import NEVER, Flow, Kind, Ledger, Watched
+from iamroles_scenarios.engine.judged_traffic import JudgedTraffic, StepTimes
+from iamroles_scenarios.engine.ledger import NEVER, Flow, FlowQuestion, Kind, Ledger
 from iamroles_scenarios.traffic import Case, Right
 from iamroles_scenarios.traffic.polling import NANO
 
@@ -123,11 +123,11 @@ def at(seconds):
 @pytest.fixture
 def fire():
     """A fire that was never lit: a timeline of ten seconds in which a part was killed at 4 s."""
-    made = Fire(("127.0.0.1", 9), rate=1, connections=2)
+    made = JudgedTraffic(("127.0.0.1", 9), rate=1, connections=2)
     made.steps = {
-        "begin": Moment("begin", 0),
-        "kill": Moment("kill", at(4), at(4.1)),
-        "end": Moment("end", at(10)),
+        "begin": StepTimes("begin", 0),
+        "kill": StepTimes("kill", at(4), at(4.1)),
+        "end": StepTimes("end", at(10)),
     }
     return made
 
@@ -140,7 +140,7 @@ class Answers:
 
     def __call__(self, sent, received, text, times=1):
         status = int(text[9:12]) if text[:4] == b"HTTP" else 0
-        question = Watched(
+        question = FlowQuestion(
             Case("x"), b"GET / HTTP/1.1", Right(), flow=self.flow, ledger=self.fire.ledger, dies=self.dies
         )
         for _ in range(times):
@@ -152,7 +152,7 @@ class Answers:
 
 @pytest.fixture
 def answers(fire):
-    return Answers(fire, Flow("reader", RequestSpec(), "", OPEN))
+    return Answers(fire, Flow("reader", RequestSpec(), OPEN))
 
 
 def kinds(found):
@@ -194,7 +194,7 @@ def test_while_a_change_happens_either_is_right_and_then_the_new_alone(fire, ans
 
 
 def test_a_dead_token_opens_nothing(fire):
-    answers = Answers(fire, Flow("reader", RequestSpec(), "", OPEN), dies=at(5))
+    answers = Answers(fire, Flow("reader", RequestSpec(), OPEN), dies=at(5))
     unauthorized = REFUSED.replace(b"403", b"401")
     answers(1, 1.1, ALLOWED, times=20)
     answers(4.9, 5.1, unauthorized)
@@ -291,12 +291,12 @@ def test_a_client_takes_the_certificate_that_is_shown_and_the_next_alone(tmp_pat
 
 
 def test_a_flow_renews_its_tokens_and_lets_go_of_the_dead():
-    fire = Fire(("127.0.0.1", 9), rate=1, connections=1)
+    fire = JudgedTraffic(("127.0.0.1", 9), rate=1, connections=1)
     now = time.time()
     lives = iter([(f"token-{number}", now + number - 5) for number in (1, 9)])
-    flow = Flow("reader", RequestSpec(token="one"), "", OPEN)
+    flow = Flow("reader", RequestSpec(token="one"), OPEN)
     fire.ask(flow, mint=lambda: next(lives), renew=0.001)
-    stream = fire._streams["reader"]
+    stream = fire._flows["reader"]
     assert [question.secret for question in stream.questions] == ["token-1"]
 
     stream.renew(stream._due)
@@ -304,11 +304,11 @@ def test_a_flow_renews_its_tokens_and_lets_go_of_the_dead():
 
 
 def test_the_ledger_shows_no_token():
-    flow = Flow("reader", RequestSpec(), "", OPEN)
+    flow = Flow("reader", RequestSpec(), OPEN)
     secret = "eyJ" + "x" * 100
     raw = f"GET / HTTP/1.1\r\nAuthorization: Bearer {secret}\r\n\r\n".encode()
     ledger = Ledger()
-    question = Watched(Case("x"), raw, Right(), flow=flow, ledger=ledger, secret=secret)
+    question = FlowQuestion(Case("x"), raw, Right(), flow=flow, ledger=ledger, secret=secret)
     question.judge(403, REFUSED, 1, 2)
     question.lost(1, 2, "closed")
 
@@ -317,9 +317,9 @@ def test_the_ledger_shows_no_token():
 
 
 def test_a_world_that_is_gone_is_a_fault_of_the_harness():
-    fire = Fire(("127.0.0.1", 9), rate=100, connections=1, scale=0.01)
+    fire = JudgedTraffic(("127.0.0.1", 9), rate=100, connections=1, scale=0.01)
     fire._loop = SimpleNamespace(open=lambda *_, **__: None, start=lambda _: None, run=lambda _: 1 / 0)
-    fire.ask(Flow("reader", RequestSpec(), "", OPEN))
+    fire.ask(Flow("reader", RequestSpec(), OPEN))
     fire.start()
 
     with pytest.raises(Exception, match="the traffic broke off: ZeroDivisionError"):

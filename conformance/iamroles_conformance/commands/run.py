@@ -89,8 +89,8 @@ def run(
         if not pairs and budget is not None:
             raise click.UsageError(f"No check was played within {budget:g} s: give it more time.")
         over = budget is not None and started.elapsed >= budget
-        if started.burden is not None:
-            started.burden.end()
+        if started.background_load is not None:
+            started.background_load.end()
         found = report.document(subject, started, pairs, checks)
     for path in report.write(found, directory) if directory else ():
         click.echo(f"wrote {path}")

@@ -16,7 +16,7 @@ from iamroles_conformance.reports import soak_page
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.commands.values import Number, Output
-from iamroles_scenarios.engine.soak import Soak
+from iamroles_scenarios.engine.soak import soak as played
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import open_stage
@@ -58,7 +58,7 @@ def soak(  # noqa: PLR0917 - as click gives them
         click.echo(stage.why)
         worlds = Worlds(stage, spec)
         target = Target("gate", stage, spec, worlds, subject.scale)
-        found = Soak(target, seed=seed, rate=rate).run(length, click.echo)
+        found = played(target, length, seed=seed, rate=rate, on_event=click.echo)
         worlds.close()
     result = soak_page.document(found, f"{spec.name} {spec.version}".strip(), stage.kind, shlex.join(again))
     for path, text in ((page, soak_page.html(result)), (data, json.dumps(result, indent=1))):

@@ -58,7 +58,7 @@ def document(
     """
     pairs = list(results)
     checks = [_check(check, result) for check, result in pairs]
-    stage = run.stage
+    stage, load = run.stage, run.background_load
     command = ["iamroles", "conformance", "run", *subject.arguments("--")]
     command += [f"--lane={lane}" for lane in subject.lanes]
     command += [f"--check={pattern}" for pattern in selection]
@@ -80,11 +80,11 @@ def document(
         "digests": digests(run.agent),
         "environment": environment(),
         "seeds": seeds(),
-        "passed": told["holds"] and (run.burden is None or run.burden.sound),
+        "passed": told["holds"] and (load is None or load.sound),
         "statement": told,
         "findings": [
             without_secrets(text)
-            for text in findings(result for _, result in pairs) + (run.burden.told() if run.burden else [])
+            for text in findings(result for _, result in pairs) + (load.sentences() if load else [])
         ],
         "not_played": sorted({check.name for check in run.planned} - {check["name"] for check in checks}),
         "not_produced": not_produced([check.name for check in run.planned]),

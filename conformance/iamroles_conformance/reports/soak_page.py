@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from iamroles_scenarios.engine.soak import Soaked
+from iamroles_scenarios.engine.soak import SoakResult
 
 Document = dict[str, Any]
 _WIDTH, _HEIGHT, _LEFT = 900, 160, 60
@@ -22,7 +22,7 @@ tr { border-bottom: 1px solid #8884 } pre { white-space: pre-wrap; overflow-wrap
 """
 
 
-def document(found: Soaked, product: str, stage: str, again: str) -> Document:
+def document(found: SoakResult, product: str, stage: str, again: str) -> Document:
     """The result as JSON can hold it; times in seconds, memory in bytes. It holds no token."""
     account = found.account
     return {

@@ -16,7 +16,7 @@ from iamroles_scenarios.commands.staged import staged
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.declarations.scenario import Scenario, scenarios
-from iamroles_scenarios.engine.fire import Fire
+from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
 from iamroles_scenarios.engine.play import Watcher, play
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -33,17 +33,17 @@ _REACHED = 0.9
 class _Meter(Watcher):
     """Keeps the traffic; of a timeline that was played again, the last."""
 
-    fire: Fire | None = None
+    traffic: JudgedTraffic | None = None
 
-    def burned(self, fire: Fire) -> None:
-        self.fire = fire
+    def asked(self, traffic: JudgedTraffic) -> None:
+        self.traffic = traffic
 
     def phases(self) -> Iterator[dict[str, Any]]:
         """What was answered from step to step, and how soon (from sent, milliseconds)."""
-        if self.fire is None:
+        if self.traffic is None:
             return
-        for name, begin, end in self.fire.phases():
-            entries = self.fire.ledger.between(begin, end)
+        for name, begin, end in self.traffic.phases():
+            entries = self.traffic.ledger.between(begin, end)
             times = sorted(entry.received - entry.sent for entry in entries if entry.status) or [0]
             seconds = max(end - begin, 1) / NANO
             yield {

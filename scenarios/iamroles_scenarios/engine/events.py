@@ -128,7 +128,7 @@ class Events:
 
     def _mint_now(self, names: list[str]) -> None:
         for name in names:
-            self._mint.token(name)
+            self._mint.mint(name)
 
     def _wait(self, step: WaitStep) -> None:
         if step.expired:

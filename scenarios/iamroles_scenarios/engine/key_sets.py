@@ -23,7 +23,7 @@ from iamroles_scenarios.engine.ledger import NEVER
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine.fire import Fire
+    from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
     from iamroles_scenarios.engine.ledger import Entry
     from iamroles_scenarios.stage import Stage
     from iamroles_scenarios.stage.agent_handle import AgentHandle
@@ -125,7 +125,7 @@ class KeySets:
             self.signed.add(kid_of(entry))
         return next(filter(None, whys), "") if every or all(whys) else ""
 
-    def await_next(self, fire: Fire) -> None:
+    def await_next(self, traffic: JudgedTraffic) -> None:
         """Wait until another key signs.
 
         Raises:
@@ -136,8 +136,8 @@ class KeySets:
         while len(signed) < 2:
             if now() > begun + 2 * self._rotate * NANO:
                 raise AgentFault(f"one key signed for {2 * self._rotate:g} s; `rotate` is {self._rotate:g} s")
-            fire.wait(1)
-            signed |= {kid_of(entry) for entry in fire.ledger.between(begun, NEVER)[-1:]} - {""}
+            traffic.wait(1)
+            signed |= {kid_of(entry) for entry in traffic.ledger.between(begun, NEVER)[-1:]} - {""}
 
     def forget(self, before: int) -> None:
         """Drop what no back end holds any more at a moment: for runs that go on for long."""

@@ -69,17 +69,13 @@ class Flow:
     Args:
         name: for windows and reports.
         request: the question.
-        token: its credential, "" for none; of a flow that renews, the first.
         expect: what is right at the begin.
         weight: its share of the traffic.
     """
 
-    def __init__(
-        self, name: str, request: RequestSpec, token: str, expect: Expectation, *, weight: float = 1.0
-    ) -> None:
+    def __init__(self, name: str, request: RequestSpec, expect: Expectation, *, weight: float = 1.0) -> None:
         self.name = name
         self.request = request
-        self.token = token
         self.weight = weight
         self._outcomes = [_Outcome(expect, 0)]
 
@@ -98,7 +94,7 @@ class Flow:
 
 
 @dataclass(slots=True, kw_only=True)
-class Watched(Question):
+class FlowQuestion(Question):
     """A question whose answers go to a ledger, unjudged."""
 
     flow: Flow
@@ -118,7 +114,7 @@ class Watched(Question):
 class Entry(NamedTuple):
     """One answer, or the lack of one."""
 
-    question: Watched
+    question: FlowQuestion
     sent: int
     received: int
     status: int

@@ -19,22 +19,22 @@ from iamroles_scenarios.base.errors import AgentFault, CheckFailed, Evidence, Ha
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import (
     Expectation,
-    FlowSpec,
     PlannedCheck,
     RequestSpec,
     Scenario,
     Step,
 )
-from iamroles_scenarios.declarations.timeline import BEGIN, Traffic
+from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.engine.certificates import proxys
 from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.events import Events
-from iamroles_scenarios.engine.fire import Fire
-from iamroles_scenarios.engine.ledger import Finding, Flow, Kind
+from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
+from iamroles_scenarios.engine.ledger import Finding, Kind
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.setups import ENDING, ended
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.timeline import Timeline
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, judged, lacking, passed
 from iamroles_scenarios.engine.worlds import Place
@@ -69,7 +69,7 @@ class Watcher:
     def saw(self, step: Step, seen: Observation, differing: list[str]) -> None:
         """Its answer is final; what differs from what all checks expect, one sentence each."""
 
-    def burned(self, fire: Fire) -> None:
+    def asked(self, traffic: JudgedTraffic) -> None:
         """The traffic of a timeline is over."""
 
 
@@ -90,12 +90,12 @@ def _played(scenario: Scenario, target: Target, watcher: Watcher) -> list[CheckR
         if attempt:
             recording.tried_again()
         with _world(scenario, target, attempt) as place:
-            timeline = _Timeline(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
-            timeline.run()
-            results = [timeline.verdict(check) for check in scenario.planned(target.lane)]
+            playing = _Playing(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
+            playing.run()
+            results = [playing.verdict(check) for check in scenario.planned(target.lane)]
             if any(result.verdict is Verdict.FAIL for result in results):
                 ended(place.worlds, ENDING)  # once its world is closed nobody can tell
-        if not isinstance(timeline.fault, TooSlow):
+        if not isinstance(playing.fault, TooSlow):
             break
     return results
 
@@ -114,7 +114,7 @@ def _world(scenario: Scenario, target: Target, attempt: int) -> Iterator[Place]:
         yield place
 
 
-class _Timeline:
+class _Playing:
     """One playing of one scenario: tokens minted so far, and what each check has seen."""
 
     def __init__(self, scenario: Scenario, target: Target, place: Place, watcher: Watcher) -> None:
@@ -122,15 +122,14 @@ class _Timeline:
         self._scenario = scenario
         self._target = target
         self.place = place
-        self._mint = Mint(scenario, target.stage, target.worlds, place, target.scale)
+        self._mint = Mint(scenario.tokens, target, place)
         self._failures: dict[str, tuple[str, Evidence]] = {}
         self._proven: dict[str, int] = dict.fromkeys(scenario.checks, 0)
         self.fault: AgentFault | HarnessFault | None = None
         """What ended it early."""
         self._events = Events(target, place, self._mint, self._shown_by_event)
-        self._fire: Fire | None = None
-        self._burning = ExitStack()
-        """The traffic, and what goes on beside it."""
+        self._timeline: Timeline | None = None
+        self._running = ExitStack()
         self._remarks: dict[str, list[str]] = {}
 
     # --- playing -------------------------------------------------------------------------------------------
@@ -138,18 +137,19 @@ class _Timeline:
     def run(self) -> None:
         """Play every step of the lane; a fault ends the timeline, a failed expectation does not."""
         player = player_for(self._target.lane, self.place.world, self._target.scale)
-        with closing(player), self._burning:
+        with closing(player), self._running:
             try:
                 self._watcher.begins(self.place)
                 for number, step in enumerate(self._scenario.steps, 1):
                     if self._target.lane in step.lanes:
                         play_step = self._step if self._scenario.traffic is None else self._in_traffic
                         play_step(number, step, player)
-                if self._fire is not None and self._scenario.traffic is not None:
-                    self._fire.until(self._scenario.traffic.until)
-                    self._burning.close()
-                    self._watcher.burned(self._fire)
-                    self._judge_windows(self._fire)
+                if self._timeline is not None and self._scenario.traffic is not None:
+                    traffic = self._timeline.traffic
+                    traffic.until(self._scenario.traffic.until)
+                    self._running.close()
+                    self._watcher.asked(traffic)
+                    self._judge_windows(traffic)
             except (AgentFault, HarnessFault) as error:
                 self.fault = error
 
@@ -161,8 +161,8 @@ class _Timeline:
             recording.note(f"step {number}: {step.model_dump(exclude_defaults=True)}")
             self._watcher.happens(step)
             if step.wait is not None and step.wait.signer:
-                assert self._fire is not None and self.place.sets is not None  # noqa: S101, PT018 - `signed`
-                self.place.sets.await_next(self._fire)
+                assert self._timeline and self.place.sets  # noqa: S101, PT018 - `signed`
+                self.place.sets.await_next(self._timeline.traffic)
             else:
                 self._events.act(step)
 
@@ -220,60 +220,31 @@ class _Timeline:
 
     def _in_traffic(self, number: int, step: Step, player: Player) -> None:
         """A step of a timeline: at its time, noted, and with what is right from then on."""
-        assert self._scenario.traffic is not None  # noqa: S101 - the caller looked
+        spec = self._scenario.traffic
+        assert spec is not None  # noqa: S101 - the caller looked
         if step.at is not None:
-            if self._fire is None:
-                self._fire = self._kindled(self._scenario.traffic)
-            self._fire.until(step.at)
-        if self._fire is None:
-            self._step(number, step, player)
-            return
-        name = step.name or f"step {number}"
-        with self._fire.step(name):
-            self._step(number, step, player)
-        if self.place.site is not None:
-            self._fire.trust(self.place.site.tls)
-        for flow, expect in step.then.items():
-            self._fire.change(flow, expect, by=name, settles=step.settles)
-        for flow, spec in self._scenario.flows.items():
-            if step.name and spec.until == step.name:
-                self._fire.leave(flow)
-            if step.name and spec.from_ == step.name:
-                self._ask(self._fire, flow, spec)
+            if self._timeline is None:
+                self._timeline = self._running.enter_context(
+                    Timeline(
+                        self.place,
+                        self._scenario.flows,
+                        self._mint,
+                        scale=self._target.scale,
+                        rate=spec.rate,
+                        connections=spec.connections,
+                        fresh=spec.fresh,
+                    )
+                )
+            self._timeline.traffic.until(step.at)
+        act = partial(self._step, number, step, player)
+        if self._timeline is None:
+            act()
+        else:
+            self._timeline.step(step.name or f"step {number}", step, act)
 
-    def _kindled(self, traffic: Traffic) -> Fire:
-        proxy, site, sets = self.place.world.proxy, self.place.site, self.place.sets
-        fire = Fire(
-            (proxy.host, proxy.port),
-            rate=traffic.rate,
-            connections=traffic.connections,
-            scale=self._target.scale,
-            tls=None if site is None else site.tls,
-            fresh=traffic.fresh,
-        )
-        if sets is not None:
-            fire.ledger.verify = partial(sets.unverified, every=self.place.second is None)
-            self._burning.enter_context(sets.fetched())
-        for name, spec in self._scenario.flows.items():
-            if not spec.from_:
-                self._ask(fire, name, spec)
-        self._burning.callback(fire.stop)
-        fire.start()
-        return fire
-
-    def _ask(self, fire: Fire, name: str, spec: FlowSpec) -> None:
-        token = spec.request.token
-        flow = Flow(name, spec.request, "", spec.expect, weight=spec.weight)
-
-        def mint() -> tuple[str, float]:
-            made = self._mint.fresh(token) if spec.renew else self._mint.token(token)
-            return made.text, made.expires
-
-        fire.ask(flow, mint=mint if token else None, renew=spec.renew * self._target.scale)
-
-    def _judge_windows(self, fire: Fire) -> None:
+    def _judge_windows(self, traffic: JudgedTraffic) -> None:
         for window in self._scenario.windows:
-            found = fire.judge(window)
+            found = traffic.judge(window)
             self._proven[window.check] += 1
             self._remarks.setdefault(window.check, []).append(str(found))
             if found.problems and window.check not in self._failures:
@@ -283,14 +254,14 @@ class _Timeline:
                     fault = proxys(self._target.agent, f"{message}: {found.bad[0][2]}")
                     if isinstance(fault, HarnessFault):
                         raise fault
-                self._failures[window.check] = (message, self._shown(fire, found))
+                self._failures[window.check] = (message, self._shown(traffic, found))
 
-    def _shown(self, fire: Fire, found: Finding) -> Evidence:
+    def _shown(self, traffic: JudgedTraffic, found: Finding) -> Evidence:
         """The first bad answer, and when what happened."""
-        begin = fire.steps[BEGIN].begin
+        begin = traffic.steps[BEGIN].begin
         trace = [
             f"{(moment.begin - begin) / NANO:8.3f} s to {(moment.end - begin) / NANO:8.3f} s: {moment.name}"
-            for moment in fire.steps.values()
+            for moment in traffic.steps.values()
         ]
         if not found.bad:
             return Evidence(trace="\n".join(trace), logs=self._log_tails())

@@ -18,7 +18,7 @@ from typing import Any, Self
 from iamroles_scenarios.declarations.results import CheckResult
 from iamroles_scenarios.declarations.scenario import Lane, PlannedCheck, WorldSpec
 from iamroles_scenarios.engine import wire_lane
-from iamroles_scenarios.engine.burden import Burden
+from iamroles_scenarios.engine.background_load import BackgroundLoad
 from iamroles_scenarios.engine.jobs import Job, jobs_of, validate
 from iamroles_scenarios.engine.setups import answers
 from iamroles_scenarios.engine.target import Target
@@ -45,7 +45,7 @@ class Options:
     scale: float = 1.0
     """Multiplies deadlines and short lives."""
     load: float = 0.0
-    """Questions a second that flow beside the checks (`engine.burden`); 0: none."""
+    """Questions a second that flow beside the checks (`engine.background_load`); 0: none."""
     threads: int = THREADS
     allowed: Mapping[str, Any] | None = None
     """For an agent that already runs: arguments of an `iam-check` that it allows."""
@@ -91,8 +91,8 @@ class Run:
         self._started = time.monotonic()
         self._ended: float | None = None
         self._worlds: Worlds | None = None
-        self.burden: Burden | None = None
-        """The traffic beside the checks, where it was asked for."""
+        self.background_load: BackgroundLoad | None = None
+        """The traffic beside the checks, if it was asked for."""
         self._pool: ThreadPoolExecutor | None = None
         self._jobs = jobs_of(planned)
         self._job_of = {(check.id, check.lane): job for job in self._jobs for check in job.checks}
@@ -128,8 +128,8 @@ class Run:
         haproxy = through_proxy or bool(self.options.load)
         worlds = self._worlds = Worlds(self.stage, self.agent, haproxy=haproxy, namespace=self._namespace)
         if self.options.load:
-            self.burden = Burden(worlds, self.options.load, self.options.scale)
-            self.burden.begin()
+            self.background_load = BackgroundLoad(worlds, self.options.load, self.options.scale)
+            self.background_load.begin()
         for job in self._jobs:
             if job.scenario and job.scenario.traffic is None:
                 worlds.plan(job.scenario.world, job.owner)
@@ -148,8 +148,8 @@ class Run:
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self._ended is None:
             self._ended = time.monotonic()
-            if self.burden is not None:
-                self.burden.end()
+            if self.background_load is not None:
+                self.background_load.end()
             if self._worlds is not None:
                 self._worlds.close()  # ends what is still being played: after Ctrl-C nobody waits for it
             if self.stage is not None and not self._shares:

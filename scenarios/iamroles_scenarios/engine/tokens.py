@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import HarnessFault
 from iamroles_scenarios.declarations.documents import Json
-from iamroles_scenarios.declarations.scenario import CloudStep, Scenario
-from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place, Worlds
+from iamroles_scenarios.declarations.scenario import CloudStep
+from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place
 from iamroles_scenarios.jose import mint_for
 
 if TYPE_CHECKING:
+    from iamroles_scenarios.engine.target import Target
     from iamroles_scenarios.mock.presign import SessionKeys
-    from iamroles_scenarios.stage import Stage
 
 
 _PRESIGNED_FOR = 15 * 60
@@ -44,19 +45,15 @@ class Mint:
     """Makes and keeps the tokens of one playing.
 
     Args:
-        scenario: whose recipes.
-        stage: its cloud.
-        worlds: their issuers.
+        recipes: by name (`Scenario.tokens`).
+        target: its stage's cloud, its worlds' issuers; its scale multiplies `lives`.
         place: the world, which may have issuers of its own.
-        scale: multiplies `lives`.
     """
 
-    def __init__(self, scenario: Scenario, stage: Stage, worlds: Worlds, place: Place, scale: float) -> None:
-        self._scenario = scenario
-        self._stage = stage
-        self._worlds = worlds
+    def __init__(self, recipes: Mapping[str, Mapping[str, Any]], target: Target, place: Place) -> None:
+        self._recipes = recipes
+        self._target = target
         self._place = place
-        self._scale = scale
         self._tokens: dict[str, Minted] = {}
         self._sessions: dict[str, SessionKeys] = {}
         self._saved: dict[str, dict[str, str]] = {}
@@ -68,26 +65,26 @@ class Mint:
 
     def token(self, name: str) -> Minted:
         """The token of a name, minted now if it was not yet."""
-        if name not in self._tokens:
-            self._tokens[name] = self._minted(name)
+        return self._tokens[name] if name in self._tokens else self.mint(name)
+
+    def mint(self, name: str) -> Minted:
+        """Mint the token of a name, and another if there was one."""
+        self._tokens[name] = self.fresh(name)
         return self._tokens[name]
 
     def fresh(self, name: str) -> Minted:
         """Another token by the same recipe, which is not kept."""
-        return self._minted(name)
-
-    def _minted(self, name: str) -> Minted:
-        if name not in self._scenario.tokens:
+        if name not in self._recipes:
             raise HarnessFault(f"the token {name!r} is neither a recipe nor saved by a step before")
-        recipe: dict[str, Any] = self._filled(self._scenario.tokens[name])
+        recipe: dict[str, Any] = self._filled(dict(self._recipes[name]))
         if "sts" in recipe:
             return self._presigned(recipe)
         lives = recipe.pop("lives", None)
         now = time.time()
         if lives is not None:
-            recipe["exp"] = math.ceil(now + seconds(lives) * self._scale)
+            recipe["exp"] = math.ceil(now + seconds(lives) * self._target.scale)
         wanted = [recipe.get("issuer", DEFAULT_ISSUER), recipe.get("signer", DEFAULT_ISSUER), DEFAULT_ISSUER]
-        issuers = {issuer: self._worlds.issuer(self._place.issuer(issuer)) for issuer in wanted}
+        issuers = {issuer: self._target.worlds.issuer(self._place.issuer(issuer)) for issuer in wanted}
         recipe = _located(recipe, {name: issuer.url for name, issuer in issuers.items()})
         text = mint_for(recipe, issuers, now, default=DEFAULT_ISSUER)
         return Minted(text, _expiry(text), short=lives is not None, minted=now)
@@ -97,7 +94,7 @@ class Mint:
         if set(recipe) != {"sts", "with"} or recipe["with"] not in self._sessions:
             raise HarnessFault(f"{recipe}: say sts = {{…}} and with = the name of a saved assume_role")
         endpoint, now = self._place.policy["sts"][0], time.time()
-        text = self._stage.cloud.presign_caller_identity(
+        text = self._target.stage.cloud.presign_caller_identity(
             self._sessions[recipe["with"]],
             endpoint["binding_value"],
             recipe["sts"],
@@ -125,7 +122,7 @@ class Mint:
         Raises:
             HarnessFault: it refused; the cloud is part of the suite.
         """
-        cloud = self._stage.cloud
+        cloud = self._target.stage.cloud
         account = cloud.account(step.account)
         try:
             if step.do == "expire":

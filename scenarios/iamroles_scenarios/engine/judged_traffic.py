@@ -1,11 +1,14 @@
 """Traffic under which something happens: one thread that asks without a pause, and what came of it.
 
-    with kindle(world, flows, rate=200) as fire:
-        fire.wait(50)                     # so many more answers
-        with fire.step("kill"):           # notes when it began and ended
-            world.agent.kill()
-        fire.wait(50)
-    finding = fire.judge(WindowSpec(check="kill", between=["kill", "end"], in_flight=["kill"]))
+    traffic = JudgedTraffic(("127.0.0.1", 8080), rate=200, connections=8)
+    traffic.ask(flow)
+    traffic.start()
+    traffic.wait(50)                     # 50 more answers
+    with traffic.step("kill"):           # notes when it began and ended
+        world.agent.kill()
+    traffic.wait(50)
+    traffic.stop()
+    finding = traffic.judge(WindowSpec(check="kill", between=["kill", "end"], in_flight=["kill"]))
 
 A thread drives the epoll loop of `iamroles_scenarios.traffic`, so the traffic is timed by the kernel and goes
 on whatever the caller does. `ledger` says how answers are judged.
@@ -21,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any
 
 from iamroles_scenarios.base.errors import HarnessFault, TooSlow
 from iamroles_scenarios.declarations.scenario import Expectation
@@ -32,17 +35,14 @@ from iamroles_scenarios.engine.ledger import (
     Entry,
     Finding,
     Flow,
+    FlowQuestion,
     Kind,
     Ledger,
-    Watched,
     p99,
 )
 from iamroles_scenarios.engine.players import raw_request
 from iamroles_scenarios.traffic import Address, Case, HttpLine, Loop, Right, Segment, arrivals
 from iamroles_scenarios.traffic.polling import NANO, now
-
-if TYPE_CHECKING:
-    from iamroles_scenarios.stage import World
 
 _SLICE = NANO // 50
 """Nanoseconds that the loop runs before tokens are renewed and waiters told."""
@@ -66,45 +66,41 @@ Minter = Callable[[], tuple[str, float]]
 
 
 @dataclass(slots=True)
-class Moment:
-    """A step, in nanoseconds of CLOCK_REALTIME."""
+class StepTimes:
+    """When a step began and ended, in nanoseconds of CLOCK_REALTIME."""
 
     name: str
     begin: int
     end: int = 0
 
 
-class _Stream:
+class _AskedFlow:
     """A flow as it is asked: its questions, of which those with dead tokens are asked for a while."""
 
-    def __init__(self, flow: Flow, ledger: Ledger, case: Case, mint: Minter | None, renew: float) -> None:
+    def __init__(self, flow: Flow, ledger: Ledger, case: Case, mint: Minter, renew: float) -> None:
         self.flow = flow
         self._ledger = ledger
         self._case = case
         self._mint = mint
         self._renew = round(renew * NANO)
         self._due = 0
-        self.questions: list[Watched] = []
-
-    def add(self, token: str, expires: float) -> None:
-        raw = raw_request(self.flow.request, token, keep=True)
-        dies = round(expires * NANO) if expires else NEVER
-        made = Watched(self._case, raw, _ANY, flow=self.flow, ledger=self._ledger, secret=token, dies=dies)
-        self.questions = [one for one in self.questions if one.dies + NANO > now()] + [made]
-
-    def hurry(self) -> None:
-        """Let the next token be minted at once."""
-        self._due = 0
+        self.questions: list[FlowQuestion] = []
 
     def renew(self, at: int) -> None:
         """Mint another token if it is time."""
-        if self._mint is not None and (not self.questions or (self._renew and at >= self._due)):
-            self._due = at + self._renew
-            self.add(*self._mint())
+        if self.questions and not (self._renew and at >= self._due):
+            return
+        self._due = at + self._renew
+        token, expires = self._mint()
+        raw = raw_request(self.flow.request, token, keep=True)
+        dies = round(expires * NANO) if expires else NEVER
+        about: Any = {"flow": self.flow, "ledger": self._ledger, "secret": token, "dies": dies}
+        kept = [one for one in self.questions if one.dies + NANO > now()]
+        self.questions = [*kept, FlowQuestion(self._case, raw, _ANY, **about)]
 
 
-class Fire:
-    """Traffic from its begin to its end; made by `kindle`.
+class JudgedTraffic:
+    """Traffic from its begin to its end.
 
     Args:
         address: HAProxy's.
@@ -128,69 +124,51 @@ class Fire:
         fresh: bool = False,
     ) -> None:
         self.ledger = Ledger()
-        self.steps: dict[str, Moment] = {}
+        self.steps: dict[str, StepTimes] = {}
         self.connections = connections
         self._scale = scale
         self._chance = random.Random(seed)  # noqa: S311 - an order, not a secret
-        self._streams: dict[str, _Stream] = {}
-        self._dealt: list[_Stream] = []
-        self._weights: list[float] = []
+        self._flows: dict[str, _AskedFlow] = {}
+        self._dealt: tuple[list[_AskedFlow], list[float]] = [], []
+        """Those that are asked now, and their weights: one tuple, because another thread reads it."""
         self._moved = threading.Condition()
         self._stop = False
         self._fault: BaseException | None = None
         self._loop = Loop(
-            self._deal(), arrivals([Segment(_DAYS, rate)], seed=seed), patience=PATIENCE * scale
+            self._questions(), arrivals([Segment(_DAYS, rate)], seed=seed), patience=PATIENCE * scale
         )
         where = Address.of(f"{address[0]}:{address[1]}")
         self._lines = [
             HttpLine(self._loop, where, tls=tls, fresh=fresh, again=True) for _ in range(connections)
         ]
-        self._thread = threading.Thread(target=self._run, name="fire", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
 
     # --- flows ---------------------------------------------------------------------------------------------
 
-    def ask(
-        self, flow: Flow, *, mint: Minter | None = None, renew: float = 0.0, expires: float = 0.0
-    ) -> None:
+    def ask(self, flow: Flow, *, mint: Minter | None = None, renew: float = 0.0) -> None:
         """Begin to ask a flow.
 
         Args:
             flow: what.
-            mint: makes its tokens, the first included; None: `flow.token` is the only one.
-            renew: seconds after which another token is minted.
-            expires: `exp` of `flow.token`, epoch seconds; 0: none.
+            mint: makes its tokens, the first included; None: it is asked without one.
+            renew: seconds after which another token is minted; 0: never.
         """
-        stream = _Stream(flow, self.ledger, Case(flow.name), mint, renew)
-        if mint is None:
-            stream.add(flow.token, expires)
-        else:
-            stream.renew(now())
-        self._streams[flow.name] = stream
-        self._shuffle([*self._dealt, stream])
-
-    def renew(self) -> None:
-        """Mint the next token of each flow that renews now."""
-        for stream in list(self._streams.values()):
-            stream.hurry()
-
-    def forget_renewed(self) -> None:
-        """Of each flow that renews, ask with its newest token alone from now on."""
-        for stream in list(self._streams.values()):
-            stream.questions = stream.questions[-1:]
+        asked = _AskedFlow(flow, self.ledger, Case(flow.name), mint or (lambda: ("", 0.0)), renew)
+        asked.renew(now())
+        self._flows[flow.name] = asked
+        self._deal([*self._dealt[0], asked])
 
     def leave(self, name: str) -> None:
-        self._shuffle([stream for stream in self._dealt if stream.flow.name != name])
+        """Ask this flow no more."""
+        self._deal([asked for asked in self._dealt[0] if asked.flow.name != name])
 
-    def _shuffle(self, streams: list[_Stream]) -> None:
-        self._dealt, self._weights = streams, [stream.flow.weight for stream in streams]
+    def _deal(self, flows: list[_AskedFlow]) -> None:
+        self._dealt = flows, [asked.flow.weight for asked in flows]
 
-    def _deal(self) -> Iterator[Watched]:
+    def _questions(self) -> Iterator[FlowQuestion]:
         while True:
-            streams, weights = self._dealt, self._weights
-            if len(streams) != len(weights):
-                continue  # between the two assignments of another thread
-            (stream,) = self._chance.choices(streams, weights)
-            yield self._chance.choice(stream.questions)
+            (asked,) = self._chance.choices(*self._dealt)
+            yield self._chance.choice(asked.questions)
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -204,12 +182,12 @@ class Fire:
         try:
             while not self._stop:
                 self._loop.run(now() + _SLICE)
-                for stream in list(self._streams.values()):
-                    stream.renew(now())
+                for asked in list(self._flows.values()):
+                    asked.renew(now())
                 with self._moved:
                     self._moved.notify_all()
             self._loop.finish()
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised where somebody waits
             self._fault = error
         with self._moved:
             self._moved.notify_all()
@@ -223,9 +201,9 @@ class Fire:
         self._thread.join(PATIENCE * self._scale + 30.0)
         if self._thread.is_alive():
             raise HarnessFault("the traffic did not end")
-        self._sound()
+        self._raise_fault()
 
-    def _sound(self) -> None:
+    def _raise_fault(self) -> None:
         if self._fault is not None:
             raise HarnessFault(f"the traffic broke off: {self._fault!r}") from self._fault
 
@@ -243,7 +221,7 @@ class Fire:
                 self._moved.wait_for(
                     lambda: self._fault is not None or self.ledger.count >= mark, _STALL * self._scale
                 )
-            self._sound()
+            self._raise_fault()
             if self.ledger.count == before:
                 raise HarnessFault(f"no answer for {_STALL * self._scale:g} s")
 
@@ -253,10 +231,10 @@ class Fire:
         while (left := moment - now()) > 0:
             with self._moved:
                 self._moved.wait_for(lambda: self._fault is not None, left / NANO)
-            self._sound()
+            self._raise_fault()
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Moment]:
+    def step(self, name: str) -> Iterator[StepTimes]:
         """Note when something begins and ends."""
         moment = self._mark(name)
         try:
@@ -264,9 +242,9 @@ class Fire:
         finally:
             moment.end = now()
 
-    def _mark(self, name: str) -> Moment:
+    def _mark(self, name: str) -> StepTimes:
         at = now()
-        self.steps[name] = Moment(name, at, at)
+        self.steps[name] = StepTimes(name, at, at)
         return self.steps[name]
 
     def change(self, flow: str, expect: Expectation, *, by: str, settles: float = 0.0) -> None:
@@ -274,7 +252,7 @@ class Fire:
         too."""
         moment = self.steps[by]
         settled = moment.end + round(settles * self._scale * NANO)
-        self._streams[flow].flow.change(expect, moment.begin, settled)
+        self._flows[flow].flow.change(expect, moment.begin, settled)
 
     def trust(self, context: ssl.SSLContext) -> None:
         """Shake hands by this context from now on."""
@@ -338,7 +316,7 @@ class Fire:
                 between = " and ".join(map(str, window.between))
                 raise TooSlow(f"only {count} answers of {name} between {between}: raise the time scale")
 
-    def _met(self, entry: Entry, killed: Moment) -> bool:
+    def _met(self, entry: Entry, killed: StepTimes) -> bool:
         return entry.sent <= killed.end + GRACE * self._scale and entry.received >= killed.begin
 
     def _since(self, at: int) -> float:
@@ -354,27 +332,3 @@ class Fire:
         """When the quiet time ended: the first step after the begin."""
         later = [step.begin for name, step in self.steps.items() if name != BEGIN]
         return min(later)
-
-
-@contextmanager
-def kindle(
-    world: World,
-    flows: Sequence[Flow] = (),
-    *,
-    rate: float = 200.0,
-    connections: int = 8,
-    scale: float = 1.0,
-    seed: int = 1,
-    tls: ssl.SSLContext | None = None,
-    fresh: bool = False,
-) -> Iterator[Fire]:
-    """Ask these flows of a world's HAProxy until the context ends; see `Fire`."""
-    address = world.proxy.host, world.proxy.port
-    fire = Fire(address, rate=rate, connections=connections, scale=scale, seed=seed, tls=tls, fresh=fresh)
-    for flow in flows:
-        fire.ask(flow)
-    fire.start()
-    try:
-        yield fire
-    finally:
-        fire.stop()
