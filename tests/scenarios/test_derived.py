@@ -6,23 +6,18 @@ SPEC.md and the published schema are the two witnesses; whatever they have and t
 from __future__ import annotations
 
 import copy
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from iamroles_scenarios.checks.derived import (
     algorithms,
-    answers,
     arguments,
     claims,
     credentials,
-    events,
     exact,
-    issuer_rows,
-    keys,
+    issuers,
     passes,
     reasons,
     refused,
@@ -33,16 +28,17 @@ from iamroles_scenarios.checks.derived import (
 )
 from iamroles_scenarios.checks.oracle.judge import judge, load_error
 from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.declarations.tables import ARN, policy_schema, table
+from iamroles_scenarios.engine import answers
 from iamroles_scenarios.mock.faults import ENDLESS, KINDS
 
 ROOT = Path(__file__).parents[2]
 SPEC = (ROOT / "conformance" / "SPEC.md").read_text(encoding="utf-8")
-SCHEMA = json.loads((ROOT / "reference" / "policy.schema.json").read_text(encoding="utf-8"))
 NOW = 1_800_000_000
 BASE = {
     "version": 1,
     "issuers": [{"name": "corp", "scope_claim": "scope", "scope_required": False}],
-    "roles": [{"name": name, "arn": f"{rules.ACCOUNT}{name}"} for name in ("kiosk", "clerk", "guard")],
+    "roles": [{"name": name, "arn": f"{ARN}{name}"} for name in ("kiosk", "clerk", "guard")],
 }
 
 
@@ -69,34 +65,6 @@ def _arguments() -> dict[str, set[str]]:
         message = first or message
         found.setdefault(message, set()).add(argument)
     return found
-
-
-def _schema_keys(document: dict[str, Any]) -> dict[str, set[str]]:
-    """Keys by table, out of the published schema."""
-    found = {"top": set(document["properties"]) - {"$schema"}}
-    for name, described in document["properties"].items():
-        reference = re.search(r"#/\$defs/(\w+)", json.dumps(described))
-        if reference:
-            found[name] = set(document["$defs"][reference[1]]["properties"])
-    found["backends.tls"] = set(document["$defs"]["BackendTls"]["properties"])
-    return found
-
-
-def _without_row(document: dict[str, Any]) -> set[str]:
-    """Keys of a schema for which no derived check, and no exemption, speaks."""
-    return {
-        f"{table}.{name}"
-        for table, names in _schema_keys(document).items()
-        if table not in schema.PROCESS
-        for name in names
-        if name not in schema.KEYS.get(table, {}) or not _spoken_for(table, name)
-    }
-
-
-def _spoken_for(table: str, name: str) -> bool:
-    full = name if table == "top" else f"{table}.{name}"
-    is_table = table == "top" and schema.KEYS["top"][name].type.startswith("table")
-    return is_table or full in schema.played() | set(schema.EXEMPT)
 
 
 # --- every one has a row ------------------------------------------------------------------------------------
@@ -135,51 +103,38 @@ def test_every_reason_has_a_cause_or_a_place_where_it_is_played() -> None:
         for reason in re.findall(r"`(\w+)`", names):
             said[reason] = (int(status), "" if error == "(none)" else error.strip("`"))
     caused = {cause.reason for cause in reasons.CAUSES}
+    elsewhere = {reason for reason, row in answers.ROWS.items() if "elsewhere" in row}
 
     assert said == answers.REASONS
-    assert caused | set(reasons.ELSEWHERE) == set(said)
-    assert not caused & set(reasons.ELSEWHERE)
-    assert set(reasons.PASSES) == set(said)
+    assert caused | elsewhere == set(said)
+    assert not caused & elsewhere
+    assert all(row.keys() & {"ends", "passes"} for row in answers.ROWS.values())
 
 
 def test_every_key_of_the_policy_has_an_edge_or_an_exemption() -> None:
-    assert _without_row(SCHEMA) == set()
+    assert schema.unplayed(schema.KEYS) == set()
 
 
 def test_a_new_key_without_a_check_is_found() -> None:
-    grown = copy.deepcopy(SCHEMA)
+    grown = copy.deepcopy(policy_schema())
     grown["$defs"]["Grant"]["properties"]["weekdays"] = {"type": "array"}
     grown["properties"]["quotas"] = {"type": "array"}
 
-    assert _without_row(grown) == {"grants.weekdays", "top.quotas"}
+    assert schema.unplayed(schema.keys(grown)) == {"grants.weekdays", "quotas"}
 
 
 def test_a_key_that_lost_its_edge_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = {key: rows for key, rows in issuer_rows.ISSUER.items() if key != "accounts"}
-    monkeypatch.setitem(issuer_rows.TABLES, "issuers", left)
+    left = {key: rows for key, rows in issuers.TABLES["issuers"].items() if key != "accounts"}
+    monkeypatch.setitem(issuers.TABLES, "issuers", left)
 
-    assert _without_row(SCHEMA) == {"issuers.accounts"}
-
-
-def test_the_table_of_keys_is_the_schema() -> None:
-    said = _schema_keys(SCHEMA)
-
-    assert {table: set(names) for table, names in schema.KEYS.items()} == {
-        table: names for table, names in said.items() if table not in schema.PROCESS
-    }
-    required = {"top": SCHEMA["required"]} | {
-        name: SCHEMA["$defs"][reference[1]].get("required", [])
-        for name, described in SCHEMA["properties"].items()
-        if (reference := re.search(r"#/\$defs/(\w+)", json.dumps(described))) and name in schema.KEYS
-    }
-    for table, names in required.items():
-        assert {name for name, key in schema.KEYS[table].items() if key.required} == set(names), table
+    assert schema.unplayed(schema.KEYS) == {"issuers.accounts"}
 
 
 def test_what_is_exempt_is_known_and_not_played_all_the_same() -> None:
-    assert set(schema.EXEMPT) <= set(schema.known())
+    known = {key if name == "top" else f"{name}.{key}" for name, keys in schema.KEYS.items() for key in keys}
+
+    assert set(schema.EXEMPT) | schema.played() | set(table("keys")["beyond"]) <= known
     assert not set(schema.EXEMPT) & schema.played()
-    assert schema.played() <= set(schema.known())
 
 
 @pytest.mark.parametrize(
@@ -188,9 +143,8 @@ def test_what_is_exempt_is_known_and_not_played_all_the_same() -> None:
         {
             *schema.EXEMPT.values(),
             *schema.PROCESS.values(),
-            *reasons.ELSEWHERE.values(),
-            *reasons.PASSES.values(),
-            *waits.BOUNDS.values(),
+            *(row[why] for row in answers.ROWS.values() for why in ("ends", "elsewhere") if why in row),
+            *schema.BOUNDS.values(),
             *waits.ENDS.values(),
         }
     ),
@@ -207,23 +161,23 @@ def test_an_exemption_names_checks_and_tests_that_are_there(why: str) -> None:
 def _bounds(spec: str) -> set[str]:
     """Keys that are a duration or a number, out of the tables of section 6."""
     found = set()
-    for table, rows in re.findall(r"^\*\*`\[+([\w.]+)\]+`\*\*\n\n(.+?)\n\n", spec, re.MULTILINE | re.DOTALL):
+    for name, rows in re.findall(r"^\*\*`\[+([\w.]+)\]+`\*\*\n\n(.+?)\n\n", spec, re.MULTILINE | re.DOTALL):
         for row in rows.splitlines()[2:]:
-            name, _, _, kind = (cell.strip(" `") for cell in row.split("|")[1:5])
+            key, _, _, kind = (cell.strip(" `") for cell in row.split("|")[1:5])
             if kind.startswith(("duration", "integer")):
-                found.add(f"{table}.{name}")
+                found.add(f"{name}.{key}")
     return found
 
 
 def test_every_bound_of_a_wait_or_a_buffer_has_its_end_played() -> None:
-    assert _bounds(SPEC) == set(waits.BOUNDS)
+    assert _bounds(SPEC) == set(schema.BOUNDS)
 
 
 def test_a_new_bound_without_a_check_is_found() -> None:
     row = '| `timeout` | no | `"5s"` | duration | How long one fetch may take. |\n'
     grown = SPEC.replace(row, row + row.replace("timeout", "patience"))
 
-    assert _bounds(grown) - set(waits.BOUNDS) == {"keys.patience"}
+    assert _bounds(grown) - set(schema.BOUNDS) == {"keys.patience"}
 
 
 def test_every_way_in_which_an_answer_never_ends_is_played() -> None:
@@ -233,24 +187,18 @@ def test_every_way_in_which_an_answer_never_ends_is_played() -> None:
     assert not set(waits.WAYS) & set(waits.ENDS)
 
 
-def test_every_reason_that_a_reload_can_end_has_its_reload() -> None:
-    by_reload = {reason for reason, why in reasons.PASSES.items() if why.startswith(reasons.RELOADED)}
-
-    assert set(passes.PASSINGS) == by_reload
-
-
 def test_a_reload_ends_each_cause_and_nothing_else() -> None:
     base = {"issuers": [], "grants": [], "roles": [], "scopes": [], "denies": []}
     base["denies"] = [{"id": "no-guard"}, {"id": "no-guards"}]
     before, after = passes.policy(base, ended=False), passes.policy(base, ended=True)
 
-    for number, (reason, row) in enumerate(passes.PASSINGS.items()):
+    for number, (reason, row) in enumerate(passes.PASSES.items()):
         old, new = (
             next((one for one in found["issuers"] if one["name"] == f"passing{number}"), None)
             for found in (before, after)
         )
-        assert (old == new) == (not row.issuer and not row.untrusted), reason
-        assert row.issuer or row.untrusted or row.ends, reason
+        assert (old == new) == ("edit" in row), reason
+        assert row.keys() & {"issuer", "untrusted", "edit"}, reason
 
 
 def test_every_claim_that_a_policy_can_name_is_played_in_every_shape() -> None:
@@ -260,7 +208,7 @@ def test_every_claim_that_a_policy_can_name_is_played_in_every_shape() -> None:
         assert {name, f"{name} at a path"} & set(claims.CLAIMS), name
     assert {"iss", "sub", "aud", "exp", "nbf", "iat", "jti"} <= set(claims.CLAIMS), "RFC 7519 section 4.1"
     for name, claim in claims.CLAIMS.items():
-        assert set(claim.kind) <= set(claims.SHAPES), name
+        assert set(claim.shapes) <= set(claims.SHAPES), name
 
 
 def test_every_claim_of_the_contract_is_played() -> None:
@@ -277,9 +225,9 @@ def test_every_claim_of_the_contract_is_played() -> None:
 
 
 def test_every_table_of_the_policy_has_its_reloads() -> None:
-    tables = {name for name, key in schema.KEYS["top"].items() if key.type == "tables"}
+    named = {name for name, key in schema.KEYS["top"].items() if key.table and name not in schema.PROCESS}
 
-    assert set(events.EVENTS) == tables | {"limits", "multi_role"}
+    assert set(table("events")) == named - {"keys"} | {"multi_role"}
 
 
 def test_every_rule_of_time_is_played() -> None:
@@ -305,13 +253,13 @@ EDGES = rules.edges()
 @pytest.mark.parametrize("edge", EDGES, ids=lambda edge: f"{edge.key}-{edge.room[5:]}")
 def test_an_edge_makes_a_difference(edge: rules.Edge) -> None:
     """Else an agent that ignores the key would pass."""
-    with_, without = keys.world(BASE, [edge]), keys.world(BASE, [edge], without=True)
+    with_, without = rules.policy_with(BASE, [edge]), rules.policy_with(BASE, [edge], without=True)
     verdicts = {
         (
-            judge(with_, keys.claims_of(said, NOW), request, NOW),
-            judge(without, keys.claims_of(said, NOW), request, NOW),
+            judge(with_, rules.claims_of(said, NOW), request, NOW),
+            judge(without, rules.claims_of(said, NOW), request, NOW),
         )
-        for said, asked in edge.questions
+        for said, asked in edge.asked
         for request in [
             {"method": "GET", "host": "kiosk.example.com", "src": "192.0.2.7", "role": None, **asked}
         ]
@@ -323,12 +271,12 @@ def test_an_edge_makes_a_difference(edge: rules.Edge) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "rows"),
-    [("issuers", issuer_rows.ISSUER), ("sts", issuer_rows.STS), ("limits", issuer_rows.LIMITS)],
+    ("name", "rows"),
+    issuers.TABLES.items(),
 )
-def test_a_value_of_an_issuer_makes_a_difference(table: str, rows: dict[str, list[issuer_rows.Row]]) -> None:
+def test_a_value_of_an_issuer_makes_a_difference(name: str, rows: dict[str, list[issuers.Row]]) -> None:
     for key, values in rows.items():
-        assert any(with_ != without for row in values for _, with_, without in row.asked), f"{table}.{key}"
+        assert any(with_ != without for row in values for _, with_, without in row["asked"]), f"{name}.{key}"
 
 
 def test_a_text_has_neighbours_of_every_sort() -> None:
@@ -349,9 +297,7 @@ def test_pairs_of_reasons_are_many_and_in_order() -> None:
 
 
 def test_a_policy_is_spoilt_in_one_place_at_a_time() -> None:
-    base = {table: [{}] for table, keys_ in schema.KEYS["top"].items() if keys_.type == "tables"} | {
-        "version": 1
-    }
+    base = {name: [{}] for name, key in schema.KEYS["top"].items() if key.table} | {"version": 1}
     spoilt = list(refused.faults(base))
 
     assert len(spoilt) > 120

@@ -1,16 +1,20 @@
-"""What checks written in Python stand on: a running world, clients, tokens by recipe, expectations.
+"""What checks written in Python stand on: a running world, clients, credentials by recipe, expectations.
 
 Most checks share a world. A check that changes keys or answers has an issuer, or a host of STS, of its own in
-that world: what the check does shows nowhere else, and one agent serves all checks. Nothing here knows how an
-agent works.
+that world: what the check does shows nowhere else, and one agent serves all checks. The agent calls the mock
+cloud whatever the host of STS is, and sends it as `Host`, so the cloud's counts, faults and last request are
+by host. Nothing here knows how an agent works.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +22,32 @@ from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
+from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.credentials import opened
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
-from iamroles_scenarios.engine.observation import Observation, describe, mismatches
+from iamroles_scenarios.engine.observation import Observation, describe, differences, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place
 from iamroles_scenarios.jose import mint_for
+from iamroles_scenarios.wire.asker import Asker
+from iamroles_scenarios.wire.frames import Action
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.mock.clients import IssuerHandle
+    from iamroles_scenarios.mock.clients import CloudClient, IssuerHandle, SessionKeys
     from iamroles_scenarios.stage import World
+    from iamroles_scenarios.stage.relay import Relay
 
 _POLL = 0.05
+_ANSWER, _KEYS = 20.0, 10.0
+"""Seconds, times the scale, for an answer to one of many questions, and for the keys of new issuers."""
+_WINDOW = 32
+"""Questions of a list that are on their way at a time."""
+_SHOWN = 8
+"""Wrong answers that a failure shows; it counts the rest."""
+STS_ACTION = "GetCallerIdentity"
+EDGE = "edge-a"
+"""The name of this edge, to which STS credentials are bound."""
 ALLOWED = Expectation(status=200, allow=True, backend="orders-ro")
 UNAVAILABLE = Expectation(status=503, allow=False, backend="", reason="keys_unavailable")
 
@@ -41,26 +58,57 @@ def refused(*reasons: str, status: int | list[int] = 401) -> Expectation:
     return Expectation(status=status, allow=False, backend="", reason=reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One of many questions that go to the agent over one connection, and the answer that it must get."""
+
+    what: str
+    """Names it in a failure."""
+    check: Mapping[str, Any]
+    """Arguments of the `iam-check`."""
+    expected: answers.Expected
+    context: Mapping[str, Any] | None = None
+    """Arguments of the `iam-context`, where they matter."""
+
+
 class Bench:
-    """A world on loan to a check, and one client of its gate.
+    """A running world on loan to a check, with clients, credentials and expectations.
 
     Args:
         target: agent and stage.
         place: the world.
+        flow: names the host of STS that credentials are signed for.
         clients: where clients are kept until `close`.
     """
 
-    def __init__(self, target: Target, place: Place, clients: list[Player] | None = None) -> None:
+    relay: Relay | None = None
+    """Stands between HAProxy and the agent, if the check asked for it."""
+    asked = 0
+    """Questions of lists so far."""
+
+    def __init__(
+        self, target: Target, place: Place, flow: str = "", clients: list[Player] | None = None
+    ) -> None:
         self.target = target
         self.place = place
+        self.flow = flow
+        self.sts_host = f"{flow}{place.suffix}.sts.example"
         self._clients: list[Player] = [] if clients is None else clients
         self._credential = ""
         """Of the last question."""
+        self._wrong: list[tuple[str, Evidence]] = []
+        """Answers to lists of questions that were wrong."""
 
     @property
     def world(self) -> World:
         """The running agent, and HAProxy before it."""
         return self.place.world
+
+    @property
+    def frames(self) -> Relay:
+        """The relay of a world that was started with one."""
+        assert self.relay is not None  # noqa: S101 - the check asked for it
+        return self.relay
 
     @cached_property
     def client(self) -> Player:
@@ -70,7 +118,7 @@ class Bench:
 
     def another(self) -> Bench:
         """The same world for another thread, with a client of its own; closed with this one."""
-        return Bench(self.target, self.place, self._clients)
+        return Bench(self.target, self.place, self.flow, self._clients)
 
     def close(self) -> None:
         for client in self._clients:
@@ -78,6 +126,24 @@ class Bench:
 
     def seconds(self, seconds: float) -> float:
         return seconds * self.target.scale
+
+    @staticmethod
+    def now() -> int:
+        """Epoch seconds."""
+        return int(time.time())
+
+    def failed(
+        self, message: str, seen: Observation | None = None, expected: str | Expectation = ""
+    ) -> CheckFailed:
+        """A failure with what a reader needs to believe it."""
+        logs = tails(self.world.logs())
+        wanted = expected if isinstance(expected, str) else describe(expected)
+        if seen is None:
+            return CheckFailed(message, Evidence(expected=wanted, logs=logs))
+        sent = "\n".join([seen.sent, *opened(self._credential)])
+        return CheckFailed(message, Evidence(sent, wanted, seen.received, str(seen.trace), logs))
+
+    # --- issuers, tokens and the policy ---------------------------------------------------------------------
 
     def issuer(self, name: str = DEFAULT_ISSUER) -> IssuerHandle:
         """The mock issuer that the world's policy means by a name."""
@@ -88,6 +154,56 @@ class Bench:
         issuers = {name: self.issuer(name) for name in {issuer, signer or issuer}}
         full = {"roles": ["reader"], "issuer": issuer, "signer": signer or issuer, **recipe}
         return mint_for(full, issuers, time.time())
+
+    def reload(self, policy: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the agent another policy, and return its answer."""
+        answer = dict(self.world.agent.reload(dict(policy), within=self.seconds(EVENT_DEADLINE)))
+        recording.note(f"reload with another policy: {answer}")
+        return answer
+
+    def must_reload(self, policy: Mapping[str, Any], what: str) -> None:
+        """Give the agent another policy, which is sound.
+
+        Raises:
+            CheckFailed: the agent turns it down.
+        """
+        answer = self.reload(policy)
+        if not answer.get("reloaded"):
+            raise self.failed(f"a sound policy was turned down ({what}): {answer.get('error', answer)}")
+
+    # --- STS ------------------------------------------------------------------------------------------------
+
+    @property
+    def cloud(self) -> CloudClient:
+        return self.target.stage.cloud
+
+    @cached_property
+    def reader(self) -> SessionKeys:
+        """A session of the reader's role."""
+        return self.session()
+
+    def session(self, role: str = "reader", account: str = "111111111111", name: str = "") -> SessionKeys:
+        """A session of a role, which is created if need be."""
+        arn = self.cloud.account(account).ensure_role(role)
+        return self.cloud.assume(arn, name or f"s-{secrets.token_hex(4)}")
+
+    def credential(self, keys: SessionKeys, now: float | None = None, **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
+        """A pre-signed GetCallerIdentity for this bench's host, sound or by recipe (`mock.presign`)."""
+        return self.cloud.presign_caller_identity(keys, EDGE, recipe, host=self.sts_host, now=now)
+
+    def sts_calls(self) -> int:
+        """How often the agent asked this bench's host of STS."""
+        return self.cloud.counters().get(f"{STS_ACTION}@{self.sts_host}", 0)
+
+    def sts_fault(self, kind: str, **parameters: Any) -> None:  # noqa: ANN401 - parameters of a fault
+        """Put a fault on the answers of this bench's host of STS."""
+        self.cloud.fault(f"{STS_ACTION}@{self.sts_host}", kind, **parameters)
+
+    def sts_clear(self) -> None:
+        """End the fault of this bench's host of STS."""
+        self.cloud.clear(f"{STS_ACTION}@{self.sts_host}")
+
+    # --- one question at a time -----------------------------------------------------------------------------
 
     def ask(self, token: str, *, with_reason: bool = True, **request: Any) -> Observation:  # noqa: ANN401 - fields of RequestSpec
         """Ask for the reader's route, or what else the request says."""
@@ -110,8 +226,8 @@ class Bench:
             what: names the question in a failure.
             token: the credential.
             expected: the answer.
-            within: ask again for so many seconds, times the scale.
-            prompt: the answer may take at most so many seconds, times the scale; 0: as long as it likes.
+            within: seconds, times the scale, in which the question is repeated.
+            prompt: seconds, times the scale, that the answer may take; 0: no bound.
             request: what else is asked for than the reader's route.
 
         Raises:
@@ -130,22 +246,80 @@ class Bench:
                     recording.waited(what, took, self.seconds(prompt or within))
                 return seen
             if took >= self.seconds(within):
-                raise self.failed(f"{what}: {'; '.join(differing)}", seen, describe(expected))
+                raise self.failed(f"{what}: {'; '.join(differing)}", seen, expected)
             time.sleep(_POLL)
 
-    def reload(self, policy: dict[str, Any]) -> dict[str, Any]:
-        """Give the agent another policy; what it answers."""
-        answer = dict(self.world.agent.reload(policy, within=self.seconds(EVENT_DEADLINE)))
-        recording.note(f"reload with another policy: {answer}")
-        return answer
+    # --- lists of questions ---------------------------------------------------------------------------------
 
-    def failed(self, message: str, seen: Observation | None = None, expected: str = "") -> CheckFailed:
-        """A failure with what a reader needs to believe it."""
-        logs = tails(self.world.logs())
-        if seen is None:
-            return CheckFailed(message, Evidence(expected=expected, logs=logs))
-        sent = "\n".join([seen.sent, *opened(self._credential)])
-        return CheckFailed(message, Evidence(sent, expected, seen.received, str(seen.trace), logs))
+    @contextmanager
+    def asking(self, within: float = _ANSWER) -> Iterator[None]:
+        """Hold one connection for lists of questions; at the end, fail if an answer was wrong.
+
+        Args:
+            within: seconds, times the scale, for each answer.
+        """
+        with Asker(self.world.agent.spop_address, timeout=self.seconds(within)) as self._asker:
+            yield
+        if self._wrong:
+            sentences = [sentence for sentence, _ in self._wrong]
+            rest = [f"and {len(sentences) - _SHOWN} more"] if len(sentences) > _SHOWN else []
+            evidence = self._wrong[0][1]
+            evidence.logs.update(tails(self.world.logs()))
+            raise CheckFailed("; ".join([*sentences[:_SHOWN], *rest]), evidence)
+
+    def ask_all(
+        self, questions: Sequence[Question], when: str = "", *, window: int = _WINDOW, again: bool = True
+    ) -> None:
+        """Ask a list of questions in order, which fills what memory the agent has, and then backwards.
+
+        An answer that depends on what was asked before is wrong in one of the two.
+
+        Args:
+            questions: the list.
+            when: after what, for a failure.
+            window: how many are on their way at a time; 1 if the order must be the written one.
+            again: False: ask them only backwards.
+        """
+        for ordered in [list(questions)] * again + [list(reversed(questions))]:
+            self.judge(ordered, self.actions(ordered, window=window), when)
+
+    def actions(self, questions: Sequence[Question], *, window: int = _WINDOW) -> list[list[Action]]:
+        """Ask, and return the actions of each answer."""
+        return self._asker.actions_of([(each.check, each.context) for each in questions], window=window)
+
+    def judge(self, questions: Sequence[Question], found: Sequence[Sequence[Action]], when: str = "") -> None:
+        """Note what is wrong with answers."""
+        for question, actions in zip(questions, found, strict=True):
+            self.asked += 1
+            seen = answers.read(actions)
+            wrong = [*differences(question.expected, {**answers.UNSET, **seen}), *answers.faults(actions)]
+            if wrong:
+                named = "reason" in seen and "reason" not in question.expected
+                reason = f" ({seen['reason']})" if named else ""
+                self.note_wrong(f"{when}{question.what}: {', '.join(wrong)}{reason}", question, seen)
+
+    def note_wrong(
+        self, sentence: str, question: Question | None = None, seen: Mapping[str, object] | None = None
+    ) -> None:
+        """Keep a fault of the agent for the end of `asking`."""
+        if sentence in (known for known, _ in self._wrong):
+            return
+        check = {} if question is None else question.check
+        shown = {key: value for key, value in check.items() if key != "authorization"}
+        sent = "\n".join([f"iam-check {shown}", *opened(str(check.get("authorization")).partition(" ")[2])])
+        received = "\n".join(f"{name} = {value!r}" for name, value in sorted((seen or {}).items()))
+        expected = str(dict(question.expected)) if question is not None else ""
+        self._wrong.append((sentence, Evidence(sent, expected, received)))
+
+    def wait_for_keys(self, questions: Sequence[Question]) -> None:
+        """Ask, and judge nothing, until no answer is `keys_unavailable`: new issuers' keys are there then."""
+        deadline = time.monotonic() + self.seconds(_KEYS)
+        waiting = [each for each in questions if "keys_unavailable" not in str(each.expected.get("reason"))]
+        while waiting and time.monotonic() < deadline:
+            found = zip(waiting, self.actions(waiting), strict=True)
+            waiting = [each for each, got in found if answers.read(got).get("reason") == "keys_unavailable"]
+            if waiting:
+                time.sleep(_POLL)
 
 
 @contextmanager
@@ -155,6 +329,7 @@ def bench(
     owner: str = "",
     *,
     own: bool = False,
+    flow: str = "",
     **override: Any,  # noqa: ANN401 - a policy's tables
 ) -> Iterator[Bench]:
     """A bench on a world of a policy in `data/worlds/`; a shared world is kept while it is used.
@@ -164,11 +339,43 @@ def bench(
         policy: file name of the policy.
         owner: names an own world.
         own: whether the check disturbs its world.
+        flow: names the host of STS that credentials are signed for.
         override: merged over the policy.
     """
     spec = WorldSpec(policy=policy, override=override, own=own)
-    with target.worlds.borrow(spec, owner) as place, closing(Bench(target, place)) as found:
+    with target.worlds.borrow(spec, owner) as place, closing(Bench(target, place, flow)) as found:
         yield found
+
+
+@contextmanager
+def own_bench(
+    target: Target,
+    policy: str,
+    suffix: str = "",
+    *,
+    override: Mapping[str, Any] | None = None,
+    flow: str = "",
+    **how: Any,  # noqa: ANN401 - of `Worlds.start`
+) -> Iterator[Bench]:
+    """A bench on a world that is started for it.
+
+    Args:
+        target: agent and stage.
+        policy: file name of the policy.
+        suffix: what the names of its issuers end in, if they must be known before.
+        override: merged over the policy.
+        flow: names the host of STS that credentials are signed for.
+        how: passed to `Worlds.start`.
+    """
+    spec = WorldSpec(policy=policy, override=dict(override or {}), own=True)
+    place = target.worlds.start(spec, suffix or own_suffix(), **how)
+    with place.world, closing(Bench(target, place, flow)) as found:
+        yield found
+
+
+def own_suffix() -> str:
+    """For names that no other check uses."""
+    return f"-{uuid.uuid4().hex[:8]}"
 
 
 class Pending:
@@ -189,8 +396,11 @@ class Pending:
     def answer(self, within: float) -> Observation:
         """The answer.
 
+        Args:
+            within: seconds to wait for it.
+
         Raises:
-            CheckFailed: none within so many seconds.
+            CheckFailed: none came.
         """
         self._thread.join(within)
         if self.error is not None:

@@ -1,4 +1,4 @@
-"""One row for each algorithm that SPEC.md 5.10 names: a policy with it alone, and tokens by every other
+"""Every algorithm that SPEC.md 5.10 names: a policy with it alone, and tokens by every other
 one."""
 
 from __future__ import annotations
@@ -6,10 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from iamroles_scenarios.checks.derived.issuer_rows import Row
 from iamroles_scenarios.checks.derived.issuers import entry
-from iamroles_scenarios.checks.derived.sitting import ALLOWED, REFUSED, Ask, Sitting, question, sitting
+from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.answers import ALLOW, REFUSE
+from iamroles_scenarios.engine.bench import Bench, Question
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey, mint
 
@@ -21,7 +22,7 @@ _URL = "https://algorithms.kiosk.example"
 _CURVES = {"ES256": "ES256", "ES384": "ES384", "ES512": "ES512", "EdDSA": "EdDSA", "Ed25519": "Ed25519"}
 
 
-def _tokens(here: Sitting, keys: dict[str, SigningKey], now: float) -> Iterator[tuple[str, str]]:
+def _tokens(here: Bench, keys: dict[str, SigningKey], now: float) -> Iterator[tuple[str, str]]:
     """A token by each algorithm, and forgeries under the names of those that no policy can name."""
     for name in (*NEEDED, *OPTIONAL):
         yield name, mint({"roles": ["kiosk"], "alg": name}, [keys.get(name, keys["RSA"])], now, _URL)
@@ -42,7 +43,7 @@ def algorithms(target: Target) -> str:
     One key set for all of them; the RSA key says nothing of its algorithm, so that the policy alone
     decides.
     """
-    with sitting(target, "identity.derived.algorithms") as here:
+    with derived(target, "identity.derived.algorithms") as here:
         issuer = here.issuer("algorithms")
         keys = {name: issuer.add_key(name) for name in _CURVES}
         keys["RSA"] = SigningKey.generate("RS256", kid="any")
@@ -50,18 +51,17 @@ def algorithms(target: Target) -> str:
         tokens = dict(_tokens(here, keys, time.time()))
         lacking = []
         for name in (*NEEDED, *OPTIONAL):
-            table = entry(0, "", Row(None, None, ()), without=False)
-            table |= {"issuer": _URL, "jwks_uri": f"{issuer.url}/jwks", "algorithms": [name]}
-            policy = {**here.place.policy, "issuers": [*here.place.policy["issuers"], table]}
+            own = entry(0, issuer=_URL, jwks_uri=f"{issuer.url}/jwks", algorithms=[name])
+            policy = {**here.place.policy, "issuers": [*here.place.policy["issuers"], own]}
             if not here.reload(policy).get("reloaded"):
                 lacking.append(name)
                 if name in NEEDED:
-                    here.wrong(f"a policy with {name} was turned down")
+                    here.note_wrong(f"a policy with {name} was turned down")
                 continue
-            asks = [
-                Ask(f"a token by {by} under {name}", question(token), ALLOWED if by == name else REFUSED)
+            questions = [
+                Question(f"a token by {by} under {name}", iam_check(token), ALLOW if by == name else REFUSE)
                 for by, token in tokens.items()
             ]
-            here.settle([ask for ask in asks if ask.wanted is ALLOWED])
-            here.put(asks)
+            here.wait_for_keys([each for each in questions if each.expected is ALLOW])
+            here.ask_all(questions)
     return f"{here.asked} questions; not offered: {', '.join(lacking) or 'none'}"

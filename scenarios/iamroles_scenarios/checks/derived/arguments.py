@@ -1,9 +1,10 @@
-"""One row for each argument of a question (SPEC.md section 2): values that differ by much and by little.
+"""Every argument of a question (SPEC.md section 2): values that differ by much and by little.
 
 An agent that remembers verdicts and leaves one argument out of its key gives an answer to another question.
 So the values of one argument follow each other while all the rest stays the same, in both orders, each order
-with a token that was not seen before. The last check lets a letter wander from one argument to the next: a
-key that is the arguments put together without a mark between them does not notice.
+with a token that was not seen before. The last questions let a letter wander from one argument to the next: a
+key that is the arguments put together without a mark between them does not notice. The values are in
+data/derived/arguments.toml.
 """
 
 from __future__ import annotations
@@ -12,121 +13,44 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
-from iamroles_scenarios.checks.derived.sitting import (
-    ALLOWED,
-    HOST,
-    PATH,
-    REFUSED,
-    SOURCE,
-    Ask,
-    Sitting,
-    Wanted,
-    question,
-    refusal,
-    sitting,
-)
+from iamroles_scenarios.checks.derived.world import PATH, SOURCE, derived, iam_check
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import ARN, table
+from iamroles_scenarios.engine.answers import ALLOW, REFUSE, expected
+from iamroles_scenarios.engine.bench import Bench, Question
 from iamroles_scenarios.engine.target import Target
 
-_ARN = "arn:aws:iam::111111111111:role/"
-_NONE = refusal("no_grant")
-_STRANGER = refusal("role_not_in_token")
-_ODD = refusal("path_ambiguous")
-Rows = Sequence[tuple[Any, Wanted]]
+Values = Sequence[tuple[Any, Any]]
+"""Values of an argument, and what comes of each."""
 
 
-def _one_bit_off(text: str, every: int) -> Rows:
+def _one_bit_off(text: str, every: int) -> Values:
     """Addresses that differ from one in a single bit, which no grant of this world opens."""
     address = ip_address(text)
-    return [
-        (str(type(address)(int(address) ^ 1 << bit)), _NONE) for bit in range(0, address.max_prefixlen, every)
-    ]
+    bits = range(0, address.max_prefixlen, every)
+    return [(str(type(address)(int(address) ^ 1 << bit)), "no_grant") for bit in bits]
 
 
-ARGUMENTS: Mapping[str, Rows] = {
-    "authorization": (
-        ("kiosk", ALLOWED),
-        ("clerk", _NONE),
-        (None, refusal("no_credentials")),
-        ("guard", refusal("denied_by_rule", rule="no-guard")),
-        ("brief", ALLOWED),
-    ),
-    "authorization-count": (
-        (1, ALLOWED),
-        (2, refusal("multiple_credentials")),
-        (0, refusal("internal_error")),
-        (3, refusal("multiple_credentials")),
-    ),
-    "role": (
-        (f"{_ARN}kiosk", ALLOWED),
-        (f"{_ARN}clerk", _NONE),
-        (None, refusal("ambiguous_role")),
-        ("kiosk", ALLOWED),
-        ("Kiosk", _STRANGER),
-        ("clerk", _NONE),
-        ("", _STRANGER),
-        (f"{_ARN}kios", _STRANGER),
-        ("arn:aws:iam::111111111112:role/kiosk", _STRANGER),
-        ("arn:aws-cn:iam::111111111111:role/kiosk", _STRANGER),
-    ),
-    "method": (("GET", ALLOWED), ("POST", _NONE), ("get", _NONE), ("HEAD", _NONE), ("GETS", _NONE)),
-    "host": (
-        (HOST, ALLOWED),
-        ("kiosk.example.org", _NONE),
-        (None, _NONE),
-        (HOST.upper(), ALLOWED),
-        (f"{HOST}:8443", ALLOWED),
-        (f"{HOST}.test", _NONE),
-        ("", _NONE),
-        ("xkiosk.example.com", _NONE),
-        ("example.com", _NONE),
-    ),
-    "path": (
-        (PATH, ALLOWED),
-        (f"{PATH}s", _NONE),
-        (f"{PATH}/a/longer/path", ALLOWED),
-        ("/Kiosk", _NONE),
-        (f"{PATH}/", ALLOWED),
-        (f"{PATH}//", _ODD),
-        (f"{PATH}/..", _ODD),
-        ("/", _NONE),
-    ),
-    "src": (
-        (SOURCE, ALLOWED),
-        ("192.0.2.6", _NONE),
-        ("192.0.2.8", _NONE),
-        ("2001:db8::7", ALLOWED),
-        ("2001:db8::8", _NONE),
-        ("192.0.3.7", _NONE),
-        ("193.0.2.7", _NONE),
-        ("2001:db8:0:1::7", _NONE),
-        *_one_bit_off(SOURCE, 1),
-        *_one_bit_off("2001:db8::7", 4),
-    ),
-}
-CONTEXT: Mapping[str, Sequence[Any]] = {
-    "request-id": ("another", "", "x" * 200),
-    "src-port": (1, 65535),
-    "stream": (0, 4_294_967_295),
-}
-"""Arguments of `iam-context`: whatever they say, the verdict is the same (2.5)."""
+ARGUMENTS: Mapping[str, Values] = table("arguments")["iam-check"]
+CONTEXT: Mapping[str, Sequence[Any]] = table("arguments")["iam-context"]
+_NEIGHBOURS = {"src": (*_one_bit_off(SOURCE, 1), *_one_bit_off("2001:db8::7", 4))}
 _TEXTS = ("role", "method", "host", "path")
 
 
-def _roles(name: str) -> list[str]:
-    """A question of the argument `role` needs a token with a choice."""
-    return ["kiosk", "clerk"] if name == "role" else ["kiosk"]
-
-
-def _asks(here: Sitting, name: str, rows: Rows) -> list[Ask]:
+def _questions(here: Bench, name: str, values: Values) -> list[Question]:
     """One question for each value; all else, the token included, is the same in all of them."""
     if name == "authorization":
-        tokens = {value: here.token(roles=[value]) for value, _ in rows if value}
+        tokens = {value: here.token(roles=[value]) for value, _ in values if value}
         return [
-            Ask(f"authorization of {value}", question(tokens.get(value)), wanted) for value, wanted in rows
+            Question(f"authorization of {value}", iam_check(tokens.get(value)), expected(answer))
+            for value, answer in values
         ]
-    token = here.token(roles=_roles(name))
-    return [Ask(f"{name} {value!r}", question(token) | {name: value}, wanted) for value, wanted in rows]
+    # A question of the argument `role` needs a token with a choice.
+    token = here.token(roles=["kiosk", "clerk"] if name == "role" else ["kiosk"])
+    return [
+        Question(f"{name} {value!r}", iam_check(token) | {name: value}, expected(answer))
+        for value, answer in values
+    ]
 
 
 @check("policy.derived.arguments", "DERIVED-ARGUMENT-001", features={"oidc"})
@@ -135,27 +59,28 @@ def arguments(target: Target) -> str:
 
     Each argument's values in both orders, and letters that wander from one argument to another.
     """
-    with sitting(target) as here:
-        for name, rows in ARGUMENTS.items():
-            here.put(_asks(here, name, rows), window=1)
-            here.put(_asks(here, name, rows[::-1]), "in the other order: ", window=1)
-        here.put(_shifted(here), window=1)
+    with derived(target) as here:
+        for name, listed in ARGUMENTS.items():
+            values = [*listed, *_NEIGHBOURS.get(name, ())]
+            here.ask_all(_questions(here, name, values), window=1)
+            here.ask_all(_questions(here, name, values[::-1]), "in the other order: ", window=1)
+        here.ask_all(_shifted(here), window=1)
     return f"{here.asked} questions about {len(ARGUMENTS)} arguments"
 
 
-def _shifted(here: Sitting) -> list[Ask]:
+def _shifted(here: Bench) -> list[Question]:
     """A good question, then the same letters with one of them in the next argument."""
     token = here.token(roles=["kiosk", "clerk"])
-    good = question(token, role=f"{_ARN}kiosk")
-    found = [Ask("before a letter wanders", good, ALLOWED)]
+    good = iam_check(token, role=f"{ARN}kiosk")
+    found = [Question("before a letter wanders", good, ALLOW)]
     for one in _TEXTS:
         for other in _TEXTS:
             if one != other:
                 moved = {one: good[one][:-1], other: good[one][-1] + good[other]}
                 back = {one: good[one] + good[other][0], other: good[other][1:]}
                 found += [
-                    Ask(f"a letter of {one} at {other}", good | moved, REFUSED),
-                    Ask(f"a letter of {other} at {one}", good | back, REFUSED),
+                    Question(f"a letter of {one} at {other}", good | moved, REFUSE),
+                    Question(f"a letter of {other} at {one}", good | back, REFUSE),
                 ]
     return found
 
@@ -166,16 +91,15 @@ def context(target: Target) -> None:
 
     Other values of each, for an allow and for a refusal; also with tokens seen before.
     """
-    with sitting(target) as here:
+    with derived(target) as here:
         said = [{}, *({name: value} for name, values in CONTEXT.items() for value in values)]
-        for wanted, path in ((ALLOWED, PATH), (_NONE, "/elsewhere")):
+        for answer, path in (("allow", PATH), ("no_grant", "/elsewhere")):
             # A token of its own for each: the answer to the first would else be remembered for all.
-            tokens = [here.token(roles=["kiosk"]) for _ in said]
-            for turned in (said, said[::-1]):
-                here.put(
-                    [
-                        Ask(f"with {each}", question(token, path=path), wanted, each)
-                        for each, token in zip(turned, tokens, strict=True)
-                    ],
-                    window=1,
+            questions = [
+                Question(
+                    f"with {each}", iam_check(here.token(roles=["kiosk"]), path=path), expected(answer), each
                 )
+                for each in said
+            ]
+            here.ask_all(questions, window=1)
+            here.ask_all(questions[::-1], window=1)

@@ -1,4 +1,4 @@
-"""One row for each part of a credential: good ones, and what is made of their parts.
+"""Every part of a credential: good ones, and what is made of their parts.
 
 An agent that remembers whom it knows by a part of the credential takes another one for it. First the good
 ones are shown, so that they are remembered; then their parts are exchanged and bent, letter by letter.
@@ -11,23 +11,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from iamroles_scenarios.checks.derived.sitting import (
-    ALLOWED,
-    REFUSED,
-    Ask,
-    Sitting,
-    question,
-    refusal,
-    sitting,
-)
-from iamroles_scenarios.checks.identity.caller import EDGE, session_of
+from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.answers import ALLOW, REFUSE, Expected, refusal
+from iamroles_scenarios.engine.bench import Bench, Question
 from iamroles_scenarios.engine.target import Target
 
 PARTS = ("header", "payload", "signature")
 _STEP = 5
-"""Every so many letters one is bent. The last letter of a part is not: it may carry bits that count for
-nothing."""
+"""Letters from one that is bent to the next. The last letter of a part is never bent: it may carry bits that
+count for nothing."""
 STS_PARTS: dict[str, dict[str, Any]] = {
     "date": {"date": "-1s"},
     "host": {"url_host": "sts.us-east-1.amazonaws.com"},
@@ -44,8 +37,7 @@ STS_PARTS: dict[str, dict[str, Any]] = {
     "secret": {"secret": "wrong"},
     "unsigned pair": {"unsigned": [["X-Evil", "1"]]},
 }
-"""Each part of a pre-signed request, changed alone. `date` is the one that is sound again, and signed
-anew."""
+"""Each part of a pre-signed request, changed alone. Only the one with another `date` is sound."""
 
 
 def _bent(token: str) -> Iterator[tuple[str, str]]:
@@ -76,65 +68,47 @@ def credential(target: Target) -> str:
 
     The good ones first, so that an agent that remembers has something to be wrong about.
     """
-    with sitting(target) as here:
-        now = int(time.time())
+    with derived(target) as here:
+        now = here.now()
         claims = {"sub": "ann", "sid": "s-1", "jti": "j-1", "nbf": now - 9, "iat": now - 9, "exp": now + 600}
         base: dict[str, Any] = {"roles": ["kiosk"], "key": "ES256"}
         twin = here.token(**base, claims=claims)
         others = [here.token(**base, sub="bea"), here.token(**base | {"key": "RS256"}, sub="cleo")]
-        good = [Ask(f"good token {n}", question(t), ALLOWED) for n, t in enumerate([twin, *others])]
+        good = [Question(f"good token {n}", iam_check(t), ALLOW) for n, t in enumerate([twin, *others])]
         mixed = [*_exchanged([twin, *others]), *_bent(twin), *_bent(others[1])]
-        here.put([*good, *(Ask(what, question(token), REFUSED) for what, token in mixed)])
-        here.put([*good, *_foreign(here)])
-        here.put([*good[:1], *_alike(here, base, claims, now)], window=1)
+        here.ask_all([*good, *(Question(what, iam_check(token), REFUSE) for what, token in mixed)])
+        here.ask_all([*good, *_foreign(here)])
+        here.ask_all([*good[:1], *_alike(here, base, claims, now)], window=1)
     return f"{here.asked} questions"
 
 
-def _foreign(here: Sitting) -> list[Ask]:
+def _foreign(here: Bench) -> Iterator[Question]:
     """Keys of one trusted issuer under the name of another, and kids of one with keys of the other."""
-    kids = {
-        name: next(key.kid for key in here.issuer(name).keys if key.algorithm == "ES256")
-        for name in ("corp", "partner")
-    }
-    forged = {
-        "corp by a key of partner": {"issuer": "corp", "signer": "partner", "key": "ES256"},
-        "partner by a key of corp": {"issuer": "partner", "signer": "corp", "key": "ES256"},
-        "corp by a key of partner, its kid": {
-            "issuer": "corp",
-            "signer": "partner",
-            "key": "ES256",
-            "kid": kids["corp"],
-        },
-        "partner by a key of corp, its kid": {
-            "issuer": "partner",
-            "signer": "corp",
-            "key": "ES256",
-            "kid": kids["partner"],
-        },
-    }
-    return [
-        Ask(what, question(here.token(roles=["kiosk"], **recipe)), REFUSED) for what, recipe in forged.items()
-    ]
+    for issuer, signer in (("corp", "partner"), ("partner", "corp")):
+        kid = next(key.kid for key in here.issuer(issuer).keys if key.algorithm == "ES256")
+        recipe: dict[str, Any] = {"issuer": issuer, "signer": signer, "key": "ES256", "roles": ["kiosk"]}
+        what = f"{issuer} by a key of {signer}"
+        yield Question(what, iam_check(here.token(**recipe)), REFUSE)
+        yield Question(f"{what}, its kid", iam_check(here.token(**recipe, kid=kid)), REFUSE)
 
 
-def _alike(here: Sitting, base: dict[str, Any], claims: dict[str, Any], now: int) -> list[Ask]:
+def _alike(here: Bench, base: dict[str, Any], claims: dict[str, Any], now: int) -> Iterator[Question]:
     """Tokens like one that was accepted, `jti` included, but for one claim."""
     clerk = "arn:aws:iam::111111111111:role/clerk"
-    changed: dict[str, tuple[dict[str, Any], dict[str, object]]] = {
+    changed: dict[str, tuple[dict[str, Any], Expected]] = {
         "sub": ({"sub": "bea"}, {"allow": True, "principal": "bea", "session": "s-1"}),
         "sid": ({"sid": "s-2"}, {"allow": True, "principal": "ann", "session": "s-2"}),
         "exp": ({"exp": now + 700}, {"allow": True, "expires": now + 700}),
-        "roles": ({"roles": [clerk]}, dict(refusal("no_grant"))),
-        "scope": ({"scope": "nothing"}, dict(refusal("scope_insufficient"))),
-        "aud": ({"aud": "canteen"}, dict(REFUSED)),
-        "nbf": ({"nbf": now + 300}, dict(REFUSED)),
-        "iss": ({"iss": "https://evil.example"}, dict(REFUSED)),
+        "roles": ({"roles": [clerk]}, refusal("no_grant")),
+        "scope": ({"scope": "nothing"}, refusal("scope_insufficient")),
+        "aud": ({"aud": "canteen"}, REFUSE),
+        "nbf": ({"nbf": now + 300}, REFUSE),
+        "iss": ({"iss": "https://evil.example"}, REFUSE),
         "nothing": ({}, {"allow": True, "principal": "ann", "session": "s-1", "expires": now + 600}),
     }
-    return [
-        Ask(f"alike but for {name}", question(here.token(**base, claims=claims | other)), wanted)
-        for name, (other, wanted) in changed.items()
-    ]
+    for name, (other, answer) in changed.items():
+        token = here.token(**base, claims=claims | other)
+        yield Question(f"alike but for {name}", iam_check(token), answer)
 
 
 @check("identity.derived.sts-credential", "DERIVED-CREDENTIAL-002", features={"sts"})
@@ -143,19 +117,15 @@ def sts_credential(target: Target) -> str:
 
     Each part of the URL changed alone, after the sound one was accepted.
     """
-    with sitting(target) as here:
-        cloud = here.target.stage.cloud
-        keys = session_of(cloud, "kiosk")
-        host = f"derived{here.place.suffix}.sts.example"
-        now = time.time()
+    with derived(target) as here:
+        keys, now = here.session("kiosk"), time.time()
 
         def presigned(recipe: dict[str, Any]) -> dict[str, Any]:
-            return question(
-                cloud.presign_caller_identity(keys, EDGE, {"expires": 60, **recipe}, host=host, now=now)
-            )
+            return iam_check(here.credential(keys, now=now, **{"expires": 60} | recipe))
 
-        asks = [Ask("the sound credential", presigned({}), ALLOWED)]
+        questions = [Question("the sound credential", presigned({}), ALLOW)]
         for what, recipe in STS_PARTS.items():
-            asks.append(Ask(f"another {what}", presigned(recipe), ALLOWED if what == "date" else REFUSED))
-        here.put(asks, window=4)
+            answer = ALLOW if what == "date" else REFUSE
+            questions.append(Question(f"another {what}", presigned(recipe), answer))
+        here.ask_all(questions, window=4)
     return f"{here.asked} questions"

@@ -1,4 +1,4 @@
-"""One row for each text that is compared (SPEC.md sections 2, 5 and 6), and its neighbours.
+"""Every text that is compared (SPEC.md sections 2, 5 and 6), and its neighbours.
 
 RFC 8259 section 8.3 and RFC 7519 section 7.3 compare code point by code point; RFC 9110 does so with methods.
 A reader that folds case, trims, normalises Unicode or looks at a beginning takes one text for another.
@@ -13,24 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iamroles_scenarios.checks.derived.claims import AWS, CLAIMS, minted
-from iamroles_scenarios.checks.derived.sitting import (
-    ALLOWED,
-    HOST,
-    OPEN,
-    PATH,
-    REFUSED,
-    Ask,
-    Sitting,
-    Wanted,
-    question,
-    sitting,
-)
+from iamroles_scenarios.checks.derived.claims import CLAIMS, minted
+from iamroles_scenarios.checks.derived.world import HOST, PATH, derived, iam_check
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import ARN, AWS, table
+from iamroles_scenarios.engine.answers import ALLOW, OPEN, REFUSE, Expected, expected
+from iamroles_scenarios.engine.bench import Bench, Question
 from iamroles_scenarios.engine.target import Target
 
-_ARN = "arn:aws:iam::111111111111:role/"
-_KIOSK, _CLERK = f"{_ARN}kiosk", f"{_ARN}clerk"
+_KIOSK, _CLERK = f"{ARN}kiosk", f"{ARN}clerk"
 _DISGUISES = {"k": "\u212a", "s": "\u017f", "i": "\u0131", "o": "\u043e", "e": "\u0435", "c": "\u0441"}
 """Letters in the likeness of others: by case mapping, and by sight."""
 
@@ -73,7 +64,7 @@ def neighbours(text: str) -> Iterator[tuple[str, str]]:
     yield from ((what, other) for what, other in found.items() if other != text)
 
 
-_Asking = Callable[[Sitting, str], dict[str, Any]]
+_Asking = Callable[[Bench, str], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,39 +73,39 @@ class Exact:
 
     text: str
     ask: _Asking
-    alike: Mapping[str, Wanted] | None = None
+    alike: Mapping[str, Expected] | None = None
 
 
 def _claim(issuer: str, *names: str, **beside: Any) -> _Asking:  # noqa: ANN401 - claims
-    def ask(here: Sitting, text: str) -> dict[str, Any]:
-        return question(minted(here, issuer, {**beside, **dict.fromkeys(names, text)}))
+    def ask(here: Bench, text: str) -> dict[str, Any]:
+        return iam_check(minted(here, issuer, {**beside, **dict.fromkeys(names, text)}))
 
     return ask
 
 
 def _argument(name: str, *roles: str) -> _Asking:
-    def ask(here: Sitting, text: str) -> dict[str, Any]:
-        return question(here.token(key="ES256", roles=list(roles or ["kiosk"]))) | {name: text}
+    def ask(here: Bench, text: str) -> dict[str, Any]:
+        return iam_check(here.token(key="ES256", roles=list(roles or ["kiosk"]))) | {name: text}
 
     return ask
 
 
 def _header(name: str) -> _Asking:
-    def ask(here: Sitting, text: str) -> dict[str, Any]:
-        return question(here.token(key="ES256", roles=["kiosk"], header={name: text}))
+    def ask(here: Bench, text: str) -> dict[str, Any]:
+        return iam_check(here.token(key="ES256", roles=["kiosk"], header={name: text}))
 
     return ask
 
 
-def _scheme(here: Sitting, text: str) -> dict[str, Any]:
-    asked = question(here.token(key="ES256", roles=["kiosk"]))
+def _scheme(here: Bench, text: str) -> dict[str, Any]:
+    asked = iam_check(here.token(key="ES256", roles=["kiosk"]))
     return asked | {"authorization": text + str(asked["authorization"])[len("Bearer") :]}
 
 
 _CASE = ("capitals", "small letters", "one capital")
 _TRIMMED = dict.fromkeys(("a blank behind", "a blank before", "a tab behind", "a line break behind"), OPEN)
 """What stands in a header arrives without outer blanks (RFC 9110 section 5.5), or else may be trimmed."""
-_FOLDED = dict.fromkeys(_CASE, ALLOWED)
+_FOLDED = dict.fromkeys(_CASE, ALLOW)
 EXACT: Mapping[str, Exact] = {
     "iss": Exact("https://nested.kiosk.example", _claim("nested", "iss")),
     "aud": Exact("kiosk", _claim("corp", "aud")),
@@ -122,12 +113,12 @@ EXACT: Mapping[str, Exact] = {
     "client_id of Cognito": Exact("edge", _claim("pool", "client_id")),
     "token_use": Exact("access", _claim("pool", "token_use")),
     "aws_account": Exact(
-        "111111111111", lambda here, text: question(minted(here, "outbound", {AWS: {"aws_account": text}}))
+        "111111111111", lambda here, text: iam_check(minted(here, "outbound", {AWS: {"aws_account": text}}))
     ),
     "roles_claim": Exact(_KIOSK, _claim("corp", "roles")),
     "preferred_role_claim": Exact(_KIOSK, _claim("corp", "preferred", roles=[_KIOSK, _CLERK])),
     "scope_claim": Exact(
-        "kiosk", _claim("corp", "scope"), dict.fromkeys(("a blank behind", "a blank before"), ALLOWED)
+        "kiosk", _claim("corp", "scope"), dict.fromkeys(("a blank behind", "a blank before"), ALLOW)
     ),
     "sub of AWS": Exact(_KIOSK, _claim("outbound", "sub")),
     "alg": Exact("ES256", _header("alg")),
@@ -136,8 +127,8 @@ EXACT: Mapping[str, Exact] = {
     "role by name": Exact("kiosk", _argument("role", "kiosk", "clerk"), _TRIMMED),
     "role by ARN": Exact(_KIOSK, _argument("role", "kiosk", "clerk"), _TRIMMED),
     "method": Exact("GET", _argument("method"), _TRIMMED),
-    "host": Exact(HOST, _argument("host"), _FOLDED | _TRIMMED | {"a dot behind": ALLOWED}),
-    "path": Exact(PATH, _argument("path"), {"a slash behind": ALLOWED}),
+    "host": Exact(HOST, _argument("host"), _FOLDED | _TRIMMED | {"a dot behind": ALLOW}),
+    "path": Exact(PATH, _argument("path"), {"a slash behind": ALLOW}),
 }
 """By what is compared. Neighbours that are no difference have a verdict of their own."""
 
@@ -148,76 +139,26 @@ def exact(target: Target) -> str:
 
     The text itself, and each of its neighbours, one token for each.
     """
-    with sitting(target) as here:
-        asks = []
+    with derived(target) as here:
+        questions = []
         for name, row in EXACT.items():
-            good = Ask(f"{name} {row.text!r}", row.ask(here, row.text), ALLOWED)
-            here.settle([good])
-            asks += [good]
-            asks += [
-                Ask(
-                    f"{name} with {what}: {other!r}",
-                    row.ask(here, other),
-                    (row.alike or {}).get(what, REFUSED),
-                )
-                for what, other in neighbours(row.text)
-            ]
-        here.put(asks)
+            good = Question(f"{name} {row.text!r}", row.ask(here, row.text), ALLOW)
+            here.wait_for_keys([good])
+            questions.append(good)
+            for what, other in neighbours(row.text):
+                answer = (row.alike or {}).get(what, REFUSE)
+                questions.append(Question(f"{name} with {what}: {other!r}", row.ask(here, other), answer))
+        here.ask_all(questions)
     return f"{here.asked} questions about {len(EXACT)} texts"
 
 
-LONGEST = 512
-TAGS: Mapping[str, tuple[str, Wanted]] = {
-    "one letter": ("a", ALLOWED),
-    "letters, digits, marks": ("Az09-._~!#$%&'*+^`|/:@=", ALLOWED),
-    "a blank within": ("a b", ALLOWED),
-    "the longest": ("x" * LONGEST, ALLOWED),
-    "an ARN": ("arn:aws:sts::111111111111:assumed-role/kiosk/s", ALLOWED),
-    "beyond ASCII": ("Zo\u00eb \u5b57", OPEN),
-    "beyond the BMP": ("\U0001f511", OPEN),
-    "too long": ("x" * (LONGEST + 1), REFUSED),
-    "far too long": ("x" * 2000, REFUSED),
-    "empty": ("", REFUSED),
-    **{
-        f"{name} {where}": (text, REFUSED)
-        for name, blank in {
-            "a blank": " ",
-            "a tab": "\t",
-            "a line feed": "\n",
-            "a line break": "\r\n",
-            "NUL": "\0",
-            "DEL": "\x7f",
-            "NEL": "\x85",
-            "a no-break space": "\u00a0",
-            "a wide space": "\u3000",
-            "U+2028": "\u2028",
-        }.items()
-        for where, text in (("before", f"{blank}a"), ("behind", f"a{blank}"))
-    },
-    **{
-        f"{name} within": (f"a{text}b", REFUSED)
-        for name, text in {
-            "a line break": "\r\nX-IAM-Role: x",
-            "a line feed": "\n",
-            "NUL": "\0",
-            "DEL": "\x7f",
-            "ESC": "\x1b",
-            "NEL": "\x85",
-            "U+2028": "\u2028",
-            "U+2029": "\u2029",
-        }.items()
-    },
+_TEXTS = table("texts")
+TAGS: Mapping[str, tuple[str, str]] = {
+    **_TEXTS["tags"],
+    **{f"{name} before": (f"{text}a", "refuse") for name, text in _TEXTS["outer"].items()},
+    **{f"{name} behind": (f"a{text}", "refuse") for name, text in _TEXTS["outer"].items()},
+    **{f"{name} within": (f"a{text}b", "refuse") for name, text in _TEXTS["inner"].items()},
 }
-"""What becomes a tag (5.11). Where an agent may take it or refuse it, it is whole and unchanged if it is
-taken."""
-TAGGED = {
-    "sub": ("corp", "principal"),
-    "principal_claim": ("nested", "principal"),
-    "session_claim": ("corp", "session"),
-    "session_claim at a path": ("nested", "session"),
-    "jti": ("access", "session"),
-}
-"""Claims that become a tag: the issuer, and the variable."""
 
 
 @check("identity.derived.tags", "DERIVED-TAG-001", features={"oidc"})
@@ -226,21 +167,21 @@ def tags(target: Target) -> str:
 
     Each claim that becomes one, with each text.
     """
-    with sitting(target) as here:
-        for name, (issuer, variable) in TAGGED.items():
-            asks = []
-            for what, (text, wanted) in TAGS.items():
+    with derived(target) as here:
+        for name, (issuer, variable) in _TEXTS["claims"].items():
+            questions = []
+            for what, (text, answer) in TAGS.items():
                 token = minted(here, issuer, _at(CLAIMS[name].path, text))
-                told: Wanted = {**wanted, variable: text} if wanted is ALLOWED else wanted
-                if wanted is OPEN:
-                    told = {variable: {text, ""}}
-                asks.append(Ask(f"{name} with {what}", question(token), told))
-            here.settle(asks[:1])
-            here.put(asks)
+                wanted = dict(expected(answer))
+                if answer != "refuse":
+                    wanted[variable] = text if answer == "allow" else {text, ""}
+                questions.append(Question(f"{name} with {what}", iam_check(token), wanted))
+            here.wait_for_keys(questions[:1])
+            here.ask_all(questions)
     return f"{here.asked} questions"
 
 
-def _at(path: tuple[str, ...], text: str) -> dict[str, Any]:
+def _at(path: list[str], text: str) -> dict[str, Any]:
     """The claims with a text at a path of this world's tokens."""
     if len(path) == 1:
         return {path[0]: text}

@@ -1,85 +1,90 @@
-"""One row for each key of an issuer, of an STS endpoint, and of what bounds all issuers (SPEC.md section 6).
+"""Every key of an issuer, of an STS endpoint, and of what bounds all issuers (SPEC.md section 6).
 
-As in `rules`, each row makes something of its own in two worlds: an issuer whose `iss` nobody else has. All
-of them sign with the keys of one mock issuer, so that a row costs a table and no more.
+As in `rules`, each row of data/derived/issuers.toml makes something of its own in two policies: an issuer
+whose `iss` nobody else has. All of them sign with the keys of one mock issuer, so that a row costs a table
+and no more.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from iamroles_scenarios.checks.derived.issuer_rows import ISSUER, JWKS, KIOSK, LIMITS, STS, Row
-from iamroles_scenarios.checks.derived.sitting import Ask, Sitting, question, sitting
-from iamroles_scenarios.checks.identity.caller import session_of
+from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import ARN, filled, table
+from iamroles_scenarios.engine.answers import expected
+from iamroles_scenarios.engine.bench import EDGE, Bench, Question
 from iamroles_scenarios.engine.target import Target
 
-_HEADER = ("typ", "alg", "signer", "size")
+Row = Mapping[str, Any]
+TABLES: dict[str, dict[str, list[Row]]] = filled(
+    table("issuers"), {"abroad": "arn:aws:iam::222222222222:role/kiosk"}
+)
+_RECIPE = ("typ", "alg", "signer", "size", "role")
+"""What stands beside claims in a row."""
 
 
-def entry(number: int, key: str, row: Row, *, without: bool) -> dict[str, Any]:
-    """The issuer of a row."""
-    table: dict[str, Any] = {
+def entry(number: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - keys of an issuer
+    """An issuer of its own; a key of None is left out."""
+    usual = {
         "name": f"derived{number}",
         "issuer": f"https://issuer{number}.example",
-        "jwks_uri": JWKS,
+        "jwks_uri": "{idp}/corp/jwks",
         "insecure_http": True,
         "audiences": ["edge"],
         "algorithms": ["RS256", "ES256"],
-    } | dict(row.more or {})
-    if key:
-        table[key] = row.instead if without else row.value
-    filled = {name: _filled(value, {"{n}": str(number)}) for name, value in table.items()}
-    return {name: value for name, value in filled.items() if value is not None}
+    }
+    return {name: value for name, value in (usual | changes).items() if value is not None}
 
 
-def _filled(value: Any, places: Mapping[str, str]) -> Any:  # noqa: ANN401 - any JSON
-    if isinstance(value, str):
-        for place, text in places.items():
-            value = value.replace(place, text)
-    if isinstance(value, list):
-        return [_filled(item, places) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _filled(item, places) for key, item in value.items()}
-    return value
+def _entry(number: int, key: str, row: Row, *, without: bool) -> dict[str, Any]:
+    """The issuer of a row; with no key, that of a bound of all issuers."""
+    beside = {**dict.fromkeys(row.get("left_out", ())), **row.get("beside", {})}
+    own = {key: _value(row, without=without)} if key else {}
+    return entry(number, **filled(beside | own, {"n": number}))
 
 
-def _token(here: Sitting, claims: Mapping[str, Any], issuer: str, now: int) -> str:
-    """A token of these claims; a claim of None is left out."""
-    said = {"iss": issuer, "roles": KIOSK, **claims}
-    times = {name: now + said[name] for name in ("exp", "nbf", "iat") if isinstance(said.get(name), int)}
-    drop = ["nbf"] if "nbf" not in said else []
-    recipe: dict[str, Any] = {"key": said.get("alg", "ES256"), "signer": said.get("signer", "corp")}
-    if "typ" in said:
-        recipe |= {"typ": said["typ"]}
-    if "size" in said:
-        recipe |= {"size": said["size"]}
-    kept = {name: value for name, value in said.items() if name not in (*_HEADER, "role")} | times
-    gone = [name for name, value in kept.items() if value is None]
-    full = {name: value for name, value in kept.items() if value is not None}
-    return here.token("corp", claims=full, drop=[*drop, *gone], **recipe)
+def _value(row: Row, *, without: bool) -> Any:  # noqa: ANN401 - any JSON
+    """The value of a row's key in one of the two policies; None: it is left out."""
+    return [*row["values"], None][without]
 
 
-def asks(here: Sitting, key: str, number: int, row: Row, now: int) -> tuple[list[Ask], list[Ask]]:
-    """The questions of a row with the key, and without it; the tokens are the same."""
-    found: tuple[list[Ask], list[Ask]] = ([], [])
-    for claims, with_, without in row.asked:
-        places = {"{n}": str(number)}
-        said = _filled(claims, places)
-        token = _token(here, said, f"https://issuer{number}.example", now)
-        what = f"{key} = {row.value!r}, asked with {said}"
-        for into, wanted in zip(found, (with_, without), strict=True):
-            check = question(token, role=said.get("role"))
-            into.append(Ask(what, check, _filled(wanted, places)))
+def _claims(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Claims, the later ones winning; one that is dropped is None."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        found |= dict.fromkeys(part.get("drop", ()))
+        found |= {name: value for name, value in part.items() if name != "drop"}
     return found
 
 
-def _rows() -> Iterator[tuple[int, str, Row]]:
-    rows = [(key, row) for key, rows in ISSUER.items() for row in rows]
-    for number, (key, row) in enumerate(rows):
-        yield number, key, row
+def _token(here: Bench, said: Mapping[str, Any], now: int) -> str:
+    """A token of these claims; a claim of None is left out."""
+    times = {name: now + said[name] for name in ("exp", "nbf", "iat") if isinstance(said.get(name), int)}
+    recipe: dict[str, Any] = {"key": said.get("alg", "ES256"), "signer": said.get("signer", "corp")}
+    recipe |= {name: said[name] for name in ("typ", "size") if name in said}
+    kept = {"nbf": None} | {name: value for name, value in said.items() if name not in _RECIPE} | times
+    gone = [name for name, value in kept.items() if value is None]
+    full = {name: value for name, value in kept.items() if value is not None}
+    return here.token("corp", claims=full, drop=gone, **recipe)
+
+
+def _questions(here: Bench, key: str, number: int, row: Row, now: int) -> tuple[list[Question], ...]:
+    """The questions of a row with the key, and without it; the tokens are the same."""
+    found: tuple[list[Question], ...] = ([], [])
+    usual = {"iss": f"https://issuer{number}.example", "roles": [f"{ARN}kiosk"]}
+    for claims, *answers in filled(row["asked"], {"n": number}):
+        said = _claims(row.get("claims", {}), claims)
+        token = _token(here, usual | said, now)
+        what = f"{key} = {row['values'][0]!r}, asked with {said}"
+        for into, answer in zip(found, answers, strict=True):
+            into.append(Question(what, iam_check(token, role=said.get("role")), expected(answer)))
+    return found
+
+
+_CHANGES = ((False, ""), (True, "without it: "), (False, "again with it: "))
 
 
 @check("identity.derived.issuers", "DERIVED-KEY-002", features={"oidc", "reload"})
@@ -88,29 +93,33 @@ def keys_of_issuers(target: Target) -> str:
 
     All issuers at once; then each bound alone, with an issuer of its own.
     """
-    with sitting(target, "identity.derived.issuers") as here:
+    rows = [(key, row) for key, rows in TABLES["issuers"].items() for row in rows]
+    with derived(target, "identity.derived.issuers") as here:
         here.issuer("partner")
         now, base = int(time.time()), here.place.policy
-        asked = [asks(here, f"issuers.{key}", number, row, now) for number, key, row in _rows()]
-        for without, when in ((False, ""), (True, "without it: "), (False, "again with it: ")):
-            tables = [
-                here.place.own(entry(number, key, row, without=without)) for number, key, row in _rows()
+        asked = [
+            _questions(here, f"issuers.{key}", number, row, now) for number, (key, row) in enumerate(rows)
+        ]
+        for without, when in _CHANGES:
+            issuers = [
+                here.place.own(_entry(number, key, row, without=without))
+                for number, (key, row) in enumerate(rows)
             ]
-            here.force({**base, "issuers": [*base["issuers"], *tables]}, "the keys of issuers")
-            turns = 1 if when.startswith("again") else 2
-            put = [ask for pair in asked for ask in pair[without]]
-            here.settle(put)
-            here.put(put, when, turns=turns)
-        for key, rows in LIMITS.items():
-            for number, row in enumerate(rows, 1000):
-                issuer = here.place.own(entry(number, "", row, without=False))
-                pair = asks(here, f"limits.{key}", number, row, now)
-                for without, when in ((False, ""), (True, "without it: ")):
-                    value = row.instead if without else row.value
+            here.must_reload({**base, "issuers": [*base["issuers"], *issuers]}, "the keys of issuers")
+            questions = [each for pair in asked for each in pair[without]]
+            here.wait_for_keys(questions)
+            here.ask_all(questions, when, again=not when.startswith("again"))
+        for key, bounds in TABLES["limits"].items():
+            for number, row in enumerate(bounds, 1000):
+                issuer = here.place.own(_entry(number, "", row, without=False))
+                pair = _questions(here, f"limits.{key}", number, row, now)
+                for without, when in _CHANGES[:2]:
+                    value = _value(row, without=without)
                     limits = {} if value is None else {"limits": {key: value}}
-                    here.force({**base, "issuers": [*base["issuers"], issuer], **limits}, f"limits.{key}")
-                    here.settle(pair[without])
-                    here.put(pair[without], when)
+                    policy = {**base, "issuers": [*base["issuers"], issuer], **limits}
+                    here.must_reload(policy, f"limits.{key}")
+                    here.wait_for_keys(pair[without])
+                    here.ask_all(pair[without], when)
     return f"{here.asked} questions"
 
 
@@ -120,43 +129,24 @@ def keys_of_endpoints(target: Target) -> str:
 
     One endpoint and one key at a time; the same credential before and after.
     """
-    with sitting(target, "identity.derived.endpoints") as here:
-        cloud, base = here.target.stage.cloud, here.place.policy
-        session = session_of(cloud, "kiosk")
-        for key, rows in STS.items():
-            for row in rows:
-                host = f"{key.replace('_', '-')}{here.place.suffix}.sts.example"
-                table = {
-                    "name": "sts-one",
-                    "endpoint": "{sts}",
-                    "hosts": [host],
-                    "binding_value": "edge-a",
-                    "insecure_http": True,
-                }
-                credentials = [
-                    _presigned(cloud, session, _filled(claims, {"{host}": host}), host)
-                    for claims, _, _ in row.asked
+    with derived(target, "identity.derived.endpoints") as here:
+        session = here.session("kiosk")
+        for key, rows in TABLES["sts"].items():
+            host = f"{key.replace('_', '-')}{here.place.suffix}.sts.example"
+            usual = {"name": "sts-one", "endpoint": "{sts}", "hosts": [host], "binding_value": EDGE}
+            for row in filled(rows, {"host": host}):
+                shown = [
+                    iam_check(here.credential(session, **{"host": host} | recipe))
+                    for recipe, *_ in row["asked"]
                 ]
-                for without, when in ((False, ""), (True, "without it: "), (False, "again with it: ")):
-                    value = _filled(row.instead if without else row.value, {"{host}": host})
-                    changed = {
-                        name: each for name, each in (table | {key: value}).items() if each is not None
-                    }
-                    here.force({**base, "sts": [changed]}, f"sts.{key}")
-                    here.put(
-                        [
-                            Ask(f"sts.{key} = {row.value!r}", question(text), asked[1 + without])
-                            for text, asked in zip(credentials, row.asked, strict=True)
-                        ],
-                        when,
-                    )
+                for without, when in _CHANGES:
+                    value = _value(row, without=without)
+                    changed = usual | {"insecure_http": True, key: value}
+                    endpoint = {name: each for name, each in changed.items() if each is not None}
+                    here.must_reload({**here.place.policy, "sts": [endpoint]}, f"sts.{key}")
+                    questions = [
+                        Question(f"sts.{key} = {row['values'][0]!r}", asked, expected(answers[without]))
+                        for asked, (_, *answers) in zip(shown, row["asked"], strict=True)
+                    ]
+                    here.ask_all(questions, when)
     return f"{here.asked} questions"
-
-
-def _presigned(cloud: Any, session: Any, recipe: Mapping[str, Any], host: str) -> str:  # noqa: ANN401 - the mock cloud's
-    said = {"binding_value": "edge-a", "binding_header": "x-iam-edge", "host": host, **recipe}
-    return str(
-        cloud.presign_caller_identity(
-            session, said.pop("binding_value"), {}, binding_header=said["binding_header"], host=said["host"]
-        )
-    )

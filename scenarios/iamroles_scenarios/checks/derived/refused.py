@@ -1,4 +1,4 @@
-"""Worlds that must not load, out of the table of keys (`schema`): one fault each."""
+"""Policies that must not load, out of the table of keys (`schema`): one fault each."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from iamroles_scenarios.checks.derived.schema import KEYS, ONE_OF, WRONG
-from iamroles_scenarios.checks.derived.sitting import ALLOWED, Ask, question, sitting
+from iamroles_scenarios.checks.derived.schema import KEYS, ONE_OF, PROCESS
+from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.answers import ALLOW
+from iamroles_scenarios.engine.bench import Question
 from iamroles_scenarios.engine.target import Target
 
 _TWICE = ("issuers", "sts", "roles", "groups", "backends", "grants", "denies")
 """Tables whose rows have names, each once; scopes may share one."""
-
 _LOOK = 16
-"""So many policies are turned down between two looks at what is in force."""
+"""Policies that the agent turns down between two looks at what is in force."""
 
 
 def whole(base: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,9 +40,9 @@ def faults(base: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]
         for name, key in keys.items():
             if key.required:
                 yield f"{table} without {name}", name, _with(base, table, name, None)
-            if table == "top" and key.type.startswith("table"):
+            if table == "top" and (key.table or name in PROCESS):
                 continue
-            yield f"{table}.{name} = {WRONG[key.type]!r}", name, _with(base, table, name, WRONG[key.type])
+            yield f"{table}.{name} = {key.wrong!r}", name, _with(base, table, name, key.wrong)
             for value in key.beyond:
                 yield f"{table}.{name} = {value!r}", name, _with(base, table, name, value)
     for table in _TWICE:
@@ -78,27 +79,27 @@ def refused(target: Target) -> str:
 
     One fault at a time, while nobody answers for the keys: tokens never seen before are still allowed.
     """
-    with sitting(target, "policy.derived.refused") as here:
+    with derived(target, "policy.derived.refused") as here:
         base = whole(here.place.policy)
-        here.force({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")
-        here.force({**base, "x-other": {"grants": [1]}}, "another vendor's table is ignored: 6.1")
-        good = [Ask("before", question(here.token(roles=["kiosk"])), ALLOWED)]
-        here.settle(good)
-        here.put(good)
+        here.must_reload({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")
+        here.must_reload({**base, "x-other": {"grants": [1]}}, "another vendor's table is ignored: 6.1")
+        good = [Question("before", iam_check(here.token(roles=["kiosk"])), ALLOW)]
+        here.wait_for_keys(good)
+        here.ask_all(good)
         here.issuer().fault("*", "status", status=500)
         count = 0
         for what, key, policy in faults(base):
             count += 1
             answer = here.reload(policy)
             if answer.get("reloaded"):
-                here.wrong(f"taken up: {what}")
-                here.force(base, "the policy without a fault")
+                here.note_wrong(f"taken up: {what}")
+                here.must_reload(base, "the policy without a fault")
             elif key and key not in str(answer.get("error")):
-                here.wrong(f"the error names no {key} ({what}): {str(answer.get('error'))[:120]}")
+                here.note_wrong(f"the error names no {key} ({what}): {str(answer.get('error'))[:120]}")
             if count % _LOOK == 1:
                 token = here.token(roles=["kiosk"])
-                here.put([Ask(f"after a policy was turned down ({what})", question(token), ALLOWED)])
-        here.force(base, "the former policy again")
+                here.ask_all([Question(f"after a policy was turned down ({what})", iam_check(token), ALLOW)])
+        here.must_reload(base, "the former policy again")
         token = here.token(roles=["kiosk"])
-        here.put([*good, Ask("after the same policy again", question(token), ALLOWED)])
+        here.ask_all([*good, Question("after the same policy again", iam_check(token), ALLOW)])
     return f"{count} policies"

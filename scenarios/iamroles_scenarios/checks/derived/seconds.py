@@ -19,20 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from iamroles_scenarios.base.errors import Untestable
-from iamroles_scenarios.checks.derived.claims import ABSENT, AWS, minted
-from iamroles_scenarios.checks.derived.sitting import (
-    ALLOWED,
-    Ask,
-    Sitting,
-    Wanted,
-    question,
-    refusal,
-    sitting,
-)
+from iamroles_scenarios.checks.derived.claims import ABSENT, minted
+from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import ARN, AWS
+from iamroles_scenarios.engine.answers import ALLOW, Expected, refusal
+from iamroles_scenarios.engine.bench import Bench, Question
 from iamroles_scenarios.engine.target import Target
 
-_ARN = "arn:aws:iam::111111111111:role/"
 _LEEWAY = 30
 """Seconds of the issuer `nested`."""
 _BRIEF = 600
@@ -51,60 +45,60 @@ class Rule:
 
     issuer: str
     claims: Mapping[str, Any]
-    before: Wanted
-    after: Wanted
+    before: Expected
+    after: Expected
     ends: bool = True
     """Whether access ends there, so that `expires` tells it."""
 
 
-_BRIEFLY = {"roles": [f"{_ARN}brief"]}
+_BRIEFLY = {"roles": [f"{ARN}brief"]}
 RULES: Mapping[str, Rule] = {
-    "exp": Rule("corp", {"exp": 0}, ALLOWED, _EXPIRED),
-    "exp, after a later nbf and iat": Rule("corp", {"exp": 0, "iat": -3000, "nbf": -3000}, ALLOWED, _EXPIRED),
-    "exp with leeway": Rule("nested", {"exp": -_LEEWAY}, ALLOWED, _EXPIRED),
-    "nbf": Rule("corp", {"nbf": 0}, _EARLY, ALLOWED, ends=False),
-    "nbf with leeway": Rule("nested", {"nbf": _LEEWAY}, _EARLY, ALLOWED, ends=False),
-    "iat": Rule("corp", {"iat": 0}, _EARLY, ALLOWED, ends=False),
-    "iat with leeway": Rule("nested", {"iat": _LEEWAY}, _EARLY, ALLOWED, ends=False),
-    "a role's lifetime": Rule("corp", {"iat": -_BRIEF, **_BRIEFLY}, ALLOWED, _EXPIRED),
-    "exp before the role's lifetime": Rule("corp", {"exp": 0, "iat": -60, **_BRIEFLY}, ALLOWED, _EXPIRED),
-    "the outer session": Rule("outbound", {AWS: {"original_session_exp": 0}}, ALLOWED, _EXPIRED),
+    "exp": Rule("corp", {"exp": 0}, ALLOW, _EXPIRED),
+    "exp, after a later nbf and iat": Rule("corp", {"exp": 0, "iat": -3000, "nbf": -3000}, ALLOW, _EXPIRED),
+    "exp with leeway": Rule("nested", {"exp": -_LEEWAY}, ALLOW, _EXPIRED),
+    "nbf": Rule("corp", {"nbf": 0}, _EARLY, ALLOW, ends=False),
+    "nbf with leeway": Rule("nested", {"nbf": _LEEWAY}, _EARLY, ALLOW, ends=False),
+    "iat": Rule("corp", {"iat": 0}, _EARLY, ALLOW, ends=False),
+    "iat with leeway": Rule("nested", {"iat": _LEEWAY}, _EARLY, ALLOW, ends=False),
+    "a role's lifetime": Rule("corp", {"iat": -_BRIEF, **_BRIEFLY}, ALLOW, _EXPIRED),
+    "exp before the role's lifetime": Rule("corp", {"exp": 0, "iat": -60, **_BRIEFLY}, ALLOW, _EXPIRED),
+    "the outer session": Rule("outbound", {AWS: {"original_session_exp": 0}}, ALLOW, _EXPIRED),
     "exp before the outer session": Rule(
-        "outbound", {"exp": 0, AWS: {"original_session_exp": 500}}, ALLOWED, _EXPIRED
+        "outbound", {"exp": 0, AWS: {"original_session_exp": 500}}, ALLOW, _EXPIRED
     ),
-    "a lifetime without iat": Rule("corp", {"iat": ABSENT, "exp": 3600}, _LONG, ALLOWED, ends=False),
+    "a lifetime without iat": Rule("corp", {"iat": ABSENT, "exp": 3600}, _LONG, ALLOW, ends=False),
 }
 """Each is the only rule that its token meets at that second."""
 
 
-def _question(here: Sitting, rule: Rule, second: int) -> dict[str, Any]:
+def _asked(here: Bench, rule: Rule, second: int) -> dict[str, Any]:
     """A token that was not seen before, for which all changes at a second."""
     said: dict[str, Any] = {"exp": 500, "iat": -60, "nbf": ABSENT, **rule.claims}
     claims = {name: second + value if isinstance(value, int) else value for name, value in said.items()}
     if AWS in claims:
         outer = second + rule.claims[AWS]["original_session_exp"]
         claims[AWS] = {"aws_account": "111111111111", "original_session_exp": outer}
-    return question(minted(here, rule.issuer, claims))
+    return iam_check(minted(here, rule.issuer, claims))
 
 
-def _around(here: Sitting, second: int) -> bool:
+def _around(here: Bench, second: int) -> bool:
     """Ask of all rules before and after one second; False where the host was too slow for it."""
     shown, later, unseen = [], [], []
     for name, rule in RULES.items():
-        check = _question(here, rule, second)
+        check = _asked(here, rule, second)
         told = {"expires": second} if rule.ends else {}
-        shown.append(Ask(f"{name}, a moment before", check, {**rule.before, **told}))
-        later.append(Ask(f"{name}, at its second", check, rule.after))
+        shown.append(Question(f"{name}, a moment before", check, {**rule.before, **told}))
+        later.append(Question(f"{name}, at its second", check, rule.after))
         what = f"{name}, at its second, a token not seen before"
-        unseen.append(Ask(what, _question(here, rule, second), rule.after))
-    answered = [here.answers(shown), here.answers(shown)]
+        unseen.append(Question(what, _asked(here, rule, second), rule.after))
+    answered = [here.actions(shown), here.actions(shown)]
     if time.time() >= second:
         return False
     for answers in answered:
         here.judge(shown, answers)
     time.sleep(max(0.0, second + _AFTER - time.time()))
-    here.judge(later, here.answers(later))
-    here.judge(unseen, here.answers(unseen))
+    here.judge(later, here.actions(later))
+    here.judge(unseen, here.actions(unseen))
     return True
 
 
@@ -114,10 +108,10 @@ def seconds(target: Target) -> str:
 
     All rules around one second.
     """
-    with sitting(target) as here:
-        here.settle(
+    with derived(target) as here:
+        here.wait_for_keys(
             [
-                Ask("keys", question(minted(here, name, {})), ALLOWED)
+                Question("keys", iam_check(minted(here, name, {})), ALLOW)
                 for name in ("corp", "nested", "outbound")
             ]
         )

@@ -1,31 +1,27 @@
-"""One row for each call that an agent makes of others, and each way in which its answer never ends.
+"""Every call that an agent makes of others, and each way in which its answer never ends.
 
 The *first* call of each row meets a fault that lasts; whoever calls again gets a sound answer. So an agent
 that waits for ever shows twice: by a question that is answered late, and by a credential that is never
 accepted although a second call would do. All rows are played at once, each with an issuer, or a host of STS,
 of its own; a sound issuer and a sound host are asked beside them, and must not notice.
-
-What bounds each wait and each buffer is a key of the policy. `BOUNDS` has one row for each such key and says
-where its end is played; `tests/scenarios/test_derived.py` holds it against the schema, and the ways against
-the faults that the mocks can make.
+`tests/scenarios/test_derived.py` holds the ways against the faults that the mocks can make.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from iamroles_scenarios.base.errors import SilenceError
-from iamroles_scenarios.checks.derived import answers
-from iamroles_scenarios.checks.derived.sitting import ALLOWED, Ask, Sitting, Wanted, question, refusal
-from iamroles_scenarios.checks.fault.ground import own_suffix
-from iamroles_scenarios.checks.identity.caller import ACTION, EDGE, session_of
+from iamroles_scenarios.checks.derived.world import POLICY, iam_check
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.engine import answers
+from iamroles_scenarios.engine.answers import ALLOW, Expected, refusal
+from iamroles_scenarios.engine.bench import EDGE, STS_ACTION, Bench, Question, own_bench, own_suffix
 from iamroles_scenarios.engine.target import Target
 
 WAYS = {
@@ -48,29 +44,6 @@ ENDS = {
     "patch": "identity.cold.mix-up",
 }
 """Faults after which the caller knows that its call is over, and where they are played."""
-BOUNDS = {
-    "keys.timeout": "identity.derived.waits",
-    "keys.refresh": "identity.keys.*",
-    "keys.cooldown": "identity.kids.*",
-    "keys.max_stale": "identity.keys.stale",
-    "sts.timeout": "identity.derived.sts-waits",
-    "sts.recheck": "identity.caller.ended",
-    "issuers.leeway": "identity.derived.seconds",
-    "issuers.max_lifetime": "identity.derived.issuers",
-    "roles.max_lifetime": "identity.derived.seconds",
-    "limits.max_lifetime": "identity.derived.issuers",
-    "limits.max_token_bytes": "identity.derived.issuers",
-    "agent.workers": "fire.worker.*",
-    "agent.max_frame_size": "wire.size.*, wire.unread.bounded",
-    "agent.max_connections": "wire.life.connection-limit",
-    "agent.handshake_timeout": "wire.life.handshake-timeout",
-    "agent.drain_timeout": "wire.unread.sigterm",
-    "agent.decision_timeout": "tests/agent/serving/test_server.py",
-    "audit.sync": "tests/agent/audit/test_audit_*.py",
-    "identity_header.lifetime": "tests/scenarios/test_signed_identity.py",
-    "identity_header.rotate": "tests/scenarios/test_signed_identity.py",
-}
-"""Every duration and every number of the policy, and where its end is played."""
 _GIVE_UP = 5.0
 """Seconds, times the scale, for an answer: discovery and keys, or STS, may take half a second each."""
 _RECOVERY = 8.0
@@ -116,47 +89,44 @@ def _issuer(name: str, call: Call) -> dict[str, Any]:
 
 
 @contextmanager
-def _world(target: Target, suffix: str, **override: Any) -> Iterator[Sitting]:  # noqa: ANN401 - a policy's tables
+def _started(target: Target, suffix: str, **override: Any) -> Iterator[Bench]:  # noqa: ANN401 - a policy's tables
     """A world that starts after the faults are there."""
     override["agent"] = {"drain_timeout": "1s"}
-    spec = WorldSpec(policy="derived", override=override, own=True)
-    place = target.worlds.start(spec, suffix, haproxy=False)
-    with place.world, closing(Sitting(target, place)) as here, here.connected(_GIVE_UP):
+    with (
+        own_bench(target, POLICY, suffix, override=override, haproxy=False) as here,
+        here.asking(_GIVE_UP),
+    ):
         yield here
 
 
-class _Slow:
-    """Questions that hang on a call, put until each is answered as it must be in the end."""
-
-    def __init__(self, here: Sitting, meanwhile: Wanted) -> None:
-        self._here, self._meanwhile = here, meanwhile
-
-    def put(self, asks: dict[str, Ask], beside: list[Ask]) -> None:
-        """Ask all at once, beside others that must not notice; then until all are accepted."""
-        here = self._here
-        began = time.monotonic()
-        deadline = began + here.seconds(_RECOVERY)
-        while True:
-            turn = [*asks.values(), *beside]
-            try:
-                found = here.answers(turn, window=len(turn))
-            except SilenceError:
-                waiting = "; ".join(ask.what for ask in asks.values())
-                here.wrong(f"no answer within {_GIVE_UP:g} s while these calls hang: {waiting}")
-                return
-            here.judge(beside, found[len(asks) :])
-            allowed = [answers.read(actions).get("allow") is True for actions in found[: len(asks)]]
-            for ask, actions, good in zip(asks.values(), found, allowed, strict=False):
-                wanted = ALLOWED if good else self._meanwhile
-                here.judge([Ask(f"{ask.what}, which hangs", ask.check, wanted)], [actions])
-            asks = {name: ask for (name, ask), good in zip(asks.items(), allowed, strict=True) if not good}
-            if not asks:
-                return
-            if time.monotonic() > deadline:
-                for ask in asks.values():
-                    here.wrong(f"{ask.what}: still refused after {_RECOVERY:g} s, though a new call is sound")
-                return
-            time.sleep(_POLL)
+def _until_accepted(
+    here: Bench, hanging: list[Question], beside: list[Question], meanwhile: Expected
+) -> None:
+    """Ask all at once, beside others that must not notice; then until all that hang are accepted."""
+    deadline = time.monotonic() + here.seconds(_RECOVERY)
+    while True:
+        try:
+            found = here.actions([*hanging, *beside], window=len(hanging) + len(beside))
+        except SilenceError:
+            waiting = "; ".join(question.what for question in hanging)
+            here.note_wrong(f"no answer within {_GIVE_UP:g} s while these calls hang: {waiting}")
+            return
+        here.judge(beside, found[len(hanging) :])
+        left = []
+        for question, actions in zip(hanging, found, strict=False):
+            good = answers.read(actions).get("allow") is True
+            expected = ALLOW if good else meanwhile
+            here.judge([Question(f"{question.what}, which hangs", question.check, expected)], [actions])
+            left += [] if good else [question]
+        hanging = left
+        if not hanging:
+            return
+        if time.monotonic() > deadline:
+            for question in hanging:
+                late = f"still refused after {_RECOVERY:g} s, though a new call is sound"
+                here.note_wrong(f"{question.what}: {late}")
+            return
+        time.sleep(_POLL)
 
 
 @check("identity.derived.waits", "DERIVED-WAIT-001", features={"oidc"})
@@ -172,23 +142,23 @@ def waits(target: Target) -> str:
         if not call.known:
             issuers[name].fault(call.endpoint, way, times=1, seconds=0.2)
     tables = [_issuer(name, call) for name, call, _ in rows]
-    with _world(target, suffix, keys=_KEYS, issuers=tables) as here:
+    with _started(target, suffix, keys=_KEYS, issuers=tables) as here:
 
-        def ask(what: str, name: str, sub: str = "ann") -> Ask:
+        def ask(what: str, name: str, sub: str = "ann") -> Question:
             token = here.token(name, key="ES256", roles=["kiosk"], sub=sub)
-            return Ask(what, question(token), ALLOWED)
+            return Question(what, iam_check(token), ALLOW)
 
         sound = ask("a sound issuer beside calls that hang", "corp")
         known = [ask(name, name) for name, call, _ in rows if call.known]
-        here.settle([sound, *known])
-        here.put(known, "before its call hangs: ", turns=1)
+        here.wait_for_keys([sound, *known])
+        here.ask_all(known, "before its call hangs: ", again=False)
         for name, call, way in rows:
             if call.known:
                 issuers[name].fault(call.endpoint, way, times=1, seconds=0.2)
                 issuers[name].rotate("ES256")
         shown = {call: what for what, call in CALLS.items()}
-        asks = {name: ask(f"{shown[call]}: {WAYS[way]}", name, "bob") for name, call, way in rows}
-        _Slow(here, _NOT_YET).put(asks, [sound])
+        hanging = [ask(f"{shown[call]}: {WAYS[way]}", name, "bob") for name, call, way in rows]
+        _until_accepted(here, hanging, [sound], _NOT_YET)
         for name, _, _ in rows:
             issuers[name].clear()
     return f"{len(rows)} calls that do not end, {here.asked} questions"
@@ -208,20 +178,21 @@ def sts_waits(target: Target) -> str:
         for way, host in hosts.items()
     ]  # fmt: skip
     cloud = target.stage.cloud
-    with _world(target, suffix, sts=tables) as here:
-        session = session_of(cloud, "kiosk")
+    with _started(target, suffix, sts=tables) as here:
+        session = here.session("kiosk")
 
-        def ask(way: str) -> Ask:
-            text = cloud.presign_caller_identity(session, EDGE, {"expires": next(used)}, host=hosts[way])
-            return Ask(f"STS: {WAYS.get(way, 'a sound one beside calls that hang')}", question(text), ALLOWED)
+        def ask(way: str) -> Question:
+            text = here.credential(session, expires=next(used), host=hosts[way])
+            what = WAYS.get(way, "a sound one beside calls that hang")
+            return Question(f"STS: {what}", iam_check(text), ALLOW)
 
         before = [ask(way) for way in hosts]
-        here.put(before, "before: ", turns=1)
+        here.ask_all(before, "before: ", again=False)
         for way in WAYS:
-            cloud.fault(f"{ACTION}@{hosts[way]}", way, times=1, seconds=0.2)
+            cloud.fault(f"{STS_ACTION}@{hosts[way]}", way, times=1, seconds=0.2)
         try:
-            _Slow(here, _NO_STS).put({way: ask(way) for way in WAYS}, [ask("sound")])
+            _until_accepted(here, [ask(way) for way in WAYS], [ask("sound")], _NO_STS)
         finally:
             for way in WAYS:
-                cloud.clear(f"{ACTION}@{hosts[way]}")
+                cloud.clear(f"{STS_ACTION}@{hosts[way]}")
     return f"{len(WAYS)} calls that do not end, {here.asked} questions"

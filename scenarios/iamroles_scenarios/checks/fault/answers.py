@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from iamroles_scenarios.checks.fault.ground import ONE, SERVED, ground, own_suffix, sts_ground
-from iamroles_scenarios.checks.identity.caller import ACTION
-from iamroles_scenarios.checks.proxy.traffic import Turn, shut
+from iamroles_scenarios.checks.fault.ground import ONE, SERVED, ground, sts_ground
+from iamroles_scenarios.checks.proxy.traffic import Turn, person, shut
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import STS_ACTION, own_suffix
 from iamroles_scenarios.engine.target import Target
 
 _EVERYWHERE: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def keys(target: Target) -> str:
     issuer.fault("*", **_EVERYWHERE["failing"])
     times = {"refresh": "1s", "cooldown": "1s", "max_stale": "1h", "timeout": "1s"}
     with ground(target, override={"keys": times}, suffix=suffix) as place:
-        people = place.gate.person("alice")
+        people = person(place.gate, "alice")
         place.hold("failing from the start", people)
         issuer.clear()
         place.recovers("failing from the start", people)
@@ -67,9 +67,9 @@ def sts(target: Target) -> str:
     with sts_ground(target, target.stage.urls["sts"]) as (place, host, asked):
         place.recovers("start", [asked(SERVED)])
         for what, fault in _OF_STS.items():
-            cloud.fault(f"{ACTION}@{host}", **fault)
+            cloud.fault(f"{STS_ACTION}@{host}", **fault)
             place.unknown(what, asked(SERVED))
             place.hold(what, [asked(shut(401), secret="wrong")])  # noqa: S106 - no secret
-            cloud.clear(f"{ACTION}@{host}")
+            cloud.clear(f"{STS_ACTION}@{host}")
             place.recovers(what, [asked(SERVED)])
         return place.remark

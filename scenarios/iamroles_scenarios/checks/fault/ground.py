@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from typing import Any
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import HttpFault, StageError
-from iamroles_scenarios.checks.identity.caller import EDGE, session_of
-from iamroles_scenarios.checks.proxy.traffic import Gate, Turn
-from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
+from iamroles_scenarios.checks.proxy.traffic import Turn
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.bench import EDGE, Bench, own_bench, own_suffix
 from iamroles_scenarios.engine.http import HttpConnection
 from iamroles_scenarios.engine.observation import Observation, describe
 from iamroles_scenarios.engine.players import observed, raw_request
@@ -41,7 +40,7 @@ FAULTY = (500, 502, 503, 504)
 class Ground:
     """A gate of its own, and what came of its faults."""
 
-    gate: Gate
+    gate: Bench
     address: tuple[str, int]
     """Where clients ask."""
     recoveries: dict[str, float] = field(default_factory=dict)
@@ -90,7 +89,7 @@ class Ground:
                 if seen is not None and seen.allow:
                     raise self.gate.failed(f"{what}: a backend was reached all the same", seen)
             elif turn.wrong(seen):
-                raise self.gate.misjudged(f"{what}: the answer is wrong", turn, seen)
+                raise self.gate.failed(f"{what}: the answer is wrong", seen, turn.expected)
 
     def unknown(self, what: str, turn: Turn) -> None:
         """Ask this while nobody can tell who asks: the right answer, a refusal or none will do.
@@ -100,7 +99,7 @@ class Ground:
         """
         seen = self.ask(turn)
         if seen is not None and seen.status not in (401, *FAULTY) and turn.wrong(seen):
-            raise self.gate.misjudged(f"{what}: the answer is wrong", turn, seen)
+            raise self.gate.failed(f"{what}: the answer is wrong", seen, turn.expected)
 
     def recovers(self, what: str, turns: list[Turn]) -> None:
         """The fault is over: everyone is answered rightly within the bound, then and from then on."""
@@ -113,7 +112,7 @@ class Ground:
                 if seen is not None and seen.status not in FAULTY and turn.expected.status == 200:
                     recording.note(f"{what}: {seen.status} after its end")
                 if seen is not None and seen.allow and turn.expected.status != 200:
-                    raise self.gate.misjudged(f"{what}, after its end: the answer is wrong", turn, seen)
+                    raise self.gate.failed(f"{what}, after its end: the answer is wrong", seen, turn.expected)
                 if time.monotonic() > began + self.gate.seconds(BACK):
                     raise self.gate.failed(f"{what}: not served {BACK:g} s after its end", seen)
                 time.sleep(_POLL)
@@ -147,10 +146,9 @@ def ground(
         suffix: what the names of its issuers end in, if they must be known before.
     """
     chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(2000 * target.scale)}ms", **(settings or {})}
-    spec = WorldSpec(policy="orders", override=dict(override or {}), own=True)
-    place = target.worlds.start(spec, suffix or own_suffix(), settings=chosen, between=between)
-    with place.world, closing(Gate(target, place)) as gate:
-        yield Ground(gate, (place.world.proxy.host, place.world.proxy.port))
+    how: dict[str, Any] = {"settings": chosen, "between": between}
+    with own_bench(target, "orders", suffix, override=override, **how) as gate:
+        yield Ground(gate, (gate.world.proxy.host, gate.world.proxy.port))
 
 
 Asked = Callable[..., Turn]
@@ -168,15 +166,10 @@ def sts_ground(target: Target, endpoint: str) -> Iterator[tuple[Ground, str, Ask
     }  # fmt: skip
     with ground(target, override={"sts": [table]}, suffix=suffix) as place:
         cloud = target.stage.cloud
-        session, used = session_of(cloud, "reader"), iter(range(300, 900))
+        session, used = place.gate.session(), iter(range(300, 900))
 
         def asked(expected: Expectation, **recipe: object) -> Turn:
             text = cloud.presign_caller_identity(session, EDGE, {"expires": next(used), **recipe}, host=host)
             return Turn(ONE, text, expected)
 
         yield place, host, asked
-
-
-def own_suffix() -> str:
-    """For names that no other check uses."""
-    return f"-{uuid.uuid4().hex[:8]}"

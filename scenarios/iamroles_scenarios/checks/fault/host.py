@@ -20,10 +20,11 @@ from types import TracebackType
 from typing import Self
 
 from iamroles_scenarios.base.errors import Inapplicable, Untestable
-from iamroles_scenarios.checks.fault.ground import BACK, Ground, ground, own_suffix
-from iamroles_scenarios.checks.proxy.traffic import Turn
+from iamroles_scenarios.checks.fault.ground import BACK, Ground, ground
+from iamroles_scenarios.checks.proxy.traffic import Turn, person
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.bench import own_suffix
 from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.engine.target import Target
 
@@ -97,7 +98,7 @@ def descriptors(target: Target) -> str:
     HAProxy is reloaded, so that it needs connections that the agent cannot take.
     """
     with ground(target) as place:
-        people = place.gate.person("alice")
+        people = person(place.gate, "alice")
         place.recovers("start", people)
         with _limited(place, resource.RLIMIT_NOFILE, _descriptors):
             place.gate.world.haproxy.reload()
@@ -118,7 +119,7 @@ def memory(target: Target) -> str:
     Its address space may not grow; questions that it has never seen need some.
     """
     with ground(target) as place:
-        people = place.gate.person("alice")
+        people = person(place.gate, "alice")
         place.recovers("start", people)
         with _limited(place, resource.RLIMIT_AS, _address_space):
             place.gate.world.haproxy.reload()
@@ -138,7 +139,7 @@ def processor(target: Target) -> str:
     All of it on one processor at the lowest priority, which others keep busy.
     """
     with ground(target) as place:
-        people = place.gate.person("alice")
+        people = person(place.gate, "alice")
         place.recovers("start", people)
         before = _processes(place)
         with _Waits(before) as waits:
@@ -254,7 +255,7 @@ def disk(target: Target) -> str:
     path = Path(f"/tmp/iamroles{own_suffix()}.jsonl")  # noqa: S108 - in its own place
     log = {"path": str(path), "on_error": "deny", "sync": "100ms"}
     with _removed(path), ground(target, override={"audit": log}) as place:
-        people = place.gate.person("alice")
+        people = person(place.gate, "alice")
         place.recovers("start", people)
         with _limited(place, resource.RLIMIT_FSIZE, lambda _pid: 0):
             end = time.monotonic() + place.gate.seconds(BACK)
@@ -264,7 +265,7 @@ def disk(target: Target) -> str:
             for turn in people:
                 seen = place.ask(turn)
                 if seen is not None and seen.allow:
-                    raise place.gate.misjudged("a full disk: allowed without a record", turn, seen)
+                    raise place.gate.failed("a full disk: allowed without a record", seen, turn.expected)
         place.recovers("a full disk", people)
         return place.remark
 
@@ -277,7 +278,7 @@ def agent(target: Target) -> str:
     """
     with ground(target) as place:
         _has_processes(place)
-        people, part = place.gate.person("alice"), place.gate.world.agent
+        people, part = person(place.gate, "alice"), place.gate.world.agent
         place.recovers("start", people)
         part.kill()
         place.hold("killed", people)
@@ -297,7 +298,7 @@ def haproxy(target: Target) -> str:
     Its connections to the agent end without a word.
     """
     with ground(target) as place:
-        people, part = place.gate.person("alice"), place.gate.world.haproxy
+        people, part = person(place.gate, "alice"), place.gate.world.haproxy
         place.recovers("start", people)
         for _ in range(3):
             part.restart()

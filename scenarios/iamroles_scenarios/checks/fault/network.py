@@ -9,9 +9,10 @@ from __future__ import annotations
 from contextlib import closing
 from urllib.parse import urlsplit
 
-from iamroles_scenarios.checks.fault.ground import ONE, SERVED, Ground, ground, own_suffix, sts_ground
-from iamroles_scenarios.checks.proxy.traffic import Turn, shut
+from iamroles_scenarios.checks.fault.ground import ONE, SERVED, Ground, ground, sts_ground
+from iamroles_scenarios.checks.proxy.traffic import Turn, person, shut
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import own_suffix
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.breaker import FAULTS, Breaker
 
@@ -43,7 +44,7 @@ def agent(target: Target) -> str:
 
     try:
         with ground(target, between=between) as place:
-            return _all(place, breakers[0], place.gate.person("alice"))
+            return _all(place, breakers[0], person(place.gate, "alice"))
     finally:
         for breaker in breakers:
             breaker.close()
@@ -63,7 +64,7 @@ def keys(target: Target) -> str:
             "keys": {"refresh": "1s", "cooldown": "1s", "max_stale": "1h", "timeout": "1s"},
         }
         with ground(target, override=override, suffix=suffix) as place:
-            issuer, people = place.gate.issuer(), place.gate.person("alice")
+            issuer, people = place.gate.issuer(), person(place.gate, "alice")
             place.recovers("start", people)
             for fault in FAULTS:
                 breaker.breaks(fault)
@@ -108,7 +109,7 @@ def backend(target: Target) -> str:
     with Breaker(target.stage.host, servers["orders-ro"]) as breaker:
         override = {"backends": [{"name": "orders-ro", "servers": [breaker.address]}]}
         with ground(target, override=override) as place:
-            people = place.gate.person("alice")
+            people = person(place.gate, "alice")
             others = [turn for turn in people if turn.expected.backend != "orders-ro"]
             readers = [turn for turn in people if turn not in others]
             place.recovers("start", people)
@@ -134,7 +135,7 @@ def client(target: Target) -> str:
         with Breaker("127.0.0.1", f"{direct[0]}:{direct[1]}") as breaker:
             host, _, port = breaker.address.rpartition(":")
             place.address = host, int(port)
-            people = place.gate.person("alice")
+            people = person(place.gate, "alice")
             place.recovers("start", people)
             for fault in FAULTS:
                 breaker.breaks(fault)
@@ -143,8 +144,8 @@ def client(target: Target) -> str:
                         turn = people[0]
                         seen = other.ask(turn.request, turn.token, with_reason=False)
                         if turn.wrong(seen):
-                            raise place.gate.misjudged(
-                                f"{fault} for another: the answer is wrong", turn, seen
+                            raise place.gate.failed(
+                                f"{fault} for another: the answer is wrong", seen, turn.expected
                             )
                 if fault != "cut":  # a client that is cut off waits; its answer is nobody else's
                     place.hold(fault, people, served=fault in _DELAYS)

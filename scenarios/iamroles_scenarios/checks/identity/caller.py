@@ -1,96 +1,24 @@
-"""Callers that sign for STS: who they are, and what must not become of what they sign.
+"""Callers that sign for STS, and what must not become of what they sign.
 
-Every flow signs for a host of its own, `<flow>.sts.example`. The agent calls the mock cloud whatever the
-host, and sends it as `Host`, so the cloud's counts, faults and last request are by flow.
+Every check signs for a host of its own, `<flow>.sts.example`, in the shared world `identity-sts`.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, RecipeError
 from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import WorldSpec
-from iamroles_scenarios.engine.bench import ALLOWED, Bench, refused
+from iamroles_scenarios.engine.bench import ALLOWED, EDGE, STS_ACTION, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Place
 from iamroles_scenarios.jose.encoding import b64url_decode
 
-if TYPE_CHECKING:
-    from iamroles_scenarios.mock.clients import CloudClient, SessionKeys
-
-ACTION = "GetCallerIdentity"
+WORLD = "identity-sts"
 OTHER_ACCOUNT = "222222222222"
-EDGE = "edge-a"
 REJECTED = refused("sts_rejected")
-
-
-class Caller(Bench):
-    """Sessions of the mock cloud, and credentials signed with them for one host.
-
-    Args:
-        target: agent and stage.
-        place: the world.
-        flow: names the host.
-    """
-
-    def __init__(self, target: Target, place: Place, flow: str) -> None:
-        super().__init__(target, place)
-        self.host = f"{flow}{place.suffix}.sts.example"
-
-    @cached_property
-    def keys(self) -> SessionKeys:
-        """A session of the reader's role."""
-        return self.session()
-
-    @property
-    def cloud(self) -> CloudClient:
-        return self.target.stage.cloud
-
-    def session(self, role: str = "reader", account: str = "111111111111", name: str = "") -> SessionKeys:
-        """A session of a role, which is created if need be."""
-        return session_of(self.cloud, role, account, name)
-
-    def credential(self, keys: SessionKeys, **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
-        """A pre-signed GetCallerIdentity, sound or by recipe (`mock.presign`)."""
-        return self.cloud.presign_caller_identity(keys, EDGE, recipe, host=self.host)
-
-    def calls(self) -> int:
-        """How often this host was asked."""
-        return self.cloud.counters().get(f"{ACTION}@{self.host}", 0)
-
-    def fault(self, kind: str, **parameters: Any) -> None:  # noqa: ANN401 - parameters of a fault
-        """Put a fault on this host's answers."""
-        self.cloud.fault(f"{ACTION}@{self.host}", kind, **parameters)
-
-    def clear(self) -> None:
-        self.cloud.clear(f"{ACTION}@{self.host}")
-
-    def wait_for(self, calls: int) -> None:
-        """Until this host was asked so often."""
-        self.cloud.wait_for(f"{ACTION}@{self.host}", calls, self.seconds(10.0))
-
-
-def session_of(cloud: CloudClient, role: str, account: str = "111111111111", name: str = "") -> SessionKeys:
-    """A session of a role, which is created if need be."""
-    return cloud.assume(cloud.account(account).ensure_role(role), name or f"s-{secrets.token_hex(4)}")
-
-
-@contextmanager
-def caller(target: Target, flow: str) -> Iterator[Caller]:
-    """A caller for a flow, in the shared world `identity-sts`."""
-    with (
-        target.worlds.borrow(WorldSpec(policy="identity-sts"), "") as place,
-        closing(Caller(target, place, flow)) as found,
-    ):
-        yield found
 
 
 @check("identity.caller.host", "STS-HOST-001", features={"sts"})
@@ -99,11 +27,11 @@ def host(target: Target) -> None:
 
     The signature is sound for the true host; only the URL's authority differs, or both do.
     """
-    with caller(target, "hosts") as one, listening() as listener:
+    with bench(target, WORLD, flow="hosts") as one, listening() as listener:
         keys = one.session()
         one.expect("the host itself", one.credential(keys), ALLOWED)
-        calls = one.calls()
-        true = one.host
+        calls = one.sts_calls()
+        true = one.sts_host
         for false in (
             f"{true}.evil.example", f"evil-{true}", f"{true}:443", f"{true}:80", f"{true}.", f"user@{true}",
             f"user:pass@{true}", f"{true}@{listener.host}", f"{listener.host}", f"{true}%2f@{listener.host}",
@@ -115,7 +43,7 @@ def host(target: Target) -> None:
             one.expect(f"host {false!r}", one.credential(keys, url_host=false), answer)
             one.expect(f"host {false!r}, signed", one.credential(keys, host=false), answer)
         must_be_silent(one, listener, None, "a host")
-        if one.calls() != calls:
+        if one.sts_calls() != calls:
             raise CheckFailed("a URL of a false host made the agent call STS", Evidence(expected="no call"))
 
 
@@ -125,7 +53,7 @@ def rebuilt(target: Target) -> None:
 
     Read from the last request that reached the cloud under this flow's host.
     """
-    with caller(target, "rebuilt") as one:
+    with bench(target, WORLD, flow="rebuilt") as one:
         keys = one.session()
         one.expect("a sound credential", one.credential(keys), ALLOWED)
         _looks_rebuilt(one)
@@ -143,9 +71,11 @@ def rebuilt(target: Target) -> None:
         for recipe in chosen:
             one.ask(one.credential(keys, **recipe))
             _looks_rebuilt(one)
-        here = f"@{one.host}"
-        if others := [name for name in one.cloud.counters() if name.endswith(here) and name != ACTION + here]:
-            raise CheckFailed(f"STS was asked for {others}", Evidence(expected=f"{ACTION} alone"))
+        here = f"@{one.sts_host}"
+        if others := [
+            name for name in one.cloud.counters() if name.endswith(here) and name != STS_ACTION + here
+        ]:
+            raise CheckFailed(f"STS was asked for {others}", Evidence(expected=f"{STS_ACTION} alone"))
 
 
 _HEADERS = {"host", "x-iam-edge", "accept", "accept-encoding", "user-agent", "connection", "content-length"}
@@ -155,8 +85,8 @@ _QUERY = {
 }  # fmt: skip
 
 
-def _looks_rebuilt(one: Caller) -> None:
-    last = one.cloud.last(f"{ACTION}@{one.host}")
+def _looks_rebuilt(one: Bench) -> None:
+    last = one.cloud.last(f"{STS_ACTION}@{one.sts_host}")
     headers = [(name.lower(), value) for name, value in last["headers"]]
     query = parse_qs(last["query"], keep_blank_values=True)
     strange = {name for name, _ in headers} - _HEADERS
@@ -176,13 +106,13 @@ def action(target: Target) -> None:
 
     The agent is nobody's proxy: read from the cloud's counts under this flow's host.
     """
-    with caller(target, "actions") as one:
+    with bench(target, WORLD, flow="actions") as one:
         keys = one.session()
         one.expect("a sound credential", one.credential(keys), ALLOWED)
         answer = refused("sts_rejected", "token_malformed")
         for name in ("AssumeRole", "GetSessionToken", "GetWebIdentityToken", "GetCallerIdentityX", "none"):
             one.expect(f"Action={name}", one.credential(keys, action=name), answer)
-            if one.cloud.counters().get(f"{name}@{one.host}", 0):
+            if one.cloud.counters().get(f"{name}@{one.sts_host}", 0):
                 raise CheckFailed(f"Action={name} reached STS", Evidence(expected="no call"))
 
 
@@ -192,10 +122,10 @@ def dates(target: Target) -> None:
 
     The STS of this flow vouches for whoever asks, as a lenient emulator does.
     """
-    with caller(target, "dates") as one:
+    with bench(target, WORLD, flow="dates") as one:
         keys = one.session()
         arn = keys.arn
-        one.fault(
+        one.sts_fault(
             "forge",
             members={"Arn": arn, "UserId": f"AROAX:{arn.rpartition('/')[2]}", "Account": arn.split(":")[4]},
         )
@@ -206,7 +136,7 @@ def dates(target: Target) -> None:
         for date in ("+3m", "+24h"):
             future = one.credential(keys, date=date, expires=900)
             one.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
-        one.clear()
+        one.sts_clear()
 
 
 @check("identity.caller.auth", "STS-AUTH-001", features={"sts"})
@@ -215,7 +145,7 @@ def auth(target: Target) -> None:
 
     Most are well formed: only STS can tell.
     """
-    with caller(target, "auth") as one:
+    with bench(target, WORLD, flow="auth") as one:
         keys, other = one.session(), one.session("passer-by")
         mixed = replace(keys, session_token=other.session_token)
         one.expect("a sound credential", one.credential(keys), ALLOWED)
@@ -247,7 +177,7 @@ def expired(target: Target) -> None:
 
     Signed while the session lived, asked when it is over.
     """
-    with caller(target, "expired") as one:
+    with bench(target, WORLD, flow="expired") as one:
         keys = one.session()
         one.expect("while the session lives", one.credential(keys), ALLOWED)
         late = one.credential(keys, date="-5s")
@@ -262,7 +192,7 @@ def ended(target: Target) -> None:
 
     The world says `recheck = "1s"`; the credential itself would be good for another fifteen minutes.
     """
-    with caller(target, "ended") as one:
+    with bench(target, WORLD, flow="ended") as one:
         keys = one.session()
         credential = one.credential(keys)
         one.expect("while the session lives", credential, ALLOWED)
@@ -285,7 +215,7 @@ def end_to_end(target: Target) -> None:
 
     The four that a gate with a lenient cloud behind it lets in.
     """
-    with caller(target, "proxied") as one:
+    with bench(target, WORLD, flow="proxied") as one:
         keys = one.session()
         one.expect("a sound credential", one.credential(keys), ALLOWED)
         one.expect("a wrong secret", one.credential(keys, secret="wrong"), REJECTED)  # noqa: S106
@@ -302,7 +232,7 @@ def account(target: Target) -> None:
 
     Anyone can open an account, create the role and sign perfectly.
     """
-    with caller(target, "accounts") as one:
+    with bench(target, WORLD, flow="accounts") as one:
         one.expect("the right account", one.credential(one.session()), ALLOWED)
         foreign = one.credential(one.session(account=OTHER_ACCOUNT))
         for _ in range(2):
@@ -315,7 +245,7 @@ def same_name(target: Target) -> None:
 
     The first verdict is in every cache; the second caller has all names alike but the account.
     """
-    with caller(target, "labels") as one:
+    with bench(target, WORLD, flow="labels") as one:
         mine, foreign = (
             one.session(account=number, name="alice") for number in ("111111111111", OTHER_ACCOUNT)
         )
@@ -333,7 +263,7 @@ def no_secrets(target: Target) -> None:
 
     Good credentials and bad ones: a log says most of what it refuses.
     """
-    with caller(target, "secrets") as one:
+    with bench(target, WORLD, flow="secrets") as one:
         keys = one.session()
         tokens = [one.token("corp", sub="secretive", **change) for change in _CHANGES]
         credentials = [one.credential(keys, **change) for change in _CREDENTIAL_CHANGES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from iamroles_scenarios.checks.identity.caller import caller
+from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -44,14 +44,14 @@ def forged(target: Target) -> None:
 
     Each forged credential is well formed and costs a call of STS; the caller's come in between.
     """
-    with caller(target, "forged") as one:
-        one.expect("the caller, alone", one.credential(one.keys, expires=300), ALLOWED)
+    with bench(target, WORLD, flow="forged") as one:
+        one.expect("the caller, alone", one.credential(one.reader, expires=300), ALLOWED)
         problems: list[Exception] = []
 
         def flood(stranger: Bench, first: int) -> None:
             try:
                 for number in range(first, _FORGED, 4):
-                    bad = one.credential(one.keys, secret="wrong", expires=301 + number)  # noqa: S106
+                    bad = one.credential(one.reader, secret="wrong", expires=301 + number)  # noqa: S106
                     stranger.expect("a forged credential", bad, _SHUT_OUT)
             except Exception as error:  # noqa: BLE001 - raised where the check can tell it
                 problems.append(error)
@@ -60,7 +60,7 @@ def forged(target: Target) -> None:
         for each in floods:
             each.start()
         for number in range(_GOOD):
-            good = one.credential(one.keys, expires=500 + number)
+            good = one.credential(one.reader, expires=500 + number)
             one.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
         for each in floods:
             each.join(one.seconds(60.0))

@@ -8,7 +8,6 @@ import secrets
 import time
 from typing import Any
 
-from iamroles_scenarios.checks.identity.caller import session_of
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import bench, refused
@@ -35,12 +34,12 @@ def algorithms(target: Target) -> None:
     """
     with bench(target, "cloud") as here:
         cloud = target.stage.cloud
-        keys = session_of(cloud, "deployer")
+        keys = here.session("deployer")
         tags = [{"Key": "role", "Value": "arn:aws:iam::111111111111:role/nobody"}]
         for algorithm in ("RS256", "ES384"):
             token = cloud.web_identity_token(keys, "edge", algorithm=algorithm, Tags=tags)
             here.expect(f"a token under {algorithm}", token, _OPEN, path=_DEPLOYS)
-        stranger = cloud.web_identity_token(session_of(cloud, "passer-by"), "edge", Tags=tags)
+        stranger = cloud.web_identity_token(here.session("passer-by"), "edge", Tags=tags)
         here.expect("another role's token", stranger, refused("no_grant", status=403), path=_DEPLOYS)
 
 

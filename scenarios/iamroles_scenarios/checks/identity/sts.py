@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
-from iamroles_scenarios.checks.identity.caller import ACTION, Caller, caller
+from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine.bench import ALLOWED, Pending, refused
+from iamroles_scenarios.engine.bench import ALLOWED, STS_ACTION, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.target import Target
 
 _TROUBLE = refused("sts_unavailable", status=503)
@@ -28,12 +28,12 @@ _READER = {
 }
 
 
-def _disbelieved(one: Caller, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
+def _disbelieved(one: Bench, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
     """Ask with credentials that STS would refuse, until it was asked; none may be believed."""
-    before = one.calls()
+    before = one.sts_calls()
     deadline = time.monotonic() + _RECOVERY * one.target.scale
-    while one.calls() == before:
-        forged = one.credential(one.keys, secret="wrong", expires=_next(), **recipe)  # noqa: S106
+    while one.sts_calls() == before:
+        forged = one.credential(one.reader, secret="wrong", expires=_next(), **recipe)  # noqa: S106
         one.expect(what, forged, _NOT_BELIEVED)
         if time.monotonic() > deadline:
             raise Untestable(f"{what}: the agent did not ask STS for {_RECOVERY:g} s")
@@ -105,21 +105,21 @@ def answer(target: Target) -> None:
 
     Whoever asks signs with a wrong secret; what comes back says that it is the reader.
     """
-    with caller(target, "forged") as one:
+    with bench(target, WORLD, flow="forged") as one:
         bodies = {what: json.dumps(shape) for what, shape in _SHAPES.items()} | _TEXTS
         in_xml = {what: _xml(shape) for what, shape in (_SHAPES | _XML_ALONE).items()} | _XML_TEXTS
         for what, body in bodies.items():
-            one.fault("malformed", body=body, xml=in_xml[what])
+            one.sts_fault("malformed", body=body, xml=in_xml[what])
             _disbelieved(one, what)
         good = json.dumps(_GOOD)
         for status in (201, 203, 206, 400, 403, 500):
             json_type = {"Content-Type": "application/json"}
-            one.fault("status", status=status, body=good, xml=_xml(_GOOD), headers=json_type)
+            one.sts_fault("status", status=status, body=good, xml=_xml(_GOOD), headers=json_type)
             _disbelieved(one, f"status {status}")
         for kind in ("text/html", "application/octet-stream", "text/plain"):
-            one.fault("status", status=200, body=good, xml=_xml(_GOOD), headers={"Content-Type": kind})
+            one.sts_fault("status", status=200, body=good, xml=_xml(_GOOD), headers={"Content-Type": kind})
             _disbelieved(one, f"content type {kind}")
-        one.clear()
+        one.sts_clear()
 
 
 @check("identity.sts.answer-parts", "STS-ANSWER-002", features={"sts"})
@@ -129,7 +129,7 @@ def answer_parts(target: Target) -> None:
     The shape is STS's own.
     """
     arn = _READER["Arn"]
-    with caller(target, "parts") as one:
+    with bench(target, WORLD, flow="parts") as one:
         for what, change in {
             "another account": {"Account": "222222222222"},
             "an account of 11 digits": {"Account": "11111111111"},
@@ -141,9 +141,9 @@ def answer_parts(target: Target) -> None:
             "an ARN with a line break": {"Arn": f"{arn}\n"},
             "an ARN without a session": {"Arn": arn.rpartition("/")[0]},
         }.items():
-            one.fault("forge", members={**_READER, **change})
+            one.sts_fault("forge", members={**_READER, **change})
             _disbelieved(one, what)
-        one.clear()
+        one.sts_clear()
 
 
 @check("identity.sts.answer-size", "STS-ANSWER-003", features={"sts"})
@@ -152,14 +152,16 @@ def answer_size(target: Target) -> None:
 
     An answer that is STS's own in all but its length: two megabytes of white space follow.
     """
-    with caller(target, "large") as one:
+    with bench(target, WORLD, flow="large") as one:
         one.expect("before", one.credential(one.session()), ALLOWED)
-        one.fault("malformed", body=json.dumps(_GOOD) + " " * (2 << 20), xml=_xml(_GOOD) + " " * (2 << 20))
+        one.sts_fault(
+            "malformed", body=json.dumps(_GOOD) + " " * (2 << 20), xml=_xml(_GOOD) + " " * (2 << 20)
+        )
         _disbelieved(one, "an answer of two megabytes")
-        one.fault("malformed", body=json.dumps(_GOOD) + " ", xml=_xml(_GOOD) + " ")
+        one.sts_fault("malformed", body=json.dumps(_GOOD) + " ", xml=_xml(_GOOD) + " ")
         keys = one.session()
         one.expect("the same answer, short", one.credential(keys), ALLOWED, within=_RECOVERY)
-        one.clear()
+        one.sts_clear()
 
 
 @check("identity.sts.throttled", "STS-THROTTLE-001", "STS-THROTTLE-002", features={"sts"})
@@ -168,7 +170,7 @@ def throttled(target: Target) -> None:
 
     As a 400 Throttling, a 429 and a 503.
     """
-    with caller(target, "throttled") as one:
+    with bench(target, WORLD, flow="throttled") as one:
         faults: dict[str, dict[str, Any]] = {
             "a 400 Throttling": {"kind": "throttle"},
             "a 400 ThrottlingException": {"kind": "throttle", "body": "ThrottlingException"},
@@ -176,13 +178,13 @@ def throttled(target: Target) -> None:
             "a 503": {"kind": "status", "status": 503, "body": ""},
         }
         for what, fault in faults.items():
-            text = one.credential(one.keys, expires=_next())
-            before = one.calls()
-            one.fault(**fault)
+            text = one.credential(one.reader, expires=_next())
+            before = one.sts_calls()
+            one.sts_fault(**fault)
             one.expect(what, text, _TROUBLE)
-            if one.calls() == before:
+            if one.sts_calls() == before:
                 raise Untestable(f"{what}: the agent did not ask STS")
-            one.clear()
+            one.sts_clear()
             one.expect(f"after {what}", text, ALLOWED, within=_RECOVERY)
 
 
@@ -192,15 +194,15 @@ def backoff(target: Target) -> None:
 
     Sixty credentials, one after another.
     """
-    with caller(target, "backoff") as one:
+    with bench(target, WORLD, flow="backoff") as one:
         keys = one.session()
         texts = [one.credential(keys, expires=seconds) for seconds in range(100, 160)]
-        one.fault("throttle")
-        before, began = one.calls(), time.monotonic()
+        one.sts_fault("throttle")
+        before, began = one.sts_calls(), time.monotonic()
         for text in texts:
             one.expect("a throttled question", text, _TROUBLE)
-        elapsed, made = time.monotonic() - began, one.calls() - before
-        one.clear()
+        elapsed, made = time.monotonic() - began, one.sts_calls() - before
+        one.sts_clear()
         if made > len(texts) // 2:
             raise CheckFailed(
                 f"{len(texts)} questions in {elapsed:.1f} s became {made} calls of an STS that throttles",
@@ -215,9 +217,9 @@ def redirect(target: Target) -> None:
 
     Where it leads, somebody vouches for anybody.
     """
-    with caller(target, "redirected") as one:
-        place = target.stage.urls["sts"]
-        elsewhere = f"{ACTION}@{place.partition('://')[2]}"
+    with bench(target, WORLD, flow="redirected") as one:
+        url = target.stage.urls["sts"]
+        elsewhere = f"{STS_ACTION}@{url.partition('://')[2]}"
         one.cloud.fault(
             elsewhere, "forge", members=_READER
         )  # never cleared: nobody else asks under this name
@@ -225,9 +227,10 @@ def redirect(target: Target) -> None:
             elsewhere, 0
         )  # by an agent that was judged before, on the same stage
         for status in (301, 302, 303, 307, 308):
-            one.fault("redirect", status=status, location=f"{place}/?Action={ACTION}&Version=2011-06-15")
+            location = f"{url}/?Action={STS_ACTION}&Version=2011-06-15"
+            one.sts_fault("redirect", status=status, location=location)
             _disbelieved(one, f"a redirect {status}")
-        one.clear()
+        one.sts_clear()
         if one.cloud.counters().get(elsewhere, 0) > before:
             raise CheckFailed("the agent followed STS's redirect", Evidence(expected="no second call"))
 
@@ -238,14 +241,14 @@ def stalled(target: Target) -> None:
 
     Questions are stuck at STS; tokens, and credentials for another STS, are answered at once.
     """
-    with caller(target, "stalled") as one, caller(target, "brisk") as other:
+    with bench(target, WORLD, flow="stalled") as one, bench(target, WORLD, flow="brisk") as other:
         keys, brisk = one.session(), other.session()
         texts = [one.credential(keys, expires=seconds) for seconds in range(100, 105)]
-        one.fault("stall")
+        one.sts_fault("stall")
         try:
-            before = one.calls()
+            before = one.sts_calls()
             stuck = [Pending(one.another(), text) for text in texts]
-            one.wait_for(before + 1)
+            one.cloud.wait_for(f"{STS_ACTION}@{one.sts_host}", before + 1, one.seconds(10.0))
             for number in range(3):
                 if not target.lacks(["oidc"]):
                     token = one.token("corp", key="ES256", sub=f"guest-{number}")
@@ -253,7 +256,7 @@ def stalled(target: Target) -> None:
                 text = other.credential(brisk, expires=100 + number)
                 other.expect("another STS beside a stalled one", text, ALLOWED, prompt=_PROMPT)
         finally:
-            one.clear()
+            one.sts_clear()
         for question in stuck:
             question.answer(15.0 * target.scale)
 
@@ -264,10 +267,10 @@ def stalled_proxy(target: Target) -> None:
 
     Whoever gives up first, the proxy or the agent: it is a refusal.
     """
-    with caller(target, "stalled-proxy") as one:
+    with bench(target, WORLD, flow="stalled-proxy") as one:
         text = one.credential(one.session())
-        one.fault("stall")
+        one.sts_fault("stall")
         try:
             one.expect("a stalled STS", text, Expectation(status=503, allow=False, backend=""))
         finally:
-            one.clear()
+            one.sts_clear()

@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from iamroles_scenarios.checks.oracle.judge import Outcome
+from iamroles_scenarios.engine.answers import REASONS
 from iamroles_scenarios.engine.observation import Observation, differences
 
-_PATH = (400, "invalid_request")
-_TOKEN = (401, "invalid_token")
-_FORBIDDEN = (403, "insufficient_scope")
 TEXTS = ("reason", "error", "rule", "backend", "role")
-_STATUS = {
-    "path_ambiguous": _PATH,
-    "role_malformed": _TOKEN,
-    "token_expired": _TOKEN,
-    "role_missing": _FORBIDDEN,
-    "role_not_in_token": _FORBIDDEN,
-    "ambiguous_role": _FORBIDDEN,
-    "no_grant": _FORBIDDEN,
-    "denied_by_rule": _FORBIDDEN,
-    "scope_insufficient": _FORBIDDEN,
-}
-"""Status and RFC 6750 code of the reasons that the oracle knows (SPEC.md section 4)."""
 
 
 def unlike(expected: Outcome, answer: Mapping[str, object]) -> list[str]:
@@ -37,7 +23,7 @@ def unlike(expected: Outcome, answer: Mapping[str, object]) -> list[str]:
 
 def wanted(expected: Outcome) -> dict[str, object]:
     """The variables of an outcome, as `differences` takes them; an unset one is ""."""
-    status, error = _STATUS.get(expected.reason, (200, ""))
+    status, error = REASONS.get(expected.reason, (200, ""))
     found: dict[str, object] = {
         "allow": expected.allow,
         "status": status,
@@ -56,7 +42,7 @@ def unlike_seen(expected: Outcome, seen: Observation) -> list[str]:
 
     HAProxy itself refuses an ambiguous path, sometimes before any rule of it can name a reason.
     """
-    status, error = _STATUS.get(expected.reason, (200, ""))
+    status, error = REASONS.get(expected.reason, (200, ""))
     shown: dict[str, object] = {"allow": expected.allow, "status": status, "backend": expected.backend}
     if expected.reason != "path_ambiguous":
         shown["error"] = error

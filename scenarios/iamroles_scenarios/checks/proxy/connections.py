@@ -9,8 +9,9 @@ from __future__ import annotations
 from contextlib import closing
 
 from iamroles_scenarios.base.errors import Untestable
-from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Gate, Tally, Turn, at_once, gate, traffic
+from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Tally, Turn, at_once, gate, person, traffic
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.target import Target
 
 _THREADS = 4
@@ -29,16 +30,16 @@ def threads(target: Target) -> None:
 
     Twelve people ask side by side through four threads, each with connections of its own to the agent.
     """
-    with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as place:
-        said = place.world.haproxy.runtime("show info")
+    with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here:
+        said = here.world.haproxy.runtime("show info")
         if f"Nbthread: {_THREADS}" not in said.splitlines():
             raise Untestable(
                 f"HAProxy does not run with {_THREADS} threads: its configuration must set nbthread from "
                 "IAM_THREADS (docs/stage.md)"
             )
-        with traffic(place, _people(place, _PEOPLE)) as tally:
-            _flows(place, tally, _PEOPLE * 12)
-        tally.judge(place, f"through {_THREADS} threads")
+        with traffic(here, _people(here, _PEOPLE)) as tally:
+            _flows(here, tally, _PEOPLE * 12)
+        tally.judge(here, f"through {_THREADS} threads")
 
 
 @check("proxy.pipelined.verdicts", "PROXY-PIPELINE-001", features={"spop"})
@@ -50,20 +51,20 @@ def pipelined(target: Target) -> str:
     Whether HAProxy pipelines is its own affair; the remark says where it did not. An agent need not: then
     nothing is held, because HAProxy opens no connection for each question.
     """
-    with gate(target, settings={"IAM_THREADS": "1"}, pipelining=True) as place:
+    with gate(target, settings={"IAM_THREADS": "1"}, pipelining=True) as here:
         tally = Tally()
-        _warm(place, tally)
-        if not _pipelines(place):
-            with at_once(place, _different(place), tally):
+        _warm(here, tally)
+        if not _pipelines(here):
+            with at_once(here, _different(here), tally):
                 pass
-            tally.judge(place, "side by side")
+            tally.judge(here, "side by side")
             return "the agent announces no pipelining"
-        place.frames.hold()
-        with at_once(place, _different(place), tally):
-            _held(place, _SIDE_BY_SIDE)
-            place.frames.release()
-        tally.judge(place, "on pipelined connections")
-        idle = place.frames.deepest < 2
+        here.frames.hold()
+        with at_once(here, _different(here), tally):
+            _held(here, _SIDE_BY_SIDE)
+            here.frames.release()
+        tally.judge(here, "on pipelined connections")
+        idle = here.frames.deepest < 2
     return "HAProxy asked one question at a time although the agent announced pipelining" if idle else ""
 
 
@@ -79,11 +80,11 @@ def one_by_one(target: Target) -> str:
     Answers are not held here: HAProxy 2.6 may forget a queued request when all its connections are busy and
     then fall free at once, which is no fault of the agent (docs/haproxy.md).
     """
-    with gate(target, settings={"IAM_THREADS": "1"}, pipelining=False) as place:
-        with traffic(place, _people(place, _PEOPLE)) as tally:
-            _flows(place, tally, _PEOPLE * 12)
-        tally.judge(place, "on connections without pipelining")
-        deepest = place.frames.deepest
+    with gate(target, settings={"IAM_THREADS": "1"}, pipelining=False) as here:
+        with traffic(here, _people(here, _PEOPLE)) as tally:
+            _flows(here, tally, _PEOPLE * 12)
+        tally.judge(here, "on connections without pipelining")
+        deepest = here.frames.deepest
     return "" if deepest == 1 else f"HAProxy sent {deepest} questions side by side without being told it may"
 
 
@@ -93,18 +94,18 @@ def in_flight(target: Target) -> None:
 
     The old process waits for answers, the new one already asks: neither gets the other's.
     """
-    with gate(target, pipelining=True) as place:
+    with gate(target, pipelining=True) as here:
         tally = Tally()
-        _warm(place, tally)
-        count = _SIDE_BY_SIDE if _pipelines(place) else 1
-        place.frames.hold()
-        with at_once(place, _different(place)[:count], tally):
-            _held(place, count)
-            place.world.haproxy.reload()
-            with at_once(place, _different(place)[:count], tally):
-                _held(place, 2 * count)
-                place.frames.release()
-        tally.judge(place, "in flight during a reload")
+        _warm(here, tally)
+        count = _SIDE_BY_SIDE if _pipelines(here) else 1
+        here.frames.hold()
+        with at_once(here, _different(here)[:count], tally):
+            _held(here, count)
+            here.world.haproxy.reload()
+            with at_once(here, _different(here)[:count], tally):
+                _held(here, 2 * count)
+                here.frames.release()
+        tally.judge(here, "in flight during a reload")
 
 
 @check("proxy.reload.traffic", "PROXY-RELOAD-002")
@@ -113,47 +114,47 @@ def under_traffic(target: Target) -> None:
 
     Four threads, twelve people, three reloads: each brings a burst of connections to the agent.
     """
-    with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as place:
-        with traffic(place, _people(place, _PEOPLE)) as tally:
+    with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here:
+        with traffic(here, _people(here, _PEOPLE)) as tally:
             for _ in range(_RELOADS):
-                _flows(place, tally, _BETWEEN)
-                place.world.haproxy.reload()
-            _flows(place, tally, _BETWEEN)
-        tally.judge(place, f"during {_RELOADS} reloads")
+                _flows(here, tally, _BETWEEN)
+                here.world.haproxy.reload()
+            _flows(here, tally, _BETWEEN)
+        tally.judge(here, f"during {_RELOADS} reloads")
 
 
-def _warm(place: Gate, tally: Tally) -> None:
+def _warm(here: Bench, tally: Tally) -> None:
     """One person first: afterwards a connection stands and keys are fetched."""
-    client = place.another()
+    client = here.another()
     with closing(client.client):
-        for turn in place.person("first"):
+        for turn in person(here, "first"):
             tally.ask(client, turn)
 
 
-def _different(place: Gate) -> list[Turn]:
+def _different(here: Bench) -> list[Turn]:
     """One question of each of some people, allowed and refused mixed."""
-    people = _people(place, _SIDE_BY_SIDE)
+    people = _people(here, _SIDE_BY_SIDE)
     return [turns[number % len(turns)] for number, turns in enumerate(people)]
 
 
-def _people(place: Gate, count: int) -> list[list[Turn]]:
-    return [place.person(f"person-{number}") for number in range(count)]
+def _people(here: Bench, count: int) -> list[list[Turn]]:
+    return [person(here, f"person-{number}") for number in range(count)]
 
 
-def _pipelines(place: Gate) -> bool:
+def _pipelines(here: Bench) -> bool:
     """Whether the agent announced it; SPOE.txt 3.2.1 leaves it free."""
-    return any("pipelining" in link.announced for link in place.frames.asking())
+    return any("pipelining" in link.announced for link in here.frames.asking())
 
 
-def _held(place: Gate, count: int) -> None:
-    within = place.seconds(PROCESSING / 2)
-    if not place.frames.wait_held(count, within):
-        held = place.frames.held
-        place.frames.release()
-        raise place.failed(f"{held} of {count} questions were answered by the agent within {within:g} s")
+def _held(here: Bench, count: int) -> None:
+    within = here.seconds(PROCESSING / 2)
+    if not here.frames.wait_held(count, within):
+        held = here.frames.held
+        here.frames.release()
+        raise here.failed(f"{held} of {count} questions were answered by the agent within {within:g} s")
 
 
-def _flows(place: Gate, tally: Tally, requests: int) -> None:
-    within = place.seconds(_ROUND)
+def _flows(here: Bench, tally: Tally, requests: int) -> None:
+    within = here.seconds(_ROUND)
     if not tally.wait(requests, within):
-        raise place.failed(f"fewer than {requests} requests ended within {within:g} s")
+        raise here.failed(f"fewer than {requests} requests ended within {within:g} s")

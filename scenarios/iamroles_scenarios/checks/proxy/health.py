@@ -12,8 +12,9 @@ from contextlib import closing
 from io import StringIO
 
 from iamroles_scenarios.base.errors import Untestable
-from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Gate, Turn, gate
+from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Turn, gate, person
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.target import Target
 
@@ -30,14 +31,14 @@ def passes(target: Target) -> None:
 
     The check has ended, and ended well: UP alone is only HAProxy's first assumption.
     """
-    with gate(target) as place:
-        deadline = time.monotonic() + place.seconds(_NOTICED)
-        while (status := _check_status(place)) != "L7OK":
+    with gate(target) as here:
+        deadline = time.monotonic() + here.seconds(_NOTICED)
+        while (status := _check_status(here)) != "L7OK":
             if time.monotonic() > deadline:
-                raise place.failed(f"the health check says {status or 'nothing'}, not L7OK")
+                raise here.failed(f"the health check says {status or 'nothing'}, not L7OK")
             time.sleep(_POLL)
-        if not place.world.haproxy.agent_is_up():
-            raise place.failed("the health check passed, but HAProxy does not hold the agent for up")
+        if not here.world.haproxy.agent_is_up():
+            raise here.failed("the health check passed, but HAProxy does not hold the agent for up")
 
 
 @check("proxy.health.silent", "PROXY-HEALTH-002", "PROXY-HEALTH-003", features={"spop"})
@@ -46,53 +47,53 @@ def silent(target: Target) -> None:
 
     Freeze it, wait for the health check, ask; then the same with a kill; each time it must come back.
     """
-    with gate(target) as place:
-        turn, *_ = place.person("alice")
-        _open(place, turn, "before anything happened")
-        agent = place.world.agent
+    with gate(target) as here:
+        turn, *_ = person(here, "alice")
+        _open(here, turn, "before anything happened")
+        agent = here.world.agent
         agent.pause()
         try:
-            _shut(place, turn, "frozen")
+            _shut(here, turn, "frozen")
         finally:
             agent.resume()
-        _open(place, turn, "after it was frozen")
+        _open(here, turn, "after it was frozen")
         agent.kill()
-        _shut(place, turn, "killed")
+        _shut(here, turn, "killed")
         agent.start()
-        _open(place, turn, "after it was killed")
+        _open(here, turn, "after it was killed")
 
 
-def _check_status(place: Gate) -> str:
+def _check_status(here: Bench) -> str:
     """What HAProxy says of the agent's last health check, e.g. `L7OK`; "" before the first."""
-    said = place.world.haproxy.runtime("show stat iam-agents 4 -1").lstrip("# ")
+    said = here.world.haproxy.runtime("show stat iam-agents 4 -1").lstrip("# ")
     rows = list(csv.DictReader(StringIO(said)))
     if not rows:
         raise Untestable('HAProxy has no server in a backend "iam-agents" (docs/stage.md)')
     return str(rows[0].get("check_status") or "").removeprefix("* ")
 
 
-def _shut(place: Gate, turn: Turn, what: str) -> None:
+def _shut(here: Bench, turn: Turn, what: str) -> None:
     """HAProxy must notice, and then refuse without waiting for the agent."""
-    if not place.world.haproxy.wait_agent(up=False, within=place.seconds(_NOTICED)):
-        raise place.failed(f"HAProxy did not take the {what} agent out within {place.seconds(_NOTICED):g} s")
+    if not here.world.haproxy.wait_agent(up=False, within=here.seconds(_NOTICED)):
+        raise here.failed(f"HAProxy did not take the {what} agent out within {here.seconds(_NOTICED):g} s")
     started = time.monotonic()
-    seen = _asked(place, turn)
+    seen = _asked(here, turn)
     seconds = time.monotonic() - started
     if seen.status != 503 or seen.allow:
-        raise place.failed(f"status {seen.status} while the agent is {what}, expected 503", seen)
-    if seconds > place.seconds(_AT_ONCE):
-        raise place.failed(f"503 took {seconds:.1f} s while the {what} agent is out, not at once", seen)
+        raise here.failed(f"status {seen.status} while the agent is {what}, expected 503", seen)
+    if seconds > here.seconds(_AT_ONCE):
+        raise here.failed(f"503 took {seconds:.1f} s while the {what} agent is out, not at once", seen)
 
 
-def _open(place: Gate, turn: Turn, when: str) -> None:
+def _open(here: Bench, turn: Turn, when: str) -> None:
     """HAProxy must hold the agent for up, and its verdict must come through."""
-    if not place.world.haproxy.wait_agent(up=True, within=place.seconds(_NOTICED)):
-        raise place.failed(f"HAProxy did not take the agent back within {place.seconds(_NOTICED):g} s {when}")
-    seen = _asked(place, turn)
+    if not here.world.haproxy.wait_agent(up=True, within=here.seconds(_NOTICED)):
+        raise here.failed(f"HAProxy did not take the agent back within {here.seconds(_NOTICED):g} s {when}")
+    seen = _asked(here, turn)
     if turn.wrong(seen):
-        raise place.misjudged(f"the answer {when} is wrong", turn, seen)
+        raise here.failed(f"the answer {when} is wrong", seen, turn.expected)
 
 
-def _asked(place: Gate, turn: Turn) -> Observation:
-    with closing(place.another().client) as client:
+def _asked(here: Bench, turn: Turn) -> Observation:
+    with closing(here.another().client) as client:
         return client.ask(turn.request, turn.token, with_reason=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from iamroles_scenarios.checks.proxy.traffic import Gate, Turn, gate
+from iamroles_scenarios.checks.proxy.traffic import Turn, gate, person
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.observation import Observation, differences
 from iamroles_scenarios.engine.target import Target
 
@@ -24,37 +25,39 @@ def nothing_leaks(target: Target) -> None:
 
     Two people take turns on one connection; every answer and every line of the record is compared.
     """
-    with gate(target) as place:
-        people = [place.person("alice"), place.person("bob")]
+    with gate(target) as here:
+        people = [person(here, "alice"), person(here, "bob")]
         turns = [turn for both in zip(*people, strict=True) for turn in both] * _ROUNDS
         seen = []
         for turn in turns:
             shared = turn.request.model_copy(update={"connection": "one"})
-            seen.append(place.client.ask(shared, turn.token, with_reason=False))
-        place.client.close()
+            seen.append(here.client.ask(shared, turn.token, with_reason=False))
+        here.client.close()
         for turn, answer in zip(turns, seen, strict=True):
-            _answer(place, turn, answer)
-        lines = _record(place, len(turns))
+            _answer(here, turn, answer)
+        lines = _record(here, len(turns))
         for turn, answer, line in zip(turns, seen, lines, strict=True):
             if leaked := _leaked(turn, line):
-                raise place.misjudged(f"HAProxy's record of a request is another's: {leaked}", turn, answer)
+                raise here.failed(
+                    f"HAProxy's record of a request is another's: {leaked}", answer, turn.expected
+                )
 
 
-def _answer(place: Gate, turn: Turn, seen: Observation) -> None:
+def _answer(here: Bench, turn: Turn, seen: Observation) -> None:
     if turn.wrong(seen):
-        raise place.misjudged("the answer on a shared connection is wrong", turn, seen)
+        raise here.failed("the answer on a shared connection is wrong", seen, turn.expected)
     bearer = "invalid_token" if turn.token else ""
     error = {403: "insufficient_scope", 401: bearer}.get(seen.status or 0, "")
     if found := differences({"error": error}, seen.shown):
-        raise place.misjudged(f"the challenge is not this request's own: {found[0]}", turn, seen)
+        raise here.failed(f"the challenge is not this request's own: {found[0]}", seen, turn.expected)
 
 
-def _record(place: Gate, count: int) -> list[dict[str, Any]]:
+def _record(here: Bench, count: int) -> list[dict[str, Any]]:
     """HAProxy's lines of these requests, in order; each is written after its answer."""
-    deadline = time.monotonic() + _LOG_WITHIN * place.target.scale
-    while len(lines := place.world.haproxy.log_lines()) < count:
+    deadline = time.monotonic() + _LOG_WITHIN * here.target.scale
+    while len(lines := here.world.haproxy.log_lines()) < count:
         if time.monotonic() > deadline:
-            raise place.failed(f"HAProxy recorded {len(lines)} of {count} requests")
+            raise here.failed(f"HAProxy recorded {len(lines)} of {count} requests")
         time.sleep(_POLL)
     return lines
 

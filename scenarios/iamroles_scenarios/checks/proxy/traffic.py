@@ -8,18 +8,17 @@ way it got there, is seen as a wrong status, a wrong backend, or another person'
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.base.errors import CheckFailed, HarnessFault
+from iamroles_scenarios.base.errors import HarnessFault
 from iamroles_scenarios.base.recording import carried
-from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
-from iamroles_scenarios.engine.bench import Bench
-from iamroles_scenarios.engine.observation import Observation, describe, mismatches
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.bench import Bench, own_bench
+from iamroles_scenarios.engine.observation import Observation, mismatches
 from iamroles_scenarios.stage.relay import Relay
 
 if TYPE_CHECKING:
@@ -51,41 +50,27 @@ def shut(status: int) -> Expectation:
     return Expectation(status=status, backend="", principal="")
 
 
-class Gate(Bench):
-    """A world to itself; its policy is that of the orders."""
-
-    relay: Relay | None = None
-
-    @property
-    def frames(self) -> Relay:
-        """The relay of a gate that was made with one."""
-        assert self.relay is not None  # noqa: S101 - the check asked for it
-        return self.relay
-
-    def person(self, name: str) -> list[Turn]:
-        """What one person asks, in this order, on one keep-alive connection: yes, no, yes, no, no, yes."""
-        reader, dead = (self.token(sub=name, exp=exp) for exp in ("+15m", "-5m"))
-        writer = self.token(roles=["writer"], sub=name, exp="+15m")
-        look = RequestSpec(path="/orders/1", connection=name)
-        place = RequestSpec(method="POST", path="/orders", connection=name)
-        return [
-            Turn(look, reader, _open("orders-ro", name)),
-            Turn(place, reader, shut(403)),
-            Turn(place, writer, _open("orders-rw", name)),
-            Turn(look, "", shut(401)),
-            Turn(look, dead, shut(401)),
-            Turn(look, reader, _open("orders-ro", name)),
-        ]
-
-    def misjudged(self, message: str, turn: Turn, seen: Observation) -> CheckFailed:
-        return self.failed(message, seen, describe(turn.expected))
+def person(here: Bench, name: str) -> list[Turn]:
+    """What one person asks, in this order, on one keep-alive connection: yes, no, yes, no, no, yes."""
+    reader, dead = (here.token(sub=name, exp=exp) for exp in ("+15m", "-5m"))
+    writer = here.token(roles=["writer"], sub=name, exp="+15m")
+    look = RequestSpec(path="/orders/1", connection=name)
+    order = RequestSpec(method="POST", path="/orders", connection=name)
+    return [
+        Turn(look, reader, _open("orders-ro", name)),
+        Turn(order, reader, shut(403)),
+        Turn(order, writer, _open("orders-rw", name)),
+        Turn(look, "", shut(401)),
+        Turn(look, dead, shut(401)),
+        Turn(look, reader, _open("orders-ro", name)),
+    ]
 
 
 @contextmanager
 def gate(
     target: Target, *, settings: Mapping[str, str] | None = None, pipelining: bool | None = None
-) -> Iterator[Gate]:
-    """A gate with an issuer of its own.
+) -> Iterator[Bench]:
+    """A world of the orders' policy for one check.
 
     Args:
         target: agent and stage.
@@ -93,20 +78,17 @@ def gate(
         pipelining: puts a relay before the agent, with or without that capability; None: no relay.
     """
     chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(PROCESSING * target.scale * 1000)}ms", **(settings or {})}
-    relays: list[Relay] = []
     with ExitStack() as stack:
+        relays: list[Relay] = []
 
         def between(host: str, agent: str) -> str:
             relays.append(stack.enter_context(closing(Relay(host, agent, pipelining=pipelining is True))))
             return relays[0].address
 
-        suffix = f"-{uuid.uuid4().hex[:8]}"
         how: dict[str, Any] = {"settings": chosen, "between": None if pipelining is None else between}
-        place = target.worlds.start(WorldSpec(policy="orders"), suffix, **how)
-        stack.enter_context(place.world)
-        found = stack.enter_context(closing(Gate(target, place)))
-        found.relay = relays[0] if relays else None
-        yield found
+        here = stack.enter_context(own_bench(target, "orders", **how))
+        here.relay = relays[0] if relays else None
+        yield here
 
 
 @dataclass(slots=True)
@@ -153,7 +135,7 @@ class Tally:
         if self.wrong:
             turn, seen = self.wrong[0]
             message = f"{len(self.wrong)} of {total} answers {when} were wrong"
-            raise bench.failed(message, seen, describe(turn.expected))
+            raise bench.failed(message, seen, turn.expected)
         if self.lost:
             raise bench.failed(f"{len(self.lost)} of {total} requests {when} were lost: {self.lost[0]}")
 

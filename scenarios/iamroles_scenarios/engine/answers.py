@@ -5,41 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.wire.codec import DataType, Typed
 from iamroles_scenarios.wire.frames import Action, Scope
 
-BY_STATUS: dict[int, tuple[str, tuple[str, ...]]] = {
-    400: (
-        "invalid_request",
-        ("text_too_long", "host_ambiguous", "path_ambiguous", "multiple_credentials"),
-    ),
-    401: (
-        "invalid_token",
-        (
-            *("token_malformed", "token_too_large", "algorithm_not_allowed", "key_unknown"),
-            *("signature_invalid", "credential_revoked", "token_expired", "token_not_yet_valid"),
-            *("token_lifetime", "issuer_untrusted", "audience_mismatch", "type_not_allowed"),
-            *("claim_invalid", "role_malformed", "sts_rejected"),
-        ),
-    ),
-    403: (
-        "insufficient_scope",
-        (
-            *("role_missing", "role_not_in_token", "ambiguous_role", "no_grant", "denied_by_rule"),
-            "scope_insufficient",
-        ),
-    ),
-    503: ("", ("sts_unavailable", "keys_unavailable", "internal_error")),
+_ERRORS = {400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope", 503: ""}
+ROWS: dict[str, dict[str, Any]] = {
+    reason: row | {"status": int(status)}
+    for status, rows in table("reasons").items()
+    for reason, row in rows.items()
 }
-"""Code and reasons of each status (section 4); `no_credentials` is the one 401 without a code."""
-REASONS = {
-    reason: (status, error) for status, (error, reasons) in BY_STATUS.items() for reason in reasons
-} | {"no_credentials": (401, "")}
-UNVERIFIED = frozenset(
-    {"no_credentials", "token_too_large", "issuer_untrusted", "algorithm_not_allowed", "key_unknown"}
-    | {"signature_invalid", "keys_unavailable"}
-)
+"""The rows of data/derived/reasons.toml by reason."""
+REASONS: dict[str, tuple[int, str]] = {
+    reason: (row["status"], "" if reason == "no_credentials" else _ERRORS[row["status"]])
+    for reason, row in ROWS.items()
+}
+"""Status and RFC 6750 code of each reason (section 4)."""
+UNVERIFIED = frozenset(reason for reason, row in ROWS.items() if not row.get("verified", True))
 """Reasons that are given before anybody is known: whom such a refusal names, the client has named."""
 _ARN = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[^/]+", re.ASCII)
 TICKET = re.compile(r"[A-Za-z0-9_.-]{1,2400}", re.ASCII)
@@ -47,6 +31,27 @@ _WHOLE = (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64)
 _LONG = (DataType.INT64, DataType.UINT64)
 _TEXT = (DataType.STRING,)
 Answer = Mapping[str, object]
+Expected = Mapping[str, object]
+"""Variables of an answer, as `observation.differences` takes them; an unset one is ""."""
+UNSET: Expected = dict.fromkeys(("reason", "error", "rule", "backend", "role", "principal", "session"), "")
+ALLOW: Expected = {"allow": True}
+REFUSE: Expected = {"allow": False}
+"""Refused, for whatever reason: where the standards do not say by which word."""
+OPEN: Expected = {}
+"""The contract leaves it open; the answer must only be whole."""
+_WORDS = {"allow": ALLOW, "refuse": REFUSE, "open": OPEN}
+
+
+def refusal(*reasons: str, **more: object) -> Expected:
+    """A refusal, for one of these reasons."""
+    return {"allow": False, "reason": set(reasons), **more}
+
+
+def expected(said: str | Mapping[str, Any]) -> Expected:
+    """What a table says: `allow`, `refuse`, `open`, reasons joined by ` or `; else variables by name."""
+    if isinstance(said, str):
+        return _WORDS[said] if said in _WORDS else refusal(*said.split(" or "))
+    return {"allow": "reason" not in said, **said}
 
 
 @dataclass(frozen=True, slots=True)

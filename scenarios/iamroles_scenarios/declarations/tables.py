@@ -1,0 +1,55 @@
+"""The tables of `data/derived/`, from which checks are derived, and the published schema of the policy.
+
+A text of a table may hold markers: `{arn}` is the first part of a role's ARN, `{aws}` the namespace of AWS's
+claims, `{null}` stands for null, `{300 letters}` for a text of this length. Whoever reads a table fills in
+others, such as `{n}`, the number of a row.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+ARN = "arn:aws:iam::111111111111:role/"
+AWS = "https://sts.amazonaws.com/"
+_ALWAYS = {"arn": ARN, "aws": AWS, "null": None}
+_LETTERS = re.compile(r"\{(\d+) letters\}")
+
+
+def filled(value: Any, markers: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    """A value with its markers replaced. A text that is nothing but a marker becomes what it stands for."""
+    if isinstance(value, str):
+        if value.startswith("{") and value.endswith("}") and value[1:-1] in markers:
+            return markers[value[1:-1]]
+        for name, meant in markers.items():
+            value = value.replace(f"{{{name}}}", str(meant))
+        return _LETTERS.sub(lambda found: "x" * int(found[1]), value)
+    if isinstance(value, list):
+        return [filled(item, markers) for item in value]
+    if isinstance(value, Mapping):
+        return {filled(key, markers): filled(item, markers) for key, item in value.items()}
+    return value
+
+
+@cache
+def table(name: str) -> dict[str, Any]:
+    """A file of `data/derived/`, with the markers that mean the same everywhere replaced."""
+    path = files("iamroles_scenarios") / "data" / "derived" / f"{name}.toml"
+    found: dict[str, Any] = filled(tomllib.loads(path.read_text(encoding="utf-8")), _ALWAYS)
+    return found
+
+
+@cache
+def policy_schema() -> dict[str, Any]:
+    """`policy.schema.json`, of the checkout if this is one, else as packaged."""
+    package = Path(str(files("iamroles_scenarios")))
+    beside = package.parents[1] / "reference" / "policy.schema.json"
+    path = beside if beside.is_file() else package / "data" / "policy.schema.json"
+    schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return schema
