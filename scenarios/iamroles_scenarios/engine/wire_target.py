@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from iamroles_scenarios.wire.target import Process, WireTarget
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
     from iamroles_scenarios.engine.worlds import Place
-    from iamroles_scenarios.stage import World
 
 _SLOW = 2.0
 """Seconds, times the scale, that the slow issuer keeps its key set back."""
@@ -36,36 +35,24 @@ _CROWD = {
 }
 """A small token whose subject returns twice in the answer's tags, as principal and as session, beside long
 names of issuer, rule and backend: the answer is longer than the question."""
+_ISSUER = {"insecure_http": True, "audiences": ["edge"], "algorithms": ["RS256", "ES256"]}
+_CROWD_NAME = f"crowd-{_LONG}"
+_CROWD_GRANT = {
+    "id": _CROWD_NAME,
+    "roles": ["reader"],
+    "methods": ["GET"],
+    "path": "/c",
+    "backend": _CROWD_NAME,
+}
 _WORLD = WorldSpec(
     policy="orders",
     override={
-        "backends": [{"name": f"crowd-{_LONG}"}],
-        "grants": [
-            {
-                "id": f"crowd-{_LONG}",
-                "roles": ["reader"],
-                "methods": ["GET"],
-                "path": "/c",
-                "backend": f"crowd-{_LONG}",
-            }
-        ],
+        "backends": [{"name": _CROWD_NAME}],
+        "grants": [_CROWD_GRANT],
         "keys": {"cooldown": "100ms", "timeout": "10s"},
         "issuers": [
-            {
-                "name": f"crowd-{_LONG}",
-                "issuer": "{idp}/crowd",
-                "insecure_http": True,
-                "audiences": ["edge"],
-                "algorithms": ["RS256", "ES256"],
-                "session_claim": "sub",
-            },
-            {
-                "name": "slow",
-                "issuer": "{idp}/slow",
-                "insecure_http": True,
-                "audiences": ["edge"],
-                "algorithms": ["RS256", "ES256"],
-            },
+            {"name": _CROWD_NAME, "issuer": "{idp}/crowd", **_ISSUER, "session_claim": "sub"},
+            {"name": "slow", "issuer": "{idp}/slow", **_ISSUER},
         ],
     },
     own=True,
@@ -88,30 +75,6 @@ _STS_WORLD = WorldSpec(
 )
 
 
-class _Fresh:
-    """A world of an agent alone, as `wire.target.Process`."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    @property
-    def address(self) -> str:
-        return self._world.agent.spop_address
-
-    @property
-    def pid(self) -> int | None:
-        return self._world.agent.pid
-
-    def terminate(self) -> None:
-        self._world.agent.terminate()
-
-    def wait(self, seconds: float) -> int | None:
-        return self._world.agent.wait(seconds)
-
-    def logs(self) -> str:
-        return self._world.agent.logs()
-
-
 @contextmanager
 def wire_target(target: Target) -> Iterator[WireTarget]:
     """The wire lane's target, on a world of its own that ends with it."""
@@ -125,7 +88,7 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
             time_scale=target.scale,
             allowed=_question(credential, "/orders/1"),
             refused=_question(credential, "/admin"),
-            slow=_SlowSts(target, place) if by_sts else _Slow(target, place),
+            slow=(_slow_sts if by_sts else _slow)(target, place),
             crowded=None if by_sts else _question(_token(target, place, _CROWD), "/c"),
             features=frozenset(name for name, value in target.agent.features.items() if value),
             pid=agent.pid,
@@ -158,42 +121,32 @@ def _question(credential: str, path: str) -> dict[str, Any]:
     }
 
 
-class _Slow:
+def _slow(target: Target, place: Place) -> Callable[[], Mapping[str, Any]]:
     """Questions that the agent cannot answer before a slow issuer has shown it a new key."""
+    issuer, numbers = target.worlds.issuer(place.issuer("slow")), itertools.count(1)
 
-    def __init__(self, target: Target, place: Place) -> None:
-        self._target = target
-        self._place = place
-        self._count = itertools.count(1)
-
-    def __call__(self) -> Mapping[str, Any]:
-        issuer = self._target.worlds.issuer(self._place.issuer("slow"))
-        issuer.fault("jwks", "slow", seconds=_SLOW * self._target.scale)
-        key = issuer.add_key("ES256", kid=f"slow-{next(self._count)}")
+    def question() -> Mapping[str, Any]:
+        issuer.fault("jwks", "slow", seconds=_SLOW * target.scale)
+        key = issuer.add_key("ES256", kid=f"slow-{next(numbers)}")
         recipe = {"issuer": "slow", "key": key.kid, "roles": ["reader"]}
-        return _question(_token(self._target, self._place, recipe), "/orders/1")
+        return _question(_token(target, place, recipe), "/orders/1")
+
+    return question
 
 
-class _SlowSts:
+def _slow_sts(target: Target, place: Place) -> Callable[[], Mapping[str, Any]]:
     """Questions that the agent cannot answer before a slow STS has."""
 
-    def __init__(self, target: Target, place: Place) -> None:
-        self._target = target
-        self._place = place
+    def question() -> Mapping[str, Any]:
+        host = f"wire-slow{place.suffix}.sts.example"
+        target.stage.cloud.fault(f"GetCallerIdentity@{host}", "slow", seconds=_SLOW * target.scale)
+        return _question(_presigned(target, place, "wire-slow"), "/orders/1")
 
-    def __call__(self) -> Mapping[str, Any]:
-        host = f"wire-slow{self._place.suffix}.sts.example"
-        self._target.stage.cloud.fault(
-            f"GetCallerIdentity@{host}", "slow", seconds=_SLOW * self._target.scale
-        )
-        return _question(_presigned(self._target, self._place, "wire-slow"), "/orders/1")
+    return question
 
 
 @contextmanager
 def _launched(target: Target, place: Place, settings: Mapping[str, Any]) -> Iterator[Process]:
     policy = merged(place.policy, {"agent": dict(settings)} if settings else {})
-    world = target.stage.world(target.agent, policy, haproxy=False)
-    try:
-        yield _Fresh(world)
-    finally:
-        world.close()
+    with target.stage.world(target.agent, policy, haproxy=False) as world:
+        yield world.agent

@@ -26,7 +26,7 @@ async def survives(target: WireTarget) -> str:
     manager = target.launch({})
     process = await asyncio.to_thread(manager.__enter__)
     try:
-        alone = replace(target, address=process.address, pid=process.pid, logs=process.logs)
+        alone = replace(target, address=process.spop_address, pid=process.pid, logs=process.logs)
         return _judged(await fuzz(alone, count=_COUNT))
     finally:
         await asyncio.to_thread(manager.__exit__, None, None, None)

@@ -77,7 +77,7 @@ async def bye_normal(target: WireTarget) -> str:
         await say(target.address)
         return "the log was not judged: it takes an agent that the suite starts"
     async with launched(target, {}) as process:
-        await say(process.address)
+        await say(process.spop_address)
         for line in process.logs().splitlines():
             if _ERROR_LINE.search(line):
                 raise CheckFailed(
@@ -199,7 +199,7 @@ async def no_leak(target: WireTarget) -> str:
         # Other checks hold connections of their own meanwhile, so the bound is far from both.
         return await _descriptors_back(target, target.address, target.pid, asked, count, slack=count // 2)
     async with launched(target, {}) as process:
-        return await _descriptors_back(target, process.address, process.pid, asked, count, slack=10)
+        return await _descriptors_back(target, process.spop_address, process.pid, asked, count, slack=10)
 
 
 async def _descriptors_back(
@@ -275,7 +275,7 @@ async def sigterm(target: WireTarget) -> None:
 
     A fresh agent is ended with NOTIFYs in flight.
     """
-    async with launched(target, {}) as process, session(target, address=process.address) as connection:
+    async with launched(target, {}) as process, session(target, address=process.spop_address) as connection:
         await must_serve(target, connection)
         asked = _in_flight(target, 20)
         await connection.send(*asked)
@@ -285,7 +285,7 @@ async def sigterm(target: WireTarget) -> None:
         must_answer_each(connection, asked, acks)
         for ack in acks:
             must_judge(target, connection, ack)
-        if not await eventually(target, lambda: _refuses(process.address)):
+        if not await eventually(target, lambda: _refuses(process.spop_address)):
             raise fail(connection, "still accepts connections after SIGTERM")
         connection.close()
         status = await asyncio.to_thread(process.wait, target.seconds(12.0))
@@ -328,17 +328,19 @@ async def connection_limit(target: WireTarget) -> None:
     A fresh agent with `max_connections = 4`.
     """
     async with launched(target, {"max_connections": 4}) as process:
-        held = [await open_connection(process.address, within=target.seconds(DEADLINE)) for _ in range(4)]
+        held = [
+            await open_connection(process.spop_address, within=target.seconds(DEADLINE)) for _ in range(4)
+        ]
         try:
             for connection in held:
                 await connection.hello()
-            async with connected(target, process.address) as extra:
+            async with connected(target, process.spop_address) as extra:
                 await must_end(target, extra, "a connection above the limit", *range(1, 14))
             for connection in held:
                 await must_serve(target, connection)
             held.pop().close()
             seen: list[str] = []
-            if not await eventually(target, lambda: _accepts(process.address, seen)):
+            if not await eventually(target, lambda: _accepts(process.spop_address, seen)):
                 told = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
                 raise fail(held[0], f"a connection was freed, but no new one is served ({told})")
         finally:
@@ -354,9 +356,9 @@ async def handshake_timeout(target: WireTarget) -> str:
     """
     if target.launch is not None and "limits" in target.features:
         async with launched(target, {"handshake_timeout": "1s"}) as process:
-            async with connected(target, process.address) as silent:
+            async with connected(target, process.spop_address) as silent:
                 await must_end(target, silent, "no HELLO for over a second", *range(14), seconds=4.0)
-            async with connected(target, process.address) as trickle:
+            async with connected(target, process.spop_address) as trickle:
                 await trickle.send(b"\x00\x00")
                 await must_end(target, trickle, "half a length prefix", *range(14), seconds=4.0)
         return "closed by a timeout of 1 s"

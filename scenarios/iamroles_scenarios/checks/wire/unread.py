@@ -201,8 +201,8 @@ async def sigterm(target: WireTarget) -> None:
     A fresh agent, one peer that reads nothing, and one that is well.
     """
     async with launched(target, {"drain_timeout": "1s"} if "limits" in target.features else {}) as process:
-        count = _FEW // await _length(target, process.address) + 1
-        async with _peer(target, process.address) as peer:
+        count = _FEW // await _length(target, process.spop_address) + 1
+        async with _peer(target, process.spop_address) as peer:
             await peer.asks(_wordy(target), count, target.seconds(_STUCK))
             process.terminate()
             status = await asyncio.to_thread(process.wait, target.seconds(_ENDS))
