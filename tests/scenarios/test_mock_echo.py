@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_process import Mock, running
 
-from iamroles_scenarios.mock import websocket
+from iamroles_scenarios.mock.echo import WebSocketEcho
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,10 @@ def test_headers_keep_order_spelling_and_repetition(echo: Mock) -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 def test_pipelined_requests_in_any_segments_are_answered_in_order(echo: Mock, step: int) -> None:
-    chunked = (
-        b"POST /1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: 1\r\n\r\n"
-    )
-    sized = b"PUT /2 HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET "
-    data = chunked + sized + b"GET /3 HTTP/1.1\r\n\r\n"
+    head = b"POST /1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunked = head + b"3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: 1\r\n\r\n"
+    sized = b"PUT /2 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nGET "
+    data = chunked + sized + b"GET /3 HTTP/1.1\r\nHost: h\r\n\r\n"
     with connected(echo) as connection:
         for start in range(0, len(data), step):
             connection.sendall(data[start : start + step])
@@ -89,10 +88,10 @@ def test_pipelined_requests_in_any_segments_are_answered_in_order(echo: Mock, st
     "bad",
     [
         b"nonsense\r\n\r\n",
-        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"x" * 70_000,
     ],
 )
@@ -107,7 +106,7 @@ def test_what_is_not_http_is_refused(echo: Mock, bad: bytes) -> None:
 
 def test_connection_close_is_honoured(echo: Mock) -> None:
     with connected(echo) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
 
         data = b""
         while received := connection.recv(65536):
@@ -123,11 +122,19 @@ def masked(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
     return head + mask + bytes(octet ^ mask[index % 4] for index, octet in enumerate(payload))
 
 
+def unmasked(opcode: int, payload: bytes) -> bytes:
+    size = len(payload)
+    head = (
+        struct.pack("!BB", 0x80 | opcode, size)
+        if size < 126
+        else struct.pack("!BBH", 0x80 | opcode, 126, size)
+    )
+    return head + payload
+
+
 def test_websocket_echoes_pongs_and_closes(echo: Mock) -> None:
     key = base64.b64encode(bytes(16)).decode()
-    handshake = (
-        f"GET /live HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\r\n"
-    )
+    handshake = f"GET /live HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\r\n"
     with connected(echo) as connection:
         connection.sendall(handshake.encode() + masked(1, b"hello") + masked(9, b"p"))
         connection.sendall(masked(1, b"a" * 200, final=False) + masked(0, b"b") + masked(8, b"\x03\xe8"))
@@ -139,29 +146,29 @@ def test_websocket_echoes_pongs_and_closes(echo: Mock) -> None:
     assert head.startswith(b"HTTP/1.1 101 ")
     assert b"X-Echo-Backend: orders-ro" in head
     expected = [(1, b"hello"), (10, b"p"), (1, b"a" * 200 + b"b"), (8, b"\x03\xe8")]
-    assert frames == b"".join(websocket.frame(*each) for each in expected)
+    assert frames == b"".join(unmasked(*each) for each in expected)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 50))
 @settings(max_examples=50, deadline=None)
 def test_websocket_echo_does_not_depend_on_segments(messages: list[bytes], step: int) -> None:
-    data, echo = b"".join(masked(2, message) for message in messages), websocket.Echo()
+    data, echo = b"".join(masked(2, message) for message in messages), WebSocketEcho()
 
     out = b"".join(echo.feed(data[start : start + step]) for start in range(0, len(data), step))
 
-    assert out == b"".join(websocket.frame(2, message) for message in messages)
+    assert out == b"".join(unmasked(2, message) for message in messages)
 
 
 def test_unmasked_frames_are_a_protocol_error() -> None:
-    echo = websocket.Echo()
+    echo = WebSocketEcho()
 
-    assert echo.feed(websocket.frame(1, b"x")) == websocket.frame(8, struct.pack("!H", 1002))
+    assert echo.feed(unmasked(1, b"x")) == unmasked(8, struct.pack("!H", 1002))
     assert echo.closed
 
 
 def test_event_stream_goes_on_until_the_client_leaves(echo: Mock) -> None:
     with connected(echo) as connection:
-        connection.sendall(b"GET /live HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n")
+        connection.sendall(b"GET /live HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\n\r\n")
         stream = connection.makefile("rb")
         lines = []
         while len(lines) < 3:

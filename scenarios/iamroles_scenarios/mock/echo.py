@@ -1,4 +1,4 @@
-"""Echo backends: several in one process, each on its own port, each telling who it is and what it received.
+"""Echo backends: several in one process, each on its own port, each naming itself and what it received.
 
     python -m iamroles_scenarios.mock.echo --listen 127.0.0.1:0 --backend orders-ro --backend orders-rw=9002
 
@@ -15,8 +15,7 @@ received, headers keep order, spelling and repetition, body is its length in byt
   more than one piece;
 - `/_control/counters`: `{"backend", "requests"}`, itself not counted.
 
-Load tests run through this, so the parser is written by hand: it takes what HAProxy sends (HTTP/1.1,
-keep-alive, pipelining, Content-Length or chunked bodies) and refuses the rest with 400 and a close.
+h11 and wsproto read the bytes, because they give a message as it came and take any method and target.
 """
 
 from __future__ import annotations
@@ -29,11 +28,16 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
+import h11
+from wsproto.connection import Connection as WebSocket
+from wsproto.connection import ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.utilities import generate_accept_token
+
 from iamroles_scenarios.base import process
-from iamroles_scenarios.mock import websocket
 
 _MAX_HEAD = 64 * 1024
-_EVENT_INTERVAL = 0.05
+_PIECE_INTERVAL = 0.05
 _PIECE = b"." * 4096
 _AFTER = re.compile(r"[?&]after=([0-9]{1,5})(?:&|$)")
 
@@ -52,11 +56,12 @@ class EchoProtocol(asyncio.Protocol):
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._buffer = b""
-        self._body: _Body | None = None
-        self._socket: websocket.Echo | None = None
-        self._events: asyncio.TimerHandle | None = None
-        self._late: asyncio.TimerHandle | None = None
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+        self._request: h11.Request
+        self._body = 0
+        self._socket: WebSocketEcho | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """Runs while a late answer or an endless one is under way."""
         self._transport: asyncio.Transport
         self._client = ""
 
@@ -67,147 +72,125 @@ class EchoProtocol(asyncio.Protocol):
         self._backend.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Stop the event stream, if any."""
         self._backend.connections.discard(self)
-        for timer in (self._events, self._late):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def abort(self) -> None:
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Answer every complete request in the buffer with one write."""
+        """Answer every complete request, in order."""
         if self._socket is not None:
-            self._frames(data)
+            self._echo(data)
             return
-        if self._events is not None:
-            return
-        self._buffer = self._buffer + data if self._buffer else data
-        if self._late is not None:
-            return
-        out: list[bytes] = []
+        self._http.receive_data(data)
+        self._go_on()
+
+    def _go_on(self) -> None:
         try:
-            while self._buffer and self._step(out):
+            while self._timer is None and self._socket is None and self._step(self._http.next_event()):
                 pass
-        except _BadRequest as fault:
-            out.append(_plain(b"400 Bad Request", str(fault).encode()))
-            self._transport.write(b"".join(out))
+        except h11.RemoteProtocolError as fault:
+            text = str(fault).encode()
+            self._send(400, [("Content-Type", "text/plain"), ("Connection", "close")], text)
             self._transport.close()
-            return
-        if out:
-            self._transport.write(b"".join(out))
 
-    def _step(self, out: list[bytes]) -> bool:
-        """Take one head or body from the buffer; whether there may be more."""
-        if self._body is not None:
-            self._buffer = self._body.feed(self._buffer)
-            if not self._body.complete:
-                return False
-            body, self._body = self._body, None
-            return self._answer(body.head, body.length, out)
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > _MAX_HEAD:
-                raise _BadRequest("head too large")
-            return False
-        head = _Head(self._buffer[:end].decode("latin-1"))
-        self._buffer = self._buffer[end + 4 :]
-        if head.chunked or head.length:
-            if head.fields.get("expect", "").lower() == "100-continue":
-                out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._body = _Body(head)
-            return True
-        return self._answer(head, 0, out)
-
-    def _answer(self, head: _Head, length: int, out: list[bytes]) -> bool:
-        name = self._backend.name
-        if head.path.partition("?")[0] == "/_control/counters":
-            text = json.dumps({"backend": name, "requests": self._backend.requests})
-            out.append(self._response(head, text.encode()))
-            return True
-        self._backend.requests += 1
-        if head.fields.get("upgrade", "").lower() == "websocket":
-            return self._upgrade(head, out)
-        report = {
-            "backend": name, "method": head.method, "path": head.path, "headers": head.headers,
-            "client": self._client, "body": length,
-        }  # fmt: skip
-        text = json.dumps(report)
-        if "text/event-stream" in head.fields.get("accept", ""):
-            out.append(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
-                b"X-Echo-Backend: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % name.encode()
-            )
-            out.append(_chunk(f"data: {text}\n\n"))
-            self._last(out)
-            self._tick(1, None if "quiet=1" in head.path else lambda n: _chunk(f"event: tick\ndata: {n}\n\n"))
-            return False
-        if "endless=1" in head.path:
-            chunked = "chunked=1" in head.path
-            framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1099511627776"
-            piece = _chunk(_PIECE.decode()) if chunked else _PIECE
-            out.append(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n" + piece)
-            self._last(out)
-            self._tick(1, None if "quiet=1" in head.path else lambda _: piece)
-            return False
-        if late := _AFTER.search(head.path):
-            self._last(out)
-            self._late = asyncio.get_running_loop().call_later(
-                int(late[1]) / 1000, self._at_last, head, text.encode()
-            )
-            return False
-        out.append(self._response(head, text.encode()))
-        if not head.keep_alive:
-            self._transport.write(b"".join(out))
-            out.clear()
-            self._transport.close()
+    def _step(self, event: object) -> bool:
+        """Handle one event of h11; return whether more may follow."""
+        if isinstance(event, h11.Request):
+            self._request, self._body = event, 0
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                raise h11.RemoteProtocolError("ambiguous body length")
+        elif isinstance(event, h11.Data):
+            self._body += len(event.data)
+        elif isinstance(event, h11.EndOfMessage):
+            self._answer()
+        elif event is h11.PAUSED and self._http.our_state is h11.DONE:
+            self._http.start_next_cycle()
+        else:
+            if self._http.they_are_waiting_for_100_continue:
+                self._write(h11.InformationalResponse(status_code=100, headers=[]))
+            if self._http.our_state is h11.MUST_CLOSE:
+                self._transport.close()
             return False
         return True
 
-    def _response(self, head: _Head, text: bytes) -> bytes:
-        connection = b"" if head.keep_alive else b"Connection: close\r\n"
-        start = (
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Echo-Backend: %s\r\n"
-            b"%sContent-Length: %d\r\n\r\n"
-        ) % (self._backend.name.encode(), connection, len(text))
-        return start if head.method == "HEAD" else start + text
-
-    def _at_last(self, head: _Head, text: bytes) -> None:
-        """Give a late answer, and go on with what came meanwhile."""
-        self._late = None
-        self._transport.write(self._response(head, text))
-        if head.keep_alive:
-            self.data_received(b"")
+    def _answer(self) -> None:
+        name, path = self._backend.name, self._request.target.decode("latin-1")
+        if path.partition("?")[0] == "/_control/counters":
+            self._send_json({"backend": name, "requests": self._backend.requests})
+            return
+        self._backend.requests += 1
+        fields = {key.decode(): value.decode("latin-1") for key, value in self._request.headers}
+        if fields.get("upgrade", "").lower() == "websocket":
+            self._upgrade(fields.get("sec-websocket-key", ""))
+            return
+        headers = [
+            (key.decode(), value.decode("latin-1")) for key, value in self._request.headers.raw_items()
+        ]
+        report = {
+            "backend": name, "method": self._request.method.decode(), "path": path, "headers": headers,
+            "client": self._client, "body": self._body,
+        }  # fmt: skip
+        quiet = "quiet=1" in path
+        if "text/event-stream" in fields.get("accept", ""):
+            kind = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")]
+            self._begin(200, kind)
+            self._write(h11.Data(data=f"data: {json.dumps(report)}\n\n".encode()))
+            self._tick(1, None if quiet else lambda number: f"event: tick\ndata: {number}\n\n".encode())
+        elif "endless=1" in path:
+            self._begin(200, [] if "chunked=1" in path else [("Content-Length", "1099511627776")])
+            self._write(h11.Data(data=_PIECE))
+            self._tick(1, None if quiet else lambda _number: _PIECE)
+        elif late := _AFTER.search(path):
+            self._timer = asyncio.get_running_loop().call_later(int(late[1]) / 1000, self._send_late, report)
         else:
-            self._transport.close()
+            self._send_json(report)
 
-    def _last(self, out: list[bytes]) -> None:
-        """Write what is ready: what follows comes by itself."""
-        self._transport.write(b"".join(out))
-        out.clear()
+    def _send_json(self, document: object) -> None:
+        self._send(200, [("Content-Type", "application/json")], json.dumps(document).encode())
+
+    def _send_late(self, document: object) -> None:
+        self._timer = None
+        self._send_json(document)
+        self._go_on()
+
+    def _send(self, status: int, headers: list[tuple[str, str]], text: bytes) -> None:
+        length = ("Content-Length", str(len(text)))
+        self._begin(status, [*headers, length])
+        if getattr(self, "_request", None) is None or self._request.method != b"HEAD":
+            self._write(h11.Data(data=text))
+        self._write(h11.EndOfMessage())
+
+    def _begin(self, status: int, headers: list[tuple[str, str]]) -> None:
+        named = [("X-Echo-Backend", self._backend.name), *headers]
+        self._write(h11.Response(status_code=status, reason=b"OK" if status == 200 else b"", headers=named))
+
+    def _write(self, event: h11.Event) -> None:
+        if data := self._http.send(event):
+            self._transport.write(data)
 
     def _tick(self, number: int, piece: Callable[[int], bytes] | None) -> None:
         loop = asyncio.get_running_loop()
-        self._events = loop.call_later(_EVENT_INTERVAL, self._event, number, piece)
+        self._timer = loop.call_later(_PIECE_INTERVAL, self._next_piece, number, piece)
 
-    def _event(self, number: int, piece: Callable[[int], bytes] | None) -> None:
+    def _next_piece(self, number: int, piece: Callable[[int], bytes] | None) -> None:
         if piece is not None:
-            self._transport.write(piece(number))
+            self._write(h11.Data(data=piece(number)))
             self._tick(number + 1, piece)
 
-    def _upgrade(self, head: _Head, out: list[bytes]) -> bool:
-        key = head.fields.get("sec-websocket-key", "")
-        if head.method != "GET" or not key:
-            raise _BadRequest("a WebSocket needs GET and Sec-WebSocket-Key")
-        out.append(websocket.accept(key, {"X-Echo-Backend": self._backend.name}))
-        self._transport.write(b"".join(out))
-        out.clear()
-        self._socket, rest, self._buffer = websocket.Echo(), self._buffer, b""
-        self._frames(rest)
-        return False
+    def _upgrade(self, key: str) -> None:
+        if self._request.method != b"GET" or not key:
+            raise h11.RemoteProtocolError("a WebSocket needs GET and Sec-WebSocket-Key")
+        token = generate_accept_token(key.encode()).decode()
+        headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", token)]
+        named = [*headers, ("X-Echo-Backend", self._backend.name)]
+        self._write(h11.InformationalResponse(status_code=101, reason=b"Switching Protocols", headers=named))
+        self._socket = WebSocketEcho()
+        self._echo(self._http.trailing_data[0])
 
-    def _frames(self, data: bytes) -> None:
+    def _echo(self, data: bytes) -> None:
         assert self._socket is not None  # noqa: S101 - narrows the type
         if answer := self._socket.feed(data):
             self._transport.write(answer)
@@ -215,84 +198,33 @@ class EchoProtocol(asyncio.Protocol):
             self._transport.close()
 
 
-class _BadRequest(Exception):  # noqa: N818 - an HTTP status, not a fault of this program
-    pass
+class WebSocketEcho:
+    """The server's side of a WebSocket that sends each message back, without I/O."""
 
-
-class _Head:
-    """Request line and headers."""
-
-    __slots__ = ("chunked", "fields", "headers", "keep_alive", "length", "method", "path")
-
-    def __init__(self, text: str) -> None:
-        start, *lines = text.split("\r\n")
-        try:
-            self.method, self.path, version = start.split(" ")
-            pairs = [line.split(":", 1) for line in lines]
-            self.headers = [(name, value.strip(" \t")) for name, value in pairs]
-        except ValueError:
-            raise _BadRequest("malformed head") from None
-        self.fields = {name.lower(): value for name, value in self.headers}
-        connection = self.fields.get("connection", "").lower()
-        self.keep_alive = version == "HTTP/1.1" and "close" not in connection
-        self.chunked = self.fields.get("transfer-encoding", "").lower() == "chunked"
-        length = self.fields.get("content-length", "0")
-        if not length.isdecimal() or (self.chunked and "content-length" in self.fields):
-            raise _BadRequest("ambiguous body length")
-        self.length = int(length)
-
-
-class _Body:
-    """Counts a body and lets it go."""
-
-    def __init__(self, head: _Head) -> None:
-        self.head = head
-        self.length = 0
-        self.complete = False
-        self._left = head.length
-        self._trailers = False
+    def __init__(self) -> None:
+        self.closed = False
+        self._socket = WebSocket(ConnectionType.SERVER)
+        self._message: list[Any] = []
 
     def feed(self, data: bytes) -> bytes:
-        """Consume what belongs to the body; returns the rest."""
-        if not self.head.chunked:
-            taken = min(self._left, len(data))
-            self.length, self._left = self.length + taken, self._left - taken
-            self.complete = not self._left
-            return data[taken:]
-        while data and not self.complete:
-            if self._left:
-                taken = min(self._left, len(data))
-                self._left, data = self._left - taken, data[taken:]
-                continue
-            line, separator, rest = data.partition(b"\r\n")
-            if not separator:
-                break
-            data = rest
-            self._line(line)
-        return data
-
-    def _line(self, line: bytes) -> None:
-        if self._trailers:
-            self.complete = not line
-            return
-        try:
-            size = int(line.partition(b";")[0], 16)
-        except ValueError:
-            raise _BadRequest("malformed chunk") from None
-        self.length += size
-        self._trailers = not size
-        self._left = size + 2 if size else 0
-
-
-def _chunk(text: str) -> bytes:
-    data = text.encode()
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-def _plain(status: bytes, text: bytes) -> bytes:
-    return b"HTTP/1.1 %s\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
-        status, len(text), text,
-    )  # fmt: skip
+        """Return the bytes to send in answer; `closed` says whether they are the last."""
+        if self.closed:
+            return b""
+        self._socket.receive_data(data)
+        out = b""
+        for event in self._socket.events():
+            if isinstance(event, TextMessage | BytesMessage):
+                self._message.append(event.data)
+                if event.message_finished:
+                    whole = event.data[:0].join(self._message)
+                    self._message.clear()
+                    out += self._socket.send(type(event)(data=whole))
+            elif isinstance(event, Ping):
+                out += self._socket.send(event.response())
+            elif isinstance(event, CloseConnection):  # of the client, or for a frame that breaks RFC 6455
+                self.closed = True
+                out += self._socket.send(CloseConnection(code=event.code))
+        return out
 
 
 async def serve(options: process.MockOptions, wanted: list[tuple[str, int]]) -> None:
