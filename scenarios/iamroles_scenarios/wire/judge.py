@@ -149,10 +149,14 @@ def must_judge(target: WireTarget, connection: Connection, ack: Frame) -> dict[s
     return must_deny(connection, ack) if target.allowed is None else must_allow(connection, ack)
 
 
+async def must_answer(target: WireTarget, connection: Connection, frame: Frame) -> dict[str, Value]:
+    """Ask a question that `probe` made, and require the right ACK."""
+    return must_judge(target, connection, await connection.ask(frame))
+
+
 async def must_serve(target: WireTarget, connection: Connection, stream_id: int = 9001) -> None:
     """The connection still gives the right answer to a good request."""
-    ack = await connection.ask(question(probe(target), stream_id=stream_id))
-    must_judge(target, connection, ack)
+    await must_answer(target, connection, question(probe(target), stream_id=stream_id))
 
 
 async def must_live(target: WireTarget, after: str, *, address: str | None = None) -> None:
@@ -228,6 +232,17 @@ async def must_end(
         if (assigned and codes and status not in codes) or (status == 0 and not codes):
             raise fail(connection, f"{why}: AGENT-DISCONNECT {status}", expected=_expected(codes))
     return [frame for frame in frames if frame.type != FrameType.AGENT_DISCONNECT]
+
+
+async def must_refuse(
+    target: WireTarget, broken: Mapping[str, Frame | bytes], *codes: int, seconds: float = DEADLINE
+) -> None:
+    """Send each broken frame on a session of its own, which must end as in `must_end`, without an answer."""
+    for what, frame in broken.items():
+        async with session(target) as connection:
+            await connection.send(frame)
+            if await must_end(target, connection, what, *codes, seconds=seconds):
+                raise fail(connection, f"{what} was answered")
 
 
 def _expected(codes: tuple[int, ...]) -> str:

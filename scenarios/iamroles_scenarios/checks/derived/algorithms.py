@@ -38,9 +38,9 @@ def _tokens(here: Bench, keys: dict[str, SigningKey], now: float) -> Iterator[tu
 
 @check("identity.derived.algorithms", "DERIVED-ALGORITHM-001", features={"oidc", "reload"})
 def algorithms(target: Target) -> str:
-    """A policy that names one algorithm lets in tokens by this one and by no other, or is turned down.
+    """A policy that names one algorithm lets in only tokens by this algorithm, or is turned down.
 
-    One key set for all of them; the RSA key says nothing of its algorithm, so that the policy alone
+    All algorithms share one key set. The RSA key does not name its algorithm, so the policy alone
     decides.
     """
     with derived(target, "identity.derived.algorithms") as here:

@@ -87,7 +87,7 @@ def _shifted(here: Bench) -> list[Question]:
 
 @check("policy.derived.context", "DERIVED-ARGUMENT-002", features={"oidc"})
 def context(target: Target) -> None:
-    """What iam-context says changes no verdict.
+    """The arguments of iam-context change no verdict.
 
     Other values of each, for an allow and for a refusal; also with tokens seen before.
     """

@@ -120,7 +120,7 @@ def _doubled(here: Bench, now: int) -> Iterator[Question]:
 
 @check("identity.derived.claims", "DERIVED-CLAIM-001", features={"oidc"})
 def claims(target: Target) -> str:
-    """Every claim in every shape of JSON: what is not written as its standard says opens nothing.
+    """Every claim in every shape of JSON: a claim that breaks its standard opens nothing.
 
     Also each claim twice, the good one first: the last counts, or the token is malformed (5.2).
     """

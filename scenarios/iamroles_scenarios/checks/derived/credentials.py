@@ -64,9 +64,9 @@ def _exchanged(tokens: list[str]) -> Iterator[tuple[str, str]]:
 
 @check("identity.derived.credential", "DERIVED-CREDENTIAL-001", features={"oidc"})
 def credential(target: Target) -> str:
-    """No part of a good token lets in another one: exchanged, bent, or alike but for one claim.
+    """A token with a part of a good one opens nothing: exchanged, bent, or alike but for one claim.
 
-    The good ones first, so that an agent that remembers has something to be wrong about.
+    The good ones come first, so that an agent that remembers has something to be wrong about.
     """
     with derived(target) as here:
         now = here.now()
@@ -113,9 +113,9 @@ def _alike(here: Bench, base: dict[str, Any], claims: dict[str, Any], now: int) 
 
 @check("identity.derived.sts-credential", "DERIVED-CREDENTIAL-002", features={"sts"})
 def sts_credential(target: Target) -> str:
-    """No part of a good STS credential lets in another one.
+    """A pre-signed request with one part of another kind opens nothing.
 
-    Each part of the URL changed alone, after the sound one was accepted.
+    Each part of the URL changes alone, after the sound one was accepted.
     """
     with derived(target) as here:
         keys, now = here.session("kiosk"), time.time()

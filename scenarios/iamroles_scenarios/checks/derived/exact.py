@@ -135,10 +135,7 @@ EXACT: Mapping[str, Exact] = {
 
 @check("identity.derived.exact", "DERIVED-EXACT-001", features={"oidc"})
 def exact(target: Target) -> str:
-    """Texts are compared whole and to the letter: case, blank, slash and Unicode make others of them.
-
-    The text itself, and each of its neighbours, one token for each.
-    """
+    """Texts are compared whole and to the letter: another case, blank, slash or letter is another text."""
     with derived(target) as here:
         questions = []
         for name, row in EXACT.items():
@@ -163,9 +160,9 @@ TAGS: Mapping[str, tuple[str, str]] = {
 
 @check("identity.derived.tags", "DERIVED-TAG-001", features={"oidc"})
 def tags(target: Target) -> str:
-    """What becomes a tag is printable, without outer blanks, of 1 to 512 characters, and goes on whole.
+    """A tag is printable, without outer blanks, of 1 to 512 characters, and goes on whole.
 
-    Each claim that becomes one, with each text.
+    Each claim that becomes a tag, with each text.
     """
     with derived(target) as here:
         for name, (issuer, variable) in _TEXTS["claims"].items():

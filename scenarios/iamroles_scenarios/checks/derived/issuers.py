@@ -125,7 +125,7 @@ def keys_of_issuers(target: Target) -> str:
 
 @check("identity.derived.endpoints", "DERIVED-KEY-003", features={"sts", "reload"})
 def keys_of_endpoints(target: Target) -> str:
-    """Every key of an STS endpoint matters, and no longer than it is there.
+    """Every key of an STS endpoint takes effect, and no longer than it is there.
 
     One endpoint and one key at a time; the same credential before and after.
     """

@@ -66,9 +66,9 @@ def _asked(here: Bench, number: int, row: Policy) -> dict[str, Any]:
 
 @check("identity.derived.passes", "DERIVED-RELOAD-003", features={"oidc", "reload"})
 def passes(target: Target) -> str:
-    """No refusal outlives its cause, and no allow the policy that gave it: the same bytes, judged anew.
+    """No refusal outlives its cause, and no allow the policy that gave it.
 
-    Every cause at once: there, ended, there again.
+    The same bytes are asked while every cause is there, when all have ended, and when they are back.
     """
     with derived(target, "identity.derived.passes") as here:
         checks = [_asked(here, number, row) for number, row in enumerate(PASSES.values())]

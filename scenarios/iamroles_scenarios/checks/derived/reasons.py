@@ -114,7 +114,7 @@ def named(first: Cause, second: Cause) -> set[str]:
 
 @check("identity.derived.reasons", "DERIVED-REASON-001", features={"oidc"})
 def reasons(target: Target) -> str:
-    """Every reason is given where its cause is, with its status and code, and with nothing else.
+    """Every reason is given for its cause, with its status and code, and for nothing else.
 
     Each cause alone; for the denies also which of them is named.
     """
@@ -153,9 +153,9 @@ def _shown(cause: Cause) -> str:
 
 @check("identity.derived.order", "DERIVED-REASON-002", features={"oidc"})
 def order(target: Target) -> str:
-    """Of two reasons the one that comes first in the order of judgement is named.
+    """Of two reasons the agent names the earlier in the order of judgement.
 
-    Every pair of causes that can be in one question.
+    Every pair of causes that fits into one question.
     """
     with derived(target) as here:
         until = here.now() + _LIVES

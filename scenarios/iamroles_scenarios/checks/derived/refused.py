@@ -77,7 +77,8 @@ def _with(base: Mapping[str, Any], table: str, name: str, value: object) -> dict
 def refused(target: Target) -> str:
     """A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless.
 
-    One fault at a time, while nobody answers for the keys: tokens never seen before are still allowed.
+    One fault at a time, while nobody answers for the keys: the agent still allows tokens that it never
+    saw before.
     """
     with derived(target, "policy.derived.refused") as here:
         base = whole(here.place.policy)

@@ -104,10 +104,7 @@ def _around(here: Bench, second: int) -> bool:
 
 @check("identity.derived.seconds", "DERIVED-TIME-001", features={"oidc"})
 def seconds(target: Target) -> str:
-    """Every rule of time holds to its last second and not beyond, as told, with leeway and without.
-
-    All rules around one second.
-    """
+    """Every rule of time holds to its last second and not beyond, with leeway and without."""
     with derived(target) as here:
         here.wait_for_keys(
             [

@@ -131,7 +131,7 @@ def _until_accepted(
 
 @check("identity.derived.waits", "DERIVED-WAIT-001", features={"oidc"})
 def waits(target: Target) -> str:
-    """A call to an issuer that never ends is given up, in whichever way it does not end.
+    """A call to an issuer that never ends is given up, in every way in which it may not end.
 
     Discovery and key sets, before any keys and for a new one.
     """
@@ -166,7 +166,7 @@ def waits(target: Target) -> str:
 
 @check("identity.derived.sts-waits", "DERIVED-WAIT-002", features={"sts"})
 def sts_waits(target: Target) -> str:
-    """A call to STS that never ends is given up, in whichever way it does not end.
+    """A call to STS that never ends is given up, in every way in which it may not end.
 
     One host for each way; the credential is another one each time, so that no memory answers.
     """

@@ -19,10 +19,7 @@ _DEADLINE = 20.0
 
 @check("gate.haproxy-reload.verdicts", "GATE-RELOAD-001")
 def haproxy_reload(target: Target) -> None:
-    """Reloads of HAProxy under traffic change no verdict.
-
-    Three clients ask for what is allowed and what is not, while HAProxy is reloaded three times.
-    """
+    """Reloads of HAProxy under traffic change no verdict."""
     with bench(target, "orders", "gate.haproxy-reload", own=True) as here:
         token = here.token(exp="+15m")
         turns = [

@@ -25,7 +25,7 @@ REJECTED = refused("sts_rejected")
 def host(target: Target) -> None:
     """Look-alike hosts, user info, ports and other spellings are refused without a call.
 
-    The signature is sound for the true host; only the URL's authority differs, or both do.
+    The signature is sound for the true host. Only the URL's authority differs, or both do.
     """
     with bench(target, WORLD, flow="hosts") as one, listening() as listener:
         keys = one.session()
@@ -49,9 +49,9 @@ def host(target: Target) -> None:
 
 @check("identity.caller.rebuilt", "STS-REBUILD-001", features={"sts"})
 def rebuilt(target: Target) -> None:
-    """What reaches STS is the agent's own request, with nothing of the caller's choosing.
+    """The request that reaches STS is the agent's own, with nothing of the caller's choosing.
 
-    Read from the last request that reached the cloud under this flow's host.
+    The check reads the last request that reached the cloud under this flow's host.
     """
     with bench(target, WORLD, flow="rebuilt") as one:
         keys = one.session()
@@ -104,7 +104,7 @@ def _looks_rebuilt(one: Bench) -> None:
 def action(target: Target) -> None:
     """Another action never reaches STS.
 
-    The agent is nobody's proxy: read from the cloud's counts under this flow's host.
+    The check reads it from the cloud's counts under this flow's host.
     """
     with bench(target, WORLD, flow="actions") as one:
         keys = one.session()
@@ -120,7 +120,7 @@ def action(target: Target) -> None:
 def dates(target: Target) -> None:
     """Old and future dates are refused though STS would accept them.
 
-    The STS of this flow vouches for whoever asks, as a lenient emulator does.
+    The STS of this flow confirms every caller, as a lenient emulator does.
     """
     with bench(target, WORLD, flow="dates") as one:
         keys = one.session()
@@ -143,7 +143,7 @@ def dates(target: Target) -> None:
 def auth(target: Target) -> None:
     """A wrong secret, key, signature or security token is refused.
 
-    Most are well formed: only STS can tell.
+    Most of these credentials are well formed: only STS can see the fault.
     """
     with bench(target, WORLD, flow="auth") as one:
         keys, other = one.session(), one.session("passer-by")
@@ -175,7 +175,7 @@ _OF_FORM = {"a short signature", "an upper-case signature", "no signature"}
 def expired(target: Target) -> None:
     """A credential of a session that is over opens nothing.
 
-    Signed while the session lived, asked when it is over.
+    Signed while the session lived, and after its end.
     """
     with bench(target, WORLD, flow="expired") as one:
         keys = one.session()
@@ -213,7 +213,7 @@ def ended(target: Target) -> None:
 def end_to_end(target: Target) -> None:
     """Through HAProxy: a wrong secret, an expired session, an old date and another edge are refused.
 
-    The four that a gate with a lenient cloud behind it lets in.
+    A gate with a lenient cloud behind it lets these four in.
     """
     with bench(target, WORLD, flow="proxied") as one:
         keys = one.session()
@@ -261,7 +261,7 @@ def same_name(target: Target) -> None:
 def no_secrets(target: Target) -> None:
     """No token, signature, security token or secret is in the agent's log.
 
-    Good credentials and bad ones: a log says most of what it refuses.
+    Of good credentials and of bad ones, because a log says most about what the agent refuses.
     """
     with bench(target, WORLD, flow="secrets") as one:
         keys = one.session()

@@ -69,7 +69,7 @@ def _cold(target: Target) -> Iterator[Bench]:
 def first_keys(target: Target) -> None:
     """Before the first key set all is 503, and passes once the issuer answers.
 
-    An identity provider that comes up after the agent.
+    As when an identity provider comes up after the agent.
     """
     with _cold(target) as here:
         keys = here.issuer("down")
@@ -81,10 +81,7 @@ def first_keys(target: Target) -> None:
 
 @check("identity.cold.isolation", "JWKS-ISOLATION-001", features={"oidc"})
 def isolation(target: Target) -> None:
-    """An issuer that never answers holds up no token of another.
-
-    Questions about a stalled issuer are pending; those about a sound one are answered.
-    """
+    """An issuer that never answers holds up no token of another."""
     with _cold(target) as here:
         keys = here.issuer("dead")
         before = keys.counters().get("discovery", 0)

@@ -73,7 +73,7 @@ def _pointing(base: str) -> list[dict[str, Any]]:
 def header(target: Target) -> None:
     """jku, x5u, jwk, x5c and kid make the agent call nobody.
 
-    Tokens of the issuer's own key and of a stranger's, each with headers that name an address.
+    Tokens by the issuer's own key and by a stranger's, each with headers that name an address.
     """
     with bench(target, "identity") as here, listening() as listener:
         evil = here.issuer("evil")
@@ -97,7 +97,7 @@ def header(target: Target) -> None:
 def own_key(target: Target) -> None:
     """A key that comes with the token does not verify it.
 
-    jwk injection, x5c injection, and a JWKS of the attacker's own behind jku.
+    As `jwk`, as `x5c`, and in a JWKS of the attacker's own behind `jku`.
     """
     with bench(target, "identity") as here:
         evil = here.issuer("evil")
@@ -118,7 +118,7 @@ def own_key(target: Target) -> None:
 def issuer(target: Target) -> None:
     """An unknown iss makes the agent call nobody.
 
-    Sound tokens of an issuer with discovery and keys, which no policy names.
+    The tokens are sound, and their issuer has discovery and keys, but no policy names it.
     """
     with bench(target, "identity") as here, listening() as listener:
         stranger = here.issuer("stranger")

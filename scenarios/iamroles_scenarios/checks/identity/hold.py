@@ -23,7 +23,7 @@ _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[
 def drip(target: Target) -> None:
     """A key server that drips is given up, holds up no other issuer, and is believed once it is sound.
 
-    One byte each fifth of a second: a timeout for each read would never come.
+    It sends one byte each fifth of a second: a timeout for each read would never come.
     """
     with bench(target, "identity-cold", "identity.hold.drip", own=True) as here:
         keys = here.issuer("sound")
@@ -42,7 +42,8 @@ def drip(target: Target) -> None:
 def forged(target: Target) -> None:
     """Forged STS credentials starve no caller whom STS confirms.
 
-    Each forged credential is well formed and costs a call of STS; the caller's come in between.
+    Each forged credential is well formed and costs a call of STS; the caller's credentials come in
+    between.
     """
     with bench(target, WORLD, flow="forged") as one:
         one.expect("the caller, alone", one.credential(one.reader, expires=300), ALLOWED)
@@ -72,7 +73,7 @@ def forged(target: Target) -> None:
 def shared_kid(target: Target) -> None:
     """An RSA and an EC key may share a kid, and tokens of either are accepted.
 
-    The example of the RFC: keys of different types, equivalent alternatives under one `kid`.
+    The RFC's own example: keys of different types are equivalent alternatives under one `kid`.
     """
     with bench(target, "identity-cold", "identity.hold.shared-kid", own=True) as here:
         keys = here.issuer("sound")

@@ -197,7 +197,7 @@ for _name, _requirement, _title, _spoils in _BAD_SETS:
 def outage(target: Target) -> None:
     """While the issuer is down the last good set serves.
 
-    For three renewals that fail, and tokens that were never seen before.
+    For three renewals that fail, and tokens that the agent never saw before.
     """
     with bench(target, "identity-keys") as here:
         keys = here.issuer("outage")
@@ -223,10 +223,7 @@ def _asked(here: Bench, keys: IssuerHandle) -> None:
 
 @check("identity.keys.stale", "JWKS-OUTAGE-002", features={"oidc"})
 def stale(target: Target) -> None:
-    """After max_stale without fresh keys all is 503, cached verdicts too, until they are back.
-
-    The hard limit of an outage, and its end.
-    """
+    """After max_stale without fresh keys all is 503, cached verdicts too, until they are back."""
     with bench(target, "identity-stale") as here:
         keys = here.issuer("stale")
         known = here.token("stale", key="ES256")

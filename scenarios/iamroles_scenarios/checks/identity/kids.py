@@ -37,7 +37,7 @@ def _fetches(here: Bench, issuer: str) -> int:
 def storm(target: Target) -> None:
     """Hundreds of random kids cause at most one fetch in each cooldown.
 
-    The refresh storm, read from the issuer's own counter.
+    The check reads the issuer's own counter.
     """
     with bench(target, "identity-kids") as here:
         here.expect("before the storm", here.token("storm", key="ES256"), ALLOWED)
@@ -64,10 +64,7 @@ def storm(target: Target) -> None:
 
 @check("identity.kids.unnoticed", "JWKS-STORM-002", features={"oidc"})
 def unnoticed(target: Target) -> None:
-    """While an unknown kid waits for a stalled issuer, known keys verify at once.
-
-    A question is stuck at the issuer; others of the same issuer must not be.
-    """
+    """While an unknown kid waits for a stalled issuer, known keys of that issuer verify at once."""
     with bench(target, "identity-kids") as here:
         keys = here.issuer("stall")
         here.expect("before", here.token("stall", key="ES256"), ALLOWED)
@@ -89,7 +86,7 @@ def unnoticed(target: Target) -> None:
 def herd(target: Target) -> None:
     """Tokens that wait for one new key share one fetch, and all are accepted.
 
-    The first second after a rotation, with a slow issuer.
+    As in the first second after a rotation, with a slow issuer.
     """
     with bench(target, "identity-kids") as here:
         keys = here.issuer("herd")
@@ -118,7 +115,7 @@ def herd(target: Target) -> None:
 
 @check("identity.kids.rotation", "JWKS-FETCH-001", features={"oidc"})
 def rotation(target: Target) -> None:
-    """A key rotated right after a fetch, or after a failed ask, is accepted within the cooldown.
+    """A key rotated right after a fetch, or after a failed fetch, is accepted within the cooldown.
 
     Twice in a row, then once inside the cooldown that a random kid began. No renewal helps here.
     """

@@ -47,7 +47,7 @@ def algorithms(target: Target) -> None:
 def session_end(target: Target) -> None:
     """Access ends with the session that asked for the token, before exp.
 
-    The variable `expires` says when; a token of a session that goes on ends at its own exp.
+    The variable `expires` says when. If the session goes on, the token ends at its own exp.
     """
     with bench(target, "identity") as here:
         for minutes in (2, 30):

@@ -41,10 +41,7 @@ def _taken_up(target: Target, **override: Any) -> Iterator[Bench | None]:  # noq
 
 @check("identity.policy.none", "JWT-ALG-001", features={"oidc", "reload"})
 def none(target: Target) -> None:
-    """No policy can switch the algorithm none on.
-
-    `algorithms = ["RS256", "none"]`.
-    """
+    """No policy can switch the algorithm none on."""
     with _taken_up(target, issuers=[{"name": "corp", "algorithms": ["RS256", "none"]}]) as here:
         if here is not None:
             here.expect("alg none under such a policy", here.token("corp", alg="none"), _FORGED)
@@ -52,10 +49,7 @@ def none(target: Target) -> None:
 
 @check("identity.policy.hmac", "JWT-ALG-002", features={"oidc", "reload"})
 def hmac(target: Target) -> None:
-    """No policy can switch an HMAC on.
-
-    `algorithms = ["RS256", "HS256"]`.
-    """
+    """No policy can switch an HMAC on."""
     with _taken_up(target, issuers=[{"name": "corp", "algorithms": ["RS256", "HS256"]}]) as here:
         if here is not None:
             for secret in ("public-key", "public-der", "public-jwk", "certificate", "kid", "empty-key"):
@@ -65,10 +59,7 @@ def hmac(target: Target) -> None:
 
 @check("identity.policy.plain-http", "JWKS-DISCOVERY-002", features={"oidc", "reload"})
 def plain_http(target: Target) -> None:
-    """An issuer of plain http is not called unless the policy says that it may be.
-
-    The issuer answers, but over http.
-    """
+    """An issuer of plain http is called only if the policy says so."""
     name = f"plain-{target.worlds.namespace}".rstrip("-")
     keys = target.stage.idp.issuer(name)
     entry = {"name": "plain", "issuer": keys.url, "audiences": ["edge"], "algorithms": ["ES256"]}
@@ -99,7 +90,7 @@ def role_path(target: Target) -> None:
 def request_tags(target: Target) -> None:
     """No policy can read roles or scopes out of request tags.
 
-    `roles_claim`, and `scope_claim`, in the caller's own tags.
+    The caller chooses its own tags, so `roles_claim` and `scope_claim` must not reach them.
     """
     path = [AWS_NAMESPACE, "request_tags", "role"]
     admin = "arn:aws:iam::111111111111:role/admin"

@@ -103,7 +103,7 @@ _XML_TEXTS = {
 def answer(target: Target) -> None:
     """A forged answer of another shape, type, status or length is not believed.
 
-    Whoever asks signs with a wrong secret; what comes back says that it is the reader.
+    The credentials have a wrong secret; the forged answer says that they are the reader's.
     """
     with bench(target, WORLD, flow="forged") as one:
         bodies = {what: json.dumps(shape) for what, shape in _SHAPES.items()} | _TEXTS
@@ -126,7 +126,7 @@ def answer(target: Target) -> None:
 def answer_parts(target: Target) -> None:
     """An answer whose parts are malformed or disagree is not believed.
 
-    The shape is STS's own.
+    Its shape is that of STS.
     """
     arn = _READER["Arn"]
     with bench(target, WORLD, flow="parts") as one:
@@ -150,7 +150,7 @@ def answer_parts(target: Target) -> None:
 def answer_size(target: Target) -> None:
     """An answer of megabytes is not believed.
 
-    An answer that is STS's own in all but its length: two megabytes of white space follow.
+    It is STS's own in all but its length: two megabytes of white space follow.
     """
     with bench(target, WORLD, flow="large") as one:
         one.expect("before", one.credential(one.session()), ALLOWED)
@@ -190,10 +190,7 @@ def throttled(target: Target) -> None:
 
 @check("identity.sts.backoff", "STS-THROTTLE-003", features={"sts"})
 def backoff(target: Target) -> None:
-    """While STS throttles, requests do not each become a call.
-
-    Sixty credentials, one after another.
-    """
+    """While STS throttles, requests do not each become a call."""
     with bench(target, WORLD, flow="backoff") as one:
         keys = one.session()
         texts = [one.credential(keys, expires=seconds) for seconds in range(100, 160)]
@@ -213,9 +210,9 @@ def backoff(target: Target) -> None:
 
 @check("identity.sts.redirect", "STS-REDIRECT-001", features={"sts"})
 def redirect(target: Target) -> None:
-    """A redirect is not followed, and opens nothing.
+    """A redirect of STS is not followed, and opens nothing.
 
-    Where it leads, somebody vouches for anybody.
+    Where it leads, a server confirms every caller.
     """
     with bench(target, WORLD, flow="redirected") as one:
         url = target.stage.urls["sts"]
@@ -239,7 +236,7 @@ def redirect(target: Target) -> None:
 def stalled(target: Target) -> None:
     """A stalled STS holds up no other credential.
 
-    Questions are stuck at STS; tokens, and credentials for another STS, are answered at once.
+    Questions wait for STS; tokens, and credentials for another STS, are answered at once.
     """
     with bench(target, WORLD, flow="stalled") as one, bench(target, WORLD, flow="brisk") as other:
         keys, brisk = one.session(), other.session()
@@ -265,7 +262,7 @@ def stalled(target: Target) -> None:
 def stalled_proxy(target: Target) -> None:
     """Through HAProxy, a credential whose STS stalls is refused with 503.
 
-    Whoever gives up first, the proxy or the agent: it is a refusal.
+    The proxy or the agent may give up first.
     """
     with bench(target, WORLD, flow="stalled-proxy") as one:
         text = one.credential(one.session())

@@ -34,7 +34,7 @@ def _without_reads(here: Bench) -> dict[str, Any]:
 def restart(target: Target) -> None:
     """An agent that died after a reload comes back with the policy that it had accepted.
 
-    The grant is taken away, the agent is killed and started again; twice, as a crash loop would.
+    A reload takes the grant away; then the agent is killed and started again twice, as in a crash loop.
     """
     with bench(target, "orders", "policy.hold.restart", own=True) as here:
         here.expect("before the reload", here.token(), ALLOWED)
@@ -51,10 +51,7 @@ def restart(target: Target) -> None:
 
 @check("policy.hold.in-flight", "RELOAD-INFLIGHT-001", features={"oidc", "reload"})
 def in_flight(target: Target) -> None:
-    """A question that waits for keys while the policy changes is judged by the new policy.
-
-    The key set is slow, the question waits, the grant goes, the reload is confirmed, the keys come.
-    """
+    """A question that waits for keys while the policy changes is judged by the new policy."""
     keys_table = {"refresh": "5m", "cooldown": "100ms"}
     with bench(target, "orders", "policy.hold.in-flight", own=True, keys=keys_table) as here:
         here.expect("before", here.token(), ALLOWED)
@@ -96,7 +93,7 @@ def _of_length(name: str, size: int) -> dict[str, Any]:
 def text_limits(target: Target) -> None:
     """Each text is judged up to its limit, and one byte more is text_too_long.
 
-    The last length that is judged, the first that is not, and a very long one.
+    The last length that is judged, the first that is refused, and a very long one.
     """
     with bench(target, "orders") as here:
         token = here.token()

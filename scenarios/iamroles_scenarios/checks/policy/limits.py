@@ -46,12 +46,12 @@ def _must_be_over(here: Bench, token: str, expected: Expectation) -> None:
     "policy.limit.role-at-proxy",
     "LIMIT-ROLE-001",
     lane="gate",
-    title="The backend is told the role's end, where it comes before the token's",
+    title="The backend gets the role's end if it comes before the token's",
 )
 def role_ends(target: Target) -> None:
     """A role's lifetime counts from `iat` and shows in `expires`; other roles of the token keep theirs.
 
-    Tokens of different age, roles of different patience; `X-IAM-Expires` is the earlier end.
+    `X-IAM-Expires` is the earlier end.
     """
     with bench(target, "policy") as here:
         token, issued = _token(here, "brief", age=60)
@@ -94,7 +94,7 @@ def dies(target: Target) -> None:
 
 @check("policy.limit.least", "LIMIT-LEAST-001")
 def least(target: Target) -> None:
-    """Where several roles grant by one rule, the least of their lifetimes holds.
+    """If several roles grant by one rule, the least of their lifetimes holds.
 
     Under multi_role = union, in any order of the roles.
     """

@@ -38,7 +38,7 @@ def chosen(name: str, default: int) -> int:
 def agrees(target: Target) -> str:
     """On random policies, tokens and requests the agent decides as the specification does.
 
-    Verdict, reason, rule, backend, role and expiry of each; a policy that conflicts is refused.
+    Verdict, reason, rule, backend, role and expiry of each; the agent refuses a policy that conflicts.
     """
     cases = chosen("IAMROLES_ORACLE_CASES", _CASES)
     with campaign(target, chosen(SEED_VARIABLE, SEED)) as played:
@@ -47,19 +47,16 @@ def agrees(target: Target) -> str:
 
 @check("policy.oracle.order", "ORACLE-ORDER-001", long=True)
 def order(target: Target) -> str:
-    """With every list of policy and token in another order the agent decides the same.
-
-    Each world twice, as it was drawn and shuffled.
-    """
+    """With every list of policy and token in another order the agent decides the same."""
     with campaign(target, chosen(SEED_VARIABLE, SEED) + 1, shuffled=True) as played:
         return str(played.run(numbers_for(_SHUFFLED), CASES_PER_WORLD))
 
 
 @check("policy.oracle.proxy", "ORACLE-PROXY-001", lane="gate", features={"reload"})
 def proxy(target: Target) -> str:
-    """Through HAProxy a client gets what the specification decides, backend and tags included.
+    """Through HAProxy a client gets the verdict of the specification, backend and tags included.
 
-    A sample of the worlds, with the requests that HTTP can carry.
+    A sample of the policies, with the requests that HTTP can carry.
     """
     seed = chosen(SEED_VARIABLE, SEED)
     return through_proxy.play(target, seed, _PROXY_WORLDS, _PROXY_CASES)

@@ -50,12 +50,12 @@ def _judge(target: Target, *kinds: Kind) -> str:
 @check(
     "policy.traversal.refused-by-agent",
     "TRAVERSAL-REFUSED-001",
-    title="The agent refuses the tricks by itself, whatever the proxy lets through",
+    title="The agent refuses the tricks on its own, whatever the proxy lets through",
 )
 def refused(target: Target) -> str:
     """Every trick of the corpus is refused with 400 at the proxy.
 
-    By HAProxy or by the agent: the client cannot tell, and must not. Over SPOP by the agent alone.
+    By HAProxy or by the agent: the client cannot see which. Over SPOP by the agent alone.
     """
     return _judge(target, "refused")
 
@@ -78,7 +78,8 @@ def served(target: Target) -> str:
 def backend(target: Target) -> str:
     """No path of the corpus leads to what its caller may not reach, however careless the backend.
 
-    A contractor who is also a reader, whose export is denied: what a backend gets is read carelessly.
+    The caller is a contractor and a reader whose export is denied. The check resolves the backend's path
+    carelessly.
     """
     reached = 0
     with bench(target, "policy") as here:

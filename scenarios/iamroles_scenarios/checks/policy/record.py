@@ -110,9 +110,9 @@ def _compare(case: _Recorded, seen: Observation, record: dict[str, Any]) -> None
 
 @check("policy.record.secret", "AUDIT-SECRET-001", lane="gate")
 def secret(target: Target) -> str:
-    """No token, and no signature of one, appears in what agent and proxy write.
+    """Agent and proxy log no token, and no signature of one.
 
-    Allowed, refused, malformed and repeated tokens; then both logs are searched for pieces of them.
+    Allowed, refused, malformed and repeated tokens; then the check searches both logs for pieces of them.
     """
     with bench(target, "policy", "policy.record.secret", own=True) as here:
         tokens = [here.token(**case.recipe) for case in _CASES]

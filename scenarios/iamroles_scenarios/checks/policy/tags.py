@@ -23,7 +23,7 @@ _ANSWER_WITHIN = 10.0
 def every_variable(target: Target) -> str:
     """Each answer sets or unsets every variable of the contract.
 
-    HAProxy keeps what an answer does not mention, so that is never left to it: allow, 400, 401, 403.
+    HAProxy keeps a variable that an answer does not mention. Judged for an allow, 400, 401 and 403.
     """
     with bench(target, "policy") as here:
         token = f"Bearer {here.token()}"

@@ -27,12 +27,14 @@ from iamroles_scenarios.wire.judge import (
     collect,
     connected,
     fail,
+    must_answer,
     must_answer_each,
     must_deny,
     must_end,
     must_judge,
     must_live,
     must_not_allow,
+    must_refuse,
     must_serve,
     probe,
     session,
@@ -45,9 +47,9 @@ _BOUNDARIES = (0, 239, 240, 2287, 2288, 264431, 264432, 33818863, 33818864)
 
 @check("wire.frame.byte-by-byte", "SPOP-FRAME-001")
 async def byte_by_byte(target: WireTarget) -> None:
-    """HELLO and NOTIFY arrive byte by byte.
+    """HELLO and NOTIFY arrive byte by byte, the length prefix included.
 
-    The length prefix included: TCP keeps no boundaries.
+    TCP keeps no boundaries.
     """
     async with connected(target) as connection:
         await connection.send(hello(), piece=1, gap=PIECE_GAP)
@@ -58,10 +60,7 @@ async def byte_by_byte(target: WireTarget) -> None:
 
 @check("wire.frame.split-anywhere", "SPOP-FRAME-001", "SPOP-FRAME-002")
 async def split_anywhere(target: WireTarget) -> None:
-    """A stream of frames may be cut anywhere.
-
-    Three NOTIFYs in pieces of sizes that never meet a frame's end.
-    """
+    """A stream of frames may be cut anywhere."""
     asked = [question(probe(target), stream_id=number) for number in (1, 2, 3)]
     for piece in (3, 7, 64):
         async with session(target) as connection:
@@ -74,10 +73,7 @@ async def split_anywhere(target: WireTarget) -> None:
 
 @check("wire.frame.many-in-one-segment", "SPOP-FRAME-002")
 async def many_in_one_segment(target: WireTarget) -> None:
-    """Several frames in one segment, the HELLO among them.
-
-    Each is answered; none waits for the next read.
-    """
+    """Several frames in one segment, the HELLO among them, are each answered."""
     asked = [question(probe(target), stream_id=number) for number in range(1, 13)]
     async with connected(target) as connection:
         await connection.send(hello(), *asked)
@@ -89,9 +85,8 @@ async def many_in_one_segment(target: WireTarget) -> None:
 async def one_write(target: WireTarget) -> None:
     """Each frame is written with one write.
 
-    HAProxy 3.2 until mid-2026 resets a connection whose AGENT-HELLO comes in two reads.
-
-    On one machine a single write of a small frame is never split, so a partial read is proof.
+    HAProxy 3.2 until mid-2026 resets a connection whose AGENT-HELLO comes in two reads. On one machine a
+    single write of a small frame is never split, so a partial read is proof.
     """
     for _ in range(12):
         async with connected(target) as connection:
@@ -115,10 +110,7 @@ def _one_piece(connection: Connection, frame: Frame) -> None:
 
 @check("wire.frame.no-interleaving", "SPOP-FRAME-004", "SPOP-ACK-001")
 async def no_interleaving(target: WireTarget) -> None:
-    """Concurrent ACKs never interleave their bytes.
-
-    Four connections with 64 pipelined NOTIFYs each; every ACK decodes strictly.
-    """
+    """Concurrent ACKs never interleave their bytes."""
 
     async def one(connection: Connection) -> None:
         asked = [question(probe(target), stream_id=number) for number in range(1, 65)]
@@ -137,7 +129,7 @@ async def no_interleaving(target: WireTarget) -> None:
 async def above_negotiated(target: WireTarget) -> None:
     """A length above the negotiated one: AGENT-DISCONNECT 3, without waiting for the body.
 
-    Only the prefix is sent: an agent that waits for the body, or makes room for it, is caught.
+    The check sends only the prefix, so it catches an agent that waits for the body or makes room for it.
     """
     async with connected(target) as connection:
         limit = (await connection.hello())["max-frame-size"]
@@ -154,10 +146,9 @@ async def too_short(target: WireTarget) -> None:
 
     A frame has at least seven bytes; agents hang or spin on zero.
     """
-    for length in range(7):
-        async with session(target) as connection:
-            await connection.send(prefixed(bytes([FrameType.NOTIFY, 0, 0, 0, 1, 1][:length])))
-            await must_end(target, connection, f"length {length}", 4, seconds=2.0)
+    whole = bytes([FrameType.NOTIFY, 0, 0, 0, 1, 1])
+    short: dict[str, Frame | bytes] = {f"length {length}": prefixed(whole[:length]) for length in range(7)}
+    await must_refuse(target, short, 4, seconds=2.0)
     async with connected(target) as connection:
         await connection.send(bytes(4))
         await must_end(target, connection, "length 0 before HELLO", 4, seconds=2.0)
@@ -165,10 +156,7 @@ async def too_short(target: WireTarget) -> None:
 
 @check("wire.frame.garbage", "SPOP-FRAME-007")
 async def garbage(target: WireTarget) -> str:
-    """Length 0xFFFFFFFF or another protocol: no crash, bounded memory.
-
-    HTTP, TLS, all ones, all zeroes, before and after the handshake.
-    """
+    """Length 0xFFFFFFFF or another protocol: no crash, bounded memory."""
     before = None if target.pid is None else resident(target.pid)
     texts = (
         b"\xff" * 64,
@@ -196,7 +184,7 @@ async def garbage(target: WireTarget) -> str:
 async def unknown_type(target: WireTarget) -> None:
     """An unknown frame type is skipped, or ends the connection; it never wedges.
 
-    Both are right (SPOE.txt 3.2.2: may be skipped); silence to the next good frame is not.
+    SPOE.txt 3.2.2 permits both; silence to the next good frame is wrong.
     """
     for kind in (4, 42, 100, 104, 255):
         async with session(target) as connection:
@@ -224,29 +212,25 @@ async def _until_ack_or_end(target: WireTarget, connection: Connection) -> list[
 
 @check("wire.frame.reserved-flags", "SPOP-FRAME-009")
 async def reserved_flags(target: WireTarget) -> None:
-    """Reserved flag bits are ignored.
-
-    All thirty of them, beside FIN.
-    """
+    """Reserved flag bits are ignored."""
     asked = question(probe(target))
     for flags in (0x8000_0001, 0xFFFF_FFFD, 0x0000_0005):
         async with session(target) as connection:
             frame = Frame(asked.type, asked.stream_id, asked.frame_id, asked.payload, flags)
-            must_judge(target, connection, await connection.ask(frame))
+            await must_answer(target, connection, frame)
 
 
 @check("wire.varint.broken", "SPOP-VARINT-001")
 async def varint_broken(target: WireTarget) -> None:
     """An overlong or unterminated varint: AGENT-DISCONNECT 4.
 
-    In lengths and values: eleven bytes, an end in the middle. In ids too: SPOE.txt gives those no width.
-
-    Whoever takes an id of more than 64 bits for a number may answer it; he must be well afterwards.
+    In lengths and values. SPOE.txt gives ids no width, so an agent may answer an id of more than 64 bits
+    as a number; it must serve afterwards.
     """
     head = bytes([FrameType.NOTIFY, 0, 0, 0, 1])
     overlong, overflow, cut = b"\xff" * 11 + b"\x00", b"\xff" * 9 + b"\x7f", b"\xff\xff"
     check_ = string("iam-check") + b"\x01" + string("src")
-    cases = {
+    broken = {
         "stream-id that does not end": head + cut,
         "frame-id that does not end": head + b"\x01" + b"\xf0\x80",
         "a value of eleven bytes": head + b"\x01\x01" + check_ + b"\x05" + overlong,
@@ -254,11 +238,7 @@ async def varint_broken(target: WireTarget) -> None:
         "a length of eleven bytes": head + b"\x01\x01" + overlong,
         "a length that does not end": head + b"\x01\x01" + string("iam-check") + b"\x01\xf5",
     }
-    for what, body in cases.items():
-        async with session(target) as connection:
-            await connection.send(prefixed(body))
-            if await must_end(target, connection, what, 4):
-                raise fail(connection, f"{what} was answered")
+    await must_refuse(target, {what: prefixed(body) for what, body in broken.items()}, 4)
     for body in (head + overlong + b"\x01", head + overflow + b"\x01"):
         async with session(target) as connection:
             await connection.send(prefixed(body))
@@ -269,23 +249,20 @@ async def varint_broken(target: WireTarget) -> None:
 
 @check("wire.varint.boundaries", "SPOP-VARINT-002")
 async def varint_boundaries(target: WireTarget) -> None:
-    """Varints right at every boundary, up to 2**64 - 1.
+    """Varints are right at every boundary, up to 2**64 - 1.
 
-    As ids, which come back; as lengths and values, which must be skipped by their exact size.
+    As ids, which come back; as lengths and values, which the agent must skip by their exact size.
     """
     async with session(target) as connection:
         for number in _BOUNDARIES:
-            must_judge(
-                target, connection, await connection.ask(question(probe(target), stream_id=number or 1))
-            )
-            ack = await connection.ask(question(probe(target), stream_id=77, frame_id=number))
-            must_judge(target, connection, ack)
+            await must_answer(target, connection, question(probe(target), stream_id=number or 1))
+            await must_answer(target, connection, question(probe(target), stream_id=77, frame_id=number))
         for number in (*_BOUNDARIES, 2**32 - 1, 2**63 - 1, 2**64 - 1):
             extra = {**probe(target), "x-number": Typed(DataType.UINT64, number)}
-            must_judge(target, connection, await connection.ask(question(extra)))
+            await must_answer(target, connection, question(extra))
         for length in (0, 239, 240, 2287, 2288):
             extra = {**probe(target), "x-text": "x" * length}
-            must_judge(target, connection, await connection.ask(question(extra)))
+            await must_answer(target, connection, question(extra))
 
 
 @check("wire.fragment.refused", "SPOP-FRAG-001")
@@ -315,19 +292,18 @@ async def fragment_refused(target: WireTarget) -> None:
 async def fragment_unset(target: WireTarget) -> None:
     """A frame of type 0 with nothing to continue ends the connection.
 
-    Status 10 or 4 (or 11, 12: interlaced, unknown id).
+    With status 10 or 4, or with 11 or 12: interlaced, unknown id.
     """
-    async with session(target) as connection:
-        await connection.send(Frame(FrameType.UNSET, 1, 1, question(probe(target)).payload))
-        if await must_end(target, connection, "an UNSET frame", 10, 4, 11, 12):
-            raise fail(connection, "an UNSET frame was answered")
+    frame = Frame(FrameType.UNSET, 1, 1, question(probe(target)).payload)
+    await must_refuse(target, {"an UNSET frame": frame}, 10, 4, 11, 12)
 
 
 @check("wire.fragment.abort", "SPOP-FRAG-003")
 async def fragment_abort(target: WireTarget) -> None:
     """A NOTIFY with ABORT and FIN neither wedges nor applies an allow.
 
-    Nothing, an ACK without an allow, or an end; the next frame is then served, or the connection over.
+    The agent may stay silent, answer without an allow, or end the connection. On a connection that stays
+    it serves the next frame.
     """
     asked = question(allowed(target), stream_id=5)
     aborted = Frame(asked.type, 5, 1, asked.payload, Flags.FIN | Flags.ABORT)
@@ -367,17 +343,15 @@ _VALUES: dict[str, Value | Typed] = {
 async def type_all(target: WireTarget) -> None:
     """Every data type is read: integers of both widths and signs, both booleans, addresses, bytes.
 
-    Each alone in front of the arguments that decide: misread by one byte, the rest is lost.
+    Each stands alone in front of the arguments that decide: if it is misread by one byte, the rest is
+    lost.
     """
     async with session(target) as connection:
         for name, value in _VALUES.items():
             arguments = [(f"x-{name}", value), *check_arguments(probe(target)).items()]
-            ack = await connection.ask(notify(1, 1, encode_message("iam-check", arguments)))
-            must_judge(target, connection, ack)
+            await must_answer(target, connection, notify(1, 1, encode_message("iam-check", arguments)))
         everything = [*_VALUES.items(), *check_arguments(probe(target)).items()]
-        must_judge(
-            target, connection, await connection.ask(notify(3, 1, encode_message("iam-check", everything)))
-        )
+        await must_answer(target, connection, notify(3, 1, encode_message("iam-check", everything)))
         for kind in (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64):
             count = {**probe(target), "authorization-count": Typed(kind, 2)}
             must_deny(connection, await connection.ask(question(count)), "multiple_credentials")
@@ -392,19 +366,21 @@ async def type_reserved(target: WireTarget) -> None:
 
     Their length is unknown, so nothing after them can be read.
     """
-    for kind in range(10, 16):
-        async with session(target) as connection:
-            broken = string("iam-check") + b"\x01" + string("x") + bytes([kind]) + varint(1) + b"x"
-            await connection.send(Frame(FrameType.NOTIFY, 1, 1, broken))
-            if await must_end(target, connection, f"type {kind}", 4):
-                raise fail(connection, f"a NOTIFY with the reserved type {kind} was answered")
+    head = string("iam-check") + b"\x01" + string("x")
+    broken: dict[str, Frame | bytes] = {
+        f"a NOTIFY with the reserved type {kind}": Frame(
+            FrameType.NOTIFY, 1, 1, head + bytes([kind]) + varint(1) + b"x"
+        )
+        for kind in range(10, 16)
+    }
+    await must_refuse(target, broken, 4)
 
 
 @check("wire.type.strings", "SPOP-TYPE-003")
 async def type_strings(target: WireTarget) -> None:
-    """UTF-8, invalid UTF-8, NUL bytes, the empty string.
+    """UTF-8, invalid UTF-8, NUL bytes and the empty string are read, and open nothing.
 
-    Each as an extra argument changes nothing; in arguments that decide it never opens a door.
+    As an extra argument each changes nothing; in an argument that decides it never leads to an allow.
     """
     texts = ("é€𝄞", b"\xff\xfe", b"\xc3", "a\x00b", "", b"\xed\xa0\x80")
     async with session(target) as connection:
@@ -412,7 +388,7 @@ async def type_strings(target: WireTarget) -> None:
             raw = text.encode() if isinstance(text, str) else text
             foreign = Typed(DataType.STRING, raw)
             extra = {**probe(target), "x-text": foreign}
-            must_judge(target, connection, await connection.ask(question(extra)))
+            await must_answer(target, connection, question(extra))
             for name in ("authorization", "path"):
                 ack = await connection.ask(question({**probe(target), name: foreign}))
                 must_deny(connection, ack)
@@ -422,16 +398,16 @@ async def type_strings(target: WireTarget) -> None:
                 connection, await connection.ask(notify(1, 1, encode_message(raw, {"x-text": foreign})))
             )
         context = {"request-id": Typed(DataType.STRING, b"\xff\x00\xfe")}
-        must_judge(target, connection, await connection.ask(question(probe(target), context)))
+        await must_answer(target, connection, question(probe(target), context))
     async with session(target, {**HELLO, "engine-id": "é\x00"}) as connection:
         await must_serve(target, connection)
 
 
 @check("wire.type.near-maximum", "SPOP-TYPE-004")
 async def near_maximum(target: WireTarget) -> None:
-    """A NOTIFY that fills the negotiated size to the byte.
+    """A NOTIFY that fills the negotiated size to the byte is answered.
 
-    HAProxy sends up to the limit; one byte more was refused in `wire.frame.above-negotiated`.
+    HAProxy sends up to the limit. `wire.frame.above-negotiated` sends one byte more.
     """
     async with connected(target) as connection:
         limit = (await connection.hello())["max-frame-size"]
@@ -443,4 +419,4 @@ async def near_maximum(target: WireTarget) -> None:
             while len(question({**probe(target), "x-fill": "x" * fill}).body()) > size:
                 fill -= 1
             frame = question({**probe(target), "x-fill": "x" * fill})
-            must_judge(target, connection, await connection.ask(frame))
+            await must_answer(target, connection, frame)

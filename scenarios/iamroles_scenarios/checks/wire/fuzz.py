@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence
+from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire.fuzz import SEED, FuzzReport, fuzz
 from iamroles_scenarios.wire.target import WireTarget
@@ -23,13 +23,9 @@ async def survives(target: WireTarget) -> str:
     """
     if target.launch is None:
         return _judged(await fuzz(target, count=_COUNT))
-    manager = target.launch({})
-    process = await asyncio.to_thread(manager.__enter__)
-    try:
+    async with launched(target, {}) as process:
         alone = replace(target, address=process.spop_address, pid=process.pid, logs=process.logs)
         return _judged(await fuzz(alone, count=_COUNT))
-    finally:
-        await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
 def _judged(report: FuzzReport) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
 from iamroles_scenarios.base.errors import SilenceError
 from iamroles_scenarios.declarations.results import check
@@ -20,6 +21,7 @@ from iamroles_scenarios.wire.judge import (
 )
 from iamroles_scenarios.wire.target import WireTarget
 
+Items = Mapping[str, Value | Typed]
 _EVERY_TYPE: dict[str, Value | Typed] = {
     "x-null": None,
     "x-true": True,
@@ -35,12 +37,68 @@ _EVERY_TYPE: dict[str, Value | Typed] = {
 }
 
 
+def _without(name: str) -> dict[str, Value | Typed]:
+    return {key: value for key, value in HELLO.items() if key != name}
+
+
+_REFUSED: dict[tuple[str, str, str], list[tuple[str, Items, int]]] = {
+    ("wire.hello.no-common-version", "SPOP-HELLO-006", "No common version: AGENT-DISCONNECT 8"): [
+        (f"supported-versions {text!r}", {**HELLO, "supported-versions": text}, 8)
+        for text in ("1.0", "3.0", "12.0", "1.2.0", "3.0, 1.0", "20", "two")
+    ],
+    (
+        "wire.hello.missing-items",
+        "SPOP-HELLO-007",
+        "A HELLO without a mandatory item: AGENT-DISCONNECT 5, 6 or 7, by the item",
+    ): [
+        (f"HELLO without {name}", _without(name), status)
+        for name, status in (("supported-versions", 5), ("max-frame-size", 6), ("capabilities", 7))
+    ],
+    ("wire.size.too-small", "SPOP-SIZE-002", "A max-frame-size under 256: AGENT-DISCONNECT 9"): [
+        (f"max-frame-size {size}", {**HELLO, "max-frame-size": size}, 9) for size in (255, 1, 0)
+    ],
+}
+"""By id, requirement and title of a check: HELLOs, and the status with which each must be refused."""
+_SERVED: dict[tuple[str, str, str], list[Items]] = {
+    ("wire.hello.unknown-keys", "SPOP-HELLO-008", "Unknown HELLO keys of every data type are ignored"): [
+        {**_EVERY_TYPE, **HELLO},
+        {**HELLO, **_EVERY_TYPE},
+    ],
+    ("wire.hello.key-order", "SPOP-HELLO-009", "The order of HELLO keys does not matter"): [
+        {name: HELLO[name] for name in order}
+        for order in (list(reversed(HELLO)), sorted(HELLO), sorted(HELLO, key=len))
+    ],
+    # TRUE is 0x11, FALSE is 0x01: an agent that reads the nibbles the other way closes here.
+    ("wire.health.false", "SPOP-HEALTH-002", "healthcheck FALSE behaves as absent"): [
+        {**HELLO, "healthcheck": False}
+    ],
+}
+"""By id, requirement and title of a check: HELLOs after which the agent serves."""
+
+for (_id, _requirement, _title), _refused in _REFUSED.items():
+
+    @check(_id, _requirement, title=_title)
+    async def refuses(target: WireTarget, hellos: Sequence[tuple[str, Items, int]] = _refused) -> None:
+        """Send each HELLO on a connection of its own, and look at the status."""
+        for what, items, status in hellos:
+            async with connected(target) as connection:
+                await connection.send(hello(as_hello(items)))
+                await must_end(target, connection, what, status, disconnect=True)
+
+
+for (_id, _requirement, _title), _served in _SERVED.items():
+
+    @check(_id, _requirement, title=_title)
+    async def serves(target: WireTarget, hellos: Sequence[Items] = _served) -> None:
+        """Send each HELLO on a connection of its own, and a question after it."""
+        for items in hellos:
+            async with session(target, items) as connection:
+                await must_serve(target, connection)
+
+
 @check("wire.hello.first-frame", "SPOP-HELLO-001")
 async def first_frame(target: WireTarget) -> None:
-    """Anything before HAPROXY-HELLO is refused.
-
-    A NOTIFY, a DISCONNECT and an agent's own frame come first: no ACK, the connection ends.
-    """
+    """Anything before HAPROXY-HELLO is refused: no ACK, and the connection ends."""
     for first in (question(probe(target)), Frame(FrameType.AGENT_HELLO), Frame(FrameType.ACK, 1, 1)):
         async with connected(target) as connection:
             await connection.send(first)
@@ -76,7 +134,7 @@ async def ids_and_fin(target: WireTarget) -> None:
 async def items(target: WireTarget) -> None:
     """AGENT-HELLO carries version, max-frame-size and capabilities, each of its type.
 
-    SPOE.txt 3.2.5: STRING, UINT32, STRING; other integer types are let pass, as HAProxy does.
+    SPOE.txt 3.2.5 names STRING, UINT32 and STRING. Other integer types pass too, as HAProxy lets them.
     """
     async with connected(target) as connection:
         await connection.send(hello())
@@ -94,10 +152,7 @@ async def items(target: WireTarget) -> None:
 
 @check("wire.hello.version", "SPOP-HELLO-004")
 async def version(target: WireTarget) -> None:
-    """AGENT-HELLO says version 2.0.
-
-    Of a major version that HAProxy announced.
-    """
+    """AGENT-HELLO says version 2.0."""
     async with connected(target) as connection:
         said = await connection.hello()
         if said.get("version") != "2.0":
@@ -106,10 +161,7 @@ async def version(target: WireTarget) -> None:
 
 @check("wire.hello.supported-versions", "SPOP-HELLO-005")
 async def supported_versions(target: WireTarget) -> None:
-    """supported-versions is a list: spaces and several entries parse.
-
-    `2.0, 1.5`, `1.5 ,2.0`, spaces around, a newer minor of the same major.
-    """
+    """supported-versions is a list: spaces and several entries parse."""
     for versions in ("2.0, 1.5", "1.5 ,2.0", "  2.0  ", "1.0,2.0,3.0", "3.0, 2.5"):
         async with connected(target) as connection:
             said = await connection.hello({**HELLO, "supported-versions": versions})
@@ -117,61 +169,13 @@ async def supported_versions(target: WireTarget) -> None:
                 raise fail(connection, f"answered {said.get('version')!r} to versions {versions!r}")
 
 
-@check("wire.hello.no-common-version", "SPOP-HELLO-006")
-async def no_common_version(target: WireTarget) -> None:
-    """No common version: AGENT-DISCONNECT 8.
-
-    Also where `2.0` is only a part of the text.
-    """
-    for versions in ("1.0", "3.0", "12.0", "1.2.0", "3.0, 1.0", "20", "two"):
-        async with connected(target) as connection:
-            await connection.send(hello(as_hello({**HELLO, "supported-versions": versions})))
-            await must_end(target, connection, f"supported-versions {versions!r}", 8, disconnect=True)
-
-
-@check("wire.hello.missing-items", "SPOP-HELLO-007")
-async def missing_items(target: WireTarget) -> None:
-    """A HELLO without a mandatory item: AGENT-DISCONNECT 5, 6 or 7.
-
-    The status names what is missing.
-    """
-    for name, status in (("supported-versions", 5), ("max-frame-size", 6), ("capabilities", 7)):
-        async with connected(target) as connection:
-            rest = {key: value for key, value in HELLO.items() if key != name}
-            await connection.send(hello(as_hello(rest)))
-            await must_end(target, connection, f"HELLO without {name}", status, disconnect=True)
-
-
-@check("wire.hello.unknown-keys", "SPOP-HELLO-008")
-async def unknown_keys(target: WireTarget) -> None:
-    """Unknown HELLO keys of every data type are ignored.
-
-    Before, between and after the known ones.
-    """
-    for extended in ({**_EVERY_TYPE, **HELLO}, {**HELLO, **_EVERY_TYPE}):
-        async with session(target, extended) as connection:
-            await must_serve(target, connection)
-
-
-@check("wire.hello.key-order", "SPOP-HELLO-009")
-async def key_order(target: WireTarget) -> None:
-    """The order of HELLO keys does not matter.
-
-    Reversed and sorted.
-    """
-    for order in (list(reversed(HELLO)), sorted(HELLO), sorted(HELLO, key=len)):
-        async with session(target, {name: HELLO[name] for name in order}) as connection:
-            await must_serve(target, connection)
-
-
 @check("wire.hello.engine-id", "SPOP-HELLO-010")
 async def engine_id(target: WireTarget) -> None:
     """engine-id may be absent, or the same on many connections.
 
-    HAProxy 3.1 has one for all threads, older ones one each, a health check none.
+    HAProxy 3.1 has one for all threads, older versions have one for each, a health check has none.
     """
-    without = {name: value for name, value in HELLO.items() if name != "engine-id"}
-    async with session(target, without) as connection:
+    async with session(target, _without("engine-id")) as connection:
         await must_serve(target, connection)
     async with session(target) as one, session(target) as other, session(target) as third:
         await asyncio.gather(*(must_serve(target, connection) for connection in (one, other, third)))
@@ -179,10 +183,7 @@ async def engine_id(target: WireTarget) -> None:
 
 @check("wire.hello.twice", "SPOP-HELLO-011")
 async def twice(target: WireTarget) -> None:
-    """A second HELLO on one connection ends it.
-
-    Status 4, no second AGENT-HELLO.
-    """
+    """A second HELLO on one connection ends it, with status 4 and without another AGENT-HELLO."""
     async with session(target) as connection:
         await connection.send(hello())
         if await must_end(target, connection, "a second HELLO", 4):
@@ -191,9 +192,9 @@ async def twice(target: WireTarget) -> None:
 
 @check("wire.hello.idle", "SPOP-HELLO-012")
 async def idle(target: WireTarget) -> str:
-    """A connection may idle after HELLO.
+    """A connection may idle after HELLO, longer than any handshake timeout.
 
-    Longer than any handshake timeout; HAProxy opens connections ahead of need.
+    HAProxy opens connections ahead of need.
     """
     seconds = target.seconds(8.0)
     async with session(target) as connection:
@@ -226,31 +227,16 @@ async def _negotiated(target: WireTarget, size: int) -> int:
 
 @check("wire.size.bounds", "SPOP-SIZE-001")
 async def bounds(target: WireTarget) -> None:
-    """The agent's max-frame-size is at least 256 and at most HAProxy's.
-
-    For the least that HAProxy offers, odd ones, and its default.
-    """
+    """The agent's max-frame-size is at least 256 and at most HAProxy's."""
     for size in (256, 257, 1024, 4095, 16380):
         await _negotiated(target, size)
-
-
-@check("wire.size.too-small", "SPOP-SIZE-002")
-async def too_small(target: WireTarget) -> None:
-    """A max-frame-size under 256: AGENT-DISCONNECT 9.
-
-    0, 1 and 255.
-    """
-    for size in (255, 1, 0):
-        async with connected(target) as connection:
-            await connection.send(hello(as_hello({**HELLO, "max-frame-size": size})))
-            await must_end(target, connection, f"max-frame-size {size}", 9, disconnect=True)
 
 
 @check("wire.size.smaller-of-two", "SPOP-SIZE-003")
 async def smaller_of_two(target: WireTarget) -> str:
     """A max-frame-size above the agent's limit is answered with the smaller of the two.
 
-    Blind echo promises to take frames of 4 GiB.
+    An agent that echoes it promises to take frames of 4 GiB.
     """
     limit = await _negotiated(target, 2**32 - 1)
     if limit > 1 << 26:
@@ -267,7 +253,7 @@ async def smaller_of_two(target: WireTarget) -> str:
 
 @check("wire.capabilities.honest", "SPOP-CAPS-001")
 async def capabilities_honest(target: WireTarget) -> None:
-    """Only implemented capabilities are announced; never async or fragmentation.
+    """The agent announces only capabilities that it has, and never async or fragmentation.
 
     HAProxy 3.1 dropped both; an agent that echoes the list claims them.
     """
@@ -287,10 +273,7 @@ async def capabilities_honest(target: WireTarget) -> None:
 
 @check("wire.capabilities.unknown", "SPOP-CAPS-002")
 async def capabilities_unknown(target: WireTarget) -> None:
-    """Unknown capabilities are ignored.
-
-    With spaces, empty entries and names of the future, never echoed.
-    """
+    """Unknown capabilities are ignored, and never echoed."""
     for offered in ("pipelining, teleport", " teleport ,, pipelining ", "teleport"):
         async with connected(target) as connection:
             said = str((await connection.hello({**HELLO, "capabilities": offered})).get("capabilities", ""))
@@ -306,7 +289,7 @@ async def capabilities_unknown(target: WireTarget) -> None:
 async def health_answered(target: WireTarget) -> None:
     """healthcheck TRUE: AGENT-HELLO.
 
-    What `option spop-check` waits for. HAProxy closes afterwards, so the agent need not.
+    `option spop-check` waits for it. HAProxy closes afterwards, so the agent need not.
     """
     async with connected(target) as connection:
         await connection.hello({**HELLO, "healthcheck": True})
@@ -317,20 +300,10 @@ async def health_answered(target: WireTarget) -> None:
 async def health_closes(target: WireTarget) -> None:
     """healthcheck TRUE: AGENT-HELLO, then close.
 
-    An agent that keeps them leaks a connection for each `option spop-check`.
+    An agent that keeps these connections leaks one for each `option spop-check`.
     """
     async with connected(target) as connection:
         await connection.hello({**HELLO, "healthcheck": True})
         if await must_end(target, connection, "a health check", *range(14)):
             raise fail(connection, "more than AGENT-HELLO answered a health check")
     await must_live(target, "a health check")
-
-
-@check("wire.health.false", "SPOP-HEALTH-002")
-async def health_false(target: WireTarget) -> None:
-    """healthcheck FALSE behaves as absent.
-
-    TRUE is 0x11, FALSE is 0x01: an agent that reads the nibbles the other way closes here.
-    """
-    async with session(target, {**HELLO, "healthcheck": False}) as connection:
-        await must_serve(target, connection)

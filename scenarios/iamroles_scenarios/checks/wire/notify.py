@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from iamroles_scenarios.base.errors import SilenceError, Untestable, WireError
@@ -29,14 +30,15 @@ from iamroles_scenarios.wire.judge import (
     collect,
     connected,
     fail,
+    must_answer,
     must_answer_each,
     must_be_quiet,
     must_be_well_formed,
     must_deny,
-    must_end,
     must_judge,
     must_live,
     must_not_allow,
+    must_refuse,
     must_serve,
     probe,
     refused,
@@ -57,10 +59,7 @@ _AT_ONCE = "the slow question was answered at once: whether it would block other
 
 @check("wire.ack.exactly-one", "SPOP-ACK-001")
 async def exactly_one(target: WireTarget) -> None:
-    """Exactly one ACK for each NOTIFY: its ids, FIN set.
-
-    One by one and pipelined, allowed and refused, and nothing after.
-    """
+    """Exactly one ACK for each NOTIFY, with its ids and FIN set."""
     async with session(target) as connection:
         for number in (1, 3, 5):
             await connection.ask(question(probe(target), stream_id=number))
@@ -80,21 +79,21 @@ async def stream_zero(target: WireTarget) -> None:
     The first stream of HAProxy up to 3.0 has it.
     """
     async with session(target) as connection:
-        ack = await connection.ask(question(probe(target), stream_id=0))
-        must_judge(target, connection, ack)
+        await must_answer(target, connection, question(probe(target), stream_id=0))
 
 
 @check("wire.ack.large-ids", "SPOP-ACK-003")
 async def large_ids(target: WireTarget) -> None:
-    """Ids up to 2**31 - 1, even or odd, reused on other connections.
+    """Ids up to 2**31 - 1, even or odd, may be reused on other connections.
 
-    Ids truncated to 8, 16 or 24 bits come back wrong.
+    Ids that an agent truncates to 8, 16 or 24 bits come back wrong.
     """
     async with session(target) as one, session(target) as other:
         for number in (2, 255, 256, 65535, 65536, 2**24 + 1, 2**31 - 2, 2**31 - 1):
             for connection in (one, other):
-                ack = await connection.ask(question(probe(target), stream_id=number, frame_id=number))
-                must_judge(target, connection, ack)
+                await must_answer(
+                    target, connection, question(probe(target), stream_id=number, frame_id=number)
+                )
 
 
 @check("wire.ack.frame-id", "SPOP-ACK-004")
@@ -105,21 +104,17 @@ async def frame_id(target: WireTarget) -> None:
     """
     async with session(target) as connection:
         for number in (1, 2, 3, 7):
-            must_judge(
-                target,
-                connection,
-                await connection.ask(question(probe(target), stream_id=11, frame_id=number)),
-            )
+            await must_answer(target, connection, question(probe(target), stream_id=11, frame_id=number))
 
 
 @check("wire.ack.same-ids-twice", "SPOP-ACK-005")
 async def same_ids_twice(target: WireTarget) -> None:
     """The same ids twice on one connection: two ACKs, each with its own verdict.
 
-    After one another, and pipelined with different questions: no state is kept by id.
+    After one another, and pipelined with different questions: an agent keeps no state by id.
     """
     async with session(target) as connection:
-        must_judge(target, connection, await connection.ask(question(probe(target), stream_id=4)))
+        await must_answer(target, connection, question(probe(target), stream_id=4))
         must_deny(connection, await connection.ask(question(refused(target), stream_id=4)))
         asked = [question(probe(target), stream_id=4), question(refused(target), stream_id=4)]
         await connection.send(*asked)
@@ -158,9 +153,9 @@ async def message_unknown(target: WireTarget) -> None:
 
 @check("wire.message.mixed", "SPOP-MSG-002")
 async def message_mixed(target: WireTarget) -> None:
-    """Known and unknown messages mixed, in any order; two of the same name.
+    """Known and unknown messages mixed, in any order: one ACK with the right verdict.
 
-    Messages are found by name; each NOTIFY has one ACK, whatever is in it.
+    Messages are found by name; each NOTIFY has one ACK, also with two messages of the same name.
     """
     known = encode_message("iam-check", check_arguments(probe(target)))
     context = encode_message("iam-context", context_arguments())
@@ -173,7 +168,7 @@ async def message_mixed(target: WireTarget) -> None:
             (known, context),
             (context, unknown, known, unknown),
         ):
-            must_judge(target, connection, await connection.ask(notify(1, 1, *messages)))
+            await must_answer(target, connection, notify(1, 1, *messages))
         await connection.ask(notify(1, 1, known, known))
         await must_be_quiet(target, connection, "each NOTIFY had its ACK")
 
@@ -182,7 +177,7 @@ async def message_mixed(target: WireTarget) -> None:
 async def message_contradiction(target: WireTarget) -> None:
     """Of two iam-check messages that disagree, neither allows.
 
-    HAProxy never sends two; whoever does wants one of them overlooked.
+    HAProxy never sends two; somebody who does wants the agent to overlook one.
     """
     known = encode_message("iam-check", check_arguments(allowed(target)))
     other = encode_message("iam-check", check_arguments(refused(target)))
@@ -194,10 +189,7 @@ async def message_contradiction(target: WireTarget) -> None:
 
 @check("wire.message.none", "SPOP-MSG-003")
 async def message_none(target: WireTarget) -> None:
-    """An empty NOTIFY: an ACK that allows nothing.
-
-    And one with `iam-context` alone.
-    """
+    """A NOTIFY without messages, or with iam-context alone: an ACK that allows nothing."""
     async with session(target) as connection:
         must_not_allow(connection, await connection.ask(notify(1, 1)))
         only_context = encode_message("iam-context", context_arguments())
@@ -206,9 +198,9 @@ async def message_none(target: WireTarget) -> None:
 
 @check("wire.message.odd-arguments", "SPOP-MSG-004")
 async def odd_arguments(target: WireTarget) -> None:
-    """No arguments, or unnamed ones: an ACK, never an allow; two of one name that differ: no allow.
+    """No arguments, unnamed ones, or two of one name that differ: never an allow.
 
-    Of two that differ neither decides: which of them HAProxy meant is unknown.
+    Of two that differ neither decides, because nobody knows which of them HAProxy meant.
     """
     pairs = list(check_arguments(probe(target)).items())
     differing = {
@@ -245,12 +237,13 @@ async def odd_arguments(target: WireTarget) -> None:
 async def extra_and_missing(target: WireTarget) -> None:
     """Extra arguments are ignored; a missing required one is an explicit deny.
 
-    SPEC.md section 2: `authorization`, `method`, `path`, `src`; `internal_error`.
+    SPEC.md section 2 requires `authorization`, `method`, `path` and `src`; the reason is
+    `internal_error`.
     """
     async with session(target) as connection:
         extra = {"x-before": -1, **check_arguments(probe(target)), "x-after": None}
         message = encode_message("iam-check", extra)
-        must_judge(target, connection, await connection.ask(notify(1, 1, message)))
+        await must_answer(target, connection, notify(1, 1, message))
         for name in ("method", "path", "src"):
             ack = await connection.ask(question({**probe(target), name: OMIT}))
             must_deny(connection, ack, "internal_error")
@@ -269,7 +262,7 @@ async def null_token(target: WireTarget) -> None:
     """
     async with session(target) as connection:
         absent = tokenless(probe(target))
-        must_judge(target, connection, await connection.ask(question(probe(target))))
+        await must_answer(target, connection, question(probe(target)))
         found = must_deny(connection, await connection.ask(question(absent)), "no_credentials")
         if found.get("status") != 401:
             raise fail(connection, "no credential", expected="status 401", received=str(found.get("status")))
@@ -283,11 +276,11 @@ async def null_token(target: WireTarget) -> None:
 async def message_lies(target: WireTarget) -> None:
     """A count that does not match, or a length past the end: AGENT-DISCONNECT 4, never silence.
 
-    The truncated messages that make agents panic.
+    These are the truncated messages that make agents panic.
     """
     pairs = check_arguments(probe(target))
     whole = encode_message("iam-check", pairs)
-    cases = {
+    lies = {
         "one argument more than there are": encode_message("iam-check", pairs, count=len(pairs) + 1),
         "255 arguments": encode_message("iam-check", pairs, count=255),
         "one argument less than there are": encode_message("iam-check", pairs, count=len(pairs) - 1),
@@ -300,11 +293,8 @@ async def message_lies(target: WireTarget) -> None:
         "a message without a count": string("iam-check"),
         "the last byte missing": whole[:-1],
     }
-    for what, payload in cases.items():
-        async with session(target) as connection:
-            await connection.send(Frame(FrameType.NOTIFY, 1, 1, payload))
-            if await must_end(target, connection, what, 4):
-                raise fail(connection, f"{what}: answered, as if it were whole")
+    frames = {what: Frame(FrameType.NOTIFY, 1, 1, payload) for what, payload in lies.items()}
+    await must_refuse(target, frames, 4)
     await must_live(target, "messages that lie")
 
 
@@ -315,31 +305,30 @@ async def message_lies(target: WireTarget) -> None:
 async def ack_fits(target: WireTarget) -> str:
     """An ACK fits the negotiated size, and holds the verdict.
 
-    The least size that the question itself fits, so that the answer's tags may not.
+    The size is the least that the question itself fits, so the answer's tags may not fit.
     """
-    remark = "a refusal alone was judged: no allowed credential"
-    for asked, judge in ((probe(target), None), (refused(target), must_deny)):
-        frame = question(asked, {"request-id": "x", "src-port": OMIT, "stream": OMIT})
+
+    async def fits(frame: Frame, judge: Callable[[Connection, Frame], object]) -> str:
         size = max(256, len(frame.body()))
         async with session(target, {**HELLO, "max-frame-size": size}) as connection:
             ack = await connection.ask(frame)
             if len(ack.body()) > size:
                 raise fail(connection, f"an ACK of {len(ack.body())} bytes, negotiated {size}")
-            if judge is None:
-                must_judge(target, connection, ack)
-            else:
-                judge(connection, ack)
+            judge(connection, ack)
+        return f"tags too long for {size} bytes did not go: the ACK has {len(ack.body())}"
+
+    def explicit(connection: Connection, ack: Frame) -> None:
+        if verdict(connection, ack).get("allow") is not True:
+            must_deny(connection, ack)
+
+    least = {"request-id": "x", "src-port": OMIT, "stream": OMIT}
+    await fits(question(probe(target), least), lambda connection, ack: must_judge(target, connection, ack))
+    await fits(question(refused(target), least), must_deny)
     if target.crowded is not None:
-        frame = question(target.crowded)
-        size = max(256, len(frame.body()))
-        async with session(target, {**HELLO, "max-frame-size": size}) as connection:
-            ack = await connection.ask(frame)
-            if verdict(connection, ack).get("allow") is not True:
-                must_deny(connection, ack)
-            if len(ack.body()) > size:
-                raise fail(connection, f"an ACK of {len(ack.body())} bytes, negotiated {size}")
-            return f"tags too long for {size} bytes did not go: the ACK has {len(ack.body())}"
-    return remark if target.allowed is None else "no request is known whose tags exceed its own size"
+        return await fits(question(target.crowded), explicit)
+    if target.allowed is None:
+        return "a refusal alone was judged: no allowed credential"
+    return "no request is known whose tags exceed its own size"
 
 
 @check("wire.action.well-formed", "SPOP-ACTION-001")
@@ -359,7 +348,7 @@ async def action_well_formed(target: WireTarget) -> None:
 async def verdict_last(target: WireTarget) -> None:
     """The verdict is the last action, and every other variable is set or unset before it.
 
-    What was cut off then cannot leave an allow with tags of another request.
+    If HAProxy cuts actions off, it then cannot keep an allow with the tags of another request.
     """
     every = {"status", "reason", "error", "role", "principal", "session", "issuer", "rule", "backend"}
     async with session(target) as connection:
@@ -378,25 +367,25 @@ async def name_length(target: WireTarget) -> None:
 
     HAProxy drops longer ones.
     """
-    async with session(target) as connection:
-        for asked in (probe(target), refused(target)):
-            for action in read_actions(await connection.ask(question(asked))):
-                if len(_PREFIX + action.name) > 63:
-                    raise fail(connection, f"{_PREFIX}{action.name} has over 63 characters")
+    for name in await _names(target):
+        if len(_PREFIX + name) > 63:
+            raise fail(None, f"{_PREFIX}{name} has over 63 characters")
 
 
 @check("wire.action.name-characters", "SPOP-ACTION-004")
 async def name_characters(target: WireTarget) -> None:
-    """Variable names use only A-Z a-z 0-9 . _.
+    """Variable names use only A-Z a-z 0-9 . _."""
+    for name in await _names(target):
+        bare = name.replace(".", "").replace("_", "")
+        if not (bare.isascii() and bare.isalnum()):
+            raise fail(None, f"variable name {name!r}")
 
-    HAProxy's variable names allow nothing else.
-    """
+
+async def _names(target: WireTarget) -> list[str]:
+    """The names of the variables that an allow and a refusal set."""
     async with session(target) as connection:
-        for asked in (probe(target), refused(target)):
-            for action in read_actions(await connection.ask(question(asked))):
-                bare = action.name.replace(".", "").replace("_", "")
-                if not (bare.isascii() and bare.isalnum()):
-                    raise fail(connection, f"variable name {action.name!r}")
+        acks = [await connection.ask(question(asked)) for asked in (probe(target), refused(target))]
+        return [action.name for ack in acks for action in read_actions(ack)]
 
 
 @check("wire.action.null-is-unset", "SPOP-ACTION-005")
@@ -429,10 +418,9 @@ async def null_is_unset(target: WireTarget) -> None:
 async def pipeline(target: WireTarget) -> str:
     """Pipelined: one slow token never blocks the others.
 
-    The slow one is asked first; all others must be answered while it is still waiting.
-
-    Of an agent that announces no pipelining HAProxy asks one question of a connection at a time: the slow one
-    then has a connection of its own.
+    The slow one is asked first; the agent must answer all others while it is still waiting. If an agent
+    announces no pipelining, HAProxy asks one question of a connection at a time: the slow one then has a
+    connection of its own.
     """
     if target.slow is None:
         async with session(target) as connection:
@@ -492,7 +480,7 @@ async def _one_by_one(target: WireTarget, waiting: Connection, slow: Frame) -> s
 async def pipeline_off(target: WireTarget) -> None:
     """Without pipelining: still right, one by one.
 
-    `no option pipelining`: HAProxy announces no capability.
+    With `no option pipelining` HAProxy announces no capability.
     """
     async with session(target, {**HELLO, "capabilities": ""}) as connection:
         for number in range(1, 9):
@@ -526,7 +514,7 @@ async def own_connection(target: WireTarget) -> None:
 async def failure_denies(target: WireTarget) -> None:
     """A handler failure gives an immediate ACK with a deny, not silence.
 
-    Arguments of types that no handler expects.
+    The arguments have types that no handler expects.
     """
     wrong: list[tuple[str, Value | Typed]] = [
         *(("authorization", value) for value in (7, True, address("127.0.0.1"))),

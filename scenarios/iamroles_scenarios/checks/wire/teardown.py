@@ -89,10 +89,7 @@ async def bye_normal(target: WireTarget) -> str:
 
 @check("wire.bye.odd-payload", "SPOP-BYE-003")
 async def bye_odd(target: WireTarget) -> None:
-    """DISCONNECT with an empty payload or unknown keys: no crash.
-
-    The connection ends, the agent lives.
-    """
+    """DISCONNECT with an empty payload or unknown keys: the connection ends, the agent lives."""
     payloads: tuple[bytes, ...] = (
         b"",
         encode_kv([("x", -1), ("status-code", 2), ("message", "bye"), ("y", None)]),
@@ -132,7 +129,7 @@ async def bye_abrupt(target: WireTarget) -> None:
 async def half_close(target: WireTarget) -> None:
     """A half-close after NOTIFY: the ACK is flushed, then the connection closed.
 
-    Several NOTIFYs in flight, a slow one among them if one is known, then FIN.
+    Several NOTIFYs are in flight, a slow one among them if one is known.
     """
     async with session(target) as connection:
         asked = _in_flight(target, 5)
@@ -189,10 +186,7 @@ def _in_flight(target: WireTarget, count: int) -> list[Frame]:
 
 @check("wire.life.no-leak", "SPOP-LIFE-001")
 async def no_leak(target: WireTarget) -> str:
-    """Peers that vanish in the middle of a question leak no descriptor.
-
-    150 connections are reset with questions in flight.
-    """
+    """Peers that vanish in the middle of a question leak no descriptor."""
     count = 150
     asked = question(probe(target) if target.slow is None else target.slow())
     if target.launch is None:
@@ -234,7 +228,7 @@ async def _vanish(target: WireTarget, address: str, asked: Frame) -> None:
 async def isolation(target: WireTarget) -> None:
     """A crash on one connection never touches another.
 
-    A good connection is used between bad ones of every kind.
+    The check uses a good connection between bad ones of every kind.
     """
     bad: tuple[bytes, ...] = (
         bytes(4),
@@ -256,10 +250,7 @@ async def isolation(target: WireTarget) -> None:
 
 @check("wire.life.burst", "SPOP-LIFE-004")
 async def burst(target: WireTarget) -> None:
-    """A burst of reconnects, as after a HAProxy reload, is served.
-
-    120 connections at once, each with a handshake and a question.
-    """
+    """A burst of reconnects, as after a HAProxy reload, is served."""
 
     async def one() -> None:
         async with session(target) as connection:
@@ -271,10 +262,7 @@ async def burst(target: WireTarget) -> None:
 
 @check("wire.life.sigterm", "SPOP-LIFE-003")
 async def sigterm(target: WireTarget) -> None:
-    """SIGTERM: stop accepting, finish the ACKs in flight, exit 0.
-
-    A fresh agent is ended with NOTIFYs in flight.
-    """
+    """SIGTERM: stop accepting, finish the ACKs in flight, exit 0."""
     async with launched(target, {}) as process, session(target, address=process.spop_address) as connection:
         await must_serve(target, connection)
         asked = _in_flight(target, 20)
@@ -323,10 +311,7 @@ async def _refuses(address: str) -> bool:
 
 @check("wire.life.connection-limit", "SPOP-LIFE-005", features={"limits"})
 async def connection_limit(target: WireTarget) -> None:
-    """Connections above the limit are refused at once, those below it served.
-
-    A fresh agent with `max_connections = 4`.
-    """
+    """Connections above the limit are refused at once, those below it served."""
     async with launched(target, {"max_connections": 4}) as process:
         held = [
             await open_connection(process.spop_address, within=target.seconds(DEADLINE)) for _ in range(4)
@@ -352,7 +337,7 @@ async def connection_limit(target: WireTarget) -> None:
 async def handshake_timeout(target: WireTarget) -> str:
     """A connection that never says HELLO is closed.
 
-    A fresh agent with `handshake_timeout = "1s"`; else twelve seconds of patience.
+    A fresh agent with `handshake_timeout = "1s"`; if the suite cannot start one, the check waits 12 s.
     """
     if target.launch is not None and "limits" in target.features:
         async with launched(target, {"handshake_timeout": "1s"}) as process:
@@ -375,9 +360,9 @@ async def handshake_timeout(target: WireTarget) -> str:
 
 @check("wire.life.loopback", "SPOP-LIFE-007")
 async def loopback(target: WireTarget) -> str:
-    """Loopback or a Unix socket by default.
+    """The agent listens on loopback or a Unix socket by default.
 
-    SPOP has no authentication: whoever connects may ask. Tried from this host's outer address.
+    SPOP has no authentication: any peer that connects may ask. Tried from this host's outer address.
     """
     address = target.address
     if address.startswith("unix:"):

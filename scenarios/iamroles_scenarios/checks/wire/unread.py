@@ -144,9 +144,8 @@ async def _length(target: WireTarget, address: str | None = None) -> int:
 async def whole(target: WireTarget) -> str:
     """A peer that reads late gets each answer once and whole, and nobody else waits.
 
-    Questions until the answers fill every buffer; others are served; then all is read in sips.
-
-    An agent may rather close the connection (8.8).
+    Questions until the answers fill every buffer; others are served; then the peer reads in sips. An
+    agent may close the connection instead (8.8).
     """
     count = _FEW // await _length(target) + 1
     async with session(target) as other, _peer(target, target.address) as peer:
@@ -179,7 +178,7 @@ async def whole(target: WireTarget) -> str:
 async def bounded(target: WireTarget) -> str:
     """An agent stops reading from a peer that reads nothing, or closes the connection.
 
-    Questions without end; an agent that takes them all keeps their answers.
+    An agent that takes questions without end keeps all their answers.
     """
     length = await _length(target)
     count = _UNREAD // length
@@ -196,10 +195,7 @@ async def bounded(target: WireTarget) -> str:
 
 @check("wire.unread.sigterm", "SPOP-LIFE-003")
 async def sigterm(target: WireTarget) -> None:
-    """SIGTERM ends an agent whose answers nobody reads.
-
-    A fresh agent, one peer that reads nothing, and one that is well.
-    """
+    """SIGTERM ends an agent whose answers nobody reads."""
     async with launched(target, {"drain_timeout": "1s"} if "limits" in target.features else {}) as process:
         count = _FEW // await _length(target, process.spop_address) + 1
         async with _peer(target, process.spop_address) as peer:
