@@ -28,7 +28,7 @@ _ROUND = 20.0
 def threads(target: Target) -> None:
     """HAProxy with four threads: every request gets its own verdict.
 
-    Twelve people ask side by side through four threads, each with connections of its own to the agent.
+    Each thread has connections of its own to the agent.
     """
     with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here:
         said = here.world.haproxy.runtime("show info")
@@ -46,10 +46,10 @@ def threads(target: Target) -> None:
 def pipelined(target: Target) -> str:
     """Questions that wait side by side on one connection each get their own answer.
 
-    Answers are held until all questions wait, then let go in reverse order.
+    The relay holds the answers until all questions wait, then lets them go in reverse order.
 
-    Whether HAProxy pipelines is its own affair; the remark says where it did not. An agent need not: then
-    nothing is held, because HAProxy opens no connection for each question.
+    The remark says if HAProxy did not pipeline. An agent need not pipeline: then the relay holds nothing,
+    because HAProxy opens no connection for each question.
     """
     with gate(target, settings={"IAM_THREADS": "1"}, pipelining=True) as here:
         tally = Tally()
@@ -72,13 +72,12 @@ def pipelined(target: Target) -> str:
 def one_by_one(target: Target) -> str:
     """Without pipelining one question at a time waits on a connection, and each is answered.
 
-    The capability is struck from both HELLOs; HAProxy opens more connections instead.
+    The relay strikes the capability from both HELLOs; HAProxy opens more connections instead. HAProxy 3.3
+    now and then sends a second question all the same. That is the proxy's own doing: the check judges the
+    agent by its answers, and the remark says what HAProxy did.
 
-    HAProxy 3.3 now and then sends a second question all the same. That is the proxy's own doing: the agent
-    is judged by its answers, and the remark says what HAProxy did.
-
-    Answers are not held here: HAProxy 2.6 may forget a queued request when all its connections are busy and
-    then fall free at once, which is no fault of the agent (docs/haproxy.md).
+    The relay holds no answers here: HAProxy 2.6 may forget a queued request when all its connections are
+    busy and then fall free at once, which the agent cannot help (docs/haproxy.md).
     """
     with gate(target, settings={"IAM_THREADS": "1"}, pipelining=False) as here:
         with traffic(here, _people(here, _PEOPLE)) as tally:
@@ -92,7 +91,7 @@ def one_by_one(target: Target) -> str:
 def in_flight(target: Target) -> None:
     """Requests that wait for their verdict while HAProxy reloads are answered rightly.
 
-    The old process waits for answers, the new one already asks: neither gets the other's.
+    The old process waits for answers while the new one already asks: neither gets the other's.
     """
     with gate(target, pipelining=True) as here:
         tally = Tally()
@@ -112,7 +111,7 @@ def in_flight(target: Target) -> None:
 def under_traffic(target: Target) -> None:
     """Reloads of HAProxy under keep-alive traffic lose no request and change no verdict.
 
-    Four threads, twelve people, three reloads: each brings a burst of connections to the agent.
+    Each reload brings a burst of connections to the agent.
     """
     with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here:
         with traffic(here, _people(here, _PEOPLE)) as tally:

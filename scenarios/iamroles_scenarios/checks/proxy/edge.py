@@ -62,7 +62,7 @@ def _fault(message: str, expected: str, answer: Answer, *lines: str) -> CheckFai
 def one_host(target: Target) -> str:
     """A request without exactly one host reaches no backend.
 
-    HTTP/1.0 and 1.1; no Host, an empty one, two, an absolute target of another or of none.
+    HTTP/1.0 and 1.1; no Host, an empty one, two, an absolute target of another host or of none.
     """
     with bench(target, "policy") as here:
         token = here.token()
@@ -75,9 +75,9 @@ def one_host(target: Target) -> str:
 
 @check("proxy.host.absolute", "PROXY-HOST-002", lane="gate")
 def absolute(target: Target) -> None:
-    """An absolute target of the right host is refused, or the backend is told that host and no other.
+    """An absolute target of the right host is refused, or the backend gets that host and no other.
 
-    Proxies differ in whether they take absolute targets; none may pass on two stories.
+    Proxies differ in whether they take absolute targets; none may pass on two hosts.
     """
     with bench(target, "policy") as here:
         token = here.token()
@@ -97,9 +97,9 @@ def absolute(target: Target) -> None:
 
 @check("proxy.options.server", "PROXY-ASTERISK-001", lane="gate")
 def asterisk(target: Target) -> None:
-    """OPTIONS * is refused: it has no path that could be judged.
+    """OPTIONS * is refused, because it has no path to judge.
 
-    Also where a caller may reach the path `/`.
+    Also if a caller may reach the path `/`.
     """
     with bench(target, "policy") as here:
         lines = ("OPTIONS * HTTP/1.1", f"Host: {_HOST}")
@@ -110,7 +110,7 @@ def asterisk(target: Target) -> None:
 
 @check("proxy.query.exact", "PROXY-QUERY-001", lane="gate")
 def query(target: Target) -> str:
-    """The query reaches the backend byte for byte, whatever is done to the path.
+    """The query reaches the backend byte for byte, whatever happens to the path.
 
     Under a plain path, and under two that the gate has to rewrite.
     """
@@ -136,7 +136,7 @@ def _swollen() -> Iterator[tuple[str, ...]]:
 
 @check("proxy.record.whole", "PROXY-RECORD-001", lane="gate")
 def record(target: Target) -> None:
-    """Whatever a client sends, HAProxy's record of it is whole and says what was decided.
+    """Whatever a client sends, HAProxy's record of it is whole and has the verdict.
 
     8.5 kB of host, path, method and requested role, each alone.
     """
@@ -161,7 +161,7 @@ def _line(here: Bench, port: int) -> dict[str, Any] | None:
 def token_in_target(target: Target) -> None:
     """A token that a client put into the path or the query is not in HAProxy's record.
 
-    A log goes to more people than a token should.
+    More people read a log than should see a token.
     """
     with bench(target, "policy") as here:
         token = here.token()

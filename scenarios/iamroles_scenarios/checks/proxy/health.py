@@ -45,7 +45,7 @@ def passes(target: Target) -> None:
 def silent(target: Target) -> None:
     """An agent that falls silent is taken out: 503 at once; it comes back without a restart.
 
-    Freeze it, wait for the health check, ask; then the same with a kill; each time it must come back.
+    The agent is frozen until the health check sees it, and then killed.
     """
     with gate(target) as here:
         turn, *_ = person(here, "alice")

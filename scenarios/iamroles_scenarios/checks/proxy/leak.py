@@ -23,7 +23,8 @@ _IDENTITY = ("issuer", "principal", "session", "role", "rule", "route", "expires
 def nothing_leaks(target: Target) -> None:
     """On one connection nothing leaks from an allowed request to a refused one, nor back.
 
-    Two people take turns on one connection; every answer and every line of the record is compared.
+    Requests of two people alternate on one connection; the check compares every answer and every line of
+    the record.
     """
     with gate(target) as here:
         people = [person(here, "alice"), person(here, "bob")]
