@@ -56,6 +56,7 @@ ALIVE = (
 )
 """Cheap checks that show that the agent still works, apart from what a mutant breaks: 0.15 s a mutant."""
 BREAK_MOST = {
+    "fault.end-of-proxy",
     "gate.one-behind",
     "gate.tires-of-connections",
     "proxy.one-behind",

@@ -69,9 +69,12 @@ def _made(sound: Any, self: Any, transport: Any) -> None:
     _made,
 )
 @around(Gate, "replace")
-def _starts_anew(sound: Any, self: Any, *args: Any) -> None:
+def _starts_anew(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
     global _closed_until  # noqa: PLW0603 - a mutant's memory
-    sound(self, *args)
+    reload = policy is not self.policy
+    sound(self, policy, authenticator)
+    if not reload:  # the agent lost a key
+        return
     _closed_until = asyncio.get_running_loop().time() + 1.5
     for peer in _peers:
         peer.abort()
@@ -86,9 +89,10 @@ def late_policy(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
 
 @mutant("fire.reload-stalls", "FIRE-POLICY-003", "stands still for 1.5 s at a reload")
 @around(Gate, "replace")
-def reload_stalls(sound: Any, self: Any, *args: Any) -> None:
-    time.sleep(1.5)
-    sound(self, *args)
+def reload_stalls(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
+    if policy is not self.policy:  # else the agent lost a key
+        time.sleep(1.5)
+    sound(self, policy, authenticator)
 
 
 mutant("fire.newest-issuer", "FIRE-ISSUER-001", "refuses the issuer it had as soon as another is added")(
