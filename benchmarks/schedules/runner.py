@@ -201,7 +201,7 @@ def virtual() -> Iterator[None]:
         (gate, "prepare", once(gate.prepare, lambda said: (said.allow, said.reason, said.rule))),
         (gate, "ticket", keep(gate.ticket)),
         (gate, "encode_verdict", keep(gate.encode_verdict)),
-        (Policy, "discard", lambda self: None),
+        (Policy, "release", lambda self: None),
         (Message, "encode", _wire),
         (Frames, "receive", lambda self, data: iter((data.said,))),
         (sys, "unraisablehook", lambda _about: None),  # a coroutine of a process that died

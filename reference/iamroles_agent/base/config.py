@@ -113,7 +113,7 @@ class AuditSettings(Model):
     on_error: Literal["deny", "allow"] = "deny"
     """What a decision becomes when it cannot be recorded (full disk): fail closed or open."""
     sync: Duration = 1.0
-    """The declared window: a kill -9 may lose at most the decisions of this last span (0s: fsync each batch)."""
+    """The declared window: a kill -9 loses at most the decisions of this time (0s: fsync each batch)."""
     keep: Size | None = Field(default=None, ge=1_000_000)
     """Disk that each worker's log may take, "1MB" at least: the agent rotates it and removes the oldest of
     its files, on record. Left out: the agent removes nothing."""
@@ -278,8 +278,8 @@ class Backend(Model):
     streams here, up to its own expiry. Needs `streams`."""
 
 
-class Region(Model):
-    """Which requests a rule is about."""
+class RegionTable(Model):
+    """The requests that a rule is about."""
 
     methods: list[str] = Field(default_factory=lambda: ["*"])
     """Case-sensitive; `["*"]` for all."""
@@ -293,7 +293,7 @@ class Region(Model):
     """Networks of the client's address; none: any."""
 
 
-class Grant(Region):
+class Grant(RegionTable):
     """Opens a region to roles and names the backend behind it."""
 
     id: str
@@ -308,7 +308,7 @@ class Grant(Region):
     """Evaluate and record, do not enforce."""
 
 
-class Deny(Region):
+class Deny(RegionTable):
     """Closes a region to tokens that hold any of the roles, whatever else they hold."""
 
     id: str

@@ -1,7 +1,9 @@
-"""Faults of the operator's input, said so that the operator can mend them. Verdicts are in `reasons`."""
+"""Faults of the operator's input, with remedies. Verdicts are in `reasons`."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -13,16 +15,19 @@ class Problem:
     key: str
     """Dotted path with list indices, e.g. `grants[2].backend`; "" for the whole file."""
     message: str
-    """What is wrong."""
     remedy: str
-    """What to do."""
     line: int | None = None
-    """1-based; None where the format or a missing key gives none."""
+    """1-based; None if it is not known."""
 
     def __str__(self) -> str:
-        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
         key = f" {self.key}:" if self.key else ""
-        return f"{place}:{key} {self.message}. {self.remedy}"
+        return f"{where}:{key} {self.message}. {self.remedy}"
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the known name that is most similar to a name, for a remedy; "" if none is similar enough."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), "")
 
 
 class ConfigError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fcntl
 import json
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from iamroles_agent.base.errors import ConfigError, StartError
+from iamroles_agent.base.errors import ConfigError, StartError, closest
 from iamroles_agent.commands.emergency import Settings
 from iamroles_agent.commands.policy_option import policy_option
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
@@ -138,8 +137,8 @@ def _nobody(config: Path, row: Revocation) -> str | None:
         return None  # where it cannot be read, what is asked for is done
     for role in row.roles:
         if known and role not in known and not role.startswith("arn:"):
-            near = difflib.get_close_matches(role, known, 1)
-            meant = f"did you mean {near[0]!r}?" if near else "give its name or its ARN"
+            near = closest(role, known)
+            meant = f"did you mean {near!r}?" if near else "give its name or its ARN"
             return f"--role {role!r}: no role of {config} has this name; {meant}"
     return None
 

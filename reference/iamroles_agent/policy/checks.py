@@ -1,21 +1,22 @@
-"""What must hold across the tables of a configuration before it may be enforced.
+"""Check the conditions that a configuration must meet before it may be enforced.
 
-Each check takes the sound items of a file and yields every fault with the key it stands at and what to do.
-What is merely unwise is not refused here: that is `policy.lint`.
+Each check takes the sound items of a file and yields every fault with its key and a remedy. What is merely
+unwise is not refused: `policy.lint` of the tools reports it.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import combinations
+from typing import Any
 from urllib.parse import urlsplit
 
 from iamroles_agent.base import config
 from iamroles_agent.base.config import Config
+from iamroles_agent.base.errors import closest
 from iamroles_agent.base.identity import RoleArn
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.identity_header import LONGEST_LIFE
@@ -29,7 +30,7 @@ from iamroles_agent.policy.witness import describe, witness_in_both
 ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"}
 )
-"""Signatures that an issuer may be pinned to (JWT-ALG-002): none of them is keyed by a shared secret."""
+"""Signatures that an issuer may be pinned to (JWT-ALG-002); none of them has a shared secret as key."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}", re.ASCII)
@@ -39,6 +40,7 @@ _FILE = re.compile(r"/[A-Za-z0-9._/@+-]{1,200}", re.ASCII)
 _TLS_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
 _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+", re.ASCII)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+", re.ASCII)
 _LISTEN = re.compile(r"unix:/.+|(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
 
@@ -53,7 +55,7 @@ class Fault:
 
 
 def check(sound: Sound) -> Iterator[Fault]:
-    """Every fault of a file, in no particular order."""
+    """Yield every fault of a file, in no particular order."""
     for fault in _check(sound):
         if not any(fault.key == key or fault.key.startswith(f"{key}[") for key in sound.stand_ins):
             yield fault
@@ -81,41 +83,38 @@ def _check(sound: Sound) -> Iterator[Fault]:
         yield from _whole(sound.whole)
 
 
+def _rows(key: str, *rows: tuple[object, str, str, str]) -> Iterator[Fault]:
+    """Yield a fault for each row whose first value is true: then key below `key`, message, remedy."""
+    for wrong, name, message, remedy in rows:
+        if wrong:
+            yield Fault(f"{key}.{name}", message, remedy)
+
+
 def _names(sound: Sound) -> Iterator[Fault]:
-    sources = [(f"{key}.name", issuer.name) for key, issuer in sound.issuers]
-    sources += [(f"{key}.name", sts.name) for key, sts in sound.sts]
-    tables: list[tuple[str, list[tuple[str, str]]]] = [
-        ("issuer or STS endpoint", sources),
-        (
-            "role or group",
-            [
-                *((f"{key}.name", role.name) for key, role in sound.roles),
-                *((f"{key}.name", group.name) for key, group in sound.groups),
-            ],
-        ),
-        ("backend", [(f"{key}.name", backend.name) for key, backend in sound.backends]),
-        ("grant or deny", [(f"{key}.id", rule.id) for key, rule in sound.rules]),
+    kinds: list[tuple[str, str, list[tuple[str, Any]]]] = [
+        ("issuer or STS endpoint", "name", [*sound.issuers, *sound.sts]),
+        ("role or group", "name", [*sound.roles, *sound.groups]),
+        ("backend", "name", [*sound.backends]),
+        ("grant or deny", "id", [*sound.rules]),
     ]
-    for what, names in tables:
-        yield from _unique(what, names)
+    for kind, field, items in kinds:
+        names = [(f"{key}.{field}", getattr(item, field)) for key, item in items]
+        yield from _unique(kind, names)
         for key, name in names:
             if not _NAME.fullmatch(name):
                 yield Fault(key, f"{name!r} is not a name", "Use 1 to 64 letters, digits, `_`, `.`, `-`")
     yield from _unique("issuer", [(f"{key}.issuer", issuer.issuer) for key, issuer in sound.issuers])
     for key, scope in sound.scopes:  # several regions may share a scope: their union opens
-        if not scope.name or re.search(r"[^\x21\x23-\x5b\x5d-\x7e]", scope.name):
-            yield Fault(
-                f"{key}.name",
-                f"{scope.name!r} is not a scope",
-                "RFC 6749 section 3.3 allows no such character",
-            )
+        if not _SCOPE.fullmatch(scope.name):
+            remedy = "RFC 6749 section 3.3 allows no such character"
+            yield Fault(f"{key}.name", f"{scope.name!r} is not a scope", remedy)
 
 
-def _unique(what: str, names: Iterable[tuple[str, str]]) -> Iterator[Fault]:
+def _unique(kind: str, names: Iterable[tuple[str, str]]) -> Iterator[Fault]:
     first: dict[str, str] = {}
     for key, name in names:
         if name in first:
-            yield Fault(key, f"a second {what} is called {name!r}; the first is {first[name]}", "Rename one")
+            yield Fault(key, f"a second {kind} is called {name!r}; the first is {first[name]}", "Rename one")
         first.setdefault(name, key.rpartition(".")[0])
 
 
@@ -125,31 +124,25 @@ def _issuer(key: str, issuer: config.Issuer) -> Iterator[Fault]:
     else:
         yield from _string_or_uri(f"{key}.issuer", issuer.issuer)
         yield from _url(f"{key}.jwks_uri", issuer.jwks_uri, issuer.insecure_http)
-    if not issuer.audiences and not issuer.client_ids:
-        yield Fault(
-            f"{key}.audiences",
-            "neither `audiences` nor `client_ids` says whom tokens are for, so tokens for others would pass",
-            'Write the `aud` that this issuer puts into tokens for you, e.g. audiences = ["api"]',
-        )
-    if not issuer.algorithms:
-        yield Fault(f"{key}.algorithms", "is empty", 'Pin what the issuer signs with, e.g. ["RS256"]')
+    for_all = "neither `audiences` nor `client_ids` says whom tokens are for, so tokens for others would pass"
+    audience = 'Write the `aud` that this issuer puts into tokens for you, e.g. audiences = ["api"]'
+    no_types = "is empty, so every token would be refused"
+    yield from _rows(
+        key,
+        (not issuer.audiences and not issuer.client_ids, "audiences", for_all, audience),
+        (not issuer.algorithms, "algorithms", "is empty", 'Pin what the issuer signs with, e.g. ["RS256"]'),
+        (not issuer.types, "types", no_types, 'Leave it out, or ["at+jwt"]'),
+        (issuer.max_lifetime <= 0, "max_lifetime", "is not above zero", 'Write a duration such as "1h"'),
+        (issuer.leeway < 0, "leeway", "is below zero", 'Write a duration from "0s" to "60s"'),
+    )
     for index, algorithm in enumerate(issuer.algorithms):
         if algorithm not in ALGORITHMS:
             yield Fault(f"{key}.algorithms[{index}]", *_bad_algorithm(algorithm))
-    if not issuer.types:
-        yield Fault(
-            f"{key}.types", "is empty, so every token would be refused", 'Leave it out, or ["at+jwt"]'
-        )
     for name in ("roles_claim", "preferred_role_claim", "scope_claim", "session_claim", "principal_claim"):
         claim = getattr(issuer, name)
         if claim is not None and (not claim or (isinstance(claim, list) and not all(claim))):
-            yield Fault(
-                f"{key}.{name}", "names no claim", "Write a claim's name, or the names on the way to it"
-            )
-    if issuer.max_lifetime <= 0:
-        yield Fault(f"{key}.max_lifetime", "is not above zero", 'Write a duration such as "1h"')
-    if issuer.leeway < 0:
-        yield Fault(f"{key}.leeway", "is below zero", 'Write a duration from "0s" to "60s"')
+            remedy = "Write a claim's name, or the names on the way to it"
+            yield Fault(f"{key}.{name}", "names no claim", remedy)
     yield from _accounts(key, issuer.accounts)
 
 
@@ -161,26 +154,25 @@ def _bad_algorithm(algorithm: str) -> tuple[str, str]:
             f"{algorithm} is keyed by a shared secret; with a public key set anyone could sign",
             "Have the issuer sign with an asymmetric algorithm, e.g. RS256 or ES256",
         )
-    near = difflib.get_close_matches(algorithm, ALGORITHMS, n=1, cutoff=0.4)
-    hint = f"Did you mean {near[0]}? " if near else ""
+    near = closest(algorithm, ALGORITHMS, 0.4)
+    hint = f"Did you mean {near}? " if near else ""
     return f"{algorithm!r} is not a known algorithm", f"{hint}Known: {', '.join(sorted(ALGORITHMS))}"
 
 
 def _sts(key: str, sts: config.Sts) -> Iterator[Fault]:
     yield from _url(f"{key}.endpoint", sts.endpoint, sts.insecure_http)
-    if not sts.hosts:
-        yield Fault(f"{key}.hosts", "is empty, so no credential would be accepted", "Write STS's host names")
+    good_header, own = _HEADER.fullmatch(sts.binding_header), sts.binding_value
+    no_hosts, unprintable = "is empty, so no credential would be accepted", "is empty or unprintable"
+    yield from _rows(
+        key,
+        (not sts.hosts, "hosts", no_hosts, "Write STS's host names"),
+        (not good_header, "binding_header", "is not a header name", 'Write e.g. "x-iam-edge"'),
+        (not own or not own.isprintable(), "binding_value", unprintable, "Write this proxy's own name"),
+    )
     for index, host in enumerate(sts.hosts):
         if "*" in host or not _host_and_port(host):
-            yield Fault(
-                f"{key}.hosts[{index}]",
-                f"{host!r} is not a host name",
-                "Write each host in full, without scheme or wildcard, e.g. sts.eu-west-1.amazonaws.com",
-            )
-    if not _HEADER.fullmatch(sts.binding_header):
-        yield Fault(f"{key}.binding_header", "is not a header name", 'Write e.g. "x-iam-edge"')
-    if not sts.binding_value or not sts.binding_value.isprintable():
-        yield Fault(f"{key}.binding_value", "is empty or unprintable", "Write this proxy's own name")
+            remedy = "Write each host in full, without scheme or wildcard, e.g. sts.eu-west-1.amazonaws.com"
+            yield Fault(f"{key}.hosts[{index}]", f"{host!r} is not a host name", remedy)
     yield from _accounts(key, sts.accounts)
 
 
@@ -195,65 +187,57 @@ def _host_and_port(host: str) -> bool:
 def _accounts(key: str, accounts: list[str]) -> Iterator[Fault]:
     for index, account in enumerate(accounts):
         if not _ACCOUNT.fullmatch(account):
-            yield Fault(
-                f"{key}.accounts[{index}]", f"{account!r} is not an AWS account", "Write its 12 digits"
-            )
+            message = f"{account!r} is not an AWS account"
+            yield Fault(f"{key}.accounts[{index}]", message, "Write its 12 digits")
 
 
 def _string_or_uri(key: str, text: str) -> Iterator[Fault]:
-    """RFC 7519 section 2: any string, but one with a colon is a URI."""
+    """Check the form of RFC 7519 section 2: any string, but a string with a colon is a URI."""
     if not text or not text.isprintable() or text != text.strip():
         yield Fault(key, "is empty, unprintable or has blanks around it", "Write the `iss` of its tokens")
     elif ":" in text and not _URI.fullmatch(text):
-        yield Fault(
-            key, f"{text!r} has a colon and is not a URI", "Write the `iss` of its tokens, to the letter"
-        )
+        remedy = "Write the `iss` of its tokens, to the letter"
+        yield Fault(key, f"{text!r} has a colon and is not a URI", remedy)
 
 
 def _url(key: str, text: str, insecure: bool, *, query: bool = True) -> Iterator[Fault]:
+    in_full = "Write it in full, e.g. https://idp.example.com/"
     try:
         url = urlsplit(text)
         port_ok = url.port is None or url.port > 0
     except ValueError:
-        yield Fault(key, f"{text!r} is not a URL", "Write it in full, e.g. https://idp.example.com/")
+        yield Fault(key, f"{text!r} is not a URL", in_full)
         return
     if url.scheme not in ("http", "https") or not url.hostname or not port_ok or re.search(r"\s", text):
-        yield Fault(
-            key, f"{text!r} is not an http or https URL", "Write it in full, e.g. https://idp.example.com/"
-        )
+        yield Fault(key, f"{text!r} is not an http or https URL", in_full)
     elif url.username is not None or url.fragment or (url.query and not query):
         yield Fault(key, "holds a user, a query or a fragment", "Leave them out")
     elif url.scheme == "http" and not insecure:
-        yield Fault(
-            key,
-            "is not https: keys and answers could be forged on the way",
-            "Write https, or insecure_http = true in a test",
-        )
+        remedy = "Write https, or insecure_http = true in a test"
+        yield Fault(key, "is not https: keys and answers could be forged on the way", remedy)
 
 
 def _backend(key: str, backend: config.Backend) -> Iterator[Fault]:
     if backend.renew and not backend.streams:
-        yield Fault(
-            f"{key}.renew", "there are no streams here to renew", "Add `streams = true`, or remove `renew`"
-        )
+        remedy = "Add `streams = true`, or remove `renew`"
+        yield Fault(f"{key}.renew", "there are no streams here to renew", remedy)
     for index, server in enumerate(backend.servers):
         if not _SERVER.fullmatch(server) or not 0 < int(server.rpartition(":")[2]) < 65536:
-            yield Fault(
-                f"{key}.servers[{index}]", f"{server!r} is not host:port", 'Write e.g. "10.0.0.7:8080"'
-            )
+            message = f"{server!r} is not host:port"
+            yield Fault(f"{key}.servers[{index}]", message, 'Write e.g. "10.0.0.7:8080"')
     yield from tls_faults(key, backend)
 
 
 def tls_faults(key: str, backend: config.Backend) -> Iterator[Fault]:
-    """What is wrong with how a backend speaks TLS."""
+    """Yield the faults of a backend's TLS settings."""
     tls = backend.tls
     if tls is None:
         return
-    for which, text in (("ca", tls.ca), ("certificate", tls.certificate)):
+    for name, text in (("ca", tls.ca), ("certificate", tls.certificate)):
         if text is not None and not _FILE.fullmatch(text):
-            # Relative ones are looked up in different places by different releases.
+            # Relative paths are looked up in different directories by different releases.
             remedy = "Write a full path of letters, digits and `._/@+-`, as HAProxy sees it"
-            yield Fault(f"{key}.tls.{which}", f"{text!r} is not a full path of plain letters", remedy)
+            yield Fault(f"{key}.tls.{name}", f"{text!r} is not a full path of plain letters", remedy)
     if tls.name is not None and not _TLS_NAME.fullmatch(tls.name):
         remedy = "Write the DNS name that the servers' certificate carries"
         yield Fault(f"{key}.tls.name", f"{tls.name!r} is not a DNS name", remedy)
@@ -275,66 +259,50 @@ def _roles(sound: Sound) -> Iterator[Fault]:
     for key, role in sound.roles:
         written = [] if role.arn is None else [(f"{key}.arn", role.arn)]
         written += [(f"{key}.arns[{index}]", arn) for index, arn in enumerate(role.arns)]
-        if not written:
-            yield Fault(f"{key}.arn", "is missing", "Write the role's ARN as `arn`, or several as `arns`")
-        if role.name.startswith("arn:") or role.name == "*":
-            yield Fault(f"{key}.name", "would be read as something else", "Use a plain name")
-        if role.max_lifetime is not None and role.max_lifetime < 1:
-            yield Fault(f"{key}.max_lifetime", "is below one second", 'Write a duration such as "15m"')
-        for place, text in written:
-            fault = _arn(place, text)
-            if fault is not None:
-                yield fault
-                continue
-            arn = RoleArn.parse(text)
-            if arn in owner:
-                yield Fault(
-                    place,
-                    f"{arn} is already the role {owner[arn]!r}: it would have two meanings",
-                    "Keep it under one name",
-                )
-            owner.setdefault(arn, role.name)
-
-
-def _arn(key: str, text: str) -> Fault | None:
-    try:
-        arn = RoleArn.parse(text)
-    except Refusal:
-        remedy = "Write arn:aws:iam::<12-digit account>:role/<name>"
-        return Fault(key, f"{text!r} is not an IAM role ARN", remedy)
-    if text != str(arn):
-        return Fault(
+        too_short = role.max_lifetime is not None and role.max_lifetime < 1
+        special = role.name.startswith("arn:") or role.name == "*"
+        yield from _rows(
             key,
-            "is not canonical: STS's ARNs lose a role's path, so this would never be compared",
-            f"Write {arn}",
+            (not written, "arn", "is missing", "Write the role's ARN as `arn`, or several as `arns`"),
+            (special, "name", "would be read as something else", "Use a plain name"),
+            (too_short, "max_lifetime", "is below one second", 'Write a duration such as "15m"'),
         )
-    return None
+        for where, text in written:
+            try:
+                arn = RoleArn.parse(text)
+            except Refusal:
+                remedy = "Write arn:aws:iam::<12-digit account>:role/<name>"
+                yield Fault(where, f"{text!r} is not an IAM role ARN", remedy)
+                continue
+            if text != str(arn):
+                message = "is not canonical: STS's ARNs lose a role's path, so this would never be compared"
+                yield Fault(where, message, f"Write {arn}")
+                continue
+            if arn in owner:
+                message = f"{arn} is already the role {owner[arn]!r}: it would have two meanings"
+                yield Fault(where, message, "Keep it under one name")
+            owner.setdefault(arn, role.name)
 
 
 def _region(key: str, rule: config.Grant | config.Deny | config.Scope) -> Iterator[Fault]:
     try:
         canonical(rule.path)
     except Refusal as refusal:
-        yield Fault(
-            f"{key}.path", f"no request can match it: {refusal.detail}", "Write the path as it is forwarded"
-        )
+        message = f"no request can match it: {refusal.detail}"
+        yield Fault(f"{key}.path", message, "Write the path as it is forwarded")
     else:
         if any(part in ("*", "**") for part in rule.path.split("/")):
             remedy = 'Leave the `*` away: match = "prefix" opens whole segments below'
             yield Fault(f"{key}.path", "has a wildcard, which would be taken literally", remedy)
     if not rule.methods:
-        yield Fault(
-            f"{key}.methods", "is empty, so the rule never matches", 'Write methods, or ["*"] for all'
-        )
+        remedy = 'Write methods, or ["*"] for all'
+        yield Fault(f"{key}.methods", "is empty, so the rule never matches", remedy)
     for index, method in enumerate(rule.methods):
         if not _METHOD.fullmatch(method) or (method != "*" and "*" in method):
             yield Fault(f"{key}.methods[{index}]", f"{method!r} is not a method", 'Write e.g. "GET"')
         elif method not in _COMMON_METHODS and method.upper() in _COMMON_METHODS:
-            yield Fault(
-                f"{key}.methods[{index}]",
-                f"{method!r} never matches: methods are case-sensitive",
-                f'Write "{method.upper()}"',
-            )
+            message = f"{method!r} never matches: methods are case-sensitive"
+            yield Fault(f"{key}.methods[{index}]", message, f'Write "{method.upper()}"')
     for index, host in enumerate(rule.hosts):
         try:
             host_pattern(host)
@@ -354,15 +322,11 @@ def _network(key: str, text: str) -> Iterator[Fault]:
         try:
             meant = ip_network(text, strict=False)
         except ValueError:
-            yield Fault(
-                key, f"{text!r} is not a network: {error}", 'Write e.g. "10.0.0.0/8" or "2001:db8::/32"'
-            )
+            remedy = 'Write e.g. "10.0.0.0/8" or "2001:db8::/32"'
+            yield Fault(key, f"{text!r} is not a network: {error}", remedy)
         else:
-            yield Fault(
-                key,
-                f"{text!r} has bits set beyond its prefix",
-                f'Write "{meant}", or the address with no prefix',
-            )
+            remedy = f'Write "{meant}", or the address with no prefix'
+            yield Fault(key, f"{text!r} has bits set beyond its prefix", remedy)
 
 
 def _groups(sound: Sound) -> Iterator[Fault]:
@@ -374,9 +338,8 @@ def _groups(sound: Sound) -> Iterator[Fault]:
             if name in names:
                 remedy = "Name the roles themselves"
                 yield Fault(f"{key}.roles[{index}]", f"{name!r} is a group: groups hold no groups", remedy)
-            elif name not in sound.role_names:
-                remedy = _nearest(name, sound.role_names, "[[roles]]")
-                yield Fault(f"{key}.roles[{index}]", f"no role is called {name!r}", remedy)
+            else:
+                yield from _known(f"{key}.roles[{index}]", "role", name, sound.role_names, "[[roles]]")
 
 
 def _references(sound: Sound) -> Iterator[Fault]:
@@ -387,40 +350,29 @@ def _references(sound: Sound) -> Iterator[Fault]:
             remedy = "Name the roles it opens to" if grant else 'Name roles, or ["*"] for every token'
             yield Fault(f"{key}.roles", "is empty, so the rule never applies", remedy)
         for index, name in enumerate(rule.roles):
-            if name == "*" and grant:
-                yield Fault(
-                    f"{key}.roles[{index}]",
-                    "a grant may not be for every role (least privilege)",
-                    "Name each role; only a deny may say `*`",
-                )
-            elif name == "*" and len(rule.roles) > 1:
-                yield Fault(
-                    f"{key}.roles[{index}]", "`*` already stands for every token", 'Write roles = ["*"]'
-                )
-            elif name != "*" and name not in known:
-                yield Fault(
-                    f"{key}.roles[{index}]",
-                    f"no role or group is called {name!r}",
-                    _nearest(name, known, "[[roles]] or [[groups]]"),
-                )
+            where = f"{key}.roles[{index}]"
+            if name != "*":
+                yield from _known(where, "role or group", name, known, "[[roles]] or [[groups]]")
+            elif grant:
+                remedy = "Name each role; only a deny may say `*`"
+                yield Fault(where, "a grant may not be for every role (least privilege)", remedy)
+            elif len(rule.roles) > 1:
+                yield Fault(where, "`*` already stands for every token", 'Write roles = ["*"]')
     for key, item in sound.grants:
-        if item.backend not in sound.backend_names:
-            yield Fault(
-                f"{key}.backend",
-                f"no backend is called {item.backend!r}",
-                _nearest(item.backend, sound.backend_names, "[[backends]]"),
-            )
+        yield from _known(f"{key}.backend", "backend", item.backend, sound.backend_names, "[[backends]]")
 
 
-def _nearest(name: str, known: frozenset[str], table: str) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}?" if near else f"Add it as {table}, or correct the name"
+def _known(key: str, kind: str, name: str, known: frozenset[str], table: str) -> Iterator[Fault]:
+    if name not in known:
+        near = closest(name, known)
+        remedy = f"Did you mean {near!r}?" if near else f"Add it as {table}, or correct the name"
+        yield Fault(key, f"no {kind} is called {name!r}", remedy)
 
 
 def _conflicts(sound: Sound) -> Iterator[Fault]:
-    """POLICY-CONFLICT-001: equal grants that could match one request and name different backends.
+    """Find equal grants that could match one request and name different backends (POLICY-CONFLICT-001).
 
-    Both match one request, so equal specificity means the same path and match: only such pairs are tried.
+    Both match one request, so equal specificity means the same path and match: only such pairs are compared.
     """
     same_path: dict[tuple[str, bool], list[tuple[str, Rule]]] = {}
     members = members_of([group for _, group in sound.groups])
@@ -433,13 +385,11 @@ def _conflicts(sound: Sound) -> Iterator[Fault]:
         for (_, one), (key, two) in combinations(rules, 2):
             if one.backend == two.backend or not one.region.meets(two.region):
                 continue
-            shared = sorted(one.roles & two.roles)
-            if shared:
+            if shared := sorted(one.roles & two.roles):
                 who = f"the role {shared[0]!r}"
-            elif sound.union:
-                who = (
-                    f'a token with the roles {min(one.roles)!r} and {min(two.roles)!r} (multi_role = "union")'
-                )
+            elif sound.union and one.roles and two.roles:
+                pair = f"{min(one.roles)!r} and {min(two.roles)!r}"
+                who = f'a token with the roles {pair} (multi_role = "union")'
             else:
                 continue
             request = describe(witness_in_both(one.region, two.region))
@@ -458,15 +408,17 @@ def _is_listen(text: str) -> bool:
 
 
 def _identity_header(header: config.IdentityHeader) -> Iterator[Fault]:
-    if not header.issuer or not header.issuer.isprintable() or len(header.issuer) > 256:
-        remedy = 'Write this gate\'s own name, which servers compare, e.g. "https://gate.example.com"'
-        yield Fault("identity_header.issuer", "is empty, unprintable or longer than 256", remedy)
-    if not 2 <= header.lifetime <= LONGEST_LIFE or header.lifetime % 1:
-        remedy = f'Write whole seconds from "2s" to "{LONGEST_LIFE}s"'
-        yield Fault("identity_header.lifetime", "is out of bounds", remedy)
-    if header.rotate < 2 * header.lifetime:
-        remedy = 'A server\'s copy of the keys must keep up: write "24h", or twice the lifetime at the least'
-        yield Fault("identity_header.rotate", "is shorter than twice the lifetime", remedy)
+    bad_name = not header.issuer or not header.issuer.isprintable() or len(header.issuer) > 256
+    bad_life = not 2 <= header.lifetime <= LONGEST_LIFE or header.lifetime % 1
+    name = 'Write this gate\'s own name, which servers compare, e.g. "https://gate.example.com"'
+    often = 'A server\'s copy of the keys must keep up: write "24h", or twice the lifetime at the least'
+    too_often, short = header.rotate < 2 * header.lifetime, "is shorter than twice the lifetime"
+    yield from _rows(
+        "identity_header",
+        (bad_name, "issuer", "is empty, unprintable or longer than 256", name),
+        (bad_life, "lifetime", "is out of bounds", f'Write whole seconds from "2s" to "{LONGEST_LIFE}s"'),
+        (too_often, "rotate", short, often),
+    )
 
 
 def _whole(whole: Config) -> Iterator[Fault]:
@@ -477,7 +429,7 @@ def _whole(whole: Config) -> Iterator[Fault]:
         yield Fault("agent.listen", f"{whole.agent.listen!r} is not an address", remedy)
     if (text := whole.metrics.listen) and (text.startswith("unix:") or not _is_listen(text)):
         remedy = 'Write "host:port", port 0 for any'
-        yield Fault("metrics.listen", f"{text!r} is no address: metrics are served on TCP", remedy)
+        yield Fault("metrics.listen", f"{text!r} is not an address: metrics are served on TCP", remedy)
     if whole.audit.required and whole.audit.path == "none":
         yield Fault("audit.path", 'is "none", and audit.required is true', 'Name a file, or "stderr"')
     if whole.identity_header is not None:
@@ -486,10 +438,7 @@ def _whole(whole: Config) -> Iterator[Fault]:
         if getattr(whole.keys, name) <= 0:
             yield Fault(f"keys.{name}", "is not above zero", 'Write a duration such as "5m"')
     if whole.keys.max_stale < whole.keys.refresh:
-        yield Fault(
-            "keys.max_stale",
-            "is shorter than keys.refresh: keys would go stale between two fetches",
-            "Make max_stale the longer of the two",
-        )
+        message = "is shorter than keys.refresh: keys would go stale between two fetches"
+        yield Fault("keys.max_stale", message, "Make max_stale the longer of the two")
     if whole.limits.max_lifetime is not None and whole.limits.max_lifetime < 1:
         yield Fault("limits.max_lifetime", "is below one second", 'Write a duration such as "1h"')

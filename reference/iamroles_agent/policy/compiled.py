@@ -2,21 +2,21 @@
 
 Deny over all roles
 -------------------
-A token may carry several roles, and the caller may choose one of them. Were denies read over the chosen role
-only, `X-IAM-Role` would be a way out of them: a contractor who is also a reader would ask to be a reader. So
-grants are read over the *active* roles, denies over *all* roles of the token, known to the policy or not,
-and neither looks at order: what is allowed is a set, the active grants less the denies.
+A token may carry several roles, and the caller may choose one of them. If denies counted for the chosen role
+only, `X-IAM-Role` would circumvent them: a contractor who is also a reader would ask to be a reader. So
+grants count for the *active* roles, and denies for *all* roles of the token, known to the policy or not. The
+order of rules and roles does not matter: the allowed set is the active grants less the denies.
 
 The cost of a decision
 ----------------------
-A rule is found by dictionary, never by walking the rules: role, then each prefix of the request's path, then
-method, then each suffix of its host. What is left to test one by one are the source networks of rules that
-agree in all of these. So the cost grows with the roles of the token and the depth of the path, not with the
-policy: 10,000 grants among 1,000 roles cost what 10 do.
+A rule is found by dictionary, never by a walk over the rules: role, then each prefix of the request's path,
+then method, then each suffix of its host. Only the source networks of rules that agree in all of these are
+tested one by one. So the cost grows with the roles of the token and the depth of the path, not with the
+policy: 10,000 grants among 1,000 roles cost as much as 10.
 
-A client chooses the path, and all prefixes of a deep one together are as long as its square. Prefixes are
-therefore built only as deep as some rule's path is, and only those suffixes of the host are asked for that
-some rule names: `Reach` says which.
+A client chooses the path, and the prefixes of a deep path together grow with the square of its depth. So
+prefixes are built only as deep as the deepest path of a rule, and only suffixes of the host that some rule
+names are looked up: `Reach` holds both bounds.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from iamroles_agent.base import config
-from iamroles_agent.base.discard import discard
 from iamroles_agent.base.identity import Decision, Identity, Request, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.base.release import release
 from iamroles_agent.policy.paths import canonical, segments
 from iamroles_agent.policy.regions import (
     MALFORMED_HOST,
@@ -59,7 +59,7 @@ class Rule:
 
     @property
     def rank(self) -> tuple[bool, int, str]:
-        """Sorts grants, the winner first: the most specific path, then the smaller id."""
+        """The order of grants, the winner first: the most specific path, then the smaller id."""
         exact, depth = self.region.specificity
         return not exact, -depth, self.id
 
@@ -67,12 +67,12 @@ class Rule:
 def compile_rule(rule: config.Grant | config.Deny) -> Rule:
     """Compile one rule of a checked configuration."""
     backend = rule.backend if isinstance(rule, config.Grant) else ""
-    return Rule(rule.id, frozenset(rule.roles), Region.of(rule), backend)
+    return Rule(rule.id, frozenset(rule.roles), Region.from_rule(rule), backend)
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far the rules of a policy look: what lies beyond can match none of them."""
+    """The bounds of the rules of a policy: nothing beyond them can match a rule."""
 
     depth: int
     """Segments of the deepest path."""
@@ -80,7 +80,7 @@ class Reach:
     """Host patterns."""
 
     @classmethod
-    def of(cls, regions: Iterable[Region]) -> Reach:
+    def over(cls, regions: Iterable[Region]) -> Reach:
         regions = list(regions)
         depth = max((region.specificity[1] for region in regions), default=0)
         return cls(depth, frozenset().union(*(region.hosts or () for region in regions)))
@@ -88,22 +88,22 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A request as the index is asked for it."""
+    """A request as the keys of the index."""
 
     method: str
     paths: tuple[str, ...]
     """Keys of the paths that match, the most specific first: `=` and the path, then each prefix."""
     hosts: tuple[str, ...]
-    """Patterns that match, `MALFORMED_HOST` where the host is absent or none; `*` for rules without hosts."""
+    """Patterns that match, `MALFORMED_HOST` for an absent or invalid host; `*` for rules without hosts."""
     src: Address
 
     @classmethod
-    def of(cls, request: Request, reach: Reach | None = None) -> Query:
+    def from_request(cls, request: Request, reach: Reach | None = None) -> Query:
         """Canonicalise a request.
 
         Args:
             request: as the proxy will forward it.
-            reach: of the rules that will be asked. None: keys for any rule, at a cost of the depth's square.
+            reach: of the rules. None: keys for any rule, at a cost that grows with the square of the depth.
 
         Raises:
             Refusal: `path_ambiguous`.
@@ -137,7 +137,7 @@ class Index:
         region = rule.region
         hosts: set[str] = set(region.hosts or {_ANY})
         if self._deny and region.hosts:
-            # DENY-ERROR-001: nobody can say whether an absent or malformed Host lies in a deny: it does.
+            # DENY-ERROR-001: an absent or malformed Host cannot be compared, so every deny matches it.
             hosts.add(MALFORMED_HOST)
         by_method = by_path.setdefault(f"={region.path}" if region.exact else region.path, {})
         for method in region.methods or {_ANY}:
@@ -148,12 +148,12 @@ class Index:
     def __bool__(self) -> bool:
         return bool(self._roles)
 
-    def discard(self) -> None:
-        """Let go of all rules, bit by bit; nobody may ask this index any more."""
-        discard([self._roles])
+    def release(self) -> None:
+        """Release all rules in slices, once the index is out of use."""
+        release([self._roles])
 
     def matches(self, roles: Iterable[str], query: Query) -> Iterator[Rule]:
-        """Rules of any of the roles that match, the most specific path first, else in no order."""
+        """Yield rules of any of the roles that match, the most specific path first, else in no order."""
         indexes = [by_path for role in roles if (by_path := self._roles.get(role)) is not None]
         if not indexes:
             return
@@ -172,26 +172,26 @@ class Index:
                         yield rule
 
     def _has_source(self, rule: Rule, src: Address) -> bool:
-        """A condition that cannot be evaluated holds for a deny and fails for a grant (DENY-ERROR-001)."""
+        """Test the source; if that fails, it matches a deny and does not match a grant (DENY-ERROR-001)."""
         try:
             return rule.region.has_source(src)
-        except Exception:  # noqa: BLE001 - whatever it is, the safe side is known
+        except Exception:  # noqa: BLE001 - after any error take the safe side
             return self._deny
 
     def best(self, roles: Iterable[str], query: Query) -> Rule | None:
-        """The grant that wins: the most specific path, then the smaller id."""
+        """Return the winning grant: the most specific path, then the smaller id."""
         winner: Rule | None = None
         for rule in self.matches(roles, query):
             if winner is None:
                 winner = rule
             elif rule.region.specificity != winner.region.specificity:
-                break  # they come the most specific first
+                break  # the most specific rules come first
             elif rule.id < winner.id:
                 winner = rule
         return winner
 
     def first(self, roles: Iterable[str], query: Query) -> Rule | None:
-        """The matching rule of the smallest id: which deny is named must not depend on order."""
+        """Return the matching rule with the smallest id: the named deny must not depend on order."""
         return min(self.matches(roles, query), key=lambda rule: rule.id, default=None)
 
 
@@ -204,17 +204,17 @@ class _Roles:
 
 
 class Policy:
-    """What a checked configuration (`policy.load`) says, compiled. Immutable; share it freely.
+    """A checked configuration (`policy.load`), compiled. Immutable; share it freely.
 
     Args:
         config: checked.
-        version: what `version_of` says of the configuration, where that is known.
-        shadow: a whole policy to try: it judges each request too, and where its verdict or backend differs
-            the decision's `shadow` says so (`policy:no_grant`, `policy:allow:<grant>`); never enforced.
+        version: the result of `version_of`, if the caller has it.
+        shadow: a whole policy to try: it judges each request too, and if its verdict or backend differs the
+            decision's `shadow` notes it (`policy:no_grant`, `policy:allow:<grant>`); never enforced.
 
     Attributes:
-        version: `sha256:` and 16 hex digits over everything that bears on a verdict; the order of tables
-            and of list entries does not change it.
+        version: `sha256:` and 16 hex digits over everything that can change a verdict, except for the order
+            of tables and of list entries.
     """
 
     def __init__(
@@ -237,28 +237,28 @@ class Policy:
         denies = [compile_rule(d) for d in config.denies if not d.shadow]
         shadow_grants = [compile_rule(g) for g in config.grants if g.shadow]
         shadow_denies = [compile_rule(d) for d in config.denies if d.shadow]
-        scopes = [Rule(s.name, frozenset({s.name}), Region.of(s)) for s in config.scopes]
+        scopes = [Rule(s.name, frozenset({s.name}), Region.from_rule(s)) for s in config.scopes]
         self._grants, self._denies = Index(grants, deny=False), Index(denies, deny=True)
         self._shadow_grants = Index(shadow_grants, deny=False)
         self._shadow_denies = Index(shadow_denies, deny=True)
         self._scopes = Index(scopes, deny=False)
         rules = (*grants, *denies, *shadow_grants, *shadow_denies, *scopes)
-        self._reach = Reach.of(rule.region for rule in rules)
+        self._reach = Reach.over(rule.region for rule in rules)
 
-    def discard(self) -> None:
-        """Let go of a policy that was replaced, bit by bit: it decides nothing any more."""
+    def release(self) -> None:
+        """Release a replaced policy in slices: it decides nothing after that."""
         for index in (self._grants, self._denies, self._shadow_grants, self._shadow_denies, self._scopes):
-            index.discard()
-        discard([self.config.grants, self.config.denies, self.config.roles])
+            index.release()
+        release([self.config.grants, self.config.denies, self.config.roles])
         if self._shadow_policy is not None:
-            self._shadow_policy.discard()
+            self._shadow_policy.release()
 
     def name_of(self, arn: RoleArn) -> str | None:
-        """The policy's name for a role, None where it has none."""
+        """Return the policy's name for a role, or None."""
         return self._name_of.get(arn)
 
     def active(self, identity: Identity, request: Request) -> tuple[RoleArn, ...]:
-        """The roles whose grants count for a request; none where the choice itself is refused."""
+        """Return the roles whose grants count for a request; () if the choice itself is refused."""
         try:
             return self._roles_of(identity, request.requested_role).active
         except Refusal:
@@ -270,8 +270,8 @@ class Policy:
         Args:
             identity: from a credential that was verified.
             request: as the proxy will forward it.
-            now: epoch seconds; where given, access whose `expires` has come is refused `token_expired`
-                (a role's own `max_lifetime` may end before the token does).
+            now: epoch seconds; if given, access is refused `token_expired` at its `expires` (a role's own
+                `max_lifetime` may end before the token does).
 
         Returns:
             The decision; never raises a `Refusal`.
@@ -282,8 +282,8 @@ class Policy:
         other = self._shadow_policy.decide(identity, request, now)
         if (other.allow, other.backend) == (decision.allow, decision.backend):
             return decision
-        said = f"policy:allow:{other.rule}" if other.allow else f"policy:{other.reason}"
-        return replace(decision, shadow=(*decision.shadow, said))
+        note = f"policy:allow:{other.rule}" if other.allow else f"policy:{other.reason}"
+        return replace(decision, shadow=(*decision.shadow, note))
 
     def _decide(self, identity: Identity, request: Request, now: float | None) -> Decision:
         base = Decision(
@@ -297,7 +297,7 @@ class Policy:
             unmapped=tuple(str(arn) for arn in identity.roles if arn not in self._name_of),
         )
         try:
-            query = Query.of(request, self._reach)
+            query = Query.from_request(request, self._reach)
             roles = self._roles_of(identity, request.requested_role)
         except Refusal as refusal:
             return replace(base, reason=refusal.reason, detail=refusal.detail)
@@ -314,7 +314,7 @@ class Policy:
         return verdict
 
     def _roles_of(self, identity: Identity, requested: str | None) -> _Roles:
-        """The active set, and the names of all roles, for the denies (DENY-ALL-001).
+        """Return the active roles, and the names of all roles, for the denies (DENY-ALL-001).
 
         Raises:
             Refusal: `role_missing`, `role_not_in_token`, `ambiguous_role`.
@@ -338,7 +338,7 @@ class Policy:
         return _Roles(tuple(sorted(active, key=_ARN_ORDER)), names)
 
     def arns_named(self, requested: str) -> frozenset[RoleArn]:
-        """What `X-IAM-Role` asks for: an ARN, or a role's name in the policy with all its ARNs."""
+        """Return the roles that `X-IAM-Role` asks for: an ARN, or all ARNs of a name in the policy."""
         if not requested.startswith("arn:"):
             return self._arns_of.get(requested, frozenset())
         try:
@@ -347,7 +347,7 @@ class Policy:
             return frozenset()
 
     def _judge(self, base: Decision, identity: Identity, roles: _Roles, query: Query) -> Decision:
-        """Denies, grants, scopes, in this order of reasons; shadow rules are only noted."""
+        """Judge by denies, grants and scopes, in this order of reasons; only note shadow rules."""
         able = self._able(identity, roles.active)
         every = (*roles.all_names, _ANY)
         deny = self._denies.first(every, query)
@@ -371,10 +371,10 @@ class Policy:
         return decision
 
     def _able(self, identity: Identity, active: tuple[RoleArn, ...]) -> list[str]:
-        """Names of the active roles whose grants count.
+        """Return the names of the active roles whose grants count.
 
-        A role with a `max_lifetime` grants nothing to a credential that does not say when it was issued:
-        the limit could not be applied (DENY-ERROR-001).
+        A role with a `max_lifetime` grants nothing to a credential without a time of issue, because the limit
+        could not be applied (DENY-ERROR-001).
         """
         names = {name for arn in active if (name := self._name_of.get(arn)) is not None}
         if identity.issued_at is None and self._lifetime:
@@ -393,7 +393,7 @@ class Policy:
             lifetimes = [self._lifetime.get(self._name_of[arn]) for arn in granting]
             bounded = [lifetime for lifetime in lifetimes if lifetime is not None]
             if bounded:
-                # Down to whole seconds, as `exp` is: access may end early, never late.
+                # Whole seconds, like `exp`, rounded down: access may end early, never late.
                 expires = min(expires, int(identity.issued_at + min(bounded)))
         return replace(
             base,
@@ -415,7 +415,7 @@ class Policy:
         *,
         scoped: bool,
     ) -> tuple[str, ...]:
-        """Ids of shadow rules each of which alone, enforced, would change verdict or backend."""
+        """Return the ids of shadow rules that would each change verdict or backend if enforced."""
         noted: set[str] = set()
         if decision.allow:
             noted.update(rule.id for rule in self._shadow_denies.matches(every, query))
@@ -428,12 +428,12 @@ class Policy:
 
 
 def arns_of(role: config.Role) -> list[str]:
-    """All ARNs of a role as written: `arn`, then `arns`."""
+    """Return all ARNs of a role as written: `arn`, then `arns`."""
     return ([role.arn] if role.arn is not None else []) + role.arns
 
 
 def version_of(config: config.Config) -> str:
-    """Hash what bears on a verdict, in an order of its own (ORACLE-ORDER-001: order never matters)."""
+    """Hash everything that can change a verdict, sorted (ORACLE-ORDER-001: order never matters)."""
     content = config.model_dump(mode="json", exclude={"agent", "audit", "metrics"})
     text = json.dumps(_sorted(content), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -442,6 +442,6 @@ def version_of(config: config.Config) -> str:
 def _sorted(value: object, key: str = "") -> object:
     if isinstance(value, dict):
         return {name: _sorted(item, name) for name, item in value.items()}
-    if isinstance(value, list) and not key.endswith("_claim"):  # a claim's path is the one ordered list
+    if isinstance(value, list) and not key.endswith("_claim"):  # only a claim's path is ordered
         return sorted((_sorted(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
     return value

@@ -1,7 +1,7 @@
-"""Groups of roles: written once in the file, gone once it is loaded.
+"""Groups of roles, which loading replaces by their roles.
 
-A group is shorthand and nothing more. `ungrouped` writes each group out where it is used, so the decision
-and the analysis only ever see roles, and a policy with groups has the version of the same policy without.
+A group is shorthand. `ungrouped` writes each group out in every rule that names it, so the decision and the
+analysis see only roles, and a policy with groups has the version of the same policy without.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _R = TypeVar("_R", config.Grant, config.Deny)
 
 
 def members_of(groups: list[config.Group]) -> dict[str, list[str]]:
-    """Role names by the name of their group."""
+    """Return role names by the name of their group."""
     return {group.name: group.roles for group in groups}
 
 
 def spelled_out(rule: _R, members: Mapping[str, list[str]]) -> _R:
-    """The rule with roles in place of groups, each role once."""
+    """Return the rule with roles in place of groups, each role once."""
     if members.keys().isdisjoint(rule.roles):
         return rule
     roles = [role for name in rule.roles for role in members.get(name, [name])]
@@ -28,7 +28,7 @@ def spelled_out(rule: _R, members: Mapping[str, list[str]]) -> _R:
 
 
 def ungrouped(whole: config.Config) -> config.Config:
-    """A checked configuration with roles in place of groups everywhere."""
+    """Return a checked configuration with roles in place of groups everywhere."""
     if not whole.groups:
         return whole
     members = members_of(whole.groups)

@@ -1,8 +1,8 @@
-"""Where things stand in a TOML or JSON file: from dotted keys to line numbers.
+"""Map the dotted keys of a TOML or JSON file to line numbers.
 
-Neither parser of the standard library tells positions, and an error without a line costs its reader the most.
-These scanners read only what is needed to find tables and keys of files that have already parsed; where a
-line cannot be told, the nearest enclosing one is.
+The parsers of the standard library report no positions, and an error without a line costs its reader the most
+time. These scanners read only enough to find tables and keys of files that have already parsed. If a line is
+not known, the line of the enclosing table stands for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOML_NOISE = re.compile(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|#.*$')
 
 
 def line_of(lines: Lines, key: str) -> int | None:
-    """The line of a key, or of what encloses it."""
+    """Return the line of a key, or of the table or list that holds it."""
     while key:
         if key in lines:
             return lines[key]
@@ -66,7 +66,7 @@ def _names(dotted: str) -> list[str]:
 
 
 def _table(names: list[str], is_array: bool, counts: dict[str, int]) -> str:
-    """The key of a header, with the index of each array of tables on the way."""
+    """Return the key of a header, with the index of each array of tables on the way."""
     key = ""
     for depth, name in enumerate(names):
         key = f"{key}.{name}" if key else name
@@ -87,7 +87,7 @@ def json_lines(text: str) -> tuple[Lines, list[tuple[str, int]]]:
     """Find members and elements of a valid JSON document.
 
     Returns:
-        The lines, and the members that are written twice in one object, with the line of the later one.
+        The lines, and the members that are written twice in one object, with the line of the second.
     """
     lines: Lines = {}
     twice: list[tuple[str, int]] = []
@@ -118,7 +118,7 @@ def _child(parent: str, name: str) -> str:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int, str]]:
-    """Each token, its line, and the token after it."""
+    """Yield each token, its line, and the token after it."""
     number, position = 1, 0
     previous: tuple[str, int] | None = None
     for match in _TOKEN.finditer(text):

@@ -1,13 +1,12 @@
-"""From a TOML or JSON file to a `Config`, or to every problem of the file at once (RELOAD-BAD-001).
+"""Load a `Config` from a TOML or JSON file, or report every problem of the file at once (RELOAD-BAD-001).
 
-Three passes, each as far as the ones before it allow: the format's own parser, the models' shapes and types,
-and the checks that span tables (`policy.checks`), which also run over the sound part of a file whose other
-part has errors. So an operator mends a file in one round.
+Three passes, each as far as the passes before it allow: the format's own parser, the models' shapes and
+types, and the checks that span tables (`policy.checks`), which also run over the sound part of a file whose
+other part has errors. So an operator can correct a file in one round.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
@@ -19,7 +18,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from iamroles_agent.base.config import Config
-from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.base.errors import ConfigError, Problem, closest
 from iamroles_agent.policy.checks import check
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.groups import ungrouped
@@ -28,12 +27,12 @@ from iamroles_agent.policy.sound import Sound
 
 _MAX_BYTES = 64 << 20
 _VENDOR = "x-"
-"""Top-level tables of vendors (`[x-acme]`) are theirs: SPEC.md section 6."""
+"""Top-level tables of vendors (`[x-acme]`) are not checked: SPEC.md section 6."""
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """A configuration and where its parts stand, for tools that point at lines."""
+class PolicyFile:
+    """A configuration and the lines of its parts."""
 
     config: Config
     """Checked, groups written out."""
@@ -43,7 +42,7 @@ class Document:
     name: str
 
     def line(self, key: str) -> int | None:
-        """1-based line of a key such as `grants[2].backend`, or of what encloses it."""
+        """Return the 1-based line of a key such as `grants[2].backend`, or of the table that holds it."""
         return line_of(self.lines, key)
 
 
@@ -53,7 +52,7 @@ def load(path: Path | str) -> Config:
     Raises:
         ConfigError: with every problem of the file.
     """
-    return load_document(path).config
+    return load_file(path).config
 
 
 def load_text(text: str, format: Literal["toml", "json"] = "toml", name: str = "<policy>") -> Config:  # noqa: A002
@@ -62,7 +61,7 @@ def load_text(text: str, format: Literal["toml", "json"] = "toml", name: str = "
     Raises:
         ConfigError: with every problem.
     """
-    return parse_document(text, format, name).config
+    return parse_text(text, format, name).config
 
 
 def load_policy(path: Path | str, config: Config | None = None) -> Policy:
@@ -70,7 +69,7 @@ def load_policy(path: Path | str, config: Config | None = None) -> Policy:
 
     Args:
         path: of the file; a relative `shadow_policy` is relative to it.
-        config: what the file says, where it has been read.
+        config: the file's content, if the caller has read it.
 
     Raises:
         ConfigError: with every problem of the file, or of the shadow policy's.
@@ -81,8 +80,8 @@ def load_policy(path: Path | str, config: Config | None = None) -> Policy:
     return Policy(config, Policy(load(Path(path).parent / config.agent.shadow_policy)))
 
 
-def load_document(path: Path | str) -> Document:
-    """Like `load`, and keep the line numbers."""
+def load_file(path: Path | str) -> PolicyFile:
+    """Read a configuration like `load`, and keep the line numbers."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -101,11 +100,11 @@ def load_document(path: Path | str) -> Document:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem(str(path), "", "is not UTF-8", "Save it as UTF-8", line)]) from error
-    return parse_document(text, "json" if path.suffix == ".json" else "toml", str(path))
+    return parse_text(text, "json" if path.suffix == ".json" else "toml", str(path))
 
 
-def parse_document(text: str, format: Literal["toml", "json"], name: str) -> Document:  # noqa: A002
-    """Like `load_text`, and keep the line numbers."""
+def parse_text(text: str, format: Literal["toml", "json"], name: str) -> PolicyFile:  # noqa: A002
+    """Read a configuration like `load_text`, and keep the line numbers."""
     data, lines, problems = _parse(text, format, name)
     data = {key: value for key, value in data.items() if not key.startswith(_VENDOR) and key != "$schema"}
     try:
@@ -121,7 +120,7 @@ def parse_document(text: str, format: Literal["toml", "json"], name: str) -> Doc
         )
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.line or 0, problem.key)))
-    return Document(ungrouped(config), config, lines, name)
+    return PolicyFile(ungrouped(config), config, lines, name)
 
 
 def _parse(
@@ -132,7 +131,7 @@ def _parse(
     """Run the format's own parser.
 
     Raises:
-        ConfigError: the text cannot be parsed, so nothing else can be said of it.
+        ConfigError: the text cannot be parsed.
     """
     if format == "toml":
         try:
@@ -142,13 +141,13 @@ def _parse(
             last = text.count("\n") + 1 if isinstance(error, tomllib.TOMLDecodeError) else None
             line = int(where[1]) if where else last
             raise ConfigError(
-                [Problem(name, "", f"is not TOML: {error}", "Mend the syntax", line)]
+                [Problem(name, "", f"is not TOML: {error}", "Correct the syntax", line)]
             ) from error
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         at = error.lineno if isinstance(error, json.JSONDecodeError) else None
-        raise ConfigError([Problem(name, "", f"is not JSON: {error}", "Mend the syntax", at)]) from error
+        raise ConfigError([Problem(name, "", f"is not JSON: {error}", "Correct the syntax", at)]) from error
     if not isinstance(data, dict):
         raise ConfigError([Problem(name, "", "is not a JSON object", "Write the tables as members", 1)])
     lines, twice = json_lines(text)
@@ -168,7 +167,7 @@ def _shape_problems(error: ValidationError, data: object, lines: Lines, name: st
 
 
 def _real_location(loc: tuple[int | str, ...], data: object) -> tuple[int | str, ...]:
-    """Drop what pydantic adds for the members of a union (`roles_claim.str`)."""
+    """Drop the parts that pydantic adds for the members of a union (`roles_claim.str`)."""
     real: list[int | str] = []
     for part in loc:
         if isinstance(data, list) and isinstance(part, int) and part < len(data):
@@ -189,13 +188,12 @@ def _dotted(loc: tuple[int | str, ...]) -> str:
 
 
 def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | str, ...]) -> tuple[str, str]:
-    """What is wrong and what to do, in the operator's words."""
+    """Return message and remedy, in the operator's words."""
     last = str(loc[-1]) if loc else ""
     if kind == "extra_forbidden":
         known = _known_keys(loc[:-1])
-        near = difflib.get_close_matches(last.lower(), known, n=1, cutoff=0.5)
-        if near:
-            return "is not a known key", f"Did you mean `{near[0]}`?"
+        if near := closest(last.lower(), known, 0.5):
+            return "is not a known key", f"Did you mean `{near}`?"
         vendor = f" A vendor's own tables begin with `{_VENDOR}`" if len(loc) == 1 else ""
         return "is not a known key", f"Known here: {', '.join(known)}.{vendor}"
     if kind == "missing":
@@ -218,7 +216,7 @@ def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | 
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
-    """Keys of the model at a location."""
+    """Return the keys of the model at a location."""
     model: type[BaseModel] = Config
     for part in loc:
         if isinstance(part, str) and (field := model.model_fields.get(part)) is not None:

@@ -1,13 +1,12 @@
-"""One reading of a path, or a refusal (SPEC.md section 7; PATH-AMBIGUOUS-001, PATH-NORMAL-001).
+"""Give a path one reading, or refuse it (SPEC.md section 7; PATH-AMBIGUOUS-001, PATH-NORMAL-001).
 
 Why so strict: the agent judges a string, the proxy forwards a string, and the backend resolves a string.
-Every known bypass lives where two of the three read it differently: `/orders/%2e%2e/admin` is below
-`/orders` to a plain comparison and is `/admin` to a server that decodes; `/admin;x` is another segment here
-and `/admin` to a servlet container; `%C0%AE` is no text here and a dot to a lax decoder; `..%20` is a name
-here and `..` to a server that trims. A path that could be read in two ways is therefore not repaired but
-refused. The only things repaired are those on which RFC 3986 section 6.2.2 lets nobody differ: the case of
-hex digits and the encoding of unreserved characters, and HAProxy's `normalize-uri` does the same to what
-it forwards.
+Every known bypass needs two of the three to read it differently. `/orders/%2e%2e/admin` is below `/orders`
+for a plain comparison and is `/admin` for a server that decodes. `/admin;x` is another segment here and
+`/admin` for a servlet container. `%C0%AE` is invalid here and a dot for a lax decoder. `..%20` is a name here
+and `..` for a server that trims. So a path with two readings is refused, not repaired. Two repairs are safe,
+because RFC 3986 section 6.2.2 gives them one meaning: the case of hex digits and the encoding of unreserved
+characters. HAProxy's `normalize-uri` makes the same repairs in the path that it forwards.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import re
 from iamroles_agent.base.reasons import Reason, Refusal
 
 _PLAIN = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*+)++/?", re.ASCII)
-"""Paths that need no second look: no `%`, no segment that starts with a dot. Nearly all traffic."""
+"""Paths without `%` and without a segment that starts with a dot: nearly all traffic."""
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _DOUBLE = re.compile(r"%25[0-9A-Fa-f]{2}")
 _FORBIDDEN_ENCODED = frozenset({0x2F, 0x5C, 0x3B, 0x7F, *range(0x20)})
 _FORBIDDEN_PLAIN = re.compile(r"[^\x21-\x7e]|[;\\#?]")
 _TEXT = re.compile(r"%(?:[89A-F]|20)")
-"""What makes a closer look at the decoded text necessary."""
+"""Escapes that make a closer look at the decoded text necessary."""
 _FOLDS = re.compile(
     "[\u037e\u2024\u2025\u2100\u2101\u2105\u2106\ufe14\ufe30\ufe52\ufe54\ufe68\ufe6a"
     "\uff05\uff0e\uff0f\uff1b\uff3c]"
@@ -31,8 +30,8 @@ _FOLDS = re.compile(
 """Letters of which Unicode's compatibility forms (NFKC) make `.`, `..`, `;`, `%`, `\\` or a text with `/`."""
 _OUTER_BLANK = re.compile(r"(?:^|/)[\s\ufeff]|[\s\ufeff](?:/|\Z)")
 _HEX = "0123456789ABCDEFabcdef"
-# What each pair of digits stands for, looked up: a path may be nothing but triplets, and a call of a function
-# for each costs ten times as much.
+# The meaning of each pair of digits in a table: a path may consist of triplets alone, and a function call for
+# each costs ten times as much.
 _TRIPLETS = {
     high + low: chr(byte) if (byte := int(high + low, 16)) in _UNRESERVED else f"%{high}{low}".upper()
     for high in _HEX
@@ -54,7 +53,7 @@ def canonical(path: str) -> str:
         `segments` ignores it.
 
     Raises:
-        Refusal: `path_ambiguous`, its detail says which trick it was.
+        Refusal: `path_ambiguous`; its detail names the reason.
     """
     if _PLAIN.fullmatch(path) or path == "/":
         return path
@@ -93,7 +92,7 @@ def _decoded(path: str) -> str:
 
 
 def _check_text(decoded: str) -> None:
-    """Look at what the escapes spell.
+    """Check the text that the escapes spell.
 
     Raises:
         Refusal: `path_ambiguous`.

@@ -1,8 +1,8 @@
-"""Regions: the sets of requests that rules speak of, and the values they are compared by.
+"""Regions: the sets of requests that rules are about, and the values that requests are compared by.
 
 A region is a product of four independent conditions: method, path, host, source network. The decision
-(`policy.compiled`) and the analysis (`policy.atoms`) both read rules through this module, so that what is
-proven is what is enforced.
+(`policy.compiled`) and the analysis (`policy.zones` of the tools) both read rules through this module, so
+that what is proven is what is enforced.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _HOST = re.compile(
 _HOST_PATTERN = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]", re.ASCII)
 
 MALFORMED_HOST = "\0"
-"""What `canonical_host` makes of a Host header that is none: equal to no pattern."""
+"""The result of `canonical_host` for an invalid Host header; it equals no pattern."""
 
 
 def canonical_host(text: str) -> str:
     """Lower-case a Host header and drop its port and the root's trailing dot (RFC 9110 section 7.2).
 
     Returns:
-        The host; "" for an absent header; `MALFORMED_HOST` where the text is not one host.
+        The host; "" for an absent header; `MALFORMED_HOST` if the text is not one host.
     """
     if not text:
         return ""
@@ -43,7 +43,7 @@ def host_pattern(text: str) -> str:
     """Check a host of the policy: a name, `*.` and a name, or an IPv6 literal in brackets; no port.
 
     Raises:
-        ValueError: says what is wrong.
+        ValueError: the text is something else.
     """
     lowered = text.lower().removesuffix(".")
     if not _HOST_PATTERN.fullmatch(lowered):
@@ -52,7 +52,7 @@ def host_pattern(text: str) -> str:
 
 
 def host_patterns_of(host: str) -> Iterator[str]:
-    """All patterns that match a canonical host, the most specific first: itself, then `*.` suffixes."""
+    """Yield all patterns that match a canonical host, the most specific first: itself, then suffixes."""
     if host:
         yield host
         rest = host
@@ -62,7 +62,7 @@ def host_patterns_of(host: str) -> Iterator[str]:
 
 
 def plain_address(address: Address) -> Address:
-    """An IPv4-mapped IPv6 address as the IPv4 address it is: a dual-stack socket shows clients so."""
+    """Return the IPv4 address of an IPv4-mapped IPv6 address, which a dual-stack socket reports."""
     if isinstance(address, IPv6Address) and (mapped := address.ipv4_mapped) is not None:
         return mapped
     return address
@@ -80,7 +80,7 @@ class Region:
     sources: tuple[Network, ...] | None
 
     @classmethod
-    def of(cls, rule: config.Grant | config.Deny | config.Scope) -> Region:
+    def from_rule(cls, rule: config.Grant | config.Deny | config.Scope) -> Region:
         """Compile a rule of a checked configuration.
 
         Raises:
@@ -101,26 +101,23 @@ class Region:
         return self.exact, 0 if self.path == "/" else self.path.count("/")
 
     def has_path(self, path: str) -> bool:
-        """Whether a canonical path without trailing `/` lies in it, by whole segments."""
+        """Return whether a canonical path without trailing `/` lies in it, by whole segments."""
         if path == self.path:
             return True
         return not self.exact and (self.path == "/" or path.startswith(self.path + "/"))
 
     def has_source(self, address: Address) -> bool:
-        """Whether a `plain_address` lies in it."""
+        """Return whether a `plain_address` lies in it."""
         return self.sources is None or any(address in network for network in self.sources)
 
     def meets(self, other: Region) -> bool:
-        """Whether one request lies in both."""
+        """Return whether one request can lie in both."""
         return (
             (self.methods is None or other.methods is None or not self.methods.isdisjoint(other.methods))
-            and self._path_meets(other)
+            and (self.has_path(other.path) or other.has_path(self.path))
             and _hosts_meet(self.hosts, other.hosts)
             and _sources_meet(self.sources, other.sources)
         )
-
-    def _path_meets(self, other: Region) -> bool:
-        return self.has_path(other.path) or other.has_path(self.path)
 
 
 def _hosts_meet(one: frozenset[str] | None, two: frozenset[str] | None) -> bool:
@@ -141,9 +138,9 @@ def _sources_meet(one: tuple[Network, ...] | None, two: tuple[Network, ...] | No
 
 
 def merge_networks(networks: Iterable[Network]) -> tuple[Network, ...]:
-    """The fewest networks that hold the same addresses, IPv4 before IPv6.
+    """Return the fewest networks that hold the same addresses, IPv4 before IPv6.
 
-    A network of IPv4-mapped IPv6 addresses is the IPv4 network: see `plain_address`.
+    A network of IPv4-mapped IPv6 addresses becomes the IPv4 network: see `plain_address`.
     """
     four: list[IPv4Network] = []
     six: list[IPv6Network] = []

@@ -1,4 +1,4 @@
-"""The part of a configuration that can be checked although another part has the wrong shape."""
+"""The part of a configuration that can be checked while another part has the wrong shape."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Sound:
 
     union: bool
     whole: Config | None
-    """None where some part has the wrong shape."""
+    """None if some part has the wrong shape."""
     issuers: list[tuple[str, config.Issuer]]
     sts: list[tuple[str, config.Sts]]
     roles: list[tuple[str, config.Role]]
@@ -40,18 +40,19 @@ class Sound:
 
     @classmethod
     def of_config(cls, whole: Config) -> Sound:
-        """All items of a configuration of the right shape."""
+        """Take all items of a configuration with the right shape."""
         return cls._of(lambda table, _: list(getattr(whole, table)), whole.multi_role == "union", whole)
 
     @classmethod
     def of_data(cls, data: dict[str, Any], wrong: set[tuple[int | str, ...]]) -> Sound:
-        """What can be checked of a file whose shape is wrong in places.
+        """Take the sound items of a file whose shape is partly wrong.
 
-        An item keeps its sound fields; a wrong one gets a stand-in, of which nothing is said.
+        An item keeps its sound fields; a wrong field gets a stand-in, and faults of stand-ins are not
+        reported.
 
         Args:
             data: the file's content.
-            wrong: locations of what has the wrong shape.
+            wrong: locations of the parts with the wrong shape.
         """
         fields = {(loc[0], loc[1], loc[2]) for loc in wrong if len(loc) > 2}
 
@@ -93,7 +94,7 @@ class Sound:
 
 
 def _mended(model: type[_M], item: object, wrong: set[str]) -> _M | None:
-    """An item with stand-ins for its wrong fields, None where not even that helps."""
+    """Return an item with stand-ins for its wrong fields; None if it is wrong even then."""
     if not isinstance(item, dict):
         return None
     mended = {name: value for name, value in item.items() if name in model.model_fields and name not in wrong}

@@ -1,4 +1,4 @@
-"""Witnesses: requests that show what a finding means."""
+"""Witnesses: requests that show the meaning of a finding."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from iamroles_agent.base.identity import Request
 from iamroles_agent.policy.regions import Address, Network, Region
 
 USUAL_SOURCE = IPv4Address("192.0.2.1")
-"""A client of no particular network (RFC 5737)."""
+"""A client outside all networks of a policy (RFC 5737)."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """RFC 9110 section 9.2.1."""
 USUAL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
 def witness_in_both(one: Region, two: Region) -> Request:
-    """A request in two regions that meet.
+    """Return a request in two regions that meet.
 
     Raises:
         ValueError: they do not meet.
@@ -32,9 +32,9 @@ def witness_in_both(one: Region, two: Region) -> Request:
 
 
 def describe(request: Request) -> str:
-    """One line for people: method, host, path, and the source where it matters."""
-    where = f"{request.method} {request.host}{request.path}"
-    return where if request.src == USUAL_SOURCE else f"{where} from {request.src}"
+    """Describe a request in one line: method, host, path, and an unusual source."""
+    line = f"{request.method} {request.host}{request.path}"
+    return line if request.src == USUAL_SOURCE else f"{line} from {request.src}"
 
 
 def _method(one: frozenset[str] | None, two: frozenset[str] | None) -> str:
@@ -60,11 +60,11 @@ def _host(one: frozenset[str] | None, two: frozenset[str] | None) -> str:
 def _source(one: tuple[Network, ...] | None, two: tuple[Network, ...] | None) -> Address:
     if one is None or two is None:
         networks = one or two
-        return address_in(networks[0]) if networks else USUAL_SOURCE
+        return _address_in(networks[0]) if networks else USUAL_SOURCE
     pairs = ((a, b) for a in one for b in two if a.version == b.version and a.overlaps(b))
-    return address_in(max(next(pairs), key=lambda network: network.prefixlen))
+    return _address_in(max(next(pairs), key=lambda network: network.prefixlen))
 
 
-def address_in(network: Network) -> Address:
-    """A usual-looking address of a network: the first host, not the network's own address."""
+def _address_in(network: Network) -> Address:
+    """Return the first host of a network, not the network's own address."""
     return network[1] if network.num_addresses > 1 else network[0]

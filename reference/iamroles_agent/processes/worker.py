@@ -241,7 +241,7 @@ class _Policy:
                 authenticator.adopt(policy.config, rules)
                 former = worker.gate.policy
                 worker.gate.replace(policy, authenticator)
-                former.discard()
+                former.release()
             worker.metrics.policy(policy.version)
             worker.audit.policy(policy.version, accepted=True)
 

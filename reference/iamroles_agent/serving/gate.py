@@ -32,9 +32,9 @@ from hashlib import sha256
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import PreparedRecord, prepare
 from iamroles_agent.audit.redaction import credential_hash
-from iamroles_agent.base.discard import discard
 from iamroles_agent.base.identity import Decision, Identity, Request
 from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.base.release import release
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.live.revocations import NONE, Revocations, revoked
 from iamroles_agent.live.ticket import ticket
@@ -140,7 +140,7 @@ class Gate:
 
     def _put(self, state: _State, calls: list[Callable[[], None]]) -> None:
         former, self._state = self._state, state
-        discard([former.young, former.old])
+        release([former.young, former.old])
         for call in calls:
             call()
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from iamroles_agent.base.discard import discard
 from iamroles_agent.base.identity import Identity
+from iamroles_agent.base.release import release
 from iamroles_agent.tokens.claims import role_arn
 from iamroles_agent.tokens.keys import Key
 
@@ -130,4 +130,4 @@ class IdentityCache:
     def clear(self) -> None:
         former, self._tables = self._tables, self._empty()
         self.bytes = self._held = 0
-        discard(former)
+        release(former)

@@ -15,7 +15,7 @@ import click
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.identity import Request
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.policy.load import Document, load_document
+from iamroles_agent.policy.load import PolicyFile, load_file
 from iamroles_tools.commands.given import bad_input, table
 from iamroles_tools.commands.moments import EpochSecond
 from iamroles_tools.commands.policy_text import change_lines, considered_line, finding_lines
@@ -42,10 +42,10 @@ def _format_option(command: Any) -> Any:  # noqa: ANN401 - a click decorator
     )(command)
 
 
-def _read(path: Path, form: str = "text") -> Document:
+def _read(path: Path, form: str = "text") -> PolicyFile:
     """Read a policy, or say every problem and exit 2."""
     try:
-        return load_document(path)
+        return load_file(path)
     except ConfigError as error:
         if form == "json":
             click.echo(json.dumps({"problems": [asdict(problem) for problem in error.problems]}, indent=2))
@@ -98,7 +98,7 @@ def lint(file: Path, form: str, strict: bool) -> None:
         sys.exit(1)
 
 
-def _finding_json(document: Document, finding: Any) -> dict[str, Any]:  # noqa: ANN401 - lint.Finding, loaded late
+def _finding_json(document: PolicyFile, finding: Any) -> dict[str, Any]:  # noqa: ANN401 - lint.Finding, loaded late
     witness = finding.witness and {
         **asdict(finding.witness),
         "src": str(finding.witness.src),

@@ -1,51 +1,51 @@
-"""How `iamroles policy` says things to people."""
+"""Text for people: findings, explanations and differences of `iamroles policy`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from iamroles_agent.policy.load import Document
+from iamroles_agent.policy.load import PolicyFile
 from iamroles_agent.policy.witness import describe
 from iamroles_tools.policy.diff import Change, Difference
 from iamroles_tools.policy.explain import Considered
 from iamroles_tools.policy.findings import Finding
 
 
-def place(document: Document, key: str) -> str:
-    """`file:line`, or `file` and the key where there is no line."""
+def location(document: PolicyFile, key: str) -> str:
+    """Return `file:line`, or `file` and the key if there is no line."""
     line = document.line(key)
     return f"{document.name}:{line}" if line is not None else f"{document.name} {key}"
 
 
-def finding_lines(document: Document, finding: Finding) -> Iterator[str]:
-    """A finding, its witness, and where the other rules stand."""
+def finding_lines(document: PolicyFile, finding: Finding) -> Iterator[str]:
+    """Yield a finding, its witness, and the positions of the other rules."""
     level = "note" if finding.note else "warning"
-    yield f"{place(document, finding.key)}: {level}: {finding.kind}: {finding.subject} {finding.message}"
+    yield f"{location(document, finding.key)}: {level}: {finding.kind}: {finding.subject} {finding.message}"
     if finding.witness is not None:
         who = f"{finding.role}: " if finding.role else ""
         yield f"    witness: {who}{describe(finding.witness)}"
     for name, key in list(finding.others.items())[:8]:
-        yield f"    see: {name} at {place(document, key)}"
+        yield f"    see: {name} at {location(document, key)}"
     yield f"    remedy: {finding.remedy}"
 
 
-def considered_line(document: Document, item: Considered) -> str:
-    """A rule and why it did, or nearly did, match."""
-    where = f"{item.effect} {item.id} ({place(document, item.key)})"
+def considered_line(document: PolicyFile, item: Considered) -> str:
+    """Return a rule and why it matches, or is close."""
+    where = f"{item.effect} {item.id} ({location(document, item.key)})"
     to = f" to {item.backend}" if item.backend else ""
     return f"{where}{to}" if not item.misses else f"{where}{to}: {'; '.join(item.misses)}"
 
 
 _MOST_ENTRIES, _MOST_NAMES = 20, 8
-"""What is shown of each heading, and of each list of roles, unless all is asked for."""
+"""Entries shown of each heading, and names of each list of roles, without `--all`."""
 
 
 def change_lines(difference: Difference, *, everything: bool = False) -> Iterator[str]:
-    """All differences, what is opened first: that is what a reviewer must see.
+    """Yield all differences, first what is opened: a reviewer must see it.
 
     Args:
-        difference: what to say.
-        everything: print every entry; without, long lists are cut, and the cut is said.
+        difference: between two policies.
+        everything: print every entry; otherwise long lists are cut, with a note.
     """
     headings = (
         ("+", "Newly reachable", difference.opened),

@@ -1,9 +1,9 @@
-"""Regions in words, in one normal form: equal sets of requests have equal words, whatever rules made them.
+"""Describe regions in words, in one normal form: equal sets of requests have equal words.
 
-A set of requests is collected as cells at places (`Part`). The words say it path by path: paths with the
+A set of requests is collected as cells of zones (`Part`). The words describe it path by path: paths with the
 same hosts, methods and sources are one line. A value that is inherited (by a path from the path above it, by
 a host from the wildcard above it) is not repeated, so a rule that changes nothing does not change the words.
-That makes the words fit for a digest: they differ exactly when the region does.
+So a digest can cover the words: they differ exactly when the region does.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ipaddress import (
 from typing import NamedTuple
 
 from iamroles_agent.policy.regions import Network, Region
-from iamroles_tools.policy.places import NONE, OTHER, Grid, Path, Paths, Place, Tree
+from iamroles_tools.policy.zones import NONE, OTHER, Grid, Path, PathGroup, Tree, Zone, is_below
 
-Part = tuple[Place, int]
-"""Some cells of a place."""
+Part = tuple[Zone, int]
+"""Some cells of a zone."""
 _Slice = tuple[tuple[str, str, str], ...]
 
 
 class Line(NamedTuple):
-    """A product of conditions in words. `""` stands for any."""
+    """A product of conditions in words; "" stands for any."""
 
     methods: str
     hosts: str
@@ -42,32 +42,32 @@ class Line(NamedTuple):
 
 
 def describe_parts(parts: Iterable[Part], tree: Tree) -> tuple[Line, ...]:
-    """A set of requests in words.
+    """Describe a set of requests.
 
     Args:
-        parts: cells, each place as often as you like.
-        tree: the paths of the walk that the places come from.
+        parts: cells; a zone may occur several times.
+        tree: the paths of the walk that the zones come from.
 
     Returns:
         Lines in a fixed order; their union is the set, and no line is part of another.
     """
-    cells: dict[Paths, dict[Place, int]] = {}
-    for place, found in parts:
-        here = cells.setdefault(place.where, {})
-        here[place] = here.get(place, 0) | found
+    cells: dict[PathGroup, dict[Zone, int]] = {}
+    for zone, found in parts:
+        here = cells.setdefault(zone.group, {})
+        here[zone] = here.get(zone, 0) | found
     slices: dict[_Slice, set[Path]] = {}
-    for where, places in cells.items():
-        slices.setdefault(_slice(where, places), set()).update(where.at)
+    for group, zones in cells.items():
+        slices.setdefault(_slice(group, zones), set()).update(group.paths)
     lines = [
-        Line(methods, hosts, _paths(at, tree), sources)
-        for conditions, at in slices.items()
+        Line(methods, hosts, _paths(paths, tree), sources)
+        for conditions, paths in slices.items()
         for hosts, methods, sources in conditions
     ]
     return tuple(sorted(lines, key=lambda line: (line.paths, line.hosts, line.methods, line.sources)))
 
 
 def describe_region(region: Region) -> str:
-    """A rule's conditions in one line: methods, hosts, path, sources."""
+    """Describe a rule's conditions in one line: methods, hosts, path, sources."""
     methods = ",".join(sorted(region.methods)) if region.methods else "any method"
     hosts = "|".join(sorted(region.hosts)) if region.hosts else ""
     below = "" if region.exact else " and below"
@@ -75,21 +75,23 @@ def describe_region(region: Region) -> str:
     return f"{methods} {hosts}{region.path}{below}{sources}"
 
 
-def _slice(where: Paths, places: dict[Place, int]) -> _Slice:
+def _slice(group: PathGroup, zones: dict[Zone, int]) -> _Slice:
     by_cells: dict[tuple[tuple[str, str], ...], set[str]] = {}
-    for place, cells in places.items():
-        by_cells.setdefault(_conditions(place.grid, cells), set()).update(place.hosts)
-    found = []
-    for conditions, hosts in by_cells.items():
-        found += [(_hosts(hosts, where.hosts), methods, sources) for methods, sources in conditions]
-    return tuple(sorted(found))
+    for zone, cells in zones.items():
+        by_cells.setdefault(_conditions(zone.grid, cells), set()).update(zone.hosts)
+    return tuple(
+        sorted(
+            (_hosts(hosts, group.hosts), methods, sources)
+            for conditions, hosts in by_cells.items()
+            for methods, sources in conditions
+        )
+    )
 
 
 def _conditions(grid: Grid, cells: int) -> tuple[tuple[str, str], ...]:
-    """Methods and sources of some cells; sources with the same methods are one."""
-    rows = grid.rows(cells)
+    """Describe methods and sources of some cells; sources with the same methods are one entry."""
     by_methods: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(grid.rows(cells)):
         if row:
             by_methods.setdefault(_methods(grid, row), []).append(index)
     return tuple(sorted((methods, _sources(grid, at)) for methods, at in by_methods.items()))
@@ -116,31 +118,25 @@ def _sources(grid: Grid, intervals: list[int]) -> str:
 def _networks(grid: Grid, intervals: list[int]) -> Iterator[Network]:
     four: list[IPv4Network] = []
     six: list[IPv6Network] = []
-    for index in intervals:
-        version, start = grid.bounds[index]
-        after = grid.bounds[index + 1] if index + 1 < len(grid.bounds) else (0, 0)
+    for version, start, end in map(grid.interval, intervals):
         if version == 4:
-            last = (after[1] if after[0] == 4 else 1 << 32) - 1
-            four += summarize_address_range(IPv4Address(start), IPv4Address(last))
+            four += summarize_address_range(IPv4Address(start), IPv4Address(end - 1))
         else:
-            last = (after[1] if after[0] == 6 else 1 << 128) - 1
-            six += summarize_address_range(IPv6Address(start), IPv6Address(last))
+            six += summarize_address_range(IPv6Address(start), IPv6Address(end - 1))
     yield from collapse_addresses(four)
     yield from collapse_addresses(six)
 
 
-def _hosts(inside: set[str], atoms: list[str]) -> str:
-    """Hosts in words: what is inside, less what is not; `*.suffix` is every name below the suffix."""
-    wildcards = sorted((atom for atom in atoms if atom.startswith("*.")), key=len, reverse=True)
+def _hosts(inside: set[str], hosts: list[str]) -> str:
+    """Describe hosts: those inside, less those that are not; `*.suffix` is every name below the suffix."""
+    wildcards = sorted((host for host in hosts if host.startswith("*.")), key=len, reverse=True)
 
-    def inherits(atom: str) -> bool:
-        name = atom[1:] if atom.startswith("*.") else f".{atom}"
-        above = next((w for w in wildcards if name.endswith(w[1:]) and name != w[1:]), OTHER)
-        return above in inside
+    def inherits(host: str) -> bool:
+        return next((pattern for pattern in wildcards if is_below(host, pattern)), OTHER) in inside
 
-    told = [a for a in atoms if a not in (OTHER, NONE) and (a in inside) is not inherits(a)]
-    named = sorted(atom for atom in told if atom in inside)
-    less = sorted(atom for atom in told if atom not in inside)
+    own = sorted(h for h in hosts if h not in (OTHER, NONE) and (h in inside) is not inherits(h))
+    named = [host for host in own if host in inside]
+    less = [host for host in own if host not in inside]
     if OTHER in inside:
         if NONE not in inside:
             less.append("no host")
@@ -150,25 +146,20 @@ def _hosts(inside: set[str], atoms: list[str]) -> str:
     return ", ".join([*named, *(f"but not {name}" for name in less)])
 
 
-def _paths(at: set[Path], tree: Tree) -> str:
-    """Paths in words: `/a and below`, `/a`, `below /a`; what is inside, less what is not."""
-    said = set()
-    for name in {path.name for path in at}:
-        said.add(name)
-        if Path(name, below=True) in at:
-            said.update(tree.children[name])
-    told = []
-    for name in sorted(said, key=lambda one: tree.place[one]):
+def _paths(inside: set[Path], tree: Tree) -> str:
+    """Describe paths (`/a and below`, `/a`, `below /a`): those inside, less those that are not."""
+    named = set()
+    for name in {path.name for path in inside}:
+        named.add(name)
+        if Path(name, below=True) in inside:
+            named.update(tree.children[name])
+    parts = []
+    for name in sorted(named, key=lambda one: tree.order[one]):
         above = tree.parent[name]
-        inherited = above is not None and Path(above, below=True) in at
-        exact, below = Path(name, below=False) in at, Path(name, below=True) in at
-        if exact is not inherited and below is not inherited:
-            words = f"{name} and below"
-        elif exact is not inherited:
-            words = name
-        elif below is not inherited:
-            words = f"below {name}"
-        else:
-            continue
-        told.append(f"but not {words}" if inherited else words)
-    return ", ".join(told)
+        inherited = above is not None and Path(above, below=True) in inside
+        exact = (Path(name, below=False) in inside) is not inherited
+        below = (Path(name, below=True) in inside) is not inherited
+        if exact or below:
+            words = f"{name} and below" if exact and below else name if exact else f"below {name}"
+            parts.append(f"but not {words}" if inherited else words)
+    return ", ".join(parts)

@@ -1,29 +1,31 @@
-"""What a change of policy opens, closes, moves and renames: all of it, exactly.
+"""Compare policies: find everything that a change opens, closes, moves and renames.
 
-Roles are compared by ARN, because the token carries the ARN. Tokens with one role and tokens with two show
-every change:
+Roles are compared by ARN, because the token carries the ARN. Tokens with one role and tokens with two roles
+show every change:
 
-- A request is newly allowed to a token if its active role is newly granted it, or a deny of that role is
-  gone: the token with that role alone shows it. Or a deny of another role is gone: the token with these two
-  roles shows it. The same holds for what is newly refused.
-- A request moves if another grant wins, to another backend. With one active role the other roles of the
-  token play no part. Under `multi_role = "union"` the old winner names one role and the new winner one role:
-  the token with these two shows it.
-- Under `union` the winner also says which roles grant, so which role is tagged and whose `max_lifetime` ends
-  the session. The same two roles show it.
+- A request is newly allowed to a token if its active role has a new grant, or a deny of that role is gone:
+  the token with that role alone shows it. Or a deny of another role is gone: the token with these two roles
+  shows it. The same holds for newly refused requests.
+- A request moves if another grant wins, to another backend. With one active role the other roles of the token
+  do not matter. Under `multi_role = "union"` the old winner names one role and the new winner one role: the
+  token with these two roles shows it.
+- Under `union` the winner also decides which roles grant, so which role is tagged and which `max_lifetime`
+  ends the session. The same two roles show it.
 
-What is told is the whole region of each change, in a normal form (`policy.describe`), so that the digest
-covers it. A witness is one request of the region. Changes with one cause are one entry, whatever number of
-roles and grants it touches.
+Each change is reported with its whole region, in a normal form (`policy.describe`), so that the digest covers
+it. A witness is one request of the region. Changes with one cause are one entry, whatever the number of roles
+and grants.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, product
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from iamroles_agent.base.config import Config
@@ -32,7 +34,7 @@ from iamroles_agent.policy.compiled import Rule, arns_of
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.policy.witness import describe
 from iamroles_tools.policy.describe import Line, Part, describe_parts
-from iamroles_tools.policy.places import Labels, Place, Placed, Rules, Tree, bits, placed, split, walk
+from iamroles_tools.policy.zones import LabelledRule, Labels, Rules, Tree, Zone, bits, labelled, split, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,14 @@ class Change:
     companions: tuple[str, ...] = ()
     """ARNs one of which the token also carries; () for tokens with one role."""
     was: str = ""
-    """For what moved: the backend before. For what is granted by other roles: the roles before."""
+    """If it moved: the backend before. If other roles grant it: the roles before."""
     now: str = ""
-    """For what is granted by other roles: the roles now."""
+    """If other roles grant it: the roles now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A changed value that bears on who is trusted, for how long, or on where a backend is."""
+    """A changed value that decides who is trusted, for how long, or where a backend is."""
 
     key: str
     old: str
@@ -87,24 +89,19 @@ class Difference:
 
     @property
     def digest(self) -> str:
-        """Names exactly these changes, whole regions included; acknowledging them acknowledges no others."""
-        said = self.to_json()
-        for changes in said.values():
-            for change in changes:
-                change.pop("witness", None)
-                change.pop("text", None)
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        """Names exactly these changes, whole regions included; to acknowledge it acknowledges no others."""
+        changes = self.to_json()
+        for items in changes.values():
+            for item in items:
+                item.pop("witness", None)
+                item.pop("text", None)
+        return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
-        """For machines; witness and region as their parts."""
+        """Make the form for machines: witness and region as their parts."""
 
         def change(item: Change) -> dict[str, Any]:
-            request = {
-                "method": item.witness.method,
-                "host": item.witness.host,
-                "path": item.witness.path,
-                "src": str(item.witness.src),
-            }
+            request = {name: str(getattr(item.witness, name)) for name in ("method", "host", "path", "src")}
             region = [line._asdict() for line in item.region]
             return {**asdict(replace(item, region=())), "region": region, "witness": request,
                     "text": describe(item.witness)}  # fmt: skip
@@ -119,42 +116,34 @@ def diff(old: Config, new: Config) -> Difference:
     """Compare two checked configurations. Shadow rules open and close nothing."""
     names = [_arns_by_name(config) for config in (old, new)]
     labels = Labels(sorted({arn for named in names for listed in named.values() for arn in listed}))
-    rules = [Rules.of(config) for config in (old, new)]
-    sides = [
-        _Side(
-            placed(each.grants, labels, named),
-            placed(each.denies, labels, named, deny=True),
-            [_lifetimes(config).get(arn) for arn in labels.names],
-        )
-        for config, each, named in zip((old, new), rules, names, strict=True)
-    ]
+    before, after = (_routes(*pair, labels) for pair in zip((old, new), names, strict=True))
     union = old.multi_role == new.multi_role == "union"
-    routes = _Comparison(sides[0], sides[1], labels, union=union).run()
+    routes = _Comparison(before, after, labels, union=union).changes()
     scope_names = Labels(sorted({scope.name for config in (old, new) for scope in config.scopes}))
-    scopes = _Comparison(_scopes(old, scope_names), _scopes(new, scope_names), scope_names).run()
+    scopes = _Comparison(_scopes(old, scope_names), _scopes(new, scope_names), scope_names).changes()
     return Difference(
-        opened=routes.told("opened"),
-        closed=routes.told("closed"),
-        moved=routes.told("moved"),
-        regranted=routes.told("regranted"),
-        scopes_opened=scopes.told("opened"),
-        scopes_closed=scopes.told("closed"),
+        opened=routes["opened"],
+        closed=routes["closed"],
+        moved=routes["moved"],
+        regranted=routes["regranted"],
+        scopes_opened=scopes["opened"],
+        scopes_closed=scopes["closed"],
         settings=tuple(_settings(old, new)),
-        renamed=routes.told("renamed"),
+        renamed=routes["renamed"],
     )
 
 
 class _Side(NamedTuple):
     """One of the two policies."""
 
-    grants: list[Placed]
-    denies: list[Placed]
+    grants: list[LabelledRule]
+    denies: list[LabelledRule]
     lifetimes: list[float | None]
     """`max_lifetime` by label."""
 
 
 class _Key(NamedTuple):
-    """What is one entry, roles aside."""
+    """All that identifies an entry, except its roles."""
 
     kind: str
     cause: str
@@ -168,128 +157,155 @@ class _Key(NamedTuple):
 class _Found:
     """Cells of one entry, by the roles that they change for."""
 
-    parts: dict[tuple[int, Place], int] = field(default_factory=dict)
-    rules: dict[tuple[int, Place], set[str]] = field(default_factory=dict)
+    parts: dict[tuple[int, Zone], int] = field(default_factory=dict)
+    rules: dict[tuple[int, Zone], set[str]] = field(default_factory=dict)
+
+
+class _Reach(NamedTuple):
+    """The cells of a zone that one policy opens to some roles."""
+
+    won: list[tuple[LabelledRule, int]]
+    """The cells that each grant decides, without denied cells."""
+    granted: int
+    refused: int
+    denies: list[tuple[LabelledRule, int]]
+
+    @property
+    def open(self) -> int:
+        return self.granted & ~self.refused
+
+    def refusing(self, cells: int) -> Iterator[tuple[LabelledRule, int]]:
+        """Split refused cells by the deny that is named for them."""
+        for deny, theirs in self.denies:
+            if mine := cells & theirs:
+                yield deny, mine
+                cells &= ~theirs
 
 
 class _Comparison:
-    """Walks both policies at once.
+    """Walks both policies together.
 
     Args:
         old, new: the policies.
         labels: of the roles of both.
-        union: whether a token's roles all count, in both.
+        union: whether all roles of a token count, in both policies.
     """
 
     def __init__(self, old: _Side, new: _Side, labels: Labels, *, union: bool = False) -> None:
-        self._old, self._new = old, new
+        self._sides = (old, new)
         self._labels = labels
         self._union = union
-        self._same_lifetime = _alike(old, new) if union else []
         self._found: dict[_Key, _Found] = {}
-        every = [*old.grants, *old.denies, *new.grants, *new.denies]
-        self._tree = Tree(one.rule.region for one in every)
-        self._every = every
-        self._side = {one: side for side in (old, new) for one in (*side.grants, *side.denies)}
+        self._rules = [rule for side in self._sides for rule in (*side.grants, *side.denies)]
+        self._tree = Tree(self._rules)
+        self._side = {rule: side for side in self._sides for rule in (*side.grants, *side.denies)}
 
-    def run(self) -> _Comparison:
-        for place in walk(self._tree, self._every):
-            views = [self._view(place, side) for side in (self._old, self._new)]
-            if _same(place, *views):
+    def changes(self) -> dict[str, tuple[Change, ...]]:
+        """Return the changes by kind, sorted by cause; roles with the same region are one entry."""
+        same_lifetime = _same_lifetime(*self._sides) if self._union else []
+        for zone in walk(self._rules, self._tree):
+            if self._rules_of(zone, self._sides[0]) == self._rules_of(zone, self._sides[1]):
                 continue
-            classes = split(place.classes(self._labels.everyone), self._same_lifetime)
-            of = {one: (_Reach.of(place, views[0], one), _Reach.of(place, views[1], one)) for one in classes}
-            for roles, (before, after) in of.items():
-                self._single(place, roles, before, after)
-            changed = [one for one in classes if of[one][0].refused != of[one][1].refused]
+            classes = split(zone.classes(self._labels.everyone), same_lifetime)
+            reaches = {roles: self._reaches(zone, roles) for roles in classes}
+            for roles, (before, after) in reaches.items():
+                self._single(zone, roles, before, after)
+            changed = [roles for roles, (before, after) in reaches.items() if before.refused != after.refused]
             for roles, other in product(classes, changed):
                 if roles != other:
-                    self._with_companion(place, roles, other, of)
+                    self._with_companion(zone, roles, other, reaches)
             if self._union:
                 for one, two in combinations(classes, 2):
-                    self._in_union(place, one, two, views)
-        return self
+                    self._in_union(zone, one, two)
+        found: dict[str, list[Change]] = defaultdict(list)
+        for key, entry in self._found.items():
+            found[key.kind] += self._entries(key, entry)
+        order = attrgetter("cause", "backend", "was", "roles", "companions")
+        return defaultdict(tuple, {kind: tuple(sorted(items, key=order)) for kind, items in found.items()})
 
-    def _view(self, place: Place, side: _Side) -> _View:
-        mine = [one for one in place.rules if self._side[one] is side]
-        return _View([one for one in mine if not one.deny], [one for one in mine if one.deny])
+    def _rules_of(self, zone: Zone, side: _Side) -> list[tuple[str, int, str, int]]:
+        """Return the rules of one policy in a zone, to compare them with those of the other."""
+        return [
+            (one.id, one.roles, one.rule.backend, zone.cells[one])
+            for one in (*zone.grants, *zone.denies)
+            if self._side[one] is side
+        ]
 
-    def _single(self, place: Place, roles: int, before: _Reach, after: _Reach) -> None:
+    def _reaches(self, zone: Zone, roles: int) -> tuple[_Reach, _Reach]:
+        """Return what each of the policies opens to some roles."""
+        before, after = (self._reach(zone, side, roles) for side in self._sides)
+        return before, after
+
+    def _reach(self, zone: Zone, side: _Side, roles: int) -> _Reach:
+        grants, denies = (
+            zone.naming(roles, (one for one in rules if self._side[one] is side))
+            for rules in (zone.grants, zone.denies)
+        )
+        refused = taken = zone.union(deny for deny, _ in denies)
+        won, granted = [], 0
+        for grant, cells in grants:
+            if mine := cells & ~taken:
+                won.append((grant, mine))
+            taken |= cells
+            granted |= cells
+        return _Reach(won, granted, refused, denies)
+
+    def _single(self, zone: Zone, roles: int, before: _Reach, after: _Reach) -> None:
         for kind, one, two in (("opened", before, after), ("closed", after, before)):
             for grant, won in two.won:
                 fresh = won & ~one.open
                 parts = [(f"deny {deny.id}", cells) for deny, cells in one.refusing(fresh & one.granted)]
                 parts.append((f"grant {grant.id}", fresh & ~one.granted))
                 for cause, cells in parts:
-                    self._add(_Key(kind, cause, grant.rule.backend), roles, place, cells, grant.id)
-        for was, now, cells in _met(before.won, after.won):
+                    self._add(_Key(kind, cause, grant.rule.backend), roles, zone, cells, grant.id)
+        for was, now, cells in _winners(before, after):
             backend, cause = now.rule.backend, f"grant {now.id}"
             if was.rule.backend != backend:
-                self._add(_Key("moved", cause, backend, was=was.rule.backend), roles, place, cells, now.id)
+                self._add(_Key("moved", cause, backend, was=was.rule.backend), roles, zone, cells, now.id)
             elif was.id != now.id:
-                self._add(_Key("renamed", cause, backend, was=was.id), roles, place, cells, now.id)
+                self._add(_Key("renamed", cause, backend, was=was.id), roles, zone, cells, now.id)
 
     def _with_companion(
-        self, place: Place, roles: int, other: int, of: Mapping[int, tuple[_Reach, _Reach]]
+        self, zone: Zone, roles: int, other: int, reaches: Mapping[int, tuple[_Reach, _Reach]]
     ) -> None:
-        """What both policies open to a role alone, and only one of them to a token that has the other too."""
-        before, after = of[roles]
-        denied = of[other]
-        for kind, one, two, barred, free in (
-            ("opened", before, after, denied[0], denied[1]),
-            ("closed", after, before, denied[1], denied[0]),
+        """Find what both policies open to a role alone, and only one opens to a token with `other` too."""
+        (before, after), (barred, free) = reaches[roles], reaches[other]
+        for kind, one, two, barring, freeing in (
+            ("opened", before, after, barred, free),
+            ("closed", after, before, free, barred),
         ):
-            changed = barred.refused & ~free.refused & one.open
+            changed = barring.refused & ~freeing.refused & one.open
             for grant, won in two.won if changed else ():
-                for deny, cells in barred.refusing(won & changed):
+                for deny, cells in barring.refusing(won & changed):
                     key = _Key(kind, f"deny {deny.id}", grant.rule.backend, other)
-                    self._add(key, roles, place, cells, grant.id)
+                    self._add(key, roles, zone, cells, grant.id)
 
-    def _in_union(self, place: Place, one: int, two: int, views: list[_View]) -> None:
-        """Where another grant wins for a token with two roles, and neither role alone shows it."""
-        before, after = (_Reach.of(place, view, one | two) for view in views)
-        for was, now, cells in _met(before.won, after.won):
+    def _in_union(self, zone: Zone, one: int, two: int) -> None:
+        """Find where another grant wins for a token with two roles, and neither role alone shows it."""
+        for was, now, cells in _winners(*self._reaches(zone, one | two)):
             held, holds = ([bool(grant.roles & role) for role in (one, two)] for grant in (was, now))
             if was.rule.backend == now.rule.backend:
-                said = [self._granting(names, one, two, side) for names, side in
-                        ((held, self._old), (holds, self._new))]  # fmt: skip
                 if held != holds:
-                    key = _Key("regranted", f"grant {now.id}", now.rule.backend, two, *said)
-                    self._add(key, one, place, cells, now.id)
+                    old, new = self._sides
+                    words = _granting(held, old, one, two), _granting(holds, new, one, two)
+                    key = _Key("regranted", f"grant {now.id}", now.rule.backend, two, *words)
+                    self._add(key, one, zone, cells, now.id)
             elif not any(map(all, zip(held, holds, strict=True))):
                 key = _Key("moved", f"grant {now.id}", now.rule.backend, two, was.rule.backend)
-                self._add(key, one, place, cells, now.id)
+                self._add(key, one, zone, cells, now.id)
 
-    def _granting(self, named: list[bool], one: int, two: int, side: _Side) -> str:
-        """Which of two classes a grant names, in words, with the lifetime of each."""
-        said = []
-        for name, roles, is_named in zip(("the role", "the companion"), (one, two), named, strict=True):
-            if is_named:
-                limit = side.lifetimes[next(bits(roles))]
-                said.append(name + (f" (at most {limit:g}s)" if limit is not None else ""))
-        return " and ".join(said)
-
-    def _add(self, key: _Key, roles: int, place: Place, cells: int, rule: str) -> None:
-        if not cells:
-            return
-        found = self._found.setdefault(key, _Found())
-        at = roles, place
-        found.parts[at] = found.parts.get(at, 0) | cells
-        found.rules.setdefault(at, set()).add(rule)
-
-    def told(self, kind: str) -> tuple[Change, ...]:
-        """The changes of a kind, by cause; roles with the same region are one entry."""
-        changes = []
-        for key, found in self._found.items():
-            if key.kind == kind:
-                changes += list(self._entries(key, found))
-        return tuple(sorted(changes, key=lambda c: (c.cause, c.backend, c.was, c.roles, c.companions)))
+    def _add(self, key: _Key, roles: int, zone: Zone, cells: int, rule: str) -> None:
+        if cells:
+            found = self._found.setdefault(key, _Found())
+            at = roles, zone
+            found.parts[at] = found.parts.get(at, 0) | cells
+            found.rules.setdefault(at, set()).add(rule)
 
     def _entries(self, key: _Key, found: _Found) -> Iterator[Change]:
         classes = split([self._labels.everyone], {roles for roles, _ in found.parts})
         merged: dict[tuple[tuple[Line, ...], tuple[str, ...]], tuple[int, list[Part]]] = {}
         for one in classes:
-            parts = [(place, cells) for (roles, place), cells in found.parts.items() if roles & one]
+            parts = [(zone, cells) for (roles, zone), cells in found.parts.items() if roles & one]
             if not parts:
                 continue
             ids = {rule for (roles, _), some in found.rules.items() if roles & one for rule in some}
@@ -297,115 +313,69 @@ class _Comparison:
             before = merged.get(same)
             merged[same] = (one | before[0] if before else one), parts
         for (region, rules), (roles, parts) in merged.items():
-            place, cells = min(parts, key=lambda part: self._tree.place[part[0].where.at[0].name])
+            zone, cells = min(parts, key=lambda part: self._tree.order[part[0].group.paths[0].name])
             yield Change(
                 key.cause,
-                tuple(self._labels.of(roles)),
+                tuple(self._labels.listed(roles)),
                 rules,
                 key.backend,
                 region,
-                place.witness(cells),
-                tuple(self._labels.of(key.companions)),
+                zone.witness(cells),
+                tuple(self._labels.listed(key.companions)),
                 key.was,
                 key.now,
             )
 
 
-class _View(NamedTuple):
-    """The rules of one policy at a place."""
-
-    grants: list[Placed]
-    denies: list[Placed]
-
-
-class _Reach(NamedTuple):
-    """What one policy opens at a place to some roles."""
-
-    won: list[tuple[Placed, int]]
-    """Where each grant decides, denies taken away."""
-    granted: int
-    refused: int
-    denies: list[tuple[Placed, int]]
-
-    @classmethod
-    def of(cls, place: Place, view: _View, roles: int) -> _Reach:
-        denies = place.naming(roles, view.denies)
-        refused = place.union(deny for deny, _ in denies)
-        taken, won = refused, []
-        granted = 0
-        for grant, cells in place.naming(roles, view.grants):
-            if mine := cells & ~taken:
-                won.append((grant, mine))
-            taken |= cells
-            granted |= cells
-        return cls(won, granted, refused, denies)
-
-    @property
-    def open(self) -> int:
-        return self.granted & ~self.refused
-
-    def refusing(self, cells: int) -> Iterator[tuple[Placed, int]]:
-        """Refused cells, split by the deny that is named for them."""
-        for deny, theirs in self.denies:
-            if mine := cells & theirs:
-                yield deny, mine
-                cells &= ~theirs
+def _granting(named: list[bool], side: _Side, one: int, two: int) -> str:
+    """Describe which of two classes a grant names, with the lifetime of each."""
+    words = []
+    for name, roles, is_named in zip(("the role", "the companion"), (one, two), named, strict=True):
+        if is_named:
+            limit = side.lifetimes[next(bits(roles))]
+            words.append(name + (f" (at most {limit:g}s)" if limit is not None else ""))
+    return " and ".join(words)
 
 
-def _alike(old: _Side, new: _Side) -> list[int]:
-    """Roles with one lifetime in the old policy and one in the new, as bit sets."""
+def _same_lifetime(old: _Side, new: _Side) -> list[int]:
+    """Return roles with one lifetime in the old policy and one in the new, as bit sets."""
     found: dict[tuple[float | None, float | None], int] = {}
     for bit, limits in enumerate(zip(old.lifetimes, new.lifetimes, strict=True)):
         found[limits] = found.get(limits, 0) | 1 << bit
     return list(found.values())
 
 
-def _same(place: Place, before: _View, after: _View) -> bool:
-    """Whether the two policies have the same rules here."""
-
-    def said(view: _View) -> list[tuple[str, int, str, int]]:
-        return [
-            (one.id, one.roles, one.rule.backend, place.cells[one]) for one in (*view.grants, *view.denies)
-        ]
-
-    return said(before) == said(after)
-
-
-def _met(
-    before: Iterable[tuple[Placed, int]], after: list[tuple[Placed, int]]
-) -> Iterator[tuple[Placed, Placed, int]]:
-    """Old and new winner of each cell that has both."""
-    for was, old in before:
-        for now, new in after:
+def _winners(before: _Reach, after: _Reach) -> Iterator[tuple[LabelledRule, LabelledRule, int]]:
+    """Yield old and new winner of each cell that has both."""
+    for was, old in before.won:
+        for now, new in after.won:
             if cells := old & new:
                 yield was, now, cells
 
 
+def _routes(config: Config, named: dict[str, list[str]], labels: Labels) -> _Side:
+    rules = Rules.from_config(config)
+    grants = labelled(rules.grants, labels, named)
+    denies = labelled(rules.denies, labels, named, deny=True)
+    limits = {arn: role.max_lifetime for role in config.roles for arn in named[role.name]}
+    return _Side(grants, denies, [limits.get(arn) for arn in labels.names])
+
+
 def _scopes(config: Config, names: Labels) -> _Side:
-    """Scopes as roles that are granted what they open."""
+    """Return scopes as roles with a grant of the region that they open."""
     rules = [
-        (f"scopes[{index}]", Rule(scope.name, frozenset({scope.name}), Region.of(scope)))
+        (f"scopes[{index}]", Rule(scope.name, frozenset({scope.name}), Region.from_rule(scope)))
         for index, scope in enumerate(config.scopes)
     ]
-    return _Side(placed(rules, names), [], [])
+    return _Side(labelled(rules, names), [], [])
 
 
 def _arns_by_name(config: Config) -> dict[str, list[str]]:
     return {role.name: [str(RoleArn.parse(arn)) for arn in arns_of(role)] for role in config.roles}
 
 
-def _lifetimes(config: Config) -> dict[str, float]:
-    named = _arns_by_name(config)
-    return {
-        arn: role.max_lifetime
-        for role in config.roles
-        if role.max_lifetime is not None
-        for arn in named[role.name]
-    }
-
-
 _ROUTED = {"agent", "audit", "metrics", "grants", "denies", "scopes", "roles", "groups", "version"}
-"""Tables that are compared by what they open, by ARN, or that bear on no verdict."""
+"""Tables that are compared by the regions that they open or by ARN, or that change no verdict."""
 
 
 def _settings(old: Config, new: Config) -> Iterator[Setting]:
@@ -420,7 +390,7 @@ def _settings(old: Config, new: Config) -> Iterator[Setting]:
 
 
 def _role_settings(config: Config) -> dict[str, str]:
-    """By ARN: what `X-IAM-Role` may call it, and its lifetime."""
+    """Return the settings of roles by ARN: the name for `X-IAM-Role`, and the lifetime."""
     found = {}
     for role in config.roles:
         for arn in arns_of(role):
@@ -432,7 +402,7 @@ def _role_settings(config: Config) -> dict[str, str]:
 
 
 def _flat(value: Any, key: str = "") -> dict[str, str]:  # noqa: ANN401 - JSON
-    """Leaves by dotted key; list items by their `name`, lists of plain values as one sorted leaf."""
+    """Return leaves by dotted key; list items by their `name`, lists of plain values as one sorted leaf."""
     if isinstance(value, dict):
         found: dict[str, str] = {}
         for name, item in value.items():

@@ -1,4 +1,4 @@
-"""Why a request is allowed or refused: the decision, the rules that matched, and those that nearly did."""
+"""Explain why a request is allowed or refused: the decision, the rules that match, and close rules."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.compiled import Policy, Query, Rule
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_agent.tokens.jws import Header
-from iamroles_tools.policy.places import Rules
+from iamroles_tools.policy.zones import Rules
 
 
 @dataclass(frozen=True, slots=True)
 class Considered:
-    """One rule, and which of its conditions the request does not meet."""
+    """One rule, and those of its conditions that the request does not meet."""
 
     id: str
     key: str
     effect: str
     """`grant`, `deny`, `shadow grant` or `shadow deny`."""
     misses: tuple[str, ...]
-    """In words; empty: it matches."""
+    """In words; empty: the rule matches."""
     backend: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was decided and what was considered."""
+    """The decision and the rules that were considered."""
 
     decision: Decision
     matching: tuple[Considered, ...]
@@ -39,18 +39,18 @@ class Explanation:
 
 
 def explain(config: Config, identity: Identity, request: Request, now: float | None = None) -> Explanation:
-    """Decide, and say why.
+    """Decide, and explain why.
 
     Args:
         config: checked.
         identity: as a credential would prove it; nothing is verified here.
         request: as the proxy would forward it.
-        now: epoch seconds; None: no time limit is looked at.
+        now: epoch seconds; None: time limits are ignored.
     """
     policy = Policy(config)
     decision = policy.decide(identity, request, now)
     try:
-        query = Query.of(request)
+        query = Query.from_request(request)
     except Refusal:  # an ambiguous path meets no rule
         return Explanation(decision, (), ())
     considered = list(_consider(config, policy, identity, request, query))
@@ -63,7 +63,7 @@ def explain(config: Config, identity: Identity, request: Request, now: float | N
 def _consider(
     config: Config, policy: Policy, identity: Identity, request: Request, query: Query
 ) -> Iterator[tuple[Considered, int]]:
-    rules = Rules.of(config)
+    rules = Rules.from_config(config)
     every = {name for arn in identity.roles if (name := policy.name_of(arn)) is not None}
     active = {name for arn in policy.active(identity, request) if (name := policy.name_of(arn)) is not None}
     for effect, listed in (
@@ -101,23 +101,22 @@ def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[
 
 
 def identity_of(
-    policy: Policy, roles: list[str], preferred: str | None, scopes: frozenset[str] | None, issuer: str = ""
+    policy: Policy, roles: list[str], preferred: str | None, scopes: frozenset[str] | None
 ) -> Identity:
-    """A made-up identity for questions.
+    """Make an identity with these roles.
 
     Args:
-        policy: whose role names may stand for ARNs.
+        policy: its role names may stand for ARNs.
         roles: names or ARNs.
         preferred: name or ARN.
         scopes: None for unrestricted.
-        issuer: its name.
 
     Raises:
         Refusal: `role_malformed`; its detail names the text.
     """
     arns = [arn for text in roles for arn in _arns(policy, text)]
     chosen = _arns(policy, preferred)[0] if preferred else None
-    return Identity(issuer, "", "", tuple(dict.fromkeys(arns)), 1 << 40, 0, chosen, scopes)
+    return Identity("", "", "", tuple(dict.fromkeys(arns)), 1 << 40, 0, chosen, scopes)
 
 
 def _arns(policy: Policy, text: str) -> list[RoleArn]:
@@ -134,7 +133,7 @@ def _arns(policy: Policy, text: str) -> list[RoleArn]:
 def identity_of_claims(
     config: Config, claims: dict[str, Any], issuer_name: str, now: float
 ) -> tuple[Identity, list[str]]:
-    """The identity that claims would prove, judged by the agent's own rules; no signature is looked at.
+    """Return the identity that claims would prove, by the agent's own rules, without a signature.
 
     Args:
         config: checked.
@@ -143,21 +142,16 @@ def identity_of_claims(
         now: epoch seconds at which the times are judged.
 
     Returns:
-        The identity, and the names of claims that were absent and taken as fitting: `exp`, `aud`, the
-        principal, `client_id` and `jti` bear on no route, so a question may leave them out.
+        The identity, and the names of claims that were absent and assumed to fit: `exp`, `aud`, the
+        principal,
+        `client_id` and `jti` do not change a route, so a question may leave them out.
 
     Raises:
         ValueError: no such issuer.
         Refusal: as the agent would refuse the token.
     """
-    issuer = next(
-        (
-            i
-            for i in config.issuers
-            if (i.name == issuer_name if issuer_name else i.issuer == claims.get("iss"))
-        ),
-        None,
-    )
+    field, wanted = ("name", issuer_name) if issuer_name else ("issuer", claims.get("iss"))
+    issuer = next((one for one in config.issuers if getattr(one, field) == wanted), None)
     if issuer is None:
         raise ValueError("no issuer of the policy has this name or `iss`: give --issuer NAME")
     fitting: dict[str, Any] = {"exp": int(now) + 1}

@@ -1,4 +1,4 @@
-"""Wildcards that are too wide, and what nothing speaks of."""
+"""Find wildcards that are too wide, and items that no rule names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from iamroles_agent.policy.compiled import Rule, arns_of, compile_rule
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE
 from iamroles_tools.policy.findings import Finding, Kind
-from iamroles_tools.policy.places import Labels, Tree, placed, walk
+from iamroles_tools.policy.zones import Labels, labelled, walk
 
 _WIDE_FOUR, _WIDE_SIX = 8, 32
-"""Networks at least this wide (in bits of prefix) belong to nobody in particular."""
+"""Networks at least this wide (in bits of prefix) have no single owner."""
 _REGISTRY_LABELS = frozenset(
     {"ac", "co", "com", "edu", "gob", "gov", "govt", "gouv", "id", "idf", "ind", "info", "ltd", "mil", "ne"}
     | {"net", "nhs", "nom", "or", "org", "plc", "police", "sch"}
@@ -23,30 +23,23 @@ _REGISTRY_LABELS = frozenset(
 
 
 def too_wide(config: Config) -> Iterator[Finding]:
-    """Wildcards that unlock a whole backend, the internet, a domain registry, or several accounts at once."""
+    """Yield wildcards that open a whole backend, the internet, a domain registry, or several accounts."""
     for index, grant in enumerate(config.grants):
         yield from _wide_grant(f"grants[{index}]", grant)
     for index, scope in enumerate(config.scopes):
         if "*" in scope.methods and scope.path == "/" and scope.match == "prefix" and not scope.hosts:
-            yield Finding(
-                Kind.TOO_WIDE,
-                f"scopes[{index}]",
-                scope.name,
+            say = (
                 "opens every request, so the scope limits nothing",
-                "Give it the methods and the path that it is for",
-                witness=Request("DELETE", "", "/", USUAL_SOURCE),
+                "Give it the methods and the path it is for",
             )
+            witness = Request("DELETE", "", "/", USUAL_SOURCE)
+            yield Finding(Kind.TOO_WIDE, f"scopes[{index}]", scope.name, *say, witness=witness)
     for index, role in enumerate(config.roles):
         accounts = sorted({RoleArn.parse(arn).account for arn in arns_of(role)})
         if len(accounts) > 1:
-            yield Finding(
-                Kind.TOO_WIDE,
-                f"roles[{index}]",
-                role.name,
-                f"is one name for roles of {len(accounts)} accounts: {', '.join(accounts)}",
-                "Fine if one team owns them all; else name a role for each account",
-                note=True,
-            )
+            message = f"is one name for roles of {len(accounts)} accounts: {', '.join(accounts)}"
+            remedy = "Fine if one team owns them all; else name a role for each account"
+            yield Finding(Kind.TOO_WIDE, f"roles[{index}]", role.name, message, remedy, note=True)
 
 
 def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
@@ -76,15 +69,13 @@ def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
 
 
 def _is_registry(domain: str) -> bool:
-    """Whether anybody may buy names below a domain: a top-level domain, or a country's `co.uk`."""
-    labels = domain.split(".")
-    if len(labels) == 1:
-        return True
-    return len(labels) == 2 and len(labels[1]) == 2 and labels[0] in _REGISTRY_LABELS
+    """Return whether anybody may buy names below a domain: a top-level domain, or a country's `co.uk`."""
+    first, *rest = domain.split(".")
+    return not rest or (len(rest) == 1 and len(rest[0]) == 2 and first in _REGISTRY_LABELS)
 
 
 def unused(config: Config) -> Iterator[Finding]:
-    """Roles without grants, roles nobody may assert, issuers that may assert none, backends, scopes."""
+    """Yield roles without grants or issuers, issuers without roles, unused backends and scopes."""
     granted = {role for grant in config.grants for role in grant.roles}
     denied = {role for deny in config.denies for role in deny.roles}
     for index, role in enumerate(config.roles):
@@ -115,7 +106,7 @@ def unused(config: Config) -> Iterator[Finding]:
 
 
 def unused_groups(config: Config) -> Iterator[Finding]:
-    """Groups that no rule names; `config` as it is written, groups still in it."""
+    """Yield groups that no rule names; `config` still has its groups."""
     named = {role for grant in config.grants for role in grant.roles}
     named |= {role for deny in config.denies for role in deny.roles}
     for index, group in enumerate(config.groups):
@@ -125,7 +116,7 @@ def unused_groups(config: Config) -> Iterator[Finding]:
 
 
 def _scope_reach(config: Config) -> Iterator[Finding]:
-    """Scopes that open nothing that is granted, and scopes that together limit nothing that is granted."""
+    """Yield scopes that open nothing that is granted, and scopes that together limit nothing."""
     if not config.scopes or not any(issuer.scope_claim is not None for issuer in config.issuers):
         return
     first: dict[str, int] = {}
@@ -143,38 +134,30 @@ def _scope_reach(config: Config) -> Iterator[Finding]:
 
 
 def _useful_scopes(config: Config) -> tuple[set[str], bool]:
-    """Names of the scopes that open something granted, and whether all together leave something shut."""
-    scopes = [("scope", Rule(s.name, frozenset(), Region.of(s))) for s in config.scopes]
+    """Return the scopes that open something granted, and whether all together close something."""
+    scopes = [("scope", Rule(s.name, frozenset(), Region.from_rule(s))) for s in config.scopes]
     grants = [("grant", compile_rule(grant)) for grant in config.grants if not grant.shadow]
-    rules = placed([*scopes, *grants], Labels([]), {role.name: [] for role in config.roles})
+    rules = labelled([*scopes, *grants], Labels([]), {role.name: [] for role in config.roles})
     useful: set[str] = set()
     limiting = False
-    for place in walk(Tree(rule.rule.region for rule in rules), rules):
-        granted = place.union(rule for rule in place.rules if rule.key == "grant")
-        for rule in place.rules:
-            if rule.key == "scope" and place.cells[rule] & granted:
-                useful.add(rule.id)
-        limiting |= bool(granted & ~place.union(rule for rule in place.rules if rule.key == "scope"))
+    for zone in walk(rules):
+        granted = zone.union(rule for rule in zone.rules if rule.key == "grant")
+        opening = [rule for rule in zone.rules if rule.key == "scope"]
+        useful |= {rule.id for rule in opening if zone.cells[rule] & granted}
+        limiting |= bool(granted & ~zone.union(opening))
     return useful, limiting
 
 
 def _unused_scopes(config: Config) -> Iterator[Finding]:
-    scoped = [issuer for issuer in config.issuers if issuer.scope_claim is not None]
-    if config.scopes and not scoped:
-        for index, scope in enumerate(config.scopes):
-            message = "no issuer has a `scope_claim`, so no token carries it"
-            remedy = "Name the claim in [[issuers]], or delete the scope"
-            yield Finding(Kind.UNUSED, f"scopes[{index}]", scope.name, message, remedy)
-    if config.scopes:
-        return
-    for index, issuer in enumerate(config.issuers):
-        if issuer.scope_claim is not None:
-            message = "has a `scope_claim`, but there are no [[scopes]]: " + _scopeless(issuer)
-            yield Finding(Kind.UNREACHABLE, f"issuers[{index}]", issuer.name, message, "Add [[scopes]]")
-
-
-def _scopeless(issuer: Issuer) -> str:
-    return "every token is refused" if issuer.scope_required else "every token that carries one is refused"
+    scoped = [(index, one) for index, one in enumerate(config.issuers) if one.scope_claim is not None]
+    for index, scope in enumerate([] if scoped else config.scopes):
+        message = "no issuer has a `scope_claim`, so no token carries it"
+        remedy = "Name the claim in [[issuers]], or delete the scope"
+        yield Finding(Kind.UNUSED, f"scopes[{index}]", scope.name, message, remedy)
+    for index, issuer in [] if config.scopes else scoped:
+        which = "every token" if issuer.scope_required else "every token that carries one"
+        message = f"has a `scope_claim`, but there are no [[scopes]]: {which} is refused"
+        yield Finding(Kind.UNREACHABLE, f"issuers[{index}]", issuer.name, message, "Add [[scopes]]")
 
 
 def _assertable(config: Config, arn: RoleArn) -> bool:

@@ -1,4 +1,4 @@
-"""Who reaches what: every role against every route, as a table and as an HTML page."""
+"""Show who reaches what: every role against every route, as a table and as an HTML page."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Literal
 from iamroles_agent.base.config import Config
 from iamroles_agent.policy.compiled import arns_of
 from iamroles_tools.policy.describe import describe_region
-from iamroles_tools.policy.places import Labels, Place, Placed, Rules, Tree, placed, split, walk
+from iamroles_tools.policy.zones import LabelledRule, Labels, Rules, Zone, labelled, split, walk
 
 Reach = Literal["all", "part", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one role reaches of one route."""
+    """The part of one route that one role reaches."""
 
     reach: Reach
     because: tuple[str, ...] = ()
-    """For `part` and `none`: ids of the denies, and of the grants that win, which take the rest."""
+    """For `part` and `none`: ids of the denies, and of the winning grants, that take the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,53 +44,42 @@ class Matrix:
 
 @dataclass(slots=True)
 class _Reached:
-    """What a role has reached of a grant so far."""
+    """The part of a grant that a role has reached so far."""
 
     some: bool = False
     lost: bool = False
-    takers: set[Placed] = field(default_factory=set)
+    takers: set[LabelledRule] = field(default_factory=set)
 
 
 def matrix(config: Config) -> Matrix:
-    """Tell, for tokens with one role, what of each grant's region is reached at this grant's backend."""
-    rules = Rules.of(config)
-    labels = Labels([role.name for role in config.roles])
-    grants, denies = placed(rules.grants, labels), placed(rules.denies, labels, deny=True)
-    every = [*grants, *denies]
-    reached: dict[Placed, dict[int, _Reached]] = {grant: {} for grant in grants}
-    for place in walk(Tree(one.rule.region for one in every), every):
-        _look(place, labels.everyone, reached)
+    """Tell, for tokens with one role, which part of each grant's region leads to this grant's backend."""
+    rules = Rules.from_config(config)
+    labels = Labels(role.name for role in config.roles)
+    grants, denies = labelled(rules.grants, labels), labelled(rules.denies, labels, deny=True)
+    reached: dict[LabelledRule, dict[int, _Reached]] = {grant: {} for grant in grants}
+    for zone in walk([*grants, *denies]):
+        for roles in zone.classes(labels.everyone):
+            _add(zone, roles, reached)
     names = {role.name: tuple(arns_of(role)) for role in config.roles}
     grants.sort(key=lambda one: (one.rule.region.path, not one.rule.region.exact, one.id))
     return Matrix(names, tuple(_route(grant, labels, reached[grant]) for grant in grants))
 
 
-def _look(place: Place, everyone: int, reached: dict[Placed, dict[int, _Reached]]) -> None:
-    denies = [one for one in place.rules if one.deny]
-    grants = [one for one in place.rules if not one.deny]
-    for roles in place.classes(everyone):
-        mine = place.naming(roles, grants)
-        refusing = place.naming(roles, denies)
-        refused = place.union(deny for deny, _ in refusing)
-        taken: dict[str, int] = {}
-        for index, (grant, cells) in enumerate(mine):
-            backend = grant.rule.backend
-            elsewhere = 0
-            for name, theirs in taken.items():
-                elsewhere |= theirs if name != backend else 0
-            left = cells & ~refused & ~elsewhere
-            takers = [deny for deny, theirs in refusing if theirs & cells] if left != cells else []
-            if left != cells:
-                takers += [o for o, theirs in mine[:index] if o.rule.backend != backend and theirs & cells]
-            found = reached[grant].setdefault(roles & grant.roles, _Reached())
-            found.some |= bool(left)
-            found.lost |= left != cells
-            found.takers.update(takers)
-            taken[backend] = taken.get(backend, 0) | cells
+def _add(zone: Zone, roles: int, reached: dict[LabelledRule, dict[int, _Reached]]) -> None:
+    """Add the part of each grant that these roles reach in one zone."""
+    grants, denies = zone.naming(roles, zone.grants), zone.naming(roles, zone.denies)
+    for index, (grant, cells) in enumerate(grants):
+        rivals = [pair for pair in grants[:index] if pair[0].rule.backend != grant.rule.backend]
+        takers = [one for one, theirs in (*denies, *rivals) if theirs & cells]
+        left = cells & ~zone.union(takers)
+        found = reached[grant].setdefault(roles & grant.roles, _Reached())
+        found.some |= bool(left)
+        found.lost |= left != cells
+        found.takers.update(takers)
 
 
-def _route(grant: Placed, labels: Labels, reached: dict[int, _Reached]) -> Route:
-    """One row; roles that no place tells apart share a cell."""
+def _route(grant: LabelledRule, labels: Labels, reached: dict[int, _Reached]) -> Route:
+    """Make one row; roles that no zone tells apart share a cell."""
     cells: dict[str, Cell] = {}
     for roles in split([grant.roles], reached):
         parts = [found for mask, found in reached.items() if mask & roles]
@@ -98,7 +87,7 @@ def _route(grant: Placed, labels: Labels, reached: dict[int, _Reached]) -> Route
         lost, some = any(found.lost for found in parts), any(found.some for found in parts)
         because = tuple(one.id for one in sorted(takers, key=lambda one: (not one.deny, one.order)))
         cell = Cell("all" if not lost else "part" if some else "none", because)
-        cells |= dict.fromkeys(labels.of(roles), cell)
+        cells |= dict.fromkeys(labels.listed(roles), cell)
     where = describe_region(grant.rule.region)
     return Route(grant.id, where, grant.rule.backend, dict(sorted(cells.items())))
 
@@ -124,7 +113,7 @@ _SAID = {
 
 
 def to_html(table: Matrix, title: str, version: str) -> str:
-    """A page that needs nothing else: no script, no font, no request; signs are words, not colours alone."""
+    """Make a page without scripts, fonts or requests; it shows reach in words, not by colour alone."""
     roles = sorted(table.roles)
     head = "".join(
         f'<th scope="col">{escape(role)}<small>{"<br>".join(map(escape, table.roles[role]))}</small></th>'
@@ -175,7 +164,7 @@ def _row(route: Route, roles: list[str]) -> str:
 
 
 def to_text(table: Matrix) -> str:
-    """For a terminal: one block per role."""
+    """Make the text for a terminal: one block per role."""
     blocks = []
     for role in sorted(table.roles):
         lines = [f"{role}  ({', '.join(table.roles[role])})"]

@@ -457,7 +457,7 @@ def test_the_work_grows_with_the_length_and_not_with_its_square(request_: Reques
     usual = steps(lambda: policy.decide(identity("reader"), Request("GET", "", "/orders/1", SRC)))
 
     assert long < usual + 20 * len(request_.host) + 3 * request_.path.count("%")
-    assert sum(map(len, Query.of(request_, policy._reach).paths)) < 6 * len(request_.path)
+    assert sum(map(len, Query.from_request(request_, policy._reach).paths)) < 6 * len(request_.path)
 
 
 def test_rules_deeper_than_most_requests_still_match() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.policy import load, load_text
 from iamroles_agent.policy.lines import json_lines, toml_lines
-from iamroles_agent.policy.load import load_document
+from iamroles_agent.policy.load import load_file
 from iamroles_tools.policy.schema import schema_text
 
 ROOT = Path(__file__).parents[3]
@@ -297,7 +297,7 @@ def test_lines_of_toml() -> None:
 
 
 def test_the_example_s_lines_point_at_their_rules() -> None:
-    document = load_document(EXAMPLE)
+    document = load_file(EXAMPLE)
     text = EXAMPLE.read_text().splitlines()
 
     for index, grant in enumerate(document.config.grants):

@@ -21,7 +21,7 @@ def test_meets_agrees_with_brute_force_and_has_a_witness(one: Deny, two: Deny) -
         for request in worlds.REQUESTS
     )
 
-    a, b = Region.of(one), Region.of(two)
+    a, b = Region.from_rule(one), Region.from_rule(two)
     assert a.meets(b) is b.meets(a) is expected
     if expected:
         witness = witness_in_both(a, b)
@@ -30,7 +30,7 @@ def test_meets_agrees_with_brute_force_and_has_a_witness(one: Deny, two: Deny) -
 
 
 def test_prefixes_are_whole_segments() -> None:
-    region = Region.of(Deny(id="d", roles=["*"], path="/orders"))
+    region = Region.from_rule(Deny(id="d", roles=["*"], path="/orders"))
 
     assert [region.has_path(path) for path in ("/orders", "/orders/1", "/ordersx", "/")] == [
         True,
@@ -42,9 +42,10 @@ def test_prefixes_are_whole_segments() -> None:
 
 def test_hosts_meet_from_either_side() -> None:
     name, wide = (
-        Region.of(Deny(id="d", roles=["*"], path="/", hosts=[host])) for host in ("a.x.test", "*.x.test")
+        Region.from_rule(Deny(id="d", roles=["*"], path="/", hosts=[host]))
+        for host in ("a.x.test", "*.x.test")
     )
-    other = Region.of(Deny(id="d", roles=["*"], path="/", hosts=["x.test"]))
+    other = Region.from_rule(Deny(id="d", roles=["*"], path="/", hosts=["x.test"]))
 
     assert name.meets(wide)
     assert wide.meets(name)

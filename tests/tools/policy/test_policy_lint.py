@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from iamroles_agent.base.config import Config, Deny
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.policy import Policy, load_text
-from iamroles_agent.policy.load import parse_document
+from iamroles_agent.policy.load import parse_text
 from iamroles_agent.policy.regions import Region
 from iamroles_tools.policy.findings import Finding, Kind
 from iamroles_tools.policy.lint import Linter, lint
-from iamroles_tools.policy.places import NONE, has_host
+from iamroles_tools.policy.zones import NONE, has_host
 
 ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
 SETS = [roles for size in (1, 2, 3) for roles in combinations(ARNS, size)]
@@ -131,7 +131,7 @@ def test_escalating_pairs_are_exactly_those_by_brute_force(data: dict[str, Any])
 
 
 def by_subject(text: str) -> dict[tuple[str, str], Finding]:
-    document = parse_document(text, "toml", "<policy>")
+    document = parse_text(text, "toml", "<policy>")
     return {(item.subject, item.kind): item for item in lint(document.config, document.written)}
 
 
@@ -227,7 +227,7 @@ def test_roles_that_a_deny_keeps_apart_do_not_escalate() -> None:
 
 
 def test_a_deny_holds_the_host_that_cannot_be_read() -> None:
-    region = Region.of(Deny(id="d", roles=["*"], path="/a", hosts=["x.test"]))
+    region = Region.from_rule(Deny(id="d", roles=["*"], path="/a", hosts=["x.test"]))
 
     assert has_host(region, NONE, deny=True)
     assert not has_host(region, NONE, deny=False)
@@ -312,7 +312,7 @@ def test_scopes_that_open_nothing_granted_or_all_of_it_together() -> None:
 
 
 def test_two_hundred_roles_in_one_group_are_one_class() -> None:
-    """Counted, not timed: the places that are looked at do not grow with the number of roles."""
+    """Counted, not timed: the zones that are visited do not grow with the number of roles."""
     names = [f"r{index}" for index in range(200)]
     roles = "".join(
         f'[[roles]]\nname = "{name}"\narn = "arn:aws:iam::111111111111:role/{name}"\n' for name in names
@@ -321,4 +321,4 @@ def test_two_hundred_roles_in_one_group_are_one_class() -> None:
     grants = "".join(GRANT.format(f"g{i}", "all", '["GET"]', f"/s{i}", "") for i in range(100))
     linter = Linter(load_text(HEAD + roles + group + grants))
 
-    assert {len(place.classes(linter.labels.everyone)) for place in linter.places} == {2}
+    assert {len(zone.classes(linter.labels.everyone)) for zone in linter.zones} == {2}

@@ -89,7 +89,7 @@ def regions_where(chosen: Callable[[Any], bool], **changes: Any) -> Override:
 
 def queries(edit: Callable[[Any, Any], Any]) -> Override:
     """Change how a request is looked up; `edit` gets the request and the sound query."""
-    return around(Query, "of")(lambda sound, request, *reach: edit(request, sound(request, *reach)))
+    return around(Query, "from_request")(lambda sound, request, *reach: edit(request, sound(request, *reach)))
 
 
 def best_grant(choose: Callable[[list[Any]], Any]) -> Override:

@@ -35,7 +35,7 @@ def first_world_again() -> None:
     "policy.in-flight-by-old",
     "RELOAD-INFLIGHT-001",
     "answers a question that waits by the policy in force when it was asked",
-    setting(Policy, "discard", lambda _self: None),
+    setting(Policy, "release", lambda _self: None),
 )
 @around(Gate, "judge")
 async def _by_the_old(_sound: Any, self: Any, check: Any, context: Any, _key: Any) -> bytes:

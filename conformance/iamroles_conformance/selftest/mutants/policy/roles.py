@@ -132,7 +132,7 @@ def scope_is_a_grant(policy: Any, identity: Any, request: Any, found: Any) -> An
     if (
         found.reason == "no_grant"
         and identity.scopes
-        and any(policy._scopes.matches(identity.scopes, Query.of(request)))
+        and any(policy._scopes.matches(identity.scopes, Query.from_request(request)))
     ):
         backend = policy.config.backends[0].name
         return replace(found, allow=True, reason=None, backend=backend, rule="none")

@@ -1,8 +1,8 @@
-"""Letting go of very much, bit by bit.
+"""Release large containers in slices.
 
 When the last reference to a policy of 10,000 grants or to 100,000 identities goes, the interpreter frees them
-all in one go, and whoever asks meanwhile waits for tens of milliseconds. So what is replaced is taken apart
-in slices, between which the event loop runs.
+all at once, and requests wait for tens of milliseconds. So the agent empties replaced containers in slices,
+between which the event loop runs.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Iterable
 from typing import Any
 
 _SLICE = 200
-"""Entries that are freed at once."""
+"""Entries that are freed together."""
 _PAUSE = 0.001
 """Seconds between two slices."""
 
 Container = dict[Any, Any] | list[Any]
 
 
-def discard(containers: Iterable[Container]) -> None:
-    """Empty containers that nobody uses any more; at once where no event loop runs."""
+def release(containers: Iterable[Container]) -> None:
+    """Empty containers that are out of use; without an event loop the last reference frees them."""
     left = [container for container in containers if container]
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return  # they are freed with the last reference
+        return
     if left:
         loop.call_later(_PAUSE, _step, loop, left)
 

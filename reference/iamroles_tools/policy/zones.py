@@ -1,0 +1,388 @@
+"""Exact reasoning about rules: visit the zones that rules can tell apart.
+
+Why this is exact and still small
+---------------------------------
+Rules test five things of a request: role, path, host, method, source. For each, the rules of a policy name
+finitely many values. Requests that no rule tells apart behave alike, so one representative stands for all:
+
+- paths: each path that is named, and for each one something just below it that no rule names;
+- hosts: each name; for each `*.suffix` a name below it that no rule names; some other host; and no host (an
+  absent or invalid Host header: every deny with hosts matches it, no grant with hosts does);
+- methods: each method that is named, and one method that is not;
+- sources: the intervals between the bounds of all networks, IPv4 and IPv6.
+
+`walk` visits each path once, with the rules that apply there: those on the way down the tree of paths. Paths
+at which the same rules apply are one `Zone`, and so are hosts. Within a zone only method and source are left.
+Their product is small, so a set of (method, source) cells is an integer used as a bit set: union,
+intersection and difference are one operation each, whatever the rules look like. Roles that no rule of the
+zone tells apart are one class (`Zone.classes`). The cost grows with the number of named paths times the rules
+that apply at each, not with the square of the policy.
+
+A witness is the representative of a cell that was left over. A policy has no regular expressions, which keeps
+this decidable: nothing is sampled.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.identity import Request
+from iamroles_agent.policy.compiled import Rule, compile_rule
+from iamroles_agent.policy.paths import segments
+from iamroles_agent.policy.regions import Address, Network, Region
+from iamroles_agent.policy.witness import USUAL_METHODS, USUAL_SOURCE
+
+OTHER, NONE = "", "\0"
+"""Hosts beside names and `*.suffix`: a host that no rule names; no host, or an invalid one."""
+_ENDS = {4: 1 << 32, 6: 1 << 128}
+_ORDER = {method: index for index, method in enumerate(USUAL_METHODS)}
+
+
+class Path(NamedTuple):
+    """A path that rules name, or (`below`) something just below it that no rule names."""
+
+    name: str
+    below: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledRule:
+    """A rule, its key in the file, and the roles that it names."""
+
+    rule: Rule
+    key: str
+    roles: int
+    """Bit set of labels; see `Labels`."""
+    deny: bool
+    order: int
+    """Its index among the rules of its kind: of two grants the winner comes first."""
+
+    @property
+    def id(self) -> str:
+        return self.rule.id
+
+
+Cells = list[tuple[LabelledRule, int]]
+"""Rules with cells of a zone."""
+
+
+class Labels:
+    """Bits of roles. The bit after the last label stands for every other role.
+
+    Args:
+        names: the labels, e.g. roles' names or ARNs.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+        self.everyone = (1 << (len(self.names) + 1)) - 1
+        self._bit = {name: 1 << index for index, name in enumerate(self.names)}
+
+    def mask(self, names: Iterable[str]) -> int:
+        """Return the bits of some labels; `*` is every role, those without a label too."""
+        found = 0
+        for name in names:
+            found |= self.everyone if name == "*" else self._bit[name]
+        return found
+
+    def listed(self, mask: int) -> list[str]:
+        """Return the labels of the bits, `*` for the bit of all other roles."""
+        return [self.names[bit] if bit < len(self.names) else "*" for bit in bits(mask)]
+
+
+def split(classes: list[int], by: Iterable[int]) -> list[int]:
+    """Cut bit sets into the parts that each of some other sets holds whole or not at all."""
+    for mask in by:
+        classes = [part for one in classes for part in (one & mask, one & ~mask) if part]
+    return classes
+
+
+def bits(mask: int) -> Iterator[int]:
+    """Yield the positions of the bits that are set, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+class Grid:
+    """The (method, source) cells that some rules tell apart, as bits: `source * methods + method`."""
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        named = {method for region in regions for method in region.methods or ()}
+        other = next((method for method in (*USUAL_METHODS, "PURGE", "OTHER") if method not in named), "")
+        self.other = other or "X" * (1 + max(map(len, named)))
+        self.methods = sorted({*named, self.other}, key=lambda m: (_ORDER.get(m, len(_ORDER)), m))
+        self._bit = {method: 1 << index for index, method in enumerate(self.methods)}
+        self._width = len(self.methods)
+        self._full = (1 << self._width) - 1
+        bounds = {(4, 0), (6, 0)}
+        for network in {network for region in regions for network in region.sources or ()}:
+            start, end = int(network.network_address), int(network.broadcast_address) + 1
+            bounds.add((network.version, start))
+            if end != _ENDS[network.version]:
+                bounds.add((network.version, end))
+        self.bounds = sorted(bounds)
+
+    def cells(self, region: Region) -> int:
+        """Return the cells of one of the regions."""
+        row = self._full if region.methods is None else sum(self._bit[m] for m in region.methods)
+        if region.sources is None:
+            return self._rows(row, 0, len(self.bounds))
+        found = 0
+        for network in region.sources:
+            found |= self._rows(row, *self._interval(network))
+        return found
+
+    def with_methods(self, methods: Iterable[str]) -> int:
+        """Return the cells of these methods from any source."""
+        row = sum(self._bit[method] for method in set(methods) & self._bit.keys())
+        return self._rows(row, 0, len(self.bounds))
+
+    def any_method(self, cells: int) -> int:
+        """Return all cells of the sources that have a cell."""
+        found = 0
+        for index, row in enumerate(self.rows(cells)):
+            if row:
+                found |= self._full << index * self._width
+        return found
+
+    def rows(self, cells: int) -> list[int]:
+        """Return the bit set of methods for each source interval."""
+        return [cells >> index * self._width & self._full for index in range(len(self.bounds))]
+
+    def interval(self, index: int) -> tuple[int, int, int]:
+        """Return IP version, first address and end of a source interval."""
+        version, start = self.bounds[index]
+        after = self.bounds[index + 1] if index + 1 < len(self.bounds) else (0, 0)
+        return version, start, after[1] if after[0] == version else _ENDS[version]
+
+    def _interval(self, network: Network) -> tuple[int, int]:
+        start = (network.version, int(network.network_address))
+        end = (network.version, int(network.broadcast_address) + 1)
+        return bisect_left(self.bounds, start), bisect_left(self.bounds, end)
+
+    def _rows(self, row: int, start: int, end: int) -> int:
+        ones = (1 << self._width * (end - start)) - 1
+        return row * (ones // self._full) << self._width * start
+
+    def pick(self, cells: int) -> tuple[str, Address]:
+        """Return method and source of a cell, as usual as possible."""
+        rows = self.rows(cells)
+        usual = bisect_left(self.bounds, (4, int(USUAL_SOURCE) + 1)) - 1
+        index = usual if rows[usual] else next(i for i, row in enumerate(rows) if row)
+        method = self.methods[next(bits(rows[index]))]
+        if index == usual:
+            return method, USUAL_SOURCE
+        version, start, end = self.interval(index)
+        number = start + 1 if end > start + 1 else start
+        return method, IPv4Address(number) if version == 4 else IPv6Address(number)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PathGroup:
+    """Paths at which the same rules apply, and the hosts that these rules tell apart."""
+
+    paths: list[Path]
+    hosts: list[str]
+    """`*.suffix` stands for a name below it that no rule names."""
+
+
+class Zone:
+    """Requests that rules tell apart by method and source alone: paths and hosts with the same rules.
+
+    Args:
+        group: the paths.
+        hosts: some of `group.hosts`.
+        rules: those that apply, in their order.
+    """
+
+    def __init__(self, group: PathGroup, hosts: list[str], rules: list[LabelledRule]) -> None:
+        self.group = group
+        self.hosts = hosts
+        self.rules = rules
+        self.grants = [one for one in rules if not one.deny]
+        self.denies = [one for one in rules if one.deny]
+        self.grid = Grid([one.rule.region for one in rules])
+        self.cells = {one: self.grid.cells(one.rule.region) for one in rules}
+
+    def classes(self, everyone: int) -> list[int]:
+        """Split all roles into classes that no rule of this zone tells apart."""
+        return split([everyone], {one.roles for one in self.rules})
+
+    def naming(self, roles: int, rules: Iterable[LabelledRule]) -> Cells:
+        """Return those of the rules that name some of the roles, with their cells, in their order."""
+        return [(one, self.cells[one]) for one in rules if one.roles & roles]
+
+    def union(self, rules: Iterable[LabelledRule]) -> int:
+        """Return the cells of any of the rules."""
+        found = 0
+        for one in rules:
+            found |= self.cells[one]
+        return found
+
+    def named(self, roles: int, rules: Iterable[LabelledRule]) -> int:
+        """Return the cells of those of the rules that name some of the roles."""
+        return self.union(one for one in rules if one.roles & roles)
+
+    def witness(self, cells: int) -> Request:
+        """Return a request in one of the cells, as usual as possible."""
+        method, source = self.grid.pick(cells)
+        path, below = self.group.paths[0]
+        if below:
+            path = f"{path.removesuffix('/')}/x"
+        return Request(method, self._host(), path, source)
+
+    def _host(self) -> str:
+        if NONE in self.hosts:
+            return ""
+        host = min(self.hosts, key=lambda host: (host == OTHER, host.startswith("*."), host))
+        known = set(self.group.hosts)
+        if host == OTHER:
+            return _fresh("other.example", known)
+        return _fresh(f"any{host[1:]}", known) if host.startswith("*.") else host
+
+
+def _fresh(host: str, known: set[str]) -> str:
+    label, dot, rest = host.partition(".")
+    while f"{label}{dot}{rest}" in known or f"*.{label}{dot}{rest}" in known:
+        label += "y"
+    return f"{label}{dot}{rest}"
+
+
+class Tree:
+    """The paths that rules name, in the order of the tree, and which path is below which.
+
+    Args:
+        rules: all rules whose paths matter.
+    """
+
+    def __init__(self, rules: Iterable[LabelledRule]) -> None:
+        self.names = sorted({"/", *(one.rule.region.path for one in rules)}, key=segments)
+        self.order = {name: index for index, name in enumerate(self.names)}
+        """A path's index in the order of the tree."""
+        self.parent: dict[str, str | None] = {"/": None}
+        self.children: dict[str, list[str]] = {name: [] for name in self.names}
+        way: list[str] = []
+        for name in self.names:
+            while way and way[-1] != "/" and not name.startswith(way[-1] + "/"):
+                way.pop()
+            if way:
+                self.parent[name] = way[-1]
+                self.children[way[-1]].append(name)
+            way.append(name)
+
+
+def walk(rules: Iterable[LabelledRule], tree: Tree | None = None) -> Iterator[Zone]:
+    """Visit every zone in which some rule applies; each path is in exactly one group of paths.
+
+    Args:
+        rules: of one policy or several.
+        tree: of these rules, if the caller has it.
+    """
+    rules = list(rules)
+    tree = tree or Tree(rules)
+    prefix: dict[str, list[LabelledRule]] = {}
+    exact: dict[str, list[LabelledRule]] = {}
+    for one in rules:
+        region = one.rule.region
+        (exact if region.exact else prefix).setdefault(region.path, []).append(one)
+    groups: dict[tuple[int, ...], tuple[list[LabelledRule], list[Path]]] = {}
+    inherited: dict[str | None, list[LabelledRule]] = {None: []}
+    for name in tree.names:
+        above = inherited[tree.parent[name]]
+        own = prefix.get(name)
+        below = inherited[name] = [*above, *own] if own else above
+        for here, path in (
+            (below + exact[name] if name in exact else below, Path(name, below=False)),
+            (below, Path(name, below=True)),
+        ):
+            if here:
+                groups.setdefault(tuple(map(id, here)), (here, []))[1].append(path)
+    for here, paths in groups.values():
+        yield from _split_by_host(sorted(here, key=lambda one: one.order), paths)
+
+
+def _split_by_host(rules: list[LabelledRule], paths: list[Path]) -> Iterator[Zone]:
+    patterns = {pattern for one in rules for pattern in one.rule.region.hosts or ()}
+    hosts = [NONE, OTHER, *sorted(patterns)]
+    group = PathGroup(paths, hosts)
+    if not patterns:
+        yield Zone(group, hosts, rules)
+        return
+    by_rules: dict[tuple[int, ...], tuple[list[LabelledRule], list[str]]] = {}
+    for host in hosts:
+        here = [one for one in rules if has_host(one.rule.region, host, deny=one.deny)]
+        if here:
+            by_rules.setdefault(tuple(map(id, here)), (here, []))[1].append(host)
+    for here, found in by_rules.values():
+        yield Zone(group, found, here)
+
+
+def has_host(region: Region, host: str, *, deny: bool) -> bool:
+    """Return whether a host lies in a region; no host lies in every deny with hosts, and in no such grant."""
+    if region.hosts is None:
+        return True
+    if host == NONE:
+        return deny
+    # `*.test` holds the hosts `*.a.test` and `a.test`; `*.a.test` does not hold the name `a.test`.
+    return host in region.hosts or any(is_below(host, pattern) for pattern in region.hosts)
+
+
+def is_below(host: str, pattern: str) -> bool:
+    """Return whether a wildcard holds a name, or another wildcard."""
+    name = host[1:] if host.startswith("*.") else f".{host}"
+    return pattern.startswith("*.") and name.endswith(pattern[1:]) and name != pattern[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules of a policy, with their keys in its file; of two grants the winner comes first."""
+
+    grants: list[tuple[str, Rule]]
+    denies: list[tuple[str, Rule]]
+    shadow_grants: list[tuple[str, Rule]]
+    shadow_denies: list[tuple[str, Rule]]
+
+    @classmethod
+    def from_config(cls, config: Config) -> Rules:
+        grants = [(f"grants[{i}]", compile_rule(g), g.shadow) for i, g in enumerate(config.grants)]
+        denies = [(f"denies[{i}]", compile_rule(d), d.shadow) for i, d in enumerate(config.denies)]
+        grants.sort(key=lambda item: item[1].rank)
+        denies.sort(key=lambda item: item[1].id)
+        return cls(
+            *(
+                [(key, rule) for key, rule, shadow in rules if shadow is wanted]
+                for wanted in (False, True)
+                for rules in (grants, denies)
+            )
+        )
+
+
+def labelled(
+    rules: Iterable[tuple[str, Rule]],
+    labels: Labels,
+    names: dict[str, list[str]] | None = None,
+    *,
+    deny: bool = False,
+) -> list[LabelledRule]:
+    """Add the roles of rules as bits.
+
+    Args:
+        rules: with their keys.
+        labels: of the roles.
+        names: a role's name to its labels, if these are not the names themselves.
+        deny: whether they are denies.
+    """
+
+    def mask(rule: Rule) -> int:
+        if names is None or "*" in rule.roles:
+            return labels.mask(rule.roles)
+        return labels.mask(label for role in rule.roles for label in names[role])
+
+    return [LabelledRule(rule, key, mask(rule), deny, order) for order, (key, rule) in enumerate(rules)]
