@@ -30,11 +30,11 @@ from benchmarks.schedules.world import (
     source,
 )
 from iamroles_agent.base.clocks import Clocks
-from iamroles_agent.control.channel import ChannelError, Frames, message
+from iamroles_agent.control.channel import ChannelError, Frames, message, with_parts
 from iamroles_agent.control.document import KEYS as KEYS_PART
-from iamroles_agent.control.document import Document
-from iamroles_agent.control.places import COURIER, LOADER, Fail, Fork, Kill, Life, Say, Send
+from iamroles_agent.control.document import POLICY, REVOCATIONS, Document
 from iamroles_agent.control.plane import Plane
+from iamroles_agent.control.slots import COURIER, LOADER, Fail, Fork, Kill, Life, Print, Send
 from iamroles_agent.live import revocations
 from iamroles_agent.processes.agent import _at_start
 from iamroles_agent.processes.courier import Courier
@@ -50,7 +50,7 @@ PATIENCE = 5.0
 
 def revoked_by(document: Document) -> frozenset[str]:
     """Principals that a document revokes."""
-    found = document.parts.get(revocations.REVOCATIONS)
+    found = document.parts.get(REVOCATIONS)
     return frozenset() if found is None else _listed(found.pieces)
 
 
@@ -122,7 +122,7 @@ class Agent:
         self.plane = Plane(document, self.workers, clock=self.time, saves=True)
         self.plane.start()
         self.perform()
-        self.settle(lambda: self.plane.served)
+        self.settle(lambda: self.plane.members.served)
 
     def die(self) -> None:
         """The whole agent dies, with all its members."""
@@ -175,29 +175,29 @@ class Agent:
                             self.loader = [b""]
                         elif place in self.processes:
                             self.processes[place].dies("signal 9")
-                    case Say(line):
+                    case Print(line):
                         self._said(line)
                     case Fail(why):
                         self.wrong(f"the agent failed to start: {why}")
 
     def _fork(self, effect: Fork) -> None:
-        self.plane.forked(effect.place, 1)
-        if effect.place == LOADER:
+        self.plane.forked(effect.slot, 1)
+        if effect.slot == LOADER:
             self.loader = []
             return
-        process = self.processes[effect.place] = Process(self, effect.place)
+        process = self.processes[effect.slot] = Process(self, effect.slot)
         birth = Birth(
-            index=effect.place,
+            index=effect.slot,
             document=self.plane.document,
             channel=Ear(),  # type: ignore[arg-type]
             listener=Ear(),  # type: ignore[arg-type]
-            counts=shared_counts(max(effect.place, 0) + 1),
+            counts=shared_counts(max(effect.slot, 0) + 1),
             turn=0,
             used=self.plane.used,
             why=effect.why,
             clocks=self.clocks,
         )
-        if effect.place == COURIER:
+        if effect.slot == COURIER:
             courier = Courier(config(0), birth, self.disk)
             courier._transport = self.issuer  # type: ignore[assignment]
             self.watch = Watch(self.file, courier.link)  # type: ignore[arg-type]
@@ -250,9 +250,7 @@ class Agent:
                 self.loader = [message("refused", error="garbage").encode(), b""]
                 return
             found = part(self.mark)
-            about = {"digest": found.digest, "pieces": len(found.pieces), "stamp": found.stamp}
-            said = [message("piece", piece) for piece in found.pieces] + [message("loaded", part=about)]
-            self.loader = [*(one.encode() for one in said), b""]
+            self.loader = [*(said.encode() for said in with_parts("loaded", {POLICY: found})), b""]
             return
         data = self.loader.pop(0)
         if data:
@@ -405,9 +403,9 @@ class Agent:
         """Whether the plane has nothing to do."""
         plane = self.plane
         return (
-            plane.confirmed == len(plane.workers)
-            and plane.places[COURIER].life is Life.UP
-            and plane._change is None
-            and not plane._loading.busy
+            plane.changes.confirmed == len(plane.members.workers)
+            and plane.members.slots[COURIER].life is Life.UP
+            and plane.changes.phase is None
+            and not plane.reloads.busy
             and not any(process.member.link.drained.is_set() for process in self.processes.values())
         )

@@ -79,15 +79,14 @@ def _nothing_is_left(agent: Agent) -> None:
         "asks": relay._asks,
         "counts": {index: count for index, count in relay._counts.items() if count},
         "held": relay._held,
-        "queue": plane._queue,
+        "queue": plane.changes._queue,
         "pieces": plane._pieces,
     }
     for process in agent.processes.values():
         link = process.member.link
         left |= {
-            f"{process.name} coming": link._member._coming,
-            f"{process.name} pieces": link._member._pieces,
-            f"{process.name} steps": link._steps,
+            f"{process.name} coming": link.member._coming,
+            f"{process.name} pieces": link.member._pieces,
             f"{process.name} asks": link._asks,
             f"{process.name} tasks": link._tasks,
         }

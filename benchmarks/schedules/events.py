@@ -10,7 +10,7 @@ from benchmarks.schedules.agent import Agent
 from benchmarks.schedules.loop import Job
 from benchmarks.schedules.parts import Line, Process
 from benchmarks.schedules.world import ENDS, KEYS, KIDS, MARKS, PATHS, PRINCIPALS, Asked, address
-from iamroles_agent.control.places import COURIER
+from iamroles_agent.control.slots import COURIER
 
 Choice = tuple[str, int, int]
 """What happens, and two numbers below 65,536 that say to whom and how."""

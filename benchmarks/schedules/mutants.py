@@ -15,9 +15,9 @@ from typing import Any
 from iamroles_agent.control.changes import Changes, Phase
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.member import Member
-from iamroles_agent.control.places import COURIER
-from iamroles_agent.control.plane import Plane
 from iamroles_agent.control.relay import Relay
+from iamroles_agent.control.reloads import Reloads
+from iamroles_agent.control.slots import COURIER
 from iamroles_agent.processes.courier import Courier
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.serving.gate import Gate
@@ -54,26 +54,26 @@ def planted(name: str) -> Iterator[None]:
         setattr(owner, method, sound)
 
 
-@mutant(Changes, "_look_prepared")
-def commits_when_the_first_has_prepared(sound, plane):
-    change = plane._change
-    coming = 0 if change is None or change.phase is not Phase.PREPARE else change.document.version
-    if coming and any(place.prepared == coming for place in plane.workers):
+@mutant(Changes, "prepared")
+def commits_when_the_first_has_prepared(sound, changes, slot, said):
+    change = changes._change
+    preparing = slot.index != COURIER and changes.phase is Phase.PREPARE
+    if preparing and said.head["version"] == change.document.version:
         change.waiting.clear()
-    sound(plane)
+    sound(changes, slot, said)
 
 
-@mutant(Changes, "_settle")
-def asks_a_newborn_to_serve_that_is_behind(sound, plane, place):
-    if place.index != COURIER and not place.serving and place.holds.version != plane.document.version:
-        plane._send(place.index, message("serve"))
-    sound(plane, place)
+@mutant(Changes, "came_up")
+def asks_a_newborn_to_serve_that_is_behind(sound, changes, slot):
+    if slot.index != COURIER and not slot.serving and slot.version != changes.document.version:
+        changes._members.send(slot.index, message("serve"))
+    sound(changes, slot)
 
 
 @mutant(Changes, "_give_up")
-def uses_a_version_again_that_was_given_up(sound, plane, error, why):
-    plane._versions -= 1
-    sound(plane, error, why)
+def uses_a_version_again_that_was_given_up(sound, changes, error):
+    changes._versions -= 1
+    sound(changes, error)
 
 
 @mutant(Courier, "_propose")
@@ -81,15 +81,15 @@ def proposes_in_the_next_turn_of_its_loop(sound, courier, edits):
     asyncio.get_running_loop().call_soon(sound, courier, edits)
 
 
-@mutant(Plane, "load")
-def forgets_a_reload_that_comes_during_another(sound, plane):
-    if not (plane._loading.busy or plane._reloading()):
-        sound(plane)
+@mutant(Reloads, "load")
+def forgets_a_reload_that_comes_during_another(sound, reloads):
+    if not (reloads.busy or reloads._changes.reloading):
+        sound(reloads)
 
 
-@mutant(Relay, "courier_up")
+@mutant(Relay, "fetcher_up")
 def loses_what_a_dead_courier_was_asked(sound, relay):
-    relay._courier = True
+    relay._up = True
 
 
 @mutant(Gate, "judge")
@@ -119,23 +119,23 @@ async def calls_revocations_settled_before_they_are(sound, watch, stamp):
     return await sound(watch, stamp)
 
 
-@mutant(Changes, "_look_switched")
-def confirms_when_all_were_told_to_switch(sound, plane):
-    change = plane._change
-    if change is not None and change.phase is Phase.SWITCH:
-        change.waiting.clear()
-    sound(plane)
+@mutant(Changes, "proceed")
+def confirms_when_all_were_told_to_switch(sound, changes, *, late=False):
+    for _ in range(2):
+        if changes.phase is Phase.SWITCH:
+            changes._change.waiting.clear()
+        sound(changes, late=late)
 
 
-@mutant(Member, "wants")
-def keeps_what_was_built_for_a_version_that_was_aborted(sound, member, version):
-    return True
+@mutant(Member, "_abort")
+def keeps_what_was_built_for_a_version_that_was_aborted(sound, member, said):
+    pass
 
 
 @mutant(Member, "_stamp")
-def loses_a_stamp_that_comes_during_a_change(sound, member, name, at):
+def loses_a_stamp_that_comes_during_a_change(sound, member, said):
     coming, member._coming = member._coming, {}
-    sound(member, name, at)
+    sound(member, said)
     member._coming = coming
 
 

@@ -22,7 +22,7 @@ from benchmarks.schedules.world import (
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.control.channel import Frames, message
 from iamroles_agent.control.document import KEYS, Document
-from iamroles_agent.control.places import COURIER
+from iamroles_agent.control.slots import COURIER
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.spop import actions
 from iamroles_agent.spop.frames import FrameBuffer, FrameType

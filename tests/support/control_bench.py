@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from iamroles_agent.control.channel import Message, message
+from iamroles_agent.control.channel import Message, message, with_parts
 from iamroles_agent.control.document import POLICY, Document, Part
-from iamroles_agent.control.places import COURIER, LOADER, Effect, Fail, Fork, Kill, Say, Send
 from iamroles_agent.control.plane import Plane
+from iamroles_agent.control.slots import COURIER, LOADER, Effect, Fail, Fork, Kill, Print, Send
 
 ONE = Part.of((b"one",), digest="one")
 TWO = Part.of((b"t", b"wo"), digest="two")
@@ -28,7 +28,7 @@ def show(effect: Effect) -> str:
                 f" {said.head[key]}" for key in ("version", "topic", "id", "worker") if key in said.head
             )
             return f"{_NAMES.get(place, place)} < {said.say}{about}"
-        case Say(line):
+        case Print(line):
             return f"say {line}"
         case Fail(why):
             return f"fail: {why}"
@@ -63,15 +63,15 @@ class Bench:
         lines = []
         for effect in self.plane.take():
             if isinstance(effect, Send):
-                self.sent.append((effect.place, effect.message))
+                self.sent.append((effect.slot, effect.message))
                 if effect.message.say == "ping":
                     continue
-            if isinstance(effect, Say):
+            if isinstance(effect, Print):
                 self.said.append(effect.line)
             lines.append(show(effect))
             if isinstance(effect, Fork):
                 self.pids += 1
-                self.plane.forked(effect.place, self.pids)
+                self.plane.forked(effect.slot, self.pids)
         return lines
 
     def hears(self, index: int, say: str, piece: bytes = b"", /, **head: Any) -> list[str]:
@@ -89,8 +89,8 @@ class Bench:
         lines, end = [], self.now + seconds
         while self.now < end - 1e-9:
             self.now = min(self.now + step, end)
-            for index, place in self.plane.places.items():
-                if index not in but and place.pid:
+            for index, slot in self.plane.members.slots.items():
+                if index not in but and slot.pid:
                     self.plane.heard(index, message("pong", n=0, stats={}))
             self.plane.tick()
             lines += self.did()
@@ -100,14 +100,14 @@ class Bench:
         """Everybody serves; the ready line was said."""
         self.plane.start()
         self.did()
-        for index in self.plane.places:
+        for index in self.plane.members.slots:
             self.comes_up(index)
         assert self.said[-1] == {"ready": True}
         return self
 
     def comes_up(self, index: int) -> list[str]:
         """A newborn gets ready; a worker serves if it may."""
-        lines = self.hears(index, "up", version=self.plane.places[index].version)
+        lines = self.hears(index, "up", version=self.plane.members.slots[index].version)
         if f"{index} < serve" in lines:
             lines += self.hears(index, "serving")
         return lines
@@ -115,7 +115,7 @@ class Bench:
     def all_say(self, say: str, version: int, *, but: tuple[int, ...] = ()) -> list[str]:
         """All members say one thing."""
         lines = []
-        for index in self.plane.places:
+        for index in self.plane.members.slots:
             if index not in but:
                 lines += self.hears(index, say, version=version)
         return lines
@@ -124,21 +124,17 @@ class Bench:
         """SIGHUP, and a loader that likes the file."""
         self.plane.load()
         lines = self.did()
-        for piece in part.pieces:
-            lines += self.hears(LOADER, "piece", piece)
-        about = {"digest": part.digest, "pieces": len(part.pieces), "stamp": 0.0}
-        lines += self.hears(LOADER, "loaded", part=about)
+        lines += self._sends(LOADER, with_parts("loaded", {POLICY: part}))
         return lines + self.dies(LOADER, "status 0")
 
     def proposes(self, name: str, part: Part | None, ticket: int) -> list[str]:
         """The courier proposes a part."""
-        lines = []
-        about = None
-        if part is not None:
-            about = {"digest": part.digest, "pieces": len(part.pieces), "stamp": part.stamp}
-            for piece in part.pieces:
-                lines += self.hears(COURIER, "piece", piece)
-        return lines + self.hears(COURIER, "propose", ticket=ticket, parts={name: about})
+        return self._sends(COURIER, with_parts("propose", {name: part}, ticket=ticket))
+
+    def _sends(self, index: int, messages: Iterable[Message]) -> list[str]:
+        for said in messages:
+            self.plane.heard(index, said)
+        return self.did()
 
 
 def without(lines: list[str], *words: str) -> list[str]:

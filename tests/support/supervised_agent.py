@@ -22,8 +22,8 @@ from iamroles_agent.base.output import log_to_stderr
 from iamroles_agent.base.reasons import Reason
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import POLICY, Document, Edits, Part, Parts
-from iamroles_agent.control.member import Holdings, Step
-from iamroles_agent.control.places import Timing
+from iamroles_agent.control.member import Step
+from iamroles_agent.control.slots import Timing
 from iamroles_agent.processes.link import Birth, Link
 from iamroles_agent.processes.supervisor import Life, Supervisor
 from iamroles_agent.serving import accepting
@@ -45,7 +45,7 @@ class TellingWorker:
         connections = ConnectionStats()
         self.link = link = Link(self._birth.channel, self._birth.document, lambda: {"pid": os.getpid()})
         await link.open()
-        await link.build(Holdings({POLICY: self}))
+        await link.member.build({POLICY: self.prepare})
         if self._state == "refuse" and self._birth.index == 1:
             raise StartError("worker 1 will not")
         if self._state == "die" and self._birth.index == 1:
@@ -118,7 +118,7 @@ class TellingCrew:
     async def courier(self, birth: Birth) -> None:
         link = Link(birth.channel, birth.document, dict)
         await link.open()
-        await link.build(Holdings({}))
+        await link.member.build({})
         link.up()
         await link.drained.wait()
         link.close()

@@ -1,152 +1,153 @@
-"""A member's side of the control plane, without its socket: what the parent says, and what is to be done.
+"""A member's side of changes, without its socket.
 
-A member holds the document that it was born with. Pieces and a `prepare` make the next one, which is kept
-beside it under its version; `switch` puts that in force, `abort` forgets it. What building means is the
-business of `Holdings`.
+A member holds the document that it was born with. Pieces and a `prepare` make the next one, which is built in
+a thread and kept under its version; `switch` puts it in force, `abort` forgets it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from iamroles_agent.control.channel import ChannelError, Message
-from iamroles_agent.control.document import Document, Edits, Part, Parts
+from iamroles_agent.base.errors import ConfigError
+from iamroles_agent.control.channel import ChannelError, Message, message, read_parts
+from iamroles_agent.control.document import Document, Edits, Parts
+
+log = logging.getLogger("iamroles.link")
 
 Step = Callable[[], None]
 """Puts what was built in force; runs on the event loop, and cannot fail."""
+Build = Callable[[Edits, Parts], Step]
+"""Builds one kind of part, in a thread, in steps that let the event loop run: from the parts of this kind
+that change, and all parts of the next version. Nothing changes before the step that it returns is called.
+Raises ConfigError if this member cannot enforce that."""
+Kinds = Mapping[str, Build]
+"""By name, or by a prefix that ends in `/`, in the order in which their steps run. Other parts are held and
+not looked at."""
 
 
-class Holding(Protocol):
-    """What a member makes of one kind of part."""
+def build(kinds: Kinds, edits: Edits, coming: Parts) -> Step:
+    """Build all kinds; the step puts everything in force at once."""
+    steps = []
+    for kind, build_kind in kinds.items():
+        mine = {
+            name: part
+            for name, part in edits.items()
+            if name == kind or (kind.endswith("/") and name.startswith(kind))
+        }
+        if mine:
+            steps.append(build_kind(mine, coming))
 
-    def prepare(self, edits: Edits, coming: Parts) -> Step:
-        """Build what parts of this kind ask for, in a thread, in steps that let the event loop run.
+    def switch() -> None:
+        for step in steps:
+            step()
 
-        Args:
-            edits: the parts of this kind that change.
-            coming: all parts of the version to be.
-
-        Returns:
-            The step that puts it in force. Nothing has changed before it is called.
-
-        Raises:
-            ConfigError: this member cannot enforce that.
-        """
-
-
-class Holdings:
-    """All kinds of parts that a member understands; others are held and not looked at.
-
-    Args:
-        kinds: by name, or by prefix where it ends in `/`, in the order in which their steps run.
-    """
-
-    def __init__(self, kinds: Mapping[str, Holding]) -> None:
-        self._kinds = dict(kinds)
-
-    def prepare(self, edits: Edits, coming: Parts) -> Step:
-        """As `Holding.prepare`, for all kinds; the step puts everything in force at once."""
-        steps = []
-        for kind, holding in self._kinds.items():
-            mine = {name: part for name, part in edits.items() if _is(name, kind)}
-            if mine:
-                steps.append(holding.prepare(mine, coming))
-
-        def switch() -> None:
-            for step in steps:
-                step()
-
-        return switch
-
-
-def _is(name: str, kind: str) -> bool:
-    return name.startswith(kind) if kind.endswith("/") else name == kind
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Build these edits, keep the step under the document's version, answer `prepared` or `refused`."""
-
-    document: Document
-    edits: Edits
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """Run the step of that version, answer `switched`."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """Forget that version."""
-
-    version: int
+    return switch
 
 
 @dataclass(slots=True)
-class Member:
-    """See the module."""
-
+class _Coming:
     document: Document
-    _coming: dict[int, Document] = field(default_factory=dict)
-    _pieces: dict[tuple[int, str], list[bytes]] = field(default_factory=dict)
+    step: Step | None = None
 
-    def wants(self, version: int) -> bool:
-        """Whether a version that was to be built is still to come: it was neither switched to nor aborted."""
-        return version in self._coming
 
-    def heard(self, said: Message) -> Prepare | Switch | Abort | None:
+class Member:
+    """See the module.
+
+    Args:
+        document: what the member was born with.
+        send: sends a message to the parent.
+        spawn: runs a coroutine beside all else.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        send: Callable[[Message], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self.document = document
+        self.on_stamp: Callable[[str, float], None] = lambda _name, _at: None
+        self.on_switch: Callable[[Document], None] = lambda _document: None
+        self._send, self._spawn = send, spawn
+        self._kinds: Kinds = {}
+        self._pieces: list[bytes] = []
+        self._coming: dict[int, _Coming] = {}
+        self._building = asyncio.Lock()
+
+    async def build(self, kinds: Kinds) -> None:
+        """Build and put in force what this member was born with, and take changes from now on.
+
+        Raises:
+            ConfigError: it cannot be built.
+        """
+        self._kinds = kinds
+        async with self._building:
+            parts = self.document.parts
+            step = await asyncio.to_thread(build, kinds, parts, parts)
+            step()
+
+    def heard(self, said: Message) -> None:
         """Take a message about the document.
 
         Raises:
             ChannelError: it makes no sense.
         """
-        match said.say:
-            case "piece":
-                key = said.number("version"), said.text("name")
-                self._pieces.setdefault(key, []).append(said.body)
-                return None
-            case "prepare":
-                return self._prepare(said.number("version"), said.table("parts"))
-            case "switch":
-                return self._switch(said.number("version"))
-            case "abort":
-                version = said.number("version")
-                self._coming.pop(version, None)
-                return Abort(version)
-            case "stamp":
-                at = said.head.get("at")
-                if type(at) is not float:
-                    raise ChannelError("a stamp without a time")
-                self._stamp(said.text("name"), at)
-                return None
-            case other:
-                raise ChannelError(f"{other!r} is not a message to a member")
+        handle = self._HEARD.get(said.say)
+        if handle is None:
+            raise ChannelError(f"{said.say!r} is not a message to a member")
+        handle(self, said)
 
-    def _prepare(self, version: int, parts: dict[str, Any]) -> Prepare:
-        edits: dict[str, Part | None] = {}
-        for name, about in parts.items():
-            held = tuple(self._pieces.pop((version, name), ()))
-            if about is None:
-                edits[name] = None
-                continue
-            if len(held) != about["pieces"]:
-                raise ChannelError(f"{len(held)} pieces of {name}, not {about['pieces']}")
-            edits[name] = Part.of(held, digest=about["digest"], stamp=about["stamp"])
-        document = self._coming[version] = self.document.edited(edits, version)
-        return Prepare(document, edits)
+    def _prepare(self, said: Message) -> None:
+        version, edits = said.number("version"), read_parts(said, self._pieces)
+        coming = self._coming[version] = _Coming(self.document.edited(edits, version))
+        self._spawn(self._build(edits, coming))
 
-    def _switch(self, version: int) -> Switch:
-        if version not in self._coming:
+    async def _build(self, edits: Edits, coming: _Coming) -> None:
+        version = coming.document.version
+        async with self._building:
+            if version not in self._coming:
+                return
+            try:
+                step = await asyncio.to_thread(build, self._kinds, edits, coming.document.parts)
+            except ConfigError as error:
+                self._send(message("refused", version=version, error=str(error)))
+            except Exception as error:
+                log.exception("version %d cannot be built", version)
+                what = f"it cannot be built: {type(error).__name__}: {error}"
+                self._send(message("refused", version=version, error=what))
+            else:
+                if version in self._coming:  # else it was given up meanwhile
+                    coming.step = step
+                    self._send(message("prepared", version=version))
+
+    def _switch(self, said: Message) -> None:
+        version = said.number("version")
+        coming = self._coming.pop(version, None)
+        if coming is None or coming.step is None:
             raise ChannelError(f"a switch to version {version}, which was not prepared")
-        self.document = self._coming.pop(version)
-        return Switch(version)
+        self.document = coming.document
+        coming.step()
+        self._send(message("switched", version=version))
+        self.on_switch(self.document)
 
-    def _stamp(self, name: str, at: float) -> None:
+    def _abort(self, said: Message) -> None:
+        self._coming.pop(said.number("version"), None)
+
+    def _stamp(self, said: Message) -> None:
+        name, at = said.text("name"), said.at()
         self.document = self.document.stamped(name, at)
-        for version, document in self._coming.items():
-            self._coming[version] = document.stamped(name, at)
+        for coming in self._coming.values():
+            coming.document = coming.document.stamped(name, at)
+        self.on_stamp(name, at)
+
+    _HEARD: ClassVar[dict[str, Callable[[Member, Message], None]]] = {
+        "piece": lambda self, said: self._pieces.append(said.body),
+        "prepare": _prepare,
+        "switch": _switch,
+        "abort": _abort,
+        "stamp": _stamp,
+    }

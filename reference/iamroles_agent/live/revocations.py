@@ -25,12 +25,9 @@ from iamroles_agent.base.config import Model
 from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.base.identity import Decision, Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.control.document import Document, Edits, Part, Parts
-from iamroles_agent.control.member import Step
+from iamroles_agent.control.document import REVOCATIONS, Document, Part
 from iamroles_agent.policy.lines import line_of, toml_lines
 
-REVOCATIONS = "revocations"
-"""Name of the part of what is in force."""
 MAX_BYTES = 4 << 20
 MAX_ROWS = 10_000
 _ROWS = 200
@@ -277,23 +274,6 @@ def at_start(path: Path | None, document: Document) -> Document:
     if path is None or not path.exists():
         return document
     return document.edited({REVOCATIONS: part(read(path))}, document.version)
-
-
-class Holding:
-    """Kind `revocations` of a worker: see `control.member.Holding`.
-
-    Args:
-        use: puts them in force.
-    """
-
-    def __init__(self, use: Callable[[Revocations], None]) -> None:
-        self._use = use
-
-    def prepare(self, edits: Edits, coming: Parts) -> Step:
-        """Read them; in a thread."""
-        del edits
-        revocations = of(coming.get(REVOCATIONS))
-        return lambda: self._use(revocations)
 
 
 def _key(location: Iterable[Any]) -> str:

@@ -150,7 +150,7 @@ class Agent:
                     # An agent that died and cannot start is still one that died.
                     self._save(self._document, running=self._died)
                 raise
-            others = supervisor.plane.left or (others and not supervisor.plane.served)
+            others = supervisor.plane.left or (others and not supervisor.plane.members.served)
             if self._store is not None and not others:
                 self._save(supervisor.plane.document, running=False)
             return status

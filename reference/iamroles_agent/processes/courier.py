@@ -21,7 +21,7 @@ from iamroles_agent.base.config import Config
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, Document, Edits, Part, Parts
-from iamroles_agent.control.member import Holding, Holdings, Step
+from iamroles_agent.control.member import Kinds, Step
 from iamroles_agent.control.store import Store
 from iamroles_agent.processes import handover
 from iamroles_agent.processes.link import Birth, Body, Link, LinkLost
@@ -55,8 +55,7 @@ class Courier:
         self.sources: dict[str, KeySource] = {}
         """Of keys, by `source_of`."""
         self.sts: StsVerifier | None = None
-        self.kinds: dict[str, Holding] = {POLICY: _Policy(self)}
-        """What the courier makes of each kind of part; more kinds are added here."""
+        self.kinds: Kinds = {POLICY: self._build_policy}
         self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """What else runs from when the courier is up until it ends."""
         self.local_socket: LocalSocket | None = None
@@ -83,10 +82,10 @@ class Courier:
         self.link.on_ask[STS] = self._ask_sts
         await self.link.open()
         try:
-            await self.link.build(Holdings(self.kinds))
+            await self.link.member.build(self.kinds)
             self.link.up()
-            self.link.on_switch = self._switched
-            self.link.on_stamp = lambda _name, _at: self._unsaved.set()
+            self.link.member.on_switch = self._switched
+            self.link.member.on_stamp = lambda _name, _at: self._unsaved.set()
             self._switched(self.link.document)
             if self.local_socket is not None:
                 self.local_socket.commands["status"] = self._status
@@ -182,6 +181,11 @@ class Courier:
         self.link.send(message("saved", version=version, error=error))
 
     # Keys
+
+    def _build_policy(self, _edits: Edits, coming: Parts) -> Step:
+        """Take from a policy only who is to be asked for keys and proofs."""
+        config = policy_part.decode_base(coming[POLICY])
+        return lambda: self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Fetch the keys of these issuers, and of no others; call these STS endpoints."""
@@ -280,15 +284,3 @@ class Courier:
         del worker
         assert self.sts is not None  # noqa: S101 - configured before the courier is up
         return await answer_sts(self.sts, body)
-
-
-class _Policy:
-    """Kind `policy`: only who is to be asked for keys and proofs."""
-
-    def __init__(self, courier: Courier) -> None:
-        self._courier = courier
-
-    def prepare(self, edits: Edits, coming: Parts) -> Step:
-        del edits
-        config = policy_part.decode_base(coming[POLICY])
-        return lambda: self._courier.configure(config)

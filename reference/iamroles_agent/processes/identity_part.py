@@ -15,7 +15,7 @@ from contextlib import suppress
 from iamroles_agent.base.config import IdentityHeader
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.control.document import Document, Edits, Part, Parts
-from iamroles_agent.control.member import Step
+from iamroles_agent.control.member import Build, Step
 from iamroles_agent.identity_header.keys import KeyRing
 from iamroles_agent.identity_header.signer import Signer
 from iamroles_agent.processes.link import Link, LinkLost
@@ -72,24 +72,16 @@ async def keep_turning(header: IdentityHeader, link: Link) -> None:
         await asyncio.sleep(wait)
 
 
-class SigningHolding:
-    """A worker's holding of the part.
+def signing(header: IdentityHeader | None, use: Callable[[Signer], None]) -> Build:
+    """Build a worker's signer; `use` takes it on the event loop, with the keys then in force."""
 
-    Args:
-        header: how to sign.
-        use: takes the signer with the keys now in force; called on the event loop.
-    """
-
-    def __init__(self, header: IdentityHeader | None, use: Callable[[Signer], None]) -> None:
-        self._header = header
-        self._use = use
-
-    def prepare(self, edits: Edits, coming: Parts) -> Step:
-        header = self._header
-        if header is None or edits.get(IDENTITY_KEYS) is None:
+    def build(edits: Edits, coming: Parts) -> Step:
+        if header is None or edits[IDENTITY_KEYS] is None:
             return lambda: None
         signer = Signer(_ring(coming, header), header.issuer, int(header.lifetime))
-        return lambda: self._use(signer)
+        return lambda: use(signer)
+
+    return build
 
 
 def _part(ring: KeyRing) -> Part:

@@ -10,17 +10,16 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
 
 from iamroles_agent.base import output
 from iamroles_agent.base.clocks import SYSTEM, Clocks
-from iamroles_agent.base.errors import ConfigError
-from iamroles_agent.control.channel import ChannelError, Frames, Message, message
+from iamroles_agent.control.channel import ChannelError, Frames, Message, message, with_parts
 from iamroles_agent.control.document import Document, Edits
-from iamroles_agent.control.member import Abort, Holdings, Member, Prepare, Step, Switch
+from iamroles_agent.control.member import Member
 
 log = logging.getLogger("iamroles.link")
 
@@ -66,14 +65,12 @@ class Link:
 
     def __init__(self, sock: socket.socket, document: Document, stats: Callable[[], Body]) -> None:
         self._sock = sock
-        self._member = Member(document)
+        self.member = Member(document, self.send, self._spawn)
+        """This member's side of changes."""
         self._stats = stats
         self._frames = Frames()
-        self._steps: dict[int, Step] = {}
-        self._holdings = Holdings({})
         self._asks: dict[int, asyncio.Future[Body]] = {}
         self._numbers = count(1)
-        self._building = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.WriteTransport | None = None
         self._lost = False
@@ -90,8 +87,6 @@ class Link:
         """Reports that were dropped because the channel was stuck."""
         self.on_tell: dict[str, Callable[[Body], None]] = {}
         self.on_note: Callable[[Body], None] = lambda _body: None
-        self.on_stamp: Callable[[str, float], None] = lambda _name, _at: None
-        self.on_switch: Callable[[Document], None] = lambda _document: None
         self.on_ask: dict[str, Callable[[int, Body], Awaitable[Body]]] = {}
         """Of the courier: answers questions of workers. `after` in the answer: not before what the courier
         has proposed is in force."""
@@ -101,7 +96,7 @@ class Link:
 
     @property
     def document(self) -> Document:
-        return self._member.document
+        return self.member.document
 
     async def open(self) -> None:
         """Begin to read, and to answer pings. SIGTERM to this process alone drains it."""
@@ -115,21 +110,9 @@ class Link:
         if self._transport is not None:
             self._transport.close()
 
-    async def build(self, holdings: Holdings) -> None:
-        """Build and put in force what this member was born with, and take changes from now on.
-
-        Raises:
-            ConfigError: it cannot be.
-        """
-        self._holdings = holdings
-        async with self._building:
-            parts = self._member.document.parts
-            step = await asyncio.to_thread(holdings.prepare, parts, parts)
-            step()
-
     def up(self) -> None:
         """Say that what this member was born with is in force here."""
-        self.send(message("up", version=self._member.document.version))
+        self.send(message("up", version=self.document.version))
 
     # Topics
 
@@ -155,7 +138,7 @@ class Link:
         Raises:
             LinkLost: there is no answer to be had.
         """
-        answer = await self._request(lambda number: message("ask", id=number, topic=topic, body=body))
+        answer = await self._request(lambda number: [message("ask", id=number, topic=topic, body=body)])
         if answer.get("error") == "busy":
             raise LinkLost("too many questions are under way")
         return answer
@@ -171,17 +154,7 @@ class Link:
         Raises:
             LinkLost: the parent is gone.
         """
-        return self._request(lambda number: self._proposal(edits, number))
-
-    def _proposal(self, edits: Edits, number: int) -> Message:
-        parts: dict[str, Body | None] = {}
-        for name, part in edits.items():
-            parts[name] = None
-            if part is not None:
-                parts[name] = {"digest": part.digest, "pieces": len(part.pieces), "stamp": part.stamp}
-                for piece in part.pieces:
-                    self.send(message("piece", piece))
-        return message("propose", ticket=number, parts=parts)
+        return self._request(lambda number: with_parts("propose", edits, ticket=number))
 
     async def status(self) -> Body:
         """Of the courier: what the parent knows of the members.
@@ -189,9 +162,9 @@ class Link:
         Raises:
             LinkLost: the parent is gone.
         """
-        return await self._request(lambda number: message("status", ticket=number))
+        return await self._request(lambda number: [message("status", ticket=number)])
 
-    def _request(self, make: Callable[[int], Message]) -> asyncio.Future[Body]:
+    def _request(self, make: Callable[[int], Iterable[Message]]) -> asyncio.Future[Body]:
         if self._lost:
             raise LinkLost("the parent is gone")
         number = next(self._numbers)
@@ -204,7 +177,8 @@ class Link:
 
         future.add_done_callback(settled)
         self._asks[number] = future
-        self.send(make(number))
+        for said in make(number):
+            self.send(said)
         return future
 
     # What the parent says
@@ -229,7 +203,7 @@ class Link:
         if handle is not None:
             handle(self, said)
         else:
-            self._follow(said)
+            self.member.heard(said)
 
     def _ping(self, said: Message) -> None:
         self.summary = said.table("summary")
@@ -265,36 +239,6 @@ class Link:
         "gone": _gone,
         "ask": lambda self, said: self._spawn(self._answer(said)),
     }
-
-    def _follow(self, said: Message) -> None:
-        match self._member.heard(said):
-            case Prepare(document, edits):
-                self._spawn(self._prepare(document, edits))
-            case Switch(version):
-                self._steps.pop(version)()
-                self.send(message("switched", version=version))
-                self.on_switch(self._member.document)
-            case Abort(version):
-                self._steps.pop(version, None)
-            case None if said.say == "stamp":
-                self.on_stamp(said.text("name"), said.head["at"])
-
-    async def _prepare(self, document: Document, edits: Edits) -> None:
-        async with self._building:
-            if not self._member.wants(document.version):
-                return
-            try:
-                step = await asyncio.to_thread(self._holdings.prepare, edits, document.parts)
-            except ConfigError as error:
-                self.send(message("refused", version=document.version, error=str(error)))
-            except Exception as error:
-                log.exception("version %d cannot be built", document.version)
-                what = f"it cannot be built: {type(error).__name__}: {error}"
-                self.send(message("refused", version=document.version, error=what))
-            else:
-                if self._member.wants(document.version):  # else it was given up meanwhile
-                    self._steps[document.version] = step
-                    self.send(message("prepared", version=document.version))
 
     async def _answer(self, said: Message) -> None:
         handle = self.on_ask.get(said.text("topic"))

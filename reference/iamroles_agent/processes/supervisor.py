@@ -37,10 +37,10 @@ from iamroles_agent import __version__
 from iamroles_agent.base.config import AgentSettings
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.base.output import output
-from iamroles_agent.control.channel import ChannelError, Frames, Message, message
-from iamroles_agent.control.document import Document, Part
-from iamroles_agent.control.places import COURIER, LOADER, Fail, Fork, Kill, Say, Send, Timing
+from iamroles_agent.control.channel import ChannelError, Frames, Message, message, with_parts
+from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
+from iamroles_agent.control.slots import COURIER, LOADER, Fail, Fork, Kill, Print, Send, Timing
 from iamroles_agent.processes.link import Birth
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import shared_counts
@@ -170,7 +170,7 @@ class Supervisor:
             os.close(self._turn)
             for sock in (wake, waker, self._listener):
                 sock.close()
-            if not self.plane.left and (self.plane.served or not inherited):
+            if not self.plane.left and (self.plane.members.served or not inherited):
                 listening.remove_unix(self._address)
             self._out.drain(1.0)
         if self._failure:
@@ -202,14 +202,14 @@ class Supervisor:
                     case Kill():
                         self._kill(effect)
                     case Send():
-                        self._send(effect.place, effect.message)
-                    case Say():
-                        self._say(effect.line)
+                        self._send(effect.slot, effect.message)
+                    case Print():
+                        self._print(effect.line)
                     case Fail():
                         self._failure = self._failure or effect.why
                         self._stop()
 
-    def _say(self, line: dict[str, Any]) -> None:
+    def _print(self, line: dict[str, Any]) -> None:
         if "ready" in line:
             line = {
                 "ready": True,
@@ -227,7 +227,7 @@ class Supervisor:
 
     def _fork(self, effect: Fork) -> None:
         if effect.why:
-            log.error("%s is replaced: %s", _name(effect.place), effect.why)
+            log.error("%s is replaced: %s", _name(effect.slot), effect.why)
         pair: tuple[socket.socket, ...] = ()
         try:
             pair = ours, theirs = socket.socketpair()
@@ -235,14 +235,14 @@ class Supervisor:
         except OSError as error:
             for sock in pair:
                 sock.close()
-            log.error("%s cannot be made: %s", _name(effect.place), error.strerror)
-            self.plane.died(effect.place, f"fork failed: {error.strerror}")
+            log.error("%s cannot be made: %s", _name(effect.slot), error.strerror)
+            self.plane.died(effect.slot, f"fork failed: {error.strerror}")
             return
         if pid == 0:
             status = 1
             try:
                 ours.close()
-                self._become_child(effect.place, parent)
+                self._become_child(effect.slot, parent)
                 status = self._live(effect, theirs)
             finally:
                 output(1).flush()
@@ -250,17 +250,17 @@ class Supervisor:
                 os._exit(status)
         theirs.close()
         ours.setblocking(False)
-        process = self._processes[effect.place] = _Process(effect.place, pid, ours)
+        process = self._processes[effect.slot] = _Process(effect.slot, pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, lambda mask: self._ready(process, mask))
-        self.plane.forked(effect.place, pid)
+        self.plane.forked(effect.slot, pid)
 
-    def _become_child(self, place: int, parent: int) -> None:
+    def _become_child(self, slot: int, parent: int) -> None:
         """Let go of all that is the parent's, above all the other members' channels."""
         signal.set_wakeup_fd(-1)
         # A member that is stopped when the parent dies goes on, finds that out, and lets go of the address.
         # The loader listens to nobody: it just ends. It has no thread to listen, because a thread of low
         # priority that is about to be gone keeps who reaps its process busy in the kernel, on some releases.
-        end = signal.SIGKILL if place == LOADER else signal.SIGCONT
+        end = signal.SIGKILL if slot == LOADER else signal.SIGCONT
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, end, 0, 0, 0)
         if os.getppid() != parent:  # it died before that was said
@@ -277,7 +277,7 @@ class Supervisor:
 
     def _live(self, effect: Fork, channel: socket.socket) -> int:
         """A child's life; its exit status."""
-        index = effect.place
+        index = effect.slot
         assert self._listener is not None  # noqa: S101 - it was there before any child
         if index == LOADER:
             self._listener.close()
@@ -312,10 +312,10 @@ class Supervisor:
         return 0
 
     def _kill(self, effect: Kill) -> None:
-        process = self._processes.get(effect.place)
+        process = self._processes.get(effect.slot)
         if process is not None:
-            if effect.place != LOADER:
-                log.error("%s (pid %d) is killed: %s", _name(effect.place), process.pid, effect.why)
+            if effect.slot != LOADER:
+                log.error("%s (pid %d) is killed: %s", _name(effect.slot), process.pid, effect.why)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
 
@@ -364,8 +364,8 @@ class Supervisor:
 
     # Channels
 
-    def _send(self, place: int, said: Message) -> None:
-        process = self._processes.get(place)
+    def _send(self, slot: int, said: Message) -> None:
+        process = self._processes.get(slot)
         if process is None or not process.open:
             return
         process.out.append(memoryview(said.encode()))
@@ -461,10 +461,9 @@ def _load(crew: Crew, channel: socket.socket) -> int:
     except Exception as error:
         log.exception("the configuration cannot be read")
         return _tell(channel, message("refused", error=str(error) or type(error).__name__))
-    for piece in part.pieces:
-        _tell(channel, message("piece", piece))
-    about = {"digest": part.digest, "pieces": len(part.pieces), "stamp": part.stamp}
-    return _tell(channel, message("loaded", part=about))
+    for said in with_parts("loaded", {POLICY: part}):
+        _tell(channel, said)
+    return 0
 
 
 def _tell(channel: socket.socket, said: Message) -> int:

@@ -9,7 +9,8 @@ import logging
 from pathlib import Path
 
 from iamroles_agent.base.errors import ConfigError
-from iamroles_agent.live.revocations import NONE, REVOCATIONS, of, part, read
+from iamroles_agent.control.document import REVOCATIONS
+from iamroles_agent.live.revocations import NONE, of, part, read
 from iamroles_agent.processes.link import Body, Link, LinkLost
 
 _PAUSE = 0.25

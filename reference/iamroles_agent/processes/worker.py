@@ -21,14 +21,13 @@ from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
-from iamroles_agent.control.document import KEYS, POLICY, Edits, Parts
-from iamroles_agent.control.member import Holding, Holdings, Step
+from iamroles_agent.control.document import KEYS, POLICY, REVOCATIONS, Edits, Parts
+from iamroles_agent.control.member import Kinds, Step
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.live import revocations
-from iamroles_agent.live.revocations import REVOCATIONS, Revocations
 from iamroles_agent.processes import attach as live
 from iamroles_agent.processes.attach import name_of
-from iamroles_agent.processes.identity_part import IDENTITY_KEYS, SigningHolding
+from iamroles_agent.processes.identity_part import IDENTITY_KEYS, signing
 from iamroles_agent.processes.link import Birth, Body, Link
 from iamroles_agent.processes.remote import Remote
 from iamroles_agent.serving.gate import Gate
@@ -60,13 +59,12 @@ class Worker:
         self.link = Link(birth.channel, birth.document, self._stats)
         self.gate: Gate | None = None
         self.authenticator: Authenticator | None = None
-        self.kinds: dict[str, Holding] = {
-            POLICY: _Policy(self),
-            KEYS: _Keys(self),
-            IDENTITY_KEYS: SigningHolding(config.identity_header, self._sign_with),
-            REVOCATIONS: revocations.Holding(self._revoke),
+        self.kinds: Kinds = {
+            POLICY: self._build_policy,
+            KEYS: self._build_keys,
+            IDENTITY_KEYS: signing(config.identity_header, self._sign_with),
+            REVOCATIONS: self._build_revocations,
         }
-        """What this worker makes of each kind of part; more kinds are added here."""
 
     async def run(self) -> None:
         """Live until the parent says to drain, or is gone.
@@ -76,7 +74,7 @@ class Worker:
         """
         await self.link.open()
         self.remote = Remote(self.link, self.birth.clocks.epoch)
-        self.link.on_stamp = self._stamped
+        self.link.member.on_stamp = self._stamped
         notes: list[Body] = []
         self.link.on_note = notes.append  # there is no audit yet to put them in
         # Whoever it replaces may be stuck in a write and still hold the file.
@@ -87,7 +85,7 @@ class Worker:
         self.metrics = metrics = Metrics(self.config.metrics, worker=self.index)
         try:
             metrics.connections, metrics.audit = self.connections, audit.state
-            await self.link.build(Holdings(self.kinds))
+            await self.link.member.build(self.kinds)
             for note in notes:
                 self._noted(note)
             self.link.on_note = self._noted
@@ -196,11 +194,58 @@ class Worker:
         self.gate.signer = signer
         self.metrics.identity_keys = signer.ring.jwks
 
-    def _revoke(self, listed: Revocations) -> None:
-        assert self.gate is not None  # noqa: S101 - the policy's step has run
-        self.gate.revoke(listed)
-        self.metrics.revocations = len(listed.rows)
-        self.audit.event("revocations", {"in_force": [row.id for row in listed.rows]})
+    # What this worker builds of each kind of part
+
+    def _build_policy(self, _edits: Edits, coming: Parts) -> Step:
+        self.audit.reopen()
+        with _turn(self.birth.turn):
+            policy = policy_part.decode(coming[POLICY])
+            rules = rules_of(policy.config)
+        clocks = self.birth.clocks
+
+        def switch() -> None:
+            if self.authenticator is None:
+                self.authenticator = Authenticator(
+                    policy.config, self.remote, clock=clocks.epoch, monotonic=clocks.monotonic
+                )
+                self.metrics.authenticator = self.authenticator
+                self.gate = Gate(policy, self.authenticator, self.audit, self.metrics, clock=clocks.epoch)
+                self.gate.name = name_of(self.config)
+            else:
+                assert self.gate is not None  # noqa: S101 - made with the authenticator
+                self.authenticator.adopt(policy.config, rules)
+                former = self.gate.policy
+                self.gate.replace(policy, self.authenticator)
+                former.release()
+            self.metrics.policy(policy.version)
+            self.audit.policy(policy.version, accepted=True)
+
+        return switch
+
+    def _build_keys(self, edits: Edits, _coming: Parts) -> Step:
+        sets: dict[str, KeySet | None] = {}
+        for name, part in edits.items():
+            held = self.remote.held(name.removeprefix(KEYS))
+            sets[name] = None if part is None else KeySet.parse(json.loads(part.pieces[0]), held)
+
+        def switch() -> None:
+            for name, keys in sets.items():
+                # Its stamp of now: it may have been found good again since this was prepared.
+                stamp = 0.0 if keys is None else self.link.document.parts[name].stamp
+                self.remote.put(name.removeprefix(KEYS), keys, stamp)
+
+        return switch
+
+    def _build_revocations(self, _edits: Edits, coming: Parts) -> Step:
+        listed = revocations.of(coming.get(REVOCATIONS))
+
+        def switch() -> None:
+            assert self.gate is not None  # noqa: S101 - the policy's step has run
+            self.gate.revoke(listed)
+            self.metrics.revocations = len(listed.rows)
+            self.audit.event("revocations", {"in_force": [row.id for row in listed.rows]})
+
+        return switch
 
     def _noted(self, note: Body) -> None:
         """A reload was refused, or the courier was replaced: on record."""
@@ -210,42 +255,6 @@ class Worker:
         self.audit.reopen()
         self.metrics.policy_rejected()
         self.audit.policy(self.link.document.policy, accepted=False, detail=str(note.get("detail", "")))
-
-
-class _Policy:
-    """Kind `policy`."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def prepare(self, edits: Edits, coming: Parts) -> Step:
-        del edits
-        self._worker.audit.reopen()
-        with _turn(self._worker.birth.turn):
-            policy = policy_part.decode(coming[POLICY])
-            rules = rules_of(policy.config)
-        worker = self._worker
-        clocks = worker.birth.clocks
-
-        def switch() -> None:
-            authenticator = worker.authenticator
-            if authenticator is None:
-                authenticator = worker.authenticator = Authenticator(
-                    policy.config, worker.remote, clock=clocks.epoch, monotonic=clocks.monotonic
-                )
-                worker.metrics.authenticator = authenticator
-                worker.gate = Gate(policy, authenticator, worker.audit, worker.metrics, clock=clocks.epoch)
-                worker.gate.name = name_of(worker.config)
-            else:
-                assert worker.gate is not None  # noqa: S101 - made with the authenticator
-                authenticator.adopt(policy.config, rules)
-                former = worker.gate.policy
-                worker.gate.replace(policy, authenticator)
-                former.release()
-            worker.metrics.policy(policy.version)
-            worker.audit.policy(policy.version, accepted=True)
-
-        return switch
 
 
 @contextmanager
@@ -263,26 +272,3 @@ def _turn(lock: int) -> Iterator[None]:
         gc.freeze()
         gc.enable()
         fcntl.lockf(lock, fcntl.LOCK_UN)
-
-
-class _Keys:
-    """Kind `keys/…`: one set each."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def prepare(self, edits: Edits, coming: Parts) -> Step:
-        del coming
-        remote, link = self._worker.remote, self._worker.link
-        sets: dict[str, KeySet | None] = {}
-        for name, part in edits.items():
-            held = remote.held(name.removeprefix(KEYS))
-            sets[name] = None if part is None else KeySet.parse(json.loads(part.pieces[0]), held)
-
-        def switch() -> None:
-            for name, keys in sets.items():
-                # Its stamp of now: it may have been found good again since this was prepared.
-                stamp = 0.0 if keys is None else link.document.parts[name].stamp
-                remote.put(name.removeprefix(KEYS), keys, stamp)
-
-        return switch

@@ -12,7 +12,7 @@ import pytest
 from control_bench import ONE, THREE, TWO, Bench, without
 
 from iamroles_agent.control.document import POLICY, Part
-from iamroles_agent.control.places import COURIER, LOADER, Life, Timing
+from iamroles_agent.control.slots import COURIER, LOADER, Life, Timing
 
 KEYS = Part.of((b"{}",), digest="keys", stamp=990.0)
 
@@ -76,10 +76,10 @@ def test_a_replacement_is_born_with_the_version_in_force(workers):
         bench.dies(index)
     bench.passes(0.25)
 
-    for place in bench.plane.workers:
-        assert (place.life, place.version, place.holds.policy) == (Life.BORN, 2, "two")
+    for place in bench.plane.members.workers:
+        assert (place.life, place.version, place.document.policy) == (Life.BORN, 2, "two")
         assert bench.comes_up(place.index)[0] == f"{place.index} < serve"
-    assert bench.plane.confirmed == workers
+    assert bench.plane.changes.confirmed == workers
 
 
 def test_a_worker_that_refuses_ends_the_reload_and_nothing_changes():
@@ -137,7 +137,7 @@ def test_where_no_worker_prepares_in_time_nobody_is_killed_and_the_reload_fails(
     (line,) = without(bench.passes(6.0), "abort", "note")
     assert "'reloaded': False" in line
     assert "'error': 'no worker prepared it within 5.0 s'" in line
-    assert bench.plane.confirmed == 3
+    assert bench.plane.changes.confirmed == 3
 
 
 def test_who_does_not_switch_in_time_is_killed_and_the_outcome_waits_for_its_replacement():
@@ -210,7 +210,7 @@ def test_silent_members_are_replaced_one_at_a_time():
     assert bench.passes(3.0, but=silent) == ["kill 0: no heartbeat for 1.2 s"]
     bench.dies(0)
     bench.passes(0.25, but=silent)
-    assert bench.plane.places[1].life is Life.UP
+    assert bench.plane.members.slots[1].life is Life.UP
     lines = bench.comes_up(0)
     assert lines == ["0 < serve"]
     assert bench.passes(0.25, but=silent)[0].startswith("kill 1: no heartbeat")
@@ -219,9 +219,9 @@ def test_silent_members_are_replaced_one_at_a_time():
 def test_one_oversleeping_parent_blames_nobody():
     bench = Bench(4).up()
 
-    assert bench.passes(60.0, but=tuple(bench.plane.places), step=60.0) == []
+    assert bench.passes(60.0, but=tuple(bench.plane.members.slots), step=60.0) == []
     assert bench.passes(5.0) == []
-    assert bench.plane.overslept > 59.0
+    assert bench.plane.members.overslept > 59.0
 
 
 def test_a_member_that_waits_for_a_processor_is_not_silent():
@@ -263,7 +263,7 @@ def test_nonsense_costs_whoever_talks_it(say, head, why):
     bench = Bench(2).up()
 
     assert bench.hears(0, say, **head) == [f"kill 0: it talked nonsense: {why}"]
-    assert bench.plane.places[1].serving
+    assert bench.plane.members.slots[1].serving
     assert bench.hears(0, "pong", n=1, stats={}) == []
 
 
@@ -298,7 +298,7 @@ def test_a_loader_that_fails_is_an_answer(how):
     if how == "died":
         bench.dies(LOADER)
     elif how == "nonsense":
-        bench.hears(LOADER, "loaded", part={"digest": "x", "pieces": 3, "stamp": 0.0})
+        bench.hears(LOADER, "loaded", parts={POLICY: {"digest": "x", "pieces": 3, "stamp": 0.0}})
     else:
         bench.passes(4.0)
 
@@ -529,27 +529,27 @@ class Family:
 
     def turn(self) -> None:
         """One event, and then what must hold."""
-        index = self.chance.choice(list(self.plane.places))
+        index = self.chance.choice(list(self.plane.members.slots))
         self._happen(self.chance.random(), index)
         self._take()
         self._check()
 
     def _happen(self, event: float, index: int) -> None:
         bench, plane = self.bench, self.plane
-        if event < 0.05 and plane.served and plane.places[index].pid:
+        if event < 0.05 and plane.members.served and plane.members.slots[index].pid:
             self._dies(index)
-        elif event < 0.10 and plane.served:
+        elif event < 0.10 and plane.members.served:
             bench.loads(self._part())
-        elif event < 0.15 and plane.served and plane.places[COURIER].life is Life.UP:
+        elif event < 0.15 and plane.members.served and plane.members.slots[COURIER].life is Life.UP:
             bench.proposes("keys/a", self._part(), self._serial)
         elif event < 0.30:
-            silent = tuple(place for place in plane.places if self.chance.random() < 0.1)
+            silent = tuple(place for place in plane.members.slots if self.chance.random() < 0.1)
             bench.passes(2 * self.chance.random(), but=silent)
-        elif plane.places[index].life is Life.DYING:
+        elif plane.members.slots[index].life is Life.DYING:
             self._dies(index)
-        elif plane.places[index].life is Life.BORN:
-            self.enforced[index] = plane.places[index].version
-            bench.hears(index, "up", version=plane.places[index].version)
+        elif plane.members.slots[index].life is Life.BORN:
+            self.enforced[index] = plane.members.slots[index].version
+            bench.hears(index, "up", version=plane.members.slots[index].version)
         elif self._told.get(index):
             self._obeys(index, *self._told[index].pop(0))
 
@@ -592,7 +592,7 @@ class Family:
                 self._promised = max(self._promised, line["version"])
                 self.commits += 1
         self._lines = len(self.bench.said)
-        for place in self.plane.workers:
+        for place in self.plane.members.workers:
             if place.serving:
                 assert self.enforced[place.index] >= self._promised
         assert self.plane.document.version >= self._seen

@@ -8,7 +8,7 @@ import signal
 from typing import Any
 
 from iamroles_agent.audit.log import Audit
-from iamroles_agent.control.plane import Plane
+from iamroles_agent.control.slots import Members
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop.connection import State
@@ -42,15 +42,15 @@ async def no_memory(sound: Any, self: Any, check: Any, context: Any, key: Any) -
 
 def _raw_time(_sound: Any, self: Any) -> float:
     now: float = self._clock()
-    self._fair, self._seen = self._fair + now - self._seen, now
+    self.fair, self._seen = self.fair + now - self._seen, now
     return now
 
 
 mutant(
     "fault.starved", "FAULT-HOST-003", "replaces a worker that waits for the processor as if it were stuck"
 )(
-    around(Plane, "_advance")(_raw_time),
-    around(Plane, "_quiet")(lambda _sound, self, place: self._fair - place.heard),
+    around(Members, "advance")(_raw_time),
+    around(Members, "quiet")(lambda _sound, self, slot: self.fair - slot.heard),
 )
 
 

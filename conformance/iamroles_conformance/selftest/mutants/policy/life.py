@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.control.plane import Plane
+from iamroles_agent.control.reloads import Reloads
 from iamroles_agent.policy import paths
 from iamroles_agent.policy.compiled import Index, Policy
 from iamroles_agent.policy.regions import Region
@@ -49,7 +49,7 @@ mutant("policy.mappings-kept", "RELOAD-ALL-001", "keeps the first policy's mappi
 
 def _answered(change: Any) -> Override:
     """Change what is said of each reload; `change` gets its outcome."""
-    return around(Plane, "_say_reload")(lambda sound, self, outcome: sound(self, change(outcome)))
+    return around(Reloads, "_report")(lambda sound, self, outcome: sound(self, change(outcome)))
 
 
 @mutant("policy.bad-replaces-good", "RELOAD-BAD-001", "drops the old policy for a faulty one")
@@ -78,10 +78,10 @@ def _noticed(outcome: Any) -> Any:
 @mutant(
     "policy.deaf-after-refusal", "RELOAD-AGAIN-001", "takes up nothing after a refusal", _answered(_noticed)
 )
-@around(Plane, "load")
+@around(Reloads, "load")
 def _deaf(sound: Any, self: Any) -> None:
     if _refused:
-        self._say_reload(_refused[0])
+        self._report(_refused[0])
     else:
         sound(self)
 
