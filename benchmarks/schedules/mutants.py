@@ -128,14 +128,14 @@ def confirms_when_all_were_told_to_switch(sound, changes, *, late=False):
 
 
 @mutant(Member, "_abort")
-def keeps_what_was_built_for_a_version_that_was_aborted(sound, member, said):
+def keeps_what_was_built_for_a_version_that_was_aborted(sound, member, version):
     pass
 
 
 @mutant(Member, "_stamp")
-def loses_a_stamp_that_comes_during_a_change(sound, member, said):
+def loses_a_stamp_that_comes_during_a_change(sound, member, name, at):
     coming, member._coming = member._coming, {}
-    sound(member, said)
+    sound(member, name, at)
     member._coming = coming
 
 

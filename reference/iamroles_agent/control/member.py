@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.control.channel import ChannelError, Message, message, read_parts
@@ -96,10 +96,19 @@ class Member:
         Raises:
             ChannelError: it makes no sense.
         """
-        handle = self._HEARD.get(said.say)
-        if handle is None:
-            raise ChannelError(f"{said.say!r} is not a message to a member")
-        handle(self, said)
+        match said.say:
+            case "piece":
+                self._pieces.append(said.body)
+            case "prepare":
+                self._prepare(said)
+            case "switch":
+                self._switch(said.number("version"))
+            case "abort":
+                self._abort(said.number("version"))
+            case "stamp":
+                self._stamp(said.text("name"), said.at())
+            case other:
+                raise ChannelError(f"{other!r} is not a message to a member")
 
     def _prepare(self, said: Message) -> None:
         version, edits = said.number("version"), read_parts(said, self._pieces)
@@ -124,8 +133,7 @@ class Member:
                     coming.step = step
                     self._send(message("prepared", version=version))
 
-    def _switch(self, said: Message) -> None:
-        version = said.number("version")
+    def _switch(self, version: int) -> None:
         coming = self._coming.pop(version, None)
         if coming is None or coming.step is None:
             raise ChannelError(f"a switch to version {version}, which was not prepared")
@@ -134,20 +142,11 @@ class Member:
         self._send(message("switched", version=version))
         self.on_switch(self.document)
 
-    def _abort(self, said: Message) -> None:
-        self._coming.pop(said.number("version"), None)
+    def _abort(self, version: int) -> None:
+        self._coming.pop(version, None)
 
-    def _stamp(self, said: Message) -> None:
-        name, at = said.text("name"), said.at()
+    def _stamp(self, name: str, at: float) -> None:
         self.document = self.document.stamped(name, at)
         for coming in self._coming.values():
             coming.document = coming.document.stamped(name, at)
         self.on_stamp(name, at)
-
-    _HEARD: ClassVar[dict[str, Callable[[Member, Message], None]]] = {
-        "piece": lambda self, said: self._pieces.append(said.body),
-        "prepare": _prepare,
-        "switch": _switch,
-        "abort": _abort,
-        "stamp": _stamp,
-    }

@@ -54,7 +54,6 @@ class Relay:
         for serial in [serial for serial, ask in self._asks.items() if ask.worker == index]:
             del self._asks[serial]
         del self._counts[index]
-        self._send(COURIER, message("gone", worker=index))
 
     def fetcher_up(self) -> None:
         """A fetcher is ready: ask it what the one before has not answered."""
@@ -76,9 +75,7 @@ class Relay:
             self._send(index, message("answer", id=number, body={"error": "busy"}))
             return
         self._serial += 1
-        asked = message(
-            "ask", serial=self._serial, worker=index, topic=said.text("topic"), body=said.table("body")
-        )
+        asked = message("ask", id=self._serial, topic=said.text("topic"), body=said.table("body"))
         self._asks[self._serial] = _Ask(index, number, asked)
         self._counts[index] += 1
         if self._up:  # one that is being built could not answer yet; `fetcher_up` asks it
@@ -91,6 +88,6 @@ class Relay:
     def _answer_after(self, count: int, said: Message) -> None:
         if count > self._ended:
             self._held.append((count, said))
-        elif (ask := self._asks.pop(said.number("serial"), None)) is not None:
+        elif (ask := self._asks.pop(said.number("id"), None)) is not None:
             self._counts[ask.worker] -= 1
             self._send(ask.worker, message("answer", id=ask.number, body=said.table("body")))

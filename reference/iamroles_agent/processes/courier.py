@@ -272,15 +272,13 @@ class Courier:
             for name in edits:
                 self._proposed.pop(name.removeprefix(KEYS), None)
 
-    async def _want_keys(self, worker: int, body: Body) -> Body:
-        del worker
+    async def _want_keys(self, body: Body) -> Body:
         source = self.sources.get(str(body["source"]))
         if source is None:
             return {"pause": 0.0}
         await source.want(body["kid"])
         return {"pause": source.pause, "after": True}
 
-    async def _ask_sts(self, worker: int, body: Body) -> Body:
-        del worker
+    async def _ask_sts(self, body: Body) -> Body:
         assert self.sts is not None  # noqa: S101 - configured before the courier is up
         return await answer_sts(self.sts, body)

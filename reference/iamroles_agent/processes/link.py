@@ -24,8 +24,6 @@ from iamroles_agent.control.member import Member
 log = logging.getLogger("iamroles.link")
 
 Body = dict[str, Any]
-_STUCK = 1 << 20
-"""Bytes that may wait for the parent before reports are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +81,10 @@ class Link:
         self.summary: Body = {}
         """What the parent last told of the whole agent: `version`, `policy`, `workers`, `confirmed`,
         `courier`."""
-        self.dropped = 0
-        """Reports that were dropped because the channel was stuck."""
-        self.on_tell: dict[str, Callable[[Body], None]] = {}
         self.on_note: Callable[[Body], None] = lambda _body: None
-        self.on_ask: dict[str, Callable[[int, Body], Awaitable[Body]]] = {}
-        """Of the courier: answers questions of workers. `after` in the answer: not before what the courier
-        has proposed is in force."""
-        self.on_report: dict[str, Callable[[int, Body], None]] = {}
-        self.on_gone: list[Callable[[int], None]] = []
-        """Of the courier: called with the index of a worker that died."""
+        self.on_ask: dict[str, Callable[[Body], Awaitable[Body]]] = {}
+        """Of the courier: answers questions of workers, by topic. `after` in the answer holds it back until
+        what the courier has proposed is in force."""
 
     @property
     def document(self) -> Document:
@@ -120,17 +112,6 @@ class Link:
         """Say something to the parent; into the void where it is gone."""
         if self._transport is not None and not self._lost:
             self._transport.write(said.encode())
-
-    def report(self, topic: str, body: Body) -> None:
-        """Tell the courier something of small size; dropped where the channel is stuck."""
-        if self._transport is None or self._transport.get_write_buffer_size() > _STUCK:
-            self.dropped += 1
-            return
-        self.send(message("report", topic=topic, body=body))
-
-    def tell(self, topic: str, body: Body) -> None:
-        """Of the courier: tell all workers something."""
-        self.send(message("tell", topic=topic, body=body))
 
     async def ask(self, topic: str, body: Body) -> Body:
         """Ask the courier.
@@ -214,18 +195,6 @@ class Link:
         self.gently = bool(said.head.get("gently"))
         self.drained.set()
 
-    def _told(self, said: Message) -> None:
-        if handle := self.on_tell.get(said.text("topic")):
-            handle(said.table("body"))
-
-    def _reported(self, said: Message) -> None:
-        if handle := self.on_report.get(said.text("topic")):
-            handle(said.number("worker"), said.table("body"))
-
-    def _gone(self, said: Message) -> None:
-        for call in self.on_gone:
-            call(said.number("worker"))
-
     _HEARD: ClassVar[dict[str, Callable[[Link, Message], None]]] = {
         "ping": _ping,
         "serve": lambda self, _said: self.serve.set(),
@@ -234,9 +203,6 @@ class Link:
         "answer": lambda self, said: self._settle(said.number("id"), said.table("body")),
         "outcome": lambda self, said: self._settle(said.number("ticket"), said.table("outcome")),
         "status": lambda self, said: self._settle(said.number("ticket"), said.table("status")),
-        "tell": _told,
-        "report": _reported,
-        "gone": _gone,
         "ask": lambda self, said: self._spawn(self._answer(said)),
     }
 
@@ -245,12 +211,12 @@ class Link:
         body: Body = {"error": "unknown topic"}
         try:
             if handle is not None:
-                body = await handle(said.number("worker"), said.table("body"))
+                body = await handle(said.table("body"))
         except Exception as error:
             log.exception("a question could not be answered")
             body = {"error": f"{type(error).__name__}"}
         after = bool(body.pop("after", False))
-        self.send(message("answer", serial=said.number("serial"), body=body, after=after))
+        self.send(message("answer", id=said.number("id"), body=body, after=after))
 
     def _settle(self, number: int, body: Body) -> None:
         future = self._asks.get(number)
