@@ -34,7 +34,10 @@ def engine(pytestconfig):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep the tests of one stage in one worker of xdist, so that the stage is put up once."""
+    """Mark property tests, and keep the tests of one stage in one worker of xdist: it is put up once."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("law")
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:

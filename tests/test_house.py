@@ -44,7 +44,7 @@ LINES = {
     "conformance": 11_500,
     "loadtests": 5_600,
     "benchmarks": 5_400,
-    "tests": 29_200,
+    "tests": 29_700,
 }
 DATA_LINES = 19_500
 """Of TOML and JSON: code must not hide as data."""
