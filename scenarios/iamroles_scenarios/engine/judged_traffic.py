@@ -104,7 +104,7 @@ class JudgedTraffic:
 
     Args:
         address: HAProxy's.
-        rate: questions a second.
+        rate: questions a second; 0: each connection asks again at once.
         connections: how many.
         scale: multiplies deadlines.
         seed: of arrivals and of the order of questions.
@@ -134,9 +134,8 @@ class JudgedTraffic:
         self._moved = threading.Condition()
         self._stop = False
         self._fault: BaseException | None = None
-        self._loop = Loop(
-            self._questions(), arrivals([Segment(_DAYS, rate)], seed=seed), patience=PATIENCE * scale
-        )
+        due = arrivals([Segment(_DAYS, rate)], seed=seed) if rate else None
+        self._loop = Loop(self._questions(), due, patience=PATIENCE * scale)
         where = Address.of(f"{address[0]}:{address[1]}")
         self._lines = [
             HttpLine(self._loop, where, tls=tls, fresh=fresh, again=True) for _ in range(connections)

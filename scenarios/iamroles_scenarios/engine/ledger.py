@@ -134,6 +134,11 @@ class Entry(NamedTuple):
         return observed(answer, self.question.payload, [self.question.secret])
 
     @property
+    def right(self) -> list[Expectation]:
+        """What could be answered rightly."""
+        return self.question.flow.right(self.sent, self.received, self.question.dies)
+
+    @property
     def shown(self) -> tuple[str, str]:
         """Question and answer for a reader, without the token."""
         if self.status:
@@ -144,11 +149,10 @@ class Entry(NamedTuple):
 
     def judged(self) -> tuple[Kind, str]:
         """What kind of answer it was, and what was wrong with it."""
-        flow = self.question.flow
         if not self.status:
             return Kind.LOST, self.text.decode(errors="replace")
         seen = self.seen
-        right = flow.right(self.sent, self.received, self.question.dies)
+        right = self.right
         differing = [mismatches(one, seen, {}) for one in right]
         if not all(differing):
             why = self.question.ledger.verify(self)

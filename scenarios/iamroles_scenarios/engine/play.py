@@ -270,10 +270,9 @@ class _Playing:
             f"{(entry.sent - begin) / NANO:8.3f} s to {(entry.received - begin) / NANO:8.3f} s: {kind}, "
             f"flow {entry.question.flow.name}: {why}"
         )
-        right = entry.question.flow.right(entry.sent, entry.received, entry.question.dies)
         sent, received = entry.shown
         sent = "\n".join([sent, *opened(entry.question.secret)])
-        expected = " or ".join(map(describe, right))
+        expected = " or ".join(map(describe, entry.right))
         return Evidence(sent, expected, received, "\n".join(trace), self._log_tails())
 
     # --- judging -------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ Here is the whole way, through HAProxy: who is served meanwhile, and how soon ev
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from iamroles_scenarios.checks.fault.ground import ONE, SERVED, ground, sts_ground
-from iamroles_scenarios.checks.proxy.traffic import Turn, person, shut
+from iamroles_scenarios.checks.fault.fixture import SERVED, fault_bench
+from iamroles_scenarios.checks.proxy.traffic import shut
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import STS_ACTION, own_suffix
+from iamroles_scenarios.engine.bench import own_suffix
 from iamroles_scenarios.engine.target import Target
 
 _EVERYWHERE: dict[str, dict[str, Any]] = {
@@ -40,21 +41,13 @@ def keys(target: Target) -> str:
     issuer = target.worlds.issuer(f"corp{suffix}")
     issuer.fault("*", **_EVERYWHERE["failing"])
     times = {"refresh": "1s", "cooldown": "1s", "max_stale": "1h", "timeout": "1s"}
-    with ground(target, override={"keys": times}, suffix=suffix) as place:
-        people = person(place.gate, "alice")
-        place.hold("failing from the start", people)
+    with fault_bench(target, override={"keys": times}, suffix=suffix, start=False) as here:
+        here.ask_during("failing from the start")
         issuer.clear()
-        place.recovers("failing from the start", people)
-        for what, fault in _OF_ISSUERS.items():
-            issuer.fault("*", **fault)
-            issuer.announce()
-            issuer.adopt()
-            new = Turn(ONE, place.gate.token(sub="bob"), SERVED)
-            place.hold(what, people, served=True)
-            place.unknown(f"{what}, a token of a new key", new)
-            issuer.clear()
-            place.recovers(what, [new, *people])
-        return place.remark
+        here.must_recover("failing from the start")
+        faults = [(what, partial(issuer.fault, "*", **fault)) for what, fault in _OF_ISSUERS.items()]
+        here.rotate_through(faults, issuer.clear)
+        return here.remark
 
 
 @check("fault.answers.sts", "FAULT-NET-003", features={"sts"}, long=True)
@@ -63,13 +56,11 @@ def sts(target: Target) -> str:
 
     A credential that STS would confirm, and one that it would not; each of them new each time.
     """
-    cloud = target.stage.cloud
-    with sts_ground(target, target.stage.urls["sts"]) as (place, host, asked):
-        place.recovers("start", [asked(SERVED)])
+    with fault_bench(target, sts=target.stage.urls["sts"]) as here:
         for what, fault in _OF_STS.items():
-            cloud.fault(f"{STS_ACTION}@{host}", **fault)
-            place.unknown(what, asked(SERVED))
-            place.hold(what, [asked(shut(401), secret="wrong")])  # noqa: S106 - no secret
-            cloud.clear(f"{STS_ACTION}@{host}")
-            place.recovers(what, [asked(SERVED)])
-        return place.remark
+            here.sts_fault(**fault)
+            here.ask_unknown(what, here.caller(SERVED))
+            here.ask_during(what, [here.caller(shut(401), secret="wrong")])  # noqa: S106 - no secret
+            here.sts_clear()
+            here.must_recover(what, [here.caller(SERVED)])
+        return here.remark

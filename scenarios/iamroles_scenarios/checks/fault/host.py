@@ -20,10 +20,10 @@ from types import TracebackType
 from typing import Self
 
 from iamroles_scenarios.base.errors import Inapplicable, Untestable
-from iamroles_scenarios.checks.fault.ground import BACK, Ground, ground
-from iamroles_scenarios.checks.proxy.traffic import Turn, person
+from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault_bench
+from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import own_suffix
 from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.engine.target import Target
@@ -39,19 +39,19 @@ _HOGS = 4
 _BUSY = "while True: pass"
 
 
-def _has_processes(place: Ground) -> None:
-    if not place.gate.target.agent.runs:
+def _has_processes(here: FaultBench) -> None:
+    if not here.target.agent.runs:
         raise Inapplicable("process of its own")
 
 
-def _processes(place: Ground) -> list[int]:
+def _processes(here: FaultBench) -> list[int]:
     """The agent's processes, its first one first.
 
     Raises:
         Inapplicable: HAProxy alone decides.
     """
-    _has_processes(place)
-    first = place.gate.world.agent.host_pid
+    _has_processes(here)
+    first = here.world.agent.host_pid
     if first is None:
         raise Untestable("the agent's processes cannot be seen from this host")
     found = [first]
@@ -61,10 +61,10 @@ def _processes(place: Ground) -> list[int]:
 
 
 @contextmanager
-def _limited(place: Ground, what: int, to: Callable[[int], int]) -> Iterator[None]:
+def _limited(here: FaultBench, what: int, to: Callable[[int], int]) -> Iterator[None]:
     """A soft limit on all processes of the agent while the block runs, by process; then none."""
     try:
-        for pid in _processes(place):
+        for pid in _processes(here):
             _, hard = resource.prlimit(pid, what)
             resource.prlimit(pid, what, (to(pid), hard))
     except PermissionError:
@@ -72,19 +72,18 @@ def _limited(place: Ground, what: int, to: Callable[[int], int]) -> Iterator[Non
     try:
         yield
     finally:
-        for pid in _processes(place):  # those that were born meanwhile too
+        for pid in _processes(here):  # those that were born meanwhile too
             with suppress(ProcessLookupError):
                 _, hard = resource.prlimit(pid, what)
                 resource.prlimit(pid, what, (hard, hard))
 
 
-def _fresh(place: Ground, count: int) -> list[Turn]:
-    """Questions that nobody has asked before: each by a person of its own."""
-    request = RequestSpec(path="/orders/1")
+def _fresh(here: FaultBench, count: int) -> list[HttpQuestion]:
+    """Questions that were never asked before: each by a person of its own."""
     return [
-        Turn(
-            request,
-            place.gate.token(sub=f"p{number}", exp="+15m"),
+        HttpQuestion(
+            ONE,
+            here.token(sub=f"p{number}", exp="+15m"),
             Expectation(status=200, backend="orders-ro", principal=f"p{number}"),
         )
         for number in range(count)
@@ -97,14 +96,12 @@ def descriptors(target: Target) -> str:
 
     HAProxy is reloaded, so that it needs connections that the agent cannot take.
     """
-    with ground(target) as place:
-        people = person(place.gate, "alice")
-        place.recovers("start", people)
-        with _limited(place, resource.RLIMIT_NOFILE, _descriptors):
-            place.gate.world.haproxy.reload()
-            place.hold("no descriptors", people)
-        place.recovers("no descriptors", people)
-        return place.remark
+    with fault_bench(target) as here:
+        with _limited(here, resource.RLIMIT_NOFILE, _descriptors):
+            here.world.haproxy.reload()
+            here.ask_during("no descriptors")
+        here.must_recover("no descriptors")
+        return here.remark
 
 
 def _descriptors(pid: int) -> int:
@@ -118,14 +115,12 @@ def memory(target: Target) -> str:
 
     Its address space may not grow; questions that it has never seen need some.
     """
-    with ground(target) as place:
-        people = person(place.gate, "alice")
-        place.recovers("start", people)
-        with _limited(place, resource.RLIMIT_AS, _address_space):
-            place.gate.world.haproxy.reload()
-            place.hold("no memory", _fresh(place, 20) + people)
-        place.recovers("no memory", people)
-        return place.remark
+    with fault_bench(target) as here:
+        with _limited(here, resource.RLIMIT_AS, _address_space):
+            here.world.haproxy.reload()
+            here.ask_during("no memory", _fresh(here, 20) + here.people)
+        here.must_recover("no memory")
+        return here.remark
 
 
 def _address_space(pid: int) -> int:
@@ -138,24 +133,22 @@ def processor(target: Target) -> str:
 
     All of it on one processor at the lowest priority, which others keep busy.
     """
-    with ground(target) as place:
-        people = person(place.gate, "alice")
-        place.recovers("start", people)
-        before = _processes(place)
+    with fault_bench(target) as here:
+        before = _processes(here)
         with _Waits(before) as waits:
             with _starved(before):
                 began = time.monotonic()
-                for turn in cycle(people):
-                    place.hold("no processor", [turn])
+                for question in cycle(here.people):
+                    here.ask_during("no CPU", [question])
                     spent = time.monotonic() - began
-                    if spent > place.gate.seconds(_STARVED if waits.deepest >= _DEEP else _PATIENCE):
+                    if spent > here.seconds(_STARVED if waits.deepest >= _DEEP else _PATIENCE):
                         break
-            place.recovers("no processor", people)
+            here.must_recover("no CPU")
         if waits.deepest < _DEEP:
             raise Untestable("the agent cannot be starved of the processor here")
-        if (after := _processes(place)) != before:
-            raise place.gate.failed(f"its processes were {before}, and are {after}: it killed its own")
-        return place.remark
+        if (after := _processes(here)) != before:
+            raise here.failed(f"its processes were {before}, and are {after}: it killed its own")
+        return here.remark
 
 
 class _Waits:
@@ -254,20 +247,18 @@ def disk(target: Target) -> str:
     """
     path = Path(f"/tmp/iamroles{own_suffix()}.jsonl")  # noqa: S108 - in its own place
     log = {"path": str(path), "on_error": "deny", "sync": "100ms"}
-    with _removed(path), ground(target, override={"audit": log}) as place:
-        people = person(place.gate, "alice")
-        place.recovers("start", people)
-        with _limited(place, resource.RLIMIT_FSIZE, lambda _pid: 0):
-            end = time.monotonic() + place.gate.seconds(BACK)
-            while (seen := place.ask(people[0])) is not None and seen.status == 200:
+    with _removed(path), fault_bench(target, override={"audit": log}) as here:
+        with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: 0):
+            end = time.monotonic() + here.seconds(BACK)
+            while (seen := here.send(here.people[0])) is not None and seen.status == 200:
                 if time.monotonic() > end:
-                    raise place.gate.failed("allowed though nothing can be recorded", seen)
-            for turn in people:
-                seen = place.ask(turn)
+                    raise here.failed("allowed though nothing can be recorded", seen)
+            for question in here.people:
+                seen = here.send(question)
                 if seen is not None and seen.allow:
-                    raise place.gate.failed("a full disk: allowed without a record", seen, turn.expected)
-        place.recovers("a full disk", people)
-        return place.remark
+                    raise here.failed("a full disk: allowed without a record", seen, question.expected)
+        here.must_recover("a full disk")
+        return here.remark
 
 
 @check("fault.host.agent", "FAULT-HOST-005", long=True)
@@ -276,19 +267,18 @@ def agent(target: Target) -> str:
 
     Nobody touches the proxy.
     """
-    with ground(target) as place:
-        _has_processes(place)
-        people, part = person(place.gate, "alice"), place.gate.world.agent
-        place.recovers("start", people)
+    with fault_bench(target) as here:
+        _has_processes(here)
+        part = here.world.agent
         part.kill()
-        place.hold("killed", people)
+        here.ask_during("killed")
         part.start()
-        place.recovers("killed", people)
+        here.must_recover("killed")
         part.pause()
-        place.hold("frozen", people[:3])
+        here.ask_during("frozen", here.people[:3])
         part.resume()
-        place.recovers("frozen", people)
-        return place.remark
+        here.must_recover("frozen")
+        return here.remark
 
 
 @check("fault.host.haproxy", "FAULT-HOST-006", long=True)
@@ -297,10 +287,8 @@ def haproxy(target: Target) -> str:
 
     Its connections to the agent end without a word.
     """
-    with ground(target) as place:
-        people, part = person(place.gate, "alice"), place.gate.world.haproxy
-        place.recovers("start", people)
+    with fault_bench(target) as here:
         for _ in range(3):
-            part.restart()
-            place.recovers("HAProxy killed", people)
-        return place.remark
+            here.world.haproxy.restart()
+            here.must_recover("HAProxy killed")
+        return here.remark

@@ -6,11 +6,12 @@ may cost answers, and must give nobody a wrong one.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
 from urllib.parse import urlsplit
 
-from iamroles_scenarios.checks.fault.ground import ONE, SERVED, Ground, ground, sts_ground
-from iamroles_scenarios.checks.proxy.traffic import Turn, person, shut
+from iamroles_scenarios.checks.fault.fixture import SERVED, fault_bench
+from iamroles_scenarios.checks.proxy.traffic import must_answer, shut
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import own_suffix
 from iamroles_scenarios.engine.target import Target
@@ -19,35 +20,26 @@ from iamroles_scenarios.stage.breaker import FAULTS, Breaker
 _DELAYS = ("late", "drip")
 
 
-def _all(place: Ground, breaker: Breaker, turns: list[Turn], after: list[Turn] | None = None) -> str:
-    """Each fault in turn, and the way back from it; the remark."""
-    place.recovers("start", turns)
-    for fault in FAULTS:
-        breaker.breaks(fault)
-        place.hold(fault, turns, served=fault in _DELAYS)
-        breaker.mends()
-        place.recovers(fault, after or turns)
-    return place.remark
-
-
 @check("fault.network.agent", "FAULT-NET-001", long=True)
 def agent(target: Target) -> str:
     """Whatever happens to the bytes between HAProxy and the agent, nobody gets a wrong verdict.
 
     A verdict is never made of half a frame, and a frame of single bytes is one all the same.
     """
-    breakers: list[Breaker] = []
+    with ExitStack() as stack:
+        breakers: list[Breaker] = []
 
-    def between(host: str, asked: str) -> str:
-        breakers.append(Breaker(host, asked))
-        return breakers[0].address
+        def between(host: str, asked: str) -> str:
+            breakers.append(stack.enter_context(Breaker(host, asked)))
+            return breakers[0].address
 
-    try:
-        with ground(target, between=between) as place:
-            return _all(place, breakers[0], person(place.gate, "alice"))
-    finally:
-        for breaker in breakers:
-            breaker.close()
+        with fault_bench(target, between=between) as here:
+            for fault in FAULTS:
+                breakers[0].breaks(fault)
+                here.ask_during(fault, served=fault in _DELAYS)
+                breakers[0].mends()
+                here.must_recover(fault)
+            return here.remark
 
 
 @check("fault.network.keys", "FAULT-NET-002", features={"oidc"}, long=True)
@@ -63,19 +55,9 @@ def keys(target: Target) -> str:
             "issuers": [{"name": "corp", "jwks_uri": f"http://{breaker.address}/corp{suffix}/jwks"}],
             "keys": {"refresh": "1s", "cooldown": "1s", "max_stale": "1h", "timeout": "1s"},
         }
-        with ground(target, override=override, suffix=suffix) as place:
-            issuer, people = place.gate.issuer(), person(place.gate, "alice")
-            place.recovers("start", people)
-            for fault in FAULTS:
-                breaker.breaks(fault)
-                issuer.announce()
-                issuer.adopt()
-                new = Turn(ONE, place.gate.token(sub="bob"), SERVED)
-                place.hold(fault, people, served=True)
-                place.unknown(f"{fault}, a token of a new key", new)
-                breaker.mends()
-                place.recovers(fault, [new, *people])
-            return place.remark
+        with fault_bench(target, override=override, suffix=suffix) as here:
+            here.rotate_through([(fault, partial(breaker.breaks, fault)) for fault in FAULTS], breaker.mends)
+            return here.remark
 
 
 @check("fault.network.sts", "FAULT-NET-003", features={"sts"}, long=True)
@@ -86,16 +68,15 @@ def sts(target: Target) -> str:
     """
     with (
         Breaker(target.stage.host, urlsplit(target.stage.urls["sts"]).netloc) as breaker,
-        sts_ground(target, f"http://{breaker.address}") as (place, _, asked),
+        fault_bench(target, sts=f"http://{breaker.address}") as here,
     ):
-        place.recovers("start", [asked(SERVED)])
         for fault in FAULTS:
             breaker.breaks(fault)
-            place.hold(fault, [asked(SERVED)], served=fault == "drip")
-            place.hold(fault, [asked(shut(401), secret="wrong")])  # noqa: S106 - no secret
+            here.ask_during(fault, [here.caller(SERVED)], served=fault == "drip")
+            here.ask_during(fault, [here.caller(shut(401), secret="wrong")])  # noqa: S106 - no secret
             breaker.mends()
-            place.recovers(fault, [asked(SERVED)])
-        return place.remark
+            here.must_recover(fault, [here.caller(SERVED)])
+        return here.remark
 
 
 @check("fault.network.backend", "FAULT-NET-004", long=True)
@@ -104,24 +85,22 @@ def backend(target: Target) -> str:
 
     The backend of readers breaks; those who place orders, and those who must be refused, see nothing.
     """
-    with ground(target) as sound:
-        servers = {one["name"]: one["servers"][0] for one in sound.gate.world.document["backends"]}
+    with fault_bench(target, start=False) as sound:
+        servers = {one["name"]: one["servers"][0] for one in sound.world.document["backends"]}
     with Breaker(target.stage.host, servers["orders-ro"]) as breaker:
         override = {"backends": [{"name": "orders-ro", "servers": [breaker.address]}]}
-        with ground(target, override=override) as place:
-            people = person(place.gate, "alice")
-            others = [turn for turn in people if turn.expected.backend != "orders-ro"]
-            readers = [turn for turn in people if turn not in others]
-            place.recovers("start", people)
+        with fault_bench(target, override=override) as here:
+            others = [question for question in here.people if question.expected.backend != "orders-ro"]
+            readers = [question for question in here.people if question not in others]
             for fault in FAULTS:
                 breaker.breaks(fault)
                 if fault in _DELAYS or fault == "refused":
-                    place.hold(fault, readers[:1], served=fault in _DELAYS)
-                with place.asking(readers[0]):  # and waits, perhaps
-                    place.hold(f"{fault}, others", others, served=True)
+                    here.ask_during(fault, readers[:1], served=fault in _DELAYS)
+                with here.waiting(readers[0]):
+                    here.ask_during(f"{fault}, others", others, served=True)
                     breaker.mends()
-                place.recovers(fault, people)
-            return place.remark
+                here.must_recover(fault)
+            return here.remark
 
 
 @check("fault.network.client", "FAULT-NET-005", long=True)
@@ -130,25 +109,20 @@ def client(target: Target) -> str:
 
     A request in single bytes is a request; half of one reaches nobody.
     """
-    with ground(target) as place:
-        direct = place.address
+    with fault_bench(target, start=False) as here:
+        direct = here.address
         with Breaker("127.0.0.1", f"{direct[0]}:{direct[1]}") as breaker:
             host, _, port = breaker.address.rpartition(":")
-            place.address = host, int(port)
-            people = person(place.gate, "alice")
-            place.recovers("start", people)
+            here.address = host, int(port)
+            here.must_recover("start")
             for fault in FAULTS:
                 breaker.breaks(fault)
                 if fault in ("reset", "refused", "cut"):
-                    with closing(place.gate.another().client) as other:
-                        turn = people[0]
-                        seen = other.ask(turn.request, turn.token, with_reason=False)
-                        if turn.wrong(seen):
-                            raise place.gate.failed(
-                                f"{fault} for another: the answer is wrong", seen, turn.expected
-                            )
-                if fault != "cut":  # a client that is cut off waits; its answer is nobody else's
-                    place.hold(fault, people, served=fault in _DELAYS)
+                    other = here.another()
+                    with closing(other.client):
+                        must_answer(other, here.people[0], f"to another client during the fault {fault}")
+                if fault != "cut":  # a client that is cut off waits; its answer is its own
+                    here.ask_during(fault, served=fault in _DELAYS)
                 breaker.mends()
-                place.recovers(fault, people)
-            return place.remark
+                here.must_recover(fault)
+            return here.remark

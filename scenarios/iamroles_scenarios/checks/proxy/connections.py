@@ -1,15 +1,21 @@
 """HAProxy's connections to the agent: of several threads, pipelined and not, and across reloads.
 
-Each check asks traffic whose every answer is known (`proxy_traffic`). Where it matters what waits beside
+Each check asks traffic whose every answer is known (`proxy.traffic`). Where it matters what waits beside
 what, a relay between the two holds the answers until enough are there: an event, never a guess of time.
 """
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from iamroles_scenarios.base.errors import Untestable
-from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Tally, Turn, at_once, gate, person, traffic
+from iamroles_scenarios.checks.proxy.traffic import (
+    PROCESSING,
+    HttpQuestion,
+    at_once,
+    gate,
+    must_answer,
+    person,
+    traffic,
+)
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.target import Target
@@ -20,8 +26,6 @@ _SIDE_BY_SIDE = 8
 _BETWEEN = 60
 """Requests that must end before, between and after the reloads."""
 _RELOADS = 3
-_ROUND = 20.0
-"""Seconds, times the scale, for so many requests."""
 
 
 @check("proxy.threads.verdicts", "PROXY-THREADS-001")
@@ -37,9 +41,8 @@ def threads(target: Target) -> None:
                 f"HAProxy does not run with {_THREADS} threads: its configuration must set nbthread from "
                 "IAM_THREADS (docs/stage.md)"
             )
-        with traffic(here, _people(here, _PEOPLE)) as tally:
-            _flows(here, tally, _PEOPLE * 12)
-        tally.judge(here, f"through {_THREADS} threads")
+        with traffic(here, _people(here, _PEOPLE), f"through {_THREADS} threads") as flowing:
+            flowing.wait(_PEOPLE * 12)
 
 
 @check("proxy.pipelined.verdicts", "PROXY-PIPELINE-001", features={"spop"})
@@ -52,18 +55,15 @@ def pipelined(target: Target) -> str:
     because HAProxy opens no connection for each question.
     """
     with gate(target, settings={"IAM_THREADS": "1"}, pipelining=True) as here:
-        tally = Tally()
-        _warm(here, tally)
+        _warm(here)
         if not _pipelines(here):
-            with at_once(here, _different(here), tally):
+            with at_once(here, _different(here), "side by side"):
                 pass
-            tally.judge(here, "side by side")
             return "the agent announces no pipelining"
         here.frames.hold()
-        with at_once(here, _different(here), tally):
+        with at_once(here, _different(here), "on pipelined connections"):
             _held(here, _SIDE_BY_SIDE)
             here.frames.release()
-        tally.judge(here, "on pipelined connections")
         idle = here.frames.deepest < 2
     return "HAProxy asked one question at a time although the agent announced pipelining" if idle else ""
 
@@ -80,9 +80,8 @@ def one_by_one(target: Target) -> str:
     busy and then fall free at once, which the agent cannot help (docs/haproxy.md).
     """
     with gate(target, settings={"IAM_THREADS": "1"}, pipelining=False) as here:
-        with traffic(here, _people(here, _PEOPLE)) as tally:
-            _flows(here, tally, _PEOPLE * 12)
-        tally.judge(here, "on connections without pipelining")
+        with traffic(here, _people(here, _PEOPLE), "on connections without pipelining") as flowing:
+            flowing.wait(_PEOPLE * 12)
         deepest = here.frames.deepest
     return "" if deepest == 1 else f"HAProxy sent {deepest} questions side by side without being told it may"
 
@@ -94,17 +93,16 @@ def in_flight(target: Target) -> None:
     The old process waits for answers while the new one already asks: neither gets the other's.
     """
     with gate(target, pipelining=True) as here:
-        tally = Tally()
-        _warm(here, tally)
+        _warm(here)
         count = _SIDE_BY_SIDE if _pipelines(here) else 1
         here.frames.hold()
-        with at_once(here, _different(here)[:count], tally):
+        questions, when = _different(here)[:count], "in flight during a reload"
+        with at_once(here, questions, when):
             _held(here, count)
             here.world.haproxy.reload()
-            with at_once(here, _different(here)[:count], tally):
+            with at_once(here, questions, when):
                 _held(here, 2 * count)
                 here.frames.release()
-        tally.judge(here, "in flight during a reload")
 
 
 @check("proxy.reload.traffic", "PROXY-RELOAD-002")
@@ -113,30 +111,29 @@ def under_traffic(target: Target) -> None:
 
     Each reload brings a burst of connections to the agent.
     """
-    with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here:
-        with traffic(here, _people(here, _PEOPLE)) as tally:
-            for _ in range(_RELOADS):
-                _flows(here, tally, _BETWEEN)
-                here.world.haproxy.reload()
-            _flows(here, tally, _BETWEEN)
-        tally.judge(here, f"during {_RELOADS} reloads")
+    with (
+        gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here,
+        traffic(here, _people(here, _PEOPLE), f"during {_RELOADS} reloads") as flowing,
+    ):
+        for _ in range(_RELOADS):
+            flowing.wait(_BETWEEN)
+            here.world.haproxy.reload()
+        flowing.wait(_BETWEEN)
 
 
-def _warm(here: Bench, tally: Tally) -> None:
-    """One person first: afterwards a connection stands and keys are fetched."""
-    client = here.another()
-    with closing(client.client):
-        for turn in person(here, "first"):
-            tally.ask(client, turn)
+def _warm(here: Bench) -> None:
+    """Let one person ask first: afterwards a connection stands and keys are fetched."""
+    for question in person(here, "first"):
+        must_answer(here, question, "before the others")
 
 
-def _different(here: Bench) -> list[Turn]:
-    """One question of each of some people, allowed and refused mixed."""
+def _different(here: Bench) -> list[HttpQuestion]:
+    """Return one question of each of some people, allowed and refused mixed."""
     people = _people(here, _SIDE_BY_SIDE)
-    return [turns[number % len(turns)] for number, turns in enumerate(people)]
+    return [questions[number % len(questions)] for number, questions in enumerate(people)]
 
 
-def _people(here: Bench, count: int) -> list[list[Turn]]:
+def _people(here: Bench, count: int) -> list[list[HttpQuestion]]:
     return [person(here, f"person-{number}") for number in range(count)]
 
 
@@ -151,9 +148,3 @@ def _held(here: Bench, count: int) -> None:
         held = here.frames.held
         here.frames.release()
         raise here.failed(f"{held} of {count} questions were answered by the agent within {within:g} s")
-
-
-def _flows(here: Bench, tally: Tally, requests: int) -> None:
-    within = here.seconds(_ROUND)
-    if not tally.wait(requests, within):
-        raise here.failed(f"fewer than {requests} requests ended within {within:g} s")

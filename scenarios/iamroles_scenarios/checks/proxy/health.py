@@ -12,7 +12,7 @@ from contextlib import closing
 from io import StringIO
 
 from iamroles_scenarios.base.errors import Untestable
-from iamroles_scenarios.checks.proxy.traffic import PROCESSING, Turn, gate, person
+from iamroles_scenarios.checks.proxy.traffic import PROCESSING, HttpQuestion, gate, person
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.observation import Observation
@@ -48,19 +48,19 @@ def silent(target: Target) -> None:
     The agent is frozen until the health check sees it, and then killed.
     """
     with gate(target) as here:
-        turn, *_ = person(here, "alice")
-        _open(here, turn, "before anything happened")
+        question, *_ = person(here, "alice")
+        _open(here, question, "before anything happened")
         agent = here.world.agent
         agent.pause()
         try:
-            _shut(here, turn, "frozen")
+            _shut(here, question, "frozen")
         finally:
             agent.resume()
-        _open(here, turn, "after it was frozen")
+        _open(here, question, "after it was frozen")
         agent.kill()
-        _shut(here, turn, "killed")
+        _shut(here, question, "killed")
         agent.start()
-        _open(here, turn, "after it was killed")
+        _open(here, question, "after it was killed")
 
 
 def _check_status(here: Bench) -> str:
@@ -72,12 +72,12 @@ def _check_status(here: Bench) -> str:
     return str(rows[0].get("check_status") or "").removeprefix("* ")
 
 
-def _shut(here: Bench, turn: Turn, what: str) -> None:
+def _shut(here: Bench, question: HttpQuestion, what: str) -> None:
     """HAProxy must notice, and then refuse without waiting for the agent."""
     if not here.world.haproxy.wait_agent(up=False, within=here.seconds(_NOTICED)):
         raise here.failed(f"HAProxy did not take the {what} agent out within {here.seconds(_NOTICED):g} s")
     started = time.monotonic()
-    seen = _asked(here, turn)
+    seen = _asked(here, question)
     seconds = time.monotonic() - started
     if seen.status != 503 or seen.allow:
         raise here.failed(f"status {seen.status} while the agent is {what}, expected 503", seen)
@@ -85,15 +85,15 @@ def _shut(here: Bench, turn: Turn, what: str) -> None:
         raise here.failed(f"503 took {seconds:.1f} s while the {what} agent is out, not at once", seen)
 
 
-def _open(here: Bench, turn: Turn, when: str) -> None:
+def _open(here: Bench, question: HttpQuestion, when: str) -> None:
     """HAProxy must hold the agent for up, and its verdict must come through."""
     if not here.world.haproxy.wait_agent(up=True, within=here.seconds(_NOTICED)):
         raise here.failed(f"HAProxy did not take the agent back within {here.seconds(_NOTICED):g} s {when}")
-    seen = _asked(here, turn)
-    if turn.wrong(seen):
-        raise here.failed(f"the answer {when} is wrong", seen, turn.expected)
+    seen = _asked(here, question)
+    if question.wrong(seen):
+        raise here.failed(f"the answer {when} is wrong", seen, question.expected)
 
 
-def _asked(here: Bench, turn: Turn) -> Observation:
+def _asked(here: Bench, question: HttpQuestion) -> Observation:
     with closing(here.another().client) as client:
-        return client.ask(turn.request, turn.token, with_reason=False)
+        return client.ask(question.request, question.token, with_reason=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from iamroles_scenarios.checks.proxy.traffic import Turn, gate, person
+from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, gate, person
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.observation import Observation, differences
@@ -28,29 +28,29 @@ def nothing_leaks(target: Target) -> None:
     """
     with gate(target) as here:
         people = [person(here, "alice"), person(here, "bob")]
-        turns = [turn for both in zip(*people, strict=True) for turn in both] * _ROUNDS
+        questions = [question for both in zip(*people, strict=True) for question in both] * _ROUNDS
         seen = []
-        for turn in turns:
-            shared = turn.request.model_copy(update={"connection": "one"})
-            seen.append(here.client.ask(shared, turn.token, with_reason=False))
+        for question in questions:
+            shared = question.request.model_copy(update={"connection": "one"})
+            seen.append(here.client.ask(shared, question.token, with_reason=False))
         here.client.close()
-        for turn, answer in zip(turns, seen, strict=True):
-            _answer(here, turn, answer)
-        lines = _record(here, len(turns))
-        for turn, answer, line in zip(turns, seen, lines, strict=True):
-            if leaked := _leaked(turn, line):
+        for question, answer in zip(questions, seen, strict=True):
+            _answer(here, question, answer)
+        lines = _record(here, len(questions))
+        for question, answer, line in zip(questions, seen, lines, strict=True):
+            if leaked := _leaked(question, line):
                 raise here.failed(
-                    f"HAProxy's record of a request is another's: {leaked}", answer, turn.expected
+                    f"HAProxy's record of a request is another's: {leaked}", answer, question.expected
                 )
 
 
-def _answer(here: Bench, turn: Turn, seen: Observation) -> None:
-    if turn.wrong(seen):
-        raise here.failed("the answer on a shared connection is wrong", seen, turn.expected)
-    bearer = "invalid_token" if turn.token else ""
+def _answer(here: Bench, question: HttpQuestion, seen: Observation) -> None:
+    if question.wrong(seen):
+        raise here.failed("the answer on a shared connection is wrong", seen, question.expected)
+    bearer = "invalid_token" if question.token else ""
     error = {403: "insufficient_scope", 401: bearer}.get(seen.status or 0, "")
     if found := differences({"error": error}, seen.shown):
-        raise here.failed(f"the challenge is not this request's own: {found[0]}", seen, turn.expected)
+        raise here.failed(f"the challenge is not this request's own: {found[0]}", seen, question.expected)
 
 
 def _record(here: Bench, count: int) -> list[dict[str, Any]]:
@@ -63,9 +63,9 @@ def _record(here: Bench, count: int) -> list[dict[str, Any]]:
     return lines
 
 
-def _leaked(turn: Turn, line: dict[str, Any]) -> str:
+def _leaked(question: HttpQuestion, line: dict[str, Any]) -> str:
     """What a line says that its own request cannot have said."""
-    expected = turn.expected
+    expected = question.expected
     own: dict[str, object] = {"verdict": str(expected.status)}
     if expected.backend:
         own |= {"reason": _ABSENT, "route": expected.backend, "principal": expected.principal}

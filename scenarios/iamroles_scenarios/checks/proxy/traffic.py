@@ -7,19 +7,23 @@ way it got there, is seen as a wrong status, a wrong backend, or another person'
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.base.errors import HarnessFault
+from iamroles_scenarios.base.errors import HarnessFault, HttpFault
 from iamroles_scenarios.base.recording import carried
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.engine.bench import Bench, own_bench
+from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
+from iamroles_scenarios.engine.ledger import Account, Flow, Kind
 from iamroles_scenarios.engine.observation import Observation, mismatches
 from iamroles_scenarios.stage.relay import Relay
+from iamroles_scenarios.traffic.polling import now
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
@@ -29,7 +33,7 @@ PROCESSING = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class HttpQuestion:
     """One request and what must come of it."""
 
     request: RequestSpec
@@ -50,19 +54,19 @@ def shut(status: int) -> Expectation:
     return Expectation(status=status, backend="", principal="")
 
 
-def person(here: Bench, name: str) -> list[Turn]:
+def person(here: Bench, name: str) -> list[HttpQuestion]:
     """What one person asks, in this order, on one keep-alive connection: yes, no, yes, no, no, yes."""
     reader, dead = (here.token(sub=name, exp=exp) for exp in ("+15m", "-5m"))
     writer = here.token(roles=["writer"], sub=name, exp="+15m")
     look = RequestSpec(path="/orders/1", connection=name)
     order = RequestSpec(method="POST", path="/orders", connection=name)
     return [
-        Turn(look, reader, _open("orders-ro", name)),
-        Turn(order, reader, shut(403)),
-        Turn(order, writer, _open("orders-rw", name)),
-        Turn(look, "", shut(401)),
-        Turn(look, dead, shut(401)),
-        Turn(look, reader, _open("orders-ro", name)),
+        HttpQuestion(look, reader, _open("orders-ro", name)),
+        HttpQuestion(order, reader, shut(403)),
+        HttpQuestion(order, writer, _open("orders-rw", name)),
+        HttpQuestion(look, "", shut(401)),
+        HttpQuestion(look, dead, shut(401)),
+        HttpQuestion(look, reader, _open("orders-ro", name)),
     ]
 
 
@@ -91,87 +95,71 @@ def gate(
         yield here
 
 
-@dataclass(slots=True)
-class Tally:
-    """What came of some traffic."""
-
-    answered: int = 0
-    lost: list[str] = field(default_factory=list)
-    """Requests on a new connection that got no HTTP answer."""
-    wrong: list[tuple[Turn, Observation]] = field(default_factory=list)
-    moved: threading.Condition = field(default_factory=threading.Condition)
-
-    def ask(self, client: Bench, turn: Turn) -> None:
-        try:
-            seen = client.client.ask(turn.request, turn.token, with_reason=False)
-        except HarnessFault as error:
-            with self.moved:
-                self.lost.append(f"{turn.request.method} {turn.request.path}: {error}")
-                self.moved.notify_all()
-            return
-        with self.moved:
-            self.answered += 1
-            if turn.wrong(seen):
-                self.wrong.append((turn, seen))
-            self.moved.notify_all()
-
-    def wait(self, more: int, within: float) -> bool:
-        """Until so many more requests have ended, one way or the other; False at the deadline."""
-        with self.moved:
-            mark = self._ended + more
-            return self.moved.wait_for(lambda: self._ended >= mark, within)
-
-    @property
-    def _ended(self) -> int:
-        return self.answered + len(self.lost)
-
-    def judge(self, bench: Bench, when: str) -> None:
-        """Hold that nothing was wrong and nothing was lost.
-
-        Raises:
-            CheckFailed: with the first of them.
-        """
-        total = self._ended
-        if self.wrong:
-            turn, seen = self.wrong[0]
-            message = f"{len(self.wrong)} of {total} answers {when} were wrong"
-            raise bench.failed(message, seen, turn.expected)
-        if self.lost:
-            raise bench.failed(f"{len(self.lost)} of {total} requests {when} were lost: {self.lost[0]}")
+def must_answer(here: Bench, question: HttpQuestion, when: str) -> None:
+    """Ask on a client's connection, and hold the answer to be right."""
+    seen = here.client.ask(question.request, question.token, with_reason=False)
+    if question.wrong(seen):
+        raise here.failed(f"the answer {when} is wrong", seen, question.expected)
 
 
 @contextmanager
-def traffic(bench: Bench, people: Sequence[Sequence[Turn]]) -> Iterator[Tally]:
-    """People who take their turns without a pause, each on a client of its own, until the context ends."""
-    tally = Tally()
-    stop = threading.Event()
+def traffic(
+    here: Bench, people: Sequence[Sequence[HttpQuestion]], when: str, *, lossless: bool = True
+) -> Iterator[JudgedTraffic]:
+    """Ask without a pause, on as many connections as there are people, until the context ends.
 
-    def person(client: Bench, turns: Sequence[Turn]) -> None:
-        with closing(client.client):
-            while not stop.is_set():
-                for turn in turns:
-                    tally.ask(client, turn)
+    Args:
+        here: the gate.
+        people: their questions.
+        when: of the answers, for a failure.
+        lossless: whether a lost request is a failure, or a fault of the harness.
 
-    with ThreadPoolExecutor(len(people), thread_name_prefix="client") as pool:
-        asking = [pool.submit(carried(person), bench.another(), turns) for turns in people]
-        try:
-            yield tally
-        finally:
-            stop.set()
-    for done in asking:
-        done.result()  # a client that fell is a fault of the harness
+    Raises:
+        CheckFailed: an answer was wrong, or a request lost; with the first of them.
+    """
+    proxy = here.world.proxy
+    found = JudgedTraffic(
+        (proxy.host, proxy.port), rate=0.0, connections=len(people), scale=here.target.scale
+    )
+    for number, question in enumerate(question for questions in people for question in questions):
+        flow = Flow(str(number), question.request, question.expected)
+        found.ask(flow, mint=partial(_token, question))
+    found.start()
+    try:
+        yield found
+    finally:
+        found.stop()
+    account = Account(found.ledger, found.steps[BEGIN].begin)
+    account.settle(now())
+    if account.bad:
+        _, entry, _, why = account.examples[0]
+        message = f"{account} {when}: {why}"
+        if set(account.bad) == {Kind.LOST} and not lossless:
+            raise HarnessFault(message)
+        raise here.failed(message, entry.seen if entry.status else None, entry.right[0])
+
+
+def _token(question: HttpQuestion) -> tuple[str, float]:
+    return question.token, 0.0
 
 
 @contextmanager
-def at_once(bench: Bench, turns: Sequence[Turn], tally: Tally) -> Iterator[None]:
-    """Ask all of these side by side, each on a client of its own; all have ended when the context has."""
+def at_once(here: Bench, questions: Sequence[HttpQuestion], when: str) -> Iterator[None]:
+    """Ask all of these side by side, each on a client of its own; all are answered when the context ends.
 
-    def once(client: Bench, turn: Turn) -> None:
+    Raises:
+        CheckFailed: an answer was wrong, or a request lost.
+    """
+
+    def ask(client: Bench, question: HttpQuestion) -> None:
         with closing(client.client):
-            tally.ask(client, turn)
+            try:
+                must_answer(client, question, when)
+            except HttpFault as error:
+                raise here.failed(f"a request {when} was lost: {error}") from error
 
-    with ThreadPoolExecutor(len(turns), thread_name_prefix="client") as pool:
-        asked = [pool.submit(carried(once), bench.another(), turn) for turn in turns]
+    with ThreadPoolExecutor(len(questions), thread_name_prefix="client") as pool:
+        asked = [pool.submit(carried(ask), here.another(), question) for question in questions]
         yield
         for done in asked:
             done.result()
