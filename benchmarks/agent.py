@@ -76,7 +76,7 @@ def frames(check: bytes, count: int) -> bytes:
 
 
 def family(pid: int) -> list[int]:
-    """The agent's processes: the parent, its courier, its workers."""
+    """The agent's processes: the parent, its fetcher, its workers."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
 

@@ -195,7 +195,7 @@ class World:
             self.ledger.counts["reloads confirmed by some"] += 1
 
     def members(self) -> list[int]:
-        """Pids of courier and workers."""
+        """Pids of fetcher and workers."""
         assert self.process is not None
         pid = self.process.pid
         return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,7 +1,7 @@
 """How soon one worker serves, and its memory then: `python -m benchmarks.start`.
 
 Time from the process's start to its ready line, the best of some (a busy machine only adds to it), and the
-memory of all its processes at that moment: parent, courier, worker. Targets: 0.5 s, 60 MB.
+memory of all its processes at that moment: parent, fetcher, worker. Targets: 0.5 s, 60 MB.
 """
 
 from __future__ import annotations

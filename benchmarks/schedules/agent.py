@@ -1,4 +1,4 @@
-"""An agent in one process: the real parent's plane, courier, workers, gates and connections; no socket, no
+"""An agent in one process: the real parent's plane, fetcher, workers, gates and connections; no socket, no
 thread, no fork, no clock. Whoever calls decides what happens next, and what is wrong is written down.
 
 What stands in for the world is small: the shell of the parent (`Agent.perform`, as `processes.supervisor`),
@@ -34,10 +34,10 @@ from iamroles_agent.control.channel import ChannelError, Frames, message, with_p
 from iamroles_agent.control.document import KEYS as KEYS_PART
 from iamroles_agent.control.document import POLICY, REVOCATIONS, Document
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.control.slots import COURIER, LOADER, Fail, Fork, Kill, Life, Print, Send
+from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Life, Print, Send
 from iamroles_agent.live import revocations
 from iamroles_agent.processes.agent import _at_start
-from iamroles_agent.processes.courier import Courier
+from iamroles_agent.processes.fetcher import Fetcher
 from iamroles_agent.processes.link import Birth
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.processes.worker import Worker
@@ -197,12 +197,12 @@ class Agent:
             why=effect.why,
             clocks=self.clocks,
         )
-        if effect.slot == COURIER:
-            courier = Courier(config(0), birth, self.disk)
-            courier._transport = self.issuer  # type: ignore[assignment]
-            self.watch = Watch(self.file, courier.link)  # type: ignore[arg-type]
-            courier.beside.append(self.watch.run)
-            process.live(courier)
+        if effect.slot == FETCHER:
+            fetcher = Fetcher(config(0), birth, self.disk)
+            fetcher._transport = self.issuer  # type: ignore[assignment]
+            self.watch = Watch(self.file, fetcher.link)  # type: ignore[arg-type]
+            fetcher.beside.append(self.watch.run)
+            process.live(fetcher)
         else:
             process.live(Worker(config(0), birth))
 
@@ -286,8 +286,8 @@ class Agent:
 
     def ask_revocations(self) -> None:
         """As `iamroles revoke` does, until all is in force."""
-        courier = self.processes.get(COURIER)
-        if courier is None or not courier.runs or not self.file.exists():
+        fetcher = self.processes.get(FETCHER)
+        if fetcher is None or not fetcher.runs or not self.file.exists():
             return
         try:
             self.watch.answer({}).send(None)
@@ -404,7 +404,7 @@ class Agent:
         plane = self.plane
         return (
             plane.changes.confirmed == len(plane.members.workers)
-            and plane.members.slots[COURIER].life is Life.UP
+            and plane.members.slots[FETCHER].life is Life.UP
             and plane.changes.phase is None
             and not plane.reloads.busy
             and not any(process.member.link.drained.is_set() for process in self.processes.values())

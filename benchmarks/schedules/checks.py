@@ -54,7 +54,7 @@ def _nobody_waits(agent: Agent) -> None:
     lines = [line for process in agent.processes.values() for line in process.lines]
 
     def nobody() -> bool:
-        # The courier may still look for a key on behalf of a worker that died.
+        # The fetcher may still look for a key on behalf of a worker that died.
         busy = any(process.member.link._tasks for process in agent.processes.values())
         return not busy and not any(line.unanswered for line in lines)
 
@@ -102,7 +102,7 @@ def _nothing_is_left(agent: Agent) -> None:
             sources = process.member.sources
             left["held tokens"] = [one for source in sources.values() for one in source._held]
             if len(sources) > 1:
-                agent.wrong(f"the courier fetches from {len(sources)} sources")
+                agent.wrong(f"the fetcher fetches from {len(sources)} sources")
     for what, held in left.items():
         if held:
             agent.wrong(f"left over: {what}: {held!r}"[:300])

@@ -10,7 +10,7 @@ from benchmarks.schedules.agent import Agent
 from benchmarks.schedules.loop import Job
 from benchmarks.schedules.parts import Line, Process
 from benchmarks.schedules.world import ENDS, KEYS, KIDS, MARKS, PATHS, PRINCIPALS, Asked, address
-from iamroles_agent.control.slots import COURIER
+from iamroles_agent.control.slots import FETCHER
 
 Choice = tuple[str, int, int]
 """What happens, and two numbers below 65,536 that say to whom and how."""
@@ -75,7 +75,7 @@ def _relieve(agent: Agent, x: int, y: int) -> bool:
     return agent.deliver_all()
 
 
-def _one(agent: Agent, x: int, least: int = COURIER) -> Process | None:
+def _one(agent: Agent, x: int, least: int = FETCHER) -> Process | None:
     found = [one for one in agent.processes.values() if one.alive and one.index >= least]
     return found[x % len(found)] if found else None
 
@@ -174,7 +174,7 @@ def _refuse(agent: Agent, x: int, y: int) -> bool:
 
 
 def _kill(agent: Agent, x: int, y: int) -> bool:
-    process = agent.processes.get(COURIER) if y % 3 == 0 else _one(agent, x)
+    process = agent.processes.get(FETCHER) if y % 3 == 0 else _one(agent, x)
     if process is not None and process.alive:
         agent.tell(f"{process.name} dies")
         process.dies("signal 9")

@@ -17,8 +17,8 @@ from iamroles_agent.control.channel import message
 from iamroles_agent.control.member import Member
 from iamroles_agent.control.relay import Relay
 from iamroles_agent.control.reloads import Reloads
-from iamroles_agent.control.slots import COURIER
-from iamroles_agent.processes.courier import Courier
+from iamroles_agent.control.slots import FETCHER
+from iamroles_agent.processes.fetcher import Fetcher
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.server import _Peer
@@ -57,7 +57,7 @@ def planted(name: str) -> Iterator[None]:
 @mutant(Changes, "prepared")
 def commits_when_the_first_has_prepared(sound, changes, slot, said):
     change = changes._change
-    preparing = slot.index != COURIER and changes.phase is Phase.PREPARE
+    preparing = slot.index != FETCHER and changes.phase is Phase.PREPARE
     if preparing and said.head["version"] == change.document.version:
         change.waiting.clear()
     sound(changes, slot, said)
@@ -65,7 +65,7 @@ def commits_when_the_first_has_prepared(sound, changes, slot, said):
 
 @mutant(Changes, "came_up")
 def asks_a_newborn_to_serve_that_is_behind(sound, changes, slot):
-    if slot.index != COURIER and not slot.serving and slot.version != changes.document.version:
+    if slot.index != FETCHER and not slot.serving and slot.version != changes.document.version:
         changes._members.send(slot.index, message("serve"))
     sound(changes, slot)
 
@@ -76,9 +76,9 @@ def uses_a_version_again_that_was_given_up(sound, changes, error):
     sound(changes, error)
 
 
-@mutant(Courier, "_propose")
-def proposes_in_the_next_turn_of_its_loop(sound, courier, edits):
-    asyncio.get_running_loop().call_soon(sound, courier, edits)
+@mutant(Fetcher, "_propose")
+def proposes_in_the_next_turn_of_its_loop(sound, fetcher, edits):
+    asyncio.get_running_loop().call_soon(sound, fetcher, edits)
 
 
 @mutant(Reloads, "load")
@@ -88,7 +88,7 @@ def forgets_a_reload_that_comes_during_another(sound, reloads):
 
 
 @mutant(Relay, "fetcher_up")
-def loses_what_a_dead_courier_was_asked(sound, relay):
+def loses_what_a_dead_fetcher_was_asked(sound, relay):
     relay._up = True
 
 

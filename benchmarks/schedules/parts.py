@@ -22,7 +22,7 @@ from benchmarks.schedules.world import (
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.control.channel import Frames, message
 from iamroles_agent.control.document import KEYS, Document
-from iamroles_agent.control.slots import COURIER
+from iamroles_agent.control.slots import FETCHER
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.spop import actions
 from iamroles_agent.spop.frames import FrameBuffer, FrameType
@@ -89,7 +89,7 @@ class File:
 
 
 class Issuer:
-    """What the addresses of key sets answer; a `Transport` of the courier."""
+    """What the addresses of key sets answer; a `Transport` of the fetcher."""
 
     def __init__(self) -> None:
         self.keys = {address(mark): frozenset({(0, 0), (1, 0)}) for mark in range(MARKS)}
@@ -184,7 +184,7 @@ class Process:
 
     @property
     def name(self) -> str:
-        return "courier" if self.index == COURIER else f"worker {self.index}"
+        return "fetcher" if self.index == FETCHER else f"worker {self.index}"
 
     def step(self, work: Callable[[], Any]) -> Any:
         """Let something happen to it, then let it run."""

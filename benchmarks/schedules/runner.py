@@ -36,7 +36,7 @@ from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import Frames, Message
 from iamroles_agent.control.document import Part
 from iamroles_agent.policy.compiled import Policy
-from iamroles_agent.processes import courier, worker
+from iamroles_agent.processes import fetcher, worker
 from iamroles_agent.serving import gate
 from iamroles_agent.tokens import authenticator, jwks, keys
 from iamroles_agent.tokens.transport import TransportError
@@ -190,7 +190,7 @@ def virtual() -> Iterator[None]:
     places: list[tuple[Any, str, Any]] = [
         (worker, "_turn", lambda _lock: contextlib.nullcontext()),
         (jwks, "in_thread", away),
-        (courier, "Transport", lambda: None),
+        (fetcher, "Transport", lambda: None),
         (policy_part, "decode", build),
         (policy_part, "decode_base", once(policy_part.decode_base, lambda part: part.digest)),
         (worker, "rules_of", rules),

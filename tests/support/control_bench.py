@@ -8,12 +8,12 @@ from typing import Any
 from iamroles_agent.control.channel import Message, message, with_parts
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.control.slots import COURIER, LOADER, Effect, Fail, Fork, Kill, Print, Send
+from iamroles_agent.control.slots import FETCHER, LOADER, Effect, Fail, Fork, Kill, Print, Send
 
 ONE = Part.of((b"one",), digest="one")
 TWO = Part.of((b"t", b"wo"), digest="two")
 THREE = Part.of((b"three",), digest="three")
-_NAMES = {COURIER: "courier", LOADER: "loader"}
+_NAMES = {FETCHER: "fetcher", LOADER: "loader"}
 
 
 def show(effect: Effect) -> str:
@@ -128,8 +128,8 @@ class Bench:
         return lines + self.dies(LOADER, "status 0")
 
     def proposes(self, name: str, part: Part | None, ticket: int) -> list[str]:
-        """The courier proposes a part."""
-        return self._sends(COURIER, with_parts("propose", {name: part}, ticket=ticket))
+        """The fetcher proposes a part."""
+        return self._sends(FETCHER, with_parts("propose", {name: part}, ticket=ticket))
 
     def _sends(self, index: int, messages: Iterable[Message]) -> list[str]:
         for said in messages:

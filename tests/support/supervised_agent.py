@@ -115,7 +115,7 @@ class TellingCrew:
     def worker(self, birth: Birth) -> Life:
         return TellingWorker(self._settings, birth).live()
 
-    async def courier(self, birth: Birth) -> None:
+    async def fetcher(self, birth: Birth) -> None:
         link = Link(birth.channel, birth.document, dict)
         await link.open()
         await link.member.build({})

@@ -1,10 +1,10 @@
-"""Who owns what is in force, and how everybody learns of it: the parent, its workers and its courier.
+"""Who owns what is in force, and how everybody learns of it: the parent, its workers and its fetcher.
 
 Theory of operation
 -------------------
 `iamroles agent run` is a family of processes. The **parent** has no event loop, no thread and no contact with
 the outside. It owns the `Document`: numbered, made of named parts (the policy, a key set for each issuer,
-revocations). **Workers** answer HAProxy. The **courier** is whoever goes out: it fetches keys, calls STS,
+revocations). **Workers** answer HAProxy. The **fetcher** is whoever goes out: it fetches keys, calls STS,
 answers on the local socket and saves the document. A **loader** reads the configuration at SIGHUP, says what
 is wrong or hands over the new policy, and ends. All of them are forks of the parent, so a newborn has what
 the parent has, and the parent replaces whoever dies.

@@ -21,7 +21,7 @@ from typing import Any
 
 from iamroles_agent.control.channel import ChannelError, Message, message, with_parts
 from iamroles_agent.control.document import Document, Edits
-from iamroles_agent.control.slots import COURIER, DETAIL, Life, Members, Slot
+from iamroles_agent.control.slots import DETAIL, FETCHER, Life, Members, Slot
 
 Outcome = dict[str, Any]
 
@@ -141,7 +141,7 @@ class Changes:
             slot.target = self.document
             self._send_edits(slot, slot.document.differences(self.document), self.document.version)
             return
-        if slot.index != COURIER and not slot.serving:
+        if slot.index != FETCHER and not slot.serving:
             self._members.send(slot.index, message("serve"))
         if self._change is not None and self._change.phase is Phase.PREPARE:
             self._invite(slot, self._change)
@@ -194,7 +194,7 @@ class Changes:
 
     def lost(self, slot: Slot) -> None:
         """Nobody waits for a member that dies: the next in its slot has what is in force."""
-        if slot.index == COURIER:
+        if slot.index == FETCHER:
             self._drop_proposals()
         if self._change is not None and slot.index in self._change.waiting:
             del self._change.waiting[slot.index]
@@ -212,7 +212,7 @@ class Changes:
             for proposal in change.proposals:
                 proposal.done = lambda _outcome: None
             if change.phase is Phase.PREPARE:
-                self._give_up("the courier that proposed it died")
+                self._give_up("the fetcher that proposed it died")
 
     # The phases
 

@@ -17,7 +17,7 @@ from iamroles_agent.control.document import Document
 from iamroles_agent.control.relay import Relay
 from iamroles_agent.control.reloads import Reloads
 from iamroles_agent.control.slots import (
-    COURIER,
+    FETCHER,
     LOADER,
     Effect,
     Fail,
@@ -108,7 +108,7 @@ class Plane:
 
     def forked(self, index: int, pid: int) -> None:
         """A process lives in a slot now, with the document in force."""
-        if index == COURIER:
+        if index == FETCHER:
             self._pieces.clear()
         if index != LOADER:
             self.members.forked(index, pid, self.document)
@@ -122,7 +122,7 @@ class Plane:
                 self.members.heard(slot)
                 handle = self._HEARD.get((slot.life, said.say))
                 if handle is None and slot.life is Life.UP:
-                    handle = (self._OF_FETCHER if index == COURIER else self._OF_WORKERS).get(said.say)
+                    handle = (self._OF_FETCHER if index == FETCHER else self._OF_WORKERS).get(said.say)
                 if handle is None:
                     raise ChannelError(f"{said.say!r} is not expected while {slot.life.name}")
                 handle(self, slot, said)
@@ -195,7 +195,7 @@ class Plane:
 
     def _ping(self) -> None:
         self._pings += 1
-        summary = {**self._summary(), "courier": self.members.slots[COURIER].stats}
+        summary = {**self._summary(), "fetcher": self.members.slots[FETCHER].stats}
         for index in self.members.slots:
             self.members.send(index, message("ping", n=self._pings, summary=summary))
 
@@ -204,12 +204,12 @@ class Plane:
         if slot.life is Life.GONE:
             self.relay.lost(slot.index)
         self.changes.lost(slot)
-        if slot.index == COURIER:
+        if slot.index == FETCHER:
             self.relay.ended(self.relay.proposed)
 
     def _drain_fetcher(self) -> None:
         if self.members.gone(self.members.workers):
-            self.members.drain(self.members.slots[COURIER])
+            self.members.drain(self.members.slots[FETCHER])
 
     # What members say
 
@@ -218,7 +218,7 @@ class Plane:
         if said.number("version") != slot.version:
             raise ChannelError(f"born with version {slot.version}, it came up with another")
         slot.life = Life.UP
-        if slot.index == COURIER:
+        if slot.index == FETCHER:
             slot.serving = True
             self.relay.fetcher_up()
         self.changes.came_up(slot)
@@ -243,7 +243,7 @@ class Plane:
         if len(stats) > _MAX_STATS:
             raise ChannelError(f"a pong with {len(stats)} stats")
         slot.stats = stats
-        if slot.index == COURIER:
+        if slot.index == FETCHER:
             slot.silent = False
 
     # What the fetcher says
@@ -254,7 +254,7 @@ class Plane:
         number = self.relay.proposed
 
         def done(outcome: dict[str, Any]) -> None:
-            self.members.send(COURIER, message("outcome", ticket=ticket, outcome=outcome))
+            self.members.send(FETCHER, message("outcome", ticket=ticket, outcome=outcome))
             self.relay.ended(number)
 
         self.changes.propose(edits, done)
@@ -295,7 +295,7 @@ class Plane:
         "saved": lambda self, _slot, said: self.changes.saved(said.number("version"), said.text("error")),
         "used": _used_up,
         "status": lambda self, _slot, said: self.members.send(
-            COURIER, message("status", ticket=said.number("ticket"), status=self.status())
+            FETCHER, message("status", ticket=said.number("ticket"), status=self.status())
         ),
         "answer": lambda self, _slot, said: self.relay.answer(said),
         "leave": _leave,

@@ -2,7 +2,7 @@
 
 The loader checks the file and cuts; members validate each piece's shape again and compile. A piece holds at
 most `_ROWS` rows of one table, so decoding it keeps the event loop waiting for less than a millisecond. The
-first piece of each configuration holds what is not in the long tables: all that the courier needs.
+first piece of each configuration holds what is not in the long tables: all that the fetcher needs.
 """
 
 from __future__ import annotations

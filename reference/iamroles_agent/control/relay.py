@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from iamroles_agent.control.channel import Message, message
-from iamroles_agent.control.slots import COURIER
+from iamroles_agent.control.slots import FETCHER
 
 MAX_ASKS = 4096
 """Questions of one worker that are under way; more are answered `busy`."""
@@ -47,7 +47,7 @@ class Relay:
 
     def lost(self, index: int) -> None:
         """A member has died: nobody waits for the answers to its questions."""
-        if index == COURIER:
+        if index == FETCHER:
             self._up = False
             self._held.clear()  # those questions are asked again
             return
@@ -59,7 +59,7 @@ class Relay:
         """A fetcher is ready: ask it what the one before has not answered."""
         self._up = True
         for ask in self._asks.values():
-            self._send(COURIER, ask.asked)
+            self._send(FETCHER, ask.asked)
 
     def ended(self, count: int) -> None:
         """Give the answers that were held back for the first `count` proposals."""
@@ -79,7 +79,7 @@ class Relay:
         self._asks[self._serial] = _Ask(index, number, asked)
         self._counts[index] += 1
         if self._up:  # one that is being built could not answer yet; `fetcher_up` asks it
-            self._send(COURIER, asked)
+            self._send(FETCHER, asked)
 
     def answer(self, said: Message) -> None:
         """The fetcher answers."""

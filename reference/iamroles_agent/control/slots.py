@@ -18,7 +18,7 @@ from typing import Any
 from iamroles_agent.control.channel import Message, message
 from iamroles_agent.control.document import Document
 
-COURIER = -1
+FETCHER = -1
 LOADER = -2
 DETAIL = 2000
 """Characters of a refusal that each worker's audit gets; the log gets all of it."""
@@ -149,7 +149,7 @@ class Slot:
     @property
     def name(self) -> str:
         """As the log and the audit call it."""
-        return "the courier" if self.index == COURIER else f"worker {self.index}"
+        return "the fetcher" if self.index == FETCHER else f"worker {self.index}"
 
 
 class Members:
@@ -172,7 +172,7 @@ class Members:
         waits: Callable[[int], float],
         lost: Callable[[Slot], None],
     ) -> None:
-        self.slots = {index: Slot(index) for index in (COURIER, *range(workers))}
+        self.slots = {index: Slot(index) for index in (FETCHER, *range(workers))}
         self.workers = [self.slots[index] for index in range(workers)]
         self.timing, self.waits = timing, waits
         self.served = False
@@ -292,5 +292,5 @@ class Members:
     def _record(self, slot: Slot) -> None:
         """Let a worker record that the fetcher was replaced; a new worker records that of itself."""
         recorder = next((worker for worker in self.workers if worker.serving), None)
-        if slot.index == COURIER and recorder is not None:
+        if slot.index == FETCHER and recorder is not None:
             self.send(recorder.index, message("note", event="replaced", detail=slot.last[:DETAIL]))

@@ -20,7 +20,7 @@ from iamroles_agent.live import revocations
 from iamroles_agent.policy import load
 from iamroles_agent.processes import handover, local_socket
 from iamroles_agent.processes import identity_part as identity_keys
-from iamroles_agent.processes.courier import Courier
+from iamroles_agent.processes.fetcher import Fetcher
 from iamroles_agent.processes.handover import Inheritance
 from iamroles_agent.processes.link import Birth
 from iamroles_agent.processes.supervisor import Life, Supervisor
@@ -201,13 +201,13 @@ class Agent:
             return name
         return str((self.path.parent / name).absolute())
 
-    def courier(self, birth: Birth) -> Life:
+    def fetcher(self, birth: Birth) -> Life:
         if self._inherited is not None:
             self._inherited.forget()
-        courier = Courier(self.config, birth, self._store)
+        fetcher = Fetcher(self.config, birth, self._store)
         if self._local is not None:
-            courier.local_socket = local_socket.LocalSocket(self._local)
-            courier.about = {
+            fetcher.local_socket = local_socket.LocalSocket(self._local)
+            fetcher.about = {
                 "agent": __version__,
                 "pid": os.getppid(),
                 "started": self._began,
@@ -215,13 +215,13 @@ class Agent:
                 "state_dir": None if self._store is None else str(self._store.directory),
             }
         if (header := self.config.identity_header) is not None:
-            courier.beside.append(lambda: identity_keys.keep_turning(header, courier.link))
+            fetcher.beside.append(lambda: identity_keys.keep_turning(header, fetcher.link))
         if (listed := _beside(self.path, self.config.live.revocations)) is not None:
-            watch = Watch(listed, courier.link)
-            courier.beside.append(watch.run)
-            if courier.local_socket is not None:
-                courier.local_socket.commands["revocations"] = watch.answer
-        return courier.run()
+            watch = Watch(listed, fetcher.link)
+            fetcher.beside.append(watch.run)
+            if fetcher.local_socket is not None:
+                fetcher.local_socket.commands["revocations"] = watch.answer
+        return fetcher.run()
 
     def load(self) -> Part:
         """Read the file anew.

@@ -1,6 +1,6 @@
 """The keys of the identity header as a part of what is in force (`control.document`).
 
-The parent has them at the start: those of the state directory, or new ones. The courier changes them when
+The parent has them at the start: those of the state directory, or new ones. The fetcher changes them when
 that is due, and has the parent put them in force everywhere. Workers are told: what each of them signs with,
 all of them publish.
 """
@@ -57,7 +57,7 @@ def at_start(header: IdentityHeader | None, document: Document, now: float) -> D
 
 
 async def keep_turning(header: IdentityHeader, link: Link) -> None:
-    """Change keys when that is due, for as long as the courier lives."""
+    """Change keys when that is due, for as long as the fetcher lives."""
     while True:
         ring = _ring(link.document.parts, header)
         now = time.time()

@@ -41,7 +41,7 @@ class Birth:
     """A descriptor that whoever builds much locks: the workers build one after the other, so that the others
     answer meanwhile. The lock of a member that dies is free (POSIX record locks)."""
     used: dict[str, int]
-    """Of the courier: signatures that count once and were used, and until when, epoch seconds."""
+    """Of the fetcher: signatures that count once and were used, and until when, epoch seconds."""
     why: str
     """What became of the member before it, "" for the first."""
     clocks: Clocks = SYSTEM
@@ -49,7 +49,7 @@ class Birth:
 
 
 class LinkLost(Exception):  # noqa: N818 - what happened
-    """The parent or the courier is gone, or too much is asked; the question has no answer."""
+    """The parent or the fetcher is gone, or too much is asked; the question has no answer."""
 
 
 class Link:
@@ -80,11 +80,11 @@ class Link:
         """Set when this member may serve."""
         self.summary: Body = {}
         """What the parent last told of the whole agent: `version`, `policy`, `workers`, `confirmed`,
-        `courier`."""
+        `fetcher`."""
         self.on_note: Callable[[Body], None] = lambda _body: None
         self.on_ask: dict[str, Callable[[Body], Awaitable[Body]]] = {}
-        """Of the courier: answers questions of workers, by topic. `after` in the answer holds it back until
-        what the courier has proposed is in force."""
+        """Of the fetcher: answers questions of workers, by topic. `after` in the answer holds it back until
+        what the fetcher has proposed is in force."""
 
     @property
     def document(self) -> Document:
@@ -114,7 +114,7 @@ class Link:
             self._transport.write(said.encode())
 
     async def ask(self, topic: str, body: Body) -> Body:
-        """Ask the courier.
+        """Ask the fetcher.
 
         Raises:
             LinkLost: there is no answer to be had.
@@ -125,7 +125,7 @@ class Link:
         return answer
 
     def propose(self, edits: Edits) -> asyncio.Future[Body]:
-        """Of the courier: put parts in force everywhere. Said at once: no answer that is given from now on
+        """Of the fetcher: put parts in force everywhere. Said at once: no answer that is given from now on
         reaches the parent before it.
 
         Returns:
@@ -138,7 +138,7 @@ class Link:
         return self._request(lambda number: with_parts("propose", edits, ticket=number))
 
     async def status(self) -> Body:
-        """Of the courier: what the parent knows of the members.
+        """Of the fetcher: what the parent knows of the members.
 
         Raises:
             LinkLost: the parent is gone.

@@ -70,7 +70,7 @@ class LocalSocket:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        # A copy: a server that is closed closes its socket, and the next courier needs it.
+        # A copy: a server that is closed closes its socket, and the next fetcher needs it.
         self._server = await asyncio.start_unix_server(
             self._meet, sock=self.sock.dup(), limit=_LONGEST, **_KEEPS_PATH
         )

@@ -1,7 +1,7 @@
-"""A worker's side of what the courier does for all: keys and STS.
+"""A worker's side of what the fetcher does for all: keys and STS.
 
 A worker holds each key set as the parent told it and asks for no more than that a fetch be made; who may
-cause one, and when, is decided once for the whole agent (`jwks`). STS is asked by the courier alone, so its
+cause one, and when, is decided once for the whole agent (`jwks`). STS is asked by the fetcher alone, so its
 budget, its memory of refusals and the replay cache are one for all workers.
 """
 
@@ -21,11 +21,11 @@ from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.sts import StsVerifier, read_credential
 
 KEYS, STS = "keys", "sts"
-"""Topics of questions to the courier."""
+"""Topics of questions to the fetcher."""
 
 
 class RemoteKeys(Keyring):
-    """Keys that the courier fetches and the parent puts in force."""
+    """Keys that the fetcher fetches and the parent puts in force."""
 
     _pause_until = 0.0
 
@@ -47,7 +47,7 @@ class RemoteKeys(Keyring):
             self._bring_back()
 
     async def want(self, kid: str | None) -> None:
-        """Ask for a fetch, unless the courier said that none can be had yet."""
+        """Ask for a fetch, unless the fetcher said that none can be had yet."""
         if not self.stale() and self._monotonic() < self._pause_until:
             return
         try:
@@ -58,13 +58,13 @@ class RemoteKeys(Keyring):
 
 
 class RemoteProver:
-    """STS through the courier.
+    """STS through the fetcher.
 
     Args:
-        link: to the courier.
+        link: to the fetcher.
         endpoints: the policy's `[[sts]]`.
         clock: epoch seconds.
-        counts: what became of the courier's calls.
+        counts: what became of the fetcher's calls.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class RemoteProver:
 
 
 class Remote:
-    """The courier, as an `Authenticator` of a worker sees it.
+    """The fetcher, as an `Authenticator` of a worker sees it.
 
     Args:
-        link: to the courier.
+        link: to the fetcher.
         clock: epoch seconds.
     """
 
@@ -106,7 +106,7 @@ class Remote:
         self.counts: dict[str, int] = dict.fromkeys(
             ("asked", "accepted", "rejected", "throttled", "unavailable"), 0
         )
-        """Of the courier's STS calls, as last heard."""
+        """Of the fetcher's STS calls, as last heard."""
 
     def keyring(
         self,
@@ -142,7 +142,7 @@ class Remote:
         """Nothing is this worker's to close."""
 
     def learn(self, stats: Mapping[str, Any]) -> None:
-        """Take the courier's counters, for metrics."""
+        """Take the fetcher's counters, for metrics."""
         self.counts.update(stats.get("sts", {}))
         for ring in self._rings.values():
             found = stats.get("keys", {}).get(ring.issuer.name)
@@ -180,7 +180,7 @@ class Remote:
 
 
 async def answer_sts(prover: StsVerifier, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the courier: the answer to a worker's question."""
+    """Of the fetcher: the answer to a worker's question."""
     token = str(body["token"]).encode("latin-1")
     try:
         identity, reusable = await prover.verify(

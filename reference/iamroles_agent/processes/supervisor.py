@@ -40,7 +40,7 @@ from iamroles_agent.base.output import output
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message, with_parts
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.control.slots import COURIER, LOADER, Fail, Fork, Kill, Print, Send, Timing
+from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Send, Timing
 from iamroles_agent.processes.link import Birth
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import shared_counts
@@ -66,8 +66,8 @@ class Crew(Protocol):
     def worker(self, birth: Birth) -> Life:
         """A worker's life. Raises StartError, ConfigError: it cannot start."""
 
-    def courier(self, birth: Birth) -> Life:
-        """The courier's life. Raises as `worker`."""
+    def fetcher(self, birth: Birth) -> Life:
+        """The fetcher's life. Raises as `worker`."""
 
     def load(self) -> Part:
         """Read and check the configuration, in a process of its own.
@@ -283,7 +283,7 @@ class Supervisor:
             self._listener.close()
             return _load(self._crew, channel)
         with contextlib.suppress(OSError):
-            name = "iamroles-courier" if index == COURIER else f"iamroles-w{index}"
+            name = "iamroles-fetcher" if index == FETCHER else f"iamroles-w{index}"
             Path("/proc/self/comm").write_text(name[:15], encoding="ascii")
         birth = Birth(
             index=index,
@@ -295,7 +295,7 @@ class Supervisor:
             used=self.plane.used,
             why=effect.why,
         )
-        life = self._crew.courier if index == COURIER else self._crew.worker
+        life = self._crew.fetcher if index == FETCHER else self._crew.worker
         last_words = channel.dup()  # the loop closes the channel
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -487,4 +487,4 @@ def _threads(pid: int, name: str) -> Iterator[bytes]:
 
 
 def _name(index: int) -> str:
-    return {COURIER: "the courier", LOADER: "the loader"}.get(index, f"worker {index}")
+    return {FETCHER: "the fetcher", LOADER: "the loader"}.get(index, f"worker {index}")

@@ -1,4 +1,4 @@
-"""The courier's side of revocations: their file, looked at four times a second, in force everywhere when it
+"""The fetcher's side of revocations: their file, looked at four times a second, in force everywhere when it
 changes.
 """
 
@@ -27,7 +27,7 @@ class Watch:
 
     Args:
         path: the file.
-        link: the courier's.
+        link: the fetcher's.
     """
 
     def __init__(self, path: Path, link: Link) -> None:
@@ -37,7 +37,7 @@ class Watch:
         self._settled = False
 
     async def run(self) -> None:
-        """Look, for as long as the courier lives."""
+        """Look, for as long as the fetcher lives."""
         while True:
             stamp = _stamp(self._path)
             if stamp != self._seen:
@@ -62,7 +62,7 @@ class Watch:
             return str(error)
         if found is NONE:  # also where it went between the look and the reading: that revokes nothing less
             return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
-        # Also where the document has it already: a courier that is born in the middle of a change has what
+        # Also where the document has it already: a fetcher that is born in the middle of a change has what
         # some worker may not enforce yet, and the outcome comes when all do.
         try:
             outcome = await self._link.propose({REVOCATIONS: part(found)})

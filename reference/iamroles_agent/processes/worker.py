@@ -169,8 +169,8 @@ class Worker:
         if self.gate is None:
             return stats
         numbers, audit = self.metrics, self.audit.state()
-        if self.index == 0:  # what the courier does is counted once, however many workers Prometheus sums
-            self.remote.learn(self.link.summary.get("courier", {}))
+        if self.index == 0:  # what the fetcher does is counted once, however many workers Prometheus sums
+            self.remote.learn(self.link.summary.get("fetcher", {}))
         return stats | {
             "accepted": self.connections.accepted,
             "questions": self.connections.notifies,
@@ -248,9 +248,9 @@ class Worker:
         return switch
 
     def _noted(self, note: Body) -> None:
-        """A reload was refused, or the courier was replaced: on record."""
+        """A reload was refused, or the fetcher was replaced: on record."""
         if note.get("event") == "replaced":
-            self.audit.event("replaced", {"member": "courier", "why": str(note.get("detail", ""))[:500]})
+            self.audit.event("replaced", {"member": "fetcher", "why": str(note.get("detail", ""))[:500]})
             return
         self.audit.reopen()
         self.metrics.policy_rejected()

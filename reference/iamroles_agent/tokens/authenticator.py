@@ -43,7 +43,7 @@ class Prover(Protocol):
 
 
 class Outside(Protocol):
-    """Who goes out for an authenticator: this process itself, or the courier on behalf of a worker."""
+    """Who goes out for an authenticator: this process itself, or the fetcher on behalf of a worker."""
 
     def keyring(
         self,

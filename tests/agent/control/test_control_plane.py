@@ -12,7 +12,7 @@ import pytest
 from control_bench import ONE, THREE, TWO, Bench, without
 
 from iamroles_agent.control.document import POLICY, Part
-from iamroles_agent.control.slots import COURIER, LOADER, Life, Timing
+from iamroles_agent.control.slots import FETCHER, LOADER, Life, Timing
 
 KEYS = Part.of((b"{}",), digest="keys", stamp=990.0)
 
@@ -21,10 +21,10 @@ def test_from_the_first_fork_to_the_ready_line():
     bench = Bench(2)
     bench.plane.start()
 
-    assert bench.did() == ["fork courier", "fork 0", "fork 1"]
+    assert bench.did() == ["fork fetcher", "fork 0", "fork 1"]
     assert bench.hears(0, "up", version=1) == ["0 < serve"]
     assert bench.hears(0, "serving") == []
-    assert bench.hears(COURIER, "up", version=1) == []
+    assert bench.hears(FETCHER, "up", version=1) == []
     assert bench.hears(1, "up", version=1) == ["1 < serve"]
     assert bench.hears(1, "serving") == ["say {'ready': True}"]
 
@@ -43,16 +43,16 @@ def test_a_reload_is_prepared_by_all_then_in_force_everywhere_then_told():
     bench = Bench(2).up()
 
     assert without(bench.loads(TWO), "piece") == [
-        "fork loader", "courier < prepare 2", "0 < prepare 2", "1 < prepare 2",
+        "fork loader", "fetcher < prepare 2", "0 < prepare 2", "1 < prepare 2",
     ]  # fmt: skip
     assert bench.hears(0, "prepared", version=2) == []
-    assert bench.hears(COURIER, "prepared", version=2) == []
+    assert bench.hears(FETCHER, "prepared", version=2) == []
     assert bench.plane.document.version == 1
-    assert bench.hears(1, "prepared", version=2) == ["courier < switch 2", "0 < switch 2", "1 < switch 2"]
+    assert bench.hears(1, "prepared", version=2) == ["fetcher < switch 2", "0 < switch 2", "1 < switch 2"]
     assert bench.plane.document.version == 2
     assert bench.hears(1, "switched", version=2) == []
     assert bench.hears(0, "switched", version=2) == []
-    assert bench.hears(COURIER, "switched", version=2) == [
+    assert bench.hears(FETCHER, "switched", version=2) == [
         "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}"
     ]
 
@@ -89,7 +89,7 @@ def test_a_worker_that_refuses_ends_the_reload_and_nothing_changes():
     bench.hears(0, "prepared", version=2)
 
     assert bench.hears(1, "refused", version=2, error="no") == [
-        "courier < abort 2", "0 < abort 2", "1 < abort 2",
+        "fetcher < abort 2", "0 < abort 2", "1 < abort 2",
         "say {'reloaded': False, 'policy': 'one', 'error': 'no', 'version': 1}",
         "0 < note", "1 < note",
     ]  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_late_answer_to_a_reload_that_was_given_up_does_not_count_for_the_next
 
     assert bench.hears(1, "prepared", version=2) == []
     bench.hears(0, "prepared", version=3)
-    bench.hears(COURIER, "prepared", version=3)
+    bench.hears(FETCHER, "prepared", version=3)
     assert bench.plane.document.version == 1
     assert "1 < switch 3" in bench.hears(1, "prepared", version=3)
 
@@ -114,14 +114,14 @@ def test_who_does_not_prepare_in_time_is_replaced_with_the_new_version():
     bench = Bench(2).up()
     bench.loads(TWO)
     bench.hears(0, "prepared", version=2)
-    bench.hears(COURIER, "prepared", version=2)
+    bench.hears(FETCHER, "prepared", version=2)
 
     lines = bench.passes(5.5)
     assert lines == [
-        "kill 1: it did not prepare version 2 in 5.0 s", "courier < switch 2", "0 < switch 2",
+        "kill 1: it did not prepare version 2 in 5.0 s", "fetcher < switch 2", "0 < switch 2",
     ]  # fmt: skip
     bench.hears(0, "switched", version=2)
-    bench.hears(COURIER, "switched", version=2)
+    bench.hears(FETCHER, "switched", version=2)
     bench.dies(1)
     bench.passes(0.25)
     assert "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}" in (
@@ -132,7 +132,7 @@ def test_who_does_not_prepare_in_time_is_replaced_with_the_new_version():
 def test_where_no_worker_prepares_in_time_nobody_is_killed_and_the_reload_fails():
     bench = Bench(3).up()
     bench.loads(TWO)
-    bench.hears(COURIER, "prepared", version=2)
+    bench.hears(FETCHER, "prepared", version=2)
 
     (line,) = without(bench.passes(6.0), "abort", "note")
     assert "'reloaded': False" in line
@@ -237,7 +237,7 @@ def test_a_starved_member_misses_no_deadline_of_a_change():
     bench = Bench(2).up()
     bench.loads(TWO)
     bench.hears(0, "prepared", version=2)
-    bench.hears(COURIER, "prepared", version=2)
+    bench.hears(FETCHER, "prepared", version=2)
 
     for _ in range(40):
         bench.waits[1] = bench.waits.get(1, 0.0) + 0.2
@@ -307,7 +307,7 @@ def test_a_loader_that_fails_is_an_answer(how):
     assert line["policy"] == "one"
 
 
-def test_key_sets_of_the_courier_go_together_and_a_reload_goes_alone():
+def test_key_sets_of_the_fetcher_go_together_and_a_reload_goes_alone():
     bench = Bench(1).up()
     bench.proposes("keys/a", KEYS, 1)
     bench.loads(TWO)
@@ -319,44 +319,44 @@ def test_key_sets_of_the_courier_go_together_and_a_reload_goes_alone():
         outcomes.append(without(bench.all_say("switched", version), "piece", "prepare"))
 
     assert outcomes == [
-        ["courier < outcome"],
+        ["fetcher < outcome"],
         ["say {'reloaded': True, 'policy': 'two', 'version': 3, 'workers': 1, 'confirmed': 1}"],
-        ["courier < outcome", "courier < outcome"],
+        ["fetcher < outcome", "fetcher < outcome"],
     ]
     assert set(bench.plane.document.parts) == {POLICY, "keys/a", "keys/b", "keys/c"}
 
 
 def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key():
-    """H9: one question of the courier, one change for all."""
+    """H9: one question of the fetcher, one change for all."""
     bench = Bench(2).up()
-    assert bench.hears(1, "ask", id=7, topic="keys", body={"kid": "new"}) == ["courier < ask keys 1"]
+    assert bench.hears(1, "ask", id=7, topic="keys", body={"kid": "new"}) == ["fetcher < ask keys 1"]
     bench.proposes("keys/a", KEYS, 1)
-    assert bench.hears(COURIER, "answer", id=1, body={}, after=True) == []
+    assert bench.hears(FETCHER, "answer", id=1, body={}, after=True) == []
     bench.all_say("prepared", 2)
     assert bench.hears(0, "switched", version=2) == []
     assert bench.hears(1, "switched", version=2) == []
 
-    assert bench.hears(COURIER, "switched", version=2) == ["courier < outcome", "1 < answer 7"]
+    assert bench.hears(FETCHER, "switched", version=2) == ["fetcher < outcome", "1 < answer 7"]
 
 
-def test_a_courier_that_dies_takes_no_question_along():
+def test_a_fetcher_that_dies_takes_no_question_along():
     bench = Bench(1).up()
     bench.hears(0, "ask", id=7, topic="sts", body={})
-    bench.dies(COURIER)
+    bench.dies(FETCHER)
     bench.passes(0.25)
 
-    assert bench.hears(COURIER, "up", version=1) == ["courier < ask sts 1"]
-    assert bench.hears(COURIER, "answer", id=1, body={"ok": 1}) == ["0 < answer 7"]
+    assert bench.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
+    assert bench.hears(FETCHER, "answer", id=1, body={"ok": 1}) == ["0 < answer 7"]
 
 
-def test_a_courier_that_is_not_ready_yet_is_not_asked():
+def test_a_fetcher_that_is_not_ready_yet_is_not_asked():
     """It could only answer that it knows nothing, and a good credential would be refused."""
     bench = Bench(1).up()
-    bench.dies(COURIER)
+    bench.dies(FETCHER)
     bench.passes(0.25)
 
     assert bench.hears(0, "ask", id=7, topic="sts", body={}) == []
-    assert bench.hears(COURIER, "up", version=1) == ["courier < ask sts 1"]
+    assert bench.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
 
 
 def test_a_reload_that_the_end_cuts_off_is_answered():
@@ -371,18 +371,18 @@ def test_a_reload_that_the_end_cuts_off_is_answered():
     ]
 
 
-def test_that_the_courier_was_replaced_is_put_on_record_by_a_worker():
+def test_that_the_fetcher_was_replaced_is_put_on_record_by_a_worker():
     bench = Bench(2).up()
     bench.dies(0)
-    bench.dies(COURIER)
+    bench.dies(FETCHER)
 
-    assert bench.passes(0.25)[:2] == ["fork courier: it ended with signal 9", "1 < note"]
+    assert bench.passes(0.25)[:2] == ["fork fetcher: it ended with signal 9", "1 < note"]
 
 
-def test_the_next_courier_knows_which_signatures_were_used():
+def test_the_next_fetcher_knows_which_signatures_were_used():
     bench = Bench(1).up()
-    bench.hears(COURIER, "used", what="sig-1", until=1700)
-    bench.dies(COURIER)
+    bench.hears(FETCHER, "used", what="sig-1", until=1700)
+    bench.dies(FETCHER)
 
     assert bench.plane.used == {"sig-1": 1700}
 
@@ -394,7 +394,7 @@ def test_what_a_dead_worker_asked_is_answered_to_nobody():
     bench.passes(0.25)
     bench.comes_up(0)
 
-    assert bench.hears(COURIER, "answer", id=1, body={}) == []
+    assert bench.hears(FETCHER, "answer", id=1, body={}) == []
 
 
 def test_a_stamp_is_no_new_version():
@@ -403,7 +403,7 @@ def test_a_stamp_is_no_new_version():
     bench.all_say("prepared", 2)
     bench.all_say("switched", 2)
 
-    assert bench.hears(COURIER, "stamp", name="keys/a", at=995.0) == ["courier < stamp", "0 < stamp"]
+    assert bench.hears(FETCHER, "stamp", name="keys/a", at=995.0) == ["fetcher < stamp", "0 < stamp"]
     assert bench.plane.document.version == 2
     assert bench.plane.document.parts["keys/a"].stamp == 995.0
 
@@ -413,7 +413,7 @@ def test_an_outcome_waits_for_the_disk_but_not_for_ever():
     bench.loads(TWO)
     bench.all_say("prepared", 2)
     assert bench.all_say("switched", 2) == []
-    assert "'saved': True" in bench.hears(COURIER, "saved", version=2, error="")[0]
+    assert "'saved': True" in bench.hears(FETCHER, "saved", version=2, error="")[0]
 
     bench.loads(THREE)
     bench.all_say("prepared", 3)
@@ -436,37 +436,37 @@ def test_the_same_content_is_not_called_saved_where_the_disk_does_not_have_it():
     bench.loads(TWO)
     bench.all_say("prepared", 2)
     bench.all_say("switched", 2)
-    assert "'saved': False" in bench.hears(COURIER, "saved", version=2, error="full")[0]
+    assert "'saved': False" in bench.hears(FETCHER, "saved", version=2, error="full")[0]
 
     assert "'saved': False, 'save_error': 'full'" in bench.loads(TWO)[-1]
-    bench.hears(COURIER, "saved", version=2, error="")
+    bench.hears(FETCHER, "saved", version=2, error="")
     assert "'saved': True" in bench.loads(TWO)[-1]
 
 
-def test_what_a_dead_courier_proposed_never_comes_into_force():
+def test_what_a_dead_fetcher_proposed_never_comes_into_force():
     """The next one looks at the revocations anew: what came later would undo what it has confirmed."""
     bench = Bench(2).up()
     bench.proposes("revocations", TWO, 1)
     bench.proposes("revocations", THREE, 2)
 
-    assert bench.dies(COURIER) == ["0 < abort 2", "1 < abort 2"]
+    assert bench.dies(FETCHER) == ["0 < abort 2", "1 < abort 2"]
     bench.passes(0.25)
-    bench.comes_up(COURIER)
+    bench.comes_up(FETCHER)
     bench.all_say("prepared", 2)
     assert set(bench.plane.document.parts) == {POLICY}
     assert bench.plane.status()["change"] is None
 
 
-def test_the_next_courier_is_not_told_what_came_of_a_dead_ones_proposal():
+def test_the_next_fetcher_is_not_told_what_came_of_a_dead_ones_proposal():
     """Its own first proposal has the same number: it would call revocations settled that are not in force."""
     bench = Bench(2).up()
     bench.proposes("revocations", TWO, 1)
     bench.all_say("prepared", 2)
     bench.hears(0, "switched", version=2)
 
-    bench.dies(COURIER)
+    bench.dies(FETCHER)
     bench.passes(0.25)
-    bench.comes_up(COURIER)
+    bench.comes_up(FETCHER)
     bench.proposes("revocations", THREE, 1)
     assert [line for line in bench.hears(1, "switched", version=2) if "outcome" in line] == []
     bench.all_say("prepared", 3)
@@ -476,15 +476,15 @@ def test_the_next_courier_is_not_told_what_came_of_a_dead_ones_proposal():
     assert [outcome["version"] for outcome in outcomes] == [3]
 
 
-def test_an_answer_waits_for_no_proposal_of_a_courier_that_died():
+def test_an_answer_waits_for_no_proposal_of_a_fetcher_that_died():
     bench = Bench(1).up()
     bench.hears(0, "ask", id=7, topic="keys", body={})
     bench.proposes("keys/a", KEYS, 1)
-    bench.dies(COURIER)
+    bench.dies(FETCHER)
     bench.passes(0.25)
-    bench.comes_up(COURIER)
+    bench.comes_up(FETCHER)
 
-    assert bench.hears(COURIER, "answer", id=1, body={}, after=True) == ["0 < answer 7"]
+    assert bench.hears(FETCHER, "answer", id=1, body={}, after=True) == ["0 < answer 7"]
 
 
 def test_who_waits_for_a_key_at_the_end_still_gets_it():
@@ -494,22 +494,22 @@ def test_who_waits_for_a_key_at_the_end_still_gets_it():
     bench.did()
     bench.dies(0, "status 0")
     bench.proposes("keys/a", KEYS, 1)
-    assert bench.hears(COURIER, "answer", id=1, body={}, after=True) == []
+    assert bench.hears(FETCHER, "answer", id=1, body={}, after=True) == []
     bench.all_say("prepared", 2, but=(0,))
     bench.hears(1, "switched", version=2)
 
-    assert "1 < answer 7" in bench.hears(COURIER, "switched", version=2)
+    assert "1 < answer 7" in bench.hears(FETCHER, "switched", version=2)
 
 
-def test_the_end_workers_first_then_the_courier():
+def test_the_end_workers_first_then_the_fetcher():
     bench = Bench(2).up()
     bench.plane.stop()
 
     assert bench.did() == ["0 < drain", "1 < drain"]
     assert bench.dies(0, "status 0") == []
-    assert bench.dies(1, "status 0") == ["courier < drain"]
+    assert bench.dies(1, "status 0") == ["fetcher < drain"]
     assert not bench.plane.finished
-    bench.dies(COURIER, "status 0")
+    bench.dies(FETCHER, "status 0")
     assert bench.plane.finished
 
 
@@ -540,7 +540,7 @@ class Family:
             self._dies(index)
         elif event < 0.10 and plane.members.served:
             bench.loads(self._part())
-        elif event < 0.15 and plane.members.served and plane.members.slots[COURIER].life is Life.UP:
+        elif event < 0.15 and plane.members.served and plane.members.slots[FETCHER].life is Life.UP:
             bench.proposes("keys/a", self._part(), self._serial)
         elif event < 0.30:
             silent = tuple(place for place in plane.members.slots if self.chance.random() < 0.1)
@@ -568,8 +568,8 @@ class Family:
         elif say == "switch":
             self.enforced[index] = version
             self.bench.hears(index, "switched", version=version)
-            if index == COURIER:
-                self.bench.hears(COURIER, "saved", version=version, error="")
+            if index == FETCHER:
+                self.bench.hears(FETCHER, "saved", version=version, error="")
         elif self.chance.random() < 0.1:
             self.bench.hears(index, "refused", version=version, error="no")
         else:

@@ -240,7 +240,7 @@ def test_a_report_of_any_length_arrives_and_the_next_reload_is_answered(tmp_path
 def test_a_frozen_loader_is_an_answer(tmp_path):
     with running(tmp_path, 1) as agent:
         address = agent.line()["address"]
-        members = {*agent.children(), *agent.children("iamroles-c")}
+        members = {*agent.children(), *agent.children("iamroles-f")}
         agent.state.write_text("wait")
         agent.process.send_signal(signal.SIGHUP)
         until(lambda: len(agent.children("") - members) == 1)
@@ -328,14 +328,14 @@ def test_all_killed_workers_are_replaced_with_the_version_in_force(tmp_path, wor
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_dead_courier_is_replaced(tmp_path, number):
+def test_a_dead_fetcher_is_replaced(tmp_path, number):
     with running(tmp_path, 2) as agent:
         agent.line()
-        (courier,) = agent.children("iamroles-c")
-        os.kill(courier, number)
+        (fetcher,) = agent.children("iamroles-f")
+        os.kill(fetcher, number)
 
         assert agent.reload("two")["reloaded"] is True
-        until(lambda: bool(agent.children("iamroles-c") - {courier}))
+        until(lambda: bool(agent.children("iamroles-f") - {fetcher}))
         agent.process.terminate()
         assert agent.ended() == 0
 

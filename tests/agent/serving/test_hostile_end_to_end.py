@@ -1,4 +1,4 @@
-"""Strangers against the agent as it is run: workers, courier, sockets, an STS that strangers keep busy."""
+"""Strangers against the agent as it is run: workers, fetcher, sockets, an STS that strangers keep busy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The courier: the one process of the agent that goes out, on behalf of all.
+"""The fetcher: the one process of the agent that goes out, on behalf of all.
 
 It fetches each key set once for all workers, calls STS within one budget, saves what is in force, and answers
 on the local socket. It decides nothing about what is in force: it proposes parts, and the parent puts them in
@@ -37,11 +37,11 @@ from iamroles_agent.tokens.transport import Transport
 _SAVE_AGAIN = 5.0
 """Seconds after which saving is tried again."""
 
-log = logging.getLogger("iamroles.courier")
+log = logging.getLogger("iamroles.fetcher")
 
 
-class Courier:
-    """What the courier's process runs.
+class Fetcher:
+    """What the fetcher's process runs.
 
     Args:
         config: of the start.
@@ -57,7 +57,7 @@ class Courier:
         self.sts: StsVerifier | None = None
         self.kinds: Kinds = {POLICY: self._build_policy}
         self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
-        """What else runs from when the courier is up until it ends."""
+        """What else runs from when the fetcher is up until it ends."""
         self.local_socket: LocalSocket | None = None
         """Where people of this host ask."""
         self.about: Body = {}
@@ -113,7 +113,7 @@ class Courier:
         self.link.close()
 
     def spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
-        """Run something beside all else, until the courier ends."""
+        """Run something beside all else, until the fetcher ends."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -230,7 +230,7 @@ class Courier:
             self._proposed[name] = part
 
     def _switched(self, document: Document) -> None:
-        """Another version is in force: save it, and see that it has the key sets of this courier, no others.
+        """Another version is in force: save it, and see that it has the key sets of this fetcher, no others.
 
         A reload may want a source again whose removal is on its way, or not want one any more whose keys are.
         """
@@ -280,5 +280,5 @@ class Courier:
         return {"pause": source.pause, "after": True}
 
     async def _ask_sts(self, body: Body) -> Body:
-        assert self.sts is not None  # noqa: S101 - configured before the courier is up
+        assert self.sts is not None  # noqa: S101 - configured before the fetcher is up
         return await answer_sts(self.sts, body)
