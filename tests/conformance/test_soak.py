@@ -16,7 +16,7 @@ from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import soak_page
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.declarations.walk import walk
-from iamroles_scenarios.engine.ledger import Account, Flow, FlowQuestion, Kind, Ledger
+from iamroles_scenarios.engine.ledger import Flow, FlowQuestion, Kind, Ledger, Outcomes
 from iamroles_scenarios.engine.soak import Sample, SoakEvent, SoakResult, _judge, _Soak, used
 from iamroles_scenarios.traffic import Case, Right
 from iamroles_scenarios.traffic.polling import NANO
@@ -26,23 +26,23 @@ REFUSED = b"HTTP/1.1 403 Forbidden\r\n\r\n"
 
 
 @pytest.fixture
-def asked() -> tuple[Account, FlowQuestion]:
+def asked() -> tuple[Outcomes, FlowQuestion]:
     """An account, and a question that must be refused with 403."""
     ledger = Ledger()
     flow = Flow("closed", RequestSpec(), Expectation(status=403))
-    return Account(ledger, 0), FlowQuestion(Case("x"), b"GET / HTTP/1.1", Right(), flow=flow, ledger=ledger)
+    return Outcomes(ledger, 0), FlowQuestion(Case("x"), b"GET / HTTP/1.1", Right(), flow=flow, ledger=ledger)
 
 
 @pytest.fixture
-def soaked(asked: tuple[Account, FlowQuestion]) -> SoakResult:
+def soaked(asked: tuple[Outcomes, FlowQuestion]) -> SoakResult:
     """A soak of ten minutes in which all was well."""
-    account, question = asked
+    outcomes, question = asked
     for number in range(1200):
         question.judge(403, REFUSED, number * NANO // 2, number * NANO // 2 + 1000)
-    account.settle(1 << 62)
+    outcomes.settle(1 << 62)
     events = [SoakEvent(float(10 * number), "the policy <changes>", number % 2 == 1) for number in range(25)]
     samples = {"agent 1": [Sample(float(at), 100 << 20, 50) for at in range(600)]}
-    return SoakResult(7, 600.0, account, events, samples)
+    return SoakResult(7, 600.0, outcomes, events, samples)
 
 
 def test_a_quiet_soak_has_no_problem(soaked: SoakResult) -> None:
@@ -51,48 +51,48 @@ def test_a_quiet_soak_has_no_problem(soaked: SoakResult) -> None:
     assert soaked.problems == []
 
 
-def test_a_fault_excuses_what_is_missing_and_nothing_else(asked: tuple[Account, FlowQuestion]) -> None:
-    account, question = asked
-    account.excuses.append((4 * NANO, 6 * NANO))
+def test_a_fault_excuses_what_is_missing_and_nothing_else(asked: tuple[Outcomes, FlowQuestion]) -> None:
+    outcomes, question = asked
+    outcomes.excuses.append((4 * NANO, 6 * NANO))
     question.judge(503, DOWN, 5 * NANO, 5 * NANO + 1)
     question.judge(503, DOWN, 7 * NANO, 7 * NANO + 1)
     allowed = b'HTTP/1.1 200 OK\r\n\r\n{"backend": "orders", "headers": []}'
     question.judge(200, allowed, 5 * NANO, 5 * NANO + 1)
-    account.settle(1 << 62)
+    outcomes.settle(1 << 62)
 
-    assert account.excused == {Kind.FAULT: 1}
-    assert account.bad == {Kind.FAULT: 1, Kind.FALSE_ALLOW: 1}
+    assert outcomes.excused == {Kind.FAULT: 1}
+    assert outcomes.bad == {Kind.FAULT: 1, Kind.FALSE_ALLOW: 1}
 
 
-def test_what_is_younger_is_judged_later(asked: tuple[Account, FlowQuestion]) -> None:
-    account, question = asked
+def test_what_is_younger_is_judged_later(asked: tuple[Outcomes, FlowQuestion]) -> None:
+    outcomes, question = asked
     question.judge(403, REFUSED, 1 * NANO, 1 * NANO + 1)
     question.judge(403, REFUSED, 9 * NANO, 9 * NANO + 1)
-    account.settle(5 * NANO)
-    assert (account.answers, list(account.seconds)) == (1, [1])
+    outcomes.settle(5 * NANO)
+    assert (outcomes.answers, list(outcomes.seconds)) == (1, [1])
 
-    account.settle(1 << 62)
-    assert (account.answers, list(account.seconds)) == (2, [1, 9])
+    outcomes.settle(1 << 62)
+    assert (outcomes.answers, list(outcomes.seconds)) == (2, [1, 9])
 
 
-def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Account, FlowQuestion]) -> None:
-    account, question = asked
+def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Outcomes, FlowQuestion]) -> None:
+    outcomes, question = asked
     question.ledger.verify = lambda entry: "its key is not published" if entry.sent < 4 * NANO else ""
-    account.excuses.append((2 * NANO, 3 * NANO))
+    outcomes.excuses.append((2 * NANO, 3 * NANO))
     for second in (1, 2, 4):
         question.judge(403, REFUSED, second * NANO, second * NANO + 1)
-    account.settle(1 << 62)
+    outcomes.settle(1 << 62)
 
-    assert (account.bad, account.excused) == ({Kind.UNVERIFIED: 1}, {Kind.UNVERIFIED: 1})
-    assert [why for *_, why in account.examples] == ["its key is not published"]
+    assert (outcomes.bad, outcomes.excused) == ({Kind.UNVERIFIED: 1}, {Kind.UNVERIFIED: 1})
+    assert [why for *_, why in outcomes.examples] == ["its key is not published"]
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda soaked: setattr(soaked.account, "answers", 999), "999 answers, fewer than 1000: nothing was"),
+        (lambda soaked: setattr(soaked.outcomes, "answers", 999), "999 answers, fewer than 1000: nothing"),
         (lambda soaked: soaked.events.__delitem__(slice(19, None)), "19 events, fewer than 20: nothing was"),
-        (lambda soaked: soaked.account.bad.update({Kind.FALSE_ALLOW: 1}), "1 answers: false allow"),
+        (lambda soaked: soaked.outcomes.bad.update({Kind.FALSE_ALLOW: 1}), "1 answers: false allow"),
         (
             lambda soaked: setattr(soaked.samples["agent 1"][-1], "memory", 0) or _grows(soaked),
             "memory of agent 1 grew from 104857600 to 419430400",
@@ -115,11 +115,11 @@ def _grows(soaked: SoakResult) -> None:
 def test_a_seed_gives_the_same_walk_and_every_move_comes() -> None:
     def moves(seed: int) -> list[str]:
         proxy = SimpleNamespace(host="127.0.0.1", port=9)
-        place = SimpleNamespace(world=SimpleNamespace(proxy=proxy), sets=None)
-        place.site = SimpleNamespace(tls=None)
+        loan = SimpleNamespace(world=SimpleNamespace(proxy=proxy), sets=None)
+        loan.certificates = SimpleNamespace(tls=None)
         features = dict.fromkeys(("sts", "reload", "live", "workers", "pair"), True)
         soak = _Soak(
-            SimpleNamespace(agent=SimpleNamespace(features=features), scale=1.0), place, seed=seed, rate=1
+            SimpleNamespace(agent=SimpleNamespace(features=features), scale=1.0), loan, seed=seed, rate=1
         )
         return [soak.choose()[1].name for _ in range(400)]
 
@@ -128,7 +128,7 @@ def test_a_seed_gives_the_same_walk_and_every_move_comes() -> None:
 
 
 def test_recovery_is_the_time_to_the_last_answer_that_was_not_right(soaked: SoakResult) -> None:
-    soaked.account.late += [11.5, 12.0, 25.0]
+    soaked.outcomes.late += [11.5, 12.0, 25.0]
     _judge(soaked)
 
     assert [one.recovered for one in soaked.events[:4]] == [0.0, 2.0, 5.0, 0.0]

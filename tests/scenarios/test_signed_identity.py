@@ -31,8 +31,8 @@ def here():
     with open_stage("processes") as stage:
         worlds = Worlds(stage, SPEC)
         spec = WorldSpec(policy="orders", override=override)
-        with worlds.borrow(spec, "identity") as place:
-            bench = Bench(Target("gate", stage, SPEC, worlds), place)
+        with worlds.borrow(spec, "identity") as loan:
+            bench = Bench(Target("gate", stage, SPEC, worlds), loan)
             yield bench
             bench.close()
         worlds.close()
@@ -42,8 +42,8 @@ def published(here):
     """The keys of each worker."""
     places = re.findall(r"http://(\S+)/metrics", here.world.agent.logs())
     assert len(places) == 2
-    for place in places:
-        with urllib.request.urlopen(f"http://{place}/identity/jwks", timeout=5) as answer:
+    for loan in places:
+        with urllib.request.urlopen(f"http://{loan}/identity/jwks", timeout=5) as answer:
             yield json.load(answer)
 
 

@@ -11,7 +11,7 @@ from iamroles_scenarios.base.errors import DocumentError, TooSlow
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Scenario
 from iamroles_scenarios.declarations.timeline import WindowSpec
-from iamroles_scenarios.engine.certificates import Site
+from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic, StepTimes
 from iamroles_scenarios.engine.ledger import NEVER, Flow, FlowQuestion, Kind, Ledger
 from iamroles_scenarios.traffic import Case, Right
@@ -271,13 +271,13 @@ def test_what_is_settled_can_be_taken_out(fire, answers):
 
 @pytest.mark.parametrize(("shown", "trusted"), [(0, True), (1, True), (2, False)])
 def test_a_client_takes_the_certificate_that_is_shown_and_the_next_alone(tmp_path, shown, trusted):
-    site = Site()
+    certificates = ProxyCertificates()
     pem = tmp_path / "site.pem"
-    pem.write_text(site._turns[shown].pem)
+    pem.write_text(certificates._turns[shown].pem)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(pem)
     inward, outward = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = site.tls.wrap_bio(inward, outward)
+    client = certificates.tls.wrap_bio(inward, outward)
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
     with pytest.raises(ssl.SSLWantReadError):

@@ -24,7 +24,7 @@ tr { border-bottom: 1px solid #8884 } pre { white-space: pre-wrap; overflow-wrap
 
 def document(found: SoakResult, product: str, stage: str, again: str) -> Document:
     """The result as JSON can hold it; times in seconds, memory in bytes. It holds no token."""
-    account = found.account
+    outcomes = found.outcomes
     return {
         "product": product,
         "stage": stage,
@@ -33,9 +33,9 @@ def document(found: SoakResult, product: str, stage: str, again: str) -> Documen
         "reproduce": again,
         "passed": not found.problems,
         "problems": found.problems,
-        "answers": account.answers,
-        "bad": dict(account.bad),
-        "excused": dict(account.excused),
+        "answers": outcomes.answers,
+        "bad": dict(outcomes.bad),
+        "excused": dict(outcomes.excused),
         "identity_keys": found.keys,
         "events": [
             {"at": one.at, "name": one.name, "fault": one.fault, "took": one.took, "recovered": one.recovered}
@@ -43,7 +43,7 @@ def document(found: SoakResult, product: str, stage: str, again: str) -> Documen
         ],
         "by_second": [
             {"at": at, "answers": one.answers, "bad": one.bad, "p50": one.p50, "p99": one.p99}
-            for at, one in sorted(account.seconds.items())
+            for at, one in sorted(outcomes.seconds.items())
         ],
         "parts": {
             part: [{"at": one.at, "memory": one.memory, "descriptors": one.descriptors} for one in samples]
@@ -51,7 +51,7 @@ def document(found: SoakResult, product: str, stage: str, again: str) -> Documen
         },
         "examples": [
             {"at": at, "flow": entry.question.flow.name, "kind": str(kind), "why": why, "shown": entry.shown}
-            for at, entry, kind, why in account.examples
+            for at, entry, kind, why in outcomes.examples
         ],
     }
 

@@ -31,7 +31,7 @@ from iamroles_scenarios.declarations.scenario import RequestSpec, Scenario, Step
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Watcher, play
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Place, Worlds
+from iamroles_scenarios.engine.worlds import Loan, Worlds
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 
@@ -64,10 +64,10 @@ class Narrator(Watcher):
         self.good = 0
         """How many of them went as told."""
 
-    def begins(self, place: Place) -> None:
+    def begins(self, loan: Loan) -> None:
         self.number, self.good = 0, 0
-        self._url = place.world.proxy.url
-        self._stage(f"{self._opening} HAProxy {place.world.haproxy.version}.", place.policy)
+        self._url = loan.world.proxy.url
+        self._stage(f"{self._opening} HAProxy {loan.world.haproxy.version}.", loan.policy)
 
     def happens(self, step: Step) -> None:
         if step.note:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from iamroles_scenarios.checks.live.revoking import revoke
-from iamroles_scenarios.checks.live.stream import Kind, Shape, Stream
+from iamroles_scenarios.checks.live.stream import Kind, Stream, StreamShape
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.target import Target
 
@@ -113,7 +113,7 @@ class SecondAct:
 
     @contextmanager
     def _stream(self, here: Bench, kind: Kind, token: str) -> Iterator[Stream]:
-        with closing(Stream(here, Shape(kind), "/chat", token)) as stream:
+        with closing(Stream(here, StreamShape(kind), "/chat", token)) as stream:
             if not stream.opened(_OPEN):
                 raise here.failed(f"{stream.shape} did not begin: status {stream.status or 'none'}")
             yield stream

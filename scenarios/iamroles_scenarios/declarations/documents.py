@@ -26,7 +26,7 @@ _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 _M = TypeVar("_M", bound=BaseModel)
 Json = Any
 """Whatever TOML or JSON can hold."""
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Where a value stands in a document: keys and list indices."""
 
 
@@ -34,13 +34,13 @@ class BadValueError(ValueError):
     """Raised by a model's validator that looks at several keys: names the one to mend.
 
     Args:
-        place: the key, from the model's top.
+        key: the key, from the model's top.
         message: what is wrong, and what to do.
     """
 
-    def __init__(self, place: Place, message: str) -> None:
+    def __init__(self, key: KeyPath, message: str) -> None:
         super().__init__(message)
-        self.place = place
+        self.key = key
 
 
 class Model(BaseModel):
@@ -79,11 +79,11 @@ def parse(text: str, model: type[_M], name: str) -> _M:
         raise DocumentError([_problem(name, lines, item) for item in error.errors()]) from error
 
 
-def lines_of(text: str) -> dict[Place, int]:
+def lines_of(text: str) -> dict[KeyPath, int]:
     """The 1-based line of every table and key written in a TOML text."""
-    lines: dict[Place, int] = {}
-    counts: Counter[Place] = Counter()
-    base: Place = ()
+    lines: dict[KeyPath, int] = {}
+    counts: Counter[KeyPath] = Counter()
+    base: KeyPath = ()
     open_quote = ""
     for number, line in enumerate(text.splitlines(), 1):
         if open_quote:
@@ -96,10 +96,10 @@ def lines_of(text: str) -> dict[Place, int]:
                 base = (*base, counts[base] - 1)
             lines.setdefault(base, number)
         elif assignment := _ASSIGNMENT.match(line):
-            place = base
+            key = base
             for part in _parts(assignment[1]):
-                place = (*place, part)
-                lines.setdefault(place, number)
+                key = (*key, part)
+                lines.setdefault(key, number)
             open_quote = next((q for q in ('"""', "'''") if line.count(q) % 2), "")
     return lines
 
@@ -108,26 +108,26 @@ def _parts(dotted: str) -> list[str]:
     return [a or b or c for a, b, c in _PART.findall(dotted)]
 
 
-def _resolve(parts: list[str], counts: Counter[Place]) -> Place:
+def _resolve(parts: list[str], counts: Counter[KeyPath]) -> KeyPath:
     """A header's absolute place: below `[[steps]]`, `[steps.expect]` speaks of the last step."""
-    place: Place = ()
+    key: KeyPath = ()
     for index, part in enumerate(parts):
-        place = (*place, part)
-        if index < len(parts) - 1 and counts[place]:
-            place = (*place, counts[place] - 1)
-    return place
+        key = (*key, part)
+        if index < len(parts) - 1 and counts[key]:
+            key = (*key, counts[key] - 1)
+    return key
 
 
-def _problem(name: str, lines: dict[Place, int], item: Json) -> str:
+def _problem(name: str, lines: dict[KeyPath, int], item: Json) -> str:
     error = item.get("ctx", {}).get("error")
-    place = (*item["loc"], *(error.place if isinstance(error, BadValueError) else ()))
-    place = tuple(part for part in place if not (isinstance(part, str) and "[" in part))
-    line = next((lines[place[:end]] for end in range(len(place), -1, -1) if place[:end] in lines), None)
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    key = (*item["loc"], *(error.key if isinstance(error, BadValueError) else ()))
+    key = tuple(part for part in key if not (isinstance(part, str) and "[" in part))
+    line = next((lines[key[:end]] for end in range(len(key), -1, -1) if key[:end] in lines), None)
+    shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
     where = name if line is None else f"{name}:{line}"
     message = item["msg"].removeprefix("Value error, ")
     remedies = {
         "extra_forbidden": "Unknown key: remove it or mend its spelling.",
         "missing": "Add it.",
     }
-    return f"{where}: {key or '(top)'}: {message}. {remedies.get(item['type'], '')}".rstrip()
+    return f"{where}: {shown or '(top)'}: {message}. {remedies.get(item['type'], '')}".rstrip()

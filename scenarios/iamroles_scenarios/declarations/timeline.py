@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from iamroles_scenarios.base.durations import Duration, seconds
-from iamroles_scenarios.declarations.documents import BadValueError, Model, Place
+from iamroles_scenarios.declarations.documents import BadValueError, KeyPath, Model
 
 BEGIN, END = "begin", "end"
 """Moments that every timeline has: of its traffic."""
@@ -113,27 +113,27 @@ def check_timeline(
         _check_window(("windows", number), window, names, flows)
 
 
-def _check_window(place: Place, window: WindowSpec, names: set[str], flows: Mapping[str, Any]) -> None:
+def _check_window(key: KeyPath, window: WindowSpec, names: set[str], flows: Mapping[str, Any]) -> None:
     for moment in window.between:
         if isinstance(moment, str):
-            _known((*place, "between"), moment, names | {BEGIN, END}, "a step of the timeline")
+            _known((*key, "between"), moment, names | {BEGIN, END}, "a step of the timeline")
     for name in window.in_flight:
-        _known((*place, "in_flight"), name, names, "a step of the timeline")
+        _known((*key, "in_flight"), name, names, "a step of the timeline")
     for name in window.flows:
-        _known((*place, "flows"), name, flows, "a flow")
+        _known((*key, "flows"), name, flows, "a flow")
 
 
 def _without_traffic(
     flows: Mapping[str, Any], windows: Sequence[WindowSpec], steps: Sequence[Any], timed: Sequence[int]
 ) -> None:
-    places: list[Place] = [*[("flows",)] * bool(flows), *[("windows",)] * bool(windows)]
-    places += [("steps", number, "at") for number in timed]
+    keys: list[KeyPath] = [*[("flows",)] * bool(flows), *[("windows",)] * bool(windows)]
+    keys += [("steps", number, "at") for number in timed]
     for key in ("then", "certificate"):
-        places += [("steps", number, key) for number, step in enumerate(steps) if getattr(step, key)]
+        keys += [("steps", number, key) for number, step in enumerate(steps) if getattr(step, key)]
     signers = [number for number, step in enumerate(steps) if step.wait and step.wait.signer]
-    places += [("steps", number, "wait") for number in signers]
-    if places:
-        raise BadValueError(places[0], "this is for timelines: add [traffic], or remove it")
+    keys += [("steps", number, "wait") for number in signers]
+    if keys:
+        raise BadValueError(keys[0], "this is for timelines: add [traffic], or remove it")
 
 
 def _check_steps(traffic: Traffic, steps: Sequence[Any], timed: Sequence[int]) -> None:
@@ -168,16 +168,14 @@ def _check_kinds(traffic: Traffic, steps: Sequence[Any], timed: Sequence[int]) -
             raise BadValueError(("steps", number, "wait"), what)
 
 
-def _judgeable(place: Place, expectation: Any) -> None:  # noqa: ANN401 - an Expectation
+def _judgeable(key: KeyPath, expectation: Any) -> None:  # noqa: ANN401 - an Expectation
     for name in ("reason", "within", "expires"):
         if getattr(expectation, name) is not None:
             raise BadValueError(
-                place, f"traffic is judged by what client and backend see, at once: leave `{name}` out"
+                key, f"traffic is judged by what client and backend see, at once: leave `{name}` out"
             )
 
 
-def _known(place: Place, name: str, known: Iterable[str], what: str) -> None:
+def _known(key: KeyPath, name: str, known: Iterable[str], what: str) -> None:
     if name not in known:
-        raise BadValueError(
-            place, f"{name!r} is not {what}: take one of {', '.join(sorted(known)) or 'none'}"
-        )
+        raise BadValueError(key, f"{name!r} is not {what}: take one of {', '.join(sorted(known)) or 'none'}")

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 from iamroles_scenarios.base.errors import SuiteError
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, WorldSpec
 from iamroles_scenarios.engine.judged_traffic import PATIENCE, JudgedTraffic
-from iamroles_scenarios.engine.ledger import DEAD, Account, Flow, Kind
+from iamroles_scenarios.engine.ledger import DEAD, Flow, Kind, Outcomes
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:
-    from iamroles_scenarios.engine.worlds import Place, Worlds
+    from iamroles_scenarios.engine.worlds import Loan, Worlds
 
 _SHARE = 10
 """A shared world gets the rate divided by this."""
@@ -51,12 +51,12 @@ class BackgroundLoad:
     def __init__(self, worlds: Worlds, rate: float, scale: float) -> None:
         self._worlds, self.rate, self._scale = worlds, rate, scale
         self._began = self._ended = time.monotonic()
-        self._flowing: dict[int, tuple[JudgedTraffic, Account]] = {}
+        self._flowing: dict[int, tuple[JudgedTraffic, Outcomes]] = {}
         """By the id of the world's loan."""
-        self._accounts: list[Account] = []
+        self._outcomes: list[Outcomes] = []
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._own: Place | None = None
+        self._own: Loan | None = None
         self._thread = threading.Thread(target=self._judge, name="load", daemon=True)
         self.faults: list[str] = []
 
@@ -84,8 +84,8 @@ class BackgroundLoad:
 
     # --- traffic -------------------------------------------------------------------------------------------
 
-    def _ask_all(self, place: Place, traffic: JudgedTraffic) -> None:
-        issuer = self._worlds.issuer(place.issuer("corp"))
+    def _ask_all(self, loan: Loan, traffic: JudgedTraffic) -> None:
+        issuer = self._worlds.issuer(loan.issuer("corp"))
 
         def token(name: str, life: float, role: str, ago: float = 0.0) -> tuple[str, float]:
             at = time.time() - ago
@@ -105,57 +105,57 @@ class BackgroundLoad:
         # One that ended long ago: a run may be over before eve's first token is.
         dead = partial(token, "old", _LIFE, "reader", ago=_LONG_AGO)
         traffic.ask(Flow("old", RequestSpec(), DEAD, weight=0.5), mint=dead)
-        self._ask_strangers(place, traffic)
+        self._ask_strangers(loan, traffic)
 
-    def _ask_strangers(self, _place: Place, traffic: JudgedTraffic) -> None:
+    def _ask_strangers(self, _place: Loan, traffic: JudgedTraffic) -> None:
         traffic.ask(Flow("nobody", RequestSpec(), _SHUT))
         traffic.ask(Flow("nonsense", RequestSpec(), _SHUT, weight=0.5), mint=lambda: ("nonsense", 0.0))
 
-    def _share(self, place: Place) -> None:
+    def _share(self, loan: Loan) -> None:
         """Put strangers before a world that checks share."""
-        self._put_on(place, self._ask_strangers, max(1.0, self.rate / _SHARE))
+        self._put_on(loan, self._ask_strangers, max(1.0, self.rate / _SHARE))
 
-    def _put_on(self, place: Place, ask: Callable[[Place, JudgedTraffic], None], rate: float) -> None:
-        address = place.world.proxy.host, place.world.proxy.port
+    def _put_on(self, loan: Loan, ask: Callable[[Loan, JudgedTraffic], None], rate: float) -> None:
+        address = loan.world.proxy.host, loan.world.proxy.port
         traffic = JudgedTraffic(address, rate=rate, connections=8, scale=self._scale)
-        ask(place, traffic)
+        ask(loan, traffic)
         traffic.start()
-        account = Account(traffic.ledger, traffic.steps["begin"].begin)
+        outcomes = Outcomes(traffic.ledger, traffic.steps["begin"].begin)
         with self._lock:
-            self._flowing[id(place)] = traffic, account
-            self._accounts.append(account)
+            self._flowing[id(loan)] = traffic, outcomes
+            self._outcomes.append(outcomes)
 
-    def _take_off(self, place: Place) -> None:
+    def _take_off(self, loan: Loan) -> None:
         """Stop the traffic on a world that is about to be closed."""
         try:
-            self._stop(id(place))
+            self._stop(id(loan))
         except SuiteError as error:
             self.faults.append(str(error))
 
     def _stop(self, key: int) -> None:
         with self._lock:
-            traffic, account = self._flowing.pop(key, (None, None))
-        if traffic is not None and account is not None:
+            traffic, outcomes = self._flowing.pop(key, (None, None))
+        if traffic is not None and outcomes is not None:
             traffic.stop()
-            account.settle(now())
+            outcomes.settle(now())
 
     def _judge(self) -> None:
         while not self._over.wait(_LOOK):
             with self._lock:
-                accounts = [account for _, account in self._flowing.values()]
-            for account in accounts:
-                account.settle(now() - round(PATIENCE * self._scale * NANO))
+                flowing = [outcomes for _, outcomes in self._flowing.values()]
+            for outcomes in flowing:
+                outcomes.settle(now() - round(PATIENCE * self._scale * NANO))
 
     # --- what came of it -----------------------------------------------------------------------------------
 
     @property
     def answers(self) -> int:
         """How many came, of all worlds."""
-        return sum(account.answers for account in self._accounts)
+        return sum(outcomes.answers for outcomes in self._outcomes)
 
     @property
     def bad(self) -> Counter[Kind]:
-        return sum((account.bad for account in self._accounts), Counter())
+        return sum((outcomes.bad for outcomes in self._outcomes), Counter())
 
     @property
     def sound(self) -> bool:
@@ -173,7 +173,7 @@ class BackgroundLoad:
         seconds = max(0.001, (self._ended if self._over.is_set() else time.monotonic()) - self._began)
         wrong = ", ".join(f"{count} {kind}" for kind, count in sorted(self.bad.items())) or "every one right"
         lines = [f"under load: {self.answers} answers, {self.answers / seconds:.0f} a second: {wrong}"]
-        for account in self._accounts:
-            for at, entry, kind, why in account.examples[:2]:
+        for outcomes in self._outcomes:
+            for at, entry, kind, why in outcomes.examples[:2]:
                 lines.append(f"  at {at:.1f} s, flow {entry.question.flow.name}: {kind}: {why}")
         return lines + [f"  {fault}" for fault in self.faults]

@@ -23,12 +23,12 @@ from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
 from iamroles_scenarios.engine import answers
-from iamroles_scenarios.engine.credentials import opened
+from iamroles_scenarios.engine.credentials import readable
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.observation import Observation, describe, differences, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place
+from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Loan
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.wire.asker import Asker
 from iamroles_scenarios.wire.frames import Action
@@ -76,7 +76,7 @@ class Bench:
 
     Args:
         target: agent and stage.
-        place: the world.
+        loan: the world.
         flow: names the host of STS that credentials are signed for.
         clients: where clients are kept until `close`.
     """
@@ -87,12 +87,12 @@ class Bench:
     """Questions of lists so far."""
 
     def __init__(
-        self, target: Target, place: Place, flow: str = "", clients: list[Player] | None = None
+        self, target: Target, loan: Loan, flow: str = "", clients: list[Player] | None = None
     ) -> None:
         self.target = target
-        self.place = place
+        self.loan = loan
         self.flow = flow
-        self.sts_host = f"{flow}{place.suffix}.sts.example"
+        self.sts_host = f"{flow}{loan.suffix}.sts.example"
         self._clients: list[Player] = [] if clients is None else clients
         self._credential = ""
         """Of the last question."""
@@ -102,7 +102,7 @@ class Bench:
     @property
     def world(self) -> World:
         """The running agent, and HAProxy before it."""
-        return self.place.world
+        return self.loan.world
 
     @property
     def frames(self) -> Relay:
@@ -118,7 +118,7 @@ class Bench:
 
     def another(self) -> Bench:
         """The same world for another thread, with a client of its own; closed with this one."""
-        return Bench(self.target, self.place, self.flow, self._clients)
+        return Bench(self.target, self.loan, self.flow, self._clients)
 
     def close(self) -> None:
         for client in self._clients:
@@ -140,14 +140,14 @@ class Bench:
         wanted = expected if isinstance(expected, str) else describe(expected)
         if seen is None:
             return CheckFailed(message, Evidence(expected=wanted, logs=logs))
-        sent = "\n".join([seen.sent, *opened(self._credential)])
+        sent = "\n".join([seen.sent, *readable(self._credential)])
         return CheckFailed(message, Evidence(sent, wanted, seen.received, str(seen.trace), logs))
 
     # --- issuers, tokens and the policy ---------------------------------------------------------------------
 
     def issuer(self, name: str = DEFAULT_ISSUER) -> IssuerHandle:
         """The mock issuer that the world's policy means by a name."""
-        return self.target.worlds.issuer(self.place.issuer(name))
+        return self.target.worlds.issuer(self.loan.issuer(name))
 
     def token(self, issuer: str = DEFAULT_ISSUER, signer: str = "", **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
         """A token by recipe (`iamroles_scenarios.jose`), with the reader's role unless it says otherwise."""
@@ -306,7 +306,7 @@ class Bench:
             return
         check = {} if question is None else question.check
         shown = {key: value for key, value in check.items() if key != "authorization"}
-        sent = "\n".join([f"iam-check {shown}", *opened(str(check.get("authorization")).partition(" ")[2])])
+        sent = "\n".join([f"iam-check {shown}", *readable(str(check.get("authorization")).partition(" ")[2])])
         received = "\n".join(f"{name} = {value!r}" for name, value in sorted((seen or {}).items()))
         expected = str(dict(question.expected)) if question is not None else ""
         self._wrong.append((sentence, Evidence(sent, expected, received)))
@@ -343,7 +343,7 @@ def bench(
         override: merged over the policy.
     """
     spec = WorldSpec(policy=policy, override=override, own=own)
-    with target.worlds.borrow(spec, owner) as place, closing(Bench(target, place, flow)) as found:
+    with target.worlds.borrow(spec, owner) as loan, closing(Bench(target, loan, flow)) as found:
         yield found
 
 
@@ -368,8 +368,8 @@ def own_bench(
         how: passed to `Worlds.start`.
     """
     spec = WorldSpec(policy=policy, override=dict(override or {}), own=True)
-    place = target.worlds.start(spec, suffix or own_suffix(), **how)
-    with place.world, closing(Bench(target, place, flow)) as found:
+    loan = target.worlds.start(spec, suffix or own_suffix(), **how)
+    with loan.world, closing(Bench(target, loan, flow)) as found:
         yield found
 
 

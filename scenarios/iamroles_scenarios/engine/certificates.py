@@ -34,7 +34,7 @@ class Certificate:
         self.pem = self.public + private
 
 
-class Site:
+class ProxyCertificates:
     """The certificate that a world's HAProxy shows, and those that take its place in turn.
 
     Attributes:
@@ -115,7 +115,7 @@ def _shown(world: World, within: float) -> bytes:
         return line.getpeercert(binary_form=True) or b""
 
 
-def proxys(agent: AgentSpec, message: str) -> Exception:
+def proxy_fault(agent: AgentSpec, message: str) -> Exception:
     """Something is wrong with the proxy: a failure of an agent that brings its own configuration."""
     if "render" in agent.haproxy:
         return AgentFault(message)

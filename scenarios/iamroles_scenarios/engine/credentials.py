@@ -16,7 +16,7 @@ _HIDDEN = r"\g<1>…"
 _SECRET = re.compile(r"((?:X-Amz-Signature|X-Amz-Security-Token)=)[^&#]*", re.IGNORECASE)
 
 
-def opened(token: str) -> list[str]:
+def readable(token: str) -> list[str]:
     """A JWT's header and claims, or a pre-signed URL, as lines to read; none for what is neither."""
     if (prefix := _STS.match(token)) is not None:
         return [f"pre-signed: {_cut(_SECRET.sub(_HIDDEN, _text(token[prefix.end() :])))}"]

@@ -23,9 +23,9 @@ from iamroles_scenarios.declarations.scenario import (
     merged,
     stripped,
 )
-from iamroles_scenarios.engine.certificates import proxys
+from iamroles_scenarios.engine.certificates import proxy_fault
 from iamroles_scenarios.engine.tokens import Mint
-from iamroles_scenarios.engine.worlds import Place
+from iamroles_scenarios.engine.worlds import Loan
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
@@ -46,14 +46,14 @@ class Events:
 
     Args:
         target: agent and stage.
-        place: the world.
+        loan: the world.
         mint: its tokens.
         prove: see `Prove`.
     """
 
-    def __init__(self, target: Target, place: Place, mint: Mint, prove: Prove) -> None:
+    def __init__(self, target: Target, loan: Loan, mint: Mint, prove: Prove) -> None:
         self._target = target
-        self._place = place
+        self._place = loan
         self._mint = mint
         self._prove = prove
         self._fetches: dict[str, int] = {}
@@ -98,10 +98,10 @@ class Events:
             raise AgentFault(f"the agent did not start again: {error.message}") from error
 
     def _certificate(self, step: CertificateStep) -> None:
-        world, site = self._place.world, self._place.site
-        assert site is not None  # noqa: S101 - the scenario says that it speaks TLS
-        why = site.replace(world, step.by, self._target.scale)
-        if why and isinstance(fault := proxys(self._target.agent, why), HarnessFault):
+        world, certificates = self._place.world, self._place.certificates
+        assert certificates is not None  # noqa: S101 - the scenario says that it speaks TLS
+        why = certificates.replace(world, step.by, self._target.scale)
+        if why and isinstance(fault := proxy_fault(self._target.agent, why), HarnessFault):
             raise fault
         self._prove(step.check, why, f"another certificate by {step.by}", why)
 

@@ -249,7 +249,7 @@ class Second:
     p99: float
 
 
-class Account:
+class Outcomes:
     """What came of traffic that goes on for long: judged piece by piece, then forgotten.
 
     Args:

@@ -25,8 +25,8 @@ from iamroles_scenarios.declarations.scenario import (
     Step,
 )
 from iamroles_scenarios.declarations.timeline import BEGIN
-from iamroles_scenarios.engine.certificates import proxys
-from iamroles_scenarios.engine.credentials import opened
+from iamroles_scenarios.engine.certificates import proxy_fault
+from iamroles_scenarios.engine.credentials import readable
 from iamroles_scenarios.engine.events import Events
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
 from iamroles_scenarios.engine.ledger import Finding, Kind
@@ -37,7 +37,7 @@ from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.timeline import Timeline
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, judged, lacking, passed
-from iamroles_scenarios.engine.worlds import Place
+from iamroles_scenarios.engine.worlds import Loan
 from iamroles_scenarios.traffic.polling import NANO
 
 _ATTEMPTS = 3
@@ -57,7 +57,7 @@ def owner_of(scenario_id: str, lane: str) -> str:
 class Watcher:
     """Is told how a scenario goes while it is played; does nothing by itself."""
 
-    def begins(self, place: Place) -> None:
+    def begins(self, loan: Loan) -> None:
         """The world runs, nothing has been asked; also when the scenario is played again."""
 
     def happens(self, step: Step) -> None:
@@ -89,45 +89,45 @@ def _played(scenario: Scenario, target: Target, watcher: Watcher) -> list[CheckR
     for attempt in range(_ATTEMPTS):
         if attempt:
             recording.tried_again()
-        with _world(scenario, target, attempt) as place:
-            playing = _Playing(scenario, replace(target, scale=target.scale * 2**attempt), place, watcher)
+        with _world(scenario, target, attempt) as loan:
+            playing = _Playing(scenario, replace(target, scale=target.scale * 2**attempt), loan, watcher)
             playing.run()
             results = [playing.verdict(check) for check in scenario.planned(target.lane)]
             if any(result.verdict is Verdict.FAIL for result in results):
-                ended(place.worlds, ENDING)  # once its world is closed nobody can tell
+                ended(loan.worlds, ENDING)  # once its world is closed nobody can tell
         if not isinstance(playing.fault, TooSlow):
             break
     return results
 
 
 @contextmanager
-def _world(scenario: Scenario, target: Target, attempt: int) -> Iterator[Place]:
+def _world(scenario: Scenario, target: Target, attempt: int) -> Iterator[Loan]:
     """A timeline leaves nothing as it was: each playing has a world of its own."""
     owner = owner_of(scenario.id, target.lane)
     if scenario.traffic is None:
-        with target.worlds.borrow(scenario.world, owner) as place:
-            yield place
+        with target.worlds.borrow(scenario.world, owner) as loan:
+            yield loan
         return
     name = f"{owner}-{attempt}" if attempt else owner
     tls, signed = scenario.traffic.tls, scenario.traffic.signed * target.scale * 2**attempt
-    with closing(target.worlds.start_own(scenario.world, name, tls=tls, signed=signed)) as place:
-        yield place
+    with closing(target.worlds.start_own(scenario.world, name, tls=tls, signed=signed)) as loan:
+        yield loan
 
 
 class _Playing:
     """One playing of one scenario: tokens minted so far, and what each check has seen."""
 
-    def __init__(self, scenario: Scenario, target: Target, place: Place, watcher: Watcher) -> None:
+    def __init__(self, scenario: Scenario, target: Target, loan: Loan, watcher: Watcher) -> None:
         self._watcher = watcher
         self._scenario = scenario
         self._target = target
-        self.place = place
-        self._mint = Mint(scenario.tokens, target, place)
+        self.loan = loan
+        self._mint = Mint(scenario.tokens, target, loan)
         self._failures: dict[str, tuple[str, Evidence]] = {}
         self._proven: dict[str, int] = dict.fromkeys(scenario.checks, 0)
         self.fault: AgentFault | HarnessFault | None = None
         """What ended it early."""
-        self._events = Events(target, place, self._mint, self._shown_by_event)
+        self._events = Events(target, loan, self._mint, self._shown_by_event)
         self._timeline: Timeline | None = None
         self._running = ExitStack()
         self._remarks: dict[str, list[str]] = {}
@@ -136,10 +136,10 @@ class _Playing:
 
     def run(self) -> None:
         """Play every step of the lane; a fault ends the timeline, a failed expectation does not."""
-        player = player_for(self._target.lane, self.place.world, self._target.scale)
+        player = player_for(self._target.lane, self.loan.world, self._target.scale)
         with closing(player), self._running:
             try:
-                self._watcher.begins(self.place)
+                self._watcher.begins(self.loan)
                 for number, step in enumerate(self._scenario.steps, 1):
                     if self._target.lane in step.lanes:
                         play_step = self._step if self._scenario.traffic is None else self._in_traffic
@@ -161,8 +161,8 @@ class _Playing:
             recording.note(f"step {number}: {step.model_dump(exclude_defaults=True)}")
             self._watcher.happens(step)
             if step.wait is not None and step.wait.signer:
-                assert self._timeline and self.place.sets  # noqa: S101, PT018 - `signed`
-                self.place.sets.await_next(self._timeline.traffic)
+                assert self._timeline and self.loan.sets  # noqa: S101, PT018 - `signed`
+                self.loan.sets.await_next(self._timeline.traffic)
             else:
                 self._events.act(step)
 
@@ -226,7 +226,7 @@ class _Playing:
             if self._timeline is None:
                 self._timeline = self._running.enter_context(
                     Timeline(
-                        self.place,
+                        self.loan,
                         self._scenario.flows,
                         self._mint,
                         scale=self._target.scale,
@@ -250,8 +250,9 @@ class _Playing:
             if found.problems and window.check not in self._failures:
                 message = f"{found}: {'; '.join(found.problems)}"
                 lost = {kind for _, kind, _ in found.bad} == {Kind.LOST}
-                if lost and self.place.site is not None:  # by a handshake, or with HAProxy's old worker
-                    fault = proxys(self._target.agent, f"{message}: {found.bad[0][2]}")
+                if lost and self.loan.certificates is not None:
+                    # By a handshake, or with HAProxy's old worker.
+                    fault = proxy_fault(self._target.agent, f"{message}: {found.bad[0][2]}")
                     if isinstance(fault, HarnessFault):
                         raise fault
                 self._failures[window.check] = (message, self._shown(traffic, found))
@@ -271,7 +272,7 @@ class _Playing:
             f"flow {entry.question.flow.name}: {why}"
         )
         sent, received = entry.shown
-        sent = "\n".join([sent, *opened(entry.question.secret)])
+        sent = "\n".join([sent, *readable(entry.question.secret)])
         expected = " or ".join(map(describe, entry.right))
         return Evidence(sent, expected, received, "\n".join(trace), self._log_tails())
 
@@ -289,13 +290,13 @@ class _Playing:
         message = f"{where}: {'; '.join(differing)}"
         if name in self._failures:  # the evidence is the first step's; every step is named, with its token
             before, evidence = self._failures[name]
-            shown = "\n".join(opened(token))
+            shown = "\n".join(readable(token))
             if shown not in evidence.sent and evidence.sent.count("\nalso ") < _ALSO:
                 evidence = replace(evidence, sent=f"{evidence.sent}\nalso {where}:\n{shown}")
             self._failures[name] = (f"{before}\n  {message}", evidence)
             return
         evidence = Evidence(
-            sent="\n".join(filter(None, [seen.sent, *opened(token)])),
+            sent="\n".join(filter(None, [seen.sent, *readable(token)])),
             expected=describe(expected),
             received=seen.received,
             trace=str(seen.trace),
@@ -305,7 +306,7 @@ class _Playing:
 
     def _log_tails(self) -> dict[str, str]:
         try:
-            logs = self.place.world.logs()
+            logs = self.loan.world.logs()
         except Exception as error:  # noqa: BLE001 - a missing log must not hide the failure
             return {"logs": f"could not be read: {error}"}
         return tails(logs)

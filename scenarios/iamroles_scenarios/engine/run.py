@@ -136,8 +136,8 @@ class Run:
         shared = [job.scenario.world.model_copy(update={"own": False}) for job in self._jobs if job.scenario]
         first = shared[0] if shared else WorldSpec(policy="orders")
         worlds.plan(first, "first")
-        with worlds.borrow(first, "first") as place:
-            self.haproxy_version = place.world.haproxy.version if through_proxy else ""
+        with worlds.borrow(first, "first") as loan:
+            self.haproxy_version = loan.world.haproxy.version if through_proxy else ""
 
     def close(self) -> None:
         """Stop everything, idempotent; results not yet there are cancelled."""

@@ -24,17 +24,17 @@ from iamroles_scenarios.base.errors import AgentFault, Untestable
 from iamroles_scenarios.declarations.scenario import Step, merged
 from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.declarations.walk import Cycle, Move, walk
-from iamroles_scenarios.engine.certificates import proxys
+from iamroles_scenarios.engine.certificates import proxy_fault
 from iamroles_scenarios.engine.events import EVENT_DEADLINE, Events, children_of
 from iamroles_scenarios.engine.judged_traffic import PATIENCE
-from iamroles_scenarios.engine.ledger import Account
+from iamroles_scenarios.engine.ledger import Outcomes
 from iamroles_scenarios.engine.timeline import Timeline
 from iamroles_scenarios.engine.tokens import Mint
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
-    from iamroles_scenarios.engine.worlds import Place
+    from iamroles_scenarios.engine.worlds import Loan
 
 LEAST_ANSWERS, LEAST_EVENTS = 1000, 20
 """A run with fewer shows nothing, and counts as failed."""
@@ -76,7 +76,7 @@ class SoakResult:
 
     seed: int
     seconds: float
-    account: Account
+    outcomes: Outcomes
     events: list[SoakEvent] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     """By part."""
@@ -105,11 +105,11 @@ def soak(
         rate: questions a second.
         on_event: gets a line for each move.
     """
-    with closing(_opened(target, f"soak-{seed}")) as place:
-        return _Soak(target, place, seed=seed, rate=rate).run(seconds, on_event)
+    with closing(_opened(target, f"soak-{seed}")) as loan:
+        return _Soak(target, loan, seed=seed, rate=rate).run(seconds, on_event)
 
 
-def _opened(target: Target, owner: str) -> Place:
+def _opened(target: Target, owner: str) -> Loan:
     features, spec = target.agent.features, walk().world
     override: Any = spec.override
     for feature, more in walk().override_with.items():
@@ -142,32 +142,32 @@ class _Position:
 
 
 class _Soak:
-    def __init__(self, target: Target, place: Place, *, seed: int, rate: float) -> None:
-        self._target, self._place, self._seed, self._rate = target, place, seed, rate
+    def __init__(self, target: Target, loan: Loan, *, seed: int, rate: float) -> None:
+        self._target, self._place, self._seed, self._rate = target, loan, seed, rate
         self._scale = target.scale
         self._chance = random.Random(seed)  # noqa: S311 - an order, not a secret
         features = {name for name, value in target.agent.features.items() if value}
-        features |= {"tls"} if place.site else set()
+        features |= {"tls"} if loan.certificates else set()
         self._positions = [
             _Position(cycle, -cycle.apart) for cycle in walk().cycles if features.issuperset(cycle.needs)
         ]
         self._number = 0
-        mint = Mint(walk().tokens, target, place)
-        self._events = Events(target, place, mint, self._proved)
+        mint = Mint(walk().tokens, target, loan)
+        self._events = Events(target, loan, mint, self._proved)
         self._timeline = Timeline(
-            place, walk().flows, mint, scale=self._scale, rate=rate, connections=12, seed=seed
+            loan, walk().flows, mint, scale=self._scale, rate=rate, connections=12, seed=seed
         )
         self._traffic = self._timeline.traffic
 
     def _proved(self, _check: str, message: str, _sent: str, _received: str) -> None:
         if message:
-            raise proxys(self._target.agent, message)
+            raise proxy_fault(self._target.agent, message)
 
     def run(self, seconds: float, on_event: Callable[[str], None]) -> SoakResult:
         sets = self._place.sets
         with self._timeline:
             begin = self._traffic.steps[BEGIN].begin
-            found = SoakResult(self._seed, seconds, Account(self._traffic.ledger, begin))
+            found = SoakResult(self._seed, seconds, Outcomes(self._traffic.ledger, begin))
             try:
                 self._step(walk().begin, "at the begin")
                 self._traffic.wait(50)
@@ -176,7 +176,7 @@ class _Soak:
                     event = self._move(found, begin)
                     on_event(f"{event.at:7.1f} s  {event.name}, {event.took:.2f} s")
                     before = now() - round((PATIENCE + _JUDGED) * self._scale * NANO)
-                    found.account.settle(before)
+                    found.outcomes.settle(before)
                     if sets is not None:
                         sets.forget(before)
                     self._measure(found, begin)
@@ -184,7 +184,7 @@ class _Soak:
                     world.agent.start()
             except AgentFault as fault:
                 found.problems.append(fault.message)
-        found.account.settle(now())
+        found.outcomes.settle(now())
         found.keys = 0 if sets is None else len(sets.signed)
         _judge(found)
         return found
@@ -221,7 +221,7 @@ class _Soak:
         ended, position.ended = now(), time.monotonic()
         event.took = (ended - began) / NANO
         if move.fault:
-            found.account.excuses.append((began, ended + round(RECOVERS * self._scale * NANO)))
+            found.outcomes.excuses.append((began, ended + round(RECOVERS * self._scale * NANO)))
         return event
 
     def _play(self, move: Move) -> None:
@@ -283,14 +283,14 @@ def used(pid: int) -> tuple[int, int]:
 
 
 def _judge(found: SoakResult) -> None:
-    account = found.account
+    outcomes = found.outcomes
     for happened, later in zip(found.events, [*found.events[1:], None], strict=True):
         end = found.seconds + 60.0 if later is None else later.at
-        late = [at - happened.at for at in account.late if happened.at <= at < end]
+        late = [at - happened.at for at in outcomes.late if happened.at <= at < end]
         happened.recovered = max(late, default=0.0)
-    found.problems += [f"{count} answers: {kind}" for kind, count in account.bad.items()]
-    if account.answers < LEAST_ANSWERS:
-        found.problems.append(f"{account.answers} answers, fewer than {LEAST_ANSWERS}: nothing was shown")
+    found.problems += [f"{count} answers: {kind}" for kind, count in outcomes.bad.items()]
+    if outcomes.answers < LEAST_ANSWERS:
+        found.problems.append(f"{outcomes.answers} answers, fewer than {LEAST_ANSWERS}: nothing was shown")
     if len(found.events) < LEAST_EVENTS:
         found.problems.append(f"{len(found.events)} events, fewer than {LEAST_EVENTS}: nothing was shown")
     if found.seconds < _FLAT_FROM:

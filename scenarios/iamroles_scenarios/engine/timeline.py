@@ -14,14 +14,14 @@ from iamroles_scenarios.engine.ledger import Flow
 if TYPE_CHECKING:
     from iamroles_scenarios.declarations.scenario import FlowSpec, Step
     from iamroles_scenarios.engine.tokens import Mint
-    from iamroles_scenarios.engine.worlds import Place
+    from iamroles_scenarios.engine.worlds import Loan
 
 
 class Timeline:
     """A context in which the traffic flows.
 
     Args:
-        place: the world.
+        loan: the world.
         flows: what is asked, by name.
         mint: makes their tokens.
         scale: multiplies deadlines.
@@ -30,16 +30,16 @@ class Timeline:
 
     def __init__(
         self,
-        place: Place,
+        loan: Loan,
         flows: Mapping[str, FlowSpec],
         mint: Mint,
         *,
         scale: float,
         **how: Any,  # noqa: ANN401 - of `JudgedTraffic`
     ) -> None:
-        self._place, self._specs, self._mint, self._scale = place, flows, mint, scale
-        proxy, site = place.world.proxy, place.site
-        tls = None if site is None else site.tls
+        self._place, self._specs, self._mint, self._scale = loan, flows, mint, scale
+        proxy, certificates = loan.world.proxy, loan.certificates
+        tls = None if certificates is None else certificates.tls
         self.traffic = JudgedTraffic((proxy.host, proxy.port), scale=scale, tls=tls, **how)
         self._beside = ExitStack()
         """The traffic, and the fetching of keys beside it."""
@@ -82,8 +82,8 @@ class Timeline:
         """
         with self.traffic.step(name) as times:
             act()
-        if self._place.site is not None:
-            self.traffic.trust(self._place.site.tls)
+        if self._place.certificates is not None:
+            self.traffic.trust(self._place.certificates.tls)
         for flow, expect in step.then.items():
             self.traffic.change(flow, expect, by=name, settles=step.settles)
         for flow, spec in self._specs.items():

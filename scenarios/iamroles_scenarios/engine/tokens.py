@@ -16,7 +16,7 @@ from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import HarnessFault
 from iamroles_scenarios.declarations.documents import Json
 from iamroles_scenarios.declarations.scenario import CloudStep
-from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Place
+from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Loan
 from iamroles_scenarios.jose import mint_for
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class Mint:
     Args:
         recipes: by name (`Scenario.tokens`).
         target: its stage's cloud, its worlds' issuers; its scale multiplies `lives`.
-        place: the world, which may have issuers of its own.
+        loan: the world, which may have issuers of its own.
     """
 
-    def __init__(self, recipes: Mapping[str, Mapping[str, Any]], target: Target, place: Place) -> None:
+    def __init__(self, recipes: Mapping[str, Mapping[str, Any]], target: Target, loan: Loan) -> None:
         self._recipes = recipes
         self._target = target
-        self._place = place
+        self._place = loan
         self._tokens: dict[str, Minted] = {}
         self._sessions: dict[str, SessionKeys] = {}
         self._saved: dict[str, dict[str, str]] = {}

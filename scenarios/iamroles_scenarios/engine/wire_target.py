@@ -18,7 +18,7 @@ from iamroles_scenarios.wire.target import Process, WireTarget
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
-    from iamroles_scenarios.engine.worlds import Place
+    from iamroles_scenarios.engine.worlds import Loan
 
 _SLOW = 2.0
 """Seconds, times the scale, that the slow issuer keeps its key set back."""
@@ -80,35 +80,35 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
     """The wire lane's target, on a world of its own that ends with it."""
     by_sts = target.agent.features.get("sts") and not target.agent.features.get("oidc")
     world = _STS_WORLD if by_sts else _WORLD
-    with target.worlds.borrow(world, "wire") as place:
-        agent = place.world.agent
-        credential = _presigned(target, place) if by_sts else _token(target, place, {"roles": ["reader"]})
+    with target.worlds.borrow(world, "wire") as loan:
+        agent = loan.world.agent
+        credential = _presigned(target, loan) if by_sts else _token(target, loan, {"roles": ["reader"]})
         yield WireTarget(
             agent.spop_address,
             time_scale=target.scale,
             allowed=_question(credential, "/orders/1"),
             refused=_question(credential, "/admin"),
-            slow=(_slow_sts if by_sts else _slow)(target, place),
-            crowded=None if by_sts else _question(_token(target, place, _CROWD), "/c"),
+            slow=(_slow_sts if by_sts else _slow)(target, loan),
+            crowded=None if by_sts else _question(_token(target, loan, _CROWD), "/c"),
             features=frozenset(name for name, value in target.agent.features.items() if value),
             pid=agent.pid,
             logs=agent.logs,
             ended=lambda: agent.ended(_ENDING),
-            launch=lambda settings: _launched(target, place, settings),
+            launch=lambda settings: _launched(target, loan, settings),
         )
 
 
-def _token(target: Target, place: Place, recipe: Mapping[str, Any]) -> str:
-    issuers = {name: target.worlds.issuer(place.issuer(name)) for name in ("corp", "slow", "crowd")}
+def _token(target: Target, loan: Loan, recipe: Mapping[str, Any]) -> str:
+    issuers = {name: target.worlds.issuer(loan.issuer(name)) for name in ("corp", "slow", "crowd")}
     return mint_for({"exp": "+15m", **recipe}, issuers, time.time(), default="corp")
 
 
-def _presigned(target: Target, place: Place, name: str = "wire") -> str:
+def _presigned(target: Target, loan: Loan, name: str = "wire") -> str:
     """Proof of a session of the reader's role, which no proof before it was of."""
     cloud = target.stage.cloud
     role = cloud.account("111111111111").ensure_role("reader")
     session = cloud.assume(role, f"s-{secrets.token_hex(4)}")
-    return cloud.presign_caller_identity(session, "edge-a", {}, host=f"{name}{place.suffix}.sts.example")
+    return cloud.presign_caller_identity(session, "edge-a", {}, host=f"{name}{loan.suffix}.sts.example")
 
 
 def _question(credential: str, path: str) -> dict[str, Any]:
@@ -121,32 +121,32 @@ def _question(credential: str, path: str) -> dict[str, Any]:
     }
 
 
-def _slow(target: Target, place: Place) -> Callable[[], Mapping[str, Any]]:
+def _slow(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
     """Questions that the agent cannot answer before a slow issuer has shown it a new key."""
-    issuer, numbers = target.worlds.issuer(place.issuer("slow")), itertools.count(1)
+    issuer, numbers = target.worlds.issuer(loan.issuer("slow")), itertools.count(1)
 
     def question() -> Mapping[str, Any]:
         issuer.fault("jwks", "slow", seconds=_SLOW * target.scale)
         key = issuer.add_key("ES256", kid=f"slow-{next(numbers)}")
         recipe = {"issuer": "slow", "key": key.kid, "roles": ["reader"]}
-        return _question(_token(target, place, recipe), "/orders/1")
+        return _question(_token(target, loan, recipe), "/orders/1")
 
     return question
 
 
-def _slow_sts(target: Target, place: Place) -> Callable[[], Mapping[str, Any]]:
+def _slow_sts(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
     """Questions that the agent cannot answer before a slow STS has."""
 
     def question() -> Mapping[str, Any]:
-        host = f"wire-slow{place.suffix}.sts.example"
+        host = f"wire-slow{loan.suffix}.sts.example"
         target.stage.cloud.fault(f"GetCallerIdentity@{host}", "slow", seconds=_SLOW * target.scale)
-        return _question(_presigned(target, place, "wire-slow"), "/orders/1")
+        return _question(_presigned(target, loan, "wire-slow"), "/orders/1")
 
     return question
 
 
 @contextmanager
-def _launched(target: Target, place: Place, settings: Mapping[str, Any]) -> Iterator[Process]:
-    policy = merged(place.policy, {"agent": dict(settings)} if settings else {})
+def _launched(target: Target, loan: Loan, settings: Mapping[str, Any]) -> Iterator[Process]:
+    policy = merged(loan.policy, {"agent": dict(settings)} if settings else {})
     with target.stage.world(target.agent, policy, haproxy=False) as world:
         yield world.agent

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import StageError, Untestable
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
-from iamroles_scenarios.engine.certificates import Site
+from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.setups import ENDING, answers, ended, uses
 from iamroles_scenarios.stage.rendering import SHIPPED
@@ -43,7 +43,7 @@ _ISSUER = re.compile(r"(\{idp\}/)([A-Za-z0-9_-]+)")
 
 
 @dataclass(slots=True)
-class Place:
+class Loan:
     """A world on loan to a scenario."""
 
     world: World
@@ -53,7 +53,7 @@ class Place:
     """What the names of its issuers end in."""
     second: World | None = None
     """Where HAProxy asks two agents: the other one, without a HAProxy of its own."""
-    site: Site | None = None
+    certificates: ProxyCertificates | None = None
     """HAProxy's certificates, where it speaks TLS."""
     sets: KeySets | None = None
     """The keys of the signed identity, where agents sign it."""
@@ -86,7 +86,7 @@ def _renamed(policy: dict[str, Any], suffix: str) -> dict[str, Any]:
 @dataclass(slots=True)
 class _Slot:
     lock: threading.Lock = field(default_factory=threading.Lock)
-    place: Place | None = None
+    loan: Loan | None = None
     fault: Exception | None = None
 
 
@@ -114,9 +114,9 @@ class Worlds:
         self._lock = threading.Lock()
         self._starting = threading.Semaphore(_STARTS)
         self._issuers: dict[str, IssuerHandle] = {}
-        self.on_shared: Callable[[Place], None] | None = None
+        self.on_shared: Callable[[Loan], None] | None = None
         """Called with each world that is started to be shared; `on_release` before it is closed."""
-        self.on_release: Callable[[Place], None] | None = None
+        self.on_release: Callable[[Loan], None] | None = None
 
     def issuer(self, name: str) -> IssuerHandle:
         """The mock issuer of a name, created when first asked for."""
@@ -131,7 +131,7 @@ class Worlds:
             self._planned[_key(spec, owner)] += 1
 
     @contextmanager
-    def borrow(self, spec: WorldSpec, owner: str) -> Iterator[Place]:
+    def borrow(self, spec: WorldSpec, owner: str) -> Iterator[Loan]:
         """A running world for a scenario.
 
         Args:
@@ -147,31 +147,31 @@ class Worlds:
             self._idle.pop(key, None)
             self._lent[key] += 1
         try:
-            place = self._opened(slot, spec, owner)
-            for world in place.worlds:
+            loan = self._opened(slot, spec, owner)
+            for world in loan.worlds:
                 uses(world)
             try:
-                yield place
+                yield loan
             except Exception:
-                ended(place.worlds, ENDING)  # once its world is closed nobody can tell
+                ended(loan.worlds, ENDING)  # once its world is closed nobody can tell
                 raise
         finally:
             self._release(key, slot, own=spec.own)
 
-    def _opened(self, slot: _Slot, spec: WorldSpec, owner: str) -> Place:
+    def _opened(self, slot: _Slot, spec: WorldSpec, owner: str) -> Loan:
         with slot.lock:
             if slot.fault is not None:
                 raise slot.fault
-            if slot.place is None:
+            if slot.loan is None:
                 suffix = self.namespace + (f"-{_slug(owner)}" if spec.own else "")
                 try:
-                    slot.place = self.start(spec, suffix)
+                    slot.loan = self.start(spec, suffix)
                     if self.on_shared is not None and not spec.own:
-                        self.on_shared(slot.place)
+                        self.on_shared(slot.loan)
                 except Exception as error:
                     slot.fault = error
                     raise
-            return slot.place
+            return slot.loan
 
     def start(
         self,
@@ -181,7 +181,7 @@ class Worlds:
         tls: bool = False,
         signed: float = 0.0,
         **how: Any,  # noqa: ANN401 - of `Stage.world`
-    ) -> Place:
+    ) -> Loan:
         """A world that nobody else gets; the caller closes it.
 
         Args:
@@ -206,9 +206,9 @@ class Worlds:
         # Many worlds are asked over SPOP alone. What stands between HAProxy and the agent is there at once.
         late = "between" not in how and not tls
         how = {"haproxy": self._haproxy, "settings": spec.settings, "late": late, **how}
-        site = Site() if tls else None
-        if site is not None:
-            how |= {"settings": how["settings"] | site.settings, "files": site.files}
+        certificates = ProxyCertificates() if tls else None
+        if certificates is not None:
+            how |= {"settings": how["settings"] | certificates.settings, "files": certificates.files}
         agent, second = self._agent, None
         if spec.agents == 2:
             second = self._served(agent, policy, haproxy=False)
@@ -219,14 +219,14 @@ class Worlds:
         except BaseException as error:
             if second is not None:
                 self._stage.release(second)
-            if site is not None and isinstance(error, StageError) and "haproxy" in error.logs:
+            if certificates is not None and isinstance(error, StageError) and "haproxy" in error.logs:
                 why = "HAProxy's configuration must split IAM_BIND into words, as `bind` takes them"
                 raise Untestable(f"{why} (docs/stage.md): {error.message}") from error
             raise
-        place = Place(world, policy, suffix, second, site)
+        loan = Loan(world, policy, suffix, second, certificates)
         if signed:
-            place.sets = KeySets([one.agent for one in place.worlds], signed)
-        return place
+            loan.sets = KeySets([one.agent for one in loan.worlds], signed)
+        return loan
 
     def _served(self, agent: AgentSpec, policy: dict[str, Any], **how: Any) -> World:  # noqa: ANN401
         """A world whose agent serves the address that it announces."""
@@ -242,7 +242,7 @@ class Worlds:
         uses(world)
         return world
 
-    def start_own(self, spec: WorldSpec, owner: str, **how: Any) -> Place:  # noqa: ANN401 - as `start`
+    def start_own(self, spec: WorldSpec, owner: str, **how: Any) -> Loan:  # noqa: ANN401 - as `start`
         """As `start`, named after its owner."""
         return self.start(spec, f"{self.namespace}-{_slug(owner)}", **how)
 
@@ -276,11 +276,11 @@ class Worlds:
             self._let_go(slot)
 
     def _let_go(self, slot: _Slot) -> None:
-        if slot.place is not None:
+        if slot.loan is not None:
             if self.on_release is not None:
-                self.on_release(slot.place)
-            slot.place.close()
-            slot.place = None
+                self.on_release(slot.loan)
+            slot.loan.close()
+            slot.loan = None
 
     def close(self) -> None:
         """Stop every world that still runs, also under scenarios that are being played; start no other."""

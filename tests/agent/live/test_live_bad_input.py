@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from iamroles_agent.live.console import Console, ConsoleError
-from iamroles_scenarios.checks.live.stream import Shape, Stream
+from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.stage import haproxies, open_stage
@@ -58,7 +58,7 @@ def stream_of(stage, world, stack, life):
     recipe = {"roles": [READER], "issuer": "corp", "signer": "corp", "exp": life}
     token = mint_for(recipe, {"corp": stage.issuer}, time.time())
     here = SimpleNamespace(world=world)
-    stream = stack.enter_context(closing(Stream(here, Shape("websocket"), "/live/reader", token)))
+    stream = stack.enter_context(closing(Stream(here, StreamShape("websocket"), "/live/reader", token)))
     assert stream.opened(PATIENCE), stream.status
     return stream
 

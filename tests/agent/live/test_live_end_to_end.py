@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from iamroles_agent.commands.revoke import revoke
 from iamroles_agent.commands.sessions import sessions
 from iamroles_agent.processes import local_socket
-from iamroles_scenarios.checks.live.stream import Shape, Stream
+from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -44,7 +44,7 @@ class Gate:
     def stream(self, sub, role="reader", kind="websocket", **recipe):
         token = self.here.token(sub=sub, roles=[role], **{"exp": "+15m", **recipe})
         found = self._stack.enter_context(
-            closing(Stream(self.here, Shape(kind, busy=False), f"/live/{role}", token))
+            closing(Stream(self.here, StreamShape(kind, busy=False), f"/live/{role}", token))
         )
         assert found.opened(PATIENCE), found.status
         found.token = token

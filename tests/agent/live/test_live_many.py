@@ -8,7 +8,7 @@ import time
 import pytest
 
 from iamroles_scenarios.checks.live.losses import revoke
-from iamroles_scenarios.checks.live.stream import Shape
+from iamroles_scenarios.checks.live.stream import StreamShape
 from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -38,7 +38,7 @@ def gate():
 def opened(here, role, count):
     """So many silent WebSockets of a role."""
     token = here.token(sub=role, roles=[role], exp="+30m")
-    head = Shape("websocket", busy=False).head(f"/live/{role}", token)
+    head = StreamShape("websocket", busy=False).head(f"/live/{role}", token)
     found = []
     while len(found) < count:
         some = [

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from iamroles_scenarios.checks.live.stream import Shape, Stream
+from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -50,7 +50,7 @@ def refused(here, stack, shape, path):
 @pytest.mark.parametrize(("kind", "what"), [("websocket", "upgrades"), ("events", "event streams")])
 def test_where_streams_may_not_live_the_remedy_is_told(here, kind, what):
     with ExitStack() as stack:
-        said = refused(here, stack, Shape(kind), "/plain/a")
+        said = refused(here, stack, StreamShape(kind), "/plain/a")
 
     assert said == (403, "streams_off", f"{what} need streams = true in backend plain of the policy")
 
@@ -63,10 +63,12 @@ def test_a_stream_without_room_for_its_entry_is_refused(here, kind):
     )
     haproxy.reload()
     with ExitStack() as stack:
-        first = stack.enter_context(closing(Stream(here, Shape("websocket"), "/live/reader", here.token())))
+        first = stack.enter_context(
+            closing(Stream(here, StreamShape("websocket"), "/live/reader", here.token()))
+        )
         assert first.opened(PATIENCE), first.status
 
-        said = refused(here, stack, Shape(kind), "/live/reader")
+        said = refused(here, stack, StreamShape(kind), "/live/reader")
 
     assert said == (503, "streams_full", "-")
 

@@ -52,7 +52,7 @@ def algorithms(target: Target) -> str:
         lacking = []
         for name in (*NEEDED, *OPTIONAL):
             own = entry(0, issuer=_URL, jwks_uri=f"{issuer.url}/jwks", algorithms=[name])
-            policy = {**here.place.policy, "issuers": [*here.place.policy["issuers"], own]}
+            policy = {**here.loan.policy, "issuers": [*here.loan.policy["issuers"], own]}
             if not here.reload(policy).get("reloaded"):
                 lacking.append(name)
                 if name in NEEDED:

@@ -49,7 +49,7 @@ def events(target: Target) -> str:
             if recipe is None and here.target.lacks(["sts"]):
                 continue
             shown = _credential(here, recipe)
-            for number, (policy, answer) in enumerate(_policies(here.place.policy, name, row)):
+            for number, (policy, answer) in enumerate(_policies(here.loan.policy, name, row)):
                 here.must_reload(policy, f"{name}, change {number}")
                 reloads += 1
                 what = f"{name}, after change {number}"

@@ -96,13 +96,13 @@ def keys_of_issuers(target: Target) -> str:
     rows = [(key, row) for key, rows in TABLES["issuers"].items() for row in rows]
     with derived(target, "identity.derived.issuers") as here:
         here.issuer("partner")
-        now, base = int(time.time()), here.place.policy
+        now, base = int(time.time()), here.loan.policy
         asked = [
             _questions(here, f"issuers.{key}", number, row, now) for number, (key, row) in enumerate(rows)
         ]
         for without, when in _CHANGES:
             issuers = [
-                here.place.own(_entry(number, key, row, without=without))
+                here.loan.own(_entry(number, key, row, without=without))
                 for number, (key, row) in enumerate(rows)
             ]
             here.must_reload({**base, "issuers": [*base["issuers"], *issuers]}, "the keys of issuers")
@@ -111,7 +111,7 @@ def keys_of_issuers(target: Target) -> str:
             here.ask_all(questions, when, again=not when.startswith("again"))
         for key, bounds in TABLES["limits"].items():
             for number, row in enumerate(bounds, 1000):
-                issuer = here.place.own(_entry(number, "", row, without=False))
+                issuer = here.loan.own(_entry(number, "", row, without=False))
                 pair = _questions(here, f"limits.{key}", number, row, now)
                 for without, when in _CHANGES[:2]:
                     value = _value(row, without=without)
@@ -132,7 +132,7 @@ def keys_of_endpoints(target: Target) -> str:
     with derived(target, "identity.derived.endpoints") as here:
         session = here.session("kiosk")
         for key, rows in TABLES["sts"].items():
-            host = f"{key.replace('_', '-')}{here.place.suffix}.sts.example"
+            host = f"{key.replace('_', '-')}{here.loan.suffix}.sts.example"
             usual = {"name": "sts-one", "endpoint": "{sts}", "hosts": [host], "binding_value": EDGE}
             for row in filled(rows, {"host": host}):
                 shown = [
@@ -143,7 +143,7 @@ def keys_of_endpoints(target: Target) -> str:
                     value = _value(row, without=without)
                     changed = usual | {"insecure_http": True, key: value}
                     endpoint = {name: each for name, each in changed.items() if each is not None}
-                    here.must_reload({**here.place.policy, "sts": [endpoint]}, f"sts.{key}")
+                    here.must_reload({**here.loan.policy, "sts": [endpoint]}, f"sts.{key}")
                     questions = [
                         Question(f"sts.{key} = {row['values'][0]!r}", asked, expected(answers[without]))
                         for asked, (_, *answers) in zip(shown, row["asked"], strict=True)

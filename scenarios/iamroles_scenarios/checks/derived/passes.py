@@ -74,7 +74,7 @@ def passes(target: Target) -> str:
         checks = [_asked(here, number, row) for number, row in enumerate(PASSES.values())]
         for number, when in enumerate(("", "its cause has ended: ", "its cause is back: ")):
             ended = number == 1
-            here.must_reload(here.place.own(policy(here.place.policy, ended=ended)), f"change {number}")
+            here.must_reload(here.loan.own(policy(here.loan.policy, ended=ended)), f"change {number}")
             questions = [
                 Question(reason, asked, ALLOW if ended else refusal(reason))
                 for reason, asked in zip(PASSES, checks, strict=True)

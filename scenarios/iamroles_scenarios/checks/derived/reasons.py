@@ -141,7 +141,7 @@ def reasons(target: Target) -> str:
 def _of_sts(here: Bench) -> Iterator[Question]:
     keys = here.session("kiosk")
     for reason, (host, recipe) in _STS.items():
-        text = here.credential(keys, host=f"{host}{here.place.suffix}.sts.example", **recipe)
+        text = here.credential(keys, host=f"{host}{here.loan.suffix}.sts.example", **recipe)
         yield Question(
             f"{reason} by {recipe or host}", iam_check(text), refusal(reason, status=REASONS[reason][0])
         )

@@ -81,7 +81,7 @@ def refused(target: Target) -> str:
     saw before.
     """
     with derived(target, "policy.derived.refused") as here:
-        base = whole(here.place.policy)
+        base = whole(here.loan.policy)
         here.must_reload({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")
         here.must_reload({**base, "x-other": {"grants": [1]}}, "another vendor's table is ignored: 6.1")
         good = [Question("before", iam_check(here.token(roles=["kiosk"])), ALLOW)]

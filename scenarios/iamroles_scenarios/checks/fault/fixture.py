@@ -24,7 +24,7 @@ from iamroles_scenarios.engine.http import HttpConnection
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.players import observed, raw_request
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Place
+from iamroles_scenarios.engine.worlds import Loan
 
 BACK = 20.0
 """Seconds, times the scale, within which callers are served when a fault is over."""
@@ -41,9 +41,9 @@ FAULTY = (500, 502, 503, 504)
 class FaultBench(Bench):
     """A world of its own, its callers, and how soon they were served after each fault."""
 
-    def __init__(self, target: Target, place: Place, flow: str) -> None:
-        super().__init__(target, place, flow)
-        self.address = place.world.proxy.host, place.world.proxy.port
+    def __init__(self, target: Target, loan: Loan, flow: str) -> None:
+        super().__init__(target, loan, flow)
+        self.address = loan.world.proxy.host, loan.world.proxy.port
         """Where clients ask."""
         self.recoveries: dict[str, float] = {}
         """Seconds from the end of each fault to the first good answer."""
@@ -193,7 +193,7 @@ def fault_bench(
     how: dict[str, Any] = {"settings": settings, "between": between}
     with (
         own_bench(target, "orders", suffix, override=override, **how) as world,
-        closing(FaultBench(target, world.place, "fault")) as here,
+        closing(FaultBench(target, world.loan, "fault")) as here,
     ):
         if start:
             here.must_recover("start", [here.caller(SERVED)] if sts else None)

@@ -28,14 +28,14 @@ def _taken_up(target: Target, **override: Any) -> Iterator[Bench | None]:  # noq
     """The bench under a changed policy; None where the agent refused it, and the old one holds."""
     with _turn, bench(target, "identity", limits={"max_token_bytes": 8000}) as here:
         here.expect("the sound policy", here.token("corp"), ALLOWED)
-        if not here.reload(merged(here.place.policy, override))["reloaded"]:
+        if not here.reload(merged(here.loan.policy, override))["reloaded"]:
             here.expect("the sound policy, after a refused one", here.token("corp", sub="bob"), ALLOWED)
             yield None
             return
         try:
             yield here
         finally:
-            if not here.reload(here.place.policy)["reloaded"]:
+            if not here.reload(here.loan.policy)["reloaded"]:
                 raise CheckFailed("the sound policy was refused", Evidence(expected="reloaded"))
 
 

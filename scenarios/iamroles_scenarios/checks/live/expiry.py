@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 
-from iamroles_scenarios.checks.live.stream import KINDS, Shape, Stream, Watched
+from iamroles_scenarios.checks.live.stream import KINDS, ObservedStream, Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.target import Target
@@ -13,10 +13,12 @@ LIFE = "+4s"
 AFTER = 1.0
 """Seconds, times the scale, in which a stream must be over. The distribution is measured by a benchmark."""
 OPEN = 3.0
-SHAPES = tuple(Shape(kind, busy) for kind in KINDS for busy in (True, False))
+SHAPES = tuple(StreamShape(kind, busy) for kind in KINDS for busy in (True, False))
 
 
-def opened(here: Bench, stack: ExitStack, shape: Shape, token: str, path: str = "/live/reader") -> Stream:
+def opened(
+    here: Bench, stack: ExitStack, shape: StreamShape, token: str, path: str = "/live/reader"
+) -> Stream:
     """A stream that is under way."""
     stream = stack.enter_context(closing(Stream(here, shape, path, token)))
     if not stream.opened(here.seconds(OPEN)):
@@ -24,7 +26,7 @@ def opened(here: Bench, stack: ExitStack, shape: Shape, token: str, path: str = 
     return stream
 
 
-def ended(here: Bench, stream: Watched, due: float, what: str) -> None:
+def ended(here: Bench, stream: ObservedStream, due: float, what: str) -> None:
     """It must be over soon after a moment, and not before."""
     if not stream.until(due + here.seconds(AFTER)):
         raise here.failed(f"{stream.shape}: still open {AFTER:g} s after {what}")
@@ -39,7 +41,7 @@ def expiry(target: Target) -> None:
     All at once, next to one whose token lasts: that one goes on.
     """
     with bench(target, "live", "live.expiry") as here, ExitStack() as stack:
-        lasting = opened(here, stack, Shape("websocket"), here.token(exp="+15m"))
+        lasting = opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))
         short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
         for stream in short:
             ended(here, stream, stream.expires, "its token's end")
@@ -54,7 +56,7 @@ def late(target: Target) -> None:
     A WebSocket is busy, falls silent, and its silence is younger than any timeout when the token ends.
     """
     with bench(target, "live", "live.late") as here, ExitStack() as stack:
-        stream = opened(here, stack, Shape("websocket", busy=False), here.token(exp=LIFE))
+        stream = opened(here, stack, StreamShape("websocket", busy=False), here.token(exp=LIFE))
         stream.until(stream.expires - 1.0)
         if not stream.moves(here.seconds(0.5), stream.say):
             raise here.failed("a WebSocket does not echo before its token's end")
@@ -70,8 +72,8 @@ def elsewhere(target: Target) -> None:
     with bench(target, "live", "live.elsewhere") as here, ExitStack() as stack:
         token = here.token(exp="+15m")
         for kind in ("websocket", "events"):
-            stream = stack.enter_context(closing(Stream(here, Shape(kind), "/plain/a", token)))
+            stream = stack.enter_context(closing(Stream(here, StreamShape(kind), "/plain/a", token)))
             if (status := stream.answered(here.seconds(OPEN))) != 403:
                 raise here.failed(f"{kind} to a backend without streams: status {status}, expected 403")
-        download = opened(here, stack, Shape("download"), here.token(exp=LIFE), "/plain/a")
+        download = opened(here, stack, StreamShape("download"), here.token(exp=LIFE), "/plain/a")
         ended(here, download, download.expires, "its token's end")

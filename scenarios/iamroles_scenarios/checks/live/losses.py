@@ -9,7 +9,7 @@ from typing import Any
 
 from iamroles_scenarios.checks.live.expiry import AFTER, SHAPES, ended, opened
 from iamroles_scenarios.checks.live.revoking import WITHIN, revoke
-from iamroles_scenarios.checks.live.stream import Shape, Stream
+from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.target import Target
@@ -18,7 +18,7 @@ from iamroles_scenarios.stage.agent_handle import AgentHandle
 LIFE = "+6s"
 HALT = 1.5
 """Seconds for which the proxy is frozen."""
-FEW = (Shape("websocket"), Shape("websocket", busy=False), Shape("events"))
+FEW = (StreamShape("websocket"), StreamShape("websocket", busy=False), StreamShape("events"))
 
 
 def two(here: Bench, stack: ExitStack, **recipe: Any) -> tuple[list[Stream], list[Stream]]:  # noqa: ANN401 - a token's recipe
@@ -54,7 +54,7 @@ def alone(target: Target) -> None:
     The agent is killed while they are open.
     """
     with bench(target, "live", "live.alone", own=True) as here, ExitStack() as stack:
-        lasting = [opened(here, stack, Shape("websocket"), here.token(exp="+15m"))]
+        lasting = [opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))]
         short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
         here.world.agent.kill()
         for stream in short:
@@ -69,7 +69,7 @@ def halted(target: Target) -> None:
     Its worker is frozen, as by a host that is short of CPU or is moved.
     """
     with bench(target, "live", "live.halted", own=True) as here, ExitStack() as stack:
-        lasting = [opened(here, stack, Shape("websocket"), here.token(exp="+15m"))]
+        lasting = [opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))]
         short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
         worker = here.world.haproxy.worker
         here.world.haproxy.send_to(worker, signal.SIGSTOP)
@@ -98,7 +98,7 @@ def agents(target: Target) -> None:
         neighbour = here.world.neighbour()
         _agents(here, neighbour)
         going, staying = two(here, stack)
-        short = opened(here, stack, Shape("download", busy=False), here.token(exp=LIFE), "/plain/a")
+        short = opened(here, stack, StreamShape("download", busy=False), here.token(exp=LIFE), "/plain/a")
         here.world.agent.kill()
         ended(here, short, short.expires, "its token's end, its agent lost")
         _agents(here, neighbour, principals=["alice"])

@@ -13,23 +13,23 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.checks.live.stream import BEAT, Shape, Watched
+from iamroles_scenarios.checks.live.stream import BEAT, ObservedStream, StreamShape
 from iamroles_scenarios.engine.bench import Bench
 
 _CONNECT = 5.0
 
 
-class Multiplexed(Watched):
+class Multiplexed(ObservedStream):
     """One stream of a connection."""
 
-    def __init__(self, connection: Connection, number: int, shape: Shape, token: str) -> None:
+    def __init__(self, connection: H2Client, number: int, shape: StreamShape, token: str) -> None:
         super().__init__(shape, token)
         self.number = number
         self._connection = connection
 
     def say(self) -> None:
         """Send one piece on an idle WebSocket."""
-        self._connection.send(self, Shape("websocket").beat)
+        self._connection.send(self, StreamShape("websocket").beat)
 
     def saw(self, event: Event) -> None:
         match event:
@@ -45,7 +45,7 @@ class Multiplexed(Watched):
                 self.end()
 
 
-class Connection:
+class H2Client:
     """A connection to a gate with prior knowledge of HTTP/2, read and fed by a thread.
 
     Args:
@@ -70,7 +70,7 @@ class Connection:
         self._thread.start()
         self._settled.wait(_CONNECT)
 
-    def stream(self, shape: Shape, path: str, token: str) -> Multiplexed:
+    def stream(self, shape: StreamShape, path: str, token: str) -> Multiplexed:
         with self._lock:
             number = self._h2.get_next_available_stream_id()
             found = self._streams[number] = Multiplexed(self, number, shape, token)

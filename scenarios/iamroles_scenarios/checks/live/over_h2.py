@@ -6,9 +6,9 @@ import time
 from contextlib import ExitStack, closing
 
 from iamroles_scenarios.checks.live.expiry import AFTER, LIFE, OPEN, SHAPES, ended
-from iamroles_scenarios.checks.live.multiplexed import Connection, Multiplexed
+from iamroles_scenarios.checks.live.multiplexed import H2Client, Multiplexed
 from iamroles_scenarios.checks.live.revoking import WITHIN, revoke
-from iamroles_scenarios.checks.live.stream import KINDS, Shape
+from iamroles_scenarios.checks.live.stream import KINDS, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import Bench, bench
@@ -18,9 +18,9 @@ _SECOND_HEAD = "ProtocolError: Trailers"
 _TIMES = 4
 
 
-def connected(here: Bench, stack: ExitStack) -> Connection:
+def connected(here: Bench, stack: ExitStack) -> H2Client:
     """A connection whose proxy speaks HTTP/2 and takes WebSockets there."""
-    found = stack.enter_context(closing(Connection(here)))
+    found = stack.enter_context(closing(H2Client(here)))
     if not found.webs:
         raise here.failed("the proxy does not offer WebSockets over HTTP/2 (RFC 8441), or no HTTP/2")
     return found
@@ -32,14 +32,14 @@ def under_way(here: Bench, stream: Multiplexed) -> None:
         raise here.failed(f"{stream.shape} over HTTP/2 did not begin: status {stream.status or 'none'}")
 
 
-def opened(here: Bench, line: Connection, shape: Shape, token: str, path: str) -> Multiplexed:
+def opened(here: Bench, line: H2Client, shape: StreamShape, token: str, path: str) -> Multiplexed:
     """A stream that is under way."""
     stream = line.stream(shape, path, token)
     under_way(here, stream)
     return stream
 
 
-def going_on(here: Bench, line: Connection, streams: list[Multiplexed], what: str) -> None:
+def going_on(here: Bench, line: H2Client, streams: list[Multiplexed], what: str) -> None:
     """The connection and all these streams must be open, and move where they are busy."""
     if line.over.is_set():
         raise here.failed(f"the connection ended at {what}: {line.fault}")
@@ -59,7 +59,7 @@ def expiry(target: Target) -> None:
     with bench(target, "live", "live.h2.expiry") as here, ExitStack() as stack:
         line = connected(here, stack)
         lasts = here.token(exp="+15m")
-        lasting = [opened(here, line, Shape(kind), lasts, "/live/reader") for kind in KINDS]
+        lasting = [opened(here, line, StreamShape(kind), lasts, "/live/reader") for kind in KINDS]
         token = here.token(exp=LIFE)
         short = [line.stream(shape, "/live/reader", token) for shape in SHAPES]
         for stream in short:
@@ -88,7 +88,7 @@ def revoked(target: Target) -> None:
         raise here.failed(f"the proxy broke the connection in each of {_TIMES} turns: {line.fault}")
 
 
-def _one_goes(here: Bench, line: Connection) -> bool:
+def _one_goes(here: Bench, line: H2Client) -> bool:
     """Play it on one connection; False: the proxy sent a second head there."""
     alice = here.token(exp="+15m", sub="alice")
     bob = here.token(exp="+15m", sub="bob", roles=["writer"])
@@ -96,8 +96,8 @@ def _one_goes(here: Bench, line: Connection) -> bool:
     here.expect("nobody is revoked", alice, Expectation(backend="plain"), within=WITHIN, path="/plain/a")
     going, staying = [], []
     for kind in KINDS:
-        going.append(opened(here, line, Shape(kind), alice, "/live/reader"))
-        staying.append(opened(here, line, Shape(kind), bob, "/live/writer"))
+        going.append(opened(here, line, StreamShape(kind), alice, "/live/reader"))
+        staying.append(opened(here, line, StreamShape(kind), bob, "/live/writer"))
     revoke(here, principals=["alice"])
     due = time.time() + here.seconds(WITHIN)
     for stream in going:

@@ -9,7 +9,7 @@ from typing import Any
 
 from iamroles_scenarios.checks.live.expiry import AFTER, SHAPES, ended, opened
 from iamroles_scenarios.checks.live.revoking import WITHIN, revoke
-from iamroles_scenarios.checks.live.stream import Shape, Stream
+from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import Bench, bench
@@ -21,7 +21,12 @@ RENEWING, ENDING = "/renewing", "/ending"
 _LIFE = 5
 """Seconds."""
 LONGER = "+9s"
-FEW = (Shape("websocket"), Shape("websocket", busy=False), Shape("events"), Shape("upload"))
+FEW = (
+    StreamShape("websocket"),
+    StreamShape("websocket", busy=False),
+    StreamShape("events"),
+    StreamShape("upload"),
+)
 
 
 def token(here: Bench, sub: str, **recipe: Any) -> str:  # noqa: ANN401 - a token's recipe
@@ -38,7 +43,13 @@ def ask(here: Bench, fresh: str, path: str = RENEWING, **request: Any) -> int:  
     return int(seen.tags["expires"])
 
 
-def begun(here: Bench, stack: ExitStack, sub: str, shapes: Iterable[Shape], **recipe: Any) -> list[Stream]:  # noqa: ANN401
+def begun(
+    here: Bench,
+    stack: ExitStack,
+    sub: str,
+    shapes: Iterable[StreamShape],
+    **recipe: Any,  # noqa: ANN401 - a token's recipe
+) -> list[Stream]:
     """Streams of a person whose credentials end together: one that ends later would prolong the others."""
     end = int(time.time()) + _LIFE
     return [opened(here, stack, shape, token(here, sub, exp=end, **recipe), RENEWING) for shape in shapes]

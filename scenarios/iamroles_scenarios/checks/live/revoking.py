@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from iamroles_scenarios.checks.live.expiry import AFTER, opened
-from iamroles_scenarios.checks.live.stream import Shape
+from iamroles_scenarios.checks.live.stream import StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import Bench, bench, refused
@@ -20,11 +20,11 @@ from iamroles_scenarios.engine.target import Target
 WITHIN = 5.0
 """Seconds, times the scale, in which a change must have reached a stream. A benchmark measures the second."""
 SHAPES = (
-    Shape("websocket"),
-    Shape("websocket", busy=False),
-    Shape("events"),
-    Shape("download", busy=False),
-    Shape("upload"),
+    StreamShape("websocket"),
+    StreamShape("websocket", busy=False),
+    StreamShape("events"),
+    StreamShape("download", busy=False),
+    StreamShape("upload"),
 )
 
 
@@ -71,7 +71,7 @@ def policy(target: Target) -> None:
     """
     with bench(target, "live", "live.policy", own=True) as here, ExitStack() as stack:
         people = _People(here, stack)
-        document = copy.deepcopy(here.place.policy)
+        document = copy.deepcopy(here.loan.policy)
         document["roles"].append({"name": "more", "arn": "arn:aws:iam::111111111111:role/more"})
         here.reload(document)
         people.nothing_ended("a reload that changes nothing for them")
@@ -90,9 +90,9 @@ def key(target: Target) -> None:
         issuer = here.issuer()
         with ExitStack() as stack:
             first = here.token(exp="+15m")
-            going = opened(here, stack, Shape("websocket"), first)
+            going = opened(here, stack, StreamShape("websocket"), first)
             issuer.rotate()
-            staying = opened(here, stack, Shape("websocket"), here.token(exp="+15m"))
+            staying = opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))
             time.sleep(2 * AFTER)
             if not going.lives():
                 raise here.failed("a new key beside the old one ended a stream of the old one")
@@ -116,7 +116,7 @@ def replaced(target: Target) -> None:
             first = issuer.keys[0]
             going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
             second = issuer.rotate()
-            staying = opened(here, stack, Shape("websocket"), here.token(exp="+15m"))
+            staying = opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))
             other = issuer.add_key(publish=False, sign=False, kid=first.kid)
             issuer.publish(second.public_jwk(), other.public_jwk(), replace=True)
             due = time.time() + here.seconds(WITHIN)
@@ -138,7 +138,7 @@ def away(target: Target) -> None:
         first = issuer.keys[0]
         going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
         issuer.rotate()
-        staying = opened(here, stack, Shape("websocket"), here.token(exp="+15m"))
+        staying = opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))
         here.world.agent.kill()
         issuer.remove(first.kid)
         here.world.agent.start()
@@ -161,7 +161,7 @@ def audience(target: Target) -> None:
         going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
         both = here.token(exp="+15m", aud=["edge", "more"])
         staying = [opened(here, stack, shape, both) for shape in SHAPES[:3]]
-        document = copy.deepcopy(here.place.policy)
+        document = copy.deepcopy(here.loan.policy)
         document["issuers"][0]["audiences"] = ["edge", "more"]
         here.reload(document)
         time.sleep(2 * AFTER)

@@ -28,7 +28,7 @@ _LATE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class StreamShape:
     """What is streamed, and whether something always moves."""
 
     kind: Kind
@@ -87,7 +87,7 @@ class Shape:
         return b"x" * 512 if self.kind == "upload" else b""
 
 
-class Watched:
+class ObservedStream:
     """A stream as its client saw it.
 
     Args:
@@ -95,7 +95,7 @@ class Watched:
         token: its credential.
     """
 
-    def __init__(self, shape: Shape, token: str) -> None:
+    def __init__(self, shape: StreamShape, token: str) -> None:
         self.shape = shape
         self.status = 0
         self.expires = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"]
@@ -155,7 +155,7 @@ class Watched:
         self.over.set()
 
 
-class Stream(Watched):
+class Stream(ObservedStream):
     """One stream on a connection of its own, in HTTP/1.1, read and fed by a thread.
 
     Args:
@@ -165,7 +165,7 @@ class Stream(Watched):
         token: the credential.
     """
 
-    def __init__(self, here: Bench, shape: Shape, path: str, token: str) -> None:
+    def __init__(self, here: Bench, shape: StreamShape, path: str, token: str) -> None:
         super().__init__(shape, token)
         self._sock = socket.create_connection((here.world.proxy.host, here.world.proxy.port), _CONNECT)
         self._sock.settimeout(BEAT)
@@ -178,7 +178,7 @@ class Stream(Watched):
 
     def say(self) -> None:
         """Send one piece on an idle WebSocket."""
-        self._sock.sendall(Shape("websocket").beat)
+        self._sock.sendall(StreamShape("websocket").beat)
 
     def close(self) -> None:
         self.over.set()

@@ -31,7 +31,7 @@ from iamroles_scenarios.wire.asker import Asker
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
-    from iamroles_scenarios.engine.worlds import Place
+    from iamroles_scenarios.engine.worlds import Loan
     from iamroles_scenarios.mock.clients import IssuerHandle
 
 CASES_PER_WORLD = 60
@@ -91,19 +91,19 @@ class Campaign:
 
     Args:
         target: the agent, its stage.
-        place: a running world of `WORLD`.
+        loan: a running world of `WORLD`.
         seed: of the worlds.
         shuffled: ask everything a second time, with every list of the policy and of the tokens in another
             order: no answer may change.
     """
 
-    def __init__(self, target: Target, place: Place, seed: int, *, shuffled: bool = False) -> None:
+    def __init__(self, target: Target, loan: Loan, seed: int, *, shuffled: bool = False) -> None:
         self._target = target
-        self._place = place
-        self._issuer: IssuerHandle = target.worlds.issuer(place.issuer("corp"))
+        self._place = loan
+        self._issuer: IssuerHandle = target.worlds.issuer(loan.issuer("corp"))
         self._keys = list(self._issuer.keys)  # a new one might come after the fetch that is under way
         self._force: _Reloading | _Restarting = (
-            _Reloading(target, place) if target.agent.features.get("reload") else _Restarting(target, place)
+            _Reloading(target, loan) if target.agent.features.get("reload") else _Restarting(target, loan)
         )
         self.report = CampaignReport(seed)
         self._shuffled = shuffled
@@ -305,8 +305,8 @@ class _Reloading:
 
     keeps = True
 
-    def __init__(self, target: Target, place: Place) -> None:
-        self._agent = place.world.agent
+    def __init__(self, target: Target, loan: Loan) -> None:
+        self._agent = loan.world.agent
         self._within = _RELOAD_WITHIN * target.scale
 
     @property
@@ -331,10 +331,10 @@ class _Restarting:
 
     keeps = False
 
-    def __init__(self, target: Target, place: Place) -> None:
+    def __init__(self, target: Target, loan: Loan) -> None:
         self._target = target
         self._close: Callable[[], None] = lambda: None
-        self._agent = place.world.agent
+        self._agent = loan.world.agent
 
     @property
     def address(self) -> str:
@@ -363,8 +363,8 @@ class _Restarting:
 @contextmanager
 def campaign(target: Target, seed: int, *, shuffled: bool = False) -> Iterator[Campaign]:
     """A campaign on a world of its own that ends with it."""
-    with target.worlds.borrow(WORLD, "policy.oracle.order" if shuffled else "policy.oracle") as place:
-        yield Campaign(target, place, seed, shuffled=shuffled)
+    with target.worlds.borrow(WORLD, "policy.oracle.order" if shuffled else "policy.oracle") as loan:
+        yield Campaign(target, loan, seed, shuffled=shuffled)
 
 
 def numbers_for(cases: int) -> list[int]:

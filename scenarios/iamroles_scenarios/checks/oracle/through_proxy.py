@@ -23,7 +23,7 @@ from iamroles_scenarios.jose import mint
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
-    from iamroles_scenarios.engine.worlds import Place
+    from iamroles_scenarios.engine.worlds import Loan
 
 _RELOAD_WITHIN = 10.0
 _LOG_WITHIN = 5.0
@@ -39,12 +39,12 @@ def play(target: Target, seed: int, worlds: int, cases: int) -> str:
         Untestable: the client's address cannot be learnt.
     """
     asked = allowed = played = number = 0
-    with target.worlds.borrow(WORLD, "policy.oracle.proxy") as place:
-        source = _source(target, place)
+    with target.worlds.borrow(WORLD, "policy.oracle.proxy") as loan:
+        source = _source(target, loan)
         while played < worlds:
             moved = _moved(world(seed, number, cases), source)
             if not may_conflict(number) and moved.loads:
-                one = _world(target, place, seed, number, played=moved, source=source)
+                one = _world(target, loan, seed, number, played=moved, source=source)
                 asked, allowed, played = asked + one[0], allowed + one[1], played + 1
             number += 1
     if not allowed:
@@ -52,12 +52,12 @@ def play(target: Target, seed: int, worlds: int, cases: int) -> str:
     return f"seed {seed}: {asked} requests in {played} worlds agree, {allowed} of them reached their backend"
 
 
-def _source(target: Target, place: Place) -> str:
+def _source(target: Target, loan: Loan) -> str:
     """The client's address as HAProxy sees it."""
-    player = player_for("gate", place.world, target.scale)
+    player = player_for("gate", loan.world, target.scale)
     player.ask(RequestSpec(host="who-am-i.test"), "", with_reason=False)
     player.close()
-    found = place.world.haproxy.wait_log(
+    found = loan.world.haproxy.wait_log(
         lambda record: record.get("host") == "who-am-i.test", _LOG_WITHIN * target.scale
     )
     if found is None:
@@ -77,19 +77,19 @@ def _moved(played: DrawnWorld, source: str) -> DrawnWorld:
 
 
 def _world(
-    target: Target, place: Place, seed: int, number: int, *, played: DrawnWorld, source: str
+    target: Target, loan: Loan, seed: int, number: int, *, played: DrawnWorld, source: str
 ) -> tuple[int, int]:
     """How many questions were asked, and how many were allowed."""
-    issuer = target.worlds.issuer(place.issuer("corp"))
-    base = place.policy
+    issuer = target.worlds.issuer(loan.issuer("corp"))
+    base = loan.policy
     policy = {**base, **played.policy, "issuers": [{**base["issuers"][0], **played.policy["issuers"][0]}]}
-    answer = place.world.agent.reload(policy, within=_RELOAD_WITHIN * target.scale)
+    answer = loan.world.agent.reload(policy, within=_RELOAD_WITHIN * target.scale)
     if not answer.get("reloaded"):
         sent = json.dumps(played.policy)
         raise CheckFailed(
             "the agent refuses a policy that is sound", Evidence(sent=sent, received=str(answer))
         )
-    player = player_for("gate", place.world, target.scale)
+    player = player_for("gate", loan.world, target.scale)
     asked = allowed = 0
     now = int(time.time())
     for claims, request in _askable(played, source):

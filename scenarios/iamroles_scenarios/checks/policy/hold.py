@@ -25,7 +25,7 @@ _MULTIPLE, _FLOOR = 25.0, 0.1
 
 def _without_reads(here: Bench) -> dict[str, Any]:
     """The world's policy without the grant of the reader's route."""
-    policy = here.place.policy
+    policy = here.loan.policy
     kept = [grant for grant in policy["grants"] if grant["backend"] != "orders-ro"]
     return {**policy, "grants": kept}
 

@@ -20,7 +20,7 @@ from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.engine.bench import Bench, own_bench
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
-from iamroles_scenarios.engine.ledger import Account, Flow, Kind
+from iamroles_scenarios.engine.ledger import Flow, Kind, Outcomes
 from iamroles_scenarios.engine.observation import Observation, mismatches
 from iamroles_scenarios.stage.relay import Relay
 from iamroles_scenarios.traffic.polling import now
@@ -129,12 +129,12 @@ def traffic(
         yield found
     finally:
         found.stop()
-    account = Account(found.ledger, found.steps[BEGIN].begin)
-    account.settle(now())
-    if account.bad:
-        _, entry, _, why = account.examples[0]
-        message = f"{account} {when}: {why}"
-        if set(account.bad) == {Kind.LOST} and not lossless:
+    outcomes = Outcomes(found.ledger, found.steps[BEGIN].begin)
+    outcomes.settle(now())
+    if outcomes.bad:
+        _, entry, _, why = outcomes.examples[0]
+        message = f"{outcomes} {when}: {why}"
+        if set(outcomes.bad) == {Kind.LOST} and not lossless:
             raise HarnessFault(message)
         raise here.failed(message, entry.seen if entry.status else None, entry.right[0])
 
