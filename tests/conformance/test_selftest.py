@@ -81,7 +81,7 @@ def test_no_such_mutant():
 @pytest.fixture
 def harmless():
     """A mutant that does nothing, named as if it broke the FIN flag."""
-    return Mutant("wire.harmless", "does nothing", ("SPOP-FRAG-001",), lambda: None)
+    return Mutant("wire.harmless", "does nothing", ("SPOP-FRAG-001",), registry.Override(lambda: None))
 
 
 class Fake(Selftest):
@@ -184,25 +184,52 @@ def test_declaring():
     again = registry.mutant(next(iter(mutants())), "SPOP-ACK-001", "again")
 
     with pytest.raises(ValueError, match="begin with one of"):
-        strange(lambda: None)
+        strange(registry.Override(print))
     with pytest.raises(ValueError, match="twice"):
-        again(lambda: None)
+        again(registry.Override(print))
 
 
-def test_the_commands_exit_status_for_a_survivor(monkeypatch, harmless):
-    monkeypatch.setattr(command, "_chosen", lambda families, names: [harmless])
-    monkeypatch.setattr(command, "_judged", lambda *_, **__: [MutantResult(harmless, {"X": []})])
-    done = CliRunner().invoke(selftest, ["--mutant", "x"])
+class Played:
+    """Stands for a self-test of which these are the outcomes."""
 
-    assert (done.exit_code, done.output.partition(";")[0]) == (1, "1 mutants, 0 caught, 1 not")
+    def __init__(self, *outcomes):
+        self._outcomes = list(outcomes)
+
+    def baseline(self, chosen):
+        return []
+
+    def run(self, chosen, **how):
+        return self._outcomes
 
 
-def test_the_commands_exit_status_for_one_that_differs_from_the_record(monkeypatch, tmp_path, harmless):
-    monkeypatch.setattr(command, "_chosen", lambda families, names: [harmless])
-    monkeypatch.setattr(command, "_judged", lambda *_, **__: [MutantResult(harmless, {}, red={"a": "x"})])
-    done = CliRunner().invoke(selftest, ["--mutant", "x", "--against", str(tmp_path / "record.json")])
+def test_the_commands_exit_status_for_a_survivor(capsys, harmless):
+    run = Played(MutantResult(harmless, {"X": []}))
 
-    assert (done.exit_code, "DIFFERS    wire.harmless: a turns red too: x" in done.output) == (1, True)
+    assert command._judge(run, [harmless], 1, bare=[], record_in=None, against=None) == 1
+    assert capsys.readouterr().out.startswith("1 mutants, 0 caught, 1 not")
+
+
+def test_the_commands_exit_status_for_one_that_differs_from_the_record(capsys, tmp_path, harmless):
+    run, path = Played(MutantResult(harmless, {}, red={"a": "x"})), tmp_path / "record.json"
+
+    assert command._judge(run, [harmless], 1, bare=[], record_in=None, against=path) == 1
+    assert "DIFFERS    wire.harmless: a turns red too: x" in capsys.readouterr().out
+
+
+def test_a_must_without_a_mutant_fails(capsys, harmless):
+    assert command._judge(Played(), [], 1, bare=["SPOP-ACK-001"], record_in=None, against=None) == 1
+    assert "NO MUTANT  SPOP-ACK-001" in capsys.readouterr().out
+
+
+def test_a_mutant_that_does_not_render_is_not_caught(harmless):
+    class Unrendered(Fake):
+        def _run(self, spec, checks, *_):
+            message = "Rendering failed: python -m iamroles_conformance.selftest.mutants wire.harmless"
+            return [CheckResult(one.id, one.requirements, Verdict.FAIL, message) for one in checks]
+
+    proxy = replace(harmless, apply=registry.Override(print, proxy=True))
+
+    assert Unrendered({}).judge(proxy).trouble.startswith("Rendering failed")
 
 
 # --- the tolerant twin -------------------------------------------------------------------------------------

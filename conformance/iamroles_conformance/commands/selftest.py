@@ -5,31 +5,28 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
 from iamroles_conformance.commands.options import Command
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.selftest import record
-from iamroles_conformance.selftest.nursery import Nursery
+from iamroles_conformance.selftest.fork_server import ForkServer
 from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, mutants, permitted
 from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, MutantResult, Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.catalogue import catalogue
-from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
+from iamroles_scenarios.stage import KINDS, AgentSpec, open_stage
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _TWINS = 3
-"""Tolerant twins side by side, at the most: each plays many checks at a time."""
+"""Limit of tolerant twins side by side. Each plays many checks at a time."""
 
 
 @click.command(cls=Command)
@@ -79,26 +76,50 @@ def selftest(
     With `--tolerant` the agent does what the standards permit, one behaviour at a time and all together, and
     no MUST of `core` may fail. `--mutant` picks behaviours, `--family` those of a family.
     """
-    opened = partial(open_stage, kind, haproxy=haproxy)
-    if tolerant:
-        _tolerate(_permitted(families, names), listing, jobs, time_scale, opened, only_together=together)
-    chosen = _chosen(families, names)
+    found = permitted() if tolerant else mutants(families or FAMILIES)
+    chosen = _chosen(found, (*families, TOLERANT) if families else (), names)
     if listing:
-        for found in chosen:
-            click.echo(f"{found.id:34} {found.title}  [{' '.join(found.kills)}]")
+        for one in chosen:
+            click.echo(f"{one.id:34} {one.title}" + ("" if tolerant else f"  [{' '.join(one.kills)}]"))
         return
+    with ForkServer() as server, open_stage(kind, haproxy=haproxy) as stage:
+        spec = replace(AgentSpec.load(default_agent_toml()), popen=server.start)
+        run = Selftest(stage, spec, scale=time_scale)
+        if tolerant:
+            sys.exit(_tolerate(run, chosen, jobs, only_together=together))
+        bare = [] if names else uncovered(families or FAMILIES, chosen)
+        sys.exit(_judge(run, chosen, jobs, bare=bare, record_in=record_in, against=against))
+
+
+def _judge(
+    run: Selftest,
+    chosen: list[Mutant],
+    jobs: int,
+    *,
+    bare: list[str],
+    record_in: Path | None,
+    against: Path | None,
+) -> ExitCode:
+    """Judge mutants, and print the kill table."""
+
+    def report(outcome: MutantResult) -> None:
+        click.echo(line(outcome))
+        if record_in and outcome.caught:
+            record.add(record_in, outcome)
+
     started = time.monotonic()
-    outcomes = _judged(chosen, jobs, time_scale, opened, record_in, whole=bool(record_in or against))
+    for result in run.baseline(chosen):
+        click.echo(f"{'SOUND':10} {result.check} does not pass on the sound agent: {result.message}")
+    outcomes = run.run(chosen, side_by_side=jobs, on_outcome=report, whole=bool(record_in or against))
     differing = _differing(against, outcomes) if against else []
     failed = [outcome for outcome in outcomes if not outcome.caught]
-    bare = [] if names else uncovered(families or tuple({found.family for found in chosen}), chosen)
     for name in bare:
         click.echo(f"{'NO MUTANT':10} {name}: {catalogue()[name].text}")
     click.echo(
         f"{len(outcomes)} mutants, {len(outcomes) - len(failed)} caught, {len(failed)} not; "
         f"{time.monotonic() - started:.1f} s"
     )
-    sys.exit(ExitCode.FAILED if failed or bare or differing else ExitCode.PASSED)
+    return ExitCode.FAILED if failed or bare or differing else ExitCode.PASSED
 
 
 def _differing(against: Path, outcomes: list[MutantResult]) -> list[str]:
@@ -113,74 +134,26 @@ def _differing(against: Path, outcomes: list[MutantResult]) -> list[str]:
     return found
 
 
-def _chosen(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
-    found = mutants(families or FAMILIES)
-    if not names:
-        return list(found.values())
-    chosen = [one for one in found.values() if any(_named(one.id, name) for name in names)]
+def _chosen(found: dict[str, Mutant], families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
+    chosen = [
+        one
+        for one in found.values()
+        if (not families or one.family in families)
+        and (
+            not names or any(one.id == name or one.id.startswith((f"{name}.", f"{name}-")) for name in names)
+        )
+    ]
     if not chosen:
-        raise click.UsageError(f"no mutant is called {' or '.join(names)}; `--list` shows all")
+        raise click.UsageError("no such mutant; `--list` shows all")
     return chosen
 
 
-def _named(found: str, wanted: str) -> bool:
-    return found == wanted or found.startswith((f"{wanted}.", f"{wanted}-"))
-
-
-def _judged(
-    chosen: list[Mutant],
-    jobs: int,
-    time_scale: float,
-    opened: Callable[[], Stage],
-    record_in: Path | None,
-    *,
-    whole: bool,
-) -> list[MutantResult]:
-    def told(outcome: MutantResult) -> None:
-        click.echo(line(outcome))
-        if record_in and outcome.caught:
-            record.add(record_in, outcome)
-
-    with Nursery() as nursery, opened() as stage:
-        run = Selftest(stage, _reference(nursery), scale=time_scale)
-        for result in run.baseline(chosen):
-            click.echo(f"{'SOUND':10} {result.check} does not pass on the sound agent: {result.message}")
-        return run.run(chosen, side_by_side=jobs, on_outcome=told, whole=whole)
-
-
-def _reference(nursery: Nursery) -> AgentSpec:
-    return replace(AgentSpec.load(default_agent_toml()), popen=nursery.start)
-
-
-def _permitted(families: tuple[str, ...], names: tuple[str, ...]) -> list[Mutant]:
-    found = list(permitted().values())
-    if families:
-        found = [one for one in found if one.family in (*families, TOLERANT)]
-    chosen = [one for one in found if not names or any(_named(one.id, name) for name in names)]
-    if not chosen:
-        raise click.UsageError("no such behaviour is permitted; `--tolerant --list` shows all")
-    return chosen
-
-
-def _tolerate(
-    chosen: list[Mutant],
-    listing: bool,
-    jobs: int,
-    time_scale: float,
-    opened: Callable[[], Stage],
-    *,
-    only_together: bool,
-) -> NoReturn:
-    """Each behaviour alone, and all together."""
-    if listing:
-        for found in chosen:
-            click.echo(f"{found.id:34} {found.title}")
-        sys.exit(ExitCode.PASSED)
+def _tolerate(run: Selftest, chosen: list[Mutant], jobs: int, *, only_together: bool) -> ExitCode:
+    """Play each behaviour alone, and all together."""
     started, accused = time.monotonic(), 0
-    with Nursery() as nursery, opened() as stage, ThreadPoolExecutor(min(jobs, _TWINS)) as pool:
-        run = Selftest(stage, _reference(nursery), scale=time_scale)
-        singly = [] if only_together or len(chosen) == 1 else chosen
-        twins = [*([found] for found in singly), chosen]
+    singly = [] if only_together or len(chosen) == 1 else chosen
+    twins = [*([found] for found in singly), chosen]
+    with ThreadPoolExecutor(min(jobs, _TWINS)) as pool:
         for behaviours, accusations in zip(twins, pool.map(run.tolerant, twins), strict=True):
             accused += len(accusations)
             name = behaviours[0].id if len(behaviours) == 1 else "all together"
@@ -190,11 +163,11 @@ def _tolerate(
     click.echo(
         f"{len(chosen)} permitted behaviours, {accused} accusations; {time.monotonic() - started:.1f} s"
     )
-    sys.exit(ExitCode.FAILED if accused else ExitCode.PASSED)
+    return ExitCode.FAILED if accused else ExitCode.PASSED
 
 
 def line(outcome: MutantResult) -> str:
-    """One line of the kill table, with a second where there is something to mend."""
+    """Write a line of the kill table, and for a survivor a second line with the reason."""
     mutant = outcome.mutant
     if outcome.caught:
         by = sorted({check for checks in outcome.killed.values() for check in checks})
@@ -210,7 +183,7 @@ def line(outcome: MutantResult) -> str:
 
 
 def uncovered(families: tuple[str, ...], chosen: list[Mutant]) -> list[str]:
-    """MUST requirements of these families' catalogue files that have a check, but no mutant."""
+    """List the MUSTs of these families' catalogue files that have a check but no mutant."""
     covered = {name for found in chosen for name in found.kills}
     proven = {name for check in plan() for name in check.requirements}
     return [

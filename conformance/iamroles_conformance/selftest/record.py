@@ -24,18 +24,18 @@ _LONGEST = 160
 
 
 def normalised(message: str) -> str:
-    """The beginning of its first line, without what differs from play to play."""
+    """Return the beginning of the first line, without what differs from play to play."""
     return _VARYING.sub("#", message.partition("\n")[0])[:_LONGEST]
 
 
 def load(path: Path) -> dict[str, Reds]:
-    """Read a record; one that is not there yet is empty."""
+    """Read a record. A missing file is an empty record."""
     recorded: dict[str, Reds] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return recorded
 
 
 def add(path: Path, outcome: MutantResult) -> None:
-    """Add one mutant's outcome, or keep what holds for it and for what the record says already."""
+    """Add one mutant's outcome. If the record has one already, keep what holds for both."""
     recorded, name = load(path), outcome.mutant.id
     now = _reds(outcome)
     recorded[name] = _common(recorded[name], now) if name in recorded else now
@@ -46,7 +46,7 @@ def add(path: Path, outcome: MutantResult) -> None:
 
 
 def differences(recorded: Reds, outcome: MutantResult) -> list[str]:
-    """In which checks an outcome differs from the record, one sentence each."""
+    """List the differences between an outcome and the record, one sentence each."""
     now = _reds(outcome)
     known = {name.rstrip("?"): message for name, message in recorded.items()}
     return [

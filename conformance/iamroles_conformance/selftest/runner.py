@@ -1,17 +1,18 @@
 """Runs mutants against the checks that must catch them, side by side on one stage.
 
-For each mutant the checks are those that name one of its ids, in the cheapest lane that has them: straight
-over SPOP where a check can be played there, through HAProxy only where it cannot. An id counts as killed when
-one of its checks FAILs; UNTESTABLE and HARNESS_ERROR kill nothing. Once each id has killed, no more is
-played, unless all that turns red is to be recorded. Checks that do not pass on the sound agent cannot kill
-either, so the unmodified agent runs first, as the baseline. Then `ALIVE` is played: ten checks that nearly
-every mutant passes. A mutant that fails most of them, beside those that name its ids, proves nothing.
+A mutant is played against the checks that name one of its ids, each in its cheapest lane: straight over SPOP
+if that lane has the check, through HAProxy if not. An id has killed once one of its checks FAILs; UNTESTABLE
+and HARNESS_ERROR kill nothing. Play ends when each id has killed, unless everything that turns red is
+recorded. The unmodified agent runs first, as the baseline: a check that does not pass on it kills nothing.
 
-The tolerant twin is the opposite: an agent with one permitted behaviour, or all of them, against every MUST
-of `core`. Whatever turns red there is a false accusation, and the check is wrong.
+Before its own checks each mutant plays `ALIVE`, ten checks that nearly every mutant passes. A mutant that
+fails most of them, beside those that name its ids, has crashed and proves nothing.
 
-A mutant that survives is run once more against everything else in its lanes, only to say whether others
-caught it: then the check is right and its ids are wrong, or the other way round.
+The tolerant twin is the opposite: an agent with one permitted behaviour, or all of them, plays every MUST of
+`core`. A check that turns red there accuses falsely and is wrong.
+
+A surviving mutant also plays all other checks of its lanes, to tell which of two is wrong: if another check
+catches it, the mutant's ids; if none does, its checks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,7 @@ from iamroles_scenarios.stage.rendering import SHIPPED
 _CHILD = "iamroles_conformance.selftest.mutants"
 _CHEAPEST = ("wire", "gate-spop", "gate", "proxy")
 _WAITING = ("fault.", "fire.")
-"""Mutants whose checks wait for a clock, mostly."""
+"""Families whose checks mostly wait for a clock."""
 ALIVE = (
     "wire.hello.items",
     "wire.message.none",
@@ -54,7 +54,7 @@ ALIVE = (
     "gate.no-token.refused",
     "gate.expired.refused",
 )
-"""Cheap checks that show that the agent still works, apart from what a mutant breaks: 0.15 s a mutant."""
+"""Cheap checks of whether an agent still works apart from what its mutant breaks: 0.15 s a mutant."""
 BREAK_MOST = {
     "fault.end-of-proxy",
     "gate.one-behind",
@@ -63,29 +63,28 @@ BREAK_MOST = {
     "wire.ack-one-of-two",
     "wire.unset-three-arguments",
 }
-"""Mutants whose nature it is to break most of `ALIVE`, which is not played on them."""
+"""Mutants that break most of `ALIVE` by their nature. They do not play it."""
 SIDE_BY_SIDE = 8
-"""Mutants at a time: each is an agent of its own, and two cores are the least host. Most wait for a clock."""
+"""Mutants at a time, on two cores or more. Each is an agent of its own; most wait for a clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class MutantResult:
-    """What came of one mutant."""
+    """The outcome of one mutant."""
 
     mutant: Mutant
     killed: dict[str, list[str]]
-    """By id: the checks that turned red."""
+    """The checks of each id that turned red."""
     also: list[str] = field(default_factory=list)
-    """Other checks, among those that were run, that turned red."""
+    """If it survived: the checks of other ids that turned red."""
     trouble: str = ""
-    """Why the mutant could not be judged at all, or proves nothing."""
+    """Why it could not be judged, or proves nothing."""
     red: dict[str, str] = field(default_factory=dict)
-    """Why each check that names its ids turned red, and why those of `ALIVE` did not pass."""
-    seconds: float = 0.0
+    """Messages of the checks that turned red, and of those of `ALIVE` that did not pass."""
 
     @property
     def survived(self) -> list[str]:
-        """Ids that did not catch it."""
+        """The ids that did not catch it."""
         return [name for name, checks in self.killed.items() if not checks]
 
     @property
@@ -107,7 +106,7 @@ class Selftest:
     """One run of the self-test; thread-safe after `baseline`.
 
     Args:
-        stage: where the agents are started; shared, each mutant has issuers of its own.
+        stage: starts the agents. All mutants share it; each has issuers of its own.
         spec: the reference agent's `agent.toml`.
         scale: multiplies deadlines.
     """
@@ -118,26 +117,19 @@ class Selftest:
         self._scale = scale
         self._numbers = itertools.count(1)
         self._planned = cheapest(plan())
-        self._sound: dict[str, Verdict] = {}
+        self._unsound: set[str] = set()
         self._lock = threading.Lock()
 
     def checks_for(self, ids: Iterable[str]) -> list[PlannedCheck]:
-        """The checks that name any of these ids."""
+        """Return the checks that name any of these ids."""
         wanted = set(ids)
         return [check for check in self._planned if wanted & set(check.requirements)]
 
     def baseline(self, chosen: Sequence[Mutant]) -> list[CheckResult]:
-        """Run the sound agent; what does not pass on it is given back, and kills nothing later."""
+        """Play the sound agent. Return the results that are not PASS; these checks will kill nothing."""
         checks = self._and(set(ALIVE), self.checks_for({name for found in chosen for name in found.kills}))
-        red: list[CheckResult] = []
-        for _ in range(2):  # as for the tolerant twin: a busy host fails once
-            results = self._whole(self._mutated([]), checks)
-            self._sound.update({result.check: result.verdict for result in results})
-            red = [result for result in results if result.verdict is not Verdict.PASS]
-            failing = {result.check for result in red}
-            checks = [check for check in checks if check.id in failing]
-            if not checks:
-                break
+        red = self._failing_twice(self._mutated([]), checks, (Verdict.PASS,))
+        self._unsound = {result.check for result in red}
         return red
 
     def run(
@@ -145,42 +137,40 @@ class Selftest:
         chosen: Sequence[Mutant],
         *,
         side_by_side: int = SIDE_BY_SIDE,
-        on_outcome: Callable[[MutantResult], None] | None = None,
+        on_outcome: Callable[[MutantResult], None] = lambda _outcome: None,
         whole: bool = False,
     ) -> list[MutantResult]:
-        """Judge mutants; the outcomes are in the order given.
+        """Judge mutants, and return the outcomes in the order given.
 
-        Who shows by timing alone may escape on a busy host: what was not caught beside others is judged once
-        more by itself.
+        On a busy host a mutant that shows by its timing alone may survive. Survivors are judged again, one at
+        a time, at the end.
         """
 
-        def told(outcome: MutantResult) -> MutantResult:
-            if on_outcome is not None:
-                with self._lock:
-                    on_outcome(outcome)
+        def report(outcome: MutantResult) -> MutantResult:
+            with self._lock:
+                on_outcome(outcome)
             return outcome
 
-        def one(mutant: Mutant) -> MutantResult:
+        def first(mutant: Mutant) -> MutantResult:
             outcome = self.judge(mutant, explain=False, whole=whole)
-            return told(outcome) if outcome.caught else outcome
+            return report(outcome) if outcome.caught else outcome
 
         order = _spread(chosen)
         with ThreadPoolExecutor(side_by_side, thread_name_prefix="mutant") as pool:
-            found = dict(zip(order, pool.map(one, [chosen[at] for at in order]), strict=True))
+            found = dict(zip(order, pool.map(first, [chosen[at] for at in order]), strict=True))
         for at in order:
             if not found[at].caught:
-                found[at] = told(self.judge(chosen[at], whole=whole))
+                found[at] = report(self.judge(chosen[at], whole=whole))
         return [found[at] for at in sorted(found)]
 
     def judge(self, mutant: Mutant, *, explain: bool = True, whole: bool = False) -> MutantResult:
-        """One mutant against its checks; never raises for what the mutant does.
+        """Play one mutant against its checks. Nothing that the mutant does is raised.
 
         Args:
-            mutant: the one.
-            explain: whether to look for who else would have caught it, if it survives.
+            mutant: the mutant.
+            explain: if it survives, look for other checks that catch it.
             whole: play all its checks, also after each id has killed.
         """
-        started = time.monotonic()
         checks = self.checks_for(mutant.kills)
         lacking = [name for name in mutant.kills if not any(name in check.requirements for check in checks)]
         if lacking:
@@ -196,39 +186,45 @@ class Selftest:
             results = self._run(spec, self._and(alive, checks), enough)
         except Exception as error:  # noqa: BLE001 - a mutant that cannot be started has proven nothing
             return MutantResult(mutant, {}, trouble=f"{type(error).__name__}: {error}")
-        killed = self._killed(mutant, results)
         named = {check.id for check in checks}
-        sick = {
+        failed = [one for one in results if one.verdict is not Verdict.PASS]
+        red = {
             one.check: one.message
-            for one in results
-            if one.verdict is not Verdict.PASS and one.check in alive
+            for one in failed
+            if one.check in alive or (one.check in named and self._turned_red(one))
         }
-        red = {one.check: one.message for one in results if self._turned_red(one) and one.check in named}
-        beside = sorted(sick.keys() - named)
+        beside = sorted({one.check for one in failed if one.check in alive} - named)
         crashed = 2 * len(beside) > len(alive - named)
         trouble = f"it breaks too much, also {', '.join(beside)}" if crashed else ""
-        outcome = MutantResult(mutant, killed, trouble=trouble, red=sick | red)
-        if outcome.survived and explain:
-            outcome = self._explained(outcome, spec, results)
-        return replace(outcome, seconds=time.monotonic() - started)
+        if mutant.apply.proxy:
+            # A message that quotes the child's command says that it did not render: an edit changed nothing.
+            trouble = next((one.message for one in results if _CHILD in one.message), trouble)
+        outcome = MutantResult(mutant, self._killed(mutant, results), trouble=trouble, red=red)
+        return self._explained(outcome, spec, results) if outcome.survived and explain else outcome
 
     def tolerant(self, behaviours: Sequence[Mutant]) -> list[Accusation]:
-        """What a twin with these behaviours of `registry.permitted` is accused of by MUSTs of `core`."""
+        """Return the MUSTs of `core` that accuse a twin with these behaviours of `registry.permitted`."""
         checks = [check for check in self._planned if check.must and check.grade == "core"]
+        fine = (Verdict.PASS, Verdict.NOT_APPLICABLE)
+        red = self._failing_twice(self._mutated(behaviours), checks, fine)
         names = tuple(found.id for found in behaviours)
-        spec = self._mutated(behaviours)
-        red: list[CheckResult] = []
-        for _ in range(2):  # a busy host accuses once, a wrong check each time
-            fine = (Verdict.PASS, Verdict.NOT_APPLICABLE)
-            red = [result for result in self._whole(spec, checks) if result.verdict not in fine]
-            if not red:
-                return []
-            accusing = {result.check for result in red}
-            checks = [check for check in checks if check.id in accusing]
         return [Accusation(names, one.check, one.verdict.value, one.message) for one in red]
 
+    def _failing_twice(
+        self, spec: AgentSpec, checks: list[PlannedCheck], fine: tuple[Verdict, ...]
+    ) -> list[CheckResult]:
+        """Play checks, and those that fail a second time: a busy host fails once, a wrong check each time."""
+        red: list[CheckResult] = []
+        for _ in range(2):
+            red = [result for result in self._whole(spec, checks) if result.verdict not in fine]
+            failing = {result.check for result in red}
+            checks = [check for check in checks if check.id in failing]
+            if not checks:
+                break
+        return red
+
     def _explained(self, outcome: MutantResult, spec: AgentSpec, results: list[CheckResult]) -> MutantResult:
-        """Who else would have caught a survivor; and what kept its own checks from judging."""
+        """Add to a survivor which other checks catch it, or what kept its own from judging."""
         strange = [r for r in results if r.verdict in (Verdict.UNTESTABLE, Verdict.HARNESS_ERROR)]
         if strange:
             return replace(outcome, trouble=f"{strange[0].check}: {strange[0].verdict}: {strange[0].message}")
@@ -243,7 +239,7 @@ class Selftest:
         return replace(outcome, also=[result.check for result in rest if result.verdict in red])
 
     def _and(self, first: set[str], checks: list[PlannedCheck]) -> list[PlannedCheck]:
-        """The checks, after those of these ids."""
+        """Return the checks, after those of the ids in `first`."""
         alive = [check for check in self._planned if check.id in first]
         return alive + [check for check in checks if check.id not in first]
 
@@ -252,22 +248,21 @@ class Selftest:
         return {name: [one.check for one in red if name in one.requirements] for name in mutant.kills}
 
     def _turned_red(self, result: CheckResult) -> bool:
-        sound = self._sound.get(result.check, Verdict.PASS)
-        return result.verdict is Verdict.FAIL and sound is Verdict.PASS
+        return result.verdict is Verdict.FAIL and result.check not in self._unsound
 
     def _mutated(self, chosen: Sequence[Mutant]) -> AgentSpec:
-        """The reference agent, and its rendering for HAProxy, with the mutants in it; a plain process."""
+        """Describe the reference agent with these mutants in it, and in its rendering for HAProxy."""
         ids = ",".join(mutant.id for mutant in chosen)
         child = (sys.executable, "-m", _CHILD, ids)
         spec = replace(
             self._spec, name=f"mutant {ids}".rstrip(), build="", command=(*child, *self._spec.command[1:])
         )
-        if any(mutant.proxy for mutant in chosen):
+        if any(mutant.apply.proxy for mutant in chosen):
             return replace(spec, haproxy={**spec.haproxy, "render": [*child, *SHIPPED[1:]]})
         return spec
 
     def _whole(self, spec: AgentSpec, checks: list[PlannedCheck]) -> list[CheckResult]:
-        """Play all of these against an agent, many at a time."""
+        """Play all of these checks against an agent, many at a time."""
         namespace = f"-s{next(self._numbers)}"
         options = Options(scale=self._scale)
         with Run(spec, checks, options, stage=self._stage, namespace=namespace) as run:
@@ -317,7 +312,7 @@ class Selftest:
 
 
 def cheapest(planned: list[PlannedCheck]) -> list[PlannedCheck]:
-    """Each check once, in the cheapest lane that has it."""
+    """Return each check once, in the cheapest lane that has it."""
     found: dict[str, PlannedCheck] = {}
     for check in sorted(planned, key=lambda check: _CHEAPEST.index(check.lane)):
         found.setdefault(check.id, check)
@@ -325,7 +320,7 @@ def cheapest(planned: list[PlannedCheck]) -> list[PlannedCheck]:
 
 
 def _spread(chosen: Sequence[Mutant]) -> list[int]:
-    """Their places; those that wait evenly among the rest: else they fill all."""
+    """Return their indices, those that wait spread among the rest. Otherwise they would fill all threads."""
     waiting = [at for at, mutant in enumerate(chosen) if mutant.id.startswith(_WAITING)]
     order = [at for at in range(len(chosen)) if at not in waiting]
     step = len(order) // (len(waiting) + 1) + 1

@@ -1,1 +1,1 @@
-"""Overrides of the reference agent, a folder for each family: the only code of the suite that imports it."""
+"""Overrides of the reference agent, by family: the only code of the suite that imports it."""

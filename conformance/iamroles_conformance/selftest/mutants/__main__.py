@@ -9,7 +9,7 @@ from iamroles_conformance.selftest.registry import mutants
 
 
 def main(argv: list[str]) -> None:
-    """Override the mutants named first, then run the `iamroles` command with the rest."""
+    """Apply the mutants named first, then run the `iamroles` command with the rest."""
     names, arguments = [name for name in argv[0].split(",") if name], argv[1:]
     known = mutants({name.partition(".")[0] for name in names})
     for name in names:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from inspect import getattr_static, signature
-from typing import Any
+from typing import Any, NoReturn
 
-from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop.connection import Connection
 from iamroles_conformance.selftest.registry import Override
+from iamroles_tools.haproxy import render
 
 
 def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Override]:
@@ -24,11 +24,11 @@ def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Override]:
     The function gets the sound one, and then what the agent passes: for a method, `self` first.
 
     Raises:
-        TypeError: it does not take all that the sound one takes: it would die of that, not of its check.
+        TypeError: the function does not take all that the sound one takes. It would fail because of that.
     """
 
     def given(replacement: Callable[..., Any]) -> Override:
-        _fits(replacement, getattr(owner, name))
+        _check_signature(replacement, getattr(owner, name), None)
 
         def apply() -> None:
             sound = getattr(owner, name)
@@ -39,28 +39,48 @@ def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], Override]:
             static = isinstance(getattr_static(owner, name), staticmethod | classmethod)
             setattr(owner, name, staticmethod(instead) if static else instead)
 
-        return apply
+        return Override(apply, proxy=owner is render)
 
     return given
 
 
-def _fits(replacement: Callable[..., Any], sound: Any) -> None:
+def _check_signature(replacement: Callable[..., Any], sound: Any, *leading: Any) -> None:
     try:
         taken = signature(sound).parameters.values()
     except (TypeError, ValueError):  # no function, or one in C
         return
     places = [one for one in taken if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     names = {one.name: one for one in taken if one.kind is one.KEYWORD_ONLY}
-    signature(replacement).bind(sound, *places, **names)
+    signature(replacement).bind(*leading, *places, **names)
+
+
+def before(owner: Any, name: str) -> Callable[[Callable[..., object]], Override]:
+    """Call a function with what the agent passes to `owner.name`, and then the sound one."""
+
+    def given(first: Callable[..., object]) -> Override:
+        _check_signature(first, getattr(owner, name))
+        return around(owner, name)(lambda sound, *args, **how: (first(*args, **how), sound(*args, **how))[1])
+
+    return given
+
+
+def after(owner: Any, name: str) -> Callable[[Callable[..., object]], Override]:
+    """Call the sound `owner.name`, which is not async, and then a function with what the agent passed."""
+
+    def given(last: Callable[..., object]) -> Override:
+        _check_signature(last, getattr(owner, name))
+        return around(owner, name)(lambda sound, *args, **how: (sound(*args, **how), last(*args, **how))[0])
+
+    return given
 
 
 def transition(state: Any, kind: Any) -> Callable[[Callable[..., None]], Override]:
-    """As `around`, for what a connection does with a frame of this kind in this state."""
+    """As `around`, for a connection's handler of a frame of this kind in this state."""
 
     def given(replacement: Callable[..., None]) -> Override:
         table = Connection._TRANSITIONS
-        _fits(replacement, table[state, kind])
-        return lambda: table.update({(state, kind): partial(replacement, table[state, kind])})
+        _check_signature(replacement, table[state, kind], None)
+        return Override(lambda: table.update({(state, kind): partial(replacement, table[state, kind])}))
 
     return given
 
@@ -68,8 +88,9 @@ def transition(state: Any, kind: Any) -> Callable[[Callable[..., None]], Overrid
 def setting(owner: Any, name: str, value: Any) -> Override:
     """Put a value in the place of `owner.name`."""
     getattr(owner, name)
-    return lambda: setattr(owner, name, value)
+    return Override(lambda: setattr(owner, name, value))
 
 
-without_memory = setting(_Peer, "_recall", lambda _self, _key, _context: None)
-"""Every NOTIFY takes the long way, through `Connection._inquire`."""
+def fail(error: Exception) -> NoReturn:
+    """Raise an error in an expression."""
+    raise error

@@ -14,20 +14,18 @@ from iamroles_agent.spop.connection import Connection
 from iamroles_agent.tokens import claims, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
-from iamroles_conformance.selftest.mutants.override import around
-from iamroles_conformance.selftest.mutants.policy.edits import role_arns
+from iamroles_conformance.selftest.mutants.edits import role_arns
+from iamroles_conformance.selftest.mutants.override import after, around, fail
 from iamroles_conformance.selftest.registry import Override, mutant
+
+# --- times
 
 
 def _rule(name: str, change: Callable[[Any], Any]) -> Override:
     """Change a value of an issuer's compiled rules."""
-
-    @around(ClaimRules, "__init__")
-    def init(sound: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-        sound(self, *args, **kwargs)
-        setattr(self, name, change(getattr(self, name)))
-
-    return init
+    return after(ClaimRules, "__init__")(
+        lambda self, *_args, **_how: setattr(self, name, change(getattr(self, name)))
+    )
 
 
 def _claims(edit: Callable[[dict[str, Any], float], dict[str, Any]]) -> Override:
@@ -67,16 +65,6 @@ def _coerced(claim: str) -> Override:
     return seconds
 
 
-# --- times
-mutant("identity.exp-optional", "JWT-EXP-001", "accepts tokens without exp")(
-    _claims(lambda payload, now: {"exp": int(now) + 60} | payload)
-)
-mutant("identity.exp-text", "JWT-EXP-002", "reads exp out of strings and fractions")(_coerced("exp"))
-mutant("identity.any-lifetime", "JWT-EXP-003", "accepts any lifetime")(
-    _rule("_lifetime", lambda _configured: float("inf"))
-)
-
-
 @mutant("identity.lifetime-needs-iat", "JWT-EXP-003", "bounds lifetimes only where iat is given")
 @around(ClaimRules, "_times")
 def lifetime_needs_iat(sound: Any, self: Any, payload: Any, now: float) -> Any:
@@ -87,6 +75,22 @@ def lifetime_needs_iat(sound: Any, self: Any, payload: Any, now: float) -> Any:
         self._lifetime = kept
 
 
+@mutant("identity.number-forms", "JWT-NUM-001", "reads times out of any finite number, rounded down")
+@around(claims, "_seconds")
+def number_forms(sound: Any, payload: Any, name: str) -> Any:
+    value = payload.get(name)
+    if type(value) in (int, float) and abs(value) <= 1 << 53:
+        return int(value // 1)
+    return sound(payload, name)
+
+
+mutant("identity.exp-optional", "JWT-EXP-001", "accepts tokens without exp")(
+    _claims(lambda payload, now: {"exp": int(now) + 60} | payload)
+)
+mutant("identity.exp-text", "JWT-EXP-002", "reads exp out of strings and fractions")(_coerced("exp"))
+mutant("identity.any-lifetime", "JWT-EXP-003", "accepts any lifetime")(
+    _rule("_lifetime", lambda _configured: float("inf"))
+)
 mutant("identity.own-leeway", "JWT-EXP-004", "has a leeway of its own")(
     _rule("_leeway", lambda configured: max(configured, 30.0))
 )
@@ -98,19 +102,9 @@ mutant("identity.nbf-text", "JWT-NBF-002", "reads nbf out of strings and fractio
 mutant("identity.ignores-iat", "JWT-IAT-001", "ignores an iat that is ahead")(_never_ahead("iat"))
 mutant("identity.iat-text", "JWT-IAT-002", "reads iat out of strings and fractions")(_coerced("iat"))
 
-
-@mutant(
-    "identity.number-forms", "JWT-NUM-001", "reads times out of any finite number, fractions rounded down"
-)
-@around(claims, "_seconds")
-def number_forms(sound: Any, payload: Any, name: str) -> Any:
-    value = payload.get(name)
-    if type(value) in (int, float) and abs(value) <= 1 << 53:
-        return int(value // 1)
-    return sound(payload, name)
-
-
 # --- issuer, audience, kind of token
+
+
 @mutant("identity.iss-prefix", "JWT-ISS-001", "compares the beginning of iss")
 @around(Authenticator, "_issuer_of")
 def iss_prefix(sound: Any, self: Any, jws: Any) -> Any:
@@ -119,51 +113,44 @@ def iss_prefix(sound: Any, self: Any, jws: Any) -> Any:
     return near[0] if near else sound(self, jws)
 
 
-@mutant("identity.aud-substring", "JWT-AUD-001", "looks for the audience within aud")
-@around(ClaimRules, "_plain_audience")
-def aud_substring(sound: Any, self: Any, payload: Any) -> Any:
-    if any(one in str(payload.get("aud")) for one in self._audiences):
-        return ()
-    return sound(self, payload)
+def _any_within(sound: Any, self: Any, payload: Any) -> Any:
+    within = any(one in str(payload.get("aud")) for one in self._audiences)
+    return () if within else sound(self, payload)
 
 
-@mutant("identity.aud-first", "JWT-AUD-002", "looks at the first audience only")
-@around(ClaimRules, "_plain_audience")
-def aud_first(sound: Any, self: Any, payload: Any) -> Any:
-    aud = payload.get("aud")
-    return sound(self, payload | ({"aud": aud[0]} if isinstance(aud, list) and aud else {}))
+def _first_of(aud: Any) -> dict[str, Any]:
+    return {"aud": aud[0]} if isinstance(aud, list) and aud else {}
 
 
+def _access(payload: dict[str, Any]) -> dict[str, Any]:
+    return payload | {"token_use": "access", "client_id": payload.get("client_id", payload.get("aud"))}
+
+
+mutant("identity.aud-substring", "JWT-AUD-001", "looks for the audience within aud")(
+    around(ClaimRules, "_plain_audience")(_any_within)
+)
+mutant("identity.aud-first", "JWT-AUD-002", "looks at the first audience only")(
+    around(ClaimRules, "_plain_audience")(
+        lambda sound, self, payload: sound(self, payload | _first_of(payload.get("aud")))
+    )
+)
 mutant("identity.any-client", "JWT-COGNITO-001", "ignores client_id")(
     around(ClaimRules, "_check_client")(lambda sound, self, payload: ())
 )
-
-
-@mutant("identity.id-token", "JWT-COGNITO-002", "takes an ID token for an access token")
-@around(ClaimRules, "_cognito_audience")
-def id_token(sound: Any, self: Any, payload: Any) -> Any:
-    client = payload.get("client_id", payload.get("aud"))
-    return sound(self, payload | {"token_use": "access", "client_id": client})
-
-
+mutant("identity.id-token", "JWT-COGNITO-002", "takes an ID token for an access token")(
+    around(ClaimRules, "_cognito_audience")(lambda sound, self, payload: sound(self, _access(payload)))
+)
 mutant("identity.half-access-token", "JWT-AT-001", "asks nothing more of RFC 9068's tokens")(
     around(claims, "_check_rfc9068")(lambda _sound, _payload, _iat: None),
     around(claims, "_label")(lambda sound, value, name: sound(value or "nobody", name)),
 )
 
-
 # --- principals
+
+
 def _role(read: Callable[[Any, str], Any]) -> Override:
-    """Read a role ARN otherwise: `read(sound, text)`."""
+    """Replace the reading of a token's role ARNs: `read(sound, text)`."""
     return around(claims, "role_arn")(read)
-
-
-@mutant("identity.role-path-kept", "PRINCIPAL-ARN-001", "refuses role ARNs with a path")
-@_role
-def role_path_kept(sound: Any, text: str) -> Any:
-    if ":role/" in text and text.count("/") > 1:
-        raise Refusal(Reason.ROLE_MALFORMED, "a path")
-    return sound(text)
 
 
 @mutant("identity.skips-malformed", "PRINCIPAL-ARN-002", "passes over malformed role ARNs")
@@ -194,24 +181,9 @@ def role_case(sound: Any, text: str) -> Any:
 
 @mutant("identity.mapping-with-path", "PRINCIPAL-ARN-004", "accepts a mapping that never matches")
 @role_arns
-def mapping_with_path(sound: Any, text: str) -> RoleArn:
-    arn: RoleArn = sound(text)
+def mapping_with_path(sound: Any, text: str) -> Any:
+    arn = sound(text)
     return replace(arn, name=text.partition(":role/")[2]) if ":role/" in text else arn
-
-
-mutant("identity.one-account", "PRINCIPAL-ACCOUNT-001", "compares roles by name alone")(
-    _role(
-        lambda sound, text: sound(
-            re.sub(r"^arn:aws(-cn)?:(\w+)::\d{12}:", r"arn:aws:\2::111111111111:", text)
-        )
-    )
-)
-
-
-@mutant("identity.session-is-role", "PRINCIPAL-SESSION-001", "takes the session name for the role")
-@_role
-def session_is_role(sound: Any, text: str) -> Any:
-    return sound(re.sub(r"assumed-role/[^/]+/([^/]+)$", r"assumed-role/\1/x1", text))
 
 
 @mutant("identity.logs-tokens", "PRINCIPAL-SECRET-001", "logs the credentials that it refuses")
@@ -221,24 +193,61 @@ async def logs_tokens(sound: Any, self: Any, authorization: str, *source: Any) -
         return await sound(self, authorization, *source)
     except Refusal:
         sys.stderr.write(f"refused: {authorization}\n")
-        sys.stderr.flush()
         raise
 
 
+mutant("identity.role-path-kept", "PRINCIPAL-ARN-001", "refuses role ARNs with a path")(
+    _role(
+        lambda sound, text: (
+            fail(Refusal(Reason.ROLE_MALFORMED, "a path"))
+            if ":role/" in text and text.count("/") > 1
+            else sound(text)
+        )
+    )
+)
+mutant("identity.one-account", "PRINCIPAL-ACCOUNT-001", "compares roles by name alone")(
+    _role(
+        lambda sound, text: sound(
+            re.sub(r"^arn:aws(-cn)?:(\w+)::\d{12}:", r"arn:aws:\2::111111111111:", text)
+        )
+    )
+)
+mutant("identity.session-is-role", "PRINCIPAL-SESSION-001", "takes the session name for the role")(
+    _role(lambda sound, text: sound(re.sub(r"assumed-role/[^/]+/([^/]+)$", r"assumed-role/\1/x1", text)))
+)
+
 # --- outbound federation
-def _aws(edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> Override:
+
+_AWS = "https://sts.amazonaws.com/"
+
+
+def _aws(edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> Override:
     """Change the claims, and those in AWS's namespace, before the principal is read."""
 
     @around(ClaimRules, "_aws")
     def aws(sound: Any, self: Any, payload: Any, now: float) -> Any:
-        said = payload.get("https://sts.amazonaws.com/")
-        changed = dict(payload)
+        changed, said = dict(payload), payload.get(_AWS)
         if isinstance(said, dict):
-            changed["https://sts.amazonaws.com/"] = said = dict(said)
+            changed[_AWS] = said = dict(said)
         edit(changed, said if isinstance(said, dict) else {})
         return sound(self, changed, now)
 
     return aws
+
+
+@mutant("identity.origin-sub", "OUTBOUND-ORIGIN-001", "takes the role from sub whatever the mode")
+@_aws
+def origin_sub(payload: dict[str, Any], said: dict[str, Any]) -> None:
+    payload.pop("subject_mode", None)
+    said.pop("subject_mode", None)
+
+
+@mutant("identity.request-tags", "OUTBOUND-TAGS-001", "takes roles from request tags")
+@around(ClaimRules, "_aws")
+def request_tags(sound: Any, self: Any, payload: Any, now: float) -> Any:
+    roles, end = sound(self, payload, now)
+    tags = payload[_AWS].get("request_tags", {})
+    return (*roles, *(RoleArn.parse(text) for name, text in tags.items() if name == "role")), end
 
 
 mutant("identity.key-needs-alg", "OUTBOUND-ALLOW-001", "drops keys that name no alg")(
@@ -254,36 +263,16 @@ mutant("identity.aws-arn-account", "OUTBOUND-ACCOUNT-001", "ignores the ARN's ac
         )
     )
 )
-
-
-@mutant("identity.origin-sub", "OUTBOUND-ORIGIN-001", "takes the role from sub whatever the mode")
-@_aws
-def origin_sub(payload: dict[str, Any], said: dict[str, Any]) -> None:
-    payload.pop("subject_mode", None)
-    said.pop("subject_mode", None)
-
-
-@mutant("identity.request-tags", "OUTBOUND-TAGS-001", "takes roles from request tags")
-@around(ClaimRules, "_aws")
-def request_tags(sound: Any, self: Any, payload: Any, now: float) -> Any:
-    roles, end = sound(self, payload, now)
-    tags = payload["https://sts.amazonaws.com/"].get("request_tags", {})
-    return (*roles, *(RoleArn.parse(text) for name, text in tags.items() if name == "role")), end
-
-
 mutant("identity.outer-session", "OUTBOUND-SESSION-001", "ignores the end of the outer session")(
     _aws(lambda payload, said: said.pop("original_session_exp", None))
 )
-
-
-@mutant("identity.irsa", "OUTBOUND-IRSA-001", "takes any token of AWS for one of STS")
-@_aws
-def irsa(payload: dict[str, Any], said: dict[str, Any]) -> None:
-    if not said:
-        payload["https://sts.amazonaws.com/"] = {"aws_account": "111111111111"}
-
-
-@mutant("identity.small-frames", "JWT-SIZE-001", "takes no frame of more than 13,000 bytes")
-@around(Connection, "__init__")
-def small_frames(sound: Any, self: Any, recall: Any, *, max_frame_size: int, **more: Any) -> None:
-    sound(self, recall, max_frame_size=min(max_frame_size, 13_000), **more)
+mutant("identity.irsa", "OUTBOUND-IRSA-001", "takes any token of AWS for one of STS")(
+    _aws(lambda payload, said: said or payload.update({_AWS: {"aws_account": "111111111111"}}))
+)
+mutant("identity.small-frames", "JWT-SIZE-001", "takes no frame of more than 13,000 bytes")(
+    around(Connection, "__init__")(
+        lambda sound, self, recall, *, max_frame_size, **more: sound(
+            self, recall, max_frame_size=min(max_frame_size, 13_000), **more
+        )
+    )
+)

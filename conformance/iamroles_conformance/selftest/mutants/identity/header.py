@@ -21,13 +21,13 @@ from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.jws import parse
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import Key, parse_key
-from iamroles_conformance.selftest.mutants.gate.proxy import text
-from iamroles_conformance.selftest.mutants.override import around, setting
+from iamroles_conformance.selftest.mutants.edits import replaced
+from iamroles_conformance.selftest.mutants.override import around, before, fail, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 
 def _verify(rescue: Callable[[Any, Any, bytes], Any]) -> Override:
-    """Where a token is refused, let `rescue(authenticator, refusal, token)` give an identity after all."""
+    """If a token is refused, let `rescue(authenticator, refusal, token)` give an identity after all."""
 
     @around(Authenticator, "_verify")
     async def verify(sound: Any, self: Any, token: bytes, *rest: Any) -> Any:
@@ -43,7 +43,7 @@ def _verify(rescue: Callable[[Any, Any, bytes], Any]) -> Override:
 
 
 def _loosely(segment: bytes) -> dict[str, Any]:
-    """A segment as a lenient library reads it."""
+    """Read a segment as a lenient library does."""
     text = segment.decode("latin-1").rstrip("=")
     members: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     return members
@@ -54,7 +54,7 @@ def _plain(segment: bytes) -> bytes:
 
 
 def _believed(self: Any, token: bytes) -> Any:
-    """The identity that the claims give, unverified."""
+    """Return the identity that the claims give, unverified."""
     jws = parse(token, self._max_bytes)
     return self._issuer_of(jws).rules.identity(jws.payload, jws.header, self._clock(), "")
 
@@ -89,7 +89,23 @@ def _signature(accept: Callable[[str, bytes, bytes, Any], bool]) -> Override:
     return verifier
 
 
+def _allows(name: str, values: Callable[[Any, Any], Any]) -> Override:
+    """Change what an issuer's rules allow in a header: `values(former, header)`."""
+    return before(authenticator, "check_header")(
+        lambda jws, rules: setattr(rules, name, values(getattr(rules, name), jws.header))
+    )
+
+
+def _parse(change: Callable[[bytes], bytes], size: int | None = None) -> Override:
+    """Change a token before it is parsed, or how long it may be."""
+    return around(authenticator, "parse")(
+        lambda sound, token, max_bytes=8192: sound(change(token), size or max_bytes)
+    )
+
+
 # --- algorithms and signatures
+
+
 @mutant("identity.alg-none", "JWT-ALG-001", "accepts alg none in any spelling but `none`")
 @_verify
 def alg_none(self: Any, _refusal: Any, token: bytes) -> Any:
@@ -109,41 +125,7 @@ def hs_confusion(self: Any, _refusal: Any, token: bytes) -> Any:
     return _believed(self, token) if good else None
 
 
-@mutant("identity.any-algorithm", "JWT-ALG-003", "accepts algorithms of other issuers")
-@around(authenticator, "check_header")
-def any_algorithm(sound: Any, jws: Any, rules: Any) -> Any:
-    rules.algorithms = frozenset(("RS256", "ES256"))
-    return sound(jws, rules)
-
-
-mutant("identity.key-decides", "JWT-ALG-004", "verifies with the key's algorithm, not alg")(
-    setting(Key, "fits", lambda _self, _alg: True),
-    around(Key, "verifier")(lambda sound, self, alg: sound(self, self.alg or alg)),
-)
-mutant("identity.empty-signature", "JWT-SIG-001", "accepts an empty signature")(
-    _signature(lambda alg, signature, data, verify: not signature)
-)
-
-
-@mutant("identity.unknown-kid-any-key", "JWT-KID-002", "takes any key where the kid is unknown")
-@around(Keyring, "lookup")
-def unknown_kid_any_key(sound: Any, self: Any, kid: Any, alg: str) -> Any:
-    return sound(self, kid, alg) or (self._keys and self._keys.find(None, alg))
-
-
-_sources: list[Any] = []
-
-
-@around(Keyring, "__init__")
-def _noted(sound: Any, self: Any, *arguments: Any, **named: Any) -> None:
-    _sources.append(self)
-    sound(self, *arguments, **named)
-
-
-@mutant("identity.keys-of-all", "JWT-SIG-002", "verifies with the keys of any issuer", _noted)
-@around(Keyring, "lookup")
-def _of_all(sound: Any, self: Any, kid: Any, alg: str) -> Any:
-    return next(filter(None, (sound(each, kid, alg) for each in (self, *_sources))), None)
+_keyrings: list[Any] = []
 
 
 @mutant("identity.der-signature", "JWT-ECDSA-001", "accepts ECDSA signatures in DER")
@@ -155,38 +137,55 @@ def der_signature(alg: str, signature: bytes, data: bytes, verify: Any) -> bool:
     return bool(verify(r.to_bytes(32, "big") + s.to_bytes(32, "big"), data))
 
 
+mutant("identity.any-algorithm", "JWT-ALG-003", "accepts algorithms of other issuers")(
+    _allows("algorithms", lambda _former, _header: frozenset(("RS256", "ES256")))
+)
+mutant("identity.key-decides", "JWT-ALG-004", "verifies with the key's algorithm, not alg")(
+    setting(Key, "fits", lambda _self, _alg: True),
+    around(Key, "verifier")(lambda sound, self, alg: sound(self, self.alg or alg)),
+)
+mutant("identity.empty-signature", "JWT-SIG-001", "accepts an empty signature")(
+    _signature(lambda alg, signature, data, verify: not signature)
+)
+mutant("identity.unknown-kid-any-key", "JWT-KID-002", "takes any key where the kid is unknown")(
+    around(Keyring, "lookup")(
+        lambda sound, self, kid, alg: sound(self, kid, alg) or (self._keys and self._keys.find(None, alg))
+    )
+)
+mutant("identity.keys-of-all", "JWT-SIG-002", "verifies with the keys of any issuer")(
+    before(Keyring, "__init__")(lambda self, *_args, **_how: _keyrings.append(self)),
+    around(Keyring, "lookup")(
+        lambda sound, self, kid, alg: next(
+            filter(None, (sound(each, kid, alg) for each in (self, *_keyrings))), None
+        )
+    ),
+)
 mutant("identity.psychic", "JWT-ECDSA-002", "accepts the psychic signature: r and s zero")(
     _signature(lambda alg, signature, data, verify: len(signature) == 64 and not any(signature))
 )
 
-
 # --- what a header makes the agent do
-def _calls(url: str) -> None:
+
+
+def _fetch(url: object) -> None:
     """Open a connection, as a fetch would, and let it go."""
 
     def call() -> None:
         try:
-            urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - a mutant's purpose
+            urllib.request.urlopen(str(url), timeout=2).close()  # noqa: S310 - a mutant's purpose
         except (OSError, ValueError):
             return
 
-    threading.Thread(target=call, daemon=True).start()
-
-
-@mutant("identity.fetches-jku", "JWT-FETCH-001", "fetches what jku names, and then ignores it")
-@_header
-def fetches_jku(members: dict[str, Any]) -> None:
-    if isinstance(members.get("jku"), str):
-        _calls(members["jku"])
+    if isinstance(url, str):
+        threading.Thread(target=call, daemon=True).start()
 
 
 @mutant("identity.fetches-iss", "JWT-FETCH-003", "looks for the keys of an unknown iss")
-@around(Authenticator, "_issuer_of")
-def fetches_iss(sound: Any, self: Any, jws: Any) -> Any:
+@before(Authenticator, "_issuer_of")
+def fetches_iss(self: Any, jws: Any) -> None:
     iss = jws.payload.get("iss")
     if iss not in self._issuers and isinstance(iss, str):
-        _calls(f"{iss}/.well-known/openid-configuration")
-    return sound(self, jws)
+        _fetch(f"{iss}/.well-known/openid-configuration")
 
 
 @mutant("identity.trusts-jwk", "JWT-FETCH-002", "verifies with the key in the header")
@@ -200,12 +199,11 @@ def trusts_jwk(self: Any, _refusal: Any, token: bytes) -> Any:
     return _believed(self, token) if good else None
 
 
+mutant("identity.fetches-jku", "JWT-FETCH-001", "fetches what jku names, and then ignores it")(
+    _header(lambda members: _fetch(members.get("jku")))
+)
+
 # --- the header's members
-@mutant("identity.unknown-members", "JWT-HEADER-001", "refuses header members it does not know")
-@_header
-def unknown_members(members: dict[str, Any]) -> None:
-    if members.keys() - {"alg", "kid", "typ"}:
-        raise ValueError("unknown members")
 
 
 @mutant("identity.kid-any-type", "JWT-KID-001", "ignores a kid that is not a string")
@@ -215,15 +213,8 @@ def kid_any_type(members: dict[str, Any]) -> None:
         members.pop("kid", None)
 
 
-def _ignores(*names: str) -> Override:
-    def edit(members: dict[str, Any]) -> None:
-        for name in names:
-            members.pop(name, None)
-
-    return _header(edit)
-
-
-mutant("identity.ignores-crit", "JWT-CRIT-001", "ignores crit")(_ignores("crit"))
+def _ignores(name: str) -> Override:
+    return _header(lambda members: members.pop(name, None))
 
 
 @mutant("identity.b64-true", "JWT-CRIT-003", "accepts b64 where it is true")
@@ -231,10 +222,6 @@ mutant("identity.ignores-crit", "JWT-CRIT-001", "ignores crit")(_ignores("crit")
 def b64_true(members: dict[str, Any]) -> None:
     if members.get("b64") is True and members.pop("b64") and members.get("crit") == ["b64"]:
         del members["crit"]
-
-
-mutant("identity.ignores-b64", "JWT-CRIT-003", "ignores b64")(_ignores("b64"))
-mutant("identity.ignores-zip", "JWT-ZIP-002", "ignores zip")(_ignores("zip"))
 
 
 @mutant("identity.unencoded", "JWT-CRIT-002", "takes an unencoded payload")
@@ -249,46 +236,26 @@ def unencoded(sound: Any, token: bytes, max_bytes: int = 8192) -> Any:
     return jws.Jws(header, json.loads(body), token[: -len(seal) - 1], _plain(seal))
 
 
-@mutant("identity.cty-case", "JWT-NEST-001", "refuses cty JWT in this spelling only")
-@_header
-def cty_case(members: dict[str, Any]) -> None:
-    if members.get("cty") != "JWT":
-        members.pop("cty", None)
-
-
-@mutant("identity.jwe-crash", "JWT-JWE-001", "breaks at a token of five parts")
-@around(authenticator, "parse")
-def jwe_crash(sound: Any, token: bytes, max_bytes: int = 8192) -> Any:
-    if token.count(b".") == 4:
-        raise LookupError("five parts")
-    return sound(token, max_bytes)
-
-
-@mutant("identity.any-typ", "JWT-TYP-001", "ignores typ")
-@around(authenticator, "check_header")
-def any_typ(sound: Any, jws: Any, rules: Any) -> Any:
-    rules.types = rules.types | {jws.header.typ}
-    return sound(jws, rules)
-
-
-@mutant("identity.at-jwt-optional", "JWT-TYP-002", "accepts JWT where at+jwt is required")
-@around(authenticator, "check_header")
-def at_jwt_optional(sound: Any, jws: Any, rules: Any) -> Any:
-    rules.types = rules.types | {"jwt"}
-    return sound(jws, rules)
-
+mutant("identity.unknown-members", "JWT-HEADER-001", "refuses header members it does not know")(
+    _header(lambda members: members.keys() - {"alg", "kid", "typ"} and fail(ValueError("unknown members")))
+)
+mutant("identity.ignores-crit", "JWT-CRIT-001", "ignores crit")(_ignores("crit"))
+mutant("identity.ignores-b64", "JWT-CRIT-003", "ignores b64")(_ignores("b64"))
+mutant("identity.ignores-zip", "JWT-ZIP-002", "ignores zip")(_ignores("zip"))
+mutant("identity.cty-case", "JWT-NEST-001", "refuses cty JWT in this spelling only")(
+    _header(lambda members: members.get("cty") == "JWT" or members.pop("cty", None))
+)
+mutant("identity.jwe-crash", "JWT-JWE-001", "breaks at a token of five parts")(
+    _parse(lambda token: fail(LookupError("five parts")) if token.count(b".") == 4 else token)
+)
+mutant("identity.any-typ", "JWT-TYP-001", "ignores typ")(
+    _allows("types", lambda former, header: former | {header.typ})
+)
+mutant("identity.at-jwt-optional", "JWT-TYP-002", "accepts JWT where at+jwt is required")(
+    _allows("types", lambda former, _header: former | {"jwt"})
+)
 
 # --- encoding
-mutant("identity.four-parts", "JWT-FORM-001", "takes the first three of four parts")(
-    around(authenticator, "parse")(
-        lambda sound, token, size=8192: sound(b".".join(token.split(b".")[:3]), size)
-    )
-)
-mutant("identity.padding", "JWT-B64-001", "accepts padding, white space and + /")(
-    around(jws, "decode_base64url")(
-        lambda sound, text: sound(re.sub(rb"[=\s]", b"", text).translate(bytes.maketrans(b"+/", b"-_")))
-    )
-)
 
 
 @mutant("identity.stray-bits", "JWT-B64-002", "ignores stray bits at a segment's end")
@@ -303,7 +270,7 @@ def stray_bits(sound: Any, text: bytes) -> Any:
 
 
 def _json(read: Callable[[bytes], Any]) -> Override:
-    """Where strict JSON refuses, read once more as `read` does."""
+    """If strict JSON refuses, use `read`."""
 
     @around(jws, "decode_object")
     def decode(sound: Any, data: bytes) -> Any:
@@ -321,6 +288,23 @@ def _json(read: Callable[[bytes], Any]) -> Override:
     return decode
 
 
+@mutant("identity.trailing", "JWT-JSON-004", "ignores what follows the JSON object")
+@_json
+def trailing(data: bytes) -> Any:
+    try:
+        return json.JSONDecoder().raw_decode(data.decode())[0]
+    except UnicodeDecodeError:
+        return None
+
+
+mutant("identity.four-parts", "JWT-FORM-001", "takes the first three of four parts")(
+    _parse(lambda token: b".".join(token.split(b".")[:3]))
+)
+mutant("identity.padding", "JWT-B64-001", "accepts padding, white space and + /")(
+    around(jws, "decode_base64url")(
+        lambda sound, text: sound(re.sub(rb"[=\s]", b"", text).translate(bytes.maketrans(b"+/", b"-_")))
+    )
+)
 mutant("identity.inflates", "JWT-ZIP-001", "decompresses a payload")(
     _ignores("zip"), _json(lambda data: json.loads(zlib.decompress(data, -15)))
 )
@@ -339,55 +323,31 @@ mutant("identity.header-twice", "JWT-JSON-001", "takes the last of two header me
 mutant("identity.payload-twice", "JWT-JSON-002", "takes the last of two claims")(
     _json(lambda data: json.loads(data.decode()) if b'"alg"' not in data else None)
 )
-
-
-@mutant("identity.utf16", "JWT-JSON-003", "guesses the encoding of JSON")
-@_json
-def utf16(data: bytes) -> Any:
-    return json.loads(data) if data[:2] == b"\xff\xfe" else None
-
-
-@mutant("identity.trailing", "JWT-JSON-004", "ignores what follows the JSON object")
-@_json
-def trailing(data: bytes) -> Any:
-    try:
-        return json.JSONDecoder().raw_decode(data.decode())[0]
-    except UnicodeDecodeError:
-        return None
-
-
+mutant("identity.utf16", "JWT-JSON-003", "guesses the encoding of JSON")(
+    _json(lambda data: json.loads(data) if data[:2] == b"\xff\xfe" else None)
+)
 mutant("identity.depth", "JWT-JSON-008", "skips what is nested deep")(
     _json(lambda data: json.loads(re.sub(rb',"deep":\[+\]+', b"", data).decode()))
 )
-
-
-@mutant("identity.depth-crash", "JWT-JSON-005", "breaks at deep nesting")
-@around(jws, "decode_object")
-def depth_crash(sound: Any, data: bytes) -> Any:
-    if b"[[[[[[[[[[[[[[[[[[" in data:
-        raise LookupError("too deep for this stack")
-    return sound(data)
-
-
-mutant("identity.any-size", "JWT-SIZE-001", "judges tokens of any size")(
-    around(authenticator, "parse")(lambda sound, token, size=8192: sound(token, 1 << 24))
+mutant("identity.depth-crash", "JWT-JSON-005", "breaks at deep nesting")(
+    before(jws, "decode_object")(
+        lambda data: fail(LookupError("too deep for this stack")) if b"[" * 18 in data else None
+    )
 )
-mutant("identity.small-size", "JWT-SIZE-001", "refuses tokens above 4096 bytes")(
-    around(authenticator, "parse")(lambda sound, token, size=8192: sound(token, 4096))
-)
+mutant("identity.any-size", "JWT-SIZE-001", "judges tokens of any size")(_parse(bytes, size=1 << 24))
+mutant("identity.small-size", "JWT-SIZE-001", "refuses tokens above 4096 bytes")(_parse(bytes, size=4096))
 
 # --- the Authorization header
+
 mutant("identity.first-of-two", "BEARER-FORM-001", "takes the first of two tokens in a header")(
     around(authenticator, "bearer")(
         lambda sound, text: sound("Bearer " + re.split(r"[ ,]+", text.strip())[1]) if " " in text else None
     )
 )
-mutant("identity.query-token", "BEARER-QUERY-001", "takes a token out of the query", proxy=True)(
-    text(
-        lambda text: text.replace(
-            "authorization=req.fhdr(authorization) ",
-            "authorization=url_param(access_token),regsub(^,Bearer\\ ) ",
-        ),
+mutant("identity.query-token", "BEARER-QUERY-001", "takes a token out of the query")(
+    replaced(
+        "authorization=req.fhdr(authorization) ",
+        "authorization=url_param(access_token),regsub(^,Bearer\\ ) ",
         name="iam.spoe.cfg",
     )
 )

@@ -15,13 +15,11 @@ from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError
-from iamroles_conformance.selftest.mutants.override import around, setting
+from iamroles_conformance.selftest.mutants.gate import asks_nothing
+from iamroles_conformance.selftest.mutants.override import after, around, fail, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
-# --- single keys
-mutant("identity.weak-rsa", "JWT-RSA-001", "accepts RSA keys of 1024 bits")(
-    setting(keys, "MIN_RSA_BITS", 512)
-)
+# --- single keys and whole sets
 
 
 def _entries(edit: Any) -> Override:
@@ -36,22 +34,13 @@ def _entries(edit: Any) -> Override:
 
 
 def _strict(broken: Any) -> Override:
-    def edit(entries: Any) -> Any:
-        if any(broken(entry) for entry in entries):
-            raise KeySetError("a key that cannot be used")
-        return entries
-
-    return _entries(edit)
+    """Refuse a set if one of its entries is broken."""
+    return _entries(
+        lambda entries: fail(KeySetError("a broken key")) if any(map(broken, entries)) else entries
+    )
 
 
-mutant("identity.unknown-kty", "JWKS-KEY-001", "refuses a set with an unknown kind of key")(
-    _strict(lambda entry: entry.get("kty") not in ("RSA", "EC", "OKP"))
-)
-
-
-@mutant("identity.one-bad-key", "JWKS-KEY-005", "refuses a set with one malformed key")
-@_strict
-def one_bad_key(entry: Any) -> bool:
+def _malformed(entry: Any) -> bool:
     try:
         keys.parse_key(entry)
     except ValueError:
@@ -65,13 +54,25 @@ def _overlooks(*names: str) -> Override:
     )
 
 
+@mutant("identity.failure-is-a-set", "JWKS-SET-004", "takes any answer for an empty key set")
+@around(KeySet, "parse")
+def failure_is_a_set(sound: Any, document: Any, previous: Any = None) -> Any:
+    keys = document.get("keys")
+    return sound({"keys": keys if isinstance(keys, list) else []}, previous)
+
+
+mutant("identity.weak-rsa", "JWT-RSA-001", "accepts RSA keys of 1024 bits")(
+    setting(keys, "MIN_RSA_BITS", 512)
+)
+mutant("identity.unknown-kty", "JWKS-KEY-001", "refuses a set with an unknown kind of key")(
+    _strict(lambda entry: entry.get("kty") not in ("RSA", "EC", "OKP"))
+)
+mutant("identity.one-bad-key", "JWKS-KEY-005", "refuses a set with one malformed key")(_strict(_malformed))
 mutant("identity.any-use", "JWKS-KEY-002", "verifies with keys for encryption")(_overlooks("use"))
 mutant("identity.any-operation", "JWKS-KEY-003", "ignores key_ops")(_overlooks("key_ops"))
 mutant("identity.private-key", "JWKS-KEY-004", "verifies with published private keys")(
     _overlooks("d", "p", "q")
 )
-
-# --- whole sets
 mutant("identity.kid-twice", "JWKS-SET-001", "takes the last of two keys of one kid")(
     _entries(
         lambda entries: list({(one.get("kid", id(one)), one.get("kty")): one for one in entries}.values())
@@ -84,31 +85,11 @@ mutant("identity.many-keys", "JWKS-SET-003", "accepts any number of keys")(setti
 mutant("identity.large-set", "JWKS-SET-003", "accepts key sets of any size")(
     setting(jwks, "MAX_DOCUMENT", 1 << 30)
 )
-
-
-@mutant(
-    "identity.failure-drops-keys",
-    "JWKS-SET-004 JWKS-OUTAGE-001",
-    "drops its keys when they cannot be renewed",
+mutant("identity.failure-drops-keys", "JWKS-SET-004 JWKS-OUTAGE-001", "drops keys that cannot be renewed")(
+    after(KeySource, "_failed")(lambda self, _why: self._on_taken({"keys": []}, self._monotonic()))
 )
-@around(KeySource, "_failed")
-def failure_drops_keys(sound: Any, self: Any, why: str) -> None:
-    sound(self, why)
-    self._on_taken({"keys": []}, self._monotonic())
-
-
-@mutant("identity.failure-is-a-set", "JWKS-SET-004", "takes any answer for an empty key set")
-@around(KeySet, "parse")
-def failure_is_a_set(sound: Any, document: Any, previous: Any = None) -> Any:
-    keys = document.get("keys")
-    return sound({"keys": keys if isinstance(keys, list) else []}, previous)
-
 
 # --- fetching
-@mutant("identity.never-asks", "JWKS-FETCH-001", "waits for the renewal where a kid is unknown")
-@around(KeySource, "_ask")
-async def never_asks(_sound: Any, _self: Any, _kid: str) -> None:
-    return None
 
 
 @mutant("identity.cooldown-after-fetch", "JWKS-FETCH-001", "begins a cooldown at each fetch")
@@ -118,32 +99,19 @@ async def cooldown_after_fetch(sound: Any, self: Any, kid: str) -> None:
         await sound(self, kid)
 
 
-@mutant("identity.herd", "JWKS-FETCH-002", "fetches once for each token that waits")
-@around(KeySource, "_shared")
-async def herd(_sound: Any, self: Any, **_how: Any) -> None:
-    await self._fetch()
-
-
-@mutant("identity.storm", "JWKS-STORM-001", "fetches for each unknown kid")
-@around(KeySource, "_ask")
-async def storm(_sound: Any, self: Any, _kid: str) -> None:
-    await self._shared(asking=True)
-
-
-_turn = asyncio.Lock()
+_one = asyncio.Lock()
 
 
 @mutant("identity.one-at-a-time", "JWKS-STORM-002 JWKS-ISOLATION-001", "verifies one token at a time")
 @around(Authenticator, "_verify")
 async def one_at_a_time(sound: Any, self: Any, *rest: Any) -> Any:
-    async with _turn:
+    async with _one:
         return await sound(self, *rest)
 
 
 @mutant("identity.keys-for-ever", "JWKS-OUTAGE-002", "serves its last keys for ever")
-@around(Keyring, "__init__")
-def keys_for_ever(sound: Any, self: Any, issuer: Any, settings: Any, **kwargs: Any) -> None:
-    sound(self, issuer, settings, **kwargs)
+@after(Keyring, "__init__")
+def keys_for_ever(self: Any, _issuer: Any, settings: Any, **_how: Any) -> None:
     self.settings = SimpleNamespace(**{**settings.model_dump(), "max_stale": 1e6})
 
 
@@ -156,18 +124,6 @@ async def no_keys_is_401(sound: Any, self: Any, kid: Any, alg: str) -> Any:
         raise Refusal(Reason.KEY_UNKNOWN, refusal.detail) from None
 
 
-@mutant("identity.any-discovery", "JWKS-DISCOVERY-001", "uses any discovery document")
-@around(KeySource, "_discover")
-def any_discovery(_sound: Any, self: Any) -> Any:
-    return self._get(self.issuer.issuer + "/.well-known/openid-configuration")["jwks_uri"]
-
-
-mutant("identity.plain-http", "JWKS-DISCOVERY-002", "calls issuers of plain http")(
-    around(checks, "_url")(lambda sound, key, text, _insecure, **how: sound(key, text, True, **how)),
-    around(jwks, "check_url")(lambda sound, url, *, insecure_http: sound(url, insecure_http=True)),
-)
-
-
 @mutant("identity.follows-redirects", "JWKS-REDIRECT-001", "follows redirects to other hosts")
 @around(KeySource, "_get")
 def follows_redirects(sound: Any, self: Any, url: str) -> Any:
@@ -178,3 +134,21 @@ def follows_redirects(sound: Any, self: Any, url: str) -> Any:
             raise
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - a mutant's purpose
             return json.load(answer)
+
+
+mutant("identity.never-asks", "JWKS-FETCH-001", "waits for the renewal where a kid is unknown")(asks_nothing)
+mutant("identity.herd", "JWKS-FETCH-002", "fetches once for each token that waits")(
+    around(KeySource, "_shared")(lambda _sound, self, **_how: self._fetch())
+)
+mutant("identity.storm", "JWKS-STORM-001", "fetches for each unknown kid")(
+    around(KeySource, "_ask")(lambda _sound, self, _kid: self._shared(asking=True))
+)
+mutant("identity.any-discovery", "JWKS-DISCOVERY-001", "uses any discovery document")(
+    around(KeySource, "_discover")(
+        lambda _sound, self: self._get(f"{self.issuer.issuer}/.well-known/openid-configuration")["jwks_uri"]
+    )
+)
+mutant("identity.plain-http", "JWKS-DISCOVERY-002", "calls issuers of plain http")(
+    around(checks, "_url")(lambda sound, key, text, _insecure, **how: sound(key, text, True, **how)),
+    around(jwks, "check_url")(lambda sound, url, *, insecure_http: sound(url, insecure_http=True)),
+)

@@ -1,4 +1,4 @@
-"""Waits without end, and refusals that outlive their cause: kind 8 of docs/derived-checks.md."""
+"""Mutants of waits and refusals that outlive their cause (kind 8 of docs/derived-checks.md), and of drips."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from typing import Any
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens import jwks, sts, transport
 from iamroles_agent.tokens.authenticator import Authenticator
+from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.transport import Transport, in_thread
-from iamroles_conformance.selftest.mutants.override import around, setting
+from iamroles_conformance.selftest.mutants.override import after, around, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 _LONG = 3600.0
-"""Seconds that nobody waits for."""
+"""Seconds, longer than any check waits."""
 
 
 def _patient(module: Any) -> Override:
-    """Leave no thread behind, however long it takes."""
+    """Wait for a thread to its end, however long it takes."""
     return setting(module, "in_thread", lambda work, _patience=None: in_thread(work))
 
 
-@mutant(
-    "identity.waits-for-bodies",
-    "DERIVED-WAIT-001",
-    "gives whoever has begun to answer all the time that he wants",
-    _patient(jwks),
-)
 @around(transport._Connection, "getresponse")
 def _at_leisure(sound: Any, self: Any) -> Any:
     sock, response = self.sock, sound(self)
@@ -35,7 +30,7 @@ def _at_leisure(sound: Any, self: Any) -> Any:
 
 
 def _unhurried(chosen: str) -> Override:
-    """A call whose URL, or header, has this text in it takes as long as it takes."""
+    """Lift the timeout of calls with this text in their URL or headers."""
 
     @around(Transport, "get")
     def get(sound: Any, self: Any, url: str, *, timeout: float, **how: Any) -> Any:
@@ -45,27 +40,30 @@ def _unhurried(chosen: str) -> Override:
     return get
 
 
-mutant(
-    "identity.waits-for-discovery",
-    "DERIVED-WAIT-001",
-    "bounds the fetch of a key set and not that of the discovery document",
-)(_unhurried("openid-configuration"), _patient(jwks))
+@mutant("identity.one-key-a-kid", "JWKS-SET-006", "knows one key for each kid")
+@around(KeySet, "find")
+def _first_of_kid(_sound: Any, self: Any, kid: str | None, alg: str) -> Any:
+    named = self._keys if kid is None else self._by_kid.get(kid, ())
+    return next((key for key in named[:1] if key.fits(alg)), None)
+
+
+mutant("identity.waits-for-drips", "JWKS-DRIP-001", "restarts its timeout with each byte of a key server")(
+    setting(transport._Exchange, "cut", lambda _self: None)
+)
+mutant("identity.waits-for-bodies", "DERIVED-WAIT-001", "waits without end for an answer that has begun")(
+    _at_leisure, _patient(jwks)
+)
+mutant("identity.waits-for-discovery", "DERIVED-WAIT-001", "bounds the fetch of key sets, not of discovery")(
+    _unhurried("openid-configuration"), _patient(jwks)
+)
 mutant("identity.waits-for-sts", "DERIVED-WAIT-002", "waits for STS as long as it takes")(
     _unhurried("Host"), _patient(sts)
 )
-
-
-@mutant(
-    "identity.cut-is-whole",
-    "DERIVED-WAIT-002",
-    "takes an answer that it cut off itself for a short one, and so for a refusal",
+mutant("identity.cut-is-whole", "DERIVED-WAIT-002", "takes an answer that it cut off itself for a refusal")(
+    after(Transport, "_exchange")(lambda _self, exchange, *_: setattr(exchange, "over", False))
 )
-@around(Transport, "_exchange")
-def _whole(sound: Any, self: Any, exchange: Any, *args: Any) -> Any:
-    answer = sound(self, exchange, *args)
-    exchange.over = False
-    return answer
 
+# --- refusals that outlive a reload
 
 _refused: dict[tuple[str, str], Refusal] = {}
 
@@ -87,23 +85,15 @@ def _stubborn(*reasons: Reason) -> Override:
     return authenticate
 
 
-mutant(
-    "identity.refuses-for-ever-claims",
-    "DERIVED-RELOAD-003",
-    "remembers a token that was refused for a claim that was wrong beyond a reload",
-)(_stubborn(Reason.AUDIENCE_MISMATCH, Reason.CLAIM_INVALID))
-mutant(
-    "identity.refuses-for-ever-algorithms",
-    "DERIVED-RELOAD-003",
-    "remembers a token that was refused for an algorithm or a type beyond a reload",
-)(_stubborn(Reason.ALGORITHM_NOT_ALLOWED, Reason.TYPE_NOT_ALLOWED))
-mutant(
-    "identity.refuses-for-ever-sizes",
-    "DERIVED-RELOAD-003",
-    "remembers a token that was refused for its length beyond a reload",
-)(_stubborn(Reason.TOKEN_TOO_LARGE))
-mutant(
-    "identity.refuses-for-ever-times",
-    "DERIVED-RELOAD-003",
-    "remembers a token that was refused for its times beyond a reload",
-)(_stubborn(Reason.TOKEN_NOT_YET_VALID, Reason.TOKEN_LIFETIME))
+mutant("identity.refuses-for-ever-claims", "DERIVED-RELOAD-003", "keeps refusals for claims over a reload")(
+    _stubborn(Reason.AUDIENCE_MISMATCH, Reason.CLAIM_INVALID)
+)
+mutant("identity.refuses-for-ever-algorithms", "DERIVED-RELOAD-003", "keeps refusals for alg, typ at reload")(
+    _stubborn(Reason.ALGORITHM_NOT_ALLOWED, Reason.TYPE_NOT_ALLOWED)
+)
+mutant("identity.refuses-for-ever-sizes", "DERIVED-RELOAD-003", "keeps refusals for length over a reload")(
+    _stubborn(Reason.TOKEN_TOO_LARGE)
+)
+mutant("identity.refuses-for-ever-times", "DERIVED-RELOAD-003", "keeps refusals for times over a reload")(
+    _stubborn(Reason.TOKEN_NOT_YET_VALID, Reason.TOKEN_LIFETIME)
+)

@@ -15,73 +15,47 @@ from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import messages
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.sts import StsVerifier
-from iamroles_conformance.selftest.mutants.override import around
-from iamroles_conformance.selftest.mutants.policy import edits as edit
+from iamroles_conformance.selftest.mutants import edits as edit
+from iamroles_conformance.selftest.mutants.override import after, around
 from iamroles_conformance.selftest.registry import Override, both, mutant
 
-
 # --- the memory of verdicts (kind 1 of docs/derived-checks.md)
-def _remembered_by(of: Callable[[Any], object]) -> Override:
-    """Remember verdicts by something of the question, in place of its bytes."""
 
-    def key_of(key: bytes) -> bytes:
-        found = messages.parse(key, 0, len(key)).check
+
+def _remembered_by(of: Callable[[Any], object]) -> Override:
+    """Remember verdicts by a part of the question, instead of its bytes."""
+
+    def key_of(key: bytes | None) -> bytes | None:
+        found = messages.parse(key, 0, len(key)).check if key is not None else None
         return key if found is None else repr(of(found)).encode()
 
-    @around(Gate, "recall")
-    def recall(sound: Any, self: Any, key: bytes, context: Any) -> Any:
-        return sound(self, key_of(key), context)
-
-    @around(Gate, "judge")
-    async def judge(sound: Any, self: Any, check: Any, context: Any, key: bytes | None) -> Any:
-        return await sound(self, check, context, None if key is None else key_of(key))
-
-    return both(recall, judge)
+    return both(
+        around(Gate, "recall")(lambda sound, self, key, context: sound(self, key_of(key), context)),
+        around(Gate, "judge")(
+            lambda sound, self, check, context, key: sound(self, check, context, key_of(key))
+        ),
+    )
 
 
-mutant(
-    "policy.derived-memory-without-address",
-    "DERIVED-ARGUMENT-001",
-    "remembers verdicts without the client's address",
-)(_remembered_by(lambda check: replace(check, src=None)))
-mutant(
-    "policy.derived-memory-without-count",
-    "DERIVED-ARGUMENT-001",
-    "remembers verdicts without the number of credentials",
-)(_remembered_by(lambda check: replace(check, authorization_count=1)))
-mutant(
-    "policy.derived-memory-joined",
-    "DERIVED-ARGUMENT-001",
-    "joins host and path in the key of its memory without a mark between them",
-)(_remembered_by(lambda check: replace(check, host=None, path=f"{check.host}{check.path}")))
-
-
-@mutant("policy.derived-port-trusted", "DERIVED-ARGUMENT-002", "takes port 1 for its own host's proxy")
-@around(Gate, "judge")
-async def _port_trusted(sound: Any, self: Any, check: Any, context: Any, key: Any) -> Any:
+def _port_trusted(sound: Any, self: Any, check: Any, context: Any, key: Any) -> Any:
     here = replace(check, src=ip_address("127.0.0.1")) if context.src_port == 1 else check
-    return await sound(self, here, context, key)
+    return sound(self, here, context, key)
 
+
+mutant("policy.derived-memory-without-address", "DERIVED-ARGUMENT-001", "remembers verdicts without address")(
+    _remembered_by(lambda check: replace(check, src=None))
+)
+mutant("policy.derived-memory-without-count", "DERIVED-ARGUMENT-001", "remembers verdicts without the count")(
+    _remembered_by(lambda check: replace(check, authorization_count=1))
+)
+mutant(
+    "policy.derived-memory-joined", "DERIVED-ARGUMENT-001", "remembers host and path joined without a mark"
+)(_remembered_by(lambda check: replace(check, host=None, path=f"{check.host}{check.path}")))
+mutant("policy.derived-port-trusted", "DERIVED-ARGUMENT-002", "takes port 1 for its own host's proxy")(
+    around(Gate, "judge")(_port_trusted)
+)
 
 # --- keys of rules (kind 3)
-mutant("policy.derived-mapped-is-six", "DERIVED-KEY-001", "takes an IPv4-mapped address for an IPv6 address")(
-    around(compiled, "plain_address")(lambda _sound, address: address)
-)
-mutant(
-    "policy.derived-zero-is-any",
-    "DERIVED-KEY-001",
-    "takes a network of prefix length 0 for any address of either family",
-)(edit.regions_where(lambda rule: any(network.endswith("/0") for network in rule.sources), sources=None))
-mutant("policy.derived-user-dropped", "DERIVED-KEY-001", "takes `user@host` for the host")(
-    around(compiled, "canonical_host")(lambda sound, text: sound(text.rpartition("@")[2]))
-)
-mutant("policy.derived-greatest-deny", "DERIVED-KEY-001", "names the greatest id of several denies")(
-    around(Index, "first")(
-        lambda _sound, self, roles, query: max(
-            self.matches(roles, query), key=lambda rule: rule.id, default=None
-        )
-    )
-)
 
 
 @mutant("policy.derived-one-group", "DERIVED-KEY-001", "holds a role in the first of its groups alone")
@@ -103,6 +77,7 @@ def _one_scope(sound: Any, self: Any, whole: Any, *rest: Any, **more: Any) -> No
 
 
 @mutant("policy.derived-unknown-in-scopes", "DERIVED-KEY-004", "passes over unknown keys in a scope")
+@Override
 def _unknown_in_scopes() -> None:
     config.Scope.model_config = {**config.Scope.model_config, "extra": "ignore"}
     for model in (config.Scope, config.Config):
@@ -110,12 +85,38 @@ def _unknown_in_scopes() -> None:
 
 
 def _overlooks(part: str) -> Override:
-    """A loader that does not find one fault, known by a part of its key and message."""
+    """Overlook a fault of a policy, known by a part of its key and message."""
     return around(checks, "_check")(
         lambda sound, found: (one for one in sound(found) if part not in f"{one.key}: {one.message}")
     )
 
 
+def _keeps(sign: str) -> Override:
+    """Read the top-level keys that begin with this sign, which the agent passes over."""
+
+    def parse(sound: Any, *text: Any) -> Any:
+        data, *rest = sound(*text)
+        return {key.removeprefix(sign): value for key, value in data.items()}, *rest
+
+    return around(import_module("iamroles_agent.policy.load"), "_parse")(parse)
+
+
+mutant("policy.derived-mapped-is-six", "DERIVED-KEY-001", "takes an IPv4-mapped address for an IPv6 address")(
+    around(compiled, "plain_address")(lambda _sound, address: address)
+)
+mutant(
+    "policy.derived-zero-is-any", "DERIVED-KEY-001", "takes a /0 network for all addresses of both families"
+)(edit.regions(lambda rule: any(network.endswith("/0") for network in rule.sources), sources=None))
+mutant("policy.derived-user-dropped", "DERIVED-KEY-001", "takes `user@host` for the host")(
+    around(compiled, "canonical_host")(lambda sound, text: sound(text.rpartition("@")[2]))
+)
+mutant("policy.derived-greatest-deny", "DERIVED-KEY-001", "names the greatest id of several denies")(
+    around(Index, "first")(
+        lambda _sound, self, roles, query: max(
+            self.matches(roles, query), key=lambda rule: rule.id, default=None
+        )
+    )
+)
 mutant("policy.derived-lower-case", "DERIVED-KEY-004", "takes a method in lower case, which no request has")(
     _overlooks("methods are case-sensitive")
 )
@@ -128,28 +129,15 @@ mutant("policy.derived-no-audience", "DERIVED-KEY-004", "takes an issuer of whic
 mutant("policy.derived-nested-groups", "DERIVED-KEY-004", "takes a group within a group")(
     _overlooks("groups hold no groups")
 )
-
-
-def _keeps(sign: str) -> Override:
-    """A loader that does not pass over the keys of the top that begin so."""
-
-    def parse(sound: Any, *text: Any) -> Any:
-        data, *rest = sound(*text)
-        return {key.removeprefix(sign): value for key, value in data.items()}, *rest
-
-    return around(import_module("iamroles_agent.policy.load"), "_parse")(parse)
-
-
 mutant("policy.derived-no-schema", "DERIVED-KEY-004", "refuses a policy that names its $schema")(_keeps("$"))
 mutant("policy.derived-no-neighbour", "DERIVED-KEY-004", "refuses a policy with another vendor's table")(
     _keeps("x-")
 )
 
-
 # --- reloads (kind 4)
-@mutant(
-    "policy.derived-issuers-stay", "DERIVED-RELOAD-001", "goes on trusting an issuer that a reload took away"
-)
+
+
+@mutant("policy.derived-issuers-stay", "DERIVED-RELOAD-001", "still trusts an issuer that a reload removed")
 @around(Authenticator, "_configure")
 def _issuers_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
     former = {url: issuer.rules for url, issuer in self._issuers.items()}
@@ -164,9 +152,7 @@ def _limits_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
     self._max_bytes = former or self._max_bytes
 
 
-@mutant(
-    "policy.derived-verdicts-stay", "DERIVED-RELOAD-001", "keeps its memory where a reload changes no rule"
-)
+@mutant("policy.derived-verdicts-stay", "DERIVED-RELOAD-001", "keeps its memory if a reload changes no rule")
 @around(Gate, "replace")
 def _verdicts_stay(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
     former, young = self._state.policy, dict(self._state.young)
@@ -177,19 +163,13 @@ def _verdicts_stay(sound: Any, self: Any, policy: Any, authenticator: Any) -> No
 
 
 @mutant("policy.derived-keys-go", "DERIVED-RELOAD-002", "forgets the keys that it holds at every reload")
-@around(Authenticator, "_configure")
-def _keys_go(sound: Any, self: Any, whole: Any, rules: Any) -> None:
-    sound(self, whole, rules)
+@after(Authenticator, "_configure")
+def _keys_go(self: Any, _whole: Any, _rules: Any) -> None:
     for issuer in self._issuers.values():
         issuer.keys._keys = None
 
 
-@mutant(
-    "policy.derived-trouble-stays",
-    "DERIVED-KEY-003",
-    "holds the trouble of one STS against another that took its name",
-)
-@around(StsVerifier, "succeed")
-def _trouble_stays(sound: Any, self: Any, former: Any) -> None:
-    sound(self, former)
+@mutant("policy.derived-trouble-stays", "DERIVED-KEY-003", "blames an STS for the one whose name it took")
+@after(StsVerifier, "succeed")
+def _trouble_stays(self: Any, former: Any) -> None:
     self._state |= {name: state for name, state in former._state.items() if name in self._state}

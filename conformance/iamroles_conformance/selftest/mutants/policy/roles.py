@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.policy.compiled import Policy, Query
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.override import around
-from iamroles_conformance.selftest.mutants.policy import edits as edit
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- which role counts
-mutant("policy.union-tags-first", "GRANT-UNION-001", "tags the first role, not the one that granted")(
-    edit.decided(
-        lambda _policy, identity, _request, found: (
-            replace(found, role=str(min(identity.roles))) if found.allow else found
-        )
-    )
-)
-mutant(
-    "policy.union-is-first-role",
-    "GRANT-UNION-001 ORACLE-ORDER-001",
-    "takes the first role of the token for all",
-)(
-    edit.roles(
-        lambda _policy, identity, _requested, found: (
-            replace(found, active=identity.roles[:1]) if len(found.active) > 1 else found
-        )
-    )
-)
-mutant("policy.preferred-ignored", "ACTIVE-PREFERRED-001", "does not look at the preferred role")(
-    edit.asked(lambda _policy, identity, request: (identity._replace(preferred=None), request))
-)
-mutant("policy.preferred-not-alone", "ACTIVE-PREFERRED-001", "keeps all roles beside the preferred")(
-    edit.roles(
-        lambda _policy, identity, requested, found: (
-            replace(found, active=tuple(sorted(identity.roles)))
-            if requested is None and identity.preferred in identity.roles
-            else found
-        )
-    )
-)
 
 
-@mutant(
-    "policy.preferred-taken", "ACTIVE-PREFERRED-002", "takes a preferred role that is not among the token's"
-)
+def _unrequested(when: Callable[[Any, Any], Any]) -> Override:
+    """Drop the requested role if `when(policy, identity)`."""
+    return edit.requests(
+        lambda policy, identity, request: (
+            replace(request, requested_role=None) if when(policy, identity) else request
+        )
+    )
+
+
+@edit.identities
+def _mapped_alone(policy: Any, identity: Any) -> Any:
+    mapped = tuple(arn for arn in identity.roles if arn in policy._name_of)
+    return identity._replace(roles=mapped or identity.roles)
+
+
+@mutant("policy.preferred-taken", "ACTIVE-PREFERRED-002", "takes a preferred role that the token lacks")
 @around(Policy, "_roles_of")
 def preferred_taken(sound: Any, self: Any, identity: Any, requested: str | None) -> Any:
     if requested is None and identity.preferred is not None:
@@ -56,46 +40,41 @@ def preferred_taken(sound: Any, self: Any, identity: Any, requested: str | None)
     return sound(self, identity, requested)
 
 
-@mutant(
-    "policy.preferred-over-request",
-    "ACTIVE-REQUEST-001",
-    "lets the preferred role go before the requested one",
+mutant("policy.union-tags-first", "GRANT-UNION-001", "tags the first role, not the one that granted")(
+    edit.granted(lambda _found, _policy, identity, _request: {"role": str(min(identity.roles))})
 )
-@edit.asked
-def preferred_over_request(_policy: Any, identity: Any, request: Any) -> Any:
-    wins = identity.preferred in identity.roles
-    return identity, replace(request, requested_role=None) if wins else request
-
-
-mutant("policy.union-over-request", "ACTIVE-REQUEST-001", "ignores the requested role under union")(
-    edit.asked(
-        lambda policy, identity, request: (
-            identity,
-            replace(request, requested_role=None) if policy._union else request,
+mutant(
+    "policy.union-is-first-role", "GRANT-UNION-001 ORACLE-ORDER-001", "takes a token's first role for all"
+)(
+    edit.roles(
+        lambda found, _policy, identity, _asked: (
+            replace(found, active=identity.roles[:1]) if len(found.active) > 1 else found
         )
     )
 )
-
-
-@mutant("policy.unmapped-dropped", "ACTIVE-UNMAPPED-001", "does not count roles without a mapping")
-@edit.asked
-def unmapped_dropped(policy: Any, identity: Any, request: Any) -> Any:
-    mapped = tuple(arn for arn in identity.roles if arn in policy._name_of)
-    return identity._replace(roles=mapped or identity.roles), request
-
+mutant("policy.preferred-ignored", "ACTIVE-PREFERRED-001", "does not look at the preferred role")(
+    edit.identities(lambda _policy, identity: identity._replace(preferred=None))
+)
+mutant("policy.preferred-not-alone", "ACTIVE-PREFERRED-001", "keeps all roles beside the preferred")(
+    edit.roles(
+        lambda found, _policy, identity, asked: (
+            replace(found, active=tuple(sorted(identity.roles)))
+            if asked is None and identity.preferred in identity.roles
+            else found
+        )
+    )
+)
+mutant("policy.preferred-over-request", "ACTIVE-REQUEST-001", "prefers the preferred role to the requested")(
+    _unrequested(lambda _policy, identity: identity.preferred in identity.roles)
+)
+mutant("policy.union-over-request", "ACTIVE-REQUEST-001", "ignores the requested role under union")(
+    _unrequested(lambda policy, _identity: policy._union)
+)
+mutant("policy.unmapped-dropped", "ACTIVE-UNMAPPED-001", "does not count roles without a mapping")(
+    _mapped_alone
+)
 
 # --- for how long
-mutant(
-    "policy.lifetime-ignored",
-    "LIMIT-ROLE-001 LIMIT-ROLE-002 LIMIT-LEAST-001",
-    "ignores the lifetime of a role",
-)(edit.built(lambda policy: policy._lifetime.clear()))
-
-
-@mutant("policy.lifetime-from-now", "LIMIT-ROLE-001", "counts a role's lifetime from the request")
-@edit.asked
-def lifetime_from_now(_policy: Any, identity: Any, request: Any) -> Any:
-    return identity._replace(issued_at=int(time.time())), request
 
 
 @mutant("policy.lifetime-of-all", "LIMIT-LEAST-001", "lets the longest of several lifetimes hold")
@@ -105,38 +84,30 @@ def lifetime_of_all(sound: Any, self: Any, base: Any, identity: Any, able: Any, 
     return max(each, key=lambda found: found.expires)
 
 
-def _remembers_until(end: float) -> Override:
-    @around(Gate, "_remember")
-    def remember(sound: Any, self: Any, state: Any, key: bytes, verdict: Any) -> None:
-        sound(self, state, key, replace(verdict, expires=int(end)))
-
-    return remember
-
-
+_remembers_a_day = around(Gate, "_remember")(
+    lambda sound, self, state, key, verdict: sound(
+        self, state, key, replace(verdict, expires=int(time.time()) + 86400)
+    )
+)
+mutant(
+    "policy.lifetime-ignored", "LIMIT-ROLE-001 LIMIT-ROLE-002 LIMIT-LEAST-001", "ignores roles' lifetimes"
+)(edit.built(lambda policy: policy._lifetime.clear()))
+mutant("policy.lifetime-from-now", "LIMIT-ROLE-001", "counts a role's lifetime from the request")(
+    edit.identities(lambda _policy, identity: identity._replace(issued_at=int(time.time())))
+)
 mutant("policy.remembers-for-good", "LIMIT-ROLE-002", "remembers a verdict beyond the role's end")(
-    _remembers_until(time.time() + 86400)
+    _remembers_a_day
 )
 mutant("policy.session-goes-on", "AIAGENT-EXPIRY-001", "remembers a verdict beyond the session's end")(
-    _remembers_until(time.time() + 86400)
+    _remembers_a_day
 )
 
 # --- within which scope
-mutant("policy.scope-ignored", "SCOPE-BOTH-001 AIAGENT-SCOPE-001", "does not look at scopes")(
-    edit.asked(lambda _policy, identity, request: (identity._replace(scopes=None), request))
-)
 
 
-@mutant("policy.scope-is-a-grant", "SCOPE-BOTH-001", "lets a scope open what no grant does")
-@edit.decided
-def scope_is_a_grant(policy: Any, identity: Any, request: Any, found: Any) -> Any:
-    if (
-        found.reason == "no_grant"
-        and identity.scopes
-        and any(policy._scopes.matches(identity.scopes, Query.from_request(request)))
-    ):
-        backend = policy.config.backends[0].name
-        return replace(found, allow=True, reason=None, backend=backend, rule="none")
-    return found
+def _scope_covers(found: Any, policy: Any, identity: Any, request: Any) -> bool:
+    scopes = identity.scopes if found.reason == "no_grant" else None
+    return bool(scopes) and any(policy._scopes.matches(scopes, Query.from_request(request)))
 
 
 def _scopes(split: Any) -> Override:
@@ -156,4 +127,10 @@ mutant("policy.scope-first-only", "SCOPE-FORM-001", "looks at one scope of sever
 )
 mutant("policy.scope-optional", "SCOPE-NONE-001", "takes a token without scopes for unrestricted")(
     _scopes(lambda found: found or None)
+)
+mutant("policy.scope-ignored", "SCOPE-BOTH-001 AIAGENT-SCOPE-001", "does not look at scopes")(
+    edit.identities(lambda _policy, identity: identity._replace(scopes=None))
+)
+mutant("policy.scope-is-a-grant", "SCOPE-BOTH-001", "lets a scope open what no grant does")(
+    edit.opened(_scope_covers)
 )

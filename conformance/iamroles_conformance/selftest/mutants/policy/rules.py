@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,66 +12,18 @@ from iamroles_agent.policy import compiled, groups
 from iamroles_agent.policy.compiled import Index
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_conformance.selftest.mutants import edits as edit
+from iamroles_conformance.selftest.mutants.edits import is_deny, is_grant
 from iamroles_conformance.selftest.mutants.override import around
-from iamroles_conformance.selftest.mutants.policy import edits as edit
 from iamroles_conformance.selftest.registry import mutant
 
+_KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 # --- grants
-@mutant("policy.default-allow", "GRANT-DEFAULT-001", "allows what no rule speaks of")
-@edit.decided
-def default_allow(policy: Any, _identity: Any, _request: Any, found: Any) -> Any:
-    if found.reason == "no_grant":
-        return replace(found, allow=True, reason=None, backend=policy.config.backends[0].name, rule="none")
-    return found
-
-
-mutant("policy.group-of-one", "GRANT-GROUP-001", "takes a group for the first of its roles only")(
-    around(groups, "members_of")(
-        lambda sound, given: {name: roles[:1] for name, roles in sound(given).items()}
-    )
-)
-mutant("policy.head-is-get", "GRANT-METHOD-001", "takes HEAD for GET")(
-    edit.queries(
-        lambda request, query: replace(query, method="GET" if request.method == "HEAD" else query.method)
-    )
-)
-mutant("policy.method-any-case", "GRANT-METHOD-001", "compares methods without case")(
-    edit.queries(lambda _request, query: replace(query, method=query.method.upper()))
-)
-
-
-@mutant("policy.star-is-known-methods", "GRANT-METHOD-001", "takes `*` for the methods of RFC 9110")
-@edit.queries
-def star_is_known_methods(_request: Any, query: Any) -> Any:
-    known = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-    return query if query.method in known else replace(query, paths=())
 
 
 def _texts(path: str) -> tuple[str, ...]:
     return tuple(path[:end] for end in range(len(path), 0, -1))
-
-
-mutant("policy.prefix-of-text", "GRANT-PREFIX-001", "takes a prefix for a beginning of text")(
-    edit.queries(lambda request, query: replace(query, paths=(query.paths[0], *_texts(request.path))))
-)
-mutant("policy.path-any-case", "GRANT-PREFIX-001", "compares paths without case")(
-    edit.asked(lambda _policy, identity, request: (identity, replace(request, path=request.path.lower())))
-)
-mutant("policy.exact-is-prefix", "GRANT-EXACT-001", "takes an exact path for a prefix")(
-    edit.regions_where(lambda rule: rule.match == "exact" and hasattr(rule, "backend"), exact=False)
-)
-
-
-@mutant("policy.slash-counts", "GRANT-EXACT-001", "counts a trailing slash")
-@edit.queries
-def slash_counts(request: Any, query: Any) -> Any:
-    return replace(query, paths=query.paths[1:]) if request.path.endswith("/") else query
-
-
-mutant("policy.host-ignored", "GRANT-HOST-001", "ignores the hosts of a grant")(
-    edit.regions_where(lambda rule: hasattr(rule, "backend"), hosts=None)
-)
 
 
 @mutant("policy.host-by-text", "GRANT-HOST-001", "takes `*.` for any text before a name")
@@ -82,24 +34,7 @@ def host_by_text(request: Any, query: Any) -> Any:
     return replace(query, hosts=(*query.hosts, *ends))
 
 
-mutant("policy.host-with-port", "GRANT-HOST-001", "compares hosts with case and port")(
-    around(compiled, "canonical_host")(lambda _sound, text: text)
-)
-mutant("policy.source-ignored", "GRANT-SOURCE-001", "ignores the sources of a grant")(
-    edit.regions_where(lambda rule: hasattr(rule, "backend"), sources=None)
-)
-mutant("policy.account-ignored", "GRANT-ACCOUNT-001", "compares roles by name alone")(edit.by_name)
-
-
-@mutant("policy.partition-ignored", "GRANT-ACCOUNT-001", "compares roles without partition")
-@edit.asked
-def partition_ignored(_policy: Any, identity: Any, request: Any) -> Any:
-    return identity._replace(roles=tuple(replace(arn, partition="aws") for arn in identity.roles)), request
-
-
-@mutant(
-    "policy.session-is-a-stranger", "GRANT-SPELLING-001", "takes an assumed-role ARN for a role of its own"
-)
+@mutant("policy.session-is-a-stranger", "GRANT-SPELLING-001", "takes an assumed-role ARN for another role")
 @edit.role_arns
 def session_is_a_stranger(sound: Any, text: str) -> Any:
     found = sound(text)
@@ -121,6 +56,58 @@ def skips_malformed(sound: Any, self: Any, value: Any) -> Any:
     return sound(self, list(filter(_well_formed, entries)) if isinstance(entries, list) else entries)
 
 
+mutant("policy.default-allow", "GRANT-DEFAULT-001", "allows what no rule speaks of")(
+    edit.opened(lambda found, *_: found.reason == "no_grant")
+)
+mutant("policy.group-of-one", "GRANT-GROUP-001", "takes a group for the first of its roles only")(
+    around(groups, "members_of")(
+        lambda sound, given: {name: roles[:1] for name, roles in sound(given).items()}
+    )
+)
+mutant("policy.head-is-get", "GRANT-METHOD-001", "takes HEAD for GET")(
+    edit.queries(
+        lambda request, query: replace(query, method="GET" if request.method == "HEAD" else query.method)
+    )
+)
+mutant("policy.method-any-case", "GRANT-METHOD-001", "compares methods without case")(
+    edit.queries(lambda _request, query: replace(query, method=query.method.upper()))
+)
+mutant("policy.star-is-known-methods", "GRANT-METHOD-001", "takes `*` for the methods of RFC 9110")(
+    edit.queries(
+        lambda _request, query: query if query.method in _KNOWN_METHODS else replace(query, paths=())
+    )
+)
+mutant("policy.prefix-of-text", "GRANT-PREFIX-001", "takes a prefix for a beginning of text")(
+    edit.queries(lambda request, query: replace(query, paths=(query.paths[0], *_texts(request.path))))
+)
+mutant("policy.path-any-case", "GRANT-PREFIX-001", "compares paths without case")(
+    edit.requests(lambda _policy, _identity, request: replace(request, path=request.path.lower()))
+)
+mutant("policy.exact-is-prefix", "GRANT-EXACT-001", "takes an exact path for a prefix")(
+    edit.regions(lambda rule: rule.match == "exact" and is_grant(rule), exact=False)
+)
+mutant("policy.slash-counts", "GRANT-EXACT-001", "counts a trailing slash")(
+    edit.queries(
+        lambda request, query: replace(query, paths=query.paths[1:]) if request.path.endswith("/") else query
+    )
+)
+mutant("policy.host-ignored", "GRANT-HOST-001", "ignores the hosts of a grant")(
+    edit.regions(is_grant, hosts=None)
+)
+mutant("policy.host-with-port", "GRANT-HOST-001", "compares hosts with case and port")(
+    around(compiled, "canonical_host")(lambda _sound, text: text)
+)
+mutant("policy.source-ignored", "GRANT-SOURCE-001", "ignores the sources of a grant")(
+    edit.regions(is_grant, sources=None)
+)
+mutant("policy.account-ignored", "GRANT-ACCOUNT-001", "compares roles by name alone")(edit.by_name)
+mutant("policy.partition-ignored", "GRANT-ACCOUNT-001", "compares roles without partition")(
+    edit.identities(
+        lambda _policy, identity: identity._replace(
+            roles=tuple(replace(arn, partition="aws") for arn in identity.roles)
+        )
+    )
+)
 mutant("policy.first-match", "GRANT-SPECIFIC-001", "takes the grant that the file has first")(
     edit.best_grant(lambda found: min(found, key=lambda rule: rule.id))
 )
@@ -129,62 +116,47 @@ mutant("policy.exact-not-first", "GRANT-SPECIFIC-001", "lets a prefix go before 
 )
 
 # --- denies
+
+
+def _overlooked(found: Any) -> Any:
+    return None if found is not None and found.region.path == "/orders/export" else found
+
+
 mutant("policy.deny-ignores-method", "DENY-REGION-001", "ignores the methods of a deny")(
-    edit.regions_where(lambda rule: not hasattr(rule, "backend"), methods=None)
+    edit.regions(is_deny, methods=None)
 )
 mutant("policy.deny-ignores-host", "DENY-REGION-001", "ignores the hosts of a deny")(
-    edit.regions_where(lambda rule: not hasattr(rule, "backend"), hosts=None)
+    edit.regions(is_deny, hosts=None)
 )
 mutant("policy.deny-ignores-source", "DENY-REGION-001", "ignores the sources of a deny")(
-    edit.regions_where(lambda rule: not hasattr(rule, "backend"), sources=None)
+    edit.regions(is_deny, sources=None)
 )
 mutant("policy.deny-is-exact", "DENY-REGION-001", "takes a deny for one of its path alone")(
-    edit.regions_where(lambda rule: not hasattr(rule, "backend"), exact=True)
+    edit.regions(is_deny, exact=True)
 )
 mutant("policy.deny-active-only", "DENY-ALL-001", "looks at denies of the active role only")(
     edit.denies_of_active_role
 )
-
-
-@mutant("policy.deny-loses", "DENY-ALL-001", "lets a grant that is as specific beat a deny")
-@around(Index, "first")
-def deny_loses(sound: Any, self: Any, roles: Any, query: Any) -> Any:
-    found = sound(self, roles, query)
-    return None if found is not None and found.region.path == "/orders/export" else found
-
-
+mutant("policy.deny-loses", "DENY-ALL-001", "lets a grant that is as specific beat a deny")(
+    around(Index, "first")(lambda sound, self, roles, query: _overlooked(sound(self, roles, query)))
+)
 mutant("policy.every-is-every-mapped", "DENY-EVERY-001", "holds a deny of `*` for mapped roles only")(
     around(Index, "first")(
         lambda sound, self, roles, query: sound(self, roles if len(tuple(roles)) > 1 else (), query)
     )
 )
 
-
-# --- shadow rules
-@mutant("policy.shadow-grant-enforced", "SHADOW-GRANT-001", "enforces shadow grants")
-@edit.built
-def shadow_grant_enforced(policy: Any) -> None:
-    policy._grants = compiled.Index(map(compiled.compile_rule, policy.config.grants), deny=False)
+# --- shadow rules, and what no example shows
 
 
-@mutant("policy.shadow-deny-enforced", "SHADOW-DENY-001", "enforces shadow denies")
-@edit.built
-def shadow_deny_enforced(policy: Any) -> None:
-    policy._denies = compiled.Index(map(compiled.compile_rule, policy.config.denies), deny=True)
-
-
-# --- what no example shows
-@mutant("policy.oracle-ipv6", "ORACLE-AGREE-001", "never matches an IPv6 network")
-@around(Region, "has_source")
-def oracle_ipv6(sound: Any, self: Any, address: Any) -> bool:
-    return self.sources is None or (address.version == 4 and sound(self, address))
+def _index(rules: Iterable[Any], *, deny: bool = False) -> Index:
+    return Index(map(compiled.compile_rule, rules), deny=deny)
 
 
 @mutant("policy.oracle-last-grant", "ORACLE-AGREE-001", "forgets the last of many grants")
 @edit.built
 def oracle_last_grant(policy: Any) -> None:
-    enforced = [grant for grant in policy.config.grants[:6] if not grant.shadow]
-    policy._grants = compiled.Index(map(compiled.compile_rule, enforced), deny=False)
+    policy._grants = _index(grant for grant in policy.config.grants[:6] if not grant.shadow)
 
 
 @mutant("policy.oracle-trailing-slash", "ORACLE-AGREE-001", "lets a trailing slash out of a deny")
@@ -195,6 +167,17 @@ def oracle_trailing_slash(sound: Any, self: Any, roles: Any, query: Any) -> Iter
             yield rule
 
 
+mutant("policy.shadow-grant-enforced", "SHADOW-GRANT-001", "enforces shadow grants")(
+    edit.built(lambda policy: setattr(policy, "_grants", _index(policy.config.grants)))
+)
+mutant("policy.shadow-deny-enforced", "SHADOW-DENY-001", "enforces shadow denies")(
+    edit.built(lambda policy: setattr(policy, "_denies", _index(policy.config.denies, deny=True)))
+)
+mutant("policy.oracle-ipv6", "ORACLE-AGREE-001", "never matches an IPv6 network")(
+    around(Region, "has_source")(
+        lambda sound, self, address: self.sources is None or (address.version == 4 and sound(self, address))
+    )
+)
 mutant("policy.oracle-conflicts", "ORACLE-LOAD-001", "loads conflicts where one method is `*`")(
     around(Region, "meets")(lambda sound, self, other: self.methods is not None and sound(self, other))
 )
@@ -204,11 +187,7 @@ mutant("policy.oracle-order", "ORACLE-AGREE-001", "names the equal grant that th
     )
 )
 mutant("policy.oracle-proxy", "ORACLE-PROXY-001", "names the longest backend name it knows")(
-    edit.decided(
-        lambda policy, _identity, _request, found: (
-            replace(found, backend=max((one.name for one in policy.config.backends), key=len))
-            if found.allow
-            else found
-        )
+    edit.granted(
+        lambda _found, policy, *_: {"backend": max((one.name for one in policy.config.backends), key=len)}
     )
 )

@@ -1,1 +1,1 @@
-"""Mutants of the wire family."""
+"""Mutants of the wire family: the protocol between HAProxy and the agent."""

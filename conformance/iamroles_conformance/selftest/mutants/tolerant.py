@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import compiled
 from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate
-from iamroles_agent.serving.server import _Peer
 from iamroles_agent.spop import actions, frames, messages, values
 from iamroles_agent.spop.actions import Scope, set_var, unset_var
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
-from iamroles_conformance.selftest.mutants.override import around, setting, without_memory
-from iamroles_conformance.selftest.registry import both, mutant
+from iamroles_conformance.selftest.mutants import edits as edit
+from iamroles_conformance.selftest.mutants.override import around, before, setting
+from iamroles_conformance.selftest.registry import mutant
 
 
 @mutant("tolerant.huge-times", "", "reads integers past 2^53, and then refuses the lifetime")
@@ -39,11 +37,10 @@ def odd_kid(sound: Any, protected: bytes) -> Any:
 
 
 @mutant("tolerant.plain-subjects", "", "refuses principals beyond ASCII")
-@around(claims, "_label")
-def plain_subjects(sound: Any, value: object, name: str) -> Any:
+@before(claims, "_label")
+def plain_subjects(value: object, name: str) -> None:
     if isinstance(value, str) and not value.isascii():
         raise Refusal(Reason.CLAIM_INVALID, f"{name} is not ASCII")
-    return sound(value, name)
 
 
 @mutant("tolerant.same-twice", "", "takes an argument that is there twice and the same")
@@ -66,12 +63,6 @@ def _all_alike(data: bytes, pos: int, end: int) -> bool:
     return True
 
 
-@mutant("tolerant.trailing-blank", "", "drops blanks behind a token (RFC 9110 5.5)")
-@around(authenticator, "bearer")
-def trailing_blank(sound: Any, text: str) -> Any:
-    return sound(text.rstrip(" \t") if re.fullmatch(r"\S+ +\S+[ \t]+", text) else text)
-
-
 @mutant("tolerant.canonical-request", "", "knows a requested role by its canonical ARN alone")
 @around(compiled.Policy, "arns_named")
 def canonical_request(sound: Any, self: Any, requested: str) -> Any:
@@ -79,19 +70,20 @@ def canonical_request(sound: Any, self: Any, requested: str) -> Any:
     return frozenset() if requested.startswith("arn:") and not canonical else sound(self, requested)
 
 
-@mutant("tolerant.refuses-large", "", "refuses where the tags do not fit the agreed frame")
-@around(actions, "fit")
-def refuses_large(sound: Any, encoded: bytes, limit: int) -> Any:
-    return sound(encoded if len(encoded) <= limit else actions.LAST_RESORT, limit)
-
-
-@mutant("tolerant.terse-refusals", "", "names nobody in a refusal, though it knows who asks")
-@around(gate, "encode_verdict")
-def terse_refusals(sound: Any, decision: Any, *signed: Any) -> Any:
-    if decision.allow:
-        return sound(decision, *signed)
-    nobody = dict.fromkeys(("role", "principal", "session", "issuer"), "")
-    return sound(replace(decision, **nobody, expires=None), *signed)
+mutant("tolerant.trailing-blank", "", "drops blanks behind a token (RFC 9110 5.5)")(
+    around(authenticator, "bearer")(
+        lambda sound, text: sound(text.rstrip(" \t") if re.fullmatch(r"\S+ +\S+[ \t]+", text) else text)
+    )
+)
+mutant("tolerant.refuses-large", "", "refuses where the tags do not fit the agreed frame")(
+    around(actions, "fit")(
+        lambda sound, encoded, limit: sound(encoded if len(encoded) <= limit else actions.LAST_RESORT, limit)
+    )
+)
+_NOBODY = dict.fromkeys(("role", "principal", "session", "issuer"), "") | {"expires": None}
+mutant("tolerant.terse-refusals", "", "names nobody in a refusal, though it knows who asks")(
+    edit.refused(lambda _decision: _NOBODY)
+)
 
 
 def _sts_form(sound: Any, *arguments: Any) -> Any:
@@ -104,7 +96,7 @@ def _sts_form(sound: Any, *arguments: Any) -> Any:
 
 
 mutant("tolerant.sts-form", "", "calls what is wrong in a pre-signed URL malformed")(
-    both(*(around(place, "read_credential")(_sts_form) for place in (remote, sts)))
+    *(around(module, "read_credential")(_sts_form) for module in (remote, sts))
 )
 
 
@@ -114,50 +106,29 @@ def _announces_nothing(sound: Any, pairs: Any) -> Any:
     return sound({"x-agent": (DataType.BOOL, True), **pairs, **nothing} if nothing else pairs)
 
 
-@mutant(
-    "tolerant.one-by-one",
-    "",
-    "announces no pipelining, and answers the questions of a connection one by one",
-    _announces_nothing,
-    without_memory,
+mutant("tolerant.one-by-one", "", "announces no pipelining, answers a connection's questions one by one")(
+    _announces_nothing, edit.one_by_one, edit.without_memory
 )
-@around(_Peer, "_judge")
-async def _in_turn(sound: Any, self: Any, event: Any) -> None:
-    async with self.__dict__.setdefault("turn", asyncio.Lock()):
-        await sound(self, event)
 
 
-@mutant(
-    "tolerant.own-variables",
-    "",
-    "unsets all first, sets numbers of 64 bits, and variables of its own in other scopes",
-)
+@mutant("tolerant.own-variables", "", "unsets all first, sets 64-bit numbers and variables of its own")
 @around(gate, "encode_verdict")
 def own_variables(sound: Any, *decided: Any) -> bytes:
     said = list(actions.decode(sound(*decided)))
     own = set_var(Scope.SESSION, "x.version", DataType.STRING, b"1")
     own += set_var(Scope.TRANSACTION, "x.seen", DataType.INT32, -1)
-    first = b"".join(unset_var(one.scope, one.name) for one in said)
-    return (
-        own
-        + first
-        + b"".join(
-            set_var(one.scope, one.name, DataType.UINT64 if type(one.value) is int else one.kind, one.value)
-            for one in said
-            if one.kind is not None
-        )
+    first = (unset_var(one.scope, one.name) for one in said)
+    then = (
+        set_var(one.scope, one.name, DataType.UINT64 if type(one.value) is int else one.kind, one.value)
+        for one in said
+        if one.kind is not None
     )
+    return own + b"".join((*first, *then))
 
 
+_FEW = {name: keys.ALGORITHMS[name] for name in ("RS256", "ES256", "ES384")}
 mutant("tolerant.few-algorithms", "", "has no algorithm but RS256, ES256 and ES384")(
-    both(
-        *(
-            setting(
-                place, "ALGORITHMS", {name: keys.ALGORITHMS[name] for name in ("RS256", "ES256", "ES384")}
-            )
-            for place in (keys, claims, authenticator)
-        )
-    )
+    *(setting(module, "ALGORITHMS", _FEW) for module in (keys, claims, authenticator))
 )
 
 

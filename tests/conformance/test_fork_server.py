@@ -1,4 +1,4 @@
-"""The nursery: what it forks is to the stage what it would have started itself."""
+"""The fork server: an agent that it forks behaves like one that the stage started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from iamroles_conformance.selftest.nursery import Nursery
+from iamroles_conformance.selftest.fork_server import ForkServer
 from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.process import Child
@@ -24,13 +24,13 @@ _POLICY = {
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    with Nursery() as found:
+def server():
+    with ForkServer() as found:
         yield found
 
 
 @pytest.fixture
-def started(nursery, tmp_path):
+def started(server, tmp_path):
     world = tmp_path / "world.json"
     children = []
 
@@ -38,7 +38,7 @@ def started(nursery, tmp_path):
         world.write_text(json.dumps(document))
         argv = [sys.executable, "-m", "iamroles_conformance.selftest.mutants", mutants, "agent", "run"]
         env = {"IAMROLES_POLICY": world.name}
-        children.append(Child("agent", argv, guard, env=env, cwd=tmp_path, popen=nursery.start))
+        children.append(Child("agent", argv, guard, env=env, cwd=tmp_path, popen=server.start))
         return children[-1]
 
     with closing(Guard()) as guard:

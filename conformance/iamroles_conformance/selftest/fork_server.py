@@ -1,9 +1,9 @@
 """Starts mutated agents by fork, from one process that has imported the agent and every mutant once.
 
-An agent's start is mostly imports, and the self-test starts a thousand. What it gets here is what
-`subprocess.Popen` would have given: a process of its own, child of the judge, leader of its group, with its
-own pipes, environment, directory, signals and exit code. The kernel makes the fork a child of the judge and
-not of this process (CLONE_PARENT of clone(2)). Only a process of one thread may call that by itself.
+An agent's start is mostly imports, and the self-test starts a thousand. A forked agent is what
+`subprocess.Popen` would have started: a child of the judge, leader of its group, with its own pipes,
+environment, directory, signals and exit code. The kernel makes it a child of the judge and not of this
+process (CLONE_PARENT of clone(2)). Only a process of one thread may call that.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from typing import IO, Any, Self
 from iamroles_scenarios.stage.process import Started
 
 _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
-"""Number of clone(2); without one each agent starts by itself."""
+"""Number of clone(2). On other machines `subprocess.Popen` starts each agent."""
 _CLONE_PARENT = 0x8000
 _LONGEST = 1 << 20
 """Bytes of an order: arguments and environment."""
 
 
 class Forked:
-    """What the stage uses of a `subprocess.Popen` (`stage.process.Started`).
+    """A forked agent, as far as the stage uses a `subprocess.Popen` (`stage.process.Started`).
 
     Args:
         pid: a child of this process.
@@ -56,8 +56,8 @@ class Forked:
             return self.returncode
 
 
-class Nursery:
-    """The judge's end; a context manager. Thread-safe."""
+class ForkServer:
+    """The judge's end of the fork server. A context manager; thread-safe."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -79,12 +79,12 @@ class Nursery:
         *,
         env: Mapping[str, str],
         cwd: Path | None = None,
-        **how: Any,  # noqa: ANN401 - of Popen; the stage asks for what is done here
+        **how: Any,  # noqa: ANN401 - of Popen; the stage asks for what every fork gets
     ) -> Started:
         """Start `python -m iamroles_conformance.selftest.mutants MUTANTS…`, in a group of its own.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: the fork server has ended.
         """
         if _CLONE is None:
             return subprocess.Popen(argv, env=env, cwd=cwd, **how)  # noqa: S603 - as the stage would
@@ -99,7 +99,7 @@ class Nursery:
             for number in theirs:
                 os.close(number)
         if not pid:
-            raise OSError(None, "the nursery has ended")
+            raise OSError(None, "the fork server has ended")
         return Forked(pid, [ours_in, ours_out, ours_err])
 
     def __enter__(self) -> Self:
@@ -123,22 +123,22 @@ def _fork() -> int:
     return pid
 
 
-def _born(orders: socket.socket) -> list[str]:
-    """Fork for each order. Returns in the children alone, with the arguments; ends with the judge."""
+def _serve(orders: socket.socket) -> list[str]:
+    """Fork for each order until the judge ends. Return in the children alone, with their arguments."""
     while True:
         order, numbers, _, _ = socket.recv_fds(orders, _LONGEST, 3)
         if not order:
             sys.exit()
         pid = _fork()
         with contextlib.suppress(PermissionError, ProcessLookupError):
-            os.setpgid(pid, pid)  # by both: the group is there before either goes on
+            os.setpgid(pid, pid)  # both do it, so the group exists before either goes on
         if pid:
             orders.send(str(pid).encode())
             for number in numbers:
                 os.close(number)
             continue
-        for place, number in enumerate(numbers):
-            os.dup2(number, place)
+        for stream, number in enumerate(numbers):
+            os.dup2(number, stream)
             os.close(number)
         orders.close()
         argv, env, directory = json.loads(order)
@@ -154,4 +154,4 @@ if __name__ == "__main__":
 
     mutants((*FAMILIES, TOLERANT))
     gc.freeze()
-    main(_born(socket.socket(fileno=int(sys.argv[1]))))
+    main(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -1,1 +1,0 @@
-"""Mutants of what breaks around the agent."""

@@ -1,1 +1,0 @@
-"""Mutants of what happens under traffic."""

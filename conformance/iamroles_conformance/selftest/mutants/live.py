@@ -1,0 +1,215 @@
+"""Mutants of live streams and their renewal: what ends too late or not at all, what ends that should live."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from iamroles_agent.live import cutter, renewal
+from iamroles_agent.live import judge as judging
+from iamroles_agent.live.console import ConsoleError
+from iamroles_agent.live.cutter import Cutter
+from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
+from iamroles_agent.live.revocations import NONE
+from iamroles_agent.live.ticket import Ticket
+from iamroles_agent.processes import attach
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.spop import actions
+from iamroles_agent.tokens.keys import KeySet
+from iamroles_conformance.selftest.mutants.edits import replaced, without
+from iamroles_conformance.selftest.mutants.override import after, around, setting
+from iamroles_conformance.selftest.registry import Override, both, mutant
+from iamroles_tools.haproxy import render
+
+# --- when a stream ends by itself
+
+# It cuts nothing either: the agent judges streams again for a minute after its start, and would end these.
+mutant(
+    "live.ends-a-minute-late", "LIVE-EXPIRY-001 LIVE-EXPIRY-002 LIVE-IDLE-001", "ends streams a minute late"
+)(
+    around(actions, "set_var")(
+        lambda sound, scope, name, kind, value: sound(
+            scope, name, kind, value + 60 if name == "expires" else value
+        )
+    ),
+    setting(cutter, "is_stream", lambda _answer, _row: False),
+)
+mutant("live.streams-anywhere", "LIVE-REFUSE-001", "lets upgrades and event streams into every backend")(
+    without("upgrade", "event-stream", name="iam-routes.cfg")
+)
+mutant("live.needs-the-agent", "LIVE-ALONE-001", "is not woken at the credential's end: the agent must cut")(
+    replaced("filter.wake_time(math.min(left, LONGEST))", "", name="iam-live.lua")
+)
+mutant("live.proxys-own-clock", "LIVE-CLOCK-001", "uses the proxy's clock, which stops while it is frozen")(
+    replaced('txn.f:date(0, "ms")', "1000 * core.now().sec + core.now().usec // 1000", name="iam-live.lua"),
+    setting(cutter, "GRACE", 60.0),
+)
+
+# --- which streams are judged again, and how
+
+
+def _lost(edit: Any) -> Override:
+    """Change which ground a stream is found to have lost: `edit(found, keys)`."""
+    return around(judging, "lost")(
+        lambda sound, grounds, issuer, keys: edit(sound(grounds, issuer, keys), keys)
+    )
+
+
+def _judged(edit: Any) -> Override:
+    """Change arguments of `attach.judge`; `edit` gets them by name, and returns those that change."""
+    return around(attach, "judge")(lambda sound, *args, **how: sound(*args, **{**how, **edit(how)}))
+
+
+_met: set[str] = set()
+"""Keys of all sets that this process has read."""
+
+
+@after(KeySet, "__init__")
+def _meets(_self: Any, found: Any, *_rest: Any) -> None:
+    _met.update(key.kid for key in found)
+
+
+@mutant("live.keys-left-unseen", "LIVE-KEY-001", "ends nothing for keys that left while it was away", _meets)
+@around(judging, "_gone")
+def _left_unseen(sound: Any, identity: Any, *rest: Any) -> Any:
+    gone = sound(identity, *rest)
+    return None if gone and gone.cause == judging.KEY_REMOVED and identity.key_id not in _met else gone
+
+
+@mutant("live.cuts-everybody", "LIVE-KEEP-001", "cuts all streams when anybody is revoked")
+@around(attach, "judge")
+def everybody(sound: Any, *args: Any, **kwargs: Any) -> Any:
+    return Ends(0, "revoked") if kwargs["revocations"].rows else sound(*args, **kwargs)
+
+
+mutant("live.any-of-several-keys", "LIVE-KEY-002", "looks for no stream's key where its issuer has several")(
+    _lost(lambda found, keys: "" if found == "key" and keys is not None and len(list(keys)) > 1 else found)
+)
+mutant("live.audience-unseen", "LIVE-POLICY-002", "does not judge issuer, audience and algorithm again")(
+    _lost(lambda found, _keys: "key" if found == "key" else "")
+)
+mutant("live.deaf", "LIVE-POLICY-001 LIVE-KEY-001 LIVE-REVOKE-001", "judges no open stream a second time")(
+    setting(Cutter, "changed", lambda self: None),
+    setting(Cutter, "revoked", lambda self: None),
+    setting(cutter, "SETTLE", 0.0),
+)
+mutant("live.revocations-alone", "LIVE-POLICY-001 LIVE-KEY-001", "ends streams for revocations alone")(
+    setting(Cutter, "changed", Cutter.revoked)
+)
+mutant("live.revokes-nothing", "LIVE-REVOKE-001 LIVE-REVOKE-002", "puts no revocations in force")(
+    setting(Gate, "revoke", lambda self, revocations: None)
+)
+mutant("live.keys-unseen", "LIVE-KEY-001", "lets streams live whose key has left its issuer's set")(
+    _judged(lambda _: {"sources": {}})
+)
+
+# --- which streams are found and cut
+
+
+@mutant("live.all-workers-or-none", "LIVE-RELOAD-002", "cuts nothing while one of the workers is silent")
+@around(Cutter, "_read")
+async def all_or_none(sound: Any, self: Any, pid: int) -> Any:
+    found = await sound(self, pid)
+    if pid in self._unread:
+        raise ConsoleError(f"worker {pid} is silent")
+    return found
+
+
+@around(cutter, "pointers")
+def _any_pointer(sound: Any, answer: str) -> Any:
+    found = sound(answer)
+    others = [
+        pointer for source, place in found.items() if not source.startswith("unix") for pointer in place
+    ]
+    return dict.fromkeys(found, others[::-1])
+
+
+@mutant("live.forgets-at-restart", "LIVE-RESTART-001", "knows only the streams that began since it started")
+@Override
+def forgets() -> None:
+    started = time.time()
+    around(cutter, "rows")(lambda sound, answer: [row for row in sound(answer) if row.since >= started])()
+
+
+mutant("live.cuts-by-address", "LIVE-H2-001", "cuts whatever stream has the client's address and port")(
+    around(cutter, "is_stream")(
+        lambda sound, answer, row: sound(answer, row) or f"source={row.source}" in answer.partition("\n")[0]
+    )
+)
+mutant("live.own-streams-only", "LIVE-AGENTS-001", "leaves alone what another agent let in")(
+    setting(cutter, "NEIGHBOUR", 3600.0)
+)
+mutant("live.cuts-by-recycled-number", "LIVE-KEEP-001", "cuts by pointer, without looking whose it is now")(
+    _any_pointer, setting(cutter, "is_stream", lambda answer, row: True)
+)
+mutant("live.new-worker-only", "LIVE-RELOAD-001", "reaches only the newest worker of the proxy")(
+    around(cutter, "workers")(lambda sound, answer: sound(answer)[:1])
+)
+
+# --- renewal
+
+
+def _all_backends(policy: Any) -> frozenset[str]:
+    return frozenset(backend.name for backend in policy.config.backends)
+
+
+def _whoever(*left_out: int) -> Override:
+    """Leave out of `whose`, which compares a fresh credential with a stream, these words."""
+
+    def whose(sound: Any, ticket: Any) -> Any:
+        return tuple(word for at, word in enumerate(sound(ticket)) if at not in left_out)
+
+    return both(*(around(module, "whose")(whose) for module in (judging, renewal)))
+
+
+@mutant("live.renews-beyond", "LIVE-RENEW-001", "prolongs streams a minute beyond the fresh credential's end")
+@around(attach, "judge")
+def beyond(sound: Any, *args: Any, **kwargs: Any) -> Any:
+    found = sound(*args, **kwargs)
+    return replace(found, at=found.at + 60) if kwargs["fresh"] and found.cause == EXPIRED else found
+
+
+@around(attach, "judge")
+def _role_unseen(sound: Any, ticket: str, *args: Any, **kwargs: Any) -> Any:
+    if kwargs["fresh"]:
+        opener, fresh = Ticket.decode(ticket), Ticket.decode(kwargs["fresh"])
+        who = fresh.identity._replace(roles=opener.identity.roles)
+        kwargs["fresh"] = replace(fresh, identity=who, role=opener.role).encode()
+    return sound(ticket, *args, **kwargs)
+
+
+@mutant("live.renewal-revives", "LIVE-RENEW-004", "lets a prolonged stream outlive its own credential")
+@around(attach, "judge")
+def revives(sound: Any, *args: Any, **kwargs: Any) -> Any:
+    found = sound(*args, **kwargs)
+    if kwargs["fresh"] and found.cause == REVOKED and "prolonged" not in found.detail:
+        return sound(*args, **{**kwargs, "revocations": NONE})
+    return found
+
+
+mutant("live.renews-nothing", "LIVE-RENEW-001 LIVE-RENEW-006", "ends streams with their first credential")(
+    setting(attach, "renewing", lambda policy: frozenset())
+)
+mutant("live.renews-everywhere", "LIVE-RENEW-002", "prolongs streams in every backend that has them")(
+    around(render, "_streams")(
+        lambda sound, backend: sound(backend.model_copy(update={"renew": backend.streams}))
+    ),
+    setting(attach, "renewing", _all_backends),
+    setting(judging, "renewing", _all_backends),
+)
+mutant("live.renews-for-others", "LIVE-RENEW-003", "lets another principal of the role prolong a stream")(
+    _whoever(1)
+)
+mutant("live.renews-across-sessions", "LIVE-RENEW-003", "lets the principal's other sessions prolong it")(
+    _whoever(2)
+)
+mutant("live.renews-across-roles", "LIVE-RENEW-003", "lets the session's other role prolong a stream")(
+    _whoever(3), _role_unseen
+)
+mutant("live.renewal-forgives", "LIVE-RENEW-004 LIVE-RENEW-005", "ignores revocations of prolonged streams")(
+    _judged(lambda how: {"revocations": NONE} if how["fresh"] else {})
+)
+mutant("live.renewal-forgotten", "LIVE-RENEW-006", "forgets at a restart what prolonged a stream")(
+    setting(Cutter, "_unjudged", lambda self, pid, row: False)
+)

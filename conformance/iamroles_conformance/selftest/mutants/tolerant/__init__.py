@@ -1,1 +1,0 @@
-"""What the standards permit and no check forbids: switches of the tolerant twin."""
