@@ -18,9 +18,9 @@ from pathlib import Path
 from truth import Compared
 
 from iamroles_loadtests.asking import targets
-from iamroles_loadtests.measuring.book import Book
-from iamroles_loadtests.measuring.conductor import Conductor, Score
+from iamroles_loadtests.measuring.conductor import Conductor, RunOptions
 from iamroles_loadtests.measuring.generator import Generator
+from iamroles_loadtests.measuring.measurement import Measurement
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.stage.runtime import ask
@@ -50,11 +50,11 @@ def plain():
         process, port = start(config, socket)
         try:
             target = targets.url(f"http://127.0.0.1:{port}/")
-            with Generator(target.piles) as generator:
-                conductor = Conductor(target, generator, Score(warmup=0.3))
+            with Generator(target.pools) as generator:
+                conductor = Conductor(target, generator, RunOptions(warmup=0.3))
                 ours, theirs = [], []
                 for _ in range(ROUNDS):
-                    ours.append(conductor.play(conductor.phase("c", 0.0, SECONDS), "level")["answered"])
+                    ours.append(conductor.play(conductor.phase("c", 0.0, SECONDS)).answered)
                     if shutil.which("wrk"):
                         theirs.append(wrk(port))
         finally:
@@ -95,17 +95,16 @@ def spop():
     wanted = targets.Wanted(seconds=60.0)
     with (
         targets.gate(reference_agent(), wanted, kind="processes", straight_on=True) as target,
-        Generator(target.piles) as generator,
+        Generator(target.pools) as generator,
     ):
-        score = Score(warmup=0.3, connections=4, in_flight=16)
-        conductor = Conductor(target, generator, score, generator=lambda: generator.pid)
-        found = [conductor.play(conductor.phase("c", 0.0, SECONDS), "level") for _ in range(ROUNDS)]
+        conductor = Conductor(target, generator, RunOptions(warmup=0.3, connections=4, in_flight=16))
+        found = [conductor.play(conductor.phase("c", 0.0, SECONDS)) for _ in range(ROUNDS)]
     return [
         statistics.median(values)
         for values in (
-            [one["answered"] for one in found],
-            [one["cpu"]["agent"] for one in found],
-            [one["cpu"]["generator"] for one in found],
+            [one.answered for one in found],
+            [one.cpu["agent"] for one in found],
+            [one.cpu["generator"] for one in found],
         )
     ]
 
@@ -118,7 +117,7 @@ def recording(count=400_000):
         records.add(0, at, at + 5, at + number, at + number + 9, 3, -1)
     packed = time.perf_counter() - begun
     begun = time.perf_counter()
-    Book(at).fold(records.take(), [Case("x")])
+    Measurement(begin=at).record(records.take(), [Case("x")])
     folded = time.perf_counter() - begun
     return packed / count / 3 * 1e9, folded / count / 3 * 1e9
 

@@ -24,7 +24,7 @@ def main() -> int:
             shown = "  ".join(
                 f"p{at:g} {got:9,.1f} / {true:9,.1f}" for at, (got, true) in found.figures.items()
             )
-            stalls = len(found.measured["stalls"])
+            stalls = len(found.measured.stalls)
             sys.stdout.write(
                 f"{plan:8} {rate:6}/s {found.samples:7} samples  {shown}  off {found.off():.2f} of what is "
                 f"allowed; {stalls} stalls of the generator\n"

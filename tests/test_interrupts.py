@@ -8,7 +8,7 @@ from marked import Marked
 
 PATIENCE = 60.0
 COMMANDS = {
-    "load run --rate 50 --duration 600": ("iamroles_loadtests.measuring.generator", 1),
+    "load run --rate 50 --duration 600": ("multiprocessing-fork", 1),
     "load locust --rate 50 -- --headless --processes 2 -t 600s": ("locust -f", 3),
     "bench gate": ("haproxy -W", 2),
     "demo": ("haproxy -W", 2),

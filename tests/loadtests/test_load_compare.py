@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from iamroles_loadtests.asking.plan import Phase
 from iamroles_loadtests.commands.load import load
-from iamroles_loadtests.measuring.book import Book
+from iamroles_loadtests.measuring.measurement import Measurement, Played
 from iamroles_loadtests.results import result
 from iamroles_loadtests.results.compare import cautions, compared, obstacles
-from iamroles_scenarios.traffic import FIELDS, Case
+from iamroles_scenarios.traffic import FIELDS, Case, Segment
 
 EXAMPLE = Path(__file__).with_name("example-result.json")
 
@@ -27,19 +28,12 @@ def made(seed, factor=1.0, name="half"):
     took = (chance.lognormal(12, 0.5, count) * weather * factor).astype(np.int64)
     zero = np.zeros(count, dtype=np.int64)
     columns = {"case": zero, "due": begin + due, "sent": begin + due, "received": begin + due + took}
-    columns |= {"noticed": begin + due + took, "lag": zero, "told": zero - 1}
-    book = Book(begin, 0.25, 15)
-    book.fold(np.stack([columns[name] for name in FIELDS], axis=1).astype(np.int64).tobytes(), [Case("x")])
-    more = {
-        "role": "level",
-        "rate": 5000.0,
-        "answered": 5000.0,
-        "generator_busy": 0.1,
-        "connections": 64,
-        "in_flight": 1,
-        "cpu": {"agent": 20.0},
-    }
-    phase = result._phase({**book.measured(name, 4.0, closed=False), **more})
+    columns |= {"noticed": begin + due + took, "lag": zero, "reported": zero - 1}
+    measured = Measurement(begin=begin, width=0.25, last=15, seconds=4.0)
+    records = np.stack([columns[name] for name in FIELDS], axis=1).astype(np.int64).tobytes()
+    measured.record(records, [Case("x")])
+    phase = Phase(name=name, address="", weights={}, timetable=[Segment(4.0, 5000.0)])
+    phase = result.phase_entry(Played(phase, "level", measured, {"agent": 0.4}))
     return {**result.load(EXAMPLE), "valid": True, "doubts": [], "phases": [phase], "pairs": None}
 
 

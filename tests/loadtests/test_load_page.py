@@ -76,7 +76,7 @@ def test_what_a_run_did_not_have_is_not_shown(example):
 
 def test_a_phase_without_answers_is_drawn(example):
     empty = copy.deepcopy(example["phases"][0])
-    none = result.shown(result.Histogram())
+    none = result.Histogram().shown()
     for name in ("due", "sent", "noticed", "lag", "punctual"):
         empty[name] = none
     empty |= {"samples": 0, "cases": {}, "windows": [], "closed": True, "rate": 0.0, "cpu": {}}

@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 
 from iamroles_loadtests.asking import gate_config, questions
-from iamroles_loadtests.asking.cpu import Meter, family
+from iamroles_loadtests.asking.cpu import CpuMeter, family
+from iamroles_loadtests.asking.plan import Phase
 from iamroles_loadtests.asking.questions import Asking
 from iamroles_loadtests.asking.shapes import SHAPES
 from iamroles_loadtests.measuring.conductor import interval
 from iamroles_loadtests.measuring.histogram import Histogram
+from iamroles_loadtests.measuring.measurement import CaseMeasurement, Measurement, Played
 from iamroles_loadtests.measuring.units import duration, microseconds
-from iamroles_loadtests.measuring.validity import Bounds, doubts
+from iamroles_loadtests.measuring.validity import Tolerance, doubts
 from iamroles_loadtests.results import result, slo
+from iamroles_scenarios.traffic import Segment
 
 EXAMPLE = Path(__file__).with_name("example-result.json")
 ROOT = Path(__file__).parents[2]
@@ -93,38 +96,33 @@ def test_the_default_objectives_are_about_phases_that_are_played():
 # --- validity ---
 
 
-def measured(due=(1_000_000,) * 1000, punctual=(1_000_000,) * 1000, **more):
-    found = {
-        "name": "x",
-        "closed": False,
-        "stalls": [],
-        "steps": [],
-        "punctual": Histogram(punctual).encoded(),
-    }
-    return {**found, "cases": {"a": {"due": Histogram(due).encoded()}}, **more}
+def played(due=(1_000_000,) * 1000, punctual=(1_000_000,) * 1000, *, closed=False, **more):
+    cases = {"a": CaseMeasurement(due=Histogram(due))}
+    phase = Phase(name="x", address="", weights={}, timetable=[] if closed else [Segment(1.0, 1.0)])
+    return Played(phase, "level", Measurement(punctual=Histogram(punctual), cases=cases, **more), {})
 
 
 def test_a_punctual_run_is_valid():
-    assert doubts(measured(), Bounds()) == []
-    small_lag = measured(due=(1_200_000,) * 1000)
-    assert doubts(small_lag, Bounds()) == []
+    assert doubts(played(), Tolerance()) == []
+    small_lag = played(due=(1_200_000,) * 1000)
+    assert doubts(small_lag, Tolerance()) == []
 
 
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        (measured(due=(2_000_000,) * 1000), "of the 2 ms at p50 are the generator's own lag"),
-        (measured(due=(1_000_000,) * 980 + (50_000_000,) * 20), "at p99 are the generator's own lag"),
-        (measured(stalls=[[1.5, 80.0]]), "stood still 1 times"),
-        (measured(steps=[-250.0]), "the clock stepped by -250 ms"),
+        (played(due=(2_000_000,) * 1000), "of the 2 ms at p50 are the generator's own lag"),
+        (played(due=(1_000_000,) * 980 + (50_000_000,) * 20), "at p99 are the generator's own lag"),
+        (played(stalls=[(1.5, 80.0)]), "stood still 1 times"),
+        (played(steps=[-250.0]), "the clock stepped by -250 ms"),
     ],
 )
 def test_a_run_that_the_generator_bent_is_not(run, said):
-    assert said in " ".join(doubts(run, Bounds()))
+    assert said in " ".join(doubts(run, Tolerance()))
 
 
 def test_lag_is_no_matter_in_a_closed_loop():
-    assert doubts(measured(due=(2_000_000,) * 1000, closed=True), Bounds()) == []
+    assert doubts(played(due=(2_000_000,) * 1000, closed=True), Tolerance()) == []
 
 
 def test_intervals_hold_what_they_are_about():
@@ -213,7 +211,7 @@ def test_nothing_hostile_may_pass():
     asks = Asking(mint).hostile(40)
 
     assert {ask.case for ask in asks} == {"unknown-kid", "forged", "nonsense", "long-path"}
-    assert all("backend=" in ask.right.lacks for ask in asks)
+    assert all(b"backend=" in ask.right.lacks for ask in asks)
     assert max(len(ask.payload) for ask in asks) > 8000
 
 
@@ -234,7 +232,7 @@ def test_the_time_of_a_part_is_that_of_all_its_processes():
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        meter = Meter({"part": lambda: process.pid, "gone": lambda: None})
+        meter = CpuMeter({"part": lambda: process.pid, "gone": lambda: None})
         before = copy.deepcopy(meter.read())
         process.stdout.readline()
         used = meter.since(before)

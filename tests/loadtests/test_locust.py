@@ -15,8 +15,7 @@ import pytest
 from truth import truth
 
 import iamroles_loadtests
-from iamroles_loadtests.measuring.book import Book
-from iamroles_loadtests.measuring.histogram import Histogram
+from iamroles_loadtests.measuring.measurement import Measurement
 from iamroles_scenarios.traffic import Case
 from iamroles_scenarios.traffic.records import FIELDS
 
@@ -52,7 +51,7 @@ def locust(address, directory, *arguments, when="runner.stats.total.num_requests
         text=True,
         timeout=90,
     )
-    measured = json.loads(result.read_text()) if result.exists() else None
+    measured = Measurement.model_validate_json(result.read_text()) if result.exists() else None
     return done, measured
 
 
@@ -75,8 +74,8 @@ def two_workers():
 
 def pace(measured):
     """Return the rate from the first window with samples to the last answer, as a multiple of RATE."""
-    first = next(window["at"] for window in measured["windows"] if window["samples"])
-    return (measured["samples"] + measured["owed"]) / (measured["until"] - first) / RATE
+    first = min(measured.windows) * measured.width
+    return (measured.samples + measured.owed) / (measured.until - first) / RATE
 
 
 def median(entry):
@@ -99,11 +98,11 @@ def test_the_numbers_are_the_servers(tmp_path, processes):
     printed = done.stdout[done.stdout.index("[\n") :]  # workers print an empty list of their own
     entries = {entry["method"]: entry for entry in json.JSONDecoder().raw_decode(printed)[0]}
     locusts = {method: entry["num_requests"] for method, entry in entries.items()}
-    assert measured["answers"] == measured["samples"] == len(server.record)
-    assert locusts == {"sent us": measured["samples"], "due us": measured["samples"]}
+    assert measured.answers == measured.samples == len(server.record)
+    assert locusts == {"sent us": measured.samples, "due us": measured.samples}
     assert pace(measured) < 1.3
-    sent = Histogram.decoded(measured["cases"]["GET /"]["sent"])
-    assert sent.count == measured["samples"]
+    sent = measured.cases["GET /"].sent
+    assert sent.count == measured.samples
     # The server held each for 5 ms: in locust's own figures, in microseconds.
     held = float(np.median(server.record[:, 2])) / 1e3
     assert abs(sent.at(50) - held) < 0.3 * held
@@ -117,11 +116,9 @@ def test_a_master_and_its_workers(tmp_path):
         done, measured = locust(server.address, tmp_path, *options)
         codes = [worker.wait(20) for worker in workers]
     assert (done.returncode, codes) == (0, [0, 0]), done.stderr[-2000:]
-    assert measured["samples"] == len(server.record)
+    assert measured.samples == len(server.record)
     assert pace(measured) < 1.3
-    assert sum(Histogram.decoded(window["sent"]).count for window in measured["windows"]) == len(
-        server.record
-    )
+    assert sum(window.sent.count for window in measured.windows.values()) == len(server.record)
 
 
 def test_a_worker_that_dies_is_no_result(tmp_path):
@@ -145,7 +142,7 @@ def test_failures_are_locusts_failures(tmp_path):
     done, measured = locust(address, tmp_path, when="runner.stats.errors")
 
     assert done.returncode == 1
-    assert measured["faults"] > 0
+    assert measured.faults > 0
     assert "refused" in done.stderr.partition("Error report")[2]  # the CSV may be of a second before the end
 
 
@@ -158,12 +155,14 @@ def test_books_of_parts_add_up_to_the_book_of_the_whole():
     raw[:, 3] += raw[:, 2]
     cases = [Case("a", 0), Case("b", 1)]
 
-    whole = Book(begin, 0.001)
-    whole.fold(raw.tobytes(), cases)
-    summed = Book(begin, 0.001)
+    whole = Measurement(begin=begin, width=0.001)
+    whole.record(raw.tobytes(), cases)
+    summed = Measurement(begin=begin, width=0.001)
     for part in range(3):
-        book = Book(begin, 0.001)
-        book.fold(np.ascontiguousarray(raw[part::3]).tobytes(), cases)
-        summed.add(Book.of(json.loads(json.dumps(book.measured("x", 1.0, closed=False)))))
+        measured = Measurement(begin=begin, width=0.001)
+        measured.record(np.ascontiguousarray(raw[part::3]).tobytes(), cases)
+        summed.add(Measurement.model_validate_json(measured.model_dump_json()))
 
-    assert summed.measured("x", 1.0, closed=False) == whole.measured("x", 1.0, closed=False)
+    assert sorted(summed.windows) == sorted(whole.windows)
+    summed.windows = {number: summed.windows[number] for number in whole.windows}
+    assert summed.model_dump() == whole.model_dump()

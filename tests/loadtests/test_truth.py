@@ -9,11 +9,10 @@ import threading
 import time
 
 import pytest
-from truth import PILES, Compared, phase, truth
+from truth import POOLS, Compared, phase, truth
 
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
-from iamroles_loadtests.measuring.histogram import Histogram
-from iamroles_loadtests.measuring.validity import Bounds, doubts
+from iamroles_loadtests.measuring.validity import Tolerance, doubts
 
 TRIES = 5
 """On a busy host the server may be interrupted between its record and its answer: then it was not right."""
@@ -32,22 +31,22 @@ def test_the_figures_are_the_servers_own(plan, rate, samples):
             break
         assert left, f"{plan} at {rate}/s: {found.figures}, a send takes {found.sending}"
     assert found.off(factor=2) > 1.0  # a meter that lies is caught
-    assert found.measured["stamped"]
-    assert not found.measured["faults"]
+    assert found.measured.stamped
+    assert not found.measured.faults
 
 
 def test_a_frozen_generator_keeps_the_figures_from_sent_and_says_so():
     """Frozen for 100 ms in the middle: what was under way keeps its stamp, what was due meanwhile is late."""
-    with truth("fixed") as server, Generator(PILES) as generator:
+    with truth("fixed") as server, Generator(POOLS) as generator:
         thread = threading.Thread(target=_freeze, args=(generator.pid, server.said))
         thread.start()
-        measured = generator.play(phase(server.address, 1_000, 3.0))
+        played = generator.play(phase(server.address, 1_000, 3.0))
         thread.join()
-    sent, due, held = (Histogram.decoded(measured["cases"]["all"][name]) for name in ("sent", "due", "told"))
+    sent, due, held = (played.measured.whole(name) for name in ("sent", "due", "reported"))
 
-    frozen = 1e3 * max(took for _, took in measured["stalls"])
+    frozen = 1e3 * max(took for _, took in played.measured.stalls)
     assert frozen > 80_000
-    why = doubts(measured, Bounds())
+    why = doubts(played, Tolerance())
     assert any("stood still" in reason for reason in why), why
     # 3 % of the samples were due in the freeze.
     assert due.at(99.0) > 0.4 * frozen
@@ -56,7 +55,7 @@ def test_a_frozen_generator_keeps_the_figures_from_sent_and_says_so():
 
 
 def test_a_generator_that_dies_gives_no_figures():
-    with truth("fixed") as server, Generator(PILES) as generator:
+    with truth("fixed") as server, Generator(POOLS) as generator:
         killer = threading.Timer(1.0, os.kill, (generator.pid, signal.SIGKILL))
         killer.start()
         with pytest.raises(GeneratorError, match="exit code -9"):

@@ -10,20 +10,13 @@ from typing import IO
 
 import numpy as np
 
-from iamroles_loadtests.asking.plan import Phase, Piles
+from iamroles_loadtests.asking.plan import Ask, Phase
 from iamroles_loadtests.measuring.drive import Driver
 from iamroles_loadtests.measuring.histogram import columns
-from iamroles_scenarios.traffic import FIELDS
+from iamroles_scenarios.traffic import FIELDS, Right, Segment
 
-PILES = Piles.model_validate({
-    "piles": {
-        "all": [{
-            "case": "all",
-            "payload": "GET / HTTP/1.1\r\nHost: truth\r\n\r\n",
-            "right": {"told": "held="},
-        }]
-    }
-})  # fmt: skip
+_ASK = Ask(case="all", payload="GET / HTTP/1.1\r\nHost: truth\r\n\r\n", right=Right(marker=b"held="))
+POOLS = {"all": [_ASK]}
 
 
 class Server:
@@ -54,8 +47,8 @@ def truth(plan):
 
 
 def phase(address, rate, seconds, **more):
-    timetable = [{"seconds": seconds, "rate": rate}] if rate else []
-    settings = {"name": "truth", "hands": {"all": 1.0}, "connections": 64, "warmup": 0.3}
+    timetable = [Segment(seconds, rate)] if rate else []
+    settings = {"name": "truth", "weights": {"all": 1.0}, "connections": 64, "warmup": 0.3}
     return Phase.model_validate(
         {**settings, "address": address, "timetable": timetable, "seconds": seconds, **more}
     )
@@ -70,9 +63,9 @@ class Compared:
     def __init__(self, plan, rate, seconds, percentiles=(50, 99)):
         raw = []
         with truth(plan) as server:
-            self.measured = Driver(PILES).play(phase(server.address, rate, seconds), raw.append)
+            self.measured = Driver(POOLS).play(phase(server.address, rate, seconds), raw.append)
         table = columns(raw[0], FIELDS)
-        sent, told = table["received"] - table["sent"], table["told"]
+        sent, told = table["received"] - table["sent"], table["reported"]
         self.samples = sent.size
         self.over = (sent - told) / 1e3
         """Microseconds, request by request, that the meter's figure exceeds the record's."""

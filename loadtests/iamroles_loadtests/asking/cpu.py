@@ -17,7 +17,7 @@ Finder = Callable[[], int | None]
 """Gives the first process of a part, None while there is none or it cannot be seen."""
 
 
-def of(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """CPU seconds of one process, all its threads; 0 if it is gone."""
     with suppress(OSError):
         return time.clock_gettime(~pid << 3 | 2)
@@ -39,7 +39,7 @@ def family(pid: int) -> list[int]:
     return found
 
 
-class Meter:
+class CpuMeter:
     """Reads what the parts used.
 
     Args:
@@ -55,7 +55,7 @@ class Meter:
         for name, finder in self._parts.items():
             pid = finder()
             if pid is not None:
-                found[name] = {member: of(member) for member in family(pid)}
+                found[name] = {member: cpu_seconds(member) for member in family(pid)}
         return found
 
     def since(self, before: Mapping[str, Mapping[int, float]]) -> dict[str, float]:

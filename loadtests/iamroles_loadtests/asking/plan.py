@@ -1,8 +1,4 @@
-"""What a generator is told: piles of questions once, then one phase after the other. JSON in both directions.
-
-A phase is a stretch of load with one shape. Its result holds histograms, so that results of several
-generators that shared a phase add up to one (`book.Book`).
-"""
+"""What generators are asked to do: pools of questions, and phases, each a stretch of load with one shape."""
 
 from __future__ import annotations
 
@@ -14,63 +10,27 @@ from iamroles_scenarios.declarations.documents import Model
 from iamroles_scenarios.traffic import Case, Question, Right, Segment
 
 
-class Expected(Model):
-    """The right answer (`traffic.Right`); bytes as Latin-1 text."""
-
-    status: int = 200
-    holds: list[str] = Field(default_factory=list)
-    lacks: list[str] = Field(default_factory=list)
-    told: str = ""
-
-    def right(self) -> Right:
-        return Right(
-            self.status,
-            tuple(piece.encode("latin-1") for piece in self.holds),
-            tuple(piece.encode("latin-1") for piece in self.lacks),
-            self.told.encode("latin-1"),
-        )
-
-
 class Ask(Model):
-    """One question (`traffic.Question`); bytes as Latin-1 text."""
+    """One question (`traffic.Question`), as it is written into a plan."""
 
     case: str
     payload: str
-    right: Expected = Expected()
+    """Bytes as Latin-1 text."""
+    right: Right = Right()
     changes: int = 0
-    afterwards: Expected | None = None
+    afterwards: Right | None = None
     bodiless: bool = False
     endless: bool = False
 
     def question(self, cases: dict[str, Case]) -> Question:
-        """As the loop wants it; cases are numbered as they come."""
+        """Make the question that the loop asks; new cases are numbered in their order."""
         case = cases.setdefault(self.case, Case(self.case, len(cases)))
-        return Question(
-            case,
-            self.payload.encode("latin-1"),
-            self.right.right(),
-            self.changes,
-            None if self.afterwards is None else self.afterwards.right(),
-            self.bodiless,
-            self.endless,
-        )
+        payload = self.payload.encode("latin-1")
+        return Question(case, payload, self.right, self.changes, self.afterwards, self.bodiless, self.endless)
 
 
-class Piles(Model):
-    """Questions by the name of their pile."""
-
-    piles: dict[str, list[Ask]]
-
-
-class Stretch(Model):
-    """A segment of the timetable (`traffic.Segment`)."""
-
-    seconds: float = Field(gt=0)
-    rate: float = Field(gt=0)
-    until: float | None = Field(default=None, gt=0)
-
-    def segment(self) -> Segment:
-        return Segment(self.seconds, self.rate, self.until)
+Pools = dict[str, list[Ask]]
+"""Questions by the name of their pool."""
 
 
 class Phase(Model):
@@ -79,11 +39,11 @@ class Phase(Model):
     name: str
     address: str
     """`host:port` or `unix:/path`."""
-    lane: Literal["http", "spop"] = "http"
-    hands: dict[str, float]
-    """Weight by pile."""
+    protocol: Literal["http", "spop"] = "http"
+    weights: dict[str, float]
+    """Of each pool."""
     once: str = ""
-    """A pile whose questions are asked once each."""
+    """A pool whose questions are asked once each."""
     once_share: float = Field(default=0.01, gt=0, le=1)
     connections: int = Field(default=64, ge=1, le=20_000)
     in_flight: int = Field(default=1, ge=1, le=1024)
@@ -92,8 +52,8 @@ class Phase(Model):
     fresh: bool = False
     """A new connection for each request."""
     streams: int = Field(default=0, ge=0, le=20_000)
-    """Streams of the pile `stream` that are open all the while."""
-    timetable: list[Stretch] = Field(default_factory=list)
+    """Streams of the pool `stream` that stay open during the phase."""
+    timetable: list[Segment] = Field(default_factory=list)
     """Empty: a closed loop of `seconds`."""
     seconds: float = Field(default=0.0, ge=0)
     constant: bool = False
@@ -102,8 +62,6 @@ class Phase(Model):
     """Seconds before, at the first rate, whose samples do not count and whose verdicts do."""
     patience: float = Field(default=5.0, gt=0)
     seed: int = 1
-    part: int = 0
-    parts: int = Field(default=1, ge=1)
 
     @property
     def closed(self) -> bool:
@@ -112,12 +70,16 @@ class Phase(Model):
 
     @property
     def length(self) -> float:
-        return sum(stretch.seconds for stretch in self.timetable) or self.seconds
+        return sum(segment.seconds for segment in self.timetable) or self.seconds
 
-    def shared(self, part: int, parts: int) -> Phase:
-        """The part of one of several generators: its arrivals and its connections."""
-        own = self.connections // parts + (part < self.connections % parts)
-        held = self.streams // parts + (part < self.streams % parts)
-        return self.model_copy(
-            update={"part": part, "parts": parts, "connections": max(1, own), "streams": held}
-        )
+    @property
+    def rate(self) -> float:
+        """Requests a second that are due on average; 0 for a closed loop."""
+        return sum(segment.total for segment in self.timetable) / self.length if self.timetable else 0.0
+
+
+class Plan(Model):
+    """All that the processes of locust are told: JSON in a file and in locust's messages."""
+
+    pools: Pools
+    phase: Phase

@@ -3,7 +3,7 @@
 Each caller has a name of its own, so an identity that leaks from one remembered verdict to another shows. The
 backends (`gate_config`) say in their answer what they were told, so each of the tags is judged.
 
-Piles, by what they are for:
+Pools, by what they are for:
 
 - `mix`: most requests are allowed and repeat what was asked before, some are refused for various reasons;
 - `unasked`, `remembered`, `new`: the three of a paired measurement (`conductor`): the same request without
@@ -22,7 +22,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from iamroles_loadtests.asking.plan import Ask, Expected
+from iamroles_loadtests.asking.plan import Ask, Pools
+from iamroles_scenarios.traffic import Right
 from iamroles_scenarios.traffic.questions import NUMBER
 from iamroles_scenarios.wire.client import check_arguments, context_arguments
 from iamroles_scenarios.wire.frames import encode_message
@@ -33,7 +34,7 @@ CALLERS = 40
 ORDERS = 25
 """Paths that a caller reads."""
 DEALT = 8192
-"""Questions dealt before a pile's order repeats: of more identities, those that Zipf's law deals."""
+"""Questions dealt before a pool's order repeats: of more identities, those that Zipf's law deals."""
 POPULATIONS = {"one": 1, "thousand": 1_000, "hundred-thousand": 100_000}
 
 Minter = Callable[[Mapping[str, Any]], str]
@@ -85,7 +86,7 @@ class Asking:
         """A request that must be refused with this RFC 6750 code."""
         return Ask(case=case, payload=self.request(token, **more), right=shut(status, error))
 
-    # --- piles ---------------------------------------------------------------------------------------------
+    # --- pools ---------------------------------------------------------------------------------------------
 
     def mix(self, seconds: float, now: float | None = None) -> list[Ask]:
         """What an edge sees, in rough proportion, for a run of so many seconds."""
@@ -142,8 +143,8 @@ class Asking:
                 update={"changes": end * 1_000_000_000, "afterwards": shut(401, "invalid_token")}
             )
 
-    def paired(self, new: int) -> dict[str, list[Ask]]:
-        """The three piles of a paired measurement; `new` has so many tokens."""
+    def paired(self, new: int) -> Pools:
+        """The three pools of a paired measurement; `new` has so many tokens."""
         known = self.token("known", "reader", **_fast)
         unasked = self.allowed("unasked", "meter", known, meter_unasked="1")
         remembered = self.allowed("remembered", "known", known)
@@ -173,7 +174,7 @@ class Asking:
         request = self.request(
             self.token("listener", "reader"), path="/orders/export", Accept="text/event-stream"
         )
-        right = Expected(status=200, holds=['"x-iam-principal", "listener"', '"backend": "export"'])
+        right = Right(200, (b'"x-iam-principal", "listener"', b'"backend": "export"'))
         return Ask(case="stream", payload=request, right=right, endless=True)
 
     def hostile(self, count: int = 400) -> list[Ask]:
@@ -192,7 +193,7 @@ class Asking:
             Ask(
                 case="long-path",
                 payload=self.request(token, path=long + secrets.token_hex(8)),
-                right=Expected(status=0, lacks=["HTTP/1.1 200", "backend="]),
+                right=Right(0, lacks=(b"HTTP/1.1 200", b"backend=")),
             )
             for token in forged
         ]
@@ -202,25 +203,25 @@ _fast: dict[str, Any] = {"key": "ES256"}
 """Tokens of which there are many are signed with ES256, which takes a tenth of the time of RS256."""
 
 
-def opened(backend: str, principal: str, role_arn: str, rule: str) -> Expected:
+def opened(backend: str, principal: str, role_arn: str, rule: str) -> Right:
     """The answer of a backend of `gate_config` that was told this identity, and no token."""
     said = f"backend={backend} principal={principal} role={role_arn} rule={rule} tokens=0 took="
-    return Expected(status=200, holds=[said], told="took=")
+    return Right(200, (said.encode(),), marker=b"took=")
 
 
-def shut(status: int, error: str) -> Expected:
+def shut(status: int, error: str) -> Right:
     """A refusal with this RFC 6750 code."""
-    return Expected(status=status, holds=[f'error="{error}"'] if error else [], lacks=["backend="])
+    return Right(status, (f'error="{error}"'.encode(),) if error else (), (b"backend=",))
 
 
 def _weighed(kinds: list[tuple[int, list[Ask]]], length: int) -> Iterator[Ask]:
-    """One pile of about `length` questions with each kind's share of it; all of a kind that has more."""
+    """One pool of about `length` questions with each kind's share of it; all of a kind that has more."""
     for weight, asks in kinds:
         share = max(1, round(weight * length / 100))
         yield from itertools.islice(itertools.cycle(asks), share)
 
 
-def straight(check: Mapping[str, Any], case: str, right: Expected) -> Ask:
+def straight(check: Mapping[str, Any], case: str, right: Right) -> Ask:
     """A question straight to an agent: the contract's two messages, each time with another request id.
 
     Args:

@@ -9,29 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from iamroles_scenarios.traffic import Segment
+
 _COLD = 500.0
 """New tokens a second at most: each costs the agent a signature check."""
 
 
 def _flat(share: float, **more: Any) -> Callable[[float, float], dict[str, Any]]:  # noqa: ANN401 - Phase checks
     def options(knee: float, seconds: float) -> dict[str, Any]:
-        return {"timetable": [{"seconds": seconds, "rate": knee * share}], **more}
+        return {"timetable": [Segment(seconds, knee * share)], **more}
 
     return options
 
 
 def _step(knee: float, seconds: float) -> dict[str, Any]:
     third = seconds / 3
-    return {"timetable": [{"seconds": third, "rate": knee * share} for share in (0.3, 0.6, 0.9)]}
+    return {"timetable": [Segment(third, knee * share) for share in (0.3, 0.6, 0.9)]}
 
 
 def _spike(knee: float, seconds: float) -> dict[str, Any]:
     parts = ((0.4, 0.2), (0.2, 1.2), (0.4, 0.2))
-    return {"timetable": [{"seconds": seconds * part, "rate": knee * share} for part, share in parts]}
+    return {"timetable": [Segment(seconds * part, knee * share) for part, share in parts]}
 
 
 def _ramp(knee: float, seconds: float) -> dict[str, Any]:
-    return {"timetable": [{"seconds": seconds, "rate": knee * 0.05, "until": knee}]}
+    return {"timetable": [Segment(seconds, knee * 0.05, knee)]}
 
 
 def _closed(knee: float, seconds: float) -> dict[str, Any]:  # noqa: ARG001 - a closed loop has no rate
@@ -40,7 +42,7 @@ def _closed(knee: float, seconds: float) -> dict[str, Any]:  # noqa: ARG001 - a 
 
 def _cold(knee: float, seconds: float) -> dict[str, Any]:
     rate = min(_COLD, knee * 0.1)
-    return {"timetable": [{"seconds": seconds, "rate": rate}], "once": "cold", "once_share": 1.0}
+    return {"timetable": [Segment(seconds, rate)], "once": "cold", "once_share": 1.0}
 
 
 def cold_tokens(seconds: float) -> int:
@@ -54,11 +56,11 @@ SHAPES: dict[str, Callable[[float, float], dict[str, Any]]] = {
     "spike": _spike,
     "ramp": _ramp,
     "closed": _closed,
-    "one": _flat(0.5, hands={"one": 1.0}),
-    "thousand": _flat(0.5, hands={"thousand": 1.0}),
-    "hundred-thousand": _flat(0.25, hands={"hundred-thousand": 1.0}),
+    "one": _flat(0.5, weights={"one": 1.0}),
+    "thousand": _flat(0.5, weights={"thousand": 1.0}),
+    "hundred-thousand": _flat(0.25, weights={"hundred-thousand": 1.0}),
     "cold": _cold,
-    "hostile": _flat(0.2, hands={"mix": 1.0, "hostile": 1.0}),
+    "hostile": _flat(0.2, weights={"mix": 1.0, "hostile": 1.0}),
     "fresh": _flat(0.1, fresh=True),
     "streams": _flat(0.5, streams=200),
 }

@@ -1,7 +1,7 @@
 """What is measured: the gate on a stage, any URL, or any SPOE agent.
 
 A target knows where requests go, what is asked there and which answers are right, and whose CPU time can be
-read. `Gate` sets a stage and asks the piles of `questions`; the other two ask one question of a stranger.
+read. `Gate` sets a stage and asks the pools of `questions`; the other two ask one question of a stranger.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 
 from iamroles_loadtests.asking import gate_config
 from iamroles_loadtests.asking.cpu import Finder
-from iamroles_loadtests.asking.plan import Ask, Expected, Piles
+from iamroles_loadtests.asking.plan import Ask, Pools
 from iamroles_loadtests.asking.questions import POPULATIONS, Asking, straight
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.stage.rendering import SHIPPED
-from iamroles_scenarios.traffic.lines import Address
+from iamroles_scenarios.traffic import Address, Right
 
 _SETTINGS = {"IAM_LOG_LEVEL": "emerg"}
 """HAProxy's record is silenced: on a shared machine the suite's own reading of it would be measured."""
@@ -39,7 +39,7 @@ class TargetError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which piles a run needs."""
+    """Which pools a run needs."""
 
     seconds: float
     """The run's length at most, for tokens that die during it."""
@@ -60,13 +60,13 @@ class Target:
     """A place to put load on."""
 
     address: str
-    piles: Piles
+    pools: Pools
     about: dict[str, Any]
     """`target` of result.json."""
-    lane: Literal["http", "spop"] = "http"
+    protocol: Literal["http", "spop"] = "http"
     tls: bool = False
     steady: str = "mix"
-    """The pile of ordinary load."""
+    """The pool of ordinary load."""
     paired: bool = False
     """Whether `unasked`, `remembered` and `new` are there."""
     parts: Mapping[str, Finder] = field(default_factory=dict)
@@ -91,7 +91,7 @@ def gate(
 
     Args:
         agent: who answers.
-        wanted: which piles.
+        wanted: which pools.
         kind: of stage.
         haproxy: which one.
         straight_on: ask the agent itself by SPOP, without HAProxy.
@@ -123,7 +123,7 @@ def gate(
             address = world.proxy.url.removeprefix("http://")
             yield Target(
                 address,
-                Piles(piles=_piles(asking, wanted, paired=not own)),
+                _pools(asking, wanted, paired=not own),
                 {**about, "address": address},
                 tls=wanted.tls,
                 paired=not own and wanted.new > 0,
@@ -157,19 +157,19 @@ def _world(
     return stage.world(changed, policy, settings=_SETTINGS)
 
 
-def _piles(asking: Asking, wanted: Wanted, *, paired: bool) -> dict[str, list[Ask]]:
-    piles = {"mix": asking.mix(wanted.seconds)}
+def _pools(asking: Asking, wanted: Wanted, *, paired: bool) -> Pools:
+    pools = {"mix": asking.mix(wanted.seconds)}
     if paired and wanted.new:
-        piles |= asking.paired(wanted.new)
+        pools |= asking.paired(wanted.new)
     for name in wanted.populations:
-        piles[name] = asking.population(POPULATIONS[name])
+        pools[name] = asking.population(POPULATIONS[name])
     if wanted.hostile:
-        piles["hostile"] = asking.hostile()
+        pools["hostile"] = asking.hostile()
     if wanted.streams:
-        piles["stream"] = [asking.stream()]
+        pools["stream"] = [asking.stream()]
     if wanted.cold:
-        piles["cold"] = asking.paired(wanted.cold)["new"]
-    return piles
+        pools["cold"] = asking.paired(wanted.cold)["new"]
+    return pools
 
 
 def _straight(world: World, asking: Asking, about: dict[str, Any]) -> Target:
@@ -180,13 +180,13 @@ def _straight(world: World, asking: Asking, about: dict[str, Any]) -> Target:
         "path": "/orders/1",
         "src": "127.0.0.1",
     }
-    right = Expected(status=200, holds=["allow=true\n", "principal=known\n"])
+    right = Right(200, (b"allow=true\n", b"principal=known\n"))
     address = world.agent.spop_address
     return Target(
         address,
-        Piles(piles={"mix": [straight(check, "remembered", right)]}),
+        {"mix": [straight(check, "remembered", right)]},
         {**about, "address": address, "lane": "spop"},
-        lane="spop",
+        protocol="spop",
         parts={"agent": lambda: world.agent.host_pid},
         world=world,
     )
@@ -197,7 +197,7 @@ def url(
     *,
     method: str = "GET",
     fields: Mapping[str, str] | None = None,
-    right: Expected | None = None,
+    right: Right | None = None,
     pids: Mapping[str, int] | None = None,
 ) -> Target:
     """Any HTTP/1.1 server.
@@ -230,13 +230,13 @@ def url(
     ask = Ask(
         case=f"{method} {parts.path or '/'}",
         payload="\r\n".join([*lines, "", ""]),
-        right=right or Expected(),
+        right=right or Right(),
         bodiless=method == "HEAD",
     )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return Target(
         f"{host}:{port}",
-        Piles(piles={"mix": [ask]}),
+        {"mix": [ask]},
         {"kind": "url", "address": where},
         tls=parts.scheme == "https",
         parts=_fixed(pids),
@@ -247,7 +247,7 @@ def spoe(
     address: str,
     *,
     check: Mapping[str, Any] | None = None,
-    right: Expected | None = None,
+    right: Right | None = None,
     pids: Mapping[str, int] | None = None,
 ) -> Target:
     """Any SPOE agent, asked the contract's question.
@@ -267,12 +267,12 @@ def spoe(
         raise TargetError(str(error)) from error
     except OSError as error:
         raise TargetError(f"{address!r}: {error.strerror}") from error
-    ask = straight(check or {}, "question", right or Expected(status=0))
+    ask = straight(check or {}, "question", right or Right(0))
     return Target(
         address,
-        Piles(piles={"mix": [ask]}),
+        {"mix": [ask]},
         {"kind": "spoe", "address": address, "lane": "spop"},
-        lane="spop",
+        protocol="spop",
         parts=_fixed(pids),
     )
 

@@ -15,15 +15,15 @@ import jwt
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from iamroles_loadtests.asking.gate_config import NOWHERE
-from iamroles_loadtests.asking.plan import Ask, Expected, Piles
+from iamroles_loadtests.asking.plan import Ask, Pools
 from iamroles_loadtests.asking.questions import Asking, opened, role, straight
-from iamroles_loadtests.bench.rounds import Contender, Played, Shape, pin, ratio, take_turns, values
+from iamroles_loadtests.bench.rounds import Contender, Rounds, Shape, pin, ratio, take_turns, values
 from iamroles_loadtests.measuring.conductor import interval
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
 from iamroles_scenarios.stage.reference import reference_agent
-from iamroles_scenarios.traffic import Address, Case, Loop, Question, SpopLine
+from iamroles_scenarios.traffic import Address, Case, Loop, Question, Right, SpopLine
 from iamroles_scenarios.traffic.polling import NANO, now
 
 NOOP = AgentSpec(
@@ -40,7 +40,8 @@ _NEW = 4000
 """Tokens that are asked with once."""
 _RENDER = ("python", "-m", "iamroles_loadtests.bench.variants", "{world}", "{output}")
 _SETTINGS = {"IAM_LOG_LEVEL": "emerg", "IAM_THREADS": "1"}
-_SAID = ["backend=orders-ro"]
+_SAID = Right(200, (b"backend=orders-ro",))
+_ALLOWED = Right(200, (b"allow=true\n",))
 
 
 class Bench:
@@ -77,13 +78,13 @@ class Bench:
         return self._worlds.enter_context(world)
 
     def through(
-        self, name: str, agent: AgentSpec, *changes: str, pile: str = "any", once: str = ""
+        self, name: str, agent: AgentSpec, *changes: str, pool: str = "any", once: str = ""
     ) -> Contender:
         """A contender behind HAProxy; its agent's time counts where it is asked."""
         world = self.world(agent, *changes)
         self.behind[name] = world.agent.spop_address
         parts = {"haproxy": lambda: world.haproxy.host_pid, "agent": lambda: world.agent.host_pid}
-        return Contender(name, world.proxy.url.removeprefix("http://"), pile, parts, once=once)
+        return Contender(name, world.proxy.url.removeprefix("http://"), pool, parts, once=once)
 
     def straight(self, name: str, agent: AgentSpec) -> Contender:
         world = self.world(agent, haproxy=False)
@@ -91,41 +92,34 @@ class Bench:
             name, world.agent.spop_address, "straight", {"agent": lambda: world.agent.host_pid}, "spop"
         )
 
-    def piles(self) -> Piles:
+    def pools(self) -> Pools:
         """What is asked: `straight`, `known` with its whole identity judged, `any` that passes."""
         check = {"authorization": f"Bearer {self.token}", "host": "api.example.com", "path": "/orders/1"}
-        right = Expected(status=200, holds=["allow=true\n"])
+        known = opened("orders-ro", "known", role("reader"), "R1")
         payload = self.asking.request(self.token)
         new = (self.asking.request(self._another(f"new-{number}")) for number in range(_NEW))
-        return Piles(
-            piles={
-                "straight": [straight(check, "straight", right)],
-                "known": [
-                    Ask(
-                        case="known",
-                        payload=payload,
-                        right=opened("orders-ro", "known", role("reader"), "R1"),
-                    )
-                ],
-                "any": [Ask(case="any", payload=payload, right=Expected(status=200, holds=_SAID))],
-                "plain": [Ask(case="plain", payload=payload, right=Expected(status=200))],
-                "new": [Ask(case="new", payload=one, right=Expected(status=200, holds=_SAID)) for one in new],
-            }
-        )
+        return {
+            "straight": [straight(check, "straight", _ALLOWED)],
+            "known": [Ask(case="known", payload=payload, right=known)],
+            "any": [Ask(case="any", payload=payload, right=_SAID)],
+            "plain": [Ask(case="plain", payload=payload)],
+            "new": [Ask(case="new", payload=one, right=_SAID) for one in new],
+        }
 
     def crowd(self, name: str, count: int) -> None:
         """Let the agent behind a contender verify and remember so many identities.
 
         Raises:
-            GeneratorError: it did not answer all of them rightly.
+            GeneratorError: an answer was wrong or missing.
         """
-        right, cases = Expected(status=200, holds=["allow=true\n"]), dict[str, Case]()
+        cases = dict[str, Case]()
 
         def asked() -> Iterator[Question]:
             about = {"host": "api.example.com", "path": "/orders/1"}
             for number in itertools.count():
                 token = self._another(f"crowd-{number}") if number < count else self.token
-                yield straight(about | {"authorization": f"Bearer {token}"}, "crowd", right).question(cases)
+                check = about | {"authorization": f"Bearer {token}"}
+                yield straight(check, "crowd", _ALLOWED).question(cases)
 
         loop = Loop(asked(), patience=60.0)
         address = Address.of(self.behind[name])
@@ -171,9 +165,9 @@ def opened_bench(kind: str, haproxy: str | None) -> Iterator[Bench]:
 @contextmanager
 def generator(bench: Bench) -> Iterator[Generator]:
     """The load generator, on the last core."""
-    with Generator(bench.piles()) as plays:
-        pin(plays.pid, first=False)
-        yield plays
+    with Generator(bench.pools()) as started:
+        pin(started.pid, first=False)
+        yield started
 
 
 def measure(
@@ -184,7 +178,7 @@ def measure(
     say: Callable[[str], None],
     *,
     identities: int,
-) -> dict[str, Played]:
+) -> dict[str, Rounds]:
     """All shapes; by the shape's name, what each contender did.
 
     In the last one the agent holds so many identities.
@@ -194,22 +188,22 @@ def measure(
     say("starting the agents")
     straights = [bench.straight(name, agent) for name, agent in agents]
     proxied = [
-        bench.through("plain", NOOP, "--plain", pile="plain"),
+        bench.through("plain", NOOP, "--plain", pool="plain"),
         bench.through("jwt_verify", NOOP, "--native", str(bench.key)),
         bench.through("rules alone", NOOP, "--unasked"),
-        *(bench.through(name, agent, pile="known", once="new") for name, agent in agents[:2]),
+        *(bench.through(name, agent, pool="known", once="new") for name, agent in agents[:2]),
     ]
-    with generator(bench) as plays:
+    with generator(bench) as started:
         for shape in (PIPELINED, SINGLE):
-            found[shape.name] = take_turns(plays, straights, shape, rounds=rounds, seconds=seconds, say=say)
-        found[BUSY.name] = take_turns(plays, proxied, BUSY, rounds=rounds, seconds=seconds, say=say)
+            found[shape.name] = take_turns(started, straights, shape, rounds=rounds, seconds=seconds, say=say)
+        found[BUSY.name] = take_turns(started, proxied, BUSY, rounds=rounds, seconds=seconds, say=say)
         say(f"{OURS} takes {identities:,} identities")
         bench.crowd(OURS, identities)
-        found[CALM.name] = take_turns(plays, proxied, CALM, rounds=rounds, seconds=seconds, say=say)
+        found[CALM.name] = take_turns(started, proxied, CALM, rounds=rounds, seconds=seconds, say=say)
     return found
 
 
-def wrong(found: dict[str, Played]) -> list[str]:
+def wrong(found: dict[str, Rounds]) -> list[str]:
     """What went wrong, in words; empty where every answer was right."""
     return [
         f"{shape}, {name}: {one['wrong']} wrong answers or faults, {'; '.join(one['examples'][:2])}"
@@ -220,7 +214,7 @@ def wrong(found: dict[str, Played]) -> list[str]:
     ]
 
 
-def rows(played: Played) -> list[dict[str, Any]]:
+def rows(played: Rounds) -> list[dict[str, Any]]:
     """Medians of one shape, by contender."""
     return [
         {
@@ -234,7 +228,7 @@ def rows(played: Played) -> list[dict[str, Any]]:
     ]
 
 
-def targets(found: dict[str, Played]) -> list[tuple[str, str, dict[str, float]]]:
+def targets(found: dict[str, Rounds]) -> list[tuple[str, str, dict[str, float]]]:
     """Ratios that the project has set itself: what, the target, and what was seen."""
     straight, busy, calm = found[PIPELINED.name], found[BUSY.name], found[CALM.name]
     seen = [

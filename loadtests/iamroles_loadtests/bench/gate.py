@@ -10,7 +10,7 @@ from typing import Any
 
 from iamroles_loadtests.asking.gate_config import NOWHERE, shipped
 from iamroles_loadtests.bench.agent import BUSY, NOOP, Bench, generator, policy
-from iamroles_loadtests.bench.rounds import Played, take_turns, values
+from iamroles_loadtests.bench.rounds import Rounds, take_turns, values
 from iamroles_loadtests.bench.variants import steps
 from iamroles_loadtests.measuring.conductor import interval
 
@@ -31,20 +31,20 @@ def step_names() -> dict[str, str]:
 
 def measure(
     bench: Bench, names: Iterable[str], rounds: int, seconds: float, say: Callable[[str], None]
-) -> Played:
+) -> Rounds:
     """What each variant did: without each of these steps, and with all."""
     say("starting one HAProxy for each variant")
     contenders = [
-        bench.through(PLAIN, NOOP, "--plain", pile="plain"),
+        bench.through(PLAIN, NOOP, "--plain", pool="plain"),
         bench.through(ALL, NOOP, "--unasked"),
         bench.through(ASKED, NOOP),
-        *(bench.through(name, NOOP, "--unasked", "--without", name, pile="plain") for name in names),
+        *(bench.through(name, NOOP, "--unasked", "--without", name, pool="plain") for name in names),
     ]
-    with generator(bench) as plays:
-        return take_turns(plays, contenders, BUSY, rounds=rounds, seconds=seconds, say=say)
+    with generator(bench) as started:
+        return take_turns(started, contenders, BUSY, rounds=rounds, seconds=seconds, say=say)
 
 
-def rows(names: dict[str, str], played: Played) -> list[dict[str, Any]]:
+def rows(names: dict[str, str], played: Rounds) -> list[dict[str, Any]]:
     """HAProxy's CPU microseconds a request: the whole, then what each step adds, with intervals."""
 
     def of(name: str) -> list[float]:

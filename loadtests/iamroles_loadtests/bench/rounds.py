@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from iamroles_loadtests.asking.cpu import Finder, Meter, family
+from iamroles_loadtests.asking.cpu import CpuMeter, Finder, family
 from iamroles_loadtests.asking.plan import Phase
-from iamroles_loadtests.measuring.conductor import interval, whole
-from iamroles_loadtests.measuring.generator import Plays
+from iamroles_loadtests.measuring.conductor import in_turn, interval
+from iamroles_loadtests.measuring.generator import Generator
+from iamroles_scenarios.traffic import Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,12 @@ class Contender:
     name: str
     address: str
     """Where it is asked."""
-    pile: str
+    pool: str
     parts: Mapping[str, Finder] = field(default_factory=dict)
     """Whose CPU time counts, by `haproxy` and `agent`."""
-    lane: Literal["http", "spop"] = "http"
+    protocol: Literal["http", "spop"] = "http"
     once: str = ""
-    """A pile whose questions are asked once each, where the shape has such."""
+    """A pool whose questions are asked once each, if the shape has such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,56 +51,54 @@ class Shape:
     """Turns are so many times as long: percentiles need samples."""
 
 
-Played = dict[str, list[dict[str, Any]]]
+Rounds = dict[str, list[dict[str, Any]]]
 """What each contender did in each round: `rate`, `wrong`, `cpu` by part and `p50`, `p99` in microseconds."""
 
 
 def take_turns(
-    plays: Plays,
+    generator: Generator,
     contenders: Sequence[Contender],
     shape: Shape,
     *,
     rounds: int,
     seconds: float,
     say: Callable[[str], None],
-) -> Played:
+) -> Rounds:
     """Play all of them, round by round, each for so many seconds."""
     for contender in contenders:
         for part, finder in contender.parts.items():
             pin(finder(), first=part == "haproxy")
-    played: Played = {contender.name: [] for contender in contenders}
-    for number in range(rounds):
-        order = [contenders[(number + place) % len(contenders)] for place in range(len(contenders))]
-        for contender in order if number % 2 else reversed(order):
-            say(f"{shape.name}, round {number + 1} of {rounds}: {contender.name}")
-            played[contender.name].append(_play(plays, contender, shape, seconds * shape.longer, number))
+    played: Rounds = {contender.name: [] for contender in contenders}
+    for number, contender in in_turn(contenders, rounds):
+        say(f"{shape.name}, round {number + 1} of {rounds}: {contender.name}")
+        played[contender.name].append(_play(generator, contender, shape, seconds * shape.longer, number))
     return played
 
 
-def _play(plays: Plays, contender: Contender, shape: Shape, seconds: float, number: int) -> dict[str, Any]:
-    phase = Phase.model_validate({
-        "name": contender.name,
-        "address": contender.address,
-        "lane": contender.lane,
-        "hands": {contender.pile: 1.0},
-        **({"once": contender.once, "once_share": shape.once_share} if shape.once_share else {}),
-        "connections": shape.connections,
-        "in_flight": shape.in_flight,
-        "seconds": seconds,
-        "timetable": [{"seconds": seconds, "rate": shape.rate}] if shape.rate else [],
-        "warmup": seconds / 4,
-        "seed": number + 1,
-    })  # fmt: skip
-    meter = Meter(contender.parts)
-    before = meter.read()
-    found = plays.play(phase)
-    answers = max(1, found["answers"])
-    sent = whole(found, "sent")
+def _play(
+    generator: Generator, contender: Contender, shape: Shape, seconds: float, number: int
+) -> dict[str, Any]:
+    phase = Phase(
+        name=contender.name,
+        address=contender.address,
+        protocol=contender.protocol,
+        weights={contender.pool: 1.0},
+        once=contender.once if shape.once_share else "",
+        once_share=shape.once_share or 1.0,
+        connections=shape.connections,
+        in_flight=shape.in_flight,
+        seconds=seconds,
+        timetable=[Segment(seconds, shape.rate)] if shape.rate else [],
+        warmup=seconds / 4,
+        seed=number + 1,
+    )
+    played = generator.play(phase, parts=CpuMeter(contender.parts))
+    measured, sent = played.measured, played.measured.whole("sent")
     return {
-        "rate": found["samples"] / phase.length,
-        "wrong": found["wrong"] + found["faults"],
-        "examples": found["examples"],
-        "cpu": {name: seconds / answers * 1e6 for name, seconds in meter.since(before).items()},
+        "rate": measured.samples / phase.length,
+        "wrong": measured.wrong + measured.faults,
+        "examples": measured.examples,
+        "cpu": {name: used for name, used in played.cpu.items() if name in played.used},
         "p50": sent.at(50.0),
         "p99": sent.at(99.0),
     }
@@ -110,7 +109,7 @@ def values(played: Sequence[Mapping[str, Any]], what: str) -> list[float]:
     return [float(one[what] if what in one else one["cpu"].get(what, 0.0)) for one in played]
 
 
-def ratio(played: Played, what: str, over: str, under: str, under_what: str = "") -> dict[str, float]:
+def ratio(played: Rounds, what: str, over: str, under: str, under_what: str = "") -> dict[str, float]:
     """A contender's figure over another's, with a 95 % interval: `value`, `low`, `high`."""
     above, below = values(played[over], what), values(played[under], under_what or what)
     return interval([one / max(other, 1e-9) for one, other in zip(above, below, strict=True)])

@@ -17,7 +17,7 @@ from iamroles_loadtests.asking.shapes import SHAPES, cold_tokens
 from iamroles_loadtests.commands.options import INVALID, command_line, console, end, opened, told, where
 from iamroles_loadtests.commands.timeline import timeline_command
 from iamroles_loadtests.locusting import composed
-from iamroles_loadtests.measuring.conductor import SHARES, Conductor, Score, tokens_for_pairs
+from iamroles_loadtests.measuring.conductor import SHARES, Conductor, RunOptions, tokens_for_pairs
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
 from iamroles_loadtests.measuring.hosted import hosted
 from iamroles_loadtests.pages import compare_page, page
@@ -28,6 +28,7 @@ from iamroles_loadtests.results.compare import cautions, compared, obstacles
 from iamroles_scenarios.base.errors import ControlError, DocumentError, StageError
 from iamroles_scenarios.commands.values import Number, Output
 from iamroles_scenarios.stage.haproxies import RELEASES
+from iamroles_scenarios.traffic import Segment
 
 _PAIR_RATE = 1000.0
 """Requests a second of the paired measurement, at most: each new token has to be made before."""
@@ -84,7 +85,7 @@ def run_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN
         raise click.UsageError(str(error)) from error
     try:
         with console().status("Setting the stage...") as status, opens as target:
-            with Generator(target.piles) as generator:
+            with Generator(target.pools) as generator:
                 played = _played(options, target, generator, status.update)
             result = results.assembled(
                 target=target.about, asked=told(options), reproduce=command_line(context), slo=slo, **played
@@ -102,7 +103,7 @@ def _wanted(options: dict[str, Any]) -> targets.Wanted:
     phases = len(options["rates"] or SHARES) + len(options["shapes"])
     return targets.Wanted(
         seconds=60.0 + phases * each,
-        new=tokens_for_pairs(_score(options), _PAIR_RATE) if options["pairs"] else 0,
+        new=tokens_for_pairs(_run_options(options), _PAIR_RATE) if options["pairs"] else 0,
         populations=[name for name in options["shapes"] if name in POPULATIONS],
         hostile="hostile" in options["shapes"],
         cold=cold_tokens(each) if "cold" in options["shapes"] else 0,
@@ -111,8 +112,8 @@ def _wanted(options: dict[str, Any]) -> targets.Wanted:
     )
 
 
-def _score(options: dict[str, Any]) -> Score:
-    return Score(
+def _run_options(options: dict[str, Any]) -> RunOptions:
+    return RunOptions(
         level=options["duration"],
         warmup=options["warmup"],
         rounds=options["pairs"],
@@ -127,8 +128,8 @@ def _played(
     options: dict[str, Any], target: targets.Target, generator: Generator, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Play all parts of a run; arguments of `result.assembled`."""
-    score = _score(options)
-    conductor = Conductor(target, generator, score, say=say, generator=lambda: generator.pid)
+    level = options["duration"]
+    conductor = Conductor(target, generator, _run_options(options), say=say)
     begun = time.time()
     rates: dict[str, float] = {f"{rate:g}": rate for rate in options["rates"]}
     knee = None
@@ -139,12 +140,12 @@ def _played(
     phases = []
     for name, rate in rates.items():
         say(f"{name}: {rate:,.0f} a second")
-        phases.append(conductor.play(conductor.phase(name, rate, score.level), "level"))
+        phases.append(conductor.play(conductor.phase(name, rate, level)))
     for shape in options["shapes"]:
         assert knee is not None  # noqa: S101 - found above
         say(f"shape {shape}")
-        chosen = SHAPES[shape](knee["rate"], score.level)
-        phases.append(conductor.play(conductor.phase(shape, 0.0, score.level, **chosen), "shape"))
+        chosen = SHAPES[shape](knee["rate"], level)
+        phases.append(conductor.play(conductor.phase(shape, 0.0, level, **chosen), "shape"))
     pairs = None
     if target.paired:
         slowest = min(rates.values()) if knee is None else knee["rate"] * SHARES["low"]
@@ -153,7 +154,7 @@ def _played(
         "phases": phases,
         "knee": knee,
         "pairs": pairs,
-        "measured": conductor.measured,
+        "played": conductor.played,
         "events": [{"at": begun, "what": "begin"}],
     }
 
@@ -178,20 +179,20 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
         "name": "locust",
         "connections": options["connections"],
         "in_flight": options["in_flight"],
-        "timetable": [{"seconds": 1.0, "rate": options["rate"]}] if options["rate"] else [],
+        "timetable": [Segment(1.0, options["rate"])] if options["rate"] else [],
     }
     try:
         opens = opened({**options, "shapes": ()}, targets.Wanted(seconds=3600.0))
         with opens as target:
-            measured = hosted(target, phase, options["rest"])
+            played = hosted(target, phase, options["rest"])
             target.still_there()
             result = results.assembled(
                 target=target.about,
                 asked=told(options),
                 reproduce=command_line(context),
                 slo=slos.Slo(),
-                phases=[measured],
-                measured=[measured],
+                phases=[played],
+                played=[played],
             )
     except (DocumentError, targets.TargetError) as error:
         raise click.UsageError(str(error)) from error

@@ -13,12 +13,12 @@ import click
 from rich.console import Console
 
 from iamroles_loadtests.asking import targets
-from iamroles_loadtests.asking.plan import Expected
 from iamroles_loadtests.asking.shapes import ANYWHERE
 from iamroles_loadtests.pages import report as reports
 from iamroles_scenarios.commands import staged
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.reference import reference_agent
+from iamroles_scenarios.traffic import Right
 
 INVALID = 4
 """Exit status of a run that its own generator may have bent."""
@@ -86,10 +86,8 @@ def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextMa
             others = " or ".join(f"--{place.replace('_', '-')}" for place in places)
             raise click.UsageError(f"{flag} goes with {others}: of a stage the suite knows it")
     pids = _numbers(_parsed(options["pids"], "=", "--pid agent=1234"))
-    right = Expected(
-        status=(0 if options["agent_address"] else 200) if options["status"] is None else options["status"],
-        holds=list(options["holds"]),
-    )
+    status = (0 if options["agent_address"] else 200) if options["status"] is None else options["status"]
+    right = Right(status, tuple(text.encode() for text in options["holds"]))
     if options["url"]:
         fields = _parsed(options["headers"], ":", "--header 'Name: value'")
         return nullcontext(

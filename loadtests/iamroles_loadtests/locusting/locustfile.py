@@ -4,14 +4,13 @@
 
     IAMROLES_LOAD_RATE=2000 locust -f locustfile.py --headless -u 1 -t 10s --host http://127.0.0.1:8080/
 
-`IAMROLES_LOAD_PLAN` names a JSON file with `piles` (`plan.Piles`) and `phase` (`plan.Phase`). Without it the
-one question is GET of the host; `IAMROLES_LOAD_RATE` is requests a second of all users together (none: a
-closed loop), `IAMROLES_LOAD_CONNECTIONS` the connections of each user.
+`IAMROLES_LOAD_PLAN` names a JSON file, a `plan.Plan`. Without it the one question is GET of the host;
+`IAMROLES_LOAD_RATE` is requests a second of all users together (left out: a closed loop),
+`IAMROLES_LOAD_CONNECTIONS` the connections of each user.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from iamroles_loadtests.asking.plan import Phase, Piles, Stretch
+from iamroles_loadtests.asking.plan import Phase, Plan
 from iamroles_loadtests.asking.targets import url
 from iamroles_loadtests.locusting.users import TrafficUser
+from iamroles_scenarios.traffic import Segment
 
 _PLAN = "traffic-plan"
-"""Type of the messages in which a worker asks what to do, and the master tells it."""
+"""Type of the messages in which a worker asks for the plan, and the master sends it, as JSON."""
 _LONG = 10_000_000.0
 """Seconds of a timetable that locust ends."""
 
@@ -37,60 +37,57 @@ class Traffic(TrafficUser):
 
 
 def _plan(environment: Environment, **_more: object) -> None:
-    """The plan of this process; a worker on another machine gets the master's."""
+    """Take the plan; a worker, which may be on another machine, asks the master for it."""
     options: Any = environment.parsed_options
     users = max(1, getattr(options, "num_users", None) or 1)
     runner: Any = environment.runner
     if isinstance(runner, WorkerRunner):
-        runner.register_message(_PLAN, lambda msg, **_more: _take(msg.data))
+        runner.register_message(_PLAN, lambda msg, **_more: _take(msg.data["plan"]))
         runner.send_message(_PLAN)
         return
     path = os.environ.get("IAMROLES_LOAD_PLAN")
     if path:
-        found = json.loads(Path(path).read_bytes())
-        piles, whole = Piles.model_validate(found["piles"]), Phase.model_validate(found["phase"])
+        whole = Plan.model_validate_json(Path(path).read_bytes())
     else:
-        piles, whole = _one(environment.host or Traffic.host, users)
-    plan = {"piles": piles.model_dump(), "phase": divided(whole, users).model_dump()}
+        whole = _one(environment.host or Traffic.host, users)
+    plan = whole.model_copy(update={"phase": divided(whole.phase, users)}).model_dump_json()
     _take(plan)
     if isinstance(runner, MasterRunner):
-        runner.register_message(_PLAN, lambda msg, **_more: runner.send_message(_PLAN, plan, msg.node_id))
+        told = {"plan": plan}
+        runner.register_message(_PLAN, lambda msg, **_more: runner.send_message(_PLAN, told, msg.node_id))
 
 
-def _take(plan: dict[str, Any]) -> None:
-    Traffic.piles = Piles.model_validate(plan["piles"])
-    Traffic.phase = Phase.model_validate(plan["phase"])
+def _take(plan: str) -> None:
+    Traffic.plan = Plan.model_validate_json(plan)
     Traffic.planned.set()  # type: ignore[no-untyped-call]
 
 
-def _one(host: str, users: int) -> tuple[Piles, Phase]:
+def _one(host: str, users: int) -> Plan:
     """GET of a URL, again and again."""
     target = url(host)
     rate = float(os.environ.get("IAMROLES_LOAD_RATE", "0"))
-    phase = Phase.model_validate({
-        "name": "locust",
-        "address": target.address,
-        "tls": target.tls,
-        "hands": {target.steady: 1.0},
-        "connections": users * int(os.environ.get("IAMROLES_LOAD_CONNECTIONS", "16")),
-        "timetable": [{"seconds": _LONG, "rate": rate}] if rate else [],
-    })  # fmt: skip
-    return target.piles, phase
+    phase = Phase(
+        name="locust",
+        address=target.address,
+        tls=target.tls,
+        weights={target.steady: 1.0},
+        connections=users * int(os.environ.get("IAMROLES_LOAD_CONNECTIONS", "16")),
+        timetable=[Segment(_LONG, rate)] if rate else [],
+    )
+    return Plan(pools=target.pools, phase=phase)
 
 
 def divided(phase: Phase, users: int) -> Phase:
-    """What each of so many users does: its share of the rate and of the connections."""
-    stretches = [
-        Stretch(
-            seconds=_LONG if number == len(phase.timetable) else stretch.seconds,
-            rate=stretch.rate / users,
-            until=None if stretch.until is None else stretch.until / users,
+    """Give each user its share of the rate and of the connections."""
+    segments = [
+        Segment(
+            _LONG if number == len(phase.timetable) else segment.seconds,
+            segment.rate / users,
+            None if segment.until is None else segment.until / users,
         )
-        for number, stretch in enumerate(phase.timetable, 1)
+        for number, segment in enumerate(phase.timetable, 1)
     ]
-    return phase.model_copy(
-        update={"timetable": stretches, "connections": max(1, phase.connections // users)}
-    )
+    return phase.model_copy(update={"timetable": segments, "connections": max(1, phase.connections // users)})
 
 
 events.init.add_listener(_plan)  # type: ignore[no-untyped-call]

@@ -14,7 +14,6 @@ from typing import Any
 
 import urllib3
 
-from iamroles_loadtests.asking.plan import Piles
 from iamroles_loadtests.asking.questions import Asking
 from iamroles_loadtests.asking.targets import Target
 from iamroles_loadtests.measuring.generator import GeneratorError
@@ -24,6 +23,7 @@ from iamroles_loadtests.results import result
 from iamroles_loadtests.results.slo import Slo
 from iamroles_scenarios.base.errors import ControlError
 from iamroles_scenarios.mock.clients import IdpClient
+from iamroles_scenarios.traffic import Segment
 
 IDP, GATE = "http://idp:8000", "haproxy:8080"
 _PATIENCE = 60.0
@@ -56,16 +56,16 @@ def _measured() -> int:
         "address": GATE,
         "agent": {"name": f"two agents, {workers} locust workers", "version": ""},
     }
-    target = Target(GATE, Piles(piles={"mix": asking.mix(seconds + 60)}), about)
+    target = Target(GATE, {"mix": asking.mix(seconds + 60)}, about)
     phase: dict[str, Any] = {
         "name": "locust",
         "connections": int(os.environ["IAMROLES_CONNECTIONS"]),
-        "timetable": [{"seconds": 1.0, "rate": rate}] if rate else [],
+        "timetable": [Segment(1.0, rate)] if rate else [],
     }
     arguments = ["--master", "--headless", "--only-summary", "--expect-workers", workers]
     arguments += ["--expect-workers-max-wait", str(int(_PATIENCE))]
     arguments += ["-u", workers, "-r", workers, "-t", f"{seconds}s", "--csv", "/out/locust"]
-    measured = hosted(target, phase, arguments)
+    played = hosted(target, phase, arguments)
     found = result.assembled(
         target=about,
         asked={
@@ -76,8 +76,8 @@ def _measured() -> int:
         },
         reproduce=f"iamroles load compose --rate {rate:g} --duration {seconds} --workers {workers}",
         slo=Slo(),
-        phases=[measured],
-        measured=[measured],
+        phases=[played],
+        played=[played],
     )
     report.write(found, Path("/out"))
     sys.stdout.write(Path("/out/summary.txt").read_text(encoding="utf-8"))

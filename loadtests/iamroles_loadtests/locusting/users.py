@@ -11,14 +11,13 @@ of type `sent us` and one of type `due us`. The total counts those from sent. UI
 `--master` and `--worker` work as with any user; the event `request` is not fired for each sample. Wrong
 answers and faults are locust's failures, and its exit code is 1.
 
-Workers send their histograms along with their statistics. The master adds them up, exactly, and writes them
-down at the end (`RESULT`).
+Workers send their histograms along with their statistics. The master adds them exactly, and writes the sum at
+the end (`RESULT`).
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import resource
 import secrets
@@ -36,20 +35,20 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import RequestStats, StatsEntry
 
-from iamroles_loadtests.asking.plan import Phase, Piles
-from iamroles_loadtests.measuring.book import Book
+from iamroles_loadtests.asking.plan import Plan
 from iamroles_loadtests.measuring.drive import Driver
 from iamroles_loadtests.measuring.histogram import Integers, columns
+from iamroles_loadtests.measuring.measurement import Measurement
 from iamroles_scenarios.traffic import FIELDS, Loop
 from iamroles_scenarios.traffic.polling import NANO, now
 
 RESULT = "IAMROLES_LOAD_RESULT"
-"""Environment variable: where the process that has the whole (the master, or the only one) writes
-`Book.measured` at the end."""
+"""Environment variable: the file in which the process that has the whole (the master, or the only one) writes
+its `Measurement` at the end, JSON."""
 _SLICE = 10_000_000
 """Nanoseconds of the loop until gevent has its turn."""
 _SHARED = 1_000_000
-"""The same where several users share a process: each waits for the others, and is late by that."""
+"""The same if several users share a process: each waits for the others, and is late by that."""
 _PATIENCE = 30.0
 """Seconds that a worker waits for its plan, and the master for what its workers measured."""
 _REST = "traffic-rest"
@@ -63,10 +62,10 @@ _numbers = itertools.count(secrets.randbits(40))
 
 
 class Collector:
-    """The book of this process, or on a master that of all workers."""
+    """Keeps what this process measured, or on a master what all workers did."""
 
     def __init__(self) -> None:
-        self.book = Book()
+        self.measured = Measurement()
         self.missing: set[str] = set()
         """Workers that have not handed in the rest."""
         self.began: set[str] = set()
@@ -78,26 +77,26 @@ class Collector:
         if isinstance(runner, MasterRunner):
             clients: Any = runner.clients
             self.began = {client.id for client in clients.ready}
-        self.book = Book(now())
+        self.measured = Measurement(begin=now())
         self._cpu = _used()
 
     def report(self, data: dict[str, Any], **_more: object) -> None:
         """Locust's worker sends what it has."""
         data["traffic"] = self.handed_over()
 
-    def handed_over(self) -> dict[str, Any]:
-        """What was measured since the last time."""
+    def handed_over(self) -> str:
+        """Give what was measured since the last time, as JSON."""
         self._count_cpu()
-        book, self.book = self.book, Book(self.book.begin)
-        return book.measured("locust", 0.0, closed=False)
+        measured, self.measured = self.measured, Measurement(begin=self.measured.begin)
+        return measured.model_dump_json()
 
     def take(self, data: dict[str, Any], **_more: object) -> None:
         """Locust's master gets what a worker has."""
         if "traffic" in data:
-            self.book.add(Book.of(data["traffic"]))
+            self.measured.add(Measurement.model_validate_json(data["traffic"]))
 
     def write(self, environment: Environment, **_more: object) -> None:
-        """Write down the whole at the end."""
+        """Write the whole at the end."""
         path = os.environ.get(RESULT)
         if self.missing:
             sys.stderr.write(f"no result: {len(self.missing)} workers did not hand in what they measured\n")
@@ -105,13 +104,12 @@ class Collector:
         elif path and not isinstance(environment.runner, WorkerRunner):
             if not isinstance(environment.runner, MasterRunner):
                 self._count_cpu()
-            seconds = max(self.book.until, self.book.width)
-            measured = self.book.measured("locust", seconds, closed=TrafficUser.closed)
-            Path(path).write_text(json.dumps(measured), encoding="utf-8")
+            self.measured.seconds = max(self.measured.until, self.measured.width)
+            Path(path).write_text(self.measured.model_dump_json(), encoding="utf-8")
 
     def _count_cpu(self) -> None:
         used = _used()
-        self.book.cpu += used - self._cpu
+        self.measured.cpu += used - self._cpu
         self._cpu = used
 
 
@@ -169,16 +167,14 @@ events.init.add_listener(_register)  # type: ignore[no-untyped-call]
 class TrafficUser(User):
     """Drives a phase for as long as locust wants.
 
-    Subclasses set `piles` and `phase`, and then `planned`. The phase's rate and connections are those of each
-    user; its length and warm-up do not matter.
+    Subclasses set `plan`, and then `planned`. The phase's rate and connections are those of each user; its
+    length and warm-up do not matter.
     """
 
     abstract = True
-    piles: ClassVar[Piles]
-    phase: ClassVar[Phase]
+    plan: ClassVar[Plan]
     planned: ClassVar[Event] = Event()  # type: ignore[no-untyped-call]
-    """Set once `piles` and `phase` are there."""
-    closed: ClassVar[bool] = False
+    """Set once `plan` is there."""
     running: ClassVar[list[TrafficUser]] = []
     """Those of this process."""
     _loop: Loop | None = None
@@ -187,9 +183,8 @@ class TrafficUser(User):
         if not self.planned.wait(_PATIENCE):  # type: ignore[no-untyped-call]
             raise RuntimeError("no plan: the master did not say what to ask")
         self.running.append(self)
-        TrafficUser.closed = self.phase.closed
-        self._driver = Driver(self.piles)
-        phase = self.phase.model_copy(update={"seed": next(_numbers), "warmup": 0.0})
+        self._driver = Driver(self.plan.pools)
+        phase = self.plan.phase.model_copy(update={"seed": next(_numbers), "warmup": 0.0})
         loop = self._driver.loop(phase)
         loop.open(self._driver.lines(phase, loop))
         loop.start()
@@ -210,7 +205,7 @@ class TrafficUser(User):
         gevent.sleep(0)  # type: ignore[no-untyped-call]
 
     def on_stop(self) -> None:
-        """Wait for what is under way, and hand in the rest."""
+        """Wait for what is under way, and count the rest in."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -218,17 +213,17 @@ class TrafficUser(User):
         loop.finish(_yield)
         self._fold(loop)
         cases = self._driver.cases.values()
-        COLLECTOR.book.close(loop.tally, cases, stamped=loop.stamped)
+        COLLECTOR.measured.finish(loop.tally, cases, stamped=loop.stamped)
 
     def _fold(self, loop: Loop | None = None) -> None:
-        """Samples go into the book and into locust's statistics."""
+        """Count samples in, also in locust's statistics."""
         loop = loop or self._loop
         assert loop is not None  # noqa: S101 - there are samples
         self._folded = time.monotonic()
         records = loop.records.take()
         loop.records.clear()
         cases = self._driver.cases
-        COLLECTOR.book.fold(records, cases.values())
+        COLLECTOR.measured.record(records, cases.values())
         table = columns(records, FIELDS)
         stats: RequestStats = self.environment.stats
         for case in cases.values():

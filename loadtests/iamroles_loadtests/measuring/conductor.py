@@ -14,20 +14,22 @@ Pairs
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from iamroles_loadtests.asking.cpu import Meter
+from iamroles_loadtests.asking.cpu import CpuMeter
 from iamroles_loadtests.asking.plan import Phase
 from iamroles_loadtests.asking.targets import Target
-from iamroles_loadtests.measuring.generator import Plays
+from iamroles_loadtests.measuring.generator import Generator
 from iamroles_loadtests.measuring.histogram import Histogram
+from iamroles_loadtests.measuring.measurement import Played
+from iamroles_scenarios.traffic import Segment
 
-LANES = ("unasked", "remembered", "new")
+PAIRED = ("unasked", "remembered", "new")
+"""Pools of the paired measurement."""
 SHARES = {"low": 0.1, "half": 0.5, "high": 0.9}
 """Levels, as shares of the knee."""
 _STEPS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -35,14 +37,15 @@ _STEPS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 _ANSWERED = 0.98
 """Of what was due, at a step that passes."""
 _SLOWER, _FLOOR = 5.0, 2000.0
-"""A step passes whose p90 from due is at most so many times the first one's, or so many microseconds."""
-_PERCENTILES = ("p50", "p90", "p99")
+"""A step passes if its p90 from due is at most this multiple of the first step's, or of microseconds."""
+_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 _RESAMPLES = 4000
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """How long the parts of a run are.
+class RunOptions:
+    """How long the parts of a run are, and how all of them ask.
 
     Args:
         level: seconds of each level.
@@ -69,9 +72,17 @@ class Score:
     seed: int = 1
 
 
-def tokens_for_pairs(score: Score, rate: float) -> int:
-    """How many tokens that the agent has never seen the paired measurement needs."""
-    return int(rate * (score.round + score.warmup / 2) * score.rounds * 1.2) + 200
+def tokens_for_pairs(options: RunOptions, rate: float) -> int:
+    """Number of tokens that the agent has never seen which the paired measurement needs."""
+    return int(rate * (options.round + options.warmup / 2) * options.rounds * 1.2) + 200
+
+
+def in_turn(contenders: Sequence[_T], rounds: int) -> Iterator[tuple[int, _T]]:
+    """Yield rounds and contenders, in an order that changes: none always follows the same other."""
+    for number in range(rounds):
+        order = [contenders[(number + place) % len(contenders)] for place in range(len(contenders))]
+        for contender in order if number % 2 else reversed(order):
+            yield number, contender
 
 
 class Conductor:
@@ -79,78 +90,56 @@ class Conductor:
 
     Args:
         target: what is measured.
-        plays: the generator.
-        score: lengths.
-        say: told what is going on, for a person who waits.
-        generator: finds the generator's process.
+        generator: plays.
+        options: lengths and the like.
+        say: called with what is going on, for a person who waits.
     """
 
     def __init__(
         self,
         target: Target,
-        plays: Plays,
-        score: Score,
+        generator: Generator,
+        options: RunOptions,
         *,
         say: Callable[[str], None] = lambda _: None,
-        generator: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._target = target
-        self._plays = plays
-        self._score = score
+        self._generator = generator
+        self._options = options
         self._say = say
-        self._cpu = Meter({**target.parts, "generator": generator})
-        self.measured: list[dict[str, Any]] = []
-        """Everything that was played, for counts of wrong answers and for doubts."""
+        self._cpu = CpuMeter(target.parts)
+        self.played: list[Played] = []
+        """Everything, for counts of wrong answers and for doubts."""
 
     def phase(self, name: str, rate: float, seconds: float, **more: Any) -> Phase:  # noqa: ANN401 - Phase checks
         """A phase on this target; rate 0: closed."""
-        score, target = self._score, self._target
+        options, target = self._options, self._target
         settings: dict[str, Any] = {
             "name": name,
             "address": target.address,
-            "lane": target.lane,
+            "protocol": target.protocol,
             "tls": target.tls,
-            "hands": {target.steady: 1.0},
-            "connections": score.connections,
-            "in_flight": score.in_flight,
-            "constant": score.constant,
-            "patience": score.patience,
-            "seed": score.seed,
-            "warmup": score.warmup,
+            "weights": {target.steady: 1.0},
             "seconds": seconds,
-            "timetable": [{"seconds": seconds, "rate": rate}] if rate else [],
+            "timetable": [Segment(seconds, rate)] if rate else [],
         }
+        for option in ("connections", "in_flight", "constant", "patience", "seed", "warmup"):
+            settings[option] = getattr(options, option)
         return Phase.model_validate({**settings, **more})
 
-    def play(self, phase: Phase, role: str) -> dict[str, Any]:
-        """Play a phase; its result with `role`, `rate`, `answered` (a second) and `cpu` (µs a request)."""
-        before = self._cpu.read()
-        found = self._plays.play(phase)
-        used = self._cpu.since(before)
+    def play(self, phase: Phase, role: str = "level") -> Played:
+        played = self._generator.play(phase, role, self._cpu)
         self._target.still_there()
-        self.measured.append(found)
-        # CPU is read from before the warm-up to after the last answer, so it belongs to all the answers.
-        answers = max(1, found["answers"])
-        cpu = {name: round(seconds / answers * 1e6, 3) for name, seconds in used.items()}
-        due = sum(stretch.segment().total for stretch in phase.timetable)
-        found |= {
-            "role": role,
-            "rate": round(due / phase.length, 3),
-            "answered": round(found["samples"] / phase.length, 3),
-            "generator_busy": round(found.pop("cpu") / phase.length, 3),
-            "cpu": cpu,
-            "connections": phase.connections,
-            "in_flight": phase.in_flight,
-        }
-        return found
+        self.played.append(played)
+        return played
 
     # --- the knee ------------------------------------------------------------------------------------------
 
     def knee(self) -> dict[str, Any]:
         """Find the knee: see the module, and `knee` of result.json."""
         self._say("how much does it take at most?")
-        tries = [self.play(self.phase("closed", 0.0, self._score.step), "capacity") for _ in range(2)]
-        capacity = max(1.0, *(found["answered"] for found in tries))
+        tries = [self.play(self.phase("closed", 0.0, self._options.step), "capacity") for _ in range(2)]
+        capacity = max(1.0, *(found.answered for found in tries))
         steps: list[dict[str, Any]] = []
         for share in _STEPS:
             step = self._step(capacity * share, steps)
@@ -168,96 +157,82 @@ class Conductor:
 
     def _step(self, rate: float, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         self._say(f"{rate:,.0f} a second")
-        found = self.play(self.phase(f"step {rate:.0f}", rate, self._score.step), "step")
+        found = self.play(self.phase(f"step {rate:.0f}", rate, self._options.step), "step")
         return _judged_step(found, steps[0] if steps else None)
 
     # --- pairs ---------------------------------------------------------------------------------------------
 
     def pairs(self, rate: float) -> dict[str, Any]:
-        """Take turns between the three lanes: see the module, and `pairs` of result.json."""
-        score = self._score
-        rounds: dict[str, list[dict[str, Any]]] = {lane: [] for lane in LANES}
+        """Take turns between the three pools: see the module, and `pairs` of result.json."""
+        options = self._options
+        rounds: dict[str, list[Played]] = {pool: [] for pool in PAIRED}
         self._say(f"what does the check cost, at {rate:,.0f} a second?")
-        for number in range(score.rounds):
-            # Turn about, so that no lane always follows the same other.
-            order = [LANES[(number + place) % len(LANES)] for place in range(len(LANES))]
-            for lane in order if number % 2 else reversed(order):
-                more = {"hands": {"remembered" if lane == "new" else lane: 1.0}, "seed": number + 1}
-                if lane == "new":
-                    more |= {"once": "new", "once_share": 1.0}
-                phase = self.phase(lane, rate, score.round, warmup=score.warmup / 2, **more)
-                rounds[lane].append(self.play(phase, "pair"))
+        for number, pool in in_turn(PAIRED, options.rounds):
+            more: dict[str, Any] = {"weights": {pool: 1.0}}
+            if pool == "new":
+                more = {"weights": {"remembered": 1.0}, "once": "new", "once_share": 1.0}
+            more |= {"seed": number + 1, "warmup": options.warmup / 2}
+            rounds[pool].append(self.play(self.phase(pool, rate, options.round, **more), "pair"))
         return {
             "rate": round(rate, 1),
-            "rounds": score.rounds,
-            "seconds": score.round,
-            "lanes": {lane: _lane(played) for lane, played in rounds.items()},
-            "differences": {
-                lane: _differences(rounds["unasked"], rounds[lane]) for lane in LANES if lane != "unasked"
-            },
+            "rounds": options.rounds,
+            "seconds": options.round,
+            "lanes": {pool: _lane(played) for pool, played in rounds.items()},
+            "differences": {pool: _differences(rounds["unasked"], rounds[pool]) for pool in PAIRED[1:]},
         }
 
 
-def _judged_step(found: Mapping[str, Any], first: Mapping[str, Any] | None) -> dict[str, Any]:
-    due, sent = whole(found, "due"), whole(found, "sent")
-    answered = found["samples"] / max(1, found["samples"] + found["owed"] + found["faults"])
+def _judged_step(found: Played, first: Mapping[str, Any] | None) -> dict[str, Any]:
+    measured = found.measured
+    due = measured.whole("due")
     limit = _FLOOR if first is None else max(_FLOOR, _SLOWER * first["due"].get("p90", 0.0))
     return {
-        "rate": found["rate"],
-        "answered": found["answered"],
-        "owed": found["owed"],
+        "rate": round(found.phase.rate, 3),
+        "answered": found.answered,
+        "owed": measured.owed,
         "due": due.summary(),
-        "sent": sent.summary(),
-        "cpu": found["cpu"],
-        "passed": answered >= _ANSWERED and due.at(90.0) <= limit,
+        "sent": measured.whole("sent").summary(),
+        "cpu": found.cpu,
+        "passed": measured.answered >= _ANSWERED and due.at(90.0) <= limit,
     }
 
 
-def whole(found: Mapping[str, Any], name: str) -> Histogram:
-    """All cases of a phase together: `due`, `sent` or `told`."""
-    return Histogram.merged(Histogram.decoded(case[name]) for case in found["cases"].values())
-
-
-def _lane(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    lane: dict[str, Any] = {}
-    for name in ("due", "sent", "told"):
-        histogram = Histogram.merged(whole(played, name) for played in rounds)
-        if name == "told":  # microseconds by HAProxy's own clock
-            if histogram.count:
-                lane[name] = {**_thousandfold(histogram.summary()), "histogram": histogram.encoded()}
-        else:
-            lane[name] = {**histogram.summary(), "histogram": histogram.encoded()}
-    parts = sorted({part for played in rounds for part in played["cpu"]})
-    lane["cpu"] = {part: round(float(np.mean(_cpu(rounds, part))), 3) for part in parts}
-    lane["answered"] = round(float(np.mean([played["answered"] for played in rounds])), 1)
+def _lane(rounds: Sequence[Played]) -> dict[str, Any]:
+    """What one pool did in all rounds."""
+    due, sent, reported = (
+        Histogram.merged(played.measured.whole(name) for played in rounds)
+        for name in ("due", "sent", "reported")
+    )
+    lane: dict[str, Any] = {"due": due.shown(), "sent": sent.shown()}
+    if reported.count:  # microseconds by HAProxy's own clock, which a histogram takes for nanoseconds
+        lane["told"] = {
+            name: round(value * 1e3, 3) if isinstance(value, float) else value
+            for name, value in reported.shown().items()
+        }
+    lane["cpu"] = {part: round(float(np.mean(_cpu(rounds, part))), 3) for part in _parts(rounds)}
+    lane["answered"] = round(float(np.mean([played.answered for played in rounds])), 1)
     return lane
 
 
-def _thousandfold(summary: dict[str, float]) -> dict[str, float]:
-    """`Histogram` takes what it counts for nanoseconds; these were microseconds."""
-    return {name: value if name == "count" else round(value * 1e3, 3) for name, value in summary.items()}
+def _parts(rounds: Sequence[Played]) -> list[str]:
+    return sorted({part for played in rounds for part in played.cpu})
 
 
-def _cpu(rounds: Sequence[Mapping[str, Any]], part: str) -> list[float]:
-    return [float(played["cpu"].get(part, 0.0)) for played in rounds]
+def _cpu(rounds: Sequence[Played], part: str) -> list[float]:
+    return [played.cpu.get(part, 0.0) for played in rounds]
 
 
-def _differences(base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in _PERCENTILES:
-        at = float(name[1:])
-        found[name] = interval(
-            [
-                whole(right, "sent").at(at) - whole(left, "sent").at(at)
-                for left, right in zip(base, other, strict=True)
-            ]
-        )
-    parts = sorted({part for played in (*base, *other) for part in played["cpu"]})
-    found["cpu"] = {
-        part: interval([b - a for a, b in zip(_cpu(base, part), _cpu(other, part), strict=True)])
-        for part in parts
-    }
-    return found
+def _differences(base: Sequence[Played], other: Sequence[Played]) -> dict[str, Any]:
+    def at(percentile: float) -> list[list[float]]:
+        return [[played.measured.whole("sent").at(percentile) for played in one] for one in (base, other)]
+
+    found: dict[str, Any] = {name: _paired(*at(percentile)) for name, percentile in _PERCENTILES.items()}
+    parts = _parts([*base, *other])
+    return found | {"cpu": {part: _paired(_cpu(base, part), _cpu(other, part)) for part in parts}}
+
+
+def _paired(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    return interval([two - one for one, two in zip(base, other, strict=True)])
 
 
 def interval(values: Sequence[float], seed: int = 1) -> dict[str, float]:
@@ -271,8 +246,3 @@ def interval(values: Sequence[float], seed: int = 1) -> dict[str, float]:
         "low": round(float(low), 3),
         "high": round(float(high), 3),
     }
-
-
-def timestamp() -> str:
-    """Now, for people and files."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,4 +1,4 @@
-"""Plays one phase on the loop and folds what it brought back."""
+"""Plays phases on the loop, in this process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import resource
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from iamroles_loadtests.asking.plan import Phase, Piles
-from iamroles_loadtests.measuring.book import Book
+from iamroles_loadtests.asking.plan import Phase, Pools
+from iamroles_loadtests.measuring.measurement import Measurement
 from iamroles_scenarios.traffic import (
     Address,
     Case,
-    Deck,
     HttpLine,
     Line,
     Loop,
     Question,
+    QuestionMix,
     Segment,
     SpopLine,
     arrivals,
@@ -34,27 +33,24 @@ class Driver:
     """Knows the questions, plays phases.
 
     Args:
-        piles: the questions.
+        pools: the questions.
     """
 
-    def __init__(self, piles: Piles) -> None:
+    def __init__(self, pools: Pools) -> None:
         self.cases: dict[str, Case] = {}
-        self._piles = {name: [ask.question(self.cases) for ask in asks] for name, asks in piles.piles.items()}
+        self._pools = {name: [ask.question(self.cases) for ask in asks] for name, asks in pools.items()}
         self._fresh: dict[str, deque[Question]] = {}
-        """What is left of piles whose questions are asked once."""
+        """What is left of pools whose questions are asked once."""
 
-    def play(self, phase: Phase, watch: Callable[[bytes], None] | None = None) -> dict[str, Any]:
+    def play(self, phase: Phase, watch: Callable[[bytes], None] | None = None) -> Measurement:
         """Play a phase.
 
         Args:
             phase: what to do.
-            watch: gets the raw records at the end, before they are folded.
-
-        Returns:
-            See `Book.measured`.
+            watch: gets the raw records at the end, before they are counted.
 
         Raises:
-            KeyError: the phase names a pile that there is not.
+            KeyError: the phase names an unknown pool.
             OSError: no such host.
         """
         for case in self.cases.values():
@@ -63,7 +59,7 @@ class Driver:
         loop = self.loop(phase)
         loop.open(self.lines(phase, loop))
         if phase.streams:
-            [question] = self._piles["stream"]
+            [question] = self._pools["stream"]
             loop.hold(self.lines(phase, loop, phase.streams), question)
         gc.collect()
         gc.freeze()
@@ -87,29 +83,28 @@ class Driver:
             watch(records)
         cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
         count = max(1, min(WINDOWS, int(phase.length / _SHORTEST)))
-        book = Book(counted, phase.length / count, count - 1)
-        book.fold(records, self.cases.values())
-        book.close(loop.tally, self.cases.values(), stamped=loop.stamped, cpu=cpu)
-        return book.measured(phase.name, phase.length, closed=phase.closed)
+        width = phase.length / count
+        measured = Measurement(begin=counted, width=width, last=count - 1, seconds=phase.length)
+        measured.record(records, self.cases.values())
+        measured.finish(loop.tally, self.cases.values(), stamped=loop.stamped, cpu=cpu)
+        return measured
 
     def loop(self, phase: Phase) -> Loop:
         """A loop that asks what the phase asks, when it asks it."""
-        deck = Deck([(weight, self._piles[name]) for name, weight in phase.hands.items()], seed=phase.seed)
+        mix = QuestionMix(
+            [(weight, self._pools[name]) for name, weight in phase.weights.items()], seed=phase.seed
+        )
         if phase.once:
-            fresh = self._fresh.get(phase.once)
-            if fresh is None:  # once in a run: a later phase goes on where this one ends
-                mine: list[Question] = self._piles[phase.once][phase.part :: phase.parts]
-                fresh = self._fresh[phase.once] = deque(mine)
-            deck.mix(fresh, phase.once_share)
+            if phase.once not in self._fresh:  # once in a run: a later phase goes on where this one ends
+                self._fresh[phase.once] = deque(self._pools[phase.once])
+            mix.add_fresh(self._fresh[phase.once], phase.once_share)
         timetable = None
         if not phase.closed:
-            segments = [stretch.segment() for stretch in phase.timetable]
+            segments = list(phase.timetable)
             if phase.warmup:
                 segments.insert(0, Segment(phase.warmup, segments[0].rate))
-            timetable = arrivals(
-                segments, seed=phase.seed, constant=phase.constant, part=phase.part, parts=phase.parts
-            )
-        return Loop(deck.deal(), timetable, patience=phase.patience)
+            timetable = arrivals(segments, seed=phase.seed, constant=phase.constant)
+        return Loop(mix.questions(), timetable, patience=phase.patience)
 
     def lines(self, phase: Phase, loop: Loop, count: int = 0) -> list[Line]:
         """The phase's connections, or so many like them."""
@@ -120,6 +115,6 @@ class Driver:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE  # the meter's own certificate, or a stranger's: it measures
         count = count or phase.connections
-        if phase.lane == "http":
+        if phase.protocol == "http":
             return [HttpLine(loop, address, tls=context, fresh=phase.fresh) for _ in range(count)]
         return [SpopLine(loop, address, tls=context, in_flight=phase.in_flight) for _ in range(count)]

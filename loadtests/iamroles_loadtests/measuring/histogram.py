@@ -60,8 +60,9 @@ class Histogram:
         if values.size:
             self.counts += np.bincount(_indices(values), minlength=_SIZE)
 
-    def add(self, other: Histogram) -> None:
+    def __iadd__(self, other: Histogram) -> Histogram:  # noqa: PYI034 - no subclass
         self.counts += other.counts
+        return self
 
     @property
     def count(self) -> int:
@@ -90,11 +91,6 @@ class Histogram:
         """Microseconds."""
         return self.at(100.0)
 
-    def share_above(self, microseconds: float) -> float:
-        """Share of the samples above a value."""
-        index = int(_indices(np.asarray([round(microseconds * 1e3)]))[0])
-        return float(self.counts[index + 1 :].sum() / max(1, self.count))
-
     def summary(self) -> dict[str, float]:
         """Count, mean, percentiles that the samples bear, and the largest, in microseconds."""
         count = self.count
@@ -108,6 +104,10 @@ class Histogram:
             **{name: round(float(value), 3) for name, value in zip(names, found, strict=True)},
             "max": round(self.largest(), 3),
         }
+
+    def shown(self) -> dict[str, Any]:
+        """The summary, and the histogram itself in nanoseconds."""
+        return {**self.summary(), "histogram": self.encoded()}
 
     def encoded(self) -> str:
         """HdrHistogram V2, compressed, base64; values are nanoseconds. Other tools merge and plot it."""
@@ -146,7 +146,7 @@ class Histogram:
         """The histogram of all samples of all parts."""
         found = cls()
         for part in parts:
-            found.add(part)
+            found += part
         return found
 
 

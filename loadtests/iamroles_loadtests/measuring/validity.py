@@ -1,25 +1,24 @@
-"""Whether a measurement may be believed: what the generator, not the gate, did to its figures.
+"""Decides if a measurement can be believed: what the generator, not the gate, did to its figures.
 
 Figures from sent are the kernel's and do not suffer from a late generator. Figures from due do: a request
 that was sent late reaches the gate late. Each sample says how much of it that was, so the histogram of a
-punctual generator is known too. Where the two differ by more than the bounds at p50, p90 or p99, the figures
-from due are the generator's, and the run is invalid. So it is after a stall that no percentile shows, and
-after a step of the clock.
+punctual generator is known, too. If the two differ by more than the bounds at p50, p90 or p99, the figures
+from due are the generator's, and the run is invalid. A stall that no percentile shows makes it invalid, too,
+and so does a step of the clock.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from iamroles_loadtests.measuring.histogram import ENOUGH, PERCENTILES, Histogram
+from iamroles_loadtests.measuring.histogram import ENOUGH, PERCENTILES
+from iamroles_loadtests.measuring.measurement import Played
 from iamroles_loadtests.measuring.units import Latency, duration
 from iamroles_scenarios.declarations.documents import Model
 
 
-class Bounds(Model):
-    """What the generator may do to a figure before the run is invalid.
+class Tolerance(Model):
+    """Bounds on what the generator may do to a figure before the run is invalid.
 
     Args:
         share: of a percentile from due, what may be the generator's lag.
@@ -32,32 +31,33 @@ class Bounds(Model):
     stall: Latency = 50_000.0
 
 
-def doubts(measured: dict[str, Any], bounds: Bounds) -> list[str]:
-    """Why a phase is invalid, one sentence each; empty if it is valid.
-
-    Args:
-        measured: see `Book.measured`.
-        bounds: what is tolerated.
-    """
-    found = [f"{measured['name']}: the clock stepped by {step:g} ms" for step in measured["steps"]]
-    stalls = [(at, took) for at, took in measured["stalls"] if took * 1e3 > bounds.stall]
+def doubts(played: Played, tolerance: Tolerance) -> list[str]:
+    """Say why a phase is invalid, one sentence each; empty if it is valid."""
+    name, measured = played.phase.name, played.measured
+    found = stepped(played)
+    stalls = [(at, took) for at, took in measured.stalls if took * 1e3 > tolerance.stall]
     if stalls:
-        at, took = max(stalls, key=lambda stall: float(stall[1]))
+        at, took = max(stalls, key=lambda stall: stall[1])
         found.append(
-            f"{measured['name']}: the generator stood still {len(stalls)} times for more than "
-            f"{duration(bounds.stall)}, the longest at {at:.2f} s for {took:.0f} ms"
+            f"{name}: the generator stood still {len(stalls)} times for more than "
+            f"{duration(tolerance.stall)}, the longest at {at:.2f} s for {took:.0f} ms"
         )
-    if measured["closed"]:
+    if played.phase.closed:
         return found
-    punctual = Histogram.decoded(measured["punctual"])
-    due = Histogram.merged(Histogram.decoded(case["due"]) for case in measured["cases"].values())
-    for name in ("p50", "p90", "p99"):
-        if due.count < ENOUGH[name]:
+    due = measured.whole("due")
+    for percentile in ("p50", "p90", "p99"):
+        if due.count < ENOUGH[percentile]:
             continue
-        seen, without = due.at(PERCENTILES[name]), punctual.at(PERCENTILES[name])
-        if seen - without > max(bounds.floor, bounds.share * seen):
+        at = PERCENTILES[percentile]
+        seen, lag = due.at(at), due.at(at) - measured.punctual.at(at)
+        if lag > max(tolerance.floor, tolerance.share * seen):
             found.append(
-                f"{measured['name']}: from due, {duration(seen - without)} of the {duration(seen)} at {name} "
+                f"{name}: from due, {duration(lag)} of the {duration(seen)} at {percentile} "
                 "are the generator's own lag"
             )
     return found
+
+
+def stepped(played: Played) -> list[str]:
+    """Name the steps of the clock during a phase."""
+    return [f"{played.phase.name}: the clock stepped by {step:g} ms" for step in played.measured.steps]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 
-from iamroles_loadtests.measuring.conductor import timestamp, whole
 from iamroles_loadtests.measuring.histogram import Histogram
-from iamroles_loadtests.measuring.validity import doubts
+from iamroles_loadtests.measuring.measurement import COUNTS, Played
+from iamroles_loadtests.measuring.validity import doubts, stepped
 from iamroles_loadtests.results.slo import Slo, judged
+from iamroles_scenarios.traffic.polling import NANO
 
 FORMAT = 2
 """Version of `result.json`; its schema is `result.schema.json`."""
@@ -35,8 +38,8 @@ def assembled(
     asked: Mapping[str, Any],
     reproduce: str,
     slo: Slo,
-    phases: Sequence[dict[str, Any]],
-    measured: Sequence[Mapping[str, Any]],
+    phases: Sequence[Played],
+    played: Sequence[Played],
     knee: Mapping[str, Any] | None = None,
     pairs: Mapping[str, Any] | None = None,
     events: Sequence[Mapping[str, Any]] = (),
@@ -48,23 +51,18 @@ def assembled(
         asked: the options of the run.
         reproduce: the command that makes it again.
         slo: what it is held to.
-        phases: levels and shapes, as `Conductor.play` gives them.
-        measured: everything that was played: its verdicts count.
+        phases: levels and shapes.
+        played: all that was played, whose verdicts count.
         knee: see `Conductor.knee`.
         pairs: see `Conductor.pairs`.
         events: what happened meanwhile: `at` (epoch seconds) and `what`.
     """
     why = [doubt for phase in phases for doubt in doubts(phase, slo.generator)]
     # Of steps and rounds only the clock counts: they are many, short, and compared with each other.
-    why += [
-        f"{played['name']}: the clock stepped by {step:g} ms"
-        for played in measured
-        if played not in phases
-        for step in played["steps"]
-    ]
+    why += [step for one in played if one not in phases for step in stepped(one)]
     result: dict[str, Any] = {
         "format": FORMAT,
-        "at": timestamp(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "valid": not why,
         "doubts": why,
         "target": dict(target),
@@ -72,64 +70,72 @@ def assembled(
         "asked": dict(asked),
         "reproduce": reproduce,
         **{
-            name: sum(played[name] for played in measured) for name in ("answers", "wrong", "faults", "stray")
+            name: sum(getattr(one.measured, name) for one in played)
+            for name in ("answers", "wrong", "faults", "stray")
         },
-        "examples": _examples(measured),
-        "knee": None if knee is None else dict(knee),
-        "phases": [_phase(phase) for phase in phases],
-        "pairs": None if pairs is None else dict(pairs),
-        "events": [dict(event) for event in events],
+        "examples": _examples(played),
+        "knee": knee,
+        "phases": [phase_entry(phase) for phase in phases],
+        "pairs": pairs,
+        "events": list(events),
     }
     objectives = judged(slo, result)
-    result["objectives"] = [objective.as_dict() for objective in objectives]
+    result["objectives"] = [asdict(objective) for objective in objectives]
     result["met"] = all(objective.met for objective in objectives)
     return result
 
 
-def _examples(measured: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = dict.fromkeys(
+def _examples(played: Sequence[Played]) -> list[str]:
+    found = [
         f"{name}: {example}"
-        for played in measured
-        for name, case in played["cases"].items()
-        for example in case["examples"]
-    )
-    found |= dict.fromkeys(example for played in measured for example in played["examples"])
-    return list(found)[:_EXAMPLES]
-
-
-def _phase(played: Mapping[str, Any]) -> dict[str, Any]:
-    """A phase with summaries beside its histograms."""
-    found = {
-        name: value for name, value in played.items() if name not in ("cases", "windows", "examples", "until")
-    }
-    for name in ("due", "sent"):
-        found[name] = shown(whole(played, name))
-    for name in ("lag", "punctual", "noticed"):
-        found[name] = shown(Histogram.decoded(played[name]))
-    found["cases"] = {
-        name: {
-            "samples": case["samples"],
-            "wrong": case["wrong"],
-            "faults": case["faults"],
-            "due": shown(Histogram.decoded(case["due"])),
-            "sent": shown(Histogram.decoded(case["sent"])),
-        }
-        for name, case in played["cases"].items()
-    }
-    found["windows"] = [
-        {
-            **window,
-            "due": Histogram.decoded(window["due"]).summary(),
-            "sent": shown(Histogram.decoded(window["sent"])),
-        }
-        for window in played["windows"]
+        for one in played
+        for name, case in one.measured.cases.items()
+        for example in case.examples
     ]
-    return found
+    found += [example for one in played for example in one.measured.examples]
+    return list(dict.fromkeys(found))[:_EXAMPLES]
 
 
-def shown(histogram: Histogram) -> dict[str, Any]:
-    """A summary in microseconds, and the histogram itself in nanoseconds."""
-    return {**histogram.summary(), "histogram": histogram.encoded()}
+def phase_entry(played: Played) -> dict[str, Any]:
+    """What result.json says of a phase: counts, and summaries beside histograms."""
+    measured, phase = played.measured, played.phase
+    return {
+        "name": phase.name,
+        "begin": measured.begin / NANO,
+        "closed": phase.closed,
+        **{name: getattr(measured, name) for name in ("seconds", "stamped", "samples", *COUNTS)},
+        "stalls": [list(stall) for stall in measured.stalls],
+        "steps": measured.steps,
+        **{name: getattr(measured, name).shown() for name in ("lag", "punctual", "noticed")},
+        "role": played.role,
+        "rate": round(phase.rate, 3),
+        "answered": played.answered,
+        "generator_busy": played.busy,
+        "cpu": played.cpu,
+        "connections": phase.connections,
+        "in_flight": phase.in_flight,
+        **{name: measured.whole(name).shown() for name in ("due", "sent")},
+        "cases": {
+            name: {
+                "samples": case.sent.count,
+                "wrong": case.wrong,
+                "faults": case.faults,
+                "due": case.due.shown(),
+                "sent": case.sent.shown(),
+            }
+            for name, case in measured.cases.items()
+        },
+        "windows": [
+            {
+                "at": round(number * measured.width, 4),
+                "seconds": round(measured.width, 4),
+                "samples": window.due.count,
+                "due": window.due.summary(),
+                "sent": window.sent.shown(),
+            }
+            for number, window in measured.all_windows().items()
+        ],
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from iamroles_loadtests.measuring.units import Latency, duration
-from iamroles_loadtests.measuring.validity import Bounds as Validity
+from iamroles_loadtests.measuring.validity import Tolerance
 from iamroles_scenarios.declarations.documents import Model, read
 
 DEFAULT = Path(__file__).with_name("slo.toml")
@@ -71,7 +71,7 @@ class Slo(Model):
     """The whole file."""
 
     verdicts: Verdicts = Verdicts()
-    generator: Validity = Validity()
+    generator: Tolerance = Tolerance()
     levels: dict[str, Level] = Field(default_factory=dict)
     """By phase: `low`, `half`, `high`, a shape, or a rate given by --rate."""
     check: Check = Check()
@@ -89,9 +89,6 @@ class Objective:
     bound: str
     got: str
     met: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "bound": self.bound, "got": self.got, "met": self.met}
 
 
 def load(path: Path) -> Slo:

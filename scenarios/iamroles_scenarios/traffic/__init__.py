@@ -7,7 +7,7 @@ nothing beyond the standard library. `loop` opens with how it works.
 from iamroles_scenarios.traffic.http import HttpLine
 from iamroles_scenarios.traffic.lines import Address, Line
 from iamroles_scenarios.traffic.loop import Loop, Tally
-from iamroles_scenarios.traffic.questions import Case, Deck, Question, Right
+from iamroles_scenarios.traffic.questions import Case, Question, QuestionMix, Right
 from iamroles_scenarios.traffic.records import FIELDS, Records
 from iamroles_scenarios.traffic.spop import SpopLine
 from iamroles_scenarios.traffic.timetable import Segment, arrivals
@@ -16,11 +16,11 @@ __all__ = [
     "FIELDS",
     "Address",
     "Case",
-    "Deck",
     "HttpLine",
     "Line",
     "Loop",
     "Question",
+    "QuestionMix",
     "Records",
     "Right",
     "Segment",

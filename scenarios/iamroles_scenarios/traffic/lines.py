@@ -75,7 +75,7 @@ class Owner(Protocol):
     def answered(self, line: Line, asked: Asked, status: int, text: bytes) -> None:
         """Judge and record an answer, and let the line go on."""
 
-    def right(self, line: Line, asked: Asked, told: int = -1) -> None:
+    def right(self, line: Line, asked: Asked, reported: int = -1) -> None:
         """Record an answer that needs no judging, and let the line go on."""
 
     def broke(self, line: Line, asked: Asked | None, why: str) -> None:

@@ -78,7 +78,7 @@ class Loop:
     """Drives lines.
 
     Args:
-        questions: deals what is asked, without an end.
+        questions: what is asked, without an end.
         timetable: nanoseconds from `start` at which requests are due (`timetable.arrivals`); None: closed.
         patience: seconds after which a request without an answer is a fault.
         records: where samples go.
@@ -94,7 +94,7 @@ class Loop:
     ) -> None:
         self.records = Records() if records is None else records
         self.tally = Tally()
-        self._deal = questions.__next__
+        self._next_question = questions.__next__
         self._timetable = timetable
         self._patience = round(patience * NANO)
         self._epoll = Poller()
@@ -146,15 +146,15 @@ class Loop:
             self.tally.wrong += 1
             question.case.wrong += 1
             self._example(question.case, wrong)
-        self.right(line, asked, question.right.number(text) if question.right.told else -1)
+        self.right(line, asked, question.right.number(text) if question.right.marker else -1)
 
-    def right(self, line: Line, asked: Asked, told: int = -1) -> None:
+    def right(self, line: Line, asked: Asked, reported: int = -1) -> None:
         """Record an answer that needs no judging, and let the line go on."""
         received, noticed = asked.received, asked.noticed
         if received == noticed and line.slots == 1:
             self.tally.unstamped += 1
         self.records.add(
-            asked.question.case.number, asked.due, asked.sent, received, noticed, asked.lag, told
+            asked.question.case.number, asked.due, asked.sent, received, noticed, asked.lag, reported
         )
         self._next(line)
 
@@ -189,9 +189,9 @@ class Loop:
         if self._ending:
             return
         if self._timetable is None:
-            line.ask(0, self._deal())
+            line.ask(0, self._next_question())
         elif self._backlog:
-            line.ask(self._backlog.popleft(), self._deal())
+            line.ask(self._backlog.popleft(), self._next_question())
         else:
             self._idle.append(line)
 
@@ -247,14 +247,14 @@ class Loop:
         if self._timetable is None:
             first, self._idle = list(self._idle), deque()
             for line in first:
-                line.ask(0, self._deal())
+                line.ask(0, self._next_question())
         else:
             self._due = begin + next(self._timetable, NEVER)
         return begin
 
     def run(self, until: int) -> None:
         """Drive the lines until this moment of CLOCK_REALTIME."""
-        idle, backlog, deal = self._idle, self._backlog, self._deal
+        idle, backlog, question = self._idle, self._backlog, self._next_question
         while True:
             at = now()
             if at - self._planned > STALL:
@@ -262,7 +262,7 @@ class Loop:
             due, last = self._due, min(at, until)
             while due <= last:
                 if idle:
-                    idle.popleft().ask(due, deal())
+                    idle.popleft().ask(due, question())
                 else:
                     backlog.append(due)
                 due = self._begin + next(self._timetable, NEVER)  # type: ignore[arg-type]
@@ -286,7 +286,7 @@ class Loop:
     def _look(self, at: int) -> None:
         self._checked = at
         while self._resting and self._resting[0][0] <= at and not self._ending:
-            self._resting.popleft()[1].ask(0, self._deal())
+            self._resting.popleft()[1].ask(0, self._next_question())
         before = at - self._patience
         for line in self._lines:
             if line.overdue(before):

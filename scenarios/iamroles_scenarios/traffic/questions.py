@@ -26,13 +26,13 @@ class Right:
         status: HTTP's, or the agent's variable `status`; 0: any.
         holds: each of these must be in it.
         lacks: none of these may be.
-        told: a marker; the decimal number that follows it in the answer is recorded with the sample.
+        marker: the decimal number that follows it in the answer is recorded with the sample.
     """
 
     status: int = 200
     holds: tuple[bytes, ...] = ()
     lacks: tuple[bytes, ...] = ()
-    told: bytes = b""
+    marker: bytes = b""
 
     def wrong(self, status: int, text: bytes) -> str:
         """What is wrong with an answer, in words; "" if it is right."""
@@ -48,9 +48,9 @@ class Right:
 
     def number(self, text: bytes) -> int:
         """The number behind the marker; -1 where there is none."""
-        if not self.told:
+        if not self.marker:
             return -1
-        _, found, rest = text.partition(self.told)
+        _, found, rest = text.partition(self.marker)
         digits = len(rest) - len(rest.lstrip(b"0123456789")) if found else 0
         return int(rest[:digits]) if digits else -1
 
@@ -147,40 +147,37 @@ class Asked:
             self.due = at
 
 
-class Deck:
-    """Deals questions for ever, in an order that the seed fixes.
+class QuestionMix:
+    """Gives questions without an end, in an order that the seed fixes.
 
     Args:
-        hands: weight and questions of each kind. A kind of weight 0 is never dealt.
+        pools: weight and questions of each pool. A pool of weight 0 is left out.
         seed: of the order.
-        length: after so many questions the order repeats.
+        length: number of questions after which the order repeats.
     """
 
     def __init__(
-        self, hands: Sequence[tuple[float, Sequence[Question]]], *, seed: int = 1, length: int = 8192
+        self, pools: Sequence[tuple[float, Sequence[Question]]], *, seed: int = 1, length: int = 8192
     ) -> None:
         chance = random.Random(seed)  # noqa: S311 - an order, not a secret
-        able = [(weight, questions) for weight, questions in hands if weight > 0 and questions]
+        able = [(weight, questions) for weight, questions in pools if weight > 0 and questions]
         if not able:
-            raise ValueError("a deck needs a question of a weight above 0")
+            raise ValueError("a mix needs a question of a weight above 0")
         if len(able) == 1 and len(able[0][1]) == 1:
             length = 1
-        # Evenly: a question of few is dealt again only when the others of its kind were.
-        piles = [_shuffled(questions, chance) for _, questions in able]
-        kinds = chance.choices(range(len(able)), [weight for weight, _ in able], k=length)
-        self._order = [next(piles[kind]) for kind in kinds]
+        # Evenly: a question is asked again only when the others of its pool were.
+        shuffled = [_shuffled(questions, chance) for _, questions in able]
+        chosen = chance.choices(shuffled, [weight for weight, _ in able], k=length)
+        self._order = [next(questions) for questions in chosen]
         self._fresh: deque[Question] = deque()
         self._every = 0
 
-    def mix(self, fresh: deque[Question], share: float) -> None:
-        """Deal questions that are asked only once, as a share of all, until they are used up.
-
-        What is dealt is taken out of `fresh`.
-        """
+    def add_fresh(self, fresh: deque[Question], share: float) -> None:
+        """Take a share of all questions out of `fresh`, each once, until it is empty."""
         self._fresh = fresh
         self._every = max(1, round(1 / share))
 
-    def deal(self) -> Iterator[Question]:
+    def questions(self) -> Iterator[Question]:
         if not self._fresh:
             yield from itertools.cycle(self._order)
         for count, question in enumerate(itertools.cycle(self._order), 1):

@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-FIELDS = ("case", "due", "sent", "received", "noticed", "lag", "told")
+FIELDS = ("case", "due", "sent", "received", "noticed", "lag", "reported")
 """Of a record, all 64-bit integers. `case` is the number of the question's case; `due`, `sent`, `received`
 (the kernel's stamp, or `noticed` where there is none) and `noticed` (by this process) are nanoseconds of
-CLOCK_REALTIME; `lag` is how late this process sent, in nanoseconds, by its own fault; `told` is a number out
-of the answer (see `Right.told`), -1 where there is none."""
+CLOCK_REALTIME; `lag` is how late this process sent, in nanoseconds, by its own fault; `reported` is a
+number out of the answer (see `Right.marker`), -1 if there is none."""
 _RECORD = struct.Struct(f"{len(FIELDS)}q")
 _CHUNK = 32_768
 """Records that are allocated at once."""
@@ -31,10 +31,10 @@ class Records:
         self._at = 0
 
     def add(  # noqa: PLR0917 - called a hundred thousand times a second
-        self, case: int, due: int, sent: int, received: int, noticed: int, lag: int, told: int
+        self, case: int, due: int, sent: int, received: int, noticed: int, lag: int, reported: int
     ) -> None:
         at = self._at
-        _pack(self._chunk, at, case, due, sent, received, noticed, lag, told)
+        _pack(self._chunk, at, case, due, sent, received, noticed, lag, reported)
         at += _SIZE
         if at == _FULL:
             self._full.append(self._chunk)

@@ -43,24 +43,19 @@ class Segment:
         return (math.sqrt(max(0.0, self.rate * self.rate + 2 * slope * count)) - self.rate) / slope
 
 
-def arrivals(
-    segments: Sequence[Segment], *, seed: int = 1, constant: bool = False, part: int = 0, parts: int = 1
-) -> Iterator[int]:
+def arrivals(segments: Sequence[Segment], *, seed: int = 1, constant: bool = False) -> Iterator[int]:
     """Nanoseconds from the begin at which requests are due, in order.
 
     Args:
         segments: one after the other.
         seed: of the timetable.
-        constant: even gaps where a Poisson process has random ones.
-        part: which of the generators that share this load asks, counted from 0.
-        parts: how many they are. Together they make the rates of the segments.
+        constant: even gaps, not the random ones of a Poisson process.
     """
-    chance = random.Random(f"{seed}/{part}")  # noqa: S311 - a timetable, not a secret
-    point = (part + 0.5) / parts if constant else chance.expovariate(1.0)
+    chance = random.Random(f"{seed}/0")  # noqa: S311 - a timetable, not a secret
+    point = 0.5 if constant else chance.expovariate(1.0)
     begin, before = 0.0, 0.0
     for segment in segments:
-        total = segment.total / parts
-        while point < before + total:
-            yield round((begin + segment.when((point - before) * parts)) * 1e9)
+        while point < before + segment.total:
+            yield round((begin + segment.when(point - before)) * 1e9)
             point += 1.0 if constant else chance.expovariate(1.0)
-        begin, before = begin + segment.seconds, before + total
+        begin, before = begin + segment.seconds, before + segment.total
