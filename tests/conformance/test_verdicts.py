@@ -11,7 +11,7 @@ import pytest
 from iamroles_conformance.reports import explain
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import Evidence, SelectionError, StageError
-from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.checks.plan import named_by, plan
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
@@ -252,3 +252,13 @@ def test_a_failure_without_a_trace_shows_the_end_of_what_was_sent_and_seen() -> 
 
     assert traces[0].endswith("sent\n\nseen")
     assert traces[1] == "its own"
+
+
+def test_a_renamed_check_is_found_by_its_old_name(caplog: pytest.LogCaptureFixture) -> None:
+    (check,) = plan(select=named_by(["fault.host.processor"]))
+    spec = replace(_spec("deny"), known_failures={"live.renew.over[haproxy]": "ticket 7"})
+    run = Run(spec, [check])
+
+    assert check.id == "fault.host.cpu"
+    assert "fault.host.processor is now called fault.host.cpu." in caplog.messages
+    assert run.agent.known_failures == {"live.renew.restarts[haproxy]": "ticket 7"}

@@ -9,7 +9,7 @@ from pkgutil import walk_packages
 
 from iamroles_scenarios import checks
 from iamroles_scenarios.base.errors import SelectionError
-from iamroles_scenarios.declarations.planning import planned, selected_by
+from iamroles_scenarios.declarations.planning import current, planned, selected_by
 from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck
 
 
@@ -33,7 +33,7 @@ def named_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
     Raises:
         SelectionError: one that names nothing, in no lane, and would narrow a run unseen.
     """
-    wanted = list(patterns)
+    wanted = [current(pattern) for pattern in patterns]
     everything = plan() if wanted else []
     for pattern in wanted:
         if not any(map(selected_by([pattern]), everything)):

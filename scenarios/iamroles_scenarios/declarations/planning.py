@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 from iamroles_scenarios.declarations.results import declared
 from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck, scenarios
+
+RENAMED = {
+    "fault.host.processor": "fault.host.cpu",
+    "live.expiry.alone": "live.expiry.no-agent",
+    "live.renew.over": "live.renew.restarts",
+}
+"""Ids of checks that have another one now. The old one still selects the check, and is a known failure's."""
+
+
+def current(name: str) -> str:
+    """Return the name that a check has now; of one that was renamed, log it."""
+    for old, new in RENAMED.items():
+        if name == old or name.startswith(f"{old}["):
+            logging.getLogger("iamroles.checks").warning("%s is now called %s.", old, new)
+            return name.replace(old, new, 1)
+    return name
 
 
 def planned(
@@ -30,7 +47,7 @@ def planned(
 
 def selected_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
     """Selects by check id, scenario id, requirement id, or a prefix of one that ends before a dot or dash."""
-    wanted = list(patterns)
+    wanted = [current(pattern) for pattern in patterns]
 
     def select(check: PlannedCheck) -> bool:
         names = (check.id, check.name, *check.requirements)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
+from iamroles_scenarios.declarations.planning import current
 from iamroles_scenarios.declarations.results import CheckResult
 from iamroles_scenarios.declarations.scenario import Lane, PlannedCheck, WorldSpec
 from iamroles_scenarios.engine import wire_lane
@@ -79,10 +80,11 @@ class Run:
         stage: Stage | None = None,
         namespace: str = "",
     ) -> None:
-        validate(agent, planned)
+        known = {current(name): reason for name, reason in agent.known_failures.items()}
         self.options = options = options or Options()
         late = options.scale * (_LATE if options.load else 1)
-        self.agent = replace(agent, ready_within=agent.ready_within * late)
+        self.agent = replace(agent, ready_within=agent.ready_within * late, known_failures=known)
+        validate(self.agent, planned)
         self.planned = planned
         self.stage = stage
         self._shares = stage is not None

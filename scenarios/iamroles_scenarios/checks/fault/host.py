@@ -127,8 +127,8 @@ def _address_space(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-@check("fault.host.processor", "FAULT-HOST-003", long=True)
-def processor(target: Target) -> str:
+@check("fault.host.cpu", "FAULT-HOST-003", long=True)
+def cpu(target: Target) -> str:
     """An agent that is starved of the processor kills none of its own, and serves when it gets some.
 
     All of it on one processor at the lowest priority, which others keep busy.

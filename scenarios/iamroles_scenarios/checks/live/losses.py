@@ -47,7 +47,7 @@ def lasts(here: Bench, streams: list[Stream], what: str) -> None:
             raise here.failed(f"{stream.shape} of another, still permitted, ended at {what}")
 
 
-@check("live.expiry.alone", "LIVE-ALONE-001", features={"live"})
+@check("live.expiry.no-agent", "LIVE-ALONE-001", features={"live"})
 def alone(target: Target) -> None:
     """Streams end with their token though no agent lives, and a stream whose token lasts goes on.
 

@@ -159,13 +159,13 @@ def revoked(target: Target) -> None:
                 raise here.failed(f"{stream.shape}: ended, though neither credential is revoked")
 
 
-@check("live.renew.over", "LIVE-RENEW-001", "LIVE-RENEW-006", features=FEATURES)
+@check("live.renew.restarts", "LIVE-RENEW-001", "LIVE-RENEW-006", features=FEATURES)
 def over(target: Target) -> None:
     """Renewal reaches streams of before a reload of the proxy, and outlives the agent that did it.
 
     Reload the proxy, renew, kill the agent and start it anew; at last kill it for good.
     """
-    with bench(target, WORLD, "live.renew.over", own=True) as here, ExitStack() as stack:
+    with bench(target, WORLD, "live.renew.restarts", own=True) as here, ExitStack() as stack:
         streams = begun(here, stack, "jon", FEW)
         here.world.haproxy.reload()
         until = ask(here, token(here, "jon", exp="+20s"))
