@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from iamroles_conformance.commands.conformance import conformance
-from iamroles_scenarios.checks.oracle.generate import world as drawn
+from iamroles_scenarios.checks.oracle.generate import draw
 from iamroles_scenarios.checks.oracle.judge import judge
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.scenario import policy_of, scenarios
@@ -193,7 +193,7 @@ def test_scenarios_override_documented_keys_only() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_oracle_draws_documented_keys_only(seed: int) -> None:
-    assert not _keys(drawn(seed, seed, 1).policy, SCHEMA)
+    assert not _keys(draw(seed, seed, 1).policy, SCHEMA)
 
 
 # --- examples ----------------------------------------------------------------------------------------------

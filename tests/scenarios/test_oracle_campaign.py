@@ -10,13 +10,13 @@ import pytest
 
 from iamroles_scenarios.base.errors import CheckFailed
 from iamroles_scenarios.checks.oracle.campaign import campaign
-from iamroles_scenarios.checks.oracle.generate import world
+from iamroles_scenarios.checks.oracle.generate import draw
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, open_stage
 
 SPEC = replace(AgentSpec.load(Path(__file__).parents[2] / "conformance" / "agent.toml"), build="")
-CONFLICT = next(number for number in range(100) if not world(1, number, 0).loads)
+CONFLICT = next(number for number in range(100) if not draw(1, number, 0).loads)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_disagreement_is_made_small_and_says_how_to_see_it_again(stage):
     message, evidence = caught.value.message, caught.value.evidence
     number = int(message.partition(" of world ")[2].partition(":")[0])
     assert f"iamroles conformance oracle --seed 1 --world {number}" in message
-    assert 1 <= evidence.sent.count("grants: ") <= 2 < len(world(1, number, 0).policy["grants"])
+    assert 1 <= evidence.sent.count("grants: ") <= 2 < len(draw(1, number, 0).policy["grants"])
     assert "token roles: " in evidence.sent
     assert "allowed by " in evidence.expected
     assert "rule = " in evidence.received

@@ -1,4 +1,4 @@
-"""The plan of a run: every check of the suite, or those that patterns name."""
+"""The plan of a run: every check of the suite, or the checks that patterns name."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def plan(
 
 
 def named_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
-    """As `selected_by`, of patterns that each name something.
+    """Select as `selected_by` does, by patterns that each name a check.
 
     Raises:
-        SelectionError: one that names nothing, in no lane, and would narrow a run unseen.
+        SelectionError: a pattern names no check in any lane, and would narrow a run unseen.
     """
     wanted = [current(pattern) for pattern in patterns]
     everything = plan() if wanted else []

@@ -111,6 +111,8 @@ VARIABLES: dict[str, Variable] = {
     "allow": Variable((DataType.BOOL,), lambda value, _: value is True, lambda value, _: value is False),
 }
 """Each variable of the table in section 3."""
+ALWAYS = frozenset(VARIABLES) - {"ticket", "identity"}
+"""Variables that every answer sets or unsets."""
 
 
 def typed(actions: Sequence[Action]) -> dict[str, Typed]:

@@ -12,7 +12,8 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +60,7 @@ def refused(*reasons: str, status: int | list[int] = 401) -> Expectation:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SpopQuestion:
     """One of many questions that go to the agent over one connection, and the answer that it must get."""
 
     what: str
@@ -268,7 +269,7 @@ class Bench:
             raise CheckFailed("; ".join([*sentences[:_SHOWN], *rest]), evidence)
 
     def ask_all(
-        self, questions: Sequence[Question], when: str = "", *, window: int = _WINDOW, again: bool = True
+        self, questions: Sequence[SpopQuestion], when: str = "", *, window: int = _WINDOW, again: bool = True
     ) -> None:
         """Ask a list of questions in order, which fills what memory the agent has, and then backwards.
 
@@ -283,11 +284,13 @@ class Bench:
         for ordered in [list(questions)] * again + [list(reversed(questions))]:
             self.judge(ordered, self.actions(ordered, window=window), when)
 
-    def actions(self, questions: Sequence[Question], *, window: int = _WINDOW) -> list[list[Action]]:
+    def actions(self, questions: Sequence[SpopQuestion], *, window: int = _WINDOW) -> list[list[Action]]:
         """Ask, and return the actions of each answer."""
         return self._asker.actions_of([(each.check, each.context) for each in questions], window=window)
 
-    def judge(self, questions: Sequence[Question], found: Sequence[Sequence[Action]], when: str = "") -> None:
+    def judge(
+        self, questions: Sequence[SpopQuestion], found: Sequence[Sequence[Action]], when: str = ""
+    ) -> None:
         """Note what is wrong with answers."""
         for question, actions in zip(questions, found, strict=True):
             self.asked += 1
@@ -299,7 +302,7 @@ class Bench:
                 self.note_wrong(f"{when}{question.what}: {', '.join(wrong)}{reason}", question, seen)
 
     def note_wrong(
-        self, sentence: str, question: Question | None = None, seen: Mapping[str, object] | None = None
+        self, sentence: str, question: SpopQuestion | None = None, seen: Mapping[str, object] | None = None
     ) -> None:
         """Keep a fault of the agent for the end of `asking`."""
         if sentence in (known for known, _ in self._wrong):
@@ -311,7 +314,7 @@ class Bench:
         expected = str(dict(question.expected)) if question is not None else ""
         self._wrong.append((sentence, Evidence(sent, expected, received)))
 
-    def wait_for_keys(self, questions: Sequence[Question]) -> None:
+    def wait_for_keys(self, questions: Sequence[SpopQuestion]) -> None:
         """Ask, and judge nothing, until no answer is `keys_unavailable`: new issuers' keys are there then."""
         deadline = time.monotonic() + self.seconds(_KEYS)
         waiting = [each for each in questions if "keys_unavailable" not in str(each.expected.get("reason"))]
@@ -376,6 +379,20 @@ def own_bench(
 def own_suffix() -> str:
     """For names that no other check uses."""
     return f"-{uuid.uuid4().hex[:8]}"
+
+
+@contextmanager
+def beside(here: Bench, work: Callable[[Bench, threading.Event], None], threads: int) -> Iterator[None]:
+    """Let other clients work in threads, until the context ends and sets their event; raise their errors."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(threads, thread_name_prefix="beside") as pool:
+        working = [pool.submit(recording.carried(work), here.another(), ended) for _ in range(threads)]
+        try:
+            yield
+        finally:
+            ended.set()
+    for each in working:
+        each.result()
 
 
 class Pending:

@@ -1,5 +1,4 @@
-"""Every algorithm that SPEC.md 5.10 names: a policy with it alone, and tokens by every other
-one."""
+"""Every algorithm that SPEC.md 5.10 names: a policy with it alone, and tokens by every other."""
 
 from __future__ import annotations
 
@@ -10,20 +9,20 @@ from iamroles_scenarios.checks.derived.issuers import entry
 from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import ALLOW, REFUSE
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey, mint
 
 NEEDED = ("RS256", "ES256", "ES384")
 OPTIONAL = ("RS384", "RS512", "PS256", "PS384", "PS512", "ES512", "EdDSA", "Ed25519")
-"""An agent may lack these: it then turns a policy down that names one."""
+"""An agent may lack these: it then turns down a policy that names one."""
 NEVER = ("none", "HS256", "HS384", "HS512")
 _URL = "https://algorithms.kiosk.example"
 _CURVES = {"ES256": "ES256", "ES384": "ES384", "ES512": "ES512", "EdDSA": "EdDSA", "Ed25519": "Ed25519"}
 
 
 def _tokens(here: Bench, keys: dict[str, SigningKey], now: float) -> Iterator[tuple[str, str]]:
-    """A token by each algorithm, and forgeries under the names of those that no policy can name."""
+    """Mint a token by each algorithm, and forgeries under the names of those that no policy can name."""
     for name in (*NEEDED, *OPTIONAL):
         yield name, mint({"roles": ["kiosk"], "alg": name}, [keys.get(name, keys["RSA"])], now, _URL)
     for name in NEVER:
@@ -59,7 +58,9 @@ def algorithms(target: Target) -> str:
                     here.note_wrong(f"a policy with {name} was turned down")
                 continue
             questions = [
-                Question(f"a token by {by} under {name}", iam_check(token), ALLOW if by == name else REFUSE)
+                SpopQuestion(
+                    f"a token by {by} under {name}", iam_check(token), ALLOW if by == name else REFUSE
+                )
                 for by, token in tokens.items()
             ]
             here.wait_for_keys([each for each in questions if each.expected is ALLOW])

@@ -1,10 +1,10 @@
 """Every argument of a question (SPEC.md section 2): values that differ by much and by little.
 
-An agent that remembers verdicts and leaves one argument out of its key gives an answer to another question.
-So the values of one argument follow each other while all the rest stays the same, in both orders, each order
-with a token that was not seen before. The last questions let a letter wander from one argument to the next: a
-key that is the arguments put together without a mark between them does not notice. The values are in
-data/derived/arguments.toml.
+An agent that remembers verdicts and leaves one argument out of its key answers with the verdict of another
+question. So the values of one argument follow each other while all the rest stays the same, in both orders,
+each order with a token that was not seen before. The last questions let a letter wander from one argument to
+the next: a key that is the arguments put together without a mark between them does not notice. The values are
+in data/derived/arguments.toml.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from iamroles_scenarios.checks.derived.world import PATH, SOURCE, derived, iam_c
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, table
 from iamroles_scenarios.engine.answers import ALLOW, REFUSE, expected
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 Values = Sequence[tuple[Any, Any]]
-"""Values of an argument, and what comes of each."""
+"""Values of an argument, and the answer to each."""
 
 
 def _one_bit_off(text: str, every: int) -> Values:
-    """Addresses that differ from one in a single bit, which no grant of this world opens."""
+    """List the addresses that differ in a single bit; no grant of this world opens them."""
     address = ip_address(text)
     bits = range(0, address.max_prefixlen, every)
     return [(str(type(address)(int(address) ^ 1 << bit)), "no_grant") for bit in bits]
@@ -37,18 +37,18 @@ _NEIGHBOURS = {"src": (*_one_bit_off(SOURCE, 1), *_one_bit_off("2001:db8::7", 4)
 _TEXTS = ("role", "method", "host", "path")
 
 
-def _questions(here: Bench, name: str, values: Values) -> list[Question]:
-    """One question for each value; all else, the token included, is the same in all of them."""
+def _questions(here: Bench, name: str, values: Values) -> list[SpopQuestion]:
+    """Make one question for each value; all else, the token included, stays the same."""
     if name == "authorization":
         tokens = {value: here.token(roles=[value]) for value, _ in values if value}
         return [
-            Question(f"authorization of {value}", iam_check(tokens.get(value)), expected(answer))
+            SpopQuestion(f"authorization of {value}", iam_check(tokens.get(value)), expected(answer))
             for value, answer in values
         ]
     # A question of the argument `role` needs a token with a choice.
     token = here.token(roles=["kiosk", "clerk"] if name == "role" else ["kiosk"])
     return [
-        Question(f"{name} {value!r}", iam_check(token) | {name: value}, expected(answer))
+        SpopQuestion(f"{name} {value!r}", iam_check(token) | {name: value}, expected(answer))
         for value, answer in values
     ]
 
@@ -68,19 +68,19 @@ def arguments(target: Target) -> str:
     return f"{here.asked} questions about {len(ARGUMENTS)} arguments"
 
 
-def _shifted(here: Bench) -> list[Question]:
-    """A good question, then the same letters with one of them in the next argument."""
+def _shifted(here: Bench) -> list[SpopQuestion]:
+    """Make a good question, then others of the same letters, with a letter moved to the next argument."""
     token = here.token(roles=["kiosk", "clerk"])
     good = iam_check(token, role=f"{ARN}kiosk")
-    found = [Question("before a letter wanders", good, ALLOW)]
+    found = [SpopQuestion("before a letter wanders", good, ALLOW)]
     for one in _TEXTS:
         for other in _TEXTS:
             if one != other:
                 moved = {one: good[one][:-1], other: good[one][-1] + good[other]}
                 back = {one: good[one] + good[other][0], other: good[other][1:]}
                 found += [
-                    Question(f"a letter of {one} at {other}", good | moved, REFUSE),
-                    Question(f"a letter of {other} at {one}", good | back, REFUSE),
+                    SpopQuestion(f"a letter of {one} at {other}", good | moved, REFUSE),
+                    SpopQuestion(f"a letter of {other} at {one}", good | back, REFUSE),
                 ]
     return found
 
@@ -94,9 +94,9 @@ def context(target: Target) -> None:
     with derived(target) as here:
         said = [{}, *({name: value} for name, values in CONTEXT.items() for value in values)]
         for answer, path in (("allow", PATH), ("no_grant", "/elsewhere")):
-            # A token of its own for each: the answer to the first would else be remembered for all.
+            # Each has its own token. With one token, the agent could answer all from the memory of the first.
             questions = [
-                Question(
+                SpopQuestion(
                     f"with {each}", iam_check(here.token(roles=["kiosk"]), path=path), expected(answer), each
                 )
                 for each in said

@@ -1,9 +1,9 @@
 """Every claim that a policy can name, and that a standard gives a meaning (SPEC.md section 5).
 
-A claim has *kinds*: how what stands there in a good token may be written. The shapes are those that vendors
-of tokens and readers of tokens confuse: a text where a list is meant, joined by commas or blanks, a list in a
-list, an object, a number, the same twice, nothing. data/derived/claims.toml says for each kind which shapes
-are good, and which the standards leave to the reader; the agent must refuse the rest.
+A claim has *kinds*, which say how its value may be written. The shapes are those that vendors of tokens and
+readers of tokens confuse: a text in place of a list, joined by commas or blanks, a list in a list, an object,
+a number, the same twice, nothing. data/derived/claims.toml says for each kind which shapes are good, and
+which the standards leave to the reader; the agent must refuse the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import filled, table
 from iamroles_scenarios.engine.answers import ALLOW, OPEN, REFUSE, Expected
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 ABSENT = object()
@@ -29,7 +29,7 @@ _TIMES = ("exp", "nbf", "iat", "original_session_exp")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Where a claim is read, and what it may be."""
+    """A claim: its place in the token, its good value, and the shapes that it may have."""
 
     issuer: str
     """Of data/worlds/derived.toml."""
@@ -41,7 +41,7 @@ class Claim:
 
     @property
     def shapes(self) -> dict[str, Expected]:
-        """Shapes that need not be refused, and what comes of them."""
+        """Shapes that the agent need not refuse, and its answer to each."""
         kinds = [_TABLE["kinds"][kind] for kind in self.kinds]
         left_open = {shape: OPEN for kind in kinds for shape in kind.get("open", ())}
         return left_open | {shape: ALLOW for kind in kinds for shape in kind.get("allow", ())}
@@ -52,7 +52,7 @@ class Claim:
         return {**_ISSUERS[self.issuer], **self.beside}
 
     def value(self, here: Bench, now: int) -> Any:  # noqa: ANN401 - any JSON
-        """What stands in a good token."""
+        """Return the value in a good token."""
         if self.path[-1] in _TIMES:
             return now + self.good
         return here.issuer().url if self.good == "{iss}" else self.good
@@ -62,13 +62,13 @@ CLAIMS = {name: Claim(**row) for name, row in _TABLE["claims"].items()}
 
 
 def _put(claims: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
-    """The claims with a value at a path, the objects on the way copied."""
+    """Copy the claims, with a value at a path."""
     head, *rest = path
     return {**claims, head: _put(claims.get(head) or {}, rest, value) if rest else value}
 
 
 def minted(here: Bench, issuer: str, claims: Mapping[str, Any], **recipe: Any) -> str:  # noqa: ANN401 - of a recipe
-    """A token of an issuer of the world, with these claims over those that a good one has."""
+    """Mint a token of an issuer of this world, with these claims over those of a good token."""
     said = {**_ISSUERS[issuer], **claims}
     typ = {"typ": said.pop("typ")} if "typ" in said else {}
     if issuer != "corp":
@@ -91,8 +91,8 @@ def minted(here: Bench, issuer: str, claims: Mapping[str, Any], **recipe: Any) -
     return here.token("corp", key="ES256", claims=told, drop=[*drop, *nested], **typ, **recipe)
 
 
-def _shaped(here: Bench, now: int) -> Iterator[Question]:
-    """Every claim in every shape."""
+def _shaped(here: Bench, now: int) -> Iterator[SpopQuestion]:
+    """Ask with every claim in every shape."""
     for name, claim in CLAIMS.items():
         good, shapes = claim.value(here, now), {"as it is": ALLOW} | claim.shapes
         fraction = good + 0.5 if isinstance(good, int) else 1.5
@@ -104,18 +104,18 @@ def _shaped(here: Bench, now: int) -> Iterator[Question]:
                 continue
             claims = _put(claim.base, claim.path, filled(form, markers))
             token = minted(here, claim.issuer, claims)
-            yield Question(f"{name}, {shape}", iam_check(token), shapes.get(shape, REFUSE))
+            yield SpopQuestion(f"{name}, {shape}", iam_check(token), shapes.get(shape, REFUSE))
 
 
-def _doubled(here: Bench, now: int) -> Iterator[Question]:
-    """Claims at the top of the token, a good one first and then one that opens nothing."""
+def _doubled(here: Bench, now: int) -> Iterator[SpopQuestion]:
+    """Ask with each claim at the top of the token twice: first a good value, then a bad one."""
     for name, claim in CLAIMS.items():
         if claim.path[1:] or not isinstance(claim.good, str | int) or name == "session_claim":
             continue
         bad = now - 9 if claim.path[0] == "exp" else now + 900 if claim.path[0] in _TIMES else 7
         twice = {claim.path[0]: [claim.value(here, now), bad]}
         token = minted(here, claim.issuer, claim.base, duplicate=twice)
-        yield Question(f"{name} twice", iam_check(token), REFUSE)
+        yield SpopQuestion(f"{name} twice", iam_check(token), REFUSE)
 
 
 @check("identity.derived.claims", "DERIVED-CLAIM-001", features={"oidc"})

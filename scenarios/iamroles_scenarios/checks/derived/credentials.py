@@ -1,7 +1,7 @@
-"""Every part of a credential: good ones, and what is made of their parts.
+"""Every part of a credential: good credentials, and others made of their parts.
 
-An agent that remembers whom it knows by a part of the credential takes another one for it. First the good
-ones are shown, so that they are remembered; then their parts are exchanged and bent, letter by letter.
+An agent that recognises a credential by a part of it takes another credential for it. The checks show the
+good ones first, so that the agent remembers them; then they exchange and bend their parts, letter by letter.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import ALLOW, REFUSE, Expected, refusal
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 PARTS = ("header", "payload", "signature")
 _STEP = 5
-"""Letters from one that is bent to the next. The last letter of a part is never bent: it may carry bits that
-count for nothing."""
+"""Letters from one bent letter to the next. The last letter of a part stays, because some of its bits may not
+count."""
 STS_PARTS: dict[str, dict[str, Any]] = {
     "date": {"date": "-1s"},
     "host": {"url_host": "sts.us-east-1.amazonaws.com"},
@@ -41,7 +41,7 @@ STS_PARTS: dict[str, dict[str, Any]] = {
 
 
 def _bent(token: str) -> Iterator[tuple[str, str]]:
-    """The token with one letter changed, and where."""
+    """Change one letter of a token at a time, and say which."""
     parts = token.split(".")
     for number, part in enumerate(parts):
         for at in {0, *range(number, len(part) - 1, _STEP), len(part) - 2}:
@@ -51,7 +51,7 @@ def _bent(token: str) -> Iterator[tuple[str, str]]:
 
 
 def _exchanged(tokens: list[str]) -> Iterator[tuple[str, str]]:
-    """Every mixture of the parts of several good tokens that is none of these."""
+    """Mix the parts of several good tokens in every way that gives another token."""
     columns = [sorted({token.split(".")[at] for token in tokens}) for at in range(3)]
     for mixture in itertools.product(*columns):
         text = ".".join(mixture)
@@ -74,26 +74,26 @@ def credential(target: Target) -> str:
         base: dict[str, Any] = {"roles": ["kiosk"], "key": "ES256"}
         twin = here.token(**base, claims=claims)
         others = [here.token(**base, sub="bea"), here.token(**base | {"key": "RS256"}, sub="cleo")]
-        good = [Question(f"good token {n}", iam_check(t), ALLOW) for n, t in enumerate([twin, *others])]
+        good = [SpopQuestion(f"good token {n}", iam_check(t), ALLOW) for n, t in enumerate([twin, *others])]
         mixed = [*_exchanged([twin, *others]), *_bent(twin), *_bent(others[1])]
-        here.ask_all([*good, *(Question(what, iam_check(token), REFUSE) for what, token in mixed)])
+        here.ask_all([*good, *(SpopQuestion(what, iam_check(token), REFUSE) for what, token in mixed)])
         here.ask_all([*good, *_foreign(here)])
         here.ask_all([*good[:1], *_alike(here, base, claims, now)], window=1)
     return f"{here.asked} questions"
 
 
-def _foreign(here: Bench) -> Iterator[Question]:
-    """Keys of one trusted issuer under the name of another, and kids of one with keys of the other."""
+def _foreign(here: Bench) -> Iterator[SpopQuestion]:
+    """Sign tokens of each trusted issuer with a key of the other, also under its own kid."""
     for issuer, signer in (("corp", "partner"), ("partner", "corp")):
         kid = next(key.kid for key in here.issuer(issuer).keys if key.algorithm == "ES256")
         recipe: dict[str, Any] = {"issuer": issuer, "signer": signer, "key": "ES256", "roles": ["kiosk"]}
         what = f"{issuer} by a key of {signer}"
-        yield Question(what, iam_check(here.token(**recipe)), REFUSE)
-        yield Question(f"{what}, its kid", iam_check(here.token(**recipe, kid=kid)), REFUSE)
+        yield SpopQuestion(what, iam_check(here.token(**recipe)), REFUSE)
+        yield SpopQuestion(f"{what}, its kid", iam_check(here.token(**recipe, kid=kid)), REFUSE)
 
 
-def _alike(here: Bench, base: dict[str, Any], claims: dict[str, Any], now: int) -> Iterator[Question]:
-    """Tokens like one that was accepted, `jti` included, but for one claim."""
+def _alike(here: Bench, base: dict[str, Any], claims: dict[str, Any], now: int) -> Iterator[SpopQuestion]:
+    """Ask with tokens that differ from an accepted one, `jti` included, in a single claim."""
     clerk = "arn:aws:iam::111111111111:role/clerk"
     changed: dict[str, tuple[dict[str, Any], Expected]] = {
         "sub": ({"sub": "bea"}, {"allow": True, "principal": "bea", "session": "s-1"}),
@@ -108,7 +108,7 @@ def _alike(here: Bench, base: dict[str, Any], claims: dict[str, Any], now: int) 
     }
     for name, (other, answer) in changed.items():
         token = here.token(**base, claims=claims | other)
-        yield Question(f"alike but for {name}", iam_check(token), answer)
+        yield SpopQuestion(f"alike but for {name}", iam_check(token), answer)
 
 
 @check("identity.derived.sts-credential", "DERIVED-CREDENTIAL-002", features={"sts"})
@@ -123,9 +123,9 @@ def sts_credential(target: Target) -> str:
         def presigned(recipe: dict[str, Any]) -> dict[str, Any]:
             return iam_check(here.credential(keys, now=now, **{"expires": 60} | recipe))
 
-        questions = [Question("the sound credential", presigned({}), ALLOW)]
+        questions = [SpopQuestion("the sound credential", presigned({}), ALLOW)]
         for what, recipe in STS_PARTS.items():
             answer = ALLOW if what == "date" else REFUSE
-            questions.append(Question(f"another {what}", presigned(recipe), answer))
+            questions.append(SpopQuestion(f"another {what}", presigned(recipe), answer))
         here.ask_all(questions, window=4)
     return f"{here.asked} questions"

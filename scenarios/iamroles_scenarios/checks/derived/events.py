@@ -1,7 +1,7 @@
 """Every table of the policy (SPEC.md section 6): what happens to it in a reload, and to nothing else.
 
 The checks of the keys change everything at once. An agent that takes a reload up by comparing tables, and
-overlooks one, is found only where that one changes alone. So each row of data/derived/events.toml is added to
+overlooks one, is found only if that table changes alone. So each row of data/derived/events.toml is added to
 the policy, changed, and taken away again, by reloads of its own, and the same question is asked after each.
 """
 
@@ -14,12 +14,12 @@ from iamroles_scenarios.checks.derived.world import Policy, derived, edited, iam
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.answers import Expected, expected
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 
 def _policies(base: Policy, name: str, row: Mapping[str, Any]) -> Iterator[tuple[Policy, Expected]]:
-    """The policies of a row, one after the other, and what comes of the question under each."""
+    """Yield the policies of a row, one after the other, and the answer under each."""
     yield base, expected(row["before"])
     for changes, answer in row["states"]:
         edits = changes
@@ -32,7 +32,7 @@ def _policies(base: Policy, name: str, row: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _keys_of(base: Policy) -> str:
-    """Where this world's keys are."""
+    """Return the address of this world's keys."""
     return str(next(issuer["jwks_uri"] for issuer in base["issuers"] if issuer["name"] == "nested"))
 
 
@@ -53,10 +53,10 @@ def events(target: Target) -> str:
                 here.must_reload(policy, f"{name}, change {number}")
                 reloads += 1
                 what = f"{name}, after change {number}"
-                asked = [Question(what, iam_check(shown), answer)]
+                asked = [SpopQuestion(what, iam_check(shown), answer)]
                 if recipe is not None:
                     fresh = _credential(here, recipe)
-                    asked.append(Question(f"{what}, a fresh token", iam_check(fresh), answer))
+                    asked.append(SpopQuestion(f"{what}, a fresh token", iam_check(fresh), answer))
                 here.wait_for_keys(asked)
                 here.ask_all(asked, window=1)
     return f"{here.asked} questions, {reloads} reloads"

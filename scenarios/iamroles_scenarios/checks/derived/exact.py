@@ -2,8 +2,8 @@
 
 RFC 8259 section 8.3 and RFC 7519 section 7.3 compare code point by code point; RFC 9110 does so with methods.
 A reader that folds case, trims, normalises Unicode or looks at a beginning takes one text for another.
-`U+212A KELVIN SIGN` becomes a `k` and `U+017F LONG S` an `s` where letters are made small or large without
-regard to their alphabet; so the names of this world hold both letters.
+`U+212A KELVIN SIGN` becomes a `k` and `U+017F LONG S` an `s` if software changes case without regard to the
+alphabet; so the names of this world hold both letters.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from iamroles_scenarios.checks.derived.world import HOST, PATH, derived, iam_che
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, AWS, table
 from iamroles_scenarios.engine.answers import ALLOW, OPEN, REFUSE, Expected, expected
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 _KIOSK, _CLERK = f"{ARN}kiosk", f"{ARN}clerk"
 _DISGUISES = {"k": "\u212a", "s": "\u017f", "i": "\u0131", "o": "\u043e", "e": "\u0435", "c": "\u0441"}
-"""Letters in the likeness of others: by case mapping, and by sight."""
+"""Letters that look like others, or become them in another case."""
 
 
 def neighbours(text: str) -> Iterator[tuple[str, str]]:
-    """Texts that are nearly this one, and what makes the difference."""
+    """Yield texts that are nearly this one, and the difference in words."""
     first = next((letter for letter in text if letter.isalpha()), text[0])
     found = {
         "capitals": text.upper(),
@@ -69,7 +69,8 @@ _Asking = Callable[[Bench, str], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """A text, how a question with another in its place is made, and neighbours that are not another."""
+    """A text, a function that asks with another text in its place, and neighbours that count as the same
+    text."""
 
     text: str
     ask: _Asking
@@ -104,7 +105,7 @@ def _scheme(here: Bench, text: str) -> dict[str, Any]:
 
 _CASE = ("capitals", "small letters", "one capital")
 _TRIMMED = dict.fromkeys(("a blank behind", "a blank before", "a tab behind", "a line break behind"), OPEN)
-"""What stands in a header arrives without outer blanks (RFC 9110 section 5.5), or else may be trimmed."""
+"""A header's value arrives without outer blanks (RFC 9110 section 5.5), or the agent may trim it."""
 _FOLDED = dict.fromkeys(_CASE, ALLOW)
 EXACT: Mapping[str, Exact] = {
     "iss": Exact("https://nested.kiosk.example", _claim("nested", "iss")),
@@ -130,7 +131,7 @@ EXACT: Mapping[str, Exact] = {
     "host": Exact(HOST, _argument("host"), _FOLDED | _TRIMMED | {"a dot behind": ALLOW}),
     "path": Exact(PATH, _argument("path"), {"a slash behind": ALLOW}),
 }
-"""By what is compared. Neighbours that are no difference have a verdict of their own."""
+"""By the thing that is compared. Neighbours that make no difference have their own verdict."""
 
 
 @check("identity.derived.exact", "DERIVED-EXACT-001", features={"oidc"})
@@ -139,12 +140,12 @@ def exact(target: Target) -> str:
     with derived(target) as here:
         questions = []
         for name, row in EXACT.items():
-            good = Question(f"{name} {row.text!r}", row.ask(here, row.text), ALLOW)
+            good = SpopQuestion(f"{name} {row.text!r}", row.ask(here, row.text), ALLOW)
             here.wait_for_keys([good])
             questions.append(good)
             for what, other in neighbours(row.text):
                 answer = (row.alike or {}).get(what, REFUSE)
-                questions.append(Question(f"{name} with {what}: {other!r}", row.ask(here, other), answer))
+                questions.append(SpopQuestion(f"{name} with {what}: {other!r}", row.ask(here, other), answer))
         here.ask_all(questions)
     return f"{here.asked} questions about {len(EXACT)} texts"
 
@@ -172,14 +173,14 @@ def tags(target: Target) -> str:
                 wanted = dict(expected(answer))
                 if answer != "refuse":
                     wanted[variable] = text if answer == "allow" else {text, ""}
-                questions.append(Question(f"{name} with {what}", iam_check(token), wanted))
+                questions.append(SpopQuestion(f"{name} with {what}", iam_check(token), wanted))
             here.wait_for_keys(questions[:1])
             here.ask_all(questions)
     return f"{here.asked} questions"
 
 
 def _at(path: list[str], text: str) -> dict[str, Any]:
-    """The claims with a text at a path of this world's tokens."""
+    """Put a text at a path of this world's claims."""
     if len(path) == 1:
         return {path[0]: text}
     return {path[0]: {"roles": [_KIOSK], "who": "ann", path[1]: text}}

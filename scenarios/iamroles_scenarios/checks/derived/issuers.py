@@ -15,7 +15,7 @@ from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, filled, table
 from iamroles_scenarios.engine.answers import expected
-from iamroles_scenarios.engine.bench import EDGE, Bench, Question
+from iamroles_scenarios.engine.bench import EDGE, Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 Row = Mapping[str, Any]
@@ -23,11 +23,11 @@ TABLES: dict[str, dict[str, list[Row]]] = filled(
     table("issuers"), {"abroad": "arn:aws:iam::222222222222:role/kiosk"}
 )
 _RECIPE = ("typ", "alg", "signer", "size", "role")
-"""What stands beside claims in a row."""
+"""Keys of a row that are not claims."""
 
 
 def entry(number: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - keys of an issuer
-    """An issuer of its own; a key of None is left out."""
+    """Make an issuer; a key of None is left out."""
     usual = {
         "name": f"derived{number}",
         "issuer": f"https://issuer{number}.example",
@@ -40,19 +40,19 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - keys
 
 
 def _entry(number: int, key: str, row: Row, *, without: bool) -> dict[str, Any]:
-    """The issuer of a row; with no key, that of a bound of all issuers."""
+    """Make the issuer of a row; without a key, for a bound of all issuers."""
     beside = {**dict.fromkeys(row.get("left_out", ())), **row.get("beside", {})}
     own = {key: _value(row, without=without)} if key else {}
     return entry(number, **filled(beside | own, {"n": number}))
 
 
 def _value(row: Row, *, without: bool) -> Any:  # noqa: ANN401 - any JSON
-    """The value of a row's key in one of the two policies; None: it is left out."""
+    """Return the value of a row's key in one of the two policies; None: the key is left out."""
     return [*row["values"], None][without]
 
 
 def _claims(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Claims, the later ones winning; one that is dropped is None."""
+    """Join claims, the later ones winning; a dropped claim is None."""
     found: dict[str, Any] = {}
     for part in parts:
         found |= dict.fromkeys(part.get("drop", ()))
@@ -61,7 +61,7 @@ def _claims(*parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _token(here: Bench, said: Mapping[str, Any], now: int) -> str:
-    """A token of these claims; a claim of None is left out."""
+    """Mint a token of these claims; a claim of None is left out."""
     times = {name: now + said[name] for name in ("exp", "nbf", "iat") if isinstance(said.get(name), int)}
     recipe: dict[str, Any] = {"key": said.get("alg", "ES256"), "signer": said.get("signer", "corp")}
     recipe |= {name: said[name] for name in ("typ", "size") if name in said}
@@ -71,16 +71,16 @@ def _token(here: Bench, said: Mapping[str, Any], now: int) -> str:
     return here.token("corp", claims=full, drop=gone, **recipe)
 
 
-def _questions(here: Bench, key: str, number: int, row: Row, now: int) -> tuple[list[Question], ...]:
-    """The questions of a row with the key, and without it; the tokens are the same."""
-    found: tuple[list[Question], ...] = ([], [])
+def _questions(here: Bench, key: str, number: int, row: Row, now: int) -> tuple[list[SpopQuestion], ...]:
+    """Make the questions of a row with the key, and without it; the tokens are the same."""
+    found: tuple[list[SpopQuestion], ...] = ([], [])
     usual = {"iss": f"https://issuer{number}.example", "roles": [f"{ARN}kiosk"]}
     for claims, *answers in filled(row["asked"], {"n": number}):
         said = _claims(row.get("claims", {}), claims)
         token = _token(here, usual | said, now)
         what = f"{key} = {row['values'][0]!r}, asked with {said}"
         for into, answer in zip(found, answers, strict=True):
-            into.append(Question(what, iam_check(token, role=said.get("role")), expected(answer)))
+            into.append(SpopQuestion(what, iam_check(token, role=said.get("role")), expected(answer)))
     return found
 
 
@@ -145,7 +145,7 @@ def keys_of_endpoints(target: Target) -> str:
                     endpoint = {name: each for name, each in changed.items() if each is not None}
                     here.must_reload({**here.loan.policy, "sts": [endpoint]}, f"sts.{key}")
                     questions = [
-                        Question(f"sts.{key} = {row['values'][0]!r}", asked, expected(answers[without]))
+                        SpopQuestion(f"sts.{key} = {row['values'][0]!r}", asked, expected(answers[without]))
                         for asked, (_, *answers) in zip(shown, row["asked"], strict=True)
                     ]
                     here.ask_all(questions, when)

@@ -1,9 +1,8 @@
 """Every refusal whose cause a reload can end: the same bytes, refused, accepted, refused again.
 
-data/derived/reasons.toml says of every reason what ends its cause. Where that is another policy, the row
-`passes` says which: it changes that and nothing else. All changes are made in one reload and taken back in
-the next, so an agent that remembers a refusal, or an allow, beyond the policy that it followed from is wrong
-in one of them.
+data/derived/reasons.toml says of every reason what ends its cause. If another policy does, the row has
+`passes`, which changes that and nothing else. One reload makes all changes and the next takes them back, so
+an agent that remembers a refusal, or an allow, beyond the policy that gave it is wrong in one of them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from iamroles_scenarios.checks.derived.world import Policy, derived, edited, iam
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN
 from iamroles_scenarios.engine.answers import ALLOW, ROWS, refusal
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 PASSES: dict[str, Policy] = {reason: row["passes"] for reason, row in ROWS.items() if "passes" in row}
@@ -34,7 +33,7 @@ def _issuer(number: int, row: Policy, *, ended: bool) -> dict[str, Any] | None:
 
 
 def policy(base: Policy, *, ended: bool) -> dict[str, Any]:
-    """The policy in which every cause holds, or has ended.
+    """Make the policy in which every cause holds, or has ended.
 
     The role `lodger` opens the route from the start; only its name is unknown, or another role's.
     """
@@ -76,7 +75,7 @@ def passes(target: Target) -> str:
             ended = number == 1
             here.must_reload(here.loan.own(policy(here.loan.policy, ended=ended)), f"change {number}")
             questions = [
-                Question(reason, asked, ALLOW if ended else refusal(reason))
+                SpopQuestion(reason, asked, ALLOW if ended else refusal(reason))
                 for reason, asked in zip(PASSES, checks, strict=True)
             ]
             here.wait_for_keys(questions)

@@ -1,9 +1,9 @@
 """Every reason (SPEC.md section 4): what causes it, and what else is wrong while the agent gives it.
 
 A cause is a change of a good question: of its token, of its arguments, of its credential. So two causes can
-be put into one question, and the order of judgement (4.2) says which of the two is named. The order is a list
-of *stages*; every pair of stages is played. A neighbour's word is accepted as well, because no reader could
-always tell them apart. The rows are in data/derived/reasons.toml.
+be put into one question, and the order of judgement (4.2) says which of the two the agent names. The order
+is a list of *stages*; every pair of stages is played. The checks accept the word of a neighbouring stage as
+well, because no reader could always tell them apart. The rows are in data/derived/reasons.toml.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, filled
 from iamroles_scenarios.engine.answers import REASONS, ROWS, UNVERIFIED, refusal
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.wire.client import OMIT
 
@@ -37,7 +37,7 @@ class Cause:
 
 
 _SUB, _SID = "ann", "session-1"
-"""Who asks."""
+"""The caller."""
 _LIVES = 300
 """Seconds that a token lives."""
 CAUSES = tuple(
@@ -45,7 +45,7 @@ CAUSES = tuple(
     for reason, row in ROWS.items()
     for cause in row.get("causes", ())
 )
-"""Each by itself gives its reason in the world of these checks."""
+"""Each alone gives its reason in the world of these checks."""
 _STS: dict[str, tuple[str, dict[str, Any]]] = {
     "sts_rejected": ("derived", {"secret": "wrong"}),
     "sts_unavailable": ("gone", {}),
@@ -53,7 +53,7 @@ _STS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _asked(here: Bench, until: int, *causes: Cause) -> dict[str, Any]:
-    """A good question with these causes in it, the last of the same thing winning."""
+    """Put causes into a good question; of two changes of one thing the last wins."""
     recipe: dict[str, Any] = {"roles": ["kiosk"], "key": "ES256"}
     claims: dict[str, Any] = {"sub": _SUB, "sid": _SID, "exp": until}
     ask: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def _asked(here: Bench, until: int, *causes: Cause) -> dict[str, Any]:
 
 
 def _named(until: int, *causes: Cause) -> dict[str, Any]:
-    """Whom a refusal may name (SPEC.md section 3): nobody, or who was verified, and until when."""
+    """Say whom a refusal may name (SPEC.md section 3): nobody, or the verified caller, and until when."""
     claims: dict[str, Any] = {}
     for cause in causes:
         claims |= cause.claims
@@ -85,7 +85,7 @@ def _named(until: int, *causes: Cause) -> dict[str, Any]:
 
 
 def pairs() -> Iterator[tuple[Cause, Cause]]:
-    """Causes of different stages that change different things, the earlier first."""
+    """Yield causes of different stages that change different things, the earlier first."""
     ordered = [cause for cause in CAUSES if cause.stage]
     for first in ordered:
         for second in ordered:
@@ -99,7 +99,7 @@ def _parts(cause: Cause) -> tuple[Mapping[str, Any], ...]:
 
 
 def _undone(first: Cause, second: Cause) -> bool:
-    """Whether one of them takes the ground from the other: no token, or the role that was asked for."""
+    """Tell whether one cause makes the other impossible: no token is left, or no choice of a role."""
     unsigned = {"segments", "key", "alg", "signature"}
     chosen = any(
         "role" in one.ask and "roles" in two.claims for one, two in ((first, second), (second, first))
@@ -108,7 +108,7 @@ def _undone(first: Cause, second: Cause) -> bool:
 
 
 def named(first: Cause, second: Cause) -> set[str]:
-    """Reasons that may be given for both together: the first one's, and those of the stage beside it."""
+    """List the reasons that an agent may give for both: the first one's, and those of the stage beside it."""
     return {first.reason} | {cause.reason for cause in (first, second) if abs(cause.stage - first.stage) <= 1}
 
 
@@ -120,7 +120,7 @@ def reasons(target: Target) -> str:
     """
     with derived(target) as here:
         until = here.now() + _LIVES
-        good = Question("nothing is wrong", _asked(here, until), {"allow": True, "rule": "kiosk"})
+        good = SpopQuestion("nothing is wrong", _asked(here, until), {"allow": True, "rule": "kiosk"})
         here.wait_for_keys([good])
         questions = [good]
         for cause in CAUSES:
@@ -130,7 +130,7 @@ def reasons(target: Target) -> str:
                 cause.reason, status=status, error=error, backend="", **rule, **_named(until, cause)
             )
             questions.append(
-                Question(f"{cause.reason} by {_shown(cause)}", _asked(here, until, cause), expected)
+                SpopQuestion(f"{cause.reason} by {_shown(cause)}", _asked(here, until, cause), expected)
             )
         if not here.target.lacks(["sts"]):
             questions += _of_sts(here)
@@ -138,11 +138,11 @@ def reasons(target: Target) -> str:
     return f"{here.asked} questions about {len({cause.reason for cause in CAUSES})} reasons"
 
 
-def _of_sts(here: Bench) -> Iterator[Question]:
+def _of_sts(here: Bench) -> Iterator[SpopQuestion]:
     keys = here.session("kiosk")
     for reason, (host, recipe) in _STS.items():
         text = here.credential(keys, host=f"{host}{here.loan.suffix}.sts.example", **recipe)
-        yield Question(
+        yield SpopQuestion(
             f"{reason} by {recipe or host}", iam_check(text), refusal(reason, status=REASONS[reason][0])
         )
 
@@ -160,7 +160,7 @@ def order(target: Target) -> str:
     with derived(target) as here:
         until = here.now() + _LIVES
         questions = [
-            Question(
+            SpopQuestion(
                 f"{_shown(one)} and {_shown(two)}",
                 _asked(here, until, two, one),
                 refusal(*named(one, two), **_named(until, one, two)),

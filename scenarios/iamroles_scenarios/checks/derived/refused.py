@@ -10,7 +10,7 @@ from iamroles_scenarios.checks.derived.schema import KEYS, ONE_OF, PROCESS
 from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import ALLOW
-from iamroles_scenarios.engine.bench import Question
+from iamroles_scenarios.engine.bench import SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 _TWICE = ("issuers", "sts", "roles", "groups", "backends", "grants", "denies")
@@ -20,7 +20,7 @@ _LOOK = 16
 
 
 def whole(base: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy that has a row in every table, so that any of them can be spoilt."""
+    """Give every table of a policy a row, so that each can be spoilt."""
     return copy.deepcopy(
         {
             **base,
@@ -32,7 +32,7 @@ def whole(base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def faults(base: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each fault: what it is, the key that an error must name, and the policy with it."""
+    """Yield each fault in words, the key that the error must name, and the policy with the fault."""
     for table, keys in KEYS.items():
         if table == "backends.tls":
             continue  # the proxy's
@@ -60,7 +60,7 @@ def faults(base: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]
 
 
 def _with(base: Mapping[str, Any], table: str, name: str, value: object) -> dict[str, Any]:
-    """A policy with a value at a key of the last row of a table; None: without the key."""
+    """Put a value at a key of the last row of a table; None takes the key away."""
     policy = whole(base)
     row = policy if table == "top" else policy[table]
     row = row[-1] if isinstance(row, list) else row
@@ -84,7 +84,7 @@ def refused(target: Target) -> str:
         base = whole(here.loan.policy)
         here.must_reload({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")
         here.must_reload({**base, "x-other": {"grants": [1]}}, "another vendor's table is ignored: 6.1")
-        good = [Question("before", iam_check(here.token(roles=["kiosk"])), ALLOW)]
+        good = [SpopQuestion("before", iam_check(here.token(roles=["kiosk"])), ALLOW)]
         here.wait_for_keys(good)
         here.ask_all(good)
         here.issuer().fault("*", "status", status=500)
@@ -99,8 +99,10 @@ def refused(target: Target) -> str:
                 here.note_wrong(f"the error names no {key} ({what}): {str(answer.get('error'))[:120]}")
             if count % _LOOK == 1:
                 token = here.token(roles=["kiosk"])
-                here.ask_all([Question(f"after a policy was turned down ({what})", iam_check(token), ALLOW)])
+                here.ask_all(
+                    [SpopQuestion(f"after a policy was turned down ({what})", iam_check(token), ALLOW)]
+                )
         here.must_reload(base, "the former policy again")
         token = here.token(roles=["kiosk"])
-        here.ask_all([*good, Question("after the same policy again", iam_check(token), ALLOW)])
+        here.ask_all([*good, SpopQuestion("after the same policy again", iam_check(token), ALLOW)])
     return f"{count} policies"

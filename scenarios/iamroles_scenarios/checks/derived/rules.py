@@ -2,8 +2,8 @@
 
 Each row of data/derived/rules.toml makes a room of its own, a path that nothing else speaks of, in two
 policies: in one the rule has the key, in the other it has not, or has another value where it must have one.
-The requests are asked under the first policy, under the second, and under the first again, with the same
-tokens; the oracle says what must come of each. So a key that is ignored, read the other way round, or
+The check asks under the first policy, under the second, and under the first again, with the same
+tokens; the oracle says what the answers must be. So a key that is ignored, read the other way round, or
 remembered beyond a reload is seen.
 """
 
@@ -19,7 +19,7 @@ from iamroles_scenarios.checks.oracle.answer import wanted
 from iamroles_scenarios.checks.oracle.judge import judge
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, filled, table
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 _LIVES = 1800
@@ -45,7 +45,7 @@ class Edge:
 
 
 def edges() -> list[Edge]:
-    """Every row as an edge, each in its room."""
+    """Make every row an edge, each in its room."""
     found = [*_regions(), *(_edge(*row) for row in _TABLE["edges"]["rows"])]
     for number, edge in enumerate(found):
         edge.room = f"/room{number}"
@@ -56,7 +56,7 @@ def edges() -> list[Edge]:
 
 
 def _regions() -> Iterator[Edge]:
-    """The edges of what a rule's region is made of."""
+    """Yield the edges of the keys that make up a rule's region."""
     for name, base in _TABLE["bases"].items():
         for row in _TABLE["region"]:
             key, argument = row["key"], row["argument"]
@@ -77,7 +77,7 @@ def _regions() -> Iterator[Edge]:
 def _edge(  # noqa: PLR0917 - the columns of a row
     key: str, rule: Row, value: object, other: object, beside: Tables, who: Sequence[Row]
 ) -> Edge:
-    """Put a value at a key of a rule, in the other policy another one (None: none), with who asks."""
+    """Give a key of a rule a value, and another in the other policy (None: it is left out); ask as `who`."""
     name, _, own = key.rpartition(".")
     bare = {k: v for k, v in rule.items() if k != own}
 
@@ -91,7 +91,8 @@ def _edge(  # noqa: PLR0917 - the columns of a row
 
 
 def _asked(who: Row) -> Iterator[Asked]:
-    """Claims and arguments. `ask` holds arguments, `every` values that claims and the path take in turn."""
+    """Yield claims and arguments; `ask` holds arguments, `every` values that claims and the path take in
+    turn."""
     claims = {key: value for key, value in who.items() if key not in ("ask", "every")}
     every = who.get("every", {})
     for values in itertools.product(*every.values()):
@@ -101,7 +102,7 @@ def _asked(who: Row) -> Iterator[Asked]:
 
 
 def policy_with(base: Mapping[str, Any], added: Iterable[Edge], *, without: bool = False) -> dict[str, Any]:
-    """The base policy with the tables of edges added.
+    """Add the tables of edges to the base policy.
 
     Args:
         base: of `data/worlds/derived.toml`.
@@ -118,7 +119,7 @@ def policy_with(base: Mapping[str, Any], added: Iterable[Edge], *, without: bool
 
 
 def claims_of(claims: Mapping[str, Any], now: int) -> dict[str, Any]:
-    """The claims that a question names: roles as ARNs, times from now."""
+    """Write out the claims of a question: roles as ARNs, times from now."""
     roles = [role if role.startswith("arn:") else f"{ARN}{role}" for role in claims["roles"]]
     return {"exp": now + _LIVES, **claims, "roles": roles, "iat": now + claims.get("iat", 0)}
 
@@ -139,14 +140,14 @@ class _Rules:
                 told = ", ".join(f"{key} {value!r}" for key, value in {**said, **request}.items())
                 self._asked.append((edge, f"{edge.key} = {edge.value!r}, asked with {told}", claims, check))
 
-    def questions(self, base: Mapping[str, Any], *, without: bool) -> list[Question]:
-        """The questions with what the oracle says, which sees the base and a question's own room alone."""
+    def questions(self, base: Mapping[str, Any], *, without: bool) -> list[SpopQuestion]:
+        """Make the questions. The oracle sees only the base and the question's own room."""
         rooms: dict[str, dict[str, Any]] = {}
         found = []
         for edge, what, claims, asked in self._asked:
             if edge.room not in rooms:
                 rooms[edge.room] = policy_with(base, [edge], without=without)
-            found.append(Question(what, asked, wanted(judge(rooms[edge.room], claims, asked, self._now))))
+            found.append(SpopQuestion(what, asked, wanted(judge(rooms[edge.room], claims, asked, self._now))))
         return found
 
 

@@ -29,11 +29,11 @@ class Key:
     wrong: object
     beyond: tuple[Any, ...]
     table: str = ""
-    """What the schema calls the tables that stand there."""
+    """The schema's name of the tables that the key holds, if any."""
 
 
 def keys(schema: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
-    """The keys of each table of a schema; `top` has the tables themselves."""
+    """Read the keys of each table out of a schema; `top` has the tables themselves."""
     found = {"top": _keys("top", schema)}
     for name, key in found["top"].items():
         if key.table and name not in PROCESS:
@@ -61,7 +61,7 @@ def _table(described: Mapping[str, Any]) -> str:
 
 
 def _wrong(described: Mapping[str, Any]) -> object:
-    """A value of another type than a key's."""
+    """Return a value of another type than the key's."""
     if _table(described):
         return "a text"
     if "enum" in described:
@@ -73,13 +73,13 @@ KEYS = keys(policy_schema())
 
 
 def played() -> set[str]:
-    """Keys that have an edge of their own."""
+    """List the keys that have an edge of their own."""
     found = {edge.key for edge in rules.edges()}
     return found | {f"{name}.{key}" for name, rows in issuers.TABLES.items() for key in rows}
 
 
 def unplayed(known: Mapping[str, Mapping[str, Key]]) -> set[str]:
-    """Keys for which no derived check, and no exemption, speaks."""
+    """List the keys that have neither an edge nor an exemption."""
     names = {
         key if name == "top" else f"{name}.{key}"
         for name, described in known.items()

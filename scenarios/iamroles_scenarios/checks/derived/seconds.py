@@ -1,13 +1,13 @@
-"""One row for each rule of time (SPEC.md sections 5 and 6), and all of them at one second.
+"""Every rule of time (SPEC.md sections 5 and 6), and all of them at one second.
 
-Every rule has a last second before which it holds, and a first one at which it does not. All tokens are
-minted so that this is the same second for all rules: they are asked just before, twice, so that an answer is
-remembered, and just after, with tokens that were seen and with others that were not. What the agent tells as
-`expires` must be that second where the rule ends access.
+Every rule holds until a second, and no longer from it on. All tokens are minted so that this is the same
+second for all rules. The check asks just before it, twice, so that the agent remembers the answer, and just
+after, with tokens that it showed before and with new ones. If the rule ends access, `expires` must be that
+second.
 
-The agent's clock and the suite's are one, but answers take their time. An answer that left for the agent
-before the second and came back after it proves nothing, and on a busy host there are many: then all is tried
-again with a second that is farther off.
+Agent and suite have one clock, but answers take their time. A question that was sent before the second and
+answered after it proves nothing, and on a busy host there are many. The check then tries again with a later
+second.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, AWS
 from iamroles_scenarios.engine.answers import ALLOW, Expected, refusal
-from iamroles_scenarios.engine.bench import Bench, Question
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 _LEEWAY = 30
@@ -32,7 +32,7 @@ _LEEWAY = 30
 _BRIEF = 600
 """Seconds of the role `brief`."""
 _BEFORE = 0.5
-"""Seconds, times the scale, that a token may take until it is shown."""
+"""Seconds, times the scale, from minting a token to asking with it."""
 _AFTER = 0.03
 """Seconds beyond the edge, for the time between two looks at a clock."""
 _ATTEMPTS = 4
@@ -41,14 +41,14 @@ _EXPIRED, _EARLY, _LONG = refusal("token_expired"), refusal("token_not_yet_valid
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Claims of a token for which everything changes at one second, as offsets from it."""
+    """Claims of a token whose verdict changes at one second, as offsets from it."""
 
     issuer: str
     claims: Mapping[str, Any]
     before: Expected
     after: Expected
     ends: bool = True
-    """Whether access ends there, so that `expires` tells it."""
+    """Access ends there, so `expires` is this second."""
 
 
 _BRIEFLY = {"roles": [f"{ARN}brief"]}
@@ -72,7 +72,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def _asked(here: Bench, rule: Rule, second: int) -> dict[str, Any]:
-    """A token that was not seen before, for which all changes at a second."""
+    """Mint a new token whose verdict changes at a second."""
     said: dict[str, Any] = {"exp": 500, "iat": -60, "nbf": ABSENT, **rule.claims}
     claims = {name: second + value if isinstance(value, int) else value for name, value in said.items()}
     if AWS in claims:
@@ -82,15 +82,15 @@ def _asked(here: Bench, rule: Rule, second: int) -> dict[str, Any]:
 
 
 def _around(here: Bench, second: int) -> bool:
-    """Ask of all rules before and after one second; False where the host was too slow for it."""
+    """Ask about all rules before and after one second; False if the host was too slow for it."""
     shown, later, unseen = [], [], []
     for name, rule in RULES.items():
         check = _asked(here, rule, second)
         told = {"expires": second} if rule.ends else {}
-        shown.append(Question(f"{name}, a moment before", check, {**rule.before, **told}))
-        later.append(Question(f"{name}, at its second", check, rule.after))
+        shown.append(SpopQuestion(f"{name}, a moment before", check, {**rule.before, **told}))
+        later.append(SpopQuestion(f"{name}, at its second", check, rule.after))
         what = f"{name}, at its second, a token not seen before"
-        unseen.append(Question(what, _asked(here, rule, second), rule.after))
+        unseen.append(SpopQuestion(what, _asked(here, rule, second), rule.after))
     answered = [here.actions(shown), here.actions(shown)]
     if time.time() >= second:
         return False
@@ -108,7 +108,7 @@ def seconds(target: Target) -> str:
     with derived(target) as here:
         here.wait_for_keys(
             [
-                Question("keys", iam_check(minted(here, name, {})), ALLOW)
+                SpopQuestion("keys", iam_check(minted(here, name, {})), ALLOW)
                 for name in ("corp", "nested", "outbound")
             ]
         )

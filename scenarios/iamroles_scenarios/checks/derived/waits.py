@@ -1,10 +1,10 @@
-"""Every call that an agent makes of others, and each way in which its answer never ends.
+"""Every call that an agent makes, and each way in which its answer never ends.
 
-The *first* call of each row meets a fault that lasts; whoever calls again gets a sound answer. So an agent
-that waits for ever shows twice: by a question that is answered late, and by a credential that is never
-accepted although a second call would do. All rows are played at once, each with an issuer, or a host of STS,
-of its own; a sound issuer and a sound host are asked beside them, and must not notice.
-`tests/scenarios/test_derived.py` holds the ways against the faults that the mocks can make.
+The *first* call of each row meets a fault that lasts; the second gets a sound answer. So an agent that waits
+for ever shows twice: it answers a question late, and it never accepts a credential although a second call
+would do. All rows are played at once, each with an issuer, or a host of STS, of its own; beside them the
+checks ask about a sound issuer and a sound host, which must not be slower. `tests/scenarios/test_derived.py`
+holds the ways against the faults that the mocks can make.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from iamroles_scenarios.checks.derived.world import POLICY, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.answers import ALLOW, Expected, refusal
-from iamroles_scenarios.engine.bench import EDGE, STS_ACTION, Bench, Question, own_bench, own_suffix
+from iamroles_scenarios.engine.bench import EDGE, STS_ACTION, Bench, SpopQuestion, own_bench, own_suffix
 from iamroles_scenarios.engine.target import Target
 
 WAYS = {
@@ -47,7 +47,7 @@ ENDS = {
 _GIVE_UP = 5.0
 """Seconds, times the scale, for an answer: discovery and keys, or STS, may take half a second each."""
 _RECOVERY = 8.0
-"""Seconds, times the scale, until a call that hangs has been given up and another one made."""
+"""Seconds, times the scale, in which an agent gives up a call that hangs, and makes another."""
 _POLL = 0.05
 _KEYS = {"refresh": "500ms", "cooldown": "500ms", "max_stale": "1h", "timeout": "500ms"}
 _NOT_YET = refusal("keys_unavailable", "key_unknown", status={401, 503})
@@ -56,12 +56,12 @@ _NO_STS = refusal("sts_unavailable", status=503)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What an agent asks others for."""
+    """A kind of call that an agent makes."""
 
     endpoint: str
-    """Of the mock that answers."""
+    """The endpoint of the mock that answers."""
     known: bool = False
-    """Whether the agent has keys of this issuer by then."""
+    """The agent has keys of this issuer already."""
 
 
 CALLS: Mapping[str, Call] = {
@@ -73,14 +73,14 @@ CALLS: Mapping[str, Call] = {
 
 
 def _rows() -> Iterator[tuple[str, Call, str]]:
-    """Name of the issuer, the call, the way."""
+    """Yield the name of an issuer, its call, and the way in which that hangs."""
     for number, call in enumerate(CALLS.values()):
         for way in WAYS:
             yield f"w{number}-{way}", call, way
 
 
 def _issuer(name: str, call: Call) -> dict[str, Any]:
-    """An issuer whose keys are found by discovery, where that is what hangs."""
+    """Make an issuer, without `jwks_uri` if it is discovery that hangs."""
     found = {"jwks_uri": f"{{idp}}/{name}/jwks"} if call.endpoint == "jwks" else {}
     return {
         "name": name, "issuer": f"{{idp}}/{name}", "insecure_http": True, "audiences": ["edge"],
@@ -90,7 +90,7 @@ def _issuer(name: str, call: Call) -> dict[str, Any]:
 
 @contextmanager
 def _started(target: Target, suffix: str, **override: Any) -> Iterator[Bench]:  # noqa: ANN401 - a policy's tables
-    """A world that starts after the faults are there."""
+    """Start a world when the faults are there."""
     override["agent"] = {"drain_timeout": "1s"}
     with (
         own_bench(target, POLICY, suffix, override=override, haproxy=False) as here,
@@ -100,9 +100,9 @@ def _started(target: Target, suffix: str, **override: Any) -> Iterator[Bench]:  
 
 
 def _until_accepted(
-    here: Bench, hanging: list[Question], beside: list[Question], meanwhile: Expected
+    here: Bench, hanging: list[SpopQuestion], beside: list[SpopQuestion], meanwhile: Expected
 ) -> None:
-    """Ask all at once, beside others that must not notice; then until all that hang are accepted."""
+    """Ask all at once, beside others that must not be late, until the agent accepts all that hang."""
     deadline = time.monotonic() + here.seconds(_RECOVERY)
     while True:
         try:
@@ -116,7 +116,7 @@ def _until_accepted(
         for question, actions in zip(hanging, found, strict=False):
             good = answers.read(actions).get("allow") is True
             expected = ALLOW if good else meanwhile
-            here.judge([Question(f"{question.what}, which hangs", question.check, expected)], [actions])
+            here.judge([SpopQuestion(f"{question.what}, which hangs", question.check, expected)], [actions])
             left += [] if good else [question]
         hanging = left
         if not hanging:
@@ -144,9 +144,9 @@ def waits(target: Target) -> str:
     tables = [_issuer(name, call) for name, call, _ in rows]
     with _started(target, suffix, keys=_KEYS, issuers=tables) as here:
 
-        def ask(what: str, name: str, sub: str = "ann") -> Question:
+        def ask(what: str, name: str, sub: str = "ann") -> SpopQuestion:
             token = here.token(name, key="ES256", roles=["kiosk"], sub=sub)
-            return Question(what, iam_check(token), ALLOW)
+            return SpopQuestion(what, iam_check(token), ALLOW)
 
         sound = ask("a sound issuer beside calls that hang", "corp")
         known = [ask(name, name) for name, call, _ in rows if call.known]
@@ -181,10 +181,10 @@ def sts_waits(target: Target) -> str:
     with _started(target, suffix, sts=tables) as here:
         session = here.session("kiosk")
 
-        def ask(way: str) -> Question:
+        def ask(way: str) -> SpopQuestion:
             text = here.credential(session, expires=next(used), host=hosts[way])
             what = WAYS.get(way, "a sound one beside calls that hang")
-            return Question(f"STS: {what}", iam_check(text), ALLOW)
+            return SpopQuestion(f"STS: {what}", iam_check(text), ALLOW)
 
         before = [ask(way) for way in hosts]
         here.ask_all(before, "before: ", again=False)

@@ -1,4 +1,4 @@
-"""The world of the derived checks: who asks there, for what, and how its policy is changed."""
+"""The world of the derived checks: its caller, its good question, and changes of its policy."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Policy = Mapping[str, Any]
 
 @contextmanager
 def derived(target: Target, owner: str = "") -> Iterator[Bench]:
-    """A bench in this world that asks lists of questions; with an owner, in a world of its own."""
+    """Yield a bench in this world that asks lists of questions; with an owner, in a world of its own."""
     with bench(target, POLICY, owner, own=bool(owner), flow=POLICY) as here, here.asking():
         yield here
 
 
 def iam_check(token: str | None, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - arguments of iam-check
-    """The question that the grant of the role `kiosk` answers, with this token and these changes."""
+    """Write the question that the grant of the role `kiosk` answers, with this token and these changes."""
     authorization = None if token is None else f"Bearer {token}"
     good = {"authorization": authorization, "method": "GET", "host": HOST, "path": PATH, "src": SOURCE}
     return good | {name.replace("_", "-"): value for name, value in arguments.items()}
 
 
 def edited(policy: Policy, edits: Policy) -> dict[str, Any]:
-    """A policy with edits of a table in data/derived/.
+    """Edit a policy as a table in data/derived/ says.
 
     Args:
         policy: the policy before.

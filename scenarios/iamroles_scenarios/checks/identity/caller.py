@@ -1,4 +1,4 @@
-"""Callers that sign for STS, and what must not become of what they sign.
+"""Callers that sign for STS, soundly and not.
 
 Every check signs for a host of its own, `<flow>.sts.example`, in the shared world `identity-sts`.
 """
@@ -168,7 +168,7 @@ def auth(target: Target) -> None:
 
 
 _OF_FORM = {"a short signature", "an upper-case signature", "no signature"}
-"""What an agent can see without STS: these are no SigV4 signatures."""
+"""An agent can see without STS that these are not SigV4 signatures."""
 
 
 @check("identity.caller.expired", "STS-EXPIRY-002", features={"sts"})

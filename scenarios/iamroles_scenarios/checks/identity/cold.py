@@ -1,7 +1,7 @@
 """Issuers that are wrong from the start: down, of another name, or leading elsewhere.
 
 The faults are in place before the agent starts, so it never sees a sound key set of these issuers. One agent
-serves all flows; a sound issuer in the same policy must not notice.
+serves all flows; a sound issuer in the same policy must work as ever.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
 
 _RECOVERY = 12.0
-"""Seconds, times the scale, within which an issuer that answers again is believed."""
+"""Seconds, times the scale, in which the agent takes the keys of an issuer that answers again."""
 _PROMPT = 2.0
 """Seconds, times the scale: half as long as the agent waits for a dead issuer."""
 _ON_ITS_WAY = 0.2
-"""Seconds, times the scale, until a question that was sent is being judged."""
+"""Seconds, times the scale, until the agent judges a question that was sent."""
 _ELSEWHERE = "444444444444"
 """An account of the mock cloud, whose issuer lives on another host than the mock IdP."""
 _prepared: WeakKeyDictionary[Worlds, bool] = WeakKeyDictionary()
@@ -35,7 +35,7 @@ _preparing = threading.Lock()
 
 
 def _elsewhere(target: Target) -> IssuerHandle:
-    """A sound issuer on another host, which no policy names."""
+    """Return a sound issuer on another host, which no policy names."""
     return target.stage.cloud.account(_ELSEWHERE).issuer
 
 
@@ -85,7 +85,7 @@ def isolation(target: Target) -> None:
     with _cold(target) as here:
         keys = here.issuer("dead")
         before = keys.counters().get("discovery", 0)
-        keys.wait_for("discovery", before + 1, 10.0 * target.scale)  # an attempt that has just begun
+        keys.wait_for("discovery", before + 1, 10.0 * target.scale)  # the agent has just tried again
         stuck = [Pending(here.another(), here.token("dead", key="ES256", sub=f"d{n}")) for n in range(5)]
         time.sleep(_ON_ITS_WAY * target.scale)
         for number in range(5):
@@ -134,5 +134,5 @@ def redirect(target: Target) -> None:
 
 
 def _forged(evil: IssuerHandle, keys: IssuerHandle) -> str:
-    """A token in one issuer's name by a key of another."""
+    """Mint a token in one issuer's name by a key of another."""
     return evil.mint({"shape": "generic", "key": "RS256", "roles": ["reader"], "iss": keys.url})

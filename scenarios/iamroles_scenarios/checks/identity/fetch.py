@@ -1,8 +1,7 @@
 """Zero egress: nothing that a token says makes the agent open a connection, and no key comes with a token.
 
-The listener is an issuer of the mock IdP that no policy names: the agent could reach it, it counts every
-request, and its keys would verify these tokens. A bare TCP listener beside it hears who asks for anything
-else.
+The stranger is an issuer of the mock IdP that no policy names: the agent could reach it, it counts every
+request, and its keys would verify these tokens. A bare TCP listener beside it counts all other connections.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _QUIET = 0.3
 
 
 class Listener:
-    """A TCP port that nobody has a reason to call."""
+    """A TCP port that the agent has no reason to call."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -46,12 +45,12 @@ class Listener:
 
 
 def listening() -> closing[Listener]:
-    """A listener for a check, closed when its context ends."""
+    """Return a listener that closes when its context ends."""
     return closing(Listener())
 
 
 def must_be_silent(here: Bench, listener: Listener, evil: IssuerHandle | None, what: str) -> None:
-    """Fail if anybody called; waits a little for a call that is made after the answer."""
+    """Fail if the agent called one of them; wait a little for a call that comes after the answer."""
     time.sleep(_QUIET * here.target.scale)
     calls = {"listener": listener.calls(), **(evil.counters() if evil else {})}
     if any(calls.values()):

@@ -6,16 +6,16 @@ import threading
 
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, beside, refused
 from iamroles_scenarios.engine.target import Target
 
 _RECOVERY = 15.0
-"""Seconds, times the scale, within which a server that answers again is believed."""
+"""Seconds, times the scale, in which the agent takes the keys of a server that answers again."""
 _GIVE_UP = 9.0
 """Seconds, times the scale: the world's `keys.timeout` is 4 s."""
 _GIVEN_UP = refused("keys_unavailable", "key_unknown", "internal_error", status=[503, 401])
 _FORGED, _GOOD = 120, 12
-"""Credentials of the flood, and of the caller who must be served beside it."""
+"""Credentials of the flood, and of the caller that must be served beside it."""
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
 
 
@@ -47,26 +47,17 @@ def forged(target: Target) -> None:
     """
     with bench(target, WORLD, flow="forged") as one:
         one.expect("the caller, alone", one.credential(one.reader, expires=300), ALLOWED)
-        problems: list[Exception] = []
+        numbers = iter(range(_FORGED))
 
-        def flood(stranger: Bench, first: int) -> None:
-            try:
-                for number in range(first, _FORGED, 4):
-                    bad = one.credential(one.reader, secret="wrong", expires=301 + number)  # noqa: S106
-                    stranger.expect("a forged credential", bad, _SHUT_OUT)
-            except Exception as error:  # noqa: BLE001 - raised where the check can tell it
-                problems.append(error)
+        def flood(stranger: Bench, _ended: threading.Event) -> None:
+            for number in numbers:
+                bad = one.credential(one.reader, secret="wrong", expires=301 + number)  # noqa: S106
+                stranger.expect("a forged credential", bad, _SHUT_OUT)
 
-        floods = [threading.Thread(target=flood, args=(one.another(), n), daemon=True) for n in range(4)]
-        for each in floods:
-            each.start()
-        for number in range(_GOOD):
-            good = one.credential(one.reader, expires=500 + number)
-            one.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
-        for each in floods:
-            each.join(one.seconds(60.0))
-        if problems:
-            raise problems[0]
+        with beside(one, flood, 4):
+            for number in range(_GOOD):
+                good = one.credential(one.reader, expires=500 + number)
+                one.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
 
 
 @check("identity.hold.shared-kid", "JWKS-SET-006", features={"oidc"})

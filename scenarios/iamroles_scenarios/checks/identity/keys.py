@@ -1,9 +1,9 @@
 """Key sets that change, lie and fail, in a world that renews them every second.
 
-A key that must not verify is published *together with* a new good one. When a token of the good one passes,
-the set has been read, and the bad key has had its chance. A set that must be refused whole is the other way
-round: a new good key in it must not verify, though it was fetched, and the old one must still; once the set
-is mended the new key verifies, which shows that it was the set and not the key.
+A key that must not verify is published *together with* a new good key. When a token of the good key passes,
+the agent has read the set, and the bad key had its chance. If the agent must refuse a whole set, it is the
+other way round: a new good key in it must not verify, though the agent fetched it, and the old key still
+must. Once the set is mended the new key verifies, which shows that the set was at fault and not the key.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 MAX_STALE = 6.0
 """Seconds; as in the world `identity-stale`."""
 _TAKEN = 12.0
-"""Seconds, times the scale, within which a new set is in force."""
+"""Seconds, times the scale, until a new set is in force."""
 _NOT_A_KEY = refused("key_unknown", "signature_invalid", "algorithm_not_allowed", "token_malformed")
 _NOT_TAKEN = refused("key_unknown", "signature_invalid", "keys_unavailable", status=[401, 503])
 
 
 def _by(keys: IssuerHandle, key: SigningKey, **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
-    """A token of an issuer by a key that is not one of its own."""
+    """Mint a token of an issuer by a key that is not its own."""
     return mint({"roles": ["reader"], "alg": key.algorithm, **recipe}, [key], time.time(), keys.url)
 
 
@@ -73,7 +73,7 @@ _BAD_KEYS: list[tuple[str, str, str, str, dict[str, dict[str, Any]]]] = [
     ),
 ]
 """The last word of a check's id, its requirement and title, the issuer, and the kinds of bad keys
-(`mock.issuer.POISONS`), each with what a token by that key says besides."""
+(`mock.issuer.POISONS`), each with the recipe of a token by that key."""
 
 
 for _name, _requirement, _title, _issuer, _poisons in _BAD_KEYS:
@@ -98,7 +98,7 @@ for _name, _requirement, _title, _issuer, _poisons in _BAD_KEYS:
 
 
 Spoil = Callable[["IssuerHandle"], SigningKey | None]
-"""Breaks an issuer's set, or the answer with it; the key that it put there, if any."""
+"""Breaks an issuer's set, or the answer with it, and returns the key that it put there, if any."""
 
 
 def _refused_whole(target: Target, spoils: dict[str, Spoil]) -> None:
@@ -106,7 +106,7 @@ def _refused_whole(target: Target, spoils: dict[str, Spoil]) -> None:
 
     Args:
         target: of the check.
-        spoils: what befalls which issuer, all at the same time.
+        spoils: the fault of each issuer; all at the same time.
     """
     with bench(target, "identity-keys") as here:
         issuers = {name: here.issuer(name) for name in spoils}
@@ -118,7 +118,7 @@ def _refused_whole(target: Target, spoils: dict[str, Spoil]) -> None:
         new = {name: keys.add_key("ES256") for name, keys in issuers.items()}
         marks = {name: keys.counters().get("jwks", 0) for name, keys in issuers.items()}
         for name, keys in issuers.items():
-            # The first fetch from now may have begun before; the second has seen the spoilt set.
+            # The first fetch from now may have begun before; the second gets the spoilt set.
             keys.wait_for("jwks", marks[name] + 2, 10.0 * target.scale)
             keys.wait_for("jwks-done", marks[name] + 1, 10.0 * target.scale)
             here.expect(f"{name}: the old key, after the bad set", old[name], ALLOWED)
@@ -174,7 +174,7 @@ _BAD_SETS: list[tuple[str, str, str, dict[str, Spoil]]] = [
     (
         "broken",
         "JWKS-SET-004",
-        "An answer that is no key set leaves the last good set in force",
+        "An answer without a key set leaves the last good set in force",
         {
             "broken-status": lambda keys: keys.fault("jwks", "status", status=500),
             "broken-half": lambda keys: keys.fault("jwks", "truncated"),
@@ -182,7 +182,7 @@ _BAD_SETS: list[tuple[str, str, str, dict[str, Spoil]]] = [
         },
     ),
 ]
-"""The last word of a check's id, its requirement and title, and what happens to which issuer's set."""
+"""The last word of a check's id, its requirement and title, and the fault of each issuer's set."""
 
 
 for _name, _requirement, _title, _spoils in _BAD_SETS:
@@ -212,7 +212,7 @@ def outage(target: Target) -> None:
 
 
 def _asked(here: Bench, keys: IssuerHandle) -> None:
-    """Wait for one more question to the issuer, discovery or keys."""
+    """Wait until the agent asks the issuer once more, for discovery or keys."""
     before = sum(keys.counters().values())
     deadline = time.monotonic() + 10.0 * here.target.scale
     while sum(keys.counters().values()) <= before:

@@ -1,4 +1,4 @@
-"""Unknown kids: who may ask the issuer for its keys, how often, and who must not notice."""
+"""Unknown kids: how often they may make the agent ask the issuer, and which tokens must not wait."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _STORMY = 3.0
 """Seconds: longer than a cooldown; an agent may hold a question back until the cooldown ends."""
 _HERD = 12
 _PROMPT = 4.0
-"""Seconds, times the scale: what is answered sooner did not wait for a key set that takes twice as long."""
+"""Seconds, times the scale: an answer that comes sooner did not wait for a key set that takes twice as
+long."""
 _LATE = 8.0
 """Seconds, times the scale, by which a busy host may be late."""
 _numbers = count(1)
 
 
 def _stray(here: Bench, issuer: str) -> str:
-    """A token under a kid that nobody has."""
+    """Mint a token under a kid of no key."""
     return here.token(issuer, key="unknown-kid", alg="ES256")
 
 
@@ -108,7 +109,7 @@ def herd(target: Target) -> None:
             )
         if (made := _fetches(here, "herd") - before) > 2:
             raise CheckFailed(
-                f"{_HERD} tokens of one new key caused {made} fetches",
+                f"{_HERD} tokens of a single new key caused {made} fetches",
                 Evidence(expected="one fetch (two at most)", received=f"{made} fetches"),
             )
 

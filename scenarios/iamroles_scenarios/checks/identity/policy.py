@@ -1,8 +1,7 @@
-"""Policies that would weaken the check of credentials: an agent refuses them, or does not let them.
+"""Policies that would weaken the check of credentials: an agent refuses them, or does not obey them.
 
-Whether such a policy is an error when it loads, or is read in the one safe way, is the agent's choice; what
-must not happen is that it is taken up and does what it says. The flows take turns on one agent, and each puts
-the sound policy back.
+An agent may refuse to load such a policy, or read it in the only safe way; it must not load it and do what it
+says. The checks use one agent one after the other, and each puts the sound policy back.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 
-_turn = threading.Lock()
+_one_at_a_time = threading.Lock()
 _FORGED = refused("algorithm_not_allowed", "token_malformed", "key_unknown", "signature_invalid")
 
 
 @contextmanager
 def _taken_up(target: Target, **override: Any) -> Iterator[Bench | None]:  # noqa: ANN401 - a policy's tables
-    """The bench under a changed policy; None where the agent refused it, and the old one holds."""
-    with _turn, bench(target, "identity", limits={"max_token_bytes": 8000}) as here:
+    """Yield the bench under a changed policy; None if the agent refused it, and the old policy holds."""
+    with _one_at_a_time, bench(target, "identity", limits={"max_token_bytes": 8000}) as here:
         here.expect("the sound policy", here.token("corp"), ALLOWED)
         if not here.reload(merged(here.loan.policy, override))["reloaded"]:
             here.expect("the sound policy, after a refused one", here.token("corp", sub="bob"), ALLOWED)

@@ -19,7 +19,7 @@ _NOT_BELIEVED = refused(
     "sts_rejected", "sts_unavailable", "role_malformed", "claim_invalid", status=[401, 403, 503]
 )
 _RECOVERY = 12.0
-"""Seconds, times the scale, within which an STS that answers again is asked again."""
+"""Seconds, times the scale, until the agent asks an STS again that answers again."""
 _PROMPT = 3.0
 _READER = {
     "Arn": "arn:aws:sts::111111111111:assumed-role/reader/mallory",
@@ -29,7 +29,7 @@ _READER = {
 
 
 def _disbelieved(one: Bench, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
-    """Ask with credentials that STS would refuse, until it was asked; none may be believed."""
+    """Ask with credentials that STS would refuse, until the agent asks STS; it must believe none of them."""
     before = one.sts_calls()
     deadline = time.monotonic() + _RECOVERY * one.target.scale
     while one.sts_calls() == before:
@@ -43,8 +43,10 @@ _count = itertools.cycle(range(1, 900))
 
 
 def _next() -> int:
-    """Another `X-Amz-Expires` each time: no two credentials of one second are alike, none is answered from a
-    cache. They begin anew in processes that play for long."""
+    """Return another `X-Amz-Expires` each time, so that no cache knows the credential.
+
+    They repeat only in a process that plays for long.
+    """
     return next(_count)
 
 
@@ -64,11 +66,11 @@ _SHAPES: dict[str, Any] = {
     "another action's answer": {"AssumeRoleResponse": {"AssumeRoleResult": {"AssumedRoleUser": _READER}}},
 }
 _XML_ALONE = {"a number for the account": _response({**_READER, "Account": {"Id": "111111111111"}})}
-"""What XML cannot say is something else that is wrong there."""
+"""XML has no numbers, so another fault stands there."""
 
 
 def _xml(shape: Any) -> str:  # noqa: ANN401 - JSON
-    """The same shape as STS writes it for who accepts no JSON."""
+    """Write the shape as STS does for callers that do not accept JSON."""
     if isinstance(shape, list):
         return "".join(f"<member>{_xml(one)}</member>" for one in shape)
     if not isinstance(shape, dict):
@@ -217,12 +219,9 @@ def redirect(target: Target) -> None:
     with bench(target, WORLD, flow="redirected") as one:
         url = target.stage.urls["sts"]
         elsewhere = f"{STS_ACTION}@{url.partition('://')[2]}"
-        one.cloud.fault(
-            elsewhere, "forge", members=_READER
-        )  # never cleared: nobody else asks under this name
-        before = one.cloud.counters().get(
-            elsewhere, 0
-        )  # by an agent that was judged before, on the same stage
+        # The fault stays: only this check asks under this name, perhaps for another agent before.
+        one.cloud.fault(elsewhere, "forge", members=_READER)
+        before = one.cloud.counters().get(elsewhere, 0)
         for status in (301, 302, 303, 307, 308):
             location = f"{url}/?Action={STS_ACTION}&Version=2011-06-15"
             one.sts_fault("redirect", status=status, location=location)

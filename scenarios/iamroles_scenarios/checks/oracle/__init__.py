@@ -1,4 +1,5 @@
-"""The policy oracle: SPEC.md sections 6 and 7 a second time, small and slow, and worlds to try it on.
+"""The policy oracle: SPEC.md sections 6 and 7 a second time, small and slow, and random policies to try.
 
-Shares no code with any agent. Where the agent compiles and indexes, this reads every rule for every request.
+It shares no code with any agent. The agent compiles and indexes; the oracle reads every rule for every
+request.
 """

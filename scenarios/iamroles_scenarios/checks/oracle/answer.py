@@ -1,4 +1,4 @@
-"""Whether an agent's answer is the one that the oracle gives: over SPOP, and as HAProxy shows it."""
+"""Compares an agent's answer with the oracle's: over SPOP, and as HAProxy shows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXTS = ("reason", "error", "rule", "backend", "role")
 
 
 def unlike(expected: Outcome, answer: Mapping[str, object]) -> list[str]:
-    """What differs between an outcome and the variables that an agent set; empty if nothing does.
+    """List the differences between an outcome and the variables that an agent set.
 
     Args:
         expected: by `judge`.
@@ -22,7 +22,7 @@ def unlike(expected: Outcome, answer: Mapping[str, object]) -> list[str]:
 
 
 def wanted(expected: Outcome) -> dict[str, object]:
-    """The variables of an outcome, as `differences` takes them; an unset one is ""."""
+    """Write an outcome as variables for `differences`; an unset one is ""."""
     status, error = REASONS.get(expected.reason, (200, ""))
     found: dict[str, object] = {
         "allow": expected.allow,
@@ -38,9 +38,9 @@ def wanted(expected: Outcome) -> dict[str, object]:
 
 
 def unlike_seen(expected: Outcome, seen: Observation) -> list[str]:
-    """As `unlike`, for what a client of HAProxy, the backend and the log show.
+    """Compare as `unlike` does, with the observation of a client of HAProxy.
 
-    HAProxy itself refuses an ambiguous path, sometimes before any rule of it can name a reason.
+    HAProxy itself refuses an ambiguous path, sometimes before a rule of the agent can name a reason.
     """
     status, error = REASONS.get(expected.reason, (200, ""))
     shown: dict[str, object] = {"allow": expected.allow, "status": status, "backend": expected.backend}
@@ -52,7 +52,7 @@ def unlike_seen(expected: Outcome, seen: Observation) -> list[str]:
 
 
 def said(expected: Outcome) -> str:
-    """An outcome as a failed check prints it."""
+    """Write an outcome as a failed check prints it."""
     if not expected.allow:
         rules = f", rule {_either(expected.rules)}" if expected.rules else ""
         return f"refused: {expected.reason}{rules}"

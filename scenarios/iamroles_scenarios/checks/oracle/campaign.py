@@ -1,12 +1,13 @@
-"""The oracle against a running agent: random worlds put in force one after the other, thousands of questions.
+"""The oracle against a running agent: random policies in force one after the other, thousands of questions.
 
-Each world is taken up by a reload, in one process, on purpose: a verdict, a role or a lifetime that survives
-from the world before is a disagreement too. An agent that declares no reload is started anew for each. A
-world whose grants conflict must be refused, and the one before must still answer as it did.
+Each policy takes effect by a reload, in one process, on purpose: a verdict, a role or a lifetime that
+survives from the policy before is a disagreement too. If an agent declares no reload, it starts again for
+each policy. The agent must refuse a policy whose grants conflict, and must then still answer by the policy
+before.
 
-Tokens are real: minted here for each question, ES256, by the mock issuer whose keys the agent fetches. The
-first disagreement is made small before it is shown: whatever can be taken out of policy and token without the
-two agreeing again is taken out.
+Tokens are real: minted here for each question, ES256, by the mock issuer whose keys the agent fetches. Before
+the campaign shows the first disagreement, it makes it small: it takes out of policy and token everything
+without which agent and oracle still disagree.
 """
 
 from __future__ import annotations
@@ -15,42 +16,41 @@ import copy
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, StageError, WireError
 from iamroles_scenarios.checks.oracle.answer import said, unlike
-from iamroles_scenarios.checks.oracle.generate import Case, DrawnWorld, may_conflict, shuffled, world
+from iamroles_scenarios.checks.oracle.generate import DrawnCase, DrawnPolicy, draw, may_conflict, shuffled
 from iamroles_scenarios.checks.oracle.judge import Outcome, judge, load_error
 from iamroles_scenarios.declarations.results import tails
-from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.jose import mint
 from iamroles_scenarios.wire.asker import Asker
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
-    from iamroles_scenarios.engine.worlds import Loan
-    from iamroles_scenarios.mock.clients import IssuerHandle
+    from iamroles_scenarios.stage import World
 
 CASES_PER_WORLD = 60
-WORLD = WorldSpec(policy="policy-oracle", own=True)
+POLICY = "policy-oracle"
+"""The file of what all drawn policies share, in data/worlds/."""
 _WINDOW = 64
 """Questions on their way at a time."""
 _ASKED_AGAIN = 10
-"""Questions of the world before that are asked again after a refused reload."""
-_RELOAD_WITHIN = 10.0
+"""Questions by the policy before that the campaign repeats after a refused reload."""
 _ANSWER_WITHIN = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One case with its token minted, and what the oracle says."""
+class DrawnQuestion:
+    """One drawn case with its token minted, and the oracle's outcome."""
 
     number: int
-    """Of the case, in its world."""
-    case: Case
+    """Of the case, under its policy."""
+    case: DrawnCase
     claims: dict[str, Any]
     token: str
     expected: Outcome
@@ -62,15 +62,15 @@ class Question:
 
 @dataclass(slots=True)
 class CampaignReport:
-    """What came of a campaign."""
+    """The sums of a campaign."""
 
     seed: int
     cases: int = 0
     worlds: int = 0
     refused: int = 0
-    """Worlds that conflict, and were refused as they must."""
+    """Policies with a conflict, which the agent refused as it must."""
     verdicts: Counter[str] = field(default_factory=Counter)
-    """How many questions had each outcome: a campaign that only refuses proves little."""
+    """Number of questions by outcome: a campaign that only refuses proves little."""
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -82,39 +82,35 @@ class CampaignReport:
 
 
 def again(seed: int, number: int) -> str:
-    """The command that plays one world again."""
+    """Return the command that plays one policy again."""
     return f"iamroles conformance oracle --seed {seed} --world {number}"
 
 
 class Campaign:
-    """Plays worlds of a seed against an agent.
+    """Plays policies of a seed against an agent.
 
     Args:
-        target: the agent, its stage.
-        loan: a running world of `WORLD`.
-        seed: of the worlds.
+        here: a bench on a world of its own.
+        seed: of the policies.
         shuffled: ask everything a second time, with every list of the policy and of the tokens in another
             order: no answer may change.
     """
 
-    def __init__(self, target: Target, loan: Loan, seed: int, *, shuffled: bool = False) -> None:
-        self._target = target
-        self._place = loan
-        self._issuer: IssuerHandle = target.worlds.issuer(loan.issuer("corp"))
-        self._keys = list(self._issuer.keys)  # a new one might come after the fetch that is under way
-        self._force: _Reloading | _Restarting = (
-            _Reloading(target, loan) if target.agent.features.get("reload") else _Restarting(target, loan)
-        )
+    def __init__(self, here: Bench, seed: int, *, shuffled: bool = False) -> None:
+        self._here = here
+        self._issuer = here.issuer()
+        self._keys = list(self._issuer.keys)  # a key that is added later may miss the agent's fetch
+        self._force = (_Reloading if here.target.agent.features.get("reload") else _Restarting)(here)
         self.report = CampaignReport(seed)
         self._shuffled = shuffled
-        self._before: tuple[DrawnWorld, list[Question]] | None = None
+        self._before: tuple[DrawnPolicy, list[DrawnQuestion]] | None = None
 
     def run(self, numbers: Sequence[int], cases: int) -> CampaignReport:
-        """Play worlds in this order.
+        """Play policies in this order.
 
         Args:
-            numbers: which of the seed's worlds.
-            cases: questions in each.
+            numbers: of the seed's policies.
+            cases: questions to each.
 
         Raises:
             CheckFailed: the first disagreement, made small.
@@ -128,10 +124,10 @@ class Campaign:
         self.report.seconds = time.monotonic() - started
         return self.report
 
-    # --- one world -----------------------------------------------------------------------------------------
+    # --- one policy ----------------------------------------------------------------------------------------
 
     def _world(self, number: int, cases: int) -> None:
-        played = world(self.report.seed, number, cases)
+        played = draw(self.report.seed, number, cases)
         answer = self._force.take(self._completed(played.policy))
         if not played.loads:
             self._must_refuse(number, played, answer)
@@ -147,8 +143,8 @@ class Campaign:
         if self._shuffled:
             self._again_shuffled(number, played)
 
-    def _again_shuffled(self, number: int, played: DrawnWorld) -> None:
-        """The same world in another order: the oracle says the same, and so must the agent."""
+    def _again_shuffled(self, number: int, played: DrawnPolicy) -> None:
+        """Play the same policy in another order: the oracle says the same, and so must the agent."""
         other = shuffled(played, self.report.seed + number)
         answer = self._force.take(self._completed(other.policy))
         if not answer.get("reloaded"):
@@ -156,7 +152,7 @@ class Campaign:
             raise self._failure(number, other, what, received=str(answer))
         self._ask(number, other, self._questions(other), "in another order: ")
 
-    def _must_refuse(self, number: int, played: DrawnWorld, answer: Mapping[str, Any]) -> None:
+    def _must_refuse(self, number: int, played: DrawnPolicy, answer: Mapping[str, Any]) -> None:
         conflict = load_error(played.policy) or ("", "")
         if answer.get("reloaded"):
             what = f"the agent takes up a policy whose grants {conflict[0]} and {conflict[1]} conflict"
@@ -170,7 +166,7 @@ class Campaign:
             former, questions = self._before
             self._ask(number, former, questions[:_ASKED_AGAIN], "after another policy was refused: ")
 
-    def _ask(self, number: int, played: DrawnWorld, questions: list[Question], when: str = "") -> None:
+    def _ask(self, number: int, played: DrawnPolicy, questions: list[DrawnQuestion], when: str = "") -> None:
         answers = self._answers(number, played, questions)
         for question, answer in zip(questions, answers, strict=True):
             if found := unlike(question.expected, answer):
@@ -179,25 +175,27 @@ class Campaign:
             self.report.cases += 1
             self.report.verdicts[question.expected.reason or "allowed"] += 1
 
-    def _answers(self, number: int, played: DrawnWorld, questions: list[Question]) -> list[dict[str, object]]:
-        with Asker(self._force.address, timeout=_ANSWER_WITHIN * self._target.scale) as asker:
+    def _answers(
+        self, number: int, played: DrawnPolicy, questions: list[DrawnQuestion]
+    ) -> list[dict[str, object]]:
+        with Asker(self._force.agent.spop_address, timeout=self._here.seconds(_ANSWER_WITHIN)) as asker:
             try:
                 return asker.decide_many([question.check for question in questions], window=_WINDOW)
             except WireError as error:
                 raise self._failure(number, played, error.message, trace=error.trace) from error
 
-    def _questions(self, played: DrawnWorld) -> list[Question]:
+    def _questions(self, played: DrawnPolicy) -> list[DrawnQuestion]:
         now = int(time.time())
         return [self._question(played.policy, number, case, now) for number, case in enumerate(played.cases)]
 
-    def _question(self, policy: Mapping[str, Any], number: int, case: Case, now: int) -> Question:
+    def _question(self, policy: Mapping[str, Any], number: int, case: DrawnCase, now: int) -> DrawnQuestion:
         claims = {**case.claims, "iat": now + case.claims["iat"], "exp": now + case.claims["exp"]}
         token = mint({"key": "ES256", "claims": claims, "drop": ["nbf"]}, self._keys, now, self._issuer.url)
-        return Question(number, case, claims, token, judge(policy, claims, case.request, now))
+        return DrawnQuestion(number, case, claims, token, judge(policy, claims, case.request, now))
 
     def _completed(self, policy: Mapping[str, Any]) -> dict[str, Any]:
-        """The world file: the generated policy, and what every world has in common."""
-        base = self._place.policy
+        """Complete a drawn policy with the tables that all of them share."""
+        base = self._here.loan.policy
         issuer = {**base["issuers"][0], **policy["issuers"][0]}
         return copy.deepcopy({**base, **policy, "issuers": [issuer]})
 
@@ -206,9 +204,9 @@ class Campaign:
     def _failure(
         self,
         number: int,
-        played: DrawnWorld,
+        played: DrawnPolicy,
         what: str,
-        question: Question | None = None,
+        question: DrawnQuestion | None = None,
         answer: Mapping[str, object] | None = None,
         *,
         received: str = "",
@@ -231,14 +229,14 @@ class Campaign:
             expected="" if question is None else said(question.expected),
             received=received,
             trace=trace,
-            logs=tails({"agent": self._force.logs()}),
+            logs=tails({"agent": self._force.agent.logs()}),
         )
         return CheckFailed(f"{what} (again: {again(self.report.seed, number)})", evidence)
 
     def _smaller(
-        self, policy: Mapping[str, Any], question: Question, answer: Mapping[str, object]
-    ) -> tuple[Mapping[str, Any], Question, Mapping[str, object]]:
-        """Take out of policy and token what the disagreement does not need, as long as something can go."""
+        self, policy: Mapping[str, Any], question: DrawnQuestion, answer: Mapping[str, object]
+    ) -> tuple[Mapping[str, Any], DrawnQuestion, Mapping[str, object]]:
+        """Take parts out of policy and token as long as agent and oracle still disagree."""
         if not self._force.keeps:
             return policy, question, answer
         shrinking = True
@@ -252,24 +250,26 @@ class Campaign:
         return policy, question, answer
 
     def _tried(
-        self, policy: Mapping[str, Any], number: int, case: Case
-    ) -> tuple[Question, Mapping[str, object]] | None:
-        """The question and its answer if agent and oracle still disagree."""
+        self, policy: Mapping[str, Any], number: int, case: DrawnCase
+    ) -> tuple[DrawnQuestion, Mapping[str, object]] | None:
+        """Return the question and its answer if agent and oracle still disagree."""
         if load_error(policy) is not None:
             return None
         try:
             if not self._force.take(self._completed(policy)).get("reloaded"):
                 return None
             question = self._question(policy, number, case, int(time.time()))
-            with Asker(self._force.address, timeout=_ANSWER_WITHIN) as asker:
+            with Asker(self._force.agent.spop_address, timeout=_ANSWER_WITHIN) as asker:
                 answer = asker.decide(question.check)
         except (CheckFailed, WireError):
             return None
         return (question, answer) if unlike(question.expected, answer) else None
 
 
-def _smaller_ones(policy: Mapping[str, Any], case: Case) -> Iterator[tuple[Mapping[str, Any], Case]]:
-    """Policies and cases with one thing less."""
+def _smaller_ones(
+    policy: Mapping[str, Any], case: DrawnCase
+) -> Iterator[tuple[Mapping[str, Any], DrawnCase]]:
+    """Yield policies and cases with one part less."""
     for table in ("grants", "denies", "scopes"):
         for index, rule in enumerate(policy[table]):
             without = [*policy[table][:index], *policy[table][index + 1 :]]
@@ -282,11 +282,11 @@ def _smaller_ones(policy: Mapping[str, Any], case: Case) -> Iterator[tuple[Mappi
     if isinstance(roles, list) and len(roles) > 1:
         for index in range(len(roles)):
             claims = {**case.claims, "roles": [*roles[:index], *roles[index + 1 :]]}
-            yield policy, Case(claims, case.request)
+            yield policy, DrawnCase(claims, case.request)
 
 
 def _shown(policy: Mapping[str, Any]) -> str:
-    """A policy with one rule a line."""
+    """Write a policy with one rule a line."""
     lines = [f'multi_role = "{policy["multi_role"]}", issuer {json.dumps(policy["issuers"][0])}']
     for table in ("roles", "groups", "grants", "denies", "scopes"):
         lines += [f"{table}: {json.dumps(entry)}" for entry in policy[table]]
@@ -301,60 +301,44 @@ def _lines(answer: Mapping[str, object]) -> str:
 
 
 class _Reloading:
-    """One agent, reloaded: what it refuses leaves the policy before in force."""
+    """One agent that reloads; after a refused reload the policy before stays in force."""
 
     keeps = True
 
-    def __init__(self, target: Target, loan: Loan) -> None:
-        self._agent = loan.world.agent
-        self._within = _RELOAD_WITHIN * target.scale
-
-    @property
-    def address(self) -> str:
-        return self._agent.spop_address
+    def __init__(self, here: Bench) -> None:
+        self._here = here
+        self.agent = here.world.agent
 
     def take(self, policy: dict[str, Any]) -> Mapping[str, Any]:
         try:
-            return self._agent.reload(policy, within=self._within)
+            return self._here.reload(policy)
         except StageError as error:
             raise CheckFailed(f"the agent did not say what came of the reload: {error.message}") from error
 
-    def logs(self) -> str:
-        return self._agent.logs()
-
     def close(self) -> None:
-        """Nothing of its own."""
+        """Leave the agent to its world."""
 
 
-class _Restarting:
-    """An agent that cannot reload: a fresh one for each policy."""
+class _Restarting(_Reloading):
+    """A fresh agent for each policy, because it cannot reload."""
 
     keeps = False
-
-    def __init__(self, target: Target, loan: Loan) -> None:
-        self._target = target
-        self._close: Callable[[], None] = lambda: None
-        self._agent = loan.world.agent
-
-    @property
-    def address(self) -> str:
-        return self._agent.spop_address
+    _started: World | None = None
 
     def take(self, policy: dict[str, Any]) -> Mapping[str, Any]:
-        self._close()
-        self._close = lambda: None
+        self.close()
+        target = self._here.target
         try:
-            world = self._target.stage.world(self._target.agent, policy, haproxy=False)
+            self._started = target.stage.world(target.agent, policy, haproxy=False)
         except StageError as error:
             return {"reloaded": False, "error": str(error)}
-        self._close, self._agent = world.close, world.agent
+        self.agent = self._started.agent
         return {"reloaded": True}
 
-    def logs(self) -> str:
-        return self._agent.logs()
-
     def close(self) -> None:
-        self._close()
+        if self._started is not None:
+            self._started.close()
+            self._started = None
 
 
 # --- whole campaigns ---------------------------------------------------------------------------------------
@@ -362,13 +346,14 @@ class _Restarting:
 
 @contextmanager
 def campaign(target: Target, seed: int, *, shuffled: bool = False) -> Iterator[Campaign]:
-    """A campaign on a world of its own that ends with it."""
-    with target.worlds.borrow(WORLD, "policy.oracle.order" if shuffled else "policy.oracle") as loan:
-        yield Campaign(target, loan, seed, shuffled=shuffled)
+    """Yield a campaign on a world of its own."""
+    with bench(target, POLICY, "policy.oracle.order" if shuffled else "policy.oracle", own=True) as here:
+        yield Campaign(here, seed, shuffled=shuffled)
 
 
 def numbers_for(cases: int) -> list[int]:
-    """So many worlds of a seed that about `cases` questions are asked in those that load."""
+    """Number as many policies of a seed as give about `cases` questions, not counting those with a
+    conflict."""
     numbers: list[int] = []
     left, number = cases, 0
     while left > 0:

@@ -18,19 +18,19 @@ class Trick:
     """One path of the corpus."""
 
     name: str
-    """Of its group."""
+    """The name of its group."""
     kind: Kind
     path: str
     """As it is sent; characters up to U+00FF stand for bytes."""
     forwarded: str = ""
     """For `served`: the path that the backend must get."""
     proxy: bool = False
-    """Whether only HAProxy can be asked about it."""
+    """Only HAProxy can send it."""
 
 
 @cache
 def tricks() -> tuple[Trick, ...]:
-    """All of them, in the file's order.
+    """Read all tricks, in the file's order.
 
     Raises:
         ValueError, KeyError: the file is malformed; the package's own fault.
@@ -43,7 +43,7 @@ def _tricks(groups: list[dict[str, object]]) -> Iterator[Trick]:
     for group in groups:
         name, kind, proxy = str(group["name"]), group["class"], bool(group.get("proxy"))
         if kind not in ("refused", "served", "closed"):
-            raise ValueError(f"corpus: {name}: {kind!r} is no class; say refused, served or closed")
+            raise ValueError(f"corpus: {name}: unknown class {kind!r}; say refused, served or closed")
         if kind == "served":
             pairs = group["pairs"]
             assert isinstance(pairs, list)  # noqa: S101 - a malformed file, shown by its test
@@ -57,10 +57,10 @@ def _tricks(groups: list[dict[str, object]]) -> Iterator[Trick]:
 
 
 def careless(path: str) -> str:
-    """The path as the most careless of servers would resolve it.
+    """Resolve a path as the most careless of servers would.
 
-    It decodes twice, takes a backslash for a slash, forgets path parameters and what follows a NUL, collapses
-    slashes and resolves dot segments: each of these is what some server does.
+    Such a server decodes twice, takes a backslash for a slash, forgets path parameters and what follows a
+    NUL, collapses slashes and resolves dot segments: each of these is what some server does.
     """
     text = unquote_to_bytes(unquote_to_bytes(path.partition("?")[0])).decode("latin-1")
     text = text.partition("\0")[0].replace("\\", "/")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +46,7 @@ _SPELLINGS = (("orders", "%6Frders"), ("export", "e%78port"), ("~", "%7e"), ("%C
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class DrawnCase:
     """One token and one request.
 
     Attributes:
@@ -60,26 +59,21 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnWorld:
-    """One policy and questions about it. `policy` lacks what a stage adds: the issuer's URL and keys."""
+class DrawnPolicy:
+    """One policy and questions about it. `policy` lacks the parts that a stage adds: the issuer's URL and
+    keys."""
 
     policy: dict[str, Any]
-    cases: tuple[Case, ...]
+    cases: tuple[DrawnCase, ...]
 
     @property
     def loads(self) -> bool:
-        """Whether an agent must take it, or refuse it for two conflicting grants."""
+        """Tell whether an agent must accept it, or refuse it for two conflicting grants."""
         return load_error(self.policy) is None
 
 
-def worlds(seed: int, count: int, cases: int) -> Iterator[DrawnWorld]:
-    """`count` worlds of `cases` questions each; those that `may_conflict` says may be unloadable."""
-    for number in range(count):
-        yield world(seed, number, cases)
-
-
-def world(seed: int, number: int, cases: int) -> DrawnWorld:
-    """One world of a seed: its policy, and as many of its questions as are asked for."""
+def draw(seed: int, number: int, cases: int) -> DrawnPolicy:
+    """Draw one policy of a seed, and the first of its questions."""
     chance = random.Random(f"{seed}/{number}")  # noqa: S311 - reproducible, not secret
     policy = _policy(chance)
     if may_conflict(number):
@@ -87,16 +81,16 @@ def world(seed: int, number: int, cases: int) -> DrawnWorld:
     else:
         while conflict := load_error(policy):
             policy["grants"] = [grant for grant in policy["grants"] if grant["id"] != conflict[1]]
-    return DrawnWorld(policy, tuple(_case(chance, policy) for _ in range(cases)))
+    return DrawnPolicy(policy, tuple(_case(chance, policy) for _ in range(cases)))
 
 
 def may_conflict(number: int) -> bool:
-    """Whether a world is given grants that conflict (unless all are in shadow); one in eight is."""
+    """Tell whether a policy gets grants that conflict (unless all are in shadow): one in eight does."""
     return number % 8 == 7
 
 
 def _clash(chance: random.Random, policy: dict[str, Any]) -> None:
-    """Add a grant that meets another one and leads elsewhere, as little like it in text as may be."""
+    """Add a grant that meets another and leads elsewhere, with as different a text as possible."""
     enforced = [grant for grant in policy["grants"] if not grant.get("shadow")]
     if not enforced or load_error(policy):
         return
@@ -110,8 +104,8 @@ def _clash(chance: random.Random, policy: dict[str, Any]) -> None:
     policy["grants"].append(clashing | {"id": "G99", "backend": chance.choice(others)})
 
 
-def shuffled(played: DrawnWorld, seed: int) -> DrawnWorld:
-    """The same world with every list whose order must not matter in another one, roles of tokens included."""
+def shuffled(played: DrawnPolicy, seed: int) -> DrawnPolicy:
+    """Put every list whose order must not matter into another order, the roles of tokens included."""
     chance = random.Random(seed)  # noqa: S311
 
     def turned(value: Any) -> Any:  # noqa: ANN401 - any JSON
@@ -121,8 +115,8 @@ def shuffled(played: DrawnWorld, seed: int) -> DrawnWorld:
             return [turned(item) for item in chance.sample(value, len(value))]
         return value
 
-    cases = tuple(Case(turned(case.claims), case.request) for case in played.cases)
-    return DrawnWorld(turned(played.policy), cases)
+    cases = tuple(DrawnCase(turned(case.claims), case.request) for case in played.cases)
+    return DrawnPolicy(turned(played.policy), cases)
 
 
 def _policy(chance: random.Random) -> dict[str, Any]:
@@ -189,15 +183,15 @@ def _region(chance: random.Random, *, methods: bool = False, sources: bool = Tru
 
 
 def _path(chance: random.Random) -> list[str]:
-    """Mostly below /orders, so that rules meet."""
+    """Draw a path, mostly below /orders, so that rules meet."""
     length = chance.choice((0, 1, 1, 2, 2, 3))
     return [
         "orders" if at == 0 and chance.random() < 0.8 else chance.choice(_SEGMENTS) for at in range(length)
     ]
 
 
-def _case(chance: random.Random, policy: dict[str, Any]) -> Case:
-    """A question: half of them aim at a grant, so that enough are allowed, and then one thing is changed."""
+def _case(chance: random.Random, policy: dict[str, Any]) -> DrawnCase:
+    """Draw a question: half of them aim at a grant, so that enough are allowed, perhaps with one change."""
     claims: dict[str, Any] = {
         "roles": _held(chance, policy),
         "iat": -chance.choice((0, 200, 400, 900)),
@@ -220,13 +214,13 @@ def _case(chance: random.Random, policy: dict[str, Any]) -> Case:
         request["role"] = name if chance.random() < 0.5 else f"arn:aws:iam::{account}:role/{name}"
     if chance.random() < 0.5:
         _aim(chance, policy, claims, request)
-    return Case(claims, request)
+    return DrawnCase(claims, request)
 
 
 def _aim(
     chance: random.Random, policy: dict[str, Any], claims: dict[str, Any], request: dict[str, Any]
 ) -> None:
-    """Fit the question to a grant in all but, sometimes, one respect."""
+    """Fit the question to a grant, sometimes in all but one respect."""
     grant = chance.choice(policy["grants"])
     spared = chance.choice(("", "", "roles", "method", "path", "host", "src", "role"))
     named = min(roles_of(policy, grant))
@@ -274,7 +268,7 @@ def _held(chance: random.Random, policy: dict[str, Any]) -> list[str] | str:
 
 
 def _any_role(chance: random.Random, policy: dict[str, Any]) -> tuple[str, str]:
-    """Mostly a role that the policy maps, sometimes its namesake in the other account, or a stranger."""
+    """Draw a role: mostly of the policy, sometimes its namesake in the other account, or an unknown role."""
     if chance.random() < 0.85:
         role = chance.choice(policy["roles"])
         parts = (role.get("arn") or chance.choice(role["arns"])).split(":")
@@ -283,7 +277,7 @@ def _any_role(chance: random.Random, policy: dict[str, Any]) -> tuple[str, str]:
 
 
 def _spelled(chance: random.Random, account: str, name: str) -> str:
-    """A role's ARN in one of its spellings."""
+    """Spell a role's ARN in one of its ways."""
     return chance.choice(
         (
             f"arn:aws:iam::{account}:role/{name}",

@@ -1,4 +1,4 @@
-"""What the answer must be: the decision of SPEC.md section 6, rule by rule, over plain dictionaries."""
+"""The decision of SPEC.md section 6, rule by rule, over plain dictionaries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a right agent answers.
+    """The right answer.
 
     Attributes:
         reason: "" if the request is allowed.
@@ -49,7 +49,7 @@ def judge(policy: Policy, claims: Mapping[str, Any], request: Mapping[str, Any],
     """Judge a request whose token was verified.
 
     Args:
-        policy: as the world file has it; its one issuer names the claims.
+        policy: of the file; its one issuer names the claims.
         claims: of the token, with `exp` and `iat` in epoch seconds.
         request: `method`, `host`, `path`, `src`, `role` (may be None).
         now: epoch seconds.
@@ -109,7 +109,7 @@ def _allowed(
 def _active(
     policy: Policy, held: list[str], claims: Mapping[str, Any], request: Mapping[str, Any]
 ) -> list[str] | str:
-    """The active set, or the reason why there is none."""
+    """Return the active set of roles, or the reason for a refusal."""
     wanted = request.get("role")
     if wanted is not None:
         asked = {arn(wanted)} if wanted.startswith("arn:") else _arns_by_name(policy).get(wanted, set())
@@ -145,15 +145,15 @@ def _expires(policy: Policy, claims: Mapping[str, Any], roles: list[str]) -> int
 
 
 def roles_of(policy: Policy, rule: Rule) -> set[str]:
-    """The names of roles in a rule, groups written out."""
+    """Return the names of roles in a rule, groups written out."""
     groups = {group["name"]: group["roles"] for group in policy.get("groups", ())}
     return {role for name in rule["roles"] for role in groups.get(name, [name])}
 
 
 def matches(rule: Rule, request: Mapping[str, Any], *, deny: bool = False) -> bool:
-    """Whether a request lies in a rule's region: methods, path, hosts, sources.
+    """Tell whether a request lies in a rule's region: methods, path, hosts, sources.
 
-    A deny with hosts holds for a request without one: nobody can tell that it is for another host.
+    A deny with hosts also holds for a request without one, because that may be for any host.
     """
     methods = rule.get("methods", ["*"])
     hosts, sources = rule.get("hosts", ()), rule.get("sources", ())
@@ -179,7 +179,7 @@ def _path_matches(rule: Rule, path: list[str]) -> bool:
 
 
 def host_name(text: str) -> str | None:
-    """A Host header without case, port and trailing dot; None where it is not one host."""
+    """Return a Host header without case, port and trailing dot; None if it is not one host."""
     if text.startswith("["):
         name, closed, rest = text.partition("]")
         name, labels = f"{name}]", [name[1:]]
@@ -204,7 +204,7 @@ def _host_matches(pattern: str, name: str) -> bool:
 
 
 def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Any:  # noqa: ANN401 - of either family
-    """An IPv4-mapped address is the IPv4 address in it (RFC 4291 section 2.5.5.2)."""
+    """Turn an IPv4-mapped address into the IPv4 address in it (RFC 4291 section 2.5.5.2)."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
@@ -221,7 +221,7 @@ def _specificity(rule: Rule) -> tuple[int, int]:
 
 
 def segments(path: str) -> list[str] | None:
-    """The path's segments, one trailing `/` dropped, unreserved characters decoded; None: ambiguous."""
+    """Split a path, one trailing `/` dropped, unreserved characters decoded; None: it is ambiguous."""
     if not path.startswith("/") or any(not 0x21 <= ord(char) <= 0x7E or char in ";\\" for char in path):
         return None
     parts = path[1:].split("/")
@@ -254,7 +254,7 @@ def _decode(part: str) -> str | None:
 
 
 def _is_plain_text(part: str) -> bool:
-    """Whether a segment spells UTF-8, without outer blanks and without a delimiter in disguise."""
+    """Tell whether a segment spells UTF-8, without outer blanks and without a delimiter in disguise."""
     try:
         text = unquote(part, errors="strict")
     except UnicodeDecodeError:
@@ -269,7 +269,7 @@ def _is_plain_text(part: str) -> bool:
 
 
 def arn(text: str) -> str | None:
-    """The canonical role ARN; None where the text is neither a role nor an assumed role."""
+    """Return the canonical role ARN; None if the text is neither a role nor an assumed role."""
     parts = text.split(":")
     if (
         len(parts) != 6
@@ -290,13 +290,13 @@ def arn(text: str) -> str | None:
 
 
 def seconds(duration: str) -> float:
-    """A duration of the policy."""
+    """Read a duration of the policy."""
     unit = duration.lstrip("0123456789.")
     return float(duration[: -len(unit)]) * _UNITS[unit]
 
 
 def load_error(policy: Policy) -> tuple[str, str] | None:
-    """The two grants of which a loader must say that they conflict (equal specificity, another backend).
+    """Find two grants that conflict, so that a loader must refuse them (equal specificity, another backend).
 
     A grant in shadow leads nowhere, so it conflicts with nothing.
     """

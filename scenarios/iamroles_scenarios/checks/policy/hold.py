@@ -1,4 +1,4 @@
-"""What is in force holds: after a crash, across a reload, and whoever else is asking."""
+"""The policy in force holds: after a crash, across a reload, and beside hostile clients."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 
 from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, refused
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, beside, refused
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.target import Target
 
 _SHUT = refused("no_grant", status=403)
 _FETCH = 3.0
-"""Seconds, times the scale, for which keys are held back while the policy changes."""
+"""Seconds, times the scale, by which the keys come late while the policy changes."""
 _LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640}
 """Bytes: SPEC.md 2.6."""
 _ROUNDS = 60
 _MULTIPLE, _FLOOR = 25.0, 0.1
-"""Beside hostile texts, the slowest good answers may take so many times as long, or so many seconds."""
+"""Beside hostile texts, the slowest good answers may take this multiple of their time alone, and at least the
+floor in seconds."""
 
 
 def _without_reads(here: Bench) -> dict[str, Any]:
-    """The world's policy without the grant of the reader's route."""
+    """Return the world's policy without the grant of the reader's route."""
     policy = here.loan.policy
     kept = [grant for grant in policy["grants"] if grant["backend"] != "orders-ro"]
     return {**policy, "grants": kept}
@@ -75,7 +76,7 @@ def in_flight(target: Target) -> None:
 
 
 def _of_length(name: str, size: int) -> dict[str, Any]:
-    """A request one of whose texts has so many bytes, judged like any other of its kind."""
+    """Return a request with a text of this length in bytes, which the agent would else judge as usual."""
     match name:
         case "method":
             return {"method": "M" * size}
@@ -108,7 +109,7 @@ def text_limits(target: Target) -> None:
 
 
 def _slowest(here: Bench, token: str) -> float:
-    """The slowest of some good answers but one, in seconds."""
+    """Measure some good answers, and return the second slowest in seconds."""
     took = []
     for _ in range(_ROUNDS):
         began = time.monotonic()
@@ -136,31 +137,17 @@ def hostile_texts(target: Target) -> None:
         token = here.token(exp="+15m")
         here.expect("the first", token, ALLOWED)
         alone = _slowest(here, token)
-        done = threading.Event()
-        failed: list[Exception] = []
 
-        def flood(stranger: Bench) -> None:
-            try:
-                while not done.is_set():
-                    for request in worst:
-                        stranger.ask("", with_reason=False, **request)
-            except Exception as error:  # noqa: BLE001 - raised where the check can tell it
-                failed.append(error)
+        def flood(stranger: Bench, ended: threading.Event) -> None:
+            while not ended.is_set():
+                for request in worst:
+                    stranger.ask("", with_reason=False, **request)
 
-        strangers = [threading.Thread(target=flood, args=(here.another(),), daemon=True) for _ in range(2)]
-        for stranger in strangers:
-            stranger.start()
-        try:
-            beside = _slowest(here, token)
-        finally:
-            done.set()
-            for stranger in strangers:
-                stranger.join(here.seconds(EVENT_DEADLINE))
-        if failed:
-            raise failed[0]
+        with beside(here, flood, 2):
+            slowest = _slowest(here, token)
         bound = max(_MULTIPLE * alone, _FLOOR * math.ceil(target.scale))
-        if beside > bound:
+        if slowest > bound:
             raise here.failed(
                 f"the slowest good answers took {alone * 1e3:.1f} ms alone, "
-                f"{beside * 1e3:.1f} ms beside hostile texts"
+                f"{slowest * 1e3:.1f} ms beside hostile texts"
             )

@@ -13,7 +13,7 @@ from iamroles_scenarios.engine.target import Target
 _BRIEF, _BRIEFER = 600, 300
 """Seconds: `max_lifetime` of the roles of these names in data/worlds/policy.toml."""
 _TOKEN = 900
-"""Seconds from now that the tokens themselves live."""
+"""Seconds from now to the end of the tokens themselves."""
 _LEFT = 3
 """Seconds, times the scale, that a role still has when its token is first shown."""
 _MARGIN = 0.05
@@ -22,13 +22,13 @@ _ATTEMPTS = 3
 
 
 def _token(here: Bench, *roles: str, age: int = 0) -> tuple[str, int]:
-    """A token of these roles, issued so many seconds ago; and the second it was issued in."""
+    """Mint a token of these roles that is `age` seconds old; return it with the second of its issue."""
     issued = int(time.time()) - age
     return here.token(roles=list(roles), iat=issued, nbf=issued, exp=issued + age + _TOKEN), issued
 
 
 def _ask(here: Bench, token: str, *, role: str = "", path: str = "/timed/1") -> Observation:
-    """One request on the kept connection."""
+    """Ask on the kept connection."""
     return here.ask(token, path=path, role=role, connection="kept")
 
 

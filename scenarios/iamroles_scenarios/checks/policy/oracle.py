@@ -1,6 +1,6 @@
 """Policy checks by oracle: random policies, tokens and requests, judged a second time and compared.
 
-The number of questions and the seed are the environment's: `IAMROLES_ORACLE_CASES` (default 3,000),
+The environment sets the number of questions and the seed: `IAMROLES_ORACLE_CASES` (default 3,000) and
 `IAMROLES_ORACLE_SEED` (default 1: a run is repeatable). `iamroles conformance oracle` is the long run.
 """
 
@@ -22,10 +22,10 @@ _PROXY_CASES = 30
 
 
 def chosen(name: str, default: int) -> int:
-    """A whole number of the environment.
+    """Read a whole number of the environment.
 
     Raises:
-        ValueError: it is none; the suite's fault, or its caller's, and reported as such.
+        ValueError: it is another text. The report blames the suite or its caller, not the agent.
     """
     text = os.environ.get(name, "")
     try:

@@ -11,7 +11,7 @@ from iamroles_scenarios.engine.target import Target
 
 _STATUS: dict[Kind, int] = {"refused": 400, "served": 200, "closed": 403}
 _FORBIDDEN = ("/private", "/orders/export")
-"""Where a contractor's reader must not get: no grant for the one, a deny for the other."""
+"""Paths that a contractor's reader must not reach: no grant opens the one, a deny closes the other."""
 
 
 def _ask(here: Bench, token: str, trick: Trick, *, role: str = "") -> Observation:
@@ -30,7 +30,7 @@ def _got(seen: Observation) -> str:
 
 
 def _judge(target: Target, *kinds: Kind) -> str:
-    """Send every path of some classes, each must be answered as its class says."""
+    """Send every path of some classes, and require the answer of its class."""
     chosen = [one for one in tricks() if one.kind in kinds and (target.lane == "gate" or not one.proxy)]
     with bench(target, "policy") as here:
         token = here.token()
@@ -90,7 +90,7 @@ def backend(target: Target) -> str:
             if seen.backend:
                 reached += 1
                 meant = careless(seen.path)
-                good = not any(meant == place or meant.startswith(f"{place}/") for place in _FORBIDDEN)
+                good = not any(meant == path or meant.startswith(f"{path}/") for path in _FORBIDDEN)
                 _must(good, trick, seen, f"a path that no server resolves to {meant}")
     if not reached:
         raise CheckFailed("no path of the corpus reached any backend: the gate serves nothing at all")

@@ -1,4 +1,4 @@
-"""Policy checks of the record: what HAProxy's log says of each request, and what no log may say."""
+"""Policy checks of the record: HAProxy's log has each request, and no log has a secret."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class _Recorded:
     recipe: dict[str, Any]
     request: dict[str, Any]
     record: dict[str, str]
-    """What HAProxy's line must hold; of a refusal, who and which role only if at all (SPEC.md 3.1)."""
+    """Fields of HAProxy's line. A refusal may leave out caller and role (SPEC.md 3.1)."""
 
 
 _WHO = ("principal", "issuer", "role")
 
-_CASES = (
+_RECORDED = (
     _Recorded(
         "an allowed request",
         {"roles": ["reader"], "sub": "alice", "claims": {"jti": "session-1"}},
@@ -80,24 +80,24 @@ def line(target: Target) -> str:
     One line for each request, found by a host of its own; its request id is the backend's.
     """
     with bench(target, "policy") as here:
-        for number, case in enumerate(_CASES):
+        for number, row in enumerate(_RECORDED):
             host = f"record-{number}.example.com"
-            seen = here.ask(here.token(**case.recipe), with_reason=False, host=host, **case.request)
+            seen = here.ask(here.token(**row.recipe), with_reason=False, host=host, **row.request)
             record = here.world.haproxy.wait_log(_of_host(host), here.seconds(_WITHIN))
             if record is None:
-                raise CheckFailed(f"{case.name}: HAProxy's log has no line for it", Evidence(sent=seen.sent))
-            _compare(case, seen, record)
-    return f"{len(_CASES)} requests"
+                raise CheckFailed(f"{row.name}: HAProxy's log has no line for it", Evidence(sent=seen.sent))
+            _compare(row, seen, record)
+    return f"{len(_RECORDED)} requests"
 
 
 def _of_host(host: str) -> Callable[[dict[str, Any]], bool]:
     return lambda found: found.get("host") == host
 
 
-def _compare(case: _Recorded, seen: Observation, record: dict[str, Any]) -> None:
-    wanted: dict[str, object] = dict(case.record)
-    if "reason" in case.record:
-        known = {name: {case.record[name], "-"} for name in _WHO if name in case.record}
+def _compare(row: _Recorded, seen: Observation, record: dict[str, Any]) -> None:
+    wanted: dict[str, object] = dict(row.record)
+    if "reason" in row.record:
+        known = {name: {row.record[name], "-"} for name in _WHO if name in row.record}
         wanted |= known
     if seen.allow:
         ids = [value for name, value in seen.headers if name == "x-iam-request-id"]
@@ -105,22 +105,22 @@ def _compare(case: _Recorded, seen: Observation, record: dict[str, Any]) -> None
         wanted["expires"] = seen.tags.get("expires", "")
     if wrong := differences(wanted, record):
         evidence = Evidence(sent=seen.sent, expected=str(wanted), received=json.dumps(record))
-        raise CheckFailed(f"{case.name}: {'; '.join(wrong)}", evidence)
+        raise CheckFailed(f"{row.name}: {'; '.join(wrong)}", evidence)
 
 
 @check("policy.record.secret", "AUDIT-SECRET-001", lane="gate")
 def secret(target: Target) -> str:
-    """Agent and proxy log no token, and no signature of one.
+    """Agent and proxy log neither a token nor the signature of a token.
 
     Allowed, refused, malformed and repeated tokens; then the check searches both logs for pieces of them.
     """
     with bench(target, "policy", "policy.record.secret", own=True) as here:
-        tokens = [here.token(**case.recipe) for case in _CASES]
+        tokens = [here.token(**row.recipe) for row in _RECORDED]
         tokens += [f"{tokens[0][:-40]}.{tokens[0][-40:]}", tokens[0] + "A" * 40, tokens[0].replace(".", ",")]
         for token in tokens:
             for form in _FORMS:
                 here.ask(token, authorization=form)
-        if target.agent.runs:  # an agent may write late; what it has not written by its end it never will
+        if target.agent.runs:  # an agent may write late, but not after its end
             here.world.agent.stop()
         written = _written(here.world)
     if not any(written.values()):
@@ -145,7 +145,7 @@ _FORMS = (
 
 
 def _written(world: World) -> dict[str, str]:
-    """All that the agent and HAProxy have written so far."""
+    """Return all that agent and HAProxy have written so far."""
     return {
         "agent": "\n".join(world.agent.lines()),
         "proxy": "\n".join(
@@ -155,9 +155,9 @@ def _written(world: World) -> dict[str, str]:
 
 
 def _pieces(token: str) -> list[str]:
-    """Parts by which a token could be pieced together: ends of its payload and its signature.
+    """Return parts from which a token could be pieced together: ends of its payload and its signature.
 
-    Not its beginning, which all tokens of an issuer share and which says nothing.
+    All tokens of an issuer share their beginning, which says nothing.
     """
     payload, _, signature = token.rpartition(".")
     return [piece for piece in (payload[-24:], signature[:24], signature[-24:]) if len(piece) == 24]

@@ -1,4 +1,4 @@
-"""Policy check of tags on the wire: each answer says of every variable whether it is set or not."""
+"""Policy check of tags on the wire: each answer sets or unsets every variable."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.answers import ALWAYS
 from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.wire.client import open_connection, question
 from iamroles_scenarios.wire.frames import Scope, read_actions
 
-_VARIABLES = frozenset(
-    ("status", "reason", "error", "role", "principal", "session", "issuer", "rule", "backend")
-) | {"expires", "allow"}
 _ANSWER_WITHIN = 10.0
 
 
@@ -46,7 +44,7 @@ async def _ask(address: str, asked: list[dict[str, Any]], within: float) -> None
         for number, arguments in enumerate(asked, 1):
             ack = await connection.ask(question(arguments, stream_id=2 * number + 1))
             named = {action.name for action in read_actions(ack) if action.scope is Scope.txn}
-            if missing := sorted(_VARIABLES - named):
+            if missing := sorted(ALWAYS - named):
                 raise CheckFailed(
                     f"the answer leaves {', '.join(missing)} as the request before may have set them",
                     Evidence(

@@ -1,7 +1,8 @@
 """HAProxy's connections to the agent: of several threads, pipelined and not, and across reloads.
 
-Each check asks traffic whose every answer is known (`proxy.traffic`). Where it matters what waits beside
-what, a relay between the two holds the answers until enough are there: an event, never a guess of time.
+Each check sends traffic whose every answer is known (`proxy.traffic`). If it matters which questions wait
+side by side, a relay between the two holds the answers until enough are there: an event, never a guess of
+time.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _people(here: Bench, count: int) -> list[list[HttpQuestion]]:
 
 
 def _pipelines(here: Bench) -> bool:
-    """Whether the agent announced it; SPOE.txt 3.2.1 leaves it free."""
+    """Tell whether the agent announced pipelining, which SPOE.txt 3.2.1 leaves free."""
     return any("pipelining" in link.announced for link in here.frames.asking())
 
 

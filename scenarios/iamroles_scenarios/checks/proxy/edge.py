@@ -1,7 +1,8 @@
-"""What a client can write that no HTTP library would send: to the host, the query, the record.
+"""Requests that no HTTP library would send, and their effect on the host, the query and the record.
 
-Requests here are bytes. What is judged is what a server behind the gate would be told, and what an operator
-would read; how a proxy refuses is its own business, so its 400 for bad HTTP counts as well as the gate's.
+Requests here are bytes. The checks judge the request that a server behind the gate would get, and the record
+that an operator would read. A proxy may refuse in its own way, so its 400 for bad HTTP counts as well as the
+gate's.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _send(here: Bench, token: str, *lines: str) -> Answer:
 
 
 def _echo(answer: Answer) -> dict[str, Any]:
-    """What the backend saw; nothing where none was reached."""
+    """Read what the backend echoes; empty if the request reached none."""
     try:
         found = json.loads(answer.body)
     except ValueError:
@@ -90,9 +91,7 @@ def absolute(target: Target) -> None:
             hosts = [value for name, value in seen.get("headers", ()) if name == "host"]
             paths = ("/orders/1?q=%zz", f"http://{_HOST}/orders/1?q=%zz")
             if hosts != [_HOST] or seen.get("path") not in paths:
-                raise _fault(
-                    "the backend was told another host or path", f"{paths[0]}, {_HOST}", answer, *lines
-                )
+                raise _fault("the backend got another host or path", f"{paths[0]}, {_HOST}", answer, *lines)
 
 
 @check("proxy.options.server", "PROXY-ASTERISK-001", lane="gate")
@@ -150,7 +149,7 @@ def record(target: Target) -> None:
 
 
 def _line(here: Bench, port: int) -> dict[str, Any] | None:
-    """The record of the request from a client's port, if it says how that ended."""
+    """Find the record of the request from a client's port; None if it does not say how that ended."""
     line = here.world.haproxy.wait_log(
         lambda line: line.get("client_port") == port, within=here.seconds(_WITHIN)
     )

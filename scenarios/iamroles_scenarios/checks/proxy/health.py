@@ -1,4 +1,4 @@
-"""HAProxy's health check of the agent (`option spop-check`): what it costs to be without one.
+"""HAProxy's health check of the agent (`option spop-check`).
 
 A silent agent costs every request the whole processing timeout, until the health check has taken it out. So
 the agent is frozen, not killed: a refused connection would be quick without any health check.
@@ -19,7 +19,7 @@ from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.target import Target
 
 _NOTICED = 15.0
-"""Seconds, times the scale, until a check's outcome must be known: some rounds of checks."""
+"""Seconds, times the scale, until HAProxy must have seen a change: some rounds of health checks."""
 _AT_ONCE = PROCESSING / 4
 """Seconds, times the scale: well below the processing timeout, which a request would cost otherwise."""
 _POLL = 0.02
@@ -64,7 +64,7 @@ def silent(target: Target) -> None:
 
 
 def _check_status(here: Bench) -> str:
-    """What HAProxy says of the agent's last health check, e.g. `L7OK`; "" before the first."""
+    """Ask HAProxy for the outcome of the agent's last health check, e.g. `L7OK`; "" before the first."""
     said = here.world.haproxy.runtime("show stat iam-agents 4 -1").lstrip("# ")
     rows = list(csv.DictReader(StringIO(said)))
     if not rows:
@@ -73,7 +73,7 @@ def _check_status(here: Bench) -> str:
 
 
 def _shut(here: Bench, question: HttpQuestion, what: str) -> None:
-    """HAProxy must notice, and then refuse without waiting for the agent."""
+    """Require that HAProxy notices, and then refuses without waiting for the agent."""
     if not here.world.haproxy.wait_agent(up=False, within=here.seconds(_NOTICED)):
         raise here.failed(f"HAProxy did not take the {what} agent out within {here.seconds(_NOTICED):g} s")
     started = time.monotonic()
@@ -86,7 +86,7 @@ def _shut(here: Bench, question: HttpQuestion, what: str) -> None:
 
 
 def _open(here: Bench, question: HttpQuestion, when: str) -> None:
-    """HAProxy must hold the agent for up, and its verdict must come through."""
+    """Require that HAProxy calls the agent up, and that its verdict comes through."""
     if not here.world.haproxy.wait_agent(up=True, within=here.seconds(_NOTICED)):
         raise here.failed(f"HAProxy did not take the agent back within {here.seconds(_NOTICED):g} s {when}")
     seen = _asked(here, question)

@@ -1,4 +1,4 @@
-"""Nothing of one request may show in the next: not in its verdict, its tags, its challenge, or its record."""
+"""A request shows nothing of the one before: not in its verdict, its tags, its challenge, or its record."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _answer(here: Bench, question: HttpQuestion, seen: Observation) -> None:
 
 
 def _record(here: Bench, count: int) -> list[dict[str, Any]]:
-    """HAProxy's lines of these requests, in order; each is written after its answer."""
+    """Wait for HAProxy's lines of these requests, in order; it writes each after its answer."""
     deadline = time.monotonic() + _LOG_WITHIN * here.target.scale
     while len(lines := here.world.haproxy.log_lines()) < count:
         if time.monotonic() > deadline:
@@ -64,7 +64,7 @@ def _record(here: Bench, count: int) -> list[dict[str, Any]]:
 
 
 def _leaked(question: HttpQuestion, line: dict[str, Any]) -> str:
-    """What a line says that its own request cannot have said."""
+    """Return the fields of a line that cannot be those of its own request."""
     expected = question.expected
     own: dict[str, object] = {"verdict": str(expected.status)}
     if expected.backend:

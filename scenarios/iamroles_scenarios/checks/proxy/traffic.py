@@ -1,8 +1,8 @@
-"""What the checks of the proxy lane share: a gate to themselves, and traffic whose every answer is known.
+"""The common parts of the proxy lane's checks: a gate to themselves, and traffic whose every answer is known.
 
-Each client of the traffic is a person of its own, and asks, on one keep-alive connection, what must be
-allowed here, allowed there, forbidden, and refused. So a verdict that lands on the wrong request, whichever
-way it got there, is seen as a wrong status, a wrong backend, or another person's name.
+Each client of the traffic is a person of its own. On one keep-alive connection it asks for routes that are
+allowed, forbidden, and refused. So a verdict that lands on the wrong request shows as a wrong status, a wrong
+backend, or another person's name.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PROCESSING = 10.0
 
 @dataclass(frozen=True, slots=True)
 class HttpQuestion:
-    """One request and what must come of it."""
+    """One request, and the observation that it must give."""
 
     request: RequestSpec
     token: str
     expected: Expectation
 
     def wrong(self, seen: Observation) -> list[str]:
-        """How the answer differs from the one that this request must get."""
+        """List the differences between an answer and the expected one."""
         return mismatches(self.expected, seen, {})
 
 
@@ -50,12 +50,12 @@ def _open(backend: str, principal: str) -> Expectation:
 
 
 def shut(status: int) -> Expectation:
-    """A refusal: no backend may be reached, no name told."""
+    """Return a refusal, with no backend reached and no name shown."""
     return Expectation(status=status, backend="", principal="")
 
 
 def person(here: Bench, name: str) -> list[HttpQuestion]:
-    """What one person asks, in this order, on one keep-alive connection: yes, no, yes, no, no, yes."""
+    """List the questions of one person on one keep-alive connection: yes, no, yes, no, no, yes."""
     reader, dead = (here.token(sub=name, exp=exp) for exp in ("+15m", "-5m"))
     writer = here.token(roles=["writer"], sub=name, exp="+15m")
     look = RequestSpec(path="/orders/1", connection=name)
@@ -74,7 +74,7 @@ def person(here: Bench, name: str) -> list[HttpQuestion]:
 def gate(
     target: Target, *, settings: Mapping[str, str] | None = None, pipelining: bool | None = None
 ) -> Iterator[Bench]:
-    """A world of the orders' policy for one check.
+    """Yield a bench on a world of the orders' policy.
 
     Args:
         target: agent and stage.

@@ -58,7 +58,7 @@ _REFUSED: dict[tuple[str, str, str], list[tuple[str, Items, int]]] = {
         (f"max-frame-size {size}", {**HELLO, "max-frame-size": size}, 9) for size in (255, 1, 0)
     ],
 }
-"""By id, requirement and title of a check: HELLOs, and the status with which each must be refused."""
+"""By id, requirement and title of a check: HELLOs, and the status with which the agent must refuse each."""
 _SERVED: dict[tuple[str, str, str], list[Items]] = {
     ("wire.hello.unknown-keys", "SPOP-HELLO-008", "Unknown HELLO keys of every data type are ignored"): [
         {**_EVERY_TYPE, **HELLO},

@@ -9,6 +9,7 @@ from typing import Any
 
 from iamroles_scenarios.base.errors import SilenceError, Untestable, WireError
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.answers import ALWAYS
 from iamroles_scenarios.wire.client import (
     OMIT,
     Connection,
@@ -50,7 +51,7 @@ from iamroles_scenarios.wire.target import WireTarget
 
 _PREFIX = "txn.iam."
 _SLOW = 0.5
-"""Seconds, before scaling, from which on an answer counts as slow."""
+"""Seconds, times the scale, from which on an answer counts as slow."""
 _AT_ONCE = "the slow question was answered at once: whether it would block others was not judged"
 
 
@@ -128,7 +129,7 @@ async def same_ids_twice(target: WireTarget) -> None:
 
 
 def _explicit(connection: Connection, ack: Frame) -> bool:
-    """The explicit verdict of an ACK."""
+    """Return the explicit verdict of an ACK."""
     found = {action.name: action.value for action in read_actions(ack)}.get("allow")
     if found is None or not isinstance(found.value, bool):
         raise fail(connection, "no explicit verdict in the ACK")
@@ -175,7 +176,7 @@ async def message_mixed(target: WireTarget) -> None:
 
 @check("wire.message.contradiction", "SPOP-MSG-008")
 async def message_contradiction(target: WireTarget) -> None:
-    """Of two iam-check messages that disagree, neither allows.
+    """Two iam-check messages that disagree do not allow.
 
     HAProxy never sends two; somebody who does wants the agent to overlook one.
     """
@@ -198,9 +199,9 @@ async def message_none(target: WireTarget) -> None:
 
 @check("wire.message.odd-arguments", "SPOP-MSG-004")
 async def odd_arguments(target: WireTarget) -> None:
-    """No arguments, unnamed ones, or two of one name that differ: never an allow.
+    """No arguments, unnamed arguments, or a name twice with different values: never an allow.
 
-    Of two that differ neither decides, because nobody knows which of them HAProxy meant.
+    Neither of two values decides, because nobody knows which of them HAProxy meant.
     """
     pairs = list(check_arguments(probe(target)).items())
     differing = {
@@ -225,7 +226,7 @@ async def odd_arguments(target: WireTarget) -> None:
             except SilenceError:
                 raise
             except WireError:
-                # SPOE.txt knows no two of one name: an agent may take them for a broken frame.
+                # SPOE.txt does not know repeated names: an agent may call the frame broken.
                 if "twice" not in what:
                     raise
             else:
@@ -350,14 +351,13 @@ async def verdict_last(target: WireTarget) -> None:
 
     If HAProxy cuts actions off, it then cannot keep an allow with the tags of another request.
     """
-    every = {"status", "reason", "error", "role", "principal", "session", "issuer", "rule", "backend"}
     async with session(target) as connection:
         for asked in (probe(target), refused(target)):
             actions = read_actions(await connection.ask(question(asked)))
             names = [action.name for action in actions]
             if not names or names[-1] != "allow" or names.count("allow") != 1:
                 raise fail(connection, "the verdict is not the last action", received=" ".join(names))
-            if missing := (every | {"expires"}) - set(names):
+            if missing := ALWAYS - set(names):
                 raise fail(connection, f"neither set nor unset: {' '.join(sorted(missing))}")
 
 
@@ -382,7 +382,7 @@ async def name_characters(target: WireTarget) -> None:
 
 
 async def _names(target: WireTarget) -> list[str]:
-    """The names of the variables that an allow and a refusal set."""
+    """Return the names of the variables that an allow and a refusal set."""
     async with session(target) as connection:
         acks = [await connection.ask(question(asked)) for asked in (probe(target), refused(target))]
         return [action.name for ack in acks for action in read_actions(ack)]
@@ -456,7 +456,7 @@ async def pipeline(target: WireTarget) -> str:
 
 
 async def _one_by_one(target: WireTarget, waiting: Connection, slow: Frame) -> str:
-    """The slow question on one connection, a quick one on another."""
+    """Ask the slow question on one connection, and a quick one on another."""
     async with session(target) as other:
         started = time.monotonic()
         answer = asyncio.create_task(waiting.ask(slow, target.seconds(12.0)))
@@ -496,7 +496,7 @@ async def pipeline_off(target: WireTarget) -> None:
 async def own_connection(target: WireTarget) -> None:
     """An ACK goes back on the connection of its NOTIFY.
 
-    Also for two connections of one engine that would allow `async`.
+    Also for two connections of the same engine, which `async` would permit to swap.
     """
     items = {**HELLO, "capabilities": "pipelining,async", "engine-id": "one-engine"}
     async with session(target, items) as one, session(target, items) as other:

@@ -162,7 +162,7 @@ async def bye_form(target: WireTarget) -> str:
             try:
                 frames = await connection.ended(target.seconds(DEADLINE))
             except SilenceError:
-                continue  # that it does not end is the matter of other checks
+                continue  # other checks judge whether it ends
             for frame in frames:
                 if frame.type != FrameType.AGENT_DISCONNECT:
                     raise fail(connection, f"{frame.name} where only AGENT-DISCONNECT may come")
@@ -174,7 +174,7 @@ async def bye_form(target: WireTarget) -> str:
 
 
 def _in_flight(target: WireTarget, count: int) -> list[Frame]:
-    """Questions of which the first keeps the agent waiting, where such a one is known."""
+    """Make questions of which the first keeps the agent waiting, if such a question is known."""
     first = probe(target) if target.slow is None else target.slow()
     return [
         question(first if number == 1 else probe(target), stream_id=number) for number in range(1, count + 1)
@@ -190,7 +190,7 @@ async def no_leak(target: WireTarget) -> str:
     count = 150
     asked = question(probe(target) if target.slow is None else target.slow())
     if target.launch is None:
-        # Other checks hold connections of their own meanwhile, so the bound is far from both.
+        # Other checks hold connections meanwhile, so the bound is wide.
         return await _descriptors_back(target, target.address, target.pid, asked, count, slack=count // 2)
     async with launched(target, {}) as process:
         return await _descriptors_back(target, process.spop_address, process.pid, asked, count, slack=10)
@@ -242,7 +242,7 @@ async def isolation(target: WireTarget) -> None:
         for number, raw in enumerate(bad):
             async with session(target) as broken:
                 await broken.send(raw)
-                # Whether this one must end is the matter of other checks; it has had time to do harm.
+                # Other checks judge whether this connection ends; here it has time to do harm.
                 with suppress(WireError):
                     await broken.ended(target.seconds(QUIET))
             await must_serve(target, good, stream_id=number + 1)
@@ -283,11 +283,11 @@ async def sigterm(target: WireTarget) -> None:
 
 
 async def _accepts(address: str, seen: list[str] | None = None) -> bool:
-    """Whether a new connection is served: a listening socket without an agent behind it does not count.
+    """Tell whether a new connection is served, and not only accepted by a socket without an agent behind it.
 
     Args:
         address: of the agent.
-        seen: gets what came where it is not.
+        seen: gets the error if it is not.
     """
     seen = [] if seen is None else seen
     try:
@@ -386,7 +386,7 @@ async def loopback(target: WireTarget) -> str:
 
 
 def _outer_address() -> str | None:
-    """This host's address towards others; nothing is sent."""
+    """Return this host's address towards others, without sending anything."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_socket:
         try:
             probe_socket.connect(("192.0.2.1", 9))
@@ -398,7 +398,7 @@ def _outer_address() -> str | None:
 
 @asynccontextmanager
 async def launched(target: WireTarget, settings: Mapping[str, Any]) -> AsyncIterator[Process]:
-    """A fresh agent for a check that ends or limits it."""
+    """Start a fresh agent for a check that ends or limits it."""
     if target.launch is None:
         raise Untestable("takes an agent that the suite starts itself: give its agent.toml with a `command`")
     manager = target.launch(settings)

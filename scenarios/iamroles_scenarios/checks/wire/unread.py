@@ -1,7 +1,7 @@
-"""Wire checks: a peer that asks on and reads nothing, or late, or a few bytes at a time.
+"""Wire checks: a peer that keeps asking and reads nothing, or late, or a few bytes at a time.
 
 The peer's windows are small, so that the kernel holds little and the agent must hold the rest, or stop
-reading. How much that is shows in what the peer gets rid of: an agent that reads on takes every question.
+reading. The peer sees which: an agent that does not stop takes every question.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _WINDOW, _SEGMENT = 4096, 536
 _STUCK = 0.5
 """Seconds, times the scale, without a byte taken: the agent has stopped reading."""
 _UNREAD = 4 << 20
-"""Bytes of answers that nobody reads, at which an agent has long stopped asking for more."""
+"""Bytes of unread answers at which an agent must have stopped reading."""
 _FEW = 1 << 20
-"""Bytes of answers that are surely more than both kernels hold here."""
+"""Bytes of answers that are more than both kernels hold here."""
 _SIP = 1024
 """Bytes that a slow reader takes at a time."""
 _ENDS = 15.0
-"""Seconds, times the scale, from SIGTERM to the end of an agent told to wait one for its answers."""
+"""Seconds, times the scale, from SIGTERM to the end of an agent whose `drain_timeout` is 1 s."""
 
 
 class _Peer:
-    """A connection that sends frames and reads when it is told to."""
+    """A connection that sends frames, and reads only on `receive`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._rest = b""
         self._tail = b""
-        """What of the last question was not taken."""
+        """The part of the last question that the agent did not take."""
         self.sent = 0
-        """Questions that were taken whole."""
+        """Questions that the agent took whole."""
 
     async def receive(self) -> Frame:
         while len(self._rest) < 4 or len(self._rest) < 4 + int.from_bytes(self._rest[:4], "big"):
@@ -57,10 +57,11 @@ class _Peer:
         try:
             return Frame.decode(body)
         except WireFormatError as error:
-            raise CheckFailed(f"an answer that was read late is no frame: {error}") from error
+            raise CheckFailed(f"an answer that was read late is not a frame: {error}") from error
 
     async def asks(self, check: Mapping[str, Any], count: int, stuck: float) -> bool:
-        """Send so many questions; whether the agent took them all rather than stop reading or close."""
+        """Send `count` questions; return False if the agent stops reading or closes before it took them
+        all."""
         for number in range(1, count + 1):
             raw = question(check, stream_id=number).encode()
             while raw:
@@ -93,11 +94,11 @@ class _Peer:
 
     @property
     def owed(self) -> int:
-        """Answers that come once the last question has gone whole."""
+        """The number of answers that come once the last question is complete."""
         return self.sent + bool(self._tail)
 
     async def goes_on(self) -> None:
-        """Send the rest of the last question, if it was cut."""
+        """Send the rest of the last question, if a part is missing."""
         if self._tail:
             await self._loop.sock_sendall(self._sock, self._tail)
             self.sent, self._tail = self.owed, b""
@@ -105,7 +106,7 @@ class _Peer:
 
 @asynccontextmanager
 async def _peer(target: WireTarget, address: str) -> AsyncIterator[_Peer]:
-    """A peer with small windows, after its handshake."""
+    """Yield a peer with small windows, after its handshake."""
     loop = asyncio.get_running_loop()
     if path := address.removeprefix("unix:") if address.startswith("unix:") else "":
         sock, where = socket.socket(socket.AF_UNIX), path
@@ -129,12 +130,12 @@ async def _peer(target: WireTarget, address: str) -> AsyncIterator[_Peer]:
 
 
 def _wordy(target: WireTarget) -> Mapping[str, Any]:
-    """The question with the longest answer."""
+    """Return the question with the longest answer."""
     return probe(target) if target.crowded is None else target.crowded
 
 
 async def _length(target: WireTarget, address: str | None = None) -> int:
-    """Bytes of the answer to it, which the agent remembers from then on, if it remembers any."""
+    """Return the bytes of the answer to it, which the agent may remember from then on."""
     async with session(target, address=address) as connection:
         await connection.send(question(_wordy(target)))
         return len((await connection.expect(FrameType.ACK)).encode())
