@@ -24,10 +24,9 @@ from pathlib import Path
 import uvloop
 from running_agent import agent, good_token, question
 from spop_transcript import hello
-from tokens_support import AUDIENCE, EC_KEY, ROLE, mint, public_jwk, serving
+from tokens_support import AUDIENCE, EC_KEY, ROLE, encode_base64url, mint, public_jwk, serving
 
 from benchmarks.agent import frames, world
-from iamroles_agent.tokens.encoding import encode_base64url
 
 STORM, SPELLS = 10_000, 5
 RATE = 1_000

@@ -25,7 +25,17 @@ from typing import Any
 from unittest import mock
 
 from spop_transcript import check_message, context_message, hello, notify
-from tokens_support import EC_KEY, ISSUER, ROLE, Clock, authenticator_with, claims, mint, public_jwk
+from tokens_support import (
+    EC_KEY,
+    ISSUER,
+    ROLE,
+    Clock,
+    authenticator_with,
+    claims,
+    encode_base64url,
+    mint,
+    public_jwk,
+)
 
 from iamroles_agent.audit import redaction
 from iamroles_agent.audit.log import Audit
@@ -36,7 +46,6 @@ from iamroles_agent.serving.metrics import Metrics
 from iamroles_agent.spop import messages
 from iamroles_agent.spop.connection import CheckRequested, Connection
 from iamroles_agent.spop.values import DataType
-from iamroles_agent.tokens.encoding import encode_base64url
 
 MILLISECONDS, LOG_BYTES, MEMORY_BYTES, LONGEST = 1.0, 4096, 64 << 10, 16 << 10
 GOOD = f"Bearer {mint(claims())}"

@@ -12,9 +12,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from botocore.auth import SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from tokens_support import ACCOUNT, NOW
-
-from iamroles_agent.tokens.encoding import encode_base64url
+from tokens_support import ACCOUNT, NOW, encode_base64url
 
 KEY_ID, SECRET, TOKEN = "ASIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG", "FwoGZXIvYXdzEBY+/=="
 HOST = "sts.eu-west-1.amazonaws.com"

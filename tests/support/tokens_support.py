@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from iamroles_agent.base.config import Config, Issuer, KeySettings
 from iamroles_agent.tokens import Authenticator
+from iamroles_agent.tokens.authenticator import rules_of
 from iamroles_agent.tokens.keys import KeySet
 
 NOW = 1_800_000_000
@@ -34,6 +36,14 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def adopt(agent: Authenticator, config: Config) -> None:
+    agent.adopt(config, rules_of(config))
+
+
+def encode_base64url(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def public_jwk(private: Any, kid: str | None, alg: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The clocks of a process, in one value: so that an agent can run on a time that is not the host's."""
+"""The clocks of a process, in one value, so that an agent can run on another time than the host's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+Clock = Callable[[], float]
+"""Returns seconds: since 1970, or on a clock that never jumps."""
+
 
 class Clocks(NamedTuple):
-    """Both give seconds."""
+    """The two clocks of a process."""
 
-    epoch: Callable[[], float] = time.time
-    """Since 1970: when credentials end."""
-    monotonic: Callable[[], float] = time.monotonic
-    """Never jumps, one for all processes of a host: ages of key sets."""
+    epoch: Clock = time.time
+    """Seconds since 1970: when credentials end."""
+    monotonic: Clock = time.monotonic
+    """Never jumps, the same for all processes of a host: ages of key sets."""
 
 
 SYSTEM = Clocks()

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import Issuer, KeySettings, Sts
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.processes.link import Link, LinkLost
+from iamroles_agent.tokens.authenticator import Signal
 from iamroles_agent.tokens.keyring import Keyring, source_of
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.sts import StsVerifier, read_credential
@@ -108,16 +110,9 @@ class Remote:
         )
         """Of the fetcher's STS calls, as last heard."""
 
-    def keyring(
-        self,
-        issuer: Issuer,
-        settings: KeySettings,
-        *,
-        on_loss: Callable[[], None],
-        monotonic: Callable[[], float],
-    ) -> RemoteKeys:
+    def keyring(self, issuer: Issuer, keys: KeySettings, on_loss: Signal, monotonic: Clock) -> RemoteKeys:
         """The keys of an issuer, with the set that is in force for it."""
-        ring = RemoteKeys(issuer, settings, on_loss=on_loss, monotonic=monotonic)
+        ring = RemoteKeys(issuer, keys, on_loss=on_loss, monotonic=monotonic)
         source = source_of(issuer)
         ring.bind(self._link, lambda: self._bring_back(source), self._forget)
         self._rings[source] = ring

@@ -44,7 +44,7 @@ from iamroles_agent.serving.metrics import Metrics
 from iamroles_agent.spop.actions import encode_verdict
 from iamroles_agent.spop.messages import LIMITS, Check, Context
 from iamroles_agent.tokens import Authenticator
-from iamroles_agent.tokens.admission import place_of
+from iamroles_agent.tokens.admission import client_network
 
 _HALF = 16 << 20
 """Bytes of keys and actions that one half of the memory holds, at most."""
@@ -294,7 +294,7 @@ class Gate:
             self._metrics.identity_hits += 1
             return identity
         self._metrics.identity_misses += 1
-        return await authenticator.authenticate(check.authorization, place_of(check.src))
+        return await authenticator.authenticate(check.authorization, client_network(check.src))
 
     def _remembered(self, key: bytes) -> _Verdict | None:
         state = self._state

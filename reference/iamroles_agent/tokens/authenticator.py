@@ -1,7 +1,7 @@
-"""From the `Authorization` header to a verified identity.
+"""Verify the `Authorization` header and return an identity.
 
-The order of judgement is the contract's (SPEC.md section 4): form, issuer, algorithm, type, key, signature,
-claims. Signatures are checked once: `recall` answers from the cache without parsing anything.
+The order of the checks is the contract's (SPEC.md section 4): form, issuer, algorithm, type, key, signature,
+claims. A signature is checked once: `recall` answers from the cache without parsing.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import Config, Issuer, KeySettings, Sts
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.cache import IdentityCache
 from iamroles_agent.tokens.claims import ClaimRules
-from iamroles_agent.tokens.grounds import of_key
+from iamroles_agent.tokens.grounds import key_ground
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.jws import Jws, parse
 from iamroles_agent.tokens.keyring import Keyring, source_of
@@ -30,54 +31,43 @@ MAX_IDENTITY_BYTES = 128 << 20
 
 
 class Prover(Protocol):
-    """Who asks STS."""
+    """Asks STS about credentials."""
 
     counts: dict[str, int]
-    """What became of the calls, for metrics."""
+    """Calls by outcome, for metrics."""
 
     async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
-        """As `sts.StsVerifier.verify`."""
+        """Verify a credential as `sts.StsVerifier.verify` does."""
 
     async def close(self) -> None:
-        """Let go of what is under way."""
+        """End the calls in flight."""
+
+
+Signal = Callable[[], None]
 
 
 class Outside(Protocol):
-    """Who goes out for an authenticator: this process itself, or the fetcher on behalf of a worker."""
+    """Fetches keys and calls STS: this process itself, or the fetcher on behalf of a worker."""
 
-    def keyring(
-        self,
-        issuer: Issuer,
-        settings: KeySettings,
-        *,
-        on_loss: Callable[[], None],
-        monotonic: Callable[[], float],
-    ) -> Keyring:
-        """The keys of an issuer."""
+    def keyring(self, issuer: Issuer, keys: KeySettings, on_loss: Signal, monotonic: Clock) -> Keyring:
+        """Return the keys of an issuer."""
 
     def prover(self, endpoints: list[Sts], former: Prover | None) -> Prover:
-        """For these STS endpoints, in place of the former one."""
+        """Return the prover for these STS endpoints, in place of the former one."""
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
 
 
 class _Itself:
-    """This process fetches keys and calls STS itself: the command line, and tests."""
+    """Lets this process itself fetch keys and call STS: for the command line and tests."""
 
-    def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    def __init__(self, clock: Clock, monotonic: Clock) -> None:
         self._clock, self._monotonic = clock, monotonic
         self._transport = Transport()
 
-    def keyring(
-        self,
-        issuer: Issuer,
-        settings: KeySettings,
-        *,
-        on_loss: Callable[[], None],
-        monotonic: Callable[[], float],
-    ) -> KeySource:
-        return KeySource(issuer, settings, self._transport, on_loss=on_loss, monotonic=monotonic)
+    def keyring(self, issuer: Issuer, keys: KeySettings, on_loss: Signal, monotonic: Clock) -> KeySource:
+        return KeySource(issuer, keys, self._transport, on_loss=on_loss, monotonic=monotonic)
 
     def prover(self, endpoints: list[Sts], former: Prover | None) -> StsVerifier:
         prover = StsVerifier(endpoints, self._transport, clock=self._clock, monotonic=self._monotonic)
@@ -89,11 +79,11 @@ class _Itself:
         self._transport.close()
 
 
-class _Issuer:
-    """Rules and keys of one issuer, side by side."""
+class _Issuer(NamedTuple):
+    """Rules and keys of one issuer."""
 
-    def __init__(self, rules: ClaimRules, keys: Keyring) -> None:
-        self.rules, self.keys = rules, keys
+    rules: ClaimRules
+    keys: Keyring
 
 
 Rules = dict[str, ClaimRules]
@@ -101,10 +91,10 @@ Rules = dict[str, ClaimRules]
 
 
 def rules_of(config: Config) -> Rules:
-    """How to judge the tokens of each issuer.
+    """Compile the rules for the tokens of each issuer.
 
     Raises:
-        ConfigError: an issuer that must not be (an algorithm that is no signature, …).
+        ConfigError: an issuer is not permitted (an algorithm that is not a signature, …).
     """
     return {issuer.issuer: ClaimRules(issuer, config.limits) for issuer in config.issuers}
 
@@ -114,14 +104,14 @@ class Authenticator:
 
     Args:
         config: the whole file.
-        outside: who fetches keys and calls STS; this process if absent.
+        outside: fetches keys and calls STS; this process itself if absent.
         clock: epoch seconds.
-        monotonic: seconds on a clock that never jumps; ages of key sets.
+        monotonic: for the ages of key sets.
         max_identities: entries of the identity cache.
         max_identity_bytes: bytes of the identity cache, about.
 
     Raises:
-        ConfigError: an issuer that must not be (an algorithm that is no signature, …).
+        ConfigError: an issuer is not permitted (an algorithm that is not a signature, …).
     """
 
     def __init__(
@@ -129,13 +119,13 @@ class Authenticator:
         config: Config,
         outside: Outside | None = None,
         *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = time.time,
+        monotonic: Clock = time.monotonic,
         max_identities: int = MAX_IDENTITIES,
         max_identity_bytes: int = MAX_IDENTITY_BYTES,
     ) -> None:
         self.generation = 0
-        """Grows when a key is lost or changed, when keys come where none were known, and when the
+        """Grows when a key is lost or changed, when the first keys of an issuer come, and when the
         configuration changes."""
         self.on_change: list[Callable[[], None]] = []
         """Called on the event loop after `generation` grew."""
@@ -156,9 +146,7 @@ class Authenticator:
         for url, claim_rules in rules.items():
             keys = held.pop(source_of(claim_rules.issuer), None)
             if keys is None:
-                keys = self._outside.keyring(
-                    claim_rules.issuer, config.keys, on_loss=self._changed, monotonic=self._monotonic
-                )
+                keys = self._outside.keyring(claim_rules.issuer, config.keys, self._changed, self._monotonic)
                 if self._started:
                     keys.start()
             else:
@@ -172,12 +160,12 @@ class Authenticator:
 
     @property
     def sources(self) -> dict[str, Keyring]:
-        """Key sources by the issuer's `name`: ages, failures and kids for metrics and the audit."""
+        """Key sources by the issuer's `name`, for metrics and the audit: ages, failures and kids."""
         return {issuer.rules.name: issuer.keys for issuer in self._issuers.values()}
 
     @property
     def sts(self) -> Prover:
-        """The STS side: its counters are for metrics."""
+        """The prover; its counters are for metrics."""
         assert self._sts is not None  # noqa: S101 - configured once at least
         return self._sts
 
@@ -187,13 +175,13 @@ class Authenticator:
         return len(self._cache), self._cache.bytes
 
     async def start(self) -> None:
-        """Begin to fetch keys; waits for none, so a dead issuer delays nobody."""
+        """Begin to fetch keys, without waiting: a dead issuer delays nothing else."""
         self._started = True
         for issuer in self._issuers.values():
             issuer.keys.start()
 
     async def close(self) -> None:
-        """Stop fetching; what waits is refused."""
+        """Stop fetching; refuse the credentials that wait."""
         self._started = False
         await self.sts.close()
         for issuer in self._issuers.values():
@@ -201,17 +189,11 @@ class Authenticator:
         await self._close_former()
         self._outside.close()
 
-    async def reconfigure(self, config: Config) -> None:
-        """Put a new configuration in force: cached identities are judged anew, unchanged issuers keep keys.
-
-        Raises:
-            ConfigError: the new configuration is bad; the old one stays in force.
-        """
-        self.adopt(config, rules_of(config))
-        await self._close_former()
-
     def adopt(self, config: Config, rules: Rules) -> None:
-        """Put a new configuration in force at once; `rules` are what `rules_of` made of it."""
+        """Put a new configuration in force; `rules` are `rules_of(config)`.
+
+        Cached identities are judged again, unchanged issuers keep their keys.
+        """
         self._configure(config, rules)
         self._cache.clear()
         self._changed()
@@ -230,14 +212,12 @@ class Authenticator:
             call()
 
     def recall(self, authorization: str) -> Identity | None:
-        """The identity of a credential that was verified before and still holds; never waits.
-
-        Args:
-            authorization: the whole header value.
+        """Return the identity of a credential that was verified before and is still valid; never waits.
 
         Returns:
-            None for anything unknown, expired, or whose key is gone. A verdict may be cached only for a
-            credential that this method knows: one that may be used once is never known.
+            None if the credential is unknown or expired, or if its key is gone. A verdict may be cached only
+            for
+            a credential that this method knows: it never knows a credential that may be used only once.
         """
         token = bearer(authorization)
         return self._cache.get(hashlib.sha256(token).digest()) if token else None
@@ -246,8 +226,8 @@ class Authenticator:
         """Verify a credential.
 
         Args:
-            authorization: the whole header value; that it is the only one is the caller's to check.
-            source: whence it comes, as `admission.place_of` names it.
+            authorization: the whole header value; the caller checks that there is only one.
+            source: the client, as `admission.client_network` names it.
 
         Raises:
             Refusal: with the first reason in the order of SPEC.md section 4.
@@ -269,11 +249,11 @@ class Authenticator:
                 if reusable:
                     self._cache.put(digest, identity, key)
                 return identity
-        # A new configuration came while this one waited for keys or STS: it alone may judge.
+        # A new configuration came while this credential waited for keys or STS: judge by the new one.
         return await self.authenticate(authorization, source)
 
     async def _verify(self, token: bytes, digest: bytes, source: str) -> tuple[Identity, Key | None, bool]:
-        """The identity, the key that proved it if it is ours, and whether the credential may come again."""
+        """Return the identity, the issuer's key that proved it, and whether the credential may be reused."""
         if token.startswith(PREFIX):
             identity, reusable = await self.sts.verify(token, digest, source)
             return identity, None, reusable
@@ -285,18 +265,18 @@ class Authenticator:
         if not key.verifier(alg)(jws.signature, jws.signing_input):
             raise Refusal(Reason.SIGNATURE_INVALID, f"the {alg} signature does not verify")
         name = "sha256:" + digest[:8].hex()
-        return issuer.rules.identity(jws.payload, jws.header, self._clock(), name, of_key(key)), key, True
+        return issuer.rules.identity(jws.payload, jws.header, self._clock(), name, key_ground(key)), key, True
 
     def _issuer_of(self, jws: Jws) -> _Issuer:
         iss = jws.payload.get("iss")
         issuer = self._issuers.get(iss) if isinstance(iss, str) else None
         if issuer is None:
-            raise Refusal(Reason.ISSUER_UNTRUSTED, "iss is no configured issuer, to the letter")
+            raise Refusal(Reason.ISSUER_UNTRUSTED, "iss is not exactly a configured issuer")
         return issuer
 
 
 def check_header(jws: Jws, rules: ClaimRules) -> str:
-    """The algorithm, if it and the type are the issuer's (JWT-ALG-003, JWT-TYP-001).
+    """Return the algorithm, if it and the type are the issuer's (JWT-ALG-003, JWT-TYP-001).
 
     Raises:
         Refusal: `algorithm_not_allowed`, `type_not_allowed`.
@@ -310,11 +290,11 @@ def check_header(jws: Jws, rules: ClaimRules) -> str:
 
 
 def bearer(authorization: str) -> bytes | None:
-    """The credential of a Bearer header (RFC 6750 section 2.1, RFC 9110 section 11.4), as bytes.
+    """Return the credential of a Bearer header (RFC 6750 section 2.1, RFC 9110 section 11.4), as bytes.
 
     Returns:
-        None for another scheme or none. A credential with bytes beyond ASCII keeps them, so that its form is
-        judged, and refused, like any other.
+        None for another scheme or no scheme. Bytes beyond ASCII stay in the credential, so that its form is
+        judged and refused.
     """
     token = authorization[7:]
     if authorization[:7] == "Bearer " and token.isascii() and " " not in token:

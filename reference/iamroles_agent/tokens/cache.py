@@ -1,22 +1,22 @@
 """Verified identities by the hash of their credential: bounded in entries and in bytes.
 
-An entry is good while its identity lives and the key that proved it is in force; both are looked at when it
-is read, so a removed key needs no search. Refused credentials never get here: no flood of bad tokens can
-evict a good one. The least recently used goes first.
+An entry is valid while its identity lives and the key that proved it is in force. Both are checked when it is
+read, so a removed key needs no search. Refused credentials are not kept, so a flood of bad tokens cannot
+evict a good one. The least recently used entry goes first.
 
-Two things would hold up the event loop for long at 100,000 entries. The interpreter's collector looks at all
-objects, but soon no more at a plain tuple of texts and numbers: so an entry has its roles as ARNs and its key
-as a number, and the identity is put together anew when it is asked for. And a table that grows is copied: so
-there are several, each for its part of the hashes.
+Two things would block the event loop for long at 100,000 entries. The garbage collector visits all objects,
+but it soon skips a plain tuple of texts and numbers: so an entry holds its roles as ARNs and its key as a
+number, and `get` builds the identity again. And a growing table is copied: so there are several tables, each
+for its part of the hashes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.base.release import release
 from iamroles_agent.tokens.claims import role_arn
@@ -28,11 +28,11 @@ _BASE_SIZE = 700
 _TABLES, _LEAST = 16, 1024
 """Tables of a large cache, and entries that are worth a table."""
 _FEW, _ROLE_SIZE = 16, 320
-"""Roles of an identity with few are shared with others; of one with many, hardly."""
+"""Identities with few roles share their role objects; identities with more roles hardly do."""
 
 
 def size_of(identity: Identity) -> int:
-    """Roughly the bytes that an entry takes; interned roles and grounds cost a pointer."""
+    """Estimate the bytes that an entry takes; interned roles and grounds cost a pointer."""
     _, principal, session, roles, _, _, _, scopes, _, key_id, _, _ = identity
     count = len(roles)
     size = (
@@ -46,27 +46,21 @@ def size_of(identity: Identity) -> int:
 
 
 _arn = lru_cache(maxsize=4096)(str)
-"""The way back of `role_arn`, as many interned."""
+"""The inverse of `role_arn`."""
 
 
 class IdentityCache:
-    """See the module.
+    """The cache, for at most `max_entries` identities and about `max_bytes` bytes."""
 
-    Args:
-        clock: epoch seconds.
-        max_entries: at most so many identities.
-        max_bytes: at most about so many bytes.
-    """
-
-    def __init__(self, clock: Callable[[], float], max_entries: int, max_bytes: int) -> None:
+    def __init__(self, clock: Clock, max_entries: int, max_bytes: int) -> None:
         self._clock = clock
         self._max_entries, self._max_bytes = max_entries, max_bytes
         self._tables = self._empty()
-        """In an entry: size, number of the key, then what `Identity` has."""
+        """An entry holds its size, the number of the key, and the fields of `Identity`."""
         self._held = 0
         self._keys: dict[int, Key] = {}
         self.bytes = 0
-        """What the entries take, by estimate."""
+        """The estimated size of all entries."""
 
     def __len__(self) -> int:
         return self._held
@@ -78,7 +72,7 @@ class IdentityCache:
         return self._tables[digest[0] % len(self._tables)]
 
     def get(self, digest: bytes) -> Identity | None:
-        """The identity, if it still holds."""
+        """Return the identity, if it is still valid."""
         table = self._table(digest)
         entry = table.get(digest)
         if entry is None:
@@ -100,7 +94,7 @@ class IdentityCache:
         return identity
 
     def put(self, digest: bytes, identity: Identity, key: Key | None) -> None:
-        """Keep an identity; `key` is what proved it, None where no key of ours did (STS)."""
+        """Keep an identity; `key` is the key that proved it, None if STS did."""
         table = self._table(digest)
         if digest in table:
             self.drop(digest)
@@ -122,7 +116,7 @@ class IdentityCache:
             self.drop(next(iter(table)))
 
     def drop(self, digest: bytes) -> None:
-        """Forget one, if it is there."""
+        """Remove an identity, if it is there."""
         if entry := self._table(digest).pop(digest, None):
             self.bytes -= entry[0]
             self._held -= 1

@@ -1,8 +1,8 @@
-"""From a verified payload to an identity, by the rules of one issuer (JWT-EXP to JWT-AT, OUTBOUND).
+"""Make an identity of a verified payload, by the rules of one issuer (JWT-EXP to JWT-AT, OUTBOUND).
 
 The order is the contract's (SPEC.md section 4): times, audience, other claims, roles. Each failure is one
-typed reason. The clock is an argument, so that exact boundaries can be tested: at `now >= exp` a token is
-expired, to the second.
+typed reason. The time is an argument, so that tests can check exact boundaries: at `now >= exp` a token is
+expired.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from iamroles_agent.base.config import ClaimPath, Issuer, Limits
 from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.tokens.grounds import MOST_AUDIENCES, ground, of_claims
+from iamroles_agent.tokens.grounds import MOST_AUDIENCES, ground, token_grounds
 from iamroles_agent.tokens.jws import Header
 from iamroles_agent.tokens.keys import ALGORITHMS
 
 AWS_CLAIMS = "https://sts.amazonaws.com/"
-"""Where STS nests what it says of a principal (GetWebIdentityToken)."""
+"""The claim in which STS nests its claims about a principal (GetWebIdentityToken)."""
 
 _MAX_SECONDS = 1 << 53
 _MAX_LABEL = 512
 _MAX_SETS = 1024
 _MAX_KEPT, _MAX_ROLES_KEPT = 1024, 32
-"""Longer scope strings, and longer lists of roles, are read anew each time, so that they fill no memory."""
+"""Longer scope strings, and longer lists of roles, are read again each time, so that they fill no memory."""
 _OTHER_PRINCIPAL = re.compile(
     r"arn:aws[a-z-]*:(?:iam|sts)::(?P<account>[0-9]{12}):(?:root|user/\S+|federated-user/\S+)", re.ASCII
 )
@@ -36,7 +36,7 @@ _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII
 
 Payload = dict[str, Any]
 _identity = tuple.__new__
-"""What `Identity(...)` comes to, without reading its names anew for each token."""
+"""Makes an `Identity` faster than `Identity(...)`, without its names."""
 
 # Interned: 100,000 identities of a few roles share a few objects. Only verified tokens get here.
 role_arn = lru_cache(maxsize=4096)(RoleArn.parse)
@@ -47,7 +47,7 @@ def _path(claim: ClaimPath | None) -> tuple[str, ...]:
 
 
 def _finder(path: tuple[str, ...]) -> Callable[[Payload], Any]:
-    """A reader of the claim at a path; None where it is absent, null, or the way leads through no object."""
+    """Return a reader of the claim at a path; it returns None if the claim is absent, null or unreachable."""
     if len(path) == 1:
         (only,) = path
         return lambda payload: payload.get(only)
@@ -64,7 +64,7 @@ def _finder(path: tuple[str, ...]) -> Callable[[Payload], Any]:
 
 
 def _seconds(payload: Payload, name: str) -> int | None:
-    """A NumericDate that is a JSON integer (JWT-EXP-002; stricter than RFC 7519, which permits fractions)."""
+    """Read a NumericDate that is a JSON integer (JWT-EXP-002; RFC 7519 also permits fractions)."""
     value = payload.get(name)
     if type(value) is int and 0 <= value <= _MAX_SECONDS:
         return value
@@ -74,10 +74,10 @@ def _seconds(payload: Payload, name: str) -> int | None:
 
 
 def _label(value: object, name: str) -> str:
-    """A string that may travel in a header and a log line: bounded, printable, without outer blanks."""
+    """Check that a value is safe in a header and a log line: bounded, printable, without outer blanks."""
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_LABEL or not value.isprintable():
         raise Refusal(Reason.CLAIM_INVALID, f"{name} is not a printable string of 1 to {_MAX_LABEL}")
-    if value[0] == " " or value[-1] == " ":  # a back end that trims its headers would take it for another
+    if value[0] == " " or value[-1] == " ":  # a back end that trims headers would read another value
         raise Refusal(Reason.CLAIM_INVALID, f"{name} begins or ends with a blank")
     return value
 
@@ -85,13 +85,9 @@ def _label(value: object, name: str) -> str:
 class ClaimRules:
     """One issuer's rules, compiled.
 
-    Args:
-        issuer: the policy's entry.
-        limits: bounds that hold for every issuer.
-
     Raises:
-        ConfigError: the entry asks for something that must not be (an unknown algorithm, the caller's own
-            tags as authority).
+        ConfigError: the issuer's entry is not permitted (an unknown algorithm, the caller's own tags as
+            authority).
     """
 
     def __init__(self, issuer: Issuer, limits: Limits) -> None:
@@ -152,7 +148,7 @@ class ClaimRules:
             header: the JOSE header.
             now: epoch seconds.
             credential: the credential's name for the audit.
-            key: the ground of the key that proved it (`grounds.of_key`).
+            key: the ground of the key that proved it (`grounds.key_ground`).
 
         Raises:
             Refusal: the first reason, in the order of SPEC.md section 4.
@@ -179,7 +175,7 @@ class ClaimRules:
             Identity,
             (
                 *(self.name, principal, session, roles, int(end), iat, preferred, scopes, credential),
-                *(header.kid or "", None, of_claims(self._url, header.alg, audience, key)),
+                *(header.kid or "", None, token_grounds(self._url, header.alg, audience, key)),
             ),
         )
 
@@ -206,19 +202,13 @@ class ClaimRules:
         return self._check_audience(payload.get("aud"))
 
     def _check_audience(self, aud: object) -> tuple[str, ...]:
-        """RFC 7519 section 4.1.3: a string, or an array of strings of which one is ours; as grounds, ours
-        first."""
-        if isinstance(aud, str):
-            if aud in self._audiences:
-                return (ground("aud", aud),)
-            found = False
-        elif isinstance(aud, list) and aud and all(isinstance(one, str) for one in aud):
-            found = not self._audiences.isdisjoint(aud)
-        else:
+        """Check `aud` (RFC 7519 section 4.1.3): one of its strings is ours. Return grounds, ours first."""
+        names = [aud] if isinstance(aud, str) else aud
+        if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud is missing, or not a string or array of strings")
-        if not found:
+        if self._audiences.isdisjoint(names):
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud names none of the audiences of this issuer")
-        names = sorted(aud, key=lambda name: name not in self._audiences)
+        names = sorted(names, key=lambda name: name not in self._audiences)
         return tuple(ground("aud", name) for name in names[:MOST_AUDIENCES])
 
     def _check_client(self, payload: Payload) -> tuple[str, ...]:
@@ -228,24 +218,24 @@ class ClaimRules:
         return (ground("client", client),)
 
     def _cognito_audience(self, payload: Payload) -> tuple[str, ...]:
-        """Access tokens carry `client_id`, ID tokens `aud`; `token_use` says which one it is.
+        """Check `client_id` of an access token, `aud` of an ID token; `token_use` tells them apart.
 
-        `client_ids` in the policy opens the door to access tokens, `audiences` to ID tokens: whoever expects
-        access tokens only never takes an ID token for one (JWT-COGNITO-002).
+        `client_ids` in the policy permits access tokens, `audiences` ID tokens: a policy for access tokens
+        alone never accepts an ID token (JWT-COGNITO-002).
         """
         use = payload.get("token_use")
         if use == "access" and self._client_ids:
             return self._check_client(payload)
         if use == "id" and self._audiences:
             return self._check_audience(payload.get("aud"))
-        said = use if use in ("access", "id") else "something else"
-        raise Refusal(Reason.TYPE_NOT_ALLOWED, f"token_use is {said}")
+        kind = use if use in ("access", "id") else "something else"
+        raise Refusal(Reason.TYPE_NOT_ALLOWED, f"token_use is {kind}")
 
     def _scopes(self, value: object) -> frozenset[str] | None:
         if value is None:
             return frozenset() if self.issuer.scope_required else None
         if isinstance(value, str):
-            # Few scope strings, many tokens; as with roles, only accepted tokens get here.
+            # Many tokens share few scope strings; as with roles, only accepted tokens get here.
             known = self._scope_sets.get(value)
             if known is None:
                 if len(self._scope_sets) >= _MAX_SETS:
@@ -264,7 +254,7 @@ class ClaimRules:
         entries = [value] if isinstance(value, str) else value
         if not isinstance(entries, list):
             raise Refusal(Reason.ROLE_MALFORMED, "the roles claim is not a string or array of strings")
-        # Few sets of roles, many tokens: only sets out of verified and accepted tokens are kept.
+        # Many tokens share few sets of roles; only sets of verified and accepted tokens are kept.
         spelled = tuple(entries)
         try:
             known = self._role_sets.get(spelled)
@@ -286,17 +276,17 @@ class ClaimRules:
         return roles
 
     def _aws(self, payload: Payload, now: float) -> tuple[tuple[RoleArn, ...], int | None]:
-        """Roles and the outer session's end of an STS GetWebIdentityToken JWT (OUTBOUND)."""
-        said = payload.get(AWS_CLAIMS)
-        if not isinstance(said, dict):
-            # EKS service-account tokens come from AWS too, and say nothing of a role (OUTBOUND-IRSA-001).
+        """Return the roles and the outer session's end of an STS GetWebIdentityToken JWT (OUTBOUND)."""
+        nested = payload.get(AWS_CLAIMS)
+        if not isinstance(nested, dict):
+            # EKS service-account tokens come from AWS too, and name no role (OUTBOUND-IRSA-001).
             raise Refusal(Reason.CLAIM_INVALID, f"{AWS_CLAIMS!r} is missing: not a GetWebIdentityToken JWT")
-        account = said.get("aws_account")
+        account = nested.get("aws_account")
         if not isinstance(account, str) or account not in self._accounts:
             raise Refusal(Reason.CLAIM_INVALID, "aws_account is not an account configured for this issuer")
-        # OUTBOUND-ORIGIN-001: wherever the mode is named, `sub` is the origin's name, which a caller chose.
-        origin = "OriginIdentity" in (payload.get("subject_mode"), said.get("subject_mode"))
-        arn = said.get("principal_id") if origin else payload.get("sub")
+        # OUTBOUND-ORIGIN-001: in this mode, named inside or outside, `sub` is a name that the caller chose.
+        origin = "OriginIdentity" in (payload.get("subject_mode"), nested.get("subject_mode"))
+        arn = nested.get("principal_id") if origin else payload.get("sub")
         if not isinstance(arn, str):
             raise Refusal(Reason.CLAIM_INVALID, "the principal's ARN is missing")
         if other := _OTHER_PRINCIPAL.fullmatch(arn):
@@ -306,7 +296,7 @@ class ClaimRules:
         role = _role(arn)
         if role.account != account:
             raise Refusal(Reason.CLAIM_INVALID, "the principal's account is not aws_account")
-        outer = _outer_end(said)
+        outer = _outer_end(nested)
         if outer is not None and now >= outer:
             raise Refusal(Reason.TOKEN_EXPIRED, "the session that asked for the token is over")
         return (role,), outer
@@ -319,16 +309,16 @@ def _role(entry: object) -> RoleArn:
 
 
 def _check_rfc9068(payload: Payload, iat: int | None) -> None:
-    """RFC 9068 section 2.2: which claims an access token must carry."""
+    """Check the claims that an access token must carry (RFC 9068 section 2.2)."""
     if iat is None:
         raise Refusal(Reason.CLAIM_INVALID, "iat is missing (RFC 9068)")
     for name in ("sub", "client_id", "jti"):
         _label(payload.get(name), name)
 
 
-def _outer_end(said: Payload) -> int | None:
-    """`original_session_exp`: epoch seconds, or an instant in UTC."""
-    value = said.get("original_session_exp")
+def _outer_end(nested: Payload) -> int | None:
+    """Read `original_session_exp`: epoch seconds, or an instant in UTC."""
+    value = nested.get("original_session_exp")
     if value is None:
         return None
     if isinstance(value, str) and _INSTANT.fullmatch(value):

@@ -1,8 +1,9 @@
-"""Canonical base64url and strict JSON: two spellings of one token must never both be accepted.
+"""Canonical base64url and strict JSON: a token has exactly one accepted spelling.
 
-The platform's decoders are lenient: `base64` skips unknown bytes and ignores stray trailing bits, `json`
-keeps the last of two equal members and reads NaN. Each leniency lets two parsers read one signed text in two
-ways, so both are refused here (JWT-B64-001, JWT-JSON-001; RFC 7515 section 2; RFC 8725 section 2.4).
+The decoders of the standard library are lenient: `base64` skips unknown bytes and ignores stray trailing
+bits, `json` keeps the last of two equal members and reads NaN. Each leniency lets two parsers read one signed
+text in two ways, so both are refused here (JWT-B64-001, JWT-JSON-001; RFC 7515 section 2; RFC 8725 section
+2.4).
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import json
 import re
 from binascii import Error as Base64Error
-from binascii import a2b_base64, b2a_base64
+from binascii import a2b_base64
 from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 16
-"""Nesting of objects and arrays in a header, payload or key set; real ones need four."""
+"""Nesting of objects and arrays in a header, payload or key set; real documents need four."""
 MAX_CONTAINERS = 1024
 """Objects and arrays in one document: each costs a call, and real tokens have a few dozen."""
 
@@ -51,11 +52,6 @@ def decode_base64url(text: bytes) -> bytes:
         raise ValueError("not base64url") from None
 
 
-def encode_base64url(data: bytes) -> str:
-    """Encode as unpadded base64url."""
-    return b2a_base64(data, newline=False).translate(bytes.maketrans(b"+/", b"-_")).rstrip(b"=").decode()
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -81,7 +77,7 @@ def decode_object(data: bytes) -> dict[str, Any]:
         ValueError: not UTF-8, a BOM, not one JSON object, a duplicate member at any level, a lone surrogate,
             NaN or an infinity, nesting deeper than `MAX_DEPTH`, objects and arrays above `MAX_CONTAINERS`.
     """
-    # A flat object, the usual case, has few brackets and needs no closer look.
+    # A flat object, the usual case, has few brackets and needs no further check.
     if data.count(b"{") + data.count(b"[") > MAX_DEPTH:
         _check_shape(data)
     text = data.decode("utf-8")
@@ -101,7 +97,7 @@ def decode_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-# A string that does not end is read to the end: no quotation mark in it is tried as another's beginning.
+# An unfinished string is read to the end: no quotation mark in it is tried as the start of another string.
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]")))
@@ -110,7 +106,7 @@ _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]")))
 def _check_shape(data: bytes) -> None:
     """Count and peel brackets at C speed, without a step of Python for each byte.
 
-    Whether the brackets match is the parser's to say: what does not match here is left over, and refused too.
+    Brackets of two kinds that do not match pass here, and the parser refuses them.
     """
     brackets = _STRINGS.sub(b"", data).translate(_ONE_BRACKET).translate(None, _NO_BRACKETS)
     if brackets.count(b"[") > MAX_CONTAINERS:

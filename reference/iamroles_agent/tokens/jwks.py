@@ -1,23 +1,23 @@
-"""The keys of one issuer: fetched, renewed, believed only so long (JWKS-SET to JWKS-REDIRECT).
+"""The keys of one issuer: fetched, renewed, trusted for a limited time (JWKS-SET to JWKS-REDIRECT).
 
-How the set stays right. Four forces pull at it:
+Four conditions decide when the set is fetched:
 
 - *Renewal*. A timer fetches the set at about 0.8 of `keys.refresh`, so that no set in use is older than
-  `refresh` while the issuer answers: a key the issuer removed dies within `refresh` plus the fetch. A failed
-  renewal is tried again after 0.5 s, 1 s, 2 s, … at most `cooldown`.
-- *Outage*. A set that cannot be renewed, or whose successor is poisoned, serves on until it is `max_stale`
+  `refresh` while the issuer answers: a key that the issuer removed dies within `refresh` plus the fetch. A
+  failed renewal is repeated after 0.5 s, 1 s, 2 s, … at most `cooldown`.
+- *Outage*. A set that cannot be renewed, or whose successor is poisoned, stays in use until it is `max_stale`
   old. Then its keys die, and the answer is `keys_unavailable`.
-- *Rotation*. A token whose `kid` is unknown may be the first of a new key, so it asks for one fetch, at once,
-  whenever the last fetch was. Anything that starts a cooldown at a *successful* fetch, renewal included,
-  would refuse a key that was rotated just after it.
-- *Flood*. Anyone can write a random `kid`. So an ask that changed nothing starts the cooldown: until it ends
-  unknown kids fetch nothing. One fetch is then made at its end if a kid was turned away meanwhile, so a
-  rotation inside the cooldown is seen when it ends at the latest; a token that comes in its last second waits
-  for that. An ask that did change the set starts no cooldown: a stranger cannot bring that about. A kid that
-  was asked for in vain is remembered, in a bounded table, and asks ever more rarely.
+- *Rotation*. A token with an unknown `kid` may be the first of a new key, so it causes one fetch, at once,
+  whenever the last fetch was. If a *successful* fetch, such as a renewal, started a cooldown, a key that was
+  rotated just after it would be refused.
+- *Flood*. Anyone can write a random `kid`. So a fetch for a kid that changed nothing starts the cooldown:
+  until it ends unknown kids fetch nothing. If a kid was refused meanwhile, one fetch follows at its end, so a
+  rotation inside the cooldown is seen then at the latest; a token that comes in its last second waits for
+  that. A fetch that did change the set starts no cooldown: a stranger cannot cause that. A kid that was
+  fetched in vain is remembered, in a bounded table, and its fetches become ever rarer.
 
-All fetches of an issuer share one flight, and whoever needs the outcome awaits that. Nothing here is shared
-between issuers: a slow one delays its own tokens only. Everything but the download runs on the event loop.
+All fetches of an issuer share one flight, and every token that needs the outcome awaits it. Issuers share
+nothing here: a slow issuer delays only its own tokens. All but the download runs on the event loop.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
+from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import Issuer, KeySettings
 from iamroles_agent.tokens.encoding import decode_object
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError
-from iamroles_agent.tokens.transport import Answer, Transport, TransportError, check_url, in_thread
+from iamroles_agent.tokens.transport import Transport, TransportError, check_url, in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -51,15 +51,8 @@ _FIRST_RETRY = 0.5
 class KeySource(Keyring):
     """The keys of one issuer, fetched by this process.
 
-    Args:
-        issuer: where they are published.
-        settings: `[keys]` of the policy.
-        transport: how they are fetched.
-        on_loss: called on the event loop after a key was removed, changed, or grew too stale, and after keys
-            came where none were known.
-        on_taken: called on the event loop with each document that was fetched and put in force, and when the
-            fetch began.
-        monotonic: seconds on a clock that never jumps.
+    `on_taken` is called on the event loop with each document that was fetched and put in force, and the time
+    at which the fetch began.
     """
 
     def __init__(
@@ -70,7 +63,7 @@ class KeySource(Keyring):
         *,
         on_loss: Callable[[], None],
         on_taken: Callable[[dict[str, Any], float], None] = lambda _document, _at: None,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Clock = time.monotonic,
     ) -> None:
         super().__init__(issuer, settings, on_loss=on_loss, monotonic=monotonic)
         self._transport = transport
@@ -88,24 +81,23 @@ class KeySource(Keyring):
         self._changed = False
 
     def start(self) -> None:
-        """Begin to fetch, or to renew in time what was restored; returns at once."""
+        """Begin to fetch, or to renew a restored set in time; return at once."""
         if self._keys is None:
             self._launch()
         else:
             self._schedule(self._lifetime() - (self._monotonic() - self._fetched_at))
 
     def restore(self, document: dict[str, Any], fetched_at: float) -> None:
-        """Before `start`: put in force what was fetched earlier, by this process or another.
+        """Put in force a set that was fetched earlier, by this process or another; call it before `start`.
 
         Raises:
-            KeySetError: it is no good set.
+            KeySetError: the set is invalid.
         """
         keys = KeySet.parse(document)
         if self._monotonic() - fetched_at < self.settings.max_stale:
             self.put(keys, fetched_at)
 
     def configure(self, issuer: Issuer, settings: KeySettings) -> None:
-        """The policy changed; the source of the keys did not, so the keys live on."""
         super().configure(issuer, settings)
         if self._flight is None and self._renewal is not None and not self.failures:
             self._renewal.cancel()
@@ -122,7 +114,7 @@ class KeySource(Keyring):
             await asyncio.gather(self._flight, return_exceptions=True)
 
     async def want(self, kid: str | None) -> None:
-        """Fetch, where that is due for a `kid` that is not known or for a set that is too old."""
+        """Fetch, if that is due for an unknown `kid` or for a set that is too old."""
         if self.stale():
             await self._first_set()
         elif kid is not None and not self.known(kid):
@@ -130,20 +122,20 @@ class KeySource(Keyring):
 
     @property
     def pause(self) -> float:
-        """Seconds for which no other unknown `kid` can cause or await a fetch."""
+        """Seconds in which no other unknown `kid` can cause or await a fetch."""
         if self._trailing is None:
             return 0.0
         return max(0.0, self._cooldown_end - self._monotonic() - MAX_HOLD)
 
     async def _first_set(self) -> None:
         if self._flight is None and self._monotonic() < self._retry_at:
-            return  # it failed a moment ago: do not hammer it for every token
+            return  # it has just failed: do not repeat it for every token
         await self._shared()
 
     async def _ask(self, kid: str) -> None:
-        """An unknown kid asks for a fetch; see the essay above for who may."""
+        """Fetch for an unknown kid, if the rules above permit it."""
         if self._flight is not None:
-            await self._shared()  # it may bring the kid already
+            await self._shared()  # it may bring the kid
             if self.known(kid):
                 return
         now = self._monotonic()
@@ -172,7 +164,7 @@ class KeySource(Keyring):
             await future
 
     def _trail(self) -> None:
-        """The cooldown is over and a kid was turned away in it: fetch once on their behalf."""
+        """Fetch once after a cooldown in which a kid was refused."""
         self._trailing = None
         self._launch(asking=True).add_done_callback(lambda _flight: self._release())
 
@@ -189,10 +181,10 @@ class KeySource(Keyring):
             await asyncio.shield(flight)
         except asyncio.CancelledError:
             if not flight.cancelled():
-                raise  # this caller was cancelled, not the flight
+                raise  # the caller was cancelled, not the flight
 
     def _launch(self, *, asking: bool = False) -> asyncio.Task[None]:
-        """The flight, begun now if there is none; `asking`: on behalf of an unknown kid."""
+        """Return the flight, a new one if there is none; `asking`: on behalf of an unknown kid."""
         if self._flight is None:
             self._asking = asking
             if self._renewal is not None:
@@ -205,12 +197,12 @@ class KeySource(Keyring):
         self._changed = False
         began = self._monotonic()
         try:
-            # Discovery and the set: two exchanges, and a little for a resolver.
+            # Discovery and the set: two exchanges, and some time for a resolver.
             document = await in_thread(self._download, 2 * self.settings.timeout + 1.0)
             self._take(document, KeySet.parse(document, self._keys), began)
         except (TransportError, KeySetError) as error:
             self._failed(str(error))
-        except Exception as error:  # noqa: BLE001 - the source must live on, whatever an issuer sends
+        except Exception as error:  # noqa: BLE001 - the source must survive whatever an issuer sends
             self._failed(type(error).__name__)
         finally:
             self._flight = None
@@ -228,7 +220,7 @@ class KeySource(Keyring):
         self._on_taken(document, fetched_at)
 
     def _lifetime(self) -> float:
-        # 0.8 and a little chance: many agents that started together must not ask together.
+        # At random, because many agents that started together must not fetch together.
         return self.settings.refresh * random.uniform(0.7, 0.8)  # noqa: S311 - no secret
 
     def _failed(self, why: str) -> None:
@@ -257,7 +249,7 @@ class KeySource(Keyring):
         return self._get(uri)
 
     def _discover(self) -> str:
-        """OpenID Connect Discovery 1.0 section 4: the document must name this very issuer."""
+        """Discover the set's URL (OpenID Connect Discovery 1.0 section 4); the document names this issuer."""
         document = self._get(self.issuer.issuer.rstrip("/") + "/.well-known/openid-configuration")
         if document.get("issuer") != self.issuer.issuer:
             raise TransportError("the discovery document is of another issuer")
@@ -268,14 +260,10 @@ class KeySource(Keyring):
 
     def _get(self, url: str) -> dict[str, Any]:
         check_url(url, insecure_http=self.issuer.insecure_http)
-        fetch = partial(
-            self._transport.get,
-            url,
-            timeout=self.settings.timeout,
-            max_bytes=MAX_DOCUMENT,
-            headers={"Accept": "application/json"},
+        headers = {"Accept": "application/json"}
+        answer = self._transport.get(
+            url, timeout=self.settings.timeout, max_bytes=MAX_DOCUMENT, headers=headers
         )
-        answer: Answer = fetch()
         if answer.status != 200:
             raise TransportError(f"status {answer.status}")
         try:

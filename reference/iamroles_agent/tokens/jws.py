@@ -1,8 +1,8 @@
-"""Strict reading of a compact JWS (RFC 7515 section 7.1; JWT-FORM, JWT-B64, JWT-JSON).
+"""Read a compact JWS strictly (RFC 7515 section 7.1; JWT-FORM, JWT-B64, JWT-JSON).
 
-Everything here happens before any signature is checked, so every byte is an attacker's. The size is judged
-first; then the form; nothing in a header is ever followed (`jku`, `x5u`, `jwk`, `x5c` are not even looked
-at), and a `kid` is a dictionary key and nothing else.
+All of it happens before a signature is checked, so every byte may come from an attacker. The size is judged
+first, then the form. A header is never followed (`jku`, `x5u`, `jwk`, `x5c` are ignored), and a `kid` is only
+a dictionary key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from iamroles_agent.tokens.keys import kid_allowed
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What of a JOSE header is used."""
+    """The used members of a JOSE header."""
 
     alg: str
     kid: str | None
@@ -27,7 +27,7 @@ class Header:
 
 
 class Jws(NamedTuple):
-    """A token that is well formed; nothing in it is verified."""
+    """A well-formed token; nothing in it is verified."""
 
     header: Header
     payload: dict[str, Any]
@@ -52,11 +52,11 @@ def parse(token: bytes, max_bytes: int = 8192) -> Jws:
     try:
         header = read_header(protected)
     except ValueError as error:
-        raise Refusal(Reason.TOKEN_MALFORMED, f"header: {_said(error)}") from None
+        raise Refusal(Reason.TOKEN_MALFORMED, f"header: {_reason(error)}") from None
     try:
         payload = decode_object(decode_base64url(body))
     except (ValueError, RecursionError) as error:
-        raise Refusal(Reason.TOKEN_MALFORMED, f"payload: {_said(error)}") from None
+        raise Refusal(Reason.TOKEN_MALFORMED, f"payload: {_reason(error)}") from None
     try:
         signature = decode_base64url(seal)
     except ValueError as error:
@@ -64,13 +64,13 @@ def parse(token: bytes, max_bytes: int = 8192) -> Jws:
     return Jws(header, payload, token[: len(protected) + len(body) + 1], signature)
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     # The JSON and UTF-8 decoders quote their input: only our own sentences may reach the audit line.
     return str(error) if type(error) is ValueError else "not UTF-8 JSON"
 
 
 def read_header(protected: bytes) -> Header:
-    """As `_read_header`; headers of a usual length are read once."""
+    """Read a header as `_read_header` does; headers of usual length are read once."""
     return _usual_header(protected) if len(protected) <= _USUAL else _read_header(protected)
 
 
@@ -78,7 +78,7 @@ def _read_header(protected: bytes) -> Header:
     """Decode and judge a protected header; a pure function of its bytes.
 
     Raises:
-        ValueError: it is malformed; the sentence holds nothing of the header.
+        ValueError: it is malformed; the message quotes nothing of the header.
     """
     try:
         members = decode_object(decode_base64url(protected))
@@ -102,7 +102,7 @@ def _read_header(protected: bytes) -> Header:
 
 
 # All tokens of one key have the same header, byte for byte. Errors are not cached, and a flood of different
-# headers only costs their parsing.
+# headers costs only their parsing.
 _usual_header = lru_cache(maxsize=256)(_read_header)
 _USUAL = 512
 """Bytes of a header that is kept."""

@@ -1,8 +1,8 @@
-"""The keys of one issuer as they are believed: which are in force, how old, and when they die.
+"""The keys of one issuer that are in force: which keys, how old, and when they die.
 
-Where they come from is a subclass's business: `jwks.KeySource` fetches them, a worker's `remote.RemoteKeys`
-is told them by the parent. What is in force here dies of three things: the issuer's set lost a key or changed
-it, nobody could renew the set until it was `max_stale` old, or the policy names another source.
+A subclass gets them: `jwks.KeySource` fetches them, the parent sends them to a worker's `remote.RemoteKeys`.
+A key in force dies for one of three reasons: the issuer's set lost or changed it, the set could not be
+renewed until it was `max_stale` old, or the policy names another source.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import Issuer, KeySettings
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.keys import Key, KeySet
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def source_of(issuer: Issuer) -> str:
-    """Names where an issuer's keys come from: as long as this stays the same, so do good keys."""
+    """Name the source of an issuer's keys: while it stays the same, good keys stay in force."""
     identity = json.dumps([issuer.issuer, issuer.jwks_uri, issuer.insecure_http])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -30,12 +31,8 @@ def source_of(issuer: Issuer) -> str:
 class Keyring:
     """The keys of one issuer.
 
-    Args:
-        issuer: where they are published.
-        settings: `[keys]` of the policy.
-        on_loss: called on the event loop after a key was removed, changed, or grew too stale, and after keys
-            came where none were known.
-        monotonic: seconds on a clock that never jumps, and that all processes of this host share.
+    `on_loss` is called on the event loop after a key was removed, changed, or grew too stale, and after the
+    first keys came. All processes of the host share the clock `monotonic`.
     """
 
     def __init__(
@@ -44,14 +41,14 @@ class Keyring:
         settings: KeySettings,
         *,
         on_loss: Callable[[], None],
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Clock = time.monotonic,
     ) -> None:
         self.issuer = issuer
         self.settings = settings
         self.fetches = 0
         """Downloads begun."""
         self.failures = 0
-        """Downloads failed in a row."""
+        """Failed downloads in a row."""
         self._on_loss = on_loss
         self._monotonic = monotonic
         self._keys: KeySet | None = None
@@ -73,29 +70,29 @@ class Keyring:
         return self._keys
 
     def start(self) -> None:
-        """Begin to get keys; returns at once."""
+        """Begin to get keys; return at once."""
 
     async def close(self) -> None:
-        """Stop; tokens that wait get `keys_unavailable`."""
+        """Stop; refuse the tokens that wait with `keys_unavailable`."""
         self._closed = True
         if self._expiry is not None:
             self._expiry.cancel()
 
     def configure(self, issuer: Issuer, settings: KeySettings) -> None:
-        """The policy changed; the source of the keys did not, so the keys live on."""
+        """Take the settings of a new policy with the same source; the keys stay in force."""
         self.issuer, self.settings = issuer, settings
         if self._keys is not None:
             self._await_death()
 
     def lookup(self, kid: str | None, alg: str) -> Key | None:
-        """The key for a header, from the set in force; never waits."""
+        """Return the key for a header from the set in force; never waits."""
         keys = self._keys
         if keys is None or self._monotonic() - self._fetched_at >= self.settings.max_stale:
             return None
         return keys.find(kid, alg)
 
     async def obtain(self, kid: str | None, alg: str) -> Key:
-        """The key for a header, fetched if need be.
+        """Return the key for a header; fetch it if necessary.
 
         Raises:
             Refusal: `keys_unavailable`, `key_unknown`.
@@ -117,19 +114,19 @@ class Keyring:
         raise Refusal(Reason.KEY_UNKNOWN, f"no key of that kid for {alg}")
 
     async def want(self, kid: str | None) -> None:
-        """Get what can be got for a `kid` that is not known, or for any where there is no set."""
+        """Try to get the set that has an unknown `kid`, or any set if there is none."""
         raise NotImplementedError
 
     def known(self, kid: str) -> bool:
-        """Whether the set in force has that `kid`."""
+        """Return whether the set in force has that `kid`."""
         return self._keys is not None and kid in self._keys
 
     def stale(self) -> bool:
-        """Whether there is no set that may be believed."""
+        """Return whether there is no set, or only one that is too old."""
         return self._keys is None or self._monotonic() - self._fetched_at >= self.settings.max_stale
 
     def put(self, keys: KeySet, fetched_at: float) -> bool:
-        """Put a set in force; whether it brought or lost a key."""
+        """Put a set in force; return whether it added or removed a key."""
         old = self._keys
         now_in = set(keys)
         lost = [key for key in old or () if key not in now_in]
@@ -140,18 +137,18 @@ class Keyring:
         self._await_death()
         self._kill(lost)
         if old is None:
-            self._on_loss()  # an open stream may rest on a key that left while no set was known
+            self._on_loss()  # an open stream may rest on a key that was removed before the first set came
         return changed
 
     def drop(self) -> None:
-        """The set in force is withdrawn."""
+        """Withdraw the set in force."""
         keys, self._keys = self._keys, None
         if self._expiry is not None:
             self._expiry.cancel()
         self._kill(list(keys or ()))
 
     def confirm(self, fetched_at: float) -> None:
-        """The set in force was found to be good at a later time."""
+        """Note that the set in force was still valid at a later time."""
         if self._keys is not None and fetched_at > self._fetched_at:
             self._fetched_at = fetched_at
             self._await_death()
@@ -163,10 +160,9 @@ class Keyring:
         self._expiry = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire)
 
     def _expire(self) -> None:
-        """The set grew `max_stale` old: what it proved is proved no more."""
-        keys, self._keys = self._keys, None
+        """Withdraw a set that is `max_stale` old: it proves nothing now."""
         _log.error("issuer %s: no fresh keys for %.0f s", self.issuer.name, self.settings.max_stale)
-        self._kill(list(keys or ()))
+        self.drop()
 
     def _kill(self, keys: list[Key]) -> None:
         for key in keys:

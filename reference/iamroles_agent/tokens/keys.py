@@ -1,8 +1,8 @@
 """Signature algorithms, public keys, and the reading of a JWK set.
 
-The table of algorithms is closed: asymmetric ones only. `none` and HMAC are absent rather than forbidden, so
-that no configuration can switch them on (JWT-ALG-002): an HMAC keyed with a public key would let anyone sign.
-A key set is read with suspicion: what cannot be used is dropped, what is contradictory refuses the set,
+The table of algorithms is closed and has asymmetric algorithms only. `none` and HMAC are absent rather than
+forbidden, so that no configuration can switch them on (JWT-ALG-002): an HMAC keyed with a public key would
+let anyone sign. A key set is read with suspicion: unusable keys are dropped, a contradictory set is refused,
 and the last good set stays in force.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -26,7 +27,7 @@ from iamroles_agent.tokens.encoding import decode_base64url
 MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 8192
 MAX_KEYS = 100
-"""More keys than that in one set refuse it."""
+"""Most keys of a set; a larger set is refused."""
 
 Verify = Callable[[bytes, bytes], bool]
 """`(signature, signing input) -> good`."""
@@ -36,8 +37,16 @@ _KID = re.compile(r"[\x21-\x7e]{1,256}", re.ASCII)
 
 
 def kid_allowed(kid: object) -> bool:
-    """Whether a `kid` is a string of 1 to 256 visible ASCII characters (JWT-KID-001)."""
+    """Return whether a `kid` is a string of 1 to 256 visible ASCII characters (JWT-KID-001)."""
     return isinstance(kid, str) and _KID.fullmatch(kid) is not None
+
+
+def _holds(check: Callable[..., None], *arguments: Any) -> bool:  # noqa: ANN401 - bytes, padding, hash
+    try:
+        check(*arguments)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _pss(digest: HashAlgorithm) -> padding.AsymmetricPadding:
@@ -50,13 +59,7 @@ def _rsa(chosen: padding.AsymmetricPadding, digest: HashAlgorithm) -> Any:  # no
         check, length = key.verify, (key.key_size + 7) // 8
 
         def verify(signature: bytes, data: bytes) -> bool:
-            if len(signature) != length:
-                return False
-            try:
-                check(signature, data, chosen, digest)
-            except InvalidSignature:
-                return False
-            return True
+            return len(signature) == length and _holds(check, signature, data, chosen, digest)
 
         return verify
 
@@ -75,13 +78,7 @@ def _ecdsa(digest: HashAlgorithm) -> Any:  # noqa: ANN401
             if len(signature) != 2 * half:
                 return False
             r, s = int.from_bytes(signature[:half]), int.from_bytes(signature[half:])
-            if r == 0 or s == 0:
-                return False
-            try:
-                check(encode_dss_signature(r, s), data, scheme)
-            except InvalidSignature:
-                return False
-            return True
+            return r != 0 and s != 0 and _holds(check, encode_dss_signature(r, s), data, scheme)
 
         return verify
 
@@ -89,21 +86,12 @@ def _ecdsa(digest: HashAlgorithm) -> Any:  # noqa: ANN401
 
 
 def _eddsa(key: ed25519.Ed25519PublicKey | ed448.Ed448PublicKey) -> Verify:
-    check = key.verify
-
-    def verify(signature: bytes, data: bytes) -> bool:
-        try:
-            check(signature, data)
-        except InvalidSignature:
-            return False
-        return True
-
-    return verify
+    return partial(_holds, key.verify)
 
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """One row of the closed table: which keys it takes, and how it verifies."""
+    """One row of the closed table: its keys, and its verification."""
 
     kty: str
     curves: tuple[str, ...]
@@ -121,7 +109,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ES384": Algorithm("EC", ("P-384",), _ecdsa(SHA384())),
     "ES512": Algorithm("EC", ("P-521",), _ecdsa(SHA512())),
     "EdDSA": Algorithm("OKP", ("Ed25519", "Ed448"), _eddsa),
-    "Ed25519": Algorithm("OKP", ("Ed25519",), _eddsa),  # RFC 9864: the same signature, its curve in its name
+    "Ed25519": Algorithm("OKP", ("Ed25519",), _eddsa),  # RFC 9864: the same signature, named by its curve
 }
 """Every `alg` that an issuer may be configured with."""
 
@@ -130,15 +118,15 @@ _PRIVATE = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth", "k"))
 
 
 class KeySetError(ValueError):
-    """A JWK set that must not be used at all; the last good one stays."""
+    """A JWK set that must not be used; the last good set stays in force."""
 
 
 @dataclass(slots=True, eq=False)
 class Key:
     """A public key of an issuer.
 
-    `live` turns false, for good, when the issuer's set loses or changes the key, or grows too stale: whoever
-    cached something that the key proved looks at this flag, so removal needs no search through caches.
+    `live` becomes false, for good, when the issuer's set loses or changes the key, or grows too stale. Caches
+    of anything that the key proved check this flag, so a removal needs no search through them.
     """
 
     kid: str | None
@@ -147,14 +135,14 @@ class Key:
     alg: str | None
     public: PublicKey
     material: tuple[str, ...]
-    """The public members: two keys are the same if these are."""
+    """The public members: keys with the same members are the same key."""
     live: bool = True
     number: int = field(init=False, default_factory=count(1).__next__, repr=False)
-    """No other key of this process ever has it."""
+    """Unique among all keys of this process."""
     _verifiers: dict[str, Verify] = field(default_factory=dict, repr=False)
 
     def fits(self, alg: str) -> bool:
-        """Whether the key may verify `alg`: its type, its curve, and its own `alg` member if it has one."""
+        """Return whether the key may verify `alg`, by its type, its curve, and its own `alg` if any."""
         row = ALGORITHMS[alg]
         return (
             self.kty == row.kty
@@ -163,7 +151,7 @@ class Key:
         )
 
     def verifier(self, alg: str) -> Verify:
-        """The verification for an `alg` that fits; built once."""
+        """Return the verification for an `alg` that fits; it is built once."""
         verify = self._verifiers.get(alg)
         if verify is None:
             verify = self._verifiers[alg] = ALGORITHMS[alg].bind(self.public)
@@ -171,7 +159,7 @@ class Key:
 
 
 def _problem(jwk: dict[str, Any]) -> str:
-    """Why a JWK is dropped, or ""."""
+    """Return why a JWK is dropped, or ""."""
     kty = jwk.get("kty")
     if not isinstance(kty, str) or kty not in _SHAPES:
         return "its kty is unknown"
@@ -197,7 +185,7 @@ def parse_key(jwk: dict[str, Any]) -> Key:
     """Read one public JWK (RFC 7517, 7518 section 6, 8037 section 2).
 
     Raises:
-        ValueError: it cannot verify signatures here, and why.
+        ValueError: it cannot verify signatures here.
     """
     if problem := _problem(jwk):
         raise ValueError(problem)
@@ -239,7 +227,7 @@ def _load(kty: str, members: dict[str, str]) -> PublicKey:
 
 
 class KeySet:
-    """The usable keys of one JWK set; immutable but for `Key.live`."""
+    """The usable keys of one JWK set; immutable except for `Key.live`."""
 
     def __init__(self, keys: list[Key], dropped: tuple[str, ...] = ()) -> None:
         self._keys = tuple(keys)
@@ -249,7 +237,7 @@ class KeySet:
                 self._by_kid.setdefault(key.kid, []).append(key)
         self._found: dict[tuple[str | None, str], Key] = {}
         self.dropped = dropped
-        """Why keys of the document were not taken, one sentence each."""
+        """Why keys of the document were dropped, one sentence each."""
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys)
@@ -261,13 +249,13 @@ class KeySet:
         return kid in self._by_kid
 
     def find(self, kid: str | None, alg: str) -> Key | None:
-        """The one key that fits `alg` and has that `kid`; of all keys, for a token without a `kid`."""
+        """Return the only key that fits `alg` and has that `kid`, or fits `alg` if the token has no `kid`."""
         found = self._found.get((kid, alg))
         if found is None:
             named = self._keys if kid is None else self._by_kid.get(kid, ())
             fitting = [key for key in named if key.fits(alg)]
             if len(fitting) != 1:
-                return None  # not kept: a stranger may ask for any kid
+                return None  # not cached: a stranger may use any kid
             found = self._found[kid, alg] = fitting[0]
         return found
 
@@ -275,10 +263,8 @@ class KeySet:
     def parse(cls, document: dict[str, Any], previous: KeySet | None = None) -> KeySet:
         """Read a JWK set (RFC 7517 section 5) by the rules above.
 
-        Args:
-            document: the decoded set.
-            previous: the set in force; keys that did not change keep their object, so that what they proved
-                stays cached.
+        Unchanged keys of `previous`, the set in force, keep their object, so that what they proved stays
+        cached.
 
         Raises:
             KeySetError: not a set, too many keys, a `kid` twice for one `kty` (keys of different types may
@@ -307,7 +293,7 @@ class KeySet:
         return cls(keys, tuple(dropped))
 
     def revived(self) -> KeySet:
-        """The same keys, as new ones: what was proved by one that died stays unproved."""
+        """Return copies of the keys: what a dead key proved stays unproved."""
         return KeySet([replace(key, live=True) for key in self._keys], self.dropped)
 
     def _kept(self, key: Key) -> Key:

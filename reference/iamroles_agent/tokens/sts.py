@@ -1,16 +1,16 @@
 """A pre-signed STS GetCallerIdentity URL as a credential (STS-ALLOW to STS-REPLAY).
 
 The caller signs a question that only STS can answer, "who am I?", and gives the signed question to the agent,
-which asks it. What has gone wrong with this elsewhere is always the same: the caller got to choose more of
-the request than the signature (CVE-2020-16250, CVE-2022-2385, CVE-2025-11621). So the URL is taken apart
-against a closed list, and the request is built anew from the parts: the endpoint and the headers are the
-policy's, the parameter names are the agent's spelling, and only five values (credential, date, expires,
-security token, signature) are the caller's, each of a checked form. The binding header is signed, and its
-value is the agent's: a credential made for another edge does not verify here.
+which asks it. Known vulnerabilities of this method have one cause: the caller could choose more of the
+request than the signature (CVE-2020-16250, CVE-2022-2385, CVE-2025-11621). So the agent takes the URL apart
+against a closed list and builds the request from the parts: the policy gives the endpoint and the headers,
+the agent spells the parameter names, and only five values (credential, date, expires, security token,
+signature) come from the caller, each in a checked form. The binding header is signed, and the agent sets its
+value: a credential made for another edge does not verify here.
 
 STS judges the signature and the credentials; the agent judges the date, because STS and its emulators are
-lenient with `X-Amz-Expires`. Throttling and failures are not verdicts on the caller: `sts_unavailable`, never
-remembered against the credential, with a pause that grows to two seconds.
+lenient with `X-Amz-Expires`. Throttling and failures are not verdicts on the caller: the answer is
+`sts_unavailable`, the credential is not blamed, and the agent pauses, for up to two seconds.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl, quote, urlsplit
 
+from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import Sts
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.admission import MAX_WAIT, Admission
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read_answer
-from iamroles_agent.tokens.transport import Answer, Transport, TransportError, check_url, in_thread
+from iamroles_agent.tokens.transport import Transport, TransportError, check_url, in_thread
 
 _log = logging.getLogger(__name__)
 
 PREFIX = b"iam-sts-v1."
 MAX_CREDENTIAL = 4096
 LIFETIME = 15 * 60
-"""Seconds from `X-Amz-Date` at which the credential is dead, whatever `X-Amz-Expires` says (STS-DATE-001)."""
+"""Seconds from `X-Amz-Date` until the credential ends, whatever `X-Amz-Expires` says (STS-DATE-001)."""
 CLOCK_SKEW = 5
-"""Seconds by which a date may be ahead: two machines' clocks, not the caller's wish."""
+"""Seconds by which a date may be ahead, because two machines' clocks differ."""
 _MAX_ANSWER = 64 * 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _REJECTED_FOR = 30.0
@@ -66,25 +67,25 @@ _SECURITY_TOKEN = re.compile(r"[A-Za-z0-9+/=_-]{1,3000}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A credential taken apart: what of it may travel to STS."""
+    """A credential taken apart: the parts that may travel to STS."""
 
     endpoint: Sts
     host: str
-    """The signed Host: one of the policy's `hosts`, to the letter."""
+    """The signed Host: exactly one of the policy's `hosts`."""
     key_id: str
     signed_at: int
     """Epoch seconds of `X-Amz-Date`."""
     values: tuple[tuple[str, str], ...]
-    """The query, by our spelling of the names."""
+    """The query, in the agent's spelling of the names."""
     signature: str
 
     def url(self) -> str:
-        """The request line built anew: the policy's endpoint, our encoding of the checked values."""
+        """Build the URL of the request: the policy's endpoint, the agent's encoding of the checked values."""
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in self.values)
         return f"{self.endpoint.endpoint.rstrip('/')}/?{query}"
 
     def headers(self) -> dict[str, str]:
-        """All headers that travel; none is the caller's."""
+        """Return all headers that travel; the caller chooses none of them."""
         return {
             "Host": self.host,
             self.endpoint.binding_header.lower(): self.endpoint.binding_value,
@@ -101,7 +102,7 @@ def read_credential(token: bytes, endpoints: dict[str, Sts], now: float) -> Ques
 
     Args:
         token: with its prefix.
-        endpoints: the policy's, by each host that it accepts.
+        endpoints: the policy's, by each accepted host.
         now: epoch seconds.
 
     Raises:
@@ -117,7 +118,7 @@ def read_credential(token: bytes, endpoints: dict[str, Sts], now: float) -> Ques
         parts = urlsplit(url)
     except ValueError:
         raise Refusal(Reason.TOKEN_MALFORMED, "not the unpadded base64url of an ASCII URL") from None
-    # The whole authority is compared: user info, a port or a trailing dot make another string.
+    # The whole authority is compared: with user info, a port or a trailing dot it is another string.
     endpoint = endpoints.get(parts.netloc)
     if endpoint is None:
         raise Refusal(Reason.ISSUER_UNTRUSTED, "the URL's host is not one of the policy's STS hosts")
@@ -142,12 +143,12 @@ def read_credential(token: bytes, endpoints: dict[str, Sts], now: float) -> Ques
 
 
 def _read_query(query: str) -> dict[str, str]:
-    """Parameters by lower-case name: each of the closed list, each once (STS-QUERY-001, STS-QUERY-002)."""
+    """Read the parameters by lower-case name: those of the list, each once (STS-QUERY-001, STS-QUERY-002)."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=16)
     except ValueError:
         raise _rejected("the query is malformed or has too many parameters") from None
-    # ASCII first: lower-casing folds the Kelvin sign to a `k`, and STS would read another name than we do.
+    # ASCII first: lower-casing folds the Kelvin sign to a `k`, and STS would read another name.
     if not all(name.isascii() for name, _ in pairs):
         raise _rejected("the name of a query parameter is not ASCII")
     values = {name.lower(): value for name, value in pairs}
@@ -161,7 +162,7 @@ def _read_query(query: str) -> dict[str, str]:
 
 
 def _check_values(values: dict[str, str], endpoint: Sts) -> int:
-    """Check each value's form; the date, in epoch seconds."""
+    """Check each value's form; return the date in epoch seconds."""
     if values["action"] != "GetCallerIdentity" or values["version"] != "2011-06-15":
         raise _rejected("not GetCallerIdentity of 2011-06-15")
     if values["x-amz-algorithm"] != "AWS4-HMAC-SHA256":
@@ -177,50 +178,51 @@ def _check_values(values: dict[str, str], endpoint: Sts) -> int:
     security_token = values.get("x-amz-security-token")
     if security_token is not None and not _SECURITY_TOKEN.fullmatch(security_token):
         raise _rejected("X-Amz-Security-Token is malformed")
-    # Exactly these two: a header more would be one whose value the caller wants to travel.
+    # Exactly these two: the caller must not make another header travel.
     wanted = sorted(("host", endpoint.binding_header.lower()))
     if values["x-amz-signedheaders"].split(";") != wanted:
         raise _rejected(f"the signed headers are not exactly {';'.join(wanted)}")
     try:
         return timegm(time.strptime(date, "%Y%m%dT%H%M%SZ"))
     except ValueError:
-        raise _rejected("X-Amz-Date is no date") from None
+        raise _rejected("X-Amz-Date is not a date") from None
 
 
 @dataclass(slots=True)
-class _Strain:
-    """Trouble in a row, and until when nobody asks."""
+class _Backoff:
+    """Failures in a row, and the end of the pause after them."""
 
-    troubles: int = 0
+    failures: int = 0
     resume_at: float = 0.0
 
 
 class _Endpoint:
-    """Calls to one STS: whose turn it is, and when again after trouble.
+    """The order of calls to one STS, and the pauses after failures.
 
-    Strangers can bring STS to throttle. So their trouble pauses strangers alone, and a known key's all.
+    Strangers can make STS throttle. So their failures pause strangers alone; a failure of a known key pauses
+    all.
     """
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(self, monotonic: Clock) -> None:
         self.admission = Admission(monotonic)
-        self.strains = {True: _Strain(), False: _Strain()}
-        """Of known keys, and of strangers."""
-        self._turns: dict[Hashable, asyncio.Future[bool]] = {}
+        self.backoffs = {True: _Backoff(), False: _Backoff()}
+        """For known keys, and for strangers."""
+        self._waiting: dict[Hashable, asyncio.Future[bool]] = {}
 
-    async def turn(self, digest: bytes, key_id: str, source: str) -> None:
-        """Wait for the turn of a question; `done` must follow.
+    async def admit(self, digest: bytes, key_id: str, source: str) -> None:
+        """Wait until a question may be asked; `done` must follow.
 
         Raises:
-            Refusal: `sts_unavailable`, too many others ask.
+            Refusal: `sts_unavailable`, too many questions wait.
         """
-        turn = self._turns[digest] = asyncio.get_running_loop().create_future()
+        admitted = self._waiting[digest] = asyncio.get_running_loop().create_future()
         self.admission.ask(digest, key_id, source)
         try:
             self._carry_out()
             async with asyncio.timeout(MAX_WAIT):
-                granted = await asyncio.shield(turn)
+                granted = await asyncio.shield(admitted)
         except (TimeoutError, asyncio.CancelledError) as error:
-            if turn.done() and turn.result():
+            if admitted.done() and admitted.result():
                 self.done(digest, proved=False)
             self.admission.withdraw(digest)
             self._carry_out()
@@ -228,12 +230,12 @@ class _Endpoint:
                 raise
             granted = False
         finally:
-            del self._turns[digest]
+            del self._waiting[digest]
         if not granted:
             raise Refusal(Reason.STS_UNAVAILABLE, "too many questions wait for STS")
 
     def done(self, digest: bytes, *, proved: bool) -> None:
-        """The call of a question is over."""
+        """End the call of a question."""
         self.admission.done(digest, proved=proved)
         self._carry_out()
 
@@ -241,26 +243,19 @@ class _Endpoint:
         start, refuse = self.admission.due()
         for tickets, granted in ((start, True), (refuse, False)):
             for ticket in tickets:
-                self._turns[ticket].set_result(granted)
+                self._waiting[ticket].set_result(granted)
 
 
 class StsVerifier:
-    """Asks STS who signed a credential; each credential is in flight once.
-
-    Args:
-        endpoints: the policy's `[[sts]]`.
-        transport: how STS is called.
-        clock: epoch seconds.
-        monotonic: seconds on a clock that never jumps.
-    """
+    """Asks STS who signed a credential; each credential is in flight once."""
 
     def __init__(
         self,
         endpoints: list[Sts],
         transport: Transport,
         *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = time.time,
+        monotonic: Clock = time.monotonic,
     ) -> None:
         self._by_host = {host: endpoint for endpoint in endpoints for host in endpoint.hosts}
         self._urls = {endpoint.name: endpoint.endpoint for endpoint in endpoints}
@@ -270,21 +265,21 @@ class StsVerifier:
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
         self._used: OrderedDict[str, int] = OrderedDict()
         self.on_used: Callable[[str, int], None] = lambda _signature, _until: None
-        """Called with each signature that counts once, and until when, epoch seconds."""
+        """Called with each signature that may be used once, and its end, epoch seconds."""
         self.counts = {"asked": 0, "accepted": 0, "rejected": 0, "throttled": 0, "unavailable": 0}
-        """What became of the calls, for metrics."""
+        """Calls by outcome, for metrics."""
 
     def succeed(self, former: StsVerifier) -> None:
-        """Take over after a reload: counters and queues go on, and a signature that was used stays used.
+        """Take over counters, queues and used signatures after a reload.
 
-        The trouble of one URL says nothing of another, though the name in the policy is the same.
+        Pauses belong to a URL: another URL under the same name in the policy starts without them.
         """
         self.counts, self._used, self.on_used = former.counts, former._used, former.on_used
         same = {name for name, url in former._urls.items() if self._urls.get(name) == url}
         self._state |= {name: state for name, state in former._state.items() if name in same}
 
     async def close(self) -> None:
-        """End what is in flight; its waiters get `sts_unavailable`."""
+        """End the calls in flight; their waiters get `sts_unavailable`."""
         flights = list(self._flights.values())
         for flight in flights:
             flight.cancel()
@@ -296,7 +291,7 @@ class StsVerifier:
         Args:
             token: with its prefix.
             digest: its SHA-256.
-            source: whence it comes, as `admission.place_of` names it; each source has its share of the calls.
+            source: the client, as `admission.client_network` names it; each has its share of the calls.
 
         Returns:
             The identity, and whether the credential may be used again (`replay_cache` off).
@@ -325,38 +320,38 @@ class StsVerifier:
             raise
         except Refusal as refusal:
             if once and refusal.reason is Reason.STS_UNAVAILABLE:
-                self._used.pop(question.signature, None)  # it was never judged: it may come again
+                self._used.pop(question.signature, None)  # it was never judged: it may be used again
             raise
 
     def _landed(self, digest: bytes, flight: asyncio.Task[Identity]) -> None:
         self._flights.pop(digest, None)
         if not flight.cancelled():
-            flight.exception()  # seen, also when every waiter has gone
+            flight.exception()  # retrieved, also if every waiter has gone
 
     def _use(self, question: Question, now: float) -> None:
-        """A signature counts once (STS-REPLAY-001); those that are dead anyway are forgotten."""
+        """Note that a signature is used (STS-REPLAY-001); forget expired signatures."""
         while self._used and next(iter(self._used.values())) <= now:
             self._used.popitem(last=False)
         if question.signature in self._used:
             raise _rejected("this signature was used before")
         if len(self._used) >= 1 << 20:
             raise Refusal(Reason.STS_UNAVAILABLE, "the replay cache is full")
-        # In order of use, not of death: an entry lives on a little behind an older one with a later end.
+        # In order of use, not of expiry: an entry may stay a little longer behind one that ends later.
         until = self._used[question.signature] = question.signed_at + LIFETIME
         self.on_used(question.signature, until)
 
     def remember(self, used: Mapping[str, int]) -> None:
-        """Take over what another process told by `on_used`."""
+        """Take over signatures that another process reported by `on_used`."""
         self._used.update(used)
 
     async def _ask(self, question: Question, digest: bytes, source: str) -> Identity:
         state = self._state[question.endpoint.name]
         known = state.admission.knows(question.key_id, source)
         self._pausing(state, known=known)
-        await state.turn(digest, question.key_id, source)
+        await state.admit(digest, question.key_id, source)
         proved = False
         try:
-            self._pausing(state, known=known)  # others may have found out meanwhile
+            self._pausing(state, known=known)  # another call may have failed meanwhile
             caller = await self._call(question, state, known=known)
             proved = True
         except Rejected as error:
@@ -370,7 +365,7 @@ class StsVerifier:
         return self._identity(question, caller, digest)
 
     def _pausing(self, state: _Endpoint, *, known: bool) -> None:
-        if self._monotonic() < state.strains[known].resume_at:
+        if self._monotonic() < state.backoffs[known].resume_at:
             raise Refusal(Reason.STS_UNAVAILABLE, "STS is throttling or failing: not asked again yet")
 
     async def _call(self, question: Question, state: _Endpoint, *, known: bool) -> Caller:
@@ -378,28 +373,23 @@ class StsVerifier:
         self.counts["asked"] += 1
         try:
             url = check_url(question.url(), insecure_http=endpoint.insecure_http)
-            fetch: Callable[[], Answer] = partial(
-                self._transport.get,
-                url,
-                timeout=endpoint.timeout,
-                max_bytes=_MAX_ANSWER,
-                headers=question.headers(),
-            )
-            caller = read_answer(await in_thread(fetch, endpoint.timeout + 1.0))
+            seconds, headers = endpoint.timeout, question.headers()
+            get = partial(self._transport.get, url, max_bytes=_MAX_ANSWER, headers=headers)
+            caller = read_answer(await in_thread(partial(get, timeout=seconds), seconds + 1.0))
         except (TransportError, Unavailable) as error:
             throttled = isinstance(error, Unavailable) and error.throttled
             self.counts["throttled" if throttled else "unavailable"] += 1
-            strain = state.strains[known]
-            strain.troubles += 1
-            pause = min(_FIRST_PAUSE * 2 ** min(strain.troubles - 1, 8), _LONGEST_PAUSE)
-            strain.resume_at = self._monotonic() + pause
+            backoff = state.backoffs[known]
+            backoff.failures += 1
+            pause = min(_FIRST_PAUSE * 2 ** min(backoff.failures - 1, 8), _LONGEST_PAUSE)
+            backoff.resume_at = self._monotonic() + pause
             if known:
-                strangers = state.strains[False]
-                strangers.resume_at = max(strangers.resume_at, strain.resume_at)
+                strangers = state.backoffs[False]
+                strangers.resume_at = max(strangers.resume_at, backoff.resume_at)
             _log.warning("sts %s: %s, paused %.1f s", endpoint.name, error, pause)
             raise Refusal(Reason.STS_UNAVAILABLE, str(error)) from None
-        for strain in state.strains.values():
-            strain.troubles = 0
+        for backoff in state.backoffs.values():
+            backoff.failures = 0
         return caller
 
     def _remember(self, digest: bytes, detail: str) -> None:
@@ -416,7 +406,7 @@ class StsVerifier:
             raise Refusal(Reason.ROLE_MISSING, "the caller is a user, not a role")
         role = RoleArn.parse(caller.arn)
         session = caller.arn.rpartition("/")[2]
-        # The unique id is "<role id>:<session>" for a role; parts that disagree are not STS's.
+        # The unique id of a role is "<role id>:<session>"; STS never sends parts that disagree.
         if role.account != caller.account or caller.user_id.partition(":")[2] != session:
             raise _rejected("the answer's ARN, account and unique id disagree")
         return Identity(

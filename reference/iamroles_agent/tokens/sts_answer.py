@@ -1,7 +1,7 @@
-"""What STS answered to GetCallerIdentity: a caller, a rejection, or trouble.
+"""Read STS's answer to GetCallerIdentity: a caller, a rejection, or a failure.
 
-A caller is believed only if the answer has exactly STS's shape, in JSON or XML: Vault's CVE-2020-16250 was a
-parser that looked for an element anywhere in whatever came back.
+A caller is accepted only if the answer has exactly STS's shape, in JSON or XML. In Vault's CVE-2020-16250 a
+parser looked for an element anywhere in the answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _THROTTLING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who signed, as STS says."""
+    """The signer, as STS names it."""
 
     arn: str
     account: str
@@ -37,12 +37,7 @@ class Caller:
 
 
 class Rejected(Exception):  # noqa: N818 - a verdict
-    """STS says no, or answered something that is not its answer.
-
-    Args:
-        detail: for the audit line.
-        final: whether the same question would be answered the same.
-    """
+    """STS refused, or the answer has another shape; `final`: the same question gets the same answer."""
 
     def __init__(self, detail: str, *, final: bool) -> None:
         super().__init__(detail)
@@ -61,7 +56,7 @@ def read_answer(answer: Answer) -> Caller:
     """Read an answer.
 
     Raises:
-        Rejected: STS refused the signature or credentials, or a 200 is not STS's own shape.
+        Rejected: STS refused the signature or credentials, or a 200 has another shape than STS's.
         Unavailable: throttling (which AWS may send as a 400), a server's failure, a redirect.
     """
     if answer.status == 200:
@@ -85,7 +80,7 @@ def _read_caller(answer: Answer) -> Caller:
     except (ValueError, RecursionError, ET.ParseError):
         raise Rejected("STS answered 200 with something that is not its answer", final=False) from None
     arn, user_id, account = fields
-    # "No part is taken on trust": the ARN's account must be the account.
+    # No part is trusted alone: the ARN's account must be the account.
     good = _ARN.fullmatch(arn) and _USER_ID.fullmatch(user_id) and _ACCOUNT.fullmatch(account)
     if not good or arn.split(":")[4] != account:
         raise Rejected("STS's answer has parts that are malformed or disagree", final=False)
@@ -108,7 +103,7 @@ def _only_object(members: dict[str, Any], name: str, also: str | None = None) ->
 
 
 def _parse_xml(body: bytes) -> ET.Element:
-    """Parse a size-capped body. A document type is refused: entities are how XML explodes or reads files."""
+    """Parse a size-capped body; refuse a document type, because entities can explode or read files."""
     if b"<!" in body.replace(b"<![CDATA[", b"") or b"\0" in body:
         raise ValueError("a document type, a comment, or not UTF-8")
     return ET.fromstring(body.decode("utf-8"))  # noqa: S314 - no DTD gets here
@@ -131,7 +126,7 @@ def _from_xml(body: bytes) -> tuple[str, str, str]:
 
 
 def _error_code(answer: Answer) -> str:
-    """`Code` of an error answer, "" where it has none that is one."""
+    """Return the `Code` of an error answer, "" if it has no valid code."""
     try:
         if "json" in answer.content_type:
             members = decode_object(answer.body)

@@ -1,13 +1,13 @@
 """HTTP to issuers and STS: one bounded GET, off the event loop.
 
-`http.client` blocks, so each call has a thread of its own. A pool of threads would let a few dead issuers
-occupy all of them and starve the living; single flight per issuer already bounds their number, and STS has
-its own limit. They are daemons: a server that never answers must not keep the agent from ending.
+`http.client` blocks, so each call has a thread of its own. In a pool of threads a few dead issuers could
+occupy all of them; the single flight of each issuer already bounds their number, and STS has its own limit.
+They are daemon threads: a server that never answers must not keep the agent from ending.
 
-One deadline holds for a whole exchange. A socket's own timeout begins anew with each byte, so a server that
-drips its headers, its TLS handshake or its body would never meet it. So a watch knows the socket of each
-exchange, and shuts it down when its time is over: whatever the thread was waiting for then fails. What no
-socket can end, a resolver that hangs, is abandoned: its thread is left behind, and the next flight begins.
+One deadline holds for a whole exchange. A socket's own timeout starts again with each byte, so a server that
+drips its headers, its TLS handshake or its body would never reach it. So a watch knows the socket of each
+exchange and shuts it down at the deadline; the waiting thread then fails. A resolver that hangs has no
+socket: its thread is abandoned, and the next flight begins.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _IDLE = 64
 
 
 class TransportError(Exception):
-    """No usable answer: refused, timed out, cut, too large, not permitted."""
+    """There is no usable answer: refused, timed out, cut, too large, not permitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Answer:
 
 
 def check_url(url: str, *, insecure_http: bool) -> str:
-    """The URL, if the agent may call it (JWKS-DISCOVERY-002): https, or http where the policy says so.
+    """Return the URL, if the agent may call it (JWKS-DISCOVERY-002): https, or http if the policy permits it.
 
     Raises:
         TransportError: another scheme, credentials inside, no host.
@@ -74,12 +74,12 @@ class _Exchange:
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.over = False
-        """Whether its time was over before it had ended."""
+        """Whether the deadline came before its end."""
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
 
     def travels_on(self, sock: socket.socket) -> None:
-        """Note the socket. A copy of its descriptor: TLS takes the original one over."""
+        """Note the socket, by a copy of its descriptor, because TLS takes over the original."""
         with self._lock:
             self._forget()
             self._sock = socket.socket(fileno=os.dup(sock.fileno()))
@@ -87,7 +87,7 @@ class _Exchange:
                 self._cut()
 
     def end(self) -> None:
-        """It has its answer, or never will."""
+        """Forget the socket: the exchange is over."""
         with self._lock:
             self._forget()
 
@@ -108,7 +108,7 @@ class _Exchange:
 
 
 class _Watch:
-    """Cuts exchanges whose time is over, in a thread of its own that lives while there are any."""
+    """Cuts exchanges at their deadline, in a thread that lives while there are any."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -143,7 +143,7 @@ class _Watch:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection that says which socket its exchange travels on."""
+    """A connection that reports the socket of its exchange."""
 
     sock: socket.socket | None
     exchange: _Exchange
@@ -160,11 +160,11 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _TlsConnection(http.client.HTTPSConnection, _Connection):
-    """The same; the handshake belongs to the exchange."""
+    """A TLS connection; the handshake belongs to the exchange."""
 
 
 def _authorities() -> ssl.SSLContext:
-    """The system's (or those of SSL_CERT_FILE, SSL_CERT_DIR), read again when they have changed."""
+    """Trust the system's authorities (or SSL_CERT_FILE, SSL_CERT_DIR); read them again after a change."""
     paths = ssl.get_default_verify_paths()
     changed = []
     for path in filter(None, (paths.cafile, paths.capath)):
@@ -179,7 +179,7 @@ def _trusting(*_changed: int) -> ssl.SSLContext:
 
 
 class Transport:
-    """GET on connections that are kept: no proxy, no redirect followed, nothing retried."""
+    """GET on kept connections, without proxies, redirects and retries."""
 
     def __init__(self) -> None:
         self._idle: list[tuple[str, _Connection]] = []
@@ -190,13 +190,9 @@ class Transport:
     def get(
         self, url: str, *, timeout: float, max_bytes: int, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """GET, blocking for at most `timeout` seconds, but for a resolver that hangs.
+        """GET a URL that `check_url` passed; block for at most `timeout` seconds, unless a resolver hangs.
 
-        Args:
-            url: passed by `check_url`.
-            timeout: seconds for the whole exchange.
-            max_bytes: a longer body is an error, and is not read.
-            headers: sent beside `Accept-Encoding: identity`.
+        A body longer than `max_bytes` is an error, and is not read.
 
         Raises:
             TransportError: no complete answer.
@@ -209,7 +205,7 @@ class Transport:
                 raise
         finally:
             self._watch.end(exchange)
-        if exchange.over:  # what was cut off can look like a short answer that is whole
+        if exchange.over:  # a cut answer can look like a short whole answer
             raise TransportError("the answer took too long")
         return answer
 
@@ -217,9 +213,9 @@ class Transport:
         self, exchange: _Exchange, url: str, timeout: float, max_bytes: int, headers: Mapping[str, str] | None
     ) -> Answer:
         parts = urlsplit(url)
-        place = f"{parts.scheme}://{parts.netloc}"
+        origin = f"{parts.scheme}://{parts.netloc}"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection = self._kept(place)
+        connection = self._kept(origin)
         if connection is None:
             host, port = parts.hostname or "", parts.port
             connection = (
@@ -241,7 +237,7 @@ class Transport:
             raise TransportError(_cause(error)) from None
         finally:
             if finished:
-                self._keep(place, connection)
+                self._keep(origin, connection)
             else:
                 connection.close()
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -254,24 +250,24 @@ class Transport:
             body += chunk
             if len(body) > max_bytes:
                 raise TransportError(f"an answer above {max_bytes} bytes")
-        if response.length:  # `read1` does not tell of an early end
+        if response.length:  # `read1` does not report an early end
             raise http.client.IncompleteRead(bytes(body), response.length)
         return bytes(body)
 
-    def _kept(self, place: str) -> _Connection | None:
-        """The connection to a place that was used last and still stands."""
+    def _kept(self, origin: str) -> _Connection | None:
+        """Return the last used connection to an origin that is still open."""
         with self._lock:
             for at in reversed(range(len(self._idle))):
-                if self._idle[at][0] == place:
+                if self._idle[at][0] == origin:
                     _, connection = self._idle.pop(at)
-                    if not _says_something(connection):
+                    if not _readable(connection):
                         return connection
                     connection.close()
         return None
 
-    def _keep(self, place: str, connection: _Connection) -> None:
+    def _keep(self, origin: str, connection: _Connection) -> None:
         with self._lock:
-            self._idle.append((place, connection))
+            self._idle.append((origin, connection))
             if len(self._idle) > _IDLE:
                 self._idle.pop(0)[1].close()
 
@@ -281,8 +277,8 @@ class Transport:
                 self._idle.pop()[1].close()
 
 
-def _says_something(connection: _Connection) -> bool:
-    """Whether a server that was asked nothing says something: that it has closed, or nonsense."""
+def _readable(connection: _Connection) -> bool:
+    """Return whether an idle connection is readable: the server closed it, or sent something unasked."""
     assert connection.sock is not None  # noqa: S101 - it is kept open
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
@@ -290,7 +286,7 @@ def _says_something(connection: _Connection) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    """A sentence without the URL, which may hold a credential."""
+    """Describe an error without the URL, which may hold a credential."""
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -301,39 +297,35 @@ def _cause(error: Exception) -> str:
 async def in_thread(work: Callable[[], _T], patience: float | None = None) -> _T:
     """Run blocking work in a daemon thread and await its result.
 
-    Args:
-        work: what to do.
-        patience: seconds after which the thread is left behind.
-
     Raises:
-        TransportError: it was.
+        TransportError: the work took longer than `patience` seconds; its thread is abandoned.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
-    def settle(result: _T | None, error: BaseException | None) -> None:
+    def deliver(result: _T | None, error: BaseException | None) -> None:
         if future.done():
             return
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result(result)  # type: ignore[arg-type]  # a result where there is no error
+            future.set_result(result)  # type: ignore[arg-type]  # a result if there is no error
 
     def run() -> None:
         result: _T | None = None
         failure: BaseException | None = None
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - carried to whoever awaits
+        except BaseException as error:  # noqa: BLE001 - delivered to the awaiting task
             failure = error
         try:
-            loop.call_soon_threadsafe(settle, result, failure)
+            loop.call_soon_threadsafe(deliver, result, failure)
         except RuntimeError:
-            return  # the loop ended first: nobody awaits
+            return  # the loop ended first: nothing awaits
 
     threading.Thread(target=run, name="iamroles-http", daemon=True).start()
     try:
         async with asyncio.timeout(patience):
             return await future
     except TimeoutError:
-        raise TransportError("no end of it within its time: left behind") from None
+        raise TransportError("it did not end in time: its thread is abandoned") from None

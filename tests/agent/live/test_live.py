@@ -17,7 +17,7 @@ from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
 from iamroles_agent.live.revocations import NONE, Revocation, Revocations, of, part, read, write
 from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
-from iamroles_agent.tokens.grounds import ground, lost, of_claims, of_key
+from iamroles_agent.tokens.grounds import ground, key_ground, lost, token_grounds
 from iamroles_agent.tokens.keys import Key
 from iamroles_tools.audit.query import Query
 
@@ -506,7 +506,7 @@ def test_a_cut_is_found_by_cause_and_person():
 
 def grounds_of(key="", **more):
     issuer = Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
-    return of_claims(issuer.issuer, "RS256", (ground("aud", "a"), ground("aud", "b")), key)
+    return token_grounds(issuer.issuer, "RS256", (ground("aud", "a"), ground("aud", "b")), key)
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_what_a_policy_takes_away_of_a_credential_s_grounds(more, kind):
 def test_another_key_under_its_kid_is_another_key():
     issuer = Issuer(name="corp", issuer="https://idp", algorithms=["RS256"], audiences=["a"])
     key, other = (Key("k1", "RSA", "", None, None, ("AQAB", n)) for n in ("n1", "n2"))
-    grounds = grounds_of(key=of_key(key))
+    grounds = grounds_of(key=key_ground(key))
 
     assert lost(grounds, issuer, [key]) == ""
     assert lost(grounds, issuer, [other]) == "key"

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from iamroles_agent.tokens.admission import MAX_WAIT, Admission, place_of
+from iamroles_agent.tokens.admission import MAX_WAIT, Admission, client_network
 
 
 class Queue:
@@ -163,9 +163,9 @@ def test_the_longest_flow_loses_its_oldest():
 
 
 def test_an_ipv6_subscriber_is_one_source():
-    assert place_of(ip_address("2001:db8:1:2::5")) == place_of(ip_address("2001:db8:1:2:3:4:5:6"))
-    assert place_of(ip_address("2001:db8:1:2::5")) != place_of(ip_address("2001:db8:1:3::5"))
-    assert place_of(ip_address("192.0.2.1")) != place_of(ip_address("192.0.2.2"))
+    assert client_network(ip_address("2001:db8:1:2::5")) == client_network(ip_address("2001:db8:1:2:3:4:5:6"))
+    assert client_network(ip_address("2001:db8:1:2::5")) != client_network(ip_address("2001:db8:1:3::5"))
+    assert client_network(ip_address("192.0.2.1")) != client_network(ip_address("192.0.2.2"))
 
 
 @pytest.mark.parametrize("sources", [1, 1000])

@@ -17,6 +17,7 @@ from tokens_support import (
     Clock,
     Reply,
     Server,
+    adopt,
     claims,
     issuer,
     mint,
@@ -386,22 +387,22 @@ async def test_new_timing_for_an_unchanged_issuer_keeps_its_keys_through_an_outa
         token = old(iss=server.url)
         assert await reason(agent, token) == ""
         server.replies["/jwks"] = lambda _: (500, {}, b"")
-        await agent.reconfigure(config(server, cooldown="3s", refresh="2h"))
+        adopt(agent, config(server, cooldown="3s", refresh="2h"))
         assert await reason(agent, token) == ""
 
 
-async def test_reconfigure_keeps_keys_of_unchanged_issuers_and_forgets_identities(server):
+async def test_a_reload_keeps_keys_of_unchanged_issuers_and_forgets_identities(server):
     async with running(config(server)) as agent:
         token = old(iss=server.url)
         assert await reason(agent, token) == ""
-        await agent.reconfigure(config(server))
+        adopt(agent, config(server))
         assert agent.generation == 2
         assert agent.recall(token) is None
         assert await reason(agent, token) == ""
         stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
-        await agent.reconfigure(config(server).model_copy(update={"issuers": [stricter]}))
+        adopt(agent, config(server).model_copy(update={"issuers": [stricter]}))
         assert await reason(agent, token) == "audience_mismatch"
-        await agent.reconfigure(config())
+        adopt(agent, config())
         assert await reason(agent, token) == "issuer_untrusted"
     assert server.counts["/jwks"] == 1
 
@@ -415,7 +416,7 @@ async def test_a_token_that_waited_through_a_reload_is_judged_by_the_new_policy(
         waiting = asyncio.ensure_future(reason(agent, token))
         await asyncio.sleep(0)
         stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
-        await agent.reconfigure(config(server).model_copy(update={"issuers": [stricter]}))
+        adopt(agent, config(server).model_copy(update={"issuers": [stricter]}))
         gate.set()
         assert await waiting == "audience_mismatch"
         assert agent.recall(token) is None

@@ -30,7 +30,7 @@ from sts_support import (
     honest,
     presign,
 )
-from tokens_support import ACCOUNT, NOW, Clock, Server, serving
+from tokens_support import ACCOUNT, NOW, Clock, Server, adopt, encode_base64url, serving
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings, Sts
@@ -42,7 +42,6 @@ from iamroles_agent.serving.metrics import Metrics
 from iamroles_agent.spop.actions import decode
 from iamroles_agent.spop.messages import Check, Context
 from iamroles_agent.tokens import Authenticator
-from iamroles_agent.tokens.encoding import encode_base64url
 from iamroles_agent.tokens.sts import StsVerifier, read_credential
 from iamroles_agent.tokens.sts_answer import Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Answer
@@ -362,7 +361,7 @@ async def test_a_used_signature_stays_used_and_counters_go_on_through_a_reload()
     with playing(replay_cache=True) as (_server, agent):
         assert await reason(agent, credential(GOOD)) == ""
         entry = agent.sts._by_host[HOST]
-        await agent.reconfigure(Config(version=1, sts=[entry]))
+        adopt(agent, Config(version=1, sts=[entry]))
         assert await reason(agent, credential(GOOD)) == "sts_rejected"
         assert agent.sts.counts["accepted"] == 1
 
@@ -374,7 +373,7 @@ async def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_p
         waiting = asyncio.ensure_future(reason(agent, credential(GOOD)))
         await asyncio.to_thread(server.wait_for, "/", 1)
         stricter = agent.sts._by_host[HOST].model_copy(update={"accounts": ["999999999999"]})
-        await agent.reconfigure(Config(version=1, sts=[stricter]))
+        adopt(agent, Config(version=1, sts=[stricter]))
         release.set()
         assert await waiting == "claim_invalid"
         assert agent.recall(credential(GOOD)) is None
@@ -497,7 +496,7 @@ async def test_a_flood_leaves_nothing_behind():
         await asyncio.gather(*forged, *verifier._flights.values(), return_exceptions=True)
         await asyncio.sleep(0)  # the last flights land
         state = verifier._state["sts"]
-        assert (state.admission.waiting, state.admission.flying, state._turns) == (0, 0, {})
+        assert (state.admission.waiting, state.admission.flying, state._waiting) == (0, 0, {})
         assert verifier._flights == {}
 
 

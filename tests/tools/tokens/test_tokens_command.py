@@ -12,9 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwt.algorithms import ECAlgorithm
 from sts_support import GOOD, HOST, TOKEN
-from tokens_support import serving
+from tokens_support import encode_base64url, serving
 
-from iamroles_agent.tokens.encoding import encode_base64url
 from iamroles_tools.commands.token import token
 
 ROLE = "arn:aws:iam::123456789012:role/Reader"

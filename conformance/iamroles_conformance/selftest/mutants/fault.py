@@ -110,8 +110,8 @@ async def _long_pause(sound: Any, self: Any, question: Any, state: Any, **how: A
         return await sound(self, question, state, **how)
     finally:
         if self.counts["throttled"] > before:
-            for strain in state.strains.values():
-                strain.resume_at += 3600
+            for backoff in state.backoffs.values():
+                backoff.resume_at += 3600
 
 
 mutant("fault.half-frame", "FAULT-NET-001", "throws away a frame that does not come in one piece")(
