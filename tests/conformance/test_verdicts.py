@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,10 @@ from iamroles_scenarios.base.errors import Evidence, SelectionError, StageError
 from iamroles_scenarios.checks.plan import named_by, plan
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.planning import selected_by
-from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck, Scenario, scenarios
+from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.engine.jobs import called
 from iamroles_scenarios.engine.play import play
 from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.engine.target import Target
@@ -52,6 +55,25 @@ def _play(
     finally:
         worlds.close()
     return {result.check: result for result in results}
+
+
+@pytest.mark.parametrize(("late", "verdict"), [(0, Verdict.PASS), (3, Verdict.PASS), (4, Verdict.UNTESTABLE)])
+def test_a_check_that_the_judge_was_late_for_is_played_again_with_longer_times(
+    stage: Stage, late: int, verdict: Verdict
+) -> None:
+    scales: list[float] = []
+
+    def play(target: Target) -> None:
+        scales.append(target.scale)
+        Bench.in_time(time.time() + (len(scales) > late) * 60, "its question")
+
+    names = ("live.renew.prolongs", ("LIVE-RENEW-001",), "gate", "title")
+    check = PlannedCheck(names[0], "gate", "title", names[1], function=Check(*names, play))
+    target = Target("gate", stage, _spec("allow"), Worlds(stage, _spec("allow"), haproxy=False))
+    result = called(check, target)
+
+    assert (result.verdict, scales) == (verdict, [1, 2, 4, 8][: late + 1])
+    assert ("s late for its question" in result.message) == (verdict is Verdict.UNTESTABLE)
 
 
 def test_an_agent_that_allows_everybody_fails_and_is_told_why(stage: Stage) -> None:

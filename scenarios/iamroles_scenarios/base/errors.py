@@ -160,7 +160,7 @@ class HttpFault(HarnessFault):
 
 
 class TooSlow(HarnessFault):
-    """A short-lived token expired before the agent could be asked: nothing was learnt about the agent."""
+    """The suite was late, as with a token that had expired meanwhile: it learnt nothing about the agent."""
 
 
 class ControlError(SuiteError, RuntimeError):

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import CheckFailed, Evidence
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, TooSlow
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
 from iamroles_scenarios.engine import answers
@@ -49,6 +49,8 @@ _SHOWN = 8
 STS_ACTION = "GetCallerIdentity"
 EDGE = "edge-a"
 """The name of this edge, to which STS credentials are bound."""
+EARLY = 0.05
+"""Seconds by which a credential's end may be noticed early."""
 ALLOWED = Expectation(status=200, allow=True, backend="orders-ro")
 UNAVAILABLE = Expectation(status=503, allow=False, backend="", reason="keys_unavailable")
 
@@ -132,6 +134,16 @@ class Bench:
     def now() -> int:
         """Epoch seconds."""
         return int(time.time())
+
+    @staticmethod
+    def in_time(moment: float, what: str) -> None:
+        """Hold the judge to a moment, epoch seconds, that its own step had to come before.
+
+        Raises:
+            TooSlow: it came later, so the agent is not to blame: the check is played again with longer times.
+        """
+        if (late := time.time() + EARLY - moment) > 0:
+            raise TooSlow(f"the judge was {late:.1f} s late for {what}; raise the time scale")
 
     def failed(
         self, message: str, seen: Observation | None = None, expected: str | Expectation = ""

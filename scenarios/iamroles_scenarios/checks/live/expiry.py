@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import time
 from contextlib import ExitStack, closing
 
 from iamroles_scenarios.checks.live.stream import KINDS, ObservedStream, Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import Bench, bench
+from iamroles_scenarios.engine.bench import EARLY, Bench, bench
 from iamroles_scenarios.engine.target import Target
 
-LIFE = "+4s"
+LIFE = 4.0
+"""Seconds, times the scale, of a credential whose end is waited for."""
+_STRETCH, _LONGEST = 3.0, 27.0
+"""How far lives are stretched, and their longest, seconds: HAProxy ends an idle upload after 30 s."""
 AFTER = 1.0
 """Seconds, times the scale, in which a stream must be over. The distribution is measured by a benchmark."""
 OPEN = 3.0
 SHAPES = tuple(StreamShape(kind, busy) for kind in KINDS for busy in (True, False))
+
+
+def stretched(here: Bench, seconds: float) -> float:
+    """Return the seconds that a stream may live, on a slow host more."""
+    return min(seconds * min(here.target.scale, _STRETCH), _LONGEST)
+
+
+def end(here: Bench, seconds: float = LIFE) -> int:
+    """Return a token's `exp`: epoch seconds."""
+    return math.ceil(time.time() + stretched(here, seconds))
 
 
 def opened(
@@ -22,6 +37,7 @@ def opened(
     """A stream that is under way."""
     stream = stack.enter_context(closing(Stream(here, shape, path, token)))
     if not stream.opened(here.seconds(OPEN)):
+        here.in_time(stream.expires, f"the begin of {shape}")
         raise here.failed(f"{shape} did not begin: status {stream.status or 'none'}")
     return stream
 
@@ -30,7 +46,7 @@ def ended(here: Bench, stream: ObservedStream, due: float, what: str) -> None:
     """It must be over soon after a moment, and not before."""
     if not stream.until(due + here.seconds(AFTER)):
         raise here.failed(f"{stream.shape}: still open {AFTER:g} s after {what}")
-    if stream.ended < due - 0.05:
+    if stream.ended < due - EARLY:
         raise here.failed(f"{stream.shape}: ended {due - stream.ended:.2f} s before {what}")
 
 
@@ -42,7 +58,7 @@ def expiry(target: Target) -> None:
     """
     with bench(target, "live", "live.expiry") as here, ExitStack() as stack:
         lasting = opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))
-        short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
+        short = [opened(here, stack, shape, here.token(exp=end(here))) for shape in SHAPES]
         for stream in short:
             ended(here, stream, stream.expires, "its token's end")
         if not lasting.moves(here.seconds(AFTER)):
@@ -56,9 +72,10 @@ def late(target: Target) -> None:
     A WebSocket is busy, falls silent, and its silence is younger than any timeout when the token ends.
     """
     with bench(target, "live", "live.late") as here, ExitStack() as stack:
-        stream = opened(here, stack, StreamShape("websocket", busy=False), here.token(exp=LIFE))
-        stream.until(stream.expires - 1.0)
+        stream = opened(here, stack, StreamShape("websocket", busy=False), here.token(exp=end(here)))
+        stream.until(stream.expires - here.seconds(1.0))
         if not stream.moves(here.seconds(0.5), stream.say):
+            here.in_time(stream.expires, "an echo before its token's end")
             raise here.failed("a WebSocket does not echo before its token's end")
         ended(here, stream, stream.expires, "its token's end")
 
@@ -75,5 +92,5 @@ def elsewhere(target: Target) -> None:
             stream = stack.enter_context(closing(Stream(here, StreamShape(kind), "/plain/a", token)))
             if (status := stream.answered(here.seconds(OPEN))) != 403:
                 raise here.failed(f"{kind} to a backend without streams: status {status}, expected 403")
-        download = opened(here, stack, StreamShape("download"), here.token(exp=LIFE), "/plain/a")
+        download = opened(here, stack, StreamShape("download"), here.token(exp=end(here)), "/plain/a")
         ended(here, download, download.expires, "its token's end")

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from iamroles_scenarios.checks.live.expiry import AFTER, SHAPES, ended, opened
+from iamroles_scenarios.checks.live.expiry import AFTER, SHAPES, end, ended, opened
 from iamroles_scenarios.checks.live.revoking import WITHIN, revoke
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
@@ -15,7 +15,7 @@ from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.agent_handle import AgentHandle
 
-LIFE = "+6s"
+LIFE = 6.0
 HALT = 1.5
 """Seconds for which the proxy is frozen."""
 FEW = (StreamShape("websocket"), StreamShape("websocket", busy=False), StreamShape("events"))
@@ -55,7 +55,7 @@ def alone(target: Target) -> None:
     """
     with bench(target, "live", "live.alone", own=True) as here, ExitStack() as stack:
         lasting = [opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))]
-        short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
+        short = [opened(here, stack, shape, here.token(exp=end(here, LIFE))) for shape in SHAPES]
         here.world.agent.kill()
         for stream in short:
             ended(here, stream, stream.expires, "its token's end, without an agent")
@@ -70,8 +70,9 @@ def halted(target: Target) -> None:
     """
     with bench(target, "live", "live.halted", own=True) as here, ExitStack() as stack:
         lasting = [opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))]
-        short = [opened(here, stack, shape, here.token(exp=LIFE)) for shape in SHAPES]
+        short = [opened(here, stack, shape, here.token(exp=end(here, LIFE))) for shape in SHAPES]
         worker = here.world.haproxy.worker
+        here.in_time(min(stream.expires for stream in short) - HALT, "the halt of the proxy")
         here.world.haproxy.send_to(worker, signal.SIGSTOP)
         time.sleep(HALT)
         here.world.haproxy.send_to(worker, signal.SIGCONT)
@@ -98,7 +99,8 @@ def agents(target: Target) -> None:
         neighbour = here.world.neighbour()
         _agents(here, neighbour)
         going, staying = two(here, stack)
-        short = opened(here, stack, StreamShape("download", busy=False), here.token(exp=LIFE), "/plain/a")
+        token = here.token(exp=end(here, LIFE))
+        short = opened(here, stack, StreamShape("download", busy=False), token, "/plain/a")
         here.world.agent.kill()
         ended(here, short, short.expires, "its token's end, its agent lost")
         _agents(here, neighbour, principals=["alice"])

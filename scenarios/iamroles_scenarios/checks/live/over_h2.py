@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, closing
 
-from iamroles_scenarios.checks.live.expiry import AFTER, LIFE, OPEN, SHAPES, ended
+from iamroles_scenarios.checks.live.expiry import AFTER, OPEN, SHAPES, end, ended
 from iamroles_scenarios.checks.live.multiplexed import H2Client, Multiplexed
 from iamroles_scenarios.checks.live.revoking import WITHIN, revoke
 from iamroles_scenarios.checks.live.stream import KINDS, StreamShape
@@ -29,6 +29,7 @@ def connected(here: Bench, stack: ExitStack) -> H2Client:
 def under_way(here: Bench, stream: Multiplexed) -> None:
     """It must have begun."""
     if not stream.opened(here.seconds(OPEN)):
+        here.in_time(stream.expires, f"the begin of {stream.shape}")
         raise here.failed(f"{stream.shape} over HTTP/2 did not begin: status {stream.status or 'none'}")
 
 
@@ -60,7 +61,7 @@ def expiry(target: Target) -> None:
         line = connected(here, stack)
         lasts = here.token(exp="+15m")
         lasting = [opened(here, line, StreamShape(kind), lasts, "/live/reader") for kind in KINDS]
-        token = here.token(exp=LIFE)
+        token = here.token(exp=end(here))
         short = [line.stream(shape, "/live/reader", token) for shape in SHAPES]
         for stream in short:
             under_way(here, stream)

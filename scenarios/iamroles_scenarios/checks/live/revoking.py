@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from iamroles_scenarios.checks.live.expiry import AFTER, opened
+from iamroles_scenarios.checks.live.expiry import AFTER, end, opened
 from iamroles_scenarios.checks.live.stream import StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
@@ -245,7 +245,7 @@ def reloaded(target: Target) -> None:
 
     def reload(here: Bench) -> None:
         with ExitStack() as stack:
-            short = [opened(here, stack, shape, here.token(exp="+5s")) for shape in SHAPES]
+            short = [opened(here, stack, shape, here.token(exp=end(here))) for shape in SHAPES]
             here.world.haproxy.reload()
             for stream in short:
                 if not stream.until(stream.expires + here.seconds(AFTER)):

@@ -87,6 +87,11 @@ class StreamShape:
         return b"x" * 512 if self.kind == "upload" else b""
 
 
+def expiry_of(token: str) -> int:
+    """Return the end that a token names, epoch seconds."""
+    return int(json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"])
+
+
 class ObservedStream:
     """A stream as its client saw it.
 
@@ -98,7 +103,7 @@ class ObservedStream:
     def __init__(self, shape: StreamShape, token: str) -> None:
         self.shape = shape
         self.status = 0
-        self.expires = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"]
+        self.expires = expiry_of(token)
         """Epoch seconds."""
         self.last = 0.0
         """Epoch seconds of the last byte of the other side."""
