@@ -119,6 +119,9 @@ class Pipe(asyncio.Transport):
     def abort(self) -> None:
         self.close()
 
+    def is_reading(self) -> bool:
+        return not self.paused
+
     def pause_reading(self) -> None:
         self.paused = True
 

@@ -61,7 +61,7 @@ class TellingWorker:
             sock=birth.listener,
             stats=connections,
             counts=birth.counts,
-            place=birth.index,
+            slot=birth.index,
         )
         await server.start()
         link.send(message("serving"))

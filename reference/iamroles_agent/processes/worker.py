@@ -133,7 +133,7 @@ class Worker:
             sock=self.birth.listener,
             stats=self.connections,
             counts=self.birth.counts,
-            place=self.index,
+            slot=self.index,
         )
         await server.start()
         self.link.send(message("serving"))

@@ -1,9 +1,9 @@
-"""Who accepts a connection: all workers listen on one socket, and each gets as many as the others.
+"""Accepting connections: all workers listen on one socket, and each gets as many as the others.
 
-HAProxy opens few connections and keeps them, so whoever accepts one has its work for long. Each worker tells
-the others how many it has, in memory that they share. Who has the fewest accepts at once. Who has more looks
-again each millisecond whether it still has, and after `PATIENCE` accepts too: a worker that is stuck makes no
-connection wait for long. It is waited for once, and then no more until its number changes.
+HAProxy opens few connections and keeps them, so the worker that accepts one has its work for long. Each
+worker publishes its number of connections in memory that all share. A worker with the fewest accepts at once.
+One with more looks again each millisecond, and after `PATIENCE` it accepts too: a worker that is stuck makes
+no connection wait for long. The others wait for it once, and then not until its number changes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _TICK = 0.001
 _OPEN = (1 << 32) - 1
 """The part of a worker's number that counts its connections."""
 _RETRY = 1.0
-"""Seconds without accepting where that fails, for want of descriptors above all."""
+"""Seconds without accepting after a failure, above all when descriptors run out."""
 
 log = logging.getLogger("iamroles.server")
 
 
-def shared_counts(places: int) -> memoryview:
+def shared_counts(workers: int) -> memoryview:
     """A number for each worker, in memory that forks share: process id, connections; 0: it accepts none."""
-    return memoryview(mmap.mmap(-1, 8 * places)).cast("Q")
+    return memoryview(mmap.mmap(-1, 8 * workers)).cast("Q")
 
 
 class Acceptor:
@@ -39,9 +39,9 @@ class Acceptor:
 
     Args:
         sock: listening, not blocking.
-        take: called with each connection's socket; `closed` has to be called when that is over.
-        counts: of all workers that accept from `sock`; nobody else does if absent.
-        place: this worker's in it.
+        take: called with each connection's socket; the caller calls `closed` when that is over.
+        counts: of all workers that accept from `sock`; None: this one alone.
+        slot: this worker's index in it.
     """
 
     def __init__(
@@ -49,30 +49,30 @@ class Acceptor:
         sock: socket.socket,
         take: Callable[[socket.socket], object],
         counts: memoryview | None = None,
-        place: int = 0,
+        slot: int = 0,
     ) -> None:
         self._sock, self._take = sock, take
-        self._counts, self._place = shared_counts(1) if counts is None else counts, place
+        self._counts, self._slot = shared_counts(1) if counts is None else counts, slot
         self._late: dict[int, int] = {}
-        """Workers that let others wait in vain, and the number that they had."""
+        """Numbers of workers that others waited for in vain, by slot."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._counts[place] = os.getpid() << 32
+        self._counts[slot] = os.getpid() << 32
         self._listen()
 
     def stop(self) -> None:
-        """Accept what others were to have, and then no more: this process lets go of the socket."""
-        if self._counts[self._place]:
-            for _ in range(BACKLOG):  # no flood keeps it from its end
+        """Accept what was left to others, then close the socket of this process."""
+        if self._counts[self._slot]:
+            for _ in range(BACKLOG):  # a flood must not keep it from stopping
                 if not self._accept_one():
                     break
             self._pause()
-            self._counts[self._place] = 0
+            self._counts[self._slot] = 0
             self._sock.close()
 
     def closed(self) -> None:
-        if self._counts[self._place]:
-            self._counts[self._place] -= 1
+        if self._counts[self._slot]:
+            self._counts[self._slot] -= 1
 
     def _listen(self) -> None:
         self._loop.add_reader(self._sock, self._accept)
@@ -88,11 +88,11 @@ class Acceptor:
 
     def _fewer(self) -> dict[int, int]:
         """The workers with fewer connections that may accept in time, and their numbers."""
-        mine, late = self._counts[self._place] & _OPEN, self._late
+        mine, late = self._counts[self._slot] & _OPEN, self._late
         return {
-            place: number
-            for place, number in enumerate(self._counts)
-            if number and number & _OPEN < mine and late.get(place) != number
+            slot: number
+            for slot, number in enumerate(self._counts)
+            if number and number & _OPEN < mine and late.get(slot) != number
         }
 
     def _accept(self) -> None:
@@ -110,7 +110,7 @@ class Acceptor:
             log.warning("cannot accept a connection: %s", error.strerror)
             self._later(_RETRY, self._listen)
             return False
-        self._counts[self._place] += 1
+        self._counts[self._slot] += 1
         self._take(sock)
         return True
 
@@ -121,5 +121,5 @@ class Acceptor:
             if self._loop.time() < until:
                 self._later(_TICK, self._wait, fewer, until)
                 return
-            self._late |= {place: number for place, number in fewer.items() if self._counts[place] == number}
+            self._late |= {slot: number for slot, number in fewer.items() if self._counts[slot] == number}
         self._listen()

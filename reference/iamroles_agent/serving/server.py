@@ -4,9 +4,10 @@ The order of things in `_Peer.data_received` is the hot path: all frames of one 
 their ACKs. A question that the gate does not remember becomes a task, so a slow one (STS, a key set being
 fetched) delays no other frame. A task ends in exactly one ACK, or in none because the peer is gone.
 
-How a connection ends: whoever ends it, AGENT-DISCONNECT (if any) is written, then only our half is closed
-and what still arrives is thrown away until HAProxy closes too, or `LINGER` passes. Closing both halves at
-once while the peer is still sending makes the kernel send RST, which can destroy the frame that says why.
+How a connection ends, whichever side ends it: AGENT-DISCONNECT (if any) is written, then only our half is
+closed, and the agent drops what still arrives until HAProxy closes too, or `LINGER` passes. Closing both
+halves at once while the peer is still sending makes the kernel send RST, which can destroy the frame that
+says why.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import select
 import socket
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol, cast
 
 from iamroles_agent.base.config import AgentSettings
@@ -35,21 +37,21 @@ from iamroles_agent.spop.errors import LocalProtocolError, Status
 from iamroles_agent.spop.messages import Check, Context
 
 LINGER = 1.0
-"""Seconds that a connection that is over may take to be closed by its peer."""
+"""Seconds that HAProxy may take to close a connection that is over."""
 DRAIN_GRACE = 0.05
 """Seconds after SIGTERM in which connections, and then frames, already on their way are still taken."""
 GENTLY = 2.0
-"""Seconds after a takeover in which a busy connection is not told to go."""
+"""Seconds after a takeover in which a busy connection is not ended."""
 _MOMENT = 0.1
-"""Seconds for which a connection must be idle to be told so without a question crossing it."""
+"""Seconds without a question after which a goodbye is unlikely to cross one."""
 MAX_PENDING = 1024
 """Decisions under way on one connection before its reading pauses; HAProxy itself keeps to 20 frames."""
 
 log = logging.getLogger("iamroles.server")
 
 
-class Gate(Protocol):
-    """Who decides. Actions are encoded by `spop.actions.encode_verdict`."""
+class Decider(Protocol):
+    """Decides questions, as `gate.Gate`. Actions are encoded by `spop.actions.encode_verdict`."""
 
     def recall(self, key: bytes, context: Context, /) -> bytes | None:
         """The actions of a decision that is still valid, audited; None: judge.
@@ -58,10 +60,10 @@ class Gate(Protocol):
         """
 
     async def judge(self, check: Check, context: Context, key: bytes | None, /) -> bytes:
-        """Decide, audit, remember under `key`. May be cancelled when the peer is gone."""
+        """Decide, audit, remember under `key`. The peer may cancel it when it is gone."""
 
     def unhealthy(self) -> str:
-        """Why nothing but `internal_error` could be answered now, "" where decisions can be made."""
+        """Why every answer would be `internal_error` now, "" if decisions can be made."""
 
     def failed(self, context: Context, detail: str, /) -> bytes:
         """Deny with `internal_error`, audited."""
@@ -69,7 +71,7 @@ class Gate(Protocol):
 
 @dataclass(slots=True)
 class ConnectionStats:
-    """Counters since the start, but for `open` and `pending`, which are of this moment."""
+    """Counters since the start; `open` and `pending` are numbers of this moment."""
 
     open: int = 0
     pending: int = 0
@@ -93,22 +95,22 @@ class Server:
     """Answers HAProxy on one listening socket.
 
     Args:
-        gate: who decides.
+        gate: decides.
         settings: address, limits and timeouts.
-        sock: a bound socket of someone else to use in place of `settings.listen`.
+        sock: a bound socket to use, which the caller owns; else `settings.listen` is bound.
         stats: counters to fill; a new object if absent.
-        counts, place: see `Acceptor`.
+        counts, slot: see `Acceptor`.
     """
 
     def __init__(
         self,
-        gate: Gate,
+        gate: Decider,
         settings: AgentSettings,
         *,
         sock: socket.socket | None = None,
         stats: ConnectionStats | None = None,
         counts: memoryview | None = None,
-        place: int = 0,
+        slot: int = 0,
     ) -> None:
         self.gate = gate
         self.settings = settings
@@ -116,7 +118,7 @@ class Server:
         self.peers: set[_Peer] = set()
         self.address = ""
         self._sock = sock
-        self._counts, self._place = counts, place
+        self._counts, self._slot = counts, slot
         self._acceptor: Acceptor
         self._coming: set[asyncio.Task[None]] = set()
         self._emptied = asyncio.Event()
@@ -133,7 +135,7 @@ class Server:
         sock = self._sock or listening.bind(self.settings.listen)
         listening.listen_on(sock)
         self.address = listening.address_of(sock)
-        self._acceptor = Acceptor(sock, self._accepted, self._counts, self._place)
+        self._acceptor = Acceptor(sock, self._accepted, self._counts, self._slot)
         return self.address
 
     def _accepted(self, sock: socket.socket) -> None:
@@ -152,13 +154,13 @@ class Server:
     async def drain(self, *, gently: bool = False) -> None:
         """Stop accepting, answer what is in flight, say goodbye; returns when all connections are closed.
 
-        Args:
-            gently: say goodbye to a connection right after its next answer, or when it was idle for a moment,
-                because a question that crosses a goodbye is lost; to all others after `GENTLY`.
+        After `drain_timeout` the agent denies what is still undecided with `internal_error`.
 
-        After `drain_timeout` what is still undecided is denied with `internal_error`.
+        Args:
+            gently: say goodbye to a connection right after its next answer, or after an idle moment, because
+                a question that crosses a goodbye is lost; to all others after `GENTLY`.
         """
-        # Whoever connected before the end was told to this process is still accepted and answered.
+        # A connection that was made before this process heard of the end is still accepted and answered.
         await asyncio.sleep(DRAIN_GRACE)
         self._acceptor.stop()
         if self._sock is None:
@@ -178,7 +180,7 @@ class Server:
                 peer.abort()
 
     async def _leave(self) -> None:
-        """Let each connection go at a moment when no question can be on its way, if it has one in time."""
+        """End each connection at a moment when no question can be on its way, if there is one in time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + GENTLY
         seen: dict[_Peer, int] = {}
@@ -210,6 +212,21 @@ class Server:
                 self._emptied.set()
 
 
+class _Life(IntEnum):
+    """Of a connection; it only grows. HAProxy's half is `_Peer._half_closed`."""
+
+    SERVING = 0
+    LEAVING = 1
+    """To be ended right after the next answer."""
+    DRAINING = 2
+    """To be ended when nothing is under way."""
+    OVER = 3
+    """The last frames are written; what still arrives is dropped."""
+
+
+_SERVING, _OVER = _Life.SERVING, _Life.OVER
+
+
 class _Peer(asyncio.Protocol):
     """One connection."""
 
@@ -224,11 +241,9 @@ class _Peer(asyncio.Protocol):
         self._pending: dict[asyncio.Task[None], CheckRequested] = {}
         self._handshake: asyncio.TimerHandle | None = None
         self._farewell: asyncio.TimerHandle | None = None
-        self._eof = False
-        self._ending = False
-        self._draining = self._leaving = False
+        self._life = _Life.SERVING
+        self._half_closed = False
         self._writing_paused = False
-        self._reading = True
 
     # What the transport calls
 
@@ -239,7 +254,7 @@ class _Peer(asyncio.Protocol):
         if len(self._server.peers) >= self._server.settings.max_connections:
             self._stats.refused += 1
             log.warning("refused %s: %d connections are open", self._name, len(self._server.peers))
-            self._ending = True
+            self._life = _OVER
             self._connection.disconnect(Status.RESOURCES, "too many connections")
             transport.write(self._connection.data_to_send())
             transport.close()
@@ -249,7 +264,7 @@ class _Peer(asyncio.Protocol):
         self._handshake = self._loop.call_later(self._server.settings.handshake_timeout, self._no_handshake)
 
     def data_received(self, data: bytes) -> None:
-        if self._ending:
+        if self._life is _OVER:
             return
         connection, stats = self._connection, self._stats
         recalled, notifies = connection.recalled, connection.notifies
@@ -258,19 +273,19 @@ class _Peer(asyncio.Protocol):
         stats.notifies += connection.notifies - notifies
         for event in events:
             self._handle(event)
-        if self._leaving:
-            self._leave_if_answered()
+        if self._life is not _SERVING:
+            self._end_if_answered()
         self._flush()
         if events:
             self._regulate()
 
     def eof_received(self) -> bool:
         """Half-closed: what was asked is still answered (SPOP-BYE-005)."""
-        self._eof = True
-        return bool(self._pending) and not self._ending
+        self._half_closed = True
+        return bool(self._pending) and self._life is not _OVER
 
     def pause_writing(self) -> None:
-        """HAProxy reads too slowly: take no more questions from it."""
+        """HAProxy reads too slowly: read no more questions from it."""
         self._writing_paused = True
         self._regulate()
 
@@ -284,7 +299,7 @@ class _Peer(asyncio.Protocol):
         self._stop_timers()
         if self._pending:
             log.info("%s vanished with %d decisions under way", self._name, len(self._pending))
-        self._ending = True
+        self._life = _OVER
         self._forget_pending()
         self._server.forget(self)
 
@@ -295,7 +310,7 @@ class _Peer(asyncio.Protocol):
         return self._connection.notifies
 
     def idle_since(self, asked: int) -> bool:
-        """Whether nothing was asked since `asked` was this number, and nothing is under way or unread."""
+        """Whether no question came since `asked` was this number, and none is under way or unread."""
         return (
             self.asked == asked
             and not self._pending
@@ -304,19 +319,19 @@ class _Peer(asyncio.Protocol):
         )
 
     def _unread(self) -> bool:
-        """Whether something has come that this loop, late as it may be, did not get to."""
+        """Whether data has arrived that this loop, if it is late, has not read yet."""
         poller = select.poll()
         poller.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poller.poll(0))
 
     def drain(self) -> None:
         """Answer what is under way or already sent, then say goodbye."""
-        if not self._ending:
+        if self._life is not _OVER:
             self._farewell = self._loop.call_later(DRAIN_GRACE, self._grace_over)
 
     def leave(self) -> None:
-        """Say goodbye right after the next answer: whoever waited for it has not asked again yet."""
-        self._leaving = True
+        """Say goodbye right after the next answer: HAProxy, which waited for it, has not asked again yet."""
+        self._life = max(self._life, _Life.LEAVING)
 
     def give_up(self, detail: str) -> None:
         """Deny what is still undecided and say goodbye."""
@@ -387,15 +402,9 @@ class _Peer(asyncio.Protocol):
             return
         self._stats.pending -= 1
         self._acknowledge(event, actions)
-        if self._leaving:
-            self._leave_if_answered()
+        self._end_if_answered()
         self._flush()
         self._regulate()
-        if not self._pending and not self._ending:
-            if self._draining:
-                self.say_goodbye()
-            elif self._eof:
-                self._end()
 
     def _failed(self, context: Context, detail: str) -> bytes:
         self._stats.failed += 1
@@ -421,17 +430,16 @@ class _Peer(asyncio.Protocol):
         data = self._connection.data_to_send()
         if data and not self._transport.is_closing():
             self._transport.write(data)
-            if self._ending and not self._eof:
+            if self._life is _OVER and not self._half_closed:
                 self._transport.write_eof()
 
     def _regulate(self) -> None:
         """Read while HAProxy takes our answers and not too much is under way, and on to any end."""
-        if self._eof:
+        if self._half_closed:
             return
-        wanted = self._ending or not (self._writing_paused or len(self._pending) >= MAX_PENDING)
-        if wanted == self._reading or self._transport.is_closing():
+        wanted = self._life is _OVER or not (self._writing_paused or len(self._pending) >= MAX_PENDING)
+        if wanted == self._transport.is_reading() or self._transport.is_closing():
             return
-        self._reading = wanted
         if wanted:
             self._transport.resume_reading()
         else:
@@ -445,18 +453,25 @@ class _Peer(asyncio.Protocol):
         self._flush()
 
     def _grace_over(self) -> None:
-        self._draining = True
-        if not self._pending:
-            self.say_goodbye()
+        self._life = max(self._life, _Life.DRAINING)
+        self._end_if_answered()
 
-    def _leave_if_answered(self) -> None:
-        """Say goodbye in one write with the answer: between two, the next question might be asked."""
-        if self.asked and not self._pending and not self._connection.inside_frame:
+    def _end_if_answered(self) -> None:
+        """End a connection that is to be ended, or that HAProxy has half-closed, once all is answered.
+
+        The goodbye goes out in one write with the answer: between two, the next question might be asked.
+        """
+        if self._pending or self._life is _OVER:
+            return
+        answered = self.asked and not self._connection.inside_frame
+        if self._life is _Life.DRAINING or (self._life is _Life.LEAVING and answered):
             self.say_goodbye()
+        elif self._half_closed:
+            self._end()
 
     def say_goodbye(self) -> None:
         """End the connection from this side."""
-        if self._ending:
+        if self._life is _OVER:
             return
         self._connection.disconnect(Status.NORMAL, "the agent is stopping")
         self._end()
@@ -464,13 +479,13 @@ class _Peer(asyncio.Protocol):
 
     def _end(self) -> None:
         """The connection is over; `_flush` writes the last frames and closes our half."""
-        if self._ending:
+        if self._life is _OVER:
             return
-        self._ending = True
+        self._life = _OVER
         self._forget_pending()
         self._stop_timers()
         self._regulate()
-        if self._eof:
+        if self._half_closed:
             self._loop.call_soon(self._transport.close)
         else:
             self._farewell = self._loop.call_later(LINGER, self._transport.abort)
@@ -481,7 +496,7 @@ class _Peer(asyncio.Protocol):
                 timer.cancel()
 
     def _forget_pending(self) -> None:
-        """Cancel all decisions under way; their tasks see that nobody waits any more."""
+        """Cancel all decisions under way; their tasks see that they are no longer awaited."""
         pending, self._pending = self._pending, {}
         self._stats.pending -= len(pending)
         self._stats.forgotten += len(pending)

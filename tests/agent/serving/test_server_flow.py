@@ -84,6 +84,9 @@ class RecordingTransport(asyncio.Transport):
     def is_closing(self):
         return False
 
+    def is_reading(self):
+        return [name for name, *_ in self.calls if name.endswith("reading")][-1:] != ["pause_reading"]
+
     def __getattribute__(self, name):
         if name in ("write", "pause_reading", "resume_reading", "write_eof", "close", "abort"):
             return lambda *arguments: self.calls.append((name, *map(len, arguments)))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from iamroles_agent.serving.server import _Peer
+from iamroles_agent.serving.server import _OVER, _Peer
 from iamroles_agent.spop import actions, connection, frames, messages, values, varint
 from iamroles_agent.spop.connection import Connection, HelloReceived, State
 from iamroles_agent.spop.errors import RemoteProtocolError, invalid
@@ -59,10 +59,10 @@ def _in_pieces(self: Any, *, ordered: bool) -> None:
         if queue:
             self._transport.write(queue.pop(0))
             self._loop.call_later(0.003, more)
-        elif self._ending and not self._eof:
+        elif self._life is _OVER and not self._half_closed:
             self._transport.write_eof()
 
-    if len(queue) or self._ending:
+    if len(queue) or self._life is _OVER:
         more()
 
 
@@ -386,7 +386,7 @@ def _through_another(sound: Any, self: Any) -> None:
         for peer in self._server.peers
         if peer is not self and engine == "one-engine" and getattr(peer, "engine", None) == engine
     ]
-    if others and not self._ending and self._connection.notifies:
+    if others and self._life is not _OVER and self._connection.notifies:
         others[0]._transport.write(self._connection.data_to_send())
     else:
         sound(self)
