@@ -259,7 +259,7 @@ class Target:
         cost = Cost(len(frame), float("inf"))
         for _ in range(times):
             self.size_of_log, self.lines.bytes = 0, 0
-            self.gate.replace(self.gate.policy, self.gate.authenticator)  # nothing is remembered
+            self.gate.replace(self.gate.policy)  # nothing is remembered
             began = time.thread_time()
             self.ask(frame)
             cost.seconds = min(cost.seconds, time.thread_time() - began)

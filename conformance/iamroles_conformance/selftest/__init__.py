@@ -13,10 +13,10 @@ If one expression does not say it, decorate a function:
 
     @mutant("gate.no-token-invalid", "TOKEN-MISSING-001", "calls a missing token invalid")
     @around(Gate, "_identify")
-    async def no_token_invalid(sound: Any, self: Any, authenticator: Any, check: Any) -> Any:
+    async def no_token_invalid(sound: Any, self: Any, check: Any) -> Any:
         if not check.authorization:
             raise Refusal(Reason.TOKEN_MALFORMED, "none")
-        return await sound(self, authenticator, check)
+        return await sound(self, check)
 
 Then run `iamroles conformance selftest --mutant gate.ignores-audience`. Every requirement named must have a
 check that passes on the sound agent and fails on the mutant. Other checks may turn red as well; the command

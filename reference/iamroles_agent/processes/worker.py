@@ -215,7 +215,7 @@ class Worker:
                 assert self.gate is not None  # noqa: S101 - made with the authenticator
                 self.authenticator.adopt(policy.config, rules)
                 former = self.gate.policy
-                self.gate.replace(policy, self.authenticator)
+                self.gate.replace(policy)
                 former.release()
             self.metrics.policy(policy.version)
             self.audit.policy(policy.version, accepted=True)

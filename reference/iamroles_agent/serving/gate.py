@@ -3,7 +3,7 @@
 How long a verdict may be remembered
 ------------------------------------
 The same client asks the same question over and over, so a verdict is kept under the bytes of `iam-check`.
-It may be used again only as long as asking anew would give the same answer. Five things can change that:
+It may be used again only while a new decision would give the same answer. Five things can change that:
 
 - time: an allow dies at its `expires`, a refusal by policy at the end of the identity. Both are epoch
   seconds and compared with the clock at every use (`now >= expires` is dead).
@@ -12,14 +12,15 @@ It may be used again only as long as asking anew would give the same answer. Fiv
 - the proxy: the bytes are the whole question, the client's address included.
 - the signed identity that it holds, if any: half its life (`identity_header.signer`).
 
-A verdict that was being worked out while one of these changed is worked out again, by what is in force now:
-once a reload is confirmed, nobody is answered by what it replaced, however long a question had waited.
+If one of these changes while a verdict is worked out, the gate works it out again by what is in force now:
+once a reload is confirmed, it answers nothing by what the reload replaced, however long a question has
+waited.
 
-What is never remembered: refusals of the credential itself. They would let whoever sends garbage push good
+Refusals of the credential itself are never remembered. They would let a client that sends garbage push good
 verdicts out, and a key unknown now may be fetched a moment later. The memory has two halves: new verdicts go
 to the young one; when it is full it becomes the old one and the former old one is dropped; a hit in the old
-half moves back. That costs nothing on a hit and keeps what is in use, within a bound in bytes. Nor does a
-long question take more of it than a short one: beyond 2 kB the key is the hash of the bytes.
+half moves back. That costs nothing on a hit and keeps what is in use, within a bound in bytes. A long
+question takes no more of it than a short one: beyond 2 kB the key is the hash of the bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _HALF = 16 << 20
 _ENTRY_OVERHEAD = 600
 """About what an entry takes beside its key and actions: objects, audit record, table slot."""
 _LONGEST_KEY = 2 << 10
-"""A longer question is remembered under its hash: a key that a client makes long takes no more room."""
+"""A longer question is remembered under its hash, so that a client cannot fill the memory with long keys."""
 
 
 @dataclass(slots=True)
@@ -65,15 +66,26 @@ class _Verdict:
 
 @dataclass(slots=True)
 class _State:
-    """What is in force together; replaced as a whole by a reload."""
+    """Policy, keys and revocations in force together, and what was decided by them; a change replaces it."""
 
     policy: Policy
-    authenticator: Authenticator
     generation: int
+    """Of the authenticator."""
     revocations: Revocations = NONE
     young: dict[bytes, _Verdict] = field(default_factory=dict)
     old: dict[bytes, _Verdict] = field(default_factory=dict)
     young_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A decision, what was in force, and its record."""
+
+    state: _State
+    decision: Decision
+    last_second: int | None
+    """Until when it would be decided the same; None: unknown."""
+    record: PreparedRecord
 
 
 class Gate:
@@ -96,20 +108,21 @@ class Gate:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.authenticator = authenticator
         self._audit = audit
         self._durable = audit.durable
         self._metrics = metrics
         self._clock = clock
         metrics.cache_sizes["verdict"] = lambda: self.remembered
         self.signer: Signer | None = None
-        """Who signs the identity of allowed requests; None: nobody."""
+        """Signs the identity of allowed requests; None: it is not passed on."""
         self.name = ""
         """This agent, in the tickets of long streams."""
         self.on_change: list[Callable[[], None]] = []
         """Called on the event loop after the policy changed."""
         self.on_revocation: list[Callable[[], None]] = []
         """Called on the event loop after revocations changed."""
-        self._state = _State(policy, authenticator, authenticator.generation)
+        self._state = _State(policy, authenticator.generation)
 
     @property
     def revocations(self) -> Revocations:
@@ -120,41 +133,34 @@ class Gate:
         return self._state.policy
 
     @property
-    def authenticator(self) -> Authenticator:
-        return self._state.authenticator
-
-    @property
     def remembered(self) -> int:
         return len(self._state.young) + len(self._state.old)
 
-    def replace(self, policy: Policy, authenticator: Authenticator) -> None:
+    def replace(self, policy: Policy) -> None:
         """Put a new policy in force at once; nothing remembered survives (RELOAD-ALL-001)."""
-        state = _State(policy, authenticator, authenticator.generation, self._state.revocations)
-        self._put(state, self.on_change)
+        self._put(policy, self._state.revocations, self.on_change)
 
     def revoke(self, revocations: Revocations) -> None:
         """Put revocations in force at once; nothing remembered survives."""
-        state = self._state
-        state = _State(state.policy, state.authenticator, state.authenticator.generation, revocations)
-        self._put(state, self.on_revocation)
+        self._put(self._state.policy, revocations, self.on_revocation)
 
-    def _put(self, state: _State, calls: list[Callable[[], None]]) -> None:
-        former, self._state = self._state, state
+    def _put(self, policy: Policy, revocations: Revocations, calls: list[Callable[[], None]]) -> None:
+        former, self._state = self._state, _State(policy, self.authenticator.generation, revocations)
         release([former.young, former.old])
         for call in calls:
             call()
 
     def recall(self, key: bytes, context: Context) -> bytes | None:
-        """The remembered answer to this very question, recorded in the audit; None if there is none."""
+        """The remembered answer to this very question, recorded in the audit; None: `judge` it."""
         if self._durable:
-            return None  # the answer has to wait for the disk: `judge` looks it up
+            return None  # the answer must wait for the disk: `judge` looks it up
         began = time.perf_counter()
         state = self._state
         verdict = state.young.get(key)
         # The usual case is written out here: each call of a function would cost some hundredths of the whole.
         if (
             verdict is None
-            or state.generation != state.authenticator.generation
+            or state.generation != self.authenticator.generation
             or self._clock() >= verdict.expires
         ):
             verdict = self._remembered(key)
@@ -169,7 +175,7 @@ class Gate:
         return verdict.actions
 
     async def judge(self, check: Check, context: Context, key: bytes | None) -> bytes:
-        """Work out the answer, record it, remember it where that is sound.
+        """Work out the answer, record it, remember it if that is sound.
 
         Returns:
             Encoded SPOP actions.
@@ -177,36 +183,33 @@ class Gate:
         began = time.perf_counter()
         if self._durable and key is not None and (verdict := self._remembered(key)) is not None:
             state = self._state
-            if not await self._put_down(verdict.record, context):
+            if not await self._record(verdict.record, context):
                 return self._unrecorded()
             if state is self._current() and self._clock() < verdict.expires:  # still so when it is on disk
                 self._metrics.verdict_hits += 1
                 self._metrics.shadowed += verdict.shadowed
                 self._metrics.decided(verdict.reason, time.perf_counter() - began)
                 return verdict.actions
+        judged = await self._judged(check)
         recorded: Decision | None = None
-        while True:
-            state = self._current()
-            decision, last_second = await self._decide(state, check)
-            if state is not self._current():
-                continue  # by what is in force now
-            record = self._prepared(check, decision, state)
-            if decision != recorded:  # once, though it be judged again while it waits for the disk
-                if not await self._put_down(record, context):
-                    return self._unrecorded()
-                recorded = decision
-            if state is self._current():
-                break
+        while judged.decision != recorded:
+            if not await self._record(judged.record, context):
+                return self._unrecorded()
+            recorded = judged.decision
+            if judged.state is not self._current():  # it changed while the record was written to the disk
+                judged = await self._judged(check)
+        state, decision, last_second = judged.state, judged.decision, judged.last_second
         actions = encode_verdict(decision)
         if self.signer is not None and decision.allow:
             signed = self.signer.sign(decision, self._clock())
             actions = encode_verdict(decision, signed.token)
             last_second = None if last_second is None else min(last_second, signed.fresh_until)
         # What `recall` does not know may be used once only (a replay cache): its verdict is not kept either.
-        known = state.authenticator.recall(check.authorization or "") is not None
+        known = self.authenticator.recall(check.authorization or "") is not None
         if key is not None and last_second is not None and known:
+            shadowed = bool(decision.shadow)
             self._remember(
-                state, key, _Verdict(actions, record, last_second, decision.reason, bool(decision.shadow))
+                state, key, _Verdict(actions, judged.record, last_second, decision.reason, shadowed)
             )
         self._metrics.verdict_misses += 1
         self._metrics.shadowed += bool(decision.shadow)
@@ -214,13 +217,13 @@ class Gate:
         return actions
 
     def unhealthy(self) -> str:
-        """Why nothing but `internal_error` can be answered now, "" where decisions can be made."""
+        """Why every answer would be `internal_error` now, "" if decisions can be made."""
         if self._audit.refusing:
             return "the audit log cannot be written"
         return ""
 
     def failed(self, context: Context, detail: str) -> bytes:
-        """The answer where there can be no verdict: refuse with `internal_error`, and the audit says why."""
+        """Refuse with `internal_error`, because there can be no verdict; the audit says why."""
         decision = Decision(allow=False, reason=Reason.INTERNAL_ERROR, detail=detail)
         record = prepare(
             decision,
@@ -230,7 +233,7 @@ class Gate:
             path="",
             requested_role=None,
             policy_version=self._state.policy.version,
-            generation=self._state.authenticator.generation,
+            generation=self.authenticator.generation,
         )
         self._audit.record(record, context.request_id, context.src_port, context.stream)
         self._metrics.decided(Reason.INTERNAL_ERROR, 0.0)
@@ -248,23 +251,31 @@ class Gate:
             generation=state.generation,
         )
 
-    async def _put_down(self, record: PreparedRecord, context: Context) -> bool:
-        """Record, and wait for the disk where that was asked for; whether the verdict may be answered."""
+    async def _record(self, record: PreparedRecord, context: Context) -> bool:
+        """Record, and wait for the disk if the audit is durable; false: the verdict must not be answered."""
         if not self._audit.record(record, context.request_id, context.src_port, context.stream):
             return False
         return not self._durable or await self._audit.confirmed()
 
     def _current(self) -> _State:
-        """What is in force now; without its memory where a key was lost since."""
-        if self._state.generation != self._state.authenticator.generation:
-            self.replace(self._state.policy, self._state.authenticator)
+        """What is in force now, without its memory if a key was lost since."""
+        if self._state.generation != self.authenticator.generation:
+            self.replace(self._state.policy)
         return self._state
 
+    async def _judged(self, check: Check) -> _Judged:
+        """Decide by what is in force, again if it changes meanwhile."""
+        state = None
+        while state is not (current := self._current()):
+            state = current
+            decision, last_second = await self._decide(state, check)
+        return _Judged(state, decision, last_second, self._prepared(check, decision, state))
+
     async def _decide(self, state: _State, check: Check) -> tuple[Decision, int | None]:
-        """The decision, and until when it would be decided the same, None where that is not known."""
+        """The decision, and until when it would be decided the same; None: unknown."""
         try:
             request = _request(check)
-            identity = await self._identify(state.authenticator, check)
+            identity = await self._identify(check)
         except Refusal as refusal:
             credential = credential_hash(_token(check)) if check.authorization else ""
             return (
@@ -279,8 +290,8 @@ class Gate:
         ends = identity.believed_until
         return decision, ends if decision.expires is None else min(ends, decision.expires)
 
-    async def _identify(self, authenticator: Authenticator, check: Check) -> Identity:
-        """Who is asking.
+    async def _identify(self, check: Check) -> Identity:
+        """Identify the client.
 
         Raises:
             Refusal: any reason of the credential.
@@ -289,16 +300,16 @@ class Gate:
             raise Refusal(Reason.MULTIPLE_CREDENTIALS, f"{check.authorization_count} Authorization headers")
         if not check.authorization:
             raise Refusal(Reason.NO_CREDENTIALS)
-        identity = authenticator.recall(check.authorization)
+        identity = self.authenticator.recall(check.authorization)
         if identity is not None:
             self._metrics.identity_hits += 1
             return identity
         self._metrics.identity_misses += 1
-        return await authenticator.authenticate(check.authorization, client_network(check.src))
+        return await self.authenticator.authenticate(check.authorization, client_network(check.src))
 
     def _remembered(self, key: bytes) -> _Verdict | None:
         state = self._state
-        if state.generation != state.authenticator.generation:
+        if state.generation != self.authenticator.generation:
             state = self._current()
         if len(key) > _LONGEST_KEY:
             key = sha256(key).digest()
@@ -333,7 +344,7 @@ def _request(check: Check) -> Request:
     """The request to judge.
 
     Raises:
-        Refusal: `internal_error` where HAProxy left out what a decision needs, `text_too_long`,
+        Refusal: `internal_error` if HAProxy left out what a decision needs, `text_too_long`,
             `path_ambiguous`.
     """
     if check.missing or check.src is None:
@@ -352,7 +363,7 @@ def _request(check: Check) -> Request:
 
 
 def _token(check: Check) -> str:
-    """The credential without its scheme, so that its hash is the one that an accepted token has."""
+    """The credential without its scheme, so that its hash is that of an accepted token."""
     return (check.authorization or "").partition(" ")[2].strip() or check.authorization or ""
 
 

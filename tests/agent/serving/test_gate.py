@@ -142,7 +142,7 @@ def test_a_lost_key_takes_its_verdicts_along(bench):
 
 def test_a_new_policy_forgets_everything_at_once(bench):
     bench.judge(question())
-    bench.gate.replace(Policy(config(grants=[])), bench.authenticator)
+    bench.gate.replace(Policy(config(grants=[])))
 
     assert bench.recall() is None
     assert bench.judge(question())["reason"] == "no_grant"
@@ -163,7 +163,7 @@ def test_a_verdict_begun_under_the_old_policy_is_given_by_the_new(bench):
         bench.authenticator.authenticate = slow
         judging = asyncio.create_task(bench.gate.judge(question(), Context(), b"question"))
         await asyncio.sleep(0)
-        bench.gate.replace(Policy(config(grants=[])), bench.authenticator)
+        bench.gate.replace(Policy(config(grants=[])))
         obtained.set()
         return variables(await judging)
 
@@ -369,7 +369,7 @@ def test_what_changed_while_the_record_went_to_disk_decides(bench, remembered):
     disk = _on_disk(bench)
     assert bench.judge(question())["allow"] is True
     if not remembered:
-        bench.gate.replace(Policy(config()), bench.authenticator)
+        bench.gate.replace(Policy(config()))
     disk.recorded.clear()
     disk._meanwhile.append(lambda: bench.keys(public_jwk(EC_KEY, "other")))
 
@@ -380,7 +380,7 @@ def test_what_changed_while_the_record_went_to_disk_decides(bench, remembered):
 
 
 def test_a_change_that_changes_nothing_for_it_is_recorded_once(bench):
-    disk = _on_disk(bench, lambda: bench.gate.replace(Policy(config()), bench.authenticator))
+    disk = _on_disk(bench, lambda: bench.gate.replace(Policy(config())))
 
     assert bench.judge(question())["allow"] is True
     assert len(disk.recorded) == 1

@@ -253,10 +253,10 @@ def canonical(read: Callable[[Any, str], Any]) -> Override:
 
 
 @around(Gate, "replace")
-def memory_kept(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
+def memory_kept(sound: Any, self: Any, policy: Any) -> None:
     """Keep remembered verdicts over a reload."""
     young = self._state.young
-    sound(self, policy, authenticator)
+    sound(self, policy)
     self._state.young.update(young)
 
 

@@ -76,10 +76,10 @@ def _made(self: Any, _transport: Any) -> None:
 
 
 @around(Gate, "replace")
-def _restarts(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
+def _restarts(sound: Any, self: Any, policy: Any) -> None:
     global _closed_until  # noqa: PLW0603 - a mutant's memory
     reload = policy is not self.policy
-    sound(self, policy, authenticator)
+    sound(self, policy)
     if not reload:  # the agent lost a key
         return
     _closed_until = asyncio.get_running_loop().time() + 1.5
@@ -90,13 +90,13 @@ def _restarts(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
 
 @mutant("fire.late-policy", "FIRE-POLICY-002", "confirms a reload half a second too early")
 @around(Gate, "replace")
-def late_policy(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
-    asyncio.get_running_loop().call_later(0.5, sound, self, policy, authenticator)
+def late_policy(sound: Any, self: Any, policy: Any) -> None:
+    asyncio.get_running_loop().call_later(0.5, sound, self, policy)
 
 
 @mutant("fire.reload-stalls", "FIRE-POLICY-003", "stands still for 1.5 s at a reload")
 @before(Gate, "replace")
-def reload_stalls(self: Any, policy: Any, _authenticator: Any) -> None:
+def reload_stalls(self: Any, policy: Any) -> None:
     if policy is not self.policy:  # else the agent lost a key
         time.sleep(1.5)
 

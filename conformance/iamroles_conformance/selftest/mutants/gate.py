@@ -207,13 +207,11 @@ mutant("gate.no-signature", "TOKEN-SIG-001", "does not verify signatures")(
     setting(Key, "verifier", lambda self, alg: lambda signature, data: True)
 )
 mutant("gate.two-credentials", "TOKEN-COUNT-001", "judges the last of two Authorization headers")(
-    around(Gate, "_identify")(
-        lambda sound, self, auth, check: sound(self, auth, replace(check, authorization_count=1))
-    )
+    around(Gate, "_identify")(lambda sound, self, check: sound(self, replace(check, authorization_count=1)))
 )
 mutant("gate.no-token-invalid", "TOKEN-MISSING-001", "calls a missing token an invalid one")(
     before(Gate, "_identify")(
-        lambda _self, _auth, check: check.authorization or fail(Refusal(Reason.TOKEN_MALFORMED, "none"))
+        lambda _self, check: check.authorization or fail(Refusal(Reason.TOKEN_MALFORMED, "none"))
     )
 )
 mutant("gate.scheme-case", "TOKEN-SCHEME-001", "takes only `Bearer` in this spelling")(

@@ -154,10 +154,10 @@ def _limits_stay(sound: Any, self: Any, whole: Any, rules: Any) -> None:
 
 @mutant("policy.derived-verdicts-stay", "DERIVED-RELOAD-001", "keeps its memory if a reload changes no rule")
 @around(Gate, "replace")
-def _verdicts_stay(sound: Any, self: Any, policy: Any, authenticator: Any) -> None:
+def _verdicts_stay(sound: Any, self: Any, policy: Any) -> None:
     former, young = self._state.policy, dict(self._state.young)
     same = (former.config.grants, former.config.denies) == (policy.config.grants, policy.config.denies)
-    sound(self, policy, authenticator)
+    sound(self, policy)
     if same:
         self._state.young.update(young)
 

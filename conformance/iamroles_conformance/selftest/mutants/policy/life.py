@@ -30,7 +30,7 @@ from iamroles_conformance.selftest.registry import Override, mutant
 
 @before(Gate, "recall")
 def _recall_over_reload(self: Any, _key: bytes, _context: Any) -> None:
-    self._state.generation = self._state.authenticator.generation  # it grows with a reload too
+    self._state.generation = self.authenticator.generation  # it grows with a reload too
 
 
 def _kept(name: str) -> Override:
@@ -53,7 +53,7 @@ def _answered(change: Any) -> Override:
 @after(Worker, "_noted")
 def bad_replaces_good(self: Any, _note: Any) -> None:
     empty = Policy(self.gate.policy.config.model_copy(update={"grants": []}))
-    self.gate.replace(empty, self.gate.authenticator)
+    self.gate.replace(empty)
 
 
 _refused: list[Any] = []
@@ -91,7 +91,7 @@ def first_policy_again() -> None:
 async def _by_the_old(_sound: Any, self: Any, check: Any, context: Any, _key: Any) -> bytes:
     state = self._current()
     decision, _ = await self._decide(state, check)
-    await self._put_down(self._prepared(check, decision, state), context)
+    await self._record(self._prepared(check, decision, state), context)
     return encode_verdict(decision)
 
 
