@@ -92,7 +92,7 @@ def test_auto_without_an_engine_is_processes_and_says_why(monkeypatch):
 
     with open_stage("auto") as stage:
         assert stage.kind == "processes"
-        reason = "no Docker engine answers (there is no socket at /nonexistent/docker.sock)"
+        reason = "no Docker engine answers (no socket exists at /nonexistent/docker.sock)"
         assert stage.why == f"The stage is processes: {reason}."
 
 

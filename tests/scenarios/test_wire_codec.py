@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iamroles_scenarios.base.errors import WireFormatError
-from iamroles_scenarios.wire.codec import DataType, Reader, Typed, address, string, varint
+from iamroles_scenarios.wire.codec import DataType, PayloadReader, Typed, address, string, varint
 from iamroles_scenarios.wire.frames import (
     Action,
     Frame,
@@ -48,12 +48,12 @@ values = st.one_of(
 @pytest.mark.parametrize(("value", "encoded"), BOUNDARIES)
 def test_varint_vectors(value, encoded):
     assert varint(value).hex() == encoded
-    assert Reader(bytes.fromhex(encoded)).varint("it") == value
+    assert PayloadReader(bytes.fromhex(encoded)).varint("it") == value
 
 
 @given(st.integers(0, 2**64 - 1))
 def test_varint_round_trip(value):
-    assert Reader(varint(value)).varint("it") == value
+    assert PayloadReader(varint(value)).varint("it") == value
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
@@ -64,7 +64,7 @@ def test_a_varint_has_one_encoding(one, other):
 @pytest.mark.parametrize("raw", [b"", b"\xff", b"\xff\xff", b"\xff" * 11 + b"\x00", b"\xff" * 9 + b"\x7f"])
 def test_varint_refuses(raw):
     with pytest.raises(WireFormatError):
-        Reader(raw).varint("it")
+        PayloadReader(raw).varint("it")
 
 
 def test_minus_one_as_haproxy_sends_it():
@@ -74,21 +74,21 @@ def test_minus_one_as_haproxy_sends_it():
 def test_booleans_have_their_flag_in_the_high_nibble():
     assert Typed.of(True).encode() == b"\x11"
     assert Typed.of(False).encode() == b"\x01"
-    assert Reader(b"\x11").typed("it").value is True
-    assert Reader(b"\x01").typed("it").value is False
+    assert PayloadReader(b"\x11").typed("it").value is True
+    assert PayloadReader(b"\x01").typed("it").value is False
 
 
 @given(values)
 def test_typed_round_trip(value):
     typed = Typed.of(value)
 
-    assert Reader(typed.encode()).typed("it") == typed
+    assert PayloadReader(typed.encode()).typed("it") == typed
 
 
 @pytest.mark.parametrize("kind", range(10, 16))
 def test_reserved_types_are_refused(kind):
     with pytest.raises(WireFormatError, match="reserved type"):
-        Reader(bytes([kind]) + b"\x00").typed("it")
+        PayloadReader(bytes([kind]) + b"\x00").typed("it")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_reserved_types_are_refused(kind):
 )
 def test_integers_beyond_their_type_are_refused(kind, number):
     with pytest.raises(WireFormatError, match="outside"):
-        Reader(bytes([kind]) + varint(number)).typed("it")
+        PayloadReader(bytes([kind]) + varint(number)).typed("it")
 
 
 @given(st.binary(max_size=300))

@@ -14,15 +14,15 @@ from iamroles_conformance.reports import flakes as reports
 from iamroles_conformance.reports.evidence import environment
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.checks.plan import named_by
-from iamroles_scenarios.commands.values import Output
+from iamroles_scenarios.commands.values import OutputPath
 
 
 @click.command(cls=Command)
 @judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale")
 @click.option("--runs", default=20, show_default=True, type=click.IntRange(min=1), help="How many in all.")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
-@click.option("--save", type=Output(), help="Keep each run there; those it has count.")
-@click.option("--page", type=Output(), help="Write the table there, Markdown.")
+@click.option("--save", type=OutputPath(), help="Keep each run there; those it has count.")
+@click.option("--page", type=OutputPath(), help="Write the table there, Markdown.")
 def flakes(
     *, subject: Subject, runs: int, checks: tuple[str, ...], save: Path | None, page: Path | None
 ) -> None:

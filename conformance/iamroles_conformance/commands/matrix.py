@@ -22,7 +22,7 @@ from iamroles_conformance.reports.matrix import Column
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.checks.plan import named_by
-from iamroles_scenarios.commands.values import Output
+from iamroles_scenarios.commands.values import OutputPath
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.stage.stage import Offer, offered
@@ -94,8 +94,8 @@ def exit_code(columns: Iterable[Column]) -> ExitCode:
 @click.option("--haproxy", "versions", multiple=True, metavar="LIST", help="E.g. 2.6,3.2; default: all here.")
 @judges("agent", "lanes", "stage", "require", "scale")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
-@click.option("--output", type=Output(folder=True), help="One report per version.")
-@click.option("--docs", type=Output(), help="Put the support table into this page.")
+@click.option("--output", type=OutputPath(folder=True), help="One report per version.")
+@click.option("--docs", type=OutputPath(), help="Put the support table into this page.")
 def matrix(
     *,
     subject: Subject,

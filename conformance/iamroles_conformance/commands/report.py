@@ -8,14 +8,14 @@ import click
 
 from iamroles_conformance.commands.options import Command
 from iamroles_conformance.reports import report as reports
-from iamroles_scenarios.commands.values import Output
+from iamroles_scenarios.commands.values import OutputPath
 
 
 @click.command(cls=Command)
 @click.argument("saved", type=click.Path(path_type=Path))
-@click.option("--html", type=Output(), help="Write the page there.")
-@click.option("--junit", type=Output(), help="Write JUnit XML there.")
-@click.option("--json", "json_", type=Output(), help="Write the document there.")
+@click.option("--html", type=OutputPath(), help="Write the page there.")
+@click.option("--junit", type=OutputPath(), help="Write JUnit XML there.")
+@click.option("--json", "json_", type=OutputPath(), help="Write the document there.")
 def report(*, saved: Path, html: Path | None, junit: Path | None, json_: Path | None) -> None:
     """Make other forms of a saved report.json; without options, sum it up."""
     found = reports.load(saved)

@@ -18,7 +18,7 @@ from iamroles_conformance.reports import bundle, explain, report
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.checks.plan import named_by
-from iamroles_scenarios.commands.values import Output
+from iamroles_scenarios.commands.values import OutputPath
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.jobs import by_importance
@@ -41,7 +41,9 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str | Non
 @click.command(cls=Command)
 @judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale", "load", "grade")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
-@click.option("--report", "directory", type=Output(folder=True), help="Folder for report.json and its forms.")
+@click.option(
+    "--report", "directory", type=OutputPath(folder=True), help="Folder for report.json and its forms."
+)
 @click.option(
     "--evidence", type=click.Path(path_type=Path), help="Bundle of report and transcripts, .tar.gz."
 )

@@ -15,7 +15,7 @@ from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import soak_page
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.durations import seconds
-from iamroles_scenarios.commands.values import Number, Output
+from iamroles_scenarios.commands.values import Number, OutputPath
 from iamroles_scenarios.engine.soak import soak as played
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -37,8 +37,8 @@ def _length(_context: click.Context, _option: click.Parameter, value: str) -> fl
 @click.option("--for", "length", default="10m", show_default=True, callback=_length, help="How long.")
 @click.option("--seed", type=int, help="Of events and traffic; default: one that is told.")
 @click.option("--rate", type=Number(min=1, max=100_000), default=100.0, show_default=True)
-@click.option("--page", type=Output(), help="Write an HTML page there.")
-@click.option("--json", "data", type=Output(), help="Write the result there.")
+@click.option("--page", type=OutputPath(), help="Write an HTML page there.")
+@click.option("--json", "data", type=OutputPath(), help="Write the result there.")
 def soak(  # noqa: PLR0917 - as click gives them
     subject: Subject, length: float, seed: int | None, rate: float, page: Path | None, data: Path | None
 ) -> None:

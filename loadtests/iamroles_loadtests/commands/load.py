@@ -26,7 +26,7 @@ from iamroles_loadtests.results import result as results
 from iamroles_loadtests.results import slo as slos
 from iamroles_loadtests.results.compare import cautions, compared, obstacles
 from iamroles_scenarios.base.errors import ControlError, DocumentError, StageError
-from iamroles_scenarios.commands.values import Number, Output
+from iamroles_scenarios.commands.values import Number, OutputPath
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.traffic import Segment
 
@@ -69,7 +69,7 @@ load.add_command(timeline_command)
     default=slos.DEFAULT,
     help="Objectives, TOML.  [default: the slo.toml that ships with this package]",
 )
-@click.option("--report", "directory", type=Output(folder=True), help="For results.")
+@click.option("--report", "directory", type=OutputPath(folder=True), help="For results.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def run_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click's options
@@ -164,7 +164,7 @@ def _played(
 @click.option("--rate", type=Number(min=0), default=0.0, help="Per second; 0: a closed loop.")
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
 @click.option("--in-flight", type=click.IntRange(1, 1024), default=1, show_default=True, help="By SPOP.")
-@click.option("--report", "directory", type=Output(folder=True), help="For results.")
+@click.option("--report", "directory", type=OutputPath(folder=True), help="For results.")
 @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click's options
@@ -244,7 +244,7 @@ def compose_command(
 
 @load.command("report")
 @click.argument("result", type=click.Path(exists=True, path_type=Path))
-@click.option("--html", type=Output(), help="Write the page of it, too.")
+@click.option("--html", type=OutputPath(), help="Write the page of it, too.")
 def report_command(result: Path, html: Path | None) -> None:
     """Print a result again."""
     found = _read(result)
@@ -259,7 +259,7 @@ def report_command(result: Path, html: Path | None) -> None:
 @click.option("--worse", type=Number(min=1.0), help="Fail if a ratio is above this with 95 % confidence.")
 @click.option("--anyway", is_flag=True, help="Judge even what does not compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-@click.option("--html", type=Output(), help="Write a page of it, too.")
+@click.option("--html", type=OutputPath(), help="Write a page of it, too.")
 def compare_command(
     first: Path, second: Path, worse: float | None, html: Path | None, *, anyway: bool, as_json: bool
 ) -> None:

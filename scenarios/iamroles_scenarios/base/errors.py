@@ -95,7 +95,7 @@ class WireFormatError(AgentFault):
 
 
 class WideVarint(WireFormatError):
-    """A number of more than 64 bits. As an id it is no fault: SPOE.txt gives those no width."""
+    """A number of more than 64 bits. As an id it is permitted: SPOE.txt gives those no width."""
 
 
 class SuiteError(Exception):

@@ -84,7 +84,7 @@ async def until_stopped(options: MockOptions, **ready: object) -> None:
     """Print the ready line `{"ready": true, ...}` and return on SIGTERM or SIGINT.
 
     With `exit_with_parent` it returns also when standard input closes. The handlers stand before the line is
-    out: who has read it may already send the signal.
+    out: its reader may already send the signal.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

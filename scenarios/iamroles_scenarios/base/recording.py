@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 _FIRST, _LAST = 40, 40
 """Exchanges and connections that are kept of those that came first, and of those that came last."""
 _LONG = 6000
-"""Characters of one exchange, or of one connection, that are kept."""
+"""Characters that are kept of an exchange, or of a connection."""
 # Possessive, and begun where a run begins: a token may have a hundred thousand characters.
 _JWT = re.compile(
     r"(?<![\w-])(eyJ[\w-]{8,}+|[\w-]{20,}+(?=\.[\w-]{20,}+\.[\w-]{20,}))\.([\w-]*+)\.[\w%=+/-]*", re.ASCII
@@ -85,7 +85,7 @@ def _shown(head: str, parts: tuple[object, ...]) -> str:
 
 
 class Recording:
-    """Of one check, or of one scenario, which has several.
+    """Belongs to a check, or to a scenario, which has several.
 
     Args:
         keeps: whether texts are kept, or waits alone.
@@ -94,7 +94,7 @@ class Recording:
     def __init__(self, *, keeps: bool) -> None:
         self.keeps = keeps
         self.narrowest: Wait | None = None
-        """Of all waits, the one that came nearest to its bound."""
+        """Of all waits, the wait that came nearest to its bound."""
         self.tries = 1
         """How often it was played until its result held."""
         self._started = time.monotonic()
@@ -181,7 +181,8 @@ def without_secrets(text: str) -> str:
     """A text without signatures: tokens are decoded, what is signed or random is cut.
 
     Checks break tokens in every way, so a signature may stand anywhere: whatever looks like one is cut too.
-    Bytes in hexadecimal may be a piece of one: where they spell a long run of letters, the first eight stay.
+    Bytes in hexadecimal may be a piece of a token: where they spell a long run of letters, the first eight
+    stay.
     """
     text = _JWT.sub(lambda found: f"<token {_opened(found[1])} . {_opened(found[2])}, no signature>", text)
     text = _PRESIGNED.sub(lambda found: f"{found[1]}<{_url(found[2])}>", text)

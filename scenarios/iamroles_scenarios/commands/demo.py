@@ -2,8 +2,8 @@
 
 What a newcomer sees first, so every step shows the same five things in the same order: what is asked (as curl
 would ask it), the answer, why (from HAProxy's log, because the client is never told), which backend got the
-request, and what that backend was told about the caller. Nothing is staged in advance: tokens are minted as
-they are sent, the answers come from a real HAProxy, and a step that does not go as it is told here fails the
+request, and what that backend learnt about the caller. Nothing is staged in advance: tokens are minted as
+they are sent, the answers come from a real HAProxy, and a step that does not go as its note says fails the
 demo.
 """
 
@@ -85,7 +85,7 @@ class Narrator(Watcher):
         if seen.allow:
             what = Text.assemble((f"   {status}", "bold green"), " from backend ", (seen.backend, "bold"))
         else:
-            said = f'   the client is told: error="{seen.error}"' if seen.error else ""
+            said = f'   the client reads: error="{seen.error}"' if seen.error else ""
             what = Text.assemble((f"   {status}", "bold red"), (said, "dim"))
         self._console.print(what)
         reason = "" if seen.reason in (None, "-") else str(seen.reason)
@@ -141,13 +141,13 @@ class Narrator(Watcher):
         self._console.print(Text.assemble(("   $ ", "dim"), " ".join(words)), soft_wrap=True)
 
     def _tags(self, seen: Observation) -> None:
-        """What the backend was told: all of it the first time, then what changes."""
+        """Return what the backend learnt: all of it the first time, then what changes."""
         tags = {key.removeprefix("x-iam-"): value for key, value in seen.headers if key.startswith("x-iam-")}
         if not tags:
             return
         if not self._shown:
             self._shown = True
-            self._console.print(Text("   and the backend is told", "dim"))
+            self._console.print(Text("   and the backend learns", "dim"))
             for name in _TAGS:
                 label = (f"     X-IAM-{name.title():<11}", "dim")
                 self._console.print(Text.assemble(label, tags.get(name, "")), soft_wrap=True)
@@ -155,7 +155,7 @@ class Narrator(Watcher):
         role = tags.get("role", "").rpartition("/")[2]
         until = time.strftime("%H:%M:%S", time.localtime(int(tags.get("expires", "0"))))
         told = f"{tags.get('principal')} as {role} until {until}"
-        self._console.print(Text.assemble(("   and the backend is told ", "dim"), told))
+        self._console.print(Text.assemble(("   and the backend learns ", "dim"), told))
 
 
 def closing(console: Console, good: int, told: int) -> None:

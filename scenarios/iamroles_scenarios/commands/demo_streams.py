@@ -41,7 +41,7 @@ class SecondAct:
     Args:
         console: where to.
         pause: called before each step.
-        number: of the last step that was told.
+        number: of the last step that was shown.
     """
 
     def __init__(self, console: Console, pause: Callable[[], None], number: int) -> None:

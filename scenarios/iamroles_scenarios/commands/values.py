@@ -11,17 +11,17 @@ import click
 
 
 class Number(click.FloatRange):
-    """A number in a range; `nan` and `inf` are none, though they compare with nothing."""
+    """A number in a range; `nan` and `inf` are refused, because they compare with nothing."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - click's own
         """Fail for what is not finite."""
         found = float(super().convert(value, param, ctx))
         if not math.isfinite(found):
-            self.fail(f"{value!r} is no number that can be reckoned with.", param, ctx)
+            self.fail(f"{value!r} is not a number that can be reckoned with.", param, ctx)
         return found
 
 
-class Output(click.Path):
+class OutputPath(click.Path):
     """What a long run writes at its end: refused before it begins, if it cannot be written.
 
     A file whose directory is there, or with `folder` a directory, which is made at once.
@@ -37,7 +37,7 @@ class Output(click.Path):
             if self.dir_okay:
                 found.mkdir(parents=True, exist_ok=True)
             elif not found.exists() and not os.access(found.parent, os.W_OK):
-                raise PermissionError(0, f"{found.parent} is no directory that this user may write")
+                raise PermissionError(0, f"{found.parent} is not a directory that this user may write")
         except OSError as error:
             self.fail(f"{str(found)!r} cannot be written: {error.strerror}.", param, ctx)
         return found

@@ -38,7 +38,7 @@ def b64url_uint(number: int, length: int | None = None) -> str:
 
 
 def stray_bits(segment: str) -> str:
-    """The same octets with non-zero unused bits in the last character; as it is where there are none."""
+    """The same octets with non-zero unused bits in the last character; as it is without such bits."""
     if len(segment) % 4 not in (2, 3):
         return segment
     return segment[:-1] + _ALPHABET[_ALPHABET.index(segment[-1]) | 1]

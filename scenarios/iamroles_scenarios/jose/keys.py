@@ -66,7 +66,7 @@ class _RsaKeys:
     """RSA keys for tests, each with a modulus of its own.
 
     To find two primes takes 30 ms, and a run wants some hundred keys. So each pair of the primes found so far
-    makes a key; two keys may have one in common. Whoever computes that gets into nothing but a mock.
+    makes a key; two keys may have one in common. An attacker who computes that gets into nothing but a mock.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ unchanged with `endpoint_url` set to it, for `sts` and `iam`. Differences from A
 
 Faults, counts and `last` also go by `<action>@<Host>`: who signs for a host of its own has them to itself.
 `throttle` answers 400 `Throttling` (`status`, `body` as code); `forge` answers a GetCallerIdentity 200 with
-`members` Arn, Account, UserId, whoever asks, however badly signed.
+`members` Arn, Account, UserId, for any caller, however badly signed.
 """
 
 from __future__ import annotations

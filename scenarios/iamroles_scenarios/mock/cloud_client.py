@@ -119,8 +119,8 @@ class CloudClient:
     ) -> str:
         """An `iam-sts-v1` credential, sound or by recipe (see `mock.presign`).
 
-        Each call makes another one, by `X-Amz-Expires`, which STS does not enforce: two of one second would
-        else be the same bytes, and an agent could answer the second from its cache.
+        Each call makes another one, by `X-Amz-Expires`, which STS does not enforce: two of the same second
+        would else be the same bytes, and an agent could answer the second from its cache.
         """
         moment = time.time() if now is None else now
         distinct = {"expires": 60 + next(self._serial) % 840, **(recipe or {})}
@@ -137,7 +137,7 @@ class CloudClient:
         self._control.call("POST", "fault", {"action": action, "clear": True})
 
     def lifetime(self, seconds: float | None) -> None:
-        """Let new sessions live so many seconds whatever they ask for; None: as they ask."""
+        """Let new sessions live this many seconds whatever they ask for; None: as they ask."""
         self._control.call("POST", "lifetime", {"seconds": seconds})
 
     def expire(self, keys: SessionKeys) -> None:

@@ -219,7 +219,7 @@ class IdpClient:
         """A handle for an issuer that exists.
 
         Raises:
-            ControlError: there is none.
+            ControlError: it is missing.
         """
         return IssuerHandle(self._control, self._control.call("GET", f"issuers/{name}"))
 

@@ -84,7 +84,7 @@ class Registry:
         ]
 
     def authenticate(self, received: sigv4.Received, service: str, now: float | None = None) -> Credential:
-        """Who signed this request.
+        """Return the signer of this request.
 
         Raises:
             AwsError: nobody that we can believe.
@@ -139,7 +139,7 @@ def _check_date(signed: sigv4.Signed, now: float) -> None:
     try:
         age = now - signed.time
     except ValueError:
-        raise AwsError(400, "IncompleteSignature", "X-Amz-Date is no date") from None
+        raise AwsError(400, "IncompleteSignature", "X-Amz-Date is not a date") from None
     if age > CLOCK_SKEW:
         raise AwsError(403, "SignatureDoesNotMatch", f"Signature expired: {signed.date} is {age:.0f} s old")
     if age < -CLOCK_SKEW:

@@ -67,7 +67,7 @@ class EchoProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the peer, if it is still there: a health check may be gone by now."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is no subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is not a subclass
         self._client = process.joined(*(transport.get_extra_info("peername") or ("", 0))[:2])
         self._backend.connections.add(self)
 

@@ -13,7 +13,7 @@ kind            effect (parameters)
 ``truncated``   the sound answer cut in the middle of its body, Content-Length telling more
 ``status``      `status` (503) with `body` (or `xml`) and `headers`
 ``redirect``    `status` (302) to `location`
-``malformed``   status 200 with `body` (``{"keys": [``) as JSON, or `xml` for who accepts no JSON
+``malformed``   status 200 with `body` (``{"keys": [``) as JSON, or `xml` where JSON is not accepted
 ``content-type``  the sound body as `content_type` (text/html)
 ``oversized``   the sound object with one more member, `size` bytes in all (2 MiB)
 ``patch``       the sound object with `members` set (a discovery document's issuer, for example)

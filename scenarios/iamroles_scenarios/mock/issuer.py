@@ -32,7 +32,7 @@ class Client:
 
 @dataclass
 class Issuer:
-    """State of one issuer."""
+    """State of an issuer."""
 
     name: str
     url: str

@@ -90,7 +90,7 @@ def credential(
 
     Args:
         recipe: see the module's table.
-        keys: who asks.
+        keys: of the caller.
         now: epoch seconds.
         binding_value: this edge's own name, under the signature.
         binding_header: the header that carries it.

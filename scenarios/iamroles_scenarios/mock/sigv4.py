@@ -85,7 +85,7 @@ def read(received: Received) -> Signed:
     """Find the signature of a request, in its header or its query.
 
     Raises:
-        Unsigned: there is none.
+        Unsigned: it has no signature.
         Incomplete: it is malformed, or given twice.
     """
     names = [name.lower() for name, _ in received.parameters()]

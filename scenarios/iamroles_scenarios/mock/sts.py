@@ -126,7 +126,7 @@ class Sts:
     async def _assumable(
         self, parameters: Parameters, *, chained: bool = False
     ) -> tuple[dict[str, Any] | None, int]:
-        """The role (None: there is none) and the session's duration."""
+        """Return the role (None: it does not exist) and the session's duration."""
         arn, name = parameters.get("RoleArn", ""), parameters.get("RoleSessionName", "")
         if _ROLE_ARN.fullmatch(arn) is None:
             raise AwsError(400, "ValidationError", f"{arn} is invalid")

@@ -16,7 +16,7 @@ from typing import Any
 def allows(
     policy: Mapping[str, Any], action: str, principals: Sequence[str], context: Mapping[str, Sequence[str]]
 ) -> bool:
-    """Whether a trust policy lets one of `principals` do `action`.
+    """Return whether a trust policy lets one of `principals` do `action`.
 
     Args:
         policy: the document.

@@ -27,9 +27,9 @@ class AgentHandle:
         self._past: list[str] = []
         self._paused = False
         self._told = True
-        """Whether it was told to end, or has not begun."""
+        """True once it was asked to end, and before it has begun."""
         self._gone: int | None = None
-        """The exit code of one that ended by itself before its world was closed."""
+        """The exit code of an agent that ended by itself before its world was closed."""
         self._lock = threading.RLock()
         self.inner_address = _for_haproxy(spec.address)
         """As HAProxy reaches it, and writes that: `host:port`, or `unix@/path`."""
@@ -123,7 +123,9 @@ class AgentHandle:
         return self._part is not None and self._part.alive
 
     def ended(self, within: float = 0.0) -> int | None:
-        """The exit code, where it ends by itself within so many seconds; None if it runs, or was told to."""
+        """Return the exit code if it ends by itself within these seconds; None if it runs, or was asked to
+        end.
+        """
         if self._told or self._part is None:
             return self._gone
         if not within and self._part.alive:

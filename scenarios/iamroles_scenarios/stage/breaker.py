@@ -9,7 +9,7 @@ What is left to chance (after how many bytes a connection is reset, how late a p
 fault        what happens to the bytes
 ===========  =============================================================================================
 ``refused``  nobody listens, and what was open is reset: the other side is gone
-``cut``      nothing passes in either direction, and nobody is told: a cable is pulled
+``cut``      nothing passes in either direction, and no side gets a sign: a cable is pulled
 ``reset``    each connection is reset after some hundred bytes at most
 ``half``     the answering side's end is passed on after some bytes, as if it had said all; the rest is lost
 ``late``     each piece comes a tenth of a second late, more or less
@@ -62,7 +62,7 @@ class Breaker:
 
     @property
     def address(self) -> str:
-        """`host:port` to give in place of the one that it stands before."""
+        """`host:port` to give in place of the address that it stands before."""
         return f"{self._name[0]}:{self._name[1]}"
 
     @property

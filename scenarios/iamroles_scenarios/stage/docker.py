@@ -32,7 +32,11 @@ def find_engine() -> tuple[docker.DockerClient | None, str]:
         # testcontainers knows DOCKER_HOST, contexts and ~/.testcontainers.properties.
         client = Discovery(timeout=120, max_pool_size=200).client
         info = client.info()
-    except (DockerException, OSError, ValueError) as error:  # ValueError: a DOCKER_HOST that is no address
+    except (
+        DockerException,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a DOCKER_HOST that is not an address
         return None, f"no Docker engine answers ({_said(error)})"
     if info.get("OSType") != "linux":
         return None, f"the Docker engine runs {info.get('OSType')} containers"
@@ -50,7 +54,7 @@ def _said(error: BaseException) -> str:
     cause = _cause(error)
     match cause:
         case FileNotFoundError():
-            return f"there is no socket at {place}"
+            return f"no socket exists at {place}"
         case PermissionError():
             return f"permission denied on {place}: join the group that owns it, or run as root"
         case ConnectionRefusedError():
@@ -85,7 +89,7 @@ def _bridge_gateway(client: docker.DockerClient) -> str | None:
 
 
 def _is_local(address: str) -> bool:
-    """Whether an address belongs to this host: then, and only then, it can be bound."""
+    """Return whether an address belongs to this host: then, and only then, it can be bound."""
     with socket.socket() as probe:
         try:
             probe.bind((address, 0))
@@ -95,7 +99,7 @@ def _is_local(address: str) -> bool:
 
 
 def owner() -> str:
-    """This process, told apart from another one that gets its number later."""
+    """Return a name for this process, distinct from any process that gets its number later."""
     return f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}"
 
 

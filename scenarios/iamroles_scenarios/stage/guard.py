@@ -47,7 +47,7 @@ class Guard:
             os.write(self._process.stdin.fileno(), line.encode() + b"\n")
 
     def close(self) -> None:
-        """Let the guard clear up what is left, and wait for it; one that takes long goes on by itself."""
+        """Let the guard clear up what is left, and wait for it; a guard that takes long goes on by itself."""
         assert self._process.stdin is not None  # noqa: S101
         self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):

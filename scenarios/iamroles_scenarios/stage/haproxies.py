@@ -29,7 +29,7 @@ def find(choice: str | None = None) -> str:
             None: the variable IAMROLES_HAPROXY, else PATH, else the wheel.
 
     Raises:
-        StageError: there is none, or not this one.
+        StageError: HAProxy is missing, or has another version.
     """
     choice = choice or os.environ.get(VARIABLE) or None
     if choice and "/" in choice:
@@ -74,7 +74,7 @@ def here() -> list[str]:
 
 
 def _is(exact: str, choice: str) -> bool:
-    """Whether a version is the one, or of the release, that was asked for: 3.1 is not 3.10."""
+    """Return whether a version is what was asked for, or of that release: 3.1 is not 3.10."""
     return exact == choice or exact.startswith(f"{choice}.")
 
 

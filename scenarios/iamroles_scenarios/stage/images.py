@@ -210,7 +210,9 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _requirements(*, load: bool) -> list[str]:
-    """What the parts need: the base and the conformance extra, without what only the suite itself uses."""
+    """Return what the parts need: the base and the conformance extra, without what only the suite itself
+    uses.
+    """
     try:
         declared = distribution(DISTRIBUTION).requires or []
     except PackageNotFoundError as error:

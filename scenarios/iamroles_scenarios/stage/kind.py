@@ -45,7 +45,7 @@ class HaproxyRun:
 
     part: Part
     runtime: Callable[[str], str]
-    """Sends a Runtime API command and returns the answer; raises OSError while there is no socket."""
+    """Sends a Runtime API command and returns the answer; raises OSError while the socket is missing."""
 
 
 class HaproxyPlace(Protocol):
@@ -107,7 +107,7 @@ class StageKind(ABC):
 
     @abstractmethod
     def reaches(self, address: str) -> bool:
-        """Whether HAProxy on this stage could connect to an agent of the outside at `host:port`."""
+        """Return whether HAProxy on this stage could connect to an outside agent at `host:port`."""
 
     @abstractmethod
     def haproxy_place(self, world: str) -> HaproxyPlace:

@@ -15,7 +15,7 @@ TAIL = 40
 
 
 class Output:
-    """Lines of one stream, read by a thread of its own until the stream ends.
+    """Lines of a stream, read by a thread of its own until the stream ends.
 
     The last 20,000 lines are kept. Every line has a number, so that a reader can wait for what comes *after*
     something it did (`mark`, then `wait(…, since=mark)`).

@@ -46,7 +46,7 @@ class Child:
     Args:
         name: the part, for messages and logs.
         argv: command and arguments.
-        guard: is told of the process group.
+        guard: learns of the process group.
         env: additions to the environment.
         fds: descriptors that the child keeps, under the same numbers.
         popen: what starts it, called as `subprocess.Popen` is.
@@ -203,7 +203,7 @@ class Child:
 
 
 def _state(pid: int) -> str:
-    """One letter of proc(5), "" where there is no such process."""
+    """Return the letter of proc(5), "" if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(") ")[2][:1]
     except OSError:

@@ -143,7 +143,7 @@ class HaproxyProcess:
         self, files: Mapping[str, str], settings: Mapping[str, str], replaced: HaproxyRun | None
     ) -> HaproxyRun:
         """Start the master and a worker, or reload: the same master, a new worker, the same sockets."""
-        # Always the same directory: the master, which a reload keeps, reads its files anew.
+        # Always the same directory: the master, which a reload keeps, reads its files again.
         place = self._directory / "haproxy"
         place.mkdir(exist_ok=True)
         for name, text in files.items():

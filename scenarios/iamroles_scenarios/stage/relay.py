@@ -3,8 +3,8 @@
 What goes on between the two cannot be seen from outside, so a check that needs it ("one question at a time",
 "in flight while HAProxy reloads") puts a relay there instead of guessing with a clock. It passes frames on as
 they are, with two exceptions. Without pipelining it strikes that word from the HELLO of both sides: HAProxy
-then holds the agent for one that lacks it, in every release, whatever the agent can do. And answers may be
-held; when they are let go, each connection gets its own last one first, in one write, because a pipelined
+then takes the agent for an agent that lacks it, in every release, whatever the agent can do. And answers may
+be held; when they are let go, each connection gets its own last one first, in one write, because a pipelined
 answer is found by its ids and not by its place.
 """
 
@@ -23,7 +23,7 @@ from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, prefixed
 _PIPELINING = "pipelining"
 
 
-class Link(breaker.Link):
+class RelayedLink(breaker.Link):
     """One connection of HAProxy and its continuation to the agent."""
 
     def __init__(self, haproxy: asyncio.StreamWriter, agent: asyncio.StreamWriter) -> None:
@@ -55,7 +55,7 @@ class Relay(breaker.Breaker):
         self._pipelining = pipelining
         self._holding = False
         self._moved = threading.Condition()
-        self.links: list[Link] = []
+        self.links: list[RelayedLink] = []
         """Every connection so far, health checks included."""
         super().__init__(host, agent)
 
@@ -89,14 +89,14 @@ class Relay(breaker.Breaker):
         """The most questions that ever waited side by side on one connection."""
         return max((link.deepest for link in self.links), default=0)
 
-    def asking(self) -> list[Link]:
+    def asking(self) -> list[RelayedLink]:
         """The connections on which something was asked."""
         return [link for link in self.links if link.asked]
 
     # --- relaying ------------------------------------------------------------------------------------------
 
-    def _linked(self, asker: asyncio.StreamWriter, answerer: asyncio.StreamWriter) -> Link:
-        link = Link(asker, answerer)
+    def _linked(self, asker: asyncio.StreamWriter, answerer: asyncio.StreamWriter) -> RelayedLink:
+        link = RelayedLink(asker, answerer)
         with self._moved:
             self.links.append(link)
         return link
@@ -109,8 +109,8 @@ class Relay(breaker.Breaker):
         *,
         answering: bool,
     ) -> None:
-        """One direction until either side ends, or says what is no frame; then the other ends too."""
-        assert isinstance(link, Link)  # noqa: S101 - `_linked` made it
+        """Pass on one direction until either side ends or sends no frame; then end the other."""
+        assert isinstance(link, RelayedLink)  # noqa: S101 - `_linked` made it
         read = self._from_agent if answering else self._from_haproxy
         try:
             with suppress(OSError, EOFError, WireFormatError):
@@ -122,7 +122,7 @@ class Relay(breaker.Breaker):
         finally:
             link.close()
 
-    def _from_haproxy(self, link: Link, said: bytes) -> bytes:
+    def _from_haproxy(self, link: RelayedLink, said: bytes) -> bytes:
         frame = Frame.decode(said)
         if frame.type == FrameType.HAPROXY_HELLO:
             link.check = any(name == "healthcheck" and item.value is True for name, item in read_kv(frame))
@@ -135,7 +135,7 @@ class Relay(breaker.Breaker):
                 self._moved.notify_all()
         return said
 
-    def _from_agent(self, link: Link, said: bytes) -> bytes:
+    def _from_agent(self, link: RelayedLink, said: bytes) -> bytes:
         """What goes on; nothing of an answer that is held."""
         frame = Frame.decode(said)
         if frame.type == FrameType.AGENT_HELLO:

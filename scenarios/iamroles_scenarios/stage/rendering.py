@@ -31,7 +31,7 @@ _LONGEST = 300
 
 
 def refusal(log: str) -> str:
-    """What HAProxy says of the first line that it refuses, with file and line: `haproxy.cfg line 7: …`."""
+    """Return HAProxy's words on the first line that it refuses: `haproxy.cfg line 7: …`."""
     alerts = [found[1].strip() for line in log.splitlines() if (found := _ALERT.search(line))]
     placed = [text for text in alerts if _PLACE.search(text)]
     if not alerts:

@@ -50,7 +50,7 @@ def reload_in_place(run: HaproxyRun) -> None:
     """Make a master start a new worker on its files; the old worker keeps its streams.
 
     Raises:
-        StageError: there is no new worker in time.
+        StageError: no new worker appears in time.
     """
     before = _worker(run.runtime("show info"))
     deadline = time.monotonic() + _RELOAD_WITHIN

@@ -127,7 +127,7 @@ class AgentSpec:
 
     @property
     def spop(self) -> bool:
-        """Whether it speaks SPOP: then it can be judged on the wire and without HAProxy."""
+        """Return whether it speaks SPOP: then it can be judged on the wire and without HAProxy."""
         return declares(self.features, "spop")
 
     @property
@@ -150,12 +150,14 @@ class AgentSpec:
 
 
 def declares(features: Mapping[str, Any], name: str) -> bool:
-    """Whether an agent with these features has one: SPOP unless it says no, others where it says so."""
+    """Return whether an agent with these features has this one: SPOP unless it says no, others where it says
+    so.
+    """
     return bool(features.get(name, name == "spop"))
 
 
 def is_address(text: str) -> bool:
-    """Whether an agent can be at this address: `host:port` or `unix:/path`."""
+    """Return whether an agent can be at this address: `host:port` or `unix:/path`."""
     host, _, port = text.rpartition(":")
     return text.startswith("unix:/") or bool(host and port.isdecimal() and 0 < int(port) < 65536)
 

@@ -54,7 +54,7 @@ class HaproxyHandle:
         self._fault: StageError | None = None
         """Why it did not start."""
         self.closed = False
-        """Whether its world is over: nothing is started on it any more."""
+        """True once its world is over: nothing more is started on it."""
         self._lock = threading.RLock()
 
     @property
@@ -219,7 +219,7 @@ class HaproxyHandle:
         return None if last is None else _record(last)
 
     def logs(self) -> str:
-        """What it said last: warnings, then records."""
+        """Return its last words: warnings, then records."""
         return "\n".join(
             text
             for run in self._runs[-2:]
@@ -228,7 +228,7 @@ class HaproxyHandle:
         )
 
     def ended(self) -> int | None:
-        """The exit code, where it ended by itself; None if it runs, or was told to."""
+        """The exit code, if it ended by itself; None if it runs, or was asked to end."""
         if self.closed or not self._runs or self._runs[-1].part.alive:
             return self._gone
         return self._runs[-1].part.wait(1.0)
@@ -330,14 +330,14 @@ class World:
         self._neighbours.append(found)
         found.write(self.document, self.haproxy.master)
         found.start()
-        # Agents are told apart by where they listen: from its second start on that is its own port, not 0.
+        # Agents are distinguished by where they listen: from its second start on that is its own port, not 0.
         found.stop()
         found.start()
         return found
 
     @property
     def proxy(self) -> Proxy:
-        """Where HAProxy listens.
+        """Return where HAProxy listens.
 
         Raises:
             StageError: as `haproxy`.

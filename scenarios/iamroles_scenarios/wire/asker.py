@@ -84,7 +84,7 @@ class Asker:
 
     @property
     def transcript(self) -> Transcript:
-        """What passed on the present connection lately; empty if there is none."""
+        """What passed on the present connection lately; empty without a connection."""
         return self._connection.transcript if self._connection else Transcript()
 
     def decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, object]:
@@ -214,7 +214,7 @@ def reach(address: str, *, timeout: float = 5.0) -> None:
 
     Raises:
         UnreachableError: nobody accepts there.
-        ValueError, OverflowError: this is no address.
+        ValueError, OverflowError: this is not an address.
     """
 
     async def once() -> None:

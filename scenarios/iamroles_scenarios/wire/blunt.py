@@ -31,7 +31,7 @@ _POLICY = "IAMROLES_POLICY"
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """What all behaviours are told."""
+    """The arguments of all behaviours."""
 
     delay: float
     """Seconds that `slow` and `allow-after-timeout` take."""

@@ -164,7 +164,7 @@ class Connection:
 
         Raises:
             SilenceError: neither came in time.
-            WireError: bytes that are no frame.
+            WireError: bytes that do not form a frame.
         """
         seconds = self.timeout if within is None else within
         began = asyncio.get_running_loop().time()

@@ -134,7 +134,7 @@ def address(text: str) -> IPv4Address | IPv6Address:
     return ip_address(text)
 
 
-class Reader:
+class PayloadReader:
     """Walks bytes strictly; every fault is a `WireFormatError` with its offset.
 
     Args:

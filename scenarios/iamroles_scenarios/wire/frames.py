@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from iamroles_scenarios.base.errors import WireFormatError
-from iamroles_scenarios.wire.codec import DataType, Reader, Typed, Value, string, varint
+from iamroles_scenarios.wire.codec import DataType, PayloadReader, Typed, Value, string, varint
 
 
 class FrameType(IntEnum):
@@ -103,7 +103,7 @@ class Frame:
         Raises:
             WireFormatError: shorter than seven bytes, or a broken varint.
         """
-        reader = Reader(body, base)
+        reader = PayloadReader(body, base)
         kind = reader.byte("frame type")
         flags = int.from_bytes(reader.take(4, "frame flags"), "big")
         stream_id = reader.varint("stream-id")
@@ -212,7 +212,7 @@ def head_length(frame: Frame) -> int:
 
 def read_kv(frame: Frame) -> list[tuple[str, Typed]]:
     """A KV-LIST to the payload's end; offsets count from the frame's start."""
-    reader = Reader(frame.payload, head_length(frame))
+    reader = PayloadReader(frame.payload, head_length(frame))
     items = []
     while reader.left:
         name = reader.name("key")
@@ -222,7 +222,7 @@ def read_kv(frame: Frame) -> list[tuple[str, Typed]]:
 
 def read_messages(frame: Frame) -> list[Message]:
     """The messages of a NOTIFY."""
-    reader = Reader(frame.payload, head_length(frame))
+    reader = PayloadReader(frame.payload, head_length(frame))
     messages = []
     while reader.left:
         name = reader.name("message name")
@@ -241,7 +241,7 @@ def read_actions(frame: Frame) -> list[Action]:
     Raises:
         WireFormatError: an unknown action, a wrong number of arguments, a scope above 4, a broken value.
     """
-    reader = Reader(frame.payload, head_length(frame))
+    reader = PayloadReader(frame.payload, head_length(frame))
     actions = []
     while reader.left:
         start = reader.offset
@@ -262,7 +262,7 @@ def read_actions(frame: Frame) -> list[Action]:
 
 
 def variables(frame: Frame, scope: Scope = Scope.txn) -> dict[str, Value]:
-    """What an ACK leaves set in a scope: SET of NULL equals unset, the last action on a name holds."""
+    """Return what an ACK leaves set in a scope: SET of NULL equals unset, the last action on a name holds."""
     found: dict[str, Value] = {}
     for action in read_actions(frame):
         if action.scope is not scope:

@@ -83,7 +83,7 @@ def load(path: Path) -> list[Input]:
 
 
 def finishes(raw: bytes) -> bool:
-    """Whether bytes end where a frame ends and every length is one that an agent must read."""
+    """Return whether bytes end where a frame ends and an agent must read every length."""
     at = 0
     while at < len(raw):
         length = int.from_bytes(raw[at : at + 4], "big")

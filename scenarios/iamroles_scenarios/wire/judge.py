@@ -62,7 +62,9 @@ async def session(
 
 
 def probe(target: WireTarget) -> Mapping[str, Any]:
-    """The question with the most telling right answer: one that is allowed, else one without credential."""
+    """Return the question with the most telling right answer: an allowed question, else a question without
+    credential.
+    """
     return NO_CREDENTIAL if target.allowed is None else target.allowed
 
 
@@ -209,7 +211,7 @@ async def must_end(
 
     Args:
         target: whom to judge.
-        connection: the one that must end.
+        connection: the connection that must end.
         why: what the agent was sent, for the message.
         codes: assigned status codes that fit; 99 and codes SPOE.txt does not assign always do. None given:
             any but 0.

@@ -79,7 +79,7 @@ def describe(frame: Frame, *, reveal: bool = False) -> str:
 
 
 def describe_bytes(raw: bytes, *, reveal: bool = False) -> str:
-    """One or more whole frames in a write, or hexadecimal where they are none."""
+    """One or more whole frames in a write, or hexadecimal if they do not form frames."""
     parts, rest = [], raw
     while len(rest) >= 4 and 7 <= int.from_bytes(rest[:4], "big") <= len(rest) - 4:
         length = int.from_bytes(rest[:4], "big")
