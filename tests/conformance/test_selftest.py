@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -25,6 +26,13 @@ def test_every_id_is_in_the_catalogue():
     unknown = {name for found in mutants().values() for name in found.kills} - set(catalogue())
 
     assert unknown == set()
+
+
+def test_each_mutant_is_recorded_and_each_recorded_check_is_there():
+    recorded = record.load(Path(__file__).with_name("mutants.json"))
+
+    assert set(recorded) == set(mutants())
+    assert {name.rstrip("?") for reds in recorded.values() for name in reds} <= {check.id for check in plan()}
 
 
 @pytest.mark.parametrize("family", ["wire", "gate"])
