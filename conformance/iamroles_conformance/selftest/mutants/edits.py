@@ -98,7 +98,7 @@ def hello_text(edit: Callable[[bytes, str], str]) -> Override:
 @around(_Peer, "_judge")
 async def one_by_one(sound: Any, self: Any, event: Any) -> None:
     """Answer the questions of a connection in their order."""
-    async with self.__dict__.setdefault("turn", asyncio.Lock()):
+    async with self.__dict__.setdefault("one", asyncio.Lock()):
         await sound(self, event)
 
 

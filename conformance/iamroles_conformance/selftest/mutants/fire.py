@@ -118,8 +118,8 @@ _leaving: list[bool] = []
 @mutant("fire.no-replacement", "FIRE-WORKER-001", "replaces no process that died")
 @around(Supervisor, "_fork")
 def no_replacement(sound: Any, self: Any, effect: Any) -> None:
-    if effect.place < 0 or effect.place not in _forked:
-        _forked.add(effect.place)
+    if effect.slot < 0 or effect.slot not in _forked:
+        _forked.add(effect.slot)
         sound(self, effect)
 
 
@@ -134,7 +134,7 @@ def _remembers(self: Any, _effect: Any) -> None:
 def _born_old(self: Any, effect: Any, _channel: Any) -> None:
     if effect.why:
         now = self.plane.document
-        self.plane.document = replace(now, parts={**now.parts, POLICY: _first[0]})
+        self.plane.changes.document = replace(now, parts={**now.parts, POLICY: _first[0]})
 
 
 @around(Server, "drain")

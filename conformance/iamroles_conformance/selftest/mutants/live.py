@@ -120,7 +120,7 @@ async def all_or_none(sound: Any, self: Any, pid: int) -> Any:
 def _any_pointer(sound: Any, answer: str) -> Any:
     found = sound(answer)
     others = [
-        pointer for source, place in found.items() if not source.startswith("unix") for pointer in place
+        pointer for source, those in found.items() if not source.startswith("unix") for pointer in those
     ]
     return dict.fromkeys(found, others[::-1])
 

@@ -49,9 +49,9 @@ def _check_signature(replacement: Callable[..., Any], sound: Any, *leading: Any)
         taken = signature(sound).parameters.values()
     except (TypeError, ValueError):  # no function, or one in C
         return
-    places = [one for one in taken if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    positional = [one for one in taken if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     names = {one.name: one for one in taken if one.kind is one.KEYWORD_ONLY}
-    signature(replacement).bind(*leading, *places, **names)
+    signature(replacement).bind(*leading, *positional, **names)
 
 
 def before(owner: Any, name: str) -> Callable[[Callable[..., object]], Override]:

@@ -291,8 +291,8 @@ mutant("wire.extra-argument", "SPOP-MSG-005", "refuses an iam-check with an unkn
 @mutant("wire.ack-one-of-two", "SPOP-ACK-001", "answers one of two pipelined frames")
 @acks_out
 def ack_one_of_two(self: Any, ids: bytes, actions: bytes) -> bytes:
-    self.turn = not getattr(self, "turn", False)
-    return frames.encode(FrameType.ACK, ids, actions) if self.turn else b""
+    self.answers = not getattr(self, "answers", False)
+    return frames.encode(FrameType.ACK, ids, actions) if self.answers else b""
 
 
 @mutant("wire.answers-by-id", "SPOP-ACK-005", "gives the first answer again for the same ids")
