@@ -15,8 +15,7 @@ import click
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.commands.emergency import Settings
 from iamroles_agent.commands.policy_option import policy_option
-from iamroles_agent.live.console import TABLE, Console, ConsoleError, Row, rows, workers
-from iamroles_agent.live.ticket import Ticket, TicketError
+from iamroles_agent.live.console import TABLE, Console, ConsoleError, Stream, streams, workers
 
 
 @click.command()
@@ -37,21 +36,22 @@ def sessions(config: Path, as_json: bool) -> None:
     except ConsoleError as error:
         click.echo(f"iamroles sessions: {path}: {error}", err=True)
         sys.exit(3)
-    for about in sorted((_about(row) for row in found), key=lambda about: about["until"]):
+    for about in sorted((_about(stream) for stream in found), key=lambda about: about["until"]):
         click.echo(json.dumps(about) if as_json else _line(about))
     for problem in silent:
         click.echo(f"iamroles sessions: {problem}", err=True)
     sys.exit(3 if silent else 0)
 
 
-async def _all(path: str) -> tuple[list[Row], list[str]]:
+async def _all(path: str) -> tuple[list[Stream], list[str]]:
     master = Console(path)
-    found: list[Row] = []
+    found: list[Stream] = []
     silent = []
     for pid in workers(await master.ask("show proc")):
         console = Console(path, pid)
         try:
-            found += [row for row in rows(await console.ask(f"show table {TABLE}")) if row.alive]
+            answer = await console.ask(f"show table {TABLE}")
+            found += [stream for stream in streams(answer) if stream.alive]
         except ConsoleError as error:
             silent.append(f"worker {pid}: {error}")
         console.close()
@@ -59,16 +59,15 @@ async def _all(path: str) -> tuple[list[Row], list[str]]:
     return found, silent
 
 
-def _about(row: Row) -> dict[str, Any]:
+def _about(stream: Stream) -> dict[str, Any]:
     about: dict[str, Any] = {
-        "since": row.since,
-        "until": row.ends,
-        "src": row.source,
-        "request": row.request_id,
+        "since": stream.since,
+        "until": stream.ends,
+        "src": stream.source,
+        "request": stream.request_id,
     }
-    try:
-        ticket = Ticket.decode(row.ticket)
-    except TicketError:
+    ticket = stream.decoded()
+    if ticket is None:
         return about
     who, request = ticket.identity, ticket.request
     about |= {

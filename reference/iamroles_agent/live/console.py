@@ -11,6 +11,8 @@ import asyncio
 import re
 from dataclasses import dataclass
 
+from iamroles_agent.live.ticket import Ticket, TicketError
+
 TABLE = "iam-live"
 FRESH = "iam-fresh"
 """The table of credentials that were seen in backends that renew."""
@@ -24,7 +26,7 @@ _NUMBER = re.compile(r" id=(?P<number>\d+) proto=\S+ source=(?P<source>\S+)")
 _WITHIN = 2.0
 """Seconds in which an answer, or its next piece, must come."""
 _SILENT = 0.2
-"""Seconds for one that did not answer the last time to answer a small question."""
+"""Seconds for a small question to a socket that did not answer the last time."""
 KEPT = 30_000
 """Milliseconds that the table keeps an entry after its last change (`expire 30s` in haproxy.cfg)."""
 
@@ -34,7 +36,7 @@ class ConsoleError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Stream:
     """An entry of the table: one stream, alive or gone."""
 
     key: str
@@ -46,21 +48,33 @@ class Row:
     expires: int
     """Epoch seconds: the end of the credential that opened it."""
     ends: int
-    """Epoch seconds: the end that stands in HAProxy; later than `expires` where it was renewed."""
+    """Epoch seconds: the end that stands in HAProxy; later than `expires` if it was renewed."""
     request_id: str
     ticket: str
     alive: bool
     filtered: bool
     """Whether HAProxy's filter ended it."""
     age: float
-    """Seconds since the entry's last change: since its end, where it has ended."""
+    """Seconds since the entry's last change: since its end, if it has ended."""
 
     @property
     def source(self) -> str:
         return f"{self.src}:{self.port}"
 
+    def decoded(self) -> Ticket | None:
+        """Its ticket; None if it cannot be read."""
+        try:
+            return Ticket.decode(self.ticket)
+        except TicketError:
+            return None
 
-def rows(answer: str) -> list[Row]:
+    def let_in_by(self, agent: str) -> bool:
+        """Whether this agent wrote its ticket, or nobody knows who did."""
+        ticket = self.decoded()
+        return ticket is None or ticket.agent == agent
+
+
+def streams(answer: str) -> list[Stream]:
     """Entries in an answer to `show table`.
 
     Raises:
@@ -75,11 +89,11 @@ def rows(answer: str) -> list[Row]:
         if (match := _ROW.match(line.replace("\\=", "="))) is None:
             continue
         words = match["key"].split("|")
-        if len(words) != 7 or not all(words[place].isdecimal() for place in (0, 2, 3, 4)):
+        if len(words) != 7 or not all(words[at].isdecimal() for at in (0, 2, 3, 4)):
             continue
         data = {name: int(value) for name, value in _DATA.findall(line)}
         found.append(
-            Row(
+            Stream(
                 key=match["key"],
                 number=int(words[0]),
                 src=words[1],
@@ -138,10 +152,10 @@ def pointers(answer: str) -> dict[str, list[str]]:
     return found
 
 
-def is_stream(answer: str, row: Row) -> bool:
-    """Whether an answer to `show sess <pointer>` is about a row's stream: number and address."""
+def is_stream(answer: str, stream: Stream) -> bool:
+    """Whether an answer to `show sess <pointer>` is about a stream: number and address."""
     match = _NUMBER.search(answer.partition("\n")[0])
-    return match is not None and int(match["number"]) == row.number and match["source"] == row.source
+    return match is not None and int(match["number"]) == stream.number and match["source"] == stream.source
 
 
 class Console:
@@ -158,7 +172,7 @@ class Console:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def tell(self, commands: list[str]) -> None:
-        """Send commands that have no answer, all at once: one wait, where each would cost one.
+        """Send commands that have no answer, all at once, so that they cost one wait.
 
         Raises:
             ConsoleError: they are not taken in time.
@@ -169,11 +183,11 @@ class Console:
     async def ask(self, command: str, answers: int = 1) -> str:
         """Send a command, return its answer.
 
-        One that is silent is waited for once: from then on a small question goes first, so that a frozen
-        worker does not hold up what is due in the others.
+        A silent socket is waited for once: from then on a small question goes first, so that a frozen worker
+        does not hold up what is due in the others.
 
         Raises:
-            ConsoleError: nobody answers in time.
+            ConsoleError: there is no answer in time.
         """
         try:
             if self._silent:

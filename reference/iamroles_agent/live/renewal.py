@@ -19,13 +19,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from iamroles_agent.live.console import FRESH, TABLE, Row
+from iamroles_agent.live.console import FRESH, TABLE, Stream
 from iamroles_agent.live.judge import EXPIRED, UNKNOWN, Ends, whose
 from iamroles_agent.live.ticket import Ticket, TicketError
 
 
 class Judge(Protocol):
-    """Judges a stream anew."""
+    """Judges a stream again."""
 
     def __call__(self, ticket: str, expires: int, fresh: str, before: Ends | None = None, /) -> Ends:
         """See `judge.judge`."""
@@ -48,8 +48,7 @@ class Fresh:
 class Renewal:
     """A stream that is prolonged."""
 
-    row: Row
-    ticket: Ticket
+    stream: Stream
     successor: Ticket
     until: int
     """Epoch seconds."""
@@ -59,7 +58,7 @@ class Renewal:
 
     def commands(self) -> list[str]:
         """What tells the worker: by whom, where it does not know, and then until when."""
-        told = f"set table {TABLE} key {self.row.key} data.gpt0 {self.until}"
+        told = f"set table {TABLE} key {self.stream.key} data.gpt0 {self.until}"
         if self.known:
             return [told]
         key = f"{self.fresh.src}|{self.fresh.who}"
@@ -78,38 +77,35 @@ class Successors:
                 continue
             self._known.setdefault(key, set()).add(fresh)
 
-    def of(self, row: Row) -> set[Fresh]:
+    def matching(self, stream: Stream) -> set[Fresh]:
         """Those of the same client, issuer, principal, session, role and backend as a stream."""
-        try:
-            return self._known.get((row.src, *whose(Ticket.decode(row.ticket))), set())
-        except TicketError:
-            return set()
+        ticket = stream.decoded()
+        return set() if ticket is None else self._known.get((stream.src, *whose(ticket)), set())
 
-    def renewal(self, pid: int, row: Row, judge: Judge) -> list[Renewal]:
+    def renewal(self, pid: int, stream: Stream, judge: Judge) -> list[Renewal]:
         """By which one a stream of a worker lives longest, and until when; none where it ends sooner."""
-        best, until = None, row.ends
-        for fresh in self.of(row):
-            ends = judge(row.ticket, fresh.expires, fresh.who)
-            longer = ends.at > until or (ends.at == until > row.ends and fresh.pid == pid)
+        best, until = None, stream.ends
+        for fresh in self.matching(stream):
+            ends = judge(stream.ticket, fresh.expires, fresh.who)
+            longer = ends.at > until or (ends.at == until > stream.ends and fresh.pid == pid)
             if ends.cause == EXPIRED and longer:
                 best, until = fresh, int(ends.at)
         if best is None:
             return []
-        tickets = Ticket.decode(row.ticket), Ticket.decode(best.who)
-        return [Renewal(row, *tickets, until, known=best.pid == pid, fresh=best)]
+        return [Renewal(stream, Ticket.decode(best.who), until, known=best.pid == pid, fresh=best)]
 
-    def judge(self, row: Row, judge: Judge, now: float) -> Ends:
+    def judge(self, stream: Stream, judge: Judge, now: float) -> Ends:
         """Judge a stream that was prolonged: by the best of those that may have prolonged it.
 
         While its own credential lasts, that is one of them.
         """
         worst = Ends(0, UNKNOWN, "what prolonged it is not known any more")
         best: Ends | None = None
-        if now < row.expires:
-            own = judge(row.ticket, row.expires, "")
+        if now < stream.expires:
+            own = judge(stream.ticket, stream.expires, "")
             best, worst = (own, worst) if own.cause == EXPIRED else (None, own)
-        for fresh in self.of(row):
-            ends = judge(row.ticket, min(fresh.expires, row.ends), fresh.who)
+        for fresh in self.matching(stream):
+            ends = judge(stream.ticket, min(fresh.expires, stream.ends), fresh.who)
             if ends.cause != EXPIRED:
                 worst = ends
             elif best is None or ends.at > best.at:

@@ -15,11 +15,10 @@ from typing import Protocol
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import Value
 from iamroles_agent.base.config import Config
-from iamroles_agent.live.console import Row
+from iamroles_agent.live.console import Stream
 from iamroles_agent.live.cutter import Cut, Cutter
 from iamroles_agent.live.judge import Ends, judge, renewing
 from iamroles_agent.live.renewal import Renewal
-from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.metrics import Metrics
 
@@ -102,21 +101,22 @@ def record(audit: Audit, cut: Cut) -> None:
         "cause": cut.cause,
         "detail": cut.detail or None,
         "by": cut.by,
-        **_about(cut.row, cut.ticket),
+        **_about(cut.stream),
         "due": round(cut.due, 3),
         "done": round(cut.done, 3),
         "late": round(cut.late, 3),
     }
-    _put(audit, "cut", cut.row, about)
+    _put(audit, "cut", cut.stream, about)
 
 
 def record_renewal(audit: Audit, renewal: Renewal) -> None:
     """One record for a stream that was prolonged: whose, until when, by which credential."""
     fresh: dict[str, Value] = {"until": renewal.until, "by_credential": renewal.successor.identity.credential}
-    _put(audit, "renewed", renewal.row, {**_about(renewal.row, renewal.ticket), **fresh})
+    _put(audit, "renewed", renewal.stream, {**_about(renewal.stream), **fresh})
 
 
-def _about(row: Row, ticket: Ticket | None) -> dict[str, Value]:
+def _about(stream: Stream) -> dict[str, Value]:
+    ticket = stream.decoded()
     who, request = (ticket.identity, ticket.request) if ticket else (None, None)
     return {
         "principal": who.principal if who else None,
@@ -129,11 +129,11 @@ def _about(row: Row, ticket: Ticket | None) -> dict[str, Value]:
         "method": request.method if request else None,
         "host": request.host if request else None,
         "path": request.path if request else None,
-        "src": row.src,
-        "since": row.since,
-        "expires": row.ends,
+        "src": stream.src,
+        "since": stream.since,
+        "expires": stream.ends,
     }
 
 
-def _put(audit: Audit, event: str, row: Row, about: dict[str, Value]) -> None:
-    audit.event(event, about, request_id=row.request_id, src_port=row.port, stream=row.number)
+def _put(audit: Audit, event: str, stream: Stream, about: dict[str, Value]) -> None:
+    audit.event(event, about, request_id=stream.request_id, src_port=stream.port, stream=stream.number)

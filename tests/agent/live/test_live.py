@@ -12,7 +12,7 @@ from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.commands.revoke import revoke
 from iamroles_agent.live import cutter as cutting
-from iamroles_agent.live.console import ConsoleError, Row, is_stream, pointers, rows, workers
+from iamroles_agent.live.console import ConsoleError, Stream, is_stream, pointers, streams, workers
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
 from iamroles_agent.live.revocations import NONE, Revocation, Revocations, of, part, read, write
@@ -84,9 +84,9 @@ def test_rows_of_the_table():
         "0x7f3: key=nonsense use=1 exp=1 gpt0=0 gpc0=0\n\n"
     )
 
-    first, second = rows(answer)
+    first, second = streams(answer)
 
-    assert first == Row(KEY, 7, "192.0.2.1", 4711, 1000, 2000, 2000, "c0ffee", "TICKET", True, False, 1.0)
+    assert first == Stream(KEY, 7, "192.0.2.1", 4711, 1000, 2000, 2000, "c0ffee", "TICKET", True, False, 1.0)
     assert (second.source, second.alive, second.filtered, second.age) == (
         "2001:db8::1:4712",
         False,
@@ -98,7 +98,7 @@ def test_rows_of_the_table():
 @pytest.mark.parametrize("answer", ["", "No such table", "Unknown command"])
 def test_a_haproxy_without_our_table_is_another(answer):
     with pytest.raises(ConsoleError, match="no table iam-live"):
-        rows(answer)
+        streams(answer)
 
 
 def test_workers_old_ones_too():
@@ -116,16 +116,16 @@ def test_a_socket_of_a_worker_is_no_master():
 
 
 def test_a_stream_is_known_by_number_and_address():
-    row = rows(f"# table:\n0x1: key={KEY} use=1 exp=1 gpt0=1 gpc0=0\n")[0]
+    stream = streams(f"# table:\n0x1: key={KEY} use=1 exp=1 gpt0=1 gpc0=0\n")[0]
 
     assert pointers("0xa: proto=tcpv4 src=192.0.2.1:4711 fe=x\n0xb: proto=sockpair src=unix:1 fe=y\n") == {
         "192.0.2.1:4711": ["0xa"],
         "unix:1": ["0xb"],
     }
-    assert is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4711\n  flags=", row)
-    assert not is_stream("0xa: [25/Nov] id=8 proto=tcpv4 source=192.0.2.1:4711\n  flags=", row)
-    assert not is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4712\n  flags=", row)
-    assert not is_stream("Session not found.", row)
+    assert is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4711\n  flags=", stream)
+    assert not is_stream("0xa: [25/Nov] id=8 proto=tcpv4 source=192.0.2.1:4711\n  flags=", stream)
+    assert not is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4712\n  flags=", stream)
+    assert not is_stream("Session not found.", stream)
 
 
 # --- the cutter, against a console of text and a clock of our own
@@ -215,7 +215,7 @@ async def test_a_stream_is_cut_when_its_time_has_come_and_not_before(proxy):
     proxy.now = 2000.16
     await cutter.look()
 
-    assert [(cut.row.number, cut.cause, cut.by, round(cut.late, 2)) for cut in cuts] == [
+    assert [(cut.stream.number, cut.cause, cut.by, round(cut.late, 2)) for cut in cuts] == [
         (7, EXPIRED, "agent", 0.16)
     ]
     assert proxy.streams[8][2]
@@ -229,7 +229,7 @@ async def test_what_the_proxy_closed_itself_is_recorded_once_with_its_moment(pro
     await cutter.look()
     await cutter.look()
 
-    assert [(cut.row.number, cut.by, round(cut.done, 2), round(cut.late, 2)) for cut in cuts] == [
+    assert [(cut.stream.number, cut.by, round(cut.done, 2), round(cut.late, 2)) for cut in cuts] == [
         (7, "timeout", 1999.98, 0.0),
         (8, "timeout", 2000.1, 0.1),
     ]
@@ -270,7 +270,7 @@ async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):
     cutter.changed()
     await cutter.look()
 
-    assert [(cut.row.number, cut.cause) for cut in cuts] == [(7, REVOKED)]
+    assert [(cut.stream.number, cut.cause) for cut in cuts] == [(7, REVOKED)]
     assert proxy.streams[8][2]
 
 
@@ -328,14 +328,14 @@ async def test_nothing_is_kept_of_streams_that_are_gone(proxy):
         await cutter.look()
 
     assert not proxy.streams
-    assert (cutter._judged, cutter._due) == ({}, {})
+    assert [(worker.judged, worker.due) for worker in cutter._workers.values()] == [({}, {})]
 
 
 async def test_when_nothing_changed_only_what_is_due_is_asked_for(proxy):
     proxy.streams = {7: (4711, 9000, True)}
     cutter = cutter_of(proxy, [])
     await cutter.look()
-    proxy.now += cutting.SETTLE + 1
+    proxy.now += cutting.TAIL + 1
     proxy.asked.clear()
     await cutter.look()
 

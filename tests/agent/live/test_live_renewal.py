@@ -8,7 +8,7 @@ import pytest
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.live import cutter as cutting
-from iamroles_agent.live.console import FRESH, ConsoleError, Row, fresh
+from iamroles_agent.live.console import FRESH, ConsoleError, Stream, fresh
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, REVOKED, UNKNOWN, Ends, judge
 from iamroles_agent.live.renewal import Fresh, Successors
@@ -64,7 +64,7 @@ def judged(revocations=NONE, world=None, now=1999.0):
 
 def row(ends=2000, **fields):
     key = f"7|{SRC}|4711|1000|2000|r7|{STREAM.encode()}"
-    found = Row(key, 7, SRC, 4711, 1000, 2000, ends, "r7", STREAM.encode(), True, False, 0.0)
+    found = Stream(key, 7, SRC, 4711, 1000, 2000, ends, "r7", STREAM.encode(), True, False, 0.0)
     return replace(found, **fields)
 
 

@@ -33,7 +33,7 @@ mutant(
             scope, name, kind, value + 60 if name == "expires" else value
         )
     ),
-    setting(cutter, "is_stream", lambda _answer, _row: False),
+    setting(cutter, "is_stream", lambda _answer, _stream: False),
 )
 mutant("live.streams-anywhere", "LIVE-REFUSE-001", "lets upgrades and event streams into every backend")(
     without("upgrade", "event-stream", name="iam-routes.cfg")
@@ -92,7 +92,7 @@ mutant("live.audience-unseen", "LIVE-POLICY-002", "does not judge issuer, audien
 mutant("live.deaf", "LIVE-POLICY-001 LIVE-KEY-001 LIVE-REVOKE-001", "judges no open stream a second time")(
     setting(Cutter, "changed", lambda self: None),
     setting(Cutter, "revoked", lambda self: None),
-    setting(cutter, "SETTLE", 0.0),
+    setting(cutter, "TAIL", 0.0),
 )
 mutant("live.revocations-alone", "LIVE-POLICY-001 LIVE-KEY-001", "ends streams for revocations alone")(
     setting(Cutter, "changed", Cutter.revoked)
@@ -108,11 +108,11 @@ mutant("live.keys-unseen", "LIVE-KEY-001", "lets streams live whose key has left
 
 
 @mutant("live.all-workers-or-none", "LIVE-RELOAD-002", "cuts nothing while one of the workers is silent")
-@around(Cutter, "_read")
-async def all_or_none(sound: Any, self: Any, pid: int) -> Any:
-    found = await sound(self, pid)
-    if pid in self._unread:
-        raise ConsoleError(f"worker {pid} is silent")
+@around(cutter._ProxyWorker, "read")
+async def all_or_none(sound: Any, self: Any) -> Any:
+    found = await sound(self)
+    if self._unread:
+        raise ConsoleError("a worker is silent")
     return found
 
 
@@ -129,19 +129,21 @@ def _any_pointer(sound: Any, answer: str) -> Any:
 @Override
 def forgets() -> None:
     started = time.time()
-    around(cutter, "rows")(lambda sound, answer: [row for row in sound(answer) if row.since >= started])()
+    around(cutter, "streams")(lambda sound, answer: [one for one in sound(answer) if one.since >= started])()
 
 
 mutant("live.cuts-by-address", "LIVE-H2-001", "cuts whatever stream has the client's address and port")(
     around(cutter, "is_stream")(
-        lambda sound, answer, row: sound(answer, row) or f"source={row.source}" in answer.partition("\n")[0]
+        lambda sound, answer, stream: (
+            sound(answer, stream) or f"source={stream.source}" in answer.partition("\n")[0]
+        )
     )
 )
 mutant("live.own-streams-only", "LIVE-AGENTS-001", "leaves alone what another agent let in")(
     setting(cutter, "NEIGHBOUR", 3600.0)
 )
 mutant("live.cuts-by-recycled-number", "LIVE-KEEP-001", "cuts by pointer, without looking whose it is now")(
-    _any_pointer, setting(cutter, "is_stream", lambda answer, row: True)
+    _any_pointer, setting(cutter, "is_stream", lambda answer, stream: True)
 )
 mutant("live.new-worker-only", "LIVE-RELOAD-001", "reaches only the newest worker of the proxy")(
     around(cutter, "workers")(lambda sound, answer: sound(answer)[:1])
@@ -211,5 +213,5 @@ mutant("live.renewal-forgives", "LIVE-RENEW-004 LIVE-RENEW-005", "ignores revoca
     _judged(lambda how: {"revocations": NONE} if how["fresh"] else {})
 )
 mutant("live.renewal-forgotten", "LIVE-RENEW-006", "forgets at a restart what prolonged a stream")(
-    setting(Cutter, "_unjudged", lambda self, pid, row: False)
+    setting(cutter._ProxyWorker, "unjudged", lambda self, stream: False)
 )
