@@ -34,10 +34,6 @@ class BundleError(ConformanceError):
     """A bundle of evidence that is not what it should be: names the file that is wrong."""
 
 
-class PageError(ConformanceError):
-    """A page that the table of the matrix cannot be put into; says what to do."""
-
-
 class ConformanceFailure(ConformanceError):  # noqa: N818 - pytest shows it as a failure
     """A check that did not pass, for pytest; its text is the explanation."""
 

@@ -14,6 +14,7 @@ from iamroles_loadtests.asking.gate_config import NOWHERE, GateConfigError, ship
 from iamroles_loadtests.bench import agent, docs, gate, variants
 from iamroles_loadtests.bench.rounds import ratio
 from iamroles_loadtests.commands.bench import bench
+from iamroles_scenarios.base.errors import PageError
 from iamroles_scenarios.stage.haproxies import find
 
 
@@ -99,8 +100,8 @@ def test_a_page_without_one_place_is_left_alone(tmp_path, page):
     path = tmp_path / "page.md"
     path.write_text(page)
 
-    with pytest.raises(docs.DocsError, match="not one place"):
-        docs.rewrite(path, "a", ["new"])
+    with pytest.raises(PageError, match="no place"):
+        docs.section(path, "a")
     assert path.read_text() == page
 
 

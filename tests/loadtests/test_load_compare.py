@@ -103,7 +103,7 @@ def test_what_is_not_answered_is_no_faster():
     [answered] = [line for line in compared(one, other) if line.name == "answered of what was due"]
 
     assert (answered.before, answered.after, answered.ratio) == (1.0, 0.5, 0.5)
-    assert answered.told(0.5) == "50.0%"
+    assert answered.in_words(0.5) == "50.0%"
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import jsonschema
 import pytest
 
 from iamroles_loadtests.measuring.histogram import PERCENTILES
-from iamroles_loadtests.measuring.units import duration
-from iamroles_loadtests.pages import charts, compare_page, page
+from iamroles_loadtests.pages import page
 from iamroles_loadtests.results import result
 from iamroles_loadtests.results.compare import compared
+from iamroles_scenarios.base.durations import duration
+from iamroles_scenarios.pages import charts
 
 EXAMPLE = Path(__file__).with_name("example-result.json")
 
@@ -85,7 +86,7 @@ def test_a_phase_without_answers_is_drawn(example):
 
     assert "closed loop" in text
     assert "not known" in text
-    assert "do not compare" in compare_page.render(changed, example)
+    assert "do not compare" in page.render_comparison(changed, example)
 
 
 def test_what_a_server_said_is_text(example):
@@ -102,7 +103,7 @@ def test_what_a_server_said_is_text(example):
     tags = outline(page.render(changed)).tags
 
     assert "script" not in tags
-    assert "script" not in outline(compare_page.render(changed, changed)).tags
+    assert "script" not in outline(page.render_comparison(changed, changed)).tags
     assert tags.count("svg") == 2 * len(changed["phases"]) + 5
 
 
@@ -175,7 +176,7 @@ def test_what_still_holds_of_an_invalid_run(example, change, said):
 def test_two_runs_on_a_page(example):
     changed = copy.deepcopy(example)
     changed["environment"]["cpu"] = "another machine"
-    found = outline(compare_page.render(example, changed))
+    found = outline(page.render_comparison(example, changed))
 
     assert any("differs: " in word and "another machine" in word for word in found.words)
     assert found.fetched == []
@@ -196,7 +197,7 @@ def test_no_page_is_wider_than_the_screen(example, tmp_path, width):
     odd = copy.deepcopy(example)
     odd["target"]["agent"]["name"] = odd["doubts"][0] = odd["objectives"][0]["name"] = long
     odd["reproduce"] = long * 4
-    pages = {"a": page.render(example), "b": page.render(odd), "c": compare_page.render(example, odd)}
+    pages = {"a": page.render(example), "b": page.render(odd), "c": page.render_comparison(example, odd)}
     for name, text in pages.items():
         (tmp_path / f"{name}.html").write_text(text)
     frames = "".join(f'<iframe width="{width}" height="800" src="{name}.html"></iframe>' for name in pages)

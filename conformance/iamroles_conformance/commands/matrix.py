@@ -111,7 +111,7 @@ def matrix(
     """
     if docs is not None and checks:
         raise click.UsageError("--docs describes whole lanes: leave out --check.")
-    page = tables.Page(docs) if docs is not None else None
+    page = None if docs is None else tables.page(docs)
     console = tables.Screen()
     columns: list[Column] = []
     offer = offered(subject.stage, subject.require)
@@ -125,6 +125,6 @@ def matrix(
             report.write(column.found, output / f"haproxy-{column.asked}")
     console.ends(columns)
     if page is not None:
-        page.write(columns)
+        page.write(tables.as_markdown(columns))
         click.echo(f"wrote {docs}")
     sys.exit(exit_code(columns))

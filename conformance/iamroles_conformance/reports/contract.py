@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from iamroles_conformance.errors import PageError
+from iamroles_scenarios.base.errors import PageError
 
 _CLAUSE = re.compile(r'<a id="c-(\d+)-(\d+)"></a>')
 

@@ -18,6 +18,7 @@ from typing import Any
 from iamroles_conformance.errors import ReportError
 from iamroles_scenarios.base.recording import Wait
 from iamroles_scenarios.declarations.results import CheckResult
+from iamroles_scenarios.pages.markdown import table
 
 NARROW = 0.5
 """Below this margin a check stands in the page by name."""
@@ -108,15 +109,11 @@ another one than most did. The margin is what was left of the bound of the wait 
 100 % for an answer at once, 0 % for one at the last moment. Only waits that ended as hoped count: a wait to
 see that nothing comes lasts its whole time.
 
-| family | checks | flaked | least margin | median of the least margins |
-|---|---|---|---|---|
 {families}
 
 Here is each check that flaked, was played again, or had less than {narrow} of a bound left. The other {sound}
 always gave the same verdict, with more left.
 
-| check | verdicts | flake rate | played again | least margin | the wait |
-|---|---|---|---|---|---|
 {named}
 """
 
@@ -139,27 +136,31 @@ def as_markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
         verdicts=sum(one.runs for one in found),
         flaky=sum(one.rate > 0 for one in found),
         again=sum(one.again > 0 for one in found),
-        families="\n".join(_families(found)),
+        families="\n".join(table(_FAMILIES, _families(found))),
         narrow=_percent(NARROW),
         sound=len(found) - len(named),
-        named="\n".join(map(_row, named)),
+        named="\n".join(table(_CHECKS, map(_row, named))),
     )
 
 
-def _families(found: Sequence[Measured]) -> Iterator[str]:
+_FAMILIES = ("family", "checks", "flaked", "least margin", "median of the least margins")
+_CHECKS = ("check", "verdicts", "flake rate", "played again", "least margin", "the wait")
+
+
+def _families(found: Sequence[Measured]) -> Iterator[list[str]]:
     for family in dict.fromkeys(one.name.partition(".")[0] for one in found):
         own = [one for one in found if one.name.partition(".")[0] == family]
         margins = [one.narrowest.margin for one in own if one.narrowest]
-        told = f"{_percent(min(margins))} | {_percent(median(margins))}" if margins else "no wait |"
-        yield f"| {family} | {len(own)} | {sum(one.rate > 0 for one in own)} | {told} |"
+        told = [_percent(min(margins)), _percent(median(margins))] if margins else ["no wait", ""]
+        yield [family, str(len(own)), str(sum(one.rate > 0 for one in own)), *told]
 
 
-def _row(one: Measured) -> str:
+def _row(one: Measured) -> list[str]:
     verdicts = ", ".join(f"{count} {name}" for name, count in one.verdicts.most_common())
-    wait, told = one.narrowest, "no wait |"
+    wait, told = one.narrowest, ["no wait", ""]
     if wait:
-        told = f"{_percent(wait.margin)} | {wait.what}: {wait.took:.2f} of {wait.bound:g} s"
-    return f"| `{one.name}` | {verdicts} | {_percent(one.rate)} | {one.again} | {told} |"
+        told = [_percent(wait.margin), f"{wait.what}: {wait.took:.2f} of {wait.bound:g} s"]
+    return [f"`{one.name}`", verdicts, _percent(one.rate), str(one.again), *told]
 
 
 def _percent(part: float) -> str:

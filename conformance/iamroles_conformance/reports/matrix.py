@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from iamroles_conformance.errors import PageError
 from iamroles_conformance.reports.report import Document
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import Verdict
+from iamroles_scenarios.pages.markdown import Section, cell, table
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.stage.stage import Offer
 
 BEGIN = "<!-- matrix: begin (written by `iamroles conformance matrix --docs`) -->"
 END = "<!-- matrix: end -->"
-_NEW_PAGE = f"# Support\n\n{BEGIN}\n{END}\n"
 _NOT_PLAYED = "not played"
 _GOOD = {verdict.value for verdict in Verdict if verdict.good}
 
@@ -82,20 +80,17 @@ class Screen:
         self._say(f"HAProxy {column.version}: {good}, {_counts(column)} in {column.found['seconds']} s")
 
     def ends(self, columns: Sequence[Column]) -> None:
-        """The table: lanes down, versions across; then each requirement that is not a pass everywhere."""
+        """Print lanes down, versions across; then each requirement that is not a pass everywhere."""
         if not any(column.found for column in columns):
             return
-        table = Table("lane", *(f"HAProxy {column.version}" for column in columns))
         lanes = dict.fromkeys(check["lane"] for column in columns for check in column.checks)
-        for lane in lanes:
-            table.add_row(lane, *(_of_lane(column, lane) for column in columns))
-        self._say(table)
         uneven = [name for name in _requirements(columns) if not _all_pass(columns, name)]
-        if uneven:
-            table = Table("requirement", *(f"HAProxy {column.version}" for column in columns))
-            for name in uneven:
-                table.add_row(name, *(_coloured(column, name) for column in columns))
-            self._say(table)
+        for what, names, told in (("lane", list(lanes), _of_lane), ("requirement", uneven, _coloured)):
+            if names:
+                found = Table(what, *(f"HAProxy {column.version}" for column in columns))
+                for name in names:
+                    found.add_row(name, *(told(column, name) for column in columns))
+                self._say(found)
 
 
 def _counts(column: Column) -> str:
@@ -133,55 +128,34 @@ def _all_pass(columns: Sequence[Column], name: str) -> bool:
 # --- the page ----------------------------------------------------------------------------------------------
 
 
-class Page:
-    """A Markdown page with a place for the table, or a new one.
+def page(path: Path) -> Section:
+    """The place for the table on a page, which may be new.
 
     Raises:
-        PageError: it cannot be read, or has no place for the table.
+        PageError: it cannot be read or written, or has no such place.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            text = path.read_text(encoding="utf-8") if path.exists() else _NEW_PAGE
-        except OSError as error:
-            raise PageError(f"{path}: cannot be read: {error.strerror}.") from error
-        if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-            raise PageError(f"{path}: has no place for the table. Put these two lines there:\n{BEGIN}\n{END}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise PageError(f"{path}: cannot be written. Name another file.")
-        self._before, _, rest = text.partition(BEGIN)
-        self._after = rest.partition(END)[2]
-
-    def write(self, columns: Sequence[Column]) -> None:
-        """Put the table into its place; the rest of the page stays.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        text = f"{self._before}{BEGIN}\n{as_markdown(columns)}{END}{self._after}"
-        self._path.write_text(text, encoding="utf-8")
+    return Section(path, BEGIN, END, f"# Support\n\n{BEGIN}\n{END}\n")
 
 
-def as_markdown(columns: Sequence[Column]) -> str:
-    """What was played on what; then requirements down, versions across."""
-    lines = ["| HAProxy | stage | agent | checks | verdicts | played |", "|---|---|---|---|---|---|"]
-    for column in columns:
-        if column.found is None:
-            lines.append(f"| {column.asked} | | | 0 | {_NOT_PLAYED}: {_cell(column.fault)} | |")
-            continue
-        product = column.found["product"]
-        agent = _cell(f"{product['name']} {product['version']}".strip())
-        kind, day = column.found["stage"]["kind"], column.found["finished"][:10]
-        checks = len(column.checks)
-        lines.append(f"| {column.version} | {kind} | {agent} | {checks} | {_counts(column)} | {day} |")
-    lines += ["", "| requirement | | " + " | ".join(column.version for column in columns) + " |"]
-    lines.append("|---" * (len(columns) + 2) + "|")
-    for name in _requirements(columns):
-        cells = [column.verdict(name) or (_NOT_PLAYED if column.found is None else "") for column in columns]
-        lines.append(f"| `{name}` | {_cell(catalogue()[name].text)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def as_markdown(columns: Sequence[Column]) -> list[str]:
+    """Lay out what was played on what; then requirements down, versions across."""
+    heading = ("HAProxy", "stage", "agent", "checks", "verdicts", "played")
+    lines = [*table(heading, map(_about, columns)), ""]
+    rows = [
+        [
+            f"`{name}`",
+            cell(catalogue()[name].text),
+            *(column.verdict(name) or ("" if column.found else _NOT_PLAYED) for column in columns),
+        ]
+        for name in _requirements(columns)
+    ]
+    return [*lines, *table(["requirement", "", *(column.version for column in columns)], rows)]
 
 
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+def _about(column: Column) -> list[str]:
+    if column.found is None:
+        return [column.asked, "", "", "0", f"{_NOT_PLAYED}: {cell(column.fault)}", ""]
+    product = column.found["product"]
+    agent = cell(f"{product['name']} {product['version']}".strip())
+    kind, day = column.found["stage"]["kind"], column.found["finished"][:10]
+    return [column.version, kind, agent, str(len(column.checks)), _counts(column), day]

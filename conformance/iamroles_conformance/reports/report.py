@@ -18,8 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from iamroles_conformance.errors import ReportError
 from iamroles_conformance.reports.evidence import digests, environment, seeds
 from iamroles_conformance.reports.shape import fault
@@ -34,6 +32,7 @@ from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.engine.setups import findings
+from iamroles_scenarios.pages.html import template
 
 SCHEMA = 1
 SPEC = 1
@@ -264,11 +263,8 @@ def _printable(text: str) -> str:
 
 def as_html(found: Document) -> str:
     """One page that needs no other file."""
-    templates = PackageLoader("iamroles_conformance.reports")
-    environment = Environment(loader=templates, autoescape=select_autoescape())
-    return environment.get_template("report.html").render(
-        report=found, red=_RED, evidence=_evidence, proofs=_proofs()
-    )
+    page = template("iamroles_conformance.reports", "report.html")
+    return page.render(report=found, red=_RED, evidence=_evidence, proofs=_proofs())
 
 
 def _proofs() -> Callable[[Iterable[str]], list[str]]:

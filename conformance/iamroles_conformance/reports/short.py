@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 from xml.sax.saxutils import escape
 
+from iamroles_scenarios.pages.markdown import table
+
 _GOOD, _BAD, _PLAIN = "#1a7f37", "#cf222e", "#57606a"
 _PER_LETTER = 6.6
 """Pixels of one letter of the badge's font, on average; `textLength` then makes it so."""
@@ -21,16 +23,21 @@ def as_markdown(found: dict[str, Any]) -> str:
     if missing := found.get("not_played"):
         lines.append(f"- {len(missing)} checks that were asked for were not played")
     lines += [f"- {_cell(line)}" for line in found.get("not_produced") or ()]
-    lines += ["", "| class | MUST (core) | MUST (core and strict) | SHOULD |", "|---|---|---|---|"]
-    for one in told["classes"]:
-        counts = (
-            f"{one[grade]['passed']} of {one[grade]['of']} passed" for grade in ("core", "strict", "should")
-        )
-        lines.append(f"| {_cell(one['class'] + ': ' + one['title'])} | {' | '.join(counts)} |")
+    rows = [
+        [
+            _cell(f"{one['class']}: {one['title']}"),
+            *(
+                f"{one[grade]['passed']} of {one[grade]['of']} passed"
+                for grade in ("core", "strict", "should")
+            ),
+        ]
+        for one in told["classes"]
+    ]
+    lines += ["", *table(("class", "MUST (core)", "MUST (core and strict)", "SHOULD"), rows)]
     bad = [one for one in found["checks"] if one["verdict"] not in ("pass", "not-applicable")]
     if bad:
-        lines += ["", "| check | verdict | why |", "|---|---|---|"]
-        lines += [f"| `{one['name']}` | {one['verdict']} | {_cell(one['message'])} |" for one in bad]
+        rows = [[f"`{one['name']}`", one["verdict"], _cell(one["message"])] for one in bad]
+        lines += ["", *table(("check", "verdict", "why"), rows)]
     return "\n".join([*lines, "", f"Reproduce: `{found['reproduce']}`", ""])
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from iamroles_scenarios.pages.markdown import Section, table
+
 _BOUND = re.compile(r"at (?P<kind>most|least) (?P<bound>[0-9.]+)")
-
-
-class DocsError(Exception):
-    """The page has not exactly one place for this bench."""
 
 
 def verdict(target: str, seen: Mapping[str, float]) -> str:
@@ -35,12 +33,6 @@ def told(seen: Mapping[str, float]) -> str:
     return f"{seen['value']:.2f} ({seen['low']:.2f} to {seen['high']:.2f})"
 
 
-def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
-
-
 def circumstances(command: str, version: str) -> str:
     """What was run, where and when."""
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
@@ -57,32 +49,13 @@ def version_of(haproxy: str) -> str:
     return f"HAProxy {found[1]}" if found else "HAProxy"
 
 
-def around(page: Path, name: str) -> tuple[str, str]:
-    """What stands before and after the lines between `<!-- name -->` and `<!-- /name -->`.
+def section(page: Path, name: str) -> Section:
+    """The lines between `<!-- name -->` and `<!-- /name -->`.
 
     Raises:
-        DocsError: the page cannot be read, or has not one such pair.
+        PageError: the page cannot be read or written, or has not one such pair.
     """
-    try:
-        text = page.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocsError(f"{page} cannot be read: {error}") from error
-    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
-    found = list(place.finditer(text))
-    if len(found) != 1:
-        raise DocsError(f"{page} has not one place `<!-- {name} -->` … `<!-- /{name} -->`")
-    return text[: found[0].end(1)], text[found[0].start(2) :]
-
-
-def rewrite(page: Path, name: str, lines: Iterable[str]) -> None:
-    """Put lines there, in the place of what stood there.
-
-    Raises:
-        DocsError: as `around`.
-        OSError: it cannot be written.
-    """
-    before, after = around(page, name)
-    page.write_text(before + "\n".join(lines).rstrip("\n") + "\n" + after, encoding="utf-8")
+    return Section(page, f"<!-- {name} -->", f"<!-- /{name} -->")
 
 
 def rates(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -17,8 +17,9 @@ from iamroles_loadtests.bench import docs
 from iamroles_loadtests.bench import gate as gates
 from iamroles_loadtests.bench.agent import Bench, opened_bench
 from iamroles_loadtests.measuring.generator import GeneratorError
-from iamroles_scenarios.base.errors import AgentFileError, ControlError, StageError
+from iamroles_scenarios.base.errors import AgentFileError, ControlError, PageError, StageError
 from iamroles_scenarios.commands.values import Number
+from iamroles_scenarios.pages.markdown import table
 from iamroles_scenarios.stage import KINDS, AgentSpec
 from iamroles_scenarios.stage.haproxies import find
 
@@ -82,8 +83,8 @@ def agent_command(
     """
     try:
         others = [AgentSpec.load(peer) for peer in peers]
-        _ = page and docs.around(page, "bench agent")
-    except (AgentFileError, docs.DocsError) as error:
+        section = None if page is None else docs.section(page, "bench agent")
+    except (AgentFileError, PageError) as error:
         raise click.UsageError(str(error)) from error
     found = _run(
         kind,
@@ -100,17 +101,17 @@ def agent_command(
     if faults := agents.wrong(found):
         click.echo("\n".join(faults), err=True)
         raise SystemExit(1)
-    if page is not None:
+    if section is not None:
         lines = [docs.circumstances("iamroles bench agent", docs.version_of(find(haproxy))), ""]
         crowd = (
             f"the agent holds {identities:,} identities, {agents.CALM.once_share:.0%} of the tokens are new"
         )
         lines += [f"At 1,000 a second {crowd}, and key sets are fetched each second.", ""]
         for shape, played in found.items():
-            lines += [f"**{shape}**", "", *docs.rates(agents.rows(played))]
+            lines += [f"**{shape}**", "", *docs.rates(agents.rows(played)), ""]
         seen_of = agents.targets(found)
         rows = ((what, target, docs.told(seen), docs.verdict(target, seen)) for what, target, seen in seen_of)
-        _write(page, "bench agent", [*lines, *docs.table(("ratio", "target", "seen", ""), rows)])
+        section.write([*lines, *table(("ratio", "target", "seen", ""), rows)])
 
 
 @bench.command("gate")
@@ -133,8 +134,8 @@ def gate_command(
     Exit status: as `bench agent`.
     """
     try:
-        _ = page and docs.around(page, "bench gate")
-    except docs.DocsError as error:
+        section = None if page is None else docs.section(page, "bench gate")
+    except PageError as error:
         raise click.UsageError(str(error)) from error
     names = gates.step_names()
     if strange := sorted(set(chosen) - names.keys()):
@@ -149,11 +150,11 @@ def gate_command(
     if faults := agents.wrong({"gate": played}):
         click.echo("\n".join(faults), err=True)
         raise SystemExit(1)
-    if page is not None:
+    if section is not None:
         rows = ((row["step"], row["says"], docs.told(row)) for row in gates.rows(names, played))
         lines = [docs.circumstances("iamroles bench gate", docs.version_of(find(haproxy))), ""]
         heading = ("step", "what it does", "HAProxy's CPU, µs a request")
-        _write(page, "bench gate", [*lines, *docs.table(heading, rows)])
+        section.write([*lines, *table(heading, rows)])
 
 
 def _run(kind: str, haproxy: str | None, measure: Callable[[Bench, Callable[[str], None]], Any]) -> Any:  # noqa: ANN401 - what `measure` returns
@@ -176,11 +177,3 @@ def _table(title: str, rows: list[dict[str, Any]]) -> None:
         cpu = (f"{row[part]:.2f}" if row[part] else "" for part in ("haproxy", "agent"))
         table.add_row(row["contender"], *figures, *cpu)
     Console(width=110).print(table)
-
-
-def _write(page: Path, name: str, lines: list[str]) -> None:
-    try:
-        docs.rewrite(page, name, lines)
-    except (docs.DocsError, OSError) as error:
-        click.echo(f"iamroles bench: {error}", err=True)
-        raise SystemExit(2) from error

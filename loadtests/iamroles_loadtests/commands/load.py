@@ -20,7 +20,7 @@ from iamroles_loadtests.locusting import composed
 from iamroles_loadtests.measuring.conductor import SHARES, Conductor, RunOptions, tokens_for_pairs
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
 from iamroles_loadtests.measuring.hosted import hosted
-from iamroles_loadtests.pages import compare_page, page
+from iamroles_loadtests.pages import page
 from iamroles_loadtests.pages import report as reports
 from iamroles_loadtests.results import result as results
 from iamroles_loadtests.results import slo as slos
@@ -269,21 +269,20 @@ def compare_command(
     (another machine or load, an invalid run, wrong answers) and there is no --anyway.
     """
     before, after = _read(first), _read(second)
-    lines, why = compared(before, after), cautions(before, after)
+    figures, why = compared(before, after), cautions(before, after)
     against = obstacles(before, after)
-    if not {line.phase for line in lines} & {phase["name"] for phase in before["phases"]}:
+    if not {one.phase for one in figures} & {phase["name"] for phase in before["phases"]}:
         raise click.UsageError("the two runs have no phase in common")
     if as_json:
-        told = [line.as_dict() for line in lines]
-        found = {"comparable": not against, "obstacles": against, "cautions": why, "lines": told}
-        click.echo(json.dumps(found, indent=2))
+        found = {"comparable": not against, "obstacles": against, "cautions": why}
+        click.echo(json.dumps(found | {"lines": [one.as_dict() for one in figures]}, indent=2))
     else:
-        reports.comparison(lines, against, why, console())
+        reports.comparison(figures, against, why, console())
     if html is not None:
-        _written(html, compare_page.render(before, after))
+        _written(html, page.render_comparison(before, after))
     if against and not anyway:
         raise SystemExit(INVALID)
-    if worse is not None and any(line.low is not None and line.low > worse for line in lines):
+    if worse is not None and any(one.low is not None and one.low > worse for one in figures):
         raise SystemExit(1)
 
 

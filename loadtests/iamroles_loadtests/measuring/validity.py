@@ -13,7 +13,7 @@ from pydantic import Field
 
 from iamroles_loadtests.measuring.histogram import ENOUGH, PERCENTILES
 from iamroles_loadtests.measuring.measurement import Played
-from iamroles_loadtests.measuring.units import Latency, duration
+from iamroles_scenarios.base.durations import Latency, duration
 from iamroles_scenarios.declarations.documents import Model
 
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from iamroles_loadtests.measuring.units import duration
 from iamroles_loadtests.pages import page
-from iamroles_loadtests.results.compare import Line
+from iamroles_loadtests.results.compare import Figure
+from iamroles_scenarios.base.durations import duration
 
 _COLUMNS = ("p50", "p90", "p99", "p99.9", "max")
 
@@ -74,9 +74,8 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def _phases(result: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("phase", "rate/s", "answered/s", "from", *_COLUMNS, "CPU µs/request"):
-        table.add_column(name, justify="left" if name in ("phase", "from") else "right")
+    heading = ("phase", "rate/s", "answered/s", "from", *_COLUMNS, "CPU µs/request")
+    table = _table(heading, "phase from")
     for phase in result["phases"]:
         rate = "closed" if phase["closed"] else f"{phase['rate']:,.0f}"
         cpu = ", ".join(f"{part} {used:.0f}" for part, used in phase["cpu"].items() if part != "generator")
@@ -93,22 +92,15 @@ def _latencies(found: dict[str, float]) -> list[str]:
 
 
 def _pairs(pairs: dict[str, Any]) -> Table:
-    table = Table(
-        box=None,
-        pad_edge=False,
-        title=f"the check's own cost: {pairs['rounds']} interleaved rounds at {pairs['rate']:,.0f}/s, "
-        "more than without the question (95 % interval)",
-        title_justify="left",
-        title_style="dim",
+    title = (
+        f"the check's own cost: {pairs['rounds']} interleaved rounds at {pairs['rate']:,.0f}/s, "
+        "more than without the question (95 % interval)"
     )
-    for name in ("", "p50", "p90", "p99", "CPU of HAProxy", "CPU of the agent"):
-        table.add_column(name, justify="right" if name else "left")
-    for lane, told in pairs["differences"].items():
-        cells = [_interval(told[at]) for at in ("p50", "p90", "p99")]
-        cells += [
-            _interval(told["cpu"][part]) if part in told["cpu"] else "-" for part in ("haproxy", "agent")
-        ]
-        table.add_row({"remembered": "a remembered verdict", "new": "a new token"}[lane], *cells)
+    table = _table(("", "p50", "p90", "p99", "CPU of HAProxy", "CPU of the agent"), "", title)
+    for pool, differences in pairs["differences"].items():
+        found = [differences[at] for at in ("p50", "p90", "p99")]
+        found += [differences["cpu"].get(part) for part in ("haproxy", "agent")]
+        table.add_row(page.PAIRED[pool], *("-" if one is None else _interval(one) for one in found))
     return table
 
 
@@ -117,9 +109,7 @@ def _interval(found: dict[str, float]) -> str:
 
 
 def _objectives(result: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, title="objectives", title_justify="left", title_style="dim")
-    for name in ("", "objective", "bound", "got"):
-        table.add_column(name)
+    table = _table(("", "objective", "bound", "got"), "objective bound got", "objectives")
     for objective in result["objectives"]:
         mark = "[green]met[/]" if objective["met"] else "[red]NOT met[/]"
         table.add_row(mark, objective["name"], objective["bound"], objective["got"])
@@ -127,26 +117,26 @@ def _objectives(result: dict[str, Any]) -> Table:
 
 
 def comparison(
-    lines: Sequence[Line], obstacles: Sequence[str], cautions: Sequence[str], console: Console
+    figures: Sequence[Figure], obstacles: Sequence[str], cautions: Sequence[str], console: Console
 ) -> None:
     """Print two runs side by side."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("phase", "figure", "first", "second", "ratio", "95 % interval", ""):
-        table.add_column(name, justify="left" if name in ("phase", "figure", "") else "right")
+    table = _table(("phase", "figure", "first", "second", "ratio", "95 % interval", ""), "phase figure")
     colours = {"slower": "red", "faster": "green", "": "dim"}
-    for line in lines:
-        said = line.verdict or ("no difference shown" if line.interval else "")
-        table.add_row(
-            line.phase,
-            line.name,
-            line.told(line.before),
-            line.told(line.after),
-            f"x{line.ratio:.2f}",
-            line.interval,
-            f"[{colours[line.verdict]}]{said}[/]",
-        )
+    for one in figures:
+        said = one.verdict or ("no difference shown" if one.interval else "")
+        values = (one.in_words(value) for value in (one.before, one.after))
+        verdict = f"[{colours[one.verdict]}]{said}[/]"
+        table.add_row(one.phase, one.name, *values, f"x{one.ratio:.2f}", one.interval, verdict)
     console.print(table)
     for obstacle in obstacles:
         console.print(f"[red]not comparable[/] {escape(obstacle)}")
     for caution in cautions:
         console.print(f"[yellow]caution[/] {escape(caution)}")
+
+
+def _table(heading: Sequence[str], left: str, title: str | None = None) -> Table:
+    """A table without lines; columns named in `left`, or not at all, are of words."""
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="dim")
+    for name in heading:
+        table.add_column(name, justify="left" if name in ("", *left.split()) else "right")
+    return table

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iamroles_loadtests.measuring.histogram import PERCENTILES, Histogram, values_at
-from iamroles_loadtests.measuring.units import duration
+from iamroles_loadtests.results.slo import answered
+from iamroles_scenarios.base.durations import duration
 
 _RESAMPLES = 2000
 _MACHINE = ("cpu", "cores", "system")
@@ -28,25 +29,24 @@ _ASKED = ("rates", "connections", "in_flight", "shapes", "constant", "straight",
 """Of what was asked, what must not differ."""
 _FEW = 16
 """Windows from which on an interval is near its word."""
-_COUNTED: Mapping[str, Callable[[float], str]] = {
+_UNITS: Mapping[str, Callable[[float], str]] = {
     "us": duration,
     "/s": lambda rate: f"{rate:,.0f}/s",
     "share": lambda share: f"{share:.1%}",
 }
-"""How values of each unit are told."""
+"""Shows values of each unit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Figure:
     """One figure of both runs.
 
     Args:
-        phase: where it is from.
+        phase: of which phase.
         name: of the figure.
         before: in the first run.
         after: in the second.
-        ratio: second over first.
-        low: of the 95 % interval of the ratio; None where there is no interval.
+        low: of the 95 % interval of the ratio; None: there is no interval.
         high: of it.
         unit: `us`, `/s` or `share`.
     """
@@ -55,31 +55,36 @@ class Line:
     name: str
     before: float
     after: float
-    ratio: float
     low: float | None = None
     high: float | None = None
     unit: str = "us"
 
     @property
+    def ratio(self) -> float:
+        """Second over first."""
+        return round(self.after / max(self.before, 1e-9), 4)
+
+    @property
     def verdict(self) -> str:
-        """`slower`, `faster`, or "" where no difference is shown."""
+        """`slower`, `faster`, or "" if no difference is shown."""
         if self.low is None or self.high is None:
             return ""
         return "slower" if self.low > 1 else "faster" if self.high < 1 else ""
 
-    def told(self, value: float) -> str:
-        return _COUNTED[self.unit](value)
+    def in_words(self, value: float) -> str:
+        return _UNITS[self.unit](value)
 
     @property
     def interval(self) -> str:
-        """Readable; empty where there is none."""
+        """Readable; empty if there is none."""
         return "" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in (*Line.__slots__, "verdict")}
+        names = ("phase", "name", "before", "after", "ratio", "low", "high", "unit", "verdict")
+        return {name: getattr(self, name) for name in names}
 
 
-def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Line]:
+def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Figure]:
     """The figures that two results share."""
     theirs = {phase["name"]: phase for phase in after["phases"]}
     found = []
@@ -141,36 +146,27 @@ def _differing(
             yield f"{said} differs: {one.get(name)}, then {other.get(name)}"
 
 
-def _knee(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[Line]:
+def _knee(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[Figure]:
     if before is not None and after is not None:
         for name, said in (("rate", "up to the knee"), ("capacity", "at most, closed loop")):
-            one, two = before[name], after[name]
-            yield Line("knee", said, one, two, round(two / max(one, 1e-9), 4), unit="/s")
+            yield Figure("knee", said, before[name], after[name], unit="/s")
 
 
-def _answered(phase: Mapping[str, Any]) -> float:
-    return float(phase["samples"] / max(1, phase["samples"] + phase["owed"] + phase["faults"]))
-
-
-def _latencies(phase: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Line]:
+def _latencies(phase: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Figure]:
+    name = phase["name"]
     if not phase["closed"]:
-        one, two = _answered(phase), _answered(other)
-        yield Line(
-            phase["name"], "answered of what was due", one, two, round(two / max(one, 1e-9), 4), unit="share"
-        )
+        yield Figure(name, "answered of what was due", answered(phase), answered(other), unit="share")
         for at in ("p50", "p99"):
             if at in phase["due"] and at in other["due"]:
-                one, two = phase["due"][at], other["due"][at]
-                yield Line(phase["name"], f"{at} from due", one, two, round(two / max(one, 1e-9), 4))
+                yield Figure(name, f"{at} from due", phase["due"][at], other["due"][at])
     names = [at for at in PERCENTILES if at in phase["sent"] and at in other["sent"] and at != "p99.99"]
     resampled = [_resampled(one, names, seed) for seed, one in enumerate((phase, other))]
     for number, at in enumerate(names):
-        one, two = phase["sent"][at], other["sent"][at]
         low = high = None
         if all(drawn is not None for drawn in resampled):
             ratios = resampled[1][:, number] / resampled[0][:, number]  # type: ignore[index]
             low, high = (round(float(value), 4) for value in np.percentile(ratios, (2.5, 97.5)))
-        yield Line(phase["name"], f"{at} from sent", one, two, round(two / max(one, 1e-9), 4), low, high)
+        yield Figure(name, f"{at} from sent", phase["sent"][at], other["sent"][at], low, high)
 
 
 def _resampled(phase: Mapping[str, Any], names: list[str], seed: int) -> NDArray[np.float64] | None:
@@ -195,29 +191,20 @@ def _resampled(phase: Mapping[str, Any], names: list[str], seed: int) -> NDArray
     return np.stack(rows, axis=1)
 
 
-def _cpu(phase: str, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[Line]:
+def _cpu(phase: str, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[Figure]:
     for part in before:
         if part in after and part != "generator" and before[part]:
-            yield Line(
-                phase, f"CPU of {part}", before[part], after[part], round(after[part] / before[part], 4)
-            )
+            yield Figure(phase, f"CPU of {part}", before[part], after[part])
 
 
-def _pairs(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[Line]:
-    """What the check adds: intervals of each run as they are; apart if they do not touch."""
+def _pairs(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[Figure]:
+    """Compare what the check adds by the intervals of each run: apart if they do not touch."""
     if before is None or after is None:
         return
-    for lane in ("remembered", "new"):
-        one, two = (pairs["differences"][lane]["p50"] for pairs in (before, after))
+    for pool in ("remembered", "new"):
+        one, two = (pairs["differences"][pool]["p50"] for pairs in (before, after))
         if one["value"] > 0 and two["value"] > 0:
-            low, high = two["low"] / max(one["high"], 1e-9), two["high"] / max(one["low"], 1e-9)
-            wide = one["low"] <= 0 or two["low"] <= 0
-            yield Line(
-                "pairs",
-                f"{lane} adds at p50",
-                one["value"],
-                two["value"],
-                round(two["value"] / one["value"], 4),
-                None if wide else round(low, 4),
-                None if wide else round(high, 4),
-            )
+            low = high = None
+            if one["low"] > 0 and two["low"] > 0:
+                low, high = round(two["low"] / one["high"], 4), round(two["high"] / one["low"], 4)
+            yield Figure("pairs", f"{pool} adds at p50", one["value"], two["value"], low, high)

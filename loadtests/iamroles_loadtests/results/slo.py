@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import Field
 
-from iamroles_loadtests.measuring.units import Latency, duration
 from iamroles_loadtests.measuring.validity import Tolerance
+from iamroles_scenarios.base.durations import Latency, duration
 from iamroles_scenarios.declarations.documents import Model, read
 
 DEFAULT = Path(__file__).with_name("slo.toml")
@@ -127,8 +127,7 @@ def judged(slo: Slo, result: Mapping[str, Any]) -> list[Objective]:
 def _level(phase: Mapping[str, Any], level: Level) -> Iterator[Objective]:
     name = phase["name"]
     if level.answered is not None:
-        due = phase["samples"] + phase["owed"] + phase["faults"]
-        share = phase["samples"] / max(1, due)
+        share = answered(phase)
         yield Objective(
             f"{name}: answered of what was due",
             f">= {level.answered:.1%}",
@@ -142,6 +141,11 @@ def _level(phase: Mapping[str, Any], level: Level) -> Iterator[Objective]:
             if bound is not None:
                 at = _NAMES.get(field, field)
                 yield _latency(f"{name}: from {origin} {at}", bound, phase[origin].get(at))
+
+
+def answered(phase: Mapping[str, Any]) -> float:
+    """Share of what was due in a phase that was answered."""
+    return float(phase["samples"] / max(1, phase["samples"] + phase["owed"] + phase["faults"]))
 
 
 def _check(what: str, check: Check, differences: Mapping[str, Any]) -> Iterator[Objective]:

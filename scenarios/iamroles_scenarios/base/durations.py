@@ -1,4 +1,4 @@
-"""Durations as people write them: a number and a unit."""
+"""Durations as people write and read them: a number and a unit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-_UNITS = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(value: object) -> float:
@@ -16,7 +16,7 @@ def seconds(value: object) -> float:
     Raises:
         ValueError: not a duration.
     """
-    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)(us|ms|s|m|h|d)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)(us|µs|ms|s|m|h|d)", value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f'{value!r} is not a duration: write a string such as "500ms", "3s", "1m"')
     return float(match[1]) * _UNITS[match[2]]
@@ -30,3 +30,16 @@ def _length(value: object) -> float:
 
 Duration = Annotated[float, BeforeValidator(_length, json_schema_input_type=str)]
 """Seconds from a text with a unit, for models."""
+Latency = Annotated[
+    float, BeforeValidator(lambda value: round(_length(value) * 1e6, 3), json_schema_input_type=str)
+]
+"""Microseconds from a text with a unit, for models."""
+
+
+def duration(microseconds: float) -> str:
+    """Readable: `740 µs`, `12.3 ms`, `1.20 s`."""
+    if abs(microseconds) < 1000:
+        return f"{microseconds:.0f} µs"
+    if abs(microseconds) < 1_000_000:
+        return f"{microseconds / 1000:.3g} ms"
+    return f"{microseconds / 1e6:.3g} s"

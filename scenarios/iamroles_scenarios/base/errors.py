@@ -28,6 +28,10 @@ class Evidence:
     """Log tails by part: agent, haproxy, idp, cloud, echo."""
 
 
+class PageError(Exception):
+    """A page that a command cannot read, find, or put its table into; says what to do."""
+
+
 # --- verdicts -----------------------------------------------------------------------------------------------
 
 

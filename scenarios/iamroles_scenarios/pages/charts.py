@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from iamroles_loadtests.measuring.units import duration
+from iamroles_scenarios.base.durations import duration
 
 WIDTH, HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 34
@@ -55,12 +55,12 @@ def microseconds(values: Iterable[float]) -> Axis:
     if below == above:
         above = below * 10
     decades = math.log10(above / below)
-    shown = [
+    marked = [
         step
         for step in steps
         if below <= step <= above and (decades < 2.3 or str(step).lstrip("0.")[0] == "1")
     ]
-    return Axis(below, above, [(step, duration(step)) for step in shown], "latency", log=True)
+    return Axis(below, above, [(step, duration(step)) for step in marked], "latency", log=True)
 
 
 def linear(high: float, name: str, *, low: float = 0.0) -> Axis:
@@ -158,16 +158,19 @@ class Chart:
             title = f"<title>{escape(said)}</title>"
             self._parts.append(f'<circle class="dot {kind}" cx="{left}" cy="{top}" r="3">{title}</circle>')
 
-    def mark(self, x: float, said: str, kind: str = "event", *, line: int = 0) -> None:
-        """A vertical line with a word, so many lines above the bottom."""
+    def mark(self, x: float, said: str, kind: str = "event", *, line: int | None = 0) -> None:
+        """Draw a vertical line with a word, `line` lines above the bottom; None: under the pointer alone."""
         self._said.append(said)
         left, _ = self._at((x, 0))
-        anchor = "end" if left > WIDTH * 0.7 else "start"
-        shift = -3 if anchor == "end" else 3
+        title = f"<title>{escape(said)}</title>"
+        bottom = self._height - _BOTTOM
         self._parts.append(
-            f'<line class="{kind}" x1="{left}" x2="{left}" y1="{_TOP}" y2="{self._height - _BOTTOM}"/>'
-            + _text("word", left + shift, self._height - _BOTTOM - 4 - 11 * line, said, anchor)
+            f'<line class="{kind}" x1="{left}" x2="{left}" y1="{_TOP}" y2="{bottom}">{title}</line>'
         )
+        if line is not None:
+            anchor = "end" if left > WIDTH * 0.7 else "start"
+            shift = -3 if anchor == "end" else 3
+            self._parts.append(_text("word", left + shift, bottom - 4 - 11 * line, said, anchor))
 
     def svg(self) -> str:
         right, bottom = WIDTH - _RIGHT, self._height - _BOTTOM
