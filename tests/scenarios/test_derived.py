@@ -12,15 +12,13 @@ from pathlib import Path
 import pytest
 
 from iamroles_scenarios.checks.derived import (
-    algorithms,
     arguments,
     claims,
     credentials,
     exact,
     issuers,
-    passes,
     reasons,
-    refused,
+    reloads,
     rules,
     schema,
     seconds,
@@ -190,9 +188,9 @@ def test_every_way_in_which_an_answer_never_ends_is_played() -> None:
 def test_a_reload_ends_each_cause_and_nothing_else() -> None:
     base = {"issuers": [], "grants": [], "roles": [], "scopes": [], "denies": []}
     base["denies"] = [{"id": "no-guard"}, {"id": "no-guards"}]
-    before, after = passes.policy(base, ended=False), passes.policy(base, ended=True)
+    before, after = reloads.passing_policy(base, ended=False), reloads.passing_policy(base, ended=True)
 
-    for number, (reason, row) in enumerate(passes.PASSES.items()):
+    for number, (reason, row) in enumerate(reloads.PASSES.items()):
         old, new = (
             next((one for one in found["issuers"] if one["name"] == f"passing{number}"), None)
             for found in (before, after)
@@ -241,7 +239,7 @@ def test_every_algorithm_of_the_contract_is_played() -> None:
     clause = SPEC[SPEC.index("**5.10**") : SPEC.index("**5.11**")]
     said = set(re.findall(r"\b(?:RS|ES|PS)\d{3}\b|\bEdDSA\b|\bEd25519\b", clause))
 
-    assert said <= {*algorithms.NEEDED, *algorithms.OPTIONAL}
+    assert said <= {*issuers.NEEDED, *issuers.OPTIONAL}
 
 
 # --- the tables can fail ------------------------------------------------------------------------------------
@@ -298,7 +296,7 @@ def test_pairs_of_reasons_are_many_and_in_order() -> None:
 
 def test_a_policy_is_spoilt_in_one_place_at_a_time() -> None:
     base = {name: [{}] for name, key in schema.KEYS["top"].items() if key.table} | {"version": 1}
-    spoilt = list(refused.faults(base))
+    spoilt = list(reloads.faults(base))
 
     assert len(spoilt) > 120
     assert len({what for what, _, _ in spoilt}) == len(spoilt)

@@ -10,14 +10,15 @@ module              one row for each                    what is made of it
 `arguments`         argument of a question (2)          questions that differ in it alone, in both orders
 `credentials`       part of a credential                good credentials, their parts exchanged or bent
 `rules`, `issuers`  key of the policy (6)               policies with it and without, both sides of its edge
-`refused`           key of the policy (6)               policies that must not load
-`events`            table of the policy (6)             added, changed and taken away, nothing else with it
+`reloads`           key of the policy (6)               policies that must not load
+`reloads`           table of the policy (6)             added, changed and taken away, nothing else with it
+`reloads`           reason that a reload can end        the same bytes: refused, accepted, refused again
+`issuers`           algorithm (5.10)                    a policy with it alone, tokens by every other
 `seconds`           rule of time (5, 6)                 its last and its first second, reported and kept
 `claims`            claim that a policy can name (5)    every shape of JSON that might stand there
 `exact`             text that is compared (5, 6, 7)     its neighbours: case, slash, blank, Unicode
 `reasons`           reason (4)                          a question that gets it, and what its cause hides
 `waits`             call that an agent makes            every way in which its answer never ends
-`passes`            reason that a reload can end        the same bytes: refused, accepted, refused again
 ==================  ==================================  ======================================================
 
 A table says what an answer may hold, too (`engine.answers`, section 3), and the checks hold every answer

@@ -1,0 +1,239 @@
+"""Reloads: what each changes, which refusals each ends, and which policies each must refuse.
+
+*Events*: the checks of the keys change everything at once. An agent that takes a reload up by comparing
+tables, and overlooks one, is found only if that table changes alone. So each row of data/derived/events.toml
+is added to the policy, changed, and taken away again, by reloads of its own, and the same question is asked
+after each.
+
+*Passes*: data/derived/reasons.toml says of every reason what ends its cause. If another policy does, the row
+has `passes`, which changes that and nothing else. One reload makes all changes and the next takes them back,
+so an agent that remembers a refusal, or an allow, beyond the policy that gave it is wrong in one of them.
+
+*Refused*: policies with a single fault, out of the table of keys (`schema`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from iamroles_scenarios.checks.derived.schema import KEYS, ONE_OF, PROCESS
+from iamroles_scenarios.checks.derived.world import Policy, derived, edited, iam_check
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import ARN, table
+from iamroles_scenarios.engine.answers import ALLOW, ROWS, Expected, expected, refusal
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
+from iamroles_scenarios.engine.target import Target
+
+
+def _policies(base: Policy, name: str, row: Mapping[str, Any]) -> Iterator[tuple[Policy, Expected]]:
+    """Yield the policies of a row, one after the other, and the answer under each."""
+    yield base, expected(row["before"])
+    for changes, answer in row["states"]:
+        edits = changes
+        if "row" in row:
+            keys = {"jwks_uri": _keys_of(base)} if name == "issuers" else {}
+            added = {name: [row["row"] | keys | changes]}
+            edits = {"add": added | ({"grants": [row["beside"]]} if "beside" in row else {})}
+        yield edited(base, edits), expected(answer)
+    yield base, expected(row["before"])
+
+
+def _keys_of(base: Policy) -> str:
+    """Return the address of this world's keys."""
+    return str(next(issuer["jwks_uri"] for issuer in base["issuers"] if issuer["name"] == "nested"))
+
+
+@check("policy.derived.events", "DERIVED-RELOAD-001", features={"oidc", "reload"}, long=True)
+def events(target: Target) -> str:
+    """Each table of the policy takes effect by itself: what a reload adds, changes and takes away.
+
+    One table at a time; the same bytes are asked before and after, and a fresh token too.
+    """
+    with derived(target, "policy.derived.events") as here:
+        reloads = 0
+        for name, row in table("events").items():
+            recipe = row.get("token")
+            if recipe is None and here.target.lacks(["sts"]):
+                continue
+            shown = _credential(here, recipe)
+            for number, (policy, answer) in enumerate(_policies(here.loan.policy, name, row)):
+                here.must_reload(policy, f"{name}, change {number}")
+                reloads += 1
+                what = f"{name}, after change {number}"
+                asked = [SpopQuestion(what, iam_check(shown), answer)]
+                if recipe is not None:
+                    fresh = _credential(here, recipe)
+                    asked.append(SpopQuestion(f"{what}, a fresh token", iam_check(fresh), answer))
+                here.wait_for_keys(asked)
+                here.ask_all(asked, window=1)
+    return f"{here.asked} questions, {reloads} reloads"
+
+
+def _credential(here: Bench, recipe: Mapping[str, Any] | None) -> str:
+    return here.credential(here.session("kiosk")) if recipe is None else here.token(key="ES256", **recipe)
+
+
+# --- passes -----------------------------------------------------------------------------------------------
+
+PASSES: dict[str, Policy] = {reason: row["passes"] for reason, row in ROWS.items() if "passes" in row}
+"""By reason: an issuer of its own, whose token is refused for this reason until these keys, or the policy,
+change. With `untrusted`, the issuer is missing before."""
+
+
+def _passing_issuer(number: int, row: Policy, *, ended: bool) -> dict[str, Any] | None:
+    if "untrusted" in row and not ended:
+        return None
+    return {
+        "name": f"passing{number}", "issuer": f"https://passing{number}.example",
+        "jwks_uri": "{idp}/corp/jwks", "insecure_http": True, "audiences": ["edge"],
+        "algorithms": ["ES256"], "scope_claim": "scope", "scope_required": False,
+        **(row.get("issuer", {}) if ended else {}),
+    }  # fmt: skip
+
+
+def passing_policy(base: Policy, *, ended: bool) -> dict[str, Any]:
+    """Make the policy in which every cause holds, or has ended.
+
+    The role `lodger` opens the route from the start; only its name is unknown, or another role's.
+    """
+    tables = [_passing_issuer(number, row, ended=ended) for number, row in enumerate(PASSES.values())]
+    lodger = {"id": "lodger", "roles": ["lodger"], "methods": ["GET"], "path": "/kiosk"}
+    former = [] if ended else [{"name": "lodger", "arn": f"{ARN}former"}]
+    found = edited(
+        base,
+        {
+            "add": {
+                "issuers": [each for each in tables if each is not None],
+                "grants": [lodger | {"backend": "orders-ro"}],
+                "roles": former,
+            }
+        },
+    )
+    for row in PASSES.values():
+        found = edited(found, row.get("edit", {}) if ended else {})
+    return found
+
+
+def _passing(here: Bench, number: int, row: Policy) -> dict[str, Any]:
+    recipe = {"roles": ["kiosk"], "key": "ES256", **row.get("token", {})}
+    claims = {"iss": f"https://passing{number}.example", **row.get("claims", {})}
+    drop = [] if "nbf" in claims else ["nbf"]
+    token = here.token("corp", drop=drop, claims=claims, **recipe)
+    return {**iam_check(token), **row.get("ask", {})}
+
+
+@check("identity.derived.passes", "DERIVED-RELOAD-003", features={"oidc", "reload"})
+def passes(target: Target) -> str:
+    """No refusal outlives its cause, and no allow the policy that gave it.
+
+    The same bytes are asked while every cause is there, when all have ended, and when they are back.
+    """
+    with derived(target, "identity.derived.passes") as here:
+        checks = [_passing(here, number, row) for number, row in enumerate(PASSES.values())]
+        for number, when in enumerate(("", "its cause has ended: ", "its cause is back: ")):
+            ended = number == 1
+            here.must_reload(here.loan.own(passing_policy(here.loan.policy, ended=ended)), f"change {number}")
+            questions = [
+                SpopQuestion(reason, asked, ALLOW if ended else refusal(reason))
+                for reason, asked in zip(PASSES, checks, strict=True)
+            ]
+            here.wait_for_keys(questions)
+            here.ask_all(questions, when)
+    return f"{here.asked} questions about {len(PASSES)} reasons"
+
+
+# --- refused ----------------------------------------------------------------------------------------------
+
+_TWICE = ("issuers", "sts", "roles", "groups", "backends", "grants", "denies")
+"""Tables whose rows have names, each once; scopes may share one."""
+_LOOK = 16
+"""Policies that the agent turns down between two looks at what is in force."""
+
+
+def whole(base: Policy) -> dict[str, Any]:
+    """Give every table of a policy a row, so that each can be spoilt."""
+    return copy.deepcopy(
+        {
+            **base,
+            "groups": [{"name": "team", "roles": ["kiosk"]}],
+            "keys": {"cooldown": "10s"},
+            "limits": {"max_lifetime": "1h"},
+        }
+    )
+
+
+def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield each fault in words, the key that the error must name, and the policy with the fault."""
+    for name, keys in KEYS.items():
+        if name == "backends.tls":
+            continue  # the proxy's
+        yield f"an unknown key in {name}", "no_such_key", _with(base, name, "no_such_key", 1)
+        for key, how in keys.items():
+            if how.required:
+                yield f"{name} without {key}", key, _with(base, name, key, None)
+            if name == "top" and (how.table or key in PROCESS):
+                continue
+            for value in (how.wrong, *how.beyond):
+                yield f"{name}.{key} = {value!r}", key, _with(base, name, key, value)
+    for name in _TWICE:
+        policy = whole(base)
+        policy[name].append(policy[name][0])
+        yield f"a name of {name} twice", "", policy
+    for name, names in ONE_OF.items():
+        policy = whole(base)
+        for key in names:
+            policy[name][-1].pop(key, None)
+        yield f"{name} without {' and '.join(names)}", "", policy
+    policy = whole(base)
+    policy["roles"].append({**policy["roles"][0], "name": "twin"})
+    yield "one ARN under two names", "", policy
+
+
+def _with(base: Policy, name: str, key: str, value: object) -> dict[str, Any]:
+    """Put a value at a key of the last row of a table; None takes the key away."""
+    policy = whole(base)
+    row = policy if name == "top" else policy[name]
+    row = row[-1] if isinstance(row, list) else row
+    row[key] = value
+    if value is None:
+        del row[key]
+    return policy
+
+
+@check(
+    "policy.derived.refused", "DERIVED-KEY-004", "DERIVED-RELOAD-002", features={"oidc", "reload"}, long=True
+)
+def refused(target: Target) -> str:
+    """A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless.
+
+    One fault at a time, while nobody answers for the keys: the agent still allows tokens that it never
+    saw before.
+    """
+    with derived(target, "policy.derived.refused") as here:
+        base = whole(here.loan.policy)
+        here.must_reload({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")
+        here.must_reload({**base, "x-other": {"grants": [1]}}, "another vendor's table is ignored: 6.1")
+        good = [SpopQuestion("before", iam_check(here.token(roles=["kiosk"])), ALLOW)]
+        here.wait_for_keys(good)
+        here.ask_all(good)
+        here.issuer().fault("*", "status", status=500)
+        count = 0
+        for what, key, policy in faults(base):
+            count += 1
+            answer = here.reload(policy)
+            if answer.get("reloaded"):
+                here.note_wrong(f"taken up: {what}")
+                here.must_reload(base, "the policy without a fault")
+            elif key and key not in str(answer.get("error")):
+                here.note_wrong(f"the error names no {key} ({what}): {str(answer.get('error'))[:120]}")
+            if count % _LOOK == 1:
+                token = here.token(roles=["kiosk"])
+                here.ask_all(
+                    [SpopQuestion(f"after a policy was turned down ({what})", iam_check(token), ALLOW)]
+                )
+        here.must_reload(base, "the former policy again")
+        token = here.token(roles=["kiosk"])
+        here.ask_all([*good, SpopQuestion("after the same policy again", iam_check(token), ALLOW)])
+    return f"{count} policies"
