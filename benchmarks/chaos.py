@@ -1,8 +1,9 @@
 """Kills, freezes and starves an agent, under traffic and reloads: `python -m benchmarks.chaos`.
 
 Each reload puts another policy in force; the rule that a verdict names says which. So each answer can be held
-against the versions that may have been in force between its question and its arrival: from the last one that
-the agent said all had confirmed, to the last one that it was told to take up. Faults are those of a bad day:
+against the versions that may have been in force between its question and its arrival: from the last version
+that
+the agent said all had confirmed, to the last version that it got. Faults are those of a bad day:
 members die by SIGKILL, stop by SIGSTOP, stutter, are starved by other work; the file is garbage; the key
 server fails; now and then the whole agent is killed and started again, with garbage for a configuration.
 
@@ -63,7 +64,7 @@ class Ledger:
     wrong: list[str] = field(default_factory=list)
 
     def opens(self, mark: int, path: int) -> bool:
-        """Whether the policy of this mark grants that path."""
+        """Return whether the policy of this mark grants that path."""
         return random.Random(f"{self.seed} {mark} {path}").random() < 0.5
 
     def possible(self, start: float, end: float) -> set[int]:

@@ -1,9 +1,10 @@
 """Two workers beside one, asked straight, in turn: `python -m benchmarks.cores`.
 
 The generator needs a core of its own, and two cores are all that many hosts have. So what counts is what a
-frame costs: two workers on two cores of their own take twice the frames of one, less by what a frame costs
-more when two are at it. Printed are that ratio, at least 1.7, and how the work is spread over the two, by
-CPU time: they have as many connections each (`accepting`), but a busy host may run one less than the other.
+frame costs: two workers on two cores of their own take twice the frames of a single worker, less by what a
+frame costs more when two are at it. Printed are that ratio, at least 1.7, and how the work is spread over
+the two, by CPU time: they have as many connections each (`accepting`), but a busy host may run one less than
+the other.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The law (SPEC.md section 2): a request of at most 16 kB without a valid credenti
 than 1 ms beyond the one signature check that it may ask for, and any log less than 4 kB, and a byte costs the
 same however many there are. Nobody can think of the worst request, so this climbs to it
 (`tests/support/hostile_requests.py`), and prints what it finds with its cost for each byte. The seed and the
-time are given; a search ends when its time does. Requests with a good credential, which are no stranger's,
-are searched and reported separately.
+time are given; a search ends when its time does. Requests with a good credential, which come from no
+stranger, are searched and reported separately.
 
 `--with S1` or `--with S2` puts an old fault back (a redaction pattern and a path index that cost the square),
 and `--with no-limits` takes the length limits away: what the search then finds shows that it can find.
@@ -32,7 +32,7 @@ from hostile_requests import (
 
 
 def report(target: Target, attack: Attack, tried: int, who: str) -> tuple[str, bool]:
-    """What was found, in words, and whether it keeps the law."""
+    """Return what was found, in words, and whether it keeps the law."""
     cost = target.cost(attack, times=25)
     said = (
         f"{who}: {tried} requests tried; the worst is {str(attack)[:300]}\n"

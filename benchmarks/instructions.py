@@ -67,7 +67,7 @@ def rendered(port):
 
 
 def executed(files, requests):
-    """Instructions of one HAProxy that started, answered so many requests, and stopped; None: it refused."""
+    """Instructions of an HAProxy that started, answered so many requests, and stopped; None: it refused."""
     with tempfile.TemporaryDirectory() as place, socket.create_server(("127.0.0.1", 0)) as listener:
         for name, text in files.items():
             Path(place, name).write_text(text)

@@ -198,7 +198,7 @@ def plain(world, token, count):
 
 
 def cost(stage, spec, policy, token, rounds):
-    """What back ends without streams pay, in pairs."""
+    """Return what back ends without streams pay, in pairs."""
     with stage.world(spec, policy) as shipped, stage.world(spec, policy) as bare:
         bare.haproxy._files = without_live(bare.haproxy._files)
         bare.haproxy.reload()
@@ -221,7 +221,9 @@ def cost(stage, spec, policy, token, rounds):
 
 
 def said(proxy, count, since, expires):
-    """What HAProxy's own log says of the ends: whole seconds after `exp`, and the termination flags."""
+    """Return what HAProxy's own log says of the ends: whole seconds after `exp`, and the termination
+    flags.
+    """
     deadline = time.monotonic() + 10
     while len(lines := proxy.log_lines(since)) < count and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -293,7 +295,7 @@ async def measure(options, issuer, world):
     world.agent.put("r.toml", '[[revocations]]\nid = "a"\nroles = ["writer"]\n')
     ends = await asyncio.wait_for(asyncio.gather(*few), 30)
     print(
-        f"100 streams of one role revoked among {options.idle}, after the file changed: "
+        f"100 streams of a role revoked among {options.idle}, after the file changed: "
         f"{percentiles([end - at for _, end in ends])}; "
         f"still open: {sum(not task.done() for task in idle)} of {options.idle}; "
         f"the agent's CPU for it: {used(parts['agent'])[0] - spent:.2f} s"

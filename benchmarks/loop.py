@@ -1,9 +1,9 @@
 """What the generator itself can do: `python -m benchmarks.loop`.
 
-Four figures. A closed loop of one process against HAProxy that answers by itself, beside `wrk` (a C client,
-one thread) in the same minutes, taking turns. Questions a second straight to the reference agent, pipelined,
-and the CPU time of both ends. What recording costs for each of the three latencies of an answer. And p50 at
-2,000 a second against a server that writes down the truth.
+Four figures. A closed loop in a single process against HAProxy that answers by itself, beside `wrk` (a C
+client, one thread) in the same minutes, taking turns. Questions a second straight to the reference agent,
+pipelined, and the CPU time of both ends. What recording costs for each of the three latencies of an answer.
+And p50 at 2,000 a second against a server that writes down the truth.
 """
 
 import re

@@ -1,9 +1,9 @@
 """A refresh storm, 10,000 random kids against the running agent: `python -m benchmarks.storm`.
 
-One connection sends them at a steady rate, two others ask with good tokens meanwhile: one that the agent
-knows, and one that it never saw, each of them once. The issuer is a real local HTTP server that counts.
+One connection sends them at a steady rate, two others ask with good tokens meanwhile: with a token that the
+agent knows, and with new tokens, each of them once. The issuer is a real local HTTP server that counts.
 Three kinds of spell alternate, so that all see the same machine: quiet, storm, and as many forged tokens of a
-known kid, which cost the agent work but no fetch, so that what is due to the refresh can be told from load.
+known kid, which cost the agent work but no fetch, so that the refresh's share can be separated from load.
 
 What must hold (JWKS-STORM-001): at most one fetch in each cooldown, and a p99 of good tokens within
 twice its quiet value. The second is only worth something where the agent and this program have a core each

@@ -40,7 +40,7 @@ def commands(line: str) -> Iterator[list[str]]:
 
 
 def unknown(words: list[str]) -> str:
-    """What a command line names that `iamroles` does not have, "" for nothing."""
+    """Return what a command line names that `iamroles` does not have, "" for nothing."""
     command: click.Command | None = None
     context = click.Context(click.Command("iamroles"))
     options: set[str] = {"--help", "-h", "--version"}

@@ -13,8 +13,8 @@ COMMANDS = {
     "bench gate": ("haproxy -W", 2),
     "demo": ("haproxy -W", 2),
 }
-"""How many processes of which kind are waited for. One that has just been started is not known to its guard:
-it would outlive SIGKILL."""
+"""How many processes of which kind are waited for. A process that has just been started is not known to its
+guard: it would outlive SIGKILL."""
 
 
 def until(true):

@@ -1,11 +1,11 @@
 """An agent in one process: the real parent's plane, fetcher, workers, gates and connections; no socket, no
-thread, no fork, no clock. Whoever calls decides what happens next, and what is wrong is written down.
+thread, no fork, no clock. The caller decides what happens next, and what is wrong is written down.
 
 What stands in for the world is small: the shell of the parent (`Agent.perform`, as `processes.supervisor`),
 a loader, a disk, an issuer, an operator's two files, and HAProxy's side of connections (`Line`).
 
-What must hold is looked at in two places. At each answer: the verdict is the one that the version in force in
-that worker gives at that moment, and no version below one that was confirmed. And at the end (`finish`), when
+What must hold is looked at in two parts. At each answer: the verdict is what the version in force in
+that worker gives at that moment, and no version below a confirmed one. And at the end (`finish`), when
 all faults are over: everybody agrees, nobody waits, nothing is left over, and the good are served.
 """
 
@@ -68,7 +68,7 @@ class Agent:
     """
 
     ill = 0
-    """How many of the next policies cannot be built by whoever tries."""
+    """How many of the next policies cannot be built by any process."""
 
     def __init__(self, workers: int, trace: Callable[[str], None] | None = None) -> None:
         self.time, self.workers, self._trace = Time(), workers, trace
@@ -97,7 +97,7 @@ class Agent:
         self.faults.append(what)
 
     def tell(self, what: str) -> None:
-        """For whoever reads along."""
+        """For a reader who follows."""
         if self._trace is not None:
             self._trace(f"{self.time.now - 1.8e9:7.2f} {what}")
 
@@ -400,7 +400,7 @@ class Agent:
             self.pass_time(0.25)
 
     def calm(self) -> bool:
-        """Whether the plane has nothing to do."""
+        """Return whether the plane has nothing to do."""
         plane = self.plane
         return (
             plane.changes.confirmed == len(plane.members.workers)

@@ -22,7 +22,7 @@ def finish(agent: Agent) -> None:
         agent.load()
     wanted = agent.mark
     agent.settle(lambda: _good_again(agent))
-    if agent.refused:  # the operator was told so
+    if agent.refused:  # the operator read so
         agent.load()
         agent.settle(lambda: _good_again(agent))
     if not agent.faults and marks()[agent.plane.document.policy] != wanted:

@@ -41,7 +41,7 @@ class Job:
         self.ran = True
         try:
             self.result, self.error = self.work(), None
-        except Exception as error:  # noqa: BLE001 - carried to whoever awaits
+        except Exception as error:  # noqa: BLE001 - carried to the task that awaits
             self.error = error
 
     def report(self) -> None:
@@ -90,7 +90,7 @@ class Pipe(asyncio.Transport):
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something to deliver."""
+        """Return whether there is something to deliver."""
         return not self.closed and not self.paused and self.protocol is not None and (
             bool(self.held) or self.ended
         )  # fmt: skip

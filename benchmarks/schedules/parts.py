@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @functools.lru_cache(65536)
 def verdict(payload: bytes) -> tuple[bool, str, str]:
-    """Whether an ACK allows, its reason, its rule."""
+    """Return whether an ACK allows, its reason, its rule."""
     found = {action.name: action.value for action in actions.decode(payload) if action.kind is not None}
     return (
         found["allow"] is True,
@@ -169,17 +169,17 @@ class Process:
 
     @property
     def runs(self) -> bool:
-        """Whether it can do anything."""
+        """Return whether it can do anything."""
         return self.alive and not self.frozen
 
     @property
     def serves(self) -> bool:
-        """Whether it answers questions."""
+        """Return whether it answers questions."""
         return self.alive and self.loop.accept is not None
 
     @property
     def document(self) -> Document:
-        """What is in force in it."""
+        """Return what is in force in it."""
         return self.member.link.document
 
     @property
@@ -198,7 +198,7 @@ class Process:
 
 
 class Line:
-    """HAProxy's side of one connection to a worker."""
+    """HAProxy's side of a connection to a worker."""
 
     def __init__(self, agent: Agent, process: Process) -> None:
         self.agent, self.process = agent, process
@@ -224,7 +224,7 @@ class Line:
         self.pipe.held.append(disconnect())
 
     def close(self) -> None:
-        """HAProxy closes: nobody waits for an answer any more."""
+        """HAProxy closes: nobody waits for an answer from now on."""
         self.lost()
         self.process.step(self.pipe.abort)
 

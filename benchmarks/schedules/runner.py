@@ -1,8 +1,8 @@
-"""A million schedules of one agent: `python -m benchmarks.schedules --count 1000000`.
+"""A million schedules of an agent: `python -m benchmarks.schedules --count 1000000`.
 
 A schedule is a list of choices: a frame arrives, a thread ends, a reload, a revocation, a death. It is drawn
 from a seed, and played on a virtual time in one process (`benchmarks.schedules.agent`), so it can be played
-again. `--seed N` shrinks one that fails to the choices that matter, and prints what happens. `--mutants`
+again. `--seed N` shrinks a failing schedule to the choices that matter, and prints what happens. `--mutants`
 plants each ordering bug in turn, and `--twice` plays each schedule twice: exit status 1 if a bug is not
 found, or a seed does not play the same schedule again.
 """
@@ -132,7 +132,7 @@ def shrink(seed: int, workers: int, choices: list[Choice]) -> list[Choice]:
 
 
 class _Wire(bytes):
-    """A message that travels as it is: how it is cut in bytes is no business of a schedule."""
+    """A message that travels as it is: how it is cut in bytes does not concern a schedule."""
 
     said: Message
 
@@ -236,7 +236,7 @@ def run(seeds: range, *, until_failure: bool = False) -> Result:
 
 
 def explain(seed: int) -> list[str]:
-    """The shrunk schedule of a seed that fails, as it is read; empty for one that does not fail."""
+    """The shrunk schedule of a seed that fails, as it is read; empty if it does not fail."""
     workers, choices = draw(seed)
     if not play(seed, workers, choices)[0].faults:
         return []
@@ -248,7 +248,7 @@ def explain(seed: int) -> list[str]:
 
 
 def _start(mutant: str) -> None:
-    """Of a process that plays: it goes on for all its life."""
+    """Prepare a process that plays: it goes on for all its life."""
     _whole.enter_context(virtual())
     _whole.enter_context(planted(mutant))
     run(range(20))
@@ -256,7 +256,7 @@ def _start(mutant: str) -> None:
 
 
 def _settle() -> None:
-    """What was made by now stays: parsed policies and tokens, which the collector need not look at again."""
+    """Keep what was made by now: parsed policies and tokens, which the collector need not look at again."""
     gc.unfreeze()  # the agents that still lived then have died
     gc.collect()
     gc.freeze()

@@ -3,7 +3,7 @@ that share nothing with the agent's.
 
 A policy has a *mark*. It grants some of four paths, and the rule that a verdict names tells the mark. Two of
 the marks take their keys from another address, so that a reload changes the source; one has shorter patience.
-A token is told by the number of its key, of its principal and of its end. Keys `k0` to `k2` have two
+A token is named by the number of its key, of its principal and of its end. Keys `k0` to `k2` have two
 materials each: an issuer may publish another key under a name that was used before.
 """
 
@@ -76,12 +76,12 @@ def notify_payload(asked: Asked) -> bytes:
 
 @functools.cache
 def opens(mark: int, path: int) -> bool:
-    """Whether the policy of a mark grants a path."""
+    """Return whether the policy of a mark grants a path."""
     return bool(random.Random(f"{mark} {path}").random() < 0.6)
 
 
 def address(mark: int) -> str:
-    """Where the policy of a mark takes its keys."""
+    """Return where the policy of a mark takes its keys."""
     return f"https://idp.example/{'b' if mark >= MARKS - 2 else 'a'}"
 
 
@@ -158,7 +158,7 @@ def faults(
     Args:
         asked: the question.
         mark: of the policy in force.
-        keys: in force; None where there are none, or they are too old.
+        keys: in force; None if they are missing or too old.
         revoked: principals.
         now: epoch seconds.
     """

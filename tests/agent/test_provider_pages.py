@@ -89,7 +89,7 @@ def test_each_block_loads(block):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_each_setting_that_a_page_names_is_set_somewhere_or_known(page):
-    """What stands in bold code is a key of the policy; what stands as `key = …` in a sentence too."""
+    """Return what stands in bold code is a key of the policy; what stands as `key = …` in a sentence too."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"\*\*`([a-z_]+)`\*\*", text)) | set(re.findall(r"`([a-z_]+) = ", text))
     known = {key for table in ("issuers", "sts") for key in _keys(table)}

@@ -143,7 +143,7 @@ def test_every_must_of_the_gate_is_proved_by_a_check() -> None:
 
 
 def load_catalogue_file_ids(name: str) -> set[str]:
-    """Ids of one file of the shipped catalogue."""
+    """Ids of a file of the shipped catalogue."""
     from importlib.resources import files
 
     text = (files("iamroles_scenarios") / "data" / "requirements" / name).read_text(encoding="utf-8")

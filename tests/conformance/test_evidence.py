@@ -38,7 +38,7 @@ def _keys(directory: Path, name: str) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with keys of a vendor and of a stranger, and bundles of one run: signed and unsigned."""
+    """A folder with keys of a vendor and of a stranger, and bundles of the same run: signed and unsigned."""
     directory = tmp_path_factory.mktemp("evidence")
     private, _ = _keys(directory, "vendor")
     _keys(directory, "stranger")

@@ -1,4 +1,4 @@
-"""The fork server: an agent that it forks behaves like one that the stage started."""
+"""The fork server: an agent that it forks behaves like an agent that the stage started."""
 
 from __future__ import annotations
 

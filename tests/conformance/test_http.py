@@ -15,7 +15,7 @@ from iamroles_scenarios.engine.http import HttpConnection, redacted, request_byt
 
 @contextmanager
 def _server(*answers: bytes) -> Iterator[tuple[tuple[str, int], list[bytes]]]:
-    """Answers each request of one connection with the next answer, then closes."""
+    """Answers each request on a connection with the next answer, then closes."""
     received: list[bytes] = []
     listener = socket.create_server(("127.0.0.1", 0))
 

@@ -1,4 +1,4 @@
-"""Faults of a set-up are told as such: one clear sentence, and the documented exit code."""
+"""Faults of a set-up are reported as such: one clear sentence, and the documented exit code."""
 
 from __future__ import annotations
 
@@ -305,5 +305,5 @@ def test_a_run_that_is_interrupted_reports_what_was_played_and_leaves_nothing(
     found = report.load(tmp_path / "report.json")
     passed = {check["name"] for check in found["checks"] if check["verdict"] == "pass"}
     assert {line.split()[1] for line in seen} <= passed
-    assert "harness-error" not in found["totals"], "an interrupted check is told as played"
+    assert "harness-error" not in found["totals"], "an interrupted check is reported as played"
     assert not run.family()

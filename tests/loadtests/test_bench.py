@@ -34,7 +34,7 @@ def text(rendered):
 
 
 def sound(rendered: Path, tmp_path: Path, text: str) -> str:
-    """What HAProxy says of a changed haproxy.cfg; "" if it takes it."""
+    """Return what HAProxy says of a changed haproxy.cfg; "" if it takes it."""
     for file in rendered.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "haproxy.cfg").write_text(text)

@@ -1,4 +1,4 @@
-"""Two results side by side: no difference where there is none, one where there is one, cautions."""
+"""Two results side by side: no difference between equals, a difference where they differ, cautions."""
 
 import copy
 import json

@@ -25,7 +25,7 @@ def compose(engine, pytestconfig):
 
 
 def containers(place, *more):
-    """Of the project whose files are there."""
+    """Return those of the project whose files are there."""
     project = (place / ".env").read_text().split("IAMROLES_PROJECT=")[1].splitlines()[0]
     label = f"label=com.docker.compose.project={project}"
     command = ["docker", "ps", "-q", "--filter", label, *more]

@@ -66,7 +66,8 @@ def test_ratios(example):
     assert not judged(example, ratios=[{**ratio, "at_most": above * 0.99}])["high.sent.p50 over low.sent.p50"]
     lanes = {"of": "new.sent.p50", "over": "remembered.sent.p50", "at_most": 1e9}
     assert judged(example, ratios=[lanes])["new.sent.p50 over remembered.sent.p50"]
-    # Of a phase that was played a percentile that is missing is no pass; a phase that was not is left out.
+    # Of a phase that was played a missing percentile does not count as a pass; a phase that was not is left
+    # out.
     missing = {"of": "high.sent.p99.99", "over": "low.sent.p50", "at_most": 1e9}
     assert not judged(example, ratios=[missing])["high.sent.p99.99 over low.sent.p50"]
     assert len(judged(example, ratios=[{**ratio, "of": "spike.sent.p50", "at_most": 1.0}])) == 2

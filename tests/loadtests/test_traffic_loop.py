@@ -318,7 +318,7 @@ def _certificate(directory):
 
 
 class Agent:
-    """Answers NOTIFYs with `status` and `allow`; those of one read last first."""
+    """Answers NOTIFYs with `status` and `allow`; those of the same read last first."""
 
     def __init__(self, status=200, talk=None):
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)

@@ -113,7 +113,7 @@ def ask(world, *arguments, **options):
 
 
 def asked(world, request_id):
-    """What the agent was asked for one request."""
+    """Return what the agent was asked for one request."""
     line = world.agent.wait_line(lambda text: text.startswith('{"asked"') and request_id in text)
     return json.loads(line)["asked"]["iam-check"]
 
@@ -133,12 +133,12 @@ def fields_of(path="/orders/1", answer=YES, *, method="GET", authority="api.exam
 
 
 def h2(world, path="/orders/1", answer=YES, **options):
-    """The status of one HTTP/2 request (RFC 9113, prior knowledge)."""
+    """The status of an HTTP/2 request (RFC 9113, prior knowledge)."""
     return h2_exchange(world, fields_of(path, answer, **options))[0]
 
 
 def h2_exchange(world, fields):
-    """Status and body of one HTTP/2 request; literal header fields only (RFC 7541). Status 0: reset."""
+    """Status and body of an HTTP/2 request; literal header fields only (RFC 7541). Status 0: reset."""
 
     def frame(kind, flags, stream, payload):
         return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload

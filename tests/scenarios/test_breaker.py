@@ -12,7 +12,7 @@ from iamroles_scenarios.stage.breaker import FAULTS, Breaker
 
 @pytest.fixture
 def echo():
-    """An echo server: what it is told it says, until it is told the end."""
+    """An echo server: it repeats its input until its end."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -49,7 +49,7 @@ def connected(breaker: Breaker) -> socket.socket:
 
 
 def told(sock: socket.socket, data: bytes) -> bytes:
-    """What comes back, until all did or the connection ended."""
+    """Return what comes back, until all did or the connection ended."""
     sock.sendall(data)
     back = b""
     while len(back) < len(data) and (piece := sock.recv(4096)):

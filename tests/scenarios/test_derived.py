@@ -179,7 +179,7 @@ def test_a_new_bound_without_a_check_is_found() -> None:
 
 
 def test_every_way_in_which_an_answer_never_ends_is_played() -> None:
-    """The mocks' faults are the ways in which a server fails; one that is new needs a row."""
+    """The mocks' faults are the ways in which a server fails; a new fault needs a row."""
     assert set(waits.WAYS) == ENDLESS
     assert set(waits.WAYS) | set(waits.ENDS) == KINDS
     assert not set(waits.WAYS) & set(waits.ENDS)

@@ -46,7 +46,7 @@ def signature(token: str) -> bytes:
 
 
 def signed(token: str, key: SigningKey, algorithm: str | None = None) -> bool:
-    """Whether the last segment is a signature over the first two, whatever they hold."""
+    """Return whether the last segment is a signature over the first two, whatever they hold."""
     data, _, tail = token.rpartition(".")
     checker = jwt.get_algorithm_by_name(algorithm or key.algorithm)
     return bool(

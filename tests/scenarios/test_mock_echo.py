@@ -134,7 +134,8 @@ def unmasked(opcode: int, payload: bytes) -> bytes:
 
 def test_websocket_echoes_pongs_and_closes(echo: Mock) -> None:
     key = base64.b64encode(bytes(16)).decode()
-    handshake = f"GET /live HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+    fields = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
+    handshake = f"GET /live HTTP/1.1\r\nHost: h\r\n{fields}\r\n"
     with connected(echo) as connection:
         connection.sendall(handshake.encode() + masked(1, b"hello") + masked(9, b"p"))
         connection.sendall(masked(1, b"a" * 200, final=False) + masked(0, b"b") + masked(8, b"\x03\xe8"))

@@ -369,7 +369,7 @@ time.sleep(600)
 
 
 def listening(port):
-    """Whether any socket of this host listens on a port (proc(5), /proc/net/tcp: state 0A)."""
+    """Return whether any socket of this host listens on a port (proc(5), /proc/net/tcp: state 0A)."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return any(row[3] == "0A" and row[1].endswith(f":{port:04X}") for row in rows)
 

@@ -324,7 +324,7 @@ def test_a_letter_that_folds_into_a_delimiter_is_refused(world, mask):
 
 
 def judged(text):
-    """What the rule says of a path of encoded bytes: these are UTF-8, or they are refused."""
+    """Return what the rule says of a path of encoded bytes: these are UTF-8, or they are refused."""
     try:
         decoded = text.decode()
     except UnicodeDecodeError:
@@ -541,7 +541,7 @@ CHOICES = {
 
 
 def render(directory, options=()):
-    """The shipped files for a policy of one backend."""
+    """The shipped files for a policy with a single backend."""
     policy = directory / "policy.json"
     policy.write_text(json.dumps({**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}))
     command = [find_program("iamroles", directory), "policy", "render", "--config", str(policy)]

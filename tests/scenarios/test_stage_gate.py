@@ -287,7 +287,7 @@ def test_a_silent_agent_costs_the_processing_timeout_and_gives_503(world):
 )
 def test_an_agent_that_breaks_the_protocol_is_503_and_the_gate_recovers(world, trick):
     # A world of its own: some releases keep the broken connection for a while, and a request on it times out.
-    # 2.6 with a single thread never leaves one that sent a length of 0 (docs/haproxy.md).
+    # 2.6 with a single thread never leaves an agent that sent a length of 0 (docs/haproxy.md).
     settings = {"IAM_TIMEOUT_PROCESSING": "500ms", "IAM_THREADS": "2"}
     with world.stage.world(puppet_spec(), POLICY, settings=settings) as own:
         assert ask(own, answer={**YES, **trick}).status == 503
@@ -316,7 +316,7 @@ def test_nothing_is_kept_from_the_request_before(world):
         for answer in (YES, {"_silent": True}, {}, {"status": 401, "allow": False}, YES, {"_broken": True}):
             connection.sendall(raw(answer=answer))
             statuses.append(Answer(connection).status)
-            if statuses[-1] != 200:  # a refusal may end the connection; a new one is no proof of a leak
+            if statuses[-1] != 200:  # a refusal may end the connection; a new one does not prove a leak
                 break
         assert statuses == [200, 503]
 
@@ -501,7 +501,7 @@ def test_an_agent_that_is_down_costs_nothing_and_comes_back(world):
         assert ask(world, f"/down/{number}").status == 503
         records.append(world.haproxy.wait_log(lambda line, n=number: line["path"] == f"/down/{n}"))
     assert all(record["fault"] != "-" for record in records)
-    # Of several, because a busy host delays some. Whoever waits for the agent takes 500 ms each time.
+    # Of several, because a busy host delays some. A request that waits for the agent takes 500 ms each time.
     assert min(record["ms"] for record in records) < 250
     world.agent.start()
     assert world.haproxy.wait_agent(up=True, within=WITHIN)

@@ -59,7 +59,7 @@ class Bench:
         self.pids = 100
 
     def did(self) -> list[str]:
-        """What is to be done now, forks done at once."""
+        """Return what is to be done now, forks done at once."""
         lines = []
         for effect in self.plane.take():
             if isinstance(effect, Send):

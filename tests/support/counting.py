@@ -1,7 +1,7 @@
 """Work counted, not timed: how often the interpreter runs a line, or calls a function of Python or C.
 
 A count is the same on every machine and on a busy one. What one call of a C function costs is not in it, so
-a test that must see a quadratic pattern inside `re` compares processor times of one process instead.
+a test that must see a quadratic pattern inside `re` compares CPU times within a process instead.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ class Target:
         self.connection.data_to_send()
 
     def cost(self, attack: Attack, *, share: float = 1.0, times: int = 1) -> Cost:
-        """What a request takes, the least of some tries."""
+        """Return what a request takes, the least of some tries."""
         frame = self.frame(attack, share)
         cost = Cost(len(frame), float("inf"))
         for _ in range(times):
@@ -276,7 +276,7 @@ def search(
     seconds: float = float("inf"),
     tries: int = 1 << 30,
 ) -> tuple[Attack, int]:
-    """Climb, for so many seconds of processor time or so many tries.
+    """Climb, for this many seconds of CPU or this many tries.
 
     Returns:
         The attack that is worth most, and how many were tried.
@@ -311,7 +311,7 @@ def search(
 
 
 def growth(target: Target, attack: Attack) -> float:
-    """How much a byte costs in the whole request, for what it costs in a quarter of it: 1 is flat."""
+    """Return how much a byte costs in the whole request, for what it costs in a quarter of it: 1 is flat."""
     whole, quarter = (target.cost(attack, share=share, times=9) for share in (1.0, 0.25))
     return whole.each / max(quarter.each, 1.0)
 

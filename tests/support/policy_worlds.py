@@ -127,7 +127,7 @@ def matches(rule: Any, request: Request, *, deny: bool) -> bool:
         return False
     if rule.hosts:
         if not request.host or " " in request.host:
-            return_deny = deny  # DENY-ERROR-001: cannot be told
+            return_deny = deny  # DENY-ERROR-001: cannot be decided
             if not return_deny:
                 return False
         elif not any(_host(pattern, request.host) for pattern in rule.hosts):

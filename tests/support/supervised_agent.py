@@ -3,7 +3,7 @@
 Each worker's gate tells its pid and the policy in force there, which is the text of the state file. The text
 also says how to behave: `refuse` and `die` at the start of worker 1; `bad`, `crash`, `wait`, `long report` in
 the loader; `bad for one`, `slow for one`, `nonsense of one` where worker 1 prepares; `deaf for one` where it
-should switch; `stuck` where a worker drains; `patient` leaves connections to whoever has fewer for longer
+should switch; `stuck` where a worker drains; `patient` leaves connections to a worker with fewer for longer
 than any test.
 """
 

@@ -431,7 +431,7 @@ def drained(reader: int) -> bytes:
             more = os.read(reader, 1 << 16)
         except BlockingIOError:
             return text
-        if not more:  # nobody writes any more
+        if not more:  # no writer is left
             return text
         text += more
 

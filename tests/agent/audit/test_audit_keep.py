@@ -25,7 +25,7 @@ def opened(path: Path, **more: object) -> Audit:
 
 
 def fill(log: Audit, begin: int, count: int) -> None:
-    """So many records of about 1.8 kB; a batch is about a share of the budget."""
+    """Write this many records of about 1.8 kB; a batch is about a share of the budget."""
     for number in range(begin, begin + count):
         assert decided(
             log, Decision(allow=True, principal="alice"), request_id=f"r{number}", src="192.0.2.7",

@@ -206,7 +206,7 @@ def test_an_audit_log_that_cannot_be_written_refuses_every_request(tmp_path):
             player = ProxyPlayer(world, PATIENCE)
             for _ in range(3):
                 seen = player.ask(RequestSpec(path="/orders/1"), token, with_reason=True)
-                # Its health check fails as well, so HAProxy soon stops asking it: then there is no reason.
+                # Its health check fails as well, so HAProxy soon stops asking it: then the reason is missing.
                 assert seen.status == 503
                 assert seen.reason in ("internal_error", "-")
             player.close()

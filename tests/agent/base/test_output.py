@@ -14,7 +14,7 @@ from iamroles_agent.base.output import Output
 @contextlib.contextmanager
 def unread_standard_output() -> Iterator[int]:
     """Descriptor 1 is a pipe for a while; gives its reading end, not blocking. (No fixture: pytest's own
-    capture sets the descriptor anew between fixtures and test.)"""
+    capture sets the descriptor again between fixtures and test.)"""
     reader, writer = os.pipe()
     former = os.dup(1)
     os.dup2(writer, 1)

@@ -1,7 +1,7 @@
 """The control plane as transcripts: each fault is an event, each answer an effect, time is a number.
 
 The numbers in the names are those of the faults that each was written for: a worker that comes back with an
-old policy, a reload that is half done, a member that never answers, one that talks nonsense.
+old policy, a reload that is half done, a member that never answers, a member that talks nonsense.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def test_a_replacement_is_born_with_the_version_in_force(workers):
 
 
 def test_a_worker_that_refuses_ends_the_reload_and_nothing_changes():
-    """H2: all or nobody."""
+    """All or nobody."""
     bench = Bench(2).up()
     bench.loads(TWO)
     bench.hears(0, "prepared", version=2)
@@ -141,7 +141,7 @@ def test_where_no_worker_prepares_in_time_nobody_is_killed_and_the_reload_fails(
 
 
 def test_who_does_not_switch_in_time_is_killed_and_the_outcome_waits_for_its_replacement():
-    """H3: after the commit it still enforces the version before."""
+    """After the commit it still enforces the version before."""
     bench = Bench(2).up()
     bench.loads(TWO)
     bench.all_say("prepared", 2)
@@ -327,7 +327,7 @@ def test_key_sets_of_the_fetcher_go_together_and_a_reload_goes_alone():
 
 
 def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key():
-    """H9: one question of the fetcher, one change for all."""
+    """One question of the fetcher, one change for all."""
     bench = Bench(2).up()
     assert bench.hears(1, "ask", id=7, topic="keys", body={"kid": "new"}) == ["fetcher < ask keys 1"]
     bench.proposes("keys/a", KEYS, 1)
@@ -444,7 +444,7 @@ def test_the_same_content_is_not_called_saved_where_the_disk_does_not_have_it():
 
 
 def test_what_a_dead_fetcher_proposed_never_comes_into_force():
-    """The next one looks at the revocations anew: what came later would undo what it has confirmed."""
+    """The next one looks at the revocations again: what came later would undo what it has confirmed."""
     bench = Bench(2).up()
     bench.proposes("revocations", TWO, 1)
     bench.proposes("revocations", THREE, 2)
@@ -514,7 +514,7 @@ def test_the_end_workers_first_then_the_fetcher():
 
 
 class Family:
-    """Members that do what they are told, at times of their own, and die, refuse or stay silent by chance."""
+    """Members that follow orders, at times of their own, and die, refuse or stay silent by chance."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -576,7 +576,7 @@ class Family:
             self.bench.hears(index, "prepared", version=version)
 
     def _take(self) -> None:
-        """What the members were told since."""
+        """Return what the members received since."""
         self.bench.did()
         for place, said in self.bench.sent[self._read :]:
             if said.say in ("prepare", "switch"):
@@ -600,8 +600,8 @@ class Family:
 
 
 def test_whatever_happens_nobody_serves_anything_but_what_is_in_force():
-    """What must hold at every moment: once a reload is confirmed, each worker that serves has at least its
-    version; a worker is asked to serve only with the version that is in force; versions only grow.
+    """Return what must hold at every moment: once a reload is confirmed, each worker that serves has at
+    least its version; a worker is asked to serve only with the version that is in force; versions only grow.
     """
     commits = 0
     for seed in range(150):

@@ -1,4 +1,4 @@
-"""The state directory under stress: a full disk, a writer that died, an index that is none."""
+"""The state directory under stress: a full disk, a writer that died, an invalid index."""
 
 from __future__ import annotations
 

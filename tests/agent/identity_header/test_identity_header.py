@@ -69,7 +69,7 @@ def test_a_published_key_says_nothing_of_the_private_one():
     st.lists(st.floats(0.0, 30 * DAY), min_size=1, max_size=8),
 )
 def test_a_key_signs_only_after_a_lead_and_is_published_until_its_tokens_are_dead(rotate, pauses):
-    """However late whoever keeps the ring looks at it: what signs was published long before."""
+    """However late the keeper of the ring looks at it: what signs was published long before."""
     ring, now = KeyRing.first(NOW, rotate), float(NOW)
     published = dict.fromkeys((key.kid for key in ring.keys), now)
     born = ring.keys[0].kid

@@ -1,4 +1,6 @@
-"""A master socket that is none, another's, or does not answer: said once, clearly, and expiry is unharmed."""
+"""A master socket that is invalid, another's, or does not answer: said once, clearly, and expiry is
+unharmed.
+"""
 
 import asyncio
 import os

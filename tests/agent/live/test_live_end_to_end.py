@@ -1,4 +1,4 @@
-"""Revocation and sessions as an operator meets them: commands, HAProxy, an agent of one or more workers."""
+"""Revocation and sessions as an operator meets them: commands, HAProxy, an agent of a worker or more."""
 
 import json
 import re
@@ -55,7 +55,7 @@ class Gate:
         return CliRunner().invoke(command, [words[0], *given, *words[1:]] if words else given)
 
     def connected(self, principal):
-        """What `iamroles sessions` tells of somebody."""
+        """Return what `iamroles sessions` tells of somebody."""
         done = CliRunner().invoke(sessions, ["--config", str(self.config), "--json"])
         if done.exit_code == 3:
             return []  # a busy host: HAProxy does not answer in time
@@ -93,7 +93,7 @@ class Gate:
 
 
 def until(look, count=1):
-    """What a look shows, once it is so much; or at the deadline."""
+    """Return what a look shows, once it is so much; or at the deadline."""
     deadline = time.monotonic() + PATIENCE
     while len(found := look()) != count and time.monotonic() < deadline:
         time.sleep(0.05)

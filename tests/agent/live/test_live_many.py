@@ -36,7 +36,7 @@ def gate():
 
 
 def opened(here, role, count):
-    """So many silent WebSockets of a role."""
+    """Open this many silent WebSockets of a role."""
     token = here.token(sub=role, roles=[role], exp="+30m")
     head = StreamShape("websocket", busy=False).head(f"/live/{role}", token)
     found = []

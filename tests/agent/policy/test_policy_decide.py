@@ -434,7 +434,7 @@ def test_version_follows_what_bears_on_verdicts_only() -> None:
 
 
 def test_a_deny_by_host_also_denies_a_request_without_host() -> None:
-    """P1: the back end of an HTTP/1.0 request without Host takes the host from the request line."""
+    """The back end of an HTTP/1.0 request without Host takes the host from the request line."""
     more = '[[denies]]\nid = "D1"\nroles = ["*"]\npath = "/orders"\nhosts = ["admin.example.com"]\n'
 
     assert ask(examples(more=more), identity("reader"), "GET /orders", host="").rule == "D1"
@@ -451,7 +451,7 @@ def test_a_deny_by_host_also_denies_a_request_without_host() -> None:
     ids=["deep", "long", "labels", "triplets"],
 )
 def test_the_work_grows_with_the_length_and_not_with_its_square(request_: Request) -> None:
-    """S2: all prefixes of a deep path, and all suffixes of a host of many labels, are its square."""
+    """All prefixes of a deep path, and all suffixes of a host of many labels, are its square."""
     policy = examples(more=R6)
     long = steps(lambda: policy.decide(identity("reader"), request_))
     usual = steps(lambda: policy.decide(identity("reader"), Request("GET", "", "/orders/1", SRC)))

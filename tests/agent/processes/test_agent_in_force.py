@@ -108,7 +108,7 @@ class Running:
         return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
     def ask(self, token: str, path: str = "/orders/1") -> str:
-        """What a new connection is answered: `allow`, or the reason."""
+        """Return what a new connection is answered: `allow`, or the reason."""
         with connect(self.address) as sock:
             return self._asked(sock, token, path)
 
@@ -119,7 +119,7 @@ class Running:
         return "allow" if said["allow"] else str(said["reason"].decode())
 
     def all_say(self, token: str) -> set[str]:
-        """What so many connections are answered that each worker has some."""
+        """Return what so many connections are answered that each worker has some."""
         with ExitStack() as held:
             socks = [held.enter_context(connect(self.address)) for _ in range(24)]
             return {self._asked(sock, token, "/orders/1") for sock in socks}
@@ -128,7 +128,7 @@ class Running:
         return local_socket.ask(self.directory / "state" / "agent.sock", {"command": "status"})
 
     def health(self) -> tuple[int, dict[str, Any]]:
-        """Of the last worker that said where its metrics are."""
+        """Return it of the last worker that said where its metrics are."""
         url = self.log().rpartition("metrics on ")[2].split()[0].replace("/metrics", "/healthz")
         try:
             with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
@@ -392,7 +392,7 @@ def test_keys_outlive_a_new_cooldown_while_the_issuer_is_down(tmp_path, server, 
 
 
 def test_a_question_under_way_is_answered_by_what_the_reload_put_in_force(tmp_path, server, workers):
-    """H6: it waits for a key set, through a reload that closes what it asks for."""
+    """It waits for a key set, through a reload that closes what it asks for."""
     arrived, gate = threading.Event(), threading.Event()
     good = server.replies["/jwks"]
 
@@ -456,7 +456,7 @@ def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, serve
 
 
 def test_nobody_reads_standard_error(tmp_path, server, workers):
-    """H12: a pipe that is full and stays full."""
+    """A pipe that is full and stays full."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:

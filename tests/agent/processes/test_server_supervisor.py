@@ -138,7 +138,7 @@ def until(condition: Callable[[], bool]) -> None:
 def ask_until_heard(address: object, pids: set[int]) -> set[str]:
     """States of these workers, asked until each has answered."""
     states: dict[int, str] = {}
-    with ExitStack() as held:  # who has none gets the next one
+    with ExitStack() as held:  # a worker without connections gets the next
 
         def all_heard() -> bool:
             pid, state = asked(held.enter_context(connect(address)))
@@ -227,7 +227,7 @@ def test_a_reload_that_one_worker_refuses_changes_nothing_anywhere(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_report_of_any_length_arrives_and_the_next_reload_is_answered(tmp_path, workers):
-    """H4: 3,000 errors are more than a socket's buffer holds."""
+    """3,000 errors are more than a socket's buffer holds."""
     with running(tmp_path, workers) as agent:
         agent.line()
 
@@ -282,7 +282,7 @@ def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
     ],
 )
 def test_a_worker_that_fails_a_phase_is_replaced_with_the_new_version(tmp_path, state, why):
-    """H3, H4: also one that is killed for silence, because it blocks its event loop."""
+    """Also a worker that is killed for silence, because it blocks its event loop."""
     with running(tmp_path, 3) as agent:
         address = agent.line()["address"]
         before = agent.children()
@@ -310,7 +310,7 @@ def test_terminated_with_work_under_way(tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_killed_workers_are_replaced_with_the_version_in_force(tmp_path, workers):
-    """H1: whatever the file says meanwhile."""
+    """Whatever the file says meanwhile."""
     with running(tmp_path, workers) as agent:
         address = agent.line()["address"]
         agent.reload("two")
@@ -422,7 +422,7 @@ def test_a_replaced_worker_gets_its_share(tmp_path):
         victim, other = spread
         assert spread[other] == 4
         os.kill(victim, signal.SIGKILL)
-        until(lambda: connected() not in spread)  # while there is no other, it takes what comes
+        until(lambda: connected() not in spread)  # while it is alone, it takes what comes
         (fresh,) = agent.children() - {other}
         status = Counter(connected() for _ in range(3))
 
@@ -440,7 +440,7 @@ def test_a_frozen_worker_lets_others_accept(tmp_path):
 
 
 def test_connections_outlive_workers_that_never_accepted_them(tmp_path):
-    """Whoever connects while a worker is killed is answered, or cut off at once with that worker."""
+    """A client that connects while a worker is killed is answered, or cut off at once with that worker."""
     with running(tmp_path, 3) as agent:
         address = agent.line()["address"]
         answered = 0

@@ -1,4 +1,6 @@
-"""Who accepts a connection. Other workers are numbers in shared memory; one that never changes is stuck."""
+"""Who accepts a connection. Other workers are numbers in shared memory; a number that never changes is
+stuck.
+"""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_a_new_policy_forgets_everything_at_once(bench):
 
 
 def test_a_verdict_begun_under_the_old_policy_is_given_by_the_new(bench):
-    """H6: whoever waited through a reload is answered by what the reload put in force."""
+    """A caller that waited through a reload is answered by what the reload put in force."""
 
     async def race():
         obtained = asyncio.Event()

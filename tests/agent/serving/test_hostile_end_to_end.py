@@ -49,7 +49,7 @@ class BusySts:
 
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_forged_credentials_leave_a_good_caller_its_turn(tmp_path, workers):
-    """S4: 400 forged credentials once made a good caller wait until its time was over (503)."""
+    """400 forged credentials once made a good caller wait until its time was over (503)."""
     busy = BusySts()
     with serving() as server:
         server.replies["/"] = busy.answer
@@ -94,7 +94,7 @@ async def test_forged_credentials_leave_a_good_caller_its_turn(tmp_path, workers
 
 
 async def test_a_good_client_is_answered_between_hostile_requests(tmp_path):
-    """S1: one path of 14 kB once kept everyone waiting for more than a second."""
+    """One path of 14 kB once kept everyone waiting for more than a second."""
     config = {
         "version": 1,
         "agent": {"listen": "127.0.0.1:0"},

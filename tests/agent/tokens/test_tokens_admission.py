@@ -49,7 +49,7 @@ def test_a_call_starts_at_once_while_there_is_room():
 
 
 def test_a_flood_of_forged_credentials_leaves_room_for_a_known_key():
-    """S4: 400 forged credentials in one queue made a good caller wait past its time."""
+    """400 forged credentials in one queue made a good caller wait past its time."""
     queue = Queue()
     queue.know("AKIAGOOD", "office")
     for n in range(400):
@@ -60,7 +60,7 @@ def test_a_flood_of_forged_credentials_leaves_room_for_a_known_key():
 
 
 def test_a_known_key_is_known_at_its_own_source_only():
-    """An access key id is no secret: a forger elsewhere writes it too."""
+    """An access key id stays no secret: a forger elsewhere writes it too."""
     queue = Queue()
     queue.know("AKIAGOOD", "office")
     for n in range(400):

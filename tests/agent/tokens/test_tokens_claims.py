@@ -385,7 +385,7 @@ def test_a_tag_has_no_outer_blanks(name, value):
     ids=str,
 )
 def test_an_array_of_audiences_in_a_cognito_id_token(aud, expected):
-    """P11: a list is no member of a set: this was a TypeError."""
+    """A list cannot be a member of a set: this was a TypeError."""
     token = claims(token_use="id", aud=aud, roles=..., **{"cognito:roles": [ROLE]})
 
     assert reason(token, profile="cognito") == expected

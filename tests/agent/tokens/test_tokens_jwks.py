@@ -348,7 +348,7 @@ def drip(*before: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
 
 @pytest.mark.parametrize("before", [(), (b"HTTP/1.1 200 OK\r\n", b"X-Drip: ")])
 async def test_a_key_server_that_drips_its_headers_stops_no_renewal(server, before):
-    """H8: a key that was removed is refused, though the server drips at every renewal but some."""
+    """A key that was removed is refused, though the server drips at every renewal but some."""
     good = server.replies["/jwks"]
     async with running(config(server, timeout="300ms", refresh="400ms", max_stale="1500ms")) as agent:
         token = old(iss=server.url)
@@ -364,7 +364,7 @@ async def test_a_key_server_that_drips_its_headers_stops_no_renewal(server, befo
 
 
 async def test_a_flight_that_never_ends_is_left_behind(server, monkeypatch):
-    """H8: a resolver that hangs cannot be cut, but the next flight begins."""
+    """A resolver that hangs cannot be cut, but the next flight begins."""
     hang = threading.Event()
     real, asked = socket.getaddrinfo, []
 
@@ -382,7 +382,7 @@ async def test_a_flight_that_never_ends_is_left_behind(server, monkeypatch):
 
 
 async def test_new_timing_for_an_unchanged_issuer_keeps_its_keys_through_an_outage(server):
-    """H7: a reload that changes `cooldown` alone, while the issuer is down."""
+    """A reload that changes `cooldown` alone, while the issuer is down."""
     async with running(config(server)) as agent:
         token = old(iss=server.url)
         assert await reason(agent, token) == ""

@@ -255,7 +255,7 @@ def block(content: bytes, *, lead: bytes = b"\x00\x01", fill: bytes = b"\xff", l
     [
         block(DIGEST_INFO + HASH)[:-1] + bytes([HASH[-1] ^ 1]),  # another hash
         (b"\x00\x01" + b"\xff" * 8 + b"\x00" + DIGEST_INFO + HASH).ljust(256, b"\x00"),  # Bleichenbacher 2006
-        block(NO_NULL + HASH),  # BER variants of one DigestInfo
+        block(NO_NULL + HASH),  # BER variants of a DigestInfo
         block(DIGEST_INFO.replace(b"\x30\x31", b"\x30\x81\x31") + HASH),
         block(HASH),  # no DigestInfo
         block(DIGEST_INFO + HASH + b"\x00"),
@@ -415,7 +415,7 @@ def test_an_rsa_and_an_ec_key_may_share_a_kid():
     ],
 )
 def test_ed25519_has_a_name_of_its_own(pinned, published, signed, expected):
-    """RFC 9864. A pin is a pin: whoever names one of the two names does not accept the other."""
+    """RFC 9864. A pin is a pin: a policy with either of the two names does not accept the other."""
     authenticator = authenticator_with([public_jwk(ED_KEY, "k1", published)], algorithms=[pinned])
     header = encode_base64url(json.dumps({"alg": signed, "kid": "k1"}).encode())
     body = encode_base64url(json.dumps(claims()).encode())

@@ -456,7 +456,7 @@ async def asked(verifier: StsVerifier, header: str, source: str) -> str:
 
 
 def flood(verifier: StsVerifier, sources: int, count: int = 400) -> list[asyncio.Task[str]]:
-    """So many forged credentials at once, each with an access key id of its own."""
+    """Send this many forged credentials at once, each with an access key id of its own."""
     return [
         asyncio.create_task(asked(verifier, signed_by(f"AKIA{n:016d}"), f"192.0.2.{n % sources}"))
         for n in range(count)

@@ -281,7 +281,9 @@ class TestLog:
         assert [note.read_text() for note in signed.notes] == before
 
     def test_older_files_may_be_gone(self, signed):
-        """What was deleted when its time was over need not be kept to go on: a start states the tree."""
+        """Return what was deleted when its time was over need not be kept to go on: a start states the
+        tree.
+        """
         files = [file for file in signed.files if not file.name.endswith(".1")]
 
         assert run("verify", *files, *given_notes(signed)).code == 0

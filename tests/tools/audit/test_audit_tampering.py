@@ -71,7 +71,7 @@ class Logs:
     names: list[str] = field(default_factory=list)
 
     def judged(self, files: dict[str, Lines]) -> bool:
-        """Whether `verify` calls these files whole, the genuine heads beside them."""
+        """Return whether `verify` calls these files whole, the genuine heads beside them."""
         for name in self.names:
             (self.directory / name).unlink(missing_ok=True)
             if name in files:

@@ -1,4 +1,4 @@
-"""A change of policy does exactly what brute force says it does, and all of it is told."""
+"""A change of policy does exactly what brute force says it does, and reports all of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
 
 
 def backend(config: Config, change: Change, *, chosen: bool = True) -> str:
-    """Where the witness leads: by the change's own role, or (not chosen) by all roles of the token."""
+    """Return where the witness leads: by the change's own role, or (not chosen) by all roles of the token."""
     held = [RoleArn.parse(arns[0]) for arns in (change.roles, change.companions) if arns]
     who = Identity("idp", "me", "s", tuple(held), 2000, 1000, held[0] if chosen else None)
     return Policy(config).decide(who, change.witness).backend
@@ -92,7 +92,7 @@ def tokens(multi_role: str) -> Iterable[tuple[tuple[RoleArn, ...], RoleArn | Non
 
 
 def told(found: Difference, held: tuple[RoleArn, ...], active: RoleArn | None, request: Request) -> set[str]:
-    """What the difference says of one token and one request."""
+    """Return what the difference says of a token and a request."""
     actives = {str(arn) for arn in ([active] if active else held)}
     carried = {str(arn) for arn in held}
     kinds = set()

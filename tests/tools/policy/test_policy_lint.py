@@ -64,7 +64,9 @@ def test_what_is_called_useless_can_go_and_what_is_not_matters(data: dict[str, A
 
 
 def _opened(config: Config, deny: Any) -> bool:
-    """Whether a kept deny stands alone against some grant: with other denies it may overlap in part."""
+    """Return whether a kept deny stands alone against some grant: with other denies it may overlap in
+    part.
+    """
     others = [other for other in config.denies if other is not deny]
     return any(
         worlds.matches(deny, request, deny=True)
