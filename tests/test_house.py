@@ -110,28 +110,20 @@ def python_files(folder: str) -> list[Path]:
 
 def texts() -> list[tuple[bool, str]]:
     """Each page, docstring, comment, message and data file; true for the docstring of a function."""
-    found = []
+    found: list[tuple[bool, str]] = []
     for name in TRACKED:
-        path = ROOT / name
+        source = (ROOT / name).read_text() if name.endswith((".md", ".toml", ".py")) else ""
         if name.endswith(".md") or (name.endswith(".toml") and "/data/" in name):
-            found.append((False, path.read_text()))
+            found.append((False, source))
         if not name.endswith(".py"):
             continue
-        source = path.read_text()
-        heads = set()
-        for node in ast.walk(tree := ast.parse(source)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and isinstance(
-                node.body[0], ast.Expr
-            ):
-                heads.add(node.body[0].value)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-                found.append((node in heads, node.value))
-        found += [
-            (False, token.string)
-            for token in tokenize.generate_tokens(io.StringIO(source).readline)
-            if token.type == tokenize.COMMENT
-        ]
+        nodes = list(ast.walk(ast.parse(source)))
+        functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        heads = {getattr(node.body[0], "value", None) for node in functions}
+        constants = [node for node in nodes if isinstance(node, ast.Constant) and " " in str(node.value)]
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        found += [(node in heads, node.value) for node in constants if isinstance(node.value, str)]
+        found += [(False, token.string) for token in tokens if token.type == tokenize.COMMENT]
     return found
 
 

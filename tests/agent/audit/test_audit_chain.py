@@ -219,7 +219,7 @@ def test_one_foreign_line_is_one_finding(genuine, tmp_path, line):
 
 
 def test_lines_of_another_worker_are_foreign(genuine, tmp_path):
-    """Seen before (S6): a chain inserted under another worker's number was taken for a second worker's."""
+    """Seen before: a chain inserted under another worker's number was taken for a second worker's."""
     other = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")), worker=7)
     record(other, 3)
     other.close()
