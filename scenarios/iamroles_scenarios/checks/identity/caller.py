@@ -27,11 +27,11 @@ def host(target: Target) -> None:
 
     The signature is sound for the true host. Only the URL's authority differs, or both do.
     """
-    with bench(target, WORLD, flow="hosts") as one, listening() as listener:
-        keys = one.session()
-        one.expect("the host itself", one.credential(keys), ALLOWED)
-        calls = one.sts_calls()
-        true = one.sts_host
+    with bench(target, WORLD, flow="hosts") as here, listening() as listener:
+        keys = here.session()
+        here.expect("the host itself", here.credential(keys), ALLOWED)
+        calls = here.sts_calls()
+        true = here.sts_host
         for false in (
             f"{true}.evil.example", f"evil-{true}", f"{true}:443", f"{true}:80", f"{true}.", f"user@{true}",
             f"user:pass@{true}", f"{true}@{listener.host}", f"{listener.host}", f"{true}%2f@{listener.host}",
@@ -40,10 +40,10 @@ def host(target: Target) -> None:
             true.replace(".", "\u3002"), true.replace("s", "\u017f"),
         ):  # fmt: skip
             answer = refused("issuer_untrusted", "token_malformed", "sts_rejected")
-            one.expect(f"host {false!r}", one.credential(keys, url_host=false), answer)
-            one.expect(f"host {false!r}, signed", one.credential(keys, host=false), answer)
-        must_be_silent(one, listener, None, "a host")
-        if one.sts_calls() != calls:
+            here.expect(f"host {false!r}", here.credential(keys, url_host=false), answer)
+            here.expect(f"host {false!r}, signed", here.credential(keys, host=false), answer)
+        must_be_silent(here, listener, None, "a host")
+        if here.sts_calls() != calls:
             raise CheckFailed("a URL of a false host made the agent call STS", Evidence(expected="no call"))
 
 
@@ -53,10 +53,10 @@ def rebuilt(target: Target) -> None:
 
     The check reads the last request that reached the cloud under this flow's host.
     """
-    with bench(target, WORLD, flow="rebuilt") as one:
-        keys = one.session()
-        one.expect("a sound credential", one.credential(keys), ALLOWED)
-        _looks_rebuilt(one)
+    with bench(target, WORLD, flow="rebuilt") as here:
+        keys = here.session()
+        here.expect("a sound credential", here.credential(keys), ALLOWED)
+        _looks_rebuilt(here)
         chosen: list[dict[str, Any]] = [
             {"order": "reversed"},
             {"case": "lower"},
@@ -69,12 +69,10 @@ def rebuilt(target: Target) -> None:
             {"fragment": "evil"},
         ]
         for recipe in chosen:
-            one.ask(one.credential(keys, **recipe))
-            _looks_rebuilt(one)
-        here = f"@{one.sts_host}"
-        if others := [
-            name for name in one.cloud.counters() if name.endswith(here) and name != STS_ACTION + here
-        ]:
+            here.ask(here.credential(keys, **recipe))
+            _looks_rebuilt(here)
+        mine = {name for name in here.cloud.counters() if name.endswith(f"@{here.sts_host}")}
+        if others := sorted(mine - {f"{STS_ACTION}@{here.sts_host}"}):
             raise CheckFailed(f"STS was asked for {others}", Evidence(expected=f"{STS_ACTION} alone"))
 
 
@@ -85,8 +83,8 @@ _QUERY = {
 }  # fmt: skip
 
 
-def _looks_rebuilt(one: Bench) -> None:
-    last = one.cloud.last(f"{STS_ACTION}@{one.sts_host}")
+def _looks_rebuilt(here: Bench) -> None:
+    last = here.cloud.last(f"{STS_ACTION}@{here.sts_host}")
     headers = [(name.lower(), value) for name, value in last["headers"]]
     query = parse_qs(last["query"], keep_blank_values=True)
     strange = {name for name, _ in headers} - _HEADERS
@@ -106,13 +104,13 @@ def action(target: Target) -> None:
 
     The check reads it from the cloud's counts under this flow's host.
     """
-    with bench(target, WORLD, flow="actions") as one:
-        keys = one.session()
-        one.expect("a sound credential", one.credential(keys), ALLOWED)
+    with bench(target, WORLD, flow="actions") as here:
+        keys = here.session()
+        here.expect("a sound credential", here.credential(keys), ALLOWED)
         answer = refused("sts_rejected", "token_malformed")
         for name in ("AssumeRole", "GetSessionToken", "GetWebIdentityToken", "GetCallerIdentityX", "none"):
-            one.expect(f"Action={name}", one.credential(keys, action=name), answer)
-            if one.cloud.counters().get(f"{name}@{one.sts_host}", 0):
+            here.expect(f"Action={name}", here.credential(keys, action=name), answer)
+            if here.cloud.counters().get(f"{name}@{here.sts_host}", 0):
                 raise CheckFailed(f"Action={name} reached STS", Evidence(expected="no call"))
 
 
@@ -122,21 +120,21 @@ def dates(target: Target) -> None:
 
     The STS of this flow confirms every caller, as a lenient emulator does.
     """
-    with bench(target, WORLD, flow="dates") as one:
-        keys = one.session()
+    with bench(target, WORLD, flow="dates") as here:
+        keys = here.session()
         arn = keys.arn
-        one.sts_fault(
+        here.sts_fault(
             "forge",
             members={"Arn": arn, "UserId": f"AROAX:{arn.rpartition('/')[2]}", "Account": arn.split(":")[4]},
         )
-        one.expect("a sound credential", one.credential(keys), ALLOWED)
+        here.expect("a sound credential", here.credential(keys), ALLOWED)
         for date in ("-17m", "-3h", "-72h"):
-            old = one.credential(keys, date=date, expires=900)
-            one.expect(f"a date of {date}", old, refused("token_expired", "sts_rejected"))
+            old = here.credential(keys, date=date, expires=900)
+            here.expect(f"a date of {date}", old, refused("token_expired", "sts_rejected"))
         for date in ("+3m", "+24h"):
-            future = one.credential(keys, date=date, expires=900)
-            one.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
-        one.sts_clear()
+            future = here.credential(keys, date=date, expires=900)
+            here.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
+        here.sts_clear()
 
 
 @check("identity.caller.auth", "STS-AUTH-001", features={"sts"})
@@ -145,26 +143,26 @@ def auth(target: Target) -> None:
 
     Most of these credentials are well formed: only STS can see the fault.
     """
-    with bench(target, WORLD, flow="auth") as one:
-        keys, other = one.session(), one.session("passer-by")
+    with bench(target, WORLD, flow="auth") as here:
+        keys, other = here.session(), here.session("passer-by")
         mixed = replace(keys, session_token=other.session_token)
-        one.expect("a sound credential", one.credential(keys), ALLOWED)
+        here.expect("a sound credential", here.credential(keys), ALLOWED)
         wrong: dict[str, str] = {
-            "a wrong secret": one.credential(keys, secret="wrong"),  # noqa: S106 - a recipe's word
-            "an unknown key": one.credential(keys, key_id="ASIA" + "Z" * 16),
-            "another's key id": one.credential(keys, key_id=other.access_key_id),
-            "a changed signature": one.credential(keys, signature="flipped"),
-            "a short signature": one.credential(keys, signature="truncated"),
-            "an upper-case signature": one.credential(keys, signature="upper"),
-            "no signature": one.credential(keys, signature="empty"),
-            "no security token": one.credential(keys, token="drop"),  # noqa: S106 - a recipe's word
-            "a wrong security token": one.credential(keys, token="wrong"),  # noqa: S106 - a recipe's word
-            "another's security token": one.credential(mixed),
+            "a wrong secret": here.credential(keys, secret="wrong"),  # noqa: S106 - a recipe's word
+            "an unknown key": here.credential(keys, key_id="ASIA" + "Z" * 16),
+            "another's key id": here.credential(keys, key_id=other.access_key_id),
+            "a changed signature": here.credential(keys, signature="flipped"),
+            "a short signature": here.credential(keys, signature="truncated"),
+            "an upper-case signature": here.credential(keys, signature="upper"),
+            "no signature": here.credential(keys, signature="empty"),
+            "no security token": here.credential(keys, token="drop"),  # noqa: S106 - a recipe's word
+            "a wrong security token": here.credential(keys, token="wrong"),  # noqa: S106 - a recipe's word
+            "another's security token": here.credential(mixed),
         }
         for what, text in wrong.items():
             answer = refused("sts_rejected", "token_malformed") if what in _OF_FORM else REJECTED
             for _ in range(2):
-                one.expect(what, text, answer)
+                here.expect(what, text, answer)
 
 
 _OF_FORM = {"a short signature", "an upper-case signature", "no signature"}
@@ -177,13 +175,13 @@ def expired(target: Target) -> None:
 
     Signed while the session lived, and after its end.
     """
-    with bench(target, WORLD, flow="expired") as one:
-        keys = one.session()
-        one.expect("while the session lives", one.credential(keys), ALLOWED)
-        late = one.credential(keys, date="-5s")
-        one.cloud.expire(keys)
-        one.expect("after the session", late, refused("sts_rejected", "token_expired"))
-        one.expect("signed after the session", one.credential(keys, date="-2s"), REJECTED)
+    with bench(target, WORLD, flow="expired") as here:
+        keys = here.session()
+        here.expect("while the session lives", here.credential(keys), ALLOWED)
+        late = here.credential(keys, date="-5s")
+        here.cloud.expire(keys)
+        here.expect("after the session", late, refused("sts_rejected", "token_expired"))
+        here.expect("signed after the session", here.credential(keys, date="-2s"), REJECTED)
 
 
 @check("identity.caller.ended", "STS-EXPIRY-003", features={"sts"})
@@ -192,13 +190,13 @@ def ended(target: Target) -> None:
 
     The world says `recheck = "1s"`; the credential itself would be good for another fifteen minutes.
     """
-    with bench(target, WORLD, flow="ended") as one:
-        keys = one.session()
-        credential = one.credential(keys)
-        one.expect("while the session lives", credential, ALLOWED)
-        one.expect("again, from memory", credential, ALLOWED)
-        one.cloud.expire(keys)
-        one.expect("after the session", credential, refused("sts_rejected", "token_expired"), within=6.0)
+    with bench(target, WORLD, flow="ended") as here:
+        keys = here.session()
+        credential = here.credential(keys)
+        here.expect("while the session lives", credential, ALLOWED)
+        here.expect("again, from memory", credential, ALLOWED)
+        here.cloud.expire(keys)
+        here.expect("after the session", credential, refused("sts_rejected", "token_expired"), within=6.0)
 
 
 @check(
@@ -215,15 +213,15 @@ def end_to_end(target: Target) -> None:
 
     A gate with a lenient cloud behind it lets these four in.
     """
-    with bench(target, WORLD, flow="proxied") as one:
-        keys = one.session()
-        one.expect("a sound credential", one.credential(keys), ALLOWED)
-        one.expect("a wrong secret", one.credential(keys, secret="wrong"), REJECTED)  # noqa: S106
-        old = one.credential(keys, date="-17m", expires=900)
-        one.expect("an old date", old, refused("token_expired", "sts_rejected"))
-        one.expect("another edge", one.credential(keys, binding_value="edge-b"), REJECTED)
-        one.cloud.expire(keys)
-        one.expect("an expired session", one.credential(keys, date="-2s"), REJECTED)
+    with bench(target, WORLD, flow="proxied") as here:
+        keys = here.session()
+        here.expect("a sound credential", here.credential(keys), ALLOWED)
+        here.expect("a wrong secret", here.credential(keys, secret="wrong"), REJECTED)  # noqa: S106
+        old = here.credential(keys, date="-17m", expires=900)
+        here.expect("an old date", old, refused("token_expired", "sts_rejected"))
+        here.expect("another edge", here.credential(keys, binding_value="edge-b"), REJECTED)
+        here.cloud.expire(keys)
+        here.expect("an expired session", here.credential(keys, date="-2s"), REJECTED)
 
 
 @check("identity.caller.account", "STS-ACCOUNT-001", features={"sts"})
@@ -232,11 +230,11 @@ def account(target: Target) -> None:
 
     Anyone can open an account, create the role and sign perfectly.
     """
-    with bench(target, WORLD, flow="accounts") as one:
-        one.expect("the right account", one.credential(one.session()), ALLOWED)
-        foreign = one.credential(one.session(account=OTHER_ACCOUNT))
+    with bench(target, WORLD, flow="accounts") as here:
+        here.expect("the right account", here.credential(here.session()), ALLOWED)
+        foreign = here.credential(here.session(account=OTHER_ACCOUNT))
         for _ in range(2):
-            one.expect("another account", foreign, refused("claim_invalid", "sts_rejected"))
+            here.expect("another account", foreign, refused("claim_invalid", "sts_rejected"))
 
 
 @check("identity.caller.same-name", "PRINCIPAL-ACCOUNT-001", "PRINCIPAL-SESSION-001", features={"sts"})
@@ -245,16 +243,16 @@ def same_name(target: Target) -> None:
 
     The first verdict is in every cache; the second caller has all names alike but the account.
     """
-    with bench(target, WORLD, flow="labels") as one:
+    with bench(target, WORLD, flow="labels") as here:
         mine, foreign = (
-            one.session(account=number, name="alice") for number in ("111111111111", OTHER_ACCOUNT)
+            here.session(account=number, name="alice") for number in ("111111111111", OTHER_ACCOUNT)
         )
         for _ in range(2):
-            one.expect("the role", one.credential(mine), ALLOWED)
-        one.expect("its namesake", one.credential(foreign), refused("no_grant", status=403))
-        passer = one.session("passer-by", name="reader")
-        one.expect("a session called reader", one.credential(passer), refused("no_grant", status=403))
-        one.expect("the role again", one.credential(mine), ALLOWED)
+            here.expect("the role", here.credential(mine), ALLOWED)
+        here.expect("its namesake", here.credential(foreign), refused("no_grant", status=403))
+        passer = here.session("passer-by", name="reader")
+        here.expect("a session called reader", here.credential(passer), refused("no_grant", status=403))
+        here.expect("the role again", here.credential(mine), ALLOWED)
 
 
 @check("identity.caller.secrets", "PRINCIPAL-SECRET-001", features={"sts"})
@@ -263,15 +261,15 @@ def no_secrets(target: Target) -> None:
 
     Of good credentials and of bad ones, because a log says most about what the agent refuses.
     """
-    with bench(target, WORLD, flow="secrets") as one:
-        keys = one.session()
-        tokens = [one.token("corp", sub="secretive", **change) for change in _CHANGES]
-        credentials = [one.credential(keys, **change) for change in _CREDENTIAL_CHANGES]
+    with bench(target, WORLD, flow="secrets") as here:
+        keys = here.session()
+        tokens = [here.token("corp", sub="secretive", **change) for change in _CHANGES]
+        credentials = [here.credential(keys, **change) for change in _CREDENTIAL_CHANGES]
         for text in [*tokens, *credentials]:
-            one.ask(text)
-        one.ask("", authorization=[f"Bearer {tokens[0]} {tokens[0]}"])
-        one.ask("", authorization=[f"Basic {tokens[0]}"])
-        logs = one.world.agent.logs()
+            here.ask(text)
+        here.ask("", authorization=[f"Bearer {tokens[0]} {tokens[0]}"])
+        here.ask("", authorization=[f"Basic {tokens[0]}"])
+        logs = here.world.agent.logs()
         hidden = {"the secret": keys.secret_access_key, "the security token": keys.session_token or ""}
         for text in tokens:
             hidden |= {f"part {number} of a token": part for number, part in enumerate(text.split("."))}

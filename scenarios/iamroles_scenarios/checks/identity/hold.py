@@ -45,19 +45,19 @@ def forged(target: Target) -> None:
     Each forged credential is well formed and costs a call of STS; the caller's credentials come in
     between.
     """
-    with bench(target, WORLD, flow="forged") as one:
-        one.expect("the caller, alone", one.credential(one.reader, expires=300), ALLOWED)
+    with bench(target, WORLD, flow="forged") as here:
+        here.expect("the caller, alone", here.credential(here.reader, expires=300), ALLOWED)
         numbers = iter(range(_FORGED))
 
         def flood(stranger: Bench, _ended: threading.Event) -> None:
             for number in numbers:
-                bad = one.credential(one.reader, secret="wrong", expires=301 + number)  # noqa: S106
+                bad = here.credential(here.reader, secret="wrong", expires=301 + number)  # noqa: S106
                 stranger.expect("a forged credential", bad, _SHUT_OUT)
 
-        with beside(one, flood, 4):
+        with beside(here, flood, 4):
             for number in range(_GOOD):
-                good = one.credential(one.reader, expires=500 + number)
-                one.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
+                good = here.credential(here.reader, expires=500 + number)
+                here.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
 
 
 @check("identity.hold.shared-kid", "JWKS-SET-006", features={"oidc"})

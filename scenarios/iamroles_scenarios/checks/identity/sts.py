@@ -28,13 +28,13 @@ _READER = {
 }
 
 
-def _disbelieved(one: Bench, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
+def _disbelieved(here: Bench, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
     """Ask with credentials that STS would refuse, until the agent asks STS; it must believe none of them."""
-    before = one.sts_calls()
-    deadline = time.monotonic() + _RECOVERY * one.target.scale
-    while one.sts_calls() == before:
-        forged = one.credential(one.reader, secret="wrong", expires=_next(), **recipe)  # noqa: S106
-        one.expect(what, forged, _NOT_BELIEVED)
+    before = here.sts_calls()
+    deadline = time.monotonic() + _RECOVERY * here.target.scale
+    while here.sts_calls() == before:
+        forged = here.credential(here.reader, secret="wrong", expires=_next(), **recipe)  # noqa: S106
+        here.expect(what, forged, _NOT_BELIEVED)
         if time.monotonic() > deadline:
             raise Untestable(f"{what}: the agent did not ask STS for {_RECOVERY:g} s")
 
@@ -107,21 +107,21 @@ def answer(target: Target) -> None:
 
     The credentials have a wrong secret; the forged answer says that they are the reader's.
     """
-    with bench(target, WORLD, flow="forged") as one:
+    with bench(target, WORLD, flow="forged") as here:
         bodies = {what: json.dumps(shape) for what, shape in _SHAPES.items()} | _TEXTS
         in_xml = {what: _xml(shape) for what, shape in (_SHAPES | _XML_ALONE).items()} | _XML_TEXTS
         for what, body in bodies.items():
-            one.sts_fault("malformed", body=body, xml=in_xml[what])
-            _disbelieved(one, what)
+            here.sts_fault("malformed", body=body, xml=in_xml[what])
+            _disbelieved(here, what)
         good = json.dumps(_GOOD)
         for status in (201, 203, 206, 400, 403, 500):
             json_type = {"Content-Type": "application/json"}
-            one.sts_fault("status", status=status, body=good, xml=_xml(_GOOD), headers=json_type)
-            _disbelieved(one, f"status {status}")
+            here.sts_fault("status", status=status, body=good, xml=_xml(_GOOD), headers=json_type)
+            _disbelieved(here, f"status {status}")
         for kind in ("text/html", "application/octet-stream", "text/plain"):
-            one.sts_fault("status", status=200, body=good, xml=_xml(_GOOD), headers={"Content-Type": kind})
-            _disbelieved(one, f"content type {kind}")
-        one.sts_clear()
+            here.sts_fault("status", status=200, body=good, xml=_xml(_GOOD), headers={"Content-Type": kind})
+            _disbelieved(here, f"content type {kind}")
+        here.sts_clear()
 
 
 @check("identity.sts.answer-parts", "STS-ANSWER-002", features={"sts"})
@@ -131,7 +131,7 @@ def answer_parts(target: Target) -> None:
     Its shape is that of STS.
     """
     arn = _READER["Arn"]
-    with bench(target, WORLD, flow="parts") as one:
+    with bench(target, WORLD, flow="parts") as here:
         for what, change in {
             "another account": {"Account": "222222222222"},
             "an account of 11 digits": {"Account": "11111111111"},
@@ -143,9 +143,9 @@ def answer_parts(target: Target) -> None:
             "an ARN with a line break": {"Arn": f"{arn}\n"},
             "an ARN without a session": {"Arn": arn.rpartition("/")[0]},
         }.items():
-            one.sts_fault("forge", members={**_READER, **change})
-            _disbelieved(one, what)
-        one.sts_clear()
+            here.sts_fault("forge", members={**_READER, **change})
+            _disbelieved(here, what)
+        here.sts_clear()
 
 
 @check("identity.sts.answer-size", "STS-ANSWER-003", features={"sts"})
@@ -154,16 +154,16 @@ def answer_size(target: Target) -> None:
 
     It is STS's own in all but its length: two megabytes of white space follow.
     """
-    with bench(target, WORLD, flow="large") as one:
-        one.expect("before", one.credential(one.session()), ALLOWED)
-        one.sts_fault(
+    with bench(target, WORLD, flow="large") as here:
+        here.expect("before", here.credential(here.session()), ALLOWED)
+        here.sts_fault(
             "malformed", body=json.dumps(_GOOD) + " " * (2 << 20), xml=_xml(_GOOD) + " " * (2 << 20)
         )
-        _disbelieved(one, "an answer of two megabytes")
-        one.sts_fault("malformed", body=json.dumps(_GOOD) + " ", xml=_xml(_GOOD) + " ")
-        keys = one.session()
-        one.expect("the same answer, short", one.credential(keys), ALLOWED, within=_RECOVERY)
-        one.sts_clear()
+        _disbelieved(here, "an answer of two megabytes")
+        here.sts_fault("malformed", body=json.dumps(_GOOD) + " ", xml=_xml(_GOOD) + " ")
+        keys = here.session()
+        here.expect("the same answer, short", here.credential(keys), ALLOWED, within=_RECOVERY)
+        here.sts_clear()
 
 
 @check("identity.sts.throttled", "STS-THROTTLE-001", "STS-THROTTLE-002", features={"sts"})
@@ -172,7 +172,7 @@ def throttled(target: Target) -> None:
 
     As a 400 Throttling, a 429 and a 503.
     """
-    with bench(target, WORLD, flow="throttled") as one:
+    with bench(target, WORLD, flow="throttled") as here:
         faults: dict[str, dict[str, Any]] = {
             "a 400 Throttling": {"kind": "throttle"},
             "a 400 ThrottlingException": {"kind": "throttle", "body": "ThrottlingException"},
@@ -180,34 +180,34 @@ def throttled(target: Target) -> None:
             "a 503": {"kind": "status", "status": 503, "body": ""},
         }
         for what, fault in faults.items():
-            text = one.credential(one.reader, expires=_next())
-            before = one.sts_calls()
-            one.sts_fault(**fault)
-            one.expect(what, text, _TROUBLE)
-            if one.sts_calls() == before:
+            text = here.credential(here.reader, expires=_next())
+            before = here.sts_calls()
+            here.sts_fault(**fault)
+            here.expect(what, text, _TROUBLE)
+            if here.sts_calls() == before:
                 raise Untestable(f"{what}: the agent did not ask STS")
-            one.sts_clear()
-            one.expect(f"after {what}", text, ALLOWED, within=_RECOVERY)
+            here.sts_clear()
+            here.expect(f"after {what}", text, ALLOWED, within=_RECOVERY)
 
 
 @check("identity.sts.backoff", "STS-THROTTLE-003", features={"sts"})
 def backoff(target: Target) -> None:
     """While STS throttles, requests do not each become a call."""
-    with bench(target, WORLD, flow="backoff") as one:
-        keys = one.session()
-        texts = [one.credential(keys, expires=seconds) for seconds in range(100, 160)]
-        one.sts_fault("throttle")
-        before, began = one.sts_calls(), time.monotonic()
+    with bench(target, WORLD, flow="backoff") as here:
+        keys = here.session()
+        texts = [here.credential(keys, expires=seconds) for seconds in range(100, 160)]
+        here.sts_fault("throttle")
+        before, began = here.sts_calls(), time.monotonic()
         for text in texts:
-            one.expect("a throttled question", text, _TROUBLE)
-        elapsed, made = time.monotonic() - began, one.sts_calls() - before
-        one.sts_clear()
+            here.expect("a throttled question", text, _TROUBLE)
+        elapsed, made = time.monotonic() - began, here.sts_calls() - before
+        here.sts_clear()
         if made > len(texts) // 2:
             raise CheckFailed(
                 f"{len(texts)} questions in {elapsed:.1f} s became {made} calls of an STS that throttles",
                 Evidence(expected="at most half as many", received=f"{made} calls"),
             )
-        one.expect("afterwards", one.credential(keys), ALLOWED, within=_RECOVERY)
+        here.expect("afterwards", here.credential(keys), ALLOWED, within=_RECOVERY)
 
 
 @check("identity.sts.redirect", "STS-REDIRECT-001", features={"sts"})
@@ -216,18 +216,18 @@ def redirect(target: Target) -> None:
 
     Where it leads, a server confirms every caller.
     """
-    with bench(target, WORLD, flow="redirected") as one:
+    with bench(target, WORLD, flow="redirected") as here:
         url = target.stage.urls["sts"]
         elsewhere = f"{STS_ACTION}@{url.partition('://')[2]}"
         # The fault stays: only this check asks under this name, perhaps for another agent before.
-        one.cloud.fault(elsewhere, "forge", members=_READER)
-        before = one.cloud.counters().get(elsewhere, 0)
+        here.cloud.fault(elsewhere, "forge", members=_READER)
+        before = here.cloud.counters().get(elsewhere, 0)
         for status in (301, 302, 303, 307, 308):
             location = f"{url}/?Action={STS_ACTION}&Version=2011-06-15"
-            one.sts_fault("redirect", status=status, location=location)
-            _disbelieved(one, f"a redirect {status}")
-        one.sts_clear()
-        if one.cloud.counters().get(elsewhere, 0) > before:
+            here.sts_fault("redirect", status=status, location=location)
+            _disbelieved(here, f"a redirect {status}")
+        here.sts_clear()
+        if here.cloud.counters().get(elsewhere, 0) > before:
             raise CheckFailed("the agent followed STS's redirect", Evidence(expected="no second call"))
 
 
@@ -237,22 +237,22 @@ def stalled(target: Target) -> None:
 
     Questions wait for STS; tokens, and credentials for another STS, are answered at once.
     """
-    with bench(target, WORLD, flow="stalled") as one, bench(target, WORLD, flow="brisk") as other:
-        keys, brisk = one.session(), other.session()
-        texts = [one.credential(keys, expires=seconds) for seconds in range(100, 105)]
-        one.sts_fault("stall")
+    with bench(target, WORLD, flow="stalled") as here, bench(target, WORLD, flow="brisk") as other:
+        keys, brisk = here.session(), other.session()
+        texts = [here.credential(keys, expires=seconds) for seconds in range(100, 105)]
+        here.sts_fault("stall")
         try:
-            before = one.sts_calls()
-            stuck = [Pending(one.another(), text) for text in texts]
-            one.cloud.wait_for(f"{STS_ACTION}@{one.sts_host}", before + 1, one.seconds(10.0))
+            before = here.sts_calls()
+            stuck = [Pending(here.another(), text) for text in texts]
+            here.cloud.wait_for(f"{STS_ACTION}@{here.sts_host}", before + 1, here.seconds(10.0))
             for number in range(3):
                 if not target.lacks(["oidc"]):
-                    token = one.token("corp", key="ES256", sub=f"guest-{number}")
-                    one.expect("a token beside a stalled STS", token, ALLOWED, prompt=_PROMPT)
+                    token = here.token("corp", key="ES256", sub=f"guest-{number}")
+                    here.expect("a token beside a stalled STS", token, ALLOWED, prompt=_PROMPT)
                 text = other.credential(brisk, expires=100 + number)
                 other.expect("another STS beside a stalled one", text, ALLOWED, prompt=_PROMPT)
         finally:
-            one.sts_clear()
+            here.sts_clear()
         for question in stuck:
             question.answer(15.0 * target.scale)
 
@@ -263,10 +263,10 @@ def stalled_proxy(target: Target) -> None:
 
     The proxy or the agent may give up first.
     """
-    with bench(target, WORLD, flow="stalled-proxy") as one:
-        text = one.credential(one.session())
-        one.sts_fault("stall")
+    with bench(target, WORLD, flow="stalled-proxy") as here:
+        text = here.credential(here.session())
+        here.sts_fault("stall")
         try:
-            one.expect("a stalled STS", text, Expectation(status=503, allow=False, backend=""))
+            here.expect("a stalled STS", text, Expectation(status=503, allow=False, backend=""))
         finally:
-            one.sts_clear()
+            here.sts_clear()
