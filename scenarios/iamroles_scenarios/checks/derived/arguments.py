@@ -1,8 +1,8 @@
 """Every argument of a question (SPEC.md section 2): values that differ by much and by little.
 
 An agent that remembers verdicts and leaves one argument out of its key answers with the verdict of another
-question. So the values of one argument follow each other while all the rest stays the same, in both orders,
-each order with a token that was not seen before. The last questions let a letter wander from one argument to
+question. So the values of each argument follow each other while all the rest stays the same, in both orders,
+each order with a token that was not seen before. The last questions move a letter from an argument to
 the next: a key that is the arguments put together without a mark between them does not notice. The values are
 in data/derived/arguments.toml.
 """

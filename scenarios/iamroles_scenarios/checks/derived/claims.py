@@ -83,12 +83,12 @@ def minted(here: Bench, issuer: str, claims: Mapping[str, Any], **recipe: Any) -
         for inner, v in value.items()
         if v is ABSENT
     ]
-    told = {
+    kept = {
         name: {k: v for k, v in value.items() if v is not ABSENT} if isinstance(value, dict) else value
         for name, value in said.items()
         if value is not ABSENT
     }
-    return here.token("corp", key="ES256", claims=told, drop=[*drop, *nested], **typ, **recipe)
+    return here.token("corp", key="ES256", claims=kept, drop=[*drop, *nested], **typ, **recipe)
 
 
 def _shaped(here: Bench, now: int) -> Iterator[SpopQuestion]:

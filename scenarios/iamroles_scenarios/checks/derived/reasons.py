@@ -53,7 +53,7 @@ _STS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _asked(here: Bench, until: int, *causes: Cause) -> dict[str, Any]:
-    """Put causes into a good question; of two changes of one thing the last wins."""
+    """Put causes into a good question; the last change of a thing wins."""
     recipe: dict[str, Any] = {"roles": ["kiosk"], "key": "ES256"}
     claims: dict[str, Any] = {"sub": _SUB, "sid": _SID, "exp": until}
     ask: dict[str, Any] = {}
@@ -153,7 +153,7 @@ def _shown(cause: Cause) -> str:
 
 @check("identity.derived.order", "DERIVED-REASON-002", features={"oidc"})
 def order(target: Target) -> str:
-    """Of two reasons the agent names the earlier in the order of judgement.
+    """The agent names the earlier of two reasons in the order of judgement.
 
     Every pair of causes that fits into one question.
     """

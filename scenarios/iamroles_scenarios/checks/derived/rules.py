@@ -96,9 +96,9 @@ def _asked(who: Row) -> Iterator[Asked]:
     claims = {key: value for key, value in who.items() if key not in ("ask", "every")}
     every = who.get("every", {})
     for values in itertools.product(*every.values()):
-        told = dict(zip(every, values, strict=True))
-        path = {"path": told.pop("path")} if "path" in told else {"path": "{room}"}
-        yield claims | told, path | who.get("ask", {})
+        chosen = dict(zip(every, values, strict=True))
+        path = {"path": chosen.pop("path")} if "path" in chosen else {"path": "{room}"}
+        yield claims | chosen, path | who.get("ask", {})
 
 
 def policy_with(base: Mapping[str, Any], added: Iterable[Edge], *, without: bool = False) -> dict[str, Any]:
@@ -137,8 +137,8 @@ class _Rules:
                 if (name := str(claims)) not in tokens:
                     tokens[name] = here.token(key="ES256", claims=claims, drop=["nbf"])
                 check = {**iam_check(tokens[name]), "role": None, **request}
-                told = ", ".join(f"{key} {value!r}" for key, value in {**said, **request}.items())
-                self._asked.append((edge, f"{edge.key} = {edge.value!r}, asked with {told}", claims, check))
+                shown = ", ".join(f"{key} {value!r}" for key, value in {**said, **request}.items())
+                self._asked.append((edge, f"{edge.key} = {edge.value!r}, asked with {shown}", claims, check))
 
     def questions(self, base: Mapping[str, Any], *, without: bool) -> list[SpopQuestion]:
         """Make the questions. The oracle sees only the base and the question's own room."""

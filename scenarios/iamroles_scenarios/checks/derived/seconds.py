@@ -86,8 +86,8 @@ def _around(here: Bench, second: int) -> bool:
     shown, later, unseen = [], [], []
     for name, rule in RULES.items():
         check = _asked(here, rule, second)
-        told = {"expires": second} if rule.ends else {}
-        shown.append(SpopQuestion(f"{name}, a moment before", check, {**rule.before, **told}))
+        ends = {"expires": second} if rule.ends else {}
+        shown.append(SpopQuestion(f"{name}, a moment before", check, {**rule.before, **ends}))
         later.append(SpopQuestion(f"{name}, at its second", check, rule.after))
         what = f"{name}, at its second, a token not seen before"
         unseen.append(SpopQuestion(what, _asked(here, rule, second), rule.after))

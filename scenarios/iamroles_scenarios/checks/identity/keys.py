@@ -204,9 +204,9 @@ def outage(target: Target) -> None:
         here.expect("before", here.token("outage", key="ES256"), ALLOWED, within=_TAKEN)
         keys.fault("*", "cut")
         try:
-            for turn in range(2):
+            for number in range(2):
                 _asked(here, keys)
-                here.expect("in an outage", here.token("outage", key="ES256", sub=f"guest-{turn}"), ALLOWED)
+                here.expect("in an outage", here.token("outage", key="ES256", sub=f"guest-{number}"), ALLOWED)
         finally:
             keys.clear()
 

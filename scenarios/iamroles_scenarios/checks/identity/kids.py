@@ -123,10 +123,10 @@ def rotation(target: Target) -> None:
     with bench(target, "identity-kids") as here:
         keys = here.issuer("rotating")
         here.expect("before", here.token("rotating", key="ES256"), ALLOWED)
-        for turn in ("first", "second"):
+        for which in ("first", "second"):
             key = keys.rotate("ES256")
             here.expect(
-                f"the {turn} of two rotations",
+                f"the {which} of two rotations",
                 here.token("rotating", key=key.kid),
                 ALLOWED,
                 within=COOLDOWN + _LATE,

@@ -108,15 +108,15 @@ def shuffled(played: DrawnPolicy, seed: int) -> DrawnPolicy:
     """Put every list whose order must not matter into another order, the roles of tokens included."""
     chance = random.Random(seed)  # noqa: S311
 
-    def turned(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    def reordered(value: Any) -> Any:  # noqa: ANN401 - any JSON
         if isinstance(value, dict):
-            return {key: turned(item) for key, item in reversed(value.items())}
+            return {key: reordered(item) for key, item in reversed(value.items())}
         if isinstance(value, list):
-            return [turned(item) for item in chance.sample(value, len(value))]
+            return [reordered(item) for item in chance.sample(value, len(value))]
         return value
 
-    cases = tuple(DrawnCase(turned(case.claims), case.request) for case in played.cases)
-    return DrawnPolicy(turned(played.policy), cases)
+    cases = tuple(DrawnCase(reordered(case.claims), case.request) for case in played.cases)
+    return DrawnPolicy(reordered(played.policy), cases)
 
 
 def _policy(chance: random.Random) -> dict[str, Any]:

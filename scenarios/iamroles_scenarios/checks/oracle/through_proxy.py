@@ -56,7 +56,7 @@ def _source(here: Bench) -> str:
         lambda record: record.get("host") == "who-am-i.test", here.seconds(_LOG_WITHIN)
     )
     if found is None:
-        raise Untestable("HAProxy's log does not say which address the client has")
+        raise Untestable("HAProxy's log does not have the client's address")
     return str(ip_address(found["client"]))
 
 

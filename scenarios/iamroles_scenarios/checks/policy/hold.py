@@ -39,8 +39,7 @@ def restart(target: Target) -> None:
     """
     with bench(target, "orders", "policy.hold.restart", own=True) as here:
         here.expect("before the reload", here.token(), ALLOWED)
-        if not here.reload(_without_reads(here))["reloaded"]:
-            raise here.failed("a sound policy was turned down")
+        here.must_reload(_without_reads(here), "without the reader's grant")
         here.expect("after the reload", here.token(), _SHUT)
         for crash in (1, 2):
             here.close()
@@ -63,9 +62,7 @@ def in_flight(target: Target) -> None:
         question = Pending(here.another(), here.token())
         issuer.wait_for("jwks", before + 1, here.seconds(EVENT_DEADLINE))
         began = time.monotonic()
-        confirmed = here.reload(_without_reads(here))
-        if not confirmed["reloaded"]:
-            raise here.failed("a sound policy was turned down")
+        here.must_reload(_without_reads(here), "without the reader's grant")
         if time.monotonic() - began >= here.seconds(_FETCH):
             raise Untestable(
                 "the reload took longer than the keys: nothing was being judged when it was confirmed"

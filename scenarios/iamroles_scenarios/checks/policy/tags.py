@@ -46,7 +46,7 @@ async def _ask(address: str, asked: list[dict[str, Any]], within: float) -> None
             named = {action.name for action in read_actions(ack) if action.scope is Scope.txn}
             if missing := sorted(ALWAYS - named):
                 raise CheckFailed(
-                    f"the answer leaves {', '.join(missing)} as the request before may have set them",
+                    f"the answer neither sets nor unsets {', '.join(missing)}",
                     Evidence(
                         sent=f"path={arguments['path']!r}",
                         expected="each variable of SPEC.md section 3 set or unset",

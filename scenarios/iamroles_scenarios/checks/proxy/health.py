@@ -38,7 +38,7 @@ def passes(target: Target) -> None:
                 raise here.failed(f"the health check says {status or 'nothing'}, not L7OK")
             time.sleep(_POLL)
         if not here.world.haproxy.agent_is_up():
-            raise here.failed("the health check passed, but HAProxy does not hold the agent for up")
+            raise here.failed("the health check passed, but HAProxy does not call the agent up")
 
 
 @check("proxy.health.silent", "PROXY-HEALTH-002", "PROXY-HEALTH-003", features={"spop"})

@@ -55,7 +55,7 @@ def shut(status: int) -> Expectation:
 
 
 def person(here: Bench, name: str) -> list[HttpQuestion]:
-    """List the questions of one person on one keep-alive connection: yes, no, yes, no, no, yes."""
+    """List the questions of a person on a keep-alive connection: yes, no, yes, no, no, yes."""
     reader, dead = (here.token(sub=name, exp=exp) for exp in ("+15m", "-5m"))
     writer = here.token(roles=["writer"], sub=name, exp="+15m")
     look = RequestSpec(path="/orders/1", connection=name)

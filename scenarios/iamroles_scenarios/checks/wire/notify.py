@@ -213,13 +213,13 @@ async def odd_arguments(target: WireTarget) -> None:
         "role": "x",
     }
     other = check_arguments({**probe(target), **differing})
-    cases = {
+    odd = {
         "no arguments": [],
         "unnamed arguments": [("", value) for _, value in pairs],
         **{f"{name} twice": [*pairs, (name, other[name])] for name in differing},
         "authorization twice, the good one last": [("authorization", "Bearer x"), *pairs],
     }
-    for what, arguments in cases.items():
+    for what, arguments in odd.items():
         async with session(target) as connection:
             try:
                 ack = await connection.ask(notify(1, 1, encode_message("iam-check", arguments)))

@@ -326,8 +326,8 @@ async def connection_limit(target: WireTarget) -> None:
             held.pop().close()
             seen: list[str] = []
             if not await eventually(target, lambda: _accepts(process.spop_address, seen)):
-                told = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
-                raise fail(held[0], f"a connection was freed, but no new one is served ({told})")
+                tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
+                raise fail(held[0], f"a connection was freed, but no new one is served ({tried})")
         finally:
             for connection in held:
                 connection.close()
@@ -369,7 +369,7 @@ async def loopback(target: WireTarget) -> str:
         return "a Unix socket"
     host, _, port = address.rpartition(":")
     if not host.strip("[]").startswith(("127.", "::1", "localhost")):
-        return f"told to listen on {host}, and does; its default is judged on the stage of processes"
+        return f"listens on {host} as it must; the stage of processes judges its default"
     await must_live(target, "its start")
     outer = await asyncio.to_thread(_outer_address)
     if outer is None:
