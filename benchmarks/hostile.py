@@ -7,8 +7,9 @@ same however many there are. Nobody can think of the worst request, so this clim
 time are given; a search ends when its time does. Requests with a good credential, which come from no
 stranger, are searched and reported separately.
 
-`--with slow-redaction` or `--with slow-paths` puts an old fault back (a redaction pattern and a path index that cost the square),
-and `--with no-limits` takes the length limits away: what the search then finds shows that it can find.
+`--with slow-redaction` or `--with slow-paths` puts an old fault back (a redaction pattern and a path index
+that cost the square), and `--with no-limits` takes the length limits away: what the search then finds shows
+that it can find.
 """
 
 from __future__ import annotations
@@ -47,9 +48,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20.0, help="of processor time, for each search")
-    parser.add_argument(
-        "--with", dest="faults", action="append", default=[], choices=["slow-redaction", "slow-paths", "no-limits"]
-    )
+    names = ["slow-redaction", "slow-paths", "no-limits"]
+    parser.add_argument("--with", dest="faults", action="append", default=[], choices=names)
     options = parser.parse_args()
     target = Target()
     logging.getLogger().addHandler(target.lines)

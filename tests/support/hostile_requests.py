@@ -363,9 +363,9 @@ _NEW_QUERY = compiled.Query.of
 def fault(*names: str) -> Iterator[None]:
     """Put old faults back for a while."""
     with contextlib.ExitStack() as stack:
-        if "S1" in names:
+        if "slow-redaction" in names:
             stack.enter_context(mock.patch.object(redaction, "redacted", _old_redacted))
-        if "S2" in names:
+        if "slow-paths" in names:
             stack.enter_context(mock.patch.object(compiled.Query, "of", staticmethod(_old_query)))
         if "no-limits" in names:
             stack.enter_context(mock.patch.dict(messages.LIMITS, dict.fromkeys(messages.LIMITS, 1 << 20)))

@@ -32,7 +32,7 @@ def worst(target: Target, *, strangers: bool) -> float:
     return target.cost(attack, times=9).seconds
 
 
-@pytest.mark.parametrize(("name", "strangers"), [("S1", True), ("S2", False)])
+@pytest.mark.parametrize(("name", "strangers"), [("slow-redaction", True), ("slow-paths", False)])
 def test_the_search_finds_an_old_fault_that_is_put_back(target, name, strangers):
     """The same search, seed and process; only the fault differs, so the ratio is the fault's."""
     sound = worst(target, strangers=strangers)
