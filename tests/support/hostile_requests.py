@@ -356,7 +356,7 @@ def _old_query(request: Any, *_reach: Any) -> compiled.Query:
     return _NEW_QUERY(request)
 
 
-_NEW_QUERY = compiled.Query.of
+_NEW_QUERY = compiled.Query.from_request
 
 
 @contextlib.contextmanager
@@ -366,7 +366,7 @@ def fault(*names: str) -> Iterator[None]:
         if "slow-redaction" in names:
             stack.enter_context(mock.patch.object(redaction, "redacted", _old_redacted))
         if "slow-paths" in names:
-            stack.enter_context(mock.patch.object(compiled.Query, "of", staticmethod(_old_query)))
+            stack.enter_context(mock.patch.object(compiled.Query, "from_request", staticmethod(_old_query)))
         if "no-limits" in names:
             stack.enter_context(mock.patch.dict(messages.LIMITS, dict.fromkeys(messages.LIMITS, 1 << 20)))
         yield
