@@ -1,8 +1,8 @@
 """The tables of `data/derived/`, from which checks are derived, and the published schema of the policy.
 
 A text of a table may hold markers: `{arn}` is the first part of a role's ARN, `{aws}` the namespace of AWS's
-claims, `{null}` stands for null, `{300 letters}` for a text of this length. Whoever reads a table fills in
-others, such as `{n}`, the number of a row.
+claims, `{null}` stands for null, `{300 letters}` for a text of this length. The module that reads a table
+fills in others, such as `{n}`, the number of a row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LETTERS = re.compile(r"\{(\d+) letters\}")
 
 
 def filled(value: Any, markers: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
-    """A value with its markers replaced. A text that is nothing but a marker becomes what it stands for."""
+    """Replace the markers of a value. A text that is nothing but a marker becomes the marker's meaning."""
     if isinstance(value, str):
         if value.startswith("{") and value.endswith("}") and value[1:-1] in markers:
             return markers[value[1:-1]]
@@ -39,7 +39,7 @@ def filled(value: Any, markers: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any
 
 @cache
 def table(name: str) -> dict[str, Any]:
-    """A file of `data/derived/`, with the markers that mean the same everywhere replaced."""
+    """Read a file of `data/derived/`, and replace the markers that mean the same in all of them."""
     path = files("iamroles_scenarios") / "data" / "derived" / f"{name}.toml"
     found: dict[str, Any] = filled(tomllib.loads(path.read_text(encoding="utf-8")), _ALWAYS)
     return found
@@ -47,7 +47,7 @@ def table(name: str) -> dict[str, Any]:
 
 @cache
 def policy_schema() -> dict[str, Any]:
-    """`policy.schema.json`, of the checkout if this is one, else as packaged."""
+    """Read `policy.schema.json`, of the checkout if this is one, else as packaged."""
     package = Path(str(files("iamroles_scenarios")))
     beside = package.parents[1] / "reference" / "policy.schema.json"
     path = beside if beside.is_file() else package / "data" / "policy.schema.json"

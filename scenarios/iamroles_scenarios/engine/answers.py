@@ -1,4 +1,4 @@
-"""What an answer may hold: SPEC.md section 3 as a table, and section 4 for its refusals."""
+"""The contents of an answer: SPEC.md section 3 as a table, and section 4 for its refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ REASONS: dict[str, tuple[int, str]] = {
 }
 """Status and RFC 6750 code of each reason (section 4)."""
 UNVERIFIED = frozenset(reason for reason, row in ROWS.items() if not row.get("verified", True))
-"""Reasons that are given before anybody is known: whom such a refusal names, the client has named."""
+"""Reasons that an agent gives before it knows the caller: a name in such a refusal is the client's own
+word."""
 _ARN = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[^/]+", re.ASCII)
 TICKET = re.compile(r"[A-Za-z0-9_.-]{1,2400}", re.ASCII)
 _WHOLE = (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64)
@@ -36,19 +37,20 @@ Expected = Mapping[str, object]
 UNSET: Expected = dict.fromkeys(("reason", "error", "rule", "backend", "role", "principal", "session"), "")
 ALLOW: Expected = {"allow": True}
 REFUSE: Expected = {"allow": False}
-"""Refused, for whatever reason: where the standards do not say by which word."""
+"""Refused for any reason, because the standards do not say for which."""
 OPEN: Expected = {}
 """The contract leaves it open; the answer must only be whole."""
 _WORDS = {"allow": ALLOW, "refuse": REFUSE, "open": OPEN}
 
 
 def refusal(*reasons: str, **more: object) -> Expected:
-    """A refusal, for one of these reasons."""
+    """Return a refusal, for any of these reasons."""
     return {"allow": False, "reason": set(reasons), **more}
 
 
 def expected(said: str | Mapping[str, Any]) -> Expected:
-    """What a table says: `allow`, `refuse`, `open`, reasons joined by ` or `; else variables by name."""
+    """Read an answer in a table: `allow`, `refuse`, `open`, reasons joined by ` or `; else variables by
+    name."""
     if isinstance(said, str):
         return _WORDS[said] if said in _WORDS else refusal(*said.split(" or "))
     return {"allow": "reason" not in said, **said}
@@ -56,7 +58,8 @@ def expected(said: str | Mapping[str, Any]) -> Expected:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One row: the types on the wire, and what there may be. None stands for unset."""
+    """A variable: its types on the wire, and its values beside an allow and a refusal. None stands for
+    unset."""
 
     types: tuple[DataType, ...]
     allowed: Callable[[object, Answer], bool]
@@ -116,7 +119,7 @@ ALWAYS = frozenset(VARIABLES) - {"ticket", "identity"}
 
 
 def typed(actions: Sequence[Action]) -> dict[str, Typed]:
-    """The variables that actions leave set, with their types on the wire."""
+    """Read the variables that actions leave set, with their types on the wire."""
     found: dict[str, Typed] = {}
     for action in actions:
         if action.scope is Scope.txn:
@@ -127,12 +130,12 @@ def typed(actions: Sequence[Action]) -> dict[str, Typed]:
 
 
 def read(actions: Sequence[Action]) -> dict[str, object]:
-    """The variables' values; an empty text is as good as none, and left out."""
+    """Read the variables' values without empty texts, which count as unset."""
     return {name: value.value for name, value in typed(actions).items() if value.value != ""}
 
 
 def faults(actions: Sequence[Action]) -> list[str]:
-    """What an answer holds, or lacks, against the table; one sentence each."""
+    """List how an answer departs from the table, in a sentence each."""
     found, answer = typed(actions), read(actions)
     allow = answer.get("allow") is True
     wrong = []

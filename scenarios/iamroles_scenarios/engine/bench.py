@@ -1,4 +1,4 @@
-"""What checks written in Python stand on: a running world, clients, credentials by recipe, expectations.
+"""The fixture of checks written in Python: a running world, clients, credentials by recipe, expectations.
 
 Most checks share a world. A check that changes keys or answers has an issuer, or a host of STS, of its own in
 that world: what the check does shows nowhere else, and one agent serves all checks. The agent calls the mock
@@ -56,14 +56,15 @@ UNAVAILABLE = Expectation(status=503, allow=False, backend="", reason="keys_unav
 
 
 def refused(*reasons: str, status: int | list[int] = 401) -> Expectation:
-    """A refusal, for one of these reasons."""
+    """Return a refusal, for any of these reasons."""
     reason = OneOf(one_of=list(reasons)) if len(reasons) > 1 else reasons[0]
     return Expectation(status=status, allow=False, backend="", reason=reason)
 
 
 @dataclass(frozen=True, slots=True)
 class SpopQuestion:
-    """One of many questions that go to the agent over one connection, and the answer that it must get."""
+    """A question that goes to the agent over SPOP, among many on a connection, and the answer that it must
+    get."""
 
     what: str
     """Names it in a failure."""
@@ -98,9 +99,9 @@ class Bench:
         self.sts_host = f"{flow}{loan.suffix}.sts.example"
         self._clients: list[Player] = [] if clients is None else clients
         self._credential = ""
-        """Of the last question."""
+        """The credential of the last question, for a failure."""
         self._wrong: list[tuple[str, Evidence]] = []
-        """Answers to lists of questions that were wrong."""
+        """Wrong answers to lists of questions."""
 
     @property
     def world(self) -> World:
@@ -115,12 +116,13 @@ class Bench:
 
     @cached_property
     def client(self) -> Player:
-        """This bench's client; other threads take one of `another`."""
+        """This bench's client; other threads use that of `another`."""
         self._clients.append(player_for(self.target.lane, self.world, self.target.scale))
         return self._clients[-1]
 
     def another(self) -> Bench:
-        """The same world for another thread, with a client of its own; closed with this one."""
+        """Make a bench on the same world for another thread, with a client of its own; it closes with this
+        bench."""
         return Bench(self.target, self.loan, self.flow, self._clients)
 
     def close(self) -> None:
@@ -148,7 +150,7 @@ class Bench:
     def failed(
         self, message: str, seen: Observation | None = None, expected: str | Expectation = ""
     ) -> CheckFailed:
-        """A failure with what a reader needs to believe it."""
+        """Make a failure with the evidence that a reader needs."""
         logs = tails(self.world.logs())
         wanted = expected if isinstance(expected, str) else describe(expected)
         if seen is None:
@@ -159,11 +161,11 @@ class Bench:
     # --- issuers, tokens and the policy ---------------------------------------------------------------------
 
     def issuer(self, name: str = DEFAULT_ISSUER) -> IssuerHandle:
-        """The mock issuer that the world's policy means by a name."""
+        """Return the mock issuer that the world's policy means by a name."""
         return self.target.worlds.issuer(self.loan.issuer(name))
 
     def token(self, issuer: str = DEFAULT_ISSUER, signer: str = "", **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
-        """A token by recipe (`iamroles_scenarios.jose`), with the reader's role unless it says otherwise."""
+        """Mint a token by recipe (`iamroles_scenarios.jose`), by default with the reader's role."""
         issuers = {name: self.issuer(name) for name in {issuer, signer or issuer}}
         full = {"roles": ["reader"], "issuer": issuer, "signer": signer or issuer, **recipe}
         return mint_for(full, issuers, time.time())
@@ -196,16 +198,16 @@ class Bench:
         return self.session()
 
     def session(self, role: str = "reader", account: str = "111111111111", name: str = "") -> SessionKeys:
-        """A session of a role, which is created if need be."""
+        """Open a session of a role, and create the role if it is missing."""
         arn = self.cloud.account(account).ensure_role(role)
         return self.cloud.assume(arn, name or f"s-{secrets.token_hex(4)}")
 
     def credential(self, keys: SessionKeys, now: float | None = None, **recipe: Any) -> str:  # noqa: ANN401 - recipes hold anything
-        """A pre-signed GetCallerIdentity for this bench's host, sound or by recipe (`mock.presign`)."""
+        """Pre-sign a GetCallerIdentity for this bench's host, soundly or by recipe (`mock.presign`)."""
         return self.cloud.presign_caller_identity(keys, EDGE, recipe, host=self.sts_host, now=now)
 
     def sts_calls(self) -> int:
-        """How often the agent asked this bench's host of STS."""
+        """Count the agent's calls of this bench's host of STS."""
         return self.cloud.counters().get(f"{STS_ACTION}@{self.sts_host}", 0)
 
     def sts_fault(self, kind: str, **parameters: Any) -> None:  # noqa: ANN401 - parameters of a fault
@@ -219,7 +221,7 @@ class Bench:
     # --- one question at a time -----------------------------------------------------------------------------
 
     def ask(self, token: str, *, with_reason: bool = True, **request: Any) -> Observation:  # noqa: ANN401 - fields of RequestSpec
-        """Ask for the reader's route, or what else the request says."""
+        """Ask for the reader's route, or as the request says."""
         self._credential = token
         return self.client.ask(RequestSpec(**request), token, with_reason=with_reason)
 
@@ -241,10 +243,10 @@ class Bench:
             expected: the answer.
             within: seconds, times the scale, in which the question is repeated.
             prompt: seconds, times the scale, that the answer may take; 0: no bound.
-            request: what else is asked for than the reader's route.
+            request: fields of the request, if it is not for the reader's route.
 
         Raises:
-            CheckFailed: it was not.
+            CheckFailed: it never was.
         """
         began = time.monotonic()
         recording.note(f"{what}: expected {describe(expected)}")
@@ -283,14 +285,14 @@ class Bench:
     def ask_all(
         self, questions: Sequence[SpopQuestion], when: str = "", *, window: int = _WINDOW, again: bool = True
     ) -> None:
-        """Ask a list of questions in order, which fills what memory the agent has, and then backwards.
+        """Ask a list of questions in order, which fills the agent's memory, and then backwards.
 
         An answer that depends on what was asked before is wrong in one of the two.
 
         Args:
             questions: the list.
-            when: after what, for a failure.
-            window: how many are on their way at a time; 1 if the order must be the written one.
+            when: words before each failure, such as `after the reload: `.
+            window: questions on their way at a time; 1 keeps them in order.
             again: False: ask them only backwards.
         """
         for ordered in [list(questions)] * again + [list(reversed(questions))]:
@@ -303,7 +305,7 @@ class Bench:
     def judge(
         self, questions: Sequence[SpopQuestion], found: Sequence[Sequence[Action]], when: str = ""
     ) -> None:
-        """Note what is wrong with answers."""
+        """Compare answers with the expected ones, and note the faults."""
         for question, actions in zip(questions, found, strict=True):
             self.asked += 1
             seen = answers.read(actions)
@@ -327,7 +329,7 @@ class Bench:
         self._wrong.append((sentence, Evidence(sent, expected, received)))
 
     def wait_for_keys(self, questions: Sequence[SpopQuestion]) -> None:
-        """Ask, and judge nothing, until no answer is `keys_unavailable`: new issuers' keys are there then."""
+        """Ask without judging until no answer is `keys_unavailable`: the agent then has new issuers' keys."""
         deadline = time.monotonic() + self.seconds(_KEYS)
         waiting = [each for each in questions if "keys_unavailable" not in str(each.expected.get("reason"))]
         while waiting and time.monotonic() < deadline:
@@ -347,7 +349,7 @@ def bench(
     flow: str = "",
     **override: Any,  # noqa: ANN401 - a policy's tables
 ) -> Iterator[Bench]:
-    """A bench on a world of a policy in `data/worlds/`; a shared world is kept while it is used.
+    """Yield a bench on a world of a policy in `data/worlds/`; a shared world lasts while it is used.
 
     Args:
         target: agent and stage.
@@ -372,7 +374,7 @@ def own_bench(
     flow: str = "",
     **how: Any,  # noqa: ANN401 - of `Worlds.start`
 ) -> Iterator[Bench]:
-    """A bench on a world that is started for it.
+    """Yield a bench on a world that is started for it.
 
     Args:
         target: agent and stage.
@@ -389,7 +391,7 @@ def own_bench(
 
 
 def own_suffix() -> str:
-    """For names that no other check uses."""
+    """Return an end for names that no other check uses."""
     return f"-{uuid.uuid4().hex[:8]}"
 
 
@@ -423,13 +425,13 @@ class Pending:
             self.error = error
 
     def answer(self, within: float) -> Observation:
-        """The answer.
+        """Wait for the answer.
 
         Args:
-            within: seconds to wait for it.
+            within: seconds.
 
         Raises:
-            CheckFailed: none came.
+            CheckFailed: no answer came.
         """
         self._thread.join(within)
         if self.error is not None:
