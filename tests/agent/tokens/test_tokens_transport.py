@@ -13,7 +13,7 @@ import pytest
 
 from iamroles_agent.tokens import transport as module
 from iamroles_agent.tokens.transport import Transport, TransportError
-from iamroles_scenarios.engine.certificates import Certificate, Site
+from iamroles_scenarios.engine.certificates import Certificate, ProxyCertificates
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: Application/JSON; charset=utf-8\r\nContent-Length: 2\r\n\r\n{}"
 CLOSING = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -203,7 +203,7 @@ def test_a_target_that_is_no_uri_is_not_sent(transport, path):
 
 
 def test_a_certificate_must_be_of_an_authority(transport, monkeypatch, tmp_path):
-    site, shown = Site(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    site, shown = ProxyCertificates(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     (pem,) = site.files.values()
     (tmp_path / "site.pem").write_text(pem)
     shown.load_cert_chain(tmp_path / "site.pem")
