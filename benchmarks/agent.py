@@ -197,7 +197,7 @@ def connection(gate: Gate | None, check: bytes, batch: bytes) -> Callable[[], No
     return read
 
 
-SAMPLE = actions.set_var(actions.Scope.TRANSACTION, "allow", DataType.BOOL, value=True) * 12
+SAMPLE = actions.set_var(actions.VariableScope.TRANSACTION, "allow", DataType.BOOL, value=True) * 12
 
 
 def parts(directory: Path) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The `iamroles` command: a dispatcher over the groups of the five packages.
 
-A group is loaded only when it is called, so `iamroles agent run` never pays for, or needs, the conformance
+A group is loaded only when it is called, so `iamroles agent run` neither loads nor needs the conformance
 extra.
 """
 
@@ -32,7 +32,7 @@ _GROUPS = {
     "token": ("tools", "", "Mint and inspect test tokens."),
     "trace": ("conformance", "conformance", "Decode a captured SPOP byte stream."),
 }
-"""By name: the package whose `commands` has a module of that name, the extra that it needs, what it does."""
+"""By name: the package whose `commands` has a module of that name, the extra that it needs, its help."""
 
 
 class _Commands(click.Group):
@@ -45,9 +45,9 @@ class _Commands(click.Group):
         if cmd_name not in _GROUPS:
             return None
         package, extra, _ = _GROUPS[cmd_name]
-        gc.disable()  # what is imported stays: looking through it again and again takes a tenth of a start
+        gc.disable()  # imported objects stay: to search them again and again takes a tenth of a start
         if package in ("agent", "tools"):
-            # Of pydantic no plugin is wanted, and looking for them takes a twentieth.
+            # The search for pydantic plugins takes a twentieth of a start.
             os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         try:
             module = import_module(f"iamroles_{package}.commands.{cmd_name}")
@@ -66,8 +66,8 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command. A file or a disk that cannot be used ends any of them with a sentence and 2, Ctrl-C
-        and SIGTERM with 130: 1 would say that something was found.
+        """Run a command. An unusable file or disk ends it with a sentence and status 2, Ctrl-C and SIGTERM
+        with 130, because status 1 means that the command found something.
         """
         try:
             with _terminable():
@@ -82,14 +82,14 @@ class _Commands(click.Group):
             ctx.exit(2)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """List the groups without loading them: their help must not need every extra."""
+        """List the groups without loading them, so that the help needs no extra."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, _, summary) in _GROUPS.items()])
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C meanwhile: `KeyboardInterrupt`, so that what a command has started is stopped."""
+    """Turn SIGTERM into `KeyboardInterrupt`, like Ctrl-C, so that a command stops what it started."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

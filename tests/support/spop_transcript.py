@@ -38,7 +38,7 @@ HELLO = {
 
 
 def frame(kind: int, payload: bytes = b"", *, ids: tuple[int, int] = (0, 0), flags: int = FIN) -> bytes:
-    return frames.encode(kind, frames.encode_ids(*ids), payload, flags)  # type: ignore[arg-type]
+    return frames.encode(kind, b"".join(map(varint.encode, ids)), payload, flags)  # type: ignore[arg-type]
 
 
 def hello(*, without: str = "", flags: int = FIN, **changed: tuple[DataType, Value]) -> bytes:

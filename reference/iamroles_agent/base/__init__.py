@@ -1,1 +1,1 @@
-"""The ground that all rooms above stand on: configuration, identity, reasons, errors, clocks."""
+"""Modules that all other rooms use: configuration, identity, reasons, errors, clocks."""

@@ -1,6 +1,6 @@
-"""The one file: how the agent runs and what the policy says (SPEC.md section 6).
+"""The models of the configuration file: the agent's settings and the policy (SPEC.md section 6).
 
-The models here give shape and types; `policy.load` reads TOML or JSON into them, adds the checks that span
+The models define shape and types; `policy.load` reads TOML or JSON into them, adds the checks that span
 tables, and reports every problem at once with its file, line, key and remedy.
 """
 
@@ -16,8 +16,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 CHECKED = {"checked": True}
-"""Validation context of what the agent itself wrote down from a checked configuration: durations are numbers
-of seconds there."""
+"""Validation context for a configuration that the agent itself stored: durations are numbers of seconds."""
 
 
 def _seconds(value: object, info: ValidationInfo) -> float:
@@ -47,7 +46,7 @@ ClaimPath = str | list[str]
 
 
 def _none() -> list[Any]:
-    """As `list`, whose signature pydantic would parse for each field."""
+    """Return an empty list; pydantic would parse the signature of `list` for each field."""
     return []
 
 
@@ -61,7 +60,7 @@ class Model(BaseModel):
         extra="forbid",
         strict=True,
         frozen=True,
-        defer_build=True,  # by itself no table is ever read: only the whole file is
+        defer_build=True,  # only the whole file is read, never a table by itself
     )
 
 
@@ -81,15 +80,15 @@ class AgentSettings(Model):
     drain_timeout: Duration = 10.0
     """How long SIGTERM waits for answers in flight."""
     state_dir: str | None = None
-    """A directory, only this user's, where what is in force is kept: the accepted policy, key sets and
-    revocations then outlive the death of the agent. Relative to this file."""
+    """A directory of this user alone that keeps the accepted policy, key sets and revocations, so that they
+    survive the agent. Relative to this file."""
     control_socket: str | None = None
     """Path of the local socket that `iamroles agent status` asks; left out: `agent.sock` in `state_dir`.
     Relative to this file."""
     decision_timeout: Duration = 10.0
     """A decision that takes longer is answered `internal_error`."""
     shadow_policy: str | None = None
-    """Another policy file, relative to this one: noted where it would decide otherwise, never enforced."""
+    """Another policy file, relative to this one: its different decisions are recorded, never enforced."""
 
 
 class LiveSettings(Model):
@@ -97,8 +96,8 @@ class LiveSettings(Model):
 
     master_socket: str | None = None
     """HAProxy's master CLI, `haproxy -W -S <path>`, or its `host:port`. Left out: streams still end at their
-    expiry, but a revocation, a policy change or a lost key does not reach those that are open. Relative to
-    this file."""
+    expiry, but a revocation, a policy change or a lost key does not end open streams. Relative to this
+    file."""
     revocations: str | None = None
     """The file of `[[revocations]]`; agents that share it share them. Relative to this file."""
     gate: str = Field(default="iam", pattern="^[A-Za-z0-9._-]{1,40}$")
@@ -118,7 +117,7 @@ class AuditSettings(Model):
     """Disk that each worker's log may take, "1MB" at least: the agent rotates it and removes the oldest of
     its files, on record. Left out: the agent removes nothing."""
     required: bool = False
-    """Refuse to start where the path is `none`."""
+    """Refuse to start if the path is `none`."""
 
 
 class MetricsSettings(Model):
@@ -136,7 +135,7 @@ class IdentityHeader(Model):
     lifetime: Duration = 60.0
     """How long a token is good, 2s to 60s."""
     rotate: Duration = 86400.0
-    """How long one key signs; the next is published an hour before."""
+    """How long a key signs; the next is published an hour before."""
 
 
 class KeySettings(Model):
@@ -168,23 +167,23 @@ class Issuer(Model):
     client_ids: list[str] = Field(default_factory=_none)
     """Accepted `client_id` values, where these stand for `aud` (Cognito access tokens)."""
     algorithms: list[str]
-    """What it signs with; never none, never HS*."""
+    """Its signature algorithms; never none, never HS*."""
     types: list[str] = Field(default_factory=lambda: ["JWT", "at+jwt"])
     """Accepted `typ`, case-insensitive, without `application/`; an absent one counts as JWT."""
     profile: Literal["generic", "rfc9068", "cognito", "aws"] = "generic"
-    """Whose claim layout and rules its tokens follow."""
+    """The claim layout and rules that its tokens follow."""
     roles_claim: ClaimPath = "roles"
-    """Where the role ARNs are."""
+    """The claim with the role ARNs."""
     preferred_role_claim: ClaimPath | None = None
-    """Where the role is that is active if none is asked for."""
+    """The claim with the role that is active if the request asks for none."""
     scope_claim: ClaimPath | None = None
-    """Where the scopes are, which limit what the roles open."""
+    """The claim with the scopes, which limit what the roles open."""
     scope_required: bool = True
     """Whether a token without scopes opens nothing."""
     session_claim: ClaimPath | None = None
-    """Where the session label is."""
+    """The claim with the session label."""
     principal_claim: ClaimPath = "sub"
-    """Where the principal is."""
+    """The claim with the principal."""
     accounts: list[str] = Field(default_factory=_none)
     """AWS accounts whose roles it may assert; none listed: any."""
     max_lifetime: Duration = 3600.0
@@ -216,7 +215,7 @@ class Sts(Model):
     """How long an answer is believed before STS is asked again: STS does not say when the caller's own
     credentials end, so a session that is over dies within this."""
     replay_cache: bool = False
-    """Accept each credential once only."""
+    """Accept each credential only once."""
 
 
 class Limits(Model):
@@ -225,27 +224,27 @@ class Limits(Model):
     max_lifetime: Duration | None = None
     """The longest lifetime of a token of any issuer."""
     max_token_bytes: int = Field(default=8192, ge=256, le=65536)
-    """A longer credential is refused unread."""
+    """A longer credential is refused without reading it."""
 
 
 class Role(Model):
     """A name for one or more role ARNs."""
 
     name: str
-    """What grants and denies call it, and `X-IAM-Role` may."""
+    """Its name in grants, denies and `X-IAM-Role`."""
     arn: str | None = None
     """`arn:aws:iam::<account>:role/<name>`, without a role path."""
     arns: list[str] = Field(default_factory=_none)
     """Several ARNs under one name."""
     max_lifetime: Duration | None = None
-    """Access ends so long after the token was issued, if it has not before."""
+    """Access ends this time after the token was issued, if it does not end before."""
 
 
 class Group(Model):
-    """A name for several roles, so that an intent is said once."""
+    """A name for several roles, so that an intent is written once."""
 
     name: str
-    """What grants and denies call it."""
+    """Its name in grants and denies."""
     roles: list[str]
     """Names of roles; a group holds no groups."""
 
@@ -254,18 +253,18 @@ class BackendTls(Model):
     """How HAProxy speaks TLS to a backend's servers, and proves to them that it is the gate."""
 
     ca: str
-    """PEM file of the authorities that a server's certificate must come from, a full path."""
+    """PEM file of the authorities that must have issued a server's certificate, a full path."""
     certificate: str | None = None
     """PEM file with the gate's own certificate and key, a full path: servers can ask for it (mutual TLS)."""
     name: str | None = None
-    """The DNS name that the servers' certificate carries; left out: each server's own host name."""
+    """The DNS name in the servers' certificate; left out: each server's own host name."""
 
 
 class Backend(Model):
     """A destination that grants may name."""
 
     name: str
-    """What grants call it."""
+    """Its name in grants."""
     servers: list[str] = Field(default_factory=_none)
     """`host:port` each."""
     tls: BackendTls | None = None
@@ -309,7 +308,7 @@ class Grant(RegionTable):
 
 
 class Deny(RegionTable):
-    """Closes a region to tokens that hold any of the roles, whatever else they hold."""
+    """Closes a region to tokens that hold any of the roles, whatever other roles they hold."""
 
     id: str
     """Names it in the audit log."""
@@ -320,7 +319,7 @@ class Deny(RegionTable):
 
 
 class Scope(Model):
-    """What a scope value in a token opens, at most."""
+    """The most that a scope value in a token opens."""
 
     name: str
     """The value in the token; several regions may share it."""
@@ -364,10 +363,10 @@ class Config(Model):
     groups: list[Group] = Field(default_factory=_none)
     """Names of sets of roles."""
     backends: list[Backend] = Field(default_factory=_none)
-    """Where grants may lead."""
+    """The destinations that grants may name."""
     grants: list[Grant] = Field(default_factory=_none)
-    """What roles open."""
+    """The regions that roles open."""
     denies: list[Deny] = Field(default_factory=_none)
-    """What is closed whatever is open."""
+    """The regions that are closed in spite of grants."""
     scopes: list[Scope] = Field(default_factory=_none)
-    """What scope values open, at most."""
+    """The regions that scope values open at most."""

@@ -1,4 +1,4 @@
-"""Who is asking: the canonical role ARN, the verified identity, the request and the decision."""
+"""The canonical role ARN, the verified identity, the request and the decision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROLE_ARN = re.compile(
 class RoleArn:
     """An IAM role, canonical: partition, 12-digit account, name; case-sensitive (PRINCIPAL-ARN-003).
 
-    A role's path is dropped, because STS loses it: an assumed-role ARN never has one. A path with a colon
+    A role's path is dropped, because STS loses it: an assumed-role ARN never has a path. A path with a colon
     is refused: `role/a,arn:aws:iam::…:saml-provider/b`, the pair that SAML makes, would be a role named b.
     """
 
@@ -49,9 +49,9 @@ class RoleArn:
 
 
 class Identity(NamedTuple):
-    """What a verified credential proves.
+    """The identity that a verified credential proves.
 
-    A NamedTuple: a frozen dataclass costs four times as much to build.
+    A NamedTuple, because a frozen dataclass costs four times as much to build.
     """
 
     issuer: str
@@ -62,24 +62,24 @@ class Identity(NamedTuple):
     roles: tuple[RoleArn, ...]
     """All roles of the credential, canonical, each once, in their order."""
     not_after: int
-    """Epoch seconds: at `now >= not_after` the identity is dead."""
+    """Epoch seconds: at `now >= not_after` the identity ends."""
     issued_at: int | None = None
-    """Epoch seconds; the base of a role's own `max_lifetime`."""
+    """Epoch seconds; a role's own `max_lifetime` begins here."""
     preferred: RoleArn | None = None
     scopes: frozenset[str] | None = None
-    """None: the issuer has no scope claim, or it is absent where that is permitted: unrestricted."""
+    """None, unrestricted: the issuer has no scope claim, or may omit it and did."""
     credential: str = ""
     """`sha256:` and 16 hex digits of the credential's hash: names it in the audit, never reveals it."""
     key_id: str = ""
     """The JWS `kid` or AWS access key id."""
     check_again: int | None = None
-    """Epoch seconds at which the credential must be verified anew, if before `not_after`."""
+    """Epoch seconds at which the credential must be verified again, if before `not_after`."""
     grounds: tuple[str, ...] = ()
-    """What a token rests on besides its claims (`tokens.grounds`)."""
+    """The grounds of a token besides its claims (`tokens.grounds`)."""
 
     @property
     def believed_until(self) -> int:
-        """Epoch seconds until which nothing remembered of this identity may be used."""
+        """Epoch seconds until which cached results for this identity may be used."""
         return self.not_after if self.check_again is None else min(self.not_after, self.check_again)
 
 
@@ -97,7 +97,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict and the tags that HAProxy gets; the fields are the variables of SPEC.md section 3."""
+    """The verdict and the tags for HAProxy; the fields are the variables of SPEC.md section 3."""
 
     allow: bool
     reason: Reason | None = None
@@ -118,7 +118,7 @@ class Decision:
     shadow: tuple[str, ...] = field(default=())
     """Ids of shadow rules that would have changed the verdict (SHADOW-RECORD-001)."""
     ticket: str = field(default="", compare=False)
-    """What HAProxy keeps with a long stream so that it can be judged anew (`live.ticket`)."""
+    """The text that HAProxy keeps with a long stream so that it can be judged again (`live.ticket`)."""
 
     @property
     def status(self) -> int:

@@ -1,13 +1,13 @@
-"""Writing to standard output and standard error without ever waiting for whoever reads them.
+"""Write to standard output and standard error without waiting for their reader.
 
-A reader that stops (a full pipe, a stopped terminal, a stalled journal) must cost no decision, no heartbeat,
-no reload. `O_NONBLOCK` on the descriptor that we were given would be set for all other processes that share
-it, so a pipe or terminal is opened anew through /proc, and a socket is sent to with `MSG_DONTWAIT`. A file
-is written to as it is.
+A reader that stops (a full pipe, a stopped terminal, a stalled journal) must not delay a decision, a
+heartbeat or a reload. `O_NONBLOCK` on the given descriptor would also hold for all other processes that share
+it, so a pipe or terminal is opened again through /proc, and a socket gets `MSG_DONTWAIT`. A file is written
+to directly.
 
-What does not go out at once waits in order, up to a bound; what is over the bound is dropped, counted, and
-said when the reader is back. Each line leaves in one write of at most `PIPE_BUF` bytes where it is that
-short, so lines of several processes do not tear.
+A line that cannot be written at once waits in order, up to a bound. Lines over the bound are dropped and
+counted, and the log reports them when the reader is back. A line of at most `PIPE_BUF` bytes leaves in one
+write, so that lines of several processes do not tear.
 """
 
 from __future__ import annotations
@@ -28,16 +28,11 @@ _LONGEST = select.PIPE_BUF - 1
 
 
 class Output:
-    """One descriptor.
-
-    Args:
-        fd: 1 or 2.
-        limit: bytes that may wait.
-    """
+    """Descriptor 1 or 2; `limit` bytes may wait."""
 
     def __init__(self, fd: int, limit: int) -> None:
         self.dropped = 0
-        """Lines that did not get out and never will."""
+        """Lines that were not written and never will be."""
         self._limit = limit
         self._waiting: deque[bytes] = deque()
         self._size = 0
@@ -57,16 +52,16 @@ class Output:
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
                 self._fd = os.open(f"/proc/self/fd/{fd}", flags)
         except OSError:
-            pass  # what cannot be opened anew is written to as it is
+            pass  # written to directly if it cannot be opened again
 
     def _forget(self) -> None:
-        """In a forked child: what waits is the parent's to write."""
+        """Clear the queue in a forked child: the parent writes its lines."""
         self._lock = threading.Lock()
         self._waiting.clear()
         self._size = self._unsaid = 0
 
     def write(self, line: bytes) -> None:
-        """Write a line, now or when it can be."""
+        """Write a line, now or later."""
         with self._lock:
             if self._size + len(line) > self._limit:
                 self.dropped += 1
@@ -77,13 +72,13 @@ class Output:
             self._flush()
 
     def flush(self) -> bool:
-        """Write what waits, as far as it can be now; whether nothing is left."""
+        """Write waiting lines as far as possible now; return whether no line is left."""
         with self._lock:
             self._flush()
             return not self._waiting
 
     def drain(self, seconds: float) -> None:
-        """Before the end: wait so long for the reader."""
+        """Wait up to `seconds` for the reader, before the process ends."""
         deadline = time.monotonic() + seconds
         while not self.flush() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -97,7 +92,7 @@ class Output:
             except BlockingIOError:
                 return
             except OSError:
-                sent = len(line)  # nobody will ever read it
+                sent = len(line)  # there is no reader
             self._size -= sent
             if sent < len(line):
                 waiting[0] = line[sent:]
@@ -126,7 +121,7 @@ class Handler(logging.Handler):
         self._out = out
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One record, cut where it is longer than a pipe takes at once, but for reports of many lines."""
+        """Write a record; cut a single line that is longer than a pipe takes at once."""
         try:
             line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
         except Exception:  # noqa: BLE001 - as logging's own handlers do
@@ -141,20 +136,20 @@ _outputs: dict[int, Output] = {}
 
 
 def output(fd: int) -> Output:
-    """The output on 1 or 2, opened once."""
+    """Return the output on 1 or 2, opened once."""
     if fd not in _outputs:
         _outputs[fd] = Output(fd, (16 if fd == 1 else 1) << 20)
     return _outputs[fd]
 
 
 def log_to_stderr(level: str) -> None:
-    """Send the log to standard error, without ever waiting for it."""
+    """Send the log to standard error, without waiting for its reader."""
     handler = Handler(output(2))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 def flush() -> None:
-    """Write what waits, on all outputs; never waits."""
+    """Write the waiting lines of all outputs; never waits."""
     for out in _outputs.values():
         out.flush()

@@ -1,4 +1,4 @@
-"""The closed list of refusal reasons (SPEC.md section 4) and what each tells the client (RFC 6750)."""
+"""The closed list of refusal reasons (SPEC.md section 4) and their answers to the client (RFC 6750)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a request was refused. Goes to the audit line and HAProxy's log, never to the client."""
+    """Why a request was refused: for the audit line and HAProxy's log, never for the client."""
 
     TEXT_TOO_LONG = "text_too_long"
     HOST_AMBIGUOUS = "host_ambiguous"
-    """Only the proxy refuses with it: what reaches the agent is the host that the proxy settled on."""
+    """Only the proxy uses it: the agent gets the host that the proxy chose."""
     NO_CREDENTIALS = "no_credentials"
     MULTIPLE_CREDENTIALS = "multiple_credentials"
     TOKEN_MALFORMED = "token_malformed"  # noqa: S105 - the name of a reason, not a secret
@@ -41,12 +41,12 @@ class Reason(StrEnum):
 
     @property
     def status(self) -> int:
-        """HTTP status the proxy answers with: 400, 401, 403 or 503."""
+        """HTTP status of the proxy's answer: 400, 401, 403 or 503."""
         return _ANSWER[self][0]
 
     @property
     def error(self) -> str:
-        """RFC 6750 section 3.1 error code, or "" where the challenge stays bare or there is none."""
+        """RFC 6750 section 3.1 error code, or "" for a challenge without a code or no challenge."""
         return _ANSWER[self][1]
 
 
@@ -73,11 +73,9 @@ _ANSWER |= {
 
 
 class Refusal(Exception):  # noqa: N818 - a verdict, not a fault
-    """A credential or request that is refused.
+    """A credential or request is refused.
 
-    Args:
-        reason: one of the closed list.
-        detail: what exactly was wrong, for the audit line; never holds a token, signature or secret.
+    `detail` explains the reason in the audit line; it never holds a token, signature or secret.
     """
 
     def __init__(self, reason: Reason, detail: str = "") -> None:

@@ -33,26 +33,26 @@ def agent() -> None:
     "--state-dir",
     type=click.Path(path_type=Path),
     envvar=STATE_DIR,
-    help="Where what is in force is kept, in place of the configuration's `agent.state_dir`. Then the "
-    f"accepted policy comes back even where CONFIG cannot be read any more. Default: ${STATE_DIR}.",
+    help="Directory of the state in force, in place of the configuration's `agent.state_dir`. Then the "
+    f"accepted policy comes back even if CONFIG is no longer readable. Default: ${STATE_DIR}.",
 )
 @click.option(
     "--take-over",
     is_flag=True,
-    help="Take over from the agent that runs with this state directory, if one does: its sockets, and what "
-    "is in force. It drains when this one is ready; no connection is refused in between.",
+    help="Take over sockets and state from the agent that runs with this state directory, if any. It drains "
+    "when this agent is ready; no connection is refused in between.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="What goes to standard error.",
+    help="Least level of the log on standard error.",
 )
 def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool) -> None:
     """Serve until SIGTERM (drains) or SIGINT; SIGHUP reloads CONFIG, all or nothing.
 
-    Prints one line of JSON on standard output when it serves, and one for each reload.
+    Prints a line of JSON on standard output when it serves, and a line for each reload.
 
     Exit status: 0 after a drain, 2 if the file is wrong (every error is listed, nothing is started), 3 if the
     agent cannot start (a busy port, an audit file that cannot be opened).
@@ -67,10 +67,10 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
         click.echo(str(error), err=True)
         click.echo(f"iamroles agent: {_count(error)} in {config}; nothing was started", err=True)
         sys.exit(2)
-    # What loading made lives as long as the process: keep the collector, and forks, from touching it.
+    # Loaded objects live as long as the process: keep the collector, and forks, from touching them.
     gc.freeze()
-    # Fetches, STS calls and the audit's writer are threads. Python lets one of them keep the event loop
-    # waiting for 5 ms by default, which is fifty decisions and more.
+    # Fetches, STS calls and the audit's writer are threads. By default Python lets a thread delay the event
+    # loop for 5 ms, the time of more than fifty decisions.
     sys.setswitchinterval(0.0005)
     try:
         status = made.run()
@@ -80,7 +80,7 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
     finally:
         logging.shutdown()
     sys.stdout.flush()
-    # The fetch threads may still wait for an issuer that does not answer; the drain is over.
+    # Fetch threads may still wait for an issuer that does not answer; the drain is over.
     os._exit(status)
 
 
@@ -95,14 +95,14 @@ def _count(error: ConfigError) -> str:
     "--state-dir",
     type=click.Path(path_type=Path),
     envvar=STATE_DIR,
-    help=f"The agent's state directory, where it was given on the command line. Default: ${STATE_DIR}.",
+    help=f"The agent's state directory, if it was given on the command line. Default: ${STATE_DIR}.",
 )
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="The agent's local socket.")
-@click.option("--json", "as_json", is_flag=True, help="Print all that is known, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
 def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as_json: bool) -> None:
-    """Ask the running agent: what is in force, who has confirmed it, how old keys are, how the audit does.
+    """Ask the running agent for the version in force, its workers, the ages of keys, and the audit.
 
-    Exit status: 0 if all workers serve the version in force and can decide, 1 if not, 3 if nobody answers.
+    Exit status: 0 if all workers serve the version in force and can decide, 1 if not, 3 without an answer.
     """
     try:
         if path is None and (config is not None or state_dir is not None):
@@ -118,7 +118,7 @@ def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as
     try:
         found = local_socket.ask(path, {"command": "status"})
     except (OSError, ValueError) as error:
-        click.echo(f"iamroles agent: nobody answers at {path}: {error}", err=True)
+        click.echo(f"iamroles agent: no answer at {path}: {error}", err=True)
         sys.exit(3)
     if "error" in found:
         click.echo(f"iamroles agent: {found['error']}", err=True)

@@ -1,6 +1,6 @@
-"""What the commands of an emergency read of a configuration: what they need, and nothing else.
+"""The part of a configuration that the commands of an emergency read.
 
-The policy in the same file may be wrong at that moment, and must not keep anybody from revoking.
+The policy in the same file may be wrong at that moment, and must not prevent a revocation.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from iamroles_agent.processes.agent import SOCKET
 
 
 class Settings:
-    """A configuration, unchecked.
-
-    Args:
-        path: of the file; relative names in it are beside it.
+    """An unchecked configuration.
 
     Raises:
         ConfigError: it cannot be read, or is neither TOML nor JSON.
@@ -28,29 +25,29 @@ class Settings:
             text = path.read_text(encoding="utf-8")
             found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except (OSError, ValueError, RecursionError) as error:
-            remedy = "Mend it; `iamroles revoke` can do without it, by `--file`"
+            remedy = "Correct it; with `--file`, `iamroles revoke` does not need it"
             raise ConfigError([Problem(str(path), "", f"cannot be read: {error}", remedy)]) from error
         self._path = path
         self._tables = found if isinstance(found, dict) else {}
 
     def text(self, table: str, key: str) -> str | None:
-        """A text of the file, None where it is not there or no text."""
+        """Return a text of the file; None if it is absent, empty or another type."""
         members = self._tables.get(table)
         value = members.get(key) if isinstance(members, dict) else None
         return value if isinstance(value, str) and value else None
 
     @property
     def roles(self) -> set[str]:
-        """The names of its roles, as far as they can be read."""
+        """The names of its roles, as far as they are readable."""
         rows = self._tables.get("roles")
         names = (row.get("name") for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
         return {name for name in names if isinstance(name, str)}
 
     def file(self, table: str, key: str, example: str) -> Path:
-        """A file that it names.
+        """Return the path of a file that it names, relative to itself.
 
         Raises:
-            ConfigError: it names none.
+            ConfigError: the key is not set.
         """
         if (name := self.text(table, key)) is None:
             remedy = f'Add `[{table}]` with `{key} = "{example}"`, and restart the agent'
@@ -59,7 +56,7 @@ class Settings:
 
     @property
     def socket(self) -> Path | None:
-        """Where the agent of this configuration answers; None where it does not."""
+        """The local socket of the agent with this configuration; None if it has no socket."""
         if (name := self.text("agent", "control_socket")) is not None:
             return self._path.parent / name
         name = self.text("agent", "state_dir")

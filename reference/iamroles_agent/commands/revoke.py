@@ -30,7 +30,7 @@ _config = policy_option("The agent's configuration; its `live.revocations` names
 _file_option = click.option(
     "--file",
     type=click.Path(path_type=Path),
-    help="The file of revocations, where the configuration cannot be read.",
+    help="The file of revocations, if the configuration cannot be read.",
 )
 
 
@@ -43,17 +43,17 @@ def revoke() -> None:
 @_config
 @_file_option
 @click.option(
-    "--role", "roles", multiple=True, help="Whoever holds this role: its name in the policy, or ARN."
+    "--role", "roles", multiple=True, help="All holders of this role: its name in the policy, or ARN."
 )
 @click.option("--principal", "principals", multiple=True, help="A principal as the audit names it.")
 @click.option("--session", "sessions", multiple=True, help="A session label as the audit names it.")
 @click.option("--credential", "credentials", multiple=True, help="A credential's hash in the audit.")
 @click.option(
     "--issued-before",
-    help='Spare what was issued since: RFC 3339, epoch seconds, or "now" (IAM\'s "revoke active sessions").',
+    help='Spare credentials issued later: RFC 3339, epoch seconds, or "now" (IAM: revoke active sessions).',
 )
-@click.option("--reason", default="", help="For those who read the audit.")
-@click.option("--id", "name", help="A name for it; made up where left out.")
+@click.option("--reason", default="", help="A note for readers of the audit.")
+@click.option("--id", "name", help="A name for it; generated if left out.")
 def add(  # noqa: PLR0917 - click's options, by name
     config: Path,
     file: Path | None,
@@ -65,7 +65,7 @@ def add(  # noqa: PLR0917 - click's options, by name
     reason: str,
     name: str | None,
 ) -> None:
-    """Add a revocation. What is given must all fit: a role and a principal are one in that role."""
+    """Add a revocation. All options must match: a role and a principal mean this principal in that role."""
     members: dict[str, Any] = {
         "id": name or f"r-{secrets.token_hex(4)}",
         "roles": list(roles),
@@ -85,8 +85,8 @@ def add(  # noqa: PLR0917 - click's options, by name
         for item in error.errors(include_url=False):
             click.echo(f"iamroles revoke: {'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}", err=True)
         sys.exit(2)
-    if nobody := _nobody(config, row):
-        click.echo(f"iamroles revoke: {nobody}", err=True)
+    if mistake := _mistake(config, row):
+        click.echo(f"iamroles revoke: {mistake}", err=True)
         sys.exit(2)
     with _edited(config, file) as (path, found):
         if any(known.id == row.id for known in found):
@@ -94,14 +94,14 @@ def add(  # noqa: PLR0917 - click's options, by name
             sys.exit(2)
         found.append(row)
     click.echo(f"{row.id} is in {path}")
-    _tell(config, row.id, present=True)
+    _wait(config, row.id, present=True)
 
 
 @revoke.command("list")
 @_config
 @_file_option
 def list_(config: Path, file: Path | None) -> None:
-    """Show the revocations of the file, one JSON object a line."""
+    """Show the revocations of the file, a JSON object for each line."""
     for row in _read(file or _file(config)).rows:
         click.echo(json.dumps(row.model_dump(mode="json", exclude_defaults=True)))
 
@@ -111,7 +111,7 @@ def list_(config: Path, file: Path | None) -> None:
 @_file_option
 @click.argument("name")
 def undo(config: Path, file: Path | None, name: str) -> None:
-    """Take a revocation back. Streams that it cut stay cut."""
+    """Remove a revocation. Streams that it cut stay cut."""
     with _edited(config, file) as (path, found):
         kept = [row for row in found if row.id != name]
         if len(kept) == len(found):
@@ -121,20 +121,20 @@ def undo(config: Path, file: Path | None, name: str) -> None:
             sys.exit(2)
         found[:] = kept
     click.echo(f"{name} is out of {path}")
-    _tell(config, name, present=False)
+    _wait(config, name, present=False)
 
 
-def _nobody(config: Path, row: Revocation) -> str | None:
-    """Why a row would revoke nothing, whoever comes: who types in a hurry must hear of it now."""
+def _mistake(config: Path, row: Revocation) -> str | None:
+    """Return why a revocation would match no credential; a hurried operator must learn it now."""
     if "" in (*row.principals, *row.sessions):
-        return "an empty name is nobody's"
+        return "an empty name matches nobody"
     for credential in row.credentials:
         if not _HASH.fullmatch(credential):
             return f"--credential {credential!r}: write it as the audit does, `sha256:` and 16 hex digits"
     try:
         known = Settings(config).roles
     except ConfigError:
-        return None  # where it cannot be read, what is asked for is done
+        return None  # an unreadable configuration must not prevent a revocation
     for role in row.roles:
         if known and role not in known and not role.startswith("arn:"):
             near = closest(role, known)
@@ -144,7 +144,7 @@ def _nobody(config: Path, row: Revocation) -> str | None:
 
 
 def _file(config: Path) -> Path:
-    """The file of revocations. Nothing else of the configuration is read, for an emergency."""
+    """Return the file of revocations; nothing else of the configuration is read, for an emergency."""
     try:
         return Settings(config).file("live", "revocations", "revocations.toml")
     except ConfigError as error:
@@ -162,7 +162,7 @@ def _read(path: Path) -> Revocations:
 
 @contextmanager
 def _edited(config: Path, file: Path | None) -> Iterator[tuple[Path, list[Revocation]]]:
-    """The file's revocations, written back; one editor at a time."""
+    """Give the file's revocations to an editor, one at a time, and write them back."""
     path = file or _file(config)
     try:
         with path.with_name(f".{path.name}.lock").open("w") as lock:
@@ -175,16 +175,16 @@ def _edited(config: Path, file: Path | None) -> Iterator[tuple[Path, list[Revoca
         sys.exit(3)
 
 
-def _tell(config: Path, name: str, *, present: bool) -> None:
-    """Wait until the agent of this host has it in force, and say what is known."""
+def _wait(config: Path, name: str, *, present: bool) -> None:
+    """Wait until the agent of this host has the change in force, and report."""
     try:
         address = Settings(config).socket
     except ConfigError:
         address = None
     if address is None:
         click.echo(
-            f"Whether an agent has taken it up is not known here ({config} names no agent.state_dir): "
-            "see its log or audit"
+            f"This command cannot tell whether an agent has it in force ({config} names no agent.state_dir): "
+            "see the agent's log or audit"
         )
         return
     deadline = time.monotonic() + _WITHIN
@@ -192,7 +192,7 @@ def _tell(config: Path, name: str, *, present: bool) -> None:
         try:
             answer = local_socket.ask(address, {"command": "revocations"})
         except (OSError, StartError, ValueError) as error:
-            click.echo(f"No agent answers at {address} ({error}): one that starts takes it up")
+            click.echo(f"No agent answers at {address} ({error}): an agent reads it when it starts")
             return
         if answer.get("problem"):
             click.echo(f"iamroles revoke: NOT in force: {answer['problem']}", err=True)

@@ -1,4 +1,4 @@
-"""`iamroles sessions`: who has a stream open now."""
+"""`iamroles sessions`: the open streams and their principals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,23 @@ from iamroles_agent.live.console import TABLE, Console, ConsoleError, Stream, st
 
 @click.command()
 @policy_option("The agent's configuration; its `live.master_socket` leads to HAProxy.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each line.")
 def sessions(config: Path, as_json: bool) -> None:
-    """Show the long streams that HAProxy carries now, in old workers too: who, role, route, since, until."""
+    """Show the long streams in all of HAProxy's workers: principal, role, route, begin, end."""
     try:
         settings = Settings(config)
-        place = settings.file("live", "master_socket", "/run/haproxy/master.sock")
+        socket = settings.file("live", "master_socket", "/run/haproxy/master.sock")
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(2)
     name = settings.text("live", "master_socket") or ""
-    path = name if ":" in name and "/" not in name else str(place.absolute())
+    path = name if ":" in name and "/" not in name else str(socket.absolute())
     try:
         found, silent = asyncio.run(_all(path))
     except ConsoleError as error:
         click.echo(f"iamroles sessions: {path}: {error}", err=True)
         sys.exit(3)
-    for about in sorted((_about(stream) for stream in found), key=lambda about: about["until"]):
+    for about in sorted(map(_about, found), key=itemgetter("until")):
         click.echo(json.dumps(about) if as_json else _line(about))
     for problem in silent:
         click.echo(f"iamroles sessions: {problem}", err=True)
@@ -60,12 +61,8 @@ async def _all(path: str) -> tuple[list[Stream], list[str]]:
 
 
 def _about(stream: Stream) -> dict[str, Any]:
-    about: dict[str, Any] = {
-        "since": stream.since,
-        "until": stream.ends,
-        "src": stream.source,
-        "request": stream.request_id,
-    }
+    about: dict[str, Any] = {"since": stream.since, "until": stream.ends, "src": stream.source}
+    about["request"] = stream.request_id
     ticket = stream.decoded()
     if ticket is None:
         return about

@@ -1,4 +1,4 @@
-"""What a running agent says of itself, for people."""
+"""The status of a running agent as text for people."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ Found = dict[str, Any]
 
 
 def well(found: Found) -> bool:
-    """Whether all workers serve what is in force and can decide."""
-    members = found["members"]
-    return found["confirmed"] == found["workers"] and not any(
-        member["stats"].get("problem") for member in members
-    )
+    """Return whether all workers serve the version in force and can decide."""
+    problems = [member["stats"].get("problem") for member in found["members"]]
+    return found["confirmed"] == found["workers"] and not any(problems)
 
 
 def as_text(found: Found) -> str:
-    """The answer to `status`, a few lines for each part of the agent."""
+    """Return the answer to `status`, a few lines for each part of the agent."""
     up = _span(found["now"] - found["started"])
     confirmed = f"confirmed by {found['confirmed']} of {found['workers']} workers"
     change = f"; a change is in its phase {found['change']}" if found["change"] else ""

@@ -1,9 +1,9 @@
-"""The signed identity header `X-IAM-Identity`: what a server can verify by itself (docs/backends.md).
+"""The signed identity header `X-IAM-Identity`, which a server can verify by itself (docs/backends.md).
 
-The plain tags (`X-IAM-Principal`, `X-IAM-Role`) are as good as the network between HAProxy and the server:
-whoever reaches the server can write them. A short JWT, signed by the agent for one backend, is good wherever
-it is read. `keys` holds the signing keys and says when they change, `signer` makes the tokens. Neither reads
-a clock, a file or a socket: who owns the keys keeps them and hands them out.
+The plain tags (`X-IAM-Principal`, `X-IAM-Role`) are only as safe as the network between HAProxy and the
+server: any process that reaches the server can write them. A short JWT that the agent signs for a single
+backend is valid wherever it is read. `keys` holds the signing keys and their times, `signer` makes the
+tokens. Neither reads a clock, a file or a socket.
 """
 
 from iamroles_agent.identity_header.keys import KeyRing as KeyRing

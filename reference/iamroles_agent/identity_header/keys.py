@@ -1,16 +1,16 @@
-"""Keys that sign identities, and when each of them does.
+"""Keys that sign identities, and the times at which they sign.
 
-How a key changes without anybody noticing
-------------------------------------------
-A server caches the published keys. Were a new key to sign at the moment it is made, the first tokens of it
-would be refused wherever the cache is older. So a key is *published* long before it signs, and long after:
+How a key changes without failures
+----------------------------------
+A server caches the published keys. If a new key signed as soon as it is made, servers with an older cache
+would refuse its first tokens. So a key is *published* long before it signs, and long after:
 
-    made, published      signs                 published still          gone
+    made, published      signs                 still published          gone
     |------- lead -------|------ rotate -------|-------- rotate --------|
 
-Each key carries the second from which it signs. Which key that is follows from the clock alone: workers that
-hold the same ring change keys in the same second without a word, and a ring that was saved before the agent
-died is good when it comes back, however long that took.
+Each key carries the second from which it signs, so the clock alone selects the key: workers with the same
+ring change keys in the same second without a message, and a saved ring is valid when the agent comes back,
+however long that takes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 _LONGEST_LEAD = 3600.0
-"""A key is published so many seconds before it signs, or `rotate`, if that is less."""
+"""Seconds for which a key is published before it signs, or `rotate`, if that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,49 +43,42 @@ class SigningKey:
     kid: str = ""
 
     @classmethod
-    def made(cls, since: float) -> SigningKey:
-        return cls.of(since, ec.generate_private_key(ec.SECP256R1()))
+    def generate(cls, since: float) -> SigningKey:
+        return cls.from_private(since, ec.generate_private_key(ec.SECP256R1()))
 
     @classmethod
-    def of(cls, since: float, private: ec.EllipticCurvePrivateKey) -> SigningKey:
-        """A key with its thumbprint (RFC 7638) for a `kid`."""
+    def from_private(cls, since: float, private: ec.EllipticCurvePrivateKey) -> SigningKey:
+        """Make a key with its thumbprint (RFC 7638) as `kid`."""
         members = _coordinates(private)
         text = json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
         return cls(since, private, _base64url(hashlib.sha256(text).digest()))
 
     @property
     def jwk(self) -> dict[str, str]:
-        """The public half (RFC 7517)."""
+        """The public key (RFC 7517)."""
         return {**_coordinates(self.private), "kid": self.kid, "use": "sig", "alg": "ES256"}
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """All keys that are published, the earliest first; immutable.
-
-    Attributes:
-        keys: at least one.
-        rotate: seconds that a key signs.
-    """
+    """All published keys, the earliest first; immutable."""
 
     keys: tuple[SigningKey, ...]
+    """At least one."""
     rotate: float
+    """Seconds for which a key signs."""
 
     @classmethod
     def first(cls, now: float, rotate: float) -> KeyRing:
-        """A ring for a gate that never had one: one key that signs at once, and the next."""
-        return cls((SigningKey.made(now),), rotate).at(now)
+        """Make the first ring of a gate: a key that signs at once, and the next."""
+        return cls((SigningKey.generate(now),), rotate).at(now)
 
     def signing(self, now: float) -> SigningKey:
-        """The key that signs now: the latest whose time has come."""
+        """Return the key that signs now: the latest key whose time has come."""
         return next((key for key in reversed(self.keys) if key.since <= now), self.keys[0])
 
     def at(self, now: float) -> KeyRing:
-        """The ring as it should be now: without keys long retired, and with the one that comes next.
-
-        Returns:
-            This very ring where nothing is due.
-        """
+        """Return the ring without retired keys and with the next key; this ring if nothing is due."""
         signing = self.keys.index(self.signing(now))
         kept = [
             key
@@ -95,39 +88,34 @@ class KeyRing:
         kept += self.keys[signing:]
         if kept[-1].since <= now:
             lead = min(self.rotate, _LONGEST_LEAD)
-            kept.append(SigningKey.made(max(kept[-1].since + self.rotate, now + lead)))
+            kept.append(SigningKey.generate(max(kept[-1].since + self.rotate, now + lead)))
         return self if tuple(kept) == self.keys else KeyRing(tuple(kept), self.rotate)
 
     @property
     def due(self) -> float:
-        """Epoch seconds at which `at` has something to do: a key begins to sign, or was kept long enough."""
+        """Epoch seconds at which `at` changes the ring: a key begins to sign, or a retired key goes."""
         times = [self.keys[-1].since]
         times += [successor.since + self.rotate for successor in self.keys[1:-1]]
         return min(times)
 
     def jwks(self) -> dict[str, Any]:
-        """The published keys (RFC 7517 section 5)."""
+        """Return the published keys (RFC 7517 section 5)."""
         return {"keys": [key.jwk for key in self.keys]}
 
     def to_bytes(self) -> bytes:
-        """All of it, private keys too, for whoever keeps it where only the agent can read."""
+        """Write the ring with its private keys; only the agent may read the result."""
+        form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         entries = [
-            {
-                "since": key.since,
-                "private": key.private.private_bytes(
-                    Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-                ).decode(),
-            }
-            for key in self.keys
+            {"since": key.since, "private": key.private.private_bytes(*form).decode()} for key in self.keys
         ]
         return json.dumps({"version": 1, "keys": entries}, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, text: bytes, rotate: float) -> KeyRing:
-        """Read what `to_bytes` wrote.
+        """Read the result of `to_bytes`.
 
         Raises:
-            ValueError: it is not that. The message holds nothing of the text, which has secrets.
+            ValueError: the text is something else. The message quotes nothing of it, because it has secrets.
         """
         try:
             document = json.loads(text)
@@ -144,7 +132,7 @@ def _read(entries: Iterable[dict[str, Any]]) -> Iterable[SigningKey]:
         private = load_pem_private_key(entry["private"].encode(), None)
         if not isinstance(private, ec.EllipticCurvePrivateKey) or private.curve.name != "secp256r1":
             raise ValueError
-        yield SigningKey.of(float(entry["since"]), private)
+        yield SigningKey.from_private(float(entry["since"]), private)
 
 
 def _coordinates(private: ec.EllipticCurvePrivateKey) -> dict[str, str]:

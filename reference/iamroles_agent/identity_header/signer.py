@@ -1,17 +1,18 @@
-"""From an allowed decision to the JWT that its backend gets.
+"""Make the JWT that the backend of an allowed decision gets.
 
 How cached verdicts stay cheap
 ------------------------------
-A signature takes longer than many remembered verdicts. So a token says who acts in which role for which
-backend, and nothing of the request: one token serves all requests of that caller to that backend. It is
-handed out again until half its life has passed, and the verdict that holds it is remembered so long. A
-remembered verdict costs what it did without the header; each question is judged anew every half minute, with
-one signature for each caller, role and backend. Whatever is handed out has at least half its life before it.
+A signature takes longer than many remembered verdicts. So a token names the principal, the role and the
+backend, and nothing of the request: one token serves all requests of a caller to a backend. It is reused
+until half its life has passed, and the verdict that holds it is remembered for the same time. A remembered
+verdict costs as much as without the header; each question is judged again every half minute, with a single
+signature for each caller, role and backend. A token always has at least half its life left.
 """
 
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from typing import NamedTuple
 
 from jwt.api_jws import PyJWS
@@ -22,15 +23,15 @@ from iamroles_agent.identity_header.keys import KeyRing
 LONGEST_LIFE = 60
 """Seconds that a token lives, at most."""
 TYPE = "iam-identity+jwt"
-"""`typ` of the header (RFC 8725 section 3.11): no other token can be taken for one of these."""
+"""`typ` of the header (RFC 8725 section 3.11): no other kind of token has it."""
 _HALF = 4096
-"""Tokens that one half of the memory holds."""
+"""Tokens that each half of the memory holds."""
 
-_Key = tuple[str, str, str, str, str, int | None]
+_CALLER = attrgetter("principal", "session", "role", "issuer", "backend", "expires")
 
 
 class Signed(NamedTuple):
-    """A token, and until when it may be handed out again."""
+    """A token, and the time until which it may be reused."""
 
     token: str
     fresh_until: int
@@ -38,37 +39,19 @@ class Signed(NamedTuple):
 
 
 class Signer:
-    """Signs identities with the keys of one ring.
-
-    Args:
-        ring: of keys.
-        issuer: `iss`: this gate's own name.
-        lifetime: seconds that a token lives, 2 to 60.
-    """
+    """Signs identities with the keys of a ring; `lifetime` is 2 to 60 seconds."""
 
     def __init__(self, ring: KeyRing, issuer: str, lifetime: int = LONGEST_LIFE) -> None:
         self.ring = ring
         self._issuer = issuer
         self._lifetime = lifetime
         self._jws = PyJWS()
-        self._young: dict[_Key, Signed] = {}
-        self._old: dict[_Key, Signed] = {}
+        self._young: dict[tuple[str | int | None, ...], Signed] = {}
+        self._old: dict[tuple[str | int | None, ...], Signed] = {}
 
     def sign(self, decision: Decision, now: float) -> Signed:
-        """The token of an allowed decision.
-
-        Args:
-            decision: its backend is the audience.
-            now: epoch seconds, before the decision's `expires`.
-        """
-        key = (
-            decision.principal,
-            decision.session,
-            decision.role,
-            decision.issuer,
-            decision.backend,
-            decision.expires,
-        )
+        """Return the token of an allowed decision, for its backend, before its `expires`."""
+        key = _CALLER(decision)
         known = self._young.get(key) or self._old.pop(key, None)
         if known is None or now >= known.fresh_until:
             known = self._made(decision, now)

@@ -1,7 +1,8 @@
-"""What the agent answers: the variables of SPEC.md section 3 as SPOP actions (SPOE.txt section 3.4).
+"""The agent's answer: the variables of SPEC.md section 3 as SPOP actions (SPOE.txt section 3.4).
 
-HAProxy stops at the first action it cannot read, keeps those before it, and reports nothing. So every
-action here is checked before it is sent, and the verdict `allow` is the last: cut short, the answer denies.
+HAProxy stops at the first action that it cannot read, keeps the actions before it, and reports nothing. So
+every action is checked before it is sent, and the verdict `allow` is the last: an answer that is cut short
+denies.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from iamroles_agent.spop.values import DataType, Value
 PREFIX = "iam"
 """`option var-prefix` of the engine: HAProxy's name of a variable is `<scope>.iam.<name>`."""
 TAGS = ("ticket", "identity", "session", "principal", "issuer", "rule", "role", "expires", "backend")
-"""What may be dropped where a frame is too small, in this order: never `status`, `reason`, `error`, `allow`.
-Without its backend an allowed request is refused by the proxy: too small a frame fails closed."""
+"""The tags that may be dropped if a frame is too small, in this order; `status`, `reason`, `error` and
+`allow` stay. The proxy refuses an allowed request without a backend, so too small a frame fails closed."""
 _SET_VAR, _UNSET_VAR = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9._]+")
 _MAX_FULL_NAME = 63
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
-class Scope(IntEnum):
-    """How long a variable lives."""
+class VariableScope(IntEnum):
+    """The lifetime of a variable."""
 
     PROCESS = 0
     SESSION = 1
@@ -39,22 +40,22 @@ class Scope(IntEnum):
 
     @property
     def keyword(self) -> str:
-        """The scope as HAProxy's configuration writes it."""
+        """The word for the scope in HAProxy's configuration."""
         return ("proc", "sess", "txn", "req", "res")[self]
 
 
 class Action(NamedTuple):
     """One action, read back."""
 
-    scope: Scope
+    scope: VariableScope
     name: str
     kind: DataType | None
     """None: the variable is unset."""
     value: Value
 
 
-def set_var(scope: Scope, name: str, kind: DataType, value: Value) -> bytes:
-    """A SET-VAR action.
+def set_var(scope: VariableScope, name: str, kind: DataType, value: Value) -> bytes:
+    """Encode a SET-VAR action.
 
     Raises:
         LocalProtocolError: HAProxy would not accept the name, or the value does not belong to the type.
@@ -62,51 +63,40 @@ def set_var(scope: Scope, name: str, kind: DataType, value: Value) -> bytes:
     return bytes((_SET_VAR, 3, scope)) + _encode_name(scope, name) + values.encode(kind, value)
 
 
-def unset_var(scope: Scope, name: str) -> bytes:
-    """An UNSET-VAR action.
-
-    Raises:
-        LocalProtocolError: HAProxy would not accept the name.
-    """
+def unset_var(scope: VariableScope, name: str) -> bytes:
+    """Encode an UNSET-VAR action; raises as `set_var` does."""
     return bytes((_UNSET_VAR, 2, scope)) + _encode_name(scope, name)
 
 
 def encode_verdict(decision: Decision, identity: str = "") -> bytes:
-    """Every variable of SPEC.md section 3, set or unset, so that nothing leaks from the request before.
+    """Set or unset every variable of SPEC.md section 3, so that nothing leaks from the request before.
 
-    Args:
-        decision: what was decided.
-        identity: the signed identity for the backend, "" where the agent makes none.
+    `identity` is the signed identity for the backend, "" if the agent does not sign.
     """
     if decision.allow == (decision.reason is not None):
         raise LocalProtocolError("a decision has a reason if and only if it refuses")
+    names = ("reason", "error", "role", "principal", "session", "issuer", "rule", "backend")
     return b"".join(
         (
-            set_var(Scope.TRANSACTION, "status", DataType.INT32, decision.status),
-            _tag("reason", decision.reason or ""),
-            _tag("error", decision.error),
-            _tag("role", decision.role),
-            _tag("principal", decision.principal),
-            _tag("session", decision.session),
-            _tag("issuer", decision.issuer),
-            _tag("rule", decision.rule),
-            _tag("backend", decision.backend),
-            unset_var(Scope.TRANSACTION, "expires")
+            set_var(VariableScope.TRANSACTION, "status", DataType.INT32, decision.status),
+            *(_tag(name, getattr(decision, name) or "") for name in names),
+            unset_var(VariableScope.TRANSACTION, "expires")
             if decision.expires is None
-            else set_var(Scope.TRANSACTION, "expires", DataType.INT64, decision.expires),
+            else set_var(VariableScope.TRANSACTION, "expires", DataType.INT64, decision.expires),
             _tag("identity", identity) if identity else b"",
             _tag("ticket", decision.ticket) if decision.ticket else b"",
-            set_var(Scope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
+            set_var(VariableScope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
         )
     )
 
 
-def fit(actions: bytes, limit: int) -> bytes:
-    """Make an action list at most `limit` bytes long by unsetting tags, never the verdict.
+def shorten(actions: bytes, limit: int) -> bytes:
+    """Shorten an action list to at most `limit` bytes by unsetting tags, never the verdict.
 
     Raises:
-        LocalProtocolError: it is too long without any tag, or no action list; cannot happen with `limit` of
-            231 or more, which the smallest frame of the protocol leaves, and actions from `encode_verdict`.
+        LocalProtocolError: it is too long without any tag, or not an action list; cannot happen with actions
+            from `encode_verdict` and a `limit` of 231 or more, which the smallest frame of the protocol
+            leaves.
     """
     if len(actions) <= limit:
         return actions
@@ -131,14 +121,14 @@ def decode(actions: bytes) -> Iterator[Action]:
     pos, end = 0, len(actions)
     while pos < end:
         head = actions[pos : pos + 3]
-        if head[:2] not in (b"\x01\x03", b"\x02\x02") or len(head) < 3 or head[2] > Scope.RESPONSE:
+        if head[:2] not in (b"\x01\x03", b"\x02\x02") or len(head) < 3 or head[2] > VariableScope.RESPONSE:
             raise invalid("not an action")
         name, pos = values.read_string(actions, pos + 3, end)
         kind: DataType | None = None
         value: Value = None
         if head[0] == _SET_VAR:
             kind, value, pos = values.read(actions, pos, end)
-        yield Action(Scope(head[2]), name.decode("ascii", "replace"), kind, value)
+        yield Action(VariableScope(head[2]), name.decode("ascii", "replace"), kind, value)
 
 
 def _encode(action: Action) -> bytes:
@@ -148,22 +138,22 @@ def _encode(action: Action) -> bytes:
 
 
 def _tag(name: str, text: str) -> bytes:
-    """A STRING variable, unset if empty.
+    """Set a STRING variable, or unset it if the text is empty.
 
-    Tags become header lines to the backend, and HAProxy writes a variable as it is: a line break in a
+    Tags become header lines to the backend, and HAProxy does not escape a variable: a line break in a
     principal would forge headers, so control bytes are percent-encoded.
     """
     if not text:
-        return unset_var(Scope.TRANSACTION, name)
+        return unset_var(VariableScope.TRANSACTION, name)
     raw = _CONTROL.sub(lambda match: b"%%%02X" % match[0][0], text.encode("utf-8", "backslashreplace"))
-    return set_var(Scope.TRANSACTION, name, DataType.STRING, raw)
+    return set_var(VariableScope.TRANSACTION, name, DataType.STRING, raw)
 
 
-def _encode_name(scope: Scope, name: str) -> bytes:
+def _encode_name(scope: VariableScope, name: str) -> bytes:
     if _NAME.fullmatch(name) is None or len(f"{scope.keyword}.{PREFIX}.{name}") > _MAX_FULL_NAME:
         raise LocalProtocolError(f"HAProxy accepts no variable of the name {name!r}")
     return values.encode_string(name.encode())
 
 
 LAST_RESORT = encode_verdict(Decision(allow=False, reason=Reason.INTERNAL_ERROR))
-"""The answer when even the gate's own way to fail has failed."""
+"""The answer if even the gate's own answer to a failure fails."""

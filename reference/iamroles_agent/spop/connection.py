@@ -2,16 +2,15 @@
 
 Theory of operation
 -------------------
-A connection is OPEN until a HAPROXY-HELLO has been answered, READY while NOTIFYs are answered, CLOSED once
-a DISCONNECT was sent or received. `_TRANSITIONS` says what each frame means in each state; what stands
-there for no handler is the peer's fault and ends the connection.
+A connection is OPEN until it has answered a HAPROXY-HELLO, READY while it answers NOTIFYs, CLOSED after it
+sent or received a DISCONNECT. `_TRANSITIONS` has the handler of each frame in each state; a frame without a
+handler is the peer's fault and ends the connection.
 
-`receive_data` handles everything that one read brought. Most NOTIFYs ask what was asked before: the gate
-recalls the encoded actions by the bytes of the question (`messages` tells why that is sound), and the ACK
-goes to the outgoing bytes at once. Only a new question becomes a `CheckRequested` event; its ACK follows
-whenever `acknowledge` is called, in any order, because SPOP's pipelining lets ACKs overtake each other.
-`data_to_send` then yields all ACKs and replies since the last call as one run of bytes, each frame whole,
-for one write.
+`receive_data` handles all bytes of a read. Most NOTIFYs repeat an earlier question: the gate recalls the
+encoded actions by the bytes of the question (`messages` explains why that is sound), and the ACK goes to the
+outgoing bytes at once. Only a new question becomes a `CheckRequested` event; its ACK follows when
+`acknowledge` is called, in any order, because SPOP's pipelining lets ACKs overtake each other. `data_to_send`
+then returns all ACKs and replies since the last call as one run of whole frames, for a single write.
 
 The agent announces `pipelining` if HAProxy does, never fragmentation or async: so each frame must carry FIN.
 """
@@ -48,11 +47,11 @@ class Recall(Protocol):
     """The gate's memory."""
 
     def __call__(self, key: bytes, context: Context, /) -> bytes | None:
-        """The encoded actions for a question asked before, or None."""
+        """Return the encoded actions for an earlier question, or None."""
 
 
 class State(Enum):
-    """Where a connection is in its life."""
+    """The state of a connection."""
 
     OPEN = auto()
     READY = auto()
@@ -72,7 +71,7 @@ class HelloReceived:
 
 @dataclass(frozen=True, slots=True)
 class CheckRequested:
-    """A question not asked before: judge it, then `acknowledge(ids, actions)`."""
+    """A new question: judge it, then `acknowledge(ids, actions)`."""
 
     ids: bytes
     context: Context
@@ -82,7 +81,7 @@ class CheckRequested:
 
 @dataclass(frozen=True, slots=True)
 class CheckUnusable:
-    """A question that cannot be answered but with a deny: `acknowledge(ids, <deny>)`."""
+    """A question whose only possible answer is a deny: `acknowledge(ids, <deny>)`."""
 
     ids: bytes
     context: Context
@@ -94,10 +93,10 @@ class Closed:
     """The connection is over: send `data_to_send()`, forget what is pending, close."""
 
     status: Status | int
-    """What was sent, or what HAProxy sent (any integer)."""
+    """The status that the agent or HAProxy sent (any integer)."""
     message: str
     fault: bool
-    """Whether the peer broke the protocol; False for the normal ends."""
+    """Whether the peer broke the protocol; False for a normal end."""
 
 
 Event = HelloReceived | CheckRequested | CheckUnusable | Closed
@@ -109,7 +108,7 @@ class Connection:
     Args:
         recall: looks up the actions of a question by its bytes; must not block.
         max_frame_size: the greatest frame this agent accepts or sends, in bytes.
-        unhealthy: why a health check must fail now, "" where it need not.
+        unhealthy: returns why a health check must fail now, or "".
     """
 
     def __init__(
@@ -134,13 +133,13 @@ class Connection:
 
     @property
     def inside_frame(self) -> bool:
-        """Whether part of a frame has arrived: an end of the stream now cuts it off."""
+        """True if part of a frame has arrived: an end of the stream now cuts the frame."""
         return self._buffer.pending > 0
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """Take what one read brought and say what happened, in order.
+        """Take the bytes of a read and return the events, in order.
 
-        Never raises for what the peer does: a broken frame ends in `Closed`. Call `data_to_send` after it.
+        Never raises for a fault of the peer: a broken frame ends in `Closed`. Call `data_to_send` after it.
         """
         if self._is_closed():
             return []
@@ -173,23 +172,23 @@ class Connection:
         return events
 
     def acknowledge(self, ids: bytes, actions: bytes) -> None:
-        """Answer a NOTIFY; tags are dropped where the frame would be too long, never the verdict.
+        """Answer a NOTIFY; drop tags if the frame would be too long, never the verdict.
 
         Raises:
             LocalProtocolError: the connection is not READY.
         """
         if self.state is not State.READY:
             raise LocalProtocolError("there is nothing to acknowledge before HELLO or after DISCONNECT")
-        fitting = action_codec.fit(actions, self._buffer.limit - 5 - len(ids))
+        fitting = action_codec.shorten(actions, self._buffer.limit - 5 - len(ids))
         self._outgoing.append(frames.encode(FrameType.ACK, ids, fitting))
 
     def disconnect(self, status: Status, message: str) -> None:
-        """End the connection from this side; does nothing if it is over."""
+        """End the connection from this side; do nothing if it is closed."""
         if self.state is not State.CLOSED:
             self._close(status, message, fault=False)
 
     def data_to_send(self) -> bytes:
-        """All bytes since the last call; only whole frames."""
+        """Return all bytes since the last call; only whole frames."""
         data = b"".join(self._outgoing)
         self._outgoing.clear()
         return data
@@ -198,7 +197,7 @@ class Connection:
         return self.state is State.CLOSED
 
     def _inquire(self, frame: RawFrame, missed: bytes | None) -> None:
-        """The long way for a NOTIFY: parse it, try the memory unless `missed` was the key, else ask."""
+        """Parse a NOTIFY; try the memory, unless its key was already `missed`; else ask."""
         inquiry = messages.parse(frame.data, frame.start, frame.end)
         if inquiry.problem:
             self._events.append(CheckUnusable(frame.ids, inquiry.context, inquiry.problem))
@@ -219,7 +218,7 @@ class Connection:
 
     def _dispatch(self, frame: RawFrame) -> None:
         if frame.type not in _KNOWN:
-            return  # a type of a later protocol: skipped
+            return  # a type of a later protocol is skipped
         if not frame.flags & FIN or frame.type == FrameType.UNSET:
             raise RemoteProtocolError(Status.NO_FRAGMENTATION, "fragmentation was not negotiated")
         handle = self._TRANSITIONS.get((self.state, FrameType(frame.type)))
@@ -237,7 +236,7 @@ class Connection:
         pipelining = _PIPELINING in {name.strip() for name in offered.split(",")}
         checked = pairs.get(b"healthcheck") == (DataType.BOOL, True)
         if checked and (problem := self._unhealthy()):
-            # An agent that can only refuse must not be kept in use by its health check.
+            # The health check must fail for an agent that can only refuse.
             self._close(Status.RESOURCES, problem, fault=False)
             return
         self._buffer.limit = min(size, self._buffer.limit)
@@ -259,14 +258,14 @@ class Connection:
         self._events.append(HelloReceived(self._buffer.limit, pipelining, name))
 
     def _aborted(self, frame: RawFrame) -> None:
-        """A NOTIFY that HAProxy gave up (ABORT): one ACK as for each NOTIFY, and nothing in it."""
+        """Answer a NOTIFY that HAProxy gave up (ABORT) with an empty ACK."""
         if not frame.flags & ABORT:
             raise invalid("NOTIFY is not expected here")
         self.notifies += 1
         self.acknowledge(frame.ids, b"")
 
     def _goodbye(self, frame: RawFrame) -> None:
-        """HAPROXY-DISCONNECT, answered by status 0 whatever it says, even if it cannot be read."""
+        """Answer a HAPROXY-DISCONNECT with status 0, even if it cannot be read."""
         status, message = int(Status.NORMAL), "HAProxy disconnected"
         try:
             pairs = frames.read_pairs(frame)

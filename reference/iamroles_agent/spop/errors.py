@@ -1,4 +1,4 @@
-"""What can go wrong on a connection, and whose fault it is."""
+"""Faults on a connection: the peer's, or the agent's own."""
 
 from __future__ import annotations
 
@@ -30,11 +30,9 @@ class ProtocolError(Exception):
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke the protocol; the connection ends with an AGENT-DISCONNECT.
+    """The peer broke the protocol; the connection ends with an AGENT-DISCONNECT of this status.
 
-    Args:
-        status: the status code to send.
-        message: what was wrong, for the peer and the log; never repeats what the peer sent.
+    `message` is for the peer and the log; it never repeats what the peer sent.
     """
 
     def __init__(self, status: Status, message: str) -> None:
@@ -44,9 +42,9 @@ class RemoteProtocolError(ProtocolError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This agent tried to send what the protocol forbids: a bug here, never the peer's doing."""
+    """This agent tried to send what the protocol forbids: a bug of the agent."""
 
 
 def invalid(message: str) -> RemoteProtocolError:
-    """A frame that cannot be read: status 4."""
+    """Make the error for a frame that cannot be read: status 4."""
     return RemoteProtocolError(Status.INVALID, message)

@@ -1,8 +1,8 @@
 """Frames (SPOE.txt section 3.2).
 
 A frame is `u32 length | u8 type | u32 flags | varint stream-id | varint frame-id | payload`, big-endian; the
-length does not count itself. The two ids are handled as one run of bytes: varints have one encoding each
-(`varint`), and all an agent does with ids is to send them back.
+length does not count itself. The two ids are one run of bytes here: a varint has only one encoding
+(`varint`), and the agent only sends ids back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEAD = struct.Struct(">IBI")
 
 
 class FrameType(IntEnum):
-    """Types that HAProxy sends (below 100) and that an agent sends."""
+    """Types of HAProxy's frames (below 100) and of an agent's."""
 
     UNSET = 0
     HAPROXY_HELLO = 1
@@ -45,7 +45,7 @@ class RawFrame(NamedTuple):
     type: int
     flags: int
     ids: bytes
-    """Both varints, as they came."""
+    """Both varints, as received."""
     data: bytes
     start: int
     """Where the payload begins in `data`."""
@@ -57,11 +57,6 @@ def encode(kind: FrameType, ids: bytes, payload: bytes, flags: int = FIN) -> byt
     return _HEAD.pack(5 + len(ids) + len(payload), kind, flags) + ids + payload
 
 
-def encode_ids(stream_id: int, frame_id: int) -> bytes:
-    """Encode the two ids of a frame."""
-    return varint.encode(stream_id) + varint.encode(frame_id)
-
-
 def encode_pairs(pairs: dict[str, tuple[DataType, Value]]) -> bytes:
     """Encode a key/value list, the payload of HELLO and DISCONNECT."""
     return b"".join(
@@ -71,7 +66,7 @@ def encode_pairs(pairs: dict[str, tuple[DataType, Value]]) -> bytes:
 
 
 def read_pairs(frame: RawFrame) -> dict[bytes, tuple[DataType, Value]]:
-    """Read the key/value list of a HELLO or DISCONNECT; of a repeated key the last value counts.
+    """Read the key/value list of a HELLO or DISCONNECT; the last value of a repeated key counts.
 
     Raises:
         RemoteProtocolError: status 4.
@@ -86,14 +81,12 @@ def read_pairs(frame: RawFrame) -> dict[bytes, tuple[DataType, Value]]:
 
 
 class FrameBuffer:
-    """Cuts a byte stream into frames, however the network has cut it before.
+    """Cuts a byte stream into frames.
 
-    Bytes of an unfinished frame wait in one growing array, and nothing is looked at again until the whole
-    frame is there: a frame that comes byte by byte costs linear time. A length is judged as soon as its
-    four bytes are there, so a peer can make the agent hold at most one frame of `limit` bytes.
-
-    Args:
-        limit: the greatest length accepted, without the prefix; may change between two frames.
+    Bytes of an unfinished frame wait in a growing array and are not read again until the whole frame has
+    come: a frame that comes byte by byte costs linear time. A length is judged as soon as its four bytes have
+    come, so a peer can make the agent hold at most one frame of `limit` bytes. The limit excludes the prefix
+    and may change between frames.
     """
 
     __slots__ = ("_partial", "_wanted", "limit")
@@ -139,7 +132,7 @@ class FrameBuffer:
             self._keep(data, pos)
 
     def _keep(self, data: bytes, pos: int) -> None:
-        """Hold back the unfinished rest, once its length is known to be bearable."""
+        """Keep the unfinished rest, unless its length is refused."""
         self._wanted = 4
         if len(data) - pos >= 4:
             length = int.from_bytes(data[pos : pos + 4], "big")

@@ -1,20 +1,21 @@
-"""What HAProxy asks: the messages `iam-context` and `iam-check` (SPEC.md section 2).
+"""HAProxy's question: the messages `iam-context` and `iam-check` (SPEC.md section 2).
 
 How a decision is found by bytes
 --------------------------------
-A NOTIFY is parsed in full only once for each question. `iam-context` changes with every request and
-never influences the verdict; `iam-check` is the same from request to request. So the bytes of the whole
-`iam-check` message, its name included, are the key under which the gate remembers its actions.
+A NOTIFY is parsed in full only once for each question. `iam-context` changes with every request and never
+influences the verdict; `iam-check` is the same from request to request. So the bytes of the whole `iam-check`
+message, with its name, are the key under which the gate remembers its actions.
 
-`glance` finds that key without parsing: if the payload begins with an `iam-context` exactly as HAProxy
-writes it for our configuration, its few short arguments are read by comparison with constants, and *the
-rest of the payload* is taken for the key. Nothing has checked by then that the rest is one well-formed
-`iam-check` message. Nothing needs to: keys enter the gate's memory only from `parse`, which has checked
-just that, and equal bytes parse equally. Bytes that never passed `parse` are not remembered, so they miss
-and go there. The gate must hold to its half: remember only under keys given to `judge`.
+`glance` finds that key without parsing. If the payload begins with an `iam-context` exactly as HAProxy writes
+it for our configuration, its few short arguments are read by comparison with constants, and *the rest of the
+payload* is the key. At this point nothing has checked that the rest is a well-formed `iam-check` message.
+That is sound: keys enter the gate's memory only from `parse`, which checks exactly that, and equal bytes
+parse equally. Bytes that never passed `parse` are not remembered, so they miss and are parsed. The gate must
+do its half: remember only under keys that `judge` got.
 
-Any deviation (another order, more arguments, more messages) makes `glance` return None, and `parse` finds
-messages and arguments by name as the contract demands, with the same key if there is exactly one `iam-check`.
+After any deviation (another order, more arguments, more messages) `glance` returns None, and `parse` finds
+messages and arguments by name, as the contract demands, with the same key if there is exactly one
+`iam-check`.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ _STREAM = b"\x06stream\x04"
 _HEADS = {_CONTEXT_START + bytes((count,)) + _REQUEST_ID: count for count in (2, 3)}
 _HEAD_LENGTH = len(_CONTEXT_START + b"\x03" + _REQUEST_ID)
 _MAX_PORT, _MAX_STREAM = 0xFFFF, 0xFFFFFFFF
-"""What is greater, a negative number among them, is not what HAProxy sends: left to `parse`."""
+"""HAProxy never sends greater or negative numbers: `parse` reads them."""
 
 LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640}
-"""The most bytes of each text that is judged (SPEC.md section 2); a longer one is refused, unread. A host
-name has 253, then a dot and a port; the longest role ARN that is read has 613."""
+"""Most bytes of each judged text (SPEC.md section 2); a longer text is refused, unread. A host name has 253,
+then a dot and a port; the longest role ARN that is read has 613."""
 
 _Arguments = dict[bytes, tuple[DataType, Value]]
 
@@ -48,7 +49,7 @@ _Arguments = dict[bytes, tuple[DataType, Value]]
 class Context:
     """`iam-context`: for the audit line and live expiry, never for the decision.
 
-    Not frozen only because a frozen one costs three times as much on the path that every request takes.
+    Not frozen, because that would cost three times as much on the path of every request.
     """
 
     request_id: str = ""
@@ -59,7 +60,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`iam-check`: the question. Texts have one character per byte (Latin-1), so nothing is lost."""
+    """`iam-check`: the question. Texts have a character for each byte (Latin-1), so nothing is lost."""
 
     authorization: str | None
     """The whole header, None if the client sent none."""
@@ -71,7 +72,7 @@ class Check:
     path: str
     src: IPv4Address | IPv6Address | None
     missing: tuple[str, ...] = ()
-    """Required arguments that are absent, NULL where that is forbidden, or of a wrong type, in the order
+    """Required arguments that are absent, NULL although that is forbidden, or of a wrong type, in the order
     of SPEC.md section 2. If there are any, the verdict is a deny with `internal_error`."""
 
     @property
@@ -87,7 +88,7 @@ class Inquiry:
 
     context: Context
     check: Check | None = None
-    """None: nothing is asked, or `problem` says why it cannot be answered."""
+    """None: there is no question, or `problem` explains why it has no answer."""
     key: bytes = b""
     """The bytes of the `iam-check` message that `check` was read from."""
     problem: str = ""
@@ -98,7 +99,7 @@ def glance(data: bytes, start: int, end: int) -> tuple[Context, bytes] | None:
     """Read the context and take the rest for the key, if the payload has the usual form.
 
     Returns:
-        The context and the bytes after it, or None: then `parse`.
+        The context and the bytes after it; None: the caller must `parse`.
     """
     pos = start + _HEAD_LENGTH
     count = _HEADS.get(data[start:pos])
@@ -126,7 +127,7 @@ def glance(data: bytes, start: int, end: int) -> tuple[Context, bytes] | None:
 
 
 def parse(data: bytes, start: int, end: int) -> Inquiry:
-    """Parse the payload of a NOTIFY; messages and arguments are found by name, unknown ones ignored.
+    """Parse the payload of a NOTIFY; find messages and arguments by name, ignore unknown names.
 
     Raises:
         RemoteProtocolError: status 4, the payload cannot be read.
@@ -160,7 +161,7 @@ def parse(data: bytes, start: int, end: int) -> Inquiry:
 
 
 def _read_message(data: bytes, pos: int, end: int) -> tuple[bytes, _Arguments, bool, int]:
-    """Name, arguments, whether an argument's name came twice, position after the message."""
+    """Return name, arguments, whether an argument's name came twice, and the position after the message."""
     name, pos = values.read_string(data, pos, end)
     if pos >= end:
         raise invalid("a message has no argument count")
@@ -191,7 +192,7 @@ def _check(arguments: _Arguments) -> Check:
     missing = []
     if not _nullable(arguments, b"authorization", DataType.STRING):
         missing.append("authorization")
-    # A count of none beside a credential: one of the two is not true, and nobody can tell which.
+    # A count of 0 beside a credential: the two contradict each other.
     if b"authorization-count" in arguments and (count is None or count < bool(authorization)):
         missing.append("authorization-count")
     missing += [

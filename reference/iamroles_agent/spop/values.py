@@ -1,7 +1,7 @@
 """Typed data (SPOE.txt section 3.1): a type byte, then the value.
 
-The type is the byte's low nibble, flags are its high nibble (true is `0x11`); the document's drawing reads
-the other way round. Signed integers travel as 64-bit two's complement varints.
+The type is the byte's low nibble, flags are its high nibble (true is `0x11`); the drawing in the document
+shows the reverse. Signed integers travel as 64-bit two's complement varints.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RANGES = {
 
 
 def encode_string(text: bytes) -> bytes:
-    """An untyped string, as in names: its length, then its bytes."""
+    """Encode an untyped string, as in names: its length, then its bytes."""
     return varint.encode(len(text)) + text
 
 

@@ -1,9 +1,9 @@
 """Variable-length integers (SPOE.txt section 3.1).
 
-A value below 240 is its own byte. Otherwise the first byte is `0xF0 | low four bits`, and what is left,
-`(value - 240) >> 4`, follows in groups of seven bits, the least significant first, each byte but the last
-being 128 or more. Each group is biased by 128, so every value has exactly one encoding: bytes that were
-read may be sent back as they came.
+A value below 240 is its own byte. Otherwise the first byte is `0xF0 | low four bits`, and the rest, `(value -
+240) >> 4`, follows in groups of seven bits, the least significant first; each byte but the last is 128 or
+more. Each group is biased by 128, so every value has exactly one encoding: the agent may send bytes back as
+it read them.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The commands of `iamroles` that help people; each module has one group of its name."""
+"""The groups of the `iamroles` command that belong to the tools; each module has a group of its name."""

@@ -16,8 +16,7 @@ from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.identity import Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.load import PolicyFile, load_file
-from iamroles_tools.commands.given import bad_input, table
-from iamroles_tools.commands.moments import EpochSecond
+from iamroles_tools.commands.inputs import EpochSecond, bad_input, table
 from iamroles_tools.commands.policy_text import change_lines, considered_line, finding_lines
 from iamroles_tools.haproxy.render import render
 
@@ -32,18 +31,13 @@ def policy() -> None:
     """
 
 
-def _format_option(command: Any) -> Any:  # noqa: ANN401 - a click decorator
-    return click.option(
-        "--format",
-        "form",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        help="For people or machines.",
-    )(command)
+_format_option = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="For people or machines."
+)
 
 
 def _read(path: Path, form: str = "text") -> PolicyFile:
-    """Read a policy, or say every problem and exit 2."""
+    """Read a policy, or print every problem and exit 2."""
     try:
         return load_file(path)
     except ConfigError as error:
@@ -61,7 +55,7 @@ def _read(path: Path, form: str = "text") -> PolicyFile:
 @click.argument("file", type=FILE)
 @_format_option
 def check(file: Path, form: str) -> None:
-    """Say whether FILE may be enforced: every error, or its version."""
+    """Check whether FILE may be enforced: print every error, or its version."""
     from iamroles_agent.policy.compiled import version_of  # noqa: PLC0415 - commands load what they need
 
     config = _read(file, form).config
@@ -129,9 +123,11 @@ def _finding_json(document: PolicyFile, finding: Any) -> dict[str, Any]:  # noqa
 )
 @click.option("--claims", type=FILE, help="Instead: a token's claims as JSON (not verified).")
 @click.option(
-    "--issuer", default="", help="With --claims: whose claim names to use, by its name in the policy."
+    "--issuer",
+    default="",
+    help="With --claims: the issuer whose claim names to use, by its name in the policy.",
 )
-@click.option("--request-role", help="The role asked for (X-IAM-Role).")
+@click.option("--request-role", help="The requested role (X-IAM-Role).")
 @click.option("--preferred", help="The token's preferred role.")
 @click.option("--scope", "scopes", multiple=True, help="A scope of the token; without any, unrestricted.")
 @click.option("--src", default="192.0.2.1", show_default=True, help="The client's address.")
@@ -151,14 +147,13 @@ def explain(  # noqa: PLR0917 - click passes them by name
     at: float | None,
     form: str,
 ) -> None:
-    """Say why METHOD TARGET is allowed or refused, and what was close.
+    """Explain why METHOD TARGET is allowed or refused, and which rules are close.
 
-    TARGET is a path, or a host and a path: `api.example.com/orders`; a query is not judged. Exit 0 if
-    allowed, 1 if refused.
+    TARGET is a path, or a host and a path: `api.example.com/orders`; a query is ignored. Exit 0 if allowed, 1
+    if refused.
     """
     from iamroles_agent.policy.compiled import Policy  # noqa: PLC0415
-    from iamroles_tools.policy.explain import explain as tell  # noqa: PLC0415
-    from iamroles_tools.policy.explain import identity_of, identity_of_claims  # noqa: PLC0415
+    from iamroles_tools.policy import explain as explaining  # noqa: PLC0415
 
     document = _read(file, form)
     if "://" in target:
@@ -171,17 +166,17 @@ def explain(  # noqa: PLR0917 - click passes them by name
         if claims is not None:
             now = time.time() if at is None else at
             data = table(claims, "a token's payload")
-            identity, assumed = identity_of_claims(document.config, data, issuer, now)
+            identity, assumed = explaining.identity_of_claims(document.config, data, issuer, now)
         else:
             scoped = frozenset(scopes) if scopes else None
-            identity = identity_of(Policy(document.config), list(roles), preferred, scoped)
+            identity = explaining.identity_of(Policy(document.config), list(roles), preferred, scoped)
     except Refusal as refusal:
         if claims is None:
             bad_input(refusal.detail)
         _refused(refusal, form)
     except ValueError as error:
         bad_input(str(error))
-    explanation = tell(document.config, identity, request, now)
+    explanation = explaining.explain(document.config, identity, request, now)
     decision = explanation.decision
     if form == "json":
         considered = {
@@ -197,7 +192,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
     else:
         click.echo(_verdict_line(decision))
         if assumed:
-            click.echo(f"Absent from the claims, taken as fitting: {', '.join(assumed)}")
+            click.echo(f"Absent from the claims, assumed to fit: {', '.join(assumed)}")
         if not host and decision.reason is not Reason.PATH_AMBIGUOUS:
             click.echo("No host was given: every deny with `hosts` matches, no grant with `hosts` does")
         for heading, items in (("Matching", explanation.matching), ("Close", explanation.close)):
@@ -209,7 +204,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
 
 
 def _refused(refusal: Refusal, form: str) -> NoReturn:
-    """Say that the agent would refuse the token itself, and exit 1."""
+    """Report that the agent would refuse the token itself, and exit 1."""
     if form == "json":
         verdict = {"allow": False, "status": refusal.reason.status, "reason": refusal.reason}
         click.echo(json.dumps({"verdict": verdict | {"detail": refusal.detail}, "matching": [], "close": []}))
@@ -235,10 +230,10 @@ _SAME = "No difference in what is reached, by whom, for how long, at which backe
 @click.option("--all", "everything", is_flag=True, help="Print every entry; long lists are cut without it.")
 @_format_option
 def diff(old: Path, new: Path, acknowledge: str | None, everything: bool, form: str) -> None:
-    """Say what NEW opens, closes and moves against OLD: whole regions, each with a request that shows it.
+    """Report what NEW opens, closes and moves against OLD: whole regions, each with a request that shows it.
 
-    Made for a gate before a merge: exits 1 while there are differences, unless their digest is given. The
-    digest covers every region whole: acknowledging these differences acknowledges no wider ones.
+    Made for a check before a merge: exits 1 while there are differences, unless --acknowledge gives their
+    digest. The digest covers every region whole: to acknowledge these differences acknowledges no wider ones.
     """
     from iamroles_tools.policy.diff import diff as compare  # noqa: PLC0415
 

@@ -19,8 +19,7 @@ from iamroles_agent.policy.load import load
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.encoding import decode_object
 from iamroles_agent.tokens.keys import Key, KeySet, KeySetError
-from iamroles_tools.commands.given import bad_input, table
-from iamroles_tools.commands.moments import EpochSecond
+from iamroles_tools.commands.inputs import EpochSecond, bad_input, table
 from iamroles_tools.tokens.inspection import Inspection, ObtainKey, inspect
 from iamroles_tools.tokens.minting import RecipeError, default_algorithm, load_private_key, mint, public_jwk
 
@@ -53,10 +52,10 @@ def inspect_command(
 ) -> None:
     """Explain CREDENTIAL (or standard input): its header, its claims, which check fails and why.
 
-    A signature is shown as verified or not, and never printed. Prefer standard input: an argument stays in
+    A signature is reported as verified or not, and never printed. Prefer standard input: an argument stays in
     the shell's history.
 
-    Exit codes: 0 nothing is wrong with it as far as was checked, 1 it would be refused, 2 bad input.
+    Exit codes: 0 no check failed, 1 the agent would refuse it, 2 bad input.
     """
     if credential is None:
         credential = sys.stdin.buffer.read(_MAX_INPUT).decode("utf-8", "replace")
@@ -106,7 +105,7 @@ async def _inspect(
         return await inspect(data, config, None, now)
     if keys is not None:
         return await inspect(data, config, _from_file(keys), now)
-    # Not started: only the issuer of this token is asked for its keys.
+    # Not started: only this token's issuer is asked for its keys.
     authenticator = Authenticator(config)
 
     async def fetch(issuer: str, kid: str | None, alg: str) -> Key:
@@ -157,7 +156,7 @@ def _spelled(name: str) -> str:
 
 
 def _value(name: str, value: object) -> str:
-    """JSON with everything beyond ASCII escaped: a token's text must not drive the terminal."""
+    """Write JSON with everything beyond ASCII escaped: a token's text must not control the terminal."""
     text = json.dumps(value, ensure_ascii=True)
     if name in _TIMES and type(value) is int and 0 <= value < 1 << 36:
         text += f"  ({datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC)"
@@ -173,7 +172,7 @@ def _as_json(found: Inspection) -> str:
         "claims": found.claims,
         "signature": found.signature,
         "checks": [
-            {"check": step.check, "outcome": step.outcome, "reason": step.reason, "detail": step.detail}
+            {name: getattr(step, name) for name in ("check", "outcome", "reason", "detail")}
             for step in found.steps
         ],
         "reason": found.reason,
@@ -203,8 +202,8 @@ def mint_command(
 ) -> None:
     """Mint a test token and print it.
 
-    Times in claims may be relative: `exp = "+5m"`, `--claim iat=-10s`. Without a word, `iat` is now and `exp`
-    is five minutes later. What the recipe asks for is not judged: it may be a bad token on purpose.
+    Times in claims may be relative: `exp = "+5m"`, `--claim iat=-10s`. By default `iat` is now and `exp` is
+    five minutes later. The recipe is not judged: it may make a bad token on purpose.
     """
     try:
         key, key_kid = load_private_key(key_file)

@@ -1,8 +1,8 @@
-"""The HAProxy configuration of a policy: two static files copied, one written (docs/haproxy.md).
+"""Write the HAProxy configuration of a policy: static files and a file of routes (docs/haproxy.md).
 
-`haproxy.cfg` and `iam.spoe.cfg` are the same for every policy; only the settings at the top of the first are
-filled in. `iam-routes.cfg` holds the agents and one backend for each of the policy's. A backend named ``x``
-becomes the section ``route-x``: the prefix keeps whatever an agent answers from naming another section.
+`haproxy.cfg` and `iam.spoe.cfg` are the same for every policy, except for the settings at the top of the
+first. `iam-routes.cfg` holds the agents and the policy's backends. A backend named ``x`` becomes the section
+``route-x``: with the prefix, an agent's answer can never name another section.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ backend iam-fresh from iam-defaults
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator chooses; None keeps the default written in `haproxy.cfg`."""
+    """The operator's choices; None keeps the default in `haproxy.cfg`."""
 
     agents: tuple[str, ...]
     """`host:port` or `unix:/path`, at least one."""
@@ -102,7 +102,7 @@ class Settings:
     timeout_processing: str | None = None
 
     def presets(self) -> dict[str, str]:
-        """The given settings by the name of their environment variable."""
+        """Return the given settings by the name of their environment variable."""
         given = {
             "IAM_BIND": self.bind,
             "IAM_STATS_SOCKET": self.stats_socket,
@@ -115,18 +115,13 @@ class Settings:
 
 
 def configuration(config: Config, settings: Settings, *, source: str = "the policy") -> dict[str, str]:
-    """Make the configuration's files.
-
-    Args:
-        config: a valid configuration.
-        settings: what is not in the policy.
-        source: the policy's file name, for messages and the header of the written file.
+    """Make the configuration's files; messages and the written file name `source` as the policy's file.
 
     Returns:
         Texts by file name: `haproxy.cfg`, `iam.spoe.cfg`, `iam-routes.cfg`, `iam-live.lua`.
 
     Raises:
-        ConfigError: a backend that HAProxy cannot express, each with its key.
+        ConfigError: HAProxy cannot express some backends; each with its key.
     """
     if problems := _problems(config, settings, source):
         raise ConfigError(problems)
@@ -140,7 +135,7 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
 
 
 def write(texts: dict[str, str], output: Path) -> None:
-    """Write the files, each whole or not at all, so that a reload never reads half a file.
+    """Write the files, each whole or not at all, so that a reload never reads part of a file.
 
     Raises:
         OSError: the directory or a file cannot be written.
@@ -189,7 +184,7 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
 
 
 def _streams(backend: Backend) -> str:
-    """Lines of a backend about streams: what ends them, or what refuses them."""
+    """Return the lines that end or refuse streams in a backend."""
     names = [*(["renew"] if backend.renew else []), "streams"] if backend.streams else ["no-streams"]
     shipped = files("iamroles_tools.haproxy")
     text = "\n".join(shipped.joinpath(f"{name}.cfg").read_text().rstrip() for name in names)
@@ -197,7 +192,7 @@ def _streams(backend: Backend) -> str:
 
 
 def _tls(backend: Backend, server: str) -> str:
-    """Words of a `server` line: the certificate must come from `ca` and carry the name."""
+    """Return the words of a `server` line that demand a certificate of `ca` with the name."""
     if (tls := backend.tls) is None:
         return ""
     name = tls.name or server.rpartition(":")[0]
@@ -210,9 +205,9 @@ def _address(agent: str) -> str:
 
 
 def _problems(config: Config, settings: Settings, source: str) -> list[Problem]:
-    """What HAProxy cannot express, or what would add words to its configuration.
+    """Find values that HAProxy cannot express, or that would add words to its configuration.
 
-    The loader refuses most of it; a `Config` made in code has not been through the loader.
+    The loader refuses most of them, but code may make a `Config` without the loader.
     """
     found = []
     for index, backend in enumerate(config.backends):
@@ -223,8 +218,8 @@ def _problems(config: Config, settings: Settings, source: str) -> list[Problem]:
         if not backend.servers:
             found.append(Problem(source, f"{key}.servers", "no servers to route to", _ADDRESSES))
         found += [
-            Problem(source, f"{key}.servers[{place}]", f"{server!r} is not an address", _ADDRESSES)
-            for place, server in enumerate(backend.servers)
+            Problem(source, f"{key}.servers[{number}]", f"{server!r} is not an address", _ADDRESSES)
+            for number, server in enumerate(backend.servers)
             if not _is_host_port(server)
         ]
         found += [
@@ -238,7 +233,7 @@ def _problems(config: Config, settings: Settings, source: str) -> list[Problem]:
     if not settings.agents:
         found.append(Problem(_OPTIONS, "--agent", "no agent to ask", _ADDRESSES))
     if settings.timeout_processing and not _TIME.fullmatch(settings.timeout_processing):
-        wrong = f"{settings.timeout_processing!r} is no time of HAProxy's"
+        wrong = f"{settings.timeout_processing!r} is not a time for HAProxy"
         found.append(Problem(_OPTIONS, "--timeout-processing", wrong, "Write `500ms` or `2s`"))
     remedy = "Leave out quotes, backslashes, dollar signs and control characters"
     found += [

@@ -1,4 +1,4 @@
-"""What a tool says of a policy: one finding, and its kinds."""
+"""A finding about a policy, and its kinds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from iamroles_agent.base.identity import Request
 
 
 class Kind(StrEnum):
-    """What sort of finding; `policy.lint` describes each."""
+    """The kind of a finding; `policy.lint` describes each."""
 
     UNREACHABLE = "unreachable"
     SHADOWED = "shadowed"
@@ -22,11 +22,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to think about."""
+    """A finding."""
 
     kind: Kind
     key: str
-    """Of the rule or item it is about, e.g. `grants[2]`."""
+    """Key of the rule or item, e.g. `grants[2]`."""
     subject: str
     """Its id or name."""
     message: str
@@ -35,8 +35,8 @@ class Finding:
     """The role that the witness is sent with."""
     witness: Request | None = None
     others: dict[str, str] = field(default_factory=dict)
-    """Ids of the other rules involved, and their keys."""
+    """Ids of the other rules, and their keys."""
     note: bool = False
     """Worth knowing, not worth failing a build."""
     pairs: tuple[tuple[str, str], ...] = ()
-    """Of an escalation: reader and writer, for each pair of roles."""
+    """For an escalation: reader and writer of each pair of roles."""

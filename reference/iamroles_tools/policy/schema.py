@@ -15,18 +15,18 @@ SCHEMA_ID = "urn:haproxy-iam-roles:policy:1"
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of what may be written; the checks across tables are `policy.load`'s alone."""
+    """Make the JSON Schema (2020-12) of the policy file; only `policy.load` checks across tables."""
     body = Config.model_json_schema(mode="validation")
     _describe(body)
     _write_durations(body)
-    # Tables of vendors are theirs (SPEC.md section 6): the only names that are open.
+    # Tables of vendors have free names (SPEC.md section 6).
     body["patternProperties"] = {"^x-": {}}
     body["properties"]["$schema"] = {"type": "string", "description": "Where editors find this schema."}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, **body}
 
 
 def _describe(body: dict[str, Any]) -> None:
-    """Each key's description is its field's docstring. An agent that starts needs none."""
+    """Take each key's description from its field's docstring; the agent itself does not load them."""
     words: dict[tuple[str, str], str] = {}
     tables = [node for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef)]
     for table in tables:
@@ -42,7 +42,7 @@ def _describe(body: dict[str, Any]) -> None:
 
 
 def _write_durations(node: object) -> None:
-    """Defaults of durations as they are written: the model holds seconds, the file a string with a unit."""
+    """Write defaults of durations as strings with a unit: the model holds seconds."""
     if isinstance(node, list):
         for item in node:
             _write_durations(item)
@@ -51,11 +51,11 @@ def _write_durations(node: object) -> None:
         if isinstance(default, float):
             node["default"] = f"{default:g}s"
         elif isinstance(default, dict):
-            del node["default"]  # a table's defaults stand at its own keys
+            del node["default"]  # a table's own keys have the defaults
         for item in node.values():
             _write_durations(item)
 
 
 def schema_text() -> str:
-    """The published file, byte for byte."""
+    """Make the published file, byte for byte."""
     return json.dumps(schema(), indent=2) + "\n"

@@ -1,8 +1,8 @@
-"""Explaining a credential step by step, for `iamroles token inspect`.
+"""Explain a credential step by step, for `iamroles token inspect`.
 
-The steps are the agent's own, in its order; where one fails the later ones are still tried if they can be, so
-that a person sees all that is wrong while the verdict is the reason that the agent would give. Nothing here
-shows a signature, a security token, or a key.
+The steps are the agent's own, in its order. If a step fails, later steps are still tried if possible, so that
+a person sees all faults, while the verdict is the reason that the agent would give. A signature, a security
+token or a key is never shown.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IGNORED = frozenset(("jwk", "jku", "x5u", "x5c"))
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One check and what came of it."""
+    """A check and its outcome."""
 
     check: str
     outcome: Outcome
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(slots=True)
 class Inspection:
-    """What is in a credential, and how each check went."""
+    """The contents of a credential, and the outcome of each check."""
 
     kind: Literal["jwt", "sts"]
     credential: str
@@ -54,11 +54,11 @@ class Inspection:
 
     @property
     def reason(self) -> Reason | None:
-        """What the agent would refuse it with: the first failure; None if nothing failed."""
+        """The reason that the agent would give: the first failure; None if no check failed."""
         return next((step.reason for step in self.steps if step.outcome == "fails"), None)
 
     def attempt(self, check: str, call: Callable[[], str]) -> bool:
-        """Run a check that returns its detail or raises `Refusal`; whether it went well."""
+        """Run a check that returns its detail or raises `Refusal`; return whether it passed."""
         try:
             self.steps.append(Step(check, "ok", call()))
         except Refusal as refusal:
@@ -67,18 +67,15 @@ class Inspection:
         return True
 
     def skip(self, detail: str, *checks: str) -> None:
-        """Note checks that could not be made."""
+        """Note checks that were impossible."""
         self.steps += [Step(check, "unchecked", detail) for check in checks]
 
 
 async def inspect(token: bytes, config: Config | None, obtain: ObtainKey | None, now: float) -> Inspection:
-    """Explain a credential.
+    """Explain a credential, given without its scheme.
 
-    Args:
-        token: without the scheme.
-        config: the policy, or None: only the form can be judged then.
-        obtain: how to get an issuer's key; None leaves the signature unchecked.
-        now: epoch seconds.
+    Without `config` only the form is judged; without `obtain`, which gets an issuer's key, the signature is
+    not.
     """
     kind: Literal["jwt", "sts"] = "sts" if token.startswith(PREFIX) else "jwt"
     found = Inspection(kind, "sha256:" + hashlib.sha256(token).hexdigest()[:16])
@@ -143,7 +140,7 @@ def _step_issuer(found: Inspection, jws: Jws, config: Config) -> ClaimRules | No
     ]
     hint = f"; it differs from {near[0]} in case or a trailing slash only" if near else ""
     found.steps.append(
-        Step("issuer", "fails", f"iss is no configured issuer, to the letter{hint}", Reason.ISSUER_UNTRUSTED)
+        Step("issuer", "fails", f"iss is not exactly a configured issuer{hint}", Reason.ISSUER_UNTRUSTED)
     )
     return None
 
@@ -187,4 +184,4 @@ def _inspect_sts(found: Inspection, token: bytes, config: Config | None, now: fl
         return f"endpoint {question.endpoint.name}, access key {question.key_id}, ends in {ends:.0f} s"
 
     found.attempt("URL", read)
-    found.skip("only STS can say who signed it; inspect never asks", "STS's answer")
+    found.skip("only STS knows who signed it; inspect never asks", "STS's answer")

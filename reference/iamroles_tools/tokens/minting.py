@@ -1,7 +1,7 @@
-"""Test tokens from a recipe and a private key, for `iamroles token mint`.
+"""Make test tokens from a recipe and a private key, for `iamroles token mint`.
 
 A recipe is a table: `alg`, `kid`, `typ`, `header` (more header members), `claims`. Times among the claims may
-be relative to now: `exp = "+5m"`, `iat = "-10s"`. Nothing is checked: a recipe may ask for a bad token.
+be relative to now: `exp = "+5m"`, `iat = "-10s"`. Nothing is checked: a recipe may make a bad token.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _CURVE_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "E
 
 
 class RecipeError(ValueError):
-    """A recipe or key that cannot be used, said for people."""
+    """A recipe or key is unusable; the message is for people."""
 
 
 def load_private_key(path: Path) -> tuple[PrivateKey, str | None]:
     """Read a private key, PEM (unencrypted) or JWK, and the `kid` of a JWK.
 
     Raises:
-        RecipeError: not such a key.
+        RecipeError: the file is something else.
     """
     try:
         data = path.read_bytes()
@@ -60,16 +60,16 @@ def load_private_key(path: Path) -> tuple[PrivateKey, str | None]:
     return key, kid
 
 
-# PyJWS, not PyJWT: it signs the bytes as they are, also claims that no issuer should write.
+# PyJWS, not PyJWT: it signs any bytes, even claims that an issuer should not write.
 _SIGNER = jwt.api_jws.PyJWS()
 _SIGNER.register_algorithm("Ed25519", OKPAlgorithm())
 
 
 def default_algorithm(key: PrivateKey) -> str:
-    """The usual algorithm of a key.
+    """Return the usual algorithm of a key.
 
     Raises:
-        RecipeError: a curve that no algorithm takes.
+        RecipeError: no algorithm takes its curve.
     """
     if isinstance(key, rsa.RSAPrivateKey):
         return "RS256"
@@ -81,14 +81,11 @@ def default_algorithm(key: PrivateKey) -> str:
 
 
 def public_jwk(key: PrivateKey, kid: str | None, alg: str) -> dict[str, Any]:
-    """The public half, as an issuer would publish it."""
+    """Return the public key as an issuer would publish it."""
     public = key.public_key()
-    if isinstance(public, rsa.RSAPublicKey):
-        members = RSAAlgorithm.to_jwk(public, as_dict=True)
-    elif isinstance(public, ec.EllipticCurvePublicKey):
-        members = ECAlgorithm.to_jwk(public, as_dict=True)
-    else:
-        members = OKPAlgorithm.to_jwk(public, as_dict=True)
+    is_rsa, is_ec = isinstance(public, rsa.RSAPublicKey), isinstance(public, ec.EllipticCurvePublicKey)
+    writer: Any = RSAAlgorithm if is_rsa else ECAlgorithm if is_ec else OKPAlgorithm
+    members = writer.to_jwk(public, as_dict=True)
     kept = {name: value for name, value in members.items() if name != "key_ops"}
     return {**kept, "use": "sig", "alg": alg} | ({"kid": kid} if kid else {})
 
@@ -101,13 +98,7 @@ def _absolute(name: str, value: object, now: int) -> object:
 
 
 def mint(recipe: dict[str, Any], key: PrivateKey, kid: str | None, now: int) -> str:
-    """Sign a recipe's claims.
-
-    Args:
-        recipe: see the module; `iat` and `exp` default to now and five minutes later.
-        key: fits the recipe's `alg`.
-        kid: of the key, where the recipe has none.
-        now: epoch seconds.
+    """Sign a recipe's claims; `iat` and `exp` default to now and five minutes later.
 
     Raises:
         RecipeError: an unknown recipe key, or an algorithm that does not fit the key.
@@ -129,6 +120,4 @@ def mint(recipe: dict[str, Any], key: PrivateKey, kid: str | None, now: int) -> 
     try:
         return _SIGNER.encode(body, key, alg, headers=members)
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
-        raise RecipeError(
-            f"the key does not fit {alg}, or the header is not one that can be signed"
-        ) from None
+        raise RecipeError(f"the key does not fit {alg}, or the header cannot be signed") from None

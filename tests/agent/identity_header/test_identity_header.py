@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.identity_header import KeyRing, Signer
-from iamroles_agent.spop.actions import decode, encode_verdict, fit
+from iamroles_agent.spop.actions import decode, encode_verdict, shorten
 
 NOW = 1_800_000_000
 DAY = 86400.0
@@ -201,7 +201,7 @@ def test_the_identity_is_a_variable_before_the_verdict():
 
 def test_where_a_frame_is_too_small_the_identity_goes_first_and_the_verdict_stays():
     whole = encode_verdict(YES, "x" * 600)
-    kept = {action.name: action for action in decode(fit(whole, len(whole) - 1))}
+    kept = {action.name: action for action in decode(shorten(whole, len(whole) - 1))}
 
     assert kept["identity"].kind is None
     assert kept["principal"].value == b"alice"

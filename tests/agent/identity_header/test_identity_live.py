@@ -171,7 +171,7 @@ def test_every_worker_signs_with_a_key_that_every_worker_publishes_and_a_crash_k
 
 def test_a_key_changes_by_itself_in_all_workers_and_none_of_their_tokens_is_lost(world, idp, credential):
     now = time.time()
-    former = KeyRing((SigningKey.made(now - 100), SigningKey.made(now + 3)), ROTATE)
+    former = KeyRing((SigningKey.generate(now - 100), SigningKey.generate(now + 3)), ROTATE)
     store = Store(world.parent / "state")
     store.write(Document(3, {IDENTITY_KEYS: Part.of((former.to_bytes(),))}), running=False)
     with running(world) as agent:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
 from iamroles_agent.spop import actions
-from iamroles_agent.spop.actions import Action, Scope
+from iamroles_agent.spop.actions import Action, VariableScope
 from iamroles_agent.spop.errors import LocalProtocolError, RemoteProtocolError
 from iamroles_agent.spop.values import DataType
 
@@ -86,8 +86,8 @@ def test_each_refusal_names_every_variable_and_ends_with_the_verdict(reason):
     listed = list(actions.decode(actions.encode_verdict(Decision(allow=False, reason=reason, principal="p"))))
 
     assert [action.name for action in listed] == NAMES
-    assert {action.scope for action in listed} == {Scope.TRANSACTION}
-    assert listed[-1] == Action(Scope.TRANSACTION, "allow", DataType.BOOL, False)
+    assert {action.scope for action in listed} == {VariableScope.TRANSACTION}
+    assert listed[-1] == Action(VariableScope.TRANSACTION, "allow", DataType.BOOL, False)
     assert listed[0].value == reason.status
 
 
@@ -108,12 +108,12 @@ class TestFit:
     def test_what_fits_is_left_alone(self):
         encoded = actions.encode_verdict(allowed())
 
-        assert actions.fit(encoded, len(encoded)) is encoded
+        assert actions.shorten(encoded, len(encoded)) is encoded
 
     def test_tags_go_in_order(self):
         encoded = actions.encode_verdict(allowed(session="s" * 5000, principal="p" * 5000))
-        once = actions.fit(encoded, 6000)
-        twice = actions.fit(encoded, 4000)
+        once = actions.shorten(encoded, 6000)
+        twice = actions.shorten(encoded, 4000)
 
         assert set(told(encoded)) - set(told(once)) == {"session"}
         assert set(told(once)) - set(told(twice)) == {"principal"}
@@ -130,7 +130,7 @@ class TestFit:
         decision = Decision(allow, None if allow else reason, "", *tags, expires)
         encoded = actions.encode_verdict(decision)
 
-        fitting = actions.fit(encoded, limit)
+        fitting = actions.shorten(encoded, limit)
 
         assert len(fitting) <= limit
         assert [action.name for action in actions.decode(fitting)] == NAMES
@@ -140,23 +140,23 @@ class TestFit:
 
     def test_nothing_is_cut_off_silently(self):
         with pytest.raises(LocalProtocolError):
-            actions.fit(actions.LAST_RESORT, 20)
+            actions.shorten(actions.LAST_RESORT, 20)
 
     def test_what_is_no_action_list_is_this_side_s_fault(self):
         with pytest.raises(LocalProtocolError):
-            actions.fit(b"\x01\x03\x02" + b"x" * 50, 20)
+            actions.shorten(b"\x01\x03\x02" + b"x" * 50, 20)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "ä", "a-b", "a" * 56, "a\n"])
 def test_names_that_haproxy_refuses(name):
     with pytest.raises(LocalProtocolError):
-        actions.set_var(Scope.TRANSACTION, name, DataType.BOOL, True)
+        actions.set_var(VariableScope.TRANSACTION, name, DataType.BOOL, True)
     with pytest.raises(LocalProtocolError):
-        actions.unset_var(Scope.TRANSACTION, name)
+        actions.unset_var(VariableScope.TRANSACTION, name)
 
 
 def test_longest_name():
-    assert len(actions.unset_var(Scope.TRANSACTION, "a" * 55)) == 59
+    assert len(actions.unset_var(VariableScope.TRANSACTION, "a" * 55)) == 59
 
 
 @given(st.binary(max_size=60))

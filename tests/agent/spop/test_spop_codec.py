@@ -176,7 +176,9 @@ class TestFrames:
             for raw in buffer.split(stream[first:last])
         ]
 
-        assert read == [(kind, frames.encode_ids(*ids), body, flags) for kind, ids, body, flags in sent]
+        assert read == [
+            (kind, b"".join(map(varint.encode, ids)), body, flags) for kind, ids, body, flags in sent
+        ]
         assert buffer.pending == 0
 
     def test_byte_by_byte(self):

@@ -135,7 +135,7 @@ def test_explain_claims(tmp_path: Path) -> None:
     assert run("explain", EXAMPLE, "GET", "shop.example.com/orders/today", "--claims", claims).exit_code == 0
     refused = run("explain", EXAMPLE, "GET", "shop.example.com/orders/7", "--claims", claims)
     assert "DENY 403 scope_insufficient" in refused.output
-    assert "taken as fitting: exp, aud, sub, client_id, jti" in refused.output
+    assert "assumed to fit: exp, aud, sub, client_id, jti" in refused.output
     stranger = run("explain", EXAMPLE, "GET", "/x", "--claims", claims, "--issuer", "nobody")
     assert (stranger.exit_code, "no issuer" in stranger.output) == (2, True)
 

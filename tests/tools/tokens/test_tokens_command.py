@@ -163,7 +163,7 @@ def test_inspect_sts_hides_signature_and_token(folder):
     assert "ASIAIOSFODNN7EXAMPLE" in result.output
     assert TOKEN not in result.output
     assert GOOD.partition("Signature=")[2] not in result.output
-    assert "only STS can say" in result.output
+    assert "only STS knows" in result.output
 
 
 def test_inspect_does_not_let_a_token_drive_the_terminal(folder):

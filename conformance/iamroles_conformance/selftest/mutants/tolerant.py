@@ -10,7 +10,7 @@ from iamroles_agent.policy import compiled
 from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate
 from iamroles_agent.spop import actions, frames, messages, values
-from iamroles_agent.spop.actions import Scope, set_var, unset_var
+from iamroles_agent.spop.actions import VariableScope, set_var, unset_var
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
 from iamroles_conformance.selftest.mutants import edits as edit
@@ -76,7 +76,7 @@ mutant("tolerant.trailing-blank", "", "drops blanks behind a token (RFC 9110 5.5
     )
 )
 mutant("tolerant.refuses-large", "", "refuses where the tags do not fit the agreed frame")(
-    around(actions, "fit")(
+    around(actions, "shorten")(
         lambda sound, encoded, limit: sound(encoded if len(encoded) <= limit else actions.LAST_RESORT, limit)
     )
 )
@@ -115,8 +115,8 @@ mutant("tolerant.one-by-one", "", "announces no pipelining, answers a connection
 @around(gate, "encode_verdict")
 def own_variables(sound: Any, *decided: Any) -> bytes:
     said = list(actions.decode(sound(*decided)))
-    own = set_var(Scope.SESSION, "x.version", DataType.STRING, b"1")
-    own += set_var(Scope.TRANSACTION, "x.seen", DataType.INT32, -1)
+    own = set_var(VariableScope.SESSION, "x.version", DataType.STRING, b"1")
+    own += set_var(VariableScope.TRANSACTION, "x.seen", DataType.INT32, -1)
     first = (unset_var(one.scope, one.name) for one in said)
     then = (
         set_var(one.scope, one.name, DataType.UINT64 if type(one.value) is int else one.kind, one.value)

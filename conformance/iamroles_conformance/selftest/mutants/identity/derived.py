@@ -14,7 +14,7 @@ from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import compiled
 from iamroles_agent.serving import gate
 from iamroles_agent.spop import actions
-from iamroles_agent.spop.actions import Scope, set_var
+from iamroles_agent.spop.actions import VariableScope, set_var
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import authenticator, claims, jws, keys
 from iamroles_agent.tokens.authenticator import Authenticator
@@ -156,7 +156,7 @@ mutant("identity.derived-audience-url", "DERIVED-EXACT-001", "drops a slash behi
 @mutant("identity.derived-503-with-code", "DERIVED-REASON-001", "sets an error code beside a 503")
 @around(gate, "encode_verdict")
 def _code_of_503(sound: Any, decision: Any, *rest: Any) -> bytes:
-    code = set_var(Scope.TRANSACTION, "error", DataType.STRING, b"server_error")
+    code = set_var(VariableScope.TRANSACTION, "error", DataType.STRING, b"server_error")
     found: bytes = sound(decision, *rest)
     return found + code if decision.status == 503 else found
 

@@ -306,7 +306,8 @@ def _ids(change: Any) -> Override:
     def each(_self: Any, ids: bytes, actions: bytes) -> bytes:
         stream_id, pos = varint.read(ids, 0, len(ids))
         frame_id = varint.read(ids, pos, len(ids))[0]
-        return frames.encode(FrameType.ACK, frames.encode_ids(*change(stream_id, frame_id)), actions)
+        ids = b"".join(map(varint.encode, change(stream_id, frame_id)))
+        return frames.encode(FrameType.ACK, ids, actions)
 
     return acks_out(each)
 
@@ -334,7 +335,7 @@ mutant("wire.frame-id-one", "SPOP-ACK-004", "answers every frame as frame 1")(
     _ids(lambda stream_id, _frame_id: (stream_id, 1))
 )
 mutant("wire.tags-not-dropped", "SPOP-ACK-006", "sends ACKs larger than negotiated")(
-    setting(actions, "fit", lambda encoded, _limit: encoded)
+    setting(actions, "shorten", lambda encoded, _limit: encoded)
 )
 mutant("wire.unset-three-arguments", "SPOP-ACTION-001", "says UNSET-VAR has three arguments")(
     around(actions, "unset_var")(lambda sound, *args: b"\x02\x03" + sound(*args)[2:])
