@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_understood_is_named(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("conformance run --check wire.hello --time-scale nan", "no number"),
+        ("conformance run --check wire.hello --time-scale nan", "not a number"),
         ("conformance run --check wire.hello --report junk", "is a file"),
         ("conformance soak --page /nowhere/page.html", "cannot be written: /nowhere"),
         ("conformance run --agent-address 127.0.0.1:99999", "write host:port"),
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_understood_is_named(
         ("conformance oracle --cases -5", "-5 is not in the range"),
         ("conformance selftest --jobs 0", "0 is not in the range"),
         ("conformance verify-report missing.tar.gz", "does not exist"),
-        ("load run --rate nan", "no number"),
+        ("load run --rate nan", "not a number"),
         ("load run --agent-address nonsense", "write host:port"),
         ("load run --header a:b", "--header goes with --url"),
         ("load run --straight --argument a=b", "--argument goes with --agent-address"),
