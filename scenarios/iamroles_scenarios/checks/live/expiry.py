@@ -61,7 +61,7 @@ def expiry(target: Target) -> None:
         short = [opened(here, stack, shape, here.token(exp=end(here))) for shape in SHAPES]
         for stream in short:
             ended(here, stream, stream.expires, "its token's end")
-        if not lasting.moves(here.seconds(AFTER)):
+        if not lasting.moves(here.seconds(OPEN)):
             raise here.failed("a WebSocket whose token lasts was ended as well")
 
 

@@ -46,7 +46,7 @@ class _People:
                 raise self.here.failed(f"{stream.shape}: still open {WITHIN:g} s after {what}")
         time.sleep(AFTER)  # what cuts too much has had its time
         for stream in self.staying:
-            if not (stream.lives() and (not stream.shape.busy or stream.moves(self.here.seconds(AFTER)))):
+            if not (stream.lives() and (not stream.shape.busy or stream.moves(self.here.seconds(WITHIN)))):
                 raise self.here.failed(f"{stream.shape} of another, still permitted, ended at {what}")
 
     def nothing_ended(self, what: str) -> None:
@@ -100,7 +100,7 @@ def key(target: Target) -> None:
             issuer.remove(json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))["kid"])
             if not going.until(time.time() + here.seconds(WITHIN)):
                 raise here.failed(f"still open {WITHIN:g} s after its key was removed")
-            if not staying.moves(here.seconds(AFTER)):
+            if not staying.moves(here.seconds(WITHIN)):
                 raise here.failed("the stream of a key that is still in the set was ended as well")
 
 
@@ -147,7 +147,7 @@ def away(target: Target) -> None:
         for stream in going:
             if not stream.until(due):
                 raise here.failed(f"{stream.shape}: still open {WITHIN:g} s after the agent came back")
-        if not staying.moves(here.seconds(AFTER)):
+        if not staying.moves(here.seconds(WITHIN)):
             raise here.failed("the stream of a key that is still in the set was ended as well")
 
 
