@@ -29,6 +29,7 @@ from iamroles_agent.base.config import Config, KeySettings
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.tokens import Authenticator
 
+PATIENCE = 20.0
 OLD, NEW = public_jwk(EC_KEY, "old"), public_jwk(OTHER_EC_KEY, "new")
 
 
@@ -74,7 +75,7 @@ async def reason(authenticator: Authenticator, header: str) -> str:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until something holds: for what has no event of its own."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.005)
 
@@ -108,9 +109,8 @@ async def test_a_token_before_the_first_set_waits_for_one_flight(server):
 async def test_start_does_not_wait_for_a_dead_issuer(server):
     hang = threading.Event()
     server.replies["/jwks"] = lambda _: (hang.wait(10), None)[1]
-    before = time.monotonic()
     async with running(config(server, timeout="1s")) as agent:
-        assert time.monotonic() - before < 0.5
+        assert agent.sources["i0"].failures == 0  # the flight is still under way
         assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
     hang.set()
 
@@ -208,13 +208,14 @@ async def test_a_removed_key_is_refused_within_refresh_and_so_are_cached_verdict
     async with running(config(server, refresh="400ms")) as agent:
         token, other = old(iss=server.url), new(iss=server.url)
         assert await reason(agent, token) == await reason(agent, other) == ""
-        agent.on_change.append(lambda: changes.append(agent.generation))
+        agent.on_change.append(lambda: changes.append((agent.generation, server.counts["/jwks"])))
         assert agent.recall(token) is not None
-        removed = time.monotonic()
+        flights = server.counts["/jwks"]
         server.json("/jwks", keys(NEW))
         await until(lambda: agent.recall(token) is None)
-        assert time.monotonic() - removed < 2
-        assert changes == [2]
+        [(generation, counted)] = changes
+        assert generation == 2
+        assert counted <= flights + 2  # one may have been under way
         assert await reason(agent, token) == "key_unknown"
         assert agent.recall(other) is not None
 
@@ -323,9 +324,8 @@ async def test_a_trickling_issuer_meets_the_deadline(server):
 
     server.replies["/jwks"] = trickle
     async with running(config(server, timeout="500ms")) as agent:
-        before = time.monotonic()
-        assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
-        assert time.monotonic() - before < 5
+        async with asyncio.timeout(PATIENCE):  # the whole answer takes half an hour
+            assert await reason(agent, old(iss=server.url)) == "keys_unavailable"
     ended.set()
 
 

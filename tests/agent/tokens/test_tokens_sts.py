@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -94,7 +93,7 @@ async def reason(agent: Authenticator, header: str) -> str:
 
 async def once_available(agent: Authenticator, header: str) -> str:
     """The reason, when STS is asked again: after a pause of a tenth of a second or so."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (got := await reason(agent, header)) == "sts_unavailable":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return got
@@ -294,9 +293,8 @@ async def test_one_flight_per_credential_and_a_stalled_sts_holds_up_nothing_else
         server.replies["/"] = lambda handler: (release.wait(5), honest(handler))[1]
         waiting = [asyncio.ensure_future(reason(agent, credential(GOOD))) for _ in range(20)]
         await asyncio.sleep(0)
-        before = time.monotonic()
         assert await reason(agent, "Bearer a.b.c") == "token_malformed"
-        assert time.monotonic() - before < 1
+        assert not any(task.done() for task in waiting)
         release.set()
         assert await asyncio.gather(*waiting) == [""] * 20
         assert server.counts["/"] == 1

@@ -249,8 +249,8 @@ def test_in_a_union_another_role_s_grant_may_make_one_matter(multi_role: str, re
     assert (("g", "redundant") in found) is redundant
 
 
-def test_a_thousand_grants_within_five_seconds() -> None:
-    """CPU time, so that a busy machine does not decide."""
+def test_a_thousand_grants_are_linted_within_ten_times_their_loading() -> None:
+    """CPU time of one run, so that neither a busy machine decides nor a slow one."""
     parts = [HEAD]
     for index in range(1000):
         role = "reader" if index % 2 else "writer"
@@ -261,11 +261,10 @@ def test_a_thousand_grants_within_five_seconds() -> None:
         f'[[denies]]\nid = "d{index}"\nroles = ["reader"]\npath = "/s{index}"\nmethods = ["DELETE"]\n'
         for index in range(40)
     ]
-    config = load_text("".join(parts))
-
-    before = time.process_time()
+    text, began = "".join(parts), time.process_time()
+    config, loaded = load_text(text), time.process_time()
     lint(config)
-    assert time.process_time() - before < 5
+    assert time.process_time() - loaded < 10 * (loaded - began)
 
 
 def test_a_deny_that_others_make_useless_only_where_something_is_open() -> None:
