@@ -71,17 +71,17 @@ class Agent:
 
         Args:
             path: the configuration.
-            state_dir: in place of the configuration's; then what was accepted comes back even where the
-                configuration cannot be read any more.
+            state_dir: in place of the configuration's; then what was accepted comes back even if the
+                configuration can no longer be read.
             take_over: whether to take over from the agent that runs with this state directory, if one does.
 
         Raises:
             ConfigError: every problem of the configuration.
-            StartError: what was kept cannot be trusted.
+            StartError: what was kept cannot be trusted, or cannot be taken over.
         """
-        if take_over:
-            return cls._taking_over(path, state_dir)
-        store, restored = _opened(state_dir)
+        store = restored = inherited = None
+        if not take_over:
+            store, restored = _opened(state_dir)
         try:
             config, part = _read(path)
         except ConfigError as error:
@@ -90,33 +90,25 @@ class Agent:
             log.error("%s\nthe policy that was accepted last is in force", error)
             part = restored.document.parts[POLICY]
             config = policy_part.decode_base(part)
-        if store is None and config.agent.state_dir is not None:
-            store, restored = _opened(path.parent / config.agent.state_dir)
+        if state_dir is None:
+            state_dir = _beside(path, config.agent.state_dir)
+        if take_over:
+            if state_dir is None:
+                raise StartError(
+                    "to take over, both agents need one agent.state_dir: what is in force goes over it"
+                )
+            socket_path = _beside(path, config.agent.control_socket) or state_dir / SOCKET
+            inherited = handover.take(socket_path, config.agent.listen)
+        if store is None:
+            store, restored = _opened(state_dir, None if inherited is None else inherited.lock)
         if store is None:
             log.warning(_WITHOUT_STATE)
-        document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
-        document = revocations.at_start(_beside(path, config.live.revocations), document)
-        return cls(path, config, document, store, died=restored is not None and restored.died)
-
-    @classmethod
-    def _taking_over(cls, path: Path, state_dir: Path | None) -> Agent:
-        config, part = _read(path)
-        if state_dir is None and config.agent.state_dir is not None:
-            state_dir = path.parent / config.agent.state_dir
-        if state_dir is None:
-            raise StartError(
-                "to take over, both agents need one agent.state_dir: what is in force goes over it"
-            )
-        socket_path = state_dir / SOCKET
-        if config.agent.control_socket is not None:
-            socket_path = path.parent / config.agent.control_socket
-        inherited = handover.take(socket_path, config.agent.listen)
-        store, restored = _opened(state_dir, None if inherited is None else inherited.lock)
         if inherited is not None and restored is not None:
             restored = replace(restored, died=False)
         document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
         document = revocations.at_start(_beside(path, config.live.revocations), document)
-        return cls(path, config, document, store, inherited)
+        died = restored is not None and restored.died
+        return cls(path, config, document, store, inherited, died=died)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit status.
@@ -124,7 +116,8 @@ class Agent:
         Raises:
             StartError: see its text.
         """
-        self._local_path = self._socket_path()
+        kept = None if self._store is None else self._store.directory / SOCKET
+        self._local_path = _beside(self.path, self.config.agent.control_socket) or kept
         if self._inherited is not None:
             self._local = self._inherited.local
         elif self._local_path is not None:
@@ -169,11 +162,6 @@ class Agent:
             self._store.write(document, running=running)
         except OSError as error:
             raise StartError(f"what is in force cannot be saved: {error.strerror or error}") from None
-
-    def _socket_path(self) -> Path | None:
-        if self.config.agent.control_socket is not None:
-            return self.path.parent / self.config.agent.control_socket
-        return None if self._store is None else self._store.directory / SOCKET
 
     def _let_go(self) -> None:
         """Of a child that only answers, or only reads: what is the parent's must not outlive it there."""
@@ -238,22 +226,22 @@ class Agent:
 
 
 def _beside(path: Path, name: str | None) -> Path | None:
-    """A file that the configuration names, relative to it."""
+    """A file that the configuration names, relative to it; None if it names none."""
     return None if name is None else path.parent / name
 
 
 def socket_of(path: Path, state_dir: Path | None = None) -> Path | None:
-    """Where the agent of a configuration answers; None where it does not.
+    """Where the agent of a configuration answers; None if it does not.
 
     Raises:
         ConfigError: the configuration cannot be read.
     """
-    if state_dir is not None:
-        return state_dir / SOCKET
-    settings = load(path).agent
-    if settings.control_socket is not None:
-        return path.parent / settings.control_socket
-    return None if settings.state_dir is None else path.parent / settings.state_dir / SOCKET
+    if state_dir is None:
+        settings = load(path).agent
+        if settings.control_socket is not None:
+            return path.parent / settings.control_socket
+        state_dir = _beside(path, settings.state_dir)
+    return None if state_dir is None else state_dir / SOCKET
 
 
 def _opened(directory: Path | None, lock: int | None = None) -> tuple[Store | None, Restored | None]:

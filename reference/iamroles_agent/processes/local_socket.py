@@ -1,4 +1,4 @@
-"""The local socket: whoever is at this host, and is this user, may ask the running agent.
+"""The local socket: a process of this host and this user may ask the running agent.
 
 One connection, one question: a line of JSON with a `command`, answered by a line of JSON. The socket is
 owner-only by its mode, and each peer's user is checked as well (SO_PEERCRED), because a mode says nothing
@@ -83,14 +83,15 @@ class LocalSocket:
         try:
             async with asyncio.timeout(_PATIENCE):
                 line = await reader.readline()
-            peer = writer.get_extra_info("socket")
-            if not _is_own(peer):
+            question = _read(line)
+            command = "" if question is None else str(question["command"])
+            if not _is_own(writer.get_extra_info("socket")):
                 answer = {"error": "you are another user"}
-            elif talk := self.conversations.get(_command(line)):
+            elif talk := self.conversations.get(command):
                 await talk(reader, writer)
                 return
             else:
-                answer = await self._answer(line)
+                answer = await self._answer(command, question)
             writer.write(json.dumps(answer).encode() + b"\n")
             async with asyncio.timeout(_PATIENCE):
                 await writer.drain()
@@ -99,26 +100,25 @@ class LocalSocket:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> Body:
-        try:
-            question = json.loads(line)
-            command = self.commands.get(question["command"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+    async def _answer(self, command: str, question: Body | None) -> Body:
+        if question is None:
             return {"error": 'ask with a line of JSON: {"command": "status"}'}
-        if command is None:
+        if command not in self.commands:
             return {"error": f"no such command here; known: {', '.join(sorted(self.commands))}"}
         try:
-            return await command(question)
+            return await self.commands[command](question)
         except Exception as error:
-            log.exception("the command %r failed", question["command"])
+            log.exception("the command %r failed", command)
             return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _command(line: bytes) -> str:
-    """The command of a question, "" where there is none."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        return str(json.loads(line)["command"])
-    return ""
+def _read(line: bytes) -> Body | None:
+    """A question; None if it is not a JSON object with a command."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        if isinstance(found, dict) and "command" in found:
+            return found
+    return None
 
 
 def _is_own(peer: Any) -> bool:  # noqa: ANN401 - uvloop's own class
@@ -138,13 +138,8 @@ def ask(path: Path, question: Body, *, timeout: float = 10.0) -> Body:
         sock.settimeout(timeout)
         sock.connect(str(path))
         sock.sendall(json.dumps(question).encode() + b"\n")
-        answer = b""
-        while not answer.endswith(b"\n"):
-            more = sock.recv(1 << 16)
-            if not more:
-                break
-            answer += more
-    found = json.loads(answer)
+        with sock.makefile("rb") as file:
+            found = json.loads(file.readline())
     if not isinstance(found, dict):
         raise ValueError("an answer that is no object")
     return found

@@ -29,14 +29,13 @@ KEYS, STS = "keys", "sts"
 class RemoteKeys(Keyring):
     """Keys that the fetcher fetches and the parent puts in force."""
 
-    _pause_until = 0.0
-
-    def bind(self, link: Link, bring_back: Callable[[], None], forget: Callable[[RemoteKeys], None]) -> None:
-        """Say whom to ask, what puts the set that the parent told in force again, and who forgets this."""
-        self._link, self._bring_back, self._forget = link, bring_back, forget
+    def __init__(self, remote: Remote, issuer: Issuer, settings: KeySettings, **more: Any) -> None:  # noqa: ANN401
+        super().__init__(issuer, settings, **more)
+        self._remote = remote
+        self._pause_until = 0.0
 
     async def close(self) -> None:
-        self._forget(self)
+        self._remote.forget(self)
         await super().close()
 
     def configure(self, issuer: Issuer, settings: KeySettings) -> None:
@@ -46,14 +45,14 @@ class RemoteKeys(Keyring):
         """
         super().configure(issuer, settings)
         if self._keys is None:
-            self._bring_back()
+            self._remote.bring_back(self)
 
     async def want(self, kid: str | None) -> None:
         """Ask for a fetch, unless the fetcher said that none can be had yet."""
         if not self.stale() and self._monotonic() < self._pause_until:
             return
         try:
-            answer = await self._link.ask(KEYS, {"source": source_of(self.issuer), "kid": kid})
+            answer = await self._remote.link.ask(KEYS, {"source": source_of(self.issuer), "kid": kid})
         except LinkLost as error:
             raise Refusal(Reason.KEYS_UNAVAILABLE, str(error)) from None
         self._pause_until = self._monotonic() + float(answer.get("pause", 0.0))
@@ -102,7 +101,7 @@ class Remote:
     """
 
     def __init__(self, link: Link, clock: Callable[[], float] = time.time) -> None:
-        self._link, self._clock = link, clock
+        self.link, self._clock = link, clock
         self._sets: dict[str, tuple[KeySet, float]] = {}
         self._rings: dict[str, RemoteKeys] = {}
         self.counts: dict[str, int] = dict.fromkeys(
@@ -112,26 +111,26 @@ class Remote:
 
     def keyring(self, issuer: Issuer, keys: KeySettings, on_loss: Signal, monotonic: Clock) -> RemoteKeys:
         """The keys of an issuer, with the set that is in force for it."""
-        ring = RemoteKeys(issuer, keys, on_loss=on_loss, monotonic=monotonic)
-        source = source_of(issuer)
-        ring.bind(self._link, lambda: self._bring_back(source), self._forget)
-        self._rings[source] = ring
-        self._bring_back(source)
+        ring = RemoteKeys(self, issuer, keys, on_loss=on_loss, monotonic=monotonic)
+        self._rings[source_of(issuer)] = ring
+        self.bring_back(ring)
         return ring
 
-    def _forget(self, ring: RemoteKeys) -> None:
+    def forget(self, ring: RemoteKeys) -> None:
         source = source_of(ring.issuer)
         if self._rings.get(source) is ring:
             del self._rings[source]
 
-    def _bring_back(self, source: str) -> None:
+    def bring_back(self, ring: RemoteKeys) -> None:
+        """Put the set that is in force for a keyring in force again."""
+        source = source_of(ring.issuer)
         if source in self._sets:
             keys, fetched_at = self._sets[source]
             self.put(source, keys.revived(), fetched_at)
 
     def prover(self, endpoints: list[Sts], former: object) -> RemoteProver:
         del former
-        return RemoteProver(self._link, endpoints, self._clock, self.counts)
+        return RemoteProver(self.link, endpoints, self._clock, self.counts)
 
     def close(self) -> None:
         """Nothing is this worker's to close."""

@@ -13,7 +13,7 @@ import gc
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from iamroles_agent.audit.log import Audit
@@ -25,8 +25,7 @@ from iamroles_agent.control.document import KEYS, POLICY, REVOCATIONS, Edits, Pa
 from iamroles_agent.control.member import Kinds, Step
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.live import revocations
-from iamroles_agent.processes import attach as live
-from iamroles_agent.processes.attach import name_of
+from iamroles_agent.processes.cutting import cutting, name_of
 from iamroles_agent.processes.identity_part import IDENTITY_KEYS, signing
 from iamroles_agent.processes.link import Birth, Body, Link
 from iamroles_agent.processes.remote import Remote
@@ -96,7 +95,8 @@ class Worker:
             assert self.authenticator is not None  # noqa: S101 - the policy was built
             await self.authenticator.start()
             self.link.up()
-            with live.cutting(self, self._master):
+            assert self.gate is not None  # noqa: S101 - as above
+            with nullcontext() if self.index else cutting(self.gate, audit, metrics, self._master):
                 await self._serve()
         finally:
             await self._close()

@@ -13,7 +13,7 @@ from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
 from iamroles_agent.live.revocations import NONE
 from iamroles_agent.live.ticket import Ticket
-from iamroles_agent.processes import attach
+from iamroles_agent.processes import cutting
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import actions
 from iamroles_agent.tokens.keys import KeySet
@@ -57,8 +57,8 @@ def _lost(edit: Any) -> Override:
 
 
 def _judged(edit: Any) -> Override:
-    """Change arguments of `attach.judge`; `edit` gets them by name, and returns those that change."""
-    return around(attach, "judge")(lambda sound, *args, **how: sound(*args, **{**how, **edit(how)}))
+    """Change arguments of `cutting.judge`; `edit` gets them by name, and returns those that change."""
+    return around(cutting, "judge")(lambda sound, *args, **how: sound(*args, **{**how, **edit(how)}))
 
 
 _met: set[str] = set()
@@ -78,7 +78,7 @@ def _left_unseen(sound: Any, identity: Any, *rest: Any) -> Any:
 
 
 @mutant("live.cuts-everybody", "LIVE-KEEP-001", "cuts all streams when anybody is revoked")
-@around(attach, "judge")
+@around(cutting, "judge")
 def everybody(sound: Any, *args: Any, **kwargs: Any) -> Any:
     return Ends(0, "revoked") if kwargs["revocations"].rows else sound(*args, **kwargs)
 
@@ -166,13 +166,13 @@ def _whoever(*left_out: int) -> Override:
 
 
 @mutant("live.renews-beyond", "LIVE-RENEW-001", "prolongs streams a minute beyond the fresh credential's end")
-@around(attach, "judge")
+@around(cutting, "judge")
 def beyond(sound: Any, *args: Any, **kwargs: Any) -> Any:
     found = sound(*args, **kwargs)
     return replace(found, at=found.at + 60) if kwargs["fresh"] and found.cause == EXPIRED else found
 
 
-@around(attach, "judge")
+@around(cutting, "judge")
 def _role_unseen(sound: Any, ticket: str, *args: Any, **kwargs: Any) -> Any:
     if kwargs["fresh"]:
         opener, fresh = Ticket.decode(ticket), Ticket.decode(kwargs["fresh"])
@@ -182,7 +182,7 @@ def _role_unseen(sound: Any, ticket: str, *args: Any, **kwargs: Any) -> Any:
 
 
 @mutant("live.renewal-revives", "LIVE-RENEW-004", "lets a prolonged stream outlive its own credential")
-@around(attach, "judge")
+@around(cutting, "judge")
 def revives(sound: Any, *args: Any, **kwargs: Any) -> Any:
     found = sound(*args, **kwargs)
     if kwargs["fresh"] and found.cause == REVOKED and "prolonged" not in found.detail:
@@ -191,13 +191,13 @@ def revives(sound: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 mutant("live.renews-nothing", "LIVE-RENEW-001 LIVE-RENEW-006", "ends streams with their first credential")(
-    setting(attach, "renewing", lambda policy: frozenset())
+    setting(cutting, "renewing", lambda policy: frozenset())
 )
 mutant("live.renews-everywhere", "LIVE-RENEW-002", "prolongs streams in every backend that has them")(
     around(render, "_streams")(
         lambda sound, backend: sound(backend.model_copy(update={"renew": backend.streams}))
     ),
-    setting(attach, "renewing", _all_backends),
+    setting(cutting, "renewing", _all_backends),
     setting(judging, "renewing", _all_backends),
 )
 mutant("live.renews-for-others", "LIVE-RENEW-003", "lets another principal of the role prolong a stream")(

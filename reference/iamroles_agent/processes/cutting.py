@@ -1,5 +1,5 @@
-"""The cutter as a part of worker 0: one worker of an agent is enough, and the next one goes on where it
-dies."""
+"""The cutter as a part of worker 0: one worker of an agent is enough, and its replacement goes on where it
+died."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import Value
@@ -25,29 +24,15 @@ from iamroles_agent.serving.metrics import Metrics
 log = logging.getLogger("iamroles.live")
 
 
-class Host(Protocol):
-    """The worker."""
-
-    index: int
-    config: Config
-    gate: Gate | None
-    audit: Audit
-    metrics: Metrics
-
-
 def name_of(config: Config) -> str:
-    """This agent in tickets: its gate, and what tells it from the gate's other agents."""
-    place = f"{socket.gethostname()} {config.agent.listen}"
-    return f"{config.live.gate}/{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    """This agent in tickets: its gate, and a hash that tells it from the gate's other agents."""
+    address = f"{socket.gethostname()} {config.agent.listen}"
+    return f"{config.live.gate}/{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 
 @contextmanager
-def cutting(host: Host, master: str | None) -> Iterator[None]:
+def cutting(gate: Gate, audit: Audit, metrics: Metrics, master: str | None) -> Iterator[None]:
     """Cut streams while the block runs."""
-    gate = host.gate
-    if host.index or gate is None:
-        yield
-        return
     if master is None:
         log.warning(
             "live.master_socket is not set: open streams end at their expiry by HAProxy alone; a revocation, "
@@ -69,12 +54,12 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
         )
 
     def cut(done: Cut) -> None:
-        host.metrics.cut(done.cause, done.by, done.late)
-        record(host.audit, done)
+        metrics.cut(done.cause, done.by, done.late)
+        record(audit, done)
 
     def renewed(done: Renewal) -> None:
-        host.metrics.renewals += 1
-        record_renewal(host.audit, done)
+        metrics.renewals += 1
+        record_renewal(audit, done)
 
     cutter = Cutter(
         master,
@@ -84,7 +69,7 @@ def cutting(host: Host, master: str | None) -> Iterator[None]:
         renewed=renewed,
         renewing=lambda: renewing(gate.policy),
     )
-    host.metrics.live = cutter.numbers
+    metrics.live = cutter.numbers
     gate.on_change.append(cutter.changed)
     gate.on_revocation.append(cutter.revoked)
     gate.authenticator.on_change.append(cutter.changed)
