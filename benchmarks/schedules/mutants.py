@@ -115,7 +115,7 @@ def lets_a_lost_key_live_a_moment_longer(sound, keyring, lost):
 
 @mutant(Watch, "_take")
 async def calls_revocations_settled_before_they_are(sound, watch, stamp):
-    watch._seen, watch._settled = stamp, True
+    watch._seen, watch._taken = stamp, True
     return await sound(watch, stamp)
 
 

@@ -1,11 +1,11 @@
 """Revocations: credentials that are refused, and whose streams are cut, before they expire.
 
 `[[revocations]]` stand in a file of their own, so that nothing else can block an emergency: a policy that
-cannot be loaded, a review that takes a day. Each one names whom it is about, in IAM's words: `roles`,
-`principals`, `sessions`, `credentials` (the hash that the audit shows). What it names must all fit: `roles`
+cannot be loaded, a review that takes a day. Each revocation names credentials in IAM's words: `roles`,
+`principals`, `sessions`, `credentials` (the hash that the audit shows). All that it names must fit: `roles`
 and `principals` together mean these principals in these roles. `issued_before` spares credentials that were
-issued since; one that does not say when it was issued counts as issued before. A credential that *holds* a
-revoked role is revoked as a whole, whichever role it uses: it is the credential that is no longer believed.
+issued since; a credential that does not say when it was issued counts as issued before. A credential that
+*holds* a revoked role is revoked as a whole, whichever role it uses: the credential is no longer believed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_BYTES = 4 << 20
 MAX_ROWS = 10_000
 _ROWS = 200
 _SHOWN = 20
-"""Problems of one file that are said."""
+"""Problems of one file that are reported."""
 _AT_LINE = re.compile(r"\(at line (\d+),")
 
 
@@ -117,25 +117,25 @@ _NARROWEST = ("credentials", "sessions", "principals", "roles")
 
 @dataclass(frozen=True, slots=True)
 class Revocations:
-    """Those in force.
+    """The revocations in force.
 
-    Each one is found by the narrowest thing that it names, so that a question costs the same with ten of them
-    as with ten thousand.
+    Each is found by the narrowest thing that it names, so that a question costs the same with ten of them as
+    with ten thousand.
     """
 
     rows: tuple[Revocation, ...] = ()
     _by: dict[tuple[str, str], list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Places in `rows` by kind and name."""
+    """Indices of `rows` by kind and name."""
 
     def __post_init__(self) -> None:
-        for place, row in enumerate(self.rows):
+        for index, row in enumerate(self.rows):
             kind = next(kind for kind in _NARROWEST if getattr(row, kind))
             for name in set(getattr(row, kind)):
                 key = str(RoleArn.parse(name)) if kind == "roles" and name.startswith("arn:") else name
-                self._by.setdefault((kind, key), []).append(place)
+                self._by.setdefault((kind, key), []).append(index)
 
     def match(self, identity: Identity, name_of: Callable[[RoleArn], str | None]) -> Revocation | None:
-        """The first revocation that is about a credential, None if there is none."""
+        """The first revocation that is about a credential; None if it is not revoked."""
         if not self.rows:
             return None
         keys = [
@@ -144,8 +144,8 @@ class Revocations:
             ("principals", identity.principal),
             *(("roles", name) for arn in identity.roles for name in (str(arn), name_of(arn)) if name),
         ]
-        places = sorted({place for key in keys for place in self._by.get(key, ())})
-        return next((self.rows[place] for place in places if self.rows[place].fits(identity, name_of)), None)
+        found = sorted({index for key in keys for index in self._by.get(key, ())})
+        return next((self.rows[index] for index in found if self.rows[index].fits(identity, name_of)), None)
 
 
 NONE = Revocations()
@@ -167,7 +167,7 @@ def revoked(identity: Identity, revocation: Revocation) -> Decision:
 
 
 def read(path: Path) -> Revocations:
-    """Read the file; of one that does not exist it is `NONE` itself.
+    """Read the file; `NONE` itself if it does not exist.
 
     Raises:
         ConfigError: with every problem of the file.
@@ -178,52 +178,41 @@ def read(path: Path) -> Revocations:
     except FileNotFoundError:
         return NONE
     except OSError as error:
-        raise _wrong(path, "", f"cannot be read: {error.strerror}", "Let the agent's user read it") from error
+        raise _wrong(path, f"cannot be read: {error.strerror}", "Let the agent's user read it") from error
     if len(raw) > MAX_BYTES:
-        raise _wrong(path, "", f"is larger than {MAX_BYTES >> 20} MiB", "Remove what has expired")
+        raise _wrong(path, f"is larger than {MAX_BYTES >> 20} MiB", "Remove what has expired")
+    problems: list[tuple[str, str, str]] = []
     try:
         text = raw.decode("utf-8")
-        found = _File.model_validate(tomllib.loads(text))
+        rows = _File.model_validate(tomllib.loads(text)).revocations
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise _wrong(path, "", "is not UTF-8", "Write it anew as UTF-8", line) from error
+        raise _wrong(path, "is not UTF-8", "Write it again as UTF-8", line) from error
     except tomllib.TOMLDecodeError as error:
-        where = _AT_LINE.search(str(error))
-        line = int(where[1]) if where else text.count("\n") + 1  # else it ends too early
+        at = _AT_LINE.search(str(error))
+        line = int(at[1]) if at else text.count("\n") + 1  # else it ends too early
         remedy = "Mend the syntax; write a new file beside it and rename that one"
-        raise _wrong(path, "", f"is not TOML: {error}", remedy, line) from error
+        raise _wrong(path, f"is not TOML: {error}", remedy, line) from error
     except RecursionError as error:
-        raise _wrong(path, "", "is nested too deep", "Write `[[revocations]]` tables alone") from error
+        raise _wrong(path, "is nested too deep", "Write `[[revocations]]` tables alone") from error
     except ValidationError as error:
+        remedy = "Mend it, or use `iamroles revoke`"
+        problems = [(_key(item["loc"]), item["msg"], remedy) for item in error.errors(include_url=False)]
+        rows = []
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        if first.setdefault(row.id, index) != index:
+            twice = f"{row.id!r} stands twice; the first is revocations[{first[row.id]}]"
+            problems.append((f"revocations[{index}].id", twice, "Give each its own id"))
+    if problems:
         lines = toml_lines(text)
         raise ConfigError(
             [
-                Problem(str(path), key, item["msg"], "Mend it, or use `iamroles revoke`", line_of(lines, key))
-                for item in error.errors(include_url=False)[:_SHOWN]
-                for key in [_key(item["loc"])]
-            ]
-        ) from error
-    seen: dict[str, int] = {}
-    twice = [
-        (place, row.id)
-        for place, row in enumerate(found.revocations)
-        if seen.setdefault(row.id, place) != place
-    ]
-    if twice:
-        lines = toml_lines(text)
-        raise ConfigError(
-            [
-                Problem(
-                    str(path),
-                    f"revocations[{place}].id",
-                    f"{name!r} stands twice; the first is revocations[{seen[name]}]",
-                    "Give each its own id",
-                    line_of(lines, f"revocations[{place}].id"),
-                )
-                for place, name in twice[:_SHOWN]
+                Problem(str(path), key, message, remedy, line_of(lines, key))
+                for key, message, remedy in problems[:_SHOWN]
             ]
         )
-    return Revocations(tuple(found.revocations))
+    return Revocations(tuple(rows))
 
 
 def write(path: Path, revocations: Revocations) -> None:
@@ -245,8 +234,8 @@ def write(path: Path, revocations: Revocations) -> None:
     fresh.replace(path)
 
 
-def part(revocations: Revocations) -> Part:
-    """The part of what is in force."""
+def to_part(revocations: Revocations) -> Part:
+    """Write revocations as a part of what is in force."""
     rows = [row.model_dump(mode="json") for row in revocations.rows]
     pieces = [
         json.dumps(rows[start : start + _ROWS], separators=(",", ":")).encode()
@@ -255,25 +244,24 @@ def part(revocations: Revocations) -> Part:
     return Part.of(pieces)
 
 
-def of(found: Part | None) -> Revocations:
-    """Read a part back."""
-    if found is None:
+def from_part(part: Part | None) -> Revocations:
+    """Read a part that `to_part` wrote."""
+    if part is None:
         return NONE
     return Revocations(
-        tuple(Revocation.model_validate(row) for piece in found.pieces for row in json.loads(piece))
+        tuple(Revocation.model_validate(row) for piece in part.pieces for row in json.loads(piece))
     )
 
 
 def at_start(path: Path | None, document: Document) -> Document:
-    """What is in force at the start, with the revocations of the file; of the agent before where there is no
-    file.
+    """Put the revocations of the file in force at the start; without a file, those of the agent before stay.
 
     Raises:
         ConfigError: the file is wrong: an agent that cannot know what is revoked must not start.
     """
     if path is None or not path.exists():
         return document
-    return document.edited({REVOCATIONS: part(read(path))}, document.version)
+    return document.edited({REVOCATIONS: to_part(read(path))}, document.version)
 
 
 def _key(location: Iterable[Any]) -> str:
@@ -283,5 +271,5 @@ def _key(location: Iterable[Any]) -> str:
     return key
 
 
-def _wrong(path: Path, key: str, message: str, remedy: str, line: int | None = None) -> ConfigError:
-    return ConfigError([Problem(str(path), key, message, remedy, line)])
+def _wrong(path: Path, message: str, remedy: str, line: int | None = None) -> ConfigError:
+    return ConfigError([Problem(str(path), "", message, remedy, line)])

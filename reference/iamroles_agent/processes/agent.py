@@ -18,8 +18,7 @@ from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.live import revocations
 from iamroles_agent.policy import load
-from iamroles_agent.processes import handover, local_socket
-from iamroles_agent.processes import identity_part as identity_keys
+from iamroles_agent.processes import handover, identity_keys, local_socket
 from iamroles_agent.processes.fetcher import Fetcher
 from iamroles_agent.processes.handover import Inheritance
 from iamroles_agent.processes.link import Birth
@@ -203,7 +202,7 @@ class Agent:
                 "state_dir": None if self._store is None else str(self._store.directory),
             }
         if (header := self.config.identity_header) is not None:
-            fetcher.beside.append(lambda: identity_keys.keep_turning(header, fetcher.link))
+            fetcher.beside.append(lambda: identity_keys.keep_rotating(header, fetcher.link))
         if (listed := _beside(self.path, self.config.live.revocations)) is not None:
             watch = Watch(listed, fetcher.link)
             fetcher.beside.append(watch.run)

@@ -1,5 +1,5 @@
-"""The fetcher's side of revocations: their file, looked at four times a second, in force everywhere when it
-changes.
+"""The fetcher's watch on the revocations file: it looks four times a second, and puts a change in force
+everywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.control.document import REVOCATIONS
-from iamroles_agent.live.revocations import NONE, of, part, read
+from iamroles_agent.live.revocations import NONE, from_part, read, to_part
 from iamroles_agent.processes.link import Body, Link, LinkLost
 
 _PAUSE = 0.25
@@ -23,7 +23,7 @@ _Stamp = tuple[int, int, int] | None
 class Watch:
     """Keeps what is in force as the file says.
 
-    A file that is wrong, or gone, changes nothing: what was revoked stays revoked, and the log says so once.
+    A file that is wrong or gone changes nothing: what was revoked stays revoked, and the log says so once.
 
     Args:
         path: the file.
@@ -34,38 +34,40 @@ class Watch:
         self._path, self._link = path, link
         self._problem = ""
         self._seen: _Stamp | str = ""
-        self._settled = False
+        """The file's stamp at the last look."""
+        self._taken = False
+        """Whether what was seen then is in force in all workers, or is a problem."""
 
     async def run(self) -> None:
         """Look, for as long as the fetcher lives."""
         while True:
             stamp = _stamp(self._path)
             if stamp != self._seen:
-                self._settled = False
+                self._taken = False
                 self._problem = await self._take(stamp)
-                self._seen, self._settled = stamp, True
+                self._seen, self._taken = stamp, True
                 if self._problem:
                     log.error("%s\nthe revocations in force stay in force", self._problem)
             await asyncio.sleep(_PAUSE)
 
-    async def answer(self, question: Body) -> Body:
-        """Which revocations all workers have in force; `settled`: as the file stands now."""
-        del question
-        settled = self._settled and self._seen == _stamp(self._path)
-        listed = of(self._link.document.parts.get(REVOCATIONS))
+    async def answer(self, _question: Body) -> Body:
+        """Which revocations are in force; `settled`: in all workers, and as the file stands now."""
+        settled = self._taken and self._seen == _stamp(self._path)
+        listed = from_part(self._link.document.parts.get(REVOCATIONS))
         return {"in_force": [row.id for row in listed.rows], "settled": settled, "problem": self._problem}
 
     async def _take(self, stamp: _Stamp) -> str:
+        """Put the file in force; the problem, if there is one."""
         try:
             found = NONE if stamp is None else await asyncio.to_thread(read, self._path)
         except ConfigError as error:
             return str(error)
-        if found is NONE:  # also where it went between the look and the reading: that revokes nothing less
+        if found is NONE:  # also if it went between the look and the reading: that lifts no revocation
             return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
-        # Also where the document has it already: a fetcher that is born in the middle of a change has what
-        # some worker may not enforce yet, and the outcome comes when all do.
+        # Also if the document has it already: a fetcher that is born in the middle of a change has what some
+        # worker may not enforce yet, and the outcome comes when all do.
         try:
-            outcome = await self._link.propose({REVOCATIONS: part(found)})
+            outcome = await self._link.propose({REVOCATIONS: to_part(found)})
         except LinkLost:
             return ""
         if not outcome["done"]:

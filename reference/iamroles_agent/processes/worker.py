@@ -26,7 +26,7 @@ from iamroles_agent.control.member import Kinds, Step
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.live import revocations
 from iamroles_agent.processes.cutting import cutting, name_of
-from iamroles_agent.processes.identity_part import IDENTITY_KEYS, signing
+from iamroles_agent.processes.identity_keys import IDENTITY_KEYS, signing
 from iamroles_agent.processes.link import Birth, Body, Link
 from iamroles_agent.processes.remote import Remote
 from iamroles_agent.serving.gate import Gate
@@ -237,7 +237,7 @@ class Worker:
         return switch
 
     def _build_revocations(self, _edits: Edits, coming: Parts) -> Step:
-        listed = revocations.of(coming.get(REVOCATIONS))
+        listed = revocations.from_part(coming.get(REVOCATIONS))
 
         def switch() -> None:
             assert self.gate is not None  # noqa: S101 - the policy's step has run

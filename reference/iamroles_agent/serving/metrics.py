@@ -1,12 +1,11 @@
-"""Metrics: plain counters on the hot path, which `scrape` turns into Prometheus' samples when somebody asks.
+"""Metrics: plain counters on the hot path, which `scrape` turns into Prometheus' samples at each scrape.
 
 `prometheus-client`'s own counters take a lock and a dictionary look-up for each label set; here a decision
 costs an addition and a bisection. The collector reads the plain numbers at scrape time: each is one Python
 integer, so a scrape may be a few decisions behind itself but never sees a torn value.
 
-Several workers are several processes. Their numbers are not merged behind the operator's back: worker `k`
-serves on port `listen + k`, and Prometheus, which is made for that, sums them. A port of 0 stays ephemeral
-for each worker; the agent's log names it.
+Several workers are several processes. Worker `k` serves its own numbers on port `listen + k`, and Prometheus
+sums them. A port of 0 stays ephemeral for each worker; the agent's log names it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from iamroles_agent.base.reasons import Reason
 if TYPE_CHECKING:
     from iamroles_agent.audit.log import AuditState
     from iamroles_agent.live.cutter import Numbers
-    from iamroles_agent.serving.scrape import Server
+    from iamroles_agent.serving.scrape import MetricsServer
     from iamroles_agent.serving.server import ConnectionStats
     from iamroles_agent.tokens import Authenticator
 
@@ -70,22 +69,22 @@ class Metrics:
         self.connections: ConnectionStats | None = None
         """The server's own counters, read at scrape time."""
         self.authenticator: Authenticator | None = None
-        """Whose key sources, identity cache and STS counters are read at scrape time."""
+        """Its key sources, identity cache and STS counters are read at scrape time."""
         self.cuts: dict[tuple[str, ...], int] = {}
-        """Streams that were cut, by cause and by whom."""
+        """Streams that were cut, by cause and by what cut them."""
         self.cut_buckets = [0] * (len(CUT_BUCKETS) + 1)
         self.cut_seconds = 0.0
         self.renewals = 0
         """Streams that were prolonged by a fresh credential."""
         self.live: Numbers | None = None
-        """What the cutter knows of open streams, read at scrape time."""
+        """The cutter's numbers of open streams, read at scrape time."""
         self.revocations = 0
         self.audit: Callable[[], AuditState] | None = None
         self.health: Callable[[], tuple[bool, Mapping[str, Any]]] = lambda: (True, {})
-        """Whether decisions can be made, and what `/healthz` tells; called in another thread."""
+        """Whether decisions can be made, and the body of `/healthz`; called in another thread."""
         self.identity_keys: Callable[[], Mapping[str, Any]] | None = None
-        """The published keys of the identity header (RFC 7517), where there are any; as `health`."""
-        self._server: Server | None = None
+        """The published keys of the identity header (RFC 7517), if it is on; as `health`."""
+        self._server: MetricsServer | None = None
 
     def decided(self, reason: Reason | None, seconds: float) -> None:
         """Count a decision: its reason (None: allowed) and how long it took."""
@@ -113,20 +112,20 @@ class Metrics:
     def serve(self) -> str:
         """Serve `/metrics`, `/healthz` and `/identity/jwks` on this worker's port, from a thread.
 
-        `/healthz` answers 200, or 503 while nothing but `internal_error` could be answered, with what this
-        worker knows of the agent, in JSON: the version in force, and how many workers have confirmed it.
+        `/healthz` answers 200, or 503 while every answer would be `internal_error`, with what this worker
+        knows of the agent, in JSON: the version in force, and how many workers have confirmed it.
 
         Returns:
-            `host:port`, or "" where `metrics.listen` is empty.
+            `host:port`, or "" if `metrics.listen` is empty.
 
         Raises:
-            StartError: the port is busy or not ours to use.
+            StartError: the port is busy or forbidden.
         """
         if not self.settings.listen:
             return ""
-        from iamroles_agent.serving.scrape import Server  # noqa: PLC0415 - not for who does not want to be scraped
+        from iamroles_agent.serving.scrape import MetricsServer  # noqa: PLC0415 - it takes time to import
 
-        self._server = Server(self)
+        self._server = MetricsServer(self)
         return self._server.address
 
     def close(self) -> None:

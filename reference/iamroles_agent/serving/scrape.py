@@ -1,6 +1,6 @@
-"""What Prometheus is told of the numbers in `metrics`, and the thread that tells it.
+"""Prometheus' view of the numbers in `metrics`, and the thread that serves it.
 
-Loaded only where `metrics.listen` is set: `prometheus-client` brings an HTTP server and takes time to import.
+Loaded only if `metrics.listen` is set: `prometheus-client` brings an HTTP server and takes time to import.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import accumulate
 from socketserver import ThreadingMixIn
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -29,8 +31,11 @@ from iamroles_agent.base.errors import StartError
 from iamroles_agent.live.cutter import Numbers
 from iamroles_agent.serving.metrics import BUCKETS, CUT_BUCKETS, Metrics
 
+if TYPE_CHECKING:
+    from iamroles_agent.audit.log import AuditState
 
-class Server:
+
+class MetricsServer:
     """Serves `/metrics`, `/healthz` and `/identity/jwks` on a worker's port: see `Metrics.serve`."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -84,7 +89,7 @@ def registry(metrics: Metrics) -> CollectorRegistry:
 
 
 class _HttpServer(ThreadingMixIn, WSGIServer):
-    """A thread for each connection: one that says nothing keeps no scrape waiting."""
+    """Gives each connection a thread, so that a silent client keeps no scrape waiting."""
 
     daemon_threads = True
 
@@ -97,7 +102,7 @@ class _QuietHandler(WSGIRequestHandler):
     timeout = 10.0
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
-        """Scrapes are no news."""
+        """Do not log scrapes."""
 
 
 class _Scrape(Collector):
@@ -110,149 +115,111 @@ class _Scrape(Collector):
         return iter(())  # nothing to collide with: the registry is our own
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._decisions()
-        yield from self._caches()
-        yield from self._identity()
-        yield from self._process()
-        yield from self._audit()
-        yield from self._live()
-
-    def _decisions(self) -> Iterator[Metric]:
         numbers = self._metrics
-        decisions = CounterMetricFamily(
-            "iamroles_decisions", "Decisions by verdict and reason.", labels=["verdict", "reason"]
-        )
-        decisions.add_metric(["allow", ""], numbers.allowed)
-        for reason, count in numbers.refused.items():
-            decisions.add_metric(["deny", reason], count)
-        yield decisions
-        yield CounterMetricFamily(
-            "iamroles_shadow_decisions",
-            "Decisions that a shadow rule would have changed.",
-            value=numbers.shadowed,
-        )
-        total, buckets = 0, []
-        for bound, count in zip((*map(str, BUCKETS), "+Inf"), list(numbers.buckets), strict=True):
-            total += count
-            buckets.append((bound, total))
-        latency = HistogramMetricFamily(
-            "iamroles_decision_seconds", "Time from the frame to its verdict, inside the agent."
-        )
-        latency.add_metric([], buckets, numbers.seconds)
-        yield latency
-
-    def _caches(self) -> Iterator[Metric]:
-        numbers = self._metrics
-        lookups = CounterMetricFamily(
-            "iamroles_cache_lookups", "Look-ups by cache and outcome.", labels=["cache", "outcome"]
-        )
-        lookups.add_metric(["verdict", "hit"], numbers.verdict_hits)
-        lookups.add_metric(["verdict", "miss"], numbers.verdict_misses)
-        lookups.add_metric(["identity", "hit"], numbers.identity_hits)
-        lookups.add_metric(["identity", "miss"], numbers.identity_misses)
-        yield lookups
-        sizes = GaugeMetricFamily("iamroles_cache_entries", "Entries by cache.", labels=["cache"])
-        if numbers.authenticator is not None:
-            sizes.add_metric(["identity"], numbers.authenticator.cached[0])
-        for cache, size in numbers.cache_sizes.items():
-            sizes.add_metric([cache], size())
-        yield sizes
-
-    def _identity(self) -> Iterator[Metric]:
-        authenticator = self._metrics.authenticator
-        if authenticator is None:
-            return
-        fetches = CounterMetricFamily("iamroles_key_set_fetches", "Key-set fetches begun.", labels=["issuer"])
-        failing = GaugeMetricFamily(
-            "iamroles_key_set_failures", "Key-set fetches failed in a row.", labels=["issuer"]
-        )
-        age = GaugeMetricFamily(
-            "iamroles_key_set_age_seconds", "Age of the key set in force.", labels=["issuer"]
-        )
-        size = GaugeMetricFamily("iamroles_key_set_keys", "Keys in the set in force.", labels=["issuer"])
-        for issuer, source in authenticator.sources.items():
-            fetches.add_metric([issuer], source.fetches)
-            failing.add_metric([issuer], source.failures)
-            size.add_metric([issuer], len(source.kids))
-            if source.age is not None:
-                age.add_metric([issuer], source.age)
-        yield from (fetches, failing, age, size)
-        yield GaugeMetricFamily(
-            "iamroles_key_set_generation", "Grows when a key is lost or changed.", authenticator.generation
-        )
-        yield _counter(
-            "iamroles_sts_calls",
-            "STS calls by outcome.",
-            ["outcome"],
-            {(name,): count for name, count in authenticator.sts.counts.items() if name != "asked"},
-        )
-
-    def _process(self) -> Iterator[Metric]:
-        numbers = self._metrics
-        info = InfoMetricFamily("iamroles_agent", "The agent and the policy in force.")
-        info.add_metric(
-            [], {"version": __version__, "policy": numbers.policy_version, "worker": str(numbers.worker)}
-        )
-        yield info
-        yield GaugeMetricFamily(
-            "iamroles_policy_since_seconds", "When the policy came into force, epoch.", numbers.policy_since
-        )
-        yield _counter(
-            "iamroles_policy_loads",
-            "Policies put into force or turned down.",
-            ["outcome"],
-            {(outcome,): count for outcome, count in numbers.reloads.items()},
-        )
-        if (peers := numbers.connections) is not None:
-            yield GaugeMetricFamily("iamroles_connections", "Open connections.", peers.open)
-            yield GaugeMetricFamily("iamroles_pending_decisions", "Decisions under way.", peers.pending)
-            yield CounterMetricFamily("iamroles_connections_opened", "Accepted connections.", peers.accepted)
-            yield CounterMetricFamily("iamroles_connections_refused", "Over the limit.", peers.refused)
-            yield CounterMetricFamily(
-                "iamroles_frame_errors", "Connections ended for a protocol error.", peers.protocol_errors
-            )
-        yield GaugeMetricFamily("iamroles_start_time_seconds", "When the worker started.", numbers.started)
-
-    def _live(self) -> Iterator[Metric]:
-        numbers = self._metrics
-        yield _counter(
-            "iamroles_cuts",
-            "Open streams that were cut.",
-            ["cause", "by"],
-            dict(numbers.cuts),
-        )
-        total, buckets = 0, []
-        for bound, count in zip((*map(str, CUT_BUCKETS), "+Inf"), list(numbers.cut_buckets), strict=True):
-            total += count
-            buckets.append((bound, total))
-        late = HistogramMetricFamily("iamroles_cut_late_seconds", "How late a stream was cut.")
-        late.add_metric([], buckets, numbers.cut_seconds)
-        yield late
-        yield CounterMetricFamily(
-            "iamroles_renewals", "Open streams that a fresh credential prolonged.", numbers.renewals
-        )
-        yield GaugeMetricFamily("iamroles_revocations", "Revocations in force.", numbers.revocations)
-        live = numbers.live or Numbers()
-        yield GaugeMetricFamily("iamroles_long_streams", "Entries of HAProxy's table.", live.open)
-        yield GaugeMetricFamily(
-            "iamroles_live_unreachable", "HAProxy processes that do not answer.", live.unreachable
-        )
-
-    def _audit(self) -> Iterator[Metric]:
-        if self._metrics.audit is None:
-            return
-        state = self._metrics.audit()
-        yield CounterMetricFamily("iamroles_audit_records", "Records linked into the chain.", state.records)
-        yield CounterMetricFamily("iamroles_audit_lost", "Decisions that are not on record.", state.lost)
-        yield CounterMetricFamily("iamroles_audit_failures", "Failed attempts to write.", state.failures)
-        yield GaugeMetricFamily(
-            "iamroles_audit_failing", "1 while decisions can not be recorded.", float(state.failing)
-        )
-        yield GaugeMetricFamily("iamroles_audit_buffered_bytes", "Not on disk yet.", state.buffered)
+        yield from _decisions(numbers)
+        yield from _identity(numbers)
+        yield from _process(numbers)
+        if numbers.audit is not None:
+            yield from _audit(numbers.audit())
+        yield from _live(numbers)
 
 
-def _counter(name: str, text: str, labels: list[str], counts: Mapping[tuple[str, ...], int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for values, count in list(counts.items()):
-        family.add_metric(list(values), count)
+_Values = float | Mapping[Any, float]
+"""One number, or one for each tuple of labels' values."""
+
+
+def _family(kind: Any, name: str, text: str, values: _Values, *labels: str) -> Metric:  # noqa: ANN401 - a class
+    family: Any = kind(name, text, labels=labels)
+    for key, value in list(values.items()) if isinstance(values, Mapping) else [((), values)]:
+        family.add_metric(key, value)
+    return cast("Metric", family)
+
+
+_counter = partial(_family, CounterMetricFamily)
+_gauge = partial(_family, GaugeMetricFamily)
+
+
+def _histogram(name: str, text: str, bounds: tuple[float, ...], counts: list[int], seconds: float) -> Metric:
+    totals = accumulate(list(counts))
+    family = HistogramMetricFamily(name, text)
+    family.add_metric([], list(zip((*map(str, bounds), "+Inf"), totals, strict=True)), seconds)
     return family
+
+
+def _decisions(numbers: Metrics) -> Iterator[Metric]:
+    verdicts = {("allow", ""): numbers.allowed}
+    verdicts |= {("deny", reason): count for reason, count in numbers.refused.items()}
+    yield _counter("iamroles_decisions", "Decisions by verdict and reason.", verdicts, "verdict", "reason")
+    yield _counter(
+        "iamroles_shadow_decisions", "Decisions that a shadow rule would have changed.", numbers.shadowed
+    )
+    text = "Time from the frame to its verdict, inside the agent."
+    yield _histogram("iamroles_decision_seconds", text, BUCKETS, numbers.buckets, numbers.seconds)
+    lookups = {
+        ("verdict", "hit"): numbers.verdict_hits,
+        ("verdict", "miss"): numbers.verdict_misses,
+        ("identity", "hit"): numbers.identity_hits,
+        ("identity", "miss"): numbers.identity_misses,
+    }
+    text = "Look-ups by cache and outcome."
+    yield _counter("iamroles_cache_lookups", text, lookups, "cache", "outcome")
+    sizes = {} if numbers.authenticator is None else {("identity",): numbers.authenticator.cached[0]}
+    sizes |= {(cache,): size() for cache, size in numbers.cache_sizes.items()}
+    yield _gauge("iamroles_cache_entries", "Entries by cache.", sizes, "cache")
+
+
+def _identity(numbers: Metrics) -> Iterator[Metric]:
+    authenticator = numbers.authenticator
+    if authenticator is None:
+        return
+    keys = {(issuer,): source for issuer, source in authenticator.sources.items()}
+    for kind, name, text, read in (
+        (_counter, "fetches", "Key-set fetches begun.", lambda source: source.fetches),
+        (_gauge, "failures", "Key-set fetches failed in a row.", lambda source: source.failures),
+        (_gauge, "age_seconds", "Age of the key set in force.", lambda source: source.age),
+        (_gauge, "keys", "Keys in the set in force.", lambda source: len(source.kids)),
+    ):
+        values = {issuer: value for issuer, source in keys.items() if (value := read(source)) is not None}
+        yield kind(f"iamroles_key_set_{name}", text, values, "issuer")
+    text = "Grows when a key is lost or changed."
+    yield _gauge("iamroles_key_set_generation", text, authenticator.generation)
+    calls = {(name,): count for name, count in authenticator.sts.counts.items() if name != "asked"}
+    yield _counter("iamroles_sts_calls", "STS calls by outcome.", calls, "outcome")
+
+
+def _process(numbers: Metrics) -> Iterator[Metric]:
+    info = {"version": __version__, "policy": numbers.policy_version, "worker": str(numbers.worker)}
+    yield InfoMetricFamily("iamroles_agent", "The agent and the policy in force.", info)
+    text = "When the policy came into force, epoch."
+    yield _gauge("iamroles_policy_since_seconds", text, numbers.policy_since)
+    loads = {(outcome,): count for outcome, count in numbers.reloads.items()}
+    yield _counter("iamroles_policy_loads", "Policies put into force or turned down.", loads, "outcome")
+    if (peers := numbers.connections) is not None:
+        yield _gauge("iamroles_connections", "Open connections.", peers.open)
+        yield _gauge("iamroles_pending_decisions", "Decisions under way.", peers.pending)
+        yield _counter("iamroles_connections_opened", "Accepted connections.", peers.accepted)
+        yield _counter("iamroles_connections_refused", "Over the limit.", peers.refused)
+        text = "Connections ended for a protocol error."
+        yield _counter("iamroles_frame_errors", text, peers.protocol_errors)
+    yield _gauge("iamroles_start_time_seconds", "When the worker started.", numbers.started)
+
+
+def _audit(state: AuditState) -> Iterator[Metric]:
+    yield _counter("iamroles_audit_records", "Records linked into the chain.", state.records)
+    yield _counter("iamroles_audit_lost", "Decisions that are not on record.", state.lost)
+    yield _counter("iamroles_audit_failures", "Failed attempts to write.", state.failures)
+    yield _gauge("iamroles_audit_failing", "1 while decisions can not be recorded.", state.failing)
+    yield _gauge("iamroles_audit_buffered_bytes", "Not on disk yet.", state.buffered)
+
+
+def _live(numbers: Metrics) -> Iterator[Metric]:
+    yield _counter("iamroles_cuts", "Open streams that were cut.", numbers.cuts, "cause", "by")
+    text = "How late a stream was cut."
+    yield _histogram("iamroles_cut_late_seconds", text, CUT_BUCKETS, numbers.cut_buckets, numbers.cut_seconds)
+    text = "Open streams that a fresh credential prolonged."
+    yield _counter("iamroles_renewals", text, numbers.renewals)
+    yield _gauge("iamroles_revocations", "Revocations in force.", numbers.revocations)
+    live = numbers.live or Numbers()
+    yield _gauge("iamroles_long_streams", "Entries of HAProxy's table.", live.open)
+    text = "HAProxy processes that do not answer."
+    yield _gauge("iamroles_live_unreachable", text, live.unreachable)

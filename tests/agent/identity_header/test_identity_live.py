@@ -23,7 +23,7 @@ from iamroles_agent.control.document import Document, Part
 from iamroles_agent.control.store import Store
 from iamroles_agent.identity_header import KeyRing
 from iamroles_agent.identity_header.keys import SigningKey
-from iamroles_agent.processes.identity_part import IDENTITY_KEYS
+from iamroles_agent.processes.identity_keys import IDENTITY_KEYS
 from iamroles_agent.spop.actions import decode
 from iamroles_agent.spop.values import DataType
 

@@ -15,7 +15,7 @@ from iamroles_agent.live import cutter as cutting
 from iamroles_agent.live.console import ConsoleError, Stream, is_stream, pointers, streams, workers
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
-from iamroles_agent.live.revocations import NONE, Revocation, Revocations, of, part, read, write
+from iamroles_agent.live.revocations import NONE, Revocation, Revocations, from_part, read, to_part, write
 from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
 from iamroles_agent.tokens.grounds import ground, key_ground, lost, token_grounds
 from iamroles_agent.tokens.keys import Key
@@ -422,8 +422,8 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
     write(tmp_path / "r.toml", listed)
 
     assert read(tmp_path / "r.toml") == listed
-    assert of(part(listed)) == listed
-    assert of(part(NONE)) == NONE
+    assert from_part(to_part(listed)) == listed
+    assert from_part(to_part(NONE)) == NONE
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_a_wrong_file_says_where(tmp_path, text, said):
 def test_a_file_that_is_no_text_or_too_large_says_so(tmp_path):
     path = tmp_path / "r.toml"
     path.write_bytes(b"# one\n# tw\xff\n")
-    with pytest.raises(ConfigError, match=r"r\.toml:2: is not UTF-8\. Write it anew"):
+    with pytest.raises(ConfigError, match=r"r\.toml:2: is not UTF-8\. Write it again"):
         read(path)
     path.write_bytes(b"#" * (4 << 20) + b"#")
     with pytest.raises(ConfigError, match=r"larger than 4 MiB\. Remove what has expired"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from iamroles_agent.control.document import POLICY
 from iamroles_agent.identity_header import KeyRing
-from iamroles_agent.processes import identity_part as part
+from iamroles_agent.processes import identity_keys as part
 from iamroles_agent.processes import worker
 from iamroles_agent.processes.supervisor import Supervisor
 from iamroles_agent.serving.gate import Gate
@@ -39,7 +39,7 @@ def first_session(sound: Any, self: Any, question: Any, caller: Any, digest: byt
 
 
 @mutant("fire.last-key", "FIRE-IDENTITY-001", "makes no more keys than those of its start")
-@around(part, "keep_turning")
+@around(part, "keep_rotating")
 async def last_key(_sound: Any, _header: Any, _link: Any) -> None:
     await asyncio.Event().wait()
 

@@ -1,8 +1,7 @@
 """The keys of the identity header as a part of what is in force (`control.document`).
 
 The parent has them at the start: those of the state directory, or new ones. The fetcher changes them when
-that is due, and has the parent put them in force everywhere. Workers are told: what each of them signs with,
-all of them publish.
+that is due, and the parent puts them in force everywhere. All workers publish what each of them signs with.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from iamroles_agent.processes.link import Link, LinkLost
 IDENTITY_KEYS = "identity-keys"
 """Name of the part. It holds private keys."""
 _LONGEST_NAP = 60.0
-"""Seconds after which the clock is looked at again: it may have been set."""
+"""Seconds after which to look at the clock again: it may have been set."""
 
 
 def at_start(header: IdentityHeader | None, document: Document, now: float) -> Document:
-    """What is in force at the start, with the keys: those that were kept, or new ones.
+    """Put the keys in force at the start: those that were kept, or new ones.
 
     Args:
-        header: None: the keys go.
+        header: None: the keys are removed.
         document: without them, or with those of the agent before.
         now: epoch seconds.
 
     Raises:
-        StartError: what was kept is damaged. New keys would be refused by every server that holds the old.
+        StartError: what was kept is damaged. Servers that hold the old keys would refuse new ones.
     """
     kept = document.parts.get(IDENTITY_KEYS)
     if header is None:
@@ -44,7 +43,7 @@ def at_start(header: IdentityHeader | None, document: Document, now: float) -> D
         ring = KeyRing.first(now, header.rotate)
     else:
         try:
-            known = _ring(document.parts, header)
+            known = _from_part(document.parts, header)
         except ValueError as error:
             raise StartError(
                 f"{error}: what the state directory holds is damaged. Restore it, or move the directory away "
@@ -53,13 +52,13 @@ def at_start(header: IdentityHeader | None, document: Document, now: float) -> D
         ring = known.at(now)
         if ring is known:
             return document
-    return document.edited({IDENTITY_KEYS: _part(ring)}, document.version + (kept is not None))
+    return document.edited({IDENTITY_KEYS: _to_part(ring)}, document.version + (kept is not None))
 
 
-async def keep_turning(header: IdentityHeader, link: Link) -> None:
+async def keep_rotating(header: IdentityHeader, link: Link) -> None:
     """Change keys when that is due, for as long as the fetcher lives."""
     while True:
-        ring = _ring(link.document.parts, header)
+        ring = _from_part(link.document.parts, header)
         now = time.time()
         later = ring.at(now)
         if later is ring:
@@ -67,7 +66,7 @@ async def keep_turning(header: IdentityHeader, link: Link) -> None:
         else:
             wait = _LONGEST_NAP
             with suppress(LinkLost):
-                outcome = await link.propose({IDENTITY_KEYS: _part(later)})
+                outcome = await link.propose({IDENTITY_KEYS: _to_part(later)})
                 wait = 0.0 if outcome["done"] else _LONGEST_NAP
         await asyncio.sleep(wait)
 
@@ -78,15 +77,15 @@ def signing(header: IdentityHeader | None, use: Callable[[Signer], None]) -> Bui
     def build(edits: Edits, coming: Parts) -> Step:
         if header is None or edits[IDENTITY_KEYS] is None:
             return lambda: None
-        signer = Signer(_ring(coming, header), header.issuer, int(header.lifetime))
+        signer = Signer(_from_part(coming, header), header.issuer, int(header.lifetime))
         return lambda: use(signer)
 
     return build
 
 
-def _part(ring: KeyRing) -> Part:
+def _to_part(ring: KeyRing) -> Part:
     return Part.of((ring.to_bytes(),))
 
 
-def _ring(parts: Parts, header: IdentityHeader) -> KeyRing:
+def _from_part(parts: Parts, header: IdentityHeader) -> KeyRing:
     return KeyRing.from_bytes(parts[IDENTITY_KEYS].pieces[0], header.rotate)
