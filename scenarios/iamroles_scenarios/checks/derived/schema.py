@@ -18,6 +18,7 @@ _KEYS = table("keys")
 PROCESS: Mapping[str, str] = _KEYS["process"]
 EXEMPT: Mapping[str, str] = _KEYS["exempt"]
 BOUNDS: Mapping[str, str] = _KEYS["bounds"]
+"""Durations and numbers that `EXEMPT` does not have, and where their ends are played."""
 ONE_OF: Mapping[str, list[str]] = _KEYS["one_of"]
 
 
