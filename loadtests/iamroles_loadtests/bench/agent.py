@@ -17,8 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from iamroles_loadtests.asking.gate_config import NOWHERE
 from iamroles_loadtests.asking.plan import Ask, Pools
 from iamroles_loadtests.asking.questions import Asking, opened, role, straight
-from iamroles_loadtests.bench.rounds import Contender, Rounds, Shape, pin, ratio, take_turns, values
-from iamroles_loadtests.measuring.conductor import interval
+from iamroles_loadtests.bench.rounds import Contender, Rounds, Shape, pin, ratio, take_turns
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
@@ -211,20 +210,6 @@ def wrong(found: dict[str, Rounds]) -> list[str]:
         for name, rounds in played.items()
         for one in rounds
         if one["wrong"]
-    ]
-
-
-def rows(played: Rounds) -> list[dict[str, Any]]:
-    """Medians of one shape, by contender."""
-    return [
-        {
-            "contender": name,
-            **{
-                what: interval(values(rounds, what))["value"]
-                for what in ("rate", "p50", "p99", "haproxy", "agent")
-            },
-        }
-        for name, rounds in played.items()
     ]
 
 

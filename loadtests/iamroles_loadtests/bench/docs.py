@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from iamroles_loadtests.bench.rounds import Rounds, values
+from iamroles_loadtests.measuring.conductor import interval
 from iamroles_scenarios.pages.markdown import Section, table
+from iamroles_scenarios.stage import haproxies
 
 _BOUND = re.compile(r"at (?P<kind>most|least) (?P<bound>[0-9.]+)")
 
@@ -33,20 +34,14 @@ def told(seen: Mapping[str, float]) -> str:
     return f"{seen['value']:.2f} ({seen['low']:.2f} to {seen['high']:.2f})"
 
 
-def circumstances(command: str, version: str) -> str:
-    """What was run, where and when."""
+def circumstances(command: str, haproxy: str) -> str:
+    """Say what was run, where and when."""
+    version = f"HAProxy {haproxies.version(haproxy)}"
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return (
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {version}, {cores} cores, load average {load:.0f} at "
         "the end. Medians of the rounds; ratios are taken within each round, in brackets their 95 % interval."
     )
-
-
-def version_of(haproxy: str) -> str:
-    """`HAProxy 3.0.11`, as the program says itself; no more than `HAProxy` where it says nothing."""
-    said = subprocess.run([haproxy, "-v"], capture_output=True, text=True, check=False).stdout  # noqa: S603
-    found = re.match(r"HAProxy version ([0-9.]+)", said)
-    return f"HAProxy {found[1]}" if found else "HAProxy"
 
 
 def section(page: Path, name: str) -> Section:
@@ -58,16 +53,13 @@ def section(page: Path, name: str) -> Section:
     return Section(page, f"<!-- {name} -->", f"<!-- /{name} -->")
 
 
-def rates(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the contenders of one shape did."""
-    return table(
-        ("", "a second", "p50 µs", "p99 µs", "HAProxy's CPU µs", "agent's CPU µs"),
-        (
-            (
-                row["contender"],
-                *(f"{row[what]:,.0f}" for what in ("rate", "p50", "p99")),
-                *(f"{row[part]:.2f}" if row[part] else "" for part in ("haproxy", "agent")),
-            )
-            for row in rows
-        ),
-    )
+def rates(played: Rounds) -> list[str]:
+    """Lay out what the contenders of one shape did: medians."""
+    heading = ("", "a second", "p50 µs", "p99 µs", "HAProxy's CPU µs", "agent's CPU µs")
+    rows = []
+    for name, rounds in played.items():
+        figures = ("rate", "p50", "p99", "haproxy", "agent")
+        what = {figure: interval(values(rounds, figure))["value"] for figure in figures}
+        cpu = (f"{what[part]:.2f}" if what[part] else "" for part in ("haproxy", "agent"))
+        rows.append([name, *(f"{what[part]:,.0f}" for part in ("rate", "p50", "p99")), *cpu])
+    return table(heading, rows)

@@ -14,18 +14,27 @@ import click
 from iamroles_loadtests.asking import targets
 from iamroles_loadtests.asking.questions import POPULATIONS
 from iamroles_loadtests.asking.shapes import SHAPES, cold_tokens
-from iamroles_loadtests.commands.options import INVALID, command_line, console, end, opened, told, where
+from iamroles_loadtests.commands.options import (
+    INVALID,
+    command_line,
+    console,
+    end,
+    faults,
+    opened,
+    told,
+    usage,
+    where,
+)
 from iamroles_loadtests.commands.timeline import timeline_command
 from iamroles_loadtests.locusting import composed
 from iamroles_loadtests.measuring.conductor import SHARES, Conductor, RunOptions, tokens_for_pairs
-from iamroles_loadtests.measuring.generator import Generator, GeneratorError
+from iamroles_loadtests.measuring.generator import Generator
 from iamroles_loadtests.measuring.hosted import hosted
 from iamroles_loadtests.pages import page
 from iamroles_loadtests.pages import report as reports
 from iamroles_loadtests.results import result as results
 from iamroles_loadtests.results import slo as slos
 from iamroles_loadtests.results.compare import cautions, compared, obstacles
-from iamroles_scenarios.base.errors import ControlError, DocumentError, StageError
 from iamroles_scenarios.commands.values import Number, OutputPath
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.traffic import Segment
@@ -78,23 +87,15 @@ def run_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN
     Exit status: 0 objectives met, 1 not met or wrong answers, 2 bad arguments, 3 the stage or the generator
     failed, 4 the run is invalid: the generator was not in time.
     """
-    try:
+    with usage():
         slo = slos.load(options["slo_file"])
         opens = opened(options, _wanted(options))
-    except (DocumentError, targets.TargetError, StageError) as error:
-        raise click.UsageError(str(error)) from error
-    try:
-        with console().status("Setting the stage...") as status, opens as target:
-            with Generator(target.pools) as generator:
-                played = _played(options, target, generator, status.update)
-            result = results.assembled(
-                target=target.about, asked=told(options), reproduce=command_line(context), slo=slo, **played
-            )
-    except targets.TargetError as error:
-        raise click.UsageError(str(error)) from error
-    except (StageError, ControlError, GeneratorError, OSError) as error:
-        click.echo(f"iamroles load: {error}", err=True)
-        raise SystemExit(3) from error
+    with faults(), console().status("Setting the stage...") as status, opens as target:
+        with Generator(target.pools) as generator:
+            played = _played(options, target, generator, status.update)
+        result = results.assembled(
+            target=target.about, asked=told(options), reproduce=command_line(context), slo=slo, **played
+        )
     end(result, options["directory"], as_json=options["as_json"])
 
 
@@ -113,15 +114,8 @@ def _wanted(options: dict[str, Any]) -> targets.Wanted:
 
 
 def _run_options(options: dict[str, Any]) -> RunOptions:
-    return RunOptions(
-        level=options["duration"],
-        warmup=options["warmup"],
-        rounds=options["pairs"],
-        connections=options["connections"],
-        in_flight=options["in_flight"],
-        constant=options["constant"],
-        seed=options["seed"],
-    )
+    names = ("duration", "warmup", "pairs", "connections", "in_flight", "constant", "seed")
+    return RunOptions(**{name: options[name] for name in names})
 
 
 def _played(
@@ -181,24 +175,19 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
         "in_flight": options["in_flight"],
         "timetable": [Segment(1.0, options["rate"])] if options["rate"] else [],
     }
-    try:
+    with usage():
         opens = opened({**options, "shapes": ()}, targets.Wanted(seconds=3600.0))
-        with opens as target:
-            played = hosted(target, phase, options["rest"])
-            target.still_there()
-            result = results.assembled(
-                target=target.about,
-                asked=told(options),
-                reproduce=command_line(context),
-                slo=slos.Slo(),
-                phases=[played],
-                played=[played],
-            )
-    except (DocumentError, targets.TargetError) as error:
-        raise click.UsageError(str(error)) from error
-    except (StageError, ControlError, GeneratorError, OSError) as error:
-        click.echo(f"iamroles load: {error}", err=True)
-        raise SystemExit(3) from error
+    with faults(), opens as target:
+        played = hosted(target, phase, options["rest"])
+        target.still_there()
+        result = results.assembled(
+            target=target.about,
+            asked=told(options),
+            reproduce=command_line(context),
+            slo=slos.Slo(),
+            phases=[played],
+            played=[played],
+        )
     end(result, options["directory"], as_json=False)
 
 
@@ -216,26 +205,17 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
     help="Where compose.yaml and the report are written.",
 )
 @click.option("--up/--no-up", default=True, help="Run it; or only write it.")
-def compose_command(
-    *, rate: float, duration: int, workers: int, connections: int, haproxy: str, directory: Path, up: bool
-) -> None:
+def compose_command(*, directory: Path, haproxy: str, up: bool, **options: Any) -> None:  # noqa: ANN401 - click's
     """HAProxy, two agents, mocks, a locust master and its workers, each in a container.
 
     Exit status: as `load run`.
     """
-    settings = {
-        "IAMROLES_PROJECT": f"iamroles-load-{secrets.token_hex(4)}",
-        "IAMROLES_RATE": f"{rate:g}",
-        "IAMROLES_SECONDS": str(duration),
-        "IAMROLES_WORKERS": str(workers),
-        "IAMROLES_CONNECTIONS": str(connections),
-    }
-    try:
+    settings = {"IAMROLES_PROJECT": f"iamroles-load-{secrets.token_hex(4)}"}
+    for name in ("rate", "duration", "workers", "connections"):
+        settings[f"IAMROLES_{name.upper()}"] = f"{options[name]:g}"
+    with faults():
         composed.prepare(directory, settings, haproxy=haproxy)
         code = composed.up(directory) if up else 0
-    except (StageError, OSError) as error:
-        click.echo(f"iamroles load: {error}", err=True)
-        raise SystemExit(3) from error
     if up and (directory / "out" / "result.json").exists():
         click.echo(f"written to {directory / 'out'}", err=True)
     if code:
@@ -247,10 +227,11 @@ def compose_command(
 @click.option("--html", type=OutputPath(), help="Write the page of it, too.")
 def report_command(result: Path, html: Path | None) -> None:
     """Print a result again."""
-    found = _read(result)
+    with usage():
+        found = results.load(result)
     reports.summary(found, console())
     if html is not None:
-        _written(html, page.render(found))
+        html.write_text(page.render(found), encoding="utf-8")
 
 
 @load.command("compare")
@@ -268,7 +249,8 @@ def compare_command(
     Exit status: 0, 1 something is worse than --worse allows, 2 not two results, 4 the two do not compare
     (another machine or load, an invalid run, wrong answers) and there is no --anyway.
     """
-    before, after = _read(first), _read(second)
+    with usage():
+        before, after = results.load(first), results.load(second)
     figures, why = compared(before, after), cautions(before, after)
     against = obstacles(before, after)
     if not {one.phase for one in figures} & {phase["name"] for phase in before["phases"]}:
@@ -279,22 +261,8 @@ def compare_command(
     else:
         reports.comparison(figures, against, why, console())
     if html is not None:
-        _written(html, page.render_comparison(before, after))
+        html.write_text(page.render_comparison(before, after), encoding="utf-8")
     if against and not anyway:
         raise SystemExit(INVALID)
     if worse is not None and any(one.low is not None and one.low > worse for one in figures):
         raise SystemExit(1)
-
-
-def _written(html: Path, text: str) -> None:
-    try:
-        html.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.BadParameter(f"{error.strerror}: {html}", param_hint="--html") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return results.load(path)
-    except results.ResultError as error:
-        raise click.UsageError(str(error)) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ import click
 from rich.console import Console
 
 from iamroles_loadtests.asking import targets
+from iamroles_loadtests.asking.gate_config import GateConfigError
 from iamroles_loadtests.asking.shapes import ANYWHERE
+from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.pages import report as reports
+from iamroles_loadtests.results.result import ResultError
+from iamroles_scenarios.base.errors import AgentFileError, ControlError, DocumentError, PageError, StageError
 from iamroles_scenarios.commands import staged
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.reference import reference_agent
@@ -24,6 +28,28 @@ INVALID = 4
 """Exit status of a run that its own generator may have bent."""
 _NOT_TOLD = ("directory", "as_json")
 """Options that say nothing about what was measured."""
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Turn what is wrong with arguments, or a file that they name, into exit status 2."""
+    try:
+        yield
+    except (DocumentError, targets.TargetError, AgentFileError, PageError, ResultError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+@contextmanager
+def faults(command: str = "load") -> Iterator[None]:
+    """Turn faults of the stage or the generator into exit status 3."""
+    try:
+        yield
+    except targets.TargetError as error:
+        raise click.UsageError(str(error)) from error
+    except (StageError, ControlError, GeneratorError, GateConfigError, OSError) as error:
+        click.echo(f"iamroles {command}: {error}", err=True)
+        raise SystemExit(3) from error
+
 
 Command = Callable[..., Any]
 _WHERE = (

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
-from iamroles_loadtests.commands.options import console
-from iamroles_scenarios.base.errors import ControlError, StageError
+from iamroles_loadtests.commands.options import console, faults
+from iamroles_loadtests.pages.report import plain_table
 from iamroles_scenarios.commands.staged import staged
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.results import Verdict
@@ -94,16 +93,13 @@ def timeline_command(  # noqa: PLR0917 - as click gives them
     world = scenario.world.model_copy(update={"settings": scenario.world.settings | _QUIET})
     faster = traffic.model_copy(update={"rate": rate, "connections": more})
     meter = _Meter()
-    try:
+    with faults():
         agent = AgentSpec.load(agent_file) if agent_file else reference_agent()
         with open_stage(kind, haproxy=haproxy) as stage:
             worlds = Worlds(stage, agent)
             target = Target("gate", stage, agent, worlds, scale)
             results = play(scenario.model_copy(update={"world": world, "traffic": faster}), target, meter)
             worlds.close()
-    except (StageError, ControlError) as error:
-        click.echo(f"iamroles load: {error}", err=True)
-        raise SystemExit(3) from error
     phases = list(meter.phases())
     answered = sum(one["answers"] for one in phases) / (sum(one["seconds"] for one in phases) or 1)
     reached = answered >= _REACHED * rate if phases else None
@@ -133,12 +129,11 @@ def timeline_command(  # noqa: PLR0917 - as click gives them
 
 
 def _table(title: str, phases: list[dict[str, Any]]) -> None:
-    table = Table(title=title, title_justify="left", box=None)
-    for heading in ("from", "seconds", "answers", "a second", "p50 ms", "p90 ms", "p99 ms", "max ms"):
-        table.add_column(heading, justify="left" if heading == "from" else "right")
+    heading = ("from", "seconds", "answers", "a second", "p50 ms", "p90 ms", "p99 ms", "max ms")
+    found = plain_table(heading, "from", title)
     for one in phases:
         figures = (f"{one[key]:,.1f}" for key in ("p50", "p90", "p99", "max"))
-        table.add_row(
+        found.add_row(
             one["from"], f"{one['seconds']:.1f}", f"{one['answers']:,}", f"{one['rate']:,.0f}", *figures
         )
-    console().print(table)
+    console().print(found)

@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _measured() -> int:
-    rate, seconds = float(os.environ["IAMROLES_RATE"]), int(os.environ["IAMROLES_SECONDS"])
+    rate, seconds = float(os.environ["IAMROLES_RATE"]), int(os.environ["IAMROLES_DURATION"])
     workers = os.environ["IAMROLES_WORKERS"]
     issuer = _patiently(lambda: IdpClient(IDP, IDP).issuer("corp"))
     issuer.add_key("RS256")

@@ -48,10 +48,10 @@ class RunOptions:
     """How long the parts of a run are, and how all of them ask.
 
     Args:
-        level: seconds of each level.
+        duration: seconds of each level and shape.
         warmup: seconds before each phase.
         step: seconds of each step towards the knee.
-        rounds: of the paired measurement; 0: none.
+        pairs: rounds of the paired measurement; 0: none.
         round: seconds of each.
         connections: of the generator.
         in_flight: questions under way on a SPOP connection.
@@ -60,10 +60,10 @@ class RunOptions:
         seed: of all timetables.
     """
 
-    level: float = 4.0
+    duration: float = 4.0
     warmup: float = 0.5
     step: float = 0.8
-    rounds: int = 7
+    pairs: int = 7
     round: float = 0.7
     connections: int = 64
     in_flight: int = 1
@@ -74,7 +74,7 @@ class RunOptions:
 
 def tokens_for_pairs(options: RunOptions, rate: float) -> int:
     """Number of tokens that the agent has never seen which the paired measurement needs."""
-    return int(rate * (options.round + options.warmup / 2) * options.rounds * 1.2) + 200
+    return int(rate * (options.round + options.warmup / 2) * options.pairs * 1.2) + 200
 
 
 def in_turn(contenders: Sequence[_T], rounds: int) -> Iterator[tuple[int, _T]]:
@@ -167,7 +167,7 @@ class Conductor:
         options = self._options
         rounds: dict[str, list[Played]] = {pool: [] for pool in PAIRED}
         self._say(f"what does the check cost, at {rate:,.0f} a second?")
-        for number, pool in in_turn(PAIRED, options.rounds):
+        for number, pool in in_turn(PAIRED, options.pairs):
             more: dict[str, Any] = {"weights": {pool: 1.0}}
             if pool == "new":
                 more = {"weights": {"remembered": 1.0}, "once": "new", "once_share": 1.0}
@@ -175,7 +175,7 @@ class Conductor:
             rounds[pool].append(self.play(self.phase(pool, rate, options.round, **more), "pair"))
         return {
             "rate": round(rate, 1),
-            "rounds": options.rounds,
+            "rounds": options.pairs,
             "seconds": options.round,
             "lanes": {pool: _lane(played) for pool, played in rounds.items()},
             "differences": {pool: _differences(rounds["unasked"], rounds[pool]) for pool in PAIRED[1:]},

@@ -75,7 +75,7 @@ def _title(result: dict[str, Any]) -> str:
 
 def _phases(result: dict[str, Any]) -> Table:
     heading = ("phase", "rate/s", "answered/s", "from", *_COLUMNS, "CPU µs/request")
-    table = _table(heading, "phase from")
+    table = plain_table(heading, "phase from")
     for phase in result["phases"]:
         rate = "closed" if phase["closed"] else f"{phase['rate']:,.0f}"
         cpu = ", ".join(f"{part} {used:.0f}" for part, used in phase["cpu"].items() if part != "generator")
@@ -96,7 +96,7 @@ def _pairs(pairs: dict[str, Any]) -> Table:
         f"the check's own cost: {pairs['rounds']} interleaved rounds at {pairs['rate']:,.0f}/s, "
         "more than without the question (95 % interval)"
     )
-    table = _table(("", "p50", "p90", "p99", "CPU of HAProxy", "CPU of the agent"), "", title)
+    table = plain_table(("", "p50", "p90", "p99", "CPU of HAProxy", "CPU of the agent"), "", title)
     for pool, differences in pairs["differences"].items():
         found = [differences[at] for at in ("p50", "p90", "p99")]
         found += [differences["cpu"].get(part) for part in ("haproxy", "agent")]
@@ -109,7 +109,7 @@ def _interval(found: dict[str, float]) -> str:
 
 
 def _objectives(result: dict[str, Any]) -> Table:
-    table = _table(("", "objective", "bound", "got"), "objective bound got", "objectives")
+    table = plain_table(("", "objective", "bound", "got"), "objective bound got", "objectives")
     for objective in result["objectives"]:
         mark = "[green]met[/]" if objective["met"] else "[red]NOT met[/]"
         table.add_row(mark, objective["name"], objective["bound"], objective["got"])
@@ -120,7 +120,7 @@ def comparison(
     figures: Sequence[Figure], obstacles: Sequence[str], cautions: Sequence[str], console: Console
 ) -> None:
     """Print two runs side by side."""
-    table = _table(("phase", "figure", "first", "second", "ratio", "95 % interval", ""), "phase figure")
+    table = plain_table(("phase", "figure", "first", "second", "ratio", "95 % interval", ""), "phase figure")
     colours = {"slower": "red", "faster": "green", "": "dim"}
     for one in figures:
         said = one.verdict or ("no difference shown" if one.interval else "")
@@ -134,7 +134,7 @@ def comparison(
         console.print(f"[yellow]caution[/] {escape(caution)}")
 
 
-def _table(heading: Sequence[str], left: str, title: str | None = None) -> Table:
+def plain_table(heading: Sequence[str], left: str, title: str | None = None) -> Table:
     """A table without lines; columns named in `left`, or not at all, are of words."""
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="dim")
     for name in heading:
