@@ -33,8 +33,8 @@ _TWINS = 3
 @click.option("--family", "families", multiple=True, type=click.Choice(FAMILIES), help="Default: all.")
 @click.option("--mutant", "names", multiple=True, metavar="ID", help="Only these; an id or a prefix of ids.")
 @click.option("--list", "listing", is_flag=True, help="List mutants and what must catch them; run nothing.")
-@click.option("--tolerant", is_flag=True, help="The opposite: what is permitted must not be accused.")
-@click.option("--together", is_flag=True, help="With --tolerant: all behaviours at once, and no more.")
+@click.option("--tolerant", is_flag=True, help="Play permitted behaviours: no MUST may fail.")
+@click.option("--together", is_flag=True, help="With --tolerant: only all behaviours at once.")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -43,15 +43,18 @@ _TWINS = 3
     help="Mutants side by side.",
 )
 @click.option(
-    "--time-scale", type=Number(min=0.1), default=1.0, show_default=True, help="Times this for all deadlines."
+    "--time-scale", type=Number(min=0.1), default=1.0, show_default=True, help="Multiplies all deadlines."
 )
 @click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True)
 @click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2; default: the stage's.")
 @click.option(
-    "--record", "record_in", type=_FILE, help="Add all that turns red to this file; twice: what is stable."
+    "--record",
+    "record_in",
+    type=_FILE,
+    help="Add what turns red to this file. Twice: keep what both runs have.",
 )
 @click.option(
-    "--against", type=_FILE, help="Fail where other checks turn red, or say other things, than recorded."
+    "--against", type=_FILE, help="Fail if other checks turn red, or with other messages, than recorded."
 )
 def selftest(
     *,
@@ -67,10 +70,10 @@ def selftest(
     record_in: Path | None,
     against: Path | None,
 ) -> None:
-    """Break the reference agent in many small ways; each must be caught by the checks that name it.
+    """Break the reference agent in many small ways. The checks that a mutant names must catch it.
 
-    Exit status: 0 if every mutant was caught by each id it names, 1 if one was not, or if a MUST of a family
-    that was run whole has no mutant, or if one differs from the record, 2 for a wrong option, 3 if the stage
+    Exit status: 0 if each id that a mutant names caught it, 1 if one did not, if a MUST of a family that was
+    run whole has no mutant, or if a mutant differs from the record, 2 for a wrong option, 3 if the stage
     cannot be used.
 
     With `--tolerant` the agent does what the standards permit, one behaviour at a time and all together, and

@@ -9,7 +9,8 @@ and what is overridden.
         around(ClaimRules, "_plain_audience")(lambda sound, self, payload: None)
     )
 
-If one expression does not say it, decorate a function:
+`mutants/override.py` has the ways to override, and `mutants/edits.py` what several mutants share. If one
+expression does not say it, decorate a function:
 
     @mutant("gate.no-token-invalid", "TOKEN-MISSING-001", "calls a missing token invalid")
     @around(Gate, "_identify")
