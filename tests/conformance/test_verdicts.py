@@ -67,11 +67,10 @@ def test_a_check_that_the_judge_was_late_for_is_played_again_with_longer_times(
         scales.append(target.scale)
         Bench.in_time(time.time() + (len(scales) > late) * 60, "its question")
 
-    names = ("live.renew.prolongs", ("LIVE-RENEW-001",), "gate", "title")
-    check = PlannedCheck(names[0], "gate", "title", names[1], function=Check(*names, play))
-    target = Target("gate", stage, _spec("allow"), Worlds(stage, _spec("allow"), haproxy=False))
-    result = called(check, target)
-
+    name, proven = "live.renew.prolongs", ("LIVE-RENEW-001",)
+    check = PlannedCheck(name, "gate", "title", proven, function=Check(name, proven, "gate", "title", play))
+    spec = _spec("allow")
+    result = called(check, Target("gate", stage, spec, Worlds(stage, spec, haproxy=False)))
     assert (result.verdict, scales) == (verdict, [1, 2, 4, 8][: late + 1])
     assert ("s late for its question" in result.message) == (verdict is Verdict.UNTESTABLE)
 
