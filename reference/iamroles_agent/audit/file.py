@@ -72,11 +72,9 @@ def over_budget(path: Path | None, keep: int) -> list[tuple[Path, int]]:
 
 
 class LogFile:
-    """A log that is open for appending, and locked.
+    """A log that is open for appending, and locked; a path of None is standard error.
 
-    Args:
-        path: the file; created with mode 0640 if absent. None: standard error.
-        held: the locked head file of the log that this one follows.
+    `held` is the locked head file of the log that this log follows. A missing file is created with mode 0640.
 
     Raises:
         OSError: the file cannot be opened.

@@ -38,13 +38,9 @@ _SHARES = 8
 
 
 class Journal:
-    """A chain on disk.
+    """A chain on disk, under a budget of `keep` bytes for the file and its rotated predecessors.
 
-    Args:
-        file: opened and locked.
-        who: members of a seal that name the writer.
-        audit: where lines come from.
-        keep: bytes that the file and its rotated predecessors may take; None: nothing is rotated or removed.
+    `who` has the members of a seal that name the writer. Without `keep` nothing is rotated or removed.
     """
 
     def __init__(self, file: LogFile, who: bytes, audit: Audit, *, keep: int | None) -> None:

@@ -31,7 +31,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 
 from iamroles_agent import __version__
@@ -48,6 +48,7 @@ from iamroles_agent.audit.record import (
     request_member,
     timestamp,
 )
+from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.errors import StartError
 
@@ -101,7 +102,7 @@ class Audit:
         settings: AuditSettings,
         *,
         worker: int = 0,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = time.time,
         takeover: bool = False,
     ) -> None:
         self.settings = settings
@@ -113,13 +114,7 @@ class Audit:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._hurry = threading.Event()
-        self._outage = Outage(
-            admit=settings.on_error == "allow",
-            sync=settings.sync,
-            clock=clock,
-            name=lambda: self._name,
-            wake=self._wake.set,
-        )
+        self._outage = Outage(settings, clock, lambda: self._name, self._wake.set)
         self._written = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[tuple[int, asyncio.Future[bool]]] = deque()
@@ -253,14 +248,8 @@ class Audit:
     ) -> None:
         """Record an event beside decisions: a worker was replaced, a stream was cut, a file was removed.
 
-        Never refused and never waited for, because the event cannot be undone.
-
-        Args:
-            name: of the event; one word.
-            fields: its details; see `record.event_members` for their bounds.
-            request_id: the request that it belongs to.
-            src_port: the client's port.
-            stream: HAProxy's stream.
+        Never refused and never waited for, because the event cannot be undone. The name is one word; see
+        `record.event_members` for the bounds of the fields.
         """
         self._note(event_members(name, fields or {}), request_id, src_port, stream)
 

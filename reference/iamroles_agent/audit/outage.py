@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 
 from iamroles_agent.audit.record import members, timestamp
+from iamroles_agent.base.clocks import Clock
+from iamroles_agent.base.config import AuditSettings
 
 _log = logging.getLogger("iamroles.audit")
 
@@ -17,27 +19,18 @@ PATIENCE = 2.0
 
 
 class Outage:
-    """The outages of one log. Its owner's lock guards it.
+    """The outages of a log. Its owner's lock guards it.
 
-    Args:
-        admit: whether decisions are answered although they cannot be recorded (`on_error = "allow"`).
-        sync: the declared window, seconds.
-        clock: epoch seconds.
-        name: returns the log's name, for messages.
-        wake: called when an outage begins, so that the writer tries until it ends.
+    `name` returns the log's name, for messages. `wake` is called when an outage begins, so that the writer
+    tries until it ends.
     """
 
     def __init__(
-        self,
-        *,
-        admit: bool,
-        sync: float,
-        clock: Callable[[], float],
-        name: Callable[[], str],
-        wake: Callable[[], None],
+        self, settings: AuditSettings, clock: Clock, name: Callable[[], str], wake: Callable[[], None]
     ) -> None:
-        self.admit = admit
-        self.patience = sync + PATIENCE
+        self.admit = settings.on_error == "allow"
+        """Whether decisions are answered although they cannot be recorded."""
+        self.patience = settings.sync + PATIENCE
         self.why = ""
         """Why nothing can be recorded; "" outside an outage."""
         self.writing_since = 0.0

@@ -103,16 +103,8 @@ def prepare(
 ) -> PreparedRecord:
     """Make the members of a decision's record that its next use may share.
 
-    Args:
-        decision: the verdict.
-        src: the client's address.
-        method: of the request.
-        host: the Host header, "" if absent.
-        path: as judged, without query.
-        requested_role: the value of `X-IAM-Role`.
-        policy_version: `Policy.version`.
-        generation: `Authenticator.generation`, the key sets' version.
-        enforced: False if a whole policy is evaluated in shadow (SHADOW-RECORD-001).
+    `generation` is the version of the key sets (`Authenticator.generation`). `enforced` is False if a whole
+    policy is evaluated in shadow (SHADOW-RECORD-001).
     """
     decided = members(
         {

@@ -65,11 +65,9 @@ def load_text(text: str, format: Literal["toml", "json"] = "toml", name: str = "
 
 
 def load_policy(path: Path | str, config: Config | None = None) -> Policy:
-    """Read and compile a policy, and the one that it names as `agent.shadow_policy`.
+    """Read and compile a policy, and the policy beside it that it names as `agent.shadow_policy`.
 
-    Args:
-        path: of the file; a relative `shadow_policy` is relative to it.
-        config: the file's content, if the caller has read it.
+    `config` is the file's content, if the caller has read it.
 
     Raises:
         ConfigError: with every problem of the file, or of the shadow policy's.

@@ -48,11 +48,7 @@ class Sound:
         """Take the sound items of a file whose shape is partly wrong.
 
         An item keeps its sound fields; a wrong field gets a stand-in, and faults of stand-ins are not
-        reported.
-
-        Args:
-            data: the file's content.
-            wrong: locations of the parts with the wrong shape.
+        reported. `wrong` has the locations of the parts with the wrong shape.
         """
         fields = {(loc[0], loc[1], loc[2]) for loc in wrong if len(loc) > 2}
 

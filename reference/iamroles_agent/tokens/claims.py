@@ -141,14 +141,9 @@ class ClaimRules:
     def identity(
         self, payload: Payload, header: Header, now: float, credential: str, key: str = ""
     ) -> Identity:
-        """Judge the claims of a verified token.
+        """Judge the claims of a verified token, whose `iss` is already matched.
 
-        Args:
-            payload: the decoded claims; `iss` is already matched.
-            header: the JOSE header.
-            now: epoch seconds.
-            credential: the credential's name for the audit.
-            key: the ground of the key that proved it (`grounds.key_ground`).
+        `credential` is its name for the audit, `key` the ground of the key that proved it.
 
         Raises:
             Refusal: the first reason, in the order of SPEC.md section 4.

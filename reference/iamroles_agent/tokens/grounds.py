@@ -41,10 +41,7 @@ def token_grounds(url: str, alg: str, audience: tuple[str, ...], key: str) -> tu
 def lost(grounds: tuple[str, ...], issuer: Issuer, keys: Iterable[Key] | None) -> str:
     """Return the kind of ground that policy or key set lost: `iss`, `alg`, `audience`, `key`; "" for none.
 
-    Args:
-        grounds: of the identity.
-        issuer: of the policy in force.
-        keys: its key set in force; None: not known yet, so no key counts as lost.
+    Keys of None are not known yet, so no key counts as lost.
     """
     clients = {ground("client", name) for name in issuer.client_ids}
     for kind, there in (

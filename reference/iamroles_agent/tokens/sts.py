@@ -100,10 +100,7 @@ def _rejected(detail: str) -> Refusal:
 def read_credential(token: bytes, endpoints: dict[str, Sts], now: float) -> Question:
     """Take a credential apart (STS-FORM to STS-DATE).
 
-    Args:
-        token: with its prefix.
-        endpoints: the policy's, by each accepted host.
-        now: epoch seconds.
+    The token has its prefix; `endpoints` are the policy's, by each accepted host.
 
     Raises:
         Refusal: `token_too_large`, `token_malformed`, `issuer_untrusted` (host), `sts_rejected`,
@@ -286,12 +283,9 @@ class StsVerifier:
         await asyncio.gather(*flights, return_exceptions=True)
 
     async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
-        """Verify a credential.
+        """Verify a credential, with its prefix and its SHA-256.
 
-        Args:
-            token: with its prefix.
-            digest: its SHA-256.
-            source: the client, as `admission.client_network` names it; each has its share of the calls.
+        Each `source`, as `admission.client_network` names it, has its share of the calls.
 
         Returns:
             The identity, and whether the credential may be used again (`replay_cache` off).

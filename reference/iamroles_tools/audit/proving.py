@@ -120,14 +120,9 @@ def find(paths: Iterable[Path], *, request: str) -> list[tuple[Owner, int]]:
 
 
 def prove(paths: Iterable[Path], proof: Proof, owner: Owner, seq: int, note: str) -> str:
-    """Make the proof that a record is in the log that a checkpoint signs.
+    """Make the proof that record `seq` is in the log whose signed checkpoint is `note`.
 
-    Args:
-        paths: files of the log.
-        proof: their verification.
-        owner: of the log.
-        seq: of the record.
-        note: the signed checkpoint.
+    `proof` is the verification of the files `paths`.
 
     Raises:
         CheckpointError: the record is not in it.

@@ -135,11 +135,7 @@ def _listed(value: object) -> list[object]:
 
 
 class Reading:
-    """The records of one log's files, each with all fields: a short line gets the fields of its verdict.
-
-    Args:
-        logs: files of one owner in their order.
-    """
+    """The records of an owner's files, in order; a short line gets the fields of its verdict."""
 
     def __init__(self, logs: Iterable[Log]) -> None:
         self.unresolved = 0

@@ -164,13 +164,9 @@ def verify(
 
 
 class _FileCheck:
-    """Checks the lines of one file, and adds what it finds to the proof.
+    """Checks the lines of a file, and adds findings to the proof.
 
-    Args:
-        proof: of all files.
-        log: the file.
-        wanted: hashes kept elsewhere that have not occurred yet.
-        mixed: as for `verify`.
+    `wanted` has the hashes kept elsewhere that have not occurred yet.
     """
 
     def __init__(self, proof: Proof, log: Log, wanted: set[str], *, mixed: bool) -> None:

@@ -13,12 +13,19 @@ from typing import Any, NoReturn
 import click
 
 from iamroles_agent.base.errors import ConfigError
-from iamroles_agent.base.identity import Request
+from iamroles_agent.base.identity import Decision, Request
 from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.policy.compiled import Policy, version_of
 from iamroles_agent.policy.load import PolicyFile, load_file
 from iamroles_tools.commands.inputs import EpochSecond, bad_input, table
 from iamroles_tools.commands.policy_text import change_lines, considered_line, finding_lines
 from iamroles_tools.haproxy.render import render
+from iamroles_tools.policy import diff as differences
+from iamroles_tools.policy import explain as explaining
+from iamroles_tools.policy import lint as linting
+from iamroles_tools.policy import matrix as matrices
+from iamroles_tools.policy.findings import Finding
+from iamroles_tools.policy.schema import schema_text
 
 FILE = click.Path(exists=False, dir_okay=False, path_type=Path)
 
@@ -56,14 +63,10 @@ def _read(path: Path, form: str = "text") -> PolicyFile:
 @_format_option
 def check(file: Path, form: str) -> None:
     """Check whether FILE may be enforced: print every error, or its version."""
-    from iamroles_agent.policy.compiled import version_of  # noqa: PLC0415 - commands load what they need
-
     config = _read(file, form).config
     facts: dict[str, Any] = {"file": str(file), "policy": version_of(config)}
-    facts |= {
-        name: len(getattr(config, name))
-        for name in ("issuers", "sts", "roles", "backends", "grants", "denies")
-    }
+    names = ("issuers", "sts", "roles", "backends", "grants", "denies")
+    facts |= {name: len(getattr(config, name)) for name in names}
     if form == "json":
         click.echo(json.dumps(facts))
     else:
@@ -77,10 +80,8 @@ def check(file: Path, form: str) -> None:
 @click.option("--strict", is_flag=True, help="Notes count as findings.")
 def lint(file: Path, form: str, strict: bool) -> None:
     """Find rules that are shadowed, unreachable, redundant, conflicting or too wide, and more."""
-    from iamroles_tools.policy.lint import lint as find  # noqa: PLC0415
-
     document = _read(file, form)
-    findings = find(document.config, document.written)
+    findings = linting.lint(document.config, document.written)
     if form == "json":
         click.echo(json.dumps([_finding_json(document, item) for item in findings], indent=2))
     else:
@@ -92,7 +93,7 @@ def lint(file: Path, form: str, strict: bool) -> None:
         sys.exit(1)
 
 
-def _finding_json(document: PolicyFile, finding: Any) -> dict[str, Any]:  # noqa: ANN401 - lint.Finding, loaded late
+def _finding_json(document: PolicyFile, finding: Finding) -> dict[str, Any]:
     witness = finding.witness and {
         **asdict(finding.witness),
         "src": str(finding.witness.src),
@@ -103,10 +104,7 @@ def _finding_json(document: PolicyFile, finding: Any) -> dict[str, Any]:  # noqa
         "level": "note" if finding.note else "warning",
         "file": document.name,
         "line": document.line(finding.key),
-        "key": finding.key,
-        "subject": finding.subject,
-        "message": finding.message,
-        "remedy": finding.remedy,
+        **{name: getattr(finding, name) for name in ("key", "subject", "message", "remedy")},
         "witness": witness,
         "others": [
             {"id": name, "key": key, "line": document.line(key)} for name, key in finding.others.items()
@@ -152,9 +150,6 @@ def explain(  # noqa: PLR0917 - click passes them by name
     TARGET is a path, or a host and a path: `api.example.com/orders`; a query is ignored. Exit 0 if allowed, 1
     if refused.
     """
-    from iamroles_agent.policy.compiled import Policy  # noqa: PLC0415
-    from iamroles_tools.policy import explain as explaining  # noqa: PLC0415
-
     document = _read(file, form)
     if "://" in target:
         bad_input(f"TARGET is a path, or a host and a path: leave {target.partition('://')[0]}:// out")
@@ -213,7 +208,7 @@ def _refused(refusal: Refusal, form: str) -> NoReturn:
     sys.exit(1)
 
 
-def _verdict_line(decision: Any) -> str:  # noqa: ANN401 - Decision, loaded late
+def _verdict_line(decision: Decision) -> str:
     if decision.allow:
         return f"ALLOW by {decision.rule}, to {decision.backend}, as {decision.role}"
     why = f"{decision.reason}" + (f" ({decision.rule})" if decision.rule else "")
@@ -235,9 +230,7 @@ def diff(old: Path, new: Path, acknowledge: str | None, everything: bool, form: 
     Made for a check before a merge: exits 1 while there are differences, unless --acknowledge gives their
     digest. The digest covers every region whole: to acknowledge these differences acknowledges no wider ones.
     """
-    from iamroles_tools.policy.diff import diff as compare  # noqa: PLC0415
-
-    difference = compare(_read(old, form).config, _read(new, form).config)
+    difference = differences.diff(_read(old, form).config, _read(new, form).config)
     if form == "json":
         click.echo(json.dumps({"digest": difference.digest, **difference.to_json()}, indent=2))
     elif not difference:
@@ -257,29 +250,23 @@ def diff(old: Path, new: Path, acknowledge: str | None, everything: bool, form: 
 @_format_option
 def matrix(file: Path, html: Path | None, form: str) -> None:
     """Show who reaches what: every role against every route."""
-    from iamroles_agent.policy.compiled import version_of  # noqa: PLC0415
-    from iamroles_tools.policy.matrix import matrix as enumerate_routes  # noqa: PLC0415
-    from iamroles_tools.policy.matrix import to_html, to_text  # noqa: PLC0415
-
     config = _read(file, form).config
-    table = enumerate_routes(config)
+    found = matrices.matrix(config)
     if html is not None:
         try:
-            html.write_text(to_html(table, file.name, version_of(config)), encoding="utf-8")
+            html.write_text(matrices.to_html(found, file.name, version_of(config)), encoding="utf-8")
         except OSError as error:
             bad_input(f"{html} cannot be written: {error.strerror or error}")
         click.echo(f"Wrote {html}")
     elif form == "json":
-        click.echo(json.dumps(asdict(table), indent=2))
+        click.echo(json.dumps(asdict(found), indent=2))
     else:
-        click.echo(to_text(table))
+        click.echo(matrices.to_text(found))
 
 
 @policy.command()
 def schema() -> None:
     """Print the JSON Schema of the policy file."""
-    from iamroles_tools.policy.schema import schema_text  # noqa: PLC0415
-
     click.echo(schema_text(), nl=False)
 
 

@@ -43,9 +43,7 @@ _MOST_ENTRIES, _MOST_NAMES = 20, 8
 def change_lines(difference: Difference, *, everything: bool = False) -> Iterator[str]:
     """Yield all differences, first what is opened: a reviewer must see it.
 
-    Args:
-        difference: between two policies.
-        everything: print every entry; otherwise long lists are cut, with a note.
+    Unless `everything` is wanted, long lists are cut, with a note.
     """
     headings = (
         ("+", "Newly reachable", difference.opened),

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,6 +27,8 @@ _TIME = re.compile(r"[0-9]{1,9}(us|ms|s|m|h|d)?")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _PRESET = re.compile(r'^(?P<lead>\s*presetenv (?P<name>IAM_[A-Z_]+)\s+)"[^"]*"$', re.MULTILINE)
 
+_PATH = click.Path(path_type=Path)
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _OPTIONS = "command line"
 _ADDRESSES = 'Give one "host:port" or more; an agent may also be "unix:/path"'
 
@@ -104,14 +107,9 @@ class Settings:
     def presets(self) -> dict[str, str]:
         """Return the given settings by the name of their environment variable."""
         given = {
-            "IAM_BIND": self.bind,
-            "IAM_STATS_SOCKET": self.stats_socket,
-            "IAM_LOG": self.log,
-            "IAM_REALM": self.realm,
-            "IAM_MAXCONN": None if self.maxconn is None else str(self.maxconn),
-            "IAM_TIMEOUT_PROCESSING": self.timeout_processing,
+            name: value for name, value in asdict(self).items() if name != "agents" and value is not None
         }
-        return {name: value for name, value in given.items() if value is not None}
+        return {f"IAM_{name.upper()}": str(value) for name, value in given.items()}
 
 
 def configuration(config: Config, settings: Settings, *, source: str = "the policy") -> dict[str, str]:
@@ -255,16 +253,8 @@ def _is_host_port(text: str) -> bool:
 
 
 @click.command("render")
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The policy, TOML or JSON.",
-)
-@click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory to write."
-)
+@click.option("--config", "path", type=_PATH, required=True, help="The policy, TOML or JSON.")
+@click.option("--output", type=_DIRECTORY, required=True, help="Directory to write.")
 @click.option(
     "--agent",
     "agents",
@@ -279,26 +269,14 @@ def _is_host_port(text: str) -> bool:
 @click.option(
     "--timeout-processing", help="How long a request waits for its verdict (IAM_TIMEOUT_PROCESSING)."
 )
-def render(  # noqa: PLR0917 - click's options, by name
-    path: Path,
-    output: Path,
-    agents: tuple[str, ...],
-    bind: str | None,
-    stats_socket: str | None,
-    log: str | None,
-    realm: str | None,
-    maxconn: int | None,
-    timeout_processing: str | None,
-) -> None:
+def render(path: Path, output: Path, agents: tuple[str, ...], **choices: Any) -> None:  # noqa: ANN401
     """Write HAProxy's configuration for a policy: haproxy.cfg, iam.spoe.cfg, iam-routes.cfg, iam-live.lua.
 
     Exit status: 0 written, 2 for a wrong policy or option, 3 if the directory cannot be written.
     """
     try:
         config = load(path)
-        settings = Settings(
-            agents or (config.agent.listen,), bind, stats_socket, log, realm, maxconn, timeout_processing
-        )
+        settings = Settings(agents or (config.agent.listen,), **choices)
         texts = configuration(config, settings, source=path.name)
     except ConfigError as error:
         click.echo(str(error), err=True)

@@ -42,11 +42,7 @@ class Line(NamedTuple):
 
 
 def describe_parts(parts: Iterable[Part], tree: Tree) -> tuple[Line, ...]:
-    """Describe a set of requests.
-
-    Args:
-        parts: cells; a zone may occur several times.
-        tree: the paths of the walk that the zones come from.
+    """Describe a set of requests: the cells of zones from a walk over the tree.
 
     Returns:
         Lines in a fixed order; their union is the set, and no line is part of another.

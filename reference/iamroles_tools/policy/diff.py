@@ -183,13 +183,7 @@ class _Reach(NamedTuple):
 
 
 class _Comparison:
-    """Walks both policies together.
-
-    Args:
-        old, new: the policies.
-        labels: of the roles of both.
-        union: whether all roles of a token count, in both policies.
-    """
+    """Walks both policies together; `union`: in both, all roles of a token count."""
 
     def __init__(self, old: _Side, new: _Side, labels: Labels, *, union: bool = False) -> None:
         self._sides = (old, new)

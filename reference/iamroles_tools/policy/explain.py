@@ -39,14 +39,7 @@ class Explanation:
 
 
 def explain(config: Config, identity: Identity, request: Request, now: float | None = None) -> Explanation:
-    """Decide, and explain why.
-
-    Args:
-        config: checked.
-        identity: as a credential would prove it; nothing is verified here.
-        request: as the proxy would forward it.
-        now: epoch seconds; None: time limits are ignored.
-    """
+    """Decide, and explain why; without `now`, time limits are ignored."""
     policy = Policy(config)
     decision = policy.decide(identity, request, now)
     try:
@@ -103,13 +96,7 @@ def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[
 def identity_of(
     policy: Policy, roles: list[str], preferred: str | None, scopes: frozenset[str] | None
 ) -> Identity:
-    """Make an identity with these roles.
-
-    Args:
-        policy: its role names may stand for ARNs.
-        roles: names or ARNs.
-        preferred: name or ARN.
-        scopes: None for unrestricted.
+    """Make an identity with these roles, given by their names in the policy or by ARN.
 
     Raises:
         Refusal: `role_malformed`; its detail names the text.
@@ -135,11 +122,7 @@ def identity_of_claims(
 ) -> tuple[Identity, list[str]]:
     """Return the identity that claims would prove, by the agent's own rules, without a signature.
 
-    Args:
-        config: checked.
-        claims: a token's payload.
-        issuer_name: `name` in the policy; "" for the issuer whose `issuer` is the claims' `iss`.
-        now: epoch seconds at which the times are judged.
+    Without an issuer's name, the claims' `iss` names the issuer.
 
     Returns:
         The identity, and the names of claims that were absent and assumed to fit: `exp`, `aud`, the

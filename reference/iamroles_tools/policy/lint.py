@@ -38,9 +38,7 @@ from iamroles_tools.policy.zones import Cells, LabelledRule, Labels, Rules, Zone
 def lint(config: Config, written: Config | None = None) -> list[Finding]:
     """Return every finding about a checked configuration, in the order of its tables.
 
-    Args:
-        config: checked, groups written out.
-        written: the same with its groups, if the file has any.
+    `config` has its groups written out; `written` is the same with its groups, if the file has any.
     """
     linter = Linter(config)
     findings = [
@@ -69,11 +67,7 @@ class _Shown(NamedTuple):
 
 
 class Linter:
-    """Findings from zones alone.
-
-    Args:
-        config: checked.
-    """
+    """Findings from zones alone."""
 
     def __init__(self, config: Config) -> None:
         rules = Rules.from_config(config)
@@ -276,12 +270,9 @@ def _decided(
 def needed(
     sets: Iterable[frozenset[LabelledRule]], rules: list[LabelledRule], *, largest_first: bool = False
 ) -> list[LabelledRule]:
-    """Return enough rules for each set to keep one; a single rule if one rule is enough.
+    """Return enough of the rules for each set to keep one; a single rule if one rule is enough.
 
-    Args:
-        sets: each not empty.
-        rules: the candidates.
-        largest_first: drop the largest id first, in place of looking for a rule that is enough alone.
+    With `largest_first`, drop the largest id first, in place of looking for a rule that is enough alone.
     """
     sets = list(sets)
     if not largest_first:

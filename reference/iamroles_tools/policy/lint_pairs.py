@@ -32,13 +32,7 @@ class _Pairs:
 
 
 def escalations(config: Config, zones: Sequence[Zone], labels: Labels) -> Iterator[Finding]:
-    """Yield pairs of roles of which one reads what only the other may change, each pair in one finding.
-
-    Args:
-        config: checked.
-        zones: of a walk over its enforced rules.
-        labels: the roles' names.
-    """
+    """Yield pairs of roles of which one reads what only the other may change, each pair in one finding."""
     done: dict[int, int] = defaultdict(int)
     by_grants: dict[tuple[LabelledRule, LabelledRule], _Pairs] = {}
     for zone in zones:

@@ -72,11 +72,7 @@ Cells = list[tuple[LabelledRule, int]]
 
 
 class Labels:
-    """Bits of roles. The bit after the last label stands for every other role.
-
-    Args:
-        names: the labels, e.g. roles' names or ARNs.
-    """
+    """Bits of roles, by name or ARN. The bit after the last label stands for every other role."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = list(names)
@@ -194,13 +190,7 @@ class PathGroup:
 
 
 class Zone:
-    """Requests that rules tell apart by method and source alone: paths and hosts with the same rules.
-
-    Args:
-        group: the paths.
-        hosts: some of `group.hosts`.
-        rules: those that apply, in their order.
-    """
+    """Requests that rules tell apart by method and source alone: paths and hosts with the same rules."""
 
     def __init__(self, group: PathGroup, hosts: list[str], rules: list[LabelledRule]) -> None:
         self.group = group
@@ -256,11 +246,7 @@ def _fresh(host: str, known: set[str]) -> str:
 
 
 class Tree:
-    """The paths that rules name, in the order of the tree, and which path is below which.
-
-    Args:
-        rules: all rules whose paths matter.
-    """
+    """The paths that rules name, in the order of the tree, and which path is below which."""
 
     def __init__(self, rules: Iterable[LabelledRule]) -> None:
         self.names = sorted({"/", *(one.rule.region.path for one in rules)}, key=segments)
@@ -279,12 +265,7 @@ class Tree:
 
 
 def walk(rules: Iterable[LabelledRule], tree: Tree | None = None) -> Iterator[Zone]:
-    """Visit every zone in which some rule applies; each path is in exactly one group of paths.
-
-    Args:
-        rules: of one policy or several.
-        tree: of these rules, if the caller has it.
-    """
+    """Visit every zone in which some rule applies; `tree` is the rules' tree, if the caller has it."""
     rules = list(rules)
     tree = tree or Tree(rules)
     prefix: dict[str, list[LabelledRule]] = {}
@@ -371,14 +352,7 @@ def labelled(
     *,
     deny: bool = False,
 ) -> list[LabelledRule]:
-    """Add the roles of rules as bits.
-
-    Args:
-        rules: with their keys.
-        labels: of the roles.
-        names: a role's name to its labels, if these are not the names themselves.
-        deny: whether they are denies.
-    """
+    """Add the roles of rules as bits; `names` has a role's labels, if these are not the names themselves."""
 
     def mask(rule: Rule) -> int:
         if names is None or "*" in rule.roles:
