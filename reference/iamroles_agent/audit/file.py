@@ -116,7 +116,8 @@ class LogFile:
         assert self._head is not None  # noqa: S101 - opened just before
         vouched = Head.parse(os.pread(self._head, 1 << 14, 0).decode("ascii", "replace"))
         sealed, rest = self._read_tail(path)
-        whole, self.torn = _whole_lines(rest), len(rest) - len(_whole_lines(rest))
+        whole = rest[: rest.rfind(b"\n") + 1]
+        self.torn = len(rest) - len(whole)
         found = _head_of(sealed, path) if sealed else Head()
         self.seq = _follows(whole, found.seq, path)
         if self.torn:
@@ -244,10 +245,6 @@ def _foreign(path: Path) -> StartError:
         f"{path} does not end in an audit record, so nothing is appended to it. "
         "Set audit.path to a file of its own, or move this one away"
     )
-
-
-def _whole_lines(data: bytes) -> bytes:
-    return data[: data.rfind(b"\n") + 1]
 
 
 def _follows(lines: bytes, seq: int, path: Path) -> int:

@@ -67,6 +67,11 @@ _TURNS = 8
 """Logs of their own that successive takeovers may open."""
 
 
+Origin = tuple[str | None, int | None, int | None]
+"""Request id, client port and HAProxy's stream of a record."""
+NO_ORIGIN: Origin = (None, None, None)
+
+
 @dataclass(frozen=True, slots=True)
 class AuditState:
     """The log's state for the metrics and the operator."""
@@ -209,7 +214,8 @@ class Audit:
             if busy and outage.lasts() and not outage.admits(len(self._pending)):
                 return outage.admit
             in_file = prepared.file is self._file_token
-            self._append(prepared.use if in_file else self._first_use(prepared), request_id, src_port, stream)
+            body = prepared.use if in_file else self._first_use(prepared)
+            self._append(body, (request_id, src_port, stream))
         return True
 
     def confirmed(self) -> Awaitable[bool]:
@@ -251,7 +257,7 @@ class Audit:
         Never refused and never waited for, because the event cannot be undone. The name is one word; see
         `record.event_members` for the bounds of the fields.
         """
-        self._note(event_members(name, fields or {}), request_id, src_port, stream)
+        self._note(event_members(name, fields or {}), (request_id, src_port, stream))
 
     def policy(self, version: str, *, accepted: bool, detail: str = "") -> None:
         """Record that a policy was put in force or rejected (change management)."""
@@ -259,14 +265,12 @@ class Audit:
             members({"kind": "policy", "policy": version, "accepted": accepted, "detail": detail or None})
         )
 
-    def _note(
-        self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
-    ) -> None:
+    def _note(self, body: str, origin: Origin = NO_ORIGIN) -> None:
         if self._journal is None:
             return
         with self._lock:
             if len(self._pending) < 2 * LIMIT:  # a disk that has been stuck for days
-                self._append(body, request_id, src_port, stream)
+                self._append(body, origin)
 
     def reopen(self) -> None:
         """Check now whether the log was rotated (SIGHUP); each batch checks it too."""
@@ -313,21 +317,18 @@ class Audit:
 
     # Lines: under the lock, in the caller's thread.
 
-    def _append(
-        self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
-    ) -> None:
+    def _append(self, body: str, origin: Origin = NO_ORIGIN) -> None:
         pending = self._pending
         if not pending:
             self._wake.set()
-        pending += self._line(body, request_id, src_port, stream)
+        pending += self._line(body, origin)
         if len(pending) >= _BATCH:
             self._hurry.set()
             if self._buffered >= LIMIT:
                 self._outage.begin(f"the disk is slower than the load: {LIMIT >> 20} MiB wait to be written")
 
-    def _line(
-        self, body: str, request_id: str | None = None, src_port: int | None = None, stream: int | None = None
-    ) -> bytes:
+    def _line(self, body: str, origin: Origin = NO_ORIGIN) -> bytes:
+        request_id, src_port, stream = origin
         now = self._clock()
         millisecond = int(now * 1000)
         if millisecond != self._millisecond:

@@ -32,6 +32,7 @@ _ROOM = {
 }  # fmt: skip
 """Bytes that a text, or all texts of a list, may take on disk."""
 _USUAL = 192
+_TAGS = ("rule", "backend", "role", "principal", "session", "issuer")
 _DECISION = 3400
 """Bytes for all members of a decision; the path gets what the others leave."""
 _PATH, _LONG_PATH = 640, 1536
@@ -112,12 +113,7 @@ def prepare(
             "verdict": "allow" if decision.allow else "deny",
             "status": decision.status,
             "reason": None if decision.reason is None else str(decision.reason),
-            "rule": decision.rule or None,
-            "backend": decision.backend or None,
-            "role": decision.role or None,
-            "principal": decision.principal or None,
-            "session": decision.session or None,
-            "issuer": decision.issuer or None,
+            **{name: getattr(decision, name) or None for name in _TAGS},
             "expires": decision.expires,
             "credential": decision.credential or None,
             "policy": policy_version,

@@ -86,19 +86,19 @@ def load_file(path: Path | str) -> PolicyFile:
             raw = file.read(_MAX_BYTES + 1)
     except OSError as error:
         remedy = "Name a file that exists and that this user may read"
-        raise ConfigError(
-            [Problem(str(path), "", f"cannot be read: {error.strerror or error}", remedy)]
-        ) from error
+        raise _fault(path, f"cannot be read: {error.strerror or error}", remedy) from error
     if len(raw) > _MAX_BYTES:
-        raise ConfigError(
-            [Problem(str(path), "", f"is larger than {_MAX_BYTES >> 20} MiB", "Name a policy file")]
-        )
+        raise _fault(path, f"is larger than {_MAX_BYTES >> 20} MiB", "Name a policy file")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Problem(str(path), "", "is not UTF-8", "Save it as UTF-8", line)]) from error
+        raise _fault(path, "is not UTF-8", "Save it as UTF-8", line) from error
     return parse_text(text, "json" if path.suffix == ".json" else "toml", str(path))
+
+
+def _fault(name: Path | str, message: str, remedy: str, line: int | None = None) -> ConfigError:
+    return ConfigError([Problem(str(name), "", message, remedy, line)])
 
 
 def parse_text(text: str, format: Literal["toml", "json"], name: str) -> PolicyFile:  # noqa: A002
@@ -112,10 +112,10 @@ def parse_text(text: str, format: Literal["toml", "json"], name: str) -> PolicyF
         problems += _shape_problems(error, data, lines, name)
         config = None
         sound = Sound.of_data(data, {_real_location(item["loc"], data) for item in error.errors()})
-    for finding in check(sound):
-        problems.append(
-            Problem(name, finding.key, finding.message, finding.remedy, line_of(lines, finding.key))
-        )
+    problems += [
+        Problem(name, fault.key, fault.message, fault.remedy, line_of(lines, fault.key))
+        for fault in check(sound)
+    ]
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.line or 0, problem.key)))
     return PolicyFile(ungrouped(config), config, lines, name)
@@ -135,25 +135,20 @@ def _parse(
         try:
             return tomllib.loads(text), toml_lines(text), []
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            where = re.search(r"line (\d+)", str(error))
+            found = re.search(r"line (\d+)", str(error))
             last = text.count("\n") + 1 if isinstance(error, tomllib.TOMLDecodeError) else None
-            line = int(where[1]) if where else last
-            raise ConfigError(
-                [Problem(name, "", f"is not TOML: {error}", "Correct the syntax", line)]
-            ) from error
+            line = int(found[1]) if found else last
+            raise _fault(name, f"is not TOML: {error}", "Correct the syntax", line) from error
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         at = error.lineno if isinstance(error, json.JSONDecodeError) else None
-        raise ConfigError([Problem(name, "", f"is not JSON: {error}", "Correct the syntax", at)]) from error
+        raise _fault(name, f"is not JSON: {error}", "Correct the syntax", at) from error
     if not isinstance(data, dict):
-        raise ConfigError([Problem(name, "", "is not a JSON object", "Write the tables as members", 1)])
+        raise _fault(name, "is not a JSON object", "Write the tables as members", 1)
     lines, twice = json_lines(text)
-    problems = [
-        Problem(name, key, "is written twice in one object", "Keep one of the two", line)
-        for key, line in twice
-    ]
-    return data, lines, problems
+    same = ("is written twice in one object", "Keep one of the two")
+    return data, lines, [Problem(name, key, *same, line) for key, line in twice]
 
 
 def _shape_problems(error: ValidationError, data: object, lines: Lines, name: str) -> Iterator[Problem]:

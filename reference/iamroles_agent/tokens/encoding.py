@@ -36,18 +36,13 @@ def decode_base64url(text: bytes) -> bytes:
         ValueError: padding, white space, a foreign character, an impossible length, stray trailing bits.
     """
     rest = len(text) & 3
-    if rest:
-        padding = _PADDING[rest]
-        if padding is None:
-            raise ValueError("not base64url: an impossible length")
-        if text[-1] not in _LAST[rest]:
-            raise ValueError("not canonical base64url")
-        try:
-            return a2b_base64(text.translate(_TO_BASE64) + padding, strict_mode=True)
-        except Base64Error:
-            raise ValueError("not base64url") from None
+    padding = _PADDING[rest]
+    if padding is None:
+        raise ValueError("not base64url: an impossible length")
+    if rest and text[-1] not in _LAST[rest]:
+        raise ValueError("not canonical base64url")
     try:
-        return a2b_base64(text.translate(_TO_BASE64), strict_mode=True)
+        return a2b_base64(text.translate(_TO_BASE64) + padding, strict_mode=True)
     except Base64Error:
         raise ValueError("not base64url") from None
 

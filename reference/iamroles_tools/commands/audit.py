@@ -37,25 +37,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FILES = click.argument("files", nargs=-1, required=True, type=_LOG)
 
 
-class _Moment(click.ParamType[datetime]):
-    name = "time"
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 - click's signature
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            return moment(value)
-        except ValueError:
-            self.fail(
-                f"{value!r} is not a time. Write 2026-03-01, 2026-03-01T12:00:00Z, or an age: 15m, 2h, 7d",
-                param,
-                ctx,
-            )
+def _moment(_context: click.Context, _option: click.Parameter, value: str | None) -> datetime | None:
+    try:
+        return None if value is None else moment(value)
+    except ValueError:
+        ways = "2026-03-01, 2026-03-01T12:00:00Z, or an age: 15m, 2h, 7d"
+        raise click.BadParameter(f"{value!r} is not a time. Write {ways}") from None
 
 
 def _name(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -282,8 +269,10 @@ def _as_json(proof: Proof) -> str:
 @audit.command()
 @_FILES
 @click.option("--who", default="", metavar="PATTERN", help="Principal, session or credential hash (* and ?).")
-@click.option("--since", type=_Moment(), help="Not before: 2026-03-01, 2026-03-01T12:00:00Z, 2h, 7d.")
-@click.option("--until", type=_Moment(), help="Before.")
+@click.option(
+    "--since", callback=_moment, metavar="TIME", help="Not before: 2026-03-01T12:00:00Z, 2026-03-01, 2h, 7d."
+)
+@click.option("--until", callback=_moment, metavar="TIME", help="Before.")
 @click.option("--role", default="", metavar="PATTERN", help="A role's ARN or name, granted or carried.")
 @click.option("--verdict", type=click.Choice(["allow", "deny"]))
 @click.option("--reason", type=click.Choice([str(reason) for reason in Reason]))

@@ -47,7 +47,7 @@ def log(tmp_path_factory):
         )  # fmt: skip
         now[0] += 600
     who = {"principal": "bob", "role": WRITER, "backend": "rw", "src": "192.0.2.7"}
-    audit._note(members({"kind": "termination", "cause": "token_expired", **who}), "r1", 1)
+    audit._note(members({"kind": "termination", "cause": "token_expired", **who}), ("r1", 1, None))
     audit.close()
     return path
 
