@@ -51,7 +51,7 @@ class Tree(NamedTuple):
 
     @property
     def root(self) -> bytes:
-        """The root (RFC 9162 section 2.1.1); the hash of nothing while there are no entries."""
+        """The root (RFC 9162 section 2.1.1); without entries, the hash of nothing."""
         if not self.peaks:
             return _sha256().digest()
         node = self.peaks[-1]

@@ -36,7 +36,7 @@ def head_path(path: Path) -> Path:
 
 
 def worker_path(path: str, worker: int, turn: int = 0) -> Path:
-    """Return the log of one worker: `audit.jsonl`, `audit.w1.jsonl`…, after a takeover `audit.w1.t1.jsonl`.
+    """Return the log of a worker: `audit.jsonl`, `audit.w1.jsonl`…, after a takeover `audit.w1.t1.jsonl`.
 
     All workers share a pipe or a terminal.
     """
@@ -138,7 +138,7 @@ class LogFile:
             self.last = found._replace(tree=tree_of(path))
 
     def _read_tail(self, path: Path) -> tuple[bytes, bytes]:
-        """Read the last line that seals a batch, b"" if there is none, and the lines after it."""
+        """Read the last line that seals a batch, b"" if no line does, and the lines after it."""
         size = os.fstat(self._fd).st_size
         block = _BLOCK
         while True:

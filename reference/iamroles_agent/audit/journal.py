@@ -29,9 +29,9 @@ GAP = b"\0"
 _log = logging.getLogger("iamroles.audit")
 
 _SEALED = 1 << 18
-"""Most bytes of one batch in a file: a proof of one line holds its whole batch."""
+"""Most bytes of a batch in a file: a proof of a line holds its whole batch."""
 _UNBROKEN = 4096 - 256
-"""Most bytes of one batch in a stream, without its seal: Linux writes up to 4,096 bytes (PIPE_BUF) into a
+"""Most bytes of a batch in a stream, without its seal: Linux writes up to 4,096 bytes (PIPE_BUF) into a
 pipe without interleaving those of other writers."""
 _SHARES = 8
 """Files that a disk budget is divided into."""
@@ -111,7 +111,7 @@ class Journal:
             self._audit.wake_waiters()
 
     def _rotate(self) -> None:
-        """End the file, open the one that the path names now, and link it to the last record."""
+        """End the file, open the file that the path names now, and link it to the last record."""
         new = self.file.follow()
         try:
             lines, opening = self._audit.rotate()

@@ -89,7 +89,7 @@ class AuditState:
 
 
 class Audit:
-    """The log of one worker process. Thread-safe, except for `confirmed`; one per process and path.
+    """The log of a worker process. Thread-safe, except for `confirmed`; one per process and path.
 
     Args:
         settings: `[audit]`.
@@ -184,12 +184,12 @@ class Audit:
 
     @property
     def durable(self) -> bool:
-        """Whether an answer has to wait for `confirmed`."""
+        """True if an answer has to wait for `confirmed`."""
         return self._journal is not None and self.settings.sync == 0.0
 
     @property
     def refusing(self) -> bool:
-        """Whether only `internal_error` could be answered now."""
+        """True if only `internal_error` could be answered now."""
         with self._lock:
             return not self._outage.admit and self._outage.lasts()
 

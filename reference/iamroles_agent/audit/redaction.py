@@ -35,7 +35,7 @@ _OTHER = re.compile(
 _MARKS = ("iam-sts-v1.", "x-amz-", "bearer")
 _TOKEN_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.%"  # noqa: S105
 _NAMED = 8
-"""Credentials of one text that are named by their hash; further ones are only removed: hashing costs more."""
+"""Credentials of a text that are named by their hash; further ones are only removed: hashing costs more."""
 _NOTE = 24
 """Bytes for the note that text was left out."""
 

@@ -31,7 +31,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 class ConfigError(Exception):
-    """All problems of one file at once."""
+    """All problems of a file at once."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))

@@ -92,7 +92,7 @@ class Output:
             except BlockingIOError:
                 return
             except OSError:
-                sent = len(line)  # there is no reader
+                sent = len(line)  # nothing reads it
             self._size -= sent
             if sent < len(line):
                 waiting[0] = line[sent:]

@@ -220,7 +220,7 @@ def _url(key: str, text: str, insecure: bool, *, query: bool = True) -> Iterator
 def _backend(key: str, backend: config.Backend) -> Iterator[Fault]:
     if backend.renew and not backend.streams:
         remedy = "Add `streams = true`, or remove `renew`"
-        yield Fault(f"{key}.renew", "there are no streams here to renew", remedy)
+        yield Fault(f"{key}.renew", "this backend has no streams to renew", remedy)
     for index, server in enumerate(backend.servers):
         if not _SERVER.fullmatch(server) or not 0 < int(server.rpartition(":")[2]) < 65536:
             message = f"{server!r} is not host:port"

@@ -124,7 +124,7 @@ _ByPath = dict[str, _ByMethod]
 
 
 class Index:
-    """Rules of one effect, by role."""
+    """Either grants or denies, by role."""
 
     def __init__(self, rules: Iterable[Rule], *, deny: bool) -> None:
         self._roles: dict[str, _ByPath] = {}

@@ -194,7 +194,7 @@ def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | 
             return "is missing", "Write `version = 1` at the top of the file"
         return "is missing", f"Add `{last} = …`; it has no default"
     if kind == "literal_error":
-        return f"is none of {context.get('expected', '')}", "Write one of them"
+        return f"is not one of {context.get('expected', '')}", "Write one of them"
     if kind in ("string_type", "list_type", "int_type", "bool_type", "float_type"):
         noun = {"string": "a string in quotes", "list": "a list in brackets", "int": "a whole number"}
         noun |= {"bool": "true or false", "float": "a number"}

@@ -4,6 +4,6 @@ Sans-IO: bytes go in, events and bytes come out; sockets live in `iamroles_agent
 
 - `varint`, `values`, `frames`: the codec, from the smallest piece upwards.
 - `messages`: what HAProxy asks (SPEC.md section 2); `actions`: what the agent answers (section 3).
-- `connection`: the state machine of one connection.
+- `connection`: the state machine of a connection.
 - `errors`: what can go wrong, and whose fault it is.
 """

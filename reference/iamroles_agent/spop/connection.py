@@ -1,4 +1,4 @@
-"""The state machine of one connection: bytes in, events and bytes out.
+"""The state machine of a connection: bytes in, events and bytes out.
 
 Theory of operation
 -------------------
@@ -103,7 +103,7 @@ Event = HelloReceived | CheckRequested | CheckUnusable | Closed
 
 
 class Connection:
-    """The agent's side of one SPOP connection, without its socket.
+    """The agent's side of an SPOP connection, without its socket.
 
     Args:
         recall: looks up the actions of a question by its bytes; must not block.

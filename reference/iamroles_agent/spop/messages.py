@@ -88,7 +88,7 @@ class Inquiry:
 
     context: Context
     check: Check | None = None
-    """None: there is no question, or `problem` explains why it has no answer."""
+    """None: nothing is asked, or `problem` explains why it has no answer."""
     key: bytes = b""
     """The bytes of the `iam-check` message that `check` was read from."""
     problem: str = ""

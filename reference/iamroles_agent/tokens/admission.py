@@ -8,7 +8,7 @@ credentials once kept a good caller waiting past its deadline. Four rules keep r
   calls are kept free for known keys; strangers never use all. Nor do known keys: a new caller must be able to
   become known.
 - *A share for each flow.* Waiting questions are sorted into flows: a known key at its source, or all
-  strangers of one source. Flows take turns. A flow has a limited number of calls and of waiting questions, so
+  strangers of a source. Flows take turns. A flow has a limited number of calls and of waiting questions, so
   a flood from one source is one flow.
 - *Newest first in a flow.* If more questions come than can be asked, the clients of the oldest give up next.
   To serve them in order would serve nobody in time.
@@ -36,7 +36,7 @@ _MAX_KNOWN = 4096
 
 
 def client_network(address: IPv4Address | IPv6Address | None) -> str:
-    """Name the network of one client: an IPv4 address, or the /64 of an IPv6 subscriber."""
+    """Name the network of a client: an IPv4 address, or the /64 of an IPv6 subscriber."""
     if isinstance(address, IPv6Address):
         return address.exploded[:19]
     return str(address or "")
@@ -72,9 +72,9 @@ class Admission:
         clock: monotonic.
         calls: most calls at a time.
         kept: calls that strangers leave to known keys; known keys leave half as many to strangers.
-        per_flow: most calls of one flow at a time.
+        per_flow: most calls of a flow at a time.
         waiting: most questions that wait, of all flows together.
-        waiting_per_flow: most questions that wait, of one flow.
+        waiting_per_flow: most questions of a flow that wait.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ class _Itself:
 
 
 class _Issuer(NamedTuple):
-    """Rules and keys of one issuer."""
+    """Rules and keys of an issuer."""
 
     rules: ClaimRules
     keys: Keyring

@@ -1,4 +1,4 @@
-"""Make an identity of a verified payload, by the rules of one issuer (JWT-EXP to JWT-AT, OUTBOUND).
+"""Make an identity of a verified payload, by the rules of an issuer (JWT-EXP to JWT-AT, OUTBOUND).
 
 The order is the contract's (SPEC.md section 4): times, audience, other claims, roles. Each failure is one
 typed reason. The time is an argument, so that tests can check exact boundaries: at `now >= exp` a token is

@@ -2,7 +2,7 @@
 
 An open stream is judged again without its token, which the agent does not keep. So an identity names its
 grounds, each a kind and a hash: `iss:…`, `alg:…`, `key:…`, and `aud:…` for each audience or `client:…`. As
-long as policy and key set have a ground of each kind, the token would be accepted again. The tokens of one
+long as policy and key set have a ground of each kind, the token would be accepted again. The tokens of a
 client share one tuple.
 """
 
@@ -16,7 +16,7 @@ from iamroles_agent.base.config import Issuer
 from iamroles_agent.tokens.keys import Key
 
 MOST_AUDIENCES = 8
-"""Audiences of one token that are kept."""
+"""Most audiences of a token that are kept."""
 
 
 @lru_cache(1024)

@@ -1,4 +1,4 @@
-"""The keys of one issuer: fetched, renewed, trusted for a limited time (JWKS-SET to JWKS-REDIRECT).
+"""The keys of an issuer: fetched, renewed, trusted for a limited time (JWKS-SET to JWKS-REDIRECT).
 
 Four conditions decide when the set is fetched:
 
@@ -49,7 +49,7 @@ _FIRST_RETRY = 0.5
 
 
 class KeySource(Keyring):
-    """The keys of one issuer, fetched by this process.
+    """The keys of an issuer, fetched by this process.
 
     `on_taken` is called on the event loop with each document that was fetched and put in force, and the time
     at which the fetch began.
@@ -184,7 +184,7 @@ class KeySource(Keyring):
                 raise  # the caller was cancelled, not the flight
 
     def _launch(self, *, asking: bool = False) -> asyncio.Task[None]:
-        """Return the flight, a new one if there is none; `asking`: on behalf of an unknown kid."""
+        """Return the flight, a new one if necessary; `asking`: on behalf of an unknown kid."""
         if self._flight is None:
             self._asking = asking
             if self._renewal is not None:

@@ -101,7 +101,7 @@ def _read_header(protected: bytes) -> Header:
     return Header(alg, kid, _media(typ))
 
 
-# All tokens of one key have the same header, byte for byte. Errors are not cached, and a flood of different
+# All tokens of a key have the same header, byte for byte. Errors are not cached, and a flood of different
 # headers costs only their parsing.
 _usual_header = lru_cache(maxsize=256)(_read_header)
 _USUAL = 512

@@ -1,4 +1,4 @@
-"""The keys of one issuer that are in force: which keys, how old, and when they die.
+"""The keys of an issuer that are in force: which keys, how old, and when they die.
 
 A subclass gets them: `jwks.KeySource` fetches them, the parent sends them to a worker's `remote.RemoteKeys`.
 A key in force dies for one of three reasons: the issuer's set lost or changed it, the set could not be
@@ -29,7 +29,7 @@ def source_of(issuer: Issuer) -> str:
 
 
 class Keyring:
-    """The keys of one issuer.
+    """The keys of an issuer.
 
     `on_loss` is called on the event loop after a key was removed, changed, or grew too stale, and after the
     first keys came. All processes of the host share the clock `monotonic`.
@@ -114,7 +114,7 @@ class Keyring:
         raise Refusal(Reason.KEY_UNKNOWN, f"no key of that kid for {alg}")
 
     async def want(self, kid: str | None) -> None:
-        """Try to get the set that has an unknown `kid`, or any set if there is none."""
+        """Try to get the set that has an unknown `kid`, or any set if the ring is empty."""
         raise NotImplementedError
 
     def known(self, kid: str) -> bool:
@@ -122,7 +122,7 @@ class Keyring:
         return self._keys is not None and kid in self._keys
 
     def stale(self) -> bool:
-        """Return whether there is no set, or only one that is too old."""
+        """Return whether the ring has no set, or only an old set."""
         return self._keys is None or self._monotonic() - self._fetched_at >= self.settings.max_stale
 
     def put(self, keys: KeySet, fetched_at: float) -> bool:

@@ -169,10 +169,10 @@ def _problem(jwk: dict[str, Any]) -> str:
     if not isinstance(operations, list) or "verify" not in operations:
         return "its key_ops lack verify"
     if not _PRIVATE.isdisjoint(jwk):
-        return "it publishes private members: whoever read it can sign"
+        return "it publishes private members: every reader can sign"
     alg = jwk.get("alg")
     if alg is not None and (not isinstance(alg, str) or alg not in ALGORITHMS):
-        return "its alg is not one that is supported"
+        return "its alg is not supported"
     if "kid" in jwk and not kid_allowed(jwk["kid"]):
         return "its kid is not 1 to 256 visible ASCII characters"
     for name in _SHAPES[kty]:
@@ -227,7 +227,7 @@ def _load(kty: str, members: dict[str, str]) -> PublicKey:
 
 
 class KeySet:
-    """The usable keys of one JWK set; immutable except for `Key.live`."""
+    """The usable keys of a JWK set; immutable except for `Key.live`."""
 
     def __init__(self, keys: list[Key], dropped: tuple[str, ...] = ()) -> None:
         self._keys = tuple(keys)
@@ -281,7 +281,7 @@ class KeySet:
             (entry["kid"], str(entry.get("kty"))) for entry in entries if isinstance(entry.get("kid"), str)
         ]
         if len(set(kids)) != len(kids):
-            raise KeySetError("two keys of one type have the same kid")
+            raise KeySetError("two keys of the same type have the same kid")
         keys, dropped = [], []
         for index, entry in enumerate(entries):
             try:

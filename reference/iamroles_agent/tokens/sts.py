@@ -330,7 +330,7 @@ class StsVerifier:
             raise _rejected("this signature was used before")
         if len(self._used) >= 1 << 20:
             raise Refusal(Reason.STS_UNAVAILABLE, "the replay cache is full")
-        # In order of use, not of expiry: an entry may stay a little longer behind one that ends later.
+        # In order of use, not of expiry: an entry may stay a little longer behind an entry that ends later.
         until = self._used[question.signature] = question.signed_at + LIFETIME
         self.on_used(question.signature, until)
 

@@ -35,7 +35,7 @@ _IDLE = 64
 
 
 class TransportError(Exception):
-    """There is no usable answer: refused, timed out, cut, too large, not permitted."""
+    """The answer is missing or unusable: refused, timed out, cut, too large, not permitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +309,7 @@ async def in_thread(work: Callable[[], _T], patience: float | None = None) -> _T
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result(result)  # type: ignore[arg-type]  # a result if there is no error
+            future.set_result(result)  # type: ignore[arg-type]  # a result unless there was an error
 
     def run() -> None:
         result: _T | None = None

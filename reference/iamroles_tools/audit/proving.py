@@ -105,7 +105,7 @@ def find(paths: Iterable[Path], *, request: str) -> list[tuple[Owner, int]]:
     """Find the records of a request's decision: first the full record of its verdict, if it is another one.
 
     Raises:
-        CheckpointError: there is no such request.
+        CheckpointError: the request is unknown.
     """
     mark = f'"request":"{request}"'.encode()
     for log in in_order(paths):

@@ -108,7 +108,7 @@ def _log(path: Path) -> Log:
 
 
 _OWN = ("time", "seq", "request", "port", "stream")
-"""Members of one use; all others belong to the verdict."""
+"""Members of a use; all others belong to the verdict."""
 _SEAL = ("writer", "agent", "prev", "hash")
 """Members that seal a batch and state nothing about the record that has them."""
 _TEXTS = (

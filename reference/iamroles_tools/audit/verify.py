@@ -58,7 +58,7 @@ class _Leap:
 
 @dataclass(slots=True)
 class Span:
-    """The part of one chain that the files hold."""
+    """The part of a chain that the files hold."""
 
     name: str
     """`worker 0`, or in a stream `writer 1f2e3d4c`."""
@@ -117,7 +117,7 @@ class Proof:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing was removed, changed, inserted or reordered."""
+        """True if nothing was removed, changed, inserted or reordered."""
         return not self.findings
 
     @property
@@ -136,7 +136,7 @@ def verify(
     """Check the chains in these files.
 
     Args:
-        paths: all files of one log, in any order (`in_order`).
+        paths: all files of a log, in any order (`in_order`).
         mixed: whether other lines may stand between the records, as in a captured standard error.
         complete: whether it is a fault that the oldest file continues a file that was not given.
         heads: hashes kept elsewhere that must occur in the chain; every chain must have one of them.
@@ -310,7 +310,7 @@ class _FileCheck:
             self._wanted.discard(span.last.hash)
         head = self._vouched
         if head is not None and span.seq == head.seq and span.last.hash != head.hash:
-            self._found(f"record {span.seq} is not the one that {self._path.name}.head vouches for")
+            self._found(f"record {span.seq} is not the record that {self._path.name}.head vouches for")
 
     def _read(self, span: Span, record: Record) -> None:
         """Read what a record itself states about the chain."""

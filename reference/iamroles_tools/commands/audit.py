@@ -96,7 +96,7 @@ def verify(
 ) -> None:
     """Prove that nothing was removed, changed, inserted or reordered, or report where it was.
 
-    Give all FILES of one log, rotated ones too, in any order; `.gz` files are read as they are, `-` is
+    Give all FILES of a log, rotated ones too, in any order; `.gz` files are read as they are, `-` is
     standard input. Exit status: 0 whole, 1 not whole, 2 unreadable.
     """
     if bool(files) == bool(proofs):

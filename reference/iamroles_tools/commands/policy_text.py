@@ -12,7 +12,7 @@ from iamroles_tools.policy.findings import Finding
 
 
 def location(document: PolicyFile, key: str) -> str:
-    """Return `file:line`, or `file` and the key if there is no line."""
+    """Return `file:line`, or `file` and the key without a line."""
     line = document.line(key)
     return f"{document.name}:{line}" if line is not None else f"{document.name} {key}"
 

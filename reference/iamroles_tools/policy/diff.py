@@ -155,7 +155,7 @@ class _Key(NamedTuple):
 
 @dataclass(slots=True)
 class _Found:
-    """Cells of one entry, by the roles that they change for."""
+    """Cells of an entry, by the roles that they change for."""
 
     parts: dict[tuple[int, Zone], int] = field(default_factory=dict)
     rules: dict[tuple[int, Zone], set[str]] = field(default_factory=dict)
@@ -218,7 +218,7 @@ class _Comparison:
         return defaultdict(tuple, {kind: tuple(sorted(items, key=order)) for kind, items in found.items()})
 
     def _rules_of(self, zone: Zone, side: _Side) -> list[tuple[str, int, str, int]]:
-        """Return the rules of one policy in a zone, to compare them with those of the other."""
+        """Return a policy's rules in a zone, to compare them with those of the other."""
         return [
             (one.id, one.roles, one.rule.backend, zone.cells[one])
             for one in (*zone.grants, *zone.denies)

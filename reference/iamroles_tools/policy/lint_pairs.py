@@ -5,8 +5,9 @@ request has both rights; under `"deny"` the client chooses a role for each reque
 note.
 
 The search is exact. In each zone, for each two classes of roles, it removes what is denied to a token with
-both and what the other class may do too. An escalation is a source from which a safe method of one class and
-an unsafe method of the other are left. Pairs with the same two grants are one finding with one witness.
+both and what the other class may do too. An escalation is a source from which a safe method of the first
+class and an unsafe method of the second are left. Pairs with the same two grants are one finding with one
+witness.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def escalations(config: Config, zones: Sequence[Zone], labels: Labels) -> Iterat
 
 
 def _together(zone: Zone, everyone: int) -> Iterator[tuple[int, int, LabelledRule, LabelledRule, int]]:
-    """Yield reader and writer classes of one zone, their grants, and cells of the writer."""
+    """Yield reader and writer classes of a zone, their grants, and cells of the writer."""
     if len({grant.roles for grant in zone.grants}) < 2:
         return
     safe = zone.grid.with_methods(SAFE_METHODS)

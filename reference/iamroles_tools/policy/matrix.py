@@ -16,7 +16,7 @@ Reach = Literal["all", "part", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The part of one route that one role reaches."""
+    """The part of a route that a role reaches."""
 
     reach: Reach
     because: tuple[str, ...] = ()

@@ -126,7 +126,7 @@ class Grid:
         self.bounds = sorted(bounds)
 
     def cells(self, region: Region) -> int:
-        """Return the cells of one of the regions."""
+        """Return the cells of a region."""
         row = self._full if region.methods is None else sum(self._bit[m] for m in region.methods)
         if region.sources is None:
             return self._rows(row, 0, len(self.bounds))
