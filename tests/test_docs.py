@@ -1,10 +1,7 @@
 """What the documents name is there: commands and their options, files, variables."""
 
-from __future__ import annotations
-
 import re
 import shlex
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -21,14 +18,14 @@ NOT_WORDS = re.compile(r"[…\[\]<>{}|]")
 """A placeholder, or prose about a command: nothing to look up."""
 
 
-def lines(page: Path) -> Iterator[str]:
+def lines(page):
     """Everything that stands as code: lines of blocks, continued lines joined, and inline code."""
     for match in CODE.finditer(page.read_text(encoding="utf-8")):
         text = match["block"] if match["block"] is not None else match["inline"]
         yield from text.replace("\\\n", " ").splitlines()
 
 
-def commands(line: str) -> Iterator[list[str]]:
+def commands(line):
     """`iamroles …` invocations of a line of shell, as words."""
     for part in re.split(r"&&|\|\||[;|]", line.removeprefix("$ ")):
         words = part.split(" #")[0].strip()
@@ -39,7 +36,7 @@ def commands(line: str) -> Iterator[list[str]]:
                 yield words.split()[1:]
 
 
-def unknown(words: list[str]) -> str:
+def unknown(words):
     """Return what a command line names that `iamroles` does not have, "" for nothing."""
     command: click.Command | None = None
     context = click.Context(click.Command("iamroles"))
@@ -72,14 +69,14 @@ def unknown(words: list[str]) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_and_options_exist(page: Path) -> None:
+def test_commands_and_options_exist(page):
     wrong = [said for line in lines(page) for words in commands(line) if (said := unknown(words))]
 
     assert wrong == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_exist(page: Path) -> None:
+def test_files_exist(page):
     pattern = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*-]+")
     wrong = []
     for line in lines(page):
@@ -96,7 +93,7 @@ def test_files_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_variables_exist(page: Path) -> None:
+def test_variables_exist(page):
     source = "".join(
         path.read_text(encoding="utf-8")
         for folder in ("reference", "scenarios", "conformance", "loadtests", "tests", ".ci")
@@ -115,7 +112,7 @@ def test_variables_exist(page: Path) -> None:
     assert {name for name in named if name not in source} == set()
 
 
-def test_the_test_sees_what_is_not_there() -> None:
+def test_the_test_sees_what_is_not_there():
     assert unknown(["conformance", "run", "--no-such"]) == "conformance run --no-such: no option --no-such"
     assert unknown(["polcy", "check"]) == "polcy check: no command polcy"
     assert unknown(["policy", "check", "file.toml", "--format", "json"]) == ""

@@ -5,8 +5,6 @@ function or by a string. `ROOMS` lists the rooms of each package from the ground
 stands after it. A ceiling is raised only by a commit that says why; CONTRIBUTING.md says how a change pays.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import re
@@ -65,7 +63,7 @@ CONSTRUCTIONS = {
 TRANSLATED_START = r"(What|Of|Who|Whoever|Whether|Where|So many|How many|How long)\b"
 
 
-def modules(package: str) -> dict[str, Path]:
+def modules(package):
     base = ROOT / PLACES[package] / package
     found = {}
     for path in base.rglob("*.py"):
@@ -74,7 +72,7 @@ def modules(package: str) -> dict[str, Path]:
     return found
 
 
-def imports(source: str, known: set[str]) -> set[str]:
+def imports(source, known):
     """Modules among `known` that a source imports, or names by a string such as `a.b` or `a.b:name`."""
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -87,12 +85,12 @@ def imports(source: str, known: set[str]) -> set[str]:
     return found & known
 
 
-def room(module: str) -> str:
+def room(module):
     """The second name; empty for the package itself."""
     return module.partition(".")[2].partition(".")[0]
 
 
-def arrows(package: str) -> dict[tuple[str, str], list[str]]:
+def arrows(package):
     """The files that make each arrow, by the rooms at its ends."""
     known = modules(package)
     found: dict[tuple[str, str], list[str]] = {}
@@ -104,11 +102,11 @@ def arrows(package: str) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def python_files(folder: str) -> list[Path]:
+def python_files(folder):
     return [ROOT / name for name in TRACKED if name.startswith(f"{folder}/") and name.endswith(".py")]
 
 
-def texts() -> list[tuple[bool, str]]:
+def texts():
     """Each page, docstring, comment, message and data file; true for the docstring of a function."""
     found: list[tuple[bool, str]] = []
     for name in TRACKED:

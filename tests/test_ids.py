@@ -1,7 +1,5 @@
 """No check, requirement or mutant is lost: `ids.json` has those of commit 8f63ab3."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.planning import current
 
 
-def test_no_id_is_lost() -> None:
+def test_no_id_is_lost():
     today = {
         "checks": {check.name for check in plan()},
         "requirements": set(catalogue()),

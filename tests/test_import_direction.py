@@ -1,7 +1,5 @@
 """The judge shares no code with a player: the direction of imports between the five packages."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 
@@ -26,7 +24,7 @@ MAY_IMPORT = {
 MUTANTS = PACKAGES["iamroles_conformance"] / "selftest" / "mutants"
 
 
-def imported(source: str, known: frozenset[str] = frozenset(PACKAGES)) -> set[str]:
+def imported(source, known=frozenset(PACKAGES)):
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

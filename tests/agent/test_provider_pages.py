@@ -1,17 +1,13 @@
 """The pages of `docs/providers`: each block loads, and tokens of that shape are judged as the page says."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokens_support import EC_KEY, NOW, public_jwk
 
 from iamroles_agent.base.config import Config, Issuer, Limits
-from iamroles_agent.base.identity import Identity
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.policy import load_text
 from iamroles_agent.tokens.claims import AWS_CLAIMS, ClaimRules
@@ -37,19 +33,19 @@ backend = "orders"
 """
 
 
-def blocks(page: Path) -> list[str]:
+def blocks(page):
     return re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 BLOCKS = [pytest.param(text, id=f"{page.stem}-{n}") for page in PAGES for n, text in enumerate(blocks(page))]
 
 
-def page_of(name: str, number: int = 0) -> Config:
+def page_of(name, number=0):
     (page,) = (page for page in PAGES if page.stem == name)
     return load_text(POLICY + blocks(page)[number])
 
 
-def judged(name: str, claims: dict[str, Any], *, number: int = 0, drop: str = "") -> Identity | str:
+def judged(name, claims, *, number=0, drop=""):
     """The identity that a page's issuer makes of claims, or the reason; `drop`: a setting left out."""
     issuer = page_of(name, number).issuers[0]
     if drop:
@@ -97,13 +93,13 @@ def test_each_setting_that_a_page_names_is_set_somewhere_or_known(page):
     assert named - {"roles"} <= known
 
 
-def _keys(table: str) -> set[str]:
+def _keys(table):
     schema = Config.model_json_schema()
     item = schema["properties"][table]["items"]["$ref"].rpartition("/")[2]
     return set(schema["$defs"][item]["properties"])
 
 
-def entra(minutes: int) -> dict[str, Any]:
+def entra(minutes):
     issued = NOW - 300
     return {
         "iss": "https://login.microsoftonline.com/11111111-2222-3333-4444-555555555555/v2.0",

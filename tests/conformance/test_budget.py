@@ -1,37 +1,31 @@
 """A run with a budget: the order, what is said of the rest, and no claim of a class that was not played."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
 from iamroles_scenarios.checks.plan import plan
-from iamroles_scenarios.declarations.results import CheckResult
-from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.jobs import by_importance
 from iamroles_scenarios.engine.run import Run
 
 _AUDIENCE = ("--stage=processes", "--lane=gate-spop", "--check=gate.audience", "--check=gate.no-token")
 
 
-def _run(*options: str) -> Result:
+def _run(*options):
     return CliRunner().invoke(conformance, ["run", *_AUDIENCE, *options])
 
 
-def test_must_of_core_comes_before_strict_before_should() -> None:
+def test_must_of_core_comes_before_strict_before_should():
     levels = [2 if not one.must else int(one.grade == "strict") for one in by_importance(plan())]
 
     assert levels == sorted(levels)
     assert set(levels) == {0, 1, 2}
 
 
-def test_every_requirement_of_core_is_touched_before_any_is_touched_twice() -> None:
+def test_every_requirement_of_core_is_touched_before_any_is_touched_twice():
     core = [one for one in by_importance(plan()) if one.must and one.grade == "core"]
     wanted = {name for one in core for name in one.requirements}
     seen: set[str] = set()
@@ -45,11 +39,11 @@ def test_every_requirement_of_core_is_touched_before_any_is_touched_twice() -> N
     assert broad < len(core)
 
 
-def test_no_check_is_lost_by_the_order() -> None:
+def test_no_check_is_lost_by_the_order():
     assert sorted(one.name for one in by_importance(plan())) == sorted(one.name for one in plan())
 
 
-def test_a_budget_that_suffices_changes_nothing(tmp_path: Path) -> None:
+def test_a_budget_that_suffices_changes_nothing(tmp_path):
     done = _run("--budget=1h", f"--report={tmp_path}")
 
     assert done.exit_code == 0, done.output
@@ -57,10 +51,10 @@ def test_a_budget_that_suffices_changes_nothing(tmp_path: Path) -> None:
     assert report.load(tmp_path / "report.json")["not_played"] == []
 
 
-def test_what_was_not_played_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_played_is_counted_and_named(tmp_path, monkeypatch):
     whole = Run.in_budget
 
-    def only_three(run: Run, _seconds: float) -> Iterator[tuple[PlannedCheck, CheckResult]]:
+    def only_three(run, _seconds):
         return islice(whole(run, 3600.0), 3)
 
     monkeypatch.setattr(Run, "in_budget", only_three)
@@ -80,11 +74,11 @@ def test_what_was_not_played_is_counted_and_named(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("budget", ["0s", "-5s", "60", "soon"])
-def test_a_budget_that_is_none_is_a_mistake(budget: str) -> None:
+def test_a_budget_that_is_none_is_a_mistake(budget):
     assert _run(f"--budget={budget}").exit_code == 2
 
 
-def test_a_budget_in_which_nothing_fits_is_a_mistake() -> None:
+def test_a_budget_in_which_nothing_fits_is_a_mistake():
     done = _run("--budget=1ms")
 
     assert done.exit_code == 2

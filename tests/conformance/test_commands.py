@@ -1,7 +1,5 @@
 """pytest and the command line as people use them: what is printed, and the exit codes."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ _ROOT = Path(__file__).parents[2]
 _BLUNT = Path(__file__).parent / "agents" / "blunt.py"
 
 
-def _pytest(*arguments: str, cwd: Path = _ROOT) -> subprocess.CompletedProcess[str]:
+def _pytest(*arguments, cwd=_ROOT):
     command = [
         sys.executable,
         "-m",
@@ -30,7 +28,7 @@ def _pytest(*arguments: str, cwd: Path = _ROOT) -> subprocess.CompletedProcess[s
 
 
 @pytest.fixture
-def agent_toml(tmp_path: Path) -> Path:
+def agent_toml(tmp_path):
     """An agent that refuses everybody."""
     path = tmp_path / "agent.toml"
     path.write_text(
@@ -49,7 +47,7 @@ oidc = true
     return path
 
 
-def test_a_report_that_cannot_be_written_is_told_before_a_check_is_played(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_told_before_a_check_is_played(tmp_path):
     (tmp_path / "file").touch()
     done = _pytest(
         "--pyargs", "iamroles_conformance", "-k", "wire.hello", f"--iamroles-report={tmp_path / 'file'}"
@@ -59,7 +57,7 @@ def test_a_report_that_cannot_be_written_is_told_before_a_check_is_played(tmp_pa
     assert "no report can be written there: File exists" in done.stderr
 
 
-def test_the_plugin_is_cheap_where_it_is_not_used() -> None:
+def test_the_plugin_is_cheap_where_it_is_not_used():
     program = (
         "import sys, iamroles_conformance.plugin;"
         "heavy = ('iamroles_scenarios', 'docker', 'boto', 'jinja2');"
@@ -70,7 +68,7 @@ def test_the_plugin_is_cheap_where_it_is_not_used() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_pytest_has_an_item_for_each_check_and_says_why_one_failed(agent_toml: Path) -> None:
+def test_pytest_has_an_item_for_each_check_and_says_why_one_failed(agent_toml):
     done = _pytest(
         "conformance",
         f"--iamroles-agent={agent_toml}",
@@ -91,7 +89,7 @@ def test_pytest_has_an_item_for_each_check_and_says_why_one_failed(agent_toml: P
     assert "Traceback" not in done.stdout
 
 
-def test_pytest_runs_the_installed_suite_by_its_package_name(agent_toml: Path, tmp_path: Path) -> None:
+def test_pytest_runs_the_installed_suite_by_its_package_name(agent_toml, tmp_path):
     done = _pytest(
         "--pyargs",
         "iamroles_conformance",
@@ -107,9 +105,7 @@ def test_pytest_runs_the_installed_suite_by_its_package_name(agent_toml: Path, t
     assert (tmp_path / "report" / "report.html").is_file()
 
 
-def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(
-    agent_toml: Path, tmp_path: Path
-) -> None:
+def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent_toml, tmp_path):
     done = _pytest(
         *("-v", "-n", "2", "--dist", "loadgroup", "--pyargs", "iamroles_conformance"),
         *(
@@ -127,7 +123,7 @@ def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(
     assert len(report.load(tmp_path / "report" / "report.json")["checks"]) == len(played)
 
 
-def test_a_stage_that_cannot_work_ends_pytest_with_3(agent_toml: Path) -> None:
+def test_a_stage_that_cannot_work_ends_pytest_with_3(agent_toml):
     agent_toml.write_text(
         agent_toml.read_text(encoding="utf-8")
         .replace('"deny"]', '"deny", "x"]')
@@ -143,19 +139,19 @@ def test_a_stage_that_cannot_work_ends_pytest_with_3(agent_toml: Path) -> None:
     assert "gone.py" in done.stdout + done.stderr
 
 
-def test_pytest_refuses_a_lane_that_does_not_exist() -> None:
+def test_pytest_refuses_a_lane_that_does_not_exist():
     done = _pytest("conformance", "--iamroles-lane=gait")
 
     assert done.returncode != 0
     assert "There is no lane gait: say wire, gate, gate-spop" in done.stdout
 
 
-def _run(*arguments: str) -> tuple[int, str]:
+def _run(*arguments):
     done = CliRunner().invoke(conformance, list(arguments))
     return done.exit_code, done.output
 
 
-def test_run_exits_0_when_all_passed(agent_toml: Path, tmp_path: Path) -> None:
+def test_run_exits_0_when_all_passed(agent_toml, tmp_path):
     directory = tmp_path / "report"
     code, output = _run(
         *("run", "--stage=processes", f"--agent={agent_toml}", "--lane=gate-spop"),
@@ -167,7 +163,7 @@ def test_run_exits_0_when_all_passed(agent_toml: Path, tmp_path: Path) -> None:
     assert (directory / "report.json").is_file()
 
 
-def test_run_exits_1_when_one_did_not(agent_toml: Path) -> None:
+def test_run_exits_1_when_one_did_not(agent_toml):
     code, output = _run(
         "run", "--stage=processes", f"--agent={agent_toml}", "--lane=gate-spop", "--check=gate.expired.reason"
     )
@@ -202,14 +198,14 @@ def test_run_exits_1_when_one_did_not(agent_toml: Path) -> None:
         (["--help"], 0, "selftest"),
     ],
 )
-def test_the_command_says_what_it_did_not_do(arguments: list[str], code: int, said: str) -> None:
+def test_the_command_says_what_it_did_not_do(arguments, code, said):
     found, output = _run(*arguments)
 
     assert found == code, output
     assert said in output
 
 
-def test_a_running_agent_is_judged_on_the_wire_alone() -> None:
+def test_a_running_agent_is_judged_on_the_wire_alone():
     code, output = _run("run", "--agent-address=127.0.0.1:1", "--check=wire.hello", "--time-scale=0.1")
 
     assert code == 3

@@ -1,7 +1,5 @@
 """What a failure shows of a token."""
 
-from __future__ import annotations
-
 import base64
 
 import pytest
@@ -9,11 +7,11 @@ import pytest
 from iamroles_scenarios.engine.credentials import readable
 
 
-def _part(text: str) -> str:
+def _part(text):
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def test_header_and_claims_are_shown_and_never_the_signature() -> None:
+def test_header_and_claims_are_shown_and_never_the_signature():
     header, claims = _part('{"alg":"ES256"}'), _part('{"sub":"ann"}')
     token = f"{header}.{claims}.c2lnbmF0dXJl"
 
@@ -25,15 +23,15 @@ def test_header_and_claims_are_shown_and_never_the_signature() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "opaque", "a.b", "a.b.c.d"])
-def test_what_is_no_jwt_shows_nothing(text: str) -> None:
+def test_what_is_no_jwt_shows_nothing(text):
     assert readable(text) == []
 
 
-def test_a_broken_part_is_said_to_be_broken() -> None:
+def test_a_broken_part_is_said_to_be_broken():
     assert readable(f"!.{_part(chr(27) + '[31m')}.x")[1] == "token claims: \\x1b[31m"
 
 
-def test_a_presigned_request_is_shown_without_signature_and_session() -> None:
+def test_a_presigned_request_is_shown_without_signature_and_session():
     url = (
         "https://sts.example/?Action=GetCallerIdentity&X-Amz-Security-Token=sEsSiOn&X-Amz-Signature=0123abcd"
     )

@@ -1,7 +1,5 @@
 """Strict TOML: every problem with file, line, key and what to do."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 
@@ -38,13 +36,13 @@ expect.opens = { status = 200 }
 """
 
 
-def _problems(text: str) -> list[str]:
+def _problems(text):
     with pytest.raises(DocumentError) as caught:
         parse(text, Scenario, "example.toml")
     return caught.value.problems
 
 
-def test_a_good_scenario_loads() -> None:
+def test_a_good_scenario_loads():
     scenario = parse(_GOOD, Scenario, "example.toml")
 
     assert [check.id for check in scenario.planned("gate")] == ["gate.example.opens"]
@@ -63,18 +61,18 @@ def test_a_good_scenario_loads() -> None:
         ("status = 200", "absent = ['cookie']", "example.toml", 'lanes = ["gate"]'),
     ],
 )
-def test_a_problem_names_file_line_key_and_remedy(old: str, new: str, place: str, what: str) -> None:
+def test_a_problem_names_file_line_key_and_remedy(old, new, place, what):
     assert old in _GOOD
     problems = _problems(_GOOD.replace(old, new))
 
     assert any(place in problem and what in problem for problem in problems), problems
 
 
-def test_a_step_is_exactly_one_thing() -> None:
+def test_a_step_is_exactly_one_thing():
     assert "exactly one of" in _problems(_GOOD.replace("expect.opens", 'agent = "kill"\nexpect.opens'))[0]
 
 
-def test_all_problems_of_all_files_come_at_once(tmp_path: object) -> None:
+def test_all_problems_of_all_files_come_at_once(tmp_path):
     from pathlib import Path
 
     directory = Path(str(tmp_path))
@@ -101,7 +99,7 @@ attack = "It is not so."
 """
 
 
-def test_an_id_is_given_once(tmp_path: object) -> None:
+def test_an_id_is_given_once(tmp_path):
     from pathlib import Path
 
     directory = Path(str(tmp_path))
@@ -113,7 +111,7 @@ def test_an_id_is_given_once(tmp_path: object) -> None:
         load_catalogue(directory)
 
 
-def test_a_requirement_has_every_field(tmp_path: object) -> None:
+def test_a_requirement_has_every_field(tmp_path):
     from pathlib import Path
 
     directory = Path(str(tmp_path))
@@ -126,14 +124,14 @@ def test_a_requirement_has_every_field(tmp_path: object) -> None:
     assert any("a.toml:2: requirement[0].id" in problem for problem in caught.value.problems)
 
 
-def test_checks_name_requirements_that_exist() -> None:
+def test_checks_name_requirements_that_exist():
     known = set(catalogue())
     unknown = {check.name: set(check.requirements) - known for check in plan(ALL_LANES)}
 
     assert {name: missing for name, missing in unknown.items() if missing} == {}
 
 
-def test_every_must_of_the_gate_is_proved_by_a_check() -> None:
+def test_every_must_of_the_gate_is_proved_by_a_check():
     proved = {name for check in plan(ALL_LANES) for name in check.requirements}
     families = {"GATE", "TOKEN", "ROLE", "POLICY", "PATH", "ROTATE", "CLOUD"}
     gate = load_catalogue_file_ids("gate.toml")
@@ -142,7 +140,7 @@ def test_every_must_of_the_gate_is_proved_by_a_check() -> None:
     assert sorted(gate - proved) == []
 
 
-def load_catalogue_file_ids(name: str) -> set[str]:
+def load_catalogue_file_ids(name):
     """Ids of a file of the shipped catalogue."""
     from importlib.resources import files
 
@@ -150,7 +148,7 @@ def load_catalogue_file_ids(name: str) -> set[str]:
     return {entry["id"] for entry in tomllib.loads(text)["requirement"]}
 
 
-def test_every_world_of_a_scenario_exists() -> None:
+def test_every_world_of_a_scenario_exists():
     assert all(policy_of(scenario.world)["version"] == 1 for scenario in scenarios().values())
 
 
@@ -162,7 +160,7 @@ _TABLES = st.dictionaries(_KEYS, _PLAIN, max_size=4)
 
 
 @given(_TABLES, _TABLES)
-def test_merging_twice_is_merging_once(base: dict[str, object], over: dict[str, object]) -> None:
+def test_merging_twice_is_merging_once(base, over):
     once = merged(base, over)
 
     assert merged(once, over) == once
@@ -170,7 +168,7 @@ def test_merging_twice_is_merging_once(base: dict[str, object], over: dict[str, 
     assert set(once) == set(base) | set(over)
 
 
-def test_lists_of_named_tables_merge_by_name() -> None:
+def test_lists_of_named_tables_merge_by_name():
     base = {"grants": [{"id": "R1", "roles": ["a"], "path": "/x"}, {"id": "R2"}]}
     over = {"grants": [{"id": "R1", "roles": ["b"]}, {"id": "R3"}]}
 
@@ -180,7 +178,7 @@ def test_lists_of_named_tables_merge_by_name() -> None:
 
 
 @given(st.lists(_KEYS, min_size=1, max_size=6, unique=True), st.integers(1, 4))
-def test_lines_of_finds_every_key_where_it_was_written(names: list[str], gap: int) -> None:
+def test_lines_of_finds_every_key_where_it_was_written(names, gap):
     text = ("\n" * gap).join(f"[[steps]]\n{name} = 1" for name in names)
     lines = lines_of(text)
     written = text.splitlines()
@@ -189,7 +187,7 @@ def test_lines_of_finds_every_key_where_it_was_written(names: list[str], gap: in
         assert written[lines["steps", index, name] - 1] == f"{name} = 1"
 
 
-def test_faults_that_no_stage_produces_are_named_wherever_faults_are_played() -> None:
+def test_faults_that_no_stage_produces_are_named_wherever_faults_are_played():
     told = not_produced(["gate.allow", "fault.host.disk"])
     page = (Path(__file__).parents[2] / "docs" / "under-fire.md").read_text(encoding="utf-8")
 

@@ -1,7 +1,5 @@
 """Bundles of evidence: written by a real run, checked, signed, forged, and replayed."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
@@ -9,11 +7,10 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -24,11 +21,11 @@ _BLUNT = Path(__file__).parent / "agents" / "blunt.py"
 _CHECKS = ("--lane=gate-spop", "--check=gate.no-token", "--check=gate.audience")
 
 
-def _invoke(*arguments: object) -> Result:
+def _invoke(*arguments):
     return CliRunner().invoke(conformance, [str(one) for one in arguments])
 
 
-def _keys(directory: Path, name: str) -> tuple[Path, Path]:
+def _keys(directory, name):
     key = Ed25519PrivateKey.generate()
     private, public = directory / f"{name}.pem", directory / f"{name}.pub.pem"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -37,7 +34,7 @@ def _keys(directory: Path, name: str) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     """A folder with keys of a vendor and of a stranger, and bundles of the same run: signed and unsigned."""
     directory = tmp_path_factory.mktemp("evidence")
     private, _ = _keys(directory, "vendor")
@@ -52,12 +49,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def _unpacked(path: Path) -> dict[str, bytes]:
+def _unpacked(path):
     with tarfile.open(path, "r:gz") as archive:
         return {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
 
 
-def _pack(path: Path, files: dict[str, bytes]) -> Path:
+def _pack(path, files):
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as archive:
         for name, content in files.items():
@@ -68,7 +65,7 @@ def _pack(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def _forged(source: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+def _forged(source, target, change):
     """A bundle that was changed, with a manifest that fits again: what a careful forger does."""
     files = _unpacked(source)
     change(files)
@@ -78,15 +75,15 @@ def _forged(source: Path, target: Path, change: Callable[[dict[str, bytes]], Non
     return _pack(target, files | {bundle.MANIFEST: bundle.canonical(manifest)})
 
 
-def _say(name: str, old: bytes, new: bytes) -> Callable[[dict[str, bytes]], None]:
-    def change(files: dict[str, bytes]) -> None:
+def _say(name, old, new):
+    def change(files):
         assert old in files[name]
         files[name] = files[name].replace(old, new)
 
     return change
 
 
-def test_every_check_has_a_transcript_those_that_passed_too(place: Path) -> None:
+def test_every_check_has_a_transcript_those_that_passed_too(place):
     files = _unpacked(place / "signed.tar.gz")
     checks = json.loads(files["report.json"])["checks"]
     text = files["transcripts/gate.audience.refused[spop].txt"].decode()
@@ -98,14 +95,14 @@ def test_every_check_has_a_transcript_those_that_passed_too(place: Path) -> None
     assert "<< ACK" in text
 
 
-def test_no_signature_of_a_token_is_in_a_bundle(place: Path) -> None:
+def test_no_signature_of_a_token_is_in_a_bundle(place):
     text = b"\n".join(_unpacked(place / "unsigned.tar.gz").values()).decode()
 
     assert "no signature>" in text
     assert not re.search(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", text)
 
 
-def test_the_document_says_seeds_and_coverage(place: Path) -> None:
+def test_the_document_says_seeds_and_coverage(place):
     found = json.loads(_unpacked(place / "signed.tar.gz")["report.json"])
 
     assert set(found["seeds"]) == {"oracle", "fuzz"}
@@ -113,7 +110,7 @@ def test_the_document_says_seeds_and_coverage(place: Path) -> None:
     assert 0 < found["coverage"]["MUST"]["played"] < found["coverage"]["MUST"]["of"]
 
 
-def test_a_whole_signed_bundle_is_accepted_and_openssl_agrees(place: Path, tmp_path: Path) -> None:
+def test_a_whole_signed_bundle_is_accepted_and_openssl_agrees(place, tmp_path):
     done = _invoke("verify-report", place / "signed.tar.gz", "--public-key", place / "vendor.pub.pem")
     files = _unpacked(place / "signed.tar.gz")
     for name in (bundle.MANIFEST, bundle.SIGNATURE):
@@ -127,7 +124,7 @@ def test_a_whole_signed_bundle_is_accepted_and_openssl_agrees(place: Path, tmp_p
     assert agreed.returncode == 0, agreed.stderr
 
 
-def test_an_unsigned_bundle_is_said_to_prove_nothing_about_its_maker(place: Path) -> None:
+def test_an_unsigned_bundle_is_said_to_prove_nothing_about_its_maker(place):
     plain = _invoke("verify-report", place / "unsigned.tar.gz")
     wanted = _invoke("verify-report", place / "unsigned.tar.gz", "--public-key", place / "vendor.pub.pem")
 
@@ -137,7 +134,7 @@ def test_an_unsigned_bundle_is_said_to_prove_nothing_about_its_maker(place: Path
     assert "the bundle is unsigned" in wanted.output
 
 
-def test_another_key_than_the_vendors_is_refused(place: Path) -> None:
+def test_another_key_than_the_vendors_is_refused(place):
     done = _invoke("verify-report", place / "signed.tar.gz", "--public-key", place / "stranger.pub.pem")
 
     assert done.exit_code == 1
@@ -145,7 +142,7 @@ def test_another_key_than_the_vendors_is_refused(place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["report.json", "report.html", "transcripts/gate.audience.reason[spop].txt"])
-def test_an_edited_file_is_named(place: Path, tmp_path: Path, name: str) -> None:
+def test_an_edited_file_is_named(place, tmp_path, name):
     files = _unpacked(place / "unsigned.tar.gz")
     files[name] += b" "
     done = _invoke("verify-report", _pack(tmp_path / "edited.tar.gz", files))
@@ -154,7 +151,7 @@ def test_an_edited_file_is_named(place: Path, tmp_path: Path, name: str) -> None
     assert f"REFUSED    {name}: was changed" in done.output
 
 
-def test_a_signed_bundle_whose_manifest_was_made_to_fit_again_is_refused(place: Path, tmp_path: Path) -> None:
+def test_a_signed_bundle_whose_manifest_was_made_to_fit_again_is_refused(place, tmp_path):
     change = _say("report.json", b'"verdict": "pass"', b'"verdict": "fail"')
     done = _invoke("verify-report", _forged(place / "signed.tar.gz", tmp_path / "forged.tar.gz", change))
 
@@ -172,8 +169,8 @@ def test_a_signed_bundle_whose_manifest_was_made_to_fit_again_is_refused(place: 
     ],
 )
 def test_an_unsigned_forgery_that_contradicts_itself_is_refused(  # noqa: PLR0917 - a row of the table each
-    place: Path, tmp_path: Path, name: str, old: bytes, new: bytes, said: str
-) -> None:
+    place, tmp_path, name, old, new, said
+):
     forged = _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", _say(name, old, new))
     done = _invoke("verify-report", forged)
 
@@ -181,8 +178,8 @@ def test_an_unsigned_forgery_that_contradicts_itself_is_refused(  # noqa: PLR091
     assert said in done.output
 
 
-def test_what_a_bundle_of_another_suite_says_is_a_claim(place: Path, tmp_path: Path) -> None:
-    def change(files: dict[str, bytes]) -> None:
+def test_what_a_bundle_of_another_suite_says_is_a_claim(place, tmp_path):
+    def change(files):
         found = json.loads(files["report.json"])
         found["digests"]["suite"] = "sha256:0"
         found["statement"] |= {"sentence": "x 1 conforms to wire (strict).", "beside": []}
@@ -197,8 +194,8 @@ def test_what_a_bundle_of_another_suite_says_is_a_claim(place: Path, tmp_path: P
 
 @pytest.mark.parametrize("value", [None, 5, {"x": 5}, []])
 @pytest.mark.parametrize("key", ["product", "digests", "statement", "checks", "features"])
-def test_a_report_of_another_shape_is_refused(place: Path, tmp_path: Path, key: str, value: object) -> None:
-    def change(files: dict[str, bytes]) -> None:
+def test_a_report_of_another_shape_is_refused(place, tmp_path, key, value):
+    def change(files):
         files["report.json"] = json.dumps(json.loads(files["report.json"]) | {key: value}).encode()
 
     done = _invoke("verify-report", _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", change))
@@ -215,9 +212,7 @@ def test_a_report_of_another_shape_is_refused(place: Path, tmp_path: Path, key: 
         (lambda files: files.update({"manifest.json": b"{}"}), "manifest.json: is not canonical"),
     ],
 )
-def test_a_bundle_that_is_not_whole_is_refused(
-    place: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None], said: str
-) -> None:
+def test_a_bundle_that_is_not_whole_is_refused(place, tmp_path, change, said):
     files = _unpacked(place / "unsigned.tar.gz")
     change(files)
     done = _invoke("verify-report", _pack(tmp_path / "part.tar.gz", files))
@@ -226,14 +221,14 @@ def test_a_bundle_that_is_not_whole_is_refused(
     assert said in done.output
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_archive_is_refused(tmp_path):
     (tmp_path / "x.tar.gz").write_text("no")
 
     assert _invoke("verify-report", tmp_path / "x.tar.gz").exit_code == 1
 
 
 @pytest.mark.parametrize("content", ["no key", ""])
-def test_a_key_that_is_none_is_a_mistake_of_the_command(place: Path, tmp_path: Path, content: str) -> None:
+def test_a_key_that_is_none_is_a_mistake_of_the_command(place, tmp_path, content):
     (tmp_path / "bad.pem").write_text(content)
     signing = ("--evidence", tmp_path / "e.tar.gz", "--sign-with", tmp_path / "bad.pem")
 
@@ -244,7 +239,7 @@ def test_a_key_that_is_none_is_a_mistake_of_the_command(place: Path, tmp_path: P
     )
 
 
-def test_a_bundle_that_cannot_be_written_is_said_before_the_run(tmp_path: Path) -> None:
+def test_a_bundle_that_cannot_be_written_is_said_before_the_run(tmp_path):
     done = _invoke("run", *_CHECKS, "--evidence", tmp_path)
 
     assert done.exit_code == 2
@@ -252,7 +247,7 @@ def test_a_bundle_that_cannot_be_written_is_said_before_the_run(tmp_path: Path) 
     assert "judging" not in done.output
 
 
-def test_pytest_writes_a_bundle_too(tmp_path: Path) -> None:
+def test_pytest_writes_a_bundle_too(tmp_path):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "iamroles_conformance"]
     command += ["--iamroles-stage=processes", "--iamroles-evidence=e.tar.gz", "-k", "gate.no-token and spop"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -261,7 +256,7 @@ def test_pytest_writes_a_bundle_too(tmp_path: Path) -> None:
     assert "transcripts/gate.no-token.refused[spop].txt" in bundle.read(tmp_path / "e.tar.gz").files
 
 
-def test_an_archive_that_unpacks_to_more_than_a_bundle_may_hold_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_unpacks_to_more_than_a_bundle_may_hold_is_refused(tmp_path):
     with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz", compresslevel=1) as archive:
         member = tarfile.TarInfo("report.json")
         member.size = (256 << 20) + 1
@@ -273,17 +268,17 @@ def test_an_archive_that_unpacks_to_more_than_a_bundle_may_hold_is_refused(tmp_p
 
 
 class _Zeros(io.RawIOBase):
-    def __init__(self, size: int) -> None:
+    def __init__(self, size):
         self._left = size
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size=-1):
         found = bytes(min(size, self._left))
         self._left -= len(found)
         return found
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
-def test_what_is_no_plain_file_is_refused(tmp_path: Path, kind: bytes) -> None:
+def test_what_is_no_plain_file_is_refused(tmp_path, kind):
     with tarfile.open(tmp_path / "odd.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo("report.json")
         member.type, member.linkname = kind, "/etc/passwd"
@@ -292,7 +287,7 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path, kind: bytes) -> None:
     assert _invoke("verify-report", tmp_path / "odd.tar.gz").exit_code == 1
 
 
-def test_a_replay_plays_the_sample_of_a_seed_and_agrees(place: Path) -> None:
+def test_a_replay_plays_the_sample_of_a_seed_and_agrees(place):
     agent = Path(__file__).parents[2] / "conformance" / "agent.toml"
     done = _invoke(
         *("verify-report", place / "unsigned.tar.gz", "--agent", agent, "--stage=processes"),
@@ -303,7 +298,7 @@ def test_a_replay_plays_the_sample_of_a_seed_and_agrees(place: Path) -> None:
     assert "3 of 7 checks with --seed 7: 3 agree, 0 differ" in done.output
 
 
-def test_a_verdict_that_differs_in_a_replay_is_named(place: Path, tmp_path: Path) -> None:
+def test_a_verdict_that_differs_in_a_replay_is_named(place, tmp_path):
     agent = tmp_path / "agent.toml"
     launch = f'[launch]\ncommand = ["python", "{_BLUNT}", "deny"]\n[features]\noidc = true\n'
     agent.write_text(f'spec = 1\nname = "iamroles"\nversion = "0.1.0"\n{launch}')

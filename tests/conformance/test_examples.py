@@ -1,7 +1,5 @@
 """Worked examples are started and judged for real; the page of implementations is made of their reports."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shutil
@@ -15,7 +13,7 @@ from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.errors import AgentFileError
 from iamroles_scenarios.declarations.planning import selected_by
-from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.stage import AgentSpec, haproxies
 
 CONFORMANCE = Path(__file__).parents[2] / "conformance"
@@ -23,7 +21,7 @@ PUBLISH = runpy.run_path(str(CONFORMANCE / "reports" / "publish.py"))
 REPORTS = PUBLISH["published"]()
 
 
-def _played(name: str, *patterns: str) -> dict[str, CheckResult]:
+def _played(name, *patterns):
     if "node" in (CONFORMANCE / "examples" / name / "agent.toml").read_text() and not shutil.which("node"):
         pytest.skip("needs node (Debian: apt install nodejs)")
     subject = Subject(agent=str(CONFORMANCE / "examples" / name / "agent.toml"), stage="processes")
@@ -32,11 +30,11 @@ def _played(name: str, *patterns: str) -> dict[str, CheckResult]:
         return {check.name: run.result(check) for check in planned}
 
 
-def _haproxy() -> tuple[int, ...]:
+def _haproxy():
     return tuple(int(part) for part in haproxies.version(haproxies.find()).split(".")[:2])
 
 
-def _failed(results: dict[str, CheckResult]) -> dict[str, str]:
+def _failed(results):
     return {name: one.message for name, one in results.items() if one.verdict is not Verdict.PASS}
 
 

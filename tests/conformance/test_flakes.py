@@ -1,9 +1,6 @@
 """The measuring of flakes: real runs, and what the page makes of them."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -21,11 +18,11 @@ _ABOUT = {
 }
 
 
-def _runs(*checks: dict[str, list[object]]) -> list[dict[str, object]]:
+def _runs(*checks):
     return [_ABOUT | {"checks": one} for one in checks]
 
 
-def test_runs_are_measured_saved_and_taken_up_again(tmp_path: Path) -> None:
+def test_runs_are_measured_saved_and_taken_up_again(tmp_path):
     saved, page = tmp_path / "runs.jsonl", tmp_path / "flakes.md"
     same = ["flakes", "--stage=processes", "--lane=gate-spop", "--check=gate.audience", "--save", str(saved)]
 
@@ -43,7 +40,7 @@ def test_runs_are_measured_saved_and_taken_up_again(tmp_path: Path) -> None:
     assert "0 checks flaked" in page.read_text()
 
 
-def test_a_check_whose_verdict_changes_flakes_at_its_rate() -> None:
+def test_a_check_whose_verdict_changes_flakes_at_its_rate():
     sound, ill = ["pass", 1, ["a frame", 0.1, 2.0]], ["fail", 1, None]
     found = flakes.measured(_runs({"a.b": sound}, {"a.b": ill}, {"a.b": sound}, {"a.b": sound}))[0]
 
@@ -52,13 +49,13 @@ def test_a_check_whose_verdict_changes_flakes_at_its_rate() -> None:
     assert found.margin == pytest.approx(0.95)
 
 
-def test_the_least_margin_of_all_runs_counts() -> None:
+def test_the_least_margin_of_all_runs_counts():
     waits = [["pass", 1, ["a frame", took, 2.0]] for took in (0.1, 1.8, 0.2)]
 
     assert flakes.measured(_runs(*({"a.b": one} for one in waits)))[0].margin == pytest.approx(0.1)
 
 
-def test_the_page_names_what_flakes_what_was_played_again_and_what_is_narrow() -> None:
+def test_the_page_names_what_flakes_what_was_played_again_and_what_is_narrow():
     good = ["pass", 1, ["a frame", 0.1, 2.0]]
     runs = _runs(
         {
@@ -79,7 +76,7 @@ def test_the_page_names_what_flakes_what_was_played_again_and_what_is_narrow() -
 
 
 @pytest.mark.parametrize("text", ["no json", '{"checks": {"a": [1]}}', "[]"])
-def test_a_file_of_something_else_is_a_mistake(tmp_path: Path, text: str) -> None:
+def test_a_file_of_something_else_is_a_mistake(tmp_path, text):
     (tmp_path / "x").write_text(text)
 
     done = CliRunner().invoke(conformance, ["flakes", "--save", str(tmp_path / "x"), "--check=gate.audience"])

@@ -1,7 +1,5 @@
 """The fork server: an agent that it forks behaves like an agent that the stage started."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

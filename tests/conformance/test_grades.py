@@ -1,9 +1,6 @@
 """An agent that departs from `strict` and misses a SHOULD: not accused of it, nor said to conform to more."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -27,16 +24,14 @@ _TWIN = "identity.stray-bits,wire.health-stays"
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Path:
+def agent(tmp_path):
     path = tmp_path / "agent.toml"
     path.write_text(_AGENT % _TWIN, encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize(("grade", "code"), [("core", 0), ("strict", 1)])
-def test_a_departure_counts_in_strict_alone_and_a_warning_never(
-    agent: Path, tmp_path: Path, grade: str, code: int
-) -> None:
+def test_a_departure_counts_in_strict_alone_and_a_warning_never(agent, tmp_path, grade, code):
     done = CliRunner().invoke(
         conformance,
         [
@@ -60,9 +55,7 @@ def test_a_departure_counts_in_strict_alone_and_a_warning_never(
     assert told["warnings"] == ["wire.health.closes"]
 
 
-def test_under_pytest_what_is_permitted_is_a_warning_even_where_warnings_are_errors(
-    agent: Path, pytester: pytest.Pytester
-) -> None:
+def test_under_pytest_what_is_permitted_is_a_warning_even_where_warnings_are_errors(agent, pytester):
     done = pytester.runpytest_subprocess(
         *("--pyargs", "iamroles_conformance", f"--iamroles-agent={agent}", "-W", "error"),
         *("--iamroles-stage=processes", "--iamroles-lane=wire", "-k", "wire.health.closes"),

@@ -1,10 +1,7 @@
 """The blunt HTTP client: what is written is what travels."""
 
-from __future__ import annotations
-
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -14,12 +11,12 @@ from iamroles_scenarios.engine.http import HttpConnection, redacted, request_byt
 
 
 @contextmanager
-def _server(*answers: bytes) -> Iterator[tuple[tuple[str, int], list[bytes]]]:
+def _server(*answers):
     """Answers each request on a connection with the next answer, then closes."""
     received: list[bytes] = []
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def serve() -> None:
+    def serve():
         connection, _ = listener.accept()
         with connection:
             for answer in answers:
@@ -38,7 +35,7 @@ def _server(*answers: bytes) -> Iterator[tuple[tuple[str, int], list[bytes]]]:
         listener.close()
 
 
-def test_bytes_travel_as_they_are() -> None:
+def test_bytes_travel_as_they_are():
     raw = request_bytes("GET", "/a//..\\\x01\u00e9", [("X_Odd", "1"), ("X_Odd", "2")])
     with _server(b"HTTP/1.1 204 No Content\r\n\r\n") as (address, received):
         connection = HttpConnection(address, 5)
@@ -49,7 +46,7 @@ def test_bytes_travel_as_they_are() -> None:
     assert answer.status == 204
 
 
-def test_a_connection_is_kept() -> None:
+def test_a_connection_is_kept():
     one = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nWWW-Authenticate: Bearer\r\n\r\none"
     two = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo"
     raw = request_bytes("GET", "/", [])
@@ -63,7 +60,7 @@ def test_a_connection_is_kept() -> None:
     assert first.all("www-authenticate") == ["Bearer"]
 
 
-def test_a_closed_connection_is_a_fault() -> None:
+def test_a_closed_connection_is_a_fault():
     with _server(b"") as (address, _):
         connection = HttpConnection(address, 5)
         with pytest.raises(HttpFault):
@@ -80,7 +77,7 @@ def test_a_closed_connection_is_a_fault() -> None:
         b"HTTP/1.1 200 OK\r\nA: b\r\n",
     ],
 )
-def test_half_a_head_is_a_fault(cut: bytes) -> None:
+def test_half_a_head_is_a_fault(cut):
     with _server(cut) as (address, _):
         connection = HttpConnection(address, 5)
         with pytest.raises(HttpFault, match="within the head"):
@@ -88,14 +85,14 @@ def test_half_a_head_is_a_fault(cut: bytes) -> None:
         connection.close()
 
 
-def test_nobody_there_is_a_fault() -> None:
+def test_nobody_there_is_a_fault():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
     with pytest.raises(HttpFault, match="no connection to HAProxy"):
         HttpConnection(address, 5)
 
 
-def test_tokens_are_not_shown() -> None:
+def test_tokens_are_not_shown():
     token = "eyJhbGciOiJSUzI1NiJ9." + "x" * 40
     shown = redacted(f"Authorization: Bearer {token}", [token])
 

@@ -1,13 +1,9 @@
 """Several versions of HAProxy: which can be played, what the tables say, and what the command ends with."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from iamroles_conformance.commands.matrix import chosen, exit_code, matrix
 from iamroles_conformance.reports.matrix import BEGIN, END, Column, as_markdown, page
@@ -19,7 +15,7 @@ PROCESSES = Offer("processes", "The stage is processes: asked for.", ("2.8", "3.
 CONTAINERS = Offer("containers", "The stage is containers: it answers.", ("2.6", "2.8", "3.0", "3.2"))
 
 
-def _column(version: str, **verdicts: str) -> Column:
+def _column(version, **verdicts):
     names = {name.replace("_", "-"): verdict for name, verdict in verdicts.items()}
     checks = [{"name": name, "lane": "gate", "verdict": verdict} for name, verdict in names.items()]
     return Column(
@@ -39,15 +35,15 @@ def _column(version: str, **verdicts: str) -> Column:
 # --- which versions ---------------------------------------------------------------------------------------
 
 
-def test_nothing_asked_for_is_all_that_is_there() -> None:
+def test_nothing_asked_for_is_all_that_is_there():
     assert chosen([], PROCESSES) == ["2.8", "3.0"]
 
 
-def test_versions_are_a_list_or_repeated_and_each_is_played_once() -> None:
+def test_versions_are_a_list_or_repeated_and_each_is_played_once():
     assert chosen(["3.2, 2.6", "3.2"], CONTAINERS) == ["3.2", "2.6"]
 
 
-def test_a_version_that_cannot_run_is_an_error_with_a_remedy() -> None:
+def test_a_version_that_cannot_run_is_an_error_with_a_remedy():
     with pytest.raises(StageError) as caught:
         chosen(["2.6,3.0,3.2"], PROCESSES)
 
@@ -57,19 +53,19 @@ def test_a_version_that_cannot_run_is_an_error_with_a_remedy() -> None:
     )
 
 
-def test_a_host_without_any_is_an_error() -> None:
+def test_a_host_without_any_is_an_error():
     with pytest.raises(StageError, match="which has none"):
         chosen([], Offer("processes", "", ()))
 
 
-def test_processes_offer_the_wheels_release() -> None:
+def test_processes_offer_the_wheels_release():
     assert "2.8" in offered("processes").versions
 
 
 # --- tables -----------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_every_requirement_and_every_version() -> None:
+def test_the_table_has_every_requirement_and_every_version():
     columns = [
         _column("2.8", GATE_ALLOW_001="pass"),
         _column("3.0", GATE_ALLOW_001="fail", GATE_TAG_002="pass"),
@@ -90,7 +86,7 @@ def test_the_table_has_every_requirement_and_every_version() -> None:
     ]
 
 
-def test_a_page_keeps_what_stands_around_the_table(tmp_path: Path) -> None:
+def test_a_page_keeps_what_stands_around_the_table(tmp_path):
     path = tmp_path / "support.md"
     path.write_text(f"# Ours\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
 
@@ -105,7 +101,7 @@ def test_a_page_keeps_what_stands_around_the_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["# no place\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"])
-def test_a_page_without_a_place_for_the_table_says_what_to_do(tmp_path: Path, text: str) -> None:
+def test_a_page_without_a_place_for_the_table_says_what_to_do(tmp_path, text):
     path = tmp_path / "support.md"
     path.write_text(text)
 
@@ -125,11 +121,11 @@ def test_a_page_without_a_place_for_the_table_says_what_to_do(tmp_path: Path, te
         ([_column("2.8", A="fail"), Column("3.0", fault="gone")], 1),
     ],
 )
-def test_the_exit_code_is_the_worst_of_all(columns: list[Column], code: int) -> None:
+def test_the_exit_code_is_the_worst_of_all(columns, code):
     assert exit_code(columns) == code
 
 
-def invoked(*arguments: Any) -> Result:
+def invoked(*arguments):
     return CliRunner().invoke(matrix, [str(argument) for argument in arguments])
 
 
@@ -142,14 +138,14 @@ def invoked(*arguments: Any) -> Result:
         (["--check=gate.expired", "--docs=page.md"], 2, "leave out --check"),
     ],
 )
-def test_nothing_is_skipped_in_silence(arguments: list[str], code: int, said: str) -> None:
+def test_nothing_is_skipped_in_silence(arguments, code, said):
     done = invoked(*arguments)
 
     assert done.exit_code == code
     assert said in done.output
 
 
-def test_each_version_has_its_result_and_a_failure_its_command(tmp_path: Path) -> None:
+def test_each_version_has_its_result_and_a_failure_its_command(tmp_path):
     output = tmp_path / "out"
 
     done = invoked("--stage=processes", "--haproxy=2.8", "--check=gate.expired", "--output", output)

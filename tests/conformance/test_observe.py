@@ -1,7 +1,5 @@
 """What is expected against what is seen."""
 
-from __future__ import annotations
-
 import pytest
 
 from iamroles_scenarios.declarations.scenario import Expectation
@@ -20,7 +18,7 @@ _ALLOWED = Observation(
 _REFUSED = Observation(status=401, allow=False, error="invalid_token", backend="", reason="token_expired")
 
 
-def _differ(seen: Observation, **expected: object) -> list[str]:
+def _differ(seen, **expected):
     return mismatches(Expectation.model_validate(expected), seen, {"t": 100})
 
 
@@ -34,7 +32,7 @@ def _differ(seen: Observation, **expected: object) -> list[str]:
         {"challenge": False, "path": "/orders/1"},
     ],
 )
-def test_what_fits(expected: dict[str, object]) -> None:
+def test_what_fits(expected):
     assert _differ(_ALLOWED, **expected) == []
 
 
@@ -73,14 +71,14 @@ def test_what_fits(expected: dict[str, object]) -> None:
         ),
     ],
 )
-def test_what_does_not(seen: Observation, expected: dict[str, object], said: str) -> None:
+def test_what_does_not(seen, expected, said):
     found = _differ(seen, **expected)
 
     assert len(found) == 1 or "no line" in said
     assert any(said in sentence for sentence in found), found
 
 
-def test_an_expectation_is_described_whole() -> None:
+def test_an_expectation_is_described_whole():
     expectation = Expectation.model_validate(
         {"status": 401, "reason": {"one_of": ["a", "b"]}, "within": "5s"}
     )

@@ -1,13 +1,11 @@
 """A proxy's behaviour is never an agent's failure: HAProxy that is broken, lacks a feature, or dies."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
@@ -27,7 +25,7 @@ exit 1
 """
 
 
-def _run(*options: str) -> Result:
+def _run(*options):
     args = ["run", "--stage=processes", "--lane=gate", "--check=gate.no-token", "--check=gate.audience"]
     return CliRunner().invoke(conformance, [*args, *options])
 
@@ -40,9 +38,7 @@ def _run(*options: str) -> Result:
         ("no program", 2, "haproxy: cannot start"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_named_and_nothing_is_judged(
-    tmp_path: Path, program: str, code: int, said: str
-) -> None:
+def test_a_proxy_that_cannot_be_used_is_named_and_nothing_is_judged(tmp_path, program, code, said):
     binary = tmp_path / "haproxy"
     binary.write_text(program)
     binary.chmod(0o755)
@@ -54,7 +50,7 @@ def test_a_proxy_that_cannot_be_used_is_named_and_nothing_is_judged(
     assert "Traceback" not in done.output
 
 
-def _own(directory: Path, *broken: str) -> str:
+def _own(directory, *broken):
     """`agent.toml` of the reference agent with a configuration of its own, which has these lines too.
 
     With a file `later` in the directory the first configuration is sound.
@@ -82,9 +78,7 @@ else:
 """
 
 
-def test_a_configuration_of_the_vendors_own_that_haproxy_refuses_is_one_sentence_and_exit_3(
-    tmp_path: Path,
-) -> None:
+def test_a_configuration_of_the_vendors_own_that_haproxy_refuses_is_one_sentence_and_exit_3(tmp_path):
     agent = _own(tmp_path, "srever a 127.0.0.1:80", "http-request allow_all")
     run = _run(f"--agent={agent}")
     doctor = CliRunner().invoke(conformance, ["doctor", "--agent", agent])
@@ -98,9 +92,7 @@ def test_a_configuration_of_the_vendors_own_that_haproxy_refuses_is_one_sentence
         assert "Traceback" not in done.output
 
 
-def test_a_later_one_is_one_finding_and_fails_its_checks_as_a_world_that_the_agent_refuses(
-    tmp_path: Path,
-) -> None:
+def test_a_later_one_is_one_finding_and_fails_its_checks_as_a_world_that_the_agent_refuses(tmp_path):
     agent = _own(tmp_path, "srever a 127.0.0.1:80")
     (tmp_path / "later").touch()
     checks = (
@@ -122,7 +114,7 @@ def test_a_later_one_is_one_finding_and_fails_its_checks_as_a_world_that_the_age
     assert all("haproxy.cfg line" in one["message"] for one in failed)
 
 
-def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path: Path) -> None:
+def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path):
     agent = _own(tmp_path)
     (tmp_path / "render.py").write_text("raise SystemExit('no template for grants')")
     done = _run(f"--agent={agent}")
@@ -132,7 +124,7 @@ def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path: Path)
     assert "no template for grants" in done.output
 
 
-def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path: Path) -> None:
+def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path):
     agent = _own(tmp_path)
     render = tmp_path / "render.py"
     one_word = (
@@ -161,11 +153,11 @@ def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path
         ("", "it says nothing"),
     ],
 )
-def test_the_words_of_haproxy_are_found(log: str, said: str) -> None:
+def test_the_words_of_haproxy_are_found(log, said):
     assert refusal(log) == said
 
 
-def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path: Path) -> None:
+def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path):
     agent = tmp_path / "agent.toml"
     launch = f'[launch]\ncommand = ["{sys.executable}", "{_FAULTY}", "kills-the-proxy"]'
     agent.write_text(f'spec = 1\nname = "assassin"\n{launch}\n[features]\noidc = true\n')
@@ -181,15 +173,13 @@ def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path: Pat
 
 
 @pytest.mark.parametrize("check", ["live.expiry.ends", "proxy.threads.verdicts", "gate.agent-down"])
-def test_whatever_a_check_sees_of_a_dead_proxy_accuses_no_agent(
-    check: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_a_check_sees_of_a_dead_proxy_accuses_no_agent(check, monkeypatch):
     """HAProxy of each world is killed as soon as the world stands: what was asked then has no answer."""
     from iamroles_scenarios.stage.world import World
 
     started = World.start
 
-    def start(world: World, *args: object, **options: object) -> None:
+    def start(world, *args, **options):
         started(world, *args, **options)  # type: ignore[arg-type]
         if armed and world._haproxy is not None:
             world.haproxy._runs[-1].part.kill()

@@ -1,7 +1,5 @@
 """The result document and its forms."""
 
-from __future__ import annotations
-
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -22,7 +20,7 @@ from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.stage import AgentSpec
 
 
-def _document(verdicts: dict[str, Verdict], message: str = "why") -> report.Document:
+def _document(verdicts, message="why"):
     planned = plan(["gate-spop"], selected_by(["gate.expired"]))
     spec = AgentSpec(name="mine <b>", version="7", directory=Path(), command=("x",), features={"oidc": True})
     run = Run(spec, planned)
@@ -37,7 +35,7 @@ def _document(verdicts: dict[str, Verdict], message: str = "why") -> report.Docu
     return report.document(Subject(agent="agent.toml", lanes=("gate-spop",)), run, pairs)
 
 
-def test_a_document_says_who_what_and_how_to_reproduce() -> None:
+def test_a_document_says_who_what_and_how_to_reproduce():
     found = _document({})
 
     assert found["product"] == {"name": "mine <b>", "version": "7"}
@@ -61,7 +59,7 @@ def test_a_document_says_who_what_and_how_to_reproduce() -> None:
         (Verdict.NOT_APPLICABLE, True),
     ],
 )
-def test_what_lets_a_run_pass(verdict: Verdict, passed: bool) -> None:
+def test_what_lets_a_run_pass(verdict, passed):
     found = _document({"reason": verdict})
 
     assert found["passed"] is passed
@@ -70,7 +68,7 @@ def test_what_lets_a_run_pass(verdict: Verdict, passed: bool) -> None:
     ).items()
 
 
-def test_evidence_is_kept_for_what_did_not_pass() -> None:
+def test_evidence_is_kept_for_what_did_not_pass():
     checks = {check["check"]: check for check in _document({"refused": Verdict.FAIL})["checks"]}
 
     assert checks["gate.expired.refused"]["evidence"]["trace"] == ">> NOTIFY"
@@ -78,7 +76,7 @@ def test_evidence_is_kept_for_what_did_not_pass() -> None:
 
 
 @given(st.text())
-def test_junit_is_xml_whatever_an_agent_wrote(message: str) -> None:
+def test_junit_is_xml_whatever_an_agent_wrote(message):
     found = {
         "product": {"name": "n", "version": "1"},
         "seconds": 1,
@@ -100,7 +98,7 @@ def test_junit_is_xml_whatever_an_agent_wrote(message: str) -> None:
     assert suite[0].attrib["name"] == "gate.x.y[haproxy]"
 
 
-def test_junit_counts_by_kind() -> None:
+def test_junit_counts_by_kind():
     found = _document(
         {"refused": Verdict.FAIL, "reason": Verdict.HARNESS_ERROR, "challenge": Verdict.KNOWN_FAILURE}
     )
@@ -114,7 +112,7 @@ def test_junit_counts_by_kind() -> None:
     }
 
 
-def test_the_page_escapes_what_it_shows() -> None:
+def test_the_page_escapes_what_it_shows():
     page = report.as_html(_document({"refused": Verdict.FAIL}))
 
     assert "That is no statement of conformance." in page
@@ -124,7 +122,7 @@ def test_the_page_escapes_what_it_shows() -> None:
     assert "<script>" not in page
 
 
-def test_the_page_has_the_statement_first_levels_apart_and_what_the_checks_catch() -> None:
+def test_the_page_has_the_statement_first_levels_apart_and_what_the_checks_catch():
     page = report.as_html(_document({"refused": Verdict.FAIL}))
     order = ["<h1>", "That is no statement", "Not passed: MUST", "Requirements: MUST", "Checks: MUST"]
 
@@ -134,7 +132,7 @@ def test_the_page_has_the_statement_first_levels_apart_and_what_the_checks_catch
     assert "<details><summary><code>gate.expired.refused" in page
 
 
-def test_forms_are_made_from_a_saved_run(tmp_path: Path) -> None:
+def test_forms_are_made_from_a_saved_run(tmp_path):
     saved, page = tmp_path / "out" / "report.json", tmp_path / "page.html"
     report.write(_document({"refused": Verdict.FAIL}), tmp_path / "out")
     made = CliRunner().invoke(conformance, ["report", str(saved), "--html", str(page)])
@@ -155,7 +153,7 @@ def test_forms_are_made_from_a_saved_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", json.dumps({"schema": 1}), json.dumps({"schema": 2, "checks": [1]})]
 )
-def test_what_is_no_report_is_said_to_be_none(tmp_path: Path, text: str) -> None:
+def test_what_is_no_report_is_said_to_be_none(tmp_path, text):
     saved = tmp_path / "report.json"
     saved.write_text(text, encoding="utf-8")
     found = CliRunner().invoke(conformance, ["report", str(saved)])
@@ -164,7 +162,7 @@ def test_what_is_no_report_is_said_to_be_none(tmp_path: Path, text: str) -> None
     assert "report.json of a run" in found.output
 
 
-def test_a_statement_that_was_written_into_a_saved_run_does_not_survive(tmp_path: Path) -> None:
+def test_a_statement_that_was_written_into_a_saved_run_does_not_survive(tmp_path):
     found = _document({"refused": Verdict.FAIL})
     truth = found["statement"]
     lie = truth | {"sentence": "mine conforms to everything (strict).", "holds": True}
@@ -177,7 +175,7 @@ def test_a_statement_that_was_written_into_a_saved_run_does_not_survive(tmp_path
     assert read["passed"] is False
 
 
-def test_a_document_names_the_digests_of_all_that_took_part() -> None:
+def test_a_document_names_the_digests_of_all_that_took_part():
     found = _document({})
 
     assert set(found["digests"]) >= {"suite", "scenarios", "SPEC.md"}
@@ -185,7 +183,7 @@ def test_a_document_names_the_digests_of_all_that_took_part() -> None:
     assert found["environment"]["python"]
 
 
-def test_junit_gives_each_failure_its_type_and_a_class_name() -> None:
+def test_junit_gives_each_failure_its_type_and_a_class_name():
     suite = ET.fromstring(report.as_junit(_document({"reason": Verdict.UNTESTABLE})))[0]
 
     case = next(one for one in suite if one.get("name", "").startswith("gate.expired.reason"))
@@ -193,7 +191,7 @@ def test_junit_gives_each_failure_its_type_and_a_class_name() -> None:
     assert case[0].get("type") == "untestable"
 
 
-def test_the_short_forms_say_no_more_than_the_statement() -> None:
+def test_the_short_forms_say_no_more_than_the_statement():
     good, bad = _document({}), _document({"reason": Verdict.FAIL}, "a | b <c>")
 
     assert good["statement"]["sentence"] in report.as_markdown(good)
@@ -202,7 +200,7 @@ def test_the_short_forms_say_no_more_than_the_statement() -> None:
     assert "not passed" in report.as_badge(bad)
 
 
-def test_a_summary_names_classes_and_says_what_a_run_says_at_its_end() -> None:
+def test_a_summary_names_classes_and_says_what_a_run_says_at_its_end():
     found = _document({}) | {"findings": ["it ended"], "not_played": ["a.b"], "not_produced": ["a slow disk"]}
     told = report.as_markdown(found)
 

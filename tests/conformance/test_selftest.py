@@ -1,7 +1,5 @@
 """The self-test: mutants are declared rightly and caught for the right reason."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import replace
@@ -279,9 +277,9 @@ def test_behaviours_are_listed():
     assert "tolerant.same-twice" in done.output
 
 
-def test_an_override_that_would_die_of_its_arguments_is_no_mutant() -> None:
+def test_an_override_that_would_die_of_its_arguments_is_no_mutant():
     class Sound:
-        def judge(self, payload: bytes, now: float) -> bool:
+        def judge(self, payload, now):
             return bool(payload) and now > 0
 
     around(Sound, "judge")(lambda sound, self, payload, now: not sound(self, payload, now))

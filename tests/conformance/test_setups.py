@@ -1,7 +1,5 @@
 """Faults of a set-up are reported as such: one clear sentence, and the documented exit code."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -12,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from marked import Marked
 
 from iamroles_conformance.commands.conformance import conformance
@@ -24,7 +22,7 @@ from iamroles_scenarios.stage import AgentSpec, open_stage
 FAULTY = Path(__file__).parent / "agents" / "faulty.py"
 
 
-def _toml(directory: Path, command: list[str], features: str = "oidc = true") -> str:
+def _toml(directory, command, features="oidc = true"):
     path = directory / "agent.toml"
     path.write_text(
         f'spec = 1\nname = "faulty"\n[launch]\ncommand = {json.dumps(command)}\n[features]\n{features}\n'
@@ -32,13 +30,13 @@ def _toml(directory: Path, command: list[str], features: str = "oidc = true") ->
     return str(path)
 
 
-def _faulty(directory: Path, fault: str, *state: Path) -> str:
+def _faulty(directory, fault, *state):
     """`agent.toml` of an agent with a fault; with a state it is sound in its first world."""
     every = "oidc = true\nsts = true\nlive = true\nlimits = true\nreload = 'SIGHUP'"
     return _toml(directory, [sys.executable, str(FAULTY), fault, *map(str, state)], every)
 
 
-def _run(agent: str, *options: str) -> Result:
+def _run(agent, *options):
     args = ["run", "--agent", agent, "--stage=processes", "--lane=wire", "--check=wire.hello", *options]
     return CliRunner().invoke(conformance, args)
 
@@ -52,9 +50,7 @@ def _run(agent: str, *options: str) -> Result:
         ("no-line", 'lacks "address"'),
     ],
 )
-def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(
-    tmp_path: Path, fault: str, said: str
-) -> None:
+def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(tmp_path, fault, said):
     done = _run(_toml(tmp_path, [sys.executable, str(FAULTY), fault]))
 
     assert done.exit_code == 3, done.output
@@ -63,7 +59,7 @@ def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(
     assert "Traceback" not in done.output
 
 
-def test_an_agent_that_dies_midway_is_told_with_its_exit_code_and_log(tmp_path: Path) -> None:
+def test_an_agent_that_dies_midway_is_told_with_its_exit_code_and_log(tmp_path):
     agent = _toml(tmp_path, [sys.executable, str(FAULTY), "dies"])
 
     done = _run(agent, f"--report={tmp_path / 'out'}")
@@ -87,7 +83,7 @@ EVERY_LANE = (
 )
 
 
-def test_an_agent_that_dies_is_one_finding_and_one_verdict_in_every_lane(tmp_path: Path) -> None:
+def test_an_agent_that_dies_is_one_finding_and_one_verdict_in_every_lane(tmp_path):
     found = _judged(_faulty(tmp_path, "dies-of-a-question"), tmp_path, *EVERY_LANE)
 
     assert {check["lane"] for check in found["checks"]} == {"gate", "gate-spop", "proxy"}
@@ -106,9 +102,7 @@ def test_an_agent_that_dies_is_one_finding_and_one_verdict_in_every_lane(tmp_pat
         ("no-line", 'lacks "address"'),
     ],
 )
-def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(
-    tmp_path: Path, fault: str, said: str
-) -> None:
+def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(tmp_path, fault, said):
     agent = _faulty(tmp_path, fault, tmp_path / "state")
 
     found = _judged(agent, tmp_path, "identity.header.ignored", *EVERY_LANE[1:])
@@ -126,9 +120,7 @@ def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(
         ("oidc", {"wire", "gate", "oidc", "policy"}, {"sts"}),
     ],
 )
-def test_an_agent_of_one_kind_of_credential_is_judged_by_what_it_declares(
-    tmp_path: Path, kind: str, applies: set[str], does_not: set[str]
-) -> None:
+def test_an_agent_of_one_kind_of_credential_is_judged_by_what_it_declares(tmp_path, kind, applies, does_not):
     command = [sys.executable, str(FAULTY.with_name("only.py")), kind, "agent", "run"]
     agent = _toml(tmp_path, command, f"{kind} = true")
     chosen = ["wire.pipeline", "wire.message", "gate.audience", "identity.sts-form", "policy.union"]
@@ -144,7 +136,7 @@ def test_an_agent_of_one_kind_of_credential_is_judged_by_what_it_declares(
     assert verdicts == {key: {"pass"} for key in applies} | {key: {"not-applicable"} for key in does_not}
 
 
-def _judged(agent: str, directory: Path, *checks: str) -> report.Document:
+def _judged(agent, directory, *checks):
     """The report of a run that must end with 1."""
     chosen = [f"--check={check}" for check in checks]
     args = ["run", "--agent", agent, "--stage=processes", f"--report={directory / 'out'}", *chosen]
@@ -172,9 +164,7 @@ _SOUND = '[launch]\naddress = "127.0.0.1:1"\n[features]\noidc = true\n'
         ),
     ],
 )
-def test_a_mistake_in_the_file_is_exit_2_with_the_place_in_it(
-    tmp_path: Path, text: str | None, said: str
-) -> None:
+def test_a_mistake_in_the_file_is_exit_2_with_the_place_in_it(tmp_path, text, said):
     if text is not None:
         (tmp_path / "agent.toml").write_text(text)
     done = _run(str(tmp_path / "agent.toml"))
@@ -184,7 +174,7 @@ def test_a_mistake_in_the_file_is_exit_2_with_the_place_in_it(
     assert len(done.output.strip().splitlines()) == 1, "more than one sentence"
 
 
-def test_a_misspelt_selection_is_exit_2_and_names_the_nearest(tmp_path: Path) -> None:
+def test_a_misspelt_selection_is_exit_2_and_names_the_nearest(tmp_path):
     """Beside a name that is right it would narrow the run unseen."""
     done = _run(default_agent_toml(), "--check=wire.hello.itmes")
 
@@ -193,7 +183,7 @@ def test_a_misspelt_selection_is_exit_2_and_names_the_nearest(tmp_path: Path) ->
     assert "Did you mean wire.hello.items?" in done.output
 
 
-def test_a_failure_tells_every_failing_step_and_the_token_without_its_signature(tmp_path: Path) -> None:
+def test_a_failure_tells_every_failing_step_and_the_token_without_its_signature(tmp_path):
     command = [sys.executable, str(FAULTY.with_name("blunt.py")), "allow"]
     args = [
         "run",
@@ -214,14 +204,14 @@ def test_a_failure_tells_every_failing_step_and_the_token_without_its_signature(
     assert not re.search(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", done.output), "a whole token was printed"
 
 
-def test_a_command_that_is_not_there_is_exit_2(tmp_path: Path) -> None:
+def test_a_command_that_is_not_there_is_exit_2(tmp_path):
     done = _run(_toml(tmp_path, ["./no-such-agent"]))
 
     assert done.exit_code == 2
     assert "no-such-agent" in done.output
 
 
-def test_a_dead_address_is_exit_3_and_the_doctor_says_so() -> None:
+def test_a_dead_address_is_exit_3_and_the_doctor_says_so():
     with socket.create_server(("127.0.0.1", 0)) as once:
         address = f"127.0.0.1:{once.getsockname()[1]}"
 
@@ -244,7 +234,7 @@ def test_a_dead_address_is_exit_3_and_the_doctor_says_so() -> None:
         ("dies-of-a-question", "says that it serves"),
     ],
 )
-def test_the_doctor_finds_what_a_run_would(tmp_path: Path, fault: str, said: str) -> None:
+def test_the_doctor_finds_what_a_run_would(tmp_path, fault, said):
     agent = _toml(tmp_path, [sys.executable, str(FAULTY), fault])
 
     done = CliRunner().invoke(conformance, ["doctor", "--agent", agent])
@@ -254,7 +244,7 @@ def test_the_doctor_finds_what_a_run_would(tmp_path: Path, fault: str, said: str
     assert "Traceback" not in done.output
 
 
-def test_the_doctor_loads_nothing_that_it_does_not_use() -> None:
+def test_the_doctor_loads_nothing_that_it_does_not_use():
     text = "import sys; from iamroles_conformance.commands.conformance import conformance as c\n"
     text += "try: c(['doctor'])\nfinally: print(sorted({'boto3', 'moto', 'hypothesis'} & sys.modules.keys()))"
 
@@ -265,7 +255,7 @@ def test_the_doctor_loads_nothing_that_it_does_not_use() -> None:
     assert done.stdout.endswith("[]\n")
 
 
-def test_init_writes_what_the_suite_reads_and_overwrites_nothing(tmp_path: Path) -> None:
+def test_init_writes_what_the_suite_reads_and_overwrites_nothing(tmp_path):
     args = ["init", str(tmp_path), "--command", "./mine serve", "--name", 'my "agent"']
 
     first, second = (CliRunner().invoke(conformance, args) for _ in range(2))
@@ -276,7 +266,7 @@ def test_init_writes_what_the_suite_reads_and_overwrites_nothing(tmp_path: Path)
     assert "conformance run" in (tmp_path / ".github/workflows/conformance.yml").read_text()
 
 
-def test_a_running_agent_that_is_sound_is_exit_0() -> None:
+def test_a_running_agent_that_is_sound_is_exit_0():
     with open_stage("processes") as stage:
         stage.idp.issuer("corp")
         policy = policy_of(WorldSpec(policy="orders"))
@@ -290,9 +280,7 @@ def test_a_running_agent_that_is_sound_is_exit_0() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_interrupted_reports_what_was_played_and_leaves_nothing(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_run_that_is_interrupted_reports_what_was_played_and_leaves_nothing(tmp_path, number):
     lanes = ["--lane=gate-spop", "--lane=gate"]
     with Marked("conformance", "run", "--stage=processes", *lanes, f"--report={tmp_path}") as run:
         seen = [line for line in itertools.islice(run.stdout, 12) if line.startswith("pass ")]

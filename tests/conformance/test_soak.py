@@ -1,7 +1,5 @@
 """The soak: what it counts, what it prints, when it fails."""
 
-from __future__ import annotations
-
 import json
 import os
 import xml.etree.ElementTree as ET
@@ -26,7 +24,7 @@ REFUSED = b"HTTP/1.1 403 Forbidden\r\n\r\n"
 
 
 @pytest.fixture
-def asked() -> tuple[Outcomes, FlowQuestion]:
+def asked():
     """An account, and a question that must be refused with 403."""
     ledger = Ledger()
     flow = Flow("closed", RequestSpec(), Expectation(status=403))
@@ -34,7 +32,7 @@ def asked() -> tuple[Outcomes, FlowQuestion]:
 
 
 @pytest.fixture
-def soaked(asked: tuple[Outcomes, FlowQuestion]) -> SoakResult:
+def soaked(asked):
     """A soak of ten minutes in which all was well."""
     outcomes, question = asked
     for number in range(1200):
@@ -45,13 +43,13 @@ def soaked(asked: tuple[Outcomes, FlowQuestion]) -> SoakResult:
     return SoakResult(7, 600.0, outcomes, events, samples)
 
 
-def test_a_quiet_soak_has_no_problem(soaked: SoakResult) -> None:
+def test_a_quiet_soak_has_no_problem(soaked):
     _judge(soaked)
 
     assert soaked.problems == []
 
 
-def test_a_fault_excuses_what_is_missing_and_nothing_else(asked: tuple[Outcomes, FlowQuestion]) -> None:
+def test_a_fault_excuses_what_is_missing_and_nothing_else(asked):
     outcomes, question = asked
     outcomes.excuses.append((4 * NANO, 6 * NANO))
     question.judge(503, DOWN, 5 * NANO, 5 * NANO + 1)
@@ -64,7 +62,7 @@ def test_a_fault_excuses_what_is_missing_and_nothing_else(asked: tuple[Outcomes,
     assert outcomes.bad == {Kind.FAULT: 1, Kind.FALSE_ALLOW: 1}
 
 
-def test_what_is_younger_is_judged_later(asked: tuple[Outcomes, FlowQuestion]) -> None:
+def test_what_is_younger_is_judged_later(asked):
     outcomes, question = asked
     question.judge(403, REFUSED, 1 * NANO, 1 * NANO + 1)
     question.judge(403, REFUSED, 9 * NANO, 9 * NANO + 1)
@@ -75,7 +73,7 @@ def test_what_is_younger_is_judged_later(asked: tuple[Outcomes, FlowQuestion]) -
     assert (outcomes.answers, list(outcomes.seconds)) == (2, [1, 9])
 
 
-def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Outcomes, FlowQuestion]) -> None:
+def test_what_a_back_end_cannot_verify_is_no_answer(asked):
     outcomes, question = asked
     question.ledger.verify = lambda entry: "its key is not published" if entry.sent < 4 * NANO else ""
     outcomes.excuses.append((2 * NANO, 3 * NANO))
@@ -100,20 +98,20 @@ def test_what_a_back_end_cannot_verify_is_no_answer(asked: tuple[Outcomes, FlowQ
         (lambda soaked: soaked.unseen.add("haproxy"), "memory and descriptors of haproxy cannot be read"),
     ],
 )  # fmt: skip
-def test_why_a_soak_fails(soaked: SoakResult, change, problem: str) -> None:
+def test_why_a_soak_fails(soaked, change, problem):
     change(soaked)
     _judge(soaked)
 
     assert [told for told in soaked.problems if told.startswith(problem)]
 
 
-def _grows(soaked: SoakResult) -> None:
+def _grows(soaked):
     for sample in soaked.samples["agent 1"][450:]:
         sample.memory = 400 << 20
 
 
-def test_a_seed_gives_the_same_walk_and_every_move_comes() -> None:
-    def moves(seed: int) -> list[str]:
+def test_a_seed_gives_the_same_walk_and_every_move_comes():
+    def moves(seed):
         proxy = SimpleNamespace(host="127.0.0.1", port=9)
         loan = SimpleNamespace(world=SimpleNamespace(proxy=proxy), sets=None)
         loan.certificates = SimpleNamespace(tls=None)
@@ -127,14 +125,14 @@ def test_a_seed_gives_the_same_walk_and_every_move_comes() -> None:
     assert set(moves(3)) == {move.name for cycle in walk().cycles for move in cycle.moves}
 
 
-def test_recovery_is_the_time_to_the_last_answer_that_was_not_right(soaked: SoakResult) -> None:
+def test_recovery_is_the_time_to_the_last_answer_that_was_not_right(soaked):
     soaked.outcomes.late += [11.5, 12.0, 25.0]
     _judge(soaked)
 
     assert [one.recovered for one in soaked.events[:4]] == [0.0, 2.0, 5.0, 0.0]
 
 
-def test_the_page_is_whole_and_needs_nobody(soaked: SoakResult) -> None:
+def test_the_page_is_whole_and_needs_nobody(soaked):
     _judge(soaked)
     page = soak_page.html(soak_page.document(soaked, "agent <1>", "processes", "iamroles conformance soak"))
 
@@ -145,15 +143,15 @@ def test_the_page_is_whole_and_needs_nobody(soaked: SoakResult) -> None:
         ET.fromstring(f"<svg{chart.split('</svg>')[0]}</svg>")
 
 
-def test_what_this_process_uses_is_counted_with_its_children() -> None:
+def test_what_this_process_uses_is_counted_with_its_children():
     memory, descriptors = used(os.getpid())
 
     assert memory > 1 << 20
     assert descriptors > 2
 
 
-def test_what_another_user_hides_is_not_counted_as_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hidden(self: Path) -> None:
+def test_what_another_user_hides_is_not_counted_as_nothing(monkeypatch):
+    def hidden(self):
         raise PermissionError(self)
 
     monkeypatch.setattr(Path, "iterdir", hidden)
@@ -168,9 +166,7 @@ def test_what_another_user_hides_is_not_counted_as_nothing(monkeypatch: pytest.M
         ('command = ["iamroles"]', "false", "asks with an issuer's tokens"),
     ],
 )
-def test_whoever_takes_no_tokens_is_not_accused_of_it(
-    tmp_path: Path, launch: str, oidc: str, said: str
-) -> None:
+def test_whoever_takes_no_tokens_is_not_accused_of_it(tmp_path, launch, oidc, said):
     agent = tmp_path / "agent.toml"
     agent.write_text(f"spec = 1\n[launch]\n{launch}\n[features]\noidc = {oidc}\n", encoding="utf-8")
     for words, what in (
@@ -185,12 +181,12 @@ def test_whoever_takes_no_tokens_is_not_accused_of_it(
         assert f"{what} {said}" in done.output
 
 
-def test_bad_arguments_end_with_2() -> None:
+def test_bad_arguments_end_with_2():
     for words in (["--for", "10"], ["--for", "0s"], ["--rate", "0"], ["--seed", "x"]):
         assert CliRunner().invoke(conformance, ["soak", *words]).exit_code == 2
 
 
-def test_a_short_soak_counts_as_failed_and_writes_its_result(tmp_path: Path) -> None:
+def test_a_short_soak_counts_as_failed_and_writes_its_result(tmp_path):
     data, page = tmp_path / "soak.json", tmp_path / "soak.html"
     words = ["--stage", "processes", "--for", "3s", "--seed", "5", "--json", str(data), "--page", str(page)]
     done = CliRunner().invoke(conformance, ["soak", *words])

@@ -1,7 +1,5 @@
 """SPEC.md is whole: clauses and requirements agree, and so do tables and schema; examples hold."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib
@@ -26,14 +24,14 @@ STANDARDS = re.compile(r"SPOE\.txt|RFC \d|OpenID Connect|AWS |CVE-|Amazon |FIPS|
 NOON = 1_800_000_000
 
 
-def _clauses() -> dict[str, str]:
+def _clauses():
     """The text of each clause by its number."""
     parts = re.split(r'<a id="c-(\d+-\d+)"></a>', SPEC)
     bodies = (re.split(r"\n#", body)[0] for body in parts[2::2])
     return {number.replace("-", "."): body for number, body in zip(parts[1::2], bodies, strict=True)}
 
 
-def _named(text: str) -> set[str]:
+def _named(text):
     lists = re.findall(r"\[((?:[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)+-\d{3}\s*)+)\]", text)
     return {name for one in lists for name in one.split()}
 
@@ -41,7 +39,7 @@ def _named(text: str) -> set[str]:
 # --- clauses and requirements ------------------------------------------------------------------------------
 
 
-def test_each_clause_has_an_anchor_and_its_number_once_and_in_order() -> None:
+def test_each_clause_has_an_anchor_and_its_number_once_and_in_order():
     anchors = re.findall(r'<a id="c-(\d+)-(\d+)"></a>\*\*(\d+)\.(\d+)\*\*', SPEC)
 
     assert len(anchors) == SPEC.count('<a id="c-') - len(re.findall(r'<a id="c-\d+"></a>', SPEC))
@@ -50,7 +48,7 @@ def test_each_clause_has_an_anchor_and_its_number_once_and_in_order() -> None:
     assert numbers == sorted(set(numbers))
 
 
-def test_clauses_and_requirements_point_at_each_other() -> None:
+def test_clauses_and_requirements_point_at_each_other():
     by_clause = {number: _named(body) for number, body in _clauses().items()}
     by_catalogue: dict[str, set[str]] = {number: set() for number in by_clause}
     for item in catalogue().values():
@@ -61,7 +59,7 @@ def test_clauses_and_requirements_point_at_each_other() -> None:
     assert by_clause == by_catalogue
 
 
-def test_what_has_no_clause_is_demanded_by_a_standard() -> None:
+def test_what_has_no_clause_is_demanded_by_a_standard():
     bare = [item for item in catalogue().values() if not item.clauses]
     unfounded = [f"{one.id}: {one.source}" for one in bare if not STANDARDS.match(one.source)]
 
@@ -69,23 +67,23 @@ def test_what_has_no_clause_is_demanded_by_a_standard() -> None:
     assert not [one.id for one in bare if "docs/" in one.source or "SPEC.md" in one.source]
 
 
-def test_what_is_strict_is_a_clause_marked_so_and_the_other_way_round() -> None:
+def test_what_is_strict_is_a_clause_marked_so_and_the_other_way_round():
     strict = {item.id for item in catalogue().values() if item.grade == "strict"}
     marked = {name for body in _clauses().values() if "*strict*" in body for name in _named(body)}
 
     assert marked == strict
 
 
-def test_a_clause_without_a_requirement_says_so() -> None:
+def test_a_clause_without_a_requirement_says_so():
     """Such clauses describe what the suite itself needs of an agent to play anything at all."""
     assert [number for number, body in _clauses().items() if not _named(body)] == ["8.1", "8.2", "8.4"]
 
 
-def test_the_table_at_the_top_lists_every_section() -> None:
+def test_the_table_at_the_top_lists_every_section():
     assert re.findall(r"^\| \[(\d+)\]", SPEC, re.MULTILINE) == re.findall(r'<a id="c-(\d+)"></a>', SPEC)
 
 
-def test_clauses_that_the_text_refers_to_are_there() -> None:
+def test_clauses_that_the_text_refers_to_are_there():
     known = set(_clauses())
     referred = {
         number for pair in re.findall(r"\((\d\.\d+)\)|and \((\d\.\d+)\)", SPEC) for number in pair if number
@@ -97,7 +95,7 @@ def test_clauses_that_the_text_refers_to_are_there() -> None:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def _tables() -> dict[str, list[list[str]]]:
+def _tables():
     """Rows of each policy table, by its name in the text."""
     found: dict[str, list[list[str]]] = {}
     pattern = r"\n\*\*(?:`\[\[?([a-z_.]+)\]\]?`|\((top)\))\*\*\n\n\| key [^\n]*\n[^\n]*\n((?:\|[^\n]*\n)+)"
@@ -107,7 +105,7 @@ def _tables() -> dict[str, list[list[str]]]:
     return found
 
 
-def _schema_of(name: str) -> dict[str, Any]:
+def _schema_of(name):
     if name == "top":
         return SCHEMA
     place: dict[str, Any] = SCHEMA
@@ -117,7 +115,7 @@ def _schema_of(name: str) -> dict[str, Any]:
     return place
 
 
-def _types(schema: dict[str, Any]) -> list[str]:
+def _types(schema):
     """Words that the column of types must have."""
     words: list[str] = []
     for one in schema.get("anyOf", [schema]):
@@ -140,14 +138,14 @@ def _types(schema: dict[str, Any]) -> list[str]:
     return words
 
 
-def test_every_table_of_the_schema_is_written_out() -> None:
+def test_every_table_of_the_schema_is_written_out():
     tables = {"top", *(key for key, value in SCHEMA["properties"].items() if "$defs" in json.dumps(value))}
 
     assert set(_tables()) == tables | {"backends.tls"}
 
 
 @pytest.mark.parametrize("name", sorted(_tables()))
-def test_a_table_says_what_the_schema_says(name: str) -> None:
+def test_a_table_says_what_the_schema_says(name):
     schema, rows = _schema_of(name), _tables()[name]
     properties = {key: value for key, value in schema["properties"].items() if key != "$schema"}
 
@@ -163,7 +161,7 @@ def test_a_table_says_what_the_schema_says(name: str) -> None:
         assert meaning, key
 
 
-def _keys(document: Any, schema: dict[str, Any], path: str = "") -> list[str]:
+def _keys(document, schema, path=""):
     """Keys of a document that the schema does not have."""
     unknown: list[str] = []
     for key, value in document.items():
@@ -178,11 +176,11 @@ def _keys(document: Any, schema: dict[str, Any], path: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("world", sorted(WORLDS.glob("*.toml")), ids=lambda path: path.stem)
-def test_worlds_use_documented_keys_only(world: Path) -> None:
+def test_worlds_use_documented_keys_only(world):
     assert not _keys(tomllib.loads(world.read_text(encoding="utf-8")), SCHEMA)
 
 
-def test_scenarios_override_documented_keys_only() -> None:
+def test_scenarios_override_documented_keys_only():
     meant = {"unknown-key"}
     for scenario in scenarios().values():
         assert not _keys(policy_of(scenario.world), SCHEMA), scenario.id
@@ -192,14 +190,14 @@ def test_scenarios_override_documented_keys_only() -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_oracle_draws_documented_keys_only(seed: int) -> None:
+def test_the_oracle_draws_documented_keys_only(seed):
     assert not _keys(draw(seed, seed, 1).policy, SCHEMA)
 
 
 # --- examples ----------------------------------------------------------------------------------------------
 
 
-def _examples() -> list[tuple[str, list[str]]]:
+def _examples():
     rows: list[tuple[str, list[str]]] = []
     for number, body in _clauses().items():
         head = "| roles of the token |"
@@ -209,14 +207,14 @@ def _examples() -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _example_policy() -> dict[str, Any]:
+def _example_policy():
     block = re.search(r"### Decision.*?```toml\n(.*?)```", SPEC, re.DOTALL)
     assert block
     return tomllib.loads(block[1])
 
 
 @pytest.mark.parametrize("example", _examples(), ids=lambda row: f"{row[0]}: {' | '.join(row[1])}")
-def test_an_example_is_what_the_oracle_decides(example: tuple[str, list[str]]) -> None:
+def test_an_example_is_what_the_oracle_decides(example):
     roles, asks, scope, request, verdict = example[1]
     method, *host, path = request.split()
     claims: dict[str, Any] = {
@@ -243,7 +241,7 @@ def test_an_example_is_what_the_oracle_decides(example: tuple[str, list[str]]) -
     assert not rule or rule[0].strip("`") in found.rules
 
 
-def test_each_rule_of_the_decision_has_an_example() -> None:
+def test_each_rule_of_the_decision_has_an_example():
     rules = {number for number in _clauses() if number.startswith("6.") and int(number[2:]) >= 10}
     without = rules - {number for number, _ in _examples()}
 
@@ -253,7 +251,7 @@ def test_each_rule_of_the_decision_has_an_example() -> None:
 # --- delivery ----------------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_it() -> None:
+def test_the_command_prints_it():
     whole = CliRunner().invoke(conformance, ["spec"])
     clause = CliRunner().invoke(conformance, ["spec", "6.12"])
 
@@ -263,7 +261,7 @@ def test_the_command_prints_it() -> None:
     assert CliRunner().invoke(conformance, ["spec", "6.99"]).exit_code == 2
 
 
-def test_a_section_is_printed_whole() -> None:
+def test_a_section_is_printed_whole():
     section = CliRunner().invoke(conformance, ["spec", "8"]).output
 
     assert section.startswith("## 8. ")

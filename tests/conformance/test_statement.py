@@ -1,18 +1,13 @@
 """What is said of an agent: nothing that was not played, and nothing against it that the standards permit."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from iamroles_conformance.reports.statement import Document, holds, statement
+from iamroles_conformance.reports.statement import holds, statement
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import CLASSES, catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.verdicts import reported
 from iamroles_scenarios.stage import AgentSpec
 
@@ -23,26 +18,24 @@ FEATURES = dict.fromkeys(
 )
 
 
-def _told(
-    verdict: Callable[[PlannedCheck], Verdict | None] = lambda check: Verdict.PASS, **options: Any
-) -> Document:
+def _told(verdict=lambda check: Verdict.PASS, **options):
     """The statement on a run with these verdicts; None for a check that was not selected."""
     verdicts = [(check.name, verdict(check)) for check in ALL]
     checks = [{"name": name, "verdict": value.value} for name, value in verdicts if value]
     return statement("mine 1", checks, **({"features": FEATURES, "known_failures": {}} | options))
 
 
-def _one(picked: PlannedCheck, verdict: Verdict | None) -> Callable[[PlannedCheck], Verdict | None]:
+def _one(picked, verdict):
     return lambda check: verdict if check is picked else Verdict.PASS
 
 
-def _first(name: str, *, must: bool = True, grade: str = "core") -> PlannedCheck:
+def _first(name, *, must=True, grade="core"):
     return next(
         check for check in ALL if check.classes == {name} and check.must is must and check.grade == grade
     )
 
 
-def test_whoever_passes_everything_conforms_to_everything() -> None:
+def test_whoever_passes_everything_conforms_to_everything():
     told = _told()
 
     assert told["conforms"] == {"strict": CLASS_NAMES, "core": CLASS_NAMES}
@@ -54,9 +47,7 @@ def test_whoever_passes_everything_conforms_to_everything() -> None:
 
 @pytest.mark.parametrize("name", CLASS_NAMES)
 @pytest.mark.parametrize("verdict", [*(one for one in Verdict if one is not Verdict.PASS), None])
-def test_one_must_that_was_not_passed_costs_its_class_and_no_other(
-    name: str, verdict: Verdict | None
-) -> None:
+def test_one_must_that_was_not_passed_costs_its_class_and_no_other(name, verdict):
     told = _told(_one(_first(name), verdict))
 
     assert name not in told["conforms"]["core"]
@@ -71,7 +62,7 @@ def test_one_must_that_was_not_passed_costs_its_class_and_no_other(
         (1, "1 of {of} checks played: 1 passed, 0 failed. That is no statement of conformance."),
     ],
 )
-def test_a_few_checks_are_no_conformance(narrow: int, sentence: str) -> None:
+def test_a_few_checks_are_no_conformance(narrow, sentence):
     few = ALL[:narrow]
     told = _told(lambda check: Verdict.PASS if check in few else None)
 
@@ -80,14 +71,14 @@ def test_a_few_checks_are_no_conformance(narrow: int, sentence: str) -> None:
     assert told["holds"] is True
 
 
-def test_a_class_that_was_played_alone_is_told_alone() -> None:
+def test_a_class_that_was_played_alone_is_told_alone():
     told = _told(lambda check: Verdict.PASS if "wire" in check.classes else None)
 
     assert told["conforms"]["strict"] == ["wire"]
     assert told["sentence"].startswith("mine 1 conforms to wire (strict). No statement on gate: 0 of ")
 
 
-def test_an_absent_feature_is_no_pass_and_is_named() -> None:
+def test_an_absent_feature_is_no_pass_and_is_named():
     told = _told(
         lambda check: Verdict.NOT_APPLICABLE if "sts" in check.features else Verdict.PASS,
         features=FEATURES | {"sts": False},
@@ -98,7 +89,7 @@ def test_an_absent_feature_is_no_pass_and_is_named() -> None:
     assert told["beside"] == ["absent features: sts"]
 
 
-def test_a_known_failure_is_a_failure_and_is_named_with_its_reason() -> None:
+def test_a_known_failure_is_a_failure_and_is_named_with_its_reason():
     check = _first("oidc")
     told = _told(_one(check, Verdict.KNOWN_FAILURE), known_failures={check.id: "our issue 17"})
 
@@ -111,7 +102,7 @@ def test_a_known_failure_is_a_failure_and_is_named_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({one for c in ALL if not c.must for one in c.classes}))
-def test_a_should_that_fails_is_a_warning_beside_a_class_that_holds(name: str) -> None:
+def test_a_should_that_fails_is_a_warning_beside_a_class_that_holds(name):
     check = next(one for one in ALL if one.classes == {name} and not one.must)
     told = _told(_one(check, Verdict.WARNING))
 
@@ -120,7 +111,7 @@ def test_a_should_that_fails_is_a_warning_beside_a_class_that_holds(name: str) -
     assert holds([Verdict.PASS, Verdict.WARNING], "strict")
 
 
-def test_who_is_told_twice_is_judged_by_the_worse() -> None:
+def test_who_is_told_twice_is_judged_by_the_worse():
     checks = [{"name": check.name, "verdict": "pass"} for check in ALL]
     named = _first("wire").name
     told = statement("m", [*checks, {"name": named, "verdict": "fail"}], features={}, known_failures={})
@@ -141,7 +132,7 @@ def test_who_is_told_twice_is_judged_by_the_worse() -> None:
         ([Verdict.HARNESS_ERROR], False, False),
     ],
 )
-def test_how_a_run_ends(verdicts: list[Verdict], core: bool, strict: bool) -> None:
+def test_how_a_run_ends(verdicts, core, strict):
     assert (holds(verdicts, "core"), holds(verdicts, "strict")) == (core, strict)
 
 
@@ -154,14 +145,14 @@ def test_how_a_run_ends(verdicts: list[Verdict], core: bool, strict: bool) -> No
         ("SHOULD", "strict", Verdict.WARNING),
     ],
 )
-def test_a_failure_weighs_what_it_proves(level: str, grade: str, becomes: Verdict) -> None:
+def test_a_failure_weighs_what_it_proves(level, grade, becomes):
     agent = AgentSpec(name="any", version="", directory=Path())
     for name in (one.id for one in catalogue().values() if (one.level, one.grade) == (level, grade)):
         assert reported(CheckResult("a.b", (name,), Verdict.FAIL), agent).verdict is becomes
         assert reported(CheckResult("a.b", (name,), Verdict.PASS), agent).verdict is Verdict.PASS
 
 
-def test_no_must_can_fail_without_costing_a_class() -> None:
+def test_no_must_can_fail_without_costing_a_class():
     """A check that bears on no class would be an acquittal of whatever it is about."""
     assert not [check.name for check in ALL if not check.classes]
     for check in (ALL[3], *(one for one in ALL if one.lane == "gate-spop" and one.must)):
@@ -170,7 +161,7 @@ def test_no_must_can_fail_without_costing_a_class() -> None:
         assert (told["conforms"]["core"] == CLASS_NAMES) is (check.grade == "strict"), check.name
 
 
-def test_a_check_proves_things_of_one_level_and_grade() -> None:
+def test_a_check_proves_things_of_one_level_and_grade():
     """Else its failure would accuse of a MUST for a SHOULD, or of core for strict."""
     mixed = {
         check.name: weights

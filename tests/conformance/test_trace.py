@@ -1,7 +1,5 @@
 """`iamroles trace`: transcripts of captured streams, whole and broken."""
 
-from __future__ import annotations
-
 import pytest
 from click.testing import CliRunner
 from hypothesis import given

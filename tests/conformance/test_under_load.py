@@ -1,9 +1,6 @@
 """The judge under load: traffic flows beside the checks, and a verdict that only it sees fails the run."""
 
-from __future__ import annotations
-
 import re
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -22,12 +19,12 @@ reload = "SIGHUP"
 """
 
 
-def _run(*arguments: str):
+def _run(*arguments):
     command = ["run", "--stage", "processes", "--lane", "gate", "-q", "--under-load", "40", *arguments]
     return CliRunner().invoke(conformance, command)
 
 
-def test_traffic_flows_beside_the_checks_and_is_counted() -> None:
+def test_traffic_flows_beside_the_checks_and_is_counted():
     done = _run("--check", "gate.rotation")
 
     assert done.exit_code == 0, done.output
@@ -36,7 +33,7 @@ def test_traffic_flows_beside_the_checks_and_is_counted() -> None:
     assert int(count[1]) > 20
 
 
-def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path: Path) -> None:
+def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path):
     agent = tmp_path / "agent.toml"
     agent.write_text(_MUTANT, encoding="utf-8")
     done = _run("--agent", str(agent), "--check", "gate.rotation")
@@ -46,7 +43,7 @@ def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path: Path) -> N
     assert done.exit_code == 1
 
 
-def test_a_running_agent_is_not_put_under_load() -> None:
+def test_a_running_agent_is_not_put_under_load():
     done = CliRunner().invoke(conformance, ["run", "--agent-address", "127.0.0.1:1", "--under-load", "5"])
 
     assert done.exit_code == 2
@@ -54,5 +51,5 @@ def test_a_running_agent_is_not_put_under_load() -> None:
 
 
 @pytest.mark.parametrize("rate", ["-1", "fast"])
-def test_a_rate_is_a_number(rate: str) -> None:
+def test_a_rate_is_a_number(rate):
     assert CliRunner().invoke(conformance, ["run", "--under-load", rate]).exit_code == 2

@@ -1,9 +1,6 @@
 """The engine on real processes: broken agents fail where they are broken, and only the agent is blamed."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +21,12 @@ from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import recorded, reported
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
+from iamroles_scenarios.stage import AgentSpec, open_stage
 
 _AGENT = Path(__file__).parent / "agents" / "blunt.py"
 
 
-def _spec(mode: str, **features: object) -> AgentSpec:
+def _spec(mode, **features):
     return AgentSpec(
         name=f"blunt {mode}",
         version="1",
@@ -40,14 +37,12 @@ def _spec(mode: str, **features: object) -> AgentSpec:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def stage():
     with open_stage("processes") as opened:
         yield opened
 
 
-def _play(
-    stage: Stage, mode: str, name: str, *, scale: float = 1.0, **features: object
-) -> dict[str, CheckResult]:
+def _play(stage, mode, name, *, scale=1.0, **features):
     spec = _spec(mode, **features)
     worlds = Worlds(stage, spec, haproxy=False, namespace=f"-{mode}")
     try:
@@ -58,12 +53,10 @@ def _play(
 
 
 @pytest.mark.parametrize(("late", "verdict"), [(0, Verdict.PASS), (3, Verdict.PASS), (4, Verdict.UNTESTABLE)])
-def test_a_check_that_the_judge_was_late_for_is_played_again_with_longer_times(
-    stage: Stage, late: int, verdict: Verdict
-) -> None:
+def test_a_check_that_the_judge_was_late_for_is_played_again_with_longer_times(stage, late, verdict):
     scales: list[float] = []
 
-    def play(target: Target) -> None:
+    def play(target):
         scales.append(target.scale)
         Bench.in_time(time.time() + (len(scales) > late) * 60, "its question")
 
@@ -75,7 +68,7 @@ def test_a_check_that_the_judge_was_late_for_is_played_again_with_longer_times(
     assert ("s late for its question" in result.message) == (verdict is Verdict.UNTESTABLE)
 
 
-def test_an_agent_that_allows_everybody_fails_and_is_told_why(stage: Stage) -> None:
+def test_an_agent_that_allows_everybody_fails_and_is_told_why(stage):
     found = _play(stage, "allow", "gate.expired")
     result = found["gate.expired.refused"]
 
@@ -86,7 +79,7 @@ def test_an_agent_that_allows_everybody_fails_and_is_told_why(stage: Stage) -> N
     assert "agent" in result.evidence.logs
 
 
-def test_a_failure_is_printed_in_the_agreed_order(stage: Stage) -> None:
+def test_a_failure_is_printed_in_the_agreed_order(stage):
     result = _play(stage, "allow", "gate.expired")["gate.expired.refused"]
     check = next(check for check in plan(["gate-spop"]) if check.id == result.check)
     text = explain.failure(check, result, "COMMAND")
@@ -104,7 +97,7 @@ def test_a_failure_is_printed_in_the_agreed_order(stage: Stage) -> None:
     assert "eyJ" not in text.replace("eyJhbG…", ""), "a token was printed"
 
 
-def test_an_agent_that_refuses_everybody_fails_where_it_must_allow(stage: Stage) -> None:
+def test_an_agent_that_refuses_everybody_fails_where_it_must_allow(stage):
     found = _play(stage, "deny", "gate.no-token")
     allow = _play(stage, "deny", "gate.allow")
 
@@ -113,14 +106,14 @@ def test_an_agent_that_refuses_everybody_fails_where_it_must_allow(stage: Stage)
 
 
 @pytest.mark.parametrize(("mode", "said"), [("silent", "no ACK"), ("garbage", "malformed")])
-def test_an_agent_that_does_not_answer_fails_by_its_deadline(stage: Stage, mode: str, said: str) -> None:
+def test_an_agent_that_does_not_answer_fails_by_its_deadline(stage, mode, said):
     found = _play(stage, mode, "gate.no-token", scale=0.1)
 
     assert {each.verdict for each in found.values()} == {Verdict.FAIL}
     assert all(said in each.message for each in found.values()), found
 
 
-def test_a_feature_declared_absent_is_not_applicable(stage: Stage) -> None:
+def test_a_feature_declared_absent_is_not_applicable(stage):
     found = _play(stage, "allow", "gate.cloud-role", oidc=False)
 
     assert {each.verdict for each in found.values()} == {Verdict.NOT_APPLICABLE}
@@ -147,7 +140,7 @@ expect.refused = { status = 401 }
 """
 
 
-def test_a_mistake_of_the_suite_is_never_the_agents(stage: Stage) -> None:
+def test_a_mistake_of_the_suite_is_never_the_agents(stage):
     spec = _spec("deny")
     worlds = Worlds(stage, spec, haproxy=False, namespace="-broken")
     scenario = parse(_BROKEN, Scenario, "broken.toml")
@@ -160,7 +153,7 @@ def test_a_mistake_of_the_suite_is_never_the_agents(stage: Stage) -> None:
     assert "exxp" in result.message
 
 
-def test_an_agent_that_cannot_take_a_lawful_policy_fails(stage: Stage) -> None:
+def test_an_agent_that_cannot_take_a_lawful_policy_fails(stage):
     spec = replace(_spec("deny"), command=("sh", "-c", "echo no union here >&2; exit 9"))
     worlds = Worlds(stage, spec, haproxy=False, namespace="-picky")
     try:
@@ -172,7 +165,7 @@ def test_an_agent_that_cannot_take_a_lawful_policy_fails(stage: Stage) -> None:
     assert "no union here" in results[0].evidence.logs["agent"]
 
 
-def test_no_world_is_started_once_a_run_is_over(stage: Stage) -> None:
+def test_no_world_is_started_once_a_run_is_over(stage):
     worlds = Worlds(stage, _spec("deny"), haproxy=False)
     worlds.close()
 
@@ -183,7 +176,7 @@ def test_no_world_is_started_once_a_run_is_over(stage: Stage) -> None:
         pass
 
 
-def test_a_run_shares_what_its_checks_share() -> None:
+def test_a_run_shares_what_its_checks_share():
     planned = plan(["gate-spop"], selected_by(["gate.no-token", "gate.two-credentials"]))
     with Run(_spec("deny"), planned, Options(stage="processes")) as run:
         results = list(run.results())
@@ -193,7 +186,7 @@ def test_a_run_shares_what_its_checks_share() -> None:
     assert {r.check: r.verdict for r in results}["gate.two-credentials.refused"] is Verdict.FAIL
 
 
-def test_an_agent_that_dies_at_start_ends_the_run_with_its_log() -> None:
+def test_an_agent_that_dies_at_start_ends_the_run_with_its_log():
     spec = replace(_spec("deny"), command=("sh", "-c", "echo no such licence >&2; exit 9"))
     run = Run(spec, plan(["gate-spop"], selected_by(["gate.no-token"])), Options(stage="processes"))
 
@@ -205,18 +198,18 @@ def test_an_agent_that_dies_at_start_ends_the_run_with_its_log() -> None:
 # --- without a stage ---------------------------------------------------------------------------------------
 
 
-def test_zero_checks_are_an_error() -> None:
+def test_zero_checks_are_an_error():
     with pytest.raises(SelectionError, match="zero checks"):
         Run(_spec("deny"), plan(["gate"], selected_by(["nonsense"])))
 
 
-def test_a_running_agent_cannot_be_given_policies() -> None:
+def test_a_running_agent_cannot_be_given_policies():
     spec = replace(_spec("deny"), command=(), address="127.0.0.1:1")
     with pytest.raises(SelectionError, match="already runs"):
         Run(spec, plan(["gate"]))
 
 
-def test_a_known_failure_needs_a_reason_and_a_check() -> None:
+def test_a_known_failure_needs_a_reason_and_a_check():
     planned = plan(["gate"], selected_by(["gate.expired"]))
     with pytest.raises(SelectionError, match="needs a reason"):
         Run(replace(_spec("deny"), known_failures={"gate.expired.reason": " "}), planned)
@@ -236,7 +229,7 @@ def test_a_known_failure_needs_a_reason_and_a_check() -> None:
         ("gate.x.z", Verdict.PASS, Verdict.PASS),
     ],
 )
-def test_known_failures(listed: str, came: Verdict, becomes: Verdict) -> None:
+def test_known_failures(listed, came, becomes):
     result = CheckResult("gate.x.y", ("A-B-001",), came, "as it was", lane="gate-spop")
     found = reported(result, replace(_spec("deny"), known_failures={listed: "ticket 7"}))
 
@@ -257,13 +250,13 @@ def test_known_failures(listed: str, came: Verdict, becomes: Verdict) -> None:
         ("gate.exp", False),
     ],
 )
-def test_selection(pattern: str, chosen: bool) -> None:
+def test_selection(pattern, chosen):
     check = PlannedCheck("gate.expired.refused", "gate-spop", "title", ("TOKEN-TIME-001",))
 
     assert selected_by([pattern])(check) is chosen
 
 
-def test_a_failure_without_a_trace_shows_the_end_of_what_was_sent_and_seen() -> None:
+def test_a_failure_without_a_trace_shows_the_end_of_what_was_sent_and_seen():
     bare = CheckResult("a.b", (), Verdict.FAIL, "still open")
     told = replace(bare, evidence=Evidence(trace="its own"))
 
@@ -275,7 +268,7 @@ def test_a_failure_without_a_trace_shows_the_end_of_what_was_sent_and_seen() -> 
     assert traces[1] == "its own"
 
 
-def test_a_renamed_check_is_found_by_its_old_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_renamed_check_is_found_by_its_old_name(caplog):
     (check,) = plan(select=named_by(["fault.host.processor"]))
     spec = replace(_spec("deny"), known_failures={"live.renew.over[haproxy]": "ticket 7"})
     run = Run(spec, [check])

@@ -1,11 +1,8 @@
 """`iamroles bench`: variants of the gate are what they say, and both benches run to their end."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -33,7 +30,7 @@ def text(rendered):
     return (rendered / "haproxy.cfg").read_text()
 
 
-def sound(rendered: Path, tmp_path: Path, text: str) -> str:
+def sound(rendered, tmp_path, text):
     """Return what HAProxy says of a changed haproxy.cfg; "" if it takes it."""
     for file in rendered.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

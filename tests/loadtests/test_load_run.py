@@ -47,7 +47,7 @@ main(["agent", "run"])
 """
 
 
-def loaded(*arguments: object):
+def loaded(*arguments):
     return CliRunner().invoke(load, [str(argument) for argument in arguments])
 
 

@@ -1,7 +1,5 @@
 """Start a mock as its own process and wait for its ready line."""
 
-from __future__ import annotations
-
 import json
 import select
 import subprocess

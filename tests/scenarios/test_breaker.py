@@ -1,7 +1,5 @@
 """The relay that breaks: each fault does what its name says, and all is well when it ends."""
 
-from __future__ import annotations
-
 import socket
 import threading
 
@@ -15,7 +13,7 @@ def echo():
     """An echo server: it repeats its input until its end."""
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def serve() -> None:
+    def serve():
         while True:
             try:
                 sock, _ = listener.accept()
@@ -23,7 +21,7 @@ def echo():
                 return
             threading.Thread(target=answer, args=(sock,), daemon=True).start()
 
-    def answer(sock: socket.socket) -> None:
+    def answer(sock):
         with sock:
             try:
                 while data := sock.recv(4096):
@@ -43,12 +41,12 @@ def breaker(echo):
         yield made
 
 
-def connected(breaker: Breaker) -> socket.socket:
+def connected(breaker):
     host, _, port = breaker.address.rpartition(":")
     return socket.create_connection((host, int(port)), timeout=10)
 
 
-def told(sock: socket.socket, data: bytes) -> bytes:
+def told(sock, data):
     """Return what comes back, until all did or the connection ended."""
     sock.sendall(data)
     back = b""

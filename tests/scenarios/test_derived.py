@@ -3,8 +3,6 @@
 SPEC.md and the published schema are the two witnesses; whatever they have and the tables have not fails here.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from pathlib import Path
@@ -40,11 +38,11 @@ BASE = {
 }
 
 
-def _section(number: int) -> str:
+def _section(number):
     return SPEC.split(f'<a id="c-{number}"></a>')[1].split("\n## ")[0]
 
 
-def _first_cells(section: str, after: str) -> list[str]:
+def _first_cells(section, after):
     """The first column of a table, by a text in its head; empty cells, of rows that go on, left out."""
     rows = section[section.index(after) :].split("\n\n", maxsplit=1)[0].splitlines()[2:]
     return [cell for row in rows if (cell := row.split("|")[1].strip(" `"))]
@@ -53,7 +51,7 @@ def _first_cells(section: str, after: str) -> list[str]:
 # --- what SPEC.md and the schema have -----------------------------------------------------------------------
 
 
-def _arguments() -> dict[str, set[str]]:
+def _arguments():
     """Arguments by message, out of the table of section 2."""
     found: dict[str, set[str]] = {}
     message = ""
@@ -68,20 +66,20 @@ def _arguments() -> dict[str, set[str]]:
 # --- every one has a row ------------------------------------------------------------------------------------
 
 
-def test_every_argument_of_a_question_has_values() -> None:
+def test_every_argument_of_a_question_has_values():
     said = _arguments()
 
     assert set(arguments.ARGUMENTS) == said["iam-check"]
     assert set(arguments.CONTEXT) == said["iam-context"]
 
 
-def test_every_variable_of_an_answer_has_a_row() -> None:
+def test_every_variable_of_an_answer_has_a_row():
     section = _section(3)
 
     assert list(answers.VARIABLES) == _first_cells(section, "| variable |")
 
 
-def test_a_ticket_may_hold_what_the_contract_says() -> None:
+def test_a_ticket_may_hold_what_the_contract_says():
     said = re.search(r"up to (\d+) of `(\S+)`", _section(3))
 
     assert said is not None
@@ -92,7 +90,7 @@ def test_a_ticket_may_hold_what_the_contract_says() -> None:
     assert not answers.TICKET.fullmatch("x" * (longest + 1))
 
 
-def test_every_reason_has_a_cause_or_a_place_where_it_is_played() -> None:
+def test_every_reason_has_a_cause_or_a_place_where_it_is_played():
     section = _section(4)
     table = section[section.index("| status |") :].split("\n\n")[0].splitlines()[2:]
     said = {}
@@ -109,11 +107,11 @@ def test_every_reason_has_a_cause_or_a_place_where_it_is_played() -> None:
     assert all(row.keys() & {"ends", "passes"} for row in answers.ROWS.values())
 
 
-def test_every_key_of_the_policy_has_an_edge_or_an_exemption() -> None:
+def test_every_key_of_the_policy_has_an_edge_or_an_exemption():
     assert schema.unplayed(schema.KEYS) == set()
 
 
-def test_a_new_key_without_a_check_is_found() -> None:
+def test_a_new_key_without_a_check_is_found():
     grown = copy.deepcopy(policy_schema())
     grown["$defs"]["Grant"]["properties"]["weekdays"] = {"type": "array"}
     grown["properties"]["quotas"] = {"type": "array"}
@@ -121,14 +119,14 @@ def test_a_new_key_without_a_check_is_found() -> None:
     assert schema.unplayed(schema.keys(grown)) == {"grants.weekdays", "quotas"}
 
 
-def test_a_key_that_lost_its_edge_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_lost_its_edge_is_found(monkeypatch):
     left = {key: rows for key, rows in issuers.TABLES["issuers"].items() if key != "accounts"}
     monkeypatch.setitem(issuers.TABLES, "issuers", left)
 
     assert schema.unplayed(schema.KEYS) == {"issuers.accounts"}
 
 
-def test_what_is_exempt_is_known_and_not_played_all_the_same() -> None:
+def test_what_is_exempt_is_known_and_not_played_all_the_same():
     known = {key if name == "top" else f"{name}.{key}" for name, keys in schema.KEYS.items() for key in keys}
 
     assert set(schema.EXEMPT) | schema.played() | set(table("keys")["beyond"]) <= known
@@ -147,7 +145,7 @@ def test_what_is_exempt_is_known_and_not_played_all_the_same() -> None:
         }
     ),
 )
-def test_an_exemption_names_checks_and_tests_that_are_there(why: str) -> None:
+def test_an_exemption_names_checks_and_tests_that_are_there(why):
     ids = {check.id for check in plan()}
     for name in re.findall(r"\b(?:wire|gate|identity|policy|proxy|live|fire|fault)\.[\w.*-]+\w", why):
         prefix = name.rstrip("*")
@@ -156,7 +154,7 @@ def test_an_exemption_names_checks_and_tests_that_are_there(why: str) -> None:
         assert list(ROOT.glob(name)), name
 
 
-def _bounds(spec: str) -> set[str]:
+def _bounds(spec):
     """Keys that are a duration or a number, out of the tables of section 6."""
     found = set()
     for name, rows in re.findall(r"^\*\*`\[+([\w.]+)\]+`\*\*\n\n(.+?)\n\n", spec, re.MULTILINE | re.DOTALL):
@@ -167,25 +165,25 @@ def _bounds(spec: str) -> set[str]:
     return found
 
 
-def test_every_bound_of_a_wait_or_a_buffer_has_its_end_played() -> None:
+def test_every_bound_of_a_wait_or_a_buffer_has_its_end_played():
     assert set(schema.BOUNDS) <= _bounds(SPEC) <= {*schema.BOUNDS, *schema.EXEMPT}
 
 
-def test_a_new_bound_without_a_check_is_found() -> None:
+def test_a_new_bound_without_a_check_is_found():
     row = '| `timeout` | no | `"5s"` | duration | How long one fetch may take. |\n'
     grown = SPEC.replace(row, row + row.replace("timeout", "patience"))
 
     assert _bounds(grown) - {*schema.BOUNDS, *schema.EXEMPT} == {"keys.patience"}
 
 
-def test_every_way_in_which_an_answer_never_ends_is_played() -> None:
+def test_every_way_in_which_an_answer_never_ends_is_played():
     """The mocks' faults are the ways in which a server fails; a new fault needs a row."""
     assert set(waits.WAYS) == ENDLESS
     assert set(waits.WAYS) | set(waits.ENDS) == KINDS
     assert not set(waits.WAYS) & set(waits.ENDS)
 
 
-def test_a_reload_ends_each_cause_and_nothing_else() -> None:
+def test_a_reload_ends_each_cause_and_nothing_else():
     base = {"issuers": [], "grants": [], "roles": [], "scopes": [], "denies": []}
     base["denies"] = [{"id": "no-guard"}, {"id": "no-guards"}]
     before, after = reloads.passing_policy(base, ended=False), reloads.passing_policy(base, ended=True)
@@ -199,7 +197,7 @@ def test_a_reload_ends_each_cause_and_nothing_else() -> None:
         assert row.keys() & {"issuer", "untrusted", "edit"}, reason
 
 
-def test_every_claim_that_a_policy_can_name_is_played_in_every_shape() -> None:
+def test_every_claim_that_a_policy_can_name_is_played_in_every_shape():
     named = {name for name in schema.KEYS["issuers"] if name.endswith("_claim")}
 
     for name in named:
@@ -209,7 +207,7 @@ def test_every_claim_that_a_policy_can_name_is_played_in_every_shape() -> None:
         assert set(claim.shapes) <= set(claims.SHAPES), name
 
 
-def test_every_claim_of_the_contract_is_played() -> None:
+def test_every_claim_of_the_contract_is_played():
     section = _section(5)
     said = set(
         re.findall(
@@ -222,20 +220,20 @@ def test_every_claim_of_the_contract_is_played() -> None:
     assert said <= played
 
 
-def test_every_table_of_the_policy_has_its_reloads() -> None:
+def test_every_table_of_the_policy_has_its_reloads():
     named = {name for name, key in schema.KEYS["top"].items() if key.table and name not in schema.PROCESS}
 
     assert set(table("events")) == named - {"keys"} | {"multi_role"}
 
 
-def test_every_rule_of_time_is_played() -> None:
+def test_every_rule_of_time_is_played():
     """`exp`, `nbf` and `iat` with leeway and without, a role's lifetime, an outer session."""
     for name in ("exp", "nbf", "iat"):
         assert {name, f"{name} with leeway"} <= set(seconds.RULES)
     assert {"a role's lifetime", "the outer session"} <= set(seconds.RULES)
 
 
-def test_every_algorithm_of_the_contract_is_played() -> None:
+def test_every_algorithm_of_the_contract_is_played():
     clause = SPEC[SPEC.index("**5.10**") : SPEC.index("**5.11**")]
     said = set(re.findall(r"\b(?:RS|ES|PS)\d{3}\b|\bEdDSA\b|\bEd25519\b", clause))
 
@@ -249,7 +247,7 @@ EDGES = rules.edges()
 
 
 @pytest.mark.parametrize("edge", EDGES, ids=lambda edge: f"{edge.key}-{edge.room[5:]}")
-def test_an_edge_makes_a_difference(edge: rules.Edge) -> None:
+def test_an_edge_makes_a_difference(edge):
     """Else an agent that ignores the key would pass."""
     with_, without = rules.policy_with(BASE, [edge]), rules.policy_with(BASE, [edge], without=True)
     verdicts = {
@@ -272,12 +270,12 @@ def test_an_edge_makes_a_difference(edge: rules.Edge) -> None:
     ("name", "rows"),
     issuers.TABLES.items(),
 )
-def test_a_value_of_an_issuer_makes_a_difference(name: str, rows: dict[str, list[issuers.Row]]) -> None:
+def test_a_value_of_an_issuer_makes_a_difference(name, rows):
     for key, values in rows.items():
         assert any(with_ != without for row in values for _, with_, without in row["asked"]), f"{name}.{key}"
 
 
-def test_a_text_has_neighbours_of_every_sort() -> None:
+def test_a_text_has_neighbours_of_every_sort():
     found = dict(exact.neighbours("kiosk"))
 
     assert "\u212aio\u212a" not in found.values()
@@ -287,14 +285,14 @@ def test_a_text_has_neighbours_of_every_sort() -> None:
     assert len(found) > 25
 
 
-def test_pairs_of_reasons_are_many_and_in_order() -> None:
+def test_pairs_of_reasons_are_many_and_in_order():
     pairs = list(reasons.pairs())
 
     assert len(pairs) > 150
     assert all(first.stage < second.stage for first, second in pairs)
 
 
-def test_a_policy_is_spoilt_in_one_place_at_a_time() -> None:
+def test_a_policy_is_spoilt_in_one_place_at_a_time():
     base = {name: [{}] for name, key in schema.KEYS["top"].items() if key.table} | {"version": 1}
     spoilt = list(reloads.faults(base))
 
@@ -302,7 +300,7 @@ def test_a_policy_is_spoilt_in_one_place_at_a_time() -> None:
     assert len({what for what, _, _ in spoilt}) == len(spoilt)
 
 
-def test_every_part_of_a_token_is_bent_and_exchanged() -> None:
+def test_every_part_of_a_token_is_bent_and_exchanged():
     tokens = ["aaaaaaaa.bbbbbbbb.cccccccc", "dddddddd.eeeeeeee.ffffffff"]
 
     bent = dict(credentials._bent(tokens[0]))
@@ -311,11 +309,11 @@ def test_every_part_of_a_token_is_bent_and_exchanged() -> None:
     assert len(list(credentials._exchanged(tokens))) == 6
 
 
-def test_an_answer_that_is_not_whole_is_told() -> None:
+def test_an_answer_that_is_not_whole_is_told():
     from iamroles_scenarios.wire.codec import DataType, Typed
     from iamroles_scenarios.wire.frames import Action, Scope
 
-    def answer(**values: Typed) -> list[Action]:
+    def answer(**values):
         return [Action(Scope.txn, name, value) for name, value in values.items()]
 
     text = lambda value: Typed(DataType.STRING, value)  # noqa: E731

@@ -1,7 +1,5 @@
 """The identity part hangs together: requirements, scenarios, flows, mutants, recipes."""
 
-from __future__ import annotations
-
 import re
 import time
 from pathlib import Path
@@ -19,18 +17,18 @@ ROOT = Path(__file__).parents[2]
 WITHIN = re.compile(r"Seen only from within: (\S+)::(\w+)$")
 
 
-def identity() -> Catalogue:
+def identity():
     directory = ROOT / "scenarios" / "iamroles_scenarios" / "data" / "requirements"
     return Catalogue(
         item for item in load(directory).values() if f'id = "{item.id}"' in _text(directory / "identity.toml")
     )
 
 
-def _text(path: Path) -> str:
+def _text(path):
     return path.read_text(encoding="utf-8")
 
 
-def unseen() -> dict[str, re.Match[str]]:
+def unseen():
     """Requirements that no black box can see, and the agent's own test of each."""
     found = {name: WITHIN.search(f"{item.text} {item.attack}") for name, item in identity().items()}
     return {name: match for name, match in found.items() if match}
@@ -65,13 +63,13 @@ class Issuer:
 
     shape = "generic"
 
-    def __init__(self, name: str, keys: list[SigningKey]) -> None:
+    def __init__(self, name, keys):
         self.url = f"http://idp/{name}"
         self.keys = keys
 
 
 @pytest.fixture(scope="module")
-def keys() -> list[SigningKey]:
+def keys():
     return [SigningKey.generate(algorithm, kid=algorithm) for algorithm in ("RS256", "ES256")]
 
 

@@ -1,7 +1,5 @@
 """The suite's minting: sound tokens verify with PyJWT, broken ones are broken in the one way they say."""
 
-from __future__ import annotations
-
 import base64
 import json
 import time
@@ -27,25 +25,25 @@ KEYS = [SigningKey.generate(algorithm, kid=algorithm.lower()) for algorithm in (
 RSA, EC, OKP = KEYS
 
 
-def made(now: float = NOW, **recipe: Any) -> str:
+def made(now=NOW, **recipe):
     return mint(recipe, KEYS, now, ISSUER)
 
 
-def header(token: str) -> dict[str, Any]:
+def header(token):
     decoded: dict[str, Any] = json.loads(b64url_decode(token.split(".", maxsplit=1)[0]))
     return decoded
 
 
-def payload(token: str) -> dict[str, Any]:
+def payload(token):
     decoded: dict[str, Any] = json.loads(b64url_decode(token.split(".")[1]))
     return decoded
 
 
-def signature(token: str) -> bytes:
+def signature(token):
     return b64url_decode(token.split(".")[2])
 
 
-def signed(token: str, key: SigningKey, algorithm: str | None = None) -> bool:
+def signed(token, key, algorithm=None):
     """Return whether the last segment is a signature over the first two, whatever they hold."""
     data, _, tail = token.rpartition(".")
     checker = jwt.get_algorithm_by_name(algorithm or key.algorithm)
@@ -55,7 +53,7 @@ def signed(token: str, key: SigningKey, algorithm: str | None = None) -> bool:
 
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "ES256K"])
-def test_sound_tokens_of_every_algorithm_verify(algorithm: str) -> None:
+def test_sound_tokens_of_every_algorithm_verify(algorithm):
     key = SigningKey.generate(algorithm)
     token = mint({"roles": ["reader"]}, [key], time.time(), ISSUER)
 
@@ -70,7 +68,7 @@ def test_sound_tokens_of_every_algorithm_verify(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_keys_survive_their_private_jwk(algorithm: str) -> None:
+def test_keys_survive_their_private_jwk(algorithm):
     key = SigningKey.generate(algorithm)
 
     again = SigningKey.from_jwk(json.loads(json.dumps(key.private_jwk())))
@@ -81,7 +79,7 @@ def test_keys_survive_their_private_jwk(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_orders_are_the_curves_own(curve: str) -> None:
+def test_orders_are_the_curves_own(curve):
     """The order minus one is the negated base point: same x."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -94,7 +92,7 @@ def test_orders_are_the_curves_own(curve: str) -> None:
     assert last.y != first.y
 
 
-def test_the_algorithm_picks_a_key_that_can() -> None:
+def test_the_algorithm_picks_a_key_that_can():
     assert signed(made(alg="PS512"), RSA, "PS512")
     assert signed(made(alg="ES256"), EC)
     assert signed(made(alg="EdDSA"), OKP)
@@ -102,7 +100,7 @@ def test_the_algorithm_picks_a_key_that_can() -> None:
     assert signed(made(key="es256"), EC)
 
 
-def test_times_are_relative_to_now() -> None:
+def test_times_are_relative_to_now():
     claims = payload(made(exp="-120s", nbf="+5m", iat="1.5h", auth_time="-1d"))
 
     assert [claims[name] - NOW for name in ("exp", "nbf", "iat", "auth_time")] == [-120, 300, 5400, -86400]
@@ -112,7 +110,7 @@ def test_times_are_relative_to_now() -> None:
         made(exp="1700000000")
 
 
-def test_claims_replace_merge_and_drop() -> None:
+def test_claims_replace_merge_and_drop():
     token = made(
         shape="keycloak",
         roles=["reader", "arn:aws:iam::222222222222:role/x/writer"],
@@ -128,7 +126,7 @@ def test_claims_replace_merge_and_drop() -> None:
     assert claims["resource_access"] == {"orders-client": {}}
 
 
-def test_times_and_urls_within_claims() -> None:
+def test_times_and_urls_within_claims():
     facts = {"original_session_exp": "{iso+60}", "at": ["{now}", "{now-5}x"]}
     claims = payload(made(shape="aws", merge={"https://sts.amazonaws.com/": facts}, iss="{issuer}/"))
 
@@ -139,14 +137,14 @@ def test_times_and_urls_within_claims() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_carries_subject_roles_and_times(shape: str) -> None:
+def test_every_shape_carries_subject_roles_and_times(shape):
     claims = payload(made(shape=shape, roles=["reader"], account="222222222222"))
 
     assert "arn:aws:iam::222222222222:role/reader" in json.dumps(claims)
     assert {"iss", "sub", "iat", "exp", "jti"} <= set(claims)
 
 
-def test_cognito_has_roles_and_the_preferred_one_and_no_audience() -> None:
+def test_cognito_has_roles_and_the_preferred_one_and_no_audience():
     claims = payload(made(shape="cognito", roles=["reader", "writer"], preferred_role="writer", aud="app-1"))
 
     assert claims["cognito:roles"] == [role_arn("reader"), role_arn("writer")]
@@ -155,14 +153,14 @@ def test_cognito_has_roles_and_the_preferred_one_and_no_audience() -> None:
     assert (claims["client_id"], claims["token_use"], "aud" in claims) == ("app-1", "access", False)
 
 
-def test_rfc9068_has_its_type_and_required_claims() -> None:
+def test_rfc9068_has_its_type_and_required_claims():
     token = made(shape="rfc9068")
 
     assert header(token)["typ"] == "at+jwt"
     assert {"iss", "exp", "aud", "sub", "client_id", "iat", "jti"} <= set(payload(token))
 
 
-def text_of(token: str, segment: int = 1) -> str:
+def text_of(token, segment=1):
     return b64url_decode(token.split(".")[segment]).decode()
 
 
@@ -185,7 +183,7 @@ def text_of(token: str, segment: int = 1) -> str:
     ],
     ids=str,
 )
-def test_payloads_that_no_json_writer_would_write_are_signed(recipe: dict[str, Any], text: str) -> None:
+def test_payloads_that_no_json_writer_would_write_are_signed(recipe, text):
     token = made(**recipe)
 
     assert text in text_of(token)
@@ -208,7 +206,7 @@ def test_payloads_that_no_json_writer_would_write_are_signed(recipe: dict[str, A
     ],
     ids=str,
 )
-def test_headers_that_no_library_would_write_are_signed(recipe: dict[str, Any], text: str) -> None:
+def test_headers_that_no_library_would_write_are_signed(recipe, text):
     token = made(**recipe)
 
     assert text in text_of(token, 0)
@@ -216,7 +214,7 @@ def test_headers_that_no_library_would_write_are_signed(recipe: dict[str, Any], 
 
 
 @pytest.mark.parametrize("word", ["utf16", "utf32", "invalid-utf8", "nul"])
-def test_payloads_in_the_wrong_octets(word: str) -> None:
+def test_payloads_in_the_wrong_octets(word):
     token = made(encoding=word)
     octets = b64url_decode(token.split(".")[1])
 
@@ -228,12 +226,12 @@ def test_payloads_in_the_wrong_octets(word: str) -> None:
 @pytest.mark.parametrize(
     ("word", "sign"), [("padded", "="), ("whitespace", "\n"), ("standard", "+"), ("standard", "/")]
 )
-def test_base64_that_is_not_base64url(word: str, sign: str) -> None:
+def test_base64_that_is_not_base64url(word, sign):
     assert sign in made(encoding=word).split(".")[1]
     assert signed(made(encoding=word), RSA)
 
 
-def test_noncanonical_base64_has_the_same_octets() -> None:
+def test_noncanonical_base64_has_the_same_octets():
     for names in range(4):  # payloads of every length modulo three
         token = made(encoding="noncanonical", claims={"n": "x" * names})
         text = token.split(".")[1]
@@ -244,7 +242,7 @@ def test_noncanonical_base64_has_the_same_octets() -> None:
 
 
 @given(st.binary(max_size=64))
-def test_base64url_round_trip(data: bytes) -> None:
+def test_base64url_round_trip(data):
     assert b64url_decode(b64url(data)) == data
     assert base64.urlsafe_b64decode(stray_bits(b64url(data)) + "==") == data
 
@@ -265,30 +263,30 @@ class Broken:
         Broken("der", None),
     ],
 )
-def test_ecdsa_signatures_of_wrong_length(broken: Broken) -> None:
+def test_ecdsa_signatures_of_wrong_length(broken):
     octets = signature(made(key="ES256", signature=broken.word))
 
     assert len(octets) == broken.length if broken.length is not None else octets[0] == 0x30
 
 
-def test_psychic_and_foreign_signatures_do_not_verify() -> None:
+def test_psychic_and_foreign_signatures_do_not_verify():
     for word in ("zero", "order", "flipped", "foreign"):
         assert not signed(made(key="ES256", signature=word), EC)
     assert not any(signature(made(key="ES256", signature="zero")))
 
 
-def test_a_negated_signature_is_good_mathematics() -> None:
+def test_a_negated_signature_is_good_mathematics():
     """ECDSA is malleable: this one is a *valid* signature, for replay caches keyed by signature."""
     assert signed(made(key="ES256", signature="negated"), EC)
 
 
-def test_signature_words_for_curves_need_a_curve() -> None:
+def test_signature_words_for_curves_need_a_curve():
     with pytest.raises(RecipeError, match="ECDSA"):
         made(key="RS256", signature="der")
 
 
 @pytest.mark.parametrize("alg", ["none", "None", "nOnE", "NONE"])
-def test_alg_none_has_no_signature(alg: str) -> None:
+def test_alg_none_has_no_signature(alg):
     token = made(alg=alg)
 
     assert (header(token)["alg"], token[-1]) == (alg, ".")
@@ -297,7 +295,7 @@ def test_alg_none_has_no_signature(alg: str) -> None:
 @pytest.mark.parametrize(
     "secret", ["public-key", "public-der", "public-jwk", "certificate", "kid", "empty-key"]
 )
-def test_confusion_is_a_true_hmac_of_public_material(secret: str) -> None:
+def test_confusion_is_a_true_hmac_of_public_material(secret):
     token = made(confusion=f"hs256-with-{secret}")
 
     assert header(token)["alg"] == "HS256"
@@ -308,7 +306,7 @@ def test_confusion_is_a_true_hmac_of_public_material(secret: str) -> None:
         assert checker.verify(data.encode(), RSA.public_pem(), b64url_decode(tail))
 
 
-def test_keys_of_strangers() -> None:
+def test_keys_of_strangers():
     other, unknown, wrong = made(key="other"), made(key="unknown-kid"), made(key="wrong-kid")
 
     assert header(other)["kid"] == RSA.kid
@@ -319,7 +317,7 @@ def test_keys_of_strangers() -> None:
     assert signed(wrong, RSA)
 
 
-def test_embedded_keys_are_those_that_signed() -> None:
+def test_embedded_keys_are_those_that_signed():
     token = made(key="other", embed=["jwk", "x5c", "x5t"])
 
     stranger = jwt.PyJWK(header(token)["jwk"])
@@ -328,7 +326,7 @@ def test_embedded_keys_are_those_that_signed() -> None:
     assert base64.b64decode(header(token)["x5c"][0])[0] == 0x30
 
 
-def test_jwe_has_five_parts_and_nested_is_a_token_in_a_token() -> None:
+def test_jwe_has_five_parts_and_nested_is_a_token_in_a_token():
     sealed, nested = made(jwe=True), made(nested=True)
 
     assert sealed.count(".") == 4
@@ -337,7 +335,7 @@ def test_jwe_has_five_parts_and_nested_is_a_token_in_a_token() -> None:
     assert signed(text_of(nested), RSA)
 
 
-def test_deflated_and_unencoded_payloads() -> None:
+def test_deflated_and_unencoded_payloads():
     deflated, unencoded = made(deflate=True), made(unencoded=True, claims={"iss": "x"}, drop=["jti"])
 
     assert header(deflated)["zip"] == "DEF"
@@ -349,7 +347,7 @@ def test_deflated_and_unencoded_payloads() -> None:
 
 @given(st.integers(0, 20_000))
 @settings(max_examples=30, deadline=None)
-def test_size_is_reached_and_hardly_passed(size: int) -> None:
+def test_size_is_reached_and_hardly_passed(size):
     token = made(key="ES256", size=size)
 
     assert len(token) >= size
@@ -358,11 +356,11 @@ def test_size_is_reached_and_hardly_passed(size: int) -> None:
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3, 4, 5])
-def test_segments(segments: int) -> None:
+def test_segments(segments):
     assert made(segments=segments).count(".") == segments - 1
 
 
-def test_text_prefix_and_suffix_are_verbatim() -> None:
+def test_text_prefix_and_suffix_are_verbatim():
     assert made(text="") == ""
     assert made(text="a b") == "a b"
     token = made(prefix=" ", suffix=".x")
@@ -388,12 +386,12 @@ def test_text_prefix_and_suffix_are_verbatim() -> None:
     ],
     ids=str,
 )
-def test_a_misspelt_recipe_is_an_error_and_never_a_valid_token(recipe: dict[str, Any]) -> None:
+def test_a_misspelt_recipe_is_an_error_and_never_a_valid_token(recipe):
     with pytest.raises(RecipeError):
         made(**recipe)
 
 
-def test_tokens_for_one_issuer_signed_by_another() -> None:
+def test_tokens_for_one_issuer_signed_by_another():
     @dataclass
     class Issuer:
         url: str
@@ -413,7 +411,7 @@ def test_tokens_for_one_issuer_signed_by_another() -> None:
         mint_for({"issuer": "nobody"}, issuers, NOW)
 
 
-def test_keys_that_share_a_prime_are_sound_and_of_their_own() -> None:
+def test_keys_that_share_a_prime_are_sound_and_of_their_own():
     keys = [SigningKey.generate("RS256").private for _ in range(30)]
     numbers = [key.private_numbers() for key in keys if isinstance(key, RSAPrivateKey)]
 
@@ -422,7 +420,7 @@ def test_keys_that_share_a_prime_are_sound_and_of_their_own() -> None:
     assert all(number.private_key().key_size == 2048 for number in numbers)  # proves the primes
 
 
-def test_weak_and_mismatched_keys_can_be_made() -> None:
+def test_weak_and_mismatched_keys_can_be_made():
     weak = SigningKey.generate("RS256", bits=1024)
     odd = SigningKey.generate("ES256", curve="P-384")
 

@@ -1,10 +1,7 @@
 """The mock cloud as a process: boto3 unchanged against it, and moto's open doors closed."""
 
-from __future__ import annotations
-
 import base64
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +9,13 @@ import jwt
 import pytest
 import urllib3
 from botocore.exceptions import ClientError
-from mock_process import Mock, running
+from mock_process import running
 from moto.server import ThreadedMotoServer
 
 from iamroles_scenarios.base.errors import ControlError
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 from iamroles_scenarios.mock import presign
-from iamroles_scenarios.mock.clients import Account, CloudClient, IdpClient, SessionKeys, trusting
+from iamroles_scenarios.mock.clients import CloudClient, IdpClient, SessionKeys, trusting
 
 ONE, TWO = "111111111111", "222222222222"
 EDGE = "edge-a.example"
@@ -26,42 +23,40 @@ HTTP = urllib3.PoolManager(retries=False)
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[Mock]:
+def process():
     with running("cloud") as mock:
         yield mock
 
 
 @pytest.fixture(scope="module")
-def cloud(process: Mock) -> CloudClient:
+def cloud(process):
     return CloudClient(process.ready["url"])
 
 
 @pytest.fixture(scope="module")
-def account(cloud: CloudClient) -> Account:
+def account(cloud):
     return cloud.account(ONE)
 
 
 @pytest.fixture(scope="module")
-def reader(cloud: CloudClient, account: Account) -> SessionKeys:
+def reader(cloud, account):
     return cloud.assume(account.role("reader", tags={"team": "orders"}), "alice")
 
 
 @pytest.fixture(scope="module")
-def idp() -> Iterator[IdpClient]:
+def idp():
     with running("idp") as mock:
         yield IdpClient(mock.ready["url"])
 
 
-def refused(call: Callable[[], object]) -> tuple[int, str]:
+def refused(call):
     with pytest.raises(ClientError) as caught:
         call()
     response = caught.value.response
     return response["ResponseMetadata"]["HTTPStatusCode"], response["Error"]["Code"]
 
 
-def ask(
-    cloud: CloudClient, credential: str, *, edge: str = EDGE, accept: str = "application/json"
-) -> tuple[int, Any]:
+def ask(cloud, credential, *, edge=EDGE, accept="application/json"):
     """Send what an agent rebuilds from a credential: its query, its Host, the edge's own binding header."""
     url = base64.urlsafe_b64decode(credential.removeprefix(presign.PREFIX) + "==").decode()
     query = url.partition("?")[2]
@@ -70,11 +65,11 @@ def ask(
     return answer.status, answer.json() if "json" in answer.headers["Content-Type"] else answer.data.decode()
 
 
-def code(answer: tuple[int, Any]) -> tuple[int, str]:
+def code(answer):
     return answer[0], answer[1]["Error"]["Code"]
 
 
-def test_an_assumed_role_knows_itself(cloud: CloudClient, reader: SessionKeys) -> None:
+def test_an_assumed_role_knows_itself(cloud, reader):
     identity = cloud.sts(reader).get_caller_identity()
 
     assert identity["Arn"] == f"arn:aws:sts::{ONE}:assumed-role/reader/alice" == reader.arn
@@ -83,14 +78,14 @@ def test_an_assumed_role_knows_itself(cloud: CloudClient, reader: SessionKeys) -
     assert identity["UserId"].endswith(":alice")
 
 
-def test_role_paths_are_lost_in_sessions(cloud: CloudClient, account: Account) -> None:
+def test_role_paths_are_lost_in_sessions(cloud, account):
     arn = account.role("deployer", path="/ci/prod/")
 
     assert arn == f"arn:aws:iam::{ONE}:role/ci/prod/deployer"
     assert cloud.assume(arn).arn == f"arn:aws:sts::{ONE}:assumed-role/deployer/alice"
 
 
-def test_iam_calls_work_unchanged(account: Account) -> None:
+def test_iam_calls_work_unchanged(account):
     account.role("listed")
 
     assert "listed" in [role["RoleName"] for role in account.iam.list_roles()["Roles"]]
@@ -99,27 +94,27 @@ def test_iam_calls_work_unchanged(account: Account) -> None:
         account.iam.get_role(RoleName="listed")
 
 
-def test_wrong_secret(cloud: CloudClient, reader: SessionKeys) -> None:
+def test_wrong_secret(cloud, reader):
     wrong = replace(reader, secret_access_key=reader.secret_access_key[::-1])
 
     assert refused(cloud.sts(wrong).get_caller_identity) == (403, "SignatureDoesNotMatch")
 
 
-def test_unknown_key(cloud: CloudClient) -> None:
+def test_unknown_key(cloud):
     nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
 
     assert refused(cloud.sts(nobody).get_caller_identity) == (403, "InvalidClientTokenId")
 
 
 @pytest.mark.parametrize("token", [None, "forged"])
-def test_wrong_or_missing_session_token(cloud: CloudClient, reader: SessionKeys, token: str | None) -> None:
+def test_wrong_or_missing_session_token(cloud, reader, token):
     assert refused(cloud.sts(replace(reader, session_token=token)).get_caller_identity) == (
         403,
         "InvalidClientTokenId",
     )
 
 
-def test_expired_credential(cloud: CloudClient, account: Account) -> None:
+def test_expired_credential(cloud, account):
     keys = cloud.assume(account.role("brief"))
     cloud.sts(keys).get_caller_identity()
 
@@ -129,7 +124,7 @@ def test_expired_credential(cloud: CloudClient, account: Account) -> None:
     assert code(ask(cloud, cloud.presign_caller_identity(keys, EDGE))) == (403, "ExpiredToken")
 
 
-def test_lifetimes_are_as_commanded_or_within_the_roles_limits(cloud: CloudClient, account: Account) -> None:
+def test_lifetimes_are_as_commanded_or_within_the_roles_limits(cloud, account):
     cloud.lifetime(3)
     try:
         keys = cloud.assume(account.role("short"))
@@ -145,9 +140,7 @@ def test_lifetimes_are_as_commanded_or_within_the_roles_limits(cloud: CloudClien
 
 
 @pytest.mark.parametrize("shift", [-3 * 86400, -16 * 60, 16 * 60])
-def test_old_and_future_dates_in_the_header(
-    cloud: CloudClient, reader: SessionKeys, monkeypatch: pytest.MonkeyPatch, shift: int
-) -> None:
+def test_old_and_future_dates_in_the_header(cloud, reader, monkeypatch, shift):
     import datetime as dt
 
     import botocore.auth
@@ -158,7 +151,7 @@ def test_old_and_future_dates_in_the_header(
     assert refused(cloud.sts(reader).get_caller_identity) == (403, "SignatureDoesNotMatch")
 
 
-def test_deactivated_and_deleted_keys_and_roles(cloud: CloudClient, account: Account) -> None:
+def test_deactivated_and_deleted_keys_and_roles(cloud, account):
     account.iam.create_user(UserName="bob")
     made = account.iam.create_access_key(UserName="bob")["AccessKey"]
     bob = SessionKeys(made["AccessKeyId"], made["SecretAccessKey"])
@@ -182,7 +175,7 @@ def test_deactivated_and_deleted_keys_and_roles(cloud: CloudClient, account: Acc
     assert refused(cloud.sts(session).get_caller_identity) == (403, "InvalidClientTokenId")
 
 
-def test_session_tokens_are_the_users_and_reach_little(cloud: CloudClient, account: Account) -> None:
+def test_session_tokens_are_the_users_and_reach_little(cloud, account):
     given = cloud.sts(account.administrator).get_session_token()["Credentials"]
     keys = SessionKeys(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"])
 
@@ -191,7 +184,7 @@ def test_session_tokens_are_the_users_and_reach_little(cloud: CloudClient, accou
     assert refused(cloud.sts(keys).get_session_token) == (403, "AccessDenied")
 
 
-def test_federated_users_are_not_roles(cloud: CloudClient, account: Account) -> None:
+def test_federated_users_are_not_roles(cloud, account):
     answer = cloud.sts(account.administrator).get_federation_token(Name="carol")
     given = answer["Credentials"]
     keys = SessionKeys(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"])
@@ -199,7 +192,7 @@ def test_federated_users_are_not_roles(cloud: CloudClient, account: Account) -> 
     assert cloud.sts(keys).get_caller_identity()["Arn"] == f"arn:aws:sts::{ONE}:federated-user/carol"
 
 
-def test_trust_policies_decide_who_assumes(cloud: CloudClient, account: Account, reader: SessionKeys) -> None:
+def test_trust_policies_decide_who_assumes(cloud, account, reader):
     stranger = cloud.account(TWO).administrator
     own = account.role("own-only")
     chained = account.role("chained", trust=trusting(f"arn:aws:iam::{ONE}:role/reader"))
@@ -217,20 +210,20 @@ def test_trust_policies_decide_who_assumes(cloud: CloudClient, account: Account,
     assert cloud.assume(partner, by=stranger, ExternalId="partner-7").arn.startswith(f"arn:aws:sts::{ONE}:")
 
 
-def test_the_same_role_name_in_two_accounts_is_two_principals(cloud: CloudClient) -> None:
+def test_the_same_role_name_in_two_accounts_is_two_principals(cloud):
     keys = cloud.assume(cloud.account(TWO).role("reader"))
 
     assert cloud.sts(keys).get_caller_identity()["Account"] == TWO
 
 
-def test_web_identities_are_checked(cloud: CloudClient, account: Account, idp: IdpClient) -> None:
+def test_web_identities_are_checked(cloud, account, idp):
     issuer = idp.issuer("corp")
     provider = account.provider(issuer.url, ["sts.amazonaws.com"])
     name = issuer.url.partition("://")[2]
     trust = trusting(provider, StringEquals={f"{name}:sub": "alice", f"{name}:aud": "sts.amazonaws.com"})
     role = account.role("web", trust=trust)
 
-    def assume(**recipe: object) -> SessionKeys:
+    def assume(**recipe):
         return cloud.assume_with_token(role, issuer.mint({"aud": "sts.amazonaws.com", **recipe}))
 
     assert cloud.sts(assume()).get_caller_identity()["Arn"] == f"arn:aws:sts::{ONE}:assumed-role/web/alice"
@@ -246,7 +239,7 @@ def test_web_identities_are_checked(cloud: CloudClient, account: Account, idp: I
     assert refused(assume) == (400, "IDPCommunicationError")
 
 
-def verify(token: str, url: str) -> dict[str, Any]:
+def verify(token, url):
     document = HTTP.request("GET", f"{url}/.well-known/openid-configuration").json()
     assert document["issuer"] == url
     entries = {entry["kid"]: entry for entry in HTTP.request("GET", document["jwks_uri"]).json()["keys"]}
@@ -259,9 +252,7 @@ def verify(token: str, url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES384"])
-def test_outbound_tokens_have_awss_layout(
-    cloud: CloudClient, account: Account, reader: SessionKeys, algorithm: str
-) -> None:
+def test_outbound_tokens_have_awss_layout(cloud, account, reader, algorithm):
     token = cloud.web_identity_token(
         reader, "edge", algorithm=algorithm, Tags=[{"Key": "team", "Value": "whatever-i-say"}]
     )
@@ -276,14 +267,14 @@ def test_outbound_tokens_have_awss_layout(
     assert "original_session_exp" in facts
 
 
-def test_outbound_jwks_rsa_entries_have_no_alg(account: Account) -> None:
+def test_outbound_jwks_rsa_entries_have_no_alg(account):
     entries = {entry["kty"]: entry for entry in account.issuer.jwks()}
 
     assert "alg" not in entries["RSA"]
     assert entries["EC"]["alg"] == "ES384"
 
 
-def test_outbound_keys_rotate(cloud: CloudClient, reader: SessionKeys, account: Account) -> None:
+def test_outbound_keys_rotate(cloud, reader, account):
     before = cloud.web_identity_token(reader, "edge", algorithm="ES384")
     old = jwt.get_unverified_header(before)["kid"]
 
@@ -297,7 +288,7 @@ def test_outbound_keys_rotate(cloud: CloudClient, reader: SessionKeys, account: 
         verify(before, account.issuer.url)
 
 
-def test_outbound_origin_identity_keeps_the_role_out_of_sub(cloud: CloudClient, account: Account) -> None:
+def test_outbound_origin_identity_keeps_the_role_out_of_sub(cloud, account):
     keys = cloud.assume(account.role("app"), SourceIdentity="dana")
 
     token = cloud.web_identity_token(keys, "edge", SubjectMode="OriginIdentity", Scope="orders:read")
@@ -307,7 +298,7 @@ def test_outbound_origin_identity_keeps_the_role_out_of_sub(cloud: CloudClient, 
     assert claims[AWS_NAMESPACE]["principal_id"] == f"arn:aws:iam::{ONE}:role/app"
 
 
-def test_outbound_limits(cloud: CloudClient, account: Account, reader: SessionKeys) -> None:
+def test_outbound_limits(cloud, account, reader):
     cloud.lifetime(120)
     try:
         brief = cloud.assume(account.role("nearly-over"))
@@ -330,7 +321,7 @@ def test_outbound_limits(cloud: CloudClient, account: Account, reader: SessionKe
     assert other.issuer.url != account.issuer.url
 
 
-def test_presigned_caller_identity(cloud: CloudClient, reader: SessionKeys) -> None:
+def test_presigned_caller_identity(cloud, reader):
     credential = cloud.presign_caller_identity(reader, EDGE)
 
     status, answer = ask(cloud, credential)
@@ -343,13 +334,13 @@ def test_presigned_caller_identity(cloud: CloudClient, reader: SessionKeys) -> N
     assert 'xmlns="https://sts.amazonaws.com/doc/2011-06-15/"' in xml
 
 
-def test_no_two_credentials_are_the_same(cloud: CloudClient, reader: SessionKeys) -> None:
+def test_no_two_credentials_are_the_same(cloud, reader):
     now = time.time()
 
     assert len({cloud.presign_caller_identity(reader, EDGE, now=now) for _ in range(100)}) == 100
 
 
-def test_presigned_by_boto3_itself(cloud: CloudClient, reader: SessionKeys) -> None:
+def test_presigned_by_boto3_itself(cloud, reader):
     url = cloud.sts(reader).generate_presigned_url("get_caller_identity", HttpMethod="GET")
 
     answer = HTTP.request("GET", url)
@@ -358,7 +349,7 @@ def test_presigned_by_boto3_itself(cloud: CloudClient, reader: SessionKeys) -> N
     assert reader.arn.encode() in answer.data
 
 
-def test_a_credential_bound_to_one_edge_fails_at_another(cloud: CloudClient, reader: SessionKeys) -> None:
+def test_a_credential_bound_to_one_edge_fails_at_another(cloud, reader):
     credential = cloud.presign_caller_identity(reader, EDGE)
 
     assert code(ask(cloud, credential, edge="edge-b.example")) == (403, "SignatureDoesNotMatch")
@@ -387,17 +378,13 @@ def test_a_credential_bound_to_one_edge_fails_at_another(cloud: CloudClient, rea
     ],
     ids=str,
 )
-def test_presigned_recipes(
-    cloud: CloudClient, reader: SessionKeys, recipe: dict[str, Any], wanted: tuple[int, str] | None
-) -> None:
+def test_presigned_recipes(cloud, reader, recipe, wanted):
     answer = ask(cloud, cloud.presign_caller_identity(reader, EDGE, recipe))
 
     assert answer[0] == 200 if wanted is None else code(answer) == wanted
 
 
-def test_the_last_request_can_be_looked_at_without_its_secrets(
-    cloud: CloudClient, reader: SessionKeys
-) -> None:
+def test_the_last_request_can_be_looked_at_without_its_secrets(cloud, reader):
     ask(cloud, cloud.presign_caller_identity(reader, EDGE))
 
     last = cloud.last()
@@ -408,7 +395,7 @@ def test_the_last_request_can_be_looked_at_without_its_secrets(
     assert "X-Amz-Signature=..." in last["query"]
 
 
-def test_faults(cloud: CloudClient, reader: SessionKeys) -> None:
+def test_faults(cloud, reader):
     credential = cloud.presign_caller_identity(reader, EDGE)
     cloud.fault("GetCallerIdentity", "throttle", times=1)
     assert code(ask(cloud, credential)) == (400, "Throttling")
@@ -426,7 +413,7 @@ def test_faults(cloud: CloudClient, reader: SessionKeys) -> None:
     assert ask(cloud, credential)[0] == 200
 
 
-def test_calls_are_counted(cloud: CloudClient, reader: SessionKeys) -> None:
+def test_calls_are_counted(cloud, reader):
     before = cloud.counters()
 
     ask(cloud, cloud.presign_caller_identity(reader, EDGE))
@@ -446,13 +433,13 @@ def test_calls_are_counted(cloud: CloudClient, reader: SessionKeys) -> None:
         lambda cloud: cloud.last("NeverCalled"),
     ],
 )
-def test_mistaken_commands_are_refused(cloud: CloudClient, command: Callable[[CloudClient], object]) -> None:
+def test_mistaken_commands_are_refused(cloud, command):
     with pytest.raises(ControlError):
         command(cloud)
 
 
 @pytest.fixture(scope="module")
-def moto() -> Iterator[CloudClient]:
+def moto():
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -463,19 +450,19 @@ def moto() -> Iterator[CloudClient]:
 class TestMotoAlone:
     """What moto does without the front: why the front exists. If moto mends one, we want to know."""
 
-    def test_it_knows_everybody(self, moto: CloudClient) -> None:
+    def test_it_knows_everybody(self, moto):
         nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
 
         assert moto.sts(nobody).get_caller_identity()["Arn"].endswith(":user/moto")
 
-    def test_it_lets_anybody_assume_what_does_not_exist(self, moto: CloudClient) -> None:
+    def test_it_lets_anybody_assume_what_does_not_exist(self, moto):
         nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
 
         assert moto.assume(f"arn:aws:iam::{ONE}:role/absent", by=nobody).arn.endswith(
             "assumed-role/absent/alice"
         )
 
-    def test_it_answers_a_presigned_caller_identity_with_buckets(self, moto: CloudClient) -> None:
+    def test_it_answers_a_presigned_caller_identity_with_buckets(self, moto):
         nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
         url = moto.sts(nobody).generate_presigned_url("get_caller_identity", HttpMethod="GET")
 

@@ -1,39 +1,35 @@
 """The echo backends, as a process, over sockets."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import urllib3
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mock_process import Mock, running
+from mock_process import running
 
 from iamroles_scenarios.mock.echo import WebSocketEcho
 
 
 @pytest.fixture(scope="module")
-def echo() -> Iterator[Mock]:
+def echo():
     with running("echo", "--backend", "orders-ro", "--backend", "orders-rw") as mock:
         yield mock
 
 
 @contextmanager
-def connected(echo: Mock, backend: str = "orders-ro") -> Iterator[socket.socket]:
+def connected(echo, backend="orders-ro"):
     host, port = echo.ready["backends"][backend].split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         yield connection
 
 
-def answer(connection: socket.socket) -> tuple[str, dict[str, Any]]:
+def answer(connection):
     stream = connection.makefile("rb")
     status = stream.readline().decode().strip()
     length = 0
@@ -43,7 +39,7 @@ def answer(connection: socket.socket) -> tuple[str, dict[str, Any]]:
     return status, json.loads(stream.read(length))
 
 
-def test_each_backend_tells_its_name_and_what_it_received(echo: Mock) -> None:
+def test_each_backend_tells_its_name_and_what_it_received(echo):
     for name, address in echo.ready["backends"].items():
         report = urllib3.request(
             "POST", f"http://{address}/a%2Fb//c?q=1", body=b"12345", headers={"X-A": "1"}
@@ -54,7 +50,7 @@ def test_each_backend_tells_its_name_and_what_it_received(echo: Mock) -> None:
         assert report["body"] == 5
 
 
-def test_headers_keep_order_spelling_and_repetition(echo: Mock) -> None:
+def test_headers_keep_order_spelling_and_repetition(echo):
     with connected(echo) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nx-iam-Role: a\r\nHost: h\r\nx-iam-Role:  b \r\n\r\n")
 
@@ -64,7 +60,7 @@ def test_headers_keep_order_spelling_and_repetition(echo: Mock) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])
-def test_pipelined_requests_in_any_segments_are_answered_in_order(echo: Mock, step: int) -> None:
+def test_pipelined_requests_in_any_segments_are_answered_in_order(echo, step):
     head = b"POST /1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunked = head + b"3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: 1\r\n\r\n"
     sized = b"PUT /2 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nGET "
@@ -95,7 +91,7 @@ def test_pipelined_requests_in_any_segments_are_answered_in_order(echo: Mock, st
         b"x" * 70_000,
     ],
 )
-def test_what_is_not_http_is_refused(echo: Mock, bad: bytes) -> None:
+def test_what_is_not_http_is_refused(echo, bad):
     with connected(echo) as connection:
         connection.sendall(bad)
 
@@ -104,7 +100,7 @@ def test_what_is_not_http_is_refused(echo: Mock, bad: bytes) -> None:
             pass
 
 
-def test_connection_close_is_honoured(echo: Mock) -> None:
+def test_connection_close_is_honoured(echo):
     with connected(echo) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
 
@@ -115,14 +111,14 @@ def test_connection_close_is_honoured(echo: Mock) -> None:
     assert b"Connection: close" in data
 
 
-def masked(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
+def masked(opcode, payload, *, final=True):
     mask, size = os.urandom(4), len(payload)
     first = (0x80 if final else 0) | opcode
     head = struct.pack("!BB", first, 0x80 | size) if size < 126 else struct.pack("!BBH", first, 0xFE, size)
     return head + mask + bytes(octet ^ mask[index % 4] for index, octet in enumerate(payload))
 
 
-def unmasked(opcode: int, payload: bytes) -> bytes:
+def unmasked(opcode, payload):
     size = len(payload)
     head = (
         struct.pack("!BB", 0x80 | opcode, size)
@@ -132,7 +128,7 @@ def unmasked(opcode: int, payload: bytes) -> bytes:
     return head + payload
 
 
-def test_websocket_echoes_pongs_and_closes(echo: Mock) -> None:
+def test_websocket_echoes_pongs_and_closes(echo):
     key = base64.b64encode(bytes(16)).decode()
     fields = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
     handshake = f"GET /live HTTP/1.1\r\nHost: h\r\n{fields}\r\n"
@@ -152,7 +148,7 @@ def test_websocket_echoes_pongs_and_closes(echo: Mock) -> None:
 
 @given(st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 50))
 @settings(max_examples=50, deadline=None)
-def test_websocket_echo_does_not_depend_on_segments(messages: list[bytes], step: int) -> None:
+def test_websocket_echo_does_not_depend_on_segments(messages, step):
     data, echo = b"".join(masked(2, message) for message in messages), WebSocketEcho()
 
     out = b"".join(echo.feed(data[start : start + step]) for start in range(0, len(data), step))
@@ -160,14 +156,14 @@ def test_websocket_echo_does_not_depend_on_segments(messages: list[bytes], step:
     assert out == b"".join(unmasked(2, message) for message in messages)
 
 
-def test_unmasked_frames_are_a_protocol_error() -> None:
+def test_unmasked_frames_are_a_protocol_error():
     echo = WebSocketEcho()
 
     assert echo.feed(unmasked(1, b"x")) == unmasked(8, struct.pack("!H", 1002))
     assert echo.closed
 
 
-def test_event_stream_goes_on_until_the_client_leaves(echo: Mock) -> None:
+def test_event_stream_goes_on_until_the_client_leaves(echo):
     with connected(echo) as connection:
         connection.sendall(b"GET /live HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\n\r\n")
         stream = connection.makefile("rb")
@@ -182,7 +178,7 @@ def test_event_stream_goes_on_until_the_client_leaves(echo: Mock) -> None:
     assert lines[1:] == [b"1", b"2"]
 
 
-def test_requests_are_counted_and_the_question_is_not(echo: Mock) -> None:
+def test_requests_are_counted_and_the_question_is_not(echo):
     address = echo.ready["backends"]["orders-rw"]
     url = f"http://{address}/_control/counters"
     before = urllib3.request("GET", url).json()["requests"]

@@ -1,17 +1,14 @@
 """The mock IdP, as a process, over HTTP."""
 
-from __future__ import annotations
-
 import signal
 import threading
 import time
-from collections.abc import Iterator
 
 import jwt
 import pytest
 import urllib3
 from cryptography.hazmat.primitives.asymmetric import rsa
-from mock_process import Mock, running
+from mock_process import running
 
 from iamroles_scenarios.base.errors import ControlError, WaitTimeoutError
 from iamroles_scenarios.jose import SHAPES, role_arn
@@ -23,17 +20,17 @@ HTTP = urllib3.PoolManager(retries=False)
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[Mock]:
+def process():
     with running("idp") as mock:
         yield mock
 
 
 @pytest.fixture(scope="module")
-def idp(process: Mock) -> IdpClient:
+def idp(process):
     return IdpClient(process.ready["url"])
 
 
-def fetch(url: str) -> dict[str, object]:
+def fetch(url):
     answer = HTTP.request("GET", url, redirect=False)
     assert answer.status == 200
     document = answer.json()
@@ -41,7 +38,7 @@ def fetch(url: str) -> dict[str, object]:
     return document
 
 
-def verify(token: str, url: str) -> dict[str, object]:
+def verify(token, url):
     """As a relying party does: discovery, JWKS, signature, issuer, audience, times."""
     discovery = fetch(f"{url}/.well-known/openid-configuration")
     assert discovery["issuer"] == url
@@ -55,7 +52,7 @@ def verify(token: str, url: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_minted_tokens_verify_against_the_published_keys(idp: IdpClient, shape: str) -> None:
+def test_minted_tokens_verify_against_the_published_keys(idp, shape):
     issuer = idp.issuer(f"shape-{shape}", shape, keys=["ES256"])
 
     claims = verify(issuer.mint({"roles": ["reader"]}), issuer.url)
@@ -63,7 +60,7 @@ def test_minted_tokens_verify_against_the_published_keys(idp: IdpClient, shape: 
     assert READER in str(claims)
 
 
-def test_new_issuers_sign_rs256_and_es256(idp: IdpClient) -> None:
+def test_new_issuers_sign_rs256_and_es256(idp):
     issuer = idp.issuer("default")
 
     assert [key.algorithm for key in issuer.keys] == ["RS256", "ES256"]
@@ -73,7 +70,7 @@ def test_new_issuers_sign_rs256_and_es256(idp: IdpClient) -> None:
     verify(issuer.mint({"alg": "ES256"}), issuer.url)
 
 
-def test_metadata_of_rfc_8414_stands_in_both_places(idp: IdpClient) -> None:
+def test_metadata_of_rfc_8414_stands_in_both_places(idp):
     issuer = idp.issuer("meta", keys=["ES256"])
 
     inserted = fetch(f"{idp.url}/.well-known/oauth-authorization-server/meta")
@@ -82,7 +79,7 @@ def test_metadata_of_rfc_8414_stands_in_both_places(idp: IdpClient) -> None:
     assert inserted["issuer"] == issuer.url
 
 
-def test_token_endpoint_gives_tokens_to_known_clients_only(idp: IdpClient) -> None:
+def test_token_endpoint_gives_tokens_to_known_clients_only(idp):
     clients = {"svc": {"secret": "s3", "roles": [READER, role_arn("writer")], "scope": "orders:read"}}
     issuer = idp.issuer("token", "rfc9068", keys=["ES256"], clients=clients)
     form = {"grant_type": "client_credentials", "client_id": "svc", "client_secret": "s3", "roles": READER}
@@ -102,7 +99,7 @@ def test_token_endpoint_gives_tokens_to_known_clients_only(idp: IdpClient) -> No
     assert (bad.status, bad.json()["error"]) == (401, "invalid_client")
 
 
-def test_rotation_with_overlap_and_removal(idp: IdpClient) -> None:
+def test_rotation_with_overlap_and_removal(idp):
     issuer = idp.issuer("rotate", keys=["ES256"])
     old = issuer.keys[0]
     before = issuer.mint({})
@@ -119,7 +116,7 @@ def test_rotation_with_overlap_and_removal(idp: IdpClient) -> None:
         verify(still_mintable, issuer.url)
 
 
-def test_rotation_without_overlap_withdraws_the_old_key_at_once(idp: IdpClient) -> None:
+def test_rotation_without_overlap_withdraws_the_old_key_at_once(idp):
     issuer = idp.issuer("abrupt", keys=["ES256"])
 
     new = issuer.rotate(overlap=False)
@@ -127,7 +124,7 @@ def test_rotation_without_overlap_withdraws_the_old_key_at_once(idp: IdpClient) 
     assert [entry["kid"] for entry in issuer.jwks()] == [new.kid]
 
 
-def test_a_key_may_sign_before_it_is_published(idp: IdpClient) -> None:
+def test_a_key_may_sign_before_it_is_published(idp):
     issuer = idp.issuer("early", keys=["ES256"])
 
     key = issuer.add_key("ES256", publish=False)
@@ -137,7 +134,7 @@ def test_a_key_may_sign_before_it_is_published(idp: IdpClient) -> None:
 
 
 @pytest.mark.parametrize("kind", POISONS)
-def test_poison_is_published(idp: IdpClient, kind: str) -> None:
+def test_poison_is_published(idp, kind):
     issuer = idp.issuer(f"poison-{kind}", keys=["ES256"])
 
     key = issuer.poison(kind)
@@ -155,7 +152,7 @@ def test_poison_is_published(idp: IdpClient, kind: str) -> None:
         assert "d" in shown[-1]
 
 
-def test_waiting_ends_when_the_count_is_reached(idp: IdpClient) -> None:
+def test_waiting_ends_when_the_count_is_reached(idp):
     issuer = idp.issuer("wait", keys=["ES256"])
     reached: list[dict[str, int]] = []
     waiter = threading.Thread(target=lambda: reached.append(issuer.wait_for("jwks-done", 2)))
@@ -169,14 +166,14 @@ def test_waiting_ends_when_the_count_is_reached(idp: IdpClient) -> None:
     assert issuer.counters()["jwks-done"] == 2
 
 
-def test_waiting_has_a_deadline(idp: IdpClient) -> None:
+def test_waiting_has_a_deadline(idp):
     issuer = idp.issuer("deadline", keys=["ES256"])
 
     with pytest.raises(WaitTimeoutError):
         issuer.wait_for("jwks", 1, deadline=0.05)
 
 
-def test_faults(idp: IdpClient) -> None:
+def test_faults(idp):
     issuer = idp.issuer("faults", keys=["ES256"])
     url = f"{issuer.url}/jwks"
 
@@ -203,7 +200,7 @@ def test_faults(idp: IdpClient) -> None:
     fetch(url)
 
 
-def test_a_fault_may_be_for_the_next_requests_only(idp: IdpClient) -> None:
+def test_a_fault_may_be_for_the_next_requests_only(idp):
     issuer = idp.issuer("twice", keys=["ES256"])
 
     issuer.fault("*", "status", status=503, times=2)
@@ -212,7 +209,7 @@ def test_a_fault_may_be_for_the_next_requests_only(idp: IdpClient) -> None:
     assert statuses == [503, 503, 200]
 
 
-def test_redirects_lead_to_the_sound_answer_and_are_counted(idp: IdpClient) -> None:
+def test_redirects_lead_to_the_sound_answer_and_are_counted(idp):
     issuer = idp.issuer("redirect", keys=["ES256"])
     issuer.fault("jwks", "redirect")
 
@@ -224,7 +221,7 @@ def test_redirects_lead_to_the_sound_answer_and_are_counted(idp: IdpClient) -> N
     assert issuer.counters()["jwks-moved"] == 1
 
 
-def test_a_discovery_document_can_lie_about_its_issuer(idp: IdpClient) -> None:
+def test_a_discovery_document_can_lie_about_its_issuer(idp):
     issuer = idp.issuer("liar", keys=["ES256"])
 
     issuer.fault("discovery", "patch", members={"issuer": "https://elsewhere.example"})
@@ -232,7 +229,7 @@ def test_a_discovery_document_can_lie_about_its_issuer(idp: IdpClient) -> None:
     assert fetch(f"{issuer.url}/.well-known/openid-configuration")["issuer"] == "https://elsewhere.example"
 
 
-def test_a_stalled_answer_comes_when_the_fault_is_cleared(idp: IdpClient) -> None:
+def test_a_stalled_answer_comes_when_the_fault_is_cleared(idp):
     issuer = idp.issuer("stall", keys=["ES256"])
     issuer.fault("jwks", "stall", times=1)
     got: list[object] = []
@@ -262,12 +259,12 @@ def test_a_stalled_answer_comes_when_the_fault_is_cleared(idp: IdpClient) -> Non
         lambda idp: idp.get("nobody"),
     ],
 )
-def test_mistaken_commands_are_refused(idp: IdpClient, command: object) -> None:
+def test_mistaken_commands_are_refused(idp, command):
     with pytest.raises(ControlError):
         command(idp)  # type: ignore[operator]
 
 
-def test_public_url_is_what_tokens_and_documents_carry() -> None:
+def test_public_url_is_what_tokens_and_documents_carry():
     with running("idp", "--public-url", "http://idp.test:8080/") as mock:
         idp = IdpClient(f"http://{mock.ready['address']}", "http://idp.test:8080")
         issuer = idp.issuer("corp", keys=["ES256"])
@@ -280,7 +277,7 @@ def test_public_url_is_what_tokens_and_documents_carry() -> None:
     )
 
 
-def test_ends_on_sigterm_and_when_its_input_closes() -> None:
+def test_ends_on_sigterm_and_when_its_input_closes():
     with running("idp") as mock:
         mock.process.send_signal(signal.SIGTERM)
         assert mock.process.wait(10) == 0
@@ -290,7 +287,7 @@ def test_ends_on_sigterm_and_when_its_input_closes() -> None:
         assert mock.process.wait(10) == 0
 
 
-def test_a_busy_port_is_one_sentence(process: Mock, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_port_is_one_sentence(process, capfd):
     with (
         pytest.raises(AssertionError, match="ended with 3"),
         running("idp", "--listen", process.ready["address"]),

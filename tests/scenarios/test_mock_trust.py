@@ -1,9 +1,5 @@
 """Trust policies: explicit deny over allow over nothing, and doubt never opens."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,11 +10,11 @@ ROOT = "arn:aws:iam::111111111111:root"
 CALLER = ["arn:aws:iam::111111111111:user/bob", ROOT]
 
 
-def statement(effect: str = "Allow", **more: Any) -> dict[str, Any]:
+def statement(effect="Allow", **more):
     return {"Effect": effect, "Principal": {"AWS": ROOT}, "Action": "sts:AssumeRole", **more}
 
 
-def allowed(*statements: dict[str, Any], **context: list[str]) -> bool:
+def allowed(*statements, **context):
     full = {"sts:ExternalId": ["p-7"], **context}
     return trust.allows({"Statement": list(statements)}, "sts:AssumeRole", CALLER, full)
 
@@ -40,7 +36,7 @@ def allowed(*statements: dict[str, Any], **context: list[str]) -> bool:
     ],
     ids=str,
 )
-def test_allowed(more: dict[str, Any]) -> None:
+def test_allowed(more):
     assert allowed(statement(**more))
     assert not allowed(statement(**more), statement("Deny", **more))
 
@@ -63,7 +59,7 @@ def test_allowed(more: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_not_allowed(more: dict[str, Any]) -> None:
+def test_not_allowed(more):
     assert not allowed(statement() | more)
 
 
@@ -72,7 +68,7 @@ def test_not_allowed(more: dict[str, Any]) -> None:
     [{"Condition": {"NumericEquals": {"sts:ExternalId": "7"}}}, {"NotPrincipal": {"AWS": "x"}}],
     ids=str,
 )
-def test_a_deny_in_doubt_denies(doubtful: dict[str, Any]) -> None:
+def test_a_deny_in_doubt_denies(doubtful):
     assert not allowed(statement(), statement("Deny", **doubtful))
 
 
@@ -88,7 +84,7 @@ _STATEMENTS = st.lists(
 
 
 @given(_STATEMENTS, st.randoms())
-def test_order_never_matters(statements: list[dict[str, Any]], random: Any) -> None:
+def test_order_never_matters(statements, random):
     shuffled = list(statements)
     random.shuffle(shuffled)
 
@@ -96,6 +92,6 @@ def test_order_never_matters(statements: list[dict[str, Any]], random: Any) -> N
 
 
 @given(_STATEMENTS)
-def test_a_deny_never_opens(statements: list[dict[str, Any]]) -> None:
+def test_a_deny_never_opens(statements):
     assert not allowed(*statements, statement("Deny", Principal="*"))
     assert not allowed(*[each for each in statements if each["Effect"] == "Deny"])

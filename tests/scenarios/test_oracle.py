@@ -1,7 +1,5 @@
 """The oracle: right on the worked examples, deaf to order, and its comparison blind to nothing."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 
@@ -21,11 +19,11 @@ ORDERS = policy_of(WorldSpec(policy="orders"))
 LANE = policy_of(WorldSpec(policy="policy"))
 
 
-def role(name: str, account: str = "111111111111") -> str:
+def role(name, account="111111111111"):
     return f"arn:aws:iam::{account}:role/{name}"
 
 
-def decide(policy, roles, method="GET", path="/orders", *, asked=None, **claims) -> Outcome:
+def decide(policy, roles, method="GET", path="/orders", *, asked=None, **claims):
     request = {"method": method, "host": "api.example.com", "path": path, "src": "127.0.0.1", "role": asked}
     claims = {"roles": roles, "iat": NOW - 60, "exp": NOW + 300} | claims
     return judge(policy, claims, request, NOW)
@@ -48,13 +46,13 @@ READER, WRITER, CONTRACTOR = role("reader"), role("writer"), role("contractor")
         ([READER], None, "GET", "/orders/export", "R4"),
     ],
 )
-def test_the_worked_examples(roles, asked, method, path, expected) -> None:
+def test_the_worked_examples(roles, asked, method, path, expected):
     found = decide(ORDERS, roles, method, path, asked=asked)
 
     assert (found.reason or next(iter(found.rules))) == expected
 
 
-def test_the_last_worked_example_does_not_load() -> None:
+def test_the_last_worked_example_does_not_load():
     r5 = {"id": "R5", "roles": ["writer"], "methods": ["GET"], "path": "/orders", "backend": "orders-rw"}
     added = ORDERS | {"grants": [*ORDERS["grants"], r5]}
 
@@ -66,7 +64,7 @@ def test_the_last_worked_example_does_not_load() -> None:
     )
 
 
-def test_limits_scopes_and_preference() -> None:
+def test_limits_scopes_and_preference():
     union = LANE | {"multi_role": "union"}
     both = [role("brief"), role("briefer")]
     issuers = {issuer["name"]: LANE | {"issuers": [issuer]} for issuer in LANE["issuers"]}
@@ -101,7 +99,7 @@ def test_limits_scopes_and_preference() -> None:
         ("", None),
     ],
 )
-def test_segments(path, expected) -> None:
+def test_segments(path, expected):
     assert segments(path) == expected
 
 
@@ -116,11 +114,11 @@ def test_segments(path, expected) -> None:
         ("reader", None),
     ],
 )
-def test_arns(text, expected) -> None:
+def test_arns(text, expected):
     assert arn(text) == expected
 
 
-def test_durations() -> None:
+def test_durations():
     assert [seconds(text) for text in ("90s", "15m", "1h", "500ms")] == [90, 900, 3600, 0.5]
 
 
@@ -132,7 +130,7 @@ def _judged(played):
 
 @given(seed=st.integers(0, 10_000), number=st.integers(0, 6), turn=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
-def test_order_changes_nothing(seed, number, turn) -> None:
+def test_order_changes_nothing(seed, number, turn):
     played = draw(seed, number, 20)
 
     assert list(_judged(shuffled(played, turn))) == list(_judged(played))
@@ -140,7 +138,7 @@ def test_order_changes_nothing(seed, number, turn) -> None:
 
 @given(seed=st.integers(0, 10_000), number=st.integers(0, 20))
 @settings(max_examples=25, deadline=None)
-def test_a_world_is_the_same_again_and_loads_as_promised(seed, number) -> None:
+def test_a_world_is_the_same_again_and_loads_as_promised(seed, number):
     once, again = draw(seed, number, 5), draw(seed, number, 30)
 
     assert (once.policy, once.cases) == (again.policy, again.cases[:5])
@@ -152,7 +150,7 @@ def _drawn(cases):
     return [draw(1, number, cases) for number in range(24)]
 
 
-def test_worlds_are_worth_asking() -> None:
+def test_worlds_are_worth_asking():
     """Every reason that the oracle knows comes up, and enough is allowed: else agreement proves little."""
     outcomes = [outcome for played in _drawn(60) if played.loads for outcome in _judged(played)]
     reasons = {outcome.reason for outcome in outcomes}
@@ -165,7 +163,7 @@ def test_worlds_are_worth_asking() -> None:
     assert sum(not played.loads for played in _drawn(0)) >= 2
 
 
-def test_enough_worlds_are_played() -> None:
+def test_enough_worlds_are_played():
     for cases in (1, 60, 3000, 20_000):
         numbers = numbers_for(cases)
         assert sum(not may_conflict(number) for number in numbers) * CASES_PER_WORLD >= cases
@@ -179,7 +177,7 @@ REFUSAL = {
 }  # fmt: skip
 
 
-def test_a_right_answer_has_no_unlike() -> None:
+def test_a_right_answer_has_no_unlike():
     assert unlike(ALLOWED, ANSWER) == []
     assert unlike(DENIED, REFUSAL) == []
 
@@ -199,18 +197,18 @@ def test_a_right_answer_has_no_unlike() -> None:
         }.items()),
     ],
 )  # fmt: skip
-def test_each_wrong_variable_is_seen(expected, answer, name, value) -> None:
+def test_each_wrong_variable_is_seen(expected, answer, name, value):
     (difference,) = unlike(expected, answer | {name: value})
 
     assert difference.startswith(f"{name}: ")
 
 
-def test_a_missing_variable_is_seen() -> None:
+def test_a_missing_variable_is_seen():
     for name in ANSWER:
         assert unlike(ALLOWED, {key: value for key, value in ANSWER.items() if key != name})
 
 
-def test_what_the_proxy_shows_is_compared_too() -> None:
+def test_what_the_proxy_shows_is_compared_too():
     tags = {"rule": "R1", "role": READER, "expires": str(NOW)}
     seen = Observation(status=200, allow=True, error="", backend="orders-ro", tags=tags)
 
@@ -224,6 +222,6 @@ def test_what_the_proxy_shows_is_compared_too() -> None:
         assert len(unlike_seen(ALLOWED, wrong)) == 1
 
 
-def test_outcomes_are_said_in_words() -> None:
+def test_outcomes_are_said_in_words():
     assert re.fullmatch(r"allowed by 'R1' to orders-ro, role '.*reader', expires \d+", said(ALLOWED))
     assert said(DENIED) == "refused: denied_by_rule, rule 'D1' or 'D2'"

@@ -1,7 +1,5 @@
 """Campaigns of the oracle against real agents: sound, without reload, and broken in ways it must find."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The policy lane as a whole: each requirement has a check and a mutant, or a test from within."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from importlib.resources import files
@@ -21,7 +19,7 @@ CHECKS = plan()
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["id"])
-def test_each_requirement_is_proven_somewhere(entry) -> None:
+def test_each_requirement_is_proven_somewhere(entry):
     proven = [check.name for check in CHECKS if entry["id"] in check.requirements]
     within = WITHIN.search(entry["text"])
     if within is None:
@@ -31,7 +29,7 @@ def test_each_requirement_is_proven_somewhere(entry) -> None:
         assert f"def {within[2]}(" in (ROOT / within[1]).read_text(encoding="utf-8")
 
 
-def test_each_must_that_is_seen_has_a_mutant() -> None:
+def test_each_must_that_is_seen_has_a_mutant():
     killed = {name for found in mutants(("policy",)).values() for name in found.kills}
     musts = {
         entry["id"] for entry in ENTRIES if entry["level"] == "MUST" and not WITHIN.search(entry["text"])
@@ -40,7 +38,7 @@ def test_each_must_that_is_seen_has_a_mutant() -> None:
     assert musts - killed == set()
 
 
-def test_checks_of_this_lane_name_its_requirements() -> None:
+def test_checks_of_this_lane_name_its_requirements():
     known = {entry["id"] for entry in ENTRIES}
     strange = [
         check.name

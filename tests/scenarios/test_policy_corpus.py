@@ -1,7 +1,5 @@
 """The path corpus: its classes against the oracle, and HAProxy's own rules without an agent's help."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter
@@ -35,7 +33,7 @@ _POLICY = {
 }
 
 
-def test_the_corpus_is_large_and_says_nothing_twice() -> None:
+def test_the_corpus_is_large_and_says_nothing_twice():
     counts = Counter(trick.kind for trick in tricks())
 
     assert counts["refused"] >= 150
@@ -45,7 +43,7 @@ def test_the_corpus_is_large_and_says_nothing_twice() -> None:
 
 
 @pytest.mark.parametrize("trick", tricks(), ids=lambda trick: ascii(trick.path))
-def test_a_class_is_what_the_oracle_says(trick) -> None:
+def test_a_class_is_what_the_oracle_says(trick):
     parts = segments(trick.path.partition("?")[0])
 
     if trick.kind == "refused":
@@ -59,7 +57,7 @@ def test_a_class_is_what_the_oracle_says(trick) -> None:
         assert parts[:1] != ["orders"]
 
 
-def test_a_careless_server_falls_for_the_tricks() -> None:
+def test_a_careless_server_falls_for_the_tricks():
     """The reading by which `policy.traversal.backend` judges is careless enough to be worth something."""
     for path in (
         "/orders/../private",
@@ -76,11 +74,11 @@ def test_a_careless_server_falls_for_the_tricks() -> None:
 
 
 @given(st.lists(st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1), max_size=6))
-def test_a_careless_server_reads_plain_paths_as_they_are(parts) -> None:
+def test_a_careless_server_reads_plain_paths_as_they_are(parts):
     assert careless("/" + "/".join(parts)) == "/" + "/".join(parts)
 
 
-def test_haproxy_alone_lets_no_trick_pass() -> None:
+def test_haproxy_alone_lets_no_trick_pass():
     """The agent here allows everything: what gets through, HAProxy's rules have let through."""
     spec = AgentSpec.of(
         {

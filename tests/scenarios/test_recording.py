@@ -1,7 +1,5 @@
 """What a check leaves behind: exchanges, connections, waits; and never a signature."""
 
-from __future__ import annotations
-
 import base64
 import threading
 import time
@@ -20,7 +18,7 @@ _STS = "https://sts.amazonaws.com/?Action=GetCallerIdentity&X-Amz-Security-Token
     "before", ["Authorization: Bearer {}", "/orders/{}?x", "basic {}", "Bearer{}", '"{}"']
 )
 @pytest.mark.parametrize("dot", [".", ",", "%2E", " . ", ".."])
-def test_no_token_keeps_its_signature_however_it_is_broken(key: str, before: str, dot: str) -> None:
+def test_no_token_keeps_its_signature_however_it_is_broken(key, before, dot):
     parts = mint({"key": key}, _KEYS, time.time(), "http://idp/corp").split(".")
     shown = without_secrets(before.format(dot.join(parts)))
 
@@ -28,14 +26,14 @@ def test_no_token_keeps_its_signature_however_it_is_broken(key: str, before: str
     assert parts[2][-20:] not in shown
 
 
-def test_a_token_is_shown_by_header_and_claims() -> None:
+def test_a_token_is_shown_by_header_and_claims():
     shown = without_secrets(mint({"sub": "alice", "key": "ES256"}, _KEYS, time.time(), "http://idp/corp"))
 
     assert '"alg": "ES256"' in shown
     assert '"sub": "alice"' in shown
 
 
-def test_a_presigned_request_is_shown_without_what_signs_it() -> None:
+def test_a_presigned_request_is_shown_without_what_signs_it():
     secret = "0123456789abcdef" * 4
     url = base64.urlsafe_b64encode(_STS.format(secret).encode()).decode().rstrip("=")
     shown = without_secrets(f"Authorization: Bearer iam-sts-v1.{url}")
@@ -45,7 +43,7 @@ def test_a_presigned_request_is_shown_without_what_signs_it() -> None:
     assert url not in shown
 
 
-def test_bytes_are_cut_where_they_spell_a_credential_and_stay_where_they_are_a_frame() -> None:
+def test_bytes_are_cut_where_they_spell_a_credential_and_stay_where_they_are_a_frame():
     signature = b"\x00\x00\x01\x2c\x03" + b"Pizt_crP0M0iqFZNe7udPElGJI0nVytD9YFZtvm"
     frame = bytes([0, 0, 0, 19, 3]) + b"method\x08\x03GET\x04path\x08\x01/" + bytes(12)
 
@@ -53,14 +51,14 @@ def test_bytes_are_cut_where_they_spell_a_credential_and_stay_where_they_are_a_f
     assert without_secrets(f">> RAW {frame.hex(' ')}") == f">> RAW {frame.hex(' ')}"
 
 
-def test_deep_nesting_brings_nobody_down() -> None:
+def test_deep_nesting_brings_nobody_down():
     deep = base64.urlsafe_b64encode(b"[" * 100_000).decode()
 
     assert len(without_secrets(f"eyJhbGciOiJFUzI1NiJ9.{deep}.x")) < 200
     assert without_secrets("x" * 100_000) == "x" * 100_000
 
 
-def test_the_first_and_the_last_are_kept_and_the_others_counted() -> None:
+def test_the_first_and_the_last_are_kept_and_the_others_counted():
     with recorded(keeps=True) as found:
         for number in range(200):
             note(f"question {number}", f"answer {number}")
@@ -72,7 +70,7 @@ def test_the_first_and_the_last_are_kept_and_the_others_counted() -> None:
     assert "120 more, not kept" in text
 
 
-def test_nothing_is_kept_where_nobody_asked() -> None:
+def test_nothing_is_kept_where_nobody_asked():
     note("outside of any")
     with recorded(keeps=False) as found:
         note("inside")
@@ -80,7 +78,7 @@ def test_nothing_is_kept_where_nobody_asked() -> None:
     assert found.text() == ""
 
 
-def test_the_wait_that_came_nearest_to_its_bound_is_kept() -> None:
+def test_the_wait_that_came_nearest_to_its_bound_is_kept():
     with recorded() as found:
         waited("quick", 0.1, 10.0)
         waited("slow", 1.0, 2.0)
@@ -90,7 +88,7 @@ def test_the_wait_that_came_nearest_to_its_bound_is_kept() -> None:
     assert found.narrowest.margin == 0.5
 
 
-def test_another_thread_notes_in_the_recording_that_it_is_given() -> None:
+def test_another_thread_notes_in_the_recording_that_it_is_given():
     with recorded(keeps=True) as found:
         threads = [
             threading.Thread(target=carried(note), args=("with",)),

@@ -482,7 +482,7 @@ WITHIN = 60.0
 """Seconds for what a busy host delays: a bound for what hangs, not a measure."""
 
 
-def allowed_again(world) -> bool:
+def allowed_again(world):
     """Asks until the gate lets a request through: each thread of HAProxy has to notice it for itself."""
     deadline = time.monotonic() + WITHIN
     while ask(world).status != 200:

@@ -45,7 +45,7 @@ def test_the_reference_agent_is_described_by_the_contract():
         ("{", False),
     ],
 )
-def test_only_who_says_so_is_ready(line: str, ready: bool):
+def test_only_who_says_so_is_ready(line, ready):
     assert (json_with(line, "ready") is not None) is ready
 
 

@@ -1,14 +1,11 @@
 """The wire client and the lane against agents that are processes, each with one way of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -207,7 +204,7 @@ def test_inputs_are_drawn_as_they_are_needed(monkeypatch):
     assert len({next(many).raw for _ in range(200)}) > 150
 
 
-def test_the_fuzzer_leaves_nothing_where_it_runs(tmp_path: Path) -> None:
+def test_the_fuzzer_leaves_nothing_where_it_runs(tmp_path):
     text = "from iamroles_scenarios.wire.fuzz_inputs import inputs; print(len(list(inputs(1, 100))))"
 
     done = subprocess.run(

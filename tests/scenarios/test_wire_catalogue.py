@@ -1,7 +1,5 @@
 """The wire lane and its catalogue belong together."""
 
-from __future__ import annotations
-
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import catalogue
 

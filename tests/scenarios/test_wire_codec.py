@@ -1,7 +1,5 @@
 """The suite's own SPOP codec: round trips, strictness, the vectors of SPOE.txt and of a running HAProxy."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -4,8 +4,6 @@ A count is the same on every machine and on a busy one. What one call of a C fun
 a test that must see a quadratic pattern inside `re` compares CPU times within a process instead.
 """
 
-from __future__ import annotations
-
 import gc
 import sys
 import time

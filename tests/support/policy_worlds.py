@@ -4,8 +4,6 @@ The oracle shares nothing with the agent but the configuration's models: it walk
 strings, as SPEC.md sections 6 and 7 say it.
 """
 
-from __future__ import annotations
-
 from ipaddress import ip_address, ip_network
 from itertools import product
 from typing import Any

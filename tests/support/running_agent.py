@@ -1,7 +1,5 @@
 """The agent as a process of its own, a question for it, and a token that it allows."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

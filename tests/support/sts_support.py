@@ -1,7 +1,5 @@
 """Pre-signed GetCallerIdentity requests, and an STS that checks their signature by hand."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

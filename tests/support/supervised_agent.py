@@ -7,8 +7,6 @@ should switch; `stuck` where a worker drains; `patient` leaves connections to a 
 than any test.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

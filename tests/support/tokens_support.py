@@ -1,7 +1,5 @@
 """What the token tests share: keys, minting, a clock, a real local HTTP server that counts."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from pathlib import Path
 
 import pytest
 from audit_support import decided
@@ -18,7 +17,7 @@ from iamroles_agent.audit.record import prepare
 from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
-from iamroles_tools.audit.verify import Proof, verify
+from iamroles_tools.audit.verify import verify
 from iamroles_tools.commands.audit import audit as command
 
 ROLE = "arn:aws:iam::111122223333:role/reader"
@@ -37,7 +36,7 @@ ALLOW = Decision(
 DENY = Decision(allow=False, reason=Reason.NO_GRANT, principal="bob", roles=(ROLE,), unmapped=(ROLE,))
 
 
-def record(log: Audit, count: int = 1, decision: Decision = ALLOW) -> None:
+def record(log, count=1, decision=ALLOW):
     for number in range(count):
         assert decided(
             log,
@@ -53,7 +52,7 @@ def record(log: Audit, count: int = 1, decision: Decision = ALLOW) -> None:
         )
 
 
-def written(path: Path, count: int = 8) -> Path:
+def written(path, count=8):
     """A log of two batches: the start, and the decisions with the end."""
     log = Audit(AuditSettings(path=str(path)))
     assert log.flush()
@@ -63,12 +62,12 @@ def written(path: Path, count: int = 8) -> Path:
 
 
 @pytest.fixture(scope="module")
-def genuine(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+def genuine(tmp_path_factory):
     path = written(tmp_path_factory.mktemp("genuine") / "audit.jsonl")
     return path.read_bytes().splitlines(keepends=True)
 
 
-def judged(lines: list[bytes], directory: Path, head: Head | None = None) -> Proof:
+def judged(lines, directory, head=None):
     path = directory / "judged.jsonl"
     path.write_bytes(b"".join(lines))
     head_path(path).unlink(missing_ok=True)
@@ -77,7 +76,7 @@ def judged(lines: list[bytes], directory: Path, head: Head | None = None) -> Pro
     return verify([path])
 
 
-def last_head(lines: list[bytes]) -> Head:
+def last_head(lines):
     sealed = [json.loads(line) for line in lines if SEALED.search(line)]
     tree = Tree()
     for record in sealed:
@@ -288,7 +287,7 @@ def test_no_tampering_escapes(genuine, tmp_path, data):
     assert proof.whole == (list(lines) == genuine)
 
 
-def _with_byte(lines: list[bytes], index: int, value: int) -> list[bytes]:
+def _with_byte(lines, index, value):
     whole = bytearray(b"".join(lines))
     whole[index] = value
     return bytes(whole).splitlines(keepends=True) if bytes(whole) != b"".join(lines) else lines
@@ -344,7 +343,7 @@ def test_a_record_costs_no_more_than_the_hash_of_its_full_line(tmp_path):
     )
     line = b"x" * 600
 
-    def cost(call) -> float:
+    def cost(call):
         rounds = []
         for _ in range(5):
             began = time.thread_time()

@@ -1,7 +1,5 @@
 """The audit log of the real agent: written under questions, through a kill -9, proven and asked."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import fcntl
@@ -12,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +28,7 @@ READER, WRITER = (f"arn:aws:iam::{ACCOUNT}:role/{name}" for name in ("reader", "
 PATIENCE = 20.0
 
 
-def world(idp: str, log: Path, sync: str) -> dict:
+def world(idp, log, sync):
     return {
         "version": 1,
         "agent": {"listen": "127.0.0.1:0"},
@@ -65,7 +62,7 @@ def world(idp: str, log: Path, sync: str) -> dict:
 
 
 @contextmanager
-def running(path: Path, *, stderr: int = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen, str]]:
+def running(path, *, stderr=subprocess.DEVNULL):
     process = subprocess.Popen(
         [sys.executable, "-m", "iamroles_agent", "agent", "run"],
         env=os.environ | {"IAMROLES_POLICY": str(path)},
@@ -81,10 +78,10 @@ def running(path: Path, *, stderr: int = subprocess.DEVNULL) -> Iterator[tuple[s
         process.communicate()
 
 
-def ask(address: str, questions: list[tuple[str, str, str]]) -> list[str]:
+def ask(address, questions):
     """Put questions (request id, token, path) one after the other and wait for each answer."""
 
-    async def conversation() -> list[str]:
+    async def conversation():
         async with asyncio.timeout(PATIENCE):
             client = await Client.connect(address)
             answers = []
@@ -101,12 +98,12 @@ def ask(address: str, questions: list[tuple[str, str, str]]) -> list[str]:
     return asyncio.run(conversation())
 
 
-def run(*arguments: object) -> SimpleNamespace:
+def run(*arguments):
     result = CliRunner().invoke(audit, [str(one) for one in arguments])
     return SimpleNamespace(code=result.exit_code, text=result.output)
 
 
-def asked(log: Path, *options: str) -> list[dict]:
+def asked(log, *options):
     found = run("query", log, "--format", "json", *options)
     assert found.code == 0, found.text
     return [json.loads(line) for line in found.text.splitlines()]
@@ -122,7 +119,7 @@ def story(tmp_path_factory):
         path.write_text(json.dumps(world(idp.url, log, "0s")))
         now = int(time.time())
 
-        def token(**changes: object) -> str:
+        def token(**changes):
             claims = support.claims(iss=f"{idp.url}/corp", iat=now - 10, exp=now + 900, **changes)
             return support.mint(claims)
 
@@ -156,7 +153,7 @@ def copy(story, tmp_path):
     lines = story.log.read_text().splitlines(keepends=True)
     path = tmp_path / "audit.jsonl"
 
-    def write(changed: list[str]) -> Path:
+    def write(changed):
         path.write_text("".join(changed))
         head = Path(f"{story.log}.head")
         if head.exists():
@@ -218,7 +215,7 @@ def test_no_token_is_on_record(story):
     assert [token for token in story.tokens if token[-24:] in text or token.split(".")[1] in text] == []
 
 
-def _positions(lines: list[str]) -> range:
+def _positions(lines):
     """Every line but the last: that one has no follower to betray its loss, the head file has."""
     return range(len(lines) - 1)
 
@@ -292,7 +289,7 @@ def test_the_declared_window_bounds_what_a_kill_may_lose(tmp_path):
     assert run("verify", log).code == 0
 
 
-async def _ask_until_cut(address: str, token: str, name: str, answered: list[str]) -> None:
+async def _ask_until_cut(address, token, name, answered):
     """Ask one question after the other, half of them asked before, until the connection breaks."""
     client = await Client.connect(address)
     try:
@@ -312,7 +309,7 @@ async def _ask_until_cut(address: str, token: str, name: str, answered: list[str
         await client.close()
 
 
-def _workers(parent: int) -> list[int]:
+def _workers(parent):
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -327,7 +324,7 @@ def test_workers_killed_at_random_lose_nothing_acknowledged(tmp_path):
     log, path = tmp_path / "audit.jsonl", tmp_path / "world.json"
     answered: list[str] = []
 
-    async def bout(address: str, token: str, parent: int, number: int) -> None:
+    async def bout(address, token, parent, number):
         askers = [
             asyncio.create_task(_ask_until_cut(address, token, f"{number}-{index}", answered))
             for index in range(8)
@@ -403,7 +400,7 @@ def test_a_stalled_reader_of_standard_error_costs_decisions_and_never_an_answer(
     assert gap["lost"] >= 1
 
 
-def _all_of(reader: int) -> Iterator[bytes]:
+def _all_of(reader):
     while text := os.read(reader, 1 << 16):
         yield text
     os.close(reader)

@@ -1,7 +1,5 @@
 """The log under hostile hands and bad luck: bounded records, one writer, shared streams, disks that stall."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import fcntl
@@ -38,12 +36,12 @@ DECIDED = ("verdict", "status", "reason", "rule", "backend", "role", "principal"
 SENT = ("method", "host", "path", "requested_role", "detail")
 
 
-def opened(path: Path, **more: object) -> Audit:
+def opened(path, **more):
     settings = {name: more.pop(name) for name in ("sync", "on_error") if name in more}
     return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", **settings}), **more)
 
 
-def decide(log: Audit, request: str, *, path: str = "/orders", decision: Decision | None = None) -> bool:
+def decide(log, request, *, path="/orders", decision=None):
     return decided(
         log,
         decision or Decision(allow=True, principal="alice"),
@@ -57,11 +55,11 @@ def decide(log: Audit, request: str, *, path: str = "/orders", decision: Decisio
     )
 
 
-def lines(*paths: Path) -> list[dict]:
+def lines(*paths):
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
-def until(condition, seconds: float = 20.0) -> None:
+def until(condition, seconds=20.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -149,7 +147,7 @@ class TestBounds:
 
     @pytest.mark.parametrize("unit", ["a", "é", "\x00", "eyJ", "a.", "%2e%2e"])
     def test_the_cost_of_a_text_grows_with_its_length_at_most(self, unit):
-        def cost(length: int) -> float:
+        def cost(length):
             text = unit * (length // len(unit))
             rounds = []
             for _ in range(5):
@@ -268,7 +266,7 @@ class TestOneWriter:
 
 
 @pytest.fixture(scope="module")
-def batches(tmp_path_factory) -> list[tuple[bytes, Head]]:
+def batches(tmp_path_factory):
     """A log in its batches, each with the head that its sync leaves."""
     path = tmp_path_factory.mktemp("crash") / "audit.jsonl"
     log = opened(path)
@@ -416,7 +414,7 @@ def test_workers_share_a_pipe_that_audit_path_names(tmp_path):
 # Disks
 
 
-def small_pipe(path: Path) -> int:
+def small_pipe(path):
     """A pipe that holds four pages, and its reader."""
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -424,7 +422,7 @@ def small_pipe(path: Path) -> int:
     return reader
 
 
-def drained(reader: int) -> bytes:
+def drained(reader):
     text = b""
     while True:
         try:
@@ -550,7 +548,7 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch, error):
     assert log.flush()
     write = LogFile.write
 
-    def refused(self: LogFile, data: bytes) -> None:
+    def refused(self, data):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(LogFile, "write", refused)

@@ -1,10 +1,7 @@
 """A log that somebody else wrote: the tools judge it, and never fall over it."""
 
-from __future__ import annotations
-
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -38,7 +35,7 @@ record = st.fixed_dictionaries(
 )
 
 
-def written(path: Path, records: list[dict], sealed: list[bool]) -> None:
+def written(path, records, sealed):
     """These records, some of them sealed as if by a worker, so that their fields are believed."""
     head = Head()
     with path.open("wb") as stream:

@@ -20,11 +20,11 @@ from iamroles_tools.commands.audit import audit as command
 KEEP = 1_000_000
 
 
-def opened(path: Path, **more: object) -> Audit:
+def opened(path, **more):
     return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", "keep": "1MB"} | more))
 
 
-def fill(log: Audit, begin: int, count: int) -> None:
+def fill(log, begin, count):
     """Write this many records of about 1.8 kB; a batch is about a share of the budget."""
     for number in range(begin, begin + count):
         assert decided(
@@ -37,11 +37,11 @@ def fill(log: Audit, begin: int, count: int) -> None:
     assert log.flush()
 
 
-def files(directory: Path) -> list[Path]:
+def files(directory):
     return sorted(path for path in directory.iterdir() if path.suffix != ".head")
 
 
-def taken(directory: Path) -> int:
+def taken(directory):
     total = 0
     for path in files(directory):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -49,7 +49,7 @@ def taken(directory: Path) -> int:
     return total
 
 
-def until(condition, seconds: float = 20.0) -> None:
+def until(condition, seconds=20.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -123,7 +123,7 @@ def test_a_smaller_budget_holds_from_the_next_start(tmp_path):
 
 
 def test_a_directory_in_which_nothing_can_be_renamed_does_not_refuse_decisions(tmp_path, monkeypatch, caplog):
-    def refused(self: Path, target: Path) -> None:
+    def refused(self, target):
         raise PermissionError(13, "Permission denied")
 
     log = opened(tmp_path / "audit.jsonl")

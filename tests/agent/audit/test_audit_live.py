@@ -88,13 +88,13 @@ def happened(tmp_path_factory):
     }
 
 
-def _metrics(log: str) -> str:
+def _metrics(log):
     [url] = re.findall(r"metrics on (http://\S+)", log)
     with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.read().decode()
 
 
-def decisions(happened) -> list[dict]:
+def decisions(happened):
     return [found for found in happened["records"] if found["kind"] == "decision"]
 
 

@@ -47,7 +47,7 @@ CHILD = """
 """
 
 
-def child(body: str, path: Path) -> subprocess.Popen[str]:
+def child(body, path):
     program = textwrap.dedent(CHILD) + textwrap.dedent(body)
     return subprocess.Popen(
         [sys.executable, "-c", program, str(path)],
@@ -58,15 +58,15 @@ def child(body: str, path: Path) -> subprocess.Popen[str]:
     )
 
 
-def records(path: Path) -> list[dict]:
+def records(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def opened(path: Path, **more: object) -> Audit:
+def opened(path, **more):
     return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", **more}))
 
 
-def decide(log: Audit, request: str, **more: object) -> bool:
+def decide(log, request, **more):
     arguments = {
         "request_id": request,
         "src": "192.0.2.7",
@@ -80,11 +80,11 @@ def decide(log: Audit, request: str, **more: object) -> bool:
     return recorded and (not log.durable or asyncio.run(confirmed(log)))
 
 
-async def confirmed(log: Audit) -> bool:
+async def confirmed(log):
     return await log.confirmed()
 
 
-def requests(*paths: Path) -> list[str]:
+def requests(*paths):
     return [found["request"] for path in paths for found in records(path) if "request" in found]
 
 
@@ -329,7 +329,7 @@ class TestFullDisk:
                           "lost": state.lost, "failures": state.failures}))
     """
 
-    def run(self, path: Path, *, on_error: str, sync: str = "40ms") -> tuple[dict, str]:
+    def run(self, path, *, on_error, sync="40ms"):
         body = self.BODY.replace("ON_ERROR", repr(on_error)).replace("SYNC", repr(sync))
         out, err = child(body, path).communicate(timeout=60)
         assert out, err
@@ -532,7 +532,7 @@ def test_the_head_follows_the_log(tmp_path):
     assert head.tree == tree_of(path)
 
 
-def _until(condition, seconds: float = 20.0) -> None:
+def _until(condition, seconds=20.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

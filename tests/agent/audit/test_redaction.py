@@ -1,7 +1,5 @@
 """What a record shows of client text: no credential, no more than its share, at a flat cost for each byte."""
 
-from __future__ import annotations
-
 import base64
 import json
 from json.encoder import encode_basestring_ascii as quoted
@@ -15,7 +13,7 @@ from tokens_support import claims, mint
 from iamroles_agent.audit.redaction import credential_hash, redacted, shown
 
 
-def part(members: object, before: str = "", indent: int | None = None) -> str:
+def part(members, before="", indent=None):
     text = before + json.dumps(members, indent=indent)
     return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
 

@@ -1,18 +1,15 @@
 """Standard output and standard error while nobody reads them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
 
 from iamroles_agent.base.output import Output
 
 
 @contextlib.contextmanager
-def unread_standard_output() -> Iterator[int]:
+def unread_standard_output():
     """Descriptor 1 is a pipe for a while; gives its reading end, not blocking. (No fixture: pytest's own
     capture sets the descriptor again between fixtures and test.)"""
     reader, writer = os.pipe()

@@ -1,7 +1,5 @@
 """The closed list of reasons and the limits of texts are the contract's (SPEC.md sections 2 and 4)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from iamroles_agent.spop.messages import LIMITS
 SPEC = (Path(__file__).parents[3] / "conformance" / "SPEC.md").read_text()
 
 
-def section(number: int) -> str:
+def section(number):
     return SPEC.partition(f'\n## <a id="c-{number}"></a>')[2].partition("\n## ")[0]
 
 

@@ -1,7 +1,5 @@
 """`iamroles agent run` as an operator meets it: the ready line, signals, and what bad input says."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -4,8 +4,6 @@ The numbers in the names are those of the faults that each was written for: a wo
 old policy, a reload that is half done, a member that never answers, a member that talks nonsense.
 """
 
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -516,7 +514,7 @@ def test_the_end_workers_first_then_the_fetcher():
 class Family:
     """Members that follow orders, at times of their own, and die, refuse or stay silent by chance."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed):
         self.chance = random.Random(seed)
         self.bench = Bench(self.chance.choice([1, 2, 4]), saves=self.chance.random() < 0.5)
         self.plane = self.bench.plane
@@ -527,14 +525,14 @@ class Family:
         self._promised = self._seen = 1
         self.plane.start()
 
-    def turn(self) -> None:
+    def turn(self):
         """One event, and then what must hold."""
         index = self.chance.choice(list(self.plane.members.slots))
         self._happen(self.chance.random(), index)
         self._take()
         self._check()
 
-    def _happen(self, event: float, index: int) -> None:
+    def _happen(self, event, index):
         bench, plane = self.bench, self.plane
         if event < 0.05 and plane.members.served and plane.members.slots[index].pid:
             self._dies(index)
@@ -553,16 +551,16 @@ class Family:
         elif self._told.get(index):
             self._obeys(index, *self._told[index].pop(0))
 
-    def _part(self) -> Part:
+    def _part(self):
         self._serial += 1
         return Part.of((str(self._serial).encode(),))
 
-    def _dies(self, index: int) -> None:
+    def _dies(self, index):
         self._take()
         self._told.pop(index, None)
         self.bench.dies(index)
 
-    def _obeys(self, index: int, say: str, version: int) -> None:
+    def _obeys(self, index, say, version):
         if say == "serve":
             self.bench.hears(index, "serving")
         elif say == "switch":
@@ -575,7 +573,7 @@ class Family:
         else:
             self.bench.hears(index, "prepared", version=version)
 
-    def _take(self) -> None:
+    def _take(self):
         """Return what the members received since."""
         self.bench.did()
         for place, said in self.bench.sent[self._read :]:
@@ -586,7 +584,7 @@ class Family:
                 self._told.setdefault(place, []).append(("serve", 0))
         self._read = len(self.bench.sent)
 
-    def _check(self) -> None:
+    def _check(self):
         for line in self.bench.said[self._lines :]:
             if line.get("reloaded"):
                 self._promised = max(self._promised, line["version"])

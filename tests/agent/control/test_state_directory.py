@@ -1,7 +1,5 @@
 """The state directory under stress: a full disk, a writer that died, an invalid index."""
 
-from __future__ import annotations
-
 import errno
 import os
 
@@ -23,7 +21,7 @@ def store(tmp_path):
     store.let_go()
 
 
-def halves(store: Store) -> list[str]:
+def halves(store):
     return [path.name for path in store.directory.iterdir() if path.name.endswith(".new")]
 
 
@@ -31,7 +29,7 @@ def test_what_does_not_fit_leaves_its_room_to_what_comes_next(store, monkeypatch
     """Else one policy that is too large keeps every later one, however small, from being saved."""
     store.write(SMALL)
 
-    def full(_descriptor: int) -> None:
+    def full(_descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:

@@ -1,13 +1,8 @@
 """The decision: worked examples, agreement with a slow reading of the specification, laws of order."""
 
-from __future__ import annotations
-
 import json
-import random
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Any
 
 import policy_worlds as worlds
 import pytest
@@ -17,7 +12,7 @@ from hypothesis import strategies as st
 
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError
-from iamroles_agent.base.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.base.reasons import Reason
 from iamroles_agent.policy import Policy, load_policy, load_text
 from iamroles_agent.policy.compiled import Query
@@ -96,16 +91,16 @@ backend = "orders-rw"
 """
 
 
-def examples(multi_role: str = "deny", more: str = "") -> Policy:
+def examples(multi_role="deny", more=""):
     return Policy(load_text(EXAMPLES.replace("MULTI", f'multi_role = "{multi_role}"') + more))
 
 
-def identity(*roles: str, **changes: Any) -> Identity:
+def identity(*roles, **changes):
     arns = tuple(RoleArn.parse(role if role.startswith("arn:") else f"{ACCOUNT}/{role}") for role in roles)
     return Identity("idp", "ann", "s1", arns, 10_000, issued_at=1_000)._replace(**changes)
 
 
-def ask(policy: Policy, who: Identity, line: str, requested: str | None = None, host: str = "") -> Decision:
+def ask(policy, who, line, requested=None, host=""):
     method, path = line.split(" ", 1)
     return policy.decide(who, Request(method, host, path, SRC, requested))
 
@@ -132,9 +127,7 @@ def ask(policy: Policy, who: Identity, line: str, requested: str | None = None, 
         ([], None, "GET /orders", Reason.ROLE_MISSING),
     ],
 )
-def test_worked_examples(
-    roles: list[str], requested: str | None, line: str, expected: Reason | tuple[str, str, str]
-) -> None:
+def test_worked_examples(roles, requested, line, expected):
     decision = ask(examples(), identity(*roles), line, requested)
 
     if isinstance(expected, Reason):
@@ -146,7 +139,7 @@ def test_worked_examples(
         assert (decision.rule, decision.role, decision.backend) == (rule, f"{ACCOUNT}/{role}", backend)
 
 
-def test_conflict_of_equal_specificity_is_a_load_error_under_union() -> None:
+def test_conflict_of_equal_specificity_is_a_load_error_under_union():
     examples("deny", R5)
     with pytest.raises(ConfigError) as caught:
         examples("union", R5)
@@ -157,7 +150,7 @@ def test_conflict_of_equal_specificity_is_a_load_error_under_union() -> None:
     assert problem.line == EXAMPLES.count("\n") + 7
 
 
-def test_union_activates_all_roles() -> None:
+def test_union_activates_all_roles():
     who = identity("reader", "writer")
 
     assert ask(examples("union"), who, "POST /orders").rule == "R2"
@@ -165,7 +158,7 @@ def test_union_activates_all_roles() -> None:
     assert ask(examples("union"), identity("reader", "contractor"), "GET /orders/export").rule == "R3"
 
 
-def test_preferred_role_is_used_if_held_and_else_ignored() -> None:
+def test_preferred_role_is_used_if_held_and_else_ignored():
     writer, contractor = RoleArn.parse(f"{ACCOUNT}/writer"), RoleArn.parse(f"{ACCOUNT}/contractor")
 
     held = identity("reader", "writer", preferred=writer)
@@ -175,7 +168,7 @@ def test_preferred_role_is_used_if_held_and_else_ignored() -> None:
     assert ask(examples(), stranger, "POST /orders").reason is Reason.AMBIGUOUS_ROLE
 
 
-def test_unmapped_roles_are_recorded_and_count_as_roles() -> None:
+def test_unmapped_roles_are_recorded_and_count_as_roles():
     decision = ask(examples(), identity("reader", "unheard-of"), "GET /orders")
 
     assert decision.reason is Reason.AMBIGUOUS_ROLE
@@ -183,14 +176,14 @@ def test_unmapped_roles_are_recorded_and_count_as_roles() -> None:
     assert decision.roles == (f"{ACCOUNT}/reader", f"{ACCOUNT}/unheard-of")
 
 
-def test_refusals_carry_who_it_was() -> None:
+def test_refusals_carry_who_it_was():
     decision = ask(examples(), identity("reader"), "POST /orders")
 
     assert (decision.principal, decision.session, decision.issuer) == ("ann", "s1", "idp")
     assert (decision.role, decision.expires, decision.status) == (f"{ACCOUNT}/reader", 10_000, 403)
 
 
-def test_expires_is_the_earlier_of_the_token_and_the_roles_lifetime() -> None:
+def test_expires_is_the_earlier_of_the_token_and_the_roles_lifetime():
     policy = examples()
 
     assert ask(policy, identity("writer"), "POST /orders").expires == 1_300
@@ -198,7 +191,7 @@ def test_expires_is_the_earlier_of_the_token_and_the_roles_lifetime() -> None:
     assert ask(policy, identity("reader"), "GET /orders").expires == 10_000
 
 
-def test_a_role_whose_lifetime_has_passed_is_refused() -> None:
+def test_a_role_whose_lifetime_has_passed_is_refused():
     policy = examples()
     request = Request("POST", "", "/orders", SRC)
 
@@ -207,7 +200,7 @@ def test_a_role_whose_lifetime_has_passed_is_refused() -> None:
     assert (dead.allow, dead.reason, dead.backend, dead.rule) == (False, Reason.TOKEN_EXPIRED, "", "")
 
 
-def test_a_lifetime_that_cannot_be_applied_grants_nothing() -> None:
+def test_a_lifetime_that_cannot_be_applied_grants_nothing():
     decision = ask(examples(), identity("writer", issued_at=None), "POST /orders")
 
     assert decision.reason is Reason.NO_GRANT
@@ -225,21 +218,19 @@ def test_a_lifetime_that_cannot_be_applied_grants_nothing() -> None:
         ({"read"}, "POST /orders", Reason.NO_GRANT),
     ],
 )
-def test_scopes_intersect_with_the_roles_grants(
-    scopes: set[str] | None, line: str, reason: Reason | None
-) -> None:
+def test_scopes_intersect_with_the_roles_grants(scopes, line, reason):
     who = identity("reader", scopes=None if scopes is None else frozenset(scopes))
 
     assert ask(examples(), who, line).reason is reason
 
 
-def test_a_scope_never_opens_what_the_role_does_not() -> None:
+def test_a_scope_never_opens_what_the_role_does_not():
     decision = ask(examples(), identity("writer", scopes=frozenset({"read"})), "POST /orders")
 
     assert decision.reason is Reason.SCOPE_INSUFFICIENT
 
 
-def test_shadow_rules_are_recorded_and_not_enforced() -> None:
+def test_shadow_rules_are_recorded_and_not_enforced():
     more = """
 [[denies]]
 id = "S1"
@@ -264,7 +255,7 @@ shadow = true
     assert ask(policy, identity("writer"), "PUT /orders").shadow == ()
 
 
-def test_a_whole_policy_can_be_tried_without_being_enforced(tmp_path: Path) -> None:
+def test_a_whole_policy_can_be_tried_without_being_enforced(tmp_path):
     text = EXAMPLES.replace("MULTI", '[agent]\nshadow_policy = "next.toml"')
     (tmp_path / "policy.toml").write_text(text)
     closed = '[[denies]]\nid = "D"\nroles = ["*"]\npath = "/orders/1"\n'
@@ -299,7 +290,7 @@ def test_a_whole_policy_can_be_tried_without_being_enforced(tmp_path: Path) -> N
         ("", False),
     ],
 )
-def test_hosts(host: str, allowed: bool) -> None:
+def test_hosts(host, allowed):
     more = """
 [[grants]]
 id = "H1"
@@ -312,7 +303,7 @@ backend = "orders-ro"
     assert ask(examples(more=more), identity("reader"), "GET /host", host=host).allow is allowed
 
 
-def test_a_deny_by_host_also_denies_a_host_that_cannot_be_read() -> None:
+def test_a_deny_by_host_also_denies_a_host_that_cannot_be_read():
     more = '[[denies]]\nid = "D1"\nroles = ["*"]\npath = "/orders"\nhosts = ["admin.example.com"]\n'
     policy = examples(more=more)
 
@@ -321,7 +312,7 @@ def test_a_deny_by_host_also_denies_a_host_that_cannot_be_read() -> None:
     assert ask(policy, identity("reader"), "GET /orders", host="x, admin.example.com").rule == "D1"
 
 
-def test_sources_see_through_mapped_addresses_and_faults_fall_to_the_safe_side() -> None:
+def test_sources_see_through_mapped_addresses_and_faults_fall_to_the_safe_side():
     more = """
 [[grants]]
 id = "N1"
@@ -344,7 +335,7 @@ backend = "orders-ro"
 """
     policy = examples(more=more)
 
-    def rule(path: str, src: Any) -> str:
+    def rule(path, src):
         return policy.decide(identity("reader"), Request("GET", "", path, src)).rule
 
     assert rule("/net", ip_address("10.1.2.3")) == "N1"
@@ -357,7 +348,7 @@ backend = "orders-ro"
     assert rule("/net/deny", "no address") == "N2"
 
 
-def _config(data: dict[str, Any]) -> Config:
+def _config(data):
     return Config.model_validate(data)
 
 
@@ -367,7 +358,7 @@ def _config(data: dict[str, Any]) -> Config:
     worlds.identities(),
     st.sampled_from([None, None, "r0", "r1", worlds.STRANGER]),
 )
-def test_agrees_with_a_slow_reading(data: dict[str, Any], who: Identity, requested: str | None) -> None:
+def test_agrees_with_a_slow_reading(data, who, requested):
     config = _config(data)
     policy = Policy(config)
 
@@ -380,8 +371,8 @@ def test_agrees_with_a_slow_reading(data: dict[str, Any], who: Identity, request
 
 @settings(max_examples=60, deadline=None)
 @given(worlds.worlds(shadow=True), worlds.identities(), st.randoms(use_true_random=False))
-def test_order_never_matters(data: dict[str, Any], who: Identity, rng: random.Random) -> None:
-    def shuffled(value: Any) -> Any:
+def test_order_never_matters(data, who, rng):
+    def shuffled(value):
         if isinstance(value, dict):
             return {key: shuffled(value[key]) for key in rng.sample(list(value), len(value))}
         return (
@@ -400,7 +391,7 @@ def test_order_never_matters(data: dict[str, Any], who: Identity, rng: random.Ra
 
 @settings(max_examples=60, deadline=None)
 @given(worlds.worlds(grants=3, denies=0, consistent=False))
-def test_load_refuses_exactly_the_policies_whose_grants_can_conflict(data: dict[str, Any]) -> None:
+def test_load_refuses_exactly_the_policies_whose_grants_can_conflict(data):
     config = _config(data)
     grants = [grant for grant in config.grants if not grant.shadow]
     conflict = any(
@@ -425,7 +416,7 @@ def test_load_refuses_exactly_the_policies_whose_grants_can_conflict(data: dict[
     assert all("equally specific" in message for message in messages)
 
 
-def test_version_follows_what_bears_on_verdicts_only() -> None:
+def test_version_follows_what_bears_on_verdicts_only():
     base = examples()
 
     assert Policy(base.config.model_copy(update={"multi_role": "union"})).version != base.version
@@ -433,7 +424,7 @@ def test_version_follows_what_bears_on_verdicts_only() -> None:
     assert Policy(base.config.model_copy(update={"agent": agent})).version == base.version
 
 
-def test_a_deny_by_host_also_denies_a_request_without_host() -> None:
+def test_a_deny_by_host_also_denies_a_request_without_host():
     """The back end of an HTTP/1.0 request without Host takes the host from the request line."""
     more = '[[denies]]\nid = "D1"\nroles = ["*"]\npath = "/orders"\nhosts = ["admin.example.com"]\n'
 
@@ -450,7 +441,7 @@ def test_a_deny_by_host_also_denies_a_request_without_host() -> None:
     ],
     ids=["deep", "long", "labels", "triplets"],
 )
-def test_the_work_grows_with_the_length_and_not_with_its_square(request_: Request) -> None:
+def test_the_work_grows_with_the_length_and_not_with_its_square(request_):
     """All prefixes of a deep path, and all suffixes of a host of many labels, are its square."""
     policy = examples(more=R6)
     long = steps(lambda: policy.decide(identity("reader"), request_))
@@ -460,7 +451,7 @@ def test_the_work_grows_with_the_length_and_not_with_its_square(request_: Reques
     assert sum(map(len, Query.from_request(request_, policy._reach).paths)) < 6 * len(request_.path)
 
 
-def test_rules_deeper_than_most_requests_still_match() -> None:
+def test_rules_deeper_than_most_requests_still_match():
     deep = "/a" * 40
     policy = examples(more=R5.replace("/orders", deep).replace("writer", "reader") + R6)
 

@@ -1,7 +1,5 @@
 """Groups are shorthand: the same verdicts and the same version as the policy written out."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

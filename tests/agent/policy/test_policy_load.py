@@ -1,7 +1,5 @@
 """A bad file is refused with every problem at once: file, line, key, what is wrong, what to do."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.policy import load, load_text
 from iamroles_agent.policy.lines import json_lines, toml_lines
 from iamroles_agent.policy.load import load_file
@@ -31,7 +29,7 @@ GOOD: dict[str, Any] = {
 }
 
 
-def problems_of(data: dict[str, Any]) -> list[Problem]:
+def problems_of(data):
     try:
         load_text(json.dumps(data, indent=1), "json", "p.json")
     except ConfigError as error:
@@ -39,7 +37,7 @@ def problems_of(data: dict[str, Any]) -> list[Problem]:
     return []
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
+def changed(path, value):
     """GOOD with one value set; `path` as in problems."""
     data = json.loads(json.dumps(GOOD))
     *way, last = [
@@ -52,11 +50,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return data  # type: ignore[no-any-return]
 
 
-def test_good_loads() -> None:
+def test_good_loads():
     assert problems_of(GOOD) == []
 
 
-def test_the_example_loads_and_lints_clean_of_warnings() -> None:
+def test_the_example_loads_and_lints_clean_of_warnings():
     from iamroles_tools.policy.lint import lint
 
     assert [item for item in lint(load(EXAMPLE)) if not item.note] == []
@@ -134,7 +132,7 @@ def test_the_example_loads_and_lints_clean_of_warnings() -> None:
         ("grants[0]", "g", "is not a table", "[[grants]]"),
     ],
 )  # fmt: skip
-def test_each_fault_says_where_what_and_how(key: str, value: Any, says: str, remedy: str) -> None:
+def test_each_fault_says_where_what_and_how(key, value, says, remedy):
     found = problems_of(changed(key, value))
 
     assert [problem for problem in found if problem.key.startswith(key.partition("[")[0])] == found
@@ -148,7 +146,7 @@ def test_each_fault_says_where_what_and_how(key: str, value: Any, says: str, rem
     [("grant", "`grants`"), ("grants[0].role", "`roles`"), ("issuers[0].audience", "`audiences`"),
      ("limits", "`max_lifetime`"), ("keys", "`cooldown`")],
 )  # fmt: skip
-def test_unknown_keys_name_the_nearest(key: str, near: str) -> None:
+def test_unknown_keys_name_the_nearest(key, near):
     value: Any = {"max_lifetim": "1h"} if key == "limits" else {"cool_down": "1s"} if key == "keys" else ["x"]
     found = problems_of(changed(key, value))
 
@@ -156,7 +154,7 @@ def test_unknown_keys_name_the_nearest(key: str, near: str) -> None:
     assert near in problem.remedy
 
 
-def test_missing_keys_say_what_to_add() -> None:
+def test_missing_keys_say_what_to_add():
     data = json.loads(json.dumps(GOOD))
     del data["version"], data["grants"][0]["path"], data["roles"][0]["arn"]
 
@@ -167,19 +165,19 @@ def test_missing_keys_say_what_to_add() -> None:
     }
 
 
-def test_trusting_nobody_is_an_error() -> None:
+def test_trusting_nobody_is_an_error():
     [problem] = problems_of({**GOOD, "issuers": [], "sts": []})
 
     assert "trusts nobody" in problem.message
 
 
-def test_a_required_audit_is_not_none() -> None:
+def test_a_required_audit_is_not_none():
     [problem] = problems_of({**GOOD, "audit": {"path": "none", "required": True}})
 
     assert (problem.key, problem.remedy) == ("audit.path", 'Name a file, or "stderr"')
 
 
-def test_an_arn_has_one_name() -> None:
+def test_an_arn_has_one_name():
     [problem] = problems_of(
         {**GOOD, "roles": [*GOOD["roles"], {"name": "other", "arns": [GOOD["roles"][0]["arn"]]}]}
     )
@@ -187,7 +185,7 @@ def test_an_arn_has_one_name() -> None:
     assert (problem.key, "already the role 'reader'" in problem.message) == ("roles[1].arns[0]", True)
 
 
-def test_every_problem_at_once_also_of_items_with_a_wrong_shape() -> None:
+def test_every_problem_at_once_also_of_items_with_a_wrong_shape():
     text = """\
 version = 1
 multi_rol = "deny"
@@ -243,7 +241,7 @@ anything = true
         ("f.json", b'{"version": 1,\n"multi_role": "deny",\n"multi_role": "union"}', 3),
     ],
 )
-def test_files_that_do_not_parse(tmp_path: Path, name: str, content: bytes, line: int) -> None:
+def test_files_that_do_not_parse(tmp_path, name, content, line):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
@@ -252,17 +250,17 @@ def test_files_that_do_not_parse(tmp_path: Path, name: str, content: bytes, line
     assert line in [problem.line for problem in caught.value.problems]
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "none.toml")
 
 
-def test_deep_json_is_refused_not_a_crash() -> None:
+def test_deep_json_is_refused_not_a_crash():
     with pytest.raises(ConfigError):
         load_text("[" * 100_000, "json")
 
 
-def test_toml_and_json_mean_the_same() -> None:
+def test_toml_and_json_mean_the_same():
     config = load(EXAMPLE)
 
     import tomllib
@@ -289,14 +287,14 @@ k.l = 2
 """
 
 
-def test_lines_of_toml() -> None:
+def test_lines_of_toml():
     lines = toml_lines(TRICKY_TOML)
 
     found = {"a": 1, "t": 5, "t.x": 6, "r[0]": 10, "r[0].n": 11, "r[1]": 12, "r[1].n": 13}
     assert lines == {**found, "r[1].s": 14, "r[1].s.k.l": 15}
 
 
-def test_the_example_s_lines_point_at_their_rules() -> None:
+def test_the_example_s_lines_point_at_their_rules():
     document = load_file(EXAMPLE)
     text = EXAMPLE.read_text().splitlines()
 
@@ -313,7 +311,7 @@ _JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(alphabet="abc", min_size=1), _JSON, max_size=4), st.sampled_from([None, 1]))
-def test_lines_of_json_find_each_member(data: dict[str, Any], indent: int | None) -> None:
+def test_lines_of_json_find_each_member(data, indent):
     text = json.dumps(data, indent=indent)
     lines, twice = json_lines(text)
 
@@ -328,19 +326,19 @@ def test_lines_of_json_find_each_member(data: dict[str, Any], indent: int | None
     _JSON,
     st.sampled_from(["issuers", "sts", "roles", "backends", "grants", "denies", "scopes", "keys", "agent"]),
 )
-def test_whatever_a_table_holds_only_config_errors_come_out(value: Any, table: str) -> None:
+def test_whatever_a_table_holds_only_config_errors_come_out(value, table):
     problems_of({**GOOD, table: value})
     if isinstance(GOOD.get(table), list):
         problems_of({**GOOD, table: [*GOOD[table], value]})
 
 
 @given(st.sampled_from(["issuers", "sts", "roles", "backends", "grants", "denies", "scopes"]), st.data())
-def test_whatever_a_field_holds_only_config_errors_come_out(table: str, data: st.DataObject) -> None:
+def test_whatever_a_field_holds_only_config_errors_come_out(table, data):
     field = data.draw(st.sampled_from(sorted(GOOD[table][0])))
     problems_of(changed(f"{table}[0].{field}", data.draw(_JSON | st.lists(st.text(), max_size=2))))
 
 
-def test_the_published_schema_is_current() -> None:
+def test_the_published_schema_is_current():
     """Else: `iamroles policy schema > reference/policy.schema.json`."""
     assert (ROOT / "reference" / "policy.schema.json").read_text() == schema_text()
 
@@ -357,7 +355,7 @@ def test_the_published_schema_is_current() -> None:
         (changed("issuers[0].roles_claim", ["a", "b"]), True),
     ],
 )
-def test_the_schema_agrees_with_the_loader(data: dict[str, Any], good: bool) -> None:
+def test_the_schema_agrees_with_the_loader(data, good):
     import jsonschema  # of moto's extra `server`
 
     validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
@@ -366,7 +364,7 @@ def test_the_schema_agrees_with_the_loader(data: dict[str, Any], good: bool) -> 
     assert (problems_of(data) == []) is good
 
 
-def test_the_schema_tells_what_each_key_means() -> None:
+def test_the_schema_tells_what_each_key_means():
     definitions = json.loads(schema_text())["$defs"]
 
     silent = [
@@ -386,7 +384,7 @@ def test_the_schema_tells_what_each_key_means() -> None:
         ("a b: c", False), ("9:x", False), ("idp\n", False),
     ],
 )  # fmt: skip
-def test_an_issuer_with_a_jwks_uri_may_be_any_string_or_uri(iss: str, good: bool) -> None:
+def test_an_issuer_with_a_jwks_uri_may_be_any_string_or_uri(iss, good):
     """RFC 7519 section 2; without `jwks_uri` the keys are found below it, so that it is a URL then."""
     data = changed("issuers[0].issuer", iss)
     data["issuers"][0]["jwks_uri"] = "https://idp.test/keys"
@@ -394,7 +392,7 @@ def test_an_issuer_with_a_jwks_uri_may_be_any_string_or_uri(iss: str, good: bool
     assert [problem.key for problem in problems_of(data)] == ([] if good else ["issuers[0].issuer"])
 
 
-def _tls(**members: Any) -> dict[str, Any]:
+def _tls(**members):
     return {"name": "orders", "servers": ["orders:80"], "tls": {"ca": "/etc/iam/ca.pem", **members}}
 
 
@@ -426,9 +424,7 @@ def _tls(**members: Any) -> dict[str, Any]:
         ("identity_header", {"issuer": "g", "rotate": "1m"}, "identity_header.rotate", "twice the", "24h"),
     ],
 )
-def test_what_faces_the_back_ends_and_the_operator_is_checked(
-    table: str, value: Any, key: str, says: str, remedy: str
-) -> None:
+def test_what_faces_the_back_ends_and_the_operator_is_checked(table, value, key, says, remedy):
     found = problems_of(GOOD | {table: value})
 
     assert [problem.key for problem in found] == [key]
@@ -436,7 +432,7 @@ def test_what_faces_the_back_ends_and_the_operator_is_checked(
     assert remedy in found[0].remedy
 
 
-def test_tls_and_the_identity_header_load() -> None:
+def test_tls_and_the_identity_header_load():
     tls = _tls(certificate="/etc/iam/gate.pem", name="orders.internal")
 
     assert problems_of(GOOD | {"backends": [tls], "identity_header": {"issuer": "https://gate.test"}}) == []

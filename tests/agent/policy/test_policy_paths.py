@@ -1,7 +1,5 @@
 """Paths have one reading or none (SPEC.md section 7)."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -27,7 +25,7 @@ from iamroles_agent.policy.paths import canonical, segments
         ("/a:b@c!$&'()*+,=", "/a:b@c!$&'()*+,="),
     ],
 )
-def test_canonical(path: str, expected: str) -> None:
+def test_canonical(path, expected):
     assert canonical(path) == expected
 
 
@@ -42,7 +40,7 @@ def test_canonical(path: str, expected: str) -> None:
         "/a%u002f",
     ],
 )  # fmt: skip
-def test_ambiguous(path: str) -> None:
+def test_ambiguous(path):
     with pytest.raises(Refusal) as caught:
         canonical(path)
 
@@ -50,7 +48,7 @@ def test_ambiguous(path: str) -> None:
     assert caught.value.detail
 
 
-def test_segments_ignore_one_trailing_slash() -> None:
+def test_segments_ignore_one_trailing_slash():
     assert segments("/") == ()
     assert segments("/a/b") == segments("/a/b/") == ("a", "b")
 
@@ -64,7 +62,7 @@ _TRICKY = st.lists(
 
 @given(st.one_of(st.text(), _TRICKY.map(lambda text: f"/{text}"), _TRICKY))
 @example("/%25%34%31")
-def test_canonical_is_a_fixed_point_and_never_fails_otherwise(path: str) -> None:
+def test_canonical_is_a_fixed_point_and_never_fails_otherwise(path):
     reason = None
     try:
         once = canonical(path)

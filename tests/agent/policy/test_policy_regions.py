@@ -1,7 +1,5 @@
 """Regions meet exactly where brute force finds a request in both."""
 
-from __future__ import annotations
-
 import policy_worlds as worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,7 @@ RULES = st.fixed_dictionaries({"id": st.just("d"), "roles": st.just(["*"]), **wo
 
 @settings(max_examples=150, deadline=None)
 @given(RULES.map(Deny.model_validate), RULES.map(Deny.model_validate))
-def test_meets_agrees_with_brute_force_and_has_a_witness(one: Deny, two: Deny) -> None:
+def test_meets_agrees_with_brute_force_and_has_a_witness(one, two):
     expected = any(
         worlds.matches(one, request, deny=False) and worlds.matches(two, request, deny=False)
         for request in worlds.REQUESTS
@@ -29,7 +27,7 @@ def test_meets_agrees_with_brute_force_and_has_a_witness(one: Deny, two: Deny) -
         assert worlds.matches(two, witness, deny=False)
 
 
-def test_prefixes_are_whole_segments() -> None:
+def test_prefixes_are_whole_segments():
     region = Region.from_rule(Deny(id="d", roles=["*"], path="/orders"))
 
     assert [region.has_path(path) for path in ("/orders", "/orders/1", "/ordersx", "/")] == [
@@ -40,7 +38,7 @@ def test_prefixes_are_whole_segments() -> None:
     ]
 
 
-def test_hosts_meet_from_either_side() -> None:
+def test_hosts_meet_from_either_side():
     name, wide = (
         Region.from_rule(Deny(id="d", roles=["*"], path="/", hosts=[host]))
         for host in ("a.x.test", "*.x.test")

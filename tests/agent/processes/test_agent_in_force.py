@@ -1,7 +1,5 @@
 """What is in force in a running agent, for one worker and for four: over deaths, outages and restarts."""
 
-from __future__ import annotations
-
 import json
 import os
 import select
@@ -13,7 +11,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,7 +20,7 @@ import pytest
 from running_agent import good_token, question
 from spop_transcript import hello, notify
 from test_server_supervisor import connect, receive, until
-from tokens_support import AUDIENCE, EC_KEY, OTHER_EC_KEY, ROLE, Server, mint, public_jwk, serving
+from tokens_support import AUDIENCE, EC_KEY, OTHER_EC_KEY, ROLE, mint, public_jwk, serving
 
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.commands.status_text import as_text
@@ -34,21 +31,21 @@ PATIENCE = 20.0
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server():
     with serving() as made:
         made.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
         yield made
 
 
 @pytest.fixture(params=[1, 4])
-def workers(request: pytest.FixtureRequest) -> int:
+def workers(request):
     return int(request.param)
 
 
 class Running:
     """An agent, its configuration and its lines."""
 
-    def __init__(self, directory: Path, server: Server, workers: int, **changes: Any) -> None:
+    def __init__(self, directory, server, workers, **changes):
         self.directory = directory
         self.path = directory / "world.json"
         self.world = {
@@ -71,11 +68,11 @@ class Running:
         self.write()
         self.process: subprocess.Popen[bytes]
 
-    def write(self, **changes: Any) -> None:
+    def write(self, **changes):
         self.world |= changes
         self.path.write_text(json.dumps(self.world))
 
-    def start(self, *how: str, **streams: Any) -> dict[str, Any]:
+    def start(self, *how, **streams):
         log = (self.directory / "log").open("ab")
         self.process = subprocess.Popen(
             [
@@ -90,44 +87,44 @@ class Running:
         self.address = ready["address"]
         return ready
 
-    def line(self) -> dict[str, Any]:
+    def line(self):
         assert self.process.stdout is not None
         assert select.select([self.process.stdout], [], [], PATIENCE)[0], self.log()
         return dict(json.loads(self.process.stdout.readline() or "{}"))
 
-    def log(self) -> str:
+    def log(self):
         return (self.directory / "log").read_text()
 
-    def reload(self, **changes: Any) -> dict[str, Any]:
+    def reload(self, **changes):
         self.write(**changes)
         self.process.send_signal(signal.SIGHUP)
         return self.line()
 
-    def members(self) -> set[int]:
+    def members(self):
         pid = self.process.pid
         return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
-    def ask(self, token: str, path: str = "/orders/1") -> str:
+    def ask(self, token, path="/orders/1"):
         """Return what a new connection is answered: `allow`, or the reason."""
         with connect(self.address) as sock:
             return self._asked(sock, token, path)
 
-    def _asked(self, sock: socket.socket, token: str, path: str) -> str:
+    def _asked(self, sock, token, path):
         sock.sendall(hello() + notify(question(token, path)))
         receive(sock)
         said = receive(sock)
         return "allow" if said["allow"] else str(said["reason"].decode())
 
-    def all_say(self, token: str) -> set[str]:
+    def all_say(self, token):
         """Return what so many connections are answered that each worker has some."""
         with ExitStack() as held:
             socks = [held.enter_context(connect(self.address)) for _ in range(24)]
             return {self._asked(sock, token, "/orders/1") for sock in socks}
 
-    def status(self) -> dict[str, Any]:
+    def status(self):
         return local_socket.ask(self.directory / "state" / "agent.sock", {"command": "status"})
 
-    def health(self) -> tuple[int, dict[str, Any]]:
+    def health(self):
         """Return it of the last worker that said where its metrics are."""
         url = self.log().rpartition("metrics on ")[2].split()[0].replace("/metrics", "/healthz")
         try:
@@ -138,7 +135,7 @@ class Running:
 
 
 @contextmanager
-def running(directory: Path, server: Server, workers: int, **changes: Any) -> Iterator[Running]:
+def running(directory, server, workers, **changes):
     agent = Running(directory, server, workers, **changes)
     agent.start()
     try:
@@ -150,7 +147,7 @@ def running(directory: Path, server: Server, workers: int, **changes: Any) -> It
         agent.process.stdout.close()
 
 
-def forged(server: Server, kid: str) -> str:
+def forged(server, kid):
     now = int(time.time())
     claims = {"iss": server.url, "aud": AUDIENCE, "sub": "x", "jti": kid, "iat": now, "exp": now + 600}
     return mint(claims | {"roles": [ROLE]}, OTHER_EC_KEY, kid=kid)
@@ -209,14 +206,14 @@ GRANT = {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders",
 class Asker(threading.Thread):
     """Asks one question after the other, on another connection after each goodbye; counts what got lost."""
 
-    def __init__(self, agent: Running, token: str) -> None:
+    def __init__(self, agent, token):
         super().__init__(daemon=True)
         self.agent, self.token = agent, token
         self.answers: list[Any] = []
         self.lost = self.goodbyes = 0
         self.ending = False
 
-    def run(self) -> None:
+    def run(self):
         while not self.ending:
             with connect(self.agent.address) as sock:
                 sock.sendall(hello())
@@ -233,7 +230,7 @@ class Asker(threading.Thread):
                     self.answers.append(said["allow"])
                     time.sleep(0.001)
 
-    def _told_to_go(self, sock: socket.socket) -> bool:
+    def _told_to_go(self, sock):
         told = bool(select.select([sock], [], [], 0)[0])
         self.goodbyes += told
         return told
@@ -396,7 +393,7 @@ def test_a_question_under_way_is_answered_by_what_the_reload_put_in_force(tmp_pa
     arrived, gate = threading.Event(), threading.Event()
     good = server.replies["/jwks"]
 
-    def held(handler: Any) -> Any:
+    def held(handler):
         arrived.set()
         gate.wait(PATIENCE)
         return good(handler)

@@ -1,7 +1,5 @@
 """A short day of chaos; the long one is `python -m benchmarks.chaos`."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

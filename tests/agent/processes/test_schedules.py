@@ -1,7 +1,5 @@
 """Random orders of everything: no verdict but the right one; and ordering bugs that are planted are found."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -10,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 
 
-def schedules(*options: str) -> subprocess.CompletedProcess[str]:
+def schedules(*options):
     command = [sys.executable, "-m", "benchmarks.schedules", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 

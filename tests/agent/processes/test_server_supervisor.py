@@ -3,8 +3,6 @@
 Faults are real ones: SIGKILL, SIGSTOP, a worker that talks nonsense or never answers.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -16,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -33,7 +30,7 @@ PATIENCE = 20.0
 class Agent:
     """The program as a child process."""
 
-    def __init__(self, state: Path, workers: int, listen: str) -> None:
+    def __init__(self, state, workers, listen):
         self.state = state
         self.process = subprocess.Popen(
             [sys.executable, PROGRAM, listen, str(workers), state],
@@ -41,7 +38,7 @@ class Agent:
         )  # fmt: skip
         self._unread = b""
 
-    def line(self) -> dict[str, object]:
+    def line(self):
         """The next line of standard output."""
         assert self.process.stdout is not None
         while b"\n" not in self._unread:
@@ -52,27 +49,25 @@ class Agent:
         line, self._unread = self._unread.split(b"\n", 1)
         return json.loads(line)
 
-    def errors(self) -> str:
+    def errors(self):
         return (self.state.parent / "stderr").read_text()
 
-    def reload(self, state: str) -> dict[str, object]:
+    def reload(self, state):
         self.state.write_text(state)
         self.process.send_signal(signal.SIGHUP)
         return self.line()
 
-    def children(self, name: str = "iamroles-w") -> set[int]:
+    def children(self, name="iamroles-w"):
         """Pids of the workers, or of members by another name."""
         tasks = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return {int(pid) for pid in tasks.split() if comm(int(pid)).startswith(name)}
 
-    def ended(self) -> int:
+    def ended(self):
         return self.process.wait(PATIENCE)
 
 
 @contextmanager
-def running(
-    tmp_path: Path, workers: int, *, state: str = "one", listen: str = "127.0.0.1:0"
-) -> Iterator[Agent]:
+def running(tmp_path, workers, *, state="one", listen="127.0.0.1:0"):
     file = tmp_path / "state"
     file.write_text(state)
     agent = Agent(file, workers, listen)
@@ -85,7 +80,7 @@ def running(
         agent.process.stdout.close()
 
 
-def connect(address: object) -> socket.socket:
+def connect(address):
     assert isinstance(address, str)
     if address.startswith("unix:"):
         sock = socket.socket(socket.AF_UNIX)
@@ -96,10 +91,10 @@ def connect(address: object) -> socket.socket:
     return socket.create_connection((host, int(port)), PATIENCE)
 
 
-def receive(sock: socket.socket) -> dict[str, object]:
+def receive(sock):
     """The variables of the next ACK (none of another frame)."""
 
-    def exactly(size: int) -> bytes:
+    def exactly(size):
         data = b""
         while len(data) < size:
             more = sock.recv(size - len(data))
@@ -115,32 +110,32 @@ def receive(sock: socket.socket) -> dict[str, object]:
     return {action.name: action.value for action in told if action.kind is not None}
 
 
-def ask(address: object) -> tuple[int, str]:
+def ask(address):
     """Pid and state of the worker that answers a new connection."""
     with connect(address) as sock:
         return asked(sock)
 
 
-def asked(sock: socket.socket) -> tuple[int, str]:
+def asked(sock):
     sock.sendall(hello() + notify())
     receive(sock)
     answer = receive(sock)
     return int(answer["principal"]), answer["session"].decode()
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition):
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def ask_until_heard(address: object, pids: set[int]) -> set[str]:
+def ask_until_heard(address, pids):
     """States of these workers, asked until each has answered."""
     states: dict[int, str] = {}
     with ExitStack() as held:  # a worker without connections gets the next
 
-        def all_heard() -> bool:
+        def all_heard():
             pid, state = asked(held.enter_context(connect(address)))
             states[pid] = state
             return pids <= set(states)
@@ -149,14 +144,14 @@ def ask_until_heard(address: object, pids: set[int]) -> set[str]:
     return {states[pid] for pid in pids}
 
 
-def comm(pid: int) -> str:
+def comm(pid):
     try:
         return Path(f"/proc/{pid}/comm").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
-def alive(pid: int) -> bool:
+def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -189,7 +184,7 @@ def test_life(tmp_path, workers):
         assert not any(alive(pid) for pid in pids)
 
 
-def confirmed(policy: str, version: int, workers: int) -> dict[str, object]:
+def confirmed(policy, version, workers):
     return {
         "reloaded": True,
         "policy": policy,
@@ -415,7 +410,7 @@ def test_a_replaced_worker_gets_its_share(tmp_path):
     with running(tmp_path, 2, state="patient") as agent, ExitStack() as held:
         address = agent.line()["address"]
 
-        def connected() -> int:
+        def connected():
             return asked(held.enter_context(connect(address)))[0]
 
         spread = Counter(connected() for _ in range(8))

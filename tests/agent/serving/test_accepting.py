@@ -2,14 +2,11 @@
 stuck.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os
 import resource
 import socket
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -25,7 +22,7 @@ OTHER = 77 << 32
 class Worker:
     """Worker 0, with one connection; two others have none."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.counts = shared_counts(3)
         self.counts[1] = self.counts[2] = OTHER
         self.taken: list[socket.socket] = []
@@ -35,12 +32,12 @@ class Worker:
         self.clients: list[socket.socket] = []
         self.counts[0] += 1
 
-    def connect(self) -> None:
+    def connect(self):
         self.clients.append(socket.create_connection(self.listener.getsockname()))
 
 
 @contextmanager
-def working() -> Iterator[Worker]:
+def working():
     worker = Worker()
     try:
         yield worker
@@ -55,7 +52,7 @@ def patient(monkeypatch):
     monkeypatch.setattr(accepting, "PATIENCE", 3600.0)
 
 
-async def some_time() -> None:
+async def some_time():
     """Let the loop run all that it would."""
     for _ in range(5):
         await asyncio.sleep(0.002)

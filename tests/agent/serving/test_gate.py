@@ -1,7 +1,5 @@
 """How long a verdict is remembered: never past expiry, a lost key, a changed policy; never for garbage."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from ipaddress import ip_address

@@ -1,7 +1,5 @@
 """No request of a stranger costs much; and the search that says so finds what does (`benchmarks.hostile`)."""
 
-from __future__ import annotations
-
 import pytest
 from counting import steps
 from hostile_requests import (
@@ -22,11 +20,11 @@ TRIES = 400
 
 
 @pytest.fixture(scope="module")
-def target() -> Target:
+def target():
     return Target()
 
 
-def worst(target: Target, *, strangers: bool) -> float:
+def worst(target, *, strangers):
     """Seconds of the costliest request that a short search finds."""
     attack, _ = search(target, 7, strangers=strangers, worth=lambda cost: cost.seconds, tries=TRIES)
     return target.cost(attack, times=9).seconds
@@ -40,7 +38,7 @@ def test_the_search_finds_an_old_fault_that_is_put_back(target, name, strangers)
         assert worst(target, strangers=strangers) > 4 * sound
 
 
-def count(target: Target, attack: Attack) -> int:
+def count(target, attack):
     frame = target.frame(attack)
     return steps(lambda: target.ask(frame))
 

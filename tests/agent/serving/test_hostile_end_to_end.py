@@ -1,11 +1,8 @@
 """Strangers against the agent as it is run: workers, fetcher, sockets, an STS that strangers keep busy."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time
-from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 
 import pytest
@@ -13,32 +10,32 @@ from running_agent import agent
 from spop_client import Client, until
 from spop_transcript import check_message, context_message, notify
 from sts_support import EDGE, HOST, KEY_ID, as_json, credential, error_xml, presign
-from tokens_support import ACCOUNT, Reply, serving
+from tokens_support import ACCOUNT, serving
 
 from iamroles_agent.spop.values import DataType
 
 FORGED = 300
 
 
-def question(header: str, src: str, number: int) -> bytes:
+def question(header, src, number):
     asked = check_message(
         authorization=(DataType.STRING, header.encode()), src=(DataType.IPV4, ip_address(src))
     )
     return notify(context_message() + asked, ids=(number, 1))
 
 
-def signed_by(key_id: str, ago: int = 0) -> str:
+def signed_by(key_id, ago=0):
     return credential(presign(now=time.time() - ago).replace(KEY_ID, key_id))
 
 
 class BusySts:
     """Answers a good key at once, and a forged one when the test lets it."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.release = threading.Event()
         self.forged = 0
 
-    def answer(self, handler: BaseHTTPRequestHandler) -> Reply:
+    def answer(self, handler):
         found = re.search(r"X-Amz-Credential=([A-Z0-9]+)", handler.path)
         if found is not None and found[1] == KEY_ID:
             return 200, {"Content-Type": "application/json"}, as_json()

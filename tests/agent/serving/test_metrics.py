@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from prometheus_client import Metric, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from iamroles_agent.audit.log import Audit, AuditState
@@ -39,7 +39,7 @@ def metrics():
     return numbers
 
 
-def scraped(metrics: Metrics) -> dict[tuple, float]:
+def scraped(metrics):
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(generate_latest(registry(metrics)).decode())
@@ -151,13 +151,13 @@ def test_a_busy_port_is_said():
             Metrics(MetricsSettings(listen=f"127.0.0.1:{port}")).serve()
 
 
-def _served(numbers: Metrics) -> dict[str, Metric]:
+def _served(numbers):
     """Families by the name under which a query asks for them."""
     suffix = {"counter": "_total", "info": "_info"}
     return {family.name + suffix.get(family.type, ""): family for family in registry(numbers).collect()}
 
 
-def _queries() -> list[str]:
+def _queries():
     dashboard = json.loads(DASHBOARD.read_text())
     return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
 

@@ -1,7 +1,5 @@
 """The server on real sockets: order, failure, disappearance."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from pathlib import Path
@@ -26,11 +24,11 @@ from iamroles_agent.spop.frames import FrameType
 from iamroles_agent.spop.values import DataType
 
 
-def descriptors() -> int:
+def descriptors():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def question(path: str, number: int = 1) -> bytes:
+def question(path, number=1):
     return notify(context_message() + check_message(path=(DataType.STRING, path.encode())), ids=(number, 1))
 
 

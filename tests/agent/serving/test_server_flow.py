@@ -1,7 +1,5 @@
 """The server's limits, its flow control, and how it drains."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

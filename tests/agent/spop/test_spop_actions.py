@@ -1,7 +1,5 @@
 """Answers: every variable each time, the verdict last, never too long."""
 
-from __future__ import annotations
-
 import contextlib
 
 import pytest
@@ -32,11 +30,11 @@ LEAST_ROOM = 256 - 5 - 20
 """What the smallest frame leaves for actions beside the longest ids."""
 
 
-def told(encoded: bytes) -> dict[str, object]:
+def told(encoded):
     return {action.name: action.value for action in actions.decode(encoded) if action.kind is not None}
 
 
-def allowed(**changed) -> Decision:
+def allowed(**changed):
     tags = {
         "role": "arn:aws:iam::111111111111:role/reader",
         "principal": "user@example.com",

@@ -1,7 +1,5 @@
 """The codec: published and captured bytes, round trips, and every way to be broken."""
 
-from __future__ import annotations
-
 import contextlib
 from ipaddress import IPv4Address, IPv6Address, ip_address
 

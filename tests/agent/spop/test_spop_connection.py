@@ -1,7 +1,5 @@
 """Conversations, as transcripts: `>>` HAProxy (the calls), `<<` the agent, `--` an event."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +29,7 @@ from iamroles_agent.spop.messages import Context
 from iamroles_agent.spop.values import DataType
 
 
-def ended(status: int, message: str, said: str | None = None) -> list[str]:
+def ended(status, message, said=None):
     """The lines of a connection that the agent ends because of the peer."""
     return [
         f"-- closed {status} by fault: {message}",

@@ -1,7 +1,5 @@
 """Questions: by name, in any order; and the shortcut by bytes, which must mean what parsing would read."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
@@ -31,12 +29,12 @@ A_NULL = argument("", DataType.NULL, None)
 PATHS = argument("path", DataType.STRING, b"/a"), argument("path", DataType.STRING, b"/b")
 
 
-def read(payload: bytes) -> Inquiry:
+def read(payload):
     """Parse amid other bytes, as in a buffer of several frames."""
     return parse(b"\xff\xff" + payload + b"\xff\xff", 2, 2 + len(payload))
 
 
-def seen(payload: bytes) -> tuple[Context, bytes] | None:
+def seen(payload):
     return glance(b"\xff\xff" + payload + b"\xff\xff", 2, 2 + len(payload))
 
 

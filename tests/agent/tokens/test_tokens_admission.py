@@ -1,7 +1,5 @@
 """Whose question to STS is asked next: known keys and every source keep their room, and nothing grows."""
 
-from __future__ import annotations
-
 from ipaddress import ip_address
 
 import pytest

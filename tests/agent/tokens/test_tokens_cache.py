@@ -1,7 +1,5 @@
 """What the identity cache gives back: the same identity, while its key is in force."""
 
-from __future__ import annotations
-
 import gc
 from hashlib import sha256
 
@@ -16,11 +14,11 @@ ROLES = tuple(RoleArn("aws", "123456789012", name) for name in ("reader", "write
 PLAIN = Identity("corp", "alice", "s-1", ROLES, NOW + 60)
 
 
-def key(kid: str) -> Key:
+def key(kid):
     return Key(kid, "RSA", "", None, None, ("AQAB", kid))
 
 
-def digest(number: int) -> bytes:
+def digest(number):
     return sha256(str(number).encode()).digest()
 
 

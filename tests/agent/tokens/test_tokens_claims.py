@@ -1,7 +1,5 @@
 """Claims (JWT-EXP to JWT-AT, OUTBOUND), with exact boundaries on an injected clock."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest
@@ -33,11 +31,11 @@ from iamroles_agent.tokens.jws import Header
 HEADER = Header("ES256", "k1", "jwt")
 
 
-def judge(payload: dict, now: float = NOW, limits: Limits | None = None, **changes) -> Identity:
+def judge(payload, now=NOW, limits=None, **changes):
     return ClaimRules(issuer(**changes), limits or Limits()).identity(payload, HEADER, now, "sha256:x")
 
 
-def reason(payload: dict, now: float = NOW, limits: Limits | None = None, **changes) -> str:
+def reason(payload, now=NOW, limits=None, **changes):
     try:
         judge(payload, now, limits, **changes)
     except Refusal as refusal:
@@ -269,7 +267,7 @@ def test_a_malformed_preferred_role():
     assert judge(claims(), preferred_role_claim="pref").preferred is None
 
 
-def aws(said: dict | None = None, **changes) -> dict:
+def aws(said=None, **changes):
     inner = {"aws_account": ACCOUNT, "source_region": "eu-west-1", "principal_tags": {"team": "x"}} | (
         said or {}
     )

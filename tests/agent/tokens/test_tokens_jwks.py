@@ -1,22 +1,16 @@
 """The key cache (JWKS) against a real HTTP server that counts what it is asked."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 from tokens_support import (
     EC_KEY,
     OTHER_EC_KEY,
     Clock,
-    Reply,
-    Server,
     adopt,
     claims,
     issuer,
@@ -33,19 +27,19 @@ PATIENCE = 20.0
 OLD, NEW = public_jwk(EC_KEY, "old"), public_jwk(OTHER_EC_KEY, "new")
 
 
-def keys(*jwks: dict) -> dict:
+def keys(*jwks):
     return {"keys": list(jwks)}
 
 
-def old(**changes) -> str:
+def old(**changes):
     return "Bearer " + mint(claims(**changes), EC_KEY, kid="old")
 
 
-def new(**changes) -> str:
+def new(**changes):
     return "Bearer " + mint(claims(**changes), OTHER_EC_KEY, kid="new")
 
 
-def config(*servers: Server, **timing: str) -> Config:
+def config(*servers, **timing):
     """Issuers `i0`, `i1`, … with their keys at /jwks of a server each."""
     settings = {"refresh": "1h", "cooldown": "10s", "max_stale": "1d", "timeout": "3s"} | timing
     issuers = [
@@ -56,7 +50,7 @@ def config(*servers: Server, **timing: str) -> Config:
 
 
 @asynccontextmanager
-async def running(configuration: Config) -> AsyncIterator[Authenticator]:
+async def running(configuration):
     authenticator = Authenticator(configuration, clock=Clock())
     await authenticator.start()
     try:
@@ -65,7 +59,7 @@ async def running(configuration: Config) -> AsyncIterator[Authenticator]:
         await authenticator.close()
 
 
-async def reason(authenticator: Authenticator, header: str) -> str:
+async def reason(authenticator, header):
     try:
         await authenticator.authenticate(header)
     except Refusal as refusal:
@@ -73,14 +67,14 @@ async def reason(authenticator: Authenticator, header: str) -> str:
     return ""
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition):
     """Let the loop run until something holds: for what has no event of its own."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.005)
 
 
-def stranger(server: Server) -> str:
+def stranger(server):
     """A token with a kid that nobody published."""
     return "Bearer " + mint(claims(iss=server.url), kid="stranger")
 
@@ -284,7 +278,7 @@ async def test_an_empty_set_revokes_every_key(server):
         await until(lambda: agent.recall(token) is None)
 
 
-def _cut(handler: BaseHTTPRequestHandler) -> Reply:
+def _cut(handler):
     handler.close_connection = True
     return 200, {"Content-Length": "5000"}, b'{"keys":['
 
@@ -329,10 +323,10 @@ async def test_a_trickling_issuer_meets_the_deadline(server):
     ended.set()
 
 
-def drip(*before: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+def drip(*before):
     """A reply that goes on one byte at a time, for as long as anybody reads it."""
 
-    def reply(handler: BaseHTTPRequestHandler) -> None:
+    def reply(handler):
         try:
             for part in before:
                 handler.wfile.write(part)

@@ -1,7 +1,5 @@
 """Form and signature (JWT-ALG to JWT-SIZE); published vectors of RFC 7515, 7520 and 8037."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from hashlib import sha256
@@ -37,7 +35,7 @@ RSA_KEY = rsa.generate_private_key(65537, 2048)
 AUTHENTICATOR = authenticator_with([public_jwk(EC_KEY, "k1", "ES256")])
 
 
-def judge(token: str, authenticator=AUTHENTICATOR) -> str:
+def judge(token, authenticator=AUTHENTICATOR):
     """The reason, or "" for an identity."""
     try:
         asyncio.run(authenticator.authenticate(f"Bearer {token}"))
@@ -46,7 +44,7 @@ def judge(token: str, authenticator=AUTHENTICATOR) -> str:
     return ""
 
 
-def raw(header: bytes | dict, payload: bytes | dict, signature: bytes | None = None) -> str:
+def raw(header, payload, signature=None):
     """A token out of these very bytes, signed with the good key unless a signature is given."""
     parts = [
         encode_base64url(part if isinstance(part, bytes) else json.dumps(part).encode())
@@ -245,7 +243,7 @@ NO_NULL = bytes.fromhex("302f300b0609608648016503040201" + "0420")
 HASH = sha256(b"header.payload").digest()
 
 
-def block(content: bytes, *, lead: bytes = b"\x00\x01", fill: bytes = b"\xff", length: int = 256) -> bytes:
+def block(content, *, lead=b"\x00\x01", fill=b"\xff", length=256):
     """An encoded message (RFC 8017 section 9.2), right or wrong, as long as the modulus."""
     return lead + fill * (length - len(lead) - 1 - len(content)) + b"\x00" + content
 
@@ -271,7 +269,7 @@ def test_only_one_encoding_of_an_rsa_signature_is_good(encoded):
     numbers = RSA_KEY.private_numbers()
     verify = parse_key(public_jwk(RSA_KEY, "k1")).verifier("RS256")
 
-    def sign(message: bytes) -> bytes:
+    def sign(message):
         return pow(int.from_bytes(message), numbers.d, numbers.public_numbers.n).to_bytes(256)
 
     good = sign(block(DIGEST_INFO + HASH))

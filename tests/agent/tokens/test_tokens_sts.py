@@ -1,13 +1,9 @@
 """Pre-signed GetCallerIdentity (STS), signed by botocore, against a server that checks SigV4."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -29,7 +25,7 @@ from sts_support import (
     honest,
     presign,
 )
-from tokens_support import ACCOUNT, NOW, Clock, Server, adopt, encode_base64url, serving
+from tokens_support import ACCOUNT, NOW, Clock, adopt, encode_base64url, serving
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings, Sts
@@ -46,7 +42,7 @@ from iamroles_agent.tokens.sts_answer import Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Answer
 
 
-def _mangled(body: bytes) -> st.SearchStrategy[bytes]:
+def _mangled(body):
     return st.builds(
         lambda at, insert, cut: body[:at] + insert + body[at + cut :],
         st.integers(0, len(body)),
@@ -56,7 +52,7 @@ def _mangled(body: bytes) -> st.SearchStrategy[bytes]:
 
 
 @contextmanager
-def playing(clock: Clock | None = None, **changes) -> Iterator[tuple[Server, Authenticator]]:
+def playing(clock=None, **changes):
     """An honest STS and an agent that asks it; `changes` go into its entry of the policy."""
     with serving() as server:
         server.replies["/"] = honest
@@ -68,7 +64,7 @@ def playing(clock: Clock | None = None, **changes) -> Iterator[tuple[Server, Aut
         yield server, Authenticator(config, clock=clock or Clock())
 
 
-def gate_of(agent: Authenticator, clock: Clock) -> Gate:
+def gate_of(agent, clock):
     """A gate that lets the reader in everywhere."""
     table = {"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}
     policy = {
@@ -79,7 +75,7 @@ def gate_of(agent: Authenticator, clock: Clock) -> Gate:
     return Gate(Policy(Config.model_validate(policy)), agent, audit, metrics, clock=clock)
 
 
-async def reason(agent: Authenticator, header: str) -> str:
+async def reason(agent, header):
     try:
         await agent.authenticate(header)
     except Refusal as refusal:
@@ -91,7 +87,7 @@ async def reason(agent: Authenticator, header: str) -> str:
     return str(refused.reason)
 
 
-async def once_available(agent: Authenticator, header: str) -> str:
+async def once_available(agent, header):
     """The reason, when STS is asked again: after a pause of a tenth of a second or so."""
     async with asyncio.timeout(20):
         while (got := await reason(agent, header)) == "sts_unavailable":  # noqa: ASYNC110
@@ -143,7 +139,7 @@ async def test_a_credential_for_another_edge_or_with_a_wrong_secret_is_refused()
         assert agent.cached == (0, 0)
 
 
-def changed(**values: str | None) -> str:
+def changed(**values):
     """A good URL with query values changed, by name with `_` for `-`; None removes."""
     parts = urlsplit(presign())
     query = dict(parse_qsl(parts.query))
@@ -418,10 +414,10 @@ def test_a_mangled_answer_never_crashes(status, kind, body):
 class Stuck:
     """A transport whose STS answers only those who sign with a good key; every other call hangs."""
 
-    def __init__(self, good: set[str]):
+    def __init__(self, good):
         self.good, self.asked, self.release = good, [], threading.Event()
 
-    def get(self, url: str, **_options: object) -> Answer:
+    def get(self, url, **_options):
         key_id = dict(parse_qsl(urlsplit(url).query))["X-Amz-Credential"].partition("/")[0]
         self.asked.append(key_id)
         if key_id in self.good:
@@ -430,12 +426,12 @@ class Stuck:
         return Answer(403, "text/xml", error_xml("InvalidClientTokenId"))
 
 
-def signed_by(key_id: str, at: int = 0) -> str:
+def signed_by(key_id, at=0):
     return credential(presign(now=NOW - at).replace(KEY_ID, key_id))
 
 
 @contextmanager
-def stuck() -> Iterator[tuple[Stuck, StsVerifier]]:
+def stuck():
     entry = Sts(name="sts", endpoint="https://sts.test", hosts=[HOST], binding_value=EDGE)
     transport = Stuck({KEY_ID})
     try:
@@ -444,7 +440,7 @@ def stuck() -> Iterator[tuple[Stuck, StsVerifier]]:
         transport.release.set()
 
 
-async def asked(verifier: StsVerifier, header: str, source: str) -> str:
+async def asked(verifier, header, source):
     token = header.removeprefix("Bearer ").encode()
     try:
         await verifier.verify(token, hashlib.sha256(token).digest(), source)
@@ -453,7 +449,7 @@ async def asked(verifier: StsVerifier, header: str, source: str) -> str:
     return ""
 
 
-def flood(verifier: StsVerifier, sources: int, count: int = 400) -> list[asyncio.Task[str]]:
+def flood(verifier, sources, count=400):
     """Send this many forged credentials at once, each with an access key id of its own."""
     return [
         asyncio.create_task(asked(verifier, signed_by(f"AKIA{n:016d}"), f"192.0.2.{n % sources}"))
@@ -509,7 +505,7 @@ async def test_names_of_the_query_are_ascii_before_their_case_is_dropped():
 async def test_strangers_who_make_sts_throttle_do_not_pause_a_known_caller():
     throttled = (429, {"Content-Type": "text/xml"}, error_xml("Throttling"))
 
-    def answer(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+    def answer(handler):
         return throttled if "AKIAFORGED" in handler.path else honest(handler)
 
     with playing() as (server, agent):

@@ -1,7 +1,5 @@
 """The transport against servers that speak raw bytes: what it keeps, takes for whole, and says."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

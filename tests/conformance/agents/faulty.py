@@ -5,8 +5,6 @@
 With STATE, a file that remembers, it is sound the first time and at fault from then on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """The reference agent with one kind of credential: `python only.py oidc|sts agent run`."""
 
-from __future__ import annotations
-
 import sys
 
 from iamroles_agent.base.reasons import Reason, Refusal

@@ -28,7 +28,7 @@ ROOT = "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
 NAME = "gate.example.com/audit"
 
 
-def naive_root(entries: list[bytes]) -> bytes:
+def naive_root(entries):
     """RFC 9162 section 2.1.1, word by word."""
     if not entries:
         return hashlib.sha256().digest()
@@ -40,7 +40,7 @@ def naive_root(entries: list[bytes]) -> bytes:
     return hashlib.sha256(b"\1" + naive_root(entries[:half]) + naive_root(entries[half:])).digest()
 
 
-def follows(former: int, size: int, old: bytes, new: bytes, path: list[bytes]) -> bool:
+def follows(former, size, old, new, path):
     """RFC 9162 section 2.1.4.2, word by word: what a witness does."""
     if former == size:
         return not path and old == new
@@ -64,7 +64,7 @@ def follows(former: int, size: int, old: bytes, new: bytes, path: list[bytes]) -
     return (left, right, last) == (old, new, 0)
 
 
-def tree_of(entries: list[bytes]) -> Tree:
+def tree_of(entries):
     tree = Tree()
     for entry in entries:
         tree = tree.grown(entry)
@@ -175,7 +175,7 @@ class TestNote:
             Verifier.parse(text)
 
 
-def run(*arguments: object) -> SimpleNamespace:
+def run(*arguments):
     result = CliRunner().invoke(command, [str(one) for one in arguments])
     return SimpleNamespace(code=result.exit_code, text=result.output)
 
@@ -200,7 +200,7 @@ def signed(tmp_path):
     )
 
 
-def given_notes(signed: SimpleNamespace, notes: list[Path] | None = None) -> list[object]:
+def given_notes(signed, notes=None):
     return [
         "--key", signed.vkey, *(one for note in notes or signed.notes for one in ("--checkpoint", note)),
     ]  # fmt: skip
@@ -305,7 +305,7 @@ class TestLog:
 
 
 class TestProof:
-    def proofs(self, signed: SimpleNamespace, request: str, *, files: list[Path] | None = None) -> list[Path]:
+    def proofs(self, signed, request, *, files=None):
         made = run(
             "prove", *(files or signed.files), "--request", request, "--checkpoint",
             signed.notes[int(request[0])], "--out", signed.tmp / request,

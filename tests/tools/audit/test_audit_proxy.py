@@ -17,7 +17,7 @@ from iamroles_tools.commands.audit import audit as command
 HOUR = 1772366400  # 2026-03-01T12:00:00Z
 
 
-def line(request: str, second: int = 0, **fields: object) -> str:
+def line(request, second=0, **fields):
     """A line of HAProxy's log as `haproxy.cfg` shapes it."""
     return json.dumps(
         {
@@ -60,7 +60,7 @@ def logs(tmp_path):
     return path, log
 
 
-def asked(logs, *arguments: str) -> tuple[list[dict], str]:
+def asked(logs, *arguments):
     audit, *proxy = map(str, logs)
     options = [option for path in proxy for option in ("--haproxy-log", path)]
     result = CliRunner().invoke(command, ["query", audit, *options, "--format", "json", *arguments])

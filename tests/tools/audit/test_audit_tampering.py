@@ -1,7 +1,5 @@
 """No tampering escapes: a log of several workers and files, and every way to change it, at any place."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ WORKERS, FILES, BATCHES = 2, 2, 3
 Lines = list[bytes]
 
 
-def story(directory: Path) -> dict[str, Lines]:
+def story(directory):
     """Two workers, each with a rotated file and a current one, of several batches; name to lines."""
     verdicts = [
         prepare(
@@ -52,7 +50,7 @@ def story(directory: Path) -> dict[str, Lines]:
     return {path.name: path.read_bytes().splitlines(keepends=True) for path in directory.glob("*jsonl*")}
 
 
-def _rotate(log: Audit, path: Path) -> None:
+def _rotate(log, path):
     path.rename(path.with_name(path.name + ".1"))
     log.reopen()
     deadline = time.monotonic() + 20
@@ -70,7 +68,7 @@ class Logs:
     foreign: Lines
     names: list[str] = field(default_factory=list)
 
-    def judged(self, files: dict[str, Lines]) -> bool:
+    def judged(self, files):
         """Return whether `verify` calls these files whole, the genuine heads beside them."""
         for name in self.names:
             (self.directory / name).unlink(missing_ok=True)
@@ -80,7 +78,7 @@ class Logs:
 
 
 @pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> Logs:
+def logs(tmp_path_factory):
     directory, elsewhere = tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("theirs")
     files = story(directory)
     names = sorted(name for name in files if not name.endswith(".head"))
@@ -98,49 +96,49 @@ def test_the_genuine_log_is_whole(logs):
 Change = Callable[[st.DataObject, Lines, Logs], Lines | None]
 
 
-def _in_order(files: dict[str, Lines]) -> Lines:
+def _in_order(files):
     """All lines, rotated files before the file that goes on from them."""
     names = sorted(files, key=lambda name: (name.removesuffix(".1"), not name.endswith(".1")))
     return [line for name in names for line in files[name]]
 
 
-def _place(data: st.DataObject, lines: Lines, more: int = 0) -> int:
+def _place(data, lines, more=0):
     return data.draw(st.integers(0, len(lines) - 1 + more), label="place")
 
 
-def remove(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
+def remove(data, lines, logs):
     at, to = sorted((_place(data, lines), _place(data, lines)))
     return lines[:at] + lines[to + 1 :]
 
 
-def keep_some(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
+def keep_some(data, lines, logs):
     kept = data.draw(st.sets(st.integers(0, len(lines) - 1)), label="kept")
     return [lines[at] for at in sorted(kept)]
 
 
-def flip(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
+def flip(data, lines, logs):
     whole = bytearray(b"".join(lines))
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
     return bytes(whole).splitlines(keepends=True)
 
 
-def swap(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
+def swap(data, lines, logs):
     one, other = _place(data, lines), _place(data, lines)
     swapped = [*lines]
     swapped[one], swapped[other] = lines[other], lines[one]
     return swapped
 
 
-def shuffle(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
+def shuffle(data, lines, logs):
     return data.draw(st.permutations(lines), label="order")
 
 
-def repeat(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
+def repeat(data, lines, logs):
     at = _place(data, lines, 1)
     return [*lines[:at], lines[_place(data, lines)], *lines[at:]]
 
 
-def insert(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
+def insert(data, lines, logs):
     ours = [line for name in logs.names for line in logs.genuine[name]]
     own = lines[_place(data, lines)].replace(b'"seq":', b'"seq":1')
     new = data.draw(
@@ -153,7 +151,7 @@ def insert(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
     return [*lines[:at], new, *lines[at:]]
 
 
-def insert_a_chain(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
+def insert_a_chain(data, lines, logs):
     """A whole log of somebody else, self-consistent, as another worker's or as this one's."""
     begin = next(at for at, line in enumerate(logs.foreign) if b'"seq":1,' in line)
     chain = [line.replace(b'"worker":0', b'"worker":7') for line in logs.foreign[begin:]]
@@ -161,7 +159,7 @@ def insert_a_chain(data: st.DataObject, lines: Lines, logs: Logs) -> Lines:
     return [*lines[:at], *(chain if data.draw(st.booleans()) else logs.foreign), *lines[at:]]
 
 
-def append_sealed(data: st.DataObject, lines: Lines, logs: Logs) -> Lines | None:
+def append_sealed(data, lines, logs):
     """A batch with a seal of its own, linked to where it is put, that pretends to be what follows there."""
     seals = [at for at, line in enumerate(lines) if SEALED.search(line)][:-1]
     at = data.draw(st.sampled_from(seals))
@@ -181,7 +179,7 @@ def append_sealed(data: st.DataObject, lines: Lines, logs: Logs) -> Lines | None
 )
 @given(data=st.data())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_change_at_any_place_is_found(logs, change: Change, data):
+def test_any_change_at_any_place_is_found(logs, change, data):
     name = data.draw(st.sampled_from(logs.names), label="file")
     lines = change(data, logs.genuine[name], logs)
 

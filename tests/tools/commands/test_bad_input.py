@@ -1,7 +1,5 @@
 """What people give wrongly, at every command: a sentence that names it and exit code 2, no traceback."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -10,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -23,7 +21,7 @@ FILES = {"deep.toml": f"a = {DEEP}".encode(), "deep.json": DEEP.encode(), "junk"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     found = tmp_path_factory.mktemp("wrong")
     for name, content in FILES.items():
         (found / name).write_bytes(content)
@@ -34,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def run(*arguments: str) -> Result:
+def run(*arguments):
     return CliRunner().invoke(main, arguments)
 
 
@@ -62,9 +60,7 @@ def run(*arguments: str) -> Result:
         "load report @",
     ],
 )
-def test_a_file_that_cannot_be_understood_is_named(
-    place: Path, name: str, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_understood_is_named(place, name, command, monkeypatch):
     monkeypatch.chdir(place)
     done = run(*command.replace("@", name).split())
 
@@ -96,9 +92,7 @@ def test_a_file_that_cannot_be_understood_is_named(
         (f"revoke add --config {EXAMPLE} --file r.toml --principal=", "matches nobody"),
     ],
 )
-def test_an_option_that_cannot_be_meant_is_refused(
-    place: Path, command: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_option_that_cannot_be_meant_is_refused(place, command, said, monkeypatch):
     monkeypatch.chdir(place)
     done = run(*command.split())
 
@@ -106,7 +100,7 @@ def test_an_option_that_cannot_be_meant_is_refused(
     assert {found.name for found in place.iterdir()} == {*FILES, "key.pem"}
 
 
-def test_who_revokes_by_arn_or_without_a_policy_is_not_hindered(place: Path, tmp_path: Path) -> None:
+def test_who_revokes_by_arn_or_without_a_policy_is_not_hindered(place, tmp_path):
     arn = "arn:aws:iam::111111111111:role/of-nobody"
     for config in (EXAMPLE, place / "junk"):
         done = run("revoke", "add", f"--config={config}", f"--file={tmp_path / 'r.toml'}", f"--role={arn}")
@@ -115,13 +109,13 @@ def test_who_revokes_by_arn_or_without_a_policy_is_not_hindered(place: Path, tmp
     assert done.exit_code == 0, done.output
 
 
-def test_a_file_without_a_record_is_no_answer_of_the_audit(place: Path) -> None:
+def test_a_file_without_a_record_is_no_answer_of_the_audit(place):
     done = run("audit", "query", str(place / "junk"), "--who", "alice")
 
     assert f"note: {place / 'junk'}: holds no record of an audit" in done.output
 
 
-def test_a_query_does_not_change_what_a_path_reaches() -> None:
+def test_a_query_does_not_change_what_a_path_reaches():
     plain, queried = (
         run("policy", "explain", str(EXAMPLE), "GET", f"shop.example.com/orders{query}", "--role", "reader")
         for query in ("", "?page=2;x=//")
@@ -132,7 +126,7 @@ def test_a_query_does_not_change_what_a_path_reaches() -> None:
 
 
 @pytest.mark.parametrize("command", ["policy schema", "conformance spec"])
-def test_a_full_disk_is_no_finding(command: str) -> None:
+def test_a_full_disk_is_no_finding(command):
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         done = subprocess.run(
             [sys.executable, "-m", "iamroles_agent", *command.split()],
@@ -145,7 +139,7 @@ def test_a_full_disk_is_no_finding(command: str) -> None:
     assert (done.returncode, done.stderr) == (2, "Error: the output: No space left on device\n")
 
 
-def test_ctrl_c_is_no_finding(tmp_path: Path) -> None:
+def test_ctrl_c_is_no_finding(tmp_path):
     os.mkfifo(pipe := tmp_path / "p")
     # A job in the background of a shell ignores SIGINT, and so would its children.
     heeds = ["env", "--default-signal=INT", sys.executable]
@@ -160,7 +154,7 @@ def test_ctrl_c_is_no_finding(tmp_path: Path) -> None:
     assert (process.returncode, said) == (130, "interrupted\n")
 
 
-def test_a_report_of_a_stranger_is_refused_by_its_place(tmp_path: Path) -> None:
+def test_a_report_of_a_stranger_is_refused_by_its_place(tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps({"schema": 1, "suite": "0", "product": {"name": "x"}, "checks": [5]}))
     done = run("conformance", "report", str(path))
@@ -168,7 +162,7 @@ def test_a_report_of_a_stranger_is_refused_by_its_place(tmp_path: Path) -> None:
     assert (done.exit_code, "lacks product.version, finished, " in done.output) == (2, True), done.output
 
 
-def test_a_shortened_report_says_all_that_it_lacks() -> None:
+def test_a_shortened_report_says_all_that_it_lacks():
     done = run("conformance", "report", str(ROOT / "conformance" / "reports" / "node" / "report.json"))
 
     assert (done.exit_code, "lacks seconds, stage, requirements, checks[].title" in done.output) == (2, True)

@@ -1,33 +1,30 @@
 """`iamroles policy` as people and CI gates use it: output and exit codes."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from iamroles_tools.commands.policy import policy
 
 EXAMPLE = Path(__file__).parents[3] / "reference" / "examples" / "policy.toml"
 
 
-def run(*arguments: object) -> Result:
+def run(*arguments):
     return CliRunner().invoke(policy, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 @pytest.fixture
-def bad(tmp_path: Path) -> Path:
+def bad(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text('version = 1\n[[roles]]\nname = "r"\narn = "x"\n')
     return path
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Path:
+def opened(tmp_path):
     """The example with one more method, and without the deny for contractors."""
     text = EXAMPLE.read_text().replace('id = "read-orders"\nroles', 'id = "read-orders"\n#\nroles')
     head, _, rest = text.partition('[[denies]]\nid = "no-export-for-contractors"')
@@ -38,7 +35,7 @@ def opened(tmp_path: Path) -> Path:
     return path
 
 
-def test_check() -> None:
+def test_check():
     result = run("check", EXAMPLE)
 
     assert result.exit_code == 0
@@ -47,7 +44,7 @@ def test_check() -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "lint", "matrix"])
-def test_bad_input_is_exit_2_with_every_problem(command: str, bad: Path) -> None:
+def test_bad_input_is_exit_2_with_every_problem(command, bad):
     result = run(command, bad)
 
     assert result.exit_code == 2
@@ -57,14 +54,14 @@ def test_bad_input_is_exit_2_with_every_problem(command: str, bad: Path) -> None
     assert {problem["key"] for problem in machine["problems"]} == {"", "roles[0].arn"}
 
 
-def test_a_missing_file_is_exit_2(tmp_path: Path) -> None:
+def test_a_missing_file_is_exit_2(tmp_path):
     result = run("check", tmp_path / "none.toml")
 
     assert result.exit_code == 2
     assert "cannot be read" in result.output
 
 
-def test_lint_exits_1_on_findings_and_on_notes_when_strict(tmp_path: Path) -> None:
+def test_lint_exits_1_on_findings_and_on_notes_when_strict(tmp_path):
     assert run("lint", EXAMPLE).exit_code == 0
     assert run("lint", EXAMPLE, "--strict").exit_code == 1
     worse = tmp_path / "worse.toml"
@@ -85,7 +82,7 @@ def test_lint_exits_1_on_findings_and_on_notes_when_strict(tmp_path: Path) -> No
     assert (finding["subject"], finding["line"], finding["witness"]["method"]) == ("again", line, "GET")
 
 
-def test_explain() -> None:
+def test_explain():
     allowed = run("explain", EXAMPLE, "GET", "shop.example.com/orders/7", "--role", "reader")
     assert allowed.exit_code == 0
     assert (
@@ -119,7 +116,7 @@ def test_explain() -> None:
     ]
 
 
-def test_explain_claims(tmp_path: Path) -> None:
+def test_explain_claims(tmp_path):
     claims = tmp_path / "claims.json"
     claims.write_text(
         json.dumps(
@@ -152,9 +149,7 @@ def test_explain_claims(tmp_path: Path) -> None:
         ({"iat": None}, "DENY 401 claim_invalid: iat"),
     ],
 )
-def test_explain_claims_are_judged_as_the_agent_judges_them(
-    tmp_path: Path, changed: dict[str, Any], said: str
-) -> None:
+def test_explain_claims_are_judged_as_the_agent_judges_them(tmp_path, changed, said):
     role = "arn:aws:iam::111111111111:role/ai-agent"
     claims = tmp_path / "claims.json"
     whole = {"iss": "https://agents.example.com/", "roles": [role], "iat": 1000, "scope": "orders:read-one"}
@@ -166,7 +161,7 @@ def test_explain_claims_are_judged_as_the_agent_judges_them(
     assert (result.exit_code, said in result.output) == (1, True), result.output
 
 
-def test_explain_says_that_a_role_with_a_lifetime_grants_nothing_without_iat(tmp_path: Path) -> None:
+def test_explain_says_that_a_role_with_a_lifetime_grants_nothing_without_iat(tmp_path):
     claims = tmp_path / "claims.json"
     role = "arn:aws:iam::111111111111:role/ai-agent"
     told = {"iss": "https://agents.example.com/", "roles": [role], "scope": "orders:read"}
@@ -178,17 +173,17 @@ def test_explain_says_that_a_role_with_a_lifetime_grants_nothing_without_iat(tmp
     assert (result.exit_code, "max_lifetime" in result.output) == (1, True), result.output
 
 
-def test_explain_names_what_is_wrong() -> None:
+def test_explain_names_what_is_wrong():
     assert "'zzz' is neither" in run("explain", EXAMPLE, "GET", "/x", "--role", "zzz").output
     assert "leave https:// out" in run("explain", EXAMPLE, "GET", "https://host/a", "--role", "reader").output
 
 
 @pytest.mark.parametrize("arguments", [["--role", "nobody"], ["--role", "reader", "--src", "ten"]])
-def test_explain_bad_input(arguments: list[str]) -> None:
+def test_explain_bad_input(arguments):
     assert run("explain", EXAMPLE, "GET", "/x", *arguments).exit_code == 2
 
 
-def test_diff_gates_until_exactly_these_differences_are_acknowledged(opened: Path) -> None:
+def test_diff_gates_until_exactly_these_differences_are_acknowledged(opened):
     assert run("diff", EXAMPLE, EXAMPLE).exit_code == 0
 
     result = run("diff", EXAMPLE, opened)
@@ -215,7 +210,7 @@ def test_diff_gates_until_exactly_these_differences_are_acknowledged(opened: Pat
     assert json.loads(run("diff", EXAMPLE, opened, "--format", "json").output)["digest"] == digest
 
 
-def test_matrix_as_text_json_and_page(tmp_path: Path) -> None:
+def test_matrix_as_text_json_and_page(tmp_path):
     text = run("matrix", EXAMPLE)
     assert "part  GET,HEAD,PATCH,POST shop.example.com/orders and below  ->  orders-rw" in text.output
     assert "contractor  (arn:aws:iam::111111111111:role/contractor)\n  reaches nothing" in text.output
@@ -234,7 +229,7 @@ def test_matrix_as_text_json_and_page(tmp_path: Path) -> None:
     assert route["cells"]["clerk"] == {"reach": "part", "because": ["export-orders"]}
 
 
-def test_schema_is_json_schema() -> None:
+def test_schema_is_json_schema():
     schema = json.loads(run("schema").output)
 
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"

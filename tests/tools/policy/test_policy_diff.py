@@ -1,10 +1,6 @@
 """A change of policy does exactly what brute force says it does, and reports all of it."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from itertools import combinations
-from typing import Any
 
 import policy_worlds as worlds
 import pytest
@@ -13,25 +9,24 @@ from hypothesis import given, settings
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.policy import Policy
-from iamroles_tools.policy.describe import Line
-from iamroles_tools.policy.diff import Change, Difference, diff
+from iamroles_tools.policy.diff import diff
 
 ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
 
 
-def backend(config: Config, change: Change, *, chosen: bool = True) -> str:
+def backend(config, change, *, chosen=True):
     """Return where the witness leads: by the change's own role, or (not chosen) by all roles of the token."""
     held = [RoleArn.parse(arns[0]) for arns in (change.roles, change.companions) if arns]
     who = Identity("idp", "me", "s", tuple(held), 2000, 1000, held[0] if chosen else None)
     return Policy(config).decide(who, change.witness).backend
 
 
-def lies_in(region: Iterable[Line], request: Request) -> bool:
+def lies_in(region, request):
     """Read the words back: a second, slow reader of what `policy.describe` writes."""
     return any(_lies_in_line(line, request) for line in region)
 
 
-def _lies_in_line(line: Line, request: Request) -> bool:
+def _lies_in_line(line, request):
     return (
         _listed(line.methods, "any method", lambda one: one == request.method)
         and _in_hosts(line.hosts, request.host)
@@ -40,7 +35,7 @@ def _lies_in_line(line: Line, request: Request) -> bool:
     )
 
 
-def _listed(words: str, everything: str, holds: Any) -> bool:
+def _listed(words, everything, holds):
     if not words:
         return True
     if words.startswith(f"{everything} but "):
@@ -48,7 +43,7 @@ def _listed(words: str, everything: str, holds: Any) -> bool:
     return any(holds(one) for one in words.split(", "))
 
 
-def _in_hosts(words: str, host: str) -> bool:
+def _in_hosts(words, host):
     if not words:
         return True
     none = not host or " " in host
@@ -69,7 +64,7 @@ def _in_hosts(words: str, host: str) -> bool:
     return inside
 
 
-def _in_paths(words: str, path: str) -> bool:
+def _in_paths(words, path):
     best, inside = -1, False
     for item in words.split(", "):
         said = item.removeprefix("but not ")
@@ -82,7 +77,7 @@ def _in_paths(words: str, path: str) -> bool:
     return inside
 
 
-def tokens(multi_role: str) -> Iterable[tuple[tuple[RoleArn, ...], RoleArn | None]]:
+def tokens(multi_role):
     for size in (1, 2, 3):
         for held in combinations(ARNS, size):
             if multi_role == "union" or size == 1:
@@ -91,7 +86,7 @@ def tokens(multi_role: str) -> Iterable[tuple[tuple[RoleArn, ...], RoleArn | Non
                 yield from ((held, active) for active in held)
 
 
-def told(found: Difference, held: tuple[RoleArn, ...], active: RoleArn | None, request: Request) -> set[str]:
+def told(found, held, active, request):
     """Return what the difference says of a token and a request."""
     actives = {str(arn) for arn in ([active] if active else held)}
     carried = {str(arn) for arn in held}
@@ -109,9 +104,7 @@ def told(found: Difference, held: tuple[RoleArn, ...], active: RoleArn | None, r
 
 @settings(max_examples=12, deadline=None)
 @given(worlds.worlds(grants=3, denies=2, narrow=True), worlds.worlds(grants=3, denies=2, narrow=True))
-def test_every_change_of_every_token_is_told_with_its_whole_region(
-    one: dict[str, Any], two: dict[str, Any]
-) -> None:
+def test_every_change_of_every_token_is_told_with_its_whole_region(one, two):
     """Tokens with one, two and three roles, every choice among them, every request that rules tell apart."""
     two = {**two, "multi_role": one["multi_role"]}
     lived = [{**role, "max_lifetime": f"{index + 1}00s"} for index, role in enumerate(one["roles"])]
@@ -133,7 +126,7 @@ def test_every_change_of_every_token_is_told_with_its_whole_region(
 
 @settings(max_examples=15, deadline=None)
 @given(worlds.worlds(grants=3, denies=2, narrow=True), worlds.worlds(grants=3, denies=2, narrow=True))
-def test_witnesses_hold_and_no_change_is_missed(one: dict[str, Any], two: dict[str, Any]) -> None:
+def test_witnesses_hold_and_no_change_is_missed(one, two):
     old, new = Config.model_validate(one), Config.model_validate({**two, "multi_role": one["multi_role"]})
     found = diff(old, new)
 
@@ -173,7 +166,7 @@ def test_witnesses_hold_and_no_change_is_missed(one: dict[str, Any], two: dict[s
 
 @settings(max_examples=30, deadline=None)
 @given(worlds.worlds(grants=2, denies=3, narrow=True), worlds.worlds(grants=1, denies=1, narrow=True))
-def test_companions_are_exactly_those_by_brute_force(one: dict[str, Any], two: dict[str, Any]) -> None:
+def test_companions_are_exactly_those_by_brute_force(one, two):
     """The new policy has a deny less, and perhaps another in its place."""
     fewer = {**one, "denies": one["denies"][1:] + [{**deny, "id": "n"} for deny in two["denies"]]}
     old, new = (Config.model_validate({**data, "multi_role": "deny"}) for data in (one, fewer))
@@ -197,7 +190,7 @@ def test_companions_are_exactly_those_by_brute_force(one: dict[str, Any], two: d
 
 @settings(max_examples=25, deadline=None)
 @given(worlds.worlds())
-def test_a_policy_does_not_differ_from_itself_reordered(data: dict[str, Any]) -> None:
+def test_a_policy_does_not_differ_from_itself_reordered(data):
     turned = {name: value[::-1] if isinstance(value, list) else value for name, value in data.items()}
 
     assert not diff(Config.model_validate(data), Config.model_validate(turned))
@@ -205,13 +198,13 @@ def test_a_policy_does_not_differ_from_itself_reordered(data: dict[str, Any]) ->
 
 @settings(max_examples=25, deadline=None)
 @given(worlds.worlds(grants=3, denies=2, narrow=True), worlds.worlds(grants=3, denies=2, narrow=True))
-def test_rules_that_change_nothing_do_not_change_the_digest(one: dict[str, Any], two: dict[str, Any]) -> None:
+def test_rules_that_change_nothing_do_not_change_the_digest(one, two):
     """The words are a normal form: rules of both policies about another role leave them as they are."""
     role = {"name": "r3", "arn": worlds.STRANGER}
     aside = {"id": "aside", "roles": ["r3"], "methods": ["PATCH"], "path": "/q/q", "backend": "b0"}
     shut = {"id": "shut", "roles": ["r3"], "path": "/q", "hosts": ["*.a.x.test"]}
 
-    def found(*, more: bool) -> Difference:
+    def found(*, more):
         sides = (
             {
                 **data,
@@ -227,7 +220,7 @@ def test_rules_that_change_nothing_do_not_change_the_digest(one: dict[str, Any],
     assert plain.digest == more.digest
 
 
-def policy(*grants: dict[str, Any], **tables: Any) -> Config:
+def policy(*grants, **tables):
     rules = [{"id": "g", "roles": ["r0"], "path": "/a", "backend": "b0", **grant} for grant in grants]
     return Config.model_validate({**worlds.BASE, "grants": rules, **tables})
 
@@ -245,13 +238,13 @@ GET = {"methods": ["GET"]}
         ({**GET, "roles": ["r0"]}, {**GET, "roles": ["r0", "r1"]}),
     ],
 )
-def test_an_acknowledged_change_lets_no_wider_one_pass(one: dict[str, Any], two: dict[str, Any]) -> None:
+def test_an_acknowledged_change_lets_no_wider_one_pass(one, two):
     old = policy()
 
     assert diff(old, policy(one)).digest != diff(old, policy(two)).digest
 
 
-def test_every_method_and_source_of_a_change_is_printed() -> None:
+def test_every_method_and_source_of_a_change_is_printed():
     """A change of `/` shows the writes beside the reads."""
     found = diff(policy({"methods": ["GET"], "path": "/"}), policy({"methods": ["*"], "path": "/"}))
 
@@ -259,7 +252,7 @@ def test_every_method_and_source_of_a_change_is_printed() -> None:
     assert [str(line) for line in change.region] == ["any method but GET / and below"]
 
 
-def test_a_session_that_another_grant_lengthens_is_told() -> None:
+def test_a_session_that_another_grant_lengthens_is_told():
     roles = [{"name": n, "arn": worlds.ARNS[n], **extra} for n, extra in
              (("r0", {"max_lifetime": "60s"}), ("r1", {}))]  # fmt: skip
     first = {**GET, "id": "g1"}
@@ -272,8 +265,8 @@ def test_a_session_that_another_grant_lengthens_is_told() -> None:
     assert {change.was, change.now} & {"the role (at most 60s)", "the companion (at most 60s)"}
 
 
-def test_names_are_told_by_arn() -> None:
-    def named(*names: str) -> Config:
+def test_names_are_told_by_arn():
+    def named(*names):
         arns = [worlds.ARNS["r0"], worlds.ARNS["r1"]]
         return policy(roles=[{"name": n, "arn": arn} for n, arn in zip(names, arns, strict=True)])
 
@@ -287,20 +280,20 @@ def test_names_are_told_by_arn() -> None:
     assert [(item.old, item.new) for item in rename.settings] == [('"b"', '"c"')]
 
 
-def test_servers_are_told() -> None:
+def test_servers_are_told():
     old, new = (policy(backends=[{"name": "b0", "servers": [f"10.0.0.{n}:80"]}]) for n in (1, 2))
 
     assert [item.key for item in diff(old, new).settings] == ["backends[b0].servers"]
 
 
-def test_a_renamed_grant_is_no_difference_in_access_but_is_told() -> None:
+def test_a_renamed_grant_is_no_difference_in_access_but_is_told():
     found = diff(policy({**GET, "id": "one"}), policy({**GET, "id": "two"}))
 
     assert not found
     assert [(change.was, change.rules) for change in found.renamed] == [("one", ("two",))]
 
 
-def test_one_dropped_deny_is_one_cause() -> None:
+def test_one_dropped_deny_is_one_cause():
     grants = [{**GET, "id": f"g{n}", "path": f"/a{n}", "roles": ["r0", "r1"]} for n in range(50)]
     deny = {"id": "no", "roles": ["*"], "path": "/"}
 
@@ -315,7 +308,7 @@ def test_one_dropped_deny_is_one_cause() -> None:
     ]
 
 
-def test_trust_and_scopes_are_compared_too() -> None:
+def test_trust_and_scopes_are_compared_too():
     scope = {"name": "read", "methods": ["GET"], "path": "/a"}
     old = Config.model_validate({**worlds.BASE, "scopes": [scope]})
     issuer = {**worlds.BASE["issuers"][0], "audiences": ["api", "other"]}

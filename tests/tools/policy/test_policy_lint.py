@@ -1,21 +1,18 @@
 """Findings are exact: judged by brute force over every request that rules can tell apart."""
 
-from __future__ import annotations
-
 import time
 from itertools import combinations
-from typing import Any
 
 import policy_worlds as worlds
 import pytest
 from hypothesis import given, settings
 
 from iamroles_agent.base.config import Config, Deny
-from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.policy import Policy, load_text
 from iamroles_agent.policy.load import parse_text
 from iamroles_agent.policy.regions import Region
-from iamroles_tools.policy.findings import Finding, Kind
+from iamroles_tools.policy.findings import Kind
 from iamroles_tools.policy.lint import Linter, lint
 from iamroles_tools.policy.zones import NONE, has_host
 
@@ -24,7 +21,7 @@ SETS = [roles for size in (1, 2, 3) for roles in combinations(ARNS, size)]
 USELESS = {Kind.UNREACHABLE, Kind.SHADOWED, Kind.REDUNDANT}
 
 
-def outcomes(config: Config, requests: list[Request] = worlds.NARROW_REQUESTS) -> list[str]:
+def outcomes(config, requests=worlds.NARROW_REQUESTS):
     """Backend or "" for each set of roles, each active role under `deny`, each request."""
     policy = Policy(config)
     found = []
@@ -36,7 +33,7 @@ def outcomes(config: Config, requests: list[Request] = worlds.NARROW_REQUESTS) -
     return found
 
 
-def without(config: Config, keys: set[str]) -> Config:
+def without(config, keys):
     kept = {
         table: [rule for index, rule in enumerate(getattr(config, table)) if f"{table}[{index}]" not in keys]
         for table in ("grants", "denies")
@@ -46,7 +43,7 @@ def without(config: Config, keys: set[str]) -> Config:
 
 @settings(max_examples=15, deadline=None)
 @given(worlds.worlds(grants=4, denies=2, narrow=True))
-def test_what_is_called_useless_can_go_and_what_is_not_matters(data: dict[str, Any]) -> None:
+def test_what_is_called_useless_can_go_and_what_is_not_matters(data):
     config = Config.model_validate(data)
     useless = {
         item.key for item in lint(config) if item.kind in USELESS and item.key[:6] in ("grants", "denies")
@@ -63,7 +60,7 @@ def test_what_is_called_useless_can_go_and_what_is_not_matters(data: dict[str, A
         )
 
 
-def _opened(config: Config, deny: Any) -> bool:
+def _opened(config, deny):
     """Return whether a kept deny stands alone against some grant: with other denies it may overlap in
     part.
     """
@@ -78,7 +75,7 @@ def _opened(config: Config, deny: Any) -> bool:
 
 @settings(max_examples=30, deadline=None)
 @given(worlds.worlds(grants=5, denies=2, narrow=True))
-def test_every_witness_shows_what_its_finding_says(data: dict[str, Any]) -> None:
+def test_every_witness_shows_what_its_finding_says(data):
     config = Config.model_validate(data)
     policy = Policy(config)
 
@@ -102,12 +99,12 @@ def test_every_witness_shows_what_its_finding_says(data: dict[str, Any]) -> None
 
 @settings(max_examples=30, deadline=None)
 @given(worlds.worlds(grants=4, denies=2, narrow=True))
-def test_escalating_pairs_are_exactly_those_by_brute_force(data: dict[str, Any]) -> None:
+def test_escalating_pairs_are_exactly_those_by_brute_force(data):
     config = Config.model_validate({**data, "multi_role": "deny"})
     policy = Policy(config)
     names = dict(zip(worlds.ARNS, ARNS, strict=True))
 
-    def reach(active: str, pair: set[str]) -> dict[tuple[str, str, str], set[str]]:
+    def reach(active, pair):
         held = tuple(names[name] for name in sorted(pair))
         who = Identity("idp", "me", "s", held, 2000, 1000, names[active])
         found: dict[tuple[str, str, str], set[str]] = {}
@@ -132,7 +129,7 @@ def test_escalating_pairs_are_exactly_those_by_brute_force(data: dict[str, Any])
     assert found == expected
 
 
-def by_subject(text: str) -> dict[tuple[str, str], Finding]:
+def by_subject(text):
     document = parse_text(text, "toml", "<policy>")
     return {(item.subject, item.kind): item for item in lint(document.config, document.written)}
 
@@ -162,7 +159,7 @@ name = "lonely"
 GRANT = '[[grants]]\nid = "{}"\nroles = ["{}"]\nmethods = {}\npath = "{}"\nbackend = "b"\n{}\n'
 
 
-def test_planted_findings_are_named() -> None:
+def test_planted_findings_are_named():
     found = by_subject(
         HEAD
         + GRANT.format("all", "reader", '["*"]', "/", "")
@@ -192,7 +189,7 @@ def test_planted_findings_are_named() -> None:
 
 
 @pytest.mark.parametrize(("multi_role", "note"), [("deny", True), ("union", False)])
-def test_union_escalation(multi_role: str, note: bool) -> None:
+def test_union_escalation(multi_role, note):
     text = f'multi_role = "{multi_role}"\n' + HEAD
     found = by_subject(
         text
@@ -207,7 +204,7 @@ def test_union_escalation(multi_role: str, note: bool) -> None:
     assert item.others == {"r": "grants[0]"}
 
 
-def test_of_two_equal_denies_one_may_go() -> None:
+def test_of_two_equal_denies_one_may_go():
     deny = '[[denies]]\nid = "{}"\nroles = ["reader"]\npath = "/a"\n'
     found = by_subject(
         HEAD + GRANT.format("g", "reader", '["GET"]', "/", "") + deny.format("d1") + deny.format("d2")
@@ -216,7 +213,7 @@ def test_of_two_equal_denies_one_may_go() -> None:
     assert [subject for subject, kind in found if kind == "redundant"] == ["d2"]
 
 
-def test_roles_that_a_deny_keeps_apart_do_not_escalate() -> None:
+def test_roles_that_a_deny_keeps_apart_do_not_escalate():
     apart = '[[denies]]\nid = "d"\nroles = ["reader"]\nmethods = ["PUT"]\npath = "/a"\n'
     text = (
         HEAD
@@ -228,7 +225,7 @@ def test_roles_that_a_deny_keeps_apart_do_not_escalate() -> None:
     assert ("w", "escalation") not in by_subject(text + apart)
 
 
-def test_a_deny_holds_the_host_that_cannot_be_read() -> None:
+def test_a_deny_holds_the_host_that_cannot_be_read():
     region = Region.from_rule(Deny(id="d", roles=["*"], path="/a", hosts=["x.test"]))
 
     assert has_host(region, NONE, deny=True)
@@ -236,7 +233,7 @@ def test_a_deny_holds_the_host_that_cannot_be_read() -> None:
 
 
 @pytest.mark.parametrize(("multi_role", "redundant"), [("deny", True), ("union", False)])
-def test_in_a_union_another_role_s_grant_may_make_one_matter(multi_role: str, redundant: bool) -> None:
+def test_in_a_union_another_role_s_grant_may_make_one_matter(multi_role, redundant):
     """Without `g`, a token with both roles would be led by `other` to the other backend."""
     found = by_subject(
         f'multi_role = "{multi_role}"\n'
@@ -249,7 +246,7 @@ def test_in_a_union_another_role_s_grant_may_make_one_matter(multi_role: str, re
     assert (("g", "redundant") in found) is redundant
 
 
-def test_a_thousand_grants_are_linted_within_ten_times_their_loading() -> None:
+def test_a_thousand_grants_are_linted_within_ten_times_their_loading():
     """CPU time of one run, so that neither a busy machine decides nor a slow one."""
     parts = [HEAD]
     for index in range(1000):
@@ -267,7 +264,7 @@ def test_a_thousand_grants_are_linted_within_ten_times_their_loading() -> None:
     assert time.process_time() - loaded < 10 * (loaded - began)
 
 
-def test_a_deny_that_others_make_useless_only_where_something_is_open() -> None:
+def test_a_deny_that_others_make_useless_only_where_something_is_open():
     """`wide` reaches beyond the other two denies, but nothing is granted there."""
     deny = '[[denies]]\nid = "{}"\nroles = ["*"]\nmethods = {}\npath = "{}"\n'
     found = by_subject(
@@ -283,7 +280,7 @@ def test_a_deny_that_others_make_useless_only_where_something_is_open() -> None:
     assert ("gets", "redundant") not in found
 
 
-def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_named() -> None:
+def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_named():
     found = by_subject(
         HEAD.replace('accounts = ["111111111111"]', 'accounts = ["999999999999"]')
         + '[[groups]]\nname = "nobody"\nroles = ["reader"]\n'
@@ -303,7 +300,7 @@ SCOPED = HEAD.replace("accounts =", 'scope_claim = "scope"\naccounts =')
 SCOPE = '[[scopes]]\nname = "{}"\nmethods = {}\npath = "{}"\n'
 
 
-def test_scopes_that_open_nothing_granted_or_all_of_it_together() -> None:
+def test_scopes_that_open_nothing_granted_or_all_of_it_together():
     grant = GRANT.format("g", "reader", '["GET", "PUT"]', "/a", "")
     read, write = SCOPE.format("read", '["GET"]', "/"), SCOPE.format("write", '["PUT"]', "/a")
 
@@ -312,7 +309,7 @@ def test_scopes_that_open_nothing_granted_or_all_of_it_together() -> None:
     assert ("far", "unused") in by_subject(SCOPED + grant + read + SCOPE.format("far", '["*"]', "/z"))
 
 
-def test_two_hundred_roles_in_one_group_are_one_class() -> None:
+def test_two_hundred_roles_in_one_group_are_one_class():
     """Counted, not timed: the zones that are visited do not grow with the number of roles."""
     names = [f"r{index}" for index in range(200)]
     roles = "".join(

@@ -1,13 +1,11 @@
 """`iamroles token inspect|mint`: what people see, and what they never see."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwt.algorithms import ECAlgorithm
@@ -35,12 +33,12 @@ roles = ["{ROLE}"]
 """
 
 
-def invoke(*arguments: str, stdin: str = "") -> Result:
+def invoke(*arguments, stdin=""):
     return CliRunner().invoke(token, arguments, input=stdin, catch_exceptions=False)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     for alg, key in KEYS.items():
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (tmp_path / f"{alg}.pem").write_bytes(pem)
@@ -49,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_policy(folder: Path, extra: str = "") -> None:
+def write_policy(folder, extra=""):
     (folder / "policy.toml").write_text(
         f"""
 version = 1
@@ -63,7 +61,7 @@ algorithms = {json.dumps(list(KEYS))}
     )
 
 
-def minted(folder: Path, alg: str, *more: str) -> tuple[str, str]:
+def minted(folder, alg, *more):
     """A token and the path of its key set."""
     arguments = ("mint", "--key", str(folder / f"{alg}.pem"), "--recipe", str(folder / "recipe.toml"), *more)
     jwks = folder / "jwks.json"
@@ -205,7 +203,7 @@ def test_mint_with_a_jwk(folder):
     assert members["d"] not in invoke("mint", "--key", str(folder / "key.json"), "--jwks").output
 
 
-def test_a_token_by_the_name_of_rfc_9864(folder: Path) -> None:
+def test_a_token_by_the_name_of_rfc_9864(folder):
     recipe = folder / "recipe.toml"
     recipe.write_text('alg = "Ed25519"\n' + RECIPE)
     policy = folder / "policy.toml"
