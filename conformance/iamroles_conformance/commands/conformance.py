@@ -8,18 +8,18 @@ import click
 
 _COMMANDS = {
     "doctor": "doctor:doctor",
-    "explain": "explain:explain",
+    "explain": "reading:explain",
     "flakes": "flakes:flakes",
     "fuzz": "fuzz:fuzz",
     "init": "init:init",
-    "list": "listing:list_",
+    "list": "reading:list_",
     "matrix": "matrix:matrix",
     "oracle": "oracle:oracle",
     "report": "report:report",
     "run": "run:run",
     "selftest": "selftest:selftest",
     "soak": "soak:soak",
-    "spec": "spec:spec",
+    "spec": "reading:spec",
     "verify-report": "verify:verify_report",
 }
 """Module and attribute by name. Each is loaded when it is called: none waits for what others import."""

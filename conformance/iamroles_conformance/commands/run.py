@@ -16,9 +16,8 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import bundle, explain, report
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.checks.plan import named_by
-from iamroles_scenarios.commands.values import OutputPath
+from iamroles_scenarios.commands.values import Length, OutputPath
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.jobs import by_importance
@@ -26,16 +25,6 @@ from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.engine.setups import only_the_stage
 
 _Pair = tuple[PlannedCheck, CheckResult]
-
-
-def _seconds(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    try:
-        found = None if value is None else seconds(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-    if found is not None and found <= 0:
-        raise click.BadParameter(f"{value!r} leaves no time: say 60s")
-    return found
 
 
 @click.command(cls=Command)
@@ -48,7 +37,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str | Non
     "--evidence", type=click.Path(path_type=Path), help="Bundle of report and transcripts, .tar.gz."
 )
 @click.option("--sign-with", "signer", type=click.Path(path_type=Path), help="PEM, Ed25519: sign the bundle.")
-@click.option("--budget", callback=_seconds, metavar="60s", help="Play what fits, the most telling first.")
+@click.option("--budget", type=Length(), metavar="60s", help="Play what fits, the most telling first.")
 @click.option("--quiet", "-q", is_flag=True, help="Say only what did not pass, and the sum.")
 def run(
     *,

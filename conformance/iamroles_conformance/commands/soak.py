@@ -14,27 +14,16 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import soak_page
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.base.durations import seconds
-from iamroles_scenarios.commands.values import Number, OutputPath
+from iamroles_scenarios.commands.values import Length, Number, OutputPath
 from iamroles_scenarios.engine.soak import soak as played
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import open_stage
 
 
-def _length(_context: click.Context, _option: click.Parameter, value: str) -> float:
-    try:
-        found = seconds(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-    if found <= 0:
-        raise click.BadParameter(f"{value!r} leaves no time: say 10m")
-    return found
-
-
 @click.command(cls=Command)
 @judges("agent", "stage", "require", "haproxy", "scale")
-@click.option("--for", "length", default="10m", show_default=True, callback=_length, help="How long.")
+@click.option("--for", "length", default="10m", show_default=True, type=Length(), help="How long.")
 @click.option("--seed", type=int, help="Of events and traffic; default: one that is told.")
 @click.option("--rate", type=Number(min=1, max=100_000), default=100.0, show_default=True)
 @click.option("--page", type=OutputPath(), help="Write an HTML page there.")

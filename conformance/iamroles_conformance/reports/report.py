@@ -18,10 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+
 from iamroles_conformance.errors import ReportError
 from iamroles_conformance.reports.evidence import digests, environment, seeds
 from iamroles_conformance.reports.shape import fault
-from iamroles_conformance.reports.short import as_badge, as_markdown
 from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.recording import without_secrets
@@ -263,8 +264,36 @@ def _printable(text: str) -> str:
 
 def as_html(found: Document) -> str:
     """One page that needs no other file."""
-    page = template("iamroles_conformance.reports", "report.html")
-    return page.render(report=found, red=_RED, evidence=_evidence, proofs=_proofs())
+    return _page("report.html").render(report=found, red=_RED, evidence=_evidence, proofs=_proofs())
+
+
+def as_markdown(found: Document) -> str:
+    """A summary for CI: the statement, the classes, and what did not pass."""
+    return _page("summary.md").render(report=found)
+
+
+def as_badge(found: Document) -> str:
+    """SVG: the classes that the product conforms to, or how much was played."""
+    told = found["statement"]
+    strict, core = told["conforms"]["strict"], told["conforms"]["core"]
+    parts = [*(f"{name} strict" for name in strict), *(name for name in core if name not in strict)]
+    if not found["passed"]:
+        said, colour = "not passed", "#cf222e"
+    elif parts:
+        said, colour = ", ".join(parts), "#1a7f37"
+    else:
+        said, colour = f"{told['coverage']['played']} of {told['coverage']['of']} checks played", "#57606a"
+    label = "iam-roles"
+    left, right = (round(len(text) * _PER_LETTER) + 12 for text in (label, said))
+    return _page("badge.svg").render(label=label, said=said, colour=colour, left=left, right=right)
+
+
+_PER_LETTER = 6.6
+"""Pixels of one letter of the badge's font, on average; `textLength` then makes it so."""
+
+
+def _page(name: str) -> Template:
+    return template("iamroles_conformance.reports", name)
 
 
 def _proofs() -> Callable[[Iterable[str]], list[str]]:

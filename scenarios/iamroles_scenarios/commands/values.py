@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from iamroles_scenarios.base.durations import seconds
+
 
 class Number(click.FloatRange):
     """A number in a range; `nan` and `inf` are refused, because they compare with nothing."""
@@ -18,6 +20,22 @@ class Number(click.FloatRange):
         found = float(super().convert(value, param, ctx))
         if not math.isfinite(found):
             self.fail(f"{value!r} is not a number that can be reckoned with.", param, ctx)
+        return found
+
+
+class Length(click.ParamType):  # type: ignore[type-arg]  # not generic in older versions of click
+    """A length of time above 0, such as `60s` or `10m`; seconds."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - click's own
+        """Fail for what is not a length, or none."""
+        try:
+            found = seconds(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if found <= 0:
+            self.fail(f"{value!r} leaves no time: say 60s", param, ctx)
         return found
 
 
