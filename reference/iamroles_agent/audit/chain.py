@@ -115,13 +115,13 @@ def seq_of(line: bytes | bytearray | memoryview) -> int:
     return int(found[1])
 
 
-def seal(lines: bytearray, head: Head, who: bytes, already: bytes = b"") -> Head:
+def seal(lines: bytearray, head: Head, writer: bytes, already: bytes = b"") -> Head:
     """Seal a batch in place.
 
     Args:
         lines: whole lines; the last one gets the seal.
         head: the chain before it.
-        who: members that name the writer, each with a comma before it.
+        writer: members that name the writer, each with a comma before it.
         already: lines on disk that no seal covers yet; this seal covers them too.
 
     Returns:
@@ -129,7 +129,7 @@ def seal(lines: bytearray, head: Head, who: bytes, already: bytes = b"") -> Head
     """
     seq = seq_of(memoryview(lines)[lines.rfind(b"\n", 0, -1) + 1 :])
     del lines[-2:]
-    lines += who + b',"prev":"%b"' % head.hash.encode()
+    lines += writer + b',"prev":"%b"' % head.hash.encode()
     digest = _sha256(already)
     digest.update(lines)
     lines += b',"hash":"%b"}\n' % digest.hexdigest().encode()

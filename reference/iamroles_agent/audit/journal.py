@@ -40,10 +40,10 @@ _SHARES = 8
 class Journal:
     """A chain on disk, under a budget of `keep` bytes for the file and its rotated predecessors.
 
-    `who` has the members of a seal that name the writer. Without `keep` nothing is rotated or removed.
+    `writer` has the members of a seal that name the writer. Without `keep` nothing is rotated or removed.
     """
 
-    def __init__(self, file: LogFile, who: bytes, audit: Audit, *, keep: int | None) -> None:
+    def __init__(self, file: LogFile, writer: bytes, audit: Audit, *, keep: int | None) -> None:
         self.file = file
         self.safe = max(file.seq, file.last.seq)
         """The last record on disk."""
@@ -51,7 +51,7 @@ class Journal:
         """The chain as it stands in the file."""
         self.unwritten_bytes = 0
         """Bytes that are sealed and not yet written."""
-        self._who = who
+        self._writer = writer
         self._audit = audit
         self._keep = keep
         self._within: bool | None = None
@@ -90,7 +90,7 @@ class Journal:
         lines[:0] = self._opening
         self._opening = b""
         for batch in batches(lines, _SEALED if self.file.regular else _UNBROKEN):
-            self._head = seal(batch, self._head, self._who, self._already)
+            self._head = seal(batch, self._head, self._writer, self._already)
             self._already = b""
             self._unwritten.append((bytes(batch), self._head))
             self.unwritten_bytes += len(batch)

@@ -141,13 +141,13 @@ class Audit:
 
     def _start(self) -> None:
         file = self._open()
-        writer = f',"writer":"{secrets.token_hex(4)}"'
+        life = f',"writer":"{secrets.token_hex(4)}"'
         turn = f',"turn":{self._turn_taken}' if self._turn_taken else ""
-        who = f',"worker":{self._worker}{turn},"agent":"{__version__}"'
-        self._end = "}\n" if file.regular else writer + "}\n"
+        writer = f',"worker":{self._worker}{turn},"agent":"{__version__}"'
+        self._end = "}\n" if file.regular else life + "}\n"
         self._brief = file.regular
         self._journal = journal = Journal(
-            file, (who + writer if file.regular else who).encode(), self, keep=self.settings.keep
+            file, (writer + life if file.regular else writer).encode(), self, keep=self.settings.keep
         )
         self._first = self._seq = journal.safe
         if file.missing:

@@ -233,7 +233,7 @@ class TestOneWriter:
         log = opened(path)
         decide(log, "a")
         assert log.flush()
-        log._journal._who = b',"worker":0,"writer":"0badf00d"'
+        log._journal._writer = b',"worker":0,"writer":"0badf00d"'
         decide(log, "b")
         log.close()
 

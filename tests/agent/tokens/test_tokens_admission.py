@@ -76,7 +76,7 @@ def test_a_new_caller_elsewhere_is_served_beside_a_flood_from_one_source():
     assert queue.ask("new", "AKIANEW", "office") == ["new"]
 
 
-def test_a_new_caller_at_the_place_of_a_flood_is_the_next():
+def test_a_new_caller_at_the_source_of_a_flood_is_the_next():
     queue = Queue()
     for n in range(400):
         queue.ask(f"forged {n}", f"AKIA{n}", "shared")
