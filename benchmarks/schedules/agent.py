@@ -38,7 +38,7 @@ from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Life
 from iamroles_agent.live import revocations
 from iamroles_agent.processes.agent import _at_start
 from iamroles_agent.processes.fetcher import Fetcher
-from iamroles_agent.processes.link import Birth
+from iamroles_agent.processes.link import Startup
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.processes.worker import Worker
 from iamroles_agent.serving.accepting import shared_counts
@@ -158,8 +158,8 @@ class Agent:
             for effect in effects:
                 match effect:
                     case Send(place, said):
-                        if said.say == "outcome" and said.head["outcome"]["done"]:
-                            self._confirmed(said.head["outcome"])
+                        if said.say == "outcome" and said.head["body"]["done"]:
+                            self._confirmed(said.head["body"])
                         process = self.processes.get(place)
                         if process is not None and process.alive:
                             if said.say == "serve" and process.document.version != plane.document.version:
@@ -186,25 +186,25 @@ class Agent:
             self.loader = []
             return
         process = self.processes[effect.slot] = Process(self, effect.slot)
-        birth = Birth(
+        startup = Startup(
             index=effect.slot,
             document=self.plane.document,
             channel=Ear(),  # type: ignore[arg-type]
             listener=Ear(),  # type: ignore[arg-type]
             counts=shared_counts(max(effect.slot, 0) + 1),
-            turn=0,
+            build_lock=0,
             used=self.plane.used,
             why=effect.why,
             clocks=self.clocks,
         )
         if effect.slot == FETCHER:
-            fetcher = Fetcher(config(0), birth, self.disk)
+            fetcher = Fetcher(config(0), startup, self.disk)
             fetcher._transport = self.issuer  # type: ignore[assignment]
             self.watch = Watch(self.file, fetcher.link)  # type: ignore[arg-type]
             fetcher.beside.append(self.watch.run)
             process.live(fetcher)
         else:
-            process.live(Worker(config(0), birth))
+            process.live(Worker(config(0), startup))
 
     def hear(self, process: Process) -> None:
         """The parent reads what a member said."""

@@ -188,7 +188,7 @@ def virtual() -> Iterator[None]:
     verifies = once(lambda key, alg: keep(verifier(key, alg)), lambda key, _alg: key.material)
 
     places: list[tuple[Any, str, Any]] = [
-        (worker, "_turn", lambda _lock: contextlib.nullcontext()),
+        (worker, "_exclusive", lambda _lock: contextlib.nullcontext()),
         (jwks, "in_thread", away),
         (fetcher, "Transport", lambda: None),
         (policy_part, "decode", build),

@@ -24,9 +24,7 @@ def show(effect: Effect) -> str:
         case Kill(place, why):
             return f"kill {_NAMES.get(place, place)}: {why}"
         case Send(place, said):
-            about = "".join(
-                f" {said.head[key]}" for key in ("version", "topic", "id", "worker") if key in said.head
-            )
+            about = "".join(f" {said.head[key]}" for key in ("version", "topic", "id") if key in said.head)
             return f"{_NAMES.get(place, place)} < {said.say}{about}"
         case Print(line):
             return f"say {line}"
@@ -127,9 +125,9 @@ class Bench:
         lines += self._sends(LOADER, with_parts("loaded", {POLICY: part}))
         return lines + self.dies(LOADER, "status 0")
 
-    def proposes(self, name: str, part: Part | None, ticket: int) -> list[str]:
+    def proposes(self, name: str, part: Part | None, number: int) -> list[str]:
         """The fetcher proposes a part."""
-        return self._sends(FETCHER, with_parts("propose", {name: part}, ticket=ticket))
+        return self._sends(FETCHER, with_parts("propose", {name: part}, id=number))
 
     def _sends(self, index: int, messages: Iterable[Message]) -> list[str]:
         for said in messages:

@@ -22,7 +22,7 @@ from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import POLICY, Document, Edits, Part, Parts
 from iamroles_agent.control.member import Step
 from iamroles_agent.control.slots import Timing
-from iamroles_agent.processes.link import Birth, Link
+from iamroles_agent.processes.link import Link, Startup
 from iamroles_agent.processes.supervisor import Life, Supervisor
 from iamroles_agent.serving import accepting
 from iamroles_agent.serving.server import ConnectionStats, Server
@@ -35,31 +35,31 @@ TIMING = Timing(prepare=1.5, switch=1.0)
 class TellingWorker:
     """Worker, gate and holding in one."""
 
-    def __init__(self, settings: AgentSettings, birth: Birth) -> None:
-        self._settings, self._birth = settings, birth
+    def __init__(self, settings: AgentSettings, startup: Startup) -> None:
+        self._settings, self._startup = settings, startup
         self._state = ""
 
     async def live(self) -> None:
         connections = ConnectionStats()
-        self.link = link = Link(self._birth.channel, self._birth.document, lambda: {"pid": os.getpid()})
+        self.link = link = Link(self._startup.channel, self._startup.document, lambda: {"pid": os.getpid()})
         await link.open()
         await link.member.build({POLICY: self.prepare})
-        if self._state == "refuse" and self._birth.index == 1:
+        if self._state == "refuse" and self._startup.index == 1:
             raise StartError("worker 1 will not")
-        if self._state == "die" and self._birth.index == 1:
+        if self._state == "die" and self._startup.index == 1:
             os._exit(7)
         if self._state == "patient":
             accepting.PATIENCE = 3600.0
         link.up()
         await link.serve.wait()
-        birth = self._birth
+        startup = self._startup
         server = Server(
             self,
             self._settings,
-            sock=birth.listener,
+            sock=startup.listener,
             stats=connections,
-            counts=birth.counts,
-            slot=birth.index,
+            counts=startup.counts,
+            slot=startup.index,
         )
         await server.start()
         link.send(message("serving"))
@@ -72,13 +72,13 @@ class TellingWorker:
     def prepare(self, edits: Edits, coming: Parts) -> Step:
         del edits
         state = coming[POLICY].pieces[0].decode()
-        one = self._birth.index == 1 and self._state != ""
+        one = self._startup.index == 1 and self._state != ""
         if one and state == "bad for one":
             raise ConfigError([Problem("state", "", "it is bad for worker 1", "Mend it")])
         if one and state == "slow for one":
             time.sleep(30)
         if one and state == "nonsense of one":
-            os.write(self._birth.channel.fileno(), b"\0\0\0\5\0\0\0\0{bad}")
+            os.write(self._startup.channel.fileno(), b"\0\0\0\5\0\0\0\0{bad}")
 
         def switch() -> None:
             if one and state == "deaf for one":
@@ -93,7 +93,7 @@ class TellingWorker:
     async def judge(self, check: Check, context: Context, key: bytes | None, /) -> bytes:
         return encode_verdict(
             Decision(
-                allow=True, principal=str(os.getpid()), session=self._state, issuer=str(self._birth.index)
+                allow=True, principal=str(os.getpid()), session=self._state, issuer=str(self._startup.index)
             )
         )
 
@@ -110,11 +110,11 @@ class TellingCrew:
     def __init__(self, settings: AgentSettings, state: Path) -> None:
         self._settings, self._file = settings, state
 
-    def worker(self, birth: Birth) -> Life:
-        return TellingWorker(self._settings, birth).live()
+    def worker(self, startup: Startup) -> Life:
+        return TellingWorker(self._settings, startup).live()
 
-    async def fetcher(self, birth: Birth) -> None:
-        link = Link(birth.channel, birth.document, dict)
+    async def fetcher(self, startup: Startup) -> None:
+        link = Link(startup.channel, startup.document, dict)
         await link.open()
         await link.member.build({})
         link.up()

@@ -1,27 +1,28 @@
-"""Who owns what is in force, and how everybody learns of it: the parent, its workers and its fetcher.
+"""What is in force, and how the processes of the agent take up a change: parent, workers and fetcher.
 
 Theory of operation
 -------------------
 `iamroles agent run` is a family of processes. The **parent** has no event loop, no thread and no contact with
 the outside. It owns the `Document`: numbered, made of named parts (the policy, a key set for each issuer,
-revocations). **Workers** answer HAProxy. The **fetcher** is whoever goes out: it fetches keys, calls STS,
-answers on the local socket and saves the document. A **loader** reads the configuration at SIGHUP, says what
-is wrong or hands over the new policy, and ends. All of them are forks of the parent, so a newborn has what
-the parent has, and the parent replaces whoever dies.
+revocations). **Workers** answer HAProxy. The **fetcher** goes out: it fetches keys, calls STS, answers on the
+local socket and saves the document. A **loader** reads the configuration at SIGHUP, reports what is wrong or
+hands over the new policy, and ends. All of them are forks of the parent, so a new member has what the parent
+has, and the parent replaces a member that dies.
 
-A change goes round in two phases. The parent sends the changed parts to all members; each builds what it
-needs beside what is in force, and confirms. When all have confirmed, the parent commits: from here on the new
-version is what newborns get. Then all switch, each in one step of its event loop, and confirm again. Whoever
-refuses in the first phase ends the change: nothing has changed anywhere. Whoever misses a deadline is killed,
-and the process in its place is born with what is in force. So a member is never behind for longer than a
-deadline, and nobody waits for it longer than that.
+A change takes two phases. The parent sends the changed parts to all members; each builds what it needs beside
+what is in force, and confirms. When all have confirmed, the parent commits: from here on the new version is
+what new members get. Then all switch, each in one step of its event loop, and confirm again. A member that
+refuses in the first phase ends the change: nothing has changed anywhere. The parent kills a member that
+misses a deadline, and the next process in its slot is born with what is in force. So a member is never behind
+for longer than a deadline, and the others never wait for it longer than that.
 
 Late, or starved? Each member answers a ping several times a second. Silence is counted on a clock that stands
-still while the parent itself was not run, and the time that a member spent waiting for a processor is taken
-off. Members are replaced for silence one at a time. So a frozen or looping member is replaced within two
-seconds, and a starved host loses nobody.
+still while the parent itself did not run, less the time that the member spent waiting for a CPU. Members are
+replaced for silence one at a time. So a frozen or looping member is replaced within two seconds, and a host
+without CPU to spare loses none.
 
-What the files hold: `document` what is in force; `channel` the frames between the processes; `changes` and
-`plane` the parent's side without its sockets, clock injected; `relay` what the parent only passes on;
-`member` the other side; `store` the state directory. The shells are in `iamroles_agent.processes`.
+The files: `document` is what is in force; `channel` the frames between the processes; `slots` who lives,
+`changes` a change, `reloads` the loader, `relay` questions of workers, and `plane` all of these as the parent
+sees them, without its sockets, clock injected; `member` is the other side; `store` the state directory. The
+shells are in `iamroles_agent.processes`.
 """

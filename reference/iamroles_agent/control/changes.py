@@ -1,14 +1,14 @@
 """A change of what is in force: prepared by all members, committed, switched to by all, confirmed.
 
-One change is under way at a time; the others queue, and what can go together does. PREPARE ends when nobody
-is waited for. Then the change is committed: `document` is the new version, and each new member has it. SWITCH
+One change is under way at a time; the others queue, and what can go together does. PREPARE ends when all
+have answered. Then the change is committed: `document` is the new version, and each new member has it. SWITCH
 ends the same way. CONFIRM waits, for a bounded time, until replacements are ready and the fetcher has saved,
 only so that the outcome can say so. A member that comes up behind the document, because it was forked before
 the commit, gets the difference, prepares, switches, and only then serves.
 
-If no worker at all prepares in time, the change is given up: that is no fault of one. A member that misses
-the switch is killed in any case: it still enforces the version before. A version number is never used again,
-also when a change is given up: a late answer must not count for the next one.
+If no worker at all prepares in time, the change is given up: the cause is the host, not a worker. A member
+that misses the switch is killed in any case: it still enforces the version before. A version number is never
+used again, also when a change is given up: a late answer must not count for the next one.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Changes:
     # What members say
 
     def came_up(self, slot: Slot) -> None:
-        """Give a member what it needs that is UP and waited for by nobody."""
+        """Give an UP member that takes part in no change what it needs."""
         if slot.version != self.document.version:
             slot.target = self.document
             self._send_edits(slot, slot.document.differences(self.document), self.document.version)
@@ -193,7 +193,7 @@ class Changes:
             self._change.document = self._change.document.stamped(name, at)
 
     def lost(self, slot: Slot) -> None:
-        """Nobody waits for a member that dies: the next in its slot has what is in force."""
+        """Stop waiting for a member that dies: the next in its slot has what is in force."""
         if slot.index == FETCHER:
             self._drop_proposals()
         if self._change is not None and slot.index in self._change.waiting:
@@ -268,7 +268,7 @@ class Changes:
         self._begin()
 
     def watch(self) -> None:
-        """Look at the clock: a phase has a limit."""
+        """End a phase that has taken too long."""
         change, members = self._change, self._members
         if change is None:
             return

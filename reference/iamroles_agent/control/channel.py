@@ -104,16 +104,16 @@ def read_parts(said: Message, pieces: list[bytes]) -> Edits:
 
 
 class Frames:
-    """Cuts the stream of one channel into messages."""
+    """Cuts a channel's stream into messages."""
 
     def __init__(self) -> None:
         self._held = bytearray()
 
     def receive(self, data: bytes) -> Iterator[Message]:
-        """Messages that are whole now.
+        """Take bytes; give the messages that are whole now.
 
         Raises:
-            ChannelError: the stream makes no sense; it cannot be read any further.
+            ChannelError: the stream makes no sense and cannot be read further.
         """
         held = self._held
         held += data
@@ -137,7 +137,7 @@ def _read(head: bytes, body: bytes) -> Message:
     try:
         members = json.loads(head)
     except (ValueError, RecursionError):
-        raise ChannelError("a head that is no JSON") from None
+        raise ChannelError("a head that is not JSON") from None
     if not isinstance(members, dict) or not isinstance(members.get("say"), str):
         raise ChannelError("a head that says nothing")
     return Message(members.pop("say"), members, body)

@@ -1,4 +1,4 @@
-"""What is in force: a numbered document of named parts. Immutable; a change makes another one."""
+"""What is in force: a numbered document of named parts. Immutable; a change makes another document."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ REVOCATIONS = "revocations"
 class Part:
     """One part of what is in force.
 
-    Whoever makes it cuts it in pieces that take less than 2 ms each to decode: so members build a new version
-    beside their work, and no request waits for it.
+    Its pieces take less than 2 ms each to decode, so that members build a new version beside their work, and
+    no request waits for it.
     """
 
     digest: str
     """Names the content: of the policy its version, of others a hash."""
     pieces: tuple[bytes, ...]
-    """The content; nobody but its holdings reads it."""
+    """The content; only the members read it."""
     stamp: float = 0.0
     """When the content was last known good, on CLOCK_MONOTONIC, which all processes of a host share. A new
-    stamp is no new version."""
+    stamp does not make a new version."""
 
     @classmethod
     def of(cls, pieces: Iterable[bytes], *, digest: str = "", stamp: float = 0.0) -> Part:
-        """A part named by a hash of its content, unless it has a name of its own."""
+        """Make a part, named by a hash of its content unless it has a name of its own."""
         held = tuple(pieces)
         if not digest:
             digest = f"sha256:{hashlib.sha256(b''.join(held)).hexdigest()[:16]}"

@@ -1,9 +1,9 @@
 """The parent's side of the control plane, without its sockets: events in, effects out, the clock injected.
 
 The package's docstring tells the story. The plane hands each event to the object that knows what it means:
-`slots` who lives, `changes` what is in force, `reloads` the loader, `relay` questions of workers. Only an UP
-or BORN member is heard. The tables at the end say what each message means; any other message is nonsense, and
-its sender is killed.
+`slots` the processes, `changes` what is in force, `reloads` the loader, `relay` questions of workers. Only an
+UP or BORN member is heard. The tables at the end say what each message means; any other message is nonsense,
+and its sender is killed.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class Plane:
             self.members.emit(Fork(index, ""))
 
     def take(self) -> list[Effect]:
-        """What is to be done now, in order."""
+        """Take what is to be done now, in order."""
         return self.members.take()
 
     @property
     def finished(self) -> bool:
-        """Whether it was stopped and nobody is left."""
+        """True when it was stopped and no member is left."""
         return self.members.stopping and self.members.gone()
 
     def due(self) -> float:
@@ -164,7 +164,7 @@ class Plane:
         self.changes.proceed()
 
     def status(self) -> dict[str, Any]:
-        """What `iamroles agent status` reports of the processes and the document."""
+        """Report the processes and the document, for `iamroles agent status`."""
         phase = self.changes.phase
         return {
             **self._summary(),
@@ -249,12 +249,12 @@ class Plane:
     # What the fetcher says
 
     def _proposed(self, _slot: Slot, said: Message) -> None:
-        ticket, edits = said.number("ticket"), read_parts(said, self._pieces)
+        request, edits = said.number("id"), read_parts(said, self._pieces)
         self.relay.proposed += 1
         number = self.relay.proposed
 
         def done(outcome: dict[str, Any]) -> None:
-            self.members.send(FETCHER, message("outcome", ticket=ticket, outcome=outcome))
+            self.members.send(FETCHER, message("outcome", id=request, body=outcome))
             self.relay.ended(number)
 
         self.changes.propose(edits, done)
@@ -295,7 +295,7 @@ class Plane:
         "saved": lambda self, _slot, said: self.changes.saved(said.number("version"), said.text("error")),
         "used": _used_up,
         "status": lambda self, _slot, said: self.members.send(
-            FETCHER, message("status", ticket=said.number("ticket"), status=self.status())
+            FETCHER, message("status", id=said.number("id"), body=self.status())
         ),
         "answer": lambda self, _slot, said: self.relay.answer(said),
         "leave": _leave,

@@ -1,7 +1,7 @@
 """The part `policy`: a checked configuration, cut in pieces of JSON.
 
 The loader checks the file and cuts; members validate each piece's shape again and compile. A piece holds at
-most `_ROWS` rows of one table, so decoding it keeps the event loop waiting for less than a millisecond. The
+most `_ROWS` entries of a table, so decoding it keeps the event loop waiting for less than a millisecond. The
 first piece of each configuration holds what is not in the long tables: all that the fetcher needs.
 """
 
@@ -30,7 +30,7 @@ _TABLES: dict[str, TypeAdapter[list[Any]]] = {
 
 
 def encode(config: Config, shadow: Config | None = None) -> Part:
-    """The part of a checked configuration, with the one that shadows it."""
+    """Make the part of a checked configuration and of its shadow."""
     pieces = list(_cut(config, _MAIN))
     if shadow is not None:
         pieces += _cut(shadow, _SHADOW)
@@ -54,7 +54,7 @@ def decode(part: Part) -> Policy:
     """Compile the policy of a part, in small steps.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a part.
     """
     bases: dict[str, Config] = {}
     rows: dict[str, dict[str, list[Any]]] = {}
@@ -74,10 +74,10 @@ def decode(part: Part) -> Policy:
 
 
 def decode_base(part: Part) -> Config:
-    """The configuration without its long tables: issuers, STS, keys, limits.
+    """Read the configuration without its long tables: issuers, STS, keys, limits.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a part.
     """
     which, table, content = json.loads(part.pieces[0])
     if which != _MAIN or table != "":

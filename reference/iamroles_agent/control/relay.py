@@ -16,7 +16,7 @@ from iamroles_agent.control.channel import Message, message
 from iamroles_agent.control.slots import FETCHER
 
 MAX_ASKS = 4096
-"""Questions of one worker that are under way; more are answered `busy`."""
+"""Questions of a worker that may be under way; more are answered `busy`."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class Relay:
             self._send(FETCHER, ask.asked)
 
     def ended(self, count: int) -> None:
-        """Give the answers that were held back for the first `count` proposals."""
+        """Give the answers that were held back for the first `count` proposals, which have ended."""
         self._ended = count
         held, self._held = self._held, []
         for proposals, said in held:
@@ -78,7 +78,7 @@ class Relay:
         asked = message("ask", id=self._serial, topic=said.text("topic"), body=said.table("body"))
         self._asks[self._serial] = _Ask(index, number, asked)
         self._counts[index] += 1
-        if self._up:  # one that is being built could not answer yet; `fetcher_up` asks it
+        if self._up:  # a fetcher that is still being built could not answer; `fetcher_up` asks it
             self._send(FETCHER, asked)
 
     def answer(self, said: Message) -> None:

@@ -10,7 +10,7 @@ from iamroles_agent.control.slots import DETAIL, LOADER, Fork, Kill, Members, Pr
 
 
 class Reloads:
-    """The loader that may be at work, and what the operator hears of it.
+    """The loader that may be at work, and what it reports to the operator.
 
     Args:
         members: the other processes.
@@ -30,7 +30,7 @@ class Reloads:
 
     @property
     def busy(self) -> bool:
-        """Whether there is a loader."""
+        """True while there is a loader."""
         return self._began is not None
 
     def load(self) -> None:

@@ -1,4 +1,4 @@
-"""The agent's members: who lives in which slot, who is silent, who is replaced, and what the shell must do.
+"""The agent's members: which process lives in which slot, which is silent or dead, what the shell must do.
 
 A *slot* is the fetcher's or a worker's position in the agent; the process in it may change. A slot is GONE,
 BORN (forked, not ready yet), UP (built what it was born with) or DYING (killed, its end not seen yet).
@@ -34,7 +34,7 @@ class Timing:
     """A member that says nothing for longer is replaced."""
     late: float = 0.25
     """Normal delay of the parent; a longer one is not counted against members."""
-    birth: float = 60.0
+    start: float = 60.0
     """From the fork until a member has built what is in force."""
     load: float = 60.0
     """For reading and checking a configuration."""
@@ -119,7 +119,7 @@ class Slot:
     """What it must take up before it serves, because it was born before a commit."""
     serving: bool = False
     heard: float = 0.0
-    """Fair time of its last message, or of its birth."""
+    """Fair time of its last message, or of its fork."""
     waited: float = 0.0
     """Its `waits` at that time."""
     spoken: bool = False
@@ -194,11 +194,11 @@ class Members:
 
     @property
     def replacing(self) -> bool:
-        """Whether the dead are replaced."""
+        """True while dead members are replaced."""
         return self.served and not self.stopping
 
     def gone(self, slots: list[Slot] | None = None) -> bool:
-        """Whether all slots, or all of these, are empty."""
+        """Look whether all slots, or all of these, are empty."""
         return all(slot.life is Life.GONE for slot in slots or self.slots.values())
 
     def due(self) -> float:
@@ -208,7 +208,7 @@ class Members:
         return min((slot.fork_at for slot in self.slots.values() if slot.life is Life.GONE), default=inf)
 
     def advance(self) -> float:
-        """Move the fair time on; the clock time."""
+        """Move the fair time on; returns the clock time."""
         now = self._clock()
         elapsed, self._seen = now - self._seen, now
         if elapsed > self.timing.ping + self.timing.late:
@@ -229,7 +229,7 @@ class Members:
         self._lost(slot)
 
     def drain(self, slot: Slot, **how: bool) -> None:
-        """Let a member finish; one that is not ready yet has nothing to finish."""
+        """Let a member finish; kill it if it is not ready yet and so has nothing to finish."""
         if slot.life is Life.BORN:
             self.kill(slot, "the agent is stopping")
         else:
@@ -268,7 +268,7 @@ class Members:
         return quiet - max(0.0, self.waits(slot.index) - slot.waited)
 
     def watch(self, now: float) -> None:
-        """Replace who died, and kill one who is silent or not ready in time."""
+        """Replace dead members, and kill a member that is silent or not ready in time."""
         for slot in self.slots.values():
             if slot.life is Life.GONE and self.served and now >= slot.fork_at:
                 self.emit(Fork(slot.index, slot.last))
@@ -285,8 +285,8 @@ class Members:
                 slot.silent = True
                 self.kill(slot, f"no heartbeat for {quiet:.1f} s")
                 return
-            if slot.life is Life.BORN and self.fair - slot.born > self.timing.birth:
-                self.kill(slot, f"not ready within {self.timing.birth:g} s")
+            if slot.life is Life.BORN and self.fair - slot.born > self.timing.start:
+                self.kill(slot, f"not ready within {self.timing.start:g} s")
                 return
 
     def _record(self, slot: Slot) -> None:

@@ -1,12 +1,12 @@
-"""What is in force, on disk: so that it outlives the death of the whole agent.
+"""What is in force, on disk, so that it outlives the death of the whole agent.
 
 The state directory holds an index and a file for each part, named by its content. Files are made beside the
 old ones, synced and renamed; the index is replaced last, so at every moment it names files that are whole.
-Everything is owner-only, and is checked when it is read: owner, mode, form, and each part's hash. What fails
-the check stops the start: a revocation that cannot be read back must not be forgotten in silence.
+Everything is owner-only, and is checked when it is read: owner, mode, form, and each part's hash. The agent
+does not start on a directory that fails the check: it must not forget a revocation in silence.
 
-`running` in the index tells a death from an end. After a death the policy in force is the one that was
-accepted, whatever the file says by then; after an orderly end the file is read as at a first start. Key sets
+`running` in the index tells a death from an orderly end. After a death the policy in force is the accepted
+one, whatever the file says by then; after an orderly end the file is read as at a first start. Key sets
 and all other parts come back in both cases. Stamps are epoch seconds on disk, because the monotonic clock
 does not outlive a reboot; an age below zero counts as unknown, and such a part is stale.
 """
@@ -54,10 +54,10 @@ class Store:
     """A state directory.
 
     Args:
-        directory: made where it is not there; its parent must be.
+        directory: made if it does not exist; its parent must exist.
 
     Raises:
-        StartError: it cannot be used, or it is somebody else's.
+        StartError: it cannot be used, or belongs to another user.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -76,7 +76,7 @@ class Store:
         """Be the only agent of this directory until this process has ended.
 
         Args:
-            inherited: the lock itself, of the agent that is taken over from.
+            inherited: the lock itself, from the agent that this one replaces.
 
         Raises:
             StartError: another agent uses it.
@@ -85,7 +85,7 @@ class Store:
             self._lock = inherited
         else:
             self._lock = self._locked()
-        for half in self.directory.glob(".*.new"):  # of a writer that died: nobody else writes here now
+        for half in self.directory.glob(".*.new"):  # of a writer that died: no other process writes here now
             with contextlib.suppress(OSError):
                 half.unlink()
 
@@ -104,12 +104,12 @@ class Store:
 
     @property
     def descriptor(self) -> int:
-        """Of the lock, for whoever takes over."""
+        """The descriptor of the lock, for an agent that takes over."""
         assert self._lock is not None  # noqa: S101 - locked at the start
         return self._lock
 
     def let_go(self) -> None:
-        """Of a child that drains when the parent is gone: the lock must not outlive the parent in it."""
+        """Close the lock, in a child: it must not outlive the parent in a child that drains."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -122,7 +122,7 @@ class Store:
         )
 
     def read(self) -> Restored | None:
-        """What is there; None for a directory that was never used.
+        """Read what was kept; None if the directory was never used.
 
         Raises:
             StartError: what is there cannot be trusted.
@@ -200,7 +200,7 @@ class Store:
                 os.fsync(file.fileno())
             beside.replace(self.directory / name)
         except OSError:
-            # Half a file on a full disk would take the room of what is smaller and comes next.
+            # Half a file on a full disk would take the room of a smaller file that comes next.
             with contextlib.suppress(OSError):
                 beside.unlink()
             raise
@@ -213,7 +213,7 @@ class Store:
             os.close(descriptor)
 
     def _sweep(self, wanted: set[str]) -> None:
-        """Remove what no index names any more."""
+        """Remove parts that the index no longer names."""
         for path in self.directory.iterdir():
             if _FILE.fullmatch(path.name) and path.name not in wanted:
                 with contextlib.suppress(OSError):

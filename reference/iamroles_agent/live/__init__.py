@@ -1,4 +1,4 @@
-"""Live streams: access dies with the credential, also where a request or response is under way.
+"""Live streams: access dies with the credential, also while a request or response is under way.
 
 Theory of operation
 -------------------
@@ -11,14 +11,14 @@ Three layers, each sound without the next (docs/live.md):
 The registry of long streams is HAProxy's, not ours. Each stream that may outlive its credential has an entry
 in the stick-table `iam-live` of the worker process that carries it; the entry's key holds number, address,
 since, until, request id and a **ticket**, and the entry is in use exactly as long as the stream lives. The
-ticket is written by the agent with its verdict (`txn.iam.ticket`) and holds what the agent needs to judge the
-stream anew. So an agent that was restarted, or whose neighbour died, knows what there is to know by reading
-the table; nothing is kept twice, and there is no bound of our own to keep.
+agent writes the ticket with its verdict (`txn.iam.ticket`), and it holds what an agent needs to judge the
+stream again. So an agent that was restarted, or whose neighbour died, learns all streams by reading the
+table; nothing is kept twice, and the agent needs no bound of its own.
 
-The table is read through HAProxy's *master* CLI, because after a reload the old streams are in the old
-worker, which has no other door. `show table iam-live data.gpt0 le <second>` lists what is due, so nothing
-walks over all streams until something changes; then all are read once and judged by policy, key sets and
-revocations in force.
+The agent reads the table through HAProxy's *master* CLI, because after a reload the old streams are in the
+old worker, which cannot be reached otherwise. `show table iam-live data.gpt0 lt <second>` lists what is due,
+so the agent walks over all streams only when something has changed; then it reads all once and judges them by
+policy, key sets and revocations in force.
 
 A cut finds the stream's pointer by its address in `show sess`, and looks at that pointer's number and address
 right before `shutdown session`: pointers are recycled. Between that look and the cut lies one exchange on a

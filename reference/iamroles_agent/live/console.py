@@ -69,7 +69,7 @@ class Stream:
             return None
 
     def let_in_by(self, agent: str) -> bool:
-        """Whether this agent wrote its ticket, or nobody knows who did."""
+        """True if this agent wrote its ticket, or the ticket cannot be read."""
         ticket = self.decoded()
         return ticket is None or ticket.agent == agent
 
@@ -78,7 +78,7 @@ def streams(answer: str) -> list[Stream]:
     """Entries in an answer to `show table`.
 
     Raises:
-        ConsoleError: there is no such table.
+        ConsoleError: the table is missing.
     """
     if not answer.lstrip().startswith("# table:"):
         raise ConsoleError(
@@ -115,7 +115,7 @@ def fresh(answer: str) -> list[tuple[str, str, int]]:
     """Credentials in an answer to `show table iam-fresh`: client address, first part of a ticket, expiry.
 
     Raises:
-        ConsoleError: there is no such table.
+        ConsoleError: the table is missing.
     """
     if not answer.lstrip().startswith("# table:"):
         raise ConsoleError(
@@ -140,7 +140,7 @@ def workers(answer: str) -> list[int]:
         if len(words) > 1 and words[0].isdecimal() and words[1] == "worker":
             found.append(int(words[0]))
     if not found and "master" not in answer:
-        raise ConsoleError("it is no master CLI: HAProxy needs -W and -S")
+        raise ConsoleError("it is not a master CLI: HAProxy needs -W and -S")
     return found
 
 
@@ -153,7 +153,7 @@ def pointers(answer: str) -> dict[str, list[str]]:
 
 
 def is_stream(answer: str, stream: Stream) -> bool:
-    """Whether an answer to `show sess <pointer>` is about a stream: number and address."""
+    """Look whether an answer to `show sess <pointer>` is about a stream: number and address."""
     match = _NUMBER.search(answer.partition("\n")[0])
     return match is not None and int(match["number"]) == stream.number and match["source"] == stream.source
 
@@ -187,7 +187,7 @@ class Console:
         does not hold up what is due in the others.
 
         Raises:
-            ConsoleError: there is no answer in time.
+            ConsoleError: the answer does not come in time.
         """
         try:
             if self._silent:

@@ -43,13 +43,13 @@ AHEAD = 2
 GRACE = 0.15
 """Seconds that HAProxy has to end a stream itself before the agent cuts it."""
 EARLY = 0.05
-"""Seconds before its end at which HAProxy may end a stream; one that ended earlier was left by its client."""
+"""Seconds before its end at which HAProxy may end a stream; an earlier end is the client's own."""
 NEIGHBOUR = 0.35
 """Seconds more for streams that another agent let in: that agent acts first, if it lives."""
 RENEW_AHEAD = 10
 """As `AHEAD`, if the policy has a backend that renews: a renewal must be done in time."""
 LAST = 3.0
-"""Seconds before its end from which on any agent renews a stream, not only the one that let it in."""
+"""Seconds before its end from which on any agent renews a stream, not only that which let it in."""
 TAIL = 65.0
 """Seconds after a change in which requests that were allowed before may turn out long: more than `timeout
 server`."""
@@ -139,7 +139,7 @@ class _Problems:
 
 
 class Cutter:
-    """Cuts streams of one HAProxy.
+    """Cuts the streams of a HAProxy.
 
     Args:
         path: of the master's socket.
@@ -294,8 +294,8 @@ class _ProxyWorker:
         self._problems.report(f"worker {self._pid}", f"{self._cutter.path}: worker {self._pid}: {error}")
 
     def _wants_all(self, now: float) -> bool:
-        """Whether to read all streams: after a failed look, and after a change until all requests that were
-        allowed before have turned out long or not; at first at each look, then now and then."""
+        """Decide whether to read all streams: after a failed look, and for `TAIL` seconds after a change, at
+        first at each look, then now and then."""
         if self._unread:
             return True
         since = now - self._cutter.changed_at
@@ -305,7 +305,7 @@ class _ProxyWorker:
         return True
 
     def _is_ours(self) -> bool:
-        """Whether this HAProxy asks the agents of our gate: only then are its streams ours to judge.
+        """Look whether this HAProxy asks the agents of our gate: only then may we judge its streams.
 
         Agents of another gate have another policy, and ours must not cut what that permits.
         """
@@ -333,7 +333,7 @@ class _ProxyWorker:
         return [Fresh(self._pid, *one) for one in found]
 
     def may_renew(self, stream: Stream, now: float) -> bool:
-        """Whether a stream is about to end, and this agent may prolong it.
+        """Look whether a stream is about to end, and this agent may prolong it.
 
         The agent that let it in does it first, if it lives.
         """
@@ -345,7 +345,7 @@ class _ProxyWorker:
         return stream.ends - now < LAST or ticket.agent == self._cutter.name
 
     def unjudged(self, stream: Stream) -> bool:
-        """Whether a stream was prolonged that has not been judged since."""
+        """True if a stream was prolonged and has not been judged since."""
         known = self.judged.get(stream.key)
         return (
             stream.alive

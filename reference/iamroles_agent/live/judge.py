@@ -1,4 +1,4 @@
-"""Whether a stream that was allowed is allowed still, by what is in force now."""
+"""Judging a stream again: whether what was allowed is still allowed, by what is in force now."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from iamroles_agent.tokens.keys import Key
 
 EXPIRED, REVOKED, POLICY_CHANGED, KEY_REMOVED, UNKNOWN = "expired", "revoked", "policy", "key", "unknown"
 CAUSES = (EXPIRED, REVOKED, POLICY_CHANGED, KEY_REMOVED, UNKNOWN)
-"""Why a stream was cut: `unknown` is one whose ticket cannot be judged anew."""
+"""Why a stream was cut; `unknown`: its ticket cannot be judged again."""
 
 
 class Keys(Protocol):
-    """The keys of one issuer, as far as they are known."""
+    """The keys of an issuer, as far as they are known."""
 
     @property
     def keys(self) -> Iterable[Key] | None:
@@ -37,7 +37,7 @@ class Ends:
 
 
 def whose(ticket: Ticket) -> tuple[str, ...]:
-    """What a fresh credential must share with a stream to prolong it, beside the client's address."""
+    """Give what a fresh credential must share with a stream to prolong it, beside the client's address."""
     who = ticket.identity
     return who.issuer, who.principal, who.session, ticket.role, ticket.backend
 
@@ -58,22 +58,22 @@ def judge(
     fresh: str = "",
     before: Ends | None = None,
 ) -> Ends:
-    """Judge a stream anew; what is still permitted ends when it would have.
+    """Judge a stream again; what is still permitted ends when it would have.
 
-    With a fresh credential that prolongs it, the stream's own request is judged with that one. A revocation
-    of the credential that opened the stream counts all the same: who was thrown out is not let in by a
-    successor. The key and the expiry of the first credential count no more: keys leave their set when their
-    tokens have run out.
+    If a fresh credential prolongs the stream, the stream's own request is judged with that credential. A
+    revocation of the credential that opened the stream still counts: a successor does not lift it. The key
+    and the expiry of the first credential no longer count: keys leave their set when their tokens have run
+    out.
 
     Args:
         ticket: of the stream.
-        expires: what HAProxy was told, epoch seconds.
+        expires: the end that HAProxy was given, epoch seconds.
         now: epoch seconds.
         policy: in force.
         sources: keys by the issuer's name.
         revocations: in force.
         fresh: first part of the ticket of the credential that prolongs it, "" for none.
-        before: what was judged of the same question; given where nothing but revocations changed since.
+        before: the former answer to the same question, if only revocations have changed since.
     """
     try:
         found = Ticket.decode(ticket)
@@ -109,14 +109,14 @@ def judge(
 
 
 def _gone(identity: Identity, policy: Policy, sources: Mapping[str, Keys]) -> Ends | None:
-    """The end of a stream whose credential would not be accepted again, whatever it asks for."""
+    """Find why a stream's credential would not be accepted again, whatever it asks for."""
     name = identity.issuer
     issuer = next((one for one in policy.config.issuers if one.name == name), None)
     if issuer is None:
         known = any(sts.name == name for sts in policy.config.sts)
-        return None if known else Ends(0, POLICY_CHANGED, f"issuer {name} is trusted no more")
+        return None if known else Ends(0, POLICY_CHANGED, f"issuer {name} is no longer trusted")
     source = sources.get(name)
     kind = lost(identity.grounds, issuer, None if source is None else source.keys)
     if kind == "key":
-        return Ends(0, KEY_REMOVED, f"key {identity.key_id!r} is no key of {name} any more, or another one")
-    return Ends(0, POLICY_CHANGED, f"{name} does not accept its {kind} any more") if kind else None
+        return Ends(0, KEY_REMOVED, f"{name} no longer has this key {identity.key_id!r}")
+    return Ends(0, POLICY_CHANGED, f"{name} no longer accepts its {kind}") if kind else None

@@ -4,10 +4,10 @@ Theory of operation
 -------------------
 HAProxy keeps each credential that it saw in such a backend, allowed, in the table `iam-fresh`: the client's
 address and the first part of the ticket. So any worker of any agent may have answered, and an agent that
-was restarted knows what its predecessor knew. Nobody looks at that table until a stream is about to end.
+was restarted knows what its predecessor knew. No agent looks at that table until a stream is about to end.
 Then the credential is chosen that lets it live longest, by judging the stream's own request with it, and the
 stream's entry in `iam-live` gets its end. The filter looks at that entry when the first credential has run
-out; without an agent nobody moves it, and the stream ends when it would have.
+out; without an agent that end stays, and the stream ends when it would have.
 
 What prolonged a stream must be known for as long as it lives, because it may be revoked. So the chosen
 credential is written into the same process as well, which may be an old worker after a reload.
@@ -57,16 +57,16 @@ class Renewal:
     fresh: Fresh
 
     def commands(self) -> list[str]:
-        """What tells the worker: by whom, where it does not know, and then until when."""
-        told = f"set table {TABLE} key {self.stream.key} data.gpt0 {self.until}"
+        """The commands for the worker: by which credential, if it does not know that, and until when."""
+        until = f"set table {TABLE} key {self.stream.key} data.gpt0 {self.until}"
         if self.known:
-            return [told]
+            return [until]
         key = f"{self.fresh.src}|{self.fresh.who}"
-        return [f"set table {FRESH} key {key} data.gpt0 {self.fresh.expires}", told]
+        return [f"set table {FRESH} key {key} data.gpt0 {self.fresh.expires}", until]
 
 
 class Successors:
-    """Fresh credentials by whom they are about."""
+    """Fresh credentials, found by client, identity, role and backend."""
 
     def __init__(self, seen: Iterable[Fresh] = ()) -> None:
         self._known: dict[tuple[str, ...], set[Fresh]] = {}
@@ -83,7 +83,7 @@ class Successors:
         return set() if ticket is None else self._known.get((stream.src, *whose(ticket)), set())
 
     def renewal(self, pid: int, stream: Stream, judge: Judge) -> list[Renewal]:
-        """By which one a stream of a worker lives longest, and until when; none where it ends sooner."""
+        """Choose the credential by which a stream of a worker lives longest; none if it would end sooner."""
         best, until = None, stream.ends
         for fresh in self.matching(stream):
             ends = judge(stream.ticket, fresh.expires, fresh.who)
@@ -99,7 +99,7 @@ class Successors:
 
         While its own credential lasts, that is one of them.
         """
-        worst = Ends(0, UNKNOWN, "what prolonged it is not known any more")
+        worst = Ends(0, UNKNOWN, "what prolonged it is no longer known")
         best: Ends | None = None
         if now < stream.expires:
             own = judge(stream.ticket, stream.expires, "")

@@ -32,7 +32,7 @@ MAX_BYTES = 4 << 20
 MAX_ROWS = 10_000
 _ROWS = 200
 _SHOWN = 20
-"""Problems of one file that are reported."""
+"""Problems of a file that are reported."""
 _AT_LINE = re.compile(r"\(at line (\d+),")
 
 
@@ -89,7 +89,7 @@ class Revocation(Model):
         return self
 
     def fits(self, identity: Identity, name_of: Callable[[RoleArn], str | None]) -> bool:
-        """Whether it is about this credential."""
+        """Look whether it is about this credential."""
         if self.roles:
             held = {str(arn) for arn in identity.roles}
             held |= {name for arn in identity.roles if (name := name_of(arn)) is not None}

@@ -1,11 +1,11 @@
-"""What the agent gives HAProxy to keep with an allowed request, so that a long stream can be judged anew.
+"""Tickets: HAProxy keeps one with each allowed request, so that an agent can judge a long stream again.
 
 A ticket is base64url of compact JSON, without padding: it stands in the key of a stick-table and in answers
 of the Runtime API, where blanks, `=` and line breaks would need escapes. It holds no secret: the credential's
-hash, never the credential. HAProxy shows it to nobody but the operator.
+hash, never the credential. HAProxy shows it only to the operator.
 
-It has two parts with a dot between: who (the credential, its role and backend), and the request. Of a
-question to a backend that renews HAProxy keeps the first part: it is the same for all of one credential.
+It has two parts with a dot between: who (the credential, its role and backend), and the request. For a
+backend that renews HAProxy keeps the first part, which is the same for all requests of a credential.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Ticket:
     """The agent that wrote it."""
     identity: Identity
     request: Request | None
-    """None: its path was too long to keep, so it cannot be judged anew."""
+    """None: its path was too long to keep, so it cannot be judged again."""
     role: str
     backend: str
     rule: str

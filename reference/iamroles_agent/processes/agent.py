@@ -1,4 +1,4 @@
-"""The agent put together: its configuration, its members, what is in force at the start."""
+"""The agent put together: its configuration, its members, and what is in force at the start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from iamroles_agent.policy import load
 from iamroles_agent.processes import handover, identity_keys, local_socket
 from iamroles_agent.processes.fetcher import Fetcher
 from iamroles_agent.processes.handover import Inheritance
-from iamroles_agent.processes.link import Birth
+from iamroles_agent.processes.link import Startup
 from iamroles_agent.processes.supervisor import Life, Supervisor
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.processes.worker import Worker
@@ -32,7 +32,7 @@ log = logging.getLogger("iamroles.agent")
 SOCKET = "agent.sock"
 _WITHOUT_STATE = (
     "agent.state_dir is not set: if the whole agent dies, the file decides at the next start, whatever was "
-    "accepted; key sets are fetched anew; revocations are lost; an identity header has new keys"
+    "accepted; key sets are fetched again; revocations are lost; an identity header has new keys"
 )
 
 
@@ -44,8 +44,8 @@ class Agent:
         config: what it said at the start.
         document: what is in force at the start.
         store: where that is kept.
-        inherited: of the agent that it takes over from.
-        died: whether the agent before did not end in an orderly way.
+        inherited: what it got of the agent that it takes over from.
+        died: whether the agent before ended without draining.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Agent:
                 status = supervisor.run()
             except StartError:
                 if self._store is not None and not others:
-                    # An agent that died and cannot start is still one that died.
+                    # The agent before died and this one cannot start: the next must still know of the death.
                     self._save(self._document, running=self._died)
                 raise
             others = supervisor.plane.left or (others and not supervisor.plane.members.served)
@@ -163,7 +163,7 @@ class Agent:
             raise StartError(f"what is in force cannot be saved: {error.strerror or error}") from None
 
     def _let_go(self) -> None:
-        """Of a child that only answers, or only reads: what is the parent's must not outlive it there."""
+        """Close, in a child that only answers or only reads, what must not outlive the parent there."""
         if self._local is not None:
             self._local.close()
         if self._store is not None:
@@ -173,11 +173,11 @@ class Agent:
 
     # The members: see `supervisor.Crew`.
 
-    def worker(self, birth: Birth) -> Life:
+    def worker(self, startup: Startup) -> Life:
         self._let_go()
         return Worker(
             self.config,
-            birth,
+            startup,
             takes_over=self._inherited is not None,
             master=self._master(),
         ).run()
@@ -188,10 +188,10 @@ class Agent:
             return name
         return str((self.path.parent / name).absolute())
 
-    def fetcher(self, birth: Birth) -> Life:
+    def fetcher(self, startup: Startup) -> Life:
         if self._inherited is not None:
             self._inherited.forget()
-        fetcher = Fetcher(self.config, birth, self._store)
+        fetcher = Fetcher(self.config, startup, self._store)
         if self._local is not None:
             fetcher.local_socket = local_socket.LocalSocket(self._local)
             fetcher.about = {
@@ -211,7 +211,7 @@ class Agent:
         return fetcher.run()
 
     def load(self) -> Part:
-        """Read the file anew.
+        """Read the file again.
 
         Raises:
             ConfigError: every problem of it.
@@ -230,7 +230,7 @@ def _beside(path: Path, name: str | None) -> Path | None:
 
 
 def socket_of(path: Path, state_dir: Path | None = None) -> Path | None:
-    """Where the agent of a configuration answers; None if it does not.
+    """The path at which the agent of a configuration answers; None if it does not.
 
     Raises:
         ConfigError: the configuration cannot be read.
@@ -252,7 +252,7 @@ def _opened(directory: Path | None, lock: int | None = None) -> tuple[Store | No
 
 
 def _at_start(restored: Restored | None, part: Part) -> Document:
-    """What is in force at a start: all that was kept, and after an orderly end the policy of the file."""
+    """Put in force at a start what was kept, and after an orderly end the policy of the file."""
     if restored is None:
         return Document(1, {POLICY: part})
     kept = restored.document

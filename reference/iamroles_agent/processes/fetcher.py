@@ -1,9 +1,9 @@
-"""The fetcher: the one process of the agent that goes out, on behalf of all.
+"""The fetcher: the only process of the agent that goes out, on behalf of all.
 
 It fetches each key set once for all workers, calls STS within one budget, saves what is in force, and answers
-on the local socket. It decides nothing about what is in force: it proposes parts, and the parent puts them in
-force everywhere. When it dies, the next one begins with what the parent has; questions that it had not
-answered are asked again.
+on the local socket. It does not decide what is in force: it proposes parts, and the parent puts them in force
+everywhere. When it dies, the next one begins with what the parent has, and the parent asks it what the dead
+one had not answered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from iamroles_agent.control.document import KEYS, POLICY, Document, Edits, Part,
 from iamroles_agent.control.member import Kinds, Step
 from iamroles_agent.control.store import Store
 from iamroles_agent.processes import handover
-from iamroles_agent.processes.link import Birth, Body, Link, LinkLost
+from iamroles_agent.processes.link import Body, Link, LinkLost, Startup
 from iamroles_agent.processes.local_socket import LocalSocket
 from iamroles_agent.processes.remote import KEYS as KEYS_TOPIC
 from iamroles_agent.processes.remote import STS, answer_sts
@@ -41,27 +41,27 @@ log = logging.getLogger("iamroles.fetcher")
 
 
 class Fetcher:
-    """What the fetcher's process runs.
+    """Runs in the fetcher's process.
 
     Args:
         config: of the start.
-        birth: what it is born with.
+        startup: what it is born with.
         store: where to save what is in force.
     """
 
-    def __init__(self, config: Config, birth: Birth, store: Store | None = None) -> None:
-        self.config, self.birth, self._store = config, birth, store
-        self.link = Link(birth.channel, birth.document, self._stats)
+    def __init__(self, config: Config, startup: Startup, store: Store | None = None) -> None:
+        self.config, self.startup, self._store = config, startup, store
+        self.link = Link(startup.channel, startup.document, self._stats)
         self.sources: dict[str, KeySource] = {}
-        """Of keys, by `source_of`."""
+        """By `source_of`."""
         self.sts: StsVerifier | None = None
         self.kinds: Kinds = {POLICY: self._build_policy}
         self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
-        """What else runs from when the fetcher is up until it ends."""
+        """More that runs from when the fetcher is up until it ends."""
         self.local_socket: LocalSocket | None = None
-        """Where people of this host ask."""
+        """For questions of this host's user."""
         self.about: Body = {}
-        """What `status` tells beside what the parent knows."""
+        """What `status` reports beside what the parent knows."""
         self._transport = Transport()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._proposed: dict[str, Part] = {}
@@ -70,13 +70,13 @@ class Fetcher:
         self._saving = asyncio.Lock()
         self._leaving = False
         self._save_error = ""
-        """Why what is in force is not saved; "" where it is, or is about to be."""
+        """Why what is in force is not saved; "" if it is saved, or about to be."""
 
     async def run(self) -> None:
         """Live until the parent says to drain, or is gone.
 
         Raises:
-            ConfigError: what is in force cannot be.
+            ConfigError: what is in force cannot be built.
         """
         self.link.on_ask[KEYS_TOPIC] = self._want_keys
         self.link.on_ask[STS] = self._ask_sts
@@ -132,20 +132,20 @@ class Fetcher:
 
     async def _status(self, question: Body) -> Body:
         del question
-        now = self.birth.clocks.epoch()
+        now = self.startup.clocks.epoch()
         return {**self.about, "save_error": self._save_error, **await self.link.status(), "now": now}
 
     async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The next agent wants to take over; see `handover`."""
+        """Hand over to the next agent, which asks for it; see `handover`."""
         assert self._store is not None  # noqa: S101 - only offered with one
         assert self.local_socket is not None  # noqa: S101 - it came through it
-        self._leaving = True  # nothing is saved here any more, unless the next agent fails
+        self._leaving = True  # from here on nothing is saved here, unless the next agent fails
         gone = False
         try:
             async with self._saving:
                 await asyncio.to_thread(self._store.write, self.link.document)
                 log.info("handing over to another agent")
-                sockets = self.birth.listener, self.local_socket.sock, self._store.descriptor
+                sockets = self.startup.listener, self.local_socket.sock, self._store.descriptor
                 gone = await handover.give(reader, writer, *sockets)
                 if gone:
                     self.link.send(message("leave"))
@@ -158,12 +158,12 @@ class Fetcher:
                 log.warning("the agent that was to take over did not get ready: this one goes on")
 
     async def _keep_saved(self, store: Store) -> None:
-        """Save what is in force whenever it changed, and say so; again after a while where that failed."""
+        """Save what is in force whenever it changed, and report it; try again after a while if it failed."""
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()
-            if self._leaving:  # until that agent is ready, or given up
-                self._tell_saved(self.link.document.version, "another agent is about to take over")
+            if self._leaving:  # until that agent is ready, or has failed
+                self._report_saved(self.link.document.version, "another agent is about to take over")
                 continue
             error = ""
             async with self._saving:
@@ -174,22 +174,22 @@ class Fetcher:
                     error = failed.strerror or str(failed)
                     log.error("what is in force cannot be saved: %s", error)
                     asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._unsaved.set)
-            self._tell_saved(document.version, error)
+            self._report_saved(document.version, error)
 
-    def _tell_saved(self, version: int, error: str) -> None:
+    def _report_saved(self, version: int, error: str) -> None:
         self._save_error = error
         self.link.send(message("saved", version=version, error=error))
 
     # Keys
 
     def _build_policy(self, _edits: Edits, coming: Parts) -> Step:
-        """Take from a policy only who is to be asked for keys and proofs."""
+        """Take from a policy only its issuers and STS endpoints."""
         config = policy_part.decode_base(coming[POLICY])
         return lambda: self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Fetch the keys of these issuers, and of no others; call these STS endpoints."""
-        clocks = self.birth.clocks
+        """Fetch the keys of these issuers alone, and call these STS endpoints alone."""
+        clocks = self.startup.clocks
         wanted = {source_of(issuer): issuer for issuer in config.issuers}
         for name in [name for name in self.sources if name not in wanted]:
             self.spawn(self.sources.pop(name).close())
@@ -215,7 +215,7 @@ class Fetcher:
             self.sts.succeed(former)
         else:
             now = clocks.epoch()
-            self.sts.remember({what: until for what, until in self.birth.used.items() if until > now})
+            self.sts.remember({what: until for what, until in self.startup.used.items() if until > now})
             self.sts.on_used = lambda what, until: self.link.send(message("used", what=what, until=until))
 
     def _restore(self, name: str, source: KeySource) -> None:
@@ -225,14 +225,15 @@ class Fetcher:
         try:
             source.restore(json.loads(part.pieces[0]), part.stamp)
         except (ValueError, KeySetError) as error:
-            log.warning("issuer %s: its key set is fetched anew: %s", source.issuer.name, error)
+            log.warning("issuer %s: its key set is fetched again: %s", source.issuer.name, error)
         else:
             self._proposed[name] = part
 
     def _switched(self, document: Document) -> None:
-        """Another version is in force: save it, and see that it has the key sets of this fetcher, no others.
+        """Save the version that is in force now, and make it hold the key sets of this fetcher alone.
 
-        A reload may want a source again whose removal is on its way, or not want one any more whose keys are.
+        A reload may want a source again whose removal is on its way, or may drop a source whose keys are on
+        their way.
         """
         self._unsaved.set()
         held = {KEYS + name: part for name, part in self._proposed.items()}
@@ -246,7 +247,7 @@ class Fetcher:
 
     def _taken(self, name: str, document: dict[str, Any], fetched_at: float) -> None:
         if name not in self.sources:
-            return  # it came in the moment in which the policy gave its source up
+            return  # it came in the moment in which the policy dropped its source
         text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
         digest = hashlib.sha256(text).hexdigest()[:16]
         part = Part.of((text,), digest=f"sha256:{digest}", stamp=fetched_at)

@@ -1,10 +1,10 @@
-"""A new release takes over: the running agent's sockets go to the next one, and no connection is refused.
+"""A new release takes over: the running agent hands its sockets to the next one, and refuses no connection.
 
-The next agent reads its configuration, then asks on the local socket of the running one for what that
-listens on. The sockets themselves travel (SCM_RIGHTS), so what waits in their queues is not lost; with them
-go the local socket and the lock of the state directory. What is in force is read from the state directory,
-where the running agent has just saved it. When the next agent is ready it says `taken`; only then does the
-running one drain. If the next one dies before that, the running one goes on as if nothing had happened.
+The next agent reads its configuration, then asks on the local socket of the running agent for its listening
+socket. The sockets themselves travel (SCM_RIGHTS), so what waits in their queues is not lost; with them go
+the local socket and the lock of the state directory. The next agent reads what is in force from the state
+directory, where the running agent has just saved it. When it is ready it says `taken`; only then does the
+running agent drain. If the next agent dies before that, the running one goes on as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class Inheritance:
         self._connection.close()
 
     def forget(self) -> None:
-        """Of a child: only the parent may say it."""
+        """Close the connection in a child: only the parent may say `taken`."""
         self._connection.close()
 
 
 def take(path: Path, listen: str) -> Inheritance | None:
-    """Ask the agent that answers at `path` for its sockets; None where there is none.
+    """Ask the agent that answers at `path` for its sockets; None if no agent does.
 
     Args:
         path: of the local socket.
-        listen: what the next agent is to listen on; must be what the running one listens on.
+        listen: the address of the next agent; must be that of the running one.
 
     Raises:
-        StartError: it cannot be taken over from; it goes on.
+        StartError: that agent does not hand over, and goes on.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(_PATIENCE)
@@ -99,10 +99,10 @@ async def give(
     local: socket.socket,
     lock: int,
 ) -> bool:
-    """Of the running agent: hand over, and wait.
+    """Hand over, in the running agent, and wait.
 
     Returns:
-        Whether the next agent is ready, so that this one has to go.
+        Whether the next agent is ready, so that this one must end.
     """
     # A descriptor of our own: the stream's socket is not made for sending descriptors.
     with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:

@@ -1,7 +1,7 @@
-"""A member's connection to the parent: the socket around `control.member`, and the messages of the topics.
+"""A member's connection to the parent: the socket around `control.member`, and questions and answers.
 
-Reading never stops, so a ping is answered while a change is being built in a thread. When the parent is gone
-(the stream ends), whoever waits is told so, and `drained` is set: a member without a parent goes.
+Reading never stops, so a member answers a ping while it builds a change in a thread. When the parent is gone
+(the stream ends), all that waits for an answer fails, and `drained` is set: a member without a parent ends.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Body = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Birth:
-    """What a member is born with."""
+class Startup:
+    """What a member process starts with."""
 
     index: int
     document: Document
@@ -37,28 +37,27 @@ class Birth:
     """The agent's, which all workers accept from."""
     counts: memoryview
     """See `accepting.shared_counts`."""
-    turn: int
-    """A descriptor that whoever builds much locks: the workers build one after the other, so that the others
-    answer meanwhile. The lock of a member that dies is free (POSIX record locks)."""
+    build_lock: int
+    """A descriptor that a worker locks while it builds a policy: the others answer meanwhile. The lock of a
+    member that dies is free (POSIX record locks)."""
     used: dict[str, int]
-    """Of the fetcher: signatures that count once and were used, and until when, epoch seconds."""
+    """For the fetcher: signatures that count once and were used, and until when (epoch seconds)."""
     why: str
-    """What became of the member before it, "" for the first."""
+    """How the member before it ended, "" for the first."""
     clocks: Clocks = SYSTEM
-    """What time it is."""
 
 
 class LinkLost(Exception):  # noqa: N818 - what happened
     """The parent or the fetcher is gone, or too much is asked; the question has no answer."""
 
 
-class Link:
+class Link(asyncio.Protocol):
     """See the module.
 
     Args:
         sock: the member's end of the socket pair.
         document: what the member was born with.
-        stats: what each pong tells, bounded.
+        stats: the numbers that each pong reports, bounded.
     """
 
     def __init__(self, sock: socket.socket, document: Document, stats: Callable[[], Body]) -> None:
@@ -73,17 +72,16 @@ class Link:
         self._transport: asyncio.WriteTransport | None = None
         self._lost = False
         self.drained = asyncio.Event()
-        """Set when this member has to drain and go."""
+        """Set when this member must drain and end."""
         self.gently = False
-        """Whether to drain so that connections go when they are idle: another agent has taken over."""
+        """Whether to end connections when they are idle: another agent has taken over."""
         self.serve = asyncio.Event()
         """Set when this member may serve."""
         self.summary: Body = {}
-        """What the parent last told of the whole agent: `version`, `policy`, `workers`, `confirmed`,
-        `fetcher`."""
+        """The parent's last report: `version`, `policy`, `workers`, `confirmed`, `fetcher`."""
         self.on_note: Callable[[Body], None] = lambda _body: None
         self.on_ask: dict[str, Callable[[Body], Awaitable[Body]]] = {}
-        """Of the fetcher: answers questions of workers, by topic. `after` in the answer holds it back until
+        """The fetcher's answers to questions of workers, by topic. `after` in an answer holds it back until
         what the fetcher has proposed is in force."""
 
     @property
@@ -95,21 +93,19 @@ class Link:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.drained.set)
         self._sock.setblocking(False)
-        self._transport, _ = await loop.create_connection(lambda: _Reader(self), sock=self._sock)
+        self._transport, _ = await loop.create_connection(lambda: self, sock=self._sock)
 
     def close(self) -> None:
-        """Let go of the parent, after all that was said has been sent."""
+        """Leave the parent, after all messages have been sent."""
         if self._transport is not None:
             self._transport.close()
 
     def up(self) -> None:
-        """Say that what this member was born with is in force here."""
+        """Report that what this member was born with is in force here."""
         self.send(message("up", version=self.document.version))
 
-    # Topics
-
     def send(self, said: Message) -> None:
-        """Say something to the parent; into the void where it is gone."""
+        """Send a message to the parent; does nothing if it is gone."""
         if self._transport is not None and not self._lost:
             self._transport.write(said.encode())
 
@@ -117,7 +113,7 @@ class Link:
         """Ask the fetcher.
 
         Raises:
-            LinkLost: there is no answer to be had.
+            LinkLost: there will be no answer.
         """
         answer = await self._request(lambda number: [message("ask", id=number, topic=topic, body=body)])
         if answer.get("error") == "busy":
@@ -125,7 +121,7 @@ class Link:
         return answer
 
     def propose(self, edits: Edits) -> asyncio.Future[Body]:
-        """Of the fetcher: put parts in force everywhere. Said at once: no answer that is given from now on
+        """Put parts in force everywhere, for the fetcher. It is sent at once, so that no later answer
         reaches the parent before it.
 
         Returns:
@@ -135,15 +131,15 @@ class Link:
         Raises:
             LinkLost: the parent is gone.
         """
-        return self._request(lambda number: with_parts("propose", edits, ticket=number))
+        return self._request(lambda number: with_parts("propose", edits, id=number))
 
     async def status(self) -> Body:
-        """Of the fetcher: what the parent knows of the members.
+        """Ask, for the fetcher, what the parent knows of the members.
 
         Raises:
             LinkLost: the parent is gone.
         """
-        return await self._request(lambda number: [message("status", ticket=number)])
+        return await self._request(lambda number: [message("status", id=number)])
 
     def _request(self, make: Callable[[int], Iterable[Message]]) -> asyncio.Future[Body]:
         if self._lost:
@@ -151,12 +147,12 @@ class Link:
         number = next(self._numbers)
         future: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
 
-        def settled(future: asyncio.Future[Body]) -> None:
+        def done(future: asyncio.Future[Body]) -> None:
             del self._asks[number]
             if not future.cancelled():
-                future.exception()  # who asked may have been cancelled before it waited: no cause to complain
+                future.exception()  # the caller may have been cancelled before it awaits this: no complaint
 
-        future.add_done_callback(settled)
+        future.add_done_callback(done)
         self._asks[number] = future
         for said in make(number):
             self.send(said)
@@ -164,15 +160,16 @@ class Link:
 
     # What the parent says
 
-    def receive(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         try:
             for said in self._frames.receive(data):
                 self._heard(said)
         except ChannelError:
             log.exception("the parent talks nonsense")
-            self.lost()
+            self.connection_lost(None)
 
-    def lost(self) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
         self._lost = True
         for future in self._asks.values():
             if not future.done():
@@ -195,14 +192,19 @@ class Link:
         self.gently = bool(said.head.get("gently"))
         self.drained.set()
 
+    def _resolve(self, said: Message) -> None:
+        future, body = self._asks.get(said.number("id")), said.table("body")
+        if future is not None and not future.done():
+            future.set_result(body)
+
     _HEARD: ClassVar[dict[str, Callable[[Link, Message], None]]] = {
         "ping": _ping,
         "serve": lambda self, _said: self.serve.set(),
         "drain": _drain,
         "note": lambda self, said: self.on_note(dict(said.head)),
-        "answer": lambda self, said: self._settle(said.number("id"), said.table("body")),
-        "outcome": lambda self, said: self._settle(said.number("ticket"), said.table("outcome")),
-        "status": lambda self, said: self._settle(said.number("ticket"), said.table("status")),
+        "answer": _resolve,
+        "outcome": _resolve,
+        "status": _resolve,
         "ask": lambda self, said: self._spawn(self._answer(said)),
     }
 
@@ -218,24 +220,7 @@ class Link:
         after = bool(body.pop("after", False))
         self.send(message("answer", id=said.number("id"), body=body, after=after))
 
-    def _settle(self, number: int, body: Body) -> None:
-        future = self._asks.get(number)
-        if future is not None and not future.done():
-            future.set_result(body)
-
     def _spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class _Reader(asyncio.Protocol):
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    def data_received(self, data: bytes) -> None:
-        self._link.receive(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self._link.lost()

@@ -2,7 +2,7 @@
 
 One connection, one question: a line of JSON with a `command`, answered by a line of JSON. The socket is
 owner-only by its mode, and each peer's user is checked as well (SO_PEERCRED), because a mode says nothing
-about who holds a descriptor.
+about the holder of a descriptor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LONGEST = 1 << 20
 _PATIENCE = 5.0
 """Seconds for a question to arrive."""
 _KEEPS_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-"""A server that is closed leaves its path alone: another agent may have taken the socket over."""
+"""Closing a server leaves its path alone: another agent may have taken the socket over."""
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -62,9 +62,9 @@ class LocalSocket:
 
     def __init__(self, sock: socket.socket) -> None:
         self.commands: dict[str, Command] = {}
-        """By the `command` of a question; gets the whole question. An answer with `error` means no."""
+        """By the `command` of a question; called with the whole question."""
         self.conversations: dict[str, Conversation] = {}
-        """Commands that answer by themselves, and may go on talking."""
+        """Commands that write their own answers, and may go on talking."""
         self.sock = sock
         """Where it listens."""
         self._server: asyncio.Server | None = None
@@ -96,7 +96,7 @@ class LocalSocket:
             async with asyncio.timeout(_PATIENCE):
                 await writer.drain()
         except (TimeoutError, OSError, ValueError):
-            pass  # whoever does not ask, or does not listen, gets nothing
+            pass  # a peer that does not ask, or does not listen, gets nothing
         finally:
             writer.close()
 
@@ -131,8 +131,8 @@ def ask(path: Path, question: Body, *, timeout: float = 10.0) -> Body:
     """Ask a running agent; blocks.
 
     Raises:
-        OSError: nobody answers there.
-        ValueError: the answer is none.
+        OSError: no agent answers there.
+        ValueError: the answer is not a JSON object.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
@@ -141,7 +141,7 @@ def ask(path: Path, question: Body, *, timeout: float = 10.0) -> Body:
         with sock.makefile("rb") as file:
             found = json.loads(file.readline())
     if not isinstance(found, dict):
-        raise ValueError("an answer that is no object")
+        raise ValueError("an answer that is not an object")
     return found
 
 

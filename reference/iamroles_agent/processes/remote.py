@@ -1,8 +1,8 @@
-"""A worker's side of what the fetcher does for all: keys and STS.
+"""A worker's side of what the fetcher does for all workers: keys and STS.
 
-A worker holds each key set as the parent told it and asks for no more than that a fetch be made; who may
-cause one, and when, is decided once for the whole agent (`jwks`). STS is asked by the fetcher alone, so its
-budget, its memory of refusals and the replay cache are one for all workers.
+A worker holds each key set that the parent sent, and can only ask for a fetch; `jwks` decides once for the
+whole agent which question may cause a fetch, and when. Only the fetcher asks STS, so its budget, its memory
+of refusals and the replay cache are one for all workers.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class RemoteKeys(Keyring):
         await super().close()
 
     def configure(self, issuer: Issuer, settings: KeySettings) -> None:
-        """As inherited; a set that died of less patience than the new policy has is good again.
+        """Configure as inherited; a set that only the former policy found too old is good again.
 
-        So a worker that lived through both policies decides like one that is born now.
+        So a worker that lived through both policies decides like a worker that is born now.
         """
         super().configure(issuer, settings)
         if self._keys is None:
             self._remote.bring_back(self)
 
     async def want(self, kid: str | None) -> None:
-        """Ask for a fetch, unless the fetcher said that none can be had yet."""
+        """Ask for a fetch, unless the fetcher said that it cannot fetch yet."""
         if not self.stale() and self._monotonic() < self._pause_until:
             return
         try:
@@ -65,7 +65,7 @@ class RemoteProver:
         link: to the fetcher.
         endpoints: the policy's `[[sts]]`.
         clock: epoch seconds.
-        counts: what became of the fetcher's calls.
+        counts: the fetcher's calls by outcome.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RemoteProver:
         self.counts = counts
 
     async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
-        """As `StsVerifier.verify`; what cannot be a credential is refused here."""
+        """Verify as `StsVerifier.verify`; refuse here what cannot be a credential."""
         del digest
         read_credential(token, self._by_host, self._clock())
         try:
@@ -89,7 +89,7 @@ class RemoteProver:
         raise Refusal(Reason(reason), str(answer.get("detail", answer.get("error", ""))))
 
     async def close(self) -> None:
-        """Nothing is this worker's to close."""
+        """Do nothing: the fetcher owns what could be closed."""
 
 
 class Remote:
@@ -107,7 +107,7 @@ class Remote:
         self.counts: dict[str, int] = dict.fromkeys(
             ("asked", "accepted", "rejected", "throttled", "unavailable"), 0
         )
-        """Of the fetcher's STS calls, as last heard."""
+        """The fetcher's STS calls by outcome, as last heard."""
 
     def keyring(self, issuer: Issuer, keys: KeySettings, on_loss: Signal, monotonic: Clock) -> RemoteKeys:
         """The keys of an issuer, with the set that is in force for it."""
@@ -133,7 +133,7 @@ class Remote:
         return RemoteProver(self.link, endpoints, self._clock, self.counts)
 
     def close(self) -> None:
-        """Nothing is this worker's to close."""
+        """Do nothing: the fetcher owns what could be closed."""
 
     def learn(self, stats: Mapping[str, Any]) -> None:
         """Take the fetcher's counters, for metrics."""
@@ -160,7 +160,7 @@ class Remote:
             ring.put(keys, fetched_at)
 
     def confirm(self, source: str, fetched_at: float) -> None:
-        """The set of a source was found to be good at a later time, also after it had grown too stale."""
+        """Note that the set of a source was good at a later time; bring it back if it had grown too stale."""
         if source not in self._sets:
             return
         keys = self._sets[source][0]
@@ -174,7 +174,7 @@ class Remote:
 
 
 async def answer_sts(prover: StsVerifier, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the fetcher: the answer to a worker's question."""
+    """Answer a worker's question, in the fetcher."""
     token = str(body["token"]).encode("latin-1")
     try:
         identity, reusable = await prover.verify(
@@ -190,7 +190,7 @@ async def answer_sts(prover: StsVerifier, body: Mapping[str, Any]) -> dict[str, 
 
 
 def identity_of(members: Mapping[str, Any]) -> Identity:
-    """What `answer_sts` made of an identity, back again."""
+    """Read an identity that `answer_sts` wrote."""
     preferred, scopes = members["preferred"], members["scopes"]
     return Identity(
         **{

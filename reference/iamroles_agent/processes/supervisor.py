@@ -2,14 +2,14 @@
 
 This is the shell around `control.plane`: processes, socket pairs, signals and the clock. The parent has no
 event loop and no thread, so that a fork is always of a simple process and a replacement can be made at any
-time; and no contact with the outside, so that nobody can keep it busy. Nothing that it does waits: channels,
-standard output and standard error are written as far as they take it.
+time; and no contact with the outside, so that the outside cannot keep it busy. It never waits: it writes to
+channels, standard output and standard error as far as they take it.
 
 Signals: SIGHUP reloads, SIGTERM and SIGINT drain. Members ignore SIGINT and SIGHUP, because a terminal sends
-these to the whole group. A member whose channel ends drains, so a killed parent leaves nobody behind.
+these to the whole group. A member whose channel ends drains, so a killed parent leaves no member behind.
 
-What is printed on standard output is the launch contract (SPEC.md section 8): one `ready` line when all
-members are ready, and one line for each reload.
+It prints the launch contract on standard output (SPEC.md section 8): one `ready` line when all members are
+ready, and one line for each reload.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from iamroles_agent.control.channel import ChannelError, Frames, Message, messag
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
 from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Send, Timing
-from iamroles_agent.processes.link import Birth
+from iamroles_agent.processes.link import Startup
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import shared_counts
 from iamroles_agent.serving.server import LINGER
 
 _KILL_MARGIN = 3.0
-"""Seconds beyond the drain in which a member must be gone, else it is killed."""
+"""Seconds beyond the drain after which a member that is not gone is killed."""
 _READ = 1 << 16
 _SHORT = 0.05
-"""Seconds until memory is asked for again."""
+"""Seconds before the parent asks for memory again."""
 _PR_SET_PDEATHSIG = 1
 """Of prctl(2), Linux: the signal that this process gets when its parent dies."""
 
@@ -61,13 +61,13 @@ Life = Coroutine[Any, Any, None]
 
 
 class Crew(Protocol):
-    """Who the members are."""
+    """Makes the members."""
 
-    def worker(self, birth: Birth) -> Life:
-        """A worker's life. Raises StartError, ConfigError: it cannot start."""
+    def worker(self, startup: Startup) -> Life:
+        """Run a worker. Raises StartError, ConfigError: it cannot start."""
 
-    def fetcher(self, birth: Birth) -> Life:
-        """The fetcher's life. Raises as `worker`."""
+    def fetcher(self, startup: Startup) -> Life:
+        """Run the fetcher. Raises as `worker`."""
 
     def load(self) -> Part:
         """Read and check the configuration, in a process of its own.
@@ -88,9 +88,9 @@ class _Process:
     out: deque[memoryview] = field(default_factory=deque)
     open: bool = True
     ran: float = -1.0
-    """Seconds on a processor, when last looked at."""
+    """Seconds on a CPU, at the last look."""
     seen: float = 0.0
-    """Monotonic time at which that figure was seen first."""
+    """Monotonic time at which `ran` last changed."""
 
 
 class Supervisor:
@@ -99,10 +99,10 @@ class Supervisor:
     Args:
         settings: `[agent]` of the start.
         document: in force at the start.
-        crew: who the members are.
+        crew: makes the members.
         timing: of the control plane.
         saves: whether there is a state directory.
-        listener: the socket of a former agent that is to be taken over from.
+        listener: the socket of the agent that this one takes over from.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Supervisor:
         self._listener = listener
         self._counts = shared_counts(settings.workers)
         self._stop_at: float | None = None
-        """Monotonic time at which what still lives is killed."""
+        """Monotonic time at which members that still live are killed."""
         self._failure = ""
         self._killed = False
         self._out = output(1)
@@ -144,13 +144,13 @@ class Supervisor:
             The exit status: 0, or 1 if a member had to be killed in the end.
 
         Raises:
-            StartError: nothing runs any more.
+            StartError: the agent did not start; no process of it is left.
         """
         inherited = self._listener is not None
         self._listener = self._listener or listening.bind(self._settings.listen)
         listening.listen_on(self._listener)
         self._address = listening.address_of(self._listener)
-        self._turn = os.memfd_create("iamroles-turn")
+        self._build_lock = os.memfd_create("iamroles-build")
         wake, waker = socket.socketpair()
         wake.setblocking(False)
         waker.setblocking(False)
@@ -167,7 +167,7 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._selector.close()
-            os.close(self._turn)
+            os.close(self._build_lock)
             for sock in (wake, waker, self._listener):
                 sock.close()
             if not self.plane.left and (self.plane.members.served or not inherited):
@@ -255,15 +255,15 @@ class Supervisor:
         self.plane.forked(effect.slot, pid)
 
     def _become_child(self, slot: int, parent: int) -> None:
-        """Let go of all that is the parent's, above all the other members' channels."""
+        """Close all that is the parent's, above all the other members' channels."""
         signal.set_wakeup_fd(-1)
-        # A member that is stopped when the parent dies goes on, finds that out, and lets go of the address.
-        # The loader listens to nobody: it just ends. It has no thread to listen, because a thread of low
-        # priority that is about to be gone keeps who reaps its process busy in the kernel, on some releases.
+        # A stopped member is woken when the parent dies, so that it finds that out and frees the address.
+        # The loader just ends. It has no thread to listen to its channel, because on some kernels a thread of
+        # low priority that is about to end keeps the parent that reaps its process busy.
         end = signal.SIGKILL if slot == LOADER else signal.SIGCONT
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, end, 0, 0, 0)
-        if os.getppid() != parent:  # it died before that was said
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -276,22 +276,22 @@ class Supervisor:
         random.seed()
 
     def _live(self, effect: Fork, channel: socket.socket) -> int:
-        """A child's life; its exit status."""
+        """Run a child; returns its exit status."""
         index = effect.slot
-        assert self._listener is not None  # noqa: S101 - it was there before any child
+        assert self._listener is not None  # noqa: S101 - it is made before any child
         if index == LOADER:
             self._listener.close()
             return _load(self._crew, channel)
         with contextlib.suppress(OSError):
             name = "iamroles-fetcher" if index == FETCHER else f"iamroles-w{index}"
             Path("/proc/self/comm").write_text(name[:15], encoding="ascii")
-        birth = Birth(
+        startup = Startup(
             index=index,
             document=self.plane.document,
             channel=channel,
             listener=self._listener,
             counts=self._counts,
-            turn=self._turn,
+            build_lock=self._build_lock,
             used=self.plane.used,
             why=effect.why,
         )
@@ -299,13 +299,13 @@ class Supervisor:
         last_words = channel.dup()  # the loop closes the channel
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(life(birth))
+                runner.run(life(startup))
         except (StartError, ConfigError) as error:
-            _tell(last_words, message("failed", error=str(error)))
+            _send(last_words, message("failed", error=str(error)))
             return 3
         except Exception as error:
             log.exception("%s failed", _name(index))
-            _tell(
+            _send(
                 last_words, message("failed", error=f"{_name(index)} failed: {type(error).__name__}: {error}")
             )
             return 1
@@ -330,36 +330,36 @@ class Supervisor:
 
     def _died(self, process: _Process, code: int) -> None:
         while process.open and self._read(process):
-            pass  # its last words
+            pass  # read its last words
         self._shut(process)
         del self._processes[process.index]
         if process.index >= 0:
-            self._counts[process.index] = 0  # whoever waits for it to accept need not
+            self._counts[process.index] = 0  # no worker must wait for it to accept
         how = f"signal {-code}" if code < 0 else f"status {code}"
         if process.index != LOADER and (code != 0 or self._stop_at is None):
             log.error("%s (pid %d) ended with %s", _name(process.index), process.pid, how)
         self.plane.died(process.index, how)
 
     def _scheduled(self, index: int) -> tuple[float, float]:
-        """Seconds that a member's threads ran on a processor and waited for one (`/proc/…/schedstat`).
+        """Read how long a member's threads ran on a CPU and waited for a CPU (`/proc/…/schedstat`), seconds.
 
-        All of them count: the one that speaks may wait for the interpreter's lock, which one has that waits
-        for a processor. The kernel adds a wait when it is over. One that lasts is what has passed since any
-        last ran, if one could run now, or waits for its own memory to come from a disk.
+        All threads count: the thread that answers may wait for the interpreter's lock, while the thread that
+        holds it waits for a CPU. The kernel adds a wait when it is over. So a wait that still lasts is added
+        here: the time since any thread last ran, if a thread could run now, or waits for swapped memory.
         """
         process = self._processes.get(index)
         if process is None:
             return 0.0, 0.0
         now = time.monotonic()
         try:
-            told = list(_threads(process.pid, "schedstat"))
-            ran, waited = (sum(int(words.split()[at]) for words in told) / 1e9 for at in (0, 1))
+            found = list(_threads(process.pid, "schedstat"))
+            ran, waited = (sum(int(words.split()[at]) for words in found) / 1e9 for at in (0, 1))
             if ran != process.ran:
                 process.ran, process.seen = ran, now
             elif any(about.rpartition(b") ")[2][:1] in b"RD" for about in _threads(process.pid, "stat")):
                 waited += now - process.seen
         except (OSError, ValueError):
-            return now, 0.0  # a kernel that does not tell: nobody is stuck, nobody starved
+            return now, 0.0  # a kernel without these figures: no member counts as stuck or starved
         return ran, waited
 
     # Channels
@@ -383,7 +383,7 @@ class Supervisor:
         except BlockingIOError:
             pass
         except OSError:
-            out.clear()  # it is dying; `_reap` will see
+            out.clear()  # it is dying; `_reap` will find it
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if out else 0)
         key = self._selector.get_key(process.channel)
         if key.events != events:
@@ -396,12 +396,12 @@ class Supervisor:
             self._read(process)
 
     def _read(self, process: _Process) -> bool:
-        """Take what a member said; whether there may be more."""
+        """Take what a member said; true if there may be more."""
         try:
             data = process.channel.recv(_READ)
         except BlockingIOError:
             return False
-        except MemoryError:  # what it said waits in its channel; there is no event to wait for
+        except MemoryError:  # the data stays in the channel; no event says when memory is back
             time.sleep(_SHORT)
             return False
         except OSError:
@@ -419,7 +419,7 @@ class Supervisor:
         return True
 
     def _shut(self, process: _Process) -> None:
-        """A channel is over. A member without one is of no use: what remains is its end."""
+        """Close a channel. Its member is of no use without it, and ends."""
         if process.open:
             process.open = False
             self._selector.unregister(process.channel)
@@ -452,22 +452,22 @@ class Supervisor:
 
 
 def _load(crew: Crew, channel: socket.socket) -> int:
-    """The loader's life; it gives way to all who answer questions."""
+    """Run the loader; the members that answer questions go first."""
     os.nice(10)
     try:
         part = crew.load()
     except ConfigError as error:
-        return _tell(channel, message("refused", error=str(error)))
+        return _send(channel, message("refused", error=str(error)))
     except Exception as error:
         log.exception("the configuration cannot be read")
-        return _tell(channel, message("refused", error=str(error) or type(error).__name__))
+        return _send(channel, message("refused", error=str(error) or type(error).__name__))
     for said in with_parts("loaded", {POLICY: part}):
-        _tell(channel, said)
+        _send(channel, said)
     return 0
 
 
-def _tell(channel: socket.socket, said: Message) -> int:
-    """Say something from a process without an event loop; 0, as its exit status."""
+def _send(channel: socket.socket, said: Message) -> int:
+    """Send a message from a process without an event loop; 0, its exit status."""
     with contextlib.suppress(OSError):
         channel.setblocking(True)
         channel.sendall(said.encode())
@@ -480,7 +480,7 @@ def _proc(pid: int, name: str) -> bytes:
 
 
 def _threads(pid: int, name: str) -> Iterator[bytes]:
-    """What a file in `/proc` tells of each thread that has not ended meanwhile."""
+    """Read a file in `/proc` of each thread that has not ended meanwhile."""
     for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as above
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             yield _proc(pid, f"task/{thread}/{name}")

@@ -1,8 +1,8 @@
 """One worker: policy, credentials, audit, metrics and gate, put together and kept as the parent says.
 
-A worker reads no file of the operator's. What is in force comes from the parent (`link`), at birth by fork,
-later by changes. Each change is built in a thread, in small steps, and put in force in one step of the event
-loop: policy, keys and memory together.
+A worker reads no file of the operator's. What is in force comes from the parent (`link`), first by the fork,
+later by changes. The worker builds each change in a thread, in small steps, and puts it in force in one step
+of the event loop: policy, keys and memory together.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from iamroles_agent.identity_header import Signer
 from iamroles_agent.live import revocations
 from iamroles_agent.processes.cutting import cutting, name_of
 from iamroles_agent.processes.identity_keys import IDENTITY_KEYS, signing
-from iamroles_agent.processes.link import Birth, Body, Link
+from iamroles_agent.processes.link import Body, Link, Startup
 from iamroles_agent.processes.remote import Remote
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.metrics import Metrics
@@ -39,23 +39,23 @@ _log = logging.getLogger("iamroles.agent")
 
 
 class Worker:
-    """What one worker process runs.
+    """Runs in a worker's process.
 
     Args:
         config: of the start; `[agent]`, `[audit]` and `[metrics]` hold until a restart.
-        birth: what it is born with.
+        startup: what it starts with.
         takes_over: whether a worker of another agent may still hold this one's audit file and metrics port.
-        master: HAProxy's master CLI, None where the agent cuts no streams.
+        master: HAProxy's master CLI; None: the agent cuts no streams.
     """
 
     def __init__(
-        self, config: Config, birth: Birth, *, takes_over: bool = False, master: str | None = None
+        self, config: Config, startup: Startup, *, takes_over: bool = False, master: str | None = None
     ) -> None:
         self._master = master
-        self.index, self.config, self.birth = birth.index, config, birth
+        self.index, self.config, self.startup = startup.index, config, startup
         self._takes_over = takes_over
         self.connections = ConnectionStats()
-        self.link = Link(birth.channel, birth.document, self._stats)
+        self.link = Link(startup.channel, startup.document, self._stats)
         self.gate: Gate | None = None
         self.authenticator: Authenticator | None = None
         self.kinds: Kinds = {
@@ -72,12 +72,12 @@ class Worker:
             StartError, ConfigError: it cannot start; see their text.
         """
         await self.link.open()
-        self.remote = Remote(self.link, self.birth.clocks.epoch)
+        self.remote = Remote(self.link, self.startup.clocks.epoch)
         self.link.member.on_stamp = self._stamped
         notes: list[Body] = []
-        self.link.on_note = notes.append  # there is no audit yet to put them in
-        # Whoever it replaces may be stuck in a write and still hold the file.
-        takeover = bool(self.birth.why) or self._takes_over
+        self.link.on_note = notes.append  # until the audit is open
+        # The worker that it replaces may be stuck in a write and still hold the file.
+        takeover = bool(self.startup.why) or self._takes_over
         self.audit = audit = await asyncio.to_thread(
             Audit, self.config.audit, worker=self.index, takeover=takeover
         )
@@ -88,8 +88,10 @@ class Worker:
             for note in notes:
                 self._noted(note)
             self.link.on_note = self._noted
-            if self.birth.why:
-                audit.event("replaced", {"why": self.birth.why[:500], "version": self.link.document.version})
+            if self.startup.why:
+                audit.event(
+                    "replaced", {"why": self.startup.why[:500], "version": self.link.document.version}
+                )
             metrics.health = self.health
             await self._show_metrics()
             assert self.authenticator is not None  # noqa: S101 - the policy was built
@@ -115,7 +117,7 @@ class Worker:
                 _log.info("worker %d: identity keys on http://%s/identity/jwks", self.index, address)
 
     async def _show_metrics_again(self) -> None:
-        """The agent before still drains, and has the port."""
+        """Try until the agent before, which still drains, has closed the port."""
         await asyncio.sleep(0.2)
         await self._show_metrics()
 
@@ -130,9 +132,9 @@ class Worker:
         server = Server(
             self.gate,
             self.config.agent,
-            sock=self.birth.listener,
+            sock=self.startup.listener,
             stats=self.connections,
-            counts=self.birth.counts,
+            counts=self.startup.counts,
             slot=self.index,
         )
         await server.start()
@@ -148,7 +150,7 @@ class Worker:
         self.link.close()
 
     def health(self) -> tuple[bool, Mapping[str, Any]]:
-        """Whether this worker can answer with more than `internal_error`, and what it knows of the agent."""
+        """Report whether this worker can decide, and what it knows of the agent."""
         gate = self.gate
         problem = "not ready" if gate is None else gate.unhealthy()
         summary = self.link.summary
@@ -169,7 +171,7 @@ class Worker:
         if self.gate is None:
             return stats
         numbers, audit = self.metrics, self.audit.state()
-        if self.index == 0:  # what the fetcher does is counted once, however many workers Prometheus sums
+        if self.index == 0:  # the fetcher's numbers must count once when Prometheus sums all workers
             self.remote.learn(self.link.summary.get("fetcher", {}))
         return stats | {
             "accepted": self.connections.accepted,
@@ -198,10 +200,10 @@ class Worker:
 
     def _build_policy(self, _edits: Edits, coming: Parts) -> Step:
         self.audit.reopen()
-        with _turn(self.birth.turn):
+        with _exclusive(self.startup.build_lock):
             policy = policy_part.decode(coming[POLICY])
             rules = rules_of(policy.config)
-        clocks = self.birth.clocks
+        clocks = self.startup.clocks
 
         def switch() -> None:
             if self.authenticator is None:
@@ -230,7 +232,7 @@ class Worker:
 
         def switch() -> None:
             for name, keys in sets.items():
-                # Its stamp of now: it may have been found good again since this was prepared.
+                # The present stamp: the set may have been found good again since this was prepared.
                 stamp = 0.0 if keys is None else self.link.document.parts[name].stamp
                 self.remote.put(name.removeprefix(KEYS), keys, stamp)
 
@@ -248,7 +250,7 @@ class Worker:
         return switch
 
     def _noted(self, note: Body) -> None:
-        """A reload was refused, or the fetcher was replaced: on record."""
+        """Record that a reload was refused, or that the fetcher was replaced."""
         if note.get("event") == "replaced":
             self.audit.event("replaced", {"member": "fetcher", "why": str(note.get("detail", ""))[:500]})
             return
@@ -258,11 +260,11 @@ class Worker:
 
 
 @contextmanager
-def _turn(lock: int) -> Iterator[None]:
+def _exclusive(lock: int) -> Iterator[None]:
     """Build while no other worker does, and without the collector.
 
-    A full collection holds the interpreter for long where a large policy is being built; and what is built
-    here lives as long as the policy, so the collector need never look at it again.
+    A full collection holds the interpreter for long while a large policy is built. What is built here lives
+    as long as the policy, so the collector need never look at it again.
     """
     fcntl.lockf(lock, fcntl.LOCK_EX)
     gc.disable()

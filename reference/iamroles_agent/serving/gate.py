@@ -258,7 +258,7 @@ class Gate:
         return not self._durable or await self._audit.confirmed()
 
     def _current(self) -> _State:
-        """What is in force now, without its memory if a key was lost since."""
+        """Look at what is in force; drop its memory if a key was lost."""
         if self._state.generation != self.authenticator.generation:
             self.replace(self._state.policy)
         return self._state

@@ -1,4 +1,4 @@
-"""Listening sockets: where HAProxy reaches the agent, `host:port` or `unix:/path`."""
+"""Listening sockets, at which HAProxy reaches the agent: `host:port` or `unix:/path`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bind(listen: str) -> socket.socket:
         )[0]
     except OSError as error:
         raise StartError(
-            f"cannot listen on {listen}: {host!r} is no address of this host ({error.strerror})"
+            f"cannot listen on {listen}: {host!r} is not an address of this host ({error.strerror})"
         ) from None
     sock = socket.socket(family, kind, proto)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,7 +89,7 @@ def _bind_unix(path: Path) -> socket.socket:
         if stat.S_ISSOCK(path.lstat().st_mode):
             _remove_stale(path)
         else:
-            raise StartError(f"cannot listen on {UNIX}{path}: a file that is no socket is there")
+            raise StartError(f"cannot listen on {UNIX}{path}: a file that is not a socket is there")
     except FileNotFoundError:
         pass
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -117,6 +117,6 @@ def _refused(listen: str, error: OSError) -> StartError:
     why = {
         errno.EADDRINUSE: "another process listens there; stop it, or choose another `agent.listen`",
         errno.EACCES: "permission denied; choose a port above 1023 or a directory this user may write",
-        errno.EADDRNOTAVAIL: "it is no address of this host; correct `agent.listen`",
+        errno.EADDRNOTAVAIL: "it is not an address of this host; correct `agent.listen`",
     }.get(error.errno or 0, error.strerror or str(error))
     return StartError(f"cannot listen on {listen}: {why}")

@@ -36,7 +36,7 @@ CUT_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 
 
 class Metrics:
-    """The numbers of one worker process. Call from the event loop's thread; scraping happens in another.
+    """The numbers of a worker process. Call from the event loop's thread; scraping happens in another.
 
     Args:
         settings: `[metrics]`.

@@ -1,6 +1,6 @@
 """The sockets around the protocol: one `Server` per process, one `_Peer` per connection.
 
-The order of things in `_Peer.data_received` is the hot path: all frames of one read, one write for all
+The order of things in `_Peer.data_received` is the hot path: all frames of a read, a single write for all
 their ACKs. A question that the gate does not remember becomes a task, so a slow one (STS, a key set being
 fetched) delays no other frame. A task ends in exactly one ACK, or in none because the peer is gone.
 
@@ -310,7 +310,7 @@ class _Peer(asyncio.Protocol):
         return self._connection.notifies
 
     def idle_since(self, asked: int) -> bool:
-        """Whether no question came since `asked` was this number, and none is under way or unread."""
+        """Look whether no question came since `asked` was this number, and none is under way or unread."""
         return (
             self.asked == asked
             and not self._pending
@@ -319,7 +319,7 @@ class _Peer(asyncio.Protocol):
         )
 
     def _unread(self) -> bool:
-        """Whether data has arrived that this loop, if it is late, has not read yet."""
+        """Look whether data has arrived that this loop, if it is late, has not read yet."""
         poller = select.poll()
         poller.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poller.poll(0))
@@ -374,7 +374,7 @@ class _Peer(asyncio.Protocol):
                 self._end()
 
     def _recall(self, key: bytes, context: Context) -> bytes | None:
-        """The gate's memory; one that fails has forgotten, and the question is judged."""
+        """Look into the gate's memory; if that fails, the question is judged."""
         try:
             return self._gate.recall(key, context)
         except Exception:

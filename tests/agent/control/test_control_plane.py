@@ -251,7 +251,7 @@ def test_a_starved_member_misses_no_deadline_of_a_change():
         ("prepared", {}, "prepared without the number version"),
         ("prepared", {"version": True}, "prepared without the number version"),
         ("switched", {"version": 7}, "it switched to version 7, which nobody asked it to"),
-        ("propose", {"ticket": 1, "parts": {}}, "'propose' is not expected while UP"),
+        ("propose", {"id": 1, "parts": {}}, "'propose' is not expected while UP"),
         ("pong", {"n": 1, "stats": []}, "pong without the object stats"),
         ("ask", {"id": 1, "topic": "keys", "body": 3}, "ask without the object body"),
     ],
@@ -317,9 +317,9 @@ def test_key_sets_of_the_fetcher_go_together_and_a_reload_goes_alone():
         outcomes.append(without(bench.all_say("switched", version), "piece", "prepare"))
 
     assert outcomes == [
-        ["fetcher < outcome"],
+        ["fetcher < outcome 1"],
         ["say {'reloaded': True, 'policy': 'two', 'version': 3, 'workers': 1, 'confirmed': 1}"],
-        ["fetcher < outcome", "fetcher < outcome"],
+        ["fetcher < outcome 2", "fetcher < outcome 3"],
     ]
     assert set(bench.plane.document.parts) == {POLICY, "keys/a", "keys/b", "keys/c"}
 
@@ -334,7 +334,7 @@ def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key():
     assert bench.hears(0, "switched", version=2) == []
     assert bench.hears(1, "switched", version=2) == []
 
-    assert bench.hears(FETCHER, "switched", version=2) == ["fetcher < outcome", "1 < answer 7"]
+    assert bench.hears(FETCHER, "switched", version=2) == ["fetcher < outcome 1", "1 < answer 7"]
 
 
 def test_a_fetcher_that_dies_takes_no_question_along():
@@ -470,7 +470,7 @@ def test_the_next_fetcher_is_not_told_what_came_of_a_dead_ones_proposal():
     bench.all_say("prepared", 3)
     bench.all_say("switched", 3)
 
-    outcomes = [said.head["outcome"] for _, said in bench.sent if said.say == "outcome"]
+    outcomes = [said.head["body"] for _, said in bench.sent if said.say == "outcome"]
     assert [outcome["version"] for outcome in outcomes] == [3]
 
 

@@ -111,7 +111,7 @@ def test_workers_old_ones_too():
 
 
 def test_a_socket_of_a_worker_is_no_master():
-    with pytest.raises(ConsoleError, match="no master"):
+    with pytest.raises(ConsoleError, match="not a master"):
         workers("Unknown command: 'show proc'")
 
 

@@ -93,7 +93,7 @@ def deaf(place):
         ("nothing", "No such file or directory"),
         ("refused", "Connection refused"),
         ("deaf", "no answer within 2 s"),
-        ("s", "it is no master CLI: HAProxy needs -W and -S"),
+        ("s", "it is not a master CLI: HAProxy needs -W and -S"),
         ("m", "it has no table iam-live: it does not run the configuration of `iamroles policy render`"),
     ],
 )

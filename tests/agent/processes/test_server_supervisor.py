@@ -273,7 +273,7 @@ def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
     [
         ("slow for one", "it did not prepare version 2"),
         ("deaf for one", ""),
-        ("nonsense of one", "it talked nonsense: a head that is no JSON"),
+        ("nonsense of one", "it talked nonsense: a head that is not JSON"),
     ],
 )
 def test_a_worker_that_fails_a_phase_is_replaced_with_the_new_version(tmp_path, state, why):
@@ -516,8 +516,8 @@ def test_a_stuck_worker_is_killed_in_the_end(tmp_path):
     [
         ("nonsense", 'write "host:port", "[ipv6]:port" or "unix:/path"'),
         ("127.0.0.1:99999", 'write "host:port"'),
-        ("192.0.2.1:0", "it is no address of this host"),
-        ("no-such-host.invalid:0", "is no address of this host"),
+        ("192.0.2.1:0", "it is not an address of this host"),
+        ("no-such-host.invalid:0", "is not an address of this host"),
         ("unix:/proc/agent.sock", "cannot listen on unix:/proc/agent.sock"),
     ],
 )
@@ -546,5 +546,5 @@ def test_a_stale_unix_socket_is_replaced_but_a_live_one_or_a_file_is_not(tmp_pat
     path.write_text("precious")
     with running(tmp_path / "a", 1, listen=listen) as agent:
         assert agent.ended() == 3
-        assert "a file that is no socket is there" in agent.errors()
+        assert "a file that is not a socket is there" in agent.errors()
     assert path.read_text() == "precious"
