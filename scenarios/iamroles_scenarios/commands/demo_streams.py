@@ -13,9 +13,8 @@ from contextlib import closing, contextmanager
 from rich.console import Console
 from rich.text import Text
 
-from iamroles_scenarios.checks.live.revoking import revoke
+from iamroles_scenarios.checks.live.fixture import LiveBench, live_bench
 from iamroles_scenarios.checks.live.stream import Kind, Stream, StreamShape
-from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.target import Target
 
 STREAMS = 3
@@ -56,9 +55,7 @@ class SecondAct:
         Raises:
             SuiteError: a part of the stage failed.
         """
-        live = {"revocations": "revocations.toml"}
-        with bench(target, "chat", "demo.streams", own=True, live=live) as here:
-            revoke(here)
+        with live_bench(target, "demo.streams", "chat", revoking=True) as here:
             self._dies(
                 here,
                 "websocket",
@@ -79,7 +76,7 @@ class SecondAct:
                 )
                 self._revoked(here, other)
 
-    def _dies(self, here: Bench, kind: Kind, title: str, why: str, token: str) -> None:
+    def _dies(self, here: LiveBench, kind: Kind, title: str, why: str, token: str) -> None:
         self._begins(title, why)
         with self._stream(here, kind, token) as stream:
             while (left := stream.expires - time.time()) > _SHOWN:
@@ -91,7 +88,7 @@ class SecondAct:
             stream.until(stream.expires + AFTER)
             self._ends(stream, stream.expires, "the token's end")
 
-    def _revoked(self, here: Bench, stream: Stream) -> None:
+    def _revoked(self, here: LiveBench, stream: Stream) -> None:
         self._begins(
             "A revocation ends a stream before its time",
             "alice's laptop is stolen. Her token has a quarter of an hour left, and her socket is open.",
@@ -102,7 +99,7 @@ class SecondAct:
         gets = '   * the file of revocations gets: principals = ["alice"]'
         self._console.print(Text(gets, "yellow"), soft_wrap=True)
         due = time.time()
-        revoke(here, principals=["alice"], reason="stolen")
+        here.revoke(principals=["alice"], reason="stolen")
         stream.until(due + 5 * AFTER)
         self._ends(stream, due, "the revocation", within=5 * AFTER)
 
@@ -112,7 +109,7 @@ class SecondAct:
         heading(self._console, self.number, title, why)
 
     @contextmanager
-    def _stream(self, here: Bench, kind: Kind, token: str) -> Iterator[Stream]:
+    def _stream(self, here: LiveBench, kind: Kind, token: str) -> Iterator[Stream]:
         with closing(Stream(here, StreamShape(kind), "/chat", token)) as stream:
             if not stream.opened(_OPEN):
                 raise here.failed(f"{stream.shape} did not begin: status {stream.status or 'none'}")

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from iamroles_scenarios.checks.live.losses import revoke
+from iamroles_scenarios.checks.live.fixture import live_bench
 from iamroles_scenarios.checks.live.stream import StreamShape
-from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import open_stage
@@ -27,9 +26,7 @@ def gate():
     try:
         with open_stage("processes") as stage:
             target = Target("gate", stage, agent, Worlds(stage, agent, namespace="-many"), 5.0)
-            live = {"revocations": "revocations.toml"}
-            with bench(target, "live", "many", own=True, live=live) as here:
-                revoke(here)
+            with live_bench(target, "many", revoking=True) as here:
                 yield here
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -63,7 +60,7 @@ def test_a_role_is_revoked_among_many_tunnels(gate):
     try:
         for sock in many + few:
             poller.register(sock, select.EPOLLIN)
-        revoke(gate, roles=["writer"])
+        gate.revoke(roles=["writer"])
         ended, deadline = set(), time.monotonic() + PATIENCE
         while len(ended) < FEW and time.monotonic() < deadline:
             for number, _ in poller.poll(1.0):

@@ -27,6 +27,9 @@ class Multiplexed(ObservedStream):
         self.number = number
         self._connection = connection
 
+    def __str__(self) -> str:
+        return f"{self.shape} over HTTP/2"
+
     def say(self) -> None:
         """Send one piece on an idle WebSocket."""
         self._connection.send(self, StreamShape("websocket").beat)

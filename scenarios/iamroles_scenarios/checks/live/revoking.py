@@ -7,60 +7,27 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
-from iamroles_scenarios.checks.live.expiry import AFTER, end, opened
-from iamroles_scenarios.checks.live.stream import StreamShape
+from iamroles_scenarios.checks.live.fixture import (
+    AFTER,
+    EVENTS,
+    IDLE_DOWNLOAD,
+    IDLE_SOCKET,
+    SOCKET,
+    UPLOAD,
+    WITHIN,
+    LiveBench,
+    live_bench,
+    two_people,
+)
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine.bench import Bench, bench, refused
+from iamroles_scenarios.engine.bench import refused
 from iamroles_scenarios.engine.target import Target
 
-WITHIN = 5.0
-"""Seconds, times the scale, in which a change must have reached a stream. A benchmark measures the second."""
-SHAPES = (
-    StreamShape("websocket"),
-    StreamShape("websocket", busy=False),
-    StreamShape("events"),
-    StreamShape("download", busy=False),
-    StreamShape("upload"),
-)
-
-
-class _People:
-    """Streams of a reader that shall end, and of a writer that shall go on."""
-
-    def __init__(self, here: Bench, stack: ExitStack, **recipe: Any) -> None:  # noqa: ANN401 - a token's recipe
-        self.here = here
-        self.token = here.token(exp="+15m", sub="alice", claims={"jti": "alice-1"}, **recipe)
-        self.other = here.token(exp="+15m", sub="bob", claims={"jti": "bob-1"}, roles=["writer"])
-        self.going = [opened(here, stack, shape, self.token) for shape in SHAPES]
-        self.staying = [opened(here, stack, shape, self.other, "/live/writer") for shape in SHAPES]
-
-    def judge(self, what: str) -> None:
-        """The reader's streams must end, the writer's go on."""
-        due = time.time() + self.here.seconds(WITHIN)
-        for stream in self.going:
-            if not stream.until(due):
-                raise self.here.failed(f"{stream.shape}: still open {WITHIN:g} s after {what}")
-        time.sleep(AFTER)  # what cuts too much has had its time
-        for stream in self.staying:
-            if not (stream.lives() and (not stream.shape.busy or stream.moves(self.here.seconds(WITHIN)))):
-                raise self.here.failed(f"{stream.shape} of another, still permitted, ended at {what}")
-
-    def nothing_ended(self, what: str) -> None:
-        time.sleep(2 * AFTER)
-        for stream in (*self.going, *self.staying):
-            if not stream.lives():
-                raise self.here.failed(f"{stream.shape}: ended at {what}, though it is still permitted")
-
-
-def revoke(here: Bench, **revocation: Any) -> None:  # noqa: ANN401 - a revocation's members
-    """Write the world's file of revocations; nothing given: revoke nothing."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in revocation.items()]
-    text = "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else ""
-    here.world.agent.put("revocations.toml", text)
+SHAPES = (SOCKET, IDLE_SOCKET, EVENTS, IDLE_DOWNLOAD, UPLOAD)
+_FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
 
 
 @check("live.policy.ends", "LIVE-POLICY-001", "LIVE-KEEP-001", features={"live", "reload"})
@@ -69,15 +36,16 @@ def policy(target: Target) -> None:
 
     First a reload that changes something else, then one that takes the reader's grant away.
     """
-    with bench(target, "live", "live.policy", own=True) as here, ExitStack() as stack:
-        people = _People(here, stack)
+    with live_bench(target, "live.policy", own=True) as here:
+        going, staying = two_people(here, SHAPES)
         document = copy.deepcopy(here.loan.policy)
         document["roles"].append({"name": "more", "arn": "arn:aws:iam::111111111111:role/more"})
         here.reload(document)
-        people.nothing_ended("a reload that changes nothing for them")
+        here.must_last([*going, *staying], "a reload that changes nothing for it", 2 * AFTER)
         document["grants"] = [grant for grant in document["grants"] if grant["id"] != "L1"]
         here.reload(document)
-        people.judge("the reload that took its grant away")
+        here.must_end(going, "the reload that took its grant away")
+        here.must_last(staying, "the reload that took another's grant away")
 
 
 @check("live.key.ends", "LIVE-KEY-001", "LIVE-KEEP-001", features={"live"})
@@ -86,22 +54,17 @@ def key(target: Target) -> None:
 
     Another key comes, which ends nothing; then the first one goes.
     """
-    with bench(target, "live", "live.key", own=True, keys={"refresh": "1s", "cooldown": "1s"}) as here:
+    with live_bench(target, "live.key", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
-        with ExitStack() as stack:
-            first = here.token(exp="+15m")
-            going = opened(here, stack, StreamShape("websocket"), first)
-            issuer.rotate()
-            staying = opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))
-            time.sleep(2 * AFTER)
-            if not going.lives():
-                raise here.failed("a new key beside the old one ended a stream of the old one")
-            head = first.partition(".")[0]
-            issuer.remove(json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))["kid"])
-            if not going.until(time.time() + here.seconds(WITHIN)):
-                raise here.failed(f"still open {WITHIN:g} s after its key was removed")
-            if not staying.moves(here.seconds(WITHIN)):
-                raise here.failed("the stream of a key that is still in the set was ended as well")
+        first = here.token(exp="+15m")
+        going = here.open(SOCKET, first)
+        issuer.rotate()
+        staying = here.open(SOCKET, here.token(exp="+15m"))
+        here.must_last([going], "a new key beside its own", 2 * AFTER)
+        head = first.partition(".")[0]
+        issuer.remove(json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))["kid"])
+        here.must_end([going], "its key was removed")
+        here.must_last([staying], "the removal of another's key", 0.0)
 
 
 @check("live.key.replaced", "LIVE-KEY-002", "LIVE-KEEP-001", features={"live"})
@@ -110,45 +73,35 @@ def replaced(target: Target) -> None:
 
     The issuer publishes another key under the kid of the first one, beside one that stays.
     """
-    with bench(target, "live", "live.replaced", own=True, keys={"refresh": "1s", "cooldown": "1s"}) as here:
+    with live_bench(target, "live.replaced", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
-        with ExitStack() as stack:
-            first = issuer.keys[0]
-            going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
-            second = issuer.rotate()
-            staying = opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))
-            other = issuer.add_key(publish=False, sign=False, kid=first.kid)
-            issuer.publish(second.public_jwk(), other.public_jwk(), replace=True)
-            due = time.time() + here.seconds(WITHIN)
-            for stream in going:
-                if not stream.until(due):
-                    raise here.failed(f"{stream.shape}: still open {WITHIN:g} s after its key was replaced")
-            if not staying.moves(here.seconds(WITHIN)):
-                raise here.failed("the stream of a key that is still in the set was ended as well")
+        first = issuer.keys[0]
+        going = here.open_all(SHAPES[:3], here.token(exp="+15m"))
+        second = issuer.rotate()
+        staying = here.open(SOCKET, here.token(exp="+15m"))
+        other = issuer.add_key(publish=False, sign=False, kid=first.kid)
+        issuer.publish(second.public_jwk(), other.public_jwk(), replace=True)
+        here.must_end(going, "its key was replaced")
+        here.must_last([staying], "the replacement of another's key", 0.0)
 
 
 @check("live.key.restart", "LIVE-KEY-001", "LIVE-KEEP-001", features={"live"})
 def away(target: Target) -> None:
     """A key that leaves its issuer's set while the agent is away ends the streams that it opened.
 
-    The agent is killed, the key replaced, and the agent started anew.
+    The agent is killed, the key replaced, and the agent started again.
     """
-    with bench(target, "live", "live.away", own=True) as here, ExitStack() as stack:
+    with live_bench(target, "live.away", own=True) as here:
         issuer = here.issuer()
         first = issuer.keys[0]
-        going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
+        going = here.open_all(SHAPES[:3], here.token(exp="+15m"))
         issuer.rotate()
-        staying = opened(here, stack, StreamShape("websocket"), here.token(exp="+15m"))
+        staying = here.open(SOCKET, here.token(exp="+15m"))
         here.world.agent.kill()
         issuer.remove(first.kid)
-        here.world.agent.start()
-        here.world.haproxy.wait_agent(up=True, within=here.seconds(15.0))
-        due = time.time() + here.seconds(WITHIN)
-        for stream in going:
-            if not stream.until(due):
-                raise here.failed(f"{stream.shape}: still open {WITHIN:g} s after the agent came back")
-        if not staying.moves(here.seconds(WITHIN)):
-            raise here.failed("the stream of a key that is still in the set was ended as well")
+        here.start_agent()
+        here.must_end(going, "the agent came back")
+        here.must_last([staying], "the return of the agent", 0.0)
 
 
 @check("live.audience.ends", "LIVE-POLICY-002", "LIVE-KEEP-001", features={"live", "reload"})
@@ -157,29 +110,17 @@ def audience(target: Target) -> None:
 
     An audience comes, which ends nothing; then the first one goes, and who has both stays.
     """
-    with bench(target, "live", "live.audience", own=True) as here, ExitStack() as stack:
-        going = [opened(here, stack, shape, here.token(exp="+15m")) for shape in SHAPES[:3]]
-        both = here.token(exp="+15m", aud=["edge", "more"])
-        staying = [opened(here, stack, shape, both) for shape in SHAPES[:3]]
+    with live_bench(target, "live.audience", own=True) as here:
+        going = here.open_all(SHAPES[:3], here.token(exp="+15m"))
+        staying = here.open_all(SHAPES[:3], here.token(exp="+15m", aud=["edge", "more"]))
         document = copy.deepcopy(here.loan.policy)
         document["issuers"][0]["audiences"] = ["edge", "more"]
         here.reload(document)
-        time.sleep(2 * AFTER)
-        for stream in (*going, *staying):
-            if not stream.lives():
-                raise here.failed(f"{stream.shape}: ended at a reload that adds an audience")
+        here.must_last([*going, *staying], "a reload that adds an audience", 2 * AFTER)
         document["issuers"][0]["audiences"] = ["more"]
         here.reload(document)
-        due = time.time() + here.seconds(WITHIN)
-        for stream in going:
-            if not stream.until(due):
-                raise here.failed(
-                    f"{stream.shape}: still open {WITHIN:g} s after its audience was taken away"
-                )
-        time.sleep(AFTER)
-        for stream in staying:
-            if not (stream.lives() and (not stream.shape.busy or stream.moves(here.seconds(WITHIN)))):
-                raise here.failed(f"{stream.shape}: ended, though one of its audiences is still accepted")
+        here.must_end(going, "its audience was taken away")
+        here.must_last(staying, "a reload that keeps one of its audiences")
 
 
 _KINDS: dict[str, dict[str, Any]] = {
@@ -191,34 +132,23 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 def _revoked(
-    target: Target, owner: str, kind: str, between: Callable[[Bench], None] = lambda _: None
+    target: Target, owner: str, kind: str, between: Callable[[LiveBench], None] = lambda _: None
 ) -> None:
     members = dict(_KINDS[kind])
     if "issued_before" in members:
         members["issued_before"] = int(time.time()) + 60
-    live = {"revocations": "revocations.toml"}
-    with bench(target, "live", owner, own=True, live=live) as here, ExitStack() as stack:
-        revoke(here)
-        people = _People(here, stack)
+    with live_bench(target, owner, revoking=True) as here:
+        going, staying = two_people(here, SHAPES)
         between(here)
-        revoke(here, reason="stolen", **members)
-        people.judge(f"the revocation of its {kind}")
-        here.expect(
-            "a request of the revoked",
-            people.token,
-            refused("credential_revoked"),
-            within=WITHIN,
-            path="/plain/a",
-        )
-        here.expect("a request of another", people.other, Expectation(backend="plain"), path="/plain/a")
-        revoke(here)
-        here.expect(
-            "a request after the undo",
-            people.token,
-            Expectation(backend="plain"),
-            within=WITHIN,
-            path="/plain/a",
-        )
+        here.revoke(reason="stolen", **members)
+        here.must_end(going, f"the revocation of its {kind}")
+        here.must_last(staying, f"the revocation of another's {kind}")
+        alice, bob, passes = going[0].token, staying[0].token, Expectation(backend="plain")
+        how: dict[str, Any] = {"path": "/plain/a"}
+        here.expect("a request of the revoked", alice, refused("credential_revoked"), within=WITHIN, **how)
+        here.expect("a request of another", bob, passes, **how)
+        here.revoke()
+        here.expect("a request after the undo", alice, passes, within=WITHIN, **how)
 
 
 for _kind in _KINDS:
@@ -243,13 +173,10 @@ def reloaded(target: Target) -> None:
     The streams are in the old worker when it is revoked.
     """
 
-    def reload(here: Bench) -> None:
-        with ExitStack() as stack:
-            short = [opened(here, stack, shape, here.token(exp=end(here))) for shape in SHAPES]
-            here.world.haproxy.reload()
-            for stream in short:
-                if not stream.until(stream.expires + here.seconds(AFTER)):
-                    raise here.failed(f"{stream.shape}: open {AFTER:g} s after its token, over a reload")
+    def reload(here: LiveBench) -> None:
+        short = here.open_short(SHAPES)
+        here.world.haproxy.reload()
+        here.must_expire(short, "its token's end, over a reload")
 
     _revoked(target, "live.reload", "role", reload)
 
@@ -258,12 +185,7 @@ def reloaded(target: Target) -> None:
 def restarted(target: Target) -> None:
     """Streams of before the agent was killed end with a revocation.
 
-    The agent is killed and started anew while they are open.
+    The agent is killed and started again while they are open.
     """
 
-    def restart(here: Bench) -> None:
-        here.world.agent.kill()
-        here.world.agent.start()
-        here.world.haproxy.wait_agent(up=True, within=here.seconds(15.0))
-
-    _revoked(target, "live.restart", "principal", restart)
+    _revoked(target, "live.restart", "principal", LiveBench.restart_agent)

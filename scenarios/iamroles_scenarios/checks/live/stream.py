@@ -102,6 +102,7 @@ class ObservedStream:
 
     def __init__(self, shape: StreamShape, token: str) -> None:
         self.shape = shape
+        self.token = token
         self.status = 0
         self.expires = expiry_of(token)
         """Epoch seconds."""
@@ -115,6 +116,9 @@ class ObservedStream:
         """Epoch seconds up to which it was surely open: all that had come by then has been read."""
         self.over = threading.Event()
         self._answered = threading.Event()
+
+    def __str__(self) -> str:
+        return str(self.shape)
 
     def opened(self, within: float) -> bool:
         """Whether it is under way: the head of the answer is here; an upload has begun."""

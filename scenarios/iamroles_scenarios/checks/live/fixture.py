@@ -1,0 +1,165 @@
+"""The fixture of checks of live streams: streams that are open, and what must become of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+from iamroles_scenarios.checks.live.stream import KINDS, ObservedStream, Stream, StreamShape
+from iamroles_scenarios.declarations.scenario import WorldSpec
+from iamroles_scenarios.engine.bench import EARLY, Bench
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.worlds import Loan
+
+LIFE = 4.0
+"""Seconds, times the scale, of a credential whose end is waited for."""
+_STRETCH, _LONGEST = 3.0, 27.0
+"""How far lives are stretched, and their longest, seconds: HAProxy ends an idle upload after 30 s."""
+OPEN = 3.0
+"""Seconds, times the scale, in which a stream must begin."""
+AFTER = 1.0
+"""Seconds, times the scale, in which a stream must be over. The distribution is measured by a benchmark."""
+WITHIN = 5.0
+"""Seconds, times the scale, in which a change must have reached a stream. A benchmark measures the second."""
+_BACK = 15.0
+"""Seconds, times the scale, in which HAProxy takes back an agent that was started again."""
+EVERY = tuple(StreamShape(kind, busy) for kind in KINDS for busy in (True, False))
+SOCKET, IDLE_SOCKET = StreamShape("websocket"), StreamShape("websocket", busy=False)
+EVENTS, UPLOAD = StreamShape("events"), StreamShape("upload")
+IDLE_DOWNLOAD = StreamShape("download", busy=False)
+
+
+class LiveBench(Bench):
+    """A world with streams through its gate, all closed at the end."""
+
+    def __init__(self, target: Target, loan: Loan) -> None:
+        super().__init__(target, loan)
+        self.streams = ExitStack()
+
+    def close(self) -> None:
+        self.streams.close()
+        super().close()
+
+    def open(self, shape: StreamShape, token: str, path: str = "/live/reader") -> Stream:
+        """Open a stream, which must begin."""
+        stream = self.streams.enter_context(closing(Stream(self, shape, path, token)))
+        self.must_begin(stream)
+        return stream
+
+    def open_all(self, shapes: Iterable[StreamShape], token: str, path: str = "/live/reader") -> list[Stream]:
+        """Open a stream of each shape."""
+        return [self.open(shape, token, path) for shape in shapes]
+
+    def stretched(self, seconds: float) -> float:
+        """Return the seconds that a stream may live, on a slow host more."""
+        return min(seconds * min(self.target.scale, _STRETCH), _LONGEST)
+
+    def end(self, seconds: float = LIFE) -> int:
+        """Return a token's `exp`: epoch seconds."""
+        return math.ceil(time.time() + self.stretched(seconds))
+
+    def open_short(self, shapes: Iterable[StreamShape], life: float = LIFE) -> list[Stream]:
+        """Open a stream of each shape, whose credential soon ends."""
+        return [self.open(shape, self.token(exp=self.end(life))) for shape in shapes]
+
+    def must_begin(self, stream: ObservedStream) -> None:
+        if not stream.opened(self.seconds(OPEN)):
+            self.in_time(stream.expires, f"the begin of {stream}")
+            raise self.failed(f"{stream} did not begin: status {stream.status or 'none'}")
+
+    def must_end_at(self, stream: ObservedStream, due: float, what: str) -> None:
+        """Hold a stream to be over soon after a moment, and not before."""
+        if not stream.until(due + self.seconds(AFTER)):
+            raise self.failed(f"{stream}: still open {AFTER:g} s after {what}")
+        if stream.ended < due - EARLY:
+            raise self.failed(f"{stream}: ended {due - stream.ended:.2f} s before {what}")
+
+    def must_expire(self, streams: Iterable[ObservedStream], what: str = "its token's end") -> None:
+        """Hold streams to be over soon after their tokens' ends, and not before."""
+        for stream in streams:
+            self.must_end_at(stream, stream.expires, what)
+
+    def must_end(self, streams: Iterable[ObservedStream], what: str) -> None:
+        """Hold streams to be over within `WITHIN` from now."""
+        due = time.time() + self.seconds(WITHIN)
+        for stream in streams:
+            if not stream.until(due):
+                raise self.failed(f"{stream}: still open {WITHIN:g} s after {what}")
+
+    def must_last(self, streams: Iterable[ObservedStream], what: str, after: float = AFTER) -> None:
+        """Hold streams to be open after something, and to move if they are busy.
+
+        Args:
+            streams: which.
+            what: happened.
+            after: seconds, in which what cuts too much has had its time.
+        """
+        time.sleep(after)
+        for stream in streams:
+            if not stream.lives():
+                raise self.failed(f"{stream}, still permitted, ended at {what}")
+            if stream.shape.busy and not stream.moves(self.seconds(WITHIN)):
+                raise self.failed(f"{stream}, still permitted, stands still after {what}")
+
+    def revoke(self, **revocation: Any) -> None:  # noqa: ANN401 - a revocation's members
+        """Write the world's file of revocations; without members: revoke nothing."""
+        self.world.agent.put("revocations.toml", revocations(**revocation))
+
+    def restart_agent(self) -> None:
+        """Kill the agent, start it again, and wait until HAProxy has taken it back."""
+        self.world.agent.kill()
+        self.start_agent()
+
+    def start_agent(self) -> None:
+        self.world.agent.start()
+        self.world.haproxy.wait_agent(up=True, within=self.seconds(_BACK))
+
+
+def revocations(**revocation: Any) -> str:  # noqa: ANN401 - a revocation's members
+    """Return the text of a file of revocations with these members, or with none."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in revocation.items()]
+    return "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else ""
+
+
+@contextmanager
+def live_bench(
+    target: Target,
+    owner: str,
+    policy: str = "live",
+    *,
+    own: bool = False,
+    revoking: bool = False,
+    **override: Any,  # noqa: ANN401 - a policy's tables
+) -> Iterator[LiveBench]:
+    """Lend a world whose backends take streams.
+
+    Args:
+        target: agent and stage.
+        owner: names an own world.
+        policy: file name of the policy.
+        own: whether the check disturbs its world.
+        revoking: the world is its own, and has a file of revocations.
+        override: merged over the policy.
+    """
+    if revoking:
+        override["live"] = {"revocations": "revocations.toml"}
+    spec = WorldSpec(policy=policy, override=override, own=own or revoking)
+    with target.worlds.borrow(spec, owner) as loan, closing(LiveBench(target, loan)) as here:
+        if revoking:
+            here.revoke()
+        yield here
+
+
+def two_people(
+    here: LiveBench,
+    shapes: Sequence[StreamShape],
+    **recipe: Any,  # noqa: ANN401 - a token's recipe
+) -> tuple[list[Stream], list[Stream]]:
+    """Open streams of a reader, alice, and of a writer, bob."""
+    alice = here.token(**{"exp": "+15m", "sub": "alice", "claims": {"jti": "alice-1"}, **recipe})
+    bob = here.token(exp="+15m", sub="bob", claims={"jti": "bob-1"}, roles=["writer"])
+    return here.open_all(shapes, alice), here.open_all(shapes, bob, "/live/writer")
