@@ -37,7 +37,7 @@ def soaked(asked):
     outcomes, question = asked
     for number in range(1200):
         question.judge(403, REFUSED, number * NANO // 2, number * NANO // 2 + 1000)
-    outcomes.settle(1 << 62)
+    outcomes.judge(1 << 62)
     events = [SoakEvent(float(10 * number), "the policy <changes>", number % 2 == 1) for number in range(25)]
     samples = {"agent 1": [Sample(float(at), 100 << 20, 50) for at in range(600)]}
     return SoakResult(7, 600.0, outcomes, events, samples)
@@ -56,7 +56,7 @@ def test_a_fault_excuses_what_is_missing_and_nothing_else(asked):
     question.judge(503, DOWN, 7 * NANO, 7 * NANO + 1)
     allowed = b'HTTP/1.1 200 OK\r\n\r\n{"backend": "orders", "headers": []}'
     question.judge(200, allowed, 5 * NANO, 5 * NANO + 1)
-    outcomes.settle(1 << 62)
+    outcomes.judge(1 << 62)
 
     assert outcomes.excused == {Kind.FAULT: 1}
     assert outcomes.bad == {Kind.FAULT: 1, Kind.FALSE_ALLOW: 1}
@@ -66,10 +66,10 @@ def test_what_is_younger_is_judged_later(asked):
     outcomes, question = asked
     question.judge(403, REFUSED, 1 * NANO, 1 * NANO + 1)
     question.judge(403, REFUSED, 9 * NANO, 9 * NANO + 1)
-    outcomes.settle(5 * NANO)
+    outcomes.judge(5 * NANO)
     assert (outcomes.answers, list(outcomes.seconds)) == (1, [1])
 
-    outcomes.settle(1 << 62)
+    outcomes.judge(1 << 62)
     assert (outcomes.answers, list(outcomes.seconds)) == (2, [1, 9])
 
 
@@ -79,7 +79,7 @@ def test_what_a_back_end_cannot_verify_is_no_answer(asked):
     outcomes.excuses.append((2 * NANO, 3 * NANO))
     for second in (1, 2, 4):
         question.judge(403, REFUSED, second * NANO, second * NANO + 1)
-    outcomes.settle(1 << 62)
+    outcomes.judge(1 << 62)
 
     assert (outcomes.bad, outcomes.excused) == ({Kind.UNVERIFIED: 1}, {Kind.UNVERIFIED: 1})
     assert [why for *_, why in outcomes.examples] == ["its key is not published"]

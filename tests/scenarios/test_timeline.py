@@ -84,7 +84,7 @@ def test_a_timeline_is_read():
         (
             KEYS,
             'certificate = { by = "reload", check = "quiet" }',
-            "steps[0].certificate: nobody is shown one: add tls to [traffic]",
+            "steps[0].certificate: HAProxy shows none without TLS: add tls to [traffic]",
         ),
         (
             KEYS,

@@ -1,1 +1,1 @@
-"""What is declared as data: requirements, scenarios, checks and their results."""
+"""Declarations: requirements, scenarios, checks and their results."""

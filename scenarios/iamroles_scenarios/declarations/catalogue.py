@@ -89,7 +89,7 @@ class Catalogue(Mapping[str, Requirement]):
         return len(self._by_id)
 
     def quote(self, key: str) -> str:
-        """The requirement as a failed check prints it: id, level, source, text."""
+        """Return the requirement as a failed check prints it: id, level, source, text."""
         item = self._by_id.get(key)
         if item is None:
             return f"{key}: not in the catalogue"
@@ -130,5 +130,5 @@ def load(directory: Path) -> Catalogue:
 
 @cache
 def catalogue() -> Catalogue:
-    """The catalogue that ships with the package."""
+    """Return the catalogue that ships with the package."""
     return load(Path(str(files("iamroles_scenarios") / "data" / "requirements")))

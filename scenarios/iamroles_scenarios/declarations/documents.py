@@ -25,13 +25,13 @@ _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 
 _M = TypeVar("_M", bound=BaseModel)
 Json = Any
-"""Whatever TOML or JSON can hold."""
+"""Any value of TOML or JSON."""
 KeyPath = tuple[str | int, ...]
-"""Where a value stands in a document: keys and list indices."""
+"""The path to a value in a document: keys and list indices."""
 
 
 class BadValueError(ValueError):
-    """Raised by a model's validator that looks at several keys: names the one to mend.
+    """Raised by a model's validator that looks at several keys; it names the key to mend.
 
     Args:
         key: the key, from the model's top.
@@ -67,7 +67,7 @@ def read(path: Path, model: type[_M]) -> _M:
 
 
 def parse(text: str, model: type[_M], name: str) -> _M:
-    """Like `read`, for a text; `name` stands for the file in messages."""
+    """Read a text into a model, as `read` does; `name` stands for the file in messages."""
     try:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -80,7 +80,7 @@ def parse(text: str, model: type[_M], name: str) -> _M:
 
 
 def lines_of(text: str) -> dict[KeyPath, int]:
-    """The 1-based line of every table and key written in a TOML text."""
+    """Return the 1-based line of every table and key written in a TOML text."""
     lines: dict[KeyPath, int] = {}
     counts: Counter[KeyPath] = Counter()
     base: KeyPath = ()
@@ -109,7 +109,7 @@ def _parts(dotted: str) -> list[str]:
 
 
 def _resolve(parts: list[str], counts: Counter[KeyPath]) -> KeyPath:
-    """A header's absolute place: below `[[steps]]`, `[steps.expect]` speaks of the last step."""
+    """Return a header's full path: below `[[steps]]`, `[steps.expect]` speaks of the last step."""
     key: KeyPath = ()
     for index, part in enumerate(parts):
         key = (*key, part)

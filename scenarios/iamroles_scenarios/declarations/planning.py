@@ -1,4 +1,4 @@
-"""Which checks there are: those declared in Python beside those of scenario files, and how to select some."""
+"""All checks: those declared in Python and those of scenario files; and how to select some."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RENAMED = {
 
 
 def current(name: str) -> str:
-    """Return the name that a check has now; of one that was renamed, log it."""
+    """Return the name that a check has now; log it if it was renamed."""
     for old, new in RENAMED.items():
         if name == old or name.startswith(f"{old}["):
             logging.getLogger("iamroles.checks").warning("%s is now called %s.", old, new)
@@ -46,7 +46,7 @@ def planned(
 
 
 def selected_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
-    """Selects by check id, scenario id, requirement id, or a prefix of one that ends before a dot or dash."""
+    """Select by check id, scenario id, requirement id, or the beginning of an id, up to a dot or dash."""
     wanted = [current(pattern) for pattern in patterns]
 
     def select(check: PlannedCheck) -> bool:

@@ -1,4 +1,4 @@
-"""Checks and what came of them. Knows nothing of pytest: the plugin, the CLI, the mutant runner share it.
+"""Checks and their results. Knows nothing of pytest: the plugin, the CLI, the mutant runner share it.
 
 A *check* is the smallest thing with a verdict; it names the requirements it proves. Checks are declared
 statically, so they can be listed without starting a stage. Simple ones are Python functions under
@@ -20,7 +20,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Verdict(StrEnum):
-    """What a check says of the agent."""
+    """The verdict of a check on the agent."""
 
     PASS = "pass"  # noqa: S105
     FAIL = "fail"
@@ -29,7 +29,7 @@ class Verdict(StrEnum):
     NOT_APPLICABLE = "not-applicable"
     """The agent *declares* that it lacks the feature; never inferred."""
     WARNING = "warning"
-    """A SHOULD that failed: RFC 2119 permits it to those who know why."""
+    """A SHOULD that failed: RFC 2119 permits that for good reasons."""
     DEPARTURE = "departure"
     """A clause of the grade `strict` that does not hold; the standards permit it, and `core` is kept."""
     UNTESTABLE = "untestable"
@@ -39,12 +39,12 @@ class Verdict(StrEnum):
 
     @property
     def good(self) -> bool:
-        """Whether a run with this verdict may pass, judged by `core`."""
+        """True if a run with this verdict may pass, judged by `core`."""
         return self not in (Verdict.FAIL, Verdict.UNTESTABLE, Verdict.HARNESS_ERROR)
 
 
 def tails(logs: Mapping[str, str], lines: int = 25) -> dict[str, str]:
-    """The last lines of each log."""
+    """Return the last lines of each log."""
     return {part: "\n".join(text.splitlines()[-lines:]) for part, text in logs.items()}
 
 
@@ -62,9 +62,9 @@ class CheckResult:
     lane: str = ""
     title: str = ""
     cause: str = ""
-    """The fault of the set-up that explains this failure, the same words for all that it explains."""
+    """The fault of the set-up that explains this failure, in the same words for all that it explains."""
     transcript: str = ""
-    """All that passed, if the run keeps it; of a scenario, for all its checks. Without secrets."""
+    """What was sent and seen, if the run keeps it; of a scenario, for all its checks. Without secrets."""
     narrowest: Wait | None = None
     """The wait that came nearest to its bound."""
     tries: int = 1
@@ -83,7 +83,7 @@ class Check:
     features: frozenset[str] = frozenset()
     """Features of `agent.toml` without which the check is not-applicable."""
     long: bool = False
-    """Whether it takes so long, one step after the other, that a run begins with it."""
+    """Whether a run begins with it, because its steps take long and wait for each other."""
     explanation: str = ""
     """The words that follow the title, for `iamroles conformance explain`."""
 
@@ -137,5 +137,5 @@ def check(
 
 
 def declared() -> dict[str, Check]:
-    """All checks declared by modules imported so far, by id."""
+    """Return all checks declared by modules imported so far, by id."""
     return dict(_REGISTRY)

@@ -31,13 +31,13 @@ LANES: tuple[Lane, ...] = ("gate", "gate-spop")
 PROXY_LANES = ("gate", "proxy")
 """Lanes that need HAProxy; "proxy" has checks of HAProxy's own workings, in Python alone."""
 ALL_LANES: tuple[str, ...] = ("wire", *LANES, "proxy")
-"""How any check can be played; what a check is about is its family."""
+"""All lanes. The subject of a check is its family, not its lane."""
 SITES: dict[str, str] = {"gate": "haproxy", "gate-spop": "spop"}
-"""What stands in brackets after a check's id, where one check is played in several lanes."""
+"""The text in brackets after the id of a check that is played in several lanes."""
 
 
 class OneOf(Model):
-    """Any of these will do: for places where the standards leave a choice."""
+    """Any of these is right: the standards leave a choice."""
 
     one_of: list[str] = Field(min_length=2)
 
@@ -46,7 +46,7 @@ Text = str | OneOf
 
 
 def choices(value: Text) -> tuple[str, ...]:
-    """The acceptable values."""
+    """Return the acceptable values."""
     return (value,) if isinstance(value, str) else tuple(value.one_of)
 
 
@@ -58,7 +58,7 @@ class WorldSpec(Model):
     override: dict[str, Any] = Field(default_factory=dict)
     """Merged over it: tables by key, lists of tables by their `name` or `id`; other values replace."""
     own: bool = False
-    """True for a scenario that disturbs its world (kills the agent, reloads): it shares with nobody."""
+    """True for a scenario that disturbs its world (kills the agent, reloads): it shares with no other."""
     agents: Literal[1, 2] = 1
     """How many agents HAProxy has; of two, both have the same policy."""
     settings: dict[str, str] = Field(default_factory=dict)
@@ -82,11 +82,11 @@ class RequestSpec(Model):
     headers: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
     """Pairs of name and value, as they stand."""
     connection: str = ""
-    """Requests of one name share a keep-alive connection; "" opens one for each."""
+    """Requests of one name share a keep-alive connection; "" opens a new one for each."""
 
 
 class Expectation(Model):
-    """What must be seen. Fields left out are not looked at."""
+    """The answer that must be seen. Fields left out are not looked at."""
 
     status: int | list[int] | None = None
     allow: bool | None = None
@@ -114,7 +114,7 @@ class Expectation(Model):
     path: str | None = None
     """The path as the backend got it."""
     within: Duration | None = None
-    """Ask for at most so long until it holds (key removal, an agent coming back)."""
+    """Time in which the question is repeated until it holds (key removal, an agent coming back)."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Expectation:
@@ -124,7 +124,7 @@ class Expectation(Model):
 
     @property
     def proxy_only(self) -> bool:
-        """Whether it looks at something that does not exist over SPOP."""
+        """True if it looks at something that does not exist over SPOP."""
         return bool(
             self.headers or self.absent or self.only or self.path is not None or self.challenge is not None
         )
@@ -143,12 +143,12 @@ class FlowSpec(Model):
     until: str = ""
     """Name of a step: asked only before it."""
     renew: Duration = 0.0
-    """Its token is minted anew so often, times the time scale; those before it are asked for until they have
-    been dead for a second, and must be refused then."""
+    """Time after which its next token is minted, times the time scale. Earlier ones are asked with until they
+    have been dead for a second, and must be refused then."""
 
 
 class KeysStep(Model):
-    """Something happens to an issuer's keys."""
+    """A change of an issuer's keys."""
 
     issuer: str
     do: Literal["rotate", "announce", "adopt", "retire", "replace", "slow", "mend"]
@@ -160,7 +160,7 @@ class KeysStep(Model):
 
 
 class CertificateStep(Model):
-    """HAProxy gets another certificate, and shows it to everybody before the step ends."""
+    """HAProxy gets another certificate, and shows it on every new connection before the step ends."""
 
     by: Literal["runtime", "reload"]
     """runtime: a command of its Runtime API; reload: the file, and a reload."""
@@ -169,7 +169,7 @@ class CertificateStep(Model):
 
 
 class WaitStep(Model):
-    """Wait for the clock or a counter, with a deadline; never for a guess of time."""
+    """A wait for the clock or a counter, with a deadline; never for a guess of time."""
 
     expired: str = ""
     """Name of a token: until its `exp` has passed."""
@@ -186,7 +186,7 @@ class WaitStep(Model):
 
 
 class ReloadError(Model):
-    """What the answer to a refused reload must say."""
+    """The text that the answer to a refused reload must have."""
 
     names: str = Field(min_length=1)
     """A text that its `error` must hold: the key at fault."""
@@ -195,18 +195,18 @@ class ReloadError(Model):
 
 
 class ReloadStep(Model):
-    """The world file changes and the agent is told."""
+    """The world file changes, and the agent gets the signal to reload."""
 
     override: dict[str, Any] = Field(default_factory=dict)
     """Merged over the world's policy as it stands (see `WorldSpec.override`)."""
     without: dict[str, list[str]] = Field(default_factory=dict)
     """Entries that go, by `name` or `id`, of each table."""
     accepted: bool = True
-    """Whether the agent must take it up. One that is refused must leave the old policy in force."""
+    """Whether the agent must take it up. If not, the old policy must stay in force."""
     check: str = ""
     """The check that this is evidence for; without one, another outcome ends the scenario as a failure."""
     error: ReloadError | None = None
-    """What must be said of a policy that is not `accepted`."""
+    """The error that a policy that is not `accepted` must get."""
 
 
 class CloudStep(Model):
@@ -226,7 +226,7 @@ class CloudStep(Model):
 
 
 KINDS = ("request", "agent", "haproxy", "certificate", "keys", "wait", "reload", "cloud", "mint")
-"""What a step can be: a request, or an event of `engine.events`."""
+"""The kinds of a step: a request, or an event of `engine.events`."""
 
 
 class Step(Model):
@@ -238,15 +238,14 @@ class Step(Model):
     at: Duration | None = None
     """From the begin of the traffic, times the time scale; None: straight after the step before it."""
     settles: Duration = 0.0
-    """So long after its end, times the time scale, a flow's outcome of before is as right as that of
-    `then`."""
+    """Grace period after the step, times the time scale, in which a flow's previous outcome still passes."""
     then: dict[str, Expectation] = Field(default_factory=dict)
-    """What is right for these flows from this step on."""
+    """The right answers of these flows from this step on."""
     request: RequestSpec | None = None
     each: list[dict[str, Any]] = Field(default_factory=list)
     """The request, once for each of these, merged over it: a corpus under one expectation."""
     repeat: int = Field(default=1, ge=1, le=100)
-    """Send it so often; each answer must hold (cached verdicts included)."""
+    """How often it is sent; each answer must hold (cached verdicts included)."""
     expect: dict[str, Expectation] = Field(default_factory=dict)
     agent: Literal["kill", "pause", "resume", "start", "stop", "kill-child"] | None = None
     """stop: SIGTERM, and wait for its end; kill-child: SIGKILL for the oldest of its child processes."""
@@ -282,7 +281,7 @@ class Step(Model):
         return found
 
     def requests(self) -> list[RequestSpec]:
-        """The requests of this step, in order."""
+        """Return the requests of this step, in order."""
         if self.request is None:
             return []
         base = self.request.model_dump(exclude_unset=True)
@@ -350,7 +349,7 @@ class Scenario(Model):
         return self
 
     def _bears(self, name: str, lane: Lane) -> bool:
-        """Whether a step that is played in a lane is evidence for a check."""
+        """Return whether a step that is played in a lane is evidence for a check."""
         return any(name in step.bears_on for step in self.steps if lane in step.lanes) or (
             lane == "gate" and any(window.check == name for window in self.windows)
         )
@@ -371,7 +370,7 @@ class Scenario(Model):
         return [lane for lane in LANES if any(lane in spec.lanes for spec in self.checks.values())]
 
     def planned(self, lane: str) -> list[PlannedCheck]:
-        """The checks played in a lane, in the file's order."""
+        """Return the checks played in a lane, in the file's order."""
         return [
             PlannedCheck(f"{self.id}.{name}", lane, spec.title, tuple(spec.requirements), self)
             for name, spec in self.checks.items()
@@ -392,17 +391,17 @@ class PlannedCheck:
 
     @property
     def name(self) -> str:
-        """The id with the place where it is played: `gate.expired.refused[haproxy]`."""
+        """The id, and in brackets what it is asked of: `gate.expired.refused[haproxy]`."""
         return f"{self.id}[{SITES[self.lane]}]" if self.lane in SITES else self.id
 
     @property
     def family(self) -> str:
-        """What it is about: the id's first part."""
+        """The id's first part."""
         return self.id.partition(".")[0]
 
     @property
     def must(self) -> bool:
-        """Whether it proves a MUST, and no SHOULD alone."""
+        """True if it proves a MUST."""
         return any(catalogue()[name].level == "MUST" for name in self.requirements)
 
     @property
@@ -414,10 +413,10 @@ class PlannedCheck:
     def classes(self) -> frozenset[str]:
         """The conformance classes that it bears on.
 
-        Class `gate` is seen from outside, through a proxy: so that a gate without SPOE can be judged by it,
-        what is asked of it straight over SPOP belongs to what the question is about, policies or tokens. What
-        tokens and STS credentials have in common is `oidc` in the catalogue; a check that needs STS proves
-        it of STS.
+        Class `gate` is seen from outside, through a proxy, so that a gate without SPOE can be judged by it. A
+        check of it straight over SPOP counts for the class of its question, policies or tokens. What tokens
+        and STS credentials have in common is `oidc` in the catalogue; a check that needs STS proves it of
+        STS.
         """
         found = {catalogue()[name].class_ for name in self.requirements}
         if "gate" in found and self.lane not in PROXY_LANES:
@@ -430,8 +429,8 @@ class PlannedCheck:
     def features(self) -> frozenset[str]:
         """Features without which it is not-applicable.
 
-        Whatever is asked with an issuer's tokens needs `oidc`, though it is about something else: a check in
-        Python that has not `sts`, and a scenario by its recipes. The wire lane takes what the agent has.
+        A question with an issuer's tokens needs `oidc`, whatever it is about. Checks in Python without `sts`
+        have such questions, and scenarios by their recipes. The wire lane takes what the agent has.
         """
         if self.scenario is not None:
             return self.scenario.needs
@@ -463,7 +462,7 @@ def load(directory: Path) -> dict[str, Scenario]:
 
 @cache
 def scenarios() -> dict[str, Scenario]:
-    """The scenarios that ship with the package."""
+    """Return the scenarios that ship with the package."""
     return load(Path(str(files("iamroles_scenarios") / "data" / "scenarios")))
 
 
@@ -471,13 +470,13 @@ def scenarios() -> dict[str, Scenario]:
 def _world(name: str) -> dict[str, Any]:
     path = Path(str(files("iamroles_scenarios") / "data" / "worlds" / f"{name}.toml"))
     if not path.is_file():
-        raise DocumentError([f"worlds/{name}.toml: there is no such world. Mend `world.policy`."])
+        raise DocumentError([f"worlds/{name}.toml: this world does not exist. Mend `world.policy`."])
     document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     return document
 
 
 def policy_of(world: WorldSpec) -> dict[str, Any]:
-    """The world's policy document, overrides merged, placeholders such as `{idp}` still in it."""
+    """Return the world's policy document, overrides merged, placeholders such as `{idp}` still in it."""
     document: dict[str, Any] = merged(_world(world.policy), world.override)
     return document
 
@@ -495,7 +494,7 @@ def merged(base: Json, over: Json) -> Json:
 
 
 def stripped(policy: dict[str, Any], gone: dict[str, list[str]]) -> dict[str, Any]:
-    """A policy without the entries of these names, by table."""
+    """Return a policy without the entries of these names, by table."""
     kept = {table: [one for one in policy[table] if _name(one) not in names] for table, names in gone.items()}
     return policy | kept
 

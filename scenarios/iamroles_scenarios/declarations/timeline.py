@@ -1,10 +1,9 @@
-"""What makes a scenario a timeline: traffic that flows while its steps happen, and windows in which it is
-judged.
+"""Timelines: scenarios whose traffic flows while their steps happen, and windows in which it is judged.
 
-A scenario with `[traffic]` asks its flows all the while, through HAProxy. Steps happen `at` their times, and
-may change what is right for a flow. A window says between which moments every answer must have been right,
-and what is excused: what was in flight when a part was killed, or for how long a fault may be felt. A false
-allow is excused by nothing. docs/under-fire.md is the guide.
+A scenario with `[traffic]` asks its flows from begin to end, through HAProxy. Steps happen `at` their times,
+and may change what is right for a flow. A window says between which moments every answer must have been
+right, and what is excused: what was in flight when a part was killed, or for how long a fault may be felt.
+Nothing excuses a false allow. docs/under-fire.md is the guide.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ BEGIN, END = "begin", "end"
 
 
 class Traffic(Model):
-    """How much is asked, and for how long."""
+    """The rate of the traffic, its connections, and its length."""
 
     rate: float = Field(gt=0, le=100_000)
     """Questions a second over all flows, Poisson arrivals; multiplied by `Target.rate`."""
@@ -35,12 +34,12 @@ class Traffic(Model):
     fresh: bool = False
     """A new connection for each question, with a handshake of its own."""
     signed: Duration = 0.0
-    """The agent signs identities, and each key does so long, times the time scale (0: it signs none). Each
-    header must verify by every key set that a back end may hold (`engine.key_sets`)."""
+    """How long each key of the agent signs identities, times the time scale (0: it signs none). Each header
+    must verify by every key set that a back end may hold (`engine.key_sets`)."""
 
 
 def _moment(value: object) -> object:
-    """A duration as seconds, any other text as the name of a step."""
+    """Read a duration as seconds, any other text as the name of a step."""
     if isinstance(value, str) and value[:1].isdigit():
         return seconds(value)
     return value
@@ -59,16 +58,16 @@ class WindowSpec(Model):
     """From and to: a step's name (its begin), a time such as "3s", "begin" or "end". An answer belongs to the
     window in which its question was sent."""
     flows: list[str] = Field(default_factory=list)
-    """Which flows; none: all."""
+    """Names of flows; []: all."""
     in_flight: list[str] = Field(default_factory=list)
     """Names of steps that kill a part: 5xx and missing answers of questions that were under way then are
     excused, at most one for each connection and step."""
     recovers: Duration = 0.0
-    """So long from the window's begin, times the time scale, 5xx, missing answers and false denies are
+    """Time from the window's begin, times the time scale, in which 5xx, missing answers and false denies are
     excused."""
     p99: float | None = Field(default=None, gt=1)
-    """The 99th percentile may be at most so many times that of the quiet time: from the begin of the traffic
-    to the first step with `at`. Half a second, times the time scale, is always allowed."""
+    """Factor by which the 99th percentile may exceed that of the quiet time: from the begin of the traffic to
+    the first step with `at`. Half a second, times the time scale, is always allowed."""
 
 
 def check_timeline(
@@ -160,7 +159,9 @@ def _check_steps(traffic: Traffic, steps: Sequence[Any], timed: Sequence[int]) -
 def _check_kinds(traffic: Traffic, steps: Sequence[Any], timed: Sequence[int]) -> None:
     for number, step in enumerate(steps):
         if step.certificate and not traffic.tls:
-            raise BadValueError(("steps", number, "certificate"), "nobody is shown one: add tls to [traffic]")
+            raise BadValueError(
+                ("steps", number, "certificate"), "HAProxy shows none without TLS: add tls to [traffic]"
+            )
         if step.request and traffic.tls:
             raise BadValueError(("steps", number, "request"), "HAProxy speaks TLS: make it a flow")
         if step.wait and step.wait.signer and (not traffic.signed or number < timed[0]):

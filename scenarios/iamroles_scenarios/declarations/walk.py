@@ -19,7 +19,7 @@ class Move(Model):
 
     name: str
     steps: list[Step] = Field(min_length=1)
-    """Of a step with `agent`, the seed says which agent."""
+    """The seed says which agent a step with `agent` is about."""
     fault: bool = False
     """It excuses 5xx, missing answers and false denies until it is over, and for a while after."""
     pause: Duration = 0.0

@@ -36,7 +36,7 @@ _LOOK = 1.0
 """Seconds between two looks at what came."""
 _SHUT = Expectation(status=401, allow=False, backend="")
 _SETTINGS = {"IAM_TIMEOUT_PROCESSING": "30s"}
-"""A host under load is late, and that is no fault of the agent's."""
+"""A host under load is late, which is not the agent's fault."""
 
 
 class BackgroundLoad:
@@ -102,7 +102,7 @@ class BackgroundLoad:
             opens = Expectation(status=200, allow=True, backend="orders-ro", principal=name)
             flow = Flow(name, RequestSpec(), opens if role == "reader" else shut, weight=weight)
             traffic.ask(flow, mint=partial(token, name, life, role), renew=renewal)
-        # One that ended long ago: a run may be over before eve's first token is.
+        # A token that ended long ago: a run may be over before eve's first token ends.
         dead = partial(token, "old", _LIFE, "reader", ago=_LONG_AGO)
         traffic.ask(Flow("old", RequestSpec(), DEAD, weight=0.5), mint=dead)
         self._ask_strangers(loan, traffic)
@@ -137,20 +137,20 @@ class BackgroundLoad:
             traffic, outcomes = self._flowing.pop(key, (None, None))
         if traffic is not None and outcomes is not None:
             traffic.stop()
-            outcomes.settle(now())
+            outcomes.judge(now())
 
     def _judge(self) -> None:
         while not self._over.wait(_LOOK):
             with self._lock:
                 flowing = [outcomes for _, outcomes in self._flowing.values()]
             for outcomes in flowing:
-                outcomes.settle(now() - round(PATIENCE * self._scale * NANO))
+                outcomes.judge(now() - round(PATIENCE * self._scale * NANO))
 
     # --- what came of it -----------------------------------------------------------------------------------
 
     @property
     def answers(self) -> int:
-        """How many came, of all worlds."""
+        """The number of answers from all worlds."""
         return sum(outcomes.answers for outcomes in self._outcomes)
 
     @property
@@ -159,7 +159,7 @@ class BackgroundLoad:
 
     @property
     def sound(self) -> bool:
-        """Whether it flowed, and no verdict was wrong.
+        """True if it flowed, and no verdict was wrong.
 
         A host under load may starve an agent until HAProxy's health check takes it out: 5xx and missing
         answers are reported. If they are more than a tenth, nothing was shown.

@@ -134,7 +134,7 @@ class Bench:
 
     @staticmethod
     def now() -> int:
-        """Epoch seconds."""
+        """Return the epoch seconds."""
         return int(time.time())
 
     @staticmethod

@@ -20,7 +20,7 @@ _FILE = "site.pem"
 _IN_A_ROW = 10
 """Connections that must show the new certificate one after the other."""
 _SHOWN = 5.0
-"""Seconds, times the scale, until they do: a reload's old worker lets go of the socket when it is told to."""
+"""Seconds, times the scale, until they do: a reload's old worker lets go of the socket a little later."""
 
 
 class Certificate:
@@ -35,7 +35,7 @@ class Certificate:
 
 
 class ProxyCertificates:
-    """The certificate that a world's HAProxy shows, and those that take its place in turn.
+    """The certificate that a world's HAProxy shows, and its successors.
 
     Attributes:
         settings, files: of a world whose HAProxy shows the first.
@@ -48,7 +48,7 @@ class ProxyCertificates:
 
     @property
     def tls(self) -> ssl.SSLContext:
-        """Of a client that takes the one that is shown, and the next, and no other."""
+        """The context of a client that takes the certificate that is shown, and the next, and no other."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # one name for all: the whole counts
@@ -56,7 +56,7 @@ class ProxyCertificates:
         return context
 
     def replace(self, world: World, by: str, scale: float) -> str:
-        """Put the next one in place, and wait until it is shown; why that failed, or "".
+        """Put the next certificate in place, and wait until it is shown; return why that failed, or "".
 
         Args:
             world: whose HAProxy shows it.
@@ -84,14 +84,14 @@ def _by_runtime(world: World, certificate: Certificate) -> str:
 
 
 def _by_reload(world: World, certificate: Certificate) -> str:
-    """Replace it by its file and a reload; "" as `_by_runtime`."""
+    """Replace it by its file and a reload; return "" as `_by_runtime`."""
     world.haproxy.put(_FILE, certificate.pem)
     world.haproxy.reload()
     return ""
 
 
 def _shows(world: World, certificate: Certificate, scale: float) -> str:
-    """Wait until new connections are shown this certificate, and no other any more; why not, or ""."""
+    """Wait until every new connection is shown this certificate; return why not, or ""."""
     deadline = time.monotonic() + _SHOWN * scale
     row = 0
     while row < _IN_A_ROW:
@@ -116,7 +116,7 @@ def _shown(world: World, within: float) -> bytes:
 
 
 def proxy_fault(agent: AgentSpec, message: str) -> Exception:
-    """Something is wrong with the proxy: a failure of an agent that brings its own configuration."""
+    """Return the exception for a fault of the proxy: the agent's, if it brings its own configuration."""
     if "render" in agent.haproxy:
         return AgentFault(message)
     return HarnessFault(f"HAProxy with the shipped configuration, not the agent: {message}")

@@ -1,4 +1,4 @@
-"""What a failure shows of a credential: everything but what makes it one.
+"""Credentials as failures show them: everything but the secret.
 
 Test tokens hold no secret besides their signature. A pre-signed request is shown without its signature
 and its session token.
@@ -17,7 +17,7 @@ _SECRET = re.compile(r"((?:X-Amz-Signature|X-Amz-Security-Token)=)[^&#]*", re.IG
 
 
 def readable(token: str) -> list[str]:
-    """A JWT's header and claims, or a pre-signed URL, as lines to read; none for what is neither."""
+    """Return a JWT's header and claims, or a pre-signed URL, as lines to read; [] for anything else."""
     if (prefix := _STS.match(token)) is not None:
         return [f"pre-signed: {_cut(_SECRET.sub(_HIDDEN, _text(token[prefix.end() :])))}"]
     parts = token.split(".")

@@ -37,12 +37,12 @@ EVENT_DEADLINE = 10.0
 """Seconds, times the time scale, for events of the agent: starting again, a reload, a fetch of keys."""
 
 Prove = Callable[[str, str, str, str], None]
-"""Is told what an event showed of a check: the check, what was wrong ("": nothing), what was sent, and what
-was received."""
+"""Takes what an event showed of a check: the check, what was wrong ("": nothing), what was sent, and what was
+received."""
 
 
 class Events:
-    """Makes them happen in one playing of a scenario.
+    """The events of one playing of a scenario.
 
     Args:
         target: agent and stage.
@@ -60,7 +60,7 @@ class Events:
         self._retiring: dict[str, list[str]] = {}
 
     def act(self, step: Step) -> None:
-        """Let a step's event happen.
+        """Make a step's event happen.
 
         Raises:
             AgentFault: the agent did not take it as it must.
@@ -170,11 +170,11 @@ class Events:
 
 
 def kill_child(world: World) -> int:
-    """SIGKILL for the oldest child process of a world's agent; its process id on this host.
+    """Send SIGKILL to the oldest child process of a world's agent; return its process id on this host.
 
     Raises:
         AgentFault: it has no child, though it declares `workers`.
-        Untestable: its processes are not to be seen from here.
+        Untestable: its processes cannot be seen from here.
     """
     pid = world.agent.host_pid
     if pid is None:
@@ -190,7 +190,7 @@ def kill_child(world: World) -> int:
 
 
 def children_of(pid: int) -> list[int]:
-    """Child processes of a process, the oldest first (proc(5), `/proc/pid/task/tid/children`)."""
+    """Return the child processes of a process, the oldest first (proc(5), `/proc/pid/task/tid/children`)."""
     try:
         found = [
             int(child)

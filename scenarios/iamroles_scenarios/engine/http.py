@@ -1,4 +1,4 @@
-"""A blunt HTTP/1.1 client: sends exactly the bytes of a scenario, also those that no proper client would.
+"""A blunt HTTP/1.1 client that sends exactly the bytes of a scenario, also those of no proper client.
 
 Path tricks and forged headers must arrive as written, so nothing here normalises, quotes or joins. Answers
 are read by `http.client`, which is strict enough for a proxy that is not under test.
@@ -41,7 +41,7 @@ class Answer:
 
 
 class _Lines(io.BufferedReader):
-    """Refuses a line that the connection's end has cut: to `http.client`, `HTTP/1.1 200 O` is an answer."""
+    """Raises for a line that the connection's end has cut: `http.client` takes `HTTP/1.1 200 O`."""
 
     _some = False
 
@@ -110,13 +110,13 @@ class HttpConnection:
 
 
 def request_bytes(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
-    """A request without a body; characters up to U+00FF stand for bytes."""
+    """Return a request without a body; characters up to U+00FF stand for bytes."""
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
     return "\r\n".join(lines).encode("latin-1")
 
 
 def redacted(text: str, secrets: Sequence[str]) -> str:
-    """A text without the tokens in it: reports are pasted into tickets, and a token is a key."""
+    """Return a text without the tokens in it: reports are pasted into tickets, and a token is a key."""
     for secret in secrets:
         if len(secret) > 24:
             text = text.replace(secret, f"<{len(secret)} characters>")

@@ -1,4 +1,4 @@
-"""The plan of a run: what is played in one go, and in which order.
+"""The plan of a run: which checks are played in one go, and in which order.
 
 A scenario is played once in each lane, for all its checks; a check in Python alone; the wire lane plays its
 checks side by side by itself and is one job.
@@ -25,23 +25,23 @@ _ATTEMPTS = 4
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """What is played in one go."""
+    """Checks that are played in one go."""
 
     checks: list[PlannedCheck] = field(default_factory=list)
 
     @property
     def wire(self) -> bool:
-        """Whether it is the wire lane."""
+        """True for the wire lane."""
         return self.checks[0].lane == "wire"
 
     @property
     def through_proxy(self) -> bool:
-        """Whether it is played through HAProxy."""
+        """True if it is played through HAProxy."""
         return self.checks[0].lane in PROXY_LANES
 
     @property
     def lane(self) -> Lane:
-        """Where a gate's checks are played; those of the lane "proxy" are, through HAProxy too."""
+        """The lane of its target: "gate", through HAProxy, also for the lane "proxy"."""
         return "gate" if self.through_proxy else "gate-spop"
 
     @property
@@ -55,8 +55,8 @@ class Job:
 
     @property
     def rank(self) -> tuple[bool, ...]:
-        """Its place in a run that plays everything: what is long and what waits for the clock comes first, so
-        that it overlaps with the work of the others.
+        """The key by which a run that plays everything is sorted. Long jobs and those that wait for the clock
+        come first, so that they overlap with the work of the others.
         """
         if self.scenario is None:
             long = self.checks[0].function is not None and self.checks[0].function.long
@@ -128,15 +128,15 @@ def validate(agent: AgentSpec, checks: list[PlannedCheck]) -> None:
             raise SelectionError(f"{where}: no such check. {hint}")
 
 
-# --- which checks come first where there is no time for all of them ----------------------------------------
+# --- which checks come first if there is not time for all of them ------------------------------------------
 
 
 def by_importance(checks: Iterable[PlannedCheck]) -> list[PlannedCheck]:
     """Return the checks, the most telling first.
 
-    MUST of `core`, then MUST of `strict`, then SHOULD. In each, first whatever bears on a requirement
-    that none before bears on: a short run is broad, not deep. Of equals, first those that ask in a
-    world that others use too, then those that need one of their own, then those that mostly wait.
+    MUST of `core`, then MUST of `strict`, then SHOULD. In each, first the checks of a requirement that no
+    check before them proves: a short run is broad, not deep. Of equals, first those that ask in a shared
+    world, then those that need one of their own, then those that mostly wait.
     """
     ordered = sorted(checks, key=lambda check: (_level(check), _effort(check)))
     seen: set[str] = set()

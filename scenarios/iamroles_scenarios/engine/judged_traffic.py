@@ -1,4 +1,4 @@
-"""Traffic under which something happens: one thread that asks without a pause, and what came of it.
+"""Traffic under which something happens: a thread that asks without a pause, and answers to judge.
 
     traffic = JudgedTraffic(("127.0.0.1", 8080), rate=200, connections=8)
     traffic.ask(flow)
@@ -209,7 +209,7 @@ class JudgedTraffic:
     # --- time ----------------------------------------------------------------------------------------------
 
     def wait(self, more: int) -> None:
-        """Until so many more answers came, or were lost.
+        """Wait until this many more answers came, or were lost.
 
         Raises:
             HarnessFault: the traffic stands still.
@@ -247,8 +247,9 @@ class JudgedTraffic:
         return self.steps[name]
 
     def change(self, flow: str, expect: Expectation, *, by: str, settles: float = 0.0) -> None:
-        """Something else is right for a flow from a step on; until seconds after its end, what was before
-        too."""
+        """Change what is right for a flow from a step on. For `settles` seconds after its end, what was right
+        before passes too.
+        """
         moment = self.steps[by]
         settled = moment.end + round(settles * self._scale * NANO)
         self._flows[flow].flow.change(expect, moment.begin, settled)
@@ -259,15 +260,16 @@ class JudgedTraffic:
             line.context = context
 
     def phases(self) -> list[tuple[str, int, int]]:
-        """From each step to the next: the first one's name, and both moments, nanoseconds of
-        CLOCK_REALTIME."""
+        """Return the name of each step, when it began and when the next one did, in nanoseconds of
+        CLOCK_REALTIME.
+        """
         steps = sorted(self.steps.values(), key=lambda step: step.begin)
         return [(one.name, one.begin, two.begin) for one, two in pairwise(steps)]
 
     # --- judging -------------------------------------------------------------------------------------------
 
     def judge(self, window: WindowSpec) -> Finding:
-        """What a window showed.
+        """Judge the answers of a window.
 
         Raises:
             TooSlow: hardly anything was asked in it.
@@ -319,7 +321,7 @@ class JudgedTraffic:
         return entry.sent <= killed.end + GRACE * self._scale and entry.received >= killed.begin
 
     def _since(self, at: int) -> float:
-        """Seconds since the last step began."""
+        """Return the seconds since the last step began."""
         return (at - max(step.begin for step in self.steps.values() if step.begin <= at)) / NANO
 
     def _at(self, moment: str | float) -> int:
@@ -328,6 +330,6 @@ class JudgedTraffic:
         return self.steps[BEGIN].begin + round(moment * self._scale * NANO)
 
     def _first(self) -> int:
-        """When the quiet time ended: the first step after the begin."""
+        """Return when the quiet time ended: at the first step after the begin."""
         later = [step.begin for name, step in self.steps.items() if name != BEGIN]
         return min(later)

@@ -1,8 +1,8 @@
 """The keys of the signed identity, as a back end fetches them, and whether a header verifies by them.
 
 A back end fetches the keys now and then, and again when it meets a name that it does not know
-(docs/backends.md). Here somebody fetches them all the while, from each place where an agent publishes them;
-each header must verify by every set that a back end could hold when it came.
+(docs/backends.md). Here a thread fetches them again and again, from each address where an agent publishes
+them. Each header must verify by every set that a back end could hold when it came.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _GATE = "https://gate.example.com"
 """`identity_header.issuer` of the worlds that are looked at."""
-_PLACE = re.compile(r"http://[^\s/]+:(\d+)(/\S*jwks)\b")
+_PUBLISHED = re.compile(r"http://[^\s/]+:(\d+)(/\S*jwks)\b")
 _EACH = 0.2
 """Seconds between two fetches."""
 
@@ -39,8 +39,8 @@ Keys = dict[str, dict[str, Any]]
 
 
 def signing(stage: Stage, rotate: float) -> dict[str, Any]:
-    """What a policy says of an agent that signs identities, and publishes its keys where the suite fetches
-    them: on loopback, where the stage is there.
+    """Return the part of a policy by which an agent signs identities, and publishes its keys where the suite
+    can fetch them: on loopback, if the stage is there.
 
     Args:
         stage: where it runs.
@@ -52,10 +52,10 @@ def signing(stage: Stage, rotate: float) -> dict[str, Any]:
 
 
 class KeySets:
-    """Key sets as they were fetched from all places that the agents' logs name.
+    """Key sets as they were fetched from all addresses that the agents' logs name.
 
     Args:
-        agents: who sign.
+        agents: that sign.
         rotate: seconds that a key signs; a back end holds a set for half of it without a fetch.
     """
 
@@ -65,15 +65,15 @@ class KeySets:
         self._cache = round(rotate / 2 * NANO)
         self._found: list[tuple[int, int, Keys]] = []
         """When each was asked for and when it was there, nanoseconds, and the keys."""
-        self._fault = "the agent's log names no place where it publishes its keys"
-        """Why there is none."""
+        self._fault = "the agent's log names no address at which it publishes its keys"
+        """Why there are no keys."""
         self.signed: set[str] = set()
         """Names of keys whose headers verified."""
 
     def _fetch(self) -> None:
         for agent in self._agents:
             host = agent.spop_address.rpartition(":")[0]
-            for port, path in sorted(set(_PLACE.findall("\n".join(agent.lines())))):
+            for port, path in sorted(set(_PUBLISHED.findall("\n".join(agent.lines())))):
                 begun = now()
                 try:
                     with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10) as answer:
@@ -84,7 +84,7 @@ class KeySets:
 
     @contextmanager
     def fetched(self) -> Iterator[None]:
-        """At the begin, all the while, and at the end."""
+        """Fetch at the begin, every `_EACH` seconds, and at the end."""
         self._fetch()
         end = threading.Event()
 
@@ -102,7 +102,7 @@ class KeySets:
             thread.join()
 
     def _held(self, at: int) -> list[Keys]:
-        """Those that a back end may hold at a moment, and the one that it would fetch then; each once."""
+        """Return the sets that a back end may hold at a moment, and the set that it would fetch then."""
         held: list[Keys] = []
         for begun, ended, keys in self._found:
             if keys not in held and (begun >= at or (begun >= at - self._cache and ended <= at)):
@@ -112,11 +112,11 @@ class KeySets:
         return held
 
     def unverified(self, entry: Entry, *, every: bool) -> str:
-        """Why a back end cannot verify an answer's identity; "" if it can, or if there is none to verify.
+        """Return why a back end cannot verify an answer's identity; "" if it can, or if there is none.
 
         Args:
             entry: the answer.
-            every: by every set that it may hold; else one will do, as where each agent has keys of its own.
+            every: by every set that it may hold; else one suffices, as when each agent has keys of its own.
         """
         if not entry.seen.allow:
             return ""
@@ -140,12 +140,12 @@ class KeySets:
             signed |= {kid_of(entry) for entry in traffic.ledger.between(begun, NEVER)[-1:]} - {""}
 
     def forget(self, before: int) -> None:
-        """Drop what no back end holds any more at a moment: for runs that go on for long."""
+        """Drop the sets that no back end holds at a moment: a long run would collect too many."""
         self._found = [one for one in self._found if one[1] >= before - self._cache]
 
 
 def kid_of(entry: Entry) -> str:
-    """The name of the key that signed an answer's identity; "" where there is none."""
+    """Return the name of the key that signed an answer's identity; "" if there is none."""
     values = [value for header, value in entry.seen.headers if header == "x-iam-identity"]
     try:
         return str(jwt.get_unverified_header(values[0])["kid"])
@@ -154,7 +154,7 @@ def kid_of(entry: Entry) -> str:
 
 
 def why_not(entry: Entry, keys: Mapping[str, Any]) -> str:
-    """Why a back end that holds these keys refuses an answer's header; "" where it does not."""
+    """Return why a back end that holds these keys refuses an answer's header; "" if it does not."""
     seen = entry.seen
     values = [value for header, value in seen.headers if header == "x-iam-identity"]
     if len(values) != 1:
@@ -174,7 +174,7 @@ def why_not(entry: Entry, keys: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(1 << 10)
 def _verified(value: str, key: str, backend: str) -> Mapping[str, Any]:
-    """The claims of a header, which many answers carry; times are the caller's."""
+    """Return the claims of a header, which many answers carry; the caller looks at the times."""
     claims: Mapping[str, Any] = jwt.decode(
         value,
         jwt.PyJWK(json.loads(key)),

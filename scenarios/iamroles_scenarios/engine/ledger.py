@@ -1,11 +1,11 @@
 """The ledger: every answer of some traffic, and whether it was right when it came.
 
-What is right changes while questions are under way, so nothing is judged when it comes. Each answer is kept
-with two moments: when its question was sent, and the kernel's stamp on its last byte. Each outcome of a flow
-is kept with the time in which it may have been in force: from the begin of the step that brought it, to the
-end of the step that ended it, and as long after as that step may take to settle. An answer is right if it is
-as an outcome that may have been in force at any moment between its two. So before and after a change one
-outcome is right, and while the change happens either is.
+What is right changes while questions are under way, so no answer is judged when it comes. Each is kept with
+two moments: when its question was sent, and the kernel's stamp on its last byte. Each expectation of a flow
+is kept with the time in which it may hold: from the begin of the step that brought it, to the end of the step
+that ended it, and for that step's `settles` after. An answer is right if it is as an expectation that may
+hold at any moment between its two. So before and after a change one expectation is right, and while the
+change happens either is.
 
 A token's death is such a change as well: from its `exp` on, nothing is right but a refusal.
 """
@@ -31,14 +31,14 @@ _MARGIN = NANO // 20
 """Around a token's `exp`, for clocks that are read by other processes: HAProxy's own is that of its last
 turn."""
 DEAD = Expectation(status=401, allow=False, backend="")
-"""What is right for a token after its `exp`."""
+"""The right answer to a token after its `exp`."""
 DYING = Expectation(status=[401, 504], allow=False, backend="")
-"""What may end a question that is under way when its token dies: HAProxy waits for the server until that very
+"""The end of a question that is under way when its token dies: HAProxy waits for the server until that very
 moment (docs/live.md), so its timeout may come before the refusal."""
 
 
 class Kind(StrEnum):
-    """How an answer was."""
+    """The verdict on an answer."""
 
     RIGHT = "right"
     FALSE_ALLOW = "false allow"
@@ -57,14 +57,14 @@ EXCUSABLE = frozenset({Kind.FALSE_DENY, Kind.FAULT, Kind.LOST, Kind.UNVERIFIED})
 
 
 @dataclass(slots=True)
-class _Outcome:
+class _Held:
     expect: Expectation
     begin: int
     until: int = NEVER
 
 
 class Flow:
-    """A question that is asked again and again, and what is right for it when.
+    """A question that is asked again and again, with what is right for it, and when.
 
     Args:
         name: for windows and reports.
@@ -77,19 +77,20 @@ class Flow:
         self.name = name
         self.request = request
         self.weight = weight
-        self._outcomes = [_Outcome(expect, 0)]
+        self._held = [_Held(expect, 0)]
 
     def change(self, expect: Expectation, begin: int, settled: int) -> None:
-        """Something else is right from `begin` on at the earliest, and alone from `settled` on
-        (nanoseconds)."""
-        self._outcomes[-1].until = settled
-        self._outcomes.append(_Outcome(expect, begin))
+        """Change what is right: from `begin` on at the earliest, and nothing else from `settled` on
+        (nanoseconds).
+        """
+        self._held[-1].until = settled
+        self._held.append(_Held(expect, begin))
 
     def right(self, sent: int, received: int, dies: int) -> list[Expectation]:
-        """What may be answered to a question of these moments, with a token that dies then."""
+        """Return the right answers to a question of these moments, with a token that dies then."""
         if sent >= dies + _MARGIN:
             return [DEAD]
-        found = [one.expect for one in self._outcomes if one.begin <= received and sent <= one.until]
+        found = [one.expect for one in self._held if one.begin <= received and sent <= one.until]
         return found if received < dies - _MARGIN else [*found, DYING]
 
 
@@ -112,13 +113,13 @@ class FlowQuestion(Question):
 
 
 class Entry(NamedTuple):
-    """One answer, or the lack of one."""
+    """An answer, or the reason why there was none."""
 
     question: FlowQuestion
     sent: int
     received: int
     status: int
-    """0: none came."""
+    """0: no answer came."""
     text: bytes
     """The answer as it came, or why there was none."""
 
@@ -135,12 +136,12 @@ class Entry(NamedTuple):
 
     @property
     def right(self) -> list[Expectation]:
-        """What could be answered rightly."""
+        """The answers that would be right."""
         return self.question.flow.right(self.sent, self.received, self.question.dies)
 
     @property
     def shown(self) -> tuple[str, str]:
-        """Question and answer for a reader, without the token."""
+        """The question and the answer for a reader, without the token."""
         if self.status:
             seen = self.seen
             return seen.sent, seen.received
@@ -148,7 +149,7 @@ class Entry(NamedTuple):
         return sent.strip(), f"no answer: {self.text.decode(errors='replace')}"
 
     def judged(self) -> tuple[Kind, str]:
-        """What kind of answer it was, and what was wrong with it."""
+        """Return what kind of answer it was, and what was wrong with it."""
         if not self.status:
             return Kind.LOST, self.text.decode(errors="replace")
         seen = self.seen
@@ -182,7 +183,7 @@ class Ledger:
             self.count += 1
 
     def between(self, begin: int, end: int, flows: Sequence[str] = ()) -> list[Entry]:
-        """Answers to what was sent in [begin, end), of these flows or of all."""
+        """Return the answers to what was sent in [begin, end), of these flows or of all."""
         return [
             entry
             for entry in list(self._entries)
@@ -190,8 +191,7 @@ class Ledger:
         ]
 
     def take(self, before: int) -> list[Entry]:
-        """Answers to what was sent before a moment, which are forgotten here: for runs that go on for
-        long."""
+        """Return and forget the answers to what was sent before a moment, because a long run has too many."""
         with self._lock:
             taken = [entry for entry in self._entries if entry.sent < before]
             self._entries = [entry for entry in self._entries if entry.sent >= before]
@@ -200,7 +200,7 @@ class Ledger:
 
 @dataclass(slots=True)
 class Finding:
-    """What a window showed."""
+    """The judged answers of a window."""
 
     between: tuple[str, str]
     answers: int
@@ -208,7 +208,7 @@ class Finding:
     """Answers that were not right and that nothing excuses, with why."""
     excused: Counter[Kind] = field(default_factory=Counter)
     recovered: float = 0.0
-    """Seconds from a step's begin until the last answer before the next one that was not right, excused ones
+    """Seconds from a step's begin until the last wrong answer before the next step, excused ones
     included; the longest of all steps."""
     p99: float = 0.0
     """Seconds."""
@@ -229,18 +229,18 @@ class Finding:
 
 
 def p99(entries: Iterable[Entry]) -> float:
-    """The 99th percentile of the time from sent to received, seconds; 0 without entries."""
+    """Return the 99th percentile of the time from sent to received, seconds; 0 without entries."""
     times = sorted(entry.received - entry.sent for entry in entries if entry.status)
     return times[min(len(times) - 1, len(times) * 99 // 100)] / NANO if times else 0.0
 
 
 SHOWN = 10
-"""Answers that were not right which an account keeps whole."""
+"""How many answers that were not right are kept whole."""
 
 
 @dataclass(slots=True)
 class Second:
-    """What was asked in one second of a long run."""
+    """The figures of one second of a long run."""
 
     answers: int
     bad: int
@@ -250,7 +250,7 @@ class Second:
 
 
 class Outcomes:
-    """What came of traffic that goes on for long: judged piece by piece, then forgotten.
+    """The answers of long traffic: judged piece by piece, counted, then forgotten.
 
     Args:
         ledger: where the answers are.
@@ -272,8 +272,8 @@ class Outcomes:
         self.late: list[float] = []
         """Seconds from the begin at which answers came that were not right, excused ones included."""
 
-    def settle(self, before: int) -> None:
-        """Judge what was sent before a moment; every change that bears on it must be known."""
+    def judge(self, before: int) -> None:
+        """Judge what was sent before a moment; every change that bears on them must be known."""
         pieces: dict[int, list[Entry]] = {}
         for entry in self._ledger.take(before):
             pieces.setdefault((entry.sent - self._begin) // NANO, []).append(entry)

@@ -1,4 +1,4 @@
-"""What was seen of one request, and whether it is what was expected: lanes observe, this compares."""
+"""An answer as a lane saw it, compared with what was expected."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Observation:
 
 
 def differences(wanted: Mapping[str, object], got: Mapping[str, object]) -> list[str]:
-    """What differs, one sentence each: the one place that says whether an answer is right.
+    """Return what differs, one sentence each. No other function says whether an answer is right.
 
     Args:
-        wanted: what must be seen by name; of a set, any member will do. What is not named is not looked at.
+        wanted: what must be seen by name; of a set, any member suffices. Other names are not looked at.
         got: what was seen. A value of another type is wrong: `1` is not `True`.
     """
     found = []
@@ -61,7 +61,7 @@ def differences(wanted: Mapping[str, object], got: Mapping[str, object]) -> list
 
 
 def mismatches(expectation: Expectation, seen: Observation, expires: Mapping[str, int]) -> list[str]:
-    """What differs, one sentence each; empty if all is as expected.
+    """Return what differs, one sentence each; empty if all is as expected.
 
     Args:
         expectation: what must be seen.
@@ -117,7 +117,7 @@ def _headers(expectation: Expectation, seen: Observation) -> list[str]:
 
 
 def _spelling(name: str) -> str:
-    """Header names that a CGI-like backend cannot tell apart: `X_IAM-Role` is `X-IAM-Role`."""
+    """Return one spelling for names that a CGI-like backend cannot tell apart: `X_IAM-Role`, `X-IAM-Role`."""
     return re.sub(r"[-_.]", "-", name.lower())
 
 
@@ -126,7 +126,7 @@ def _there(value: bool | None) -> str:
 
 
 def describe(expectation: Expectation) -> str:
-    """The expectation as a failed check prints it."""
+    """Return the expectation as a failed check prints it."""
     parts = []
     for name in expectation.model_fields_set - {"within"}:
         value = getattr(expectation, name)

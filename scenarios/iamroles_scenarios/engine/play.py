@@ -50,27 +50,27 @@ _ALSO = 10
 
 
 def owner_of(scenario_id: str, lane: str) -> str:
-    """The name under which a scenario borrows its world."""
+    """Return the name under which a scenario borrows its world."""
     return f"{scenario_id}-{lane}"
 
 
 class Watcher:
-    """Is told how a scenario goes while it is played; does nothing by itself."""
+    """Gets the events of a scenario while it is played, and does nothing with them."""
 
     def begins(self, loan: Loan) -> None:
-        """The world runs, nothing has been asked; also when the scenario is played again."""
+        """Called when the world runs and nothing has been asked; also when the scenario is played again."""
 
     def happens(self, step: Step) -> None:
-        """An event is about to happen."""
+        """Called before an event happens."""
 
     def asks(self, step: Step, request: RequestSpec) -> None:
-        """A request is about to be sent, perhaps several times."""
+        """Called before a request is sent, perhaps several times."""
 
     def saw(self, step: Step, seen: Observation, differing: list[str]) -> None:
-        """Its answer is final; what differs from what all checks expect, one sentence each."""
+        """Called with the final answer, and what differs from what all checks expect, one sentence each."""
 
     def asked(self, traffic: JudgedTraffic) -> None:
-        """The traffic of a timeline is over."""
+        """Called when the traffic of a timeline is over."""
 
 
 def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> list[CheckResult]:
@@ -94,7 +94,7 @@ def _played(scenario: Scenario, target: Target, watcher: Watcher) -> list[CheckR
             playing.run()
             results = [playing.verdict(check) for check in scenario.planned(target.lane)]
             if any(result.verdict is Verdict.FAIL for result in results):
-                ended(loan.worlds, ENDING)  # once its world is closed nobody can tell
+                ended(loan.worlds, ENDING)  # a closed world cannot say it
         if not isinstance(playing.fault, TooSlow):
             break
     return results
@@ -102,7 +102,7 @@ def _played(scenario: Scenario, target: Target, watcher: Watcher) -> list[CheckR
 
 @contextmanager
 def _world(scenario: Scenario, target: Target, attempt: int) -> Iterator[Loan]:
-    """A timeline leaves nothing as it was: each playing has a world of its own."""
+    """Lend the world: of its own for each playing of a timeline, which leaves nothing as it was."""
     owner = owner_of(scenario.id, target.lane)
     if scenario.traffic is None:
         with target.worlds.borrow(scenario.world, owner) as loan:
@@ -126,7 +126,7 @@ class _Playing:
         self._failures: dict[str, tuple[str, Evidence]] = {}
         self._proven: dict[str, int] = dict.fromkeys(scenario.checks, 0)
         self.fault: AgentFault | HarnessFault | None = None
-        """What ended it early."""
+        """The error that ended it early."""
         self._events = Events(target, loan, self._mint, self._shown_by_event)
         self._timeline: Timeline | None = None
         self._running = ExitStack()
@@ -199,7 +199,7 @@ class _Playing:
                 self._fail(where, name, expectations[name], seen, differing, token.text if token else "")
 
     def _in_time(self, token: Minted | None, expectations: dict[str, Expectation], seen: Observation) -> None:
-        """A refusal of a token that has expired meanwhile is right: it says nothing against the agent."""
+        """Raise TooSlow for a refusal of a token that has expired meanwhile: the agent is right."""
         hopeful = any(item.allow or item.status == 200 for item in expectations.values())
         if token is not None and token.short and hopeful and not seen.allow and seen.at >= token.expires:
             late = f"the token lived until {token.expires}, the answer came at {seen.at:.1f}"
@@ -219,7 +219,7 @@ class _Playing:
     # --- traffic -------------------------------------------------------------------------------------------
 
     def _in_traffic(self, number: int, step: Step, player: Player) -> None:
-        """A step of a timeline: at its time, noted, and with what is right from then on."""
+        """Play a step of a timeline at its time, with what is right from then on."""
         spec = self._scenario.traffic
         assert spec is not None  # noqa: S101 - the caller looked
         if step.at is not None:
@@ -258,7 +258,7 @@ class _Playing:
                 self._failures[window.check] = (message, self._shown(traffic, found))
 
     def _shown(self, traffic: JudgedTraffic, found: Finding) -> Evidence:
-        """The first bad answer, and when what happened."""
+        """Return the first bad answer, and when each step happened."""
         begin = traffic.steps[BEGIN].begin
         trace = [
             f"{(moment.begin - begin) / NANO:8.3f} s to {(moment.end - begin) / NANO:8.3f} s: {moment.name}"
@@ -312,7 +312,7 @@ class _Playing:
         return tails(logs)
 
     def verdict(self, check: PlannedCheck) -> CheckResult:
-        """The check's result after `run`: its own failure, else the fault that ended the timeline early."""
+        """Return the check's result after `run`: its own failure, else the fault that ended the playing."""
         name = check.id.removeprefix(f"{self._scenario.id}.")
         if name in self._failures:
             return blamed(check, CheckFailed(*self._failures[name]))
@@ -323,6 +323,6 @@ class _Playing:
 
 
 def _variant(step: Step, request: RequestSpec) -> list[str]:
-    """What tells a request of a step from its others."""
+    """Return what tells a request of a step from its others."""
     fields = sorted({field for variant in step.each if len(step.each) > 1 for field in variant})
     return [f"{field} {str(getattr(request, field, ''))[:_VARIANT]!r}" for field in fields]

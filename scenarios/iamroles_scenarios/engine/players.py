@@ -29,11 +29,11 @@ _LOG_WITHIN = 3.0
 
 
 _SILENT = frozenset({"realm", "error", "scope", ""})
-"""Parameters of a challenge that say nothing about why a token was refused (RFC 6750 section 3)."""
+"""Parameters of a challenge that do not say why a token was refused (RFC 6750 section 3)."""
 
 
 class Player(Protocol):
-    """Asks one request at a time, keeps named connections."""
+    """A client that asks one request at a time, and keeps named connections."""
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:
         """Send a request and observe the answer; `with_reason` also waits for HAProxy's log line."""
@@ -43,7 +43,7 @@ class Player(Protocol):
 
 
 def player_for(lane: Lane, world: World, scale: float) -> Player:
-    """The player of a lane."""
+    """Return the player of a lane."""
     if lane == "gate":
         return ProxyPlayer(world, scale)
     return SpopPlayer(world, scale)
@@ -56,7 +56,7 @@ def _credentials(request: RequestSpec, token: str) -> list[str]:
 
 
 def raw_request(request: RequestSpec, token: str, *, keep: bool) -> bytes:
-    """The request as a client of HAProxy sends it; `keep`: on a connection that is kept."""
+    """Return the request as a client of HAProxy sends it; `keep`: on a connection that is kept."""
     headers = [("Host", request.host), ("User-Agent", "iamroles-conformance")]
     headers += [("Authorization", value) for value in _credentials(request, token)]
     if request.role:
@@ -70,7 +70,7 @@ def raw_request(request: RequestSpec, token: str, *, keep: bool) -> bytes:
 def observed(
     answer: Answer, raw: bytes, secrets: Sequence[str], line: Mapping[str, Any] | None = None
 ) -> Observation:
-    """What an answer through HAProxy shows.
+    """Read what an answer through HAProxy shows.
 
     Args:
         answer: HAProxy's.
@@ -99,7 +99,7 @@ def observed(
 
 
 class ProxyPlayer:
-    """As a client of HAProxy, beside the backends and the log."""
+    """A client of HAProxy, which also sees the backends and the log."""
 
     def __init__(self, world: World, scale: float) -> None:
         self._world = world
@@ -108,7 +108,7 @@ class ProxyPlayer:
         self._connections: dict[str, HttpConnection] = {}
         self._asked: dict[int, int] = {}
         self._marks: dict[int, tuple[int, ...]] = {}
-        """How many lines HAProxy had logged when a connection was opened, by its port: ports come again."""
+        """By a connection's port: lines of HAProxy's log when it was opened, because ports come again."""
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:
         raw = raw_request(request, token, keep=bool(request.connection))
@@ -139,7 +139,7 @@ class ProxyPlayer:
         return answer
 
     def _log_line(self, port: int) -> dict[str, Any] | None:
-        """HAProxy's line for the last request on a connection: the n-th of its client port."""
+        """Return HAProxy's line for the last request on a connection: the n-th of its client port."""
         deadline = time.monotonic() + _LOG_WITHIN * self._scale
         while True:
             since = self._world.haproxy.log_lines(self._marks[port])
@@ -152,7 +152,7 @@ class ProxyPlayer:
             time.sleep(0.02)
 
     def _dropped(self) -> None:
-        """HAProxy drops lines of its log rather than wait for who reads them: no fault of the agent."""
+        """Raise if HAProxy dropped lines of its log, as it does if they are read too slowly."""
         said = re.search(r"^DroppedLogs: ([1-9]\d*)$", self._world.haproxy.runtime("show info"), re.MULTILINE)
         if said:
             raise HarnessFault(
@@ -169,7 +169,7 @@ def _logged(line: Mapping[str, Any] | None) -> str:
 
 
 def _echo(answer: Answer) -> dict[str, Any]:
-    """What the backend said it got; empty if no backend was reached."""
+    """Return the request as the backend says it got it; empty if no backend was reached."""
     if answer.status != 200:
         return {}
     try:
@@ -180,7 +180,7 @@ def _echo(answer: Answer) -> dict[str, Any]:
 
 
 def _challenge(answer: Answer) -> dict[str, str]:
-    """Parameters of the Bearer challenge (RFC 6750 section 3); empty if there is none."""
+    """Return the parameters of the Bearer challenge (RFC 6750 section 3); empty if there is none."""
     found: dict[str, str] = {}
     for value in answer.all("www-authenticate"):
         scheme, _, parameters = value.partition(" ")
@@ -192,7 +192,7 @@ def _challenge(answer: Answer) -> dict[str, str]:
 
 
 class SpopPlayer:
-    """As HAProxy: one kept-open connection for each name, the variables of each answer."""
+    """A client in HAProxy's place, which keeps a connection for each name and sees the variables."""
 
     def __init__(self, world: World, scale: float) -> None:
         self._address = world.agent.spop_address

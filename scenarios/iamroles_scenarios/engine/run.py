@@ -1,7 +1,7 @@
 """A run: many checks against one agent on one stage. pytest, the CLI, mutants and the matrix share it.
 
-`jobs` is the plan; here a few threads play it. Everything is submitted at once, and whoever wants a result
-waits for that one (`Run.result`). `verdicts` says what each result becomes before it is handed out.
+`jobs` is the plan; here a few threads play it. Everything is submitted at once, and a caller waits for the
+result that it wants (`Run.result`). `verdicts` says what each result becomes before a caller gets it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire.target import WireTarget
 
 THREADS = 12
-"""Checks that are played at a time: most wait. What is work is bounded elsewhere (`worlds`)."""
+"""Checks that are played at a time: most wait. Starts of worlds have a bound of their own (`worlds`)."""
 _LATE = 4
 """Factor on the agent's declared start time when the run has background load."""
 
@@ -153,7 +153,7 @@ class Run:
             if self.background_load is not None:
                 self.background_load.end()
             if self._worlds is not None:
-                self._worlds.close()  # ends what is still being played: after Ctrl-C nobody waits for it
+                self._worlds.close()  # ends what is still being played, as after Ctrl-C
             if self.stage is not None and not self._shares:
                 self.stage.close()
         if self._pool is not None:

@@ -1,5 +1,5 @@
 """Faults of the set-up: an agent that ends by itself, refuses a world, or does not serve what it announces.
-And a proxy that ends: no failure of the agent, whatever a check saw of it.
+And a proxy that ends, which is never a failure of the agent.
 
 One such fault explains many failures. Each check that it touches fails and names the fault as its `cause`
 (`verdicts.explained`), and the run reports each cause once, with the agent's log (`findings`).
@@ -24,7 +24,7 @@ _used: ContextVar[list[World] | None] = ContextVar("worlds that a check has used
 ENDING = 0.2
 """Seconds in which an agent whose check failed has ended, if it does: it closes its connections before."""
 _LINES = 6
-"""Of the agent's log, in a finding."""
+"""Lines of the agent's log in a finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ def ended(worlds: Iterable[World], patience: float) -> Ending | None:
     """
     for world in worlds:
         if (code := world.agent.ended(patience)) is not None:
-            return Ending(f"the agent ended {how(code)} while it was judged", world.agent.logs())
+            return Ending(f"the agent ended {in_words(code)} while it was judged", world.agent.logs())
         if (code := world.haproxy_ended()) is not None:
-            cause = f"HAProxy ended {how(code)} while it was used, so that says nothing about the agent"
+            cause = f"HAProxy ended {in_words(code)} while it was used, so that says nothing about the agent"
             return Ending(cause, world.haproxy.logs(), "haproxy")
     return None
 
 
-def how(code: int) -> str:
+def in_words(code: int) -> str:
     """Return an exit code in words; a negative one is the signal that ended it."""
     return f"with exit code {code}" if code >= 0 else f"by signal {-code}"
 
@@ -100,10 +100,10 @@ def only_the_stage(results: Iterable[CheckResult]) -> bool:
 
 
 def answers(address: str, logs: dict[str, str]) -> None:
-    """Connect to an agent: an address where nobody listens must be found before a check blames SPOP for it.
+    """Connect to an agent: an address at which it does not listen must be found before a check blames SPOP.
 
     Raises:
-        StageError: nobody accepts there, or it is no address; with the end of the agent's log.
+        StageError: no connection, or not an address; with the end of the agent's log.
     """
     if (why := refuses(address)) is not None:
         raise StageError(
@@ -115,11 +115,11 @@ def answers(address: str, logs: dict[str, str]) -> None:
 
 
 def refuses(address: str) -> str | None:
-    """Return why nobody can be reached at an address, or None if somebody accepts."""
+    """Return why an address takes no connection, or None if it takes one."""
     try:
         reach(address)
     except AgentFault as error:
         return error.message
     except (ValueError, OverflowError):
-        return "it is no address"
+        return "it is not an address"
     return None

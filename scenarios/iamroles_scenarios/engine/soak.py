@@ -1,4 +1,4 @@
-"""The soak: traffic, rotation, revocation and faults without a pause, for as long as one likes, by a seed.
+"""The soak: traffic, rotation, revocation and faults without a pause, for any length of time, by a seed.
 
 One world: HAProxy, two agents (one, if the configuration takes no second), the policy of the orders. One move
 of `data/soak.toml` follows another, chosen and spaced by the seed, and is played as a timeline's steps are.
@@ -41,7 +41,7 @@ LEAST_ANSWERS, LEAST_EVENTS = 1000, 20
 RECOVERS = 4.0
 """Seconds, times the scale, after a fault."""
 _JUDGED = 5.0
-"""Seconds, times the scale, after which no later move bears on an answer any more, once it is there."""
+"""Seconds, times the scale, after which no later move bears on an answer that has come."""
 _FLAT_FROM = 300.0
 """Seconds that a run must last for memory and descriptors to be judged."""
 _GROWTH, _SPARE = 1.5, {"memory": 32 << 20, "descriptors": 32}
@@ -62,7 +62,7 @@ class SoakEvent:
 
 @dataclass(slots=True)
 class Sample:
-    """What a part used at a moment: its processes together."""
+    """Memory and descriptors of a part at a moment: its processes together."""
 
     at: float
     memory: int
@@ -72,7 +72,7 @@ class Sample:
 
 @dataclass(slots=True)
 class SoakResult:
-    """What came of a soak."""
+    """The result of a soak."""
 
     seed: int
     seconds: float
@@ -83,9 +83,9 @@ class SoakResult:
     unseen: set[str] = field(default_factory=set)
     """Parts of which memory and descriptors cannot be read from here."""
     keys: int = 0
-    """How many keys signed identities that verified."""
+    """Number of keys whose signed identities verified."""
     problems: list[str] = field(default_factory=list)
-    """Why it failed; empty: it did not."""
+    """Why it failed; empty if it did not."""
 
 
 def soak(
@@ -125,11 +125,11 @@ def _opened(target: Target, owner: str) -> Loan:
 
 @dataclass(slots=True)
 class _Position:
-    """Where the walk is in a cycle."""
+    """The walk's position in a cycle."""
 
     cycle: Cycle
     number: int
-    """Of its last move, among those of all cycles."""
+    """Number of its last move, among those of all cycles."""
     done: int = 0
     """Its moves so far."""
     ended: float = 0.0
@@ -176,7 +176,7 @@ class _Soak:
                     event = self._move(found, begin)
                     on_event(f"{event.at:7.1f} s  {event.name}, {event.took:.2f} s")
                     before = now() - round((PATIENCE + _JUDGED) * self._scale * NANO)
-                    found.outcomes.settle(before)
+                    found.outcomes.judge(before)
                     if sets is not None:
                         sets.forget(before)
                     self._measure(found, begin)
@@ -184,7 +184,7 @@ class _Soak:
                     world.agent.start()
             except AgentFault as fault:
                 found.problems.append(fault.message)
-        found.outcomes.settle(now())
+        found.outcomes.judge(now())
         found.keys = 0 if sets is None else len(sets.signed)
         _judge(found)
         return found
@@ -266,7 +266,7 @@ class _Soak:
 
 
 def used(pid: int) -> tuple[int, int]:
-    """Resident bytes and descriptors of a process and all below it; what has gone counts nothing.
+    """Return the resident bytes and descriptors of a process and all below it that still run.
 
     Raises:
         PermissionError: another user's.

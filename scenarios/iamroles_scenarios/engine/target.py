@@ -1,4 +1,4 @@
-"""What checks are played against."""
+"""The target of checks: an agent on a stage."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class Target:
     """Whether results keep what was sent and seen, those of a pass too."""
 
     def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
-        """Features among these that the agent declares not to have."""
+        """Return the features among these that the agent declares not to have."""
         return sorted(name for name in features if not declares(self.agent.features, name))

@@ -73,11 +73,11 @@ class Timeline:
         self.traffic.ask(flow, mint=mint if token else None, renew=spec.renew * self._scale)
 
     def step(self, name: str, step: Step, act: Callable[[], None]) -> StepTimes:
-        """Let a step happen, note when it did, and change what is asked and what is right from then on.
+        """Make a step happen, note when it did, and change what is asked and what is right from then on.
 
         Args:
-            name: the step's, of which there is no other.
-            step: which.
+            name: of the step; no other step has it.
+            step: the step.
             act: what happens.
         """
         with self.traffic.step(name) as times:

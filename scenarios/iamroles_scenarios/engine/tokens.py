@@ -42,7 +42,7 @@ class Minted:
 
 
 class Mint:
-    """Makes and keeps the tokens of one playing.
+    """The tokens of one playing: makes and keeps them.
 
     Args:
         recipes: by name (`Scenario.tokens`).
@@ -64,7 +64,7 @@ class Mint:
         return {name: token.expires for name, token in self._tokens.items()}
 
     def token(self, name: str) -> Minted:
-        """The token of a name, minted now if it was not yet."""
+        """Return the token of a name, minted now if it was not yet."""
         return self._tokens[name] if name in self._tokens else self.mint(name)
 
     def mint(self, name: str) -> Minted:
@@ -73,7 +73,7 @@ class Mint:
         return self._tokens[name]
 
     def fresh(self, name: str) -> Minted:
-        """Another token by the same recipe, which is not kept."""
+        """Mint another token by the same recipe, and do not keep it."""
         if name not in self._recipes:
             raise HarnessFault(f"the token {name!r} is neither a recipe nor saved by a step before")
         recipe: dict[str, Any] = self._filled(dict(self._recipes[name]))
@@ -90,7 +90,7 @@ class Mint:
         return Minted(text, _expiry(text), short=lives is not None, minted=now)
 
     def _presigned(self, recipe: dict[str, Any]) -> Minted:
-        """`{ sts = {…}, with = "…" }`: a pre-signed URL for the first STS of the world (`mock.presign`)."""
+        """Presign a URL for the first STS of the world, by `{ sts = {…}, with = "…" }` (`mock.presign`)."""
         if set(recipe) != {"sts", "with"} or recipe["with"] not in self._sessions:
             raise HarnessFault(f"{recipe}: say sts = {{…}} and with = the name of a saved assume_role")
         endpoint, now = self._place.policy["sts"][0], time.time()
@@ -105,7 +105,7 @@ class Mint:
         return Minted(text, int(now + seconds(recipe["sts"].get("date", "0s"))) + _PRESIGNED_FOR)
 
     def _filled(self, value: Json) -> Json:
-        """A recipe with `{name.part}` of saved answers, and nothing else, put in."""
+        """Replace `{name.part}` in a recipe by parts of saved answers."""
         if isinstance(value, dict):
             return {key: self._filled(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -141,7 +141,7 @@ class Mint:
 
 
 def _located(value: Json, urls: dict[str, str]) -> Json:
-    """`{issuer:corp}` in claims becomes that issuer's URL."""
+    """Replace `{issuer:corp}` in claims by that issuer's URL."""
     if isinstance(value, dict):
         return {key: _located(item, urls) for key, item in value.items()}
     if isinstance(value, str):
@@ -151,7 +151,7 @@ def _located(value: Json, urls: dict[str, str]) -> Json:
 
 
 def _expiry(token: str) -> int:
-    """The `exp` of a compact JWS, unverified; 0 where it cannot be read."""
+    """Return the `exp` of a compact JWS, unverified; 0 if it cannot be read."""
     try:
         payload = token.split(".")[1]
         value = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]

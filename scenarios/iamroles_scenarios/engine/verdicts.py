@@ -1,4 +1,4 @@
-"""From the outcome of a check to the verdict in the report. Each step sees what the one before it made:
+"""From the outcome of a check to the verdict in the report, in this order:
 
 1. `passed`, `lacking`, `blamed`: whose fault is the exception that ended the check? The agent's own faults
    are FAIL. So is an agent that ends, or never gets ready, under a policy that SPEC.md allows: the stage then
@@ -148,7 +148,7 @@ def _result(
 def explained(result: CheckResult, ending: Ending) -> CheckResult:
     """Return the result with what ended as its cause; what does not apply stays as it is.
 
-    Also a pass becomes a failure: what an agent satisfies by dying proves nothing.
+    A pass becomes a failure too: it proves nothing that a dying agent satisfies a check.
     """
     if result.verdict is Verdict.NOT_APPLICABLE:
         return result
@@ -191,7 +191,7 @@ def reported(result: CheckResult, agent: AgentSpec) -> CheckResult:
 
 
 def _of_running(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:
-    """What cannot be played on an agent that already runs does not apply to it, so that its run can end well.
+    """Let what cannot be played on an agent that already runs not apply, so that its run can end well.
 
     The statement counts such a check as not played: no class that has one is conformed to.
     """
@@ -201,7 +201,7 @@ def _of_running(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:
 
 
 def _weighed(result: CheckResult, _agent: AgentSpec) -> tuple[Verdict, str]:
-    """A failure by what it proves; if the catalogue does not have its requirements, as in tests, it stays."""
+    """Weigh a failure by what it proves; it stays if the catalogue lacks its requirements, as in tests."""
     verdict = result.verdict
     known = [catalogue()[name] for name in result.requirements if name in catalogue()]
     if verdict is Verdict.FAIL and known:
@@ -213,7 +213,7 @@ def _weighed(result: CheckResult, _agent: AgentSpec) -> tuple[Verdict, str]:
 
 
 def _known(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:
-    """The vendor's list: a listed failure is known, a listed pass is stale and fails."""
+    """Apply the vendor's list: a listed failure is known, a listed pass is stale and fails."""
     listed = agent.known_failures
     reason = listed.get(result.check) or listed.get(f"{result.check}[{SITES.get(result.lane, '')}]")
     if reason and result.verdict in (Verdict.FAIL, Verdict.WARNING, Verdict.DEPARTURE):

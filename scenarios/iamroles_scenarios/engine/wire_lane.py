@@ -1,12 +1,12 @@
-"""Runs checks of the wire lane side by side against one agent.
+"""The wire lane: its checks run side by side against one agent.
 
 Every check ends by its deadline with a verdict. What the agent did wrong is FAIL, a connection it refused or
 never answered included; what the suite did wrong (any other exception) is a HARNESS_ERROR and never the
 agent's. Failures come last: only then is it known whether the agent itself has ended, which explains them.
 
 Deadlines are short because an agent's answers are; but sixteen checks at once, on a host with other work, can
-make a sound agent late. So where a few checks failed by silence alone they are judged once more, nearly
-alone and with more patience, and the second verdict holds. Where many did, the agent is silent.
+make a sound agent late. So if a few checks failed by silence alone, they are judged once more, nearly alone
+and with more patience, and the second verdict holds. If many did, the agent is silent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from iamroles_scenarios.base.errors import (
     SilenceError,
 )
 from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
-from iamroles_scenarios.engine.setups import Ending, how, refuses
+from iamroles_scenarios.engine.setups import Ending, in_words, refuses
 from iamroles_scenarios.engine.verdicts import blamed, explained, lacking, passed, recorded
 from iamroles_scenarios.wire.client import Connection
 from iamroles_scenarios.wire.judge import opened
@@ -34,7 +34,7 @@ _CONCURRENCY = 16
 CHECK_DEADLINE = 25.0
 """Seconds, before scaling, after which a check that still runs is a failure of the agent."""
 FEW = 24
-"""Failures by silence that are judged again; more are no accident."""
+"""Failures by silence that are judged again; more cannot be an accident."""
 PATIENCE = 2.0
 """Deadlines are multiplied by this the second time."""
 
@@ -176,7 +176,7 @@ def _ended(target: WireTarget) -> Ending | None:
     code = target.ended()  # asked first: its last words are in the log then
     log = target.logs() if target.logs else ""
     if code is not None:
-        return Ending(f"the agent ended {how(code)} while it was judged", log)
+        return Ending(f"the agent ended {in_words(code)} while it was judged", log)
     if (why := refuses(target.address)) is not None:
-        return Ending(f"nobody answers at {target.address} any more: {why}", log)
+        return Ending(f"no agent answers at {target.address} now: {why}", log)
     return None

@@ -77,7 +77,7 @@ _STS_WORLD = WorldSpec(
 
 @contextmanager
 def wire_target(target: Target) -> Iterator[WireTarget]:
-    """The wire lane's target, on a world of its own that ends with it."""
+    """Lend the wire lane's target, on a world of its own that ends with it."""
     by_sts = target.agent.features.get("sts") and not target.agent.features.get("oidc")
     world = _STS_WORLD if by_sts else _WORLD
     with target.worlds.borrow(world, "wire") as loan:
@@ -104,7 +104,7 @@ def _token(target: Target, loan: Loan, recipe: Mapping[str, Any]) -> str:
 
 
 def _presigned(target: Target, loan: Loan, name: str = "wire") -> str:
-    """Proof of a session of the reader's role, which no proof before it was of."""
+    """Presign a request of a new session of the reader's role."""
     cloud = target.stage.cloud
     role = cloud.account("111111111111").ensure_role("reader")
     session = cloud.assume(role, f"s-{secrets.token_hex(4)}")
@@ -122,7 +122,7 @@ def _question(credential: str, path: str) -> dict[str, Any]:
 
 
 def _slow(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
-    """Questions that the agent cannot answer before a slow issuer has shown it a new key."""
+    """Return a maker of questions that the agent cannot answer before a slow issuer shows a new key."""
     issuer, numbers = target.worlds.issuer(loan.issuer("slow")), itertools.count(1)
 
     def question() -> Mapping[str, Any]:
@@ -135,7 +135,7 @@ def _slow(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
 
 
 def _slow_sts(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
-    """Questions that the agent cannot answer before a slow STS has."""
+    """Return a maker of questions that the agent cannot answer before a slow STS has answered."""
 
     def question() -> Mapping[str, Any]:
         host = f"wire-slow{loan.suffix}.sts.example"

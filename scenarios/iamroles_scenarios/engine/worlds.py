@@ -3,9 +3,9 @@
 Scenarios of one policy share a world, because starting one costs a second and most only ask questions. A
 scenario that disturbs its world (kills the agent, rotates keys, reloads) says `own = true` and gets one to
 itself, with issuers of its own: every `{idp}/corp` becomes `{idp}/corp-<scenario>`, so that rotating the keys
-of one never shows in another. A world is closed when the last scenario that was planned for it has let go;
-one that nobody planned, when its only user has, or when others have been used since: an agent that only
-waits takes time from those that are asked.
+of one never shows in another. A world is closed when the last scenario that was planned for it has returned
+it. An unplanned world is closed when its only user has, or when others have been used since: an agent that
+only waits takes time from those that are asked.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 DEFAULT_ISSUER = "corp"
 FEDERATION = "{federation}"
 _IDLE = 6
-"""Shared worlds that nobody planned and nobody uses now, kept for who may come."""
+"""How many idle, unplanned shared worlds to keep."""
 _STARTS = max(os.cpu_count() or 1, 2)
-"""Worlds that start at a time. To start one is work and no waiting: more would only take longer, and would
-take time from the checks that are being played."""
+"""Worlds that start at a time. A start is work, not waiting: more would only take longer, and would take time
+from the checks that are being played."""
 _ISSUER = re.compile(r"(\{idp\}/)([A-Za-z0-9_-]+)")
 
 
@@ -50,13 +50,13 @@ class Loan:
     policy: dict[str, Any]
     """The policy it runs, placeholders still in it."""
     suffix: str = ""
-    """What the names of its issuers end in."""
+    """The end of its issuers' names."""
     second: World | None = None
-    """Where HAProxy asks two agents: the other one, without a HAProxy of its own."""
+    """If HAProxy asks two agents: the other one, without a HAProxy of its own."""
     certificates: ProxyCertificates | None = None
-    """HAProxy's certificates, where it speaks TLS."""
+    """HAProxy's certificates, if it speaks TLS."""
     sets: KeySets | None = None
-    """The keys of the signed identity, where agents sign it."""
+    """The keys of the signed identity, if agents sign it."""
 
     @property
     def worlds(self) -> tuple[World, ...]:
@@ -67,11 +67,11 @@ class Loan:
             world.close()
 
     def issuer(self, name: str) -> str:
-        """The mock issuer that a scenario means by a name."""
+        """Return the name of the mock issuer that a scenario means by a name."""
         return (name or DEFAULT_ISSUER) + self.suffix
 
     def own(self, policy: dict[str, Any]) -> dict[str, Any]:
-        """A policy with this world's own issuers in place of the general ones."""
+        """Return a policy with this world's own issuers instead of the general ones."""
         return _renamed(policy, self.suffix)
 
 
@@ -119,7 +119,7 @@ class Worlds:
         self.on_release: Callable[[Loan], None] | None = None
 
     def issuer(self, name: str) -> IssuerHandle:
-        """The mock issuer of a name, created when first asked for."""
+        """Return the mock issuer of a name, created when it is first wanted."""
         with self._lock:
             if name not in self._issuers:
                 self._issuers[name] = self._stage.idp.issuer(name)
@@ -132,14 +132,14 @@ class Worlds:
 
     @contextmanager
     def borrow(self, spec: WorldSpec, owner: str) -> Iterator[Loan]:
-        """A running world for a scenario.
+        """Lend a running world to a scenario.
 
         Args:
             spec: what it must be like.
             owner: scenario and lane; names an own world and its issuers.
 
         Raises:
-            StageError: it cannot be started; also for those who ask for the same world afterwards.
+            StageError: it cannot be started; later borrowers of the same world get the same error.
         """
         key = _key(spec, owner)
         with self._lock:
@@ -153,7 +153,7 @@ class Worlds:
             try:
                 yield loan
             except Exception:
-                ended(loan.worlds, ENDING)  # once its world is closed nobody can tell
+                ended(loan.worlds, ENDING)  # a closed world cannot say it
                 raise
         finally:
             self._release(key, slot, own=spec.own)
@@ -182,7 +182,7 @@ class Worlds:
         signed: float = 0.0,
         **how: Any,  # noqa: ANN401 - of `Stage.world`
     ) -> Loan:
-        """A world that nobody else gets; the caller closes it.
+        """Start a world that is never shared; the caller closes it.
 
         Args:
             spec: what it must be like.
@@ -196,7 +196,7 @@ class Worlds:
             Untestable: HAProxy's configuration does not take TLS.
         """
         if self._closed:
-            raise StageError("The run is over: no world is started any more.")
+            raise StageError("The run is over: no world is started now.")
         policy = policy_of(spec)
         if signed:
             policy = merged(policy, signing(self._stage, signed))
@@ -229,7 +229,7 @@ class Worlds:
         return loan
 
     def _served(self, agent: AgentSpec, policy: dict[str, Any], **how: Any) -> World:  # noqa: ANN401
-        """A world whose agent serves the address that it announces."""
+        """Start a world whose agent serves the address that it announces."""
         with self._starting:
             world = self._stage.world(agent, policy, **how)
         try:
@@ -243,13 +243,13 @@ class Worlds:
         return world
 
     def start_own(self, spec: WorldSpec, owner: str, **how: Any) -> Loan:  # noqa: ANN401 - as `start`
-        """As `start`, named after its owner."""
+        """Start as `start`, named after its owner."""
         return self.start(spec, f"{self.namespace}-{_slug(owner)}", **how)
 
     def _located(self, policy: dict[str, Any], suffix: str) -> dict[str, Any]:
-        """`{federation}` becomes the URL of the mock cloud's outbound issuer, the default account's.
+        """Replace `{federation}` by the URL of the mock cloud's outbound issuer, the default account's.
 
-        `{suffix}` is what this world's own names end in: hosts of STS that no other world shares.
+        `{suffix}` becomes the end of this world's own names: hosts of STS that no other world shares.
         """
         text = json.dumps(policy).replace("{suffix}", suffix)
         if FEDERATION in text:
@@ -262,7 +262,7 @@ class Worlds:
             self._lent[key] -= 1
             planned = self._planned[key] > 0
             self._planned[key] -= planned
-            # A world that did not start stays, for who asks again.
+            # A world that did not start stays, so that later borrowers get its error.
             if self._lent[key] or self._planned[key] or self._slots.get(key) is not slot or slot.fault:
                 return
             if not (planned or own):
@@ -293,7 +293,7 @@ class Worlds:
 
 
 def with_second(agent: AgentSpec) -> AgentSpec:
-    """The same agent, before whom HAProxy has two servers: IAM_AGENT_2 names the second.
+    """Return the same agent with two servers in HAProxy: IAM_AGENT_2 names the second.
 
     A configuration of the vendor's own knows IAM_AGENT_2 itself: that is what the feature `pair` declares.
     """

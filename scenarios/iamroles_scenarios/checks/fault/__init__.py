@@ -1,4 +1,4 @@
-"""What happens to the gate when something around it breaks, and how soon the good are served again."""
+"""Checks of faults: something around the gate breaks, and callers must be served again soon after."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ NOT_PRODUCED = {
     "a slow disk": "takes a device of the kernel's, as root",
     "a disk that is mounted read-only": "takes a mount namespace",
 }
-"""Faults that no stage produces, and why; whoever plays faults, or lists checks, is told so."""
+"""Faults that no stage produces, and why. Commands that play faults or list checks say so."""
 
 
 def not_produced(checks: list[str]) -> list[str]:
-    """In words, where faults are among these checks."""
+    """Return these faults in words if there are faults among the checks."""
     if not any(name.startswith("fault.") for name in checks):
         return []
     return [f"not produced by any stage: {what}, which {why}" for what, why in NOT_PRODUCED.items()]

@@ -1,7 +1,7 @@
-"""What an issuer and STS answer: nothing, too late, too much, nonsense, somebody else's.
+"""Bad answers of an issuer and of STS: none, too late, too much, nonsense, another's.
 
-What must be refused while it lasts is played elsewhere (`identity.cold`, `identity.keys`, `identity.sts`).
-Here is the whole way, through HAProxy: who is served meanwhile, and how soon everybody is afterwards.
+Other checks ask what must be refused meanwhile (`identity.cold`, `identity.keys`, `identity.sts`). These go
+the whole way, through HAProxy: who is served during the fault, and how soon everybody is after it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _OF_STS = _EVERYWHERE | {"throttling": {"kind": "throttle"}}
 
 @check("fault.answers.keys", "FAULT-NET-002", features={"oidc"}, long=True)
 def keys(target: Target) -> str:
-    """Whatever an issuer answers, from the start or later, known keys go on; new ones come after it.
+    """During any fault of an issuer's answers, also from the start, known keys go on; new ones come later.
 
-    Tokens of a key that the agent has, and of one that was published meanwhile.
+    Tokens of a key that the agent has, and of a key that was published meanwhile.
     """
     suffix = own_suffix()
     issuer = target.worlds.issuer(f"corp{suffix}")
@@ -52,9 +52,9 @@ def keys(target: Target) -> str:
 
 @check("fault.answers.sts", "FAULT-NET-003", features={"sts"}, long=True)
 def sts(target: Target) -> str:
-    """Whatever STS answers, nobody is allowed whom it did not confirm, and callers are served after it.
+    """During any fault of STS's answers, only callers that it confirmed are allowed; all are served after it.
 
-    A credential that STS would confirm, and one that it would not; each of them new each time.
+    A credential that STS would confirm, and a wrong credential, each of them new each time.
     """
     with fault_bench(target, sts=target.stage.urls["sts"]) as here:
         for what, fault in _OF_STS.items():

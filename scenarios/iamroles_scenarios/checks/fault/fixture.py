@@ -1,7 +1,7 @@
 """The fixture of checks of faults: questions that are asked while something is broken, and the way back.
 
-Two things must hold whatever breaks. Nobody gets more than the policy gives: a question that must be refused
-reaches no backend, and no answer names another person. And when the fault is over, callers are served within
+Two things must hold, whatever breaks. The policy is kept: a question that must be refused reaches no backend,
+and no answer names another person. And when the fault is over, callers are served within
 a bound; how long that took is the remark of the check that passed.
 """
 
@@ -33,9 +33,9 @@ _ANSWER = 10.0
 _POLL = 0.05
 ONE = RequestSpec(path="/orders/1")
 SERVED = Expectation(status=200, backend="orders-ro")
-"""Of `ONE`, for readers."""
+"""The answer to `ONE` for readers."""
 FAULTY = (500, 502, 503, 504)
-"""What the proxy answers if a part fails."""
+"""Status codes of the proxy if a part fails."""
 
 
 class FaultBench(Bench):
@@ -44,14 +44,14 @@ class FaultBench(Bench):
     def __init__(self, target: Target, loan: Loan, flow: str) -> None:
         super().__init__(target, loan, flow)
         self.address = loan.world.proxy.host, loan.world.proxy.port
-        """Where clients ask."""
+        """The address at which clients ask."""
         self.recoveries: dict[str, float] = {}
         """Seconds from the end of each fault to the first good answer."""
         self._numbers = itertools.count(300)
 
     @cached_property
     def people(self) -> list[HttpQuestion]:
-        """What one person asks: the questions of this fixture if a check gives no others."""
+        """One person's questions: those of this fixture if a check gives no others."""
         return person(self, "alice")
 
     def caller(self, expected: Expectation, **recipe: Any) -> HttpQuestion:  # noqa: ANN401 - recipes hold anything
@@ -73,7 +73,7 @@ class FaultBench(Bench):
         except HttpFault as error:
             recording.note(f"no answer: {error}")
             if self.world.haproxy.closed:
-                raise StageError("the run is over: nothing is asked any more") from error
+                raise StageError("the run is over: no question is asked now") from error
             return None
 
     @contextmanager

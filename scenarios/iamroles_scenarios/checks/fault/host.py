@@ -1,7 +1,7 @@
-"""What the host does to the agent: no descriptors, no memory, no processor, no disk; and the parts that die.
+"""Faults of the host: no descriptors, memory, CPU or disk for the agent; and parts that die.
 
-Limits are put on the running processes (prlimit(2)), from this host: as root, also in a container. What no
-stage can produce is said in docs/under-fire.md: a clock that steps, a disk that is slow.
+Limits are put on the running processes (prlimit(2)) from this host: as root, also in a container.
+docs/under-fire.md names the faults that no stage can produce: a clock that steps, a slow disk.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.engine.target import Target
 
 _DEEP = 1.5
-"""Seconds that one of its threads has waited for the processor at a time, if it was starved."""
+"""Seconds that a thread has waited for the CPU at a time, if the agent was starved."""
 _LOOK = 0.05
 _STARVED = 3.0
-"""Seconds, times the scale, without a processor: longer than any heartbeat should be."""
+"""Seconds, times the scale, without CPU: longer than any heartbeat should be."""
 _PATIENCE = 15.0
 """Seconds, times the scale, for `_DEEP` to come."""
 _HOGS = 4
@@ -45,7 +45,7 @@ def _has_processes(here: FaultBench) -> None:
 
 
 def _processes(here: FaultBench) -> list[int]:
-    """The agent's processes, its first one first.
+    """Return the agent's processes, its first one first.
 
     Raises:
         Inapplicable: HAProxy alone decides.
@@ -62,7 +62,7 @@ def _processes(here: FaultBench) -> list[int]:
 
 @contextmanager
 def _limited(here: FaultBench, what: int, to: Callable[[int], int]) -> Iterator[None]:
-    """A soft limit on all processes of the agent while the block runs, by process; then none."""
+    """Put a soft limit on each process of the agent while the block runs, and none after it."""
     try:
         for pid in _processes(here):
             _, hard = resource.prlimit(pid, what)
@@ -72,14 +72,14 @@ def _limited(here: FaultBench, what: int, to: Callable[[int], int]) -> Iterator[
     try:
         yield
     finally:
-        for pid in _processes(here):  # those that were born meanwhile too
+        for pid in _processes(here):  # also those that were started meanwhile
             with suppress(ProcessLookupError):
                 _, hard = resource.prlimit(pid, what)
                 resource.prlimit(pid, what, (hard, hard))
 
 
 def _fresh(here: FaultBench, count: int) -> list[HttpQuestion]:
-    """Questions that were never asked before: each by a person of its own."""
+    """Return questions that were never asked before, each of a person of its own."""
     return [
         HttpQuestion(
             ONE,
@@ -105,7 +105,7 @@ def descriptors(target: Target) -> str:
 
 
 def _descriptors(pid: int) -> int:
-    """One more than it has open."""
+    """Return a limit of one more than it has open."""
     return max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()) + 2
 
 
@@ -129,9 +129,9 @@ def _address_space(pid: int) -> int:
 
 @check("fault.host.cpu", "FAULT-HOST-003", long=True)
 def cpu(target: Target) -> str:
-    """An agent that is starved of the processor kills none of its own, and serves when it gets some.
+    """An agent without CPU time kills none of its own processes, and serves when it gets some.
 
-    All of it on one processor at the lowest priority, which others keep busy.
+    All its threads share one CPU at the lowest priority, and other processes keep that busy.
     """
     with fault_bench(target) as here:
         before = _processes(here)
@@ -145,17 +145,17 @@ def cpu(target: Target) -> str:
                         break
             here.must_recover("no CPU")
         if waits.deepest < _DEEP:
-            raise Untestable("the agent cannot be starved of the processor here")
+            raise Untestable("the agent cannot be starved of CPU here")
         if (after := _processes(here)) != before:
             raise here.failed(f"its processes were {before}, and are {after}: it killed its own")
         return here.remark
 
 
 class _Waits:
-    """How long a thread of these processes waits for a processor at a time, while the block runs.
+    """The longest wait of a thread of these processes for the CPU, while the block runs.
 
     The kernel counts a wait when it is over (proc(5), schedstat). So what has come since the last look, less
-    the time since then, is the least that was waited in one piece.
+    the time since then, is the least length of a single wait.
     """
 
     def __init__(self, pids: list[int]) -> None:
@@ -193,7 +193,7 @@ class _Waits:
 
 @contextmanager
 def _starved(pids: list[int]) -> Iterator[None]:
-    """Others keep the processor busy that these may use, and come first."""
+    """Let other processes keep the one CPU busy that these may use, and come first there."""
     threads = [int(one.name) for pid in pids for one in Path(f"/proc/{pid}/task").iterdir()]
     whole = os.sched_getaffinity(pids[0])
     one = {min(whole)}
@@ -220,7 +220,7 @@ def _starved(pids: list[int]) -> Iterator[None]:
 
 
 def _beside(pid: int, other: int) -> None:
-    """Put a process into the control group of another: each group has its share of a processor."""
+    """Put a process into the control group of another: each group has its share of a CPU."""
     for line in Path(f"/proc/{other}/cgroup").read_text().splitlines():
         _, controllers, group = line.split(":", 2)  # cgroups(7): version 2 names no controllers
         if not controllers or "cpu" in controllers.split(","):
@@ -231,7 +231,7 @@ def _beside(pid: int, other: int) -> None:
 
 @contextmanager
 def _removed(path: Path) -> Iterator[None]:
-    """Afterwards this file is gone, and what stands beside it by its name."""
+    """Remove this file after the block, and those beside it that begin with its name."""
     try:
         yield
     finally:
@@ -243,9 +243,9 @@ def _removed(path: Path) -> Iterator[None]:
 def disk(target: Target) -> str:
     """An agent whose audit log cannot be written refuses, and serves when it can.
 
-    No file of its may grow, as on a full disk; `audit.on_error` is `deny`.
+    The agent's files cannot grow, as on a full disk; `audit.on_error` is `deny`.
     """
-    path = Path(f"/tmp/iamroles{own_suffix()}.jsonl")  # noqa: S108 - in its own place
+    path = Path(f"/tmp/iamroles{own_suffix()}.jsonl")  # noqa: S108 - in its own container or on this host
     log = {"path": str(path), "on_error": "deny", "sync": "100ms"}
     with _removed(path), fault_bench(target, override={"audit": log}) as here:
         with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: 0):
@@ -265,7 +265,7 @@ def disk(target: Target) -> str:
 def agent(target: Target) -> str:
     """An agent that is killed or frozen opens nothing, and serves when it is back.
 
-    Nobody touches the proxy.
+    HAProxy is left alone.
     """
     with fault_bench(target) as here:
         _has_processes(here)

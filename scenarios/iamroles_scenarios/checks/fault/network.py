@@ -1,7 +1,7 @@
 """The network between each pair of parts: cut, reset, late, half-closed, one byte at a time.
 
-`stage.breaker` stands between the two. What only delays (`late`, `drip`) must change no answer; what breaks
-may cost answers, and must give nobody a wrong one.
+`stage.breaker` stands between the two. A delay (`late`, `drip`) must change no answer; a break may cost
+answers, and must make none wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DELAYS = ("late", "drip")
 
 @check("fault.network.agent", "FAULT-NET-001", long=True)
 def agent(target: Target) -> str:
-    """Whatever happens to the bytes between HAProxy and the agent, nobody gets a wrong verdict.
+    """No fault of the bytes between HAProxy and the agent gives a wrong verdict.
 
     A verdict is never made of half a frame, and a frame of single bytes is one all the same.
     """
@@ -44,9 +44,9 @@ def agent(target: Target) -> str:
 
 @check("fault.network.keys", "FAULT-NET-002", features={"oidc"}, long=True)
 def keys(target: Target) -> str:
-    """Whatever happens between the agent and an issuer, known keys go on; new ones come after it.
+    """During any fault between the agent and an issuer known keys go on; new ones come after it.
 
-    Tokens of a key that the agent has, of one that was published meanwhile, and of one that never was.
+    Tokens of a key that the agent has, and of a key that was published meanwhile.
     """
     suffix = own_suffix()
     idp = urlsplit(target.stage.urls["idp"])
@@ -62,9 +62,9 @@ def keys(target: Target) -> str:
 
 @check("fault.network.sts", "FAULT-NET-003", features={"sts"}, long=True)
 def sts(target: Target) -> str:
-    """Whatever happens between the agent and STS, nobody is allowed whom STS did not confirm.
+    """During any fault between the agent and STS, only callers that STS confirmed are allowed.
 
-    A credential that STS would confirm, and one that it would not; each of them new each time.
+    A credential that STS would confirm, and a wrong credential, each of them new each time.
     """
     with (
         Breaker(target.stage.host, urlsplit(target.stage.urls["sts"]).netloc) as breaker,
@@ -81,9 +81,9 @@ def sts(target: Target) -> str:
 
 @check("fault.network.backend", "FAULT-NET-004", long=True)
 def backend(target: Target) -> str:
-    """Whatever happens between HAProxy and one backend, requests of others are served as ever.
+    """A fault between HAProxy and one backend changes no answer of the others.
 
-    The backend of readers breaks; those who place orders, and those who must be refused, see nothing.
+    The readers' backend breaks. Orders are placed, and refusals come, as before.
     """
     with fault_bench(target, start=False) as sound:
         servers = {one["name"]: one["servers"][0] for one in sound.world.document["backends"]}
@@ -105,9 +105,9 @@ def backend(target: Target) -> str:
 
 @check("fault.network.client", "FAULT-NET-005", long=True)
 def client(target: Target) -> str:
-    """Whatever happens between a client and HAProxy, it gets its own answer or none; others see nothing.
+    """During a fault between a client and HAProxy it gets its own answer or none; others see no change.
 
-    A request in single bytes is a request; half of one reaches nobody.
+    A request in single bytes is served; half a request reaches no backend.
     """
     with fault_bench(target, start=False) as here:
         direct = here.address

@@ -1,4 +1,4 @@
-"""Expiry: a stream that was allowed ends with its credential, whatever it is and whatever it does."""
+"""Expiry: a stream that was allowed ends with its credential, of whatever kind it is, busy or idle."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def late(target: Target) -> None:
 
 @check("live.refused.elsewhere", "LIVE-REFUSE-001", features={"live"})
 def elsewhere(target: Target) -> None:
-    """Where streams may not live, an upgrade and an event stream are refused.
+    """A backend that takes no streams refuses an upgrade and an event stream.
 
     Both are refused with 403, a plain request passes.
     """

@@ -1,4 +1,4 @@
-"""What is lost on the way: the agent, one of two agents, the proxy for a while, a worker of the proxy."""
+"""Losses under open streams: the agent, one of two agents, the proxy for a while, a worker of the proxy."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def halted(target: Target) -> None:
 
 @check("live.agents.lost", "LIVE-AGENTS-001", "LIVE-KEEP-001", features={"live"})
 def agents(target: Target) -> None:
-    """Of two agents one is lost: the other cuts the streams that the lost one let in.
+    """After the loss of one of two agents, the other cuts the streams that the lost agent let in.
 
     A second agent shares the proxy's master CLI; then a revocation, and an expiry.
     """

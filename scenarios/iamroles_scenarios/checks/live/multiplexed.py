@@ -60,7 +60,7 @@ class H2Client:
         self.webs = False
         """Whether the proxy takes WebSockets (SETTINGS_ENABLE_CONNECT_PROTOCOL)."""
         self.fault = ""
-        """Why it is over, where it was not closed from this side."""
+        """Why it is over, if it was not closed from this side."""
         self._lock = threading.Lock()
         self._streams: dict[int, Multiplexed] = {}
         self._settled = threading.Event()

@@ -1,4 +1,4 @@
-"""Streams over HTTP/2: each ends by itself, and leaves the others of its connection alone."""
+"""Streams over HTTP/2: each ends alone, and the others of its connection go on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def must_go_on(here: LiveBench, line: H2Client, streams: list[Multiplexed], what
 def expiry(target: Target) -> None:
     """Over HTTP/2 a stream ends with its token, and the other streams of its connection go on.
 
-    All kinds, busy and idle, of one token that ends and of one that lasts, on one connection.
+    All kinds, busy and idle, of a token that ends and of another that lasts, on one connection.
     """
     with live_bench(target, "live.h2.expiry") as here, closing(H2Client(here)) as line:
         must_offer(here, line)
@@ -77,7 +77,7 @@ def _one_goes(here: LiveBench, line: H2Client) -> bool:
     alice = here.token(exp="+15m", sub="alice")
     bob = here.token(exp="+15m", sub="bob", roles=["writer"])
     here.revoke()
-    here.expect("nobody is revoked", alice, Expectation(backend="plain"), within=WITHIN, path="/plain/a")
+    here.expect("nothing is revoked", alice, Expectation(backend="plain"), within=WITHIN, path="/plain/a")
     going, staying = [], []
     for kind in KINDS:
         going.append(begun(here, line, StreamShape(kind), alice, "/live/reader"))

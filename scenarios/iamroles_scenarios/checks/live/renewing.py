@@ -1,4 +1,4 @@
-"""Renewal: a fresh credential prolongs streams where the policy says so, and not one second more."""
+"""Renewal: a fresh credential prolongs streams if the policy says so, up to its own expiry."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FEW = (SOCKET, IDLE_SOCKET, EVENTS, UPLOAD)
 
 
 def token(here: LiveBench, sub: str, **recipe: Any) -> str:  # noqa: ANN401 - a token's recipe
-    """A credential of a person's one session."""
+    """Mint a credential of a person's one session."""
     claims = {"sid": f"session of {sub}", **recipe.pop("claims", {})}
     return here.token(sub=sub, claims=claims, **recipe)
 

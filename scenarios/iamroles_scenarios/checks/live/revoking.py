@@ -1,4 +1,4 @@
-"""What ends a stream before its time: a policy, a key, a revocation; and what outlives each of them."""
+"""Policies, keys and revocations that end streams before their time, and streams that outlive them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
 def policy(target: Target) -> None:
     """A policy without its grant ends a stream; a policy with it does not.
 
-    First a reload that changes something else, then one that takes the reader's grant away.
+    First a reload that changes something else, then a reload that takes the reader's grant away.
     """
     with live_bench(target, "live.policy", own=True) as here:
         going, staying = two_people(here, SHAPES)
@@ -71,7 +71,7 @@ def key(target: Target) -> None:
 def replaced(target: Target) -> None:
     """A key that is replaced under its own key id ends the streams that the first one opened.
 
-    The issuer publishes another key under the kid of the first one, beside one that stays.
+    The issuer publishes another key under the kid of the first one; a second key stays.
     """
     with live_bench(target, "live.replaced", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()

@@ -1,4 +1,4 @@
-"""A client that keeps a stream open and notes, piece by piece, until when it lived."""
+"""A client that keeps a stream open, and notes when each piece came."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LATE = 15.0
 
 @dataclass(frozen=True, slots=True)
 class StreamShape:
-    """What is streamed, and whether something always moves."""
+    """The kind of a stream, and whether pieces always move on it."""
 
     kind: Kind
     busy: bool = True
@@ -38,7 +38,7 @@ class StreamShape:
         return f"{'busy' if self.busy else 'idle'} {self.kind}"
 
     def target(self, path: str) -> str:
-        """The path, and what it says of how the answer comes."""
+        """Return the path with the query that says how the answer comes."""
         match self.kind:
             case "events":
                 return path if self.busy else f"{path}?quiet=1"
@@ -62,9 +62,9 @@ class StreamShape:
         return "\r\n".join([f"{method} {self.target(path)} HTTP/1.1", *lines, "", ""]).encode()
 
     def fields(self, path: str, token: str) -> list[tuple[str, str]]:
-        """The request's fields in HTTP/2; a WebSocket is an extended CONNECT (RFC 8441).
+        """Return the request's fields in HTTP/2; a WebSocket is an extended CONNECT (RFC 8441).
 
-        A download has no length there: HAProxy 2.6 ends one that it cuts as if it were complete, which the
+        A download has no length there: if HAProxy 2.6 cuts it, it ends it as if it were complete, which the
         library takes for a fault of the whole connection.
         """
         path = self.target(path) + ("&chunked=1" if self.kind == "download" else "")
@@ -79,7 +79,7 @@ class StreamShape:
 
     @property
     def beat(self) -> bytes:
-        """What the client sends again and again; empty: it only listens."""
+        """The piece that the client sends again and again; empty: it only listens."""
         if not self.busy:
             return b""
         if self.kind == "websocket":
@@ -93,7 +93,7 @@ def expiry_of(token: str) -> int:
 
 
 class ObservedStream:
-    """A stream as its client saw it.
+    """A stream as its client sees it.
 
     Args:
         shape: what it streams.
@@ -121,13 +121,13 @@ class ObservedStream:
         return str(self.shape)
 
     def opened(self, within: float) -> bool:
-        """Whether it is under way: the head of the answer is here; an upload has begun."""
+        """Return whether it is under way: the head of the answer is here; an upload has begun."""
         if self.shape.kind == "upload":
             return not self.over.wait(min(within, 10 * BEAT))
         return self._answered.wait(within) and self.status in (101, 200) and not self.over.is_set()
 
     def answered(self, within: float) -> int:
-        """The status, 0 if there is none in time."""
+        """Return the status, 0 if none comes in time."""
         self._answered.wait(within)
         return self.status
 
@@ -135,9 +135,9 @@ class ObservedStream:
         return not self.over.is_set()
 
     def until(self, moment: float) -> bool:
-        """Wait for its end up to a moment, epoch seconds; whether it has ended by then.
+        """Wait for its end up to a moment, epoch seconds; return whether it has ended by then.
 
-        Whoever reads it may be late, and an end that came in time is not seen before all that came before it.
+        The reader may be late, and sees an end that came in time only after all that came before it.
         """
         self.over.wait(max(0.0, moment - time.time()))
         patience = time.monotonic() + _LATE
@@ -146,7 +146,7 @@ class ObservedStream:
         return self.over.is_set()
 
     def moves(self, within: float, begin: Callable[[], None] = lambda: None) -> bool:
-        """Whether something more arrives, or can be sent, within so many seconds of `begin`."""
+        """Return whether another piece arrives, or can be sent, within this many seconds of `begin`."""
         mark: Callable[[], float] = (
             (lambda: self.sent) if self.shape.kind == "upload" else (lambda: self.last)
         )
@@ -198,7 +198,7 @@ class Stream(ObservedStream):
         )
 
     def _read(self) -> tuple[bytes, float]:
-        """What has come, and when its last byte did: by the kernel's stamp, where there is one."""
+        """Return what has come, and when its last byte did: by the kernel's stamp, if there is one."""
         piece, extra, _, _ = self._sock.recvmsg(65536, SPACE)
         if not extra:
             return piece, time.time()

@@ -130,7 +130,7 @@ def traffic(
     finally:
         found.stop()
     outcomes = Outcomes(found.ledger, found.steps[BEGIN].begin)
-    outcomes.settle(now())
+    outcomes.judge(now())
     if outcomes.bad:
         _, entry, _, why = outcomes.examples[0]
         message = f"{outcomes} {when}: {why}"
