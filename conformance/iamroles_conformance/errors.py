@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     STAGE_FAULT = 3
     """The stage, or the agent on it, cannot be used: nothing was judged."""
     INTERRUPTED = 130
-    """By Ctrl-C or SIGTERM: what was played until then is reported, and is no verdict on the rest."""
+    """By Ctrl-C or SIGTERM: what was played until then is reported, and says nothing about the rest."""
 
 
 class ConformanceError(Exception):

@@ -173,7 +173,7 @@ class CheckItem(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """Where a report says that it is."""
+        """Place it in a report."""
         return self.path, None, self.check.name
 
 
@@ -229,7 +229,7 @@ def _running(session: pytest.Session) -> Run:
 
 
 def _has_all(config: pytest.Config) -> bool:
-    """Whether every check comes to this process; `loadgroup` is how xdist tells a worker of its `--dist`."""
+    """Every check comes to this process; by `loadgroup` a worker knows the `--dist` of xdist."""
     return not hasattr(config, "workerinput") or getattr(config.option, "loadgroup", False)
 
 
@@ -246,7 +246,7 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line for each reason why checks are not applicable, in place of one for each check."""
+    """Print a line for each reason why checks are not applicable, not one for each check."""
     skipped = [
         one for one in terminalreporter.getreports("skipped") if "/test_conformance.py::" in one.nodeid
     ]

@@ -51,7 +51,7 @@ class Subject:
 
         Raises:
             StageError: the file is missing or wrong.
-            SelectionError: the address is none.
+            SelectionError: the address is invalid.
         """
         if self.address and not is_address(self.address):
             raise SelectionError(f"--agent-address {self.address}: write host:port or unix:/path.")
@@ -70,7 +70,7 @@ class Subject:
         """
         if unknown := set(self.lanes) - set(ALL_LANES):
             raise SelectionError(
-                f"There is no lane {', '.join(sorted(unknown))}: say {', '.join(ALL_LANES)}."
+                f"Unknown lane {', '.join(sorted(unknown))}: say {', '.join(ALL_LANES)}."
             )
         return plan(self.lanes or (("wire",) if self.address else ALL_LANES))
 
@@ -97,23 +97,23 @@ class Subject:
             budget=budget,
             load=self.load,
         )
-        return Run(self.asked_all_the_while("--under-load") if self.load else self.spec(), planned, options)
+        return Run(self.spec_for("--under-load") if self.load else self.spec(), planned, options)
 
-    def asked_all_the_while(self, what: str) -> AgentSpec:
-        """The agent, for what asks it with an issuer's tokens in worlds of its own.
+    def spec_for(self, what: str) -> AgentSpec:
+        """The agent, if it can be asked with an issuer's tokens in worlds of its own.
 
         Raises:
             SelectionError: it runs already, or takes no such tokens.
         """
         spec = self.spec()
         if spec.address:
-            raise SelectionError(f"{what} needs an agent that the stage starts: one that runs will not do.")
+            raise SelectionError(f"{what} needs an agent that the stage starts, not a running one.")
         if not spec.features.get("oidc"):
             raise SelectionError(f"{what} asks with an issuer's tokens: it needs an agent with `oidc`.")
         return spec
 
     def allowed_arguments(self) -> Mapping[str, Any] | None:
-        """What `allowed` holds.
+        """Read the file `allowed`.
 
         Raises:
             StageError: the file is missing or wrong.

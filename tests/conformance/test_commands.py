@@ -143,7 +143,7 @@ def test_pytest_refuses_a_lane_that_does_not_exist():
     done = _pytest("conformance", "--iamroles-lane=gait")
 
     assert done.returncode != 0
-    assert "There is no lane gait: say wire, gate, gate-spop" in done.stdout
+    assert "Unknown lane gait: say wire, gate, gate-spop" in done.stdout
 
 
 def _run(*arguments):

@@ -264,7 +264,7 @@ def test_an_archive_that_unpacks_to_more_than_a_bundle_may_hold_is_refused(tmp_p
     done = _invoke("verify-report", tmp_path / "bomb.tar.gz")
 
     assert done.exit_code == 1
-    assert "report.json: is no plain file, or too large" in done.output
+    assert "report.json: is not a plain file, or too large" in done.output
 
 
 class _Zeros(io.RawIOBase):

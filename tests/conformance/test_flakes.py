@@ -81,4 +81,4 @@ def test_a_file_of_something_else_is_a_mistake(tmp_path, text):
 
     done = CliRunner().invoke(conformance, ["flakes", "--save", str(tmp_path / "x"), "--check=gate.audience"])
     assert done.exit_code == 2
-    assert "is no file of" in done.output
+    assert "is not a file of" in done.output

@@ -145,4 +145,4 @@ def test_a_step_to_measure_that_there_is_not():
     done = CliRunner().invoke(bench, ["gate", "--step", "nine"])
 
     assert done.exit_code == 2
-    assert "there is no step 'nine'; the steps are live, 0, 1" in done.output
+    assert "unknown step 'nine'; the steps are live, 0, 1" in done.output

@@ -204,7 +204,7 @@ def test_what_is_no_timeline_is_named_with_those_that_are():
     done = loaded("timeline", "gate.audience")
 
     assert done.exit_code == 2
-    assert "is no timeline: take one of fire.certificate, " in done.output
+    assert "is not a timeline: take one of fire.certificate, " in done.output
 
 
 def test_the_agent_alone(lenient):

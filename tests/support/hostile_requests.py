@@ -311,7 +311,7 @@ def search(
 
 
 def growth(target: Target, attack: Attack) -> float:
-    """Return how much a byte costs in the whole request, for what it costs in a quarter of it: 1 is flat."""
+    """Divide what a byte costs in the whole request by what it costs in a quarter of it: 1 is flat."""
     whole, quarter = (target.cost(attack, share=share, times=9) for share in (1.0, 0.25))
     return whole.each / max(quarter.each, 1.0)
 

@@ -155,7 +155,7 @@ def _largest() -> WorldSpec:
 
 
 def _asked(address: str) -> str:
-    """What came of HELLO and one question without a credential, in words."""
+    """Say HELLO, ask without a credential, and describe the answers."""
     said = decide(address, {"method": "GET", "host": "doctor.test", "path": "/"}, timeout=_PATIENCE)
     return f"answers HELLO and one question (allow: {said.get('txn.iam.allow', said.get('allow', said))})"
 

@@ -26,7 +26,7 @@ from iamroles_scenarios.commands.values import OutputPath
 def flakes(
     *, subject: Subject, runs: int, checks: tuple[str, ...], save: Path | None, page: Path | None
 ) -> None:
-    """Measure the flake rate and the time margin of each check, over many runs of one agent.
+    """Measure the flake rate and the time margin of each check, over many runs of the same agent.
 
     Each run is a whole one, with a stage of its own. A file given by --save is added to run by run, so a
     measurement can be interrupted and taken up again.

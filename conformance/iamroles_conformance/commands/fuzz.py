@@ -1,4 +1,4 @@
-"""`iamroles conformance fuzz`: broken inputs by the thousand, and the replay of one that did harm."""
+"""`iamroles conformance fuzz`: broken inputs by the thousand, and the replay of what did harm."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ command = {command}
 oidc = true
 sts = false
 
-[known_failures]  # "check" = "the reason"; one that passes again fails the run
+[known_failures]  # "check" = "the reason"; a check that passes again fails the run
 """
 _WORKFLOW = """\
 name: Conformance

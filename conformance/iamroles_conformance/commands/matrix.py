@@ -2,7 +2,7 @@
 
 The same run as `iamroles conformance run`, once for each version, one result document each. Which versions
 there are is the stage's matter: containers have four, processes what this host has. A version that was asked
-for and is not there ends the command before any check runs; one that nobody asked for is named as left out.
+for and is missing ends the command before any check runs; other missing versions are named as left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def chosen(asked: Iterable[str], offer: Offer) -> list[str]:
         offer: what the stage has.
 
     Raises:
-        StageError: one that was asked for cannot run here, or there is none at all.
+        StageError: a version that was asked for cannot run here, or nothing can.
     """
     wanted = [version.strip() for value in asked for version in value.split(",") if version.strip()]
     missing = [version for version in wanted if version not in offer.versions]

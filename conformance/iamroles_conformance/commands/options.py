@@ -45,7 +45,7 @@ _OPTIONS = {
         type=Number(min=0, max=100_000),
         default=0.0,
         metavar="RATE",
-        help="Questions a second that flow all the while, each answer judged.",
+        help="Questions a second during the whole run, each answer judged.",
     ),
     "scale": click.option(
         "--time-scale", "scale", type=Number(min=0.1), default=1.0, help="Times this for deadlines."

@@ -58,7 +58,7 @@ def oracle(*, subject: Subject, seed: int | None, cases: int, number: int | None
 
 
 def _played(subject: Subject, seed: int, numbers: list[int], *, shuffled: bool) -> CampaignReport:
-    spec = subject.asked_all_the_while("the oracle")
+    spec = subject.spec_for("the oracle")
     with open_stage("processes") as stage:
         worlds = Worlds(stage, spec, haproxy=False)
         try:

@@ -110,8 +110,8 @@ def _by_family(names: list[str]) -> str:
 
 
 class _Interrupts:
-    """Ctrl-C and SIGTERM while checks are played: they end the waiting and nothing else, so that no report is
-    lost to one that comes while a line is printed. The second one ends everything.
+    """Ctrl-C and SIGTERM while checks are played: they end the waiting and nothing else, so that an
+    interrupt while a line is printed loses no report. The second one ends everything.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class _Interrupts:
         self._former = {
             number: signal.signal(number, self._take)
             for number in (signal.SIGINT, signal.SIGTERM)
-            # Whoever starts a command in the background has Ctrl-C ignored.
+            # A command that was started in the background ignores Ctrl-C.
             if signal.getsignal(number) is not signal.SIG_IGN
         }
 

@@ -24,7 +24,7 @@ from iamroles_scenarios.stage import open_stage
 @click.command(cls=Command)
 @judges("agent", "stage", "require", "haproxy", "scale")
 @click.option("--for", "length", default="10m", show_default=True, type=Length(), help="How long.")
-@click.option("--seed", type=int, help="Of events and traffic; default: one that is told.")
+@click.option("--seed", type=int, help="Of events and traffic; default: by chance, and printed.")
 @click.option("--rate", type=Number(min=1, max=100_000), default=100.0, show_default=True)
 @click.option("--page", type=OutputPath(), help="Write an HTML page there.")
 @click.option("--json", "data", type=OutputPath(), help="Write the result there.")
@@ -39,7 +39,7 @@ def soak(  # noqa: PLR0917 - as click gives them
     used.
     """
     seed = secrets.randbelow(1 << 31) if seed is None else seed
-    spec = subject.asked_all_the_while("a soak")
+    spec = subject.spec_for("a soak")
     again = ["iamroles", "conformance", "soak", *subject.arguments("--"), f"--for={length:g}s"]
     again += [f"--seed={seed}", f"--rate={rate:g}"]
     click.echo(f"soaking {spec.name} {spec.version} for {length:g} s, seed {seed}")

@@ -33,7 +33,7 @@ _FROM_HAPROXY = {
     FrameType.NOTIFY,
 }
 _PLAUSIBLE = 1 << 24
-"""Bytes: a longer frame is no frame, whatever was negotiated."""
+"""Bytes: what is longer is not a frame, whatever was negotiated."""
 _READERS = {
     FrameType.NOTIFY: read_messages,
     FrameType.ACK: read_actions,
@@ -58,7 +58,7 @@ def trace_stream(data: bytes, sender: str = "auto", *, reveal: bool = False) -> 
     """Decode a stream.
 
     Args:
-        data: bytes of one direction, or of both where whole frames take turns.
+        data: bytes of a direction, or of both if whole frames take turns.
         sender: `haproxy`, `agent`, or `auto`: by each frame's type.
         reveal: show credentials as they are; else a hash and a length.
     """
@@ -97,7 +97,7 @@ def _frame(body: bytes, at: int, sender: str, *, reveal: bool) -> Line:
 
 
 def _fault(frame: Frame, at: int, *, from_haproxy: bool) -> str | None:
-    """What is wrong with a frame whose head could be read; offsets count from the stream's start."""
+    """Say what is wrong with a frame whose head could be read; offsets count from the stream's start."""
     if frame.type not in list(FrameType):
         return f"at byte {at}: unknown frame type {frame.type}"
     if (frame.type in _FROM_HAPROXY) is not from_haproxy:
@@ -114,7 +114,7 @@ def _fault(frame: Frame, at: int, *, from_haproxy: bool) -> str | None:
 
 
 def from_hex(text: bytes) -> bytes | None:
-    """Bytes of a hex dump (`xxd -p`, spaces, colons, `0x`), None where it is none."""
+    """Bytes of a hex dump (`xxd -p`, spaces, colons, `0x`), None if it is invalid."""
     bare = re.sub(rb"0x|[\s:,]", b"", text)
     if not bare or len(bare) % 2 or re.search(rb"[^0-9a-fA-F]", bare):
         return None

@@ -129,7 +129,7 @@ def _rendered(found: Bundle, document: dict[str, Any]) -> str:
 
 
 def _replay(subject: Subject, document: dict[str, Any], sample: int, seed: int | None) -> int:
-    """Play some checks anew; how many verdicts differ."""
+    """Play some checks again; return how many verdicts differ."""
     for line in _unlike(subject, document):
         _say("NOTE", line)
     reported = {one["name"]: one["verdict"] for one in document["checks"]}

@@ -10,7 +10,7 @@
 
 The manifest is canonical JSON: keys sorted, no white space, ASCII, one newline at its end. So it has one form
 for each content, and `openssl pkeyutl -verify -rawin` can check the signature without this suite. The public
-key stands in it: whoever takes the signature away must take the key out too, and then the bundle is unsigned
+key stands in it: to take the signature away, one must take the key out, too, and then the bundle is unsigned
 and says so. Whether the key is the vendor's, only a key had from the vendor can tell.
 
 Nothing of a bundle is ever written to disk by its reader: names in an archive are a stranger's words.
@@ -57,13 +57,13 @@ class Bundle:
         """The report, as it stands there.
 
         Raises:
-            BundleError: there is none.
+            BundleError: the report is missing or invalid.
         """
         try:
             found: dict[str, Any] = json.loads(self.files[REPORT])
             report.parsed(self.files[REPORT].decode(), REPORT)
         except (KeyError, ValueError, RecursionError, ReportError) as error:
-            raise BundleError(f"{REPORT}: is no report of a run: {error}") from error
+            raise BundleError(f"{REPORT}: is not the report of a run: {error}") from error
         return found
 
 
@@ -130,7 +130,7 @@ def _transcript(name: str, result: CheckResult) -> str:
 
 
 def entry(content: bytes) -> dict[str, Any]:
-    """What the manifest says of a file."""
+    """Make the manifest's entry of a file."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -148,7 +148,7 @@ def read(path: Path) -> Bundle:
     files = _unpacked(path)
     raw, signature = files.pop(MANIFEST, None), files.pop(SIGNATURE, None)
     if raw is None:
-        raise BundleError(f"{MANIFEST}: is missing: {path} is no bundle of evidence.")
+        raise BundleError(f"{MANIFEST}: is missing: {path} is not a bundle of evidence.")
     manifest = _manifest(raw)
     for name in sorted(files.keys() ^ manifest["files"].keys()):
         raise BundleError(f"{name}: is {'not in the manifest' if name in files else 'missing'}.")
@@ -167,11 +167,13 @@ def _unpacked(path: Path) -> dict[str, bytes]:
                 content = archive.extractfile(member) if member.isfile() else None
                 left -= member.size
                 if content is None or left < 0 or member.name in files:
-                    why = "stands there twice" if member.name in files else "is no plain file, or too large"
+                    why = (
+                        "stands there twice" if member.name in files else "is not a plain file, or too large"
+                    )
                     raise BundleError(f"{member.name}: {why}.")
                 files[member.name] = content.read()
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:
-        raise BundleError(f"{path}: is no bundle that can be read: {error}.") from error
+        raise BundleError(f"{path}: cannot be read as a bundle: {error}.") from error
     return files
 
 
@@ -182,7 +184,7 @@ def _manifest(raw: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound or canonical(found) != raw:
-        raise BundleError(f"{MANIFEST}: is not canonical, or no manifest of the format {FORMAT}.")
+        raise BundleError(f"{MANIFEST}: is not canonical, or not a manifest of the format {FORMAT}.")
     assert isinstance(found, dict)  # noqa: S101 - it has keys
     return found
 
@@ -204,14 +206,14 @@ def private_key(path: Path) -> Ed25519PrivateKey:
     """The key to sign with, PEM (PKCS #8), without a passphrase.
 
     Raises:
-        BundleError: it is none.
+        BundleError: it is invalid.
     """
     try:
         key = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise BundleError(f"{path}: is no private key without a passphrase: {error}") from error
+        raise BundleError(f"{path}: is not a private key without a passphrase: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise BundleError(f"{path}: is no Ed25519 key. Make one: openssl genpkey -algorithm ed25519")
+        raise BundleError(f"{path}: is not an Ed25519 key. Make one: openssl genpkey -algorithm ed25519")
     return key
 
 
@@ -219,12 +221,12 @@ def public_key(path: Path) -> bytes:
     """The key a bundle should be signed with, PEM; gives it raw.
 
     Raises:
-        BundleError: it is none.
+        BundleError: it is invalid.
     """
     try:
         key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise BundleError(f"{path}: is no public key: {error}") from error
+        raise BundleError(f"{path}: is not a public key: {error}") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise BundleError(f"{path}: is no Ed25519 key.")
+        raise BundleError(f"{path}: is not an Ed25519 key.")
     return key.public_bytes_raw()

@@ -20,17 +20,17 @@ def document(name: str) -> str:
     """A document of `docs/` by its name, e.g. `docs/stage.md` or `stage`.
 
     Raises:
-        PageError: there is none; names those that are.
+        PageError: it does not exist; names those that do.
     """
     short = name.removeprefix("docs/").removesuffix(".md")
     known = sorted(path.stem for path in _docs().glob("*.md"))
     if short not in known:
-        raise PageError(f"{name}: there is no such document; there are {', '.join(known)}.")
+        raise PageError(f"{name}: unknown document; there are {', '.join(known)}.")
     return (_docs() / f"{short}.md").read_text(encoding="utf-8")
 
 
 def clause(number: str) -> str:
-    """The text of one clause of SPEC.md (6.12), or of a whole section (8), without anchors.
+    """The text of a clause of SPEC.md (6.12), or of a whole section (8), without anchors.
 
     Raises:
         PageError: SPEC.md has none of this number.

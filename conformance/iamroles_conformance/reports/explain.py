@@ -26,7 +26,7 @@ def failure(check: PlannedCheck, result: CheckResult, again: str, told: set[str]
         check: which.
         result: what came of it.
         again: the command that runs it again.
-        told: causes that were told in full before: what they explain has a line; a new cause is added.
+        told: causes that earlier failures explained in full, and that get a line now; a new cause is added.
     """
     head = f"{_WORDS.get(result.verdict, result.verdict)}: {check.name}\n  {check.title}\n  {result.message}"
     if told is not None and result.cause:
@@ -78,7 +78,7 @@ def _section(title: str, text: str) -> str:
 
 
 def about(name: str, planned: list[PlannedCheck]) -> Iterator[str]:
-    """Lines that explain a requirement, a scenario or a check; none if there is no such thing."""
+    """Lines that explain a requirement, a scenario or a check; empty if the name is unknown."""
     known = catalogue()
     if name in known:
         item = known[name]

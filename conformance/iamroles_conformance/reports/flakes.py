@@ -61,7 +61,7 @@ def line(results: Iterable[tuple[str, CheckResult]], about: dict[str, Any]) -> s
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The runs of a file; none if there is no such file.
+    """Read the runs of a file; empty if it does not exist.
 
     Raises:
         ReportError: it holds something else.
@@ -72,7 +72,7 @@ def load(path: Path) -> list[dict[str, Any]]:
         measured(runs)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ReportError(
-            f"{path}: is no file of `iamroles conformance flakes --save`: {error!r}."
+            f"{path}: is not a file of `iamroles conformance flakes --save`: {error!r}."
         ) from error
     return runs
 
@@ -104,7 +104,7 @@ stage of {stage}, HAProxy {haproxy}, {hosts}, load average {load}, {since} to {u
 {checks} checks, {verdicts} verdicts: {flaky} checks flaked, {again} were played again in some run before
 their result held.
 
-A check flakes if runs of one agent give it different verdicts; its rate is the share of runs that gave
+A check flakes if runs on the same agent give it different verdicts; its rate is the share of runs that gave
 another one than most did. The margin is what was left of the bound of the wait that came nearest to its own:
 100 % for an answer at once, 0 % for one at the last moment. Only waits that ended as hoped count: a wait to
 see that nothing comes lasts its whole time.

@@ -51,8 +51,8 @@ def document(
     """The result document of a run, as JSON can hold it.
 
     Args:
-        subject: who was judged, as the command said.
-        run: the run, for what it found of agent and stage.
+        subject: the agent that was judged, as the command named it.
+        run: the run, which knows agent and stage.
         results: what came of each check.
         selection: the patterns of `--check`, so that the command in the document plays the same.
     """
@@ -94,7 +94,7 @@ def document(
 
 
 def _derived(checks: list[Document]) -> Document:
-    """What follows from the checks alone: counts, and the requirements that they bear on."""
+    """Compute what follows from the checks alone: counts, and the requirements that they bear on."""
     told = _requirements(checks)
     must = [name for name, item in catalogue().items() if item.level == "MUST"]
     return {
@@ -160,10 +160,10 @@ def _requirements(checks: list[Document]) -> list[Document]:
 
 
 def load(path: Path) -> Document:
-    """Read a saved document. Its statement is computed anew from its checks: nobody can write another one in.
+    """Read a saved document. Its statement is computed again from its checks: an edited one does not survive.
 
     Raises:
-        ReportError: it is missing, or no document of this schema.
+        ReportError: it is missing, or not a document of this schema.
     """
     try:
         return parsed(path.read_text(encoding="utf-8"), path)
@@ -175,12 +175,14 @@ def parsed(text: str, path: object) -> Document:
     """`load` of a text; `path` names it in an error.
 
     Raises:
-        ReportError: it is no document of this schema.
-        ValueError: it is no JSON.
+        ReportError: it is not a document of this schema.
+        ValueError: it is not JSON.
     """
     found = json.loads(text)
     if not isinstance(found, dict) or found.get("schema") != SCHEMA or not found.get("checks"):
-        raise ReportError(f"{path}: is no result document of schema {SCHEMA}. Give the report.json of a run.")
+        raise ReportError(
+            f"{path}: is not a result document of schema {SCHEMA}. Give the report.json of a run."
+        )
     if wrong := fault(found):
         raise ReportError(f"{path}: {wrong}. Give the report.json of a run, unchanged.")
     grade = found.get("statement", {}).get("grade", "core")
@@ -196,7 +198,7 @@ def parsed(text: str, path: object) -> Document:
 
 
 def derived(found: Document) -> Document:
-    """The document with all that follows from its checks computed anew, by this suite."""
+    """Compute again, by this suite, all that follows from a document's checks."""
     follows = _derived(found["checks"])
     return {name: follows.get(name, value) for name, value in found.items()}
 
@@ -289,7 +291,7 @@ def as_badge(found: Document) -> str:
 
 
 _PER_LETTER = 6.6
-"""Pixels of one letter of the badge's font, on average; `textLength` then makes it so."""
+"""Pixels of a letter of the badge's font, on average; `textLength` then makes it so."""
 
 
 def _page(name: str) -> Template:
@@ -297,7 +299,7 @@ def _page(name: str) -> Template:
 
 
 def _proofs() -> Callable[[Iterable[str]], list[str]]:
-    """What broken agents do that the checks of some requirements were seen to find."""
+    """Name what broken agents do that the checks of some requirements were seen to find."""
     from iamroles_conformance.selftest.registry import mutants  # noqa: PLC0415 - imports the agent
 
     found: dict[str, list[str]] = {}

@@ -51,7 +51,7 @@ def document(found: SoakResult, product: str, stage: str, again: str) -> Documen
 
 
 def summary(result: Document) -> list[str]:
-    """What a terminal shows of it."""
+    """Sum it up for a terminal."""
     lines = [f"{result['answers']} answers, {len(result['events'])} events"]
     if result["identity_keys"]:
         lines.append(f"{result['identity_keys']} keys signed identities that verified")

@@ -30,7 +30,7 @@ _JUDGED = {_PASS, Verdict.KNOWN_FAILURE.value, *_RED}
 
 
 def holds(verdicts: Sequence[str], grade: Grade) -> bool:
-    """Whether a run may end with exit code 0: something was played, and nothing of the grade failed."""
+    """Decide if a run may end with exit code 0: something was played, and nothing of the grade failed."""
     bad = {verdict.value for verdict in Verdict if not verdict.good}
     if grade == "strict":
         bad.add(Verdict.DEPARTURE.value)
@@ -59,7 +59,7 @@ def statement(
         (class names by grade), `coverage`, `classes`, and lists of what is `beside`.
     """
     verdicts: dict[str, str] = {}
-    for check in checks:  # of one that is told twice, what is not a pass counts
+    for check in checks:  # if a check appears twice, the verdict that is not a pass counts
         if verdicts.get(check["name"], _PASS) == _PASS:
             verdicts[str(check["name"])] = str(check["verdict"])
     spop = declares(features, "spop")

@@ -14,18 +14,18 @@ from contextlib import suppress
 from pathlib import Path
 
 Finder = Callable[[], int | None]
-"""Gives the first process of a part, None while there is none or it cannot be seen."""
+"""Finds the first process of a part; None while the part does not run, or cannot be seen."""
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds of one process, all its threads; 0 if it is gone."""
+    """Read the CPU seconds of a process, all its threads; 0 if it has ended."""
     with suppress(OSError):
         return time.clock_gettime(~pid << 3 | 2)
     return 0.0
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that descends from it."""
+    """List a process and all that descends from it."""
     children: dict[int, list[int]] = defaultdict(list)
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -40,7 +40,7 @@ def family(pid: int) -> list[int]:
 
 
 class CpuMeter:
-    """Reads what the parts used.
+    """Reads the CPU time of the parts.
 
     Args:
         parts: how to find each one's first process.

@@ -5,10 +5,10 @@ and without the question:
 
 - a request with the header `meter-unasked` is not put to the agent; its verdict is set by hand;
 - the time that the question takes is noted by HAProxy's own clock, in microseconds;
-- the backends answer from within HAProxy, and their answer names the backend and the identity they were told:
+- the backends answer from within HAProxy, and their answer names the backend and the identity they received:
   no backend's speed is measured, and every verdict can be judged.
 
-A configuration like this must never see real traffic: whoever sends the header needs no token.
+A configuration like this must never see real traffic: a client that sends the header needs no token.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ UNASKED = {
 _QUESTION = re.compile(
     r"^( *)http-request send-spoe-group (\S+ \S+)(?: (if|unless) (?!.*iam_again)(.*))?$", re.MULTILINE
 )
-"""The first one; what asks once more, where it was lost, stays as it is, and is not timed."""
+"""The first question; the rule that asks again after a lost one stays as it is, and is not timed."""
 _BIND = re.compile(r'^ *bind "\$\{IAM_BIND\[\*\]\}"$', re.MULTILINE)
 _CERTIFICATE = "meter.pem"
 NOWHERE = "127.0.0.1:9"
-"""The server of backends that are to answer by themselves."""
+"""The server of backends that answer from within HAProxy."""
 _SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
 _ANSWER = (
     'http-request return status 200 content-type text/plain lf-string "backend={name} '
@@ -57,11 +57,11 @@ _ANSWER = (
 
 
 class GateConfigError(Exception):
-    """The configuration is not the one this module knows how to change."""
+    """The configuration is not what this module knows how to change."""
 
 
 def gate(text: str) -> str:
-    """The gate's file with the question timed, and left out where it is not wanted.
+    """Change the gate's file: the question is timed, and left out if the request says so.
 
     Raises:
         GateConfigError: it does not ask exactly once.
@@ -86,7 +86,7 @@ def gate(text: str) -> str:
 
 
 def routes(text: str) -> str:
-    """The routes' file with backends that answer by themselves."""
+    """Change the routes' file: backends answer from within HAProxy."""
     sections = _SECTION.split(text)
     return "".join(
         _answering(section) if section.startswith("backend route-") and NOWHERE in section else section
@@ -102,7 +102,7 @@ def _answering(section: str) -> str:
 
 
 def behind_tls(text: str) -> str:
-    """The gate's file with TLS on its bind line.
+    """Put TLS on the bind line of the gate's file.
 
     Raises:
         GateConfigError: it does not bind exactly once.
@@ -113,7 +113,7 @@ def behind_tls(text: str) -> str:
 
 
 def certificate() -> str:
-    """A self-signed certificate with its key, PEM: nobody trusts it, and nobody is asked to."""
+    """Make a self-signed certificate with its key, PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "meter")])
     now = datetime.now(UTC)
@@ -134,7 +134,7 @@ def shipped(world: str, output: str, agents: Sequence[str] = ()) -> int:
     Args:
         world: path of the policy.
         output: the directory.
-        agents: `host:port` of each; none: as the stage wants it.
+        agents: `host:port` of each; empty: what the stage passes.
     """
     program, *words = SHIPPED
     if agents:

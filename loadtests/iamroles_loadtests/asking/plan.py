@@ -65,7 +65,7 @@ class Phase(Model):
 
     @property
     def closed(self) -> bool:
-        """Whether each connection waits for its answer before it asks again."""
+        """Each connection waits for its answer before it asks again."""
         return not self.timetable
 
     @property
@@ -79,7 +79,7 @@ class Phase(Model):
 
 
 class Plan(Model):
-    """All that the processes of locust are told: JSON in a file and in locust's messages."""
+    """What the processes of locust receive: JSON in a file and in locust's messages."""
 
     pools: Pools
     phase: Phase

@@ -1,7 +1,7 @@
-"""What is asked of the gate under load, and what the right answers are.
+"""Questions for the gate under load, with their right answers.
 
 Each caller has a name of its own, so an identity that leaks from one remembered verdict to another shows. The
-backends (`gate_config`) say in their answer what they were told, so each of the tags is judged.
+backends (`gate_config`) repeat in their answer what they received, so each of the tags is judged.
 
 Pools, by what they are for:
 
@@ -47,7 +47,7 @@ def role(name: str) -> str:
 
 
 class Asking:
-    """Makes questions with tokens of one issuer.
+    """Makes questions with the tokens of an issuer.
 
     Args:
         mint: makes tokens.
@@ -89,7 +89,7 @@ class Asking:
     # --- pools ---------------------------------------------------------------------------------------------
 
     def mix(self, seconds: float, now: float | None = None) -> list[Ask]:
-        """What an edge sees, in rough proportion, for a run of so many seconds."""
+        """Mix what an edge sees, in rough proportion, for a run of this length."""
         names = [f"caller-{number}" for number in range(CALLERS)]
         readers = {name: self.token(name, "reader") for name in names}
         both = {name: self.token(name, "reader", "writer") for name in names[:10]}
@@ -170,7 +170,7 @@ class Asking:
         return [made[number] for number in dealt]
 
     def stream(self) -> Ask:
-        """An event stream without an end, from a backend that was told who listens."""
+        """An event stream without an end, from a backend that repeats the identity it received."""
         request = self.request(
             self.token("listener", "reader"), path="/orders/export", Accept="text/event-stream"
         )
@@ -178,7 +178,7 @@ class Asking:
         return Ask(case="stream", payload=request, right=right, endless=True)
 
     def hostile(self, count: int = 400) -> list[Ask]:
-        """What strangers send: none of it may pass, all of it must be answered."""
+        """Requests of strangers: each must be answered, and refused."""
         quarter = range(max(1, count // 4))
         good = self.token("owner", "reader", **_fast)
         forged = [good[:-20] + secrets.token_urlsafe(15) for _ in quarter]
@@ -204,7 +204,7 @@ _fast: dict[str, Any] = {"key": "ES256"}
 
 
 def opened(backend: str, principal: str, role_arn: str, rule: str) -> Right:
-    """The answer of a backend of `gate_config` that was told this identity, and no token."""
+    """The answer of a backend of `gate_config` that received this identity, and no token."""
     said = f"backend={backend} principal={principal} role={role_arn} rule={rule} tokens=0 took="
     return Right(200, (said.encode(),), marker=b"took=")
 

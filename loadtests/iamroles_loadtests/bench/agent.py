@@ -36,7 +36,7 @@ OURS = "the agent"
 PIPELINED, SINGLE = Shape("4 x 16", 4, 16), Shape("16 x 1", 16)
 BUSY, CALM = Shape("64 connections", 64), Shape("1,000 a second", 16, rate=1000.0, once_share=0.05, longer=3)
 _NEW = 4000
-"""Tokens that are asked with once."""
+"""Tokens that are each used once."""
 _RENDER = ("python", "-m", "iamroles_loadtests.bench.variants", "{world}", "{output}")
 _SETTINGS = {"IAM_LOG_LEVEL": "emerg", "IAM_THREADS": "1"}
 _SAID = Right(200, (b"backend=orders-ro",))
@@ -56,7 +56,7 @@ class Bench:
         self._scratch = scratch
         self._worlds = ExitStack()
         self.behind: dict[str, str] = {}
-        """Where the agents are asked that are behind HAProxy."""
+        """SPOP addresses of the agents behind HAProxy, by contender."""
         issuer = stage.idp.issuer("corp")
         key = issuer.add_key("RS256")
         issuer.add_key("ES256", sign=False)
@@ -92,7 +92,7 @@ class Bench:
         )
 
     def pools(self) -> Pools:
-        """What is asked: `straight`, `known` with its whole identity judged, `any` that passes."""
+        """Questions: `straight`; `known`, whose whole identity is judged; `any`, which must pass."""
         check = {"authorization": f"Bearer {self.token}", "host": "api.example.com", "path": "/orders/1"}
         known = opened("orders-ro", "known", role("reader"), "R1")
         payload = self.asking.request(self.token)
@@ -106,7 +106,7 @@ class Bench:
         }
 
     def crowd(self, name: str, count: int) -> None:
-        """Let the agent behind a contender verify and remember so many identities.
+        """Let the agent behind a contender verify and remember this number of identities.
 
         Raises:
             GeneratorError: an answer was wrong or missing.
@@ -180,7 +180,7 @@ def measure(
 ) -> dict[str, Rounds]:
     """All shapes; by the shape's name, what each contender did.
 
-    In the last one the agent holds so many identities.
+    In the last one the agent holds this number of identities.
     """
     agents = [(OURS, reference_agent()), ("no-op", NOOP), *((peer.name, peer) for peer in peers)]
     found = {}
@@ -203,7 +203,7 @@ def measure(
 
 
 def wrong(found: dict[str, Rounds]) -> list[str]:
-    """What went wrong, in words; empty where every answer was right."""
+    """Say what went wrong; empty if every answer was right."""
     return [
         f"{shape}, {name}: {one['wrong']} wrong answers or faults, {'; '.join(one['examples'][:2])}"
         for shape, played in found.items()

@@ -17,9 +17,9 @@ _BOUND = re.compile(r"at (?P<kind>most|least) (?P<bound>[0-9.]+)")
 
 
 def verdict(target: str, seen: Mapping[str, float]) -> str:
-    """What an interval says of a target, "at most 1.4" or "at least 14": met, **missed**, or open.
+    """Compare an interval with a target, "at most 1.4" or "at least 14": met, **missed**, or open.
 
-    Open is what the interval has on both sides: more rounds, or a quieter host, would tell.
+    Open: the interval spans the target. More rounds, or a quieter host, would decide.
     """
     found = _BOUND.fullmatch(target)
     if found is None:
@@ -54,7 +54,7 @@ def section(page: Path, name: str) -> Section:
 
 
 def rates(played: Rounds) -> list[str]:
-    """Lay out what the contenders of one shape did: medians."""
+    """Lay out medians of the contenders of a shape."""
     heading = ("", "a second", "p50 µs", "p99 µs", "HAProxy's CPU µs", "agent's CPU µs")
     rows = []
     for name, rounds in played.items():

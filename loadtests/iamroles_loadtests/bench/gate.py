@@ -16,7 +16,7 @@ from iamroles_loadtests.measuring.conductor import interval
 
 ALL, PLAIN, ASKED = "all steps", "plain", "all steps and the question"
 _KEPT = {"3", "6"}
-"""The question has its own line; without the route there is no answer."""
+"""The question has a line of its own; without the route nothing answers."""
 
 
 def step_names() -> dict[str, str]:
@@ -32,7 +32,7 @@ def step_names() -> dict[str, str]:
 def measure(
     bench: Bench, names: Iterable[str], rounds: int, seconds: float, say: Callable[[str], None]
 ) -> Rounds:
-    """What each variant did: without each of these steps, and with all."""
+    """Measure each variant: without each of these steps, and with all."""
     say("starting one HAProxy for each variant")
     contenders = [
         bench.through(PLAIN, NOOP, "--plain", pool="plain"),

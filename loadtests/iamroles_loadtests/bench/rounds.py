@@ -48,7 +48,7 @@ class Shape:
     once_share: float = 0.0
     """Of the questions, those that nobody asked before."""
     longer: int = 1
-    """Turns are so many times as long: percentiles need samples."""
+    """Factor on the length of a turn: percentiles need samples."""
 
 
 Rounds = dict[str, list[dict[str, Any]]]
@@ -64,7 +64,7 @@ def take_turns(
     seconds: float,
     say: Callable[[str], None],
 ) -> Rounds:
-    """Play all of them, round by round, each for so many seconds."""
+    """Play all contenders, round by round."""
     for contender in contenders:
         for part, finder in contender.parts.items():
             pin(finder(), first=part == "haproxy")

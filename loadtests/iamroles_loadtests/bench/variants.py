@@ -39,7 +39,7 @@ def without(text: str, left_out: set[str]) -> str:
     """haproxy.cfg without the rules of some steps; without `3` it has no SPOE filter either.
 
     Raises:
-        GateConfigError: there is no such step.
+        GateConfigError: a step does not exist.
     """
     if strange := left_out - steps(text).keys():
         raise gate_config.GateConfigError(f"haproxy.cfg has no step {', '.join(sorted(strange))}")

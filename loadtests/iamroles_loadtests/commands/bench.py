@@ -1,4 +1,4 @@
-"""`iamroles bench`: what the agent and the gate cost, as ratios of one run."""
+"""`iamroles bench`: the cost of agent and gate, as ratios within a run."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def bench() -> None:
-    """What the check costs: contenders take turns in one run, and ratios are told with their intervals."""
+    """Measure what the check costs: contenders take turns, and ratios have intervals."""
 
 
 @bench.command("agent")
@@ -97,7 +97,7 @@ def bench() -> None:
     help="What the agent holds at 1,000 a second.",
 )
 def agent_command(*, peers: tuple[Path, ...], identities: int, **options: Any) -> None:  # noqa: ANN401 - click's
-    """The reference agent beside a no-op agent, HAProxy's own jwt_verify, and peers.
+    """Measure the reference agent beside a no-op agent, HAProxy's own jwt_verify, and peers.
 
     Exit status: 0, 1 wrong answers, 2 bad arguments, 3 the stage or the generator failed.
     """
@@ -126,14 +126,14 @@ def agent_command(*, peers: tuple[Path, ...], identities: int, **options: Any) -
     "--step", "chosen", multiple=True, help="Only this step; more than once for more.  [default: all]"
 )
 def gate_command(*, chosen: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click's
-    """What each step of the gate costs HAProxy: CPU microseconds a request at 64 connections.
+    """Measure what each step of the gate costs HAProxy: CPU microseconds a request at 64 connections.
 
     Exit status: as `bench agent`.
     """
     this = _Bench("bench gate", options)
     names = gates.step_names()
     if strange := sorted(set(chosen) - names.keys()):
-        raise click.UsageError(f"there is no step {strange[0]!r}; the steps are {', '.join(names)}")
+        raise click.UsageError(f"unknown step {strange[0]!r}; the steps are {', '.join(names)}")
     names = {name: says for name, says in names.items() if name in (chosen or names)}
     played = this.run(gates.measure, names)
     rows = [(row["step"], row["says"], docs.told(row)) for row in gates.rows(names, played)]

@@ -90,7 +90,7 @@ def where(command: Command) -> Command:
 
 
 def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextManager[targets.Target]:
-    """What is measured, from the options.
+    """Open what is measured, as the options say.
 
     Args:
         options: those of `where`, and `shapes`.
@@ -204,5 +204,5 @@ def end(result: dict[str, Any], directory: Path | None, *, as_json: bool) -> Non
 
 
 def console() -> Console:
-    """Where people read."""
+    """The terminal, or lines of 110 characters."""
     return Console(highlight=False, width=None if Console().is_terminal else 110)

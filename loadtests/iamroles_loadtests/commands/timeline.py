@@ -38,7 +38,7 @@ class _Meter(Watcher):
         self.traffic = traffic
 
     def phases(self) -> Iterator[dict[str, Any]]:
-        """What was answered from step to step, and how soon (from sent, milliseconds)."""
+        """Yield what was answered from each step to the next, and how soon (from sent, milliseconds)."""
         if self.traffic is None:
             return
         for name, begin, end in self.traffic.phases():
@@ -58,7 +58,7 @@ class _Meter(Watcher):
 def _timeline(_context: click.Context, _option: click.Parameter, name: str) -> Scenario:
     known = {key: one for key, one in scenarios().items() if one.traffic is not None}
     if name not in known:
-        raise click.BadParameter(f"{name!r} is no timeline: take one of {', '.join(sorted(known))}")
+        raise click.BadParameter(f"{name!r} is not a timeline: take one of {', '.join(sorted(known))}")
     return known[name]
 
 

@@ -54,7 +54,7 @@ _PATIENCE = 30.0
 _REST = "traffic-rest"
 """Type of the messages by which the master asks for the rest, and a worker hands it in."""
 _LOST = 3
-"""Exit code of a master whose workers did not hand in all: a part is no result."""
+"""Exit code of a master whose workers did not all report: a part is not a result."""
 _FOLD = 1.0
 """Seconds between two looks at the samples."""
 _numbers = itertools.count(secrets.randbits(40))

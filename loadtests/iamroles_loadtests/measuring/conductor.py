@@ -92,7 +92,7 @@ class Conductor:
         target: what is measured.
         generator: plays.
         options: lengths and the like.
-        say: called with what is going on, for a person who waits.
+        say: called with the current step, for a person at a terminal.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ def _judged_step(found: Played, first: Mapping[str, Any] | None) -> dict[str, An
 
 
 def _lane(rounds: Sequence[Played]) -> dict[str, Any]:
-    """What one pool did in all rounds."""
+    """Sum up all rounds of a pool."""
     due, sent, reported = (
         Histogram.merged(played.measured.whole(name) for played in rounds)
         for name in ("due", "sent", "reported")

@@ -125,7 +125,7 @@ class Histogram:
         """From HdrHistogram V2.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is invalid.
         """
         found = cls()
         try:

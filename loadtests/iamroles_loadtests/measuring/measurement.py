@@ -29,7 +29,7 @@ _COMBINED: Mapping[str, Callable[[Any, Any], Any]] = {
     "until": max,
     "examples": lambda own, others: (own + others)[:_EXAMPLES],
 }
-"""How fields of two parts become one, where that is no sum."""
+"""Combines fields that are not added."""
 Samples = Annotated[
     Histogram,
     PlainValidator(lambda value: value if isinstance(value, Histogram) else Histogram.decoded(value)),
@@ -58,7 +58,7 @@ class Latencies(_Sum):
 
 
 class CaseMeasurement(Latencies):
-    """What was measured of one case; `reported` holds what answers said (`traffic.Right.marker`)."""
+    """What was measured of a case; `reported` holds what answers said (`traffic.Right.marker`)."""
 
     reported: Samples = Field(default_factory=Histogram)
     wrong: int = 0
@@ -72,7 +72,7 @@ class Measurement(_Sum):
     Args:
         begin: nanoseconds of CLOCK_REALTIME from which its times count.
         width: seconds of a window.
-        last: number of the last window, in which later samples count, too; None: there is no last one.
+        last: number of the last window, in which later samples count, too; None: windows go on.
     """
 
     begin: int = 0

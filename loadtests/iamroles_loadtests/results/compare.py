@@ -1,10 +1,10 @@
 """Two results side by side: ratios with their confidence.
 
-Samples of one run are not independent: a machine that is slow now is slow in the next millisecond. So the
+Samples of a run are not independent: a machine that is slow now is slow in the next millisecond. So the
 interval of a ratio is a bootstrap over the *windows* of both phases (a quarter of a second each, or more),
-not over samples. A difference counts as shown only where the whole interval is on one side of 1. It is a
-difference of these two runs: whether it is one of what was measured, or of the machine in these minutes, only
-runs that take turns can tell.
+not over samples. A difference counts as shown only if the whole interval is on one side of 1. It is a
+difference between these two runs: only runs that take turns can tell a change of what was measured from a
+change of the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SOFTWARE = ("kernel", "python")
 _ASKED = ("rates", "connections", "in_flight", "shapes", "constant", "straight", "method")
 """Of what was asked, what must not differ."""
 _FEW = 16
-"""Windows from which on an interval is near its word."""
+"""Fewer windows than this make an interval unreliable."""
 _UNITS: Mapping[str, Callable[[float], str]] = {
     "us": duration,
     "/s": lambda rate: f"{rate:,.0f}/s",
@@ -46,7 +46,7 @@ class Figure:
         name: of the figure.
         before: in the first run.
         after: in the second.
-        low: of the 95 % interval of the ratio; None: there is no interval.
+        low: of the 95 % interval of the ratio; None: without an interval.
         high: of it.
         unit: `us`, `/s` or `share`.
     """
@@ -76,7 +76,7 @@ class Figure:
 
     @property
     def interval(self) -> str:
-        """Readable; empty if there is none."""
+        """Readable; empty without one."""
         return "" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def obstacles(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def cautions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What else to bear in mind, one sentence each."""
+    """Say what else to bear in mind, one sentence each."""
     found = list(_differing(before["environment"], after["environment"], _SOFTWARE, "{}"))
     found += _differing(before["target"], after["target"], ("haproxy",), "{}")
     names = {phase["name"] for phase in before["phases"]} ^ {phase["name"] for phase in after["phases"]}

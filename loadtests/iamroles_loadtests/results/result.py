@@ -29,7 +29,7 @@ _EXAMPLES = 20
 
 
 class ResultError(Exception):
-    """A file is no result of a load run."""
+    """A file is not the result of a load run."""
 
 
 def assembled(
@@ -97,7 +97,7 @@ def _examples(played: Sequence[Played]) -> list[str]:
 
 
 def phase_entry(played: Played) -> dict[str, Any]:
-    """What result.json says of a phase: counts, and summaries beside histograms."""
+    """Make the entry of a phase: counts, and summaries beside histograms."""
     measured, phase = played.measured, played.phase
     return {
         "name": phase.name,
@@ -139,7 +139,7 @@ def phase_entry(played: Played) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader must know of the machine."""
+    """Describe the machine."""
     packages = {}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -168,7 +168,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a result: `result.json`, or a directory that holds one.
 
     Raises:
-        ResultError: it is none, or of another version.
+        ResultError: it is invalid, or of another version.
     """
     file = path / "result.json" if path.is_dir() else path
     try:

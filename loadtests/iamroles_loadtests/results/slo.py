@@ -172,7 +172,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _applies(ratio: Ratio, figures: Mapping[str, float]) -> bool:
-    """Whether both phases were played; a percentile that one of them lacks is an objective not met."""
+    """Both phases were played; a percentile that one of them lacks is an objective not met."""
     played = {name.partition(".")[0] for name in figures}
     return all(name.partition(".")[0] in played for name in (ratio.of, ratio.over))
 

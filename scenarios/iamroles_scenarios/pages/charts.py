@@ -38,7 +38,7 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value is, 0 to 1."""
+        """Place a value, 0 to 1."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-9))
@@ -103,7 +103,7 @@ def nines(top: float) -> Axis:
 
 
 def nine(percentile: float) -> float:
-    """Where a percentile stands on the axis of nines."""
+    """Place a percentile on the axis of nines."""
     return -math.log10(max(1e-7, 1 - percentile / 100))
 
 
@@ -111,7 +111,7 @@ class Chart:
     """A chart in the making.
 
     Args:
-        title: what it shows; also for who cannot see it.
+        title: what it shows; also for screen readers.
         x: horizontal axis.
         y: vertical axis.
         height: in units of the drawing.
@@ -124,7 +124,7 @@ class Chart:
         self._zones: list[str] = []
         self._parts: list[str] = []
         self._said: list[str] = []
-        """What a reader who cannot see it is told."""
+        """Alternative text for screen readers."""
 
     def _at(self, point: Point) -> tuple[float, float]:
         x = _LEFT + self._x.share(point[0]) * (WIDTH - _LEFT - _RIGHT)
@@ -196,7 +196,7 @@ class Row:
         label: what it is, on the left.
         told: its figures in words, on the right.
         parts: a bar's parts by class, or the one value of an interval.
-        low: begin of the interval; None: there is none.
+        low: begin of the interval; None: without one.
         high: its end.
     """
 
@@ -214,7 +214,7 @@ def intervals(title: str, axis: Axis, rows: Sequence[Row], base: float) -> str:
         title: what it shows.
         axis: of the values.
         rows: one value each.
-        base: where there is no difference; marked.
+        base: the value of no difference, which is marked.
     """
 
     def drawn(row: Row, y: float) -> Iterator[str]:

@@ -117,7 +117,7 @@ class Reader:
 
     @property
     def ends_with_connection(self) -> bool:
-        """Whether the end of the connection is the end of this answer."""
+        """The end of the connection is the end of this answer."""
         return self.head is not None and self._left == UNTIL_CLOSE
 
     def _counted(self) -> bytes | None:
@@ -208,7 +208,7 @@ class HttpLine(Line):
             self.connect()
 
     def held(self) -> tuple[Question, int, bytes] | None:
-        """The stream it holds: question, status and begin of the answer; None if there is none."""
+        """The stream it holds, if any: question, status and begin of the answer."""
         asked, reader = self._asked, self._reader
         if asked is None or not asked.question.endless:
             return None
@@ -263,7 +263,7 @@ class HttpLine(Line):
         self.loop.answered(self, asked, head.status, text)
 
     def failed(self, why: str) -> None:
-        """What was asked is a fault, unless the connection's end was the answer's."""
+        """Count the question as a fault, unless the connection's end was the answer's."""
         asked, reader = self._asked, self._reader
         idle = reader is None and self._again and self._used
         if asked is not None and idle and not asked.again and now() - asked.sent < AT_ONCE:

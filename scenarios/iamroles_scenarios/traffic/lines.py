@@ -118,11 +118,11 @@ class Line:
 
     @property
     def busy(self) -> bool:
-        """Whether a question is under way."""
+        """A question is under way."""
         raise NotImplementedError
 
     def held(self) -> tuple[Question, int, bytes] | None:
-        """A stream without an end that it holds; none, unless the protocol has streams."""
+        """The stream without an end that it holds, if the protocol has streams."""
         return None
 
     def ask(self, due: int, question: Question) -> None:
@@ -141,7 +141,7 @@ class Line:
         raise NotImplementedError
 
     def overdue(self, before: int) -> bool:
-        """Whether something under way was sent before this moment."""
+        """Something under way was sent before this moment."""
         raise NotImplementedError
 
     # --- opening -------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class Loop:
 
     @property
     def stamped(self) -> bool:
-        """Whether latencies are by the kernel's stamps: one answer is outstanding on each connection.
+        """Latencies are by the kernel's stamps: at most one answer is outstanding on each connection.
 
         The kernel begins to stamp some milliseconds after the first socket asked for it.
         """
@@ -212,7 +212,7 @@ class Loop:
     def open(self, lines: Sequence[Line], within: float = 5.0) -> None:
         """Take lines and connect them, before anything is measured.
 
-        One that cannot connect tries again when it is first asked something; `tally.examples` says why.
+        A line that cannot connect tries again when it is first asked something; `tally.examples` says why.
         """
         self._lines = list(lines)
         self._opening = True
@@ -232,7 +232,7 @@ class Loop:
             self.idle_again(line)
 
     def hold(self, lines: Sequence[Line], question: Question) -> None:
-        """Open a stream on each of these lines and wait for its begin; one that ends is a fault."""
+        """Open a stream on each of these lines and wait for its begin; a stream that ends is a fault."""
         for line in lines:
             line.ask(0, question)
         self._lines += lines

@@ -62,7 +62,7 @@ class Poller:
         )
 
     def poll(self, wait: int) -> list[tuple[int, int]]:
-        """Descriptors and their events; waits for nanoseconds less `MARGIN` if there are none yet."""
+        """Return descriptors and their events; if there was no event yet, wait, but end `MARGIN` earlier."""
         wait -= self.MARGIN
         if wait > self.MARGIN and self._fine:
             self._select((self._epoll,), (), (), wait / NANO)

@@ -1,4 +1,4 @@
-"""What is asked, and which answers are right.
+"""Questions and their right answers.
 
 A load test that only counts status 200 measures how fast a gate is wrong. So each question says what its
 answer must be, in terms that cost nanoseconds to compare: a status, and byte strings that the answer must and
@@ -35,7 +35,7 @@ class Right:
     marker: bytes = b""
 
     def wrong(self, status: int, text: bytes) -> str:
-        """What is wrong with an answer, in words; "" if it is right."""
+        """Say what is wrong with an answer; "" if it is right."""
         if status != self.status and self.status:
             return f"status {status} where {self.status} is right"
         for piece in self.holds:
@@ -47,7 +47,7 @@ class Right:
         return ""
 
     def number(self, text: bytes) -> int:
-        """The number behind the marker; -1 where there is none."""
+        """Read the number behind the marker; -1 without one."""
         if not self.marker:
             return -1
         _, found, rest = text.partition(self.marker)
@@ -60,7 +60,7 @@ def _shown(text: bytes) -> str:
 
 
 class Case:
-    """Questions of one kind, counted together."""
+    """Questions of a kind, which are counted together."""
 
     __slots__ = ("examples", "faults", "name", "number", "wrong")
 
@@ -104,7 +104,7 @@ class Question:
         self.around = (before, after) if found else None
 
     def judge(self, status: int, text: bytes, sent: int, received: int) -> str:
-        """What is wrong with an answer, in words; "" if it is right.
+        """Say what is wrong with an answer; "" if it is right.
 
         Args:
             status: see `Right`.

@@ -1,7 +1,7 @@
 """SPOP straight to an agent, as HAProxy speaks it: one HELLO, then NOTIFYs, many under way at once.
 
 Each NOTIFY has a stream-id of its own, always two bytes long (240 to 2287), so that a frame is put together
-from its length, a fixed head, the id and the question's bytes. Answers may come in any order. Those of one
+from its length, a fixed head, the id and the question's bytes. Answers may come in any order. Those of a
 read are judged together and what follows them is sent in one write. An answer that was found right is
 remembered by its bytes.
 
@@ -30,7 +30,7 @@ _numbers = itertools.count(secrets.randbits(60))
 """For request ids; begins anywhere, so that those of two processes differ."""
 _HEAD = bytes([FrameType.NOTIFY, 0, 0, 0, 1])
 _REST = len(_HEAD) + 3
-"""Bytes of a frame before its payload: type, flags, a stream-id of two bytes, a frame-id of one."""
+"""Bytes of a frame before its payload: type, flags, a stream-id of two bytes, a frame-id of a byte."""
 
 
 class SpopLine(Line):
