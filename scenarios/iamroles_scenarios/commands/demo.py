@@ -40,7 +40,7 @@ _TAGS = ("principal", "role", "session", "issuer", "rule", "expires", "request-i
 
 
 def tour() -> Scenario:
-    """What is played."""
+    """Return what is played."""
     return read(Path(str(files("iamroles_scenarios") / "data" / "demo.toml")), Scenario)
 
 
@@ -97,7 +97,7 @@ class Narrator(Watcher):
         self.good += not differing
 
     def _stage(self, parts: str, policy: Mapping[str, Any]) -> None:
-        """Who is on stage, and what the policy says."""
+        """Return who is on stage, and what the policy says."""
         self._console.print(
             Panel(
                 Text.assemble(
@@ -159,7 +159,7 @@ class Narrator(Watcher):
 
 
 def closing(console: Console, good: int, told: int) -> None:
-    """What came of it, and where to go next."""
+    """Return what came of it, and where to go next."""
     style, verdict = ("green", "as told") if good == told else ("red", "NOT as told")
     console.print()
     console.print(f"[bold {style}]{good} of {told} steps went as told.[/]", highlight=False)

@@ -56,7 +56,7 @@ CURVE_BREAKS = frozenset({"order", "negated", "der"})
 
 
 def is_elliptic(key: SigningKey) -> bool:
-    """Whether signatures are a pair (r, s)."""
+    """Return whether signatures are a pair (r, s)."""
     return isinstance(key.private, EllipticCurvePrivateKey)
 
 

@@ -157,7 +157,7 @@ class SigningKey:
         return _ORDERS[self.curve]
 
     def can(self, algorithm: str) -> bool:
-        """Whether the key is able to make a signature of this algorithm."""
+        """Return whether the key is able to make a signature of this algorithm."""
         if isinstance(self.private, rsa.RSAPrivateKey):
             return algorithm[:2] in ("RS", "PS") and algorithm[2:] in _HASHES
         if isinstance(self.private, ec.EllipticCurvePrivateKey):

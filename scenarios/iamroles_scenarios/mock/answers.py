@@ -18,7 +18,7 @@ NAMESPACES = {
 
 
 def wants_json(request: web.Request) -> bool:
-    """Whether the caller asks for JSON (the fetch that Vault and aws-iam-authenticator do)."""
+    """Return whether the caller asks for JSON (the fetch that Vault and aws-iam-authenticator do)."""
     return "application/json" in request.headers.get("Accept", "")
 
 

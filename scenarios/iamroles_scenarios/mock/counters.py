@@ -29,7 +29,7 @@ class Counters:
         return dict(self._counts)
 
     async def wait(self, name: str, at_least: int, timeout: float) -> bool:  # noqa: ASYNC109 - the deadline is data
-        """Whether `name` reached `at_least` within `timeout` seconds."""
+        """Return whether `name` reached `at_least` within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout), self._changed:
                 await self._changed.wait_for(lambda: self._counts[name] >= at_least)

@@ -216,7 +216,7 @@ class WebSocketEcho:
             if isinstance(event, TextMessage | BytesMessage):
                 self._message.append(event.data)
                 if event.message_finished:
-                    whole = event.data[:0].join(self._message)
+                    whole: Any = event.data[:0].join(self._message)
                     self._message.clear()
                     out += self._socket.send(type(event)(data=whole))
             elif isinstance(event, Ping):

@@ -49,7 +49,7 @@ class Outbound:
         (self._disabled.discard if enabled else self._disabled.add)(account)
 
     def enabled(self, account: str) -> bool:
-        """Whether the account may call GetWebIdentityToken."""
+        """Return whether the account may call GetWebIdentityToken."""
         return account not in self._disabled
 
     async def token(

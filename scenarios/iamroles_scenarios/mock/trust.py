@@ -49,7 +49,7 @@ def _matches(
     *,
     doubt: bool,
 ) -> bool:
-    """Whether a statement applies; `doubt` is the answer where it says something we do not know."""
+    """Return whether a statement applies; `doubt` is the answer where it says something we do not know."""
     if set(statement) - {"Sid", "Effect", "Action", "Principal", "Condition"}:
         return doubt
     if not any(

@@ -160,7 +160,7 @@ class AgentHandle:
             return part.ready(within, "reloaded", mark)
 
     def logs(self) -> str:
-        """What it said last, over its restarts."""
+        """Return what it said last, over its restarts."""
         with self._lock:
             return "\n".join([*self._past, self._part.log() if self._part else ""]).strip()
 

@@ -67,7 +67,7 @@ class Breaker:
 
     @property
     def open(self) -> int:
-        """How many connections pass it now."""
+        """Return how many connections pass it now."""
         return len(self._links)
 
     def breaks(self, fault: str) -> None:

@@ -100,7 +100,7 @@ class Box:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs (a paused one does)."""
+        """Return whether it still runs (a paused one does)."""
         if self._code is not None:
             return False
         try:

@@ -21,7 +21,7 @@ class Part(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Return whether it still runs."""
 
     def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
         """Wait for its JSON line with `key` on standard output."""

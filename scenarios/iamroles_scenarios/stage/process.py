@@ -224,7 +224,7 @@ def json_with(text: str, key: str) -> dict[str, Any] | None:
 
 
 def awaited(key: str) -> str:
-    """What a JSON line with a key says, in words."""
+    """Return what a JSON line with a key says, in words."""
     return "it was ready" if key == "ready" else f'it printed a line with "{key}"'
 
 

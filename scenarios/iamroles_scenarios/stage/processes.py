@@ -245,5 +245,5 @@ class Processes(StageKind):
 
 
 def _short_directory() -> str | None:
-    """Where a Unix socket's path stays within its 108 bytes, whatever TMPDIR says."""
+    """Return where a Unix socket's path stays within its 108 bytes, whatever TMPDIR says."""
     return None if len(tempfile.gettempdir()) < 50 or not os.access("/tmp", os.W_OK) else "/tmp"  # noqa: S108

@@ -12,7 +12,7 @@ from iamroles_scenarios.stage import AgentSpec
 
 
 def reference_agent() -> AgentSpec:
-    """What `conformance/agent.toml` says, for an install without a checkout."""
+    """Return what `conformance/agent.toml` says, for an install without a checkout."""
     return AgentSpec.of(
         {
             "spec": 1,

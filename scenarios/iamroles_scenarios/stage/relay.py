@@ -136,7 +136,7 @@ class Relay(breaker.Breaker):
         return said
 
     def _from_agent(self, link: RelayedLink, said: bytes) -> bytes:
-        """What goes on; nothing of an answer that is held."""
+        """Return what goes on; nothing of an answer that is held."""
         frame = Frame.decode(said)
         if frame.type == FrameType.AGENT_HELLO:
             link.announced = str(dict(read_kv(frame)).get("capabilities", Typed.of("")).value)

@@ -122,7 +122,7 @@ class AgentSpec:
 
     @property
     def runs(self) -> bool:
-        """Whether the stage starts a process or container of it."""
+        """Return whether the stage starts a process or container of it."""
         return bool(self.command or self.image)
 
     @property

@@ -218,7 +218,7 @@ class Offer:
 
 
 def offered(kind: str = "auto", require: str | None = None) -> Offer:
-    """What `open_stage` would open, and which HAProxy it has; starts nothing.
+    """Return what `open_stage` would open, and which HAProxy it has; starts nothing.
 
     Raises:
         StageError: the kind that was asked for is not possible here.

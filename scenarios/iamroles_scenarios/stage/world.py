@@ -165,7 +165,7 @@ class HaproxyHandle:
         return self._runs[-1].runtime(command)
 
     def agent_is_up(self) -> bool:
-        """Whether HAProxy's health check holds the agent for good."""
+        """Return whether HAProxy's health check holds the agent for good."""
         rows = [
             line.split(",") for line in self.runtime("show stat iam-agents 4 -1").splitlines() if "," in line
         ]
@@ -187,7 +187,7 @@ class HaproxyHandle:
 
     @property
     def log_mark(self) -> tuple[int, ...]:
-        """How many lines each generation has said so far, for `log_lines`."""
+        """Return how many lines each generation has said so far, for `log_lines`."""
         return tuple(run.part.stdout.mark for run in list(self._runs))
 
     def log_lines(self, since: tuple[int, ...] = ()) -> list[dict[str, Any]]:

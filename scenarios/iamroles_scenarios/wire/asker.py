@@ -84,7 +84,7 @@ class Asker:
 
     @property
     def transcript(self) -> Transcript:
-        """What passed on the present connection lately; empty without a connection."""
+        """Return what passed on the present connection lately; empty without a connection."""
         return self._connection.transcript if self._connection else Transcript()
 
     def decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, object]:

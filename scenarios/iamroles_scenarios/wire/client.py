@@ -285,7 +285,7 @@ class Connection:
 
 
 def _gave_up(bye: Frame) -> bool:
-    """Whether an AGENT-DISCONNECT says that the agent would not wait any longer (status 2)."""
+    """Return whether an AGENT-DISCONNECT says that the agent would not wait any longer (status 2)."""
     with contextlib.suppress(WireFormatError):
         return any(name == "status-code" and item.value == _TIMEOUT for name, item in read_kv(bye))
     return False

@@ -149,7 +149,7 @@ class PayloadReader:
 
     @property
     def offset(self) -> int:
-        """Where the next byte is, counted from `-base`."""
+        """Return where the next byte is, counted from `-base`."""
         return self._base + self._at
 
     @property

@@ -46,7 +46,7 @@ class Input:
 
 
 def inputs(number: int, count: int) -> Iterator[Input]:
-    """So many inputs for a seed."""
+    """Return this many inputs for a seed."""
     from iamroles_scenarios.wire.fuzz_grammar import from_grammar  # noqa: PLC0415 - hypothesis is slow to import
 
     dice = random.Random(number)  # noqa: S311 - a fuzzer's dice must be repeatable

@@ -264,7 +264,7 @@ async def must_be_quiet(target: WireTarget, connection: Connection, what: str) -
 async def collect(
     target: WireTarget, connection: Connection, count: int, *, seconds: float = DEADLINE
 ) -> list[Frame]:
-    """So many ACKs, in any order, all by one deadline."""
+    """Return this many ACKs, in any order, all by one deadline."""
     acks: list[Frame] = []
     try:
         async with asyncio.timeout(target.seconds(seconds)):
@@ -307,7 +307,7 @@ def must_be_well_formed(connection: Connection, ack: Frame) -> None:
 async def eventually(
     target: WireTarget, condition: Callable[[], Awaitable[bool]], *, seconds: float = DEADLINE
 ) -> bool:
-    """Whether a state of the agent that nothing announces came about by a deadline."""
+    """Return whether a state of the agent that nothing announces came about by a deadline."""
     try:
         async with asyncio.timeout(target.seconds(seconds)):
             while not await condition():  # noqa: ASYNC110 - another process's state sets no event here
