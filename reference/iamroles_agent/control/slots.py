@@ -148,8 +148,12 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """As the log and the audit call it."""
-        return "the fetcher" if self.index == FETCHER else f"worker {self.index}"
+        return slot_name(self.index)
+
+
+def slot_name(index: int) -> str:
+    """The process in a slot, as the log and the audit call it."""
+    return {FETCHER: "the fetcher", LOADER: "the loader"}.get(index, f"worker {index}")
 
 
 class Members:

@@ -103,13 +103,8 @@ def _decoded(text: str) -> Ticket:
             raise TicketError(f"a ticket of version {found['v']!r}")
         request = None
         if "x" in found:
-            request = Request(
-                found.get("m", ""),
-                found.get("h", ""),
-                found.get("f", ""),
-                ip_address(found["x"]),
-                found.get("q"),
-            )
+            method, host, path = (found.get(name, "") for name in "mhf")
+            request = Request(method, host, path, ip_address(found["x"]), found.get("q"))
         identity = Identity(
             issuer=found.get("i", ""),
             principal=found.get("p", ""),
@@ -123,14 +118,7 @@ def _decoded(text: str) -> Ticket:
             key_id=found.get("k", ""),
             grounds=tuple(found.get("w", ())),
         )
-        return Ticket(
-            found.get("g", ""),
-            identity,
-            request,
-            found.get("r", ""),
-            found.get("b", ""),
-            found.get("u", ""),
-        )
+        return Ticket(found.get("g", ""), identity, request, *(found.get(name, "") for name in "rbu"))
     except (Base64Error, ValueError, KeyError, TypeError, AttributeError, Refusal) as error:
         raise TicketError(f"no ticket: {type(error).__name__}") from error
 

@@ -25,6 +25,7 @@ from iamroles_agent.processes.link import Startup
 from iamroles_agent.processes.supervisor import Life, Supervisor
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.processes.worker import Worker
+from iamroles_agent.serving import listening
 from iamroles_agent.tokens.authenticator import rules_of
 
 log = logging.getLogger("iamroles.agent")
@@ -149,7 +150,7 @@ class Agent:
         finally:
             if self._local is not None and self._local_path is not None and not others:
                 self._local.close()
-                local_socket.remove(self._local_path)
+                listening.remove_unix(f"{listening.UNIX}{self._local_path}")
 
     def _ready(self) -> None:
         if self._inherited is not None:

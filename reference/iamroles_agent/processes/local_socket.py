@@ -143,9 +143,3 @@ def ask(path: Path, question: Body, *, timeout: float = 10.0) -> Body:
     if not isinstance(found, dict):
         raise ValueError("an answer that is not an object")
     return found
-
-
-def remove(path: Path) -> None:
-    """Remove the socket's file."""
-    with contextlib.suppress(OSError):
-        path.unlink()

@@ -40,7 +40,7 @@ from iamroles_agent.base.output import output
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message, with_parts
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Send, Timing
+from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Send, Timing, slot_name
 from iamroles_agent.processes.link import Startup
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import shared_counts
@@ -154,18 +154,16 @@ class Supervisor:
         wake, waker = socket.socketpair()
         wake.setblocking(False)
         waker.setblocking(False)
-        handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-        before = {number: signal.signal(number, lambda *_: None) for number in handled}
-        former = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         self._selector.register(wake, selectors.EVENT_READ, lambda _: self._signalled(wake.recv(4096)))
         try:
             self.plane.start()
             self._watch()
         finally:
             self._kill_all()
-            signal.set_wakeup_fd(former)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
             self._selector.close()
             os.close(self._build_lock)
             for sock in (wake, waker, self._listener):
@@ -227,7 +225,7 @@ class Supervisor:
 
     def _fork(self, effect: Fork) -> None:
         if effect.why:
-            log.error("%s is replaced: %s", _name(effect.slot), effect.why)
+            log.error("%s is replaced: %s", slot_name(effect.slot), effect.why)
         pair: tuple[socket.socket, ...] = ()
         try:
             pair = ours, theirs = socket.socketpair()
@@ -235,7 +233,7 @@ class Supervisor:
         except OSError as error:
             for sock in pair:
                 sock.close()
-            log.error("%s cannot be made: %s", _name(effect.slot), error.strerror)
+            log.error("%s cannot be made: %s", slot_name(effect.slot), error.strerror)
             self.plane.died(effect.slot, f"fork failed: {error.strerror}")
             return
         if pid == 0:
@@ -304,10 +302,9 @@ class Supervisor:
             _send(last_words, message("failed", error=str(error)))
             return 3
         except Exception as error:
-            log.exception("%s failed", _name(index))
-            _send(
-                last_words, message("failed", error=f"{_name(index)} failed: {type(error).__name__}: {error}")
-            )
+            log.exception("%s failed", slot_name(index))
+            what = f"{slot_name(index)} failed: {type(error).__name__}: {error}"
+            _send(last_words, message("failed", error=what))
             return 1
         return 0
 
@@ -315,7 +312,7 @@ class Supervisor:
         process = self._processes.get(effect.slot)
         if process is not None:
             if effect.slot != LOADER:
-                log.error("%s (pid %d) is killed: %s", _name(effect.slot), process.pid, effect.why)
+                log.error("%s (pid %d) is killed: %s", slot_name(effect.slot), process.pid, effect.why)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
 
@@ -337,7 +334,7 @@ class Supervisor:
             self._counts[process.index] = 0  # no worker must wait for it to accept
         how = f"signal {-code}" if code < 0 else f"status {code}"
         if process.index != LOADER and (code != 0 or self._stop_at is None):
-            log.error("%s (pid %d) ended with %s", _name(process.index), process.pid, how)
+            log.error("%s (pid %d) ended with %s", slot_name(process.index), process.pid, how)
         self.plane.died(process.index, how)
 
     def _scheduled(self, index: int) -> tuple[float, float]:
@@ -474,17 +471,11 @@ def _send(channel: socket.socket, said: Message) -> int:
     return 0
 
 
-def _proc(pid: int, name: str) -> bytes:
-    with open(f"/proc/{pid}/{name}", "rb") as file:  # noqa: PTH123 - it is asked often
-        return file.read()
-
-
 def _threads(pid: int, name: str) -> Iterator[bytes]:
     """Read a file in `/proc` of each thread that has not ended meanwhile."""
-    for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as above
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            yield _proc(pid, f"task/{thread}/{name}")
-
-
-def _name(index: int) -> str:
-    return {FETCHER: "the fetcher", LOADER: "the loader"}.get(index, f"worker {index}")
+    for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - it is asked often
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{pid}/task/{thread}/{name}", "rb") as file,  # noqa: PTH123 - as above
+        ):
+            yield file.read()

@@ -175,7 +175,7 @@ class Gate:
         return verdict.actions
 
     async def judge(self, check: Check, context: Context, key: bytes | None) -> bytes:
-        """Work out the answer, record it, remember it if that is sound.
+        """Work out the answer, record it, remember it if that is sound. The server cancels it with its peer.
 
         Returns:
             Encoded SPOP actions.
@@ -225,16 +225,7 @@ class Gate:
     def failed(self, context: Context, detail: str) -> bytes:
         """Refuse with `internal_error`, because there can be no verdict; the audit says why."""
         decision = Decision(allow=False, reason=Reason.INTERNAL_ERROR, detail=detail)
-        record = prepare(
-            decision,
-            src="",
-            method="",
-            host="",
-            path="",
-            requested_role=None,
-            policy_version=self._state.policy.version,
-            generation=self.authenticator.generation,
-        )
+        record = self._prepared(_UNREADABLE, decision, self._current())
         self._audit.record(record, context.request_id, context.src_port, context.stream)
         self._metrics.decided(Reason.INTERNAL_ERROR, 0.0)
         return encode_verdict(decision)
@@ -367,6 +358,8 @@ def _token(check: Check) -> str:
     return (check.authorization or "").partition(" ")[2].strip() or check.authorization or ""
 
 
+_UNREADABLE = Check(None, 0, role=None, method="", host=None, path="", src=None)
+"""Stands for a question that is not recorded, in the record of a failure."""
 _UNRECORDED = encode_verdict(
     Decision(allow=False, reason=Reason.INTERNAL_ERROR, detail="the audit log cannot be written")
 )

@@ -18,7 +18,7 @@ import select
 import socket
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from iamroles_agent.base.config import AgentSettings
 from iamroles_agent.serving import listening
@@ -34,7 +34,10 @@ from iamroles_agent.spop.connection import (
     State,
 )
 from iamroles_agent.spop.errors import LocalProtocolError, Status
-from iamroles_agent.spop.messages import Check, Context
+from iamroles_agent.spop.messages import Context
+
+if TYPE_CHECKING:
+    from iamroles_agent.serving.gate import Gate
 
 LINGER = 1.0
 """Seconds that HAProxy may take to close a connection that is over."""
@@ -48,25 +51,6 @@ MAX_PENDING = 1024
 """Decisions under way on one connection before its reading pauses; HAProxy itself keeps to 20 frames."""
 
 log = logging.getLogger("iamroles.server")
-
-
-class Decider(Protocol):
-    """Decides questions, as `gate.Gate`. Actions are encoded by `spop.actions.encode_verdict`."""
-
-    def recall(self, key: bytes, context: Context, /) -> bytes | None:
-        """The actions of a decision that is still valid, audited; None: judge.
-
-        Only keys that `judge` was given may be remembered (`spop.messages` tells why).
-        """
-
-    async def judge(self, check: Check, context: Context, key: bytes | None, /) -> bytes:
-        """Decide, audit, remember under `key`. The peer may cancel it when it is gone."""
-
-    def unhealthy(self) -> str:
-        """Why every answer would be `internal_error` now, "" if decisions can be made."""
-
-    def failed(self, context: Context, detail: str, /) -> bytes:
-        """Deny with `internal_error`, audited."""
 
 
 @dataclass(slots=True)
@@ -95,7 +79,7 @@ class Server:
     """Answers HAProxy on one listening socket.
 
     Args:
-        gate: decides.
+        gate: decides; tests and benchmarks give fakes of its four methods.
         settings: address, limits and timeouts.
         sock: a bound socket to use, which the caller owns; else `settings.listen` is bound.
         stats: counters to fill; a new object if absent.
@@ -104,7 +88,7 @@ class Server:
 
     def __init__(
         self,
-        gate: Decider,
+        gate: Gate,
         settings: AgentSettings,
         *,
         sock: socket.socket | None = None,
