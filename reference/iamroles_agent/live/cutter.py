@@ -107,7 +107,7 @@ class _Due:
 
 
 class _Judged(NamedTuple):
-    told: int
+    given: int
     """The end that stood in HAProxy then."""
     changes: int
     """`Cutter.changes` then."""
@@ -350,7 +350,7 @@ class _ProxyWorker:
         return (
             stream.alive
             and stream.ends > stream.expires
-            and (known is None or (known.told, known.changes) != (stream.ends, self._cutter.changes))
+            and (known is None or (known.given, known.changes) != (stream.ends, self._cutter.changes))
         )
 
     async def act(self, successors: Successors) -> bool:
@@ -397,7 +397,7 @@ class _ProxyWorker:
         """When a stream ends, by what is in force; judged once for each end that HAProxy was given."""
         cutter = self._cutter
         known, before = self.judged.get(stream.key), None
-        if known is not None and known.told == stream.ends:
+        if known is not None and known.given == stream.ends:
             before = known.ends
             if known.changes == cutter.changes:
                 return before

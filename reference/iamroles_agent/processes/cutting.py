@@ -103,21 +103,14 @@ def record_renewal(audit: Audit, renewal: Renewal) -> None:
 def _about(stream: Stream) -> dict[str, Value]:
     ticket = stream.decoded()
     who, request = (ticket.identity, ticket.request) if ticket else (None, None)
-    return {
-        "principal": who.principal if who else None,
-        "session": who.session if who else None,
-        "issuer": who.issuer if who else None,
-        "credential": who.credential if who else None,
-        "role": ticket.role if ticket else None,
-        "rule": ticket.rule if ticket else None,
-        "backend": ticket.backend if ticket else None,
-        "method": request.method if request else None,
-        "host": request.host if request else None,
-        "path": request.path if request else None,
-        "src": stream.src,
-        "since": stream.since,
-        "expires": stream.ends,
-    }
+    about: dict[str, Value] = {}
+    for source, names in (
+        (who, ("principal", "session", "issuer", "credential")),
+        (ticket, ("role", "rule", "backend")),
+        (request, ("method", "host", "path")),
+    ):
+        about |= {name: getattr(source, name, None) for name in names}
+    return about | {"src": stream.src, "since": stream.since, "expires": stream.ends}
 
 
 def _put(audit: Audit, event: str, stream: Stream, about: dict[str, Value]) -> None:
