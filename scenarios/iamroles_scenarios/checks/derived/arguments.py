@@ -95,11 +95,11 @@ def context(target: Target) -> None:
         said = [{}, *({name: value} for name, values in CONTEXT.items() for value in values)]
         for answer, path in (("allow", PATH), ("no_grant", "/elsewhere")):
             # Each has its own token. With one token, the agent could answer all from the memory of the first.
-            questions = [
-                SpopQuestion(
-                    f"with {each}", iam_check(here.token(roles=["kiosk"]), path=path), expected(answer), each
-                )
-                for each in said
-            ]
-            here.ask_all(questions, window=1)
-            here.ask_all(questions[::-1], window=1)
+            # The second time each token comes with another value, as its verdict is remembered by then.
+            tokens = [here.token(roles=["kiosk"]) for _ in said]
+            for values in (said, said[::-1]):
+                questions = [
+                    SpopQuestion(f"with {each}", iam_check(token, path=path), expected(answer), each)
+                    for each, token in zip(values, tokens, strict=True)
+                ]
+                here.ask_all(questions, window=1)
