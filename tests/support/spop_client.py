@@ -19,7 +19,7 @@ from iamroles_agent.spop import actions
 from iamroles_agent.spop.frames import RawFrame
 from iamroles_agent.spop.messages import Check, Context
 
-__all__ = ["Client", "DictatedGate", "Talk", "frame", "notify", "serving", "until"]
+__all__ = ["Client", "DictatedGate", "HeldGate", "Talk", "frame", "notify", "serving", "talking", "until"]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -57,6 +57,18 @@ class DictatedGate:
     def failed(self, context: Context, detail: str, /) -> bytes:
         self.details.append(detail)
         return actions.encode_verdict(Decision(allow=False, reason=Reason.INTERNAL_ERROR))
+
+
+class HeldGate(DictatedGate):
+    """A gate that gives its verdict only after `gone_on` is set."""
+
+    def __init__(self, verdict: bytes = DENY) -> None:
+        super().__init__(self._hold)
+        self.gone_on, self.verdict = asyncio.Event(), verdict
+
+    async def _hold(self, check: Check) -> bytes:
+        await self.gone_on.wait()
+        return self.verdict
 
 
 @contextlib.asynccontextmanager
@@ -127,3 +139,16 @@ class Client:
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def talking(
+    gate: DictatedGate, *, greet: bool = True, **settings: Any
+) -> AsyncIterator[tuple[Server, Client]]:
+    """A server as of `serving`, and one connection to it."""
+    async with serving(gate, **settings) as server:
+        client = await Client.connect(server.address, greet=greet)
+        try:
+            yield server, client
+        finally:
+            await client.close()

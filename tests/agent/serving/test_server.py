@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from spop_client import Client, DictatedGate, serving, until
+from spop_client import Client, DictatedGate, HeldGate, serving, talking, until
 from spop_transcript import (
     ALLOW,
     ALLOWED,
@@ -36,31 +36,26 @@ class TestAnswers:
     async def test_many_questions_in_one_segment(self):
         gate = DictatedGate()
         gate.memory[check_message()] = ALLOW
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        async with talking(gate) as (server, client):
             client.send(*(notify(ids=(n, 1)) for n in range(300)))
 
             assert [await client.receive() for _ in range(300)] == [
                 f"ACK {n}/1 FIN {ALLOWED}" for n in range(300)
             ]
             assert (server.stats.notifies, server.stats.recalled, server.stats.judged) == (300, 300, 0)
-            await client.close()
 
     async def test_byte_by_byte(self):
-        async with serving(DictatedGate()) as server:
-            client = await Client.connect(server.address, greet=False)
+        async with talking(DictatedGate(), greet=False) as (_, client):
             for byte in hello() + notify():
                 client.send(bytes((byte,)))
                 await asyncio.sleep(0)
 
             assert (await client.receive()).startswith("AGENT-HELLO")
             assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
-            await client.close()
 
     async def test_the_gate_gets_the_key_that_it_will_be_asked_by(self):
         gate = DictatedGate()
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        async with talking(gate) as (_, client):
             client.send(notify())
             await client.receive()
             assert gate.keys == [check_message()]
@@ -68,7 +63,6 @@ class TestAnswers:
             client.send(notify(context_message(b"r2", 999, None) + check_message(), ids=(3, 1)))
 
             assert await client.receive() == f"ACK 3/1 FIN {ALLOWED}"
-            await client.close()
 
     async def test_a_slow_question_delays_no_other(self):
         gone_on = asyncio.Event()
@@ -140,68 +134,53 @@ class TestFailures:
             raise fault
 
         gate = DictatedGate(judge)
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        async with talking(gate) as (server, client):
             client.send(notify())
 
             assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
             assert (gate.details, server.stats.failed) == ([detail], 1)
-            await client.close()
 
     async def test_a_decision_that_takes_too_long_is_a_deny(self):
-        async def judge(check):
-            await asyncio.Event().wait()
-
-        gate = DictatedGate(judge)
-        async with serving(gate, decision_timeout="20ms") as server:
-            client = await Client.connect(server.address)
+        gate = HeldGate()
+        async with talking(gate, decision_timeout="20ms") as (_, client):
             client.send(notify())
 
             assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
             assert gate.details == ["no decision within 0.02 s"]
-            await client.close()
 
     async def test_a_memory_that_fails_is_no_memory(self):
         gate = DictatedGate()
         gate.memory = None
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        async with talking(gate) as (_, client):
             client.send(notify())
 
             assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
-            await client.close()
 
     async def test_even_failing_may_fail(self):
         gate = DictatedGate()
         gate.asked = gate.details = None
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        async with talking(gate) as (_, client):
             client.send(notify())
 
             assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
-            await client.close()
 
     async def test_an_answer_that_cannot_be_sent_is_a_deny(self):
         async def judge(check):
             return ALLOW + b"\x01\x03\x02" + b"x" * 20000
 
-        async with serving(DictatedGate(judge)) as server:
-            client = await Client.connect(server.address)
+        async with talking(DictatedGate(judge)) as (_, client):
             client.send(notify())
 
             assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
-            await client.close()
 
     async def test_an_ambiguous_question_is_a_deny(self):
         gate = DictatedGate()
         gate.memory[check_message()] = ALLOW
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        async with talking(gate) as (_, client):
             client.send(notify(context_message() + check_message() * 2))
 
             assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
             assert gate.details == ["2 iam-check messages in one NOTIFY"]
-            await client.close()
 
 
 class TestDisappearance:
@@ -233,107 +212,81 @@ class TestDisappearance:
     async def test_a_peer_that_closes_while_its_question_is_judged(self):
         """A full close looks like a half-close: it is judged, and the lost answer raises nothing."""
 
-        gone_on = asyncio.Event()
-
-        async def judge(check):
-            await gone_on.wait()
-            return ALLOW
-
-        gate = DictatedGate(judge)
+        gate = HeldGate(ALLOW)
         async with serving(gate) as server:
             client = await Client.connect(server.address)
             client.send(notify() * 2)
             await until(lambda: len(gate.asked) == 2)
             await client.close()
-            gone_on.set()
+            gate.gone_on.set()
             await until(lambda: not server.peers)
 
             assert (server.stats.pending, server.stats.judged) == (0, 2)
 
     async def test_half_closed_after_the_question(self):
-        gone_on = asyncio.Event()
-
-        async def judge(check):
-            await gone_on.wait()
-            return ALLOW
-
-        gate = DictatedGate(judge)
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        gate = HeldGate(ALLOW)
+        async with talking(gate) as (server, client):
             client.send(notify(ids=(1, 1)), notify(ids=(3, 1)))
             client.half_close()
             await until(lambda: len(gate.asked) == 2)
-            gone_on.set()
+            gate.gone_on.set()
 
             assert sorted(await client.receive_all()) == [f"ACK {n}/1 FIN {ALLOWED}" for n in (1, 3)]
             await until(lambda: not server.peers)
-            await client.close()
 
     @pytest.mark.parametrize("cut_off", [b"", notify()[:-3], b"\x00"])
     async def test_closed_by_haproxy(self, cut_off, caplog):
         """A plain close is how HAProxy 3.1 and later end an idle connection: nothing to complain of."""
 
         with caplog.at_level(logging.WARNING):
-            async with serving(DictatedGate()) as server:
-                client = await Client.connect(server.address)
+            async with talking(DictatedGate()) as (_, client):
                 client.send(cut_off)
                 client.half_close()
 
                 assert await client.receive_all() == []
-                await client.close()
         assert caplog.records == []
 
     @pytest.mark.parametrize("status", [0, 1, 2])
     async def test_disconnected_by_haproxy(self, status, caplog):
         with caplog.at_level(logging.WARNING):
-            async with serving(DictatedGate()) as server:
-                client = await Client.connect(server.address)
+            async with talking(DictatedGate()) as (_, client):
                 client.send(disconnect(status))
 
                 assert await client.receive_all() == [
                     "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'goodbye'"
                 ]
-                await client.close()
         assert caplog.records == []
 
     async def test_health_check(self):
-        async with serving(DictatedGate()) as server:
-            client = await Client.connect(server.address, greet=False)
+        async with talking(DictatedGate(), greet=False) as (_, client):
             client.send(hello(healthcheck=(DataType.BOOL, True)))
             lines = await client.receive_all()
 
             assert [line.split()[0] for line in lines] == ["AGENT-HELLO"]
-            await client.close()
 
     async def test_the_reason_survives_a_peer_that_goes_on_sending(self):
         """Without the lingering close, what is unread turns our FIN into RST and the frame may be lost."""
 
-        async with serving(DictatedGate()) as server:
-            client = await Client.connect(server.address)
+        async with talking(DictatedGate()) as (server, client):
             client.send(b"\x7f\xff\xff\xff" + b"x" * 100_000)
             await until(lambda: server.stats.protocol_errors == 1)
             client.send(b"x" * 100_000)
 
             (line,) = await client.receive_all()
             assert line.startswith("AGENT-DISCONNECT 0/0 FIN status-code=3")
-            await client.close()
 
     async def test_a_peer_that_never_closes_is_closed(self):
-        async with serving(DictatedGate()) as server:
-            client = await Client.connect(server.address)
+        async with talking(DictatedGate()) as (server, client):
             client.send(disconnect())
             await client.receive_all()
             await until(lambda: not server.peers)
-            await client.close()
 
 
 async def test_a_frame_that_haproxy_never_sends_is_named_in_the_log(caplog):
     with caplog.at_level(logging.WARNING):
-        async with serving(DictatedGate()) as server:
-            client = await Client.connect(server.address)
+        async with talking(DictatedGate()) as (_, client):
             client.send(frame(FrameType.ACK, b"secret"))
             await client.receive_all()
-            await client.close()
 
     (record,) = caplog.records
     assert "ACK is not expected while READY (status 4)" in record.getMessage()

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from spop_client import Client, DictatedGate, serving, until
+from spop_client import Client, DictatedGate, HeldGate, serving, talking, until
 from spop_transcript import ALLOW, ALLOWED, DENIED, DENY, FAILED, check_message, hello, notify
 
 BYE = "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'the agent is stopping'"
@@ -58,15 +58,13 @@ class TestLimits:
 
         gate = DictatedGate()
         gate.memory[check_message()] = ALLOW
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        async with talking(gate) as (server, client):
             count = 30_000
             client.send(*(notify() for _ in range(count)))
             await until(lambda: server.stats.notifies > 0)
 
             for _ in range(count):
                 assert await client.receive() == f"ACK 1/1 FIN {ALLOWED}"
-            await client.close()
 
 
 class RecordingTransport(asyncio.Transport):
@@ -124,37 +122,24 @@ class TestFlow:
     async def test_half_closed_while_reading_is_paused(self, monkeypatch):
         monkeypatch.setattr("iamroles_agent.serving.server.MAX_PENDING", 2)
 
-        gone_on = asyncio.Event()
-
-        async def judge(check):
-            await gone_on.wait()
-            return ALLOW
-
-        gate = DictatedGate(judge)
-        async with serving(gate) as server:
-            client = await Client.connect(server.address)
+        gate = HeldGate(ALLOW)
+        async with talking(gate) as (_, client):
             client.send(notify() * 3)
             client.half_close()
             await until(lambda: len(gate.asked) == 3)
-            gone_on.set()
+            gate.gone_on.set()
 
             assert await client.receive_all() == [f"ACK 1/1 FIN {ALLOWED}"] * 3
-            await client.close()
 
     async def test_reading_stops_while_too_much_is_under_way(self, monkeypatch):
         monkeypatch.setattr("iamroles_agent.serving.server.MAX_PENDING", 2)
 
-        gone_on = asyncio.Event()
-
-        async def judge(check):
-            await gone_on.wait()
-            return DENY
-
-        async with serving(DictatedGate(judge)) as server:
+        gate = HeldGate(DENY)
+        async with serving(gate) as server:
             transport, peer = self.peer(server)
             peer.data_received(notify() * 2)
             assert transport.calls == [("pause_reading",)]
-            gone_on.set()
+            gate.gone_on.set()
             await until(lambda: server.stats.judged == 2)
 
             assert ("resume_reading",) in transport.calls
@@ -163,13 +148,7 @@ class TestFlow:
 
 class TestDrain:
     async def test_what_is_in_flight_is_answered(self):
-        gone_on = asyncio.Event()
-
-        async def judge(check):
-            await gone_on.wait()
-            return ALLOW
-
-        gate = DictatedGate(judge)
+        gate = HeldGate(ALLOW)
         async with serving(gate) as server:
             client, idle = await Client.connect(server.address), await Client.connect(server.address)
             client.send(notify())
@@ -179,7 +158,7 @@ class TestDrain:
             assert await idle.receive_all() == [BYE]
             with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the kernel likes
                 await Client.connect(server.address)
-            gone_on.set()
+            gate.gone_on.set()
             assert await client.receive_all() == [f"ACK 1/1 FIN {ALLOWED}", BYE]
             for each in (client, idle):
                 await each.close()
@@ -196,10 +175,7 @@ class TestDrain:
             await draining
 
     async def test_patience_ends_with_a_deny(self):
-        async def judge(check):
-            await asyncio.Event().wait()
-
-        gate = DictatedGate(judge)
+        gate = HeldGate()
         async with serving(gate, drain_timeout="100ms") as server:
             client = await Client.connect(server.address)
             client.send(notify())
@@ -212,9 +188,7 @@ class TestDrain:
             await draining
 
     async def test_a_peer_that_never_closes_does_not_hold_it_up(self):
-        async with serving(DictatedGate()) as server:
-            client = await Client.connect(server.address)
+        async with talking(DictatedGate()) as (server, client):
             await server.drain()
 
             assert await client.receive_all() == [BYE]
-            await client.close()
