@@ -266,10 +266,7 @@ def test_an_edge_makes_a_difference(edge):
     assert load_error(without) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    issuers.TABLES.items(),
-)
+@pytest.mark.parametrize(("name", "rows"), issuers.TABLES.items())
 def test_a_value_of_an_issuer_makes_a_difference(name, rows):
     for key, values in rows.items():
         assert any(with_ != without for row in values for _, with_, without in row["asked"]), f"{name}.{key}"

@@ -336,10 +336,7 @@ def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path, engine):
 def test_an_image_needs_containers():
     vendor = AgentSpec.of({"spec": 1, "name": "v", "launch": {"image": "v:1"}}, HERE / "agent.toml")
 
-    with (
-        open_stage("processes") as stage,
-        pytest.raises(StageError, match="needs the containers stage"),
-    ):
+    with open_stage("processes") as stage, pytest.raises(StageError, match="needs the containers stage"):
         stage.world(vendor, POLICY)
 
 

@@ -33,14 +33,7 @@ BOUNDARIES = [
     (2**64 - 1, "fff0fefefefefefefe0e"),
 ]
 ips = st.ip_addresses()
-values = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**63), 2**63 - 1),
-    st.text(),
-    st.binary(),
-    ips,
-)
+values = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.text(), st.binary(), ips)
 
 
 @pytest.mark.parametrize(("value", "encoded"), BOUNDARIES)
@@ -90,8 +83,7 @@ def test_reserved_types_are_refused(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"),
-    [(DataType.INT32, 2**31), (DataType.UINT32, 2**32), (DataType.UINT32, 2**64 - 1)],
+    ("kind", "number"), [(DataType.INT32, 2**31), (DataType.UINT32, 2**32), (DataType.UINT32, 2**64 - 1)]
 )
 def test_integers_beyond_their_type_are_refused(kind, number):
     with pytest.raises(WireFormatError, match="outside"):

@@ -11,13 +11,7 @@ from ipaddress import ip_address
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
 from iamroles_agent.spop import actions, frames, values, varint
-from iamroles_agent.spop.connection import (
-    CheckRequested,
-    CheckUnusable,
-    Closed,
-    Connection,
-    HelloReceived,
-)
+from iamroles_agent.spop.connection import CheckRequested, CheckUnusable, Closed, Connection, HelloReceived
 from iamroles_agent.spop.frames import FIN, FrameBuffer, FrameType, RawFrame
 from iamroles_agent.spop.messages import Context
 from iamroles_agent.spop.values import DataType, Value

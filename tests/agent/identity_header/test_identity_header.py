@@ -64,10 +64,7 @@ def test_a_published_key_says_nothing_of_the_private_one():
     assert len({key["kid"] for key in ring.jwks()["keys"]}) == 2
 
 
-@given(
-    st.floats(120.0, 10 * DAY),
-    st.lists(st.floats(0.0, 30 * DAY), min_size=1, max_size=8),
-)
+@given(st.floats(120.0, 10 * DAY), st.lists(st.floats(0.0, 30 * DAY), min_size=1, max_size=8))
 def test_a_key_signs_only_after_a_lead_and_is_published_until_its_tokens_are_dead(rotate, pauses):
     """However late the keeper of the ring looks at it: what signs was published long before."""
     ring, now = KeyRing.first(NOW, rotate), float(NOW)

@@ -51,14 +51,7 @@ def who(identity, role=READER):
 def judged(revocations=NONE, world=None, now=1999.0):
     world = world or policy()
     return lambda ticket, expires, text, before=None: judge(
-        ticket,
-        expires,
-        now,
-        policy=world,
-        sources={},
-        revocations=revocations,
-        fresh=text,
-        before=before,
+        ticket, expires, now, policy=world, sources={}, revocations=revocations, fresh=text, before=before
     )
 
 

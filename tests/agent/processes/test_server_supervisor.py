@@ -185,13 +185,7 @@ def test_life(tmp_path, workers):
 
 
 def confirmed(policy, version, workers):
-    return {
-        "reloaded": True,
-        "policy": policy,
-        "version": version,
-        "workers": workers,
-        "confirmed": workers,
-    }
+    return {"reloaded": True, "policy": policy, "version": version, "workers": workers, "confirmed": workers}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

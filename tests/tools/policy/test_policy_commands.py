@@ -142,10 +142,7 @@ def test_explain_claims(tmp_path):
     [
         ({"iss": "https://agents.example.com/", "exp": 5}, "DENY 401 token_expired"),
         ({"aud": "another"}, "DENY 401 audience_mismatch"),
-        (
-            {"roles": ["arn:aws:iam::999999999999:role/ai-agent"]},
-            "claim_invalid: a role of an account",
-        ),
+        ({"roles": ["arn:aws:iam::999999999999:role/ai-agent"]}, "claim_invalid: a role of an account"),
         ({"iat": None}, "DENY 401 claim_invalid: iat"),
     ],
 )
