@@ -1,10 +1,10 @@
 """Ctrl-C and SIGTERM end a command with 130 and a word; SIGKILL at once. Nothing that it started is left."""
 
 import signal
-import time
 
 import pytest
 from marked import Marked
+from waiting import until
 
 PATIENCE = 60.0
 COMMANDS = {
@@ -17,14 +17,6 @@ COMMANDS = {
 guard: it would outlive SIGKILL."""
 
 
-def until(true):
-    deadline = time.monotonic() + PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_is_ended_leaves_nothing(command, number, tmp_path, monkeypatch):
@@ -33,13 +25,13 @@ def test_a_command_that_is_ended_leaves_nothing(command, number, tmp_path, monke
     words = [*first.split(), "--stage=processes", *(["--", *rest[0].split()] if rest else [])]
     with Marked(*words) as process:
         part, count = COMMANDS[command]
-        until(lambda: sum(part in line for line in process.family().values()) >= count)
+        until(lambda: sum(part in line for line in process.family().values()) >= count, PATIENCE)
 
         process.send_signal(number)
         code = process.wait(PATIENCE)
 
         if number is signal.SIGKILL:
-            until(lambda: not process.family())  # the guards' work, after its end
+            until(lambda: not process.family(), PATIENCE)  # the guards' work, after its end
         else:
             said = process.stderr.read()
             assert (code, said[-12:]) == (130, "interrupted\n"), said

@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from audit_support import decided
+from audit_support import ASKED, decided
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,20 +36,12 @@ ALLOW = Decision(
 DENY = Decision(allow=False, reason=Reason.NO_GRANT, principal="bob", roles=(ROLE,), unmapped=(ROLE,))
 
 
-def record(log, count=1, decision=ALLOW):
+ABOUT = {"host": "orders.example.com", "path": "/orders/1", "policy_version": "sha256:feed", "generation": 3}
+
+
+def record(log, count):
     for number in range(count):
-        assert decided(
-            log,
-            decision,
-            request_id=f"req-{number}",
-            src="192.0.2.7",
-            src_port=40000 + number,
-            method="GET",
-            host="orders.example.com",
-            path="/orders/1",
-            policy_version="sha256:feed",
-            generation=3,
-        )
+        assert decided(log, ALLOW, request_id=f"req-{number}", src_port=40000 + number, **ABOUT)
 
 
 def written(path, count=8):
@@ -331,16 +323,7 @@ class TestCommand:
 def test_a_record_costs_no_more_than_the_hash_of_its_full_line(tmp_path):
     """The hot path: the caller's own CPU time for one more use of a verdict, which no hash delays."""
     log = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")))
-    prepared = prepare(
-        ALLOW,
-        src="192.0.2.7",
-        method="GET",
-        host="orders.example.com",
-        path="/orders/1",
-        requested_role=None,
-        policy_version="sha256:feed",
-        generation=3,
-    )
+    prepared = prepare(ALLOW, **(ASKED | ABOUT))
     line = b"x" * 600
 
     def cost(call):

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import tokens_support as support
+import waiting
 from click.testing import CliRunner
 from spop_client import Client, until
 from spop_transcript import check_message, context_message, notify
@@ -345,10 +346,7 @@ def test_workers_killed_at_random_lose_nothing_acknowledged(tmp_path):
         token = support.mint(support.claims(iss=f"{idp.url}/corp", iat=now, exp=now + 900, roles=[READER]))
         with running(path) as (process, address):
             for number in range(3):
-                deadline = time.monotonic() + PATIENCE
-                while len(_workers(process.pid)) < 2:
-                    assert time.monotonic() < deadline, "the dead are not replaced"
-                    time.sleep(0.01)
+                waiting.until(lambda: len(_workers(process.pid)) >= 2, PATIENCE, "the dead are not replaced")
                 asyncio.run(bout(address, token, process.pid, number))
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0

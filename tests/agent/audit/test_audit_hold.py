@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from audit_support import decided
+from audit_support import ALICE, decided, records, requests
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until
 
 from iamroles_agent.audit import record
 from iamroles_agent.audit.chain import SEALED, Head, Tree
@@ -41,29 +42,8 @@ def opened(path, **more):
     return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", **settings}), **more)
 
 
-def decide(log, request, *, path="/orders", decision=None):
-    return decided(
-        log,
-        decision or Decision(allow=True, principal="alice"),
-        request_id=request,
-        src="192.0.2.7",
-        method="GET",
-        host="h",
-        path=path,
-        policy_version="v",
-        generation=1,
-    )
-
-
-def lines(*paths):
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+def decide(log, request, *, decision=ALICE, **about):
+    return decided(log, decision, request_id=request, **about)
 
 
 # Bounded records
@@ -120,7 +100,7 @@ class TestBounds:
         log.close()
 
         assert max(map(len, path.read_bytes().splitlines())) < MOST
-        found = next(line for line in lines(path) if "verdict" in line)
+        found = next(line for line in records(path) if "verdict" in line)
         order = list(found)
         first = [order.index(name) for name in DECIDED if name in found]
         after = [order.index(name) for name in SENT if name in found]
@@ -179,7 +159,7 @@ def test_an_event_says_what_happened_about_what(tmp_path):
     log.event("full", {f"k{number}": "v" * 250 for number in range(20)})
     log.close()
 
-    one, full = (found for found in lines(path) if found.get("kind") == "event")
+    one, full = (found for found in records(path) if found.get("kind") == "event")
     assert (one["event"], one["request"], one["port"]) == ("replaced", "r", 7)
     assert one["about"] == {"worker": 1, "why": "no heartbeat"}
     assert len(full["about"]) + len(full["cut"]) >= 20
@@ -258,7 +238,7 @@ class TestOneWriter:
 
         proof = verify([path], complete=True)
         assert proof.whole, proof.findings
-        assert [found["request"] for found in lines(path) if "request" in found] == ["0", "1", "2", "after"]
+        assert requests(path) == ["0", "1", "2", "after"]
         assert "and 30 bytes of an unfinished record" in proof.notes[0]
 
 
@@ -309,7 +289,7 @@ def test_after_a_crash_at_any_byte_nothing_whole_is_lost_and_the_chain_is_whole(
     assert proof.whole, proof.findings
     kept = whole[: whole.rfind(b"\n", 0, end) + 1].splitlines()
     assert path.read_bytes().splitlines()[: len(kept)] == kept
-    assert lines(path)[-2]["request"] == "after"
+    assert records(path)[-2]["request"] == "after"
     head = Head.parse(head_path(path).read_text())
     assert head is not None
     assert head.tree == tree_of(path)
@@ -331,8 +311,7 @@ STREAM = """
             for number in range(150):
                 decided(
                     log, Decision(allow=False, principal="p" * 300, detail="d" * 300, roles=("r" * 60,) * 20),
-                    request_id=f"{worker}-{number}", src="192.0.2.7", method="GET", host="h" * 400,
-                    path="/" + "x" * (37 * number), policy_version="v", generation=1,
+                    request_id=f"{worker}-{number}", host="h" * 400, path="/" + "x" * (37 * number),
                 )
                 if number % 10 == 0:
                     os.write(2, b"a line of the agent's own log\\n")
@@ -472,7 +451,7 @@ class TestDurable:
             assert decide(log, str(number))
             tasks.append(asyncio.ensure_future(log.confirmed()))
         assert all(await asyncio.gather(*tasks))
-        on_disk = [found["request"] for found in lines(path) if "request" in found]
+        on_disk = requests(path)
         log.close()
 
         assert on_disk == [str(number) for number in range(500)]
@@ -560,11 +539,11 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch, error):
     assert decide(log, "after")
     log.close()
 
-    assert [found["request"] for found in lines(path) if "request" in found] == [
+    assert requests(path) == [
         "before",
         "acknowledged",
         "after",
     ]
-    [gap] = [found for found in lines(path) if found.get("kind") == "gap"]
+    [gap] = [found for found in records(path) if found.get("kind") == "gap"]
     assert (gap["lost"], gap["detail"]) == (1, os.strerror(error))
     assert verify([path], complete=True).whole

@@ -3,35 +3,25 @@
 import contextlib
 import json
 import logging
-import time
 from pathlib import Path
 
 import pytest
-from audit_support import decided
+from audit_support import decided, opened
 from click.testing import CliRunner
 from pydantic import ValidationError
+from waiting import until
 
-from iamroles_agent.audit.log import Audit
 from iamroles_agent.base.config import AuditSettings
-from iamroles_agent.base.identity import Decision
 from iamroles_tools.audit.verify import verify
 from iamroles_tools.commands.audit import audit as command
 
 KEEP = 1_000_000
 
 
-def opened(path, **more):
-    return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", "keep": "1MB"} | more))
-
-
 def fill(log, begin, count):
     """Write this many records of about 1.8 kB; a batch is about a share of the budget."""
     for number in range(begin, begin + count):
-        assert decided(
-            log, Decision(allow=True, principal="alice"), request_id=f"r{number}", src="192.0.2.7",
-            method="GET",
-            host="h", path=f"/{number}/" + "!" * 1500, policy_version="v", generation=1,
-        )  # fmt: skip
+        assert decided(log, request_id=f"r{number}", path=f"/{number}/" + "!" * 1500)
         if number % 40 == 0:
             assert log.flush()
     assert log.flush()
@@ -49,15 +39,8 @@ def taken(directory):
     return total
 
 
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path):
-    log, peak = opened(tmp_path / "audit.jsonl"), 0
+    log, peak = opened(tmp_path / "audit.jsonl", keep="1MB"), 0
     for begin in range(0, 2400, 200):
         fill(log, begin, 200)
         peak = max(peak, taken(tmp_path))
@@ -77,7 +60,7 @@ def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path):
 
 def test_what_was_removed_is_on_record(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    log = opened(tmp_path / "audit.jsonl")
+    log = opened(tmp_path / "audit.jsonl", keep="1MB")
     fill(log, 0, 1200)
     log.close()
 
@@ -91,7 +74,7 @@ def test_what_was_removed_is_on_record(tmp_path, caplog):
 
 
 def test_without_a_budget_nothing_is_rotated_or_removed(tmp_path):
-    log = Audit(AuditSettings.model_validate({"path": str(tmp_path / "audit.jsonl"), "sync": "40ms"}))
+    log = opened(tmp_path / "audit.jsonl")
     fill(log, 0, 1200)
     log.close()
 
@@ -102,7 +85,7 @@ def test_files_of_others_are_left_alone(tmp_path):
     others = [tmp_path / "audit.jsonl.1", tmp_path / "audit.w1.jsonl.000000000000001", tmp_path / "notes.txt"]
     for path in others:
         path.write_bytes(b"x" * KEEP)
-    log = opened(tmp_path / "audit.jsonl")
+    log = opened(tmp_path / "audit.jsonl", keep="1MB")
     fill(log, 0, 1200)
     log.close()
 
@@ -115,7 +98,7 @@ def test_a_smaller_budget_holds_from_the_next_start(tmp_path):
     fill(log, 0, 1200)
     log.close()
     path.rename(tmp_path / "audit.jsonl.000000000001200")
-    log = opened(path)
+    log = opened(path, keep="1MB")
     until(lambda: not (tmp_path / "audit.jsonl.000000000001200").exists())
     log.close()
 
@@ -126,7 +109,7 @@ def test_a_directory_in_which_nothing_can_be_renamed_does_not_refuse_decisions(t
     def refused(self, target):
         raise PermissionError(13, "Permission denied")
 
-    log = opened(tmp_path / "audit.jsonl")
+    log = opened(tmp_path / "audit.jsonl", keep="1MB")
     fill(log, 0, 10)
     monkeypatch.setattr(Path, "rename", refused)
     fill(log, 10, 400)

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from audit_support import decided
+from audit_support import decided, opened, records, requests
+from waiting import until
 
 from iamroles_agent.audit.chain import Head
 from iamroles_agent.audit.file import head_path, tree_of
@@ -25,25 +26,17 @@ from iamroles_tools.audit.verify import verify
 
 CHILD = """
     import asyncio, json, resource, signal, sys, time
-    from audit_support import decided
-    from iamroles_agent.audit.log import Audit
-    from iamroles_agent.base.config import AuditSettings
-    from iamroles_agent.base.identity import Decision
+    import audit_support
 
     def opened(**settings):
-        return Audit(AuditSettings.model_validate({"path": sys.argv[1], **settings}))
+        return audit_support.opened(sys.argv[1], **settings)
 
     def decide(log, request):
-        return recorded(log, request) and (not log.durable or asyncio.run(confirmed(log)))
+        recorded = audit_support.decided(log, request_id=request)
+        return recorded and (not log.durable or asyncio.run(confirmed(log)))
 
     async def confirmed(log):
         return await log.confirmed()
-
-    def recorded(log, request):
-        return decided(
-            log, Decision(allow=True, principal="alice"), request_id=request, src="192.0.2.7", method="GET",
-            host="h", path="/orders", policy_version="v", generation=1,
-        )
 """
 
 
@@ -58,34 +51,13 @@ def child(body, path):
     )
 
 
-def records(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def opened(path, **more):
-    return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", **more}))
-
-
 def decide(log, request, **more):
-    arguments = {
-        "request_id": request,
-        "src": "192.0.2.7",
-        "method": "GET",
-        "host": "h",
-        "path": "/orders",
-        "policy_version": "v",
-        "generation": 1,
-    }
-    recorded = decided(log, Decision(allow=True, principal="alice"), **(arguments | more))
+    recorded = decided(log, request_id=request, **more)
     return recorded and (not log.durable or asyncio.run(confirmed(log)))
 
 
 async def confirmed(log):
     return await log.confirmed()
-
-
-def requests(*paths):
-    return [found["request"] for path in paths for found in records(path) if "request" in found]
 
 
 class TestRotation:
@@ -97,7 +69,7 @@ class TestRotation:
         path.rename(old)
         decide(log, "b")
         log.reopen()
-        _until(path.exists)
+        until(path.exists)
         decide(log, "c")
         log.close()
 
@@ -114,7 +86,7 @@ class TestRotation:
         log.flush()
         path.rename(tmp_path / "audit.jsonl.1")
         log.reopen()
-        _until(path.exists)
+        until(path.exists)
         decide(log, "a")
         log.close()
 
@@ -130,7 +102,7 @@ class TestRotation:
             assert log.flush()
             path.rename(tmp_path / f"audit.jsonl.{number}")
             log.reopen()
-            _until(path.exists)
+            until(path.exists)
         log.close()
         every = [tmp_path / "audit.jsonl.0", tmp_path / "audit.jsonl.1", tmp_path / "audit.jsonl.2", path]
 
@@ -215,10 +187,10 @@ class TestRotation:
         assert log.flush()
         directory.rename(tmp_path / "old")
         log.reopen()
-        _until(lambda: log.state().failing)
+        until(lambda: log.state().failing)
         assert not decide(log, "refused")
         directory.mkdir()
-        _until(lambda: not log.state().failing)
+        until(lambda: not log.state().failing)
         assert decide(log, "b")
         log.close()
 
@@ -442,13 +414,9 @@ class TestSecrets:
                 allow=False, detail=f"bad role {secret}", principal=secret, session=secret, roles=(secret,)
             ),
             request_id=f"{secret}{'x' * 64}",
-            src="192.0.2.7",
-            method="GET",
             host=f"{secret}.example.com",
             path=f"/reset/{secret}",
             requested_role=secret,
-            policy_version="v",
-            generation=1,
         )
         log.policy("v2", accepted=False, detail=f"line 3: {secret}")
         log.event("cut", {"principal": secret, "session": secret, "cause": "token_expired"}, request_id="r")
@@ -530,10 +498,3 @@ def test_the_head_follows_the_log(tmp_path):
     assert head is not None
     assert (head.seq, head.hash) == (3, records(path)[-1]["hash"])
     assert head.tree == tree_of(path)
-
-
-def _until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)

@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from types import SimpleNamespace
 
 import pytest
+from waiting import until
 
 from iamroles_agent.live.console import Console, ConsoleError
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
@@ -43,10 +44,8 @@ def other(tmp_path_factory):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        deadline = time.monotonic() + PATIENCE
-        while not all((place / name).exists() for name in "ms"):
-            assert time.monotonic() < deadline, "the other HAProxy does not start"
-            time.sleep(0.01)
+        there = [place / "m", place / "s"]
+        until(lambda: all(path.exists() for path in there), PATIENCE, "the other HAProxy does not start")
         yield place
         process.terminate()
 

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from running_agent import good_token, question
 from spop_transcript import hello, notify
-from test_server_supervisor import connect, receive, until
+from test_server_supervisor import connect, receive
 from tokens_support import AUDIENCE, EC_KEY, OTHER_EC_KEY, ROLE, mint, public_jwk, serving
+from waiting import until
 
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.commands.status_text import as_text

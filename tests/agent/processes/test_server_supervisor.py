@@ -12,13 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from spop_transcript import cut, hello, notify
+from waiting import until
 
 from iamroles_agent import __version__
 from iamroles_agent.spop import actions
@@ -121,13 +121,6 @@ def asked(sock):
     receive(sock)
     answer = receive(sock)
     return int(answer["principal"]), answer["session"].decode()
-
-
-def until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def ask_until_heard(address, pids):

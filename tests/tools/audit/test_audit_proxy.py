@@ -50,8 +50,7 @@ def logs(tmp_path):
     for request, reason in (("r0", None), ("late", None), ("r1", Reason.KEYS_UNAVAILABLE)):
         decided(
             audit, Decision(allow=reason is None, reason=reason, principal="alice" if reason is None else ""),
-            request_id=request, src="192.0.2.9", method="GET", host="shop", path=f"/{request}",
-            policy_version="v", generation=1,
+            request_id=request, src="192.0.2.9", host="shop", path=f"/{request}",
         )  # fmt: skip
         now[0] += 5
     audit.close()

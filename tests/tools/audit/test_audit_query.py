@@ -3,12 +3,12 @@
 import csv
 import gzip
 import json
-import time
 from datetime import UTC, datetime
 
 import pytest
-from audit_support import decided
+from audit_support import ASKED, decided
 from click.testing import CliRunner
+from waiting import until
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import members, prepare
@@ -40,11 +40,7 @@ def log(tmp_path_factory):
         (Decision(allow=False, reason=Reason.NO_GRANT, principal="=cmd()", roles=(READER,)), "/x"),
     ]
     for number, (decision, path_asked) in enumerate(decisions):
-        decided(
-            audit, decision, request_id=f"r{number}", src="192.0.2.7", method="GET", host="shop",
-            path=path_asked,
-            policy_version="v", generation=1,
-        )  # fmt: skip
+        decided(audit, decision, request_id=f"r{number}", host="shop", path=path_asked)
         now[0] += 600
     who = {"principal": "bob", "role": WRITER, "backend": "rw", "src": "192.0.2.7"}
     audit._note(members({"kind": "termination", "cause": "token_expired", **who}), ("r1", 1, None))
@@ -118,19 +114,14 @@ def rotated(tmp_path):
     """One verdict used three times in a file that was then rotated and compressed, and twice in the next."""
     path = tmp_path / "audit.jsonl"
     audit = Audit(AuditSettings(path=str(path)))
-    prepared = prepare(
-        Decision(allow=True, role=READER, principal="alice", roles=(READER,)),
-        src="192.0.2.7", method="GET", host="h", path="/x", requested_role=None,
-        policy_version="v", generation=1,
-    )  # fmt: skip
+    decision = Decision(allow=True, role=READER, principal="alice", roles=(READER,))
+    prepared = prepare(decision, **(ASKED | {"path": "/x"}))
     for number in range(5):
         if number == 3:
             audit.flush()
             path.rename(tmp_path / "old")
             audit.reopen()
-            deadline = time.monotonic() + 20
-            while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
-                time.sleep(0.002)
+            until(lambda: path.exists() and path.stat().st_size)
         audit.record(prepared, f"r{number}")
     audit.close()
     with gzip.open(tmp_path / "audit.jsonl.1.gz", "wb") as stream:

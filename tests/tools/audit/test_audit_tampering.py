@@ -1,13 +1,14 @@
 """No tampering escapes: a log of several workers and files, and every way to change it, at any place."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from audit_support import ASKED
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 from iamroles_agent.audit.chain import SEALED, Head, seal
 from iamroles_agent.audit.log import Audit
@@ -24,16 +25,7 @@ Lines = list[bytes]
 def story(directory):
     """Two workers, each with a rotated file and a current one, of several batches; name to lines."""
     verdicts = [
-        prepare(
-            Decision(allow=reason is None, reason=reason, principal=principal),
-            src="192.0.2.7",
-            method="GET",
-            host="h",
-            path="/orders",
-            requested_role=None,
-            policy_version="v",
-            generation=1,
-        )
+        prepare(Decision(allow=reason is None, reason=reason, principal=principal), **ASKED)
         for principal, reason in (("alice", None), ("bob", None), ("", Reason.NO_CREDENTIALS))
     ]
     for worker in range(WORKERS):
@@ -53,10 +45,7 @@ def story(directory):
 def _rotate(log, path):
     path.rename(path.with_name(path.name + ".1"))
     log.reopen()
-    deadline = time.monotonic() + 20
-    while not (path.exists() and path.stat().st_size):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    until(lambda: path.exists() and path.stat().st_size)
 
 
 @dataclass
