@@ -1,5 +1,6 @@
 """The demo: what a newcomer sees, and that it does not say "as told" of what went otherwise."""
 
+import json
 import re
 
 import pytest
@@ -62,50 +63,54 @@ def test_every_step_goes_as_told():
     assert ends == ["the token's end", "the token's end", "the revocation"]
 
 
-def test_a_stream_that_outlives_its_token_fails_it(tmp_path):
-    """An agent that tells HAProxy a later end, and cuts nothing, is caught by all three streams alone."""
-    program = tmp_path / "lying.py"
-    program.write_text(LATE)
+def agent_of(tmp_path, command, live=""):
+    """The file of an agent that a command starts."""
     agent = tmp_path / "agent.toml"
     agent.write_text(
-        f'spec = 1\nname = "late"\n[launch]\ncommand = ["python", "{program}"]\n'
-        '[features]\noidc = true\nreload = "SIGHUP"\nlive = true\n'
+        f'spec = 1\nname = "lying"\n[launch]\ncommand = {json.dumps(command)}\n'
+        f'[features]\noidc = true\nreload = "SIGHUP"\n{live}'
     )
+    return str(agent)
 
-    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", str(agent)])
+
+@pytest.mark.parametrize(
+    ("program", "live", "steps", "said"),
+    [
+        (
+            LATE,
+            "live = true\n",
+            f"{TOUR} of {STEPS}",
+            {
+                "NOT AS TOLD still open 1 s after the token's end": 2,
+                "NOT AS TOLD still open 5 s after the revocation": 1,
+            },
+        ),
+        (
+            LYING,
+            "",
+            f"{TOUR - 1} of {TOUR}",
+            {"NOT AS TOLD": 2, "status: expected 401, got 503": 1},
+        ),
+    ],
+    ids=["a-stream-that-outlives-its-token", "a-step-that-goes-otherwise"],
+)
+def test_what_goes_otherwise_fails_it_there_alone(tmp_path, program, live, steps, said):
+    """LATE tells HAProxy a later end and cuts nothing; LYING calls an expired token an internal error."""
+    (tmp_path / "lying.py").write_text(program)
+    agent = agent_of(tmp_path, ["python", str(tmp_path / "lying.py")], live)
+
+    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", agent])
 
     assert done.exit_code == 1, done.output
-    assert f"{TOUR} of {STEPS} steps went as told." in done.output
-    assert done.output.count("NOT AS TOLD still open 1 s after the token's end") == 2
-    assert "NOT AS TOLD still open 5 s after the revocation" in done.output
-
-
-def test_a_step_that_goes_otherwise_fails_it(tmp_path):
-    """An agent that calls an expired token an internal error is caught at exactly that step."""
-    program = tmp_path / "lying.py"
-    program.write_text(LYING)
-    agent = tmp_path / "agent.toml"
-    agent.write_text(
-        f'spec = 1\nname = "lying"\n[launch]\ncommand = ["python", "{program}"]\n'
-        '[features]\noidc = true\nreload = "SIGHUP"\n'
-    )
-
-    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", str(agent)])
-
-    assert done.exit_code == 1, done.output
-    assert f"{TOUR - 1} of {TOUR} steps went as told." in done.output
-    assert done.output.count("NOT AS TOLD") == 2
-    assert "status: expected 401, got 503" in done.output
+    assert f"{steps} steps went as told." in done.output
+    for words, count in said.items():
+        assert done.output.count(words) == count
 
 
 def test_an_agent_that_does_not_start_is_a_fault_of_the_stage(tmp_path):
-    agent = tmp_path / "agent.toml"
-    agent.write_text(
-        'spec = 1\nname = "gone"\n[launch]\ncommand = ["python", "-c", "raise SystemExit(4)"]\n'
-        '[features]\noidc = true\nreload = "SIGHUP"\n'
-    )
+    agent = agent_of(tmp_path, ["python", "-c", "raise SystemExit(4)"])
 
-    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", str(agent)])
+    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", agent])
 
     assert done.exit_code == 3
     assert "ended with exit code 4 before it was ready" in done.output

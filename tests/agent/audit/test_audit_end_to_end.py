@@ -363,7 +363,7 @@ def test_workers_killed_at_random_lose_nothing_acknowledged(tmp_path):
 
 
 def test_a_stalled_reader_of_standard_error_costs_decisions_and_never_an_answer(tmp_path):
-    """H12, with the audit on standard error: refused while it stalls, allowed when it reads again."""
+    """With the audit on standard error: refused while it stalls, allowed when it reads again."""
     path = tmp_path / "world.json"
     with support.serving() as idp:
         idp.json("/keys", {"keys": [support.public_jwk(support.EC_KEY, "k1", "ES256")]})

@@ -46,6 +46,16 @@ def decide(log, request, *, decision=ALICE, **about):
     return decided(log, decision, request_id=request, **about)
 
 
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def log(path):
+    return opened(path)
+
+
 # Bounded records
 
 LONG = 16000
@@ -107,10 +117,8 @@ class TestBounds:
         assert max(first) < min(after)
         assert verify([path]).whole
 
-    def test_the_longest_possible_line_keeps_to_the_bound(self, tmp_path):
+    def test_the_longest_possible_line_keeps_to_the_bound(self, path, log):
         """Each field as long as it gets: what the bounds add up to, not what a search happens to find."""
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
         decided(log, Decision(
                 allow=False, reason=Reason.TOKEN_NOT_YET_VALID, detail="!" * 900, role="!" * 900,
                 principal="!" * 900, session="!" * 900, issuer="!" * 900, rule="!" * 900, backend="!" * 900,
@@ -139,9 +147,7 @@ class TestBounds:
 
         assert cost(1 << 16) < 40 * cost(1 << 12)  # sixteen times the length; quadratic would be 256
 
-    def test_the_same_refusal_again_takes_a_short_line(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_the_same_refusal_again_takes_a_short_line(self, path, log):
         refusal = Decision(allow=False, reason=Reason.NO_CREDENTIALS)
         for number in range(50):
             decide(log, f"r{number}", path="/" + string.ascii_letters * 20, decision=refusal)
@@ -152,9 +158,7 @@ class TestBounds:
         assert [found["reason"] for found in reading if "reason" in found][1:-1] == ["no_credentials"] * 50
 
 
-def test_an_event_says_what_happened_about_what(tmp_path):
-    path = tmp_path / "audit.jsonl"
-    log = opened(path)
+def test_an_event_says_what_happened_about_what(path, log):
     log.event("replaced", {"worker": 1, "why": "no heartbeat", "absent": None}, request_id="r", src_port=7)
     log.event("full", {f"k{number}": "v" * 250 for number in range(20)})
     log.close()
@@ -171,9 +175,7 @@ def test_an_event_says_what_happened_about_what(tmp_path):
 
 
 class TestOneWriter:
-    def test_a_second_one_is_refused_also_while_the_log_is_being_rotated(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_a_second_one_is_refused_also_while_the_log_is_being_rotated(self, tmp_path, path, log):
         assert log.flush()
         path.rename(tmp_path / "audit.jsonl.1")
 
@@ -192,8 +194,7 @@ class TestOneWriter:
             opened(other)
         log.close()
 
-    def test_one_that_takes_over_gets_a_file_of_its_own(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
+    def test_one_that_takes_over_gets_a_file_of_its_own(self, tmp_path, path):
         old = [opened(path, worker=worker) for worker in (0, 1)]
         new = [opened(path, worker=worker, takeover=True) for worker in (0, 1)]
         for number, log in enumerate(old + new):
@@ -208,9 +209,7 @@ class TestOneWriter:
             "worker 0", "worker 0, turn 1", "worker 1", "worker 1, turn 1",
         }  # fmt: skip
 
-    def test_a_batch_sealed_by_one_who_never_started_there_is_foreign(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_a_batch_sealed_by_one_who_never_started_there_is_foreign(self, path, log):
         decide(log, "a")
         assert log.flush()
         log._journal._writer = b',"worker":0,"writer":"0badf00d"'
@@ -219,9 +218,7 @@ class TestOneWriter:
 
         assert "sealed by a writer who never started here" in str(verify([path]).findings[0])
 
-    def test_what_a_crash_left_without_a_seal_is_kept_and_sealed(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_what_a_crash_left_without_a_seal_is_kept_and_sealed(self, path, log):
         assert log.flush()
         head = head_path(path).read_bytes()
         for number in range(4):
@@ -415,7 +412,7 @@ def drained(reader):
 
 class TestDurable:
     async def test_only_the_decision_waits_for_the_disk(self, tmp_path):
-        """H11. The disk stands still: the decisions wait, the loop does not; the disk goes on: so do they."""
+        """The disk stands still: the decisions wait, the loop does not; the disk goes on: so do they."""
         reader = small_pipe(tmp_path / "pipe")
         log = opened(tmp_path / "pipe", sync="0s")
         assert log.durable
@@ -443,8 +440,7 @@ class TestDurable:
             str(number) for number in range(300)
         ]
 
-    async def test_those_who_ask_while_the_disk_is_busy_share_the_next_write(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
+    async def test_those_who_ask_while_the_disk_is_busy_share_the_next_write(self, path):
         log = opened(path, sync="0s")
         tasks = []
         for number in range(500):
@@ -520,9 +516,7 @@ def test_a_disk_that_does_not_answer_within_the_window_is_an_error(tmp_path, mon
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EIO, errno.ENOSPC, errno.EPIPE])
-def test_a_disk_that_refuses(tmp_path, monkeypatch, error):
-    path = tmp_path / "audit.jsonl"
-    log = opened(path)
+def test_a_disk_that_refuses(monkeypatch, error, path, log):
     decide(log, "before")
     assert log.flush()
     write = LogFile.write

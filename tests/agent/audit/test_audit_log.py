@@ -60,6 +60,16 @@ async def confirmed(log):
     return await log.confirmed()
 
 
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def log(path):
+    return opened(path)
+
+
 class TestRotation:
     def test_a_log_that_was_moved_away_is_left_and_the_chain_goes_on(self, tmp_path):
         path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
@@ -80,9 +90,7 @@ class TestRotation:
         assert records(path)[0] | {"kind": "start", "reason": "rotated"} == records(path)[0]
         assert requests(old, path) == ["a", "b", "c"]
 
-    def test_a_rotated_file_left_out_is_noted_and_a_fault_where_all_is_asked(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_a_rotated_file_left_out_is_noted_and_a_fault_where_all_is_asked(self, tmp_path, path, log):
         log.flush()
         path.rename(tmp_path / "audit.jsonl.1")
         log.reopen()
@@ -94,9 +102,7 @@ class TestRotation:
         assert "in a file that was not given" in verify([path]).notes[0]
         assert not verify([path], complete=True).whole
 
-    def test_a_middle_file_left_out_is_found(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_a_middle_file_left_out_is_found(self, tmp_path, path, log):
         for number in range(3):
             decide(log, str(number))
             assert log.flush()
@@ -128,9 +134,7 @@ class TestRotation:
         assert "in a file that was not given" in alone.notes[0]
         assert not verify([path], complete=True).whole
 
-    def test_an_emptied_file_that_lost_its_first_lines_is_found(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_an_emptied_file_that_lost_its_first_lines_is_found(self, path, log):
         decide(log, "a")
         assert log.flush()
         os.truncate(path, 0)
@@ -199,8 +203,7 @@ class TestRotation:
 
 
 class TestStart:
-    def test_goes_on_where_it_stopped(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
+    def test_goes_on_where_it_stopped(self, path):
         for request in ("a", "b"):
             log = opened(path)
             decide(log, request)
@@ -209,9 +212,7 @@ class TestStart:
         assert verify([path]).whole
         assert [found["seq"] for found in records(path)] == [1, 2, 3, 4, 5, 6]
 
-    def test_an_end_that_was_cut_off_while_it_was_down_is_not_papered_over(self, tmp_path, caplog):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_an_end_that_was_cut_off_while_it_was_down_is_not_papered_over(self, caplog, path, log):
         decide(log, "a")
         decide(log, "b")
         log.close()
@@ -224,9 +225,7 @@ class TestStart:
         [finding] = verify([path]).findings
         assert "records 3 to 4 are missing before record 5" in finding.message
 
-    def test_an_unfinished_line_of_a_crash_is_cut_off_and_declared(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_an_unfinished_line_of_a_crash_is_cut_off_and_declared(self, path, log):
         decide(log, "a")
         log.close()
         with path.open("ab") as stream:
@@ -244,10 +243,7 @@ class TestStart:
             opened(path)
         assert path.read_text() == "root:x:0:0\n"
 
-    def test_two_agents_never_write_one_file(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
-
+    def test_two_agents_never_write_one_file(self, path, log):
         with pytest.raises(StartError, match="being written by another process"):
             opened(path)
         log.close()
@@ -264,8 +260,7 @@ class TestStart:
         log.close()
         assert log.state().records == 0
 
-    def test_each_worker_has_a_chain_of_its_own(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
+    def test_each_worker_has_a_chain_of_its_own(self, tmp_path, path):
         logs = [Audit(AuditSettings(path=str(path)), worker=worker) for worker in range(3)]
         for log in logs:
             decide(log, "a")
@@ -307,9 +302,7 @@ class TestFullDisk:
         assert out, err
         return json.loads(out), err
 
-    def test_deny(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-
+    def test_deny(self, path):
         told, err = self.run(path, on_error="deny")
 
         assert told["during"] == [False] * 5
@@ -325,9 +318,7 @@ class TestFullDisk:
         assert gap["lost"] == told["lost"] >= 5
         assert gap["answered"] == "deny"
 
-    def test_allow(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-
+    def test_allow(self, path):
         told, err = self.run(path, on_error="allow")
 
         assert all([*told["before"], *told["during"], told["after"]])
@@ -336,9 +327,7 @@ class TestFullDisk:
         expected = [f"before-{number}" for number in range(len(told["before"]))]
         assert requests(path) == [*expected, *(f"during-{number}" for number in range(5)), "after"]
 
-    def test_without_a_window_the_decision_that_does_not_fit_is_refused_itself(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
-
+    def test_without_a_window_the_decision_that_does_not_fit_is_refused_itself(self, path):
         told, _err = self.run(path, on_error="deny", sync="0s")
 
         assert told["before"][-1] is False
@@ -350,8 +339,7 @@ class TestFullDisk:
 
 
 class TestKill:
-    def test_without_a_window_no_acknowledged_decision_is_lost(self, tmp_path):
-        path = tmp_path / "audit.jsonl"
+    def test_without_a_window_no_acknowledged_decision_is_lost(self, path):
         process = child(
             """
             log = opened(sync="0s")
@@ -405,9 +393,7 @@ class TestSecrets:
     STS = "iam-sts-v1.aHR0cHM6Ly9zdHMuYW1hem9uYXdzLmNvbS8_WC1BbXotU2lnbmF0dXJlPTAxMjM"
 
     @pytest.mark.parametrize("secret", [JWT, STS])
-    def test_no_token_appears_wherever_a_client_puts_it(self, tmp_path, secret):
-        path = tmp_path / "audit.jsonl"
-        log = opened(path)
+    def test_no_token_appears_wherever_a_client_puts_it(self, secret, path, log):
         decided(
             log,
             Decision(
@@ -446,9 +432,7 @@ class TestSecrets:
         assert redacted(text) == text
 
 
-def test_hostile_strings_stay_one_line_of_json(tmp_path):
-    path = tmp_path / "audit.jsonl"
-    log = opened(path)
+def test_hostile_strings_stay_one_line_of_json(path, log):
     hostile = '"},\n{"kind":"start\x00\x1b[31m\u2028\ud800é'
     decide(log, hostile, host=hostile, path=hostile, method=hostile)
     log.close()
@@ -488,9 +472,7 @@ def test_a_disk_slower_than_the_load_is_said_and_declared(tmp_path, monkeypatch,
     log.close()
 
 
-def test_the_head_follows_the_log(tmp_path):
-    path = tmp_path / "audit.jsonl"
-    log = opened(path)
+def test_the_head_follows_the_log(path, log):
     decide(log, "a")
     log.close()
 

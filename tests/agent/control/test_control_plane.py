@@ -15,6 +15,11 @@ from iamroles_agent.control.slots import FETCHER, LOADER, Life, Timing
 KEYS = Part.of((b"{}",), digest="keys", stamp=990.0)
 
 
+@pytest.fixture
+def bench():
+    return Bench(2).up()
+
+
 def test_from_the_first_fork_to_the_ready_line():
     bench = Bench(2)
     bench.plane.start()
@@ -37,9 +42,7 @@ def test_a_member_that_cannot_start_ends_the_start():
     assert bench.passes(1.0) == []
 
 
-def test_a_reload_is_prepared_by_all_then_in_force_everywhere_then_told():
-    bench = Bench(2).up()
-
+def test_a_reload_is_prepared_by_all_then_in_force_everywhere_then_told(bench):
     assert without(bench.loads(TWO), "piece") == [
         "fork loader", "fetcher < prepare 2", "0 < prepare 2", "1 < prepare 2",
     ]  # fmt: skip
@@ -65,7 +68,6 @@ def test_pieces_arrive_whole_and_in_order():
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_replacement_is_born_with_the_version_in_force(workers):
-    """H1."""
     bench = Bench(workers).up()
     bench.loads(TWO)
     bench.all_say("prepared", 2)
@@ -80,9 +82,8 @@ def test_a_replacement_is_born_with_the_version_in_force(workers):
     assert bench.plane.changes.confirmed == workers
 
 
-def test_a_worker_that_refuses_ends_the_reload_and_nothing_changes():
+def test_a_worker_that_refuses_ends_the_reload_and_nothing_changes(bench):
     """All or nobody."""
-    bench = Bench(2).up()
     bench.loads(TWO)
     bench.hears(0, "prepared", version=2)
 
@@ -94,8 +95,7 @@ def test_a_worker_that_refuses_ends_the_reload_and_nothing_changes():
     assert bench.plane.document.policy == "one"
 
 
-def test_a_late_answer_to_a_reload_that_was_given_up_does_not_count_for_the_next():
-    bench = Bench(2).up()
+def test_a_late_answer_to_a_reload_that_was_given_up_does_not_count_for_the_next(bench):
     bench.loads(TWO)
     bench.hears(0, "refused", version=2, error="no")
     bench.loads(THREE)
@@ -107,9 +107,7 @@ def test_a_late_answer_to_a_reload_that_was_given_up_does_not_count_for_the_next
     assert "1 < switch 3" in bench.hears(1, "prepared", version=3)
 
 
-def test_who_does_not_prepare_in_time_is_replaced_with_the_new_version():
-    """H3."""
-    bench = Bench(2).up()
+def test_who_does_not_prepare_in_time_is_replaced_with_the_new_version(bench):
     bench.loads(TWO)
     bench.hears(0, "prepared", version=2)
     bench.hears(FETCHER, "prepared", version=2)
@@ -138,9 +136,8 @@ def test_where_no_worker_prepares_in_time_nobody_is_killed_and_the_reload_fails(
     assert bench.plane.changes.confirmed == 3
 
 
-def test_who_does_not_switch_in_time_is_killed_and_the_outcome_waits_for_its_replacement():
+def test_who_does_not_switch_in_time_is_killed_and_the_outcome_waits_for_its_replacement(bench):
     """After the commit it still enforces the version before."""
-    bench = Bench(2).up()
     bench.loads(TWO)
     bench.all_say("prepared", 2)
     bench.all_say("switched", 2, but=(0, 1))
@@ -152,8 +149,7 @@ def test_who_does_not_switch_in_time_is_killed_and_the_outcome_waits_for_its_rep
     assert bench.comes_up(0)[-1].startswith("say {'reloaded': True")
 
 
-def test_an_outcome_that_waited_long_enough_tells_how_many_have_confirmed():
-    bench = Bench(2).up()
+def test_an_outcome_that_waited_long_enough_tells_how_many_have_confirmed(bench):
     bench.loads(TWO)
     bench.all_say("prepared", 2)
     bench.dies(0)
@@ -162,8 +158,7 @@ def test_an_outcome_that_waited_long_enough_tells_how_many_have_confirmed():
     assert "'workers': 2, 'confirmed': 1" in bench.passes(4.0, but=(0,))[-1]
 
 
-def test_a_newborn_that_is_behind_a_commit_does_not_serve_before_it_has_caught_up():
-    bench = Bench(2).up()
+def test_a_newborn_that_is_behind_a_commit_does_not_serve_before_it_has_caught_up(bench):
     bench.dies(0)
     bench.passes(0.25)
     bench.loads(TWO)
@@ -174,8 +169,7 @@ def test_a_newborn_that_is_behind_a_commit_does_not_serve_before_it_has_caught_u
     assert bench.hears(0, "switched", version=2) == ["0 < serve"]
 
 
-def test_a_newborn_in_the_middle_of_a_change_joins_it():
-    bench = Bench(2).up()
+def test_a_newborn_in_the_middle_of_a_change_joins_it(bench):
     bench.dies(0)
     bench.passes(0.25)
     bench.loads(TWO)
@@ -188,7 +182,6 @@ def test_a_newborn_in_the_middle_of_a_change_joins_it():
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_silent_worker_is_replaced_within_two_seconds(workers):
-    """H5."""
     bench = Bench(workers).up()
     began = bench.now
     lines: list[str] = []
@@ -222,17 +215,14 @@ def test_one_oversleeping_parent_blames_nobody():
     assert bench.plane.members.overslept > 59.0
 
 
-def test_a_member_that_waits_for_a_processor_is_not_silent():
-    bench = Bench(2).up()
-
+def test_a_member_that_waits_for_a_processor_is_not_silent(bench):
     for _ in range(40):
         bench.waits[0] = bench.waits.get(0, 0.0) + 0.24
         assert bench.passes(0.25, but=(0,)) == []
     assert bench.passes(1.0, but=(0,))[0].startswith("kill 0: no heartbeat for")
 
 
-def test_a_starved_member_misses_no_deadline_of_a_change():
-    bench = Bench(2).up()
+def test_a_starved_member_misses_no_deadline_of_a_change(bench):
     bench.loads(TWO)
     bench.hears(0, "prepared", version=2)
     bench.hears(FETCHER, "prepared", version=2)
@@ -256,10 +246,7 @@ def test_a_starved_member_misses_no_deadline_of_a_change():
         ("ask", {"id": 1, "topic": "keys", "body": 3}, "ask without the object body"),
     ],
 )
-def test_nonsense_costs_whoever_talks_it(say, head, why):
-    """H4."""
-    bench = Bench(2).up()
-
+def test_nonsense_costs_whoever_talks_it(say, head, why, bench):
     assert bench.hears(0, say, **head) == [f"kill 0: it talked nonsense: {why}"]
     assert bench.plane.members.slots[1].serving
     assert bench.hears(0, "pong", n=1, stats={}) == []
@@ -324,9 +311,8 @@ def test_key_sets_of_the_fetcher_go_together_and_a_reload_goes_alone():
     assert set(bench.plane.document.parts) == {POLICY, "keys/a", "keys/b", "keys/c"}
 
 
-def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key():
+def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key(bench):
     """One question of the fetcher, one change for all."""
-    bench = Bench(2).up()
     assert bench.hears(1, "ask", id=7, topic="keys", body={"kid": "new"}) == ["fetcher < ask keys 1"]
     bench.proposes("keys/a", KEYS, 1)
     assert bench.hears(FETCHER, "answer", id=1, body={}, after=True) == []
@@ -369,8 +355,7 @@ def test_a_reload_that_the_end_cuts_off_is_answered():
     ]
 
 
-def test_that_the_fetcher_was_replaced_is_put_on_record_by_a_worker():
-    bench = Bench(2).up()
+def test_that_the_fetcher_was_replaced_is_put_on_record_by_a_worker(bench):
     bench.dies(0)
     bench.dies(FETCHER)
 
@@ -385,8 +370,7 @@ def test_the_next_fetcher_knows_which_signatures_were_used():
     assert bench.plane.used == {"sig-1": 1700}
 
 
-def test_what_a_dead_worker_asked_is_answered_to_nobody():
-    bench = Bench(2).up()
+def test_what_a_dead_worker_asked_is_answered_to_nobody(bench):
     bench.hears(0, "ask", id=7, topic="sts", body={})
     assert bench.dies(0) == []
     bench.passes(0.25)
@@ -421,9 +405,7 @@ def test_an_outcome_waits_for_the_disk_but_not_for_ever():
     assert "'saved': False, 'save_error': 'the disk did not answer in time'" in line
 
 
-def test_the_same_content_is_confirmed_without_a_new_version():
-    bench = Bench(2).up()
-
+def test_the_same_content_is_confirmed_without_a_new_version(bench):
     assert bench.loads(ONE)[-1] == (
         "say {'reloaded': True, 'policy': 'one', 'version': 1, 'workers': 2, 'confirmed': 2}"
     )
@@ -441,9 +423,8 @@ def test_the_same_content_is_not_called_saved_where_the_disk_does_not_have_it():
     assert "'saved': True" in bench.loads(TWO)[-1]
 
 
-def test_what_a_dead_fetcher_proposed_never_comes_into_force():
+def test_what_a_dead_fetcher_proposed_never_comes_into_force(bench):
     """The next one looks at the revocations again: what came later would undo what it has confirmed."""
-    bench = Bench(2).up()
     bench.proposes("revocations", TWO, 1)
     bench.proposes("revocations", THREE, 2)
 
@@ -455,9 +436,8 @@ def test_what_a_dead_fetcher_proposed_never_comes_into_force():
     assert bench.plane.status()["change"] is None
 
 
-def test_the_next_fetcher_is_not_told_what_came_of_a_dead_ones_proposal():
+def test_the_next_fetcher_is_not_told_what_came_of_a_dead_ones_proposal(bench):
     """Its own first proposal has the same number: it would call revocations settled that are not in force."""
-    bench = Bench(2).up()
     bench.proposes("revocations", TWO, 1)
     bench.all_say("prepared", 2)
     bench.hears(0, "switched", version=2)
@@ -485,8 +465,7 @@ def test_an_answer_waits_for_no_proposal_of_a_fetcher_that_died():
     assert bench.hears(FETCHER, "answer", id=1, body={}, after=True) == ["0 < answer 7"]
 
 
-def test_who_waits_for_a_key_at_the_end_still_gets_it():
-    bench = Bench(2).up()
+def test_who_waits_for_a_key_at_the_end_still_gets_it(bench):
     bench.hears(1, "ask", id=7, topic="keys", body={"kid": "new"})
     bench.plane.stop()
     bench.did()
@@ -499,8 +478,7 @@ def test_who_waits_for_a_key_at_the_end_still_gets_it():
     assert "1 < answer 7" in bench.hears(FETCHER, "switched", version=2)
 
 
-def test_the_end_workers_first_then_the_fetcher():
-    bench = Bench(2).up()
+def test_the_end_workers_first_then_the_fetcher(bench):
     bench.plane.stop()
 
     assert bench.did() == ["0 < drain", "1 < drain"]

@@ -122,6 +122,12 @@ class Running:
             socks = [held.enter_context(connect(self.address)) for _ in range(24)]
             return {self._asked(sock, token, "/orders/1") for sock in socks}
 
+    def command(self, name, *options):
+        return subprocess.run(
+            [sys.executable, "-m", "iamroles_agent", "agent", name, *options, "--config", str(self.path)],
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+
     def status(self):
         return local_socket.ask(self.directory / "state" / "agent.sock", {"command": "status"})
 
@@ -155,7 +161,7 @@ def forged(server, kid):
 
 
 def test_a_removed_grant_stays_removed_when_everybody_is_killed(tmp_path, server, workers):
-    """H1, and the file says something else by then."""
+    """The file says something else by then."""
     with running(tmp_path, server, workers) as agent:
         token, grants = good_token(server.url), agent.world["grants"]
         assert agent.all_say(token) == {"allow"}
@@ -283,11 +289,7 @@ def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
             ({"agent": {**agent.world["agent"], "listen": "127.0.0.1:9"}}, "it listens on"),
         ):
             agent.path.write_text(json.dumps(agent.world | changes))
-            done = subprocess.run(
-                [*(sys.executable, "-m", "iamroles_agent", "agent", "run", "--take-over"),
-                 *("--config", str(agent.path))],
-                capture_output=True, text=True, timeout=PATIENCE, check=False,
-            )  # fmt: skip
+            done = agent.command("run", "--take-over")
             assert done.returncode == 3
             assert why in done.stderr
             assert agent.ask(token) == "allow"
@@ -343,10 +345,7 @@ def test_a_state_directory_that_was_tampered_with_stops_the_start(tmp_path, serv
         (part, *_) = (tmp_path / "state").glob("part-*")
         part.write_bytes(part.read_bytes() + b"x")
         part.chmod(0o600)
-        done = subprocess.run(
-            [*(sys.executable, "-m", "iamroles_agent", "agent", "run"), "--config", str(agent.path)],
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+        done = agent.command("run")
         agent.process = subprocess.Popen(["true"], stdout=subprocess.PIPE)
 
     assert done.returncode == 3
@@ -355,7 +354,6 @@ def test_a_state_directory_that_was_tampered_with_stops_the_start(tmp_path, serv
 
 
 def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(tmp_path, server, workers):
-    """H9."""
     with running(tmp_path, server, workers) as agent:
         assert agent.ask(good_token(server.url)) == "allow"
         before = server.counts["/jwks"]
@@ -367,7 +365,6 @@ def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(t
 
 
 def test_a_new_key_reaches_all_workers_by_one_fetch(tmp_path, server, workers):
-    """H9."""
     with running(tmp_path, server, workers) as agent:
         assert agent.ask(good_token(server.url)) == "allow"
         server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1"), public_jwk(OTHER_EC_KEY, "k2")]})
@@ -379,7 +376,6 @@ def test_a_new_key_reaches_all_workers_by_one_fetch(tmp_path, server, workers):
 
 
 def test_keys_outlive_a_new_cooldown_while_the_issuer_is_down(tmp_path, server, workers):
-    """H7."""
     with running(tmp_path, server, workers) as agent:
         token = good_token(server.url)
         assert agent.ask(token) == "allow"
@@ -411,7 +407,6 @@ def test_a_question_under_way_is_answered_by_what_the_reload_put_in_force(tmp_pa
 
 
 def test_health_checks_fail_while_nothing_can_be_decided(tmp_path, server):
-    """H10."""
     with running(tmp_path, server, 1, audit={"path": "/dev/full", "sync": "100ms"}) as agent:
         until(lambda: agent.health()[0] == 503)
         assert agent.health()[1]["problem"]
@@ -421,10 +416,7 @@ def test_health_checks_fail_while_nothing_can_be_decided(tmp_path, server):
             sock.settimeout(PATIENCE)
             answer = sock.recv(4096)
         assert answer[4] == 102  # AGENT-DISCONNECT
-        told = subprocess.run(
-            [*(sys.executable, "-m", "iamroles_agent", "agent", "status", "--config", str(agent.path))],
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+        told = agent.command("status")
         assert told.returncode == 1
         assert "CANNOT DECIDE" in told.stdout
 
@@ -444,10 +436,7 @@ def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, serve
         assert oct((tmp_path / "state" / "agent.sock").stat().st_mode & 0o777) == "0o600"
         assert oct((tmp_path / "state").stat().st_mode & 0o777) == "0o700"
 
-        told = subprocess.run(
-            [*(sys.executable, "-m", "iamroles_agent", "agent", "status", "--config", str(agent.path))],
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+        told = agent.command("status")
         assert told.returncode == 0
         assert f"confirmed by {workers} of {workers} workers" in told.stdout
         assert "keys of corp: 1 keys" in told.stdout

@@ -80,6 +80,13 @@ def running(tmp_path, workers, *, state="one", listen="127.0.0.1:0"):
         agent.process.stdout.close()
 
 
+@contextmanager
+def started(*arguments, **options):
+    """An agent that said that it is ready, and its address."""
+    with running(*arguments, **options) as agent:
+        yield agent, agent.line()["address"]
+
+
 def connect(address):
     assert isinstance(address, str)
     if address.startswith("unix:"):
@@ -184,9 +191,7 @@ def confirmed(policy, version, workers):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("state", "error"), [("bad", "the file is bad"), ("crash", "the reload crashed")])
 def test_a_bad_reload_changes_nothing(tmp_path, workers, state, error):
-    with running(tmp_path, workers) as agent:
-        address = agent.line()["address"]
-
+    with started(tmp_path, workers) as (agent, address):
         line = agent.reload(state)
         assert line["reloaded"] is False
         assert error in line["error"]
@@ -195,9 +200,7 @@ def test_a_bad_reload_changes_nothing(tmp_path, workers, state, error):
 
 
 def test_a_reload_that_one_worker_refuses_changes_nothing_anywhere(tmp_path):
-    with running(tmp_path, 3) as agent:
-        address = agent.line()["address"]
-
+    with started(tmp_path, 3) as (agent, address):
         line = agent.reload("bad for one")
 
         assert line["reloaded"] is False
@@ -210,9 +213,7 @@ def test_a_reload_that_one_worker_refuses_changes_nothing_anywhere(tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_report_of_any_length_arrives_and_the_next_reload_is_answered(tmp_path, workers):
     """3,000 errors are more than a socket's buffer holds."""
-    with running(tmp_path, workers) as agent:
-        agent.line()
-
+    with started(tmp_path, workers) as (agent, _):
         line = agent.reload("long report")
         assert line["reloaded"] is False
         assert str(line["error"]).count("\n") == 2999
@@ -220,8 +221,7 @@ def test_a_report_of_any_length_arrives_and_the_next_reload_is_answered(tmp_path
 
 
 def test_a_frozen_loader_is_an_answer(tmp_path):
-    with running(tmp_path, 1) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, 1) as (agent, address):
         members = {*agent.children(), *agent.children("iamroles-f")}
         agent.state.write_text("wait")
         agent.process.send_signal(signal.SIGHUP)
@@ -238,9 +238,7 @@ def test_a_frozen_loader_is_an_answer(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
-    """H3, H5."""
-    with running(tmp_path, workers) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, workers) as (agent, address):
         before = agent.children()
         victim = ask(address)[0]
         os.kill(victim, signal.SIGSTOP)
@@ -265,8 +263,7 @@ def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
 )
 def test_a_worker_that_fails_a_phase_is_replaced_with_the_new_version(tmp_path, state, why):
     """Also a worker that is killed for silence, because it blocks its event loop."""
-    with running(tmp_path, 3) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, 3) as (agent, address):
         before = agent.children()
 
         line = agent.reload(state)
@@ -293,8 +290,7 @@ def test_terminated_with_work_under_way(tmp_path, workers):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_killed_workers_are_replaced_with_the_version_in_force(tmp_path, workers):
     """Whatever the file says meanwhile."""
-    with running(tmp_path, workers) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, workers) as (agent, address):
         agent.reload("two")
         agent.state.write_text("three, which nobody took up")
         before = agent.children()
@@ -311,8 +307,7 @@ def test_all_killed_workers_are_replaced_with_the_version_in_force(tmp_path, wor
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_dead_fetcher_is_replaced(tmp_path, number):
-    with running(tmp_path, 2) as agent:
-        agent.line()
+    with started(tmp_path, 2) as (agent, _):
         (fetcher,) = agent.children("iamroles-f")
         os.kill(fetcher, number)
 
@@ -323,8 +318,7 @@ def test_a_dead_fetcher_is_replaced(tmp_path, number):
 
 
 def test_a_parent_without_descriptors_survives_and_replaces_later(tmp_path):
-    with running(tmp_path, 2) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, 2) as (agent, address):
         pid, before = agent.process.pid, agent.children()
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         former = resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
@@ -340,8 +334,7 @@ def test_a_parent_without_descriptors_survives_and_replaces_later(tmp_path):
 
 def test_frozen_members_do_not_outlive_a_killed_parent(tmp_path):
     """They would hold the address, and the next agent could not start."""
-    with running(tmp_path, 2) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, 2) as (agent, address):
         everybody = agent.children("")
         for pid in everybody:
             os.kill(pid, signal.SIGSTOP)
@@ -354,8 +347,7 @@ def test_frozen_members_do_not_outlive_a_killed_parent(tmp_path):
 
 def test_a_loader_does_not_outlive_a_killed_parent(tmp_path):
     """It would hold the agent's address, and the next agent could not start."""
-    with running(tmp_path, 2) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, 2) as (agent, address):
         members = agent.children("")
         agent.state.write_text("wait")
         agent.process.send_signal(signal.SIGHUP)
@@ -369,8 +361,7 @@ def test_a_loader_does_not_outlive_a_killed_parent(tmp_path):
 
 
 def test_connections_that_wait_for_a_killed_worker_are_answered_by_the_next(tmp_path):
-    with running(tmp_path, 1) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, 1) as (agent, address):
         (victim,) = agent.children()
         os.kill(victim, signal.SIGSTOP)
         with connect(address) as sock:
@@ -423,8 +414,7 @@ def test_a_frozen_worker_lets_others_accept(tmp_path):
 
 def test_connections_outlive_workers_that_never_accepted_them(tmp_path):
     """A client that connects while a worker is killed is answered, or cut off at once with that worker."""
-    with running(tmp_path, 3) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, 3) as (agent, address):
         answered = 0
         for _ in range(12):
             before = agent.children()
@@ -442,8 +432,7 @@ def test_connections_outlive_workers_that_never_accepted_them(tmp_path):
 
 def test_unix_socket_outlives_a_worker(tmp_path):
     path = tmp_path / "agent.sock"
-    with running(tmp_path, 2, listen=f"unix:{path}") as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, 2, listen=f"unix:{path}") as (agent, address):
         before = agent.children()
         os.kill(min(before), signal.SIGTERM)
         until(lambda: len(agent.children() - before) == 1)
@@ -455,8 +444,7 @@ def test_unix_socket_outlives_a_worker(tmp_path):
 
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
-    with running(tmp_path, 2) as agent:
-        agent.line()
+    with started(tmp_path, 2) as (agent, _):
         pids = agent.children()
         agent.process.kill()
 
@@ -477,8 +465,7 @@ def test_a_worker_that_cannot_start_stops_everything(tmp_path, state, why):
 def test_busy_port(tmp_path, first, second):
     """Even workers that share a port never share it with another agent."""
     (tmp_path / "second").mkdir()
-    with running(tmp_path, first) as agent:
-        address = agent.line()["address"]
+    with started(tmp_path, first) as (_, address):
         with running(tmp_path / "second", second, listen=str(address)) as other:
             assert other.ended() == 3
             assert other.errors().splitlines()[-1] == (
@@ -489,8 +476,7 @@ def test_busy_port(tmp_path, first, second):
 
 
 def test_a_stuck_worker_is_killed_in_the_end(tmp_path):
-    with running(tmp_path, 2, state="stuck") as agent:
-        agent.line()
+    with started(tmp_path, 2, state="stuck") as (agent, _):
         pids = agent.children()
         agent.process.terminate()
 
@@ -519,8 +505,7 @@ def test_a_stale_unix_socket_is_replaced_but_a_live_one_or_a_file_is_not(tmp_pat
     listen = f"unix:{path}"
     for name in "ab":
         (tmp_path / name).mkdir()
-    with running(tmp_path / "a", 1, listen=listen) as agent:
-        agent.line()
+    with started(tmp_path / "a", 1, listen=listen) as (agent, _):
         with running(tmp_path / "b", 1, listen=listen) as other:
             assert other.ended() == 3
             assert "another process listens there" in other.errors()

@@ -459,7 +459,7 @@ def flood(verifier, sources, count=400):
 
 @pytest.mark.parametrize("sources", [1, 100])
 async def test_forged_credentials_do_not_starve_a_caller_that_is_known(sources):
-    """S4. The forged calls hang as long as they like; the good one does not wait for them."""
+    """The forged calls hang as long as they like; the good one does not wait for them."""
     with stuck() as (transport, verifier):
         assert await asked(verifier, signed_by(KEY_ID), "198.51.100.1") == ""
         forged = flood(verifier, sources)
