@@ -44,7 +44,7 @@ LINES = {
     "benchmarks": 5_400,
     "tests": 29_700,
 }
-DATA_LINES = 19_500
+DATA_LINES = 19_750
 """Of TOML and JSON: code must not hide as data."""
 TWINS = dict.fromkeys(ROOMS, 20)
 """Class names that a package uses twice."""
