@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from iamroles_conformance.selftest.fork_server import ForkServer
-from iamroles_scenarios.engine.events import children_of
+from iamroles_scenarios.base.family import children_of
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.process import Child
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from iamroles_loadtests.asking import gate_config, questions
-from iamroles_loadtests.asking.cpu import CpuMeter, family
+from iamroles_loadtests.asking.cpu import CpuMeter
 from iamroles_loadtests.asking.plan import Phase
 from iamroles_loadtests.asking.questions import Asking
 from iamroles_loadtests.asking.shapes import SHAPES
@@ -21,6 +21,7 @@ from iamroles_loadtests.measuring.measurement import CaseMeasurement, Measuremen
 from iamroles_loadtests.measuring.validity import Tolerance, doubts
 from iamroles_loadtests.results import result, slo
 from iamroles_scenarios.base.durations import Latency, duration
+from iamroles_scenarios.base.family import family
 from iamroles_scenarios.traffic import Segment
 
 EXAMPLE = Path(__file__).with_name("example-result.json")

@@ -8,10 +8,10 @@ two readings takes its time along: the difference is then too small, and never n
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
+
+from iamroles_scenarios.base.family import family
 
 Finder = Callable[[], int | None]
 """Finds the first process of a part; None while the part does not run, or cannot be seen."""
@@ -22,21 +22,6 @@ def cpu_seconds(pid: int) -> float:
     with suppress(OSError):
         return time.clock_gettime(~pid << 3 | 2)
     return 0.0
-
-
-def family(pid: int) -> list[int]:
-    """List a process and all that descends from it."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError, IndexError, ValueError):
-                # The second field is the name, in brackets, and may hold anything.
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children[parent].append(int(entry.name))
-    found = [pid]
-    for member in found:
-        found += children[member]
-    return found
 
 
 class CpuMeter:

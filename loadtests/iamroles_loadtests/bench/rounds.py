@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from iamroles_loadtests.asking.cpu import CpuMeter, Finder, family
+from iamroles_loadtests.asking.cpu import CpuMeter, Finder
 from iamroles_loadtests.asking.plan import Phase
 from iamroles_loadtests.measuring.conductor import in_turn, interval
 from iamroles_loadtests.measuring.generator import Generator
+from iamroles_scenarios.base.family import family
 from iamroles_scenarios.traffic import Segment
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from iamroles_scenarios.base.errors import DocumentError
-from iamroles_scenarios.declarations.documents import Model, lines_of, read
+from iamroles_scenarios.declarations.documents import Model, lines_of, read_all
 
 _ID = re.compile(r"[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)+-[0-9]{3}")
 
@@ -103,16 +103,11 @@ def load(directory: Path) -> Catalogue:
     Raises:
         DocumentError: a malformed file, or an id given twice; all problems at once.
     """
-    problems: list[str] = []
+    read_files, problems = read_all(directory, _File)
     found: dict[str, tuple[Requirement, str]] = {}
-    for path in sorted(directory.glob("*.toml")):
-        try:
-            entries = read(path, _File).requirement
-        except DocumentError as error:
-            problems += error.problems
-            continue
+    for path, file in read_files:
         lines = lines_of(path.read_text(encoding="utf-8"))
-        for index, item in enumerate(entries):
+        for index, item in enumerate(file.requirement):
             where = f"{path.name}:{lines.get(('requirement', index, 'id'), 1)}"
             if item.id in found:
                 problems.append(

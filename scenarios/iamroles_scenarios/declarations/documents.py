@@ -66,6 +66,18 @@ def read(path: Path, model: type[_M]) -> _M:
     return parse(text, model, path.name)
 
 
+def read_all(directory: Path, model: type[_M]) -> tuple[list[tuple[Path, _M]], list[str]]:
+    """Read every `*.toml` of a directory (not of those below); return the files, and all their problems."""
+    found: list[tuple[Path, _M]] = []
+    problems: list[str] = []
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            found.append((path, read(path, model)))
+        except DocumentError as error:
+            problems += error.problems
+    return found, problems
+
+
 def parse(text: str, model: type[_M], name: str) -> _M:
     """Read a text into a model, as `read` does; `name` stands for the file in messages."""
     try:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from iamroles_scenarios.base.durations import Duration
 from iamroles_scenarios.base.errors import DocumentError
 from iamroles_scenarios.declarations.catalogue import Grade, catalogue
-from iamroles_scenarios.declarations.documents import Json, Model, read
+from iamroles_scenarios.declarations.documents import Json, Model, read_all
 from iamroles_scenarios.declarations.results import Check
 from iamroles_scenarios.declarations.timeline import Traffic, WindowSpec, check_timeline
 
@@ -444,14 +444,9 @@ def load(directory: Path) -> dict[str, Scenario]:
     Raises:
         DocumentError: all problems of all files at once.
     """
-    problems: list[str] = []
+    read_files, problems = read_all(directory, Scenario)
     found: dict[str, Scenario] = {}
-    for path in sorted(directory.glob("*.toml")):
-        try:
-            scenario = read(path, Scenario)
-        except DocumentError as error:
-            problems += error.problems
-            continue
+    for path, scenario in read_files:
         if scenario.id in found:
             problems.append(f"{path.name}: id: {scenario.id} is taken. Give the scenario a name of its own.")
         found[scenario.id] = scenario

@@ -10,10 +10,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import AgentFault, HarnessFault, StageError, Untestable, WaitTimeoutError
+from iamroles_scenarios.base.family import children_of
 from iamroles_scenarios.declarations.scenario import (
     CertificateStep,
     KeysStep,
@@ -187,23 +187,3 @@ def kill_child(world: World) -> int:
     except PermissionError:
         raise Untestable("this user may not kill the agent's processes: run as root") from None
     return children[0]
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the child processes of a process, the oldest first (proc(5), `/proc/pid/task/tid/children`)."""
-    try:
-        found = [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return []
-    return sorted(found, key=_started)
-
-
-def _started(pid: int) -> tuple[int, int]:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]), pid
-    except OSError:
-        return 0, pid

@@ -7,10 +7,9 @@ checks side by side by itself and is one job.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import SelectionError, TooSlow, Untestable
 from iamroles_scenarios.declarations.planning import planned
 from iamroles_scenarios.declarations.results import CheckResult
@@ -91,11 +90,9 @@ def called(check: PlannedCheck, target: Target) -> CheckResult:
 
 def _in_time(play: Callable[[Target], object], target: Target) -> object:
     """Play a check; if the suite itself was late for it, play it again with doubled times."""
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            recording.tried_again()
+    for slower in target.attempts(_ATTEMPTS):
         try:
-            return play(replace(target, scale=target.scale * 2**attempt))
+            return play(slower)
         except TooSlow as error:
             late = error
     raise Untestable(str(late)) from late

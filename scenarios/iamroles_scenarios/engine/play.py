@@ -86,11 +86,9 @@ def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> 
 
 
 def _played(scenario: Scenario, target: Target, watcher: Watcher) -> list[CheckResult]:
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            recording.tried_again()
-        with _world(scenario, target, attempt) as loan:
-            playing = _Playing(scenario, replace(target, scale=target.scale * 2**attempt), loan, watcher)
+    for attempt, slower in enumerate(target.attempts(_ATTEMPTS)):
+        with _world(scenario, slower, attempt) as loan:
+            playing = _Playing(scenario, slower, loan, watcher)
             playing.run()
             results = [playing.verdict(check) for check in scenario.planned(target.lane)]
             if any(result.verdict is Verdict.FAIL for result in results):
@@ -109,7 +107,7 @@ def _world(scenario: Scenario, target: Target, attempt: int) -> Iterator[Loan]:
             yield loan
         return
     name = f"{owner}-{attempt}" if attempt else owner
-    tls, signed = scenario.traffic.tls, scenario.traffic.signed * target.scale * 2**attempt
+    tls, signed = scenario.traffic.tls, scenario.traffic.signed * target.scale
     with closing(target.worlds.start_own(scenario.world, name, tls=tls, signed=signed)) as loan:
         yield loan
 

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import AgentFault, Untestable
+from iamroles_scenarios.base.family import descriptors, resident
 from iamroles_scenarios.declarations.scenario import Step, merged
 from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.declarations.walk import Cycle, Move, walk
 from iamroles_scenarios.engine.certificates import proxy_fault
-from iamroles_scenarios.engine.events import EVENT_DEADLINE, Events, children_of
+from iamroles_scenarios.engine.events import EVENT_DEADLINE, Events
 from iamroles_scenarios.engine.judged_traffic import PATIENCE
 from iamroles_scenarios.engine.ledger import Outcomes
 from iamroles_scenarios.engine.timeline import Timeline
@@ -271,15 +272,9 @@ def used(pid: int) -> tuple[int, int]:
     Raises:
         PermissionError: another user's.
     """
-    memory = descriptors = 0
-    waiting = [pid]
-    while waiting:
-        one = waiting.pop()
-        waiting += children_of(one)
-        with suppress(FileNotFoundError, ProcessLookupError):
-            memory += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * 4096
-            descriptors += len(list(Path(f"/proc/{one}/fd").iterdir()))
-    return memory, descriptors
+    with suppress(FileNotFoundError):
+        next(Path(f"/proc/{pid}/fd").iterdir(), None)
+    return resident(pid) or 0, descriptors(pid)
 
 
 def _judge(found: SoakResult) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.declarations.scenario import Lane
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage.spec import declares
@@ -25,6 +27,13 @@ class Target:
     """Multiplies deadlines and short lives; above 1 for slow hosts."""
     transcripts: bool = False
     """Whether results keep what was sent and seen, those of a pass too."""
+
+    def attempts(self, most: int) -> Iterator[Self]:
+        """Yield this target for a first attempt, and with doubled times for each other."""
+        for attempt in range(most):
+            if attempt:
+                recording.tried_again()
+            yield replace(self, scale=self.scale * 2**attempt)
 
     def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
         """Return the features among these that the agent declares not to have."""

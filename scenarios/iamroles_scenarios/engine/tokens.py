@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from iamroles_scenarios.declarations.documents import Json
 from iamroles_scenarios.declarations.scenario import CloudStep
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Loan
 from iamroles_scenarios.jose import mint_for
+from iamroles_scenarios.jose.encoding import part
 
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.target import Target
@@ -153,8 +152,7 @@ def _located(value: Json, urls: dict[str, str]) -> Json:
 def _expiry(token: str) -> int:
     """Return the `exp` of a compact JWS, unverified; 0 if it cannot be read."""
     try:
-        payload = token.split(".")[1]
-        value = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
+        value = part(token, 1)["exp"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return 0
     return value if isinstance(value, int) else 0

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iamroles_scenarios.base.errors import CheckFailed, WideVarint, WireError, WireFormatError
+from iamroles_scenarios.base.family import resident
 from iamroles_scenarios.wire.client import Connection, Ended, question
 from iamroles_scenarios.wire.frames import HELLO, FrameType, variables
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
@@ -31,7 +32,6 @@ from iamroles_scenarios.wire.judge import (
     must_not_allow,
     probe,
 )
-from iamroles_scenarios.wire.process import resident
 from iamroles_scenarios.wire.target import WireTarget
 
 SEED = 3030

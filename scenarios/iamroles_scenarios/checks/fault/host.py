@@ -20,12 +20,12 @@ from types import TracebackType
 from typing import Self
 
 from iamroles_scenarios.base.errors import Inapplicable, Untestable
+from iamroles_scenarios.base.family import family
 from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault_bench
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import own_suffix
-from iamroles_scenarios.engine.events import children_of
 from iamroles_scenarios.engine.target import Target
 
 _DEEP = 1.5
@@ -54,10 +54,7 @@ def _processes(here: FaultBench) -> list[int]:
     first = here.world.agent.host_pid
     if first is None:
         raise Untestable("the agent's processes cannot be seen from this host")
-    found = [first]
-    for pid in found:
-        found += children_of(pid)
-    return found
+    return family(first)
 
 
 @contextmanager

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import secrets
 import time
-from typing import Any
 
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import bench, refused
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.encoding import part
 from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
 
 _DEPLOYS = "/deploys/7"
 _OPEN = Expectation(
     status=200, allow=True, backend="deploys", role="arn:aws:iam::111111111111:role/deployer", issuer="cloud"
 )
-
-
-def _claims(token: str) -> dict[str, Any]:
-    payload = token.split(".")[1]
-    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    return claims
 
 
 @check("identity.outbound.algorithms", "OUTBOUND-ALLOW-001", features={"oidc"})
@@ -59,7 +51,7 @@ def session_end(target: Target) -> None:
                 sub=secrets.token_hex(4),
             )
             seen = here.ask(token)
-            exp = _claims(token)["exp"]
+            exp = part(token, 1)["exp"]
             got = int(seen.tags.get("expires") or 0)
             if not seen.allow or abs(got - min(exp, end)) > 2:
                 message = f"exp is {exp}, the session ends at {end}, and access at {got}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import os
 import socket
@@ -16,6 +15,7 @@ from typing import Literal
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.jose.encoding import part
 from iamroles_scenarios.traffic.polling import NANO, SPACE, STAMPS, stamp
 
 Kind = Literal["websocket", "events", "download", "upload"]
@@ -89,7 +89,7 @@ class StreamShape:
 
 def expiry_of(token: str) -> int:
     """Return the end that a token names, epoch seconds."""
-    return int(json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"])
+    return int(part(token, 1)["exp"])
 
 
 class ObservedStream:

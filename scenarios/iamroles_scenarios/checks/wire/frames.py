@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from iamroles_scenarios.base.errors import WireError
+from iamroles_scenarios.base.family import resident
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire.client import Connection, check_arguments, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string, varint
@@ -39,7 +40,6 @@ from iamroles_scenarios.wire.judge import (
     probe,
     session,
 )
-from iamroles_scenarios.wire.process import resident
 from iamroles_scenarios.wire.target import WireTarget
 
 _BOUNDARIES = (0, 239, 240, 2287, 2288, 264431, 264432, 33818863, 33818864)

@@ -17,6 +17,7 @@ from iamroles_scenarios.base.errors import (
     Untestable,
     WireError,
 )
+from iamroles_scenarios.base.family import descriptors
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire.client import open_connection, question
 from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, prefixed
@@ -36,7 +37,6 @@ from iamroles_scenarios.wire.judge import (
     probe,
     session,
 )
-from iamroles_scenarios.wire.process import descriptors
 from iamroles_scenarios.wire.target import Process, WireTarget
 
 _ERROR_LINE = re.compile(

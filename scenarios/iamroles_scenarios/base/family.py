@@ -1,0 +1,57 @@
+"""A process and its descendants, and what they use together, from /proc (proc(5))."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the child processes of a process, the oldest first."""
+    found = [(started, child) for child, (parent, started) in _all().items() if parent == pid]
+    return [child for _, child in sorted(found)]
+
+
+def family(pid: int) -> list[int]:
+    """Return the process and all its descendants; [] once it is gone."""
+    processes = _all()
+    found = [pid] if pid in processes else []
+    for member in found:
+        found += [child for child, (parent, _) in processes.items() if parent == member]
+    return found
+
+
+def resident(pid: int) -> int | None:
+    """Return the resident memory of the family in bytes; None once it is gone."""
+    total = 0
+    for member in family(pid):
+        try:
+            status = (_PROC / str(member) / "status").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+    return total * 1024 or None
+
+
+def descriptors(pid: int) -> int:
+    """Return the number of open descriptors of the family, as far as this user may see them."""
+    total = 0
+    for member in family(pid):
+        try:
+            total += len(list((_PROC / str(member) / "fd").iterdir()))
+        except OSError:
+            continue
+    return total
+
+
+def _all() -> dict[int, tuple[int, int]]:
+    """Return the parent of each process, and when it was started, by process id."""
+    found = {}
+    for entry in _PROC.glob("[0-9]*/stat"):
+        try:  # the second field is the name, in brackets, and may hold anything
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        found[int(entry.parent.name)] = int(fields[1]), int(fields[19])
+    return found
