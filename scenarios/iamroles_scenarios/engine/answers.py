@@ -90,8 +90,8 @@ def _ticket(value: object, _answer: Answer) -> bool:
     return value is None or (isinstance(value, str) and TICKET.fullmatch(value) is not None)
 
 
-def _by_reason(value: object, answer: Answer, place: int) -> bool:
-    return REASONS.get(str(answer.get("reason")), (None, None))[place] == (value or "")
+def _by_reason(value: object, answer: Answer, index: int) -> bool:
+    return REASONS.get(str(answer.get("reason")), (None, None))[index] == (value or "")
 
 
 VARIABLES: dict[str, Variable] = {

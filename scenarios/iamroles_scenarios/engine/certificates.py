@@ -56,7 +56,7 @@ class ProxyCertificates:
         return context
 
     def replace(self, world: World, by: str, scale: float) -> str:
-        """Put the next certificate in place, and wait until it is shown; return why that failed, or "".
+        """Install the next certificate, and wait until it is shown; return why that failed, or "".
 
         Args:
             world: whose HAProxy shows it.

@@ -45,7 +45,7 @@ from iamroles_scenarios.traffic import Address, Case, HttpLine, Loop, Right, Seg
 from iamroles_scenarios.traffic.polling import NANO, now
 
 _SLICE = NANO // 50
-"""Nanoseconds that the loop runs before tokens are renewed and waiters told."""
+"""Nanoseconds that the loop runs before tokens are renewed and waiters notified."""
 _DAYS = 7 * 24 * 3600.0
 PATIENCE = 15.0
 """Seconds, times the scale, after which a question without an answer is lost."""

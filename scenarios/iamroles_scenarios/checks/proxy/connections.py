@@ -84,7 +84,7 @@ def one_by_one(target: Target) -> str:
         with traffic(here, _people(here, _PEOPLE), "on connections without pipelining") as flowing:
             flowing.wait(_PEOPLE * 12)
         deepest = here.frames.deepest
-    return "" if deepest == 1 else f"HAProxy sent {deepest} questions side by side without being told it may"
+    return "" if deepest == 1 else f"HAProxy sent {deepest} questions side by side without leave"
 
 
 @check("proxy.reload.in-flight", "PROXY-RELOAD-001", features={"spop"})
