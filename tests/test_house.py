@@ -31,7 +31,7 @@ ROOMS = {
     "iamroles_agent": "base spop audit identity_header policy tokens control live serving processes commands "
     "main __main__",
     "iamroles_tools": "policy audit tokens haproxy commands",
-    "iamroles_scenarios": "base pages wire jose mock stage traffic declarations engine checks commands",
+    "iamroles_scenarios": "base wire jose mock stage traffic declarations engine checks commands",
     "iamroles_conformance": "errors selftest subject reports plugin commands test_conformance",
     "iamroles_loadtests": "asking measuring bench results pages locusting commands",
 }

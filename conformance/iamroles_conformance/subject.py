@@ -69,9 +69,7 @@ class Subject:
             SelectionError: an unknown lane.
         """
         if unknown := set(self.lanes) - set(ALL_LANES):
-            raise SelectionError(
-                f"Unknown lane {', '.join(sorted(unknown))}: say {', '.join(ALL_LANES)}."
-            )
+            raise SelectionError(f"Unknown lane {', '.join(sorted(unknown))}: say {', '.join(ALL_LANES)}.")
         return plan(self.lanes or (("wire",) if self.address else ALL_LANES))
 
     def run(

@@ -16,7 +16,7 @@ from iamroles_loadtests.pages import page
 from iamroles_loadtests.results import result
 from iamroles_loadtests.results.compare import compared
 from iamroles_scenarios.base.durations import duration
-from iamroles_scenarios.pages import charts
+from iamroles_scenarios.base.pages import charts
 
 EXAMPLE = Path(__file__).with_name("example-result.json")
 

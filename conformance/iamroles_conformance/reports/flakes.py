@@ -16,9 +16,9 @@ from statistics import median
 from typing import Any
 
 from iamroles_conformance.errors import ReportError
+from iamroles_scenarios.base.pages.markdown import table
 from iamroles_scenarios.base.recording import Wait
 from iamroles_scenarios.declarations.results import CheckResult
-from iamroles_scenarios.pages.markdown import table
 
 NARROW = 0.5
 """Below this margin a check stands in the page by name."""

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from iamroles_conformance.reports.report import Document
+from iamroles_scenarios.base.pages.markdown import Section, cell, table
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import Verdict
-from iamroles_scenarios.pages.markdown import Section, cell, table
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.stage.stage import Offer
 

@@ -25,6 +25,7 @@ from iamroles_conformance.reports.evidence import digests, environment, seeds
 from iamroles_conformance.reports.shape import fault
 from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.pages.html import template
 from iamroles_scenarios.base.recording import without_secrets
 from iamroles_scenarios.checks.fault import not_produced
 from iamroles_scenarios.checks.plan import plan
@@ -33,7 +34,6 @@ from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.engine.setups import findings
-from iamroles_scenarios.pages.html import template
 
 SCHEMA = 1
 SPEC = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from iamroles_scenarios.base.pages import charts
+from iamroles_scenarios.base.pages.charts import Axis, Chart, Point
+from iamroles_scenarios.base.pages.html import markup, template
 from iamroles_scenarios.engine.soak import SoakResult
-from iamroles_scenarios.pages import charts
-from iamroles_scenarios.pages.charts import Axis, Chart, Point
-from iamroles_scenarios.pages.html import markup, template
 
 Document = dict[str, Any]
 _KINDS = ("sent", "due", "new", "unasked")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from iamroles_loadtests.bench.rounds import Rounds, values
 from iamroles_loadtests.measuring.conductor import interval
-from iamroles_scenarios.pages.markdown import Section, table
+from iamroles_scenarios.base.pages.markdown import Section, table
 from iamroles_scenarios.stage import haproxies
 
 _BOUND = re.compile(r"at (?P<kind>most|least) (?P<bound>[0-9.]+)")

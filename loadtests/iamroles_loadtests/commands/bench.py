@@ -16,8 +16,8 @@ from iamroles_loadtests.bench import docs
 from iamroles_loadtests.bench import gate as gates
 from iamroles_loadtests.bench.agent import opened_bench
 from iamroles_loadtests.commands.options import faults, usage
+from iamroles_scenarios.base.pages.markdown import table
 from iamroles_scenarios.commands.values import Number
-from iamroles_scenarios.pages.markdown import table
 from iamroles_scenarios.stage import KINDS, AgentSpec
 from iamroles_scenarios.stage.haproxies import find
 

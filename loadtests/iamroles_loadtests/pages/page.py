@@ -8,9 +8,9 @@ from typing import Any
 from iamroles_loadtests.measuring.histogram import ENOUGH, PERCENTILES, Histogram
 from iamroles_loadtests.results.compare import Figure, cautions, compared, obstacles
 from iamroles_scenarios.base.durations import duration
-from iamroles_scenarios.pages import charts
-from iamroles_scenarios.pages.charts import Axis, Chart, Point, Row
-from iamroles_scenarios.pages.html import markup, template
+from iamroles_scenarios.base.pages import charts
+from iamroles_scenarios.base.pages.charts import Axis, Chart, Point, Row
+from iamroles_scenarios.base.pages.html import markup, template
 
 Result = Mapping[str, Any]
 """See `result.assembled`."""

@@ -12,7 +12,7 @@ from iamroles_scenarios.base.durations import duration
 
 def template(package: str, name: str) -> Template:
     """Load a template of a package."""
-    loaders = [PackageLoader(package, ""), PackageLoader("iamroles_scenarios.pages", "")]
+    loaders = [PackageLoader(package, ""), PackageLoader("iamroles_scenarios.base.pages", "")]
     environment = Environment(
         loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
