@@ -73,15 +73,12 @@ def test_a_step_is_exactly_one_thing():
 
 
 def test_all_problems_of_all_files_come_at_once(tmp_path):
-    from pathlib import Path
-
-    directory = Path(str(tmp_path))
-    (directory / "a.toml").write_text(_GOOD.replace("gate.example", "GATE"), encoding="utf-8")
-    (directory / "b.toml").write_text("id = ", encoding="utf-8")
-    (directory / "c.toml").write_text(_GOOD, encoding="utf-8")
-    (directory / "d.toml").write_text(_GOOD, encoding="utf-8")
+    (tmp_path / "a.toml").write_text(_GOOD.replace("gate.example", "GATE"), encoding="utf-8")
+    (tmp_path / "b.toml").write_text("id = ", encoding="utf-8")
+    (tmp_path / "c.toml").write_text(_GOOD, encoding="utf-8")
+    (tmp_path / "d.toml").write_text(_GOOD, encoding="utf-8")
     with pytest.raises(DocumentError) as caught:
-        load_scenarios(directory)
+        load_scenarios(tmp_path)
 
     text = str(caught.value)
     assert "a.toml:1: id" in text
@@ -100,25 +97,19 @@ attack = "It is not so."
 
 
 def test_an_id_is_given_once(tmp_path):
-    from pathlib import Path
-
-    directory = Path(str(tmp_path))
-    (directory / "a.toml").write_text(_REQUIREMENT.format(id="A-B-001"), encoding="utf-8")
-    (directory / "b.toml").write_text("\n" + _REQUIREMENT.format(id="A-B-001"), encoding="utf-8")
+    (tmp_path / "a.toml").write_text(_REQUIREMENT.format(id="A-B-001"), encoding="utf-8")
+    (tmp_path / "b.toml").write_text("\n" + _REQUIREMENT.format(id="A-B-001"), encoding="utf-8")
     with pytest.raises(
         DocumentError, match=r"b\.toml:3: requirement\[0\]\.id: A-B-001 is already in a\.toml:2"
     ):
-        load_catalogue(directory)
+        load_catalogue(tmp_path)
 
 
 def test_a_requirement_has_every_field(tmp_path):
-    from pathlib import Path
-
-    directory = Path(str(tmp_path))
     text = _REQUIREMENT.format(id="a-b-1").replace('attack = "It is not so."\n', "")
-    (directory / "a.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8")
     with pytest.raises(DocumentError) as caught:
-        load_catalogue(directory)
+        load_catalogue(tmp_path)
 
     assert any("requirement[0].attack" in problem for problem in caught.value.problems)
     assert any("a.toml:2: requirement[0].id" in problem for problem in caught.value.problems)

@@ -85,12 +85,7 @@ def agent_of(tmp_path, command, live=""):
                 "NOT AS TOLD still open 5 s after the revocation": 1,
             },
         ),
-        (
-            LYING,
-            "",
-            f"{TOUR - 1} of {TOUR}",
-            {"NOT AS TOLD": 2, "status: expected 401, got 503": 1},
-        ),
+        (LYING, "", f"{TOUR - 1} of {TOUR}", {"NOT AS TOLD": 2, "status: expected 401, got 503": 1}),
     ],
     ids=["a-stream-that-outlives-its-token", "a-step-that-goes-otherwise"],
 )

@@ -20,6 +20,7 @@ from iamroles_scenarios.mock.clients import CloudClient, IdpClient, SessionKeys,
 ONE, TWO = "111111111111", "222222222222"
 EDGE = "edge-a.example"
 HTTP = urllib3.PoolManager(retries=False)
+NOBODY = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
 
 
 @pytest.fixture(scope="module")
@@ -451,19 +452,14 @@ class TestMotoAlone:
     """What moto does without the front: why the front exists. If moto mends one, we want to know."""
 
     def test_it_knows_everybody(self, moto):
-        nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
-
-        assert moto.sts(nobody).get_caller_identity()["Arn"].endswith(":user/moto")
+        assert moto.sts(NOBODY).get_caller_identity()["Arn"].endswith(":user/moto")
 
     def test_it_lets_anybody_assume_what_does_not_exist(self, moto):
-        nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
-
-        assert moto.assume(f"arn:aws:iam::{ONE}:role/absent", by=nobody).arn.endswith(
+        assert moto.assume(f"arn:aws:iam::{ONE}:role/absent", by=NOBODY).arn.endswith(
             "assumed-role/absent/alice"
         )
 
     def test_it_answers_a_presigned_caller_identity_with_buckets(self, moto):
-        nobody = SessionKeys("AKIAIOSFODNN7EXAMPLE", "wrong")
-        url = moto.sts(nobody).generate_presigned_url("get_caller_identity", HttpMethod="GET")
+        url = moto.sts(NOBODY).generate_presigned_url("get_caller_identity", HttpMethod="GET")
 
         assert b"ListAllMyBucketsResult" in HTTP.request("GET", url).data

@@ -533,11 +533,7 @@ def test_a_disk_that_refuses(monkeypatch, error, path, log):
     assert decide(log, "after")
     log.close()
 
-    assert requests(path) == [
-        "before",
-        "acknowledged",
-        "after",
-    ]
+    assert requests(path) == ["before", "acknowledged", "after"]
     [gap] = [found for found in records(path) if found.get("kind") == "gap"]
     assert (gap["lost"], gap["detail"]) == (1, os.strerror(error))
     assert verify([path], complete=True).whole

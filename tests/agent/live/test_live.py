@@ -138,6 +138,7 @@ class Proxy:
         self.now = 1990.0
         self.streams = {}
         self.asked = []
+        self.cuts = []
         self.silent = False
 
     def console(self, path, pid=0):
@@ -191,45 +192,43 @@ def proxy(monkeypatch):
     return found
 
 
-def cutter_of(proxy, cuts, judge=None, name="iam/aa", **more):
+def cutter_of(proxy, judge=None, name="iam/aa", record=None, **more):
     return Cutter(
         "/m",
         name,
         judge or (lambda ticket, expires, fresh, before: Ends(expires, EXPIRED)),
-        cuts.append,
+        record or proxy.cuts.append,
         clock=lambda: proxy.now,
         **more,
     )
 
 
 async def test_a_stream_is_cut_when_its_time_has_come_and_not_before(proxy):
-    cuts = []
     proxy.streams = {7: (4711, 2000, True), 8: (4712, 3000, True)}
-    cutter = cutter_of(proxy, cuts)
+    cutter = cutter_of(proxy)
 
     await cutter.look()
     proxy.now = 1999.99
     await cutter.look()
-    assert not cuts
+    assert not proxy.cuts
 
     proxy.now = 2000.16
     await cutter.look()
 
-    assert [(cut.stream.number, cut.cause, cut.by, round(cut.late, 2)) for cut in cuts] == [
+    assert [(cut.stream.number, cut.cause, cut.by, round(cut.late, 2)) for cut in proxy.cuts] == [
         (7, EXPIRED, "agent", 0.16)
     ]
     assert proxy.streams[8][2]
 
 
 async def test_what_the_proxy_closed_itself_is_recorded_once_with_its_moment(proxy):
-    cuts = []
     proxy.streams = {7: (4711, 2000, False, 1999.98), 8: (4712, 2000, False, 2000.1)}
     proxy.now = 2000.4
-    cutter = cutter_of(proxy, cuts)
+    cutter = cutter_of(proxy)
     await cutter.look()
     await cutter.look()
 
-    assert [(cut.stream.number, cut.by, round(cut.done, 2), round(cut.late, 2)) for cut in cuts] == [
+    assert [(cut.stream.number, cut.by, round(cut.done, 2), round(cut.late, 2)) for cut in proxy.cuts] == [
         (7, "timeout", 1999.98, 0.0),
         (8, "timeout", 2000.1, 0.1),
     ]
@@ -237,19 +236,18 @@ async def test_what_the_proxy_closed_itself_is_recorded_once_with_its_moment(pro
 
 
 async def test_what_ended_before_its_time_is_no_cut(proxy):
-    cuts = []
     proxy.streams = {7: (4711, 2000, False, 1999.9)}
     proxy.now = 2000.2
-    await cutter_of(proxy, cuts).look()
+    await cutter_of(proxy).look()
 
-    assert not cuts
+    assert not proxy.cuts
 
 
 async def test_what_one_agent_cut_its_neighbour_does_not_record(proxy):
     first, second = [], []
     proxy.streams = {7: (4711, 2000, True)}
-    one = cutter_of(proxy, first)
-    other = cutter_of(proxy, second, name="iam/bb")
+    one = cutter_of(proxy, record=first.append)
+    other = cutter_of(proxy, record=second.append, name="iam/bb")
     for proxy.now in (1999.9, 2000.2, 2000.3, 2000.6, 2001.0):
         await other.look()
         await one.look()
@@ -258,19 +256,19 @@ async def test_what_one_agent_cut_its_neighbour_does_not_record(proxy):
 
 
 async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):
-    cuts, revoked = [], set()
+    revoked = set()
     proxy.streams = {7: (4711, 9000, True), 8: (4712, 9001, True)}
 
     def judge(ticket, expires, fresh, before):
         return Ends(0, REVOKED) if expires in revoked else Ends(expires, EXPIRED)
 
-    cutter = cutter_of(proxy, cuts, judge)
+    cutter = cutter_of(proxy, judge)
     await cutter.look()
     revoked.add(9000)
     cutter.changed()
     await cutter.look()
 
-    assert [(cut.stream.number, cut.cause) for cut in cuts] == [(7, REVOKED)]
+    assert [(cut.stream.number, cut.cause) for cut in proxy.cuts] == [(7, REVOKED)]
     assert proxy.streams[8][2]
 
 
@@ -282,8 +280,7 @@ async def test_a_revocation_leaves_what_else_was_judged(proxy):
         asked.append(before)
         return refused if len(asked) == 4 else Ends(expires, EXPIRED)
 
-    cuts = []
-    cutter = cutter_of(proxy, cuts, judge)
+    cutter = cutter_of(proxy, judge)
     await cutter.look()
     await cutter.look()
     cutter.revoked()
@@ -298,12 +295,12 @@ async def test_a_revocation_leaves_what_else_was_judged(proxy):
     await cutter.look()
 
     assert asked[2:] == [None, None]
-    assert [cut.cause for cut in cuts] == [REVOKED]
+    assert [cut.cause for cut in proxy.cuts] == [REVOKED]
 
 
 async def test_a_change_during_a_look_is_followed_by_another_look_at_once(proxy, monkeypatch):
     monkeypatch.setattr(cutting, "POLL", 3600)
-    cutter, looked = cutter_of(proxy, []), asyncio.Event()
+    cutter, looked = cutter_of(proxy), asyncio.Event()
     answer = proxy.answer
 
     def changing(command):
@@ -323,7 +320,7 @@ async def test_a_change_during_a_look_is_followed_by_another_look_at_once(proxy,
 
 async def test_nothing_is_kept_of_streams_that_are_gone(proxy):
     proxy.streams = {7: (4711, 3000, True)}
-    cutter = cutter_of(proxy, [])
+    cutter = cutter_of(proxy)
     for proxy.now in (2000, 2999, 3001, 3002, 3100):
         await cutter.look()
 
@@ -333,7 +330,7 @@ async def test_nothing_is_kept_of_streams_that_are_gone(proxy):
 
 async def test_when_nothing_changed_only_what_is_due_is_asked_for(proxy):
     proxy.streams = {7: (4711, 9000, True)}
-    cutter = cutter_of(proxy, [])
+    cutter = cutter_of(proxy)
     await cutter.look()
     proxy.now += cutting.TAIL + 1
     proxy.asked.clear()
@@ -346,7 +343,7 @@ async def test_when_nothing_changed_only_what_is_due_is_asked_for(proxy):
 
 
 async def test_a_silent_proxy_is_said_once(proxy, caplog):
-    cutter = cutter_of(proxy, [])
+    cutter = cutter_of(proxy)
     proxy.silent = True
     for _ in range(3):
         await cutter.look()
@@ -356,12 +353,11 @@ async def test_a_silent_proxy_is_said_once(proxy, caplog):
 
 
 async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
-    cuts = []
     proxy.streams = {7: (4711, 1000, True)}
-    cutter = cutter_of(proxy, cuts, lambda ticket, expires, fresh, before: Ends(0, REVOKED), name="other/aa")
+    cutter = cutter_of(proxy, lambda ticket, expires, fresh, before: Ends(0, REVOKED), name="other/aa")
     await cutter.look()
 
-    assert not cuts
+    assert not proxy.cuts
     assert "another gate" in caplog.text
 
 

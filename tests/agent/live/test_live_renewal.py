@@ -185,6 +185,7 @@ class Proxy:
 
     def __init__(self):
         self.now, self.ends, self.alive, self.seen, self.asked = 1996.0, 2000, True, [], []
+        self.cuts, self.renewed = [], []
 
     def __call__(self, path, pid=0):
         return self
@@ -227,7 +228,7 @@ def proxy(monkeypatch):
     return found
 
 
-def cutter_of(proxy, cuts, renewed, *, listed=(), renews=True, name="iam/aa"):
+def cutter_of(proxy, *, listed=(), renews=True, name="iam/aa"):
     def judge(*question):
         return judged(Revocations(tuple(listed)), now=proxy.now)(*question)
 
@@ -235,16 +236,15 @@ def cutter_of(proxy, cuts, renewed, *, listed=(), renews=True, name="iam/aa"):
         "/m",
         name,
         judge,
-        cuts.append,
-        renewed=renewed.append,
+        proxy.cuts.append,
+        renewed=proxy.renewed.append,
         renewing=lambda: frozenset({"chat"} if renews else ()),
         clock=lambda: proxy.now,
     )
 
 
 async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(proxy):
-    cuts, renewed = [], []
-    cutter = cutter_of(proxy, cuts, renewed)
+    cutter = cutter_of(proxy)
     proxy.now, proxy.seen = 1980.0, [(who(NEW), 2900)]
     await cutter.look()
     assert not [command for command in proxy.asked if FRESH in command]
@@ -253,87 +253,83 @@ async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(
     await cutter.look()
     proxy.now = 2100.0
     await cutter.look()
-    assert ([(one.until, one.successor.identity.credential) for one in renewed], cuts) == (
+    assert ([(one.until, one.successor.identity.credential) for one in proxy.renewed], proxy.cuts) == (
         [(2900, "sha256:new")],
         [],
     )
 
     proxy.now, proxy.seen = 2901.0, []
     await cutter.look()
-    assert [(cut.cause, cut.due, cut.by) for cut in cuts] == [(EXPIRED, 2900, "agent")]
+    assert [(cut.cause, cut.due, cut.by) for cut in proxy.cuts] == [(EXPIRED, 2900, "agent")]
 
 
 async def test_where_the_policy_does_not_say_so_nothing_is_asked_and_nothing_prolonged(proxy):
-    cuts, renewed = [], []
     proxy.seen = [(who(NEW), 2900)]
-    cutter = cutter_of(proxy, cuts, renewed, renews=False)
+    cutter = cutter_of(proxy, renews=False)
     await cutter.look()
     proxy.now = 2001.0
     await cutter.look()
 
-    assert (renewed, [cut.due for cut in cuts]) == ([], [2000])
+    assert (proxy.renewed, [cut.due for cut in proxy.cuts]) == ([], [2000])
     assert not [command for command in proxy.asked if FRESH in command]
 
 
 async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back(proxy):
-    cuts, renewed, listed = [], [], []
+    listed = []
     proxy.seen = [(who(NEW), 2900)]
-    cutter = cutter_of(proxy, cuts, renewed, listed=listed)
+    cutter = cutter_of(proxy, listed=listed)
     await cutter.look()
     assert proxy.ends == 2900
 
     listed.append(Revocation(id="x", credentials=["sha256:new"]))
     cutter.revoked()
     await cutter.look()
-    assert (proxy.ends, cuts) == (2000, [])
+    assert (proxy.ends, proxy.cuts) == (2000, [])
 
     proxy.now = 2001.0
     await cutter.look()
-    assert [(cut.cause, cut.due) for cut in cuts] == [(EXPIRED, 2000)]
+    assert [(cut.cause, cut.due) for cut in proxy.cuts] == [(EXPIRED, 2000)]
 
 
 async def test_too_late_is_too_late(proxy):
-    cuts, renewed = [], []
-    cutter = cutter_of(proxy, cuts, renewed)
+    cutter = cutter_of(proxy)
     await cutter.look()
     proxy.now, proxy.seen = 2001.0, [(who(NEW), 2900)]
     await cutter.look()
 
-    assert (renewed, proxy.ends, len(cuts)) == ([], 2000, 1)
+    assert (proxy.renewed, proxy.ends, len(proxy.cuts)) == ([], 2000, 1)
 
 
 async def test_another_agent_renews_in_the_last_second_only(proxy):
-    cuts, renewed = [], []
     proxy.seen = [(who(NEW), 2900)]
-    cutter = cutter_of(proxy, cuts, renewed, name="iam/cc")
+    cutter = cutter_of(proxy, name="iam/cc")
     await cutter.look()
-    assert not renewed
+    assert not proxy.renewed
 
     proxy.now = 1997.2
     await cutter.look()
-    assert len(renewed) == 1
+    assert len(proxy.renewed) == 1
 
 
 async def test_an_agent_that_was_started_anew_judges_what_was_prolonged_by_what_prolonged_it(proxy):
-    cuts, renewed = [], []
     proxy.now, proxy.ends, proxy.seen = 2100.0, 2900, [(who(NEW), 2900)]
-    cutter = cutter_of(proxy, cuts, renewed)
+    cutter = cutter_of(proxy)
     await cutter.look()
     cutter.revoked()
     await cutter.look()
-    assert not cuts
+    assert not proxy.cuts
 
     listed = [Revocation(id="x", credentials=["sha256:new"])]
-    await cutter_of(proxy, cuts, renewed, listed=listed).look()
-    assert [(cut.cause, cut.detail) for cut in cuts] == [
+    await cutter_of(proxy, listed=listed).look()
+    assert [(cut.cause, cut.detail) for cut in proxy.cuts] == [
         (REVOKED, "revocation x of the credential that prolonged it")
     ]
 
 
 async def test_a_revocation_while_a_stream_is_prolonged_is_not_lost(proxy):
-    cuts, renewed, listed = [], [], []
+    listed = []
     proxy.seen = [(who(NEW), 2900)]
-    cutter = cutter_of(proxy, cuts, renewed, listed=listed)
+    cutter = cutter_of(proxy, listed=listed)
     told = proxy.ask
 
     async def revoked_meanwhile(command):
@@ -346,21 +342,20 @@ async def test_a_revocation_while_a_stream_is_prolonged_is_not_lost(proxy):
     await cutter.look()
     await cutter.look()
 
-    assert [(cut.cause, proxy.alive) for cut in cuts] == [(REVOKED, False)]
+    assert [(cut.cause, proxy.alive) for cut in proxy.cuts] == [(REVOKED, False)]
 
 
 async def test_a_haproxy_without_the_table_is_said_once_and_ends_its_streams(proxy, caplog):
-    cuts, renewed = [], []
     told = proxy.ask
 
     async def without(command):
         return "No such table\n" if FRESH in command else await told(command)
 
     proxy.ask = without
-    cutter = cutter_of(proxy, cuts, renewed)
+    cutter = cutter_of(proxy)
     for moment in (1998.5, 1999.0, 2001.0):
         proxy.now = moment
         await cutter.look()
 
-    assert (renewed, len(cuts)) == ([], 1)
+    assert (proxy.renewed, len(proxy.cuts)) == ([], 1)
     assert caplog.text.count("no table iam-fresh") == 1

@@ -148,21 +148,19 @@ class TestFailures:
             assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
             assert gate.details == ["no decision within 0.02 s"]
 
-    async def test_a_memory_that_fails_is_no_memory(self):
+    @pytest.mark.parametrize(
+        ("broken", "answer"),
+        [(["memory"], DENIED), (["asked", "details"], FAILED)],
+        ids=["a-memory-that-fails-is-no-memory", "even-failing-may-fail"],
+    )
+    async def test_a_gate_that_fails_is_a_deny(self, broken, answer):
         gate = DictatedGate()
-        gate.memory = None
+        for name in broken:
+            setattr(gate, name, None)
         async with talking(gate) as (_, client):
             client.send(notify())
 
-            assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
-
-    async def test_even_failing_may_fail(self):
-        gate = DictatedGate()
-        gate.asked = gate.details = None
-        async with talking(gate) as (_, client):
-            client.send(notify())
-
-            assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
+            assert await client.receive() == f"ACK 1/1 FIN {answer}"
 
     async def test_an_answer_that_cannot_be_sent_is_a_deny(self):
         async def judge(check):
@@ -234,27 +232,18 @@ class TestDisappearance:
             assert sorted(await client.receive_all()) == [f"ACK {n}/1 FIN {ALLOWED}" for n in (1, 3)]
             await until(lambda: not server.peers)
 
-    @pytest.mark.parametrize("cut_off", [b"", notify()[:-3], b"\x00"])
-    async def test_closed_by_haproxy(self, cut_off, caplog):
+    @pytest.mark.parametrize("sent", [b"", notify()[:-3], b"\x00", *map(disconnect, range(3))])
+    async def test_closed_or_disconnected_by_haproxy(self, sent, caplog):
         """A plain close is how HAProxy 3.1 and later end an idle connection: nothing to complain of."""
-
+        goodbye = "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'goodbye'"
+        disconnected = sent in map(disconnect, range(3))
         with caplog.at_level(logging.WARNING):
             async with talking(DictatedGate()) as (_, client):
-                client.send(cut_off)
-                client.half_close()
+                client.send(sent)
+                if not disconnected:
+                    client.half_close()
 
-                assert await client.receive_all() == []
-        assert caplog.records == []
-
-    @pytest.mark.parametrize("status", [0, 1, 2])
-    async def test_disconnected_by_haproxy(self, status, caplog):
-        with caplog.at_level(logging.WARNING):
-            async with talking(DictatedGate()) as (_, client):
-                client.send(disconnect(status))
-
-                assert await client.receive_all() == [
-                    "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'goodbye'"
-                ]
+                assert await client.receive_all() == [goodbye] * disconnected
         assert caplog.records == []
 
     async def test_health_check(self):

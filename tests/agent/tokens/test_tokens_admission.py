@@ -46,23 +46,16 @@ def test_a_call_starts_at_once_while_there_is_room():
     assert queue.done(1) == [3]
 
 
-def test_a_flood_of_forged_credentials_leaves_room_for_a_known_key():
-    """400 forged credentials in one queue made a good caller wait past its time."""
+@pytest.mark.parametrize("forged", ["AKIA{}", "AKIAGOOD"], ids=["other-keys", "the-known-key-elsewhere"])
+def test_a_flood_of_forged_credentials_leaves_room_for_a_known_key_at_its_source(forged):
+    """400 forged credentials in one queue made a good caller wait past its time.
+
+    An access key id stays no secret: a forger elsewhere writes it too.
+    """
     queue = Queue()
     queue.know("AKIAGOOD", "office")
     for n in range(400):
-        queue.ask(f"forged {n}", f"AKIA{n}", f"source {n % 50}")
-
-    assert queue.admission.flying == 12
-    assert queue.ask("good", "AKIAGOOD", "office") == ["good"]
-
-
-def test_a_known_key_is_known_at_its_own_source_only():
-    """An access key id stays no secret: a forger elsewhere writes it too."""
-    queue = Queue()
-    queue.know("AKIAGOOD", "office")
-    for n in range(400):
-        queue.ask(f"forged {n}", "AKIAGOOD", f"source {n % 50}")
+        queue.ask(f"forged {n}", forged.format(n), f"source {n % 50}")
 
     assert queue.admission.flying == 12
     assert queue.ask("good", "AKIAGOOD", "office") == ["good"]

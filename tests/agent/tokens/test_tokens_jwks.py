@@ -87,11 +87,15 @@ def server():
         yield server
 
 
-async def test_a_token_before_the_first_set_waits_for_one_flight(server):
-    gate = threading.Event()
-
-    good = server.replies["/jwks"]
+@pytest.fixture
+def gate(server):
+    """Opens for the answers of the issuer's server."""
+    gate, good = threading.Event(), server.replies["/jwks"]
     server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+    return gate
+
+
+async def test_a_token_before_the_first_set_waits_for_one_flight(server, gate):
     async with running(config(server)) as agent:
         waiting = [asyncio.ensure_future(reason(agent, old(iss=server.url, jti=str(n)))) for n in range(50)]
         await asyncio.sleep(0)
@@ -401,10 +405,7 @@ async def test_a_reload_keeps_keys_of_unchanged_issuers_and_forgets_identities(s
     assert server.counts["/jwks"] == 1
 
 
-async def test_a_token_that_waited_through_a_reload_is_judged_by_the_new_policy(server):
-    gate = threading.Event()
-    good = server.replies["/jwks"]
-    server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+async def test_a_token_that_waited_through_a_reload_is_judged_by_the_new_policy(server, gate):
     async with running(config(server)) as agent:
         token = old(iss=server.url)
         waiting = asyncio.ensure_future(reason(agent, token))
@@ -416,10 +417,7 @@ async def test_a_token_that_waited_through_a_reload_is_judged_by_the_new_policy(
         assert agent.recall(token) is None
 
 
-async def test_a_cancelled_waiter_leaves_the_flight_to_the_others(server):
-    gate = threading.Event()
-    good = server.replies["/jwks"]
-    server.replies["/jwks"] = lambda handler: (gate.wait(5), good(handler))[1]
+async def test_a_cancelled_waiter_leaves_the_flight_to_the_others(server, gate):
     async with running(config(server)) as agent:
         gone = asyncio.ensure_future(agent.authenticate(old(iss=server.url)))
         stays = asyncio.ensure_future(reason(agent, old(iss=server.url, jti="stays")))
