@@ -235,7 +235,6 @@ def parts(directory: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print both tables."""
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", default=memory, help="where the audit file is written")

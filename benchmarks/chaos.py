@@ -271,7 +271,7 @@ class World:
         raise RuntimeError("the agent did not start again; see its log")
 
 
-class Asker:
+class Caller:
     """One connection that asks, and takes another one when it breaks."""
 
     def __init__(self, world: World, tokens: list[str]) -> None:
@@ -279,7 +279,6 @@ class Asker:
         self.chance = random.Random(world.chance.random())
 
     async def run(self) -> None:
-        """Ask until cancelled."""
         while True:
             try:
                 await self._ask()
@@ -323,7 +322,7 @@ async def play(world: World, options: argparse.Namespace) -> None:
     counts = world.ledger.counts
     await world.start(text=world.text(0))
     tokens = [good_token(world.server.url) for _ in range(options.tokens)]
-    askers = [asyncio.create_task(Asker(world, tokens).run()) for _ in range(options.askers)]
+    askers = [asyncio.create_task(Caller(world, tokens).run()) for _ in range(options.askers)]
     end, turn = time.monotonic() + 60 * options.minutes, asyncio.Lock()
 
     def enough() -> bool:
@@ -359,7 +358,6 @@ async def play(world: World, options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))

@@ -123,7 +123,6 @@ def recording(count=400_000):
 
 
 def main():
-    """Print them."""
     ours, theirs = plain()
     ratio = f", {ours / theirs:.2f} of wrk's {theirs:,.0f}" if theirs else "; wrk is not installed"
     sys.stdout.write(f"HTTP, closed loop, plain HAProxy: {ours:,.0f} requests/s{ratio}\n")

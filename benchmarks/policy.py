@@ -94,7 +94,6 @@ def cost(policy: Policy, asked: list[tuple[Identity, Request]]) -> float:
 
 
 def main() -> None:
-    """Print the figures."""
     small, large = build(10, 5), build(10_000, 1_000)
     few, many = Policy(small), Policy(large)
     pairs = [(cost(few, questions(10, 5)), cost(many, questions(10_000, 1_000))) for _ in range(3)]

@@ -47,7 +47,7 @@ def policy(issuer: str, directory: Path, mark: int) -> dict[str, object]:
     return made
 
 
-class Asker(threading.Thread):
+class AskingThread(threading.Thread):
     """One connection that asks a thousand times a second, and keeps its waits with their times."""
 
     def __init__(self, address: str, batch: bytes) -> None:
@@ -67,7 +67,7 @@ class Asker(threading.Thread):
             time.sleep(0.001)
 
 
-def longest(askers: list[Asker], start: float, end: float) -> float:
+def longest(askers: list[AskingThread], start: float, end: float) -> float:
     """The longest wait of anybody in a span."""
     return max(wait for asker in askers for at, wait in asker.waits if start <= at < end)
 
@@ -92,7 +92,7 @@ def run(server: Server, directory: Path) -> int:
     ) as process:
         address = str(line(process)["address"])
         batch = frames(question(good_token(server.url)), 1)
-        askers = [Asker(address, batch) for _ in range(4 * WORKERS)]
+        askers = [AskingThread(address, batch) for _ in range(4 * WORKERS)]
         for asker in askers:
             asker.start()
         time.sleep(2.0)

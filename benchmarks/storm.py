@@ -54,11 +54,9 @@ def fresh(issuer: str, number: int) -> bytes:
     return frames(question(mint(claims | {"roles": [ROLE]})), 1)
 
 
-class Line:
-    """One connection."""
-
+class Connection:
     @classmethod
-    async def connect(cls, address: str) -> Line:
+    async def connect(cls, address: str) -> Connection:
         line = cls()
         host, _, port = address.rpartition(":")
         line.reader, line.writer = await asyncio.open_connection(host, int(port))
@@ -70,7 +68,6 @@ class Line:
     writer: asyncio.StreamWriter
 
     async def receive(self) -> bytes:
-        """One frame's body."""
         head = await self.reader.readexactly(4)
         return await self.reader.readexactly(int.from_bytes(head, "big"))
 
@@ -84,7 +81,7 @@ class Line:
         return elapsed
 
 
-async def good(line: Line, batch: list[bytes]) -> list[float]:
+async def good(line: Connection, batch: list[bytes]) -> list[float]:
     """Latencies of good tokens, one after the other."""
     latencies = []
     for frame in batch:
@@ -93,7 +90,7 @@ async def good(line: Line, batch: list[bytes]) -> list[float]:
     return latencies
 
 
-async def storm(line: Line, batch: list[bytes]) -> None:
+async def storm(line: Connection, batch: list[bytes]) -> None:
     """Send at `RATE`, whatever comes back; then all must have been refused."""
 
     async def read() -> None:
@@ -113,7 +110,7 @@ async def storm(line: Line, batch: list[bytes]) -> None:
 async def run(address: str, issuer: str, count_fetches: object) -> int:
     """Print what was seen; 1 if a target is missed."""
     assert callable(count_fetches)
-    lines = [await Line.connect(address) for _ in range(3)]
+    lines = [await Connection.connect(address) for _ in range(3)]
     known = frames(question(good_token(issuer)), 1)
     while not await _serves(lines[0], known):  # noqa: ASYNC110 - the agent has no event to tell of its keys
         await asyncio.sleep(0.05)
@@ -151,13 +148,12 @@ async def run(address: str, issuer: str, count_fetches: object) -> int:
     return int(fetched > allowance or worst > TARGET)
 
 
-async def _serves(line: Line, frame: bytes) -> bool:
+async def _serves(line: Connection, frame: bytes) -> bool:
     line.writer.write(frame)
     return (await line.receive())[-1] == ALLOWED
 
 
 def p99(values: list[float]) -> float:
-    """The 99th percentile."""
     return sorted(values)[int(len(values) * 0.99)]
 
 

@@ -235,7 +235,6 @@ class Agent:
         self.look()
 
     def load(self) -> None:
-        """SIGHUP."""
         self.tell("SIGHUP")
         self.signalled = True
         self.plane.load()
@@ -297,7 +296,6 @@ class Agent:
                 self._revoked = self.file.revoked or frozenset()
 
     def revoke(self, revoked: frozenset[str] | None) -> None:
-        """Write the file."""
         self.tell(f"revocations: {revoked}")
         self.file.write(revoked)
         if revoked is not None:

@@ -37,7 +37,6 @@ class Job:
         self.ran = False
 
     def run(self) -> None:
-        """Do the work."""
         self.ran = True
         try:
             self.result, self.error = self.work(), None
@@ -45,7 +44,6 @@ class Job:
             self.error = error
 
     def report(self) -> None:
-        """Let the loop know."""
         if self.future.done():
             return
         if self.error is not None:

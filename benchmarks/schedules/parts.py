@@ -131,7 +131,6 @@ class Process:
         """Digests of parts: what it was born with, or has proposed since."""
 
     def live(self, member: Any) -> None:
-        """Begin."""
         self.member = member
         self.loop.inside(lambda: self.loop.create_task(member.run()).add_done_callback(self._ended))
 
@@ -213,7 +212,6 @@ class Line:
         self.pipe.held.append(hello())
 
     def ask(self, asked: Asked) -> None:
-        """Send a question."""
         self._numbers += 1
         data = question(asked, self._numbers)
         ids = next(iter(FrameBuffer(1 << 20).split(data))).ids

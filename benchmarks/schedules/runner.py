@@ -65,8 +65,6 @@ def draw(seed: int) -> tuple[int, list[Choice]]:
 
 @dataclass
 class Result:
-    """What became of schedules."""
-
     count: int = 0
     events: int = 0
     answers: int = 0
@@ -77,13 +75,11 @@ class Result:
     """Seeds, and what was wrong."""
 
     def add(self, other: Result) -> None:
-        """Count another one in."""
         for name in ("count", "events", "answers", "allowed", "reloads", "deaths"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.failed += other.failed
 
     def text(self) -> str:
-        """In one line."""
         return (
             f"{self.count:,} schedules, {self.events:,} events, {self.answers:,} answers "
             f"({self.allowed:,} allowed), {self.reloads:,} reloads, {self.deaths:,} deaths of the agent, "
@@ -273,7 +269,6 @@ _PORTION = 500
 
 
 def main() -> int:
-    """The command; its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000, help="how many schedules")
     parser.add_argument("--start", type=int, default=0, help="the first seed")

@@ -57,7 +57,6 @@ def published(key: tuple[int, int]) -> dict[str, Any]:
 
 @functools.cache
 def token(key: tuple[int, int], principal: int, end: int) -> str:
-    """A signed token."""
     claims = {
         "iss": ISSUER, "aud": AUDIENCE, "sub": f"u{principal}", "jti": f"{key}-{principal}-{end}",
         "iat": int(START) - 10, "exp": int(ENDS[end]), "roles": [ROLE],
@@ -92,7 +91,6 @@ def max_stale(mark: int) -> float:
 
 @functools.cache
 def config(mark: int) -> Config:
-    """A policy."""
     return Config.model_validate(
         {
             "version": 1,

@@ -73,7 +73,6 @@ class Gene:
         return "".join(unit * count for unit, count in self.pieces)[: max(room, 0)]
 
     def changed(self, chance: random.Random) -> Gene:
-        """A neighbour."""
         pieces = list(self.pieces)
         kind = chance.randrange(5)
         at = chance.randrange(len(pieces) + 1)
@@ -143,7 +142,6 @@ class Attack:
         return f"Bearer {encode_base64url(body)}.{encode_base64url(other)}.{'A' * 86}"
 
     def changed(self, chance: random.Random) -> Attack:
-        """A neighbour."""
         if chance.random() < 0.15:
             return replace(self, form=chance.choice(FORMS))
         name = chance.choice(("credential", "path", "path", "host", "role", "method"))
@@ -228,7 +226,6 @@ class Target:
         return signature != b"\0" * 64  # what attacks carry; the good token has a real one
 
     def frame(self, attack: Attack, share: float = 1.0) -> bytes:
-        """The NOTIFY."""
         texts = attack.texts(share)
         pairs: dict[str, Any] = {
             name: (DataType.NULL, None)

@@ -13,17 +13,20 @@ A configuration like this must never see real traffic: a client that sends the h
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage.rendering import SHIPPED
 from iamroles_scenarios.stage.spec import find_program
 
@@ -54,6 +57,14 @@ _ANSWER = (
     "principal=%[req.hdr(x-iam-principal)] role=%[req.hdr(x-iam-role)] rule=%[req.hdr(x-iam-rule)] "
     'tokens=%[req.hdr_cnt(authorization)] took=%[var(txn.meter_took)] \\n"'
 )
+
+
+def orders_policy() -> dict[str, Any]:
+    """Make the policy `orders`, whose backends answer from within HAProxy."""
+    document: dict[str, Any] = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
+    for backend in document["backends"]:
+        backend["servers"] = [NOWHERE]
+    return document
 
 
 class GateConfigError(Exception):

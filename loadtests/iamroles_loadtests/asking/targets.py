@@ -6,10 +6,9 @@ read. `Gate` sets a stage and asks the pools of `questions`; the other two ask o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -138,23 +137,20 @@ def gate(
 def _world(
     stage: Stage, agent: AgentSpec, scratch: str, wanted: Wanted, *, own: bool, haproxy: bool
 ) -> World:
-    policy = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
+    bare = own or not haproxy
+    policy = dict(policy_of(WorldSpec(policy="orders"))) if bare else gate_config.orders_policy()
     if agent.directory == reference_agent().directory:
         # By default it writes its audit to standard error, which the stage reads: on the same cores.
         place = scratch if stage.kind == "processes" else "/tmp"  # noqa: S108 - the container's own
         policy["audit"] = {"path": f"{place}/audit.jsonl"}
-    if own or not haproxy:
+    if bare:
         return stage.world(agent, policy, settings=_SETTINGS, haproxy=haproxy)
     for backend in policy["backends"]:
         if wanted.streams and backend["name"] == "export":
+            del backend["servers"]
             backend["streams"] = True  # an echo backend of the stage answers
-        else:
-            backend["servers"] = [gate_config.NOWHERE]
     render = {**agent.haproxy, "render": [*_RENDER, *(["--tls"] if wanted.tls else [])]}
-    changed = AgentSpec(
-        **{name: getattr(agent, name) for name in AgentSpec.__slots__ if name != "haproxy"}, haproxy=render
-    )
-    return stage.world(changed, policy, settings=_SETTINGS)
+    return stage.world(replace(agent, haproxy=render), policy, settings=_SETTINGS)
 
 
 def _pools(asking: Asking, wanted: Wanted, *, paired: bool) -> Pools:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,12 +13,11 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from iamroles_loadtests.asking.gate_config import NOWHERE
+from iamroles_loadtests.asking.gate_config import orders_policy
 from iamroles_loadtests.asking.plan import Ask, Pools
 from iamroles_loadtests.asking.questions import Asking, opened, role, straight
 from iamroles_loadtests.bench.rounds import Contender, Rounds, Shape, pin, ratio, take_turns
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
-from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.traffic import Address, Case, Loop, Question, Right, SpopLine
@@ -138,12 +136,8 @@ class Bench:
 
 
 def policy() -> dict[str, Any]:
-    """The policy `orders`, whose back ends answer from within HAProxy."""
-    document: dict[str, Any] = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))))
-    for backend in document["backends"]:
-        backend["servers"] = [NOWHERE]
-    document["keys"] = {"refresh": "1s", "cooldown": "1s"}
-    return document
+    """The policy of all benches."""
+    return orders_policy() | {"keys": {"refresh": "1s", "cooldown": "1s"}}
 
 
 @contextmanager

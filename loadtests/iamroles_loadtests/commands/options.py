@@ -94,7 +94,7 @@ def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextMa
 
     Args:
         options: those of `where`, and `shapes`.
-        wanted: which piles a gate on a stage needs.
+        wanted: which pools a gate on a stage needs.
 
     Raises:
         click.UsageError: options that do not go together.

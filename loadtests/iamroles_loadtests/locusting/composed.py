@@ -13,7 +13,6 @@ import docker
 from iamroles_loadtests.asking import gate_config
 from iamroles_loadtests.locusting.master import IDP
 from iamroles_scenarios.base.errors import StageError
-from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage.images import Images
 
 REPORT = ("result.json", "summary.txt", "index.html")
@@ -49,12 +48,9 @@ def prepare(directory: Path, settings: Mapping[str, str], *, haproxy: str = "3.0
     (directory / ".env").write_text(lines, encoding="utf-8")
     compose = files("iamroles_loadtests.locusting").joinpath("compose.yaml").read_text(encoding="utf-8")
     (directory / "compose.yaml").write_text(compose, encoding="utf-8")
-    policy = json.loads(json.dumps(policy_of(WorldSpec(policy="orders"))).replace("{idp}", IDP))
-    for backend in policy["backends"]:
-        backend["servers"] = ["127.0.0.1:9"]  # they answer by themselves
-    policy["agent"] = {"listen": "0.0.0.0:9901"}
+    policy = gate_config.orders_policy() | {"agent": {"listen": "0.0.0.0:9901"}}
     world = directory / "world.json"
-    world.write_text(json.dumps(policy, indent=1), encoding="utf-8")
+    world.write_text(json.dumps(policy, indent=1).replace("{idp}", IDP), encoding="utf-8")
     if code := gate_config.render(str(world), str(directory / "haproxy"), AGENTS):
         raise StageError(f"iamroles policy render ended with exit code {code}.")
 
