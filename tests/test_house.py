@@ -37,18 +37,18 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 22_100,
-    "scenarios": 31_150,
-    "conformance": 11_500,
-    "loadtests": 5_600,
-    "benchmarks": 5_400,
-    "tests": 29_700,
+    "reference": 20_980,
+    "scenarios": 29_170,
+    "conformance": 9_330,
+    "loadtests": 4_950,
+    "benchmarks": 4_220,
+    "tests": 29_080,
 }
-DATA_LINES = 19_750
+TRUSTED_LINES = 16_500
+"""Of the agent: what an auditor must trust."""
+DATA_LINES = 19_710
 """Of TOML and JSON: code must not hide as data."""
-TWINS = dict.fromkeys(ROOMS, 20)
-"""Class names that a package uses twice."""
-TRANSLATED = 1_300
+TRANSLATED = 60
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
 CONSTRUCTIONS = {
     "the passive of tell": r"\b(?:is|are|was|were|be) told\b",
@@ -153,13 +153,19 @@ def test_no_folder_grows(folder):
     assert sum(len(path.read_text().splitlines()) for path in python_files(folder)) <= LINES[folder]
 
 
+def test_the_code_to_trust_stays_small():
+    agent = python_files("reference/iamroles_agent")
+
+    assert sum(len(path.read_text().splitlines()) for path in agent) <= TRUSTED_LINES
+
+
 def test_data_does_not_grow():
     names = [name for name in TRACKED if name.endswith((".toml", ".json"))]
 
     assert sum(len((ROOT / name).read_text().splitlines()) for name in names) <= DATA_LINES
 
 
-@pytest.mark.parametrize("package", TWINS)
+@pytest.mark.parametrize("package", ROOMS)
 def test_a_class_name_stands_for_one_class(package):
     names = Counter(
         node.name
@@ -168,8 +174,7 @@ def test_a_class_name_stands_for_one_class(package):
         if isinstance(node, ast.ClassDef)
     )
 
-    twins = sorted(name for name, count in names.items() if count > 1)
-    assert len(twins) <= TWINS[package], twins
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_sentences_do_not_read_as_a_translation():

@@ -106,7 +106,7 @@ class _Due:
     done: bool = False
 
 
-class _Judged(NamedTuple):
+class _Judgement(NamedTuple):
     given: int
     """The end that stood in HAProxy then."""
     changes: int
@@ -262,7 +262,7 @@ class _ProxyWorker:
         self.used = 0
         """How many entries its table has."""
         self.due: dict[str, _Due] = {}
-        self.judged: dict[str, _Judged] = {}
+        self.judged: dict[str, _Judgement] = {}
         self._whole = False
         """Whether the last answer held all streams."""
         self._whole_at = 0.0
@@ -409,7 +409,7 @@ class _ProxyWorker:
             ends = Ends(stream.ends, EXPIRED)
         if ends.at == 0:
             ends = Ends(now, ends.cause, ends.detail)
-        self.judged[stream.key] = _Judged(stream.ends, cutter.changes, ends)
+        self.judged[stream.key] = _Judgement(stream.ends, cutter.changes, ends)
         return ends
 
     async def _prolong(self, successors: Successors) -> set[str]:
