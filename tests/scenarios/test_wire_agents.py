@@ -11,7 +11,8 @@ import pytest
 
 from iamroles_scenarios.base.errors import UnreachableError, WireError
 from iamroles_scenarios.checks.plan import plan
-from iamroles_scenarios.declarations.results import Verdict
+from iamroles_scenarios.declarations.results import Check, Verdict
+from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine import wire_lane as lane
 from iamroles_scenarios.wire import fuzz, fuzz_inputs
 from iamroles_scenarios.wire.asker import Asker, decide
@@ -98,7 +99,7 @@ QUICK = {
 
 @pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS))
 def test_each_check_ends_with_a_verdict_on_the_agent(behaviour):
-    chosen = [check.function for check in plan(["wire"]) if check.id in QUICK]
+    chosen = [check for check in plan(["wire"]) if check.id in QUICK]
     with blunt(behaviour, "--delay", "2") as address:
         results = lane.run(WireTarget(address, time_scale=0.1), chosen, twice=False)
 
@@ -107,16 +108,16 @@ def test_each_check_ends_with_a_verdict_on_the_agent(behaviour):
     assert sum(result.verdict is Verdict.FAIL for result in results) >= len(chosen) // 2
 
 
-def test_a_run_that_is_over_begins_no_check():
-    class Fine:
-        id, requirements, lane, title, features = "wire.fine", (), "wire", "fine", frozenset()
+def planned(run, name="wire.some"):
+    return PlannedCheck(name, "wire", "title", (), function=Check(name, (), "wire", "title", run))
 
-        @staticmethod
-        async def run(_target):
-            pass
+
+def test_a_run_that_is_over_begins_no_check():
+    async def fine(_target):
+        pass
 
     played = []
-    chosen = [type("One", (Fine,), {"id": f"wire.{number}"}) for number in range(40)]
+    chosen = [planned(fine, f"wire.{number}") for number in range(40)]
     found = lane.run(
         WireTarget("127.0.0.1:1"), chosen, on_result=played.append, over=lambda: len(played) == 3
     )
@@ -125,14 +126,10 @@ def test_a_run_that_is_over_begins_no_check():
 
 
 def test_a_fault_of_the_suite_is_never_the_agents():
-    class Broken:
-        id, requirements, lane, title, features = "wire.broken", (), "wire", "broken", frozenset()
+    async def broken(_target):
+        raise KeyError("a bug of ours")
 
-        @staticmethod
-        async def run(_target):
-            raise KeyError("a bug of ours")
-
-    [result] = lane.run(WireTarget("127.0.0.1:1"), [Broken])
+    [result] = lane.run(WireTarget("127.0.0.1:1"), [planned(broken)])
 
     assert result.verdict is Verdict.HARNESS_ERROR
     assert "a bug of ours" in result.message
@@ -141,17 +138,13 @@ def test_a_fault_of_the_suite_is_never_the_agents():
 def test_silence_of_a_few_is_judged_twice():
     calls = []
 
-    class Late:
-        id, requirements, lane, title, features = "wire.late", (), "wire", "late", frozenset()
-
-        @staticmethod
-        async def run(target):
-            calls.append(target.time_scale)
-            if len(calls) == 1:
-                raise TimeoutError
+    async def late(target):
+        calls.append(target.time_scale)
+        if len(calls) == 1:
+            raise TimeoutError
 
     seen = []
-    [result] = lane.run(WireTarget("127.0.0.1:1"), [Late], on_result=seen.append)
+    [result] = lane.run(WireTarget("127.0.0.1:1"), [planned(late)], on_result=seen.append)
 
     assert result.verdict is Verdict.PASS
     assert calls == [1.0, lane.PATIENCE]

@@ -27,10 +27,9 @@ from dataclasses import dataclass, field, replace
 from iamroles_conformance.selftest.registry import Mutant
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
-from iamroles_scenarios.declarations.scenario import LANES, PROXY_LANES, Lane, PlannedCheck
+from iamroles_scenarios.declarations.scenario import PROXY_LANES, Lane, PlannedCheck
 from iamroles_scenarios.engine import wire_lane
-from iamroles_scenarios.engine.jobs import called
-from iamroles_scenarios.engine.play import play
+from iamroles_scenarios.engine.jobs import jobs_of
 from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.wire_target import wire_target
@@ -288,24 +287,15 @@ class Selftest:
     def _played(
         self, spec: AgentSpec, worlds: Worlds, checks: list[PlannedCheck]
     ) -> Iterator[list[CheckResult]]:
-        wire = [check.function for check in checks if check.lane == "wire" and check.function]
-        if wire:
-            with wire_target(self._target("gate-spop", spec, worlds)) as target:
-                found = wire_lane.run(target, wire, twice=False)
-            yield found
         chosen = {check.id for check in checks}
-        for lane in LANES:
-            scenarios = {c.scenario.id: c.scenario for c in checks if c.scenario and c.lane == lane}
-            target_of_lane = self._target(lane, spec, worlds)
-            for scenario in scenarios.values():
-                yield [r for r in play(scenario, target_of_lane) if r.check in chosen]
-            for check in checks:
-                if check.function and check.lane == lane:
-                    yield [called(check, target_of_lane)]
-        through = self._target("gate", spec, worlds)
-        for check in checks:
-            if check.function and check.lane == "proxy":
-                yield [called(check, through)]
+        for job in sorted(jobs_of(checks), key=lambda job: _CHEAPEST.index(job.lane)):
+            target = self._target("gate" if job.through_proxy else "gate-spop", spec, worlds)
+            if job.lane == "wire":
+                with wire_target(target) as pointed:
+                    found = wire_lane.run(pointed, job.checks, twice=False)
+            else:
+                found = job.play(target)
+            yield [result for result in found if result.check in chosen]
 
     def _target(self, lane: Lane, spec: AgentSpec, worlds: Worlds) -> Target:
         return Target(lane, self._stage, spec, worlds, self._scale)

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from iamroles_scenarios.base.errors import SelectionError, TooSlow, Untestable
 from iamroles_scenarios.declarations.planning import planned
 from iamroles_scenarios.declarations.results import CheckResult
-from iamroles_scenarios.declarations.scenario import PROXY_LANES, Lane, PlannedCheck, Scenario
-from iamroles_scenarios.engine.play import owner_of, play
+from iamroles_scenarios.declarations.scenario import PROXY_LANES, PlannedCheck, Scenario
+from iamroles_scenarios.engine.play import play
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import judged, lacking, passed
 from iamroles_scenarios.stage import AgentSpec
@@ -24,33 +24,16 @@ _ATTEMPTS = 4
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Checks that are played in one go."""
+    """Checks of one lane that are played in one go."""
 
+    lane: str
+    scenario: Scenario | None
     checks: list[PlannedCheck] = field(default_factory=list)
-
-    @property
-    def wire(self) -> bool:
-        """True for the wire lane."""
-        return self.checks[0].lane == "wire"
 
     @property
     def through_proxy(self) -> bool:
         """True if it is played through HAProxy."""
-        return self.checks[0].lane in PROXY_LANES
-
-    @property
-    def lane(self) -> Lane:
-        """The lane of its target: "gate", through HAProxy, also for the lane "proxy"."""
-        return "gate" if self.through_proxy else "gate-spop"
-
-    @property
-    def scenario(self) -> Scenario | None:
-        return self.checks[0].scenario
-
-    @property
-    def owner(self) -> str:
-        """The name under which a scenario borrows its world."""
-        return owner_of(self.scenario.id, self.lane) if self.scenario else self.checks[0].id
+        return self.lane in PROXY_LANES
 
     @property
     def rank(self) -> tuple[bool, ...]:
@@ -59,7 +42,7 @@ class Job:
         """
         if self.scenario is None:
             long = self.checks[0].function is not None and self.checks[0].function.long
-            return (not self.wire, False, not long)
+            return (self.lane != "wire", False, not long)
         return (True, True, not waits(self.scenario), not self.scenario.world.own)
 
     def play(self, target: Target) -> list[CheckResult]:
@@ -72,7 +55,7 @@ def jobs_of(checks: Iterable[PlannedCheck]) -> list[Job]:
     found: dict[tuple[str, str], Job] = {}
     for check in checks:
         about = "" if check.lane == "wire" else check.scenario.id if check.scenario else check.id
-        found.setdefault((about, check.lane), Job()).checks.append(check)
+        found.setdefault((about, check.lane), Job(check.lane, check.scenario)).checks.append(check)
     return list(found.values())
 
 

@@ -49,9 +49,9 @@ _ALSO = 10
 """Tokens of later failing steps that a failure shows, beside the first."""
 
 
-def owner_of(scenario_id: str, lane: str) -> str:
+def owner_of(scenario: Scenario, lane: str) -> str:
     """Return the name under which a scenario borrows its world."""
-    return f"{scenario_id}-{lane}"
+    return f"{scenario.id}-{lane}"
 
 
 class Watcher:
@@ -101,7 +101,7 @@ def _played(scenario: Scenario, target: Target, watcher: Watcher) -> list[CheckR
 @contextmanager
 def _world(scenario: Scenario, target: Target, attempt: int) -> Iterator[Loan]:
     """Lend the world: of its own for each playing of a timeline, which leaves nothing as it was."""
-    owner = owner_of(scenario.id, target.lane)
+    owner = owner_of(scenario, target.lane)
     if scenario.traffic is None:
         with target.worlds.borrow(scenario.world, owner) as loan:
             yield loan

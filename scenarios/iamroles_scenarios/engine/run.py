@@ -21,6 +21,7 @@ from iamroles_scenarios.declarations.scenario import Lane, PlannedCheck, WorldSp
 from iamroles_scenarios.engine import wire_lane
 from iamroles_scenarios.engine.background_load import BackgroundLoad
 from iamroles_scenarios.engine.jobs import Job, jobs_of, validate
+from iamroles_scenarios.engine.play import owner_of
 from iamroles_scenarios.engine.setups import answers
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import blamed, lacking, reported
@@ -134,7 +135,7 @@ class Run:
             self.background_load.begin()
         for job in self._jobs:
             if job.scenario and job.scenario.traffic is None:
-                worlds.plan(job.scenario.world, job.owner)
+                worlds.plan(job.scenario.world, owner_of(job.scenario, job.lane))
         shared = [job.scenario.world.model_copy(update={"own": False}) for job in self._jobs if job.scenario]
         first = shared[0] if shared else WorldSpec(policy="orders")
         worlds.plan(first, "first")
@@ -224,10 +225,10 @@ class Run:
         try:
             if not self.agent.spop and not job.through_proxy:
                 results = [lacking(check, ["spop"]) for check in job.checks]
-            elif job.wire:
+            elif job.lane == "wire":
                 results = self._play_wire(job)
             else:
-                results = job.play(self._target(job.lane))
+                results = job.play(self._target("gate" if job.through_proxy else "gate-spop"))
         except Exception as error:  # noqa: BLE001 - the suite's own fault, and reported as that
             results = [blamed(check, error) for check in job.checks]
         missing = RuntimeError("the check was played, but gave no result")
@@ -255,7 +256,7 @@ class Run:
         with self._wire_target() as target:
             return wire_lane.run(
                 target,
-                [check.function for check in job.checks if check.function],
+                job.checks,
                 on_result=self._report,
                 on_failure=self._hold,
                 over=self._over.is_set,

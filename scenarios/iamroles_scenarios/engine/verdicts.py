@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import (
@@ -33,7 +32,7 @@ from iamroles_scenarios.base.errors import (
 )
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
-from iamroles_scenarios.declarations.scenario import SITES
+from iamroles_scenarios.declarations.scenario import SITES, PlannedCheck
 from iamroles_scenarios.engine.setups import ENDING, Ending, ended, watched
 from iamroles_scenarios.stage import AgentSpec
 
@@ -43,21 +42,8 @@ _TRACE = 60
 """Lines of what was sent and seen that a failure without a trace of its own shows."""
 
 
-class Named(Protocol):
-    """As much of a check as its result repeats."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def lane(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def requirements(self) -> tuple[str, ...]: ...
-
-
 def judged(
-    checks: Sequence[Named], play: Callable[[], list[CheckResult]], *, transcripts: bool = False
+    checks: Sequence[PlannedCheck], play: Callable[[], list[CheckResult]], *, transcripts: bool = False
 ) -> list[CheckResult]:
     """Play checks and return their results after the first three steps.
 
@@ -82,17 +68,17 @@ def judged(
 # --- whose fault -------------------------------------------------------------------------------------------
 
 
-def passed(check: Named, remark: object = None) -> CheckResult:
+def passed(check: PlannedCheck, remark: object = None) -> CheckResult:
     """Return a pass; what the check returned is its message, if it is a text."""
     return _result(check, Verdict.PASS, remark if isinstance(remark, str) else "")
 
 
-def lacking(check: Named, missing: list[str]) -> CheckResult:
+def lacking(check: PlannedCheck, missing: list[str]) -> CheckResult:
     """Return the result of a check that needs what the agent declares not to have."""
     return _result(check, Verdict.NOT_APPLICABLE, f"the agent declares no {', '.join(missing)}")
 
 
-def blamed(check: Named, error: Exception, beside: Evidence | None = None) -> CheckResult:
+def blamed(check: PlannedCheck, error: Exception, beside: Evidence | None = None) -> CheckResult:
     """Return the result of a check that ended with this exception.
 
     Args:
@@ -128,7 +114,7 @@ def blamed(check: Named, error: Exception, beside: Evidence | None = None) -> Ch
 
 
 def _result(
-    check: Named, verdict: Verdict, message: str, evidence: Evidence | None = None, cause: str = ""
+    check: PlannedCheck, verdict: Verdict, message: str, evidence: Evidence | None = None, cause: str = ""
 ) -> CheckResult:
     return CheckResult(
         check.id,

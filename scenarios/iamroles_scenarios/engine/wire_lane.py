@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from iamroles_scenarios.base import recording
@@ -22,7 +22,8 @@ from iamroles_scenarios.base.errors import (
     Evidence,
     SilenceError,
 )
-from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict, tails
+from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
+from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.setups import Ending, in_words, refuses
 from iamroles_scenarios.engine.verdicts import blamed, explained, lacking, passed, recorded
 from iamroles_scenarios.wire.client import Connection
@@ -44,7 +45,7 @@ def _ignored(_result: CheckResult) -> None: ...
 
 def run(
     target: WireTarget,
-    chosen: Sequence[Check],
+    chosen: Sequence[PlannedCheck],
     *,
     on_result: Callable[[CheckResult], None] = _ignored,
     on_failure: Callable[[CheckResult], None] = _ignored,
@@ -63,89 +64,85 @@ def run(
         over: asked before each check; once it says yes, no more are begun, and those have no result.
         transcripts: the results keep what was sent and seen, those of a pass too.
     """
-    lane = _WireLane(target, on_result, on_failure, over=over, transcripts=transcripts)
+    lane = _WireLane(target, on_result, on_failure, over, transcripts)
     return asyncio.run(lane.run(chosen, twice=twice))
 
 
+@dataclass(slots=True)
 class _WireLane:
-    def __init__(
-        self,
-        target: WireTarget,
-        on_result: Callable[[CheckResult], None],
-        on_failure: Callable[[CheckResult], None],
-        *,
-        over: Callable[[], bool],
-        transcripts: bool,
-    ) -> None:
-        self._target = target
-        self._on_result, self._on_failure = on_result, on_failure
-        self._over = over
-        self._transcripts = transcripts
-        self._found: dict[str, CheckResult] = {}
+    target: WireTarget
+    on_result: Callable[[CheckResult], None]
+    on_failure: Callable[[CheckResult], None]
+    over: Callable[[], bool]
+    transcripts: bool
+    found: dict[str, CheckResult] = field(default_factory=dict)
 
-    async def run(self, chosen: Sequence[Check], *, twice: bool) -> list[CheckResult]:
-        silent: list[Check] = []
+    async def run(self, chosen: Sequence[PlannedCheck], *, twice: bool) -> list[CheckResult]:
+        silent: list[PlannedCheck] = []
 
-        async def first(check: Check) -> None:
-            result, by_silence = await self._judged(self._target, check)
+        async def first(check: PlannedCheck) -> None:
+            result, by_silence = await self._judged(self.target, check)
             if by_silence and twice:
                 silent.append(check)
-                self._found[check.id] = result
+                self.found[check.id] = result
             else:
                 self._keep(result)
 
-        async def again(check: Check) -> None:
+        async def again(check: PlannedCheck) -> None:
             second, _ = await self._judged(patient, check)
-            kept = self._found[check.id] if second.verdict is Verdict.FAIL else second
+            kept = self.found[check.id] if second.verdict is Verdict.FAIL else second
             self._keep(replace(kept, tries=2))
 
         await self._side_by_side(_CONCURRENCY, [partial(first, check) for check in chosen])
-        patient = replace(self._target, time_scale=self._target.time_scale * PATIENCE)
+        patient = replace(self.target, time_scale=self.target.time_scale * PATIENCE)
         if len(silent) <= FEW:
             await self._side_by_side(4, [partial(again, check) for check in silent])
         self._explain()
-        return [self._found[check.id] for check in chosen if check.id in self._found]
+        return [self.found[check.id] for check in chosen if check.id in self.found]
 
     def _keep(self, result: CheckResult) -> None:
-        self._found[result.check] = result
+        self.found[result.check] = result
         failed = result.verdict is Verdict.FAIL
-        (self._on_failure if failed else self._on_result)(result)
+        (self.on_failure if failed else self.on_result)(result)
 
     def _explain(self) -> None:
         """Report the failures, with their cause if the agent itself is gone."""
-        failed = [result for result in self._found.values() if result.verdict is Verdict.FAIL]
-        if failed and (ending := _ended(self._target)) is not None:
+        failed = [result for result in self.found.values() if result.verdict is Verdict.FAIL]
+        if failed and (ending := _ended(self.target)) is not None:
             failed = [explained(result, ending) for result in failed]
         for result in failed:
-            self._found[result.check] = result
-            self._on_result(result)
+            self.found[result.check] = result
+            self.on_result(result)
 
     async def _side_by_side(self, bound: int, jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
         slots = asyncio.Semaphore(bound)
 
         async def one(job: Callable[[], Awaitable[None]]) -> None:
             async with slots:
-                if not self._over():
+                if not self.over():
                     await job()
 
         await asyncio.gather(*map(one, jobs))
 
-    async def _judged(self, target: WireTarget, check: Check) -> tuple[CheckResult, bool]:
+    async def _judged(self, target: WireTarget, check: PlannedCheck) -> tuple[CheckResult, bool]:
         """Return one check's result, and whether the agent's silence alone is the reason for it."""
+        assert check.function is not None  # noqa: S101 - the lane has no scenarios
         if missing := sorted(check.features - target.features):
             return lacking(check, missing), False
         connections: list[Connection] = []
         opened.set(connections)
         began = time.monotonic()
         silent = False
-        with recording.recorded(keeps=self._transcripts) as found:
+        with recording.recorded(keeps=self.transcripts) as found:
             try:
-                result = passed(check, await _within(target.seconds(CHECK_DEADLINE), check.run(target)))
+                result = passed(
+                    check, await _within(target.seconds(CHECK_DEADLINE), check.function.run(target))
+                )
             except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
                 evidence = _evidence(connections, target)
                 result, silent = blamed(check, error, evidence), _by_silence(error)
         seconds = time.monotonic() - began
-        result = recorded(result, found, seconds, transcripts=self._transcripts)
+        result = recorded(result, found, seconds, transcripts=self.transcripts)
         return result, silent and result.verdict is Verdict.FAIL
 
 
