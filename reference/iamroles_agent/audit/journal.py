@@ -55,7 +55,7 @@ class Journal:
         self._audit = audit
         self._keep = keep
         self._within: bool | None = None
-        """Whether the budget is kept; None: not checked yet."""
+        """True if the log is within its budget; None: not checked yet."""
         self._head = file.last
         self._unwritten: deque[tuple[bytes, Head]] = deque()
         self._opening = b""

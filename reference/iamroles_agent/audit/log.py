@@ -83,7 +83,7 @@ class AuditState:
     failures: int
     """Failed attempts to write."""
     failing: bool
-    """Whether decisions cannot be recorded now."""
+    """True while decisions cannot be recorded."""
     buffered: int
     """Bytes that are not on disk yet."""
 

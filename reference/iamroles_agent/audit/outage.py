@@ -29,7 +29,7 @@ class Outage:
         self, settings: AuditSettings, clock: Clock, name: Callable[[], str], wake: Callable[[], None]
     ) -> None:
         self.admit = settings.on_error == "allow"
-        """Whether decisions are answered although they cannot be recorded."""
+        """True if decisions are answered although they cannot be recorded."""
         self.patience = settings.sync + PATIENCE
         self.why = ""
         """Why nothing can be recorded; "" outside an outage."""

@@ -27,7 +27,7 @@ Outcome = dict[str, Any]
 
 
 class Phase(Enum):
-    """Of a change."""
+    """The phase of a change."""
 
     PREPARE = auto()
     SWITCH = auto()
@@ -56,11 +56,11 @@ class _Change:
 
 
 class Changes:
-    """What is in force, and the change under way.
+    """The document in force, and the change under way.
 
     Args:
         document: in force at the start.
-        members: who takes part.
+        members: the processes that take part.
         saves: whether there is a state directory, so that outcomes say whether they are saved.
     """
 

@@ -32,7 +32,7 @@ class Message:
     """One frame."""
 
     say: str
-    """Which message it is: the tables in docs/control-plane.md."""
+    """The kind of message: see the tables in docs/control-plane.md."""
     head: Mapping[str, Any]
     body: bytes = b""
 

@@ -1,4 +1,4 @@
-"""What is in force: a numbered document of named parts. Immutable; a change makes another document."""
+"""The document in force: numbered, made of named parts. Immutable; a change makes another document."""
 
 from __future__ import annotations
 

@@ -63,13 +63,13 @@ class Plane:
         self.reloads = Reloads(self.members, self.changes, runs)
         self.relay = Relay(self.members.send)
         self.left = False
-        """Whether another agent has taken over."""
+        """True once another agent has taken over."""
         self.used: dict[str, int] = {}
         """Signatures that count once and were used, and until when (epoch seconds): for the next fetcher."""
         self._next_ping = clock()
         self._pings = 0
         self._pieces: list[bytes] = []
-        """What the fetcher has sent of its next proposal."""
+        """The pieces of its next proposal that the fetcher has sent."""
 
     # What the shell calls
 

@@ -41,7 +41,7 @@ class Relay:
         self._held: list[tuple[int, Message]] = []
         """Answers, each with the number of proposals that must have ended before."""
         self._up = False
-        """Whether there is a fetcher that can answer."""
+        """True while there is a fetcher that can answer."""
         self.proposed = self._ended = 0
         """Proposals of fetchers, and those of them that are in force or given up."""
 

@@ -21,7 +21,7 @@ class Reloads:
     def __init__(self, members: Members, changes: Changes, runs: Callable[[int], float]) -> None:
         self._members, self._changes, self._runs = members, changes, runs
         self._again = False
-        """Whether to load once more, because SIGHUP came while a reload was under way."""
+        """True if SIGHUP came while a reload was under way: then load once more."""
         self._began: float | None = None
         self._used, self._moved = 0.0, 0.0
         """CPU seconds, run or waited for, and the fair time at which they last grew."""

@@ -53,7 +53,7 @@ class Timing:
 
 
 class Life(Enum):
-    """Of the process in a slot."""
+    """The state of the process in a slot."""
 
     GONE = auto()
     BORN = auto()
@@ -108,15 +108,15 @@ Effect = Fork | Kill | Send | Print | Fail
 
 @dataclass(slots=True)
 class Slot:
-    """A member's position, and what the parent knows of the process in it."""
+    """A member's position, and what the parent knows about the process in it."""
 
     index: int
     life: Life = Life.GONE
     pid: int = 0
     document: Document = field(default_factory=Document)
-    """What it enforces."""
+    """The version that the process enforces."""
     target: Document | None = None
-    """What it must take up before it serves, because it was born before a commit."""
+    """The version that it must switch to before it serves, because it was forked before a commit."""
     serving: bool = False
     heard: float = 0.0
     """Fair time of its last message, or of its fork."""
@@ -134,7 +134,7 @@ class Slot:
     last: str = ""
     """How the process before it ended."""
     silent: bool = False
-    """Whether its last process was killed for silence and it does not serve again yet."""
+    """True if the last process was killed for silence, and its replacement does not serve yet."""
     deaths: int = 0
     stats: dict[str, Any] = field(default_factory=dict)
 
@@ -180,7 +180,7 @@ class Members:
         self.workers = [self.slots[index] for index in range(workers)]
         self.timing, self.waits = timing, waits
         self.served = False
-        """Whether all have been ready once: from then on the dead are replaced."""
+        """True once all have been ready: from then on dead processes are replaced."""
         self.stopping = False
         self.fair = 0.0
         self.overslept = 0.0

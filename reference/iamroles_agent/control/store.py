@@ -1,4 +1,4 @@
-"""What is in force, on disk, so that it outlives the death of the whole agent.
+"""The document in force on disk, so that it outlives the death of the whole agent.
 
 The state directory holds an index and a file for each part, named by its content. Files are made beside the
 old ones, synced and renamed; the index is replaced last, so at every moment it names files that are whole.
@@ -43,11 +43,11 @@ _LONG_AGO = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a state directory held."""
+    """The content of a state directory."""
 
     document: Document
     died: bool
-    """Whether the agent before did not end in an orderly way."""
+    """True if the previous agent did not end in an orderly way."""
 
 
 class Store:

@@ -53,7 +53,7 @@ class Stream:
     ticket: str
     alive: bool
     filtered: bool
-    """Whether HAProxy's filter ended it."""
+    """True if HAProxy's filter ended it."""
     age: float
     """Seconds since the entry's last change: since its end, if it has ended."""
 

@@ -252,24 +252,24 @@ class Cutter:
 
 
 class _ProxyWorker:
-    """One worker process of HAProxy, perhaps an old one, and what is known of its streams."""
+    """One worker process of HAProxy, perhaps an old one, and what is known about its streams."""
 
     def __init__(self, cutter: Cutter, pid: int) -> None:
         self._cutter, self._pid = cutter, pid
         self.console = Console(cutter.path, pid)
         self.streams: list[Stream] = []
-        """Those of the last answer: what is due, or all."""
+        """The streams of the last answer: those that are due, or all."""
         self.used = 0
-        """How many entries its table has."""
+        """The number of entries in its table."""
         self.due: dict[str, _Due] = {}
         self.judged: dict[str, _Judgement] = {}
         self._whole = False
-        """Whether the last answer held all streams."""
+        """True if the last answer held all streams."""
         self._whole_at = 0.0
         self._unread = False
-        """Whether it did not answer: its streams have not been judged by what changed since."""
+        """True if it did not answer, so its streams have not been judged by later changes."""
         self._foreign = False
-        """Whether it asks the agents of another gate."""
+        """True if it asks the agents of another gate."""
         self._problems = _Problems()
 
     async def read(self) -> bool:

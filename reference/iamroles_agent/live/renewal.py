@@ -53,7 +53,7 @@ class Renewal:
     until: int
     """Epoch seconds."""
     known: bool
-    """Whether the stream's own worker saw what prolongs it."""
+    """True if the stream's own worker saw the credential that prolongs it."""
     fresh: Fresh
 
     def commands(self) -> list[str]:

@@ -31,7 +31,7 @@ class TicketError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Who streams what."""
+    """The identity and the request behind an open stream."""
 
     agent: str
     """The agent that wrote it."""

@@ -57,11 +57,11 @@ class Fetcher:
         self.sts: StsVerifier | None = None
         self.kinds: Kinds = {POLICY: self._build_policy}
         self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
-        """More that runs from when the fetcher is up until it ends."""
+        """Further tasks that run as long as the fetcher."""
         self.local_socket: LocalSocket | None = None
         """For questions of this host's user."""
         self.about: Body = {}
-        """What `status` reports beside what the parent knows."""
+        """The fetcher's own part of the answer to `status`."""
         self._transport = Transport()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._proposed: dict[str, Part] = {}

@@ -31,7 +31,7 @@ _SOCKETS = 3
 
 @dataclass(slots=True)
 class Inheritance:
-    """What the running agent handed over."""
+    """The sockets and the lock that the running agent handed over."""
 
     listener: socket.socket
     local: socket.socket

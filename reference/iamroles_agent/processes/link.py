@@ -28,7 +28,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """What a member process starts with."""
+    """The state that a member process starts with."""
 
     index: int
     document: Document
@@ -74,7 +74,7 @@ class Link(asyncio.Protocol):
         self.drained = asyncio.Event()
         """Set when this member must drain and end."""
         self.gently = False
-        """Whether to end connections when they are idle: another agent has taken over."""
+        """True if another agent has taken over: end connections when they are idle."""
         self.serve = asyncio.Event()
         """Set when this member may serve."""
         self.summary: Body = {}

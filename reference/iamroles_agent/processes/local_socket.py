@@ -66,7 +66,7 @@ class LocalSocket:
         self.conversations: dict[str, Conversation] = {}
         """Commands that write their own answers, and may go on talking."""
         self.sock = sock
-        """Where it listens."""
+        """The listening socket."""
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:

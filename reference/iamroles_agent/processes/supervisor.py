@@ -52,7 +52,7 @@ _READ = 1 << 16
 _SHORT = 0.05
 """Seconds before the parent asks for memory again."""
 _PR_SET_PDEATHSIG = 1
-"""Of prctl(2), Linux: the signal that this process gets when its parent dies."""
+"""Option of prctl(2), Linux: the signal that this process gets when its parent dies."""
 
 log = logging.getLogger("iamroles.supervisor")
 

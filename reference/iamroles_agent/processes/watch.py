@@ -36,7 +36,7 @@ class Watch:
         self._seen: _Stamp | str = ""
         """The file's stamp at the last look."""
         self._taken = False
-        """Whether what was seen then is in force in all workers, or is a problem."""
+        """True if the file as last seen is in force in all workers, or is a problem."""
 
     async def run(self) -> None:
         """Look, for as long as the fetcher lives."""
@@ -51,7 +51,7 @@ class Watch:
             await asyncio.sleep(_PAUSE)
 
     async def answer(self, _question: Body) -> Body:
-        """Which revocations are in force; `settled`: in all workers, and as the file stands now."""
+        """List the revocations in force; `settled`: in all workers, and as the file stands now."""
         settled = self._taken and self._seen == _stamp(self._path)
         listed = from_part(self._link.document.parts.get(REVOCATIONS))
         return {"in_force": [row.id for row in listed.rows], "settled": settled, "problem": self._problem}

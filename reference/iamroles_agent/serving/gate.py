@@ -70,7 +70,7 @@ class _State:
 
     policy: Policy
     generation: int
-    """Of the authenticator."""
+    """`Authenticator.generation` when this state was made."""
     revocations: Revocations = NONE
     young: dict[bytes, _Verdict] = field(default_factory=dict)
     old: dict[bytes, _Verdict] = field(default_factory=dict)

@@ -81,7 +81,7 @@ class Metrics:
         self.revocations = 0
         self.audit: Callable[[], AuditState] | None = None
         self.health: Callable[[], tuple[bool, Mapping[str, Any]]] = lambda: (True, {})
-        """Whether decisions can be made, and the body of `/healthz`; called in another thread."""
+        """True if decisions can be made, and the body of `/healthz`; called in another thread."""
         self.identity_keys: Callable[[], Mapping[str, Any]] | None = None
         """The published keys of the identity header (RFC 7517), if it is on; as `health`."""
         self._server: MetricsServer | None = None

@@ -197,7 +197,7 @@ class Server:
 
 
 class _Life(IntEnum):
-    """Of a connection; it only grows. HAProxy's half is `_Peer._half_closed`."""
+    """The state of a connection; it only grows. HAProxy's half is `_Peer._half_closed`."""
 
     SERVING = 0
     LEAVING = 1

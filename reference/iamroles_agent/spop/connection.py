@@ -96,7 +96,7 @@ class Closed:
     """The status that the agent or HAProxy sent (any integer)."""
     message: str
     fault: bool
-    """Whether the peer broke the protocol; False for a normal end."""
+    """True if the peer broke the protocol; False for a normal end."""
 
 
 Event = HelloReceived | CheckRequested | CheckUnusable | Closed

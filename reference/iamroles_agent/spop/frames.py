@@ -48,7 +48,7 @@ class RawFrame(NamedTuple):
     """Both varints, as received."""
     data: bytes
     start: int
-    """Where the payload begins in `data`."""
+    """Offset of the payload in `data`."""
     end: int
 
 

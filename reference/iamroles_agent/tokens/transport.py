@@ -74,7 +74,7 @@ class _Exchange:
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.over = False
-        """Whether the deadline came before its end."""
+        """True if the deadline came first."""
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
 

@@ -76,21 +76,21 @@ class Span:
     writer: bytes = b""
     records: int = 0
     ended: bool = False
-    """Whether the last record is an `end`."""
+    """True if the last record is an `end`."""
     headless: LogFinding | None = None
     """That it does not begin with a `start`, as long as no later `start` explains why."""
     sync: float | None = None
     """The window that the last `start` declared, seconds."""
     vouched: bool = False
-    """Whether a hash that was kept elsewhere occurs in it."""
+    """True if a hash that was kept elsewhere occurs in the log."""
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    """Of the lines since the last seal."""
+    """Hash of the lines since the last seal."""
     open: list[tuple[Path, int, int]] = field(default_factory=list)
     """First and last line since the last seal: file, line, sequence number."""
     started: bool = False
-    """Whether a `start` is among them."""
+    """True if a `start` is among these lines."""
     suspect: bool = False
-    """Whether there already is a finding about them."""
+    """True if these lines already have a finding."""
     leap: _Leap | None = None
     base: Tree | None = None
     """The tree before `entries`."""
@@ -106,7 +106,7 @@ class Proof:
     """The result of a verification."""
 
     complete: bool = False
-    """Whether the log must begin at record 1."""
+    """True if the log must begin at record 1."""
     findings: list[LogFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """No faults, but worth knowing: gaps that the agent itself declared, kills, missing files."""
