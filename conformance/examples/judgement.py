@@ -1,4 +1,4 @@
-"""What the adapters decide, in plain Python: a token is believed, unverified, about its caller.
+"""The decision of the adapters, in plain Python: a token is believed, unverified, about its caller.
 
 Good enough for the wire lane, whose questions are about frames, and for nothing else.
 """
@@ -17,7 +17,7 @@ _ERRORS = {400: "invalid_request", 403: "insufficient_scope"}
 
 
 def listen() -> tuple[str, int]:
-    """Where the world file says to listen."""
+    """Return the address at which the world file says to listen."""
     world = json.loads(Path(os.environ["IAMROLES_POLICY"]).read_text(encoding="utf-8"))
     host, _, port = str(world["agent"]["listen"]).rpartition(":")
     return host, int(port)

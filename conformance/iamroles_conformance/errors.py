@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command ends with, and pytest for a stage."""
+    """Exit codes of the commands, and of pytest if the stage fails."""
 
     PASSED = 0
     FAILED = 1

@@ -1,4 +1,4 @@
-"""Who is judged: an `agent.toml`, or an address that already answers. Shared by pytest and the CLI."""
+"""The agent that is judged: an `agent.toml`, or the address of a running one. pytest and the CLI share it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def default_agent_toml() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What the user asked for, as the command line said it."""
+    """The agent that the user named on the command line."""
 
     agent: str | None = None
     """Path of an `agent.toml`; None: the default one."""

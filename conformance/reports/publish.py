@@ -35,7 +35,7 @@ WHAT = {
     "spoe-forge": ("the Python library spoe-forge", ("--lane=wire",)),
     "haproxyspoa": ("the Python library haproxyspoa", ("--lane=wire",)),
 }
-"""What each is, and what its run is limited to."""
+"""Each implementation in words, and the limits of its run."""
 _CHECK = ("check", "lane", "name", "verdict", "message")
 _FAILED = ("fail", "known-failure", "harness-error")
 _HOST = re.compile(r"\b127\.0\.0\.1:\d+|(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]*|\b\d+\.\d+ m?s\b")
@@ -59,7 +59,7 @@ def judge(name: str) -> None:
 
 
 def kept(document: dict[str, Any]) -> dict[str, Any]:
-    """What is published of a result document."""
+    """Return the part of a result document that is published."""
     checks = [{key: one[key] for key in _CHECK} for one in document["checks"]]
     for one in checks:
         one["message"] = _HOST.sub("…", one["message"])

@@ -157,7 +157,7 @@ def _times(issuer: Policy, policy: Policy, here: str) -> Iterator[str]:
 
 
 def _roles(policy: Policy) -> Iterator[str]:
-    """Which roles the token has (jwt_has_N), and which are active (jwt_is_N); N counts ARNs of the policy in order."""
+    """Set which roles the token has (jwt_has_N), and which are active (jwt_is_N); N counts ARNs of the policy in order."""
     yield _refuse("role_missing", "!{ var(txn.jwt_roles) -m found }")
     yield _refuse("role_missing", "{ var(txn.jwt_roles) -m str '[]' }")
     one = f"({_ROLE})"

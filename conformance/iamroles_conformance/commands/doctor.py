@@ -48,7 +48,7 @@ class Prerequisite:
     said: str
     remedy: str = ""
     needed: bool = True
-    """Whether no run is possible without it."""
+    """True if no run is possible without it."""
 
 
 def examine(subject: Subject) -> Iterator[Prerequisite]:

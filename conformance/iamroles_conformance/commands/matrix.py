@@ -28,7 +28,7 @@ from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.stage.stage import Offer, offered
 
 LANES = ("gate", "proxy")
-"""What is played where nothing is said: everything that goes through HAProxy."""
+"""The default: everything that goes through HAProxy."""
 
 
 def chosen(asked: Iterable[str], offer: Offer) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the commands share: the options that say who is judged, and what an error ends them with."""
+"""Options and errors that the commands share: the agent that is judged, and the exit code of an error."""
 
 from __future__ import annotations
 

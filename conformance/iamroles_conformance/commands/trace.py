@@ -49,7 +49,7 @@ class Line:
     """One line of a trace."""
 
     offset: int
-    """Of the frame's length prefix, in bytes from the start of the stream."""
+    """Offset of the frame's length prefix, in bytes from the start of the stream."""
     text: str
     broken: bool = False
 

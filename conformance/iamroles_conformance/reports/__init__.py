@@ -1,1 +1,1 @@
-"""What a run says: failures, documents, pages, tables."""
+"""The output of a run: failures, documents, pages, tables."""

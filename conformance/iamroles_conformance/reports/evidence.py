@@ -1,4 +1,4 @@
-"""What a reader compares a report with: digests of all that took part, seeds, and the machine it ran on."""
+"""Facts that a report can be compared with: digests of all inputs, seeds, and the machine of the run."""
 
 from __future__ import annotations
 

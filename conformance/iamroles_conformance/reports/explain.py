@@ -50,7 +50,7 @@ def failure(check: PlannedCheck, result: CheckResult, again: str, told: set[str]
 
 
 _LINES, _WIDTH = 14, 400
-"""Of a trace or a log, on a terminal; `report.json` has more."""
+"""Lines of a trace or a log on a terminal; `report.json` has more."""
 
 
 def _end(text: str) -> str:

@@ -33,7 +33,7 @@ class Measured:
     again: int
     """Runs in which it was played more than once until its result held."""
     narrowest: Wait | None
-    """Of all runs; None: it waits for nothing that has a bound."""
+    """The least of all runs; None: the check has no wait with a bound."""
 
     @property
     def runs(self) -> int:

@@ -55,14 +55,14 @@ class Column:
 
 
 class Screen:
-    """What a person at a terminal sees."""
+    """The progress on a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
         self._say = self._console.print
 
     def begins(self, offer: Offer, versions: Sequence[str]) -> None:
-        """Which versions are played, on which stage; which are not, and why."""
+        """Print which versions are played, on which stage; which are not, and why."""
         self._say(escape(offer.why))
         self._say(f"HAProxy {', '.join(versions)}")
         if left_out := [release for release in RELEASES if release not in offer.versions]:

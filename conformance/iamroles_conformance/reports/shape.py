@@ -1,4 +1,4 @@
-"""What a saved result document must be like before anything is made from it.
+"""The form that a saved result document must have before anything is made from it.
 
 Bundles and reports come from strangers, so a wrong one is named with its place and refused. Keys that no form
 reads may be anything: older and newer suites write other ones.

@@ -1,4 +1,4 @@
-"""What may be said of an agent after a run, and no more.
+"""The statement about an agent after a run: no more than the run has shown.
 
 "Conforms" is said of a *conformance class* (wire, gate, oidc, sts, policy, live) in a *grade*. `core` accepts
 whatever the standards permit; `strict` adds what SPEC.md asks beyond them. It is said only where every MUST

@@ -1,1 +1,1 @@
-"""What is asked, of whom: plans, questions, targets and the gate's configuration."""
+"""The load and its targets: plans, questions, targets and the gate's configuration."""

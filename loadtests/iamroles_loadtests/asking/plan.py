@@ -1,4 +1,4 @@
-"""What generators are asked to do: pools of questions, and phases, each a stretch of load with one shape."""
+"""Plans for generators: pools of questions, and phases, each a stretch of load with one shape."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Phase(Model):
     """`host:port` or `unix:/path`."""
     protocol: Literal["http", "spop"] = "http"
     weights: dict[str, float]
-    """Of each pool."""
+    """Weight of each pool."""
     once: str = ""
     """A pool whose questions are asked once each."""
     once_share: float = Field(default=0.01, gt=0, le=1)
@@ -79,7 +79,7 @@ class Phase(Model):
 
 
 class Plan(Model):
-    """What the processes of locust receive: JSON in a file and in locust's messages."""
+    """The plan for the processes of locust: JSON in a file and in locust's messages."""
 
     pools: Pools
     phase: Phase

@@ -1,4 +1,4 @@
-"""What is measured: the gate on a stage, any URL, or any SPOE agent.
+"""Targets of a measurement: the gate on a stage, any URL, or any SPOE agent.
 
 A target knows where requests go, what is asked there and which answers are right, and whose CPU time can be
 read. `Gate` sets a stage and asks the pools of `questions`; the other two ask one question of a stranger.
@@ -33,12 +33,12 @@ _LIFE = 3500.0
 
 
 class TargetError(Exception):
-    """What was asked for cannot be measured."""
+    """The requested target cannot be measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which pools a run needs."""
+    """The pools that a run needs."""
 
     seconds: float
     """The run's length at most, for tokens that die during it."""
@@ -67,7 +67,7 @@ class Target:
     steady: str = "mix"
     """The pool of ordinary load."""
     paired: bool = False
-    """Whether `unasked`, `remembered` and `new` are there."""
+    """True if it has the pools `unasked`, `remembered` and `new`."""
     parts: Mapping[str, Finder] = field(default_factory=dict)
     world: World | None = None
 

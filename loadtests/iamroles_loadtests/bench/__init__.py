@@ -1,4 +1,4 @@
-"""What the agent and the gate cost, beside what a user would pick instead: all in one run, taking turns.
+"""The cost of the agent and the gate, compared with alternatives: all in one run, taking turns.
 
 - `noop`: an SPOE agent that answers everything alike: the floor in Python.
 - `variants`: the shipped HAProxy configuration with steps left out, or with HAProxy's own `jwt_verify`.

@@ -1,4 +1,4 @@
-"""What each step of the gate costs HAProxy: all steps, and all but one, taking turns."""
+"""The cost of each step of the gate in HAProxy: all steps, and all but one, taking turns."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ class Contender:
 
     name: str
     address: str
-    """Where it is asked."""
+    """The address that is asked."""
     pool: str
     parts: Mapping[str, Finder] = field(default_factory=dict)
-    """Whose CPU time counts, by `haproxy` and `agent`."""
+    """The processes whose CPU time counts, by `haproxy` and `agent`."""
     protocol: Literal["http", "spop"] = "http"
     once: str = ""
     """A pool whose questions are asked once each, if the shape has such."""
@@ -47,13 +47,13 @@ class Shape:
     in_flight: int = 1
     rate: float = 0.0
     once_share: float = 0.0
-    """Of the questions, those that nobody asked before."""
+    """Share of the questions that nobody asked before."""
     longer: int = 1
     """Factor on the length of a turn: percentiles need samples."""
 
 
 Rounds = dict[str, list[dict[str, Any]]]
-"""What each contender did in each round: `rate`, `wrong`, `cpu` by part and `p50`, `p99` in microseconds."""
+"""The figures of each contender by round: `rate`, `wrong`, `cpu` by part, `p50`, `p99` in µs."""
 
 
 def take_turns(

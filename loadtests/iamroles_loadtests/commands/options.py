@@ -1,4 +1,4 @@
-"""What the commands of `iamroles load` share: what is measured, and how a run ends."""
+"""Options that the commands of `iamroles load` share: the target, and how a run ends."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ _FOR = {
     "holds": ("--holds", ("url", "agent_address")),
     "pids": ("--pid", ("url", "agent_address")),
 }
-"""What goes with these alone: of a stage, questions, answers and processes are known."""
+"""Options for these targets only: for a stage, questions, answers and processes are known."""
 
 
 def where(command: Command) -> Command:

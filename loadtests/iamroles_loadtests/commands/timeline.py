@@ -26,7 +26,7 @@ from iamroles_scenarios.traffic.polling import NANO
 _QUIET = {"IAM_LOG_LEVEL": "emerg"}
 """HAProxy's record would be read on the cores that are measured."""
 _REACHED = 0.9
-"""Of the rate, answers that make a run one at that rate."""
+"""Share of the rate that must be answered for the run to count as one at that rate."""
 
 
 class _Meter(Watcher):

@@ -58,7 +58,7 @@ _LOST = 3
 _FOLD = 1.0
 """Seconds between two looks at the samples."""
 _numbers = itertools.count(secrets.randbits(40))
-"""Of users: the seeds of their timetables differ, on all machines."""
+"""Numbers of users: the seeds of their timetables differ, on all machines."""
 
 
 class Collector:

@@ -33,9 +33,9 @@ PAIRED = ("unasked", "remembered", "new")
 SHARES = {"low": 0.1, "half": 0.5, "high": 0.9}
 """Levels, as shares of the knee."""
 _STEPS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
-"""Of the closed loop's rate."""
+"""Steps towards the knee, as shares of the closed loop's rate."""
 _ANSWERED = 0.98
-"""Of what was due, at a step that passes."""
+"""A step passes if at least this share of the due requests is answered."""
 _SLOWER, _FLOOR = 5.0, 2000.0
 """A step passes if its p90 from due is at most this multiple of the first step's, or of microseconds."""
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How long the parts of a run are, and how all of them ask.
+    """The lengths of a run's parts, and how all of them ask.
 
     Args:
         duration: seconds of each level and shape.

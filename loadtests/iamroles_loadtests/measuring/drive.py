@@ -40,7 +40,7 @@ class Driver:
         self.cases: dict[str, Case] = {}
         self._pools = {name: [ask.question(self.cases) for ask in asks] for name, asks in pools.items()}
         self._fresh: dict[str, deque[Question]] = {}
-        """What is left of pools whose questions are asked once."""
+        """The rest of pools whose questions are asked once."""
 
     def play(self, phase: Phase, watch: Callable[[bytes], None] | None = None) -> Measurement:
         """Play a phase.

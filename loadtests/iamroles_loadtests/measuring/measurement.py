@@ -1,4 +1,4 @@
-"""What was measured, in a form that adds: histograms and counts.
+"""Measurements that can be added: histograms and counts.
 
 A measurement is filled from raw records, a phase's or a second's worth at a time. Two measurements of the
 same load add up to that of all their samples, exactly: so do those of locust's workers, which travel as JSON.
@@ -22,7 +22,7 @@ from iamroles_scenarios.traffic.polling import NANO
 
 _EXAMPLES = 20
 COUNTS = ("answers", "wrong", "faults", "owed", "stray", "lost", "unstamped", "held")
-"""Of a loop's tally."""
+"""Counts of a loop's tally."""
 _COMBINED: Mapping[str, Callable[[Any, Any], Any]] = {
     **dict.fromkeys(("begin", "width", "last", "seconds"), lambda own, _: own),
     "stamped": operator.and_,
@@ -58,7 +58,7 @@ class Latencies(_Sum):
 
 
 class CaseMeasurement(Latencies):
-    """What was measured of a case; `reported` holds what answers said (`traffic.Right.marker`)."""
+    """The measurement of a case; `reported` holds the numbers in the answers (`traffic.Right.marker`)."""
 
     reported: Samples = Field(default_factory=Histogram)
     wrong: int = 0
@@ -79,7 +79,7 @@ class Measurement(_Sum):
     width: float = 1.0
     last: int | None = None
     seconds: float = 0.0
-    """How long it took."""
+    """The length of the load."""
     cases: dict[str, CaseMeasurement] = {}
     windows: dict[int, Latencies] = {}
     """By the number of the window in which requests were due."""
@@ -99,10 +99,10 @@ class Measurement(_Sum):
     stalls: list[tuple[float, float]] = []
     """Begin in seconds, length in milliseconds."""
     steps: list[float] = []
-    """Of the clock, milliseconds."""
+    """Steps of the clock, milliseconds."""
     examples: list[str] = []
     stamped: bool = True
-    """Whether latencies end at the kernel's stamps."""
+    """True if latencies end at the kernel's stamps."""
     cpu: float = 0.0
     """Seconds of the generator."""
     until: float = 0.0

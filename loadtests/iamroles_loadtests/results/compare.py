@@ -22,11 +22,11 @@ from iamroles_scenarios.base.durations import duration
 
 _RESAMPLES = 2000
 _MACHINE = ("cpu", "cores", "system")
-"""Of the environments, what must not differ."""
+"""Facts about the environments that must not differ."""
 _SOFTWARE = ("kernel", "python")
-"""What may bend figures if it differs."""
+"""Facts that may falsify figures if they differ."""
 _ASKED = ("rates", "connections", "in_flight", "shapes", "constant", "straight", "method")
-"""Of what was asked, what must not differ."""
+"""Facts about the questions that must not differ."""
 _FEW = 16
 """Fewer windows than this make an interval unreliable."""
 _UNITS: Mapping[str, Callable[[float], str]] = {

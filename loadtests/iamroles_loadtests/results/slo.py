@@ -28,14 +28,14 @@ class Bounds(Model):
 
 
 class Verdicts(Model):
-    """How many answers may be wrong, and how many requests without one."""
+    """The number of wrong answers that is allowed, and of requests without an answer."""
 
     wrong: int = Field(default=0, ge=0)
     faults: int = Field(default=0, ge=0)
 
 
 class Level(Model):
-    """What a phase must reach."""
+    """The objectives of a phase."""
 
     due: Bounds = Bounds()
     """From when requests were due: what a user suffers."""
@@ -46,7 +46,7 @@ class Level(Model):
 
 
 class Check(Model):
-    """What asking the agent may add to a request, by paired measurement (the median of the differences)."""
+    """The time that the agent may add to a request, by paired measurement (the median of the differences)."""
 
     p50: Latency | None = None
     p90: Latency | None = None
