@@ -1,1 +1,1 @@
-"""What all rooms above use: errors, recordings, durations, child processes."""
+"""Tools that all other rooms use: errors, recordings, durations, child processes."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a reader needs to believe, and mend, a failure."""
+    """The facts by which a reader can believe a failure, and fix it."""
 
     sent: str = ""
     expected: str = ""
@@ -107,7 +107,7 @@ class SuiteError(Exception):
 
 
 class SelectionError(SuiteError):
-    """What was asked for cannot be played: a mistake of the caller, not of stage or agent."""
+    """The selection cannot be played: a mistake of the caller, not of stage or agent."""
 
 
 class DocumentError(SuiteError):
@@ -148,7 +148,7 @@ class StageError(SuiteError):
 
 
 class ProxyFileError(StageError):
-    """What `render` of an `agent.toml` wrote cannot be used, or the command failed: the vendor's to mend."""
+    """The output of `render` of an `agent.toml` cannot be used, or the command failed: the vendor's fault."""
 
 
 class AgentFileError(StageError):

@@ -1,4 +1,4 @@
-"""What every mock process does alike: arguments, the ready line, and the two ways to end.
+"""The common part of the mock processes: arguments, the ready line, and the two ways to end.
 
 A mock ends on SIGTERM or SIGINT; with `--exit-with-parent` also when its standard input closes, so that a
 suite killed with -9 leaves nothing running.
@@ -23,7 +23,7 @@ import uvloop
 
 @dataclass(frozen=True)
 class MockOptions:
-    """Where a mock serves."""
+    """The address at which a mock serves."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""What a check sent, saw and waited for, kept while it is played, whether it passes or not.
+"""Recordings of what a check sent, saw and waited for, kept while it is played, whether it passes or not.
 
 The places that talk to an agent note what passed (`note`, `connected`) and how much of its patience a wait
 used up (`waited`). They need not know for whom: the recording travels in a context variable, also onto the
@@ -94,7 +94,7 @@ class Recording:
     def __init__(self, *, keeps: bool) -> None:
         self.keeps = keeps
         self.narrowest: Wait | None = None
-        """Of all waits, the wait that came nearest to its bound."""
+        """The wait that came nearest to its bound."""
         self.tries = 1
         """How often it was played until its result held."""
         self._started = time.monotonic()

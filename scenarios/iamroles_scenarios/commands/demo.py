@@ -62,7 +62,7 @@ class Narrator(Watcher):
         self.number = 0
         """Requests told so far."""
         self.good = 0
-        """How many of them went as told."""
+        """Requests that went as told."""
 
     def begins(self, loan: Loan) -> None:
         self.number, self.good = 0, 0

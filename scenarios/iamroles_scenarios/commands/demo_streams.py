@@ -18,7 +18,7 @@ from iamroles_scenarios.checks.live.stream import Kind, Stream, StreamShape
 from iamroles_scenarios.engine.target import Target
 
 STREAMS = 3
-"""How many steps it has."""
+"""Steps of the second act."""
 LIFE = 4.0
 """Seconds that a temporary token lives."""
 AFTER = 1.0
@@ -47,7 +47,7 @@ class SecondAct:
         self._console, self._pause = console, pause
         self.number = number
         self.good = 0
-        """How many steps went as told."""
+        """Steps that went as told."""
 
     def play(self, target: Target) -> None:
         """All steps.

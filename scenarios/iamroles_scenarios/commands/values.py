@@ -1,4 +1,4 @@
-"""What options hold that click alone would let through, for the commands of the judge and of the meter."""
+"""Types of options that are stricter than click's, for the commands of the judge and of the meter."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Length(click.ParamType):  # type: ignore[type-arg]  # not generic in older
 
 
 class OutputPath(click.Path):
-    """What a long run writes at its end: refused before it begins, if it cannot be written.
+    """The file that a long run writes at its end: refused before the run begins, if it cannot be written.
 
     A file whose directory is there, or with `folder` a directory, which is made at once.
     """

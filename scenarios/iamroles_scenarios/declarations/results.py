@@ -64,7 +64,7 @@ class CheckResult:
     cause: str = ""
     """The fault of the set-up that explains this failure, in the same words for all that it explains."""
     transcript: str = ""
-    """What was sent and seen, if the run keeps it; of a scenario, for all its checks. Without secrets."""
+    """The traffic, if the run keeps it; of a scenario, for all its checks. Without secrets."""
     narrowest: Wait | None = None
     """The wait that came nearest to its bound."""
     tries: int = 1
@@ -83,7 +83,7 @@ class Check:
     features: frozenset[str] = frozenset()
     """Features of `agent.toml` without which the check is not-applicable."""
     long: bool = False
-    """Whether a run begins with it, because its steps take long and wait for each other."""
+    """True if a run begins with it, because its steps take long and wait for each other."""
     explanation: str = ""
     """The words that follow the title, for `iamroles conformance explain`."""
 

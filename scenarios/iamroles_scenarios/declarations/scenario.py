@@ -60,7 +60,7 @@ class WorldSpec(Model):
     own: bool = False
     """True for a scenario that disturbs its world (kills the agent, reloads): it shares with no other."""
     agents: Literal[1, 2] = 1
-    """How many agents HAProxy has; of two, both have the same policy."""
+    """Agents behind HAProxy; two have the same policy."""
     settings: dict[str, str] = Field(default_factory=dict)
     """HAProxy's settings by environment variable, e.g. IAM_TIMEOUT_PROCESSING."""
 
@@ -202,7 +202,7 @@ class ReloadStep(Model):
     without: dict[str, list[str]] = Field(default_factory=dict)
     """Entries that go, by `name` or `id`, of each table."""
     accepted: bool = True
-    """Whether the agent must take it up. If not, the old policy must stay in force."""
+    """True if the agent must put it in force. If not, the old policy must stay in force."""
     check: str = ""
     """The check that this is evidence for; without one, another outcome ends the scenario as a failure."""
     error: ReloadError | None = None
@@ -250,7 +250,7 @@ class Step(Model):
     agent: Literal["kill", "pause", "resume", "start", "stop", "kill-child"] | None = None
     """stop: SIGTERM, and wait for its end; kill-child: SIGKILL for the oldest of its child processes."""
     nth: Literal[1, 2] = 1
-    """Which agent, for `agent`."""
+    """The number of the agent, for `agent`."""
     haproxy: Literal["reload"] | None = None
     certificate: CertificateStep | None = None
     keys: KeysStep | None = None

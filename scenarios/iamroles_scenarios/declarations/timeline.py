@@ -34,8 +34,8 @@ class Traffic(Model):
     fresh: bool = False
     """A new connection for each question, with a handshake of its own."""
     signed: Duration = 0.0
-    """How long each key of the agent signs identities, times the time scale (0: it signs none). Each header
-    must verify by every key set that a back end may hold (`engine.key_sets`)."""
+    """Time for which each key of the agent signs identities, times the time scale (0: it signs none). Each
+    header must verify by every key set that a backend may hold (`engine.key_sets`)."""
 
 
 def _moment(value: object) -> object:

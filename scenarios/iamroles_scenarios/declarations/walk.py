@@ -52,7 +52,7 @@ class Walk(Model):
     tls: bool
     """HAProxy speaks TLS, if its configuration can."""
     signed: Duration
-    """How long a key signs identities, times the time scale, if the agent has the feature `identity`."""
+    """Time for which a key signs identities, times the time scale; for agents with the feature `identity`."""
     tokens: dict[str, dict[str, Any]]
     flows: dict[str, FlowSpec]
     begin: Step

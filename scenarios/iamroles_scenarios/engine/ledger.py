@@ -235,7 +235,7 @@ def p99(entries: Iterable[Entry]) -> float:
 
 
 SHOWN = 10
-"""How many answers that were not right are kept whole."""
+"""Wrong answers that are kept whole, at most."""
 
 
 @dataclass(slots=True)

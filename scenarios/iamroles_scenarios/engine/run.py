@@ -52,7 +52,7 @@ class Options:
     allowed: Mapping[str, Any] | None = None
     """For an agent that already runs: arguments of an `iam-check` that it allows."""
     transcripts: bool = False
-    """Whether results keep what was sent and seen, those of a pass too."""
+    """True if results keep the traffic, also those of a pass."""
     budget: float | None = None
     """Seconds for the run, stage included; checks that have not been played by then are left out. None: no
     end."""

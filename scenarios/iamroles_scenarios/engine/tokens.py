@@ -35,7 +35,7 @@ class Minted:
     expires: int
     """Its `exp`, epoch seconds; 0 if it has none."""
     short: bool = False
-    """Whether it lives so briefly that a slow host may miss it."""
+    """True if it lives so briefly that a slow host may miss it."""
     minted: float = 0.0
     """Epoch seconds at which it was made."""
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 DEFAULT_ISSUER = "corp"
 FEDERATION = "{federation}"
 _IDLE = 6
-"""How many idle, unplanned shared worlds to keep."""
+"""Idle, unplanned shared worlds that are kept, at most."""
 _STARTS = max(os.cpu_count() or 1, 2)
 """Worlds that start at a time. A start is work, not waiting: more would only take longer, and would take time
 from the checks that are being played."""

@@ -1,4 +1,4 @@
-"""What is done to bytes on purpose: signatures and encodings that a strict reader must refuse."""
+"""Deliberate damage: signatures and encodings that a strict reader must refuse."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ TEXTS: dict[str, Callable[[str], bytes]] = {
     "trailing": lambda text: text.encode() + b'{"admin":true}',
     "array": lambda text: b"[" + text.encode() + b"]",
 }
-"""How a JSON text becomes octets, wrongly."""
+"""Wrong ways to make octets of a JSON text."""
 SEGMENTS: dict[str, Callable[[str], str]] = {
     "padded": lambda segment: segment + "=" * (-len(segment) % 4 or 4),
     "whitespace": lambda segment: segment[:10] + "\n" + segment[10:],
     "standard": lambda segment: segment.replace("-", "+").replace("_", "/"),
     "noncanonical": stray_bits,
 }
-"""What becomes of a base64url segment."""
+"""Ways to change a base64url segment."""
 
 _HMACS = {"hs256": "sha256", "hs384": "sha384", "hs512": "sha512"}
 _SECRETS: dict[str, Callable[[SigningKey], bytes]] = {

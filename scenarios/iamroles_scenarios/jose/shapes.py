@@ -1,4 +1,4 @@
-"""Where each kind of issuer puts roles, client, session and scope in its claims.
+"""The claims in which each kind of issuer puts roles, client, session and scope.
 
 One table for both sides: the mock IdP's token endpoint and the suite's minting. A shape is the claims of a
 valid token *without* iss, times and jti, which are the same everywhere.
@@ -19,7 +19,7 @@ DEFAULT_AUDIENCE = "edge"
 
 @dataclass(frozen=True)
 class Subject:
-    """Who a token is about."""
+    """The subject of a token."""
 
     sub: str = "alice"
     audience: Any = DEFAULT_AUDIENCE

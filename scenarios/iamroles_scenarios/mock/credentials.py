@@ -36,7 +36,7 @@ class Credential:
     secret: str
     account: str
     arn: str
-    """Of the principal, as GetCallerIdentity tells it."""
+    """ARN of the principal, as in the answer of GetCallerIdentity."""
     user_id: str
     token: str | None = None
     expires: float | None = None

@@ -47,7 +47,7 @@ class Issuer:
     serial: int = 0
     jwks_path: str = "jwks"
     rsa_alg: bool = True
-    """Whether RSA entries of the JWKS have `alg`; AWS's have not."""
+    """True if RSA entries of the JWKS have `alg`; AWS's have not."""
 
     def new_key(
         self, algorithm: str, *, kid: str | None = None, bits: int = 2048, curve: str | None = None

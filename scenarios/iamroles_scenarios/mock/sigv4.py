@@ -48,7 +48,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Signed:
-    """What a request says of its signature."""
+    """The parameters of a request's signature."""
 
     access_key_id: str
     date: str

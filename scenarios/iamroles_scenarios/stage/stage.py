@@ -208,7 +208,7 @@ def open_stage(kind: str = "auto", require: str | None = None, haproxy: str | No
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a stage would be, before it is opened."""
+    """The stage that would be opened."""
 
     kind: str
     why: str

@@ -43,7 +43,7 @@ class HaproxyHandle:
         settings: Mapping[str, str],
     ) -> None:
         self.place = place
-        """Where it runs, or will."""
+        """The place where it runs, or will."""
         self._renderer = renderer
         self._composer = composer
         self._settings = dict(settings)
@@ -134,7 +134,7 @@ class HaproxyHandle:
             self._runs.append(run)
 
     def _unusable(self, what: str, log: str) -> StageError:
-        """Whose fault it is that HAProxy does not run, in one sentence."""
+        """Say in one sentence whose fault it is that HAProxy does not run."""
         if not self._renderer.own:
             return StageError(what, {"haproxy": log})
         said = refusal(log) if "refused" in what else "the file must use IAM_STATS_SOCKET (docs/stage.md)"
@@ -249,7 +249,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 class Proxy:
-    """Where the suite speaks HTTP."""
+    """The address at which the suite speaks HTTP."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host

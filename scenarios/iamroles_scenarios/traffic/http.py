@@ -29,7 +29,7 @@ class AnswerError(ValueError):
 
 
 class Head(NamedTuple):
-    """What a head says."""
+    """The content of a head."""
 
     status: int
     length: int
@@ -187,7 +187,7 @@ class HttpLine(Line):
         super().__init__(loop, address, tls=tls, fresh=fresh)
         self._again = again
         self._used = False
-        """Whether this connection has had an answer."""
+        """True once this connection has had an answer."""
         self._asked: Asked | None = None
         self._reader: Reader | None = None
 

@@ -27,7 +27,7 @@ _UNDER_WAY = (errno.EINPROGRESS, errno.EAGAIN)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a line connects.
+    """The address of a line.
 
     Args:
         family: `socket.AF_INET`, `AF_INET6` or `AF_UNIX`.
@@ -58,7 +58,7 @@ class Address:
 
 
 class Owner(Protocol):
-    """What a line needs of the loop that drives it."""
+    """The part of the loop that a line needs."""
 
     def watch(self, line: Line, number: int, mask: int) -> None:
         """Wait for a new socket."""

@@ -45,7 +45,7 @@ _EXAMPLES = 20
 
 @dataclass(slots=True)
 class Tally:
-    """What a loop did.
+    """The counts of a loop.
 
     Args:
         answers: how many came, right or wrong.

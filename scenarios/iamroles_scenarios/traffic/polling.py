@@ -1,4 +1,4 @@
-"""What the loop takes from the operating system: epoll, bare sockets, the kernel's receive stamps.
+"""The operating system's part of the loop: epoll, bare sockets, the kernel's receive stamps.
 
 `_socket.socket` and the epoll class are the C types themselves: locust patches the modules `socket` and
 `select` for gevent, and a patched socket would hand control to other greenlets while something is measured.

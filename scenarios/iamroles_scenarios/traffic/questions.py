@@ -20,7 +20,7 @@ NUMBER = b"@" * 16
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """What the right answer is.
+    """The right answer.
 
     Args:
         status: HTTP's, or the agent's variable `status`; 0: any.
@@ -135,7 +135,7 @@ class Asked:
         self.sent = sent
         self.lag = self.received = self.noticed = 0
         self.again = False
-        """Whether it was sent once more (see `HttpLine`)."""
+        """True if it was sent again (see `HttpLine`)."""
 
     def send(self, at: int, free_at: int) -> None:
         """It is sent now, on a line that became free then."""

@@ -11,10 +11,10 @@ import struct
 from collections.abc import Iterator
 
 FIELDS = ("case", "due", "sent", "received", "noticed", "lag", "reported")
-"""Of a record, all 64-bit integers. `case` is the number of the question's case; `due`, `sent`, `received`
-(the kernel's stamp, or else `noticed`) and `noticed` (by this process) are nanoseconds of
-CLOCK_REALTIME; `lag` is how late this process sent, in nanoseconds, by its own fault; `reported` is a
-number out of the answer (see `Right.marker`), -1 without one."""
+"""Fields of a record, all 64-bit integers. `case` is the number of the question's case; `due`, `sent`,
+`received` (the kernel's stamp, or else `noticed`) and `noticed` (by this process) are nanoseconds of
+CLOCK_REALTIME; `lag` is how late this process sent, in nanoseconds, by its own fault; `reported` is a number
+out of the answer (see `Right.marker`), -1 without one."""
 _RECORD = struct.Struct(f"{len(FIELDS)}q")
 _CHUNK = 32_768
 """Records that are allocated at once."""

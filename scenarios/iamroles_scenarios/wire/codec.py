@@ -46,7 +46,7 @@ _RANGES = {
 }
 
 Value = None | bool | int | str | bytes | IPv4Address | IPv6Address
-"""What typed data holds in Python; a STRING that is not UTF-8 stays bytes."""
+"""Typed data in Python; a STRING that is not UTF-8 stays bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ HELLO: dict[str, Value] = {
     "capabilities": "pipelining",
     "engine-id": "C0FFEE00-0000-4000-8000-000000000001",
 }
-"""What HAProxy 3.x says first; `max-frame-size` goes as UINT32."""
+"""The first frame of HAProxy 3.x; `max-frame-size` is a UINT32."""
 
 
 def hello(items: Arguments | None = None) -> Frame:

@@ -35,7 +35,7 @@ from iamroles_scenarios.wire.judge import (
 from iamroles_scenarios.wire.target import WireTarget
 
 SEED = 3030
-"""Of the check in the wire lane."""
+"""Seed of the check in the wire lane."""
 _MARKER = 0x7FFFFFFE
 """stream-id of the good request behind an input."""
 _GROWTH = 64 << 20
@@ -45,7 +45,7 @@ _LARGEST = int(str(HELLO["max-frame-size"]))
 
 @dataclass(slots=True)
 class FuzzReport:
-    """What came of a run."""
+    """The outcome of a run."""
 
     seed: int
     sent: int = 0
@@ -58,7 +58,7 @@ class FuzzReport:
     seconds: float = 0.0
     failure: str = ""
     suspects: list[Input] = field(default_factory=list)
-    """What was on its way when it failed."""
+    """The inputs under way when it failed."""
 
     def save(self, path: Path) -> None:
         document = {

@@ -1,4 +1,4 @@
-"""What the fuzzer sends: mutations of valid frames by a seeded dice, and odd messages by hypothesis.
+"""Inputs of the fuzzer: mutations of valid frames by a seeded dice, and odd messages by hypothesis.
 
 The same seed gives the same inputs. None holds a credential that any agent accepts, so an *allow* in answer
 to one is a failure by itself.
@@ -29,7 +29,7 @@ _ODD_LENGTHS = (0, 1, 6, 7, 255, 16380, 16381, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF)
 _GRAMMAR_SHARE = 4
 """One input of so many comes from the grammar."""
 _BATCH = 2500
-"""So many of the grammar are drawn at once, in seconds in which nothing else moves, Ctrl-C included."""
+"""Inputs of the grammar drawn at once, in seconds in which nothing else moves, Ctrl-C included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the checks of the wire lane share: sessions that are closed again, and verdicts on answers.
+"""Tools of the checks of the wire lane: sessions that are closed again, and verdicts on answers.
 
 A check opens connections through `session` or `connected`; whatever it opened is closed, and its transcript
 kept for the evidence, when the check ends. A failed expectation raises `CheckFailed`; a `WireError` that a

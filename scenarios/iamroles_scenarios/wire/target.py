@@ -1,4 +1,4 @@
-"""What the wire lane is pointed at."""
+"""The target of the wire lane."""
 
 from __future__ import annotations
 

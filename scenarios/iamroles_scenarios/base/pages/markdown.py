@@ -21,7 +21,7 @@ def cell(text: str) -> str:
 
 
 class Section:
-    """What stands between two marks of a page.
+    """The text between two marks of a page.
 
     Args:
         path: of the page.

@@ -32,7 +32,7 @@ class Claim:
     """A claim: its place in the token, its good value, and the shapes that it may have."""
 
     issuer: str
-    """Of data/worlds/derived.toml."""
+    """An issuer of data/worlds/derived.toml."""
     path: list[str]
     good: Any
     kinds: list[str]

@@ -29,11 +29,11 @@ class Cause:
     stage: int
     """Its place in the order of judgement."""
     token: Mapping[str, Any] = field(default_factory=dict)
-    """Of the token's recipe."""
+    """Keys of the token's recipe."""
     claims: Mapping[str, Any] = field(default_factory=dict)
-    """Of its claims."""
+    """Claims of the token."""
     ask: Mapping[str, Any] = field(default_factory=dict)
-    """Of the question."""
+    """Arguments of the question."""
 
 
 _SUB, _SID = "ann", "session-1"

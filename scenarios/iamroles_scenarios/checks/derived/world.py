@@ -12,7 +12,7 @@ from iamroles_scenarios.engine.target import Target
 POLICY = "derived"
 """The file of the policy, in data/worlds/."""
 HOST, PATH, SOURCE = "kiosk.example.com", "/kiosk", "192.0.2.7"
-"""What the grant of the role `kiosk` opens there, for GET alone."""
+"""The paths that the grant of the role `kiosk` opens there, for GET alone."""
 Policy = Mapping[str, Any]
 
 

@@ -58,7 +58,7 @@ class H2Client:
     def __init__(self, here: Bench) -> None:
         self.over = threading.Event()
         self.webs = False
-        """Whether the proxy takes WebSockets (SETTINGS_ENABLE_CONNECT_PROTOCOL)."""
+        """True if the proxy accepts WebSockets (SETTINGS_ENABLE_CONNECT_PROTOCOL)."""
         self.fault = ""
         """Why it is over, if it was not closed from this side."""
         self._lock = threading.Lock()

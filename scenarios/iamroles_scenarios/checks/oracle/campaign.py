@@ -49,7 +49,7 @@ class DrawnQuestion:
     """One drawn case with its token minted, and the oracle's outcome."""
 
     number: int
-    """Of the case, under its policy."""
+    """Number of the case under its policy."""
     case: DrawnCase
     claims: dict[str, Any]
     token: str
