@@ -45,7 +45,7 @@ SECONDS = 2.0
 SHAPES = ((4, 16), (16, 1))
 """Connections, and frames that each has in flight."""
 ROUNDS, PER_ROUND = 60, 20
-"""Of the parts: rounds, and reads of 16 frames in each."""
+"""Rounds for each part, and reads of 16 frames in each round."""
 
 
 def world(issuer: str, directory: Path) -> dict[str, Any]:

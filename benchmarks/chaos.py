@@ -56,7 +56,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Ledger:
-    """Which policies may have been in force, and what answers were wrong."""
+    """The policies that may have been in force, and the wrong answers."""
 
     seed: int
     attempts: list[Attempt] = field(default_factory=list)

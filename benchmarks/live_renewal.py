@@ -1,4 +1,4 @@
-"""How many streams that end together are renewed in time, and what that costs the agent, for docs/live.md.
+"""Measure renewal: streams that end together, those renewed in time, and the agent's cost (docs/live.md).
 
     python -m benchmarks.live_renewal --streams 3000 --life 120
 

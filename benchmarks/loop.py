@@ -1,4 +1,4 @@
-"""What the generator itself can do: `python -m benchmarks.loop`.
+"""Measure the speed of the generator itself: `python -m benchmarks.loop`.
 
 Four figures. A closed loop in a single process against HAProxy that answers by itself, beside `wrk` (a C
 client, one thread) in the same minutes, taking turns. Questions a second straight to the reference agent,

@@ -1,4 +1,4 @@
-"""What a reload of a large policy costs the callers meanwhile: `python -m benchmarks.reload`.
+"""Measure what a reload of a large policy costs its callers: `python -m benchmarks.reload`.
 
 An agent with 4 workers and 10,000 grants; on each worker one connection asks remembered questions, one after
 the other, a thousand a second. Printed: how long a reload takes from SIGHUP to its line, and the longest wait

@@ -1,4 +1,4 @@
-"""What the documents name is there: commands and their options, files, variables."""
+"""The documents name what exists: commands and their options, files, variables."""
 
 import re
 import shlex

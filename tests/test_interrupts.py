@@ -13,7 +13,7 @@ COMMANDS = {
     "bench gate": ("haproxy -W", 2),
     "demo": ("haproxy -W", 2),
 }
-"""How many processes of which kind are waited for. A process that has just been started is not known to its
+"""The number of processes of each kind to wait for. A process that has just been started is not known to its
 guard: it would outlive SIGKILL."""
 
 

@@ -68,21 +68,21 @@ class Agent:
     """
 
     ill = 0
-    """How many of the next policies cannot be built by any process."""
+    """The number of next policies that no process can build."""
 
     def __init__(self, workers: int, trace: Callable[[str], None] | None = None) -> None:
         self.time, self.workers, self._trace = Time(), workers, trace
         self.clocks = Clocks(self.time, self.time)
         self.disk, self.file, self.issuer = Disk(), File(), Issuer()
         self.mark: int | None = 0
-        """Of the policy's file; None: it is garbage."""
+        """The mark of the policy in the file; None: the file is garbage."""
         self.signalled = True
-        """Whether a SIGHUP came after the file was changed."""
+        """True if a SIGHUP came after the file was changed."""
         self.refused = False
-        """Whether the last reload was refused."""
+        """True if the last reload was refused."""
         Agent.ill = 0
         self.faults: list[str] = []
-        """What was wrong."""
+        """Faults found so far."""
         self.answers = self.allowed = self.reloads = self.deaths = 0
         self.ends: list[Process] = []
         self.processes: dict[int, Process] = {}

@@ -1,4 +1,4 @@
-"""What must hold when all faults of a schedule are over: nobody waits, everybody agrees, nothing is left, and
+"""Checks after all faults of a schedule are over: nobody waits, all members agree, nothing is left, and
 the good are served.
 """
 

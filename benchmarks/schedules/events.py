@@ -1,4 +1,4 @@
-"""What may happen in a schedule: to whom and how, two numbers say. Each function returns whether it could."""
+"""Events of a schedule: two numbers say where, and how. Each function returns True if it could."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.schedules.world import ENDS, KEYS, KIDS, MARKS, PATHS, PRINCIPAL
 from iamroles_agent.control.slots import FETCHER
 
 Choice = tuple[str, int, int]
-"""What happens, and two numbers below 65,536 that say to whom and how."""
+"""The event, and two numbers below 65,536 that say to whom and how."""
 
 
 def _waiting(agent: Agent) -> list[Callable[[float], object]]:
@@ -236,5 +236,5 @@ EVENTS: dict[str, tuple[Callable[[Agent, int, int], bool], int]] = {
     "stop": (_stop, 3),
     "fill": (_fill, 6),
 }
-"""What may happen, and how often."""
+"""The events, and how often each happens."""
 FAULTS = ("jump", "mood", "kill", "refuse", "terminate", "freeze", "die", "stop", "fill", "hang-up")

@@ -30,7 +30,7 @@ START = 1_800_000_000.0
 
 
 class Job:
-    """What a process gave to a thread: it runs at one moment, and is reported at a later one."""
+    """Work that a process gave to a thread: it runs at one moment, and is reported at a later one."""
 
     def __init__(self, future: asyncio.Future[Any], work: Callable[[], Any]) -> None:
         self.future, self.work = future, work
@@ -170,7 +170,7 @@ class Loop(asyncio.AbstractEventLoop):
         self.accept: Callable[[], Any] | None = None
         """Accepts what waits at `ear`, while the process listens."""
         self.terminate: Callable[[], object] | None = None
-        """What SIGTERM does."""
+        """The handler of SIGTERM."""
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[asyncio.TimerHandle] = []
 

@@ -1,4 +1,4 @@
-"""What an agent is played with: members, HAProxy's side of connections, a disk, a file, an issuer."""
+"""Parts around a simulated agent: members, HAProxy's side of connections, a disk, a file, an issuer."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class File:
 
 
 class Issuer:
-    """What the addresses of key sets answer; a `Transport` of the fetcher."""
+    """Answers of the addresses of key sets; a `Transport` of the fetcher."""
 
     def __init__(self) -> None:
         self.keys = {address(mark): frozenset({(0, 0), (1, 0)}) for mark in range(MARKS)}
@@ -120,7 +120,7 @@ class Process:
         self.index, self.agent = index, agent
         self.alive, self.frozen = True, False
         self.end = ""
-        """What it ended with, for the parent to find."""
+        """Its exit status, for the parent to find."""
         self.said: deque[bytes] = deque()
         self.frames = Frames()
         self.pipe = Pipe(self._says)

@@ -1,4 +1,4 @@
-"""What the schedules are played with, made once: policies, tokens, key sets; and who may do what, by rules
+"""Inputs of the schedules, made once: policies, tokens, key sets; and the right verdicts, by rules
 that share nothing with the agent's.
 
 A policy has a *mark*. It grants some of four paths, and the rule that a verdict names tells the mark. Two of
@@ -143,7 +143,7 @@ def key_set(keys: frozenset[tuple[int, int]]) -> bytes:
 
 @functools.cache
 def keys_of(text: bytes) -> frozenset[tuple[int, int]]:
-    """Which keys a document has."""
+    """Return the keys of a document."""
     by_modulus = {published(key)["n"]: key for key in KEYS}
     return frozenset(by_modulus[jwk["n"]] for jwk in json.loads(text)["keys"])
 

@@ -1,4 +1,4 @@
-"""What a failure shows of a token."""
+"""A failure shows only a part of a token."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""What is expected against what is seen."""
+"""Expectations are compared with observations."""
 
 import pytest
 

@@ -20,7 +20,7 @@ SPEC = (ROOT / "conformance" / "SPEC.md").read_text(encoding="utf-8")
 SCHEMA = json.loads((ROOT / "reference" / "policy.schema.json").read_text(encoding="utf-8"))
 WORLDS = ROOT / "scenarios" / "iamroles_scenarios" / "data" / "worlds"
 STANDARDS = re.compile(r"SPOE\.txt|RFC \d|OpenID Connect|AWS |CVE-|Amazon |FIPS|HAProxy's|docs/", re.ASCII)
-"""What may demand a requirement without a clause; of docs only beside a clause (a test below)."""
+"""Sources of a requirement without a clause; docs only beside a clause (a test below)."""
 NOON = 1_800_000_000
 
 

@@ -1,4 +1,4 @@
-"""What is said of an agent: nothing that was not played, and nothing against it that the standards permit."""
+"""The statement claims nothing that was not played, and blames nothing that the standards permit."""
 
 from pathlib import Path
 

@@ -449,7 +449,7 @@ def moto():
 
 
 class TestMotoAlone:
-    """What moto does without the front: why the front exists. If moto mends one, we want to know."""
+    """Faults of moto alone, the reason why the front exists. If moto mends one, we want to know."""
 
     def test_it_knows_everybody(self, moto):
         assert moto.sts(NOBODY).get_caller_identity()["Arn"].endswith(":user/moto")

@@ -1,4 +1,4 @@
-"""What a check leaves behind: exchanges, connections, waits; and never a signature."""
+"""The recording of a check: exchanges, connections, waits; and never a signature."""
 
 import base64
 import threading

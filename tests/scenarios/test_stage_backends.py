@@ -1,4 +1,4 @@
-"""What a server can rely on, on every HAProxy: mutual TLS to it, and the signed identity header."""
+"""Guarantees for a server, on every HAProxy: mutual TLS to it, and the signed identity header."""
 
 import contextlib
 import datetime as dt

@@ -1,4 +1,4 @@
-"""What a hostile review found at the proxy's edge, on every HAProxy: hosts, queries, encodings, headers.
+"""Findings of a hostile review of the proxy's edge, on every HAProxy: hosts, queries, encodings, headers.
 
 Clients here write bytes, because what is tested is what an HTTP library would never send.
 """

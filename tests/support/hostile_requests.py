@@ -161,7 +161,7 @@ class Attack:
 
 @dataclass
 class Cost:
-    """What one request took."""
+    """The cost of one request."""
 
     size: int
     seconds: float = 0.0

@@ -169,7 +169,7 @@ GREETED = [
     "-- hello 16380 pipelining",
     "<< AGENT-HELLO 0/0 FIN version=b'2.0' max-frame-size=16380 capabilities=b'pipelining'",
 ]
-"""What every conversation begins with after `hello()`."""
+"""The beginning of every conversation after `hello()`."""
 
 
 def greeted(memory: dict[bytes, bytes] | None = None, **settings: int) -> Talk:

@@ -105,7 +105,7 @@ class TellingWorker:
 
 
 class TellingCrew:
-    """Who the members are."""
+    """The members."""
 
     def __init__(self, settings: AgentSettings, state: Path) -> None:
         self._settings, self._file = settings, state

@@ -1,4 +1,4 @@
-"""What the token tests share: keys, minting, a clock, a real local HTTP server that counts."""
+"""Tools of the token tests: keys, minting, a clock, a real local HTTP server that counts."""
 
 import json
 import threading

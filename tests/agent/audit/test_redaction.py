@@ -1,4 +1,4 @@
-"""What a record shows of client text: no credential, no more than its share, at a flat cost for each byte."""
+"""Client text in a record: no credential, no more than its share, at a flat cost for each byte."""
 
 import base64
 import json

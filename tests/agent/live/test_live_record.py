@@ -1,4 +1,4 @@
-"""What HAProxy and its record say of what is refused or ended: why, and what would help."""
+"""HAProxy and its record say why a stream is refused or ended, and what would help."""
 
 import http.client
 import time

@@ -1,4 +1,4 @@
-"""What is in force in a running agent, for one worker and for four: over deaths, outages and restarts."""
+"""The state in force in a running agent, with one worker and with four: over deaths, outages and restarts."""
 
 import json
 import os

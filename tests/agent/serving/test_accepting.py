@@ -1,6 +1,4 @@
-"""Who accepts a connection. Other workers are numbers in shared memory; a number that never changes is
-stuck.
-"""
+"""The worker that accepts. The others are numbers in shared memory; a stuck one never changes."""
 
 import asyncio
 import errno

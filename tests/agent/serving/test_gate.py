@@ -1,4 +1,4 @@
-"""How long a verdict is remembered: never past expiry, a lost key, a changed policy; never for garbage."""
+"""A verdict is never remembered past expiry, a lost key or a changed policy, and never for garbage."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""What Prometheus reads, and that the Grafana dashboard asks for nothing else."""
+"""Prometheus's format, and that the Grafana dashboard asks for existing metrics only."""
 
 import json
 import re

@@ -68,7 +68,7 @@ class TestLimits:
 
 
 class RecordingTransport(asyncio.Transport):
-    """What the protocol asks of its transport."""
+    """The part of a transport that the protocol uses."""
 
     def __init__(self):
         super().__init__()

@@ -27,7 +27,7 @@ NAMES = [
     "allow",
 ]
 LEAST_ROOM = 256 - 5 - 20
-"""What the smallest frame leaves for actions beside the longest ids."""
+"""Bytes for actions in the smallest frame, beside the longest ids."""
 
 
 def told(encoded):

@@ -1,4 +1,4 @@
-"""Whose question to STS is asked next: known keys and every source keep their room, and nothing grows."""
+"""The next question to STS: known keys and every source keep their share, and nothing grows."""
 
 from ipaddress import ip_address
 

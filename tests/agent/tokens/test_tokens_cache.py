@@ -1,4 +1,4 @@
-"""What the identity cache gives back: the same identity, while its key is in force."""
+"""The identity cache gives the same identity back, while its key is in force."""
 
 import gc
 from hashlib import sha256

@@ -1,4 +1,4 @@
-"""What only HAProxy knows, joined in: its own refusals, and 503s while the agent was away."""
+"""Records that only HAProxy has: its own refusals, and 503s while the agent was away."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What people give wrongly, at every command: a sentence that names it and exit code 2, no traceback."""
+"""Wrong input at every command: a sentence that names it and exit code 2, no traceback."""
 
 import json
 import os
