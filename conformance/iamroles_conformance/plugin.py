@@ -66,7 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=_scale,
         default=1.0,
         metavar="X",
-        help="times X for all deadlines",
+        help="factor on all deadlines",
     )
     add(
         "--iamroles-grade",

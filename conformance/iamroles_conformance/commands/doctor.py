@@ -28,7 +28,7 @@ _PATIENCE = 2.0
 @click.command(cls=Command)
 @judges("agent", "address")
 def doctor(*, subject: Subject) -> None:
-    """Look at what is here, and say what to do about what is not."""
+    """Check whether this host has all that a run needs, and say how to add what is missing."""
     ready = True
     for found in examine(subject):
         ready = ready and (found.good or not found.needed)

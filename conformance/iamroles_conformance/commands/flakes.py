@@ -19,10 +19,10 @@ from iamroles_scenarios.commands.values import OutputPath
 
 @click.command(cls=Command)
 @judges("agent", "address", "allowed", "lanes", "stage", "require", "haproxy", "scale")
-@click.option("--runs", default=20, show_default=True, type=click.IntRange(min=1), help="How many in all.")
+@click.option("--runs", default=20, show_default=True, type=click.IntRange(min=1), help="Number of runs.")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
-@click.option("--save", type=OutputPath(), help="Keep each run there; those it has count.")
-@click.option("--page", type=OutputPath(), help="Write the table there, Markdown.")
+@click.option("--save", type=OutputPath(), help="Keep each run in this file; its runs count.")
+@click.option("--page", type=OutputPath(), help="Write the table here, Markdown.")
 def flakes(
     *, subject: Subject, runs: int, checks: tuple[str, ...], save: Path | None, page: Path | None
 ) -> None:

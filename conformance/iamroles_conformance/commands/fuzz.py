@@ -26,9 +26,9 @@ from iamroles_scenarios.wire.target import WireTarget
 
 @click.command(cls=Command)
 @judges("agent", "address", "allowed", "scale")
-@click.option("--seed", type=int, help="Of the inputs; default: by chance, and printed.")
+@click.option("--seed", type=int, help="Seed of the inputs; default: random, and printed.")
 @click.option(
-    "--count", type=click.IntRange(min=1), default=10_000, show_default=True, help="How many inputs."
+    "--count", type=click.IntRange(min=1), default=10_000, show_default=True, help="Number of inputs."
 )
 @click.option("--replay", "kept", type=click.Path(path_type=Path), help="Send the inputs of this file again.")
 @click.option(
@@ -36,7 +36,7 @@ from iamroles_scenarios.wire.target import WireTarget
     type=click.Path(path_type=Path),
     default=Path("iamroles-fuzz.json"),
     show_default=True,
-    help="Where a failure is kept.",
+    help="File for a failure.",
 )
 def fuzz(*, subject: Subject, seed: int | None, count: int, kept: Path | None, save: Path) -> None:
     """Send broken SPOP to an agent; it must stay alive, bounded, and right about good requests.

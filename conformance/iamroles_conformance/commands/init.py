@@ -54,14 +54,12 @@ jobs:
 
 @click.command(cls=Command)
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=".")
-@click.option(
-    "--command", default="./agent", show_default=True, help="What starts the agent, as a shell has it."
-)
+@click.option("--command", default="./agent", show_default=True, help="Command line that starts the agent.")
 @click.option("--name", default="my-agent", show_default=True, help="The product's name.")
 def init(*, directory: Path, command: str, name: str) -> None:
     """Write agent.toml and .github/workflows/conformance.yml into DIRECTORY.
 
-    Files that are there are left as they are: exit code 2, and nothing is written.
+    If one of these files exists, nothing is written: exit code 2.
     """
     try:
         words = shlex.split(command)

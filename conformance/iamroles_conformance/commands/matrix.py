@@ -91,7 +91,7 @@ def exit_code(columns: Iterable[Column]) -> ExitCode:
 
 
 @click.command(cls=Command)
-@click.option("--haproxy", "versions", multiple=True, metavar="LIST", help="E.g. 2.6,3.2; default: all here.")
+@click.option("--haproxy", "versions", multiple=True, metavar="LIST", help="E.g. 2.6,3.2; default: all.")
 @judges("agent", "lanes", "stage", "require", "scale")
 @click.option("--check", "checks", multiple=True, metavar="NAME", help="A check, scenario or requirement.")
 @click.option("--output", type=OutputPath(folder=True), help="One report per version.")
@@ -107,7 +107,7 @@ def matrix(
     """Play the checks through several versions of HAProxy; without --lane, those of gate and proxy.
 
     Exit code 0 if all passed on all, 1 if a check did not, 2 for a mistake in the command, 3 if a version
-    could not be put up.
+    did not start.
     """
     if docs is not None and checks:
         raise click.UsageError("--docs describes whole lanes: leave out --check.")

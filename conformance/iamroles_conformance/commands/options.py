@@ -20,7 +20,7 @@ _OPTIONS = {
     "agent": click.option(
         "--agent", type=click.Path(), help="Path of an agent.toml; default: the reference agent's."
     ),
-    "address": click.option("--agent-address", "address", metavar="HOST:PORT", help="A running agent."),
+    "address": click.option("--agent-address", "address", metavar="HOST:PORT", help="Address of an agent."),
     "allowed": click.option(
         "--allowed", type=click.Path(), help="JSON: an iam-check that the running agent allows."
     ),
@@ -48,7 +48,7 @@ _OPTIONS = {
         help="Questions a second during the whole run, each answer judged.",
     ),
     "scale": click.option(
-        "--time-scale", "scale", type=Number(min=0.1), default=1.0, help="Times this for deadlines."
+        "--time-scale", "scale", type=Number(min=0.1), default=1.0, help="Factor on all deadlines."
     ),
 }
 

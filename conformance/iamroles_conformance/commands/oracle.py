@@ -19,7 +19,7 @@ from iamroles_scenarios.stage import open_stage
 
 @click.command(cls=Command)
 @judges("agent", "scale")
-@click.option("--seed", type=int, help="Of the worlds; default: by chance, and printed.")
+@click.option("--seed", type=int, help="Seed of the worlds; default: random, and printed.")
 @click.option(
     "--cases", type=click.IntRange(min=1), default=20_000, show_default=True, help="Questions, at least."
 )
@@ -29,12 +29,12 @@ from iamroles_scenarios.stage import open_stage
     type=click.IntRange(min=0),
     help="Only this world of the seed, after the one before it.",
 )
-@click.option("--shuffled", is_flag=True, help="Everything twice, the second time in another order.")
+@click.option("--shuffled", is_flag=True, help="Ask everything twice, the second time in another order.")
 def oracle(*, subject: Subject, seed: int | None, cases: int, number: int | None, shuffled: bool) -> None:
     """Compare an agent's decisions with a second, simple implementation of the specification.
 
-    Each world is a random policy that the agent takes up by a reload; its questions go straight over SPOP,
-    with tokens that were signed for them. The first disagreement is made small and shown.
+    Each world is a random policy that the agent reloads; its questions go straight over SPOP,
+    with tokens that were signed for them. The first disagreement is reduced and shown.
 
     Exit status: 0 if all agree, 1 if not, 2 for a wrong option, 3 if the agent or the stage cannot be used.
     """

@@ -17,7 +17,7 @@ from iamroles_scenarios.commands.values import OutputPath
 @click.option("--junit", type=OutputPath(), help="Write JUnit XML there.")
 @click.option("--json", "json_", type=OutputPath(), help="Write the document there.")
 def report(*, saved: Path, html: Path | None, junit: Path | None, json_: Path | None) -> None:
-    """Make other forms of a saved report.json; without options, sum it up."""
+    """Write other formats of a saved report.json; without options, print a summary."""
     found = reports.load(saved)
     forms = ((html, reports.as_html), (junit, reports.as_junit), (json_, reports.as_json))
     for path, form in forms:

@@ -37,8 +37,8 @@ _Pair = tuple[PlannedCheck, CheckResult]
     "--evidence", type=click.Path(path_type=Path), help="Bundle of report and transcripts, .tar.gz."
 )
 @click.option("--sign-with", "signer", type=click.Path(path_type=Path), help="PEM, Ed25519: sign the bundle.")
-@click.option("--budget", type=Length(), metavar="60s", help="Play what fits, the most telling first.")
-@click.option("--quiet", "-q", is_flag=True, help="Say only what did not pass, and the sum.")
+@click.option("--budget", type=Length(), metavar="60s", help="Time for the run; important checks first.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only what did not pass, and the sum.")
 def run(
     *,
     subject: Subject,

@@ -51,10 +51,10 @@ _TWINS = 3
     "--record",
     "record_in",
     type=_FILE,
-    help="Add what turns red to this file. Twice: keep what both runs have.",
+    help="Record failing checks in this file. Twice: keep what both runs have.",
 )
 @click.option(
-    "--against", type=_FILE, help="Fail if other checks turn red, or with other messages, than recorded."
+    "--against", type=_FILE, help="Fail if other checks fail, or with other messages, than recorded."
 )
 def selftest(
     *,

@@ -23,8 +23,8 @@ from iamroles_scenarios.stage import open_stage
 
 @click.command(cls=Command)
 @judges("agent", "stage", "require", "haproxy", "scale")
-@click.option("--for", "length", default="10m", show_default=True, type=Length(), help="How long.")
-@click.option("--seed", type=int, help="Of events and traffic; default: by chance, and printed.")
+@click.option("--for", "length", default="10m", show_default=True, type=Length(), help="Length of the run.")
+@click.option("--seed", type=int, help="Seed of events and traffic; default: random, and printed.")
 @click.option("--rate", type=Number(min=1, max=100_000), default=100.0, show_default=True)
 @click.option("--page", type=OutputPath(), help="Write an HTML page there.")
 @click.option("--json", "data", type=OutputPath(), help="Write the result there.")
@@ -35,7 +35,7 @@ def soak(  # noqa: PLR0917 - as click gives them
 
     Exit code 0 if all was right, 1 for wrong verdicts, for 5xx or missing answers that no fault excuses, for
     memory or descriptors that grow (runs of 5 minutes and more), and for a run with fewer than 1,000 answers
-    or 20 events, which shows nothing; 2 for a mistake in the command or agent.toml, 3 if the stage cannot be
+    or 20 events, which proves nothing; 2 for a mistake in the command or agent.toml, 3 if the stage cannot be
     used.
     """
     seed = secrets.randbelow(1 << 31) if seed is None else seed

@@ -28,7 +28,7 @@ _UNSIGNED = (
 @click.argument("path", metavar="BUNDLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @judges("agent", "address", "allowed", "stage", "require", "haproxy", "scale")
 @click.option("--sample", default=20, show_default=True, type=click.IntRange(min=1), help="Checks to replay.")
-@click.option("--seed", type=int, help="Chooses the sample; default: by chance, and printed.")
+@click.option("--seed", type=int, help="Chooses the sample; default: random, and printed.")
 @click.option("--public-key", "key", type=click.Path(path_type=Path), help="PEM, Ed25519: the vendor's.")
 def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None, key: Path | None) -> None:
     """Check a bundle of evidence that somebody published.

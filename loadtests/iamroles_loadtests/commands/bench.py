@@ -25,13 +25,13 @@ _OPTIONS = (
     click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True),
     click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path."),
     click.option("--rounds", type=click.IntRange(1, 200), default=9, show_default=True),
-    click.option("--seconds", type=Number(0.05, 60), default=0.7, show_default=True, help="Of each turn."),
+    click.option("--seconds", type=Number(0.05, 60), default=0.7, show_default=True, help="Each turn."),
     click.option("--json", "as_json", is_flag=True, help="Print every figure of every round as JSON."),
     click.option(
         "--docs",
         "page",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Rewrite this bench's place on a page of Markdown.",
+        help="Rewrite this bench's part of a page of Markdown.",
     ),
 )
 
@@ -94,7 +94,7 @@ def bench() -> None:
     type=click.IntRange(1, 100_000),
     default=100_000,
     show_default=True,
-    help="What the agent holds at 1,000 a second.",
+    help="Identities in the agent's cache at 1,000 a second.",
 )
 def agent_command(*, peers: tuple[Path, ...], identities: int, **options: Any) -> None:  # noqa: ANN401 - click's
     """Measure the reference agent beside a no-op agent, HAProxy's own jwt_verify, and peers.

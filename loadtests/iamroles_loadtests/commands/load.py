@@ -58,9 +58,9 @@ load.add_command(timeline_command)
     "rates",
     type=Number(1, 500_000),
     multiple=True,
-    help="Per second, instead of the knee.",
+    help="Requests a second; default: by the knee.",
 )
-@click.option("--shape", "shapes", type=click.Choice(list(SHAPES)), multiple=True, help="Measured besides.")
+@click.option("--shape", "shapes", type=click.Choice(list(SHAPES)), multiple=True, help="Also measured.")
 @click.option(
     "--duration", type=Number(0.5, 3600), default=4.0, show_default=True, help="Seconds of a phase."
 )
@@ -70,7 +70,7 @@ load.add_command(timeline_command)
 @click.option("--pairs", type=click.IntRange(0, 200), default=7, show_default=True, help="Rounds; 0: none.")
 @click.option("--tls", is_flag=True, help="Clients speak TLS to the stage's HAProxy.")
 @click.option("--constant", is_flag=True, help="Even gaps between requests, not a Poisson process.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the timetables.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of timetables.")
 @click.option(
     "--slo",
     "slo_file",
@@ -162,7 +162,7 @@ def _played(
 @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click's options
-    """Let locust do it: its UI, CSV, --processes, --master and --worker.
+    """Run the load by locust: its UI, CSV, --processes, --master and --worker.
 
     What follows `--` is locust's: `iamroles load locust --rate 2000 -- --headless -t 30s --processes 2`. Its
     numbers are in microseconds, on lines of type `sent us` and `due us`. Give one user for each process.
@@ -192,7 +192,7 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
 
 
 @load.command("compose")
-@click.option("--rate", type=Number(min=0), default=2000.0, show_default=True, help="Of all workers.")
+@click.option("--rate", type=Number(min=0), default=2000.0, show_default=True, help="Sum over workers.")
 @click.option("--duration", type=click.IntRange(2, 3000), default=20, show_default=True, help="Seconds.")
 @click.option("--workers", type=click.IntRange(1, 100), default=2, show_default=True)
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
@@ -206,7 +206,7 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
 )
 @click.option("--up/--no-up", default=True, help="Run it; or only write it.")
 def compose_command(*, directory: Path, haproxy: str, up: bool, **options: Any) -> None:  # noqa: ANN401 - click's
-    """HAProxy, two agents, mocks, a locust master and its workers, each in a container.
+    """Run HAProxy, two agents, mocks, a locust master and its workers, each in a container.
 
     Exit status: as `load run`.
     """
@@ -224,7 +224,7 @@ def compose_command(*, directory: Path, haproxy: str, up: bool, **options: Any) 
 
 @load.command("report")
 @click.argument("result", type=click.Path(exists=True, path_type=Path))
-@click.option("--html", type=OutputPath(), help="Write the page of it, too.")
+@click.option("--html", type=OutputPath(), help="Write its page, too.")
 def report_command(result: Path, html: Path | None) -> None:
     """Print a result again."""
     with usage():
@@ -238,7 +238,7 @@ def report_command(result: Path, html: Path | None) -> None:
 @click.argument("first", type=click.Path(exists=True, path_type=Path))
 @click.argument("second", type=click.Path(exists=True, path_type=Path))
 @click.option("--worse", type=Number(min=1.0), help="Fail if a ratio is above this with 95 % confidence.")
-@click.option("--anyway", is_flag=True, help="Judge even what does not compare.")
+@click.option("--anyway", is_flag=True, help="Judge even if the runs do not compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.option("--html", type=OutputPath(), help="Write a page of it, too.")
 def compare_command(

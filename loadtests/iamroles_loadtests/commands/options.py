@@ -61,16 +61,16 @@ _WHERE = (
         "arguments",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Of iam-check, to --agent-address.",
+        help="Argument of iam-check, for --agent-address.",
     ),
     click.option("--url", metavar="URL", help="Any HTTP/1.1 server, e.g. your own HAProxy."),
     click.option(
         "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Of the requests to --url."
     ),
     click.option("--method", default="GET", show_default=True, help="Of the requests to --url."),
-    click.option("--status", type=click.IntRange(0, 999), help="The right one.  [default: 200; SPOP: any]"),
-    click.option("--holds", multiple=True, metavar="TEXT", help="What the right answer holds."),
-    click.option("--pid", "pids", multiple=True, metavar="NAME=PID", help="Whose CPU time is read."),
+    click.option("--status", type=click.IntRange(0, 999), help="Right status.  [default: 200; SPOP: any]"),
+    click.option("--holds", multiple=True, metavar="TEXT", help="Text that the right answer holds."),
+    click.option("--pid", "pids", multiple=True, metavar="NAME=PID", help="Read this process's CPU time."),
 )
 _FOR = {
     "arguments": ("--argument", ("agent_address",)),

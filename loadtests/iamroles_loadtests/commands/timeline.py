@@ -64,10 +64,8 @@ def _timeline(_context: click.Context, _option: click.Parameter, name: str) -> S
 
 @click.command("timeline")
 @click.argument("scenario", callback=_timeline)
-@click.option("--rate", type=Number(1, 100_000), help="A second, over all flows.  [default: its own]")
-@click.option(
-    "--connections", type=click.IntRange(1, 1000), help="[default: as many more as the rate is higher]"
-)
+@click.option("--rate", type=Number(1, 100_000), help="Questions a second.  [default: its own]")
+@click.option("--connections", type=click.IntRange(1, 1000), help="[default: grows with the rate]")
 @staged
 @click.option("--time-scale", "scale", type=Number(min=0.1), default=1.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

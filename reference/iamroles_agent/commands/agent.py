@@ -47,7 +47,7 @@ def agent() -> None:
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="Least level of the log on standard error.",
+    help="Lowest level of the log on standard error.",
 )
 def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool) -> None:
     """Serve until SIGTERM (drains) or SIGINT; SIGHUP reloads CONFIG, all or nothing.

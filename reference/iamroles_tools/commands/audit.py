@@ -130,7 +130,7 @@ def _show_proofs(proofs: tuple[Path, ...], verifiers: list[Verifier]) -> None:
 @audit.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
-    "--name", required=True, callback=_name, help="Of the installation, for example gate.example.com/audit."
+    "--name", required=True, callback=_name, help="Name of the installation, e.g. gate.example.com/audit."
 )
 def key(*, file: Path, name: str) -> None:
     """Print the verifier key of the signing key in FILE; make FILE, mode 0600, if it is absent.
@@ -159,7 +159,7 @@ def key(*, file: Path, name: str) -> None:
     type=_FILE,
     help="Signing key; give both keys while a new key replaces an old one.",
 )
-@click.option("--name", required=True, callback=_name, help="Of the installation, as in `audit key`.")
+@click.option("--name", required=True, callback=_name, help="The name, as in `audit key`.")
 @click.option(
     "--out",
     required=True,
@@ -203,7 +203,7 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
 @_FILES
 @click.option("--request", required=True, metavar="ID", help="The request, by its X-IAM-Request-Id.")
 @click.option("--checkpoint", "note", required=True, metavar="FILE", type=_FILE, help="The log's checkpoint.")
-@click.option("--out", required=True, metavar="PREFIX", help="Writes PREFIX.tlog-proof.")
+@click.option("--out", required=True, metavar="PREFIX", help="Write PREFIX.tlog-proof.")
 def prove(*, files: tuple[Path, ...], request: str, note: Path, out: str) -> None:
     """Prove to others that a request's record is in the log, without giving them the log.
 
@@ -272,7 +272,7 @@ def _as_json(proof: Proof) -> str:
 @click.option(
     "--since", callback=_moment, metavar="TIME", help="Not before: 2026-03-01T12:00:00Z, 2026-03-01, 2h, 7d."
 )
-@click.option("--until", callback=_moment, metavar="TIME", help="Before.")
+@click.option("--until", callback=_moment, metavar="TIME", help="Before this.")
 @click.option("--role", default="", metavar="PATTERN", help="A role's ARN or name, granted or carried.")
 @click.option("--verdict", type=click.Choice(["allow", "deny"]))
 @click.option("--reason", type=click.Choice([str(reason) for reason in Reason]))

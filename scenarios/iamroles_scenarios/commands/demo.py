@@ -209,8 +209,8 @@ def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable
 def demo(*, kind: str, haproxy: str | None, agent_file: Path | None, pause: bool, color: bool | None) -> None:
     """Walk through allow, deny, overlap, expiry, rotation, an outage and open streams, on a real HAProxy.
 
-    Exit status: 0 if every step went as told, 1 if not, 2 for a wrong agent.toml, 3 if the stage could not be
-    set up.
+    Exit status: 0 if every step went as expected, 1 if not, 2 for a wrong agent.toml, 3 if the stage does not
+    start.
     """
     console = Console(force_terminal=True if color else None, no_color=color is False, highlight=False)
 

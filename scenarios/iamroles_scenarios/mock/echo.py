@@ -263,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
         type=_backend,
         required=True,
         metavar="NAME[=PORT]",
-        help="once for each",
+        help="repeat for each",
     )
     parsed: Any = parser.parse_args(arguments)
     process.run(serve(process.options(parsed), parsed.backend))
