@@ -64,7 +64,7 @@ def _exchanged(tokens: list[str]) -> Iterator[tuple[str, str]]:
 
 @check("identity.derived.credential", "DERIVED-CREDENTIAL-001", features={"oidc"})
 def credential(target: Target) -> str:
-    """A token with a part of a good one opens nothing: exchanged, bent, or alike but for one claim.
+    """A token made of parts of good tokens opens nothing, be they exchanged or changed.
 
     The good ones come first, so that an agent that remembers has something to be wrong about.
     """

@@ -161,7 +161,7 @@ TAGS: Mapping[str, tuple[str, str]] = {
 
 @check("identity.derived.tags", "DERIVED-TAG-001", features={"oidc"})
 def tags(target: Target) -> str:
-    """A tag is printable, without outer blanks, of 1 to 512 characters, and goes on whole.
+    """A tag is printable, without outer blanks, of 1 to 512 characters, and is forwarded whole.
 
     Each claim that becomes a tag, with each text.
     """

@@ -91,7 +91,7 @@ _CHANGES = ((False, ""), (True, "without it: "), (False, "again with it: "))
 
 @check("identity.derived.issuers", "DERIVED-KEY-002", features={"oidc", "reload"})
 def keys_of_issuers(target: Target) -> str:
-    """Every key of an issuer, and every bound of all issuers, matters on both sides of its edge.
+    """Every key of an issuer, and every limit of all issuers, takes effect on both sides of its bound.
 
     All issuers at once; then each bound alone, with an issuer of its own.
     """
@@ -127,7 +127,7 @@ def keys_of_issuers(target: Target) -> str:
 
 @check("identity.derived.endpoints", "DERIVED-KEY-003", features={"sts", "reload"})
 def keys_of_endpoints(target: Target) -> str:
-    """Every key of an STS endpoint takes effect, and no longer than it is there.
+    """Every key of an STS endpoint takes effect, and has none once it is removed.
 
     One endpoint and one key at a time; the same credential before and after.
     """
@@ -180,7 +180,7 @@ def _by_each_algorithm(here: Bench, keys: dict[str, SigningKey], now: float) -> 
 
 @check("identity.derived.algorithms", "DERIVED-ALGORITHM-001", features={"oidc", "reload"})
 def algorithms(target: Target) -> str:
-    """A policy that names one algorithm lets in only tokens by this algorithm, or is turned down.
+    """A policy that names one algorithm allows only tokens by this algorithm, or is refused.
 
     All algorithms share one key set. The RSA key does not name its algorithm, so the policy alone
     decides.

@@ -153,7 +153,7 @@ class _Rules:
 
 @check("policy.derived.rules", "DERIVED-KEY-001", features={"oidc", "reload"})
 def keys_of_rules(target: Target) -> str:
-    """Every key of a rule takes effect on both sides of its edge, and no longer than it is there.
+    """Every key of a rule takes effect on both sides of its bound, and has none once it is removed.
 
     All rows at once, in rooms of their own: with the keys, without them, with them again.
     """

@@ -260,7 +260,7 @@ def disk(target: Target) -> str:
 
 @check("fault.host.agent", "FAULT-HOST-005", long=True)
 def agent(target: Target) -> str:
-    """An agent that is killed or frozen opens nothing, and serves when it is back.
+    """An agent that is killed or frozen allows nothing, and serves when it is back.
 
     HAProxy is left alone.
     """

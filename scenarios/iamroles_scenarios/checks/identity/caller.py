@@ -239,7 +239,7 @@ def account(target: Target) -> None:
 
 @check("identity.caller.same-name", "PRINCIPAL-ACCOUNT-001", "PRINCIPAL-SESSION-001", features={"sts"})
 def same_name(target: Target) -> None:
-    """Role and session of the same names in another account get no verdict of the first's.
+    """The same role and session names in another account never get the first account's verdict.
 
     The first verdict is in every cache; the second caller has all names alike but the account.
     """

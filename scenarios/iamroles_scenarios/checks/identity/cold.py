@@ -67,7 +67,7 @@ def _cold(target: Target) -> Iterator[Bench]:
 
 @check("identity.cold.first-keys", "JWKS-OUTAGE-003", features={"oidc"})
 def first_keys(target: Target) -> None:
-    """Before the first key set all is 503, and passes once the issuer answers.
+    """Tokens get 503 until the first key set arrives, and pass once the issuer answers.
 
     As when an identity provider comes up after the agent.
     """

@@ -21,7 +21,7 @@ _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[
 
 @check("identity.hold.drip", "JWKS-DRIP-001", features={"oidc"})
 def drip(target: Target) -> None:
-    """A key server that drips is given up, holds up no other issuer, and is believed once it is sound.
+    """A key server that drips is given up, delays no other issuer, and is believed once it is sound.
 
     It sends one byte each fifth of a second: a timeout for each read would never come.
     """

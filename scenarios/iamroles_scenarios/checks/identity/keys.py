@@ -223,7 +223,7 @@ def _asked(here: Bench, keys: IssuerHandle) -> None:
 
 @check("identity.keys.stale", "JWKS-OUTAGE-002", features={"oidc"})
 def stale(target: Target) -> None:
-    """After max_stale without fresh keys all is 503, cached verdicts too, until they are back."""
+    """After max_stale without fresh keys all tokens get 503, remembered ones too, until keys return."""
     with bench(target, "identity-stale") as here:
         keys = here.issuer("stale")
         known = here.token("stale", key="ES256")

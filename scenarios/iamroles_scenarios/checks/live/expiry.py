@@ -47,7 +47,7 @@ def late(target: Target) -> None:
 
 @check("live.refused.elsewhere", "LIVE-REFUSE-001", features={"live"})
 def elsewhere(target: Target) -> None:
-    """A backend that takes no streams refuses an upgrade and an event stream.
+    """A backend without streams refuses an upgrade and an event stream.
 
     Both are refused with 403, a plain request passes.
     """

@@ -26,7 +26,7 @@ FEW = (SOCKET, IDLE_SOCKET, EVENTS)
 
 @check("live.expiry.no-agent", "LIVE-ALONE-001", features={"live"})
 def alone(target: Target) -> None:
-    """Streams end with their token though no agent lives, and a stream whose token lasts goes on.
+    """Streams end with their token even if no agent lives, and a stream whose token lasts goes on.
 
     The agent is killed while they are open.
     """
@@ -40,7 +40,7 @@ def alone(target: Target) -> None:
 
 @check("live.expiry.halted", "LIVE-CLOCK-001", features={"live"})
 def halted(target: Target) -> None:
-    """Streams end with their token though the host halted the proxy for a while before.
+    """Streams end with their token even if the host halted the proxy for a while before.
 
     Its worker is frozen, as by a host that is short of CPU or is moved.
     """
@@ -77,7 +77,7 @@ def agents(target: Target) -> None:
 
 @check("live.reload.frozen", "LIVE-RELOAD-002", "LIVE-KEEP-001", features={"live"})
 def frozen(target: Target) -> None:
-    """A frozen worker of before a reload holds up no cut in the new one, and is cut when it goes on.
+    """A frozen worker from before a reload delays no cut in the new one, and is cut when it goes on.
 
     Two people's streams in the old worker and in the new one; a revocation while the old one stands.
     """
@@ -100,7 +100,7 @@ def frozen(target: Target) -> None:
 
 @check("live.reload.dead", "LIVE-RELOAD-002", "LIVE-KEEP-001", features={"live"})
 def dead(target: Target) -> None:
-    """A worker of before a reload that was killed holds up no cut in the new one.
+    """A killed worker from before a reload delays no cut in the new one.
 
     The old worker is killed with its streams, then one person of the new one is revoked.
     """

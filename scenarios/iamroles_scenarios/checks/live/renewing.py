@@ -135,7 +135,7 @@ def others(target: Target) -> None:
 
 @check("live.renew.revoked", "LIVE-RENEW-004", "LIVE-RENEW-005", features=FEATURES)
 def revoked(target: Target) -> None:
-    """A revocation of either credential ends a stream that was prolonged, and prevents that it is.
+    """A revocation of either credential ends a prolonged stream, and prevents renewal.
 
     One revocation spares what was issued since: of each pair of credentials it is about one alone.
     """
@@ -163,7 +163,7 @@ def revoked(target: Target) -> None:
 
 @check("live.renew.restarts", "LIVE-RENEW-001", "LIVE-RENEW-006", features=FEATURES)
 def over(target: Target) -> None:
-    """Renewal reaches streams of before a reload of the proxy, and outlives the agent that did it.
+    """Renewal reaches streams from before a reload of the proxy, and survives a restart of the agent.
 
     Reload the proxy, renew, kill the agent and start it again; at last kill it for good.
     """

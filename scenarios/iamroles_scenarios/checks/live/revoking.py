@@ -104,7 +104,7 @@ def away(target: Target) -> None:
 
 @check("live.audience.ends", "LIVE-POLICY-002", "LIVE-KEEP-001", features={"live", "reload"})
 def audience(target: Target) -> None:
-    """A policy that takes an audience from its issuer ends the streams of that audience, and no others.
+    """A policy that removes an audience of an issuer ends the streams of that audience, and no others.
 
     An audience comes, which ends nothing; then the first one goes, and who has both stays.
     """
@@ -166,7 +166,7 @@ for _kind in _KINDS:
 
 @check("live.reload.revoked", "LIVE-RELOAD-001", features={"live"})
 def reloaded(target: Target) -> None:
-    """Streams of before a reload of the proxy end with a revocation and with their token.
+    """Streams from before a reload of the proxy end with a revocation and with their token.
 
     The streams are in the old worker when it is revoked.
     """
@@ -181,7 +181,7 @@ def reloaded(target: Target) -> None:
 
 @check("live.restart.revoked", "LIVE-RESTART-001", features={"live"})
 def restarted(target: Target) -> None:
-    """Streams of before the agent was killed end with a revocation.
+    """Streams from before the agent was killed end with a revocation.
 
     The agent is killed and started again while they are open.
     """

@@ -117,7 +117,7 @@ def _slowest(here: Bench, token: str) -> float:
 
 @check("policy.hold.hostile-texts", "TEXT-LIMIT-002", features={"oidc"})
 def hostile_texts(target: Target) -> None:
-    """Beside requests of the longest texts a good client is served as before.
+    """While others send the longest texts, a good client is served as before.
 
     The worst texts known, without a credential: token-like runs, deep paths, escapes, long names.
     """

@@ -71,7 +71,7 @@ def role_ends(target: Target) -> None:
     title="Access dies with the role's lifetime on a connection that is kept",
 )
 def dies(target: Target) -> None:
-    """Access dies with the role's lifetime, from a memory of verdicts too, though the token lives.
+    """Access ends with the role's lifetime, for remembered verdicts too, although the token lives.
 
     Allowed, allowed from memory, and dead: on one connection, while the token is good for minutes.
     """

@@ -71,7 +71,7 @@ def pipelined(target: Target) -> str:
 
 @check("proxy.one-by-one.verdicts", "PROXY-PIPELINE-002", features={"spop"})
 def one_by_one(target: Target) -> str:
-    """Without pipelining one question at a time waits on a connection, and each is answered.
+    """Without pipelining only one question at a time is on a connection, and each is answered.
 
     The relay strikes the capability from both HELLOs; HAProxy opens more connections instead. HAProxy 3.3
     now and then sends a second question all the same. That is the proxy's own doing: the check judges the
