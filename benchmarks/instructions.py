@@ -53,7 +53,7 @@ def serve(listener):
 
 
 def rendered(port):
-    """The files for a policy of back ends at this port, with the verdict set by hand."""
+    """The files for a policy of backends at this port, with the verdict set by hand."""
     policy = agent.policy()
     for backend in policy["backends"]:
         backend["servers"] = [f"127.0.0.1:{port}"]

@@ -5,7 +5,7 @@
 One HAProxy of this host, one agent, one echo backend, all on loopback. Busy WebSockets send a frame each
 250 ms and expire together; idle ones only wait. A busy stream's last byte is stamped by the kernel when it
 arrives; all other ends are read by this process, so they are upper bounds. `--idle 0`: busy ones alone.
-`--rounds`: requests to a back end without streams, by the shipped rules and by the same rules without those
+`--rounds`: requests to a backend without streams, by the shipped rules and by the same rules without those
 of this subject, in turns; HAProxy's CPU for each, and their ratio. `--busy 0`: that alone.
 """
 
@@ -157,7 +157,7 @@ def on_cpu(pid):
 
 
 def without_live(files):
-    """The rendered files without the rules of this subject for a back end without streams."""
+    """The rendered files without the rules of this subject for a backend without streams."""
     kept, dropped = {}, 0
     for name, text in files.items():
         lines = text.splitlines(keepends=True)
@@ -198,7 +198,7 @@ def plain(world, token, count):
 
 
 def cost(stage, spec, policy, token, rounds):
-    """Return what back ends without streams pay, in pairs."""
+    """Return what backends without streams pay, in pairs."""
     with stage.world(spec, policy) as shipped, stage.world(spec, policy) as bare:
         bare.haproxy._files = without_live(bare.haproxy._files)
         bare.haproxy.reload()
@@ -212,7 +212,7 @@ def cost(stage, spec, policy, token, rounds):
     ratios = sorted(one / other for one, other in pairs)
     tenth = [sorted(column)[rounds // 10] for column in zip(*pairs, strict=True)]
     print(
-        f"requests to a back end without streams, {rounds} pairs of {EACH}: HAProxy's CPU, best tenth "
+        f"requests to a backend without streams, {rounds} pairs of {EACH}: HAProxy's CPU, best tenth "
         f"{1e6 * tenth[0]:.1f} us, without the rules of this subject {1e6 * tenth[1]:.1f} us, "
         f"ratio {tenth[0] / tenth[1]:.3f}; ratios of the pairs, quartiles: "
         + " ".join(f"{ratios[rounds * part // 4]:.3f}" for part in (1, 2, 3)),

@@ -1,7 +1,7 @@
 """The shipped HAProxy configuration, cut up: `python -m iamroles_loadtests.bench.variants WORLD OUTPUT …`.
 
 A step is what stands under a heading `# ---- N. what it does` of haproxy.cfg; `record` is the log line,
-`live` the rules that every back end begins with. A step is left out by removing its rules: what HAProxy then
+`live` the rules that every backend begins with. A step is left out by removing its rules: what HAProxy then
 no longer spends is what the step costs. None of these may ever see real traffic.
 """
 

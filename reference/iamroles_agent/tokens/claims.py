@@ -77,7 +77,7 @@ def _label(value: object, name: str) -> str:
     """Check that a value is safe in a header and a log line: bounded, printable, without outer blanks."""
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_LABEL or not value.isprintable():
         raise Refusal(Reason.CLAIM_INVALID, f"{name} is not a printable string of 1 to {_MAX_LABEL}")
-    if value[0] == " " or value[-1] == " ":  # a back end that trims headers would read another value
+    if value[0] == " " or value[-1] == " ":  # a backend that trims headers would read another value
         raise Refusal(Reason.CLAIM_INVALID, f"{name} begins or ends with a blank")
     return value
 

@@ -59,7 +59,7 @@ def change_lines(difference: Difference, *, everything: bool = False) -> Iterato
         yield "Trust, names, limits and servers:"
     for setting in difference.settings:
         yield f"  ~ {setting.key}: {setting.old} -> {setting.new}"
-    note = "Same reach under another grant's id, which back ends see in X-IAM-Rule (no difference in access)"
+    note = "Same reach under another grant's id, which backends see in X-IAM-Rule (no difference in access)"
     yield from _heading(" ", note, difference.renamed, everything=everything)
 
 

@@ -82,7 +82,7 @@ class Difference:
     scopes_closed: tuple[Change, ...]
     settings: tuple[Setting, ...]
     renamed: tuple[Change, ...]
-    """Same reach under another grant's id: back ends see another `X-IAM-Rule`. No difference in access."""
+    """Same reach under another grant's id: backends see another `X-IAM-Rule`. No difference in access."""
 
     def __bool__(self) -> bool:
         return any(getattr(self, name) for name in self.__slots__ if name != "renamed")

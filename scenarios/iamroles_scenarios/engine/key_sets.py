@@ -1,8 +1,8 @@
-"""The keys of the signed identity, as a back end fetches them, and whether a header verifies by them.
+"""The keys of the signed identity, as a backend fetches them, and whether a header verifies by them.
 
-A back end fetches the keys now and then, and again when it meets a name that it does not know
+A backend fetches the keys now and then, and again when it meets a name that it does not know
 (docs/backends.md). Here a thread fetches them again and again, from each address where an agent publishes
-them. Each header must verify by every set that a back end could hold when it came.
+them. Each header must verify by every set that a backend could hold when it came.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class KeySets:
 
     Args:
         agents: that sign.
-        rotate: seconds that a key signs; a back end holds a set for half of it without a fetch.
+        rotate: seconds that a key signs; a backend holds a set for half of it without a fetch.
     """
 
     def __init__(self, agents: Sequence[AgentHandle], rotate: float) -> None:
@@ -102,7 +102,7 @@ class KeySets:
             thread.join()
 
     def _held(self, at: int) -> list[Keys]:
-        """Return the sets that a back end may hold at a moment, and the set that it would fetch then."""
+        """Return the sets that a backend may hold at a moment, and the set that it would fetch then."""
         held: list[Keys] = []
         for begun, ended, keys in self._found:
             if keys not in held and (begun >= at or (begun >= at - self._cache and ended <= at)):
@@ -112,7 +112,7 @@ class KeySets:
         return held
 
     def unverified(self, entry: Entry, *, every: bool) -> str:
-        """Return why a back end cannot verify an answer's identity; "" if it can, or if there is none.
+        """Return why a backend cannot verify an answer's identity; "" if it can, or if there is none.
 
         Args:
             entry: the answer.
@@ -140,7 +140,7 @@ class KeySets:
             signed |= {kid_of(entry) for entry in traffic.ledger.between(begun, NEVER)[-1:]} - {""}
 
     def forget(self, before: int) -> None:
-        """Drop the sets that no back end holds at a moment: a long run would collect too many."""
+        """Drop the sets that no backend holds at a moment: a long run would collect too many."""
         self._found = [one for one in self._found if one[1] >= before - self._cache]
 
 
@@ -154,7 +154,7 @@ def kid_of(entry: Entry) -> str:
 
 
 def why_not(entry: Entry, keys: Mapping[str, Any]) -> str:
-    """Return why a back end that holds these keys refuses an answer's header; "" if it does not."""
+    """Return why a backend that holds these keys refuses an answer's header; "" if it does not."""
     seen = entry.seen
     values = [value for header, value in seen.headers if header == "x-iam-identity"]
     if len(values) != 1:

@@ -50,7 +50,7 @@ class Kind(StrEnum):
     LOST = "lost"
     """No answer."""
     UNVERIFIED = "unverified"
-    """All is right, but a back end cannot verify the signed identity."""
+    """All is right, but a backend cannot verify the signed identity."""
 
 
 EXCUSABLE = frozenset({Kind.FALSE_DENY, Kind.FAULT, Kind.LOST, Kind.UNVERIFIED})
@@ -175,7 +175,7 @@ class Ledger:
         self._lock = threading.Lock()
         self.count = 0
         self.verify: Callable[[Entry], str] = lambda _: ""
-        """Why no back end takes the signed identity of an answer that is right otherwise; "": it does."""
+        """Why no backend takes the signed identity of an answer that is right otherwise; "": it does."""
 
     def add(self, entry: Entry) -> None:
         with self._lock:

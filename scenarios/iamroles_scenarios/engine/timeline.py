@@ -47,7 +47,7 @@ class Timeline:
     def __enter__(self) -> Self:
         sets = self._place.sets
         if sets is not None:
-            # If each agent has keys of its own, a back end that lacks a key asks the other.
+            # If each agent has keys of its own, a backend that lacks a key asks the other.
             self.traffic.ledger.verify = partial(sets.unverified, every=self._place.second is None)
             self._beside.enter_context(sets.fetched())
         for name, spec in self._specs.items():

@@ -425,7 +425,7 @@ def test_version_follows_what_bears_on_verdicts_only():
 
 
 def test_a_deny_by_host_also_denies_a_request_without_host():
-    """The back end of an HTTP/1.0 request without Host takes the host from the request line."""
+    """The backend of an HTTP/1.0 request without Host takes the host from the request line."""
     more = '[[denies]]\nid = "D1"\nroles = ["*"]\npath = "/orders"\nhosts = ["admin.example.com"]\n'
 
     assert ask(examples(more=more), identity("reader"), "GET /orders", host="").rule == "D1"

@@ -367,7 +367,7 @@ async def test_bad_tokens_do_not_evict_good_ones_and_the_cache_is_bounded():
 @pytest.mark.parametrize("name", ["sub", "jti"])
 @pytest.mark.parametrize("value", [" alice", "alice ", " ", "alice\u00a0"])
 def test_a_tag_has_no_outer_blanks(name, value):
-    """P7: ` alice` reaches back ends that trim their headers as `alice`."""
+    """P7: ` alice` reaches backends that trim their headers as `alice`."""
     assert reason(claims(**{name: value})) == "claim_invalid"
     assert reason(claims(**{name: "alice smith"})) == ""
 

@@ -206,7 +206,7 @@ mutant("identity.derived-short-end", "DERIVED-REASON-001", "tells the end of acc
         )
     )
 )
-mutant("identity.derived-backend-of-refusals", "DERIVED-REASON-001", "names a back end beside a refusal")(
+mutant("identity.derived-backend-of-refusals", "DERIVED-REASON-001", "names a backend beside a refusal")(
     edit.refused(lambda _: {"backend": "orders-ro"})
 )
 mutant("identity.derived-names-the-forger", "DERIVED-REASON-001", "names whom a forged token claims to be")(
