@@ -161,7 +161,7 @@ class Attack:
 
 @dataclass
 class Cost:
-    """The cost of one request."""
+    """The cost of a request."""
 
     size: int
     seconds: float = 0.0

@@ -1,6 +1,6 @@
 """The record of what each mutant turns red: JSON of `{mutant: {check: message}}`, one mutant a line.
 
-Two plays of one mutant agree but for numbers, tokens and the like, which `normalised` replaces. If they do
+Two plays of a mutant agree but for numbers, tokens and the like, which `normalised` replaces. If they do
 not, the record keeps what holds for both: `check?` turned red in one of them only, and a message that
 differed is null.
 """

@@ -69,7 +69,7 @@ SIDE_BY_SIDE = 8
 
 @dataclass(frozen=True, slots=True)
 class MutantResult:
-    """The outcome of one mutant."""
+    """The outcome of a mutant."""
 
     mutant: Mutant
     killed: dict[str, list[str]]

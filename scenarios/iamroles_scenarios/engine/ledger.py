@@ -240,7 +240,7 @@ SHOWN = 10
 
 @dataclass(slots=True)
 class Second:
-    """The figures of one second of a long run."""
+    """The figures of a second of a long run."""
 
     answers: int
     bad: int

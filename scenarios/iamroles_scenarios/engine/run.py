@@ -183,7 +183,7 @@ class Run:
             self._submit(job)
 
     def result(self, check: PlannedCheck) -> CheckResult:
-        """Return the result of one check; submits what it needs if `start` was not called, and waits."""
+        """Return the result of a check; submits what it needs if `start` was not called, and waits."""
         self._submit(self._job_of[check.id, check.lane])
         return self._futures[check.id, check.lane].result()
 

@@ -145,7 +145,7 @@ def _texts(value: Any) -> Any:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else value
 
 
-mutant("tolerant.skips-entries", "", "passes over entries of aud and scope that are no texts")(
+mutant("tolerant.skips-entries", "", "passes over entries of aud and scope that are not texts")(
     around(claims.ClaimRules, "_check_audience")(lambda sound, self, aud: sound(self, _texts(aud))),
     around(claims.ClaimRules, "_scopes")(lambda sound, self, value: sound(self, _texts(value))),
 )

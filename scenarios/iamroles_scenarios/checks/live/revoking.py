@@ -106,7 +106,7 @@ def away(target: Target) -> None:
 def audience(target: Target) -> None:
     """A policy that removes an audience of an issuer ends the streams of that audience, and no others.
 
-    An audience comes, which ends nothing; then the first one goes, and who has both stays.
+    A second audience ends nothing; when the first is removed, a stream whose token has both stays.
     """
     with live_bench(target, "live.audience", own=True) as here:
         going = here.open_all(SHAPES[:3], here.token(exp="+15m"))

@@ -73,7 +73,7 @@ mutant("identity.any-operation", "JWKS-KEY-003", "ignores key_ops")(_overlooks("
 mutant("identity.private-key", "JWKS-KEY-004", "verifies with published private keys")(
     _overlooks("d", "p", "q")
 )
-mutant("identity.kid-twice", "JWKS-SET-001", "takes the last of two keys of one kid")(
+mutant("identity.kid-twice", "JWKS-SET-001", "takes the last of two keys with the same kid")(
     _entries(
         lambda entries: list({(one.get("kid", id(one)), one.get("kty")): one for one in entries}.values())
     )

@@ -69,7 +69,7 @@ def _one_group(sound: Any, given: Any) -> Any:
     return found
 
 
-@mutant("policy.derived-one-scope", "DERIVED-KEY-001", "holds the last of several scopes of one name alone")
+@mutant("policy.derived-one-scope", "DERIVED-KEY-001", "holds only the last of several scopes of a name")
 @around(Policy, "__init__")
 def _one_scope(sound: Any, self: Any, whole: Any, *rest: Any, **more: Any) -> None:
     last = list({scope.name: scope for scope in whole.scopes}.values())

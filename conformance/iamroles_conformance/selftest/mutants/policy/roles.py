@@ -40,7 +40,7 @@ def preferred_taken(sound: Any, self: Any, identity: Any, requested: str | None)
     return sound(self, identity, requested)
 
 
-mutant("policy.union-tags-first", "GRANT-UNION-001", "tags the first role, not the one that granted")(
+mutant("policy.union-tags-first", "GRANT-UNION-001", "tags the first role, not the role that granted")(
     edit.granted(lambda _found, _policy, identity, _request: {"role": str(min(identity.roles))})
 )
 mutant(

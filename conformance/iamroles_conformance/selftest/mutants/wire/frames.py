@@ -220,7 +220,7 @@ def last_message_wins(sound: Any, data: bytes, start: int, end: int) -> Any:
     return messages.Inquiry(found.context, check, key)
 
 
-@mutant("wire.last-argument-wins", "SPOP-MSG-004", "takes the last of two arguments of one name")
+@mutant("wire.last-argument-wins", "SPOP-MSG-004", "takes the last of two arguments of the same name")
 @around(messages, "_read_message")
 def last_argument_wins(sound: Any, data: bytes, pos: int, end: int) -> Any:
     name, arguments, _doubled, after = sound(data, pos, end)
