@@ -14,7 +14,7 @@ import click
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.base.output import log_to_stderr
 from iamroles_agent.commands import status_text
-from iamroles_agent.commands.policy_option import policy_option
+from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
 from iamroles_agent.processes import local_socket
 from iamroles_agent.processes.agent import Agent, socket_of
 
@@ -61,12 +61,10 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
     try:
         made = Agent.read(config, state_dir, take_over=take_over)
     except StartError as error:
-        click.echo(f"iamroles agent: {error}", err=True)
-        sys.exit(3)
+        end(3, f"iamroles agent: {error}")
     except ConfigError as error:
-        click.echo(str(error), err=True)
-        click.echo(f"iamroles agent: {_count(error)} in {config}; nothing was started", err=True)
-        sys.exit(2)
+        count = "1 error" if len(error.problems) == 1 else f"{len(error.problems)} errors"
+        end(2, f"{error}\niamroles agent: {count} in {config}; nothing was started")
     # Loaded objects live as long as the process: keep the collector, and forks, from touching them.
     gc.freeze()
     # Fetches, STS calls and the audit's writer are threads. By default Python lets a thread delay the event
@@ -75,18 +73,12 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
     try:
         status = made.run()
     except (StartError, ConfigError) as error:
-        click.echo(f"iamroles agent: {error}", err=True)
-        sys.exit(2 if isinstance(error, ConfigError) else 3)
+        end(2 if isinstance(error, ConfigError) else 3, f"iamroles agent: {error}")
     finally:
         logging.shutdown()
     sys.stdout.flush()
     # Fetch threads may still wait for an issuer that does not answer; the drain is over.
     os._exit(status)
-
-
-def _count(error: ConfigError) -> str:
-    number = len(error.problems)
-    return "1 error" if number == 1 else f"{number} errors"
 
 
 @agent.command()
@@ -104,12 +96,9 @@ def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as
 
     Exit status: 0 if all workers serve the version in force and can decide, 1 if not, 3 without an answer.
     """
-    try:
-        if path is None and (config is not None or state_dir is not None):
+    if path is None and (config is not None or state_dir is not None):
+        with ends_if_unsound():
             path = socket_of(config or Path(), state_dir)
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
     if path is None:
         raise click.UsageError(
             "say which agent: --config with agent.state_dir or agent.control_socket in it, --state-dir, "
@@ -118,10 +107,8 @@ def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as
     try:
         found = local_socket.ask(path, {"command": "status"})
     except (OSError, ValueError) as error:
-        click.echo(f"iamroles agent: no answer at {path}: {error}", err=True)
-        sys.exit(3)
+        end(3, f"iamroles agent: no answer at {path}: {error}")
     if "error" in found:
-        click.echo(f"iamroles agent: {found['error']}", err=True)
-        sys.exit(3)
+        end(3, f"iamroles agent: {found['error']}")
     click.echo(json.dumps(found, indent=2) if as_json else status_text.as_text(found))
     sys.exit(0 if status_text.well(found) else 1)

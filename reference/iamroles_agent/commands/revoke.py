@@ -6,7 +6,6 @@ import fcntl
 import json
 import re
 import secrets
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 
 from iamroles_agent.base.errors import ConfigError, StartError, closest
 from iamroles_agent.commands.emergency import Settings
-from iamroles_agent.commands.policy_option import policy_option
+from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
 from iamroles_agent.processes import local_socket
 
@@ -54,26 +53,16 @@ def revoke() -> None:
 )
 @click.option("--reason", default="", help="A note for readers of the audit.")
 @click.option("--id", "name", help="A name for it; generated if left out.")
-def add(  # noqa: PLR0917 - click's options, by name
+def add(
     config: Path,
     file: Path | None,
-    roles: tuple[str, ...],
-    principals: tuple[str, ...],
-    sessions: tuple[str, ...],
-    credentials: tuple[str, ...],
     issued_before: str | None,
-    reason: str,
     name: str | None,
+    **given: Any,  # noqa: ANN401 - members of `Revocation`
 ) -> None:
     """Add a revocation. All options must match: a role and a principal mean this principal in that role."""
-    members: dict[str, Any] = {
-        "id": name or f"r-{secrets.token_hex(4)}",
-        "roles": list(roles),
-        "principals": list(principals),
-        "sessions": list(sessions),
-        "credentials": list(credentials),
-        "reason": reason,
-    }
+    members = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    members["id"] = name or f"r-{secrets.token_hex(4)}"
     if issued_before is not None:
         is_number = issued_before.replace(".", "", 1).isdecimal()
         members["issued_before"] = (
@@ -82,16 +71,13 @@ def add(  # noqa: PLR0917 - click's options, by name
     try:
         row = Revocation.model_validate(members)
     except ValidationError as error:
-        for item in error.errors(include_url=False):
-            click.echo(f"iamroles revoke: {'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}", err=True)
-        sys.exit(2)
+        said = [(".".join(map(str, item["loc"])) or "it", item["msg"]) for item in error.errors()]
+        end(2, "\n".join(f"iamroles revoke: {where}: {message}" for where, message in said))
     if mistake := _mistake(config, row):
-        click.echo(f"iamroles revoke: {mistake}", err=True)
-        sys.exit(2)
+        end(2, f"iamroles revoke: {mistake}")
     with _edited(config, file) as (path, found):
         if any(known.id == row.id for known in found):
-            click.echo(f"iamroles revoke: {row.id} is there already; choose another --id", err=True)
-            sys.exit(2)
+            end(2, f"iamroles revoke: {row.id} is there already; choose another --id")
         found.append(row)
     click.echo(f"{row.id} is in {path}")
     _wait(config, row.id, present=True)
@@ -115,10 +101,7 @@ def undo(config: Path, file: Path | None, name: str) -> None:
     with _edited(config, file) as (path, found):
         kept = [row for row in found if row.id != name]
         if len(kept) == len(found):
-            click.echo(
-                f"iamroles revoke: there is no {name} in {path}; `iamroles revoke list` shows all", err=True
-            )
-            sys.exit(2)
+            end(2, f"iamroles revoke: there is no {name} in {path}; `iamroles revoke list` shows all")
         found[:] = kept
     click.echo(f"{name} is out of {path}")
     _wait(config, name, present=False)
@@ -145,19 +128,13 @@ def _mistake(config: Path, row: Revocation) -> str | None:
 
 def _file(config: Path) -> Path:
     """Return the file of revocations; nothing else of the configuration is read, for an emergency."""
-    try:
+    with ends_if_unsound():
         return Settings(config).file("live", "revocations", "revocations.toml")
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
 
 
 def _read(path: Path) -> Revocations:
-    try:
+    with ends_if_unsound():
         return read(path)
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
 
 
 @contextmanager
@@ -171,8 +148,7 @@ def _edited(config: Path, file: Path | None) -> Iterator[tuple[Path, list[Revoca
             yield path, found
             write(path, Revocations(tuple(found)))
     except OSError as error:
-        click.echo(f"iamroles revoke: {path} cannot be written: {error.strerror}", err=True)
-        sys.exit(3)
+        end(3, f"iamroles revoke: {path} cannot be written: {error.strerror}")
 
 
 def _wait(config: Path, name: str, *, present: bool) -> None:
@@ -195,12 +171,10 @@ def _wait(config: Path, name: str, *, present: bool) -> None:
             click.echo(f"No agent answers at {address} ({error}): an agent reads it when it starts")
             return
         if answer.get("problem"):
-            click.echo(f"iamroles revoke: NOT in force: {answer['problem']}", err=True)
-            sys.exit(1)
+            end(1, f"iamroles revoke: NOT in force: {answer['problem']}")
         if answer.get("settled") and (name in answer.get("in_force", ())) == present:
             click.echo(f"in force in all workers of the agent at {address}")
             return
         if time.monotonic() > deadline:
-            click.echo(f"iamroles revoke: NOT in force after {_WITHIN:g} s: see the agent's log", err=True)
-            sys.exit(1)
+            end(1, f"iamroles revoke: NOT in force after {_WITHIN:g} s: see the agent's log")
         time.sleep(0.05)

@@ -13,9 +13,8 @@ from typing import Any
 
 import click
 
-from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.commands.emergency import Settings
-from iamroles_agent.commands.policy_option import policy_option
+from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
 from iamroles_agent.live.console import TABLE, Console, ConsoleError, Stream, streams, workers
 
 
@@ -24,19 +23,15 @@ from iamroles_agent.live.console import TABLE, Console, ConsoleError, Stream, st
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each line.")
 def sessions(config: Path, as_json: bool) -> None:
     """Show the long streams in all of HAProxy's workers: principal, role, route, begin, end."""
-    try:
+    with ends_if_unsound():
         settings = Settings(config)
         socket = settings.file("live", "master_socket", "/run/haproxy/master.sock")
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
     name = settings.text("live", "master_socket") or ""
     path = name if ":" in name and "/" not in name else str(socket.absolute())
     try:
         found, silent = asyncio.run(_all(path))
     except ConsoleError as error:
-        click.echo(f"iamroles sessions: {path}: {error}", err=True)
-        sys.exit(3)
+        end(3, f"iamroles sessions: {path}: {error}")
     for about in sorted(map(_about, found), key=itemgetter("until")):
         click.echo(json.dumps(about) if as_json else _line(about))
     for problem in silent:

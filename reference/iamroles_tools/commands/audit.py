@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -49,6 +50,20 @@ def _name(_context: click.Context, _option: click.Parameter, value: str) -> str:
     if not NAME.fullmatch(value):
         raise click.BadParameter("write a name without blanks and `+`, for example gate.example.com/audit")
     return value
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn a file or key that cannot be read into exit status 2, and wrong content into 1."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise click.UsageError(f"{error.filename}: {why}. Check the path and its permissions") from error
+    except KeyFormatError as error:
+        raise click.UsageError(str(error)) from error
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.group()
@@ -103,7 +118,7 @@ def verify(
         raise click.UsageError("Give the files of a log, or --proof")
     if (checkpoints or proofs) and not keys:
         raise click.UsageError("Which signature is trusted? Give --key, as `iamroles audit key` prints it")
-    try:
+    with _readable():
         verifiers = [Verifier.parse(key) for key in keys]
         if proofs:
             _show_proofs(proofs, verifiers)
@@ -112,8 +127,6 @@ def verify(
         proof = verify_log(files, mixed=mixed, complete=complete, heads=heads)
         if signed:
             proving.check(proof, signed)
-    except (OSError, CheckpointError) as error:
-        raise _ended(error) from error
     click.echo(_as_json(proof) if form == "json" else "\n".join(_as_text(proof)))
     if not proof.whole or not proof.records:
         raise SystemExit(1)
@@ -138,14 +151,12 @@ def key(*, file: Path, name: str) -> None:
     Keep FILE in a place that the agent cannot read. The printed line is public. A witness wants one key for
     each log: print it with the log's own name, --name NAME/worker-0.
     """
-    try:
+    with _readable():
         if not file.exists():
             with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
                 stream.write(new_key())
         signer = read_key(file.read_bytes(), str(file))
         click.echo(Verifier.parse(str(Verifier(name, signer.public_key()))))
-    except (OSError, CheckpointError) as error:
-        raise _ended(error) from error
 
 
 @audit.command()
@@ -173,7 +184,7 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
     the checkpoints elsewhere, or have them witnessed: worker-0.add-checkpoint is the body of the request to a
     witness (C2SP tlog-witness). Exit status: 0 signed, 1 not whole or rewritten, 2 unreadable.
     """
-    try:
+    with _readable():
         keys = [read_key(path.read_bytes(), str(path)) for path in signers]
         own = [Verifier(name, one.public_key()) for one in keys]
         proof = verify_log(files)
@@ -195,8 +206,6 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
             beside.write_text(note, "utf-8")
             beside.replace(target)
         click.echo("\n".join(signed))
-    except (OSError, CheckpointError) as error:
-        raise _ended(error) from error
 
 
 @audit.command()
@@ -210,7 +219,7 @@ def prove(*, files: tuple[Path, ...], request: str, note: Path, out: str) -> Non
     If the record is a short line, PREFIX.verdict.tlog-proof proves the full record that it names. A proof
     shows the whole batch of lines that were written together. `audit verify --proof` checks it.
     """
-    try:
+    with _readable():
         signed = note.read_text("utf-8", "replace")
         records, proof = proving.find(files, request=request), verify_log(files)
         texts = [proving.prove(files, proof, owner, seq, signed) for owner, seq in records]
@@ -218,8 +227,6 @@ def prove(*, files: tuple[Path, ...], request: str, note: Path, out: str) -> Non
             path = Path(f"{out}{mark}.tlog-proof")
             path.write_text(text, "utf-8")
             click.echo(path)
-    except (OSError, CheckpointError) as error:
-        raise _ended(error) from error
 
 
 def _as_text(proof: Proof) -> Iterator[str]:
@@ -324,7 +331,7 @@ def query(
     if proxy_logs and STDIN in files:
         raise click.UsageError("With --haproxy-log the audit is read twice: give files, not standard input")
     asides: list[str] = []
-    try:
+    with _readable():
         proxy = read_proxy_log(proxy_logs) if proxy_logs else None
         given = {name: value for name, value in conditions.items() if value is not None}
         asked = Query(**given, kinds=frozenset(kinds))
@@ -332,8 +339,6 @@ def query(
             click.echo(line)
         for aside in asides:
             click.echo(f"note: {aside}", err=True)
-    except OSError as error:
-        raise _unreadable(error) from error
 
 
 _SHAPES: dict[str, Callable[[Iterable[dict[str, Any]]], Iterable[str]]] = {
@@ -342,17 +347,3 @@ _SHAPES: dict[str, Callable[[Iterable[dict[str, Any]]], Iterable[str]]] = {
     "csv": rows,
     "summary": summary,
 }
-
-
-def _ended(error: OSError | CheckpointError) -> click.ClickException:
-    """Return an error with exit status 2 if a file or key cannot be read, 1 if its content is wrong."""
-    if isinstance(error, OSError):
-        return _unreadable(error)
-    kind = click.UsageError if isinstance(error, KeyFormatError) else click.ClickException
-    return kind(str(error))
-
-
-def _unreadable(error: OSError) -> click.UsageError:
-    return click.UsageError(
-        f"{error.filename}: {error.strerror or error}. Check the path and its permissions"
-    )

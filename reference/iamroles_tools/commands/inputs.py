@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+
+from iamroles_agent.commands.shared import end
 
 
 class EpochSecond(click.FloatRange):
@@ -26,9 +27,8 @@ class EpochSecond(click.FloatRange):
 
 
 def bad_input(message: str) -> NoReturn:
-    """Print an error and exit."""
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(2)
+    """Print an error, and leave with exit status 2."""
+    end(2, f"Error: {message}")
 
 
 def table(path: Path, name: str, *, toml: bool = False) -> dict[str, Any]:

@@ -51,10 +51,10 @@ def _read(path: Path, form: str = "text") -> PolicyFile:
         if form == "json":
             click.echo(json.dumps({"problems": [asdict(problem) for problem in error.problems]}, indent=2))
         else:
-            for problem in error.problems:
-                click.echo(str(problem), err=True)
             count = len(error.problems)
-            click.echo(f"{count} problem{'s' if count != 1 else ''}: {path} cannot be enforced", err=True)
+            click.echo(
+                f"{error}\n{count} problem{'s' if count != 1 else ''}: {path} cannot be enforced", err=True
+            )
         sys.exit(2)
 
 
@@ -178,11 +178,8 @@ def explain(  # noqa: PLR0917 - click passes them by name
             name: [{**asdict(item), "line": document.line(item.key)} for item in getattr(explanation, name)]
             for name in ("matching", "close")
         }
-        verdict = {"allow": decision.allow, "status": decision.status, "reason": decision.reason}
-        verdict |= {
-            name: getattr(decision, name)
-            for name in ("role", "rule", "backend", "detail", "unmapped", "shadow")
-        }
+        shown = ("allow", "status", "reason", "role", "rule", "backend", "detail", "unmapped", "shadow")
+        verdict = {name: getattr(decision, name) for name in shown}
         click.echo(json.dumps({"verdict": verdict, **considered, "assumed": assumed}, indent=2))
     else:
         click.echo(_verdict_line(decision))

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from iamroles_agent.base.config import Config
-from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.commands.shared import ends_if_unsound
 from iamroles_agent.policy.load import load
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.encoding import decode_object
@@ -64,7 +64,8 @@ def inspect_command(
         text = text[7:].lstrip()
     if not text:
         bad_input("no credential: give one as argument or on standard input")
-    config = _read_config(config_file)
+    with ends_if_unsound():
+        config = None if config_file is None else load(config_file)
     keys = _read_keys(jwks_file)
     if keys is not None and config is None:
         bad_input("--jwks needs --config: without a policy no issuer is known")
@@ -72,17 +73,6 @@ def inspect_command(
     found = asyncio.run(_inspect(data, config, keys, offline=offline, now=time.time() if at is None else at))
     click.echo(_as_json(found) if form == "json" else _as_text(found, config is not None))
     sys.exit(0 if found.reason is None else 1)
-
-
-def _read_config(path: Path | None) -> Config | None:
-    if path is None:
-        return None
-    try:
-        return load(path)
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
-        sys.exit(2)
 
 
 def _read_keys(path: Path | None) -> KeySet | None:
@@ -166,11 +156,7 @@ def _value(name: str, value: object) -> str:
 def _as_json(found: Inspection) -> str:
     identity = found.identity
     document: dict[str, Any] = {
-        "kind": found.kind,
-        "credential": found.credential,
-        "header": found.header,
-        "claims": found.claims,
-        "signature": found.signature,
+        **{name: getattr(found, name) for name in ("kind", "credential", "header", "claims", "signature")},
         "checks": [
             {name: getattr(step, name) for name in ("check", "outcome", "reason", "detail")}
             for step in found.steps

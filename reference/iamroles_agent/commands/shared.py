@@ -1,13 +1,17 @@
-"""The option `--config`, which each command of the agent takes."""
+"""What the agent's commands share: the option `--config`, and how they end early."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+
+from iamroles_agent.base.errors import ConfigError
 
 VARIABLE, FORMER = "IAMROLES_POLICY", "IAMROLES_WORLD"
 """Environment variables with the path of the policy file (SPEC.md section 8); the second is deprecated."""
@@ -30,3 +34,18 @@ def _warn(context: click.Context, option: click.Parameter, value: Path | None) -
     if source is click.core.ParameterSource.ENVIRONMENT and not os.environ.get(VARIABLE):
         click.echo(f"{FORMER} is deprecated: set {VARIABLE} instead", err=True)
     return value
+
+
+def end(status: int, message: str) -> NoReturn:
+    """Print an error, and leave with this exit status."""
+    click.echo(message, err=True)
+    sys.exit(status)
+
+
+@contextmanager
+def ends_if_unsound() -> Iterator[None]:
+    """Turn what is wrong with a file of the operator into exit status 2, with every problem."""
+    try:
+        yield
+    except ConfigError as error:
+        end(2, str(error))
