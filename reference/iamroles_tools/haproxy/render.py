@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ import click
 
 from iamroles_agent.base.config import Backend, Config
 from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.commands.shared import end, ends_if_unsound
 from iamroles_agent.policy.checks import tls_faults
 from iamroles_agent.policy.load import load
 
@@ -31,64 +33,6 @@ _PATH = click.Path(path_type=Path)
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _OPTIONS = "command line"
 _ADDRESSES = 'Give one "host:port" or more; an agent may also be "unix:/path"'
-
-_AGENTS = """\
-# Written by `iamroles policy render` from {source}: change the policy, not this file.
-
-global
-    # Where the agents listen; an environment variable of the same name wins.
-{presets}
-{lua}
-backend iam-agents from iam-defaults
-    # `mode tcp` serves every release; 3.1 and later make `mode spop` of it by themselves.
-    mode tcp
-    balance roundrobin
-    # A health check that speaks SPOP: without it, an agent that is down costs every request the whole
-    # processing timeout; with it, the refusal is immediate.
-    option spop-check
-    timeout connect 500ms
-    timeout check   1s
-    # Longer than the `timeout idle` of iam.spoe.cfg, so that HAProxy ends idle connections politely.
-    timeout server  3m
-    retries 1
-    option redispatch 1
-    # A silent agent is out after two checks; one good check brings it back.
-    default-server check inter 1s fastinter 250ms downinter 250ms fall 2 rise 1 init-addr last,libc,none
-.if !version_atleast(3.1)
-    # Its connections are closed then. From 3.1 on that would also end each request that still tries to
-    # connect, and is about to ask the next agent.
-    default-server on-marked-down shutdown-sessions
-.endif
-{servers}
-"""
-
-_LUA = """\
-    # Backends with `streams = true` cut a stream at its credential's end (docs/live.md).
-.if !feature(LUA)
-    .alert "this HAProxy is built without Lua: no backend of the policy can have streams = true"
-.endif
-.if !version_atleast(3.0)
-    .notice "streams = true: before HAProxy 3.0 a WebSocket that is silent for 30 s is closed: send pings"
-.endif
-.if version_atleast(3.1)
-    tune.lua.bool-sample-conversion normal
-.endif
-    lua-load iam-live.lua
-"""
-
-_BACKEND = """
-backend route-{name} from iam-routes
-    balance roundrobin
-{streams}
-    default-server check inter 2s init-addr last,libc,none
-{servers}
-"""
-
-_FRESH = """
-# The credentials that were seen in backends with `renew = true`: client address and who. gpt0 is the expiry.
-backend iam-fresh from iam-defaults
-    stick-table type string len 2600 size 100k expire 24h store gpt0
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +65,19 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
     Raises:
         ConfigError: HAProxy cannot express some backends; each with its key.
     """
-    if problems := _problems(config, settings, source):
+    if problems := list(_problems(config, settings, source)):
         raise ConfigError(problems)
-    shipped = files("iamroles_tools.haproxy")
     return {
-        "haproxy.cfg": _preset(shipped.joinpath("haproxy.cfg").read_text(), settings.presets()),
-        "iam.spoe.cfg": shipped.joinpath("iam.spoe.cfg").read_text(),
+        "haproxy.cfg": _preset(_shipped("haproxy.cfg"), settings.presets()),
+        "iam.spoe.cfg": _shipped("iam.spoe.cfg"),
         "iam-routes.cfg": _routes(config, settings, source),
-        "iam-live.lua": shipped.joinpath("iam-live.lua").read_text(),
+        "iam-live.lua": _shipped("iam-live.lua"),
     }
+
+
+def _shipped(name: str) -> str:
+    """Return a file of this directory: one that is written as it is, or a piece of `iam-routes.cfg`."""
+    return files("iamroles_tools.haproxy").joinpath(name).read_text()
 
 
 def write(texts: dict[str, str], output: Path) -> None:
@@ -160,16 +108,17 @@ def _preset(text: str, values: dict[str, str]) -> str:
 
 def _routes(config: Config, settings: Settings, source: str) -> str:
     agents = {f"IAM_AGENT_{index}": _address(agent) for index, agent in enumerate(settings.agents, 1)}
-    head = _AGENTS.format(
+    head = _shipped("agents.cfg").format(
         source=source.replace("\n", " "),
         presets="\n".join(f'    presetenv {name} "{address}"' for name, address in agents.items()),
         servers="\n".join(f'    server agent-{index} "${{{name}}}"' for index, name in enumerate(agents, 1)),
-        lua=_LUA if any(backend.streams for backend in config.backends) else "",
+        lua=_shipped("lua.cfg") if any(backend.streams for backend in config.backends) else "",
     )
     if any(backend.renew for backend in config.backends):
-        head += _FRESH
+        head += "\n" + _shipped("fresh.cfg")
+    section = "\n" + _shipped("backend.cfg")
     return head + "".join(
-        _BACKEND.format(
+        section.format(
             name=backend.name,
             streams=_streams(backend),
             servers="\n".join(
@@ -184,8 +133,7 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
 def _streams(backend: Backend) -> str:
     """Return the lines that end or refuse streams in a backend."""
     names = [*(["renew"] if backend.renew else []), "streams"] if backend.streams else ["no-streams"]
-    shipped = files("iamroles_tools.haproxy")
-    text = "\n".join(shipped.joinpath(f"{name}.cfg").read_text().rstrip() for name in names)
+    text = "\n".join(_shipped(f"{name}.cfg").rstrip() for name in names)
     return text.replace("{name}", backend.name)
 
 
@@ -202,49 +150,36 @@ def _address(agent: str) -> str:
     return f"unix@{agent.removeprefix('unix:')}" if agent.startswith("unix:") else agent
 
 
-def _problems(config: Config, settings: Settings, source: str) -> list[Problem]:
+def _problems(config: Config, settings: Settings, source: str) -> Iterator[Problem]:
     """Find values that HAProxy cannot express, or that would add words to its configuration.
 
     The loader refuses most of them, but code may make a `Config` without the loader.
     """
-    found = []
     for index, backend in enumerate(config.backends):
         key = f"backends[{index}]"
         if not _NAME.fullmatch(backend.name):
             remedy = "Use up to 100 letters, digits, '.', '_', ':' and '-'"
-            found.append(Problem(source, f"{key}.name", f"{backend.name!r} cannot name a section", remedy))
+            yield Problem(source, f"{key}.name", f"{backend.name!r} cannot name a section", remedy)
         if not backend.servers:
-            found.append(Problem(source, f"{key}.servers", "no servers to route to", _ADDRESSES))
-        found += [
-            Problem(source, f"{key}.servers[{number}]", f"{server!r} is not an address", _ADDRESSES)
-            for number, server in enumerate(backend.servers)
-            if not _is_host_port(server)
-        ]
-        found += [
-            Problem(source, fault.key, fault.message, fault.remedy) for fault in tls_faults(key, backend)
-        ]
-    found += [
-        Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)
-        for agent in settings.agents
-        if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,100}", agent))
-    ]
+            yield Problem(source, f"{key}.servers", "no servers to route to", _ADDRESSES)
+        for number, server in enumerate(backend.servers):
+            if not _is_host_port(server):
+                yield Problem(source, f"{key}.servers[{number}]", f"{server!r} is not an address", _ADDRESSES)
+        for fault in tls_faults(key, backend):
+            yield Problem(source, fault.key, fault.message, fault.remedy)
+    for agent in settings.agents:
+        if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,100}", agent)):
+            yield Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)
     if not settings.agents:
-        found.append(Problem(_OPTIONS, "--agent", "no agent to ask", _ADDRESSES))
+        yield Problem(_OPTIONS, "--agent", "no agent to ask", _ADDRESSES)
     if settings.timeout_processing and not _TIME.fullmatch(settings.timeout_processing):
         wrong = f"{settings.timeout_processing!r} is not a time for HAProxy"
-        found.append(Problem(_OPTIONS, "--timeout-processing", wrong, "Write `500ms` or `2s`"))
-    remedy = "Leave out quotes, backslashes, dollar signs and control characters"
-    found += [
-        Problem(
-            _OPTIONS,
-            f"--{name.removeprefix('IAM_').lower().replace('_', '-')}",
-            f"{value!r} cannot stand in HAProxy's configuration",
-            remedy,
-        )
-        for name, value in settings.presets().items()
-        if not re.fullmatch(r'[^"\\$\x00-\x1f\x7f]{1,200}', value)
-    ]
-    return found
+        yield Problem(_OPTIONS, "--timeout-processing", wrong, "Write `500ms` or `2s`")
+    for name, value in settings.presets().items():
+        if not re.fullmatch(r'[^"\\$\x00-\x1f\x7f]{1,200}', value):
+            option = f"--{name.removeprefix('IAM_').lower().replace('_', '-')}"
+            remedy = "Leave out quotes, backslashes, dollar signs and control characters"
+            yield Problem(_OPTIONS, option, f"{value!r} cannot stand in HAProxy's configuration", remedy)
 
 
 def _is_host_port(text: str) -> bool:
@@ -274,17 +209,13 @@ def render(path: Path, output: Path, agents: tuple[str, ...], **choices: Any) ->
 
     Exit status: 0 written, 2 for a wrong policy or option, 3 if the directory cannot be written.
     """
-    try:
+    with ends_if_unsound():
         config = load(path)
         settings = Settings(agents or (config.agent.listen,), **choices)
         texts = configuration(config, settings, source=path.name)
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        raise SystemExit(2) from None
     try:
         write(texts, output)
     except OSError as error:
-        click.echo(f"{error.filename}: cannot be written: {error.strerror}", err=True)
-        raise SystemExit(3) from None
+        end(3, f"{error.filename}: cannot be written: {error.strerror}")
     for name in texts:
         click.echo(str(output / name))
