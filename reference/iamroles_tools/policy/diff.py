@@ -34,7 +34,17 @@ from iamroles_agent.policy.compiled import Rule, arns_of
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.policy.witness import describe
 from iamroles_tools.policy.describe import Line, Part, describe_parts
-from iamroles_tools.policy.zones import LabelledRule, Labels, Rules, Tree, Zone, bits, labelled, split, walk
+from iamroles_tools.policy.zones import (
+    LabelledRule,
+    Labels,
+    Tree,
+    Zone,
+    bits,
+    labelled,
+    rules_of,
+    split,
+    walk,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +165,10 @@ class _Key(NamedTuple):
 
 @dataclass(slots=True)
 class _Found:
-    """Cells of an entry, by the roles that they change for."""
+    """Cells of an entry that change for some roles, and the rules that lead there."""
 
-    parts: dict[tuple[int, Zone], int] = field(default_factory=dict)
-    rules: dict[tuple[int, Zone], set[str]] = field(default_factory=dict)
+    cells: int = 0
+    rules: set[str] = field(default_factory=set)
 
 
 class _Reach(NamedTuple):
@@ -189,7 +199,7 @@ class _Comparison:
         self._sides = (old, new)
         self._labels = labels
         self._union = union
-        self._found: dict[_Key, _Found] = {}
+        self._found: dict[_Key, dict[tuple[int, Zone], _Found]] = defaultdict(lambda: defaultdict(_Found))
         self._rules = [rule for side in self._sides for rule in (*side.grants, *side.denies)]
         self._tree = Tree(self._rules)
         self._side = {rule: side for side in self._sides for rule in (*side.grants, *side.denies)}
@@ -290,19 +300,18 @@ class _Comparison:
 
     def _add(self, key: _Key, roles: int, zone: Zone, cells: int, rule: str) -> None:
         if cells:
-            found = self._found.setdefault(key, _Found())
-            at = roles, zone
-            found.parts[at] = found.parts.get(at, 0) | cells
-            found.rules.setdefault(at, set()).add(rule)
+            found = self._found[key][roles, zone]
+            found.cells |= cells
+            found.rules.add(rule)
 
-    def _entries(self, key: _Key, found: _Found) -> Iterator[Change]:
-        classes = split([self._labels.everyone], {roles for roles, _ in found.parts})
+    def _entries(self, key: _Key, found: Mapping[tuple[int, Zone], _Found]) -> Iterator[Change]:
+        classes = split([self._labels.everyone], {roles for roles, _ in found})
         merged: dict[tuple[tuple[Line, ...], tuple[str, ...]], tuple[int, list[Part]]] = {}
         for one in classes:
-            parts = [(zone, cells) for (roles, zone), cells in found.parts.items() if roles & one]
+            parts = [(zone, some.cells) for (roles, zone), some in found.items() if roles & one]
             if not parts:
                 continue
-            ids = {rule for (roles, _), some in found.rules.items() if roles & one for rule in some}
+            ids = {rule for (roles, _), some in found.items() if roles & one for rule in some.rules}
             same = describe_parts(parts, self._tree), tuple(sorted(ids))
             before = merged.get(same)
             merged[same] = (one | before[0] if before else one), parts
@@ -348,9 +357,8 @@ def _winners(before: _Reach, after: _Reach) -> Iterator[tuple[LabelledRule, Labe
 
 
 def _routes(config: Config, named: dict[str, list[str]], labels: Labels) -> _Side:
-    rules = Rules.from_config(config)
-    grants = labelled(rules.grants, labels, named)
-    denies = labelled(rules.denies, labels, named, deny=True)
+    grants = labelled(rules_of(config, "grants"), labels, named)
+    denies = labelled(rules_of(config, "denies"), labels, named, deny=True)
     limits = {arn: role.max_lifetime for role in config.roles for arn in named[role.name]}
     return _Side(grants, denies, [limits.get(arn) for arn in labels.names])
 

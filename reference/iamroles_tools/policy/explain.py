@@ -12,7 +12,7 @@ from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.compiled import Policy, Query, Rule
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_agent.tokens.jws import Header
-from iamroles_tools.policy.zones import Rules
+from iamroles_tools.policy.zones import rules_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,16 @@ def explain(config: Config, identity: Identity, request: Request, now: float | N
 def _consider(
     config: Config, policy: Policy, identity: Identity, request: Request, query: Query
 ) -> Iterator[tuple[Considered, int]]:
-    rules = Rules.from_config(config)
     every = {name for arn in identity.roles if (name := policy.name_of(arn)) is not None}
     active = {name for arn in policy.active(identity, request) if (name := policy.name_of(arn)) is not None}
-    for effect, listed in (
-        ("deny", rules.denies),
-        ("grant", rules.grants),
-        ("shadow deny", rules.shadow_denies),
-        ("shadow grant", rules.shadow_grants),
+    for effect, table in (
+        ("deny", "denies"),
+        ("grant", "grants"),
+        ("shadow deny", "denies"),
+        ("shadow grant", "grants"),
     ):
-        deny = effect.endswith("deny")
-        for key, rule in listed:
+        deny = table == "denies"
+        for key, rule in rules_of(config, table, shadow=effect.startswith("shadow")):
             misses = tuple(_misses(rule, query, every if deny else active, deny=deny, held=every))
             yield Considered(rule.id, key, effect, misses, rule.backend), rule.region.specificity[1]
 

@@ -32,7 +32,7 @@ from iamroles_agent.base.config import Config
 from iamroles_agent.policy.witness import witness_in_both
 from iamroles_tools.policy import lint_pairs, lint_wide
 from iamroles_tools.policy.findings import Finding, Kind
-from iamroles_tools.policy.zones import Cells, LabelledRule, Labels, Rules, Zone, bits, labelled, walk
+from iamroles_tools.policy.zones import Cells, LabelledRule, Labels, Zone, bits, labelled, rules_of, walk
 
 
 def lint(config: Config, written: Config | None = None) -> list[Finding]:
@@ -70,11 +70,10 @@ class Linter:
     """Findings from zones alone."""
 
     def __init__(self, config: Config) -> None:
-        rules = Rules.from_config(config)
         self.labels = Labels(role.name for role in config.roles)
-        self._grants = labelled(rules.grants, self.labels)
-        self._denies = labelled(rules.denies, self.labels, deny=True)
-        self._shadow_grants = labelled(rules.shadow_grants, self.labels)
+        self._grants = labelled(rules_of(config, "grants"), self.labels)
+        self._denies = labelled(rules_of(config, "denies"), self.labels, deny=True)
+        self._shadow_grants = labelled(rules_of(config, "grants", shadow=True), self.labels)
         self.zones = list(walk([*self._grants, *self._denies]))
         self._union = config.multi_role == "union"
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import permutations
 
 from iamroles_agent.base.config import Config
@@ -24,28 +23,34 @@ from iamroles_tools.policy.findings import Finding, Kind
 from iamroles_tools.policy.zones import LabelledRule, Labels, Zone, bits
 
 
-@dataclass(slots=True)
-class _Pairs:
-    """Pairs of roles that escalate by the same two grants."""
-
-    witness: Request
-    found: list[tuple[str, str]] = field(default_factory=list)
-
-
 def escalations(config: Config, zones: Sequence[Zone], labels: Labels) -> Iterator[Finding]:
     """Yield pairs of roles of which one reads what only the other may change, each pair in one finding."""
     done: dict[int, int] = defaultdict(int)
-    by_grants: dict[tuple[LabelledRule, LabelledRule], _Pairs] = {}
+    by_grants: dict[tuple[LabelledRule, LabelledRule], tuple[Request, list[tuple[str, str]]]] = {}
     for zone in zones:
-        for reader, writer, read, write, cells in _together(zone, labels.everyone):
-            for one in bits(reader):
-                for two in bits(writer & ~done[one] & ~(1 << one)):
+        for readers, writers, read, write, cells in _together(zone, labels.everyone):
+            for one in bits(readers):
+                for two in bits(writers & ~done[one] & ~(1 << one)):
                     done[one] |= 1 << two
                     done[two] |= 1 << one
-                    pairs = by_grants.setdefault((read, write), _Pairs(zone.witness(cells)))
-                    pairs.found.append((labels.listed(1 << one)[0], labels.listed(1 << two)[0]))
-    for (read, write), pairs in by_grants.items():
-        yield _finding(read, write, pairs, note=config.multi_role == "deny")
+                    _, pairs = by_grants.setdefault((read, write), (zone.witness(cells), []))
+                    pairs.append((labels.listed(1 << one)[0], labels.listed(1 << two)[0]))
+    for (read, write), (witness, pairs) in by_grants.items():
+        reader, writer = pairs[0]
+        more = f"; so for {len(pairs) - 1} more pairs of roles" if len(pairs) > 1 else ""
+        yield Finding(
+            Kind.ESCALATION,
+            write.key,
+            write.id,
+            f"the role {writer!r} may change here what the role {reader!r} may read and not change "
+            f"({read.id}): a token with both does both{more}",
+            "Check that no one should hold both, or give one role both rights",
+            writer,
+            witness,
+            {read.id: read.key},
+            note=config.multi_role == "deny",
+            pairs=tuple(pairs),
+        )
 
 
 def _together(zone: Zone, everyone: int) -> Iterator[tuple[int, int, LabelledRule, LabelledRule, int]]:
@@ -65,21 +70,3 @@ def _together(zone: Zone, everyone: int) -> Iterator[tuple[int, int, LabelledRul
             read = next(p for p, cells in able[reader] if cells & reads & zone.grid.any_method(writes))
             write = next(p for p, cells in able[writer] if cells & writes)
             yield reader, writer, read, write, zone.cells[write] & writes
-
-
-def _finding(read: LabelledRule, write: LabelledRule, pairs: _Pairs, *, note: bool) -> Finding:
-    reader, writer = pairs.found[0]
-    more = f"; so for {len(pairs.found) - 1} more pairs of roles" if len(pairs.found) > 1 else ""
-    return Finding(
-        Kind.ESCALATION,
-        write.key,
-        write.id,
-        f"the role {writer!r} may change here what the role {reader!r} may read and not change ({read.id}): "
-        f"a token with both does both{more}",
-        "Check that no one should hold both, or give one role both rights",
-        writer,
-        pairs.witness,
-        {read.id: read.key},
-        note=note,
-        pairs=tuple(pairs.found),
-    )

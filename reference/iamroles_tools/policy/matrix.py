@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
+from string import Template
 from typing import Literal
 
 from iamroles_agent.base.config import Config
 from iamroles_agent.policy.compiled import arns_of
 from iamroles_tools.policy.describe import describe_region
-from iamroles_tools.policy.zones import LabelledRule, Labels, Rules, Zone, labelled, split, walk
+from iamroles_tools.policy.zones import LabelledRule, Labels, Zone, labelled, rules_of, split, walk
 
 Reach = Literal["all", "part", "none"]
 
@@ -53,9 +55,9 @@ class _Reached:
 
 def matrix(config: Config) -> Matrix:
     """Tell, for tokens with one role, which part of each grant's region leads to this grant's backend."""
-    rules = Rules.from_config(config)
     labels = Labels(role.name for role in config.roles)
-    grants, denies = labelled(rules.grants, labels), labelled(rules.denies, labels, deny=True)
+    grants = labelled(rules_of(config, "grants"), labels)
+    denies = labelled(rules_of(config, "denies"), labels, deny=True)
     reached: dict[LabelledRule, dict[int, _Reached]] = {grant: {} for grant in grants}
     for zone in walk([*grants, *denies]):
         for roles in zone.classes(labels.everyone):
@@ -92,19 +94,6 @@ def _route(grant: LabelledRule, labels: Labels, reached: dict[int, _Reached]) ->
     return Route(grant.id, where, grant.rule.backend, dict(sorted(cells.items())))
 
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8886; --all: #1a7f37; --part: #9a6700; --none: #cf222e; }
-@media (prefers-color-scheme: dark) { :root { --all: #4ac26b; --part: #d4a72c; --none: #ff7b72; } }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-caption { text-align: left; padding-bottom: .75rem; }
-th, td { border: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: top; }
-thead th { position: sticky; top: 0; background: Canvas; }
-code { font: .92em ui-monospace, monospace; }
-.all { color: var(--all); } .part { color: var(--part); } .none { color: var(--none); }
-small { display: block; color: GrayText; }
-"""
 _SAID = {
     "all": "\N{BLACK CIRCLE} all",
     "part": "\N{CIRCLE WITH LEFT HALF BLACK} part",
@@ -119,35 +108,15 @@ def to_html(table: Matrix, title: str, version: str) -> str:
         f'<th scope="col">{escape(role)}<small>{"<br>".join(map(escape, table.roles[role]))}</small></th>'
         for role in roles
     )
-    rows = "\n".join(_row(route, roles) for route in table.routes)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Who reaches what: {escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>Who reaches what</h1>
-<p>Policy <code>{escape(title)}</code>, version <code>{escape(version)}</code>.
-{len(table.roles)} roles, {len(table.routes)} grants.
-A cell tells what a token with this role alone reaches of the route: all, part or none of it, and which denies
-(or more specific grants to another backend) take the rest. An empty cell: not granted.</p>
-<div class="scroll" role="region" aria-label="Roles and routes" tabindex="0">
-<table>
-<caption>Routes in rows, roles in columns</caption>
-<thead><tr><th scope="col">Route</th><th scope="col">Backend</th>{head}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</div>
-</main>
-</body>
-</html>
-"""
+    page = Template(files("iamroles_tools.policy").joinpath("matrix.html").read_text(encoding="utf-8"))
+    return page.substitute(
+        title=escape(title),
+        version=escape(version),
+        roles=len(table.roles),
+        grants=len(table.routes),
+        head=head,
+        rows="\n".join(_row(route, roles) for route in table.routes),
+    )
 
 
 def _row(route: Route, roles: list[str]) -> str:

@@ -28,6 +28,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter
 from typing import NamedTuple
 
 from iamroles_agent.base.config import Config
@@ -321,28 +322,11 @@ def is_below(host: str, pattern: str) -> bool:
     return pattern.startswith("*.") and name.endswith(pattern[1:]) and name != pattern[1:]
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The rules of a policy, with their keys in its file; of two grants the winner comes first."""
-
-    grants: list[tuple[str, Rule]]
-    denies: list[tuple[str, Rule]]
-    shadow_grants: list[tuple[str, Rule]]
-    shadow_denies: list[tuple[str, Rule]]
-
-    @classmethod
-    def from_config(cls, config: Config) -> Rules:
-        grants = [(f"grants[{i}]", compile_rule(g), g.shadow) for i, g in enumerate(config.grants)]
-        denies = [(f"denies[{i}]", compile_rule(d), d.shadow) for i, d in enumerate(config.denies)]
-        grants.sort(key=lambda item: item[1].rank)
-        denies.sort(key=lambda item: item[1].id)
-        return cls(
-            *(
-                [(key, rule) for key, rule, shadow in rules if shadow is wanted]
-                for wanted in (False, True)
-                for rules in (grants, denies)
-            )
-        )
+def rules_of(config: Config, table: str, *, shadow: bool = False) -> list[tuple[str, Rule]]:
+    """Return the rules of a table with their keys in the file; of two grants the winner comes first."""
+    rows = [(f"{table}[{i}]", row) for i, row in enumerate(getattr(config, table)) if row.shadow is shadow]
+    first = attrgetter("rank" if table == "grants" else "id")
+    return sorted(((key, compile_rule(row)) for key, row in rows), key=lambda item: first(item[1]))
 
 
 def labelled(
