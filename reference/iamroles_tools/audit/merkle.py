@@ -24,9 +24,20 @@ class KnownTree(NamedTuple):
         Returns:
             The hashes from the entry's neighbour up to below the root.
         """
+        return self._down(index, lambda begin, end: end - begin == 1)[2]
+
+    def path_from(self, size: int) -> list[bytes]:
+        """Prove that the tree continues an earlier one (RFC 9162 section 2.1.4.1), not before `before`."""
+        if size == 0:
+            return []
+        begin, end, proof = self._down(size - 1, lambda _, end: end == size)
+        return proof if begin == 0 else [self._roots()(begin, end), *proof]
+
+    def _down(self, index: int, is_there: Callable[[int, int], bool]) -> tuple[int, int, list[bytes]]:
+        """Go down towards an entry; return the subtree that is wanted, and the roots beside the way to it."""
         root, proof = self._roots(), []
         begin, end = 0, self.size
-        while end - begin > 1:
+        while not is_there(begin, end):
             middle = begin + _half(end - begin)
             if index < middle:
                 proof.append(root(middle, end))
@@ -34,23 +45,7 @@ class KnownTree(NamedTuple):
             else:
                 proof.append(root(begin, middle))
                 begin = middle
-        return proof[::-1]
-
-    def path_from(self, size: int) -> list[bytes]:
-        """Prove that the tree continues an earlier one (RFC 9162 section 2.1.4.1), not before `before`."""
-        root, proof = self._roots(), []
-        begin, end, own = 0, self.size, True
-        if size == 0:
-            return []
-        while size != end:
-            middle = begin + _half(end - begin)
-            if size <= middle:
-                proof.append(root(middle, end))
-                end = middle
-            else:
-                proof.append(root(begin, middle))
-                begin, own = middle, False
-        return ([] if own else [root(begin, end)]) + proof[::-1]
+        return begin, end, proof[::-1]
 
     def _roots(self) -> Callable[[int, int], bytes]:
         """Return a function that gives the root of a subtree, by its first entry and the one after it."""

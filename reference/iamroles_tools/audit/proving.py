@@ -15,7 +15,7 @@ from iamroles_tools.audit.checkpoint import (
     witness_request,
 )
 from iamroles_tools.audit.merkle import KnownTree
-from iamroles_tools.audit.reading import Owner, in_order, opened, parsed
+from iamroles_tools.audit.reading import Owner, in_order, lines_of, parsed
 from iamroles_tools.audit.verify import EVERYWHERE, Proof, Span
 
 
@@ -108,14 +108,12 @@ def find(paths: Iterable[Path], *, request: str) -> list[tuple[Owner, int]]:
         CheckpointError: the request is unknown.
     """
     mark = f'"request":"{request}"'.encode()
-    for log in in_order(paths):
-        with opened(log.path) as stream:
-            for line in stream:
-                if mark not in line or log.owner is None or (record := parsed(line)) is None:
-                    continue
-                if record.get("request") == request:
-                    numbers = [record["use"]] if "use" in record else []
-                    return [(log.owner, number) for number in (*numbers, record["seq"])]
+    for log, line in lines_of(in_order(paths)):
+        if mark not in line or log.owner is None or (record := parsed(line)) is None:
+            continue
+        if record.get("request") == request:
+            numbers = [record["use"]] if "use" in record else []
+            return [(log.owner, number) for number in (*numbers, record["seq"])]
     raise CheckpointError(f"no record of request {request} in these files")
 
 
@@ -141,14 +139,10 @@ def prove(paths: Iterable[Path], proof: Proof, owner: Owner, seq: int, note: str
 
 def _batch(paths: Iterable[Path], owner: Owner, seq: int) -> bytes:
     batch = b""
-    for log in in_order(paths):
-        if log.owner != owner:
-            continue
-        with opened(log.path) as stream:
-            for line in stream:
-                batch += line
-                if SEALED.search(line):
-                    if seq_of(line) >= seq:
-                        return batch
-                    batch = b""
+    for _, line in lines_of(log for log in in_order(paths) if log.owner == owner):
+        batch += line
+        if SEALED.search(line):
+            if seq_of(line) >= seq:
+                return batch
+            batch = b""
     raise CheckpointError(f"record {seq} is not in these files")

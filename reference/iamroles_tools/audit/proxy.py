@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iamroles_tools.audit.reading import Log, Record, opened
+from iamroles_tools.audit.reading import Log, Record, lines_of, opened
 
 CAUSES = (
     "refused_by_proxy",
@@ -61,12 +61,10 @@ class ProxyLog:
         Raises:
             OSError: a file cannot be read.
         """
-        for log in logs:
-            with opened(log.path) as stream:
-                for line in stream:
-                    found = _REQUEST.search(line)
-                    if found is not None and (request := found[1].decode("ascii", "replace")) in self.refused:
-                        self.recorded.add(request)
+        for _, line in lines_of(logs):
+            found = _REQUEST.search(line)
+            if found is not None and (request := found[1].decode("ascii", "replace")) in self.refused:
+                self.recorded.add(request)
 
     def alone(self) -> list[Record]:
         """Return the requests that only HAProxy's log holds, by time."""

@@ -107,6 +107,18 @@ def _log(path: Path) -> Log:
     return Log(path, None, first)
 
 
+def lines_of(logs: Iterable[Log]) -> Iterator[tuple[Log, bytes]]:
+    """Yield the lines of some logs.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for log in logs:
+        with opened(log.path) as stream:
+            for line in stream:
+                yield log, line
+
+
 _OWN = ("time", "seq", "request", "port", "stream")
 """Members of a use; all others belong to the verdict."""
 _SEAL = ("writer", "agent", "prev", "hash")
@@ -144,12 +156,10 @@ class Reading:
         self._verdicts: dict[int, Record] = {}
 
     def __iter__(self) -> Iterator[Record]:
-        for log in self._logs:
-            with opened(log.path) as stream:
-                for line in stream:
-                    record = parsed(line)
-                    if record is not None and _well_typed(record):
-                        yield self._complete(record, log)
+        for log, line in lines_of(self._logs):
+            record = parsed(line)
+            if record is not None and _well_typed(record):
+                yield self._complete(record, log)
 
     def _complete(self, record: Record, log: Log) -> Record:
         if log.owner is not None and "writer" not in record:  # a stream has several writers
@@ -175,15 +185,11 @@ class Reading:
 
     def _found_again(self, seq: int) -> Record | None:
         mark = b'"seq":%d,' % seq
-        for log in self._logs:
-            if log.path == STDIN or log.first > seq:
-                continue
-            with opened(log.path) as stream:
-                for line in stream:
-                    if mark in line and (record := parsed(line)) and record["seq"] == seq:
-                        record = self._complete(record, log)
-                        self._keep(seq, record)
-                        return record
+        for log, line in lines_of(log for log in self._logs if log.path != STDIN and log.first <= seq):
+            if mark in line and (record := parsed(line)) and record["seq"] == seq:
+                record = self._complete(record, log)
+                self._keep(seq, record)
+                return record
         return None
 
 
