@@ -313,8 +313,8 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
     (raw,) = cut(head + await reader.readexactly(int.from_bytes(head)))
     if raw.type != _ACK:
         return raw.type, {}
-    told = actions.decode(raw.data[raw.start : raw.end])
-    return _ACK, {action.name: action.value for action in told if action.kind is not None}
+    variables = actions.decode(raw.data[raw.start : raw.end])
+    return _ACK, {action.name: action.value for action in variables if action.kind is not None}
 
 
 async def play(world: World, options: argparse.Namespace) -> None:

@@ -57,25 +57,25 @@ def rendered(port):
     policy = agent.policy()
     for backend in policy["backends"]:
         backend["servers"] = [f"127.0.0.1:{port}"]
-    with tempfile.TemporaryDirectory() as place:
-        world = Path(place, "world.json")
+    with tempfile.TemporaryDirectory() as folder:
+        world = Path(folder, "world.json")
         world.write_text(json.dumps(policy).replace("{idp}", f"http://{gate_config.NOWHERE}"))
-        assert gate_config.shipped(str(world), place) == 0
-        files = {path.name: path.read_text() for path in Path(place).iterdir() if path.suffix == ".cfg"}
+        assert gate_config.shipped(str(world), folder) == 0
+        files = {path.name: path.read_text() for path in Path(folder).iterdir() if path.suffix == ".cfg"}
     files["iam-routes.cfg"] = files["iam-routes.cfg"].replace("check inter 2s", "")
     return files | {"haproxy.cfg": variants._FILTER.sub("", variants.by_hand(files["haproxy.cfg"]))}
 
 
 def executed(files, requests):
     """Instructions of an HAProxy that started, answered so many requests, and stopped; None: it refused."""
-    with tempfile.TemporaryDirectory() as place, socket.create_server(("127.0.0.1", 0)) as listener:
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         for name, text in files.items():
-            Path(place, name).write_text(text)
-        settings = {"IAM_BIND": f"fd@{listener.fileno()}", "IAM_STATS_SOCKET": f"{place}/s"}
+            Path(folder, name).write_text(text)
+        settings = {"IAM_BIND": f"fd@{listener.fileno()}", "IAM_STATS_SOCKET": f"{folder}/s"}
         words = "valgrind -v --tool=callgrind --callgrind-out-file=/dev/null"
         process = subprocess.Popen(
             [*words.split(), haproxies.find(), "-db", "-f", "haproxy.cfg", "-f", "iam-routes.cfg"],
-            cwd=place, env={**os.environ, **settings, "IAM_LOG": gate_config.NOWHERE, "IAM_THREADS": "1"},
+            cwd=folder, env={**os.environ, **settings, "IAM_LOG": gate_config.NOWHERE, "IAM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, pass_fds=[listener.fileno()],
         )  # fmt: skip
         try:

@@ -104,9 +104,9 @@ def run(server: Server, directory: Path) -> int:
             path.write_text(text)
             start = time.perf_counter()
             os.kill(process.pid, signal.SIGHUP)
-            told = line(process)
+            outcome = line(process)
             times.append(time.perf_counter() - start)
-            assert told["confirmed"] == WORKERS, told
+            assert outcome["confirmed"] == WORKERS, outcome
         time.sleep(0.5)
         busy = longest(askers, busy_from, time.perf_counter())
         for asker in askers:

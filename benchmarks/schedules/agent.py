@@ -122,7 +122,7 @@ class Agent:
         self.plane = Plane(document, self.workers, clock=self.time, saves=True)
         self.plane.start()
         self.perform()
-        self.settle(lambda: self.plane.members.served)
+        self.run_until(lambda: self.plane.members.served)
 
     def die(self) -> None:
         """The whole agent dies, with all its members."""
@@ -138,7 +138,7 @@ class Agent:
         self.tell("the agent is stopped")
         self.plane.stop()
         self.perform()
-        self.settle(lambda: self.plane.finished)
+        self.run_until(lambda: self.plane.finished)
         self.disk.full = False
         self.disk.write(self.plane.document, running=False)
         self._forget()
@@ -157,24 +157,24 @@ class Agent:
         while effects := plane.take():
             for effect in effects:
                 match effect:
-                    case Send(place, said):
+                    case Send(slot, said):
                         if said.say == "outcome" and said.head["body"]["done"]:
                             self._confirmed(said.head["body"])
-                        process = self.processes.get(place)
+                        process = self.processes.get(slot)
                         if process is not None and process.alive:
                             if said.say == "serve" and process.document.version != plane.document.version:
                                 self.wrong(f"{process.name} is to serve {process.document.version}")
                             process.pipe.held.append(said.encode())
-                    case Fork(place):
+                    case Fork(slot):
                         self._fork(effect)
-                    case Kill(place, why):
-                        self.tell(f"{place} is killed: {why}")
+                    case Kill(slot, why):
+                        self.tell(f"{slot} is killed: {why}")
                         if "nonsense" in why:
-                            self.wrong(f"{place} is killed: {why}")
-                        if place == LOADER:
+                            self.wrong(f"{slot} is killed: {why}")
+                        if slot == LOADER:
                             self.loader = [b""]
-                        elif place in self.processes:
-                            self.processes[place].dies("signal 9")
+                        elif slot in self.processes:
+                            self.processes[slot].dies("signal 9")
                     case Print(line):
                         self._said(line)
                     case Fail(why):
@@ -382,7 +382,7 @@ class Agent:
                 process.loop.run()
         self.look()
 
-    def settle(self, enough: Callable[[], bool], seconds: float = 60.0) -> None:
+    def run_until(self, enough: Callable[[], bool], seconds: float = 60.0) -> None:
         """All faults are over: let everything happen until it is enough."""
         for process in self.processes.values():
             process.frozen = False

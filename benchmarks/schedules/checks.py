@@ -21,10 +21,10 @@ def finish(agent: Agent) -> None:
     if not agent.signalled:
         agent.load()
     wanted = agent.mark
-    agent.settle(lambda: _good_again(agent))
+    agent.run_until(lambda: _good_again(agent))
     if agent.refused:  # the operator read so
         agent.load()
-        agent.settle(lambda: _good_again(agent))
+        agent.run_until(lambda: _good_again(agent))
     if not agent.faults and marks()[agent.plane.document.policy] != wanted:
         agent.wrong(f"the file's mark is {wanted}, in force is {agent.plane.document.policy}")
     _nobody_waits(agent)
@@ -58,7 +58,7 @@ def _nobody_waits(agent: Agent) -> None:
         busy = any(process.member.link._tasks for process in agent.processes.values())
         return not busy and not any(line.unanswered for line in lines)
 
-    agent.settle(nobody, seconds=4.0)
+    agent.run_until(nobody, seconds=4.0)
 
 
 def _everybody_agrees(agent: Agent) -> None:
@@ -135,7 +135,7 @@ def _new_keys_are_served(agent: Agent) -> None:
     """A key that was published just now is fetched for the first token that names it."""
     for seconds in (11.0, 2.1):  # no cooldown, nor memory of what was asked for in vain, is left
         agent.time.now += seconds
-        agent.settle(lambda: _good_again(agent))
+        agent.run_until(lambda: _good_again(agent))
     mark = marks()[agent.plane.document.policy]
     before = agent.issuer.keys[address(mark)]
     new = next((key for key in KEYS if key[0] not in {kid for kid, _ in before}), None)
@@ -147,6 +147,6 @@ def _new_keys_are_served(agent: Agent) -> None:
     allowed, process = agent.allowed, next(one for one in agent.processes.values() if one.index >= 0)
     line = Line(agent, process)
     line.ask(Asked(new, who, len(ENDS) - 1, path))
-    agent.settle(lambda: not line.unanswered)
+    agent.run_until(lambda: not line.unanswered)
     if agent.allowed == allowed:
         agent.wrong(f"{process.name} does not serve a key that was published before the question")

@@ -183,7 +183,7 @@ def virtual() -> Iterator[None]:
     verifier = keys.Key.verifier
     verifies = once(lambda key, alg: keep(verifier(key, alg)), lambda key, _alg: key.material)
 
-    places: list[tuple[Any, str, Any]] = [
+    patches: list[tuple[Any, str, Any]] = [
         (worker, "_exclusive", lambda _lock: contextlib.nullcontext()),
         (jwks, "in_thread", away),
         (fetcher, "Transport", lambda: None),
@@ -202,9 +202,9 @@ def virtual() -> Iterator[None]:
         (Frames, "receive", lambda self, data: iter((data.said,))),
         (sys, "unraisablehook", lambda _about: None),  # a coroutine of a process that died
     ]
-    before = [(place, name, getattr(place, name)) for place, name, _ in places]
-    for place, name, new in places:
-        setattr(place, name, new)
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
+    for owner, name, new in patches:
+        setattr(owner, name, new)
     logging.disable(logging.CRITICAL)
     gc.disable()
     try:
@@ -213,8 +213,8 @@ def virtual() -> Iterator[None]:
         gc.enable()
         gc.collect()  # what is left of processes that died must not outlive the hook
         logging.disable(logging.NOTSET)
-        for place, name, old in before:
-            setattr(place, name, old)
+        for owner, name, old in before:
+            setattr(owner, name, old)
 
 
 def run(seeds: range, *, until_failure: bool = False) -> Result:
@@ -286,14 +286,14 @@ def main() -> int:
                     _tell("\n".join(explain(seed)) or f"seed {seed}: nothing is wrong")
                 return 0
             return _all_found(seeds) if options.mutants else _same_again(seeds)
-    total, began, told = Result(), time.monotonic(), 0
+    total, began, reported = Result(), time.monotonic(), 0
     portions = [seeds[at : at + _PORTION] for at in range(0, options.count, _PORTION)]
     with multiprocessing.get_context("spawn").Pool(options.jobs, _start, (options.mutant,)) as pool:
         for result in pool.imap_unordered(_portion, portions):
             total.add(result)
-            if total.failed or total.count - told >= 10_000 or total.count == options.count:
-                told = total.count
-                rate = told / (time.monotonic() - began)
+            if total.failed or total.count - reported >= 10_000 or total.count == options.count:
+                reported = total.count
+                rate = reported / (time.monotonic() - began)
                 _tell(f"from seed {options.start}: {total.text()}; {rate:.0f} a second")
             if total.failed:
                 pool.terminate()
@@ -319,9 +319,9 @@ def _all_found(seeds: range) -> int:
 def _same_again(seeds: range) -> int:
     """Play all schedules, then all again after them, whose dead processes are collected some time."""
     lines: tuple[list[str], list[str]] = [], []
-    for told in lines:
+    for happened in lines:
         for seed in seeds:
-            play(seed, *draw(seed), told.append)
+            play(seed, *draw(seed), happened.append)
     same = lines[0] == lines[1]
     _tell(f"{len(lines[0])} lines, {'the same' if same else 'OTHERS'} the second time")
     return int(not same or len(lines[0]) < len(seeds) * LENGTH)

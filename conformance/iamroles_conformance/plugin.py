@@ -258,8 +258,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         from iamroles_conformance.reports import report  # noqa: PLC0415
 
         found = report.document(_subject(config), config.stash[_RUN], results)
-        told = found["statement"]
-        for line in (*found["findings"], told["sentence"], *told["beside"], *found["not_produced"]):
+        statement = found["statement"]
+        for line in (*found["findings"], statement["sentence"], *statement["beside"], *found["not_produced"]):
             terminalreporter.write_line(line)
 
 

@@ -51,11 +51,11 @@ def judge(name: str) -> None:
         if done.returncode not in (0, 1):
             raise SystemExit(f"{name}: the run ended with {done.returncode}; nothing was written")
         document = json.loads(Path(scratch, "report.json").read_text())
-        place = HERE / name
-        place.mkdir(exist_ok=True)
+        folder = HERE / name
+        folder.mkdir(exist_ok=True)
         for form in ("summary.md", "badge.svg"):
-            (place / form).write_text(_HOST.sub("…", Path(scratch, form).read_text()).rstrip() + "\n")
-    (place / "report.json").write_text(dump(kept(document)))
+            (folder / form).write_text(_HOST.sub("…", Path(scratch, form).read_text()).rstrip() + "\n")
+    (folder / "report.json").write_text(dump(kept(document)))
 
 
 def kept(document: dict[str, Any]) -> dict[str, Any]:

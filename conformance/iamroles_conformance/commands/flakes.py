@@ -56,9 +56,9 @@ def flakes(
             if not result.verdict.good:
                 click.echo(f"  {result.verdict.value} {name}: {result.message.partition(chr(10))[0]}")
     command = " ".join(["iamroles conformance flakes", *subject.arguments("--"), f"--runs={len(done)}"])
-    told = reports.as_markdown(done, " ".join([command, *(f"--check={name}" for name in checks)]))
+    text = reports.as_markdown(done, " ".join([command, *(f"--check={name}" for name in checks)]))
     if page:
-        page.write_text(told, encoding="utf-8")
+        page.write_text(text, encoding="utf-8")
         click.echo(f"wrote {page}")
     else:
-        click.echo(told)
+        click.echo(text)

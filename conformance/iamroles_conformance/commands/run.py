@@ -64,7 +64,7 @@ def run(
     select = named_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     planned = planned if budget is None else by_importance(planned)
-    pairs, told = [], set[str]()
+    pairs, explained = [], set[str]()
     with (
         subject.run(planned, transcripts=evidence is not None, budget=budget) as started,
         _Interrupts() as interrupts,
@@ -74,7 +74,7 @@ def run(
             pairs.append((check, result))
             if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
                 again = ["iamroles", "conformance", "run", *subject.arguments("--"), "--check", check.name]
-                click.echo(explain.failure(check, result, shlex.join(again), told) + "\n")
+                click.echo(explain.failure(check, result, shlex.join(again), explained) + "\n")
             elif not quiet:
                 click.echo(f"{result.verdict.value:14} {check.name}")
         if not pairs and budget is not None:
@@ -91,8 +91,8 @@ def run(
     counts = Counter(result.verdict.value for _, result in pairs)
     totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{totals} in {found['seconds']} s")
-    told = found["statement"]
-    for line in (*found["findings"], told["sentence"], *told["beside"], *found["not_produced"]):
+    statement = found["statement"]
+    for line in (*found["findings"], statement["sentence"], *statement["beside"], *found["not_produced"]):
         click.echo(line)
     if missing := found["not_played"]:
         why = f"the budget of {budget:g} s is over" if over else "interrupted"

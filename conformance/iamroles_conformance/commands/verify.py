@@ -57,8 +57,8 @@ def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None
         differing = _replay(subject, document, sample, seed)
     else:
         _say("replayed", "nothing: say --agent or --agent-address")
-    told = document["statement"]
-    for line in (told["sentence"], *told["beside"]):
+    statement = document["statement"]
+    for line in (statement["sentence"], *statement["beside"]):
         _say("it claims" if other else "it says", line)
     if other:
         anew = report.parsed(found.files[bundle.REPORT].decode(), bundle.REPORT)["statement"]

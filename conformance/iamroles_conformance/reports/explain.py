@@ -19,20 +19,20 @@ _WORDS = {
 }
 
 
-def failure(check: PlannedCheck, result: CheckResult, again: str, told: set[str] | None = None) -> str:
+def failure(check: PlannedCheck, result: CheckResult, again: str, explained: set[str] | None = None) -> str:
     """The text of a check that did not pass.
 
     Args:
         check: which.
         result: what came of it.
         again: the command that runs it again.
-        told: causes that earlier failures explained in full, and that get a line now; a new cause is added.
+        explained: causes that earlier failures explained; one gets a line now, and a new cause is added.
     """
     head = f"{_WORDS.get(result.verdict, result.verdict)}: {check.name}\n  {check.title}\n  {result.message}"
-    if told is not None and result.cause:
-        if result.cause in told:
+    if explained is not None and result.cause:
+        if result.cause in explained:
             return f"{_WORDS.get(result.verdict, result.verdict)}: {check.name}: {result.cause}"
-        told.add(result.cause)
+        explained.add(result.cause)
     evidence = result.evidence
     parts = [
         ("requirement", "\n".join(catalogue().quote(name) for name in result.requirements)),

@@ -55,8 +55,8 @@ def line(results: Iterable[tuple[str, CheckResult]], about: dict[str, Any]) -> s
     checks = {}
     for name, result in results:
         wait = result.narrowest
-        told = [wait.what, round(wait.took, 4), round(wait.bound, 4)] if wait else None
-        checks[name] = [result.verdict.value, result.tries, told]
+        narrowest = [wait.what, round(wait.took, 4), round(wait.bound, 4)] if wait else None
+        checks[name] = [result.verdict.value, result.tries, narrowest]
     return json.dumps({**about, "checks": checks}) + "\n"
 
 
@@ -151,16 +151,16 @@ def _families(found: Sequence[Measured]) -> Iterator[list[str]]:
     for family in dict.fromkeys(one.name.partition(".")[0] for one in found):
         own = [one for one in found if one.name.partition(".")[0] == family]
         margins = [one.narrowest.margin for one in own if one.narrowest]
-        told = [_percent(min(margins)), _percent(median(margins))] if margins else ["no wait", ""]
-        yield [family, str(len(own)), str(sum(one.rate > 0 for one in own)), *told]
+        margin = [_percent(min(margins)), _percent(median(margins))] if margins else ["no wait", ""]
+        yield [family, str(len(own)), str(sum(one.rate > 0 for one in own)), *margin]
 
 
 def _row(one: Measured) -> list[str]:
     verdicts = ", ".join(f"{count} {name}" for name, count in one.verdicts.most_common())
-    wait, told = one.narrowest, ["no wait", ""]
+    wait, margin = one.narrowest, ["no wait", ""]
     if wait:
-        told = [_percent(wait.margin), f"{wait.what}: {wait.took:.2f} of {wait.bound:g} s"]
-    return [f"`{one.name}`", verdicts, _percent(one.rate), str(one.again), *told]
+        margin = [_percent(wait.margin), f"{wait.what}: {wait.took:.2f} of {wait.bound:g} s"]
+    return [f"`{one.name}`", verdicts, _percent(one.rate), str(one.again), *margin]
 
 
 def _percent(part: float) -> str:

@@ -85,11 +85,11 @@ class Screen:
             return
         lanes = dict.fromkeys(check["lane"] for column in columns for check in column.checks)
         uneven = [name for name in _requirements(columns) if not _all_pass(columns, name)]
-        for what, names, told in (("lane", list(lanes), _of_lane), ("requirement", uneven, _coloured)):
+        for what, names, shown in (("lane", list(lanes), _of_lane), ("requirement", uneven, _coloured)):
             if names:
                 found = Table(what, *(f"HAProxy {column.version}" for column in columns))
                 for name in names:
-                    found.add_row(name, *(told(column, name) for column in columns))
+                    found.add_row(name, *(shown(column, name) for column in columns))
                 self._say(found)
 
 

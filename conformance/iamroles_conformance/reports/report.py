@@ -64,7 +64,7 @@ def document(
     command += [f"--check={pattern}" for pattern in selection]
     features, known = run.agent.features, run.agent.known_failures
     product = f"{run.agent.name} {run.agent.version}".strip()
-    told = statement(product, checks, features=features, known_failures=known, grade=subject.grade)
+    made = statement(product, checks, features=features, known_failures=known, grade=subject.grade)
     return {
         "schema": SCHEMA,
         "specification": SPEC,
@@ -80,8 +80,8 @@ def document(
         "digests": digests(run.agent),
         "environment": environment(),
         "seeds": seeds(),
-        "passed": told["holds"] and (load is None or load.sound),
-        "statement": told,
+        "passed": made["holds"] and (load is None or load.sound),
+        "statement": made,
         "findings": [
             without_secrets(text)
             for text in findings(result for _, result in pairs) + (load.sentences() if load else [])
@@ -95,16 +95,16 @@ def document(
 
 def _derived(checks: list[Document]) -> Document:
     """Compute what follows from the checks alone: counts, and the requirements that they bear on."""
-    told = _requirements(checks)
+    played = _requirements(checks)
     must = [name for name, item in catalogue().items() if item.level == "MUST"]
     return {
         "totals": dict(Counter(check["verdict"] for check in checks)),
         "coverage": {
             "checks": {"played": len(checks), "of": len(plan())},
-            "requirements": {"played": len(told), "of": len(catalogue())},
-            "MUST": {"played": sum(item["level"] == "MUST" for item in told), "of": len(must)},
+            "requirements": {"played": len(played), "of": len(catalogue())},
+            "MUST": {"played": sum(item["level"] == "MUST" for item in played), "of": len(must)},
         },
-        "requirements": told,
+        "requirements": played,
     }
 
 
@@ -219,8 +219,8 @@ def as_junit(found: Document) -> str:
         kind = _JUNIT.get(check["verdict"])
         if kind is not None:
             counts[kind] += 1
-            told = ET.SubElement(case, kind, message=_printable(check["message"]), type=check["verdict"])
-            told.text = _printable(_evidence(check))
+            element = ET.SubElement(case, kind, message=_printable(check["message"]), type=check["verdict"])
+            element.text = _printable(_evidence(check))
     suite.attrib |= {
         "tests": str(len(found["checks"])),
         "failures": str(counts["failure"]),
@@ -276,15 +276,18 @@ def as_markdown(found: Document) -> str:
 
 def as_badge(found: Document) -> str:
     """SVG: the classes that the product conforms to, or how much was played."""
-    told = found["statement"]
-    strict, core = told["conforms"]["strict"], told["conforms"]["core"]
+    stated = found["statement"]
+    strict, core = stated["conforms"]["strict"], stated["conforms"]["core"]
     parts = [*(f"{name} strict" for name in strict), *(name for name in core if name not in strict)]
     if not found["passed"]:
         said, colour = "not passed", "#cf222e"
     elif parts:
         said, colour = ", ".join(parts), "#1a7f37"
     else:
-        said, colour = f"{told['coverage']['played']} of {told['coverage']['of']} checks played", "#57606a"
+        said, colour = (
+            f"{stated['coverage']['played']} of {stated['coverage']['of']} checks played",
+            "#57606a",
+        )
     label = "iam-roles"
     left, right = (round(len(text) * _PER_LETTER) + 12 for text in (label, said))
     return _page("badge.svg").render(label=label, said=said, colour=colour, left=left, right=right)

@@ -122,8 +122,8 @@ def _sentence(product: str, found: Document, verdicts: Mapping[str, str]) -> str
         (grade, [name for name in conforms[grade] if grade == "strict" or name not in conforms["strict"]])
         for grade in ("strict", "core")
     ]
-    told = " and ".join(f"{_joined(names)} ({grade})" for grade, names in grades if names)
-    parts = [f"{product} conforms to {told}." if told else f"{product} conforms to no class."]
+    classes = " and ".join(f"{_joined(names)} ({grade})" for grade, names in grades if names)
+    parts = [f"{product} conforms to {classes}." if classes else f"{product} conforms to no class."]
     return " ".join([*parts, *(_lacking(one) for one in classes if not one["core"]["conforms"])])
 
 
@@ -139,12 +139,14 @@ def _narrow(found: Document, verdicts: Mapping[str, str]) -> str:
     noun = "check" if coverage["of"] == 1 else "checks"
     counts = Counter(verdicts.values())
     failed = counts[Verdict.FAIL.value] + counts[Verdict.KNOWN_FAILURE.value]
-    told = f"{coverage['played']} of {coverage['of']} {noun} played: {counts[_PASS]} passed, {failed} failed"
+    sentence = (
+        f"{coverage['played']} of {coverage['of']} {noun} played: {counts[_PASS]} passed, {failed} failed"
+    )
     permitted = [(Verdict.WARNING.value, "warning"), (Verdict.DEPARTURE.value, "departure")]
     for verdict, word in permitted:
         if count := counts[verdict]:
-            told += f", {count} {word}{'s' if count > 1 else ''}"
-    return f"{told}."
+            sentence += f", {count} {word}{'s' if count > 1 else ''}"
+    return f"{sentence}."
 
 
 def _beside(found: Document) -> list[str]:

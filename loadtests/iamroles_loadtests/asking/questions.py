@@ -78,8 +78,8 @@ class Asking:
     ) -> Ask:
         """A request that must be let through, with this identity."""
         as_writer = method == "POST"
-        told = ("orders-rw", role("writer"), "R2") if as_writer else ("orders-ro", role("reader"), "R1")
-        right = opened(told[0], name, told[1], told[2])
+        variables = ("orders-rw", role("writer"), "R2") if as_writer else ("orders-ro", role("reader"), "R1")
+        right = opened(variables[0], name, variables[1], variables[2])
         return Ask(case=case, payload=self.request(token, method=method, path=path, **fields), right=right)
 
     def refused(self, case: str, status: int, error: str, token: str, **more: str) -> Ask:

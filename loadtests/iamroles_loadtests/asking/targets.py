@@ -141,8 +141,8 @@ def _world(
     policy = dict(policy_of(WorldSpec(policy="orders"))) if bare else gate_config.orders_policy()
     if agent.directory == reference_agent().directory:
         # By default it writes its audit to standard error, which the stage reads: on the same cores.
-        place = scratch if stage.kind == "processes" else "/tmp"  # noqa: S108 - the container's own
-        policy["audit"] = {"path": f"{place}/audit.jsonl"}
+        folder = scratch if stage.kind == "processes" else "/tmp"  # noqa: S108 - the container's own
+        policy["audit"] = {"path": f"{folder}/audit.jsonl"}
     if bare:
         return stage.world(agent, policy, settings=_SETTINGS, haproxy=haproxy)
     for backend in policy["backends"]:

@@ -29,7 +29,7 @@ def verdict(target: str, seen: Mapping[str, float]) -> str:
     return "met" if worst <= sign * bound else "**missed**" if best > sign * bound else "open"
 
 
-def told(seen: Mapping[str, float]) -> str:
+def ranged(seen: Mapping[str, float]) -> str:
     """A figure with its interval."""
     return f"{seen['value']:.2f} ({seen['low']:.2f} to {seen['high']:.2f})"
 

@@ -79,8 +79,8 @@ class Peer(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._transport.close)
         if frame.type != FrameType.HAPROXY_HELLO:
             return b""
-        told = {"version": "2.0", "max-frame-size": said["max-frame-size"], "capabilities": "pipelining"}
-        return Frame(FrameType.AGENT_HELLO, payload=encode_kv(as_hello(told))).encode()
+        settings = {"version": "2.0", "max-frame-size": said["max-frame-size"], "capabilities": "pipelining"}
+        return Frame(FrameType.AGENT_HELLO, payload=encode_kv(as_hello(settings))).encode()
 
 
 async def serve(host: str, port: str) -> None:

@@ -109,9 +109,10 @@ def agent_command(*, peers: tuple[Path, ...], identities: int, **options: Any) -
     tables = list(itertools.chain(*shapes))
     targets = agents.targets(found)
     lines = [
-        f"{what}: {docs.told(seen)}{f', target {target}' if target else ''}" for what, target, seen in targets
+        f"{what}: {docs.ranged(seen)}{f', target {target}' if target else ''}"
+        for what, target, seen in targets
     ]
-    rows = [(what, target, docs.told(seen), docs.verdict(target, seen)) for what, target, seen in targets]
+    rows = [(what, target, docs.ranged(seen), docs.verdict(target, seen)) for what, target, seen in targets]
     crowd = (
         f"At 1,000 a second the agent holds {identities:,} identities, {agents.CALM.once_share:.0%} of the "
         "tokens are new, and key sets are fetched each second."
@@ -136,7 +137,7 @@ def gate_command(*, chosen: tuple[str, ...], **options: Any) -> None:  # noqa: A
         raise click.UsageError(f"unknown step {strange[0]!r}; the steps are {', '.join(names)}")
     names = {name: says for name, says in names.items() if name in (chosen or names)}
     played = this.run(gates.measure, names)
-    rows = [(row["step"], row["says"], docs.told(row)) for row in gates.rows(names, played)]
+    rows = [(row["step"], row["says"], docs.ranged(row)) for row in gates.rows(names, played)]
     lines = [f"{step:<28} {cost} µs  {says}" for step, says, cost in rows]
     page = table(("step", "what it does", "HAProxy's CPU, µs a request"), rows)
     this.end({"steps": names, "rounds": played}, lines, agents.wrong({"gate": played}), page)

@@ -21,7 +21,7 @@ from iamroles_loadtests.commands.options import (
     end,
     faults,
     opened,
-    told,
+    shown,
     usage,
     where,
 )
@@ -94,7 +94,7 @@ def run_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN
         with Generator(target.pools) as generator:
             played = _played(options, target, generator, status.update)
         result = results.assembled(
-            target=target.about, asked=told(options), reproduce=command_line(context), slo=slo, **played
+            target=target.about, asked=shown(options), reproduce=command_line(context), slo=slo, **played
         )
     end(result, options["directory"], as_json=options["as_json"])
 
@@ -182,7 +182,7 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
         target.still_there()
         result = results.assembled(
             target=target.about,
-            asked=told(options),
+            asked=shown(options),
             reproduce=command_line(context),
             slo=slos.Slo(),
             phases=[played],

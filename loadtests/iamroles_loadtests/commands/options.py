@@ -107,9 +107,9 @@ def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextMa
         raise click.UsageError("--url, --agent-address and --straight exclude each other")
     if strange and (needs := [name for name in options["shapes"] if name not in ANYWHERE]):
         raise click.UsageError(f"--shape {needs[0]} needs tokens: it is for the gate on a stage")
-    for given, (flag, places) in _FOR.items():
-        if options[given] not in (None, ()) and not any(options[place] for place in places):
-            others = " or ".join(f"--{place.replace('_', '-')}" for place in places)
+    for given, (flag, needed) in _FOR.items():
+        if options[given] not in (None, ()) and not any(options[name] for name in needed):
+            others = " or ".join(f"--{name.replace('_', '-')}" for name in needed)
             raise click.UsageError(f"{flag} goes with {others}: of a stage the suite knows it")
     pids = _numbers(_parsed(options["pids"], "=", "--pid agent=1234"))
     status = (0 if options["agent_address"] else 200) if options["status"] is None else options["status"]
@@ -150,7 +150,7 @@ def _parsed(items: Sequence[str], separator: str, what: str) -> dict[str, str]:
     return found
 
 
-def told(options: dict[str, Any]) -> dict[str, Any]:
+def shown(options: dict[str, Any]) -> dict[str, Any]:
     """The options as result.json holds them; credentials are left out."""
     return {name: _plain(name, value) for name, value in options.items() if name not in _NOT_TOLD}
 

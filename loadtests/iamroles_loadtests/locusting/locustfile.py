@@ -53,8 +53,8 @@ def _plan(environment: Environment, **_more: object) -> None:
     plan = whole.model_copy(update={"phase": divided(whole.phase, users)}).model_dump_json()
     _take(plan)
     if isinstance(runner, MasterRunner):
-        told = {"plan": plan}
-        runner.register_message(_PLAN, lambda msg, **_more: runner.send_message(_PLAN, told, msg.node_id))
+        message = {"plan": plan}
+        runner.register_message(_PLAN, lambda msg, **_more: runner.send_message(_PLAN, message, msg.node_id))
 
 
 def _take(plan: str) -> None:

@@ -80,7 +80,7 @@ def tokens_for_pairs(options: RunOptions, rate: float) -> int:
 def in_turn(contenders: Sequence[_T], rounds: int) -> Iterator[tuple[int, _T]]:
     """Yield rounds and contenders, in an order that changes: none always follows the same other."""
     for number in range(rounds):
-        order = [contenders[(number + place) % len(contenders)] for place in range(len(contenders))]
+        order = [contenders[(number + shift) % len(contenders)] for shift in range(len(contenders))]
         for contender in order if number % 2 else reversed(order):
             yield number, contender
 

@@ -186,8 +186,8 @@ def _resampled(phase: Mapping[str, Any], names: list[str], seed: int) -> NDArray
     rows = []
     for at in names:
         ranks = np.maximum(1, np.ceil(PERCENTILES[at] / 100 * sums[:, -1]))
-        places = (sums < ranks[:, None]).sum(axis=1)
-        rows.append(values_at(used[np.minimum(places, used.size - 1)]))
+        positions = (sums < ranks[:, None]).sum(axis=1)
+        rows.append(values_at(used[np.minimum(positions, used.size - 1)]))
     return np.stack(rows, axis=1)
 
 

@@ -180,11 +180,11 @@ def load(path: Path) -> dict[str, Any]:
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     for wrong in jsonschema.Draft202012Validator(schema).iter_errors(result):
         raise ResultError(f"{file}: {wrong.json_path}: {wrong.message[:200]}. Measure again, or repair it.")
-    for place, text in _histograms(result, "$"):
+    for where, text in _histograms(result, "$"):
         try:
             Histogram.decoded(text)
         except ValueError as error:
-            raise ResultError(f"{file}: {place}: {error}. Measure again, or repair it.") from error
+            raise ResultError(f"{file}: {where}: {error}. Measure again, or repair it.") from error
     return result
 
 

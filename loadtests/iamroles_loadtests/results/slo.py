@@ -160,13 +160,13 @@ def _check(what: str, check: Check, differences: Mapping[str, Any]) -> Iterator[
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, float]:
-    places: dict[str, Mapping[str, Any]] = {phase["name"]: phase for phase in result["phases"]}
-    places |= (result["pairs"] or {}).get("lanes", {})
+    parts: dict[str, Mapping[str, Any]] = {phase["name"]: phase for phase in result["phases"]}
+    parts |= (result["pairs"] or {}).get("lanes", {})
     return {
         f"{name}.{origin}.{at}": value
-        for name, place in places.items()
+        for name, part in parts.items()
         for origin in ("due", "sent")
-        for at, value in place[origin].items()
+        for at, value in part[origin].items()
         if isinstance(value, float | int)
     }
 

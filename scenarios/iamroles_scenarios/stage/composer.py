@@ -44,9 +44,9 @@ class Composer:
 def _replaced(value: Any, urls: Mapping[str, str]) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(value, str):
         for name in urls:
-            place = "{" + name + "}"
-            if place in value:  # asking for a URL waits for its mock
-                value = value.replace(place, urls[name])
+            variable = "{" + name + "}"
+            if variable in value:  # asking for a URL waits for its mock
+                value = value.replace(variable, urls[name])
         return value
     if isinstance(value, Mapping):
         return {key: _replaced(item, urls) for key, item in value.items()}

@@ -48,24 +48,24 @@ def find_engine() -> tuple[docker.DockerClient | None, str]:
 
 def _said(error: BaseException) -> str:
     """Why nothing answers, in words; the client's own message buries it under three layers of libraries."""
-    place = (get_docker_host() or DEFAULT_UNIX_SOCKET).replace("http+unix://", "unix://")
-    if place.startswith("unix://"):
-        place = "/" + place.removeprefix("unix://").lstrip("/")
+    address = (get_docker_host() or DEFAULT_UNIX_SOCKET).replace("http+unix://", "unix://")
+    if address.startswith("unix://"):
+        address = "/" + address.removeprefix("unix://").lstrip("/")
     cause = _cause(error)
     match cause:
         case FileNotFoundError():
-            return f"no socket exists at {place}"
+            return f"no socket exists at {address}"
         case PermissionError():
-            return f"permission denied on {place}: join the group that owns it, or run as root"
+            return f"permission denied on {address}: join the group that owns it, or run as root"
         case ConnectionRefusedError():
-            return f"connection refused at {place}"
+            return f"connection refused at {address}"
         case TimeoutError():
-            return f"silence at {place}"
+            return f"silence at {address}"
         case socket.gaierror():
-            return f"the host of {place} is unknown"
+            return f"the host of {address} is unknown"
         case _:
             text = str(cause).splitlines()
-            return f"at {place}: {text[0][:200] if text else type(cause).__name__}"
+            return f"at {address}: {text[0][:200] if text else type(cause).__name__}"
 
 
 def _cause(error: BaseException) -> BaseException:

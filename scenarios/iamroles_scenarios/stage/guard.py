@@ -64,13 +64,13 @@ def _uninterrupted() -> Iterator[None]:
             for number in (signal.SIGINT, signal.SIGTERM):
                 if callable(handler := signal.getsignal(number)):
                     former[number] = handler
-                    signal.signal(number, lambda *told: came.append(told))
+                    signal.signal(number, lambda *arguments: came.append(arguments))
         yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-        for told in came:
-            former[told[0]](*told)
+        for arguments in came:
+            former[arguments[0]](*arguments)
 
 
 def watch(lines: Iterable[str]) -> None:

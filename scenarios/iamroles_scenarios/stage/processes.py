@@ -144,18 +144,18 @@ class HaproxyProcess:
     ) -> HaproxyRun:
         """Start the master and a worker, or reload: the same master, a new worker, the same sockets."""
         # Always the same directory: the master, which a reload keeps, reads its files again.
-        place = self._directory / "haproxy"
-        place.mkdir(exist_ok=True)
+        folder = self._directory / "haproxy"
+        folder.mkdir(exist_ok=True)
         for name, text in files.items():
-            (place / name).write_text(text, encoding="utf-8")
-        control = place / "s"  # short: a Unix socket's path has 108 bytes at most
+            (folder / name).write_text(text, encoding="utf-8")
+        control = folder / "s"  # short: a Unix socket's path has 108 bytes at most
         if replaced is not None and replaced.part.alive:
             reload_in_place(replaced)
             return replaced
         argv = [self._binary, "-W", "-db", "-S", self.master]
         for name in ENTRY:
             if name in files:
-                argv += ["-f", str(place / name)]
+                argv += ["-f", str(folder / name)]
         env = {
             "IAM_MAXCONN": str(haproxies.affordable_maxconn()),
             "IAM_THREADS": haproxies.THREADS,

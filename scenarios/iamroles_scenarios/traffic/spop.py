@@ -136,8 +136,8 @@ class SpopLine(Line):
             if not self._queue:
                 self.loop.idle_again(self)
         elif frame.type == FrameType.AGENT_DISCONNECT:
-            told = {name: value.value for name, value in read_kv(frame)}
-            status = told.get("status-code")
+            said = {name: value.value for name, value in read_kv(frame)}
+            status = said.get("status-code")
             said = STATUS.get(status, str(status)) if isinstance(status, int) else "no status"
             self.lost(f"the agent disconnected: {said}")
         else:

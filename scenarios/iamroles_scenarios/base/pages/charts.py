@@ -194,14 +194,14 @@ class Row:
 
     Args:
         label: what it is, on the left.
-        told: its figures in words, on the right.
+        figures: its value in words, on the right.
         parts: a bar's parts by class, or the one value of an interval.
         low: begin of the interval; None: without one.
         high: its end.
     """
 
     label: str
-    told: str
+    figures: str
     parts: Mapping[str, float]
     low: float | None = None
     high: float | None = None
@@ -222,7 +222,7 @@ def intervals(title: str, axis: Axis, rows: Sequence[Row], base: float) -> str:
             if row.low is not None and row.high is not None:
                 begin, end = _across(axis, row.low), _across(axis, row.high)
                 yield f'<line class="span {kind}" x1="{begin}" x2="{end}" y1="{y}" y2="{y}"/>'
-            title = f"<title>{escape(f'{row.label}: {row.told}')}</title>"
+            title = f"<title>{escape(f'{row.label}: {row.figures}')}</title>"
             yield f'<circle class="dot {kind}" cx="{_across(axis, value)}" cy="{y}" r="5">{title}</circle>'
 
     return _rows(title, axis, rows, drawn, base)
@@ -270,18 +270,18 @@ def _rows(
     for number, row in enumerate(rows):
         y = 16 + _ROW * number
         parts.append(_text("label", _EDGE + 4, y, row.label, "start"))
-        parts.append(_text("label told", WIDTH - 4, y, row.told, "end"))
+        parts.append(_text("label figures", WIDTH - 4, y, row.figures, "end"))
         parts += drawn(row, y + 12)
     parts.append(_text("axis", WIDTH / 2, height - 4, axis.name))
-    return _svg(title, height, parts, "; ".join(f"{row.label}: {row.told}" for row in rows))
+    return _svg(title, height, parts, "; ".join(f"{row.label}: {row.figures}" for row in rows))
 
 
 def _text(kind: str, x: float, y: float, said: str, anchor: str = "middle") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{escape(said)}</text>'
 
 
-def _svg(title: str, height: int, parts: Iterable[str], told: str) -> str:
+def _svg(title: str, height: int, parts: Iterable[str], figures: str) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img"><title>{escape(title)}</title>'
-        f"<desc>{escape(told)}</desc>{''.join(parts)}</svg>"
+        f"<desc>{escape(figures)}</desc>{''.join(parts)}</svg>"
     )
