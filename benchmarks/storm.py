@@ -57,12 +57,12 @@ def fresh(issuer: str, number: int) -> bytes:
 class Connection:
     @classmethod
     async def connect(cls, address: str) -> Connection:
-        line = cls()
+        connection = cls()
         host, _, port = address.rpartition(":")
-        line.reader, line.writer = await asyncio.open_connection(host, int(port))
-        line.writer.write(hello())
-        await line.receive()
-        return line
+        connection.reader, connection.writer = await asyncio.open_connection(host, int(port))
+        connection.writer.write(hello())
+        await connection.receive()
+        return connection
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -81,21 +81,21 @@ class Connection:
         return elapsed
 
 
-async def good(line: Connection, batch: list[bytes]) -> list[float]:
+async def good(connection: Connection, batch: list[bytes]) -> list[float]:
     """Latencies of good tokens, one after the other."""
     latencies = []
     for frame in batch:
-        latencies.append(await line.ask(frame, allowed=True))
+        latencies.append(await connection.ask(frame, allowed=True))
         await asyncio.sleep(PAUSE)
     return latencies
 
 
-async def storm(line: Connection, batch: list[bytes]) -> None:
+async def storm(connection: Connection, batch: list[bytes]) -> None:
     """Send at `RATE`, whatever comes back; then all must have been refused."""
 
     async def read() -> None:
         for _ in batch:
-            assert (await line.receive())[-1] != ALLOWED, "a storm token was let in"
+            assert (await connection.receive())[-1] != ALLOWED, "a storm token was let in"
 
     reader = asyncio.ensure_future(read())
     start = time.perf_counter()
@@ -103,16 +103,16 @@ async def storm(line: Connection, batch: list[bytes]) -> None:
         ahead = start + number / RATE - time.perf_counter()
         if ahead > 0:
             await asyncio.sleep(ahead)
-        line.writer.write(frame)
+        connection.writer.write(frame)
     await reader
 
 
 async def run(address: str, issuer: str, count_fetches: object) -> int:
     """Print what was seen; 1 if a target is missed."""
     assert callable(count_fetches)
-    lines = [await Connection.connect(address) for _ in range(3)]
+    connections = [await Connection.connect(address) for _ in range(3)]
     known = frames(question(good_token(issuer)), 1)
-    while not await _serves(lines[0], known):  # noqa: ASYNC110 - the agent has no event to tell of its keys
+    while not await _serves(connections[0], known):  # noqa: ASYNC110 - the agent has no event to tell of its keys
         await asyncio.sleep(0.05)
     each = int(STORM / SPELLS / RATE / PAUSE)
     minted = [fresh(issuer, number) for number in range(each * 3 * (SPELLS + 1))]
@@ -125,10 +125,10 @@ async def run(address: str, issuer: str, count_fetches: object) -> int:
     for spell in range(-1, SPELLS):  # the first one warms up
         for weather in ("quiet", "forged", "storm"):
             news, minted = minted[:each], minted[each:]
-            tasks = [good(lines[0], [known] * each), good(lines[1], news)]
+            tasks = [good(connections[0], [known] * each), good(connections[1], news)]
             if weather in floods and spell >= 0:
                 share = STORM // SPELLS
-                tasks.append(storm(lines[2], floods[weather][spell * share : (spell + 1) * share]))
+                tasks.append(storm(connections[2], floods[weather][spell * share : (spell + 1) * share]))
             cached, uncached, *_ = await asyncio.gather(*tasks)
             if spell >= 0:
                 seen.setdefault((weather, "cached"), []).extend(cached)
@@ -148,9 +148,9 @@ async def run(address: str, issuer: str, count_fetches: object) -> int:
     return int(fetched > allowance or worst > TARGET)
 
 
-async def _serves(line: Connection, frame: bytes) -> bool:
-    line.writer.write(frame)
-    return (await line.receive())[-1] == ALLOWED
+async def _serves(connection: Connection, frame: bytes) -> bool:
+    connection.writer.write(frame)
+    return (await connection.receive())[-1] == ALLOWED
 
 
 def p99(values: list[float]) -> float:

@@ -2,7 +2,7 @@
 thread, no fork, no clock. The caller decides what happens next, and what is wrong is written down.
 
 What stands in for the world is small: the shell of the parent (`Agent.perform`, as `processes.supervisor`),
-a loader, a disk, an issuer, an operator's two files, and HAProxy's side of connections (`Line`).
+a loader, a disk, an issuer, an operator's two files, and HAProxy's side of connections (`Connection`).
 
 What must hold is looked at in two parts. At each answer: the verdict is what the version in force in
 that worker gives at that moment, and no version below a confirmed one. And at the end (`finish`), when
@@ -359,13 +359,13 @@ class Agent:
         while process.runs and process.pipe.waiting:
             process.step(process.pipe.deliver)
             happened = True
-        for line in list(process.lines):
-            line.pipe.ended |= line.over  # HAProxy closes what is over
-            while process.runs and line.pipe.waiting:
-                process.step(line.pipe.deliver)
+        for connection in list(process.connections):
+            connection.pipe.ended |= connection.over  # HAProxy closes what is over
+            while process.runs and connection.pipe.waiting:
+                process.step(connection.pipe.deliver)
                 happened = True
-            if line.pipe.closed:
-                process.lines.remove(line)
+            if connection.pipe.closed:
+                process.connections.remove(connection)
         while process.runs and process.loop.jobs:
             job = process.loop.jobs.pop(0)
             if not job.ran:

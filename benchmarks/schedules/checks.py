@@ -5,7 +5,7 @@ the good are served.
 from __future__ import annotations
 
 from benchmarks.schedules.agent import ALL, Agent, revoked_by
-from benchmarks.schedules.parts import Line
+from benchmarks.schedules.parts import Connection
 from benchmarks.schedules.world import ENDS, KEYS, PRINCIPALS, Asked, address, keys_of, marks, opens, source
 from iamroles_agent.control.document import KEYS as KEYS_PART
 
@@ -51,12 +51,12 @@ def _good_again(agent: Agent) -> bool:
 
 
 def _nobody_waits(agent: Agent) -> None:
-    lines = [line for process in agent.processes.values() for line in process.lines]
+    connections = [connection for process in agent.processes.values() for connection in process.connections]
 
     def nobody() -> bool:
         # The fetcher may still look for a key on behalf of a worker that died.
         busy = any(process.member.link._tasks for process in agent.processes.values())
-        return not busy and not any(line.unanswered for line in lines)
+        return not busy and not any(connection.unanswered for connection in connections)
 
     agent.run_until(nobody, seconds=4.0)
 
@@ -93,8 +93,8 @@ def _nothing_is_left(agent: Agent) -> None:
         if process.index >= 0:
             stats = process.member.connections
             left[f"{process.name} pending"] = range(stats.pending)
-            if stats.open != len(process.lines):
-                agent.wrong(f"{process.name} counts {stats.open} connections of {len(process.lines)}")
+            if stats.open != len(process.connections):
+                agent.wrong(f"{process.name} counts {stats.open} connections of {len(process.connections)}")
             if len(process.member.remote._rings) != 1 or len(process.member.remote._sets) != 1:
                 agent.wrong(f"{process.name} holds {len(process.member.remote._rings)} sources of keys")
             left[f"{process.name} former keys"] = process.member.authenticator._former
@@ -124,8 +124,8 @@ def _the_good_are_served(agent: Agent) -> None:
     for process in list(agent.processes.values()):
         if process.index < 0 or not good:
             continue
-        line, before = Line(agent, process), agent.allowed
-        line.ask(good[agent.answers % len(good)])
+        connection, before = Connection(agent, process), agent.allowed
+        connection.ask(good[agent.answers % len(good)])
         agent.relieve(process)
         if agent.allowed == before:
             agent.wrong(f"{process.name} does not serve the good")
@@ -145,8 +145,8 @@ def _new_keys_are_served(agent: Agent) -> None:
     agent.issuer.keys[address(mark)] = before | {new}
     who = next(who for who in range(PRINCIPALS) if f"u{who}" not in (agent.file.revoked or ()))
     allowed, process = agent.allowed, next(one for one in agent.processes.values() if one.index >= 0)
-    line = Line(agent, process)
-    line.ask(Asked(new, who, len(ENDS) - 1, path))
-    agent.run_until(lambda: not line.unanswered)
+    connection = Connection(agent, process)
+    connection.ask(Asked(new, who, len(ENDS) - 1, path))
+    agent.run_until(lambda: not connection.unanswered)
     if agent.allowed == allowed:
         agent.wrong(f"{process.name} does not serve a key that was published before the question")

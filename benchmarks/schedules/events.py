@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.schedules.agent import Agent
 from benchmarks.schedules.loop import Job
-from benchmarks.schedules.parts import Line, Process
+from benchmarks.schedules.parts import Connection, Process
 from benchmarks.schedules.world import ENDS, KEYS, KIDS, MARKS, PATHS, PRINCIPALS, Asked, address
 from iamroles_agent.control.slots import FETCHER
 
@@ -26,7 +26,11 @@ def _waiting(agent: Agent) -> list[Callable[[float], object]]:
             continue
         if process.pipe.waiting:
             found.append(functools.partial(_give, process, process.pipe))
-        found += [functools.partial(_give, process, line.pipe) for line in process.lines if line.pipe.waiting]
+        found += [
+            functools.partial(_give, process, connection.pipe)
+            for connection in process.connections
+            if connection.pipe.waiting
+        ]
         found += [functools.partial(_work, process, job) for job in process.loop.jobs]
     found += [functools.partial(_reap, agent, process) for process in agent.ends]
     if agent.loader is not None:
@@ -81,39 +85,49 @@ def _one(agent: Agent, x: int, least: int = FETCHER) -> Process | None:
 
 
 def _connect(agent: Agent, x: int, y: int) -> bool:
-    found = [one for one in agent.processes.values() if one.serves and one.runs and len(one.lines) < 3]
+    found = [one for one in agent.processes.values() if one.serves and one.runs and len(one.connections) < 3]
     if found:
-        Line(agent, found[x % len(found)])
+        Connection(agent, found[x % len(found)])
     return bool(found)
 
 
 def _ask(agent: Agent, x: int, y: int) -> bool:
-    lines = [line for one in agent.processes.values() for line in one.lines if one.serves and not line.over]
-    if not lines:
+    connections = [
+        connection
+        for one in agent.processes.values()
+        for connection in one.connections
+        if one.serves and not connection.over
+    ]
+    if not connections:
         return _connect(agent, x, y)
-    line = lines[x % len(lines)]
+    connection = connections[x % len(connections)]
     for _ in range(1 + y % 2):
         # Mostly what an issuer publishes now, and few different questions: so that they are remembered.
         published = sorted(agent.issuer.keys[address(0)])
         key = published[y % len(published)] if y % 8 and published else KEYS[y // 8 % len(KEYS)]
-        line.ask(Asked(key, x // 7 % PRINCIPALS, x // 23 % len(ENDS), y // 3 % PATHS))
+        connection.ask(Asked(key, x // 7 % PRINCIPALS, x // 23 % len(ENDS), y // 3 % PATHS))
         y = y * 31 + 7
     if x % 2:
-        line.process.step(line.pipe.deliver)
+        connection.process.step(connection.pipe.deliver)
     return True
 
 
 def _hang_up(agent: Agent, x: int, y: int) -> bool:
-    lines = [line for one in agent.processes.values() for line in one.lines if not line.over]
-    if lines:
-        line = lines[x % len(lines)]
+    connections = [
+        connection
+        for one in agent.processes.values()
+        for connection in one.connections
+        if not connection.over
+    ]
+    if connections:
+        connection = connections[x % len(connections)]
         if y % 3 == 0:
-            line.say_goodbye()
+            connection.say_goodbye()
         elif y % 3 == 1:
-            line.pipe.ended = True
-        elif line.process.runs:
-            line.close()
-    return bool(lines)
+            connection.pipe.ended = True
+        elif connection.process.runs:
+            connection.close()
+    return bool(connections)
 
 
 def pass_time(agent: Agent, x: int, y: int) -> bool:

@@ -125,7 +125,7 @@ class Process:
         self.frames = Frames()
         self.pipe = Pipe(self._says)
         self.loop = Loop(agent.time, self.pipe, self._wrong)
-        self.lines: list[Line] = []
+        self.connections: list[Connection] = []
         self.member: Any = None
         self._told = {name: part.digest for name, part in agent.plane.document.parts.items()}
         """Digests of parts: what it was born with, or has proposed since."""
@@ -158,8 +158,8 @@ class Process:
         """Its process ends, whatever it was about to do."""
         if self.alive:
             self.alive, self.end = False, how
-            for line in self.lines:
-                line.lost()
+            for connection in self.connections:
+                connection.lost()
             self.agent.ends.append(self)
 
     def _wrong(self, what: str) -> None:
@@ -196,7 +196,7 @@ class Process:
             return None
 
 
-class Line:
+class Connection:
     """HAProxy's side of a connection to a worker."""
 
     def __init__(self, agent: Agent, process: Process) -> None:
@@ -207,7 +207,7 @@ class Line:
         self._numbers = 0
         self.pipe = Pipe(self._receive)
         process.loop.ear.waiting = self.pipe
-        process.lines.append(self)
+        process.connections.append(self)
         process.step(process.loop.accept)
         self.pipe.held.append(hello())
 

@@ -11,13 +11,13 @@ import pytest
 from iamroles_scenarios.traffic import (
     Address,
     Case,
-    HttpLine,
+    HttpClient,
     Loop,
     Question,
     QuestionMix,
     Right,
     Segment,
-    SpopLine,
+    SpopClient,
     arrivals,
 )
 from iamroles_scenarios.traffic.polling import NANO, now
@@ -77,14 +77,14 @@ class Server:
         self._listener.close()
 
 
-def drive(address, *, rate=200.0, seconds=0.5, lines=4, right=OKAY, patience=5.0, **more):
+def drive(address, *, rate=200.0, seconds=0.5, clients=4, right=OKAY, patience=5.0, **more):
     """An open loop (rate 0: a closed one); returns the finished loop and its case."""
     case = Case("x")
     question = Question(case, more.pop("payload", GET), right)
     timetable = arrivals([Segment(seconds, rate)], constant=True) if rate else None
     loop = Loop(QuestionMix([(1.0, [question])]).questions(), timetable, patience=patience)
-    kind = more.pop("kind", HttpLine)
-    loop.open([kind(loop, Address.of(address), **more) for _ in range(lines)])
+    kind = more.pop("kind", HttpClient)
+    loop.open([kind(loop, Address.of(address), **more) for _ in range(clients)])
     loop.run(loop.start() + round(seconds * NANO))
     loop.finish()
     return loop, case
@@ -222,8 +222,8 @@ def test_streams_are_held_beside_the_rest(ends):
     with Server(lambda *_: OK) as server, Server(lambda *_: stream + Server.CLOSE * ends) as streams:
         plain = Question(Case("x"), GET, OKAY)
         loop = Loop(QuestionMix([(1.0, [plain])]).questions(), arrivals([Segment(1.0, 100)]), patience=0.3)
-        loop.open([HttpLine(loop, Address.of(server.address)) for _ in range(2)])
-        loop.hold([HttpLine(loop, Address.of(streams.address)) for _ in range(4)], endless)
+        loop.open([HttpClient(loop, Address.of(server.address)) for _ in range(2)])
+        loop.hold([HttpClient(loop, Address.of(streams.address)) for _ in range(4)], endless)
         loop.run(loop.start() + NANO)
         loop.finish()
 
@@ -240,7 +240,7 @@ def test_a_stream_that_says_the_wrong_thing_is_wrong():
     endless = Question(Case("stream"), GET, OKAY, endless=True)
     with Server(lambda *_: stream) as server:
         loop = Loop(QuestionMix([(1.0, [endless])]).questions(), arrivals([]))
-        loop.hold([HttpLine(loop, Address.of(server.address))], endless)
+        loop.hold([HttpClient(loop, Address.of(server.address))], endless)
         loop.run(now() + NANO // 5)
         loop.finish()
 
@@ -257,14 +257,14 @@ def test_a_connection_for_each_request():
 
 
 def test_a_queue_pays_from_due_and_not_from_sent():
-    """One line, answers that take 20 ms, 100 a second: half of what is due waits for the line."""
+    """One client, answers that take 20 ms, 100 a second: half of what is due waits for the client."""
     pause = threading.Event()
     with Server(lambda *_: pause.wait(0.02) or OK) as server:
-        loop, _ = drive(server.address, rate=100.0, lines=1)
+        loop, _ = drive(server.address, rate=100.0, clients=1)
     rows = list(loop.records)
 
     assert max(received - due for _, due, _, received, *_ in rows) > 100_000_000
-    # What waited was sent when the line came free: no lag of the generator.
+    # What waited was sent when the client came free: no lag of the generator.
     assert sorted(row[5] for row in rows)[len(rows) // 2] < 5_000_000
     assert loop.tally.owed + loop.tally.answers == 50
 
@@ -373,12 +373,12 @@ CONTEXT = encode_message("iam-context", {"request-id": "@" * 16})
 def test_spop(in_flight):
     right = Right(200, holds=(b"allow=true\n",))
     with Agent() as agent:
-        loop, case = drive(agent.address, kind=SpopLine, payload=CONTEXT, right=right, in_flight=in_flight)
+        loop, case = drive(agent.address, kind=SpopClient, payload=CONTEXT, right=right, in_flight=in_flight)
         assert (loop.tally.answers, loop.tally.wrong, loop.tally.faults) == (100, 0, 0), case.examples
         assert loop.stamped == (in_flight == 1)
         loop, _ = drive(
             agent.address,
-            kind=SpopLine,
+            kind=SpopClient,
             payload=CONTEXT,
             right=right,
             in_flight=in_flight,
@@ -393,7 +393,7 @@ def test_spop(in_flight):
 
 def test_spop_wrong_verdicts_are_told():
     with Agent(status=403) as agent:
-        loop, case = drive(agent.address, kind=SpopLine, payload=CONTEXT, in_flight=4)
+        loop, case = drive(agent.address, kind=SpopClient, payload=CONTEXT, in_flight=4)
 
     assert loop.tally.wrong == loop.tally.answers == 100
     assert case.examples[0] == "status 403 where 200 is right"
@@ -416,7 +416,9 @@ def test_spop_wrong_verdicts_are_told():
 )
 def test_spop_faults(talk, said):
     with Agent(talk=talk) as agent:
-        loop, case = drive(agent.address, kind=SpopLine, payload=CONTEXT, in_flight=2, rate=100.0, lines=2)
+        loop, case = drive(
+            agent.address, kind=SpopClient, payload=CONTEXT, in_flight=2, rate=100.0, clients=2
+        )
 
     assert (ended(loop), loop.tally.answers) == (50, 0)
     assert any(said in example for example in case.examples)
@@ -451,7 +453,7 @@ def test_a_frozen_generator_counts_its_stall():
             QuestionMix([(1.0, [Question(Case("x"), GET, Right())])]).questions(),
             arrivals([Segment(0.3, 100)]),
         )
-        loop.open([HttpLine(loop, Address.of(server.address))])
+        loop.open([HttpClient(loop, Address.of(server.address))])
         loop.start()
         loop.run(now() + 50_000_000)
         threading.Event().wait(0.1)  # whatever kept it: here the test itself

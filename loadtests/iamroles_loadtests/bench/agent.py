@@ -20,7 +20,7 @@ from iamroles_loadtests.bench.rounds import Contender, Rounds, Shape, pin, ratio
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
 from iamroles_scenarios.stage.reference import reference_agent
-from iamroles_scenarios.traffic import Address, Case, Loop, Question, Right, SpopLine
+from iamroles_scenarios.traffic import Address, Case, Loop, Question, Right, SpopClient
 from iamroles_scenarios.traffic.polling import NANO, now
 
 NOOP = AgentSpec(
@@ -120,7 +120,7 @@ class Bench:
 
         loop = Loop(asked(), patience=60.0)
         address = Address.of(self.behind[name])
-        loop.open([SpopLine(loop, address, in_flight=16) for _ in range(4)])
+        loop.open([SpopClient(loop, address, in_flight=16) for _ in range(4)])
         loop.start()
         while loop.tally.answers < count and not loop.tally.faults:
             loop.run(now() + NANO // 10)

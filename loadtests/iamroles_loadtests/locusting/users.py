@@ -186,7 +186,7 @@ class TrafficUser(User):
         self._driver = Driver(self.plan.pools)
         phase = self.plan.phase.model_copy(update={"seed": next(_numbers), "warmup": 0.0})
         loop = self._driver.loop(phase)
-        loop.open(self._driver.lines(phase, loop))
+        loop.open(self._driver.clients(phase, loop))
         loop.start()
         self._loop = loop
         self._folded = time.monotonic()

@@ -13,13 +13,13 @@ from iamroles_loadtests.measuring.measurement import Measurement
 from iamroles_scenarios.traffic import (
     Address,
     Case,
-    HttpLine,
-    Line,
+    Client,
+    HttpClient,
     Loop,
     Question,
     QuestionMix,
     Segment,
-    SpopLine,
+    SpopClient,
     arrivals,
 )
 from iamroles_scenarios.traffic.polling import NANO
@@ -57,10 +57,10 @@ class Driver:
             case.wrong = case.faults = 0
             case.examples = []
         loop = self.loop(phase)
-        loop.open(self.lines(phase, loop))
+        loop.open(self.clients(phase, loop))
         if phase.streams:
             [question] = self._pools["stream"]
-            loop.hold(self.lines(phase, loop, phase.streams), question)
+            loop.hold(self.clients(phase, loop, phase.streams), question)
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -106,7 +106,7 @@ class Driver:
             timetable = arrivals(segments, seed=phase.seed, constant=phase.constant)
         return Loop(mix.questions(), timetable, patience=phase.patience)
 
-    def lines(self, phase: Phase, loop: Loop, count: int = 0) -> list[Line]:
+    def clients(self, phase: Phase, loop: Loop, count: int = 0) -> list[Client]:
         """The phase's connections, or so many like them."""
         address = Address.of(phase.address)
         context = None
@@ -116,5 +116,5 @@ class Driver:
             context.verify_mode = ssl.CERT_NONE  # the meter's own certificate, or a stranger's: it measures
         count = count or phase.connections
         if phase.protocol == "http":
-            return [HttpLine(loop, address, tls=context, fresh=phase.fresh) for _ in range(count)]
-        return [SpopLine(loop, address, tls=context, in_flight=phase.in_flight) for _ in range(count)]
+            return [HttpClient(loop, address, tls=context, fresh=phase.fresh) for _ in range(count)]
+        return [SpopClient(loop, address, tls=context, in_flight=phase.in_flight) for _ in range(count)]

@@ -41,7 +41,7 @@ from iamroles_scenarios.engine.ledger import (
     p99,
 )
 from iamroles_scenarios.engine.players import raw_request
-from iamroles_scenarios.traffic import Address, Case, HttpLine, Loop, Right, Segment, arrivals
+from iamroles_scenarios.traffic import Address, Case, HttpClient, Loop, Right, Segment, arrivals
 from iamroles_scenarios.traffic.polling import NANO, now
 
 _SLICE = NANO // 50
@@ -137,8 +137,8 @@ class JudgedTraffic:
         due = arrivals([Segment(_DAYS, rate)], seed=seed) if rate else None
         self._loop = Loop(self._questions(), due, patience=PATIENCE * scale)
         where = Address.of(f"{address[0]}:{address[1]}")
-        self._lines = [
-            HttpLine(self._loop, where, tls=tls, fresh=fresh, again=True) for _ in range(connections)
+        self._clients = [
+            HttpClient(self._loop, where, tls=tls, fresh=fresh, again=True) for _ in range(connections)
         ]
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
 
@@ -172,7 +172,7 @@ class JudgedTraffic:
     # --- life ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._loop.open(self._lines, within=5.0 * self._scale)
+        self._loop.open(self._clients, within=5.0 * self._scale)
         self._mark(BEGIN)
         self._loop.start(self.steps[BEGIN].begin)
         self._thread.start()
@@ -256,8 +256,8 @@ class JudgedTraffic:
 
     def trust(self, context: ssl.SSLContext) -> None:
         """Shake hands by this context from now on."""
-        for line in self._lines:
-            line.context = context
+        for client in self._clients:
+            client.context = context
 
     def phases(self) -> list[tuple[str, int, int]]:
         """Return the name of each step, when it began and when the next one did, in nanoseconds of

@@ -210,7 +210,7 @@ class IdpClient:
             name: first segment of its path.
             shape: of its tokens (`jose.SHAPES`).
             keys: algorithms, one key each, the first one current.
-            clients: for the token endpoint, by client id (`issuer.Client`).
+            clients: for the token endpoint, by client id (`issuer.OauthClient`).
         """
         table = {"shape": shape, "keys": list(keys), "clients": dict(clients or {})}
         return IssuerHandle(self._control, self._control.call("PUT", f"issuers/{name}", table))

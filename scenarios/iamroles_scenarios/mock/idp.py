@@ -48,7 +48,7 @@ from iamroles_scenarios.base import process
 from iamroles_scenarios.base.errors import CommandError
 from iamroles_scenarios.jose import SHAPES, SigningKey
 from iamroles_scenarios.mock import control, faults
-from iamroles_scenarios.mock.issuer import DEFAULT_ALGORITHMS, ENDPOINTS, POISONS, Client, Issuer
+from iamroles_scenarios.mock.issuer import DEFAULT_ALGORITHMS, ENDPOINTS, POISONS, OauthClient, Issuer
 
 _log = logging.getLogger("iamroles.mock.idp")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -140,7 +140,7 @@ class Idp:
         if shape not in SHAPES:
             raise CommandError(f"unknown shape {shape!r}; known are {sorted(SHAPES)}")
         issuer = Issuer(name, f"{self.url}/{name}", shape)
-        issuer.clients = {key: Client(**client) for key, client in table.get("clients", {}).items()}
+        issuer.clients = {key: OauthClient(**client) for key, client in table.get("clients", {}).items()}
         for algorithm in reversed(table.get("keys", DEFAULT_ALGORITHMS)):
             issuer.add(await asyncio.to_thread(issuer.new_key, algorithm))
         self._issuers[name] = issuer

@@ -16,7 +16,7 @@ ENDPOINTS = ("discovery", "metadata", "jwks", "token")
 
 
 @dataclass
-class Client:
+class OauthClient:
     """A client of the token endpoint and the subject of its tokens."""
 
     secret: str
@@ -41,7 +41,7 @@ class Issuer:
     """Keys it signs with, the current one first."""
     published: list[Any] = field(default_factory=list)
     """Entries of its JWKS, sound or poisoned."""
-    clients: dict[str, Client] = field(default_factory=dict)
+    clients: dict[str, OauthClient] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     counters: Counters = field(default_factory=Counters)
     serial: int = 0
@@ -109,7 +109,7 @@ class Issuer:
         """RFC 7517 section 5."""
         return {"keys": self.published}
 
-    def token(self, client_id: str, client: Client, now: float, asked: dict[str, str]) -> dict[str, Any]:
+    def token(self, client_id: str, client: OauthClient, now: float, asked: dict[str, str]) -> dict[str, Any]:
         """An access token response (RFC 6749 section 5.1); `asked` may narrow roles and set the audience."""
         roles = [role for role in client.roles if role in asked.get("roles", " ".join(client.roles)).split()]
         recipe: dict[str, Any] = {

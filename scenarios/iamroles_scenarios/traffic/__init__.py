@@ -4,27 +4,27 @@ The meter (`iamroles_loadtests`) measures with it, and a check can put traffic u
 nothing beyond the standard library. `loop` opens with how it works.
 """
 
-from iamroles_scenarios.traffic.http import HttpLine
-from iamroles_scenarios.traffic.lines import Address, Line
+from iamroles_scenarios.traffic.clients import Address, Client
+from iamroles_scenarios.traffic.http import HttpClient
 from iamroles_scenarios.traffic.loop import Loop, Tally
 from iamroles_scenarios.traffic.questions import Case, Question, QuestionMix, Right
 from iamroles_scenarios.traffic.records import FIELDS, Records
-from iamroles_scenarios.traffic.spop import SpopLine
+from iamroles_scenarios.traffic.spop import SpopClient
 from iamroles_scenarios.traffic.timetable import Segment, arrivals
 
 __all__ = [
     "FIELDS",
     "Address",
     "Case",
-    "HttpLine",
-    "Line",
+    "Client",
+    "HttpClient",
     "Loop",
     "Question",
     "QuestionMix",
     "Records",
     "Right",
     "Segment",
-    "SpopLine",
+    "SpopClient",
     "Tally",
     "arrivals",
 ]

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a line: one question at a time, the answer read strictly.
+"""HTTP/1.1 on one connection: one question at a time, the answer read strictly.
 
 An answer ends where its head says: by `Content-Length`, by chunks, or with the connection (RFC 9112 section
 6.3). What contradicts itself, and bytes that nobody asked for, are faults: on a shared proxy they are how one
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from typing import NamedTuple
 
-from iamroles_scenarios.traffic.lines import Address, Line, Owner
+from iamroles_scenarios.traffic.clients import Address, Client, Owner
 from iamroles_scenarios.traffic.polling import NANO, now
 from iamroles_scenarios.traffic.questions import Asked, Question
 
@@ -162,11 +162,11 @@ class Reader:
             self.text += piece[: _KEPT - len(self.text)]
 
 
-class HttpLine(Line):
+class HttpClient(Client):
     """A keep-alive connection to a proxy or server.
 
     Args:
-        loop: whose line this is.
+        loop: whose client this is.
         address: where to.
         tls: speak TLS by this context.
         fresh: one connection for each request.
@@ -199,7 +199,7 @@ class HttpLine(Line):
         return self.busy and self._asked is not None and self._asked.sent < before
 
     def ask(self, due: int, question: Question) -> None:
-        """Send a request; on a line that has no connection, connect first, at the request's cost."""
+        """Send a request; without a connection, connect first, at the request's cost."""
         self._asked = asked = Asked(question, due)
         asked.send(now(), self.free_at)
         if self.ready:

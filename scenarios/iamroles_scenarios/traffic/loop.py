@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from iamroles_scenarios.traffic.lines import Line
+from iamroles_scenarios.traffic.clients import Client
 from iamroles_scenarios.traffic.polling import NANO, Poller, Steps, now
 from iamroles_scenarios.traffic.questions import Asked, Case, Question
 from iamroles_scenarios.traffic.records import Records
@@ -39,7 +39,7 @@ _KEEP = 100_000_000
 STALL = 5_000_000
 """Nanoseconds beyond its plan from which on a turn of the loop is noted as a stall."""
 _REST = 10_000_000
-"""Nanoseconds until a line of a closed loop asks again after a fault."""
+"""Nanoseconds until a client of a closed loop asks again after a fault."""
 _EXAMPLES = 20
 
 
@@ -75,7 +75,7 @@ class Tally:
 
 
 class Loop:
-    """Drives lines.
+    """Drives clients.
 
     Args:
         questions: what is asked, without an end.
@@ -98,11 +98,11 @@ class Loop:
         self._timetable = timetable
         self._patience = round(patience * NANO)
         self._epoll = Poller()
-        self._by_number: dict[int, Line] = {}
-        self._lines: list[Line] = []
-        self._idle: deque[Line] = deque()
+        self._by_number: dict[int, Client] = {}
+        self._clients: list[Client] = []
+        self._idle: deque[Client] = deque()
         self._backlog: deque[int] = deque()
-        self._resting: deque[tuple[int, Line]] = deque()
+        self._resting: deque[tuple[int, Client]] = deque()
         self._steps = Steps()
         self._begin = 0
         self._due = NEVER
@@ -117,53 +117,53 @@ class Loop:
         The kernel begins to stamp some milliseconds after the first socket asked for it.
         """
         few = self.tally.unstamped * 1000 <= self.tally.answers
-        return all(line.slots == 1 for line in self._lines) and few
+        return all(client.slots == 1 for client in self._clients) and few
 
-    # --- for lines -----------------------------------------------------------------------------------------
+    # --- for clients ----------------------------------------------------------------------------------------
 
-    def watch(self, line: Line, number: int, mask: int) -> None:
+    def watch(self, client: Client, number: int, mask: int) -> None:
         self._epoll.register(number, mask)
-        self._by_number[number] = line
+        self._by_number[number] = client
 
-    def modify(self, line: Line, number: int, mask: int) -> None:
+    def modify(self, client: Client, number: int, mask: int) -> None:
         self._epoll.modify(number, mask)
-        self._by_number[number] = line
+        self._by_number[number] = client
 
     def forget(self, number: int) -> None:
         """A socket is about to be closed."""
         if self._by_number.pop(number, None) is not None:
             self._epoll.unregister(number)
 
-    def idle_again(self, line: Line) -> None:
-        """A line has opened that nothing waits for."""
-        self._idle.extend([line] * line.slots)
+    def idle_again(self, client: Client) -> None:
+        """A client has opened that nothing waits for."""
+        self._idle.extend([client] * client.slots)
 
-    def answered(self, line: Line, asked: Asked, status: int, text: bytes) -> None:
-        """Judge and record an answer, and let the line go on."""
+    def answered(self, client: Client, asked: Asked, status: int, text: bytes) -> None:
+        """Judge and record an answer, and let the client go on."""
         question = asked.question
         wrong = question.judge(status, text, asked.sent, asked.received)
         if wrong:
             self.tally.wrong += 1
             question.case.wrong += 1
             self._example(question.case, wrong)
-        self.right(line, asked, question.right.number(text) if question.right.marker else -1)
+        self.right(client, asked, question.right.number(text) if question.right.marker else -1)
 
-    def right(self, line: Line, asked: Asked, reported: int = -1) -> None:
-        """Record an answer that needs no judging, and let the line go on."""
+    def right(self, client: Client, asked: Asked, reported: int = -1) -> None:
+        """Record an answer that needs no judging, and let the client go on."""
         received, noticed = asked.received, asked.noticed
-        if received == noticed and line.slots == 1:
+        if received == noticed and client.slots == 1:
             self.tally.unstamped += 1
         self.records.add(
             asked.question.case.number, asked.due, asked.sent, received, noticed, asked.lag, reported
         )
-        self._next(line)
+        self._next(client)
 
-    def broke(self, line: Line, asked: Asked | None, why: str) -> None:
-        """A line lost its connection; what was asked had no answer."""
+    def broke(self, client: Client, asked: Asked | None, why: str) -> None:
+        """A client lost its connection; what was asked had no answer."""
         if asked is None:
             if self._opening:
                 self._example(None, why)
-                self.idle_again(line)
+                self.idle_again(client)
             else:
                 self.tally.lost += 1
             return
@@ -173,27 +173,27 @@ class Loop:
         question.case.faults += 1
         self._example(question.case, why)
         if question.endless:
-            return  # the line was for that stream alone
+            return  # the client was for that stream alone
         if self._timetable is None:
-            self._resting.append((now() + _REST, line))
+            self._resting.append((now() + _REST, client))
         else:
-            self._idle.append(line)
+            self._idle.append(client)
 
     def stray(self, why: str) -> None:
         """A server sent what nobody had asked for."""
         self.tally.stray += 1
         self._example(None, why)
 
-    def _next(self, line: Line) -> None:
+    def _next(self, client: Client) -> None:
         self.tally.answers += 1
         if self._ending:
             return
         if self._timetable is None:
-            line.ask(0, self._next_question())
+            client.ask(0, self._next_question())
         elif self._backlog:
-            line.ask(self._backlog.popleft(), self._next_question())
+            client.ask(self._backlog.popleft(), self._next_question())
         else:
-            self._idle.append(line)
+            self._idle.append(client)
 
     def _let_go(self, question: Question, status: int, text: bytes) -> None:
         self.tally.held += 1
@@ -209,35 +209,37 @@ class Loop:
 
     # --- for the caller ------------------------------------------------------------------------------------
 
-    def open(self, lines: Sequence[Line], within: float = 5.0) -> None:
-        """Take lines and connect them, before anything is measured.
+    def open(self, clients: Sequence[Client], within: float = 5.0) -> None:
+        """Take clients and connect them, before anything is measured.
 
-        A line that cannot connect tries again when it is first asked something; `tally.examples` says why.
+        A client that cannot connect tries again when it is first asked something; `tally.examples` says why.
         """
-        self._lines = list(lines)
+        self._clients = list(clients)
         self._opening = True
         deadline = now() + round(within * NANO)
-        for line in self._lines:
-            line.connect()
-        wanted = sum(line.slots for line in self._lines)
+        for client in self._clients:
+            client.connect()
+        wanted = sum(client.slots for client in self._clients)
         while len(self._idle) < wanted and now() < deadline:
             self._poll(_KEEP)
         self._opening = False
-        late = {id(line): line for line in self._lines}
-        for line in self._idle:
-            late.pop(id(line), None)
-        for line in late.values():
+        late = {id(client): client for client in self._clients}
+        for client in self._idle:
+            late.pop(id(client), None)
+        for client in late.values():
             self._example(None, "no connection in time")
-            line.close()
-            self.idle_again(line)
+            client.close()
+            self.idle_again(client)
 
-    def hold(self, lines: Sequence[Line], question: Question) -> None:
-        """Open a stream on each of these lines and wait for its begin; a stream that ends is a fault."""
-        for line in lines:
-            line.ask(0, question)
-        self._lines += lines
+    def hold(self, clients: Sequence[Client], question: Question) -> None:
+        """Open a stream on each of these clients and wait for its begin; a stream that ends is a fault."""
+        for client in clients:
+            client.ask(0, question)
+        self._clients += clients
         deadline = now() + self._patience
-        while now() < deadline and any(stream and not stream[1] for stream in (one.held() for one in lines)):
+        while now() < deadline and any(
+            stream and not stream[1] for stream in (one.held() for one in clients)
+        ):
             self._poll(_KEEP)
 
     def start(self, at: int | None = None) -> int:
@@ -246,14 +248,14 @@ class Loop:
         self._begin = self._planned = self._checked = begin
         if self._timetable is None:
             first, self._idle = list(self._idle), deque()
-            for line in first:
-                line.ask(0, self._next_question())
+            for client in first:
+                client.ask(0, self._next_question())
         else:
             self._due = begin + next(self._timetable, NEVER)
         return begin
 
     def run(self, until: int) -> None:
-        """Drive the lines until this moment of CLOCK_REALTIME."""
+        """Drive the clients until this moment of CLOCK_REALTIME."""
         idle, backlog, question = self._idle, self._backlog, self._next_question
         while True:
             at = now()
@@ -277,25 +279,25 @@ class Loop:
                 self._look(at)
 
     def _poll(self, wait: int) -> None:
-        lines = self._by_number
+        clients = self._by_number
         for number, mask in self._epoll.poll(wait):
-            line = lines.get(number)
-            if line is not None:
-                line.event(mask)
+            client = clients.get(number)
+            if client is not None:
+                client.event(mask)
 
     def _look(self, at: int) -> None:
         self._checked = at
         while self._resting and self._resting[0][0] <= at and not self._ending:
             self._resting.popleft()[1].ask(0, self._next_question())
         before = at - self._patience
-        for line in self._lines:
-            if line.overdue(before):
-                line.lost(f"no answer within {self._patience / NANO:g} s")
+        for client in self._clients:
+            if client.overdue(before):
+                client.lost(f"no answer within {self._patience / NANO:g} s")
         if step := self._steps.look():
             self.tally.steps.append(step)
 
     def finish(self, stop: Callable[[], bool] | None = None) -> None:
-        """Send nothing more; wait for what is under way, for as long as patience allows; close all lines.
+        """Send nothing more; wait for what is under way, for as long as patience allows; close all clients.
 
         Args:
             stop: asked now and then: whether to give up waiting.
@@ -305,17 +307,17 @@ class Loop:
         self.tally.owed += len(self._backlog)
         self._backlog.clear()
         deadline = now() + self._patience
-        while any(line.busy for line in self._lines) and now() < deadline:
+        while any(client.busy for client in self._clients) and now() < deadline:
             self._poll(_KEEP)
             if stop is not None and stop():
                 break
         if step := self._steps.look():
             self.tally.steps.append(step)
-        for line in self._lines:
-            if line.busy:
-                line.lost("no answer by the end")
-            if (stream := line.held()) is not None:
+        for client in self._clients:
+            if client.busy:
+                client.lost("no answer by the end")
+            if (stream := client.held()) is not None:
                 self._let_go(*stream)
-            line.close()
+            client.close()
         self._epoll.close()
         self._epoll = Poller()

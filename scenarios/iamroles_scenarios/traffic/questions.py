@@ -135,10 +135,10 @@ class Asked:
         self.sent = sent
         self.lag = self.received = self.noticed = 0
         self.again = False
-        """True if it was sent again (see `HttpLine`)."""
+        """True if it was sent again (see `HttpClient`)."""
 
     def send(self, at: int, free_at: int) -> None:
-        """It is sent now, on a line that became free then."""
+        """It is sent now, on a client that became free then."""
         self.sent = at
         due = self.due
         if due:

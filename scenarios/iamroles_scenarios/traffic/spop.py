@@ -16,7 +16,7 @@ import secrets
 import ssl
 
 from iamroles_scenarios.base.errors import WireFormatError
-from iamroles_scenarios.traffic.lines import Address, Line, Owner
+from iamroles_scenarios.traffic.clients import Address, Client, Owner
 from iamroles_scenarios.traffic.polling import now
 from iamroles_scenarios.traffic.questions import Asked, Question
 from iamroles_scenarios.wire.codec import varint
@@ -33,7 +33,7 @@ _REST = len(_HEAD) + 3
 """Bytes of a frame before its payload: type, flags, a stream-id of two bytes, a frame-id of a byte."""
 
 
-class SpopLine(Line):
+class SpopClient(Client):
     """One connection to an agent with up to `in_flight` questions under way."""
 
     def __init__(

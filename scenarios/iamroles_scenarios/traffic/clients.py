@@ -1,6 +1,6 @@
 """One connection of the loop: opening, TLS, sending, and what happens when it breaks.
 
-A line connects when it is first asked something, and again after it was lost: so a request that has to wait
+A client connects when it is first asked something, and again after it was lost: so a request that has to wait
 for a connection pays for it, and a server that refuses connections makes faults, not silence. TLS runs in
 memory between the socket and the parser; the kernel's stamps stay those of the socket.
 """
@@ -27,7 +27,7 @@ _UNDER_WAY = (errno.EINPROGRESS, errno.EAGAIN)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The address of a line.
+    """The address of a client.
 
     Args:
         family: `socket.AF_INET`, `AF_INET6` or `AF_UNIX`.
@@ -58,38 +58,38 @@ class Address:
 
 
 class Owner(Protocol):
-    """The part of the loop that a line needs."""
+    """The part of the loop that a client needs."""
 
-    def watch(self, line: Line, number: int, mask: int) -> None:
+    def watch(self, client: Client, number: int, mask: int) -> None:
         """Wait for a new socket."""
 
-    def modify(self, line: Line, number: int, mask: int) -> None:
+    def modify(self, client: Client, number: int, mask: int) -> None:
         """Wait for something else."""
 
     def forget(self, number: int) -> None:
         """A socket is about to be closed."""
 
-    def idle_again(self, line: Line) -> None:
-        """A line has opened that nothing waits for."""
+    def idle_again(self, client: Client) -> None:
+        """A client has opened that nothing waits for."""
 
-    def answered(self, line: Line, asked: Asked, status: int, text: bytes) -> None:
-        """Judge and record an answer, and let the line go on."""
+    def answered(self, client: Client, asked: Asked, status: int, text: bytes) -> None:
+        """Judge and record an answer, and let the client go on."""
 
-    def right(self, line: Line, asked: Asked, reported: int = -1) -> None:
-        """Record an answer that needs no judging, and let the line go on."""
+    def right(self, client: Client, asked: Asked, reported: int = -1) -> None:
+        """Record an answer that needs no judging, and let the client go on."""
 
-    def broke(self, line: Line, asked: Asked | None, why: str) -> None:
-        """A line lost its connection; what was asked had no answer."""
+    def broke(self, client: Client, asked: Asked | None, why: str) -> None:
+        """A client lost its connection; what was asked had no answer."""
 
     def stray(self, why: str) -> None:
         """A server sent what nobody had asked for."""
 
 
-class Line:
+class Client:
     """A connection that the loop drives. Subclasses give the protocol.
 
     Args:
-        loop: whose line this is.
+        loop: whose client this is.
         address: where to.
         tls: speak TLS by this context; another `context` is that of connections to come.
         fresh: a new connection for each question.
