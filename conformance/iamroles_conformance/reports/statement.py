@@ -122,8 +122,8 @@ def _sentence(product: str, found: Document, verdicts: Mapping[str, str]) -> str
         (grade, [name for name in conforms[grade] if grade == "strict" or name not in conforms["strict"]])
         for grade in ("strict", "core")
     ]
-    classes = " and ".join(f"{_joined(names)} ({grade})" for grade, names in grades if names)
-    parts = [f"{product} conforms to {classes}." if classes else f"{product} conforms to no class."]
+    conforming = " and ".join(f"{_joined(names)} ({grade})" for grade, names in grades if names)
+    parts = [f"{product} conforms to {conforming}." if conforming else f"{product} conforms to no class."]
     return " ".join([*parts, *(_lacking(one) for one in classes if not one["core"]["conforms"])])
 
 

@@ -136,8 +136,8 @@ class SpopClient(Client):
             if not self._queue:
                 self.loop.idle_again(self)
         elif frame.type == FrameType.AGENT_DISCONNECT:
-            said = {name: value.value for name, value in read_kv(frame)}
-            status = said.get("status-code")
+            items = {name: value.value for name, value in read_kv(frame)}
+            status = items.get("status-code")
             said = STATUS.get(status, str(status)) if isinstance(status, int) else "no status"
             self.lost(f"the agent disconnected: {said}")
         else:
