@@ -48,7 +48,7 @@ from iamroles_scenarios.base import process
 from iamroles_scenarios.base.errors import CommandError
 from iamroles_scenarios.jose import SHAPES, SigningKey
 from iamroles_scenarios.mock import control, faults
-from iamroles_scenarios.mock.issuer import DEFAULT_ALGORITHMS, ENDPOINTS, POISONS, OauthClient, Issuer
+from iamroles_scenarios.mock.issuer import DEFAULT_ALGORITHMS, ENDPOINTS, POISONS, Issuer, OauthClient
 
 _log = logging.getLogger("iamroles.mock.idp")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
