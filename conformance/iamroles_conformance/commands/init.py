@@ -74,7 +74,7 @@ def init(*, directory: Path, command: str, name: str) -> None:
         directory / ".github" / "workflows" / "conformance.yml": _WORKFLOW,
     }
     if there := [str(path) for path in texts if path.exists()]:
-        raise click.UsageError(f"{', '.join(there)}: is there already; move it away, or edit it.")
+        raise click.UsageError(f"{', '.join(there)}: exists already; move it away, or edit it.")
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -119,7 +119,7 @@ def behind_tls(text: str) -> str:
         GateConfigError: it does not bind exactly once.
     """
     if len(_BIND.findall(text)) != 1:
-        raise GateConfigError("haproxy.cfg has not the one bind line with IAM_BIND that is expected")
+        raise GateConfigError("haproxy.cfg must have exactly one bind line with IAM_BIND")
     return _BIND.sub(rf"\g<0> ssl crt {_CERTIFICATE} alpn http/1.1", text)
 
 

@@ -110,7 +110,7 @@ def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextMa
     for given, (flag, needed) in _FOR.items():
         if options[given] not in (None, ()) and not any(options[name] for name in needed):
             others = " or ".join(f"--{name.replace('_', '-')}" for name in needed)
-            raise click.UsageError(f"{flag} goes with {others}: of a stage the suite knows it")
+            raise click.UsageError(f"{flag} goes with {others}: on a stage the suite knows it")
     pids = _numbers(_parsed(options["pids"], "=", "--pid agent=1234"))
     status = (0 if options["agent_address"] else 200) if options["status"] is None else options["status"]
     right = Right(status, tuple(text.encode() for text in options["holds"]))

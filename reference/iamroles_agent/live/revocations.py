@@ -191,12 +191,12 @@ def read(path: Path) -> Revocations:
     except tomllib.TOMLDecodeError as error:
         at = _AT_LINE.search(str(error))
         line = int(at[1]) if at else text.count("\n") + 1  # else it ends too early
-        remedy = "Mend the syntax; write a new file beside it and rename that one"
+        remedy = "Fix the syntax: write a new file beside it and rename that one"
         raise _wrong(path, f"is not TOML: {error}", remedy, line) from error
     except RecursionError as error:
         raise _wrong(path, "is nested too deep", "Write `[[revocations]]` tables alone") from error
     except ValidationError as error:
-        remedy = "Mend it, or use `iamroles revoke`"
+        remedy = "Fix it, or use `iamroles revoke`"
         problems = [(_key(item["loc"]), item["msg"], remedy) for item in error.errors(include_url=False)]
         rows = []
     first: dict[str, int] = {}

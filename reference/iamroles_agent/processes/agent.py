@@ -95,7 +95,7 @@ class Agent:
         if take_over:
             if state_dir is None:
                 raise StartError(
-                    "to take over, both agents need one agent.state_dir: what is in force goes over it"
+                    "to take over, both agents need the same agent.state_dir: it hands over what is in force"
                 )
             socket_path = _beside(path, config.agent.control_socket) or state_dir / SOCKET
             inherited = handover.take(socket_path, config.agent.listen)
@@ -264,7 +264,7 @@ def _at_start(restored: Restored | None, part: Part) -> Document:
         policy_part.decode(accepted)
     except ValueError as error:
         raise StartError(
-            f"the agent before died, and the policy that it had accepted ({accepted.digest}) cannot be read "
+            f"the previous agent died, and the policy that it accepted ({accepted.digest}) cannot be read "
             f"by this release: {error}. Move the state directory away to start from the configuration"
         ) from None
     if accepted.digest != part.digest:

@@ -84,7 +84,7 @@ def take(path: Path, listen: str) -> Inheritance | None:
         for sock in (listener, local, connection):
             sock.close()
         os.close(descriptors[2])
-        raise _no(path, f"it listens on {found}, and this one is to listen on {listen}")
+        raise _no(path, f"it listens on {found}, but this agent must listen on {listen}")
     return Inheritance(listener, local, descriptors[2], connection)
 
 

@@ -24,7 +24,7 @@ def seconds(value: object) -> float:
 
 def _length(value: object) -> float:
     if (found := seconds(value)) < 0:
-        raise ValueError(f"{value!r} is less than nothing: a duration here has no sign")
+        raise ValueError(f"{value!r} is negative: a duration has no sign")
     return found
 
 

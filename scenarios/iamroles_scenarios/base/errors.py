@@ -119,7 +119,7 @@ class DocumentError(SuiteError):
 
 
 class RecipeError(SuiteError, ValueError):
-    """A recipe says something that the minter does not know: the author of the scenario must mend it."""
+    """A recipe says something that the minter does not know: the author of the scenario must fix it."""
 
 
 class StageError(SuiteError):

@@ -31,7 +31,7 @@ KeyPath = tuple[str | int, ...]
 
 
 class BadValueError(ValueError):
-    """Raised by a model's validator that looks at several keys; it names the key to mend.
+    """Raised by a model's validator that looks at several keys; it names the key to fix.
 
     Args:
         key: the key, from the model's top.
@@ -83,7 +83,7 @@ def parse(text: str, model: type[_M], name: str) -> _M:
     try:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise DocumentError([f"{name}: not TOML: {error}. Mend the line it names."]) from error
+        raise DocumentError([f"{name}: not TOML: {error}. Fix the line that it names."]) from error
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -139,7 +139,7 @@ def _problem(name: str, lines: dict[KeyPath, int], item: Json) -> str:
     where = name if line is None else f"{name}:{line}"
     message = item["msg"].removeprefix("Value error, ")
     remedies = {
-        "extra_forbidden": "Unknown key: remove it or mend its spelling.",
+        "extra_forbidden": "Unknown key: remove it or fix its spelling.",
         "missing": "Add it.",
     }
     return f"{where}: {shown or '(top)'}: {message}. {remedies.get(item['type'], '')}".rstrip()

@@ -465,7 +465,7 @@ def scenarios() -> dict[str, Scenario]:
 def _world(name: str) -> dict[str, Any]:
     path = Path(str(files("iamroles_scenarios") / "data" / "worlds" / f"{name}.toml"))
     if not path.is_file():
-        raise DocumentError([f"worlds/{name}.toml: this world does not exist. Mend `world.policy`."])
+        raise DocumentError([f"worlds/{name}.toml: this world does not exist. Fix `world.policy`."])
     document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     return document
 

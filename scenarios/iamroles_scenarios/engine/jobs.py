@@ -89,7 +89,7 @@ def validate(agent: AgentSpec, checks: list[PlannedCheck]) -> None:
             name no check or give no reason.
     """
     if not checks:
-        raise SelectionError("No check was selected: zero checks prove nothing. Mend the selection.")
+        raise SelectionError("No check was selected: zero checks prove nothing. Change the selection.")
     if agent.address and (lanes := {check.lane for check in checks} - {"wire"}):
         raise SelectionError(
             f"The agent already runs at {agent.address}: the stage cannot give it the policies of the "
@@ -104,7 +104,7 @@ def validate(agent: AgentSpec, checks: list[PlannedCheck]) -> None:
             raise SelectionError(f"{where}: a known failure needs a reason. Say why it fails.")
         if name not in ids:
             near = get_close_matches(name, ids, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "Mend or remove it."
+            hint = f"Did you mean {near[0]}?" if near else "Fix or remove it."
             raise SelectionError(f"{where}: no such check. {hint}")
 
 

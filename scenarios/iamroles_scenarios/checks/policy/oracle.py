@@ -31,7 +31,7 @@ def chosen(name: str, default: int) -> int:
     try:
         return int(text) if text else default
     except ValueError as error:
-        raise ValueError(f"{name}={text!r} is not a whole number: mend or unset it") from error
+        raise ValueError(f"{name}={text!r} is not a whole number: fix or unset it") from error
 
 
 @check("policy.oracle.agrees", "ORACLE-AGREE-001", "ORACLE-LOAD-001", long=True)
