@@ -44,7 +44,7 @@ def end(status: int, message: str) -> NoReturn:
 
 @contextmanager
 def ends_if_unsound() -> Iterator[None]:
-    """Turn what is wrong with a file of the operator into exit status 2, with every problem."""
+    """Turn faults of an operator's file into exit status 2, with every problem."""
     try:
         yield
     except ConfigError as error:

@@ -1,13 +1,13 @@
 """A change of what is in force: prepared by all members, committed, switched to by all, confirmed.
 
-One change is under way at a time; the others queue, and what can go together does. PREPARE ends when all
+One change is under way at a time; the others queue, and are joined if possible. PREPARE ends when all
 have answered. Then the change is committed: `document` is the new version, and each new member has it. SWITCH
 ends the same way. CONFIRM waits, for a bounded time, until replacements are ready and the fetcher has saved,
 only so that the outcome can say so. A member that comes up behind the document, because it was forked before
 the commit, gets the difference, prepares, switches, and only then serves.
 
 If no worker at all prepares in time, the change is given up: the cause is the host, not a worker. A member
-that misses the switch is killed in any case: it still enforces the version before. A version number is never
+that misses the switch is killed in any case: it still enforces the old version. A version number is never
 used again, also when a change is given up: a late answer must not count for the next one.
 """
 
@@ -93,7 +93,7 @@ class Changes:
         self._begin()
 
     def _begin(self) -> None:
-        """Take up what waits, unless a change is under way."""
+        """Begin the next change, unless one is under way."""
         # Also while it drains: a question that still waits for a new key is answered.
         if self._change is not None or not self._queue:
             return
@@ -136,7 +136,7 @@ class Changes:
     # What members say
 
     def came_up(self, slot: Slot) -> None:
-        """Give an UP member that takes part in no change what it needs."""
+        """Send a member that is UP, and in no change, the parts that it lacks."""
         if slot.version != self.document.version:
             slot.target = self.document
             self._send_edits(slot, slot.document.differences(self.document), self.document.version)

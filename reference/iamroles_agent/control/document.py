@@ -11,7 +11,7 @@ POLICY = "policy"
 KEYS = "keys/"
 """Prefix of the parts with key sets; one for each source of keys (`tokens.keyring`)."""
 REVOCATIONS = "revocations"
-"""The part with what was revoked before its time."""
+"""The part with the revocations."""
 
 
 @dataclass(frozen=True, slots=True)

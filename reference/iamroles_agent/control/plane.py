@@ -83,7 +83,7 @@ class Plane:
             self.members.emit(Fork(index, ""))
 
     def take(self) -> list[Effect]:
-        """Take what is to be done now, in order."""
+        """Take the effects that are due, in order."""
         return self.members.take()
 
     @property

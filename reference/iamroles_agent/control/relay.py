@@ -56,7 +56,7 @@ class Relay:
         del self._counts[index]
 
     def fetcher_up(self) -> None:
-        """A fetcher is ready: ask it what the one before has not answered."""
+        """A fetcher is ready: ask it what its predecessor has not answered."""
         self._up = True
         for ask in self._asks.values():
             self._send(FETCHER, ask.asked)

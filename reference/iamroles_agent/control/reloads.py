@@ -92,7 +92,7 @@ class Reloads:
         self._load_again()
 
     def _report(self, outcome: Outcome) -> None:
-        """Print what became of a reload; each worker records a refusal."""
+        """Print the outcome of a reload; each worker records a refusal."""
         document = self._changes.document
         line = {"reloaded": outcome["done"], "policy": document.policy, **outcome}
         del line["done"]

@@ -122,10 +122,10 @@ class Store:
         )
 
     def read(self) -> Restored | None:
-        """Read what was kept; None if the directory was never used.
+        """Read the saved document; None if the directory was never used.
 
         Raises:
-            StartError: what is there cannot be trusted.
+            StartError: the directory cannot be trusted.
         """
         try:
             index = json.loads(self._read(_INDEX, _MAX_INDEX))

@@ -80,7 +80,7 @@ class Revocation(Model):
     issued_before: Moment | None = None
     """Spare what was issued at this moment or later."""
     reason: str = Field(default="", max_length=500)
-    """For those who read the audit."""
+    """A note for readers of the audit."""
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Revocation:

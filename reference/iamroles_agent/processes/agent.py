@@ -42,11 +42,11 @@ class Agent:
 
     Args:
         path: the configuration, read again at each reload.
-        config: what it said at the start.
-        document: what is in force at the start.
-        store: where that is kept.
-        inherited: what it got of the agent that it takes over from.
-        died: whether the agent before ended without draining.
+        config: its content at the start.
+        document: the document in force at the start.
+        store: where the document is saved.
+        inherited: sockets and lock of the agent that it takes over from.
+        died: whether the previous agent ended without draining.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Agent:
             raise StartError(f"what is in force cannot be saved: {error.strerror or error}") from None
 
     def _let_go(self) -> None:
-        """Close, in a child that only answers or only reads, what must not outlive the parent there."""
+        """Close, in a worker or loader, the files that must not outlive the parent there."""
         if self._local is not None:
             self._local.close()
         if self._store is not None:

@@ -45,8 +45,8 @@ class Fetcher:
 
     Args:
         config: of the start.
-        startup: what it is born with.
-        store: where to save what is in force.
+        startup: the state that it starts with.
+        store: where to save the document in force.
     """
 
     def __init__(self, config: Config, startup: Startup, store: Store | None = None) -> None:
@@ -70,7 +70,7 @@ class Fetcher:
         self._saving = asyncio.Lock()
         self._leaving = False
         self._save_error = ""
-        """Why what is in force is not saved; "" if it is saved, or about to be."""
+        """Why the document in force is not saved; "" if it is saved, or about to be."""
 
     async def run(self) -> None:
         """Live until the parent says to drain, or is gone.

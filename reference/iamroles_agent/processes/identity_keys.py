@@ -1,7 +1,7 @@
-"""The keys of the identity header as a part of what is in force (`control.document`).
+"""The keys of the identity header as a part of the document in force (`control.document`).
 
 The parent has them at the start: those of the state directory, or new ones. The fetcher changes them when
-that is due, and the parent puts them in force everywhere. All workers publish what each of them signs with.
+that is due, and the parent puts them in force everywhere. All workers publish the keys of all.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class Link(asyncio.Protocol):
         return self._request(lambda number: with_parts("propose", edits, id=number))
 
     async def status(self) -> Body:
-        """Ask, for the fetcher, what the parent knows of the members.
+        """Ask the parent, for the fetcher, what it knows about the members.
 
         Raises:
             LinkLost: the parent is gone.

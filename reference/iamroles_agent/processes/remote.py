@@ -1,4 +1,4 @@
-"""A worker's side of what the fetcher does for all workers: keys and STS.
+"""A worker's side of the fetcher's services: keys and STS.
 
 A worker holds each key set that the parent sent, and can only ask for a fetch; `jwks` decides once for the
 whole agent which question may cause a fetch, and when. Only the fetcher asks STS, so its budget, its memory

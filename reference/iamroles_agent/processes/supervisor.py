@@ -393,7 +393,7 @@ class Supervisor:
             self._read(process)
 
     def _read(self, process: _Process) -> bool:
-        """Take what a member said; true if there may be more."""
+        """Take a member's messages; true if there may be more."""
         try:
             data = process.channel.recv(_READ)
         except BlockingIOError:

@@ -21,9 +21,9 @@ _Stamp = tuple[int, int, int] | None
 
 
 class Watch:
-    """Keeps what is in force as the file says.
+    """Keeps the revocations in force as the file says.
 
-    A file that is wrong or gone changes nothing: what was revoked stays revoked, and the log says so once.
+    A file that is wrong or gone changes nothing: revocations stay, and the log says so once.
 
     Args:
         path: the file.

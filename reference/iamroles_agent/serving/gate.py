@@ -50,7 +50,7 @@ from iamroles_agent.tokens.admission import client_network
 _HALF = 16 << 20
 """Bytes of keys and actions that one half of the memory holds, at most."""
 _ENTRY_OVERHEAD = 600
-"""About what an entry takes beside its key and actions: objects, audit record, table slot."""
+"""Bytes, about, of an entry beside its key and actions: objects, audit record, table slot."""
 _LONGEST_KEY = 2 << 10
 """A longer question is remembered under its hash, so that a client cannot fill the memory with long keys."""
 

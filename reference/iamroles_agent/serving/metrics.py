@@ -100,7 +100,7 @@ class Metrics:
         self.reloads["accepted"] += 1
 
     def policy_rejected(self) -> None:
-        """Count a policy that was turned down; the old one stays (RELOAD-BAD-001)."""
+        """Count a policy that was refused; the old one stays (RELOAD-BAD-001)."""
         self.reloads["rejected"] += 1
 
     def cut(self, cause: str, by: str, late: float) -> None:
