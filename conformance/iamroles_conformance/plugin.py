@@ -30,7 +30,7 @@ _RUN: pytest.StashKey[Run] = pytest.StashKey()
 _SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 _RESULTS: pytest.StashKey[list[tuple[PlannedCheck, CheckResult]]] = pytest.StashKey()
 _TOLD: pytest.StashKey[set[str]] = pytest.StashKey()
-"""Causes in the set-up that a failure has told in full."""
+"""Causes in the set-up that a failure has shown in full."""
 
 
 def _scale(text: str) -> float:
@@ -234,7 +234,7 @@ def _has_all(config: pytest.Config) -> bool:
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """Say who is judged, on which stage, and why on that one."""
+    """Say which agent is judged, on which stage, and why on that stage."""
     run = config.stash.get(_RUN, None)
     if run is None:
         return []

@@ -28,8 +28,8 @@ def flakes(
 ) -> None:
     """Measure the flake rate and the time margin of each check, over many runs of the same agent.
 
-    Each run is a whole one, with a stage of its own. A file given by --save is added to run by run, so a
-    measurement can be interrupted and taken up again.
+    Each run is complete, with its own stage. Each is added to the file of --save, so that a measurement can
+    be interrupted and continued.
     """
     select = named_by(checks)
     planned = [check for check in subject.planned() if select(check)]

@@ -83,7 +83,7 @@ def play_all(subject: Subject, versions: Iterable[str], checks: Iterable[str]) -
 
 
 def exit_code(columns: Iterable[Column]) -> ExitCode:
-    """0 if all passed on all; 1 if a check did not; 3 if only a version could not be put up."""
+    """0 if all passed on all; 1 if a check did not; 3 if only a version could not be started."""
     columns = list(columns)
     if any(column.found is not None and not column.found["passed"] for column in columns):
         return ExitCode.FAILED

@@ -179,7 +179,7 @@ def command_line(context: click.Context) -> str:
 
 
 def _safe(name: str, value: str) -> str:
-    """A header or argument that may be a credential is named and not told."""
+    """Name a header or argument that may be a credential, without its value."""
     if name == "headers" and ":" in value:
         return f"{value.partition(':')[0]}: ..."
     return f"{value.partition('=')[0]}=..." if name == "arguments" else value

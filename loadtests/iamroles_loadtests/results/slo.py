@@ -18,7 +18,7 @@ _NAMES = {"p999": "p99.9"}
 
 
 class Bounds(Model):
-    """At most so long; what is left out is not looked at."""
+    """Upper bounds; a bound that is left out is not checked."""
 
     p50: Latency | None = None
     p90: Latency | None = None

@@ -60,9 +60,9 @@ class Narrator(Watcher):
         self._shown = False
         self._url = ""
         self.number = 0
-        """Requests told so far."""
+        """Requests shown so far."""
         self.good = 0
-        """Requests that went as told."""
+        """Requests that went as expected."""
 
     def begins(self, loan: Loan) -> None:
         self.number, self.good = 0, 0
@@ -97,7 +97,7 @@ class Narrator(Watcher):
         self.good += not differing
 
     def _stage(self, parts: str, policy: Mapping[str, Any]) -> None:
-        """Return who is on stage, and what the policy says."""
+        """Print the parts of the stage, and the policy."""
         self._console.print(
             Panel(
                 Text.assemble(

@@ -47,7 +47,7 @@ class SecondAct:
         self._console, self._pause = console, pause
         self.number = number
         self.good = 0
-        """Steps that went as told."""
+        """Steps that went as expected."""
 
     def play(self, target: Target) -> None:
         """All steps.

@@ -1,9 +1,9 @@
 """Background load: traffic that flows beside all checks of a run, and is judged itself.
 
-A gate of its own, with the policy of the orders, gets callers that are let in, callers that are not, and
+A separate gate, with the policy `orders`, gets callers that must be allowed, callers that must not, and
 tokens that live for seconds; every answer must be right for as long as the run lasts. Each world that checks
-share gets strangers: what has no credential, or none that could be one, must be refused under any policy. So
-the agents that are judged are busy, and so is the host.
+share gets strangers, without a credential or with nonsense, which any policy must refuse. So the agents that
+are judged are busy, and so is the host.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Options:
     allowed: Mapping[str, Any] | None = None
     """For an agent that already runs: arguments of an `iam-check` that it allows."""
     transcripts: bool = False
-    """True if results keep the traffic, also those of a pass."""
+    """True if results keep the traffic, also of checks that pass."""
     budget: float | None = None
     """Seconds for the run, stage included; checks that have not been played by then are left out. None: no
     end."""

@@ -26,7 +26,7 @@ class Target:
     scale: float = 1.0
     """Multiplies deadlines and short lives; above 1 for slow hosts."""
     transcripts: bool = False
-    """True if results keep the traffic, also those of a pass."""
+    """True if results keep the traffic, also of checks that pass."""
 
     def attempts(self, most: int) -> Iterator[Self]:
         """Yield this target for a first attempt, and with doubled times for each other."""

@@ -50,7 +50,7 @@ def judged(
     Args:
         checks: what is played.
         play: plays them; what it raises ended all of them.
-        transcripts: the results keep what was sent and seen, those of a pass too.
+        transcripts: the results keep the traffic, also of checks that pass.
     """
     began = time.monotonic()
     with recording.recorded(keeps=True) as found, watched() as worlds:

@@ -62,7 +62,7 @@ def run(
         on_failure: called with each failure at once, before it is known whether the agent has ended.
         twice: judge a few failures by silence again (see the module).
         over: asked before each check; once it says yes, no more are begun, and those have no result.
-        transcripts: the results keep what was sent and seen, those of a pass too.
+        transcripts: the results keep the traffic, also of checks that pass.
     """
     lane = _WireLane(target, on_result, on_failure, over, transcripts)
     return asyncio.run(lane.run(chosen, twice=twice))

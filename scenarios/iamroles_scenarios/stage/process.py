@@ -211,7 +211,7 @@ def _state(pid: int) -> str:
 
 
 def json_with(text: str, key: str) -> dict[str, Any] | None:
-    """The JSON object on a line, if it has this key; who is not ready yet may say so."""
+    """Return the JSON object on a line, if it has this key; a part that is not ready may print others."""
     if not text.startswith("{"):
         return None
     try:

@@ -214,7 +214,7 @@ class Offer:
     why: str
     """As `Stage.why`."""
     versions: tuple[str, ...]
-    """Releases of HAProxy it can put up, oldest first."""
+    """Releases of HAProxy that it can start, oldest first."""
 
 
 def offered(kind: str = "auto", require: str | None = None) -> Offer:
