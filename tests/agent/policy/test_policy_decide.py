@@ -9,6 +9,7 @@ import pytest
 from counting import steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from policies import arn, deny, grant, role, text
 
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError
@@ -17,86 +18,31 @@ from iamroles_agent.base.reasons import Reason
 from iamroles_agent.policy import Policy, load_policy, load_text
 from iamroles_agent.policy.compiled import Query
 
-ACCOUNT = "arn:aws:iam::111111111111:role"
 SRC = ip_address("192.0.2.1")
-
-EXAMPLES = """
-version = 1
-MULTI
-[[issuers]]
-name = "idp"
-issuer = "https://idp.test"
-audiences = ["api"]
-algorithms = ["RS256"]
-[[roles]]
-name = "reader"
-arn = "arn:aws:iam::111111111111:role/reader"
-[[roles]]
-name = "writer"
-arn = "arn:aws:iam::111111111111:role/writer"
-max_lifetime = "5m"
-[[roles]]
-name = "contractor"
-arn = "arn:aws:iam::111111111111:role/contractor"
-[[backends]]
-name = "orders-ro"
-[[backends]]
-name = "orders-rw"
-[[backends]]
-name = "export"
-[[grants]]
-id = "R1"
-roles = ["reader"]
-methods = ["GET"]
-path = "/orders"
-backend = "orders-ro"
-[[grants]]
-id = "R2"
-roles = ["writer"]
-methods = ["POST"]
-path = "/orders"
-backend = "orders-rw"
-[[denies]]
-id = "R3"
-roles = ["contractor"]
-path = "/orders/export"
-[[grants]]
-id = "R4"
-roles = ["reader"]
-methods = ["GET"]
-path = "/orders/export"
-backend = "export"
-[[scopes]]
-name = "read"
-methods = ["GET"]
-path = "/orders"
-"""
-R5 = """
-[[grants]]
-id = "R5"
-roles = ["writer"]
-methods = ["GET"]
-path = "/orders"
-backend = "orders-rw"
-"""
-
-R6 = """
-[[grants]]
-id = "R6"
-roles = ["reader"]
-methods = ["GET"]
-path = "/hosts"
-hosts = ["*.d.example.com"]
-backend = "orders-rw"
-"""
+RULES = (
+    grant("R1", "reader", "GET", "/orders", "orders-ro"),
+    grant("R2", "writer", "POST", "/orders", "orders-rw"),
+    deny("R3", "contractor", "/orders/export"),
+    grant("R4", "reader", "GET", "/orders/export", "export"),
+)
+TABLES = {
+    "roles": [role("reader"), role("writer", max_lifetime="5m"), role("contractor")],
+    "scopes": [{"name": "read", "methods": ["GET"], "path": "/orders"}],
+}
+R5 = grant("R5", "writer", "GET", "/orders", "orders-rw")
+R6 = grant("R6", "reader", "GET", "/hosts", "orders-rw", hosts=["*.d.example.com"])
 
 
-def examples(multi_role="deny", more=""):
-    return Policy(load_text(EXAMPLES.replace("MULTI", f'multi_role = "{multi_role}"') + more))
+def written(*more, **tables):
+    return text(*RULES, *more, **TABLES | tables)
+
+
+def examples(*more, **tables):
+    return Policy(load_text(written(*more, **tables), "json"))
 
 
 def identity(*roles, **changes):
-    arns = tuple(RoleArn.parse(role if role.startswith("arn:") else f"{ACCOUNT}/{role}") for role in roles)
+    arns = tuple(RoleArn.parse(role if role.startswith("arn:") else arn(role)) for role in roles)
     return Identity("idp", "ann", "s1", arns, 10_000, issued_at=1_000)._replace(**changes)
 
 
@@ -112,10 +58,10 @@ def ask(policy, who, line, requested=None, host=""):
         (["reader"], None, "GET /orders/", ("R1", "reader", "orders-ro")),
         (["reader", "writer"], None, "POST /orders", Reason.AMBIGUOUS_ROLE),
         (["reader", "writer"], "writer", "POST /orders", ("R2", "writer", "orders-rw")),
-        (["reader", "writer"], f"{ACCOUNT}/writer", "POST /orders", ("R2", "writer", "orders-rw")),
+        (["reader", "writer"], arn("writer"), "POST /orders", ("R2", "writer", "orders-rw")),
         (["reader", "writer"], "writer", "GET /orders", Reason.NO_GRANT),
         (["reader", "writer"], "admin", "GET /orders", Reason.ROLE_NOT_IN_TOKEN),
-        (["reader", "writer"], f"{ACCOUNT}/admin", "GET /orders", Reason.ROLE_NOT_IN_TOKEN),
+        (["reader", "writer"], arn("admin"), "GET /orders", Reason.ROLE_NOT_IN_TOKEN),
         (["reader", "writer"], "", "GET /orders", Reason.ROLE_NOT_IN_TOKEN),
         (["reader"], "arn:aws:iam::1:role/x", "GET /orders", Reason.ROLE_NOT_IN_TOKEN),
         (["reader", "contractor"], "reader", "GET /orders/export", Reason.DENIED_BY_RULE),
@@ -136,30 +82,31 @@ def test_worked_examples(roles, requested, line, expected):
     else:
         rule, role, backend = expected
         assert decision.allow
-        assert (decision.rule, decision.role, decision.backend) == (rule, f"{ACCOUNT}/{role}", backend)
+        assert (decision.rule, decision.role, decision.backend) == (rule, arn(role), backend)
 
 
 def test_conflict_of_equal_specificity_is_a_load_error_under_union():
-    examples("deny", R5)
+    examples(R5)
     with pytest.raises(ConfigError) as caught:
-        examples("union", R5)
+        examples(R5, multi_role="union")
 
     [problem] = caught.value.problems
     assert "'R1' and 'R5'" in problem.message
     assert "GET /orders" in problem.message
-    assert problem.line == EXAMPLES.count("\n") + 7
+    before, _, after = written(R5, multi_role="union").partition('"R5"')
+    assert problem.line == (before + after.partition('"backend"')[0]).count("\n") + 1
 
 
 def test_union_activates_all_roles():
-    who = identity("reader", "writer")
+    union, who = examples(multi_role="union"), identity("reader", "writer")
 
-    assert ask(examples("union"), who, "POST /orders").rule == "R2"
-    assert ask(examples("union"), who, "GET /orders").rule == "R1"
-    assert ask(examples("union"), identity("reader", "contractor"), "GET /orders/export").rule == "R3"
+    assert ask(union, who, "POST /orders").rule == "R2"
+    assert ask(union, who, "GET /orders").rule == "R1"
+    assert ask(union, identity("reader", "contractor"), "GET /orders/export").rule == "R3"
 
 
 def test_preferred_role_is_used_if_held_and_else_ignored():
-    writer, contractor = RoleArn.parse(f"{ACCOUNT}/writer"), RoleArn.parse(f"{ACCOUNT}/contractor")
+    writer, contractor = RoleArn.parse(arn("writer")), RoleArn.parse(arn("contractor"))
 
     held = identity("reader", "writer", preferred=writer)
     assert ask(examples(), held, "POST /orders").rule == "R2"
@@ -172,15 +119,15 @@ def test_unmapped_roles_are_recorded_and_count_as_roles():
     decision = ask(examples(), identity("reader", "unheard-of"), "GET /orders")
 
     assert decision.reason is Reason.AMBIGUOUS_ROLE
-    assert decision.unmapped == (f"{ACCOUNT}/unheard-of",)
-    assert decision.roles == (f"{ACCOUNT}/reader", f"{ACCOUNT}/unheard-of")
+    assert decision.unmapped == (arn("unheard-of"),)
+    assert decision.roles == (arn("reader"), arn("unheard-of"))
 
 
 def test_refusals_carry_who_it_was():
     decision = ask(examples(), identity("reader"), "POST /orders")
 
     assert (decision.principal, decision.session, decision.issuer) == ("ann", "s1", "idp")
-    assert (decision.role, decision.expires, decision.status) == (f"{ACCOUNT}/reader", 10_000, 403)
+    assert (decision.role, decision.expires, decision.status) == (arn("reader"), 10_000, 403)
 
 
 def test_expires_is_the_earlier_of_the_token_and_the_roles_lifetime():
@@ -231,21 +178,10 @@ def test_a_scope_never_opens_what_the_role_does_not():
 
 
 def test_shadow_rules_are_recorded_and_not_enforced():
-    more = """
-[[denies]]
-id = "S1"
-roles = ["*"]
-path = "/orders/1"
-shadow = true
-[[grants]]
-id = "S2"
-roles = ["reader"]
-methods = ["PUT"]
-path = "/orders"
-backend = "orders-rw"
-shadow = true
-"""
-    policy = examples(more=more)
+    policy = examples(
+        deny("S1", "*", "/orders/1", shadow=True),
+        grant("S2", "reader", "PUT", "/orders", "orders-rw", shadow=True),
+    )
 
     denied = ask(policy, identity("reader"), "GET /orders/1")
     assert (denied.allow, denied.shadow) == (True, ("S1",))
@@ -256,23 +192,20 @@ shadow = true
 
 
 def test_a_whole_policy_can_be_tried_without_being_enforced(tmp_path):
-    text = EXAMPLES.replace("MULTI", '[agent]\nshadow_policy = "next.toml"')
-    (tmp_path / "policy.toml").write_text(text)
-    closed = '[[denies]]\nid = "D"\nroles = ["*"]\npath = "/orders/1"\n'
-    wider = text.replace('methods = ["GET"]', 'methods = ["GET", "PUT"]').replace(
-        'shadow_policy = "next.toml"', ""
-    )
-    (tmp_path / "next.toml").write_text(wider + closed)
-    policy = load_policy(tmp_path / "policy.toml")
+    path, following = tmp_path / "policy.json", tmp_path / "next.json"
+    path.write_text(written(agent={"shadow_policy": "next.json"}))
+    wider = [rule | {"methods": ["GET", "PUT"]} if rule.get("methods") == ["GET"] else rule for rule in RULES]
+    following.write_text(text(*wider, deny("D", "*", "/orders/1"), **TABLES))
+    policy = load_policy(path)
 
     denied = ask(policy, identity("reader"), "GET /orders/1")
     assert (denied.allow, denied.rule, denied.shadow) == (True, "R1", ("policy:denied_by_rule",))
     opened = ask(policy, identity("reader"), "PUT /orders")
     assert (opened.reason, opened.shadow) == (Reason.NO_GRANT, ("policy:allow:R1",))
     assert ask(policy, identity("reader"), "GET /orders").shadow == ()
-    (tmp_path / "next.toml").write_text("version = 3\n")
-    with pytest.raises(ConfigError, match=r"next\.toml"):
-        load_policy(tmp_path / "policy.toml")
+    following.write_text('{"version": 3}')
+    with pytest.raises(ConfigError, match=r"next\.json"):
+        load_policy(path)
 
 
 @pytest.mark.parametrize(
@@ -291,65 +224,43 @@ def test_a_whole_policy_can_be_tried_without_being_enforced(tmp_path):
     ],
 )
 def test_hosts(host, allowed):
-    more = """
-[[grants]]
-id = "H1"
-roles = ["reader"]
-methods = ["GET"]
-path = "/host"
-hosts = ["*.example.com"]
-backend = "orders-ro"
-"""
-    assert ask(examples(more=more), identity("reader"), "GET /host", host=host).allow is allowed
+    policy = examples(grant("H1", "reader", "GET", "/host", "orders-ro", hosts=["*.example.com"]))
+
+    assert ask(policy, identity("reader"), "GET /host", host=host).allow is allowed
 
 
-def test_a_deny_by_host_also_denies_a_host_that_cannot_be_read():
-    more = '[[denies]]\nid = "D1"\nroles = ["*"]\npath = "/orders"\nhosts = ["admin.example.com"]\n'
-    policy = examples(more=more)
+@pytest.mark.parametrize(
+    ("host", "rule"),
+    [("shop.example.com", "R1"), ("ADMIN.example.com.:80", "D1"), ("x, admin.example.com", "D1"), ("", "D1")],
+)
+def test_a_deny_by_host_also_denies_a_host_that_cannot_be_read(host, rule):
+    """And no host: the backend of an HTTP/1.0 request without Host takes it from the request line."""
+    policy = examples(deny("D1", "*", "/orders", hosts=["admin.example.com"]))
 
-    assert ask(policy, identity("reader"), "GET /orders", host="shop.example.com").allow
-    assert ask(policy, identity("reader"), "GET /orders", host="ADMIN.example.com.:80").rule == "D1"
-    assert ask(policy, identity("reader"), "GET /orders", host="x, admin.example.com").rule == "D1"
-
-
-def test_sources_see_through_mapped_addresses_and_faults_fall_to_the_safe_side():
-    more = """
-[[grants]]
-id = "N1"
-roles = ["reader"]
-methods = ["GET"]
-path = "/net"
-sources = ["10.0.0.0/8", "2001:db8::/32"]
-backend = "orders-ro"
-[[denies]]
-id = "N2"
-roles = ["*"]
-path = "/net/deny"
-sources = ["10.9.0.0/16"]
-[[grants]]
-id = "N3"
-roles = ["reader"]
-methods = ["GET"]
-path = "/net/deny"
-backend = "orders-ro"
-"""
-    policy = examples(more=more)
-
-    def rule(path, src):
-        return policy.decide(identity("reader"), Request("GET", "", path, src)).rule
-
-    assert rule("/net", ip_address("10.1.2.3")) == "N1"
-    assert rule("/net", ip_address("::ffff:10.1.2.3")) == "N1"
-    assert rule("/net", ip_address("2001:db8::7")) == "N1"
-    assert rule("/net", ip_address("11.0.0.1")) == ""
-    assert rule("/net/deny", ip_address("10.8.0.1")) == "N3"
-    assert rule("/net/deny", ip_address("::ffff:10.9.0.1")) == "N2"
-    assert rule("/net", "no address") == ""
-    assert rule("/net/deny", "no address") == "N2"
+    assert ask(policy, identity("reader"), "GET /orders", host=host).rule == rule
 
 
-def _config(data):
-    return Config.model_validate(data)
+@pytest.mark.parametrize(
+    ("path", "src", "rule"),
+    [
+        ("/net", ip_address("10.1.2.3"), "N1"),
+        ("/net", ip_address("::ffff:10.1.2.3"), "N1"),
+        ("/net", ip_address("2001:db8::7"), "N1"),
+        ("/net", ip_address("11.0.0.1"), ""),
+        ("/net/deny", ip_address("10.8.0.1"), "N3"),
+        ("/net/deny", ip_address("::ffff:10.9.0.1"), "N2"),
+        ("/net", "no address", ""),
+        ("/net/deny", "no address", "N2"),
+    ],
+)
+def test_sources_see_through_mapped_addresses_and_faults_fall_to_the_safe_side(path, src, rule):
+    policy = examples(
+        grant("N1", "reader", "GET", "/net", "orders-ro", sources=["10.0.0.0/8", "2001:db8::/32"]),
+        deny("N2", "*", "/net/deny", sources=["10.9.0.0/16"]),
+        grant("N3", "reader", "GET", "/net/deny", "orders-ro"),
+    )
+
+    assert policy.decide(identity("reader"), Request("GET", "", path, src)).rule == rule
 
 
 @settings(max_examples=60, deadline=None)
@@ -359,7 +270,7 @@ def _config(data):
     st.sampled_from([None, None, "r0", "r1", worlds.STRANGER]),
 )
 def test_agrees_with_a_slow_reading(data, who, requested):
-    config = _config(data)
+    config = Config.model_validate(data)
     policy = Policy(config)
 
     for request in worlds.REQUESTS[::3]:
@@ -379,7 +290,7 @@ def test_order_never_matters(data, who, rng):
             rng.sample([shuffled(item) for item in value], len(value)) if isinstance(value, list) else value
         )
 
-    one, two = Policy(_config(data)), Policy(_config(shuffled(data)))
+    one, two = Policy(Config.model_validate(data)), Policy(Config.model_validate(shuffled(data)))
     other = who._replace(roles=tuple(rng.sample(who.roles, len(who.roles))))
 
     assert one.version == two.version
@@ -392,7 +303,7 @@ def test_order_never_matters(data, who, rng):
 @settings(max_examples=60, deadline=None)
 @given(worlds.worlds(grants=3, denies=0, consistent=False))
 def test_load_refuses_exactly_the_policies_whose_grants_can_conflict(data):
-    config = _config(data)
+    config = Config.model_validate(data)
     grants = [grant for grant in config.grants if not grant.shadow]
     conflict = any(
         one.backend != two.backend
@@ -424,13 +335,6 @@ def test_version_follows_what_bears_on_verdicts_only():
     assert Policy(base.config.model_copy(update={"agent": agent})).version == base.version
 
 
-def test_a_deny_by_host_also_denies_a_request_without_host():
-    """The backend of an HTTP/1.0 request without Host takes the host from the request line."""
-    more = '[[denies]]\nid = "D1"\nroles = ["*"]\npath = "/orders"\nhosts = ["admin.example.com"]\n'
-
-    assert ask(examples(more=more), identity("reader"), "GET /orders", host="").rule == "D1"
-
-
 @pytest.mark.parametrize(
     "request_",
     [
@@ -443,7 +347,7 @@ def test_a_deny_by_host_also_denies_a_request_without_host():
 )
 def test_the_work_grows_with_the_length_and_not_with_its_square(request_):
     """All prefixes of a deep path, and all suffixes of a host of many labels, are its square."""
-    policy = examples(more=R6)
+    policy = examples(R6)
     long = steps(lambda: policy.decide(identity("reader"), request_))
     usual = steps(lambda: policy.decide(identity("reader"), Request("GET", "", "/orders/1", SRC)))
 
@@ -453,7 +357,7 @@ def test_the_work_grows_with_the_length_and_not_with_its_square(request_):
 
 def test_rules_deeper_than_most_requests_still_match():
     deep = "/a" * 40
-    policy = examples(more=R5.replace("/orders", deep).replace("writer", "reader") + R6)
+    policy = examples(R5 | {"path": deep, "roles": ["reader"]}, R6)
 
     assert ask(policy, identity("reader"), f"GET {deep}/b/c").rule == "R5"
     assert ask(policy, identity("reader"), f"GET {deep}").rule == "R5"

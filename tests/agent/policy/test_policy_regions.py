@@ -30,20 +30,15 @@ def test_meets_agrees_with_brute_force_and_has_a_witness(one, two):
 def test_prefixes_are_whole_segments():
     region = Region.from_rule(Deny(id="d", roles=["*"], path="/orders"))
 
-    assert [region.has_path(path) for path in ("/orders", "/orders/1", "/ordersx", "/")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    found = [region.has_path(path) for path in ("/orders", "/orders/1", "/ordersx", "/")]
+    assert found == [True, True, False, False]
 
 
 def test_hosts_meet_from_either_side():
-    name, wide = (
+    name, wide, other = (
         Region.from_rule(Deny(id="d", roles=["*"], path="/", hosts=[host]))
-        for host in ("a.x.test", "*.x.test")
+        for host in ("a.x.test", "*.x.test", "x.test")
     )
-    other = Region.from_rule(Deny(id="d", roles=["*"], path="/", hosts=["x.test"]))
 
     assert name.meets(wide)
     assert wide.meets(name)

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from policies import grant, text
 
 from iamroles_agent.base.config import Backend, BackendTls, Config
 from iamroles_agent.base.errors import ConfigError
@@ -15,36 +16,14 @@ from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import haproxies
 from iamroles_tools.haproxy import render
 
-POLICY = """
-version = 1
-[[issuers]]
-name = "corp"
-issuer = "https://idp.example"
-audiences = ["edge"]
-algorithms = ["RS256"]
-accounts = ["111111111111"]
-[[roles]]
-name = "reader"
-arn = "arn:aws:iam::111111111111:role/reader"
-[[backends]]
-name = "orders-ro"
-servers = ["127.0.0.1:8001", "orders.internal:8001"]
-[[backends]]
-name = "export"
-servers = ["[::1]:8002"]
-[[grants]]
-id = "R1"
-roles = ["reader"]
-methods = ["GET"]
-path = "/orders"
-backend = "orders-ro"
-[[grants]]
-id = "R2"
-roles = ["reader"]
-methods = ["GET"]
-path = "/export"
-backend = "export"
-"""
+ORDERS = {"name": "orders-ro", "servers": ["127.0.0.1:8001", "orders.internal:8001"]}
+EXPORT = {"name": "export", "servers": ["[::1]:8002"]}
+SHIPPED = Path(render.__file__).parents[1] / "haproxy"
+
+
+def policy_of(orders=ORDERS, export=EXPORT):
+    rules = (grant(f"R{n}", "reader", "GET", f"/{n}", to["name"]) for n, to in enumerate((orders, export)))
+    return text(*rules, backends=[orders, export])
 
 
 def binaries():
@@ -58,13 +37,16 @@ def binaries():
     return [pytest.param(binary, id=f"haproxy-{version}") for version, binary in found.items()]
 
 
-def run(tmp_path, *options, policy=POLICY):
-    path = tmp_path / "policy.toml"
-    path.write_text(policy)
-    output = tmp_path / "haproxy"
-    return CliRunner().invoke(
-        render.render, ["--config", str(path), "--output", str(output), *options]
-    ), output
+def run(tmp_path, *options, policy=None):
+    path, output = tmp_path / "policy.json", tmp_path / "haproxy"
+    path.write_text(policy or policy_of())
+    arguments = ["--config", str(path), "--output", str(output), *options]
+    return CliRunner().invoke(render.render, arguments), output
+
+
+def routes(tmp_path, *options, **tables):
+    _, output = run(tmp_path, *options, policy=policy_of(**tables))
+    return (output / "iam-routes.cfg").read_text()
 
 
 def check(binary, output):
@@ -83,14 +65,8 @@ def config(*backends):
         [],
         ["--agent", "10.0.0.1:9901", "--agent", "unix:/run/iamroles/agent.sock"],
         [
-            "--bind",
-            "127.0.0.1:8443 accept-proxy name edge",
-            "--realm",
-            "the edge",
-            "--maxconn",
-            "100",
-            "--timeout-processing",
-            "900ms",
+            *("--bind", "127.0.0.1:8443 accept-proxy name edge", "--realm", "the edge"),
+            *("--maxconn", "100", "--timeout-processing", "900ms"),
         ],
     ],
 )
@@ -106,7 +82,7 @@ def test_haproxy_takes_the_set_without_a_warning(tmp_path, binary, options):
 
 @pytest.mark.parametrize("binary", binaries())
 def test_a_release_that_closes_silent_websockets_says_so(tmp_path, binary):
-    streaming = POLICY.replace('name = "export"', 'name = "export"\nstreams = true')
+    streaming = policy_of(export=EXPORT | {"streams": True})
     _, output = run(tmp_path, "--stats-socket", str(tmp_path / "s"), policy=streaming)
 
     said = check(binary, output).stderr
@@ -118,29 +94,22 @@ def test_a_release_that_closes_silent_websockets_says_so(tmp_path, binary):
 def test_the_command_says_what_it_wrote(tmp_path):
     result, output = run(tmp_path)
 
-    assert result.output.split() == [
-        str(output / name) for name in ("haproxy.cfg", "iam.spoe.cfg", "iam-routes.cfg", "iam-live.lua")
-    ]
-    written = sorted(path.name for path in output.iterdir())
-    assert written == ["haproxy.cfg", "iam-live.lua", "iam-routes.cfg", "iam.spoe.cfg"]
+    names = ["haproxy.cfg", "iam.spoe.cfg", "iam-routes.cfg", "iam-live.lua"]
+    assert result.output.split() == [str(output / name) for name in names]
+    assert sorted(path.name for path in output.iterdir()) == sorted(names)
 
 
-def test_the_static_files_are_the_shipped_ones(tmp_path):
+@pytest.mark.parametrize("name", ["haproxy.cfg", "iam.spoe.cfg"])
+def test_the_static_files_are_the_shipped_ones(tmp_path, name):
     _, output = run(tmp_path)
-    shipped = Path(render.__file__).parents[1] / "haproxy"
 
-    assert (output / "haproxy.cfg").read_text() == (shipped / "haproxy.cfg").read_text()
-    assert (output / "iam.spoe.cfg").read_text() == (shipped / "iam.spoe.cfg").read_text()
+    assert (output / name).read_text() == (SHIPPED / name).read_text()
 
 
 def test_settings_fill_in_the_presets_and_nothing_else(tmp_path):
     _, output = run(tmp_path, "--bind", ":443", "--realm", "edge")
-    shipped = (Path(render.__file__).parents[1] / "haproxy" / "haproxy.cfg").read_text().splitlines()
-    changed = [
-        new
-        for old, new in zip(shipped, (output / "haproxy.cfg").read_text().splitlines(), strict=True)
-        if old != new
-    ]
+    before, after = ((place / "haproxy.cfg").read_text().splitlines() for place in (SHIPPED, output))
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
 
     assert [line.split() for line in changed] == [
         ["presetenv", "IAM_BIND", '":443"'],
@@ -149,28 +118,24 @@ def test_settings_fill_in_the_presets_and_nothing_else(tmp_path):
 
 
 def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
-    _, output = run(tmp_path, "--agent", "a:1", "--agent", "unix:/run/a.sock")
-    text = (output / "iam-routes.cfg").read_text()
+    found = routes(tmp_path, "--agent", "a:1", "--agent", "unix:/run/a.sock")
 
-    assert re.findall(r"^backend (\S+)", text, re.MULTILINE) == [
-        "iam-agents",
-        "route-orders-ro",
-        "route-export",
-    ]
-    assert re.findall(r"^    server (.*)", text, re.MULTILINE) == [
+    names = re.findall(r"^backend (\S+)", found, re.MULTILINE)
+    assert names == ["iam-agents", "route-orders-ro", "route-export"]
+    assert re.findall(r"^    server (.*)", found, re.MULTILINE) == [
         'agent-1 "${IAM_AGENT_1}"',
         'agent-2 "${IAM_AGENT_2}"',
         "orders-ro-1 127.0.0.1:8001",
         "orders-ro-2 orders.internal:8001",
         "export-1 [::1]:8002",
     ]
-    assert 'presetenv IAM_AGENT_2 "unix@/run/a.sock"' in text
+    assert 'presetenv IAM_AGENT_2 "unix@/run/a.sock"' in found
 
 
 def test_every_problem_of_the_policy_is_named_at_once(tmp_path):
-    policy = POLICY.replace('"orders-ro"', '"orders ro"').replace('"[::1]:8002"', '"nowhere", "h:99999"')
+    wrong = policy_of(ORDERS | {"name": "orders ro"}, EXPORT | {"servers": ["nowhere", "h:99999"]})
 
-    result, output = run(tmp_path, policy=policy)
+    result, output = run(tmp_path, policy=wrong)
 
     assert result.exit_code == 2
     for key in ("backends[0].name", "backends[1].servers[0]", "backends[1].servers[1]"):
@@ -179,9 +144,9 @@ def test_every_problem_of_the_policy_is_named_at_once(tmp_path):
 
 
 def test_every_problem_of_the_options_is_named_at_once(tmp_path):
-    policy = POLICY.replace('servers = ["[::1]:8002"]', "servers = []")
+    wrong = "--agent", "9901", "--agent", "h:0", "--realm", 'a"b'
 
-    result, output = run(tmp_path, "--agent", "9901", "--agent", "h:0", "--realm", 'a"b', policy=policy)
+    result, output = run(tmp_path, *wrong, policy=policy_of(export=EXPORT | {"servers": []}))
 
     assert result.exit_code == 2
     assert len(result.output.splitlines()) == 4
@@ -191,10 +156,10 @@ def test_every_problem_of_the_options_is_named_at_once(tmp_path):
 
 
 def test_a_broken_policy_writes_nothing(tmp_path):
-    result, output = run(tmp_path, policy="version = 1\ncolour = 1\n")
+    result, output = run(tmp_path, policy='{"version": 1, "colour": 1}')
 
     assert result.exit_code == 2
-    assert "policy.toml" in result.output
+    assert "policy.json" in result.output
     assert not output.exists()
 
 
@@ -223,37 +188,24 @@ def test_nothing_in_a_policy_can_add_a_line(name, server, agent):
     assert words == [len(line.split()) for line in plain.splitlines()]
 
 
-TLS = """servers = ["[::1]:8002"]
-tls = { ca = "/etc/iam/ca.pem", certificate = "/etc/iam/gate.pem", name = "export.internal" }"""
-
-
 def test_a_backend_that_speaks_tls_is_verified_by_name_also_by_the_health_check(tmp_path):
-    _, output = run(tmp_path, policy=POLICY.replace('servers = ["[::1]:8002"]', TLS))
-    (line,) = [line for line in (output / "iam-routes.cfg").read_text().splitlines() if "export-1" in line]
+    tls = {"ca": "/etc/iam/ca.pem", "certificate": "/etc/iam/gate.pem", "name": "export.internal"}
+    found = routes(tmp_path, export=EXPORT | {"tls": tls})
+    (line,) = [line for line in found.splitlines() if "export-1" in line]
 
     assert line.split()[2:] == [
-        *(
-            "[::1]:8002",
-            "ssl",
-            "verify",
-            "required",
-            "ca-file",
-            "/etc/iam/ca.pem",
-            "sni",
-            "str(export.internal)",
-        ),
-        *("check-sni", "export.internal", "verifyhost", "export.internal", "crt", "/etc/iam/gate.pem"),
+        *("[::1]:8002", "ssl", "verify", "required", "ca-file", "/etc/iam/ca.pem"),
+        *("sni", "str(export.internal)", "check-sni", "export.internal", "verifyhost", "export.internal"),
+        *("crt", "/etc/iam/gate.pem"),
     ]
 
 
 def test_without_a_name_each_server_s_own_is_asked_for(tmp_path):
-    servers = 'servers = ["127.0.0.1:8001", "orders.internal:8001"]'
-    named = 'servers = ["a.internal:1", "b.internal:1"]\ntls = { ca = "/etc/iam/ca.pem" }'
-    _, output = run(tmp_path, policy=POLICY.replace(servers, named))
+    named = {"servers": ["a.internal:1", "b.internal:1"], "tls": {"ca": "/etc/iam/ca.pem"}}
+    found = routes(tmp_path, orders=ORDERS | named)
 
-    text = (output / "iam-routes.cfg").read_text()
-    assert re.findall(r"verifyhost (\S+)", text) == ["a.internal", "b.internal"]
-    assert "crt" not in text
+    assert re.findall(r"verifyhost (\S+)", found) == ["a.internal", "b.internal"]
+    assert "crt" not in found
 
 
 def test_tls_of_a_configuration_made_in_code_cannot_add_words():

@@ -6,6 +6,7 @@ from itertools import combinations
 import policy_worlds as worlds
 import pytest
 from hypothesis import given, settings
+from policies import ISSUER, arn, deny, grant, role, text
 
 from iamroles_agent.base.config import Config, Deny
 from iamroles_agent.base.identity import Identity, RoleArn
@@ -129,73 +130,50 @@ def test_escalating_pairs_are_exactly_those_by_brute_force(data):
     assert found == expected
 
 
-def by_subject(text):
-    document = parse_text(text, "toml", "<policy>")
+TABLES = {
+    "issuers": [ISSUER | {"accounts": ["111111111111"]}],
+    "roles": [
+        role("reader"),
+        role("writer"),
+        {"name": "idle", "arns": [arn("idle", "222222222222"), arn("idle")]},
+    ],
+    "backends": [{"name": "b"}, {"name": "lonely"}],
+}
+
+
+def by_subject(*rules, **tables):
+    document = parse_text(text(*rules, **TABLES | tables), "json", "<policy>")
     return {(item.subject, item.kind): item for item in lint(document.config, document.written)}
-
-
-HEAD = """
-version = 1
-[[issuers]]
-name = "idp"
-issuer = "https://idp.test"
-audiences = ["api"]
-algorithms = ["RS256"]
-accounts = ["111111111111"]
-[[roles]]
-name = "reader"
-arn = "arn:aws:iam::111111111111:role/reader"
-[[roles]]
-name = "writer"
-arn = "arn:aws:iam::111111111111:role/writer"
-[[roles]]
-name = "idle"
-arns = ["arn:aws:iam::222222222222:role/idle", "arn:aws:iam::111111111111:role/idle"]
-[[backends]]
-name = "b"
-[[backends]]
-name = "lonely"
-"""
-GRANT = '[[grants]]\nid = "{}"\nroles = ["{}"]\nmethods = {}\npath = "{}"\nbackend = "b"\n{}\n'
 
 
 def test_planted_findings_are_named():
     found = by_subject(
-        HEAD
-        + GRANT.format("all", "reader", '["*"]', "/", "")
-        + GRANT.format("world", "writer", '["POST"]', "/w", 'sources = ["0.0.0.0/0"]')
-        + GRANT.format("wide", "writer", '["POST"]', "/v", 'sources = ["10.0.0.0/7"]')
-        + GRANT.format("tld", "writer", '["GET"]', "/t", 'hosts = ["*.com"]')
-        + GRANT.format("inner", "reader", '["GET"]', "/a", "")
-        + GRANT.format("secret", "writer", '["GET"]', "/secret", "")
-        + '[[denies]]\nid = "shut"\nroles = ["*"]\npath = "/secret"\n'
-        + '[[denies]]\nid = "shut-again"\nroles = ["writer"]\npath = "/secret/deep"\n'
+        grant("all", "reader", "*", "/"),
+        grant("world", "writer", "POST", "/w", sources=["0.0.0.0/0"]),
+        grant("wide", "writer", "POST", "/v", sources=["10.0.0.0/7"]),
+        grant("tld", "writer", "GET", "/t", hosts=["*.com"]),
+        grant("inner", "reader", "GET", "/a"),
+        grant("secret", "writer", "GET", "/secret"),
+        deny("shut", "*", "/secret"),
+        deny("shut-again", "writer", "/secret/deep"),
     )
 
     assert {key for key, item in found.items() if not item.note} == {
-        ("all", "too-wide"),
-        ("world", "too-wide"),
-        ("wide", "too-wide"),
-        ("tld", "too-wide"),
-        ("inner", "redundant"),
-        ("secret", "unreachable"),
-        ("shut-again", "redundant"),
-        ("idle", "unused"),
-        ("idle", "unreachable"),
-        ("lonely", "unused"),
+        *((name, "too-wide") for name in ("all", "world", "wide", "tld")),
+        *((name, "redundant") for name in ("inner", "shut-again")),
+        *((name, "unreachable") for name in ("secret", "idle")),
+        *((name, "unused") for name in ("idle", "lonely")),
     }
     assert found["secret", "unreachable"].others == {"shut": "denies[0]"}
     assert found["inner", "redundant"].others == {"all": "grants[0]"}
 
 
+READ = grant("r", "reader", "GET", "/a")
+
+
 @pytest.mark.parametrize(("multi_role", "note"), [("deny", True), ("union", False)])
 def test_union_escalation(multi_role, note):
-    text = f'multi_role = "{multi_role}"\n' + HEAD
-    found = by_subject(
-        text
-        + GRANT.format("r", "reader", '["GET"]', "/a", "")
-        + GRANT.format("w", "writer", '["PUT"]', "/a/b", "")
-    )
+    found = by_subject(READ, grant("w", "writer", "PUT", "/a/b"), multi_role=multi_role)
 
     item = found["w", "escalation"]
     assert item.note is note
@@ -205,24 +183,18 @@ def test_union_escalation(multi_role, note):
 
 
 def test_of_two_equal_denies_one_may_go():
-    deny = '[[denies]]\nid = "{}"\nroles = ["reader"]\npath = "/a"\n'
     found = by_subject(
-        HEAD + GRANT.format("g", "reader", '["GET"]', "/", "") + deny.format("d1") + deny.format("d2")
+        grant("g", "reader", "GET", "/"), deny("d1", "reader", "/a"), deny("d2", "reader", "/a")
     )
 
     assert [subject for subject, kind in found if kind == "redundant"] == ["d2"]
 
 
 def test_roles_that_a_deny_keeps_apart_do_not_escalate():
-    apart = '[[denies]]\nid = "d"\nroles = ["reader"]\nmethods = ["PUT"]\npath = "/a"\n'
-    text = (
-        HEAD
-        + GRANT.format("r", "reader", '["GET"]', "/a", "")
-        + GRANT.format("w", "writer", '["PUT"]', "/a", "")
-    )
+    rules = READ, grant("w", "writer", "PUT", "/a")
 
-    assert ("w", "escalation") in by_subject(text)
-    assert ("w", "escalation") not in by_subject(text + apart)
+    assert ("w", "escalation") in by_subject(*rules)
+    assert ("w", "escalation") not in by_subject(*rules, deny("d", "reader", "/a", methods=["PUT"]))
 
 
 def test_a_deny_holds_the_host_that_cannot_be_read():
@@ -236,11 +208,10 @@ def test_a_deny_holds_the_host_that_cannot_be_read():
 def test_in_a_union_another_role_s_grant_may_make_one_matter(multi_role, redundant):
     """Without `g`, a token with both roles would be led by `other` to the other backend."""
     found = by_subject(
-        f'multi_role = "{multi_role}"\n'
-        + HEAD
-        + GRANT.format("g", "reader", '["GET"]', "/a/b", "")
-        + GRANT.format("under", "reader", '["GET"]', "/", "")
-        + GRANT.format("other", "writer", '["GET"]', "/a", "").replace('"b"', '"lonely"')
+        grant("g", "reader", "GET", "/a/b"),
+        grant("under", "reader", "GET", "/"),
+        grant("other", "writer", "GET", "/a", "lonely"),
+        multi_role=multi_role,
     )
 
     assert (("g", "redundant") in found) is redundant
@@ -248,31 +219,31 @@ def test_in_a_union_another_role_s_grant_may_make_one_matter(multi_role, redunda
 
 def test_a_thousand_grants_are_linted_within_ten_times_their_loading():
     """CPU time of one run, so that neither a busy machine decides nor a slow one."""
-    parts = [HEAD]
-    for index in range(1000):
-        role = "reader" if index % 2 else "writer"
-        extra = f'hosts = ["h{index % 7}.test"]\nsources = ["10.{index % 200}.0.0/16"]'
-        path = f"/s{index % 40}/t{index % 90}" + (f"/u{index}" if index % 3 else "")
-        parts.append(GRANT.format(f"g{index}", role, '["GET"]' if index % 5 else '["*"]', path, extra))
-    parts += [
-        f'[[denies]]\nid = "d{index}"\nroles = ["reader"]\npath = "/s{index}"\nmethods = ["DELETE"]\n'
-        for index in range(40)
+    rules = [
+        grant(
+            f"g{index}",
+            "reader" if index % 2 else "writer",
+            "GET" if index % 5 else "*",
+            f"/s{index % 40}/t{index % 90}" + (f"/u{index}" if index % 3 else ""),
+            hosts=[f"h{index % 7}.test"],
+            sources=[f"10.{index % 200}.0.0/16"],
+        )
+        for index in range(1000)
     ]
-    text, began = "".join(parts), time.process_time()
-    config, loaded = load_text(text), time.process_time()
+    rules += [deny(f"d{index}", "reader", f"/s{index}", methods=["DELETE"]) for index in range(40)]
+    written, began = text(*rules, **TABLES), time.process_time()
+    config, loaded = load_text(written, "json"), time.process_time()
     lint(config)
     assert time.process_time() - loaded < 10 * (loaded - began)
 
 
 def test_a_deny_that_others_make_useless_only_where_something_is_open():
     """`wide` reaches beyond the other two denies, but nothing is granted there."""
-    deny = '[[denies]]\nid = "{}"\nroles = ["*"]\nmethods = {}\npath = "{}"\n'
     found = by_subject(
-        HEAD
-        + GRANT.format("g", "reader", '["GET", "PUT"]', "/a", "")
-        + deny.format("gets", '["GET"]', "/a/b")
-        + deny.format("puts", '["PUT"]', "/a/b")
-        + deny.format("wide", '["*"]', "/a/b")
+        grant("g", "reader", "GET PUT", "/a"),
+        deny("gets", "*", "/a/b", methods=["GET"]),
+        deny("puts", "*", "/a/b", methods=["PUT"]),
+        deny("wide", "*", "/a/b"),
     )
 
     item = found["wide", "redundant"]
@@ -282,11 +253,11 @@ def test_a_deny_that_others_make_useless_only_where_something_is_open():
 
 def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_named():
     found = by_subject(
-        HEAD.replace('accounts = ["111111111111"]', 'accounts = ["999999999999"]')
-        + '[[groups]]\nname = "nobody"\nroles = ["reader"]\n'
-        + GRANT.format("uk", "reader", '["GET"]', "/t", 'hosts = ["*.co.uk"]')
-        + GRANT.format("own", "reader", '["GET"]', "/t", 'hosts = ["*.acme.co.uk"]')
-        + GRANT.format("s", "reader", '["GET"]', "/s", "shadow = true").replace('"b"', '"lonely"')
+        grant("uk", "reader", "GET", "/t", hosts=["*.co.uk"]),
+        grant("own", "reader", "GET", "/t", hosts=["*.acme.co.uk"]),
+        grant("s", "reader", "GET", "/s", "lonely", shadow=True),
+        issuers=[ISSUER | {"accounts": ["999999999999"]}],
+        groups=[{"name": "nobody", "roles": ["reader"]}],
     )
 
     assert ("uk", "too-wide") in found
@@ -296,27 +267,29 @@ def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_
     assert found["idp", "unreachable"].key == "issuers[0]"
 
 
-SCOPED = HEAD.replace("accounts =", 'scope_claim = "scope"\naccounts =')
-SCOPE = '[[scopes]]\nname = "{}"\nmethods = {}\npath = "{}"\n'
-
-
 def test_scopes_that_open_nothing_granted_or_all_of_it_together():
-    grant = GRANT.format("g", "reader", '["GET", "PUT"]', "/a", "")
-    read, write = SCOPE.format("read", '["GET"]', "/"), SCOPE.format("write", '["PUT"]', "/a")
+    read, write, far = (
+        {"name": name, "methods": [method], "path": path}
+        for name, method, path in (("read", "GET", "/"), ("write", "PUT", "/a"), ("far", "*", "/z"))
+    )
 
-    assert ("read", "too-wide") in by_subject(SCOPED + grant + read + write)
-    assert ("read", "too-wide") not in by_subject(SCOPED + grant + read)
-    assert ("far", "unused") in by_subject(SCOPED + grant + read + SCOPE.format("far", '["*"]', "/z"))
+    def found(*scopes):
+        issuer = TABLES["issuers"][0] | {"scope_claim": "scope"}
+        return by_subject(grant("g", "reader", "GET PUT", "/a"), issuers=[issuer], scopes=scopes)
+
+    assert ("read", "too-wide") in found(read, write)
+    assert ("read", "too-wide") not in found(read)
+    assert ("far", "unused") in found(read, far)
 
 
 def test_two_hundred_roles_in_one_group_are_one_class():
     """Counted, not timed: the zones that are visited do not grow with the number of roles."""
     names = [f"r{index}" for index in range(200)]
-    roles = "".join(
-        f'[[roles]]\nname = "{name}"\narn = "arn:aws:iam::111111111111:role/{name}"\n' for name in names
-    )
-    group = f"[[groups]]\nname = 'all'\nroles = {names}\n"
-    grants = "".join(GRANT.format(f"g{i}", "all", '["GET"]', f"/s{i}", "") for i in range(100))
-    linter = Linter(load_text(HEAD + roles + group + grants))
+    tables = {
+        "roles": [*TABLES["roles"], *map(role, names)],
+        "groups": [{"name": "all", "roles": names}],
+    }
+    grants = [grant(f"g{index}", "all", "GET", f"/s{index}") for index in range(100)]
+    linter = Linter(load_text(text(*grants, **TABLES | tables), "json"))
 
     assert {len(zone.classes(linter.labels.everyone)) for zone in linter.zones} == {2}
