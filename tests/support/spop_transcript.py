@@ -4,20 +4,27 @@
 written out in `test_spop_codec.py`, so the decoding used for these readable lines is not its own witness.
 """
 
-from __future__ import annotations
-
 from ipaddress import ip_address
 
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
 from iamroles_agent.spop import actions, frames, values, varint
 from iamroles_agent.spop.connection import CheckRequested, CheckUnusable, Closed, Connection, HelloReceived
-from iamroles_agent.spop.frames import FIN, FrameBuffer, FrameType, RawFrame
-from iamroles_agent.spop.messages import Context
-from iamroles_agent.spop.values import DataType, Value
+from iamroles_agent.spop.frames import FIN, FrameBuffer, FrameType
+from iamroles_agent.spop.values import DataType
 
 ALLOW = actions.encode_verdict(
     Decision(allow=True, role="arn:aws:iam::111111111111:role/r", backend="b", expires=9)
+)
+YES = Decision(
+    allow=True,
+    role="arn:aws:iam::111111111111:role/reader",
+    principal="alice",
+    session="s-1",
+    issuer="corp",
+    rule="R1",
+    backend="orders",
+    expires=1_800_003_600,
 )
 DENY = actions.encode_verdict(Decision(allow=False, reason=Reason.NO_GRANT))
 ALLOWED = "status=200 role=b'arn:aws:iam::111111111111:role/r' backend=b'b' expires=9 allow=True"
@@ -31,27 +38,27 @@ HELLO = {
 }
 
 
-def frame(kind: int, payload: bytes = b"", *, ids: tuple[int, int] = (0, 0), flags: int = FIN) -> bytes:
-    return frames.encode(kind, b"".join(map(varint.encode, ids)), payload, flags)  # type: ignore[arg-type]
+def frame(kind, payload=b"", *, ids=(0, 0), flags=FIN):
+    return frames.encode(kind, b"".join(map(varint.encode, ids)), payload, flags)
 
 
-def hello(*, without: str = "", flags: int = FIN, **changed: tuple[DataType, Value]) -> bytes:
+def hello(*, without="", flags=FIN, **changed):
     """HAPROXY-HELLO; `_` in keyword names stands for `-`."""
     pairs = HELLO | {name.replace("_", "-"): pair for name, pair in changed.items()}
     pairs.pop(without, None)
     return frame(FrameType.HAPROXY_HELLO, frames.encode_pairs(pairs), flags=flags)
 
 
-def disconnect(status: int = 0, message: bytes = b"bye") -> bytes:
+def disconnect(status=0, message=b"bye"):
     pairs = {"status-code": (DataType.UINT32, status), "message": (DataType.STRING, message)}
     return frame(FrameType.HAPROXY_DISCONNECT, frames.encode_pairs(pairs))
 
 
-def argument(name: str, kind: DataType, value: Value) -> bytes:
+def argument(name, kind, value):
     return values.encode_string(name.encode()) + values.encode(kind, value)
 
 
-def message(name: str, *arguments: bytes, count: int | None = None) -> bytes:
+def message(name, *arguments, count=None):
     return (
         values.encode_string(name.encode())
         + bytes((len(arguments) if count is None else count,))
@@ -59,7 +66,7 @@ def message(name: str, *arguments: bytes, count: int | None = None) -> bytes:
     )
 
 
-def context_message(request_id: bytes = b"r1", src_port: int = 40000, stream: int | None = 7) -> bytes:
+def context_message(request_id=b"r1", src_port=40000, stream=7):
     arguments = [
         argument("request-id", DataType.STRING, request_id),
         argument("src-port", DataType.INT64, src_port),
@@ -69,7 +76,7 @@ def context_message(request_id: bytes = b"r1", src_port: int = 40000, stream: in
     return message("iam-context", *arguments)
 
 
-CHECK_ARGUMENTS: dict[str, tuple[DataType, Value]] = {
+CHECK_ARGUMENTS = {
     "authorization": (DataType.STRING, b"Bearer x"),
     "authorization-count": (DataType.INT64, 1),
     "role": (DataType.NULL, None),
@@ -80,23 +87,28 @@ CHECK_ARGUMENTS: dict[str, tuple[DataType, Value]] = {
 }
 
 
-def check_message(*, without: str = "", **changed: tuple[DataType, Value]) -> bytes:
+def check_message(*, without="", **changed):
     pairs = CHECK_ARGUMENTS | {name.replace("_", "-"): pair for name, pair in changed.items()}
     pairs.pop(without, None)
     return message("iam-check", *(argument(name, *pair) for name, pair in pairs.items()))
 
 
-def notify(payload: bytes | None = None, *, ids: tuple[int, int] = (1, 1), flags: int = FIN) -> bytes:
+ASKED = check_message()
+KNOWN = {ASKED: ALLOW}
+"""A memory that holds the answer to the usual question."""
+
+
+def notify(payload=None, *, ids=(1, 1), flags=FIN):
     if payload is None:
-        payload = context_message() + check_message()
+        payload = context_message() + ASKED
     return frame(FrameType.NOTIFY, payload, ids=ids, flags=flags)
 
 
-def cut(data: bytes, limit: int = 1 << 24) -> list[RawFrame]:
+def cut(data, limit=1 << 24):
     return list(FrameBuffer(limit).split(data))
 
 
-def show(raw: RawFrame) -> str:
+def show(raw):
     """One line for a frame: `ACK 1/1 FIN allow=true …`."""
     stream, pos = varint.read(raw.ids, 0, len(raw.ids))
     number, _ = varint.read(raw.ids, pos, len(raw.ids))
@@ -105,14 +117,15 @@ def show(raw: RawFrame) -> str:
     return f"{name} {stream}/{number}{flags}{_payload(raw)}"
 
 
-def _payload(raw: RawFrame) -> str:
+def variables(payload):
+    """What an ACK sets."""
+    return {action.name: action.value for action in actions.decode(payload) if action.kind is not None}
+
+
+def _payload(raw):
     if raw.type == FrameType.ACK:
-        told = [
-            f" {action.name}={action.value!r}"
-            for action in actions.decode(raw.data[raw.start : raw.end])
-            if action.kind is not None
-        ]
-        return "".join(told) or " (nothing)"
+        told = variables(raw.data[raw.start : raw.end])
+        return "".join(f" {name}={value!r}" for name, value in told.items()) or " (nothing)"
     if raw.type in (FrameType.AGENT_HELLO, FrameType.AGENT_DISCONNECT):
         return "".join(f" {key.decode()}={value!r}" for key, (_, value) in frames.read_pairs(raw).items())
     return ""
@@ -125,33 +138,33 @@ class Talk:
         memory: what the gate remembers, by the bytes of the question.
     """
 
-    def __init__(self, memory: dict[bytes, bytes] | None = None, *, max_frame_size: int = 16380) -> None:
+    def __init__(self, memory=None, *, max_frame_size=16380):
         self.memory = memory or {}
-        self.recalls: list[tuple[bytes, Context]] = []
+        self.recalls = []
         self.connection = Connection(self._recall, max_frame_size=max_frame_size)
-        self.lines: list[str] = []
-        self.asked: list[CheckRequested] = []
+        self.lines = []
+        self.asked = []
 
-    def _recall(self, key: bytes, context: Context, /) -> bytes | None:
+    def _recall(self, key, context, /):
         self.recalls.append((key, context))
         return self.memory.get(key)
 
-    def send(self, *data: bytes) -> Talk:
+    def send(self, *data):
         """One read that brings all of `data`."""
         for event in self.connection.receive_data(b"".join(data)):
             self.lines.append(f"-- {self._event(event)}")
         return self._sent()
 
-    def answer(self, number: int, actions_: bytes) -> Talk:
+    def answer(self, number, actions_):
         """Acknowledge the question of that number, 0 the first."""
         self.connection.acknowledge(self.asked[number].ids, actions_)
         return self._sent()
 
-    def _sent(self) -> Talk:
+    def _sent(self):
         self.lines += [f"<< {show(raw)}" for raw in cut(self.connection.data_to_send())]
         return self
 
-    def _event(self, event: object) -> str:
+    def _event(self, event):
         match event:
             case HelloReceived(size, pipelining, engine):
                 return f"hello {size} {'pipelining' if pipelining else 'one by one'} {engine}".rstrip()
@@ -172,7 +185,7 @@ GREETED = [
 """The beginning of every conversation after `hello()`."""
 
 
-def greeted(memory: dict[bytes, bytes] | None = None, **settings: int) -> Talk:
+def greeted(memory=None, **settings):
     talk = Talk(memory, **settings).send(hello())
     talk.lines.clear()
     return talk

@@ -19,15 +19,13 @@ from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.output import log_to_stderr
 from iamroles_agent.base.reasons import Reason
 from iamroles_agent.control.channel import message
-from iamroles_agent.control.document import POLICY, Document, Edits, Part, Parts
-from iamroles_agent.control.member import Step
+from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.slots import Timing
-from iamroles_agent.processes.link import Link, Startup
-from iamroles_agent.processes.supervisor import Life, Supervisor
+from iamroles_agent.processes.link import Link
+from iamroles_agent.processes.supervisor import Supervisor
 from iamroles_agent.serving import accepting
 from iamroles_agent.serving.server import ConnectionStats, Server
 from iamroles_agent.spop.actions import encode_verdict
-from iamroles_agent.spop.messages import Check, Context
 
 TIMING = Timing(prepare=1.5, switch=1.0)
 
@@ -35,11 +33,11 @@ TIMING = Timing(prepare=1.5, switch=1.0)
 class TellingWorker:
     """Worker, gate and holding in one."""
 
-    def __init__(self, settings: AgentSettings, startup: Startup) -> None:
+    def __init__(self, settings, startup):
         self._settings, self._startup = settings, startup
         self._state = ""
 
-    async def live(self) -> None:
+    async def live(self):
         connections = ConnectionStats()
         self.link = link = Link(self._startup.channel, self._startup.document, lambda: {"pid": os.getpid()})
         await link.open()
@@ -53,14 +51,8 @@ class TellingWorker:
         link.up()
         await link.serve.wait()
         startup = self._startup
-        server = Server(
-            self,
-            self._settings,
-            sock=startup.listener,
-            stats=connections,
-            counts=startup.counts,
-            slot=startup.index,
-        )
+        place = {"sock": startup.listener, "counts": startup.counts, "slot": startup.index}
+        server = Server(self, self._settings, stats=connections, **place)
         await server.start()
         link.send(message("serving"))
         await link.drained.wait()
@@ -69,7 +61,7 @@ class TellingWorker:
             await asyncio.Event().wait()
         link.close()
 
-    def prepare(self, edits: Edits, coming: Parts) -> Step:
+    def prepare(self, edits, coming):
         del edits
         state = coming[POLICY].pieces[0].decode()
         one = self._startup.index == 1 and self._state != ""
@@ -80,40 +72,40 @@ class TellingWorker:
         if one and state == "nonsense of one":
             os.write(self._startup.channel.fileno(), b"\0\0\0\5\0\0\0\0{bad}")
 
-        def switch() -> None:
+        def switch():
             if one and state == "deaf for one":
                 time.sleep(30)
             self._state = state
 
         return switch
 
-    def recall(self, key: bytes, context: Context, /) -> bytes | None:
+    def recall(self, key, context, /):
         return None
 
-    async def judge(self, check: Check, context: Context, key: bytes | None, /) -> bytes:
+    async def judge(self, check, context, key, /):
         return encode_verdict(
             Decision(
                 allow=True, principal=str(os.getpid()), session=self._state, issuer=str(self._startup.index)
             )
         )
 
-    def unhealthy(self) -> str:
+    def unhealthy(self):
         return ""
 
-    def failed(self, context: Context, detail: str, /) -> bytes:
+    def failed(self, context, detail, /):
         return encode_verdict(Decision(allow=False, reason=Reason.INTERNAL_ERROR))
 
 
 class TellingCrew:
     """The members."""
 
-    def __init__(self, settings: AgentSettings, state: Path) -> None:
+    def __init__(self, settings, state):
         self._settings, self._file = settings, state
 
-    def worker(self, startup: Startup) -> Life:
+    def worker(self, startup):
         return TellingWorker(self._settings, startup).live()
 
-    async def fetcher(self, startup: Startup) -> None:
+    async def fetcher(self, startup):
         link = Link(startup.channel, startup.document, dict)
         await link.open()
         await link.member.build({})
@@ -121,7 +113,7 @@ class TellingCrew:
         await link.drained.wait()
         link.close()
 
-    def load(self) -> Part:
+    def load(self):
         state = self._file.read_text()
         if state == "bad":
             raise ConfigError([Problem("state", "", "the file is bad", "Mend it")])

@@ -14,7 +14,12 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from iamroles_agent.base.config import Config, Issuer, KeySettings
+from iamroles_agent.audit.log import Audit
+from iamroles_agent.base.config import AuditSettings, Config, Issuer, KeySettings, MetricsSettings
+from iamroles_agent.base.reasons import Refusal
+from iamroles_agent.policy import Policy
+from iamroles_agent.serving.gate import Gate
+from iamroles_agent.serving.metrics import Metrics
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.authenticator import rules_of
 from iamroles_agent.tokens.keys import KeySet
@@ -24,6 +29,7 @@ ISSUER = "https://idp.example.com/corp"
 AUDIENCE = "orders"
 ACCOUNT = "123456789012"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/Reader"
+READER = {"name": "reader", "arn": ROLE}
 
 
 class Clock:
@@ -85,6 +91,12 @@ def mint(payload: dict[str, Any], key: Any = EC_KEY, alg: str = "ES256", **heade
     return jwt.encode(payload, key, alg, headers=headers)
 
 
+def token_of(issuer: str, key: Any = EC_KEY, kid: str = "k1", **changes: Any) -> str:
+    """A token that is good for a quarter of an hour from now."""
+    now = int(time.time())
+    return mint(claims(**{"iss": issuer, "iat": now - 10, "exp": now + 900} | changes), key, kid=kid)
+
+
 def issuer(**changes: Any) -> Issuer:
     """An issuer of the policy."""
     base: dict[str, Any] = {
@@ -106,6 +118,22 @@ def authenticator_with(
     source = next(iter(authenticator.sources.values()))
     source._keys, source._fetched_at = KeySet.parse({"keys": jwks}), time.monotonic()
     return authenticator
+
+
+async def reason(agent: Authenticator, header: str, *source: str) -> str:
+    """The reason for which a credential is refused, or "" if it is accepted."""
+    try:
+        await agent.authenticate(header, *source)
+    except Refusal as refusal:
+        return str(refusal.reason)
+    return ""
+
+
+def gate_of(policy: dict[str, Any], agent: Authenticator, clock: Clock, audit: Audit | None = None) -> Gate:
+    """A gate that asks this authenticator."""
+    metrics = Metrics(MetricsSettings())
+    audit = audit or Audit(AuditSettings(path="none"))
+    return Gate(Policy(Config.model_validate(policy)), agent, audit, metrics, clock=clock)
 
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -178,3 +206,11 @@ def serving() -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+@contextmanager
+def publishing() -> Iterator[Server]:
+    """A server whose key set, at `/jwks`, has `EC_KEY` under the kid `k1`."""
+    with serving() as server:
+        server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
+        yield server

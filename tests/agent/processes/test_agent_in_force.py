@@ -5,22 +5,21 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from running_agent import good_token, question
+from policies import grant
+from programs import IAMROLES, PATIENCE, Program, iamroles, world
+from running_agent import question
 from spop_transcript import hello, notify
 from test_server_supervisor import connect, receive
-from tokens_support import AUDIENCE, EC_KEY, OTHER_EC_KEY, ROLE, mint, public_jwk, serving
+from tokens_support import EC_KEY, OTHER_EC_KEY, public_jwk, publishing, token_of
 from waiting import until
 
 from iamroles_agent.base.errors import StartError
@@ -28,13 +27,12 @@ from iamroles_agent.commands.status_text import as_text
 from iamroles_agent.processes import handover, local_socket
 from iamroles_agent.spop.values import DataType
 
-PATIENCE = 20.0
+SETTINGS = {"listen": "127.0.0.1:0", "drain_timeout": "1s", "state_dir": "state"}
 
 
 @pytest.fixture
 def server():
-    with serving() as made:
-        made.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
+    with publishing() as made:
         yield made
 
 
@@ -43,67 +41,34 @@ def workers(request):
     return int(request.param)
 
 
-class Running:
-    """An agent, its configuration and its lines."""
+class Running(Program):
+    """An agent and its configuration; it may be started more than once."""
 
     def __init__(self, directory, server, workers, **changes):
-        self.directory = directory
         self.path = directory / "world.json"
-        self.world = {
-            "version": 1,
-            "agent": {"listen": "127.0.0.1:0", "workers": workers, "drain_timeout": "1s"}
-            | {"state_dir": "state"},
-            "audit": {"path": "none"},
-            "metrics": {"listen": "127.0.0.1:0"},
-            "keys": {"refresh": "1h", "cooldown": "10s", "timeout": "5s"},
-            "issuers": [
-                {"name": "corp", "issuer": server.url, "jwks_uri": f"{server.url}/jwks",
-                 "insecure_http": True, "audiences": [AUDIENCE], "algorithms": ["ES256"]}
-            ],
-            "roles": [{"name": "reader", "arn": ROLE}],
-            "backends": [{"name": "orders", "servers": ["127.0.0.1:9"]}],
-            "grants": [
-                {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"}
-            ],
-        } | changes  # fmt: skip
-        self.write()
-        self.process: subprocess.Popen[bytes]
+        command = *IAMROLES, "agent", "run", "--config", str(self.path)
+        super().__init__(directory, *command, "--state-dir", str(directory / "state"))
+        self.world = world(
+            server.url,
+            agent=SETTINGS | {"workers": workers},
+            metrics={"listen": "127.0.0.1:0"},
+            keys={"refresh": "1h", "cooldown": "10s", "timeout": "5s"},
+        )
+        self.write(**changes)
 
     def write(self, **changes):
         self.world |= changes
         self.path.write_text(json.dumps(self.world))
 
-    def start(self, *how, **streams):
-        log = (self.directory / "log").open("ab")
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(self.path)),
-                *("--state-dir", str(self.directory / "state"), *how),
-            ],
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            **({"stderr": log} | streams),
-        )
+    def start(self, *options, **how):
+        super().start(*options, **how)
         ready = self.line()
         self.address = ready["address"]
         return ready
 
-    def line(self):
-        assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], PATIENCE)[0], self.log()
-        return dict(json.loads(self.process.stdout.readline() or "{}"))
-
-    def log(self):
-        return (self.directory / "log").read_text()
-
     def reload(self, **changes):
         self.write(**changes)
-        self.process.send_signal(signal.SIGHUP)
-        return self.line()
-
-    def members(self):
-        pid = self.process.pid
-        return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+        return super().reload()
 
     def ask(self, token, path="/orders/1"):
         """Return what a new connection is answered: `allow`, or the reason."""
@@ -123,10 +88,7 @@ class Running:
             return {self._asked(sock, token, "/orders/1") for sock in socks}
 
     def command(self, name, *options):
-        return subprocess.run(
-            [sys.executable, "-m", "iamroles_agent", "agent", name, *options, "--config", str(self.path)],
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+        return iamroles("agent", name, *options, "--config", self.path)
 
     def status(self):
         return local_socket.ask(self.directory / "state" / "agent.sock", {"command": "status"})
@@ -143,35 +105,27 @@ class Running:
 
 @contextmanager
 def running(directory, server, workers, **changes):
-    agent = Running(directory, server, workers, **changes)
-    agent.start()
-    try:
+    with closing(Running(directory, server, workers, **changes)) as agent:
+        agent.start()
         yield agent
-    finally:
-        agent.process.kill()
-        agent.process.wait()
-        assert agent.process.stdout is not None
-        agent.process.stdout.close()
 
 
 def forged(server, kid):
-    now = int(time.time())
-    claims = {"iss": server.url, "aud": AUDIENCE, "sub": "x", "jti": kid, "iat": now, "exp": now + 600}
-    return mint(claims | {"roles": [ROLE]}, OTHER_EC_KEY, kid=kid)
+    return token_of(server.url, OTHER_EC_KEY, kid, jti=kid)
 
 
 def test_a_removed_grant_stays_removed_when_everybody_is_killed(tmp_path, server, workers):
     """The file says something else by then."""
     with running(tmp_path, server, workers) as agent:
-        token, grants = good_token(server.url), agent.world["grants"]
+        token, grants = token_of(server.url), agent.world["grants"]
         assert agent.all_say(token) == {"allow"}
         line = agent.reload(grants=[])
         assert (line["version"], line["confirmed"]) == (3, workers)  # the key set was the second
         agent.write(grants=grants)
-        before = agent.members()
+        before = agent.children()
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: len(agent.members() - before) == workers + 1)
+        until(lambda: len(agent.children() - before) == workers + 1)
 
         assert agent.all_say(token) == {"no_grant"}
 
@@ -179,13 +133,12 @@ def test_a_removed_grant_stays_removed_when_everybody_is_killed(tmp_path, server
 def test_what_was_accepted_outlives_the_agent(tmp_path, server, workers):
     """Killed as a whole, it comes back with what was accepted, and its keys: whatever the file says."""
     with running(tmp_path, server, workers) as agent:
-        token = good_token(server.url)
+        token = token_of(server.url)
         assert agent.ask(token) == "allow"
         accepted = agent.reload(grants=[])
         assert accepted["saved"] is True
-        members = agent.members()
-        agent.process.kill()
-        agent.process.wait()
+        members = agent.children()
+        agent.ended(signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
         server.replies["/jwks"] = lambda _: (500, {}, b"")
         agent.path.write_text("garbage")
@@ -193,21 +146,17 @@ def test_what_was_accepted_outlives_the_agent(tmp_path, server, workers):
         settings, host = agent.world["agent"], agent.address.rpartition(":")[0]
         with socket.create_server((host, 0)) as busy:
             agent.write(agent=settings | {"listen": f"{host}:{busy.getsockname()[1]}"})
-            with pytest.raises(KeyError):  # this start fails, and must not count as an orderly end
+            with pytest.raises(AssertionError, match="ended"):  # it fails, which is not an orderly end
                 agent.start()
         agent.write(agent=settings)
-        agent.process.wait(PATIENCE)
+        agent.ended()
         agent.path.write_text("garbage")
         assert agent.start()["policy"] == accepted["policy"]
         assert agent.all_say(token) == {"no_grant"}
-        agent.process.terminate()
-        assert agent.process.wait(PATIENCE) == 0
-        agent.write(grants=[{**GRANT, "id": "R2"}])
+        assert agent.ended(signal.SIGTERM) == 0
+        agent.write(grants=[grant("R2", "reader", "GET", "/orders", "orders")])
         agent.start()
         assert agent.all_say(token) == {"allow"}  # after an orderly end the file counts
-
-
-GRANT = {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"}
 
 
 class Asker(threading.Thread):
@@ -216,7 +165,7 @@ class Asker(threading.Thread):
     def __init__(self, agent, token):
         super().__init__(daemon=True)
         self.agent, self.token = agent, token
-        self.answers: list[Any] = []
+        self.answers = []
         self.lost = self.goodbyes = 0
         self.ending = False
 
@@ -246,7 +195,7 @@ class Asker(threading.Thread):
 def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, workers):
     with running(tmp_path, server, workers) as agent:
         old = agent.process
-        token = good_token(server.url)
+        token = token_of(server.url)
         assert agent.ask(token) == "allow"
         askers = [Asker(agent, token) for _ in range(6)]
         for asker in askers:
@@ -275,15 +224,14 @@ def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, worker
         assert agent.status()["pid"] == agent.process.pid
         assert agent.reload(grants=[])["saved"] is True
         assert agent.all_say(token) == {"no_grant"}
-        agent.process.terminate()
-        assert agent.process.wait(PATIENCE) == 0
+        assert agent.ended(signal.SIGTERM) == 0
         assert old.stdout is not None
         old.stdout.close()
 
 
 def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
     with running(tmp_path, server, 2) as agent:
-        token, old = good_token(server.url), agent.process
+        token, old = token_of(server.url), agent.process
         for changes, why in (
             ({"audit": {"path": "/nonexistent/audit"}}, "cannot be opened"),
             ({"agent": {**agent.world["agent"], "listen": "127.0.0.1:9"}}, "it listens on"),
@@ -333,20 +281,17 @@ def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
 def test_take_over_where_nobody_runs_is_a_start(tmp_path, server):
     agent = Running(tmp_path, server, 1)
     agent.start("--take-over")
-    until(lambda: agent.ask(good_token(server.url)) == "allow")
-    agent.process.terminate()
-    assert agent.process.wait(PATIENCE) == 0
+    until(lambda: agent.ask(token_of(server.url)) == "allow")
+    assert agent.ended(signal.SIGTERM) == 0
 
 
 def test_a_state_directory_that_was_tampered_with_stops_the_start(tmp_path, server):
     with running(tmp_path, server, 1) as agent:
-        agent.process.terminate()
-        agent.process.wait(PATIENCE)
+        agent.ended(signal.SIGTERM)
         (part, *_) = (tmp_path / "state").glob("part-*")
         part.write_bytes(part.read_bytes() + b"x")
         part.chmod(0o600)
         done = agent.command("run")
-        agent.process = subprocess.Popen(["true"], stdout=subprocess.PIPE)
 
     assert done.returncode == 3
     assert "does not hold what its name says" in done.stderr
@@ -355,7 +300,7 @@ def test_a_state_directory_that_was_tampered_with_stops_the_start(tmp_path, serv
 
 def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(tmp_path, server, workers):
     with running(tmp_path, server, workers) as agent:
-        assert agent.ask(good_token(server.url)) == "allow"
+        assert agent.ask(token_of(server.url)) == "allow"
         before = server.counts["/jwks"]
         with ThreadPoolExecutor(8) as pool:
             answers = set(pool.map(lambda n: agent.ask(forged(server, f"random-{n}")), range(64)))
@@ -366,7 +311,7 @@ def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(t
 
 def test_a_new_key_reaches_all_workers_by_one_fetch(tmp_path, server, workers):
     with running(tmp_path, server, workers) as agent:
-        assert agent.ask(good_token(server.url)) == "allow"
+        assert agent.ask(token_of(server.url)) == "allow"
         server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1"), public_jwk(OTHER_EC_KEY, "k2")]})
         before, new = server.counts["/jwks"], forged(server, "k2")
 
@@ -377,7 +322,7 @@ def test_a_new_key_reaches_all_workers_by_one_fetch(tmp_path, server, workers):
 
 def test_keys_outlive_a_new_cooldown_while_the_issuer_is_down(tmp_path, server, workers):
     with running(tmp_path, server, workers) as agent:
-        token = good_token(server.url)
+        token = token_of(server.url)
         assert agent.ask(token) == "allow"
         server.replies["/jwks"] = lambda _: (500, {}, b"")
 
@@ -399,7 +344,7 @@ def test_a_question_under_way_is_answered_by_what_the_reload_put_in_force(tmp_pa
     with running(tmp_path, server, workers, keys={"timeout": "15s"}) as agent:
         assert arrived.wait(PATIENCE)
         with connect(agent.address) as sock:
-            sock.sendall(hello() + notify(question(good_token(server.url), "/orders/1")))
+            sock.sendall(hello() + notify(question(token_of(server.url), "/orders/1")))
             receive(sock)
             assert agent.reload(grants=[])["confirmed"] == workers
             gate.set()
@@ -423,7 +368,7 @@ def test_health_checks_fail_while_nothing_can_be_decided(tmp_path, server):
 
 def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, server, workers):
     with running(tmp_path, server, workers) as agent:
-        agent.ask(good_token(server.url))
+        agent.ask(token_of(server.url))
         line = agent.reload(grants=[])
         found = agent.status()
         assert (found["version"], found["policy"]) == (line["version"], line["policy"])
@@ -446,16 +391,13 @@ def test_nobody_reads_standard_error(tmp_path, server, workers):
     """A pipe that is full and stays full."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    try:
+    with suppress(BlockingIOError):
         while os.write(writer, b"x" * 4096):
             pass
-    except BlockingIOError:
-        pass
     os.set_blocking(writer, True)
-    agent = Running(tmp_path, server, workers)
-    try:
+    with closing(Running(tmp_path, server, workers)) as agent:
         agent.start(stderr=writer)
-        token = good_token(server.url)
+        token = token_of(server.url)
         for _ in range(3):
             assert agent.all_say(token) == {"allow"}
             for _ in range(50):
@@ -463,11 +405,8 @@ def test_nobody_reads_standard_error(tmp_path, server, workers):
                     sock.sendall(b"\0\0\0\1\xff")  # each is a line of the log
             assert agent.reload()["confirmed"] == workers
         assert os.get_blocking(writer)
-    finally:
-        agent.process.kill()
-        agent.process.wait()
-        os.close(reader)
-        os.close(writer)
+    for descriptor in (reader, writer):
+        os.close(descriptor)
 
 
 def test_the_local_socket_says_what_it_does_not_know(tmp_path, server):

@@ -1,16 +1,12 @@
 """Random orders of everything: no verdict but the right one; and ordering bugs that are planted are found."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from programs import module
 
 
 def schedules(*options):
-    command = [sys.executable, "-m", "benchmarks.schedules", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    return module("benchmarks.schedules", *options, timeout=900)
 
 
 def test_nothing_goes_wrong_in_any_order():

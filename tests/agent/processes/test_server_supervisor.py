@@ -3,81 +3,47 @@
 Faults are real ones: SIGKILL, SIGSTOP, a worker that talks nonsense or never answers.
 """
 
-import json
 import os
 import random
 import resource
-import select
 import signal
 import socket
-import subprocess
 import sys
 from collections import Counter
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from spop_transcript import cut, hello, notify
+from programs import PATIENCE, Program
+from spop_transcript import cut, hello, notify, variables
 from waiting import until
 
 from iamroles_agent import __version__
-from iamroles_agent.spop import actions
 
 PROGRAM = Path(__file__).parents[2] / "support/supervised_agent.py"
-PATIENCE = 20.0
 
 
-class Agent:
-    """The program as a child process."""
+class Agent(Program):
+    """The program, and the file that says its policy."""
 
-    def __init__(self, state, workers, listen):
-        self.state = state
-        self.process = subprocess.Popen(
-            [sys.executable, PROGRAM, listen, str(workers), state],
-            stdout=subprocess.PIPE, stderr=(state.parent / "stderr").open("w"), bufsize=0,
-        )  # fmt: skip
-        self._unread = b""
-
-    def line(self):
-        """The next line of standard output."""
-        assert self.process.stdout is not None
-        while b"\n" not in self._unread:
-            assert select.select([self.process.stdout], [], [], PATIENCE)[0], self.errors()
-            data = os.read(self.process.stdout.fileno(), 4096)
-            assert data, f"the agent ended: {self.errors()}"
-            self._unread += data
-        line, self._unread = self._unread.split(b"\n", 1)
-        return json.loads(line)
-
-    def errors(self):
-        return (self.state.parent / "stderr").read_text()
+    @property
+    def state(self):
+        return self.directory / "state"
 
     def reload(self, state):
         self.state.write_text(state)
-        self.process.send_signal(signal.SIGHUP)
-        return self.line()
+        return super().reload()
 
-    def children(self, name="iamroles-w"):
-        """Pids of the workers, or of members by another name."""
-        tasks = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return {int(pid) for pid in tasks.split() if comm(int(pid)).startswith(name)}
-
-    def ended(self):
-        return self.process.wait(PATIENCE)
+    def workers(self):
+        return self.children("iamroles-w")
 
 
 @contextmanager
 def running(tmp_path, workers, *, state="one", listen="127.0.0.1:0"):
-    file = tmp_path / "state"
-    file.write_text(state)
-    agent = Agent(file, workers, listen)
-    try:
+    with closing(Agent(tmp_path, sys.executable, PROGRAM)) as agent:
+        agent.state.write_text(state)
+        agent.start(listen, str(workers), str(agent.state))
         yield agent
-    finally:
-        agent.process.kill()
-        agent.process.wait()
-        assert agent.process.stdout is not None
-        agent.process.stdout.close()
 
 
 @contextmanager
@@ -113,8 +79,7 @@ def receive(sock):
     (raw,) = cut(head + exactly(int.from_bytes(head, "big")))
     if raw.type != 103:
         return {}
-    told = actions.decode(raw.data[raw.start : raw.end])
-    return {action.name: action.value for action in told if action.kind is not None}
+    return variables(raw.data[raw.start : raw.end])
 
 
 def ask(address):
@@ -144,13 +109,6 @@ def ask_until_heard(address, pids):
     return {states[pid] for pid in pids}
 
 
-def comm(pid):
-    try:
-        return Path(f"/proc/{pid}/comm").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -162,7 +120,7 @@ def alive(pid):
 def test_life(tmp_path, workers):
     with running(tmp_path, workers) as agent:
         ready = agent.line()
-        pids = agent.children()
+        pids = agent.workers()
 
         assert ready == {
             "ready": True,
@@ -179,8 +137,7 @@ def test_life(tmp_path, workers):
         assert agent.reload("two") == confirmed("two", 2, workers)
         assert ask_until_heard(ready["address"], pids) == {"two"}
 
-        agent.process.terminate()
-        assert agent.ended() == 0
+        assert agent.ended(signal.SIGTERM) == 0
         assert not any(alive(pid) for pid in pids)
 
 
@@ -205,9 +162,9 @@ def test_a_reload_that_one_worker_refuses_changes_nothing_anywhere(tmp_path):
 
         assert line["reloaded"] is False
         assert "it is bad for worker 1" in line["error"]
-        assert ask_until_heard(address, agent.children()) == {"one"}
+        assert ask_until_heard(address, agent.workers()) == {"one"}
         assert agent.reload("two")["reloaded"] is True
-        assert ask_until_heard(address, agent.children()) == {"two"}
+        assert ask_until_heard(address, agent.workers()) == {"two"}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -222,11 +179,11 @@ def test_a_report_of_any_length_arrives_and_the_next_reload_is_answered(tmp_path
 
 def test_a_frozen_loader_is_an_answer(tmp_path):
     with started(tmp_path, 1) as (agent, address):
-        members = {*agent.children(), *agent.children("iamroles-f")}
+        members = {*agent.workers(), *agent.children("iamroles-f")}
         agent.state.write_text("wait")
         agent.process.send_signal(signal.SIGHUP)
-        until(lambda: len(agent.children("") - members) == 1)
-        (loader,) = agent.children("") - members
+        until(lambda: len(agent.children() - members) == 1)
+        (loader,) = agent.children() - members
         os.kill(loader, signal.SIGSTOP)
 
         line = agent.line()
@@ -239,17 +196,17 @@ def test_a_frozen_loader_is_an_answer(tmp_path):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
     with started(tmp_path, workers) as (agent, address):
-        before = agent.children()
+        before = agent.workers()
         victim = ask(address)[0]
         os.kill(victim, signal.SIGSTOP)
 
         line = agent.reload("two")
         assert line["reloaded"] is True
-        until(lambda: len(agent.children() - before) == 1)
-        (fresh,) = agent.children() - before
+        until(lambda: len(agent.workers() - before) == 1)
+        (fresh,) = agent.workers() - before
 
         assert ask_until_heard(address, {fresh, *(before - {victim})}) == {"two"}
-        assert "no heartbeat" in agent.errors()
+        assert "no heartbeat" in agent.log()
         assert not alive(victim)
 
 
@@ -264,14 +221,14 @@ def test_a_frozen_worker_is_replaced_and_swallows_no_reload(tmp_path, workers):
 def test_a_worker_that_fails_a_phase_is_replaced_with_the_new_version(tmp_path, state, why):
     """Also a worker that is killed for silence, because it blocks its event loop."""
     with started(tmp_path, 3) as (agent, address):
-        before = agent.children()
+        before = agent.workers()
 
         line = agent.reload(state)
 
         assert line["reloaded"] is True
-        assert why in agent.errors()
-        until(lambda: len(agent.children() - before) == 1 and len(agent.children()) == 3)
-        assert ask_until_heard(address, agent.children()) == {state}
+        assert why in agent.log()
+        until(lambda: len(agent.workers() - before) == 1 and len(agent.workers()) == 3)
+        assert ask_until_heard(address, agent.workers()) == {state}
         assert agent.reload("after")["confirmed"] == 3
 
 
@@ -293,16 +250,15 @@ def test_all_killed_workers_are_replaced_with_the_version_in_force(tmp_path, wor
     with started(tmp_path, workers) as (agent, address):
         agent.reload("two")
         agent.state.write_text("three, which nobody took up")
-        before = agent.children()
+        before = agent.workers()
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: len(agent.children() - before) == workers)
+        until(lambda: len(agent.workers() - before) == workers)
 
-        assert ask_until_heard(address, agent.children()) == {"two"}
-        assert "ended with signal 9" in agent.errors()
+        assert ask_until_heard(address, agent.workers()) == {"two"}
+        assert "ended with signal 9" in agent.log()
         assert agent.reload("four") == confirmed("four", 3, workers)
-        agent.process.terminate()
-        assert agent.ended() == 0
+        assert agent.ended(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -313,46 +269,37 @@ def test_a_dead_fetcher_is_replaced(tmp_path, number):
 
         assert agent.reload("two")["reloaded"] is True
         until(lambda: bool(agent.children("iamroles-f") - {fetcher}))
-        agent.process.terminate()
-        assert agent.ended() == 0
+        assert agent.ended(signal.SIGTERM) == 0
 
 
 def test_a_parent_without_descriptors_survives_and_replaces_later(tmp_path):
     with started(tmp_path, 2) as (agent, address):
-        pid, before = agent.process.pid, agent.children()
+        pid, before = agent.process.pid, agent.workers()
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         former = resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
         os.kill(min(before), signal.SIGKILL)
-        until(lambda: "cannot be made: Too many open files" in agent.errors())
+        until(lambda: "cannot be made: Too many open files" in agent.log())
         assert agent.reload("two")["error"] == "the loader ended with fork failed: Too many open files"
 
         resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
-        until(lambda: len(agent.children()) == 2)
+        until(lambda: len(agent.workers()) == 2)
         assert agent.reload("three")["reloaded"] is True
-        until(lambda: ask_until_heard(address, agent.children()) == {"three"})
+        until(lambda: ask_until_heard(address, agent.workers()) == {"three"})
 
 
-def test_frozen_members_do_not_outlive_a_killed_parent(tmp_path):
+@pytest.mark.parametrize("who", ["frozen members", "a loader"])
+def test_nobody_outlives_a_killed_parent(tmp_path, who):
     """They would hold the address, and the next agent could not start."""
     with started(tmp_path, 2) as (agent, address):
-        everybody = agent.children("")
-        for pid in everybody:
-            os.kill(pid, signal.SIGSTOP)
-        agent.process.kill()
-        until(lambda: not any(alive(pid) for pid in everybody))
-
-    with running(tmp_path, 2, listen=str(address)) as agent:
-        assert agent.line()["ready"] is True
-
-
-def test_a_loader_does_not_outlive_a_killed_parent(tmp_path):
-    """It would hold the agent's address, and the next agent could not start."""
-    with started(tmp_path, 2) as (agent, address):
-        members = agent.children("")
-        agent.state.write_text("wait")
-        agent.process.send_signal(signal.SIGHUP)
-        until(lambda: bool(agent.children("") - members))
-        everybody = agent.children("")
+        members = agent.children()
+        if who == "a loader":
+            agent.state.write_text("wait")
+            agent.process.send_signal(signal.SIGHUP)
+            until(lambda: bool(agent.children() - members))
+        else:
+            for pid in members:
+                os.kill(pid, signal.SIGSTOP)
+        everybody = agent.children()
         agent.process.kill()
         until(lambda: not any(alive(pid) for pid in everybody))
 
@@ -362,7 +309,7 @@ def test_a_loader_does_not_outlive_a_killed_parent(tmp_path):
 
 def test_connections_that_wait_for_a_killed_worker_are_answered_by_the_next(tmp_path):
     with started(tmp_path, 1) as (agent, address):
-        (victim,) = agent.children()
+        (victim,) = agent.workers()
         os.kill(victim, signal.SIGSTOP)
         with connect(address) as sock:
             sock.sendall(hello() + notify())
@@ -380,7 +327,7 @@ def test_each_worker_gets_as_many_connections_as_the_others(tmp_path, workers, k
         socks = [held.enter_context(connect(address)) for _ in range(15)]
         spread = Counter(asked(sock)[0] for sock in socks)
 
-        assert set(spread) == agent.children()
+        assert set(spread) == agent.workers()
         assert max(spread.values()) - min(spread.values()) <= 1
 
 
@@ -396,7 +343,7 @@ def test_a_replaced_worker_gets_its_share(tmp_path):
         assert spread[other] == 4
         os.kill(victim, signal.SIGKILL)
         until(lambda: connected() not in spread)  # while it is alone, it takes what comes
-        (fresh,) = agent.children() - {other}
+        (fresh,) = agent.workers() - {other}
         status = Counter(connected() for _ in range(3))
 
         assert status == {fresh: 3}
@@ -405,7 +352,7 @@ def test_a_replaced_worker_gets_its_share(tmp_path):
 def test_a_frozen_worker_lets_others_accept(tmp_path):
     with running(tmp_path, 3) as agent, ExitStack() as held:
         address = agent.line()["address"]
-        victim = min(agent.children())
+        victim = min(agent.workers())
         os.kill(victim, signal.SIGSTOP)
         socks = [held.enter_context(connect(address)) for _ in range(30)]
 
@@ -417,14 +364,14 @@ def test_connections_outlive_workers_that_never_accepted_them(tmp_path):
     with started(tmp_path, 3) as (agent, address):
         answered = 0
         for _ in range(12):
-            before = agent.children()
+            before = agent.workers()
             with ExitStack() as held:
                 socks = [held.enter_context(connect(address)) for _ in range(8)]
                 os.kill(random.choice(sorted(before)), signal.SIGKILL)
                 for sock in socks:
                     with suppress(AssertionError, ConnectionError):
                         answered += asked(sock)[0] > 0
-            until(lambda before=before: len(agent.children()) == 3 and agent.children() != before)
+            until(lambda before=before: len(agent.workers()) == 3 and agent.workers() != before)
 
         assert answered > 0
         assert agent.reload("two")["confirmed"] == 3
@@ -433,19 +380,18 @@ def test_connections_outlive_workers_that_never_accepted_them(tmp_path):
 def test_unix_socket_outlives_a_worker(tmp_path):
     path = tmp_path / "agent.sock"
     with started(tmp_path, 2, listen=f"unix:{path}") as (agent, address):
-        before = agent.children()
+        before = agent.workers()
         os.kill(min(before), signal.SIGTERM)
-        until(lambda: len(agent.children() - before) == 1)
+        until(lambda: len(agent.workers() - before) == 1)
 
         assert ask(address)[1] == "one"
-        agent.process.terminate()
-        assert agent.ended() == 0
+        assert agent.ended(signal.SIGTERM) == 0
         assert not path.exists()
 
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     with started(tmp_path, 2) as (agent, _):
-        pids = agent.children()
+        pids = agent.workers()
         agent.process.kill()
 
         until(lambda: not any(alive(pid) for pid in pids))
@@ -457,7 +403,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
 def test_a_worker_that_cannot_start_stops_everything(tmp_path, state, why):
     with running(tmp_path, 3, state=state) as agent:
         assert agent.ended() == 3
-        assert why in agent.errors()
+        assert why in agent.log()
         assert agent.process.stdout.read() == b""
 
 
@@ -468,7 +414,7 @@ def test_busy_port(tmp_path, first, second):
     with started(tmp_path, first) as (_, address):
         with running(tmp_path / "second", second, listen=str(address)) as other:
             assert other.ended() == 3
-            assert other.errors().splitlines()[-1] == (
+            assert other.log().splitlines()[-1] == (
                 f"cannot listen on {address}: another process listens there; "
                 "stop it, or choose another `agent.listen`"
             )
@@ -477,10 +423,9 @@ def test_busy_port(tmp_path, first, second):
 
 def test_a_stuck_worker_is_killed_in_the_end(tmp_path):
     with started(tmp_path, 2, state="stuck") as (agent, _):
-        pids = agent.children()
-        agent.process.terminate()
+        pids = agent.workers()
 
-        assert agent.ended() == 1
+        assert agent.ended(signal.SIGTERM) == 1
         assert not any(alive(pid) for pid in pids)
 
 
@@ -497,7 +442,7 @@ def test_a_stuck_worker_is_killed_in_the_end(tmp_path):
 def test_addresses_that_cannot_be(tmp_path, listen, why):
     with running(tmp_path, 1, listen=listen) as agent:
         assert agent.ended() == 3
-        assert why in agent.errors().splitlines()[-1]
+        assert why in agent.log().splitlines()[-1]
 
 
 def test_a_stale_unix_socket_is_replaced_but_a_live_one_or_a_file_is_not(tmp_path):
@@ -508,7 +453,7 @@ def test_a_stale_unix_socket_is_replaced_but_a_live_one_or_a_file_is_not(tmp_pat
     with started(tmp_path / "a", 1, listen=listen) as (agent, _):
         with running(tmp_path / "b", 1, listen=listen) as other:
             assert other.ended() == 3
-            assert "another process listens there" in other.errors()
+            assert "another process listens there" in other.log()
         agent.process.kill()
         agent.ended()
     assert path.is_socket()
@@ -518,5 +463,5 @@ def test_a_stale_unix_socket_is_replaced_but_a_live_one_or_a_file_is_not(tmp_pat
     path.write_text("precious")
     with running(tmp_path / "a", 1, listen=listen) as agent:
         assert agent.ended() == 3
-        assert "a file that is not a socket is there" in agent.errors()
+        assert "a file that is not a socket is there" in agent.log()
     assert path.read_text() == "precious"

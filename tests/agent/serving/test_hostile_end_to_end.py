@@ -1,16 +1,18 @@
 """Strangers against the agent as it is run: workers, fetcher, sockets, an STS that strangers keep busy."""
 
 import re
+import signal
 import threading
 import time
 from ipaddress import ip_address
 
 import pytest
-from running_agent import agent
+from policies import grant
+from programs import running, world
 from spop_client import Client, until
 from spop_transcript import check_message, context_message, notify
 from sts_support import EDGE, HOST, KEY_ID, as_json, credential, error_xml, presign
-from tokens_support import ACCOUNT, serving
+from tokens_support import serving
 
 from iamroles_agent.spop.values import DataType
 
@@ -26,6 +28,17 @@ def question(header, src, number):
 
 def signed_by(key_id, ago=0):
     return credential(presign(now=time.time() - ago).replace(KEY_ID, key_id))
+
+
+def policy(directory, endpoint, workers=1, **more):
+    sts = {"name": "sts", "endpoint": endpoint, "hosts": [HOST], "binding_value": EDGE}
+    return world(
+        agent={"listen": "127.0.0.1:0", "workers": workers},
+        audit={"path": str(directory / "audit.log")},
+        issuers=[],
+        sts=[sts | more],
+        grants=[grant("R1", "reader", "*", "/", "orders")],
+    )
 
 
 class BusySts:
@@ -50,25 +63,14 @@ async def test_forged_credentials_leave_a_good_caller_its_turn(tmp_path, workers
     busy = BusySts()
     with serving() as server:
         server.replies["/"] = busy.answer
-        config = {
-            "version": 1,
-            "agent": {"listen": "127.0.0.1:0", "workers": workers},
-            "audit": {"path": str(tmp_path / "audit.log")},
-            "sts": [
-                {"name": "sts", "endpoint": server.url, "hosts": [HOST], "binding_value": EDGE,
-                 "insecure_http": True, "timeout": "20s"},
-            ],
-            "roles": [{"name": "reader", "arn": f"arn:aws:iam::{ACCOUNT}:role/Reader"}],
-            "backends": [{"name": "b"}],
-            "grants": [{"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}],
-        }  # fmt: skip
+        config = policy(tmp_path, server.url, workers, insecure_http=True, timeout="20s")
         try:
-            with agent(config, tmp_path) as ready:
-                good = await Client.connect(ready["address"])
+            with running(tmp_path, config) as agent:
+                good = await Client.connect(agent.ready["address"])
                 good.send(question(signed_by(KEY_ID), "198.51.100.7", 1))
                 assert "allow=True" in await good.receive()
 
-                bad = [await Client.connect(ready["address"]) for _ in range(6)]
+                bad = [await Client.connect(agent.ready["address"]) for _ in range(6)]
                 for n in range(FORGED):
                     forged = question(signed_by(f"AKIA{n:016d}"), f"192.0.2.{n % 5}", n + 1)
                     bad[n % len(bad)].send(forged)
@@ -76,7 +78,7 @@ async def test_forged_credentials_leave_a_good_caller_its_turn(tmp_path, workers
 
                 good.send(question(signed_by(KEY_ID, ago=7), "198.51.100.7", 2))
                 assert "allow=True" in await good.receive()
-                new = await Client.connect(ready["address"])
+                new = await Client.connect(agent.ready["address"])
                 new.send(question("Bearer a.b.c", "198.51.100.9", 1))
                 assert "token_malformed" in await new.receive()
                 assert busy.forged == 12
@@ -92,15 +94,6 @@ async def test_forged_credentials_leave_a_good_caller_its_turn(tmp_path, workers
 
 async def test_a_good_client_is_answered_between_hostile_requests(tmp_path):
     """One path of 14 kB once kept everyone waiting for more than a second."""
-    config = {
-        "version": 1,
-        "agent": {"listen": "127.0.0.1:0"},
-        "audit": {"path": str(tmp_path / "audit.log")},
-        "sts": [{"name": "sts", "endpoint": "https://sts.test/", "hosts": [HOST], "binding_value": EDGE}],
-        "roles": [{"name": "reader", "arn": f"arn:aws:iam::{ACCOUNT}:role/Reader"}],
-        "backends": [{"name": "b"}],
-        "grants": [{"id": "R1", "roles": ["reader"], "methods": ["*"], "path": "/", "backend": "b"}],
-    }
     paths = {
         b"/" + b"eyJ" * 4700: "text_too_long",
         b"/a" * 7000: "text_too_long",
@@ -108,8 +101,8 @@ async def test_a_good_client_is_answered_between_hostile_requests(tmp_path):
         b"/" + b"%C3%A9" * 680: "no_credentials",
         b"/%zz" * 1000: "path_ambiguous",
     }
-    with agent(config, tmp_path) as ready:
-        client = await Client.connect(ready["address"])
+    with running(tmp_path, policy(tmp_path, "https://sts.test/")) as agent:
+        client = await Client.connect(agent.ready["address"])
         for number, (path, reason) in enumerate(paths.items(), 1):
             asked = check_message(
                 authorization=(DataType.NULL, None),
@@ -119,6 +112,7 @@ async def test_a_good_client_is_answered_between_hostile_requests(tmp_path):
             client.send(notify(context_message() + asked, ids=(number, 1)))
             assert reason in await client.receive()
         await client.close()
+        assert agent.ended(signal.SIGTERM) == 0
     log = (tmp_path / "audit.log").read_bytes().splitlines()
     assert max(map(len, log)) < 4096
     assert sum(b"text_too_long" in line for line in log) == 2

@@ -1,0 +1,11 @@
+"""What tests of a running agent share."""
+
+import pytest
+from tokens_support import publishing
+
+
+@pytest.fixture(scope="module")
+def idp():
+    """An issuer that publishes one key."""
+    with publishing() as server:
+        yield server
