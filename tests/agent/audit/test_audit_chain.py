@@ -3,73 +3,50 @@
 import hashlib
 import json
 import time
+from dataclasses import replace
 
 import pytest
-from audit_support import ASKED, decided
-from click.testing import CliRunner
+from audit_support import ASKED, decided, lines, opened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from invoking import said
+from spop_transcript import YES
 
 from iamroles_agent.audit.chain import GENESIS, SEALED, Head, Tree, seal
 from iamroles_agent.audit.file import head_path
-from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import prepare
-from iamroles_agent.base.config import AuditSettings
-from iamroles_agent.base.identity import Decision
-from iamroles_agent.base.reasons import Reason
 from iamroles_tools.audit.verify import verify
-from iamroles_tools.commands.audit import audit as command
 
-ROLE = "arn:aws:iam::111122223333:role/reader"
-ALLOW = Decision(
-    allow=True,
-    role=ROLE,
-    principal="alice",
-    session="jti-1",
-    issuer="corp",
-    rule="R1",
-    backend="orders-ro",
-    expires=1790000000,
-    credential="sha256:0123456789abcdef",
-    roles=(ROLE,),
-)
-DENY = Decision(allow=False, reason=Reason.NO_GRANT, principal="bob", roles=(ROLE,), unmapped=(ROLE,))
-
-
+ALLOW = replace(YES, credential="sha256:0123456789abcdef", roles=(YES.role,))
 ABOUT = {"host": "orders.example.com", "path": "/orders/1", "policy_version": "sha256:feed", "generation": 3}
 
 
-def record(log, count):
-    for number in range(count):
-        assert decided(log, ALLOW, request_id=f"req-{number}", src_port=40000 + number, **ABOUT)
-
-
-def written(path, count=8):
+def written(path, count=8, **how):
     """A log of two batches: the start, and the decisions with the end."""
-    log = Audit(AuditSettings(path=str(path)))
+    log = opened(path, sync="1s", **how)
     assert log.flush()
-    record(log, count)
+    for number in range(count):
+        assert decided(log, f"req-{number}", ALLOW, src_port=40000 + number, **ABOUT)
     log.close()
     return path
 
 
 @pytest.fixture(scope="module")
 def genuine(tmp_path_factory):
-    path = written(tmp_path_factory.mktemp("genuine") / "audit.jsonl")
-    return path.read_bytes().splitlines(keepends=True)
+    return lines(written(tmp_path_factory.mktemp("genuine") / "audit.jsonl"))
 
 
-def judged(lines, directory, head=None):
+def judged(texts, directory, head=None):
     path = directory / "judged.jsonl"
-    path.write_bytes(b"".join(lines))
+    path.write_bytes(b"".join(texts))
     head_path(path).unlink(missing_ok=True)
     if head is not None:
         head_path(path).write_text(str(head))
     return verify([path])
 
 
-def last_head(lines):
-    sealed = [json.loads(line) for line in lines if SEALED.search(line)]
+def last_head(texts):
+    sealed = [json.loads(text) for text in texts if SEALED.search(text)]
     tree = Tree()
     for record in sealed:
         tree = tree.grown(bytes.fromhex(record["hash"]))
@@ -96,18 +73,18 @@ def test_a_record_says_who_did_what_when_with_which_role(genuine):
         "verdict": "allow",
         "status": 200,
         "principal": "alice",
-        "session": "jti-1",
+        "session": "s-1",
         "issuer": "corp",
-        "role": ROLE,
-        "roles": [ROLE],
+        "role": "arn:aws:iam::111111111111:role/reader",
+        "roles": ["arn:aws:iam::111111111111:role/reader"],
         "rule": "R1",
         "src": "192.0.2.7",
         "method": "GET",
         "host": "orders.example.com",
         "path": "/orders/1",
-        "backend": "orders-ro",
+        "backend": "orders",
         "credential": "sha256:0123456789abcdef",
-        "expires": 1790000000,
+        "expires": 1800003600,
         "policy": "sha256:feed",
         "keys": 3,
     }
@@ -201,7 +178,7 @@ def test_members_smuggled_in_after_the_hash_are_found(genuine, tmp_path):
 
 @pytest.mark.parametrize("line", range(11))
 def test_one_foreign_line_is_one_finding(genuine, tmp_path, line):
-    theirs = written(tmp_path / "theirs.jsonl").read_bytes().splitlines(keepends=True)
+    theirs = lines(written(tmp_path / "theirs.jsonl"))
     for foreign in (b"hello\n", theirs[1], theirs[0], theirs[-1]):
         proof = judged([*genuine[:line], foreign, *genuine[line:]], tmp_path, last_head(genuine))
 
@@ -211,10 +188,8 @@ def test_one_foreign_line_is_one_finding(genuine, tmp_path, line):
 
 def test_lines_of_another_worker_are_foreign(genuine, tmp_path):
     """Seen before: a chain inserted under another worker's number was taken for a second worker's."""
-    other = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")), worker=7)
-    record(other, 3)
-    other.close()
-    theirs = (tmp_path / "audit.w7.jsonl").read_bytes().splitlines(keepends=True)
+    written(tmp_path / "audit.jsonl", 3, worker=7)
+    theirs = lines(tmp_path / "audit.w7.jsonl")
     heads = [json.loads(genuine[-1])["hash"]]
 
     for at in range(11):
@@ -232,16 +207,12 @@ def test_lines_that_nothing_seals_are_found(genuine, tmp_path):
     assert (finding.line, "sealed by nothing" in finding.message) == (11, True)
 
 
-def test_a_log_is_verified_while_it_is_written(tmp_path):
-    path = tmp_path / "audit.jsonl"
-    log = Audit(AuditSettings(path=str(path)))
+def test_a_log_is_verified_while_it_is_written(path):
+    log = opened(path, sync="1s")
     assert log.flush()
-    lines = path.read_bytes()
-    path.write_bytes(
-        lines
-        + lines.partition(b',"worker"')[0].replace(b'"seq":1,"kind":"start"', b'"seq":2,"kind":"event"')
-        + b"}\n"
-    )
+    start = path.read_bytes()
+    unsealed = start.partition(b',"worker"')[0].replace(b'"seq":1,"kind":"start"', b'"seq":2,"kind":"event"')
+    path.write_bytes(start + unsealed + b"}\n")
 
     proof = verify([path])
     log.close()
@@ -250,8 +221,8 @@ def test_a_log_is_verified_while_it_is_written(tmp_path):
     assert "not sealed yet" in proof.notes[0]
 
 
-def test_a_rewritten_log_is_betrayed_by_a_head_kept_elsewhere(genuine, tmp_path):
-    path = written(tmp_path / "audit.jsonl", 8)
+def test_a_rewritten_log_is_betrayed_by_a_head_kept_elsewhere(genuine, path):
+    written(path)
 
     assert verify([path], heads=[json.loads(path.read_bytes().splitlines()[-1])["hash"]]).whole
     findings = verify([path], heads=[json.loads(genuine[-1])["hash"]]).findings
@@ -262,8 +233,7 @@ def test_a_rewritten_log_is_betrayed_by_a_head_kept_elsewhere(genuine, tmp_path)
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_tampering_escapes(genuine, tmp_path, data):
-    head = last_head(genuine)
-    lines = data.draw(
+    drawn = data.draw(
         st.one_of(
             st.permutations(genuine),
             st.lists(st.sampled_from(genuine), max_size=12),
@@ -274,55 +244,40 @@ def test_no_tampering_escapes(genuine, tmp_path, data):
         )
     )
 
-    proof = judged(list(lines), tmp_path, head)
+    proof = judged(drawn, tmp_path, last_head(genuine))
 
-    assert proof.whole == (list(lines) == genuine)
+    assert proof.whole == (list(drawn) == genuine)
 
 
-def _with_byte(lines, index, value):
-    whole = bytearray(b"".join(lines))
+def _with_byte(texts, index, value):
+    whole = bytearray(b"".join(texts))
     whole[index] = value
-    return bytes(whole).splitlines(keepends=True) if bytes(whole) != b"".join(lines) else lines
+    return bytes(whole).splitlines(keepends=True) if bytes(whole) != b"".join(texts) else texts
 
 
 class TestCommand:
-    def test_whole(self, tmp_path):
-        path = written(tmp_path / "audit.jsonl")
+    def test_whole(self, path):
+        shown = said("audit verify", written(path), head_path(path))
 
-        result = CliRunner().invoke(command, ["verify", str(path), str(head_path(path))])
+        assert "WHOLE: 10 records in 1 file, nothing removed, changed, inserted or reordered" in shown
 
-        assert result.exit_code == 0
-        assert "WHOLE: 10 records in 1 file, nothing removed, changed, inserted or reordered" in result.output
+    def test_not_whole(self, path):
+        genuine = lines(written(path))
+        path.write_bytes(b"".join(genuine[:3] + genuine[4:]))
 
-    def test_not_whole(self, tmp_path):
-        path = written(tmp_path / "audit.jsonl")
-        lines = path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(b"".join(lines[:3] + lines[4:]))
+        assert f"{path}:4: record 4 is missing before record 5" in said("audit verify", path, code=1)
 
-        result = CliRunner().invoke(command, ["verify", str(path)])
+    def test_json(self, path):
+        assert json.loads(said("audit verify --format json", written(path)))["whole"] is True
 
-        assert result.exit_code == 1
-        assert f"{path}:4: record 4 is missing before record 5" in result.output
+    def test_nothing_proven_by_nothing(self, path):
+        path.touch()
 
-    def test_json(self, tmp_path):
-        path = written(tmp_path / "audit.jsonl")
-
-        result = CliRunner().invoke(command, ["verify", "--format", "json", str(path)])
-
-        assert json.loads(result.output)["whole"] is True
-
-    def test_nothing_proven_by_nothing(self, tmp_path):
-        (tmp_path / "empty.jsonl").touch()
-
-        result = CliRunner().invoke(command, ["verify", str(tmp_path / "empty.jsonl")])
-
-        assert result.exit_code == 1
-        assert "NOT PROVEN" in result.output
+        assert "NOT PROVEN" in said("audit verify", path, code=1)
 
 
-def test_a_record_costs_no_more_than_the_hash_of_its_full_line(tmp_path):
+def test_a_record_costs_no_more_than_the_hash_of_its_full_line(log):
     """The hot path: the caller's own CPU time for one more use of a verdict, which no hash delays."""
-    log = Audit(AuditSettings(path=str(tmp_path / "audit.jsonl")))
     prepared = prepare(ALLOW, **(ASKED | ABOUT))
     line = b"x" * 600
 

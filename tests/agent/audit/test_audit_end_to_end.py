@@ -6,144 +6,85 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tokens_support as support
 import waiting
-from click.testing import CliRunner
+from invoking import ran, said
+from policies import arn, deny, grant, role
+from programs import PATIENCE, running, world
+from running_agent import question
 from spop_client import Client, until
-from spop_transcript import check_message, context_message, notify
+from spop_transcript import context_message, notify
+from tokens_support import token_of
 
-from iamroles_agent.spop.values import DataType
-from iamroles_tools.commands.audit import audit
+from iamroles_agent.audit.file import head_path
 
-ACCOUNT = "111122223333"
-READER, WRITER = (f"arn:aws:iam::{ACCOUNT}:role/{name}" for name in ("reader", "writer"))
-PATIENCE = 20.0
+READER, WRITER = arn("reader"), arn("writer")
 
 
-def world(idp, log, sync):
-    return {
-        "version": 1,
-        "agent": {"listen": "127.0.0.1:0"},
-        "audit": {"path": str(log), "sync": sync, "required": True},
-        "issuers": [
-            {
-                "name": "corp",
-                "issuer": f"{idp}/corp",
-                "jwks_uri": f"{idp}/keys",
-                "insecure_http": True,
-                "audiences": ["orders"],
-                "algorithms": ["ES256"],
-                "session_claim": "jti",
-            }
+def policy(idp, log, sync, workers=1):
+    return world(
+        idp.url,
+        agent={"listen": "127.0.0.1:0", "workers": workers},
+        audit={"path": str(log), "sync": sync, "required": True},
+        roles=[role("reader"), role("writer")],
+        grants=[
+            grant("R1", "reader", "GET", "/orders", "orders"),
+            grant("S1", "writer", "GET", "/orders", "orders", shadow=True),
         ],
-        "roles": [{"name": "reader", "arn": READER}, {"name": "writer", "arn": WRITER}],
-        "backends": [{"name": "orders", "servers": ["127.0.0.1:9"]}],
-        "grants": [
-            {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders"},
-            {
-                "id": "S1",
-                "roles": ["writer"],
-                "methods": ["GET"],
-                "path": "/orders",
-                "backend": "orders",
-                "shadow": True,
-            },
-        ],
-        "denies": [{"id": "D1", "roles": ["reader"], "path": "/orders/secret"}],
-    }
-
-
-@contextmanager
-def running(path, *, stderr=subprocess.DEVNULL):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "iamroles_agent", "agent", "run"],
-        env=os.environ | {"IAMROLES_POLICY": str(path)},
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
+        denies=[deny("D1", "reader", "/orders/secret")],
     )
-    try:
-        yield process, json.loads(process.stdout.readline() or "{}")["address"]
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
-def ask(address, questions):
+async def answer_of(client, number, request, token, path):
+    client.send(notify(context_message(request.encode()) + question(token, path), ids=(number, 1)))
+    return await client.receive()
+
+
+def ask(agent, questions):
     """Put questions (request id, token, path) one after the other and wait for each answer."""
 
     async def conversation():
         async with asyncio.timeout(PATIENCE):
-            client = await Client.connect(address)
-            answers = []
-            for number, (request, token, path) in enumerate(questions, 1):
-                check = check_message(
-                    authorization=(DataType.STRING, f"Bearer {token}".encode()),
-                    path=(DataType.STRING, path.encode()),
-                )
-                client.send(notify(context_message(request.encode()) + check, ids=(number, 1)))
-                answers.append(await client.receive())
+            client = await Client.connect(agent.ready["address"])
+            answers = [await answer_of(client, number, *one) for number, one in enumerate(questions, 1)]
             await client.close()
             return answers
 
     return asyncio.run(conversation())
 
 
-def run(*arguments):
-    result = CliRunner().invoke(audit, [str(one) for one in arguments])
-    return SimpleNamespace(code=result.exit_code, text=result.output)
-
-
 def asked(log, *options):
-    found = run("query", log, "--format", "json", *options)
-    assert found.code == 0, found.text
-    return [json.loads(line) for line in found.text.splitlines()]
+    found = said("audit query --format json", log, *options)
+    return [json.loads(line) for line in found.splitlines()]
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
+def story(tmp_path_factory, idp):
     """An agent that is asked, killed, started again, asked and ended; its log and the tokens."""
     directory = tmp_path_factory.mktemp("audit")
-    log, path = directory / "audit.jsonl", directory / "world.json"
-    with support.serving() as idp:
-        idp.json("/keys", {"keys": [support.public_jwk(support.EC_KEY, "k1", "ES256")]})
-        path.write_text(json.dumps(world(idp.url, log, "0s")))
-        now = int(time.time())
-
-        def token(**changes):
-            claims = support.claims(iss=f"{idp.url}/corp", iat=now - 10, exp=now + 900, **changes)
-            return support.mint(claims)
-
-        alice = token(sub="alice", jti="s-alice", roles=[READER])
-        bob = token(sub="bob", jti="s-bob", roles=[WRITER])
-        stale = support.mint(support.claims(iss=f"{idp.url}/corp", iat=now - 900, exp=now - 60))
-        first = [
-            ("a-allow", alice, "/orders/1"),
-            ("a-again", alice, "/orders/1"),
-            ("a-denied", alice, "/orders/secret"),
-            ("b-shadow", bob, "/orders/1"),
-            ("x-stale", stale, "/orders/1"),
-            ("x-path", alice, "/orders/../1"),
-            *((f"burst-{number}", alice, f"/orders/{number}") for number in range(40)),
-        ]
-        with running(path) as (process, address):
-            answers = ask(address, first)
-            process.send_signal(signal.SIGKILL)
-            process.wait(PATIENCE)
-        with running(path) as (process, address):
-            answers += ask(address, [("after-crash", bob, "/orders/2")])
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
+    log = directory / "audit.jsonl"
+    alice = token_of(idp.url, sub="alice", jti="s-alice", roles=[READER])
+    bob = token_of(idp.url, sub="bob", jti="s-bob", roles=[WRITER])
+    stale = token_of(idp.url, iat=int(time.time()) - 900, exp=int(time.time()) - 60)
+    first = [
+        ("a-allow", alice, "/orders/1"),
+        ("a-again", alice, "/orders/1"),
+        ("a-denied", alice, "/orders/secret"),
+        ("b-shadow", bob, "/orders/1"),
+        ("x-stale", stale, "/orders/1"),
+        ("x-path", alice, "/orders/../1"),
+        *((f"burst-{number}", alice, f"/orders/{number}") for number in range(40)),
+    ]
+    with running(directory, policy(idp, log, "0s")) as agent:
+        answers = ask(agent, first)
+        agent.ended(signal.SIGKILL)
+    with running(directory, policy(idp, log, "0s")) as agent:
+        answers += ask(agent, [("after-crash", bob, "/orders/2")])
+        assert agent.ended(signal.SIGTERM) == 0
     requests = [request for request, _, _ in first] + ["after-crash"]
     return SimpleNamespace(log=log, answers=answers, requests=requests, tokens=[alice, bob, stale])
 
@@ -151,17 +92,15 @@ def story(tmp_path_factory):
 @pytest.fixture
 def copy(story, tmp_path):
     """The log's lines, and a way to put down a changed log, its head beside it as an attacker leaves it."""
-    lines = story.log.read_text().splitlines(keepends=True)
     path = tmp_path / "audit.jsonl"
 
     def write(changed):
         path.write_text("".join(changed))
-        head = Path(f"{story.log}.head")
-        if head.exists():
-            Path(f"{path}.head").write_bytes(head.read_bytes())
+        if (head := head_path(story.log)).exists():
+            head_path(path).write_bytes(head.read_bytes())
         return path
 
-    return SimpleNamespace(lines=lines, write=write)
+    return SimpleNamespace(lines=story.log.read_text().splitlines(keepends=True), write=write)
 
 
 def test_no_acknowledged_decision_is_lost_by_a_kill(story):
@@ -174,10 +113,7 @@ def test_no_acknowledged_decision_is_lost_by_a_kill(story):
 
 
 def test_the_log_is_proven_whole_over_the_crash(story):
-    proof = run("verify", story.log, "--complete")
-
-    assert proof.code == 0, proof.text
-    assert "WHOLE" in proof.text
+    assert "WHOLE" in said("audit verify --complete", story.log)
 
 
 def test_who_did_what_when_with_which_role(story):
@@ -216,182 +152,130 @@ def test_no_token_is_on_record(story):
     assert [token for token in story.tokens if token[-24:] in text or token.split(".")[1] in text] == []
 
 
-def _positions(lines):
-    """Every line but the last: that one has no follower to betray its loss, the head file has."""
-    return range(len(lines) - 1)
+CHANGES = {
+    "removed": lambda lines, at: [*lines[:at], *lines[at + 1 :]],
+    "changed": lambda lines, at: [
+        *lines[:at],
+        lines[at].replace('"time":"2', '"time":"1', 1),
+        *lines[at + 1 :],
+    ],
+    "swapped": lambda lines, at: [*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]],
+    "repeated": lambda lines, at: [*lines[: at + 1], *lines[at:]],
+}
 
 
-def test_each_removed_line_is_detected(copy):
-    for at in _positions(copy.lines):
-        proof = run("verify", copy.write(copy.lines[:at] + copy.lines[at + 1 :]), "--complete")
-        assert proof.code == 1, f"line {at + 1} removed: {proof.text}"
-
-
-def test_each_changed_line_is_detected(copy):
-    for at, line in enumerate(copy.lines):
-        changed = line.replace('"time":"2', '"time":"1', 1)
-        assert changed != line
-        proof = run("verify", copy.write([*copy.lines[:at], changed, *copy.lines[at + 1 :]]))
-        assert proof.code == 1, f"line {at + 1} changed: {proof.text}"
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_of_a_line_is_detected(copy, change):
+    """The last has no follower to betray its loss; the head file has."""
+    complete = ["--complete"] if change == "removed" else []
+    for at in range(len(copy.lines) - (change in ("removed", "swapped"))):
+        changed = CHANGES[change](copy.lines, at)
+        assert changed != copy.lines
+        proof = ran("audit verify", copy.write(changed), *complete, code=(0, 1))
+        assert proof.exit_code == 1, f"line {at + 1} {change}: {proof.output}"
 
 
 def test_a_verdict_that_was_turned_is_detected_with_its_line(copy):
     at = next(number for number, line in enumerate(copy.lines) if '"a-denied"' in line)
     changed = copy.lines[at].replace('"verdict":"deny"', '"verdict":"allow"')
-    proof = run("verify", copy.write([*copy.lines[:at], changed, *copy.lines[at + 1 :]]))
+    turned = copy.write([*copy.lines[:at], changed, *copy.lines[at + 1 :]])
 
-    assert proof.code == 1
-    assert f"audit.jsonl:{at + 1}:" in proof.text
-
-
-def test_each_pair_of_lines_that_changed_places_is_detected(copy):
-    for at in _positions(copy.lines):
-        swapped = [*copy.lines[:at], copy.lines[at + 1], copy.lines[at], *copy.lines[at + 2 :]]
-        proof = run("verify", copy.write(swapped))
-        assert proof.code == 1, f"lines {at + 1} and {at + 2} swapped: {proof.text}"
-
-
-def test_a_repeated_line_is_detected(copy):
-    for at in (0, len(copy.lines) // 2, len(copy.lines) - 1):
-        proof = run("verify", copy.write([*copy.lines[: at + 1], *copy.lines[at:]]))
-        assert proof.code == 1, f"line {at + 1} twice: {proof.text}"
+    assert f"audit.jsonl:{at + 1}:" in said("audit verify", turned, code=1)
 
 
 def test_an_end_that_was_cut_off_is_detected_by_a_head_kept_elsewhere(story, copy):
     head = json.loads(copy.lines[-1])["hash"]
-    cut = copy.write(copy.lines[:-1])
 
-    assert run("verify", story.log, "--head", head).code == 0
-    assert run("verify", cut, "--head", head).code == 1
+    ran("audit verify --head", head, story.log)
+    ran("audit verify --head", head, copy.write(copy.lines[:-1]), code=1)
 
 
-def test_the_declared_window_bounds_what_a_kill_may_lose(tmp_path):
+@pytest.fixture
+def token(idp):
+    return token_of(idp.url, roles=[READER])
+
+
+def test_the_declared_window_bounds_what_a_kill_may_lose(tmp_path, idp, token):
     """With a window, what was answered before it is on record whatever happens within it."""
-    log, path = tmp_path / "audit.jsonl", tmp_path / "world.json"
-    with support.serving() as idp:
-        idp.json("/keys", {"keys": [support.public_jwk(support.EC_KEY, "k1", "ES256")]})
-        path.write_text(json.dumps(world(idp.url, log, "500ms")))
-        now = int(time.time())
-        token = support.mint(support.claims(iss=f"{idp.url}/corp", iat=now, exp=now + 900, roles=[READER]))
-        with running(path) as (process, address):
-            ask(address, [(f"early-{number}", token, "/orders/1") for number in range(20)])
-            deadline = time.monotonic() + PATIENCE
-            while log.read_text().count('"early-') < 20 and time.monotonic() < deadline:
-                time.sleep(0.02)
-            waited = time.monotonic()
-            ask(address, [(f"late-{number}", token, "/orders/1") for number in range(20)])
-            process.send_signal(signal.SIGKILL)
-            process.wait(PATIENCE)
-            assert waited < deadline, "the window has passed and the decisions are not on record"
-        recorded = [record["request"] for record in asked(log)]
+    log = tmp_path / "audit.jsonl"
+    with running(tmp_path, policy(idp, log, "500ms")) as agent:
+        ask(agent, [(f"early-{number}", token, "/orders/1") for number in range(20)])
+        waiting.until(lambda: log.read_text().count('"early-') >= 20, why="the window has passed")
+        ask(agent, [(f"late-{number}", token, "/orders/1") for number in range(20)])
+        agent.ended(signal.SIGKILL)
+    recorded = [record["request"] for record in asked(log)]
 
     assert recorded[:20] == [f"early-{number}" for number in range(20)]
     assert recorded[20:] == [f"late-{number}" for number in range(len(recorded) - 20)]
-    assert run("verify", log).code == 0
+    ran("audit verify", log)
 
 
 async def _ask_until_cut(address, token, name, answered):
     """Ask one question after the other, half of them asked before, until the connection breaks."""
     client = await Client.connect(address)
-    try:
+    with contextlib.suppress(ConnectionError, EOFError, asyncio.IncompleteReadError):
         for number in range(100_000):
-            check = check_message(
-                authorization=(DataType.STRING, f"Bearer {token}".encode()),
-                path=(DataType.STRING, f"/orders/{number if number % 2 else 0}".encode()),
-            )
-            client.send(notify(context_message(f"{name}-{number}".encode()) + check, ids=(number + 1, 1)))
-            if (await client.receive()).startswith("ACK"):
-                answered.append(f"{name}-{number}")
-            else:
-                return
-    except (ConnectionError, EOFError, asyncio.IncompleteReadError):
-        return
-    finally:
-        await client.close()
+            path = f"/orders/{number if number % 2 else 0}"
+            answer = await answer_of(client, number + 1, f"{name}-{number}", token, path)
+            if not answer.startswith("ACK"):
+                break
+            answered.append(f"{name}-{number}")
+    await client.close()
 
 
-def _workers(parent):
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            pid, _, rest = stat.read_text().partition(" (iamroles-w")
-            if rest and int(rest.rpartition(")")[2].split()[1]) == parent:
-                found.append(int(pid))
-    return found
-
-
-def test_workers_killed_at_random_lose_nothing_acknowledged(tmp_path):
+def test_workers_killed_at_random_lose_nothing_acknowledged(tmp_path, idp, token):
     """Several workers, new and remembered decisions, `sync = "0s"`: each answer is on record."""
-    log, path = tmp_path / "audit.jsonl", tmp_path / "world.json"
-    answered: list[str] = []
+    answered = []
 
-    async def bout(address, token, parent, number):
+    async def bout(agent, number):
         askers = [
-            asyncio.create_task(_ask_until_cut(address, token, f"{number}-{index}", answered))
+            asyncio.create_task(_ask_until_cut(agent.ready["address"], token, f"{number}-{index}", answered))
             for index in range(8)
         ]
         enough = len(answered) + 150
         await until(lambda: len(answered) >= enough or all(task.done() for task in askers))
-        for pid in _workers(parent):
+        for pid in agent.children("iamroles-w"):
             os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*askers)
 
-    with support.serving() as idp:
-        idp.json("/keys", {"keys": [support.public_jwk(support.EC_KEY, "k1", "ES256")]})
-        configuration = world(idp.url, log, "0s")
-        configuration["agent"]["workers"] = 2
-        path.write_text(json.dumps(configuration))
-        now = int(time.time())
-        token = support.mint(support.claims(iss=f"{idp.url}/corp", iat=now, exp=now + 900, roles=[READER]))
-        with running(path) as (process, address):
-            for number in range(3):
-                waiting.until(lambda: len(_workers(process.pid)) >= 2, PATIENCE, "the dead are not replaced")
-                asyncio.run(bout(address, token, process.pid, number))
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
+    with running(tmp_path, policy(idp, tmp_path / "audit.jsonl", "0s", workers=2)) as agent:
+        for number in range(3):
+            waiting.until(lambda: len(agent.children("iamroles-w")) >= 2, why="the dead are not replaced")
+            asyncio.run(bout(agent, number))
+        assert agent.ended(signal.SIGTERM) == 0
 
+    ran("audit verify --complete", *tmp_path.glob("audit*"))
     logs = [found for found in tmp_path.glob("audit*") if found.suffix != ".head"]
-    proof = run("verify", *tmp_path.glob("audit*"), "--complete")
-    assert proof.code == 0, proof.text
-    recorded = [
-        json.loads(line)["request"] for line in run("query", *logs, "--format", "json").text.splitlines()
-    ]
+    recorded = [record["request"] for record in asked(*logs)]
     assert len(answered) > 300
     assert set(answered) <= set(recorded)
     assert len(recorded) == len(set(recorded))
 
 
-def test_a_stalled_reader_of_standard_error_costs_decisions_and_never_an_answer(tmp_path):
+def test_a_stalled_reader_of_standard_error_costs_decisions_and_never_an_answer(tmp_path, idp, token):
     """With the audit on standard error: refused while it stalls, allowed when it reads again."""
-    path = tmp_path / "world.json"
-    with support.serving() as idp:
-        idp.json("/keys", {"keys": [support.public_jwk(support.EC_KEY, "k1", "ES256")]})
-        path.write_text(json.dumps(world(idp.url, Path("stderr"), "100ms")))
-        now = int(time.time())
-        token = support.mint(support.claims(iss=f"{idp.url}/corp", iat=now, exp=now + 900, roles=[READER]))
-        reader, writer = os.pipe()
-        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
-        with running(path, stderr=writer) as (process, address):
-            os.close(writer)
-            allowed, deadline = [], time.monotonic() + PATIENCE
-            while (
-                answers := ask(address, [(f"r{len(allowed)}", token, "/orders/1")])
-            ) and "allow=True" in answers[0]:
-                allowed.append(f"r{len(allowed)}")
-                assert time.monotonic() < deadline
-            captured: list[bytes] = []
-            drain = threading.Thread(target=lambda: captured.extend(_all_of(reader)))
-            drain.start()
-            while "allow=True" not in ask(address, [("again", token, "/orders/1")])[0]:
-                assert time.monotonic() < deadline
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
-            drain.join(PATIENCE)
-        log = tmp_path / "captured.log"
-        log.write_bytes(b"".join(captured))
+    reader, writer = os.pipe()
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    with running(tmp_path, policy(idp, "stderr", "100ms"), stderr=writer) as agent:
+        os.close(writer)
 
-    assert run("verify", "--mixed", log, "--complete").code == 0
+        def allows(request):
+            return "allow=True" in ask(agent, [(request, token, "/orders/1")])[0]
+
+        allowed, captured, deadline = [], [], time.monotonic() + PATIENCE
+        while allows(f"r{len(allowed)}"):
+            allowed.append(f"r{len(allowed)}")
+            assert time.monotonic() < deadline
+        drain = threading.Thread(target=lambda: captured.extend(_all_of(reader)))
+        drain.start()
+        waiting.until(lambda: allows("again"))
+        assert agent.ended(signal.SIGTERM) == 0
+        drain.join(PATIENCE)
+    log = tmp_path / "captured.log"
+    log.write_bytes(b"".join(captured))
+
+    ran("audit verify --mixed --complete", log)
     recorded = [record["request"] for record in asked(log)]
     assert recorded == [*allowed, "again"]
     [gap] = asked(log, "--kind", "gap")

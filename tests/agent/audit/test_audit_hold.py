@@ -3,57 +3,32 @@
 import asyncio
 import errno
 import fcntl
+import itertools
 import json
 import os
 import string
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
 
 import pytest
-from audit_support import ALICE, decided, records, requests
-from click.testing import CliRunner
+from audit_support import child, decided, lines, opened, records, requests, written
 from hypothesis import given
 from hypothesis import strategies as st
+from invoking import ran, said
 from waiting import until
 
 from iamroles_agent.audit import record
 from iamroles_agent.audit.chain import SEALED, Head, Tree
 from iamroles_agent.audit.file import LogFile, head_path, tree_of
-from iamroles_agent.audit.log import Audit
-from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
 from iamroles_tools.audit.reading import in_order, readings
 from iamroles_tools.audit.verify import verify
-from iamroles_tools.commands.audit import audit as command
 
 MOST = 4000
 """Bytes that a line takes at most, whatever a client sent."""
 DECIDED = ("verdict", "status", "reason", "rule", "backend", "role", "principal", "policy")
 SENT = ("method", "host", "path", "requested_role", "detail")
-
-
-def opened(path, **more):
-    settings = {name: more.pop(name) for name in ("sync", "on_error") if name in more}
-    return Audit(AuditSettings.model_validate({"path": str(path), "sync": "40ms", **settings}), **more)
-
-
-def decide(log, request, *, decision=ALICE, **about):
-    return decided(log, decision, request_id=request, **about)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "audit.jsonl"
-
-
-@pytest.fixture
-def log(path):
-    return opened(path)
 
 
 # Bounded records
@@ -67,46 +42,35 @@ hostile = st.one_of(
 )
 
 
+def refused(log, request_id, roles, text, *, credential, **about):
+    """Record a refusal; `text` gives each field that a client fills, by its name."""
+    fields = "detail", "role", "principal", "session", "issuer", "rule", "backend"
+    who = {name: text(name) for name in fields} | {"credential": credential, "expires": 1 << 62}
+    who |= dict.fromkeys(("roles", "unmapped", "shadow"), roles)
+    asked = {name: text(name) for name in ("method", "host", "path", "requested_role")}
+    asked |= {"src_port": 65535, "stream": 0xFFFFFFFF, "generation": 1 << 62, "enforced": False}
+    refusal = Decision(allow=False, reason=Reason.TOKEN_NOT_YET_VALID, **who)
+    decided(log, request_id, refusal, **asked, **about)
+
+
 class TestBounds:
     @given(texts=st.lists(hostile, min_size=8, max_size=8), roles=st.lists(hostile, max_size=60))
     def test_a_line_is_short_whatever_was_sent_and_says_first_what_was_decided(
         self, tmp_path_factory, texts, roles
     ):
         path = tmp_path_factory.mktemp("bounds") / "audit.jsonl"
-        log = opened(path)
-        principal, session, detail, method, host, sent_path, role, request = texts
-        decided(
+        log, text = opened(path), itertools.cycle(texts)
+        refused(
             log,
-            Decision(
-                allow=False,
-                reason=Reason.TOKEN_NOT_YET_VALID,
-                detail=detail,
-                role=role,
-                principal=principal,
-                session=session,
-                issuer=principal,
-                rule=role,
-                backend=session,
-                expires=1 << 60,
-                credential="sha256:0123456789abcdef",
-                roles=tuple(roles),
-                unmapped=tuple(roles),
-                shadow=tuple(roles),
-            ),
-            request_id=request,
+            next(text),
+            tuple(roles),
+            lambda name: next(text),
             src="2001:db8:1234:5678:9abc:def0:1234:5678",
-            src_port=65535,
-            stream=0xFFFFFFFF,
-            method=method,
-            host=host,
-            path=sent_path,
-            requested_role=role,
+            credential="sha256:0123456789abcdef",
             policy_version="sha256:" + "0" * 64,
-            generation=1 << 30,
-            enforced=False,
         )
-        log.event(detail, {text[:40]: text for text in texts} | {"roles": roles})
-        log.policy(role, accepted=False, detail=detail)
+        log.event(texts[0], {text[:40]: text for text in texts} | {"roles": roles})
+        log.policy(texts[1], accepted=False, detail=texts[0])
         log.close()
 
         assert max(map(len, path.read_bytes().splitlines())) < MOST
@@ -119,16 +83,9 @@ class TestBounds:
 
     def test_the_longest_possible_line_keeps_to_the_bound(self, path, log):
         """Each field as long as it gets: what the bounds add up to, not what a search happens to find."""
-        decided(log, Decision(
-                allow=False, reason=Reason.TOKEN_NOT_YET_VALID, detail="!" * 900, role="!" * 900,
-                principal="!" * 900, session="!" * 900, issuer="!" * 900, rule="!" * 900, backend="!" * 900,
-                expires=1 << 62, credential="!" * 900, roles=("!" * 90,) * 90, unmapped=("!" * 90,) * 90,
-                shadow=("!" * 90,) * 90,
-            ),
-            request_id="!" * 900, src="!" * 900, src_port=65535, stream=0xFFFFFFFF, method="!" * 900,
-            host="!" * 900, path="!" * 9000, requested_role="!" * 900, policy_version="!" * 900,
-            generation=1 << 62, enforced=False,
-        )  # fmt: skip
+        long = "!" * 900
+        about = dict.fromkeys(("credential", "src", "policy_version"), long)
+        refused(log, long, ("!" * 90,) * 90, lambda name: long * 10 if name == "path" else long, **about)
         log.close()
 
         assert 3000 < max(map(len, path.read_bytes().splitlines())) < MOST
@@ -150,7 +107,7 @@ class TestBounds:
     def test_the_same_refusal_again_takes_a_short_line(self, path, log):
         refusal = Decision(allow=False, reason=Reason.NO_CREDENTIALS)
         for number in range(50):
-            decide(log, f"r{number}", path="/" + string.ascii_letters * 20, decision=refusal)
+            decided(log, f"r{number}", refusal, path="/" + string.ascii_letters * 20)
         log.close()
 
         assert path.stat().st_size < 50 * 200
@@ -163,11 +120,11 @@ def test_an_event_says_what_happened_about_what(path, log):
     log.event("full", {f"k{number}": "v" * 250 for number in range(20)})
     log.close()
 
-    one, full = (found for found in records(path) if found.get("kind") == "event")
+    one, full = records(path, kind="event")
     assert (one["event"], one["request"], one["port"]) == ("replaced", "r", 7)
     assert one["about"] == {"worker": 1, "why": "no heartbeat"}
     assert len(full["about"]) + len(full["cut"]) >= 20
-    shown = CliRunner().invoke(command, ["query", str(path), "--kind", "event"]).output
+    shown = said("audit query", path, "--kind", "event")
     assert "EVENT  - as - from -  replaced worker=1 why=no heartbeat" in shown
 
 
@@ -181,13 +138,12 @@ class TestOneWriter:
 
         with pytest.raises(StartError, match="being written by another process"):
             opened(path)
-        decide(log, "a")
+        decided(log, "a")
         log.close()
         assert verify([path, tmp_path / "audit.jsonl.1"], complete=True).whole
 
-    def test_a_second_one_is_refused_by_another_name_too(self, tmp_path):
-        path, other = tmp_path / "audit.jsonl", tmp_path / "other.jsonl"
-        log = opened(path)
+    def test_a_second_one_is_refused_by_another_name_too(self, tmp_path, path, log):
+        other = tmp_path / "other.jsonl"
         other.symlink_to(path)
 
         with pytest.raises(StartError, match="being written by another process"):
@@ -198,7 +154,7 @@ class TestOneWriter:
         old = [opened(path, worker=worker) for worker in (0, 1)]
         new = [opened(path, worker=worker, takeover=True) for worker in (0, 1)]
         for number, log in enumerate(old + new):
-            decide(log, str(number))
+            decided(log, str(number))
             log.close()
 
         files = sorted(found.name for found in tmp_path.glob("*.jsonl"))
@@ -210,10 +166,10 @@ class TestOneWriter:
         }  # fmt: skip
 
     def test_a_batch_sealed_by_one_who_never_started_there_is_foreign(self, path, log):
-        decide(log, "a")
+        decided(log, "a")
         assert log.flush()
         log._journal._writer = b',"worker":0,"writer":"0badf00d"'
-        decide(log, "b")
+        decided(log, "b")
         log.close()
 
         assert "sealed by a writer who never started here" in str(verify([path]).findings[0])
@@ -222,16 +178,14 @@ class TestOneWriter:
         assert log.flush()
         head = head_path(path).read_bytes()
         for number in range(4):
-            decide(log, str(number))
+            decided(log, str(number))
         log.close()
-        whole = path.read_bytes().splitlines(keepends=True)
+        whole = lines(path)
         path.write_bytes(b"".join(whole[:4]) + whole[4][:30])  # the crash came in the middle of the write
         head_path(path).write_bytes(head)
         assert not verify([path]).whole
 
-        log = opened(path)
-        decide(log, "after")
-        log.close()
+        written(path, "after")
 
         proof = verify([path], complete=True)
         assert proof.whole, proof.findings
@@ -249,11 +203,11 @@ def batches(tmp_path_factory):
     log = opened(path)
     for batch in range(5):
         for number in range(4):
-            decide(log, f"{batch}-{number}")
+            decided(log, f"{batch}-{number}")
         assert log.flush()
     log.close()
     found, batch, tree = [], b"", Tree()
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in lines(path):
         batch += line
         if SEALED.search(line):
             record = json.loads(line)
@@ -278,9 +232,7 @@ def test_after_a_crash_at_any_byte_nothing_whole_is_lost_and_the_chain_is_whole(
         head = str(batches[synced - 1][1])
         head_path(path).write_text(head[: data.draw(st.sampled_from([len(head), len(head) // 2]))])
 
-    log = opened(path)
-    decide(log, "after")
-    log.close()
+    written(path, "after")
 
     proof = verify(path.parent.iterdir(), complete=True)
     assert proof.whole, proof.findings
@@ -294,21 +246,31 @@ def test_after_a_crash_at_any_byte_nothing_whole_is_lost_and_the_chain_is_whole(
 
 # Streams
 
+
+@pytest.fixture
+def reader(path):
+    """The log's path is a pipe of four pages; this is its reading end."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 16384)
+    yield reader
+    os.close(reader)
+
+
 STREAM = """
     import os, sys
-    from audit_support import decided
-    from iamroles_agent.audit.log import Audit
-    from iamroles_agent.base.config import AuditSettings
+    from audit_support import child, decided, opened
     from iamroles_agent.base.identity import Decision
 
     children = []
     for worker in range(4):
         if not (child := os.fork()):
-            log = Audit(AuditSettings(path=sys.argv[1], sync="20ms"), worker=worker)
+            log = opened(sys.argv[1], sync="20ms", worker=worker)
             for number in range(150):
                 decided(
-                    log, Decision(allow=False, principal="p" * 300, detail="d" * 300, roles=("r" * 60,) * 20),
-                    request_id=f"{worker}-{number}", host="h" * 400, path="/" + "x" * (37 * number),
+                    log, f"{worker}-{number}",
+                    Decision(allow=False, principal="p" * 300, detail="d" * 300, roles=("r" * 60,) * 20),
+                    host="h" * 400, path="/" + "x" * (37 * number),
                 )
                 if number % 10 == 0:
                     os.write(2, b"a line of the agent's own log\\n")
@@ -319,18 +281,18 @@ STREAM = """
 """
 
 
-def test_several_workers_on_one_pipe_tear_no_line(tmp_path):
-    captured = tmp_path / "captured.log"
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(STREAM), "stderr"],
-        stderr=subprocess.PIPE,
-        check=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "support")},
-    )
-    captured.write_bytes(run.stderr)
+@pytest.fixture
+def captured(tmp_path):
+    """What four workers wrote to one pipe, in a file."""
+    process = child("stderr", STREAM)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 0, text
+    (tmp_path / "captured.log").write_text(text)
+    return tmp_path / "captured.log"
 
-    texts = run.stderr.splitlines()
+
+def test_several_workers_on_one_pipe_tear_no_line(captured):
+    texts = captured.read_bytes().splitlines()
     assert max(map(len, texts)) < MOST
     records = [json.loads(text) for text in texts if text.startswith(b"{")]
     asked = [found["request"] for found in records if "request" in found]
@@ -340,24 +302,15 @@ def test_several_workers_on_one_pipe_tear_no_line(tmp_path):
     assert proof.whole, proof.findings[:3]
     assert sorted(span.worker for span in proof.spans.values()) == [0, 1, 2, 3]
     assert proof.skipped == 60
-    piped = CliRunner().invoke(command, ["verify", "--mixed", "-"], input=run.stderr)
-    assert (piped.exit_code, "60 other lines skipped" in piped.output) == (0, True)
-    assert CliRunner().invoke(command, ["verify", str(captured)]).exit_code == 1
-    found = CliRunner().invoke(command, ["query", str(captured), "--request", "3-7", "--format", "json"])
-    assert json.loads(found.output)["path"].startswith("/xxx")
+    assert "60 other lines skipped" in said("audit verify --mixed -", input=captured.read_bytes())
+    ran("audit verify", captured, code=1)
+    found = said("audit query --request 3-7 --format json", captured)
+    assert json.loads(found)["path"].startswith("/xxx")
 
 
-def test_a_stream_cut_or_added_to_is_found(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(STREAM), "stderr"],
-        stderr=subprocess.PIPE,
-        check=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "support")},
-    )
-    texts = run.stderr.splitlines(keepends=True)
+def test_a_stream_cut_or_added_to_is_found(captured):
+    texts = lines(captured)
     records = [at for at, text in enumerate(texts) if text.startswith(b"{")]
-    captured = tmp_path / "captured.log"
     for at in records[5:-5:41]:
         captured.write_bytes(b"".join(texts[:at] + texts[at + 1 :]))
         # Complete, because it may be the last record of a worker that was done early.
@@ -366,36 +319,17 @@ def test_a_stream_cut_or_added_to_is_found(tmp_path):
         assert not verify([captured], mixed=True).whole, at
 
 
-def test_workers_share_a_pipe_that_audit_path_names(tmp_path):
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+def test_workers_share_a_pipe_that_audit_path_names(path, reader):
     logs = [opened(path, worker=worker) for worker in (0, 1)]
     for number, log in enumerate(logs):
-        decide(log, str(number))
+        decided(log, str(number))
         log.close()
 
-    text = os.read(reader, 1 << 16)
-    os.close(reader)
-    assert sorted(json.loads(line).get("request", "") for line in text.splitlines()) == [
-        "",
-        "",
-        "",
-        "",
-        "0",
-        "1",
-    ]
+    found = [json.loads(line).get("request", "") for line in os.read(reader, 1 << 16).splitlines()]
+    assert sorted(found) == [*[""] * 4, "0", "1"]
 
 
 # Disks
-
-
-def small_pipe(path):
-    """A pipe that holds four pages, and its reader."""
-    os.mkfifo(path)
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 16384)
-    return reader
 
 
 def drained(reader):
@@ -410,79 +344,71 @@ def drained(reader):
         text += more
 
 
+def asked(log, count):
+    """Record this many decisions; the tasks that wait until they are on disk."""
+    tasks = []
+    for number in range(count):
+        assert decided(log, str(number))
+        tasks.append(asyncio.ensure_future(log.confirmed()))
+    return tasks
+
+
+async def drained_until(condition, reader):
+    text = b""
+    while not condition():
+        text += drained(reader)
+        await asyncio.sleep(0.001)
+    return text
+
+
 class TestDurable:
-    async def test_only_the_decision_waits_for_the_disk(self, tmp_path):
+    async def test_only_the_decision_waits_for_the_disk(self, path, reader):
         """The disk stands still: the decisions wait, the loop does not; the disk goes on: so do they."""
-        reader = small_pipe(tmp_path / "pipe")
-        log = opened(tmp_path / "pipe", sync="0s")
+        log = opened(path, sync="0s")
         assert log.durable
-        tasks = []
-        for number in range(300):
-            assert decide(log, str(number))
-            tasks.append(asyncio.ensure_future(log.confirmed()))
-        turns = 0
-        while not any(task.done() for task in tasks):
+        tasks = asked(log, 300)
+        while not any(task.done() for task in tasks):  # noqa: ASYNC110 - the loop must turn
             await asyncio.sleep(0)
-            turns += 1
         for _ in range(1000):
             await asyncio.sleep(0)
         assert not all(task.done() for task in tasks)  # the pipe holds a quarter of them
 
-        text = b""
-        while not all(task.done() for task in tasks):
-            text += drained(reader)
-            await asyncio.sleep(0.001)
+        text = await drained_until(lambda: all(task.done() for task in tasks), reader)
         assert all(task.result() for task in tasks)
         log.close()
         text += drained(reader)
-        os.close(reader)
-        assert [found["request"] for found in map(json.loads, text.splitlines()) if "request" in found] == [
-            str(number) for number in range(300)
-        ]
+        found = [found["request"] for found in map(json.loads, text.splitlines()) if "request" in found]
+        assert found == [str(number) for number in range(300)]
 
     async def test_those_who_ask_while_the_disk_is_busy_share_the_next_write(self, path):
         log = opened(path, sync="0s")
-        tasks = []
-        for number in range(500):
-            assert decide(log, str(number))
-            tasks.append(asyncio.ensure_future(log.confirmed()))
-        assert all(await asyncio.gather(*tasks))
+        assert all(await asyncio.gather(*asked(log, 500)))
         on_disk = requests(path)
         log.close()
 
         assert on_disk == [str(number) for number in range(500)]
-        assert sum(bool(SEALED.search(line)) for line in path.read_bytes().splitlines(keepends=True)) < 250
+        assert sum(bool(SEALED.search(line)) for line in lines(path)) < 250
 
-    async def test_a_disk_that_does_not_answer_refuses_and_leaves_the_loop_free(self, tmp_path, monkeypatch):
+    async def test_a_disk_that_does_not_answer_refuses_and_leaves_the_loop_free(
+        self, path, reader, monkeypatch
+    ):
         monkeypatch.setattr("iamroles_agent.audit.outage.PATIENCE", 0.3)
-        reader = small_pipe(tmp_path / "pipe")
-        log = opened(tmp_path / "pipe", sync="0s")
-        tasks = []
-        for number in range(300):
-            decide(log, str(number))
-            tasks.append(asyncio.ensure_future(log.confirmed()))
-        turns = 0
+        log = opened(path, sync="0s")
+        tasks, turns = asked(log, 300), 0
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0)
             turns += 1
         assert turns > 100
         assert not tasks[-1].result()
         assert log.refusing
-        assert not decide(log, "refused")
+        assert not decided(log, "refused")
 
-        text = b""
-        while log.refusing:
-            text += drained(reader)
-            await asyncio.sleep(0.001)
-        assert decide(log, "after")
-        confirmed = asyncio.ensure_future(log.confirmed())
-        while not confirmed.done():
-            text += drained(reader)
-            await asyncio.sleep(0.001)
-        assert confirmed.result()
+        text = await drained_until(lambda: not log.refusing, reader)
+        [after] = asked(log, 1)
+        text += await drained_until(after.done, reader)
+        assert after.result()
         log.close()
         text += drained(reader)
-        os.close(reader)
         found = list(map(json.loads, text.splitlines()))
         [gap] = [line for line in found if line.get("kind") == "gap"]
         assert gap["lost"] == 1
@@ -493,31 +419,31 @@ class TestDurable:
 
 
 @pytest.mark.parametrize(("on_error", "answered"), [("deny", False), ("allow", True)])
-def test_a_disk_that_does_not_answer_within_the_window_is_an_error(tmp_path, monkeypatch, on_error, answered):
+def test_a_disk_that_does_not_answer_within_the_window_is_an_error(
+    path, reader, monkeypatch, on_error, answered
+):
     """With a window, too: what it promises is not kept in silence."""
     monkeypatch.setattr("iamroles_agent.audit.outage.PATIENCE", 0.2)
-    reader = small_pipe(tmp_path / "pipe")
-    log = opened(tmp_path / "pipe", on_error=on_error)
+    log = opened(path, on_error=on_error)
     for number in range(300):
-        assert decide(log, str(number))
+        assert decided(log, str(number))
     until(lambda: log.state().failing)
 
-    assert decide(log, "while it stands") is answered
+    assert decided(log, "while it stands") is answered
     assert log.refusing is not answered
     text = b""
     while log.state().failing:
         text += drained(reader)
-    assert decide(log, "after")
+    assert decided(log, "after")
     while not log.flush(0):
         text += drained(reader)
     log.close()
-    os.close(reader)
     assert b"has not answered for" in text if on_error == "deny" else b"gap" not in text
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EIO, errno.ENOSPC, errno.EPIPE])
 def test_a_disk_that_refuses(monkeypatch, error, path, log):
-    decide(log, "before")
+    decided(log, "before")
     assert log.flush()
     write = LogFile.write
 
@@ -525,15 +451,15 @@ def test_a_disk_that_refuses(monkeypatch, error, path, log):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(LogFile, "write", refused)
-    decide(log, "acknowledged")
+    decided(log, "acknowledged")
     until(lambda: log.refusing)
-    assert not decide(log, "refused")
+    assert not decided(log, "refused")
     monkeypatch.setattr(LogFile, "write", write)
     until(lambda: not log.refusing)
-    assert decide(log, "after")
+    assert decided(log, "after")
     log.close()
 
     assert requests(path) == ["before", "acknowledged", "after"]
-    [gap] = [found for found in records(path) if found.get("kind") == "gap"]
+    [gap] = records(path, kind="gap")
     assert (gap["lost"], gap["detail"]) == (1, os.strerror(error))
     assert verify([path], complete=True).whole

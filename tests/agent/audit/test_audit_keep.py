@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from audit_support import decided, opened
-from click.testing import CliRunner
+from invoking import ran
 from pydantic import ValidationError
 from waiting import until
 
 from iamroles_agent.base.config import AuditSettings
 from iamroles_tools.audit.verify import verify
-from iamroles_tools.commands.audit import audit as command
 
 KEEP = 1_000_000
 
@@ -21,7 +20,7 @@ KEEP = 1_000_000
 def fill(log, begin, count):
     """Write this many records of about 1.8 kB; a batch is about a share of the budget."""
     for number in range(begin, begin + count):
-        assert decided(log, request_id=f"r{number}", path=f"/{number}/" + "!" * 1500)
+        assert decided(log, f"r{number}", path=f"/{number}/" + "!" * 1500)
         if number % 40 == 0:
             assert log.flush()
     assert log.flush()
@@ -39,8 +38,8 @@ def taken(directory):
     return total
 
 
-def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path):
-    log, peak = opened(tmp_path / "audit.jsonl", keep="1MB"), 0
+def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path, path):
+    log, peak = opened(path, keep="1MB"), 0
     for begin in range(0, 2400, 200):
         fill(log, begin, 200)
         peak = max(peak, taken(tmp_path))
@@ -52,64 +51,62 @@ def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path):
     assert proof.whole, proof.findings
     assert "in a file that was not given" in proof.notes[0]
     assert not verify(tmp_path.iterdir(), complete=True).whole
-    asked = CliRunner().invoke(command, ["query", *map(str, files(tmp_path)), "--format", "json"])
-    requests = [json.loads(line)["request"] for line in asked.stdout.splitlines()]
+    asked = ran("audit query --format json", *files(tmp_path)).stdout
+    requests = [json.loads(line)["request"] for line in asked.splitlines()]
     assert requests == [f"r{number}" for number in range(2400)][-len(requests) :]
     assert len(requests) > 200
 
 
-def test_what_was_removed_is_on_record(tmp_path, caplog):
+def test_what_was_removed_is_on_record(tmp_path, path, caplog):
     caplog.set_level(logging.WARNING)
-    log = opened(tmp_path / "audit.jsonl", keep="1MB")
+    log = opened(path, keep="1MB")
     fill(log, 0, 1200)
     log.close()
 
-    asked = CliRunner().invoke(
-        command, ["query", *map(str, files(tmp_path)), "--kind", "event", "--format", "json"]
-    )
-    removed = [json.loads(line)["about"]["file"] for line in asked.stdout.splitlines()]
+    asked = ran("audit query --kind event --format json", *files(tmp_path)).stdout
+    removed = [json.loads(line)["about"]["file"] for line in asked.splitlines()]
     assert removed
     assert not {path.name for path in files(tmp_path)} & set(removed)
     assert caplog.text.count("is removed: audit.keep is spent") >= len(removed)
 
 
-def test_without_a_budget_nothing_is_rotated_or_removed(tmp_path):
-    log = opened(tmp_path / "audit.jsonl")
+def test_without_a_budget_nothing_is_rotated_or_removed(tmp_path, log):
     fill(log, 0, 1200)
     log.close()
 
     assert [path.name for path in files(tmp_path)] == ["audit.jsonl"]
 
 
-def test_files_of_others_are_left_alone(tmp_path):
+def test_files_of_others_are_left_alone(tmp_path, path):
     others = [tmp_path / "audit.jsonl.1", tmp_path / "audit.w1.jsonl.000000000000001", tmp_path / "notes.txt"]
-    for path in others:
-        path.write_bytes(b"x" * KEEP)
-    log = opened(tmp_path / "audit.jsonl", keep="1MB")
+    for other in others:
+        other.write_bytes(b"x" * KEEP)
+    log = opened(path, keep="1MB")
     fill(log, 0, 1200)
     log.close()
 
-    assert all(path.stat().st_size == KEEP for path in others)
+    assert all(other.stat().st_size == KEEP for other in others)
 
 
-def test_a_smaller_budget_holds_from_the_next_start(tmp_path):
-    path = tmp_path / "audit.jsonl"
+def test_a_smaller_budget_holds_from_the_next_start(tmp_path, path):
     log = opened(path, keep="100MB")
     fill(log, 0, 1200)
     log.close()
-    path.rename(tmp_path / "audit.jsonl.000000000001200")
+    old = path.rename(tmp_path / "audit.jsonl.000000000001200")
     log = opened(path, keep="1MB")
-    until(lambda: not (tmp_path / "audit.jsonl.000000000001200").exists())
+    until(lambda: not old.exists())
     log.close()
 
     assert verify(tmp_path.iterdir()).whole
 
 
-def test_a_directory_in_which_nothing_can_be_renamed_does_not_refuse_decisions(tmp_path, monkeypatch, caplog):
+def test_a_directory_in_which_nothing_can_be_renamed_does_not_refuse_decisions(
+    tmp_path, path, monkeypatch, caplog
+):
     def refused(self, target):
         raise PermissionError(13, "Permission denied")
 
-    log = opened(tmp_path / "audit.jsonl", keep="1MB")
+    log = opened(path, keep="1MB")
     fill(log, 0, 10)
     monkeypatch.setattr(Path, "rename", refused)
     fill(log, 10, 400)

@@ -2,38 +2,29 @@
 
 import json
 import re
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from invoking import ran, said
+from waiting import until
 
 from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec, policy_of
 from iamroles_scenarios.engine.players import ProxyPlayer
 from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_tools.audit.verify import verify
-from iamroles_tools.commands.audit import audit as command
 
-QUESTIONS = [
-    ("reader", RequestSpec(path="/orders/1?secret=in-the-query")),
-    ("reader", RequestSpec(path="/orders/1", role="reader")),
-    ("both", RequestSpec(method="POST", path="/orders")),
-    ("both", RequestSpec(method="POST", path="/orders", role="writer")),
-    ("expired", RequestSpec(path="/orders/1")),
-    ("forged", RequestSpec(path="/orders/1")),
-    ("", RequestSpec(path="/orders/1")),
+ASKED = [
+    ("reader", RequestSpec(path="/orders/1?secret=in-the-query"), 200, None),
+    ("reader", RequestSpec(path="/orders/1", role="reader"), 200, None),
+    ("both", RequestSpec(method="POST", path="/orders"), 403, "ambiguous_role"),
+    ("both", RequestSpec(method="POST", path="/orders", role="writer"), 200, None),
+    ("expired", RequestSpec(path="/orders/1"), 401, "token_expired"),
+    ("forged", RequestSpec(path="/orders/1"), 401, "signature_invalid"),
+    ("", RequestSpec(path="/orders/1"), 401, "no_credentials"),
 ]
-EXPECTED = [
-    (200, None),
-    (200, None),
-    (403, "ambiguous_role"),
-    (200, None),
-    (401, "token_expired"),
-    (401, "signature_invalid"),
-    (401, "no_credentials"),
-]
+"""Which token, which request, and what it is answered."""
 
 
 # A busy host makes each answer late, above all with `sync = "0s"`: the gate and the client wait for it.
@@ -62,10 +53,10 @@ def happened(tmp_path_factory):
         policy = policy_of(WorldSpec(policy="orders", override=extra))
         with stage.world(reference_agent(), policy, settings=PATIENT) as world:
             player = ProxyPlayer(world, PATIENCE)
-            seen = [player.ask(request, tokens[name], with_reason=True) for name, request in QUESTIONS]
+            seen = [player.ask(request, tokens[name], with_reason=True) for name, request, *_ in ASKED]
             path.rename(old)
             assert world.agent.reload(policy)["reloaded"] is True
-            seen += [player.ask(request, tokens[name], with_reason=True) for name, request in QUESTIONS]
+            seen += [player.ask(request, tokens[name], with_reason=True) for name, request, *_ in ASKED]
             ambiguous = player.ask(RequestSpec(path="/orders//1"), tokens["reader"], with_reason=False)
             metrics = _metrics(world.agent.logs())
             assert world.agent.stop(within=PATIENCE) == 0
@@ -73,10 +64,11 @@ def happened(tmp_path_factory):
             assert (ambiguous.status, away.status) == (400, 503)
             player.close()
             log = world.agent.logs()
-            deadline = time.monotonic() + PATIENCE
-            while len(lines := world.haproxy.log_lines()) < 2 * len(QUESTIONS) + 2:
-                assert time.monotonic() < deadline, "HAProxy's log is not complete"
-                time.sleep(0.01)
+            complete = 2 * len(ASKED) + 2
+            until(
+                lambda: len(world.haproxy.log_lines()) >= complete, PATIENCE, "HAProxy's log is not complete"
+            )
+            lines = world.haproxy.log_lines()
     return {
         "paths": [old, path],
         "seen": seen,
@@ -99,8 +91,9 @@ def decisions(happened):
 
 
 def test_every_decision_is_on_record_in_order(happened):
-    assert [(found["status"], found.get("reason")) for found in decisions(happened)] == EXPECTED * 2
-    assert [seen.status for seen in happened["seen"]] == [status for status, _ in EXPECTED * 2]
+    expected = [(status, reason) for _, _, status, reason in ASKED] * 2
+    assert [(found["status"], found.get("reason")) for found in decisions(happened)] == expected
+    assert [seen.status for seen in happened["seen"]] == [status for status, _ in expected]
 
 
 def test_the_chain_is_whole_over_rotation_and_end(happened):
@@ -127,35 +120,18 @@ def test_records_join_with_haproxys_log_by_request_id(happened):
 
 
 def test_who_did_what_with_which_role(happened):
-    answer = CliRunner().invoke(
-        command,
-        ["query", *map(str, happened["paths"]), "--who", "alice", "--role", "writer", "--verdict", "allow"],
-    )
+    answer = said("audit query --who alice --role writer --verdict allow", *happened["paths"])
 
-    assert answer.exit_code == 0
-    for line in answer.output.splitlines():
+    for line in answer.splitlines():
         assert re.search(r"ALLOW  alice as writer from 127\.0\.0\.1  POST \S+/orders -> orders-rw  R2$", line)
-    assert len(answer.output.splitlines()) == 2
+    assert len(answer.splitlines()) == 2
 
 
 def test_what_haproxy_refused_by_itself_is_joined_in_with_its_cause(happened, tmp_path):
     log = tmp_path / "haproxy.log"
     log.write_text("".join(f"{json.dumps(line)}\n" for line in happened["haproxy"]))
 
-    answer = CliRunner().invoke(
-        command,
-        [
-            "query",
-            *map(str, happened["paths"]),
-            "--haproxy-log",
-            str(log),
-            "--kind",
-            "proxy",
-            "--format",
-            "json",
-        ],
-    )
-
+    answer = ran("audit query --kind proxy --format json --haproxy-log", log, *happened["paths"])
     found = [json.loads(line) for line in answer.stdout.splitlines()]
     assert [(one["status"], one["cause"]) for one in found] == [
         (400, "refused_by_proxy"),

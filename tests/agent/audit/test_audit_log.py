@@ -1,86 +1,45 @@
 """The log through rotation, crashes, a full disk and several workers; and that no token ever appears."""
 
-import asyncio
 import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
 
 import pytest
-from audit_support import decided, opened, records, requests
+from audit_support import child, confirmed, decided, lines, opened, records, requests, written
 from waiting import until
 
 from iamroles_agent.audit.chain import Head
 from iamroles_agent.audit.file import head_path, tree_of
-from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.redaction import credential_hash, redacted
-from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.base.identity import Decision
 from iamroles_tools.audit.verify import verify
 
 CHILD = """
-    import asyncio, json, resource, signal, sys, time
-    import audit_support
+    import json, resource, signal, sys, time
+    from audit_support import confirmed, opened
 
-    def opened(**settings):
-        return audit_support.opened(sys.argv[1], **settings)
-
-    def decide(log, request):
-        recorded = audit_support.decided(log, request_id=request)
-        return recorded and (not log.durable or asyncio.run(confirmed(log)))
-
-    async def confirmed(log):
-        return await log.confirmed()
+    path = sys.argv[1]
 """
 
 
-def child(body, path):
-    program = textwrap.dedent(CHILD) + textwrap.dedent(body)
-    return subprocess.Popen(
-        [sys.executable, "-c", program, str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "support")},
-    )
-
-
-def decide(log, request, **more):
-    recorded = decided(log, request_id=request, **more)
-    return recorded and (not log.durable or asyncio.run(confirmed(log)))
-
-
-async def confirmed(log):
-    return await log.confirmed()
-
-
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "audit.jsonl"
-
-
-@pytest.fixture
-def log(path):
-    return opened(path)
+def old(tmp_path):
+    """Where a rotated log is."""
+    return tmp_path / "audit.jsonl.1"
 
 
 class TestRotation:
-    def test_a_log_that_was_moved_away_is_left_and_the_chain_goes_on(self, tmp_path):
-        path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
-        log = opened(path)
-        decide(log, "a")
+    def test_a_log_that_was_moved_away_is_left_and_the_chain_goes_on(self, path, old, log):
+        confirmed(log, "a")
         assert log.flush()
         path.rename(old)
-        decide(log, "b")
+        confirmed(log, "b")
         log.reopen()
         until(path.exists)
-        decide(log, "c")
+        confirmed(log, "c")
         log.close()
 
         proof = verify([path, old])
@@ -90,12 +49,12 @@ class TestRotation:
         assert records(path)[0] | {"kind": "start", "reason": "rotated"} == records(path)[0]
         assert requests(old, path) == ["a", "b", "c"]
 
-    def test_a_rotated_file_left_out_is_noted_and_a_fault_where_all_is_asked(self, tmp_path, path, log):
+    def test_a_rotated_file_left_out_is_noted_and_a_fault_where_all_is_asked(self, path, old, log):
         log.flush()
-        path.rename(tmp_path / "audit.jsonl.1")
+        path.rename(old)
         log.reopen()
         until(path.exists)
-        decide(log, "a")
+        confirmed(log, "a")
         log.close()
 
         assert verify([path]).whole
@@ -104,7 +63,7 @@ class TestRotation:
 
     def test_a_middle_file_left_out_is_found(self, tmp_path, path, log):
         for number in range(3):
-            decide(log, str(number))
+            confirmed(log, str(number))
             assert log.flush()
             path.rename(tmp_path / f"audit.jsonl.{number}")
             log.reopen()
@@ -115,35 +74,32 @@ class TestRotation:
         assert verify(every).whole
         assert "missing before record" in verify([every[0], every[2], every[3]]).findings[0].message
 
-    def test_truncated_in_place_after_a_copy(self, tmp_path):
-        path, copy = tmp_path / "audit.jsonl", tmp_path / "copy.jsonl"
-        log = opened(path)
-        decide(log, "a")
+    def test_truncated_in_place_after_a_copy(self, path, old, log):
+        confirmed(log, "a")
         assert log.flush()
-        copy.write_bytes(path.read_bytes())
+        old.write_bytes(path.read_bytes())
         os.truncate(path, 0)
-        decide(log, "b")
+        confirmed(log, "b")
         log.reopen()
         assert log.flush()
         log.close()
 
-        assert verify([copy, path]).whole
-        assert requests(copy, path) == ["a", "b"]
+        assert verify([old, path]).whole
+        assert requests(old, path) == ["a", "b"]
         alone = verify([path])
         assert alone.whole
         assert "in a file that was not given" in alone.notes[0]
         assert not verify([path], complete=True).whole
 
     def test_an_emptied_file_that_lost_its_first_lines_is_found(self, path, log):
-        decide(log, "a")
+        confirmed(log, "a")
         assert log.flush()
         os.truncate(path, 0)
         for request in "bcd":
-            decide(log, request)
+            confirmed(log, request)
         log.close()
-        lines = path.read_bytes().splitlines(keepends=True)
         assert verify([path]).whole
-        path.write_bytes(b"".join(lines[1:]))
+        path.write_bytes(b"".join(lines(path)[1:]))
 
         assert "in the middle: what came before is gone" in verify([path]).findings[0].message
 
@@ -155,7 +111,7 @@ class TestRotation:
             asked = []
             for number in range(40):
                 asked.append(str(number))
-                assert decide(log, str(number))
+                assert confirmed(log, str(number))
                 if number == 20:
                     path.rename(old)
                     log.reopen()
@@ -169,15 +125,9 @@ class TestRotation:
                 assert records(path)[0]["kind"] == "start"
                 assert records(path)[-1]["kind"] == "end"
 
-    def test_rotated_while_the_agent_was_down(self, tmp_path):
-        path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
-        log = opened(path)
-        decide(log, "a")
-        log.close()
-        path.rename(old)
-        log = opened(path)
-        decide(log, "b")
-        log.close()
+    def test_rotated_while_the_agent_was_down(self, path, old):
+        written(path, "a").rename(old)
+        written(path, "b")
 
         assert verify([old, path]).whole
         assert records(path)[0]["seq"] == records(old)[-1]["seq"] + 1
@@ -187,15 +137,15 @@ class TestRotation:
         directory.mkdir()
         path = directory / "audit.jsonl"
         log = opened(path)
-        decide(log, "a")
+        confirmed(log, "a")
         assert log.flush()
         directory.rename(tmp_path / "old")
         log.reopen()
         until(lambda: log.state().failing)
-        assert not decide(log, "refused")
+        assert not confirmed(log, "refused")
         directory.mkdir()
         until(lambda: not log.state().failing)
-        assert decide(log, "b")
+        assert confirmed(log, "b")
         log.close()
 
         assert verify([tmp_path / "old" / "audit.jsonl", path]).whole
@@ -204,39 +154,29 @@ class TestRotation:
 
 class TestStart:
     def test_goes_on_where_it_stopped(self, path):
-        for request in ("a", "b"):
-            log = opened(path)
-            decide(log, request)
-            log.close()
+        written(path, "a")
+        written(path, "b")
 
         assert verify([path]).whole
         assert [found["seq"] for found in records(path)] == [1, 2, 3, 4, 5, 6]
 
-    def test_an_end_that_was_cut_off_while_it_was_down_is_not_papered_over(self, caplog, path, log):
-        decide(log, "a")
-        decide(log, "b")
-        log.close()
-        lines = path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(b"".join(lines[:-2]))
-        log = opened(path)
-        log.close()
+    def test_an_end_that_was_cut_off_while_it_was_down_is_not_papered_over(self, caplog, path):
+        path.write_bytes(b"".join(lines(written(path, "a", "b"))[:-2]))
+        written(path)
 
         assert "ends 2 records before its head says" in caplog.text
         [finding] = verify([path]).findings
         assert "records 3 to 4 are missing before record 5" in finding.message
 
-    def test_an_unfinished_line_of_a_crash_is_cut_off_and_declared(self, path, log):
-        decide(log, "a")
-        log.close()
-        with path.open("ab") as stream:
+    def test_an_unfinished_line_of_a_crash_is_cut_off_and_declared(self, path):
+        with written(path, "a").open("ab") as stream:
             stream.write(b'{"time":"2026-03-01T00:0')
-        opened(path).close()
+        written(path)
 
         assert verify([path]).whole
         assert records(path)[3]["torn"] == 24
 
-    def test_a_file_of_someone_else_is_not_touched(self, tmp_path):
-        path = tmp_path / "passwd"
+    def test_a_file_of_someone_else_is_not_touched(self, path):
         path.write_text("root:x:0:0\n")
 
         with pytest.raises(StartError, match="does not end in an audit record"):
@@ -247,24 +187,22 @@ class TestStart:
         with pytest.raises(StartError, match="being written by another process"):
             opened(path)
         log.close()
-        opened(path).close()
+        written(path)
 
     def test_no_directory(self, tmp_path):
         with pytest.raises(StartError, match=r"cannot be opened: No such file.*audit\.path"):
             opened(tmp_path / "absent" / "audit.jsonl")
 
     def test_none_records_nothing_and_refuses_nothing(self):
-        log = Audit(AuditSettings(path="none"))
+        log = opened("none")
 
-        assert decide(log, "a")
+        assert confirmed(log, "a")
         log.close()
         assert log.state().records == 0
 
     def test_each_worker_has_a_chain_of_its_own(self, tmp_path, path):
-        logs = [Audit(AuditSettings(path=str(path)), worker=worker) for worker in range(3)]
-        for log in logs:
-            decide(log, "a")
-            log.close()
+        for worker in range(3):
+            written(path, "a", worker=worker)
 
         paths = sorted(tmp_path.glob("*.jsonl"))
         assert [found.name for found in paths] == ["audit.jsonl", "audit.w1.jsonl", "audit.w2.jsonl"]
@@ -279,18 +217,18 @@ class TestFullDisk:
     BODY = """
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        log = opened(sync=SYNC, on_error=ON_ERROR)
+        log = opened(path, sync=SYNC, on_error=ON_ERROR)
         deadline = time.monotonic() + 30
         answers = []
         while not log.state().failing and time.monotonic() < deadline:
-            answers.append(decide(log, f"before-{len(answers)}"))
+            answers.append(confirmed(log, f"before-{len(answers)}"))
             time.sleep(0.0005)
-        while_failing = [decide(log, f"during-{number}") for number in range(5)]
+        while_failing = [confirmed(log, f"during-{number}") for number in range(5)]
         state = log.state()
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         while log.state().failing and time.monotonic() < deadline:
             time.sleep(0.001)
-        after = decide(log, "after")
+        after = confirmed(log, "after")
         log.close()
         print(json.dumps({"before": answers, "during": while_failing, "after": after,
                           "lost": state.lost, "failures": state.failures}))
@@ -298,7 +236,7 @@ class TestFullDisk:
 
     def run(self, path, *, on_error, sync="40ms"):
         body = self.BODY.replace("ON_ERROR", repr(on_error)).replace("SYNC", repr(sync))
-        out, err = child(body, path).communicate(timeout=60)
+        out, err = child(path, CHILD, body).communicate(timeout=60)
         assert out, err
         return json.loads(out), err
 
@@ -314,7 +252,7 @@ class TestFullDisk:
         on_record = requests(path)
         acknowledged = [f"before-{number}" for number, answer in enumerate(told["before"]) if answer]
         assert on_record == [*acknowledged, "after"]
-        [gap] = [found for found in records(path) if found.get("kind") == "gap"]
+        [gap] = records(path, kind="gap")
         assert gap["lost"] == told["lost"] >= 5
         assert gap["answered"] == "deny"
 
@@ -333,7 +271,7 @@ class TestFullDisk:
         assert told["before"][-1] is False
         assert all(told["before"][:-1])
         assert verify([path]).whole
-        [gap] = [found for found in records(path) if found.get("kind") == "gap"]
+        [gap] = records(path, kind="gap")
         overruled = next(found for found in records(path) if found["seq"] == gap["overruled"])
         assert overruled["request"] == f"before-{len(told['before']) - 1}"
 
@@ -341,37 +279,39 @@ class TestFullDisk:
 class TestKill:
     def test_without_a_window_no_acknowledged_decision_is_lost(self, path):
         process = child(
+            path,
+            CHILD,
             """
-            log = opened(sync="0s")
+            log = opened(path, sync="0s")
             for number in range(10**9):
-                assert decide(log, str(number))
+                assert confirmed(log, str(number))
                 print(number, flush=True)
             """,
-            path,
         )
         acknowledged = [process.stdout.readline().strip() for _ in range(50)]
         process.send_signal(signal.SIGKILL)
         acknowledged += process.stdout.read().split()
         process.communicate()
 
-        opened(path).close()
+        written(path)
         assert requests(path)[: len(acknowledged)] == acknowledged
         proof = verify([path])
         assert proof.whole
         assert "was killed before this start: up to 0.0 s" in proof.notes[0]
 
-    def test_at_most_the_declared_window_is_lost(self, tmp_path):
-        path, window = tmp_path / "audit.jsonl", 1.0
+    def test_at_most_the_declared_window_is_lost(self, path):
+        window = 1.0
         process = child(
+            path,
+            CHILD,
             """
-            log = opened(sync="1s")
+            log = opened(path, sync="1s")
             while True:
                 request = f"{time.monotonic()}"
-                assert decide(log, request)
+                assert confirmed(log, request)
                 print(request, flush=True)
                 time.sleep(0.002)
             """,
-            path,
         )
         first = float(process.stdout.readline())
         acknowledged = [str(first)]
@@ -381,7 +321,7 @@ class TestKill:
         process.send_signal(signal.SIGKILL)
         process.communicate()
 
-        opened(path).close()
+        written(path)
         due = [request for request in acknowledged if float(request) < killed - window]
         assert len(due) > 10
         assert set(due) <= set(requests(path))
@@ -394,18 +334,17 @@ class TestSecrets:
 
     @pytest.mark.parametrize("secret", [JWT, STS])
     def test_no_token_appears_wherever_a_client_puts_it(self, secret, path, log):
+        who = {"principal": secret, "session": secret}
         decided(
             log,
-            Decision(
-                allow=False, detail=f"bad role {secret}", principal=secret, session=secret, roles=(secret,)
-            ),
-            request_id=f"{secret}{'x' * 64}",
+            f"{secret}{'x' * 64}",
+            Decision(allow=False, detail=f"bad role {secret}", roles=(secret,), **who),
             host=f"{secret}.example.com",
             path=f"/reset/{secret}",
             requested_role=secret,
         )
         log.policy("v2", accepted=False, detail=f"line 3: {secret}")
-        log.event("cut", {"principal": secret, "session": secret, "cause": "token_expired"}, request_id="r")
+        log.event("cut", who | {"cause": "token_expired"}, request_id="r")
         log.close()
 
         text = path.read_text()
@@ -434,25 +373,24 @@ class TestSecrets:
 
 def test_hostile_strings_stay_one_line_of_json(path, log):
     hostile = '"},\n{"kind":"start\x00\x1b[31m\u2028\ud800é'
-    decide(log, hostile, host=hostile, path=hostile, method=hostile)
+    confirmed(log, hostile, host=hostile, path=hostile, method=hostile)
     log.close()
 
     assert verify([path]).whole
     assert records(path)[1]["path"] == hostile
 
 
-def test_a_disk_slower_than_the_load_is_said_and_declared(tmp_path, monkeypatch, caplog):
+def test_a_disk_slower_than_the_load_is_said_and_declared(path, monkeypatch, caplog):
     """The buffer's bound is lowered; the disk is a pipe that nobody reads, until somebody does."""
     monkeypatch.setattr("iamroles_agent.audit.log.LIMIT", 1 << 18)
     monkeypatch.setattr("iamroles_agent.audit.outage.LIMIT", 1 << 18)
     monkeypatch.setattr("iamroles_agent.audit.log._BATCH", 1 << 17)
-    path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = opened(path)
     caplog.set_level(logging.ERROR)
 
-    answers = [decide(log, str(number)) for number in range(2000)]
+    answers = [confirmed(log, str(number)) for number in range(2000)]
     assert not all(answers)
     assert log.state().failing
 
@@ -460,7 +398,7 @@ def test_a_disk_slower_than_the_load_is_said_and_declared(tmp_path, monkeypatch,
     text = b""
     while log.state().failing:
         text += os.read(reader, 65536)
-    assert decide(log, "after")
+    assert confirmed(log, "after")
     log.flush(0)
     while b'"after"' not in text:
         text += os.read(reader, 65536)
@@ -472,9 +410,8 @@ def test_a_disk_slower_than_the_load_is_said_and_declared(tmp_path, monkeypatch,
     log.close()
 
 
-def test_the_head_follows_the_log(path, log):
-    decide(log, "a")
-    log.close()
+def test_the_head_follows_the_log(path):
+    written(path, "a")
 
     head = Head.parse(head_path(path).read_text())
     assert head is not None

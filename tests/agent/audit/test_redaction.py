@@ -1,6 +1,5 @@
 """Client text in a record: no credential, no more than its share, at a flat cost for each byte."""
 
-import base64
 import json
 from json.encoder import encode_basestring_ascii as quoted
 
@@ -8,14 +7,13 @@ import pytest
 from counting import seconds
 from hypothesis import given
 from hypothesis import strategies as st
-from tokens_support import claims, mint
+from tokens_support import claims, encode_base64url, mint
 
 from iamroles_agent.audit.redaction import credential_hash, redacted, shown
 
 
 def part(members, before="", indent=None):
-    text = before + json.dumps(members, indent=indent)
-    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+    return encode_base64url((before + json.dumps(members, indent=indent)).encode())
 
 
 HEADER, BODY, SEAL = {"alg": "ES256"}, {"iss": "https://idp.example.com", "sub": "alice"}, "c2ln" * 21 + "cw"
@@ -26,9 +24,9 @@ HEADER, BODY, SEAL = {"alg": "ES256"}, {"iss": "https://idp.example.com", "sub":
     [
         part(HEADER),
         part(HEADER, indent=1),  # ewog…
-        base64.urlsafe_b64encode(b'{ "alg":"ES256"}').rstrip(b"=").decode(),  # eyAi…, which once escaped
-        base64.urlsafe_b64encode(b'{\t"alg":"ES256"}').rstrip(b"=").decode(),
-        base64.urlsafe_b64encode(b'{\r\n"alg":"ES256"}').rstrip(b"=").decode(),
+        encode_base64url(b'{ "alg":"ES256"}'),  # eyAi…, which once escaped
+        encode_base64url(b'{\t"alg":"ES256"}'),
+        encode_base64url(b'{\r\n"alg":"ES256"}'),
         part(HEADER, before=" "),
         part(HEADER, before="\n\n"),
         part([1, 2, 3, 4, 5, 6, 7, 8]),  # no object at all: three parts are enough

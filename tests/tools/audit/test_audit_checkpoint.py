@@ -6,20 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from audit_support import decided
-from click.testing import CliRunner
+from audit_support import decided, lines, opened
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+from invoking import ran, said
 from test_audit_tampering import story
 
 from iamroles_agent.audit.chain import Head, Tree, joint
-from iamroles_agent.audit.log import Audit
-from iamroles_agent.base.config import AuditSettings
-from iamroles_agent.base.identity import Decision
 from iamroles_tools.audit.checkpoint import Checkpoint, CheckpointError, Verifier, proven
 from iamroles_tools.audit.merkle import KnownTree, root_of_path
-from iamroles_tools.commands.audit import audit as command
 
 ENTRIES = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657",
                                             "606162636465666768696a6b6c6d6e6f")]  # fmt: skip
@@ -175,29 +171,32 @@ class TestNote:
             Verifier.parse(text)
 
 
-def run(*arguments):
-    result = CliRunner().invoke(command, [str(one) for one in arguments])
-    return SimpleNamespace(code=result.exit_code, text=result.output)
-
-
-@pytest.fixture
-def signed(tmp_path):
+def signed_log(tmp_path):
     """A log of two workers and four files, a key, and the checkpoints of both."""
     directory, out = tmp_path / "log", tmp_path / "signed"
     directory.mkdir()
     out.mkdir()
     story(directory)
-    key = run("key", tmp_path / "key.pem", "--name", NAME)
-    assert key.code == 0
+    vkey = said("audit key --name", NAME, tmp_path / "key.pem").strip()
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
-    files = sorted(directory.iterdir())
-    made = run("checkpoint", *files, "--sign", tmp_path / "key.pem", "--name", NAME, "--out", out)
-    assert made.code == 0, made.text
-    notes = sorted(out.glob("*.checkpoint"))
-    assert [note.name for note in notes] == ["worker-0.checkpoint", "worker-1.checkpoint"]
-    return SimpleNamespace(
-        files=files, key=tmp_path / "key.pem", vkey=key.text.strip(), notes=notes, out=out, tmp=tmp_path
+    found = SimpleNamespace(
+        files=sorted(directory.iterdir()), key=tmp_path / "key.pem", vkey=vkey, out=out, tmp=tmp_path
     )
+    checkpoint(found)
+    found.notes = sorted(out.glob("*.checkpoint"))
+    assert [note.name for note in found.notes] == ["worker-0.checkpoint", "worker-1.checkpoint"]
+    return found
+
+
+@pytest.fixture
+def signed(tmp_path):
+    return signed_log(tmp_path)
+
+
+def checkpoint(signed, *keys, code=0):
+    """Sign what the log is now; return what the command prints."""
+    signs = [word for key in keys or (signed.key,) for word in ("--sign", key)]
+    return said("audit checkpoint --name", NAME, "--out", signed.out, *signs, *signed.files, code=code)
 
 
 def given_notes(signed, notes=None):
@@ -208,22 +207,20 @@ def given_notes(signed, notes=None):
 
 class TestLog:
     def test_it_holds_what_was_signed_also_when_it_has_grown(self, signed):
-        assert run("verify", *signed.files, *given_notes(signed)).code == 0
-        again = run("checkpoint", *signed.files, "--sign", signed.key, "--name", NAME, "--out", signed.out)
-        assert again.code == 0
+        ran("audit verify", *signed.files, *given_notes(signed))
+        checkpoint(signed)
 
     def test_a_witness_is_told_that_it_follows_what_it_knows(self, signed):
         request, former = signed.out / "worker-0.add-checkpoint", signed.notes[0].read_text()
         assert request.read_text() == f"old 0\n\n{former}"
-        log = Audit(AuditSettings(path=str(signed.files[0])))
+        log = opened(signed.files[0])
         for number in range(5):
-            decided(log, Decision(allow=True), request_id=f"more-{number}")
+            decided(log, f"more-{number}")
             assert log.flush()
         log.close()
 
-        again = run("checkpoint", *signed.files, "--sign", signed.key, "--name", NAME, "--out", signed.out)
+        checkpoint(signed)
 
-        assert again.code == 0, again.text
         head, _, note = request.read_text().partition("\n\n")
         old, *lines = head.splitlines()
         assert note == signed.notes[0].read_text() != former
@@ -238,46 +235,38 @@ class TestLog:
             file.unlink()
         story(signed.files[0].parent)
 
-        assert run("verify", *signed.files, "--complete").code == 0
-        verified = run("verify", *signed.files, *given_notes(signed))
-        assert (verified.code, "it was rewritten" in verified.text) == (1, True)
-        again = run("checkpoint", *signed.files, "--sign", signed.key, "--name", NAME, "--out", signed.out)
-        assert (again.code, "it was rewritten" in again.text) == (1, True)
+        ran("audit verify --complete", *signed.files)
+        assert "it was rewritten" in said("audit verify", *signed.files, *given_notes(signed), code=1)
+        assert "it was rewritten" in checkpoint(signed, code=1)
 
     def test_a_log_of_a_worker_that_never_was_is_foreign(self, signed):
-        verified = run("verify", *signed.files, *given_notes(signed, signed.notes[:1]))
+        shown = said("audit verify", *signed.files, *given_notes(signed, signed.notes[:1]), code=1)
 
-        assert (verified.code, "no checkpoint for worker 1: its log may be foreign" in verified.text) == (
-            1,
-            True,
-        )
+        assert "no checkpoint for worker 1: its log may be foreign" in shown
 
     def test_a_worker_whose_log_is_gone_is_missed(self, signed):
         ours = [file for file in signed.files if ".w1." not in file.name]
 
-        verified = run("verify", *ours, *given_notes(signed))
-
-        assert (verified.code, "no log for the checkpoint of" in verified.text) == (1, True)
+        shown = said("audit verify", *ours, *given_notes(signed), code=1)
+        assert "no log for the checkpoint of" in shown
 
     def test_an_end_that_was_cut_off_with_its_head_is_betrayed(self, signed):
         current = signed.files[0]
-        lines = current.read_bytes().splitlines(keepends=True)
-        seals = [at for at, line in enumerate(lines) if b'"hash":"' in line]
-        current.write_bytes(b"".join(lines[: seals[-2] + 1]))
+        whole = lines(current)
+        seals = [at for at, line in enumerate(whole) if b'"hash":"' in line]
+        current.write_bytes(b"".join(whole[: seals[-2] + 1]))
         Path(f"{current}.head").unlink()
         files = [file for file in signed.files if file.exists()]
 
-        assert run("verify", *files).code == 0
-        assert "the end was cut off" in run("verify", *files, *given_notes(signed)).text
+        ran("audit verify", *files)
+        assert "the end was cut off" in said("audit verify", *files, *given_notes(signed), code=1)
 
     def test_nothing_is_signed_that_is_not_whole(self, signed):
         current = signed.files[0]
         current.write_bytes(current.read_bytes().replace(b"alice", b"mallo"))
         before = [note.read_text() for note in signed.notes]
 
-        made = run("checkpoint", *signed.files, "--sign", signed.key, "--name", NAME, "--out", signed.out)
-
-        assert (made.code, "nothing is signed" in made.text) == (1, True)
+        assert "nothing is signed" in checkpoint(signed, code=1)
         assert [note.read_text() for note in signed.notes] == before
 
     def test_older_files_may_be_gone(self, signed):
@@ -286,49 +275,45 @@ class TestLog:
         """
         files = [file for file in signed.files if not file.name.endswith(".1")]
 
-        assert run("verify", *files, *given_notes(signed)).code == 0
+        ran("audit verify", *files, *given_notes(signed))
 
     def test_a_key_is_rotated_by_signing_with_both_for_a_while(self, signed):
         new = signed.tmp / "new.pem"
-        vkey = run("key", new, "--name", NAME).text.strip()
-        common = [*signed.files, "--name", NAME, "--out", signed.out]
-        assert run("checkpoint", *common, "--sign", new).code == 1  # nobody it knows signed the former
-        assert run("checkpoint", *common, "--sign", signed.key, "--sign", new).code == 0
+        vkey = said("audit key --name", NAME, new).strip()
+        checkpoint(signed, new, code=1)  # nobody it knows signed the former
+        checkpoint(signed, signed.key, new)
 
         for key in (signed.vkey, vkey):
             signed.vkey = key
-            assert run("verify", *signed.files, *given_notes(signed)).code == 0
-        assert run("checkpoint", *common, "--sign", new).code == 0
+            ran("audit verify", *signed.files, *given_notes(signed))
+        checkpoint(signed, new)
 
     def test_whose_signature_must_be_said(self, signed):
-        assert run("verify", *signed.files, "--checkpoint", signed.notes[0]).code == 2
+        ran("audit verify", *signed.files, "--checkpoint", signed.notes[0], code=2)
+
+
+def prove(signed, request, *, files=None, note=None, code=0):
+    """Prove a request's record by the checkpoint of its worker, or by that note; return what is printed."""
+    by = ["--checkpoint", note or signed.notes[int(request[0])], "--out", signed.tmp / request]
+    return said("audit prove --request", request, *by, *(files or signed.files), code=code)
 
 
 class TestProof:
-    def proofs(self, signed, request, *, files=None):
-        made = run(
-            "prove", *(files or signed.files), "--request", request, "--checkpoint",
-            signed.notes[int(request[0])], "--out", signed.tmp / request,
-        )  # fmt: skip
-        assert made.code == 0, made.text
-        return [Path(line) for line in made.text.splitlines()]
-
     @pytest.mark.parametrize("request_id", ["0-0-0-0", "0-0-2-1", "0-1-2-2", "1-0-1-0", "1-1-0-2"])
     def test_a_line_is_proven_without_the_log(self, signed, request_id):
-        paths = self.proofs(signed, request_id)
+        proofs = [word for path in prove(signed, request_id).splitlines() for word in ("--proof", path)]
 
-        shown = run("verify", *(one for path in paths for one in ("--proof", path)), "--key", signed.vkey)
+        shown = said("audit verify --key", signed.vkey, *proofs)
 
-        assert shown.code == 0, shown.text
-        assert f'"request":"{request_id}"' in shown.text
-        assert '"kind":"decision"' in shown.text  # a short line comes with its full record
-        assert f"are in {NAME}/worker-{request_id[0]}" in shown.text
+        assert f'"request":"{request_id}"' in shown
+        assert '"kind":"decision"' in shown  # a short line comes with its full record
+        assert f"are in {NAME}/worker-{request_id[0]}" in shown
 
     def test_from_the_newest_file_alone(self, signed):
         files = [file for file in signed.files if not file.name.endswith(".1")]
-        [path, *_] = self.proofs(signed, "0-1-2-2", files=files)
+        [path, *_] = prove(signed, "0-1-2-2", files=files).splitlines()
 
-        assert run("verify", "--proof", path, "--key", signed.vkey).code == 0
+        ran("audit verify --proof", path, "--key", signed.vkey)
 
     @given(data=st.data())
     def test_no_change_of_a_proof_escapes(self, proof_and_verifier, data):
@@ -342,39 +327,13 @@ class TestProof:
                 proven(changed, [verifier])
 
     def test_what_is_not_there_or_too_young(self, signed):
-        nothing = run(
-            "prove",
-            *signed.files,
-            "--request",
-            "9-9-9-9",
-            "--checkpoint",
-            signed.notes[0],
-            "--out",
-            signed.tmp / "x",
-        )
-        assert (nothing.code, "no record of request 9-9-9-9" in nothing.text) == (1, True)
-        wrong = run(
-            "prove",
-            *signed.files,
-            "--request",
-            "0-0-0-0",
-            "--checkpoint",
-            signed.notes[1],
-            "--out",
-            signed.tmp / "x",
-        )
-        assert wrong.code == 1
+        nothing = prove(signed, "9-9-9-9", note=signed.notes[0], code=1)
+        assert "no record of request 9-9-9-9" in nothing
+        prove(signed, "0-0-0-0", note=signed.notes[1], code=1)
 
 
 @pytest.fixture(scope="module")
 def proof_and_verifier(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("proof")
-    (directory / "log").mkdir()
-    (directory / "signed").mkdir()
-    story(directory / "log")
-    files = sorted((directory / "log").iterdir())
-    vkey = run("key", directory / "key.pem", "--name", NAME).text
-    run("checkpoint", *files, "--sign", directory / "key.pem", "--name", NAME, "--out", directory / "signed")
-    note = directory / "signed" / "worker-0.checkpoint"
-    made = run("prove", *files, "--request", "0-0-1-1", "--checkpoint", note, "--out", directory / "p")
-    return Path(made.text.splitlines()[-1]).read_text(), Verifier.parse(vkey)
+    found = signed_log(tmp_path_factory.mktemp("proof"))
+    proof = Path(prove(found, "0-0-1-1").splitlines()[-1])
+    return proof.read_text(), Verifier.parse(found.vkey)

@@ -5,14 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from audit_support import decided
-from click.testing import CliRunner
+from audit_support import ALICE, decided, opened
+from invoking import ran, said
+from tokens_support import Clock
 
-from iamroles_agent.audit.log import Audit
-from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
-from iamroles_tools.commands.audit import audit as command
 
 HOUR = 1772366400  # 2026-03-01T12:00:00Z
 
@@ -44,26 +42,21 @@ LINES = [
 @pytest.fixture
 def logs(tmp_path):
     """An audit of r0, r1 and `late`, and HAProxy's log of these and six more."""
-    now = [float(HOUR)]
-    path = tmp_path / "audit.jsonl"
-    audit = Audit(AuditSettings(path=str(path)), clock=lambda: now[0])
-    for request, reason in (("r0", None), ("late", None), ("r1", Reason.KEYS_UNAVAILABLE)):
-        decided(
-            audit, Decision(allow=reason is None, reason=reason, principal="alice" if reason is None else ""),
-            request_id=request, src="192.0.2.9", host="shop", path=f"/{request}",
-        )  # fmt: skip
-        now[0] += 5
+    clock, path, log = Clock(HOUR), tmp_path / "audit.jsonl", tmp_path / "haproxy.log"
+    audit = opened(path, clock=clock)
+    refusal = Decision(allow=False, reason=Reason.KEYS_UNAVAILABLE)
+    for request, decision in (("r0", ALICE), ("late", ALICE), ("r1", refusal)):
+        decided(audit, request, decision, src="192.0.2.9", host="shop", path=f"/{request}")
+        clock.now += 5
     audit.close()
-    log = tmp_path / "haproxy.log"
     log.write_text("\n".join(LINES) + "\n")
     return path, log
 
 
 def asked(logs, *arguments):
-    audit, *proxy = map(str, logs)
+    audit, *proxy = logs
     options = [option for path in proxy for option in ("--haproxy-log", path)]
-    result = CliRunner().invoke(command, ["query", audit, *options, "--format", "json", *arguments])
-    assert result.exit_code == 0, result.output
+    result = ran("audit query --format json", audit, *options, *arguments)
     return [json.loads(text) for text in result.stdout.splitlines()], result.stderr
 
 
@@ -89,7 +82,7 @@ def test_a_verdict_that_came_too_late_says_what_haproxy_did_instead(logs):
 
     assert late["verdict"] == "allow"
     assert late["proxy"] == {"status": 503, "cause": "agent_timeout", "fault": "1"}
-    table = CliRunner().invoke(command, ["query", str(logs[0]), "--haproxy-log", str(logs[1])]).output
+    table = said("audit query", logs[0], "--haproxy-log", logs[1])
     assert "(HAProxy answered 503: agent_timeout)" in table
     assert "PROXY  - as - from 192.0.2.9  GET shop/a/../b  refused_by_proxy path_ambiguous" in table
 
@@ -149,6 +142,4 @@ def test_rotated_and_compressed(logs, tmp_path):
 
 
 def test_the_audit_is_read_twice(logs):
-    result = CliRunner().invoke(command, ["query", "-", "--haproxy-log", str(logs[1])])
-
-    assert (result.exit_code, "give files, not standard input" in result.output) == (2, True)
+    assert "give files, not standard input" in said("audit query - --haproxy-log", logs[1], code=2)

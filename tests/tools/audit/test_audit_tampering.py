@@ -5,15 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from audit_support import ASKED
+from audit_support import ASKED, lines, opened
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from waiting import until
 
 from iamroles_agent.audit.chain import SEALED, Head, seal
-from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import prepare
-from iamroles_agent.base.config import AuditSettings
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
 from iamroles_tools.audit.verify import verify
@@ -29,7 +27,7 @@ def story(directory):
         for principal, reason in (("alice", None), ("bob", None), ("", Reason.NO_CREDENTIALS))
     ]
     for worker in range(WORKERS):
-        log = Audit(AuditSettings(path=str(directory / "audit.jsonl")), worker=worker)
+        log = opened(directory / "audit.jsonl", sync="1s", worker=worker)
         path = directory / ("audit.w1.jsonl" if worker else "audit.jsonl")
         for number in range(FILES):
             for batch in range(BATCHES):
@@ -39,7 +37,7 @@ def story(directory):
             if number < FILES - 1:
                 _rotate(log, path)
         log.close()
-    return {path.name: path.read_bytes().splitlines(keepends=True) for path in directory.glob("*jsonl*")}
+    return {path.name: lines(path) for path in directory.glob("*jsonl*")}
 
 
 def _rotate(log, path):

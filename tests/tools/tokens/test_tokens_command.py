@@ -2,17 +2,14 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from invoking import said
 from jwt.algorithms import ECAlgorithm
 from sts_support import GOOD, HOST, TOKEN
 from tokens_support import encode_base64url, serving
-
-from iamroles_tools.commands.token import token
 
 ROLE = "arn:aws:iam::123456789012:role/Reader"
 KEYS = {
@@ -33,10 +30,6 @@ roles = ["{ROLE}"]
 """
 
 
-def invoke(*arguments, stdin=""):
-    return CliRunner().invoke(token, arguments, input=stdin, catch_exceptions=False)
-
-
 @pytest.fixture
 def folder(tmp_path):
     for alg, key in KEYS.items():
@@ -47,39 +40,33 @@ def folder(tmp_path):
     return tmp_path
 
 
-def write_policy(folder, extra=""):
-    (folder / "policy.toml").write_text(
-        f"""
-version = 1
-[[issuers]]
-name = "corp"
-issuer = "https://idp.example.com"
-audiences = ["orders"]
-algorithms = {json.dumps(list(KEYS))}
-{extra}
-"""
-    )
+def write_policy(folder, algorithms=tuple(KEYS), sts=(), **about):
+    issuer = {"name": "corp", "issuer": "https://idp.example.com", "audiences": ["orders"]}
+    policy = {"version": 1, "issuers": [issuer | {"algorithms": algorithms} | about], "sts": sts}
+    (folder / "policy.json").write_text(json.dumps(policy))
 
 
 def minted(folder, alg, *more):
     """A token and the path of its key set."""
-    arguments = ("mint", "--key", str(folder / f"{alg}.pem"), "--recipe", str(folder / "recipe.toml"), *more)
+    arguments = "--key", folder / f"{alg}.pem", "--recipe", folder / "recipe.toml", *more
     jwks = folder / "jwks.json"
-    jwks.write_text(invoke(*arguments, "--jwks").output)
-    return invoke(*arguments).output.strip(), str(jwks)
+    jwks.write_text(said("token mint --jwks", *arguments))
+    return said("token mint", *arguments).strip(), jwks
+
+
+def inspected(folder, made, *more, code=0):
+    return said("token inspect", made, "--config", folder / "policy.json", *more, code=code)
 
 
 @pytest.mark.parametrize("alg", sorted(KEYS))
 def test_what_mint_makes_inspect_accepts(folder, alg):
     made, jwks = minted(folder, alg)
-    result = invoke(
-        "inspect", "--config", str(folder / "policy.toml"), "--jwks", jwks, stdin=f"Bearer {made}\n"
-    )
+    asked = "--config", folder / "policy.json", "--jwks", jwks
+    shown = said("token inspect", *asked, input=f"Bearer {made}\n")
 
-    assert result.exit_code == 0
-    assert f"accepted: {ROLE}" in result.output
-    assert "signature: verified" in result.output
-    assert made.rpartition(".")[2] not in result.output
+    assert f"accepted: {ROLE}" in shown
+    assert "signature: verified" in shown
+    assert made.rpartition(".")[2] not in shown
 
 
 @pytest.mark.parametrize(
@@ -94,124 +81,110 @@ def test_what_mint_makes_inspect_accepts(folder, alg):
 )  # fmt: skip
 def test_inspect_names_the_reason_that_the_agent_gives(folder, changes, expected):
     made, jwks = minted(folder, "ES256", *changes)
-    arguments = ("inspect", made, "--config", str(folder / "policy.toml"), "--jwks", jwks)
-    result = invoke(*arguments)
-    document = json.loads(invoke(*arguments, "--format", "json").output)
+    document = json.loads(inspected(folder, made, "--jwks", jwks, "--format", "json", code=1))
 
-    assert result.exit_code == 1
-    assert f"refused: {expected}" in result.output
+    assert f"refused: {expected}" in inspected(folder, made, "--jwks", jwks, code=1)
     assert document["reason"] == expected
     assert document["roles"] == []
 
 
 def test_inspect_hints_at_a_near_issuer(folder):
     made, _ = minted(folder, "ES256", "--claim", "iss=https://idp.example.com/")
-    result = invoke("inspect", made, "--config", str(folder / "policy.toml"), "--offline")
 
-    assert "trailing slash" in result.output
+    assert "trailing slash" in inspected(folder, made, "--offline", code=1)
 
 
 def test_inspect_shows_later_faults_too(folder):
     made, _ = minted(folder, "ES256", "--claim", "aud=x")
     _, other = minted(folder, "ES384", "--kid", "k2")
-    result = invoke("inspect", made, "--config", str(folder / "policy.toml"), "--jwks", other)
+    shown = inspected(folder, made, "--jwks", other, code=1)
 
-    assert "refused: key_unknown" in result.output
-    assert "audience_mismatch" in result.output
+    assert "refused: key_unknown" in shown
+    assert "audience_mismatch" in shown
 
 
 def test_inspect_without_policy_and_offline(folder):
     made, _ = minted(folder, "ES256")
 
-    for arguments in ((), ("--config", str(folder / "policy.toml"), "--offline")):
-        result = invoke("inspect", made, *arguments)
-        assert result.exit_code == 0
-        assert "nothing wrong found" in result.output
-        assert "signature: unchecked, 64 bytes" in result.output
+    for shown in (said("token inspect", made), inspected(folder, made, "--offline")):
+        assert "nothing wrong found" in shown
+        assert "signature: unchecked, 64 bytes" in shown
 
 
 def test_inspect_fetches_keys_as_the_agent_would(folder):
     with serving() as server:
         made, jwks = minted(folder, "ES256")
-        server.raw("/jwks", Path(jwks).read_bytes())
-        write_policy(folder, f'jwks_uri = "{server.url}/jwks"\ninsecure_http = true')
-        result = invoke("inspect", made, "--config", str(folder / "policy.toml"))
+        server.raw("/jwks", jwks.read_bytes())
+        write_policy(folder, jwks_uri=f"{server.url}/jwks", insecure_http=True)
 
-        assert "accepted" in result.output
+        assert "accepted" in inspected(folder, made)
         assert server.counts["/jwks"] == 1
 
 
-def test_inspect_at_a_given_time(folder):
+@pytest.mark.parametrize(("later", "reason"), [(700, "token_expired"), (-700, "token_not_yet_valid")])
+def test_inspect_at_a_given_time(folder, later, reason):
     made, jwks = minted(folder, "ES256")
-    arguments = ("inspect", made, "--config", str(folder / "policy.toml"), "--jwks", jwks)
 
-    assert "token_expired" in invoke(*arguments, "--at", str(time.time() + 700)).output
-    assert "token_not_yet_valid" in invoke(*arguments, "--at", str(time.time() - 700)).output
+    assert reason in inspected(folder, made, "--jwks", jwks, "--at", time.time() + later, code=1)
 
 
 def test_inspect_sts_hides_signature_and_token(folder):
-    write_policy(
-        folder,
-        f'[[sts]]\nname = "aws"\nendpoint = "https://{HOST}"\nhosts = ["{HOST}"]\nbinding_value = "edge"',
-    )
-    made = "iam-sts-v1." + encode_base64url(GOOD.encode())
-    result = invoke("inspect", made, "--config", str(folder / "policy.toml"), "--at", "1800000001")
+    endpoint = {"name": "aws", "endpoint": f"https://{HOST}", "hosts": [HOST], "binding_value": "edge"}
+    write_policy(folder, sts=[endpoint])
+    shown = inspected(folder, "iam-sts-v1." + encode_base64url(GOOD.encode()), "--at", "1800000001")
 
-    assert result.exit_code == 0
-    assert "ASIAIOSFODNN7EXAMPLE" in result.output
-    assert TOKEN not in result.output
-    assert GOOD.partition("Signature=")[2] not in result.output
-    assert "only STS knows" in result.output
+    assert "ASIAIOSFODNN7EXAMPLE" in shown
+    assert TOKEN not in shown
+    assert GOOD.partition("Signature=")[2] not in shown
+    assert "only STS knows" in shown
 
 
 def test_inspect_does_not_let_a_token_drive_the_terminal(folder):
     made, _ = minted(folder, "ES256", "--claim", "sub=\u001b[2J\u202e")
 
-    assert "\u001b" not in invoke("inspect", made).output
-    assert "\u202e" not in invoke("inspect", made).output
+    assert not {"\u001b", "\u202e"} & set(said("token inspect", made, code=(0, 1)))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
-        (["inspect"], "no credential"), (["inspect", "--config", "absent.toml", "x"], "absent.toml"),
-        (["inspect", "--jwks", "absent.json", "x"], "absent.json"),
-        (["mint", "--key", "absent.pem"], "absent.pem"),
-        (["mint", "--key", "{}/recipe.toml"], "not an unencrypted"),
-        (["mint", "--key", "{}/ES256.pem", "--claim", "x"], "NAME=VALUE"),
-        (["mint", "--key", "{}/ES256.pem", "--alg", "HS256"], "HS256"),
-        (["mint", "--key", "{}/ES256.pem", "--alg", "RS256"], "does not fit"),
-        (["mint", "--key", "{}/ES256.pem", "--recipe", "{}/ES256.pem"], "ES256.pem"),
-        (["mint", "--key", "{}/ES256.pem", "--recipe", "{}/policy.toml"], "unknown recipe keys"),
+        ("inspect", "no credential"),
+        ("inspect --config absent.toml x", "absent.toml"),
+        ("inspect --jwks absent.json x", "absent.json"),
+        ("mint --key absent.pem", "absent.pem"),
+        ("mint --key recipe.toml", "not an unencrypted"),
+        ("mint --key ES256.pem --claim x", "NAME=VALUE"),
+        ("mint --key ES256.pem --alg HS256", "HS256"),
+        ("mint --key ES256.pem --alg RS256", "does not fit"),
+        ("mint --key ES256.pem --recipe ES256.pem", "ES256.pem"),
+        ("mint --key ES256.pem --recipe policy.toml", "unknown recipe keys"),
     ],
-)  # fmt: skip
-def test_bad_input_is_one_clear_sentence_and_exit_2(folder, arguments, said):
-    result = invoke(*(argument.replace("{}", str(folder)) for argument in arguments))
+)
+def test_bad_input_is_one_clear_sentence_and_exit_2(folder, arguments, expected, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "policy.toml").write_text("version = 1\n")
+    shown = said(f"token {arguments}", code=2)
 
-    assert result.exit_code == 2
-    assert said in result.output
-    assert "Traceback" not in result.output
-    assert "PRIVATE" not in result.output
+    assert expected in shown
+    assert "Traceback" not in shown
+    assert "PRIVATE" not in shown
 
 
 def test_mint_with_a_jwk(folder):
     members = ECAlgorithm.to_jwk(KEYS["ES256"], as_dict=True)
     (folder / "key.json").write_text(json.dumps({**members, "kid": "from-the-key"}))
-    made = invoke("mint", "--key", str(folder / "key.json")).output.strip()
+    made = said("token mint --key", folder / "key.json").strip()
 
-    assert '"from-the-key"' in invoke("inspect", made).output
-    assert members["d"] not in invoke("mint", "--key", str(folder / "key.json"), "--jwks").output
+    assert '"from-the-key"' in said("token inspect", made, code=(0, 1))
+    assert members["d"] not in said("token mint --jwks --key", folder / "key.json")
 
 
 def test_a_token_by_the_name_of_rfc_9864(folder):
-    recipe = folder / "recipe.toml"
-    recipe.write_text('alg = "Ed25519"\n' + RECIPE)
-    policy = folder / "policy.toml"
-    policy.write_text(policy.read_text().replace('"EdDSA"', '"Ed25519"'))
-    minted_token, jwks = minted(folder, "EdDSA")
+    (folder / "recipe.toml").write_text('alg = "Ed25519"\n' + RECIPE)
+    write_policy(folder, ["Ed25519"])
+    made, jwks = minted(folder, "EdDSA")
 
-    result = invoke("inspect", minted_token, "--config", str(policy), "--jwks", jwks)
+    shown = inspected(folder, made, "--jwks", jwks)
 
-    assert result.exit_code == 0
-    assert "signature: verified" in result.output
-    assert 'alg: "Ed25519"' in result.output
+    assert "signature: verified" in shown
+    assert 'alg: "Ed25519"' in shown
