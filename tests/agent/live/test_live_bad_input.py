@@ -71,13 +71,6 @@ def unreachable(world):
     return float(re.search(r"^iamroles_live_unreachable (\S+)", text, re.MULTILINE)[1])
 
 
-def wait_unreachable(world):
-    deadline = time.monotonic() + PATIENCE
-    while not unreachable(world):
-        assert time.monotonic() < deadline, world.agent.logs()
-        time.sleep(0.05)
-
-
 def deaf(place):
     """A socket whose owner accepts, and never answers."""
     found = socket.socket(socket.AF_UNIX)
@@ -107,7 +100,7 @@ def test_a_socket_that_is_of_no_use_is_said_once_and_streams_expire(stage, other
         world = stack.enter_context(world_of(stage, master_socket=str(path)))
         line = world.agent.wait_line(lambda line: said in line and ALONE in line, PATIENCE)
         assert line, world.agent.logs()
-        wait_unreachable(world)
+        until(lambda: unreachable(world), PATIENCE)
         stream = stream_of(stage, world, stack, "+4s")
 
         assert stream.until(stream.expires + PATIENCE)
@@ -123,7 +116,7 @@ def test_a_socket_of_another_gate_is_said_once_and_its_streams_are_left_alone(st
             world_of(stage, gate="theirs", master_socket=ours.haproxy.master, revocations="r.toml")
         )
         assert theirs.agent.wait_line(lambda line: "another gate" in line, PATIENCE), theirs.agent.logs()
-        wait_unreachable(theirs)
+        until(lambda: unreachable(theirs), PATIENCE)
         ours.haproxy.reload()
         mark = time.time()
         theirs.agent.put("r.toml", '[[revocations]]\nid = "a"\nroles = ["reader"]\n')

@@ -11,18 +11,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from gate_bench import gate_bench
+from invoking import said
 
 from iamroles_agent.commands.revoke import revoke
 from iamroles_agent.commands.sessions import sessions
 from iamroles_agent.processes import local_socket
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine.bench import bench, refused
-from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.engine.bench import refused
 from iamroles_scenarios.stage import open_stage
-from iamroles_scenarios.stage.reference import reference_agent
-from iamroles_tools.commands.audit import audit
 
 PATIENCE = 30.0
 
@@ -82,10 +80,8 @@ class Gate:
         self.here.expect("a request", token, expected, within=within, path="/plain/a")
 
     def records(self, *words):
-        logs = sorted(str(path) for path in self.directory.glob("audit.jsonl*") if path.suffix != ".head")
-        done = CliRunner().invoke(audit, ["query", "--format", "json", *words, *logs])
-        assert done.exit_code == 0, done.output
-        return [json.loads(line) for line in done.output.splitlines()]
+        logs = [path for path in self.directory.glob("audit.jsonl*") if path.suffix != ".head"]
+        return [json.loads(line) for line in said("audit query --format json", *words, *logs).splitlines()]
 
     def cuts(self, *words, count=1):
         """Records of cuts, once there are so many."""
@@ -103,22 +99,14 @@ def until(look, count=1):
 @pytest.fixture(scope="module", params=[1, 3], ids=["one worker", "three workers"])
 def gate(request, stage, tmp_path_factory):
     directory = tmp_path_factory.mktemp("gate")
-    agent = reference_agent()
-    worlds = Worlds(stage, agent, namespace=f"-e2e{request.param}")
     override = {
         "agent": {"workers": request.param, "state_dir": str(directory / "state")},
         "live": {"revocations": str(directory / "revocations.toml")},
         "audit": {"path": str(directory / "audit.jsonl"), "sync": "0s"},
         "metrics": {"listen": "127.0.0.1:0"},
     }
-    try:
-        with (
-            bench(Target("gate", stage, agent, worlds, 5.0), "live", "e2e", own=True, **override) as here,
-            ExitStack() as stack,
-        ):
-            yield Gate(here, directory, stack)
-    finally:
-        worlds.close()
+    with gate_bench(stage, f"e2e{request.param}", **override) as here, ExitStack() as stack:
+        yield Gate(here, directory, stack)
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +134,7 @@ def test_sessions_say_who_is_connected_and_no_longer_once_they_left(gate):
         "until": stream.expires,
     }
     assert began <= about["since"] <= time.time()
-    text = CliRunner().invoke(sessions, ["--config", str(gate.config)]).output
+    text = said("sessions --config", gate.config)
     assert re.search(r"sam  arn:\S+/reader  live  /live/reader  since \S+Z  ends in [89]\d\d s  from ", text)
     stream.close()
     assert until(lambda: gate.connected("sam"), 0) == []
@@ -172,12 +160,8 @@ def test_a_revocation_ends_what_it_names_and_its_undo_lets_in_again(gate, kind):
     gate.asks(other.token, Expectation(backend="plain"))
     assert other.lives()
     assert [json.loads(line)["id"] for line in gate.run("list").output.splitlines()] == [kind]
-    [cut] = gate.cuts("--cause", "revoked", "--who", who)
-    assert (cut["about"]["principal"], cut["about"]["detail"], cut["about"]["by"]) == (
-        who,
-        f"revocation {kind}",
-        "agent",
-    )
+    [about] = (cut["about"] for cut in gate.cuts("--cause", "revoked", "--who", who))
+    assert (about["principal"], about["detail"], about["by"]) == (who, f"revocation {kind}", "agent")
     done = gate.run("undo", kind)
     assert (done.exit_code, "in force in all workers" in done.output) == (0, True), done.output
     gate.asks(thief.token, Expectation(backend="plain"))
@@ -300,21 +284,13 @@ def test_metrics_count_revocations_and_cuts(gate):
 
 
 def test_agents_that_share_the_file_share_what_it_revokes(gate, stage, tmp_path):
-    agent = reference_agent()
-    worlds = Worlds(stage, agent, namespace="-shared")
     live = {"revocations": str(gate.file)}
-    try:
-        with (
-            bench(Target("gate", stage, agent, worlds, 5.0), "live", "shared", own=True, live=live) as here,
-            ExitStack() as stack,
-        ):
-            there = Gate(here, tmp_path, stack)
-            streams = [gate.stream("joe"), there.stream("joe")]
-            others = [gate.stream("jim"), there.stream("jim")]
-            assert gate.run("add", "--principal", "joe", "--id", "joe").exit_code == 0
-            for stream in streams:
-                assert stream.until(time.time() + PATIENCE)
-            there.asks(streams[1].token, refused("credential_revoked"))
-            assert [stream.lives() for stream in others] == [True, True]
-    finally:
-        worlds.close()
+    with gate_bench(stage, "shared", live=live) as here, ExitStack() as stack:
+        there = Gate(here, tmp_path, stack)
+        streams = [gate.stream("joe"), there.stream("joe")]
+        others = [gate.stream("jim"), there.stream("jim")]
+        assert gate.run("add", "--principal", "joe", "--id", "joe").exit_code == 0
+        for stream in streams:
+            assert stream.until(time.time() + PATIENCE)
+        there.asks(streams[1].token, refused("credential_revoked"))
+        assert [stream.lives() for stream in others] == [True, True]

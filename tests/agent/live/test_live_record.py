@@ -1,40 +1,27 @@
 """HAProxy and its record say why a stream is refused or ended, and what would help."""
 
 import http.client
-import time
 from contextlib import ExitStack, closing
 
 import pytest
+from gate_bench import gate_bench
+from waiting import until
 
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
-from iamroles_scenarios.engine.bench import bench
-from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import open_stage
-from iamroles_scenarios.stage.reference import reference_agent
 
 PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")
 def here():
-    agent = reference_agent()
-    with (
-        open_stage("processes") as stage,
-        closing(Worlds(stage, agent, namespace="-record")) as worlds,
-        bench(Target("gate", stage, agent, worlds, 5.0), "live", "record", own=True) as found,
-    ):
+    with open_stage("processes") as stage, gate_bench(stage, "record") as found:
         yield found
 
 
 def logged(haproxy, since, path):
     """HAProxy's records of a path, once there are any: a stream of the test before may end late."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if records := [one for one in haproxy.log_lines(since) if one["path"] == path]:
-            return records
-        time.sleep(0.02)
-    return []
+    return until(lambda: [one for one in haproxy.log_lines(since) if one["path"] == path], PATIENCE)
 
 
 def refused(here, stack, shape, path):

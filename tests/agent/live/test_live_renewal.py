@@ -4,12 +4,13 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+from live_proxy import SRC, Proxy, Row
+from policies import ISSUER, document, grant
 
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.live import cutter as cutting
 from iamroles_agent.live.console import FRESH, ConsoleError, Stream, fresh
-from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, REVOKED, UNKNOWN, Ends, judge
 from iamroles_agent.live.renewal import Fresh, Successors
 from iamroles_agent.live.revocations import NONE, Revocation, Revocations
@@ -21,31 +22,25 @@ OLD = Identity("corp", "alice", "s-1", (READER,), 2000, issued_at=1000, credenti
 NEW = OLD._replace(not_after=2900, issued_at=1900, credential="sha256:new")
 REQUEST = Request("GET", "shop.example", "/chat/a", ip_address("192.0.2.1"))
 STREAM = Ticket("iam/aa", OLD, REQUEST, str(READER), "chat", "C1")
-SRC = "192.0.2.1"
 
 
 def policy(**backend):
-    return Policy(
-        Config.model_validate(
-            {
-                "version": 1,
-                "issuers": [
-                    {"name": "corp", "issuer": "https://i", "audiences": ["a"], "algorithms": ["RS256"]}
-                ],
-                "roles": [{"name": role.name, "arn": str(role)} for role in (READER, WRITER)],
-                "backends": [{"name": "chat", "streams": True, "renew": True, **backend}],
-                "grants": [
-                    {"id": f"C{i}", "roles": [r], "methods": ["*"], "path": "/chat", "backend": "chat"}
-                    for i, r in enumerate(("reader", "writer"), 1)
-                ],
-            }
-        )
-    )
+    grants = (grant(f"C{n}", r, "*", "/chat", "chat") for n, r in enumerate(("reader", "writer"), 1))
+    tables = {
+        "issuers": [ISSUER | {"name": "corp"}],
+        "roles": [{"name": role.name, "arn": str(role)} for role in (READER, WRITER)],
+        "backends": [{"name": "chat", "streams": True, "renew": True, **backend}],
+    }
+    return Policy(Config.model_validate(document(*grants, **tables)))
 
 
 def who(identity, role=READER):
     """The first part of a ticket."""
     return Ticket("iam/bb", identity, None, str(role), "chat", "").encode().partition(".")[0]
+
+
+KNOWN = Successors([Fresh(2, SRC, who(NEW), 2900)])
+WITHOUT_NEW = Revocations((Revocation(id="x", credentials=["sha256:new"]),))
 
 
 def judged(revocations=NONE, world=None, now=1999.0):
@@ -125,35 +120,28 @@ def test_who_prolongs_nothing(src, text):
 )
 def test_a_revocation_of_either_credential_ends_a_stream_that_was_prolonged(revocation, detail):
     listed = Revocations((Revocation(id="x", **revocation),))
-    known = Successors([Fresh(2, SRC, who(NEW), 2900)])
 
-    ends = known.judge(row(2900), judged(listed, now=2100.0), 2100.0)
+    ends = KNOWN.judge(row(2900), judged(listed, now=2100.0), 2100.0)
 
     assert (ends.at, ends.cause, ends.detail) == (0, REVOKED, detail)
-    assert known.renewal(2, row(), judged(listed)) == []
+    assert KNOWN.renewal(2, row(), judged(listed)) == []
 
 
 def test_a_stream_that_was_prolonged_lives_while_one_that_prolonged_it_is_believed():
-    listed = Revocations((Revocation(id="x", credentials=["sha256:new"]),))
     other = NEW._replace(credential="sha256:other", not_after=2500)
     known = Successors([Fresh(2, SRC, who(NEW), 2900), Fresh(2, SRC, who(other), 2500)])
 
     assert known.judge(row(2900), judged(now=2100.0), 2100.0).at == 2900
-    assert known.judge(row(2900), judged(listed, now=2100.0), 2100.0).at == 2500
+    assert known.judge(row(2900), judged(WITHOUT_NEW, now=2100.0), 2100.0).at == 2500
 
 
 def test_while_its_own_credential_lasts_a_stream_does_not_need_what_prolonged_it():
-    listed = Revocations((Revocation(id="x", credentials=["sha256:new"]),))
-    known = Successors([Fresh(2, SRC, who(NEW), 2900)])
-
-    assert known.judge(row(2900), judged(listed, now=1995.0), 1995.0) == Ends(2000, EXPIRED)
+    assert KNOWN.judge(row(2900), judged(WITHOUT_NEW, now=1995.0), 1995.0) == Ends(2000, EXPIRED)
     assert Successors().judge(row(2900), judged(now=1995.0), 1995.0) == Ends(2000, EXPIRED)
 
 
 def test_a_policy_that_renews_no_more_ends_what_was_prolonged():
-    ends = Successors([Fresh(2, SRC, who(NEW), 2900)]).judge(
-        row(2900), judged(world=policy(renew=False), now=2100.0), 2100.0
-    )
+    ends = KNOWN.judge(row(2900), judged(world=policy(renew=False), now=2100.0), 2100.0)
 
     assert (ends.at, ends.cause) == (0, POLICY_CHANGED)
 
@@ -166,64 +154,21 @@ def test_what_was_prolonged_by_nobody_knows_whom_ends():
 
 def test_what_was_judged_before_stands_unless_it_is_revoked_now():
     before = Ends(1234, EXPIRED)
-    about = [
-        Revocations((Revocation(id="x", credentials=[credential]),))
-        for credential in (STREAM.identity.credential, "sha256:new")
-    ]
+    without_old = Revocations((Revocation(id="x", credentials=[STREAM.identity.credential]),))
 
     assert judged()(STREAM.encode(), 2000, "", before) == before
     assert judged()(STREAM.encode(), 2000, "", Ends(0, REVOKED)) == Ends(2000, EXPIRED)
-    assert judged(about[0])(STREAM.encode(), 2000, "", before).cause == REVOKED
-    assert judged(about[1])(STREAM.encode(), 2000, who(NEW), before).cause == REVOKED
+    assert judged(without_old)(STREAM.encode(), 2000, "", before).cause == REVOKED
+    assert judged(WITHOUT_NEW)(STREAM.encode(), 2000, who(NEW), before).cause == REVOKED
 
 
 # --- the cutter, against a console of text
 
 
-class Proxy:
-    """A worker with one stream, and the credentials that it saw."""
-
-    def __init__(self):
-        self.now, self.ends, self.alive, self.seen, self.asked = 1996.0, 2000, True, [], []
-        self.cuts, self.renewed = [], []
-
-    def __call__(self, path, pid=0):
-        return self
-
-    def close(self):
-        pass
-
-    async def tell(self, commands):
-        for command in commands:
-            await self.ask(command)
-
-    async def ask(self, command):
-        self.asked.append(command)
-        words = command.split()
-        if command == "show proc":
-            return "1 master\n2 worker\n"
-        if words[:3] == ["show", "table", FRESH]:
-            return "# table: iam-fresh\n" + "".join(
-                f"0x1: key={SRC}|{text} use=0 exp=9 gpt0={expires}\n" for text, expires in self.seen
-            )
-        if words[:2] == ["show", "table"]:
-            bound = int(words[-1]) if "lt" in words else 1 << 40
-            line = f"0x1: key={row().key} use={int(self.alive)} exp=30000 gpt0={self.ends} gpc0=0\n"
-            return "# table: iam-live, used:1\n" + (line if self.ends < bound else "")
-        if words[:3] == ["set", "table", "iam-live"]:
-            self.ends = int(words[-1])
-        if command == "show sess":
-            return f"0x7: proto=tcpv4 src={SRC}:4711 fe=x\n"
-        if words[:2] == ["show", "sess"]:
-            return f"0x7: [x] id=7 proto=tcpv4 source={SRC}:4711\n"
-        if words[0] == "shutdown":
-            self.alive = False
-        return ""
-
-
 @pytest.fixture
 def proxy(monkeypatch):
-    found = Proxy()
+    found = Proxy(STREAM, 1996.0)
+    found.stream = found.streams[7] = Row(4711, 2000)
     monkeypatch.setattr(cutting, "Console", found)
     return found
 
@@ -232,14 +177,11 @@ def cutter_of(proxy, *, listed=(), renews=True, name="iam/aa"):
     def judge(*question):
         return judged(Revocations(tuple(listed)), now=proxy.now)(*question)
 
-    return Cutter(
-        "/m",
-        name,
+    return proxy.cutter(
         judge,
-        proxy.cuts.append,
+        name,
         renewed=proxy.renewed.append,
         renewing=lambda: frozenset({"chat"} if renews else ()),
-        clock=lambda: proxy.now,
     )
 
 
@@ -279,12 +221,12 @@ async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back
     proxy.seen = [(who(NEW), 2900)]
     cutter = cutter_of(proxy, listed=listed)
     await cutter.look()
-    assert proxy.ends == 2900
+    assert proxy.stream.ends == 2900
 
     listed.append(Revocation(id="x", credentials=["sha256:new"]))
     cutter.revoked()
     await cutter.look()
-    assert (proxy.ends, proxy.cuts) == (2000, [])
+    assert (proxy.stream.ends, proxy.cuts) == (2000, [])
 
     proxy.now = 2001.0
     await cutter.look()
@@ -297,7 +239,7 @@ async def test_too_late_is_too_late(proxy):
     proxy.now, proxy.seen = 2001.0, [(who(NEW), 2900)]
     await cutter.look()
 
-    assert (proxy.renewed, proxy.ends, len(proxy.cuts)) == ([], 2000, 1)
+    assert (proxy.renewed, proxy.stream.ends, len(proxy.cuts)) == ([], 2000, 1)
 
 
 async def test_another_agent_renews_in_the_last_second_only(proxy):
@@ -312,7 +254,7 @@ async def test_another_agent_renews_in_the_last_second_only(proxy):
 
 
 async def test_an_agent_that_was_started_anew_judges_what_was_prolonged_by_what_prolonged_it(proxy):
-    proxy.now, proxy.ends, proxy.seen = 2100.0, 2900, [(who(NEW), 2900)]
+    proxy.now, proxy.stream.ends, proxy.seen = 2100.0, 2900, [(who(NEW), 2900)]
     cutter = cutter_of(proxy)
     await cutter.look()
     cutter.revoked()
@@ -330,31 +272,26 @@ async def test_a_revocation_while_a_stream_is_prolonged_is_not_lost(proxy):
     listed = []
     proxy.seen = [(who(NEW), 2900)]
     cutter = cutter_of(proxy, listed=listed)
-    told = proxy.ask
+    answer = proxy.answer
 
-    async def revoked_meanwhile(command):
+    def revoked_meanwhile(command):
         if command.startswith("set table iam-live"):
             listed.append(Revocation(id="x", principals=["alice"]))
             cutter.revoked()
-        return await told(command)
+        return answer(command)
 
-    proxy.ask = revoked_meanwhile
+    proxy.answer = revoked_meanwhile
     await cutter.look()
     await cutter.look()
 
-    assert [(cut.cause, proxy.alive) for cut in proxy.cuts] == [(REVOKED, False)]
+    assert [(cut.cause, proxy.stream.ended) for cut in proxy.cuts] == [(REVOKED, proxy.now)]
 
 
 async def test_a_haproxy_without_the_table_is_said_once_and_ends_its_streams(proxy, caplog):
-    told = proxy.ask
-
-    async def without(command):
-        return "No such table\n" if FRESH in command else await told(command)
-
-    proxy.ask = without
+    answer = proxy.answer
+    proxy.answer = lambda command: "No such table\n" if FRESH in command else answer(command)
     cutter = cutter_of(proxy)
-    for moment in (1998.5, 1999.0, 2001.0):
-        proxy.now = moment
+    for proxy.now in (1998.5, 1999.0, 2001.0):
         await cutter.look()
 
     assert (proxy.renewed, len(proxy.cuts)) == ([], 1)
