@@ -1,14 +1,9 @@
 """A control plane without processes: the clock is a number, members say what the test says."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable
-from typing import Any
-
-from iamroles_agent.control.channel import Message, message, with_parts
+from iamroles_agent.control.channel import message, with_parts
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.control.slots import FETCHER, LOADER, Effect, Fail, Fork, Kill, Print, Send
+from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Send
 
 ONE = Part.of((b"one",), digest="one")
 TWO = Part.of((b"t", b"wo"), digest="two")
@@ -16,7 +11,7 @@ THREE = Part.of((b"three",), digest="three")
 _NAMES = {FETCHER: "fetcher", LOADER: "loader"}
 
 
-def show(effect: Effect) -> str:
+def show(effect):
     """An effect as a line of a transcript; pings are left out by `Bench.did`."""
     match effect:
         case Fork(place, why):
@@ -40,10 +35,10 @@ class Bench:
         made: further arguments of the plane.
     """
 
-    def __init__(self, workers: int = 2, **made: Any) -> None:
+    def __init__(self, workers=2, **made):
         self.now = 1000.0
-        self.waits: dict[int, float] = {}
-        self.runs: dict[int, float] = {}
+        self.waits = {}
+        self.runs = {}
         self.plane = Plane(
             Document(1, {POLICY: ONE}),
             workers,
@@ -52,11 +47,11 @@ class Bench:
             runs=lambda index: self.runs.get(index, 0.0),
             **made,
         )
-        self.sent: list[tuple[int, Message]] = []
-        self.said: list[dict[str, Any]] = []
+        self.sent = []
+        self.said = []
         self.pids = 100
 
-    def did(self) -> list[str]:
+    def did(self):
         """Return what is to be done now, forks done at once."""
         lines = []
         for effect in self.plane.take():
@@ -72,17 +67,17 @@ class Bench:
                 self.plane.forked(effect.slot, self.pids)
         return lines
 
-    def hears(self, index: int, say: str, piece: bytes = b"", /, **head: Any) -> list[str]:
+    def hears(self, index, say, piece=b"", /, **head):
         """A member says something; what is to be done then."""
         self.plane.heard(index, message(say, piece, **head))
         return self.did()
 
-    def dies(self, index: int, how: str = "signal 9") -> list[str]:
+    def dies(self, index, how="signal 9"):
         """A process ends."""
         self.plane.died(index, how)
         return self.did()
 
-    def passes(self, seconds: float, *, but: tuple[int, ...] = (), step: float = 0.25) -> list[str]:
+    def passes(self, seconds, *, but=(), step=0.25):
         """Time passes in steps; all members answer their pings, but these."""
         lines, end = [], self.now + seconds
         while self.now < end - 1e-9:
@@ -94,7 +89,7 @@ class Bench:
             lines += self.did()
         return lines
 
-    def up(self) -> Bench:
+    def up(self):
         """Everybody serves; the ready line was said."""
         self.plane.start()
         self.did()
@@ -103,14 +98,20 @@ class Bench:
         assert self.said[-1] == {"ready": True}
         return self
 
-    def comes_up(self, index: int) -> list[str]:
+    def comes_up(self, index):
         """A newborn gets ready; a worker serves if it may."""
         lines = self.hears(index, "up", version=self.plane.members.slots[index].version)
         if f"{index} < serve" in lines:
             lines += self.hears(index, "serving")
         return lines
 
-    def all_say(self, say: str, version: int, *, but: tuple[int, ...] = ()) -> list[str]:
+    def replaced(self, index):
+        """A process dies, and another comes up in its place; what the latter is to do."""
+        self.dies(index)
+        self.passes(0.25)
+        return self.comes_up(index)
+
+    def all_say(self, say, version, *, but=()):
         """All members say one thing."""
         lines = []
         for index in self.plane.members.slots:
@@ -118,24 +119,32 @@ class Bench:
                 lines += self.hears(index, say, version=version)
         return lines
 
-    def loads(self, part: Part) -> list[str]:
-        """SIGHUP, and a loader that likes the file."""
+    def confirmed(self, version):
+        """All prepare a version and switch to it."""
+        self.all_say("prepared", version)
+        return self.all_say("switched", version)
+
+    def hangs_up(self):
+        """SIGHUP."""
         self.plane.load()
-        lines = self.did()
+        return self.did()
+
+    def loads(self, part):
+        """SIGHUP, and a loader that likes the file."""
+        lines = self.hangs_up()
         lines += self._sends(LOADER, with_parts("loaded", {POLICY: part}))
         return lines + self.dies(LOADER, "status 0")
 
-    def proposes(self, name: str, part: Part | None, number: int) -> list[str]:
+    def proposes(self, name, part, number):
         """The fetcher proposes a part."""
         return self._sends(FETCHER, with_parts("propose", {name: part}, id=number))
 
-    def _sends(self, index: int, messages: Iterable[Message]) -> list[str]:
+    def _sends(self, index, messages):
         for said in messages:
             self.plane.heard(index, said)
         return self.did()
 
 
-def without(lines: list[str], *words: str) -> list[str]:
+def without(lines, *words):
     """A transcript without lines that hold one of these."""
-    keep: Callable[[str], bool] = lambda line: not any(word in line for word in words)  # noqa: E731
-    return [line for line in lines if keep(line)]
+    return [line for line in lines if not any(word in line for word in words)]

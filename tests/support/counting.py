@@ -7,21 +7,18 @@ a test that must see a quadratic pattern inside `re` compares CPU times within a
 import gc
 import sys
 import time
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 
-def steps(work: Callable[[], object]) -> int:
+def steps(work):
     """Lines that ran and functions that were called, Python's and C's."""
     count = 0
 
-    def trace(_frame: FrameType, _event: str, _arg: Any) -> Any:
+    def trace(_frame, _event, _arg):
         nonlocal count
         count += 1
         return trace
 
-    def profile(_frame: FrameType, event: str, _arg: Any) -> None:
+    def profile(_frame, event, _arg):
         nonlocal count
         count += event == "c_call"
 
@@ -35,7 +32,7 @@ def steps(work: Callable[[], object]) -> int:
     return count
 
 
-def seconds(work: Callable[[], object], *, best_of: int = 5) -> float:
+def seconds(work, *, best_of=5):
     """Processor time of the process for one call, the least of several."""
     times = []
     gc.collect()

@@ -33,10 +33,11 @@ class DictatedGate:
 
     Args:
         judge: the coroutine function that decides.
+        memory: what is remembered.
     """
 
-    def __init__(self, judge: Callable[[Check], Awaitable[bytes]] | None = None) -> None:
-        self.memory: dict[bytes, bytes] = {}
+    def __init__(self, judge: Callable[[Check], Awaitable[bytes]] | None = None, memory: Any = ()) -> None:
+        self.memory: dict[bytes, bytes] = dict(memory)
         self.details: list[str] = []
         self.problem = ""
         self.asked: list[Check] = []

@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import json
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from botocore.auth import SigV4QueryAuth
@@ -18,9 +17,7 @@ EDGE = "edge-a.example.com"
 ARN = f"arn:aws:sts::{ACCOUNT}:assumed-role/Reader/me"
 
 
-def presign(
-    now: float = NOW, edge: str = EDGE, secret: str = SECRET, expires: int = 60, **changes: str
-) -> str:
+def presign(now=NOW, edge=EDGE, secret=SECRET, expires=60, **changes):
     """The URL that a caller signs with botocore; `changes` add signed headers."""
     url = f"https://{HOST}/?Action=GetCallerIdentity&Version=2011-06-15"
     request = AWSRequest("GET", url, headers={"x-iam-edge": edge} | changes)
@@ -33,11 +30,11 @@ def presign(
     return str(request.url)
 
 
-def credential(url: str) -> str:
+def credential(url):
     return "Bearer iam-sts-v1." + encode_base64url(url.encode())
 
 
-def signature_holds(path: str, headers: dict[str, str], secret: str = SECRET) -> bool:
+def signature_holds(path, headers, secret=SECRET):
     """SigV4 by hand, from what arrived: the judge shares no code with signer or agent."""
     query = parse_qsl(urlsplit(path).query, keep_blank_values=True)
     values = dict(query)
@@ -58,13 +55,13 @@ def signature_holds(path: str, headers: dict[str, str], secret: str = SECRET) ->
     return hmac.new(key, to_sign.encode(), "sha256").hexdigest() == given
 
 
-def as_json(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
+def as_json(arn=ARN, user_id="AROAEXAMPLE:me", account=ACCOUNT):
     result = {"Arn": arn, "UserId": user_id, "Account": account}
     answer = {"GetCallerIdentityResult": result, "ResponseMetadata": {"RequestId": "r"}}
     return json.dumps({"GetCallerIdentityResponse": answer}).encode()
 
 
-def as_xml(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOUNT) -> bytes:
+def as_xml(arn=ARN, user_id="AROAEXAMPLE:me", account=ACCOUNT):
     return f"""<?xml version="1.0" encoding="UTF-8"?>
 <GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
   <GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{user_id}</UserId><Account>{account}</Account>
@@ -72,14 +69,14 @@ def as_xml(arn: str = ARN, user_id: str = "AROAEXAMPLE:me", account: str = ACCOU
 </GetCallerIdentityResponse>""".encode()
 
 
-def honest(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+def honest(handler):
     headers = {name.lower(): value for name, value in handler.headers.items()}
     if signature_holds(handler.path, headers):
         return 200, {"Content-Type": "application/json"}, as_json()
     return 403, {"Content-Type": "text/xml"}, error_xml("SignatureDoesNotMatch")
 
 
-def error_xml(code: str) -> bytes:
+def error_xml(code):
     return (
         f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>'
         f"<Code>{code}</Code><Message>m</Message></Error></ErrorResponse>"

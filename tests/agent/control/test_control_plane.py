@@ -20,6 +20,12 @@ def bench():
     return Bench(2).up()
 
 
+@pytest.fixture
+def alone():
+    """A plane of one worker."""
+    return Bench(1).up()
+
+
 def test_from_the_first_fork_to_the_ready_line():
     bench = Bench(2)
     bench.plane.start()
@@ -58,11 +64,10 @@ def test_a_reload_is_prepared_by_all_then_in_force_everywhere_then_told(bench):
     ]
 
 
-def test_pieces_arrive_whole_and_in_order():
-    bench = Bench(1).up()
-    bench.loads(TWO)
+def test_pieces_arrive_whole_and_in_order(alone):
+    alone.loads(TWO)
 
-    pieces = [said.body for place, said in bench.sent if place == 0 and said.say == "piece"]
+    pieces = [said.body for place, said in alone.sent if place == 0 and said.say == "piece"]
     assert pieces == [b"t", b"wo"]
 
 
@@ -70,8 +75,7 @@ def test_pieces_arrive_whole_and_in_order():
 def test_a_replacement_is_born_with_the_version_in_force(workers):
     bench = Bench(workers).up()
     bench.loads(TWO)
-    bench.all_say("prepared", 2)
-    bench.all_say("switched", 2)
+    bench.confirmed(2)
     for index in range(workers):
         bench.dies(index)
     bench.passes(0.25)
@@ -252,34 +256,29 @@ def test_nonsense_costs_whoever_talks_it(say, head, why, bench):
     assert bench.hears(0, "pong", n=1, stats={}) == []
 
 
-def test_a_reload_asked_for_during_a_reload_is_done_after_it():
-    bench = Bench(1).up()
-    bench.plane.load()
-    assert bench.did() == ["fork loader"]
-    bench.plane.load()
-    bench.plane.load()
-    assert bench.did() == []
-    bench.hears(LOADER, "refused", error="bad file")
+def test_a_reload_asked_for_during_a_reload_is_done_after_it(alone):
+    assert alone.hangs_up() == ["fork loader"]
+    alone.plane.load()
+    alone.plane.load()
+    assert alone.did() == []
+    alone.hears(LOADER, "refused", error="bad file")
 
-    assert bench.dies(LOADER) == ["fork loader"]
-    assert [line["reloaded"] for line in bench.said[1:]] == [False]
+    assert alone.dies(LOADER) == ["fork loader"]
+    assert [line["reloaded"] for line in alone.said[1:]] == [False]
 
 
-def test_a_loader_that_works_is_not_stuck():
-    bench = Bench(1).up()
-    bench.plane.load()
-    bench.did()
+def test_a_loader_that_works_is_not_stuck(alone):
+    alone.hangs_up()
     for _ in range(100):
-        bench.runs[LOADER] = bench.runs.get(LOADER, 0.0) + 0.01
-        assert bench.passes(0.5) == []
-    assert "the loader did nothing for 3 s" in bench.passes(4.0)[0]
+        alone.runs[LOADER] = alone.runs.get(LOADER, 0.0) + 0.01
+        assert alone.passes(0.5) == []
+    assert "the loader did nothing for 3 s" in alone.passes(4.0)[0]
 
 
 @pytest.mark.parametrize("how", ["died", "nonsense", "never"])
 def test_a_loader_that_fails_is_an_answer(how):
     bench = Bench(1, timing=Timing(load=3.0)).up()
-    bench.plane.load()
-    bench.did()
+    bench.hangs_up()
     if how == "died":
         bench.dies(LOADER)
     elif how == "nonsense":
@@ -292,23 +291,22 @@ def test_a_loader_that_fails_is_an_answer(how):
     assert line["policy"] == "one"
 
 
-def test_key_sets_of_the_fetcher_go_together_and_a_reload_goes_alone():
-    bench = Bench(1).up()
-    bench.proposes("keys/a", KEYS, 1)
-    bench.loads(TWO)
-    bench.proposes("keys/b", KEYS, 2)
-    bench.proposes("keys/c", KEYS, 3)
+def test_key_sets_of_the_fetcher_go_together_and_a_reload_goes_alone(alone):
+    alone.proposes("keys/a", KEYS, 1)
+    alone.loads(TWO)
+    alone.proposes("keys/b", KEYS, 2)
+    alone.proposes("keys/c", KEYS, 3)
     outcomes = []
     for version in (2, 3, 4):
-        bench.all_say("prepared", version)
-        outcomes.append(without(bench.all_say("switched", version), "piece", "prepare"))
+        alone.all_say("prepared", version)
+        outcomes.append(without(alone.all_say("switched", version), "piece", "prepare"))
 
     assert outcomes == [
         ["fetcher < outcome 1"],
         ["say {'reloaded': True, 'policy': 'two', 'version': 3, 'workers': 1, 'confirmed': 1}"],
         ["fetcher < outcome 2", "fetcher < outcome 3"],
     ]
-    assert set(bench.plane.document.parts) == {POLICY, "keys/a", "keys/b", "keys/c"}
+    assert set(alone.plane.document.parts) == {POLICY, "keys/a", "keys/b", "keys/c"}
 
 
 def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key(bench):
@@ -323,33 +321,29 @@ def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key(bench):
     assert bench.hears(FETCHER, "switched", version=2) == ["fetcher < outcome 1", "1 < answer 7"]
 
 
-def test_a_fetcher_that_dies_takes_no_question_along():
-    bench = Bench(1).up()
-    bench.hears(0, "ask", id=7, topic="sts", body={})
-    bench.dies(FETCHER)
-    bench.passes(0.25)
+def test_a_fetcher_that_dies_takes_no_question_along(alone):
+    alone.hears(0, "ask", id=7, topic="sts", body={})
+    alone.dies(FETCHER)
+    alone.passes(0.25)
 
-    assert bench.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
-    assert bench.hears(FETCHER, "answer", id=1, body={"ok": 1}) == ["0 < answer 7"]
+    assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
+    assert alone.hears(FETCHER, "answer", id=1, body={"ok": 1}) == ["0 < answer 7"]
 
 
-def test_a_fetcher_that_is_not_ready_yet_is_not_asked():
+def test_a_fetcher_that_is_not_ready_yet_is_not_asked(alone):
     """It could only answer that it knows nothing, and a good credential would be refused."""
-    bench = Bench(1).up()
-    bench.dies(FETCHER)
-    bench.passes(0.25)
+    alone.dies(FETCHER)
+    alone.passes(0.25)
 
-    assert bench.hears(0, "ask", id=7, topic="sts", body={}) == []
-    assert bench.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
+    assert alone.hears(0, "ask", id=7, topic="sts", body={}) == []
+    assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
 
 
-def test_a_reload_that_the_end_cuts_off_is_answered():
-    bench = Bench(1).up()
-    bench.plane.load()
-    bench.did()
-    bench.plane.stop()
+def test_a_reload_that_the_end_cuts_off_is_answered(alone):
+    alone.hangs_up()
+    alone.plane.stop()
 
-    assert bench.did()[:2] == [
+    assert alone.did()[:2] == [
         "kill loader: the agent is stopping",
         "say {'reloaded': False, 'policy': 'one', 'error': 'the agent is stopping', 'version': 1}",
     ]
@@ -362,12 +356,11 @@ def test_that_the_fetcher_was_replaced_is_put_on_record_by_a_worker(bench):
     assert bench.passes(0.25)[:2] == ["fork fetcher: it ended with signal 9", "1 < note"]
 
 
-def test_the_next_fetcher_knows_which_signatures_were_used():
-    bench = Bench(1).up()
-    bench.hears(FETCHER, "used", what="sig-1", until=1700)
-    bench.dies(FETCHER)
+def test_the_next_fetcher_knows_which_signatures_were_used(alone):
+    alone.hears(FETCHER, "used", what="sig-1", until=1700)
+    alone.dies(FETCHER)
 
-    assert bench.plane.used == {"sig-1": 1700}
+    assert alone.plane.used == {"sig-1": 1700}
 
 
 def test_what_a_dead_worker_asked_is_answered_to_nobody(bench):
@@ -379,27 +372,23 @@ def test_what_a_dead_worker_asked_is_answered_to_nobody(bench):
     assert bench.hears(FETCHER, "answer", id=1, body={}) == []
 
 
-def test_a_stamp_is_no_new_version():
-    bench = Bench(1).up()
-    bench.proposes("keys/a", KEYS, 1)
-    bench.all_say("prepared", 2)
-    bench.all_say("switched", 2)
+def test_a_stamp_is_no_new_version(alone):
+    alone.proposes("keys/a", KEYS, 1)
+    alone.confirmed(2)
 
-    assert bench.hears(FETCHER, "stamp", name="keys/a", at=995.0) == ["fetcher < stamp", "0 < stamp"]
-    assert bench.plane.document.version == 2
-    assert bench.plane.document.parts["keys/a"].stamp == 995.0
+    assert alone.hears(FETCHER, "stamp", name="keys/a", at=995.0) == ["fetcher < stamp", "0 < stamp"]
+    assert alone.plane.document.version == 2
+    assert alone.plane.document.parts["keys/a"].stamp == 995.0
 
 
 def test_an_outcome_waits_for_the_disk_but_not_for_ever():
     bench = Bench(1, saves=True).up()
     bench.loads(TWO)
-    bench.all_say("prepared", 2)
-    assert bench.all_say("switched", 2) == []
+    assert bench.confirmed(2) == []
     assert "'saved': True" in bench.hears(FETCHER, "saved", version=2, error="")[0]
 
     bench.loads(THREE)
-    bench.all_say("prepared", 3)
-    bench.all_say("switched", 3)
+    bench.confirmed(3)
     line = bench.passes(4.0)[0]
     assert "'reloaded': True" in line
     assert "'saved': False, 'save_error': 'the disk did not answer in time'" in line
@@ -414,8 +403,7 @@ def test_the_same_content_is_confirmed_without_a_new_version(bench):
 def test_the_same_content_is_not_called_saved_where_the_disk_does_not_have_it():
     bench = Bench(1, saves=True).up()
     bench.loads(TWO)
-    bench.all_say("prepared", 2)
-    bench.all_say("switched", 2)
+    bench.confirmed(2)
     assert "'saved': False" in bench.hears(FETCHER, "saved", version=2, error="full")[0]
 
     assert "'saved': False, 'save_error': 'full'" in bench.loads(TWO)[-1]
@@ -442,27 +430,21 @@ def test_the_next_fetcher_is_not_told_what_came_of_a_dead_ones_proposal(bench):
     bench.all_say("prepared", 2)
     bench.hears(0, "switched", version=2)
 
-    bench.dies(FETCHER)
-    bench.passes(0.25)
-    bench.comes_up(FETCHER)
+    bench.replaced(FETCHER)
     bench.proposes("revocations", THREE, 1)
     assert [line for line in bench.hears(1, "switched", version=2) if "outcome" in line] == []
-    bench.all_say("prepared", 3)
-    bench.all_say("switched", 3)
+    bench.confirmed(3)
 
     outcomes = [said.head["body"] for _, said in bench.sent if said.say == "outcome"]
     assert [outcome["version"] for outcome in outcomes] == [3]
 
 
-def test_an_answer_waits_for_no_proposal_of_a_fetcher_that_died():
-    bench = Bench(1).up()
-    bench.hears(0, "ask", id=7, topic="keys", body={})
-    bench.proposes("keys/a", KEYS, 1)
-    bench.dies(FETCHER)
-    bench.passes(0.25)
-    bench.comes_up(FETCHER)
+def test_an_answer_waits_for_no_proposal_of_a_fetcher_that_died(alone):
+    alone.hears(0, "ask", id=7, topic="keys", body={})
+    alone.proposes("keys/a", KEYS, 1)
+    alone.replaced(FETCHER)
 
-    assert bench.hears(FETCHER, "answer", id=1, body={}, after=True) == ["0 < answer 7"]
+    assert alone.hears(FETCHER, "answer", id=1, body={}, after=True) == ["0 < answer 7"]
 
 
 def test_who_waits_for_a_key_at_the_end_still_gets_it(bench):

@@ -5,35 +5,32 @@ import dataclasses
 from ipaddress import ip_address
 
 import pytest
-from tokens_support import EC_KEY, ISSUER, NOW, OTHER_EC_KEY, ROLE, Clock, claims, mint, public_jwk
+import spop_transcript
+from audit_support import opened
+from policies import document, grant
+from tokens_support import EC_KEY, ISSUER, NOW, OTHER_EC_KEY, READER, Clock, claims, gate_of, mint, public_jwk
 
-from iamroles_agent.audit.log import Audit
-from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings
+from iamroles_agent.base.config import Config
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.identity_header import KeyRing, Signer
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.policy import Policy
-from iamroles_agent.serving.gate import Gate
-from iamroles_agent.serving.metrics import Metrics
-from iamroles_agent.spop.actions import decode
 from iamroles_agent.spop.messages import LIMITS, Check, Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_tools.audit.reading import in_order, readings
 
+CORP = {"name": "corp", "issuer": ISSUER, "audiences": ["orders"], "algorithms": ["ES256"]}
+POLICY = document(
+    grant("R1", "reader", "GET", "/orders", "orders-ro"),
+    issuers=[CORP],
+    keys={"refresh": "10d", "max_stale": "10d"},
+    roles=[READER],
+)
 
-def config(**changes):
-    document = {
-        "version": 1,
-        "issuers": [{"name": "corp", "issuer": ISSUER, "audiences": ["orders"], "algorithms": ["ES256"]}],
-        "keys": {"refresh": "10d", "max_stale": "10d"},
-        "roles": [{"name": "reader", "arn": ROLE}],
-        "backends": [{"name": "orders-ro"}],
-        "grants": [
-            {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": "/orders", "backend": "orders-ro"}
-        ],
-    }
-    return Config.model_validate(document | changes)
+
+def policy(**changes):
+    return Policy(Config.model_validate(POLICY | changes))
 
 
 class Bench:
@@ -41,11 +38,14 @@ class Bench:
 
     def __init__(self, audit="none"):
         self.clock = Clock()
-        self.authenticator = Authenticator(config(), clock=self.clock)
+        self.authenticator = Authenticator(policy().config, clock=self.clock)
         self.keys(public_jwk(EC_KEY, "k1"))
-        self.audit = Audit(AuditSettings(path=str(audit)))
-        self.metrics = Metrics(MetricsSettings())
-        self.gate = Gate(Policy(config()), self.authenticator, self.audit, self.metrics, clock=self.clock)
+        self.audit = opened(audit)
+        self.attach(self.audit)
+
+    def attach(self, audit):
+        self.gate = gate_of(POLICY, self.authenticator, self.clock, audit)
+        self.metrics = self.gate._metrics
 
     def keys(self, *jwks):
         source = self.authenticator.sources["corp"]
@@ -54,19 +54,16 @@ class Bench:
         source._kill([key for key in lost if key not in set(source._keys)])
 
     def judge(self, check, key=b"question"):
-        return variables(asyncio.run(self.gate.judge(check, Context("r-1", 5, 7), key)))
+        return text(asyncio.run(self.gate.judge(check, Context("r-1", 5, 7), key)))
 
     def recall(self, key=b"question"):
         actions = self.gate.recall(key, Context("r-2", 6, 8))
-        return None if actions is None else variables(actions)
+        return None if actions is None else text(actions)
 
 
-def variables(actions):
-    return {
-        action.name: action.value.decode() if isinstance(action.value, bytes) else action.value
-        for action in decode(actions)
-        if action.kind is not None
-    }
+def text(actions):
+    found = spop_transcript.variables(actions).items()
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found}
 
 
 def question(token=None, **changes):
@@ -92,7 +89,7 @@ def test_an_allow_is_tagged_and_remembered(bench):
 
     assert answer == {
         "status": 200,
-        "role": ROLE,
+        "role": READER["arn"],
         "principal": "alice",
         "session": "id-1",
         "issuer": "corp",
@@ -140,7 +137,7 @@ def test_a_lost_key_takes_its_verdicts_along(bench):
 
 def test_a_new_policy_forgets_everything_at_once(bench):
     bench.judge(question())
-    bench.gate.replace(Policy(config(grants=[])))
+    bench.gate.replace(policy(grants=[]))
 
     assert bench.recall() is None
     assert bench.judge(question())["reason"] == "no_grant"
@@ -161,9 +158,9 @@ def test_a_verdict_begun_under_the_old_policy_is_given_by_the_new(bench):
         bench.authenticator.authenticate = slow
         judging = asyncio.create_task(bench.gate.judge(question(), Context(), b"question"))
         await asyncio.sleep(0)
-        bench.gate.replace(Policy(config(grants=[])))
+        bench.gate.replace(policy(grants=[]))
         obtained.set()
-        return variables(await judging)
+        return text(await judging)
 
     assert asyncio.run(race())["reason"] == "no_grant"
     assert bench.judge(question())["reason"] == "no_grant"
@@ -312,8 +309,7 @@ def test_refusals_of_strangers_leave_nothing_behind_and_push_nothing_out(bench):
     assert bench.recall() is not None
 
 
-def test_a_verdict_with_a_signed_identity_is_remembered_for_half_the_identity_s_life():
-    bench = Bench()
+def test_a_verdict_with_a_signed_identity_is_remembered_for_half_the_identity_s_life(bench):
     bench.gate.signer = Signer(KeyRing.first(bench.clock.now, 86400.0), "https://gate.example.com")
 
     first = bench.judge(question())
@@ -328,8 +324,7 @@ def test_a_verdict_with_a_signed_identity_is_remembered_for_half_the_identity_s_
     assert {**second, **differing} == {**first, **differing}
 
 
-def test_a_refusal_has_no_signed_identity():
-    bench = Bench()
+def test_a_refusal_has_no_signed_identity(bench):
     bench.gate.signer = Signer(KeyRing.first(bench.clock.now, 86400.0), "https://gate.example.com")
 
     assert "identity" not in bench.judge(question(path="/elsewhere"))
@@ -357,7 +352,7 @@ class _Disk:
 
 def _on_disk(bench, *meanwhile):
     disk = _Disk(list(meanwhile))
-    bench.gate = Gate(Policy(config()), bench.authenticator, disk, bench.metrics, clock=bench.clock)
+    bench.attach(disk)
     return disk
 
 
@@ -367,7 +362,7 @@ def test_what_changed_while_the_record_went_to_disk_decides(bench, remembered):
     disk = _on_disk(bench)
     assert bench.judge(question())["allow"] is True
     if not remembered:
-        bench.gate.replace(Policy(config()))
+        bench.gate.replace(policy())
     disk.recorded.clear()
     disk._meanwhile.append(lambda: bench.keys(public_jwk(EC_KEY, "other")))
 
@@ -378,7 +373,7 @@ def test_what_changed_while_the_record_went_to_disk_decides(bench, remembered):
 
 
 def test_a_change_that_changes_nothing_for_it_is_recorded_once(bench):
-    disk = _on_disk(bench, lambda: bench.gate.replace(Policy(config())))
+    disk = _on_disk(bench, lambda: bench.gate.replace(policy()))
 
     assert bench.judge(question())["allow"] is True
     assert len(disk.recorded) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from tokens_support import issuer
 
 from iamroles_agent.audit.log import Audit, AuditState
 from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings
@@ -22,20 +23,12 @@ from iamroles_agent.tokens import Authenticator
 DASHBOARD = Path(__file__).parents[3] / "reference" / "grafana" / "iamroles.json"
 
 
-CONFIG = {
-    "version": 1,
-    "issuers": [
-        {"name": "corp", "issuer": "https://id.example.com", "audiences": ["shop"], "algorithms": ["RS256"]}
-    ],
-}
-
-
 @pytest.fixture
 def metrics():
     numbers = Metrics(MetricsSettings(listen="127.0.0.1:0"), clock=lambda: 1000.0)
     numbers.audit = lambda: AuditState(records=7, lost=2, failures=1, failing=True, buffered=512)
     numbers.connections = ConnectionStats(open=1, pending=3, accepted=2, refused=4, protocol_errors=5)
-    numbers.authenticator = Authenticator(Config.model_validate(CONFIG))
+    numbers.authenticator = Authenticator(Config(version=1, issuers=[issuer()]))
     return numbers
 
 

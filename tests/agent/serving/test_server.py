@@ -12,6 +12,7 @@ from spop_transcript import (
     DENIED,
     DENY,
     FAILED,
+    KNOWN,
     check_message,
     context_message,
     disconnect,
@@ -34,8 +35,7 @@ def question(path, number=1):
 
 class TestAnswers:
     async def test_many_questions_in_one_segment(self):
-        gate = DictatedGate()
-        gate.memory[check_message()] = ALLOW
+        gate = DictatedGate(memory=KNOWN)
         async with talking(gate) as (server, client):
             client.send(*(notify(ids=(n, 1)) for n in range(300)))
 
@@ -102,13 +102,11 @@ class TestAnswers:
 
     async def test_unix_socket(self, tmp_path):
         path = tmp_path / "agent.sock"
-        async with serving(DictatedGate(), listen=f"unix:{path}") as server:
+        async with talking(DictatedGate(), listen=f"unix:{path}") as (server, client):
             assert server.address == f"unix:{path}"
-            client = await Client.connect(server.address)
             client.send(notify())
 
             assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
-            await client.close()
         assert not path.exists()
 
     async def test_ipv6(self):
@@ -172,8 +170,7 @@ class TestFailures:
             assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
 
     async def test_an_ambiguous_question_is_a_deny(self):
-        gate = DictatedGate()
-        gate.memory[check_message()] = ALLOW
+        gate = DictatedGate(memory=KNOWN)
         async with talking(gate) as (_, client):
             client.send(notify(context_message() + check_message() * 2))
 

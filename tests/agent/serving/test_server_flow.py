@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from spop_client import Client, DictatedGate, HeldGate, serving, talking, until
-from spop_transcript import ALLOW, ALLOWED, DENIED, DENY, FAILED, check_message, hello, notify
+from spop_transcript import ALLOW, ALLOWED, DENIED, DENY, FAILED, KNOWN, hello, notify
 
 BYE = "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'the agent is stopping'"
 
@@ -56,8 +56,7 @@ class TestLimits:
     async def test_a_peer_that_reads_late_gets_every_answer(self):
         """Far more than socket buffers hold: the agent stops reading until its answers are taken."""
 
-        gate = DictatedGate()
-        gate.memory[check_message()] = ALLOW
+        gate = DictatedGate(memory=KNOWN)
         async with talking(gate) as (server, client):
             count = 30_000
             client.send(*(notify() for _ in range(count)))
@@ -100,8 +99,7 @@ class TestFlow:
         return transport, peer
 
     async def test_one_read_one_write(self):
-        gate = DictatedGate()
-        gate.memory[check_message()] = ALLOW
+        gate = DictatedGate(memory=KNOWN)
         async with serving(gate) as server:
             transport, peer = self.peer(server)
             peer.data_received(b"".join(notify(ids=(n, 1)) for n in range(50)))
@@ -165,8 +163,7 @@ class TestDrain:
             await draining
 
     async def test_what_was_sent_before_is_answered(self):
-        async with serving(DictatedGate()) as server:
-            client = await Client.connect(server.address)
+        async with talking(DictatedGate()) as (server, client):
             client.send(notify())
             draining = asyncio.create_task(server.drain())
 
@@ -176,8 +173,7 @@ class TestDrain:
 
     async def test_patience_ends_with_a_deny(self):
         gate = HeldGate()
-        async with serving(gate, drain_timeout="100ms") as server:
-            client = await Client.connect(server.address)
+        async with talking(gate, drain_timeout="100ms") as (server, client):
             client.send(notify())
             await until(lambda: len(gate.asked) == 1)
             draining = asyncio.create_task(server.drain())

@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from spop_transcript import (
     ALLOW,
     ALLOWED,
+    ASKED,
     DENIED,
     DENY,
     GREETED,
+    KNOWN,
     Talk,
     argument,
     check_message,
@@ -27,6 +29,8 @@ from iamroles_agent.spop.errors import LocalProtocolError, Status
 from iamroles_agent.spop.frames import ABORT, FIN, FrameType
 from iamroles_agent.spop.messages import Context
 from iamroles_agent.spop.values import DataType
+
+FRAGMENTED = "fragmentation was not negotiated"
 
 
 def ended(status, message, said=None):
@@ -117,25 +121,31 @@ class TestHandshake:
             ({"max_frame_size": (DataType.INT64, -1)}, 9, "max-frame-size is -1, the least is 256"),
             ({"max_frame_size": (DataType.STRING, b"16380")}, 4, "max-frame-size is not an integer"),
             ({"supported_versions": (DataType.INT32, 2)}, 4, "supported-versions is not a string"),
-            ({"flags": 0}, 10, "fragmentation was not negotiated"),
+            ({"flags": 0}, 10, FRAGMENTED),
         ],
     )
     def test_refused(self, changed, status, why):
         assert Talk().send(hello(**changed)).lines == ended(status, why)
 
-    @pytest.mark.parametrize(
-        "kind", [FrameType.NOTIFY, FrameType.AGENT_HELLO, FrameType.AGENT_DISCONNECT, FrameType.ACK]
-    )
-    def test_hello_comes_first(self, kind):
-        assert Talk().send(frame(kind)).lines == ended(4, f"{kind.name} is not expected while OPEN")
 
-    def test_hello_comes_once(self):
-        assert greeted().send(hello()).lines == ended(4, "HAPROXY_HELLO is not expected while READY")
+FIRST = [FrameType.NOTIFY, FrameType.AGENT_HELLO, FrameType.AGENT_DISCONNECT, FrameType.ACK]
 
-    def test_http(self):
-        lines = Talk().send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").lines
 
-        assert lines == ended(3, "a frame of 1195725856 bytes exceeds the maximum of 16380")
+@pytest.mark.parametrize(
+    ("talk", "sent", "status", "why"),
+    [
+        *((Talk, frame(kind), 4, f"{kind.name} is not expected while OPEN") for kind in FIRST),
+        (Talk, b"GET / HTTP/1.1\r\n\r\n", 3, "a frame of 1195725856 bytes exceeds the maximum of 16380"),
+        (greeted, hello(), 4, "HAPROXY_HELLO is not expected while READY"),
+        *((greeted, notify(flags=flags), 10, FRAGMENTED) for flags in (0, ABORT)),
+        *(
+            (greeted, frame(FrameType.UNSET, b"x", ids=(1, 1), flags=flags), 10, FRAGMENTED)
+            for flags in (0, FIN, FIN | ABORT)
+        ),
+    ],
+)
+def test_what_may_not_come_ends_the_connection(talk, sent, status, why):
+    assert talk().send(sent).lines == ended(status, why)
 
 
 class TestNotify:
@@ -145,21 +155,28 @@ class TestNotify:
         assert talk.lines == ["-- check r1 GET /orders", f"<< ACK 0/1 FIN {ALLOWED}"]
 
     def test_a_question_remembered_is_answered_at_once(self):
-        asked = check_message()
-        talk = greeted({asked: ALLOW}).send(
-            notify(context_message(b"r1") + asked, ids=(1, 1)),
-            notify(context_message(b"r2", 40001, None) + asked, ids=(70000, 2)),
+        talk = greeted(KNOWN).send(
+            notify(ids=(1, 1)),
+            notify(context_message(b"r2", 40001, None) + ASKED, ids=(70000, 2)),
         )
 
         assert talk.lines == [f"<< ACK 1/1 FIN {ALLOWED}", f"<< ACK 70000/2 FIN {ALLOWED}"]
-        assert talk.recalls == [(asked, Context("r1", 40000, 7)), (asked, Context("r2", 40001, None))]
+        assert talk.recalls == [(ASKED, Context("r1", 40000, 7)), (ASKED, Context("r2", 40001, None))]
         assert (talk.connection.notifies, talk.connection.recalled) == (2, 2)
 
-    def test_the_shortcut_is_not_needed_to_remember(self):
-        asked = check_message()
-        talk = greeted({asked: ALLOW}).send(notify(asked + message("other") + context_message()))
-
-        assert talk.lines == [f"<< ACK 1/1 FIN {ALLOWED}"]
+    @pytest.mark.parametrize(
+        ("payload", "flags", "line"),
+        [
+            (ASKED + message("other") + context_message(), FIN, f"<< ACK 1/1 FIN {ALLOWED}"),
+            (context_message() + ASKED * 2, FIN, "-- unusable r1: 2 iam-check messages in one NOTIFY"),
+            (context_message() + ASKED * 3, FIN, "-- unusable r1: 3 iam-check messages in one NOTIFY"),
+            (context_message() + ASKED, FIN | ABORT, "<< ACK 1/1 FIN (nothing)"),
+            (context_message() + ASKED, FIN | 0xFFFFFFFC, f"<< ACK 1/1 FIN {ALLOWED}"),
+        ],
+        ids=["no shortcut", "ambiguous", "more ambiguous", "aborted", "reserved flags are ignored"],
+    )
+    def test_a_remembered_question_otherwise(self, payload, flags, line):
+        assert greeted(KNOWN).send(notify(payload, flags=flags)).lines == [line]
 
     def test_the_memory_is_asked_once_for_a_question(self):
         talk = greeted().send(notify())
@@ -167,10 +184,9 @@ class TestNotify:
         assert len(talk.recalls) == 1
 
     def test_pipelined_answers_may_overtake(self):
-        asked = check_message()
-        talk = greeted({asked: ALLOW}).send(
+        talk = greeted(KNOWN).send(
             notify(context_message() + check_message(path=(DataType.STRING, b"/slow")), ids=(1, 1)),
-            notify(context_message() + asked, ids=(3, 1)),
+            notify(ids=(3, 1)),
             notify(ids=(5, 1), payload=context_message() + check_message(path=(DataType.STRING, b"/new"))),
         )
         talk.answer(1, DENY).answer(0, ALLOW)
@@ -196,29 +212,6 @@ class TestNotify:
     def test_nothing_asked_nothing_answered(self, payload):
         assert greeted().send(notify(payload)).lines == ["<< ACK 1/1 FIN (nothing)"]
 
-    @pytest.mark.parametrize("times", [2, 3])
-    def test_an_ambiguous_question(self, times):
-        asked = check_message()
-        talk = greeted({asked: ALLOW}).send(notify(context_message() + asked * times))
-
-        assert talk.lines == [f"-- unusable r1: {times} iam-check messages in one NOTIFY"]
-
-    def test_aborted(self):
-        asked = check_message()
-        talk = greeted({asked: ALLOW}).send(notify(context_message() + asked, flags=FIN | ABORT))
-
-        assert talk.lines == ["<< ACK 1/1 FIN (nothing)"]
-
-    def test_reserved_flags_are_ignored(self):
-        asked = check_message()
-        talk = greeted({asked: ALLOW}).send(notify(context_message() + asked, flags=FIN | 0xFFFFFFFC))
-
-        assert talk.lines == [f"<< ACK 1/1 FIN {ALLOWED}"]
-
-    @pytest.mark.parametrize("flags", [0, ABORT])
-    def test_fragments(self, flags):
-        assert greeted().send(notify(flags=flags)).lines == ended(10, "fragmentation was not negotiated")
-
     @pytest.mark.parametrize(
         "payload", [b"\xff", message("x", count=3), context_message() + b"\x09iam-check\x01"]
     )
@@ -233,8 +226,7 @@ class TestNotify:
         assert talk.lines[-1].startswith("<< AGENT-DISCONNECT 0/0 FIN status-code=4")
 
     def test_what_was_answered_before_a_broken_frame_is_sent(self):
-        asked = check_message()
-        talk = greeted({asked: ALLOW}).send(notify(context_message() + asked), b"\x00\x00\x00\x00")
+        talk = greeted(KNOWN).send(notify(), b"\x00\x00\x00\x00")
 
         assert talk.lines[1:] == [
             f"<< ACK 1/1 FIN {ALLOWED}",
@@ -253,19 +245,17 @@ class TestFrameSize:
 
     @pytest.mark.parametrize("remembered", [True, False])
     def test_binds_the_agent_which_drops_tags(self, remembered):
-        asked = check_message()
         long = ALLOW.replace(b"\x07backend\x08\x01b", b"\x07backend\x08\xf0\x0e" + b"b" * 464)
-        talk = Talk({asked: long} if remembered else {})
+        talk = Talk({ASKED: long} if remembered else {})
         talk.send(hello(max_frame_size=(DataType.UINT32, 256)))
-        talk.send(notify(context_message() + asked))
+        talk.send(notify())
         if not remembered:
             talk.answer(0, long)
 
         assert talk.lines[-1:] == ["<< ACK 1/1 FIN status=200 allow=True"]
 
     def test_a_remembered_answer_that_cannot_be_sent_is_not_swallowed(self):
-        asked = check_message()
-        talk = greeted({asked: b"\x01\x03\x02" + b"x" * 20000}).send(notify(context_message() + asked))
+        talk = greeted({ASKED: b"\x01\x03\x02" + b"x" * 20000}).send(notify())
 
         assert talk.lines == ["-- unusable r1: these actions cannot be read back: not an action"]
 
@@ -313,12 +303,6 @@ class TestEnd:
         assert greeted().send(frame(kind, b"\xff", flags=0), notify(b"")).lines == [
             "<< ACK 1/1 FIN (nothing)"
         ]
-
-    @pytest.mark.parametrize("flags", [0, FIN, FIN | ABORT])
-    def test_unset(self, flags):
-        lines = greeted().send(frame(FrameType.UNSET, b"x", ids=(1, 1), flags=flags)).lines
-
-        assert lines == ended(10, "fragmentation was not negotiated")
 
 
 STREAM = st.lists(
@@ -369,4 +353,4 @@ def test_law_no_changed_byte_crashes_it(at, value, other):
     sent = bytearray(hello() + notify() + notify(ids=(300, 2)))
     sent[at % len(sent)] = value
     sent[(at * 7) % len(sent)] = other
-    Talk({check_message(): ALLOW}).send(bytes(sent))
+    Talk(KNOWN).send(bytes(sent))

@@ -197,6 +197,7 @@ class TestParse:
             read(payload)
 
 
+REQUEST_ID, PORT = argument("request-id", DataType.STRING, b"r"), argument("src-port", DataType.INT64, 1)
 PIECES = [check_message(), context_message(), message("x"), b"\xff", b"\x09iam-check"]
 
 
@@ -222,18 +223,9 @@ class TestGlance:
             context_message(src_port=65536) + check_message(),
             context_message(stream=1 << 32) + check_message(),
             message("iam-context") + check_message(),
-            message("iam-context", argument("request-id", DataType.STRING, b"r")) + check_message(),
-            message(
-                "iam-context",
-                argument("request-id", DataType.STRING, b"r"),
-                argument("stream", DataType.INT64, 1),
-                argument("src-port", DataType.INT64, 1),
-            ),
-            message(
-                "iam-context",
-                argument("request-id", DataType.STRING, b"r"),
-                argument("src-port", DataType.UINT32, 1),
-            ),
+            message("iam-context", REQUEST_ID) + check_message(),
+            message("iam-context", REQUEST_ID, argument("stream", DataType.INT64, 1), PORT),
+            message("iam-context", REQUEST_ID, argument("src-port", DataType.UINT32, 1)),
             context_message()[:-1],
         ],
     )

@@ -32,6 +32,10 @@ class Queue:
         self.refused += refuse
         return start
 
+    def flood(self, source="source {}", key="AKIA{}"):
+        for n in range(400):
+            self.ask(f"forged {n}", key.format(n), source.format(n % 50))
+
     def know(self, key="AKIA1", source="a"):
         assert self.ask("first", key, source) == ["first"]
         self.done("first", proved=True)
@@ -54,8 +58,7 @@ def test_a_flood_of_forged_credentials_leaves_room_for_a_known_key_at_its_source
     """
     queue = Queue()
     queue.know("AKIAGOOD", "office")
-    for n in range(400):
-        queue.ask(f"forged {n}", forged.format(n), f"source {n % 50}")
+    queue.flood(key=forged)
 
     assert queue.admission.flying == 12
     assert queue.ask("good", "AKIAGOOD", "office") == ["good"]
@@ -63,16 +66,14 @@ def test_a_flood_of_forged_credentials_leaves_room_for_a_known_key_at_its_source
 
 def test_a_new_caller_elsewhere_is_served_beside_a_flood_from_one_source():
     queue = Queue()
-    for n in range(400):
-        queue.ask(f"forged {n}", f"AKIA{n}", "flood")
+    queue.flood("flood")
 
     assert queue.ask("new", "AKIANEW", "office") == ["new"]
 
 
 def test_a_new_caller_at_the_source_of_a_flood_is_the_next():
     queue = Queue()
-    for n in range(400):
-        queue.ask(f"forged {n}", f"AKIA{n}", "shared")
+    queue.flood("shared")
     queue.ask("new", "AKIANEW", "shared")
 
     assert queue.done("forged 0") == ["new"]

@@ -17,7 +17,8 @@ from tokens_support import (
     issuer,
     mint,
     public_jwk,
-)  # fmt: skip
+)
+from tokens_support import reason as reason_of
 
 from iamroles_agent.base.config import Config, Limits
 from iamroles_agent.base.errors import ConfigError
@@ -91,16 +92,30 @@ def test_exact_lifetime():
 
 
 BAD_TIMES = ["1800000300", True, False, None, 1.8e9, float(NOW + 60), -1, 2**53 + 1, 10**30, [NOW], {}]
+BLANKS = [" alice", "alice ", " ", "alice\u00a0"]
+"""P7: ` alice` reaches backends that trim their headers as `alice`."""
+INVALID = [
+    *((name, value) for name in ("exp", "iat", "nbf") for value in BAD_TIMES),
+    ("exp", ...),
+    # A principal and a session must be fit for a header.
+    *(
+        ("sub", value)
+        for value in (..., None, 7, "", "a\r\nX-IAM-Role: admin", "a\0b", "x" * 513, ["a"], "\x7f")
+    ),
+    *(("jti", value) for value in (7, "", "a\nb", {})),
+    *((name, value) for name in ("sub", "jti") for value in BLANKS),
+    *(("scope", value) for value in (1, {"a": 1}, ["a", 1], True)),
+]
 
 
-@pytest.mark.parametrize("name", ["exp", "iat", "nbf"])
-@pytest.mark.parametrize("value", BAD_TIMES, ids=str)
-def test_times_are_json_integers(name, value):
-    assert reason(claims(**{name: value})) == "claim_invalid"
+@pytest.mark.parametrize(("name", "value"), INVALID, ids=str)
+def test_a_claim_that_cannot_be_used_is_invalid(name, value):
+    assert reason(claims(**{name: value}), scope_claim="scope") == "claim_invalid"
 
 
-def test_exp_is_required():
-    assert reason(claims(exp=...)) == "claim_invalid"
+@pytest.mark.parametrize("name", ["sub", "jti"])
+def test_a_tag_may_hold_an_inner_blank(name):
+    assert reason(claims(**{name: "alice smith"})) == ""
 
 
 @pytest.mark.parametrize(
@@ -171,13 +186,8 @@ def test_typ(typ, changes, expected):
     authenticator = authenticator_with([public_jwk(EC_KEY, "k1")], **changes)
     header = {"typ": typ} if typ is not ... else {"typ": None}
     token = mint(claims(client_id="app"), **header)
-    try:
-        asyncio.run(authenticator.authenticate(f"Bearer {token}"))
-        got = ""
-    except Refusal as refusal:
-        got = str(refusal.reason)
 
-    assert got == expected
+    assert asyncio.run(reason_of(authenticator, f"Bearer {token}")) == expected
 
 
 @pytest.mark.parametrize(
@@ -202,13 +212,8 @@ def test_roles(roles, expected):
 
 
 def test_roles_are_canonical_each_once_in_order():
-    writer = ROLE.replace("Reader", "Writer")
-    roles = [
-        writer,
-        f"arn:aws:sts::{ACCOUNT}:assumed-role/Reader/me",
-        ROLE,
-        f"arn:aws:iam::{ACCOUNT}:role/x/Writer",
-    ]
+    writer, session = ROLE.replace("Reader", "Writer"), f"arn:aws:sts::{ACCOUNT}:assumed-role/Reader/me"
+    roles = [writer, session, ROLE, writer.replace("/", "/x/")]
 
     assert [str(role) for role in judge(claims(roles=roles)).roles] == [writer, ROLE]
 
@@ -230,18 +235,6 @@ def test_claims_at_nested_paths():
     assert reason(claims(roles=..., realm="x"), **nested) == "role_missing"
 
 
-@pytest.mark.parametrize(
-    "value", [..., None, 7, "", "a\r\nX-IAM-Role: admin", "a\0b", "x" * 513, ["a"], "\x7f"]
-)
-def test_a_principal_must_be_fit_for_a_header(value):
-    assert reason(claims(sub=value)) == "claim_invalid"
-
-
-@pytest.mark.parametrize("value", [7, "", "a\nb", {}])
-def test_a_session_must_be_fit_for_a_header(value):
-    assert reason(claims(jti=value)) == "claim_invalid"
-
-
 def test_a_session_may_be_absent():
     assert judge(claims(jti=...)).session == ""
 
@@ -255,11 +248,6 @@ def test_a_session_may_be_absent():
 )  # fmt: skip
 def test_scopes(value, required, expected):
     assert judge(claims(scope=value), scope_claim="scope", scope_required=required).scopes == expected
-
-
-@pytest.mark.parametrize("value", [1, {"a": 1}, ["a", 1], True])
-def test_malformed_scopes(value):
-    assert reason(claims(scope=value), scope_claim="scope") == "claim_invalid"
 
 
 def test_a_malformed_preferred_role():
@@ -364,29 +352,14 @@ async def test_bad_tokens_do_not_evict_good_ones_and_the_cache_is_bounded():
     assert [authenticator.recall(header) is not None for header in good] == [False, True, True, True]
 
 
-@pytest.mark.parametrize("name", ["sub", "jti"])
-@pytest.mark.parametrize("value", [" alice", "alice ", " ", "alice\u00a0"])
-def test_a_tag_has_no_outer_blanks(name, value):
-    """P7: ` alice` reaches backends that trim their headers as `alice`."""
-    assert reason(claims(**{name: value})) == "claim_invalid"
-    assert reason(claims(**{name: "alice smith"})) == ""
-
-
 @pytest.mark.parametrize(
-    ("aud", "expected"),
-    [
-        (["other", AUDIENCE], ""),
-        (["other"], "audience_mismatch"),
-        ({}, "audience_mismatch"),
-        ([[]], "audience_mismatch"),
-    ],
-    ids=str,
+    ("aud", "good"), [(["other", AUDIENCE], True), (["other"], False), ({}, False), ([[]], False)], ids=str
 )
-def test_an_array_of_audiences_in_a_cognito_id_token(aud, expected):
+def test_an_array_of_audiences_in_a_cognito_id_token(aud, good):
     """A list cannot be a member of a set: this was a TypeError."""
     token = claims(token_use="id", aud=aud, roles=..., **{"cognito:roles": [ROLE]})
 
-    assert reason(token, profile="cognito") == expected
+    assert reason(token, profile="cognito") == ("" if good else "audience_mismatch")
 
 
 ANY_JSON = st.recursive(

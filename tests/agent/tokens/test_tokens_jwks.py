@@ -7,6 +7,7 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+from spop_client import until
 from tokens_support import (
     EC_KEY,
     OTHER_EC_KEY,
@@ -16,8 +17,9 @@ from tokens_support import (
     issuer,
     mint,
     public_jwk,
+    reason,
     serving,
-)  # fmt: skip
+)
 
 from iamroles_agent.base.config import Config, KeySettings
 from iamroles_agent.base.reasons import Refusal
@@ -59,24 +61,24 @@ async def running(configuration):
         await authenticator.close()
 
 
-async def reason(authenticator, header):
-    try:
-        await authenticator.authenticate(header)
-    except Refusal as refusal:
-        return str(refusal.reason)
-    return ""
-
-
-async def until(condition):
-    """Let the loop run until something holds: for what has no event of its own."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.005)
+def stricter(server):
+    """The issuer's configuration with another audience."""
+    issuers = [config(server).issuers[0].model_copy(update={"audiences": ["other"]})]
+    return config(server).model_copy(update={"issuers": issuers})
 
 
 def stranger(server):
     """A token with a kid that nobody published."""
     return "Bearer " + mint(claims(iss=server.url), kid="stranger")
+
+
+@asynccontextmanager
+async def accepting(server, **timing):
+    """An agent that accepted a token of this issuer, and the token."""
+    async with running(config(server, **timing)) as agent:
+        token = old(iss=server.url)
+        assert await reason(agent, token) == ""
+        yield agent, token
 
 
 @pytest.fixture
@@ -142,9 +144,7 @@ async def test_redirects_are_not_followed(server):
 
 
 async def test_ten_thousand_random_kids_cause_one_fetch_and_good_tokens_do_not_notice(server):
-    async with running(config(server)) as agent:
-        good = old(iss=server.url)
-        assert await reason(agent, good) == ""
+    async with accepting(server) as (agent, good):
         storm = ["Bearer " + mint(claims(iss=server.url), kid=f"random-{n}") for n in range(2000)]
         answers = await asyncio.gather(*(reason(agent, token) for token in storm))
         assert set(answers) == {"key_unknown"}
@@ -161,8 +161,7 @@ async def test_ten_thousand_random_kids_cause_one_fetch_and_good_tokens_do_not_n
 async def test_a_key_rotated_right_after_a_fetch_is_accepted_at_once(server, cooldown):
     """The trap of JWKS-FETCH-001: a cooldown that starts at each successful fetch would refuse it."""
 
-    async with running(config(server, cooldown=cooldown)) as agent:
-        assert await reason(agent, old(iss=server.url)) == ""
+    async with accepting(server, cooldown=cooldown) as (agent, _):
         server.json("/jwks", keys(OLD, NEW))
         assert await reason(agent, new(iss=server.url)) == ""
         third = public_jwk(EC_KEY, "third")  # and once more, right after that fetch
@@ -174,8 +173,7 @@ async def test_a_key_rotated_right_after_a_fetch_is_accepted_at_once(server, coo
 
 
 async def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends(server):
-    async with running(config(server, cooldown="600ms")) as agent:
-        assert await reason(agent, old(iss=server.url)) == ""
+    async with accepting(server, cooldown="600ms") as (agent, _):
         assert await reason(agent, stranger(server)) == "key_unknown"
         server.json("/jwks", keys(OLD, NEW))
         assert await reason(agent, new(iss=server.url)) == ""  # waits for the end, then is right
@@ -183,8 +181,7 @@ async def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends(server):
 
 
 async def test_a_long_cooldown_answers_at_once_and_recovers_by_itself(server):
-    async with running(config(server, cooldown="2s")) as agent:
-        assert await reason(agent, old(iss=server.url)) == ""
+    async with accepting(server, cooldown="2s") as (agent, _):
         assert await reason(agent, stranger(server)) == "key_unknown"
         server.json("/jwks", keys(OLD, NEW))
         assert await reason(agent, new(iss=server.url)) == "key_unknown"
@@ -203,9 +200,9 @@ async def test_the_first_keys_are_a_change_for_what_was_judged_without_them(serv
 async def test_a_removed_key_is_refused_within_refresh_and_so_are_cached_verdicts(server):
     changes = []
     server.json("/jwks", keys(OLD, NEW))
-    async with running(config(server, refresh="400ms")) as agent:
-        token, other = old(iss=server.url), new(iss=server.url)
-        assert await reason(agent, token) == await reason(agent, other) == ""
+    async with accepting(server, refresh="400ms") as (agent, token):
+        other = new(iss=server.url)
+        assert await reason(agent, other) == ""
         agent.on_change.append(lambda: changes.append((agent.generation, server.counts["/jwks"])))
         assert agent.recall(token) is not None
         flights = server.counts["/jwks"]
@@ -219,9 +216,7 @@ async def test_a_removed_key_is_refused_within_refresh_and_so_are_cached_verdict
 
 
 async def test_a_key_that_changed_under_its_kid_is_another_key(server):
-    async with running(config(server, refresh="300ms")) as agent:
-        token = old(iss=server.url)
-        assert await reason(agent, token) == ""
+    async with accepting(server, refresh="300ms") as (agent, token):
         server.json("/jwks", keys(public_jwk(OTHER_EC_KEY, "old")))
         await until(lambda: agent.generation == 2)
         assert agent.recall(token) is None
@@ -229,9 +224,7 @@ async def test_a_key_that_changed_under_its_kid_is_another_key(server):
 
 
 async def test_renewal_without_change_keeps_what_is_cached(server):
-    async with running(config(server, refresh="200ms")) as agent:
-        token = old(iss=server.url)
-        assert await reason(agent, token) == ""
+    async with accepting(server, refresh="200ms") as (agent, token):
         await until(lambda: server.counts["/jwks"] >= 4)
         assert agent.recall(token) is not None
         assert agent.generation == 1
@@ -239,9 +232,7 @@ async def test_renewal_without_change_keeps_what_is_cached(server):
 
 async def test_outage_serves_the_last_good_set_up_to_max_stale(server):
     timing = {"refresh": "200ms", "max_stale": "1500ms", "cooldown": "300ms"}
-    async with running(config(server, **timing)) as agent:
-        token = old(iss=server.url)
-        assert await reason(agent, token) == ""
+    async with accepting(server, **timing) as (agent, token):
         good = server.replies["/jwks"]
         server.raw("/jwks", b"", 500)
         await until(lambda: agent.sources["i0"].failures >= 2)
@@ -265,9 +256,7 @@ async def test_outage_serves_the_last_good_set_up_to_max_stale(server):
     ids=range(9),
 )  # fmt: skip
 async def test_a_poisoned_set_leaves_the_last_good_one(server, poison):
-    async with running(config(server, refresh="100ms")) as agent:
-        token = old(iss=server.url)
-        assert await reason(agent, token) == ""
+    async with accepting(server, refresh="100ms") as (agent, token):
         server.raw("/jwks", poison)
         await until(lambda: agent.sources["i0"].failures >= 1)
         assert agent.recall(token) is not None
@@ -275,9 +264,7 @@ async def test_a_poisoned_set_leaves_the_last_good_one(server, poison):
 
 
 async def test_an_empty_set_revokes_every_key(server):
-    async with running(config(server, refresh="100ms")) as agent:
-        token = old(iss=server.url)
-        assert await reason(agent, token) == ""
+    async with accepting(server, refresh="100ms") as (agent, token):
         server.json("/jwks", keys())
         await until(lambda: agent.recall(token) is None)
 
@@ -348,9 +335,7 @@ def drip(*before):
 async def test_a_key_server_that_drips_its_headers_stops_no_renewal(server, before):
     """A key that was removed is refused, though the server drips at every renewal but some."""
     good = server.replies["/jwks"]
-    async with running(config(server, timeout="300ms", refresh="400ms", max_stale="1500ms")) as agent:
-        token = old(iss=server.url)
-        assert await reason(agent, token) == ""
+    async with accepting(server, timeout="300ms", refresh="400ms", max_stale="1500ms") as (agent, token):
         server.replies["/jwks"] = drip(*before)
         source = agent.sources["i0"]
         await until(lambda: source.failures >= 2)
@@ -381,24 +366,19 @@ async def test_a_flight_that_never_ends_is_left_behind(server, monkeypatch):
 
 async def test_new_timing_for_an_unchanged_issuer_keeps_its_keys_through_an_outage(server):
     """A reload that changes `cooldown` alone, while the issuer is down."""
-    async with running(config(server)) as agent:
-        token = old(iss=server.url)
-        assert await reason(agent, token) == ""
+    async with accepting(server) as (agent, token):
         server.replies["/jwks"] = lambda _: (500, {}, b"")
         adopt(agent, config(server, cooldown="3s", refresh="2h"))
         assert await reason(agent, token) == ""
 
 
 async def test_a_reload_keeps_keys_of_unchanged_issuers_and_forgets_identities(server):
-    async with running(config(server)) as agent:
-        token = old(iss=server.url)
-        assert await reason(agent, token) == ""
+    async with accepting(server) as (agent, token):
         adopt(agent, config(server))
         assert agent.generation == 2
         assert agent.recall(token) is None
         assert await reason(agent, token) == ""
-        stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
-        adopt(agent, config(server).model_copy(update={"issuers": [stricter]}))
+        adopt(agent, stricter(server))
         assert await reason(agent, token) == "audience_mismatch"
         adopt(agent, config())
         assert await reason(agent, token) == "issuer_untrusted"
@@ -410,8 +390,7 @@ async def test_a_token_that_waited_through_a_reload_is_judged_by_the_new_policy(
         token = old(iss=server.url)
         waiting = asyncio.ensure_future(reason(agent, token))
         await asyncio.sleep(0)
-        stricter = config(server).issuers[0].model_copy(update={"audiences": ["other"]})
-        adopt(agent, config(server).model_copy(update={"issuers": [stricter]}))
+        adopt(agent, stricter(server))
         gate.set()
         assert await waiting == "audience_mismatch"
         assert agent.recall(token) is None

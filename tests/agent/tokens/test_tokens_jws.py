@@ -23,6 +23,7 @@ from tokens_support import (
     encode_base64url,
     mint,
     public_jwk,
+    reason,
 )
 
 from iamroles_agent.base.reasons import Reason, Refusal
@@ -37,11 +38,7 @@ AUTHENTICATOR = authenticator_with([public_jwk(EC_KEY, "k1", "ES256")])
 
 def judge(token, authenticator=AUTHENTICATOR):
     """The reason, or "" for an identity."""
-    try:
-        asyncio.run(authenticator.authenticate(f"Bearer {token}"))
-    except Refusal as refusal:
-        return str(refusal.reason)
-    return ""
+    return asyncio.run(reason(authenticator, f"Bearer {token}"))
 
 
 def raw(header, payload, signature=None):
