@@ -1,4 +1,4 @@
-"""What tests of a running agent share."""
+"""Tools of the tests of a running agent."""
 
 import pytest
 from tokens_support import publishing

@@ -118,7 +118,7 @@ def show(raw):
 
 
 def variables(payload):
-    """What an ACK sets."""
+    """Return the variables that an ACK sets."""
     return {action.name: action.value for action in actions.decode(payload) if action.kind is not None}
 
 

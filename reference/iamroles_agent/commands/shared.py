@@ -1,4 +1,4 @@
-"""What the agent's commands share: the option `--config`, and how they end early."""
+"""Parts that the agent's commands share: the option `--config`, and how they end early."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ STREAM = """
 
 @pytest.fixture
 def captured(tmp_path):
-    """What four workers wrote to one pipe, in a file."""
+    """Write a file as four workers write to one pipe."""
     process = child("stderr", STREAM)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 0, text

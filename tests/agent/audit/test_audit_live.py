@@ -24,7 +24,7 @@ ASKED = [
     ("forged", RequestSpec(path="/orders/1"), 401, "signature_invalid"),
     ("", RequestSpec(path="/orders/1"), 401, "no_credentials"),
 ]
-"""Which token, which request, and what it is answered."""
+"""Token, request and answer of each case."""
 
 
 # A busy host makes each answer late, above all with `sync = "0s"`: the gate and the client wait for it.

@@ -27,7 +27,7 @@ CHILD = """
 
 @pytest.fixture
 def old(tmp_path):
-    """Where a rotated log is."""
+    """Return the path of a rotated log."""
     return tmp_path / "audit.jsonl.1"
 
 
