@@ -11,6 +11,7 @@ from iamroles_agent.base.reasons import Reason
 from iamroles_agent.spop import actions, frames, values, varint
 from iamroles_agent.spop.connection import CheckRequested, CheckUnusable, Closed, Connection, HelloReceived
 from iamroles_agent.spop.frames import FIN, FrameBuffer, FrameType
+from iamroles_agent.spop.messages import Check
 from iamroles_agent.spop.values import DataType
 
 ALLOW = actions.encode_verdict(
@@ -85,6 +86,16 @@ CHECK_ARGUMENTS = {
     "path": (DataType.STRING, b"/orders"),
     "src": (DataType.IPV4, ip_address("192.0.2.1")),
 }
+USUAL = Check(
+    authorization="Bearer x",
+    authorization_count=1,
+    role=None,
+    method="GET",
+    host="a.example",
+    path="/orders",
+    src=ip_address("192.0.2.1"),
+)
+"""The question that these arguments are."""
 
 
 def check_message(*, without="", **changed):

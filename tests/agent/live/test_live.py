@@ -415,9 +415,12 @@ def test_a_cut_is_found_by_cause_and_person():
 # --- what a credential rests on
 
 
-def grounds_of(key="", **more):
-    issuer = Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
-    return token_grounds(issuer.issuer, "RS256", (ground("aud", "a"), ground("aud", "b")), key)
+def issuer_of(**more):
+    return Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
+
+
+def grounds_of(key=""):
+    return token_grounds("https://idp", "RS256", (ground("aud", "a"), ground("aud", "b")), key)
 
 
 @pytest.mark.parametrize(
@@ -433,13 +436,11 @@ def grounds_of(key="", **more):
     ],
 )
 def test_what_a_policy_takes_away_of_a_credential_s_grounds(more, kind):
-    issuer = Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
-
-    assert lost(grounds_of(), issuer, None) == kind
+    assert lost(grounds_of(), issuer_of(**more), None) == kind
 
 
 def test_another_key_under_its_kid_is_another_key():
-    issuer = Issuer(name="corp", issuer="https://idp", algorithms=["RS256"], audiences=["a"])
+    issuer = issuer_of(audiences=["a"])
     key, other = (Key("k1", "RSA", "", None, None, ("AQAB", n)) for n in ("n1", "n2"))
     grounds = grounds_of(key=key_ground(key))
 

@@ -76,9 +76,7 @@ class Running(Program):
             return self._asked(sock, token, path)
 
     def _asked(self, sock, token, path):
-        sock.sendall(hello() + notify(question(token, path)))
-        receive(sock)
-        said = receive(sock)
+        said = asked(sock, token, path)
         return "allow" if said["allow"] else str(said["reason"].decode())
 
     def all_say(self, token):
@@ -101,6 +99,13 @@ class Running(Program):
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
+
+
+def asked(sock, token, path="/orders/1"):
+    """What the first question of a connection is answered."""
+    sock.sendall(hello() + notify(question(token, path)))
+    receive(sock)
+    return receive(sock)
 
 
 @contextmanager
@@ -201,9 +206,7 @@ def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, worker
         for asker in askers:
             asker.start()
         idle = connect(agent.address)
-        idle.sendall(hello() + notify(question(token, "/orders/1")))
-        receive(idle)
-        assert receive(idle)["allow"] is True
+        assert asked(idle, token)["allow"] is True
         until(lambda: all(len(asker.answers) > 50 for asker in askers))
 
         agent.write(agent={**agent.world["agent"], "workers": 5 - workers})

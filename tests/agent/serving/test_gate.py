@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-from ipaddress import ip_address
 
 import pytest
 import spop_transcript
@@ -15,7 +14,7 @@ from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.identity_header import KeyRing, Signer
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.policy import Policy
-from iamroles_agent.spop.messages import LIMITS, Check, Context
+from iamroles_agent.spop.messages import LIMITS, Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_tools.audit.reading import in_order, readings
@@ -67,16 +66,10 @@ def text(actions):
 
 
 def question(token=None, **changes):
-    base = Check(
-        authorization=f"Bearer {mint(claims()) if token is None else token}",
-        authorization_count=1,
-        role=None,
-        method="GET",
-        host="api",
-        path="/orders/1",
-        src=ip_address("10.0.0.1"),
+    authorization = f"Bearer {mint(claims()) if token is None else token}"
+    return dataclasses.replace(
+        spop_transcript.USUAL, **{"authorization": authorization, "path": "/orders/1"} | changes
     )
-    return dataclasses.replace(base, **changes)
 
 
 @pytest.fixture

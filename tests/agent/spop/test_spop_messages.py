@@ -7,21 +7,11 @@ from ipaddress import IPv4Address, ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spop_transcript import CHECK_ARGUMENTS, argument, check_message, context_message, message
+from spop_transcript import CHECK_ARGUMENTS, USUAL, argument, check_message, context_message, message
 
 from iamroles_agent.spop.errors import RemoteProtocolError, Status
-from iamroles_agent.spop.messages import Check, Context, Inquiry, glance, parse
+from iamroles_agent.spop.messages import Context, Inquiry, glance, parse
 from iamroles_agent.spop.values import DataType
-
-USUAL = Check(
-    authorization="Bearer x",
-    authorization_count=1,
-    role=None,
-    method="GET",
-    host="a.example",
-    path="/orders",
-    src=IPv4Address("192.0.2.1"),
-)
 
 NO_TOKEN = {"authorization": None, "missing": ("authorization",)}
 NO_COUNT = {"missing": ("authorization-count",)}
@@ -36,6 +26,16 @@ def read(payload):
 
 def seen(payload):
     return glance(b"\xff\xff" + payload + b"\xff\xff", 2, 2 + len(payload))
+
+
+def agreed(look, at, payload):
+    """What a look finds there; None where it can read nothing, nor then can parsing read the payload."""
+    try:
+        return look(at)
+    except RemoteProtocolError:
+        with pytest.raises(RemoteProtocolError):
+            read(payload)
+        return None
 
 
 CAPTURED = {
@@ -230,13 +230,7 @@ class TestGlance:
         ],
     )
     def test_leaves_the_unusual_to_parsing(self, payload):
-        try:
-            found = seen(payload)
-        except RemoteProtocolError:
-            with pytest.raises(RemoteProtocolError):
-                read(payload)
-        else:
-            assert found is None
+        assert agreed(seen, payload, payload) is None
 
     @given(
         st.builds(
@@ -255,20 +249,10 @@ class TestGlance:
         """
         payload = context_bytes + b"".join(rest)
         payload = payload[:at] + noise + payload[at + len(noise) :] if at < len(payload) else payload
-        try:
-            found = seen(payload)
-        except RemoteProtocolError:
-            with pytest.raises(RemoteProtocolError):
-                read(payload)
-            return
+        found = agreed(seen, payload, payload)
         if found is None:
             return
         context, key = found
-        try:
-            vouched = read(key)
-        except RemoteProtocolError:
-            with pytest.raises(RemoteProtocolError):
-                read(payload)
-            return
-        if vouched.key == key and vouched.check is not None:
+        vouched = agreed(read, key, payload)
+        if vouched is not None and vouched.key == key and vouched.check is not None:
             assert read(payload) == Inquiry(context, vouched.check, key)
