@@ -44,7 +44,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _GROUPS:
             return None
-        package, extra, _ = _GROUPS[cmd_name]
+        package, _, _ = _GROUPS[cmd_name]
         gc.disable()  # imported objects stay: to search them again and again takes a tenth of a start
         if package in ("agent", "tools"):
             # The search for pydantic plugins takes a twentieth of a start.
@@ -52,12 +52,7 @@ class _Commands(click.Group):
         try:
             module = import_module(f"iamroles_{package}.commands.{cmd_name}")
         except ModuleNotFoundError as error:
-            if not extra or (error.name or "").startswith("iamroles_"):
-                raise
-            raise click.ClickException(
-                f"`iamroles {cmd_name}` needs the package {error.name!r}: "
-                f"pip install 'haproxy-iam-roles[{extra}]'"
-            ) from error
+            raise _lacking(cmd_name, error) from None
         finally:
             gc.freeze()
             gc.enable()
@@ -67,11 +62,14 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command. An unusable file or disk ends it with a sentence and status 2, Ctrl-C and SIGTERM
-        with 130, because status 1 means that the command found something.
+        with 130, because status 1 means that the command found something. A group loads its own commands when
+        they are called, so a package may be found missing only here.
         """
         try:
             with _terminable():
                 return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise _lacking(ctx.invoked_subcommand or "", error) from None
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
@@ -85,6 +83,16 @@ class _Commands(click.Group):
         """List the groups without loading them, so that the help needs no extra."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, _, summary) in _GROUPS.items()])
+
+
+def _lacking(group: str, error: ModuleNotFoundError) -> Exception:
+    """Return a sentence that names the extra that brings what is missing; without one, the error itself."""
+    _, extra, _ = _GROUPS.get(group, ("", "", ""))
+    if not extra or (error.name or "").startswith("iamroles_"):
+        return error
+    return click.ClickException(
+        f"`iamroles {group}` needs the package {error.name!r}: pip install 'haproxy-iam-roles[{extra}]'"
+    )
 
 
 @contextmanager
