@@ -19,7 +19,8 @@ from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
-from iamroles_scenarios.stage.process import Child, json_with
+from iamroles_scenarios.stage.part import json_with
+from iamroles_scenarios.stage.process import Child
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.stage.spec import FEATURES, find_program
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Self
 
 from iamroles_scenarios.declarations.planning import current
@@ -169,9 +168,7 @@ class Run:
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- results -------------------------------------------------------------------------------------------

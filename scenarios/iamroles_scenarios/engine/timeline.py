@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic, StepTimes
@@ -57,9 +56,7 @@ class Timeline:
         self.traffic.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._beside.close()
 
     def _ask(self, name: str, spec: FlowSpec) -> None:

@@ -44,33 +44,13 @@ Recipe = Mapping[str, Any]
 _TIMES = ("exp", "nbf", "iat", "auth_time")
 _WORDS = frozenset(
     {
-        *(
-            "issuer",
-            "signer",
-            "shape",
-            "base",
-            "roles",
-            "preferred_role",
-            "account",
-            "sub",
-            "aud",
-            "iss",
-            "scope",
-        ),
+        *("issuer", "signer", "shape", "base", "roles", "preferred_role"),
+        *("account", "sub", "aud", "iss", "scope"),
         *("claims", "merge", "drop", "raw", "duplicate", "depth", "size", *_TIMES),
         *("key", "alg", "kid", "typ", "header", "drop_header", "raw_header_member", "duplicate_header"),
         *("header_depth", "embed", "confusion", "unencoded", "deflate", "nested"),
-        *(
-            "raw_payload",
-            "raw_header",
-            "signature",
-            "encoding",
-            "segments",
-            "jwe",
-            "prefix",
-            "suffix",
-            "text",
-        ),
+        *("raw_payload", "raw_header", "signature", "encoding"),
+        *("segments", "jwe", "prefix", "suffix", "text"),
     }
 )
 

@@ -221,7 +221,7 @@ def _misbehave(fault: faults.Fault, request: web.Request) -> web.Response:
 
 async def serve(options: process.MockOptions) -> None:
     """Run until stopped."""
-    async with MotoStore() as store:
+    async with MotoStore.started() as store:
         cloud = Cloud(store)
         async with control.serving(cloud.routes(), options) as address:
             cloud.idp.url = options.public_url or f"http://{address}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import unquote, urlencode
 from xml.etree import ElementTree as ET
 
@@ -40,29 +40,22 @@ class MotoStore:
     stopping it takes its server another second that nobody needs.
     """
 
-    def __init__(self) -> None:
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self._session: aiohttp.ClientSession | None = None
-        self._url = ""
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session, self._url = session, url
 
-    async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._server.start)
-        host, port = self._server.get_host_and_port()
-        self._url = f"http://{host}:{port}/"
-        self._session = aiohttp.ClientSession()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+    @classmethod
+    @asynccontextmanager
+    async def started(cls) -> AsyncIterator[MotoStore]:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        await asyncio.to_thread(server.start)
+        host, port = server.get_host_and_port()
+        async with aiohttp.ClientSession() as session:
+            yield cls(session, f"http://{host}:{port}/")
 
     async def raw(
         self, service: str, body: bytes, account: str, key_id: str | None = None
     ) -> tuple[int, bytes, str]:
         """Pass a query-protocol body on, as the holder of `key_id`: status, body, content type."""
-        assert self._session is not None, "used outside `async with`"  # noqa: S101 - a bug of ours
         scope = f"{key_id or new_key_id(account)}/20260101/us-east-1/{service}/aws4_request"
         headers = {
             "Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature={'0' * 64}",

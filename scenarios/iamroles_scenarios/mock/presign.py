@@ -45,17 +45,8 @@ HOST = "sts.us-east-1.amazonaws.com"
 BINDING_HEADER = "x-iam-edge"
 _WORDS = frozenset(
     {
-        *(
-            "date",
-            "expires",
-            "binding_value",
-            "binding_header",
-            "host",
-            "url_host",
-            "scheme",
-            "path",
-            "fragment",
-        ),
+        *("date", "expires", "binding_value", "binding_header"),
+        *("host", "url_host", "scheme", "path", "fragment"),
         *("action", "version", "region", "service", "extra", "unsigned", "headers", "signed_headers", "drop"),
         *("order", "case", "secret", "key_id", "token", "signature", "encoding", "prefix", "size", "url"),
     }

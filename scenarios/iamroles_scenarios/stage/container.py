@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import docker
 import requests
@@ -16,14 +15,14 @@ from docker.errors import APIError, DockerException, NotFound
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage.images import pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
-from iamroles_scenarios.stage.process import awaited, json_with
+from iamroles_scenarios.stage.part import Part
 
 HOME = "/iamroles"
 """The folder in a container for files of the stage."""
 
 
-class Box:
-    """A running container. Implements `part.Part`.
+class Box(Part):
+    """A part as a running container.
 
     Args:
         engine: where it runs.
@@ -109,24 +108,6 @@ class Box:
             return False
         return self._container.status in ("running", "paused")
 
-    def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
-        """Wait for the JSON line on standard output that has `key`.
-
-        Raises:
-            StageError: the container ended, or the deadline passed.
-        """
-        line = self.stdout.wait(lambda text: json_with(text, key) is not None, within=within, since=since)
-        found = None if line is None else json_with(line, key)
-        if found is not None:
-            return found
-        code = self.wait(0.5)
-        if code is None:
-            why = f'printed no line with "{key}" on standard output within {within:g} s'
-        else:
-            self.stderr.finish()
-            why = f"ended with exit code {code} before {awaited(key)}"
-        raise StageError(f"{self.name} {why}.", {self.name: self.log()})
-
     def send(self, number: signal.Signals) -> None:
         """Send a signal to its main process."""
         with suppress(APIError):
@@ -156,14 +137,6 @@ class Box:
         with suppress(APIError):
             self._container.unpause()
 
-    def stop(self, within: float = 3.0) -> int:
-        """SIGTERM, and SIGKILL after `within` seconds; returns the exit code; the container is removed."""
-        if self._code is None:
-            self.resume()
-            self.send(signal.SIGTERM)
-            self.wait(within)
-        return self.kill()
-
     def wait(self, within: float) -> int | None:
         """The exit code, or None if it still runs at the deadline."""
         if self._code is not None:
@@ -188,10 +161,6 @@ class Box:
         code = 137 if code is None else code
         self._code = 128 - code if code > 128 else code
         return self._code
-
-    def log(self) -> str:
-        """The tail of standard error, and of standard output if that says more."""
-        return self.stderr.tail() or self.stdout.tail()
 
 
 def _until_gone(stream: Iterator[bytes]) -> Iterator[bytes]:

@@ -9,15 +9,11 @@ agent that has only a `command` is a process of the host; it listens on the netw
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 from typing import Any
 
 import docker
@@ -30,15 +26,14 @@ from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.container import HOME, Box
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import Images
-from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, Mock, StageKind
+from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind, world_file
 from iamroles_scenarios.stage.part import Part
-from iamroles_scenarios.stage.processes import AgentProcess, add_master
+from iamroles_scenarios.stage.processes import AgentProcess
 from iamroles_scenarios.stage.rendering import ENTRY
 from iamroles_scenarios.stage.runtime import ask, reload_in_place
 from iamroles_scenarios.stage.spec import AgentSpec
 
 DEFAULT_HAPROXY = "3.0"
-_MOCK_READY = 60.0
 _PORT = 8080
 _RUNTIME_PORT = 9999
 _AGENT_PORT = 9901
@@ -133,24 +128,6 @@ class Net:
         )
 
 
-class MockBox:
-    """A mock in a container."""
-
-    def __init__(self, name: str, net: Net, image: str) -> None:
-        address = net.take()
-        command = ["python3", "-m", f"iamroles_scenarios.mock.{name}", "--listen", f"{address}:{_PORT}"]
-        self.part: Part = net.start(name, image, command, address)
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.part.ready(_MOCK_READY)['address']}"
-
-    @property
-    def control_url(self) -> str:
-        """The same: the host reaches the network's addresses."""
-        return self.url
-
-
 class AgentBox:
     """A place for an agent in a container, always at the same address."""
 
@@ -166,12 +143,7 @@ class AgentBox:
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Put down the world file, in the running container too."""
-        world = dict(document)
-        settings = world.get("agent")
-        if settings is None or isinstance(settings, dict):
-            world["agent"] = {**(settings or {}), "listen": f"{self._address}:{_AGENT_PORT}"}
-        add_master(world, self._spec, self.master)
-        self._text = json.dumps(world, indent=1)
+        self._text = world_file(document, self._spec, f"{self._address}:{_AGENT_PORT}", self.master)
         if self._box is not None and self._box.alive:
             self._box.put({_WORLD: self._text})
 
@@ -274,12 +246,7 @@ class Containers(StageKind):
         self._client = client
         self._haproxy = haproxy or DEFAULT_HAPROXY
         self._images = Images(client)
-        self._guard = Guard()
-        self._directory = Path(tempfile.mkdtemp(prefix="iamroles-"))
-        self._guard.note(f"dir {self._directory}")
-        self._echoes: dict[frozenset[str], tuple[Part, dict[str, str]]] = {}
-        self._mocks: list[MockBox] = []
-        self._lock = threading.Lock()
+        super().__init__()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="stage")
         try:
             engines.sweep(client)
@@ -302,27 +269,10 @@ class Containers(StageKind):
     def host(self) -> str:
         return self._net.gateway
 
-    def start_mock(self, name: str) -> Mock:
-        self._mocks.append(MockBox(name, self._net, self._python))
-        return self._mocks[-1]
-
-    def echo(self, names: frozenset[str]) -> tuple[Part, dict[str, str]]:
-        """One container serves all names of a world; worlds with the same names share it."""
-        with self._lock:
-            known = self._echoes.get(names)
-            if known is None or not known[0].alive:
-                address = self._net.take()
-                command = ["python3", "-m", "iamroles_scenarios.mock.echo", "--listen", f"{address}:0"]
-                for name in sorted(names):
-                    command += ["--backend", name]
-                part = self._net.start("echo", self._python, command, address)
-                try:
-                    known = part, part.ready(_MOCK_READY)["backends"]
-                except StageError:
-                    part.kill()
-                    raise
-                self._echoes[names] = known
-            return known
+    def _start_mock(self, name: str, *arguments: str) -> Part:
+        address = self._net.take()
+        command = ["python3", "-m", f"iamroles_scenarios.mock.{name}", "--listen", f"{address}:0", *arguments]
+        return self._net.start(name, self._python, command, address)
 
     def agent_place(self, spec: AgentSpec, world: str) -> AgentPlace:
         """A container from the agent's image, or a host process on the network's gateway."""
@@ -332,9 +282,7 @@ class Containers(StageKind):
             return AgentBox(spec, self._net, self._python)
         if spec.build:
             return AgentBox(spec, self._net, self._images.directory(spec.directory / spec.build))
-        directory = self._directory / world
-        directory.mkdir(exist_ok=True)
-        return AgentProcess(spec, directory, self._guard, self._net.gateway)
+        return AgentProcess(spec, self._made(world), self._guard, self._net.gateway)
 
     def reaches(self, address: str) -> bool:
         host = address.rpartition(":")[0].strip("[]")
@@ -344,10 +292,7 @@ class Containers(StageKind):
         return HaproxyBox(self._net, self._haproxy_image)
 
     def close(self) -> None:
-        boxes = [mock.part for mock in self._mocks] + [part for part, _ in self._echoes.values()]
-        for done in [self._pool.submit(box.kill) for box in boxes]:
-            done.result()
+        list(self._pool.map(lambda part: part.kill(), self._parts()))
         self._pool.shutdown()
         self._net.close()
-        self._guard.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        super().close()

@@ -5,13 +5,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.spec import AgentSpec
+
+_MOCK_READY = 60.0
+"""Seconds until a mock, or the echo backends, must be ready."""
 
 
 class AgentPlace(Protocol):
@@ -69,24 +80,81 @@ class HaproxyPlace(Protocol):
         """Remove what the place left."""
 
 
-class Mock(Protocol):
-    """A started mock. It may still be on its way: the URLs wait for its ready line."""
+def world_file(document: Mapping[str, Any], spec: AgentSpec, listen: str, master: str) -> str:
+    """Return the text of a world file, which says where to listen and where HAProxy's master CLI is.
+
+    A document that is broken on purpose may hold anything in their place. Only an agent that declares `live`
+    gets the master CLI.
+    """
+    world = dict(document)
+    settings, live = world.get("agent"), world.get("live", {})
+    if settings is None or isinstance(settings, dict):
+        world["agent"] = {**(settings or {}), "listen": listen}
+    if master and spec.features.get("live") and isinstance(live, dict):
+        world["live"] = {"master_socket": master, **live}
+    return json.dumps(world, indent=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Mock:
+    """A mock, which may still be on its way."""
 
     part: Part
 
     @property
     def url(self) -> str:
-        """As the agent sees it. Raises StageError if it did not become ready."""
+        """Return where the suite and the agent reach it, once it is ready.
 
-    @property
-    def control_url(self) -> str:
-        """As the suite sees it."""
+        Raises:
+            StageError: it did not become ready.
+        """
+        return f"http://{self.part.ready(_MOCK_READY)['address']}"
 
 
 class StageKind(ABC):
-    """A kind of stage."""
+    """A kind of stage. The mocks and the echo backends are shared by its worlds. Thread-safe."""
 
     kind: str
+
+    def __init__(self) -> None:
+        self._guard = Guard()
+        self._directory = Path(tempfile.mkdtemp(prefix="iamroles-", dir=_short_directory()))
+        self._guard.note(f"dir {self._directory}")
+        self.mocks: dict[str, Mock] = {}
+        """Those that were started."""
+        self._echoes: dict[frozenset[str], tuple[Part, dict[str, str]]] = {}
+        self._starting, self._echoing = threading.Lock(), threading.Lock()
+
+    def mock(self, name: str) -> Mock:
+        """Return `idp` or `cloud`, which is started when it is first wanted; it ends with the stage."""
+        with self._starting:
+            if name not in self.mocks:
+                self.mocks[name] = Mock(self._start_mock(name))
+            return self.mocks[name]
+
+    def echo(self, names: frozenset[str]) -> tuple[Part, dict[str, str]]:
+        """Echo backends of these names, one process for all: `host:port` by name as HAProxy reaches them."""
+        with self._echoing:
+            known = self._echoes.get(names)
+            if known is None or not known[0].alive:
+                part = self._start_mock("echo", *(f"--backend={name}" for name in sorted(names)))
+                try:
+                    known = part, part.ready(_MOCK_READY)["backends"]
+                except StageError:
+                    part.kill()
+                    raise
+                self._echoes[names] = known
+            return known
+
+    def _parts(self) -> list[Part]:
+        return [mock.part for mock in self.mocks.values()] + [part for part, _ in self._echoes.values()]
+
+    def close(self) -> None:
+        """Remove everything."""
+        for part in self._parts():
+            part.kill()
+        self._guard.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     @abstractmethod
@@ -94,12 +162,8 @@ class StageKind(ABC):
         """An address of this host on which HAProxy reaches what listens in this process."""
 
     @abstractmethod
-    def start_mock(self, name: str) -> Mock:
-        """Start `idp` or `cloud`, without waiting for it; it ends with the stage."""
-
-    @abstractmethod
-    def echo(self, names: frozenset[str]) -> tuple[Part, dict[str, str]]:
-        """Echo backends of these names: `host:port` by name as HAProxy reaches them. Shared by worlds."""
+    def _start_mock(self, name: str, *arguments: str) -> Part:
+        """Start a module of `mock`, without waiting for it, where HAProxy, agent and suite reach it."""
 
     @abstractmethod
     def agent_place(self, spec: AgentSpec, world: str) -> AgentPlace:
@@ -113,6 +177,13 @@ class StageKind(ABC):
     def haproxy_place(self, world: str) -> HaproxyPlace:
         """A place for HAProxy in a world of this name."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Remove everything."""
+    def _made(self, world: str) -> Path:
+        """Make the directory of a world."""
+        directory = self._directory / world
+        directory.mkdir(exist_ok=True)
+        return directory
+
+
+def _short_directory() -> str | None:
+    """Return where a Unix socket's path stays within its 108 bytes, whatever TMPDIR says."""
+    return None if len(tempfile.gettempdir()) < 50 or not os.access("/tmp", os.W_OK) else "/tmp"  # noqa: S108

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import Any, Protocol
 
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage.output import Output
+
+_ENDING = 0.5
+"""Seconds in which a part whose streams have ended ends itself, unless it lives on without them."""
 
 
 class Part(Protocol):
@@ -23,9 +28,6 @@ class Part(Protocol):
     def alive(self) -> bool:
         """Return whether it still runs."""
 
-    def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
-        """Wait for its JSON line with `key` on standard output."""
-
     def send(self, number: signal.Signals) -> None:
         """Send a signal to its main process."""
 
@@ -38,14 +40,54 @@ class Part(Protocol):
     def resume(self) -> None:
         """Let it run again."""
 
-    def stop(self, within: float = 3.0) -> int:
-        """SIGTERM, then SIGKILL after `within` seconds; returns the exit code."""
-
     def wait(self, within: float) -> int | None:
         """The exit code, or None if it still runs at the deadline."""
 
     def kill(self) -> int:
         """SIGKILL; idempotent."""
 
+    def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
+        """Wait for its JSON line with `key` on standard output.
+
+        Raises:
+            StageError: the part ended, or the deadline passed.
+        """
+        line = self.stdout.wait(lambda text: json_with(text, key) is not None, within=within, since=since)
+        found = None if line is None else json_with(line, key)
+        if found is not None:
+            return found
+        code = self.wait(_ENDING)
+        if code is None:
+            why = f'printed no line with "{key}" on standard output within {within:g} s'
+        else:
+            self.stderr.finish()
+            how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+            why = f"ended {how} before " + (
+                "it was ready" if key == "ready" else f'it printed a line with "{key}"'
+            )
+        raise StageError(f"{self.name} {why}.", {self.name: self.log()})
+
+    def stop(self, within: float = 3.0) -> int:
+        """SIGTERM, then SIGKILL after `within` seconds; returns the exit code (negative: the signal)."""
+        if self.alive:
+            self.resume()
+            self.send(signal.SIGTERM)
+            self.wait(within)
+        return self.kill()
+
     def log(self) -> str:
-        """The tail of what it said."""
+        """The tail of standard error, and of standard output if that says more."""
+        return self.stderr.tail() or self.stdout.tail()
+
+
+def json_with(text: str, key: str) -> dict[str, Any] | None:
+    """Return the JSON object on a line, if it has this key; a part that is not ready may print others."""
+    if not text.startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or key not in found or (key == "ready" and found[key] is not True):
+        return None
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -11,11 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
-from iamroles_scenarios.base.errors import AgentFileError, StageError
+from iamroles_scenarios.base.errors import AgentFileError
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.output import Output
+from iamroles_scenarios.stage.part import Part
 
 _PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
 """For agents in Python: what they say is heard at once, and a hundred starts compile them once."""
@@ -36,8 +36,8 @@ class Started(Protocol):
         """Wait for its end, reap it, and give the exit code (negative: the signal)."""
 
 
-class Child:
-    """A running part. Its process group dies with `kill`, and with the stage through the guard.
+class Child(Part):
+    """A part as a child process. Its process group dies with `kill`, and with the stage through the guard.
 
     Once a process was reaped, its number and its group's may be given to somebody else: a machine that starts
     thousands of processes comes round within minutes. So a part that has ended is only looked at, and stays a
@@ -114,28 +114,6 @@ class Child:
             return None
         return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
-    def ready(self, within: float, key: str = "ready", since: int = 0) -> dict[str, Any]:
-        """Wait for the JSON line on standard output that has `key`.
-
-        Raises:
-            StageError: the part ended, or the deadline passed.
-        """
-        line = self.stdout.wait(lambda text: json_with(text, key) is not None, within=within, since=since)
-        if line is None:
-            raise self._silent(within, key)
-        found = json_with(line, key)
-        assert found is not None  # noqa: S101 - accepted above
-        return found
-
-    def _silent(self, within: float, key: str) -> StageError:
-        code = self.wait(0.2)  # its streams have ended: it is about to end, or lives on without
-        if code is None:
-            why = f'printed no line with "{key}" on standard output within {within:g} s'
-        else:
-            self.stderr.finish()
-            why = f"ended {_how(code)} before {awaited(key)}"
-        return StageError(f"{self.name} {why}.", {self.name: self.log()})
-
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process itself."""
         if self._process.returncode is None:
@@ -156,13 +134,6 @@ class Child:
     def resume(self) -> None:
         """Let the group run again (SIGCONT)."""
         self._signal_group(signal.SIGCONT)
-
-    def stop(self, within: float = 3.0) -> int:
-        """SIGTERM, and SIGKILL after `within` seconds; returns the exit code (negative: the signal)."""
-        self._signal_group(signal.SIGCONT)
-        self.send(signal.SIGTERM)
-        self.wait(within)
-        return self.kill()
 
     def wait(self, within: float) -> int | None:
         """The exit code, or None if it still runs at the deadline."""
@@ -192,10 +163,6 @@ class Child:
                 self._process.stdin.close()
         return code
 
-    def log(self) -> str:
-        """The tail of standard error, and of standard output if that says more."""
-        return self.stderr.tail() or self.stdout.tail()
-
     def _signal_group(self, number: signal.Signals) -> None:
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
@@ -208,25 +175,3 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(") ")[2][:1]
     except OSError:
         return ""
-
-
-def json_with(text: str, key: str) -> dict[str, Any] | None:
-    """Return the JSON object on a line, if it has this key; a part that is not ready may print others."""
-    if not text.startswith("{"):
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(found, dict) or key not in found or (key == "ready" and found[key] is not True):
-        return None
-    return found
-
-
-def awaited(key: str) -> str:
-    """Return what a JSON line with a key says, in words."""
-    return "it was ready" if key == "ready" else f'it printed a line with "{key}"'
-
-
-def _how(code: int) -> str:
-    return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"

@@ -7,66 +7,26 @@ between choosing and using it, and a reload starts the next HAProxy on the very 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import socket
 import sys
-import tempfile
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.guard import Guard
-from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, Mock, StageKind
+from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind, world_file
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.process import Child
 from iamroles_scenarios.stage.rendering import ENTRY
 from iamroles_scenarios.stage.runtime import ask, reload_in_place
 from iamroles_scenarios.stage.spec import AgentSpec
 
-_MOCK_READY = 30.0
 _MASTER = "m"
 """HAProxy's master CLI; short, as a Unix socket's path has 108 bytes at most."""
 LOOPBACK = "127.0.0.1"
-
-
-class MockProcess:
-    """A mock as a child process."""
-
-    def __init__(self, name: str, guard: Guard) -> None:
-        self.part: Part = Child(
-            name,
-            [
-                sys.executable,
-                "-m",
-                f"iamroles_scenarios.mock.{name}",
-                "--listen",
-                f"{LOOPBACK}:0",
-                "--exit-with-parent",
-            ],
-            guard,
-        )
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.part.ready(_MOCK_READY)['address']}"
-
-    @property
-    def control_url(self) -> str:
-        """The same: suite and agent share the loopback."""
-        return self.url
-
-
-def add_master(document: dict[str, Any], spec: AgentSpec, master: str) -> None:
-    """Tell an agent that declares `live` where HAProxy's master CLI is."""
-    live = document.get("live", {})
-    if master and spec.features.get("live") and isinstance(live, dict):
-        document["live"] = {"master_socket": master, **live}
 
 
 class AgentProcess:
@@ -78,19 +38,14 @@ class AgentProcess:
         self._directory = directory
         self._host = host
         self._port = 0
-        self._document: dict[str, Any] = {}
+        self._document: Mapping[str, Any] = {}
         self.master = ""
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Put down the world file, whole or not at all."""
-        self._document = dict(document)
-        settings = self._document.get("agent")
-        listen = {"listen": f"{self._host}:{self._port}"}
-        # A document that is broken on purpose may hold anything under "agent".
-        if settings is None or isinstance(settings, dict):
-            self._document["agent"] = {**(settings or {}), **listen}
-        add_master(self._document, self._spec, self.master)
-        self.put(self._world.name, json.dumps(self._document, indent=1))
+        self._document = document
+        listen = f"{self._host}:{self._port}"
+        self.put(self._world.name, world_file(document, self._spec, listen, self.master))
 
     def put(self, name: str, text: str) -> None:
         fresh = self._directory / f"{name}.new"
@@ -183,37 +138,15 @@ class Processes(StageKind):
         self._haproxy = haproxy
         if haproxy is not None:
             haproxies.find(haproxy)
-        self._guard = Guard()
-        self._directory = Path(tempfile.mkdtemp(prefix="iamroles-", dir=_short_directory()))
-        self._guard.note(f"dir {self._directory}")
-        self._echoes: dict[frozenset[str], tuple[Child, dict[str, str]]] = {}
-        self._mocks: list[MockProcess] = []
-        self._lock = threading.Lock()
+        super().__init__()
 
     @property
     def host(self) -> str:
         return LOOPBACK
 
-    def start_mock(self, name: str) -> Mock:
-        self._mocks.append(MockProcess(name, self._guard))
-        return self._mocks[-1]
-
-    def echo(self, names: frozenset[str]) -> tuple[Part, dict[str, str]]:
-        """One process serves all names of a world; worlds with the same names share it."""
-        with self._lock:
-            known = self._echoes.get(names)
-            if known is None or not known[0].alive:
-                argv = [sys.executable, "-m", "iamroles_scenarios.mock.echo", "--listen", f"{LOOPBACK}:0"]
-                for name in sorted(names):
-                    argv += ["--backend", name]
-                part = Child("echo", [*argv, "--exit-with-parent"], self._guard)
-                try:
-                    known = part, part.ready(_MOCK_READY)["backends"]
-                except StageError:
-                    part.kill()
-                    raise
-                self._echoes[names] = known
-            return known
+    def _start_mock(self, name: str, *arguments: str) -> Part:
+        argv = [sys.executable, "-m", f"iamroles_scenarios.mock.{name}", "--listen", f"{LOOPBACK}:0"]
+        return Child(name, [*argv, *arguments, "--exit-with-parent"], self._guard)
 
     def agent_place(self, spec: AgentSpec, world: str) -> AgentPlace:
         if spec.image:
@@ -228,22 +161,3 @@ class Processes(StageKind):
 
     def haproxy_place(self, world: str) -> HaproxyPlace:
         return HaproxyProcess(haproxies.find(self._haproxy), self._made(world), self._guard)
-
-    def _made(self, world: str) -> Path:
-        directory = self._directory / world
-        directory.mkdir(exist_ok=True)
-        return directory
-
-    def close(self) -> None:
-        for mock in self._mocks:
-            mock.part.kill()
-        for part, _ in self._echoes.values():
-            part.kill()
-        self._guard.close()
-        with suppress(OSError):
-            shutil.rmtree(self._directory)
-
-
-def _short_directory() -> str | None:
-    """Return where a Unix socket's path stays within its 108 bytes, whatever TMPDIR says."""
-    return None if len(tempfile.gettempdir()) < 50 or not os.access("/tmp", os.W_OK) else "/tmp"  # noqa: S108

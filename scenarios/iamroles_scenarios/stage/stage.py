@@ -7,12 +7,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import haproxies
-from iamroles_scenarios.stage.kind import Mock, StageKind
+from iamroles_scenarios.stage.kind import StageKind
 from iamroles_scenarios.stage.rendering import Renderer
 from iamroles_scenarios.stage.spec import AgentSpec
 from iamroles_scenarios.stage.world import Between, World
@@ -25,31 +24,16 @@ if TYPE_CHECKING:
 KINDS = ("auto", "containers", "processes")
 
 
-class _Mocks:
-    """The mocks by name, each started when it is first asked for. Thread-safe."""
-
-    def __init__(self, kind: StageKind) -> None:
-        self._kind = kind
-        self._lock = threading.Lock()
-        self.started: dict[str, Mock] = {}
-
-    def __getitem__(self, name: str) -> Mock:
-        with self._lock:
-            if name not in self.started:
-                self.started[name] = self._kind.start_mock(name)
-            return self.started[name]
-
-
 class _Urls(Mapping[str, str]):
     """`{idp}` and `{sts}` as the agent sees them; asking for one waits until that mock is ready."""
 
     _PARTS: ClassVar[dict[str, str]] = {"idp": "idp", "sts": "cloud"}
 
-    def __init__(self, mocks: _Mocks) -> None:
-        self._mocks = mocks
+    def __init__(self, kind: StageKind) -> None:
+        self._kind = kind
 
     def __getitem__(self, name: str) -> str:
-        return self._mocks[self._PARTS[name]].url
+        return self._kind.mock(self._PARTS[name]).url
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._PARTS)
@@ -71,8 +55,7 @@ class Stage:
         self.kind = kind.kind
         self.why = why
         self._kind = kind
-        self._mocks = _Mocks(kind)
-        self.urls: Mapping[str, str] = _Urls(self._mocks)
+        self.urls: Mapping[str, str] = _Urls(kind)
         self._worlds: set[World] = set()
         self._numbers = itertools.count(1)
         self._renderers: dict[str, Renderer] = {}
@@ -91,7 +74,7 @@ class Stage:
 
         with self._lock:
             if self._idp is None:
-                self._idp = IdpClient(self._mocks["idp"].control_url, self.urls["idp"])
+                self._idp = IdpClient(self.urls["idp"])
             return self._idp
 
     @property
@@ -100,7 +83,7 @@ class Stage:
 
         with self._lock:
             if self._cloud is None:
-                self._cloud = CloudClient(self._mocks["cloud"].control_url)
+                self._cloud = CloudClient(self.urls["sts"])
             return self._cloud
 
     def world(
@@ -160,7 +143,7 @@ class Stage:
         self.forget(world)
 
     def logs(self) -> dict[str, str]:
-        return {name: mock.part.log() for name, mock in list(self._mocks.started.items())}
+        return {name: mock.part.log() for name, mock in list(self._kind.mocks.items())}
 
     def close(self) -> None:
         """Close every world, then the mocks; idempotent."""
@@ -169,18 +152,15 @@ class Stage:
         with ThreadPoolExecutor(4, thread_name_prefix="close") as pool:
             list(pool.map(World.close, worlds))
         for client in (self._idp, self._cloud):
-            close = getattr(client, "close", None)
-            if close is not None:
-                close()
+            if client is not None:
+                client.close()
         self._idp = self._cloud = None
         self._kind.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

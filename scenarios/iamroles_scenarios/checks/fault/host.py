@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from iamroles_scenarios.base.errors import Inapplicable, Untestable
@@ -165,9 +164,7 @@ class _Waits:
         self._looking.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._looking.join()
 
