@@ -16,14 +16,7 @@ from typing import BinaryIO
 import click
 
 from iamroles_scenarios.base.errors import WireFormatError
-from iamroles_scenarios.wire.frames import (
-    Frame,
-    FrameType,
-    head_length,
-    read_actions,
-    read_kv,
-    read_messages,
-)
+from iamroles_scenarios.wire.frames import Frame, FrameType, head_length, read_actions, read_kv, read_messages
 from iamroles_scenarios.wire.transcript import FROM_AGENT, TO_AGENT, describe, shorten
 
 _FROM_HAPROXY = {

@@ -17,13 +17,7 @@ from functools import partial
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
-from iamroles_scenarios.declarations.scenario import (
-    Expectation,
-    PlannedCheck,
-    RequestSpec,
-    Scenario,
-    Step,
-)
+from iamroles_scenarios.declarations.scenario import Expectation, PlannedCheck, RequestSpec, Scenario, Step
 from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.engine.certificates import proxy_fault
 from iamroles_scenarios.engine.credentials import readable

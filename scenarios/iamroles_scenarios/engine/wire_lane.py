@@ -18,10 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import (
-    Evidence,
-    SilenceError,
-)
+from iamroles_scenarios.base.errors import Evidence, SilenceError
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.setups import Ending, in_words, refuses

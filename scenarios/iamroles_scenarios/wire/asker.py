@@ -12,25 +12,10 @@ from typing import Any, Self, TypeVar, cast
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import SilenceError, WireError, WireFormatError
-from iamroles_scenarios.wire.client import (
-    MAX_ANSWER,
-    Connection,
-    Ended,
-    open_connection,
-    question,
-)
+from iamroles_scenarios.wire.client import MAX_ANSWER, Connection, Ended, question
 from iamroles_scenarios.wire.codec import Value
-from iamroles_scenarios.wire.frames import (
-    HELLO,
-    Action,
-    Frame,
-    FrameType,
-    read_actions,
-    variables,
-)
-from iamroles_scenarios.wire.transcript import (
-    Transcript,
-)
+from iamroles_scenarios.wire.frames import HELLO, Action, Frame, FrameType, read_actions, variables
+from iamroles_scenarios.wire.transcript import Transcript
 
 _T = TypeVar("_T")
 
@@ -168,7 +153,7 @@ class Asker:
         self._opening = self._opening or asyncio.Lock()
         async with self._opening:
             if self._connection is None:
-                connection = await open_connection(self.address, within=self.timeout)
+                connection = await Connection.open(self.address, within=self.timeout)
                 try:
                     said = (await connection.hello()).get("max-frame-size")
                 except BaseException:
@@ -218,7 +203,7 @@ def reach(address: str, *, timeout: float = 5.0) -> None:
     """
 
     async def once() -> None:
-        (await open_connection(address, within=timeout)).close()
+        (await Connection.open(address, within=timeout)).close()
 
     _background.run(once())
 
@@ -242,7 +227,7 @@ def decide(
     """
 
     async def once() -> dict[str, Value]:
-        connection = await open_connection(address, within=timeout)
+        connection = await Connection.open(address, within=timeout)
         try:
             await connection.hello(HELLO)
             ack = await connection.ask(question(check, context))

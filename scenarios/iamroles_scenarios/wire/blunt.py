@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 from iamroles_scenarios.base import process
@@ -86,27 +87,32 @@ def ack(frame: Frame, actions: bytes, *, stream_id: int | None = None) -> bytes:
     return Frame(FrameType.ACK, chosen, frame.frame_id, actions, Flags.FIN).encode()
 
 
-Answer = Callable[[Peer, Frame], Awaitable[None]]
+Behaviour = Callable[[Peer], Awaitable[None]]
 
 
-async def greeted(peer: Peer, answer: Answer) -> None:
-    """A sound handshake, health checks and goodbyes; each NOTIFY goes to `answer`."""
-    while frames := await peer.frames():
-        frame = frames[0]
-        if frame.type == FrameType.HAPROXY_HELLO:
-            items = {name: value.value for name, value in read_kv(frame)}
-            said = as_hello({"version": "2.0", "max-frame-size": 16380, "capabilities": "pipelining"})
-            if isinstance(offered := items.get("max-frame-size"), int):
-                said["max-frame-size"] = Typed(DataType.UINT32, min(offered, 16380))
-            await peer.write(Frame(FrameType.AGENT_HELLO, payload=encode_kv(said)).encode())
-            if items.get("healthcheck") is True:
+def greeted(answer: Callable[[Peer, Frame], Awaitable[None]]) -> Behaviour:
+    """Make a behaviour: a sound handshake, health checks and goodbyes; each NOTIFY goes to `answer`."""
+
+    @wraps(answer)
+    async def behave(peer: Peer) -> None:
+        while frames := await peer.frames():
+            frame = frames[0]
+            if frame.type == FrameType.HAPROXY_HELLO:
+                items = {name: value.value for name, value in read_kv(frame)}
+                said = as_hello({"version": "2.0", "max-frame-size": 16380, "capabilities": "pipelining"})
+                if isinstance(offered := items.get("max-frame-size"), int):
+                    said["max-frame-size"] = Typed(DataType.UINT32, min(offered, 16380))
+                await peer.write(Frame(FrameType.AGENT_HELLO, payload=encode_kv(said)).encode())
+                if items.get("healthcheck") is True:
+                    return
+            elif frame.type == FrameType.HAPROXY_DISCONNECT:
+                farewell = encode_kv(as_hello({"status-code": 0, "message": "bye"}))
+                await peer.write(Frame(FrameType.AGENT_DISCONNECT, payload=farewell).encode())
                 return
-        elif frame.type == FrameType.HAPROXY_DISCONNECT:
-            farewell = encode_kv(as_hello({"status-code": 0, "message": "bye"}))
-            await peer.write(Frame(FrameType.AGENT_DISCONNECT, payload=farewell).encode())
-            return
-        elif frame.type == FrameType.NOTIFY:
-            await answer(peer, frame)
+            elif frame.type == FrameType.NOTIFY:
+                await answer(peer, frame)
+
+    return behave
 
 
 async def silent(peer: Peer) -> None:
@@ -115,29 +121,22 @@ async def silent(peer: Peer) -> None:
         pass
 
 
-async def mute(peer: Peer) -> None:
+@greeted
+async def mute(_peer: Peer, _frame: Frame) -> None:
     """Shakes hands and passes health checks, but never answers a NOTIFY."""
 
-    async def answer(_peer: Peer, _frame: Frame) -> None:
-        return
 
-    await greeted(peer, answer)
+@greeted
+async def allow_after_timeout(peer: Peer, frame: Frame) -> None:
+    """Shakes hands at once; the allow comes when HAProxy has long given up."""
+    await asyncio.sleep(peer.manner.delay)
+    await peer.write(ack(frame, peer.verdict()))
 
 
 async def slow(peer: Peer) -> None:
     """Waits before the handshake already, and before each answer again."""
     await asyncio.sleep(peer.manner.delay)
     await allow_after_timeout(peer)
-
-
-async def allow_after_timeout(peer: Peer) -> None:
-    """Shakes hands at once; the allow comes when HAProxy has long given up."""
-
-    async def answer(peer: Peer, frame: Frame) -> None:
-        await asyncio.sleep(peer.manner.delay)
-        await peer.write(ack(frame, peer.verdict()))
-
-    await greeted(peer, answer)
 
 
 async def closes(_peer: Peer) -> None:
@@ -157,64 +156,50 @@ async def garbage(peer: Peer) -> None:
         await peer.write(dice.randbytes(512))
 
 
-async def wrong_id(peer: Peer) -> None:
+@greeted
+async def wrong_id(peer: Peer, frame: Frame) -> None:
     """An allow for another stream."""
-    await greeted(
-        peer, lambda peer, frame: peer.write(ack(frame, peer.verdict(), stream_id=frame.stream_id + 2))
-    )
+    await peer.write(ack(frame, peer.verdict(), stream_id=frame.stream_id + 2))
 
 
-async def bad_action_first(peer: Peer) -> None:
+@greeted
+async def bad_action_first(peer: Peer, frame: Frame) -> None:
     """An action of unknown type, then the allow: HAProxy must not get as far as that."""
-    await greeted(peer, lambda peer, frame: peer.write(ack(frame, b"\x09\x01\x02" + peer.verdict())))
+    await peer.write(ack(frame, b"\x09\x01\x02" + peer.verdict()))
 
 
-async def allow_then_bad_action(peer: Peer) -> None:
+@greeted
+async def allow_then_bad_action(peer: Peer, frame: Frame) -> None:
     """The bare allow first, then a broken action: no backend and no tags come with it."""
-    bare = _set("allow", value=True)
-    await greeted(peer, lambda peer, frame: peer.write(ack(frame, bare + b"\x01\x09\x02" + peer.verdict())))
+    await peer.write(ack(frame, _set("allow", value=True) + b"\x01\x09\x02" + peer.verdict()))
 
 
-async def flood(peer: Peer) -> None:
+@greeted
+async def flood(peer: Peer, frame: Frame) -> None:
     """Shakes hands, then sends ACKs that nobody asked for as fast as they go."""
-
-    async def answer(peer: Peer, frame: Frame) -> None:
-        batch = b"".join(ack(frame, b"", stream_id=frame.stream_id + 1000 + n) for n in range(200))
-        while not peer.writer.is_closing():
-            await peer.write(batch)
-
-    await greeted(peer, answer)
+    batch = b"".join(ack(frame, b"", stream_id=frame.stream_id + 1000 + n) for n in range(200))
+    while not peer.writer.is_closing():
+        await peer.write(batch)
 
 
-async def half_ack(peer: Peer) -> None:
+@greeted
+async def half_ack(peer: Peer, frame: Frame) -> None:
     """The first half of an allow, and no more."""
-
-    async def answer(peer: Peer, frame: Frame) -> None:
-        raw = ack(frame, peer.verdict())
-        await peer.write(raw[: len(raw) // 2])
-
-    await greeted(peer, answer)
+    raw = ack(frame, peer.verdict())
+    await peer.write(raw[: len(raw) // 2])
 
 
-BEHAVIOURS: dict[str, Callable[[Peer], Awaitable[None]]] = {
-    "silent": silent,
-    "mute": mute,
-    "slow": slow,
-    "closes": closes,
-    "http": http,
-    "garbage": garbage,
-    "wrong-id": wrong_id,
-    "bad-action-first": bad_action_first,
-    "allow-then-bad-action": allow_then_bad_action,
-    "flood": flood,
-    "half-ack": half_ack,
-    "allow-after-timeout": allow_after_timeout,
-}
+BEHAVIOURS: dict[str, Behaviour] = {
+    behaviour.__name__.replace("_", "-"): behaviour
+    for behaviour in (
+        silent, mute, slow, closes, http, garbage, wrong_id, bad_action_first, allow_then_bad_action, flood,
+        half_ack, allow_after_timeout,
+    )
+}  # fmt: skip
+"""By name, as `--behaviour` takes it."""
 
 
-async def serve(
-    behave: Callable[[Peer], Awaitable[None]], options: process.MockOptions, manner: Manner
-) -> None:
+async def serve(behave: Behaviour, options: process.MockOptions, manner: Manner) -> None:
     """Serve until stopped."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import SilenceError, UnreachableError, WireError, WireFormatError
@@ -33,13 +33,7 @@ from iamroles_scenarios.wire.frames import (
     notify,
     read_kv,
 )
-from iamroles_scenarios.wire.transcript import (
-    FROM_AGENT,
-    NOTE,
-    TO_AGENT,
-    Transcript,
-    shorten,
-)
+from iamroles_scenarios.wire.transcript import FROM_AGENT, NOTE, TO_AGENT, Transcript, shorten
 
 OMIT = object()
 """As a value of `check` or `context`: leave this argument out of the message."""
@@ -101,7 +95,7 @@ class _Pipe(asyncio.Protocol):
 
 
 class Connection:
-    """One connection to an agent. Use `open_connection`."""
+    """One connection to an agent. Use `open`."""
 
     def __init__(
         self, transport: asyncio.Transport, pipe: _Pipe, transcript: Transcript, timeout: float
@@ -111,6 +105,33 @@ class Connection:
         self.transcript = transcript
         self.timeout = timeout
         """Seconds that `receive` waits by default."""
+
+    @classmethod
+    async def open(cls, address: str, *, within: float = 5.0) -> Self:
+        """Connect to an agent.
+
+        Args:
+            address: `host:port` or `unix:/path`.
+            within: seconds to connect, and the default for each answer.
+
+        Raises:
+            UnreachableError: no connection in time.
+        """
+        loop = asyncio.get_running_loop()
+        transcript = Transcript()
+        try:
+            async with asyncio.timeout(within):
+                if address.startswith("unix:"):
+                    transport, pipe = await loop.create_unix_connection(_Pipe, address.removeprefix("unix:"))
+                else:
+                    host, _, port = address.rpartition(":")
+                    transport, pipe = await loop.create_connection(_Pipe, host.strip("[]"), int(port))
+        except (OSError, TimeoutError) as error:
+            why = str(error) or f"no answer in {within:g} s"
+            raise UnreachableError(f"cannot connect to the agent at {address}: {why}", transcript) from error
+        transcript.add(NOTE, f"connected to {address}")
+        recording.connected(transcript)
+        return cls(transport, pipe, transcript, within)
 
     # --- sending -------------------------------------------------------------------------------------------
 
@@ -289,33 +310,6 @@ def _gave_up(bye: Frame) -> bool:
     with contextlib.suppress(WireFormatError):
         return any(name == "status-code" and item.value == _TIMEOUT for name, item in read_kv(bye))
     return False
-
-
-async def open_connection(address: str, *, within: float = 5.0) -> Connection:
-    """Connect to an agent.
-
-    Args:
-        address: `host:port` or `unix:/path`.
-        within: seconds to connect, and the default for each answer.
-
-    Raises:
-        UnreachableError: no connection in time.
-    """
-    loop = asyncio.get_running_loop()
-    transcript = Transcript()
-    try:
-        async with asyncio.timeout(within):
-            if address.startswith("unix:"):
-                transport, pipe = await loop.create_unix_connection(_Pipe, address.removeprefix("unix:"))
-            else:
-                host, _, port = address.rpartition(":")
-                transport, pipe = await loop.create_connection(_Pipe, host.strip("[]"), int(port))
-    except (OSError, TimeoutError) as error:
-        why = str(error) or f"no answer in {within:g} s"
-        raise UnreachableError(f"cannot connect to the agent at {address}: {why}", transcript) from error
-    transcript.add(NOTE, f"connected to {address}")
-    recording.connected(transcript)
-    return Connection(transport, pipe, transcript, within)
 
 
 # --- questions in the terms of SPEC.md section 2 -----------------------------------------------------------

@@ -21,17 +21,10 @@ from pathlib import Path
 
 from iamroles_scenarios.base.errors import CheckFailed, WideVarint, WireError, WireFormatError
 from iamroles_scenarios.base.family import resident
-from iamroles_scenarios.wire.client import Connection, Ended, question
+from iamroles_scenarios.wire.client import Ended, question
 from iamroles_scenarios.wire.frames import HELLO, FrameType, variables
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
-from iamroles_scenarios.wire.judge import (
-    DEADLINE,
-    connected,
-    must_judge,
-    must_live,
-    must_not_allow,
-    probe,
-)
+from iamroles_scenarios.wire.judge import DEADLINE, JudgedConnection, connected, must_live, probe
 from iamroles_scenarios.wire.target import WireTarget
 
 SEED = 3030
@@ -169,7 +162,7 @@ class _Fuzzer:
                         open_still = False
                 self._on_the_way.pop(lane, None)
 
-    async def _one(self, connection: Connection, sent: Input) -> bool:
+    async def _one(self, connection: JudgedConnection, sent: Input) -> bool:
         """Send one input; gives whether the connection is still good."""
         whole = finishes(sent.raw) and sent.greeted
         await connection.send(sent.raw, *([self._marker] if whole else []))
@@ -190,11 +183,11 @@ class _Fuzzer:
             if answer.type != FrameType.ACK:
                 continue
             if answer.stream_id == _MARKER:
-                must_judge(self._target, connection, answer)
+                connection.must_judge(answer)
                 self._report.answered += 1
                 return True
             try:
                 variables(answer)
             except WireFormatError as error:
                 raise WireError(f"a malformed ACK to an input: {error}", connection.transcript) from error
-            must_not_allow(connection, answer)
+            connection.must_not_allow(answer)

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from iamroles_scenarios.checks.live.fixture import (
-    EVENTS,
-    EVERY,
-    IDLE_SOCKET,
-    OPEN,
-    SOCKET,
-    live_bench,
-)
+from iamroles_scenarios.checks.live.fixture import EVENTS, EVERY, IDLE_SOCKET, OPEN, SOCKET, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from iamroles_scenarios.base.errors import WireError
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, WireError
 from iamroles_scenarios.base.family import resident
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.wire.client import Connection, check_arguments, question
+from iamroles_scenarios.wire.client import check_arguments, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string, varint
 from iamroles_scenarios.wire.frames import (
     HELLO,
@@ -24,19 +24,11 @@ from iamroles_scenarios.wire.judge import (
     DEADLINE,
     PIECE_GAP,
     QUIET,
+    JudgedConnection,
     allowed,
-    collect,
     connected,
-    fail,
-    must_answer,
-    must_answer_each,
-    must_deny,
-    must_end,
-    must_judge,
     must_live,
-    must_not_allow,
     must_refuse,
-    must_serve,
     probe,
     session,
 )
@@ -55,7 +47,7 @@ async def byte_by_byte(target: WireTarget) -> None:
         await connection.send(hello(), piece=1, gap=PIECE_GAP)
         await connection.expect(FrameType.AGENT_HELLO)
         await connection.send(question(probe(target)), piece=1, gap=PIECE_GAP)
-        must_judge(target, connection, await connection.expect(FrameType.ACK))
+        connection.must_judge(await connection.expect(FrameType.ACK))
 
 
 @check("wire.frame.split-anywhere", "SPOP-FRAME-001", "SPOP-FRAME-002")
@@ -65,10 +57,7 @@ async def split_anywhere(target: WireTarget) -> None:
     for piece in (3, 7, 64):
         async with session(target) as connection:
             await connection.send(*asked, piece=piece, gap=PIECE_GAP)
-            acks = await collect(target, connection, 3)
-            must_answer_each(connection, asked, acks)
-            for ack in acks:
-                must_judge(target, connection, ack)
+            await connection.must_answer_all(asked)
 
 
 @check("wire.frame.many-in-one-segment", "SPOP-FRAME-002")
@@ -78,7 +67,7 @@ async def many_in_one_segment(target: WireTarget) -> None:
     async with connected(target) as connection:
         await connection.send(hello(), *asked)
         await connection.expect(FrameType.AGENT_HELLO)
-        must_answer_each(connection, asked, await collect(target, connection, len(asked)))
+        connection.must_answer_each(asked, await connection.collect(len(asked)))
 
 
 @check("wire.frame.one-write", "SPOP-FRAME-003")
@@ -97,11 +86,10 @@ async def one_write(target: WireTarget) -> None:
             _one_piece(connection, await connection.expect(FrameType.ACK))
 
 
-def _one_piece(connection: Connection, frame: Frame) -> None:
+def _one_piece(connection: JudgedConnection, frame: Frame) -> None:
     length = len(frame.encode())
     if connection.pieces != [length]:
-        raise fail(
-            connection,
+        raise connection.fail(
             f"{frame.name} of {length} bytes came in reads of {connection.pieces}",
             expected="one read: one write",
         )
@@ -112,14 +100,11 @@ def _one_piece(connection: Connection, frame: Frame) -> None:
 async def no_interleaving(target: WireTarget) -> None:
     """Concurrent ACKs never interleave their bytes."""
 
-    async def one(connection: Connection) -> None:
+    async def one(connection: JudgedConnection) -> None:
         asked = [question(probe(target), stream_id=number) for number in range(1, 65)]
         for start in range(0, 64, 16):
             await connection.send(*asked[start : start + 16])
-        acks = await collect(target, connection, 64, seconds=6.0)
-        must_answer_each(connection, asked, acks)
-        for ack in acks:
-            must_judge(target, connection, ack)
+        await connection.must_answer_all(asked, seconds=6.0)
 
     async with session(target) as a, session(target) as b, session(target) as c, session(target) as d:
         await asyncio.gather(*map(one, (a, b, c, d)))
@@ -132,11 +117,9 @@ async def above_negotiated(target: WireTarget) -> None:
     The check sends only the prefix, so it catches an agent that waits for the body or makes room for it.
     """
     async with connected(target) as connection:
-        limit = (await connection.hello())["max-frame-size"]
-        if not isinstance(limit, int):
-            raise fail(connection, "no max-frame-size")
+        limit = await connection.agree()
         await connection.send((limit + 1).to_bytes(4, "big"))
-        await must_end(target, connection, f"length {limit + 1}, negotiated {limit}", 3)
+        await connection.must_end(f"length {limit + 1}, negotiated {limit}", 3)
     await must_live(target, "a length above the negotiated one")
 
 
@@ -151,7 +134,7 @@ async def too_short(target: WireTarget) -> None:
     await must_refuse(target, short, 4, seconds=2.0)
     async with connected(target) as connection:
         await connection.send(bytes(4))
-        await must_end(target, connection, "length 0 before HELLO", 4, seconds=2.0)
+        await connection.must_end("length 0 before HELLO", 4, seconds=2.0)
 
 
 @check("wire.frame.garbage", "SPOP-FRAME-007")
@@ -167,16 +150,17 @@ async def garbage(target: WireTarget) -> str:
     for text in texts:
         async with connected(target) as connection:
             await connection.send(text)
-            await must_end(target, connection, "garbage before HELLO")
+            await connection.must_end("garbage before HELLO")
         async with session(target) as connection:
             await connection.send(text)
-            await must_end(target, connection, "garbage after HELLO")
+            await connection.must_end("garbage after HELLO")
     await must_live(target, "garbage")
     if target.pid is None or before is None:
         return "memory not watched: the agent's process is not on this host"
     grown = (resident(target.pid) or before) - before
     if grown > 64 << 20:
-        raise fail(None, f"garbage made the agent grow by {grown >> 20} MiB", expected="under 64 MiB")
+        why = f"garbage made the agent grow by {grown >> 20} MiB"
+        raise CheckFailed(why, Evidence(expected="under 64 MiB"))
     return f"grew by {grown >> 10} KiB"
 
 
@@ -192,12 +176,12 @@ async def unknown_type(target: WireTarget) -> None:
             frames = await _until_ack_or_end(target, connection)
             if frames and frames[-1].type == FrameType.ACK:
                 if frames[-1].stream_id != 7:
-                    raise fail(connection, f"an unknown frame of type {kind} got an ACK")
-                must_judge(target, connection, frames[-1])
+                    raise connection.fail(f"an unknown frame of type {kind} got an ACK")
+                connection.must_judge(frames[-1])
     await must_live(target, "unknown frame types")
 
 
-async def _until_ack_or_end(target: WireTarget, connection: Connection) -> list[Frame]:
+async def _until_ack_or_end(target: WireTarget, connection: JudgedConnection) -> list[Frame]:
     frames: list[Frame] = []
     deadline = target.seconds(DEADLINE)
     try:
@@ -206,7 +190,7 @@ async def _until_ack_or_end(target: WireTarget, connection: Connection) -> list[
             if answer.type == FrameType.ACK:
                 break
     except WireError as error:
-        raise fail(connection, error.message, expected="an ACK to the good NOTIFY, or an end") from error
+        raise connection.fail(error.message, expected="an ACK to the good NOTIFY, or an end") from error
     return frames
 
 
@@ -217,7 +201,7 @@ async def reserved_flags(target: WireTarget) -> None:
     for flags in (0x8000_0001, 0xFFFF_FFFD, 0x0000_0005):
         async with session(target) as connection:
             frame = Frame(asked.type, asked.stream_id, asked.frame_id, asked.payload, flags)
-            await must_answer(target, connection, frame)
+            await connection.must_answer(frame)
 
 
 @check("wire.varint.broken", "SPOP-VARINT-001")
@@ -255,14 +239,14 @@ async def varint_boundaries(target: WireTarget) -> None:
     """
     async with session(target) as connection:
         for number in _BOUNDARIES:
-            await must_answer(target, connection, question(probe(target), stream_id=number or 1))
-            await must_answer(target, connection, question(probe(target), stream_id=77, frame_id=number))
+            await connection.must_answer(question(probe(target), stream_id=number or 1))
+            await connection.must_answer(question(probe(target), stream_id=77, frame_id=number))
         for number in (*_BOUNDARIES, 2**32 - 1, 2**63 - 1, 2**64 - 1):
             extra = {**probe(target), "x-number": Typed(DataType.UINT64, number)}
-            await must_answer(target, connection, question(extra))
+            await connection.must_answer(question(extra))
         for length in (0, 239, 240, 2287, 2288):
             extra = {**probe(target), "x-text": "x" * length}
-            await must_answer(target, connection, question(extra))
+            await connection.must_answer(question(extra))
 
 
 @check("wire.fragment.refused", "SPOP-FRAG-001")
@@ -278,14 +262,14 @@ async def fragment_refused(target: WireTarget) -> None:
         await connection.send(first)
         if "fragmentation" in said:
             await connection.send(Frame(FrameType.UNSET, 1, 1, asked.payload[20:]))
-            must_judge(target, connection, await connection.expect(FrameType.ACK))
-        elif await must_end(target, connection, "a NOTIFY without FIN", 10):
-            raise fail(connection, "half a NOTIFY was answered")
+            connection.must_judge(await connection.expect(FrameType.ACK))
+        elif await connection.must_end("a NOTIFY without FIN", 10):
+            raise connection.fail("half a NOTIFY was answered")
     async with session(target) as connection:
         whole = Frame(FrameType.NOTIFY, 1, 1, asked.payload, 0)
         await connection.send(whole)
-        if "fragmentation" not in said and await must_end(target, connection, "no FIN", 10):
-            raise fail(connection, "a NOTIFY without FIN was answered")
+        if "fragmentation" not in said and await connection.must_end("no FIN", 10):
+            raise connection.fail("a NOTIFY without FIN was answered")
 
 
 @check("wire.fragment.unset", "SPOP-FRAG-002")
@@ -313,7 +297,7 @@ async def fragment_abort(target: WireTarget) -> None:
             ack = frames[-1]
             if ack.type != FrameType.ACK or ack.stream_id == 7:
                 break
-            must_not_allow(connection, ack)
+            connection.must_not_allow(ack)
     await must_live(target, "an aborted NOTIFY")
 
 
@@ -349,15 +333,15 @@ async def type_all(target: WireTarget) -> None:
     async with session(target) as connection:
         for name, value in _VALUES.items():
             arguments = [(f"x-{name}", value), *check_arguments(probe(target)).items()]
-            await must_answer(target, connection, notify(1, 1, encode_message("iam-check", arguments)))
+            await connection.must_answer(notify(1, 1, encode_message("iam-check", arguments)))
         everything = [*_VALUES.items(), *check_arguments(probe(target)).items()]
-        await must_answer(target, connection, notify(3, 1, encode_message("iam-check", everything)))
+        await connection.must_answer(notify(3, 1, encode_message("iam-check", everything)))
         for kind in (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64):
             count = {**probe(target), "authorization-count": Typed(kind, 2)}
-            must_deny(connection, await connection.ask(question(count)), "multiple_credentials")
+            connection.must_deny(await connection.ask(question(count)), "multiple_credentials")
         for src in ("192.0.2.77", "2001:db8::77"):
             ack = await connection.ask(question({**probe(target), "authorization": None, "src": src}))
-            must_deny(connection, ack)
+            connection.must_deny(ack)
 
 
 @check("wire.type.reserved", "SPOP-TYPE-002")
@@ -388,19 +372,19 @@ async def type_strings(target: WireTarget) -> None:
             raw = text.encode() if isinstance(text, str) else text
             foreign = Typed(DataType.STRING, raw)
             extra = {**probe(target), "x-text": foreign}
-            await must_answer(target, connection, question(extra))
+            await connection.must_answer(question(extra))
             for name in ("authorization", "path"):
                 ack = await connection.ask(question({**probe(target), name: foreign}))
-                must_deny(connection, ack)
+                connection.must_deny(ack)
             for name in ("method", "host", "role"):
                 await connection.ask(question({**probe(target), name: foreign}))
-            must_not_allow(
-                connection, await connection.ask(notify(1, 1, encode_message(raw, {"x-text": foreign})))
+            connection.must_not_allow(
+                await connection.ask(notify(1, 1, encode_message(raw, {"x-text": foreign})))
             )
         context = {"request-id": Typed(DataType.STRING, b"\xff\x00\xfe")}
-        await must_answer(target, connection, question(probe(target), context))
+        await connection.must_answer(question(probe(target), context))
     async with session(target, {**HELLO, "engine-id": "é\x00"}) as connection:
-        await must_serve(target, connection)
+        await connection.must_serve()
 
 
 @check("wire.type.near-maximum", "SPOP-TYPE-004")
@@ -410,13 +394,11 @@ async def near_maximum(target: WireTarget) -> None:
     HAProxy sends up to the limit. `wire.frame.above-negotiated` sends one byte more.
     """
     async with connected(target) as connection:
-        limit = (await connection.hello())["max-frame-size"]
-        if not isinstance(limit, int):
-            raise fail(connection, "no max-frame-size")
+        limit = await connection.agree()
         for size in (limit, limit - 1, limit - 2):
             bare = len(question({**probe(target), "x-fill": ""}).body())
             fill = size - bare
             while len(question({**probe(target), "x-fill": "x" * fill}).body()) > size:
                 fill -= 1
             frame = question({**probe(target), "x-fill": "x" * fill})
-            await must_answer(target, connection, frame)
+            await connection.must_answer(frame)

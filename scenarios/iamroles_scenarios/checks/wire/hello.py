@@ -5,20 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from iamroles_scenarios.base.errors import SilenceError
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, SilenceError
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire.client import Ended, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address
 from iamroles_scenarios.wire.frames import HELLO, Frame, FrameType, as_hello, disconnect, hello, read_kv
-from iamroles_scenarios.wire.judge import (
-    connected,
-    fail,
-    must_end,
-    must_live,
-    must_serve,
-    probe,
-    session,
-)
+from iamroles_scenarios.wire.judge import connected, must_live, probe, session
 from iamroles_scenarios.wire.target import WireTarget
 
 Items = Mapping[str, Value | Typed]
@@ -83,7 +75,7 @@ for (_id, _requirement, _title), _refused in _REFUSED.items():
         for what, items, status in hellos:
             async with connected(target) as connection:
                 await connection.send(hello(as_hello(items)))
-                await must_end(target, connection, what, status, disconnect=True)
+                await connection.must_end(what, status, disconnect=True)
 
 
 for (_id, _requirement, _title), _served in _SERVED.items():
@@ -93,7 +85,7 @@ for (_id, _requirement, _title), _served in _SERVED.items():
         """Send each HELLO on a connection of its own, and a question after it."""
         for items in hellos:
             async with session(target, items) as connection:
-                await must_serve(target, connection)
+                await connection.must_serve()
 
 
 @check("wire.hello.first-frame", "SPOP-HELLO-001")
@@ -102,14 +94,14 @@ async def first_frame(target: WireTarget) -> None:
     for first in (question(probe(target)), Frame(FrameType.AGENT_HELLO), Frame(FrameType.ACK, 1, 1)):
         async with connected(target) as connection:
             await connection.send(first)
-            before = await must_end(target, connection, f"{first.name} before HELLO")
+            before = await connection.must_end(f"{first.name} before HELLO")
             if before:
-                raise fail(connection, f"{first.name} before HELLO was answered with {before[0].name}")
+                raise connection.fail(f"{first.name} before HELLO was answered with {before[0].name}")
     async with connected(target) as connection:
         await connection.send(disconnect())
-        before = await must_end(target, connection, "DISCONNECT before HELLO", *range(14))
+        before = await connection.must_end("DISCONNECT before HELLO", *range(14))
         if before:
-            raise fail(connection, f"DISCONNECT before HELLO was answered with {before[0].name}")
+            raise connection.fail(f"DISCONNECT before HELLO was answered with {before[0].name}")
 
 
 @check("wire.hello.ids-and-fin", "SPOP-HELLO-002")
@@ -122,8 +114,7 @@ async def ids_and_fin(target: WireTarget) -> None:
         await connection.send(hello())
         frame = await connection.expect(FrameType.AGENT_HELLO)
         if (frame.stream_id, frame.frame_id) != (0, 0) or frame.flags & 3 != 1:
-            raise fail(
-                connection,
+            raise connection.fail(
                 "AGENT-HELLO with wrong ids or flags",
                 expected="stream=0 frame=0 FIN",
                 received=f"stream={frame.stream_id} frame={frame.frame_id} flags={frame.flags:#x}",
@@ -142,8 +133,7 @@ async def items(target: WireTarget) -> None:
         for name, kind in (("version", str), ("max-frame-size", int), ("capabilities", str)):
             item = said.get(name)
             if item is None or not isinstance(item.value, kind) or isinstance(item.value, bool):
-                raise fail(
-                    connection,
+                raise connection.fail(
                     f"AGENT-HELLO lacks `{name}` of its type",
                     expected=f"{name}: {'STRING' if kind is str else 'UINT32'}",
                     received="absent" if item is None else f"{item}:{item.type.name}",
@@ -156,7 +146,7 @@ async def version(target: WireTarget) -> None:
     async with connected(target) as connection:
         said = await connection.hello()
         if said.get("version") != "2.0":
-            raise fail(connection, "wrong version", expected="2.0", received=repr(said.get("version")))
+            raise connection.fail("wrong version", expected="2.0", received=repr(said.get("version")))
 
 
 @check("wire.hello.supported-versions", "SPOP-HELLO-005")
@@ -166,7 +156,7 @@ async def supported_versions(target: WireTarget) -> None:
         async with connected(target) as connection:
             said = await connection.hello({**HELLO, "supported-versions": versions})
             if said.get("version") != "2.0":
-                raise fail(connection, f"answered {said.get('version')!r} to versions {versions!r}")
+                raise connection.fail(f"answered {said.get('version')!r} to versions {versions!r}")
 
 
 @check("wire.hello.engine-id", "SPOP-HELLO-010")
@@ -176,9 +166,9 @@ async def engine_id(target: WireTarget) -> None:
     HAProxy 3.1 has one for all threads, older versions have one for each, a health check has none.
     """
     async with session(target, _without("engine-id")) as connection:
-        await must_serve(target, connection)
+        await connection.must_serve()
     async with session(target) as one, session(target) as other, session(target) as third:
-        await asyncio.gather(*(must_serve(target, connection) for connection in (one, other, third)))
+        await asyncio.gather(*(connection.must_serve() for connection in (one, other, third)))
 
 
 @check("wire.hello.twice", "SPOP-HELLO-011")
@@ -186,8 +176,8 @@ async def twice(target: WireTarget) -> None:
     """A second HELLO on one connection ends it, with status 4 and without another AGENT-HELLO."""
     async with session(target) as connection:
         await connection.send(hello())
-        if await must_end(target, connection, "a second HELLO", 4):
-            raise fail(connection, "a second HELLO was answered")
+        if await connection.must_end("a second HELLO", 4):
+            raise connection.fail("a second HELLO was answered")
 
 
 @check("wire.hello.idle", "SPOP-HELLO-012")
@@ -201,10 +191,10 @@ async def idle(target: WireTarget) -> str:
         try:
             answer = await connection.receive(seconds)
         except SilenceError:
-            await must_serve(target, connection)
+            await connection.must_serve()
             return f"idled {seconds:g} s"
         what = f"closed it ({answer.how})" if isinstance(answer, Ended) else f"sent {answer.name}"
-        raise fail(connection, f"on an idle connection the agent {what}", expected="nothing")
+        raise connection.fail(f"on an idle connection the agent {what}", expected="nothing")
 
 
 # --- frame sizes ------------------------------------------------------------------------------------------
@@ -212,12 +202,9 @@ async def idle(target: WireTarget) -> str:
 
 async def _negotiated(target: WireTarget, size: int) -> int:
     async with connected(target) as connection:
-        said = (await connection.hello({**HELLO, "max-frame-size": size})).get("max-frame-size")
-        if not isinstance(said, int):
-            raise fail(connection, f"AGENT-HELLO has max-frame-size {said!r}")
+        said = await connection.agree({**HELLO, "max-frame-size": size})
         if not 256 <= said <= size:
-            raise fail(
-                connection,
+            raise connection.fail(
                 "max-frame-size out of bounds",
                 expected=f"256 to {size}, what HAProxy offered",
                 received=str(said),
@@ -240,11 +227,12 @@ async def smaller_of_two(target: WireTarget) -> str:
     """
     limit = await _negotiated(target, 2**32 - 1)
     if limit > 1 << 26:
-        raise fail(None, f"to 4294967295 the agent said {limit}: it echoes", expected="its own limit")
+        why = f"to 4294967295 the agent said {limit}: it echoes"
+        raise CheckFailed(why, Evidence(expected="its own limit"))
     for size in (limit, limit + 1, limit + 4, limit * 2, 1 << 31):
         said = await _negotiated(target, size)
         if said != limit:
-            raise fail(None, f"offered {size}, its limit is {limit}", received=str(said))
+            raise CheckFailed(f"offered {size}, its limit is {limit}", Evidence(received=str(said)))
     return f"its limit is {limit}"
 
 
@@ -263,8 +251,7 @@ async def capabilities_honest(target: WireTarget) -> None:
             said = str((await connection.hello({**HELLO, "capabilities": offered})).get("capabilities", ""))
             claimed = {item.strip() for item in said.split(",") if item.strip()}
             if not claimed <= {"pipelining"}:
-                raise fail(
-                    connection,
+                raise connection.fail(
                     "claims capabilities that no HAProxy uses well",
                     expected="pipelining or nothing",
                     received=said,
@@ -278,8 +265,8 @@ async def capabilities_unknown(target: WireTarget) -> None:
         async with connected(target) as connection:
             said = str((await connection.hello({**HELLO, "capabilities": offered})).get("capabilities", ""))
             if "teleport" in said:
-                raise fail(connection, "an unknown capability was claimed", received=said)
-            await must_serve(target, connection)
+                raise connection.fail("an unknown capability was claimed", received=said)
+            await connection.must_serve()
 
 
 # --- health checks ----------------------------------------------------------------------------------------
@@ -304,6 +291,6 @@ async def health_closes(target: WireTarget) -> None:
     """
     async with connected(target) as connection:
         await connection.hello({**HELLO, "healthcheck": True})
-        if await must_end(target, connection, "a health check", *range(14)):
-            raise fail(connection, "more than AGENT-HELLO answered a health check")
+        if await connection.must_end("a health check", *range(14)):
+            raise connection.fail("more than AGENT-HELLO answered a health check")
     await must_live(target, "a health check")

@@ -7,45 +7,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from iamroles_scenarios.base.errors import SilenceError, Untestable, WireError
+from iamroles_scenarios.base.errors import CheckFailed, SilenceError, Untestable, WireError
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import ALWAYS
-from iamroles_scenarios.wire.client import (
-    OMIT,
-    Connection,
-    check_arguments,
-    context_arguments,
-    question,
-)
+from iamroles_scenarios.wire.client import OMIT, check_arguments, context_arguments, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string
-from iamroles_scenarios.wire.frames import (
-    HELLO,
-    Frame,
-    FrameType,
-    encode_message,
-    notify,
-    read_actions,
-)
+from iamroles_scenarios.wire.frames import HELLO, Frame, FrameType, encode_message, notify, read_actions
 from iamroles_scenarios.wire.judge import (
+    JudgedConnection,
     allowed,
-    collect,
     connected,
-    fail,
-    must_answer,
-    must_answer_each,
-    must_be_quiet,
-    must_be_well_formed,
-    must_deny,
-    must_judge,
     must_live,
-    must_not_allow,
     must_refuse,
-    must_serve,
     probe,
     refused,
     session,
     tokenless,
-    verdict,
 )
 from iamroles_scenarios.wire.target import WireTarget
 
@@ -69,8 +46,8 @@ async def exactly_one(target: WireTarget) -> None:
             for number in range(10, 30)
         ]
         await connection.send(*asked)
-        must_answer_each(connection, asked, await collect(target, connection, len(asked)))
-        await must_be_quiet(target, connection, "each NOTIFY had its ACK")
+        connection.must_answer_each(asked, await connection.collect(len(asked)))
+        await connection.must_be_quiet("each NOTIFY had its ACK")
 
 
 @check("wire.ack.stream-zero", "SPOP-ACK-002")
@@ -80,7 +57,7 @@ async def stream_zero(target: WireTarget) -> None:
     The first stream of HAProxy up to 3.0 has it.
     """
     async with session(target) as connection:
-        await must_answer(target, connection, question(probe(target), stream_id=0))
+        await connection.must_answer(question(probe(target), stream_id=0))
 
 
 @check("wire.ack.large-ids", "SPOP-ACK-003")
@@ -92,9 +69,7 @@ async def large_ids(target: WireTarget) -> None:
     async with session(target) as one, session(target) as other:
         for number in (2, 255, 256, 65535, 65536, 2**24 + 1, 2**31 - 2, 2**31 - 1):
             for connection in (one, other):
-                await must_answer(
-                    target, connection, question(probe(target), stream_id=number, frame_id=number)
-                )
+                await connection.must_answer(question(probe(target), stream_id=number, frame_id=number))
 
 
 @check("wire.ack.frame-id", "SPOP-ACK-004")
@@ -105,7 +80,7 @@ async def frame_id(target: WireTarget) -> None:
     """
     async with session(target) as connection:
         for number in (1, 2, 3, 7):
-            await must_answer(target, connection, question(probe(target), stream_id=11, frame_id=number))
+            await connection.must_answer(question(probe(target), stream_id=11, frame_id=number))
 
 
 @check("wire.ack.same-ids-twice", "SPOP-ACK-005")
@@ -115,24 +90,24 @@ async def same_ids_twice(target: WireTarget) -> None:
     After one another, and pipelined with different questions: an agent keeps no state by id.
     """
     async with session(target) as connection:
-        await must_answer(target, connection, question(probe(target), stream_id=4))
-        must_deny(connection, await connection.ask(question(refused(target), stream_id=4)))
+        await connection.must_answer(question(probe(target), stream_id=4))
+        connection.must_deny(await connection.ask(question(refused(target), stream_id=4)))
         asked = [question(probe(target), stream_id=4), question(refused(target), stream_id=4)]
         await connection.send(*asked)
-        acks = await collect(target, connection, 2)
-        must_answer_each(connection, asked, acks)
-        await must_be_quiet(target, connection, "both NOTIFYs had their ACK")
+        acks = await connection.collect(2)
+        connection.must_answer_each(asked, acks)
+        await connection.must_be_quiet("both NOTIFYs had their ACK")
         if target.allowed is not None:
             allows = [_explicit(connection, ack) for ack in acks]
             if sorted(allows) != [False, True]:
-                raise fail(connection, "one allow and one deny expected", received=str(allows))
+                raise connection.fail("one allow and one deny expected", received=str(allows))
 
 
-def _explicit(connection: Connection, ack: Frame) -> bool:
+def _explicit(connection: JudgedConnection, ack: Frame) -> bool:
     """Return the explicit verdict of an ACK."""
     found = {action.name: action.value for action in read_actions(ack)}.get("allow")
     if found is None or not isinstance(found.value, bool):
-        raise fail(connection, "no explicit verdict in the ACK")
+        raise connection.fail("no explicit verdict in the ACK")
     return found.value
 
 
@@ -149,7 +124,7 @@ async def message_unknown(target: WireTarget) -> None:
     async with session(target) as connection:
         for name in ("no-such-message", "", "IAM-CHECK", "iam-check2", "n" * 300):
             ack = await connection.ask(notify(1, 1, encode_message(name, arguments)))
-            must_not_allow(connection, ack)
+            connection.must_not_allow(ack)
 
 
 @check("wire.message.mixed", "SPOP-MSG-002")
@@ -169,9 +144,9 @@ async def message_mixed(target: WireTarget) -> None:
             (known, context),
             (context, unknown, known, unknown),
         ):
-            await must_answer(target, connection, notify(1, 1, *messages))
+            await connection.must_answer(notify(1, 1, *messages))
         await connection.ask(notify(1, 1, known, known))
-        await must_be_quiet(target, connection, "each NOTIFY had its ACK")
+        await connection.must_be_quiet("each NOTIFY had its ACK")
 
 
 @check("wire.message.contradiction", "SPOP-MSG-008")
@@ -185,16 +160,16 @@ async def message_contradiction(target: WireTarget) -> None:
     context = encode_message("iam-context", context_arguments())
     async with session(target) as connection:
         for pair in ((known, other), (other, known), (other, context, known)):
-            must_not_allow(connection, await connection.ask(notify(1, 1, *pair)))
+            connection.must_not_allow(await connection.ask(notify(1, 1, *pair)))
 
 
 @check("wire.message.none", "SPOP-MSG-003")
 async def message_none(target: WireTarget) -> None:
     """A NOTIFY without messages, or with iam-context alone: an ACK that allows nothing."""
     async with session(target) as connection:
-        must_not_allow(connection, await connection.ask(notify(1, 1)))
+        connection.must_not_allow(await connection.ask(notify(1, 1)))
         only_context = encode_message("iam-context", context_arguments())
-        must_not_allow(connection, await connection.ask(notify(3, 1, only_context)))
+        connection.must_not_allow(await connection.ask(notify(3, 1, only_context)))
 
 
 @check("wire.message.odd-arguments", "SPOP-MSG-004")
@@ -230,7 +205,7 @@ async def odd_arguments(target: WireTarget) -> None:
                 if "twice" not in what:
                     raise
             else:
-                must_not_allow(connection, ack)
+                connection.must_not_allow(ack)
     await must_live(target, "odd arguments")
 
 
@@ -244,15 +219,15 @@ async def extra_and_missing(target: WireTarget) -> None:
     async with session(target) as connection:
         extra = {"x-before": -1, **check_arguments(probe(target)), "x-after": None}
         message = encode_message("iam-check", extra)
-        await must_answer(target, connection, notify(1, 1, message))
+        await connection.must_answer(notify(1, 1, message))
         for name in ("method", "path", "src"):
             ack = await connection.ask(question({**probe(target), name: OMIT}))
-            must_deny(connection, ack, "internal_error")
+            connection.must_deny(ack, "internal_error")
         for name in ("method", "path"):
             ack = await connection.ask(question({**probe(target), name: None}))
-            must_deny(connection, ack, "internal_error")
+            connection.must_deny(ack, "internal_error")
         ack = await connection.ask(question({**probe(target), "authorization": OMIT}))
-        must_deny(connection, ack, "internal_error", "no_credentials")
+        connection.must_deny(ack, "internal_error", "no_credentials")
 
 
 @check("wire.message.null-token", "SPOP-MSG-006")
@@ -263,14 +238,14 @@ async def null_token(target: WireTarget) -> None:
     """
     async with session(target) as connection:
         absent = tokenless(probe(target))
-        await must_answer(target, connection, question(probe(target)))
-        found = must_deny(connection, await connection.ask(question(absent)), "no_credentials")
+        await connection.must_answer(question(probe(target)))
+        found = connection.must_deny(await connection.ask(question(absent)), "no_credentials")
         if found.get("status") != 401:
-            raise fail(connection, "no credential", expected="status 401", received=str(found.get("status")))
+            raise connection.fail("no credential", expected="status 401", received=str(found.get("status")))
         for text in ("", " ", "Bearer", "Bearer "):
             empty = {**absent, "authorization": text, "authorization-count": 1}
             ack = await connection.ask(question(empty))
-            must_deny(connection, ack, "no_credentials", "token_malformed")
+            connection.must_deny(ack, "no_credentials", "token_malformed")
 
 
 @check("wire.message.lies", "SPOP-MSG-007")
@@ -309,22 +284,22 @@ async def ack_fits(target: WireTarget) -> str:
     The size is the least that the question itself fits, so the answer's tags may not fit.
     """
 
-    async def fits(frame: Frame, judge: Callable[[Connection, Frame], object]) -> str:
+    async def fits(frame: Frame, judge: Callable[[JudgedConnection, Frame], object]) -> str:
         size = max(256, len(frame.body()))
         async with session(target, {**HELLO, "max-frame-size": size}) as connection:
             ack = await connection.ask(frame)
             if len(ack.body()) > size:
-                raise fail(connection, f"an ACK of {len(ack.body())} bytes, negotiated {size}")
+                raise connection.fail(f"an ACK of {len(ack.body())} bytes, negotiated {size}")
             judge(connection, ack)
         return f"tags too long for {size} bytes did not go: the ACK has {len(ack.body())}"
 
-    def explicit(connection: Connection, ack: Frame) -> None:
-        if verdict(connection, ack).get("allow") is not True:
-            must_deny(connection, ack)
+    def explicit(connection: JudgedConnection, ack: Frame) -> None:
+        if connection.verdict(ack).get("allow") is not True:
+            connection.must_deny(ack)
 
     least = {"request-id": "x", "src-port": OMIT, "stream": OMIT}
-    await fits(question(probe(target), least), lambda connection, ack: must_judge(target, connection, ack))
-    await fits(question(refused(target), least), must_deny)
+    await fits(question(probe(target), least), JudgedConnection.must_judge)
+    await fits(question(refused(target), least), JudgedConnection.must_deny)
     if target.crowded is not None:
         return await fits(question(target.crowded), explicit)
     if target.allowed is None:
@@ -340,9 +315,9 @@ async def action_well_formed(target: WireTarget) -> None:
     """
     async with session(target) as connection:
         for asked in (probe(target), refused(target), tokenless(probe(target))):
-            must_be_well_formed(connection, await connection.ask(question(asked)))
+            connection.must_be_well_formed(await connection.ask(question(asked)))
         broken = {**probe(target), "method": OMIT}
-        must_be_well_formed(connection, await connection.ask(question(broken)))
+        connection.must_be_well_formed(await connection.ask(question(broken)))
 
 
 @check("wire.action.verdict-last", "SPOP-ACTION-002")
@@ -356,9 +331,9 @@ async def verdict_last(target: WireTarget) -> None:
             actions = read_actions(await connection.ask(question(asked)))
             names = [action.name for action in actions]
             if not names or names[-1] != "allow" or names.count("allow") != 1:
-                raise fail(connection, "the verdict is not the last action", received=" ".join(names))
+                raise connection.fail("the verdict is not the last action", received=" ".join(names))
             if missing := ALWAYS - set(names):
-                raise fail(connection, f"neither set nor unset: {' '.join(sorted(missing))}")
+                raise connection.fail(f"neither set nor unset: {' '.join(sorted(missing))}")
 
 
 @check("wire.action.name-length", "SPOP-ACTION-003")
@@ -369,7 +344,7 @@ async def name_length(target: WireTarget) -> None:
     """
     for name in await _names(target):
         if len(_PREFIX + name) > 63:
-            raise fail(None, f"{_PREFIX}{name} has over 63 characters")
+            raise CheckFailed(f"{_PREFIX}{name} has over 63 characters")
 
 
 @check("wire.action.name-characters", "SPOP-ACTION-004")
@@ -378,7 +353,7 @@ async def name_characters(target: WireTarget) -> None:
     for name in await _names(target):
         bare = name.replace(".", "").replace("_", "")
         if not (bare.isascii() and bare.isalnum()):
-            raise fail(None, f"variable name {name!r}")
+            raise CheckFailed(f"variable name {name!r}")
 
 
 async def _names(target: WireTarget) -> list[str]:
@@ -401,14 +376,14 @@ async def null_is_unset(target: WireTarget) -> None:
             for action in read_actions(await connection.ask(question(asked))):
                 value = None if action.value is None else action.value.value
                 if action.value is not None and action.value.type is DataType.STRING and value == "":
-                    raise fail(connection, f"{action.name} is set to an empty string", expected="unset")
+                    raise connection.fail(f"{action.name} is set to an empty string", expected="unset")
                 state[action.name] = value
         if left := {name for name in must_be_gone if state.get(name) is not None}:
-            raise fail(connection, f"left from the allowed request before: {' '.join(sorted(left))}")
+            raise connection.fail(f"left from the allowed request before: {' '.join(sorted(left))}")
         ack = await connection.ask(question(probe(target)))
-        found = must_judge(target, connection, ack)
+        found = connection.must_judge(ack)
         if target.allowed is not None and (found.get("reason") or found.get("error")):
-            raise fail(connection, "an allow with the reason of a refusal", received=str(found))
+            raise connection.fail("an allow with the reason of a refusal", received=str(found))
 
 
 # --- pipelining -------------------------------------------------------------------------------------------
@@ -426,7 +401,7 @@ async def pipeline(target: WireTarget) -> str:
         async with session(target) as connection:
             asked = [question(probe(target), stream_id=number) for number in range(1, 21)]
             await connection.send(*asked)
-            must_answer_each(connection, asked, await collect(target, connection, 20))
+            connection.must_answer_each(asked, await connection.collect(20))
         if target.allowed is None:
             return "20 pipelined were answered; no slow credential is known, so blocking was not judged"
         raise Untestable("no slow credential is known: `WireTarget.slow`")
@@ -446,22 +421,22 @@ async def pipeline(target: WireTarget) -> str:
             order.append(acks[ack].stream_id)
             if order[-1] == 1:
                 waited = time.monotonic() - started
-        must_answer_each(connection, [slow, *quick], acks)
+        connection.must_answer_each([slow, *quick], acks)
         if waited < target.seconds(_SLOW):
             return _AT_ONCE
         late = len(quick) - order.index(1)
         if late:
-            raise fail(connection, f"{late} quick requests had to wait {waited:.1f} s for a slow one")
+            raise connection.fail(f"{late} quick requests had to wait {waited:.1f} s for a slow one")
         return f"ten were answered while a slow one waited {waited:.1f} s"
 
 
-async def _one_by_one(target: WireTarget, waiting: Connection, slow: Frame) -> str:
+async def _one_by_one(target: WireTarget, waiting: JudgedConnection, slow: Frame) -> str:
     """Ask the slow question on one connection, and a quick one on another."""
     async with session(target) as other:
         started = time.monotonic()
         answer = asyncio.create_task(waiting.ask(slow, target.seconds(12.0)))
         try:
-            await must_serve(target, other)
+            await other.must_serve()
             blocked = answer.done()
             await answer
         finally:
@@ -470,7 +445,7 @@ async def _one_by_one(target: WireTarget, waiting: Connection, slow: Frame) -> s
     if waited < target.seconds(_SLOW):
         return _AT_ONCE
     if blocked:
-        raise fail(other, f"a quick request of another connection had to wait {waited:.1f} s for a slow one")
+        raise other.fail(f"a quick request of another connection had to wait {waited:.1f} s for a slow one")
     return (
         f"no pipelining is announced; one on another connection was answered while it waited {waited:.1f} s"
     )
@@ -487,9 +462,9 @@ async def pipeline_off(target: WireTarget) -> None:
             asked = (probe, refused)[number % 2](target)
             ack = await connection.ask(question(asked, stream_id=number))
             if number % 2:
-                must_deny(connection, ack)
+                connection.must_deny(ack)
             else:
-                must_judge(target, connection, ack)
+                connection.must_judge(ack)
 
 
 @check("wire.pipeline.own-connection", "SPOP-PIPE-003")
@@ -502,12 +477,12 @@ async def own_connection(target: WireTarget) -> None:
     async with session(target, items) as one, session(target, items) as other:
         asked = [question(probe(target), stream_id=number) for number in range(1, 17)]
         await one.send(*asked)
-        must_answer_each(one, asked, await collect(target, one, len(asked)))
-        await must_be_quiet(target, other, "nothing was asked here")
+        one.must_answer_each(asked, await one.collect(len(asked)))
+        await other.must_be_quiet("nothing was asked here")
         both = [question(refused(target), stream_id=number) for number in range(1, 9)]
         await asyncio.gather(one.send(*both), other.send(*both))
         for connection in (one, other):
-            must_answer_each(connection, both, await collect(target, connection, len(both)))
+            connection.must_answer_each(both, await connection.collect(len(both)))
 
 
 @check("wire.failure.denies", "SPOP-FAIL-001")
@@ -533,7 +508,7 @@ async def failure_denies(target: WireTarget) -> None:
             arguments = {**check_arguments(probe(target)), name: value}
             ack = await connection.ask(notify(1, 1, encode_message("iam-check", arguments)))
             if (name, value) in wrong:
-                must_deny(connection, ack)
+                connection.must_deny(ack)
             else:
-                verdict(connection, ack)
-        await must_serve(target, connection)
+                connection.verdict(ack)
+        await connection.must_serve()

@@ -6,7 +6,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from typing import Any
 
 from iamroles_scenarios.base.errors import (
@@ -19,24 +19,9 @@ from iamroles_scenarios.base.errors import (
 )
 from iamroles_scenarios.base.family import descriptors
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.wire.client import open_connection, question
+from iamroles_scenarios.wire.client import Connection, question
 from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, prefixed
-from iamroles_scenarios.wire.judge import (
-    DEADLINE,
-    QUIET,
-    check_disconnect,
-    collect,
-    connected,
-    eventually,
-    fail,
-    must_answer_each,
-    must_end,
-    must_judge,
-    must_live,
-    must_serve,
-    probe,
-    session,
-)
+from iamroles_scenarios.wire.judge import DEADLINE, QUIET, connected, eventually, must_live, probe, session
 from iamroles_scenarios.wire.target import Process, WireTarget
 
 _ERROR_LINE = re.compile(
@@ -52,11 +37,11 @@ async def bye_answered(target: WireTarget) -> None:
     """
     async with session(target) as connection:
         await connection.send(disconnect())
-        await must_end(target, connection, "HAPROXY-DISCONNECT", 0, disconnect=True)
+        await connection.must_end("HAPROXY-DISCONNECT", 0, disconnect=True)
     async with session(target) as connection:
-        await must_serve(target, connection)
+        await connection.must_serve()
         await connection.send(disconnect())
-        await must_end(target, connection, "HAPROXY-DISCONNECT after a NOTIFY", 0, disconnect=True)
+        await connection.must_end("HAPROXY-DISCONNECT after a NOTIFY", 0, disconnect=True)
 
 
 @check("wire.bye.normal", "SPOP-BYE-002")
@@ -70,7 +55,7 @@ async def bye_normal(target: WireTarget) -> str:
         for status, message in ((0, "normal"), (1, "I/O error"), (2, "a timeout occurred")):
             async with session(target, address=address) as connection:
                 await connection.send(disconnect(status, message))
-                await must_end(target, connection, f"DISCONNECT {status}", 0, disconnect=True)
+                await connection.must_end(f"DISCONNECT {status}", 0, disconnect=True)
         await must_live(target, "normal disconnects", address=address)
 
     if target.launch is None:
@@ -100,7 +85,7 @@ async def bye_odd(target: WireTarget) -> None:
     for payload in payloads:
         async with session(target) as connection:
             await connection.send(Frame(FrameType.HAPROXY_DISCONNECT, payload=payload))
-            await must_end(target, connection, "an odd DISCONNECT", *range(14))
+            await connection.must_end("an odd DISCONNECT", *range(14))
     await must_live(target, "odd disconnects")
 
 
@@ -135,11 +120,8 @@ async def half_close(target: WireTarget) -> None:
         asked = _in_flight(target, 5)
         await connection.send(*asked)
         connection.half_close()
-        acks = await collect(target, connection, len(asked), seconds=8.0)
-        must_answer_each(connection, asked, acks)
-        for ack in acks:
-            must_judge(target, connection, ack)
-        await must_end(target, connection, "a half-close", *range(14))
+        await connection.must_answer_all(asked, seconds=8.0)
+        await connection.must_end("a half-close", *range(14))
 
 
 @check("wire.bye.form", "SPOP-BYE-006")
@@ -165,11 +147,11 @@ async def bye_form(target: WireTarget) -> str:
                 continue  # other checks judge whether it ends
             for frame in frames:
                 if frame.type != FrameType.AGENT_DISCONNECT:
-                    raise fail(connection, f"{frame.name} where only AGENT-DISCONNECT may come")
-                check_disconnect(connection, frame)
+                    raise connection.fail(f"{frame.name} where only AGENT-DISCONNECT may come")
+                connection.check_disconnect(frame)
                 seen += 1
             if number == 0 and not seen:
-                raise fail(connection, "closed without AGENT-DISCONNECT", expected="AGENT-DISCONNECT 0")
+                raise connection.fail("closed without AGENT-DISCONNECT", expected="AGENT-DISCONNECT 0")
     return f"{seen} of {len(provoked)} ends had an AGENT-DISCONNECT"
 
 
@@ -245,7 +227,7 @@ async def isolation(target: WireTarget) -> None:
                 # Other checks judge whether this connection ends; here it has time to do harm.
                 with suppress(WireError):
                     await broken.ended(target.seconds(QUIET))
-            await must_serve(target, good, stream_id=number + 1)
+            await good.must_serve(stream_id=number + 1)
 
 
 @check("wire.life.burst", "SPOP-LIFE-004")
@@ -254,7 +236,7 @@ async def burst(target: WireTarget) -> None:
 
     async def one() -> None:
         async with session(target) as connection:
-            await must_serve(target, connection)
+            await connection.must_serve()
 
     async with asyncio.timeout(target.seconds(10.0)):
         await asyncio.gather(*(one() for _ in range(120)))
@@ -264,73 +246,59 @@ async def burst(target: WireTarget) -> None:
 async def sigterm(target: WireTarget) -> None:
     """SIGTERM: stop accepting, finish the ACKs in flight, exit 0."""
     async with launched(target, {}) as process, session(target, address=process.spop_address) as connection:
-        await must_serve(target, connection)
+        await connection.must_serve()
         asked = _in_flight(target, 20)
         await connection.send(*asked)
         first = await connection.expect(FrameType.ACK)
         process.terminate()
-        acks = [first, *await collect(target, connection, len(asked) - 1, seconds=8.0)]
-        must_answer_each(connection, asked, acks)
+        acks = [first, *await connection.collect(len(asked) - 1, seconds=8.0)]
+        connection.must_answer_each(asked, acks)
         for ack in acks:
-            must_judge(target, connection, ack)
+            connection.must_judge(ack)
         if not await eventually(target, lambda: _refuses(process.spop_address)):
-            raise fail(connection, "still accepts connections after SIGTERM")
+            raise connection.fail("still accepts connections after SIGTERM")
         connection.close()
         status = await asyncio.to_thread(process.wait, target.seconds(12.0))
         if status != 0:
             what = "still runs" if status is None else f"exited with {status}"
-            raise fail(connection, f"after SIGTERM the agent {what}", expected="exit 0")
+            raise connection.fail(f"after SIGTERM the agent {what}", expected="exit 0")
 
 
-async def _accepts(address: str, seen: list[str] | None = None) -> bool:
+async def _accepts(address: str, seen: list[str]) -> bool:
     """Tell whether a new connection is served, and not only accepted by a socket without an agent behind it.
 
     Args:
         address: of the agent.
         seen: gets the error if it is not.
     """
-    seen = [] if seen is None else seen
     try:
-        connection = await open_connection(address, within=1.0)
-    except UnreachableError as error:
-        seen.append(str(error))
-        return False
-    try:
-        await connection.hello()
+        with closing(await Connection.open(address, within=1.0)) as connection:
+            await connection.hello()
     except WireError as error:
         seen.append(str(error))
         return False
-    finally:
-        connection.close()
     return True
 
 
 async def _refuses(address: str) -> bool:
-    return not await _accepts(address)
+    return not await _accepts(address, [])
 
 
 @check("wire.life.connection-limit", "SPOP-LIFE-005", features={"limits"})
 async def connection_limit(target: WireTarget) -> None:
     """Connections above the limit are refused at once, those below it served."""
-    async with launched(target, {"max_connections": 4}) as process:
-        held = [
-            await open_connection(process.spop_address, within=target.seconds(DEADLINE)) for _ in range(4)
-        ]
-        try:
-            for connection in held:
-                await connection.hello()
-            async with connected(target, process.spop_address) as extra:
-                await must_end(target, extra, "a connection above the limit", *range(1, 14))
-            for connection in held:
-                await must_serve(target, connection)
-            held.pop().close()
-            seen: list[str] = []
-            if not await eventually(target, lambda: _accepts(process.spop_address, seen)):
-                tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
-                raise fail(held[0], f"a connection was freed, but no new one is served ({tried})")
-        finally:
-            for connection in held:
-                connection.close()
+    async with launched(target, {"max_connections": 4}) as process, AsyncExitStack() as stack:
+        address = process.spop_address
+        held = [await stack.enter_async_context(session(target, address=address)) for _ in range(4)]
+        async with connected(target, address) as extra:
+            await extra.must_end("a connection above the limit", *range(1, 14))
+        for connection in held:
+            await connection.must_serve()
+        held.pop().close()
+        seen: list[str] = []
+        if not await eventually(target, lambda: _accepts(address, seen)):
+            tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
+            raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
 
 
 @check("wire.life.handshake-timeout", "SPOP-LIFE-006")
@@ -342,10 +310,10 @@ async def handshake_timeout(target: WireTarget) -> str:
     if target.launch is not None and "limits" in target.features:
         async with launched(target, {"handshake_timeout": "1s"}) as process:
             async with connected(target, process.spop_address) as silent:
-                await must_end(target, silent, "no HELLO for over a second", *range(14), seconds=4.0)
+                await silent.must_end("no HELLO for over a second", *range(14), seconds=4.0)
             async with connected(target, process.spop_address) as trickle:
                 await trickle.send(b"\x00\x00")
-                await must_end(target, trickle, "half a length prefix", *range(14), seconds=4.0)
+                await trickle.must_end("half a length prefix", *range(14), seconds=4.0)
         return "closed by a timeout of 1 s"
     async with connected(target) as silent:
         try:
@@ -375,7 +343,7 @@ async def loopback(target: WireTarget) -> str:
     if outer is None:
         return "this host has no address but loopback"
     try:
-        connection = await open_connection(f"{outer}:{port}", within=target.seconds(DEADLINE))
+        connection = await Connection.open(f"{outer}:{port}", within=target.seconds(DEADLINE))
     except UnreachableError:
         return f"not reachable through {outer}"
     connection.close()

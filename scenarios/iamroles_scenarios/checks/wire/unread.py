@@ -17,7 +17,7 @@ from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire.client import question
 from iamroles_scenarios.wire.frames import Frame, FrameType, hello
-from iamroles_scenarios.wire.judge import DEADLINE, must_answer_each, must_judge, must_serve, probe, session
+from iamroles_scenarios.wire.judge import DEADLINE, probe, session
 from iamroles_scenarios.wire.target import WireTarget
 
 _WINDOW, _SEGMENT = 4096, 536
@@ -151,7 +151,7 @@ async def whole(target: WireTarget) -> str:
     count = _FEW // await _length(target) + 1
     async with session(target) as other, _peer(target, target.address) as peer:
         all_taken = await peer.asks(_wordy(target), count, target.seconds(_STUCK))
-        await must_serve(target, other)
+        await other.must_serve()
         owed, rest = peer.owed, asyncio.ensure_future(peer.goes_on())
         acks: list[Frame] = []
         try:
@@ -169,9 +169,9 @@ async def whole(target: WireTarget) -> str:
             rest.cancel()
     async with session(target) as connection:
         asked = [question(_wordy(target), stream_id=number) for number in range(1, owed + 1)]
-        must_answer_each(connection, asked, acks)
+        connection.must_answer_each(asked, acks)
         for ack in acks[:1] + acks[-1:]:
-            must_judge(target, connection, ack)
+            connection.must_judge(ack)
     return f"{owed} answers read late" + ("" if all_taken else "; the agent had stopped reading meanwhile")
 
 
@@ -190,7 +190,7 @@ async def bounded(target: WireTarget) -> str:
                 Evidence(expected=f"it stops before {_UNREAD >> 20} MiB of answers"),
             )
         async with session(target) as other:
-            await must_serve(target, other)
+            await other.must_serve()
     return f"stopped at {peer.sent} questions, {peer.sent * length >> 10} KiB of answers"
 
 
