@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence, RecipeError
+from iamroles_scenarios.base.errors import RecipeError
 from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, EDGE, STS_ACTION, Bench, bench, refused
@@ -44,7 +44,7 @@ def host(target: Target) -> None:
             here.expect(f"host {false!r}, signed", here.credential(keys, host=false), answer)
         must_be_silent(here, listener, None, "a host")
         if here.sts_calls() != calls:
-            raise CheckFailed("a URL of a false host made the agent call STS", Evidence(expected="no call"))
+            raise here.failed("a URL of a false host made the agent call STS", expected="no call")
 
 
 @check("identity.caller.rebuilt", "STS-REBUILD-001", features={"sts"})
@@ -73,7 +73,7 @@ def rebuilt(target: Target) -> None:
             _looks_rebuilt(here)
         mine = {name for name in here.cloud.counters() if name.endswith(f"@{here.sts_host}")}
         if others := sorted(mine - {f"{STS_ACTION}@{here.sts_host}"}):
-            raise CheckFailed(f"STS was asked for {others}", Evidence(expected=f"{STS_ACTION} alone"))
+            raise here.failed(f"STS was asked for {others}", expected=f"{STS_ACTION} alone")
 
 
 _HEADERS = {"host", "x-iam-edge", "accept", "accept-encoding", "user-agent", "connection", "content-length"}
@@ -92,9 +92,9 @@ def _looks_rebuilt(here: Bench) -> None:
     wrong = [value for name, value in headers if name == "x-iam-edge" and value != EDGE]
     wrong += [f"{name}: {value}" for name, value in headers if "evil" in value]
     if strange or wrong or last["path"] != "/" or last["method"] not in ("GET", "POST"):
-        raise CheckFailed(
-            f"the caller's own choice reached STS: {sorted(strange)} {wrong}",
-            Evidence(expected=f"headers {sorted(_HEADERS)}, query {sorted(_QUERY)}", received=str(last)),
+        raise here.failed(
+            f"the caller's own choice reached STS: {sorted(strange)} {wrong}, in {last}",
+            expected=f"headers {sorted(_HEADERS)}, query {sorted(_QUERY)}",
         )
 
 
@@ -111,7 +111,7 @@ def action(target: Target) -> None:
         for name in ("AssumeRole", "GetSessionToken", "GetWebIdentityToken", "GetCallerIdentityX", "none"):
             here.expect(f"Action={name}", here.credential(keys, action=name), answer)
             if here.cloud.counters().get(f"{name}@{here.sts_host}", 0):
-                raise CheckFailed(f"Action={name} reached STS", Evidence(expected="no call"))
+                raise here.failed(f"Action={name} reached STS", expected="no call")
 
 
 @check("identity.caller.dates", "STS-DATE-001", "STS-DATE-002", features={"sts"})
@@ -277,9 +277,7 @@ def no_secrets(target: Target) -> None:
             hidden |= {"a credential": text, "a signature": _signature(text)}
         found = sorted({what for what, secret in hidden.items() if len(secret) > 20 and secret in logs})
         if found:
-            raise CheckFailed(
-                f"the agent's log holds {', '.join(found)}", Evidence(expected="a hash at most")
-            )
+            raise here.failed(f"the agent's log holds {', '.join(found)}", expected="a hash at most")
 
 
 _CHANGES: list[dict[str, Any]] = [

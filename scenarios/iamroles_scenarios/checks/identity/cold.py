@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -128,9 +127,7 @@ def redirect(target: Target) -> None:
             here.expect(f"{name}: keys behind a redirect", _forged(evil, keys), answer)
         after = evil.counters()
         if after != before:
-            raise CheckFailed(
-                f"the agent followed a redirect to another host: {after}", Evidence(expected=f"{before}")
-            )
+            raise here.failed(f"the agent followed a redirect to another host: {after}", expected=f"{before}")
 
 
 def _forged(evil: IssuerHandle, keys: IssuerHandle) -> str:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.base.errors import CheckFailed
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -217,7 +216,7 @@ def _asked(here: Bench, keys: IssuerHandle) -> None:
     deadline = time.monotonic() + 10.0 * here.target.scale
     while sum(keys.counters().values()) <= before:
         if time.monotonic() > deadline:
-            raise CheckFailed("the agent did not try to renew its keys within 10 s; refresh is 1 s")
+            raise here.failed("the agent did not try to renew its keys within 10 s; refresh is 1 s")
         time.sleep(0.05)
 
 

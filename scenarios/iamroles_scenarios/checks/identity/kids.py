@@ -6,7 +6,7 @@ import math
 import time
 from itertools import count
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -56,9 +56,9 @@ def storm(target: Target) -> None:
         if sent <= 2 * most:
             raise Untestable(f"only {sent} questions were answered in {elapsed:.1f} s: too few for a storm")
         if made > most:
-            raise CheckFailed(
+            raise here.failed(
                 f"{sent} random kids in {elapsed:.1f} s caused {made} fetches, cooldown {COOLDOWN:g} s",
-                Evidence(expected=f"at most {most} fetches", received=f"{made} fetches"),
+                expected=f"at most {most} fetches",
             )
         here.expect("after the storm", here.token("storm", key="ES256", sub=f"s{next(_numbers)}"), ALLOWED)
 
@@ -108,10 +108,8 @@ def herd(target: Target) -> None:
                 "all allowed",
             )
         if (made := _fetches(here, "herd") - before) > 2:
-            raise CheckFailed(
-                f"{_HERD} tokens of a single new key caused {made} fetches",
-                Evidence(expected="one fetch (two at most)", received=f"{made} fetches"),
-            )
+            message = f"{_HERD} tokens of a single new key caused {made} fetches"
+            raise here.failed(message, expected="one fetch (two at most)")
 
 
 @check("identity.kids.rotation", "JWKS-FETCH-001", features={"oidc"})

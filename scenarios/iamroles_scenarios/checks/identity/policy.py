@@ -35,7 +35,7 @@ def _taken_up(target: Target, **override: Any) -> Iterator[Bench | None]:  # noq
             yield here
         finally:
             if not here.reload(here.loan.policy)["reloaded"]:
-                raise CheckFailed("the sound policy was refused", Evidence(expected="reloaded"))
+                raise here.failed("the sound policy was refused", expected="reloaded")
 
 
 @check("identity.policy.none", "JWT-ALG-001", features={"oidc", "reload"})

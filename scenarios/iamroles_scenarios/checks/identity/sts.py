@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
@@ -203,10 +203,10 @@ def backoff(target: Target) -> None:
         elapsed, made = time.monotonic() - began, here.sts_calls() - before
         here.sts_clear()
         if made > len(texts) // 2:
-            raise CheckFailed(
-                f"{len(texts)} questions in {elapsed:.1f} s became {made} calls of an STS that throttles",
-                Evidence(expected="at most half as many", received=f"{made} calls"),
+            message = (
+                f"{len(texts)} questions in {elapsed:.1f} s became {made} calls of an STS that throttles"
             )
+            raise here.failed(message, expected="at most half as many")
         here.expect("afterwards", here.credential(keys), ALLOWED, within=_RECOVERY)
 
 
@@ -228,7 +228,7 @@ def redirect(target: Target) -> None:
             _disbelieved(here, f"a redirect {status}")
         here.sts_clear()
         if here.cloud.counters().get(elsewhere, 0) > before:
-            raise CheckFailed("the agent followed STS's redirect", Evidence(expected="no second call"))
+            raise here.failed("the agent followed STS's redirect", expected="no second call")
 
 
 @check("identity.sts.stalled", "STS-TIMEOUT-001", features={"sts"})

@@ -14,6 +14,7 @@ from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.engine.bench import EARLY, Bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Loan
+from iamroles_scenarios.stage.agent_handle import AgentHandle
 
 LIFE = 4.0
 """Seconds, times the scale, of a credential whose end is waited for."""
@@ -31,6 +32,8 @@ EVERY = tuple(StreamShape(kind, busy) for kind in KINDS for busy in (True, False
 SOCKET, IDLE_SOCKET = StreamShape("websocket"), StreamShape("websocket", busy=False)
 EVENTS, UPLOAD = StreamShape("events"), StreamShape("upload")
 IDLE_DOWNLOAD = StreamShape("download", busy=False)
+FEW = (SOCKET, IDLE_SOCKET, EVENTS)
+SHAPES = (*FEW, IDLE_DOWNLOAD, UPLOAD)
 
 
 class LiveBench(Bench):
@@ -65,6 +68,12 @@ class LiveBench(Bench):
     def open_short(self, shapes: Iterable[StreamShape], life: float = LIFE) -> list[Stream]:
         """Open a stream of each shape, whose credential soon ends."""
         return [self.open(shape, self.token(exp=self.end(life))) for shape in shapes]
+
+    def two_people(self, shapes: Sequence[StreamShape]) -> tuple[list[Stream], list[Stream]]:
+        """Open streams of a reader, alice, and of a writer, bob."""
+        alice = self.token(exp="+15m", sub="alice", claims={"jti": "alice-1"})
+        bob = self.token(exp="+15m", sub="bob", claims={"jti": "bob-1"}, roles=["writer"])
+        return self.open_all(shapes, alice), self.open_all(shapes, bob, "/live/writer")
 
     def must_begin(self, stream: ObservedStream) -> None:
         if not stream.opened(self.seconds(OPEN)):
@@ -105,9 +114,11 @@ class LiveBench(Bench):
             if stream.shape.busy and not stream.moves(self.seconds(WITHIN)):
                 raise self.failed(f"{stream}, still permitted, stands still after {what}")
 
-    def revoke(self, **revocation: Any) -> None:  # noqa: ANN401 - a revocation's members
-        """Write the world's file of revocations; without members: revoke nothing."""
-        self.world.agent.put("revocations.toml", revocations(**revocation))
+    def revoke(self, agent: AgentHandle | None = None, **revocation: Any) -> None:  # noqa: ANN401 - any members
+        """Write the revocations of the world's agent, or of another; without members, revoke nothing."""
+        lines = [f"{key} = {json.dumps(value)}" for key, value in revocation.items()]
+        text = "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else ""
+        (agent or self.world.agent).put("revocations.toml", text)
 
     def restart_agent(self) -> None:
         """Kill the agent, start it again, and wait until HAProxy has taken it back."""
@@ -117,12 +128,6 @@ class LiveBench(Bench):
     def start_agent(self) -> None:
         self.world.agent.start()
         self.world.haproxy.wait_agent(up=True, within=self.seconds(_BACK))
-
-
-def revocations(**revocation: Any) -> str:  # noqa: ANN401 - a revocation's members
-    """Return the text of a file of revocations with these members, or with none."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in revocation.items()]
-    return "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else ""
 
 
 @contextmanager
@@ -152,14 +157,3 @@ def live_bench(
         if revoking:
             here.revoke()
         yield here
-
-
-def two_people(
-    here: LiveBench,
-    shapes: Sequence[StreamShape],
-    **recipe: Any,  # noqa: ANN401 - a token's recipe
-) -> tuple[list[Stream], list[Stream]]:
-    """Open streams of a reader, alice, and of a writer, bob."""
-    alice = here.token(**{"exp": "+15m", "sub": "alice", "claims": {"jti": "alice-1"}, **recipe})
-    bob = here.token(exp="+15m", sub="bob", claims={"jti": "bob-1"}, roles=["writer"])
-    return here.open_all(shapes, alice), here.open_all(shapes, bob, "/live/writer")

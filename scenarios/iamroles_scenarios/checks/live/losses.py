@@ -5,23 +5,13 @@ from __future__ import annotations
 import signal
 import time
 
-from iamroles_scenarios.checks.live.fixture import (
-    EVENTS,
-    EVERY,
-    IDLE_DOWNLOAD,
-    IDLE_SOCKET,
-    SOCKET,
-    live_bench,
-    revocations,
-    two_people,
-)
+from iamroles_scenarios.checks.live.fixture import EVERY, FEW, IDLE_DOWNLOAD, SOCKET, live_bench
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
 
 LIFE = 6.0
 HALT = 1.5
 """Seconds for which the proxy is frozen."""
-FEW = (SOCKET, IDLE_SOCKET, EVENTS)
 
 
 @check("live.expiry.no-agent", "LIVE-ALONE-001", features={"live"})
@@ -64,13 +54,13 @@ def agents(target: Target) -> None:
     """
     with live_bench(target, "live.agents", revoking=True) as here:
         neighbour = here.world.neighbour()
-        neighbour.put("revocations.toml", "")
-        going, staying = two_people(here, FEW)
+        here.revoke(neighbour)
+        going, staying = here.two_people(FEW)
         short = here.open(IDLE_DOWNLOAD, here.token(exp=here.end(LIFE)), "/plain/a")
         here.world.agent.kill()
         here.must_expire([short], "its token's end, its agent lost")
         here.revoke(principals=["alice"])
-        neighbour.put("revocations.toml", revocations(principals=["alice"]))
+        here.revoke(neighbour, principals=["alice"])
         here.must_end(going, "the revocation, its agent lost")
         here.must_last(staying, "the revocation of another")
 
@@ -82,11 +72,11 @@ def frozen(target: Target) -> None:
     Two people's streams in the old worker and in the new one; a revocation while the old one stands.
     """
     with live_bench(target, "live.frozen", revoking=True) as here:
-        old_going, old_staying = two_people(here, FEW)
+        old_going, old_staying = here.two_people(FEW)
         haproxy = here.world.haproxy
         old = haproxy.worker
         haproxy.reload()
-        going, staying = two_people(here, FEW)
+        going, staying = here.two_people(FEW)
         haproxy.send_to(old, signal.SIGSTOP)
         try:
             here.revoke(principals=["alice"])
@@ -105,11 +95,11 @@ def dead(target: Target) -> None:
     The old worker is killed with its streams, then one person of the new one is revoked.
     """
     with live_bench(target, "live.dead", revoking=True) as here:
-        lost, _ = two_people(here, FEW)
+        lost, _ = here.two_people(FEW)
         haproxy = here.world.haproxy
         old = haproxy.worker
         haproxy.reload()
-        going, staying = two_people(here, FEW)
+        going, staying = here.two_people(FEW)
         haproxy.send_to(old, signal.SIGKILL)
         here.must_end(lost, "its worker was killed")
         here.must_last([*going, *staying], "the death of the old worker")

@@ -8,17 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed
-from iamroles_scenarios.checks.live.fixture import (
-    AFTER,
-    EVENTS,
-    EVERY,
-    IDLE_SOCKET,
-    SOCKET,
-    UPLOAD,
-    WITHIN,
-    LiveBench,
-    live_bench,
-)
+from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, FEW, UPLOAD, WITHIN, LiveBench, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape, expiry_of
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
@@ -31,7 +21,7 @@ _LIFE = 5.0
 """Seconds, times the scale."""
 _AHEAD = 1.0
 """Seconds before a stream's end by which what prolongs it must have been seen (9.8)."""
-FEW = (SOCKET, IDLE_SOCKET, EVENTS, UPLOAD)
+SHAPES = (*FEW, UPLOAD)
 
 
 def token(here: LiveBench, sub: str, **recipe: Any) -> str:  # noqa: ANN401 - a token's recipe
@@ -89,7 +79,7 @@ def prolongs(target: Target) -> None:
     with live_bench(target, "live.renew", WORLD) as here:
         until = here.end(9)
         longer = begun(here, "ann", EVERY)
-        same = begun(here, "ben", FEW)
+        same = begun(here, "ben", SHAPES)
         ask(here, same, token(here, "ben", exp=here.end(1)))
         ask(here, longer, token(here, "ann", exp=until))
         here.must_expire(same, "its token's end, with a shorter one seen since")
@@ -144,7 +134,7 @@ def revoked(target: Target) -> None:
         old, new = {"iat": "-60s"}, {"iat": "-5s"}
 
         def pair(sub: str, first: dict[str, str], then: dict[str, str]) -> list[Stream]:
-            found = begun(here, sub, FEW, **first)
+            found = begun(here, sub, SHAPES, **first)
             ask(here, found, token(here, sub, exp="+10m", **then))
             return found
 
@@ -169,7 +159,7 @@ def over(target: Target) -> None:
     """
     with live_bench(target, "live.renew.restarts", WORLD, own=True) as here:
         until = here.end(20)
-        streams = begun(here, "jon", FEW)
+        streams = begun(here, "jon", SHAPES)
         here.world.haproxy.reload()
         ask(here, streams, token(here, "jon", exp=until))
         outlive(here, streams, until, "a fresh credential was seen after the reload")

@@ -7,25 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from iamroles_scenarios.checks.live.fixture import (
-    AFTER,
-    EVENTS,
-    IDLE_DOWNLOAD,
-    IDLE_SOCKET,
-    SOCKET,
-    UPLOAD,
-    WITHIN,
-    LiveBench,
-    live_bench,
-    two_people,
-)
+from iamroles_scenarios.checks.live.fixture import AFTER, FEW, SHAPES, SOCKET, WITHIN, LiveBench, live_bench
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import part
 
-SHAPES = (SOCKET, IDLE_SOCKET, EVENTS, IDLE_DOWNLOAD, UPLOAD)
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
 
 
@@ -36,7 +24,7 @@ def policy(target: Target) -> None:
     First a reload that changes something else, then a reload that takes the reader's grant away.
     """
     with live_bench(target, "live.policy", own=True) as here:
-        going, staying = two_people(here, SHAPES)
+        going, staying = here.two_people(SHAPES)
         document = copy.deepcopy(here.loan.policy)
         document["roles"].append({"name": "more", "arn": "arn:aws:iam::111111111111:role/more"})
         here.reload(document)
@@ -74,7 +62,7 @@ def replaced(target: Target) -> None:
     with live_bench(target, "live.replaced", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
         first = issuer.keys[0]
-        going = here.open_all(SHAPES[:3], here.token(exp="+15m"))
+        going = here.open_all(FEW, here.token(exp="+15m"))
         second = issuer.rotate()
         staying = here.open(SOCKET, here.token(exp="+15m"))
         other = issuer.add_key(publish=False, sign=False, kid=first.kid)
@@ -92,7 +80,7 @@ def away(target: Target) -> None:
     with live_bench(target, "live.away", own=True) as here:
         issuer = here.issuer()
         first = issuer.keys[0]
-        going = here.open_all(SHAPES[:3], here.token(exp="+15m"))
+        going = here.open_all(FEW, here.token(exp="+15m"))
         issuer.rotate()
         staying = here.open(SOCKET, here.token(exp="+15m"))
         here.world.agent.kill()
@@ -109,8 +97,8 @@ def audience(target: Target) -> None:
     A second audience ends nothing; when the first is removed, a stream whose token has both stays.
     """
     with live_bench(target, "live.audience", own=True) as here:
-        going = here.open_all(SHAPES[:3], here.token(exp="+15m"))
-        staying = here.open_all(SHAPES[:3], here.token(exp="+15m", aud=["edge", "more"]))
+        going = here.open_all(FEW, here.token(exp="+15m"))
+        staying = here.open_all(FEW, here.token(exp="+15m", aud=["edge", "more"]))
         document = copy.deepcopy(here.loan.policy)
         document["issuers"][0]["audiences"] = ["edge", "more"]
         here.reload(document)
@@ -136,7 +124,7 @@ def _revoked(
     if "issued_before" in members:
         members["issued_before"] = int(time.time()) + 60
     with live_bench(target, owner, revoking=True) as here:
-        going, staying = two_people(here, SHAPES)
+        going, staying = here.two_people(SHAPES)
         between(here)
         here.revoke(reason="stolen", **members)
         here.must_end(going, f"the revocation of its {kind}")

@@ -85,7 +85,7 @@ def line(target: Target) -> str:
             seen = here.ask(here.token(**row.recipe), with_reason=False, host=host, **row.request)
             record = here.world.haproxy.wait_log(_of_host(host), here.seconds(_WITHIN))
             if record is None:
-                raise CheckFailed(f"{row.name}: HAProxy's log has no line for it", Evidence(sent=seen.sent))
+                raise here.failed(f"{row.name}: HAProxy's log has no line for it", seen)
             _compare(row, seen, record)
     return f"{len(_RECORDED)} requests"
 
