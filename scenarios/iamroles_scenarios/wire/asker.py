@@ -74,35 +74,33 @@ class Asker:
 
     def decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, object]:
         """Ask for one verdict; as the function `decide`."""
-        return cast("dict[str, object]", _background.run(self._decide(check, context)))
+        return cast("dict[str, object]", self._ask([(check, context)], variables, 1)[0])
 
     def decide_many(
         self, checks: Sequence[Mapping[str, Any]], *, window: int = 20
     ) -> list[dict[str, object]]:
         """Ask for many verdicts, up to `window` at a time, and give them in the order of the questions."""
-
-        async def all_of_them() -> list[dict[str, Value]]:
-            bound = asyncio.Semaphore(window)
-
-            async def one(check: Mapping[str, Any]) -> dict[str, Value]:
-                async with bound:
-                    return await self._decide(check, None)
-
-            return list(await asyncio.gather(*map(one, checks)))
-
-        return cast("list[dict[str, object]]", _background.run(all_of_them()))
+        found = self._ask([(check, None) for check in checks], variables, window)
+        return cast("list[dict[str, object]]", found)
 
     def actions_of(
         self, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], *, window: int = 1
     ) -> list[list[Action]]:
         """As `decide_many` for pairs of check and context, but the actions as they came, with their types."""
+        return self._ask(asked, read_actions, window)
 
-        async def all_of_them() -> list[list[Action]]:
+    def _ask(
+        self,
+        asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]],
+        read: Callable[[Frame], _T],
+        window: int,
+    ) -> list[_T]:
+        async def all_of_them() -> list[_T]:
             bound = asyncio.Semaphore(window)
 
-            async def one(check: Mapping[str, Any], context: Mapping[str, Any] | None) -> list[Action]:
+            async def one(check: Mapping[str, Any], context: Mapping[str, Any] | None) -> _T:
                 async with bound:
-                    return await self._answered(check, context, read_actions)
+                    return await self._answered(check, context, read)
 
             return list(await asyncio.gather(*(one(*pair) for pair in asked)))
 
@@ -115,9 +113,6 @@ class Asker:
             self._drop(WireError("the asker was closed"))
 
         _background.run(drop())
-
-    async def _decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None) -> dict[str, Value]:
-        return await self._answered(check, context, variables)
 
     async def _answered(
         self, check: Mapping[str, Any], context: Mapping[str, Any] | None, read: Callable[[Frame], _T]
