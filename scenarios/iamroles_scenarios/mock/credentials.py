@@ -64,7 +64,6 @@ class Registry:
         return self._by_key[access_key_id]
 
     def get(self, access_key_id: str) -> Credential | None:
-        """A credential, or None."""
         return self._by_key.get(access_key_id)
 
     def add(self, credential: Credential) -> Credential:

@@ -62,7 +62,6 @@ class Idp:
         self._issuers: dict[str, Issuer] = {}
 
     def find(self, name: str) -> Issuer | None:
-        """An issuer, or None."""
         return self._issuers.get(name)
 
     def put(self, issuer: Issuer) -> None:

@@ -114,7 +114,6 @@ class Net:
         files: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Box:
-        """Start a container at an address."""
         return Box(
             self.client,
             name,

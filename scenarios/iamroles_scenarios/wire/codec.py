@@ -168,7 +168,6 @@ class PayloadReader:
         return self._data[start : self._at]
 
     def byte(self, what: str) -> int:
-        """The next byte."""
         return self.take(1, what)[0]
 
     def varint(self, what: str) -> int:

@@ -54,7 +54,6 @@ class LiveBench(Bench):
         return stream
 
     def open_all(self, shapes: Iterable[StreamShape], token: str, path: str = "/live/reader") -> list[Stream]:
-        """Open a stream of each shape."""
         return [self.open(shape, token, path) for shape in shapes]
 
     def stretched(self, seconds: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.checks.oracle.corpus import Kind, Trick, careless, tricks
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
@@ -18,10 +17,9 @@ def _ask(here: Bench, token: str, trick: Trick, *, role: str = "") -> Observatio
     return here.ask(token, with_reason=False, path=trick.path, role=role, connection="corpus")
 
 
-def _must(right: bool, trick: Trick, seen: Observation, what: str) -> None:
+def _must(here: Bench, right: bool, trick: Trick, seen: Observation, what: str) -> None:
     if not right:
-        evidence = Evidence(sent=seen.sent, expected=what, received=seen.received, trace=str(seen.trace))
-        raise CheckFailed(f"{trick.path!r} ({trick.name}): expected {what}, got {_got(seen)}", evidence)
+        raise here.failed(f"{trick.path!r} ({trick.name}): expected {what}, got {_got(seen)}", seen, what)
 
 
 def _got(seen: Observation) -> str:
@@ -37,12 +35,11 @@ def _judge(target: Target, *kinds: Kind) -> str:
         for trick in chosen:
             seen = _ask(here, token, trick)
             open_ = trick.kind == "served"
-            _must(seen.status == _STATUS[trick.kind], trick, seen, str(_STATUS[trick.kind]))
-            _must(seen.allow == open_, trick, seen, "a backend" if open_ else "no backend")
+            _must(here, seen.status == _STATUS[trick.kind], trick, seen, str(_STATUS[trick.kind]))
+            _must(here, seen.allow == open_, trick, seen, "a backend" if open_ else "no backend")
             if open_ and target.lane == "gate":
-                _must(
-                    seen.path.partition("?")[0] == trick.forwarded, trick, seen, f"path {trick.forwarded!r}"
-                )
+                same = seen.path.partition("?")[0] == trick.forwarded
+                _must(here, same, trick, seen, f"path {trick.forwarded!r}")
     return f"{len(chosen)} paths"
 
 
@@ -86,12 +83,12 @@ def backend(target: Target) -> str:
         token = here.token(roles=["reader", "contractor"])
         for trick in tricks():
             seen = _ask(here, token, trick, role="reader")
-            _must(seen.backend in ("", "orders-ro"), trick, seen, "no backend but orders-ro")
+            _must(here, seen.backend in ("", "orders-ro"), trick, seen, "no backend but orders-ro")
             if seen.backend:
                 reached += 1
                 meant = careless(seen.path)
                 good = not any(meant == path or meant.startswith(f"{path}/") for path in _FORBIDDEN)
-                _must(good, trick, seen, f"a path that no server resolves to {meant}")
-    if not reached:
-        raise CheckFailed("no path of the corpus reached any backend: the gate serves nothing at all")
+                _must(here, good, trick, seen, f"a path that no server resolves to {meant}")
+        if not reached:
+            raise here.failed("no path of the corpus reached any backend: the gate serves nothing at all")
     return f"{len(tricks())} paths, {reached} reached their backend"

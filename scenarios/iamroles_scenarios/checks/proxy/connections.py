@@ -15,10 +15,12 @@ from iamroles_scenarios.checks.proxy.traffic import (
     gate,
     must_answer,
     person,
+    shut,
     traffic,
 )
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.target import Target
 
 _THREADS = 4
@@ -26,7 +28,7 @@ _PEOPLE = 12
 _SIDE_BY_SIDE = 8
 _BETWEEN = 60
 """Requests that must end before, between and after the reloads."""
-_RELOADS = 3
+_RELOADS, _CLIENTS = 3, 3
 
 
 @check("proxy.threads.verdicts", "PROXY-THREADS-001")
@@ -112,10 +114,24 @@ def under_traffic(target: Target) -> None:
 
     Each reload brings a burst of connections to the agent.
     """
-    with (
-        gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here,
-        traffic(here, _people(here, _PEOPLE), f"during {_RELOADS} reloads") as flowing,
-    ):
+    with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here:
+        _through_reloads(here, _people(here, _PEOPLE), lossless=True)
+
+
+@check("gate.haproxy-reload.verdicts", "GATE-RELOAD-001")
+def haproxy_reload(target: Target) -> None:
+    """Reloads of HAProxy under traffic change no verdict."""
+    with bench(target, "orders", "gate.haproxy-reload", own=True) as here:
+        token = here.token(exp="+15m")
+        questions = [
+            HttpQuestion(RequestSpec(path="/orders/1"), token, Expectation(backend="orders-ro")),
+            HttpQuestion(RequestSpec(path="/admin"), token, shut(403)),
+        ]
+        _through_reloads(here, [questions] * _CLIENTS, lossless=False)
+
+
+def _through_reloads(here: Bench, people: list[list[HttpQuestion]], *, lossless: bool) -> None:
+    with traffic(here, people, f"during {_RELOADS} reloads", lossless=lossless) as flowing:
         for _ in range(_RELOADS):
             flowing.wait(_BETWEEN)
             here.world.haproxy.reload()

@@ -104,7 +104,6 @@ async def same_ids_twice(target: WireTarget) -> None:
 
 
 def _explicit(connection: JudgedConnection, ack: Frame) -> bool:
-    """Return the explicit verdict of an ACK."""
     found = {action.name: action.value for action in read_actions(ack)}.get("allow")
     if found is None or not isinstance(found.value, bool):
         raise connection.fail("no explicit verdict in the ACK")
