@@ -82,13 +82,13 @@ class Registry:
             if (role_arn is not None and each.role_arn == role_arn) or (arn is not None and each.arn == arn)
         ]
 
-    def authenticate(self, received: sigv4.Received, service: str, now: float | None = None) -> Credential:
+    def authenticate(self, received: sigv4.Received, service: str) -> Credential:
         """Return the signer of this request.
 
         Raises:
             AwsError: nobody that we can believe.
         """
-        now = time.time() if now is None else now
+        now = time.time()
         try:
             signed = sigv4.read(received)
         except sigv4.Unsigned:

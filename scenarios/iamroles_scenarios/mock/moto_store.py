@@ -19,9 +19,9 @@ from iamroles_scenarios.mock.credentials import AwsError
 _VERSIONS = {"iam": "2010-05-08", "sts": "2011-06-15"}
 
 
-def new_key_id(account: str, prefix: str = "ASIA") -> str:
+def new_key_id(account: str) -> str:
     """An access key id of an account; moto, like AWS, tells the account from it."""
-    return str(generate_access_key_id_from_account_id(account, prefix=prefix, total_length=20))
+    return str(generate_access_key_id_from_account_id(account, prefix="ASIA", total_length=20))
 
 
 def texts(element: ET.Element) -> dict[str, str]:

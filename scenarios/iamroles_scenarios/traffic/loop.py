@@ -81,18 +81,12 @@ class Loop:
         questions: what is asked, without an end.
         timetable: nanoseconds from `start` at which requests are due (`timetable.arrivals`); None: closed.
         patience: seconds after which a request without an answer is a fault.
-        records: where samples go.
     """
 
     def __init__(
-        self,
-        questions: Iterator[Question],
-        timetable: Iterator[int] | None = None,
-        *,
-        patience: float = 5.0,
-        records: Records | None = None,
+        self, questions: Iterator[Question], timetable: Iterator[int] | None = None, *, patience: float = 5.0
     ) -> None:
-        self.records = Records() if records is None else records
+        self.records = Records()
         self.tally = Tally()
         self._next_question = questions.__next__
         self._timetable = timetable

@@ -147,24 +147,24 @@ class Asked:
             self.due = at
 
 
+_PERIOD = 8192
+"""Number of questions after which the order of a mix repeats."""
+
+
 class QuestionMix:
     """Gives questions without an end, in an order that the seed fixes.
 
     Args:
         pools: weight and questions of each pool. A pool of weight 0 is left out.
         seed: of the order.
-        length: number of questions after which the order repeats.
     """
 
-    def __init__(
-        self, pools: Sequence[tuple[float, Sequence[Question]]], *, seed: int = 1, length: int = 8192
-    ) -> None:
+    def __init__(self, pools: Sequence[tuple[float, Sequence[Question]]], *, seed: int = 1) -> None:
         chance = random.Random(seed)  # noqa: S311 - an order, not a secret
         able = [(weight, questions) for weight, questions in pools if weight > 0 and questions]
         if not able:
             raise ValueError("a mix needs a question of a weight above 0")
-        if len(able) == 1 and len(able[0][1]) == 1:
-            length = 1
+        length = 1 if len(able) == 1 and len(able[0][1]) == 1 else _PERIOD
         # Evenly: a question is asked again only when the others of its pool were.
         shuffled = [_shuffled(questions, chance) for _, questions in able]
         chosen = chance.choices(shuffled, [weight for weight, _ in able], k=length)

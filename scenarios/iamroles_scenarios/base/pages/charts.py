@@ -114,13 +114,11 @@ class Chart:
         title: what it shows; also for screen readers.
         x: horizontal axis.
         y: vertical axis.
-        height: in units of the drawing.
     """
 
-    def __init__(self, title: str, x: Axis, y: Axis, *, height: int = HEIGHT) -> None:
+    def __init__(self, title: str, x: Axis, y: Axis) -> None:
         self._title = title
         self._x, self._y = x, y
-        self._height = height
         self._zones: list[str] = []
         self._parts: list[str] = []
         self._said: list[str] = []
@@ -128,7 +126,7 @@ class Chart:
 
     def _at(self, point: Point) -> tuple[float, float]:
         x = _LEFT + self._x.share(point[0]) * (WIDTH - _LEFT - _RIGHT)
-        y = self._height - _BOTTOM - self._y.share(point[1]) * (self._height - _TOP - _BOTTOM)
+        y = HEIGHT - _BOTTOM - self._y.share(point[1]) * (HEIGHT - _TOP - _BOTTOM)
         return round(x, 1), round(y, 1)
 
     def line(self, points: Sequence[Point], kind: str) -> None:
@@ -147,7 +145,7 @@ class Chart:
         (left, _), (right, _) = self._at((begin, 0)), self._at((end, 0))
         self._zones.append(
             f'<rect class="area {kind}" x="{left}" y="{_TOP}" width="{max(0.0, right - left):.1f}" '
-            f'height="{self._height - _TOP - _BOTTOM}"/>'
+            f'height="{HEIGHT - _TOP - _BOTTOM}"/>'
         )
 
     def dots(self, points: Sequence[tuple[float, float, str]], kind: str) -> None:
@@ -163,7 +161,7 @@ class Chart:
         self._said.append(said)
         left, _ = self._at((x, 0))
         title = f"<title>{escape(said)}</title>"
-        bottom = self._height - _BOTTOM
+        bottom = HEIGHT - _BOTTOM
         self._parts.append(
             f'<line class="{kind}" x1="{left}" x2="{left}" y1="{_TOP}" y2="{bottom}">{title}</line>'
         )
@@ -173,7 +171,7 @@ class Chart:
             self._parts.append(_text("word", left + shift, bottom - 4 - 11 * line, said, anchor))
 
     def svg(self) -> str:
-        right, bottom = WIDTH - _RIGHT, self._height - _BOTTOM
+        right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
         grid = []
         for value, name in self._y.ticks:
             _, y = self._at((self._x.low, value))
@@ -184,8 +182,8 @@ class Chart:
             grid.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom}"/>')
             grid.append(_text("tick", x, bottom + 13, name))
         middle = (_LEFT + right) / 2
-        grid.append(_text("axis", middle, self._height - 4, self._x.name))
-        return _svg(self._title, self._height, [*self._zones, *grid, *self._parts], "; ".join(self._said))
+        grid.append(_text("axis", middle, HEIGHT - 4, self._x.name))
+        return _svg(self._title, HEIGHT, [*self._zones, *grid, *self._parts], "; ".join(self._said))
 
 
 @dataclass(frozen=True, slots=True)
