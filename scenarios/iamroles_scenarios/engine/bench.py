@@ -148,13 +148,17 @@ class Bench:
             raise TooSlow(f"the judge was {late:.1f} s late for {what}; raise the time scale")
 
     def failed(
-        self, message: str, seen: Observation | None = None, expected: str | Expectation = ""
+        self,
+        message: str,
+        seen: Observation | None = None,
+        expected: str | Expectation = "",
+        received: str = "",
     ) -> CheckFailed:
-        """Make a failure with the evidence that a reader needs."""
+        """Make a failure with the evidence that a reader needs; `received` stands where nothing was seen."""
         logs = tails(self.world.logs())
         wanted = expected if isinstance(expected, str) else describe(expected)
         if seen is None:
-            return CheckFailed(message, Evidence(expected=wanted, logs=logs))
+            return CheckFailed(message, Evidence(expected=wanted, received=received, logs=logs))
         sent = "\n".join([seen.sent, *readable(self._credential)])
         return CheckFailed(message, Evidence(sent, wanted, seen.received, str(seen.trace), logs))
 

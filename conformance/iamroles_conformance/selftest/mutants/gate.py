@@ -22,7 +22,7 @@ from iamroles_agent.tokens.jws import parse
 from iamroles_agent.tokens.keys import Key, KeySet
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.edits import actions_out, replaced, without
-from iamroles_conformance.selftest.mutants.override import around, before, fail, setting
+from iamroles_conformance.selftest.mutants.override import around, before, fail, rescue, setting
 from iamroles_conformance.selftest.registry import Override, both, mutant
 
 # --- what the policy says: GATE-ALLOW, ROLE, POLICY
@@ -77,16 +77,9 @@ mutant("gate.loads-conflicts", "POLICY-CONFLICT-001", "loads a policy whose gran
 )
 
 
-@around(ClaimRules, "_roles")
-def _no_roles(sound: Any, self: Any, value: Any) -> Any:
-    try:
-        return sound(self, value)
-    except Refusal:
-        return ()
-
-
 mutant("gate.no-role-is-any", "ROLE-MISSING-001", "allows a token without roles")(
-    _no_roles, edit.opened(lambda _found, _policy, identity, _asked: not identity.roles)
+    rescue(ClaimRules, "_roles", Refusal)(lambda *_: ()),
+    edit.opened(lambda _found, _policy, identity, _asked: not identity.roles),
 )
 
 
@@ -106,15 +99,12 @@ def ignores_method(_sound: Any, _self: Any, by_method: Any, query: Any) -> Itera
 
 
 @mutant("gate.request-ignored", "ROLE-OVERLAP-003", "ignores a requested role that is not carried")
-@around(Policy, "_roles_of")
-def request_ignored(sound: Any, self: Any, identity: Any, requested: str | None) -> Any:
-    try:
-        return sound(self, identity, requested)
-    except Refusal:
-        if not requested or not identity.roles:
-            raise
-        first = sound(self, identity._replace(roles=identity.roles[:1]), None)
-        return replace(first, active=tuple(sorted(identity.roles)))
+@rescue(Policy, "_roles_of", Refusal)
+def request_ignored(_refusal: Any, self: Any, identity: Any, requested: str | None) -> Any:
+    if not requested or not identity.roles:
+        return None
+    first = self._roles_of(identity._replace(roles=identity.roles[:1]), None)
+    return replace(first, active=tuple(sorted(identity.roles)))
 
 
 @around(Gate, "recall")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from inspect import getattr_static, signature
+from inspect import getattr_static, iscoroutinefunction, signature
 from typing import Any, NoReturn
 
 from iamroles_agent.spop.connection import Connection
@@ -70,6 +70,37 @@ def after(owner: Any, name: str) -> Callable[[Callable[..., object]], Override]:
     def given(last: Callable[..., object]) -> Override:
         _check_signature(last, getattr(owner, name))
         return around(owner, name)(lambda sound, *args, **how: (sound(*args, **how), last(*args, **how))[0])
+
+    return given
+
+
+def rescue(owner: Any, name: str, *errors: type[Exception]) -> Callable[[Callable[..., object]], Override]:
+    """Call a function with the error and what the agent passed, if `owner.name` raises one of these errors.
+
+    What it returns is the answer instead; after None the error holds.
+    """
+
+    def given(instead: Callable[..., object]) -> Override:
+        def rescued(error: Exception, *args: Any, **how: Any) -> object:
+            found = instead(error, *args, **how)
+            if found is None:
+                raise error
+            return found
+
+        def tried(sound: Any, *args: Any, **how: Any) -> object:
+            try:
+                return sound(*args, **how)
+            except errors as error:
+                return rescued(error, *args, **how)
+
+        async def awaited(sound: Any, *args: Any, **how: Any) -> object:
+            try:
+                return await sound(*args, **how)
+            except errors as error:
+                return rescued(error, *args, **how)
+
+        _check_signature(instead, getattr(owner, name), None)
+        return around(owner, name)(awaited if iscoroutinefunction(getattr(owner, name)) else tried)
 
     return given
 

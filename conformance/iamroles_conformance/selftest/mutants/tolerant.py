@@ -14,7 +14,7 @@ from iamroles_agent.spop.actions import VariableScope, set_var, unset_var
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
 from iamroles_conformance.selftest.mutants import edits as edit
-from iamroles_conformance.selftest.mutants.override import around, before, setting
+from iamroles_conformance.selftest.mutants.override import around, before, rescue, setting
 from iamroles_conformance.selftest.registry import mutant
 
 
@@ -26,14 +26,10 @@ def huge_times(sound: Any, payload: Any, name: str) -> Any:
 
 
 @mutant("tolerant.odd-kid", "", "looks up any kid, and finds no key for an odd one")
-@around(jws, "read_header")
-def odd_kid(sound: Any, protected: bytes) -> Any:
-    try:
-        return sound(protected)
-    except ValueError as error:
-        if "`kid`" not in str(error):
-            raise
-        raise Refusal(Reason.KEY_UNKNOWN, "no key of this kid") from None
+@rescue(jws, "read_header", ValueError)
+def odd_kid(error: Any, _protected: bytes) -> None:
+    if "`kid`" in str(error):
+        raise Refusal(Reason.KEY_UNKNOWN, "no key of this kid")
 
 
 @mutant("tolerant.plain-subjects", "", "refuses principals beyond ASCII")
@@ -86,17 +82,13 @@ mutant("tolerant.terse-refusals", "", "names nobody in a refusal, though it know
 )
 
 
-def _sts_form(sound: Any, *arguments: Any) -> Any:
-    try:
-        return sound(*arguments)
-    except Refusal as refusal:
-        if refusal.reason is not Reason.STS_REJECTED:
-            raise
-        raise Refusal(Reason.TOKEN_MALFORMED, refusal.detail) from None
+def _sts_form(refusal: Any, *_arguments: Any) -> None:
+    if refusal.reason is Reason.STS_REJECTED:
+        raise Refusal(Reason.TOKEN_MALFORMED, refusal.detail)
 
 
 mutant("tolerant.sts-form", "", "calls what is wrong in a pre-signed URL malformed")(
-    *(around(module, "read_credential")(_sts_form) for module in (remote, sts))
+    *(rescue(module, "read_credential", Refusal)(_sts_form) for module in (remote, sts))
 )
 
 

@@ -34,8 +34,8 @@ def every_variable(target: Target) -> str:
                 named = {action.name for action in actions if action.scope is Scope.txn}
                 if missing := sorted(answers.ALWAYS - named):
                     raise here.failed(
-                        f"the answer for {each['path']!r} neither sets nor unsets {', '.join(missing)}: "
-                        f"{', '.join(map(str, actions))}",
-                        expected="each variable of SPEC.md section 3 set or unset",
+                        f"the answer neither sets nor unsets {', '.join(missing)}",
+                        expected=f"path={each['path']!r}: each variable of SPEC.md section 3 set or unset",
+                        received=", ".join(map(str, actions)),
                     )
     return f"{len(asked)} answers"

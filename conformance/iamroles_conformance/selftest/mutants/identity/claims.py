@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from iamroles_agent.tokens import claims, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants.edits import role_arns
-from iamroles_conformance.selftest.mutants.override import after, around, fail
+from iamroles_conformance.selftest.mutants.override import after, around, fail, rescue
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- times
@@ -49,18 +50,11 @@ def _never_ahead(claim: str) -> Override:
 def _coerced(claim: str) -> Override:
     """Read a claim as a lenient library does."""
 
-    @around(claims, "_seconds")
-    def seconds(sound: Any, payload: Any, name: str) -> Any:
-        try:
-            return sound(payload, name)
-        except Refusal:
-            if name != claim:
-                raise
-            try:
-                return int(float(payload[name]))
-            except (TypeError, ValueError, OverflowError):
-                pass
-            raise
+    @rescue(claims, "_seconds", Refusal)
+    def seconds(_refusal: Any, payload: Any, name: str) -> Any:
+        with suppress(TypeError, ValueError, OverflowError):
+            return int(float(payload[name])) if name == claim else None
+        return None
 
     return seconds
 
@@ -187,13 +181,9 @@ def mapping_with_path(sound: Any, text: str) -> Any:
 
 
 @mutant("identity.logs-tokens", "PRINCIPAL-SECRET-001", "logs the credentials that it refuses")
-@around(Authenticator, "authenticate")
-async def logs_tokens(sound: Any, self: Any, authorization: str, *source: Any) -> Any:
-    try:
-        return await sound(self, authorization, *source)
-    except Refusal:
-        sys.stderr.write(f"refused: {authorization}\n")
-        raise
+@rescue(Authenticator, "authenticate", Refusal)
+def logs_tokens(_refusal: Any, _self: Any, authorization: str, *_source: Any) -> None:
+    sys.stderr.write(f"refused: {authorization}\n")
 
 
 mutant("identity.role-path-kept", "PRINCIPAL-ARN-001", "refuses role ARNs with a path")(

@@ -21,7 +21,7 @@ from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.identity.sts import any_account
-from iamroles_conformance.selftest.mutants.override import after, around, before, setting
+from iamroles_conformance.selftest.mutants.override import after, around, before, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- the memory of identities (kind 2 of docs/derived-checks.md)
@@ -164,15 +164,11 @@ def _code_of_503(sound: Any, decision: Any, *rest: Any) -> bytes:
 _claimed: list[str] = []
 
 
-@around(Authenticator, "_verify")
-async def _remembers_claims(sound: Any, self: Any, token: bytes, *rest: Any) -> Any:
-    try:
-        return await sound(self, token, *rest)
-    except Refusal as refusal:
-        if refusal.reason is Reason.SIGNATURE_INVALID:
-            claimed = jws.parse(token, self._max_bytes).payload
-            _claimed[:] = str(claimed.get("sub")), str(claimed.get("sid"))
-        raise
+@rescue(Authenticator, "_verify", Refusal)
+def _remembers_claims(refusal: Any, self: Any, token: bytes, *_rest: Any) -> None:
+    if refusal.reason is Reason.SIGNATURE_INVALID:
+        claimed = jws.parse(token, self._max_bytes).payload
+        _claimed[:] = str(claimed.get("sub")), str(claimed.get("sid"))
 
 
 def _who_claims(decision: Any) -> dict[str, Any]:

@@ -22,22 +22,17 @@ from iamroles_agent.tokens.jws import parse
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import Key, parse_key
 from iamroles_conformance.selftest.mutants.edits import replaced
-from iamroles_conformance.selftest.mutants.override import around, before, fail, setting
+from iamroles_conformance.selftest.mutants.override import around, before, fail, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 
-def _verify(rescue: Callable[[Any, Any, bytes], Any]) -> Override:
-    """If a token is refused, let `rescue(authenticator, refusal, token)` give an identity after all."""
+def _verify(accept: Callable[[Any, bytes], Any]) -> Override:
+    """If a token is refused, let `accept(authenticator, token)` give an identity after all."""
 
-    @around(Authenticator, "_verify")
-    async def verify(sound: Any, self: Any, token: bytes, *rest: Any) -> Any:
-        try:
-            return await sound(self, token, *rest)
-        except Refusal as refusal:
-            identity = None if token.startswith(b"iam-sts") else rescue(self, refusal, token)
-            if identity is None:
-                raise
-            return identity, None, True
+    @rescue(Authenticator, "_verify", Refusal)
+    def verify(_refusal: Any, self: Any, token: bytes, *_rest: Any) -> Any:
+        identity = None if token.startswith(b"iam-sts") else accept(self, token)
+        return None if identity is None else (identity, None, True)
 
     return verify
 
@@ -108,14 +103,14 @@ def _parse(change: Callable[[bytes], bytes], size: int | None = None) -> Overrid
 
 @mutant("identity.alg-none", "JWT-ALG-001", "accepts alg none in any spelling but `none`")
 @_verify
-def alg_none(self: Any, _refusal: Any, token: bytes) -> Any:
+def alg_none(self: Any, token: bytes) -> Any:
     alg = _loosely(token.split(b".")[0]).get("alg", "")
     return _believed(self, token) if str(alg).lower() == "none" and alg != "none" else None
 
 
 @mutant("identity.hs-confusion", "JWT-ALG-002", "takes the public key for an HMAC secret")
 @_verify
-def hs_confusion(self: Any, _refusal: Any, token: bytes) -> Any:
+def hs_confusion(self: Any, token: bytes) -> Any:
     jws = parse(token, self._max_bytes)
     key = self._issuer_of(jws).keys.lookup(jws.header.kid, "RS256")
     if jws.header.alg != "HS256" or key is None:
@@ -190,7 +185,7 @@ def fetches_iss(self: Any, jws: Any) -> None:
 
 @mutant("identity.trusts-jwk", "JWT-FETCH-002", "verifies with the key in the header")
 @_verify
-def trusts_jwk(self: Any, _refusal: Any, token: bytes) -> Any:
+def trusts_jwk(self: Any, token: bytes) -> Any:
     members = _loosely(token.split(b".")[0])
     if not isinstance(members.get("jwk"), dict):
         return None
@@ -259,31 +254,21 @@ mutant("identity.at-jwt-optional", "JWT-TYP-002", "accepts JWT where at+jwt is r
 
 
 @mutant("identity.stray-bits", "JWT-B64-002", "ignores stray bits at a segment's end")
-@around(jws, "decode_base64url")
-def stray_bits(sound: Any, text: bytes) -> Any:
-    try:
-        return sound(text)
-    except ValueError:
-        if re.fullmatch(rb"[\w-]+", text) is None:
-            raise
-        return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+@rescue(jws, "decode_base64url", ValueError)
+def stray_bits(_error: Any, text: bytes) -> Any:
+    return _plain(text) if re.fullmatch(rb"[\w-]+", text) else None
 
 
 def _json(read: Callable[[bytes], Any]) -> Override:
     """If strict JSON refuses, use `read`."""
 
-    @around(jws, "decode_object")
-    def decode(sound: Any, data: bytes) -> Any:
+    @rescue(jws, "decode_object", ValueError)
+    def decode(_error: Any, data: bytes) -> Any:
         try:
-            return sound(data)
-        except ValueError:
-            try:
-                found = read(data)
-            except RecursionError as error:
-                raise ValueError("nested too deep") from error
-            if not isinstance(found, dict):
-                raise
-            return found
+            found = read(data)
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
+        return found if isinstance(found, dict) else None
 
     return decode
 

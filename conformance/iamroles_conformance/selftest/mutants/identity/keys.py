@@ -16,7 +16,7 @@ from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError
 from iamroles_conformance.selftest.mutants.gate import asks_nothing
-from iamroles_conformance.selftest.mutants.override import after, around, fail, setting
+from iamroles_conformance.selftest.mutants.override import after, around, fail, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- single keys and whole sets
@@ -116,24 +116,18 @@ def keys_for_ever(self: Any, _issuer: Any, settings: Any, **_how: Any) -> None:
 
 
 @mutant("identity.no-keys-is-401", "JWKS-OUTAGE-003", "blames the token where it has no keys")
-@around(Keyring, "obtain")
-async def no_keys_is_401(sound: Any, self: Any, kid: Any, alg: str) -> Any:
-    try:
-        return await sound(self, kid, alg)
-    except Refusal as refusal:
-        raise Refusal(Reason.KEY_UNKNOWN, refusal.detail) from None
+@rescue(Keyring, "obtain", Refusal)
+def no_keys_is_401(refusal: Any, *_asked: Any) -> None:
+    raise Refusal(Reason.KEY_UNKNOWN, refusal.detail)
 
 
 @mutant("identity.follows-redirects", "JWKS-REDIRECT-001", "follows redirects to other hosts")
-@around(KeySource, "_get")
-def follows_redirects(sound: Any, self: Any, url: str) -> Any:
-    try:
-        return sound(self, url)
-    except Exception as error:
-        if "status 302" not in str(error):
-            raise
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - a mutant's purpose
-            return json.load(answer)
+@rescue(KeySource, "_get", Exception)
+def follows_redirects(error: Any, _self: Any, url: str) -> Any:
+    if "status 302" not in str(error):
+        return None
+    with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - a mutant's purpose
+        return json.load(answer)
 
 
 mutant("identity.never-asks", "JWKS-FETCH-001", "waits for the renewal where a kid is unknown")(asks_nothing)

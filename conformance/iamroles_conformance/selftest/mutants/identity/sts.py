@@ -18,7 +18,7 @@ from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts import _PARAMETERS, Question, StsVerifier
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, _read_caller
 from iamroles_agent.tokens.transport import Answer, Transport
-from iamroles_conformance.selftest.mutants.override import around, setting
+from iamroles_conformance.selftest.mutants.override import around, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- a credential, taken apart
@@ -164,25 +164,13 @@ mutant("identity.sts-account", "STS-ACCOUNT-001", "accepts roles of any account"
 # --- what STS answers
 
 
-def _answers(read: Any) -> Override:
-    """If the strict reading refuses, use `read`."""
-
-    @around(sts, "read_answer")
-    def read_answer(sound: Any, answer: Any) -> Any:
-        try:
-            return sound(answer)
-        except (Rejected, Unavailable):
-            found = read(answer)
-            if found is None:
-                raise
-            return found
-
-    return read_answer
+_answers = rescue(sts, "read_answer", Rejected, Unavailable)
+"""If the strict reading refuses, use this."""
 
 
 @mutant("identity.sts-anywhere", "STS-ANSWER-001", "finds the caller anywhere in an answer")
 @_answers
-def sts_anywhere(answer: Any) -> Any:
+def sts_anywhere(_error: Any, answer: Any) -> Any:
     arn = re.search(rb"arn:aws:sts::(\d{12}):assumed-role/\w+/([\w-]+)", answer.body)
     if arn is None or answer.status != 200:
         return None
@@ -191,7 +179,7 @@ def sts_anywhere(answer: Any) -> Any:
 
 @mutant("identity.sts-any-status", "STS-ANSWER-001", "believes an answer of any status")
 @_answers
-def sts_any_status(answer: Any) -> Any:
+def sts_any_status(_error: Any, answer: Any) -> Any:
     try:
         return _read_caller(replace(answer, status=200)) if answer.status > 200 else None
     except Rejected:
@@ -200,7 +188,7 @@ def sts_any_status(answer: Any) -> Any:
 
 @mutant("identity.sts-account-unread", "STS-ANSWER-002", "does not compare ARN and account")
 @_answers
-def sts_account_unread(answer: Any) -> Any:
+def sts_account_unread(_error: Any, answer: Any) -> Any:
     try:
         said = json.loads(answer.body)["GetCallerIdentityResponse"]["GetCallerIdentityResult"]
     except (ValueError, KeyError, TypeError):

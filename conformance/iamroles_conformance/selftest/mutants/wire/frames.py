@@ -17,7 +17,7 @@ from iamroles_agent.spop.frames import FrameBuffer, FrameType
 from iamroles_agent.spop.values import DataType
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.edits import acks_out, actions_out, frames_in
-from iamroles_conformance.selftest.mutants.override import around, before, fail, setting, transition
+from iamroles_conformance.selftest.mutants.override import around, before, fail, rescue, setting, transition
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- frames: SPOP-FRAME, SPOP-FRAG
@@ -253,15 +253,6 @@ def null_is_last_token(sound: Any, arguments: Any) -> Any:
     return check
 
 
-@mutant("wire.lies-believed", "SPOP-MSG-007", "answers a message that it could not read")
-@around(messages, "parse")
-def lies_believed(sound: Any, data: bytes, start: int, end: int) -> Any:
-    try:
-        return sound(data, start, end)
-    except RemoteProtocolError:
-        return messages.Inquiry(messages.Context())
-
-
 def _known(frame: Any) -> Any:
     empty = frame.start == frame.end
     return empty or messages.parse(frame.data, frame.start, frame.end).check or b"iam-c" in frame.data
@@ -272,6 +263,9 @@ def _missing(arguments: Any, check: Any) -> Any:
     return replace(check, missing=("nothing",)) if extra else check
 
 
+mutant("wire.lies-believed", "SPOP-MSG-007", "answers a message that it could not read")(
+    rescue(messages, "parse", RemoteProtocolError)(lambda *_: messages.Inquiry(messages.Context()))
+)
 mutant("wire.unknown-silent", "SPOP-MSG-001", "does not answer unknown messages")(
     _inquires(lambda _self, frame: _known(frame))
 )
