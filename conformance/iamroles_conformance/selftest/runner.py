@@ -289,16 +289,14 @@ class Selftest:
     ) -> Iterator[list[CheckResult]]:
         chosen = {check.id for check in checks}
         for job in sorted(jobs_of(checks), key=lambda job: _CHEAPEST.index(job.lane)):
-            target = self._target("gate" if job.through_proxy else "gate-spop", spec, worlds)
+            lane: Lane = "gate" if job.through_proxy else "gate-spop"
+            target = Target(lane, self._stage, spec, worlds, self._scale)
             if job.lane == "wire":
                 with wire_target(target) as pointed:
                     found = wire_lane.run(pointed, job.checks, twice=False)
             else:
                 found = job.play(target)
             yield [result for result in found if result.check in chosen]
-
-    def _target(self, lane: Lane, spec: AgentSpec, worlds: Worlds) -> Target:
-        return Target(lane, self._stage, spec, worlds, self._scale)
 
 
 def cheapest(planned: list[PlannedCheck]) -> list[PlannedCheck]:

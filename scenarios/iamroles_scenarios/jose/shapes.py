@@ -50,10 +50,6 @@ def _generic(who: Subject) -> dict[str, Any]:
     )
 
 
-def _rfc9068(who: Subject) -> dict[str, Any]:
-    return _generic(who) | {"client_id": who.client}
-
-
 def _okta(who: Subject) -> dict[str, Any]:
     return _present(
         ver=1, sub=who.sub, aud=who.audience, cid=who.client, uid="00u1a2b3c4d5e6f7g8h9",
@@ -145,7 +141,7 @@ class Shape:
 
 SHAPES: dict[str, Shape] = {
     "generic": Shape(_generic),
-    "rfc9068": Shape(_rfc9068, typ="at+jwt"),
+    "rfc9068": Shape(lambda who: _generic(who) | {"client_id": who.client}, typ="at+jwt"),
     "okta": Shape(_okta, typ=None),
     "cognito": Shape(_cognito, typ=None),
     "cognito-id": Shape(_cognito_id, typ=None),

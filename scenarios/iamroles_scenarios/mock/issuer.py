@@ -70,7 +70,9 @@ class Issuer:
     def remove(self, kid: str) -> bool:
         """Withdraw a key; whether there was one."""
         before = len(self.published) + len(self.signing)
-        self.published = [entry for entry in self.published if _kid(entry) != kid]
+        self.published = [
+            entry for entry in self.published if not isinstance(entry, dict) or entry.get("kid") != kid
+        ]
         self.signing = [key for key in self.signing if key.kid != kid]
         return len(self.published) + len(self.signing) < before
 
@@ -90,7 +92,7 @@ class Issuer:
         return self.metadata() | {
             "authorization_endpoint": f"{self.url}/authorize",
             "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": self._algorithms(),
+            "id_token_signing_alg_values_supported": sorted({key.algorithm for key in self.signing}),
             "claims_supported": ["iss", "sub", "aud", "exp", "iat", "nbf", "jti"],
         }
 
@@ -124,19 +126,12 @@ class Issuer:
             {"scope": scope} if scope else {}
         )
 
-    def _algorithms(self) -> list[str]:
-        return sorted({key.algorithm for key in self.signing})
-
     def report(self) -> dict[str, Any]:
         """The control API's view, private keys included: this is a mock."""
         return {
             "name": self.name, "url": self.url, "shape": self.shape,
             "keys": [key.private_jwk() for key in self.signing], "published": self.published,
         }  # fmt: skip
-
-
-def _kid(entry: object) -> object:
-    return entry.get("kid") if isinstance(entry, dict) else None
 
 
 Poisoned = tuple[list[Any], SigningKey | None]

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Any
 
 import docker
@@ -53,7 +53,7 @@ class Net:
         self.labels = {engines.LABEL: self.id, engines.OWNER: engines.owner()}
         guard.note(f"docker {engines.LABEL}={self.id}")
         self._network, subnet, self.gateway = self._create()
-        self._free = self._addresses(subnet)
+        self._free = (host for host in subnet.hosts() if str(host) != self.gateway)
         self._returned: list[str] = []
         self._lock = threading.Lock()
 
@@ -75,9 +75,6 @@ class Net:
                 continue
             return network, IPv4Network(pool["Subnet"]), str(pool["Gateway"])
         raise StageError(f"The Docker engine gives no network: {last}")
-
-    def _addresses(self, subnet: IPv4Network) -> Iterator[IPv4Address]:
-        return (host for host in subnet.hosts() if str(host) != self.gateway)
 
     def take(self) -> str:
         """An address that no part has."""
@@ -218,10 +215,7 @@ class HaproxyBox:
             "IAM_STATS_SOCKET": f"ipv4@{self.host}:{_RUNTIME_PORT}",
         }
         box = self._net.start("haproxy", self._image, command, self.host, files=placed, env=env)
-        return HaproxyRun(box, self._ask)
-
-    def _ask(self, command: str) -> str:
-        return ask(f"{self.host}:{_RUNTIME_PORT}", command)
+        return HaproxyRun(box, lambda command: ask(f"{self.host}:{_RUNTIME_PORT}", command))
 
     def close(self) -> None:
         """Its address may be used again."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import HarnessFault, HttpFault
@@ -123,7 +122,7 @@ def traffic(
     )
     for number, question in enumerate(question for questions in people for question in questions):
         flow = Flow(str(number), question.request, question.expected)
-        found.ask(flow, mint=partial(_token, question))
+        found.ask(flow, mint=lambda token=question.token: (token, 0.0))
     found.start()
     try:
         yield found
@@ -137,10 +136,6 @@ def traffic(
         if set(outcomes.bad) == {Kind.LOST} and not lossless:
             raise HarnessFault(message)
         raise here.failed(message, entry.seen if entry.status else None, entry.right[0])
-
-
-def _token(question: HttpQuestion) -> tuple[str, float]:
-    return question.token, 0.0
 
 
 @contextmanager
