@@ -41,9 +41,10 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_GROUPS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _GROUPS:
             return None
+        ctx.invoked_subcommand = cmd_name  # for `invoke`, should the import fail
         package, _, _ = _GROUPS[cmd_name]
         gc.disable()  # imported objects stay: to search them again and again takes a tenth of a start
         if package in ("agent", "tools"):
@@ -51,8 +52,6 @@ class _Commands(click.Group):
             os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         try:
             module = import_module(f"iamroles_{package}.commands.{cmd_name}")
-        except ModuleNotFoundError as error:
-            raise _lacking(cmd_name, error) from None
         finally:
             gc.freeze()
             gc.enable()
@@ -62,14 +61,21 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command. An unusable file or disk ends it with a sentence and status 2, Ctrl-C and SIGTERM
-        with 130, because status 1 means that the command found something. A group loads its own commands when
-        they are called, so a package may be found missing only here.
+        with 130, because status 1 means that the command found something. A package that is missing ends it
+        with a sentence that names the extra: a group may load its own commands as late as here.
         """
         try:
             with _terminable():
                 return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            raise _lacking(ctx.invoked_subcommand or "", error) from None
+            name, package = ctx.invoked_subcommand or "", (error.name or "").partition(".")[0]
+            _, extra, _ = _GROUPS.get(name, ("", "", ""))
+            if not extra or package.startswith("iamroles_"):
+                raise
+            remedy = f"pip install 'haproxy-iam-roles[{extra}]'"
+            raise click.ClickException(
+                f"`iamroles {name}` needs the package {package!r}: {remedy}"
+            ) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
@@ -83,16 +89,6 @@ class _Commands(click.Group):
         """List the groups without loading them, so that the help needs no extra."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, _, summary) in _GROUPS.items()])
-
-
-def _lacking(group: str, error: ModuleNotFoundError) -> Exception:
-    """Return a sentence that names the extra that brings what is missing; without one, the error itself."""
-    _, extra, _ = _GROUPS.get(group, ("", "", ""))
-    if not extra or (error.name or "").startswith("iamroles_"):
-        return error
-    return click.ClickException(
-        f"`iamroles {group}` needs the package {error.name!r}: pip install 'haproxy-iam-roles[{extra}]'"
-    )
 
 
 @contextmanager

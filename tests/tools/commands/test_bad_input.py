@@ -168,16 +168,11 @@ def test_a_shortened_report_says_all_that_it_lacks():
     assert (done.exit_code, "lacks seconds, stage, requirements, checks[].title" in done.output) == (2, True)
 
 
-@pytest.mark.parametrize("extra", ["conformance", "load"])
-def test_a_base_install_names_the_extra(extra):
-    groups = {
-        "conformance": ["conformance list", "conformance run", "demo"],
-        "load": ["load run", "bench gate"],
-    }
-    lacking = "import sys; sys.modules['botocore'] = None; from iamroles_agent.main import main; main()"
-    for command in groups[extra]:
-        argv = [sys.executable, "-c", lacking, *command.split()]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("args", [["conformance", "list"], ["conformance", "run"], ["demo"], ["load", "run"]])
+def test_a_base_install_names_the_extra(args):
+    code = "import sys; sys.modules['botocore'] = None; from iamroles_agent.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
 
-        remedy = f"needs the package 'botocore': pip install 'haproxy-iam-roles[{extra}]'"
-        assert (done.returncode, done.stderr) == (1, f"Error: `iamroles {command.split()[0]}` {remedy}\n")
+    extra = "load" if args[0] == "load" else "conformance"
+    remedy = f"needs the package 'botocore': pip install 'haproxy-iam-roles[{extra}]'"
+    assert (done.returncode, done.stderr) == (1, f"Error: `iamroles {args[0]}` {remedy}\n")
