@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from click.testing import CliRunner
 
-from iamroles_loadtests.asking.gate_config import NOWHERE, GateConfigError, shipped
+from iamroles_loadtests.asking.gate_config import GateConfigError, shipped_files
 from iamroles_loadtests.bench import agent, docs, gate, variants
 from iamroles_loadtests.bench.rounds import ratio
 from iamroles_loadtests.commands.bench import bench
@@ -16,25 +16,20 @@ from iamroles_scenarios.stage.haproxies import find
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
+def rendered():
     """The shipped configuration for the bench's policy."""
-    directory = tmp_path_factory.mktemp("shipped")
-    world = directory / "world.json"
-    world.write_text(json.dumps(agent.policy()).replace("{idp}", f"http://{NOWHERE}"))
-    assert shipped(str(world), str(directory)) == 0
-    return directory
+    return shipped_files(agent.policy())
 
 
 @pytest.fixture(scope="module")
 def text(rendered):
-    return (rendered / "haproxy.cfg").read_text()
+    return rendered["haproxy.cfg"]
 
 
 def sound(rendered, tmp_path, text):
     """Return what HAProxy says of a changed haproxy.cfg; "" if it takes it."""
-    for file in rendered.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "haproxy.cfg").write_text(text)
+    for name, shipped in (rendered | {"haproxy.cfg": text}).items():
+        (tmp_path / name).write_text(shipped)
     settings = {"IAM_BIND": "127.0.0.1:8080", "IAM_STATS_SOCKET": str(tmp_path / "sock")}
     done = subprocess.run(
         [find(), "-c", "-f", "haproxy.cfg", "-f", "iam-routes.cfg"],

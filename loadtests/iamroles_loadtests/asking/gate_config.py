@@ -17,16 +17,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.engine.certificates import Certificate
 from iamroles_scenarios.stage.rendering import SHIPPED
 from iamroles_scenarios.stage.spec import find_program
 
@@ -123,22 +120,6 @@ def behind_tls(text: str) -> str:
     return _BIND.sub(rf"\g<0> ssl crt {_CERTIFICATE} alpn http/1.1", text)
 
 
-def certificate() -> str:
-    """Make a self-signed certificate with its key, PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "meter")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=30))
-        .sign(key, hashes.SHA256())
-    )
-    encoding = serialization.Encoding.PEM
-    plain = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return (made.public_bytes(encoding) + plain).decode()
-
-
 def shipped(world: str, output: str, agents: Sequence[str] = ()) -> int:
     """Run the shipped render command; returns its exit code.
 
@@ -154,6 +135,16 @@ def shipped(world: str, output: str, agents: Sequence[str] = ()) -> int:
     return subprocess.run(argv, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603 - as shipped
 
 
+def shipped_files(policy: Mapping[str, Any]) -> dict[str, str]:
+    """Render a policy whose issuers are nowhere as shipped; returns texts by file name."""
+    with TemporaryDirectory() as output:
+        world = Path(output, "world.json")
+        world.write_text(json.dumps(policy).replace("{idp}", f"http://{NOWHERE}"), encoding="utf-8")
+        if code := shipped(str(world), output):
+            raise GateConfigError(f"iamroles policy render ended with exit code {code}")
+        return {path.name: path.read_text(encoding="utf-8") for path in Path(output).iterdir()}
+
+
 def render(world: str, output: str, agents: Sequence[str] = (), *, tls: bool = False) -> int:
     """As `shipped`, with what a measurement needs; `tls`: clients speak TLS.
 
@@ -167,7 +158,7 @@ def render(world: str, output: str, agents: Sequence[str] = (), *, tls: bool = F
         text = change(path.read_text(encoding="utf-8"))
         path.write_text(behind_tls(text) if tls and name == "haproxy.cfg" else text, encoding="utf-8")
     if tls:
-        Path(output, _CERTIFICATE).write_text(certificate(), encoding="utf-8")
+        Path(output, _CERTIFICATE).write_text(Certificate().pem, encoding="utf-8")
     return 0
 
 

@@ -15,29 +15,14 @@ _COLD = 500.0
 """New tokens a second at most: each costs the agent a signature check."""
 
 
-def _flat(share: float, **more: Any) -> Callable[[float, float], dict[str, Any]]:  # noqa: ANN401 - Phase checks
+def _parts(*parts: tuple[float, ...], **more: Any) -> Callable[[float, float], dict[str, Any]]:  # noqa: ANN401 - Phase checks
+    """Make a timetable: parts of the length, each with its share of the knee, or with its first and last."""
+
     def options(knee: float, seconds: float) -> dict[str, Any]:
-        return {"timetable": [Segment(seconds, knee * share)], **more}
+        segments = [Segment(seconds * part, *(knee * share for share in shares)) for part, *shares in parts]
+        return {"timetable": segments, **more}
 
     return options
-
-
-def _step(knee: float, seconds: float) -> dict[str, Any]:
-    third = seconds / 3
-    return {"timetable": [Segment(third, knee * share) for share in (0.3, 0.6, 0.9)]}
-
-
-def _spike(knee: float, seconds: float) -> dict[str, Any]:
-    parts = ((0.4, 0.2), (0.2, 1.2), (0.4, 0.2))
-    return {"timetable": [Segment(seconds * part, knee * share) for part, share in parts]}
-
-
-def _ramp(knee: float, seconds: float) -> dict[str, Any]:
-    return {"timetable": [Segment(seconds, knee * 0.05, knee)]}
-
-
-def _closed(knee: float, seconds: float) -> dict[str, Any]:  # noqa: ARG001 - a closed loop has no rate
-    return {"timetable": [], "seconds": seconds}
 
 
 def _cold(knee: float, seconds: float) -> dict[str, Any]:
@@ -51,18 +36,18 @@ def cold_tokens(seconds: float) -> int:
 
 
 SHAPES: dict[str, Callable[[float, float], dict[str, Any]]] = {
-    "steady": _flat(0.5),
-    "step": _step,
-    "spike": _spike,
-    "ramp": _ramp,
-    "closed": _closed,
-    "one": _flat(0.5, weights={"one": 1.0}),
-    "thousand": _flat(0.5, weights={"thousand": 1.0}),
-    "hundred-thousand": _flat(0.25, weights={"hundred-thousand": 1.0}),
+    "steady": _parts((1, 0.5)),
+    "step": _parts((1 / 3, 0.3), (1 / 3, 0.6), (1 / 3, 0.9)),
+    "spike": _parts((0.4, 0.2), (0.2, 1.2), (0.4, 0.2)),
+    "ramp": _parts((1, 0.05, 1)),
+    "closed": _parts(),
+    "one": _parts((1, 0.5), weights={"one": 1.0}),
+    "thousand": _parts((1, 0.5), weights={"thousand": 1.0}),
+    "hundred-thousand": _parts((1, 0.25), weights={"hundred-thousand": 1.0}),
     "cold": _cold,
-    "hostile": _flat(0.2, weights={"mix": 1.0, "hostile": 1.0}),
-    "fresh": _flat(0.1, fresh=True),
-    "streams": _flat(0.5, streams=200),
+    "hostile": _parts((1, 0.2), weights={"mix": 1.0, "hostile": 1.0}),
+    "fresh": _parts((1, 0.1), fresh=True),
+    "streams": _parts((1, 0.5), streams=200),
 }
 """Options of a phase by shape. `steady` half the knee; `step` three tenths, six, nine; `spike` a fifth, then
 more than the knee takes, then a fifth; `ramp` up to the knee; `closed` no timetable; `one`, `thousand` and

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from iamroles_loadtests.asking import gate_config
 from iamroles_loadtests.asking.cpu import Finder
-from iamroles_loadtests.asking.plan import Ask, Pools
+from iamroles_loadtests.asking.plan import Ask, Phase, Pools
 from iamroles_loadtests.asking.questions import POPULATIONS, Asking, straight
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
@@ -25,7 +25,7 @@ from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.stage.rendering import SHIPPED
 from iamroles_scenarios.traffic import Address, Right
 
-_SETTINGS = {"IAM_LOG_LEVEL": "emerg"}
+QUIET = {"IAM_LOG_LEVEL": "emerg"}
 """HAProxy's record is silenced: on a shared machine the suite's own reading of it would be measured."""
 _RENDER = ("python", "-m", "iamroles_loadtests.asking.gate_config", "{world}", "{output}")
 _LIFE = 3500.0
@@ -70,6 +70,11 @@ class Target:
     """True if it has the pools `unasked`, `remembered` and `new`."""
     parts: Mapping[str, Finder] = field(default_factory=dict)
     world: World | None = None
+
+    def phase(self, **more: Any) -> Phase:  # noqa: ANN401 - Phase checks
+        """Make a phase of ordinary load, or what the keywords say."""
+        about = {"address": self.address, "protocol": self.protocol, "tls": self.tls}
+        return Phase.model_validate({**about, "weights": {self.steady: 1.0}, **more})
 
     def still_there(self) -> None:
         """Raise a StageError if the agent died."""
@@ -144,13 +149,13 @@ def _world(
         folder = scratch if stage.kind == "processes" else "/tmp"  # noqa: S108 - the container's own
         policy["audit"] = {"path": f"{folder}/audit.jsonl"}
     if bare:
-        return stage.world(agent, policy, settings=_SETTINGS, haproxy=haproxy)
+        return stage.world(agent, policy, settings=QUIET, haproxy=haproxy)
     for backend in policy["backends"]:
         if wanted.streams and backend["name"] == "export":
             del backend["servers"]
             backend["streams"] = True  # an echo backend of the stage answers
     render = {**agent.haproxy, "render": [*_RENDER, *(["--tls"] if wanted.tls else [])]}
-    return stage.world(replace(agent, haproxy=render), policy, settings=_SETTINGS)
+    return stage.world(replace(agent, haproxy=render), policy, settings=QUIET)
 
 
 def _pools(asking: Asking, wanted: Wanted, *, paired: bool) -> Pools:

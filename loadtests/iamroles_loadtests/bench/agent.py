@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from iamroles_loadtests.asking.gate_config import orders_policy
 from iamroles_loadtests.asking.plan import Ask, Pools
 from iamroles_loadtests.asking.questions import Asking, opened, role, straight
-from iamroles_loadtests.bench.rounds import Contender, Rounds, Shape, pin, ratio, take_turns
+from iamroles_loadtests.asking.targets import QUIET, Target
+from iamroles_loadtests.bench.rounds import Rounds, Shape, pin, ratio, take_turns
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
 from iamroles_scenarios.stage.reference import reference_agent
@@ -33,10 +34,10 @@ NOOP = AgentSpec(
 OURS = "the agent"
 PIPELINED, SINGLE = Shape("4 x 16", 4, 16), Shape("16 x 1", 16)
 BUSY, CALM = Shape("64 connections", 64), Shape("1,000 a second", 16, rate=1000.0, once_share=0.05, longer=3)
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - for directories of our own
 _NEW = 4000
 """Tokens that are each used once."""
 _RENDER = ("python", "-m", "iamroles_loadtests.bench.variants", "{world}", "{output}")
-_SETTINGS = {"IAM_LOG_LEVEL": "emerg", "IAM_THREADS": "1"}
 _SAID = Right(200, (b"backend=orders-ro",))
 _ALLOWED = Right(200, (b"allow=true\n",))
 
@@ -53,8 +54,6 @@ class Bench:
         self.stage = stage
         self._scratch = scratch
         self._worlds = ExitStack()
-        self.behind: dict[str, str] = {}
-        """SPOP addresses of the agents behind HAProxy, by contender."""
         issuer = stage.idp.issuer("corp")
         key = issuer.add_key("RS256")
         issuer.add_key("ES256", sign=False)
@@ -71,23 +70,21 @@ class Bench:
             document["audit"] = {"path": f"{self._scratch}/audit-{len(changes)}-{haproxy}.jsonl"}
         if changes or haproxy:
             agent = replace(agent, haproxy={**agent.haproxy, "render": [*_RENDER, *changes]})
-        world = self.stage.world(agent, document, settings=_SETTINGS, haproxy=haproxy)
+        world = self.stage.world(agent, document, settings=QUIET | {"IAM_THREADS": "1"}, haproxy=haproxy)
         return self._worlds.enter_context(world)
 
-    def through(
-        self, name: str, agent: AgentSpec, *changes: str, pool: str = "any", once: str = ""
-    ) -> Contender:
+    def through(self, agent: AgentSpec, *changes: str, pool: str = "any") -> Target:
         """A contender behind HAProxy; its agent's time counts where it is asked."""
         world = self.world(agent, *changes)
-        self.behind[name] = world.agent.spop_address
         parts = {"haproxy": lambda: world.haproxy.host_pid, "agent": lambda: world.agent.host_pid}
-        return Contender(name, world.proxy.url.removeprefix("http://"), pool, parts, once=once)
+        address = world.proxy.url.removeprefix("http://")
+        return Target(address, {}, {}, steady=pool, parts=parts, world=world)
 
-    def straight(self, name: str, agent: AgentSpec) -> Contender:
+    def straight(self, agent: AgentSpec) -> Target:
         world = self.world(agent, haproxy=False)
-        return Contender(
-            name, world.agent.spop_address, "straight", {"agent": lambda: world.agent.host_pid}, "spop"
-        )
+        parts = {"agent": lambda: world.agent.host_pid}
+        address = world.agent.spop_address
+        return Target(address, {}, {}, protocol="spop", steady="straight", parts=parts, world=world)
 
     def pools(self) -> Pools:
         """Questions: `straight`; `known`, whose whole identity is judged; `any`, which must pass."""
@@ -103,8 +100,8 @@ class Bench:
             "new": [Ask(case="new", payload=one, right=_SAID) for one in new],
         }
 
-    def crowd(self, name: str, count: int) -> None:
-        """Let the agent behind a contender verify and remember this number of identities.
+    def crowd(self, address: str, count: int) -> None:
+        """Let the agent at an address verify and remember this number of identities.
 
         Raises:
             GeneratorError: an answer was wrong or missing.
@@ -119,14 +116,13 @@ class Bench:
                 yield straight(check, "crowd", _ALLOWED).question(cases)
 
         loop = Loop(asked(), patience=60.0)
-        address = Address.of(self.behind[name])
-        loop.open([SpopClient(loop, address, in_flight=16) for _ in range(4)])
+        loop.open([SpopClient(loop, Address.of(address), in_flight=16) for _ in range(4)])
         loop.start()
         while loop.tally.answers < count and not loop.tally.faults:
             loop.run(now() + NANO // 10)
         loop.finish()
         if loop.tally.wrong or loop.tally.faults:
-            raise GeneratorError(f"{name} did not take {count} identities: {cases['crowd'].examples[:1]}")
+            raise GeneratorError(f"{OURS} did not take {count} identities: {cases['crowd'].examples[:1]}")
 
     def _another(self, name: str) -> str:
         return self.asking.token(name, "reader", key="ES256")
@@ -143,10 +139,9 @@ def policy() -> dict[str, Any]:
 @contextmanager
 def opened_bench(kind: str, haproxy: str | None) -> Iterator[Bench]:
     """A stage of this kind with nothing on it yet."""
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a directory of our own in it
     with (
         open_stage(kind, haproxy=haproxy) as stage,
-        TemporaryDirectory(prefix="iamroles-bench-", dir=memory) as scratch,
+        TemporaryDirectory(prefix="iamroles-bench-", dir=MEMORY) as scratch,
     ):
         bench = Bench(stage, scratch)
         try:
@@ -179,19 +174,21 @@ def measure(
     agents = [(OURS, reference_agent()), ("no-op", NOOP), *((peer.name, peer) for peer in peers)]
     found = {}
     say("starting the agents")
-    straights = [bench.straight(name, agent) for name, agent in agents]
-    proxied = [
-        bench.through("plain", NOOP, "--plain", pool="plain"),
-        bench.through("jwt_verify", NOOP, "--native", str(bench.key)),
-        bench.through("rules alone", NOOP, "--unasked"),
-        *(bench.through(name, agent, pool="known", once="new") for name, agent in agents[:2]),
-    ]
+    straights = {name: bench.straight(agent) for name, agent in agents}
+    proxied = {
+        "plain": bench.through(NOOP, "--plain", pool="plain"),
+        "jwt_verify": bench.through(NOOP, "--native", str(bench.key)),
+        "rules alone": bench.through(NOOP, "--unasked"),
+        **{name: bench.through(agent, pool="known") for name, agent in agents[:2]},
+    }
+    ours = proxied[OURS].world
+    assert ours is not None  # noqa: S101 - `through` started it
     with generator(bench) as started:
         for shape in (PIPELINED, SINGLE):
             found[shape.name] = take_turns(started, straights, shape, rounds=rounds, seconds=seconds, say=say)
         found[BUSY.name] = take_turns(started, proxied, BUSY, rounds=rounds, seconds=seconds, say=say)
         say(f"{OURS} takes {identities:,} identities")
-        bench.crowd(OURS, identities)
+        bench.crowd(ours.agent.spop_address, identities)
         found[CALM.name] = take_turns(started, proxied, CALM, rounds=rounds, seconds=seconds, say=say)
     return found
 

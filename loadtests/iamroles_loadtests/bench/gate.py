@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from iamroles_loadtests.asking.gate_config import NOWHERE, shipped
+from iamroles_loadtests.asking.gate_config import shipped_files
 from iamroles_loadtests.bench.agent import BUSY, NOOP, Bench, generator, policy
 from iamroles_loadtests.bench.rounds import Rounds, take_turns, values
 from iamroles_loadtests.bench.variants import steps
@@ -21,11 +18,7 @@ _KEPT = {"3", "6"}
 
 def step_names() -> dict[str, str]:
     """The shipped configuration's steps that can be left out."""
-    with TemporaryDirectory() as scratch:
-        world = Path(scratch, "world.json")
-        world.write_text(json.dumps(policy()).replace("{idp}", f"http://{NOWHERE}"), encoding="utf-8")
-        shipped(str(world), scratch)
-        found = steps(Path(scratch, "haproxy.cfg").read_text(encoding="utf-8"))
+    found = steps(shipped_files(policy())["haproxy.cfg"])
     return {name: says for name, says in found.items() if name not in _KEPT}
 
 
@@ -34,12 +27,12 @@ def measure(
 ) -> Rounds:
     """Measure each variant: without each of these steps, and with all."""
     say("starting one HAProxy for each variant")
-    contenders = [
-        bench.through(PLAIN, NOOP, "--plain", pool="plain"),
-        bench.through(ALL, NOOP, "--unasked"),
-        bench.through(ASKED, NOOP),
-        *(bench.through(name, NOOP, "--unasked", "--without", name, pool="plain") for name in names),
-    ]
+    contenders = {
+        PLAIN: bench.through(NOOP, "--plain", pool="plain"),
+        ALL: bench.through(NOOP, "--unasked"),
+        ASKED: bench.through(NOOP),
+        **{name: bench.through(NOOP, "--unasked", "--without", name, pool="plain") for name in names},
+    }
     with generator(bench) as started:
         return take_turns(started, contenders, BUSY, rounds=rounds, seconds=seconds, say=say)
 

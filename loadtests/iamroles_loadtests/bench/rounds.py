@@ -11,31 +11,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from iamroles_loadtests.asking.cpu import CpuMeter, Finder
-from iamroles_loadtests.asking.plan import Phase
-from iamroles_loadtests.measuring.conductor import in_turn, interval
+from iamroles_loadtests.asking.targets import Target
+from iamroles_loadtests.measuring.conductor import Conductor, RunOptions, in_turn, interval
 from iamroles_loadtests.measuring.generator import Generator
+from iamroles_loadtests.measuring.measurement import Played
 from iamroles_scenarios.base.family import family
-from iamroles_scenarios.traffic import Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One of those that are compared."""
-
-    name: str
-    address: str
-    """The address that is asked."""
-    pool: str
-    parts: Mapping[str, Finder] = field(default_factory=dict)
-    """The processes whose CPU time counts, by `haproxy` and `agent`."""
-    protocol: Literal["http", "spop"] = "http"
-    once: str = ""
-    """A pool whose questions are asked once each, if the shape has such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +31,7 @@ class Shape:
     in_flight: int = 1
     rate: float = 0.0
     once_share: float = 0.0
-    """Share of the questions that nobody asked before."""
+    """Share of the questions that nobody asked before, to contenders whose pool is `known`."""
     longer: int = 1
     """Factor on the length of a turn: percentiles need samples."""
 
@@ -58,7 +42,7 @@ Rounds = dict[str, list[dict[str, Any]]]
 
 def take_turns(
     generator: Generator,
-    contenders: Sequence[Contender],
+    contenders: Mapping[str, Target],
     shape: Shape,
     *,
     rounds: int,
@@ -66,37 +50,26 @@ def take_turns(
     say: Callable[[str], None],
 ) -> Rounds:
     """Play all contenders, round by round."""
-    for contender in contenders:
-        for part, finder in contender.parts.items():
+    for target in contenders.values():
+        for part, finder in target.parts.items():
             pin(finder(), first=part == "haproxy")
-    played: Rounds = {contender.name: [] for contender in contenders}
-    for number, contender in in_turn(contenders, rounds):
-        say(f"{shape.name}, round {number + 1} of {rounds}: {contender.name}")
-        played[contender.name].append(_play(generator, contender, shape, seconds * shape.longer, number))
+    seconds *= shape.longer
+    options = RunOptions(warmup=seconds / 4, connections=shape.connections, in_flight=shape.in_flight)
+    played: Rounds = {name: [] for name in contenders}
+    for number, name in in_turn(list(contenders), rounds):
+        say(f"{shape.name}, round {number + 1} of {rounds}: {name}")
+        conductor = Conductor(contenders[name], generator, options)
+        more: dict[str, Any] = {"seed": number + 1}
+        if shape.once_share and contenders[name].steady == "known":
+            more |= {"once": "new", "once_share": shape.once_share}
+        played[name].append(_figures(conductor.play(conductor.phase(name, shape.rate, seconds, **more))))
     return played
 
 
-def _play(
-    generator: Generator, contender: Contender, shape: Shape, seconds: float, number: int
-) -> dict[str, Any]:
-    phase = Phase(
-        name=contender.name,
-        address=contender.address,
-        protocol=contender.protocol,
-        weights={contender.pool: 1.0},
-        once=contender.once if shape.once_share else "",
-        once_share=shape.once_share or 1.0,
-        connections=shape.connections,
-        in_flight=shape.in_flight,
-        seconds=seconds,
-        timetable=[Segment(seconds, shape.rate)] if shape.rate else [],
-        warmup=seconds / 4,
-        seed=number + 1,
-    )
-    played = generator.play(phase, parts=CpuMeter(contender.parts))
+def _figures(played: Played) -> dict[str, Any]:
     measured, sent = played.measured, played.measured.whole("sent")
     return {
-        "rate": measured.samples / phase.length,
+        "rate": played.answered,
         "wrong": measured.wrong + measured.faults,
         "examples": measured.examples,
         "cpu": {name: used for name, used in played.cpu.items() if name in played.used},

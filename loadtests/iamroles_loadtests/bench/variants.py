@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from iamroles_loadtests.asking import gate_config
@@ -53,6 +54,12 @@ def without(text: str, left_out: set[str]) -> str:
             kept.append(line)
     text = "".join(kept)
     return _FILTER.sub("", text) if _ASK in left_out else text
+
+
+def without_streams(files: Mapping[str, str]) -> dict[str, str]:
+    """Rendered files without the step `live`, and without what refuses streams in the backends."""
+    kept = [line for line in files["iam-routes.cfg"].splitlines(keepends=True) if not _RULE.match(line)]
+    return {**files, "haproxy.cfg": without(files["haproxy.cfg"], {_LIVE}), "iam-routes.cfg": "".join(kept)}
 
 
 def by_hand(text: str) -> str:

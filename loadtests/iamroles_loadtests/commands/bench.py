@@ -17,11 +17,12 @@ from iamroles_loadtests.bench import gate as gates
 from iamroles_loadtests.bench.agent import opened_bench
 from iamroles_loadtests.commands.options import faults, usage
 from iamroles_scenarios.base.pages.markdown import table
+from iamroles_scenarios.commands.staged import with_options
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.stage import KINDS, AgentSpec
 from iamroles_scenarios.stage.haproxies import find
 
-_OPTIONS = (
+_common = with_options(
     click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True),
     click.option("--haproxy", metavar="VERSION", help="2.6, 2.8, 3.0, 3.2, or for processes a path."),
     click.option("--rounds", type=click.IntRange(1, 200), default=9, show_default=True),
@@ -41,7 +42,7 @@ class _Bench:
 
     Args:
         name: of the command.
-        options: those of `_OPTIONS`.
+        options: those of `_common`.
     """
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
@@ -67,12 +68,6 @@ class _Bench:
         if self._section is not None:
             about = docs.circumstances(f"iamroles {self.name}", find(self.options["haproxy"]))
             self._section.write([about, "", *page])
-
-
-def _common(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.group()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.pages import report as reports
 from iamroles_loadtests.results.result import ResultError
 from iamroles_scenarios.base.errors import AgentFileError, ControlError, DocumentError, PageError, StageError
-from iamroles_scenarios.commands import staged
+from iamroles_scenarios.commands.staged import OPTIONS, with_options
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.traffic import Right
@@ -51,9 +51,8 @@ def faults(command: str = "load") -> Iterator[None]:
         raise SystemExit(3) from error
 
 
-Command = Callable[..., Any]
-_WHERE = (
-    *staged.OPTIONS,
+where = with_options(
+    *OPTIONS,
     click.option("--straight", is_flag=True, help="Ask the stage's agent by SPOP, without HAProxy."),
     click.option("--agent-address", metavar="HOST:PORT", help="Any running SPOE agent, asked by SPOP."),
     click.option(
@@ -72,6 +71,7 @@ _WHERE = (
     click.option("--holds", multiple=True, metavar="TEXT", help="Text that the right answer holds."),
     click.option("--pid", "pids", multiple=True, metavar="NAME=PID", help="Read this process's CPU time."),
 )
+"""Adds the options that say what is measured."""
 _FOR = {
     "arguments": ("--argument", ("agent_address",)),
     "headers": ("--header", ("url",)),
@@ -80,13 +80,6 @@ _FOR = {
     "pids": ("--pid", ("url", "agent_address")),
 }
 """Options for these targets only: for a stage, questions, answers and processes are known."""
-
-
-def where(command: Command) -> Command:
-    """Adds the options that say what is measured."""
-    for option in reversed(_WHERE):
-        command = option(command)
-    return command
 
 
 def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextManager[targets.Target]:

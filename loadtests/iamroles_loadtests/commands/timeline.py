@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from iamroles_loadtests.asking.targets import QUIET
 from iamroles_loadtests.commands.options import console, faults
 from iamroles_loadtests.pages.report import plain_table
 from iamroles_scenarios.commands.staged import staged
@@ -23,8 +24,6 @@ from iamroles_scenarios.stage import AgentSpec, open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.traffic.polling import NANO
 
-_QUIET = {"IAM_LOG_LEVEL": "emerg"}
-"""HAProxy's record would be read on the cores that are measured."""
 _REACHED = 0.9
 """Share of the rate that must be answered for the run to count as one at that rate."""
 
@@ -88,7 +87,7 @@ def timeline_command(  # noqa: PLR0917 - as click gives them
     assert traffic is not None  # noqa: S101 - `_timeline` looked
     rate = rate or traffic.rate
     more = connections or min(1000, round(traffic.connections * max(1.0, rate / traffic.rate)))
-    world = scenario.world.model_copy(update={"settings": scenario.world.settings | _QUIET})
+    world = scenario.world.model_copy(update={"settings": scenario.world.settings | QUIET})
     faster = traffic.model_copy(update={"rate": rate, "connections": more})
     meter = _Meter()
     with faults():

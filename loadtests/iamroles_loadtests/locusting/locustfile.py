@@ -66,11 +66,8 @@ def _one(host: str, users: int) -> Plan:
     """GET of a URL, again and again."""
     target = url(host)
     rate = float(os.environ.get("IAMROLES_LOAD_RATE", "0"))
-    phase = Phase(
+    phase = target.phase(
         name="locust",
-        address=target.address,
-        tls=target.tls,
-        weights={target.steady: 1.0},
         connections=users * int(os.environ.get("IAMROLES_LOAD_CONNECTIONS", "16")),
         timetable=[Segment(_LONG, rate)] if rate else [],
     )

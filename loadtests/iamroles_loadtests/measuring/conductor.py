@@ -113,19 +113,10 @@ class Conductor:
 
     def phase(self, name: str, rate: float, seconds: float, **more: Any) -> Phase:  # noqa: ANN401 - Phase checks
         """A phase on this target; rate 0: closed."""
-        options, target = self._options, self._target
-        settings: dict[str, Any] = {
-            "name": name,
-            "address": target.address,
-            "protocol": target.protocol,
-            "tls": target.tls,
-            "weights": {target.steady: 1.0},
-            "seconds": seconds,
-            "timetable": [Segment(seconds, rate)] if rate else [],
-        }
-        for option in ("connections", "in_flight", "constant", "patience", "seed", "warmup"):
-            settings[option] = getattr(options, option)
-        return Phase.model_validate({**settings, **more})
+        names = ("connections", "in_flight", "constant", "patience", "seed", "warmup")
+        settings: dict[str, Any] = {option: getattr(self._options, option) for option in names}
+        settings |= {"seconds": seconds, "timetable": [Segment(seconds, rate)] if rate else []}
+        return self._target.phase(name=name, **settings | more)
 
     def play(self, phase: Phase, role: str = "level") -> Played:
         played = self._generator.play(phase, role, self._cpu)

@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Self
 
 from iamroles_loadtests.asking.cpu import CpuMeter
@@ -88,9 +87,7 @@ class Generator:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_about: object) -> None:
         self.close()
 
 

@@ -87,10 +87,6 @@ class Histogram:
         total = self.counts[used]
         return float((_highest(used) * total).sum() / total.sum() / 1e3) if used.size else 0.0
 
-    def largest(self) -> float:
-        """Microseconds."""
-        return self.at(100.0)
-
     def summary(self) -> dict[str, float]:
         """Count, mean, percentiles that the samples bear, and the largest, in microseconds."""
         count = self.count
@@ -102,7 +98,7 @@ class Histogram:
             "count": count,
             "mean": round(self.mean(), 3),
             **{name: round(float(value), 3) for name, value in zip(names, found, strict=True)},
-            "max": round(self.largest(), 3),
+            "max": round(self.at(100.0), 3),
         }
 
     def shown(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iamroles_loadtests.asking.cpu import CpuMeter
-from iamroles_loadtests.asking.plan import Phase, Plan
+from iamroles_loadtests.asking.plan import Plan
 from iamroles_loadtests.asking.targets import Target
 from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.measuring.measurement import Measurement, Played
@@ -36,14 +36,7 @@ def hosted(target: Target, phase: Mapping[str, Any], arguments: Sequence[str]) -
     Raises:
         GeneratorError: locust left no result.
     """
-    whole = Phase(
-        **phase,
-        address=target.address,
-        protocol=target.protocol,
-        tls=target.tls,
-        weights={target.steady: 1.0},
-    )
-    cpu = CpuMeter(target.parts)
+    whole, cpu = target.phase(**phase), CpuMeter(target.parts)
     with tempfile.TemporaryDirectory(prefix="iamroles-load-") as directory:
         plan, result = Path(directory, "plan.json"), Path(directory, "result.json")
         plan.touch(0o600)  # it holds tokens

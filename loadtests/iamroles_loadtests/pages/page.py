@@ -72,8 +72,13 @@ def _figures(result: Result) -> Iterator[tuple[str, str, str]]:
     yield f"{bad:,}", "wrong or lost", f"of {result['answers']:,} answers, each judged"
 
 
-def _between(interval: Mapping[str, float]) -> str:
-    return f"{duration(interval['low'])} to {duration(interval['high'])}"
+def _between(found: Mapping[str, float]) -> str:
+    return f"{duration(found['low'])} to {duration(found['high'])}"
+
+
+def interval(found: Mapping[str, float]) -> str:
+    """Return a figure with its interval."""
+    return f"{duration(found['value'])} ({_between(found)})"
 
 
 # --- latency by percentile ---------------------------------------------------------------------------------
@@ -227,8 +232,7 @@ def _added(pairs: Mapping[str, Any], parts: Sequence[tuple[str, str]]) -> str:
             found = differences[part] if part == "p50" else differences["cpu"].get(part)
             if found is not None:
                 label = f"{PAIRED[pool]}, {name}" if name else PAIRED[pool]
-                said = f"{duration(found['value'])} ({_between(found)})"
-                rows.append(Row(label, said, {pool: found["value"]}, found["low"], found["high"]))
+                rows.append(Row(label, interval(found), {pool: found["value"]}, found["low"], found["high"]))
     edges = [edge for row in rows for edge in (row.low, row.high) if edge is not None]
     axis = charts.linear(max([1.0, *edges]), "µs more than without the question", low=min([0.0, *edges]))
     return charts.intervals(f"what the check adds: {parts[0][1]}", axis, rows, 0.0)

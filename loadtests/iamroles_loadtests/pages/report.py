@@ -100,12 +100,8 @@ def _pairs(pairs: dict[str, Any]) -> Table:
     for pool, differences in pairs["differences"].items():
         found = [differences[at] for at in ("p50", "p90", "p99")]
         found += [differences["cpu"].get(part) for part in ("haproxy", "agent")]
-        table.add_row(page.PAIRED[pool], *("-" if one is None else _interval(one) for one in found))
+        table.add_row(page.PAIRED[pool], *("-" if one is None else page.interval(one) for one in found))
     return table
-
-
-def _interval(found: dict[str, float]) -> str:
-    return f"{duration(found['value'])} ({duration(found['low'])} to {duration(found['high'])})"
 
 
 def _objectives(result: dict[str, Any]) -> Table:

@@ -22,8 +22,19 @@ OPTIONS = (
 )
 
 
-def staged(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds them: `kind`, `haproxy`, `agent_file`."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+Command = Callable[..., Any]
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Make a decorator that gives a command these options, in their order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+staged = with_options(*OPTIONS)
+"""Adds `kind`, `haproxy`, `agent_file`."""
