@@ -11,8 +11,6 @@ second and more. Many disks do not take that, and then the agent refuses, as it 
 elsewhere.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import os
@@ -20,7 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import uvloop
 from running_agent import agent, good_token, question
 from spop_client import Client
 from spop_transcript import context_message, hello, notify
-from tokens_support import AUDIENCE, EC_KEY, ROLE, public_jwk, serving
+from tokens_support import AUDIENCE, EC_KEY, ROLE, Server, public_jwk, serving
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings
@@ -40,6 +39,9 @@ from iamroles_agent.spop.connection import CheckRequested, Connection
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.keys import KeySet
+from iamroles_loadtests.asking.cpu import cpu_seconds
+from iamroles_loadtests.bench.agent import MEMORY
+from iamroles_scenarios.base.family import family
 
 SECONDS = 2.0
 SHAPES = ((4, 16), (16, 1))
@@ -67,6 +69,15 @@ def world(issuer: str, directory: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@contextmanager
+def running(directory: Path, **changes: object) -> Iterator[tuple[dict[str, Any], Server]]:
+    """Run an agent whose configuration differs in these tables; yields its ready line, and its issuer."""
+    with serving() as issuer:
+        issuer.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1", "ES256")]})
+        with agent(world(issuer.url, directory) | changes, directory) as ready:
+            yield ready, issuer
+
+
 def frames(check: bytes, count: int) -> bytes:
     """Return this many NOTIFYs in a single read, each with a request id of its own, as HAProxy's `unique-id`
     is.
@@ -77,15 +88,9 @@ def frames(check: bytes, count: int) -> bytes:
     )
 
 
-def family(pid: int) -> list[int]:
-    """The agent's processes: the parent, its fetcher, its workers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
-
-
 def cpu_of(pid: int) -> float:
-    """CPU seconds of an agent, all its processes and threads (Linux's clocks of other processes)."""
-    return sum(time.clock_gettime(~member << 3 | 2) for member in family(pid))
+    """CPU seconds of a process and its descendants: of an agent's parent, its fetcher, its workers."""
+    return sum(map(cpu_seconds, family(pid)))
 
 
 class Asker(asyncio.Protocol):
@@ -153,29 +158,24 @@ async def answer(address: str, batch: bytes, count: int) -> bytes:
         lines = [await client.receive() for _ in range(count)]
         assert all("allow=True" in line for line in lines), lines[0]
     client.send(batch)
-    expected = b""
-    for _ in range(count):
-        head = await client._reader.readexactly(4)
-        expected += head + await client._reader.readexactly(int.from_bytes(head, "big"))
+    expected = [await client.frame() for _ in range(count)]
     await client.close()
-    return expected
+    return b"".join(expected)
 
 
 def whole(directory: Path) -> dict[tuple[int, int], float]:
     """Print what the running agent does; returns its CPU microseconds for a frame, by shape."""
     costs = {}
-    with serving() as issuer:
-        issuer.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1", "ES256")]})
+    with running(directory) as (ready, issuer):
         check = question(good_token(issuer.url))
-        with agent(world(issuer.url, directory), directory) as ready:
-            for shape in SHAPES:
-                runs = [uvloop.run(load(ready, check, *shape)) for _ in range(3)]
-                rate, cost = (statistics.median(column) for column in zip(*runs, strict=True))
-                costs[shape] = cost
-                sys.stdout.write(
-                    f"{shape[0]:>3} connections x {shape[1]:<2} in flight "
-                    f"{rate:10,.0f} frames/s {cost:6.2f} CPU µs/frame of the agent's process\n"
-                )
+        for shape in SHAPES:
+            runs = [uvloop.run(load(ready, check, *shape)) for _ in range(3)]
+            rate, cost = (statistics.median(column) for column in zip(*runs, strict=True))
+            costs[shape] = cost
+            sys.stdout.write(
+                f"{shape[0]:>3} connections x {shape[1]:<2} in flight "
+                f"{rate:10,.0f} frames/s {cost:6.2f} CPU µs/frame of the agent's process\n"
+            )
     return costs
 
 
@@ -235,9 +235,8 @@ def parts(directory: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", default=memory, help="where the audit file is written")
+    parser.add_argument("--directory", default=MEMORY, help="where the audit file is written")
     with tempfile.TemporaryDirectory(dir=parser.parse_args().directory) as name:
         directory = Path(name)
         costs = whole(directory)

@@ -11,8 +11,6 @@ An agent that refuses for want of anything better (`internal_error`), or whose c
 verdict: that is counted, and printed. Exit status: 0, or 1 for a wrong verdict or a run too small to count.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
@@ -29,19 +27,22 @@ from pathlib import Path
 from typing import Any
 
 from running_agent import good_token, question
+from spop_client import Client
 from spop_transcript import cut, hello, notify
-from tokens_support import AUDIENCE, EC_KEY, ROLE, Server, public_jwk, serving
+from tokens_support import EC_KEY, Server, public_jwk, serving
 
+from benchmarks.agent import world as world_of
 from iamroles_agent.policy import load_text
 from iamroles_agent.policy.compiled import version_of
 from iamroles_agent.spop import actions
+from iamroles_agent.spop.frames import FrameType
+from iamroles_scenarios.base.family import children_of
 
 PATHS = 8
 PATIENCE = 5.0
 """Seconds for an answer, before the asker takes another connection."""
 FAULTS = ("kill", "freeze", "stutter", "starve", "keys", "massacre", "agent")
 WEIGHTS = (30, 25, 15, 8, 10, 7, 5)
-_ACK = 103
 
 
 @dataclass(slots=True)
@@ -119,26 +120,14 @@ class World:
             for path in range(PATHS)
             if self.ledger.opens(mark, path)
         ]  # fmt: skip
-        text = json.dumps(
-            {
-                "version": 1,
-                "agent": {
-                    "listen": self.address or "127.0.0.1:0",
-                    "workers": self.workers,
-                    "drain_timeout": "1s",
-                    "state_dir": "state",
-                },
-                "audit": {"path": str(self.directory / "audit.jsonl"), "sync": "1s"},
-                "keys": {"refresh": "1s", "cooldown": "1s", "timeout": "500ms"},
-                "issuers": [
-                    {"name": "corp", "issuer": self.server.url, "jwks_uri": f"{self.server.url}/jwks",
-                     "insecure_http": True, "audiences": [AUDIENCE], "algorithms": ["ES256"]}
-                ],
-                "roles": [{"name": "reader", "arn": ROLE}],
-                "backends": [{"name": "orders-ro", "servers": ["127.0.0.1:9"]}],
-                "grants": grants,
-            }
-        )  # fmt: skip
+        listen = self.address or "127.0.0.1:0"
+        own = {
+            "agent": {"listen": listen, "workers": self.workers, "drain_timeout": "1s", "state_dir": "state"},
+            "audit": {"path": str(self.directory / "audit.jsonl"), "sync": "1s"},
+            "keys": {"refresh": "1s", "cooldown": "1s", "timeout": "500ms"},
+            "grants": grants,
+        }
+        text = json.dumps(world_of(self.server.url, self.directory) | own)
         self.marks[version_of(load_text(text, "json"))] = mark
         return text
 
@@ -165,14 +154,11 @@ class World:
 
     async def line(self) -> dict[str, Any]:
         """The next line of the launch contract."""
-        assert self.process is not None
-        assert self.process.stdout is not None
         async with asyncio.timeout(60):
             return dict(json.loads(await self.process.stdout.readline()))
 
     async def reload(self) -> None:
         """Another policy, or garbage, and what the agent says of it."""
-        assert self.process is not None
         if self.chance.random() < 0.1:
             self.path.write_text("garbage")
             self.process.send_signal(signal.SIGHUP)
@@ -195,18 +181,11 @@ class World:
         if attempt.ok and line["confirmed"] < self.workers:
             self.ledger.counts["reloads confirmed by some"] += 1
 
-    def members(self) -> list[int]:
-        """Pids of fetcher and workers."""
-        assert self.process is not None
-        pid = self.process.pid
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    async def fault(self) -> None:
+    async def fault(self, what: str) -> None:
         """One fault, bounded in time."""
-        what = self.chance.choices(FAULTS, WEIGHTS)[0]
         self.ledger.counts["faults"] += 1
         self.ledger.counts[f"fault {what}"] += 1
-        if not (victims := self.members()):
+        if not (victims := children_of(self.process.pid)):
             return  # all are dead just now; a signal to process 0 would reach the whole group of the tests
         victim = self.chance.choice(victims)
         with contextlib.suppress(ProcessLookupError):
@@ -234,17 +213,6 @@ class World:
                 case _:
                     await self._kill_agent()
 
-    async def fault_beside(self, turn: asyncio.Lock) -> None:
-        """A fault while a reload may be under way; the whole agent dies only between reloads."""
-        state = self.chance.getstate()
-        if self.chance.choices(FAULTS, WEIGHTS)[0] == "agent":
-            self.chance.setstate(state)
-            async with turn:
-                await self.fault()
-        else:
-            self.chance.setstate(state)
-            await self.fault()
-
     async def _starve(self) -> None:
         hogs = [
             await asyncio.create_subprocess_exec(
@@ -257,7 +225,6 @@ class World:
 
     async def _kill_agent(self) -> None:
         """The whole agent dies; a file that is garbage must not matter."""
-        assert self.process is not None
         self.process.kill()
         await self.process.wait()
         await asyncio.sleep(1.2)  # its members find that they have no parent, and end
@@ -287,34 +254,26 @@ class Caller:
                 await asyncio.sleep(0.02)
 
     async def _ask(self) -> None:
-        host, _, port = self.world.address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        client = await Client.connect(self.world.address, greet=False)
         try:
             async with asyncio.timeout(PATIENCE):
-                writer.write(hello())
-                await _frame(reader)
+                client.send(hello())
+                await client.frame()
             for _ in range(self.chance.randint(20, 400)):
                 path = self.chance.randrange(PATHS)
                 check = question(self.chance.choice(self.tokens), f"/p{path}/x")
                 start = time.monotonic()
                 async with asyncio.timeout(PATIENCE):
-                    writer.write(notify(check))
-                    kind, said = await _frame(reader)
-                if kind != _ACK:
+                    client.send(notify(check))
+                    (raw,) = cut(await client.frame())
+                if raw.type != FrameType.ACK:
                     return  # it said goodbye
+                variables = actions.decode(raw.data[raw.start : raw.end])
+                said = {action.name: action.value for action in variables if action.kind is not None}
                 self.world.ledger.judge(path, start, said)
                 await asyncio.sleep(0.005)
         finally:
-            writer.close()
-
-
-async def _frame(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
-    head = await reader.readexactly(4)
-    (raw,) = cut(head + await reader.readexactly(int.from_bytes(head)))
-    if raw.type != _ACK:
-        return raw.type, {}
-    variables = actions.decode(raw.data[raw.start : raw.end])
-    return _ACK, {action.name: action.value for action in variables if action.kind is not None}
+            await client.close()
 
 
 async def play(world: World, options: argparse.Namespace) -> None:
@@ -339,18 +298,16 @@ async def play(world: World, options: argparse.Namespace) -> None:
     async def faults() -> None:
         while not enough():
             await asyncio.sleep(2 * options.pause * world.chance.random())
-            # Half of the faults strike in the middle of a reload.
-            if world.chance.random() < 0.5:
-                await world.fault_beside(turn)
-            else:
-                async with turn:
-                    await world.fault()
+            what = world.chance.choices(FAULTS, WEIGHTS)[0]
+            # Half of the faults may strike in the middle of a reload; the whole agent dies only between two.
+            between = what == "agent" or world.chance.random() < 0.5
+            async with turn if between else contextlib.nullcontext():
+                await world.fault(what)
 
     await asyncio.gather(reloads(), faults())
     for asker in askers:
         asker.cancel()
     await asyncio.gather(*askers, return_exceptions=True)
-    assert world.process is not None
     with contextlib.suppress(ProcessLookupError):
         world.process.terminate()
     async with asyncio.timeout(30):

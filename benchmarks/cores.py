@@ -7,8 +7,6 @@ the two, by CPU time: they have as many connections each (`accepting`), but a bu
 the other.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile
@@ -16,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from running_agent import agent, good_token, question
-from tokens_support import EC_KEY, public_jwk, serving
+from running_agent import good_token, question
 
-from benchmarks.agent import cpu_of, family, load, world
+from benchmarks.agent import load, running
 from benchmarks.start import proportional
+from iamroles_loadtests.asking.cpu import cpu_seconds
+from iamroles_loadtests.bench.agent import MEMORY
+from iamroles_loadtests.measuring.conductor import in_turn
+from iamroles_scenarios.base.family import children_of
 
 TARGET = 1.7
 ROUNDS = 7
@@ -35,35 +36,27 @@ def spread(before: dict[int, float], after: dict[int, float]) -> float:
 
 def workers_of(ready: dict[str, Any]) -> dict[int, float]:
     """CPU seconds of each process but the parent."""
-    return {pid: cpu_of(pid) for pid in family(ready["pid"])[1:]}
+    return {pid: cpu_seconds(pid) for pid in children_of(ready["pid"])}
 
 
 def main() -> int:
     """Print both; 1 if the target is missed."""
+    costs, shares = [{}, {}], []
     with (
-        tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name,
-        serving() as issuer,
+        tempfile.TemporaryDirectory(dir=MEMORY) as first,
+        tempfile.TemporaryDirectory(dir=MEMORY) as second,
+        running(Path(first), agent={"listen": "127.0.0.1:0", "workers": 1}) as one,
+        running(Path(second), agent={"listen": "127.0.0.1:0", "workers": 2}) as two,
     ):
-        issuer.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1", "ES256")]})
-        check = question(good_token(issuer.url))
-        ratios, shares, sizes = [], [], []
-        configs = []
-        for count in (1, 2):
-            directory = Path(name, str(count))
-            directory.mkdir()
-            config = world(issuer.url, directory)
-            config["agent"]["workers"] = count
-            configs.append((config, directory))
-        with agent(*configs[0]) as one, agent(*configs[1]) as two:
-            for turn in range(ROUNDS):
-                cost = {}
-                for ready in (one, two) if turn % 2 else (two, one):
-                    before = workers_of(ready)
-                    _, cost[ready["pid"]] = uvloop.run(load(ready, check, CONNECTIONS, FLIGHT))
-                    if ready is two:
-                        shares.append(spread(before, workers_of(two)))
-                ratios.append(2 * cost[one["pid"]] / cost[two["pid"]])
-            sizes = [proportional(ready["pid"]) for ready in (one, two)]
+        checks = [question(good_token(issuer.url)) for _, issuer in (one, two)]
+        for turn, at in in_turn((0, 1), ROUNDS):
+            ready, _ = (one, two)[at]
+            before = workers_of(ready)
+            _, costs[at][turn] = uvloop.run(load(ready, checks[at], CONNECTIONS, FLIGHT))
+            if at:
+                shares.append(spread(before, workers_of(ready)))
+        sizes = [proportional(ready["pid"]) for ready, _ in (one, two)]
+    ratios = [2 * costs[0][turn] / costs[1][turn] for turn in range(ROUNDS)]
     ratio = statistics.median(ratios)
     sys.stdout.write(
         f"two workers over one, by what a frame costs: {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "

@@ -12,8 +12,6 @@ that cost the square), and `--with no-limits` takes the length limits away: what
 that it can find.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

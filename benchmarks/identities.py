@@ -6,25 +6,19 @@ thread, so that a busy host does not count: while they come, the collector's run
 are let go.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import os
 import sys
 import time
-from pathlib import Path
 
 from tokens_support import ED_KEY, NOW, ROLE, Clock, authenticator_with, claims, mint, public_jwk
+
+from iamroles_scenarios.base.family import resident
 
 COUNT = 100_000
 KILOBYTES, PAUSE = 1.6, 5.0
 """Targets: of an identity; milliseconds."""
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def measure() -> tuple[float, float, float, float]:
@@ -32,7 +26,7 @@ async def measure() -> tuple[float, float, float, float]:
     authenticator = authenticator_with([public_jwk(ED_KEY, "k1", "EdDSA")], Clock(), algorithms=["EdDSA"])
     gc.collect()
     gc.freeze()  # as the agent does once it has loaded
-    before, longest, spent = resident(), 0.0, time.thread_time
+    before, longest, spent = resident(os.getpid()), 0.0, time.thread_time
     for number in range(COUNT):
         token = mint(
             claims(sub=f"user-{number}@example.com", jti=f"id-{number:032d}", exp=NOW + 600, roles=[ROLE]),
@@ -44,7 +38,7 @@ async def measure() -> tuple[float, float, float, float]:
         longest = max(longest, spent() - start)
     held, believed = authenticator.cached
     assert held == COUNT, "not all of them are held"
-    grown = resident() - before
+    grown = resident(os.getpid()) - before
     going, start = 0.0, spent()
     authenticator._cache.clear()
     over = time.monotonic() + 1.0

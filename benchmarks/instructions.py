@@ -7,11 +7,8 @@ requests and with few: their difference counts. Then without each step; `--rules
 too (a quarter of an hour). Rules that refuse by default cannot be left out.
 """
 
-# ruff: noqa: T201 - a script that prints
-
 import argparse
 import asyncio
-import json
 import os
 import re
 import socket
@@ -32,7 +29,6 @@ REQUEST = (
     b"GET /orders/1 HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: meter\r\nAccept: */*\r\n"
     b"Authorization: Bearer " + TOKEN + b"\r\n\r\n"
 )
-RULE = re.compile(r"^    (http-request|http-response|http-after-response|log-format|unique-id-format) ")
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 
 
@@ -57,11 +53,7 @@ def rendered(port):
     policy = agent.policy()
     for backend in policy["backends"]:
         backend["servers"] = [f"127.0.0.1:{port}"]
-    with tempfile.TemporaryDirectory() as folder:
-        world = Path(folder, "world.json")
-        world.write_text(json.dumps(policy).replace("{idp}", f"http://{gate_config.NOWHERE}"))
-        assert gate_config.shipped(str(world), folder) == 0
-        files = {path.name: path.read_text() for path in Path(folder).iterdir() if path.suffix == ".cfg"}
+    files = gate_config.shipped_files(policy)
     files["iam-routes.cfg"] = files["iam-routes.cfg"].replace("check inter 2s", "")
     return files | {"haproxy.cfg": variants._FILTER.sub("", variants.by_hand(files["haproxy.cfg"]))}
 
@@ -114,27 +106,29 @@ def main():
     listener = socket.create_server(("127.0.0.1", 0))
     serve(listener)
     files = rendered(listener.getsockname()[1])
-    gate, routes = files["haproxy.cfg"], files["iam-routes.cfg"]
-    bare_routes = "".join(line for line in routes.splitlines(keepends=True) if not RULE.match(line))
+    gate, bare = files["haproxy.cfg"], variants.without_streams(files)
     whole = cost(files)
     print(f"{whole:8.0f}           all rules", flush=True)
 
-    def without(name, gate, routes=routes):
-        left = cost({**files, "haproxy.cfg": gate, "iam-routes.cfg": routes})
+    def without(name, files):
+        left = cost(files)
         spared = "cannot be left out" if left is None else f"{whole - left:8.0f}  {1 - left / whole:7.2%}"
         print(f"{spared}  {name}", flush=True)
+
+    def with_gate(text):
+        return files | {"haproxy.cfg": text}
 
     steps = variants.steps(gate)
     proxy = variants.without(gate, set(steps) - {"record"}).replace(
         "default_backend iam-unrouted", "default_backend route-orders-ro"
     )
-    without("all but the record", proxy, bare_routes)
-    without("live, and what refuses streams", variants.without(gate, {"live"}), bare_routes)
+    without("all but the record", bare | {"haproxy.cfg": proxy})
+    without("live, and what refuses streams", bare)
     for step in sorted(set(steps) - {"3", "6"}):
-        without(f"{step}: {steps[step]}", variants.without(gate, {step}))
+        without(f"{step}: {steps[step]}", with_gate(variants.without(gate, {step})))
     lines = gate.splitlines(keepends=True)
-    for number in [n for n, line in enumerate(lines) if options.rules and RULE.match(line)]:
-        without(lines[number].strip()[:110], "".join(lines[:number] + lines[number + 1 :]))
+    for number in [n for n, line in enumerate(lines) if options.rules and variants._RULE.match(line)]:
+        without(lines[number].strip()[:110], with_gate("".join(lines[:number] + lines[number + 1 :])))
 
 
 if __name__ == "__main__":

@@ -9,31 +9,34 @@ arrives; all other ends are read by this process, so they are upper bounds. `--i
 of this subject, in turns; HAProxy's CPU for each, and their ratio. `--busy 0`: that alone.
 """
 
-# ruff: noqa: T201 - a script that prints
-
 import argparse
 import asyncio
-import base64
-import os
 import resource
 import select
 import socket
 import struct
 import time
-import tomllib
 from collections import Counter, deque
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
 
-from iamroles_scenarios.jose import mint_for
+from benchmarks.agent import cpu_of
+from benchmarks.start import proportional
+from iamroles_loadtests.asking.cpu import cpu_seconds
+from iamroles_loadtests.bench import variants
+from iamroles_loadtests.measuring.conductor import in_turn
+from iamroles_scenarios.checks.live.stream import StreamShape, expiry_of
+from iamroles_scenarios.engine.bench import own_bench
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import open_stage
-from iamroles_scenarios.stage.spec import AgentSpec
+from iamroles_scenarios.stage.reference import reference_agent
 
-ROOT = Path(__file__).parents[1]
+SOCKET = StreamShape("websocket")
+QUIET = {"live": {"revocations": "r.toml"}, "audit": {"path": "none"}}
 SO_TIMESTAMPNS = 35
 EACH = 400
 """Requests in a turn."""
-FRAME = b"\x81\x82\0\0\0\0hi"
 
 
 def percentiles(values):
@@ -46,30 +49,35 @@ def percentiles(values):
     )
 
 
-def upgrade(path, token, key):
-    return (
-        f"GET {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {token}\r\nUpgrade: websocket\r\n"
-        f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
-    ).encode()
+@contextmanager
+def standing(haproxy=None):
+    """A gate on this host, with as many descriptors as the host allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with open_stage("processes", haproxy=haproxy) as stage:
+        agent = reference_agent()
+        worlds = Worlds(stage, agent, namespace="-live")
+        yield Target("gate", stage, agent, worlds, 5.0)
+        worlds.close()
 
 
-async def tunnel(proxy, token, path, ready, gate):
-    """Open an idle WebSocket; returns (last byte, end), epoch seconds."""
+async def asked(proxy, gate, head, until):
+    """Ask on a connection of its own, for an answer with these bytes; returns its reader and writer."""
     async with gate:
         reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        key = base64.b64encode(os.urandom(16)).decode()
-        writer.write(upgrade(path, token, key))
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert b" 101 " in head, head
-    ready()
-    last = time.time()
-    try:
+        writer.write(head)
+        answer = await reader.readuntil(b"\r\n\r\n")
+    assert until in answer, answer
+    return reader, writer
+
+
+async def end_of(reader, writer):
+    """When a stream ends, epoch seconds."""
+    with suppress(OSError):
         while await reader.read(4096):
-            last = time.time()
-    except OSError:
-        pass
+            pass
     writer.close()
-    return last, time.time()
+    return time.time()
 
 
 def busy_streams(proxy, token, count, expires):
@@ -83,8 +91,7 @@ def busy_streams(proxy, token, count, expires):
     poller, socks, last, first, ends = select.epoll(), {}, {}, {}, {}
     for _ in range(count):
         sock = socket.create_connection((proxy.host, proxy.port))
-        key = base64.b64encode(os.urandom(16)).decode()
-        sock.sendall(upgrade("/live/reader", token, key))
+        sock.sendall(SOCKET.head("/live/reader", token))
         head = b""
         while b"\r\n\r\n" not in head:
             head += (piece := sock.recv(4096))
@@ -108,7 +115,7 @@ def busy_streams(proxy, token, count, expires):
             due[fd] += beat
             turn.append(fd)
             try:
-                frames += bool(socks[fd].send(FRAME))
+                frames += bool(socks[fd].send(SOCKET.beat))
                 if (sent := time.time()) >= expires:
                     first.setdefault(fd, sent)
             except OSError:
@@ -134,54 +141,12 @@ def busy_streams(proxy, token, count, expires):
     return [last[fd] - expires for fd in ends], [end - expires for end in ends.values()], answers
 
 
-def used(pid):
-    """CPU seconds and memory (MB, shared pages by their share) of a process and its children."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    seconds, memory = 0.0, 0.0
-    for task in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (task / "stat").read_text().rpartition(") ")[2].split()
-            if pid not in (int(task.name), int(words[1])):
-                continue
-            pages = (task / "smaps_rollup").read_text()
-        except OSError:
-            continue
-        seconds += (int(words[11]) + int(words[12])) / ticks
-        memory += int(pages.partition("Pss:")[2].split()[0]) * 1024 / 1e6
-    return seconds, memory
-
-
-def on_cpu(pid):
-    """Seconds on the CPU of a process, to the nanosecond."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-
-
-def without_live(files):
-    """The rendered files without the rules of this subject for a backend without streams."""
-    kept, dropped = {}, 0
-    for name, text in files.items():
-        lines = text.splitlines(keepends=True)
-        if name == "haproxy.cfg":
-            first = next(n for n, line in enumerate(lines) if "When the credential expires" in line)
-            last = next(n for n, line in enumerate(lines) if "http-drop-request-trailers" in line)
-            end = max(n for n in range(first, last) if lines[n].startswith(".if version_atleast(3.2)"))
-            dropped += end - first
-            lines[first:end] = []
-        if name == "iam-routes.cfg":
-            left = [line for line in lines if "upgrade" not in line and "event-stream" not in line]
-            dropped += len(lines) - len(left)
-            lines = left
-        kept[name] = "".join(lines)
-    print(f"  {dropped} lines of rules and comments dropped", flush=True)
-    return kept
-
-
 def plain(world, token, count):
     """HAProxy's CPU seconds for each of so many requests on 16 connections."""
     head = f"GET /plain/a HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
     socks = [socket.create_connection((world.proxy.host, world.proxy.port)) for _ in range(16)]
     worker = world.haproxy.worker
-    before = on_cpu(worker)
+    before = cpu_seconds(worker)
     for _ in range(count // len(socks)):
         for sock in socks:
             sock.sendall(head)
@@ -191,26 +156,29 @@ def plain(world, token, count):
                 answer += (piece := sock.recv(65536))
                 assert piece, answer
             assert answer.startswith(b"HTTP/1.1 200"), answer
-    took = on_cpu(worker) - before
+    took = cpu_seconds(worker) - before
     for sock in socks:
         sock.close()
     return took / count
 
 
-def cost(stage, spec, policy, token, rounds):
+def cost(target, rounds):
     """Return what backends without streams pay, in pairs."""
-    with stage.world(spec, policy) as shipped, stage.world(spec, policy) as bare:
-        bare.haproxy._files = without_live(bare.haproxy._files)
-        bare.haproxy.reload()
-        for world in (shipped, bare):
-            plain(world, token, EACH)
-        pairs = []
-        for turn in range(rounds):
-            order = (shipped, bare) if turn % 2 else (bare, shipped)
-            took = {id(world): plain(world, token, EACH) for world in order}
-            pairs.append((took[id(shipped)], took[id(bare)]))
-    ratios = sorted(one / other for one, other in pairs)
-    tenth = [sorted(column)[rounds // 10] for column in zip(*pairs, strict=True)]
+    with (
+        own_bench(target, "live", override=QUIET) as here,
+        own_bench(target, "live", override=QUIET) as other,
+    ):
+        bare = other.world.haproxy
+        bare._files = variants.without_streams(bare._files)
+        bare.reload()
+        worlds = [(one.world, one.token(exp="+900s")) for one in (here, other)]
+        for world in worlds:
+            plain(*world, EACH)
+        took = [], []
+        for _, at in in_turn((0, 1), rounds):
+            took[at].append(plain(*worlds[at], EACH))
+    ratios = sorted(one / other for one, other in zip(*took, strict=True))
+    tenth = [sorted(column)[rounds // 10] for column in took]
     print(
         f"requests to a backend without streams, {rounds} pairs of {EACH}: HAProxy's CPU, best tenth "
         f"{1e6 * tenth[0]:.1f} us, without the rules of this subject {1e6 * tenth[1]:.1f} us, "
@@ -234,71 +202,55 @@ def said(proxy, count, since, expires):
     return f"HAProxy logged the end of {text or 'none'}"
 
 
-async def measure(options, issuer, world):
-    proxy = world.proxy
+async def measure(options, here):
+    world, proxy, gate = here.world, here.world.proxy, asyncio.Semaphore(64)
 
-    def token(role, life, **more):
-        recipe = {"roles": [f"arn:aws:iam::111111111111:role/{role}"], "issuer": "corp", "signer": "corp"}
-        return mint_for({**recipe, "exp": f"+{life}s", **more}, {"corp": issuer}, time.time())
+    async def group(count, token, path):
+        heads = [SOCKET.head(path, token) for _ in range(count)]
+        streams = await asyncio.gather(*(asked(proxy, gate, head, b" 101 ") for head in heads))
+        if any(reader.at_eof() for reader, _ in streams):
+            raise SystemExit("a stream ended while others were opened")
+        return [asyncio.create_task(end_of(*stream)) for stream in streams]
 
-    gate, opened = asyncio.Semaphore(64), 0
-
-    def ready():
-        nonlocal opened
-        opened += 1
-
-    async def group(count, tok, path):
-        nonlocal opened
-        opened = 0
-        tasks = [asyncio.create_task(tunnel(proxy, tok, path, ready, gate)) for _ in range(count)]
-        while opened < count:
-            if early := next((task for task in tasks if task.done()), None):
-                raise SystemExit(
-                    f"a stream ended while others were opened: {early.exception() or early.result()}"
-                )
-            await asyncio.sleep(0.05)
-        return tasks
-
-    exp = lambda tok: __import__("json").loads(base64.urlsafe_b64decode(tok.split(".")[1] + "=="))["exp"]  # noqa: E731
-    tok = token("reader", options.life)
-    since = world.haproxy.log_mark
-    done = await asyncio.to_thread(busy_streams, proxy, tok, options.busy, exp(tok))
+    token = here.token(exp=f"+{options.life}s")
+    since, expires = world.haproxy.log_mark, expiry_of(token)
+    done = await asyncio.to_thread(busy_streams, proxy, token, options.busy, expires)
     for what, values in zip(
         ("last byte after `exp`", "end after `exp`", "end after a piece sent past `exp`"), done, strict=True
     ):
         print(f"{options.busy} busy streams, {what} ({len(values)}): {percentiles(values)}", flush=True)
-    print(await asyncio.to_thread(said, world.haproxy, options.busy, since, exp(tok)), flush=True)
+    print(await asyncio.to_thread(said, world.haproxy, options.busy, since, expires), flush=True)
     if not options.idle:
         return
-    tok = token("reader", options.life)
-    tasks = await group(options.busy, tok, "/live/reader")
-    late = [end - exp(tok) for _, end in await asyncio.gather(*tasks)]
+    token = here.token(exp=f"+{options.life}s")
+    tasks = await group(options.busy, token, "/live/reader")
+    late = [end - expiry_of(token) for end in await asyncio.gather(*tasks)]
     print(f"{options.busy} idle streams that expire together, late: {percentiles(late)}", flush=True)
 
     parts = {"agent": world.agent.pid, "HAProxy": world.haproxy._runs[-1].part.pid}
-    empty = {name: used(pid)[1] for name, pid in parts.items()}
-    idle = await group(options.idle, token("reader", 600), "/live/reader")
-    few = await group(100, token("writer", 600), "/live/writer")
+    empty = {name: proportional(pid) for name, pid in parts.items()}
+    idle = await group(options.idle, here.token(exp="+10m"), "/live/reader")
+    few = await group(100, here.token(roles=["writer"], exp="+10m"), "/live/writer")
     world.agent.put("r.toml", "")
     await asyncio.sleep(70)  # what a start or a change costs is over
-    before, began = {name: used(pid) for name, pid in parts.items()}, time.monotonic()
+    before, began = {name: cpu_of(pid) for name, pid in parts.items()}, time.monotonic()
     await asyncio.sleep(20)
     took = time.monotonic() - began
     for name, pid in parts.items():
-        share = 100 * (used(pid)[0] - before[name][0]) / took
+        share = 100 * (cpu_of(pid) - before[name]) / took
         print(
             f"{options.idle + 100} idle tunnels: {name} {share:.2f} % of a core, "
-            f"{before[name][1]:.0f} MB, {empty[name]:.0f} MB before them",
+            f"{proportional(pid):.0f} MB, {empty[name]:.0f} MB before them",
             flush=True,
         )
-    at, spent = time.time(), used(parts["agent"])[0]
+    at, spent = time.time(), cpu_of(parts["agent"])
     world.agent.put("r.toml", '[[revocations]]\nid = "a"\nroles = ["writer"]\n')
     ends = await asyncio.wait_for(asyncio.gather(*few), 30)
     print(
         f"100 streams of a role revoked among {options.idle}, after the file changed: "
-        f"{percentiles([end - at for _, end in ends])}; "
+        f"{percentiles([end - at for end in ends])}; "
         f"still open: {sum(not task.done() for task in idle)} of {options.idle}; "
-        f"the agent's CPU for it: {used(parts['agent'])[0] - spent:.2f} s"
+        f"the agent's CPU for it: {cpu_of(parts['agent']) - spent:.2f} s"
     )
     for task in idle:
         task.cancel()
@@ -312,22 +264,14 @@ def main():
     parser.add_argument("--haproxy", default=None)
     parser.add_argument("--rounds", type=int, default=0, help="pairs of requests without streams")
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    policy = tomllib.loads((ROOT / "scenarios/iamroles_scenarios/data/worlds/live.toml").read_text())
-    policy |= {"live": {"revocations": "r.toml"}, "audit": {"path": "none"}}
-    spec = AgentSpec.load(ROOT / "conformance/agent.toml")
-    with open_stage("processes", haproxy=options.haproxy) as stage:
-        issuer = stage.idp.issuer("corp")
+    with standing(options.haproxy) as target:
         if options.rounds:
-            recipe = {"roles": ["arn:aws:iam::111111111111:role/reader"], "issuer": "corp", "signer": "corp"}
-            token = mint_for({**recipe, "exp": "+900s"}, {"corp": issuer}, time.time())
-            cost(stage, spec, policy, token, options.rounds)
+            cost(target, options.rounds)
         if not options.busy:
             return
-        with stage.world(spec, policy) as world:
-            print(f"HAProxy {world.haproxy.version}", flush=True)
-            asyncio.run(measure(options, issuer, world))
+        with own_bench(target, "live", override=QUIET) as here:
+            print(f"HAProxy {here.world.haproxy.version}", flush=True)
+            asyncio.run(measure(options, here))
 
 
 if __name__ == "__main__":

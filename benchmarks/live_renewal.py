@@ -7,21 +7,13 @@ its own; all end in one second, and each session asks once with a fresh credenti
 over before `--life` is.
 """
 
-# ruff: noqa: T201 - a script that prints
-
 import argparse
 import asyncio
-import base64
-import os
-import resource
 import time
 
-from benchmarks.live import upgrade, used
-from iamroles_scenarios.engine.bench import bench
-from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.stage import open_stage
-from iamroles_scenarios.stage.reference import reference_agent
+from benchmarks.agent import cpu_of
+from benchmarks.live import SOCKET, asked, standing
+from iamroles_scenarios.engine.bench import own_bench
 
 AROUND = 12.0
 """Seconds before the common end from which on the agent's CPU is read, and half as many after it."""
@@ -33,14 +25,6 @@ async def measure(here, count, life):
     def token(number, exp):
         return here.token(sub=f"u{number}", claims={"sid": f"s{number}"}, exp=exp)
 
-    async def asked(head, until):
-        async with gate:
-            reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-            writer.write(head)
-            answer = await reader.readuntil(b"\r\n\r\n")
-        assert until in answer, answer
-        return reader, writer
-
     def fresh(number):
         return (
             f"GET /renewing HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {token(number, '+10m')}\r\n"
@@ -48,20 +32,20 @@ async def measure(here, count, life):
         ).encode()
 
     ends = int(time.time()) + life
-    keys = [base64.b64encode(os.urandom(16)).decode() for _ in range(count)]
-    heads = [upgrade("/renewing", token(number, ends), key) for number, key in enumerate(keys)]
-    streams = await asyncio.gather(*(asked(head, b" 101 ") for head in heads))
+    heads = [SOCKET.head("/renewing", token(number, ends)) for number in range(count)]
+    streams = await asyncio.gather(*(asked(proxy, gate, head, b" 101 ") for head in heads))
     watched = [asyncio.create_task(reader.read()) for reader, _ in streams]
-    for _, writer in await asyncio.gather(*(asked(fresh(number), b" 200 ") for number in range(count))):
+    renewals = (asked(proxy, gate, fresh(number), b" 200 ") for number in range(count))
+    for _, writer in await asyncio.gather(*renewals):
         writer.close()
     left = ends - time.time() - AROUND
     assert left > 0, f"opening and asking took too long: {left:.1f} s"
     await asyncio.sleep(left)
-    before = used(here.world.agent.pid)[0]
+    before = cpu_of(here.world.agent.pid)
     await asyncio.sleep(ends - time.time() + AROUND / 2)
     print(
         f"{count} streams that end together: {sum(not task.done() for task in watched)} renewed in time; "
-        f"the agent's CPU for it: {used(here.world.agent.pid)[0] - before:.2f} s"
+        f"the agent's CPU for it: {cpu_of(here.world.agent.pid) - before:.2f} s"
     )
     for task in watched:
         task.cancel()
@@ -72,15 +56,11 @@ def main():
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--life", type=int, default=40, help="seconds that the first credentials live")
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with open_stage("processes") as stage:
-        agent = reference_agent()
-        worlds = Worlds(stage, agent, namespace="-renewal")
-        target, audit = Target("gate", stage, agent, worlds, 5.0), {"path": "none"}
-        with bench(target, "live-renew", "bench", own=True, audit=audit) as here:
-            asyncio.run(measure(here, options.streams, options.life))
-        worlds.close()
+    with (
+        standing() as target,
+        own_bench(target, "live-renew", override={"audit": {"path": "none"}}) as here,
+    ):
+        asyncio.run(measure(here, options.streams, options.life))
 
 
 if __name__ == "__main__":

@@ -11,78 +11,39 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from truth import Compared
 
 from iamroles_loadtests.asking import targets
+from iamroles_loadtests.bench.agent import NOOP, opened_bench
 from iamroles_loadtests.measuring.conductor import Conductor, RunOptions
 from iamroles_loadtests.measuring.generator import Generator
 from iamroles_loadtests.measuring.measurement import Measurement
-from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.reference import reference_agent
-from iamroles_scenarios.stage.runtime import ask
 from iamroles_scenarios.traffic import Case, Records
 
 ROUNDS, SECONDS = 5, 2.0
-CONFIG = """
-global
-    maxconn 2000
-    nbthread 1
-    stats socket {socket} mode 600 level admin
-defaults
-    mode http
-    timeout client 60s
-    timeout server 60s
-    timeout connect 5s
-frontend plain
-    bind {address}
-    http-request return status 200 content-type text/plain string "ok"
-"""
 
 
 def plain():
     """HAProxy against this process's loop and wrk, in turn; a median of each, requests a second."""
-    with tempfile.TemporaryDirectory() as directory:
-        config, socket = Path(directory, "h.cfg"), Path(directory, "s")
-        process, port = start(config, socket)
-        try:
-            target = targets.url(f"http://127.0.0.1:{port}/")
-            with Generator(target.pools) as generator:
-                conductor = Conductor(target, generator, RunOptions(warmup=0.3))
-                ours, theirs = [], []
-                for _ in range(ROUNDS):
-                    ours.append(conductor.play(conductor.phase("c", 0.0, SECONDS)).answered)
-                    if shutil.which("wrk"):
-                        theirs.append(wrk(port))
-        finally:
-            process.kill()
-            process.wait()
+    ours, theirs = [], []
+    with opened_bench("processes", None) as bench:
+        where = f"http://{bench.through(NOOP, '--plain').address}/"
+        target = targets.url(where)
+        with Generator(target.pools) as generator:
+            conductor = Conductor(target, generator, RunOptions(warmup=0.3))
+            for _ in range(ROUNDS):
+                ours.append(conductor.play(conductor.phase("c", 0.0, SECONDS)).answered)
+                if shutil.which("wrk"):
+                    theirs.append(wrk(where))
     return statistics.median(ours), statistics.median(theirs or [0.0])
 
 
-def start(config, socket):
-    """HAProxy on some port that is free."""
-    for port in range(20_000, 30_000, 7):
-        config.write_text(CONFIG.format(socket=socket, address=f"127.0.0.1:{port}"))
-        process = subprocess.Popen([haproxies.find(), "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 5
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                if "Pid:" in ask(str(socket), "show info"):
-                    return process, port
-            except OSError:
-                time.sleep(0.01)
-        process.kill()
-        process.wait()
-    raise SystemExit("HAProxy does not start")
-
-
-def wrk(port):
+def wrk(where):
     said = subprocess.run(
-        ["wrk", "-t1", "-c64", f"-d{SECONDS:g}", f"http://127.0.0.1:{port}/"],
+        ["wrk", "-t1", "-c64", f"-d{SECONDS:g}", where],
         capture_output=True,
         text=True,
         check=True,

@@ -3,8 +3,6 @@
 Issue 5 asks that a decision among 10,000 grants and 1,000 roles costs at most twice one among 10.
 """
 
-from __future__ import annotations
-
 import gc
 import random
 import statistics
@@ -98,8 +96,8 @@ def main() -> None:
     few, many = Policy(small), Policy(large)
     pairs = [(cost(few, questions(10, 5)), cost(many, questions(10_000, 1_000))) for _ in range(3)]
     for one, two in pairs:
-        print(f"10 grants {one:6.1f} us    10,000 grants, 1,000 roles {two:6.1f} us    ratio {two / one:.2f}")  # noqa: T201
-    print(f"median ratio {statistics.median(two / one for one, two in pairs):.2f} (at most 2)")  # noqa: T201
+        print(f"10 grants {one:6.1f} us    10,000 grants, 1,000 roles {two:6.1f} us    ratio {two / one:.2f}")
+    print(f"median ratio {statistics.median(two / one for one, two in pairs):.2f} (at most 2)")
     for shape in ("spread", "crowded", "everyone"):
         config = shaped(shape)
         fewer = config.model_copy(update={"denies": config.denies[1:]})
@@ -111,7 +109,7 @@ def main() -> None:
             before = time.process_time()
             tool(fewer)
             seconds = time.process_time() - before
-            print(f"{name:6} of 5,000 grants, 200 roles, {shape:8} {seconds:5.2f} s of CPU (at most 5)")  # noqa: T201
+            print(f"{name:6} of 5,000 grants, 200 roles, {shape:8} {seconds:5.2f} s of CPU (at most 5)")
 
 
 if __name__ == "__main__":

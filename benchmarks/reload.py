@@ -5,21 +5,17 @@ the other, a thousand a second. Printed: how long a reload takes from SIGHUP to 
 for an answer while reloads go on, beside the longest wait in the same time without one. Targets: 2 s, 50 ms.
 """
 
-from __future__ import annotations
-
 import json
 import os
-import select
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-from running_agent import good_token, question
+from running_agent import good_token, launched, question
 from spop_transcript import hello
 from tokens_support import EC_KEY, ROLE, Server, public_jwk, serving
 
@@ -72,13 +68,6 @@ def longest(askers: list[AskingThread], start: float, end: float) -> float:
     return max(wait for asker in askers for at, wait in asker.waits if start <= at < end)
 
 
-def line(process: subprocess.Popen[str]) -> dict[str, object]:
-    """The next line of the launch contract."""
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], 60)[0]
-    return dict(json.loads(process.stdout.readline()))
-
-
 def run(server: Server, directory: Path) -> int:
     """Measure; 1 if a target is missed."""
     server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
@@ -86,13 +75,10 @@ def run(server: Server, directory: Path) -> int:
     # Made before: what this process does meanwhile would be waited for as well.
     texts = [json.dumps(policy(server.url, directory, mark)) for mark in range(RELOADS + 1)]
     path.write_text(texts[0])
-    command = [sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(path)]
-    with subprocess.Popen(
-        [*command, "--log-level", "error"], stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        address = str(line(process)["address"])
+    with launched(path) as line:
+        ready = line()
         batch = frames(question(good_token(server.url)), 1)
-        askers = [AskingThread(address, batch) for _ in range(4 * WORKERS)]
+        askers = [AskingThread(ready["address"], batch) for _ in range(4 * WORKERS)]
         for asker in askers:
             asker.start()
         time.sleep(2.0)
@@ -103,8 +89,8 @@ def run(server: Server, directory: Path) -> int:
         for text in texts[1:]:
             path.write_text(text)
             start = time.perf_counter()
-            os.kill(process.pid, signal.SIGHUP)
-            outcome = line(process)
+            os.kill(ready["pid"], signal.SIGHUP)
+            outcome = line()
             times.append(time.perf_counter() - start)
             assert outcome["confirmed"] == WORKERS, outcome
         time.sleep(0.5)
@@ -113,7 +99,6 @@ def run(server: Server, directory: Path) -> int:
             asker.ending = True
         for asker in askers:
             asker.join()
-        process.terminate()
     sys.stdout.write(
         f"{GRANTS} grants, {WORKERS} workers: a reload takes {min(times):.2f} to {max(times):.2f} s "
         f"(target {SECONDS:g}); longest wait {busy * 1e3:.0f} ms during reloads, {quiet * 1e3:.0f} without "

@@ -4,8 +4,6 @@ Time from the process's start to its ready line, the best of some (a busy machin
 memory of all its processes at that moment: parent, fetcher, worker. Targets: 0.5 s, 60 MB.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time
@@ -13,7 +11,8 @@ from pathlib import Path
 
 from running_agent import agent
 
-from benchmarks.agent import family, world
+from benchmarks.agent import world
+from iamroles_scenarios.base.family import family
 
 RUNS = 7
 SECONDS, MEGABYTES = 0.5, 60.0

@@ -10,8 +10,6 @@ twice its quiet value. The second is only worth something where the agent and th
 for themselves.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -22,11 +20,11 @@ import time
 from pathlib import Path
 
 import uvloop
-from running_agent import agent, good_token, question
-from spop_transcript import hello
-from tokens_support import AUDIENCE, EC_KEY, ROLE, encode_base64url, mint, public_jwk, serving
+from running_agent import good_token, question
+from spop_client import Client
+from tokens_support import AUDIENCE, ROLE, Server, encode_base64url, mint
 
-from benchmarks.agent import frames, world
+from benchmarks.agent import frames, running
 
 STORM, SPELLS = 10_000, 5
 RATE = 1_000
@@ -54,48 +52,31 @@ def fresh(issuer: str, number: int) -> bytes:
     return frames(question(mint(claims | {"roles": [ROLE]})), 1)
 
 
-class Connection:
-    @classmethod
-    async def connect(cls, address: str) -> Connection:
-        connection = cls()
-        host, _, port = address.rpartition(":")
-        connection.reader, connection.writer = await asyncio.open_connection(host, int(port))
-        connection.writer.write(hello())
-        await connection.receive()
-        return connection
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def receive(self) -> bytes:
-        head = await self.reader.readexactly(4)
-        return await self.reader.readexactly(int.from_bytes(head, "big"))
-
-    async def ask(self, frame: bytes, *, allowed: bool) -> float:
-        """Seconds until the answer, which must be the right one."""
-        start = time.perf_counter()
-        self.writer.write(frame)
-        body = await self.receive()
-        elapsed = time.perf_counter() - start
-        assert (body[-1] == ALLOWED) is allowed, "a wrong verdict"
-        return elapsed
+async def ask(client: Client, frame: bytes, *, allowed: bool) -> float:
+    """Seconds until the answer, which must be the right one."""
+    start = time.perf_counter()
+    client.send(frame)
+    body = await client.frame()
+    elapsed = time.perf_counter() - start
+    assert (body[-1] == ALLOWED) is allowed, "a wrong verdict"
+    return elapsed
 
 
-async def good(connection: Connection, batch: list[bytes]) -> list[float]:
+async def good(client: Client, batch: list[bytes]) -> list[float]:
     """Latencies of good tokens, one after the other."""
     latencies = []
     for frame in batch:
-        latencies.append(await connection.ask(frame, allowed=True))
+        latencies.append(await ask(client, frame, allowed=True))
         await asyncio.sleep(PAUSE)
     return latencies
 
 
-async def storm(connection: Connection, batch: list[bytes]) -> None:
+async def storm(client: Client, batch: list[bytes]) -> None:
     """Send at `RATE`, whatever comes back; then all must have been refused."""
 
     async def read() -> None:
         for _ in batch:
-            assert (await connection.receive())[-1] != ALLOWED, "a storm token was let in"
+            assert (await client.frame())[-1] != ALLOWED, "a storm token was let in"
 
     reader = asyncio.ensure_future(read())
     start = time.perf_counter()
@@ -103,16 +84,16 @@ async def storm(connection: Connection, batch: list[bytes]) -> None:
         ahead = start + number / RATE - time.perf_counter()
         if ahead > 0:
             await asyncio.sleep(ahead)
-        connection.writer.write(frame)
+        client.send(frame)
     await reader
 
 
-async def run(address: str, issuer: str, count_fetches: object) -> int:
+async def run(address: str, server: Server) -> int:
     """Print what was seen; 1 if a target is missed."""
-    assert callable(count_fetches)
-    connections = [await Connection.connect(address) for _ in range(3)]
+    issuer = server.url
+    clients = [await Client.connect(address) for _ in range(3)]
     known = frames(question(good_token(issuer)), 1)
-    while not await _serves(connections[0], known):  # noqa: ASYNC110 - the agent has no event to tell of its keys
+    while not await _serves(clients[0], known):  # noqa: ASYNC110 - the agent has no event to tell of its keys
         await asyncio.sleep(0.05)
     each = int(STORM / SPELLS / RATE / PAUSE)
     minted = [fresh(issuer, number) for number in range(each * 3 * (SPELLS + 1))]
@@ -121,19 +102,19 @@ async def run(address: str, issuer: str, count_fetches: object) -> int:
         "storm": [bad(issuer, secrets.token_hex(8)) for _ in range(STORM)],
     }
     seen: dict[tuple[str, str], list[float]] = {}
-    fetched, began = count_fetches(), time.perf_counter()
+    fetched, began = server.counts["/jwks"], time.perf_counter()
     for spell in range(-1, SPELLS):  # the first one warms up
         for weather in ("quiet", "forged", "storm"):
             news, minted = minted[:each], minted[each:]
-            tasks = [good(connections[0], [known] * each), good(connections[1], news)]
+            tasks = [good(clients[0], [known] * each), good(clients[1], news)]
             if weather in floods and spell >= 0:
                 share = STORM // SPELLS
-                tasks.append(storm(connections[2], floods[weather][spell * share : (spell + 1) * share]))
+                tasks.append(storm(clients[2], floods[weather][spell * share : (spell + 1) * share]))
             cached, uncached, *_ = await asyncio.gather(*tasks)
             if spell >= 0:
                 seen.setdefault((weather, "cached"), []).extend(cached)
                 seen.setdefault((weather, "uncached"), []).extend(uncached)
-    fetched = count_fetches() - fetched
+    fetched = server.counts["/jwks"] - fetched
     elapsed = time.perf_counter() - began
     allowance = int(elapsed / COOLDOWN) + 1
     sys.stdout.write(f"{STORM} random kids, {elapsed:.0f} s: {fetched} fetches, at most {allowance}\n")
@@ -148,9 +129,9 @@ async def run(address: str, issuer: str, count_fetches: object) -> int:
     return int(fetched > allowance or worst > TARGET)
 
 
-async def _serves(connection: Connection, frame: bytes) -> bool:
-    connection.writer.write(frame)
-    return (await connection.receive())[-1] == ALLOWED
+async def _serves(client: Client, frame: bytes) -> bool:
+    client.send(frame)
+    return (await client.frame())[-1] == ALLOWED
 
 
 def p99(values: list[float]) -> float:
@@ -160,12 +141,9 @@ def p99(values: list[float]) -> float:
 def main() -> int:
     """Run the agent, its issuer and the storm."""
     os.environ.pop("IAMROLES_POLICY", None)
-    with tempfile.TemporaryDirectory() as name, serving() as issuer:
-        directory = Path(name)
-        issuer.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1", "ES256")]})
-        config = world(issuer.url, directory) | {"keys": {"cooldown": f"{COOLDOWN:g}s"}}
-        with agent(config, directory) as ready:
-            return uvloop.run(run(ready["address"], issuer.url, lambda: issuer.counts["/jwks"]))
+    keys = {"cooldown": f"{COOLDOWN:g}s"}
+    with tempfile.TemporaryDirectory() as name, running(Path(name), keys=keys) as (ready, issuer):
+        return uvloop.run(run(ready["address"], issuer))
 
 
 if __name__ == "__main__":

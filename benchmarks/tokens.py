@@ -7,8 +7,6 @@ All tokens are minted before, so that nothing but the two sides runs while they 
 The check is all that `Authenticator.authenticate` does for a token it never saw, hash and cache included.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import statistics

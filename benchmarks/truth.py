@@ -25,11 +25,11 @@ def main() -> int:
                 f"p{at:g} {got:9,.1f} / {true:9,.1f}" for at, (got, true) in found.figures.items()
             )
             stalls = len(found.measured.stalls)
-            sys.stdout.write(
+            print(
                 f"{plan:8} {rate:6}/s {found.samples:7} samples  {shown}  off {found.off():.2f} of what is "
-                f"allowed; {stalls} stalls of the generator\n"
+                f"allowed; {stalls} stalls of the generator",
+                flush=True,
             )
-            sys.stdout.flush()
     return int(worst > 1.0)
 
 

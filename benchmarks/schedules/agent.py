@@ -9,8 +9,6 @@ that worker gives at that moment, and no version below a confirmed one. And at t
 all faults are over: everybody agrees, nobody waits, nothing is left over, and the good are served.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Callable

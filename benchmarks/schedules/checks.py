@@ -2,8 +2,6 @@
 the good are served.
 """
 
-from __future__ import annotations
-
 from benchmarks.schedules.agent import ALL, Agent, revoked_by
 from benchmarks.schedules.parts import Connection
 from benchmarks.schedules.world import ENDS, KEYS, PRINCIPALS, Asked, address, keys_of, marks, opens, source

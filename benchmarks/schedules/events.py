@@ -1,6 +1,4 @@
-"""Events of a schedule: two numbers say where, and how. Each function returns True if it could."""
-
-from __future__ import annotations
+"""Events of a schedule: two numbers say where, and how. A function returns False if it could not."""
 
 import functools
 from collections.abc import Callable
@@ -130,61 +128,44 @@ def _hang_up(agent: Agent, x: int, y: int) -> bool:
     return bool(connections)
 
 
-def pass_time(agent: Agent, x: int, y: int) -> bool:
+def pass_time(agent: Agent, x: int, y: int) -> None:
     agent.pass_time((0.01, 0.05, 0.1, 0.25, 0.3, 0.5)[x % 6])
-    return True
 
 
-def _jump(agent: Agent, x: int, y: int) -> bool:
+def _jump(agent: Agent, x: int, y: int) -> None:
     """The host slept, or time was of no interest."""
     agent.tell("time jumps")
     agent.pass_time((1.0, 2.1, 4.0, 8.0, 16.0)[x % 5])
-    return True
 
 
-def _edit(agent: Agent, x: int, y: int) -> bool:
+def _edit(agent: Agent, x: int, y: int) -> None:
     agent.mark, agent.signalled = None if x % 12 == 0 else y % MARKS, False
     agent.tell(f"the file has mark {agent.mark}")
     if x % 2:
         agent.load()
-    return True
 
 
-def _reload(agent: Agent, x: int, y: int) -> bool:
-    agent.load()
-    return True
-
-
-def _revoke(agent: Agent, x: int, y: int) -> bool:
+def _revoke(agent: Agent, x: int, y: int) -> None:
     if x % 10 == 0:
         agent.revoke(None)
     else:
         agent.revoke(frozenset(f"u{one}" for one in range(PRINCIPALS) if y >> one & 1))
-    return True
 
 
-def _settled(agent: Agent, x: int, y: int) -> bool:
-    agent.ask_revocations()
-    return True
-
-
-def _rotate(agent: Agent, x: int, y: int) -> bool:
+def _rotate(agent: Agent, x: int, y: int) -> None:
     """An issuer publishes other keys; one name has one material at a time."""
     chosen = frozenset((kid, y >> (3 + kid) & 1) for kid in range(KIDS) if y >> kid & 1)
     agent.issuer.keys[address(0 if x % 3 else MARKS - 1)] = chosen
     agent.tell(f"the issuer publishes {sorted(chosen)}")
-    return True
 
 
-def _mood(agent: Agent, x: int, y: int) -> bool:
+def _mood(agent: Agent, x: int, y: int) -> None:
     agent.issuer.mood = ("good", "good", "down", "failing", "lying")[x % 5]
-    return True
 
 
-def _refuse(agent: Agent, x: int, y: int) -> bool:
+def _refuse(agent: Agent, x: int, y: int) -> None:
     """A worker will not be able to build the next policy."""
     Agent.ill = 1
-    return True
 
 
 def _kill(agent: Agent, x: int, y: int) -> bool:
@@ -212,23 +193,12 @@ def _freeze(agent: Agent, x: int, y: int) -> bool:
     return process is not None
 
 
-def _die(agent: Agent, x: int, y: int) -> bool:
-    agent.die()
-    return True
-
-
-def _stop(agent: Agent, x: int, y: int) -> bool:
-    agent.stop()
-    return True
-
-
-def _fill(agent: Agent, x: int, y: int) -> bool:
+def _fill(agent: Agent, x: int, y: int) -> None:
     agent.disk.full = not agent.disk.full
     agent.tell(f"the disk is {'full' if agent.disk.full else 'good'}")
-    return True
 
 
-EVENTS: dict[str, tuple[Callable[[Agent, int, int], bool], int]] = {
+EVENTS: dict[str, tuple[Callable[[Agent, int, int], bool | None], int]] = {
     "deliver": (deliver, 420),
     "relieve": (_relieve, 90),
     "ask": (_ask, 170),
@@ -237,17 +207,17 @@ EVENTS: dict[str, tuple[Callable[[Agent, int, int], bool], int]] = {
     "pass": (pass_time, 70),
     "jump": (_jump, 8),
     "edit": (_edit, 45),
-    "reload": (_reload, 12),
+    "reload": (lambda agent, *_: agent.load(), 12),
     "revoke": (_revoke, 25),
-    "settled": (_settled, 25),
+    "settled": (lambda agent, *_: agent.ask_revocations(), 25),
     "rotate": (_rotate, 25),
     "mood": (_mood, 10),
     "refuse": (_refuse, 8),
     "kill": (_kill, 18),
     "terminate": (_terminate, 3),
     "freeze": (_freeze, 14),
-    "die": (_die, 4),
-    "stop": (_stop, 3),
+    "die": (lambda agent, *_: agent.die(), 4),
+    "stop": (lambda agent, *_: agent.stop(), 3),
     "fill": (_fill, 6),
 }
 """The events, and how often each happens."""

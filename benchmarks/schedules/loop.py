@@ -5,8 +5,6 @@ What the world does to a process happens between two runs: bytes arrive on a str
 time has passed. A process dies by never being run again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import heapq
 import socket
@@ -103,9 +101,6 @@ class Pipe(asyncio.Transport):
     def write_eof(self) -> None:
         self.half = True
 
-    def get_write_buffer_size(self) -> int:
-        return 0
-
     def is_closing(self) -> bool:
         return self.closed
 
@@ -114,8 +109,7 @@ class Pipe(asyncio.Transport):
             self.closed = True
             self.protocol.connection_lost(None)
 
-    def abort(self) -> None:
-        self.close()
+    abort = close
 
     def is_reading(self) -> bool:
         return not self.paused
@@ -153,8 +147,8 @@ class Ear:
         pass
 
 
-class Loop(asyncio.AbstractEventLoop):
-    """See the module.
+class Loop(asyncio.BaseEventLoop):
+    """See the module: asyncio's own, but for what would wait.
 
     Args:
         time: of all processes.
@@ -163,6 +157,7 @@ class Loop(asyncio.AbstractEventLoop):
     """
 
     def __init__(self, time: Time, pipe: Pipe, wrong: Callable[[str], None]) -> None:
+        super().__init__()
         self.time = time  # type: ignore[method-assign,assignment]
         self.pipe, self._wrong = pipe, wrong
         self.jobs: list[Job] = []
@@ -171,12 +166,10 @@ class Loop(asyncio.AbstractEventLoop):
         """Accepts what waits at `ear`, while the process listens."""
         self.terminate: Callable[[], object] | None = None
         """The handler of SIGTERM."""
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[asyncio.TimerHandle] = []
 
     def run(self) -> None:
         """Run all that is ready or due."""
-        ready, timers, now = self._ready, self._timers, self.time.now
+        ready, timers, now = self._ready, self._scheduled, self.time.now
         while timers and timers[0]._when <= now:
             timer = heapq.heappop(timers)
             if not timer._cancelled:
@@ -203,39 +196,7 @@ class Loop(asyncio.AbstractEventLoop):
         self.run()
         return result
 
-    @property
-    def due(self) -> float | None:
-        """When the next timer is due."""
-        timers = self._timers
-        while timers and timers[0]._cancelled:
-            heapq.heappop(timers)
-        return timers[0]._when if timers else None
-
     # What asyncio asks of a loop
-
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
-        return handle
-
-    call_soon_threadsafe = call_soon
-
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        return self.call_at(self.time.now + delay, callback, *args, context=context)
-
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._timers, timer)
-        return timer
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass
-
-    def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
-
-    def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self)
 
     def run_in_executor(self, executor: object, work: Any, *args: Any) -> asyncio.Future[Any]:
         future = self.create_future()
@@ -266,11 +227,8 @@ class Loop(asyncio.AbstractEventLoop):
         if error is not None:  # not a task that was left behind by a process that died
             self._wrong(f"{context['message']}: {type(error).__name__}: {error}")
 
-    def get_debug(self) -> bool:
-        return False
+    def _write_to_self(self) -> None:
+        """Nothing waits that would have to be woken."""
 
-    def is_running(self) -> bool:
-        return True
-
-    def is_closed(self) -> bool:
-        return False
+    def __del__(self, *_about: object) -> None:
+        """A dead process's loop was never closed."""

@@ -4,8 +4,6 @@ A mutant replaces one method of the agent for the time of a `with`. Where things
 all of them behave.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -22,6 +22,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,26 +66,24 @@ def draw(seed: int) -> tuple[int, list[Choice]]:
 
 @dataclass
 class Result:
-    count: int = 0
-    events: int = 0
-    answers: int = 0
-    allowed: int = 0
-    reloads: int = 0
-    deaths: int = 0
+    numbers: Counter[str] = field(default_factory=Counter)
     failed: list[tuple[int, str]] = field(default_factory=list)
     """Seeds, and what was wrong."""
 
     def add(self, other: Result) -> None:
-        for name in ("count", "events", "answers", "allowed", "reloads", "deaths"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.numbers += other.numbers
         self.failed += other.failed
 
     def text(self) -> str:
-        return (
-            f"{self.count:,} schedules, {self.events:,} events, {self.answers:,} answers "
-            f"({self.allowed:,} allowed), {self.reloads:,} reloads, {self.deaths:,} deaths of the agent, "
-            f"{len(self.failed)} wrong"
+        said = (
+            "{schedules:,} schedules, {events:,} events, {answers:,} answers ({allowed:,} allowed), "
+            "{reloads:,} reloads, {deaths:,} deaths of the agent"
         )
+        return f"{said.format_map(self.numbers)}, {len(self.failed)} wrong"
+
+
+_COUNTED = ("answers", "allowed", "reloads", "deaths")
+"""Counts of an agent."""
 
 
 def play(
@@ -98,7 +97,7 @@ def play(
     for name, x, y in choices:
         if agent.faults:
             return agent, events
-        if not EVENTS[name][0](agent, x, y) and not deliver(agent, x, y):
+        if EVENTS[name][0](agent, x, y) is False and not deliver(agent, x, y):
             pass_time(agent, x, y)
         events += 1
     if not agent.faults:
@@ -222,10 +221,8 @@ def run(seeds: range, *, until_failure: bool = False) -> Result:
     total = Result()
     for seed in seeds:
         agent, events = play(seed, *draw(seed))
-        total.add(
-            Result(1, events, agent.answers, agent.allowed, agent.reloads, agent.deaths,
-                   [(seed, agent.faults[0])] if agent.faults else [])
-        )  # fmt: skip
+        numbers = Counter({name: getattr(agent, name) for name in _COUNTED}, schedules=1, events=events)
+        total.add(Result(numbers, [(seed, agent.faults[0])] if agent.faults else []))
         if total.failed and until_failure:
             break
     return total
@@ -266,6 +263,7 @@ def _portion(seeds: range) -> Result:
 
 _whole = contextlib.ExitStack()
 _PORTION = 500
+_tell = functools.partial(print, flush=True)
 
 
 def main() -> int:
@@ -291,8 +289,9 @@ def main() -> int:
     with multiprocessing.get_context("spawn").Pool(options.jobs, _start, (options.mutant,)) as pool:
         for result in pool.imap_unordered(_portion, portions):
             total.add(result)
-            if total.failed or total.count - reported >= 10_000 or total.count == options.count:
-                reported = total.count
+            played = total.numbers["schedules"]
+            if total.failed or played - reported >= 10_000 or played == options.count:
+                reported = played
                 rate = reported / (time.monotonic() - began)
                 _tell(f"from seed {options.start}: {total.text()}; {rate:.0f} a second")
             if total.failed:
@@ -325,12 +324,3 @@ def _same_again(seeds: range) -> int:
     same = lines[0] == lines[1]
     _tell(f"{len(lines[0])} lines, {'the same' if same else 'OTHERS'} the second time")
     return int(not same or len(lines[0]) < len(seeds) * LENGTH)
-
-
-def _tell(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

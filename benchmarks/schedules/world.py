@@ -7,8 +7,6 @@ A token is named by the number of its key, of its principal and of its end. Keys
 materials each: an issuer may publish another key under a name that was used before.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import random

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,22 @@ def good_token(issuer: str) -> str:
 
 
 @contextlib.contextmanager
+def launched(path: Path) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Run the agent with a policy file, and yield a function that waits for its next line."""
+    command = [sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(path)]
+    with subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.PIPE, text=True) as process:
+        lines = process.stdout
+        assert lines is not None
+        try:
+            yield lambda: json.loads(lines.readline())
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
 def agent(config: dict[str, Any], directory: Path) -> Iterator[dict[str, Any]]:
     """Run the agent and yield its ready line."""
     path = directory / "world.json"
     path.write_text(json.dumps(config))
-    command = [sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(path)]
-    with subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield json.loads(process.stdout.readline())
-        finally:
-            process.terminate()
+    with launched(path) as line:
+        yield line()

@@ -108,16 +108,20 @@ class Client:
     def send(self, *data: bytes) -> None:
         self._writer.write(b"".join(data))
 
+    async def frame(self) -> bytes:
+        """The next frame, as it came."""
+        head = await self._reader.readexactly(4)
+        return head + await self._reader.readexactly(int.from_bytes(head, "big"))
+
     async def receive(self) -> str:
         """The next frame, as a line; at the end of the stream `(closed)`, `(cut off)` or `(reset)`."""
         try:
-            head = await self._reader.readexactly(4)
-            body = await self._reader.readexactly(int.from_bytes(head, "big"))
+            data = await self.frame()
         except asyncio.IncompleteReadError as error:
             return "(cut off)" if error.partial else "(closed)"
         except ConnectionResetError:
             return "(reset)"
-        (self.raw,) = cut(head + body)
+        (self.raw,) = cut(data)
         return show(self.raw)
 
     async def receive_all(self) -> list[str]:
