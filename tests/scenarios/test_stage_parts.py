@@ -17,7 +17,7 @@ from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.stage import AgentSpec, haproxies
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.guard import Guard
-from iamroles_scenarios.stage.images import _digest, _requirements, _source, pack
+from iamroles_scenarios.stage.images import PARTS, TOOLS, beside, digest, pack, requirements, source
 from iamroles_scenarios.stage.output import Output, chunked_lines
 from iamroles_scenarios.stage.part import json_with
 from iamroles_scenarios.stage.process import Child
@@ -168,20 +168,25 @@ def test_haproxy_is_chosen_by_version_path_or_variable(monkeypatch):
 
 
 def test_an_images_name_follows_its_content():
-    assert _digest({"a": b"1", "b": b""}, "base") == _digest({"b": b"", "a": b"1"}, "base")
-    assert len({_digest({"a": b"1"}, "x"), _digest({"a": b"2"}, "x"), _digest({"a": b"1"}, "y")}) == 3
+    assert digest({"a": b"1", "b": b""}, "base") == digest({"b": b"", "a": b"1"}, "base")
+    assert len({digest({"a": b"1"}, "x"), digest({"a": b"2"}, "x"), digest({"a": b"1"}, "y")}) == 3
     assert pack({"a": b"1"}) == pack({"a": b"1"})
 
 
 def test_the_image_has_the_project_and_not_the_suites_tools():
-    names = [name.partition("[")[0].partition(">")[0] for name in _requirements(load=False)]
+    names = [name.partition("[")[0].partition(">")[0] for name in requirements("conformance", without=TOOLS)]
 
     assert {"click", "cryptography", "moto", "boto3"} <= set(names)
     assert not {"pytest", "docker", "locust", "mypy"} & set(names)
-    source = _source(load=False)
-    assert "source/iamroles_tools/haproxy/haproxy.cfg" in source
-    assert any(path.endswith("dist-info/entry_points.txt") for path in source)
-    assert not any("__pycache__" in path for path in source)
+    files = source(*PARTS)
+    assert "source/iamroles_tools/haproxy/haproxy.cfg" in files
+    assert any(path.endswith("dist-info/entry_points.txt") for path in files)
+    assert not any("__pycache__" in path for path in files)
+    suite = source(*PARTS, "iamroles_conformance") | beside()
+    assert {
+        "source/iamroles_conformance/SPEC.md",
+        "source/iamroles_scenarios/data/policy.schema.json",
+    } <= set(suite)
 
 
 def test_checks_need_declarable_features_only():
