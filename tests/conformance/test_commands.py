@@ -5,46 +5,27 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from invoking import agent_toml, said
 
-from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
 
 _ROOT = Path(__file__).parents[2]
 _BLUNT = Path(__file__).parent / "agents" / "blunt.py"
+_KNOWN = '[known_failures]\n"gate.two-credentials.reason" = "ticket 7"\n'
+_BY_SPOP = "--iamroles-lane=gate-spop"
 
 
 def _pytest(*arguments, cwd=_ROOT):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "--iamroles-stage=processes",
-        *arguments,
-    ]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--iamroles-stage=processes"]
+    return subprocess.run(
+        [*command, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.fixture
-def agent_toml(tmp_path):
+def agent(tmp_path):
     """An agent that refuses everybody."""
-    path = tmp_path / "agent.toml"
-    path.write_text(
-        f"""spec = 1
-name = "blunt"
-version = "1"
-[launch]
-command = ["python", "{_BLUNT}", "deny"]
-[features]
-oidc = true
-[known_failures]
-"gate.two-credentials.reason" = "ticket 7"
-""",
-        encoding="utf-8",
-    )
-    return path
+    return agent_toml(tmp_path, ["python", _BLUNT, "deny"], name="blunt", oidc=True, more=_KNOWN)
 
 
 def test_a_report_that_cannot_be_written_is_told_before_a_check_is_played(tmp_path):
@@ -68,36 +49,28 @@ def test_the_plugin_is_cheap_where_it_is_not_used():
     assert done.stdout.strip() == "[]"
 
 
-def test_pytest_has_an_item_for_each_check_and_says_why_one_failed(agent_toml):
-    done = _pytest(
-        "conformance",
-        f"--iamroles-agent={agent_toml}",
-        "--iamroles-lane=gate-spop",
-        "-k",
-        "no-token or two-cred",
-    )
+def test_pytest_has_an_item_for_each_check_and_says_why_one_failed(agent):
+    done = _pytest("conformance", f"--iamroles-agent={agent}", _BY_SPOP, "-k", "no-token or two-cred")
 
     assert done.returncode == 1
-    assert "iamroles: judging blunt 1" in done.stdout
-    assert "iamroles: The stage is processes: asked for." in done.stdout
-    assert "FAIL: gate.two-credentials.refused[spop]" in done.stdout
-    assert "TOKEN-COUNT-001 (MUST, " in done.stdout
-    assert "RFC 6750 section 2" in done.stdout
-    assert "test_conformance.py::gate.two-credentials.refused[spop]" in done.stdout
-    assert "XFAIL" in done.stdout
-    assert "known: ticket 7" in done.stdout
+    for told in (
+        "iamroles: judging blunt 1",
+        "iamroles: The stage is processes: asked for.",
+        "FAIL: gate.two-credentials.refused[spop]",
+        "TOKEN-COUNT-001 (MUST, ",
+        "RFC 6750 section 2",
+        "test_conformance.py::gate.two-credentials.refused[spop]",
+        "XFAIL",
+        "known: ticket 7",
+    ):
+        assert told in done.stdout
     assert "Traceback" not in done.stdout
 
 
-def test_pytest_runs_the_installed_suite_by_its_package_name(agent_toml, tmp_path):
+def test_pytest_runs_the_installed_suite_by_its_package_name(agent, tmp_path):
+    options = [f"--iamroles-agent={agent}", f"--iamroles-report={tmp_path / 'report'}"]
     done = _pytest(
-        "--pyargs",
-        "iamroles_conformance",
-        f"--iamroles-agent={agent_toml}",
-        f"--iamroles-report={tmp_path / 'report'}",
-        "-k",
-        "gate.no-token.refused and spop",
-        cwd=tmp_path,
+        *("--pyargs", "iamroles_conformance", *options, "-k", "gate.no-token.refused and spop"), cwd=tmp_path
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,14 +78,10 @@ def test_pytest_runs_the_installed_suite_by_its_package_name(agent_toml, tmp_pat
     assert (tmp_path / "report" / "report.html").is_file()
 
 
-def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent_toml, tmp_path):
+def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent, tmp_path):
     done = _pytest(
         *("-v", "-n", "2", "--dist", "loadgroup", "--pyargs", "iamroles_conformance"),
-        *(
-            f"--iamroles-agent={agent_toml}",
-            f"--iamroles-report={tmp_path / 'report'}",
-            "--iamroles-lane=gate-spop",
-        ),
+        *(f"--iamroles-agent={agent}", f"--iamroles-report={tmp_path / 'report'}", _BY_SPOP),
         *("-k", "gate.no-token.refused or gate.no-token.challenge or gate.expired or gate.audience.refused"),
         cwd=tmp_path,
     )
@@ -123,16 +92,9 @@ def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent_toml,
     assert len(report.load(tmp_path / "report" / "report.json")["checks"]) == len(played)
 
 
-def test_a_stage_that_cannot_work_ends_pytest_with_3(agent_toml):
-    agent_toml.write_text(
-        agent_toml.read_text(encoding="utf-8")
-        .replace('"deny"]', '"deny", "x"]')
-        .replace("blunt.py", "gone.py"),
-        encoding="utf-8",
-    )
-    done = _pytest(
-        "conformance", f"--iamroles-agent={agent_toml}", "--iamroles-lane=gate-spop", "-k", "no-token"
-    )
+def test_a_stage_that_cannot_work_ends_pytest_with_3(tmp_path):
+    agent = agent_toml(tmp_path, ["python", _BLUNT.with_name("gone.py")], oidc=True)
+    done = _pytest("conformance", f"--iamroles-agent={agent}", _BY_SPOP, "-k", "no-token")
 
     assert done.returncode == 3
     assert "the stage cannot be used" in done.stdout + done.stderr
@@ -146,68 +108,48 @@ def test_pytest_refuses_a_lane_that_does_not_exist():
     assert "Unknown lane gait: say wire, gate, gate-spop" in done.stdout
 
 
-def _run(*arguments):
-    done = CliRunner().invoke(conformance, list(arguments))
-    return done.exit_code, done.output
+RUN = "conformance run --stage=processes --lane=gate-spop"
 
 
-def test_run_exits_0_when_all_passed(agent_toml, tmp_path):
+def test_run_exits_0_when_all_passed(agent, tmp_path):
     directory = tmp_path / "report"
-    code, output = _run(
-        *("run", "--stage=processes", f"--agent={agent_toml}", "--lane=gate-spop"),
-        *("--check=gate.no-token", f"--report={directory}"),
-    )
+    told = said(RUN, f"--agent={agent}", "--check=gate.no-token", f"--report={directory}")
 
-    assert code == 0, output
-    assert "pass           gate.no-token.refused[spop]" in output
+    assert "pass           gate.no-token.refused[spop]" in told
     assert (directory / "report.json").is_file()
 
 
-def test_run_exits_1_when_one_did_not(agent_toml):
-    code, output = _run(
-        "run", "--stage=processes", f"--agent={agent_toml}", "--lane=gate-spop", "--check=gate.expired.reason"
-    )
+def test_run_exits_1_when_one_did_not(agent):
+    told = said(RUN, f"--agent={agent}", "--check=gate.expired.reason", code=1)
 
-    assert code == 1
-    assert "FAIL: gate.expired.reason[spop]" in output
-    assert f"iamroles conformance run --agent={agent_toml} --stage=processes --check" in output
+    assert "FAIL: gate.expired.reason[spop]" in told
+    assert f"iamroles conformance run --agent={agent} --stage=processes --check" in told
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("words", "code", "told"),
     [
-        (["run", "--check=nonsense"], 2, "of this name"),
-        (
-            ["run", "--agent=/nowhere/agent.toml", "--check=gate.expired"],
-            2,
-            "/nowhere/agent.toml: cannot be read",
-        ),
-        (["run", "--agent-address=127.0.0.1:1", "--lane=gate"], 2, "already runs at 127.0.0.1:1"),
-        (["run", "--agent-address=127.0.0.1:1", "--allowed=/nowhere"], 2, "cannot be read as JSON"),
-        (
-            ["run", "--stage=processes", "--require=containers", "--check=gate.expired"],
-            3,
-            "drop one of the two",
-        ),
-        (["explain", "TOKEN-TIME-002"], 0, "gate.expires-midway.after[haproxy]"),
-        (["explain", "gate.paths"], 0, "PATH-AMBIGUOUS-001"),
-        (["explain", "nonsense"], 2, "nothing is called 'nonsense'"),
-        (["list", "--lane=gate"], 0, "gate.expired.refused[haproxy]"),
-        (["list"], 0, "not produced by any stage: a clock that steps, which takes `faketime` in the agent"),
-        (["list", "--requirements"], 0, "ROTATE-KEY-003"),
-        (["--help"], 0, "selftest"),
+        ("run --check=nonsense", 2, "of this name"),
+        ("run --agent=/nowhere/agent.toml --check=gate.expired", 2, "/nowhere/agent.toml: cannot be read"),
+        ("run --agent-address=127.0.0.1:1 --lane=gate", 2, "already runs at 127.0.0.1:1"),
+        ("run --agent-address=127.0.0.1:1 --allowed=/nowhere", 2, "cannot be read as JSON"),
+        ("run --stage=processes --require=containers --check=gate.expired", 3, "drop one of the two"),
+        ("explain TOKEN-TIME-002", 0, "gate.expires-midway.after[haproxy]"),
+        ("explain gate.paths", 0, "PATH-AMBIGUOUS-001"),
+        ("explain nonsense", 2, "nothing is called 'nonsense'"),
+        ("list --lane=gate", 0, "gate.expired.refused[haproxy]"),
+        ("list", 0, "not produced by any stage: a clock that steps, which takes `faketime` in the agent"),
+        ("list --requirements", 0, "ROTATE-KEY-003"),
+        ("--help", 0, "selftest"),
     ],
 )
-def test_the_command_says_what_it_did_not_do(arguments, code, said):
-    found, output = _run(*arguments)
-
-    assert found == code, output
-    assert said in output
+def test_the_command_says_what_it_did_not_do(words, code, told):
+    assert told in said(f"conformance {words}", code=code)
 
 
 def test_a_running_agent_is_judged_on_the_wire_alone():
-    code, output = _run("run", "--agent-address=127.0.0.1:1", "--check=wire.hello", "--time-scale=0.1")
+    words = "conformance run --agent-address=127.0.0.1:1 --check=wire.hello --time-scale=0.1"
+    told = said(words, code=3)
 
-    assert code == 3
-    assert "cannot connect to the agent at 127.0.0.1:1" in output
-    assert "HARNESS" not in output
+    assert "cannot connect to the agent at 127.0.0.1:1" in told
+    assert "HARNESS" not in told

@@ -10,19 +10,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from invoking import agent_toml, ran, said
 
-from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import bundle
 
 _BLUNT = Path(__file__).parent / "agents" / "blunt.py"
-_CHECKS = ("--lane=gate-spop", "--check=gate.no-token", "--check=gate.audience")
-
-
-def _invoke(*arguments):
-    return CliRunner().invoke(conformance, [str(one) for one in arguments])
+RUN = "conformance run --lane=gate-spop --check=gate.no-token --check=gate.audience"
+VERIFY = "conformance verify-report"
 
 
 def _keys(directory, name):
@@ -39,9 +35,7 @@ def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("evidence")
     private, _ = _keys(directory, "vendor")
     _keys(directory, "stranger")
-    run = ("run", "--stage=processes", *_CHECKS)
-    signed = _invoke(*run, "--evidence", directory / "signed.tar.gz", "--sign-with", private)
-    assert signed.exit_code == 0, signed.output
+    said(f"{RUN} --stage=processes", "--evidence", directory / "signed.tar.gz", "--sign-with", private)
     whole = _unpacked(directory / "signed.tar.gz")
     del whole[bundle.SIGNATURE]
     manifest = json.loads(whole[bundle.MANIFEST]) | {"public_key": None}
@@ -51,7 +45,7 @@ def place(tmp_path_factory):
 
 def _unpacked(path):
     with tarfile.open(path, "r:gz") as archive:
-        return {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+        return {one.name: archive.extractfile(one).read() for one in archive}
 
 
 def _pack(path, files):
@@ -111,7 +105,7 @@ def test_the_document_says_seeds_and_coverage(place):
 
 
 def test_a_whole_signed_bundle_is_accepted_and_openssl_agrees(place, tmp_path):
-    done = _invoke("verify-report", place / "signed.tar.gz", "--public-key", place / "vendor.pub.pem")
+    told = said(VERIFY, place / "signed.tar.gz", "--public-key", place / "vendor.pub.pem")
     files = _unpacked(place / "signed.tar.gz")
     for name in (bundle.MANIFEST, bundle.SIGNATURE):
         (tmp_path / name).write_bytes(files[name])
@@ -119,63 +113,51 @@ def test_a_whole_signed_bundle_is_accepted_and_openssl_agrees(place, tmp_path):
     command += ["-in", bundle.MANIFEST, "-sigfile", bundle.SIGNATURE]
     agreed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    assert done.exit_code == 0, done.output
-    assert "by the key given" in done.output
+    assert "by the key given" in told
     assert agreed.returncode == 0, agreed.stderr
 
 
 def test_an_unsigned_bundle_is_said_to_prove_nothing_about_its_maker(place):
-    plain = _invoke("verify-report", place / "unsigned.tar.gz")
-    wanted = _invoke("verify-report", place / "unsigned.tar.gz", "--public-key", place / "vendor.pub.pem")
+    plain = place / "unsigned.tar.gz"
 
-    assert plain.exit_code == 0, plain.output
-    assert "proves nothing about who made it" in plain.output
-    assert wanted.exit_code == 1
-    assert "the bundle is unsigned" in wanted.output
+    assert "proves nothing about who made it" in said(VERIFY, plain)
+    assert "the bundle is unsigned" in said(VERIFY, plain, "--public-key", place / "vendor.pub.pem", code=1)
 
 
 def test_another_key_than_the_vendors_is_refused(place):
-    done = _invoke("verify-report", place / "signed.tar.gz", "--public-key", place / "stranger.pub.pem")
+    told = said(VERIFY, place / "signed.tar.gz", "--public-key", place / "stranger.pub.pem", code=1)
 
-    assert done.exit_code == 1
-    assert "REFUSED    manifest.json.sig: is of another key" in done.output
+    assert "REFUSED    manifest.json.sig: is of another key" in told
 
 
 @pytest.mark.parametrize("name", ["report.json", "report.html", "transcripts/gate.audience.reason[spop].txt"])
 def test_an_edited_file_is_named(place, tmp_path, name):
     files = _unpacked(place / "unsigned.tar.gz")
     files[name] += b" "
-    done = _invoke("verify-report", _pack(tmp_path / "edited.tar.gz", files))
 
-    assert done.exit_code == 1
-    assert f"REFUSED    {name}: was changed" in done.output
+    assert f"REFUSED    {name}: was changed" in said(VERIFY, _pack(tmp_path / "x.tar.gz", files), code=1)
 
 
 def test_a_signed_bundle_whose_manifest_was_made_to_fit_again_is_refused(place, tmp_path):
     change = _say("report.json", b'"verdict": "pass"', b'"verdict": "fail"')
-    done = _invoke("verify-report", _forged(place / "signed.tar.gz", tmp_path / "forged.tar.gz", change))
+    forged = _forged(place / "signed.tar.gz", tmp_path / "forged.tar.gz", change)
 
-    assert done.exit_code == 1
-    assert "manifest.json.sig: does not fit manifest.json" in done.output
+    assert "manifest.json.sig: does not fit manifest.json" in said(VERIFY, forged, code=1)
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "said"),
+    ("change", "told"),
     [
-        ("report.json", b"That is no statement of conformance.", b"It conforms to all.", "report.json"),
-        ("report.json", b'"verdict": "pass"', b'"verdict": "warning"', "another verdict than report.json"),
-        ("report.html", b"That is no statement", b"That is a statement", "report.html"),
-        ("badge.svg", b"checks played", b"checks passed", "badge.svg"),
+        (("report.json", b"That is no statement of conformance.", b"It conforms to all."), "report.json"),
+        (("report.json", b'"verdict": "pass"', b'"verdict": "warning"'), "another verdict than report.json"),
+        (("report.html", b"That is no statement", b"That is a statement"), "report.html"),
+        (("badge.svg", b"checks played", b"checks passed"), "badge.svg"),
     ],
 )
-def test_an_unsigned_forgery_that_contradicts_itself_is_refused(  # noqa: PLR0917 - a row of the table each
-    place, tmp_path, name, old, new, said
-):
-    forged = _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", _say(name, old, new))
-    done = _invoke("verify-report", forged)
+def test_an_unsigned_forgery_that_contradicts_itself_is_refused(place, tmp_path, change, told):
+    forged = _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", _say(*change))
 
-    assert done.exit_code == 1
-    assert said in done.output
+    assert told in said(VERIFY, forged, code=1)
 
 
 def test_what_a_bundle_of_another_suite_says_is_a_claim(place, tmp_path):
@@ -185,11 +167,10 @@ def test_what_a_bundle_of_another_suite_says_is_a_claim(place, tmp_path):
         found["statement"] |= {"sentence": "x 1 conforms to wire (strict).", "beside": []}
         files["report.json"] = json.dumps(found).encode()
 
-    done = _invoke("verify-report", _forged(place / "unsigned.tar.gz", tmp_path / "other.tar.gz", change))
+    told = said(VERIFY, _forged(place / "unsigned.tar.gz", tmp_path / "other.tar.gz", change), code=1)
 
-    assert done.exit_code == 1
-    assert "it claims  x 1 conforms to wire (strict)." in done.output
-    assert re.search(r"its checks as this suite counts them: \d of \d+ checks played", done.output)
+    assert "it claims  x 1 conforms to wire (strict)." in told
+    assert re.search(r"its checks as this suite counts them: \d of \d+ checks played", told)
 
 
 @pytest.mark.parametrize("value", [None, 5, {"x": 5}, []])
@@ -198,13 +179,13 @@ def test_a_report_of_another_shape_is_refused(place, tmp_path, key, value):
     def change(files):
         files["report.json"] = json.dumps(json.loads(files["report.json"]) | {key: value}).encode()
 
-    done = _invoke("verify-report", _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", change))
+    done = ran(VERIFY, _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", change), code=1)
 
-    assert (done.exit_code, type(done.exception)) == (1, SystemExit), done.output
+    assert type(done.exception) is SystemExit, done.output
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "told"),
     [
         (lambda files: files.pop("report.html"), "report.html: is missing"),
         (lambda files: files.update({"more.txt": b"x"}), "more.txt: is not in the manifest"),
@@ -212,39 +193,33 @@ def test_a_report_of_another_shape_is_refused(place, tmp_path, key, value):
         (lambda files: files.update({"manifest.json": b"{}"}), "manifest.json: is not canonical"),
     ],
 )
-def test_a_bundle_that_is_not_whole_is_refused(place, tmp_path, change, said):
+def test_a_bundle_that_is_not_whole_is_refused(place, tmp_path, change, told):
     files = _unpacked(place / "unsigned.tar.gz")
     change(files)
-    done = _invoke("verify-report", _pack(tmp_path / "part.tar.gz", files))
 
-    assert done.exit_code == 1
-    assert said in done.output
+    assert told in said(VERIFY, _pack(tmp_path / "part.tar.gz", files), code=1)
 
 
 def test_what_is_no_archive_is_refused(tmp_path):
     (tmp_path / "x.tar.gz").write_text("no")
 
-    assert _invoke("verify-report", tmp_path / "x.tar.gz").exit_code == 1
+    assert said(VERIFY, tmp_path / "x.tar.gz", code=1)
 
 
 @pytest.mark.parametrize("content", ["no key", ""])
 def test_a_key_that_is_none_is_a_mistake_of_the_command(place, tmp_path, content):
     (tmp_path / "bad.pem").write_text(content)
-    signing = ("--evidence", tmp_path / "e.tar.gz", "--sign-with", tmp_path / "bad.pem")
 
-    assert _invoke("run", *_CHECKS, *signing).exit_code == 2
-    assert _invoke("run", *_CHECKS, "--sign-with", place / "vendor.pem").exit_code == 2
-    assert (
-        _invoke("verify-report", place / "signed.tar.gz", "--public-key", tmp_path / "bad.pem").exit_code == 2
-    )
+    assert said(RUN, "--evidence", tmp_path / "e.tar.gz", "--sign-with", tmp_path / "bad.pem", code=2)
+    assert said(RUN, "--sign-with", place / "vendor.pem", code=2)
+    assert said(VERIFY, place / "signed.tar.gz", "--public-key", tmp_path / "bad.pem", code=2)
 
 
 def test_a_bundle_that_cannot_be_written_is_said_before_the_run(tmp_path):
-    done = _invoke("run", *_CHECKS, "--evidence", tmp_path)
+    told = said(RUN, "--evidence", tmp_path, code=2)
 
-    assert done.exit_code == 2
-    assert "no bundle can be written there" in done.output
-    assert "judging" not in done.output
+    assert "no bundle can be written there" in told
+    assert "judging" not in told
 
 
 def test_pytest_writes_a_bundle_too(tmp_path):
@@ -261,10 +236,9 @@ def test_an_archive_that_unpacks_to_more_than_a_bundle_may_hold_is_refused(tmp_p
         member = tarfile.TarInfo("report.json")
         member.size = (256 << 20) + 1
         archive.addfile(member, _Zeros(member.size))
-    done = _invoke("verify-report", tmp_path / "bomb.tar.gz")
 
-    assert done.exit_code == 1
-    assert "report.json: is not a plain file, or too large" in done.output
+    told = said(VERIFY, tmp_path / "bomb.tar.gz", code=1)
+    assert "report.json: is not a plain file, or too large" in told
 
 
 class _Zeros(io.RawIOBase):
@@ -284,28 +258,21 @@ def test_what_is_no_plain_file_is_refused(tmp_path, kind):
         member.type, member.linkname = kind, "/etc/passwd"
         archive.addfile(member)
 
-    assert _invoke("verify-report", tmp_path / "odd.tar.gz").exit_code == 1
+    assert said(VERIFY, tmp_path / "odd.tar.gz", code=1)
 
 
 def test_a_replay_plays_the_sample_of_a_seed_and_agrees(place):
     agent = Path(__file__).parents[2] / "conformance" / "agent.toml"
-    done = _invoke(
-        *("verify-report", place / "unsigned.tar.gz", "--agent", agent, "--stage=processes"),
-        *("--sample", 3, "--seed", 7),
-    )
+    options = ("--agent", agent, "--stage=processes", "--sample=3", "--seed=7")
 
-    assert done.exit_code == 0, done.output
-    assert "3 of 7 checks with --seed 7: 3 agree, 0 differ" in done.output
+    told = said(VERIFY, place / "unsigned.tar.gz", *options)
+    assert "3 of 7 checks with --seed 7: 3 agree, 0 differ" in told
 
 
 def test_a_verdict_that_differs_in_a_replay_is_named(place, tmp_path):
-    agent = tmp_path / "agent.toml"
-    launch = f'[launch]\ncommand = ["python", "{_BLUNT}", "deny"]\n[features]\noidc = true\n'
-    agent.write_text(f'spec = 1\nname = "iamroles"\nversion = "0.1.0"\n{launch}')
-    done = _invoke(
-        "verify-report", place / "signed.tar.gz", "--agent", agent, "--stage=processes", "--sample", 50
-    )
+    agent = agent_toml(tmp_path, ["python", _BLUNT, "deny"], name="iamroles", version="0.1.0", oidc=True)
+    options = ("--agent", agent, "--stage=processes", "--sample=50")
+    told = said(VERIFY, place / "signed.tar.gz", *options, code=1)
 
-    assert done.exit_code == 1, done.output
-    assert "DIFFERS    gate.audience.reason[spop]: the report says pass, here it was fail" in done.output
-    assert "NOTE       the agent's program here is sha256:" in done.output
+    assert "DIFFERS    gate.audience.reason[spop]: the report says pass, here it was fail" in told
+    assert "NOTE       the agent's program here is sha256:" in told

@@ -7,9 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from invoking import said
 
-from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.errors import AgentFileError
 from iamroles_scenarios.declarations.planning import selected_by
@@ -39,9 +38,8 @@ def _failed(results):
 
 
 def test_the_agent_in_node_answers_on_the_wire_and_through_haproxy():
-    results = _played(
-        "node", "wire.ack.exactly-one", "gate.allow", "gate.expired", "identity.sts.answer-size"
-    )
+    checks = ("wire.ack.exactly-one", "gate.allow", "gate.expired", "identity.sts.answer-size")
+    results = _played("node", *checks)
 
     assert _failed(results) == {}
     assert len(results) > 10
@@ -77,15 +75,11 @@ def test_haproxy_alone_decides_and_has_no_agent_that_could_be_killed():
 def test_an_example_takes_a_haproxy_that_has_its_converters_and_an_older_one_says_what_it_lacks(
     example, needs, without
 ):
-    agent = CONFORMANCE / "examples" / example / "agent.toml"
-    done = CliRunner().invoke(
-        conformance,
-        ["run", "--agent", str(agent), "--stage=processes", "--lane=gate", "--check=gate.foreign-key"],
-    )
-
     recent = _haproxy() >= needs
-    assert done.exit_code == (0 if recent else 3), done.output
-    assert recent or re.search(without, done.output)
+    words = "conformance run --stage=processes --lane=gate --check=gate.foreign-key --agent"
+    told = said(words, CONFORMANCE / "examples" / example / "agent.toml", code=0 if recent else 3)
+
+    assert recent or re.search(without, told)
 
 
 @pytest.mark.parametrize("name", ["spoe-forge", "haproxyspoa"])

@@ -3,35 +3,25 @@
 import json
 
 import pytest
-from click.testing import CliRunner
+from invoking import said
 
-from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import flakes
-
-_ABOUT = {
-    "agent": "a 1",
-    "stage": "processes",
-    "haproxy": "3.0",
-    "host": "2 processors",
-    "load": 1.5,
-    "day": "2026-01-01",
-}
 
 
 def _runs(*checks):
-    return [_ABOUT | {"checks": one} for one in checks]
+    about = {"agent": "a 1", "stage": "processes", "haproxy": "3.0", "host": "2 processors", "load": 1.5}
+    return [about | {"day": "2026-01-01", "checks": one} for one in checks]
 
 
 def test_runs_are_measured_saved_and_taken_up_again(tmp_path):
     saved, page = tmp_path / "runs.jsonl", tmp_path / "flakes.md"
-    same = ["flakes", "--stage=processes", "--lane=gate-spop", "--check=gate.audience", "--save", str(saved)]
+    same = "conformance flakes --stage=processes --lane=gate-spop --check=gate.audience"
 
-    first = CliRunner().invoke(conformance, [*same, "--runs=1"])
-    again = CliRunner().invoke(conformance, [*same, "--runs=2", "--page", str(page)])
+    said(same, "--save", saved, "--runs=1")
+    again = said(same, "--save", saved, "--runs=2", "--page", page)
 
-    assert first.exit_code == 0, first.output
-    assert "run 1 of" not in again.output
-    assert "run 2 of 2" in again.output
+    assert "run 1 of" not in again
+    assert "run 2 of 2" in again
     runs = [json.loads(one) for one in saved.read_text().splitlines()]
     assert [set(run["checks"]) for run in runs] == [set(runs[0]["checks"])] * 2
     verdict, tries, wait = runs[0]["checks"]["gate.audience.refused[spop]"]
@@ -57,16 +47,9 @@ def test_the_least_margin_of_all_runs_counts():
 
 def test_the_page_names_what_flakes_what_was_played_again_and_what_is_narrow():
     good = ["pass", 1, ["a frame", 0.1, 2.0]]
-    runs = _runs(
-        {
-            "a.flaky": good,
-            "a.again": ["pass", 2, None],
-            "a.narrow": ["pass", 1, ["x", 1.9, 2.0]],
-            "a.good": good,
-        },
-        {"a.flaky": ["fail", 1, None], "a.again": good, "a.narrow": good, "a.good": good},
-    )
-    page = flakes.as_markdown(runs, "cmd")
+    all_good = dict.fromkeys(("a.flaky", "a.again", "a.narrow", "a.good"), good)
+    first = all_good | {"a.again": ["pass", 2, None], "a.narrow": ["pass", 1, ["x", 1.9, 2.0]]}
+    page = flakes.as_markdown(_runs(first, all_good | {"a.flaky": ["fail", 1, None]}), "cmd")
 
     assert "| `a.flaky` | 1 pass, 1 fail | 50 % | 0 |" in page
     assert "| `a.again` | 2 pass | 0 % | 1 |" in page
@@ -79,6 +62,5 @@ def test_the_page_names_what_flakes_what_was_played_again_and_what_is_narrow():
 def test_a_file_of_something_else_is_a_mistake(tmp_path, text):
     (tmp_path / "x").write_text(text)
 
-    done = CliRunner().invoke(conformance, ["flakes", "--save", str(tmp_path / "x"), "--check=gate.audience"])
-    assert done.exit_code == 2
-    assert "is not a file of" in done.output
+    told = said("conformance flakes --check=gate.audience --save", tmp_path / "x", code=2)
+    assert "is not a file of" in told

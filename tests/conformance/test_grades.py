@@ -3,53 +3,34 @@
 import json
 
 import pytest
-from click.testing import CliRunner
-
-from iamroles_conformance.commands.conformance import conformance
+from invoking import agent_toml, said
 
 pytest_plugins = ["pytester"]
 
-_AGENT = """
-spec = 1
-name = "twin"
-version = "1"
-
-[launch]
-command = ["python", "-m", "iamroles_conformance.selftest.mutants", "%s", "agent", "run"]
-
-[features]
-oidc = true
-"""
-_TWIN = "identity.stray-bits,wire.health-stays"
+RUN = """conformance run --stage=processes --lane=wire --lane=gate-spop
+    --check=identity.encoding.canonical --check=wire.health.closes"""
 
 
 @pytest.fixture
 def agent(tmp_path):
-    path = tmp_path / "agent.toml"
-    path.write_text(_AGENT % _TWIN, encoding="utf-8")
-    return path
+    twin = "identity.stray-bits,wire.health-stays"
+    command = ["python", "-m", "iamroles_conformance.selftest.mutants", twin, "agent", "run"]
+    return agent_toml(tmp_path, command, oidc=True)
 
 
 @pytest.mark.parametrize(("grade", "code"), [("core", 0), ("strict", 1)])
 def test_a_departure_counts_in_strict_alone_and_a_warning_never(agent, tmp_path, grade, code):
-    done = CliRunner().invoke(
-        conformance,
-        [
-            *("run", "--agent", str(agent), "--stage", "processes", "--lane", "wire", "--lane", "gate-spop"),
-            *("--check", "identity.encoding.canonical", "--check", "wire.health.closes", "--grade", grade),
-            *("--report", str(tmp_path / "report")),
-        ],
-    )
+    options = ("--agent", agent, "--grade", grade, "--report", tmp_path / "report")
+    output = said(RUN, *options, code=code)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     told = report["statement"]
 
-    assert done.exit_code == code, done.output
-    assert "DEPARTURE from the grade strict" in done.output
-    assert "WARNING: a SHOULD that failed" in done.output
+    assert "DEPARTURE from the grade strict" in output
+    assert "WARNING: a SHOULD that failed" in output
     assert told["sentence"].endswith(
         "0 passed, 0 failed, 1 warning, 1 departure. That is no statement of conformance."
     )
-    assert told["sentence"] in done.output
+    assert told["sentence"] in output
     assert "--check=wire.health.closes" in report["reproduce"]
     assert told["departures"] == ["identity.encoding.canonical[spop]"]
     assert told["warnings"] == ["wire.health.closes"]

@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from invoking import agent_toml, said
 
-from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.checks.plan import plan
@@ -25,29 +24,26 @@ exit 1
 """
 
 
-def _run(*options):
-    args = ["run", "--stage=processes", "--lane=gate", "--check=gate.no-token", "--check=gate.audience"]
-    return CliRunner().invoke(conformance, [*args, *options])
+RUN = "conformance run --stage=processes --lane=gate --check=gate.no-token --check=gate.audience"
 
 
 @pytest.mark.parametrize(
-    ("program", "code", "said"),
+    ("program", "code", "words"),
     [
         ("#!/bin/sh\nexit 1\n", 3, "does not say which HAProxy it is"),
         (_OLD, 3, "HAProxy 1.8.30 refused its configuration.\n--- haproxy\n[ALERT] parsing"),
         ("no program", 2, "haproxy: cannot start"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_named_and_nothing_is_judged(tmp_path, program, code, said):
+def test_a_proxy_that_cannot_be_used_is_named_and_nothing_is_judged(tmp_path, program, code, words):
     binary = tmp_path / "haproxy"
     binary.write_text(program)
     binary.chmod(0o755)
-    done = _run(f"--haproxy={binary}")
+    told = said(RUN, f"--haproxy={binary}", code=code)
 
-    assert done.exit_code == code, done.output
-    assert said in done.output
-    assert "FAIL" not in done.output
-    assert "Traceback" not in done.output
+    assert words in told
+    assert "FAIL" not in told
+    assert "Traceback" not in told
 
 
 def _own(directory, *broken):
@@ -56,12 +52,9 @@ def _own(directory, *broken):
     With a file `later` in the directory the first configuration is sound.
     """
     (directory / "render.py").write_text(_RENDER.format(lines="".join(f"    {line}\\n" for line in broken)))
-    (directory / "agent.toml").write_text(
-        f'spec = 1\nname = "own"\n[launch]\ncommand = ["{sys.executable}", "-m", "iamroles_agent", "agent", '
-        "\"run\"]\n[features]\noidc = true\nreload = 'SIGHUP'\n"
-        f'[haproxy]\nrender = ["{sys.executable}", "render.py", "{{world}}", "{{output}}"]\n'
-    )
-    return str(directory / "agent.toml")
+    own = f'[haproxy]\nrender = ["{sys.executable}", "render.py", "{{world}}", "{{output}}"]\n'
+    command = [sys.executable, "-m", "iamroles_agent", "agent", "run"]
+    return agent_toml(directory, command, more=own, oidc=True, reload="SIGHUP")
 
 
 _RENDER = """\
@@ -80,32 +73,26 @@ else:
 
 def test_a_configuration_of_the_vendors_own_that_haproxy_refuses_is_one_sentence_and_exit_3(tmp_path):
     agent = _own(tmp_path, "srever a 127.0.0.1:80", "http-request allow_all")
-    run = _run(f"--agent={agent}")
-    doctor = CliRunner().invoke(conformance, ["doctor", "--agent", agent])
 
-    for done in (run, doctor):
-        assert done.exit_code == 3, done.output
-        [told] = [line for line in done.output.splitlines() if "refused what" in line]
+    for command in (RUN, "conformance doctor"):
+        output = said(command, f"--agent={agent}", code=3)
+        [told] = [line for line in output.splitlines() if "refused what" in line]
         assert re.search(r"render\.py .* wrote: haproxy\.cfg line \d+: unknown keyword 'srever'", told)
         assert "(and 1 more)" in told
-        assert "FAIL" not in done.output
-        assert "Traceback" not in done.output
+        assert "FAIL" not in output
+        assert "Traceback" not in output
 
 
 def test_a_later_one_is_one_finding_and_fails_its_checks_as_a_world_that_the_agent_refuses(tmp_path):
     agent = _own(tmp_path, "srever a 127.0.0.1:80")
     (tmp_path / "later").touch()
-    checks = (
-        "--check=live.refused",
-        "--check=proxy.threads",
-        "--check=policy.union",
-        "--check=gate.rotation",
+    more = (
+        "--lane=proxy --check=live.refused --check=proxy.threads --check=policy.union --check=gate.rotation"
     )
-    done = _run(f"--agent={agent}", f"--report={tmp_path / 'out'}", "--lane=proxy", *checks)
+    said(f"{RUN} {more}", f"--agent={agent}", f"--report={tmp_path / 'out'}", code=1)
 
     found = report.load(tmp_path / "out" / "report.json")
     failed = [one for one in found["checks"] if one["verdict"] == "fail"]
-    assert done.exit_code == 1, done.output
     assert failed
     assert "harness-error" not in found["totals"]
     [finding] = found["findings"]
@@ -117,11 +104,10 @@ def test_a_later_one_is_one_finding_and_fails_its_checks_as_a_world_that_the_age
 def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path):
     agent = _own(tmp_path)
     (tmp_path / "render.py").write_text("raise SystemExit('no template for grants')")
-    done = _run(f"--agent={agent}")
+    told = said(RUN, f"--agent={agent}", code=3)
 
-    assert done.exit_code == 3, done.output
-    assert "Rendering HAProxy's configuration failed with exit code 1" in done.output
-    assert "no template for grants" in done.output
+    assert "Rendering HAProxy's configuration failed with exit code 1" in told
+    assert "no template for grants" in told
 
 
 def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path):
@@ -131,14 +117,13 @@ def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path
         "file = pathlib.Path(output, 'haproxy.cfg')\nfile.write_text(file.read_text().replace('[*]', ''))\n"
     )
     render.write_text(render.read_text() + one_word)
-    done = _run(f"--agent={agent}", "--check=fire.certificate", "--grade=strict")
+    told = said(f"{RUN} --check=fire.certificate --grade=strict", f"--agent={agent}", code=1)
 
-    assert done.exit_code == 1, done.output
-    assert "HAProxy's configuration must split IAM_BIND into words" in done.output
+    assert "HAProxy's configuration must split IAM_BIND into words" in told
 
 
 @pytest.mark.parametrize(
-    ("log", "said"),
+    ("log", "words"),
     [
         (
             "[ALERT]    (7) : config : parsing [/tmp/x/haproxy.cfg:6] : 'bind' : bad",
@@ -153,23 +138,20 @@ def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path
         ("", "it says nothing"),
     ],
 )
-def test_the_words_of_haproxy_are_found(log, said):
-    assert refusal(log) == said
+def test_the_words_of_haproxy_are_found(log, words):
+    assert refusal(log) == words
 
 
 def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path):
-    agent = tmp_path / "agent.toml"
-    launch = f'[launch]\ncommand = ["{sys.executable}", "{_FAULTY}", "kills-the-proxy"]'
-    agent.write_text(f'spec = 1\nname = "assassin"\n{launch}\n[features]\noidc = true\n')
-    done = _run(f"--agent={agent}", f"--report={tmp_path / 'out'}")
+    agent = agent_toml(tmp_path, [sys.executable, _FAULTY, "kills-the-proxy"], oidc=True)
+    told = said(RUN, f"--agent={agent}", f"--report={tmp_path / 'out'}", code=3)
 
     found = report.load(tmp_path / "out" / "report.json")
-    assert done.exit_code == 3, done.output
     assert set(found["totals"]) == {"harness-error"}
     assert len(found["findings"]) == 1
-    assert "HAProxy ended by signal 9 while it was used, so that says nothing about the agent" in done.output
+    assert "HAProxy ended by signal 9 while it was used, so that says nothing about the agent" in told
     assert "could not be judged" in found["findings"][0]
-    assert "FAIL" not in done.output
+    assert "FAIL" not in told
 
 
 @pytest.mark.parametrize("check", ["live.expiry.ends", "proxy.threads.verdicts", "gate.agent-down"])
@@ -180,7 +162,7 @@ def test_whatever_a_check_sees_of_a_dead_proxy_accuses_no_agent(check, monkeypat
     started = World.start
 
     def start(world, *args, **options):
-        started(world, *args, **options)  # type: ignore[arg-type]
+        started(world, *args, **options)
         if armed and world._haproxy is not None:
             world.haproxy._runs[-1].part.kill()
 

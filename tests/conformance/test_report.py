@@ -5,11 +5,10 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from invoking import said
 
-from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.errors import Evidence
@@ -42,11 +41,8 @@ def test_a_document_says_who_what_and_how_to_reproduce():
     assert found["totals"] == {"pass": 3}
     assert found["passed"] is True
     assert found["reproduce"] == "iamroles conformance run --agent=agent.toml --lane=gate-spop"
-    assert {item["id"]: item["verdict"] for item in found["requirements"]} == {
-        "TOKEN-TIME-001": "pass",
-        "TOKEN-REASON-001": "pass",
-        "TOKEN-ERROR-001": "pass",
-    }
+    verdicts = {item["id"]: item["verdict"] for item in found["requirements"]}
+    assert verdicts == dict.fromkeys(("TOKEN-TIME-001", "TOKEN-REASON-001", "TOKEN-ERROR-001"), "pass")
 
 
 @pytest.mark.parametrize(
@@ -63,9 +59,8 @@ def test_what_lets_a_run_pass(verdict, passed):
     found = _document({"reason": verdict})
 
     assert found["passed"] is passed
-    assert {"id": "TOKEN-REASON-001", "verdict": verdict.value}.items() <= next(
-        item for item in found["requirements"] if item["id"] == "TOKEN-REASON-001"
-    ).items()
+    verdicts = {item["id"]: item["verdict"] for item in found["requirements"]}
+    assert verdicts["TOKEN-REASON-001"] == verdict.value
 
 
 def test_evidence_is_kept_for_what_did_not_pass():
@@ -77,21 +72,10 @@ def test_evidence_is_kept_for_what_did_not_pass():
 
 @given(st.text())
 def test_junit_is_xml_whatever_an_agent_wrote(message):
-    found = {
-        "product": {"name": "n", "version": "1"},
-        "seconds": 1,
-        "finished": "now",
-        "checks": [
-            {
-                "lane": "gate",
-                "name": "gate.x.y[haproxy]",
-                "seconds": 0.1,
-                "verdict": "fail",
-                "message": message,
-                "evidence": {"sent": message, "logs": {"agent": message}},
-            }
-        ],
-    }
+    evidence = {"sent": message, "logs": {"agent": message}}
+    check = {"lane": "gate", "name": "gate.x.y[haproxy]", "seconds": 0.1, "verdict": "fail"}
+    found = {"product": {"name": "n", "version": "1"}, "seconds": 1, "finished": "now"}
+    found["checks"] = [check | {"message": message, "evidence": evidence}]
     suite = ET.fromstring(report.as_junit(found))[0]
 
     assert suite.attrib["failures"] == "1"
@@ -104,12 +88,7 @@ def test_junit_counts_by_kind():
     )
     suite = ET.fromstring(report.as_junit(found))[0]
 
-    assert {name: suite.attrib[name] for name in ("tests", "failures", "errors", "skipped")} == {
-        "tests": "3",
-        "failures": "1",
-        "errors": "1",
-        "skipped": "1",
-    }
+    assert suite.attrib.items() >= {"tests": "3", "failures": "1", "errors": "1", "skipped": "1"}.items()
 
 
 def test_the_page_escapes_what_it_shows():
@@ -135,19 +114,12 @@ def test_the_page_has_the_statement_first_levels_apart_and_what_the_checks_catch
 def test_forms_are_made_from_a_saved_run(tmp_path):
     saved, page = tmp_path / "out" / "report.json", tmp_path / "page.html"
     report.write(_document({"refused": Verdict.FAIL}), tmp_path / "out")
-    made = CliRunner().invoke(conformance, ["report", str(saved), "--html", str(page)])
-    summed = CliRunner().invoke(conformance, ["report", str(saved)])
+    said("conformance report", saved, "--html", page)
 
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "report.json",
-        "report.html",
-        "junit.xml",
-        "summary.md",
-        "badge.svg",
-    }
-    assert made.exit_code == 0
+    forms = {path.name for path in (tmp_path / "out").iterdir()}
+    assert forms == {"report.json", "report.html", "junit.xml", "summary.md", "badge.svg"}
     assert "gate.expired.refused" in page.read_text(encoding="utf-8")
-    assert "fail           gate.expired.refused[spop]: why" in summed.output
+    assert "fail           gate.expired.refused[spop]: why" in said("conformance report", saved)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +128,8 @@ def test_forms_are_made_from_a_saved_run(tmp_path):
 def test_what_is_no_report_is_said_to_be_none(tmp_path, text):
     saved = tmp_path / "report.json"
     saved.write_text(text, encoding="utf-8")
-    found = CliRunner().invoke(conformance, ["report", str(saved)])
 
-    assert found.exit_code == 2
-    assert "report.json of a run" in found.output
+    assert "report.json of a run" in said("conformance report", saved, code=2)
 
 
 def test_a_statement_that_was_written_into_a_saved_run_does_not_survive(tmp_path):
@@ -196,7 +166,7 @@ def test_the_short_forms_say_no_more_than_the_statement():
 
     assert good["statement"]["sentence"] in report.as_markdown(good)
     assert "a \\| b &lt;c&gt;" in report.as_markdown(bad)
-    assert "3 of " in ET.fromstring(report.as_badge(good))[0].text  # type: ignore[operator]
+    assert "3 of " in ET.fromstring(report.as_badge(good))[0].text
     assert "not passed" in report.as_badge(bad)
 
 

@@ -4,12 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
+from invoking import said
 
 from iamroles_conformance.commands import selftest as command
-from iamroles_conformance.commands.selftest import line, selftest, uncovered
+from iamroles_conformance.commands.selftest import line, uncovered
 from iamroles_conformance.selftest import record, registry
 from iamroles_conformance.selftest.mutants import override
 from iamroles_conformance.selftest.mutants.override import around
@@ -33,8 +34,8 @@ def test_each_mutant_is_recorded_and_each_recorded_check_is_there():
     assert {name.rstrip("?") for reds in recorded.values() for name in reds} <= {check.id for check in plan()}
 
 
-@pytest.mark.parametrize("family", ["wire", "gate"])
-def test_every_must_has_a_mutant(family):
+@pytest.mark.parametrize("family", ["wire", "gate", "identity", "policy"])
+def test_every_must_that_a_check_proves_has_a_mutant(family):
     assert uncovered((family,), list(mutants((family,)).values())) == []
 
 
@@ -70,18 +71,11 @@ def test_listing_changes_nothing_in_the_agent():
 
 
 def test_a_mutant_that_is_caught_and_exit_status():
-    done = CliRunner().invoke(selftest, ["--mutant", "wire.ack-no-fin"])
-
-    assert done.exit_code == 0, done.output
-    assert "caught" in done.output
-    assert "1 mutants, 1 caught, 0 not" in done.output
+    assert "1 mutants, 1 caught, 0 not" in said("conformance selftest --mutant wire.ack-no-fin")
 
 
 def test_no_such_mutant():
-    done = CliRunner().invoke(selftest, ["--mutant", "wire.nothing"])
-
-    assert done.exit_code == 2
-    assert "--list" in done.output
+    assert "--list" in said("conformance selftest --mutant wire.nothing", code=2)
 
 
 @pytest.fixture
@@ -109,27 +103,22 @@ class Fake(Selftest):
     _run = _whole
 
 
-def test_an_uncaught_mutant(harmless):
-    outcome = Fake({}).judge(harmless)
+@pytest.mark.parametrize(
+    ("red", "verdict", "told"),
+    [
+        ([], Verdict.FAIL, "not caught by SPOP-FRAG-001"),
+        (["wire.ack.exactly-one"], Verdict.FAIL, "; only by wire.ack.exactly-one, which name other ids"),
+        (["wire.fragment.refused"], Verdict.HARNESS_ERROR, "harness-error"),
+        (["wire.fragment.refused", *ALIVE], Verdict.FAIL, "it breaks too much, also gate.allow.route"),
+    ],
+    ids=["by-none", "by-others-only", "by-harness-errors", "by-everything"],
+)
+def test_a_mutant_that_is_not_caught(harmless, red, verdict, told):
+    outcome = Fake(dict.fromkeys(red, verdict)).judge(harmless)
 
     assert not outcome.caught
-    assert outcome.survived == ["SPOP-FRAG-001"]
-    assert "SURVIVED" in line(outcome)
-
-
-def test_a_mutant_caught_by_others_only(harmless):
-    outcome = Fake({"wire.ack.exactly-one": Verdict.FAIL}).judge(harmless)
-
-    assert not outcome.caught
-    assert outcome.also == ["wire.ack.exactly-one"]
-    assert "only by wire.ack.exactly-one" in line(outcome)
-
-
-def test_harness_errors_kill_nothing(harmless):
-    outcome = Fake({"wire.fragment.refused": Verdict.HARNESS_ERROR}).judge(harmless)
-
-    assert not outcome.caught
-    assert "harness-error" in outcome.trouble
+    assert line(outcome).startswith("SURVIVED ")
+    assert told in line(outcome)
 
 
 def test_a_check_that_fails_on_the_sound_agent_kills_nothing(harmless):
@@ -146,15 +135,6 @@ def test_caught_by_each_id(harmless):
 
     assert one.survived == ["SPOP-ACK-001"]
     assert two.caught
-
-
-def test_a_mutant_that_breaks_everything_is_not_caught(harmless):
-    outcome = Fake({"wire.fragment.refused": Verdict.FAIL} | dict.fromkeys(ALIVE, Verdict.FAIL)).judge(
-        harmless
-    )
-
-    assert not outcome.caught
-    assert "it breaks too much, also gate.allow.route" in line(outcome)
 
 
 def test_who_breaks_most_is_a_mutant():
@@ -195,36 +175,22 @@ def test_declaring():
         again(registry.Override(print))
 
 
-class Played:
-    """Stands for a self-test of which these are the outcomes."""
+@pytest.mark.parametrize(
+    ("outcome", "bare", "told"),
+    [
+        ({"killed": {"X": []}}, [], "1 mutants, 0 caught, 1 not"),
+        ({"killed": {}, "red": {"a": "x"}}, [], "DIFFERS    wire.harmless: a turns red too: x"),
+        (None, ["SPOP-ACK-001"], "NO MUTANT  SPOP-ACK-001"),
+    ],
+    ids=["a-survivor", "other-than-recorded", "a-must-without-a-mutant"],
+)
+def test_what_fails_the_command(capsys, harmless, outcome, bare, told):
+    outcomes = [MutantResult(harmless, **outcome)] if outcome else []
+    run = SimpleNamespace(baseline=lambda _: [], run=lambda *_, **__: outcomes)
+    empty = Path("/nowhere/record.json")
 
-    def __init__(self, *outcomes):
-        self._outcomes = list(outcomes)
-
-    def baseline(self, chosen):
-        return []
-
-    def run(self, chosen, **how):
-        return self._outcomes
-
-
-def test_the_commands_exit_status_for_a_survivor(capsys, harmless):
-    run = Played(MutantResult(harmless, {"X": []}))
-
-    assert command._judge(run, [harmless], 1, bare=[], record_in=None, against=None) == 1
-    assert capsys.readouterr().out.startswith("1 mutants, 0 caught, 1 not")
-
-
-def test_the_commands_exit_status_for_one_that_differs_from_the_record(capsys, tmp_path, harmless):
-    run, path = Played(MutantResult(harmless, {}, red={"a": "x"})), tmp_path / "record.json"
-
-    assert command._judge(run, [harmless], 1, bare=[], record_in=None, against=path) == 1
-    assert "DIFFERS    wire.harmless: a turns red too: x" in capsys.readouterr().out
-
-
-def test_a_must_without_a_mutant_fails(capsys, harmless):
-    assert command._judge(Played(), [], 1, bare=["SPOP-ACK-001"], record_in=None, against=None) == 1
-    assert "NO MUTANT  SPOP-ACK-001" in capsys.readouterr().out
+    assert command._judge(run, [harmless], 1, bare=bare, record_in=None, against=empty) == 1
+    assert told in capsys.readouterr().out
 
 
 def test_a_mutant_that_does_not_render_is_not_caught(harmless):
@@ -270,11 +236,10 @@ def test_what_cannot_be_judged_is_an_accusation_too():
 
 
 def test_behaviours_are_listed():
-    done = CliRunner().invoke(selftest, ["--tolerant", "--list", "--mutant", "tolerant"])
+    told = said("conformance selftest --tolerant --list --mutant tolerant")
 
-    assert done.exit_code == 0
-    assert len(done.output.splitlines()) >= 6
-    assert "tolerant.same-twice" in done.output
+    assert len(told.splitlines()) >= 6
+    assert "tolerant.same-twice" in told
 
 
 def test_an_override_that_would_die_of_its_arguments_is_no_mutant():

@@ -1,7 +1,6 @@
 """Faults of a set-up are reported as such: one clear sentence, and the documented exit code."""
 
 import itertools
-import json
 import re
 import signal
 import socket
@@ -10,39 +9,27 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from invoking import agent_toml, said
 from marked import Marked
 
-from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import report
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, open_stage
 
 FAULTY = Path(__file__).parent / "agents" / "faulty.py"
-
-
-def _toml(directory, command, features="oidc = true"):
-    path = directory / "agent.toml"
-    path.write_text(
-        f'spec = 1\nname = "faulty"\n[launch]\ncommand = {json.dumps(command)}\n[features]\n{features}\n'
-    )
-    return str(path)
+RUN = "conformance run --stage=processes"
+HELLO = f"{RUN} --lane=wire --check=wire.hello"
 
 
 def _faulty(directory, fault, *state):
     """`agent.toml` of an agent with a fault; with a state it is sound in its first world."""
-    every = "oidc = true\nsts = true\nlive = true\nlimits = true\nreload = 'SIGHUP'"
-    return _toml(directory, [sys.executable, str(FAULTY), fault, *map(str, state)], every)
-
-
-def _run(agent, *options):
-    args = ["run", "--agent", agent, "--stage=processes", "--lane=wire", "--check=wire.hello", *options]
-    return CliRunner().invoke(conformance, args)
+    every = {"oidc": True, "sts": True, "live": True, "limits": True, "reload": "SIGHUP"}
+    return agent_toml(directory, [sys.executable, FAULTY, fault, *state], **every)
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "words"),
     [
         ("refuses", "unknown key"),
         ("nobody-listens", "cannot be connected to"),
@@ -50,22 +37,18 @@ def _run(agent, *options):
         ("no-line", 'lacks "address"'),
     ],
 )
-def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(tmp_path, fault, said):
-    done = _run(_toml(tmp_path, [sys.executable, str(FAULTY), fault]))
+def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(tmp_path, fault, words):
+    told = said(HELLO, "--agent", _faulty(tmp_path, fault), code=3)
 
-    assert done.exit_code == 3, done.output
-    assert said in done.output
-    assert "FAIL" not in done.output
-    assert "Traceback" not in done.output
+    assert words in told
+    assert "FAIL" not in told
+    assert "Traceback" not in told
 
 
 def test_an_agent_that_dies_midway_is_told_with_its_exit_code_and_log(tmp_path):
-    agent = _toml(tmp_path, [sys.executable, str(FAULTY), "dies"])
+    told = said(HELLO, "--agent", _faulty(tmp_path, "dies"), f"--report={tmp_path / 'out'}", code=1)
 
-    done = _run(agent, f"--report={tmp_path / 'out'}")
-
-    assert done.exit_code == 1, done.output
-    assert "the agent ended with exit code 9" in done.output
+    assert "the agent ended with exit code 9" in told
     found = report.load(tmp_path / "out" / "report.json")
     failed = [one for one in found["checks"] if one["verdict"] == "fail"]
     assert failed
@@ -74,17 +57,12 @@ def test_an_agent_that_dies_midway_is_told_with_its_exit_code_and_log(tmp_path):
     assert "out of luck" in failed[0]["evidence"]["logs"]["agent"]
 
 
-EVERY_LANE = (
-    "gate.audience",
-    "identity.caller.host",
-    "policy.oracle.order",
-    "live.refused",
-    "proxy.health.silent",
-)
+LATER = ("identity.caller.host", "policy.oracle.order", "live.refused", "proxy.health.silent")
+"""A check of each lane, each with a world of its own."""
 
 
 def test_an_agent_that_dies_is_one_finding_and_one_verdict_in_every_lane(tmp_path):
-    found = _judged(_faulty(tmp_path, "dies-of-a-question"), tmp_path, *EVERY_LANE)
+    found = _judged(_faulty(tmp_path, "dies-of-a-question"), tmp_path, "gate.audience", *LATER)
 
     assert {check["lane"] for check in found["checks"]} == {"gate", "gate-spop", "proxy"}
     assert found["totals"] == {"fail": len(found["checks"])}
@@ -94,7 +72,7 @@ def test_an_agent_that_dies_is_one_finding_and_one_verdict_in_every_lane(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "words"),
     [
         ("refuses", "ended with exit code 1 before it was ready"),
         ("nobody-listens", "cannot be connected to"),
@@ -102,14 +80,14 @@ def test_an_agent_that_dies_is_one_finding_and_one_verdict_in_every_lane(tmp_pat
         ("no-line", 'lacks "address"'),
     ],
 )
-def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(tmp_path, fault, said):
+def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(tmp_path, fault, words):
     agent = _faulty(tmp_path, fault, tmp_path / "state")
 
-    found = _judged(agent, tmp_path, "identity.header.ignored", *EVERY_LANE[1:])
+    found = _judged(agent, tmp_path, "identity.header.ignored", *LATER)
 
     later = [check for check in found["checks"] if not check["name"].startswith("identity.header")]
     assert {check["verdict"] for check in later} == {"fail"}
-    assert any(said in finding and f"{len(later)} checks" in finding for finding in found["findings"])
+    assert any(words in finding and f"{len(later)} checks" in finding for finding in found["findings"])
     assert all('"issuers"' in check["evidence"]["sent"] for check in later), "the world file is not shown"
 
 
@@ -121,27 +99,20 @@ def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(tmp_pa
     ],
 )
 def test_an_agent_of_one_kind_of_credential_is_judged_by_what_it_declares(tmp_path, kind, applies, does_not):
-    command = [sys.executable, str(FAULTY.with_name("only.py")), kind, "agent", "run"]
-    agent = _toml(tmp_path, command, f"{kind} = true")
+    command = [sys.executable, FAULTY.with_name("only.py"), kind, "agent", "run"]
+    agent = agent_toml(tmp_path, command, **{kind: True})
     chosen = ["wire.pipeline", "wire.message", "gate.audience", "identity.sts-form", "policy.union"]
 
-    args = ["run", "--agent", agent, "--stage=processes", f"--report={tmp_path / 'out'}"]
-    done = CliRunner().invoke(conformance, [*args, *(f"--check={check}" for check in chosen)])
-
-    assert done.exit_code == 0, done.output
     verdicts: dict[str, set[str]] = {}
-    for check in report.load(tmp_path / "out" / "report.json")["checks"]:
+    for check in _judged(agent, tmp_path, *chosen, code=0)["checks"]:
         for name in check["classes"]:
             verdicts.setdefault(name, set()).add(check["verdict"])
     assert verdicts == {key: {"pass"} for key in applies} | {key: {"not-applicable"} for key in does_not}
 
 
-def _judged(agent, directory, *checks):
-    """The report of a run that must end with 1."""
+def _judged(agent, directory, *checks, code=1):
     chosen = [f"--check={check}" for check in checks]
-    args = ["run", "--agent", agent, "--stage=processes", f"--report={directory / 'out'}", *chosen]
-    done = CliRunner().invoke(conformance, args)
-    assert done.exit_code == 1, done.output
+    said(RUN, "--agent", agent, f"--report={directory / 'out'}", *chosen, code=code)
     return report.load(directory / "out" / "report.json")
 
 
@@ -149,7 +120,7 @@ _SOUND = '[launch]\naddress = "127.0.0.1:1"\n[features]\noidc = true\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         ("spec = 1\nname = x", "agent.toml: is not TOML: Invalid value (at line 2, column 8)."),
         (None, "agent.toml: cannot be read"),
@@ -164,68 +135,54 @@ _SOUND = '[launch]\naddress = "127.0.0.1:1"\n[features]\noidc = true\n'
         ),
     ],
 )
-def test_a_mistake_in_the_file_is_exit_2_with_the_place_in_it(tmp_path, text, said):
+def test_a_mistake_in_the_file_is_exit_2_with_the_place_in_it(tmp_path, text, words):
     if text is not None:
         (tmp_path / "agent.toml").write_text(text)
-    done = _run(str(tmp_path / "agent.toml"))
+    told = said(HELLO, "--agent", tmp_path / "agent.toml", code=2)
 
-    assert done.exit_code == 2, done.output
-    assert said in done.output
-    assert len(done.output.strip().splitlines()) == 1, "more than one sentence"
+    assert words in told
+    assert len(told.strip().splitlines()) == 1, "more than one sentence"
 
 
 def test_a_misspelt_selection_is_exit_2_and_names_the_nearest(tmp_path):
     """Beside a name that is right it would narrow the run unseen."""
-    done = _run(default_agent_toml(), "--check=wire.hello.itmes")
+    told = said(HELLO, "--agent", default_agent_toml(), "--check=wire.hello.itmes", code=2)
 
-    assert done.exit_code == 2, done.output
-    assert "--check wire.hello.itmes" in done.output
-    assert "Did you mean wire.hello.items?" in done.output
+    assert "--check wire.hello.itmes" in told
+    assert "Did you mean wire.hello.items?" in told
 
 
 def test_a_failure_tells_every_failing_step_and_the_token_without_its_signature(tmp_path):
-    command = [sys.executable, str(FAULTY.with_name("blunt.py")), "allow"]
-    args = [
-        "run",
-        "--agent",
-        _toml(tmp_path, command),
-        "--stage=processes",
-        "--check=gate.role-route.segment[spop]",
-    ]
-    done = CliRunner().invoke(conformance, [*args, f"--report={tmp_path / 'out'}"])
+    agent = agent_toml(tmp_path, [sys.executable, FAULTY.with_name("blunt.py"), "allow"], oidc=True)
+    options = ("--agent", agent, "--check=gate.role-route.segment[spop]", f"--report={tmp_path / 'out'}")
+    output = said(RUN, *options, code=1)
 
     [check] = report.load(tmp_path / "out" / "report.json")["checks"]
-    told = re.findall(r"^  (step \d+.*status: expected 403, got 200.*)$", done.output, re.MULTILINE)
-    assert done.exit_code == 1, done.output
-    assert len(told) == len(set(told)) == 5, done.output
+    told = re.findall(r"^  (step \d+.*status: expected 403, got 200.*)$", output, re.MULTILINE)
+    assert len(told) == len(set(told)) == 5, output
     assert all(line in check["message"] for line in told)
-    assert 'token claims: {"iss":' in done.output
-    assert '"aud":' in done.output
-    assert not re.search(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", done.output), "a whole token was printed"
+    assert 'token claims: {"iss":' in output
+    assert '"aud":' in output
+    assert not re.search(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", output), "a whole token was printed"
 
 
 def test_a_command_that_is_not_there_is_exit_2(tmp_path):
-    done = _run(_toml(tmp_path, ["./no-such-agent"]))
+    agent = agent_toml(tmp_path, ["./no-such-agent"], oidc=True)
 
-    assert done.exit_code == 2
-    assert "no-such-agent" in done.output
+    assert "no-such-agent" in said(HELLO, "--agent", agent, code=2)
 
 
 def test_a_dead_address_is_exit_3_and_the_doctor_says_so():
     with socket.create_server(("127.0.0.1", 0)) as once:
         address = f"127.0.0.1:{once.getsockname()[1]}"
 
-    run = CliRunner().invoke(conformance, ["run", "--agent-address", address, "--check=wire.hello"])
-    doctor = CliRunner().invoke(conformance, ["doctor", "--agent-address", address])
-
-    assert run.exit_code == 3
-    assert "cannot be connected to" in run.output
-    assert doctor.exit_code == 3
-    assert address in doctor.output
+    run = said("conformance run --check=wire.hello --agent-address", address, code=3)
+    assert "cannot be connected to" in run
+    assert address in said("conformance doctor --agent-address", address, code=3)
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "words"),
     [
         ("nobody-listens", "says that it serves"),
         ("no-address", "says that it serves 'here', but"),
@@ -234,14 +191,11 @@ def test_a_dead_address_is_exit_3_and_the_doctor_says_so():
         ("dies-of-a-question", "says that it serves"),
     ],
 )
-def test_the_doctor_finds_what_a_run_would(tmp_path, fault, said):
-    agent = _toml(tmp_path, [sys.executable, str(FAULTY), fault])
+def test_the_doctor_finds_what_a_run_would(tmp_path, fault, words):
+    told = said("conformance doctor --agent", _faulty(tmp_path, fault), code=3)
 
-    done = CliRunner().invoke(conformance, ["doctor", "--agent", agent])
-
-    assert done.exit_code == 3, done.output
-    assert said in done.output
-    assert "Traceback" not in done.output
+    assert words in told
+    assert "Traceback" not in told
 
 
 def test_the_doctor_loads_nothing_that_it_does_not_use():
@@ -256,11 +210,9 @@ def test_the_doctor_loads_nothing_that_it_does_not_use():
 
 
 def test_init_writes_what_the_suite_reads_and_overwrites_nothing(tmp_path):
-    args = ["init", str(tmp_path), "--command", "./mine serve", "--name", 'my "agent"']
+    for code in (0, 2):
+        said("conformance init", tmp_path, "--command", "./mine serve", "--name", 'my "agent"', code=code)
 
-    first, second = (CliRunner().invoke(conformance, args) for _ in range(2))
-
-    assert (first.exit_code, second.exit_code) == (0, 2)
     spec = AgentSpec.load(tmp_path / "agent.toml")
     assert (spec.name, list(spec.command)) == ('my "agent"', ["./mine", "serve"])
     assert "conformance run" in (tmp_path / ".github/workflows/conformance.yml").read_text()
@@ -271,12 +223,11 @@ def test_a_running_agent_that_is_sound_is_exit_0():
         stage.idp.issuer("corp")
         policy = policy_of(WorldSpec(policy="orders"))
         with stage.world(AgentSpec.load(default_agent_toml()), policy, haproxy=False) as world:
-            args = ["run", "--agent-address", world.agent.spop_address, "--check=wire.life.sigterm"]
-            done = CliRunner().invoke(conformance, [*args, "--check=wire.hello"])
+            words = "conformance run --check=wire.life.sigterm --check=wire.hello --agent-address"
+            told = said(words, world.agent.spop_address)
 
-    assert done.exit_code == 0, done.output
-    assert "not-applicable wire.life.sigterm" in done.output
-    assert "conforms to" not in done.output
+    assert "not-applicable wire.life.sigterm" in told
+    assert "conforms to" not in told
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

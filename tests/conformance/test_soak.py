@@ -8,9 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
+from invoking import said
 
-from iamroles_conformance.commands.conformance import conformance
 from iamroles_conformance.reports import soak_page
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.declarations.walk import walk
@@ -160,39 +159,34 @@ def test_what_another_user_hides_is_not_counted_as_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("launch", "oidc", "said"),
+    ("launch", "oidc", "why"),
     [
         ('address = "127.0.0.1:1"', "true", "needs an agent that the stage starts"),
         ('command = ["iamroles"]', "false", "asks with an issuer's tokens"),
     ],
 )
-def test_whoever_takes_no_tokens_is_not_accused_of_it(tmp_path, launch, oidc, said):
+def test_whoever_takes_no_tokens_is_not_accused_of_it(tmp_path, launch, oidc, why):
     agent = tmp_path / "agent.toml"
     agent.write_text(f"spec = 1\n[launch]\n{launch}\n[features]\noidc = {oidc}\n", encoding="utf-8")
     for words, what in (
-        (["soak"], "a soak"),
-        (["run", "--under-load", "5"], "--under-load"),
-        (["oracle"], "the oracle"),
+        ("soak --stage processes", "a soak"),
+        ("run --under-load 5 --stage processes", "--under-load"),
+        ("oracle", "the oracle"),
     ):
-        stage = [] if words == ["oracle"] else ["--stage", "processes"]
-        done = CliRunner().invoke(conformance, [*words, "--agent", str(agent), *stage])
-
-        assert done.exit_code == 2
-        assert f"{what} {said}" in done.output
+        assert f"{what} {why}" in said(f"conformance {words} --agent", agent, code=2)
 
 
 def test_bad_arguments_end_with_2():
-    for words in (["--for", "10"], ["--for", "0s"], ["--rate", "0"], ["--seed", "x"]):
-        assert CliRunner().invoke(conformance, ["soak", *words]).exit_code == 2
+    for words in ("--for 10", "--for 0s", "--rate 0", "--seed x"):
+        assert said(f"conformance soak {words}", code=2)
 
 
 def test_a_short_soak_counts_as_failed_and_writes_its_result(tmp_path):
     data, page = tmp_path / "soak.json", tmp_path / "soak.html"
-    words = ["--stage", "processes", "--for", "3s", "--seed", "5", "--json", str(data), "--page", str(page)]
-    done = CliRunner().invoke(conformance, ["soak", *words])
+    words = "conformance soak --stage processes --for 3s --seed 5"
+    said(words, "--json", data, "--page", page, code=1)
     result = json.loads(data.read_text(encoding="utf-8"))
 
-    assert done.exit_code == 1, done.output
     assert result["bad"] == {}
     assert result["identity_keys"] >= 2, "two agents, each with keys of its own"
     assert any("fewer than 20: nothing was shown" in problem for problem in result["problems"])

@@ -1,11 +1,11 @@
 """`iamroles trace`: transcripts of captured streams, whole and broken."""
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from invoking import said
 
-from iamroles_conformance.commands.trace import from_hex, trace, trace_stream
+from iamroles_conformance.commands.trace import from_hex, trace_stream
 from iamroles_scenarios.wire.blunt import ack
 from iamroles_scenarios.wire.client import question
 from iamroles_scenarios.wire.codec import string
@@ -16,34 +16,28 @@ ALLOW = b"\x01\x03\x02" + string("allow") + b"\x11"
 STREAM = hello().encode() + ASKED.encode() + ack(ASKED, ALLOW) + disconnect(2, "timeout").encode()
 
 
-def run(data, *options):
-    return CliRunner().invoke(trace, options, input=data)
+def shown(data, *options, code=0):
+    return said("trace", *options, input=data, code=code)
 
 
 def test_both_directions_in_one_stream():
-    done = run(STREAM)
-    lines = done.output.splitlines()
+    lines = shown(STREAM).splitlines()
 
-    assert done.exit_code == 0, done.output
-    assert [line.split()[1:3] for line in lines] == [
-        [">>", "HAPROXY-HELLO"],
-        [">>", "NOTIFY"],
-        ["<<", "ACK"],
-        [">>", "HAPROXY-DISCONNECT"],
-    ]
+    names = [" ".join(line.split()[1:3]) for line in lines]
+    assert names == [">> HAPROXY-HELLO", ">> NOTIFY", "<< ACK", ">> HAPROXY-DISCONNECT"]
     assert "txn.allow=true:BOOL" in lines[2]
     assert "status-code=2 (timeout)" in lines[3]
     assert int(lines[1].split()[0]) == len(hello().encode())
 
 
 def test_credentials_are_hidden_unless_asked_for():
-    assert "very-secret" not in run(STREAM).output
-    assert "very-secret" in run(STREAM, "--reveal").output
+    assert "very-secret" not in shown(STREAM)
+    assert "very-secret" in shown(STREAM, "--reveal")
 
 
 def test_hexadecimal_input():
-    assert run(STREAM.hex(" ").encode(), "--hex").output == run(STREAM).output
-    assert run(b"zz", "--hex").exit_code == 2
+    assert shown(STREAM.hex(" ").encode(), "--hex") == shown(STREAM)
+    assert shown(b"zz", "--hex", code=2)
     assert from_hex(b"0x01 02:03") == b"\x01\x02\x03"
 
 
@@ -60,19 +54,16 @@ def test_hexadecimal_input():
     ],
 )
 def test_broken_streams_say_where_and_why(data, why):
-    done = run(data)
-
-    assert done.exit_code == 1
-    assert why in done.output
+    assert why in shown(data, code=1)
 
 
 def test_the_direction_is_checked_where_it_is_known():
-    assert "does not come from an agent" in run(ASKED.encode(), "--from", "agent").output
-    assert run(ASKED.encode(), "--from", "haproxy").exit_code == 0
+    assert "does not come from an agent" in shown(ASKED.encode(), "--from", "agent", code=1)
+    assert shown(ASKED.encode(), "--from", "haproxy")
 
 
 def test_nothing_to_read():
-    assert run(b"").exit_code == 2
+    assert shown(b"", code=2)
 
 
 @given(st.binary(max_size=400))

@@ -5,12 +5,11 @@ import os
 import subprocess
 
 import pytest
-from click.testing import CliRunner
+from invoking import ran, said
 
 from iamroles_loadtests.asking.gate_config import GateConfigError, shipped_files
 from iamroles_loadtests.bench import agent, docs, gate, variants
 from iamroles_loadtests.bench.rounds import ratio
-from iamroles_loadtests.commands.bench import bench
 from iamroles_scenarios.base.errors import PageError
 from iamroles_scenarios.stage.haproxies import find
 
@@ -70,7 +69,7 @@ def test_ratios_are_taken_within_rounds():
 
 
 @pytest.mark.parametrize(
-    ("target", "low", "high", "said"),
+    ("target", "low", "high", "verdict"),
     [
         ("at most 1.4", 1.2, 1.4, "met"),
         ("at most 1.4", 1.2, 1.5, "open"),
@@ -81,8 +80,8 @@ def test_ratios_are_taken_within_rounds():
         ("", 1.0, 2.0, ""),
     ],
 )
-def test_what_an_interval_says_of_a_target(target, low, high, said):
-    assert docs.verdict(target, {"value": (low + high) / 2, "low": low, "high": high}) == said
+def test_what_an_interval_says_of_a_target(target, low, high, verdict):
+    assert docs.verdict(target, {"value": (low + high) / 2, "low": low, "high": high}) == verdict
 
 
 @pytest.mark.parametrize(
@@ -98,12 +97,8 @@ def test_a_page_without_one_place_is_left_alone(tmp_path, page):
 
 
 def test_the_agent_beside_its_peers():
-    done = CliRunner().invoke(
-        bench, ["agent", "--rounds", "1", "--seconds", "0.1", "--identities", "500", "--json"]
-    )
+    found = json.loads(ran("bench agent --rounds 1 --seconds 0.1 --identities 500 --json").stdout)
 
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
     assert set(found) == {shape.name for shape in (agent.PIPELINED, agent.SINGLE, agent.BUSY, agent.CALM)}
     for played in found.values():
         for name, rounds in played.items():
@@ -116,10 +111,8 @@ def test_the_agent_beside_its_peers():
 def test_what_each_step_costs(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- bench gate -->\nold\n<!-- /bench gate -->\nafter\n")
-    words = ["gate", "--step", "5", "--rounds", "1", "--seconds", "0.1", "--json", "--docs", str(page)]
-    done = CliRunner().invoke(bench, words)
+    done = ran("bench gate --step 5 --rounds 1 --seconds 0.1 --json --docs", page)
 
-    assert done.exit_code == 0, done.output
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert "old" not in lines
@@ -137,7 +130,4 @@ q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==
 
 
 def test_a_step_to_measure_that_there_is_not():
-    done = CliRunner().invoke(bench, ["gate", "--step", "nine"])
-
-    assert done.exit_code == 2
-    assert "unknown step 'nine'; the steps are live, 0, 1" in done.output
+    assert "unknown step 'nine'; the steps are live, 0, 1" in said("bench gate --step nine", code=2)

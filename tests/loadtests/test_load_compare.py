@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from invoking import said
 
 from iamroles_loadtests.asking.plan import Phase
-from iamroles_loadtests.commands.load import load
 from iamroles_loadtests.measuring.measurement import Measurement, Played
 from iamroles_loadtests.results import result
 from iamroles_loadtests.results.compare import cautions, compared, obstacles
@@ -71,29 +70,25 @@ def test_what_does_not_compare_is_said():
     other["wrong"] = 3
     other["target"]["stage"] = "containers"
 
-    said = obstacles(one, other)
+    told = obstacles(one, other)
     for what in (
-        "it rained",
-        "cpu differs",
-        "--connections differs",
-        "offered 5,000/s, then 9,000/s",
-        "second run had 3 wrong verdicts",
-        "(stage) differs",
+        *("it rained", "cpu differs", "--connections differs", "offered 5,000/s, then 9,000/s"),
+        *("second run had 3 wrong verdicts", "(stage) differs"),
     ):
-        assert sum(what in why for why in said) == 1, what
-    assert len(said) == 6
+        assert sum(what in why for why in told) == 1, what
+    assert len(told) == 6
     other["environment"]["python"] = "3.99"
     other["target"]["haproxy"] = "9.9"
     other["phases"][0]["name"] = "low"
     one["phases"][0]["windows"] = one["phases"][0]["windows"][:5]
-    said = cautions(one, other)
+    told = cautions(one, other)
     for what in (
         "python differs",
         "haproxy differs",
         "only one of the runs has half, low",
         "windows in half",
     ):
-        assert sum(what in why for why in said) == 1, what
+        assert sum(what in why for why in told) == 1, what
 
 
 def test_what_is_not_answered_is_no_faster():
@@ -107,7 +102,7 @@ def test_what_is_not_answered_is_no_faster():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         (lambda found: found.pop("phases"), "'phases' is a required property"),
         (lambda found: found["phases"][0]["sent"].pop("histogram"), "'histogram' is a required property"),
@@ -117,16 +112,15 @@ def test_what_is_not_answered_is_no_faster():
     ],
 )
 @pytest.mark.parametrize("command", ["compare", "report"])
-def test_what_is_no_result_is_refused_where_it_fails(tmp_path, command, change, said):
+def test_what_is_no_result_is_refused_where_it_fails(tmp_path, command, change, words):
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     found = result.load(EXAMPLE)
     good.write_text(json.dumps(found))
     change(found)
     bad.write_text(json.dumps(found))
-    done = CliRunner().invoke(load, [command, *([str(good)] if command == "compare" else []), str(bad)])
+    told = said(f"load {command}", *([good] if command == "compare" else []), bad, code=2)
 
-    assert done.exit_code == 2, done.output
-    assert said in " ".join(done.output.replace("│", " ").split())
+    assert words in " ".join(told.replace("│", " ").split())
 
 
 def test_the_command(tmp_path):
@@ -134,25 +128,19 @@ def test_the_command(tmp_path):
         path = tmp_path / name
         path.mkdir()
         (path / "result.json").write_text(json.dumps(found))
-        return str(path)
+        return path
+
+    def compare(after, *options, code):
+        return said("load compare --worse 1.1", before, after, *options, code=code)
 
     before, after = written("a", made(1)), written("b", made(2, 1.5))
-    same = CliRunner().invoke(load, ["compare", before, before, "--worse", "1.1"])
-    assert same.exit_code == 0, same.output
-    assert "no difference shown" in same.output
-    slower = CliRunner().invoke(load, ["compare", before, after, "--worse", "1.1", "--json"])
-    assert slower.exit_code == 1
-    assert {line["verdict"] for line in json.loads(slower.output)["lines"]} == {"slower", ""}
+    assert "no difference shown" in compare(before, code=0)
+    slower = json.loads(compare(after, "--json", code=1))
+    assert {line["verdict"] for line in slower["lines"]} == {"slower", ""}
     page = tmp_path / "page.html"
     rainy = written("r", {**made(2, 1.5), "valid": False, "doubts": ["it rained"]})
-    invalid = CliRunner().invoke(load, ["compare", before, rainy, "--worse", "1.1", "--html", str(page)])
-    assert invalid.exit_code == 4
-    assert "not comparable" in invalid.output
+    assert "not comparable" in compare(rainy, "--html", page, code=4)
     assert "it rained" in page.read_text()
-    assert CliRunner().invoke(load, ["compare", before, rainy, "--worse", "1.1", "--anyway"]).exit_code == 1
-    nowhere = CliRunner().invoke(load, ["compare", before, before, "--html", str(tmp_path / "no" / "page")])
-    assert nowhere.exit_code == 2
-    assert "be written" in nowhere.output
-    strange = CliRunner().invoke(load, ["compare", before, written("c", made(1, name="other"))])
-    assert strange.exit_code == 2
-    assert "no phase in common" in strange.output
+    assert compare(rainy, "--anyway", code=1)
+    assert "be written" in compare(before, "--html", tmp_path / "no" / "page", code=2)
+    assert "no phase in common" in compare(written("c", made(1, name="other")), code=2)

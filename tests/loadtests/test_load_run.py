@@ -1,19 +1,19 @@
 """Whole runs, a few seconds each: a good gate passes; wrong verdicts, missed objectives and lag do not."""
 
 import json
-import textwrap
 
 import jsonschema
 import pytest
-from click.testing import CliRunner
+from invoking import agent_toml, ran, said
 from truth import truth
 
-from iamroles_loadtests.commands.load import load
 from iamroles_loadtests.measuring.histogram import Histogram
 from iamroles_loadtests.results.result import SCHEMA
 
-STAGE = ("--stage", "processes")
-SHORT = ("--duration", "1.5", "--warmup", "0.3", "--rate", "200")
+ANY = "load run --duration 1.5 --warmup 0.3 --rate 200"
+RUN = f"{ANY} --stage processes"
+BRIEF = "load run --stage processes --duration 1 --warmup 0.2 --pairs 0"
+TIMELINE = "load timeline --stage processes"
 LENIENT = """
 [generator]
 share = 1.0
@@ -47,12 +47,12 @@ main(["agent", "run"])
 """
 
 
-def loaded(*arguments):
-    return CliRunner().invoke(load, [str(argument) for argument in arguments])
+def printed(words, *more, code=0):
+    return json.loads(ran(f"{words} --json", *more, code=code).stdout)
 
 
-def result_of(done):
-    result = json.loads(done.stdout)
+def measured(words, *more, code=0):
+    result = printed(words, *more, code=code)
     jsonschema.validate(result, json.loads(SCHEMA.read_text()))
     return result
 
@@ -65,12 +65,8 @@ def lenient(tmp_path):
 
 
 def test_a_good_gate(tmp_path, lenient):
-    done = loaded(
-        "run", *STAGE, *SHORT, "--pairs", "2", "--slo", lenient, "--report", tmp_path / "out", "--json"
-    )
+    result = measured(f"{RUN} --pairs 2", "--slo", lenient, "--report", tmp_path / "out")
 
-    assert done.exit_code == 0, done.output[-2000:]
-    result = result_of(done)
     assert result["met"]
     assert (result["wrong"], result["faults"], result["stray"]) == (0, 0, 0)
     [phase] = result["phases"]
@@ -93,28 +89,12 @@ def test_a_good_gate(tmp_path, lenient):
     )
     assert lanes["unasked"]["told"]["max"] <= lanes["remembered"]["told"]["p50"]
 
-    again = loaded("report", tmp_path / "out")
-    assert again.exit_code == 0
-    assert "SLO met" in again.output
+    assert "SLO met" in said("load report", tmp_path / "out")
 
 
 def test_by_default_it_finds_the_knee_and_measures_at_shares_of_it(lenient):
-    arguments = (
-        "--duration",
-        "1",
-        "--warmup",
-        "0.2",
-        "--pairs",
-        "0",
-        "--shape",
-        "hostile",
-        "--shape",
-        "fresh",
-    )
-    done = loaded("run", *STAGE, *arguments, "--slo", lenient, "--json")
+    result = measured(f"{BRIEF} --shape hostile --shape fresh", "--slo", lenient, code=(0, 4))
 
-    assert done.exit_code in (0, 4), done.output[-2000:]
-    result = result_of(done)
     assert result["wrong"] == result["faults"] == 0, result["examples"]
     knee = result["knee"]
     assert 0 < knee["rate"] <= knee["capacity"] * 1.05
@@ -130,13 +110,10 @@ def test_injected_wrong_verdicts_fail_the_run(tmp_path, lenient):
     """Some callers get another's name, some the wrong backend, some a refusal: each kind is seen."""
     program = tmp_path / "misled.py"
     program.write_text(MISLED)
-    agent = tmp_path / "agent.toml"
-    agent.write_text(f'spec = 1\nname = "misled"\n[launch]\ncommand = ["python", "{program}"]\n')
+    agent = agent_toml(tmp_path, ["python", program])
 
-    done = loaded("run", *STAGE, *SHORT, "--pairs", "0", "--slo", lenient, "--agent", agent, "--json")
+    result = measured(f"{RUN} --pairs 0", "--slo", lenient, "--agent", agent, code=1)
 
-    assert done.exit_code == 1, done.output[-2000:]
-    result = result_of(done)
     assert result["wrong"] > 0
     assert result["faults"] == 0
     told = " ".join(result["examples"])
@@ -148,27 +125,20 @@ def test_injected_wrong_verdicts_fail_the_run(tmp_path, lenient):
 
 
 def test_tls_and_a_handshake_for_each_request(lenient):
-    short = ("--duration", "1", "--warmup", "0.2", "--pairs", "0")
-    done = loaded(
-        "run", *STAGE, *short, "--tls", "--shape", "fresh", "--shape", "streams", "--slo", lenient, "--json"
-    )
+    result = measured(f"{BRIEF} --tls --shape fresh --shape streams", "--slo", lenient, code=(0, 4))
 
-    assert done.exit_code in (0, 4), done.output[-2000:]
-    result = result_of(done)
     assert result["wrong"] == result["faults"] == 0, result["examples"]
     phases = {phase["name"]: phase for phase in result["phases"]}
     assert phases["fresh"]["samples"] > 0
     assert phases["streams"]["held"] == 200
     # A handshake costs HAProxy more than a request does.
     assert phases["fresh"]["cpu"]["haproxy"] > phases["low"]["cpu"]["haproxy"]
-    assert loaded("run", "--tls", "--straight").exit_code == 2
+    assert said("load run --tls --straight", code=2)
 
 
 def test_a_timeline_at_a_rate_of_its_own():
-    done = loaded("timeline", "fire.emergency", "--rate", "300", *STAGE, "--json")
+    result = printed(f"{TIMELINE} fire.emergency --rate 300")
 
-    assert done.exit_code == 0, done.output[-2000:]
-    result = json.loads(done.stdout)
     assert [phase["from"] for phase in result["phases"]] == ["begin", "replaced"]
     assert all(phase["answers"] and phase["p50"] <= phase["max"] for phase in result["phases"])
     assert (result["rate"], result["connections"]) == (300, 12)
@@ -179,55 +149,41 @@ def test_a_timeline_at_a_rate_of_its_own():
 
 @pytest.mark.parametrize("scenario", ["fire.certificate", "fire.identity"])
 def test_what_the_proxy_and_the_agent_hold_rotates_at_a_rate_of_its_own(scenario):
-    done = loaded("timeline", scenario, "--rate", "80", *STAGE, "--json")
-
-    assert done.exit_code == 0, done.output[-2000:]
-    assert all(phase["answers"] for phase in json.loads(done.stdout)["phases"])
+    assert all(phase["answers"] for phase in printed(f"{TIMELINE} {scenario} --rate 80")["phases"])
 
 
 def test_a_timeline_that_goes_wrong(tmp_path):
-    agent = tmp_path / "agent.toml"
     command = ["python", "-m", "iamroles_conformance.selftest.mutants", "fire.first-keys", "agent", "run"]
-    agent.write_text(f"spec = 1\n[launch]\ncommand = {json.dumps(command)}\n[features]\noidc = true\n")
-    done = loaded("timeline", "fire.emergency", *STAGE, "--agent", agent)
+    agent = agent_toml(tmp_path, command, oidc=True)
+    told = said(f"{TIMELINE} fire.emergency --agent", agent, code=1)
 
-    assert done.exit_code == 1, done.output[-2000:]
-    assert "pass  fire.emergency.stolen: " not in done.output
-    assert "fail  fire.emergency.callers: replaced to end: " in done.output
-    lacking = loaded("timeline", "fire.policy", *STAGE, "--agent", agent)
-    assert lacking.exit_code == 3
-    said = lacking.output.splitlines()
-    assert all(line.startswith("not-applicable  ") and "declares no reload" in line for line in said), said
+    assert "pass  fire.emergency.stolen: " not in told
+    assert "fail  fire.emergency.callers: replaced to end: " in told
+    lacking = said(f"{TIMELINE} fire.policy --agent", agent, code=3).splitlines()
+    assert all(line.startswith("not-applicable  ") and "declares no reload" in line for line in lacking)
 
 
 def test_what_is_no_timeline_is_named_with_those_that_are():
-    done = loaded("timeline", "gate.audience")
+    told = said("load timeline gate.audience", code=2)
 
-    assert done.exit_code == 2
-    assert "is not a timeline: take one of fire.certificate, " in done.output
+    assert "is not a timeline: take one of fire.certificate, " in told
 
 
 def test_the_agent_alone(lenient):
-    done = loaded("run", *STAGE, *SHORT, "--straight", "--in-flight", "8", "--slo", lenient, "--json")
+    [phase] = measured(f"{RUN} --straight --in-flight 8", "--slo", lenient)["phases"]
 
-    assert done.exit_code == 0, done.output[-2000:]
-    [phase] = result_of(done)["phases"]
     assert not phase["stamped"]  # pipelined: the stamps are this process's own
     assert phase["cases"]["remembered"]["samples"] > 200
 
 
 def test_any_server(tmp_path, lenient):
     with truth("quick") as server:
-        common = ("run", "--url", f"http://{server.address}/", "--slo", lenient, "--json", *SHORT)
-        done = loaded(*common, "--header", "Authorization: Bearer secret-of-mine")
-        assert done.exit_code == 0, done.output[-2000:]
-        result = result_of(done)
+        url = f"{ANY} --url http://{server.address}/"
+        result = measured(url, "--slo", lenient, "--header", "Authorization: Bearer secret-of-mine")
         assert result["target"]["kind"] == "url"
         assert result["pairs"] is None
-        assert "secret-of-mine" not in done.output
-        wrong = loaded(*common, "--status", "404")
-        assert wrong.exit_code == 1
-        assert "status 200 where 404" in wrong.output
+        assert "secret-of-mine" not in str(result)
+        assert "status 200 where 404" in said(f"{url} --json --status 404", "--slo", lenient, code=1)
 
 
 def test_a_missed_objective_fails_the_run(tmp_path):
@@ -237,12 +193,11 @@ def test_a_missed_objective_fails_the_run(tmp_path):
         '[levels.300.sent]\np50 = "1us"\n'
     )
 
-    done = loaded("run", *STAGE, *SHORT, "--rate", "300", "--pairs", "0", "--slo", slo)
+    told = said(f"{RUN} --rate 300 --pairs 0", "--slo", slo, code=1)
 
-    assert done.exit_code == 1
-    assert "NOT met  300: from sent p50" in done.output
-    assert "NOT met  200.sent.p50 over" in done.output
-    assert "SLO NOT met" in done.output
+    assert "NOT met  300: from sent p50" in told
+    assert "NOT met  200.sent.p50 over" in told
+    assert "SLO NOT met" in told
 
 
 def test_a_late_generator_makes_the_run_invalid(tmp_path):
@@ -250,31 +205,23 @@ def test_a_late_generator_makes_the_run_invalid(tmp_path):
     slo = tmp_path / "slo.toml"
     slo.write_text('[generator]\nfloor = "0us"\nshare = 0.000000001\nstall = "60s"\n')
     with truth("quick") as server:
-        done = loaded("run", "--url", f"http://{server.address}/", *SHORT, "--slo", slo)
+        told = said(f"{ANY} --url http://{server.address}/", "--slo", slo, code=4)
 
-    assert done.exit_code == 4
-    assert "the generator's own lag" in done.output.replace("\n", " ")
+    assert "the generator's own lag" in told.replace("\n", " ")
 
 
 def test_nobody_there_is_faults():
-    done = loaded("run", "--url", "http://127.0.0.1:9/", *SHORT)
-
-    assert done.exit_code == 1
-    assert "refused" in done.output
+    assert "refused" in said(f"{ANY} --url http://127.0.0.1:9/", code=1)
 
 
 def test_an_agent_that_does_not_start_is_a_fault_of_the_stage(tmp_path):
-    agent = tmp_path / "agent.toml"
-    agent.write_text('spec = 1\nname = "gone"\n[launch]\ncommand = ["python", "-c", "raise SystemExit(4)"]\n')
+    agent = agent_toml(tmp_path, ["python", "-c", "raise SystemExit(4)"])
 
-    done = loaded("run", *STAGE, *SHORT, "--agent", agent)
-
-    assert done.exit_code == 3
-    assert "exit code 4" in done.output
+    assert "exit code 4" in said(RUN, "--agent", agent, code=3)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         ('[levels.low.sent]\np50 = "fast"\n', "slo.toml:2: levels.low.sent.p50"),
         ("[levels.low.due]\np50 = 5\n", "slo.toml:2: levels.low.due.p50"),
@@ -282,14 +229,11 @@ def test_an_agent_that_does_not_start_is_a_fault_of_the_stage(tmp_path):
         ("[latency\n", "not TOML"),
     ],
 )
-def test_bad_objectives_start_nothing(tmp_path, text, said):
+def test_bad_objectives_start_nothing(tmp_path, text, words):
     slo = tmp_path / "slo.toml"
-    slo.write_text(textwrap.dedent(text))
+    slo.write_text(text)
 
-    done = loaded("run", "--slo", slo)
-
-    assert done.exit_code == 2
-    assert said in done.output
+    assert words in said("load run --slo", slo, code=2)
 
 
 @pytest.mark.parametrize(
@@ -306,8 +250,8 @@ def test_bad_objectives_start_nothing(tmp_path, text, said):
     ],
 )
 def test_bad_arguments(arguments):
-    assert loaded("run", *arguments).exit_code == 2
+    assert said("load run", *arguments, code=2)
 
 
 def test_what_is_no_result():
-    assert loaded("report", __file__).exit_code == 2
+    assert said("load report", __file__, code=2)

@@ -1,12 +1,11 @@
 """The demo: what a newcomer sees, and that it does not say "as told" of what went otherwise."""
 
-import json
 import re
 
 import pytest
-from click.testing import CliRunner
+from invoking import agent_toml, said
 
-from iamroles_scenarios.commands.demo import demo, tour
+from iamroles_scenarios.commands.demo import tour
 from iamroles_scenarios.commands.demo_streams import STREAMS
 from iamroles_scenarios.engine.observation import Observation, mismatches
 
@@ -43,72 +42,50 @@ main(["agent", "run"])
 
 
 def test_every_step_goes_as_told():
-    done = CliRunner().invoke(demo, ["--stage", "processes"])
+    output = said("demo --stage processes")
 
-    assert done.exit_code == 0, done.output
-    assert f"{STEPS} of {STEPS} steps went as told." in done.output
-    assert not re.search(r"eyJ[\w-]{8}", done.output)
+    assert f"{STEPS} of {STEPS} steps went as told." in output
+    assert not re.search(r"eyJ[\w-]{8}", output)
     for told in (
-        "X-IAM-Principal",
-        "ambiguous_role",
-        "orders-rw",
-        "token_expired",
-        "key_unknown",
-        "no verdict",
-        "frames go and come, ",
-        "words arrive, ",
+        *("X-IAM-Principal", "ambiguous_role", "orders-rw", "token_expired", "key_unknown", "no verdict"),
+        *("frames go and come, ", "words arrive, "),
     ):
-        assert told in done.output
-    ends = re.findall(r"closed by HAProxy, \d+\.\d\d s (?:after|before) (the [a-z' ]+)", done.output)
+        assert told in output
+    ends = re.findall(r"closed by HAProxy, \d+\.\d\d s (?:after|before) (the [a-z' ]+)", output)
     assert ends == ["the token's end", "the token's end", "the revocation"]
 
 
-def agent_of(tmp_path, command, live=""):
-    """The file of an agent that a command starts."""
-    agent = tmp_path / "agent.toml"
-    agent.write_text(
-        f'spec = 1\nname = "lying"\n[launch]\ncommand = {json.dumps(command)}\n'
-        f'[features]\noidc = true\nreload = "SIGHUP"\n{live}'
-    )
-    return str(agent)
+OPEN = "NOT AS TOLD still open"
 
 
 @pytest.mark.parametrize(
-    ("program", "live", "steps", "said"),
+    ("program", "live", "steps", "told"),
     [
         (
-            LATE,
-            "live = true\n",
-            f"{TOUR} of {STEPS}",
-            {
-                "NOT AS TOLD still open 1 s after the token's end": 2,
-                "NOT AS TOLD still open 5 s after the revocation": 1,
-            },
+            *(LATE, True, f"{TOUR} of {STEPS}"),
+            {f"{OPEN} 1 s after the token's end": 2, f"{OPEN} 5 s after the revocation": 1},
         ),
-        (LYING, "", f"{TOUR - 1} of {TOUR}", {"NOT AS TOLD": 2, "status: expected 401, got 503": 1}),
+        (LYING, False, f"{TOUR - 1} of {TOUR}", {"NOT AS TOLD": 2, "status: expected 401, got 503": 1}),
     ],
     ids=["a-stream-that-outlives-its-token", "a-step-that-goes-otherwise"],
 )
-def test_what_goes_otherwise_fails_it_there_alone(tmp_path, program, live, steps, said):
+def test_what_goes_otherwise_fails_it_there_alone(tmp_path, program, live, steps, told):
     """LATE tells HAProxy a later end and cuts nothing; LYING calls an expired token an internal error."""
     (tmp_path / "lying.py").write_text(program)
-    agent = agent_of(tmp_path, ["python", str(tmp_path / "lying.py")], live)
+    agent = agent_toml(tmp_path, ["python", tmp_path / "lying.py"], oidc=True, reload="SIGHUP", live=live)
 
-    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", agent])
+    output = said("demo --stage processes --agent", agent, code=1)
 
-    assert done.exit_code == 1, done.output
-    assert f"{steps} steps went as told." in done.output
-    for words, count in said.items():
-        assert done.output.count(words) == count
+    assert f"{steps} steps went as told." in output
+    for words, count in told.items():
+        assert output.count(words) == count
 
 
 def test_an_agent_that_does_not_start_is_a_fault_of_the_stage(tmp_path):
-    agent = agent_of(tmp_path, ["python", "-c", "raise SystemExit(4)"])
+    agent = agent_toml(tmp_path, ["python", "-c", "raise SystemExit(4)"], oidc=True, reload="SIGHUP")
 
-    done = CliRunner().invoke(demo, ["--stage", "processes", "--agent", agent])
-
-    assert done.exit_code == 3
-    assert "ended with exit code 4 before it was ready" in done.output
+    told = said("demo --stage processes --agent", agent, code=3)
+    assert "ended with exit code 4 before it was ready" in told
 
 
 @pytest.mark.parametrize("name", ["status", "backend", "reason", "rule"])
@@ -118,14 +95,8 @@ def test_each_part_of_an_answer_is_compared(name):
     other = seen | {name: 503 if name == "status" else "other"}
 
     def observed(parts):
-        return Observation(
-            status=parts["status"],
-            allow=True,
-            error="",
-            backend=parts["backend"],
-            reason=parts["reason"],
-            tags={"rule": parts["rule"]},
-        )
+        about = {name: parts[name] for name in ("status", "backend", "reason")}
+        return Observation(allow=True, error="", tags={"rule": parts["rule"]}, **about)
 
     assert mismatches(told, observed(seen), {}) == []
     [difference] = mismatches(told, observed(other), {})
@@ -133,4 +104,4 @@ def test_each_part_of_an_answer_is_compared(name):
 
 
 def test_help_needs_no_stage():
-    assert "allow, deny, overlap" in CliRunner().invoke(demo, ["--help"]).output
+    assert "allow, deny, overlap" in said("demo --help")
