@@ -1,6 +1,5 @@
 """Strict TOML: every problem with file, line, key and what to do."""
 
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,9 @@ from hypothesis import strategies as st
 
 from iamroles_scenarios.base.errors import DocumentError
 from iamroles_scenarios.checks.fault import NOT_PRODUCED, not_produced
-from iamroles_scenarios.checks.plan import plan
-from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.catalogue import load as load_catalogue
 from iamroles_scenarios.declarations.documents import lines_of, parse
-from iamroles_scenarios.declarations.scenario import ALL_LANES, Scenario, merged, policy_of, scenarios
+from iamroles_scenarios.declarations.scenario import Scenario, merged, policy_of, scenarios
 from iamroles_scenarios.declarations.scenario import load as load_scenarios
 
 _GOOD = """id = "gate.example"
@@ -113,30 +110,6 @@ def test_a_requirement_has_every_field(tmp_path):
 
     assert any("requirement[0].attack" in problem for problem in caught.value.problems)
     assert any("a.toml:2: requirement[0].id" in problem for problem in caught.value.problems)
-
-
-def test_checks_name_requirements_that_exist():
-    known = set(catalogue())
-    unknown = {check.name: set(check.requirements) - known for check in plan(ALL_LANES)}
-
-    assert {name: missing for name, missing in unknown.items() if missing} == {}
-
-
-def test_every_must_of_the_gate_is_proved_by_a_check():
-    proved = {name for check in plan(ALL_LANES) for name in check.requirements}
-    families = {"GATE", "TOKEN", "ROLE", "POLICY", "PATH", "ROTATE", "CLOUD"}
-    gate = load_catalogue_file_ids("gate.toml")
-
-    assert {name.partition("-")[0] for name in gate} <= families
-    assert sorted(gate - proved) == []
-
-
-def load_catalogue_file_ids(name):
-    """Ids of a file of the shipped catalogue."""
-    from importlib.resources import files
-
-    text = (files("iamroles_scenarios") / "data" / "requirements" / name).read_text(encoding="utf-8")
-    return {entry["id"] for entry in tomllib.loads(text)["requirement"]}
 
 
 def test_every_world_of_a_scenario_exists():
