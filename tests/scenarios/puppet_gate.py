@@ -1,5 +1,6 @@
 """The shipped HAProxy configuration before a puppet agent, on every HAProxy, and clients to ask it."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -8,23 +9,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
 
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import AgentSpec, haproxies, open_stage
 
 HERE = Path(__file__).parent
-ISSUER = {
-    "name": "corp",
-    "issuer": "https://idp.example",
-    "audiences": ["edge"],
-    "algorithms": ["RS256"],
-    "accounts": ["111111111111"],
-}
-POLICY = {
-    "version": 1,
-    "issuers": [ISSUER],
-    "backends": [{"name": "alpha", "streams": True}, {"name": "beta"}],
-}
+PUPPET = [sys.executable, str(HERE / "stage_puppet.py")]
+RELOADS = {"features": {"oidc": True, "reload": "SIGHUP"}}
+ISSUER = {"name": "corp", "issuer": "https://idp.example", "audiences": ["edge"], "algorithms": ["RS256"]}
+ISSUER |= {"accounts": ["111111111111"]}
+POLICY = {"version": 1, "issuers": [ISSUER]}
+POLICY |= {"backends": [{"name": "alpha", "streams": True}, {"name": "beta"}]}
 YES = {
     "status": 200,
     "role": "arn:aws:iam::111111111111:role/reader",
@@ -38,15 +36,14 @@ YES = {
 }
 
 
+def described(directory=HERE, tables=RELOADS, **launch):
+    """An agent of the stage, in the words of `agent.toml`."""
+    document = {"spec": 1, "name": "puppet", "launch": launch, **tables}
+    return AgentSpec.of(document, directory / "agent.toml")
+
+
 def puppet_spec(**tables):
-    document = {
-        **tables,
-        "spec": 1,
-        "name": "puppet",
-        "launch": {"command": [sys.executable, str(HERE / "stage_puppet.py")]},
-        "features": {"oidc": True, "reload": "SIGHUP"},
-    }
-    return AgentSpec.of(document, HERE / "agent.toml")
+    return described(tables={**RELOADS, **tables}, command=PUPPET)
 
 
 def places():
@@ -118,10 +115,22 @@ def asked(world, request_id):
     return json.loads(line)["asked"]["iam-check"]
 
 
-def all_asked(world):
-    """Everything the agent was asked so far: a marker request flushes what is on its way."""
-    asked(world, ask(world, "/marker").header("x-iam-request-id")[0])
-    return [line for line in world.agent.lines() if line.startswith('{"asked"') and "/marker" not in line]
+@contextlib.contextmanager
+def nobody_asked(world):
+    """The agent is asked nothing meanwhile: a marker request flushes what is on its way."""
+
+    def all_asked():
+        asked(world, ask(world, "/marker").header("x-iam-request-id")[0])
+        return [line for line in world.agent.lines() if line.startswith('{"asked"') and "/marker" not in line]
+
+    before = all_asked()
+    yield
+    assert all_asked() == before
+
+
+def record(world, **wanted):
+    """Wait for the line of HAProxy's log that has these members."""
+    return world.haproxy.wait_log(lambda line: wanted.items() <= line.items())
 
 
 def fields_of(path="/orders/1", answer=YES, *, method="GET", authority="api.example", headers=()):
@@ -138,36 +147,25 @@ def h2(world, path="/orders/1", answer=YES, **options):
 
 
 def h2_exchange(world, fields):
-    """Status and body of an HTTP/2 request; literal header fields only (RFC 7541). Status 0: reset."""
-
-    def frame(kind, flags, stream, payload):
-        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-    def integer(value):
-        out = bytearray([min(value, 127)])
-        value -= 127
-        while value >= 0:
-            out.append((value & 127) | (128 if value > 127 else 0))
-            value = (value >> 7) if value > 127 else -1
-        return bytes(out)
-
-    def field(name, value):
-        return b"\x00" + integer(len(name)) + name + integer(len(value)) + value
-
-    block = b"".join(field(name.encode(), value.encode("latin-1")) for name, value in fields)
+    """Status and body of an HTTP/2 request that is sent as it is. Status 0: refused below HTTP."""
+    as_it_is = {"validate_outbound_headers": False, "normalize_outbound_headers": False}
+    line = H2Connection(H2Configuration(**as_it_is, header_encoding="latin-1"))
+    line.initiate_connection()
+    line.send_headers(
+        1, [(name.encode(), value.encode("latin-1")) for name, value in fields], end_stream=True
+    )
     status, body = 0, b""
     with connect(world) as connection:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 5, 1, block))
-        stream = connection.makefile("rb")
-        while head := stream.read(9):
-            payload = stream.read(int.from_bytes(head[:3], "big"))
-            if head[3] == 1:
-                known = {0x88: 200, 0x8C: 400}
-                status = known.get(payload[0]) or int(payload[2:5])
-            elif head[3] == 0:
-                body += payload
-            elif head[3] in (3, 7):  # RST_STREAM, GOAWAY: refused below HTTP
-                return 0, body
-            if head[3] in (0, 1) and head[4] & 1:
-                break
-    return status, body
+        connection.sendall(line.data_to_send())
+        while received := connection.recv(65_536):
+            for event in line.receive_data(received):
+                match event:
+                    case ResponseReceived():
+                        status = int(dict(event.headers)[":status"])
+                    case DataReceived():
+                        body += event.data
+                    case StreamEnded():
+                        return status, body
+                    case StreamReset() | ConnectionTerminated():
+                        return 0, body
+    return 0, body

@@ -7,39 +7,24 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from puppet_gate import HERE, ISSUER, PUPPET, described, puppet_spec
+from waiting import until
 
 from iamroles_scenarios.base.errors import StageError
-from iamroles_scenarios.stage import AgentSpec, open_stage
+from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.stage.docker import LABEL, find_engine, sweep
 from iamroles_scenarios.stage.images import Images
 
-HERE = Path(__file__).parent
-PUPPET = [sys.executable, str(HERE / "stage_puppet.py")]
-ISSUER = {
-    "name": "corp",
-    "issuer": "https://idp.example",
-    "audiences": ["edge"],
-    "algorithms": ["RS256"],
-    "accounts": ["111111111111"],
-}
 POLICY = {"version": 1, "issuers": [ISSUER], "backends": [{"name": "alpha"}]}
-KINDS = ["processes", "containers"]
+PLAIN = described(tables={}, command=PUPPET)
+"""A puppet that declares nothing, a reload neither."""
 
 
-def spec(command=PUPPET, **tables):
-    document = {"spec": 1, "name": "puppet", "launch": {"command": command}, **tables}
-    return AgentSpec.of(document, HERE / "agent.toml")
-
-
-RELOADS = {"features": {"reload": "SIGHUP"}}
-
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["processes", "containers"])
 def kind(request):
     if request.param == "containers":
         request.getfixturevalue("engine")
@@ -54,25 +39,21 @@ def stage(kind):
 
 @pytest.fixture(scope="module")
 def world(stage):
-    with stage.world(spec(**RELOADS), POLICY, haproxy=False) as world:
+    with stage.world(puppet_spec(), POLICY, haproxy=False) as world:
         yield world
 
 
 def test_an_agent_finds_its_world_file_under_both_names_of_the_variable():
-    assert spec().environment("w.json") == {"IAMROLES_POLICY": "w.json", "IAMROLES_WORLD": "w.json"}
+    assert PLAIN.environment("w.json") == {"IAMROLES_POLICY": "w.json", "IAMROLES_WORLD": "w.json"}
 
 
 def test_haproxy_takes_an_agent_on_a_unix_socket():
-    listening = AgentSpec.of(
-        {"spec": 1, "name": "unix", "launch": {"address": "unix:/agent.sock"}}, HERE / "agent.toml"
-    )
+    listening = described(address="unix:/agent.sock")
 
     with open_stage("processes") as stage, stage.world(listening, POLICY) as world:
         assert "agent-1" in world.haproxy.runtime("show servers conn iam-agents")
-        assert (world.agent.inner_address, world.agent.spop_address) == (
-            "unix@/agent.sock",
-            "unix:/agent.sock",
-        )
+        assert world.agent.inner_address == "unix@/agent.sock"
+        assert world.agent.spop_address == "unix:/agent.sock"
 
 
 # --- choosing ---------------------------------------------------------------------------------------------
@@ -80,7 +61,7 @@ def test_haproxy_takes_an_agent_on_a_unix_socket():
 
 def test_a_world_that_is_closed_leaves_no_files():
     with open_stage("processes") as stage:
-        with stage.world(spec(), POLICY) as world:
+        with stage.world(PLAIN, POLICY) as world:
             place = Path(world.haproxy.place.master).parent
             assert place.is_dir()
 
@@ -127,18 +108,11 @@ def test_a_socket_of_others_is_said_in_words(tmp_path):
             listening.listen()
             denied.chmod(0o600)
             env = {**os.environ, "DOCKER_HOST": f"unix://{denied}", "HOME": str(tmp_path)}
-            done = subprocess.run(
-                [sys.executable, "-c", script],
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
+            told = subprocess.check_output([sys.executable, "-c", script], env=env, text=True, timeout=60)
     finally:
         denied.unlink(missing_ok=True)
 
-    assert f"permission denied on {denied}: join the group that owns it" in done.stdout
+    assert f"permission denied on {denied}: join the group that owns it" in told
 
 
 def test_required_containers_without_an_engine_fail(monkeypatch):
@@ -185,7 +159,7 @@ def test_a_policy_is_filled_in_and_left_as_it_was(stage):
     }
     before = json.dumps(policy)
 
-    with stage.world(spec(), policy, haproxy=False) as world:
+    with stage.world(PLAIN, policy, haproxy=False) as world:
         assert world.document["issuers"][0]["issuer"] == f"{stage.urls['idp']}/corp"
         assert world.document["sts"][0]["endpoint"] == f"{stage.urls['sts']}/"
         echo, own = world.document["backends"]
@@ -211,7 +185,7 @@ def test_an_agent_comes_back_where_it_was(world):
 
 
 def test_a_drained_agent_says_zero(stage):
-    with stage.world(spec(), POLICY, haproxy=False) as world:
+    with stage.world(PLAIN, POLICY, haproxy=False) as world:
         assert world.agent.stop() == 0
         world.agent.start()
         assert world.agent.alive
@@ -219,7 +193,7 @@ def test_a_drained_agent_says_zero(stage):
 
 def test_reload_without_a_signal_is_a_clear_fault(stage):
     with (
-        stage.world(spec(), POLICY, haproxy=False) as world,
+        stage.world(PLAIN, POLICY, haproxy=False) as world,
         pytest.raises(StageError, match=r"declares no features\.reload"),
     ):
         world.agent.reload(POLICY)
@@ -231,16 +205,8 @@ def test_a_world_without_haproxy_says_so(world):
 
 
 def test_worlds_start_side_by_side(stage):
-    worlds = []
-
-    def start():
-        worlds.append(stage.world(spec(), POLICY))
-
-    threads = [threading.Thread(target=start) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        worlds = list(pool.map(lambda _: stage.world(PLAIN, POLICY), range(3)))
     try:
         assert len({world.proxy.url for world in worlds}) == 3
         assert all(world.haproxy.agent_is_up() for world in worlds)
@@ -255,7 +221,7 @@ def test_worlds_start_side_by_side(stage):
 
 def test_an_agent_that_dies_at_start_is_one_sentence_and_its_log(stage):
     with pytest.raises(StageError) as caught:
-        stage.world(spec(), {**POLICY, "x-puppet": {"dies": True}}, haproxy=False)
+        stage.world(PLAIN, {**POLICY, "x-puppet": {"dies": True}}, haproxy=False)
 
     assert caught.value.message == "agent ended with exit code 1 before it was ready."
     assert "puppet: told to die at start" in caught.value.logs["agent"]
@@ -263,25 +229,21 @@ def test_an_agent_that_dies_at_start_is_one_sentence_and_its_log(stage):
 
 def test_an_agent_that_is_missing_is_named(stage):
     with pytest.raises(StageError, match="'no-such-agent' is neither in"):
-        stage.world(spec(["no-such-agent"]), POLICY, haproxy=False)
+        stage.world(described(command=["no-such-agent"]), POLICY, haproxy=False)
 
 
 def test_an_agent_that_never_gets_ready_is_given_up(stage):
-    document = {
-        "spec": 1,
-        "name": "mute",
-        "launch": {"command": [sys.executable, "-c", "input()"], "ready_within": 0.2},
-    }
+    mute = described(command=[sys.executable, "-c", "input()"], ready_within=0.2)
 
     with pytest.raises(StageError, match=r"printed no line with \"ready\" on standard output within 0\.2 s"):
-        stage.world(AgentSpec.of(document, HERE / "agent.toml"), POLICY, haproxy=False)
+        stage.world(mute, POLICY, haproxy=False)
 
 
 def test_a_policy_that_cannot_be_rendered_is_a_stage_error(stage):
     policy = {**POLICY, "backends": [{"name": "not a name"}]}
 
     with pytest.raises(StageError) as caught:
-        stage.world(spec(), policy)
+        stage.world(PLAIN, policy)
 
     assert "exit code 2" in caught.value.message
     assert "backends[0].name" in caught.value.logs["render"]
@@ -291,18 +253,17 @@ def test_a_configuration_that_haproxy_refuses_shows_haproxys_words(stage, tmp_pa
     render = tmp_path / "render"
     render.write_text('#!/bin/sh\necho nonsense > "$1/haproxy.cfg"\n')
     render.chmod(0o755)
+    own = puppet_spec(haproxy={"render": [str(render), "{output}"]})
 
     with pytest.raises(StageError) as caught:
-        stage.world(spec(haproxy={"render": [str(render), "{output}"]}), POLICY)
+        stage.world(own, POLICY)
 
     assert re.search(r"HAProxy [\d.]+ refused what .* wrote: haproxy.cfg line 1: ", caught.value.message)
     assert "nonsense" in caught.value.logs["haproxy"]
 
 
 def test_a_running_agent_is_left_alone(stage):
-    outside = AgentSpec.of({"spec": 1, "launch": {"address": "192.0.2.1:9901"}}, HERE / "agent.toml")
-
-    with stage.world(outside, POLICY, haproxy=False) as world:
+    with stage.world(described(address="192.0.2.1:9901"), POLICY, haproxy=False) as world:
         assert world.agent.spop_address == "192.0.2.1:9901"
         with pytest.raises(StageError, match="outside the stage: it cannot be killed"):
             world.agent.kill()
@@ -321,8 +282,7 @@ def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path, engine):
     try:
         with open_stage("containers") as stage:
             for launch in (built, {"image": "iamroles-test-vendor:1"}):
-                document = {"spec": 1, "name": "vendor", "launch": launch, **RELOADS}
-                with stage.world(AgentSpec.of(document, tmp_path / "agent.toml"), POLICY) as world:
+                with stage.world(described(tmp_path, **launch), POLICY) as world:
                     assert world.haproxy.agent_is_up()
                     assert world.agent.reload(POLICY)["reloaded"] is True
                     assert world.agent.stop() == 0
@@ -334,14 +294,12 @@ def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path, engine):
 
 
 def test_an_image_needs_containers():
-    vendor = AgentSpec.of({"spec": 1, "name": "v", "launch": {"image": "v:1"}}, HERE / "agent.toml")
-
     with open_stage("processes") as stage, pytest.raises(StageError, match="needs the containers stage"):
-        stage.world(vendor, POLICY)
+        stage.world(described(image="v:1"), POLICY)
 
 
 def test_an_agent_on_loopback_is_out_of_reach_for_containers(stage):
-    outside = AgentSpec.of({"spec": 1, "launch": {"address": "127.0.0.1:9"}}, HERE / "agent.toml")
+    outside = described(address="127.0.0.1:9")
 
     if stage.kind == "containers":
         with pytest.raises(StageError, match=r"cannot reach 127\.0\.0\.1:9 on the host"):
@@ -355,10 +313,10 @@ def test_an_agent_on_loopback_is_out_of_reach_for_containers(stage):
 
 CRASHING = """
 import sys, time
-sys.path.insert(0, {here!r})
-from test_stage import POLICY, spec, open_stage
+sys.path[:0] = [{here!r}, {here!r} + "/../support"]
+from test_stage import PLAIN, POLICY, open_stage
 stage = open_stage({kind!r})
-world = stage.world(spec(), POLICY)
+world = stage.world(PLAIN, POLICY)
 sys.stdout.write(f"{{world.agent.ready['address']}} {{world.proxy.url}}\\n")
 sys.stdout.flush()
 time.sleep(600)
@@ -391,10 +349,7 @@ def test_a_stage_that_is_killed_leaves_nothing(kind, request):
         )
         return listening(port) or any(owner in str(one.labels) for one in containers)
 
-    deadline = time.monotonic() + 20
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left()
+    until(lambda: not left())
 
 
 def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_kept(engine):
@@ -402,11 +357,9 @@ def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_kept(engine):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     host = os.uname().nodename
-    dead = client.networks.create(
-        "iamroles-test-dead", labels={LABEL: "t", "iamroles.owner": f"{host}/{gone.pid}/1"}
-    )
-    foreign = client.networks.create(
-        "iamroles-test-foreign", labels={LABEL: "t", "iamroles.owner": "elsewhere/1/1"}
+    dead, foreign = (
+        client.networks.create(f"iamroles-test-{name}", labels={LABEL: "t", "iamroles.owner": owner})
+        for name, owner in (("dead", f"{host}/{gone.pid}/1"), ("foreign", "elsewhere/1/1"))
     )
     try:
         sweep(client)  # or another stage that was set meanwhile
