@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from invoking import agent_toml, said
+from invoking import AGENTS, agent_toml, said
 
 from iamroles_conformance.reports import report
 
 _ROOT = Path(__file__).parents[2]
-_BLUNT = Path(__file__).parent / "agents" / "blunt.py"
 _KNOWN = '[known_failures]\n"gate.two-credentials.reason" = "ticket 7"\n'
 _BY_SPOP = "--iamroles-lane=gate-spop"
 
@@ -25,7 +24,7 @@ def _pytest(*arguments, cwd=_ROOT):
 @pytest.fixture
 def agent(tmp_path):
     """An agent that refuses everybody."""
-    return agent_toml(tmp_path, ["python", _BLUNT, "deny"], name="blunt", oidc=True, more=_KNOWN)
+    return agent_toml(tmp_path, ["python", AGENTS / "blunt.py", "deny"], name="blunt", oidc=True, more=_KNOWN)
 
 
 def test_a_report_that_cannot_be_written_is_told_before_a_check_is_played(tmp_path):
@@ -93,7 +92,7 @@ def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent, tmp_
 
 
 def test_a_stage_that_cannot_work_ends_pytest_with_3(tmp_path):
-    agent = agent_toml(tmp_path, ["python", _BLUNT.with_name("gone.py")], oidc=True)
+    agent = agent_toml(tmp_path, ["python", AGENTS / "gone.py"], oidc=True)
     done = _pytest("conformance", f"--iamroles-agent={agent}", _BY_SPOP, "-k", "no-token")
 
     assert done.returncode == 3

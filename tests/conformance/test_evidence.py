@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from invoking import agent_toml, ran, said
+from invoking import AGENTS, agent_toml, ran, said
 
 from iamroles_conformance.reports import bundle
 
-_BLUNT = Path(__file__).parent / "agents" / "blunt.py"
 RUN = "conformance run --lane=gate-spop --check=gate.no-token --check=gate.audience"
 VERIFY = "conformance verify-report"
 
@@ -270,7 +269,9 @@ def test_a_replay_plays_the_sample_of_a_seed_and_agrees(place):
 
 
 def test_a_verdict_that_differs_in_a_replay_is_named(place, tmp_path):
-    agent = agent_toml(tmp_path, ["python", _BLUNT, "deny"], name="iamroles", version="0.1.0", oidc=True)
+    agent = agent_toml(
+        tmp_path, ["python", AGENTS / "blunt.py", "deny"], name="iamroles", version="0.1.0", oidc=True
+    )
     options = ("--agent", agent, "--stage=processes", "--sample=50")
     told = said(VERIFY, place / "signed.tar.gz", *options, code=1)
 

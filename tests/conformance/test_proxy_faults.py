@@ -2,10 +2,9 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
-from invoking import agent_toml, said
+from invoking import AGENTS, agent_toml, said
 
 from iamroles_conformance.reports import report
 from iamroles_conformance.subject import default_agent_toml
@@ -16,7 +15,6 @@ from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.rendering import refusal
 
-_FAULTY = Path(__file__).parent / "agents" / "faulty.py"
 _OLD = """#!/bin/sh
 [ "$1" = -v ] && echo 'HAProxy version 1.8.30 2020/01/01' && exit 0
 echo "[ALERT] parsing [haproxy.cfg:7] : unknown keyword 'filter spoe'" >&2
@@ -143,7 +141,7 @@ def test_the_words_of_haproxy_are_found(log, words):
 
 
 def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path):
-    agent = agent_toml(tmp_path, [sys.executable, _FAULTY, "kills-the-proxy"], oidc=True)
+    agent = agent_toml(tmp_path, [sys.executable, AGENTS / "faulty.py", "kills-the-proxy"], oidc=True)
     told = said(RUN, f"--agent={agent}", f"--report={tmp_path / 'out'}", code=3)
 
     found = report.load(tmp_path / "out" / "report.json")

@@ -6,10 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from invoking import agent_toml, said
+from invoking import AGENTS, agent_toml, said
 from marked import Marked
 
 from iamroles_conformance.reports import report
@@ -17,7 +16,6 @@ from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, open_stage
 
-FAULTY = Path(__file__).parent / "agents" / "faulty.py"
 RUN = "conformance run --stage=processes"
 HELLO = f"{RUN} --lane=wire --check=wire.hello"
 
@@ -25,7 +23,7 @@ HELLO = f"{RUN} --lane=wire --check=wire.hello"
 def _faulty(directory, fault, *state):
     """`agent.toml` of an agent with a fault; with a state it is sound in its first world."""
     every = {"oidc": True, "sts": True, "live": True, "limits": True, "reload": "SIGHUP"}
-    return agent_toml(directory, [sys.executable, FAULTY, fault, *state], **every)
+    return agent_toml(directory, [sys.executable, AGENTS / "faulty.py", fault, *state], **every)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +97,7 @@ def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(tmp_pa
     ],
 )
 def test_an_agent_of_one_kind_of_credential_is_judged_by_what_it_declares(tmp_path, kind, applies, does_not):
-    command = [sys.executable, FAULTY.with_name("only.py"), kind, "agent", "run"]
+    command = [sys.executable, AGENTS / "only.py", kind, "agent", "run"]
     agent = agent_toml(tmp_path, command, **{kind: True})
     chosen = ["wire.pipeline", "wire.message", "gate.audience", "identity.sts-form", "policy.union"]
 
@@ -153,7 +151,7 @@ def test_a_misspelt_selection_is_exit_2_and_names_the_nearest(tmp_path):
 
 
 def test_a_failure_tells_every_failing_step_and_the_token_without_its_signature(tmp_path):
-    agent = agent_toml(tmp_path, [sys.executable, FAULTY.with_name("blunt.py"), "allow"], oidc=True)
+    agent = agent_toml(tmp_path, [sys.executable, AGENTS / "blunt.py", "allow"], oidc=True)
     options = ("--agent", agent, "--check=gate.role-route.segment[spop]", f"--report={tmp_path / 'out'}")
     output = said(RUN, *options, code=1)
 

@@ -2,9 +2,9 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from invoking import AGENTS
 
 from iamroles_conformance.reports import explain
 from iamroles_scenarios.base import recording
@@ -23,15 +23,13 @@ from iamroles_scenarios.engine.verdicts import recorded, reported
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, open_stage
 
-_AGENT = Path(__file__).parent / "agents" / "blunt.py"
-
 
 def _spec(mode, **features):
     return AgentSpec(
         name=f"blunt {mode}",
         version="1",
-        directory=_AGENT.parent,
-        command=("python", str(_AGENT), mode),
+        directory=AGENTS,
+        command=("python", str(AGENTS / "blunt.py"), mode),
         features={"oidc": True, **features},
     )
 

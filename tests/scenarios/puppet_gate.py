@@ -5,19 +5,18 @@ import http.client
 import json
 import socket
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
+from invoking import AGENTS
 
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import AgentSpec, haproxies, open_stage
 
-HERE = Path(__file__).parent
-PUPPET = [sys.executable, str(HERE / "stage_puppet.py")]
+PUPPET = [sys.executable, str(AGENTS / "puppet.py")]
 RELOADS = {"features": {"oidc": True, "reload": "SIGHUP"}}
 ISSUER = {"name": "corp", "issuer": "https://idp.example", "audiences": ["edge"], "algorithms": ["RS256"]}
 ISSUER |= {"accounts": ["111111111111"]}
@@ -36,7 +35,7 @@ YES = {
 }
 
 
-def described(directory=HERE, tables=RELOADS, **launch):
+def described(directory=AGENTS, tables=RELOADS, **launch):
     """An agent of the stage, in the words of `agent.toml`."""
     document = {"spec": 1, "name": "puppet", "launch": launch, **tables}
     return AgentSpec.of(document, directory / "agent.toml")

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from puppet_gate import HERE, ISSUER, PUPPET, described, puppet_spec
+from invoking import AGENTS
+from puppet_gate import ISSUER, PUPPET, described, puppet_spec
 from waiting import until
 
 from iamroles_scenarios.base.errors import StageError
@@ -272,7 +273,7 @@ def test_a_running_agent_is_left_alone(stage):
 def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path, engine):
     client = engine
     base = Images(client).python()
-    (tmp_path / "puppet.py").write_text((HERE / "stage_puppet.py").read_text())
+    (tmp_path / "puppet.py").write_text((AGENTS / "puppet.py").read_text())
     (tmp_path / "Dockerfile").write_text(
         f'FROM {base}\nCOPY puppet.py /puppet.py\nCMD ["python3", "/puppet.py"]\n'
     )
@@ -331,7 +332,9 @@ def listening(port):
 
 def test_a_stage_that_is_killed_leaves_nothing(kind, request):
     victim = subprocess.Popen(
-        [sys.executable, "-c", CRASHING.format(here=str(HERE), kind=kind)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CRASHING.format(here=str(Path(__file__).parent), kind=kind)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     agent, _ = victim.stdout.readline().split()
     port = int(agent.rpartition(":")[2])

@@ -10,6 +10,9 @@ from click.testing import CliRunner, Result
 
 from iamroles_agent.main import _GROUPS
 
+AGENTS = Path(__file__).parent / "agents"
+"""Programs for `agent_toml`."""
+
 
 def ran(words: str, *more: object, code: int | tuple[int, ...] = 0, **options: Any) -> Result:
     """Run `load run --json`, say, with more words that may hold blanks; it must end with this code."""

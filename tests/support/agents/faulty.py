@@ -13,44 +13,42 @@ import sys
 import time
 from pathlib import Path
 
-import blunt
+from blunt import Handler
+from puppet import main as serve
+from puppet import say
 
 
-def ready(address: str) -> None:
-    """Print the ready line."""
-    blunt.say({"ready": True, "address": address})
+def ready(address):
+    say(sys.stdout, {"ready": True, "address": address})
 
 
-class Mortal(blunt.Handler):
+class Mortal(Handler):
     """Refuses everybody, until it is asked something: that is its end."""
 
-    def ask(self, frame: blunt.Frame) -> None:
-        """Die of a question."""
+    def answer(self, frame):
         sys.stderr.write("out of luck\n")
         sys.stderr.flush()
         os._exit(9)
 
 
-class Assassin(blunt.Handler):
+class Assassin(Handler):
     """Refuses everybody, as it must, and ends every HAProxy of its parent at the first question."""
 
-    def ask(self, frame: blunt.Frame) -> None:
-        """Kill, wait until it is dead, and answer."""
+    def answer(self, frame):
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, IndexError):
                 name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
                 if name == "haproxy" and int(rest.split()[1]) == os.getppid():
                     os.kill(int(entry.name), signal.SIGKILL)
-        super().ask(frame)
+        super().answer(frame)
 
 
-def main(fault: str, state: Path | None) -> None:
-    """Be at fault."""
+def main(fault, state):
     if state is not None:
         first = not state.exists()
         state.touch()
         if first:
-            blunt.serve(blunt.Handler)
+            serve(Handler)
     match fault:
         case "refuses":
             sys.exit("policy: keys.timeout: unknown key")
@@ -63,7 +61,7 @@ def main(fault: str, state: Path | None) -> None:
             ready("here")
             sys.stdin.read()
         case "no-line":
-            blunt.say({"ready": True})
+            say(sys.stdout, {"ready": True})
             sys.stdin.read()
         case "dies":
             with socket.create_server(("127.0.0.1", 0)) as server:
@@ -74,9 +72,9 @@ def main(fault: str, state: Path | None) -> None:
             sys.stderr.write("out of luck\n")
             sys.exit(9)
         case "kills-the-proxy":
-            blunt.serve(Assassin)
+            serve(Assassin)
         case "dies-of-a-question":
-            blunt.serve(Mortal)
+            serve(Mortal)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,9 @@ import sys
 import threading
 from pathlib import Path
 
+from iamroles_scenarios.wire import frames
 from iamroles_scenarios.wire.codec import string
-from iamroles_scenarios.wire.frames import (
-    Frame,
-    FrameType,
-    Scope,
-    Typed,
-    as_hello,
-    encode_kv,
-    read_kv,
-    read_messages,
-)
+from iamroles_scenarios.wire.frames import Frame, FrameType, Scope, Typed, as_hello, encode_kv
 
 GOODBYE = encode_kv(as_hello({"status-code": 0, "message": "goodbye"}))
 LOST = set()
@@ -54,7 +46,7 @@ class Handler(socketserver.StreamRequestHandler):
         while len(head := self.rfile.read(4)) == 4:
             frame = Frame.decode(self.rfile.read(int.from_bytes(head, "big")))
             if frame.type == FrameType.HAPROXY_HELLO:
-                items = dict(read_kv(frame))
+                items = dict(frames.read_kv(frame))
                 hello = {"version": "2.0", "max-frame-size": 16380, "capabilities": "pipelining"}
                 self.send(Frame(FrameType.AGENT_HELLO, payload=encode_kv(as_hello(hello))))
                 if "healthcheck" in items and items["healthcheck"].value:
@@ -65,7 +57,7 @@ class Handler(socketserver.StreamRequestHandler):
                 return
 
     def answer(self, frame):
-        asked = {m.name: {k: v.value for k, v in m.arguments} for m in read_messages(frame)}
+        asked = {m.name: {k: v.value for k, v in m.arguments} for m in frames.read_messages(frame)}
         say(sys.stderr, {"asked": asked})
         authorization = asked["iam-check"]["authorization"]
         scheme, _, text = (authorization or "").partition(" ")
@@ -78,7 +70,10 @@ class Handler(socketserver.StreamRequestHandler):
                 self.send(Frame(FrameType.AGENT_DISCONNECT, payload=GOODBYE))
             self.connection.shutdown(socket.SHUT_RDWR)
         elif not answer.get("_silent"):
-            self.send(Frame(FrameType.ACK, frame.stream_id, frame.frame_id, actions(answer)))
+            self.acknowledge(frame, answer)
+
+    def acknowledge(self, frame, answer):
+        self.send(Frame(FrameType.ACK, frame.stream_id, frame.frame_id, actions(answer)))
 
     def send(self, frame):
         self.wfile.write(frame.encode())
@@ -98,12 +93,12 @@ def reload(*_):
     say(sys.stdout, line)
 
 
-def main():
+def main(handler=Handler):
     world = json.loads(WORLD.read_text())
     if "dies" in world.get("x-puppet", {}):
         sys.exit("puppet: told to die at start")
     host, _, port = world["agent"]["listen"].rpartition(":")
-    server = Server((host, int(port)), Handler)
+    server = Server((host, int(port)), handler)
     signal.signal(signal.SIGHUP, reload)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -112,4 +107,5 @@ def main():
         signal.pause()
 
 
-main()
+if __name__ == "__main__":
+    main()
