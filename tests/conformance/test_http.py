@@ -1,10 +1,9 @@
 """The blunt HTTP client: what is written is what travels."""
 
-import socket
-import threading
 from contextlib import contextmanager
 
 import pytest
+from listening import listening, nowhere
 
 from iamroles_scenarios.base.errors import HttpFault
 from iamroles_scenarios.engine.http import HttpConnection, redacted, request_bytes
@@ -14,25 +13,22 @@ from iamroles_scenarios.engine.http import HttpConnection, redacted, request_byt
 def _server(*answers):
     """Answers each request on a connection with the next answer, then closes."""
     received: list[bytes] = []
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def serve():
-        connection, _ = listener.accept()
-        with connection:
-            for answer in answers:
-                data = b""
-                while b"\r\n\r\n" not in data:
-                    data += connection.recv(4096)
-                received.append(data)
-                connection.sendall(answer)
+    def serve(connection):
+        for answer in answers:
+            data = b""
+            while b"\r\n\r\n" not in data:
+                data += connection.recv(4096)
+            received.append(data)
+            connection.sendall(answer)
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield listener.getsockname(), received
-    finally:
-        thread.join(5)
-        listener.close()
+    with listening(serve) as address:
+        yield _pair(address), received
+
+
+def _pair(address):
+    host, _, port = address.rpartition(":")
+    return host, int(port)
 
 
 def test_bytes_travel_as_they_are():
@@ -79,10 +75,8 @@ def test_no_head_or_half_a_head_is_a_fault(cut, said):
 
 
 def test_nobody_there_is_a_fault():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = listener.getsockname()
     with pytest.raises(HttpFault, match="no connection to HAProxy"):
-        HttpConnection(address, 5)
+        HttpConnection(_pair(nowhere()), 5)
 
 
 def test_tokens_are_not_shown():

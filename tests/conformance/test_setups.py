@@ -3,12 +3,12 @@
 import itertools
 import re
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 from invoking import AGENTS, agent_toml, said
+from listening import nowhere
 from marked import Marked
 
 from iamroles_conformance.reports import report
@@ -171,8 +171,7 @@ def test_a_command_that_is_not_there_is_exit_2(tmp_path):
 
 
 def test_a_dead_address_is_exit_3_and_the_doctor_says_so():
-    with socket.create_server(("127.0.0.1", 0)) as once:
-        address = f"127.0.0.1:{once.getsockname()[1]}"
+    address = nowhere()
 
     run = said("conformance run --check=wire.hello --agent-address", address, code=3)
     assert "cannot be connected to" in run

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listening import nowhere
 from truth import truth
 
 import iamroles_loadtests
@@ -58,8 +58,7 @@ def locust(address, directory, *arguments, when="runner.stats.total.num_requests
 @contextlib.contextmanager
 def two_workers():
     """Yield them, and the options of a master that waits for them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = nowhere().rpartition(":")[2]
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--worker", "--master-port", port]
     workers = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
@@ -88,8 +87,7 @@ def test_the_numbers_are_the_servers(tmp_path, processes):
     many = ["-u", str(processes), "-r", str(processes)]
     with truth("fixed") as server:
         if processes > 1:
-            with socket.create_server(("127.0.0.1", 0)) as free:  # locust's own port is everybody's
-                port = str(free.getsockname()[1])
+            port = nowhere().rpartition(":")[2]  # locust's own port is everybody's
             many += ["--processes", str(processes), "--master-bind-port", port, "--master-port", port]
         done, measured = locust(server.address, tmp_path, *many)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -137,9 +135,7 @@ def test_a_worker_that_dies_is_no_result(tmp_path):
 
 
 def test_failures_are_locusts_failures(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        address = "{}:{}".format(*gone.getsockname())
-    done, measured = locust(address, tmp_path, when="runner.stats.errors")
+    done, measured = locust(nowhere(), tmp_path, when="runner.stats.errors")
 
     assert done.returncode == 1
     assert measured.faults > 0

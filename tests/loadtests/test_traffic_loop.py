@@ -2,12 +2,15 @@
 
 import contextlib
 import itertools
-import socket
 import ssl
 import threading
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
+from listening import listening, nowhere
 
+from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.traffic import (
     Address,
     Case,
@@ -21,7 +24,7 @@ from iamroles_scenarios.traffic import (
     arrivals,
 )
 from iamroles_scenarios.traffic.polling import NANO, now
-from iamroles_scenarios.wire.codec import Typed, string
+from iamroles_scenarios.wire.blunt import _set, ack
 from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, encode_message, prefixed
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -29,52 +32,37 @@ OKAY = Right(200)
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-class Server:
-    """Answers each request on a connection with what `talk(connection number, request number)` gives.
+CLOSE = b"<close>"
+
+
+@contextlib.contextmanager
+def serving(talk, tls=None):
+    """A server that answers each request with what `talk(connection number, request number)` gives.
 
     None closes the connection; an answer that ends with CLOSE is sent and the connection closed.
     """
+    connections = itertools.count()
 
-    CLOSE = b"<close>"
-
-    def __init__(self, talk, tls=None):
-        self._talk, self._tls = talk, tls
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
-        self.address = "{}:{}".format(*self._listener.getsockname())
-        self.connections = itertools.count()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                number = next(self.connections)
-                threading.Thread(target=self._serve, args=(connection, number), daemon=True).start()
-
-    def _serve(self, connection, number):
-        with contextlib.suppress(OSError), connection:
-            if self._tls is not None:
-                connection = self._tls.wrap_socket(connection, server_side=True)
-            for request in itertools.count():
-                received = b""
-                while not received.endswith(b"\r\n\r\n"):
-                    piece = connection.recv(65_536)
-                    if not piece:
-                        return
-                    received += piece
-                answer = self._talk(number, request)
-                if answer is None:
+    def serve(connection):
+        number = next(connections)
+        if tls is not None:
+            connection = tls.wrap_socket(connection, server_side=True)
+        for request in itertools.count():
+            received = b""
+            while not received.endswith(b"\r\n\r\n"):
+                piece = connection.recv(65_536)
+                if not piece:
                     return
-                if answer.endswith(self.CLOSE):
-                    connection.sendall(answer.removesuffix(self.CLOSE))
-                    return
-                connection.sendall(answer)
+                received += piece
+            answer = talk(number, request)
+            if answer is None:
+                return
+            connection.sendall(answer.removesuffix(CLOSE))
+            if answer.endswith(CLOSE):
+                return
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._listener.close()
+    with listening(serve) as address:
+        yield SimpleNamespace(address=address, connections=connections)
 
 
 def drive(address, *, rate=200.0, seconds=0.5, clients=4, right=OKAY, patience=5.0, **more):
@@ -97,7 +85,7 @@ def ended(loop):
 
 
 def test_an_open_loop_asks_what_is_due_and_stamps_it():
-    with Server(lambda *_: OK) as server:
+    with serving(lambda *_: OK) as server:
         loop, _ = drive(server.address)
 
     assert loop.tally.answers == len(loop.records) == 100
@@ -111,7 +99,7 @@ def test_an_open_loop_asks_what_is_due_and_stamps_it():
 
 
 def test_a_closed_loop_keeps_each_line_busy():
-    with Server(lambda *_: OK) as server:
+    with serving(lambda *_: OK) as server:
         loop, _ = drive(server.address, rate=0, seconds=0.2)
         assert next(server.connections) == 4
 
@@ -120,7 +108,7 @@ def test_a_closed_loop_keeps_each_line_busy():
 
 
 def test_wrong_answers_are_told():
-    with Server(lambda *_: OK) as server:
+    with serving(lambda *_: OK) as server:
         loop, case = drive(server.address, right=Right(403))
         assert case.examples[0] == "status 200 where 403 is right"
         assert loop.tally.wrong == loop.tally.answers == case.wrong == 100
@@ -131,7 +119,7 @@ def test_wrong_answers_are_told():
 
 
 def test_a_number_in_the_answer_is_recorded():
-    with Server(lambda *_: b"HTTP/1.1 200 OK\r\nX-Took: 17\r\nContent-Length: 0\r\n\r\n") as server:
+    with serving(lambda *_: b"HTTP/1.1 200 OK\r\nX-Took: 17\r\nContent-Length: 0\r\n\r\n") as server:
         loop, _ = drive(server.address, right=Right(200, marker=b"X-Took: "))
 
     assert {record[-1] for record in loop.records} == {17}
@@ -140,33 +128,33 @@ def test_a_number_in_the_answer_is_recorded():
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok" + Server.CLOSE,
-        b"HTTP/1.0 200 OK\r\n\r\nok" + Server.CLOSE,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok" + CLOSE,
+        b"HTTP/1.0 200 OK\r\n\r\nok" + CLOSE,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-        OK + Server.CLOSE,
+        OK + CLOSE,
     ],
     ids=["close", "until-close", "chunked", "drops-idle"],
 )
 def test_whatever_ends_an_answer(answer):
-    with Server(lambda *_: answer) as server:
+    with serving(lambda *_: answer) as server:
         loop, _ = drive(server.address, right=Right(200, holds=(b"ok",)))
 
     assert ended(loop) == 100
     assert not loop.tally.wrong
     # A server that closes without a word may do so while the next request is on its way.
-    assert loop.tally.faults <= (20 if answer == OK + Server.CLOSE else 0)
+    assert loop.tally.faults <= (20 if answer == OK + CLOSE else 0)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
         (None, "closed"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok" + Server.CLOSE, "closed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok" + CLOSE, "closed"),
         (b"nonsense\r\n\r\n", "status line"),
     ],
 )
 def test_what_is_no_answer_is_a_fault(answer, said):
-    with Server(lambda *_: answer) as server:
+    with serving(lambda *_: answer) as server:
         loop, case = drive(server.address)
 
     assert ended(loop) == 100
@@ -176,8 +164,7 @@ def test_what_is_no_answer_is_a_fault(answer, said):
 
 
 def test_no_server_is_faults():
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        address = "{}:{}".format(*gone.getsockname())
+    address = nowhere()
     loop, case = drive(address)
 
     assert loop.tally.answers == 0
@@ -188,7 +175,7 @@ def test_no_server_is_faults():
 
 
 def test_silence_is_a_fault_and_what_waits_for_it_is_owed():
-    with Server(lambda *_: b"") as server:
+    with serving(lambda *_: b"") as server:
         loop, _ = drive(server.address, seconds=0.3, patience=1.0)
 
     assert loop.tally.faults == 4
@@ -197,7 +184,7 @@ def test_silence_is_a_fault_and_what_waits_for_it_is_owed():
 
 
 def test_patience_ends_within_a_run():
-    with Server(lambda connection, _: b"" if connection < 4 else OK) as server:
+    with serving(lambda connection, _: b"" if connection < 4 else OK) as server:
         loop, case = drive(server.address, seconds=1.0, patience=0.2)
 
     assert loop.tally.faults == 4
@@ -206,7 +193,7 @@ def test_patience_ends_within_a_run():
 
 
 def test_more_than_was_asked_for_is_stray():
-    with Server(lambda *_: OK + OK) as server:
+    with serving(lambda *_: OK + OK) as server:
         loop, _ = drive(server.address)
 
     assert loop.tally.stray >= 50
@@ -219,7 +206,7 @@ def test_streams_are_held_beside_the_rest(ends):
     stream = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nevent\r\n"
     case = Case("stream", 1)
     endless = Question(case, b"GET /stream HTTP/1.1\r\n\r\n", Right(200, holds=(b"event",)), endless=True)
-    with Server(lambda *_: OK) as server, Server(lambda *_: stream + Server.CLOSE * ends) as streams:
+    with serving(lambda *_: OK) as server, serving(lambda *_: stream + CLOSE * ends) as streams:
         plain = Question(Case("x"), GET, OKAY)
         loop = Loop(QuestionMix([(1.0, [plain])]).questions(), arrivals([Segment(1.0, 100)]), patience=0.3)
         loop.open([HttpClient(loop, Address.of(server.address)) for _ in range(2)])
@@ -238,7 +225,7 @@ def test_streams_are_held_beside_the_rest(ends):
 def test_a_stream_that_says_the_wrong_thing_is_wrong():
     stream = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n"
     endless = Question(Case("stream"), GET, OKAY, endless=True)
-    with Server(lambda *_: stream) as server:
+    with serving(lambda *_: stream) as server:
         loop = Loop(QuestionMix([(1.0, [endless])]).questions(), arrivals([]))
         loop.hold([HttpClient(loop, Address.of(server.address))], endless)
         loop.run(now() + NANO // 5)
@@ -248,7 +235,7 @@ def test_a_stream_that_says_the_wrong_thing_is_wrong():
 
 
 def test_a_connection_for_each_request():
-    with Server(lambda *_: OK) as server:
+    with serving(lambda *_: OK) as server:
         loop, _ = drive(server.address, fresh=True)
         assert next(server.connections) >= 100
 
@@ -259,7 +246,7 @@ def test_a_connection_for_each_request():
 def test_a_queue_pays_from_due_and_not_from_sent():
     """One client, answers that take 20 ms, 100 a second: half of what is due waits for the client."""
     pause = threading.Event()
-    with Server(lambda *_: pause.wait(0.02) or OK) as server:
+    with serving(lambda *_: pause.wait(0.02) or OK) as server:
         loop, _ = drive(server.address, rate=100.0, clients=1)
     rows = list(loop.records)
 
@@ -270,121 +257,63 @@ def test_a_queue_pays_from_due_and_not_from_sent():
 
 
 def test_tls(tmp_path):
-    both = _certificate(tmp_path)
+    certificates = ProxyCertificates()
+    (tmp_path / "site.pem").write_text(certificates.files["site.pem"])
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server_side.load_cert_chain(both)
-    client_side = ssl.create_default_context(cafile=both)
-    with Server(lambda *_: OK, server_side) as server:
-        loop, _ = drive(server.address, rate=100.0, tls=client_side)
+    server_side.load_cert_chain(tmp_path / "site.pem")
+    with serving(lambda *_: OK, server_side) as server:
+        loop, _ = drive(server.address, rate=100.0, tls=certificates.tls)
         assert (ended(loop), loop.tally.faults, loop.stamped) == (50, 0, True)
-        loop, _ = drive(server.address, rate=100.0, tls=client_side, fresh=True)
+        loop, _ = drive(server.address, rate=100.0, tls=certificates.tls, fresh=True)
         assert (ended(loop), loop.tally.faults) == (50, 0)
         loop, case = drive(server.address, rate=100.0, tls=ssl.create_default_context())
         assert (ended(loop), loop.tally.answers) == (50, 0)
         assert "TLS" in case.examples[0]
 
 
-def _certificate(directory):
-    import datetime as dt
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "meter")])
-    today = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(today - dt.timedelta(days=1))
-        .not_valid_after(today + dt.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = directory / "both.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    return str(path)
-
-
 # --- SPOP ---
 
 
-class Agent:
-    """Answers NOTIFYs with `status` and `allow`; those of the same read last first."""
+CONTEXT = encode_message("iam-context", {"request-id": "@" * 16})
+spop = partial(drive, kind=SpopClient, payload=CONTEXT)
 
-    def __init__(self, status=200, talk=None):
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
-        self.address = "{}:{}".format(*self._listener.getsockname())
-        self.seen = []
-        self._status, self._talk = status, talk
-        threading.Thread(target=self._accept, daemon=True).start()
 
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+@contextlib.contextmanager
+def speaking(status=200, talk=None):
+    """An agent that answers NOTIFYs with `status` and `allow`; those of the same read last first."""
+    seen = []
 
-    def _serve(self, connection):
-        received = b""
-        with contextlib.suppress(OSError), connection:
-            while piece := connection.recv(65_536):
-                received += piece
-                answers = []
-                while len(received) >= 4 and len(received) >= 4 + int.from_bytes(received[:4], "big"):
-                    size = int.from_bytes(received[:4], "big")
-                    frame = Frame.decode(received[4 : 4 + size])
-                    received = received[4 + size :]
-                    answers.append(self._answer(frame))
-                connection.sendall(b"".join(reversed(answers)))
-
-    def _answer(self, frame):
+    def answer(frame):
         if frame.type == FrameType.HAPROXY_HELLO:
             payload = encode_kv({"version": "2.0", "max-frame-size": 16380, "capabilities": "pipelining"})
             return Frame(FrameType.AGENT_HELLO, payload=payload).encode()
-        self.seen.append(frame)
-        if self._talk is not None:
-            return self._talk(frame)
-        actions = b"".join(
-            b"\x01\x03\x02" + string(name) + Typed.of(value).encode()
-            for name, value in {"status": self._status, "allow": self._status == 200}.items()
-        )
-        return Frame(FrameType.ACK, frame.stream_id, frame.frame_id, actions).encode()
+        seen.append(frame)
+        if talk is not None:
+            return talk(frame)
+        return ack(frame, _set("status", status) + _set("allow", status == 200))
 
-    def __enter__(self):
-        return self
+    def serve(connection):
+        received = b""
+        while piece := connection.recv(65_536):
+            received += piece
+            answers = []
+            while len(received) >= (end := 4 + int.from_bytes(received[:4], "big")) > 4:
+                answers.append(answer(Frame.decode(received[4:end])))
+                received = received[end:]
+            connection.sendall(b"".join(reversed(answers)))
 
-    def __exit__(self, *_):
-        self._listener.close()
-
-
-CONTEXT = encode_message("iam-context", {"request-id": "@" * 16})
+    with listening(serve) as address:
+        yield SimpleNamespace(address=address, seen=seen)
 
 
 @pytest.mark.parametrize("in_flight", [1, 16])
 def test_spop(in_flight):
-    right = Right(200, holds=(b"allow=true\n",))
-    with Agent() as agent:
-        loop, case = drive(agent.address, kind=SpopClient, payload=CONTEXT, right=right, in_flight=in_flight)
+    options = {"right": Right(200, holds=(b"allow=true\n",)), "in_flight": in_flight}
+    with speaking() as agent:
+        loop, case = spop(agent.address, **options)
         assert (loop.tally.answers, loop.tally.wrong, loop.tally.faults) == (100, 0, 0), case.examples
         assert loop.stamped == (in_flight == 1)
-        loop, _ = drive(
-            agent.address,
-            kind=SpopClient,
-            payload=CONTEXT,
-            right=right,
-            in_flight=in_flight,
-            rate=0,
-            seconds=0.2,
-        )
+        loop, _ = spop(agent.address, **options, rate=0, seconds=0.2)
         assert loop.tally.answers > 100
         assert loop.tally.wrong == loop.tally.faults == 0
     numbers = [frame.payload for frame in agent.seen]
@@ -392,11 +321,14 @@ def test_spop(in_flight):
 
 
 def test_spop_wrong_verdicts_are_told():
-    with Agent(status=403) as agent:
-        loop, case = drive(agent.address, kind=SpopClient, payload=CONTEXT, in_flight=4)
+    with speaking(status=403) as agent:
+        loop, case = spop(agent.address, in_flight=4)
 
     assert loop.tally.wrong == loop.tally.answers == 100
     assert case.examples[0] == "status 403 where 200 is right"
+
+
+GOODBYE = encode_kv({"status-code": 3, "message": "x"})
 
 
 @pytest.mark.parametrize(
@@ -405,20 +337,13 @@ def test_spop_wrong_verdicts_are_told():
         (lambda frame: Frame(FrameType.ACK, frame.stream_id + 5000, 1).encode(), "nothing that was asked"),
         (lambda frame: prefixed(b"\x67"), "malformed"),
         (lambda frame: Frame(FrameType.ACK, frame.stream_id, 1, b"\x09").encode(), "malformed"),
-        (
-            lambda frame: Frame(
-                FrameType.AGENT_DISCONNECT, payload=encode_kv({"status-code": 3, "message": "x"})
-            ).encode(),
-            "frame is too big",
-        ),
+        (lambda frame: Frame(FrameType.AGENT_DISCONNECT, payload=GOODBYE).encode(), "frame is too big"),
         (lambda frame: b"\x7f\xff\xff\xff", "malformed"),
     ],
 )
 def test_spop_faults(talk, said):
-    with Agent(talk=talk) as agent:
-        loop, case = drive(
-            agent.address, kind=SpopClient, payload=CONTEXT, in_flight=2, rate=100.0, clients=2
-        )
+    with speaking(talk=talk) as agent:
+        loop, case = spop(agent.address, in_flight=2, rate=100.0, clients=2)
 
     assert (ended(loop), loop.tally.answers) == (50, 0)
     assert any(said in example for example in case.examples)
@@ -448,11 +373,9 @@ def test_a_constant_timetable_has_even_gaps():
 
 
 def test_a_frozen_generator_counts_its_stall():
-    with Server(lambda *_: OK) as server:
-        loop = Loop(
-            QuestionMix([(1.0, [Question(Case("x"), GET, Right())])]).questions(),
-            arrivals([Segment(0.3, 100)]),
-        )
+    with serving(lambda *_: OK) as server:
+        mix = QuestionMix([(1.0, [Question(Case("x"), GET, Right())])])
+        loop = Loop(mix.questions(), arrivals([Segment(0.3, 100)]))
         loop.open([HttpClient(loop, Address.of(server.address))])
         loop.start()
         loop.run(now() + 50_000_000)

@@ -1,38 +1,22 @@
 """The relay that breaks: each fault does what its name says, and all is well when it ends."""
 
 import socket
-import threading
 
 import pytest
+from listening import listening
 
 from iamroles_scenarios.stage.breaker import FAULTS, Breaker
 
 
 @pytest.fixture
 def echo():
-    """An echo server: it repeats its input until its end."""
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def serve():
-        while True:
-            try:
-                sock, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=answer, args=(sock,), daemon=True).start()
+    def repeat(sock):
+        while data := sock.recv(4096):
+            sock.sendall(data)
 
-    def answer(sock):
-        with sock:
-            try:
-                while data := sock.recv(4096):
-                    sock.sendall(data)
-            except OSError:
-                return
-
-    threading.Thread(target=serve, daemon=True).start()
-    yield f"127.0.0.1:{listener.getsockname()[1]}"
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
+    with listening(repeat) as address:
+        yield address
 
 
 @pytest.fixture
