@@ -1,39 +1,47 @@
-"""Start a mock as its own process and wait for its ready line."""
+"""Start a mock as its own process, wait for its ready line, and verify the tokens of its issuers."""
 
+import contextlib
 import json
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+
+import jwt
+import urllib3
+
+HTTP = urllib3.PoolManager(retries=False)
 
 
-@dataclass
-class Mock:
-    process: subprocess.Popen[str]
-    ready: dict[str, Any]
-
-
-@contextmanager
-def running(module: str, *arguments: str) -> Iterator[Mock]:
+@contextlib.contextmanager
+def running(module, *arguments):
     command = [sys.executable, "-m", f"iamroles_scenarios.mock.{module}", "--exit-with-parent", *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        assert select.select([process.stdout], [], [], 30)[0], f"{module} says nothing"
-        line = process.stdout.readline()
-        assert line, f"{module} ended with {process.wait(10)}"
-        yield Mock(process, json.loads(line))
-    finally:
-        process.stdin.close()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-            raise
+            assert select.select([process.stdout], [], [], 30)[0], f"{module} says nothing"
+            line = process.stdout.readline()
+            assert line, f"{module} ended with {process.wait(10)}"
+            yield SimpleNamespace(process=process, ready=json.loads(line))
         finally:
-            process.stdout.close()
+            process.stdin.close()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+def fetch(url):
+    answer = HTTP.request("GET", url, redirect=False)
+    assert answer.status == 200
+    return answer.json()
+
+
+def verify(token, url):
+    """As a relying party does: discovery, JWKS, signature, issuer, times; return the claims."""
+    discovery = fetch(f"{url}/.well-known/openid-configuration")
+    assert discovery["issuer"] == url
+    keys = {key["kid"]: key for key in fetch(discovery["jwks_uri"])["keys"]}
+    header = jwt.get_unverified_header(token)
+    key = jwt.PyJWK(keys[header["kid"]], algorithm=header["alg"])
+    return jwt.decode(token, key, [header["alg"]], issuer=url, options={"verify_aud": False})

@@ -83,12 +83,6 @@ class CloudClient:
         answer = self.sts(caller).assume_role(RoleArn=role_arn, RoleSessionName=session_name, **parameters)
         return _keys(answer["Credentials"], answer["AssumedRoleUser"]["Arn"])
 
-    def assume_with_token(self, role_arn: str, token: str, session_name: str = "alice") -> SessionKeys:
-        answer = self.sts(None).assume_role_with_web_identity(
-            RoleArn=role_arn, RoleSessionName=session_name, WebIdentityToken=token
-        )
-        return _keys(answer["Credentials"], answer["AssumedRoleUser"]["Arn"])
-
     def web_identity_token(
         self,
         keys: SessionKeys,
