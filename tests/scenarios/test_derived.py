@@ -42,41 +42,31 @@ def _section(number):
     return SPEC.split(f'<a id="c-{number}"></a>')[1].split("\n## ")[0]
 
 
-def _first_cells(section, after):
-    """The first column of a table, by a text in its head; empty cells, of rows that go on, left out."""
-    rows = section[section.index(after) :].split("\n\n", maxsplit=1)[0].splitlines()[2:]
-    return [cell for row in rows if (cell := row.split("|")[1].strip(" `"))]
+def _rows(text):
+    """Cells of the table that a text begins with."""
+    for row in text.split("\n\n", maxsplit=1)[0].splitlines()[2:]:
+        yield [cell.strip(" `") for cell in row.split("|")[1:-1]]
 
 
-# --- what SPEC.md and the schema have -----------------------------------------------------------------------
-
-
-def _arguments():
-    """Arguments by message, out of the table of section 2."""
-    found: dict[str, set[str]] = {}
-    message = ""
-    section = _section(2)
-    for row in section[section.index("| message |") :].split("\n\n")[0].splitlines()[2:]:
-        first, argument = (cell.strip(" `") for cell in row.split("|")[1:3])
-        message = first or message
-        found.setdefault(message, set()).add(argument)
-    return found
+def _table(section, head):
+    """Rows of a table of SPEC.md, by what its head begins with."""
+    return _rows(head + _section(section).partition(head)[2])
 
 
 # --- every one has a row ------------------------------------------------------------------------------------
 
 
 def test_every_argument_of_a_question_has_values():
-    said = _arguments()
+    told, message = {}, ""
+    for first, argument, *_ in _table(2, "| message |"):
+        message = first or message
+        told.setdefault(message, set()).add(argument)
 
-    assert set(arguments.ARGUMENTS) == said["iam-check"]
-    assert set(arguments.CONTEXT) == said["iam-context"]
+    assert told == {"iam-check": set(arguments.ARGUMENTS), "iam-context": set(arguments.CONTEXT)}
 
 
 def test_every_variable_of_an_answer_has_a_row():
-    section = _section(3)
-
-    assert list(answers.VARIABLES) == _first_cells(section, "| variable |")
+    assert list(answers.VARIABLES) == [name for name, *_ in _table(3, "| variable |") if name]
 
 
 def test_a_ticket_may_hold_what_the_contract_says():
@@ -91,13 +81,11 @@ def test_a_ticket_may_hold_what_the_contract_says():
 
 
 def test_every_reason_has_a_cause_or_a_place_where_it_is_played():
-    section = _section(4)
-    table = section[section.index("| status |") :].split("\n\n")[0].splitlines()[2:]
-    said = {}
-    for row in table:
-        status, error, names = (cell.strip() for cell in row.split("|")[1:4])
-        for reason in re.findall(r"`(\w+)`", names):
-            said[reason] = (int(status), "" if error == "(none)" else error.strip("`"))
+    said = {
+        reason: (int(status), "" if error == "(none)" else error)
+        for status, error, names, *_ in _table(4, "| status |")
+        for reason in re.findall(r"\w+", names)
+    }
     caused = {cause.reason for cause in reasons.CAUSES}
     elsewhere = {reason for reason, row in answers.ROWS.items() if "elsewhere" in row}
 
@@ -158,8 +146,7 @@ def _bounds(spec):
     """Keys that are a duration or a number, out of the tables of section 6."""
     found = set()
     for name, rows in re.findall(r"^\*\*`\[+([\w.]+)\]+`\*\*\n\n(.+?)\n\n", spec, re.MULTILINE | re.DOTALL):
-        for row in rows.splitlines()[2:]:
-            key, _, _, kind = (cell.strip(" `") for cell in row.split("|")[1:5])
+        for key, _, _, kind, *_ in _rows(rows):
             if kind.startswith(("duration", "integer")):
                 found.add(f"{name}.{key}")
     return found
@@ -208,13 +195,8 @@ def test_every_claim_that_a_policy_can_name_is_played_in_every_shape():
 
 
 def test_every_claim_of_the_contract_is_played():
-    section = _section(5)
-    said = set(
-        re.findall(
-            r"`((?:aws_account|principal_id|original_session_exp|client_id|token_use|jti|subject_mode)\b)`",
-            section,
-        )
-    )
+    names = "aws_account|principal_id|original_session_exp|client_id|token_use|jti|subject_mode"
+    said = set(re.findall(rf"`({names})`", _section(5)))
     played = {part for claim in claims.CLAIMS.values() for part in claim.path} | {"subject_mode"}
 
     assert said <= played
@@ -250,16 +232,11 @@ EDGES = rules.edges()
 def test_an_edge_makes_a_difference(edge):
     """Else an agent that ignores the key would pass."""
     with_, without = rules.policy_with(BASE, [edge]), rules.policy_with(BASE, [edge], without=True)
-    verdicts = {
-        (
-            judge(with_, rules.claims_of(said, NOW), request, NOW),
-            judge(without, rules.claims_of(said, NOW), request, NOW),
-        )
+    usual = {"method": "GET", "host": "kiosk.example.com", "src": "192.0.2.7", "role": None}
+    verdicts = [
+        [judge(policy, rules.claims_of(said, NOW), {**usual, **asked}, NOW) for policy in (with_, without)]
         for said, asked in edge.asked
-        for request in [
-            {"method": "GET", "host": "kiosk.example.com", "src": "192.0.2.7", "role": None, **asked}
-        ]
-    }
+    ]
 
     assert any(one != other for one, other in verdicts)
     assert load_error(with_) is None
@@ -275,10 +252,9 @@ def test_a_value_of_an_issuer_makes_a_difference(name, rows):
 def test_a_text_has_neighbours_of_every_sort():
     found = dict(exact.neighbours("kiosk"))
 
+    wanted = {"KIOSK", "kiosk/", "kiosk ", "kios", "kiosk\u00a0", "\u212aios\u212a", "kio\u017fk"}
     assert "\u212aio\u212a" not in found.values()
-    assert {"KIOSK", "kiosk/", "kiosk ", "kios", "kiosk\u00a0", "\u212aios\u212a", "kio\u017fk"} <= set(
-        found.values()
-    )
+    assert wanted <= set(found.values())
     assert len(found) > 25
 
 
@@ -321,9 +297,7 @@ def test_an_answer_that_is_not_whole_is_told():
 
     assert answers.faults(answer(**sound)) == []
     assert answers.faults(answer(**sound, backend=text("app"))) == ["backend is 'app' beside no_grant"]
-    assert answers.faults(answer(**sound, expires=Typed(DataType.INT32, 7))) == [
-        "expires is a INT32 on the wire"
-    ]
-    assert answers.faults(answer(**{**sound, "status": Typed(DataType.INT32, 401)})) == [
-        "status is 401 beside no_grant"
-    ]
+    strange = sound | {"expires": Typed(DataType.INT32, 7)}
+    assert answers.faults(answer(**strange)) == ["expires is a INT32 on the wire"]
+    other = sound | {"status": Typed(DataType.INT32, 401)}
+    assert answers.faults(answer(**other)) == ["status is 401 beside no_grant"]

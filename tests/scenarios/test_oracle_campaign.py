@@ -1,6 +1,7 @@
 """Campaigns of the oracle against real agents: sound, without reload, and broken in ways it must find."""
 
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +25,11 @@ def stage():
 
 
 def play(stage, spec, numbers, cases, *, shuffled=False, name=""):
-    worlds = Worlds(stage, spec, haproxy=False, namespace=f"-{name}")
-    try:
-        with campaign(Target("gate-spop", stage, spec, worlds), 1, shuffled=shuffled) as played:
-            return played.run(numbers, cases)
-    finally:
-        worlds.close()
+    with (
+        closing(Worlds(stage, spec, haproxy=False, namespace=f"-{name}")) as worlds,
+        campaign(Target("gate-spop", stage, spec, worlds), 1, shuffled=shuffled) as played,
+    ):
+        return played.run(numbers, cases)
 
 
 def broken(mutant):
