@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -17,13 +16,6 @@ from iamroles_loadtests.results import result
 from iamroles_loadtests.results.compare import compared
 from iamroles_scenarios.base.durations import duration
 from iamroles_scenarios.base.pages import charts
-
-EXAMPLE = Path(__file__).with_name("example-result.json")
-
-
-@pytest.fixture
-def example():
-    return result.load(EXAMPLE)
 
 
 class Outline(HTMLParser):
@@ -36,9 +28,8 @@ class Outline(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.ids += [value for name, value in attrs if name == "id"]
-        self.fetched += [
-            value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}
-        ]
+        fetching = {"src", "href", "srcset", "data", "action"}
+        self.fetched += [value for name, value in attrs if name in fetching]
 
     def handle_data(self, data):
         self.words.append(data)
@@ -141,14 +132,8 @@ def test_the_numbers_are_those_of_the_result(example):
     ],
 )
 def test_the_verdict_stands_on_top(example, valid, met, wrong, said):
-    changed = {
-        **example,
-        "valid": valid,
-        "met": met,
-        "wrong": wrong,
-        "doubts": [] if valid else ["it rained"],
-    }
-    top = page.render(changed).partition("<nav")[0]
+    changed = {"valid": valid, "met": met, "wrong": wrong, "doubts": [] if valid else ["it rained"]}
+    top = page.render(example | changed).partition("<nav")[0]
 
     assert said in top
     assert ("The run is valid" in top) == valid
@@ -181,8 +166,7 @@ def test_two_runs_on_a_page(example):
     assert any("differs: " in word and "another machine" in word for word in found.words)
     assert found.fetched == []
     lines = compared(example, changed)
-    places = {line.phase for line in lines}
-    assert found.tags.count("svg") == len(places) + len(example["phases"])
+    assert found.tags.count("svg") == len({line.phase for line in lines}) + len(example["phases"])
     for line in lines:
         assert any(f"x{line.ratio:.2f}" in word for word in found.words)
 
@@ -205,19 +189,11 @@ def test_no_page_is_wider_than_the_screen(example, tmp_path, width):
         f"""{frames}<script>onload = () => document.title = [...document.querySelectorAll("iframe")].map(
         frame => frame.contentDocument.documentElement.scrollWidth).join()</script>"""
     )
-    done = subprocess.run(
-        [
-            chromium,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
-            *("--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"),
-            (tmp_path / "frames.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    widths = re.search("<title>(.*)</title>", done.stdout)[1].split(",")
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command.append((tmp_path / "frames.html").as_uri())
+    dom = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=60)
+    widths = re.search("<title>(.*)</title>", dom)[1].split(",")
 
     assert len(widths) == len(pages)
     assert all(int(found) <= width for found in widths), widths
