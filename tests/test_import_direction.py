@@ -31,16 +31,10 @@ def imported(source, known=frozenset(PACKAGES)):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add((node.module or "").split(".")[0])
-        elif isinstance(node, ast.Call) and any(
-            isinstance(argument, ast.Constant) and isinstance(argument.value, str) for argument in node.args
-        ):
-            function = (
-                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            )
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if function in {"import_module", "__import__"}:
-                first = node.args[0]
-                if isinstance(first, ast.Constant):
-                    names.add(str(first.value).split(".")[0])
+                names.add(str(node.args[0].value).split(".")[0])
     return names & known
 
 

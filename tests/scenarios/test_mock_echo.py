@@ -1,6 +1,8 @@
 """The echo backends, as a process, over sockets."""
 
 import base64
+import http.client
+import itertools
 import json
 import os
 import socket
@@ -29,34 +31,30 @@ def connected(echo, backend="orders-ro"):
         yield connection
 
 
-def answer(connection):
-    stream = connection.makefile("rb")
-    status = stream.readline().decode().strip()
-    length = 0
-    while (line := stream.readline().strip()) != b"":
-        name, _, value = line.partition(b":")
-        length = int(value) if name.lower() == b"content-length" else length
-    return status, json.loads(stream.read(length))
+def report(stream):
+    """Read an answer, and return what it tells of its request."""
+    stream.readline()
+    head = http.client.parse_headers(stream)
+    return json.loads(stream.read(int(head["Content-Length"])))
 
 
 def test_each_backend_tells_its_name_and_what_it_received(echo):
     for name, address in echo.ready["backends"].items():
-        report = urllib3.request(
-            "POST", f"http://{address}/a%2Fb//c?q=1", body=b"12345", headers={"X-A": "1"}
-        ).json()
+        url = f"http://{address}/a%2Fb//c?q=1"
+        told = urllib3.request("POST", url, body=b"12345", headers={"X-A": "1"}).json()
 
-        assert (report["backend"], report["method"], report["path"]) == (name, "POST", "/a%2Fb//c?q=1")
-        assert ["X-A", "1"] in report["headers"]
-        assert report["body"] == 5
+        assert (told["backend"], told["method"], told["path"]) == (name, "POST", "/a%2Fb//c?q=1")
+        assert ["X-A", "1"] in told["headers"]
+        assert told["body"] == 5
 
 
 def test_headers_keep_order_spelling_and_repetition(echo):
     with connected(echo) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nx-iam-Role: a\r\nHost: h\r\nx-iam-Role:  b \r\n\r\n")
 
-        _, report = answer(connection)
+        told = report(connection.makefile("rb"))
 
-    assert report["headers"] == [["x-iam-Role", "a"], ["Host", "h"], ["x-iam-Role", "b"]]
+    assert told["headers"] == [["x-iam-Role", "a"], ["Host", "h"], ["x-iam-Role", "b"]]
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])
@@ -70,12 +68,7 @@ def test_pipelined_requests_in_any_segments_are_answered_in_order(echo, step):
             connection.sendall(data[start : start + step])
         connection.shutdown(socket.SHUT_WR)
         stream = connection.makefile("rb")
-        reports = []
-        for _ in range(3):
-            while not (line := stream.readline()).startswith(b"Content-Length"):
-                assert line
-            stream.readline()
-            reports.append(json.loads(stream.read(int(line.split(b":")[1]))))
+        reports = [report(stream) for _ in range(3)]
 
     assert [(each["path"], each["body"]) for each in reports] == [("/1", 5), ("/2", 4), ("/3", 0)]
 
@@ -95,20 +88,14 @@ def test_what_is_not_http_is_refused(echo, bad):
     with connected(echo) as connection:
         connection.sendall(bad)
 
-        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
-        while connection.recv(4096):
-            pass
+        assert connection.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
 
 
 def test_connection_close_is_honoured(echo):
     with connected(echo) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
 
-        data = b""
-        while received := connection.recv(65536):
-            data += received
-
-    assert b"Connection: close" in data
+        assert b"Connection: close" in connection.makefile("rb").read()
 
 
 def masked(opcode, payload, *, final=True):
@@ -119,12 +106,8 @@ def masked(opcode, payload, *, final=True):
 
 
 def unmasked(opcode, payload):
-    size = len(payload)
-    head = (
-        struct.pack("!BB", 0x80 | opcode, size)
-        if size < 126
-        else struct.pack("!BBH", 0x80 | opcode, 126, size)
-    )
+    first, size = 0x80 | opcode, len(payload)
+    head = struct.pack("!BB", first, size) if size < 126 else struct.pack("!BBH", first, 126, size)
     return head + payload
 
 
@@ -135,9 +118,7 @@ def test_websocket_echoes_pongs_and_closes(echo):
     with connected(echo) as connection:
         connection.sendall(handshake.encode() + masked(1, b"hello") + masked(9, b"p"))
         connection.sendall(masked(1, b"a" * 200, final=False) + masked(0, b"b") + masked(8, b"\x03\xe8"))
-        data = b""
-        while received := connection.recv(65536):
-            data += received
+        data = connection.makefile("rb").read()
 
     head, _, frames = data.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 ")
@@ -167,12 +148,8 @@ def test_event_stream_goes_on_until_the_client_leaves(echo):
     with connected(echo) as connection:
         connection.sendall(b"GET /live HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\n\r\n")
         stream = connection.makefile("rb")
-        lines = []
-        while len(lines) < 3:
-            line = stream.readline().strip()
-            assert line is not None
-            if line.startswith(b"data: "):
-                lines.append(line.removeprefix(b"data: "))
+        data = (line.strip()[6:] for line in stream if line.startswith(b"data: "))
+        lines = list(itertools.islice(data, 3))
 
     assert json.loads(lines[0])["path"] == "/live"
     assert lines[1:] == [b"1", b"2"]

@@ -90,13 +90,9 @@ def test_the_wait_that_came_nearest_to_its_bound_is_kept():
 
 def test_another_thread_notes_in_the_recording_that_it_is_given():
     with recorded(keeps=True) as found:
-        threads = [
-            threading.Thread(target=carried(note), args=("with",)),
-            threading.Thread(target=note, args=("alone",)),
-        ]
-        for thread in threads:
+        for target, text in ((carried(note), "with"), (note, "alone")):
+            thread = threading.Thread(target=target, args=(text,))
             thread.start()
-        for thread in threads:
             thread.join()
 
     assert "with" in found.text()
