@@ -50,6 +50,10 @@ from iamroles_agent.spop.values import DataType
 MILLISECONDS, LOG_BYTES, MEMORY_BYTES, LONGEST = 1.0, 4096, 64 << 10, 16 << 10
 GOOD = f"Bearer {mint(claims())}"
 DEEP = "/deep" + "/a" * 12
+STS = encode_base64url(b"https://sts.test/?")
+HEADER = encode_base64url(b'{"alg":"ES256","kid":"k1"}')
+CLAIMS = encode_base64url(json.dumps({"iss": ISSUER}).encode())
+SIGNATURE = "A" * 86
 
 UNITS = (
     *("a", "/", "/a", "//", ".", "..", "/.", "%", "%41", "%c3%a9", "%2e", "%20", "%zz", ";", "\\", "\0"),
@@ -126,20 +130,16 @@ class Attack:
 
     def _authorization(self, room: int) -> str | None:
         text = self.credential.text(room)
-        data = text.encode("latin-1", "replace")[: room * 3 // 4 - 90]
-        if self.form == "none":
-            return None
-        if self.form == "good":
-            return GOOD
-        if self.form == "raw":
-            return text or "x"
-        if self.form == "bearer":
-            return f"Bearer {text}"[:room]
-        if self.form == "sts":
-            return f"Bearer iam-sts-v1.{encode_base64url(b'https://sts.test/?' + data)}"
-        body = data if self.form == "header" else b'{"alg":"ES256","kid":"k1"}'
-        other = json.dumps({"iss": ISSUER}).encode() if self.form == "header" else data
-        return f"Bearer {encode_base64url(body)}.{encode_base64url(other)}.{'A' * 86}"
+        data = encode_base64url(text.encode("latin-1", "replace")[: room * 3 // 4 - 90])
+        return {
+            "none": None,
+            "good": GOOD,
+            "raw": text or "x",
+            "bearer": f"Bearer {text}"[:room],
+            "sts": f"Bearer iam-sts-v1.{STS}{data}",
+            "header": f"Bearer {data}.{CLAIMS}.{SIGNATURE}",
+            "jwt": f"Bearer {HEADER}.{data}.{SIGNATURE}",
+        }[self.form]
 
     def changed(self, chance: random.Random) -> Attack:
         if chance.random() < 0.15:
@@ -148,13 +148,10 @@ class Attack:
         return replace(self, **{name: getattr(self, name).changed(chance)})
 
     def __str__(self) -> str:
-        genes = {
-            name: getattr(self, name).pieces for name in ("credential", "path", "host", "role", "method")
-        }
         said = (
             f"{name}=" + "+".join(f"{text!r}x{n}" for text, n in pieces)
-            for name, pieces in genes.items()
-            if pieces
+            for name in ("credential", "path", "host", "role", "method")
+            if (pieces := getattr(self, name).pieces)
         )
         return f"{self.form} {' '.join(said)}"
 
@@ -204,17 +201,10 @@ class Target:
             return record(prepared, *rest)
 
         self.audit.record = recorded  # type: ignore[method-assign]
-        config = Config.model_validate(
-            {
-                "version": 1,
-                "roles": [{"name": "reader", "arn": ROLE}],
-                "backends": [{"name": "b"}],
-                "grants": [
-                    {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": DEEP, "backend": "b",
-                     "hosts": ["*.example.com", "*.d.c.b.a.example.com"]},
-                ],
-            }
-        )  # fmt: skip
+        grant = {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": DEEP, "backend": "b"}
+        grant["hosts"] = ["*.example.com", "*.d.c.b.a.example.com"]
+        tables = {"roles": [{"name": "reader", "arn": ROLE}], "backends": [{"name": "b"}], "grants": [grant]}
+        config = Config.model_validate({"version": 1, **tables})
         self.gate = Gate(Policy(config), authenticator, self.audit, Metrics(MetricsSettings()), clock=Clock())
         self.connection = Connection(self.gate.recall, max_frame_size=16380)
         self.connection.receive_data(hello())
@@ -344,26 +334,23 @@ _OLD_SECRET = re.compile(
 )
 
 
-def _old_redacted(text: str) -> str:
-    return _OLD_SECRET.sub("[redacted]", text)
-
-
-def _old_query(request: Any, *_reach: Any) -> compiled.Query:
-    """All prefixes, however deep: the square of the path."""
-    return _NEW_QUERY(request)
-
-
 _NEW_QUERY = compiled.Query.from_request
+FAULTS = {
+    "slow-redaction": lambda: mock.patch.object(
+        redaction, "redacted", lambda text: _OLD_SECRET.sub("[redacted]", text)
+    ),
+    # All prefixes, however deep: the square of the path.
+    "slow-paths": lambda: mock.patch.object(
+        compiled.Query, "from_request", staticmethod(lambda request, *_reach: _NEW_QUERY(request))
+    ),
+    "no-limits": lambda: mock.patch.dict(messages.LIMITS, dict.fromkeys(messages.LIMITS, 1 << 20)),
+}
 
 
 @contextlib.contextmanager
 def fault(*names: str) -> Iterator[None]:
     """Put old faults back for a while."""
     with contextlib.ExitStack() as stack:
-        if "slow-redaction" in names:
-            stack.enter_context(mock.patch.object(redaction, "redacted", _old_redacted))
-        if "slow-paths" in names:
-            stack.enter_context(mock.patch.object(compiled.Query, "from_request", staticmethod(_old_query)))
-        if "no-limits" in names:
-            stack.enter_context(mock.patch.dict(messages.LIMITS, dict.fromkeys(messages.LIMITS, 1 << 20)))
+        for name in names:
+            stack.enter_context(FAULTS[name]())
         yield

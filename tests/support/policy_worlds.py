@@ -25,28 +25,24 @@ HOSTS = ("x.test", "*.x.test", "*.a.x.test", "y.test")
 SOURCES = ("10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32")
 PATHS = ("/", "/a", "/b", "/a/a", "/a/b", "/a/a/b")
 
-REQUESTS = [
-    Request(method, host, path, ip_address(src))
-    for method, host, path, src in product(
-        (*METHODS, "PUT"),
-        ("", "x.test", "q.x.test", "q.a.x.test", "y.test", "other.test", "no host"),
-        (*PATHS, "/z", "/a/z", "/a/a/z", "/a/a/b/z", "/b/z", "/a/b/z", "/ab"),
-        ("10.0.0.1", "10.1.0.1", "192.0.2.1", "2001:db8::1", "2001:db9::1"),
-    )
-]
+
+def requests(hosts: tuple[str, ...], paths: tuple[str, ...], sources: tuple[str, ...]) -> list[Request]:
+    asked = product((*METHODS, "PUT"), ("", *hosts, "other.test", "no host"), paths, map(ip_address, sources))
+    return [Request(*one) for one in asked]
+
+
+REQUESTS = requests(
+    ("x.test", "q.x.test", "q.a.x.test", "y.test"),
+    (*PATHS, "/z", "/a/z", "/a/a/z", "/a/a/b/z", "/b/z", "/a/b/z", "/ab"),
+    ("10.0.0.1", "10.1.0.1", "192.0.2.1", "2001:db8::1", "2001:db9::1"),
+)
 """At least one request of each kind that rules of these worlds can tell apart."""
 
 NARROW_HOSTS, NARROW_SOURCES = ("x.test", "*.x.test"), ("10.0.0.0/8",)
 NARROW_PATHS = ("/", "/a", "/a/b", "/b")
-NARROW_REQUESTS = [
-    Request(method, host, path, ip_address(src))
-    for method, host, path, src in product(
-        (*METHODS, "PUT"),
-        ("", "x.test", "q.x.test", "other.test", "no host"),
-        (*NARROW_PATHS, "/z", "/a/z", "/a/b/z", "/b/z"),
-        ("10.0.0.1", "192.0.2.1"),
-    )
-]
+NARROW_REQUESTS = requests(
+    ("x.test", "q.x.test"), (*NARROW_PATHS, "/z", "/a/z", "/a/b/z", "/b/z"), ("10.0.0.1", "192.0.2.1")
+)
 """The same for narrow worlds, for tests that try every request under many policies."""
 
 BASE: dict[str, Any] = {
@@ -80,17 +76,9 @@ def worlds(
 ) -> st.SearchStrategy[dict[str, Any]]:
     """Configurations as data. Consistent: the backend follows from the path, so that no grants conflict."""
     flag = st.booleans() if shadow else st.just(False)
-    grant = st.fixed_dictionaries(
-        {
-            **regions(narrow=narrow),
-            "roles": some(tuple(ARNS)),
-            "backend": st.sampled_from(BACKENDS),
-            "shadow": flag,
-        }
-    )
-    deny = st.fixed_dictionaries(
-        {**regions(narrow=narrow), "roles": st.one_of(st.just(["*"]), some(tuple(ARNS))), "shadow": flag}
-    )
+    roles, rule = some(tuple(ARNS)), {**regions(narrow=narrow), "shadow": flag}
+    grant = st.fixed_dictionaries({**rule, "roles": roles, "backend": st.sampled_from(BACKENDS)})
+    deny = st.fixed_dictionaries({**rule, "roles": st.one_of(st.just(["*"]), roles)})
 
     def assemble(g: list[dict[str, Any]], d: list[dict[str, Any]], multi: str) -> dict[str, Any]:
         if consistent:
@@ -125,8 +113,7 @@ def matches(rule: Any, request: Request, *, deny: bool) -> bool:
         return False
     if rule.hosts:
         if not request.host or " " in request.host:
-            return_deny = deny  # DENY-ERROR-001: cannot be decided
-            if not return_deny:
+            if not deny:  # DENY-ERROR-001: cannot be decided
                 return False
         elif not any(_host(pattern, request.host) for pattern in rule.hosts):
             return False

@@ -52,28 +52,16 @@ def encode_base64url(data: bytes) -> str:
 
 def public_jwk(private: Any, kid: str | None, alg: str | None = None) -> dict[str, Any]:
     """The public JWK of a private key."""
-    public = private.public_key()
-    algorithm = (
-        RSAAlgorithm
-        if isinstance(private, rsa.RSAPrivateKey)
-        else ECAlgorithm
-        if isinstance(private, ec.EllipticCurvePrivateKey)
-        else OKPAlgorithm
-    )
-    jwk = dict(algorithm.to_jwk(public, as_dict=True))
+    kinds = {rsa.RSAPrivateKey: RSAAlgorithm, ec.EllipticCurvePrivateKey: ECAlgorithm}
+    algorithm = next((found for kind, found in kinds.items() if isinstance(private, kind)), OKPAlgorithm)
+    jwk = dict(algorithm.to_jwk(private.public_key(), as_dict=True)) | {"use": "sig"}
     jwk.pop("key_ops", None)
-    jwk["use"] = "sig"
-    if kid is not None:
-        jwk["kid"] = kid
-    if alg is not None:
-        jwk["alg"] = alg
-    return jwk
+    return jwk | {name: value for name, value in (("kid", kid), ("alg", alg)) if value is not None}
 
 
-_EC = ec.generate_private_key(ec.SECP256R1())
-_OTHER_EC = ec.generate_private_key(ec.SECP256R1())
-_ED = ed25519.Ed25519PrivateKey.generate()
-EC_KEY, OTHER_EC_KEY, ED_KEY = _EC, _OTHER_EC, _ED
+EC_KEY: Any = ec.generate_private_key(ec.SECP256R1())
+OTHER_EC_KEY: Any = ec.generate_private_key(ec.SECP256R1())
+ED_KEY: Any = ed25519.Ed25519PrivateKey.generate()
 
 
 def claims(**changes: Any) -> dict[str, Any]:
@@ -99,14 +87,9 @@ def token_of(issuer: str, key: Any = EC_KEY, kid: str = "k1", **changes: Any) ->
 
 def issuer(**changes: Any) -> Issuer:
     """An issuer of the policy."""
-    base: dict[str, Any] = {
-        "name": "corp",
-        "issuer": ISSUER,
-        "audiences": [AUDIENCE],
-        "algorithms": ["ES256"],
-    }
-    base["jwks_uri"] = "https://127.0.0.1:1/jwks"  # nobody listens: no test leaves this machine
-    return Issuer.model_validate(base | changes)
+    base = {"name": "corp", "issuer": ISSUER, "audiences": [AUDIENCE], "algorithms": ["ES256"]}
+    nowhere = {"jwks_uri": "https://127.0.0.1:1/jwks"}  # nobody listens: no test leaves this machine
+    return Issuer.model_validate({**base, **nowhere, **changes})
 
 
 def authenticator_with(
