@@ -1,4 +1,4 @@
-"""Start a mock as its own process, wait for its ready line, and verify the tokens of its issuers."""
+"""Start a mock or a blunt agent as its own process; verify the tokens of a mock's issuers."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ HTTP = urllib3.PoolManager(retries=False)
 
 @contextlib.contextmanager
 def running(module, *arguments):
-    command = [sys.executable, "-m", f"iamroles_scenarios.mock.{module}", "--exit-with-parent", *arguments]
+    command = [sys.executable, "-m", f"iamroles_scenarios.{module}", "--exit-with-parent", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert select.select([process.stdout], [], [], 30)[0], f"{module} says nothing"

@@ -26,7 +26,7 @@ UNKNOWN, DENIED, MISMATCH = (
 
 @pytest.fixture(scope="module")
 def process():
-    with running("cloud") as mock:
+    with running("mock.cloud") as mock:
         yield mock
 
 
@@ -47,7 +47,7 @@ def reader(cloud, account):
 
 @pytest.fixture(scope="module")
 def idp():
-    with running("idp") as mock:
+    with running("mock.idp") as mock:
         yield IdpClient(mock.ready["url"])
 
 

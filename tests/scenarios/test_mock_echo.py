@@ -20,7 +20,7 @@ from iamroles_scenarios.mock.echo import WebSocketEcho
 
 @pytest.fixture(scope="module")
 def echo():
-    with running("echo", "--backend", "orders-ro", "--backend", "orders-rw") as mock:
+    with running("mock.echo", "--backend", "orders-ro", "--backend", "orders-rw") as mock:
         yield mock
 
 

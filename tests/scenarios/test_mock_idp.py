@@ -19,7 +19,7 @@ READER = role_arn("reader")
 
 @pytest.fixture(scope="module")
 def process():
-    with running("idp") as mock:
+    with running("mock.idp") as mock:
         yield mock
 
 
@@ -236,7 +236,7 @@ def test_mistaken_commands_are_refused(idp, command):
 
 
 def test_public_url_is_what_tokens_and_documents_carry():
-    with running("idp", "--public-url", "http://idp.test:8080/") as mock:
+    with running("mock.idp", "--public-url", "http://idp.test:8080/") as mock:
         idp = IdpClient(f"http://{mock.ready['address']}", "http://idp.test:8080")
         issuer = idp.issuer("corp", keys=["ES256"])
 
@@ -247,10 +247,10 @@ def test_public_url_is_what_tokens_and_documents_carry():
 
 
 def test_ends_on_sigterm_and_when_its_input_closes():
-    with running("idp") as mock:
+    with running("mock.idp") as mock:
         mock.process.send_signal(signal.SIGTERM)
         assert mock.process.wait(10) == 0
-    with running("idp") as mock:
+    with running("mock.idp") as mock:
         mock.process.stdin.close()
         assert mock.process.wait(10) == 0
 
@@ -258,7 +258,7 @@ def test_ends_on_sigterm_and_when_its_input_closes():
 def test_a_busy_port_is_one_sentence(process, capfd):
     with (
         pytest.raises(AssertionError, match="ended with 3"),
-        running("idp", "--listen", process.ready["address"]),
+        running("mock.idp", "--listen", process.ready["address"]),
     ):
         pass
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -195,28 +196,34 @@ def test_checks_need_declarable_features_only():
     assert needed <= FEATURES.keys()
 
 
-def test_what_was_reaped_is_signalled_no_more(monkeypatch):
+WAITS = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+
+
+@pytest.fixture
+def guard():
+    with closing(Guard()) as guard:
+        yield guard
+
+
+def test_what_was_reaped_is_signalled_no_more(guard, monkeypatch):
     """Its number may be somebody else's by then."""
-    guard = Guard()
-    try:
-        child = Child("short", [sys.executable, "-c", "raise SystemExit(7)"], guard)
-        assert (child.wait(30.0), child.alive) == (7, False)
-        os.killpg(child.pid, 0)  # the number is still its own
-        assert child.kill() == 7
+    child = Child("short", [sys.executable, "-c", "raise SystemExit(7)"], guard)
+    assert (child.wait(30.0), child.alive) == (7, False)
+    os.killpg(child.pid, 0)  # the number is still its own
+    assert child.kill() == 7
 
-        def refuse(*_told):
-            raise AssertionError("a number that may be another's was signalled")
+    def refuse(*_told):
+        raise AssertionError("a number that may be another's was signalled")
 
-        monkeypatch.setattr(os, "kill", refuse)
-        monkeypatch.setattr(os, "killpg", refuse)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", refuse)
+        patched.setattr(os, "killpg", refuse)
         child.send(signal.SIGTERM)
         child.resume()
         assert (child.stop(), child.kill(), child.wait(0.0)) == (7, 7, 7)
-    finally:
-        guard.close()
 
 
-def test_an_interrupt_waits_until_the_guard_knows_what_was_started():
+def test_an_interrupt_waits_until_the_guard_knows_what_was_started(guard):
     started = []
 
     def interrupted(*given, **more):
@@ -224,23 +231,19 @@ def test_an_interrupt_waits_until_the_guard_knows_what_was_started():
         os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C before it is noted
         return started[0]
 
-    guard, former = Guard(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            Child("long", [sys.executable, "-c", "import sys; sys.stdin.read()"], guard, popen=interrupted)
+            Child("long", WAITS, guard, popen=interrupted)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         guard.close()
         assert started[0].wait(30.0) == -signal.SIGKILL
     finally:
         signal.signal(signal.SIGINT, former)
-        guard.close()
 
 
-def test_a_process_that_goes_on_is_waited_for_and_stopped():
-    guard = Guard()
-    try:
-        child = Child("long", [sys.executable, "-c", "import sys; sys.stdin.read()"], guard)
-        assert (child.wait(0.01), child.alive) == (None, True)
-        assert child.stop() == -signal.SIGTERM
-    finally:
-        guard.close()
+def test_a_process_that_goes_on_is_waited_for_and_stopped(guard):
+    child = Child("long", WAITS, guard)
+
+    assert (child.wait(0.01), child.alive) == (None, True)
+    assert child.stop() == -signal.SIGTERM

@@ -132,27 +132,28 @@ def fire():
     return made
 
 
-class Answers:
-    """Puts answers into a fire's ledger."""
+@pytest.fixture
+def flow():
+    return Flow("reader", RequestSpec(), OPEN)
 
-    def __init__(self, fire, flow, dies=NEVER):
-        self.fire, self.flow, self.dies = fire, flow, dies
 
-    def __call__(self, sent, received, text, times=1):
-        status = int(text[9:12]) if text[:4] == b"HTTP" else 0
-        question = FlowQuestion(
-            Case("x"), b"GET / HTTP/1.1", Right(), flow=self.flow, ledger=self.fire.ledger, dies=self.dies
-        )
+def answering(fire, flow, dies=NEVER):
+    """Return what puts answers into a fire's ledger."""
+    question = FlowQuestion(Case("x"), b"GET / HTTP/1.1", Right(), flow=flow, ledger=fire.ledger, dies=dies)
+
+    def answers(sent, received, text, times=1):
         for _ in range(times):
-            if status:
-                question.judge(status, text, at(sent), at(received))
+            if text[:4] == b"HTTP":
+                question.judge(int(text[9:12]), text, at(sent), at(received))
             else:
                 question.lost(at(sent), at(received), text.decode())
 
+    return answers
+
 
 @pytest.fixture
-def answers(fire):
-    return Answers(fire, Flow("reader", RequestSpec(), OPEN))
+def answers(fire, flow):
+    return answering(fire, flow)
 
 
 def kinds(found):
@@ -179,8 +180,8 @@ def test_an_answer_that_is_not_right_is_named_by_its_kind(fire, answers, text, k
     assert kinds(judged(fire)) == [kind]
 
 
-def test_while_a_change_happens_either_is_right_and_then_the_new_alone(fire, answers):
-    answers.flow.change(SHUT, at(4), at(6))
+def test_while_a_change_happens_either_is_right_and_then_the_new_alone(fire, flow, answers):
+    flow.change(SHUT, at(4), at(6))
     answers(1, 1.1, ALLOWED, times=20)
     answers(3.9, 4.05, REFUSED)
     answers(5.9, 5.95, ALLOWED)
@@ -193,8 +194,8 @@ def test_while_a_change_happens_either_is_right_and_then_the_new_alone(fire, ans
     assert kinds(judged(fire)) == [Kind.FALSE_DENY, Kind.FALSE_ALLOW]
 
 
-def test_a_dead_token_opens_nothing(fire):
-    answers = Answers(fire, Flow("reader", RequestSpec(), OPEN), dies=at(5))
+def test_a_dead_token_opens_nothing(fire, flow):
+    answers = answering(fire, flow, dies=at(5))
     unauthorized = REFUSED.replace(b"403", b"401")
     answers(1, 1.1, ALLOWED, times=20)
     answers(4.9, 5.1, unauthorized)
@@ -226,14 +227,12 @@ def test_more_than_the_connections_can_not_have_been_in_flight(fire, answers):
     assert problem.startswith("3 questions failed with a part that was killed, more than the 2")
 
 
-def test_a_false_allow_is_never_excused(fire, answers):
-    answers.flow.change(SHUT, 0, 0)
+def test_a_false_allow_is_never_excused(fire, flow, answers):
+    flow.change(SHUT, 0, 0)
     answers(4.05, 4.2, ALLOWED, times=10)
 
-    assert (
-        kinds(judged(fire, between=["kill", "end"], in_flight=["kill"], recovers="5s"))
-        == [Kind.FALSE_ALLOW] * 10
-    )
+    found = judged(fire, between=["kill", "end"], in_flight=["kill"], recovers="5s")
+    assert kinds(found) == [Kind.FALSE_ALLOW] * 10
 
 
 def test_recovery_is_measured_and_bounded(fire, answers):

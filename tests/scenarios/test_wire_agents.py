@@ -1,13 +1,13 @@
 """The wire client and the lane against agents that are processes, each with one way of its own."""
 
 import asyncio
-import json
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 
 import pytest
+from mock_process import running
 
 from iamroles_scenarios.base.errors import UnreachableError, WireError
 from iamroles_scenarios.checks.plan import plan
@@ -23,15 +23,11 @@ from iamroles_scenarios.wire.target import WireTarget
 
 @contextmanager
 def blunt(behaviour, *options):
-    command = [sys.executable, "-m", "iamroles_scenarios.wire.blunt", "--behaviour", behaviour, *options]
-    process = subprocess.Popen(
-        [*command, "--exit-with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        yield json.loads(process.stdout.readline())["address"]
-    finally:
-        process.kill()
-        process.communicate()
+    with running("wire.blunt", "--behaviour", behaviour, *options) as blunt:
+        try:
+            yield blunt.ready["address"]
+        finally:
+            blunt.process.kill()
 
 
 def test_decide_gives_the_variables():
@@ -200,9 +196,7 @@ def test_inputs_are_drawn_as_they_are_needed(monkeypatch):
 def test_the_fuzzer_leaves_nothing_where_it_runs(tmp_path):
     text = "from iamroles_scenarios.wire.fuzz_inputs import inputs; print(len(list(inputs(1, 100))))"
 
-    done = subprocess.run(
-        [sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    told = subprocess.check_output([sys.executable, "-c", text], cwd=tmp_path, text=True)
 
-    assert done.stdout == "100\n"
+    assert told == "100\n"
     assert list(tmp_path.iterdir()) == []
