@@ -3,7 +3,6 @@
 import sys
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,10 @@ from iamroles_scenarios.checks.oracle.campaign import campaign
 from iamroles_scenarios.checks.oracle.generate import draw
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.stage import AgentSpec, open_stage
+from iamroles_scenarios.stage import open_stage
+from iamroles_scenarios.stage.reference import reference_agent
 
-SPEC = replace(AgentSpec.load(Path(__file__).parents[2] / "conformance" / "agent.toml"), build="")
+SPEC = reference_agent()
 CONFLICT = next(number for number in range(100) if not draw(1, number, 0).loads)
 
 

@@ -4,38 +4,31 @@ import json
 import re
 import time
 import urllib.request
-from dataclasses import replace
-from pathlib import Path
+from contextlib import closing
 
 import jwt
 import pytest
 
-from iamroles_scenarios.declarations.scenario import WorldSpec
-from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.engine.bench import bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.stage import AgentSpec, open_stage
+from iamroles_scenarios.stage import open_stage
+from iamroles_scenarios.stage.reference import reference_agent
 
-SPEC = replace(AgentSpec.load(Path(__file__).parents[2] / "conformance" / "agent.toml"), build="")
 GATE = "https://gate.example.com"
 
 
 @pytest.fixture(scope="module")
 def here():
     """A bench of a world whose agent signs identities, in two workers."""
-    override = {
-        "agent": {"workers": 2},
-        "metrics": {"listen": "127.0.0.1:0"},
-        "identity_header": {"issuer": GATE},
-    }
-    with open_stage("processes") as stage:
-        worlds = Worlds(stage, SPEC)
-        spec = WorldSpec(policy="orders", override=override)
-        with worlds.borrow(spec, "identity") as loan:
-            bench = Bench(Target("gate", stage, SPEC, worlds), loan)
-            yield bench
-            bench.close()
-        worlds.close()
+    agent, override = reference_agent(), {"agent": {"workers": 2}, "metrics": {"listen": "127.0.0.1:0"}}
+    override["identity_header"] = {"issuer": GATE}
+    with (
+        open_stage("processes") as stage,
+        closing(Worlds(stage, agent)) as worlds,
+        bench(Target("gate", stage, agent, worlds), "orders", "identity", **override) as found,
+    ):
+        yield found
 
 
 def published(here):
