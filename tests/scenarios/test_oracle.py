@@ -54,14 +54,13 @@ def test_the_worked_examples(roles, asked, method, path, expected):
 
 def test_the_last_worked_example_does_not_load():
     r5 = {"id": "R5", "roles": ["writer"], "methods": ["GET"], "path": "/orders", "backend": "orders-rw"}
-    added = ORDERS | {"grants": [*ORDERS["grants"], r5]}
 
-    assert load_error(added) is None
-    assert load_error(added | {"multi_role": "union"}) == ("R1", "R5")
-    assert (
-        load_error(added | {"multi_role": "union", "grants": [*ORDERS["grants"], r5 | {"shadow": True}]})
-        is None
-    )
+    def error(multi_role, **changes):
+        return load_error(ORDERS | {"multi_role": multi_role, "grants": [*ORDERS["grants"], r5 | changes]})
+
+    assert error("deny") is None
+    assert error("union") == ("R1", "R5")
+    assert error("union", shadow=True) is None
 
 
 def test_limits_scopes_and_preference():
@@ -72,11 +71,10 @@ def test_limits_scopes_and_preference():
     assert decide(LANE, [role("brief")], path="/timed", exp=NOW + 900).expires == NOW - 60 + 600
     assert decide(union, both, path="/timed", exp=NOW + 900).expires == NOW - 60 + 300
     assert decide(LANE, [role("brief")], path="/timed", iat=NOW - 600).reason == "token_expired"
-    assert decide(issuers["agents"], [role("assistant")], path="/assist/notes", scope="notes:read").allow
-    assert decide(issuers["agents"], [role("assistant")], path="/assist/mail", scope="notes:read").reason == (
-        "scope_insufficient"
-    )
-    assert decide(issuers["agents"], [role("assistant")], path="/assist").reason == "scope_insufficient"
+    agents, assistant = issuers["agents"], [role("assistant")]
+    assert decide(agents, assistant, path="/assist/notes", scope="notes:read").allow
+    for path, claims in (("/assist/mail", {"scope": "notes:read"}), ("/assist", {})):
+        assert decide(agents, assistant, path=path, **claims).reason == "scope_insufficient"
     preferring = decide(issuers["corp"], [READER, WRITER], path="/orders/1", preferred_role=READER)
     assert preferring.roles == {READER}
     assert decide(issuers["corp"], [READER, WRITER], preferred_role=role("admin")).reason == "ambiguous_role"
