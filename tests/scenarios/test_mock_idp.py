@@ -1,5 +1,6 @@
 """The mock IdP, as a process, over HTTP."""
 
+import itertools
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from iamroles_scenarios.mock.clients import IdpClient
 from iamroles_scenarios.mock.issuer import POISONS
 
 READER = role_arn("reader")
+NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,11 @@ def process():
 @pytest.fixture(scope="module")
 def idp(process):
     return IdpClient(process.ready["url"])
+
+
+@pytest.fixture
+def issuer(idp):
+    return idp.issuer(f"issuer-{next(NUMBERS)}", keys=["ES256"])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -73,8 +80,7 @@ def test_token_endpoint_gives_tokens_to_known_clients_only(idp):
     assert (bad.status, bad.json()["error"]) == (401, "invalid_client")
 
 
-def test_rotation_with_overlap_and_removal(idp):
-    issuer = idp.issuer("rotate", keys=["ES256"])
+def test_rotation_with_overlap_and_removal(issuer):
     old = issuer.keys[0]
     before = issuer.mint({})
 
@@ -90,17 +96,13 @@ def test_rotation_with_overlap_and_removal(idp):
         verify(still_mintable, issuer.url)
 
 
-def test_rotation_without_overlap_withdraws_the_old_key_at_once(idp):
-    issuer = idp.issuer("abrupt", keys=["ES256"])
-
+def test_rotation_without_overlap_withdraws_the_old_key_at_once(issuer):
     new = issuer.rotate(overlap=False)
 
     assert [entry["kid"] for entry in issuer.jwks()] == [new.kid]
 
 
-def test_a_key_may_sign_before_it_is_published(idp):
-    issuer = idp.issuer("early", keys=["ES256"])
-
+def test_a_key_may_sign_before_it_is_published(issuer):
     key = issuer.add_key("ES256", publish=False)
 
     assert issuer.keys[0] == key
@@ -108,9 +110,7 @@ def test_a_key_may_sign_before_it_is_published(idp):
 
 
 @pytest.mark.parametrize("kind", POISONS)
-def test_poison_is_published(idp, kind):
-    issuer = idp.issuer(f"poison-{kind}", keys=["ES256"])
-
+def test_poison_is_published(issuer, kind):
     key = issuer.poison(kind)
 
     shown = fetch(f"{issuer.url}/jwks")["keys"]
@@ -123,8 +123,7 @@ def test_poison_is_published(idp, kind):
         assert "d" in shown[-1]
 
 
-def test_waiting_ends_when_the_count_is_reached(idp):
-    issuer = idp.issuer("wait", keys=["ES256"])
+def test_waiting_ends_when_the_count_is_reached(issuer):
     reached: list[dict[str, int]] = []
     waiter = threading.Thread(target=lambda: reached.append(issuer.wait_for("jwks-done", 2)))
     waiter.start()
@@ -137,15 +136,12 @@ def test_waiting_ends_when_the_count_is_reached(idp):
     assert issuer.counters()["jwks-done"] == 2
 
 
-def test_waiting_has_a_deadline(idp):
-    issuer = idp.issuer("deadline", keys=["ES256"])
-
+def test_waiting_has_a_deadline(issuer):
     with pytest.raises(WaitTimeoutError):
         issuer.wait_for("jwks", 1, deadline=0.05)
 
 
-def test_faults(idp):
-    issuer = idp.issuer("faults", keys=["ES256"])
+def test_faults(issuer):
     url = f"{issuer.url}/jwks"
 
     issuer.fault("jwks", "status", status=500)
@@ -171,17 +167,14 @@ def test_faults(idp):
     fetch(url)
 
 
-def test_a_fault_may_be_for_the_next_requests_only(idp):
-    issuer = idp.issuer("twice", keys=["ES256"])
-
+def test_a_fault_may_be_for_the_next_requests_only(issuer):
     issuer.fault("*", "status", status=503, times=2)
 
     statuses = [HTTP.request("GET", f"{issuer.url}/jwks").status for _ in range(3)]
     assert statuses == [503, 503, 200]
 
 
-def test_redirects_lead_to_the_sound_answer_and_are_counted(idp):
-    issuer = idp.issuer("redirect", keys=["ES256"])
+def test_redirects_lead_to_the_sound_answer_and_are_counted(issuer):
     issuer.fault("jwks", "redirect")
 
     stayed = HTTP.request("GET", f"{issuer.url}/jwks", redirect=False)
@@ -192,16 +185,13 @@ def test_redirects_lead_to_the_sound_answer_and_are_counted(idp):
     assert issuer.counters()["jwks-moved"] == 1
 
 
-def test_a_discovery_document_can_lie_about_its_issuer(idp):
-    issuer = idp.issuer("liar", keys=["ES256"])
-
+def test_a_discovery_document_can_lie_about_its_issuer(issuer):
     issuer.fault("discovery", "patch", members={"issuer": "https://elsewhere.example"})
 
     assert fetch(f"{issuer.url}/.well-known/openid-configuration")["issuer"] == "https://elsewhere.example"
 
 
-def test_a_stalled_answer_comes_when_the_fault_is_cleared(idp):
-    issuer = idp.issuer("stall", keys=["ES256"])
+def test_a_stalled_answer_comes_when_the_fault_is_cleared(issuer):
     issuer.fault("jwks", "stall", times=1)
     got: list[object] = []
     reader = threading.Thread(target=lambda: got.append(fetch(f"{issuer.url}/jwks")))
