@@ -2,11 +2,11 @@
 
 import contextlib
 import datetime as dt
+import http.client
 import json
 import ssl
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from pathlib import Path
 
 import puppet_gate
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from listening import listening
 from puppet_gate import POLICY, YES, ask, puppet_spec, record
 
 from iamroles_scenarios.stage.container import HOME
@@ -78,35 +79,6 @@ class Authority:
         return self._signed(name, key, "authority").public_bytes(Encoding.PEM).decode() + private
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        peer = self.connection.getpeercert() or {}
-        names = [value for pairs in peer.get("subject", ()) for key, value in pairs if key == "commonName"]
-        body = json.dumps({"caller": names, "identity": self.headers["X-IAM-Principal"]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-class TlsServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, host, context):
-        self.context = context
-        super().__init__((host, 0), Handler)
-
-    def finish_request(self, request, client_address):
-        request.settimeout(10)
-        with contextlib.suppress(OSError), self.context.wrap_socket(request, server_side=True) as secured:
-            super().finish_request(secured, client_address)
-
-
 @pytest.fixture
 def authority():
     return Authority()
@@ -124,12 +96,20 @@ def serve(world, authority, tmp_path):
             context.load_verify_locations(cadata=authority.pem())
             context.verify_mode = ssl.CERT_REQUIRED
             host = world.agent.inner_address.rpartition(":")[0]
-            server = ends.enter_context(TlsServer(host, context))
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            ends.callback(server.shutdown)
-            return f"{host}:{server.server_port}"
+            return ends.enter_context(listening(partial(answer, context), host))
 
         yield start
+
+
+def answer(context, connection):
+    """Tell who asks by certificate, and for whom."""
+    with context.wrap_socket(connection, server_side=True) as secured:
+        stream = secured.makefile("rb")
+        stream.readline()
+        fields = http.client.parse_headers(stream)
+        subject = dict(pair for pairs in secured.getpeercert()["subject"] for pair in pairs)
+        body = json.dumps({"caller": subject["commonName"], "identity": fields["X-IAM-Principal"]}).encode()
+        secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
 _RENDER = """
@@ -170,7 +150,7 @@ def test_server_and_gate_prove_themselves_to_each_other(authority, serve, throug
     answer = through(address, files, {"ca": "backends.pem", "certificate": "gate.pem", "name": NAME})
 
     assert answer.status == 200
-    assert answer.echo == {"caller": ["gate.internal"], "identity": "alice"}
+    assert answer.echo == {"caller": "gate.internal", "identity": "alice"}
 
 
 @pytest.mark.parametrize("wrong", ["authority", "name", "no-certificate", "foreign-certificate"])

@@ -1,4 +1,4 @@
-"""Servers of loopback whose connections a function of the test serves, each in a thread."""
+"""Servers whose connections a function of the test serves, each in a thread."""
 
 import contextlib
 import socket
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def listening(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+def listening(serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> Iterator[str]:
     """Yield the server's address. A connection ends when `serve` returns, or with an OSError."""
-    with socket.create_server(("127.0.0.1", 0), backlog=200) as listener:
+    with socket.create_server((host, 0), backlog=200) as listener:
 
         def answer(connection: socket.socket) -> None:
             with contextlib.suppress(OSError), connection:
