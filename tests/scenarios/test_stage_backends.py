@@ -5,7 +5,6 @@ import datetime as dt
 import http.client
 import json
 import ssl
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -112,18 +111,6 @@ def answer(context, connection):
         secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
-_RENDER = """
-import pathlib, subprocess, sys
-world, output, *files = sys.argv[1:]
-command = pathlib.Path(sys.executable).with_name("iamroles")
-options = ["--config", world, "--output", output, "--agent", "127.0.0.1:9901"]
-subprocess.run([command, "policy", "render", *options], check=True)
-for name in files:
-    path = pathlib.Path(name)
-    (pathlib.Path(output) / path.name).write_text(path.read_text())
-"""
-
-
 @pytest.fixture
 def through(world, tmp_path):
     """The gate's answer where its backend speaks TLS with these files."""
@@ -132,12 +119,10 @@ def through(world, tmp_path):
         # A container has the files beside its configuration.
         place = Path(HOME) / "haproxy" if world.stage.kind == "containers" else tmp_path
         tls = {key: str(place / text) if text in files else text for key, text in tls.items()}
-        for name, text in {**files, "render.py": _RENDER}.items():
+        for name, text in files.items():
             (tmp_path / name).write_text(text)
-        render = [sys.executable, str(tmp_path / "render.py"), "{world}", "{output}"]
-        render += [str(tmp_path / name) for name in files]
         policy = {**POLICY, "backends": [{"name": "alpha", "servers": [address], "tls": tls}]}
-        with world.stage.world(puppet_spec(haproxy={"render": render}), policy) as own:
+        with world.stage.world(puppet_spec(), policy, files=files) as own:
             return ask(own)
 
     return answer
