@@ -18,7 +18,8 @@ def ran(words: str, *more: object, code: int | tuple[int, ...] = 0, **options: A
     """Run `load run --json`, say, with more words that may hold blanks; it must end with this code."""
     name, *first = words.split()
     module = import_module(f"iamroles_{_GROUPS[name][0]}.commands.{name}")
-    done = CliRunner().invoke(getattr(module, name), [*first, *map(str, more)], **options)
+    line = [*first, *map(str, more)]
+    done = CliRunner().invoke(getattr(module, name), line, catch_exceptions=False, **options)
     assert done.exit_code in (code if isinstance(code, tuple) else (code,)), done.output
     return done
 
