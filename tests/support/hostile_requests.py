@@ -8,8 +8,6 @@ record for the audit, the ACK. A signature check is a call into a library: here 
 credential is good, so that texts beside a good one are searched too.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -18,31 +16,29 @@ import random
 import re
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
-from typing import Any
 from unittest import mock
 
+from policies import document, grant
 from spop_transcript import check_message, context_message, hello, notify
 from tokens_support import (
     EC_KEY,
     ISSUER,
-    ROLE,
+    READER,
     Clock,
     authenticator_with,
     claims,
     encode_base64url,
+    gate_of,
     mint,
     public_jwk,
 )
 
 from iamroles_agent.audit import redaction
 from iamroles_agent.audit.log import Audit
-from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings
-from iamroles_agent.policy import Policy, compiled
-from iamroles_agent.serving.gate import Gate
-from iamroles_agent.serving.metrics import Metrics
+from iamroles_agent.base.config import AuditSettings
+from iamroles_agent.policy import compiled
 from iamroles_agent.spop import messages
 from iamroles_agent.spop.connection import CheckRequested, Connection
 from iamroles_agent.spop.values import DataType
@@ -72,11 +68,11 @@ class Gene:
 
     pieces: tuple[tuple[str, int], ...] = ()
 
-    def text(self, room: int) -> str:
+    def text(self, room):
         """At most `room` bytes."""
         return "".join(unit * count for unit, count in self.pieces)[: max(room, 0)]
 
-    def changed(self, chance: random.Random) -> Gene:
+    def changed(self, chance):
         pieces = list(self.pieces)
         kind = chance.randrange(5)
         at = chance.randrange(len(pieces) + 1)
@@ -96,7 +92,7 @@ class Gene:
         return Gene(tuple((text[:64], min(number, LONGEST)) for text, number in pieces))
 
 
-def unit(chance: random.Random) -> str:
+def unit(chance):
     """A text of the kind that has hurt parsers, or a random one."""
     if chance.random() < 0.8:
         return chance.choice(UNITS)
@@ -114,10 +110,10 @@ class Attack:
     role: Gene = Gene()
     method: Gene = Gene()
 
-    def texts(self, share: float = 1.0) -> dict[str, str | None]:
+    def texts(self, share=1.0):
         """The texts, 16 kB of them at most; `share`: of that."""
         room = int((LONGEST - 200) * share)
-        found: dict[str, str | None] = {"authorization": self._authorization(room)}
+        found = {"authorization": self._authorization(room)}
         room -= len(found["authorization"] or "")
         path = self.path.text(room)
         found["path"] = path if path.startswith("/") else f"/{path}"
@@ -128,7 +124,7 @@ class Attack:
         found["method"] = self.method.text(room - len(found["role"] or "")) or "GET"
         return found
 
-    def _authorization(self, room: int) -> str | None:
+    def _authorization(self, room):
         text = self.credential.text(room)
         data = encode_base64url(text.encode("latin-1", "replace")[: room * 3 // 4 - 90])
         return {
@@ -141,13 +137,13 @@ class Attack:
             "jwt": f"Bearer {HEADER}.{data}.{SIGNATURE}",
         }[self.form]
 
-    def changed(self, chance: random.Random) -> Attack:
+    def changed(self, chance):
         if chance.random() < 0.15:
             return replace(self, form=chance.choice(FORMS))
         name = chance.choice(("credential", "path", "path", "host", "role", "method"))
         return replace(self, **{name: getattr(self, name).changed(chance)})
 
-    def __str__(self) -> str:
+    def __str__(self):
         said = (
             f"{name}=" + "+".join(f"{text!r}x{n}" for text, n in pieces)
             for name in ("credential", "path", "host", "role", "method")
@@ -165,17 +161,17 @@ class Cost:
     log: int = 0
 
     @property
-    def each(self) -> float:
+    def each(self):
         """Nanoseconds of a byte."""
         return self.seconds * 1e9 / self.size
 
 
 class _Lines(logging.Handler):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.bytes = 0
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record):
         self.bytes += len(self.format(record))
 
 
@@ -188,7 +184,7 @@ class Target:
     checked: int = 0
     """Signatures that were looked at."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         authenticator = authenticator_with([public_jwk(EC_KEY, "k1")], Clock())
         for source in authenticator.sources.values():
             for key in source._keys or ():
@@ -196,28 +192,26 @@ class Target:
         self.audit = Audit(AuditSettings(path="none"))
         record = self.audit.record
 
-        def recorded(prepared: Any, *rest: Any) -> bool:
+        def recorded(prepared, *rest):
             self.size_of_log += len(prepared.body) + 500  # sequence, time, request id, hashes
             return record(prepared, *rest)
 
-        self.audit.record = recorded  # type: ignore[method-assign]
-        grant = {"id": "R1", "roles": ["reader"], "methods": ["GET"], "path": DEEP, "backend": "b"}
-        grant["hosts"] = ["*.example.com", "*.d.c.b.a.example.com"]
-        tables = {"roles": [{"name": "reader", "arn": ROLE}], "backends": [{"name": "b"}], "grants": [grant]}
-        config = Config.model_validate({"version": 1, **tables})
-        self.gate = Gate(Policy(config), authenticator, self.audit, Metrics(MetricsSettings()), clock=Clock())
+        self.audit.record = recorded
+        hosts = ["*.example.com", "*.d.c.b.a.example.com"]
+        policy = document(grant("R1", "reader", "GET", DEEP, hosts=hosts), roles=[READER])
+        self.gate = gate_of(policy, authenticator, Clock(), self.audit)
         self.connection = Connection(self.gate.recall, max_frame_size=16380)
         self.connection.receive_data(hello())
         self.connection.data_to_send()
         asyncio.run(authenticator.authenticate(GOOD))
 
-    def _verify(self, signature: bytes, _data: bytes) -> bool:
+    def _verify(self, signature, _data):
         self.checked += 1
         return signature != b"\0" * 64  # what attacks carry; the good token has a real one
 
-    def frame(self, attack: Attack, share: float = 1.0) -> bytes:
+    def frame(self, attack, share=1.0):
         texts = attack.texts(share)
-        pairs: dict[str, Any] = {
+        pairs = {
             name: (DataType.NULL, None)
             if text is None
             else (DataType.STRING, text.encode("latin-1", "replace"))
@@ -227,7 +221,7 @@ class Target:
         pairs["src"] = (DataType.IPV4, ip_address("192.0.2.1"))
         return notify(context_message() + check_message(**pairs))
 
-    def ask(self, frame: bytes) -> None:
+    def ask(self, frame):
         """Everything that the event loop does for a frame; what would wait for the network is let go."""
         for event in self.connection.receive_data(frame):
             if isinstance(event, CheckRequested):
@@ -240,7 +234,7 @@ class Target:
                     judging.close()
         self.connection.data_to_send()
 
-    def cost(self, attack: Attack, *, share: float = 1.0, times: int = 1) -> Cost:
+    def cost(self, attack, *, share=1.0, times=1):
         """Return what a request takes, the least of some tries."""
         frame = self.frame(attack, share)
         cost = Cost(len(frame), float("inf"))
@@ -254,15 +248,7 @@ class Target:
         return cost
 
 
-def search(
-    target: Target,
-    seed: int,
-    *,
-    strangers: bool,
-    worth: Callable[[Cost], float],
-    seconds: float = float("inf"),
-    tries: int = 1 << 30,
-) -> tuple[Attack, int]:
+def search(target, seed, *, strangers, worth, seconds=float("inf"), tries=1 << 30):
     """Climb, for this many seconds of CPU or this many tries.
 
     Returns:
@@ -270,10 +256,10 @@ def search(
     """
     chance = random.Random(seed)
     forms = [form for form in FORMS if form != "good"] if strangers else ["good"]
-    kept: list[tuple[float, int, Attack]] = []
+    kept = []
     tried, end = 0, time.process_time() + seconds
 
-    def consider(attack: Attack) -> None:
+    def consider(attack):
         nonlocal tried
         tried += 1
         value = worth(target.cost(attack))
@@ -297,16 +283,16 @@ def search(
     return kept[0][2], tried
 
 
-def growth(target: Target, attack: Attack) -> float:
+def growth(target, attack):
     """Divide what a byte costs in the whole request by what it costs in a quarter of it: 1 is flat."""
     whole, quarter = (target.cost(attack, share=share, times=9) for share in (1.0, 0.25))
     return whole.each / max(quarter.each, 1.0)
 
 
-def retained(target: Target, seed: int, count: int = 400) -> int:
+def retained(target, seed, count=400):
     """Bytes that so many requests of strangers leave in memory, all different, after as many before them."""
 
-    def round_of(number: int) -> None:
+    def round_of(number):
         chance = random.Random(seed + number)
         for each in range(count):
             long = Gene(
@@ -348,7 +334,7 @@ FAULTS = {
 
 
 @contextlib.contextmanager
-def fault(*names: str) -> Iterator[None]:
+def fault(*names):
     """Put old faults back for a while."""
     with contextlib.ExitStack() as stack:
         for name in names:

@@ -1,12 +1,10 @@
 """Commands of `iamroles` in this process, and an `agent.toml` to give them."""
 
 import json
-from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from iamroles_agent.main import _GROUPS
 
@@ -14,7 +12,7 @@ AGENTS = Path(__file__).parent / "agents"
 """Programs for `agent_toml`."""
 
 
-def ran(words: str, *more: object, code: int | tuple[int, ...] = 0, **options: Any) -> Result:
+def ran(words, *more, code=0, **options):
     """Run `load run --json`, say, with more words that may hold blanks; it must end with this code."""
     name, *first = words.split()
     module = import_module(f"iamroles_{_GROUPS[name][0]}.commands.{name}")
@@ -24,20 +22,12 @@ def ran(words: str, *more: object, code: int | tuple[int, ...] = 0, **options: A
     return done
 
 
-def said(words: str, *more: object, **options: Any) -> str:
+def said(words, *more, **options):
     """Return what a command prints; else as `ran`."""
     return ran(words, *more, **options).output
 
 
-def agent_toml(
-    directory: Path,
-    command: Iterable[object],
-    *,
-    name: str = "vendor",
-    version: str = "1",
-    more: str = "",
-    **features: Any,
-) -> str:
+def agent_toml(directory, command, *, name="vendor", version="1", more="", **features):
     """Write the file of an agent that a command starts, and more tables; return its path."""
     path = directory / "agent.toml"
     launch = f"[launch]\ncommand = {json.dumps([str(word) for word in command])}"

@@ -3,19 +3,18 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def listening(serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> Iterator[str]:
+def listening(serve, host="127.0.0.1"):
     """Yield the server's address. A connection ends when `serve` returns, or with an OSError."""
     with socket.create_server((host, 0), backlog=200) as listener:
 
-        def answer(connection: socket.socket) -> None:
+        def answer(connection):
             with contextlib.suppress(OSError), connection:
                 serve(connection)
 
-        def accept() -> None:
+        def accept():
             with contextlib.suppress(OSError):
                 while True:
                     threading.Thread(target=answer, args=listener.accept()[:1], daemon=True).start()
@@ -27,7 +26,7 @@ def listening(serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -
             listener.shutdown(socket.SHUT_RDWR)
 
 
-def nowhere() -> str:
+def nowhere():
     """Return an address at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         return "{}:{}".format(*gone.getsockname())

@@ -6,11 +6,9 @@ strings, as SPEC.md sections 6 and 7 say it.
 
 from ipaddress import ip_address, ip_network
 from itertools import product
-from typing import Any
 
 from hypothesis import strategies as st
 
-from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 
 ARNS = {
@@ -26,7 +24,7 @@ SOURCES = ("10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32")
 PATHS = ("/", "/a", "/b", "/a/a", "/a/b", "/a/a/b")
 
 
-def requests(hosts: tuple[str, ...], paths: tuple[str, ...], sources: tuple[str, ...]) -> list[Request]:
+def requests(hosts, paths, sources):
     asked = product((*METHODS, "PUT"), ("", *hosts, "other.test", "no host"), paths, map(ip_address, sources))
     return [Request(*one) for one in asked]
 
@@ -45,7 +43,7 @@ NARROW_REQUESTS = requests(
 )
 """The same for narrow worlds, for tests that try every request under many policies."""
 
-BASE: dict[str, Any] = {
+BASE = {
     "version": 1,
     "issuers": [{"name": "idp", "issuer": "https://idp.test", "audiences": ["api"], "algorithms": ["RS256"]}],
     "roles": [{"name": name, "arn": arn} for name, arn in ARNS.items()],
@@ -53,11 +51,11 @@ BASE: dict[str, Any] = {
 }
 
 
-def some(values: tuple[str, ...], least: int = 1) -> st.SearchStrategy[list[str]]:
+def some(values, least=1):
     return st.lists(st.sampled_from(values), min_size=least, max_size=2, unique=True)
 
 
-def regions(*, narrow: bool) -> dict[str, st.SearchStrategy[Any]]:
+def regions(*, narrow):
     return {
         "methods": st.one_of(st.just(["*"]), some(METHODS)),
         "path": st.sampled_from(NARROW_PATHS if narrow else PATHS),
@@ -67,20 +65,18 @@ def regions(*, narrow: bool) -> dict[str, st.SearchStrategy[Any]]:
     }
 
 
-def numbered(prefix: str, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def numbered(prefix, rules):
     return [{"id": f"{prefix}{index}", **rule} for index, rule in enumerate(rules)]
 
 
-def worlds(
-    grants: int = 5, denies: int = 3, *, consistent: bool = True, shadow: bool = False, narrow: bool = False
-) -> st.SearchStrategy[dict[str, Any]]:
+def worlds(grants=5, denies=3, *, consistent=True, shadow=False, narrow=False):
     """Configurations as data. Consistent: the backend follows from the path, so that no grants conflict."""
     flag = st.booleans() if shadow else st.just(False)
     roles, rule = some(tuple(ARNS)), {**regions(narrow=narrow), "shadow": flag}
     grant = st.fixed_dictionaries({**rule, "roles": roles, "backend": st.sampled_from(BACKENDS)})
     deny = st.fixed_dictionaries({**rule, "roles": st.one_of(st.just(["*"]), roles)})
 
-    def assemble(g: list[dict[str, Any]], d: list[dict[str, Any]], multi: str) -> dict[str, Any]:
+    def assemble(g, d, multi):
         if consistent:
             for rule in g:
                 rule["backend"] = BACKENDS[(PATHS.index(rule["path"]) + (rule["match"] == "exact")) % 2]
@@ -94,7 +90,7 @@ def worlds(
     )
 
 
-def identities() -> st.SearchStrategy[Identity]:
+def identities():
     arns = tuple(RoleArn.parse(text) for text in (*ARNS.values(), STRANGER))
     return st.builds(
         lambda roles, preferred: Identity("idp", "me", "s", tuple(roles), 2000, 1000, preferred),
@@ -103,7 +99,7 @@ def identities() -> st.SearchStrategy[Identity]:
     )
 
 
-def matches(rule: Any, request: Request, *, deny: bool) -> bool:
+def matches(rule, request, *, deny):
     """SPEC.md: methods, path by whole segments, hosts, sources."""
     if "*" not in rule.methods and request.method not in rule.methods:
         return False
@@ -121,11 +117,11 @@ def matches(rule: Any, request: Request, *, deny: bool) -> bool:
     return not networks or any(request.src in network for network in networks)
 
 
-def _host(pattern: str, host: str) -> bool:
+def _host(pattern, host):
     return host.endswith(pattern[1:]) if pattern.startswith("*") else host == pattern
 
 
-def verdict(config: Config, identity: Identity, request: Request) -> tuple[str, str, str]:
+def verdict(config, identity, request):
     """Reason or "allow", rule, backend."""
     names = {RoleArn.parse(role.arn): role.name for role in config.roles if role.arn}
     held = list(identity.roles)

@@ -5,10 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Any
 
 from spop_transcript import check_message
 from tokens_support import AUDIENCE, ROLE, mint
@@ -16,7 +13,7 @@ from tokens_support import AUDIENCE, ROLE, mint
 from iamroles_agent.spop.values import DataType
 
 
-def question(token: str, path: str = "/orders/1") -> bytes:
+def question(token, path="/orders/1"):
     """The `iam-check` message."""
     return check_message(
         authorization=(DataType.STRING, f"Bearer {token}".encode()),
@@ -25,7 +22,7 @@ def question(token: str, path: str = "/orders/1") -> bytes:
     )
 
 
-def good_token(issuer: str) -> str:
+def good_token(issuer):
     """A token that lives for an hour from now."""
     now = int(time.time())
     return mint({
@@ -35,7 +32,7 @@ def good_token(issuer: str) -> str:
 
 
 @contextlib.contextmanager
-def launched(path: Path) -> Iterator[Callable[[], dict[str, Any]]]:
+def launched(path):
     """Run the agent with a policy file, and yield a function that waits for its next line."""
     command = [sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(path)]
     with subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.PIPE, text=True) as process:
@@ -48,7 +45,7 @@ def launched(path: Path) -> Iterator[Callable[[], dict[str, Any]]]:
 
 
 @contextlib.contextmanager
-def agent(config: dict[str, Any], directory: Path) -> Iterator[dict[str, Any]]:
+def agent(config, directory):
     """Run the agent and yield its ready line."""
     path = directory / "world.json"
     path.write_text(json.dumps(config))

@@ -1,13 +1,9 @@
 """A small asyncio SPOP client and gates whose behaviour the test dictates."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 from spop_transcript import DENY, Talk, cut, frame, hello, notify, show
 
@@ -16,13 +12,11 @@ from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
 from iamroles_agent.serving.server import ConnectionStats, Server
 from iamroles_agent.spop import actions
-from iamroles_agent.spop.frames import RawFrame
-from iamroles_agent.spop.messages import Check, Context
 
 __all__ = ["Client", "DictatedGate", "HeldGate", "Talk", "frame", "notify", "serving", "talking", "until"]
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition):
     """Let the loop turn until the condition holds; the runner of `conftest.py` bounds it."""
     while not condition():  # noqa: ASYNC110 - what is waited for must not know that it is watched
         await asyncio.sleep(0.001)
@@ -36,26 +30,26 @@ class DictatedGate:
         memory: what is remembered.
     """
 
-    def __init__(self, judge: Callable[[Check], Awaitable[bytes]] | None = None, memory: Any = ()) -> None:
-        self.memory: dict[bytes, bytes] = dict(memory)
-        self.details: list[str] = []
+    def __init__(self, judge=None, memory=()):
+        self.memory = dict(memory)
+        self.details = []
         self.problem = ""
-        self.asked: list[Check] = []
-        self.keys: list[bytes | None] = []
+        self.asked = []
+        self.keys = []
         self._judge = judge
 
-    def recall(self, key: bytes, context: Context, /) -> bytes | None:
+    def recall(self, key, context, /):
         return self.memory.get(key)
 
-    async def judge(self, check: Check, context: Context, key: bytes | None, /) -> bytes:
+    async def judge(self, check, context, key, /):
         self.asked.append(check)
         self.keys.append(key)
         return DENY if self._judge is None else await self._judge(check)
 
-    def unhealthy(self) -> str:
+    def unhealthy(self):
         return self.problem
 
-    def failed(self, context: Context, detail: str, /) -> bytes:
+    def failed(self, context, detail, /):
         self.details.append(detail)
         return actions.encode_verdict(Decision(allow=False, reason=Reason.INTERNAL_ERROR))
 
@@ -63,17 +57,17 @@ class DictatedGate:
 class HeldGate(DictatedGate):
     """A gate that gives its verdict only after `gone_on` is set."""
 
-    def __init__(self, verdict: bytes = DENY) -> None:
+    def __init__(self, verdict=DENY):
         super().__init__(self._hold)
         self.gone_on, self.verdict = asyncio.Event(), verdict
 
-    async def _hold(self, check: Check) -> bytes:
+    async def _hold(self, check):
         await self.gone_on.wait()
         return self.verdict
 
 
 @contextlib.asynccontextmanager
-async def serving(gate: DictatedGate, **settings: Any) -> AsyncIterator[Server]:
+async def serving(gate, **settings):
     """A server on a port of its own; nothing of it may be left afterwards."""
     settings = {"listen": "127.0.0.1:0", "drain_timeout": "1s"} | settings
     server = Server(gate, AgentSettings.model_validate(settings), stats=ConnectionStats())
@@ -88,13 +82,13 @@ async def serving(gate: DictatedGate, **settings: Any) -> AsyncIterator[Server]:
 class Client:
     """One connection, HAProxy's side."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader, writer):
         self._reader, self._writer = reader, writer
-        self.raw: RawFrame | None = None
+        self.raw = None
         """The frame that `receive` has shown last."""
 
     @classmethod
-    async def connect(cls, address: str, *, greet: bool = True) -> Client:
+    async def connect(cls, address, *, greet=True):
         if address.startswith("unix:"):
             client = cls(*await asyncio.open_unix_connection(address.removeprefix("unix:")))
         else:
@@ -105,15 +99,15 @@ class Client:
             assert (await client.receive()).startswith("AGENT-HELLO")
         return client
 
-    def send(self, *data: bytes) -> None:
+    def send(self, *data):
         self._writer.write(b"".join(data))
 
-    async def frame(self) -> bytes:
+    async def frame(self):
         """The next frame, as it came."""
         head = await self._reader.readexactly(4)
         return head + await self._reader.readexactly(int.from_bytes(head, "big"))
 
-    async def receive(self) -> str:
+    async def receive(self):
         """The next frame, as a line; at the end of the stream `(closed)`, `(cut off)` or `(reset)`."""
         try:
             data = await self.frame()
@@ -124,32 +118,30 @@ class Client:
         (self.raw,) = cut(data)
         return show(self.raw)
 
-    async def receive_all(self) -> list[str]:
+    async def receive_all(self):
         """Everything up to the end of the stream."""
         lines = []
         while (line := await self.receive()) != "(closed)":
             lines.append(line)
         return lines
 
-    def half_close(self) -> None:
+    def half_close(self):
         self._writer.write_eof()
 
-    def vanish(self) -> None:
+    def vanish(self):
         """Close so that the agent gets a reset, as from a HAProxy that was killed with work under way."""
         sock = self._writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
-    async def close(self) -> None:
+    async def close(self):
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
-async def talking(
-    gate: DictatedGate, *, greet: bool = True, **settings: Any
-) -> AsyncIterator[tuple[Server, Client]]:
+async def talking(gate, *, greet=True, **settings):
     """A server as of `serving`, and one connection to it."""
     async with serving(gate, **settings) as server:
         client = await Client.connect(server.address, greet=greet)

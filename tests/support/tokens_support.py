@@ -5,10 +5,8 @@ import threading
 import time
 from base64 import urlsafe_b64encode
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -35,22 +33,22 @@ READER = {"name": "reader", "arn": ROLE}
 class Clock:
     """A clock that a test moves."""
 
-    def __init__(self, now: float = NOW) -> None:
+    def __init__(self, now=NOW):
         self.now = now
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
 
-def adopt(agent: Authenticator, config: Config) -> None:
+def adopt(agent, config):
     agent.adopt(config, rules_of(config))
 
 
-def encode_base64url(data: bytes) -> str:
+def encode_base64url(data):
     return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def public_jwk(private: Any, kid: str | None, alg: str | None = None) -> dict[str, Any]:
+def public_jwk(private, kid, alg=None):
     """The public JWK of a private key."""
     kinds = {rsa.RSAPrivateKey: RSAAlgorithm, ec.EllipticCurvePrivateKey: ECAlgorithm}
     algorithm = next((found for kind, found in kinds.items() if isinstance(private, kind)), OKPAlgorithm)
@@ -59,42 +57,39 @@ def public_jwk(private: Any, kid: str | None, alg: str | None = None) -> dict[st
     return jwk | {name: value for name, value in (("kid", kid), ("alg", alg)) if value is not None}
 
 
-EC_KEY: Any = ec.generate_private_key(ec.SECP256R1())
-OTHER_EC_KEY: Any = ec.generate_private_key(ec.SECP256R1())
-ED_KEY: Any = ed25519.Ed25519PrivateKey.generate()
+EC_KEY, OTHER_EC_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+ED_KEY = ed25519.Ed25519PrivateKey.generate()
 
 
-def claims(**changes: Any) -> dict[str, Any]:
+def claims(**changes):
     """Good claims with changes; a value of `...` removes the claim."""
-    base: dict[str, Any] = {
+    base = {
         "iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "jti": "id-1", "iat": NOW - 10, "exp": NOW + 300,
         "roles": [ROLE],
     }  # fmt: skip
     return {name: value for name, value in (base | changes).items() if value is not ...}
 
 
-def mint(payload: dict[str, Any], key: Any = EC_KEY, alg: str = "ES256", **header: Any) -> str:
+def mint(payload, key=EC_KEY, alg="ES256", **header):
     """Sign claims; header members of `...` are left out."""
     headers = {name: value for name, value in ({"kid": "k1"} | header).items() if value is not ...}
     return jwt.encode(payload, key, alg, headers=headers)
 
 
-def token_of(issuer: str, key: Any = EC_KEY, kid: str = "k1", **changes: Any) -> str:
+def token_of(issuer, key=EC_KEY, kid="k1", **changes):
     """A token that is good for a quarter of an hour from now."""
     now = int(time.time())
     return mint(claims(**{"iss": issuer, "iat": now - 10, "exp": now + 900} | changes), key, kid=kid)
 
 
-def issuer(**changes: Any) -> Issuer:
+def issuer(**changes):
     """An issuer of the policy."""
     base = {"name": "corp", "issuer": ISSUER, "audiences": [AUDIENCE], "algorithms": ["ES256"]}
     nowhere = {"jwks_uri": "https://127.0.0.1:1/jwks"}  # nobody listens: no test leaves this machine
     return Issuer.model_validate({**base, **nowhere, **changes})
 
 
-def authenticator_with(
-    jwks: list[dict[str, Any]], clock: Clock | None = None, **changes: Any
-) -> Authenticator:
+def authenticator_with(jwks, clock=None, **changes):
     """An authenticator whose one issuer has these keys already, as if fetched just now."""
     config = Config(version=1, issuers=[issuer(**changes)], keys=KeySettings(refresh="10d", max_stale="10d"))
     authenticator = Authenticator(config, clock=clock or Clock())
@@ -103,7 +98,7 @@ def authenticator_with(
     return authenticator
 
 
-async def reason(agent: Authenticator, header: str, *source: str) -> str:
+async def reason(agent, header, *source):
     """The reason for which a credential is refused, or "" if it is accepted."""
     try:
         await agent.authenticate(header, *source)
@@ -112,30 +107,27 @@ async def reason(agent: Authenticator, header: str, *source: str) -> str:
     return ""
 
 
-def gate_of(policy: dict[str, Any], agent: Authenticator, clock: Clock, audit: Audit | None = None) -> Gate:
+def gate_of(policy, agent, clock, audit=None):
     """A gate that asks this authenticator."""
     metrics = Metrics(MetricsSettings())
     audit = audit or Audit(AuditSettings(path="none"))
     return Gate(Policy(Config.model_validate(policy)), agent, audit, metrics, clock=clock)
 
 
-Reply = tuple[int, dict[str, str], bytes]
-
-
 class Server:
     """A real HTTP server on loopback: replies by path, counts requests, keeps what it was sent."""
 
-    def __init__(self) -> None:
-        self.replies: dict[str, Callable[[BaseHTTPRequestHandler], Reply | None]] = {}
-        self.counts: Counter[str] = Counter()
-        self.requests: list[tuple[str, dict[str, str]]] = []
+    def __init__(self):
+        self.replies = {}
+        self.counts = Counter()
+        self.requests = []
         self._seen = threading.Condition()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
+            def do_GET(self):
                 path = self.path.partition("?")[0]
                 with outer._seen:
                     outer.counts[path] += 1
@@ -152,7 +144,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *args: Any) -> None:
+            def log_message(self, *args):
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -160,29 +152,29 @@ class Server:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def json(self, path: str, document: Any) -> None:
+    def json(self, path, document):
         """Serve a document from now on."""
         body = json.dumps(document).encode()
         self.replies[path] = lambda _: (200, {"Content-Type": "application/json"}, body)
 
-    def raw(self, path: str, body: bytes, status: int = 200, **headers: str) -> None:
+    def raw(self, path, body, status=200, **headers):
         """Serve these bytes from now on; `_` in a header's name is `-`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self.replies[path] = lambda _: (status, named, body)
 
-    def wait_for(self, path: str, count: int, timeout: float = 5) -> None:
+    def wait_for(self, path, count, timeout=5):
         """Wait until a path was asked for so often."""
         with self._seen:
             assert self._seen.wait_for(lambda: self.counts[path] >= count, timeout), self.counts
 
-    def close(self) -> None:
+    def close(self):
         """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
+def serving():
     """A server for the length of a test."""
     server = Server()
     try:
@@ -192,7 +184,7 @@ def serving() -> Iterator[Server]:
 
 
 @contextmanager
-def publishing() -> Iterator[Server]:
+def publishing():
     """A server whose key set, at `/jwks`, has `EC_KEY` under the kid `k1`."""
     with serving() as server:
         server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
