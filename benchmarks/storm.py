@@ -11,7 +11,6 @@ for themselves.
 """
 
 import asyncio
-import json
 import os
 import secrets
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 import uvloop
 from running_agent import good_token, question
 from spop_client import Client
-from tokens_support import AUDIENCE, ROLE, Server, encode_base64url, mint
+from tokens_support import AUDIENCE, OTHER_EC_KEY, ROLE, Server, mint
 
 from benchmarks.agent import frames, running
 
@@ -38,11 +37,9 @@ ALLOWED = 0x11
 
 
 def bad(issuer: str, kid: str) -> bytes:
-    """A token that is well formed and signed by nobody."""
-    header = {"alg": "ES256", "kid": kid, "typ": "JWT"}
-    payload = {"iss": issuer, "aud": AUDIENCE, "sub": "x", "exp": int(time.time()) + 600, "roles": [ROLE]}
-    parts = [encode_base64url(json.dumps(part).encode()) for part in (header, payload)]
-    return frames(question(".".join((*parts, encode_base64url(secrets.token_bytes(64))))), 1)
+    """A token that is well formed, and signed by a key that the issuer never had."""
+    claims = {"iss": issuer, "aud": AUDIENCE, "sub": "x", "exp": int(time.time()) + 600, "roles": [ROLE]}
+    return frames(question(mint(claims, OTHER_EC_KEY, kid=kid)), 1)
 
 
 def fresh(issuer: str, number: int) -> bytes:

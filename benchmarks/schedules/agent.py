@@ -14,7 +14,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.schedules.loop import Ear, Time
+from tokens_support import Clock
+
+from benchmarks.schedules.loop import START, Ear
 from benchmarks.schedules.parts import Disk, File, Issuer, Process
 from benchmarks.schedules.world import (
     PRINCIPALS,
@@ -69,7 +71,7 @@ class Agent:
     """The number of next policies that no process can build."""
 
     def __init__(self, workers: int, trace: Callable[[str], None] | None = None) -> None:
-        self.time, self.workers, self._trace = Time(), workers, trace
+        self.time, self.workers, self._trace = Clock(START), workers, trace
         self.clocks = Clocks(self.time, self.time)
         self.disk, self.file, self.issuer = Disk(), File(), Issuer()
         self.mark: int | None = 0

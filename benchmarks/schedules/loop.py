@@ -12,16 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-
-class Time:
-    """The time of a schedule: both clocks of all processes."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        return self.now
-
+from tokens_support import Clock
 
 START = 1_800_000_000.0
 """Epoch seconds, and monotonic ones: where a schedule begins."""
@@ -156,7 +147,7 @@ class Loop(asyncio.BaseEventLoop):
         wrong: told of each exception that nobody caught.
     """
 
-    def __init__(self, time: Time, pipe: Pipe, wrong: Callable[[str], None]) -> None:
+    def __init__(self, time: Clock, pipe: Pipe, wrong: Callable[[str], None]) -> None:
         super().__init__()
         self.time = time  # type: ignore[method-assign,assignment]
         self.pipe, self._wrong = pipe, wrong
