@@ -120,8 +120,12 @@ def verify(
         raise click.UsageError("Which signature is trusted? Give --key, as `iamroles audit key` prints it")
     with _readable():
         verifiers = [Verifier.parse(key) for key in keys]
+        for path in proofs:
+            checkpoint, lines = proven(path.read_text("utf-8", "replace"), verifiers)
+            click.echo(f"PROVEN: {len(lines)} lines are in {checkpoint.origin}, {checkpoint.size} batches")
+            for line in lines:
+                click.echo(line.decode("ascii", "replace"))
         if proofs:
-            _show_proofs(proofs, verifiers)
             return
         signed = [Checkpoint.opened(path.read_text("utf-8", "replace"), verifiers) for path in checkpoints]
         proof = verify_log(files, mixed=mixed, complete=complete, heads=heads)
@@ -130,14 +134,6 @@ def verify(
     click.echo(_as_json(proof) if form == "json" else "\n".join(_as_text(proof)))
     if not proof.whole or not proof.records:
         raise SystemExit(1)
-
-
-def _show_proofs(proofs: tuple[Path, ...], verifiers: list[Verifier]) -> None:
-    for path in proofs:
-        checkpoint, lines = proven(path.read_text("utf-8", "replace"), verifiers)
-        click.echo(f"PROVEN: {len(lines)} lines are in {checkpoint.origin}, {checkpoint.size} batches")
-        for line in lines:
-            click.echo(line.decode("ascii", "replace"))
 
 
 @audit.command()

@@ -58,14 +58,9 @@ def _consider(
 ) -> Iterator[tuple[Considered, int]]:
     every = {name for arn in identity.roles if (name := policy.name_of(arn)) is not None}
     active = {name for arn in policy.active(identity, request) if (name := policy.name_of(arn)) is not None}
-    for effect, table in (
-        ("deny", "denies"),
-        ("grant", "grants"),
-        ("shadow deny", "denies"),
-        ("shadow grant", "grants"),
-    ):
-        deny = table == "denies"
-        for key, rule in rules_of(config, table, shadow=effect.startswith("shadow")):
+    for shadow, deny in ((False, True), (False, False), (True, True), (True, False)):
+        effect = ("shadow " if shadow else "") + ("deny" if deny else "grant")
+        for key, rule in rules_of(config, "denies" if deny else "grants", shadow=shadow):
             misses = tuple(_misses(rule, query, every if deny else active, deny=deny, held=every))
             yield Considered(rule.id, key, effect, misses, rule.backend), rule.region.specificity[1]
 

@@ -28,12 +28,10 @@ def too_wide(config: Config) -> Iterator[Finding]:
         yield from _wide_grant(f"grants[{index}]", grant)
     for index, scope in enumerate(config.scopes):
         if "*" in scope.methods and scope.path == "/" and scope.match == "prefix" and not scope.hosts:
-            say = (
-                "opens every request, so the scope limits nothing",
-                "Give it the methods and the path it is for",
-            )
+            message = "opens every request, so the scope limits nothing"
+            remedy = "Give it the methods and the path it is for"
             witness = Request("DELETE", "", "/", USUAL_SOURCE)
-            yield Finding(Kind.TOO_WIDE, f"scopes[{index}]", scope.name, *say, witness=witness)
+            yield Finding(Kind.TOO_WIDE, f"scopes[{index}]", scope.name, message, remedy, witness=witness)
     for index, role in enumerate(config.roles):
         accounts = sorted({RoleArn.parse(arn).account for arn in arns_of(role)})
         if len(accounts) > 1:
