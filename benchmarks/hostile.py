@@ -30,18 +30,6 @@ from hostile_requests import (
 )
 
 
-def report(target: Target, attack: Attack, tried: int, who: str) -> tuple[str, bool]:
-    """Return what was found, in words, and whether it keeps the law."""
-    cost = target.cost(attack, times=25)
-    said = (
-        f"{who}: {tried} requests tried; the worst is {str(attack)[:300]}\n"
-        f"    {cost.size} bytes, {cost.seconds * 1e3:.3f} ms (bound {MILLISECONDS:g}), "
-        f"{cost.each:.1f} ns a byte, {growth(target, attack):.2f} times that of a quarter; "
-        f"{cost.log} bytes of log (bound {LOG_BYTES})"
-    )
-    return said, cost.seconds * 1e3 < MILLISECONDS and cost.log < LOG_BYTES
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
@@ -62,10 +50,17 @@ def main() -> int:
             ("log, strangers", True, lambda cost: float(cost.log)),
             ("processor, a good credential", False, lambda cost: cost.seconds),
         ):
-            found = search(target, options.seed, strangers=strangers, worth=worth, seconds=options.seconds)
-            said, kept = report(target, *found, who)
-            lines.append(said)
-            good = kept and good
+            attack, tried = search(
+                target, options.seed, strangers=strangers, worth=worth, seconds=options.seconds
+            )
+            cost = target.cost(attack, times=25)
+            lines.append(
+                f"{who}: {tried} requests tried; the worst is {str(attack)[:300]}\n"
+                f"    {cost.size} bytes, {cost.seconds * 1e3:.3f} ms (bound {MILLISECONDS:g}), "
+                f"{cost.each:.1f} ns a byte, {growth(target, attack):.2f} times that of a quarter; "
+                f"{cost.log} bytes of log (bound {LOG_BYTES})"
+            )
+            good = good and cost.seconds * 1e3 < MILLISECONDS and cost.log < LOG_BYTES
         left = retained(target, options.seed)
     lines += [f"seed {options.seed}; memory: 400 requests more leave {left} bytes (bound {MEMORY_BYTES})"]
     good = good and left < MEMORY_BYTES

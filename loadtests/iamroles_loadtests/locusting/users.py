@@ -235,10 +235,6 @@ class TrafficUser(User):
                 for entry in (stats.get(case.name, "sent us"), stats.total):
                     log(entry, sent, at)
                 log(stats.get(case.name, "due us"), due, at)
-        self._log_failures(stats)
-
-    def _log_failures(self, stats: RequestStats) -> None:
-        for case in self._driver.cases.values():
             failed = case.wrong + case.faults
             for _ in range(failed - self._failed.get(case.name, 0)):
                 stats.log_error("sent us", case.name, case.examples[-1])
