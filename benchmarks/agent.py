@@ -79,9 +79,7 @@ def running(directory: Path, **changes: object) -> Iterator[tuple[dict[str, Any]
 
 
 def frames(check: bytes, count: int) -> bytes:
-    """Return this many NOTIFYs in a single read, each with a request id of its own, as HAProxy's `unique-id`
-    is.
-    """
+    """Return this many NOTIFYs in a single read, each with its own request id, like `unique-id`."""
     return b"".join(
         notify(context_message(b"7F000001:C34A_7F000001:1F90_65A0B1C2_%04X:0001" % n) + check, ids=(n, 1))
         for n in range(1, count + 1)

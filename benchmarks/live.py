@@ -189,9 +189,7 @@ def cost(target, rounds):
 
 
 def said(proxy, count, since, expires):
-    """Return what HAProxy's own log says of the ends: whole seconds after `exp`, and the termination
-    flags.
-    """
+    """Return the ends by HAProxy's log: whole seconds after `exp`, and termination flags."""
     deadline = time.monotonic() + 10
     while len(lines := proxy.log_lines(since)) < count and time.monotonic() < deadline:
         time.sleep(0.1)

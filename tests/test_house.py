@@ -37,18 +37,18 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 20_980,
-    "scenarios": 29_170,
-    "conformance": 9_330,
-    "loadtests": 4_950,
-    "benchmarks": 4_220,
-    "tests": 29_080,
+    "reference": 20_800,
+    "scenarios": 28_670,
+    "conformance": 9_270,
+    "loadtests": 4_850,
+    "benchmarks": 3_890,
+    "tests": 26_850,
 }
 TRUSTED_LINES = 16_500
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_710
+DATA_LINES = 19_470
 """Of TOML and JSON: code must not hide as data."""
-TRANSLATED = 60
+TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
 CONSTRUCTIONS = {
     "the passive of tell": r"\b(?:is|are|was|were|be) told\b",

@@ -127,7 +127,7 @@ class Process:
         self.loop = Loop(agent.time, self.pipe, self._wrong)
         self.connections: list[Connection] = []
         self.member: Any = None
-        self._told = {name: part.digest for name, part in agent.plane.document.parts.items()}
+        self._digests = {name: part.digest for name, part in agent.plane.document.parts.items()}
         """Digests of parts: what it was born with, or has proposed since."""
 
     def live(self, member: Any) -> None:
@@ -138,10 +138,10 @@ class Process:
         self.said.append(data)
         said = data.said
         if said.say == "propose":
-            self._told |= {name: about["digest"] for name, about in said.head["parts"].items() if about}
+            self._digests |= {name: about["digest"] for name, about in said.head["parts"].items() if about}
         elif said.head.get("after"):  # not before all that it has is in force
             for name, part in self.member._proposed.items():
-                if self._told.get(KEYS + name) != part.digest:
+                if self._digests.get(KEYS + name) != part.digest:
                     self._wrong(f"it answers of the keys {part.digest} before it proposes them")
 
     def _ended(self, task: Any) -> None:

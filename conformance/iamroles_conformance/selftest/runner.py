@@ -95,7 +95,6 @@ class MutantResult:
 class Accusation:
     """A check of `core` that does not pass on an agent that does only what is permitted."""
 
-    behaviours: tuple[str, ...]
     check: str
     verdict: str
     message: str
@@ -206,8 +205,7 @@ class Selftest:
         checks = [check for check in self._planned if check.must and check.grade == "core"]
         fine = (Verdict.PASS, Verdict.NOT_APPLICABLE)
         red = self._failing_twice(self._mutated(behaviours), checks, fine)
-        names = tuple(found.id for found in behaviours)
-        return [Accusation(names, one.check, one.verdict.value, one.message) for one in red]
+        return [Accusation(one.check, one.verdict.value, one.message) for one in red]
 
     def _failing_twice(
         self, spec: AgentSpec, checks: list[PlannedCheck], fine: tuple[Verdict, ...]

@@ -247,9 +247,7 @@ class JudgedTraffic:
         return self.steps[name]
 
     def change(self, flow: str, expect: Expectation, *, by: str, settles: float = 0.0) -> None:
-        """Change what is right for a flow from a step on. For `settles` seconds after its end, what was right
-        before passes too.
-        """
+        """Change what a flow expects from a step on; for `settles` seconds after it the old passes too."""
         moment = self.steps[by]
         settled = moment.end + round(settles * self._scale * NANO)
         self._flows[flow].flow.change(expect, moment.begin, settled)
@@ -260,9 +258,7 @@ class JudgedTraffic:
             client.context = context
 
     def phases(self) -> list[tuple[str, int, int]]:
-        """Return the name of each step, when it began and when the next one did, in nanoseconds of
-        CLOCK_REALTIME.
-        """
+        """Return each step's name, its begin and the next one's, nanoseconds of CLOCK_REALTIME."""
         steps = sorted(self.steps.values(), key=lambda step: step.begin)
         return [(one.name, one.begin, two.begin) for one, two in pairwise(steps)]
 

@@ -80,9 +80,7 @@ class Flow:
         self._held = [_Held(expect, 0)]
 
     def change(self, expect: Expectation, begin: int, settled: int) -> None:
-        """Change what is right: from `begin` on at the earliest, and nothing else from `settled` on
-        (nanoseconds).
-        """
+        """Change what is right: from `begin` at the earliest, alone from `settled` on (nanoseconds)."""
         self._held[-1].until = settled
         self._held.append(_Held(expect, begin))
 

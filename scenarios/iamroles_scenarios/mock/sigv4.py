@@ -59,7 +59,6 @@ class Signed:
     signed_headers: tuple[str, ...]
     signature: str
     security_token: str | None
-    presigned: bool
     expires: int | None = None
     """`X-Amz-Expires` of a pre-signed request."""
 
@@ -111,7 +110,7 @@ def _from_query(values: Mapping[str, str]) -> Signed:
     return Signed(
         scope["key"], _date(values.get("x-amz-date")), scope["date"], scope["region"], scope["service"],
         tuple(values.get("x-amz-signedheaders", "").split(";")), values.get("x-amz-signature", ""),
-        values.get("x-amz-security-token"), presigned=True, expires=int(expires),
+        values.get("x-amz-security-token"), int(expires),
     )  # fmt: skip
 
 
@@ -124,7 +123,6 @@ def _from_header(authorization: str, received: Received) -> Signed:
     return Signed(
         scope["key"], _date(received.header("x-amz-date")), scope["date"], scope["region"], scope["service"],
         tuple(parts["SignedHeaders"].split(";")), parts["Signature"], received.header("x-amz-security-token"),
-        presigned=False,
     )  # fmt: skip
 
 

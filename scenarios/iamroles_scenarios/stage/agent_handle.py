@@ -26,7 +26,7 @@ class AgentHandle:
         self._part: Part | None = None
         self._past: list[str] = []
         self._paused = False
-        self._told = True
+        self._asked_to_end = True
         """True once it was asked to end, and before it has begun."""
         self._gone: int | None = None
         """The exit code of an agent that ended by itself before its world was closed."""
@@ -66,7 +66,7 @@ class AgentHandle:
                 part.kill()
                 raise
             self._part = part
-            self._paused = self._told = False
+            self._paused = self._asked_to_end = False
             if not isinstance(self.ready.get("address"), str):
                 self.kill()
                 raise StageError(
@@ -78,13 +78,13 @@ class AgentHandle:
 
     def kill(self) -> None:
         with self._lock:
-            self._told = True
+            self._asked_to_end = True
             self._running("killed").kill()
 
     def stop(self, within: float = 15.0) -> int:
         """SIGTERM, and SIGKILL after `within` seconds; returns the exit code (0: it drained and left)."""
         with self._lock:
-            self._told = True
+            self._asked_to_end = True
             return self._running("stopped").stop(within)
 
     def pause(self) -> None:
@@ -111,7 +111,7 @@ class AgentHandle:
 
     def terminate(self) -> None:
         """SIGTERM, without waiting for what it does."""
-        self._told = True
+        self._asked_to_end = True
         self._running("terminated").send(signal.SIGTERM)
 
     def wait(self, within: float) -> int | None:
@@ -123,15 +123,13 @@ class AgentHandle:
         return self._part is not None and self._part.alive
 
     def ended(self, within: float = 0.0) -> int | None:
-        """Return the exit code if it ends by itself within these seconds; None if it runs, or was asked to
-        end.
-        """
-        if self._told or self._part is None:
+        """Return the exit code if it ends unasked within these seconds; else None."""
+        if self._asked_to_end or self._part is None:
             return self._gone
         if not within and self._part.alive:
             return None
         code = self._part.wait(within or 1.0)
-        if self._told:  # meanwhile: another thread has closed the world
+        if self._asked_to_end:  # meanwhile: another thread has closed the world
             return self._gone
         if code is not None:
             self._part.stderr.finish()  # so that its last words are in the log
@@ -175,7 +173,7 @@ class AgentHandle:
     def close(self) -> None:
         with self._lock:
             if self._part is not None:
-                self._gone, self._told = self.ended(), True
+                self._gone, self._asked_to_end = self.ended(), True
                 if self._paused:
                     self._part.kill()
                 self._part.stop(2.0)

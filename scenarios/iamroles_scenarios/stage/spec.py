@@ -150,9 +150,7 @@ class AgentSpec:
 
 
 def declares(features: Mapping[str, Any], name: str) -> bool:
-    """Return whether an agent with these features has this one: SPOP unless it says no, others where it says
-    so.
-    """
+    """Return whether these features have this one: SPOP unless denied, others if declared."""
     return bool(features.get(name, name == "spop"))
 
 

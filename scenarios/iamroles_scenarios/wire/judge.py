@@ -35,9 +35,7 @@ opened: ContextVar[list[Connection]] = ContextVar("opened")
 
 
 def probe(target: WireTarget) -> Mapping[str, Any]:
-    """Return the question with the most telling right answer: an allowed question, else a question without
-    credential.
-    """
+    """Return an allowed question, whose answer tells most; else one without credential."""
     return NO_CREDENTIAL if target.allowed is None else target.allowed
 
 
