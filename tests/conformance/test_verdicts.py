@@ -4,13 +4,14 @@ import time
 import uuid
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from invoking import AGENTS
 
 from iamroles_conformance.reports import explain
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import Evidence, SelectionError, StageError
+from iamroles_scenarios.base.errors import Evidence, SelectionError, StageError, WireError
 from iamroles_scenarios.checks.plan import named_by, plan
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.planning import selected_by
@@ -20,8 +21,9 @@ from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.jobs import called
 from iamroles_scenarios.engine.play import play
 from iamroles_scenarios.engine.run import Options, Run
+from iamroles_scenarios.engine.setups import uses
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.verdicts import recorded, reported
+from iamroles_scenarios.engine.verdicts import judged, recorded, reported
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, open_stage
 
@@ -104,6 +106,18 @@ def test_an_agent_that_does_not_answer_fails_by_its_deadline(stage, mode, said):
 
     assert {each.verdict for each in found.values()} == {Verdict.FAIL}
     assert all(said in each.message for each in found.values()), found
+
+
+def test_a_connection_that_the_agent_closed_is_shown_with_the_agents_log():
+    agent = SimpleNamespace(ended=lambda patience: None, logs=lambda: "worker 0: no heartbeat")
+    check = next(iter(plan(["gate-spop"])))
+
+    def play():
+        uses(SimpleNamespace(agent=agent, haproxy_ended=lambda: None))
+        raise WireError("the agent closed the connection (RST)")
+
+    (result,) = judged([check], play)
+    assert (result.verdict, result.evidence.logs) == (Verdict.FAIL, {"agent": "worker 0: no heartbeat"})
 
 
 def test_a_feature_declared_absent_is_not_applicable(stage):

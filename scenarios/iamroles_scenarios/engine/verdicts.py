@@ -61,6 +61,9 @@ def judged(
         failed = any(result.verdict is Verdict.FAIL for result in results)
         if (ending := ended(worlds, ENDING if failed else 0.0)) is not None:
             results = [explained(result, ending) for result in results]
+        elif failed and worlds and (log := worlds[-1].agent.logs()):  # may say why a connection was closed
+            for result in (one for one in results if one.verdict is Verdict.FAIL):
+                result.evidence.logs.update(tails({_AGENT: log}) | result.evidence.logs)
     seconds = time.monotonic() - began
     return [recorded(result, found, seconds, transcripts=transcripts) for result in results]
 
