@@ -101,7 +101,7 @@ def serve(world, authority, tmp_path):
 
 
 def answer(context, connection):
-    """Tell who asks by certificate, and for whom."""
+    """Answer with the caller's certificate and the principal that it asks for."""
     with context.wrap_socket(connection, server_side=True) as secured:
         stream = secured.makefile("rb")
         stream.readline()

@@ -76,7 +76,7 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
 
 
 def _shipped(name: str) -> str:
-    """Return a file of this directory: one that is written as it is, or a piece of `iam-routes.cfg`."""
+    """Read a file of this directory: a whole file to write, or a piece of `iam-routes.cfg`."""
     return files("iamroles_tools.haproxy").joinpath(name).read_text()
 
 

@@ -112,7 +112,7 @@ class KeySets:
         return held
 
     def unverified(self, entry: Entry, *, every: bool) -> str:
-        """Return why a backend cannot verify an answer's identity; "" if it can, or if there is none.
+        """Return why a backend cannot verify an answer's identity; "" if it can, or on a refusal.
 
         Args:
             entry: the answer.

@@ -102,7 +102,7 @@ class Running(Program):
 
 
 def asked(sock, token, path="/orders/1"):
-    """What the first question of a connection is answered."""
+    """Ask the first question of a connection, and return the answer."""
     sock.sendall(hello() + notify(question(token, path)))
     receive(sock)
     return receive(sock)

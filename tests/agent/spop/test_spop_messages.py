@@ -29,7 +29,7 @@ def seen(payload):
 
 
 def agreed(look, at, payload):
-    """What a look finds there; None where it can read nothing, nor then can parsing read the payload."""
+    """Return what a look finds; None if it can read nothing, and then the parser cannot either."""
     try:
         return look(at)
     except RemoteProtocolError:

@@ -24,7 +24,7 @@ from iamroles_scenarios.stage.breaker import FAULTS, Breaker
 
 _DELAYS = ("late", "drip")
 _TIMES = {"refresh": "1s", "cooldown": "1s", "max_stale": "1h", "timeout": "1s"}
-"""Of the keys, in an agent that soon asks for them again."""
+"""The `keys` table of an agent that soon asks for its keys again."""
 _EVERYWHERE: dict[str, dict[str, Any]] = {
     "down": {"kind": "cut"},
     "stalled": {"kind": "stall"},

@@ -44,7 +44,7 @@ class HttpQuestion:
         return mismatches(self.expected, seen, {})
 
     def minted(self) -> tuple[str, float]:
-        """Return the token as one that never ends, for traffic."""
+        """Return the token for traffic, with 0 as its end: it never ends."""
         return self.token, 0.0
 
 
