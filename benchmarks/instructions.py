@@ -127,7 +127,7 @@ def main():
     for step in sorted(set(steps) - {"3", "6"}):
         without(f"{step}: {steps[step]}", with_gate(variants.without(gate, {step})))
     lines = gate.splitlines(keepends=True)
-    for number in [n for n, line in enumerate(lines) if options.rules and variants._RULE.match(line)]:
+    for number in [n for n, line in enumerate(lines) if options.rules and variants.RULE.match(line)]:
         without(lines[number].strip()[:110], with_gate("".join(lines[:number] + lines[number + 1 :])))
 
 

@@ -20,7 +20,7 @@ _OPTIONS = {
     "agent": click.option(
         "--agent", type=click.Path(), help="Path of an agent.toml; default: the reference agent's."
     ),
-    "address": click.option("--agent-address", "address", metavar="HOST:PORT", help="Address of an agent."),
+    "address": click.option("--agent-address", "address", metavar="HOST:PORT", help="A running agent."),
     "allowed": click.option(
         "--allowed", type=click.Path(), help="JSON: an iam-check that the running agent allows."
     ),

@@ -16,7 +16,7 @@ from pathlib import Path
 from iamroles_loadtests.asking import gate_config
 
 _HEADING = re.compile(r"^    # ---- (?:(\d)\. )?(.*?) -*$")
-_RULE = re.compile(r"^    (?:http-request|http-response|http-after-response|log-format|unique-id-format) ")
+RULE = re.compile(r"^    (?:http-request|http-response|http-after-response|log-format|unique-id-format) ")
 _RECORD, _LIVE = "record", "live"
 _ASK = "3"
 _FILTER = re.compile(r"^    filter spoe .*\n", re.MULTILINE)
@@ -50,7 +50,7 @@ def without(text: str, left_out: set[str]) -> str:
             step = heading[1] or (_RECORD if heading[2].startswith("The record") else _LIVE)
         elif line[:1].isalpha():
             step = ""
-        if not (step in left_out and _RULE.match(line)):
+        if not (step in left_out and RULE.match(line)):
             kept.append(line)
     text = "".join(kept)
     return _FILTER.sub("", text) if _ASK in left_out else text
@@ -58,7 +58,7 @@ def without(text: str, left_out: set[str]) -> str:
 
 def without_streams(files: Mapping[str, str]) -> dict[str, str]:
     """Rendered files without the step `live`, and without what refuses streams in the backends."""
-    kept = [line for line in files["iam-routes.cfg"].splitlines(keepends=True) if not _RULE.match(line)]
+    kept = [line for line in files["iam-routes.cfg"].splitlines(keepends=True) if not RULE.match(line)]
     return {**files, "haproxy.cfg": without(files["haproxy.cfg"], {_LIVE}), "iam-routes.cfg": "".join(kept)}
 
 
