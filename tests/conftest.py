@@ -8,7 +8,6 @@ they fail instead: a run that should have covered containers never passes withou
 import asyncio
 import inspect
 import os
-import sys
 from collections import Counter
 
 import pytest
@@ -78,15 +77,3 @@ def pytest_pyfunc_call(pyfuncitem):
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(patiently())
     return True
-
-
-_TRACE: list = []
-"""The trace function of a run with coverage."""
-
-
-def pytest_runtest_setup():
-    """Give coverage its trace function back, which Python drops if it fails, as it does on a full stack."""
-    if sys.gettrace() is not None:
-        _TRACE[:] = [sys.gettrace()]
-    elif _TRACE:
-        sys.settrace(*_TRACE)

@@ -42,7 +42,7 @@ LINES = {
     "conformance": 9_270,
     "loadtests": 4_850,
     "benchmarks": 3_890,
-    "tests": 26_880,
+    "tests": 26_870,
 }
 TRUSTED_LINES = 16_500
 """Of the agent: what an auditor must trust."""

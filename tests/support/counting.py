@@ -22,13 +22,14 @@ def steps(work):
         nonlocal count
         count += event == "c_call"
 
+    before = sys.gettrace(), sys.getprofile()  # coverage's
     sys.settrace(trace)
     sys.setprofile(profile)
     try:
         work()
     finally:
-        sys.setprofile(None)
-        sys.settrace(None)
+        sys.setprofile(before[1])
+        sys.settrace(before[0])
     return count
 
 
