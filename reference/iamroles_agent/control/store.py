@@ -99,7 +99,10 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise self._unusable("another agent uses it") from None
+            raise StartError(
+                f"the state directory {self.directory} cannot be used: another agent uses it. Stop that one, "
+                "take over from it (--take-over), or name another directory in agent.state_dir"
+            ) from None
         return lock
 
     @property

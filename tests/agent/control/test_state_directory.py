@@ -83,3 +83,8 @@ def test_a_lock_that_cannot_be_taken_stops_the_start_with_a_remedy(store):
 
     with pytest.raises(StartError, match=r"lock: Is a directory.* move this one away"):
         store.lock()
+
+
+def test_a_directory_of_a_living_agent_is_not_to_be_moved_away(store):
+    with pytest.raises(StartError, match=r"another agent uses it.*--take-over"):
+        Store(store.directory).lock()
