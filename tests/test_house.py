@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 20_800,
-    "scenarios": 28_670,
-    "conformance": 9_270,
-    "loadtests": 4_850,
-    "benchmarks": 3_890,
-    "tests": 26_870,
+    "reference": 22_000,
+    "scenarios": 29_270,
+    "conformance": 9_500,
+    "loadtests": 4_950,
+    "benchmarks": 3_960,
+    "tests": 28_870,
 }
-TRUSTED_LINES = 16_500
+TRUSTED_LINES = 17_000
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_470
+DATA_LINES = 19_790
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
