@@ -212,7 +212,9 @@ def _verdict_line(decision: Decision) -> str:
     return f"DENY {decision.status} {why}" + (f": {decision.detail}" if decision.detail else "")
 
 
-_SAME = "No difference in what is reached, by whom, for how long, at which backend, or who is trusted"
+_SAME = (
+    "No difference in what is reached, by whom, for how long, at which backend, who is trusted, or how safely"
+)
 
 
 @policy.command()

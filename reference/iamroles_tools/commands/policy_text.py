@@ -55,10 +55,17 @@ def change_lines(difference: Difference, *, everything: bool = False) -> Iterato
     )
     for sign, heading, changes in headings:
         yield from _heading(sign, heading, changes, everything=everything)
-    if difference.settings:
-        yield "Trust, names, limits and servers:"
-    for setting in difference.settings:
-        yield f"  ~ {setting.key}: {setting.old} -> {setting.new}"
+    weaker = [setting for setting in difference.settings if setting.weaker]
+    others = [setting for setting in difference.settings if not setting.weaker]
+    running = "How the agent runs (no difference in access)"
+    for sign, heading, settings in (
+        ("!", "Weaker than before", weaker),
+        ("~", "Trust, names, limits and servers", others),
+        (" ", running, difference.running),
+    ):
+        yield from [f"{heading}:"] * bool(settings)
+        for setting in settings:
+            yield f"  {sign} {setting.key}: {setting.old} -> {setting.new}"
     note = "Same reach under another grant's id, which backends see in X-IAM-Rule (no difference in access)"
     yield from _heading(" ", note, difference.renamed, everything=everything)
 

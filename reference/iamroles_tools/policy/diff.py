@@ -34,6 +34,7 @@ from iamroles_agent.policy.compiled import Rule, arns_of
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.policy.witness import describe
 from iamroles_tools.policy.describe import Line, Part, describe_parts
+from iamroles_tools.policy.weakening import ABSENT, weakens
 from iamroles_tools.policy.zones import (
     LabelledRule,
     Labels,
@@ -72,11 +73,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A changed value that decides who is trusted, for how long, or where a backend is."""
+    """A changed value outside the rules: who is trusted, for how long, how the agent runs."""
 
     key: str
     old: str
     new: str
+    weaker: bool = False
+    """Whether the change weakens the gate, as `policy.weakening` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +96,21 @@ class Difference:
     settings: tuple[Setting, ...]
     renamed: tuple[Change, ...]
     """Same reach under another grant's id: backends see another `X-IAM-Rule`. No difference in access."""
+    running: tuple[Setting, ...] = ()
+    """Settings that weaken nothing, such as the number of workers. No difference, and not in the digest."""
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) for name in self.__slots__ if name != "renamed")
+        return any(getattr(self, name) for name in self.__slots__ if name not in ("renamed", "running"))
 
     @property
     def digest(self) -> str:
         """Names exactly these changes, whole regions included; to acknowledge it acknowledges no others."""
         changes = self.to_json()
+        del changes["running"]
         for items in changes.values():
             for item in items:
-                item.pop("witness", None)
-                item.pop("text", None)
+                for name in ("witness", "text", "weaker"):
+                    item.pop(name, None)
         return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
@@ -116,9 +122,11 @@ class Difference:
             return {**asdict(replace(item, region=())), "region": region, "witness": request,
                     "text": describe(item.witness)}  # fmt: skip
 
-        lists = {name: getattr(self, name) for name in self.__slots__ if name != "settings"}
-        return {name: [change(item) for item in items] for name, items in lists.items()} | {
-            "settings": [asdict(item) for item in self.settings]
+        return {
+            name: [
+                asdict(item) if isinstance(item, Setting) else change(item) for item in getattr(self, name)
+            ]
+            for name in self.__slots__
         }
 
 
@@ -131,6 +139,7 @@ def diff(old: Config, new: Config) -> Difference:
     routes = _Comparison(before, after, labels, union=union).changes()
     scope_names = Labels(sorted({scope.name for config in (old, new) for scope in config.scopes}))
     scopes = _Comparison(_scopes(old, scope_names), _scopes(new, scope_names), scope_names).changes()
+    settings = list(_settings(old, new))
     return Difference(
         opened=routes["opened"],
         closed=routes["closed"],
@@ -138,8 +147,9 @@ def diff(old: Config, new: Config) -> Difference:
         regranted=routes["regranted"],
         scopes_opened=scopes["opened"],
         scopes_closed=scopes["closed"],
-        settings=tuple(_settings(old, new)),
+        settings=tuple(setting for setting, counts in settings if counts),
         renamed=routes["renamed"],
+        running=tuple(setting for setting, counts in settings if not counts),
     )
 
 
@@ -376,19 +386,21 @@ def _arns_by_name(config: Config) -> dict[str, list[str]]:
     return {role.name: [str(RoleArn.parse(arn)) for arn in arns_of(role)] for role in config.roles}
 
 
-_ROUTED = {"agent", "audit", "metrics", "grants", "denies", "scopes", "roles", "groups", "version"}
-"""Tables that are compared by the regions that they open or by ARN, or that change no verdict."""
+_ROUTED = {"grants", "denies", "scopes", "roles", "groups", "version"}
+"""Tables that are compared by the regions that they open or by ARN."""
 
 
-def _settings(old: Config, new: Config) -> Iterator[Setting]:
+def _settings(old: Config, new: Config) -> Iterator[tuple[Setting, bool]]:
+    """Yield each changed setting, and whether it counts as a difference."""
     before, after = (
         _flat(config.model_dump(mode="json", exclude=_ROUTED)) | _role_settings(config)
         for config in (old, new)
     )
     for key in sorted(before.keys() | after.keys()):
-        one, two = before.get(key, "(absent)"), after.get(key, "(absent)")
-        if one != two:
-            yield Setting(key, one, two)
+        one, two = before.get(key, ABSENT), after.get(key, ABSENT)
+        if one != two and {one, two} != {"null", ABSENT}:
+            weaker = weakens(key, one, two)
+            yield Setting(key, one, two, weaker=bool(weaker)), weaker is not None
 
 
 def _role_settings(config: Config) -> dict[str, str]:

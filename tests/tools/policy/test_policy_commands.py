@@ -176,6 +176,18 @@ def test_diff_gates_until_exactly_these_differences_are_acknowledged(opened):
     assert as_json("policy diff", EXAMPLE, opened, code=1)["digest"] == digest
 
 
+def test_diff_says_first_what_is_weaker(tmp_path):
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    text = EXAMPLE.read_text()
+    one.write_text(text)
+    two.write_text(text.replace('on_error = "deny"', 'on_error = "allow"'))
+
+    shown = said("policy diff", one, two, code=1)
+    assert 'Weaker than before:\n  ! audit.on_error: "deny" -> "allow"\n' in shown
+    two.write_text(text.replace("[agent]\n", "[agent]\nworkers = 7\n", 1))
+    assert "    agent.workers: 1 -> 7\n" in said("policy diff", one, two)
+
+
 def test_matrix_as_text_json_and_page(tmp_path):
     text = said("policy matrix", EXAMPLE)
     assert "part  GET,HEAD,PATCH,POST shop.example.com/orders and below  ->  orders-rw" in text

@@ -6,9 +6,10 @@ import policy_worlds as worlds
 import pytest
 from hypothesis import given, settings
 
-from iamroles_agent.base.config import Config
+from iamroles_agent.base.config import Config, IdentityHeader
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.policy import Policy
+from iamroles_tools.policy import weakening
 from iamroles_tools.policy.diff import diff
 
 ARNS = [RoleArn.parse(text) for text in worlds.ARNS.values()]
@@ -328,3 +329,61 @@ def test_trust_and_scopes_are_compared_too():
     assert [str(line) for line in change.region] == ["GET / and below, but not /a and below"]
     assert not found.scopes_closed
     assert found.digest != diff(new, old).digest
+
+
+TABLES = [name for name, field in Config.model_fields.items() if "Settings" in str(field.annotation)]
+TABLES += ["identity_header", "limits"]
+
+
+def test_every_setting_has_a_row_that_says_what_weakens():
+    models = {name: Config.model_fields[name].annotation for name in TABLES}
+    models["identity_header"] = IdentityHeader
+
+    keys = {f"{name}.{key}" for name, model in models.items() for key in model.model_fields}
+    assert {*TABLES} == {"agent", "audit", "metrics", "live", "keys", "identity_header", "limits"}
+    assert keys == weakening.WEAKENS.keys()
+
+
+STRONG_AND_WEAK = [
+    ("audit.required", True, False),
+    ("audit.path", "/var/log/audit.jsonl", "none"),
+    ("audit.on_error", "deny", "allow"),
+    ("audit.sync", "1s", "60s"),
+    ("audit.keep", None, "1MB"),
+    ("audit.keep", "20GB", "1MB"),
+    ("agent.listen", "unix:/run/iamroles/agent.sock", "127.0.0.1:9901"),
+    ("agent.state_dir", "state", None),
+    ("live.master_socket", "/run/master.sock", None),
+    ("limits.max_lifetime", "1h", None),
+    ("limits.max_token_bytes", 4096, 8192),
+    ("keys.max_stale", "1h", "7d"),
+]
+
+
+@pytest.mark.parametrize(("key", "strong", "weak"), STRONG_AND_WEAK)
+def test_a_weaker_setting_counts_and_is_named_weaker(key, strong, weak):
+    """Nothing told when the audit went to `none`, or a decision without a record was let through."""
+    table, name = key.split(".")
+    one, two = (
+        Config.model_validate({**worlds.BASE, table: {name: value} if value is not None else {}})
+        for value in (strong, weak)
+    )
+
+    assert [(item.key, item.weaker) for item in diff(one, two).settings] == [(key, True)]
+    assert [(item.key, item.weaker) for item in diff(two, one).settings] == [(key, False)]
+    assert diff(one, two)
+
+
+def test_to_drop_the_signed_identity_weakens():
+    signed = policy(identity_header={"issuer": "https://gate.example"})
+
+    assert {item.key for item in diff(signed, policy()).settings if item.weaker} == {"identity_header.issuer"}
+    assert not [item for item in diff(policy(), signed).settings if item.weaker]
+
+
+def test_more_workers_are_no_difference_but_are_shown():
+    found = diff(policy(), policy(agent={"workers": 4}))
+
+    assert not found
+    assert [(item.key, item.old, item.new) for item in found.running] == [("agent.workers", "1", "4")]
+    assert found.digest == diff(policy(), policy()).digest
