@@ -31,7 +31,9 @@ GENESIS = "0" * 64
 """The `prev` of the first batch of a chain that follows no other."""
 SEALED = re.compile(rb'"prev":"([0-9a-f]{64})"(,"hash":"([0-9a-f]{64})"\}\n)\Z')
 """The end of a line that seals a batch: `prev`, where the hashed bytes end, `hash`."""
-_SEQ = re.compile(rb'\{"time":"[^"]*","seq":(\d+)')
+BEGIN = b'{"time":"'
+"""The beginning of every record."""
+_SEQ = re.compile(re.escape(BEGIN) + rb'[^"]*","seq":(\d+)')
 _sha256 = hashlib.sha256
 
 

@@ -24,7 +24,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from iamroles_agent.audit.chain import SEALED, Head, Tree
+from iamroles_agent.audit.chain import BEGIN, SEALED, Head, Tree
 from iamroles_agent.base.errors import StartError
 
 _BLOCK = 1 << 16
@@ -121,7 +121,7 @@ class LogFile:
         found = _head_of(sealed, path) if sealed else Head()
         self.seq = _follows(whole, found.seq, path)
         if self.torn:
-            if not rest[-self.torn :].startswith(b'{"time":"'[: self.torn]):
+            if not rest[-self.torn :].startswith(BEGIN[: self.torn]):
                 raise _foreign(path)
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - self.torn)
         self.unsealed = whole
@@ -149,7 +149,7 @@ class LogFile:
                 if SEALED.search(lines[at]):
                     return lines[at], b"".join(lines[at + 1 :])
             if not begin:
-                if lines and not _parsed(lines[0]) and not b'{"time":"'.startswith(lines[0][:9]):
+                if lines and not _parsed(lines[0]) and not BEGIN.startswith(lines[0][: len(BEGIN)]):
                     raise _foreign(path)
                 return b"", b"".join(lines)
             block *= 4
@@ -223,7 +223,10 @@ class FileInUseError(StartError):
 
 
 def _open_head(path: Path, held: int | None) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        # What a link names would be overwritten.
+        raise StartError(f"{path} is not a regular file, so no head of the audit log is written. Remove it")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     if held is None or not os.path.sameopenfile(fd, held):
         return fd
     os.close(fd)

@@ -12,6 +12,7 @@ there is a finding:
 | the batch gives its hash, `prev` is not the hash before | the batch before was replaced |
 | sealed by another worker, or by another writer without a start between | a foreign line |
 | no seal covers it | appended by someone else, or the agent was killed while it wrote |
+| the file ends in half a line | the same; the log is whole up to its last record |
 
 A line with a wrong number is left out of its batch, so that one foreign line is one finding.
 
@@ -27,7 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iamroles_agent.audit.chain import GENESIS, SEALED, Head, Tree
+from iamroles_agent.audit.chain import BEGIN, GENESIS, SEALED, Head, Tree
 from iamroles_agent.audit.file import head_path
 from iamroles_tools.audit.reading import STDIN, Log, Record, in_order, opened, owner_of, parsed
 
@@ -43,6 +44,8 @@ class LogFinding:
     line: int
     """1-based; 0: the end of the file."""
     message: str
+    tail: int = 0
+    """Bytes at the end of the file, after its last record, that are no record."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line or 'end'}: {self.message}"
@@ -92,6 +95,8 @@ class Span:
     suspect: bool = False
     """True if these lines already have a finding."""
     leap: _Leap | None = None
+    torn: LogFinding | None = None
+    """That a file ends in half a line, as long as no later `start` shows that the agent was killed there."""
     base: Tree | None = None
     """The tree before `entries`."""
     tree: Tree | None = None
@@ -124,8 +129,13 @@ class Proof:
     def records(self) -> int:
         return sum(span.records for span in self.spans.values())
 
-    def found(self, path: Path, line: int, message: str) -> LogFinding:
-        finding = LogFinding(str(path), line, message)
+    @property
+    def tails(self) -> list[LogFinding]:
+        """The findings, if all of them are about bytes after a last record; else nothing."""
+        return self.findings if all(found.tail for found in self.findings) else []
+
+    def found(self, path: Path, line: int, message: str, *, tail: int = 0) -> LogFinding:
+        finding = LogFinding(str(path), line, message, tail)
         self.findings.append(finding)
         return finding
 
@@ -184,7 +194,7 @@ class _FileCheck:
             for self._number, line in enumerate(stream, 1):
                 record = parsed(line)
                 if record is None:
-                    self._other_line(line)
+                    self._other_line(line, span)
                     continue
                 sealed = SEALED.search(line)
                 owner = owner_of(record) if sealed else None
@@ -223,16 +233,30 @@ class _FileCheck:
             name = f"worker {worker}" + (f", turn {turn}" if turn else "")
         return self._proof.spans.setdefault(key, Span(name))
 
-    def _other_line(self, line: bytes) -> None:
+    def _other_line(self, line: bytes, span: Span | None) -> None:
         if self._mixed:
             self._proof.skipped += 1
         elif line.endswith(b"\n"):
             self._found("not an audit record")
         else:
-            self._note(
-                "an unfinished line: the agent is writing it, or was killed. "
-                "It is cut off when the agent starts again"
-            )
+            self._judge_tail(line, span)
+
+    def _judge_tail(self, line: bytes, span: Span | None) -> None:
+        """Judge the bytes after the last whole line."""
+        half = line.startswith(BEGIN[: len(line)])
+        if half and _is_written(self._path):
+            self._note("an unfinished line: the agent is writing it")
+            return
+        remedy = (
+            "the agent was killed while it wrote, or someone appended them. Its next start cuts them off"
+            if half
+            else "someone appended them, and the agent does not start on them. Keep a copy, then remove them"
+        )
+        after = f"record {span.seq}" if span else "no record"
+        message = f"{len(line)} bytes after {after} are no record: {remedy}"
+        found = self._proof.found(self._path, self._number, message, tail=len(line))
+        if span and half and not span.ended:
+            span.torn = found
 
     def _counts(self, span: Span, record: Record) -> bool:
         """Return whether a record's number fits its chain; add a finding if it is not the next."""
@@ -320,6 +344,10 @@ class _FileCheck:
                 torn = f", and {record['torn']} bytes of an unfinished record" if record.get("torn") else ""
                 lost = f"up to {span.sync} s of decisions may be missing{torn}"
                 self._note(f"the agent was killed before this start: {lost}")
+                if span.torn is not None:  # the file was rotated before the agent could cut them off
+                    self._proof.findings.remove(span.torn)
+                    self._proof.notes.append(str(span.torn))
+            span.torn = None
             span.sync, span.started = record.get("sync"), True
             self._read_tree(span, record)
         if kind == "gap":

@@ -1,17 +1,20 @@
 """No tampering escapes: a log of several workers and files, and every way to change it, at any place."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from audit_support import ASKED, lines, opened
+from audit_support import ASKED, decided, lines, opened, written
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from invoking import said
 from waiting import until
 
 from iamroles_agent.audit.chain import SEALED, Head, seal
 from iamroles_agent.audit.record import prepare
+from iamroles_agent.base.errors import StartError
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
 from iamroles_tools.audit.verify import verify
@@ -159,9 +162,45 @@ def append_sealed(data, lines, logs):
     return [*lines[: at + 1], bytes(forged), *lines[at + 1 :]]
 
 
+def cut(data, lines, logs):
+    whole = b"".join(lines)
+    return whole[: data.draw(st.integers(0, len(whole)), label="length")].splitlines(keepends=True)
+
+
+JUNK = st.one_of(
+    st.binary(min_size=1, max_size=40),
+    st.sampled_from(
+        [b"\0" * 4096, b"\n", b'{"time":"', b'{"time":"2026-03-01T00:00:00.000Z","seq":9}', b" "]
+    ),
+)
+
+
+def append(data, lines, logs):
+    return [*lines, data.draw(JUNK, label="junk")]
+
+
+def splice(data, lines, logs):
+    whole = b"".join(lines)
+    at = data.draw(st.integers(0, len(whole)), label="place")
+    return (whole[:at] + data.draw(JUNK, label="junk") + whole[at:]).splitlines(keepends=True)
+
+
 @pytest.mark.parametrize(
     "change",
-    [remove, keep_some, flip, swap, shuffle, repeat, insert, insert_a_chain, append_sealed],
+    [
+        cut,
+        append,
+        splice,
+        remove,
+        keep_some,
+        flip,
+        swap,
+        shuffle,
+        repeat,
+        insert,
+        insert_a_chain,
+        append_sealed,
+    ],
     ids=lambda change: change.__name__,
 )
 @given(data=st.data())
@@ -196,3 +235,88 @@ def test_a_rotated_and_a_current_file_that_changed_names_are_found(logs):
     swapped = logs.genuine | {first: logs.genuine[second], second: logs.genuine[first]}
 
     assert not logs.judged(swapped)  # the head beside the current file vouches for more than that now holds
+
+
+class TestTheEnd:
+    """Bytes after the last record, and what a cut leaves."""
+
+    @given(data=st.data())
+    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_without_its_head_only_a_cut_after_a_seal_escapes(self, logs, data, tmp_path):
+        """The lawful case: the log was as short once. A head or checkpoint kept elsewhere shows it."""
+        path = tmp_path / "alone.jsonl"
+        lines = logs.genuine["audit.jsonl.1"]
+        short = cut(data, lines, logs)
+        path.write_bytes(b"".join(short))
+
+        lawful = short == lines[: len(short)] and (not short or SEALED.search(short[-1]) is not None)
+        assert verify([path]).whole == lawful
+
+    @pytest.mark.parametrize(
+        ("tail", "remedy"),
+        [
+            (b'{"time":"2026-03-01T00:0', "next start cuts them off"),
+            (b'{"ti', "next start cuts them off"),
+            (b"\0\0\0\0", "does not start on them"),
+            (b"x", "does not start on them"),
+        ],
+    )
+    def test_bytes_after_the_last_record_are_said(self, tmp_path, tail, remedy):
+        """Half a line once read WHOLE. The finding says what the next start does."""
+        path = written(tmp_path / "audit.jsonl", "a")
+        with path.open("ab") as stream:
+            stream.write(tail)
+
+        shown = said("audit verify", path, code=1)
+        assert f"{len(tail)} bytes after record 3 are no record" in shown
+        assert remedy in shown
+        assert "WHOLE up to there: 3 records in 1 file" in shown
+        if "cuts" in remedy:
+            written(path, "b")
+            assert "WHOLE: 6 records" in said("audit verify", path)
+        else:
+            with pytest.raises(StartError, match="does not end in an audit record"):
+                written(path, "b")
+
+    def test_half_a_line_that_was_rotated_away_is_closed_by_the_next_start(self, tmp_path):
+        """The agent was killed, logrotate moved the file, the agent started."""
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decided(log, "a")
+        assert log.flush()
+        killed = path.read_bytes()
+        head = path.with_name("audit.jsonl.head").read_bytes()
+        log.close()
+        path.rename(tmp_path / "audit.jsonl.1")
+        (tmp_path / "audit.jsonl.1").write_bytes(killed + b'{"time":"20')
+        path.with_name("audit.jsonl.head").write_bytes(head)
+        written(path, "b")
+
+        shown = said("audit verify", *tmp_path.iterdir())
+        assert "11 bytes after record 2 are no record" in shown
+        assert "WHOLE: 5 records" in shown
+
+    def test_half_a_line_under_the_pen_is_a_note(self, tmp_path):
+        path = tmp_path / "audit.jsonl"
+        log = opened(path)
+        decided(log, "a")
+        assert log.flush()
+        with path.open("ab") as stream:
+            stream.write(b'{"time":"20')
+
+        assert "an unfinished line: the agent is writing it" in said("audit verify", path)
+        log.close()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+def test_a_head_that_is_no_regular_file_is_not_written(tmp_path, kind):
+    """A link at the head's place once led the agent to overwrite the file that it names."""
+    victim, head = tmp_path / "victim", tmp_path / "audit.jsonl.head"
+    victim.write_text("precious")
+    {"link": lambda: head.symlink_to(victim), "fifo": lambda: os.mkfifo(head), "directory": head.mkdir}[
+        kind
+    ]()
+
+    with pytest.raises(StartError, match=r"audit\.jsonl\.head is not a regular file.*Remove it"):
+        opened(tmp_path / "audit.jsonl")
+    assert victim.read_text() == "precious"
