@@ -28,11 +28,15 @@ _TOKEN = re.compile(
     rf"(?:{_DOT}[A-Za-z0-9_-]*+)*+"
 )
 _OTHER = re.compile(
-    r"iam-sts-v1\.[A-Za-z0-9_=-]*+"
+    r"(?i:iam-sts-v1)(?:\.|%2[Ee])[A-Za-z0-9_%=.-]*+"
     r"|(?i:X-Amz-(?:Signature|Security-Token|Credential)(?:=|%3D)[^&\s]*+)"
     r"|(?i:bearer(?:\s|%20|\+)++[A-Za-z0-9._~/=-][A-Za-z0-9._~+/=-]{7,}+)"
 )
-_MARKS = ("iam-sts-v1.", "x-amz-", "bearer")
+_MARKS = ("iam-sts-v1", "x-amz-", "bearer")
+_ESCAPED = re.compile(r"%(?:2[5DdEe]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9A-Fa-f]|7[0-9Aa])")
+"""Characters that a client had no reason to encode, and `%` itself."""
+_DEEP = 3
+"""How often a text may be encoded and is still searched."""
 _TOKEN_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.%"  # noqa: S105
 _NAMED = 8
 """Credentials of a text that are named by their hash; further ones are only removed: hashing costs more."""
@@ -46,7 +50,21 @@ def credential_hash(credential: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """Replace each part of a text that looks like a credential by a hash that names it."""
+    """Replace each part of a text that looks like a credential by a hash that names it.
+
+    A text whose credential shows only when it is decoded is given back decoded.
+    """
+    struck, plain = _struck(text), text
+    for _ in range(_DEEP if "%" in text else 0):
+        plain, changed = _ESCAPED.subn(lambda found: chr(int(found[0][1:], 16)), plain)
+        if not changed:
+            break
+        if (found := _struck(plain)) != plain:
+            return found
+    return struck
+
+
+def _struck(text: str) -> str:
     lower = text.lower()
     # `in` searches at C speed: nearly every text has no mark, and no pattern is tried.
     if any(mark in lower for mark in _MARKS):

@@ -1,0 +1,43 @@
+"""No credential in the audit, whatever its kind, wherever a client puts it, however it is spelled or cut."""
+
+from audit_support import decided, opened
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from misplaced import ENCODED, RUN, SPELLINGS, misplaced
+
+from iamroles_agent.audit.redaction import redacted, shown
+from iamroles_agent.base.identity import Decision
+
+WHERE = ("path", "host", "method", "requested_role", "detail", "principal", "session", "request", "event")
+
+
+def recorded(path, where, text):
+    """Put a text into one place of the log; return all that is written."""
+    log = opened(path)
+    about = {where: text} if where in ("path", "host", "method", "requested_role") else {}
+    who = {where: text} if where in ("detail", "principal", "session") else {}
+    decided(log, text if where == "request" else "r", Decision(allow=False, roles=(text,), **who), **about)
+    if where == "event":
+        log.event("cut", {"cause": text, "about": [text]})
+        log.policy(text, accepted=False, detail=text)
+    log.close()
+    return path.read_text()
+
+
+@given(one=misplaced(SPELLINGS | ENCODED), where=st.sampled_from(WHERE))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_run_of_a_credential_is_on_record(tmp_path_factory, one, where):
+    written = recorded(tmp_path_factory.mktemp("log") / "audit.jsonl", where, one.text)
+
+    assert not one.shown_by(written)
+
+
+@given(one=misplaced(SPELLINGS | ENCODED), limit=st.integers(64, 2000), before=st.integers(0, 3000))
+@settings(max_examples=300, deadline=None)
+def test_no_cut_shows_a_run_of_a_credential(one, limit, before):
+    assert not one.shown_by(shown("/a" * (before // 2) + "/" + one.text, limit))
+
+
+def test_the_property_sees_a_log_that_strikes_nothing():
+    text = "iam-sts-v1." + "A" * RUN
+    assert redacted(text) != text

@@ -1,0 +1,100 @@
+"""Credentials in places where they do not belong, for tests of what is written down."""
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import jwt
+from hypothesis import strategies as st
+from sts_support import presign
+from tokens_support import ED_KEY, claims, encode_base64url, mint
+
+_STS_NAME = 48
+RUN = 16
+"""Characters of a secret in a row that nobody may read in a log."""
+
+
+def _sts(url):
+    return "iam-sts-v1." + encode_base64url(url.encode())
+
+
+def _signature_first(url):
+    """The caller chooses the order of the parameters, so that a cut leaves the signature."""
+    head, _, query = url.partition("?")
+    return f"{head}?" + "&".join(sorted(query.split("&"), key=lambda one: "Signature=" not in one))
+
+
+_LONG_SESSION = presign() + "&X-Amz-Security-Token=" + quote("FwoGZXIv/+" * 120, safe="")
+_SHORT_JWT = jwt.encode(
+    {"iss": "https://i.e", "aud": "a", "sub": "b", "exp": 1900000000, "roles": ["arn:aws:iam::1:role/r"]},
+    ED_KEY, "EdDSA", headers={"typ": None},
+)  # fmt: skip
+CREDENTIALS = {
+    "jwt": mint(claims()),
+    "short jwt": _SHORT_JWT,
+    "long jwt": mint(claims(session="x" * 900)),
+    "sts": _sts(presign()),
+    "long sts": _sts(_LONG_SESSION),
+    "sts, signature first": _sts(_signature_first(presign())),
+}
+
+
+def secret_of(credential):
+    """Return what nobody may read: a token's signature; a pre-signed request after STS's name."""
+    last = credential.rpartition(".")[2]
+    return last[_STS_NAME:] if credential.startswith("iam-sts") else last
+
+
+def _percent(text):
+    return "".join(f"%{ord(char):02x}" for char in text)
+
+
+SPELLINGS = {
+    "as it is": lambda text: text,
+    "%2E": lambda text: text.replace(".", "%2E"),
+    "%2e": lambda text: text.replace(".", "%2e"),
+    "padded": lambda text: text + "==",
+    "padded, encoded": lambda text: (text + "==").replace("=", "%3D"),
+}
+ENCODED = {
+    "every letter encoded": _percent,
+    "the first letter of each part encoded": lambda text: ".".join(
+        _percent(part[0]) + part[1:] for part in text.split(".")
+    ),
+}
+DOUBLED = [
+    "{0}",
+    "{0}{0}",
+    "{0}.{0}",
+    "{0}/{0}",
+    "a-{0}",
+    "{0}-a",
+    "t={0}&u=1",
+    "Bearer {0}",
+    "~{0}~",
+    "%20{0}",
+]
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """A text that holds a credential, whole or cut."""
+
+    text: str
+    secret: str
+
+    def shown_by(self, written):
+        """Return the first run of the secret that stands in a text, or an empty string."""
+        runs = (self.secret[at : at + RUN] for at in range(len(self.secret) - RUN + 1))
+        return next((run for run in runs if run in written), "")
+
+
+@st.composite
+def misplaced(draw, spellings=SPELLINGS):
+    """A credential of any kind, spelled in any way, cut at any place or not, once or twice."""
+    credential = draw(st.sampled_from(sorted(CREDENTIALS)).map(CREDENTIALS.__getitem__))
+    secret = secret_of(credential)
+    text = spellings[draw(st.sampled_from(sorted(spellings)))](credential)
+    around = draw(st.sampled_from(DOUBLED))
+    if draw(st.booleans()):
+        text = text[: draw(st.sampled_from([1024, 700, 260, len(text) - 1, len(text) - 40]))]
+    return Misplaced(around.format(text), secret)
