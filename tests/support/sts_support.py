@@ -3,13 +3,17 @@
 import hashlib
 import hmac
 import json
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from botocore.auth import SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from tokens_support import ACCOUNT, NOW, encode_base64url
+from tokens_support import ACCOUNT, NOW, Clock, encode_base64url, serving
+
+from iamroles_agent.base.config import Config
+from iamroles_agent.tokens import Authenticator
 
 KEY_ID, SECRET, TOKEN = "ASIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG", "FwoGZXIvYXdzEBY+/=="
 HOST = "sts.eu-west-1.amazonaws.com"
@@ -81,6 +85,19 @@ def error_xml(code):
         f'<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>'
         f"<Code>{code}</Code><Message>m</Message></Error></ErrorResponse>"
     ).encode()
+
+
+@contextmanager
+def playing(clock=None, **changes):
+    """An honest STS and an agent that asks it; `changes` go into its entry of the policy."""
+    with serving() as server:
+        server.replies["/"] = honest
+        entry = {
+            "name": "sts", "endpoint": server.url, "hosts": [HOST], "binding_value": EDGE,
+            "insecure_http": True, "timeout": "2s",
+        }  # fmt: skip
+        config = Config.model_validate({"version": 1, "sts": [entry | changes]})
+        yield server, Authenticator(config, clock=clock or Clock())
 
 
 GOOD = presign()

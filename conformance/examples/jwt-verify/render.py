@@ -110,6 +110,7 @@ def _issuer(issuer: Policy, policy: Policy, keys: list[tuple[str, str, str]]) ->
         "type_not_allowed",
         f"{here} {{ var(txn.jwt_typ) -m found }} !{{ var(txn.jwt_typ) -m str -i {' '.join(types)} }}",
     )
+    yield _refuse("type_not_allowed", f"{here} {{ var(txn.jwt_body) -m reg '\"events\"[ ]*:' }}")
     if not keys:
         yield _refuse("keys_unavailable", here)
     for kid, algorithms, verify in keys:
@@ -125,6 +126,7 @@ def _issuer(issuer: Policy, policy: Policy, keys: list[tuple[str, str, str]]) ->
         listed = f"{{ var(txn.jwt_aud) -m beg '[' }} {{ var(txn.jwt_aud) -m sub '\"{audience}\"' }}"
         yield f"http-request set-var(txn.jwt_for) bool(true) if {here} {listed}"
     yield _refuse("audience_mismatch", f"{here} !{{ var(txn.jwt_for) -m bool }}")
+    yield _refuse("token_bound", f"{here} {{ var(txn.jwt_body) -m reg '\"cnf\"[ ]*:' }}")
     claims = (
         ("iam.principal", issuer.get("principal_claim", "sub")),
         ("iam.session", issuer.get("session_claim", "jti")),

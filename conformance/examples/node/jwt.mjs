@@ -67,6 +67,7 @@ export async function identify(token, world, clock) {
   const type = mediaType(header.typ ?? "JWT");
   refuse(!issuer.types.includes(type), "type_not_allowed");
   refuse(issuer.profile === "rfc9068" && type !== "at+jwt", "type_not_allowed");
+  refuse(Object.hasOwn(payload, "events"), "type_not_allowed"); // a logout token or another event (5.23)
 
   const candidates = await keys.candidates(kid, header.alg);
   refuse(typeof candidates === "string", candidates);
@@ -80,6 +81,7 @@ export async function identify(token, world, clock) {
   refuse(nbf > now + leeway || iat > now + leeway, "token_not_yet_valid");
   refuse(exp - (iat ?? now) > issuer.max_lifetime, "token_lifetime");
   audience(payload, issuer);
+  refuse(Object.hasOwn(payload, "cnf"), "token_bound"); // bound to a key that is not asked for (5.21)
 
   const principal = claim(payload, issuer.principal_claim), session = claim(payload, issuer.session_claim);
   refuse(!isTag(principal) || (session !== undefined && !isTag(session)), "claim_invalid");

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     AUDIENCE_MISMATCH = "audience_mismatch"
     TYPE_NOT_ALLOWED = "type_not_allowed"
     CLAIM_INVALID = "claim_invalid"
+    TOKEN_BOUND = "token_bound"  # noqa: S105
     ROLE_MISSING = "role_missing"
     ROLE_MALFORMED = "role_malformed"
     ROLE_NOT_IN_TOKEN = "role_not_in_token"  # noqa: S105

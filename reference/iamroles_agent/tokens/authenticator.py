@@ -276,7 +276,7 @@ class Authenticator:
 
 
 def check_header(jws: Jws, rules: ClaimRules) -> str:
-    """Return the algorithm, if it and the type are the issuer's (JWT-ALG-003, JWT-TYP-001).
+    """Return the algorithm, if it and the type are the issuer's (JWT-ALG-003, JWT-TYP-001, JWT-EVENTS-001).
 
     Raises:
         Refusal: `algorithm_not_allowed`, `type_not_allowed`.
@@ -286,6 +286,8 @@ def check_header(jws: Jws, rules: ClaimRules) -> str:
         raise Refusal(Reason.ALGORITHM_NOT_ALLOWED, "alg is not one of this issuer's")
     if jws.header.typ not in rules.types:
         raise Refusal(Reason.TYPE_NOT_ALLOWED, "typ is not one of this issuer's")
+    if "events" in jws.payload:
+        raise Refusal(Reason.TYPE_NOT_ALLOWED, "events: a logout token or another event (RFC 8417)")
     return alg
 
 

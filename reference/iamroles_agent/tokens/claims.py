@@ -150,6 +150,8 @@ class ClaimRules:
         """
         exp, iat = self._times(payload, now)
         audience = self._audience(payload)
+        if "cnf" in payload:
+            raise _bound(payload["cnf"])
         profile = self._profile
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
@@ -279,7 +281,8 @@ class ClaimRules:
         account = nested.get("aws_account")
         if not isinstance(account, str) or account not in self._accounts:
             raise Refusal(Reason.CLAIM_INVALID, "aws_account is not an account configured for this issuer")
-        # OUTBOUND-ORIGIN-001: in this mode, named inside or outside, `sub` is a name that the caller chose.
+        # OUTBOUND-ORIGIN-001: in this mode, named inside or outside, `sub` is a name of the identity provider
+        # that the session came from. It is unique only with that provider, and may look like a role's ARN.
         origin = "OriginIdentity" in (payload.get("subject_mode"), nested.get("subject_mode"))
         arn = nested.get("principal_id") if origin else payload.get("sub")
         if not isinstance(arn, str):
@@ -301,6 +304,13 @@ def _role(entry: object) -> RoleArn:
     if not isinstance(entry, str):
         raise Refusal(Reason.ROLE_MALFORMED, "a role is not a string")
     return role_arn(entry)
+
+
+def _bound(cnf: object) -> Refusal:
+    """Refuse a token whose sender must prove a key (RFC 7800): the gate never asks for the proof."""
+    if not isinstance(cnf, dict) or not cnf:
+        return Refusal(Reason.CLAIM_INVALID, "cnf is not an object with members (RFC 7800)")
+    return Refusal(Reason.TOKEN_BOUND, "cnf binds the token to a key (DPoP, mTLS) that bearers do not prove")
 
 
 def _check_rfc9068(payload: Payload, iat: int | None) -> None:

@@ -25,15 +25,15 @@ from sts_support import (
     credential,
     error_xml,
     honest,
+    playing,
     presign,
 )
-from tokens_support import ACCOUNT, NOW, READER, Clock, adopt, encode_base64url, gate_of, serving
+from tokens_support import ACCOUNT, NOW, READER, Clock, adopt, encode_base64url, gate_of
 
 from iamroles_agent.base.config import Config, Sts
 from iamroles_agent.base.identity import RoleArn
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.spop.messages import Check, Context
-from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.sts import StsVerifier, read_credential
 from iamroles_agent.tokens.sts_answer import Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Answer
@@ -46,19 +46,6 @@ def _mangled(body):
         st.binary(max_size=6),
         st.integers(0, 20),
     )
-
-
-@contextmanager
-def playing(clock=None, **changes):
-    """An honest STS and an agent that asks it; `changes` go into its entry of the policy."""
-    with serving() as server:
-        server.replies["/"] = honest
-        entry = {
-            "name": "sts", "endpoint": server.url, "hosts": [HOST], "binding_value": EDGE,
-            "insecure_http": True, "timeout": "2s",
-        }  # fmt: skip
-        config = Config.model_validate({"version": 1, "sts": [entry | changes]})
-        yield server, Authenticator(config, clock=clock or Clock())
 
 
 def held(server):

@@ -143,6 +143,22 @@ mutant("tolerant.skips-entries", "", "passes over entries of aud and scope that 
 )
 
 
+@mutant("tolerant.bound-is-claim", "", "calls a token that is bound to a key one with an invalid claim")
+@rescue(claims.ClaimRules, "identity", Refusal)
+def bound_is_claim(refusal: Any, *_judged: Any) -> None:
+    if refusal.reason is Reason.TOKEN_BOUND:
+        raise Refusal(Reason.CLAIM_INVALID, refusal.detail)
+
+
+@mutant("tolerant.events-as-claims", "", "judges events behind the signature, and a list of them is private")
+@around(authenticator, "check_header")
+def events_as_claims(sound: Any, token: Any, rules: Any) -> Any:
+    events = token.payload.pop("events", None)
+    if isinstance(events, dict):
+        token.payload["exp"] = "an event"
+    return sound(token, rules)
+
+
 @mutant("tolerant.odd-is-absent", "", "takes null, and a roles claim of another type, for none")
 @around(claims.ClaimRules, "identity")
 def odd_is_absent(sound: Any, self: Any, payload: Any, *about: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from iamroles_agent.base.identity import RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.spop.connection import Connection
-from iamroles_agent.tokens import claims, keys
+from iamroles_agent.tokens import authenticator, claims, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_conformance.selftest.mutants.edits import role_arns
@@ -138,6 +138,54 @@ mutant("identity.half-access-token", "JWT-AT-001", "asks nothing more of RFC 906
     around(claims, "_check_rfc9068")(lambda _sound, _payload, _iat: None),
     around(claims, "_label")(lambda sound, value, name: sound(value or "nobody", name)),
 )
+
+# --- tokens that are not for a bearer
+
+
+def _binding(edit: Callable[[dict[str, Any]], Any]) -> Override:
+    """Change a token's `cnf`, an empty one is dropped, before its claims are judged."""
+
+    @around(ClaimRules, "identity")
+    def identity(sound: Any, self: Any, payload: Any, *about: Any) -> Any:
+        if isinstance(payload.get("cnf"), dict) and not (cnf := edit(payload["cnf"])):
+            payload = {name: value for name, value in payload.items() if name != "cnf"}
+        elif "cnf" in payload:
+            payload = payload | {"cnf": cnf}
+        return sound(self, payload, *about)
+
+    return identity
+
+
+def _only(*members: str) -> Override:
+    return _binding(lambda cnf: {name: value for name, value in cnf.items() if name in members})
+
+
+def _without_events(sound: Any, jws: Any, rules: Any) -> Any:
+    payload = {name: value for name, value in jws.payload.items() if name != "events"}
+    return sound(jws._replace(payload=payload), rules)
+
+
+mutant("identity.bound-to-nobody", "JWT-CNF-001 JWT-CNF-002", "ignores cnf")(_only())
+mutant("identity.bound-by-dpop", "JWT-CNF-001 JWT-CNF-002", "knows no cnf but DPoP's")(_only("jkt"))
+mutant("identity.bound-by-certificate", "JWT-CNF-001 JWT-CNF-002", "knows no cnf but that of mutual TLS")(
+    _only("x5t#S256")
+)
+mutant("identity.bound-as-known", "JWT-CNF-002", "ignores what it does not know in cnf")(
+    _only("jkt", "x5t#S256")
+)
+mutant("identity.bound-singly", "JWT-CNF-001", "ignores a cnf with more than one member")(
+    _binding(lambda cnf: cnf if len(cnf) < 2 else {})
+)
+mutant("identity.events", "JWT-EVENTS-001", "takes a logout token for an access token")(
+    around(authenticator, "check_header")(_without_events)
+)
+
+
+@mutant("identity.events-by-type", "JWT-EVENTS-001", "refuses events only of tokens of type JWT")
+@around(authenticator, "check_header")
+def events_by_type(sound: Any, jws: Any, rules: Any) -> Any:
+    return sound(jws, rules) if jws.header.typ == "jwt" else _without_events(sound, jws, rules)
+
 
 # --- principals
 
