@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from iamroles_agent.live.console import FRESH, ConsoleError
+from iamroles_agent.live.console import FRESH, KEPT, ConsoleError
 from iamroles_agent.live.cutter import Cutter
 
 SRC = "192.0.2.1"
@@ -78,7 +78,7 @@ class Proxy:
         row = self.streams[n]
         key = f"{n}|{SRC}|{row.port}|1000|{row.expires}|r{n}|{self.ticket}"
         age = 0 if row.ended is None else self.now - row.ended
-        use, exp = int(row.ended is None), 30000 - round(1000 * age)
+        use, exp = int(row.ended is None), KEPT - round(1000 * age)
         return f"0x1: key={key} use={use} exp={exp} gpt0={row.ends} gpc0=0\n"
 
     def cutter(self, judge, name="iam/aa", record=None, **more):

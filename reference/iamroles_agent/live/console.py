@@ -27,8 +27,8 @@ _WITHIN = 2.0
 """Seconds in which an answer, or its next piece, must come."""
 _SILENT = 0.2
 """Seconds for a small question to a socket that did not answer the last time."""
-KEPT = 30_000
-"""Milliseconds that the table keeps an entry after its last change (`expire 30s` in haproxy.cfg)."""
+KEPT = 5_000
+"""Milliseconds that the table keeps an entry after its last change (`expire 5s` in haproxy.cfg)."""
 
 
 class ConsoleError(Exception):

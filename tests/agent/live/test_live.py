@@ -72,8 +72,8 @@ KEY = "7|192.0.2.1|4711|1000|2000|c0ffee|TICKET"
 def test_rows_of_the_table():
     answer = (
         "# table: iam-live, type: string, size:102400, used:2\n"
-        f"0x7f1: key={KEY} use=1 exp=29000 shard=0 gpt0=2000 gpc0=0\n"
-        f"0x7f2: key=8|2001:db8::1|4712|1000|2000|c0|T use=0 exp=10000 gpt0=2000 gpc0=1\n"
+        f"0x7f1: key={KEY} use=1 exp=4000 shard=0 gpt0=2000 gpc0=0\n"
+        f"0x7f2: key=8|2001:db8::1|4712|1000|2000|c0|T use=0 exp=3000 gpt0=2000 gpc0=1\n"
         "0x7f3: key=nonsense use=1 exp=1 gpt0=0 gpc0=0\n\n"
     )
 
@@ -81,7 +81,7 @@ def test_rows_of_the_table():
 
     assert first == Stream(KEY, 7, "192.0.2.1", 4711, 1000, 2000, 2000, "c0ffee", "TICKET", True, False, 1.0)
     assert second.source == "2001:db8::1:4712"
-    assert (second.alive, second.filtered, second.age) == (False, True, 20.0)
+    assert (second.alive, second.filtered, second.age) == (False, True, 2.0)
 
 
 @pytest.mark.parametrize("answer", ["", "No such table", "Unknown command"])
