@@ -3,10 +3,12 @@
 import json
 import os
 import subprocess
+from collections import Counter
 
 import pytest
 from invoking import ran, said
 
+from iamroles_loadtests.asking import gate_config
 from iamroles_loadtests.asking.gate_config import GateConfigError, shipped_files
 from iamroles_loadtests.bench import agent, docs, gate, variants
 from iamroles_loadtests.bench.rounds import ratio
@@ -48,12 +50,55 @@ def test_each_step_can_be_left_out(rendered, text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [variants.plain, variants.by_hand, lambda text: variants.native(text, "key.pem")]
+    "change",
+    [
+        variants.plain,
+        lambda text: variants.plain(text, recorded=True),
+        variants.by_hand,
+        lambda text: variants.native(text, "key.pem"),
+    ],
 )
 def test_each_variant_is_a_configuration(rendered, text, tmp_path, change):
     (tmp_path / "key.pem").write_text(KEY)
 
     assert sound(rendered, tmp_path, change(text)) == ""
+
+
+def evaluations(text, expression):
+    """How often an allowed request evaluates an expression: a named ACL is evaluated in each rule."""
+    rules = [line.split() for line in text.splitlines() if not line.strip().startswith("#")]
+    named = Counter(words[1] for words in rules if words[:1] == ["acl"] and expression in " ".join(words))
+    found = 0
+    for words in rules:
+        if words[:1] == ["acl"] or not words:
+            continue
+        found += " ".join(words).count(expression)
+        found += sum(named[word.removeprefix("!")] for word in words)
+    return found
+
+
+def test_each_contender_does_its_work_once(text):
+    """The rival verified the same signature ten times a request, and was then said to be slow."""
+    native = variants.native(text, "key.pem")
+    assert {what: evaluations(native, what) for what in ("jwt_verify(", "jwt_payload_query(")} == {
+        "jwt_verify(": 1,
+        "jwt_payload_query(": 1,
+    }
+    assert (
+        evaluations(native, "send-spoe-group") == evaluations(variants.by_hand(text), "send-spoe-group") == 0
+    )
+    assert evaluations(gate_config.gate(text), "req.hdr(meter-unasked)") == 1
+    assert evaluations(text, "send-spoe-group") == 2  # the second only if the first was lost
+
+    ten = "acl good jwt_verify(x) -m int 1\n" + "http-request set-var(txn.a) int(1) if good !good\n" * 5
+    assert evaluations(ten, "jwt_verify(") == 10
+
+
+def test_plain_makes_no_log_line_or_the_gates(text):
+    bare, recorded = variants.plain(text), variants.plain(text, recorded=True)
+
+    assert ("log global" in bare, "log-format" in bare) == (False, False)
+    assert ("log global" in recorded, "log-format" in recorded) == (True, True)
 
 
 def test_a_step_that_there_is_not(text):

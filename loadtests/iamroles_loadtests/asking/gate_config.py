@@ -81,7 +81,9 @@ def gate(text: str) -> str:
     if kind == "unless":
         raise GateConfigError("haproxy.cfg asks `unless` something: the meter cannot add its own condition")
     lines = [
-        "acl meter_unasked req.hdr(meter-unasked) -m found",
+        # Looked for once: HAProxy would look for the header again in each rule that names such an ACL.
+        "http-request set-var(txn.meter_unasked) req.hdr(meter-unasked)",
+        "acl meter_unasked var(txn.meter_unasked) -m found",
         "http-request set-var(txn.meter_begin) date(0,us)",
         f"http-request send-spoe-group {group} if {condition} !meter_unasked".replace("if  ", "if "),
         "http-request set-var(txn.meter_took) date(0,us),sub(txn.meter_begin)",

@@ -177,6 +177,7 @@ def measure(
     straights = {name: bench.straight(agent) for name, agent in agents}
     proxied = {
         "plain": bench.through(NOOP, "--plain", pool="plain"),
+        "plain with our record": bench.through(NOOP, "--plain", "--recorded", pool="plain"),
         "jwt_verify": bench.through(NOOP, "--native", str(bench.key)),
         "rules alone": bench.through(NOOP, "--unasked"),
         **{name: bench.through(agent, pool="known") for name, agent in agents[:2]},
@@ -225,6 +226,11 @@ def targets(found: dict[str, Rounds]) -> list[tuple[str, str, dict[str, float]]]
             "HAProxy's CPU, rules alone over plain",
             "at most 1.4",
             ratio(busy, "haproxy", "rules alone", "plain"),
+        ),
+        (
+            "HAProxy's CPU, rules alone over plain with our record",
+            "",
+            ratio(busy, "haproxy", "rules alone", "plain with our record"),
         ),
         ("HAProxy's CPU, rules and question over plain", "at most 2", ratio(busy, "haproxy", OURS, "plain")),
         ("p99 at 1,000 a second over the no-op agent's", "at most 1.3", ratio(calm, "p99", OURS, "no-op")),

@@ -64,25 +64,28 @@ def without_streams(files: Mapping[str, str]) -> dict[str, str]:
 
 def by_hand(text: str) -> str:
     """haproxy.cfg with the verdict set where the agent is asked."""
-    rules = "".join(
-        f"    http-request set-var(txn.iam.{name}) {value}\n" for name, value in gate_config.UNASKED.items()
-    )
-    return _asked(text, rules)
+    return _asked(text, _by_hand())
 
 
 def native(text: str, key: str) -> str:
-    """haproxy.cfg with HAProxy's own check in the agent's place: RS256 by a key, and `exp`; no roles."""
+    """haproxy.cfg with HAProxy's own check in the agent's place: RS256 by a key, and `exp`; no roles.
+
+    Each is looked at once, and what follows needs no condition: HAProxy would verify the signature again in
+    each rule that names an ACL of it.
+    """
+    refuse = "http-request deny deny_status 401 unless"
     return _asked(
         text,
         "    http-request set-var(txn.bearer) http_auth_bearer\n"
-        f'    acl native_signed var(txn.bearer),jwt_verify(RS256,"{key}") -m int 1\n'
+        f'    {refuse} {{ var(txn.bearer),jwt_verify(RS256,"{key}") -m int 1 }}\n'
         "    http-request set-var(txn.native_exp) var(txn.bearer),jwt_payload_query('$.exp','int')\n"
-        "    acl native_alive var(txn.native_exp),sub(txn.native_now) -m int gt 0\n"
-        "    http-request set-var(txn.native_now) date\n"
-        + "".join(
-            f"    http-request set-var(txn.iam.{name}) {value} if native_signed native_alive\n"
-            for name, value in gate_config.UNASKED.items()
-        ),
+        f"    {refuse} {{ date,neg,add(txn.native_exp) -m int gt 0 }}\n" + _by_hand(),
+    )
+
+
+def _by_hand() -> str:
+    return "".join(
+        f"    http-request set-var(txn.iam.{name}) {value}\n" for name, value in gate_config.UNASKED.items()
     )
 
 
@@ -91,10 +94,15 @@ def _asked(text: str, rules: str) -> str:
     return first + rules + "".join(rest)
 
 
-def plain(text: str) -> str:
-    """haproxy.cfg whose front end answers at once: what a request costs without us."""
-    everything = set(steps(text))
-    return _FRONTEND.sub(lambda found: found[0] + _PLAIN, without(text, everything))
+def plain(text: str, *, recorded: bool = False) -> str:
+    """haproxy.cfg whose front end answers at once: what a request costs without us.
+
+    It makes no log line; `recorded`: it makes the gate's.
+    """
+    text = without(text, set(steps(text)) - ({_RECORD} if recorded else set()))
+    if not recorded:
+        text = text.replace("    log global\n", "")
+    return _FRONTEND.sub(lambda found: found[0] + _PLAIN, text)
 
 
 def main() -> int:
@@ -103,6 +111,7 @@ def main() -> int:
     parser.add_argument("world")
     parser.add_argument("output")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--recorded", action="store_true", help="with --plain")
     parser.add_argument("--unasked", action="store_true")
     parser.add_argument("--native", metavar="FILE")
     parser.add_argument("--without", action="append", default=[], metavar="STEP")
@@ -112,7 +121,7 @@ def main() -> int:
     gate, routes = (Path(asked.output, name) for name in ("haproxy.cfg", "iam-routes.cfg"))
     text = gate.read_text(encoding="utf-8")
     if asked.plain:
-        text = plain(text)
+        text = plain(text, recorded=asked.recorded)
     elif asked.native:
         text = native(text, asked.native)
     elif asked.unasked:
